@@ -1,0 +1,214 @@
+"""The values that flow through the agent.
+
+Rule 1: every value is frozen; nothing here reads, writes, logs or knows the time.
+Rule 2: empty, missing, unreadable and unsupported are four answers, each a type of its own.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from agent.core.problems import Problem
+
+KindName = Literal["apparmor", "seccomp"]
+
+# What proves content: opaque tokens such as "raw:sha256:<hex>" (the kernel's hash of the loaded
+# blob), "own:sha256:<hex>" (its hash of one profile), "bytes:<hex>" (a file's sha256),
+# "canonical:<hex>" (sha256 of a file's canonical form). Two contents are the same when their
+# evidence shares a token. No token is ever made from a name, a time or an exit status.
+Evidence = frozenset[str]
+
+
+def digest(content: bytes) -> str:
+    """Return the lower-case hex sha256 of content (64 characters)."""
+    return hashlib.sha256(content).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Id:
+    """Which key of which set: the identity of a profile, a rejection and a ledger entry.
+
+    origin is for people and for comparison, e.g. `dir /etc/profiles` or
+    `configmap kube-system/node-profiles`. key is the key's name, or the path relative to a
+    directory, with forward slashes.
+    """
+
+    kind: KindName
+    origin: str
+    key: str
+
+    def __str__(self) -> str:
+        return f'{self.kind} profile "{self.key}" in {self.origin}'
+
+
+# --- what should be -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blob:
+    """One key of one set, undecoded. prefix is prepended to the path of a seccomp profile."""
+
+    origin: str
+    key: str
+    content: bytes
+    prefix: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Read:
+    """A set that was read completely, once. problems: keys refused before being looked into."""
+
+    origin: str
+    revision: str
+    blobs: tuple[Blob, ...]
+    refused: tuple[tuple[str, Problem], ...] = ()  # (key, problem)
+    allow_empty: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Emptied:
+    """A set that exists and holds no profile at all."""
+
+    origin: str
+    revision: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Missing:
+    """A set that does not exist."""
+
+    origin: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unreadable:
+    """A set that may exist, but could not be read completely."""
+
+    origin: str
+    why: str
+
+
+Snapshot = Read | Emptied | Missing | Unreadable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """One version of one profile: what the ledger remembers, without the bytes.
+
+    provides: names that pods refer to (AppArmor profile names with hats and children, or the one
+    seccomp localhostProfile path). source, body: sha256 of the key's bytes and of what is put on
+    the node (canonical JSON; the compiled policy). context: what body was made for (a digest of
+    kernel features, parser and includes; empty where it depends on nothing). modes: AppArmor mode
+    per name. evidence: per name, what the node shows when it holds this version.
+    """
+
+    provides: tuple[str, ...]
+    source: str
+    body: str
+    context: str = ""
+    modes: Mapping[str, str] = field(default_factory=dict)
+    evidence: Mapping[str, Evidence] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """One accepted key, ready to be put: its version and its bytes; warnings and notices."""
+
+    id: Id
+    version: Version
+    source: bytes
+    body: bytes
+    remarks: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """One refused key, with at least one problem of severity error."""
+
+    id: Id
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unchecked:
+    """One key that this node has no means to check (no parser, no kernel support)."""
+
+    id: Id
+    problem: Problem
+
+
+Inspected = Profile | Rejection | Unchecked
+
+
+# --- what is ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact:
+    """What the node holds under one name. An empty evidence means: something, not comparable."""
+
+    evidence: Evidence
+    mode: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unused:
+    """Proof that no process uses the name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InUse:
+    """Processes that use the name, by process id in the host's PID namespace."""
+
+    pids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CannotTell:
+    """Neither proof nor counter-proof, and why."""
+
+    why: str
+
+
+Use = Unused | InUse | CannotTell
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """A complete look: every name asked about that is not in facts is absent."""
+
+    facts: Mapping[str, Fact]
+    uses: Mapping[str, Use] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blind:
+    """The node may hold profiles of this kind, but they could not be looked at completely."""
+
+    problem: Problem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unsupported:
+    """This node cannot have profiles of this kind."""
+
+    problem: Problem
+
+
+Observed = Seen | Blind | Unsupported
+
+
+# --- what was done before: the ledger ------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One ledger entry. A staged version that was never installed is not ownership."""
+
+    id: Id
+    how: Literal["put", "adopted"]
+    installed: Version | None = None
+    staged: Version | None = None
+    prefix: str = ""

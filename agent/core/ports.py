@@ -1,0 +1,103 @@
+"""What the core asks of the world: the protocols that kinds, sources and the ledger fulfil.
+
+Rule 1: nothing here decides. Rule 2: a foreseen failure is a value (a Problem, a Blind, an
+Unreadable); only a bug is an exception.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from agent.core.model import (
+    Blob,
+    Entry,
+    Evidence,
+    Id,
+    Inspected,
+    KindName,
+    Observed,
+    Profile,
+    Snapshot,
+    Use,
+)
+from agent.core.problems import Problem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installed:
+    """A put that was verified on the node: what the node shows per name, and the modes."""
+
+    evidence: Mapping[str, Evidence]
+    modes: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """A put or a removal that did not happen, or could not be verified."""
+
+    problem: Problem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removed:
+    """The names are gone from the node (or were not there)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StillUsed:
+    """Nothing was removed: per name, who uses it or why that cannot be told."""
+
+    uses: Mapping[str, Use]
+
+
+class Kind(Protocol):
+    """One kind of profile: recognises nothing, decides nothing; checks, looks, writes, verifies."""
+
+    @property
+    def name(self) -> KindName:
+        """Return `apparmor` or `seccomp`."""
+
+    def inspect(self, blob: Blob) -> Inspected:
+        """Check one key without touching the node. The same blob gives the same answer."""
+
+    def observe(self, names: Collection[str], suspects: Collection[str]) -> Observed:
+        """Look at the node: facts for every one of names that is there; uses for suspects."""
+
+    def put(self, profile: Profile, *, ours: Collection[str]) -> Installed | Failed:
+        """Install and verify.
+
+        Names not in ours are written so that a profile of somebody else that appeared meanwhile
+        is never replaced; it gives Failed with foreign_name instead.
+        """
+
+    def remove(
+        self, names: Collection[str], version: "Mapping[str, Evidence]", *, prove: bool
+    ) -> Removed | StillUsed | Failed:
+        """Remove names, after a last look that they still hold what version says (evidence per
+        name; other content is foreign_name) and, with prove, that nobody uses them."""
+
+
+class Source(Protocol):
+    """One place that profiles come from."""
+
+    def read(self) -> tuple[Snapshot, ...]:
+        """Read every set of this source once."""
+
+
+class Ledger(Protocol):
+    """The memory of what this agent put on the node."""
+
+    def entries(self) -> "Mapping[Id, Entry] | Problem":
+        """Return every entry, or why they cannot be trusted (newer schema, unreadable)."""
+
+    def write(self, entry: Entry) -> Problem | None:
+        """Store the entry durably (fsync), replacing the former one atomically."""
+
+    def drop(self, id_: Id) -> Problem | None:
+        """Forget the entry."""
+
+    def keep(self, content: bytes) -> Problem | None:
+        """Store bytes under their sha256, durably; a no-op if they are there and whole."""
+
+    def body(self, digest: str) -> bytes | None:
+        """Return the bytes of that sha256, or None if absent or damaged."""

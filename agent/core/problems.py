@@ -1,0 +1,104 @@
+"""Every problem the agent can report, in one table.
+
+Rule 1: a code, once released, never changes its meaning: logs, metrics, Events and the
+runbook are keyed by it.
+Rule 2: a problem says what, where, what follows and what to do next, and never quotes a
+profile body or a secret.
+"""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+Severity = Literal["error", "warning", "notice"]
+
+CODES: Final[dict[str, Severity]] = {
+    # sources
+    "key_unsafe": "error",  # the key's name leads out of the tree or cannot be a file name
+    "key_not_regular": "error",  # a device, FIFO, socket or a link out of the tree
+    "key_too_large": "error",
+    "key_unreadable": "error",
+    "set_too_large": "error",
+    "too_many_keys": "error",
+    "source_missing": "error",
+    "source_unreadable": "error",
+    "source_emptied": "error",
+    # both kinds
+    "name_conflict": "error",  # the same name in two keys with different content
+    "foreign_name": "error",  # on the node, and not put there by this agent
+    "kind_unsupported": "error",  # this node cannot have profiles of this kind
+    "kind_unobservable": "error",  # it may have them, but the agent cannot look
+    "write_failed": "error",
+    "verify_failed": "error",  # written, but the node does not show it
+    "remove_failed": "error",
+    "in_use": "notice",  # removal held: a process is confined by it
+    "use_unknown": "notice",  # removal held: cannot prove that nobody uses it
+    # AppArmor
+    "parser_rejected": "error",  # apparmor_parser's own message
+    "parser_killed": "error",  # time-out, memory, CPU or output limit
+    "no_profile": "error",  # compiles, declares nothing
+    "name_denied": "error",
+    "name_unsafe": "error",  # control characters, // without a parent, over 200 bytes
+    "name_variable": "error",
+    "namespace_refused": "error",
+    "attachment_refused": "error",
+    "include_refused": "error",
+    "unconfined_refused": "error",  # flags=(unconfined) and default_allow
+    "kernel_refused": "error",  # the kernel's errno for the load
+    "kernel_jammed": "error",
+    "policy_unreadable": "error",  # compiled policy of a layout this agent does not know
+    "complain_mode": "warning",
+    "unconfined_exec": "warning",  # ux, Ux and friends
+    "unconfined_transition": "warning",  # change_profile -> unconfined
+    # seccomp
+    "not_utf8": "error",
+    "not_json": "error",
+    "duplicate_key": "error",
+    "unknown_field": "error",
+    "bad_value": "error",
+    "fails_open": "error",  # some runtime would run the container without the filter meant
+    "runtime_hang": "error",
+    "runtime_crash": "error",
+    "not_portable": "error",  # only CRI-O understands it: --seccomp-format docker
+    "notify_refused": "error",
+    "unknown_syscall": "error",  # under an allow default
+    "filter_too_large": "error",
+    "path_unsafe": "error",  # the path a pod would have to name is not allowed
+    "name_rewritten": "notice",
+    "expanded_for_arch": "notice",
+    "rule_added": "notice",
+    "syscall_ignored": "warning",  # unknown name under a deny default
+    "start_impossible": "warning",  # no execve or exit_group in an allow list
+    "not_enforcing": "warning",  # LOG default
+    "abi_missing": "warning",
+    "dangerous_syscalls": "warning",
+    "condition_surprising": "warning",
+    # state
+    "ledger_damaged": "error",
+    "ledger_newer": "error",
+    "agent_running": "error",  # another agent holds the lock
+    "bug": "error",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One thing that is not as it should be.
+
+    code: a key of CODES. where: the key, path or name it concerns, with the field or line where
+    there is one (`syscalls[4].action`, `line 7`). what: one or two sentences. hint: what to do
+    next, or empty.
+    """
+
+    code: str
+    where: str
+    what: str
+    hint: str = ""
+
+    def __post_init__(self) -> None:
+        if self.code not in CODES:
+            raise ValueError(f"no such problem code: {self.code}")
+
+    @property
+    def severity(self) -> Severity:
+        """Return error, warning or notice: the code decides."""
+        return CODES[self.code]

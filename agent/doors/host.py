@@ -1,0 +1,250 @@
+"""The host: files and commands, every path below one root. The only module that writes.
+
+Rule 1: a path is resolved below the root through directory descriptors; no link in it is ever
+followed out of the root, and a last component that is a link is never followed on writing.
+Rule 2: a file is either its old content or its new content, at every moment and after a crash.
+Rule 3: OSError stops here: it becomes HostError, or one of the answers documented per method.
+"""
+
+import contextlib
+import errno
+import os
+import resource
+import secrets
+import signal
+import stat
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+TEMPORARY_PREFIX = ".profile-loader."
+TEMPORARY_SUFFIX = ".tmp"
+_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class HostError(Exception):
+    """The host refused an operation: the path (or command), the errno and its text."""
+
+    def __init__(self, path: str, error: OSError) -> None:
+        super().__init__(f"{path}: {error.strerror or error}")
+        self.path = path
+        self.errno = error.errno or 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exited:
+    """A command that ended. status: exit status, or -N for signal N. The rest is bounded."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+    killed: str = ""  # why it was ended: "time-out after 30 s", "more than 1 MiB of output"
+
+
+@contextlib.contextmanager
+def _translated(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise HostError(path, error) from error
+
+
+class Host:
+    """A host whose paths all lie below root (`/` on a node; any directory for a trial)."""
+
+    def __init__(self, root: str | Path = "/") -> None:
+        self.root = Path(root)
+
+    def path(self, path: str | PurePosixPath) -> Path:
+        """Return where an absolute host path lies on this machine."""
+        return self.root / str(path).lstrip("/")
+
+    # --- looking ---------------------------------------------------------------------------------
+
+    def read(self, path: str, *, limit: int = 64 << 20) -> bytes:
+        """Return the whole content, following links (for system files). Raises HostError."""
+        with _translated(path), self.path(path).open("rb", buffering=0) as file:
+            parts: list[bytes] = []
+            size = 0
+            while chunk := file.read(65536):
+                size += len(chunk)
+                if size > limit:
+                    raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+                parts.append(chunk)
+            return b"".join(parts)
+
+    def names(self, path: str) -> list[str]:
+        """Return the sorted names in a directory. Raises HostError."""
+        with _translated(path):
+            return sorted(os.listdir(self.path(path)))
+
+    def exists(self, path: str) -> bool:
+        """Return whether something (a dangling link too) has that path. Raises HostError."""
+        try:
+            self.path(path).lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise HostError(path, error) from error
+        return True
+
+    def read_regular(self, base: str, name: str, *, limit: int) -> bytes | None:
+        """Return the content of the regular file name (relative, descending) below base.
+
+        None if there is nothing of that name. No component below base may be a link; anything
+        but a regular file of at most limit bytes raises HostError (ELOOP, EFBIG, EINVAL).
+        """
+        with _translated(f"{base}/{name}"):
+            try:
+                with self._parent(base, name, make=False) as (fd, last):
+                    file = os.open(
+                        last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd
+                    )
+            except FileNotFoundError:
+                return None
+            with open(file, "rb") as stream:  # noqa: PTH123 - a descriptor, not a path
+                status = os.fstat(file)
+                if not stat.S_ISREG(status.st_mode):
+                    raise OSError(errno.EINVAL, "not a regular file")
+                if status.st_size > limit:
+                    raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+                return stream.read(limit + 1)
+
+    # --- writing ---------------------------------------------------------------------------------
+
+    def write_file(
+        self, base: str, name: str, content: bytes, *, new: bool = False, mode: int = 0o644
+    ) -> None:
+        """Write a regular file below base (made if missing, 0755), atomically and durably.
+
+        new: fail with EEXIST (in HostError) if anything has that name; link(2) decides, so no
+        race can replace what somebody else wrote. Otherwise rename(2) replaces it.
+        """
+        with _translated(f"{base}/{name}"), self._parent(base, name, make=True) as (fd, last):
+            temporary = f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            file = os.open(temporary, flags, 0o600, dir_fd=fd)
+            try:
+                with open(file, "wb") as stream:  # noqa: PTH123 - a descriptor, not a path
+                    stream.write(content)
+                    stream.flush()
+                    os.fchmod(file, mode)
+                    os.fsync(file)
+                if new:
+                    os.link(temporary, last, src_dir_fd=fd, dst_dir_fd=fd, follow_symlinks=False)
+                    os.unlink(temporary, dir_fd=fd)
+                else:
+                    os.rename(temporary, last, src_dir_fd=fd, dst_dir_fd=fd)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary, dir_fd=fd)
+                raise
+            os.fsync(fd)
+
+    def remove_file(self, base: str, name: str) -> None:
+        """Remove a file below base, durably; absent is fine. Raises HostError."""
+        with _translated(f"{base}/{name}"):
+            try:
+                with self._parent(base, name, make=False) as (fd, last):
+                    os.unlink(last, dir_fd=fd)
+                    os.fsync(fd)
+            except FileNotFoundError:
+                return
+
+    def write_kernel(self, path: str, content: bytes) -> None:
+        """Write content to a kernel interface file in one write(2). Raises HostError."""
+        with _translated(path):
+            fd = os.open(self.path(path), os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                if os.write(fd, content) != len(content):
+                    raise OSError(errno.EIO, "the kernel took only a part")
+            finally:
+                os.close(fd)
+
+    @contextlib.contextmanager
+    def _parent(self, base: str, name: str, *, make: bool) -> Iterator[tuple[int, str]]:
+        """Give a descriptor of name's directory, reached without following a link below base."""
+        parts = PurePosixPath(name).parts
+        if not parts or name.startswith("/") or any(part in ("..", ".") for part in parts):
+            raise OSError(errno.EINVAL, "not a descending relative path")
+        top = self.path(base)
+        if make:
+            top.mkdir(mode=0o755, parents=True, exist_ok=True)
+        fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for part in parts[:-1]:
+                if make:
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(part, 0o755, dir_fd=fd)
+                below = os.open(part, _DIR, dir_fd=fd)
+                os.close(fd)
+                fd = below
+            yield fd, parts[-1]
+        finally:
+            os.close(fd)
+
+    # --- commands --------------------------------------------------------------------------------
+
+    def run(  # noqa: PLR0913 - each limit is a fact of its own
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes,
+        timeout_seconds: float,
+        memory_bytes: int,
+        cpu_seconds: int,
+        output_bytes: int,
+        environment: Mapping[str, str] | None = None,
+    ) -> Exited:
+        """Run a command with a time-out and resource limits; output goes to files, bounded.
+
+        argv[0] is an absolute path on this machine, not below root. Raises HostError if it
+        cannot be started.
+        """
+
+        def limit() -> None:
+            os.setsid()
+            resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+            resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (output_bytes, output_bytes))
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+        killed = ""
+        with (
+            _translated(argv[0]),
+            tempfile.TemporaryFile() as given,
+            tempfile.TemporaryFile() as out,
+            tempfile.TemporaryFile() as err,
+        ):
+            given.write(stdin)
+            given.seek(0)
+            child = subprocess.Popen(  # noqa: S603 - an absolute path and a list, no shell
+                list(argv),
+                stdin=given,
+                stdout=out,
+                stderr=err,
+                env={"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **(environment or {})},
+                preexec_fn=limit,  # noqa: PLW1509 - the agent starts children from one thread only
+            )
+            try:
+                child.wait(timeout_seconds)
+            except subprocess.TimeoutExpired:
+                killed = f"time-out after {timeout_seconds:g} s"
+            finally:
+                if child.poll() is None:
+                    os.killpg(child.pid, signal.SIGKILL)
+                    child.wait()
+            if child.returncode == -signal.SIGXFSZ:
+                killed = f"more than {output_bytes} bytes of output"
+            elif child.returncode == -signal.SIGXCPU:
+                killed = f"more than {cpu_seconds} s of CPU"
+            out.seek(0)
+            err.seek(0)
+            return Exited(
+                status=child.returncode,
+                stdout=out.read(output_bytes),
+                stderr=err.read(output_bytes),
+                killed=killed,
+            )
