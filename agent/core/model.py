@@ -121,6 +121,7 @@ class Profile:
     source: bytes
     body: bytes
     remarks: tuple[Problem, ...] = ()
+    prefix: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,10 +206,16 @@ Observed = Seen | Blind | Unsupported
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One ledger entry. A staged version that was never installed is not ownership."""
+    """One ledger entry. A staged version that was never installed is not ownership.
+
+    retired: names that a former version provided, that are still ours to remove, with what the
+    node shows for them (AppArmor keeps a child loaded when its parent is replaced without it).
+    prefix: the seccomp prefix of its set, needed to check the source again.
+    """
 
     id: Id
     how: Literal["put", "adopted"]
     installed: Version | None = None
     staged: Version | None = None
+    retired: Mapping[str, Evidence] = field(default_factory=dict)
     prefix: str = ""

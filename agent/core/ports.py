@@ -10,15 +10,16 @@ from typing import Protocol
 
 from agent.core.model import (
     Blob,
+    CannotTell,
     Entry,
     Evidence,
     Id,
     Inspected,
+    InUse,
     KindName,
     Observed,
     Profile,
     Snapshot,
-    Use,
 )
 from agent.core.problems import Problem
 
@@ -47,7 +48,7 @@ class Removed:
 class StillUsed:
     """Nothing was removed: per name, who uses it or why that cannot be told."""
 
-    uses: Mapping[str, Use]
+    uses: Mapping[str, InUse | CannotTell]
 
 
 class Kind(Protocol):
@@ -60,6 +61,9 @@ class Kind(Protocol):
     def inspect(self, blob: Blob) -> Inspected:
         """Check one key without touching the node. The same blob gives the same answer."""
 
+    def fits(self, context: str) -> bool:
+        """Return whether a body made in that Version.context may be put on this node now."""
+
     def observe(self, names: Collection[str], suspects: Collection[str]) -> Observed:
         """Look at the node: facts for every one of names that is there; uses for suspects."""
 
@@ -71,10 +75,13 @@ class Kind(Protocol):
         """
 
     def remove(
-        self, names: Collection[str], version: "Mapping[str, Evidence]", *, prove: bool
+        self, names: Collection[str], evidence: Mapping[str, Evidence], *, prove: bool
     ) -> Removed | StillUsed | Failed:
-        """Remove names, after a last look that they still hold what version says (evidence per
-        name; other content is foreign_name) and, with prove, that nobody uses them."""
+        """Remove names, after a last look at the node.
+
+        They must still hold what evidence says per name (other content is foreign_name) and, with
+        prove, nobody may use them.
+        """
 
 
 class Source(Protocol):
@@ -87,7 +94,7 @@ class Source(Protocol):
 class Ledger(Protocol):
     """The memory of what this agent put on the node."""
 
-    def entries(self) -> "Mapping[Id, Entry] | Problem":
+    def entries(self) -> Mapping[Id, Entry] | Problem:
         """Return every entry, or why they cannot be trusted (newer schema, unreadable)."""
 
     def write(self, entry: Entry) -> Problem | None:

@@ -1,0 +1,122 @@
+"""What should be on the node: snapshots and inspections, joined and checked against each other.
+
+Rule 1: this module decides; it reads nothing and writes nothing.
+Rule 2: the same name with different content in two keys rejects both; identical content counts
+once. Neither silently wins.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from agent.core import recognise
+from agent.core.model import (
+    Blob,
+    Id,
+    Inspected,
+    KindName,
+    Profile,
+    Read,
+    Rejection,
+    Snapshot,
+    Unchecked,
+)
+from agent.core.problems import Problem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desired:
+    """Every current key, by its Id, in exactly one of the mappings.
+
+    same: keys whose content another key (the value) already provides. sets: every snapshot by
+    its origin.
+    """
+
+    profiles: Mapping[Id, Profile] = field(default_factory=dict)
+    rejections: Mapping[Id, Rejection] = field(default_factory=dict)
+    unchecked: Mapping[Id, Unchecked] = field(default_factory=dict)
+    same: Mapping[Id, Id] = field(default_factory=dict)
+    sets: Mapping[str, Snapshot] = field(default_factory=dict)
+
+    def has(self, id_: Id) -> bool:
+        """Return whether the key is there, accepted or not."""
+        return any(
+            id_ in one for one in (self.profiles, self.rejections, self.unchecked, self.same)
+        )
+
+
+def join(
+    snapshots: Iterable[Snapshot],
+    inspect: Callable[[KindName, Blob], Inspected],
+    kinds: frozenset[KindName],
+) -> Desired:
+    """Inspect every key of every set that was read, then compare them with each other.
+
+    kinds: keys of other kinds are left out altogether. A key that the source itself refused is
+    a rejection of each kind it could be, so that its last good version is held.
+    """
+    profiles: dict[Id, Profile] = {}
+    rejections: dict[Id, Rejection] = {}
+    unchecked: dict[Id, Unchecked] = {}
+    sets: dict[str, Snapshot] = {}
+    for snapshot in snapshots:
+        sets[snapshot.origin] = snapshot
+        if not isinstance(snapshot, Read):
+            continue
+        for blob in snapshot.blobs:
+            kind = recognise.kind_of(blob.key, blob.content)
+            if kind is None or kind not in kinds:
+                continue
+            found = inspect(kind, blob)
+            match found:
+                case Profile():
+                    profiles[found.id] = found
+                case Rejection():
+                    rejections[found.id] = found
+                case Unchecked():
+                    unchecked[found.id] = found
+        for key, problem in snapshot.refused:
+            kind = recognise.kind_of(key, b"")
+            if kind is not None and kind in kinds:
+                id_ = Id(kind=kind, origin=snapshot.origin, key=key)
+                rejections[id_] = Rejection(id=id_, problems=(problem,))
+    same = _settle(profiles, rejections)
+    return Desired(
+        profiles=profiles, rejections=rejections, unchecked=unchecked, same=same, sets=sets
+    )
+
+
+def _settle(profiles: dict[Id, Profile], rejections: dict[Id, Rejection]) -> dict[Id, Id]:
+    """Move conflicting profiles to the rejections; return the duplicates of the others."""
+    claims: dict[tuple[KindName, str], list[Id]] = defaultdict(list)
+    for id_, profile in sorted(profiles.items(), key=lambda item: _order(item[0])):
+        for name in profile.version.provides:
+            claims[id_.kind, name].append(id_)
+    same: dict[Id, Id] = {}
+    conflicts: dict[Id, dict[Problem, None]] = defaultdict(dict)
+    for (_, name), ids in claims.items():
+        contents = {(profiles[id_].version.body, profiles[id_].version.provides) for id_ in ids}
+        for id_ in ids[1:] if len(contents) == 1 else ():
+            same[id_] = ids[0]
+        for id_ in ids if len(contents) > 1 else ():
+            other = next(one for one in ids if one != id_)
+            conflicts[id_][_conflict(name, other)] = None
+    for id_, problems in conflicts.items():
+        rejections[id_] = Rejection(id=id_, problems=tuple(problems))
+    for id_ in conflicts.keys() | same.keys():
+        del profiles[id_]
+    return {one: first for one, first in same.items() if one not in conflicts}
+
+
+def _conflict(name: str, other: Id) -> Problem:
+    return Problem(
+        code="name_conflict",
+        where=name,
+        what=f'The name "{name}" is also provided, with different content, by {other}. '
+        "Neither is put.",
+        hint="Give one of them another name, or make their content the same.",
+    )
+
+
+def _order(id_: Id) -> tuple[str, str, str]:
+    return (id_.kind, id_.origin, id_.key)

@@ -1,0 +1,597 @@
+"""What to do: one pure function from desired, ledger and node to actions.
+
+Rule 1: this module decides; it reads nothing, writes nothing, and the same input gives the same
+plan. Rule 2: what is not proven ours is never replaced and never removed. Rule 3: a name that
+any current key provides, even by its last good version, is never removed.
+
+| its set  | desired        | ledger          | on the node           | action                    |
+| -------- | -------------- | --------------- | --------------------- | ------------------------- |
+| read     | d              | -               | absent                | Put (new)                 |
+| read     | d              | -               | present, same content | Adopt                     |
+| read     | d              | -               | present, otherwise    | Hold (foreign)            |
+| read     | d              | installed = d   | present, same         | Keep                      |
+| read     | d              | installed = d   | other content or mode | Put (drifted)             |
+| read     | d              | adopted         | other content or mode | Hold (foreign)            |
+| read     | d              | installed = d   | absent                | Put (missing)             |
+| read     | d              | installed /= d  | ours or absent        | Put (changed, recompiled) |
+| read     | d              | staged only     | what was staged       | Put (unfinished)          |
+| read     | d, fewer names | ours            | dropped name present  | Remove that name          |
+| read     | refused        | installed       | same                  | Hold (rejected)           |
+| read     | refused        | installed       | absent or other       | Put the installed version |
+| read     | -              | put by us       | present, unused       | Remove                    |
+| read     | -              | put by us       | used, or cannot tell  | Hold                      |
+| read     | -              | put by us       | other content         | Release (foreign)         |
+| read     | -              | adopted         | present               | Release                   |
+| read     | -              | ours            | absent                | Release (absent)          |
+| read     | -              | ours, elsewhere | another key has it    | Release (moved)           |
+| not read | ?              | installed       | same                  | Hold (source gone)        |
+| not read | ?              | installed       | absent or other       | Put the installed version |
+| not ours | any            | any             | any                   | nothing                   |
+| any      | any            | any             | cannot be seen or had | Hold                      |
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, assert_never
+
+from agent.core.desired import Desired
+from agent.core.model import (
+    Blind,
+    CannotTell,
+    Emptied,
+    Entry,
+    Evidence,
+    Fact,
+    Id,
+    InUse,
+    KindName,
+    Observed,
+    Profile,
+    Read,
+    Seen,
+    Unreadable,
+    Unsupported,
+    Unused,
+    Version,
+)
+from agent.core.problems import Problem
+from agent.core.report import State
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What an operator may decide about removals and ownership."""
+
+    prune: Literal["unused", "always", "never"] = "unused"
+    allow_empty: bool = False
+    take_over: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Put:
+    """Install profile (the desired one), or the entry's installed version when it is None.
+
+    ours: the names whose content on the node may be replaced. others are written as new.
+    """
+
+    id: Id
+    why: str
+    names: tuple[str, ...]
+    profile: Profile | None
+    ours: frozenset[str]
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adopt:
+    """Track content that is on the node already; it stays somebody else's."""
+
+    id: Id
+    why: str
+    names: tuple[str, ...]
+    profile: Profile
+    evidence: Mapping[str, Evidence]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keep:
+    """Nothing to do on the node. inherited: what is known of names that other keys had."""
+
+    id: Id
+    why: str
+    names: tuple[str, ...]
+    profile: Profile
+    evidence: Mapping[str, Evidence]
+    how: Literal["put", "adopted"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """Leave the node as it is, for a reason that people should see."""
+
+    id: Id
+    why: str
+    names: tuple[str, ...]
+    state: State
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remove:
+    """Remove names that are ours and no longer desired; prove: only if nobody uses them."""
+
+    id: Id
+    why: str
+    names: tuple[str, ...]
+    evidence: Mapping[str, Evidence]
+    prove: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """Forget names; the node stays as it is."""
+
+    id: Id
+    why: str
+    names: tuple[str, ...]
+
+
+Action = Put | Adopt | Keep | Hold | Remove | Release
+
+
+def same(evidence: Evidence, fact: Fact, mode: str = "") -> bool:
+    """Return whether the node's fact proves the content that evidence stands for."""
+    return bool(evidence & fact.evidence) and (not mode or not fact.mode or mode == fact.mode)
+
+
+def owned(entry: Entry) -> dict[str, Evidence]:
+    """Return the names that an entry owns, with what the node shows for them."""
+    mine = dict(entry.retired)
+    if entry.installed is not None:
+        for name in entry.installed.provides:
+            mine[name] = entry.installed.evidence.get(name, frozenset())
+    return mine
+
+
+def suspects(desired: Desired, entries: Mapping[Id, Entry], options: Options) -> frozenset[str]:
+    """Return the names whose use must be looked at, because they may have to go."""
+    claimed = _claimed(desired, entries, options)
+    return frozenset(
+        name
+        for entry in entries.values()
+        if entry.how == "put" and options.prune != "never" and entry.id.origin in desired.sets
+        for name in owned(entry)
+        if (entry.id.kind, name) not in claimed
+    )
+
+
+def plan(
+    desired: Desired,
+    entries: Mapping[Id, Entry],
+    observed: Mapping[KindName, Observed],
+    options: Options,
+) -> tuple[Action, ...]:
+    """Decide. Every Put, Adopt and Keep stands before any Release, and those before any Remove."""
+    return tuple(
+        action
+        for kind, seen in observed.items()
+        for action in _Planner(kind, desired, entries, seen, options).actions()
+    )
+
+
+def _gone(desired: Desired, origin: str, options: Options) -> bool:
+    """Return whether a set is known to provide nothing but its current keys."""
+    snapshot = desired.sets.get(origin)
+    return isinstance(snapshot, Read) or (isinstance(snapshot, Emptied) and options.allow_empty)
+
+
+def _standing(entry: Entry, desired: Desired, options: Options) -> bool:
+    """Return whether an entry's last good version stands for its key."""
+    if entry.installed is None:
+        return False
+    if entry.id in desired.rejections or entry.id in desired.unchecked:
+        return True
+    return entry.id.origin in desired.sets and not _gone(desired, entry.id.origin, options)
+
+
+def _claimed(
+    desired: Desired, entries: Mapping[Id, Entry], options: Options
+) -> frozenset[tuple[KindName, str]]:
+    """Return every name that a current key provides, by its last good version too."""
+    claims = {
+        (id_.kind, name)
+        for id_, profile in desired.profiles.items()
+        for name in profile.version.provides
+    }
+    for entry in entries.values():
+        if _standing(entry, desired, options) and entry.installed is not None:
+            claims |= {(entry.id.kind, name) for name in entry.installed.provides}
+    return frozenset(claims)
+
+
+@dataclass(slots=True)
+class _Judged:
+    """What is known about each name of one profile, sorted by what it means."""
+
+    same: dict[str, Evidence] = field(default_factory=dict)  # ours, as recorded
+    drifted: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)  # ours, absent
+    new: list[str] = field(default_factory=list)  # nobody's, absent
+    equal: dict[str, Evidence] = field(default_factory=dict)  # not ours, desired content
+    unfinished: list[str] = field(default_factory=list)  # staged, and the node shows it
+    foreign: list[str] = field(default_factory=list)
+
+    @property
+    def ours(self) -> frozenset[str]:
+        return frozenset([*self.same, *self.drifted, *self.unfinished])
+
+
+class _Planner:
+    """One kind's share of the plan."""
+
+    def __init__(
+        self,
+        kind: KindName,
+        desired: Desired,
+        entries: Mapping[Id, Entry],
+        observed: Observed,
+        options: Options,
+    ) -> None:
+        self.kind = kind
+        self.desired = desired
+        self.entries = {id_: entry for id_, entry in entries.items() if id_.kind == kind}
+        self.observed = observed
+        self.options = options
+        self.claimed = _claimed(desired, entries, options)
+        self.unreadable = any(isinstance(one, Unreadable) for one in desired.sets.values())
+        self.barred: set[Id] = set()  # desired, but its last good version stays for now
+        self.owners: dict[str, list[Entry]] = {}
+        for entry in self.entries.values():
+            for name in owned(entry):
+                self.owners.setdefault(name, []).append(entry)
+
+    def actions(self) -> Iterable[Action]:
+        if not isinstance(self.observed, Seen):
+            yield from self._blindly(self.observed)
+            return
+        seen = self.observed
+        for id_ in self._sorted(self.desired.profiles):
+            action = self._profile(self.desired.profiles[id_], seen)
+            if isinstance(action, Hold) or (isinstance(action, Put) and action.profile is None):
+                self.barred.add(id_)
+            yield action
+        for id_ in self._sorted(self.desired.rejections):
+            yield self._refused(
+                id_, "rejected", "rejected", self.desired.rejections[id_].problems, seen
+            )
+        for id_ in self._sorted(self.desired.unchecked):
+            problems = (self.desired.unchecked[id_].problem,)
+            yield self._refused(id_, "unchecked", "unsupported", problems, seen)
+        leftovers = [
+            action
+            for id_ in self._sorted(self.entries)
+            if id_.origin in self.desired.sets or id_ in self.desired.same
+            for action in self._leftover(self.entries[id_], seen)
+        ]
+        # Moved names may also come from sets that this pass does not read.
+        leftovers += [
+            action
+            for id_ in self._sorted(self.entries)
+            if id_.origin not in self.desired.sets
+            for action in self._moved(self.entries[id_])
+        ]
+        yield from (one for one in leftovers if not isinstance(one, Remove))
+        yield from (one for one in leftovers if isinstance(one, Remove))
+
+    # --- a key that is desired -------------------------------------------------------------------
+
+    def _profile(self, profile: Profile, seen: Seen) -> Action:
+        version, id_ = profile.version, profile.id
+        blocker = self._blocker(profile)
+        if blocker is not None:
+            return self._refused(id_, "conflict", "rejected", (blocker,), seen)
+        judged = self._judge(profile, seen)
+        names = version.provides
+        if judged.equal and len(judged.equal) < len(names):
+            judged.foreign += judged.equal
+        if judged.foreign:
+            problems = tuple(_foreign(name, id_) for name in sorted(judged.foreign))
+            return self._refused(id_, "foreign", "foreign", problems, seen)
+        if judged.equal:
+            return Adopt(
+                id=id_, why="same content", names=names, profile=profile, evidence=judged.equal
+            )
+        holders = self._holders(profile)
+        untouched = all(
+            one.installed is not None
+            and one.installed.body == version.body
+            and set(names) <= set(one.installed.provides)
+            for one in holders
+        )
+        if holders and untouched and len(judged.same) == len(names):
+            mine = self.entries.get(id_)
+            why = "unchanged" if mine is not None and mine.installed is not None else "renamed"
+            how = holders[0].how
+            return Keep(
+                id=id_, why=why, names=names, profile=profile, evidence=judged.same, how=how
+            )
+        return Put(
+            id=id_,
+            why=self._why(judged, holders, version, untouched=untouched),
+            names=names,
+            profile=profile,
+            ours=judged.ours,
+        )
+
+    def _why(
+        self, judged: _Judged, holders: list[Entry], version: Version, *, untouched: bool
+    ) -> str:
+        if judged.unfinished and not holders:
+            return "unfinished"
+        if not holders:
+            return "new"
+        if not untouched:
+            sources = {one.installed.source for one in holders if one.installed is not None}
+            return "recompiled" if sources == {version.source} else "changed"
+        return "missing" if judged.missing else "drifted"
+
+    def _holders(self, profile: Profile) -> list[Entry]:
+        """Return the entries that own any of the profile's names, its own entry first."""
+        found: dict[Id, Entry] = {}
+        mine = self.entries.get(profile.id)
+        if mine is not None and owned(mine):
+            found[mine.id] = mine
+        for name in profile.version.provides:
+            for entry in self.owners.get(name, ()):
+                found[entry.id] = entry
+        return list(found.values())
+
+    def _blocker(self, profile: Profile) -> Problem | None:
+        """Return why another key's last good version bars this profile, or None."""
+        for name in profile.version.provides:
+            for entry in self.owners.get(name, ()):
+                if entry.id == profile.id or entry.installed is None:
+                    continue
+                refused = entry.id in self.desired.rejections or entry.id in self.desired.unchecked
+                unread = isinstance(self.desired.sets.get(entry.id.origin), Unreadable)
+                if (refused or unread) and entry.installed.body != profile.version.body:
+                    why = "is refused" if refused else "cannot be read"
+                    return Problem(
+                        code="name_conflict",
+                        where=name,
+                        what=f'The name "{name}" belongs to the last good version of {entry.id}, '
+                        f"which {why} now. That version stays.",
+                        hint="Remove the other key, or mend it; then the name is free.",
+                    )
+        return None
+
+    def _judge(self, profile: Profile, seen: Seen) -> _Judged:
+        judged = _Judged()
+        mine = self.entries.get(profile.id)
+        for name in profile.version.provides:
+            fact = seen.facts.get(name)
+            owner = next(
+                iter(
+                    sorted(
+                        self.owners.get(name, ()), key=lambda one: (one.id != profile.id, one.how)
+                    )
+                ),
+                None,
+            )
+            staged = mine.staged if mine is not None else None
+            is_staged = (
+                fact is not None
+                and staged is not None
+                and same(staged.evidence.get(name, frozenset()), fact)
+            )
+            if fact is None:
+                (judged.new if owner is None else judged.missing).append(name)
+            elif owner is not None:
+                if _intact(owner, name, fact):
+                    judged.same[name] = owned(owner)[name]
+                elif owner.how == "put" or is_staged or name in self.options.take_over:
+                    judged.drifted.append(name)
+                else:
+                    judged.foreign.append(name)
+            elif is_staged or name in self.options.take_over:
+                judged.unfinished.append(name)
+            elif same(
+                profile.version.evidence.get(name, frozenset()),
+                fact,
+                profile.version.modes.get(name, ""),
+            ):
+                judged.equal[name] = fact.evidence
+            else:
+                judged.foreign.append(name)
+        return judged
+
+    # --- a key whose last good version must stay --------------------------------------------------
+
+    def _refused(
+        self, id_: Id, why: str, state: State, problems: tuple[Problem, ...], seen: Seen
+    ) -> Action:
+        entry = self.entries.get(id_)
+        if entry is None or entry.installed is None:
+            return Hold(id=id_, why=why, names=(), state=state, problems=problems)
+        return self._last_good(entry, why, "outdated", problems, seen)
+
+    def _last_good(
+        self, entry: Entry, why: str, state: State, problems: tuple[Problem, ...], seen: Seen
+    ) -> Action:
+        """Hold the installed version if the node has it, put it back if not."""
+        installed = entry.installed
+        if installed is None:
+            return Hold(id=entry.id, why=why, names=(), state=state, problems=problems)
+        names = installed.provides
+        facts = {name: seen.facts.get(name) for name in names}
+        broken = [
+            name
+            for name, fact in facts.items()
+            if fact is not None and not _intact(entry, name, fact)
+        ]
+        if broken and entry.how == "adopted":
+            foreign = tuple(_foreign(name, entry.id) for name in broken)
+            return Hold(
+                id=entry.id,
+                why="foreign",
+                names=names,
+                state="foreign",
+                problems=problems + foreign,
+            )
+        missing = [name for name, fact in facts.items() if fact is None]
+        if not broken and not missing:
+            return Hold(id=entry.id, why=why, names=names, state=state, problems=problems)
+        return Put(
+            id=entry.id,
+            why="missing" if missing else "drifted",
+            names=names,
+            profile=None,
+            ours=frozenset(name for name, fact in facts.items() if fact is not None),
+            problems=problems,
+        )
+
+    # --- names that nobody desires ----------------------------------------------------------------
+
+    def _leftover(self, entry: Entry, seen: Seen) -> Iterable[Action]:
+        if _standing(entry, self.desired, self.options) and not self.desired.has(entry.id):
+            yield self._last_good(entry, "source gone", "held", (), seen)
+            names = list(entry.retired)
+        else:
+            names = list(owned(entry))
+        evidence = owned(entry)
+        going: dict[str, list[str]] = {}  # by why; "" is removal
+        for name in sorted(set(names) - self._provided_by(entry.id)):
+            why = self._release(entry, name, evidence[name], seen)
+            held = self._held(entry.id, name, seen) if not why else None
+            if held is not None:
+                yield held
+            else:
+                going.setdefault(why, []).append(name)
+        remove = going.pop("", [])
+        for why, some in going.items():
+            yield Release(id=entry.id, why=why, names=tuple(some))
+        if not owned(entry) and not self.desired.has(entry.id):
+            yield Release(id=entry.id, why="never installed", names=())
+        if remove:
+            yield Remove(
+                id=entry.id,
+                why="not desired",
+                names=tuple(remove),
+                evidence={name: evidence[name] for name in remove},
+                prove=not (self.options.prune == "always" and self.kind == "seccomp"),
+            )
+
+    def _release(self, entry: Entry, name: str, evidence: Evidence, seen: Seen) -> str:
+        """Return why a name of ours is only to be forgotten, or an empty string."""
+        fact = seen.facts.get(name)
+        if (self.kind, name) in self.claimed:
+            return "moved"
+        if fact is None:
+            return "absent"
+        if entry.how == "adopted":
+            return "adopted"
+        return "" if same(evidence, fact) else "foreign"
+
+    def _moved(self, entry: Entry) -> Iterable[Action]:
+        taken = sorted(
+            name
+            for name in owned(entry)
+            if any(
+                name in profile.version.provides
+                for id_, profile in self.desired.profiles.items()
+                if id_.kind == self.kind
+            )
+        )
+        if taken:
+            yield Release(id=entry.id, why="moved", names=tuple(taken))
+
+    def _provided_by(self, id_: Id) -> frozenset[str]:
+        """Return the names that this very key provides now, by its last good version too."""
+        entry = self.entries[id_]
+        names: set[str] = set()
+        if id_ in self.desired.profiles:
+            names |= set(self.desired.profiles[id_].version.provides)
+        if entry.installed is not None and (
+            id_ in self.barred or _standing(entry, self.desired, self.options)
+        ):
+            names |= set(entry.installed.provides)
+        return frozenset(names)
+
+    def _held(self, id_: Id, name: str, seen: Seen) -> Hold | None:
+        """Return why a name of ours that nobody desires must stay, or None if it may go."""
+        if self.unreadable:
+            return Hold(id=id_, why="a source is unreadable", names=(name,), state="held")
+        if self.options.prune == "never":
+            return Hold(id=id_, why="prune=never", names=(name,), state="held")
+        match seen.uses.get(name, CannotTell(why="its use was not looked at")):
+            case Unused():
+                return None
+            case CannotTell() if self.options.prune == "always" and self.kind == "seccomp":
+                return None
+            case InUse() | CannotTell() as use:
+                problem = held_by(name, use)
+            case unreachable:
+                assert_never(unreachable)
+        return Hold(id=id_, why=problem.code, names=(name,), state="held", problems=(problem,))
+
+    # --- a kind that cannot be seen ----------------------------------------------------------------
+
+    def _blindly(self, observed: Blind | Unsupported) -> Iterable[Action]:
+        state: State = "unobservable" if isinstance(observed, Blind) else "unsupported"
+        for id_ in self._sorted(self.desired.rejections):
+            problems = self.desired.rejections[id_].problems
+            yield Hold(id=id_, why="rejected", names=(), state="rejected", problems=problems)
+        for id_ in self._sorted([*self.desired.profiles, *self.desired.unchecked]):
+            profile = self.desired.profiles.get(id_)
+            names = profile.version.provides if profile is not None else ()
+            yield Hold(id=id_, why=state, names=names, state=state, problems=(observed.problem,))
+        for id_ in self._sorted(self.entries):
+            entry = self.entries[id_]
+            if id_.origin in self.desired.sets and not self.desired.has(id_):
+                yield Hold(
+                    id=id_,
+                    why=state,
+                    names=tuple(sorted(owned(entry))),
+                    state=state,
+                    problems=(observed.problem,),
+                )
+
+    def _sorted(self, ids: Collection[Id]) -> list[Id]:
+        return sorted(
+            (id_ for id_ in ids if id_.kind == self.kind), key=lambda id_: (id_.origin, id_.key)
+        )
+
+
+def _intact(entry: Entry, name: str, fact: Fact) -> bool:
+    """Return whether the node holds what the entry says it put under that name."""
+    mode = entry.installed.modes.get(name, "") if entry.installed is not None else ""
+    return same(owned(entry)[name], fact, mode)
+
+
+def _foreign(name: str, id_: Id) -> Problem:
+    return Problem(
+        code="foreign_name",
+        where=name,
+        what=f'"{name}" is on this node with other content and was not put there by '
+        f"profile-loader. It is left alone, and {id_} is not put.",
+        hint=f'Rename the profile, remove the other one, or run with --take-over "{name}".',
+    )
+
+
+def held_by(name: str, use: InUse | CannotTell) -> Problem:
+    """Say why a name that nobody desires any more stays on the node."""
+    if isinstance(use, InUse):
+        pids = ", ".join(str(pid) for pid in use.pids[:5])
+        return Problem(
+            code="in_use",
+            where=name,
+            what=f'"{name}" is no longer desired, but confines {len(use.pids)} process(es) (first '
+            f"pids: {pids}). Removing it would unconfine them.",
+            hint="End or restart those workloads; the next pass removes it.",
+        )
+    return Problem(
+        code="use_unknown",
+        where=name,
+        what=f'"{name}" is no longer desired, but whether it is in use cannot be told: {use.why}.',
+        hint="Remove it by hand when no workload needs it (seccomp: or use --prune=always).",
+    )

@@ -1,0 +1,250 @@
+"""Act on a plan, and say what happened. The only module that drives kinds and ledger.
+
+Rule 1: a Put is stage, install, verify, commit; the installed slot is replaced only after the
+node was seen to hold the new version. Rule 2: one failed action never stops the next. Rule 3: at
+every point of a kill the ledger says at least what is ours, and never more than was staged.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, assert_never
+
+from agent.core import plan
+from agent.core.model import (
+    Blob,
+    Entry,
+    Evidence,
+    Id,
+    KindName,
+    Profile,
+    Rejection,
+    Unchecked,
+    Version,
+)
+from agent.core.ports import Failed, Installed, Kind, Ledger, Removed, StillUsed
+from agent.core.problems import Problem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """One action and what became of it. version: what the node holds now, where that is known."""
+
+    action: plan.Action
+    result: Literal["done", "held", "failed", "planned"]
+    problems: tuple[Problem, ...] = ()
+    version: Version | None = None
+    seconds: float = 0.0
+
+
+class Reconciler:
+    """Carries the kinds, the ledger and its entries (kept in step with every write)."""
+
+    def __init__(
+        self,
+        *,
+        kinds: Mapping[KindName, Kind],
+        ledger: Ledger,
+        entries: Mapping[Id, Entry],
+        clock: Callable[[], float],
+    ) -> None:
+        self.kinds = kinds
+        self.ledger = ledger
+        self.entries = dict(entries)
+        self.clock = clock
+
+    def run(self, actions: Iterable[plan.Action], *, dry_run: bool = False) -> tuple[Outcome, ...]:
+        """Carry out the actions in their order; with dry_run, none of them."""
+        outcomes: list[Outcome] = []
+        for action in actions:
+            begin = self.clock()
+            outcome = self._preview(action) if dry_run else self._act(action)
+            outcomes.append(replace(outcome, seconds=self.clock() - begin))
+        return tuple(outcomes)
+
+    def _preview(self, action: plan.Action) -> Outcome:
+        entry = self.entries.get(action.id)
+        match action:
+            case plan.Keep(profile=profile):
+                return Outcome(action=action, result="done", version=profile.version)
+            case plan.Hold():
+                version = entry.installed if entry is not None else None
+                return Outcome(action=action, result="held", version=version)
+            case plan.Put(profile=Profile() as profile) | plan.Adopt(profile=profile):
+                return Outcome(action=action, result="planned", version=profile.version)
+            case _:
+                version = entry.installed if entry is not None else None
+                return Outcome(action=action, result="planned", version=version)
+
+    def _act(self, action: plan.Action) -> Outcome:
+        match action:
+            case plan.Put():
+                return self._put(action)
+            case plan.Adopt():
+                return self._record(action, action.profile, action.evidence, "adopted")
+            case plan.Keep():
+                return self._record(action, action.profile, action.evidence, action.how)
+            case plan.Hold():
+                entry = self.entries.get(action.id)
+                version = entry.installed if entry is not None else None
+                return Outcome(action=action, result="held", version=version)
+            case plan.Remove():
+                return self._remove(action)
+            case plan.Release():
+                problem = self._forget(action.id, action.names)
+                return _ended(action, problem)
+            case unreachable:
+                assert_never(unreachable)
+
+    # --- put -------------------------------------------------------------------------------------
+
+    def _put(self, action: plan.Put) -> Outcome:
+        entry = self.entries.get(action.id)
+        profile = action.profile if action.profile is not None else self._revive(action.id)
+        if isinstance(profile, Problem):
+            return _ended(action, profile)
+        stored = self._store(profile)
+        if stored is not None:
+            return _ended(action, stored)
+        before = entry or Entry(id=action.id, how="put", prefix=profile.prefix)
+        if before.installed != profile.version:
+            problem = self._write(replace(before, staged=profile.version))
+            if problem is not None:
+                return _ended(action, problem)
+        done = self.kinds[action.id.kind].put(profile, ours=action.ours)
+        match done:
+            case Failed(problem=problem):
+                # Not verified is not absent: what was staged may be on the node, and is ours then.
+                if problem.code != "verify_failed":
+                    self._unstage(before)
+                return _ended(action, problem)
+            case Installed(evidence=evidence, modes=modes):
+                version = replace(profile.version, evidence=evidence, modes=modes)
+                problem = self._write(self._committed(before, version, profile.prefix))
+                if problem is not None:
+                    return _ended(action, problem)
+                return Outcome(action=action, result="done", version=version)
+            case unreachable:
+                assert_never(unreachable)
+
+    def _committed(self, before: Entry, version: Version, prefix: str) -> Entry:
+        retired = {
+            name: evidence
+            for name, evidence in plan.owned(before).items()
+            if name not in version.provides
+        }
+        # What was only adopted was never ours to remove.
+        kept = retired if before.how == "put" else {}
+        return Entry(id=before.id, how="put", installed=version, retired=kept, prefix=prefix)
+
+    def _unstage(self, before: Entry) -> None:
+        if before.id in self.entries and (before.installed is not None or before.retired):
+            self._write(replace(before, staged=None))
+        else:
+            self._drop(before.id)
+
+    def _revive(self, id_: Id) -> Profile | Problem:
+        """Make the installed version of an entry ready to be put again, from the ledger alone."""
+        entry = self.entries[id_]
+        version = entry.installed
+        if version is None:
+            return _damaged(id_)
+        kind = self.kinds[id_.kind]
+        source, body = self.ledger.body(version.source), self.ledger.body(version.body)
+        if source is not None and body is not None and kind.fits(version.context):
+            return Profile(id=id_, version=version, source=source, body=body, prefix=entry.prefix)
+        if source is None:
+            return _damaged(id_)
+        blob = Blob(origin=id_.origin, key=id_.key, content=source, prefix=entry.prefix)
+        match kind.inspect(blob):
+            case Profile() as profile:
+                return profile
+            case Rejection(problems=problems):
+                return problems[0]
+            case Unchecked(problem=problem):
+                return problem
+            case unreachable:
+                assert_never(unreachable)
+
+    def _store(self, profile: Profile) -> Problem | None:
+        return self.ledger.keep(profile.source) or self.ledger.keep(profile.body)
+
+    # --- adopt and keep ----------------------------------------------------------------------------
+
+    def _record(
+        self,
+        action: plan.Adopt | plan.Keep,
+        profile: Profile,
+        evidence: Mapping[str, Evidence],
+        how: Literal["put", "adopted"],
+    ) -> Outcome:
+        """Bring the ledger in step with a node that is right already; write only what differs."""
+        before = self.entries.get(action.id)
+        version = replace(profile.version, evidence=evidence)
+        retired = before.retired if before is not None else {}
+        entry = Entry(id=action.id, how=how, installed=version, prefix=profile.prefix)
+        entry = replace(entry, retired={k: v for k, v in retired.items() if k not in evidence})
+        if before is not None and before.installed is not None:
+            entry = replace(
+                entry, installed=replace(version, modes=before.installed.modes or version.modes)
+            )
+        problem = None
+        if entry != before:
+            problem = self._store(profile) or self._write(entry)
+        return _ended(action, problem, version)
+
+    # --- remove and release ------------------------------------------------------------------------
+
+    def _remove(self, action: plan.Remove) -> Outcome:
+        kind = self.kinds[action.id.kind]
+        done = kind.remove(action.names, action.evidence, prove=action.prove)
+        match done:
+            case Removed():
+                return _ended(action, self._forget(action.id, action.names))
+            case StillUsed(uses=uses):
+                problems = tuple(plan.held_by(name, use) for name, use in sorted(uses.items()))
+                return Outcome(action=action, result="held", problems=problems)
+            case Failed(problem=problem):
+                return _ended(action, problem)
+            case unreachable:
+                assert_never(unreachable)
+
+    def _forget(self, id_: Id, names: tuple[str, ...]) -> Problem | None:
+        entry = self.entries.get(id_)
+        if entry is None:
+            return None
+        left = {name: one for name, one in plan.owned(entry).items() if name not in names}
+        if not left:
+            return self._drop(id_)
+        installed = entry.installed
+        if installed is not None and set(installed.provides) & set(names):
+            installed = None
+        provided = installed.provides if installed is not None else ()
+        retired = {name: one for name, one in left.items() if name not in provided}
+        return self._write(replace(entry, installed=installed, retired=retired))
+
+    def _write(self, entry: Entry) -> Problem | None:
+        problem = self.ledger.write(entry)
+        if problem is None:
+            self.entries[entry.id] = entry
+        return problem
+
+    def _drop(self, id_: Id) -> Problem | None:
+        problem = self.ledger.drop(id_)
+        if problem is None:
+            self.entries.pop(id_, None)
+        return problem
+
+
+def _ended(action: plan.Action, problem: Problem | None, version: Version | None = None) -> Outcome:
+    if problem is None:
+        return Outcome(action=action, result="done", version=version)
+    return Outcome(action=action, result="failed", problems=(problem,))
+
+
+def _damaged(id_: Id) -> Problem:
+    return Problem(
+        code="ledger_damaged",
+        where=str(id_),
+        what="The last good version is not whole in the state directory, so it cannot be put back.",
+        hint="Make its source readable again; the next pass puts it from there.",
+    )

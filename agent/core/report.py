@@ -1,0 +1,104 @@
+"""What a pass found and did: the only thing that reporters see.
+
+Rule 1: a row says `installed` only if the node was seen to hold that version in this pass.
+Rule 2: the exit status is a pure function of the report.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from agent.core.model import KindName
+from agent.core.problems import Problem
+
+State = Literal[
+    "installed",  # verified on the node, the desired version
+    "outdated",  # verified on the node, but the last good version: the desired one is refused
+    "held",  # no longer desired, still there on purpose (in use, source gone, prune=never)
+    "rejected",  # refused, and no last good version is on the node
+    "foreign",  # the name is on the node and is not ours
+    "failed",  # wanted, tried, not there (or cannot be verified)
+    "unsupported",  # this node cannot have it
+    "unobservable",  # it may be there; the agent cannot look
+    "removed",
+    "released",  # left on the node, no longer tracked
+    "planned",  # --dry-run: what would be done
+]
+ActionName = Literal["put", "adopt", "keep", "hold", "remove", "release", "reject"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One provided name of one key (or the key itself, where no name is known: name is empty).
+
+    name: AppArmor profile name, or seccomp path. localhost_profile: the exact string for
+    securityContext.{appArmorProfile,seccompProfile}.localhostProfile, empty where there is none.
+    source, installed, policy: sha256 hex of the key's bytes, of the file written (seccomp) and
+    of the compiled policy (AppArmor); empty where unknown or of the other kind. mode: in the
+    kernel (enforce, complain, kill, unconfined), empty for seccomp.
+    """
+
+    kind: KindName
+    origin: str
+    key: str
+    name: str
+    localhost_profile: str
+    state: State
+    action: ActionName
+    why: str
+    source: str = ""
+    installed: str = ""
+    policy: str = ""
+    mode: str = ""
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetStatus:
+    """How reading one set went."""
+
+    origin: str
+    state: Literal["read", "emptied", "missing", "unreadable"]
+    why: str = ""
+    keys: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Support:
+    """Whether this node can have profiles of a kind; the problem says why not."""
+
+    state: Literal["enabled", "disabled", "unknown"]
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """One pass. problems: those that belong to no row (sources, ledger)."""
+
+    rows: tuple[Row, ...]
+    sets: tuple[SetStatus, ...]
+    supports: Mapping[KindName, Support]
+    problems: tuple[Problem, ...] = ()
+    dry_run: bool = False
+    seconds: Mapping[str, float] = field(default_factory=dict)  # read, inspect, observe, act
+
+    @property
+    def converged(self) -> bool:
+        """Return whether everything desired is verified in place and nothing is pending."""
+        return exit_status(self, allow_unsupported=False, allow_empty=True) == 0
+
+
+# A held row is fine when its removal waits for its users; the sets speak for missing sources.
+_FINE = frozenset({"installed", "held", "removed", "released", "planned"})
+
+
+def exit_status(report: Report, *, allow_unsupported: bool, allow_empty: bool) -> Literal[0, 1, 3]:
+    """Return 0, 1 or 3, as the README's table of exit statuses says."""
+    if any(one.state in ("missing", "unreadable") for one in report.sets):
+        return 3
+    if any(one.state == "emptied" for one in report.sets) and not allow_empty:
+        return 1
+    if any(problem.severity == "error" for problem in report.problems):
+        return 1
+    fine = _FINE | ({"unsupported"} if allow_unsupported else set())
+    return 0 if all(row.state in fine for row in report.rows) else 1
