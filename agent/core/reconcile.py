@@ -168,7 +168,7 @@ class Reconciler:
     def _store(self, profile: Profile) -> Problem | None:
         return self.ledger.keep(profile.source) or self.ledger.keep(profile.body)
 
-    # --- adopt and keep ----------------------------------------------------------------------------
+    # --- adopt and keep --------------------------------------------------------------------------
 
     def _record(
         self,
@@ -192,7 +192,7 @@ class Reconciler:
             problem = self._store(profile) or self._write(entry)
         return _ended(action, problem, version)
 
-    # --- remove and release ------------------------------------------------------------------------
+    # --- remove and release ----------------------------------------------------------------------
 
     def _remove(self, action: plan.Remove) -> Outcome:
         kind = self.kinds[action.id.kind]

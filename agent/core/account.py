@@ -1,0 +1,160 @@
+"""Tell what a pass found and did: outcomes become the rows of a report.
+
+Rule 1: this module decides what to say; it reads nothing and writes nothing.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import assert_never
+
+from agent.core import plan
+from agent.core.desired import Desired
+from agent.core.model import (
+    Blind,
+    Emptied,
+    Id,
+    KindName,
+    Missing,
+    Observed,
+    Read,
+    Seen,
+    Snapshot,
+    Unreadable,
+    Unsupported,
+    Version,
+)
+from agent.core.problems import Problem
+from agent.core.reconcile import Outcome
+from agent.core.report import ActionName, Report, Row, SetStatus, State, Support
+
+
+def account(  # noqa: PLR0913 - what a pass consists of
+    *,
+    desired: Desired,
+    observed: Mapping[KindName, Observed],
+    outcomes: Iterable[Outcome],
+    problems: Iterable[Problem] = (),
+    dry_run: bool = False,
+    seconds: Mapping[str, float] | None = None,
+) -> Report:
+    """Return the report of one pass, its rows in the order of kind, name and key."""
+    rows = [row for outcome in outcomes for row in _rows(outcome, desired)]
+    for other, first in desired.same.items():
+        rows += [
+            replace(row, origin=other.origin, key=other.key, why=f'same content as "{first.key}"')
+            for row in rows
+            if (row.kind, row.origin, row.key) == (first.kind, first.origin, first.key)
+            and row.action != "remove"
+        ]
+    return Report(
+        rows=tuple(sorted(rows, key=lambda row: (row.kind, row.name or row.key, row.key))),
+        sets=tuple(_status(one) for one in desired.sets.values()),
+        supports={kind: _support(one) for kind, one in observed.items()},
+        problems=tuple(problems),
+        dry_run=dry_run,
+        seconds=seconds or {},
+    )
+
+
+def _rows(outcome: Outcome, desired: Desired) -> Iterable[Row]:
+    action = outcome.action
+    state, name = _state(outcome, desired)
+    if state is None:
+        return
+    problems = _problems(outcome, desired)
+    for index, provided in enumerate(action.names or ("",)):
+        row = _row(action.id, provided, outcome.version)
+        yield replace(
+            row, state=state, action=name, why=action.why, problems=problems * (index == 0)
+        )
+
+
+def _problems(outcome: Outcome, desired: Desired) -> tuple[Problem, ...]:
+    """Return an outcome's problems, the profile's own remarks after them."""
+    action = outcome.action
+    said = action.problems if isinstance(action, plan.Put | plan.Hold) else ()
+    profile = desired.profiles.get(action.id)
+    remarks = profile.remarks if profile is not None else ()
+    if isinstance(action, plan.Remove | plan.Release):
+        remarks = ()
+    return tuple(dict.fromkeys(outcome.problems + said + remarks))
+
+
+def _row(id_: Id, name: str, version: Version | None) -> Row:
+    """Return what is known of a name, before what was done about it is filled in."""
+    held = version if version is not None and name in version.provides else None
+    return Row(
+        kind=id_.kind,
+        origin=id_.origin,
+        key=id_.key,
+        name=name,
+        localhost_profile=name,
+        state="held",
+        action="hold",
+        why="",
+        source=held.source if held is not None else "",
+        installed=held.body if held is not None and id_.kind == "seccomp" else "",
+        policy=held.body if held is not None and id_.kind == "apparmor" else "",
+        mode=held.modes.get(name, "") if held is not None else "",
+    )
+
+
+def _state(outcome: Outcome, desired: Desired) -> tuple[State | None, ActionName]:  # noqa: PLR0911 - one return a case
+    """Return a row's state (None: nothing to tell) and its action."""
+    action = outcome.action
+    failed = outcome.result == "failed"
+    planned = outcome.result == "planned"
+    match action:
+        case plan.Put(profile=profile):
+            if failed or planned:
+                return ("failed" if failed else "planned"), "put"
+            return ("installed" if profile is not None else _stays(action.id, desired)), "put"
+        case plan.Adopt():
+            return ("failed" if failed else "planned" if planned else "installed"), "adopt"
+        case plan.Keep():
+            return ("failed" if failed else "installed"), "keep"
+        case plan.Hold(state=state):
+            return state, "reject" if state == "rejected" else "hold"
+        case plan.Remove():
+            if outcome.result == "held":
+                return "held", "hold"
+            return ("failed" if failed else "planned" if planned else "removed"), "remove"
+        case plan.Release(why=why):
+            if failed:
+                return "failed", "release"
+            quiet = why in ("moved", "never installed")
+            return (None if quiet else "planned" if planned else "released"), "release"
+        case unreachable:
+            assert_never(unreachable)
+
+
+def _stays(id_: Id, desired: Desired) -> State:
+    """Return the state of a last good version that is in place."""
+    return "outdated" if desired.has(id_) else "held"
+
+
+def _status(snapshot: Snapshot) -> SetStatus:
+    match snapshot:
+        case Read():
+            keys = len(snapshot.blobs) + len(snapshot.refused)
+            return SetStatus(origin=snapshot.origin, state="read", keys=keys)
+        case Emptied():
+            return SetStatus(origin=snapshot.origin, state="emptied", why="it holds no profile")
+        case Missing():
+            return SetStatus(origin=snapshot.origin, state="missing", why=snapshot.why)
+        case Unreadable():
+            return SetStatus(origin=snapshot.origin, state="unreadable", why=snapshot.why)
+        case unreachable:
+            assert_never(unreachable)
+
+
+def _support(observed: Observed) -> Support:
+    match observed:
+        case Seen():
+            return Support(state="enabled")
+        case Blind():
+            return Support(state="unknown", problem=observed.problem)
+        case Unsupported():
+            return Support(state="disabled", problem=observed.problem)
+        case unreachable:
+            assert_never(unreachable)

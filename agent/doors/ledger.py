@@ -1,0 +1,235 @@
+"""The ledger: what this agent put on the node, in small files that survive a crash.
+
+STATE/entries/<sha256 of kind, origin and key>.json holds one entry; STATE/bodies/<sha256> holds
+bytes that entries refer to; STATE/lock keeps a second agent out.
+
+Rule 1: an entry of a newer schema is not damaged: nothing may be concluded, so nothing is done.
+Rule 2: a damaged entry counts as absent, and is reported; nothing is removed for it.
+Rule 3: bytes are believed only if their sha256 is their name.
+"""
+
+import errno
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+
+from agent.core import model
+from agent.core.model import Entry, Evidence, Id, KindName, Version
+from agent.core.problems import Problem
+from agent.doors.host import Host, HostError
+
+SCHEMA = 1
+_LIMIT = 64 << 20
+_ENTRIES = "entries"
+_BODIES = "bodies"
+
+
+class _StoredVersion(msgspec.Struct, forbid_unknown_fields=True):
+    provides: list[str]
+    source: str
+    body: str
+    context: str
+    modes: dict[str, str]
+    evidence: dict[str, list[str]]
+
+
+class _StoredEntry(msgspec.Struct, forbid_unknown_fields=True):
+    schema: int
+    kind: KindName
+    origin: str
+    key: str
+    how: Literal["put", "adopted"]
+    prefix: str
+    installed: _StoredVersion | None
+    staged: _StoredVersion | None
+    retired: dict[str, list[str]]
+
+
+class _Schema(msgspec.Struct):
+    schema: int
+
+
+class FileLedger:
+    """The ledger below a state directory of the host. Fulfils agent.core.ports.Ledger."""
+
+    def __init__(self, host: Host, directory: str) -> None:
+        self.host = host
+        self.directory = directory
+        self.damaged: list[Problem] = []
+
+    def entries(self) -> Mapping[Id, Entry] | Problem:
+        """Return every whole entry; the damaged ones are in self.damaged afterwards."""
+        self.damaged = []
+        found: dict[Id, Entry] = {}
+        base = f"{self.directory}/{_ENTRIES}"
+        try:
+            names = self.host.names(base) if self.host.exists(base) else []
+            for name in names:
+                if not name.endswith(".json") or name.startswith("."):
+                    continue
+                content = self.host.read_regular(base, name, limit=_LIMIT)
+                entry = self._read(name, content or b"")
+                if isinstance(entry, Problem):
+                    return entry
+                if entry is not None:
+                    found[entry.id] = entry
+        except HostError as error:
+            return Problem(
+                code="kind_unobservable",
+                where=error.path,
+                what=f"The ledger cannot be read ({error}), so what is ours is not known. "
+                "Nothing is changed.",
+                hint="Make the state directory readable, or name another with --state-dir.",
+            )
+        return found
+
+    def _read(self, name: str, content: bytes) -> Entry | Problem | None:
+        path = f"{self.directory}/{_ENTRIES}/{name}"
+        try:
+            schema = msgspec.json.decode(content, type=_Schema).schema
+            if schema > SCHEMA:
+                return Problem(
+                    code="ledger_newer",
+                    where=path,
+                    what=f"The entry has schema {schema}; this version knows up to {SCHEMA}. "
+                    "Nothing is changed.",
+                    hint="Run the newer version of profile-loader that wrote it.",
+                )
+            entry = _from_stored(msgspec.json.decode(content, type=_StoredEntry))
+            whole = _file_name(entry.id) == name
+        except msgspec.MsgspecError:
+            entry, whole = None, False
+        if entry is None or not whole:
+            self.damaged.append(
+                Problem(
+                    code="ledger_damaged",
+                    where=path,
+                    what="The entry is not whole; it counts as absent, and nothing is removed "
+                    "for it.",
+                    hint="Delete the file once its profile is in place or no longer wanted.",
+                )
+            )
+            return None
+        return entry
+
+    def write(self, entry: Entry) -> Problem | None:
+        """Store an entry durably."""
+        content = msgspec.json.format(msgspec.json.encode(_to_stored(entry)), indent=1)
+        return self._write(_ENTRIES, _file_name(entry.id), content)
+
+    def drop(self, id_: Id) -> Problem | None:
+        """Forget an entry."""
+        try:
+            self.host.remove_file(f"{self.directory}/{_ENTRIES}", _file_name(id_))
+        except HostError as error:
+            return _write_failed(error)
+        return None
+
+    def keep(self, content: bytes) -> Problem | None:
+        """Store bytes under their sha256 unless they are there and whole."""
+        digest = model.digest(content)
+        if self.body(digest) is not None:
+            return None
+        return self._write(_BODIES, digest, content)
+
+    def body(self, digest: str) -> bytes | None:
+        """Return the bytes of a sha256, or None if they are absent, unreadable or damaged."""
+        try:
+            content = self.host.read_regular(f"{self.directory}/{_BODIES}", digest, limit=_LIMIT)
+        except HostError:
+            return None
+        return content if content is not None and model.digest(content) == digest else None
+
+    def sweep(self, entries: Mapping[Id, Entry]) -> None:
+        """Remove bytes that no entry refers to. A failure only costs disk space."""
+        used = {
+            digest
+            for entry in entries.values()
+            for version in (entry.installed, entry.staged)
+            if version is not None
+            for digest in (version.source, version.body)
+        }
+        base = f"{self.directory}/{_BODIES}"
+        try:
+            for name in self.host.names(base) if self.host.exists(base) else []:
+                if name not in used:
+                    self.host.remove_file(base, name)
+        except HostError:
+            return
+
+    def _write(self, folder: str, name: str, content: bytes) -> Problem | None:
+        try:
+            self.host.write_file(f"{self.directory}/{folder}", name, content, mode=0o600)
+        except HostError as error:
+            return _write_failed(error)
+        return None
+
+
+def _file_name(id_: Id) -> str:
+    return model.digest(f"{id_.kind}\0{id_.origin}\0{id_.key}".encode()) + ".json"
+
+
+def _write_failed(error: HostError) -> Problem:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return Problem(
+        code="write_failed",
+        where=error.path,
+        what=f"It could not be written: {error}. The profile was not put.",
+        hint="Free disk space." if full else "Check the file system and the agent's rights.",
+    )
+
+
+def _to_stored(entry: Entry) -> _StoredEntry:
+    return _StoredEntry(
+        schema=SCHEMA,
+        kind=entry.id.kind,
+        origin=entry.id.origin,
+        key=entry.id.key,
+        how=entry.how,
+        prefix=entry.prefix,
+        installed=_version_to_stored(entry.installed),
+        staged=_version_to_stored(entry.staged),
+        retired=_sorted(entry.retired),
+    )
+
+
+def _from_stored(stored: _StoredEntry) -> Entry:
+    return Entry(
+        id=Id(kind=stored.kind, origin=stored.origin, key=stored.key),
+        how=stored.how,
+        prefix=stored.prefix,
+        installed=_version_from_stored(stored.installed),
+        staged=_version_from_stored(stored.staged),
+        retired={name: frozenset(one) for name, one in stored.retired.items()},
+    )
+
+
+def _version_to_stored(version: Version | None) -> _StoredVersion | None:
+    if version is None:
+        return None
+    return _StoredVersion(
+        provides=list(version.provides),
+        source=version.source,
+        body=version.body,
+        context=version.context,
+        modes=dict(version.modes),
+        evidence=_sorted(version.evidence),
+    )
+
+
+def _version_from_stored(stored: _StoredVersion | None) -> Version | None:
+    if stored is None:
+        return None
+    return Version(
+        provides=tuple(stored.provides),
+        source=stored.source,
+        body=stored.body,
+        context=stored.context,
+        modes=stored.modes,
+        evidence={name: frozenset(one) for name, one in stored.evidence.items()},
+    )
+
+
+def _sorted(evidence: Mapping[str, Evidence]) -> dict[str, list[str]]:
+    return {name: sorted(one) for name, one in evidence.items()}
