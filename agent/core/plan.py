@@ -412,7 +412,9 @@ class _Planner:
     ) -> Action:
         entry = self.entries.get(id_)
         if entry is None or entry.installed is None:
-            return Hold(id=id_, why=why, names=(), state=state, problems=problems)
+            profile = self.desired.profiles.get(id_)
+            names = profile.version.provides if profile is not None else ()
+            return Hold(id=id_, why=why, names=names, state=state, problems=problems)
         return self._last_good(entry, why, "outdated", problems, seen)
 
     def _last_good(
@@ -534,7 +536,7 @@ class _Planner:
                 assert_never(unreachable)
         return Hold(id=id_, why=problem.code, names=(name,), state="held", problems=(problem,))
 
-    # --- a kind that cannot be seen ----------------------------------------------------------------
+    # --- a kind that cannot be seen ---------------------------------------------------------------
 
     def _blindly(self, observed: Blind | Unsupported) -> Iterable[Action]:
         state: State = "unobservable" if isinstance(observed, Blind) else "unsupported"

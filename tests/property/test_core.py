@@ -1,0 +1,178 @@
+"""Properties of deciding and acting, over arbitrary histories of a node."""
+
+import contextlib
+import copy
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from agent.core import plan
+from agent.core.model import Blind, Blob, Emptied, Missing, Read, Unreadable
+from agent.core.problems import Problem
+from tests.world import Killed, Node, Steps, settled, turn
+
+NAMES = st.sampled_from(["a", "b", "c"])
+KEYS = st.sampled_from(["one.profile", "two.profile", "three.profile"])
+TEXTS = st.one_of(
+    st.builds(
+        lambda names, content: f"{','.join(sorted(names))}:{content}".encode(),
+        st.sets(NAMES, min_size=1, max_size=2),
+        st.sampled_from(["x", "y"]),
+    ),
+    st.just(b"!bad"),
+)
+
+
+def read(keys, origin="dir /p"):
+    blobs = tuple(
+        Blob(origin=origin, key=key, content=content) for key, content in sorted(keys.items())
+    )
+    return Read(origin=origin, revision="r", blobs=blobs)
+
+
+SETS = st.dictionaries(KEYS, TEXTS, min_size=1, max_size=3)
+SNAPSHOTS = st.one_of(
+    SETS.map(read),
+    SETS.map(read),
+    SETS.map(read),
+    st.just(Emptied(origin="dir /p", revision="")),
+    st.just(Missing(origin="dir /p", why="gone")),
+    st.just(Unreadable(origin="dir /p", why="EIO")),
+)
+FOREIGN = st.dictionaries(NAMES, st.sampled_from([b"foreign", b"compiled a:x"]), max_size=2)
+OUTSIDE = st.one_of(
+    st.tuples(st.just("unload"), NAMES),
+    st.tuples(st.just("use"), NAMES),
+    st.tuples(st.just("free"), NAMES),
+    st.tuples(st.just("reboot"), st.just("")),
+)
+HISTORY = st.lists(st.tuples(SNAPSHOTS, st.lists(OUTSIDE, max_size=2)), min_size=1, max_size=5)
+
+
+def meddle(node, deeds):
+    for deed, name in deeds:
+        if deed == "unload":
+            node.loaded.pop(name, None)
+        elif deed == "use":
+            node.used.add(name)
+        elif deed == "free":
+            node.used.discard(name)
+        else:
+            node.loaded.clear()
+            node.used.clear()
+
+
+def mine(node):
+    return {name for entry in node.entries.values() for name in plan.owned(entry)}
+
+
+@given(HISTORY, FOREIGN)
+def test_a_pass_settles(history, foreign):
+    """A second pass over the same node and source changes neither node nor ledger."""
+    node = Node(loaded=dict(foreign))
+    for snapshot, deeds in history:
+        meddle(node, deeds)
+        turn(node, [snapshot])
+        turn(node, [snapshot])
+        before = copy.deepcopy((node.loaded, node.entries))
+        steps = Steps()
+        turn(node, [snapshot], steps=steps)
+        assert (before, 0) == ((node.loaded, node.entries), steps.count)
+
+
+@given(HISTORY, FOREIGN)
+def test_what_is_not_ours_is_never_touched(history, foreign):
+    """Content that somebody else loaded is neither replaced nor removed, in any history."""
+    node = Node(loaded=dict(foreign))
+    for snapshot, _ in history:
+        theirs = {
+            name: content
+            for name, content in node.loaded.items()
+            if name not in mine(node)
+            or any(
+                entry.how == "adopted" and name in plan.owned(entry)
+                for entry in node.entries.values()
+            )
+        }
+        node.removed.clear()
+        adopted = {n for e in node.entries.values() if e.how == "adopted" for n in plan.owned(e)}
+        turn(node, [snapshot])
+        still = {name: node.loaded.get(name) for name in theirs if name not in adopted}
+        assert {name: theirs[name] for name in still} == still
+        assert not set(node.removed) & set(theirs)
+
+
+@given(HISTORY, FOREIGN, SNAPSHOTS)
+def test_a_blind_kind_is_left_alone(history, foreign, last):
+    """When the agent cannot look, neither node nor ledger changes."""
+    node = Node(loaded=dict(foreign))
+    for snapshot, deeds in history:
+        meddle(node, deeds)
+        turn(node, [snapshot])
+    before = copy.deepcopy((node.loaded, node.entries))
+    blind = Blind(problem=Problem(code="kind_unobservable", where="kernel", what="EACCES"))
+    turn(node, [last], observed=blind)
+    assert before == (node.loaded, node.entries)
+
+
+@given(HISTORY)
+def test_nothing_in_use_is_removed(history):
+    """A name that confines a process is never removed, whatever the source says."""
+    node = Node()
+    for snapshot, deeds in history:
+        meddle(node, deeds)
+        node.removed.clear()
+        turn(node, [snapshot])
+        assert not node.used & set(node.removed)
+
+
+@given(SETS, KEYS)
+def test_a_refused_update_keeps_the_last_good_version(keys, broken):
+    """A key that turns bad leaves every name it provided on the node, unchanged."""
+    node = Node()
+    turn(node, [read(keys)])
+    before = dict(node.loaded)
+    node.removed.clear()
+    changed = {**keys, broken: b"!bad"}
+    if broken in keys:
+        turn(node, [read(changed)])
+        assert before == {name: node.loaded[name] for name in before}
+        assert node.removed == []
+
+
+@given(SETS, st.permutations(["one.profile", "two.profile", "three.profile"]))
+def test_renamed_keys_keep_their_profiles(keys, order):
+    """Renaming keys neither removes nor reloads what they provide."""
+    node = Node()
+    turn(node, [read(keys)])
+    loaded = dict(node.loaded)
+    renamed = {
+        f"renamed-{order.index(key)}.profile": text for key, text in keys.items() if text != b"!bad"
+    }
+    if not renamed:
+        return
+    node.removed.clear()
+    outcomes = turn(node, [read(renamed)])
+    puts = [one for one in outcomes if isinstance(one.action, plan.Put)]
+    assert (loaded, [], []) == (node.loaded, node.removed, puts)
+
+
+@settings(max_examples=300)
+@given(HISTORY, FOREIGN, st.integers(0, 12))
+@example([(read({"one.profile": b"a:x"}), [])], {}, 3)
+def test_a_kill_at_any_step_ends_in_the_same_state(history, foreign, step):
+    """After a kill at any effect, the next passes end where an undisturbed one ends."""
+    node = Node(loaded=dict(foreign))
+    for snapshot, deeds in history[:-1]:
+        meddle(node, deeds)
+        turn(node, [snapshot])
+    snapshot, deeds = history[-1]
+    meddle(node, deeds)
+    undisturbed = copy.deepcopy(node)
+    turn(undisturbed, [snapshot])
+    turn(undisturbed, [snapshot])
+    with contextlib.suppress(Killed):
+        turn(node, [snapshot], steps=Steps(fatal=step))
+    turn(node, [snapshot])
+    turn(node, [snapshot])
+    assert settled(undisturbed) == settled(node)

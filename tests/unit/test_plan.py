@@ -1,0 +1,431 @@
+"""The decision table of agent.core.plan, a test or more for each row."""
+
+import pytest
+
+from agent.core import plan
+from agent.core.desired import Desired
+from agent.core.model import (
+    Blind,
+    CannotTell,
+    Emptied,
+    Entry,
+    Fact,
+    Id,
+    InUse,
+    Missing,
+    Profile,
+    Read,
+    Rejection,
+    Seen,
+    Unchecked,
+    Unreadable,
+    Unsupported,
+    Unused,
+    Version,
+)
+from agent.core.plan import Adopt, Hold, Keep, Options, Put, Release, Remove
+from agent.core.problems import Problem
+
+ORIGIN = "configmap ns/web"
+REFUSED = Problem(code="parser_rejected", where="web", what="refused")
+
+
+def key(name="web.profile", *, kind="apparmor", origin=ORIGIN):
+    return Id(kind=kind, origin=origin, key=name)
+
+
+def version(content="v1", names=("web",), **more):
+    more.setdefault("evidence", {name: frozenset({f"raw:{content}"}) for name in names})
+    return Version(provides=names, source=f"source {content}", body=f"body {content}", **more)
+
+
+def profile(id_=None, content="v1", names=("web",), **more):
+    return Profile(id=id_ or key(), version=version(content, names, **more), source=b"s", body=b"b")
+
+
+def entry(id_=None, content="v1", names=("web",), how="put", **more):
+    return Entry(id=id_ or key(), how=how, installed=version(content, names), **more)
+
+
+def fact(content="v1", mode=""):
+    return Fact(evidence=frozenset({f"raw:{content}"}), mode=mode)
+
+
+def has(**loaded):
+    return Seen(facts={name: fact(content) for name, content in loaded.items()})
+
+
+def desired(*profiles, rejected=(), unchecked=(), sets=None, same=None):
+    sets = sets if sets is not None else [Read(origin=ORIGIN, revision="1", blobs=())]
+    return Desired(
+        profiles={one.id: one for one in profiles},
+        rejections={id_: Rejection(id=id_, problems=(REFUSED,)) for id_ in rejected},
+        unchecked={id_: Unchecked(id=id_, problem=REFUSED) for id_ in unchecked},
+        same=same or {},
+        sets={one.origin: one for one in sets},
+    )
+
+
+def decide(wanted, *entries, seen, kind="apparmor", **options):
+    return plan.plan(wanted, {one.id: one for one in entries}, {kind: seen}, Options(**options))
+
+
+def short(actions):
+    """Return each action as its type, why and names: what most rows of the table say."""
+    return [(type(one), one.why, one.names) for one in actions]
+
+
+def test_a_new_profile_is_put():
+    """A desired name that is absent and unknown is put, as nobody's."""
+    wanted = profile()
+    put = Put(id=key(), why="new", names=("web",), profile=wanted, ours=frozenset())
+    assert decide(desired(wanted), seen=has()) == (put,)
+
+
+def test_a_profile_of_the_same_content_is_adopted():
+    """A desired name that somebody else loaded with the same content is only tracked."""
+    wanted = profile()
+    adopt = Adopt(
+        id=key(),
+        why="same content",
+        names=("web",),
+        profile=wanted,
+        evidence={"web": frozenset({"raw:v1"})},
+    )
+    assert decide(desired(wanted), seen=has(web="v1")) == (adopt,)
+
+
+def test_a_profile_loaded_by_someone_else_is_held():
+    """A name that is loaded with other content, and not by us, is never replaced."""
+    (hold,) = decide(desired(profile()), seen=has(web="theirs"))
+    assert (Hold, "foreign", ["foreign_name"]) == (
+        type(hold),
+        hold.state,
+        [one.code for one in hold.problems],
+    )
+
+
+def test_a_profile_of_the_same_content_in_another_mode_is_foreign():
+    """Equal evidence in another mode does not prove equal content."""
+    wanted = profile(modes={"web": "enforce"})
+    (hold,) = decide(desired(wanted), seen=Seen(facts={"web": fact(mode="complain")}))
+    assert hold.state == "foreign"
+
+
+def test_a_taken_over_name_is_replaced():
+    """--take-over is the way out of a foreign name: it counts as ours."""
+    actions = decide(desired(profile()), seen=has(web="theirs"), take_over=frozenset({"web"}))
+    assert [one.ours for one in actions] == [frozenset({"web"})]
+
+
+def test_an_unchanged_profile_is_kept():
+    """What is installed, desired and on the node needs nothing."""
+    actions = decide(desired(profile()), entry(), seen=has(web="v1"))
+    assert short(actions) == [(Keep, "unchanged", ("web",))]
+
+
+def test_a_drifted_profile_is_put_again():
+    """Other content under our name is replaced by ours."""
+    actions = decide(desired(profile()), entry(), seen=has(web="other"))
+    assert [(Put, "drifted", ("web",))] == short(actions)
+    assert actions[0].ours == frozenset({"web"})
+
+
+def test_an_adopted_profile_that_changed_on_the_node_is_held():
+    """What was only adopted still belongs to somebody else, who may change it."""
+    (hold,) = decide(desired(profile()), entry(how="adopted"), seen=has(web="other"))
+    assert (hold.state, hold.names) == ("foreign", ("web",))
+
+
+def test_an_absent_profile_is_put_as_new():
+    """What went missing is put so that somebody else's load meanwhile is not replaced."""
+    (put,) = decide(desired(profile()), entry(), seen=has())
+    assert (put.why, put.ours) == ("missing", frozenset())
+
+
+def test_a_changed_profile_is_put():
+    """A new version replaces the installed one."""
+    (put,) = decide(desired(profile(content="v2")), entry(), seen=has(web="v1"))
+    assert (put.why, put.ours) == ("changed", frozenset({"web"}))
+
+
+def test_the_same_text_compiled_anew_is_a_put_of_its_own():
+    """A new body from an unchanged source is recompiled, not drifted."""
+    wanted = profile(content="v1")
+    old = Version(
+        provides=("web",),
+        source="source v1",
+        body="older body",
+        evidence={"web": frozenset({"raw:old"})},
+    )
+    stored = Entry(id=key(), how="put", installed=old)
+    assert short(decide(desired(wanted), stored, seen=has(web="old"))) == [
+        (Put, "recompiled", ("web",))
+    ]
+
+
+def test_what_was_staged_and_is_on_the_node_is_finished():
+    """A kill between load and commit leaves a name that is recognised by its content."""
+    stored = Entry(id=key(), how="put", staged=version("v1"))
+    (put,) = decide(desired(profile(content="v2")), stored, seen=has(web="v1"))
+    assert (put.why, put.ours) == ("unfinished", frozenset({"web"}))
+
+
+def test_a_staged_version_that_is_not_on_the_node_is_no_ownership():
+    """What was staged and never installed gives no right to a name with other content."""
+    stored = Entry(id=key(), how="put", staged=version("v1"))
+    (hold,) = decide(desired(profile(content="v2")), stored, seen=has(web="theirs"))
+    assert hold.state == "foreign"
+
+
+def test_a_profile_with_one_foreign_name_is_held_whole():
+    """A key is put whole or not at all, equal content under one name included."""
+    (hold,) = decide(desired(profile(names=("a", "b"))), seen=has(a="v1"))
+    assert (hold.state, [one.where for one in hold.problems]) == ("foreign", ["a"])
+
+
+def test_a_dropped_name_is_removed_after_the_put():
+    """A new version with fewer names puts first, then removes what it dropped."""
+    seen = Seen(facts={"a": fact(), "b": fact()}, uses={"b": Unused()})
+    actions = decide(
+        desired(profile(content="v2", names=("a",))), entry(names=("a", "b")), seen=seen
+    )
+    assert short(actions) == [(Put, "changed", ("a",)), (Remove, "not desired", ("b",))]
+
+
+def test_a_retired_name_is_removed():
+    """A name that an earlier version left behind goes as soon as nobody uses it."""
+    stored = entry(retired={"web//hat": frozenset({"raw:hat"})})
+    seen = Seen(facts={"web": fact(), "web//hat": fact("hat")}, uses={"web//hat": Unused()})
+    assert short(decide(desired(profile()), stored, seen=seen)) == [
+        (Keep, "unchanged", ("web",)),
+        (Remove, "not desired", ("web//hat",)),
+    ]
+
+
+def test_a_refused_update_holds_the_last_good_version():
+    """A refused key keeps what was installed for it."""
+    (hold,) = decide(desired(rejected=[key()]), entry(), seen=has(web="v1"))
+    expected = Hold(id=key(), why="rejected", names=("web",), state="outdated", problems=(REFUSED,))
+    assert expected == hold
+
+
+@pytest.mark.parametrize(
+    ("seen", "why", "ours"),
+    [(has(), "missing", frozenset()), (has(web="other"), "drifted", frozenset({"web"}))],
+)
+def test_a_refused_update_restores_the_last_good_version(seen, why, ours):
+    """The last good version is put back from the ledger when the node lost or changed it."""
+    (put,) = decide(desired(rejected=[key()]), entry(), seen=seen)
+    expected = Put(id=key(), why=why, names=("web",), profile=None, ours=ours, problems=(REFUSED,))
+    assert expected == put
+
+
+def test_a_refused_update_of_an_adopted_profile_leaves_the_changed_one_alone():
+    """The last good version of an adopted profile is not forced on its owner."""
+    (hold,) = decide(desired(rejected=[key()]), entry(how="adopted"), seen=has(web="other"))
+    assert (hold.state, [one.code for one in hold.problems]) == (
+        "foreign",
+        ["parser_rejected", "foreign_name"],
+    )
+
+
+def test_a_refused_new_key_is_only_reported():
+    """A key that was never accepted has nothing to keep."""
+    assert decide(desired(rejected=[key()]), seen=has()) == (
+        Hold(id=key(), why="rejected", names=(), state="rejected", problems=(REFUSED,)),
+    )
+
+
+def test_a_key_that_cannot_be_checked_keeps_its_last_good_version():
+    """Without the means to check, what is there stays."""
+    (hold,) = decide(desired(unchecked=[key()]), entry(), seen=has(web="v1"))
+    assert (hold.why, hold.state) == ("unchecked", "outdated")
+
+
+def test_a_profile_no_longer_desired_is_removed():
+    """A name of ours that nobody desires or uses goes, proof asked for again."""
+    seen = Seen(facts={"web": fact()}, uses={"web": Unused()})
+    assert decide(desired(), entry(), seen=seen) == (
+        Remove(
+            id=key(),
+            why="not desired",
+            names=("web",),
+            evidence={"web": frozenset({"raw:v1"})},
+            prove=True,
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("use", "why"),
+    [(InUse(pids=(1, 2)), "in_use"), (CannotTell(why="no /proc"), "use_unknown")],
+)
+def test_a_profile_in_use_is_held(use, why):
+    """Removal would unconfine its processes for good, so it waits."""
+    seen = Seen(facts={"web": fact()}, uses={"web": use})
+    assert short(decide(desired(), entry(), seen=seen)) == [(Hold, why, ("web",))]
+
+
+def test_a_use_nobody_looked_at_is_not_unused():
+    """Without an answer about its use a name stays."""
+    assert short(decide(desired(), entry(), seen=has(web="v1"))) == [
+        (Hold, "use_unknown", ("web",))
+    ]
+
+
+def test_prune_never_holds():
+    """--prune=never removes nothing at all."""
+    seen = Seen(facts={"web": fact()}, uses={"web": Unused()})
+    assert short(decide(desired(), entry(), seen=seen, prune="never")) == [
+        (Hold, "prune=never", ("web",))
+    ]
+
+
+def test_prune_always_needs_no_proof_for_seccomp_files_only():
+    """--prune=always skips the in-use proof for files, never for loaded AppArmor profiles."""
+    seen = Seen(facts={"web": fact()}, uses={"web": CannotTell(why="a file")})
+    seccomp = entry(key(kind="seccomp"))
+    actions = decide(desired(), seccomp, seen=seen, kind="seccomp", prune="always")
+    assert [(Remove, False)] == [(type(one), one.prove) for one in actions]
+    assert short(decide(desired(), entry(), seen=seen, prune="always")) == [
+        (Hold, "use_unknown", ("web",))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("stored", "seen", "why"),
+    [
+        (entry(how="adopted"), has(web="v1"), "adopted"),
+        (entry(), has(), "absent"),
+        (entry(), has(web="theirs"), "foreign"),
+    ],
+)
+def test_what_is_not_ours_to_remove_is_released(stored, seen, why):
+    """Adopted, absent and replaced names are forgotten; the node stays as it is."""
+    assert short(decide(desired(), stored, seen=seen)) == [(Release, why, ("web",))]
+
+
+def test_an_entry_that_never_got_anywhere_is_dropped():
+    """An entry without a name of its own is forgotten."""
+    stored = Entry(id=key(), how="put", staged=version())
+    assert short(decide(desired(), stored, seen=has())) == [(Release, "never installed", ())]
+
+
+def test_a_renamed_key_keeps_its_profile():
+    """The entry moves; the node is not touched."""
+    actions = decide(desired(profile(key("new"))), entry(key("old")), seen=has(web="v1"))
+    assert short(actions) == [(Keep, "renamed", ("web",)), (Release, "moved", ("web",))]
+
+
+def test_a_name_moves_out_of_a_set_that_this_pass_does_not_read():
+    """Another origin's entry loses a name that a key of ours provides now, nothing else."""
+    other = entry(key("old", origin="dir /elsewhere"), names=("web", "more"))
+    actions = decide(desired(profile(content="v2")), other, seen=has(web="v1", more="v1"))
+    assert short(actions) == [(Put, "changed", ("web",)), (Release, "moved", ("web",))]
+
+
+def test_entries_of_other_origins_are_not_mentioned():
+    """A pass removes nothing whose origin is not among its own sources."""
+    other = entry(key("old", origin="dir /elsewhere"))
+    assert decide(desired(), other, seen=has(web="v1")) == ()
+
+
+@pytest.mark.parametrize("refused", ["rejected", "unchecked"])
+def test_a_name_of_a_refused_key_cannot_move(refused):
+    """The last good version of a refused key keeps its names against other keys."""
+    wanted = desired(profile(key("new"), "v2"), **{refused: [key("old")]})
+    new, old = decide(wanted, entry(key("old")), seen=has(web="v1"))
+    assert (new.state, [one.code for one in new.problems]) == ("rejected", ["name_conflict"])
+    assert (type(old), old.names, old.state) == (Hold, ("web",), "outdated")
+
+
+def test_a_name_of_an_unreadable_set_cannot_move():
+    """A set that could not be read may still provide its names."""
+    sets = [Read(origin=ORIGIN, revision="1", blobs=()), Unreadable(origin="dir /x", why="EIO")]
+    wanted = desired(profile(content="v2"), sets=sets)
+    stored = entry(key("old", origin="dir /x"))
+    new, old = decide(wanted, stored, seen=has(web="v1"))
+    assert (new.state, old.why, old.state) == ("rejected", "source gone", "held")
+
+
+def test_an_unreadable_set_blocks_every_removal():
+    """A key that seems gone may have moved into the set that could not be read."""
+    sets = [Read(origin=ORIGIN, revision="1", blobs=()), Unreadable(origin="dir /x", why="EIO")]
+    seen = Seen(facts={"web": fact()}, uses={"web": Unused()})
+    assert short(decide(desired(sets=sets), entry(), seen=seen)) == [
+        (Hold, "a source is unreadable", ("web",))
+    ]
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [
+        Emptied(origin=ORIGIN, revision=""),
+        Missing(origin=ORIGIN, why="not found"),
+        Unreadable(origin=ORIGIN, why="EACCES"),
+    ],
+)
+def test_a_set_that_is_gone_keeps_and_restores_its_profiles(gone):
+    """Emptied, missing and unreadable are never a reason to remove."""
+    wanted = desired(sets=[gone])
+    assert short(decide(wanted, entry(), seen=has(web="v1"))) == [(Hold, "source gone", ("web",))]
+    assert short(decide(wanted, entry(), seen=has())) == [(Put, "missing", ("web",))]
+
+
+def test_an_emptied_set_may_be_allowed():
+    """With --allow-empty an emptied set is a set without keys."""
+    seen = Seen(facts={"web": fact()}, uses={"web": Unused()})
+    wanted = desired(sets=[Emptied(origin=ORIGIN, revision="")])
+    assert short(decide(wanted, entry(), seen=seen, allow_empty=True)) == [
+        (Remove, "not desired", ("web",))
+    ]
+
+
+def test_a_duplicate_key_releases_its_names_to_the_first():
+    """Of two keys with the same content one owns the names."""
+    wanted = desired(profile(key("a")), same={key("b"): key("a")})
+    actions = decide(wanted, entry(key("b")), seen=has(web="v1"))
+    assert short(actions) == [(Keep, "renamed", ("web",)), (Release, "moved", ("web",))]
+
+
+@pytest.mark.parametrize(
+    ("observed", "state"),
+    [
+        (Blind(problem=REFUSED), "unobservable"),
+        (Unsupported(problem=REFUSED), "unsupported"),
+    ],
+)
+def test_a_kind_that_cannot_be_seen_is_held(observed, state):
+    """Without a look at the node every key and entry is held, and refused keys stay refused."""
+    wanted = desired(profile(), rejected=[key("bad")], unchecked=[key("later")])
+    actions = decide(wanted, entry(key("gone")), seen=observed)
+    assert [(one.id.key, one.state) for one in actions] == [
+        ("bad", "rejected"),
+        ("later", state),
+        ("web.profile", state),
+        ("gone", state),
+    ]
+
+
+def test_another_keys_foreign_name_holds_back_the_whole_update():
+    """An update that claims a foreign name is held; the last good version stays complete."""
+    wanted = profile(content="v2", names=("web", "extra"))
+    (hold,) = decide(desired(wanted), entry(), seen=has(web="v1", extra="theirs"))
+    assert (hold.why, hold.names, hold.state) == ("foreign", ("web",), "outdated")
+
+
+def test_only_names_that_may_go_are_suspects():
+    """Use is looked at for names of ours that no key provides, and for no others."""
+    wanted = desired(profile())
+    stored = {
+        one.id: one
+        for one in (
+            entry(),
+            entry(key("old"), names=("old",)),
+            entry(key("theirs"), names=("theirs",), how="adopted"),
+            entry(key("far", origin="dir /far"), names=("far",)),
+        )
+    }
+    assert plan.suspects(wanted, stored, Options()) == frozenset({"old"})
+    assert plan.suspects(wanted, stored, Options(prune="never")) == frozenset()
