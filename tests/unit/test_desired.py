@@ -1,0 +1,94 @@
+"""Joining snapshots: which key is a profile, and which keys contradict each other."""
+
+from agent.core.desired import Desired, join
+from agent.core.model import Blob, Emptied, Id, Read, Unchecked
+from agent.core.problems import Problem
+from tests.world import MemoryKind, Node, Steps
+
+KIND = MemoryKind(Node(), Steps())
+
+
+def key(name, origin="dir /p", kind="apparmor"):
+    return Id(kind=kind, origin=origin, key=name)
+
+
+def read(keys, origin="dir /p", **more):
+    blobs = tuple(Blob(origin=origin, key=k, content=v) for k, v in keys.items())
+    return Read(origin=origin, revision="", blobs=blobs, **more)
+
+
+def joined(*snapshots, inspect=lambda _, blob: KIND.inspect(blob)):
+    return join(snapshots, inspect, frozenset({"apparmor"}))
+
+
+def codes(desired):
+    return {
+        id_.key: [one.code for one in desired.rejections[id_].problems]
+        for id_ in desired.rejections
+    }
+
+
+def test_every_key_is_accepted_or_refused_on_its_own():
+    """One bad key does not stop a good one."""
+    desired = joined(read({"good.profile": b"a:x", "bad.profile": b"!", "README.md": b"x"}))
+    assert (set(desired.profiles), codes(desired)) == (
+        {key("good.profile")},
+        {"bad.profile": ["parser_rejected"]},
+    )
+
+
+def test_keys_of_a_kind_that_is_off_are_left_out():
+    """--kinds decides which keys count at all."""
+    desired = joined(read({"a.json": b"{}"}))
+    assert (desired.profiles, desired.rejections) == ({}, {})
+
+
+def test_a_key_that_cannot_be_checked_is_neither_accepted_nor_refused():
+    """A node without a parser knows nothing about a text."""
+    problem = Problem(code="kind_unsupported", where="a", what="no parser")
+    unchecked = Unchecked(id=key("a.profile"), problem=problem)
+    desired = joined(read({"a.profile": b"a:x"}), inspect=lambda *_: unchecked)
+    assert desired.unchecked == {key("a.profile"): unchecked}
+    assert desired.has(key("a.profile"))
+
+
+def test_a_key_that_its_source_refused_is_refused():
+    """Its last good version is held like that of any refused key."""
+    problem = Problem(code="key_too_large", where="big.profile", what="2 MiB")
+    note = Problem(code="key_too_large", where="notes.md", what="2 MiB")
+    snapshot = read({}, refused=(("big.profile", problem), ("notes.md", note)))
+    assert codes(joined(snapshot)) == {"big.profile": ["key_too_large"]}
+
+
+def test_the_same_name_with_other_content_refuses_both():
+    """Neither of two contradicting keys silently wins; the third is not harmed."""
+    desired = joined(read({"1.profile": b"a:x", "2.profile": b"a:y", "3.profile": b"b:x"}))
+    assert (set(desired.profiles), codes(desired)) == (
+        {key("3.profile")},
+        {"1.profile": ["name_conflict"], "2.profile": ["name_conflict"]},
+    )
+
+
+def test_identical_content_counts_once():
+    """Two keys of the same content are one profile and its copy."""
+    desired = joined(read({"1.profile": b"a:x"}), read({"1.profile": b"a:x"}, origin="dir /q"))
+    assert (set(desired.profiles), desired.same) == (
+        {key("1.profile")},
+        {key("1.profile", "dir /q"): key("1.profile")},
+    )
+
+
+def test_a_contested_name_is_contested_for_its_copies_too():
+    """Two identical keys and a different one refuse all three."""
+    desired = joined(read({"1.profile": b"a:x", "2.profile": b"a:x", "3.profile": b"a:y"}))
+    assert (desired.profiles, desired.same, set(codes(desired))) == (
+        {},
+        {},
+        {"1.profile", "2.profile", "3.profile"},
+    )
+
+
+def test_a_set_that_was_not_read_is_known_as_such():
+    """Emptied is an answer of its own, not a set without keys."""
+    emptied = Emptied(origin="dir /p", revision="")
+    assert joined(emptied) == Desired(sets={"dir /p": emptied})

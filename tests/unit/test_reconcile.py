@@ -1,0 +1,330 @@
+"""Acting on a plan: the order inside an action, and what a failure leaves behind."""
+
+from dataclasses import replace
+
+from agent.core import model, plan
+from agent.core.model import Blob, CannotTell, Entry, Id, Unchecked
+from agent.core.ports import Failed, StillUsed
+from agent.core.problems import Problem
+from agent.core.reconcile import Outcome, Reconciler
+from tests.world import MemoryKind, MemoryLedger, Node, Steps, token
+
+ORIGIN = "dir /p"
+REFUSED = Problem(code="kernel_refused", where="a", what="EPROTO")
+
+
+def inspected(text=b"a:x", key="one.profile"):
+    return MemoryKind(Node(), Steps()).inspect(Blob(origin=ORIGIN, key=key, content=text))
+
+
+class FailingKind(MemoryKind):
+    """A kind whose kernel gives a fixed answer."""
+
+    answer = Failed(problem=REFUSED)
+    fitting = True
+
+    def put(self, profile, *, ours):
+        return self.answer
+
+    def remove(self, names, evidence, *, prove):
+        return self.answer
+
+    def fits(self, context):
+        return self.fitting
+
+    def inspect(self, blob):
+        return Unchecked(id=Id(kind=self.name, origin=blob.origin, key=blob.key), problem=REFUSED)
+
+
+class FailingLedger(MemoryLedger):
+    """A ledger that fails from the write number `works` on."""
+
+    works = 0
+
+    def _fails(self):
+        self.works -= 1
+        return replace(REFUSED, code="write_failed") if self.works < 0 else None
+
+    def write(self, entry):
+        return self._fails() or super().write(entry)
+
+    def keep(self, content):
+        return self._fails() or super().keep(content)
+
+    def drop(self, id_):
+        return self._fails() or super().drop(id_)
+
+
+def act(node, *actions, kind=MemoryKind, ledger=MemoryLedger, dry_run=False):
+    runner = Reconciler(
+        kinds={"apparmor": kind(node, Steps())},
+        ledger=ledger(node, Steps()),
+        entries=node.entries,
+        clock=lambda: 0.0,
+    )
+    return runner.run(actions, dry_run=dry_run)
+
+
+def put(profile, **more):
+    more = {"why": "new", "ours": frozenset(), **more}
+    return plan.Put(id=profile.id, names=profile.version.provides, profile=profile, **more)
+
+
+def stored(profile, **more):
+    return Entry(id=profile.id, how="put", installed=profile.version, **more)
+
+
+def keep_bodies(node, profile):
+    node.bodies |= {profile.version.source: profile.source, profile.version.body: profile.body}
+
+
+def test_a_put_ends_with_the_verified_version_installed():
+    """After a put the ledger holds what the node showed, and nothing staged."""
+    node, profile = Node(), inspected()
+    outcomes = act(node, put(profile))
+    assert outcomes == (Outcome(action=put(profile), result="done", version=profile.version),)
+    assert node.entries == {profile.id: stored(profile)}
+    assert node.loaded == {"a": profile.body}
+
+
+def test_a_failed_put_never_loses_the_last_good_version():
+    """When the kernel refuses, the installed slot is what it was and nothing stays staged."""
+    node, old, new = Node(), inspected(), inspected(b"a:y")
+    node.entries = {old.id: stored(old)}
+    outcomes = act(node, put(new, ours=frozenset({"a"})), kind=FailingKind)
+    assert [(one.result, one.problems) for one in outcomes] == [("failed", (REFUSED,))]
+    assert node.entries == {old.id: stored(old)}
+
+
+def test_a_failed_first_put_leaves_no_entry():
+    """What never was on the node is not in the ledger."""
+    node = Node()
+    act(node, put(inspected()), kind=FailingKind)
+    assert node.entries == {}
+
+
+def test_a_put_that_could_not_be_verified_stays_staged():
+    """What may be on the node is remembered, so that it is recognised as ours."""
+    kind = type(
+        "Kind", (FailingKind,), {"answer": Failed(problem=replace(REFUSED, code="verify_failed"))}
+    )
+    node, profile = Node(), inspected()
+    act(node, put(profile), kind=kind)
+    assert node.entries == {profile.id: Entry(id=profile.id, how="put", staged=profile.version)}
+
+
+def test_each_failed_write_of_the_ledger_fails_the_put():
+    """A put is done only if it is on record; the node is untouched unless it was staged."""
+    results = []
+    for works in range(4):
+        node = Node()
+        ledger = type("Ledger", (FailingLedger,), {"works": works})
+        (outcome,) = act(node, put(inspected()), ledger=ledger)
+        results.append((outcome.result, sorted(node.loaded), len(node.entries)))
+    assert results == [
+        ("failed", [], 0),
+        ("failed", [], 0),
+        ("failed", [], 0),
+        ("failed", ["a"], 1),
+    ]
+
+
+def test_names_that_a_version_drops_stay_ours_to_remove():
+    """The kernel keeps a dropped child loaded, so the ledger remembers it."""
+    node, old, new = Node(), inspected(b"a,b:x"), inspected(b"a:y")
+    node.loaded = {"a": old.body, "b": old.body}
+    node.entries = {old.id: stored(old)}
+    act(node, put(new, ours=frozenset({"a"})))
+    assert node.entries == {new.id: stored(new, retired={"b": token(old.body)})}
+
+
+def test_names_that_were_only_adopted_are_not_ours_to_remove():
+    """Replacing an adopted profile makes its new names ours, not its former ones."""
+    node, old, new = Node(), inspected(b"a,b:x"), inspected(b"a:y")
+    node.entries = {old.id: replace(stored(old), how="adopted")}
+    act(node, put(new, ours=frozenset({"a"})))
+    assert node.entries == {new.id: stored(new)}
+
+
+def restoring(profile):
+    return plan.Put(
+        id=profile.id, why="missing", names=profile.version.provides, profile=None, ours=frozenset()
+    )
+
+
+def test_the_last_good_version_is_restored_from_the_ledger_alone():
+    """Restoring needs neither the source nor a compilation."""
+    node, profile = Node(), inspected()
+    keep_bodies(node, profile)
+    node.entries = {profile.id: stored(profile)}
+    (outcome,) = act(node, restoring(profile))
+    assert (outcome.result, node.loaded) == ("done", {"a": profile.body})
+
+
+def test_a_version_made_for_another_kernel_is_checked_anew():
+    """A body that does not fit this node is made again from the source in the ledger."""
+    kind = type("Kind", (MemoryKind,), {"fits": lambda _, __: False})
+    node, profile = Node(), inspected()
+    keep_bodies(node, profile)
+    node.entries = {profile.id: stored(profile)}
+    (outcome,) = act(node, restoring(profile), kind=kind)
+    assert (outcome.result, node.loaded) == ("done", {"a": profile.body})
+
+
+def test_what_cannot_be_restored_says_why():
+    """Lost bytes, a refused text and a missing parser each fail with their own problem."""
+    profile = inspected()
+    bad = inspected(b"a:x")
+    never = type("Kind", (FailingKind,), {"fitting": False})
+    misfit = type("Kind", (MemoryKind,), {"fits": lambda _, __: False})
+    cases = []
+    for kind, bodies in ((MemoryKind, {}), (never, None), (misfit, {bad.version.source: b"!"})):
+        node = Node(entries={profile.id: stored(profile)})
+        keep_bodies(node, profile)
+        if bodies is not None:
+            node.bodies = bodies
+        (outcome,) = act(node, restoring(profile), kind=kind)
+        cases.append((outcome.result, outcome.problems[0].code))
+    node = Node(entries={profile.id: Entry(id=profile.id, how="put")})
+    (outcome,) = act(node, restoring(profile))
+    cases.append((outcome.result, outcome.problems[0].code))
+    assert cases == [
+        ("failed", "ledger_damaged"),
+        ("failed", "kernel_refused"),
+        ("failed", "parser_rejected"),
+        ("failed", "ledger_damaged"),
+    ]
+
+
+def test_adopting_only_writes_the_ledger():
+    """An adopted profile is on record as somebody else's."""
+    node, profile = Node(), inspected()
+    node.loaded = {"a": profile.body}
+    adopt = plan.Adopt(
+        id=profile.id,
+        why="same content",
+        names=("a",),
+        profile=profile,
+        evidence={"a": token(profile.body)},
+    )
+    act(node, adopt)
+    assert node.entries == {profile.id: replace(stored(profile), how="adopted")}
+
+
+def test_keeping_an_unchanged_profile_writes_nothing():
+    """A pass over an unchanged node costs no write."""
+    node, profile = Node(), inspected()
+    node.entries = {profile.id: stored(profile)}
+    keep = plan.Keep(
+        id=profile.id,
+        why="unchanged",
+        names=("a",),
+        profile=profile,
+        evidence={"a": token(profile.body)},
+        how="put",
+    )
+    (outcome,) = act(node, keep, ledger=FailingLedger)
+    assert (outcome.result, node.bodies) == ("done", {})
+
+
+def removing(profile):
+    return plan.Remove(
+        id=profile.id,
+        why="not desired",
+        names=profile.version.provides,
+        evidence=profile.version.evidence,
+        prove=True,
+    )
+
+
+def test_a_removed_profile_leaves_node_and_ledger():
+    """After a removal nothing of it is left."""
+    node, profile = Node(), inspected()
+    node.loaded = {"a": profile.body}
+    node.entries = {profile.id: stored(profile)}
+    (outcome,) = act(node, removing(profile))
+    assert (outcome.result, node.loaded, node.entries) == ("done", {}, {})
+
+
+def test_a_profile_found_in_use_at_the_last_look_is_held():
+    """The look right before the removal has the last word."""
+    answer = StillUsed(uses={"a": CannotTell(why="a new process")})
+    kind = type("Kind", (FailingKind,), {"answer": answer})
+    node, profile = Node(), inspected()
+    node.entries = {profile.id: stored(profile)}
+    (outcome,) = act(node, removing(profile), kind=kind)
+    assert (outcome.result, [one.code for one in outcome.problems]) == ("held", ["use_unknown"])
+    assert node.entries == {profile.id: stored(profile)}
+
+
+def test_a_failed_removal_stays_on_record():
+    """What could not be removed is tried again."""
+    node, profile = Node(), inspected()
+    node.entries = {profile.id: stored(profile)}
+    (outcome,) = act(node, removing(profile), kind=FailingKind)
+    assert (outcome.result, node.entries) == ("failed", {profile.id: stored(profile)})
+
+
+def test_a_part_that_stays_is_still_ours():
+    """Of a key that goes, the names that must stay remain on record."""
+    node, profile = Node(), inspected(b"a,b:x")
+    node.loaded = {"a": profile.body, "b": profile.body}
+    node.entries = {profile.id: stored(profile)}
+    action = replace(removing(profile), names=("a",))
+    act(node, action)
+    expected = Entry(id=profile.id, how="put", retired={"b": token(profile.body)})
+    assert node.entries == {profile.id: expected}
+
+
+def test_releasing_forgets_only_the_names_told():
+    """A released name leaves the ledger; the installed version stays."""
+    node, profile = Node(), inspected()
+    node.entries = {profile.id: stored(profile, retired={"b": token(b"b")})}
+    release = plan.Release(id=profile.id, why="absent", names=("b",))
+    act(node, release)
+    assert node.entries == {profile.id: stored(profile)}
+    assert [one.result for one in act(Node(), release)] == ["done"]
+
+
+def test_a_failed_release_is_reported():
+    """A ledger that cannot be written fails the action, not the pass."""
+    node, profile = Node(), inspected()
+    node.entries = {profile.id: stored(profile)}
+    release = plan.Release(id=profile.id, why="absent", names=("a",))
+    (outcome,) = act(node, release, ledger=FailingLedger)
+    assert (outcome.result, [one.code for one in outcome.problems]) == ("failed", ["write_failed"])
+
+
+def test_a_dry_run_changes_nothing_and_says_what_it_would_do():
+    """Every action has a preview; none is carried out."""
+    node, profile = Node(), inspected()
+    node.entries = {profile.id: stored(profile)}
+    hold = plan.Hold(id=profile.id, why="rejected", names=("a",), state="outdated")
+    other = Id(kind="apparmor", origin=ORIGIN, key="other")
+    keep = plan.Keep(
+        id=profile.id, why="unchanged", names=("a",), profile=profile, evidence={}, how="put"
+    )
+    actions = (put(profile), keep, hold, replace(hold, id=other), removing(profile))
+    outcomes = act(node, *actions, dry_run=True, kind=FailingKind, ledger=FailingLedger)
+    assert [(one.result, one.version) for one in outcomes] == [
+        ("planned", profile.version),
+        ("done", profile.version),
+        ("held", profile.version),
+        ("held", None),
+        ("planned", profile.version),
+    ]
+    release = plan.Release(id=other, why="absent", names=("a",))
+    assert [one.version for one in act(node, release, dry_run=True)] == [None]
+
+
+def test_held_profiles_are_told_with_their_version():
+    """A hold does nothing and says what is there."""
+    node, profile = Node(), inspected()
+    node.entries = {profile.id: stored(profile)}
+    hold = plan.Hold(id=profile.id, why="rejected", names=("a",), state="outdated")
+    assert act(node, hold) == (Outcome(action=hold, result="held", version=profile.version),)
+
+
+def test_the_digest_of_a_body_is_its_sha256():
+    """Bodies are named by content, never by place or time."""
+    assert model.digest(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
