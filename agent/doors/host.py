@@ -75,6 +75,25 @@ class Host:
                 parts.append(chunk)
             return b"".join(parts)
 
+    def read_once(self, path: str, *, size: int = 64) -> bytes | None:
+        """Return what one read(2) gives, or None if nothing is there yet; never wait.
+
+        For kernel files that never end (AppArmor's revision). Raises HostError.
+        """
+        with _translated(path):
+            fd = os.open(self.path(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                return os.read(fd, size)
+            except BlockingIOError:
+                return None
+            finally:
+                os.close(fd)
+
+    def link(self, path: str) -> str:
+        """Return where a symbolic link points, as it is written. Raises HostError."""
+        with _translated(path):
+            return os.readlink(self.path(path))
+
     def names(self, path: str) -> list[str]:
         """Return the sorted names in a directory. Raises HostError."""
         with _translated(path):
