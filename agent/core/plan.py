@@ -255,11 +255,7 @@ class _Planner:
             yield from self._blindly(self.observed)
             return
         seen = self.observed
-        for id_ in self._sorted(self.desired.profiles):
-            action = self._profile(self.desired.profiles[id_], seen)
-            if isinstance(action, Hold) or (isinstance(action, Put) and action.profile is None):
-                self.barred.add(id_)
-            yield action
+        yield from self._profiles(seen)
         for id_ in self._sorted(self.desired.rejections):
             yield self._refused(
                 id_, "rejected", "rejected", self.desired.rejections[id_].problems, seen
@@ -284,6 +280,26 @@ class _Planner:
         yield from (one for one in leftovers if isinstance(one, Remove))
 
     # --- a key that is desired -------------------------------------------------------------------
+
+    def _profiles(self, seen: Seen) -> Iterable[Action]:
+        """Decide on every desired profile; one that is barred may bar others, until none does."""
+        ids = self._sorted(self.desired.profiles)
+        while True:
+            actions = {id_: self._profile(self.desired.profiles[id_], seen) for id_ in ids}
+            barred = {
+                id_
+                for id_, action in actions.items()
+                if isinstance(action, Hold) or (isinstance(action, Put) and action.profile is None)
+            }
+            if barred <= self.barred:
+                break
+            self.barred |= barred
+        self.claimed |= {
+            (self.kind, name)
+            for id_ in self.barred & self.entries.keys()
+            for name in self._provided_by(id_)
+        }
+        return actions.values()
 
     def _profile(self, profile: Profile, seen: Seen) -> Action:
         version, id_ = profile.version, profile.id
@@ -352,7 +368,11 @@ class _Planner:
             for entry in self.owners.get(name, ()):
                 if entry.id == profile.id or entry.installed is None:
                     continue
-                refused = entry.id in self.desired.rejections or entry.id in self.desired.unchecked
+                refused = (
+                    entry.id in self.desired.rejections
+                    or entry.id in self.desired.unchecked
+                    or entry.id in self.barred
+                )
                 unread = isinstance(self.desired.sets.get(entry.id.origin), Unreadable)
                 if (refused or unread) and entry.installed.body != profile.version.body:
                     why = "is refused" if refused else "cannot be read"
@@ -421,10 +441,7 @@ class _Planner:
         self, entry: Entry, why: str, state: State, problems: tuple[Problem, ...], seen: Seen
     ) -> Action:
         """Hold the installed version if the node has it, put it back if not."""
-        installed = entry.installed
-        if installed is None:
-            return Hold(id=entry.id, why=why, names=(), state=state, problems=problems)
-        names = installed.provides
+        names = entry.installed.provides if entry.installed is not None else ()
         facts = {name: seen.facts.get(name) for name in names}
         broken = [
             name

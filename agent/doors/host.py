@@ -123,13 +123,16 @@ class Host:
                     )
             except FileNotFoundError:
                 return None
-            with open(file, "rb") as stream:  # noqa: PTH123 - a descriptor, not a path
+            try:
                 status = os.fstat(file)
                 if not stat.S_ISREG(status.st_mode):
                     raise OSError(errno.EINVAL, "not a regular file")
                 if status.st_size > limit:
                     raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-                return stream.read(limit + 1)
+                with open(file, "rb", closefd=False) as stream:
+                    return stream.read(limit + 1)
+            finally:
+                os.close(file)
 
     # --- writing ---------------------------------------------------------------------------------
 

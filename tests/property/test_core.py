@@ -66,6 +66,13 @@ def mine(node):
     return {name for entry in node.entries.values() for name in plan.owned(entry)}
 
 
+@example(
+    [
+        (read({"one.profile": b"a:y", "three.profile": b"b:x"}), []),
+        (read({"one.profile": b"b,c:x", "two.profile": b"a:x", "three.profile": b"!bad"}), []),
+    ],
+    {},
+)
 @given(HISTORY, FOREIGN)
 def test_a_pass_settles(history, foreign):
     """A second pass over the same node and source changes neither node nor ledger."""

@@ -429,3 +429,16 @@ def test_only_names_that_may_go_are_suspects():
     }
     assert plan.suspects(wanted, stored, Options()) == frozenset({"old"})
     assert plan.suspects(wanted, stored, Options(prune="never")) == frozenset()
+
+
+def test_a_name_that_a_barred_key_still_needs_cannot_move():
+    """A key that cannot be updated keeps its names, or two keys would take turns for ever."""
+    one, two = profile(key("one"), "v2", ("b", "c")), profile(key("two"), "v2", ("a",))
+    stored = entry(key("one"), names=("a",)), entry(key("three"), names=("b",))
+    wanted = desired(one, two, rejected=[key("three")])
+    actions = decide(wanted, *stored, seen=has(a="v1", b="v1"))
+    assert [(one.id.key, one.state) for one in actions] == [
+        ("one", "outdated"),
+        ("two", "rejected"),
+        ("three", "outdated"),
+    ]

@@ -1,0 +1,146 @@
+"""What every ledger keeps: the file ledger, and the one in memory that stands for it."""
+
+import json
+
+import pytest
+
+from agent.core import model
+from agent.core.model import Entry, Id, Version
+from agent.core.problems import Problem
+from agent.doors.host import Host
+from agent.doors.ledger import FileLedger
+from tests.world import MemoryLedger, Node, Steps
+
+ID = Id(kind="apparmor", origin="configmap ns/web", key="web.profile")
+VERSION = Version(
+    provides=("web", "web//hat"),
+    source="1" * 64,
+    body="2" * 64,
+    context="features",
+    modes={"web": "enforce", "web//hat": "complain"},
+    evidence={"web": frozenset({"raw:1", "own:2"}), "web//hat": frozenset()},
+)
+FULL = Entry(
+    id=ID,
+    how="adopted",
+    installed=VERSION,
+    staged=VERSION,
+    retired={"web//old": frozenset({"raw:0"})},
+    prefix="profiles/",
+)
+
+
+@pytest.fixture(params=["file", "memory"])
+def ledger(request, tmp_path):
+    """Give a fresh ledger."""
+    if request.param == "memory":
+        return MemoryLedger(Node(), Steps())
+    return FileLedger(Host(tmp_path), "/state")
+
+
+def test_an_entry_is_read_back_as_it_was_written(ledger):
+    """Every field survives; a second write replaces the first."""
+    assert ledger.entries() == {}
+    assert ledger.write(Entry(id=ID, how="put")) is None
+    assert ledger.write(FULL) is None
+    assert ledger.entries() == {ID: FULL}
+
+
+def test_entries_of_other_keys_are_kept_apart(ledger):
+    """Kind, origin and key together name an entry."""
+    other = Entry(id=Id(kind="seccomp", origin=ID.origin, key=ID.key), how="put")
+    ledger.write(FULL)
+    ledger.write(other)
+    assert ledger.entries() == {ID: FULL, other.id: other}
+    assert ledger.drop(ID) is None
+    assert ledger.drop(ID) is None
+    assert ledger.entries() == {other.id: other}
+
+
+def test_bodies_are_kept_under_their_digest(ledger):
+    """Bytes come back by their sha256; unknown ones are None."""
+    assert ledger.keep(b"policy") is None
+    assert ledger.keep(b"policy") is None
+    assert ledger.body(model.digest(b"policy")) == b"policy"
+    assert ledger.body(model.digest(b"other")) is None
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Give a file ledger that holds one entry, and the path of that entry's file."""
+    ledger = FileLedger(Host(tmp_path), "/state")
+    ledger.write(FULL)
+    (path,) = (tmp_path / "state/entries").iterdir()
+    return ledger, path
+
+
+@pytest.mark.parametrize("cut", [0, 1, 100, -1])
+def test_a_damaged_entry_counts_as_absent_and_is_reported(files, cut):
+    """A file that was cut short says nothing, and says so."""
+    ledger, path = files
+    path.write_bytes(path.read_bytes()[:cut])
+    assert ledger.entries() == {}
+    assert [one.code for one in ledger.damaged] == ["ledger_damaged"]
+
+
+def test_an_entry_in_another_entrys_file_is_damaged(files):
+    """The file's name is the digest of what it is about."""
+    ledger, path = files
+    path.rename(path.with_name("0" * 64 + ".json"))
+    assert (ledger.entries(), [one.code for one in ledger.damaged]) == ({}, ["ledger_damaged"])
+
+
+def test_an_entry_of_a_newer_schema_stops_everything(files):
+    """A ledger that a newer version wrote is not understood, which is not damage."""
+    ledger, path = files
+    newer = json.loads(path.read_text()) | {"schema": 2, "unheard": "of"}
+    path.write_text(json.dumps(newer))
+    found = ledger.entries()
+    assert isinstance(found, Problem)
+    assert (found.code, ledger.damaged) == ("ledger_newer", [])
+
+
+def test_an_unreadable_ledger_is_not_an_empty_one(files):
+    """Something that is no file among the entries makes the whole ledger untrustworthy."""
+    ledger, path = files
+    path.unlink()
+    path.mkdir()
+    found = ledger.entries()
+    assert isinstance(found, Problem)
+    assert found.code == "kind_unobservable"
+
+
+def test_left_over_temporary_files_are_no_entries(files):
+    """What a kill left behind is passed over."""
+    ledger, path = files
+    path.with_name(".profile-loader.00.tmp").write_bytes(b"{")
+    assert (set(ledger.entries()), ledger.damaged) == ({ID}, [])
+
+
+def test_a_damaged_body_is_absent(files, tmp_path):
+    """Bytes whose digest is not their name are not believed, and are written anew."""
+    ledger, _ = files
+    ledger.keep(b"policy")
+    digest = model.digest(b"policy")
+    (tmp_path / "state/bodies" / digest).write_bytes(b"policz")
+    assert ledger.body(digest) is None
+    assert ledger.keep(b"policy") is None
+    assert ledger.body(digest) == b"policy"
+
+
+def test_bodies_that_no_entry_needs_are_swept(files):
+    """Bytes of former versions do not pile up."""
+    ledger, _ = files
+    ledger.keep(b"old")
+    ledger.keep(b"new")
+    version = Version(provides=("x",), source=model.digest(b"new"), body=model.digest(b"new"))
+    ledger.sweep({ID: Entry(id=ID, how="put", installed=version)})
+    assert (ledger.body(model.digest(b"old")), ledger.body(model.digest(b"new"))) == (None, b"new")
+
+
+def test_a_state_directory_that_is_a_file_fails_each_write(tmp_path):
+    """A write that fails is a problem with its path, not an exception."""
+    (tmp_path / "state").write_bytes(b"")
+    ledger = FileLedger(Host(tmp_path), "/state")
+    problems = [ledger.write(FULL), ledger.keep(b"x")]
+    assert [one.code for one in problems] == ["write_failed", "write_failed"]

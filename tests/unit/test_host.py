@@ -1,0 +1,162 @@
+"""The host door: files below a root, whatever stands in their way, and bounded commands."""
+
+import errno
+import os
+import stat
+
+import pytest
+
+from agent.doors.host import Exited, Host, HostError
+
+PYTHON = os.path.realpath("/proc/self/exe")
+LIMITS = {
+    "stdin": b"",
+    "timeout_seconds": 20,
+    "memory_bytes": 1 << 30,
+    "cpu_seconds": 10,
+    "output_bytes": 1 << 16,
+}
+
+
+@pytest.fixture
+def host(tmp_path):
+    """Give a host whose root is an empty directory."""
+    return Host(tmp_path)
+
+
+def tree(path):
+    return {
+        str(one.relative_to(path)): one.read_bytes() for one in path.rglob("*") if one.is_file()
+    }
+
+
+def errno_of(call, *args, **kwargs):
+    with pytest.raises(HostError) as caught:
+        call(*args, **kwargs)
+    return caught.value.errno
+
+
+def test_a_written_file_is_whole_and_readable_by_all(host, tmp_path):
+    """A file gets its content and mode; nothing temporary is left beside it."""
+    host.write_file("/var/lib/seccomp", "profiles/a.json", b"{}")
+    assert tree(tmp_path) == {"var/lib/seccomp/profiles/a.json": b"{}"}
+    made = tmp_path / "var/lib/seccomp/profiles"
+    assert stat.S_IMODE((made / "a.json").stat().st_mode) == 0o644
+    assert stat.S_IMODE(made.stat().st_mode) == 0o755
+
+
+def test_a_new_file_never_replaces_another(host, tmp_path):
+    """With new, what somebody else wrote stays, and nothing temporary is left."""
+    host.write_file("/d", "a", b"theirs")
+    assert errno_of(host.write_file, "/d", "a", b"ours", new=True) == errno.EEXIST
+    assert tree(tmp_path) == {"d/a": b"theirs"}
+    host.write_file("/d", "b", b"ours", new=True)
+    assert tree(tmp_path) == {"d/a": b"theirs", "d/b": b"ours"}
+
+
+def test_a_replaced_file_is_the_new_one(host, tmp_path):
+    """Without new, the content is replaced as a whole."""
+    host.write_file("/d", "a", b"old")
+    host.write_file("/d", "a", b"new")
+    assert tree(tmp_path) == {"d/a": b"new"}
+
+
+def test_no_link_below_the_base_is_followed(host, tmp_path):
+    """A planted link leads no write, read or removal elsewhere."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/a").write_bytes(b"theirs")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/sub").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "d/link").symlink_to(tmp_path / "elsewhere/a")
+    assert errno_of(host.write_file, "/d", "sub/a", b"x") in (errno.ELOOP, errno.ENOTDIR)
+    assert errno_of(host.read_regular, "/d", "sub/a", limit=9) in (errno.ELOOP, errno.ENOTDIR)
+    assert errno_of(host.read_regular, "/d", "link", limit=9) == errno.ELOOP
+    assert errno_of(host.remove_file, "/d", "sub/a") in (errno.ELOOP, errno.ENOTDIR)
+    host.write_file("/d", "link", b"ours")
+    assert tree(tmp_path) == {"elsewhere/a": b"theirs", "d/link": b"ours"}
+
+
+@pytest.mark.parametrize("name", ["", "/a", "../a", "a/../../b", "./a", "a/.."])
+def test_only_descending_names_are_taken(host, name):
+    """A name that could leave the base is refused before anything is opened."""
+    if name != "./a":
+        assert errno_of(host.write_file, "/d", name, b"x") == errno.EINVAL
+
+
+def test_only_regular_files_are_read(host, tmp_path):
+    """A FIFO or a directory is an error at once, a large file too, an absent one is None."""
+    (tmp_path / "d/directory").mkdir(parents=True)
+    os.mkfifo(tmp_path / "d/fifo")
+    (tmp_path / "d/large").write_bytes(b"0123456789")
+    assert errno_of(host.read_regular, "/d", "fifo", limit=9) == errno.EINVAL
+    assert errno_of(host.read_regular, "/d", "directory", limit=9) == errno.EINVAL
+    assert errno_of(host.read_regular, "/d", "large", limit=9) == errno.EFBIG
+    assert host.read_regular("/d", "large", limit=10) == b"0123456789"
+    assert host.read_regular("/d", "absent", limit=9) is None
+    assert host.read_regular("/nowhere", "absent", limit=9) is None
+
+
+def test_removing_what_is_absent_is_no_error(host, tmp_path):
+    """A removal can be repeated."""
+    host.write_file("/d", "a", b"x")
+    host.remove_file("/d", "a")
+    host.remove_file("/d", "a")
+    host.remove_file("/nowhere", "a")
+    assert tree(tmp_path) == {}
+
+
+def test_a_system_file_is_read_whole_and_bounded(host, tmp_path):
+    """Large files are read to their end; more than the limit is an error, never a part."""
+    (tmp_path / "f").write_bytes(b"x" * 200_000)
+    assert host.read("/f") == b"x" * 200_000
+    assert errno_of(host.read, "/f", limit=1000) == errno.EFBIG
+    assert errno_of(host.read, "/absent") == errno.ENOENT
+
+
+def test_names_and_presence(host, tmp_path):
+    """A dangling link exists; an absent path does not; an absent directory is an error."""
+    (tmp_path / "b").symlink_to("nowhere")
+    (tmp_path / "a").write_bytes(b"")
+    assert host.names("/") == ["a", "b"]
+    assert [host.exists(path) for path in ("/b", "/c", "/a/c")] == [True, False, False]
+    assert errno_of(host.names, "/absent") == errno.ENOENT
+
+
+def test_a_kernel_file_is_written_in_one_piece(host, tmp_path):
+    """The bytes arrive as they are; a missing file is not made."""
+    (tmp_path / "replace").write_bytes(b"")
+    host.write_kernel("/replace", b"policy")
+    assert tree(tmp_path) == {"replace": b"policy"}
+    assert errno_of(host.write_kernel, "/absent", b"") == errno.ENOENT
+
+
+def test_a_command_gets_its_input_and_gives_its_output(host):
+    """Standard input, both outputs and the exit status pass through."""
+    code = "import sys; d = sys.stdin.read(); print(d.upper()); sys.stderr.write('e'); sys.exit(3)"
+    done = host.run([PYTHON, "-c", code], **{**LIMITS, "stdin": b"abc"})
+    assert done == Exited(status=3, stdout=b"ABC\n", stderr=b"e")
+
+
+def test_a_hanging_command_is_ended_with_its_children(host):
+    """A time-out kills the whole process group."""
+    code = "import os, signal; os.fork(); signal.pause()"
+    done = host.run([PYTHON, "-c", code], **{**LIMITS, "timeout_seconds": 0.3})
+    assert (done.status, done.killed) == (-9, "time-out after 0.3 s")
+
+
+def test_a_talkative_command_is_ended(host):
+    """Megabytes of output end the command, and only the bounded part is kept."""
+    code = "import os\nwhile True: os.write(1, b'x' * 4096)"
+    done = host.run([PYTHON, "-c", code], **LIMITS)
+    assert (len(done.stdout), done.status != 0) == (1 << 16, True)
+
+
+def test_a_spinning_command_is_ended(host):
+    """CPU time is bounded, wall time apart."""
+    done = host.run([PYTHON, "-c", "while True: pass"], **{**LIMITS, "cpu_seconds": 1})
+    assert done.killed == "more than 1 s of CPU"
+
+
+def test_a_command_that_does_not_exist_is_a_host_error(host):
+    """What cannot be started is told as the path and its errno."""
+    assert errno_of(host.run, ["/nowhere/parser"], **LIMITS) == errno.ENOENT
