@@ -1,0 +1,1 @@
+"""AppArmor: compile with apparmor_parser, load through securityfs, verify by content."""

@@ -1,0 +1,174 @@
+"""Change what the kernel holds: load, replace, remove, each verified by content.
+
+Rule 1: `.load` for what is new, so that somebody else's profile is never replaced; `.replace` for
+what is ours; never remove-then-load (a removal unconfines processes for good). Rule 2: one write,
+all or none. Rule 3: a removal is preceded by a look at content and use, and takes nothing along
+that was not asked for.
+"""
+
+import errno
+from collections.abc import Collection, Mapping, Sequence
+
+from agent.core.model import Blind, Evidence, Fact, Id, Profile, Unused
+from agent.core.ports import Failed, Installed, Removed, StillUsed
+from agent.doors.host import HostError
+from agent.kinds.apparmor import kernel, policy, trouble
+from agent.kinds.apparmor.processes import Processes
+
+_NONE: Evidence = frozenset()
+
+
+class Changes:
+    """The writes of one agent. checked: name -> the compiled policy that it checked itself."""
+
+    def __init__(self, kernel: kernel.Kernel, processes: Processes) -> None:
+        self.kernel = kernel
+        self.processes = processes
+        self.checked: dict[str, bytes] = {}
+
+    def put(self, profile: Profile, *, ours: Collection[str]) -> Installed | Failed:
+        """Load or replace in one write, and verify by content."""
+        names, blob = profile.version.provides, profile.body
+        try:
+            expected = policy.evidence(blob)
+            modes = {one.name: one.mode for one in policy.read(blob)}
+            if sorted(expected) != sorted(names):
+                raise policy.PolicyError("it declares other names than were checked")  # noqa: TRY301
+        except policy.PolicyError as error:
+            return Failed(problem=trouble.unreadable(profile.id, error))
+        barrier = self.kernel.barrier()
+        if barrier is not None:
+            return Failed(problem=barrier.problem)
+        new = frozenset(names) - frozenset(ours)
+        failed = self._write(profile.id, blob, new, ours=frozenset(ours))
+        if failed is not None:
+            return failed
+        facts = self.kernel.look(names)
+        if isinstance(facts, Blind):
+            return Failed(problem=trouble.unverified(profile.id, facts.problem.what))
+        self.checked |= dict.fromkeys(names, blob)
+        return _verified(profile.id, expected, modes, facts)
+
+    def _write(
+        self, id_: Id, blob: bytes, new: frozenset[str], *, ours: frozenset[str]
+    ) -> Failed | None:
+        """Write once, and once more after curing a jam."""
+        write = self.kernel.replace if ours else self.kernel.load
+        for cure in (True, False):
+            # With .replace the kernel does not refuse a taken name: look as late as possible.
+            taken = self._taken(id_, new) if ours else None
+            if taken is not None:
+                return taken
+            try:
+                write(blob)
+            except HostError as error:
+                if error.errno != errno.EEXIST:
+                    return Failed(problem=trouble.refused(id_, error))
+                taken = self._taken(id_, new)
+                if taken is not None:
+                    return taken
+                if cure and self._cure(ours):
+                    continue
+                break
+            return None
+        return Failed(problem=trouble.jammed(id_))
+
+    def _taken(self, id_: Id, new: frozenset[str]) -> Failed | None:
+        facts = self.kernel.look(new)
+        if isinstance(facts, Blind):
+            return Failed(problem=facts.problem)
+        return Failed(problem=trouble.foreign(id_, sorted(facts))) if facts else None
+
+    def _cure(self, ours: frozenset[str]) -> bool:
+        """Clear a leaked raw_data directory: replace something of ours by the same bytes.
+
+        The kernel keeps the loaded object, only its revision grows (seen on 6.1, 6.12 and 7.2).
+        What is ours: names that the ledger says are, and content that this agent compiled itself.
+        """
+        facts = self.kernel.look(ours | frozenset(self.checked))
+        if isinstance(facts, Blind):
+            return False
+        for name in sorted(facts):
+            blob = self.kernel.raw_data(name)
+            if blob is None:
+                continue
+            try:
+                declared = {one.name for one in policy.read(blob)}
+                raw = policy.raw_evidence(blob)
+                known = declared <= ours or self.checked.get(name) == blob
+                if known and all(one in facts and raw & facts[one].evidence for one in declared):
+                    self.kernel.replace(blob)
+                    return True
+            except (policy.PolicyError, HostError):
+                continue
+        return False
+
+    def remove(
+        self, names: Collection[str], evidence: Mapping[str, Evidence], *, prove: bool
+    ) -> Removed | StillUsed | Failed:
+        """Remove names after a last look at their content, and with prove at their use.
+
+        A parent goes first and takes its hats and children along in one step; so none that is
+        not among names may be below it.
+        """
+        barrier = self.kernel.barrier()
+        if barrier is not None:
+            return Failed(problem=barrier.problem)
+        facts = self.kernel.look(names, below=True)
+        if isinstance(facts, Blind):
+            return Failed(problem=facts.problem)
+        other = sorted(
+            name
+            for name, fact in facts.items()
+            if name not in names or not evidence.get(name, _NONE) & fact.evidence
+        )
+        if other:
+            return Failed(problem=trouble.others(other))
+        uses = self.processes.uses(sorted(facts)) if prove else {}
+        held = {name: use for name, use in uses.items() if not isinstance(use, Unused)}
+        return StillUsed(uses=held) if held else self._remove(sorted(facts))
+
+    def _remove(self, names: Sequence[str]) -> Removed | Failed:
+        for name in names:
+            try:
+                self.kernel.remove(name)
+            except HostError as error:
+                if error.errno != errno.ENOENT:
+                    return Failed(problem=trouble.not_removed(name, kernel.meaning(error)))
+        left = self.kernel.look(names)
+        if isinstance(left, Blind):
+            return Failed(problem=left.problem)
+        if left:
+            return Failed(problem=trouble.not_removed(min(left), "it is still loaded"))
+        return Removed()
+
+
+def _verified(
+    id_: Id,
+    expected: Mapping[str, Evidence],
+    modes: Mapping[str, str],
+    facts: Mapping[str, Fact],
+) -> Installed | Failed:
+    """Return what the node shows, if it is what was written."""
+    for name, want in expected.items():
+        fact = facts.get(name)
+        if fact is None:
+            return Failed(problem=trouble.unverified(id_, f'"{name}" is not loaded'))
+        hashless = all(token.startswith("boot:") for token in fact.evidence)
+        if not hashless and not want & fact.evidence:
+            return Failed(problem=trouble.unverified(id_, f'"{name}" holds other content'))
+        if fact.mode != modes[name]:
+            return Failed(
+                problem=trouble.unverified(
+                    id_, f'"{name}" is in {fact.mode} mode, not {modes[name]}'
+                )
+            )
+    return Installed(
+        evidence={
+            name: facts[name].evidence
+            if all(token.startswith("boot:") for token in facts[name].evidence)
+            else want | facts[name].evidence
+            for name, want in expected.items()
+        },
+        modes=dict(modes),
+    )

@@ -1,0 +1,129 @@
+"""What may be put, decided on the compiled policy: names, attachments and modes.
+
+Rule 1: pure; it decides on what will really be loaded, the text only gives line numbers.
+Rule 2: every reason is returned, not only the first.
+"""
+
+import fnmatch
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from agent.core.problems import Problem
+from agent.kinds.apparmor import policy, text
+from agent.kinds.apparmor.policy import Declared
+
+DENY_NAMES = (
+    "docker-default",
+    "cri-containerd.apparmor.d",
+    "crio-default*",
+    "containers-default*",
+    "lxc-*",
+    "snap.*",
+    "unconfined",
+)
+_LONGEST = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What an operator may allow and deny."""
+
+    deny_names: Sequence[str] = DENY_NAMES
+    allow_attachments: bool = False
+    allow_unconfined_mode: bool = False
+
+
+def refusals(declared: Sequence[Declared], source: str, rules: Rules) -> tuple[Problem, ...]:
+    """Return why a compiled policy may not be put."""
+    names = frozenset(one.name for one in declared)
+    return tuple(problem for one in declared for problem in _refusals(one, names, source, rules))
+
+
+def warnings(declared: Sequence[Declared], source: str) -> tuple[Problem, ...]:
+    """Return what is allowed and does not protect."""
+    return tuple(
+        Problem(
+            code="complain_mode",
+            where=text.line_of(source, one.name),
+            what=f'Profile "{one.name}" is in complain mode: it reports and hardly denies.',
+            hint="Remove flags=(complain) once its log is quiet.",
+        )
+        for one in declared
+        if one.mode == "complain"
+    )
+
+
+def _refusals(one: Declared, names: frozenset[str], source: str, rules: Rules) -> Iterator[Problem]:
+    where = text.line_of(source, one.name)
+    shown = ascii(one.name)[1:-1] if not one.name.isprintable() else one.name
+    above = policy.ancestors(one.name)
+    top = above[-1] if above else one.name
+    if one.name.startswith(":"):
+        yield Problem(
+            code="namespace_refused",
+            where=where,
+            what=f'Profile "{shown}" names a policy namespace.',
+            hint="Remove the namespace; pods use the host's.",
+        )
+        return
+    why = _unsafe(one.name, names)
+    if why:
+        yield Problem(
+            code="name_unsafe",
+            where=where,
+            what=f'The name "{shown[:_LONGEST]}" {why}.',
+            hint="Choose a shorter, plain name; declare hats and children inside their parent, "
+            "one level deep.",
+        )
+    if "@{" in one.name:
+        yield Problem(
+            code="name_variable",
+            where=where,
+            what=f'The name "{shown}" holds a variable.',
+            hint="Write the name out.",
+        )
+    denied = next((rule for rule in rules.deny_names if fnmatch.fnmatchcase(top, rule)), None)
+    if denied is not None:
+        yield Problem(
+            code="name_denied",
+            where=where,
+            what=f'The name "{shown}" is on the deny list ("{denied}"): it belongs to the host.',
+            hint="Give the profile a name of its own.",
+        )
+    # A child's attachment only chooses among the children of its parent (cx rules).
+    if not above and (one.attached or one.name.startswith("/")) and not rules.allow_attachments:
+        yield Problem(
+            code="attachment_refused",
+            where=where,
+            what=f'Profile "{shown}" has an attachment: it would confine processes of the host '
+            "that run that program.",
+            hint="Remove the path after the name (profile NAME {), or set --allow-attachments.",
+        )
+    if one.mode == "unconfined" and not rules.allow_unconfined_mode:
+        yield Problem(
+            code="unconfined_refused",
+            where=where,
+            what=f'Profile "{shown}" is in unconfined mode (flags=(unconfined) or default_allow): '
+            "it confines nothing.",
+            hint="Remove the flag, or set --allow-unconfined-mode.",
+        )
+
+
+def _unsafe(  # noqa: PLR0911 - one return a reason
+    name: str, names: frozenset[str]
+) -> str:
+    """Return what would jam the kernel or forge a line of its listing, or nothing."""
+    if not name:
+        return "is empty"
+    if not name.isprintable():
+        return "holds a character that cannot be printed"
+    if name != name.strip():
+        return "begins or ends with a space"
+    if len(name.encode()) > _LONGEST:
+        return f"is longer than {_LONGEST} bytes"
+    if "//&" in name:
+        return "looks like a stack of profiles (//&)"
+    above = policy.parent(name)
+    if above is not None and above not in names:
+        return f'has no parent "{above}" in the same key'
+    return ""

@@ -1,0 +1,252 @@
+"""The kernel's side: what it has loaded, and the writes that change it.
+
+Rule 1: a look is only an answer when the policy revision is the same before and after it: the
+listing is not atomic. Rule 2: names are read from the `name` files, never from directory names,
+which the kernel mangles. Rule 3: absent, unreadable and unsupported are three answers.
+"""
+
+import ctypes
+import errno
+import hashlib
+import os
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.core.model import Blind, Evidence, Fact, Unsupported
+from agent.core.problems import Problem
+from agent.doors.host import Host, HostError
+
+SECURITYFS = "/sys/kernel/security"
+ROOT = f"{SECURITYFS}/apparmor"
+SECURITYFS_MAGIC = 0x73636673  # linux/magic.h
+_ENABLED = "/sys/module/apparmor/parameters/enabled"
+_CAP_MAC_ADMIN = 33  # linux/capability.h
+_TRIES = 20
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ESTALE)
+
+_MEANINGS = {
+    errno.EACCES: "the agent has no right to change policy (CAP_MAC_ADMIN, unconfined)",
+    errno.EPERM: "the agent has no right to change policy (CAP_MAC_ADMIN, unconfined)",
+    errno.EROFS: "securityfs is mounted read-only",
+    errno.EPROTO: "this kernel does not understand the compiled policy",
+    errno.EPROTONOSUPPORT: "this kernel does not understand the policy's version",
+    errno.ENAMETOOLONG: "a profile's name is too long",
+    errno.ENOENT: "a hat's or child's parent is not loaded",
+    errno.EEXIST: "a profile of that name is loaded",
+    errno.ENOMEM: "the kernel has no memory for the policy",
+    errno.ENOSPC: "the kernel has no memory for the policy",
+}
+
+
+def filesystem(path: Path) -> int:
+    """Return the magic number of the file system at path (statfs(2)). Raises OSError."""
+    words = (ctypes.c_long * 64)()
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.statfs(os.fsencode(path), ctypes.byref(words)) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return int(words[0]) & 0xFFFFFFFF
+
+
+def rights() -> str:
+    """Return why this process may not change policy, or nothing (policy_admin_capable)."""
+    status = dict(
+        line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if line
+    )
+    if status["Uid"].split()[1] != "0":
+        return "the agent does not run as root"
+    if not int(status["CapEff"], 16) >> _CAP_MAC_ADMIN & 1:
+        return "the agent lacks the capability CAP_MAC_ADMIN"
+    return ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probes:
+    """What this process is told about itself; tests give other answers."""
+
+    filesystem: Callable[[Path], int] = filesystem
+    rights: Callable[[], str] = rights
+
+
+def meaning(error: HostError) -> str:
+    """Return what an errno of a policy write means, in words."""
+    said = _MEANINGS.get(error.errno)
+    code = errno.errorcode.get(error.errno, str(error.errno))
+    return f"{code}: {said}" if said else f"{code}: {os.strerror(error.errno)}"
+
+
+class Kernel:
+    """AppArmor's files below one host root."""
+
+    def __init__(self, host: Host, probes: Probes) -> None:
+        self.host = host
+        self.probes = probes
+
+    # --- may we look, may we write ---------------------------------------------------------------
+
+    def missing(self) -> str:
+        """Return why there is no AppArmor below the host root, or nothing."""
+        try:
+            if self.host.exists(f"{ROOT}/features"):
+                return ""
+            enabled = self.host.read(_ENABLED).strip() if self.host.exists(_ENABLED) else b"N"
+        except HostError:
+            return ""
+        if enabled == b"Y":
+            return ""
+        return "the kernel has no AppArmor, or it is switched off"
+
+    def barrier(self) -> Unsupported | Blind | None:
+        """Return why policy cannot be looked at and changed here, or None."""
+        why = self.missing()
+        if why:
+            return Unsupported(
+                problem=Problem(
+                    code="kind_unsupported",
+                    where=ROOT,
+                    what=f"AppArmor cannot be used on this node: {why}.",
+                    hint="Boot with AppArmor enabled, or send pods that need it elsewhere.",
+                )
+            )
+        try:
+            why = self._hidden()
+        except (HostError, OSError) as error:
+            why = f"it cannot be read ({error})"
+        return blind(why) if why else None
+
+    def _hidden(self) -> str:
+        if self.probes.filesystem(self.host.path(SECURITYFS)) != SECURITYFS_MAGIC:
+            return f"{SECURITYFS} below the host root is not a securityfs"
+        if not self.host.exists(f"{ROOT}/features"):
+            return "the kernel has AppArmor, but its files are not there"
+        level = f"{ROOT}/.ns_level"
+        if self.host.exists(level) and self.host.read(level).strip() != b"0":
+            return "this is a child policy namespace, not the host's"
+        why = self.probes.rights()
+        if why:
+            return why
+        if not os.access(self.host.path(f"{ROOT}/.replace"), os.W_OK):
+            return "securityfs is read-only here"
+        return ""
+
+    def features(self) -> bytes:
+        """Return everything that the kernel says about its features. Raises HostError."""
+        parts: list[bytes] = []
+        stack = [f"{ROOT}/features"]
+        while stack:
+            path = stack.pop()
+            if self.host.path(path).is_dir():
+                stack += [f"{path}/{name}" for name in self.host.names(path)]
+            else:
+                content = self.host.read(path, limit=1 << 20)
+                parts.append(path.encode() + b"\0" + content + b"\0")
+        return b"".join(sorted(parts))
+
+    # --- looking ---------------------------------------------------------------------------------
+
+    def revision(self) -> int:
+        """Return the policy revision: it grows with every change. Raises HostError."""
+        read = self.host.read_once(f"{ROOT}/revision")
+        return int(read) if read else 0
+
+    def look(self, names: Collection[str], *, below: bool = False) -> dict[str, Fact] | Blind:
+        """Return what is loaded under names; with below, their hats and children too."""
+        wanted = frozenset(names)
+        why = "its policy does not stop changing"
+        for _ in range(_TRIES):
+            try:
+                before = self.revision()
+                facts = self._walk(f"{ROOT}/policy/profiles", wanted, before, below=below)
+                if self.revision() == before:
+                    return facts
+            except HostError as error:
+                if error.errno not in _GONE:
+                    return blind(f"it cannot be read ({error})")
+                why = f"it cannot be read ({error})"
+            except (OSError, ValueError) as error:
+                return blind(f"it cannot be read ({error})")
+        return blind(why)
+
+    def _walk(
+        self, top: str, wanted: frozenset[str], revision: int, *, below: bool
+    ) -> dict[str, Fact]:
+        return {
+            name: self._fact(path, revision)
+            for name, path in self._paths(top)
+            if name in wanted or (below and _is_below(name, wanted))
+        }
+
+    def raw_data(self, name: str) -> bytes | None:
+        """Return the bytes that a loaded profile came with, or None if they cannot be had."""
+        try:
+            for found, path in self._paths(f"{ROOT}/policy/profiles"):
+                if found == name:
+                    return self.host.read(f"{path}/raw_data")
+        except HostError:
+            return None
+        return None
+
+    def _paths(self, top: str) -> Iterator[tuple[str, str]]:
+        """Give the name and the directory of every loaded profile, hat and child."""
+        stack = [top]
+        while stack:
+            directory = stack.pop()
+            for entry in self.host.names(directory):
+                path = f"{directory}/{entry}"
+                content = self.host.read(f"{path}/name", limit=1 << 20)
+                name = content.removesuffix(b"\n").decode("utf-8", "surrogateescape")
+                yield name, path
+                if self.host.exists(f"{path}/profiles"):
+                    stack.append(f"{path}/profiles")
+
+    def _fact(self, path: str, revision: int) -> Fact:
+        mode = self.host.read(f"{path}/mode", limit=4096).strip().decode("ascii", "replace")
+        found: set[str] = set()
+        for file in self.host.names(path):
+            kind, _, algorithm = file.rpartition("_")
+            if algorithm in ("sha1", "sha256") and kind in ("", "raw"):
+                value = self.host.read(f"{path}/{file}", limit=4096).strip().decode("ascii")
+                if value:
+                    found.add(f"{kind or 'own'}:{algorithm}:{value}")
+        if not found:
+            found |= self._without_hashes(path, revision)
+        return Fact(evidence=frozenset(found), mode=mode)
+
+    def _without_hashes(self, path: str, revision: int) -> Evidence:
+        """Hash what the kernel holds, or say only that nothing changed since the same boot."""
+        if self.host.exists(f"{path}/raw_data"):
+            blob = self.host.read(f"{path}/raw_data")
+            return frozenset({f"raw:sha256:{hashlib.sha256(blob).hexdigest()}"})
+        boot = self.host.read("/proc/sys/kernel/random/boot_id", limit=4096).strip().decode("ascii")
+        return frozenset({f"boot:{boot}:{revision}"})
+
+    # --- writing ---------------------------------------------------------------------------------
+
+    def load(self, blob: bytes) -> None:
+        """Load new profiles, all or none; EEXIST if one of the names is taken."""
+        self.host.write_kernel(f"{ROOT}/.load", blob)
+
+    def replace(self, blob: bytes) -> None:
+        """Replace or load profiles, all or none."""
+        self.host.write_kernel(f"{ROOT}/.replace", blob)
+
+    def remove(self, name: str) -> None:
+        """Remove a profile with its hats and children: the bare name, no newline."""
+        self.host.write_kernel(f"{ROOT}/.remove", name.encode("utf-8", "surrogateescape"))
+
+
+def blind(why: str) -> Blind:
+    """Return that AppArmor is there, or may be, and cannot be looked at."""
+    return Blind(
+        problem=Problem(
+            code="kind_unobservable",
+            where=ROOT,
+            what=f"AppArmor policy cannot be observed: {why}. Nothing is changed.",
+            hint="Run as root with CAP_MAC_ADMIN, unconfined, with the host's securityfs writable.",
+        )
+    )
+
+
+def _is_below(name: str, wanted: frozenset[str]) -> bool:
+    return any(name.startswith(f"{one}//") for one in wanted)

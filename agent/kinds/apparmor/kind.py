@@ -1,0 +1,220 @@
+"""The AppArmor kind: check, look, put, remove.
+
+Rule 1: what was checked is what is loaded, byte for byte. Rule 2: nothing compiled without this
+kernel's features is put. Rule 3: no parser, no kernel and no right are answers, never exceptions.
+"""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Literal
+
+from agent.core.model import (
+    Blind,
+    Blob,
+    Evidence,
+    Id,
+    Inspected,
+    Observed,
+    Profile,
+    Rejection,
+    Seen,
+    Version,
+    digest,
+)
+from agent.core.ports import Failed, Installed, Removed, StillUsed
+from agent.core.problems import Problem
+from agent.doors.host import Host, HostError
+from agent.kinds.apparmor import change, judge, kernel, parser, policy, processes, text, trouble
+from agent.kinds.apparmor.cache import Cache, Compiled
+
+
+class AppArmor:
+    """AppArmor on one host; fulfils agent.core.ports.Kind.
+
+    parser: the path of apparmor_parser on this machine, or "" to look for it. checking: compile
+    against a features file instead of this kernel, and accept without a kernel. remember: write
+    what the parser said below state_dir/cache. abi: the features file for checking, or "" for the
+    newest of include_dir/abi.
+    """
+
+    def __init__(  # noqa: PLR0913 - each is an option of its own
+        self,
+        *,
+        host: Host,
+        parser: str = "",
+        timeout_seconds: float = 30.0,
+        state_dir: str = "/var/lib/profile-loader",
+        deny_names: Collection[str] = judge.DENY_NAMES,
+        allow_attachments: bool = False,
+        allow_unconfined_mode: bool = False,
+        checking: bool = False,
+        remember: bool = True,
+        abi: str = "",
+        include_dir: str = "/etc/apparmor.d",
+        probes: kernel.Probes = kernel.Probes(),  # noqa: B008 - frozen
+    ) -> None:
+        self.host = host
+        self.kernel = kernel.Kernel(host, probes)
+        self.processes = processes.Processes(host)
+        self.changes = change.Changes(self.kernel, self.processes)
+        self.parser = _parser(host, parser, timeout_seconds, include_dir)
+        self.cache = Cache(host, state_dir, write=remember and not checking)
+        self.rules = judge.Rules(
+            deny_names=tuple(deny_names),
+            allow_attachments=allow_attachments,
+            allow_unconfined_mode=allow_unconfined_mode,
+        )
+        self.checking = checking
+        self._abi = abi
+        self._features: bytes | None = None
+
+    @property
+    def name(self) -> Literal["apparmor"]:
+        """Return the kind's name."""
+        return "apparmor"
+
+    @property
+    def abi(self) -> str:
+        """Return the features file that profiles are checked against, or nothing."""
+        return self._abi or self.parser.abi()
+
+    # --- check -----------------------------------------------------------------------------------
+
+    def inspect(self, blob: Blob) -> Inspected:
+        """Check one key without touching the node."""
+        id_ = Id(kind="apparmor", origin=blob.origin, key=blob.key)
+        source = blob.content.decode("utf-8", "replace")
+        problems = text.refusals(source)
+        if problems:
+            return Rejection(id=id_, problems=problems)
+        why = self.parser.missing()
+        if why:
+            return trouble.unchecked(id_, f"The profile cannot be checked: {why}.")
+        absent = "" if self.checking else self.kernel.missing()
+        try:
+            features, context = self._target(absent)
+            compiled = self._compile(blob.content, features, context)
+        except (HostError, parser.ParserError) as error:
+            return trouble.unchecked(id_, f"The profile cannot be checked: {error}.")
+        if not features:
+            why = absent or "no features file to compile against"
+            return trouble.unchecked(id_, f"The profile cannot be checked: {why}.")
+        judged = self._judge(id_, blob, source, compiled, context)
+        if absent and isinstance(judged, Profile):
+            return trouble.unchecked(id_, f"The profile compiles, but cannot be put: {absent}.")
+        if isinstance(judged, Profile):
+            self.changes.checked |= dict.fromkeys(judged.version.provides, judged.body)
+        return judged
+
+    def fits(self, context: str) -> bool:
+        """Return whether a body of that context was made for this kernel, parser and includes."""
+        if self.parser.missing() or self.kernel.missing():
+            return False
+        try:
+            return context == self._target("")[1]
+        except HostError:
+            return False
+
+    def _target(self, absent: str) -> tuple[tuple[str, ...], str]:
+        """Return the options that name the features to compile for, and the context's digest."""
+        inputs = self.parser.inputs()
+        if self.checking or absent:
+            abi = self.abi
+            if not abi:
+                return (), ""
+            content = parser.content(Path(abi))
+            return ("-M", abi), digest(b"abi\0" + inputs.encode() + content)
+        if self._features is None:
+            self._features = self.kernel.features()  # they cannot change while the kernel runs
+        path = str(self.host.path(f"{kernel.ROOT}/features"))
+        return ("--kernel-features", path), digest(b"kernel\0" + inputs.encode() + self._features)
+
+    def _compile(self, content: bytes, features: tuple[str, ...], context: str) -> Compiled:
+        if not features:
+            return Compiled()
+        key = digest(context.encode() + b"\0" + content)
+        found = self.cache.find(key)
+        if found is not None and (not found.killed or found.times >= trouble.KILLS):
+            return found
+        compiled = self.parser.compile(content, features)
+        if compiled.killed:
+            times = (found.times if found is not None else 0) + 1
+            compiled = Compiled(killed=compiled.killed, times=times)
+        if compiled.killed or self._target("" if features[0] != "-M" else "abi")[1] == context:
+            self.cache.store(key, compiled)
+        return compiled
+
+    def _judge(
+        self, id_: Id, blob: Blob, source: str, compiled: Compiled, context: str
+    ) -> Profile | Rejection:
+        if compiled.killed:
+            return Rejection(id=id_, problems=(trouble.killed(compiled),))
+        if compiled.message:
+            problem = Problem(
+                code="parser_rejected",
+                where=parser.place(compiled.message) or id_.key,
+                what=compiled.message,
+                hint="Mend the text; apparmor_parser -Q -K FILE says the same.",
+            )
+            return Rejection(id=id_, problems=(problem,))
+        try:
+            declared = policy.read(compiled.policy)
+        except policy.PolicyError as error:
+            return Rejection(id=id_, problems=(trouble.unreadable(id_, error),))
+        problems = text.variable_names(source) + judge.refusals(declared, source, self.rules)
+        if not declared:
+            problems += (
+                Problem(
+                    code="no_profile",
+                    where=id_.key,
+                    what="The text compiles, but declares no profile.",
+                    hint="Begin a profile with: profile NAME {",
+                ),
+            )
+        if problems:
+            return Rejection(id=id_, problems=problems)
+        version = Version(
+            provides=tuple(sorted(one.name for one in declared)),
+            source=digest(blob.content),
+            body=digest(compiled.policy),
+            context=context,
+            modes={one.name: one.mode for one in declared},
+            evidence=policy.evidence(compiled.policy),
+        )
+        return Profile(
+            id=id_,
+            version=version,
+            source=blob.content,
+            body=compiled.policy,
+            remarks=judge.warnings(declared, source) + text.warnings(source),
+            prefix=blob.prefix,
+        )
+
+    # --- look ------------------------------------------------------------------------------------
+
+    def observe(self, names: Collection[str], suspects: Collection[str]) -> Observed:
+        """Look at the node: facts for every one of names that is there; uses for suspects."""
+        barrier = self.kernel.barrier()
+        if barrier is not None:
+            return barrier
+        facts = self.kernel.look(names)
+        if isinstance(facts, Blind):
+            return facts
+        loaded = [name for name in suspects if name in facts]
+        return Seen(facts=facts, uses=self.processes.uses(loaded))
+
+    # --- change ----------------------------------------------------------------------------------
+
+    def put(self, profile: Profile, *, ours: Collection[str]) -> Installed | Failed:
+        """Load or replace in one write, and verify by content."""
+        return self.changes.put(profile, ours=ours)
+
+    def remove(
+        self, names: Collection[str], evidence: Mapping[str, Evidence], *, prove: bool
+    ) -> Removed | StillUsed | Failed:
+        """Remove names after a last look at their content, and with prove at their use."""
+        return self.changes.remove(names, evidence, prove=prove)
+
+
+def _parser(host: Host, path: str, timeout_seconds: float, include_dir: str) -> parser.Parser:
+    return parser.Parser(host, path, timeout_seconds=timeout_seconds, include_dir=include_dir)

@@ -1,0 +1,159 @@
+"""Run apparmor_parser: a text and a set of features in, a compiled policy or a message out.
+
+Rule 1: the parser never touches the kernel and never its own cache (`-Q -K`; its cache is keyed by
+base name and time). Rule 2: it always knows the features of a kernel: without them it drops
+mediation silently. Rule 3: it runs within limits, and what it prints is bounded and escaped.
+"""
+
+import errno
+import math
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from agent.core.model import digest
+from agent.doors.host import Host, HostError
+from agent.kinds.apparmor.cache import Compiled
+
+PLACES = ("/sbin/apparmor_parser", "/usr/sbin/apparmor_parser")
+_MEMORY_BYTES = 1 << 30
+_OUTPUT_BYTES = 32 << 20
+_MESSAGE = 600
+_LINE = re.compile(r" at line (\d+)")
+
+
+class ParserError(Exception):
+    """The parser could not be started at all."""
+
+
+class Parser:
+    """One apparmor_parser of this machine, with the includes that it reads."""
+
+    def __init__(
+        self,
+        host: Host,
+        path: str,
+        *,
+        timeout_seconds: float,
+        include_dir: str,
+        config_file: str = "/etc/apparmor/parser.conf",
+    ) -> None:
+        self.host = host
+        self.path = path or next((one for one in PLACES if os.access(one, os.X_OK)), "")
+        self.timeout_seconds = timeout_seconds
+        self.include_dir = include_dir
+        self.config_file = config_file
+        self._signature: object = None
+        self._digest = ""
+
+    def missing(self) -> str:
+        """Return why there is no parser, or nothing."""
+        if not self.path:
+            return "apparmor_parser is not installed"
+        if not Path(self.path).is_file() or not os.access(self.path, os.X_OK):
+            return f"{self.path} is not an executable file"
+        return ""
+
+    def abi(self) -> str:
+        """Return the newest features file below the include directory, or nothing."""
+        found = [
+            path for path in Path(self.include_dir, "abi").glob("*") if re.match(r"\d", path.name)
+        ]
+        newest = max(found, key=lambda path: [int(one) for one in _numbers(path)], default=None)
+        return str(newest) if newest is not None else ""
+
+    def inputs(self) -> str:
+        """Return a digest of the parser, its configuration and every file it may include.
+
+        Contents are read again only when some file's identity, size or times changed.
+        """
+        files = [Path(self.path), Path(self.config_file), *self._pinned(), *self._included()]
+        signature = tuple((str(path), _identity(path)) for path in files)
+        if signature != self._signature:
+            self._digest = digest(
+                b"".join(
+                    str(path).encode("utf-8", "surrogateescape") + b"\0" + content(path)
+                    for path in files
+                )
+            )
+            self._signature = signature
+        return self._digest
+
+    def compile(self, text: bytes, features: Sequence[str]) -> Compiled:
+        """Compile a text. features: the options that name them. Raises ParserError."""
+        argv = [self.path, "-Q", "-K", "-S", "--base", self.include_dir, *features]
+        try:
+            done = self.host.run(
+                argv,
+                stdin=text,
+                timeout_seconds=self.timeout_seconds,
+                memory_bytes=_MEMORY_BYTES,
+                cpu_seconds=max(1, math.ceil(self.timeout_seconds)),
+                output_bytes=_OUTPUT_BYTES,
+            )
+        except HostError as error:
+            raise ParserError(str(error)) from error
+        if done.killed or done.status < 0:
+            return Compiled(killed=done.killed or f"signal {-done.status}", times=1)
+        if done.status != 0:
+            return Compiled(message=message(done.stderr) or f"exit status {done.status}")
+        return Compiled(policy=done.stdout)
+
+    def _pinned(self) -> list[Path]:
+        """Return the features file that the parser's configuration names, if it does."""
+        found = re.findall(
+            rb"^\s*(?:policy|kernel|override-policy)?-?(?:features|abi|features-file)=(\S+)",
+            content(Path(self.config_file)),
+            re.MULTILINE,
+        )
+        return [Path(os.fsdecode(one)) for one in found]
+
+    def _included(self) -> list[Path]:
+        return sorted(
+            Path(directory, name)
+            for directory, _, names in os.walk(self.include_dir)
+            for name in names
+        )
+
+
+def message(stderr: bytes) -> str:
+    """Return the parser's own message: its first error, bounded, printable, valid UTF-8."""
+    lines = [line.strip() for line in stderr[:65536].decode("utf-8", "replace").splitlines()]
+    lines = [line for line in lines if line]
+    said = next((line for line in lines if "error" in line.lower()), "")
+    if not said:
+        said = next((line for line in lines if not line.lower().startswith("warning")), "")
+    text = "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in said
+    )
+    return text if len(text) <= _MESSAGE else f"{text[:_MESSAGE]}…"
+
+
+def place(said: str) -> str:
+    """Return `line N` where the parser's message has one, else nothing."""
+    found = _LINE.search(said)
+    return f"line {found[1]}" if found is not None else ""
+
+
+def _numbers(path: Path) -> list[str]:
+    return re.findall(r"\d+", path.name)
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    try:
+        found = path.stat()
+    except OSError as error:
+        return (error.errno or errno.EIO,)
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def content(path: Path) -> bytes:
+    """Return a file's digest-worthy content; what cannot be read is an error the parser meets."""
+    try:
+        if not path.is_file():
+            return b"irregular"  # a FIFO or device would never end
+        content = path.read_bytes()
+    except OSError as error:
+        return f"unreadable {error.errno}".encode()
+    return f"{len(content)}\n".encode() + content

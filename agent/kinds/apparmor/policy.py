@@ -1,0 +1,195 @@
+"""Read what a compiled AppArmor policy really declares: names, attachments, modes, hashes.
+
+Rule 1: pure and total: any bytes give an answer or one `PolicyError`, never another exception.
+Rule 2: what is not understood is an error, never skipped: a layout that this module does not know
+could hide a name.
+
+The layout is that of the kernel's security/apparmor/policy_unpack.c: a stream of tagged elements
+(an optional name, then a value), where every profile is a struct named `profile`.
+"""
+
+import hashlib
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from agent.core.model import Evidence
+
+MODES = {0: "enforce", 1: "complain", 2: "kill", 3: "unconfined", 4: "user"}
+
+_NAME, _STRING, _BLOB, _STRUCT, _STRUCT_END, _LIST, _LIST_END, _ARRAY, _ARRAY_END = range(4, 13)
+_FIXED = {0: 1, 1: 2, 2: 4, 3: 8}  # tag -> bytes of an integer
+_ENDS = {_STRUCT: _STRUCT_END, _LIST: _LIST_END, _ARRAY: _ARRAY_END}
+_DEPTH = 16
+# What may stand between a profile's name and its flags without giving it an attachment.
+_HARMLESS = frozenset({"disconnected", "learning_offset"})
+
+
+class PolicyError(Exception):
+    """The bytes are not a compiled policy of a layout that this module knows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declared:
+    """One profile, hat or child of a compiled policy.
+
+    attached: it has an attachment of its own, a match or a rename. evidence: the kernel's hash of
+    this one profile (aa_calc_profile_hash: the version word, then the profile's bytes).
+    """
+
+    name: str
+    mode: str
+    attached: bool
+    evidence: Evidence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Element:
+    name: str
+    tag: int
+    value: int | bytes | tuple["_Element", ...]
+    start: int
+    end: int
+
+
+def read(blob: bytes) -> tuple[Declared, ...]:
+    """Return every profile in the blob, in its order. Raises PolicyError."""
+    found: list[Declared] = []
+    version = None
+    for element in _Reader(blob).elements(None, 0):
+        match element:
+            case _Element(name="version", value=int(value)):
+                version = value
+            case _Element(name="profile", tag=7, value=tuple(fields)) if version is not None:
+                own = struct.pack("<I", version & 0xFFFFFFFF) + blob[element.start : element.end]
+                found.append(_declared(fields, own))
+            case _Element(name="namespace"):
+                raise PolicyError("it names a policy namespace")
+            case _:
+                raise PolicyError(f'unexpected element "{element.name}" at byte {element.start}')
+    return tuple(found)
+
+
+def raw_evidence(blob: bytes) -> Evidence:
+    """Return what the kernel's raw_sha1 or raw_sha256 shows when it holds this whole blob."""
+    return frozenset(
+        {
+            f"raw:sha256:{hashlib.sha256(blob).hexdigest()}",
+            f"raw:sha1:{hashlib.sha1(blob, usedforsecurity=False).hexdigest()}",
+        }
+    )
+
+
+def evidence(blob: bytes) -> Mapping[str, Evidence]:
+    """Return per name what the kernel shows when it holds this blob. Raises PolicyError."""
+    raw = raw_evidence(blob)
+    return {one.name: raw | one.evidence for one in read(blob)}
+
+
+def parent(name: str) -> str | None:
+    """Return the parent of a hat or child, or None for a profile of its own.
+
+    The kernel splits at every `//` from the left (__lookup_parent).
+    """
+    at, start = -1, 0
+    while (found := name.find("//", start)) >= 0:
+        at, start = found, found + 2
+    return name[:at] if at >= 0 else None
+
+
+def ancestors(name: str) -> tuple[str, ...]:
+    """Return the parents of a hat or child, the nearest first."""
+    found: list[str] = []
+    above = parent(name)
+    while above is not None:
+        found.append(above)
+        above = parent(above)
+    return tuple(found)
+
+
+def _declared(fields: tuple[_Element, ...], own: bytes) -> Declared:
+    if not fields or fields[0].name or not isinstance(fields[0].value, bytes):
+        raise PolicyError("a profile does not begin with its name")
+    try:
+        name = fields[0].value.decode()
+    except UnicodeDecodeError as error:
+        raise PolicyError("a profile's name is not UTF-8") from error
+    attached = False
+    for field in fields[1:]:
+        if field.name == "flags" and isinstance(field.value, tuple):
+            return Declared(
+                name=name,
+                mode=_mode(field.value),
+                attached=attached,
+                evidence=frozenset(
+                    {
+                        f"own:sha256:{hashlib.sha256(own).hexdigest()}",
+                        f"own:sha1:{hashlib.sha1(own, usedforsecurity=False).hexdigest()}",
+                    }
+                ),
+            )
+        attached = attached or field.name not in _HARMLESS
+    raise PolicyError(f'profile "{name}" has no flags')
+
+
+def _mode(fields: tuple[_Element, ...]) -> str:
+    if len(fields) < 3 or not isinstance(fields[1].value, int):  # noqa: PLR2004 - hat, mode, audit
+        raise PolicyError("a profile's flags are not three numbers")
+    mode = fields[1].value
+    if mode not in MODES:
+        raise PolicyError(f"a profile's mode is {mode}, which is not known")
+    return MODES[mode]
+
+
+class _Reader:
+    def __init__(self, blob: bytes) -> None:
+        self.blob = blob
+        self.at = 0
+
+    def elements(self, until: int | None, depth: int) -> tuple[_Element, ...]:
+        """Read elements up to the tag that ends their parent, or to the end of the blob."""
+        if depth > _DEPTH:
+            raise PolicyError("it is nested too deep")
+        found: list[_Element] = []
+        while self.at < len(self.blob):
+            start = self.at
+            tag = self._take(1)[0]
+            if tag == until:
+                return tuple(found)
+            name = ""
+            if tag == _NAME:
+                name = self._string().decode("latin-1")
+                tag = self._take(1)[0]
+            found.append(self._element(name, tag, start, depth))
+        if until is not None:
+            raise PolicyError("it ends inside a struct, list or array")
+        return tuple(found)
+
+    def _element(self, name: str, tag: int, start: int, depth: int) -> _Element:
+        value: int | bytes | tuple[_Element, ...]
+        if tag in _FIXED:
+            value = int.from_bytes(self._take(_FIXED[tag]), "little")
+        elif tag == _STRING:
+            value = self._string()
+        elif tag == _BLOB:
+            value = self._take(int.from_bytes(self._take(4), "little"))
+        elif tag in _ENDS:
+            if tag == _ARRAY:
+                self._take(2)
+            value = self.elements(_ENDS[tag], depth + 1)
+        else:
+            raise PolicyError(f"unknown tag {tag} at byte {start}")
+        return _Element(name=name, tag=tag, value=value, start=start, end=self.at)
+
+    def _string(self) -> bytes:
+        text = self._take(int.from_bytes(self._take(2), "little"))
+        if not text.endswith(b"\0") or b"\0" in text[:-1]:
+            raise PolicyError(f"a string before byte {self.at} does not end with one NUL")
+        return text[:-1]
+
+    def _take(self, size: int) -> bytes:
+        taken = self.blob[self.at : self.at + size]
+        if len(taken) != size:
+            raise PolicyError("it ends too early")
+        self.at += size
+        return taken

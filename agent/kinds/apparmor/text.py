@@ -1,0 +1,125 @@
+"""What must be refused or remarked on a profile's text, before and beside the parser.
+
+Rule 1: pure; the parser alone decides what the text means, this module only what it may not say.
+Rule 2: in doubt an include is found too often rather than too rarely: the parser runs with the
+rights of the agent and would open any file. Files below /etc/apparmor.d are the host's own and may
+include what they like.
+"""
+
+import re
+from collections.abc import Iterator
+
+from agent.core.problems import Problem
+
+# apparmor_parser's lexer: `include` or `#include` (or `abi`), then <path>, "path" or a bare path.
+_INCLUDE = re.compile(
+    r"""(?<![\w./@{-])\#?(?P<word>include|abi)(?P<exists>\s+if\s+exists)?
+        (?:\s*(?:<\s*(?P<angle>[^>\n]*)>?|"(?P<quoted>[^"]*)"?)|\s+(?P<bare>[^\s,<"]+))""",
+    re.VERBOSE,
+)
+_VARIABLE_NAME = re.compile(
+    r"""(?:^|[{}\s])(?:profile|hat)\s+"?[^\s"({]*@\{"""
+    r"""|^\s*"?[^\s"={]*@\{\w+\}[^\s"={]*"?\s*(?:(?:flags\s*=\s*)?\([^)]*\)\s*)?\{"""
+)
+_UNCONFINED_EXEC = re.compile(
+    r"""(?:[\s"])[rwalkm]*(?:[pPcC]?[uU]x)[rwalkm]*\s*(?:,|->)"""
+    r"""|^\s*(?:(?:audit|allow|owner|quiet)\s+)*[rwalkm]*(?:[pPcC]?[uU]x)\s+["/@{]"""
+)
+_CHANGE_PROFILE = re.compile(
+    r"""\bchange_profile\b(?:\s+(?:safe|unsafe))?(?:\s+["/@{][^,]*?)??\s*"""
+    r"""(?:,|->\s*"?(?::[^:\s]*:)?(?://)?(?:unconfined\b|[*{\[@]))"""
+)
+
+
+def refusals(text: str) -> tuple[Problem, ...]:
+    """Return why the text may not be given to the parser at all."""
+    return tuple(_includes(text))
+
+
+def variable_names(text: str) -> tuple[Problem, ...]:
+    """Return the profile names that hold a variable: a pod could not name them."""
+    return tuple(
+        Problem(
+            code="name_variable",
+            where=f"line {number}",
+            what="A profile's name holds a variable, so the text does not say what a pod names.",
+            hint="Write the name out.",
+        )
+        for number, line in _lines(text)
+        if _VARIABLE_NAME.search(line)
+    )
+
+
+def warnings(text: str) -> tuple[Problem, ...]:
+    """Return what the text allows that ends confinement."""
+    found: list[Problem] = []
+    for number, line in _lines(text):
+        if _UNCONFINED_EXEC.search(line):
+            found.append(
+                Problem(
+                    code="unconfined_exec",
+                    where=f"line {number}",
+                    what="An execute rule with ux or Ux (or a fallback to it) starts a program "
+                    "without any profile.",
+                    hint="Use ix, px or cx.",
+                )
+            )
+        if _CHANGE_PROFILE.search(line):
+            found.append(
+                Problem(
+                    code="unconfined_transition",
+                    where=f"line {number}",
+                    what="A change_profile rule lets the process leave for unconfined.",
+                    hint="Name the profile that it may change to.",
+                )
+            )
+    return tuple(found)
+
+
+def line_of(text: str, name: str) -> str:
+    """Return `line N` where the text seems to declare a name, else the name: for messages only."""
+    last = name.rsplit("//", 1)[-1]
+    for number, line in _lines(text):
+        if re.search(rf'(?:^|[\s"^]){re.escape(last)}(?:["\s({{]|$)', line):
+            return f"line {number}"
+    return f'"{name}"'
+
+
+def _includes(text: str) -> Iterator[Problem]:
+    bare = _without_comments(text)
+    for match in _INCLUDE.finditer(bare):
+        angle, path = match["angle"], match["angle"] or match["quoted"] or match["bare"] or ""
+        path = path.strip().strip('"')
+        if match["word"] == "abi" and angle is None and match["quoted"] is None:
+            if not path.startswith(("/", ".")):
+                continue  # a word of a path or a name, not a rule
+        elif angle is not None and not path.startswith("/") and ".." not in path.split("/"):
+            continue
+        if path in ("", "if", "{", "}"):
+            continue
+        if path.startswith("/"):
+            why = "is absolute"
+        elif ".." in path.split("/"):
+            why = "climbs out of its directory"
+        else:
+            why = "is looked up in the working directory of the parser"
+        yield Problem(
+            code="include_refused",
+            where=f"line {bare.count(chr(10), 0, match.start()) + 1}",
+            what=f"The path of this {match['word']} rule {why}.",
+            hint="Include only files below /etc/apparmor.d, as in include <abstractions/base>.",
+        )
+
+
+def _without_comments(text: str) -> str:
+    return "\n".join(line for _, line in _lines(text))
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """Give every line with its number, comments cut off where that is beyond doubt."""
+    for number, line in enumerate(text.split("\n"), 1):
+        cut = re.search(r"(?:^|\s)#(?!include)", line)
+        if cut is not None and '"' not in line[: cut.start()]:
+            yield number, line[: cut.start()]
+        else:
+            yield number, line

@@ -1,0 +1,103 @@
+"""The problems that the AppArmor kind reports, in words.
+
+Rule 1: pure; each says what, what follows and what to do next.
+"""
+
+from agent.core.model import Id, Unchecked
+from agent.core.problems import Problem
+from agent.doors.host import HostError
+from agent.kinds.apparmor import kernel, policy
+from agent.kinds.apparmor.cache import Compiled
+
+KILLS = 2  # a text that killed the parser so often is not tried again until it changes
+
+
+def unchecked(id_: Id, what: str) -> Unchecked:
+    """Return that this node has no means to check a key."""
+    hint = "Install apparmor (apparmor_parser) and boot a kernel with AppArmor."
+    return Unchecked(
+        id=id_, problem=Problem(code="kind_unsupported", where=id_.key, what=what, hint=hint)
+    )
+
+
+def killed(compiled: Compiled) -> Problem:
+    """Return that the parser was ended by a limit."""
+    again = "It is tried once more." if compiled.times < KILLS else "It is not tried again."
+    return Problem(
+        code="parser_killed",
+        where="apparmor_parser",
+        what=f"Compiling was ended: {compiled.killed}. {again}",
+        hint="Simplify the rules (alternations, many ** in one rule), or raise --parser-timeout.",
+    )
+
+
+def unreadable(id_: Id, error: policy.PolicyError) -> Problem:
+    """Return that the compiled policy cannot be understood."""
+    return Problem(
+        code="policy_unreadable",
+        where=id_.key,
+        what=f"The compiled policy has a layout that is not known: {error}. It is not put.",
+        hint="Use an apparmor_parser version that profile-loader was tested with.",
+    )
+
+
+def refused(id_: Id, error: HostError) -> Problem:
+    """Return what the kernel said to a write."""
+    return Problem(
+        code="kernel_refused",
+        where=id_.key,
+        what=f"The kernel refused the compiled policy, {kernel.meaning(error)}.",
+        hint="What was loaded before stays loaded.",
+    )
+
+
+def jammed(id_: Id) -> Problem:
+    """Return that a leaked raw_data directory blocks loads (facts of 6.1 to 7.2)."""
+    return Problem(
+        code="kernel_jammed",
+        where=id_.key,
+        what="The kernel says that the profile exists, though none of its names is loaded: an "
+        "earlier failed load of somebody left its data behind.",
+        hint="Replace any loaded profile by the same text (apparmor_parser -r -K FILE), or reboot.",
+    )
+
+
+def foreign(id_: Id, names: list[str]) -> Problem:
+    """Return that a name is loaded that is not ours."""
+    return Problem(
+        code="foreign_name",
+        where=names[0],
+        what=f'The name "{names[0]}" of key "{id_.key}" is loaded, and not by this agent.',
+        hint="Rename the profile, or hand the name over with --take-over.",
+    )
+
+
+def others(names: list[str]) -> Problem:
+    """Return that content to remove is not ours."""
+    return Problem(
+        code="foreign_name",
+        where=names[0],
+        what=f'The name "{names[0]}" holds content that this agent did not put. '
+        "Nothing is removed.",
+        hint="Remove it by hand if nobody needs it.",
+    )
+
+
+def unverified(id_: Id, why: str) -> Problem:
+    """Return that a write cannot be seen."""
+    return Problem(
+        code="verify_failed",
+        where=id_.key,
+        what=f"The policy was written, but the kernel does not show it: {why}.",
+        hint="Look for another program that loads the same name.",
+    )
+
+
+def not_removed(name: str, why: str) -> Problem:
+    """Return that a removal did not happen."""
+    return Problem(
+        code="remove_failed",
+        where=name,
+        what=f'The profile "{name}" was not removed: {why}.',
+        hint="The next pass tries again.",
+    )
