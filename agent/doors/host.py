@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 
 TEMPORARY_PREFIX = ".profile-loader."
 TEMPORARY_SUFFIX = ".tmp"
+_MOST_LINKS = 40  # as the kernel: path_resolution(7)
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -58,8 +59,34 @@ class Host:
         self.root = Path(root)
 
     def path(self, path: str | PurePosixPath) -> Path:
-        """Return where an absolute host path lies on this machine."""
-        return self.root / str(path).lstrip("/")
+        """Return where an absolute host path lies on this machine.
+
+        Links on the way are read as the host itself would read them: an absolute target starts
+        again at the root, and `..` does not lead out of it. The last component is not looked at.
+        Raises OSError (ELOOP).
+        """
+        if self.root == Path("/"):
+            return Path(path)
+        todo = [part for part in reversed(PurePosixPath(path).parts) if part != "/"]
+        done: list[str] = []
+        links = 0
+        while len(todo) > 1:
+            part = todo.pop()
+            if part == "..":
+                done = done[:-1]
+                continue
+            try:
+                target = self.root.joinpath(*done, part).readlink()
+            except OSError:  # no link, or nothing there: the caller's open will tell
+                done.append(part)
+                continue
+            links += 1
+            if links > _MOST_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+            if target.is_absolute():
+                done = []
+            todo += [step for step in reversed(target.parts) if step != "/"]
+        return self.root.joinpath(*done, *todo)
 
     # --- looking ---------------------------------------------------------------------------------
 
@@ -92,7 +119,7 @@ class Host:
     def link(self, path: str) -> str:
         """Return where a symbolic link points, as it is written. Raises HostError."""
         with _translated(path):
-            return os.readlink(self.path(path))
+            return str(self.path(path).readlink())
 
     def names(self, path: str) -> list[str]:
         """Return the sorted names in a directory. Raises HostError."""
@@ -191,7 +218,7 @@ class Host:
         parts = PurePosixPath(name).parts
         if not parts or name.startswith("/") or any(part in ("..", ".") for part in parts):
             raise OSError(errno.EINVAL, "not a descending relative path")
-        top = self.path(base)
+        top = self.path(f"{base}/-").parent
         if make:
             top.mkdir(mode=0o755, parents=True, exist_ok=True)
         fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -160,3 +160,25 @@ def test_a_spinning_command_is_ended(host):
 def test_a_command_that_does_not_exist_is_a_host_error(host):
     """What cannot be started is told as the path and its errno."""
     assert errno_of(host.run, ["/nowhere/parser"], **LIMITS) == errno.ENOENT
+
+
+def test_links_on_the_way_to_a_host_path_stay_on_the_host(host, tmp_path):
+    """A host's absolute link is read below the root, as the host itself would read it."""
+    (tmp_path / "mnt/kubelet").mkdir(parents=True)
+    (tmp_path / "var/lib").mkdir(parents=True)
+    (tmp_path / "var/lib/kubelet").symlink_to("/mnt/kubelet")
+    (tmp_path / "var/out").symlink_to("../../../..")
+    host.write_file("/var/lib/kubelet/seccomp", "a", b"x")
+    host.write_file("/var/out/d", "b", b"y")
+    assert {
+        name: one
+        for name, one in tree(tmp_path).items()
+        if not name.startswith(("var/lib/kubelet", "var/out"))
+    } == {"mnt/kubelet/seccomp/a": b"x", "d/b": b"y"}
+
+
+def test_links_in_a_circle_are_an_error(host, tmp_path):
+    """A path that never ends is ELOOP, not a hang."""
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    assert errno_of(host.write_file, "/a/d", "x", b"") == errno.ELOOP
