@@ -189,16 +189,17 @@ class Kernel:
 
     def _paths(self, top: str) -> Iterator[tuple[str, str]]:
         """Give the name and the directory of every loaded profile, hat and child."""
-        stack = [top]
+        stack = [("", top)]
         while stack:
-            directory = stack.pop()
+            above, directory = stack.pop()
             for entry in self.host.names(directory):
                 path = f"{directory}/{entry}"
                 content = self.host.read(f"{path}/name", limit=1 << 20)
-                name = content.removesuffix(b"\n").decode("utf-8", "surrogateescape")
+                # A hat's or child's file holds its last part only (the kernel's base.name).
+                name = above + content.removesuffix(b"\n").decode("utf-8", "surrogateescape")
                 yield name, path
                 if self.host.exists(f"{path}/profiles"):
-                    stack.append(f"{path}/profiles")
+                    stack.append((f"{name}//", f"{path}/profiles"))
 
     def _fact(self, path: str, revision: int) -> Fact:
         mode = self.host.read(f"{path}/mode", limit=4096).strip().decode("ascii", "replace")

@@ -53,18 +53,21 @@ class _Element:
 
 
 def read(blob: bytes) -> tuple[Declared, ...]:
-    """Return every profile in the blob, in its order. Raises PolicyError."""
+    """Return every profile in the blob, in its order. Raises PolicyError.
+
+    A profile of a policy namespace is named `:namespace:name`.
+    """
     found: list[Declared] = []
-    version = None
+    version, namespace = None, ""
     for element in _Reader(blob).elements(None, 0):
         match element:
             case _Element(name="version", value=int(value)):
                 version = value
             case _Element(name="profile", tag=7, value=tuple(fields)) if version is not None:
                 own = struct.pack("<I", version & 0xFFFFFFFF) + blob[element.start : element.end]
-                found.append(_declared(fields, own))
-            case _Element(name="namespace"):
-                raise PolicyError("it names a policy namespace")
+                found.append(_declared(namespace, fields, own))
+            case _Element(name="namespace", value=bytes(value)):
+                namespace = f":{value.decode('utf-8', 'replace')}:"
             case _:
                 raise PolicyError(f'unexpected element "{element.name}" at byte {element.start}')
     return tuple(found)
@@ -107,11 +110,11 @@ def ancestors(name: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _declared(fields: tuple[_Element, ...], own: bytes) -> Declared:
+def _declared(namespace: str, fields: tuple[_Element, ...], own: bytes) -> Declared:
     if not fields or fields[0].name or not isinstance(fields[0].value, bytes):
         raise PolicyError("a profile does not begin with its name")
     try:
-        name = fields[0].value.decode()
+        name = namespace + fields[0].value.decode()
     except UnicodeDecodeError as error:
         raise PolicyError("a profile's name is not UTF-8") from error
     attached = False

@@ -1,0 +1,422 @@
+"""Runs inside the virtual machine: the AppArmor kind against a real kernel, case by case.
+
+Prints one line a case, `PASS name` or `FAIL name` with the reason below it; ends with 1 if one
+failed. Needs nothing but the standard library, the agent package and apparmor_parser.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+sys.path.insert(0, str(Path.cwd()))
+
+from agent.core.model import Blob, InUse, Profile, Rejection, Seen, Unused
+from agent.core.ports import Failed, Installed, Removed, StillUsed
+from agent.doors.host import Host
+from agent.kinds.apparmor.kind import AppArmor
+
+ROOT = Path("/sys/kernel/security/apparmor")
+CASES = []
+
+
+def case(function):
+    CASES.append(function)
+    return function
+
+
+def kind(**options):
+    return AppArmor(host=Host("/"), state_dir="/tmp/state", **options)
+
+
+def inspect(text, **options):
+    return kind(**options).inspect(Blob(origin="dir test", key="key", content=text.encode()))
+
+
+def accepted(text, **options):
+    found = inspect(text, **options)
+    assert isinstance(found, Profile), found
+    return found
+
+
+def put(text, ours=(), agent=None):
+    return (agent or kind()).put(accepted(text), ours=ours)
+
+
+def installed(text, ours=(), agent=None):
+    found = put(text, ours, agent)
+    assert isinstance(found, Installed), found
+    return found
+
+
+def removed(names, evidence, *, prove=True):
+    return kind().remove(names, evidence, prove=prove)
+
+
+def look(*names, suspects=()):
+    found = kind().observe(names, suspects)
+    assert isinstance(found, Seen), found
+    return found
+
+
+def code(failed):
+    assert isinstance(failed, Failed), failed
+    return failed.problem.code
+
+
+def revision():
+    return kind().kernel.revision()
+
+
+def parser(text, *options):
+    return subprocess.run(
+        ["apparmor_parser", "-K", *options], input=text.encode(), check=False, capture_output=True
+    )
+
+
+@contextlib.contextmanager
+def confined(label, *, command="import time; print(1, flush=True); time.sleep(600)"):
+    """Run a process under a label for a while."""
+    script = (
+        "import sys; open('/proc/self/attr/exec', 'w').write('exec ' + sys.argv[1]);"
+        "import os; os.execv(sys.executable, [sys.executable, '-c', sys.argv[2]])"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", script, label, command], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert child.stdout.readline().strip() == "1", "the confined process did not start"
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+
+
+OPEN = "  file,\n  signal,\n  capability,\n  change_profile,\n"
+
+
+def text(name, rules="", flags=""):
+    return f"profile {name} {flags} {{\n{OPEN}{rules}}}\n"
+
+
+@case
+def a_new_profile_is_loaded_and_proven_by_the_kernels_hashes():
+    profile = accepted(text("new"))
+    done = kind().put(profile, ours=())
+    assert isinstance(done, Installed), done
+    fact = look("new").facts["new"]
+    # Both the hash of the whole blob and that of the profile alone were predicted.
+    assert fact.evidence <= profile.version.evidence["new"], fact
+    assert {token.split(":")[0] for token in fact.evidence} == {"raw", "own"}
+    assert (fact.mode, done.modes) == ("enforce", {"new": "enforce"})
+
+
+@case
+def several_profiles_hats_and_children_in_one_key_are_each_proven():
+    source = text("many1", "  ^HAT { file, }\n  profile kid /bin/ls flags=(complain) { file, }\n")
+    profile = accepted(source + text("many2"))
+    done = kind().put(profile, ours=())
+    assert isinstance(done, Installed), done
+    assert profile.version.provides == ("many1", "many1//HAT", "many1//kid", "many2")
+    facts = look(*profile.version.provides).facts
+    assert {name: fact.mode for name, fact in facts.items()} == {
+        "many1": "enforce", "many1//HAT": "enforce", "many1//kid": "complain", "many2": "enforce",
+    }
+    for name, fact in facts.items():
+        assert fact.evidence <= profile.version.evidence[name], (name, fact)
+
+
+@case
+def a_profile_that_someone_else_loaded_is_never_replaced():
+    assert parser(text("foreign"), "-r").returncode == 0
+    before = look("foreign").facts
+    assert code(put(text("foreign", "  deny /x w,\n"))) == "foreign_name"
+    assert look("foreign").facts == before
+
+
+@case
+def a_foreign_name_beside_one_of_ours_stops_the_whole_replace():
+    installed(text("mixed1"))
+    parser(text("mixed2"), "-r")
+    before = look("mixed1", "mixed2").facts
+    both = text("mixed1", "  deny /x w,\n") + text("mixed2", "  deny /x w,\n")
+    assert code(put(both, ours=["mixed1"])) == "foreign_name"
+    assert look("mixed1", "mixed2").facts == before
+
+
+@case
+def a_changed_profile_replaces_ours_under_the_running_process():
+    installed(text("change"))
+    with confined("change") as child:
+        installed(text("change", "  deny /x w,\n", "flags=(complain)"), ours=["change"])
+        label = Path(f"/proc/{child.pid}/attr/current").read_text().strip()
+    assert label == "change (complain)"
+
+
+@case
+def a_name_that_is_new_beside_ours_is_loaded_with_it():
+    installed(text("grow"))
+    done = installed(text("grow", "  ^H { file, }\n") + text("grow2"), ours=["grow"])
+    assert sorted(done.evidence) == ["grow", "grow//H", "grow2"]
+
+
+@case
+def content_replaced_from_outside_is_seen():
+    done = installed(text("drift"))
+    parser(text("drift", "  deny /y w,\n"), "-r")
+    assert not look("drift").facts["drift"].evidence & done.evidence["drift"]
+
+
+@case
+def complain_mode_set_from_outside_is_seen():
+    done = installed(text("mode"))
+    parser(text("mode"), "-r", "-C")
+    fact = look("mode").facts["mode"]
+    assert fact.mode == "complain"
+    assert not fact.evidence & done.evidence["mode"]
+
+
+@case
+def an_unused_profile_is_removed_and_an_absent_one_counts_as_removed():
+    done = installed(text("gone", "  ^H { file, }\n"))
+    names = ["gone", "gone//H"]
+    assert removed(names, done.evidence) == Removed()
+    assert look(*names).facts == {}
+    assert removed(names, done.evidence) == Removed()
+
+
+@case
+def other_content_is_never_removed():
+    done = installed(text("other"))
+    parser(text("other", "  deny /y w,\n"), "-r")
+    assert code(removed(["other"], done.evidence)) == "foreign_name"
+    assert "other" in look("other").facts
+
+
+@case
+def a_child_that_someone_else_added_bars_the_removal_of_its_parent():
+    done = installed(text("host"))
+    parser(text("host2", "  profile kid { file, }\n"), "-r")
+    blob = subprocess.run(
+        ["apparmor_parser", "-QKS"], capture_output=True, check=True,
+        input=text("host", "  profile kid { file, }\n").encode(),
+    ).stdout
+    (ROOT / ".replace").write_bytes(blob)
+    facts = look("host", "host//kid").facts
+    evidence = {"host": facts["host"].evidence}
+    assert code(removed(["host"], evidence)) == "foreign_name"
+    assert set(look("host", "host//kid").facts) == {"host", "host//kid"}
+    assert done.evidence["host"]
+
+
+@case
+def a_dropped_hat_is_removed_alone():
+    first = installed(text("hatted", "  ^A { file, }\n  ^B { file, }\n"))
+    second = installed(text("hatted", "  ^A { file, }\n"), ours=["hatted", "hatted//A"])
+    assert "hatted//B" in look("hatted//B").facts
+    assert removed(["hatted//B"], first.evidence) == Removed()
+    assert set(look("hatted", "hatted//A", "hatted//B").facts) == {"hatted", "hatted//A"}
+    assert second.evidence["hatted"] & look("hatted").facts["hatted"].evidence
+
+
+@case
+def a_profile_in_use_is_not_removed():
+    done = installed(text("used"))
+    with confined("used") as child:
+        assert removed(["used"], done.evidence) == StillUsed(uses={"used": InUse(pids=(child.pid,))})
+        assert "used" in look("used").facts
+    assert removed(["used"], done.evidence) == Removed()
+
+
+@case
+def a_parent_is_in_use_through_its_child():
+    done = installed(text("par", "  profile kid { file, signal, change_profile, }\n"))
+    with confined("par//kid") as child:
+        seen = look("par", "par//kid", suspects=["par", "par//kid"])
+        assert seen.uses == {"par": InUse(pids=(child.pid,)), "par//kid": InUse(pids=(child.pid,))}
+        assert isinstance(removed(["par", "par//kid"], done.evidence), StillUsed)
+
+
+@case
+def a_stacked_profile_is_in_use():
+    done = installed(text("stack1"))
+    installed(text("stack2"))
+    with confined("stack1//&stack2") as child:
+        label = Path(f"/proc/{child.pid}/attr/current").read_text()
+        assert "//&" in label, label
+        assert isinstance(removed(["stack1"], done.evidence), StillUsed)
+
+
+@case
+def a_profile_is_in_use_through_a_single_thread():
+    done = installed(text("thread"))
+    ready, end = threading.Event(), threading.Event()
+
+    def run():
+        own = f"/proc/self/task/{threading.get_native_id()}/attr/current"
+        Path(own).write_text("changeprofile thread")
+        ready.set()
+        end.wait()
+
+    one = threading.Thread(target=run)
+    one.start()
+    try:
+        assert ready.wait(10)
+        assert Path("/proc/self/attr/current").read_text().strip() == "unconfined"
+        uses = {"thread": InUse(pids=(os.getpid(),))}
+        assert removed(["thread"], done.evidence) == StillUsed(uses=uses)
+    finally:
+        end.set()
+        one.join()
+
+
+@case
+def an_unused_name_is_proven_unused():
+    installed(text("idle"))
+    assert look("idle", suspects=["idle"]).uses == {"idle": Unused()}
+
+
+@case
+def inspecting_and_observing_leave_the_revision_alone():
+    installed(text("quiet"))
+    before = revision()
+    accepted(text("quiet"))
+    look("quiet", suspects=["quiet"])
+    assert revision() == before
+
+
+@case
+def a_second_inspection_starts_no_parser():
+    accepted(text("cached"))
+    agent = kind()
+    agent.parser.path = "/bin/false" if agent.parser.inputs() == "" else agent.parser.path
+    agent.parser.timeout_seconds = 0.0  # starting the parser would end it at once
+    found = agent.inspect(
+        Blob(origin="dir test", key="key", content=text("cached").encode())
+    )
+    assert isinstance(found, Profile), found
+
+
+@case
+def what_is_compiled_mediates_as_the_parser_itself_would():
+    source = "profile abi {\n  ptrace read,\n  network inet,\n  signal,\n  mount,\n}\n"
+    blob = subprocess.run(
+        ["apparmor_parser", "-QKS"], input=source.encode(), capture_output=True, check=True
+    ).stdout
+    assert accepted(source).body == blob
+
+
+@case
+def names_that_jam_the_kernel_are_refused():
+    for name, wanted in (("n" * 201, "name_unsafe"), ('"a//b"', "name_unsafe")):
+        found = inspect(text(name))
+        assert isinstance(found, Rejection), found
+        assert [one.code for one in found.problems] == [wanted], found
+
+
+def jam():
+    """Jam the kernel as somebody else's profile with too long a name does."""
+    result = parser(text("j" * 300 + str(time.monotonic_ns())), "-a")
+    assert result.returncode != 0, "the name was not too long"
+
+
+@case
+def a_jammed_kernel_is_cured_by_an_identical_replace_of_our_own():
+    agent = kind()
+    profile = accepted(text("own"))
+    assert isinstance(agent.put(profile, ours=()), Installed)
+    number = revision()
+    jam()
+    assert parser(text("witness"), "-a").returncode != 0, "the kernel is not jammed"
+    done = agent.put(accepted(text("after")), ours=())
+    assert isinstance(done, Installed), done
+    assert revision() == number + 2
+    assert "after" in look("after").facts
+
+
+@case
+def a_jammed_replace_of_ours_is_cured():
+    installed(text("jreplace"))
+    jam()
+    installed(text("jreplace", "  deny /x w,\n"), ours=["jreplace"])
+
+
+@case
+def a_jam_that_cannot_be_cured_is_reported():
+    jam()
+    assert code(put(text("hopeless"))) == "kernel_jammed"
+    installed(text("own", "  deny /z w,\n"), ours=["own"])  # and cured for the next case
+
+
+@case
+def what_the_kernel_does_not_understand_is_refused_with_its_reason():
+    profile = accepted(text("broken"))
+    blob = profile.body.replace(b"\x04\x07\x00caps64\x00", b"\x04\x07\x00caps65\x00")
+    broken = Profile(id=profile.id, version=profile.version, source=profile.source, body=blob)
+    failed = kind().put(broken, ours=())
+    assert code(failed) == "kernel_refused", failed
+    assert "EPROTO" in failed.problem.what, failed
+    assert "broken" not in look("broken").facts
+
+
+@case
+def a_profile_in_unconfined_mode_is_refused():
+    found = inspect(text("loose", flags="flags=(unconfined)"))
+    assert [one.code for one in found.problems] == ["unconfined_refused"], found
+
+
+@case
+def without_the_right_to_load_nothing_is_observed():
+    script = (
+        "from tests_guest import *" if False else
+        "import sys; sys.path.insert(0, '.');"
+        "from agent.kinds.apparmor.kind import AppArmor; from agent.doors.host import Host;"
+        "found = AppArmor(host=Host('/')).observe(['x'], []);"
+        "print(type(found).__name__, found.problem.code)"
+    )
+    dropped = ["setpriv", "--bounding-set=-mac_admin", "--inh-caps=-mac_admin"]
+    done = subprocess.run(
+        [*dropped, sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "Blind kind_unobservable", done
+
+
+@case
+def in_another_pid_namespace_nothing_is_proven_unused():
+    installed(text("nsuse"))
+    script = (
+        "import sys; sys.path.insert(0, '.');"
+        "from agent.kinds.apparmor.kind import AppArmor; from agent.doors.host import Host;"
+        "print(type(AppArmor(host=Host('/')).observe(['nsuse'], ['nsuse']).uses['nsuse']).__name__)"
+    )
+    done = subprocess.run(
+        ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", script],
+        capture_output=True, text=True, check=False,
+    )
+    assert done.stdout.strip() == "CannotTell", done
+
+
+def main():
+    failed = 0
+    only = sys.argv[1:]
+    for function in CASES:
+        name = function.__name__
+        if only and name not in only:
+            continue
+        try:
+            function()
+        except Exception:  # noqa: BLE001 - a failed case must not hide the others
+            failed += 1
+            print(f"FAIL {name}\n{traceback.format_exc()}", flush=True)
+        else:
+            print(f"PASS {name}", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
