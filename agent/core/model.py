@@ -47,12 +47,22 @@ class Id:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blob:
-    """One key of one set, undecoded. prefix is prepended to the path of a seccomp profile."""
+    """One key of one set, undecoded.
+
+    prefix is prepended to the path of a seccomp profile. name is the key's own name where key is
+    qualified to tell it from others of its set (`kube-system/web/audit.json` of a manifest).
+    """
 
     origin: str
     key: str
     content: bytes
     prefix: str = ""
+    name: str = ""
+
+    @property
+    def path(self) -> str:
+        """Return the path that a seccomp profile of this key has below the seccomp directory."""
+        return self.prefix + (self.name or self.key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +73,6 @@ class Read:
     revision: str
     blobs: tuple[Blob, ...]
     refused: tuple[tuple[str, Problem], ...] = ()  # (key, problem)
-    allow_empty: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,193 @@
+"""A directory of profiles, read once through descriptors; a mounted ConfigMap volume included.
+
+The kubelet swaps a volume's `..data` link to a new generation (kubernetes:
+pkg/volume/util/atomic_writer.go): one generation is opened once and everything is read through
+it, so the keys of one read always belong together.
+
+Rule 1: nothing outside the tree is read, and nothing that is not a regular file.
+Rule 2: a key that cannot be read makes the set unreadable: it may still be desired.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+from agent.core import recognise
+from agent.core.model import Blob, Missing, Snapshot, Unreadable
+from agent.core.problems import Problem
+from agent.sources import limits
+
+_DATA = "..data"
+_TRIES = 5
+_DEPTH = 16
+_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class _ChangedError(Exception):
+    """The directory changed while it was read."""
+
+
+class Directory:
+    """Profiles below a directory of this machine. Fulfils agent.core.ports.Source."""
+
+    def __init__(self, path: str, after_read: Callable[[], None] = lambda: None) -> None:
+        self.path = path
+        self.origin = f"dir {path}"
+        self._after_read = after_read  # called once per try, before the look whether it changed
+
+    def read(self) -> tuple[Snapshot, ...]:
+        """Read the set once; a set that changes meanwhile is read again, a few times."""
+        for _ in range(_TRIES):
+            try:
+                return (self._read(),)
+            except FileNotFoundError:
+                return (Missing(origin=self.origin, why=f"{self.path} does not exist"),)
+            except OSError as error:
+                why = f"{error.filename or self.path}: {error.strerror}"
+                return (Unreadable(origin=self.origin, why=why),)
+            except _ChangedError:
+                continue
+        return (Unreadable(origin=self.origin, why=f"{self.path} keeps changing while it is read"),)
+
+    def _read(self) -> Snapshot:
+        top = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            generation = _generation(top)
+            fd = top if generation is None else _open(generation, _DIR, top)
+            try:
+                walk = _Walk(self.origin, fd)
+                walk.directory(fd, PurePosixPath())
+            finally:
+                if fd != top:
+                    os.close(fd)
+            self._after_read()
+            if _generation(top) != generation:
+                raise _ChangedError
+        finally:
+            os.close(top)
+        return limits.snapshot(self.origin, walk.blobs, walk.refused)
+
+
+class _Walk:
+    """Collects the keys below one directory."""
+
+    def __init__(self, origin: str, top: int) -> None:
+        self.origin = origin
+        self.top = top
+        self.blobs: list[Blob] = []
+        self.refused: list[tuple[str, Problem]] = []
+
+    def directory(self, fd: int, path: PurePosixPath) -> None:
+        for name in sorted(os.listdir(fd)):
+            if name.startswith("."):
+                continue
+            if len(self.blobs) + len(self.refused) > limits.SET_KEYS:
+                return
+            self.entry(fd, name, path / name)
+
+    def entry(self, fd: int, name: str, path: PurePosixPath) -> None:
+        key = str(path)
+        mode = _stat(name, fd).st_mode
+        if stat.S_ISDIR(mode):
+            if len(path.parts) > _DEPTH:
+                self.refused.append((key, limits.unsafe(key, f"is over {_DEPTH} levels deep")))
+                return
+            below = _open(name, _DIR, fd)
+            try:
+                self.directory(below, path)
+            finally:
+                os.close(below)
+        elif recognise.kind_of(key, b"") is None:
+            return
+        elif not name.isprintable():
+            shown = key.encode("utf-8", "backslashreplace").decode()
+            shown = "".join(one if one.isprintable() else repr(one)[1:-1] for one in shown)
+            self.refused.append((shown, limits.unsafe(shown, "holds control characters")))
+        elif stat.S_ISREG(mode):
+            self.file(fd, name, key)
+        elif stat.S_ISLNK(mode):
+            self.link(fd, name, path)
+        else:
+            self.refused.append((key, _not_regular(key, "is no regular file")))
+
+    def file(self, fd: int, name: str, key: str) -> None:
+        file = _open(name, _FILE, fd)
+        try:
+            status = os.fstat(file)
+            if not stat.S_ISREG(status.st_mode):
+                raise _ChangedError
+            if status.st_size > limits.KEY_BYTES:
+                self.refused.append((key, limits.too_large(key)))
+                return
+            with open(file, "rb", closefd=False) as stream:
+                content = stream.read(limits.KEY_BYTES + 1)
+        finally:
+            os.close(file)
+        if len(content) > limits.KEY_BYTES:
+            self.refused.append((key, limits.too_large(key)))
+        else:
+            self.blobs.append(Blob(origin=self.origin, key=key, content=content))
+
+    def link(self, fd: int, name: str, path: PurePosixPath) -> None:
+        """Read a link whose target is a regular file of this tree; refuse every other."""
+        key = str(path)
+        top = os.path.realpath(f"/proc/self/fd/{self.top}")
+        real = os.path.realpath(f"/proc/self/fd/{fd}/{name}")
+        if os.path.commonpath([top, real]) != top:
+            self.refused.append((key, _not_regular(key, "is a link that leads out of the source")))
+            return
+        if not Path(real).is_file():
+            self.refused.append((key, _not_regular(key, "is a link to no regular file")))
+            return
+        parts = PurePosixPath(os.path.relpath(real, top)).parts
+        here = os.dup(self.top)
+        try:
+            for part in parts[:-1]:
+                below = _open(part, _DIR, here)
+                os.close(here)
+                here = below
+            self.file(here, parts[-1], key)
+        finally:
+            os.close(here)
+
+
+def _generation(top: int) -> str | None:
+    """Return the name of the current generation of a mounted volume, or None for a directory."""
+    try:
+        target = os.readlink(_DATA, dir_fd=top)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EINVAL):
+            return None
+        raise
+    if "/" in target or target in ("", ".", ".."):
+        raise OSError(errno.EINVAL, f"its link leads out of the volume, to {target!r}", _DATA)
+    return target
+
+
+def _stat(name: str, fd: int) -> os.stat_result:
+    try:
+        return os.stat(name, dir_fd=fd, follow_symlinks=False)
+    except FileNotFoundError as error:
+        raise _ChangedError from error
+
+
+def _open(name: str, flags: int, fd: int) -> int:
+    """Open below a directory; what was there a moment ago and is gone, or a link now, changed."""
+    try:
+        return os.open(name, flags, dir_fd=fd)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
+            raise _ChangedError from error
+        raise
+
+
+def _not_regular(key: str, why: str) -> Problem:
+    return Problem(
+        code="key_not_regular",
+        where=key,
+        what=f'"{key}" {why}. It is not read.',
+        hint="Put the profile itself there, as a regular file.",
+    )

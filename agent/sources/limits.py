@@ -1,0 +1,48 @@
+"""How large a set may be, and the words for what is too large.
+
+Rule 1: a limit on one key refuses that key; a limit on a set makes the whole set unreadable, so
+that nothing is removed for what was not read.
+"""
+
+from agent.core import model
+from agent.core.model import Blob, Emptied, Read, Snapshot, Unreadable
+from agent.core.problems import Problem
+
+KEY_BYTES = 1 << 20  # a ConfigMap holds no more (Kubernetes: 1 MiB for all its data)
+SET_BYTES = 32 << 20
+SET_KEYS = 5000
+
+
+def too_large(key: str) -> Problem:
+    """Say that one key is larger than a profile may be."""
+    return Problem(
+        code="key_too_large",
+        where=key,
+        what=f"The key is larger than {KEY_BYTES} bytes. It is not put.",
+        hint="Split the profile, or move common rules into an abstraction on the host.",
+    )
+
+
+def unsafe(key: str, why: str) -> Problem:
+    """Say that a key's name cannot be a profile's name or path."""
+    return Problem(
+        code="key_unsafe",
+        where=key,
+        what=f"The key's name {why}. It is not put.",
+        hint="Use letters, digits, '.', '_' and '-' in the name of a key.",
+    )
+
+
+def snapshot(
+    origin: str, blobs: list[Blob], refused: list[tuple[str, Problem]], *, empty: bool = False
+) -> Snapshot:
+    """Return what was read of a set, within the limits; empty allows it to hold nothing."""
+    if len(blobs) + len(refused) > SET_KEYS:
+        return Unreadable(origin=origin, why=f"too_many_keys: more than {SET_KEYS} keys")
+    if sum(len(blob.content) for blob in blobs) > SET_BYTES:
+        return Unreadable(origin=origin, why=f"set_too_large: more than {SET_BYTES} bytes")
+    parts = [f"{blob.key}\0{blob.path}\0{model.digest(blob.content)}\n" for blob in blobs]
+    revision = model.digest("".join(parts).encode("utf-8", "surrogateescape"))
+    if not blobs and not refused and not empty:
+        return Emptied(origin=origin, revision=revision)
+    return Read(origin=origin, revision=revision, blobs=tuple(blobs), refused=tuple(refused))
