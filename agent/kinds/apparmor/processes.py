@@ -6,6 +6,7 @@ makes the answer CannotTell. Rule 3: a hat or child counts for its parents, a st
 """
 
 import errno
+import os
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -78,7 +79,7 @@ class Processes:
         for line in (self.own / "mountinfo").read_text("utf-8", "surrogateescape").splitlines():
             fields = line.split()
             major, _, minor = fields[2].partition(":")
-            if device == (int(major) << 8 | int(minor)) and re.search(
+            if device == os.makedev(int(major), int(minor)) and re.search(
                 r"hidepid=(?!0\b|off\b)", line
             ):
                 return "procfs hides processes (hidepid)"

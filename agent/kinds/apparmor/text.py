@@ -18,8 +18,8 @@ _INCLUDE = re.compile(
     re.VERBOSE,
 )
 _VARIABLE_NAME = re.compile(
-    r"""(?:^|[{}\s])(?:profile|hat)\s+"?[^\s"({]*@\{"""
-    r"""|^\s*"?[^\s"={]*@\{\w+\}[^\s"={]*"?\s*(?:(?:flags\s*=\s*)?\([^)]*\)\s*)?\{"""
+    r"""(?:^|[{}\s])(?:profile|hat)\s+(?:"[^"]*|[^\s"({]*)@\{"""
+    r"""|^\s*"?[^\s"={]*@\{\w+\}[^\s"=]*?"?\s*(?:\s(?:flags\s*=\s*)?\([^)]*\)\s*)?\{\s*$"""
 )
 _UNCONFINED_EXEC = re.compile(
     r"""(?:[\s"])[rwalkm]*(?:[pPcC]?[uU]x)[rwalkm]*\s*(?:,|->)"""
@@ -78,10 +78,11 @@ def warnings(text: str) -> tuple[Problem, ...]:
 
 def line_of(text: str, name: str) -> str:
     """Return `line N` where the text seems to declare a name, else the name: for messages only."""
-    last = name.rsplit("//", 1)[-1]
-    for number, line in _lines(text):
-        if re.search(rf'(?:^|[\s"^]){re.escape(last)}(?:["\s({{]|$)', line):
-            return f"line {number}"
+    for part in dict.fromkeys((name, name.rsplit("//", 1)[-1])):
+        declared = re.compile(rf'(?:^|[\s"^]){re.escape(part)}(?:["\s({{]|$)')
+        for number, line in _lines(text):
+            if declared.search(line):
+                return f"line {number}"
     return f'"{name}"'
 
 

@@ -1,0 +1,85 @@
+"""Properties of the reader of compiled policy."""
+
+import struct
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.kinds.apparmor import parser, policy, text
+
+
+def named(name, rest):
+    return b"\x04" + struct.pack("<H", len(name) + 1) + name + b"\0" + rest
+
+
+def profile(name, mode=0, between=b""):
+    encoded = name.encode()
+    flags = b"".join(b"\x02" + struct.pack("<I", one) for one in (0, mode, 0))
+    body = b"\x05" + struct.pack("<H", len(encoded) + 1) + encoded + b"\0" + between
+    body += named(b"flags", b"\x07" + flags + b"\x08")
+    return named(b"version", b"\x02" + struct.pack("<I", 0x200007)) + named(
+        b"profile", b"\x07" + body + b"\x08"
+    )
+
+
+names = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=40)
+
+
+def answered(blob):
+    try:
+        policy.read(blob)
+    except policy.PolicyError:
+        return True
+    return True
+
+
+@given(st.binary(max_size=400))
+def test_any_bytes_are_answered(blob):
+    """Arbitrary bytes give profiles or one PolicyError, never another exception."""
+    assert answered(blob)
+
+
+@given(names, st.data())
+def test_mutated_policy_is_answered(name, data):
+    """Policy with bytes changed, cut or repeated is answered too."""
+    blob = bytearray(profile(name) * 2)
+    for _ in range(data.draw(st.integers(1, 4))):
+        blob[data.draw(st.integers(0, len(blob) - 1))] = data.draw(st.integers(0, 255))
+    assert answered(bytes(blob[: data.draw(st.integers(0, len(blob)))]))
+
+
+@given(st.lists(st.tuples(names, st.sampled_from(sorted(policy.MODES))), max_size=4))
+def test_every_declared_profile_is_found(declared):
+    """Names and modes come back as they were written, in their order."""
+    blob = b"".join(profile(name, mode) for name, mode in declared)
+    found = [(one.name, one.mode, one.attached) for one in policy.read(blob)]
+    assert found == [(name, policy.MODES[mode], False) for name, mode in declared]
+
+
+@given(names)
+def test_a_name_is_hidden_by_no_cut(name):
+    """A blob cut anywhere inside a profile is refused rather than read as fewer profiles."""
+    whole = profile(name)
+    header = whole.index(b"profile") - 3
+    for end in range(header + 1, len(whole)):
+        try:
+            policy.read(whole[:end])
+        except policy.PolicyError:
+            continue
+        raise AssertionError(end)
+
+
+@given(st.text(max_size=400))
+def test_any_text_is_scanned(source):
+    """The checks on text answer every text."""
+    text.refusals(source)
+    text.warnings(source)
+    text.variable_names(source)
+
+
+@given(st.binary(max_size=2000))
+def test_a_parser_message_is_one_bounded_printable_line(stderr):
+    """Whatever the parser prints becomes one printable line of bounded length."""
+    said = parser.message(b"error " + stderr)
+    assert said.isprintable()
+    assert len(said) <= 601

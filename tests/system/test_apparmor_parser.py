@@ -1,0 +1,114 @@
+"""The AppArmor kind with the real apparmor_parser, which needs no AppArmor kernel to compile."""
+
+import random
+
+import pytest
+
+from agent.core.model import Blob, Profile, Rejection, Unchecked
+from agent.doors.host import Host
+from agent.kinds.apparmor.kind import AppArmor
+
+
+def inspect(tmp_path, text, *, checking=True, **options):
+    content = text if isinstance(text, bytes) else text.encode()
+    kind = AppArmor(host=Host(tmp_path), checking=checking, **options)
+    return kind.inspect(Blob(origin="dir test", key="key", content=content))
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "where"),
+    [
+        ("profile x {\n  nonsense here\n}\n", "parser_rejected", "line 2"),
+        ("profile x {\n  include <abstractions/nope>\n}\n", "parser_rejected", "line 2"),
+        ("profile x {\n  capability frobnicate,\n}\n", "parser_rejected", "line 2"),
+        ("profile x flags=(bogus) {}\n", "parser_rejected", "line 1"),
+        ("profile x {\n  /a r,\n", "parser_rejected", "line 3"),
+        ("profile x {} \0", "parser_rejected", "line 1"),
+        ("\ufeffprofile x {}", "parser_rejected", "line 1"),
+        ("profile x {\n  @{NOPE}/a r,\n}\n", "parser_rejected", "key"),
+        ("profile x {}\nprofile x {}\n", "parser_rejected", "key"),
+        ("", "no_profile", "key"),
+        ("# comments only\n", "no_profile", "key"),
+        ("\nprofile docker-default {}\n", "name_denied", "line 2"),
+        ("@{P}=docker-default\nprofile @{P} {}\n", "name_variable", "line 2"),
+        ("profile :ns:x {}\n", "namespace_refused", "line 1"),
+        ('profile "a\tb" {}\n', "name_unsafe", "line 1"),
+        ('profile "a\\nb" {}\n', "name_unsafe", '"a\nb"'),
+        (f"profile {'n' * 201} {{}}\n", "name_unsafe", "line 1"),
+        ('profile "a//b" {}\n', "name_unsafe", "line 1"),
+        ("profile a {\n profile b {\n  profile c {}\n }\n}\n", "name_unsafe", "line 3"),
+        ("\nprofile x /usr/bin/foo {}\n", "attachment_refused", "line 2"),
+        ("\n/usr/bin/foo {}\n", "attachment_refused", "line 2"),
+        ("\nprofile x /usr/{a,b}* {}\n", "attachment_refused", "line 2"),
+        ("profile x flags=(unconfined) {}\n", "unconfined_refused", "line 1"),
+        ('#include "/etc/shadow"\n', "include_refused", "line 1"),
+    ],
+)  # fmt: skip
+def test_each_mistake_has_its_code_and_line(tmp_path, text, code, where):
+    """Every refusal names its problem and the line, where there is one."""
+    found = inspect(tmp_path, text)
+    assert isinstance(found, Rejection)
+    first = found.problems[0]
+    assert (first.code, first.where) == (code, where)
+    assert first.hint
+
+
+def test_a_variable_in_a_name_does_not_pass_the_deny_list(tmp_path):
+    """What is judged is the compiled name."""
+    found = inspect(tmp_path, "@{P}=docker-default\nprofile @{P} {}\n")
+    assert isinstance(found, Rejection)
+    assert [one.code for one in found.problems] == ["name_variable", "name_denied"]
+
+
+def test_several_profiles_with_hats_and_children_come_from_the_compiled_policy(tmp_path):
+    """Names and modes of everything that one key declares are known."""
+    text = (
+        "profile web flags=(complain) {\n  ^HAT { file, }\n  profile kid /bin/ls { file, }\n}\n"
+        'profile "two words" { file, }\r\n'
+    )
+    found = inspect(tmp_path, text)
+    assert isinstance(found, Profile)
+    assert found.version.provides == ("two words", "web", "web//HAT", "web//kid")
+    assert found.version.modes == {
+        "web": "complain", "web//HAT": "enforce", "web//kid": "enforce", "two words": "enforce",
+    }  # fmt: skip
+    assert [(one.code, one.where) for one in found.remarks] == [("complain_mode", "line 1")]
+
+
+def test_comments_change_the_source_and_not_the_policy(tmp_path):
+    """Compiling is deterministic, so that equal content is recognised."""
+    one = inspect(tmp_path, "profile x { file, }")
+    two = inspect(tmp_path, "# a comment\nprofile x {\n file, }")
+    assert isinstance(one, Profile)
+    assert isinstance(two, Profile)
+    assert one.version.body == two.version.body
+    assert one.version.source != two.version.source
+
+
+def test_on_a_node_without_apparmor_a_good_text_is_unchecked_and_a_bad_one_rejected(tmp_path):
+    """A mistake is the text's matter wherever it is found; support is the node's."""
+    good = inspect(tmp_path, "profile x { file, }", checking=False)
+    assert isinstance(good, Unchecked)
+    assert good.problem.code == "kind_unsupported"
+    assert isinstance(inspect(tmp_path, "profile x {", checking=False), Rejection)
+
+
+def test_checking_writes_nothing(tmp_path):
+    """A check for a CI job leaves the host alone."""
+    inspect(tmp_path, "profile x { file, }")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mutated_texts_are_answered(tmp_path):
+    """Texts with bytes changed, cut or repeated give a profile or a rejection, never an error."""
+    seed = (
+        b"#include <tunables/global>\nprofile web flags=(attach_disconnected) {\n"
+        b"  #include <abstractions/base>\n  file,\n  deny /** w,\n  ^hat { network, }\n}\n"
+    )
+    chance = random.Random(7)  # noqa: S311 - the same inputs in every run
+    for _ in range(100):
+        text = bytearray(seed)
+        for _ in range(chance.randint(1, 6)):
+            text[chance.randrange(len(text))] = chance.randrange(256)
+        found = inspect(tmp_path, bytes(text[: chance.randint(1, len(text))]))
+        assert isinstance(found, Profile | Rejection)

@@ -1,0 +1,321 @@
+"""Specification of the AppArmor kind's answers to faults: no kernel, no parser, odd processes."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from agent.core.model import (
+    Blind,
+    Blob,
+    CannotTell,
+    Fact,
+    InUse,
+    Rejection,
+    Seen,
+    Unchecked,
+    Unsupported,
+    Unused,
+)
+from agent.doors.host import Host
+from agent.kinds.apparmor import cache, kernel, kind, parser, processes
+
+PROBES = kernel.Probes(filesystem=lambda _: kernel.SECURITYFS_MAGIC, rights=lambda: "")
+
+
+def write(root, path, content=""):
+    file = root / path.lstrip("/")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(content)
+    return file
+
+
+def node(root, *, revision="7\n"):
+    """Make the files that a kernel with AppArmor shows."""
+    for name, content in (("revision", revision), (".load", ""), (".replace", ""), (".remove", "")):
+        write(root, f"{kernel.ROOT}/{name}", content)
+    write(root, f"{kernel.ROOT}/features/policy/set_load", "yes\n")
+    (root / kernel.ROOT.lstrip("/") / "policy/profiles").mkdir(parents=True)
+    return Host(root)
+
+
+def loaded(root, directory, name, mode="enforce", **hashes):
+    base = f"{kernel.ROOT}/policy/profiles/{directory}"
+    for file, content in {"name": name, "mode": mode, **hashes}.items():
+        write(root, f"{base}/{file}", f"{content}\n")
+
+
+def agent(host, **options):
+    return kind.AppArmor(host=host, **{"probes": PROBES, **options})
+
+
+def blob(text="profile x {}"):
+    return Blob(origin="dir test", key="key", content=text.encode())
+
+
+def script(root, text):
+    """Make a program that stands in for a parser with a fault."""
+    file = write(root, "bin/parser", f"#!/bin/sh\n{text}\n")
+    file.chmod(0o755)
+    return str(file)
+
+
+# --- the kernel ----------------------------------------------------------------------------------
+
+
+def test_a_kernel_without_apparmor_is_unsupported(tmp_path):
+    """No AppArmor below the host root means that this node cannot have profiles."""
+    found = agent(Host(tmp_path)).observe(["x"], [])
+    assert isinstance(found, Unsupported)
+    assert found.problem.code == "kind_unsupported"
+
+
+def test_apparmor_without_its_files_is_unobservable(tmp_path):
+    """AppArmor that is enabled, and cannot be looked at, is not taken for absent."""
+    write(tmp_path, "/sys/module/apparmor/parameters/enabled", "Y\n")
+    write(tmp_path, "/sys/kernel/security/.keep")
+    assert isinstance(agent(Host(tmp_path)).observe(["x"], []), Blind)
+
+
+def test_a_directory_that_is_no_securityfs_is_not_believed(tmp_path):
+    """Files that look like AppArmor's prove nothing on another file system."""
+    found = agent(node(tmp_path), probes=kernel.Probes(rights=lambda: "")).observe(["x"], [])
+    assert isinstance(found, Blind)
+    assert "not a securityfs" in found.problem.what
+
+
+def test_without_the_right_to_load_the_node_is_unobservable(tmp_path):
+    """An agent that could not change policy does not pretend to manage it."""
+    probes = kernel.Probes(filesystem=PROBES.filesystem, rights=lambda: "no right")
+    assert isinstance(agent(node(tmp_path), probes=probes).observe(["x"], []), Blind)
+
+
+def test_a_child_policy_namespace_is_unobservable(tmp_path):
+    """Inside a policy namespace (LXD) the host's policy is not seen."""
+    host = node(tmp_path)
+    write(tmp_path, f"{kernel.ROOT}/.ns_level", "1\n")
+    assert isinstance(agent(host).observe(["x"], []), Blind)
+
+
+def test_names_come_from_the_name_files_and_hats_with_their_parent(tmp_path):
+    """Directory names are mangled by the kernel and never used."""
+    host = node(tmp_path)
+    loaded(tmp_path, "two_words.1", "two words", raw_sha1="aa", sha1="bb")
+    loaded(tmp_path, "two_words.1/profiles/HAT.2", "HAT", mode="complain", sha256="cc")
+    loaded(tmp_path, "other.3", "other", sha1="dd")
+    assert agent(host).observe(["two words", "two words//HAT", "gone"], []) == Seen(
+        facts={
+            "two words": Fact(evidence=frozenset({"raw:sha1:aa", "own:sha1:bb"}), mode="enforce"),
+            "two words//HAT": Fact(evidence=frozenset({"own:sha256:cc"}), mode="complain"),
+        }
+    )
+
+
+def test_without_hashes_the_same_boot_and_revision_are_the_evidence(tmp_path):
+    """A kernel without hashes only proves that nothing changed since."""
+    host = node(tmp_path, revision="12\n")
+    write(tmp_path, "/proc/sys/kernel/random/boot_id", "b-o-o-t\n")
+    loaded(tmp_path, "x.1", "x")
+    assert agent(host).observe(["x"], []) == Seen(
+        facts={"x": Fact(evidence=frozenset({"boot:b-o-o-t:12"}), mode="enforce")}
+    )
+
+
+def test_policy_that_never_stops_changing_is_unobservable(tmp_path):
+    """A list read while the revision changed is no answer."""
+    host = node(tmp_path)
+
+    class Restless(kernel.Kernel):
+        count = 0
+
+        def revision(self):
+            self.count += 1
+            return self.count
+
+    assert isinstance(Restless(host, PROBES).look(["x"]), Blind)
+
+
+def test_an_unreadable_profile_is_not_an_absent_one(tmp_path):
+    """A profile whose files cannot be read makes the whole look blind."""
+    host = node(tmp_path)
+    loaded(tmp_path, "x.1", "x", sha1="aa")
+    mode = tmp_path / kernel.ROOT.lstrip("/") / "policy/profiles/x.1/mode"
+    mode.unlink()
+    mode.mkdir()
+    assert isinstance(agent(host).observe(["x"], []), Blind)
+
+
+# --- the parser ----------------------------------------------------------------------------------
+
+
+def test_without_a_parser_nothing_can_be_checked(tmp_path):
+    """A missing parser is this node's matter, not the profile's fault."""
+    found = agent(node(tmp_path), parser="/nonexistent").inspect(blob())
+    assert isinstance(found, Unchecked)
+    assert found.problem.code == "kind_unsupported"
+
+
+@pytest.mark.parametrize(
+    ("fault", "timeout", "why"),
+    [
+        ("exec sleep 600", 0.2, "time-out after 0.2 s"),
+        ("kill -9 $$", 10, "signal 9"),
+        ("exec head -c 100000000 /dev/zero", 30, "more than 33554432 bytes of output"),
+    ],
+)
+def test_a_parser_that_is_killed_twice_is_not_started_again(tmp_path, fault, timeout, why):
+    """The text is rejected with the limit it hit; the third time without running the parser."""
+    host = node(tmp_path)
+    path = script(tmp_path, f"echo run >> {tmp_path}/runs\n{fault}")
+    options = {"parser": path, "timeout_seconds": timeout, "state_dir": "/state"}
+    for _ in range(3):  # a new agent each time: the count outlives the process
+        found = agent(host, **options).inspect(blob())
+        assert isinstance(found, Rejection)
+        assert [one.code for one in found.problems] == ["parser_killed"]
+        assert why in found.problems[0].what
+    assert (tmp_path / "runs").read_text() == "run\nrun\n"
+
+
+def test_a_message_is_bounded_printable_and_has_its_line(tmp_path):
+    """Bytes that are no UTF-8 and control characters are escaped, and length is cut."""
+    path = script(
+        tmp_path,
+        r"printf 'Warning: x\nAppArmor parser error at line 7: \377\033[31m' >&2;"
+        "head -c 9000 /dev/zero | tr '\\0' y >&2; exit 1",
+    )
+    found = agent(node(tmp_path), parser=path, state_dir="/state").inspect(blob())
+    assert isinstance(found, Rejection)
+    assert [(one.code, one.where) for one in found.problems] == [("parser_rejected", "line 7")]
+    assert found.problems[0].what.startswith("AppArmor parser error at line 7: \ufffd\\x1b[31myyy")
+    assert len(found.problems[0].what) == 601
+
+
+def test_output_that_is_no_policy_is_refused(tmp_path):
+    """A layout that is not known could hide a name."""
+    path = script(tmp_path, "echo something else")
+    found = agent(node(tmp_path), parser=path, state_dir="/state").inspect(blob())
+    assert isinstance(found, Rejection)
+    assert [one.code for one in found.problems] == ["policy_unreadable"]
+
+
+def test_a_second_inspection_runs_no_parser_and_a_new_kernel_does(tmp_path):
+    """The cache is keyed by the text and everything the result depends on."""
+    host = node(tmp_path)
+    path = script(tmp_path, f"echo run >> {tmp_path}/runs")
+    options = {"parser": path, "state_dir": "/state"}
+    for _ in range(2):
+        agent(host, **options).inspect(blob())
+    assert (tmp_path / "runs").read_text() == "run\n"
+    write(tmp_path, f"{kernel.ROOT}/features/policy/versions", "v9\n")
+    agent(host, **options).inspect(blob())
+    assert (tmp_path / "runs").read_text() == "run\nrun\n"
+
+
+def test_a_damaged_cache_entry_counts_as_absent(tmp_path):
+    """Content is verified on reading."""
+    host = Host(tmp_path)
+    stored = cache.Compiled(policy=b"policy", message="m")
+    cache.Cache(host, "/state", write=True).store("key", stored)
+    fresh = cache.Cache(host, "/state", write=True)
+    assert fresh.find("key") == stored
+    file = tmp_path / "state/cache/key"
+    file.write_bytes(file.read_bytes()[:-1] + b"Y")
+    assert cache.Cache(host, "/state", write=True).find("key") is None
+
+
+def test_a_changed_include_changes_the_context(tmp_path):
+    """A compiled policy is only as current as the files that it included."""
+    include = write(tmp_path, "apparmor.d/abstractions/base", "one")
+    one = parser.Parser(
+        Host(tmp_path), "/bin/true", timeout_seconds=1, include_dir=str(tmp_path / "apparmor.d")
+    )
+    before = one.inputs()
+    assert one.inputs() == before
+    include.write_text("two!")
+    assert one.inputs() != before
+
+
+# --- processes -----------------------------------------------------------------------------------
+
+
+def host_of(tmp_path, *, initial=True, user="user:[4026531837]", mounts=""):
+    own = tmp_path / "own"
+    (own / "ns").mkdir(parents=True)
+    (own / "ns/user").symlink_to(user)
+    write(tmp_path, "own/mountinfo", mounts)
+    thread(tmp_path, 1, 1, "unconfined")
+    write(tmp_path, "/proc/1/stat", "1 (init) S 0")
+    (tmp_path / "proc/1/ns").mkdir()
+    (tmp_path / "proc/1/ns/pid").symlink_to("pid:[4026531836]" if initial else "pid:[4026532000]")
+    return processes.Processes(Host(tmp_path), own=own)
+
+
+def thread(tmp_path, pid, tid, label, file="attr/apparmor/current"):
+    write(tmp_path, f"/proc/{pid}/task/{tid}/stat", f"{tid} (x) S 1")
+    write(tmp_path, f"/proc/{pid}/task/{tid}/{file}", f"{label}\n")
+
+
+@pytest.mark.parametrize(
+    ("label", "used"),
+    [
+        ("web (enforce)", {"web"}),
+        ("web//hat (complain)", {"web", "web//hat"}),
+        ("web//kid//deep (enforce)", {"web", "web//kid", "web//kid//deep"}),
+        ("other//&web (mixed)", {"other", "web"}),
+        ("unconfined", set()),
+        ("webs (enforce)", set()),
+        (":ns:web (enforce)", set()),
+    ],
+)
+def test_a_label_is_in_use_with_its_parents_and_its_stacked_parts(tmp_path, label, used):
+    """Hats count for their parents, stacks for each part, and no name for a longer one."""
+    host = host_of(tmp_path)
+    thread(tmp_path, 20, 20, "unconfined")
+    thread(tmp_path, 20, 21, label, "attr/current")
+    names = {"web", "web//hat", "web//kid", "web//kid//deep", "other", "ns"}
+    uses = host.uses(names)
+    assert {name for name, use in uses.items() if use == InUse(pids=(20,))} == used
+    assert {name for name, use in uses.items() if use == Unused()} == names - used
+
+
+def test_a_profile_that_is_taken_at_the_next_exec_is_in_use(tmp_path):
+    """A runtime that has set attr/exec is about to start a container."""
+    host = host_of(tmp_path)
+    thread(tmp_path, 20, 20, "unconfined")
+    thread(tmp_path, 20, 20, "web", "attr/apparmor/exec")
+    assert host.uses(["web"]) == {"web": InUse(pids=(20,))}
+
+
+@pytest.mark.parametrize("options", [{"initial": False}, {"user": "user:[4026532001]"}])
+def test_from_another_namespace_nothing_is_proven(tmp_path, options):
+    """Only the initial PID and user namespaces see every process."""
+    use = host_of(tmp_path, **options).uses(["web"])["web"]
+    assert isinstance(use, CannotTell)
+
+
+def test_a_procfs_that_hides_processes_proves_nothing(tmp_path):
+    """With hidepid, what is not listed may still run."""
+    device = tmp_path.stat().st_dev
+    line = f"1 1 {os.major(device)}:{os.minor(device)} / /proc rw - proc proc rw,hidepid=invisible"
+    use = host_of(tmp_path, mounts=line).uses(["web"])["web"]
+    assert isinstance(use, CannotTell)
+
+
+def test_a_living_thread_that_cannot_be_read_makes_the_answer_unknown(tmp_path):
+    """Unreadable is not unconfined."""
+    host = host_of(tmp_path)
+    write(tmp_path, "/proc/20/task/20/stat", "20 (x) S 1")
+    assert isinstance(host.uses(["web"])["web"], CannotTell)
+
+
+def test_a_thread_that_ended_disturbs_nothing(tmp_path):
+    """A directory that vanished while it was read was a process that ended."""
+    host = host_of(tmp_path)
+    (tmp_path / "proc/20/task/20").mkdir(parents=True)
+    assert host.uses(["web"]) == {"web": Unused()}
+
+
+def test_without_a_procfs_nothing_is_proven(tmp_path):
+    """A host root without /proc shows no process."""
+    use = processes.Processes(Host(tmp_path), own=Path("/proc/self")).uses(["web"])["web"]
+    assert isinstance(use, CannotTell)

@@ -1,0 +1,112 @@
+"""Specification of agent.kinds.apparmor.text."""
+
+import pytest
+
+from agent.core.problems import Problem
+from agent.kinds.apparmor import text
+
+HINT = "Include only files below /etc/apparmor.d, as in include <abstractions/base>."
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '#include "/etc/shadow"',
+        'include "/etc/shadow"',
+        "include /etc/shadow",
+        "include </etc/shadow>",
+        'include <"/etc/shadow">',
+        'include if exists "/etc/shadow"',
+        "include if exists </etc/shadow>",
+        '#include"/etc/shadow"',
+        'include\t"/etc/shadow"',
+        'include\n"/etc/shadow"',
+        "include <../../etc/shadow>",
+        "include <abstractions/../../shadow>",
+        'include "abstractions/base"',
+        'include "../x"',
+        'abi "/etc/shadow",',
+        "abi </etc/shadow>,",
+        "abi <../shadow>,",
+        "abi /etc/shadow,",
+        'profile x {} #include "/etc/shadow"',
+        'profile "a #b" {} include "/etc/shadow"',
+        '@{X}=a #include "/etc/shadow"',
+    ],
+)
+def test_an_include_outside_the_hosts_own_directory_is_refused(line):
+    """Absolute, climbing and working-directory paths are refused in every spelling."""
+    found = text.refusals(f"\n{line}\nprofile y {{}}\n")
+    assert [(one.code, one.where) for one in found] == [("include_refused", "line 2")]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "#include <tunables/global>",
+        "include <abstractions/base>",
+        "include if exists <local/x>",
+        "abi <abi/3.0>,",
+        '# see #include "/etc/shadow"',
+        '  file, # include "/etc/shadow"',
+        "/usr/include/** r,",
+        "  /usr/src/*/include /x r,",
+        "profile abi {",
+    ],
+)
+def test_what_is_below_the_hosts_own_directory_or_no_include_is_not_refused(line):
+    """Includes by angle brackets, comments and paths that hold the word are left alone."""
+    assert text.refusals(line) == ()
+
+
+def test_a_refusal_says_what_and_how_to_mend_it():
+    """The message names the rule, what is wrong with its path, and what is allowed."""
+    assert text.refusals('include "/etc/shadow"') == (
+        Problem(
+            code="include_refused",
+            where="line 1",
+            what="The path of this include rule is absolute.",
+            hint=HINT,
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "codes"),
+    [
+        ("  /bin/* ux,", ["unconfined_exec"]),
+        ("  /bin/* rUx,", ["unconfined_exec"]),
+        ("  /bin/sh PUx -> other,", ["unconfined_exec"]),
+        ("  ux /bin/*,", ["unconfined_exec"]),
+        ("  /bin/* rix,", []),
+        ("  /bin/linux r,", []),
+        ("  change_profile -> unconfined,", ["unconfined_transition"]),
+        ("  change_profile /bin/x -> unconfined,", ["unconfined_transition"]),
+        ("  change_profile,", ["unconfined_transition"]),
+        ("  change_profile -> **,", ["unconfined_transition"]),
+        ("  change_profile -> other,", []),
+        ("  # /bin/* ux,", []),
+    ],
+)
+def test_a_way_out_of_confinement_is_remarked(line, codes):
+    """Unconfined execution and transitions to unconfined are warned about."""
+    assert [one.code for one in text.warnings(line)] == codes
+
+
+@pytest.mark.parametrize(
+    ("line", "refused"),
+    [
+        ("profile @{P} {", True),
+        ('profile "a @{P}" {', True),
+        ("profile x-@{P} flags=(complain) {", True),
+        ("@{bin}/foo {", True),
+        ("@{bin}/foo flags=(complain) {", True),
+        ("profile x @{bin}/foo {", False),
+        ("  @{PROC}/[0-9]*/{stat,status} r,", False),
+        ("  owner @{HOME}/x rw,", False),
+        ("@{P}=foo", False),
+    ],
+)
+def test_a_variable_in_a_name_is_refused(line, refused):
+    """A name must be written out; variables in rules and attachments are fine."""
+    assert bool(text.variable_names(line)) is refused
