@@ -1,0 +1,60 @@
+"""Run the agent and watch, or end, what it does to the host: `watched.py MODE -- ARGUMENT...`.
+
+MODE `list` writes each effect (a child process, a file opened for writing, renamed, linked or
+removed) as a line to standard error; `kill:N` ends the process with SIGKILL right before its
+effect number N (from 0). Python's audit events see every one of them, without any hook in the
+agent (PEP 578).
+"""
+
+import os
+import signal
+import sys
+
+FILES = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.symlink"}
+CHILDREN = {"subprocess.Popen", "os.fork", "os.posix_spawn", "os.system", "os.exec"}
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+QUIET = ("/dev/null", "/dev/urandom")
+
+
+class Watch:
+    """Counts effects; lists them, or ends the process before one of them."""
+
+    def __init__(self, mode):
+        self.fatal = int(mode.split(":")[1]) if mode.startswith("kill:") else None
+        self.count = 0
+        self.on = False
+
+    def __call__(self, event, arguments):
+        if not self.on or not self.is_effect(event, arguments):
+            return
+        if self.fatal is None:
+            os.write(2, f"effect {self.count} {event} {arguments[0]!r}\n".encode())
+        elif self.count == self.fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.count += 1
+
+    @staticmethod
+    def is_effect(event, arguments):
+        if event == "open":
+            path, _, flags = arguments
+            writing = isinstance(flags, int) and flags & WRITING
+            return bool(writing) and not isinstance(path, int) and str(path) not in QUIET
+        return event in FILES or event in CHILDREN
+
+
+def main():
+    """Run the agent under the watch."""
+    mode, arguments = sys.argv[1], sys.argv[3:]
+    watch = Watch(mode)
+    sys.addaudithook(watch)
+    sys.dont_write_bytecode = True
+    from agent.__main__ import main as run
+
+    watch.on = True
+    status = run(arguments)
+    watch.on = False
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

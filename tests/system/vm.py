@@ -1,0 +1,241 @@
+"""A virtual machine with a real AppArmor kernel, made from Debian 12's packages.
+
+The root tree is made once and kept below ~/.cache/profile-loader with its checksum; each run gets
+a disk of its own from it. QEMU emulates (TCG), so no right of the host is needed. A guest that dies
+(its kernel, not a test in it) is started again at most twice, and every start is counted.
+"""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import agent
+
+CACHE = Path.home() / ".cache/profile-loader"
+PACKAGES = (
+    "linux-image-cloud-amd64",
+    "apparmor",
+    "libapparmor1",
+    "python3",
+    "bash",
+    "coreutils",
+    "util-linux",
+    "mount",
+    "grep",
+    "sed",
+    "findutils",
+    "procps",
+    "libc-bin",
+    "busybox-static",
+    "libcap2-bin",
+    "kmod",
+)
+STARTS = 3
+RECIPE = 3  # part of the cache's key: count up when the tree is made differently
+TREE_BUDGET_SECONDS = 300
+KERNEL = (
+    "console=ttyS0 panic=-1 loglevel=4 root=/dev/nvme0n1 rootfstype=ext4 rw init=/vminit "
+    "apparmor=1 security=apparmor"
+)
+LIBRARIES = ("msgspec", "pyyaml", "structlog", "system-calls")
+INIT = """#!/bin/bash
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8
+mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs dev /dev 2>/dev/null
+mount -t securityfs securityfs /sys/kernel/security
+mkdir -p /dev/pts /dev/shm; mount -t devpts devpts /dev/pts; mount -t tmpfs tmpfs /run
+hostname guest
+stty raw -echo -F /dev/ttyS1
+export PYTHONPATH=/job/libraries PYTHONDONTWRITEBYTECODE=1
+cd /job
+bash /job/command > /dev/ttyS1 2>&1
+echo "VM-EXIT $?" > /dev/ttyS1
+sync
+echo 1 > /proc/sys/kernel/sysrq
+echo o > /proc/sysrq-trigger
+sleep 30
+"""
+
+
+@dataclass(frozen=True)
+class GuestResult:
+    """How a command in the guest ended, what it printed, and how many starts it took."""
+
+    status: int
+    output: str
+    boots: int
+    seconds: float
+
+
+class GuestError(Exception):
+    """The guest did not get to the end of its command, three times."""
+
+
+def _sha256(path):
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tree():
+    """Return the cached root tree as a tar file, made anew where it is missing or damaged."""
+    key = hashlib.sha256(f"{RECIPE} {INIT} {' '.join(PACKAGES)}".encode()).hexdigest()[:16]
+    path = CACHE / f"vm/{key}.tar"
+    mark = path.with_suffix(".sha256")
+    if path.exists() and mark.exists() and mark.read_text() == _sha256(path):
+        return path
+    begin = time.monotonic()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = _make(Path(folder))
+        made.rename(path)
+    mark.write_text(_sha256(path))
+    seconds = time.monotonic() - begin
+    print(f"virtual machine: root tree made in {seconds:.0f} s")
+    assert seconds < TREE_BUDGET_SECONDS, f"the tree's budget is {TREE_BUDGET_SECONDS} s"
+    return path
+
+
+def _make(folder):
+    archives, root = folder / "archives", folder / "root"
+    (archives / "partial").mkdir(parents=True)
+    status = folder / "status"
+    status.touch()
+    apt = ["apt-get", "-q", "-y", "--no-install-recommends", "--download-only"]
+    options = [
+        f"Dir::State::status={status}",
+        f"Dir::Cache::archives={archives}",
+        "APT::Sandbox::User=root",
+        "Debug::NoLocking=true",
+    ]
+    for option in options:
+        apt += ["-o", option]
+    done = subprocess.run([*apt, "install", *PACKAGES], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"apt-get: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+    root.mkdir()
+    for name in ("bin", "sbin", "lib", "lib64"):
+        (root / "usr" / name).mkdir(parents=True)
+        (root / name).symlink_to(f"usr/{name}")
+    for package in sorted(archives.glob("*.deb")):
+        subprocess.run(["dpkg-deb", "-x", package, root], check=True)
+    for name in ("proc", "sys", "dev", "run", "tmp", "job", "root", "etc", "var/tmp"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    (root / "usr/bin/sh").unlink(missing_ok=True)
+    (root / "usr/bin/sh").symlink_to("bash")
+    (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534::/:\n")
+    (root / "etc/group").write_text("root:x:0:\nnogroup:x:65534:\n")
+    (root / "vminit").write_text(INIT)
+    (root / "vminit").chmod(0o755)
+    kernel = next(iter(sorted((root / "boot").glob("vmlinuz-*"))))
+    shutil.move(kernel, root / "vmlinuz")
+    shutil.rmtree(root / "usr/lib/modules", ignore_errors=True)  # all that is needed is built in
+    shutil.rmtree(root / "usr/share/doc", ignore_errors=True)
+    shutil.rmtree(root / "usr/share/locale", ignore_errors=True)
+    made = folder / "tree.tar"
+    with tarfile.open(made, "w") as tar:
+        tar.add(root, arcname=".")
+    return made
+
+
+def libraries():
+    """Return a directory with the libraries that a pass needs, for the guest's Python 3.11."""
+    lock = Path("requirements.lock").read_text()
+    wanted, keep = [], False
+    for line in lock.splitlines():
+        if line and not line.startswith((" ", "#")):
+            keep = line.split("==")[0] in LIBRARIES
+        if keep:
+            wanted.append(line)
+    text = "\n".join(wanted) + "\n"
+    path = CACHE / f"guest-libraries/{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    if not (path / "complete").exists():
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+        with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+            file.write(text)
+            file.flush()
+            subprocess.run(
+                [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--require-hashes",
+                 "--only-binary=:all:", "--python-version=3.11", "--implementation=cp",
+                 "--platform=manylinux2014_x86_64", "--platform=manylinux_2_17_x86_64",
+                 "--platform=manylinux_2_28_x86_64", "--no-compile", "--target", path, "-r",
+                 file.name],
+                check=True,
+            )  # fmt: skip
+        (path / "complete").touch()
+    return path
+
+
+def disk(folder, files):
+    """Make a disk for one run: the root tree, the agent as installed here, and files."""
+    root = folder / "root"
+    root.mkdir()
+    with tarfile.open(tree()) as tar:
+        tar.extractall(root, filter="fully_trusted")  # noqa: S202 - made here, checksum verified
+    (root / "vmlinuz").rename(folder / "vmlinuz")
+    shutil.copytree(libraries(), root / "job/libraries", dirs_exist_ok=True)
+    shutil.copytree(Path(agent.__file__).parent, root / "job/libraries/agent")
+    for name, content in files.items():
+        path = root / "job" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    image = folder / "disk.img"
+    subprocess.run(
+        ["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d", root, image, "900M"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    shutil.rmtree(root)
+    return image
+
+
+def run(
+    files: Mapping[str, bytes], command: str, *, timeout_seconds: float, append: str = ""
+) -> GuestResult:
+    """Run a bash command in a fresh guest, in /job, where files lie.
+
+    append goes to the kernel's command line (`apparmor=0`: a node without AppArmor).
+    """
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        image = disk(folder, {**files, "command": command.encode()})
+        output = ""
+        for boot in range(1, STARTS + 1):
+            output = _boot(folder, image, append, timeout_seconds)
+            lines = output.rstrip().rsplit("\n", 1)
+            if lines[-1].startswith("VM-EXIT "):
+                seconds = time.monotonic() - begin
+                print(f"virtual machine: {boot} start(s), {seconds:.1f} s")
+                text = lines[0] if len(lines) > 1 else ""
+                return GuestResult(int(lines[-1].split()[1]), text, boot, seconds)
+            console = (folder / "console").read_text("utf-8", "replace")[-1500:]
+            print(f"virtual machine: start {boot} died:\n{console}")
+        raise GuestError(f"the guest died three times; last output:\n{output[-3000:]}")
+
+
+def _boot(folder, image, append, timeout_seconds):
+    serial = folder / "output"
+    serial.write_bytes(b"")
+    command = [
+        "qemu-system-x86_64", "-accel", "tcg", "-cpu", "Nehalem", "-smp", "1", "-m", "1024",
+        "-display", "none", "-no-reboot", "-nodefaults", "-snapshot",
+        "-serial", f"file:{folder / 'console'}", "-serial", f"file:{serial}",
+        "-kernel", str(folder / "vmlinuz"),
+        "-append", f"{KERNEL} {append}",
+        "-drive", f"file={image},format=raw,if=none,id=r", "-device", "nvme,drive=r,serial=r",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        process.wait(timeout_seconds)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        process.kill()
+        process.wait()
+    return serial.read_bytes().decode("utf-8", "replace").replace("\r\n", "\n")
