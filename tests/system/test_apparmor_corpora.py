@@ -38,8 +38,7 @@ COMPLAIN = [
     "usr.sbin.nmbd",
     "usr.sbin.nscd",
     "usr.sbin.smbd",
-    "usr.sbin.smbldap-",
-    "useradd",
+    "usr.sbin.smbldap-useradd",
     "usr.sbin.traceroute",
 ]
 COMPLAIN_EXTRA = [

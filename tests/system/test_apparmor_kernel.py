@@ -1,0 +1,24 @@
+"""The AppArmor kind on a real kernel: every case of apparmor_guest.py, in a virtual machine."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.system import vm
+
+GUEST = Path(__file__).with_name("apparmor_guest.py")
+CASES = re.findall(r"^@case\ndef (\w+)", GUEST.read_text(), re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def output():
+    """Run all cases in one guest; give what it printed."""
+    files = {GUEST.name: GUEST.read_bytes()}
+    return vm.run(files, f"python3 {GUEST.name}", timeout_seconds=300).output
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_on_a_real_kernel(output, case):
+    """The behaviour that the case is named after holds."""
+    assert re.search(rf"^PASS {case}\s*$", output, re.MULTILINE), output
