@@ -48,7 +48,7 @@ def account(  # noqa: PLR0913 - what a pass consists of
         ]
     return Report(
         rows=tuple(sorted(rows, key=lambda row: (row.kind, row.name or row.key, row.key))),
-        sets=tuple(_status(one) for one in desired.sets.values()),
+        sets=tuple(status(one) for one in desired.sets.values()),
         supports={kind: _support(one) for kind, one in observed.items()},
         problems=tuple(problems),
         dry_run=dry_run,
@@ -133,7 +133,8 @@ def _stays(id_: Id, desired: Desired) -> State:
     return "outdated" if desired.has(id_) else "held"
 
 
-def _status(snapshot: Snapshot) -> SetStatus:
+def status(snapshot: Snapshot) -> SetStatus:
+    """Return how reading a set went."""
     match snapshot:
         case Read():
             keys = len(snapshot.blobs) + len(snapshot.refused)

@@ -8,6 +8,7 @@ Rule 3: OSError stops here: it becomes HostError, or one of the answers document
 
 import contextlib
 import errno
+import fcntl
 import os
 import resource
 import secrets
@@ -211,6 +212,25 @@ class Host:
                     raise OSError(errno.EIO, "the kernel took only a part")
             finally:
                 os.close(fd)
+
+    @contextlib.contextmanager
+    def lock(self, base: str, name: str) -> Iterator[bool]:
+        """Hold an exclusive lock on a file below base; give whether it could be had at once.
+
+        The kernel gives it up when the process ends, however it ends (flock(2)). Raises HostError.
+        """
+        with _translated(f"{base}/{name}"), self._parent(base, name, make=True) as (fd, last):
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            file = os.open(last, flags, 0o600, dir_fd=fd)
+        try:
+            mine = True
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                mine = False
+            yield mine
+        finally:
+            os.close(file)
 
     @contextlib.contextmanager
     def _parent(self, base: str, name: str, *, make: bool) -> Iterator[tuple[int, str]]:

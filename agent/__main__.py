@@ -1,0 +1,140 @@
+"""The command `profile-loader`, and `python -m agent`: the only place that makes exit codes."""
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from agent import cli
+from agent.core.report import Report, exit_status
+from agent.settings import Settings
+
+LOCKED: Final = 4
+BUG: Final = 70  # EX_SOFTWARE of sysexits.h
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    parsed = cli.parse(sys.argv[1:] if argv is None else argv, os.environ, _read_config)
+    try:
+        return _run(parsed)
+    except BrokenPipeError:
+        # Whoever read the output went away; Python would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # noqa: BLE001 - the last place that can tell
+        return _bug(error)
+
+
+def _run(parsed: cli.Parsed) -> int:
+    match parsed:
+        case cli.Usage(text=text, status=status):
+            (sys.stderr if status else sys.stdout).write(text)
+            return status
+        case cli.Run(settings=settings):
+            return _pass(settings, restore=False)
+        case cli.Restore(settings=settings):
+            return _pass(settings, restore=True)
+        case cli.Status(settings=settings):
+            from agent.commands import status as told
+
+            return _tell(told.status(settings), settings)
+        case cli.Check(settings=settings, paths=paths, arch=arch):
+            from agent.commands import check
+
+            report, abi = check.check(settings, paths, arch)
+            if abi:
+                sys.stderr.write(f"AppArmor profiles were compiled against {abi}\n")
+            return _tell(report, settings)
+        case cli.Render():
+            from agent.commands import render
+
+            text, mistakes = render.render(
+                parsed.directory, parsed.name, parsed.namespace, parsed.domain
+            )
+            sys.stdout.write(text)
+            sys.stderr.writelines(f"profile-loader: {one}\n" for one in mistakes)
+            return 1 if mistakes else 0
+
+
+def _pass(settings: Settings, *, restore: bool) -> int:
+    """Run one pass under the lock, or, for a dry run, without it."""
+    from agent import wiring
+    from agent.reporters import logs
+
+    logs.configure(settings.log_format, settings.log_level)
+    one = wiring.one_pass(settings)
+    with contextlib.ExitStack() as stack:
+        if not settings.dry_run and not stack.enter_context(_lock(settings)):
+            return LOCKED
+        report = (
+            one.restore(dry_run=settings.dry_run) if restore else one.run(dry_run=settings.dry_run)
+        )
+    logs.log(report)
+    return _tell(report, settings)
+
+
+@contextlib.contextmanager
+def _lock(settings: Settings) -> Iterator[bool]:
+    """Give whether this agent may write to the state directory."""
+    from agent import wiring
+    from agent.doors.host import HostError
+
+    try:
+        with wiring.host(settings).lock(settings.state_dir, "lock") as mine:
+            if not mine:
+                sys.stderr.write(
+                    f"profile-loader: another agent is running on {settings.state_dir} and holds "
+                    "its lock. Nothing was changed. Wait for it, or name another --state-dir.\n"
+                )
+            yield mine
+    except HostError as error:
+        # A state directory that cannot be written fails each put with its own problem.
+        sys.stderr.write(f"profile-loader: no lock: {error}\n")
+        yield True
+
+
+def _tell(report: Report, settings: Settings) -> int:
+    status = exit_status(
+        report,
+        allow_unsupported=settings.allow_unsupported,
+        allow_empty=settings.allow_empty,
+    )
+    if settings.output == "json":
+        from agent.reporters import document
+
+        sys.stdout.write(document.document(report, exit_status=status))
+    else:
+        from agent.reporters import table
+
+        width = shutil.get_terminal_size((80, 24)).columns
+        sys.stdout.write(table.table(report, width=width))
+    sys.stdout.flush()
+    return status
+
+
+def _read_config(path: str) -> object:
+    import yaml
+
+    try:
+        with Path(path).open("rb") as file:
+            return yaml.safe_load(file)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _bug(error: Exception) -> int:
+    import traceback
+
+    sys.stderr.write(
+        "profile-loader: this is a bug; the node was left as it is at this point. Please report "
+        f"it with the lines below.\n{''.join(traceback.format_exception(error))}"
+    )
+    return BUG
+
+
+if __name__ == "__main__":
+    sys.exit(main())

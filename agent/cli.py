@@ -1,0 +1,304 @@
+"""The command line: arguments become one value that says what to run.
+
+Rule 1: nothing runs here and nothing is printed. Rule 2: a wrong call is told completely, with
+what would be right, in one go.
+"""
+
+import argparse
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import NoReturn
+
+from agent import settings as options
+from agent.settings import Settings
+
+EXIT_STATUSES = """\
+exit status:
+  0   everything desired is in place (a removal that waits for its users does not count)
+  1   something was rejected, is foreign, failed or is unsupported, or a source is emptied
+  2   usage or configuration
+  3   a source is missing or unreadable (what was there stays and is restored)
+  4   another agent holds the lock
+  70  a bug
+"""
+EXAMPLES = """\
+examples:
+  profile-loader --oneshot --source profiles --dry-run
+  profile-loader --oneshot --source dir:/etc/profiles --source manifest:more.yaml
+  profile-loader check profiles
+  profile-loader status --output json
+"""
+COMMANDS = {
+    "run": "install profiles (the default)",
+    "check": "check profiles without touching the host",
+    "status": "tell what is installed here, from the ledger and the kernel",
+    "restore": "put back what the ledger holds, without any source",
+    "render": "print ConfigMaps made from a directory",
+}
+_SETTINGS_OF = {
+    "run": {option.name for option in options.OPTIONS},
+    "status": {"host-root", "state-dir", "seccomp-dir", "kinds", "output", "apparmor-parser"},
+    "restore": {
+        "host-root", "state-dir", "seccomp-dir", "kinds", "output", "dry-run", "apparmor-parser",
+        "parser-timeout", "seccomp-format", "log-format", "log-level", "allow-unsupported",
+        "deny-name", "allow-attachments", "allow-unconfined-mode", "allow-unknown-syscalls",
+    },
+    "check": {
+        "output", "kinds", "apparmor-parser", "parser-timeout", "seccomp-format", "seccomp-prefix",
+        "deny-name", "allow-attachments", "allow-unconfined-mode", "allow-unknown-syscalls",
+        "allow-unsupported",
+    },
+    "render": set(),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Install profiles, once."""
+
+    settings: Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """Check files, directories and manifests. arch: as `uname -m` prints it, empty: this one."""
+
+    settings: Settings
+    paths: tuple[str, ...]
+    arch: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """Tell what is installed."""
+
+    settings: Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restore:
+    """Put back what the ledger holds."""
+
+    settings: Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Render:
+    """Print ConfigMaps."""
+
+    directory: str
+    name: str
+    namespace: str
+    domain: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Print a text and end: help and version on standard output, mistakes on standard error."""
+
+    text: str
+    status: int
+
+
+Parsed = Run | Check | Status | Restore | Render | Usage
+
+
+class _UsageError(Exception):
+    pass
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise _UsageError(message)
+
+
+def parse(
+    argv: Sequence[str], environ: Mapping[str, str], read_config: Callable[[str], object]
+) -> Parsed:
+    """Return what the arguments ask for.
+
+    read_config returns the parsed YAML of a path; it raises OSError or ValueError.
+    """
+    command, rest = _command(argv)
+    if command not in COMMANDS:
+        near = options.near(command, COMMANDS)
+        return _usage([f'there is no command "{command}".{near}'])
+    parser = _parser(command)
+    if any(word in ("-h", "--help") for word in rest):
+        return Usage(text=parser.format_help(), status=0)
+    if "--version" in rest:
+        return Usage(text=f"profile-loader {metadata.version('profile-loader')}\n", status=0)
+    mistakes: list[str] = []
+    try:
+        found, unknown = parser.parse_known_args(list(rest))
+    except _UsageError as error:
+        return _usage([str(error)])
+    mistakes += [
+        options.unknown_flag(word) if word.startswith("-") else f'"{word}" is one argument too many'
+        for word in unknown
+    ]
+    given = {name.replace("_", "-"): one for name, one in vars(found).items() if one is not None}
+    file, wrong = _file(given.pop("config", environ.get(options.PREFIX + "CONFIG")), read_config)
+    mistakes += wrong
+    joined = options.settings(
+        {name: one for name, one in given.items() if name in options.BY_NAME}, environ, file
+    )
+    if not isinstance(joined, Settings):
+        return _usage([*mistakes, *joined])
+    mistakes += _missing(command, joined, given)
+    return _usage(mistakes) if mistakes else _parsed(command, joined, given)
+
+
+def _command(argv: Sequence[str]) -> tuple[str, Sequence[str]]:
+    if argv and not argv[0].startswith("-"):
+        return argv[0], argv[1:]
+    return "run", argv
+
+
+def _missing(command: str, joined: Settings, given: Mapping[str, object]) -> list[str]:
+    """Return what a command needs and was not given."""
+    mistakes = []
+    if command == "run":
+        if not given.get("oneshot"):
+            mistakes.append("--oneshot is needed: this version makes one pass and exits")
+        if not joined.source:
+            mistakes.append("at least one --source is needed, for example --source profiles")
+        from agent.sources import opening
+
+        for text in joined.source:
+            try:
+                opening.open_source(text)
+            except ValueError as error:
+                mistakes.append(f"--source: {error}")
+    if command == "check" and not given.get("paths"):
+        mistakes.append("at least one PATH is needed, for example: profile-loader check profiles")
+    if command == "render":
+        mistakes += [f"--{name} is needed" for name in ("name", "namespace") if not given.get(name)]
+        if not given.get("directory"):
+            mistakes.append("a DIR is needed")
+    return mistakes
+
+
+def _parsed(command: str, joined: Settings, given: Mapping[str, object]) -> Parsed:
+    match command:
+        case "check":
+            paths = given["paths"]
+            listed = tuple(map(str, paths)) if isinstance(paths, list) else ()
+            return Check(settings=joined, paths=listed, arch=str(given.get("arch", "")))
+        case "status":
+            return Status(settings=joined)
+        case "restore":
+            return Restore(settings=joined)
+        case "render":
+            return Render(
+                directory=str(given["directory"]),
+                name=str(given["name"]),
+                namespace=str(given["namespace"]),
+                domain=str(given.get("domain", "profile-loader.node-restriction.kubernetes.io")),
+            )
+        case _:
+            return Run(settings=joined)
+
+
+def _file(
+    path: object, read_config: Callable[[str], object]
+) -> tuple[Mapping[str, object], list[str]]:
+    if not path:
+        return {}, []
+    try:
+        content = read_config(str(path))
+    except OSError as error:
+        return {}, [f"--config {path}: {error.strerror}"]
+    except ValueError as error:
+        return {}, [f"--config {path}: {' '.join(str(error).split())}"]
+    if content is None:
+        return {}, []
+    if not isinstance(content, dict):
+        return {}, [f"--config {path}: it must map options to values"]
+    return {str(key): value for key, value in content.items()}, []
+
+
+def _usage(mistakes: Sequence[str]) -> Usage:
+    lines = [f"profile-loader: {one}" for one in mistakes]
+    return Usage(text="\n".join([*lines, "See profile-loader --help."]) + "\n", status=2)
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    about = {
+        "run": "Install AppArmor and seccomp profiles on this node, prove that they are there, "
+        "and say so.",
+    }.get(command, f"{COMMANDS[command].capitalize()}.")
+    commands = "commands:\n" + "".join(f"  {name:<9}{text}\n" for name, text in COMMANDS.items())
+    parser = _Parser(
+        prog="profile-loader" if command == "run" else f"profile-loader {command}",
+        usage={
+            "run": "profile-loader [run] --oneshot --source SOURCE... [options]",
+            "check": "profile-loader check PATH... [options]",
+            "render": "profile-loader render DIR --name NAME --namespace NAMESPACE",
+        }.get(command, f"profile-loader {command} [options]"),
+        description=textwrap.fill(about, 76),
+        epilog=(f"{commands}\n" if command == "run" else "")
+        + ENVIRONMENT
+        + (f"\n{EXAMPLES}" if command == "run" else "")
+        + f"\n{EXIT_STATUSES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
+    _positional(parser, command)
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for option in options.OPTIONS:
+        if option.name not in _SETTINGS_OF[command]:
+            continue
+        if option.group not in groups:
+            groups[option.group] = parser.add_argument_group(option.group)
+        _add(groups[option.group], option)
+    general = parser.add_argument_group("general")
+    if command != "render":
+        general.add_argument("--config", metavar="FILE", help="options from a YAML file")
+    general.add_argument("--version", action="store_true", default=None, help="print the version")
+    general.add_argument("-h", "--help", action="store_true", default=None, help="print this")
+    return parser
+
+
+ENVIRONMENT = """\
+Each option is also an environment variable (PROFILE_LOADER_STATE_DIR; lists have one value a line)
+and a key of the same name in the --config file. A flag wins over the environment, the environment
+over the file.
+"""
+
+
+def _positional(parser: argparse.ArgumentParser, command: str) -> None:
+    if command == "run":
+        parser.add_argument(
+            "--oneshot", action="store_true", default=None, help="make one pass and exit"
+        )
+    if command == "check":
+        parser.add_argument("paths", metavar="PATH", nargs="*", help="file, directory or manifest")
+        parser.add_argument(
+            "--arch", metavar="ARCH", help="check for this machine (x86_64, aarch64), not this one"
+        )
+    if command == "render":
+        parser.add_argument("directory", metavar="DIR", nargs="?", help="directory of profiles")
+        parser.add_argument("--name", metavar="NAME", help="name of the ConfigMap")
+        parser.add_argument("--namespace", metavar="NAMESPACE", help="its namespace")
+        parser.add_argument("--domain", metavar="DOMAIN", help="domain of the annotations")
+
+
+def _add(group: argparse._ArgumentGroup, option: options.Option) -> None:
+    name = f"--{option.name}"
+    help_ = option.help.replace("%", "%%")
+    if option.shape == "flag":
+        group.add_argument(name, action="store_true", default=None, help=help_)
+        return
+    if option.shape != "list" and option.default:
+        default = option.default
+        shown = ",".join(default) if isinstance(default, tuple) else str(default)
+        if option.shape == "seconds" and isinstance(default, float):
+            shown = f"{default:g}s"
+        help_ += f" (default: {shown})"
+    metavar = option.metavar or "{" + ",".join(option.choices) + "}"
+    action = "append" if option.shape == "list" else "store"
+    group.add_argument(name, metavar=metavar, action=action, help=help_)

@@ -1,0 +1,118 @@
+"""Check profiles without touching the host: for CI jobs and pre-commit.
+
+Rule 1: nothing of the host is read but the AppArmor includes to compile with; nothing is written.
+"""
+
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+from agent.core import account, desired
+from agent.core.model import Blob, Id, Inspected, KindName, Read, Snapshot, Unreadable
+from agent.core.problems import Problem
+from agent.core.report import Report, Row, State
+from agent.doors.host import Host
+from agent.kinds.apparmor.kind import AppArmor
+from agent.kinds.seccomp.kind import Seccomp
+from agent.settings import Settings
+from agent.sources import limits, opening
+
+_MANIFESTS = (".yaml", ".yml")
+
+
+def check(settings: Settings, paths: Sequence[str], arch: str) -> tuple[Report, str]:
+    """Return a report of every key below the paths, and the AppArmor ABI compiled against."""
+    host = Host("/")
+    apparmor = AppArmor(
+        host=host,
+        parser=settings.apparmor_parser,
+        timeout_seconds=settings.parser_timeout,
+        deny_names=settings.deny_name,
+        allow_attachments=settings.allow_attachments,
+        allow_unconfined_mode=settings.allow_unconfined_mode,
+        checking=True,
+    )
+    seccomp = Seccomp(
+        host=host,
+        prefix=settings.seccomp_prefix,
+        format=settings.seccomp_format,
+        allow_unknown_syscalls=settings.allow_unknown_syscalls,
+        machine=arch or platform.machine(),
+    )
+
+    def inspect(kind: KindName, blob: Blob) -> Inspected:
+        return apparmor.inspect(blob) if kind == "apparmor" else seccomp.inspect(blob)
+
+    snapshots = [one for path in paths for one in _read(path)]
+    kinds: frozenset[KindName] = frozenset(
+        kind for kind in ("apparmor", "seccomp") if kind in settings.kinds
+    )
+    joined = desired.join(snapshots, inspect, kinds)
+    rows = _rows(joined)
+    told = any(row.kind == "apparmor" for row in rows)
+    report = Report(
+        rows=tuple(sorted(rows, key=lambda row: (row.origin, row.key, row.name))),
+        sets=tuple(account.status(one) for one in snapshots),
+        supports={},
+    )
+    return report, apparmor.abi if told else ""
+
+
+def _read(path: str) -> tuple[Snapshot, ...]:
+    """Read a directory, a manifest, or a single file as one key."""
+    one = Path(path)
+    if not one.is_file() or one.suffix in _MANIFESTS:
+        return opening.open_source(path).read()
+    origin = f"dir {one.parent}"
+    try:
+        content = one.read_bytes()
+    except OSError as error:
+        return (Unreadable(origin=path, why=f"{path}: {error.strerror}"),)
+    if len(content) > limits.KEY_BYTES:
+        refused = ((one.name, limits.too_large(path)),)
+        return (Read(origin=origin, revision="", blobs=(), refused=refused),)
+    blob = Blob(origin=origin, key=one.name, content=content)
+    return (Read(origin=origin, revision="", blobs=(blob,)),)
+
+
+def _rows(joined: desired.Desired) -> list[Row]:
+    rows: list[Row] = []
+    for id_, profile in joined.profiles.items():
+        version = profile.version
+        rows += [
+            Row(
+                kind=id_.kind,
+                origin=id_.origin,
+                key=id_.key,
+                name=name,
+                localhost_profile=name,
+                state="installed",
+                action="keep",
+                why="accepted",
+                source=version.source,
+                mode=version.modes.get(name, ""),
+                problems=profile.remarks * (index == 0),
+            )
+            for index, name in enumerate(version.provides)
+        ]
+    for id_, first in joined.same.items():
+        rows += [_row(id_, "installed", f'same content as "{first.key}"', ())]
+    for id_, rejection in joined.rejections.items():
+        rows.append(_row(id_, "rejected", "rejected", rejection.problems))
+    for id_, unchecked in joined.unchecked.items():
+        rows.append(_row(id_, "unsupported", "not checked", (unchecked.problem,)))
+    return rows
+
+
+def _row(id_: Id, state: State, why: str, problems: tuple[Problem, ...]) -> Row:
+    return Row(
+        kind=id_.kind,
+        origin=id_.origin,
+        key=id_.key,
+        name="",
+        localhost_profile="",
+        state=state,
+        action="keep",
+        why=why,
+        problems=problems,
+    )

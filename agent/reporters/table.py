@@ -1,0 +1,95 @@
+"""A report as text for people.
+
+Rule 1: no control character of a name or a message reaches the terminal.
+Rule 2: a line fits the terminal; only a name that is longer than it does not.
+"""
+
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from agent.core.problems import Problem
+from agent.core.report import Report
+
+_HEAD = ("KIND", "PROFILE", "STATE", "WHY")
+_GAP = 2
+
+
+def table(report: Report, *, width: int) -> str:
+    """Return a report as lines of at most width characters where names allow it."""
+    lines: list[str] = []
+    rows = [
+        (row.kind, clean(row.name or row.key), row.state, clean(row.why)) for row in report.rows
+    ]
+    if rows:
+        lines += _columns([_HEAD, *rows], width)
+    problems = [(row.key, one) for row in report.rows for one in row.problems]
+    problems += [(one.where, one) for one in report.problems]
+    shown: set[tuple[str, Problem]] = set()
+    notes: list[str] = []
+    unsupported = {one.problem for one in report.supports.values() if one.problem is not None}
+    for key, problem in problems:
+        if problem in unsupported or (key, problem) in shown:
+            continue
+        shown.add((key, problem))
+        notes += _problem(problem, key, width)
+    if notes:
+        lines += ["", *notes]
+    told = [
+        *(
+            f"{kind}: {one.problem.what} {one.problem.hint}".rstrip()
+            for kind, one in report.supports.items()
+            if one.problem is not None
+        ),
+        *(f"{one.origin}: {one.state}: {one.why}" for one in report.sets if one.state != "read"),
+    ]
+    for text in told:
+        lines += ["", *_wrap(text, width)]
+    lines += ["", *_wrap(_summary(report), width)]
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def clean(text: str) -> str:
+    """Return text with everything that is not printable escaped."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
+def _columns(rows: Sequence[Sequence[str]], width: int) -> Iterable[str]:
+    """Lay out rows; where they do not fit, the reason goes to a line of its own."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
+    fits = sum(widths) + _GAP * (len(widths) - 1) <= width
+    for row in rows:
+        cells = [cell.ljust(widths[i]) for i, cell in enumerate(row[:-1])]
+        line = (" " * _GAP).join(cells)
+        if fits:
+            yield f"{line}{' ' * _GAP}{row[-1]}".rstrip()
+            continue
+        if len(line) > width:
+            yield row[1]
+            line = f"  {row[0]}, {row[2]}"
+        yield line.rstrip()
+        if row is not rows[0] and row[-1]:
+            yield from _wrap(row[-1], width, "    ")
+
+
+def _problem(problem: Problem, key: str, width: int) -> Iterable[str]:
+    where = "" if problem.where in ("", key) else f" at {problem.where}"
+    head = f"{problem.severity}: {problem.code}: {key}{where}"
+    yield from _wrap(head, width)
+    yield from _wrap(f"{problem.what} {problem.hint}".rstrip(), width, "  ")
+
+
+def _summary(report: Report) -> str:
+    states = Counter(row.state for row in report.rows)
+    said = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    return f"{'Dry run: ' if report.dry_run else ''}{said or 'Nothing to do'}."
+
+
+def _wrap(text: str, width: int, indent: str = "") -> list[str]:
+    return textwrap.wrap(
+        clean(" ".join(text.split())),
+        max(width, 20),
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+    )

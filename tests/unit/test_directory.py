@@ -1,0 +1,198 @@
+"""Reading a directory: one generation, nothing outside, nothing that is no regular file."""
+
+import os
+import socket
+
+import pytest
+
+from agent.core.model import Blob, Emptied, Missing, Read, Unreadable
+from agent.sources import limits
+from agent.sources.directory import Directory
+
+
+@pytest.fixture
+def top(tmp_path):
+    """Give an empty directory."""
+    (tmp_path / "set").mkdir()
+    return tmp_path / "set"
+
+
+def read(path, **more):
+    (snapshot,) = Directory(str(path), **more).read()
+    return snapshot
+
+
+def keys(snapshot):
+    assert isinstance(snapshot, Read), snapshot
+    return {blob.key: blob.content for blob in snapshot.blobs}
+
+
+def refused(snapshot):
+    return [(key, problem.code) for key, problem in snapshot.refused]
+
+
+def test_keys_are_paths_below_the_directory(top):
+    """Relative paths are kept; what is no profile is left out."""
+    (top / "profiles").mkdir()
+    (top / "profiles/audit.json").write_bytes(b"{}")
+    (top / "web.profile").write_bytes(b"profile web {}")
+    (top / "README.md").write_bytes(b"text")
+    (top / ".git").mkdir()
+    (top / ".git/config").write_bytes(b"x")
+    origin = f"dir {top}"
+    blobs = (
+        Blob(origin=origin, key="profiles/audit.json", content=b"{}"),
+        Blob(origin=origin, key="web.profile", content=b"profile web {}"),
+    )
+    snapshot = read(top)
+    assert snapshot == Read(origin=origin, revision=snapshot.revision, blobs=blobs)
+
+
+def test_the_revision_follows_the_content(top):
+    """The same content has the same revision, other content another."""
+    (top / "a.json").write_bytes(b"{}")
+    first = read(top).revision
+    assert read(top).revision == first
+    (top / "a.json").write_bytes(b"{ }")
+    assert read(top).revision != first
+
+
+def volume(top, generation, **files):
+    """Put a generation of a ConfigMap volume in place, as the kubelet does."""
+    (top / generation).mkdir()
+    for name, content in files.items():
+        (top / generation / f"{name}.json").write_bytes(content)
+    (top / "..data_tmp").symlink_to(generation)
+    (top / "..data_tmp").rename(top / "..data")
+    for name in files:
+        if not (top / f"{name}.json").is_symlink():
+            (top / f"{name}.json").symlink_to(f"..data/{name}.json")
+
+
+def test_a_mounted_volume_is_read_through_its_generation(top):
+    """Keys of a ConfigMap volume are those of the generation that ..data names."""
+    volume(top, "..1", a=b"{}", b=b"[]")
+    assert keys(read(top)) == {"a.json": b"{}", "b.json": b"[]"}
+
+
+def test_a_volume_that_is_swapped_during_the_read_is_read_again(top):
+    """No read mixes two generations."""
+    volume(top, "..1", a=b"old", b=b"old")
+    generations = ["..2"]
+
+    def swap():
+        for generation in generations:
+            volume(top, generation, a=b"new", b=b"new")
+        generations.clear()
+
+    assert keys(read(top, after_read=swap)) == {"a.json": b"new", "b.json": b"new"}
+
+
+def test_a_volume_that_never_rests_is_unreadable(top):
+    """Endless change is no answer about any key."""
+    numbers = iter(range(100))
+    volume(top, "..x", a=b"x")
+    snapshot = read(top, after_read=lambda: volume(top, f"..{next(numbers)}", a=b"x"))
+    assert isinstance(snapshot, Unreadable)
+
+
+def test_a_generation_outside_the_volume_is_unreadable(top, tmp_path):
+    """A ..data link that leads out is not followed."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a.json").write_bytes(b"{}")
+    (top / "..data").symlink_to("../out")
+    assert isinstance(read(top), Unreadable)
+
+
+def test_a_link_inside_the_tree_is_its_target(top):
+    """A link to a regular file of the same tree is read."""
+    (top / "sub").mkdir()
+    (top / "sub/a.json").write_bytes(b"{}")
+    (top / "b.json").symlink_to("sub/a.json")
+    assert keys(read(top)) == {"b.json": b"{}", "sub/a.json": b"{}"}
+
+
+def test_what_is_no_regular_file_of_the_tree_is_refused_by_name(top, tmp_path):
+    """Links out, dangling links, FIFOs and sockets are refused; none blocks the read."""
+    (tmp_path / "secret.json").write_bytes(b"{}")
+    (top / "good.json").write_bytes(b"{}")
+    (top / "out.json").symlink_to("../secret.json")
+    (top / "absolute.json").symlink_to(tmp_path / "secret.json")
+    (top / "dangling.json").symlink_to("nowhere")
+    os.mkfifo(top / "fifo.json")
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(str(top / "socket.json"))
+        snapshot = read(top)
+    assert keys(snapshot) == {"good.json": b"{}"}
+    assert refused(snapshot) == [
+        ("absolute.json", "key_not_regular"),
+        ("dangling.json", "key_not_regular"),
+        ("fifo.json", "key_not_regular"),
+        ("out.json", "key_not_regular"),
+        ("socket.json", "key_not_regular"),
+    ]
+
+
+def test_names_with_control_characters_are_refused(top):
+    """A name that could forge a line of a report is told in escaped form."""
+    (top / "a\nb.json").write_bytes(b"{}")
+    assert refused(read(top)) == [("a\\nb.json", "key_unsafe")]
+
+
+def test_names_that_are_no_text_are_refused(top):
+    """A name of arbitrary bytes is told in escaped form."""
+    (top / os.fsdecode(b"\xff.json")).write_bytes(b"{}")
+    assert refused(read(top)) == [("\\udcff.json", "key_unsafe")]
+
+
+def test_a_large_key_is_refused_and_the_others_are_read(top):
+    """A limit on a key concerns that key only."""
+    (top / "large.json").write_bytes(b" " * (limits.KEY_BYTES + 1))
+    (top / "small.json").write_bytes(b"{}")
+    snapshot = read(top)
+    assert (keys(snapshot), refused(snapshot)) == (
+        {"small.json": b"{}"},
+        [("large.json", "key_too_large")],
+    )
+
+
+def test_too_many_keys_make_the_set_unreadable(top, monkeypatch):
+    """Part of a set is not the set."""
+    monkeypatch.setattr(limits, "SET_KEYS", 2)
+    for name in "abc":
+        (top / f"{name}.json").write_bytes(b"{}")
+    assert isinstance(read(top), Unreadable)
+
+
+def test_a_set_that_is_too_large_is_unreadable(top, monkeypatch):
+    """Part of a set is not the set."""
+    monkeypatch.setattr(limits, "SET_BYTES", 3)
+    (top / "a.json").write_bytes(b"{  }")
+    assert isinstance(read(top), Unreadable)
+
+
+def test_a_tree_that_is_too_deep_is_refused_there(top):
+    """Depth is bounded."""
+    path = top
+    for _ in range(18):
+        path /= "d"
+    path.mkdir(parents=True)
+    (path / "a.json").write_bytes(b"{}")
+    (key,) = read(top).refused
+    assert key[1].code == "key_unsafe"
+
+
+def test_empty_missing_and_unreadable_are_three_answers(top, tmp_path):
+    """A directory without profiles, none, and something else instead of it differ."""
+    (top / "README").write_bytes(b"x")
+    assert isinstance(read(top), Emptied)
+    assert isinstance(read(tmp_path / "absent"), Missing)
+    (tmp_path / "file").write_bytes(b"x")
+    assert isinstance(read(tmp_path / "file"), Unreadable)
+
+
+def test_a_key_that_vanishes_during_the_read_is_read_again(top):
+    """What was listed and is gone is a change, not an absence of everything."""
+    (top / "a.json").write_bytes(b"{}")
+    (top / "b.json").symlink_to("a.json")
+    assert keys(read(top)) == {"a.json": b"{}", "b.json": b"{}"}

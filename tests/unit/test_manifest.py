@@ -1,0 +1,192 @@
+"""Reading ConfigMaps from a YAML file."""
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.core.model import Blob, Emptied, Missing, Read, Unreadable
+from agent.sources import limits
+from agent.sources.directory import Directory
+from agent.sources.manifest import Manifest
+from agent.sources.opening import open_source
+
+TWO = """
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: web
+  namespace: nodes
+  annotations:
+    profile-loader.node-restriction.kubernetes.io/seccomp-prefix: profiles/
+data:
+  audit.json: '{"defaultAction": "SCMP_ACT_LOG"}'
+  notes.txt: not a profile
+binaryData:
+  web.profile: cHJvZmlsZSB3ZWIge30=
+---
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: passed-over}
+---
+---
+apiVersion: v1
+kind: List
+items:
+- apiVersion: v1
+  kind: ConfigMap
+  metadata: {name: more}
+  data: {x.json: "{}"}
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Give the path of a manifest."""
+    return tmp_path / "set.yaml"
+
+
+def read(path, text):
+    path.write_text(text)
+    (snapshot,) = Manifest(str(path)).read()
+    return snapshot
+
+
+ANNOTATED = (
+    "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a, annotations: "
+    "{profile-loader.node-restriction.kubernetes.io/allow-empty: maybe}}"
+)
+
+
+def config_map(body, name="web"):
+    return f"apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\n{body}\n"
+
+
+def test_every_config_map_of_every_document_is_read(path):
+    """data, binaryData, several documents and Lists are read; other kinds are passed over."""
+    origin = f"manifest {path}"
+    snapshot = read(path, TWO)
+    blobs = (
+        Blob(
+            origin=origin,
+            key="nodes/web/audit.json",
+            content=b'{"defaultAction": "SCMP_ACT_LOG"}',
+            prefix="profiles/",
+            name="audit.json",
+        ),
+        Blob(
+            origin=origin,
+            key="nodes/web/web.profile",
+            content=b"profile web {}",
+            prefix="profiles/",
+            name="web.profile",
+        ),
+        Blob(origin=origin, key="default/more/x.json", content=b"{}", name="x.json"),
+    )
+    assert snapshot == Read(origin=origin, revision=snapshot.revision, blobs=blobs)
+    assert [blob.path for blob in blobs] == [
+        "profiles/audit.json",
+        "profiles/web.profile",
+        "x.json",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: [",
+        "a: 1\na: 2",
+        "just text",
+        "kind: List\napiVersion: v1",
+        "apiVersion: v1\nkind: ConfigMap\n",
+        config_map("data: [a]"),
+        config_map("data: {1: x}"),
+        config_map("data: {a.json: 1}"),
+        config_map("binaryData: {a.json: '***'}"),
+        config_map("data: {a.json: x}\nbinaryData: {a.json: eA==}"),
+        config_map("data: {a.json: x, a.json: y}"),
+        ANNOTATED,
+        "? [a, b]\n: c",
+        "!!python/object/apply:os.system ['true']",
+        "[" * 3000,
+    ],
+)
+def test_what_is_not_well_formed_is_unreadable(path, text):
+    """A file that cannot be understood removes nothing."""
+    assert isinstance(read(path, text), Unreadable)
+
+
+def test_bytes_that_are_no_text_are_unreadable(path):
+    """YAML is UTF-8."""
+    path.write_bytes(b"a: \xff")
+    assert isinstance(Manifest(str(path)).read()[0], Unreadable)
+
+
+def test_unsafe_and_large_keys_are_refused_by_name(path, monkeypatch):
+    """A key that is no ConfigMap key, or too large, does not stop the others."""
+    monkeypatch.setattr(limits, "KEY_BYTES", 8)
+    body = "data:\n  ../up.json: '{}'\n  a/b.json: '{}'\n  big.json: '123456789'\n  ok.json: '{}'"
+    snapshot = read(path, config_map(body))
+    assert [(key, problem.code) for key, problem in snapshot.refused] == [
+        ("default/web/../up.json", "key_unsafe"),
+        ("default/web/a/b.json", "key_unsafe"),
+        ("default/web/big.json", "key_too_large"),
+    ]
+    assert [blob.key for blob in snapshot.blobs] == ["default/web/ok.json"]
+
+
+def test_an_empty_file_is_emptied_unless_it_may_be(path):
+    """A ConfigMap without profiles is emptied; its annotation allows that."""
+    assert isinstance(read(path, config_map("data: {notes.md: x}")), Emptied)
+    assert isinstance(read(path, ""), Emptied)
+    allowed = (
+        "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: a\n  annotations:\n"
+        "    profile-loader.node-restriction.kubernetes.io/allow-empty: 'true'\n"
+    )
+    assert isinstance(read(path, allowed), Read)
+
+
+def test_missing_and_unreadable_files_differ(tmp_path):
+    """No file, and something that is no file, are two answers."""
+    os.mkfifo(tmp_path / "fifo")
+    assert isinstance(Manifest(str(tmp_path / "absent")).read()[0], Missing)
+    assert isinstance(Manifest(str(tmp_path / "fifo")).read()[0], Unreadable)
+    assert isinstance(Manifest(str(tmp_path)).read()[0], Unreadable)
+
+
+@given(text=st.text() | st.text(alphabet="{}[]:,&*!|>-'\" \nakindConfigMapdat"))
+def test_any_text_gives_an_answer(tmp_path_factory, text):
+    """Reading never raises, whatever the file holds."""
+    path = tmp_path_factory.mktemp("any") / "x.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    assert isinstance(Manifest(str(path)).read(), tuple)
+
+
+def test_a_source_is_named_by_its_scheme_or_by_what_is_there(tmp_path):
+    """dir: and manifest: decide; a bare path is what fits, a missing one too."""
+    (tmp_path / "f").write_text("")
+    named = {
+        f"dir:{tmp_path}": Directory,
+        f"manifest:{tmp_path}/f": Manifest,
+        f"{tmp_path}": Directory,
+        f"{tmp_path}/f": Manifest,
+        f"{tmp_path}/absent.yaml": Manifest,
+        f"{tmp_path}/absent": Directory,
+    }
+    assert {text: type(open_source(text)) for text in named} == named
+
+
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [
+        ("", "must not be empty"),
+        ("dir:", 'must follow "dir:"'),
+        ("manfest:x.yaml", 'did you mean "manifest:x.yaml"'),
+        ("http:x", 'there is no source "http:"'),
+    ],
+)
+def test_a_text_that_names_no_source_is_a_mistake(text, mistake):
+    """What is wrong is said together with what is right."""
+    with pytest.raises(ValueError, match=mistake):
+        open_source(text)
