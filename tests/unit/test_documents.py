@@ -1,0 +1,48 @@
+"""Documents are part of the program: what they list is what there is."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from agent import settings
+from agent.core.problems import CODES
+from agent.core.report import Report, Row
+from agent.reporters import document
+
+PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), *sorted(Path("docs").rglob("*.md"))]
+
+
+def test_the_runbook_has_one_heading_for_each_code():
+    """No code without a heading, no heading without a code, in the same order."""
+    headings = re.findall(r"^### (\w+)$", Path("docs/runbook.md").read_text(), re.MULTILINE)
+    assert sorted(CODES) == sorted(headings)
+
+
+def test_the_readme_is_short_and_lists_every_option():
+    """At most 150 lines, and each option and exit status among them."""
+    text = Path("README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    assert [one.name for one in settings.OPTIONS if f"`--{one.name}`" not in text] == []
+    assert re.findall(r"^\| (\d+) \|", text, re.MULTILINE) == ["0", "1", "2", "3", "4", "70"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_links_lead_somewhere(page):
+    """Each relative link of a page names a file that exists."""
+    links = re.findall(r"\]\(([^)#]+)", page.read_text())
+    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+
+
+def test_the_schema_page_names_every_field_of_the_report():
+    """docs/report.md and the document have the same fields."""
+    import json
+
+    row = Row(
+        kind="seccomp", origin="", key="", name="", localhost_profile="", state="held",
+        action="hold", why="",
+    )  # fmt: skip
+    made = json.loads(document.document(Report(rows=(row,), sets=(), supports={}), exit_status=0))
+    text = Path("docs/report.md").read_text()
+    told = [re.split(r"[\[.]", name)[0] for name in re.findall(r"^\| `([^`]+)`", text, re.MULTILINE)]
+    assert told == [*made, *made["profiles"][0]]
