@@ -1,0 +1,227 @@
+"""The seccomp kind: check, look, put, remove.
+
+Rule 1: what is written is the canonical form of what was checked, never the original bytes.
+Rule 2: nobody can tell whether a file is in use: every runtime reads it again at each start of a
+container, and a running one keeps no trace of its path. Rule 3: a file that is not what the
+ledger says is somebody else's, and stays.
+"""
+
+import errno
+import platform
+import re
+from collections.abc import Collection, Mapping
+from typing import Final, Literal
+
+from agent.core.model import (
+    Blind,
+    Blob,
+    CannotTell,
+    Evidence,
+    Fact,
+    Id,
+    Inspected,
+    Observed,
+    Profile,
+    Rejection,
+    Seen,
+    Version,
+    digest,
+)
+from agent.core.ports import Failed, Installed, Removed, StillUsed
+from agent.core.problems import Problem
+from agent.doors.host import Host, HostError
+from agent.kinds.seccomp import canonical, model, rules
+
+_SEGMENT: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+_LONGEST_SEGMENT: Final = 200  # a file name has 255 bytes
+_LONGEST_PATH: Final = 1024
+_NOT_COMPARABLE: Final = frozenset(
+    {errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EFBIG, errno.ENXIO}
+)
+_WHY: Final = "a runtime reads the file at every start of a container, and leaves no trace of it"
+
+
+class Seccomp:
+    """Seccomp files below one directory of a host; fulfils agent.core.ports.Kind.
+
+    prefix: put before the path of a profile whose set has no prefix of its own. format: `oci`
+    for what every runtime understands, `docker` for CRI-O only. machine: as uname -m says it.
+    """
+
+    def __init__(  # noqa: PLR0913 - each is an option of its own
+        self,
+        *,
+        host: Host,
+        directory: str = "/var/lib/kubelet/seccomp",
+        prefix: str = "",
+        format: Literal["oci", "docker"] = "oci",  # noqa: A002 - the option's name
+        allow_unknown_syscalls: bool = False,
+        machine: str = "",
+    ) -> None:
+        self.host = host
+        self.directory = directory
+        self.prefix = prefix
+        self.machine = machine or platform.machine()
+        self.options = rules.Options(
+            format=format, allow_unknown_syscalls=allow_unknown_syscalls, machine=self.machine
+        )
+
+    @property
+    def name(self) -> Literal["seccomp"]:
+        """Return the kind's name."""
+        return "seccomp"
+
+    # --- check -----------------------------------------------------------------------------------
+
+    def check(self, content: bytes) -> tuple[bytes, tuple[Problem, ...]]:
+        """Return the canonical form, or nothing with at least one error; and all problems."""
+        if self.machine not in canonical.MACHINES:
+            known = ", ".join(sorted(canonical.MACHINES))
+            what = f"The architecture {self.machine[:40]} is not among {known}."
+            return b"", (Problem(code="not_portable", where="profile", what=what),)
+        document, found = model.read(content)
+        if document is None:
+            return b"", found
+        problems = [*found, *rules.written(document, self.options)]
+        after, remarks = canonical.expand(document, self.machine)
+        problems += [*remarks, *rules.expanded(after, self.options)]
+        if any(problem.severity == "error" for problem in problems):
+            return b"", tuple(problems)
+        body = canonical.encode(after)
+        if len(body) > model.MOST_BYTES:
+            what = f"The canonical form has {len(body)} bytes; at most {model.MOST_BYTES} fit."
+            return b"", (*problems, Problem(code="key_too_large", where="profile", what=what))
+        return body, tuple(problems)
+
+    def inspect(self, blob: Blob) -> Inspected:
+        """Check one key without touching the node."""
+        id_ = Id(kind="seccomp", origin=blob.origin, key=blob.key)
+        prefix = blob.prefix or self.prefix
+        path = prefix + (blob.name or blob.key)
+        body, problems = self.check(blob.content)
+        if why := _unsafe(path):
+            hint = "Use letters, digits, dots, underscores and hyphens."
+            problems += (Problem(code="path_unsafe", where=blob.key, what=why, hint=hint),)
+        if any(problem.severity == "error" for problem in problems):
+            return Rejection(id=id_, problems=problems)
+        version = Version(
+            provides=(path,),
+            source=digest(blob.content),
+            body=digest(body),
+            evidence={path: frozenset({f"bytes:{digest(body)}", f"canonical:{digest(body)}"})},
+        )
+        return Profile(
+            id=id_,
+            version=version,
+            source=blob.content,
+            body=body,
+            remarks=problems,
+            prefix=blob.prefix,
+        )
+
+    def fits(self, context: str) -> bool:  # noqa: ARG002 - the protocol's signature
+        """Return True: a canonical form depends on the machine only, which does not change."""
+        return True
+
+    # --- look ------------------------------------------------------------------------------------
+
+    def observe(self, names: Collection[str], suspects: Collection[str]) -> Observed:
+        """Look at the node: facts for every one of names that is there; uses for suspects."""
+        facts: dict[str, Fact] = {}
+        for name in names:
+            try:
+                evidence = self._evidence(name)
+            except HostError as error:
+                if error.errno not in _NOT_COMPARABLE:
+                    what = f"The seccomp files could not be looked at: {error}."
+                    where = f"{self.directory}/{name}"
+                    return Blind(problem=Problem(code="kind_unobservable", where=where, what=what))
+                evidence = frozenset()
+            if evidence is not None:
+                facts[name] = Fact(evidence=evidence)
+        return Seen(
+            facts=facts,
+            uses={name: CannotTell(why=_WHY) for name in suspects if name in facts},
+        )
+
+    def _evidence(self, name: str) -> Evidence | None:
+        """Return the tokens of a file's content; None if it is absent. Raises HostError."""
+        content = self.host.read_regular(self.directory, name, limit=model.MOST_BYTES)
+        if content is None:
+            return None
+        body, _ = self.check(content)
+        tokens = {f"bytes:{digest(content)}"}
+        if body:
+            tokens.add(f"canonical:{digest(body)}")
+        return frozenset(tokens)
+
+    # --- change ----------------------------------------------------------------------------------
+
+    def put(self, profile: Profile, *, ours: Collection[str]) -> Installed | Failed:
+        """Write the file atomically, and verify by reading it back."""
+        path = profile.version.provides[0]
+        where = f"{self.directory}/{path}"
+        try:
+            self.host.write_file(self.directory, path, profile.body, new=path not in ours)
+        except HostError as error:
+            if error.errno == errno.EEXIST and path not in ours:
+                return _foreign(where)
+            what = f"The profile could not be written: {error}."
+            return Failed(problem=Problem(code="write_failed", where=where, what=what))
+        try:
+            content = self.host.read_regular(self.directory, path, limit=model.MOST_BYTES * 8)
+        except HostError as error:
+            what = f"The profile was written, but cannot be read back: {error}."
+            return Failed(problem=Problem(code="verify_failed", where=where, what=what))
+        if content != profile.body:
+            what = "The profile was written, but the file holds something else."
+            return Failed(problem=Problem(code="verify_failed", where=where, what=what))
+        token = f"bytes:{digest(profile.body)}"
+        return Installed(evidence={path: frozenset({token})}, modes={})
+
+    def remove(
+        self, names: Collection[str], evidence: Mapping[str, Evidence], *, prove: bool
+    ) -> Removed | StillUsed | Failed:
+        """Remove names after a last look at their content; with prove nothing is removed."""
+        there = []
+        for name in names:
+            where = f"{self.directory}/{name}"
+            try:
+                found = self._evidence(name)
+            except HostError as error:
+                if error.errno in _NOT_COMPARABLE:
+                    return _foreign(where)
+                what = f"The profile could not be looked at: {error}."
+                return Failed(problem=Problem(code="remove_failed", where=where, what=what))
+            if found is None:
+                continue
+            if not found & evidence.get(name, frozenset()):
+                return _foreign(where)
+            there.append(name)
+        if prove and there:
+            return StillUsed(uses={name: CannotTell(why=_WHY) for name in there})
+        for name in there:
+            try:
+                self.host.remove_file(self.directory, name)
+            except HostError as error:
+                what = f"The profile could not be removed: {error}."
+                where = f"{self.directory}/{name}"
+                return Failed(problem=Problem(code="remove_failed", where=where, what=what))
+        return Removed()
+
+
+def _foreign(where: str) -> Failed:
+    what = "The file there was not put by this agent, or was changed since; it stays."
+    return Failed(problem=Problem(code="foreign_name", where=where, what=what))
+
+
+def _unsafe(path: str) -> str:
+    """Return why a pod may not name that path, or nothing."""
+    if len(path) > _LONGEST_PATH:
+        return f"The path has more than {_LONGEST_PATH} bytes."
+    for segment in path.split("/"):
+        if not _SEGMENT.fullmatch(segment) or len(segment) > _LONGEST_SEGMENT:
+            return f"{ascii(segment)[:80]} cannot be a part of a seccomp profile's path."
+        if ".." in segment:
+            return "The API server refuses a localhostProfile with two dots in a row."
+    return ""

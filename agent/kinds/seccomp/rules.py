@@ -1,0 +1,310 @@
+"""What a well-formed profile may not say, and what deserves a warning.
+
+Rule 1: nothing that any of containerd, CRI-O, cri-dockerd, runc and crun would run weaker than
+it reads, hang on or crash on is accepted. Rule 2: what all of them refuse is refused here first.
+Rule 3: every check looks at the whole profile; nothing stops at the first mistake.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from agent.core.problems import Problem
+from agent.kinds.seccomp import canonical, syscalls
+from agent.kinds.seccomp.model import Document, Only, Rule
+
+# How much an action denies; runc, crun and seccomp(2) know these and SCMP_ACT_NOTIFY.
+STRICTNESS: Final = {
+    "SCMP_ACT_ALLOW": 0,
+    "SCMP_ACT_LOG": 1,
+    "SCMP_ACT_TRACE": 2,
+    "SCMP_ACT_ERRNO": 3,
+    "SCMP_ACT_TRAP": 4,
+    "SCMP_ACT_KILL": 5,
+    "SCMP_ACT_KILL_THREAD": 5,
+    "SCMP_ACT_KILL_PROCESS": 6,
+}
+_LETS_THROUGH: Final = frozenset({"SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE"})
+_WITH_ERRNO: Final = frozenset({"SCMP_ACT_ERRNO", "SCMP_ACT_TRACE"})
+_HANGS: Final = frozenset({"SCMP_ACT_KILL", "SCMP_ACT_KILL_THREAD"})
+_OPS: Final = frozenset(
+    f"SCMP_CMP_{op}" for op in ("NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ")
+)
+_BIG_ENDIAN: Final = frozenset(
+    f"SCMP_ARCH_{name}" for name in ("MIPS", "MIPS64", "MIPS64N32", "PPC", "PPC64", "S390", "S390X")
+)
+_LITTLE_ENDIAN: Final = frozenset(
+    f"SCMP_ARCH_{name}"
+    for name in (
+        *("X86", "X86_64", "X32", "ARM", "AARCH64", "MIPSEL", "MIPSEL64", "MIPSEL64N32"),
+        "PPC64LE",
+    )
+)
+_FLAGS: Final = frozenset(f"SECCOMP_FILTER_FLAG_{name}" for name in ("TSYNC", "LOG", "SPEC_ALLOW"))
+_CAPABILITY: Final = re.compile(r"CAP_[A-Z][A-Z_]*")
+_MOST_ARGS: Final = 6
+# BPF_MAXINSNS of linux/bpf_common.h, less what runc's own stub takes
+_MOST_INSTRUCTIONS: Final = 4096 - 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the operator decided."""
+
+    format: Literal["oci", "docker"] = "oci"
+    allow_unknown_syscalls: bool = False
+    machine: str = "x86_64"
+
+
+def written(document: Document, options: Options) -> Iterator[Problem]:
+    """Look at the document as written, before anything is expanded away."""
+    yield from _defaults(document, options)
+    yield from _architectures(document, options)
+    for rule in document.rules:
+        yield from _action(rule)
+        yield from _errno(rule, options)
+        yield from _arguments(rule)
+        yield from _only(rule.includes, f"{rule.where}.includes", options)
+        yield from _only(rule.excludes, f"{rule.where}.excludes", options)
+        yield from _names(rule, document.default_action, options)
+
+
+def expanded(document: Document, options: Options) -> Iterator[Problem]:
+    """Look at the document as it will be written for this machine."""
+    yield from _conflicts(document)
+    yield from _size(document)
+    yield from _warnings(document, options)
+
+
+# --- as written ----------------------------------------------------------------------------------
+
+
+def _bad(where: str, what: str, hint: str = "") -> Problem:
+    return Problem(code="bad_value", where=where, what=what, hint=hint)
+
+
+def _known_action(action: str, where: str) -> Iterator[Problem]:
+    if action == "SCMP_ACT_NOTIFY":
+        what = "SCMP_ACT_NOTIFY needs a listener; without one containers do not start."
+        yield Problem(code="notify_refused", where=where, what=what)
+    elif action not in STRICTNESS:
+        hint = syscalls.nearest(action.upper(), frozenset(STRICTNESS))
+        yield _bad(where, f"{ascii(action)[:60]} is no seccomp action.", hint)
+
+
+def _defaults(document: Document, options: Options) -> Iterator[Problem]:
+    action = document.default_action
+    if action:
+        yield from _known_action(action, "defaultAction")
+    if action in _HANGS:
+        what = f"With {action} as default only one thread of runc dies: the start hangs for good."
+        hint = "Use SCMP_ACT_KILL_PROCESS."
+        yield Problem(code="runtime_hang", where="defaultAction", what=what, hint=hint)
+    default = Rule(
+        where="",
+        names=(),
+        action=action,
+        errno_ret=document.default_errno_ret,
+        errno=document.default_errno,
+    )
+    yield from _errno(default, options)
+    if document.flags and options.format == "oci":
+        what = "runc before 1.2 refuses every profile that has flags."
+        yield Problem(code="not_portable", where="flags", what=what)
+    for index, flag in enumerate(document.flags):
+        if flag not in _FLAGS:
+            hint = syscalls.nearest(flag, _FLAGS)
+            yield _bad(f"flags[{index}]", f"{ascii(flag)[:60]} is no accepted flag.", hint)
+
+
+def _architectures(document: Document, options: Options) -> Iterator[Problem]:
+    known = _BIG_ENDIAN | _LITTLE_ENDIAN
+    if options.machine == "riscv64":
+        known |= {"SCMP_ARCH_RISCV64"}  # only runc of 2023 and later knows it
+    if document.architectures and document.has_arch_map:
+        what = "The profile has both architectures and archMap; CRI-O refuses that."
+        yield _bad("archMap", what, "Keep architectures.")
+    for index, name in enumerate(document.architectures):
+        if name not in known:
+            hint = syscalls.nearest(name, known)
+            where = f"architectures[{index}]"
+            yield _bad(where, f"{ascii(name)[:60]} is no architecture every runtime knows.", hint)
+    for index, (name, subs) in enumerate(document.arch_map):
+        for one in (name, *subs):
+            if one not in known | {"SCMP_ARCH_RISCV64", "SCMP_ARCH_LOONGARCH64"}:
+                yield _bad(f"archMap[{index}]", f"{ascii(one)[:60]} is no known architecture.")
+    native = canonical.MACHINES[options.machine][0]
+    given = frozenset((*document.architectures, native))
+    if given & _BIG_ENDIAN and given - _BIG_ENDIAN:
+        what = f"The list mixes byte orders (the node's own is {native}); libseccomp refuses that."
+        yield _bad("architectures", what)
+
+
+def _action(rule: Rule) -> Iterator[Problem]:
+    where = f"{rule.where}.action"
+    if not rule.action:
+        yield _bad(where, "A rule needs an action.")
+    else:
+        yield from _known_action(rule.action, where)
+
+
+def _errno(rule: Rule, options: Options) -> Iterator[Problem]:
+    number, name = ("errnoRet", "errno") if rule.where else ("defaultErrnoRet", "defaultErrno")
+    prefix = f"{rule.where}." if rule.where else ""
+    value = rule.errno_ret
+    if rule.errno:
+        parsed = canonical.errno_number(rule.errno)
+        if options.format == "oci":
+            what = f"Only CRI-O reads {name}; others answer EPERM."
+            hint = f"Use {number}."
+            yield Problem(code="not_portable", where=f"{prefix}{name}", what=what, hint=hint)
+        elif parsed is None or parsed > 4095:  # noqa: PLR2004 - MAX_ERRNO
+            yield _bad(f"{prefix}{name}", f"{ascii(rule.errno)[:60]} is no error number.")
+        elif value not in (None, parsed):
+            yield _bad(f"{prefix}{name}", f"{name} and {number} disagree.")
+        value = parsed if value is None else value
+    if value is None:
+        return
+    if rule.action and rule.action not in _WITH_ERRNO:
+        what = f"{number} has no meaning with {rule.action[:40]}; crun refuses it."
+        yield _bad(f"{prefix}{number}", what)
+    elif value == 0 and rule.action == "SCMP_ACT_ERRNO":
+        what = "Error number 0 makes the call do nothing and report success."
+        yield Problem(code="condition_surprising", where=f"{prefix}{number}", what=what)
+
+
+def _arguments(rule: Rule) -> Iterator[Problem]:
+    where = f"{rule.where}.args"
+    if len(rule.args) > _MOST_ARGS:
+        yield _bad(where, "A system call has at most 6 arguments; runc and crun read more apart.")
+    seen = set()
+    for number, arg in enumerate(rule.args):
+        if arg.index in seen:
+            what = "Two conditions on one argument are alternatives to runc, not both needed."
+            hint = "Make one rule of each, or use SCMP_CMP_MASKED_EQ."
+            yield Problem(code="fails_open", where=f"{where}[{number}].index", what=what, hint=hint)
+        seen.add(arg.index)
+        if arg.op and arg.op not in _OPS:
+            hint = syscalls.nearest(arg.op.upper(), _OPS)
+            yield _bad(f"{where}[{number}].op", f"{ascii(arg.op)[:60]} is no operator.", hint)
+        if arg.value_two and arg.op in _OPS and arg.op != "SCMP_CMP_MASKED_EQ":
+            what = "valueTwo counts with SCMP_CMP_MASKED_EQ only."
+            yield Problem(
+                code="condition_surprising", where=f"{where}[{number}].valueTwo", what=what
+            )
+        if arg.op == "SCMP_CMP_MASKED_EQ" and arg.value_two & ~arg.value:
+            what = "The comparison is never true: valueTwo has bits that the mask value lacks."
+            yield Problem(code="fails_open", where=f"{where}[{number}].valueTwo", what=what)
+
+
+def _only(only: Only, where: str, options: Options) -> Iterator[Problem]:
+    for index, name in enumerate(only.arches):
+        if name not in canonical.ARCHES:
+            hint = syscalls.nearest(name, canonical.ARCHES)
+            place = f"{where}.arches[{index}]"
+            yield _bad(place, f"{ascii(name)[:60]} is no architecture of Go.", hint)
+    if only.min_kernel:
+        what = "containerd and CRI-O ignore minKernel and apply the rule on every kernel."
+        code = "not_portable" if options.format == "oci" else "fails_open"
+        yield Problem(code=code, where=f"{where}.minKernel", what=what)
+    if only.caps and options.format == "oci":
+        what = (
+            "containerd ignores caps and applies the rule to every container; they depend on the "
+            "pod, so they cannot be expanded here."
+        )
+        hint = "Remove the rule, or keep it without caps; on CRI-O use --seccomp-format docker."
+        yield Problem(code="not_portable", where=f"{where}.caps", what=what, hint=hint)
+    for index, name in enumerate(only.caps):
+        if not _CAPABILITY.fullmatch(name):
+            yield _bad(f"{where}.caps[{index}]", f"{ascii(name)[:60]} is no capability.")
+
+
+def _names(rule: Rule, default: str, options: Options) -> Iterator[Problem]:
+    for name in rule.names:
+        if syscalls.known(name):
+            continue
+        where = f"{rule.where}.names"
+        if default in _LETS_THROUGH and not (
+            options.allow_unknown_syscalls or name in syscalls.INERT
+        ):
+            yield Problem(
+                code="unknown_syscall",
+                where=where,
+                what=f"libseccomp 2.5.4 does not know {name[:60]}; the call would go through.",
+                hint=syscalls.nearest(name, syscalls.KNOWN),
+            )
+        else:
+            what = f"libseccomp 2.5.4 does not know {name[:60]}; runtimes skip it."
+            yield Problem(code="syscall_ignored", where=where, what=what)
+
+
+# --- as it will be written -----------------------------------------------------------------------
+
+
+def _conflicts(document: Document) -> Iterator[Problem]:
+    """One unconditional meaning per call; libseccomp drops conditions beside such a rule."""
+    default = (document.default_action, document.default_errno_ret)
+    plain: dict[str, Rule] = {}
+    tied: list[Rule] = []
+    for rule in document.rules:
+        if rule.includes.caps or rule.excludes.caps:
+            continue  # applies to some pods only
+        if rule.args:
+            tied.append(rule)
+            continue
+        for name in rule.names:
+            first = plain.setdefault(name, rule)
+            if (first.action, first.errno_ret) != (rule.action, rule.errno_ret):
+                what = f"{name[:60]} has another action in {first.where}: the first one wins."
+                yield _bad(f"{rule.where}.names", what, "Keep one of the two rules.")
+    for rule in tied:
+        for name in rule.names:
+            other = plain.get(name)
+            if other is None or (other.action, other.errno_ret) in (
+                default,
+                (rule.action, rule.errno_ret),
+            ):
+                continue
+            what = f"{other.where} decides {name[:60]} without a condition, so this rule does not."
+            stricter = STRICTNESS.get(rule.action, 9) > STRICTNESS.get(other.action, 9)
+            code = "fails_open" if stricter else "condition_surprising"
+            yield Problem(code=code, where=rule.where, what=what)
+
+
+def _size(document: Document) -> Iterator[Problem]:
+    """Refuse what may exceed the kernel's limit, by an upper bound: libseccomp takes seconds."""
+    each = sum(
+        len(rule.names) * (3 + 6 * len(rule.args) if rule.args else 2) for rule in document.rules
+    )
+    bound = max(1, len(document.architectures)) * (each + 16)
+    if bound > _MOST_INSTRUCTIONS:
+        what = f"The filter may need {bound} instructions; the kernel takes 4096 with runc's own."
+        hint = "Use fewer conditions or fewer architectures."
+        yield Problem(code="filter_too_large", where="syscalls", what=what, hint=hint)
+
+
+def _warnings(document: Document, options: Options) -> Iterator[Problem]:
+    default = document.default_action
+    allowed = {
+        name for rule in document.rules if rule.action in _LETS_THROUGH for name in rule.names
+    }
+    if default in ("SCMP_ACT_LOG", "SCMP_ACT_TRACE"):
+        what = f"{default} as default denies nothing by itself."
+        yield Problem(code="not_enforcing", where="defaultAction", what=what)
+    if default in _LETS_THROUGH:
+        denied = {n for r in document.rules if r.action not in _LETS_THROUGH for n in r.names}
+        left = len(syscalls.DANGEROUS - denied)
+        what = f"The default lets {left} of the 50 calls through that Docker documents as blocked."
+        yield Problem(code="dangerous_syscalls", where="defaultAction", what=what)
+    else:
+        if missing := [name for name in ("execve", "exit_group") if name not in allowed]:
+            what = f"{' and '.join(missing)} are not allowed: no container can start with this."
+            yield Problem(code="start_impossible", where="syscalls", what=what)
+        if found := sorted(syscalls.DANGEROUS & allowed):
+            what = f"Allowed, though Docker documents them as blocked: {', '.join(found)}."
+            yield Problem(code="dangerous_syscalls", where="syscalls", what=what)
+    small = canonical.MACHINES[options.machine][2]
+    if small and small not in document.architectures:
+        what = f"{small} is not listed: the kernel kills 32-bit programs, whatever the default."
+        yield Problem(code="abi_missing", where="architectures", what=what)
