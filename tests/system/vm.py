@@ -5,6 +5,7 @@ a disk of its own from it. QEMU emulates (TCG), so no right of the host is neede
 (its kernel, not a test in it) is started again at most twice, and every start is counted.
 """
 
+import contextlib
 import hashlib
 import shutil
 import subprocess
@@ -57,6 +58,7 @@ cd /job
 bash /job/command > /dev/ttyS1 2>&1
 echo "VM-EXIT $?" > /dev/ttyS1
 sync
+mount -o remount,ro /
 echo 1 > /proc/sys/kernel/sysrq
 echo o > /proc/sysrq-trigger
 sleep 30
@@ -195,21 +197,37 @@ def disk(folder, files):
 
 
 def run(
-    files: Mapping[str, bytes], command: str, *, timeout_seconds: float, append: str = ""
+    files: Mapping[str, bytes],
+    command: str,
+    *,
+    timeout_seconds: float,
+    append: str = "",
+    keep: Path | None = None,
 ) -> GuestResult:
     """Run a bash command in a fresh guest, in /job, where files lie.
 
-    append goes to the kernel's command line (`apparmor=0`: a node without AppArmor).
+    append goes to the kernel's command line (`apparmor=0`: a node without AppArmor). keep is a
+    directory where the disk stays: the next run with the same one boots from it again, with its own
+    files and command. What a guest that died wrote is not kept.
     """
     begin = time.monotonic()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        image = disk(folder, {**files, "command": command.encode()})
+    with contextlib.ExitStack() as stack:
+        folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        image = folder / "disk.img"
+        files = {**files, "command": command.encode()}
+        if image.exists():
+            _add(folder, image, files)
+        else:
+            disk(folder, files)
         output = ""
+        used = image if keep is None else folder / "used.img"
         for boot in range(1, STARTS + 1):
-            output = _boot(folder, image, append, timeout_seconds)
+            if keep is not None:
+                subprocess.run(["cp", "--sparse=always", image, used], check=True)
+            output = _boot(folder, used, append, timeout_seconds, snapshot=keep is None)
             lines = output.rstrip().rsplit("\n", 1)
             if lines[-1].startswith("VM-EXIT "):
+                used.replace(image)
                 seconds = time.monotonic() - begin
                 print(f"virtual machine: {boot} start(s), {seconds:.1f} s")
                 text = lines[0] if len(lines) > 1 else ""
@@ -219,12 +237,21 @@ def run(
         raise GuestError(f"the guest died three times; last output:\n{output[-3000:]}")
 
 
-def _boot(folder, image, append, timeout_seconds):
+def _add(folder, image, files):
+    """Write files into a kept disk, in place of those of the same name."""
+    source = folder / "file"
+    for name, content in files.items():
+        source.write_bytes(content)
+        for request in (f"rm /job/{name}", f"write {source} /job/{name}"):
+            subprocess.run(["debugfs", "-w", "-R", request, image], check=True, capture_output=True)
+
+
+def _boot(folder, image, append, timeout_seconds, *, snapshot):
     serial = folder / "output"
     serial.write_bytes(b"")
     command = [
         "qemu-system-x86_64", "-accel", "tcg", "-cpu", "Nehalem", "-smp", "1", "-m", "1024",
-        "-display", "none", "-no-reboot", "-nodefaults", "-snapshot",
+        "-display", "none", "-no-reboot", "-nodefaults", *(["-snapshot"] if snapshot else []),
         "-serial", f"file:{folder / 'console'}", "-serial", f"file:{serial}",
         "-kernel", str(folder / "vmlinuz"),
         "-append", f"{KERNEL} {append}",

@@ -1,0 +1,35 @@
+"""The virtual machine itself: what the tests in it take for granted."""
+
+from tests.system import vm
+
+KERNEL = "/sys/kernel/security/apparmor"
+
+
+def test_the_guest_has_apparmor_its_parser_and_the_agent():
+    """AppArmor is on, a profile can be put by the parser, and the agent can be imported."""
+    script = f"""set -e
+echo 'profile sane {{ file, }}' | apparmor_parser -r -K
+cat {KERNEL}/profiles /sys/module/apparmor/parameters/enabled
+python3 -c 'import agent.core.plan, msgspec, structlog, yaml, system_calls'
+exit 7
+"""
+    done = vm.run({}, script, timeout_seconds=60)
+    assert (done.status, done.output.strip()) == (7, "sane (enforce)\nY"), done
+
+
+def test_a_guest_can_be_a_node_without_apparmor():
+    """With apparmor=0 on the kernel's command line there is no AppArmor to load into."""
+    done = vm.run({}, f"test ! -e {KERNEL}/.load", timeout_seconds=60, append="apparmor=0")
+    assert done.status == 0, done
+
+
+def test_a_kept_disk_survives_a_reboot_and_loaded_policy_does_not(tmp_path):
+    """What was written is there after a second boot; what was loaded is not."""
+    first = """set -e
+echo 'profile sane { file, }' | apparmor_parser -r -K
+echo kept > /var/lib/kept
+"""
+    assert vm.run({}, first, timeout_seconds=60, keep=tmp_path).status == 0
+    second = f"cat /var/lib/kept {KERNEL}/profiles"
+    done = vm.run({}, second, timeout_seconds=60, keep=tmp_path)
+    assert (done.status, done.output.strip()) == (0, "kept"), done
