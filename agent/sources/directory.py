@@ -35,7 +35,7 @@ class Directory:
 
     def __init__(self, path: str, after_read: Callable[[], None] = lambda: None) -> None:
         self.path = path
-        self.origin = f"dir {path}"
+        self.origin = f"dir {Path(path).absolute()}"
         self._after_read = after_read  # called once per try, before the look whether it changed
 
     def read(self) -> tuple[Snapshot, ...]:
@@ -79,6 +79,7 @@ class _Walk:
         self.top = top
         self.blobs: list[Blob] = []
         self.refused: list[tuple[str, Problem]] = []
+        self.size = 0
 
     def directory(self, fd: int, path: PurePosixPath) -> None:
         for name in sorted(os.listdir(fd)):
@@ -86,12 +87,19 @@ class _Walk:
                 continue
             if len(self.blobs) + len(self.refused) > limits.SET_KEYS:
                 return
+            if self.size > limits.SET_BYTES:  # enough to refuse the set; keep no more of it
+                return
             self.entry(fd, name, path / name)
 
     def entry(self, fd: int, name: str, path: PurePosixPath) -> None:
         key = str(path)
         mode = _stat(name, fd).st_mode
-        if stat.S_ISDIR(mode):
+        if recognise.kind_of(key, b"") is None and not stat.S_ISDIR(mode):
+            return
+        if not name.isprintable():
+            shown = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in key)
+            self.refused.append((shown, limits.unsafe(shown, "holds control characters")))
+        elif stat.S_ISDIR(mode):
             if len(path.parts) > _DEPTH:
                 self.refused.append((key, limits.unsafe(key, f"is over {_DEPTH} levels deep")))
                 return
@@ -100,12 +108,6 @@ class _Walk:
                 self.directory(below, path)
             finally:
                 os.close(below)
-        elif recognise.kind_of(key, b"") is None:
-            return
-        elif not name.isprintable():
-            shown = key.encode("utf-8", "backslashreplace").decode()
-            shown = "".join(one if one.isprintable() else repr(one)[1:-1] for one in shown)
-            self.refused.append((shown, limits.unsafe(shown, "holds control characters")))
         elif stat.S_ISREG(mode):
             self.file(fd, name, key)
         elif stat.S_ISLNK(mode):
@@ -130,6 +132,7 @@ class _Walk:
             self.refused.append((key, limits.too_large(key)))
         else:
             self.blobs.append(Blob(origin=self.origin, key=key, content=content))
+            self.size += len(content)
 
     def link(self, fd: int, name: str, path: PurePosixPath) -> None:
         """Read a link whose target is a regular file of this tree; refuse every other."""

@@ -11,40 +11,16 @@ import binascii
 import os
 import re
 import stat
-from collections.abc import Hashable, Iterable
-from typing import cast
-
-import yaml
+from collections.abc import Iterable
+from pathlib import Path
 
 from agent.core import recognise
 from agent.core.model import Blob, Missing, Snapshot, Unreadable
 from agent.core.problems import Problem
-from agent.sources import limits
+from agent.sources import documents, limits
 
 DOMAIN = "profile-loader.node-restriction.kubernetes.io"
-_FILE_BYTES = 64 << 20
 _KEY = re.compile(r"[-._a-zA-Z0-9]{1,253}")  # kubernetes: IsConfigMapKey
-
-_Base: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-class _Loader(_Base):  # type: ignore[misc, valid-type] # the C loader where PyYAML has it
-    """A safe loader that refuses duplicate keys: the last one would win in silence."""
-
-
-def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Hashable, object]:
-    seen: set[Hashable] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node)
-        if not isinstance(key, Hashable) or key in seen:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"duplicate or unusable key {key!r}", key_node.start_mark
-            )
-        seen.add(key)
-    return loader.construct_mapping(node)
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
 class _Malformed(ValueError):  # noqa: N818 - a ConfigMap, not an error, is malformed
@@ -56,7 +32,7 @@ class Manifest:
 
     def __init__(self, path: str, domain: str = DOMAIN) -> None:
         self.path = path
-        self.origin = f"manifest {path}"
+        self.origin = f"manifest {Path(path).absolute()}"
         self.domain = domain
 
     def read(self) -> tuple[Snapshot, ...]:
@@ -71,9 +47,9 @@ class Manifest:
         refused: list[tuple[str, Problem]] = []
         empty = False
         try:
-            for document in _documents(content):
+            for document in documents.parse(content):
                 empty = self._object(document, blobs, refused) or empty
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError, _Malformed) as error:
+        except (documents.NotYaml, _Malformed) as error:
             why = " ".join(str(error).split())[:300]
             return (Unreadable(origin=self.origin, why=f"{self.path}: {why}"),)
         return (limits.snapshot(self.origin, blobs, refused, empty=empty),)
@@ -128,10 +104,6 @@ class Manifest:
         return allow == "true"
 
 
-def _documents(content: bytes) -> Iterable[object]:
-    return cast("Iterable[object]", yaml.load_all(content.decode("utf-8"), _Loader))
-
-
 def _keys(document: dict[str, object], where: str) -> Iterable[tuple[str, bytes]]:
     data, binary = _strings(document, "data"), _strings(document, "binaryData")
     both = data.keys() & binary.keys()
@@ -165,9 +137,12 @@ def _regular(path: str) -> bytes:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(0, "not a regular file")
-        if status.st_size > _FILE_BYTES:
-            raise OSError(0, f"larger than {_FILE_BYTES} bytes")
+        if status.st_size > documents.BYTES:
+            raise OSError(0, f"larger than {documents.BYTES} bytes")
         with open(fd, "rb", closefd=False) as stream:
-            return stream.read(_FILE_BYTES + 1)
+            content = stream.read(documents.BYTES + 1)
     finally:
         os.close(fd)
+    if len(content) > documents.BYTES:  # it grew since it was measured
+        raise OSError(0, f"larger than {documents.BYTES} bytes")
+    return content
