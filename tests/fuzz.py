@@ -1,0 +1,224 @@
+"""Mutated inputs: 100,000 through everything before the parser, 3,000 through the parser.
+
+usage: python -m tests.fuzz [--seed N] [--texts N] [--parsed N] [--budget SECONDS]
+
+An input may be refused in any way that the code knows; an exception that nobody caught ends the run
+with 1 and names the seed, the number and the bytes that do it again. The seed is printed, always.
+"""
+
+import argparse
+import copy
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+from agent import wiring
+from agent.core import recognise
+from agent.core.model import Blob
+from agent.doors.host import Host
+from agent.kinds.apparmor import judge, policy, text
+from agent.kinds.apparmor.kind import AppArmor
+from agent.settings import Settings
+from agent.sources.manifest import Manifest
+
+SHIPPED = Path(__file__).parent.parent / "profiles"
+TOKENS = [
+    *(b"{", b"}", b"[", b"]", b'"', b",", b":", b"\n", b"#include <", b"include if exists ", b"//"),
+    *(b"profile ", b"^hat ", b"@{X}=/a", b" flags=(", b"unconfined", b"complain)", b" -> ", b"Ux,"),
+    *(b"change_profile ", b"abi <", b":ns:", b"\\u0000", b"\\ud800", b"1e999", b"-1", b"null"),
+    *(b'"SCMP_ACT_ALLOW"', b'"syscalls"', b'"names"', b'"args"', b'"archMap"', b'"includes"'),
+    *(b"\x00", b"\xff", b"\xef\xbb\xbf", b"\xe2\x80\xae", b"\x1b[2J", b"9" * 5000, b"[" * 20000),
+]
+ONE_HALF = 0.5
+KEYS = [
+    *("defaultAction", "defaultErrnoRet", "architectures", "archMap", "flags", "listenerPath"),
+    *("listenerMetadata", "syscalls", "names", "name", "action", "errnoRet", "errno", "args"),
+    *("index", "value", "valueTwo", "op", "comment", "includes", "excludes", "caps", "arches"),
+    *("minKernel", "architecture", "subArchitectures", "", "syscall"),
+]
+VALUES = [
+    *(None, True, 0, 1, -1, 6, 4096, 2**32, 2**63, 2**64, 1.5, 1e300, "", "chmod", "\0", "\ud800"),
+    *("SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL", "SCMP_ACT_NOTIFY", "SCMP_CMP_EQ"),
+    *("SCMP_CMP_MASKED_EQ", "SCMP_ARCH_X86_64", "SCMP_ARCH_FOO", "amd64", "4.15", "CAP_SYS_ADMIN"),
+    *([], {}, [[]], ["chmod"], [{}], {"arches": ["amd64"]}, {"caps": []}, {"minKernel": "4.8"}),
+    [{"index": 0, "value": 1, "op": "SCMP_CMP_EQ"}],
+    [{"names": ["execve"], "action": "SCMP_ACT_ALLOW"}],
+    [{"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86"]}],
+]
+TURNS = [
+    *["seccomp"] * 4,
+    *["seccomp docker"] * 2,
+    *["text"] * 3,
+    *["policy"] * 3,
+    "manifest",
+    "recognise",
+]
+MANIFEST = b"""apiVersion: v1
+kind: ConfigMap
+metadata: {name: fuzz, namespace: default, annotations: {a/seccomp-prefix: team}}
+data:
+  audit.json: '{"defaultAction": "SCMP_ACT_LOG"}'
+  web: "profile web { file, }"
+binaryData: {x.json: e30=}
+---
+kind: List
+items: [&a {kind: ConfigMap}, *a]
+"""
+
+
+def mutated(random_, seeds):
+    """Return one of seeds, changed in one to six places."""
+    content = bytearray(random_.choice(seeds))
+    for _ in range(random_.randint(1, 6)):
+        at = random_.randint(0, len(content))
+        match random_.randrange(6):
+            case 0:
+                content[at:at] = random_.choice(TOKENS)
+            case 1:
+                del content[at : at + random_.randint(1, 12)]
+            case 2 if at < len(content):
+                content[at] ^= 1 << random_.randrange(8)
+            case 3:
+                other = random_.choice(seeds)
+                begin = random_.randint(0, len(other))
+                content[at:at] = other[begin : begin + random_.randint(1, 80)]
+            case 4:
+                del content[at:]
+            case _:
+                begin = random_.randint(0, at)
+                content[at:at] = content[begin:at][:200]
+    return bytes(content)
+
+
+def rearranged(random_, seeds):
+    """Return JSON of one of seeds, with other values, keys or items in one to four places."""
+    document = json.loads(random_.choice(seeds))
+    for _ in range(random_.randint(1, 4)):
+        places = list(_places(document))
+        if not places:
+            break
+        parent, key = random_.choice(places)
+        match random_.randrange(4):
+            case 0:
+                parent[key] = copy.deepcopy(random_.choice(VALUES))
+            case 1:
+                del parent[key]
+            case 2 if isinstance(parent, dict):
+                parent[random_.choice(KEYS)] = copy.deepcopy(random_.choice([parent[key], *VALUES]))
+            case _:
+                parent[key] = [parent[key], copy.deepcopy(random_.choice(VALUES))]
+    return json.dumps(document, ensure_ascii=random_.random() < ONE_HALF).encode(
+        "utf-8", "surrogatepass"
+    )
+
+
+def _places(value):
+    if isinstance(value, dict | list):
+        for key in list(value) if isinstance(value, dict) else range(len(value)):
+            yield value, key
+            yield from _places(value[key])
+
+
+def before_the_parser(manifest):
+    """Return every function that meets bytes before, beside or without the parser."""
+    seccomp = wiring.kinds(Settings(kinds=frozenset({"seccomp"})))["seccomp"]
+    docker = wiring.kinds(Settings(kinds=frozenset({"seccomp"}), seccomp_format="docker"))
+
+    def blob(content):
+        return Blob(origin="dir fuzz", key="key", content=content)
+
+    def texts(content):
+        source = content.decode("utf-8", "replace")
+        text.refusals(source)
+        text.variable_names(source)
+        text.warnings(source)
+
+    def compiled(content):
+        try:
+            declared = policy.read(content)
+        except policy.PolicyError:
+            return
+        judge.refusals(declared, "", judge.Rules())
+        judge.warnings(declared, "")
+
+    def manifests(content):
+        manifest.write_bytes(content)
+        Manifest(str(manifest)).read()
+
+    return {
+        "seccomp": lambda content: seccomp.inspect(blob(content)),
+        "seccomp docker": lambda content: docker["seccomp"].inspect(blob(content)),
+        "text": texts,
+        "policy": compiled,
+        "manifest": manifests,
+        "recognise": lambda content: recognise.kind_of("key", content),
+    }
+
+
+def shipped():
+    """Return the shipped profiles' bytes: seccomp, AppArmor."""
+    found = {"seccomp": [], "apparmor": []}
+    for path in sorted(SHIPPED.rglob("*")):
+        if path.is_file():
+            kind = recognise.kind_of(path.name, path.read_bytes())
+            if kind:
+                found[kind].append(path.read_bytes())
+    return found["seccomp"], found["apparmor"]
+
+
+def fed(name, function, content, where):
+    """Give content to a function; return whether an exception came out of it."""
+    try:
+        function(content)
+    except Exception:  # noqa: BLE001 - this is what is looked for
+        print(f"{name}, {where}: {content!r}\n{traceback.format_exc()}", file=sys.stderr)
+        return True
+    return False
+
+
+def main():
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4)))
+    arguments.add_argument("--texts", type=int, default=100_000)
+    arguments.add_argument("--parsed", type=int, default=3_000)
+    arguments.add_argument("--budget", type=float, default=1200.0)
+    chosen = arguments.parse_args()
+    print(f"seed {chosen.seed}", flush=True)
+    random_ = random.Random(chosen.seed)  # noqa: S311 - to be repeated, not to be secret
+    begin = time.monotonic()
+    filters, profiles = shipped()
+    with tempfile.TemporaryDirectory() as folder:
+        functions = before_the_parser(Path(folder) / "manifest.yaml")
+        kind = AppArmor(host=Host("/"), timeout_seconds=10.0, checking=True)
+        if kind.parser.missing():
+            print(kind.parser.missing(), file=sys.stderr)
+            return 2
+        functions["parser"] = lambda content: kind.inspect(
+            Blob(origin="dir fuzz", key="key", content=content)
+        )
+        blobs = [kind.parser.compile(one, ("-M", kind.abi)).policy for one in profiles]
+        seeds = {"policy": blobs, "text": profiles, "parser": profiles, "manifest": [MANIFEST]}
+        done = dict.fromkeys(functions, 0)
+        for number in range(chosen.texts + chosen.parsed):
+            name = TURNS[number % len(TURNS)] if number < chosen.texts else "parser"
+            make = mutated
+            if name.startswith("seccomp") and random_.random() < ONE_HALF:
+                make = rearranged
+            content = make(random_, seeds.get(name, filters))
+            if fed(name, functions[name], content, f"seed {chosen.seed}, input {number}"):
+                return 1
+            done[name] += 1
+            if time.monotonic() - begin > chosen.budget:
+                print(f"the budget of {chosen.budget} s is exceeded: {done}", file=sys.stderr)
+                return 1
+    print(f"no uncaught exception in {time.monotonic() - begin:.0f} s: {done}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
