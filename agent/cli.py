@@ -5,6 +5,7 @@ what would be right, in one go.
 """
 
 import argparse
+import shutil
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,16 +14,16 @@ from typing import NoReturn
 
 from agent import settings as options
 from agent.settings import Settings
+from agent.sources import opening
 
-EXIT_STATUSES = """\
-exit status:
-  0   everything desired is in place (a removal that waits for its users does not count)
-  1   something was rejected, is foreign, failed or is unsupported, or a source is emptied
-  2   usage or configuration
-  3   a source is missing or unreadable (what was there stays and is restored)
-  4   another agent holds the lock
-  70  a bug
-"""
+EXIT_STATUSES = {
+    "0": "everything desired is in place (a removal that waits for its users does not count)",
+    "1": "something was rejected, is foreign, failed or is unsupported, or a source is emptied",
+    "2": "usage or configuration",
+    "3": "a source is missing or unreadable (what was there stays and is restored)",
+    "4": "another agent holds the lock",
+    "70": "a bug",
+}
 EXAMPLES = """\
 examples:
   profile-loader --oneshot --source profiles --dry-run
@@ -30,6 +31,11 @@ examples:
   profile-loader check profiles
   profile-loader status --output json
 """
+ENVIRONMENT = (
+    "Each option is also an environment variable (PROFILE_LOADER_STATE_DIR; lists have one value "
+    "a line) and a key of the same name in the --config file. A flag wins over the environment, "
+    "the environment over the file."
+)
 COMMANDS = {
     "run": "install profiles (the default)",
     "check": "check profiles without touching the host",
@@ -146,8 +152,10 @@ def parse(
         {name: one for name, one in given.items() if name in options.BY_NAME}, environ, file
     )
     if not isinstance(joined, Settings):
-        return _usage([*mistakes, *joined])
-    mistakes += _missing(command, joined, given)
+        mistakes += joined
+        return _usage([*mistakes, *_needed(command, given, any_source="source" in given)])
+    mistakes += _needed(command, given, any_source=bool(joined.source))
+    mistakes += _no_sources(joined) if command == "run" else []
     return _usage(mistakes) if mistakes else _parsed(command, joined, given)
 
 
@@ -157,27 +165,33 @@ def _command(argv: Sequence[str]) -> tuple[str, Sequence[str]]:
     return "run", argv
 
 
-def _missing(command: str, joined: Settings, given: Mapping[str, object]) -> list[str]:
+def _needed(command: str, given: Mapping[str, object], *, any_source: bool) -> list[str]:
     """Return what a command needs and was not given."""
-    mistakes = []
-    if command == "run":
-        if not given.get("oneshot"):
-            mistakes.append("--oneshot is needed: this version makes one pass and exits")
-        if not joined.source:
-            mistakes.append("at least one --source is needed, for example --source profiles")
-        from agent.sources import opening
+    needs = {
+        "run": {
+            "--oneshot is needed: this version makes one pass and exits": given.get("oneshot"),
+            "at least one --source is needed, for example --source profiles": any_source,
+        },
+        "check": {
+            "at least one PATH is needed: profile-loader check profiles": given.get("paths"),
+        },
+        "render": {
+            "a DIR is needed": given.get("directory"),
+            "--name is needed": given.get("name"),
+            "--namespace is needed": given.get("namespace"),
+        },
+    }
+    return [text for text, there in needs.get(command, {}).items() if not there]
 
-        for text in joined.source:
-            try:
-                opening.open_source(text)
-            except ValueError as error:
-                mistakes.append(f"--source: {error}")
-    if command == "check" and not given.get("paths"):
-        mistakes.append("at least one PATH is needed, for example: profile-loader check profiles")
-    if command == "render":
-        mistakes += [f"--{name} is needed" for name in ("name", "namespace") if not given.get(name)]
-        if not given.get("directory"):
-            mistakes.append("a DIR is needed")
+
+def _no_sources(joined: Settings) -> list[str]:
+    """Return what is wrong with the texts of --source."""
+    mistakes = []
+    for text in joined.source:
+        try:
+            opening.open_source(text)
+        except ValueError as error:
+            mistakes.append(f"--source: {error}")
     return mistakes
 
 
@@ -230,7 +244,6 @@ def _parser(command: str) -> argparse.ArgumentParser:
         "run": "Install AppArmor and seccomp profiles on this node, prove that they are there, "
         "and say so.",
     }.get(command, f"{COMMANDS[command].capitalize()}.")
-    commands = "commands:\n" + "".join(f"  {name:<9}{text}\n" for name, text in COMMANDS.items())
     parser = _Parser(
         prog="profile-loader" if command == "run" else f"profile-loader {command}",
         usage={
@@ -238,11 +251,8 @@ def _parser(command: str) -> argparse.ArgumentParser:
             "check": "profile-loader check PATH... [options]",
             "render": "profile-loader render DIR --name NAME --namespace NAMESPACE",
         }.get(command, f"profile-loader {command} [options]"),
-        description=textwrap.fill(about, 76),
-        epilog=(f"{commands}\n" if command == "run" else "")
-        + ENVIRONMENT
-        + (f"\n{EXAMPLES}" if command == "run" else "")
-        + f"\n{EXIT_STATUSES}",
+        description=textwrap.fill(about, max(shutil.get_terminal_size((80, 24)).columns - 2, 30)),
+        epilog=_epilog(command),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
         allow_abbrev=False,
@@ -263,11 +273,28 @@ def _parser(command: str) -> argparse.ArgumentParser:
     return parser
 
 
-ENVIRONMENT = """\
-Each option is also an environment variable (PROFILE_LOADER_STATE_DIR; lists have one value a line)
-and a key of the same name in the --config file. A flag wins over the environment, the environment
-over the file.
-"""
+def _epilog(command: str) -> str:
+    """Return what help says below the options, as wide as the terminal."""
+    width = max(shutil.get_terminal_size((80, 24)).columns - 2, 30)
+    parts = [textwrap.fill(ENVIRONMENT, width)]
+    if command == "run":
+        parts.insert(0, f"commands:\n{_listed(COMMANDS, width)}")
+        parts.append(EXAMPLES.rstrip())
+    parts.append(f"exit status:\n{_listed(EXIT_STATUSES, width)}")
+    return "\n\n".join(parts)
+
+
+def _listed(entries: Mapping[str, str], width: int) -> str:
+    indent = max(map(len, entries)) + 4
+    return "\n".join(
+        textwrap.fill(
+            text,
+            width,
+            initial_indent=f"  {name}".ljust(indent),
+            subsequent_indent=" " * indent,
+        )
+        for name, text in entries.items()
+    )
 
 
 def _positional(parser: argparse.ArgumentParser, command: str) -> None:

@@ -60,7 +60,13 @@ def log(report: Report) -> None:
         if event:
             logger.info(event, **_keys(row))
         for problem in row.problems:
-            _problem(logger, problem, _keys(row))
+            if problem.code != "kind_unsupported":  # said once for the node, below
+                _problem(logger, problem, _keys(row))
+    for kind, support in report.supports.items():
+        if support.problem is not None:
+            logger.warning(
+                "kind_not_enabled", kind=kind, state=support.state, what=support.problem.what
+            )
     for one in report.sets:
         if one.state != "read":
             logger.warning("source_not_read", state=one.state, origin=one.origin, why=one.why)

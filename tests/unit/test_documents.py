@@ -44,5 +44,7 @@ def test_the_schema_page_names_every_field_of_the_report():
     )  # fmt: skip
     made = json.loads(document.document(Report(rows=(row,), sets=(), supports={}), exit_status=0))
     text = Path("docs/report.md").read_text()
-    told = [re.split(r"[\[.]", name)[0] for name in re.findall(r"^\| `([^`]+)`", text, re.MULTILINE)]
+    told = [
+        re.split(r"[\[.]", name)[0] for name in re.findall(r"^\| `([^`]+)`", text, re.MULTILINE)
+    ]
     assert told == [*made, *made["profiles"][0]]

@@ -1,0 +1,80 @@
+"""The command on a real AppArmor kernel, end to end."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.system import vm
+
+GUEST = Path("tests/system/guest")
+BUDGET_SECONDS = 600
+
+
+def files():
+    found = {f"guest/{one.name}": one.read_bytes() for one in GUEST.glob("*.py")}
+    for one in Path("profiles").rglob("*"):
+        if one.is_file():
+            found[str(one)] = one.read_bytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    """Give what every scenario ended with, from one run of the guest."""
+    result = vm.run(files(), "python3 guest/scenarios.py", timeout_seconds=BUDGET_SECONDS)
+    lines = [json.loads(line) for line in result.output.splitlines() if line.startswith("{")]
+    for line in lines:
+        print(line.get("note") or f"{line['scenario']}: {line['seconds']} s")
+    assert result.seconds < BUDGET_SECONDS, f"the budget is {BUDGET_SECONDS} s"
+    return {line["scenario"]: line["error"] for line in lines if "scenario" in line}
+
+
+SCENARIOS = [
+    "shipped_profiles_are_loaded_and_confine",
+    "an_update_replaces_what_is_loaded",
+    "enforce_and_complain_follow_the_source",
+    "a_foreign_profile_is_left_alone",
+    "a_foreign_profile_of_the_same_content_is_adopted",
+    "an_outside_replacement_is_repaired",
+    "a_profile_in_use_is_held_until_its_processes_end",
+    "a_hat_in_use_holds_its_parent",
+    "a_dropped_hat_is_removed",
+    "a_renamed_key_keeps_its_profile_loaded",
+    "names_that_jam_the_kernel_are_refused",
+    "a_jammed_kernel_is_cured",
+    "an_unchanged_pass_touches_nothing",
+    "a_kill_at_any_step_ends_in_the_same_state",
+    "a_reboot_is_restored_without_any_source",
+    "a_missing_source_changes_nothing",
+    "a_broken_update_keeps_the_last_good_version",
+]
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_on_a_real_kernel(outcomes, scenario):
+    """Each scenario holds; tests/system/guest/scenarios.py says in a sentence what it is."""
+    assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)
+
+
+def test_every_scenario_is_expected(outcomes):
+    """No scenario runs unseen."""
+    assert sorted(SCENARIOS) == sorted(outcomes)
+
+
+def test_without_apparmor_seccomp_still_works():
+    """A kernel with AppArmor off gets its seccomp files, and is told about the rest."""
+    command = "python3 -m agent --oneshot --source profiles --output json --allow-unsupported"
+    result = vm.run(files(), f"{command} 2>/dev/null", timeout_seconds=120, append="apparmor=0")
+    report = json.loads(result.output)
+    states = {one["name"] or one["key"]: one["state"] for one in report["profiles"]}
+    assert (result.status, states) == (
+        0,
+        {
+            "k8s-apparmor-example-deny-write.profile": "unsupported",
+            "prevent-chmod": "installed",
+            "profiles/audit.json": "installed",
+            "profiles/fine-grained.json": "installed",
+            "profiles/violation.json": "installed",
+        },
+    )

@@ -1,0 +1,180 @@
+"""Arguments, environment and file become one checked value, or every mistake at once."""
+
+import pytest
+
+from agent import cli
+from agent.settings import OPTIONS, Settings
+
+
+def parse(*argv, environ=None, file=None):
+    def read(path):
+        if isinstance(file, Exception):
+            raise file
+        return file
+
+    return cli.parse(argv, environ or {}, read)
+
+
+def mistakes(*argv, **more):
+    parsed = parse(*argv, **more)
+    assert isinstance(parsed, cli.Usage), parsed
+    assert parsed.status == 2
+    return [line.removeprefix("profile-loader: ") for line in parsed.text.splitlines()[:-1]]
+
+
+RUN = ("--oneshot", "--source", "dir:/p")
+
+
+@pytest.mark.parametrize("argv", [RUN, ("run", *RUN)])
+def test_run_is_the_default_command(argv):
+    """Without a command, options are those of run, and the defaults are the documented ones."""
+    assert parse(*argv) == cli.Run(settings=Settings(source=("dir:/p",)))
+
+
+def test_the_defaults_of_the_table_are_those_of_the_settings():
+    """An option that is not given has the default that help prints."""
+    defaults = Settings()
+    told = {one.field: one.default for one in OPTIONS}
+    told["kinds"] = frozenset(told["kinds"])
+    assert told == {name: getattr(defaults, name) for name in told}
+
+
+def test_each_kind_of_option_is_read_from_flags():
+    """Flags, texts, lists, choices, times and comma lists arrive as what they mean."""
+    parsed = parse(
+        *RUN,
+        "--source=/q",
+        "--dry-run",
+        "--kinds=seccomp",
+        "--prune=never",
+        "--parser-timeout=1.5m",
+        "--take-over=a",
+        "--take-over=b",
+    )
+    expected = Settings(
+        source=("dir:/p", "/q"),
+        dry_run=True,
+        kinds=frozenset({"seccomp"}),
+        prune="never",
+        parser_timeout=90.0,
+        take_over=("a", "b"),
+    )
+    assert parsed == cli.Run(settings=expected)
+
+
+def test_a_flag_wins_over_the_environment_and_that_over_the_file():
+    """Each place is asked only where the stronger ones are silent."""
+    parsed = parse(
+        "--oneshot",
+        "--prune=never",
+        "--config=f",
+        environ={
+            "PROFILE_LOADER_PRUNE": "always",
+            "PROFILE_LOADER_SOURCE": "dir:/a\ndir:/b",
+            "PROFILE_LOADER_DRY_RUN": "true",
+            "HOME": "/root",
+        },
+        file={"prune": "unused", "source": ["dir:/c"], "kinds": ["apparmor"], "deny-name": "x"},
+    )
+    expected = Settings(
+        source=("dir:/a", "dir:/b"),
+        prune="never",
+        dry_run=True,
+        kinds=frozenset({"apparmor"}),
+        deny_name=("x",),
+    )
+    assert parsed == cli.Run(settings=expected)
+
+
+def test_every_mistake_is_told_at_once_with_a_suggestion():
+    """Flags, variables and keys that are unknown or wrong are one list."""
+    assert mistakes(
+        "--onshot",
+        "--prune=some",
+        "--parser-timeout=never",
+        "--state-dir=relative",
+        "--config=f",
+        environ={"PROFILE_LOADER_SOURC": "x", "PROFILE_LOADER_ALLOW_EMPTY": "maybe"},
+        file={"seccomp-prefx": "x", "take-over": 5},
+    ) == [
+        "--onshot is unknown. Did you mean --oneshot?",
+        "environment variable PROFILE_LOADER_SOURC is unknown. Did you mean PROFILE_LOADER_SOURCE?",
+        'key "seccomp-prefx" of the configuration file is unknown. Did you mean seccomp-prefix?',
+        '--state-dir: "relative" must be an absolute path',
+        '--prune: "some" must be one of: unused, always, never.',
+        'key "take-over" of the configuration file: "5" must be a list',
+        '--parser-timeout: "never" must be a time such as 30s, more than 0 and at most 60m',
+        'PROFILE_LOADER_ALLOW_EMPTY: "maybe" is neither true nor false',
+        "--oneshot is needed: this version makes one pass and exits",
+        "at least one --source is needed, for example --source profiles",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (("chekc",), ['there is no command "chekc". Did you mean check?']),
+        ((*RUN, "extra"), ['"extra" is one argument too many']),
+        ((*RUN, "--kinds=selinux"), ['--kinds: "selinux" must be one of: apparmor, seccomp.']),
+        ((*RUN, "--kinds=,"), ["--kinds: at least one is needed"]),
+        ((*RUN, "--take-over=a\nb"), ["--take-over: 'a\\nb' holds control characters"]),
+        (("--oneshot", "--source=dri:/p"), None),
+        (("check",), ["at least one PATH is needed: profile-loader check profiles"]),
+        (("render",), ["a DIR is needed", "--name is needed", "--namespace is needed"]),
+        ((*RUN, "--prune"), ["argument --prune: expected one argument"]),
+        (("status", "--prune=never"), ["--prune is unknown. Did you mean --prune?"]),
+    ],
+)
+def test_what_is_wrong_is_said(argv, expected):
+    """A wrong call ends with 2 and names what is wrong."""
+    told = mistakes(*argv)
+    assert told == expected if expected is not None else "dri:" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        (OSError(2, "No such file or directory"), "--config f: No such file or directory"),
+        (ValueError("line 1:\n  bad"), "--config f: line 1: bad"),
+        (["x"], "--config f: it must map options to values"),
+    ],
+)
+def test_a_configuration_that_cannot_be_read_is_a_mistake(file, text):
+    """A missing, broken or odd file is never an empty one."""
+    assert mistakes(*RUN, "--config=f", file=file) == [text]
+
+
+def test_an_empty_configuration_is_one():
+    """A file without any key changes nothing."""
+    assert parse(*RUN, "--config=f", file=None) == parse(*RUN)
+
+
+def test_the_other_commands_have_arguments_of_their_own():
+    """check, status, restore and render are told apart."""
+    assert parse("check", "a", "b", "--arch=aarch64") == cli.Check(
+        settings=Settings(), paths=("a", "b"), arch="aarch64"
+    )
+    assert parse("status", "--output=json") == cli.Status(settings=Settings(output="json"))
+    assert parse("restore") == cli.Restore(settings=Settings())
+    assert parse("render", "d", "--name=n", "--namespace=ns") == cli.Render(
+        directory="d",
+        name="n",
+        namespace="ns",
+        domain="profile-loader.node-restriction.kubernetes.io",
+    )
+
+
+@pytest.mark.parametrize("command", ["run", "check", "status", "restore", "render"])
+@pytest.mark.parametrize("columns", ["40", "80"])
+def test_help_fits_the_terminal(command, columns, monkeypatch):
+    """Help ends with 0; only option names and examples are wider than a small terminal."""
+    monkeypatch.setenv("COLUMNS", columns)
+    parsed = parse(command, "--help")
+    assert (type(parsed), parsed.status) == (cli.Usage, 0)
+    wide = [line for line in parsed.text.splitlines() if len(line) > int(columns)]
+    assert [line for line in wide if "profile-loader" not in line and "--" not in line] == []
+
+
+def test_the_version_is_the_distributions():
+    """--version prints name and version."""
+    assert parse("--version").text.startswith("profile-loader 0.")

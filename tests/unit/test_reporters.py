@@ -1,0 +1,161 @@
+"""What people and programs get to see of a report."""
+
+import json
+import logging
+
+import pytest
+
+from agent.core.problems import Problem
+from agent.core.report import Report, Row, SetStatus, Support
+from agent.reporters import document, logs, table
+
+BAD = Problem(
+    code="parser_rejected", where="line 7", what="unexpected TOK_ID.", hint="Mend the text."
+)
+NONE = Problem(code="kind_unsupported", where="kernel", what="No AppArmor here.", hint="Boot it.")
+
+
+def row(name="profiles/audit.json", state="installed", **more):
+    fields = {
+        "kind": "seccomp",
+        "origin": "dir /p",
+        "key": "audit.json",
+        "localhost_profile": name,
+        "action": "put",
+        "why": "new",
+    }
+    return Row(name=name, state=state, **{**fields, **more})
+
+
+REPORT = Report(
+    rows=(
+        row(source="1" * 64, installed="2" * 64),
+        row(name="", key="web.profile", kind="apparmor", state="rejected", problems=(BAD,)),
+    ),
+    sets=(
+        SetStatus(origin="dir /p", state="read", keys=2),
+        SetStatus(origin="dir /q", state="missing", why="/q does not exist"),
+    ),
+    supports={"apparmor": Support(state="disabled", problem=NONE)},
+    seconds={"read": 0.25},
+)
+
+
+def test_the_table_tells_profiles_problems_sets_and_a_summary():
+    """A person sees what is in place, what is not and why, and what to do."""
+    assert table.table(REPORT, width=80) == (
+        "KIND      PROFILE              STATE      WHY\n"
+        "seccomp   profiles/audit.json  installed  new\n"
+        "apparmor  web.profile          rejected   new\n"
+        "\n"
+        "error: parser_rejected: web.profile at line 7\n"
+        "  unexpected TOK_ID. Mend the text.\n"
+        "\n"
+        "apparmor: No AppArmor here. Boot it.\n"
+        "\n"
+        "dir /q: missing: /q does not exist\n"
+        "\n"
+        "1 installed, 1 rejected.\n"
+    )
+
+
+@pytest.mark.parametrize("width", [40, 60, 100])
+def test_the_table_fits_the_terminal(width):
+    """No line is wider than the terminal."""
+    long = row(name="k8s-apparmor-example", why="a reason of many words that does not fit at all")
+    text = table.table(Report(rows=(long,), sets=(), supports={}), width=width)
+    assert [line for line in text.splitlines() if len(line) > width] == []
+
+
+def test_no_control_character_reaches_the_terminal():
+    """A hostile name cannot forge a line or a colour."""
+    evil = row(name="a\x1b[31m\nb", problems=(Problem(code="bug", where="\x07", what="\x00x"),))
+    text = table.table(Report(rows=(evil,), sets=(), supports={}), width=80)
+    assert all(one.isprintable() or one == "\n" for one in text)
+    assert "a\\x1b[31m\\nb" in text
+
+
+def test_an_empty_report_says_so():
+    """Nothing to do is an answer, a dry run is marked."""
+    assert table.table(Report(rows=(), sets=(), supports={}), width=80) == "Nothing to do.\n"
+    dry = Report(rows=(row(state="planned"),), sets=(), supports={}, dry_run=True)
+    assert table.table(dry, width=80).endswith("Dry run: 1 planned.\n")
+
+
+def test_the_document_has_every_field():
+    """A program finds what the schema page says."""
+    made = json.loads(document.document(REPORT, exit_status=3))
+    assert made["profiles"][0] == {
+        "kind": "seccomp",
+        "origin": "dir /p",
+        "key": "audit.json",
+        "name": "profiles/audit.json",
+        "localhostProfile": "profiles/audit.json",
+        "state": "installed",
+        "action": "put",
+        "why": "new",
+        "digests": {"source": "1" * 64, "installed": "2" * 64, "policy": ""},
+        "mode": "",
+        "problems": [],
+    }
+    assert made["profiles"][1]["problems"] == [
+        {
+            "code": "parser_rejected",
+            "severity": "error",
+            "where": "line 7",
+            "what": "unexpected TOK_ID.",
+            "hint": "Mend the text.",
+        }
+    ]
+    assert (made["schema"], made["exit_status"], made["converged"]) == (
+        "profile-loader/report/v1",
+        3,
+        False,
+    )
+
+
+@pytest.fixture
+def root():
+    """Give the root logger, and put it back afterwards."""
+    logger = logging.getLogger()
+    before = logger.handlers[:], logger.level
+    yield logger
+    logger.handlers[:], logger.level = before
+    logging.captureWarnings(capture=False)
+
+
+def lines(capsys):
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+
+@pytest.mark.usefixtures("root")
+def test_the_log_has_a_line_for_each_change_and_problem_and_a_summary(capsys):
+    """A program reads events with keys, one object a line."""
+    logs.configure("json", "debug")
+    logs.log(REPORT)
+    found = lines(capsys)
+    assert [(one["event"], one["level"]) for one in found] == [
+        ("profile_put", "info"),
+        ("profile_problem", "error"),
+        ("kind_not_enabled", "warning"),
+        ("source_not_read", "warning"),
+        ("pass_finished", "info"),
+    ]
+    assert found[1]["code"] == "parser_rejected"
+
+
+@pytest.mark.usefixtures("root")
+def test_a_traceback_shows_no_local_variable(capsys):
+    """What was in a variable when something failed stays there."""
+    logs.configure("json", "debug")
+
+    def fail():
+        private = "what-nobody-may-see"
+        raise ValueError(len(private))
+
+    try:
+        fail()
+    except ValueError:
+        logging.getLogger("urllib3").exception("failed")
+    (line,) = lines(capsys)
+    assert (line["event"], "what-nobody" in json.dumps(line)) == ("failed", False)
