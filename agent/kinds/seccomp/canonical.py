@@ -72,9 +72,7 @@ def expand(document: Document, machine: str) -> tuple[Document, tuple[Problem, .
         for architecture, subs in document.arch_map:
             if architecture == native:
                 architectures = (architecture, *subs)
-    for rule in document.rules:
-        if rule.includes.arches or rule.excludes.arches:
-            done.append(rule.where)
+    done += [rule.where for rule in document.rules if rule.includes.arches or rule.excludes.arches]
     rules = [_expanded(rule) for rule in document.rules if _applies(rule, go_name)]
     remarks = []
     if done:

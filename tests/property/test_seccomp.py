@@ -1,0 +1,110 @@
+"""Properties of the seccomp checks."""
+
+import json
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.core.model import Blob, Profile, Rejection
+from agent.doors.host import Host
+from agent.kinds.seccomp.kind import Seccomp
+
+ACTIONS = ["ALLOW", "LOG", "ERRNO", "TRAP", "TRACE", "KILL", "KILL_PROCESS", "NOTIFY"]
+NAMES = ["chmod", "read", "execve", "clone", "chmodat", "mseal", "x y"]
+
+actions = st.sampled_from(ACTIONS).map("SCMP_ACT_{}".format)
+arches = st.lists(st.sampled_from(["amd64", "arm64", "s390x"]), max_size=2)
+only = st.none() | st.fixed_dictionaries({}, optional={"arches": arches, "caps": st.just([])})
+arg = st.fixed_dictionaries(
+    {
+        "index": st.integers(0, 6),
+        "value": st.integers(0, 2**64),
+        "op": st.sampled_from(["SCMP_CMP_EQ", "SCMP_CMP_MASKED_EQ", "SCMP_CMP_NE"]),
+    },
+    optional={"valueTwo": st.integers(0, 2)},
+)
+rule = st.fixed_dictionaries(
+    {"action": actions},
+    optional={
+        "names": st.lists(st.sampled_from(NAMES), max_size=3),
+        "name": st.sampled_from(NAMES),
+        "args": st.none() | st.lists(arg, max_size=2),
+        "errnoRet": st.none() | st.integers(0, 5000),
+        "includes": only,
+        "excludes": only,
+        "comment": st.text(max_size=3),
+    },
+)
+arch_map = st.just([{"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86"]}])
+profiles = st.fixed_dictionaries(
+    {"defaultAction": actions},
+    optional={"syscalls": st.none() | st.lists(rule, max_size=4), "archMap": arch_map},
+)
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["defaultAction", "syscalls", "names", "args", "includes", "archMap", "x"]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=20,
+)
+machines = st.sampled_from(["x86_64", "aarch64", "s390x", "pdp11"])
+formats = st.sampled_from(["oci", "docker"])
+
+
+def inspect(content, machine="x86_64", **options):
+    kind = Seccomp(host=Host(Path("/nonexistent")), machine=machine, **options)
+    return kind.inspect(Blob(origin="dir /x", key="p.json", content=content))
+
+
+def effective(tree):
+    """Return the first unconditional rule's action per call, as x86_64 means the profile."""
+    default = (tree["defaultAction"], tree.get("defaultErrnoRet"))
+    found = {}
+    for one in tree.get("syscalls") or []:
+        includes = (one.get("includes") or {}).get("arches")
+        excludes = (one.get("excludes") or {}).get("arches")
+        if one.get("args") or (includes and "amd64" not in includes):
+            continue
+        if "amd64" in (excludes or []):
+            continue
+        for name in one.get("names") or [one["name"]]:
+            found.setdefault(name, (one["action"], one.get("errnoRet")))
+    return {name: found.get(name, default) for name in NAMES}
+
+
+@given(st.binary(max_size=200) | anything.map(lambda tree: json.dumps(tree).encode()))
+def test_any_bytes_get_an_answer(content):
+    """Whatever the bytes are, the answer is a profile, or a rejection with an error."""
+    found = inspect(content)
+    if isinstance(found, Rejection):
+        assert any(problem.severity == "error" for problem in found.problems)
+    else:
+        assert isinstance(found, Profile)
+
+
+@settings(max_examples=300)
+@given(profiles, machines, formats)
+def test_canonical_form_is_a_fixed_point(tree, machine, form):
+    """The canonical form of an accepted profile is accepted, and its own canonical form."""
+    found = inspect(json.dumps(tree).encode(), machine, format=form)
+    if isinstance(found, Profile):
+        again = inspect(found.body, machine, format=form)
+        assert isinstance(again, Profile)
+        assert again.body == found.body
+
+
+@settings(max_examples=300)
+@given(profiles)
+def test_canonical_form_means_the_same(tree):
+    """What happens to a call without conditions is the same before and after."""
+    found = inspect(json.dumps(tree).encode())
+    if isinstance(found, Profile):
+        assert effective(json.loads(found.body)) == effective(tree)

@@ -1,0 +1,290 @@
+"""The seccomp kind on a real directory: accept, look, put, remove."""
+
+import json
+import os
+
+import pytest
+
+from agent.core.model import Blind, Blob, CannotTell, Fact, Profile, Rejection, Seen, digest
+from agent.core.ports import Failed, Installed, Removed, StillUsed
+from agent.doors.host import Host
+from agent.kinds.seccomp.kind import Seccomp
+
+AUDIT = b'{"defaultAction":"SCMP_ACT_LOG"}'
+CHMOD = {
+    "defaultAction": "SCMP_ACT_ALLOW",
+    "syscalls": [{"names": ["chmod", "fchmodat", "chmodat"], "action": "SCMP_ACT_ERRNO"}],
+}
+
+
+@pytest.fixture
+def kind(tmp_path):
+    return Seccomp(host=Host(tmp_path), directory="/seccomp", machine="x86_64")
+
+
+def blob(content, key="a.json", **more):
+    if not isinstance(content, bytes):
+        content = json.dumps(content).encode()
+    return Blob(origin="dir /x", key=key, content=content, **more)
+
+
+def accepted(kind, content, **more):
+    found = kind.inspect(blob(content, **more))
+    assert isinstance(found, Profile), found
+    return found
+
+
+def codes(profile):
+    return {problem.code for problem in profile.remarks}
+
+
+# --- check ---------------------------------------------------------------------------------------
+
+
+def test_prevent_chmod_is_accepted_in_both_forms(kind):
+    """The old name form and the names form of the AKS document's example are accepted."""
+    old = CHMOD | {
+        "syscalls": [
+            {"name": name, "action": "SCMP_ACT_ERRNO"} for name in CHMOD["syscalls"][0]["names"]
+        ]
+    }
+    common = {"syscall_ignored", "dangerous_syscalls", "abi_missing"}
+    assert codes(accepted(kind, CHMOD)) == common
+    found = accepted(kind, old)
+    assert codes(found) == common | {"name_rewritten"}
+    assert json.loads(found.body)["syscalls"][0] == {"names": ["chmod"], "action": "SCMP_ACT_ERRNO"}
+
+
+def test_rule_less_profile_gets_one_rule_equal_to_its_default(kind):
+    """A profile without rules gets one, since cri-dockerd ignores it otherwise."""
+    found = accepted(kind, AUDIT)
+    assert json.loads(found.body) == {
+        "defaultAction": "SCMP_ACT_LOG",
+        "syscalls": [{"names": ["futex_waitv"], "action": "SCMP_ACT_LOG"}],
+    }
+    assert codes(found) == {"rule_added", "not_enforcing", "dangerous_syscalls", "abi_missing"}
+
+
+def test_allow_list_without_execve_is_warned_about(kind):
+    """A deny default that allows neither execve nor exit_group cannot start anything."""
+    assert codes(accepted(kind, b'{"defaultAction":"SCMP_ACT_ERRNO"}')) == {
+        "rule_added",
+        "start_impossible",
+        "abi_missing",
+    }
+
+
+def test_allow_list_tells_dangerous_and_ignored_calls(kind):
+    """Under a deny default, documented dangerous calls are named and unknown ones ignored."""
+    found = accepted(
+        kind,
+        {
+            "defaultAction": "SCMP_ACT_ERRNO",
+            "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+            "syscalls": [
+                {
+                    "names": ["execve", "exit_group", "bpf", "mseal", "arm_fadvise64_64"],
+                    "action": "SCMP_ACT_ALLOW",
+                }
+            ],
+        },
+    )
+    assert codes(found) == {"dangerous_syscalls", "syscall_ignored"}
+
+
+def test_fine_grained_is_accepted(kind):
+    """The Kubernetes tutorial's fine-grained.json is accepted; clone alone is worth a word."""
+    names = """
+        accept4 epoll_wait pselect6 futex madvise epoll_ctl getsockname setsockopt vfork mmap read
+        write close arch_prctl sched_getaffinity munmap brk rt_sigaction rt_sigprocmask sigaltstack
+        gettid clone bind socket openat readlinkat exit_group epoll_create1 listen rt_sigreturn
+        sched_yield clock_gettime connect dup2 epoll_pwait execve exit fcntl getpid getuid ioctl
+        mprotect nanosleep open poll recvfrom sendto set_tid_address setitimer writev fstatfs
+        getdents64 pipe2 getrlimit
+    """.split()
+    tree = {
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+        "syscalls": [{"names": names, "action": "SCMP_ACT_ALLOW"}],
+    }
+    found = accepted(kind, tree)
+    assert codes(found) == {"dangerous_syscalls"}
+    assert json.loads(found.body) == tree
+
+
+@pytest.mark.parametrize(
+    ("machine", "architectures", "names"),
+    [
+        ("x86_64", ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"], [["chmod"]]),
+        ("aarch64", ["SCMP_ARCH_AARCH64"], [["fchmodat"]]),
+    ],
+)
+def test_architecture_fields_are_expanded_for_the_node(tmp_path, machine, architectures, names):
+    """ArchMap and arches give what this node's architecture means."""
+    kind = Seccomp(host=Host(tmp_path), machine=machine)
+    errno = {"action": "SCMP_ACT_ERRNO"}
+    found = accepted(
+        kind,
+        {
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "archMap": [
+                {"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86"]},
+                {"architecture": "SCMP_ARCH_AARCH64", "subArchitectures": None},
+            ],
+            "syscalls": [
+                {"names": ["chmod"], "includes": {"arches": ["amd64"]}} | errno,
+                {"names": ["fchmodat"], "excludes": {"arches": ["amd64"]}} | errno,
+            ],
+        },
+    )
+    tree = json.loads(found.body)
+    assert "expanded_for_arch" in codes(found)
+    assert tree["architectures"] == architectures
+    assert tree["syscalls"] == [{"names": one} | errno for one in names]
+
+
+def test_docker_format_keeps_capabilities(tmp_path):
+    """The docker format keeps caps, which CRI-O honours, and turns errno into errnoRet."""
+    kind = Seccomp(host=Host(tmp_path), machine="x86_64", format="docker")
+    rule = {"names": ["bpf"], "action": "SCMP_ACT_ERRNO", "excludes": {"caps": ["CAP_BPF"]}}
+    tree = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule | {"errno": "EPERM"}]}
+    assert json.loads(accepted(kind, tree).body)["syscalls"] == [rule | {"errnoRet": 1}]
+
+
+def test_unknown_machine_is_refused(tmp_path):
+    """On an architecture without a table nothing can be expanded, so nothing is accepted."""
+    found = Seccomp(host=Host(tmp_path), machine="pdp11").inspect(blob(AUDIT))
+    assert isinstance(found, Rejection)
+    assert [problem.code for problem in found.problems] == ["not_portable"]
+
+
+@pytest.mark.parametrize(
+    "path", ["../a", "/a", "a//b", ".a", "a/.b", "a b", "a..b", "", "a/", "ä", "a" * 201, "a\n"]
+)
+def test_unsafe_path_is_refused(kind, path):
+    """A path that a pod cannot name, or that leads elsewhere, is refused."""
+    found = kind.inspect(blob(AUDIT, key="k", name=path) if path else blob(AUDIT, key=""))
+    assert isinstance(found, Rejection)
+    assert "path_unsafe" in {problem.code for problem in found.problems}
+
+
+def test_prefix_of_the_set_goes_before_that_of_the_kind(tmp_path):
+    """The blob's prefix is used, else the kind's."""
+    kind = Seccomp(host=Host(tmp_path), prefix="node/", machine="x86_64")
+    assert accepted(kind, AUDIT).version.provides == ("node/a.json",)
+    assert accepted(kind, AUDIT, prefix="set/").version.provides == ("set/a.json",)
+
+
+# --- put and look --------------------------------------------------------------------------------
+
+
+def test_put_writes_the_canonical_form_and_observe_sees_it(kind, tmp_path):
+    """What was put is seen under the evidence that inspect promised."""
+    profile = accepted(kind, AUDIT, prefix="p/")
+    token = f"bytes:{digest(profile.body)}"
+    put = kind.put(profile, ours=())
+    assert put == Installed(evidence={"p/a.json": frozenset({token})}, modes={})
+    assert (tmp_path / "seccomp/p/a.json").read_bytes() == profile.body
+    seen = kind.observe(["p/a.json", "absent"], ["p/a.json", "absent"])
+    assert isinstance(seen, Seen)
+    assert seen.facts == {"p/a.json": Fact(evidence=profile.version.evidence["p/a.json"])}
+    assert {name: type(use) for name, use in seen.uses.items()} == {"p/a.json": CannotTell}
+
+
+def test_foreign_file_is_never_replaced(kind, tmp_path):
+    """A file that is not ours stays, even one that appeared after the look."""
+    (tmp_path / "seccomp").mkdir()
+    (tmp_path / "seccomp/a.json").write_bytes(b"theirs")
+    put = kind.put(accepted(kind, AUDIT), ours=())
+    assert isinstance(put, Failed)
+    assert put.problem.code == "foreign_name"
+    assert (tmp_path / "seccomp/a.json").read_bytes() == b"theirs"
+    assert isinstance(kind.put(accepted(kind, AUDIT), ours=["a.json"]), Installed)
+
+
+def test_put_that_cannot_write_says_so(kind, tmp_path):
+    """A directory that is a file is a failure to write."""
+    (tmp_path / "seccomp").mkdir()
+    (tmp_path / "seccomp/p").write_bytes(b"")
+    put = kind.put(accepted(kind, AUDIT, prefix="p/"), ours=())
+    assert isinstance(put, Failed)
+    assert put.problem.code == "write_failed"
+
+
+def test_file_of_the_same_meaning_shares_the_canonical_token(kind, tmp_path):
+    """A file written differently that means the same can be adopted."""
+    profile = accepted(kind, AUDIT)
+    (tmp_path / "seccomp").mkdir()
+    (tmp_path / "seccomp/a.json").write_bytes(AUDIT)
+    seen = kind.observe(["a.json"], [])
+    assert seen == Seen(
+        facts={
+            "a.json": Fact(
+                evidence=frozenset({f"bytes:{digest(AUDIT)}", f"canonical:{digest(profile.body)}"})
+            )
+        }
+    )
+
+
+@pytest.mark.parametrize("what", ["link", "directory", "fifo", "large", "linked parent"])
+def test_what_is_no_regular_file_is_there_but_not_comparable(kind, tmp_path, what):
+    """Links, directories, FIFOs and huge files are there, and never waited on."""
+    base = tmp_path / "seccomp"
+    base.mkdir()
+    match what:
+        case "link":
+            (base / "a").symlink_to("/etc/passwd")
+        case "directory":
+            (base / "a").mkdir()
+        case "fifo":
+            os.mkfifo(base / "a")
+        case "large":
+            (base / "a").write_bytes(b" " * ((1 << 20) + 1))
+        case _:
+            (base / "x").symlink_to("/etc")
+    name = "x/passwd" if what == "linked parent" else "a"
+    assert kind.observe([name], []) == Seen(facts={name: Fact(evidence=frozenset())})
+
+
+def test_unreadable_is_blind(tmp_path):
+    """A path that cannot be looked at is not an absent one."""
+    kind = Seccomp(host=Host(tmp_path), directory="/seccomp", machine="x86_64")
+    (tmp_path / "seccomp").mkdir()
+    seen = kind.observe(["a" * 300], [])
+    assert isinstance(seen, Blind)
+    assert seen.problem.code == "kind_unobservable"
+
+
+# --- remove --------------------------------------------------------------------------------------
+
+
+def test_remove_looks_again_before_it_removes(kind, tmp_path):
+    """Our content is removed, other content is held, and absent is fine."""
+    profile = accepted(kind, AUDIT)
+    evidence = profile.version.evidence
+    assert kind.remove(["a.json"], evidence, prove=False) == Removed()
+    kind.put(profile, ours=())
+    kept = kind.remove(["a.json"], {"a.json": frozenset({"bytes:other"})}, prove=False)
+    assert isinstance(kept, Failed)
+    assert kept.problem.code == "foreign_name"
+    held = kind.remove(["a.json"], evidence, prove=True)
+    assert isinstance(held, StillUsed)
+    assert set(held.uses) == {"a.json"}
+    assert (tmp_path / "seccomp/a.json").exists()
+    assert kind.remove(["a.json"], evidence, prove=False) == Removed()
+    assert not (tmp_path / "seccomp/a.json").exists()
+
+
+def test_link_in_place_of_our_file_is_not_removed(kind, tmp_path):
+    """What somebody put in place of our file stays."""
+    (tmp_path / "seccomp").mkdir()
+    (tmp_path / "seccomp/a.json").symlink_to("elsewhere")
+    kept = kind.remove(["a.json"], accepted(kind, AUDIT).version.evidence, prove=False)
+    assert isinstance(kept, Failed)
+    assert kept.problem.code == "foreign_name"
+    assert (tmp_path / "seccomp/a.json").is_symlink()
+
+
+def test_every_context_fits(kind):
+    """A canonical form is for this machine and nothing else."""
+    assert kind.fits("")

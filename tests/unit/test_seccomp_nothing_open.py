@@ -1,0 +1,218 @@
+"""Nothing that some runtime runs open, hangs on or crashes on is accepted: case by case.
+
+Each row is one measured case of containerd 1.6 and HEAD, CRI-O, cri-dockerd, runc 1.1.5 and HEAD,
+or crun 1.8.1: what it is, the profile, and the codes of the errors it must be refused with.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from agent.core.model import Blob, Profile, Rejection
+from agent.doors.host import Host
+from agent.kinds.seccomp.kind import Seccomp
+
+
+def allow(*rules, **more):
+    return {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": list(rules)} | more
+
+
+def deny(**more):
+    return {"names": ["chmod"], "action": "SCMP_ACT_ERRNO"} | more
+
+
+def arg(**more):
+    return {"index": 0, "value": 1, "op": "SCMP_CMP_EQ"} | more
+
+
+def default(action, **more):
+    return {"defaultAction": action, "syscalls": [deny()]} | more
+
+
+TEXT = (
+    '{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["chmod"],"action":"SCMP_ACT_ERRNO"}]}'
+)
+TWO_DEFAULTS = '{"defaultAction":"SCMP_ACT_ERRNO","%s":"SCMP_ACT_ALLOW"}'
+
+CASES = [
+    # runs unconfined, or without the rule
+    ("no key at all", {}, {"fails_open"}),
+    ("null", None, {"fails_open"}),
+    ("an empty default", {"defaultAction": "", "syscalls": []}, {"fails_open"}),
+    ("a null default", {"defaultAction": None}, {"fails_open"}),
+    ("rules only", {"syscalls": [deny()]}, {"fails_open"}),
+    (
+        "a custom resource around it",
+        {"apiVersion": "v1", "kind": "SeccompProfile", "spec": allow(deny())},
+        {"fails_open", "unknown_field"},
+    ),
+    ("a misspelt top key", {"defaultAction": "SCMP_ACT_ALLOW", "syscall": []}, {"unknown_field"}),
+    ("a misspelt rule key", allow(deny(arg=[])), {"unknown_field"}),
+    ("a misspelt condition key", allow(deny(args=[arg(valuetwo=1)])), {"unknown_field"}),
+    ("two cases of one key", TWO_DEFAULTS % "DefaultAction", {"unknown_field"}),
+    ("a long s", TEXT[:-1] + ',"\u017fyscalls":[]}', {"unknown_field"}),
+    ("one key twice", TWO_DEFAULTS % "defaultAction", {"duplicate_key"}),
+    ("rules twice", TEXT[:-1] + ',"syscalls":[]}', {"duplicate_key"}),
+    ("no names", allow({"action": "SCMP_ACT_ERRNO"}), {"fails_open"}),
+    ("empty names", allow(deny(names=[])), {"fails_open"}),
+    ("an empty name", allow(deny(names=[""])), {"fails_open"}),
+    ("a NUL in a name", allow(deny(names=["chmod\0x"])), {"fails_open"}),
+    ("upper case", allow(deny(names=["CHMOD"])), {"fails_open"}),
+    ("a blank in a name", allow(deny(names=[" chmod"])), {"fails_open"}),
+    ("a null name", allow(deny(names=[None])), {"fails_open"}),
+    ("a misspelt name", allow(deny(names=["chmodd"])), {"unknown_syscall"}),
+    (
+        "a misspelt name under LOG",
+        default("SCMP_ACT_LOG") | {"syscalls": [deny(names=["chmodd"])]},
+        {"unknown_syscall"},
+    ),
+    ("a name newer than 2.5.4", allow(deny(names=["mseal"])), {"unknown_syscall"}),
+    ("name and names", allow(deny(name="chown")), {"bad_value"}),
+    ("one index twice", allow(deny(args=[arg(), arg(value=2)])), {"fails_open"}),
+    ("seven conditions", allow(deny(args=[arg()] * 7)), {"bad_value", "fails_open"}),
+    (
+        "a mask that never matches",
+        allow(deny(args=[arg(op="SCMP_CMP_MASKED_EQ", value=1, valueTwo=2)])),
+        {"fails_open"},
+    ),
+    (
+        "two actions for one call",
+        allow(deny(action="SCMP_ACT_LOG"), deny()),
+        {"bad_value"},
+    ),
+    (
+        "a condition beside a weaker unconditional rule",
+        default("SCMP_ACT_ERRNO")
+        | {"syscalls": [deny(action="SCMP_ACT_ALLOW"), deny(action="SCMP_ACT_TRAP", args=[arg()])]},
+        {"fails_open"},
+    ),
+    # runs without the condition that the rule had
+    ("capabilities", allow(deny(includes={"caps": ["CAP_SYS_ADMIN"]})), {"not_portable"}),
+    ("lack of capabilities", allow(deny(excludes={"caps": ["CAP_BPF"]})), {"not_portable"}),
+    ("a kernel", allow(deny(includes={"minKernel": "4.8"})), {"not_portable"}),
+    ("an error by name", allow(deny(errno="ENOSYS")), {"not_portable"}),
+    (
+        "a default error by name",
+        default("SCMP_ACT_ERRNO", defaultErrno="ENOSYS"),
+        {"not_portable"},
+    ),
+    ("flags", allow(deny(), flags=["SECCOMP_FILTER_FLAG_LOG"]), {"not_portable"}),
+    ("a misspelt Go architecture", allow(deny(includes={"arches": ["am64"]})), {"bad_value"}),
+    # crashes and hangs
+    ("a null rule", allow(None), {"runtime_crash"}),
+    ("a null condition", allow(deny(args=[None])), {"runtime_crash"}),
+    ("KILL as default", default("SCMP_ACT_KILL"), {"runtime_hang"}),
+    ("KILL_THREAD as default", default("SCMP_ACT_KILL_THREAD"), {"runtime_hang"}),
+    ("NOTIFY as default", default("SCMP_ACT_NOTIFY"), {"notify_refused"}),
+    ("NOTIFY", allow(deny(action="SCMP_ACT_NOTIFY")), {"notify_refused"}),
+    ("a listener", allow(deny(), listenerPath="/run/x.sock"), {"notify_refused"}),
+    ("a listener's data", allow(deny(), listenerMetadata="x"), {"notify_refused"}),
+    (
+        "8000 conditions",
+        allow(*[deny(args=[arg(value=value)]) for value in range(8000)]),
+        {"filter_too_large"},
+    ),
+    # no container starts
+    ("an unknown action", allow(deny(action="SCMP_ACT_DENY")), {"bad_value"}),
+    ("a small action", allow(deny(action="scmp_act_errno")), {"bad_value"}),
+    ("no action", allow({"names": ["chmod"]}), {"bad_value"}),
+    ("an unknown architecture", allow(deny(), architectures=["amd64"]), {"bad_value"}),
+    ("PARISC", allow(deny(), architectures=["SCMP_ARCH_PARISC"]), {"bad_value"}),
+    ("RISCV64", allow(deny(), architectures=["SCMP_ARCH_RISCV64"]), {"bad_value"}),
+    ("mixed byte orders", allow(deny(), architectures=["SCMP_ARCH_S390X"]), {"bad_value"}),
+    (
+        "archMap and architectures",
+        allow(
+            deny(),
+            architectures=["SCMP_ARCH_X86_64"],
+            archMap=[{"architecture": "SCMP_ARCH_X86_64"}],
+        ),
+        {"bad_value"},
+    ),
+    ("argument 6", allow(deny(args=[arg(index=6)])), {"bad_value"}),
+    ("an unknown operator", allow(deny(args=[arg(op="SCMP_CMP_XX")])), {"bad_value"}),
+    ("no operator", allow(deny(args=[{"index": 0, "value": 1}])), {"bad_value"}),
+    ("error number 4096", allow(deny(errnoRet=4096)), {"bad_value"}),
+    ("error number 65537", allow(deny(errnoRet=65537)), {"bad_value"}),
+    ("error number -1", allow(deny(errnoRet=-1)), {"bad_value"}),
+    ("error number 1.0", allow(deny(errnoRet=1.0)), {"bad_value"}),
+    ("an error number in quotes", allow(deny(errnoRet="1")), {"bad_value"}),
+    ("true for a number", allow(deny(errnoRet=True)), {"bad_value"}),
+    (
+        "an error number for KILL_PROCESS",
+        allow(deny(action="SCMP_ACT_KILL_PROCESS", errnoRet=1)),
+        {"bad_value"},
+    ),
+    ("a default error for ALLOW", allow(deny(), defaultErrnoRet=1), {"bad_value"}),
+    ("2 to the 64", allow(deny(args=[arg(value=2**64)])), {"bad_value"}),
+    ("a list", [], {"bad_value"}),
+    ("nothing", "", {"not_json"}),
+    ("a comment", "// x\n" + TEXT, {"not_json"}),
+    ("a comma too much", TEXT[:-1] + ",}", {"not_json"}),
+    ("text after it", TEXT + "x", {"not_json"}),
+    ("YAML", "defaultAction: SCMP_ACT_ALLOW", {"not_json"}),
+    ("NaN", '{"defaultAction":NaN}', {"not_json"}),
+    ("100,000 levels", "[" * 100_000, {"not_json"}),
+    ("a number of 5000 digits", "1" * 5000, {"not_json"}),
+    ("UTF-16", TEXT.encode("utf-16"), {"not_utf8"}),
+    ("a byte order mark", TEXT.encode("utf-8-sig"), {"not_utf8"}),
+    ("more than 1 MiB", TEXT + " " * (1 << 20), {"key_too_large"}),
+]
+
+
+def inspect(content, **options):
+    if not isinstance(content, (str, bytes)):
+        content = json.dumps(content)
+    if isinstance(content, str):
+        content = content.encode()
+    kind = Seccomp(host=Host(Path("/nonexistent")), machine="x86_64", **options)
+    return kind.inspect(Blob(origin="dir /x", key="p.json", content=content))
+
+
+def errors(inspected):
+    assert isinstance(inspected, Rejection)
+    return {problem.code for problem in inspected.problems if problem.severity == "error"}
+
+
+@pytest.mark.parametrize(("content", "codes"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+def test_case_is_refused(content, codes):
+    """Every measured case is refused, and with the codes that explain it."""
+    assert errors(inspect(content)) == codes
+
+
+@pytest.mark.parametrize(
+    ("content", "codes"),
+    [
+        (allow(None), {"runtime_crash"}),
+        (allow(deny(includes={"minKernel": "4.8"})), {"fails_open"}),
+        (allow(deny(errno="ENOTHING")), {"bad_value"}),
+        (allow(deny(errno="ENOSYS", errnoRet=1)), {"bad_value"}),
+        (allow(deny(includes={"caps": ["SYS_ADMIN"]})), {"bad_value"}),
+        (allow(deny(), flags=["SECCOMP_FILTER_FLAG_FOO"]), {"bad_value"}),
+    ],
+    ids=["null rule", "minKernel", "unknown errno", "two errors", "caps", "flag"],
+)
+def test_docker_format_refuses_what_crio_opens_or_panics_on(content, codes):
+    """The docker format accepts nothing that CRI-O ignores, refuses or crashes on."""
+    assert errors(inspect(content, format="docker")) == codes
+
+
+def test_all_mistakes_are_told_at_once_with_their_fields():
+    """One look names every mistake by its field."""
+    found = inspect(allow(deny(action="X"), deny(names=["chmodd"]), None, flag=1))
+    assert isinstance(found, Rejection)
+    assert {(p.code, p.where) for p in found.problems if p.severity == "error"} == {
+        ("unknown_field", "flag"),
+        ("bad_value", "syscalls[0].action"),
+        ("unknown_syscall", "syscalls[1].names"),
+        ("runtime_crash", "syscalls[2]"),
+    }
+
+
+def test_unknown_names_can_be_allowed():
+    """With allow_unknown_syscalls an unknown name is a warning, a malformed one still an error."""
+    assert isinstance(inspect(allow(deny(names=["mseal"])), allow_unknown_syscalls=True), Profile)
+    assert errors(inspect(allow(deny(names=["MSEAL"])), allow_unknown_syscalls=True)) == {
+        "fails_open"
+    }
