@@ -76,8 +76,8 @@ def join(
                 case Unchecked():
                     unchecked[found.id] = found
         for key, problem in snapshot.refused:
-            kind = recognise.kind_of(key, b"")
-            if kind is not None and kind in kinds:
+            could_be = {recognise.kind_of(key, b""), recognise.kind_of(key, b"{")}
+            for kind in sorted(one for one in could_be if one is not None and one in kinds):
                 id_ = Id(kind=kind, origin=snapshot.origin, key=key)
                 rejections[id_] = Rejection(id=id_, problems=(problem,))
     same = _settle(profiles, rejections)

@@ -60,6 +60,18 @@ def test_a_key_that_its_source_refused_is_refused():
     assert codes(joined(snapshot)) == {"big.profile": ["key_too_large"]}
 
 
+def test_a_refused_key_of_a_mute_name_is_refused_as_either_kind():
+    """Its content is unknown, so neither kind may take its last good version for undesired."""
+    problem = Problem(code="key_not_regular", where="prevent-chmod", what="a FIFO")
+    snapshot = read({}, refused=(("prevent-chmod", problem),))
+    both = frozenset({"apparmor", "seccomp"})
+    desired = join([snapshot], lambda *_: None, both)
+    assert {(id_.kind, id_.key) for id_ in desired.rejections} == {
+        ("apparmor", "prevent-chmod"),
+        ("seccomp", "prevent-chmod"),
+    }
+
+
 def test_the_same_name_with_other_content_refuses_both():
     """Neither of two contradicting keys silently wins; the third is not harmed."""
     desired = joined(read({"1.profile": b"a:x", "2.profile": b"a:y", "3.profile": b"b:x"}))
