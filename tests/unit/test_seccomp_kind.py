@@ -94,18 +94,18 @@ def test_allow_list_tells_dangerous_and_ignored_calls(kind):
 
 def test_fine_grained_is_accepted(kind):
     """The Kubernetes tutorial's fine-grained.json is accepted; clone alone is worth a word."""
-    names = """
+    text = """
         accept4 epoll_wait pselect6 futex madvise epoll_ctl getsockname setsockopt vfork mmap read
         write close arch_prctl sched_getaffinity munmap brk rt_sigaction rt_sigprocmask sigaltstack
         gettid clone bind socket openat readlinkat exit_group epoll_create1 listen rt_sigreturn
         sched_yield clock_gettime connect dup2 epoll_pwait execve exit fcntl getpid getuid ioctl
         mprotect nanosleep open poll recvfrom sendto set_tid_address setitimer writev fstatfs
         getdents64 pipe2 getrlimit
-    """.split()
+    """
     tree = {
         "defaultAction": "SCMP_ACT_ERRNO",
         "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
-        "syscalls": [{"names": names, "action": "SCMP_ACT_ALLOW"}],
+        "syscalls": [{"names": text.split(), "action": "SCMP_ACT_ALLOW"}],
     }
     found = accepted(kind, tree)
     assert codes(found) == {"dangerous_syscalls"}
