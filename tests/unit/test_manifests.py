@@ -1,0 +1,49 @@
+"""Manifests that ship call the command as it is."""
+
+import configparser
+import re
+from pathlib import Path
+
+import yaml
+
+from agent import cli
+
+UNIT = Path("manifests/systemd/profile-loader-restore.service")
+USER_DATA = Path("manifests/cloud-init/user-data.yaml")
+COMMAND = "/usr/local/bin/profile-loader"
+
+
+def parsed(argv):
+    assert argv[0] == COMMAND
+    return cli.parse(argv[1:], {}, lambda _: None)
+
+
+def test_the_unit_runs_restore_before_the_kubelet():
+    """Its command is understood, and it comes in time."""
+    unit = configparser.ConfigParser(interpolation=None)
+    unit.optionxform = str
+    unit.read_string(UNIT.read_text())
+    assert isinstance(parsed(unit["Service"]["ExecStart"].split()), cli.Restore)
+    assert unit["Unit"]["Before"] == "kubelet.service"
+
+
+def test_the_user_data_installs_what_it_writes():
+    """The directory it writes is the one source of the pass that it runs."""
+    text = USER_DATA.read_text()
+    assert text.startswith("#cloud-config\n")
+    data = yaml.safe_load(text)
+    run = parsed(data["runcmd"][0])
+    assert isinstance(run, cli.Run), run
+    (source,) = run.settings.source
+    below = source.removeprefix("dir:") + "/"
+    assert [one["path"].removeprefix(below) for one in data["write_files"]] == [
+        "profiles/audit.json"
+    ]
+
+
+def test_the_page_lists_every_manifest():
+    """Each file below manifests/ has a line in its README."""
+    top = Path("manifests")
+    told = re.findall(r"\]\(([^)]+)\)", (top / "README.md").read_text())
+    there = [str(one.relative_to(top)) for one in top.rglob("*") if one.is_file()]
+    assert sorted([*told, "README.md"]) == sorted(there)
