@@ -117,13 +117,15 @@ def _tell(report: Report, settings: Settings) -> int:
 
 
 def _read_config(path: str) -> object:
-    import yaml
+    from agent.sources import documents
 
     try:
-        with Path(path).open("rb") as file:
-            return yaml.safe_load(file)
-    except (yaml.YAMLError, RecursionError) as error:
+        found = documents.parse(Path(path).read_bytes())
+    except documents.NotYaml as error:
         raise ValueError(str(error)) from error
+    if len(found) > 1:
+        raise ValueError("it must be one document")
+    return found[0] if found else None
 
 
 def _bug(error: Exception) -> int:

@@ -239,7 +239,7 @@ class Host:
         if not parts or name.startswith("/") or any(part in ("..", ".") for part in parts):
             raise OSError(errno.EINVAL, "not a descending relative path")
         top = self.path(f"{base}/-").parent
-        if make:
+        if make and not top.is_dir():
             top.mkdir(mode=0o755, parents=True, exist_ok=True)
         fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

@@ -45,7 +45,9 @@ def contain(runtime, bundle, seccomp, script):
     """Run a shell script in a container; return its exit status and what it printed."""
     config = json.loads((bundle / "config.json").read_text())
     config["process"] |= {"terminal": False, "args": ["sh", "-c", script]}
-    config["process"]["capabilities"] = dict.fromkeys(("bounding", "effective", "permitted"), CAPABILITIES)
+    config["process"]["capabilities"] = dict.fromkeys(
+        ("bounding", "effective", "permitted"), CAPABILITIES
+    )
     config["root"]["readonly"] = False
     config["linux"].pop("seccomp", None)
     if seccomp is not None:

@@ -51,7 +51,7 @@ export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8
 mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs dev /dev 2>/dev/null
 mount -t securityfs securityfs /sys/kernel/security
 mkdir -p /dev/pts /dev/shm; mount -t devpts devpts /dev/pts; mount -t tmpfs tmpfs /run
-hostname guest
+busybox hostname guest
 stty raw -echo -F /dev/ttyS1
 export PYTHONPATH=/job/libraries PYTHONDONTWRITEBYTECODE=1
 cd /job

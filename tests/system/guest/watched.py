@@ -1,6 +1,6 @@
-"""Run the agent and watch, or end, what it does to the host: `watched.py MODE -- ARGUMENT...`.
+"""Run the agent and watch, or end, what it does to the host.
 
-MODE `list` writes each effect (a child process, a file opened for writing, renamed, linked or
+The mode `list` writes each effect (a child process, a file opened for writing, renamed, linked or
 removed) as a line to standard error; `kill:N` ends the process with SIGKILL right before its
 effect number N (from 0). Python's audit events see every one of them, without any hook in the
 agent (PEP 578).
@@ -9,6 +9,10 @@ agent (PEP 578).
 import os
 import signal
 import sys
+
+from agent.__main__ import main
+from agent.core import reconcile  # noqa: F401 - imports are no effects
+from agent.kinds.apparmor import kind  # noqa: F401
 
 FILES = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.symlink"}
 CHILDREN = {"subprocess.Popen", "os.fork", "os.posix_spawn", "os.system", "os.exec"}
@@ -42,19 +46,14 @@ class Watch:
         return event in FILES or event in CHILDREN
 
 
-def main():
-    """Run the agent under the watch."""
-    mode, arguments = sys.argv[1], sys.argv[3:]
+def run(arguments, mode):
+    """Run the agent under a watch, if a mode asks for one; return its exit status."""
+    if not mode:
+        return main(arguments)
     watch = Watch(mode)
     sys.addaudithook(watch)
-    sys.dont_write_bytecode = True
-    from agent.__main__ import main as run
-
     watch.on = True
-    status = run(arguments)
-    watch.on = False
-    return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        return main(arguments)
+    finally:
+        watch.on = False
