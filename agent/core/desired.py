@@ -8,6 +8,7 @@ once. Neither silently wins.
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import assert_never
 
 from agent.core import recognise
 from agent.core.model import (
@@ -75,6 +76,8 @@ def join(
                     rejections[found.id] = found
                 case Unchecked():
                     unchecked[found.id] = found
+                case unreachable:
+                    assert_never(unreachable)
         for key, problem in snapshot.refused:
             could_be = {recognise.kind_of(key, b""), recognise.kind_of(key, b"{")}
             for kind in sorted(one for one in could_be if one is not None and one in kinds):

@@ -9,9 +9,9 @@ Rule 3: OSError stops here: it becomes HostError, or one of the answers document
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import resource
-import secrets
 import signal
 import stat
 import subprocess
@@ -173,7 +173,11 @@ class Host:
         race can replace what somebody else wrote. Otherwise rename(2) replaces it.
         """
         with _translated(f"{base}/{name}"), self._parent(base, name, make=True) as (fd, last):
-            temporary = f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+            # One name a target: what a kill left behind is cleared by the next write.
+            mark = hashlib.sha256(os.fsencode(last)).hexdigest()[:16]
+            temporary = f"{TEMPORARY_PREFIX}{mark}{TEMPORARY_SUFFIX}"
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary, dir_fd=fd)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             file = os.open(temporary, flags, 0o600, dir_fd=fd)
             try:

@@ -182,3 +182,16 @@ def test_links_in_a_circle_are_an_error(host, tmp_path):
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     assert errno_of(host.write_file, "/a/d", "x", b"") == errno.ELOOP
+
+
+def test_what_a_kill_left_behind_is_cleared_by_the_next_write(host, tmp_path, monkeypatch):
+    """A temporary file of an earlier process neither stays nor stands in the way."""
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "link", lambda *_, **__: os._exit(0))
+        pid = os.fork()
+        if pid == 0:
+            host.write_file("/d", "a", b"cut", new=True)
+        os.waitpid(pid, 0)
+    assert list(tree(tmp_path).values()) == [b"cut"]
+    host.write_file("/d", "a", b"whole", new=True)
+    assert tree(tmp_path) == {"d/a": b"whole"}

@@ -128,6 +128,13 @@ class Seccomp:
     def observe(self, names: Collection[str], suspects: Collection[str]) -> Observed:
         """Look at the node: facts for every one of names that is there; uses for suspects."""
         facts: dict[str, Fact] = {}
+        try:
+            if self.host.exists(self.directory):
+                self.host.names(self.directory)
+        except HostError as error:
+            what = f"The seccomp directory could not be looked at: {error}."
+            where = self.directory
+            return Blind(problem=Problem(code="kind_unobservable", where=where, what=what))
         for name in names:
             try:
                 evidence = self._evidence(name)

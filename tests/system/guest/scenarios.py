@@ -416,9 +416,9 @@ def a_kill_at_any_step_ends_in_the_same_state():
     first()
     second()
     agent("--prune=always")
-    agent("--prune=always")
     expected = _end()
     step, limit = 0, 200
+    begin = time.monotonic()
     while step < limit:
         clean()
         first()
@@ -426,12 +426,14 @@ def a_kill_at_any_step_ends_in_the_same_state():
         report, _ = agent("--prune=always", mode=f"kill:{step}", status=None)
         killed = not report
         agent("--prune=always")
-        agent("--prune=always")
         found = _end()
         assert found == expected, (step, expected, found)
         if not killed:
             break
         step += 1
+        if step % 10 == 0:
+            seconds = time.monotonic() - begin
+            print(json.dumps({"note": f"{step} kills in {seconds:.0f} s"}), flush=True)
     assert 5 < step < limit, step
     print(json.dumps({"note": f"killed at each of {step} effects"}))
 

@@ -10,9 +10,11 @@ import os
 import signal
 import sys
 
+from agent import oneshot, wiring  # noqa: F401 - imports are no effects
 from agent.__main__ import main
-from agent.core import reconcile  # noqa: F401 - imports are no effects
-from agent.kinds.apparmor import kind  # noqa: F401
+from agent.kinds.apparmor import kind as apparmor  # noqa: F401
+from agent.kinds.seccomp import kind as seccomp  # noqa: F401
+from agent.reporters import document, logs  # noqa: F401
 
 FILES = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.symlink"}
 CHILDREN = {"subprocess.Popen", "os.fork", "os.posix_spawn", "os.system", "os.exec"}

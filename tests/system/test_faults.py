@@ -1,0 +1,83 @@
+"""Faults of a real file system: full, read-only, unreadable."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROFILE = '{"defaultAction": "SCMP_ACT_LOG"}'
+
+
+@pytest.fixture
+def mount(tmp_path):
+    """Give a function that mounts a file system for this test."""
+    mounted = []
+
+    def call(path, *arguments):
+        path.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["mount", *arguments, path], check=True)
+        mounted.append(path)
+
+    yield call
+    for path in reversed(mounted):
+        subprocess.run(["umount", path], check=True)
+
+
+def oneshot(root, source):
+    done = subprocess.run(
+        [sys.executable, "-m", "agent", "--oneshot", "--kinds=seccomp", "--output=json",
+         f"--host-root={root}", f"--source={source}"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode in (0, 1, 3), done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def source(tmp_path, count=1):
+    path = tmp_path / "source"
+    path.mkdir(exist_ok=True)
+    for number in range(count):
+        (path / f"{number}.json").write_text(PROFILE)
+    return path
+
+
+def codes(report):
+    return sorted({one["code"] for row in report["profiles"] for one in row["problems"]
+                   if one["severity"] == "error"})  # fmt: skip
+
+
+def test_a_full_disk_fails_the_put_and_leaves_no_part(tmp_path, mount):
+    """No file is cut short, nothing temporary stays, and the reason is told."""
+    root = tmp_path / "root"
+    mount(root, "-t", "tmpfs", "-o", "size=4k,nr_inodes=100", "tmpfs")
+    status, report = oneshot(root, source(tmp_path, 3))
+    files = [one for one in root.rglob("*") if one.is_file() and one.name != "lock"]
+    assert (status, codes(report)) == (1, ["write_failed"])
+    assert [one for one in files if one.suffix == ".tmp"] == []
+    for one in files:
+        json.loads(one.read_text())
+
+
+def test_a_read_only_disk_keeps_what_is_there(tmp_path, mount):
+    """An update that cannot be written is reported; the old file is untouched."""
+    root = tmp_path / "root"
+    mount(root, "-t", "tmpfs", "tmpfs")
+    assert oneshot(root, source(tmp_path))[0] == 0
+    before = (root / "var/lib/kubelet/seccomp/0.json").read_bytes()
+    subprocess.run(["mount", "-o", "remount,ro", root], check=True)
+    (tmp_path / "source/0.json").write_text('{"defaultAction": "SCMP_ACT_ERRNO"}')
+    status, report = oneshot(root, tmp_path / "source")
+    assert (status, codes(report)) == (1, ["write_failed"])
+    assert (root / "var/lib/kubelet/seccomp/0.json").read_bytes() == before
+
+
+def test_a_seccomp_directory_that_is_no_directory_is_not_an_empty_one(tmp_path):
+    """A file in its place makes the kind unobservable; nothing is concluded or written."""
+    root = tmp_path / "root"
+    (root / "var/lib/kubelet").mkdir(parents=True)
+    (root / "var/lib/kubelet/seccomp").write_text("x")
+    status, report = oneshot(root, source(tmp_path))
+    assert (status, codes(report)) == (1, ["kind_unobservable"])
+    assert Path(root / "var/lib/kubelet/seccomp").read_text() == "x"
