@@ -86,9 +86,9 @@ def _rows(joined: desired.Desired) -> list[Row]:
                 key=id_.key,
                 name=name,
                 localhost_profile=name,
-                state="installed",
+                state="accepted",
                 action="keep",
-                why="accepted",
+                why="",
                 source=version.source,
                 mode=version.modes.get(name, ""),
                 problems=profile.remarks * (index == 0),
@@ -96,11 +96,11 @@ def _rows(joined: desired.Desired) -> list[Row]:
             for index, name in enumerate(version.provides)
         ]
     for id_, first in joined.same.items():
-        rows += [_row(id_, "installed", f'same content as "{first.key}"', ())]
+        rows += [_row(id_, "accepted", f'same content as "{first.key}"', ())]
     for id_, rejection in joined.rejections.items():
-        rows.append(_row(id_, "rejected", "rejected", rejection.problems))
+        rows.append(_row(id_, "rejected", "", rejection.problems))
     for id_, unchecked in joined.unchecked.items():
-        rows.append(_row(id_, "unsupported", "not checked", (unchecked.problem,)))
+        rows.append(_row(id_, "unsupported", "", (unchecked.problem,)))
     return rows
 
 

@@ -23,6 +23,7 @@ State = Literal[
     "removed",
     "released",  # left on the node, no longer tracked
     "planned",  # --dry-run: what would be done
+    "accepted",  # check: nothing is wrong with it; no node was looked at
 ]
 ActionName = Literal["put", "adopt", "keep", "hold", "remove", "release", "reject"]
 
@@ -89,7 +90,7 @@ class Report:
 
 
 # A held row is fine when its removal waits for its users; the sets speak for missing sources.
-_FINE = frozenset({"installed", "held", "removed", "released", "planned"})
+_FINE = frozenset({"installed", "held", "removed", "released", "planned", "accepted"})
 
 
 def exit_status(report: Report, *, allow_unsupported: bool, allow_empty: bool) -> Literal[0, 1, 3]:

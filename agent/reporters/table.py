@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from agent.core.problems import Problem
-from agent.core.report import Report
+from agent.core.report import Report, Row
 
 _HEAD = ("KIND", "PROFILE", "STATE", "WHY")
 _GAP = 2
@@ -19,7 +19,7 @@ def table(report: Report, *, width: int) -> str:
     """Return a report as lines of at most width characters where names allow it."""
     lines: list[str] = []
     rows = [
-        (row.kind, clean(row.name or row.key), row.state, clean(row.why)) for row in report.rows
+        (row.kind, clean(row.name or row.key), row.state, clean(_why(row))) for row in report.rows
     ]
     if rows:
         lines += _columns([_HEAD, *rows], width)
@@ -52,6 +52,12 @@ def table(report: Report, *, width: int) -> str:
 def clean(text: str) -> str:
     """Return text with everything that is not printable escaped."""
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
+def _why(row: Row) -> str:
+    """Return the first error's code, which the lines below explain, or the action's reason."""
+    codes = [one.code for one in row.problems if one.severity == "error"]
+    return codes[0] if codes else row.why
 
 
 def _columns(rows: Sequence[Sequence[str]], width: int) -> Iterable[str]:

@@ -203,7 +203,7 @@ def test_check_touches_nothing_and_tells_each_file(top, capsys, monkeypatch):
     assert main(["check", "source", "bad.json", "--output=json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert {one["key"]: one["state"] for one in report["profiles"]} == {
-        "audit.json": "installed",
+        "audit.json": "accepted",
         "bad.json": "rejected",
     }
     assert main(["check", "absent", "--output=json"]) == 3

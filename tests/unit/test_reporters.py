@@ -46,7 +46,7 @@ def test_the_table_tells_profiles_problems_sets_and_a_summary():
     assert table.table(REPORT, width=80) == (
         "KIND      PROFILE              STATE      WHY\n"
         "seccomp   profiles/audit.json  installed  new\n"
-        "apparmor  web.profile          rejected   new\n"
+        "apparmor  web.profile          rejected   parser_rejected\n"
         "\n"
         "error: parser_rejected: web.profile at line 7\n"
         "  unexpected TOK_ID. Mend the text.\n"

@@ -1,0 +1,92 @@
+"""Every seccomp profile in Debian's packages goes through check, and why it ends as it does.
+
+The packages are fetched with apt-get download once, into ~/.cache/profile-loader.
+"""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from agent.core.model import Blob, Profile
+from agent.doors.host import Host
+from agent.kinds.seccomp.kind import Seccomp
+
+CACHE = Path.home() / ".cache/profile-loader/corpora"
+GO = "usr/share/gocode/src/github.com"
+PACKAGES = (
+    "flatpak",
+    "golang-github-containers-common",
+    "golang-github-docker-docker-dev",
+    "golang-github-opencontainers-runc-dev",
+    "oci-seccomp-bpf-hook",
+)
+DOCKER = f"golang-github-docker-docker-dev/{GO}/docker/docker/profiles/seccomp"
+RUNC = f"golang-github-opencontainers-runc-dev/{GO}/opencontainers/runc/tests/integration/testdata"
+# Outcome under --seccomp-format oci and docker.
+EXPECTED = {
+    # Docker's default for flatpak: rules that depend on capabilities and on the kernel; the latter
+    # CRI-O ignores too.
+    "flatpak/usr/share/doc/flatpak/examples/flatpak-docker-seccomp.json": (
+        {"not_portable"},
+        {"fails_open"},
+    ),
+    # Podman's default: capabilities and errno, which CRI-O reads; no kernel conditions.
+    "golang-github-containers-common/usr/share/containers/seccomp.json": (
+        {"not_portable"},
+        {"accepted", "expanded_for_arch"},
+    ),
+    # Docker's default: as flatpak's; it also excludes architectures that no Go program has.
+    f"{DOCKER}/default.json": ({"bad_value", "not_portable"}, {"bad_value", "fails_open"}),
+    f"{DOCKER}/fixtures/conditional_include.json": ({"not_portable"}, {"accepted"}),
+    # The form with `name`, which containerd would read as rules without names.
+    f"{DOCKER}/fixtures/default-old-format.json": ({"accepted", "name_rewritten"},) * 2,
+    f"{DOCKER}/fixtures/example.json": ({"accepted", "name_rewritten"},) * 2,
+    # Two conditions on one argument: alternatives for runc, both needed for crun.
+    f"{RUNC}/seccomp_syscall_test1.json": ({"fails_open"},) * 2,
+    f"{RUNC}/seccomp_syscall_test2.json": ({"accepted"},) * 2,
+    # A hook's description, no profile: containerd and CRI-O would run it unconfined.
+    "oci-seccomp-bpf-hook/usr/share/containers/oci/hooks.d/oci-seccomp-bpf-hook.json": (
+        {"unknown_field", "fails_open"},
+    )
+    * 2,
+}
+
+
+@pytest.fixture(scope="module")
+def tree():
+    """Give the unpacked packages."""
+    for package in PACKAGES:
+        folder = CACHE / package
+        if not (folder / "complete").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            subprocess.run(["apt-get", "-q", "download", package], cwd=folder, check=True)
+            for archive in folder.glob("*.deb"):
+                subprocess.run(["dpkg-deb", "-x", archive, folder], check=True)
+            (folder / "complete").touch()
+    return CACHE
+
+
+def outcome(path, form):
+    kind = Seccomp(host=Host("/nowhere"), format=form, machine="x86_64")
+    found = kind.inspect(Blob(origin="dir x", key=path.name, content=path.read_bytes()))
+    problems = found.remarks if isinstance(found, Profile) else found.problems
+    codes = {one.code for one in problems if one.severity == "error"}
+    return codes or {"accepted"} | {one.code for one in problems if one.severity == "notice"}
+
+
+@pytest.mark.parametrize("path", EXPECTED)
+def test_each_profile_ends_as_recorded(tree, path):
+    """The outcome under both formats is what the table says."""
+    assert (outcome(tree / path, "oci"), outcome(tree / path, "docker")) == EXPECTED[path]
+
+
+def test_every_profile_of_the_packages_is_in_the_table(tree):
+    """No seccomp file of these packages is left out."""
+    found = {
+        str(one.relative_to(tree))
+        for package in PACKAGES
+        for one in (tree / package).rglob("*.json")
+        if "seccomp" in str(one)
+    }
+    assert found == set(EXPECTED)
