@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from agent.core import account, desired, model, plan, ports, reconcile
 from agent.core.model import Blind, Blob, Entry, Id, Inspected, KindName, Observed, Unreadable
 from agent.core.problems import Problem
-from agent.core.report import Report
+from agent.core.report import Report, of_source
 from agent.doors.ledger import FileLedger
 
 
@@ -50,7 +50,7 @@ class Pass:
             rows=report.rows,
             sets=(),
             supports=report.supports,
-            problems=report.problems,
+            problems=tuple(one for one in report.problems if not of_source(one)),
             dry_run=dry_run,
             seconds=report.seconds,
         )

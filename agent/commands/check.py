@@ -54,6 +54,7 @@ def check(settings: Settings, paths: Sequence[str], arch: str) -> tuple[Report, 
         rows=tuple(sorted(rows, key=lambda row: (row.origin, row.key, row.name))),
         sets=tuple(account.status(one) for one in snapshots),
         supports={},
+        problems=tuple(one for one in map(account.unread, snapshots) if one is not None),
     )
     return report, apparmor.abi if told else ""
 

@@ -50,7 +50,7 @@ def account(  # noqa: PLR0913 - what a pass consists of
         rows=tuple(sorted(rows, key=lambda row: (row.kind, row.name or row.key, row.key))),
         sets=tuple(status(one) for one in desired.sets.values()),
         supports={kind: _support(one) for kind, one in observed.items()},
-        problems=tuple(problems),
+        problems=(*problems, *(one for one in map(unread, desired.sets.values()) if one)),
         dry_run=dry_run,
         seconds=seconds or {},
     )
@@ -131,6 +131,26 @@ def _state(outcome: Outcome, desired: Desired) -> tuple[State | None, ActionName
 def _stays(id_: Id, desired: Desired) -> State:
     """Return the state of a last good version that is in place."""
     return "outdated" if desired.has(id_) else "held"
+
+
+_HINTS = {
+    "missing": "Check --source and what is mounted there; what it provided stays.",
+    "unreadable": "Make it readable; nothing is removed until then.",
+    "emptied": "If that is meant, --allow-empty removes what it provided.",
+}
+
+
+def unread(snapshot: Snapshot) -> Problem | None:
+    """Return why a set gave no profiles, or None if it was read."""
+    told = status(snapshot)
+    if told.state == "read":
+        return None
+    return Problem(
+        code=f"source_{told.state}",
+        where=told.origin,
+        what=f"The source is {told.state}: {told.why}.",
+        hint=_HINTS[told.state],
+    )
 
 
 def status(snapshot: Snapshot) -> SetStatus:

@@ -16,9 +16,6 @@ CODES: Final[dict[str, Severity]] = {
     "key_unsafe": "error",  # the key's name leads out of the tree or cannot be a file name
     "key_not_regular": "error",  # a device, FIFO, socket or a link out of the tree
     "key_too_large": "error",
-    "key_unreadable": "error",
-    "set_too_large": "error",
-    "too_many_keys": "error",
     "source_missing": "error",
     "source_unreadable": "error",
     "source_emptied": "error",
@@ -75,8 +72,6 @@ CODES: Final[dict[str, Severity]] = {
     # state
     "ledger_damaged": "error",
     "ledger_newer": "error",
-    "agent_running": "error",  # another agent holds the lock
-    "bug": "error",
 }
 
 

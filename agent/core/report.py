@@ -89,6 +89,11 @@ class Report:
         return exit_status(self, allow_unsupported=False, allow_empty=True) == 0
 
 
+def of_source(problem: Problem) -> bool:
+    """Return whether a problem only repeats what a set's state says."""
+    return problem.code.startswith("source_")
+
+
 # A held row is fine when its removal waits for its users; the sets speak for missing sources.
 _FINE = frozenset({"installed", "held", "removed", "released", "planned", "accepted"})
 
@@ -99,7 +104,8 @@ def exit_status(report: Report, *, allow_unsupported: bool, allow_empty: bool) -
         return 3
     if any(one.state == "emptied" for one in report.sets) and not allow_empty:
         return 1
-    if any(problem.severity == "error" for problem in report.problems):
+    others = [one for one in report.problems if not of_source(one)]
+    if any(problem.severity == "error" for problem in others):
         return 1
     fine = _FINE | ({"unsupported"} if allow_unsupported else set())
     return 0 if all(row.state in fine for row in report.rows) else 1

@@ -67,9 +67,6 @@ def log(report: Report) -> None:
             logger.warning(
                 "kind_not_enabled", kind=kind, state=support.state, what=support.problem.what
             )
-    for one in report.sets:
-        if one.state != "read":
-            logger.warning("source_not_read", state=one.state, origin=one.origin, why=one.why)
     for problem in report.problems:
         _problem(logger, problem, {})
     changed = any(_event(row) for row in report.rows)

@@ -36,12 +36,9 @@ def table(report: Report, *, width: int) -> str:
     if notes:
         lines += ["", *notes]
     told = [
-        *(
-            f"{kind}: {one.problem.what} {one.problem.hint}".rstrip()
-            for kind, one in report.supports.items()
-            if one.problem is not None
-        ),
-        *(f"{one.origin}: {one.state}: {one.why}" for one in report.sets if one.state != "read"),
+        f"{kind}: {one.problem.what} {one.problem.hint}".rstrip()
+        for kind, one in report.supports.items()
+        if one.problem is not None
     ]
     for text in told:
         lines += ["", *_wrap(text, width)]

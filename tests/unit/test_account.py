@@ -164,11 +164,17 @@ def test_sets_and_support_are_told_as_four_and_three_answers():
             "seccomp": Support(state="enabled"),
             "apparmor": Support(state="disabled", problem=FAILED),
         },
-        problems=(WARNED,),
+        problems=report.problems,
         dry_run=True,
         seconds={"read": 1.0},
     )
     assert expected == report
+    assert [(one.code, one.where) for one in report.problems] == [
+        ("not_enforcing", "audit.json"),
+        ("source_emptied", "b"),
+        ("source_missing", "c"),
+        ("source_unreadable", "d"),
+    ]
     blind = account.account(
         desired=Desired(), observed={"apparmor": Blind(problem=FAILED)}, outcomes=[]
     )

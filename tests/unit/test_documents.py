@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import agent
 from agent import settings
 from agent.core.problems import CODES
 from agent.core.report import Report, Row
@@ -48,3 +49,11 @@ def test_the_schema_page_names_every_field_of_the_report():
         re.split(r"[\[.]", name)[0] for name in re.findall(r"^\| `([^`]+)`", text, re.MULTILINE)
     ]
     assert told == [*made, *made["profiles"][0]]
+
+
+def test_every_code_is_used():
+    """A code that nothing reports is no code."""
+    root = Path(agent.__file__).parent
+    code = "".join(one.read_text() for one in root.rglob("*.py") if one.name != "problems.py")
+    sources = {f"source_{state}" for state in ("missing", "unreadable", "emptied")}
+    assert [one for one in CODES if f'"{one}"' not in code and one not in sources] == []

@@ -191,6 +191,7 @@ def test_restore_needs_no_source_and_removes_nothing(run, top):
     (top / "root" / SECCOMP / "audit.json").unlink()
     status, report = run("--output=json", command=("restore",), source=False)
     assert (status, states(report)) == (0, {"audit.json": ("held", "missing")})
+    assert report["problems"] == []
     assert (top / "root" / SECCOMP / "audit.json").exists()
 
 

@@ -37,6 +37,14 @@ REPORT = Report(
         SetStatus(origin="dir /q", state="missing", why="/q does not exist"),
     ),
     supports={"apparmor": Support(state="disabled", problem=NONE)},
+    problems=(
+        Problem(
+            code="source_missing",
+            where="dir /q",
+            what="The source is missing: /q does not exist.",
+            hint="Check it.",
+        ),
+    ),
     seconds={"read": 0.25},
 )
 
@@ -50,10 +58,10 @@ def test_the_table_tells_profiles_problems_sets_and_a_summary():
         "\n"
         "error: parser_rejected: web.profile at line 7\n"
         "  unexpected TOK_ID. Mend the text.\n"
+        "error: source_missing: dir /q\n"
+        "  The source is missing: /q does not exist. Check it.\n"
         "\n"
         "apparmor: No AppArmor here. Boot it.\n"
-        "\n"
-        "dir /q: missing: /q does not exist\n"
         "\n"
         "1 installed, 1 rejected.\n"
     )
@@ -69,7 +77,9 @@ def test_the_table_fits_the_terminal(width):
 
 def test_no_control_character_reaches_the_terminal():
     """A hostile name cannot forge a line or a colour."""
-    evil = row(name="a\x1b[31m\nb", problems=(Problem(code="bug", where="\x07", what="\x00x"),))
+    evil = row(
+        name="a\x1b[31m\nb", problems=(Problem(code="bad_value", where="\x07", what="\x00x"),)
+    )
     text = table.table(Report(rows=(evil,), sets=(), supports={}), width=80)
     assert all(one.isprintable() or one == "\n" for one in text)
     assert "a\\x1b[31m\\nb" in text
@@ -138,7 +148,7 @@ def test_the_log_has_a_line_for_each_change_and_problem_and_a_summary(capsys):
         ("profile_put", "info"),
         ("profile_problem", "error"),
         ("kind_not_enabled", "warning"),
-        ("source_not_read", "warning"),
+        ("profile_problem", "error"),
         ("pass_finished", "info"),
     ]
     assert found[1]["code"] == "parser_rejected"
