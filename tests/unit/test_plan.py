@@ -399,7 +399,8 @@ def test_a_duplicate_key_releases_its_names_to_the_first():
 def test_a_kind_that_cannot_be_seen_is_held(observed, state):
     """Without a look at the node every key and entry is held, and refused keys stay refused."""
     wanted = desired(profile(), rejected=[key("bad")], unchecked=[key("later")])
-    actions = decide(wanted, entry(key("gone")), seen=observed)
+    far = entry(key("far", origin="dir /elsewhere"))
+    actions = decide(wanted, entry(key("gone")), far, seen=observed)
     assert [(one.id.key, one.state) for one in actions] == [
         ("bad", "rejected"),
         ("later", state),
