@@ -8,6 +8,7 @@ Rule 1: nothing outside the tree is read, and nothing that is not a regular file
 Rule 2: a key that cannot be read makes the set unreadable: it may still be desired.
 """
 
+import contextlib
 import errno
 import os
 import stat
@@ -54,34 +55,49 @@ class Directory:
 
     def _read(self) -> Snapshot:
         top = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            generation = _generation(top)
-            fd = top if generation is None else _open(generation, _DIR, top)
-            try:
-                walk = _Walk(self.origin, fd)
-                walk.directory(fd, PurePosixPath())
-            finally:
-                if fd != top:
-                    os.close(fd)
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.close, top)
+            walk = _Walk(self.origin, top, stack)
+            walk.directory(top, PurePosixPath())
             self._after_read()
-            if _generation(top) != generation:
-                raise _ChangedError
-        finally:
-            os.close(top)
+            walk.verify()
         return limits.snapshot(self.origin, walk.blobs, walk.refused)
 
 
 class _Walk:
     """Collects the keys below one directory."""
 
-    def __init__(self, origin: str, top: int) -> None:
+    def __init__(self, origin: str, top: int, stack: contextlib.ExitStack) -> None:
         self.origin = origin
         self.top = top
+        self.stack = stack  # closes what must stay open until the end
+        self.volumes: list[tuple[int, str]] = []
         self.blobs: list[Blob] = []
         self.refused: list[tuple[str, Problem]] = []
         self.size = 0
 
     def directory(self, fd: int, path: PurePosixPath) -> None:
+        """Collect a directory's keys; those of a mounted volume through its generation."""
+        generation = _generation(fd)
+        if generation is None:
+            self.entries(fd, path)
+            return
+        held = os.dup(fd)
+        self.stack.callback(os.close, held)
+        self.volumes.append((held, generation))
+        inner = _open(generation, _DIR, fd)
+        try:
+            self.entries(inner, path)
+        finally:
+            os.close(inner)
+
+    def verify(self) -> None:
+        """Raise _ChangedError if a volume was swapped, or the directory removed, meanwhile."""
+        swapped = any(_generation(fd) != generation for fd, generation in self.volumes)
+        if swapped or os.fstat(self.top).st_nlink == 0:
+            raise _ChangedError
+
+    def entries(self, fd: int, path: PurePosixPath) -> None:
         for name in sorted(os.listdir(fd)):
             if name.startswith("."):
                 continue

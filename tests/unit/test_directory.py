@@ -196,3 +196,30 @@ def test_a_key_that_vanishes_during_the_read_is_read_again(top):
     (top / "a.json").write_bytes(b"{}")
     (top / "b.json").symlink_to("a.json")
     assert keys(read(top)) == {"a.json": b"{}", "b.json": b"{}"}
+
+
+def test_a_volume_below_the_directory_is_read_through_one_generation_too(top):
+    """A ConfigMap mounted in a sub-directory is never a mix of two generations."""
+    inner = top / "mounted"
+    inner.mkdir()
+    volume(inner, "..1", a=b"old", b=b"old")
+    generations = ["..2"]
+
+    def swap():
+        for generation in generations:
+            volume(inner, generation, a=b"new", b=b"new")
+        generations.clear()
+
+    assert keys(read(top, after_read=swap)) == {"mounted/a.json": b"new", "mounted/b.json": b"new"}
+
+
+def test_a_directory_that_is_removed_during_the_read_is_not_empty(top):
+    """What vanished in the middle says nothing about its keys."""
+    (top / "a.json").write_bytes(b"{}")
+
+    def remove():
+        if top.exists():
+            (top / "a.json").unlink()
+            top.rmdir()
+
+    assert isinstance(read(top, after_read=remove), Missing)
