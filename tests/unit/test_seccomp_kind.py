@@ -288,3 +288,11 @@ def test_link_in_place_of_our_file_is_not_removed(kind, tmp_path):
 def test_every_context_fits(kind):
     """A canonical form is for this machine and nothing else."""
     assert kind.fits("")
+
+
+def test_an_input_error_is_not_an_absent_file():
+    """A file whose read fails with EIO makes the kind unobservable (/proc/self/mem always does)."""
+    kind = Seccomp(host=Host("/proc"), directory="/self", machine="x86_64")
+    seen = kind.observe(["mem"], [])
+    assert isinstance(seen, Blind)
+    assert seen.problem.code == "kind_unobservable"
