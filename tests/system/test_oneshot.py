@@ -46,6 +46,7 @@ SCENARIOS = [
     "an_unchanged_pass_touches_nothing",
     "a_kill_at_any_step_ends_in_the_same_state",
     "a_reboot_is_restored_without_any_source",
+    "the_last_good_policy_needs_neither_parser_nor_includes",
     "a_missing_source_changes_nothing",
     "a_broken_update_keeps_the_last_good_version",
 ]

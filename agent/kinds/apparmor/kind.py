@@ -107,11 +107,15 @@ class AppArmor:
         return judged
 
     def fits(self, context: str) -> bool:
-        """Return whether a body of that context was made for this kernel, parser and includes."""
-        if self.parser.missing() or self.kernel.missing():
+        """Return whether a body of that context was made for this kernel's features.
+
+        Parser and includes may have changed since, or be gone: what was verified once is still
+        the last good version.
+        """
+        if self.kernel.missing():
             return False
         try:
-            return context == self._target("")[1]
+            return context.partition(":")[0] == _features(self.kernel.features())
         except HostError:
             return False
 
@@ -123,11 +127,12 @@ class AppArmor:
             if not abi:
                 return (), ""
             content = parser.content(Path(abi))
-            return ("-M", abi), digest(b"abi\0" + inputs.encode() + content)
+            return ("-M", abi), f"{_features(content)}:{digest(inputs.encode())}"
         if self._features is None:
             self._features = self.kernel.features()  # they cannot change while the kernel runs
         path = str(self.host.path(f"{kernel.ROOT}/features"))
-        return ("--kernel-features", path), digest(b"kernel\0" + inputs.encode() + self._features)
+        context = f"{_features(self._features)}:{digest(inputs.encode())}"
+        return ("--kernel-features", path), context
 
     def _compile(self, content: bytes, features: tuple[str, ...], context: str) -> Compiled:
         if not features:
@@ -214,6 +219,11 @@ class AppArmor:
     ) -> Removed | StillUsed | Failed:
         """Remove names after a last look at their content, and with prove at their use."""
         return self.changes.remove(names, evidence, prove=prove)
+
+
+def _features(content: bytes) -> str:
+    """Return the part of a context that says for which kernel features a policy was made."""
+    return digest(b"features\0" + content)
 
 
 def _parser(host: Host, path: str, timeout_seconds: float, include_dir: str) -> parser.Parser:
