@@ -5,6 +5,7 @@ what would be right, in one go.
 """
 
 import argparse
+import re
 import shutil
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from importlib import metadata
 from typing import NoReturn
 
 from agent import settings as options
+from agent.reporters import table
 from agent.settings import Settings
 from agent.sources import opening
 
@@ -136,16 +138,20 @@ def parse(
         return Usage(text=parser.format_help(), status=0)
     if "--version" in rest:
         return Usage(text=f"profile-loader {metadata.version('profile-loader')}\n", status=0)
-    mistakes: list[str] = []
+    words, odd = _well_formed(rest, _flags(command))
+    mistakes = list(odd.values())
     try:
-        found, unknown = parser.parse_known_args(list(rest))
+        found, unknown = parser.parse_known_args(words)
     except _UsageError as error:
         return _usage([str(error)])
     mistakes += [
-        options.unknown_flag(word) if word.startswith("-") else f'"{word}" is one argument too many'
+        options.unknown_flag(word, command, _flags(command))
+        if word.startswith("-")
+        else f'"{word}" is one argument too many'
         for word in unknown
     ]
     given = {name.replace("_", "-"): one for name, one in vars(found).items() if one is not None}
+    told = frozenset(odd) | {name for name, one in given.items() if one not in ([], "")}
     file, wrong = _file(given.pop("config", environ.get(options.PREFIX + "CONFIG")), read_config)
     mistakes += wrong
     joined = options.settings(
@@ -153,9 +159,11 @@ def parse(
     )
     if not isinstance(joined, Settings):
         mistakes += joined
-        return _usage([*mistakes, *_needed(command, given, any_source="source" in given)])
-    mistakes += _needed(command, given, any_source=bool(joined.source))
-    mistakes += _no_sources(joined) if command == "run" else []
+        return _usage([*mistakes, *_needed(command, told, any_source="source" in told)])
+    mistakes += _needed(command, told, any_source=bool(joined.source) or "source" in told)
+    mistakes += _no_sources("--source", joined.source) if command == "run" else []
+    mistakes += _no_sources("PATH", _paths(given))
+    mistakes += _no_names(given) if command == "render" else []
     return _usage(mistakes) if mistakes else _parsed(command, joined, given)
 
 
@@ -165,42 +173,103 @@ def _command(argv: Sequence[str]) -> tuple[str, Sequence[str]]:
     return "run", argv
 
 
-def _needed(command: str, given: Mapping[str, object], *, any_source: bool) -> list[str]:
+def _flags(command: str) -> dict[str, bool]:
+    """Return the flags of a command, and whether each takes a value."""
+    flags = {
+        f"--{one.name}": one.shape != "flag"
+        for one in options.OPTIONS
+        if one.name in _SETTINGS_OF[command]
+    }
+    own = {
+        "run": {"--oneshot": False},
+        "check": {"--arch": True},
+        "render": {"--name": True, "--namespace": True, "--domain": True},
+    }.get(command, {})
+    config = {} if command == "render" else {"--config": True}
+    return flags | own | config | {"--help": False, "--version": False}
+
+
+def _well_formed(
+    rest: Sequence[str], flags: Mapping[str, bool]
+) -> tuple[list[str], dict[str, str]]:
+    """Return the arguments without flags that lack a value or have one too many, and those.
+
+    argparse ends at the first of them, and would hide every other mistake.
+    """
+    words: list[str] = []
+    mistakes: dict[str, str] = {}
+    for index, word in enumerate(rest):
+        if word == "--":
+            return words + list(rest[index:]), mistakes
+        name, equals, _ = word.partition("=")
+        after = rest[index + 1 : index + 2]
+        if flags.get(name) is False and equals:
+            mistakes[name[2:]] = f"{name} takes no value"
+        elif flags.get(word) and (not after or after[0].startswith("-")):
+            mistakes[word[2:]] = f"{word}: a value is needed"
+        else:
+            words.append(word)
+    return words, mistakes
+
+
+def _needed(command: str, given: frozenset[str], *, any_source: bool) -> list[str]:
     """Return what a command needs and was not given."""
     needs = {
         "run": {
-            "--oneshot is needed: this version makes one pass and exits": given.get("oneshot"),
+            "--oneshot is needed: this version makes one pass and exits": "oneshot" in given,
             "at least one --source is needed, for example --source profiles": any_source,
         },
         "check": {
-            "at least one PATH is needed: profile-loader check profiles": given.get("paths"),
+            "at least one PATH is needed: profile-loader check profiles": "paths" in given,
         },
         "render": {
-            "a DIR is needed": given.get("directory"),
-            "--name is needed": given.get("name"),
-            "--namespace is needed": given.get("namespace"),
+            "a DIR is needed": "directory" in given,
+            "--name is needed": "name" in given,
+            "--namespace is needed": "namespace" in given,
         },
     }
     return [text for text, there in needs.get(command, {}).items() if not there]
 
 
-def _no_sources(joined: Settings) -> list[str]:
-    """Return what is wrong with the texts of --source."""
+def _paths(given: Mapping[str, object]) -> tuple[str, ...]:
+    paths = given.get("paths")
+    return tuple(map(str, paths)) if isinstance(paths, list) else ()
+
+
+def _no_sources(where: str, texts: Sequence[str]) -> list[str]:
+    """Return what is wrong with the texts of --source, or the paths to check."""
     mistakes = []
-    for text in joined.source:
+    for text in texts:
         try:
             opening.open_source(text)
         except ValueError as error:
-            mistakes.append(f"--source: {error}")
+            mistakes.append(f"{where}: {error}")
     return mistakes
+
+
+# What an API server accepts: kubernetes, apimachinery/pkg/util/validation/validation.go,
+# IsDNS1123Subdomain and IsDNS1123Label.
+_LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_SUBDOMAIN = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*")
+_NAMESPACE = re.compile(rf"(?=.{{1,63}}\Z){_LABEL}")
+
+
+def _no_names(given: Mapping[str, object]) -> list[str]:
+    """Return which names no ConfigMap can have."""
+    rules = {"name": _SUBDOMAIN, "namespace": _NAMESPACE, "domain": _SUBDOMAIN}
+    return [
+        f'--{name}: "{given[name]}" must be lower-case letters, digits and "-"'
+        + (", with" if name == "namespace" else ', in parts joined by ".", each with')
+        + " a letter or digit at both ends"
+        for name, rule in rules.items()
+        if name in given and not rule.fullmatch(str(given[name]))
+    ]
 
 
 def _parsed(command: str, joined: Settings, given: Mapping[str, object]) -> Parsed:
     match command:
         case "check":
-            paths = given["paths"]
-            listed = tuple(map(str, paths)) if isinstance(paths, list) else ()
-            return Check(settings=joined, paths=listed, arch=str(given.get("arch", "")))
+            return Check(settings=joined, paths=_paths(given), arch=str(given.get("arch", "")))
         case "status":
             return Status(settings=joined)
         case "restore":
@@ -219,23 +288,24 @@ def _parsed(command: str, joined: Settings, given: Mapping[str, object]) -> Pars
 def _file(
     path: object, read_config: Callable[[str], object]
 ) -> tuple[Mapping[str, object], list[str]]:
-    if not path:
+    if path is None:
         return {}, []
+    if not path:
+        return {}, ["--config: it must not be empty"]
     try:
         content = read_config(str(path))
     except OSError as error:
         return {}, [f"--config {path}: {error.strerror}"]
     except ValueError as error:
         return {}, [f"--config {path}: {' '.join(str(error).split())}"]
-    if content is None:
-        return {}, []
+    content = {} if content is None else content
     if not isinstance(content, dict):
         return {}, [f"--config {path}: it must map options to values"]
     return {str(key): value for key, value in content.items()}, []
 
 
 def _usage(mistakes: Sequence[str]) -> Usage:
-    lines = [f"profile-loader: {one}" for one in mistakes]
+    lines = [f"profile-loader: {table.clean(one)}" for one in mistakes]
     return Usage(text="\n".join([*lines, "See profile-loader --help."]) + "\n", status=2)
 
 

@@ -15,7 +15,7 @@ from typing import Final, Literal
 from agent.kinds.apparmor.judge import DENY_NAMES
 
 PREFIX: Final = "PROFILE_LOADER_"
-Shape = Literal["flag", "text", "list", "choice", "choices", "seconds", "path", "names"]
+Shape = Literal["flag", "text", "list", "choice", "choices", "seconds", "path", "prefix"]
 Value = bool | str | float | tuple[str, ...]
 
 
@@ -80,7 +80,7 @@ OPTIONS: Final = (
     ),
     _option(
         "seccomp-prefix",
-        "text",
+        "prefix",
         "",
         "put before the path of every seccomp profile, for example team-a/",
         metavar="PREFIX",
@@ -276,7 +276,9 @@ def _given(
     if option.variable in environ:
         raw: object = environ[option.variable]
         if option.shape == "list":
-            raw = [line for line in environ[option.variable].split("\n") if line]
+            # An empty variable is a mistake, not an empty list: a manifest that leaves it blank
+            # must not take the deny list away.
+            raw = [line for line in environ[option.variable].split("\n") if line] or [""]
         yield option.variable, raw
     if option.name in file:
         yield f'key "{option.name}" of the configuration file', file[option.name]
@@ -300,10 +302,9 @@ def _value(option: Option, raw: object) -> Value:  # noqa: PLR0911 - one return 
         case "seconds":
             return _seconds(raw)
         case "path":
-            text = _text(raw)
-            if not text.startswith("/") and option.name != "host-root":
-                raise ValueError(f'"{text}" must be an absolute path')
-            return text
+            return _path(option, raw)
+        case "prefix":
+            return _prefix(raw)
         case _:
             return _text(raw)
 
@@ -324,11 +325,30 @@ def _text(raw: object) -> str:
     return raw
 
 
+def _path(option: Option, raw: object) -> str:
+    text = _text(raw)
+    if not text:  # as --host-root it would mean the working directory
+        raise ValueError("it must not be empty")
+    if not text.startswith("/") and option.name != "host-root":
+        raise ValueError(f'"{text}" must be an absolute path')
+    return text
+
+
+def _prefix(raw: object) -> str:
+    text = _text(raw)
+    parts = text.removesuffix("/").split("/")
+    if text and not {"", ".", ".."}.isdisjoint(parts):
+        raise ValueError(f'"{text}" must be a relative path without empty parts, "." and ".."')
+    return text
+
+
 def _list(raw: object) -> tuple[str, ...]:
     if isinstance(raw, str):
-        return (_text(raw),)
+        raw = [raw]
     if not isinstance(raw, list):
         raise ValueError(f'"{raw}" must be a list')  # noqa: TRY004 - a mistake of the operator's
+    if "" in raw:
+        raise ValueError("it must not be empty")
     return tuple(_text(one) for one in raw)
 
 
@@ -374,15 +394,11 @@ def _unknown(what: str, name: str) -> str:
     return f"{what} is unknown.{near(str(name), BY_NAME)}"
 
 
-def unknown_flag(text: str) -> str:
-    """Say that a flag does not exist, with the nearest that does."""
+def unknown_flag(text: str, command: str, known: Iterable[str]) -> str:
+    """Say that a flag does not exist, or not here, with the nearest that the command knows."""
     name = text.split("=", 1)[0]
-    known = [f"--{option.name}" for option in OPTIONS] + [
-        "--oneshot",
-        "--config",
-        "--help",
-        "--version",
-    ]
+    if name.removeprefix("--") in BY_NAME:
+        return f"{name} is not an option of {command}."
     return f"{name} is unknown.{near(name, known)}"
 
 

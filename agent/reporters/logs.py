@@ -11,6 +11,7 @@ import structlog
 
 from agent.core.problems import Problem
 from agent.core.report import Report, Row
+from agent.reporters import table
 
 
 def configure(form: Literal["auto", "json", "console"], level: str) -> None:
@@ -22,7 +23,7 @@ def configure(form: Literal["auto", "json", "console"], level: str) -> None:
     ]
     frames = structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=20)
     last: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        [_clean, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
         if console
         else [
             structlog.processors.ExceptionRenderer(frames),
@@ -50,6 +51,15 @@ def configure(form: Literal["auto", "json", "console"], level: str) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+def _clean(
+    _logger: object, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Escape what is not printable; JSON does that by itself."""
+    return {
+        key: table.clean(value) if isinstance(value, str) else value for key, value in event.items()
+    }
 
 
 def log(report: Report) -> None:

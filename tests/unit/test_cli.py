@@ -121,14 +121,74 @@ def test_every_mistake_is_told_at_once_with_a_suggestion():
         (("--oneshot", "--source=dri:/p"), None),
         (("check",), ["at least one PATH is needed: profile-loader check profiles"]),
         (("render",), ["a DIR is needed", "--name is needed", "--namespace is needed"]),
-        ((*RUN, "--prune"), ["argument --prune: expected one argument"]),
-        (("status", "--prune=never"), ["--prune is unknown. Did you mean --prune?"]),
+        ((*RUN, "--config="), ["--config: it must not be empty"]),
+        ((*RUN, "--host-root="), ["--host-root: it must not be empty"]),
+        ((*RUN, "--deny-name="), ["--deny-name: it must not be empty"]),
+        (("status", "--prune=never"), ["--prune is not an option of status."]),
+        (("check", "p", "--arc=x"), ["--arc is unknown. Did you mean --arch?"]),
+        (("check", ""), ["PATH: a source must not be empty"]),
+        (("check", "dri:p"), None),
+        (
+            ("render", "d", "--name=N_x", "--namespace=a.b"),
+            [
+                (
+                    '--name: "N_x" must be lower-case letters, digits and "-", in parts joined by '
+                    '".", each with a letter or digit at both ends'
+                ),
+                (
+                    '--namespace: "a.b" must be lower-case letters, digits and "-", with a letter '
+                    "or digit at both ends"
+                ),
+            ],
+        ),
     ],
 )
 def test_what_is_wrong_is_said(argv, expected):
     """A wrong call ends with 2 and names what is wrong."""
     told = mistakes(*argv)
     assert told == expected if expected is not None else "dri:" in told[0]
+
+
+def test_a_flag_without_its_value_hides_no_other_mistake():
+    """A missing value, and one too many, are told beside everything else."""
+    assert mistakes("--onshot", "--dry-run=yes", "--source", "--prune") == [
+        "--dry-run takes no value",
+        "--source: a value is needed",
+        "--prune: a value is needed",
+        "--onshot is unknown. Did you mean --oneshot?",
+        "--oneshot is needed: this version makes one pass and exits",
+    ]
+
+
+@pytest.mark.parametrize("value", ["", "\n"])
+@pytest.mark.parametrize("name", ["DENY_NAME", "SOURCE", "TAKE_OVER"])
+def test_a_blank_variable_empties_no_list(name, value):
+    """A variable that a manifest leaves blank does not take the deny list away."""
+    variable = f"PROFILE_LOADER_{name}"
+    assert mistakes(*RUN[:1], "--host-root=/", environ={variable: value})[0] == (
+        f"{variable}: it must not be empty"
+    )
+
+
+def test_a_blank_config_variable_is_a_mistake():
+    """A configuration that was meant is never left out in silence."""
+    environ = {"PROFILE_LOADER_CONFIG": ""}
+    assert mistakes(*RUN, environ=environ) == ["--config: it must not be empty"]
+
+
+@pytest.mark.parametrize("prefix", ["../x", "/abs", "a//b", "./a", "/"])
+def test_a_prefix_that_leads_elsewhere_is_a_mistake(prefix):
+    """What every key would be refused for is said once, before anything is read."""
+    assert mistakes(*RUN, f"--seccomp-prefix={prefix}") == [
+        f'--seccomp-prefix: "{prefix}" must be a relative path without empty parts, "." and ".."'
+    ]
+
+
+def test_no_control_character_of_a_mistake_reaches_the_terminal():
+    """Keys and values of a file, and flags, are escaped where they are repeated."""
+    parsed = parse(*RUN, "--\x1b[31m", "--config=f", file={"a\x1b": 1, "dry-run": "\x1b[2J"})
+    assert isinstance(parsed, cli.Usage)
+    assert all(one.isprintable() or one == "\n" for one in parsed.text)
 
 
 @pytest.mark.parametrize(

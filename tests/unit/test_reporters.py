@@ -155,6 +155,18 @@ def test_the_log_has_a_line_for_each_change_and_problem_and_a_summary(capsys):
 
 
 @pytest.mark.usefixtures("root")
+def test_no_control_character_reaches_a_terminal_by_the_log(capsys):
+    """The log for people escapes hostile names too."""
+    logs.configure("console", "debug")
+    bad = Problem(code="bad_value", where="\x07", what="\x1b[2J")
+    evil = row(name="a\x1b[31mb", key="k\x9b\nx", problems=(bad,))
+    logs.log(Report(rows=(evil,), sets=(), supports={}))
+    text = capsys.readouterr().err
+    assert all(one.isprintable() or one == "\n" for one in text)
+    assert len(text.splitlines()) == 3
+
+
+@pytest.mark.usefixtures("root")
 def test_a_traceback_shows_no_local_variable(capsys):
     """What was in a variable when something failed stays there."""
     logs.configure("json", "debug")
