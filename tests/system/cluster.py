@@ -1,0 +1,380 @@
+"""A real etcd, kube-apiserver and kube-scheduler on this machine's loopback.
+
+The programs come from KUBEBUILDER_ASSETS when it is set (envtest's convention). Otherwise one
+binary with all of them is built once from the Go modules of tests/system/controlplane, whose
+go.sum holds their hashes, and kept below ~/.cache/profile-loader with its checksum.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+CACHE = Path.home() / ".cache/profile-loader/controlplane"
+MODULE = Path(__file__).parent / "controlplane"
+BUILD_BUDGET_SECONDS = 900
+NAMESPACE = "profile-loader"
+
+
+def _sha256(path):
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def programs():
+    """Return how each program is called, as a function from its name to the first arguments."""
+    assets = os.environ.get("KUBEBUILDER_ASSETS")
+    if assets:
+        return lambda name: [f"{assets}/{name}"]
+    binary = _built()
+    return lambda name: [str(binary), name]
+
+
+def _go():
+    """Return the go command: this machine's if it is new enough, else the one in the venv."""
+    wanted = next(
+        line.split()[1] for line in (MODULE / "go.mod").read_text().splitlines() if "go 1" in line
+    )
+    for path in (shutil.which("go"), str(Path(sys.executable).parent / "go")):
+        if path is None or not Path(path).exists():
+            continue
+        said = subprocess.run(
+            [path, "env", "GOVERSION"], capture_output=True, text=True, check=True
+        )
+        if _number(said.stdout.strip().removeprefix("go")) >= _number(wanted):
+            return path
+    raise AssertionError(f"go {wanted} or newer is needed to build the control plane")
+
+
+def _number(version):
+    return tuple(int("0" + "".join(filter(str.isdigit, one))) for one in version.split(".")[:3])
+
+
+def _built():
+    parts = [(MODULE / name).read_bytes() for name in ("go.mod", "go.sum", "main.go")]
+    key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+    path = CACHE / key / "controlplane"
+    mark = path.with_suffix(".sha256")
+    if path.exists() and mark.exists() and mark.read_text() == _sha256(path):
+        return path
+    begin = time.monotonic()
+    shutil.rmtree(CACHE, ignore_errors=True)
+    path.parent.mkdir(parents=True)
+    print("control plane: building it from its Go modules, which takes minutes once")
+    command = [_go(), "build", "-trimpath", "-ldflags", "-s -w", "-o", f"{path}.new", "."]
+    environ = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false"}
+    subprocess.run(command, cwd=MODULE, env=environ, check=True)
+    Path(f"{path}.new").rename(path)
+    mark.write_text(_sha256(path))
+    seconds = time.monotonic() - begin
+    print(f"control plane: built in {seconds:.0f} s")
+    assert seconds < BUILD_BUDGET_SECONDS, f"the build's budget is {BUILD_BUDGET_SECONDS} s"
+    return path
+
+
+def free_port():
+    """Return a port of the loopback that nobody listens on now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def until(condition, what, seconds=30.0):
+    """Return the first true answer of condition, asked again and again for so many seconds."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        answer = condition()
+        if answer:
+            return answer
+        time.sleep(0.02)
+    raise AssertionError(f"not within {seconds} s: {what() if callable(what) else what}")
+
+
+class Cluster:
+    """One control plane with an empty store. Ends with its context."""
+
+    def __init__(self, folder=None):
+        self.folder = Path(folder or tempfile.mkdtemp(prefix="cluster-"))
+        self.program = programs()
+        self.port, self.etcd_port, self.peer_port = free_port(), free_port(), free_port()
+        self.url = f"https://127.0.0.1:{self.port}"
+        self.running = {}
+
+    def __enter__(self):
+        try:
+            self._certificates()
+            self._start(
+                "etcd",
+                "--data-dir", self.folder / "etcd",
+                "--listen-client-urls", f"http://127.0.0.1:{self.etcd_port}",
+                "--advertise-client-urls", f"http://127.0.0.1:{self.etcd_port}",
+                "--listen-peer-urls", f"http://127.0.0.1:{self.peer_port}",
+                "--unsafe-no-fsync",
+            )  # fmt: skip
+            self.start_api()
+            self.write_kubeconfig("admin", "admin")
+            self.kubectl("create", "namespace", NAMESPACE)
+            until(self._bootstrapped, "the API server's own roles")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        for name in list(self.running):
+            self.stop(name)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    # --- processes --------------------------------------------------------------------------------
+
+    def _start(self, name, *arguments):
+        log = (self.folder / f"{name}.log").open("ab")
+        command = [*self.program(name), *map(str, arguments)]
+        self.running[name] = subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=self.folder, start_new_session=True
+        )
+        log.close()
+
+    def stop(self, name, *, kill=True):
+        """End a program and wait for its end."""
+        process = self.running.pop(name, None)
+        if process is None:
+            return
+        (process.kill if kill else process.terminate)()
+        process.wait()
+
+    def log(self, name):
+        """Return what a program said."""
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def start_api(self, *more):
+        """Start the API server on the same port and store as before, and wait until it is ready."""
+        f = self.folder
+        self._start(
+            "kube-apiserver",
+            "--etcd-servers", f"http://127.0.0.1:{self.etcd_port}",
+            "--bind-address", "127.0.0.1",
+            "--advertise-address", "10.0.2.2",
+            "--secure-port", self.port,
+            "--tls-cert-file", f / "tls.crt",
+            "--tls-private-key-file", f / "tls.key",
+            "--token-auth-file", f / "tokens.csv",
+            "--authorization-mode", "Node,RBAC",
+            "--enable-admission-plugins", "NodeRestriction",
+            "--service-cluster-ip-range", "10.0.0.0/24",
+            "--service-account-issuer", "https://kubernetes.default.svc",
+            "--service-account-key-file", f / "sa.key",
+            "--service-account-signing-key-file", f / "sa.key",
+            "--endpoint-reconciler-type", "none",
+            "--allow-privileged=true",
+            "--profiling=false",
+            *more,
+        )  # fmt: skip
+        until(self._ready, lambda: self.log("kube-apiserver")[-3000:], 60)
+
+    def start_scheduler(self):
+        """Start the scheduler."""
+        self.write_kubeconfig("scheduler", "scheduler")
+        self._start(
+            "kube-scheduler",
+            "--kubeconfig", self.folder / "scheduler.kubeconfig",
+            "--bind-address", "127.0.0.1",
+            "--secure-port", free_port(),
+            "--leader-elect=false",
+            "--authentication-skip-lookup=true",
+        )  # fmt: skip
+
+    def _ready(self):
+        process = self.running["kube-apiserver"]
+        if process.poll() is not None:
+            raise AssertionError(self.log("kube-apiserver")[-3000:])
+        return self.get("/readyz", plain=True) == "ok"
+
+    def _bootstrapped(self):
+        done = self.get("/apis/rbac.authorization.k8s.io/v1/clusterroles/system:node")
+        return done is not None
+
+    def _certificates(self):
+        f = self.folder
+
+        def openssl(*words):
+            subprocess.run(["openssl", *words], cwd=f, check=True, capture_output=True)
+
+        openssl("genrsa", "-out", "sa.key", "2048")
+        openssl(
+            *["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30", "-keyout", "ca.key", "-out", "ca.crt"],
+            "-subj", "/CN=test-ca",
+        )  # fmt: skip
+        openssl(
+            *[
+                "req",
+                "-newkey",
+                "rsa:2048",
+                "-nodes",
+                "-keyout",
+                "tls.key",
+                "-out",
+                "tls.csr",
+                "-subj",
+                "/CN=api",
+            ]
+        )
+        (f / "san").write_text("subjectAltName=IP:127.0.0.1,IP:10.0.2.2,DNS:localhost\n")
+        openssl(
+            *[
+                "x509",
+                "-req",
+                "-in",
+                "tls.csr",
+                "-CA",
+                "ca.crt",
+                "-CAkey",
+                "ca.key",
+                "-CAcreateserial",
+                "-days",
+                "30",
+            ],
+            *["-extfile", "san", "-out", "tls.crt"],
+        )
+        (f / "tokens.csv").write_text(
+            'admin,admin,1,"system:masters"\n'
+            'kubelet-a,system:node:node-a,2,"system:nodes"\n'
+            "scheduler,system:kube-scheduler,3,\n"
+            "controllers,system:kube-controller-manager,4,\n"
+        )
+
+    # --- speaking to it ---------------------------------------------------------------------------
+
+    @property
+    def ca(self):
+        """The path of the certificate authority's certificate."""
+        return self.folder / "ca.crt"
+
+    def get(self, path, token="admin", *, plain=False):  # noqa: S107 - of this test server only  # noqa: S107 - of this test server only
+        """Return the answer to a GET, or None where there is none or it is no success."""
+        request = urllib.request.Request(  # noqa: S310 - https only
+            self.url + path, headers={"Authorization": f"Bearer {token}"}
+        )
+        context = ssl.create_default_context(cafile=str(self.ca))
+        try:
+            with urllib.request.urlopen(request, timeout=5, context=context) as answer:  # noqa: S310 - https only
+                text = answer.read().decode()
+        except (OSError, urllib.error.URLError):
+            return None
+        return text if plain else json.loads(text)
+
+    def write_kubeconfig(self, name, token):
+        """Write a kubeconfig for a token; return its path."""
+        path = self.folder / f"{name}.kubeconfig"
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "test",
+            "clusters": [
+                {
+                    "name": "test",
+                    "cluster": {"server": self.url, "certificate-authority": str(self.ca)},
+                }
+            ],
+            "users": [{"name": "test", "user": {"token": token}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+        }
+        path.write_text(json.dumps(config))
+        return path
+
+    def kubectl(self, *words, stdin=None, user="admin", check=True):
+        """Run kubectl; return what it printed, or the whole result where check is false."""
+        done = subprocess.run(
+            [
+                *self.program("kubectl"),
+                "--kubeconfig", str(self.folder / f"{user}.kubeconfig"),
+                *map(str, words),
+            ],
+            input=stdin if stdin is None or isinstance(stdin, str) else json.dumps(stdin),
+            capture_output=True, text=True, check=False,
+            env={"PATH": os.environ["PATH"], "HOME": str(self.folder)},
+        )  # fmt: skip
+        if not check:
+            return done
+        assert done.returncode == 0, f"kubectl {' '.join(map(str, words))}: {done.stderr}"
+        return done.stdout
+
+    def apply(self, *objects):
+        """Create or change objects; returns nothing."""
+        content = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
+        self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=content)
+
+    def node(self, name, boot_id="", labels=None):
+        """Create a Node as a kubelet would, with its boot id in the status; return its uid."""
+        made = {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": name, "labels": labels or {}},
+        }
+        self.kubectl("create", "-f", "-", stdin=made)
+        if boot_id:
+            info = dict.fromkeys(
+                [
+                    "architecture",
+                    "containerRuntimeVersion",
+                    "kernelVersion",
+                    "kubeProxyVersion",
+                    "kubeletVersion",
+                    "machineID",
+                    "operatingSystem",
+                    "osImage",
+                    "systemUUID",
+                ],
+                "x",
+            )
+            status = {"status": {"nodeInfo": {**info, "bootID": boot_id}}}
+            self.kubectl("patch", "node", name, "--subresource=status", "-p", json.dumps(status))
+        return self.get(f"/api/v1/nodes/{name}")["metadata"]["uid"]
+
+    def agent_token(self, node, *, account="profile-loader", pod="agent", bound=True):
+        """Return a token as the kubelet of that node gets it for the agent's pod."""
+        if self.get(f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{account}") is None:
+            self.kubectl("-n", NAMESPACE, "create", "serviceaccount", account)
+        words = ["-n", NAMESPACE, "create", "token", account]
+        if bound:
+            name = f"{pod}-{node}"
+            if self.get(f"/api/v1/namespaces/{NAMESPACE}/pods/{name}") is None:
+                self.kubectl(
+                    "create",
+                    "-f",
+                    "-",
+                    stdin={
+                        "apiVersion": "v1",
+                        "kind": "Pod",
+                        "metadata": {"name": name, "namespace": NAMESPACE},
+                        "spec": {
+                            "nodeName": node,
+                            "serviceAccountName": account,
+                            "containers": [{"name": "agent", "image": "agent"}],
+                        },
+                    },
+                )
+            words += ["--bound-object-kind", "Pod", "--bound-object-name", name]
+        return self.kubectl(*words).strip()
+
+    def labels(self, node):
+        """Return the labels of a Node."""
+        found = self.get(f"/api/v1/nodes/{node}")
+        return (found or {}).get("metadata", {}).get("labels", {})
+
+
+@contextlib.contextmanager
+def shared():
+    """Give a running control plane."""
+    with Cluster() as one:
+        yield one
