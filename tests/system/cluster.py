@@ -24,6 +24,17 @@ CACHE = Path.home() / ".cache/profile-loader/controlplane"
 MODULE = Path(__file__).parent / "controlplane"
 BUILD_BUDGET_SECONDS = 900
 NAMESPACE = "profile-loader"
+NODE_INFO = (
+    "architecture",
+    "containerRuntimeVersion",
+    "kernelVersion",
+    "kubeProxyVersion",
+    "kubeletVersion",
+    "machineID",
+    "operatingSystem",
+    "osImage",
+    "systemUUID",
+)
 
 
 def _sha256(path):
@@ -207,45 +218,14 @@ class Cluster:
     def _certificates(self):
         f = self.folder
 
-        def openssl(*words):
-            subprocess.run(["openssl", *words], cwd=f, check=True, capture_output=True)
+        def openssl(text):
+            subprocess.run(["openssl", *text.split()], cwd=f, check=True, capture_output=True)
 
-        openssl("genrsa", "-out", "sa.key", "2048")
-        openssl(
-            *["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30", "-keyout", "ca.key", "-out", "ca.crt"],
-            "-subj", "/CN=test-ca",
-        )  # fmt: skip
-        openssl(
-            *[
-                "req",
-                "-newkey",
-                "rsa:2048",
-                "-nodes",
-                "-keyout",
-                "tls.key",
-                "-out",
-                "tls.csr",
-                "-subj",
-                "/CN=api",
-            ]
-        )
         (f / "san").write_text("subjectAltName=IP:127.0.0.1,IP:10.0.2.2,DNS:localhost\n")
-        openssl(
-            *[
-                "x509",
-                "-req",
-                "-in",
-                "tls.csr",
-                "-CA",
-                "ca.crt",
-                "-CAkey",
-                "ca.key",
-                "-CAcreateserial",
-                "-days",
-                "30",
-            ],
-            *["-extfile", "san", "-out", "tls.crt"],
-        )
+        openssl("genrsa -out sa.key 2048")
+        openssl("req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.crt -subj /CN=test-ca")
+        openssl("req -newkey rsa:2048 -nodes -keyout tls.key -out tls.csr -subj /CN=api")
+        openssl("x509 -req -in tls.csr -CA ca.crt -CAkey ca.key -extfile san -out tls.crt")
         (f / "tokens.csv").write_text(
             'admin,admin,1,"system:masters"\n'
             'kubelet-a,system:node:node-a,2,"system:nodes"\n'
@@ -323,20 +303,7 @@ class Cluster:
         }
         self.kubectl("create", "-f", "-", stdin=made)
         if boot_id:
-            info = dict.fromkeys(
-                [
-                    "architecture",
-                    "containerRuntimeVersion",
-                    "kernelVersion",
-                    "kubeProxyVersion",
-                    "kubeletVersion",
-                    "machineID",
-                    "operatingSystem",
-                    "osImage",
-                    "systemUUID",
-                ],
-                "x",
-            )
+            info = dict.fromkeys(NODE_INFO, "x")
             status = {"status": {"nodeInfo": {**info, "bootID": boot_id}}}
             self.kubectl("patch", "node", name, "--subresource=status", "-p", json.dumps(status))
         return self.get(f"/api/v1/nodes/{name}")["metadata"]["uid"]
