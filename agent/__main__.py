@@ -12,6 +12,8 @@ from agent import cli
 from agent.core.report import Report, exit_status
 from agent.settings import Settings
 
+USAGE: Final = 2
+UNREACHABLE: Final = 3
 LOCKED: Final = 4
 BUG: Final = 70  # EX_SOFTWARE of sysexits.h
 
@@ -26,22 +28,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:  # noqa: BLE001 - the last place that can tell
-        return _bug(error)
+        return _configuration(error) or _bug(error)
 
 
-def _run(parsed: cli.Parsed) -> int:
+def _run(parsed: cli.Parsed) -> int:  # noqa: PLR0911 - one return a command
     match parsed:
         case cli.Usage(text=text, status=status):
             (sys.stderr if status else sys.stdout).write(text)
             return status
-        case cli.Run(settings=settings):
-            return _pass(settings, restore=False)
+        case cli.Run(settings=settings, oneshot=oneshot):
+            return _pass(settings, restore=False) if oneshot else _daemon(settings)
         case cli.Restore(settings=settings):
             return _pass(settings, restore=True)
         case cli.Status(settings=settings):
             from agent.commands import status as told
 
             return _tell(told.status(settings), settings)
+        case cli.Unlabel(settings=settings):
+            return _unlabel(settings)
         case cli.Check(settings=settings, paths=paths, arch=arch):
             from agent.commands import check
 
@@ -50,14 +54,23 @@ def _run(parsed: cli.Parsed) -> int:
                 sys.stderr.write(f"AppArmor profiles were compiled against {abi}\n")
             return _tell(report, settings)
         case cli.Render():
-            from agent.commands import render
+            return _render(parsed)
 
-            text, mistakes = render.render(
-                parsed.directory, parsed.name, parsed.namespace, parsed.domain
-            )
-            sys.stdout.write(text)
-            sys.stderr.writelines(f"profile-loader: {one}\n" for one in mistakes)
-            return 1 if mistakes else 0
+
+def _unlabel(settings: Settings) -> int:
+    from agent.commands import unlabel
+
+    sys.stdout.write(unlabel.unlabel(settings))
+    return 0
+
+
+def _render(wanted: cli.Render) -> int:
+    from agent.commands import render
+
+    text, mistakes = render.render(wanted.directory, wanted.name, wanted.namespace, wanted.domain)
+    sys.stdout.write(text)
+    sys.stderr.writelines(f"profile-loader: {one}\n" for one in mistakes)
+    return 1 if mistakes else 0
 
 
 def _pass(settings: Settings, *, restore: bool) -> int:
@@ -66,15 +79,36 @@ def _pass(settings: Settings, *, restore: bool) -> int:
     from agent.reporters import logs
 
     logs.configure(settings.log_format, settings.log_level)
-    one = wiring.one_pass(settings)
     with contextlib.ExitStack() as stack:
         if not settings.dry_run and not stack.enter_context(_lock(settings)):
             return LOCKED
-        report = (
-            one.restore(dry_run=settings.dry_run) if restore else one.run(dry_run=settings.dry_run)
-        )
+        if restore:
+            report = wiring.one_pass(settings).restore(dry_run=settings.dry_run)
+        else:
+            report = wiring.once(settings)
     logs.log(report)
     return _tell(report, settings)
+
+
+def _daemon(settings: Settings) -> int:
+    """Run passes until a signal ends the process."""
+    import signal
+
+    from agent import wiring
+    from agent.reporters import logs
+
+    def leave(number: int, _frame: object) -> None:
+        # Like a SIGKILL, which every step survives: nothing on the node is undone or finished.
+        raise SystemExit(0 if number == signal.SIGTERM else 128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, leave)
+    logs.configure(settings.log_format, settings.log_level)
+    with _lock(settings) as mine:
+        if not mine:
+            return LOCKED
+        wiring.daemon(settings).run()
+    return 0
 
 
 @contextlib.contextmanager
@@ -126,6 +160,18 @@ def _read_config(path: str) -> object:
     if len(found) > 1:
         raise ValueError("it must be one document")
     return found[0] if found else None
+
+
+def _configuration(error: Exception) -> int:
+    """Tell that the API client cannot be configured or reached; 0 if it is something else."""
+    if "agent.doors.kube" not in sys.modules:
+        return 0
+    from agent.doors import kube
+
+    if not isinstance(error, kube.KubeError):
+        return 0
+    sys.stderr.write(f"profile-loader: {error}\n")
+    return USAGE if isinstance(error, kube.NoCluster) else UNREACHABLE
 
 
 def _bug(error: Exception) -> int:

@@ -30,6 +30,7 @@ EXAMPLES = """\
 examples:
   profile-loader --oneshot --source profiles --dry-run
   profile-loader --oneshot --source dir:/etc/profiles --source manifest:more.yaml
+  profile-loader --source configmap:kube-system/node-profiles --node-name "$NODE_NAME"
   profile-loader check profiles
   profile-loader status --output json
 """
@@ -39,11 +40,12 @@ ENVIRONMENT = (
     "the environment over the file."
 )
 COMMANDS = {
-    "run": "install profiles (the default)",
+    "run": "install profiles (the default): as a daemon, or once with --oneshot",
     "check": "check profiles without touching the host",
     "status": "tell what is installed here, from the ledger and the kernel",
     "restore": "put back what the ledger holds, without any source",
     "render": "print ConfigMaps made from a directory",
+    "unlabel": "take the agent's labels off the Node, for an uninstall",
 }
 _SETTINGS_OF = {
     "run": {option.name for option in options.OPTIONS},
@@ -59,14 +61,16 @@ _SETTINGS_OF = {
         "allow-unsupported",
     },
     "render": set(),
+    "unlabel": {"node-name", "kubeconfig", "label-domain"},
 }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Install profiles, once."""
+    """Install profiles, once or again and again."""
 
     settings: Settings
+    oneshot: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +107,13 @@ class Render:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unlabel:
+    """Take the labels off the Node."""
+
+    settings: Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """Print a text and end: help and version on standard output, mistakes on standard error."""
 
@@ -110,7 +121,7 @@ class Usage:
     status: int
 
 
-Parsed = Run | Check | Status | Restore | Render | Usage
+Parsed = Run | Check | Status | Restore | Render | Unlabel | Usage
 
 
 class _UsageError(Exception):
@@ -163,6 +174,7 @@ def parse(
     mistakes += _needed(command, told, any_source=bool(joined.source) or "source" in told)
     mistakes += _no_sources("--source", joined.source) if command == "run" else []
     mistakes += _no_sources("PATH", _paths(given))
+    mistakes += _no_daemon(joined, given) if command == "run" else []
     mistakes += _no_names(given) if command == "render" else []
     return _usage(mistakes) if mistakes else _parsed(command, joined, given)
 
@@ -216,9 +228,9 @@ def _needed(command: str, given: frozenset[str], *, any_source: bool) -> list[st
     """Return what a command needs and was not given."""
     needs = {
         "run": {
-            "--oneshot is needed: this version makes one pass and exits": "oneshot" in given,
             "at least one --source is needed, for example --source profiles": any_source,
         },
+        "unlabel": {"--node-name is needed": "node-name" in given},
         "check": {
             "at least one PATH is needed: profile-loader check profiles": "paths" in given,
         },
@@ -241,9 +253,22 @@ def _no_sources(where: str, texts: Sequence[str]) -> list[str]:
     mistakes = []
     for text in texts:
         try:
-            opening.open_source(text)
+            found = opening.open_source(text)
         except ValueError as error:
             mistakes.append(f"{where}: {error}")
+            continue
+        if where == "PATH" and isinstance(found, opening.Wanted):
+            mistakes.append(f'{where}: "{text}" is in the API server; only files are checked')
+    return mistakes
+
+
+def _no_daemon(joined: Settings, given: Mapping[str, object]) -> list[str]:
+    """Return which options do not go together."""
+    mistakes = []
+    if joined.dry_run and "oneshot" not in given:
+        mistakes.append("--dry-run needs --oneshot: a daemon that changes nothing is of no use")
+    if joined.startup_taint and not joined.node_name:
+        mistakes.append("--startup-taint needs --node-name")
     return mistakes
 
 
@@ -274,6 +299,8 @@ def _parsed(command: str, joined: Settings, given: Mapping[str, object]) -> Pars
             return Status(settings=joined)
         case "restore":
             return Restore(settings=joined)
+        case "unlabel":
+            return Unlabel(settings=joined)
         case "render":
             return Render(
                 directory=str(given["directory"]),
@@ -282,7 +309,7 @@ def _parsed(command: str, joined: Settings, given: Mapping[str, object]) -> Pars
                 domain=str(given.get("domain", "profile-loader.node-restriction.kubernetes.io")),
             )
         case _:
-            return Run(settings=joined)
+            return Run(settings=joined, oneshot="oneshot" in given)
 
 
 def _file(
@@ -317,7 +344,8 @@ def _parser(command: str) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="profile-loader" if command == "run" else f"profile-loader {command}",
         usage={
-            "run": "profile-loader [run] --oneshot --source SOURCE... [options]",
+            "run": "profile-loader [run] [--oneshot] --source SOURCE... [options]",
+            "unlabel": "profile-loader unlabel --node-name NODE [options]",
             "check": "profile-loader check PATH... [options]",
             "render": "profile-loader render DIR --name NAME --namespace NAMESPACE",
         }.get(command, f"profile-loader {command} [options]"),

@@ -34,18 +34,21 @@ class Pass:
     def run(self, *, dry_run: bool = False) -> Report:
         """Run the pass. With dry_run nothing on the host changes."""
         seconds: dict[str, float] = {}
+        found = self.ledger.entries()
         with _timed(seconds, "read"):
             snapshots = [one for source in self.sources for one in source.read()]
-        return self._reconcile(snapshots, seconds, dry_run=dry_run)
+            if not isinstance(found, Problem):
+                snapshots += self._absent(found, {one.origin for one in snapshots})
+        return self._reconcile(snapshots, found, seconds, dry_run=dry_run)
 
     def restore(self, *, dry_run: bool = False) -> Report:
         """Put back what the ledger holds, without any source; nothing is removed."""
-        entries = self.ledger.entries()
-        origins = set() if isinstance(entries, Problem) else {id_.origin for id_ in entries}
+        found = self.ledger.entries()
+        origins = set() if isinstance(found, Problem) else {id_.origin for id_ in found}
         snapshots = [
             Unreadable(origin=origin, why="restore reads no source") for origin in sorted(origins)
         ]
-        report = self._reconcile(snapshots, {}, dry_run=dry_run)
+        report = self._reconcile(snapshots, found, {}, dry_run=dry_run)
         return Report(
             rows=report.rows,
             sets=(),
@@ -55,12 +58,26 @@ class Pass:
             seconds=report.seconds,
         )
 
+    def _absent(self, entries: Mapping[Id, Entry], read: set[str]) -> list[model.Snapshot]:
+        """Return what the sources say of sets that the ledger knows and no source gave."""
+        found: list[model.Snapshot] = []
+        for origin in sorted({id_.origin for id_ in entries} - read):
+            answers = [source.absent(origin) for source in self.sources]
+            told = [one for one in answers if one is not None]
+            # One source that cannot tell outweighs another that does not have it.
+            found += sorted(told, key=lambda one: not isinstance(one, Unreadable))[:1]
+        return found
+
     def _reconcile(
-        self, snapshots: Sequence[model.Snapshot], seconds: dict[str, float], *, dry_run: bool
+        self,
+        snapshots: Sequence[model.Snapshot],
+        found: Mapping[Id, Entry] | Problem,
+        seconds: dict[str, float],
+        *,
+        dry_run: bool,
     ) -> Report:
         with _timed(seconds, "inspect"):
             wanted = desired.join(snapshots, self._inspect, frozenset(self.kinds))
-        found = self.ledger.entries()
         problems = list(self.ledger.damaged)
         entries: Mapping[Id, Entry] = {}
         if isinstance(found, Problem):

@@ -8,14 +8,17 @@ mistake, with a suggestion; all mistakes are told at once.
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from agent.core.labels import DOMAIN
 from agent.kinds.apparmor.judge import DENY_NAMES
 
 PREFIX: Final = "PROFILE_LOADER_"
-Shape = Literal["flag", "text", "list", "choice", "choices", "seconds", "path", "prefix"]
+Shape = Literal[
+    "flag", "text", "list", "choice", "choices", "seconds", "path", "prefix", "count", "name"
+]
 Value = bool | str | float | tuple[str, ...]
 
 
@@ -46,6 +49,8 @@ def _option(name: str, shape: Shape, default: Value, help_: str, **more: object)
     return Option(name=name, shape=shape, default=default, help=help_, **more)  # type: ignore[arg-type] # the table below
 
 
+_CLUSTER = "in a cluster"
+_DAEMON = "as a daemon (without --oneshot)"
 _REFUSE = "what is refused"
 _TELL = "what is told"
 OPTIONS: Final = (
@@ -53,8 +58,8 @@ OPTIONS: Final = (
         "source",
         "list",
         (),
-        "where profiles come from: dir:PATH, manifest:FILE (ConfigMaps in YAML), or a bare path; "
-        "repeatable",
+        "where profiles come from: configmap:NAMESPACE/NAME, configmaps:NAMESPACE?SELECTOR, "
+        "dir:PATH, manifest:FILE (ConfigMaps in YAML), or a bare path; repeatable",
         metavar="SOURCE",
     ),
     _option(
@@ -110,6 +115,70 @@ OPTIONS: Final = (
         metavar="NAME",
     ),
     _option("dry-run", "flag", False, "print what would be done; change nothing"),
+    _option(
+        "node-name",
+        "name",
+        "",
+        "name of this machine's Node; with it the Node is labelled, and Events are made",
+        metavar="NODE",
+        group=_CLUSTER,
+    ),
+    _option(
+        "kubeconfig",
+        "text",
+        "",
+        "how to reach the API server (default: as the pod's service account)",
+        metavar="FILE",
+        group=_CLUSTER,
+    ),
+    _option(
+        "label-domain",
+        "name",
+        DOMAIN,
+        "domain of the Node's labels and of the ConfigMaps' annotations",
+        metavar="DOMAIN",
+        group=_CLUSTER,
+    ),
+    _option(
+        "label-digest",
+        "flag",
+        False,
+        "label the first 12 hex digits of each profile's digest too; a workload pinned to one "
+        "cannot be scheduled after the next update",
+        group=_CLUSTER,
+    ),
+    _option(
+        "label-limit",
+        "count",
+        200.0,
+        "most labels on the Node",
+        metavar="NUMBER",
+        group=_CLUSTER,
+    ),
+    _option(
+        "startup-taint",
+        "text",
+        "",
+        "taint to take off the Node once every accepted profile is in place",
+        metavar="KEY",
+        group=_CLUSTER,
+    ),
+    _option(
+        "resync",
+        "seconds",
+        300.0,
+        "longest time between two complete looks, somewhat shortened at random",
+        metavar="TIME",
+        group=_DAEMON,
+    ),
+    _option(
+        "removal-grace",
+        "seconds",
+        60.0,
+        "how long a removal waits after the label is off the Node",
+        metavar="TIME",
+        group=_DAEMON,
+    ),
     _option(
         "apparmor-parser",
         "text",
@@ -209,7 +278,7 @@ BY_NAME: Final = {option.name: option for option in OPTIONS}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Every option's value, checked. parser_timeout is in seconds."""
+    """Every option's value, checked. Times are in seconds."""
 
     source: tuple[str, ...] = ()
     host_root: str = "/"
@@ -220,6 +289,14 @@ class Settings:
     prune: Literal["unused", "always", "never"] = "unused"
     take_over: tuple[str, ...] = ()
     dry_run: bool = False
+    node_name: str = ""
+    kubeconfig: str = ""
+    label_domain: str = DOMAIN
+    label_digest: bool = False
+    label_limit: float = 200.0
+    startup_taint: str = ""
+    resync: float = 300.0
+    removal_grace: float = 60.0
     apparmor_parser: str = ""
     parser_timeout: float = 30.0
     seccomp_format: Literal["oci", "docker"] = "oci"
@@ -284,12 +361,8 @@ def _given(
         yield f'key "{option.name}" of the configuration file', file[option.name]
 
 
-def _value(option: Option, raw: object) -> Value:  # noqa: PLR0911 - one return a shape
+def _value(option: Option, raw: object) -> Value:
     match option.shape:
-        case "flag":
-            return _flag(raw)
-        case "list":
-            return _list(raw)
         case "choices":
             words = _words(raw)
             for word in words:
@@ -299,14 +372,10 @@ def _value(option: Option, raw: object) -> Value:  # noqa: PLR0911 - one return 
             return words
         case "choice":
             return _choice(option, raw)
-        case "seconds":
-            return _seconds(raw)
         case "path":
             return _path(option, raw)
-        case "prefix":
-            return _prefix(raw)
         case _:
-            return _text(raw)
+            return _READERS[option.shape](raw)
 
 
 def _flag(raw: object) -> bool:
@@ -315,6 +384,22 @@ def _flag(raw: object) -> bool:
     if raw in ("true", "false", "1", "0"):
         return raw in ("true", "1")
     raise ValueError(f'"{raw}" is neither true nor false')
+
+
+def _count(raw: object) -> float:
+    text = str(raw)
+    if isinstance(raw, bool) or not re.fullmatch(r"[0-9]{1,6}", text):
+        raise ValueError(f'"{raw}" is no number of things')
+    return float(text)
+
+
+def _name(raw: object) -> str:
+    """Read a name as a Node or a domain has it: an RFC 1123 subdomain."""
+    text = _text(raw)
+    label = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+    if not re.fullmatch(rf"(?=.{{1,253}}\Z){label}(\.{label})*", text):
+        raise ValueError(f'"{text}" must be lower-case letters, digits, "-" and "."')
+    return text
 
 
 def _text(raw: object) -> str:
@@ -381,17 +466,33 @@ def _seconds(raw: object) -> float:
     return seconds
 
 
+# What a kubelet puts into pods of a namespace with a Service "profile-loader": kubernetes,
+# pkg/kubelet/envvars/envvars.go.
+_SERVICE_LINK: Final = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_[0-9]+_.*)?)$")
+
+
 def _unknown_variables(environ: Mapping[str, str]) -> list[str]:
     known = {option.variable: option.name for option in OPTIONS} | {PREFIX + "CONFIG": "config"}
     return [
         f"environment variable {name} is unknown.{near(name, known)}"
         for name in sorted(environ)
-        if name.startswith(PREFIX) and name not in known
+        if name.startswith(PREFIX) and name not in known and not _SERVICE_LINK.search(name)
     ]
 
 
 def _unknown(what: str, name: str) -> str:
     return f"{what} is unknown.{near(str(name), BY_NAME)}"
+
+
+_READERS: Final[Mapping[str, Callable[[object], Value]]] = {
+    "flag": _flag,
+    "list": _list,
+    "seconds": _seconds,
+    "prefix": _prefix,
+    "count": _count,
+    "name": _name,
+    "text": _text,
+}
 
 
 def unknown_flag(text: str, command: str, known: Iterable[str]) -> str:

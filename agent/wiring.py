@@ -1,15 +1,36 @@
 """Build the parts of a pass from settings.
 
-Rule 1: nothing is read or written here. Rule 2: a mode imports only what it needs.
+Rule 1: nothing is written here, and nothing is read but the configuration of the API client.
+Rule 2: a mode imports only what it needs: without a cluster the client is never imported.
 """
+
+import contextlib
+import queue
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib import metadata
+from typing import TYPE_CHECKING
 
 from agent import oneshot
 from agent.core import plan, ports
+from agent.core.labels import is_own, key
 from agent.core.model import KindName
-from agent.doors.host import Host
+from agent.core.problems import Problem
+from agent.core.report import Report
+from agent.doors.host import Host, HostError
 from agent.doors.ledger import FileLedger
 from agent.settings import Settings
 from agent.sources import opening
+
+if TYPE_CHECKING:
+    from agent.daemon import Daemon
+    from agent.doors.kube import Api
+    from agent.doors.reflect import Copy, Reflector
+    from agent.reporters.node import Meta, OwnNode
+    from agent.reporters.publisher import Publisher
+    from agent.sources.cluster import Kept
+
+Wake = Callable[[str], None]
 
 
 def host(settings: Settings) -> Host:
@@ -51,15 +72,233 @@ def ledger(settings: Settings) -> FileLedger:
     return FileLedger(host(settings), settings.state_dir)
 
 
-def one_pass(settings: Settings) -> oneshot.Pass:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """What speaks to the API server. own and node are None without --node-name."""
+
+    api: "Api"
+    reflectors: "Mapping[opening.Wanted, Reflector[Kept]]"
+    own: "OwnNode | None"
+    node: "Reflector[Meta] | None"
+
+    def parts(self) -> "list[Reflector[Kept] | Reflector[Meta]]":
+        """Return everything that lists and watches."""
+        return [*self.reflectors.values(), *([self.node] if self.node is not None else [])]
+
+    def answered(self) -> bool:
+        """Return whether the API server has answered every first question, or failed to."""
+        return all(one.copy.objects is not None or one.copy.tried for one in self.parts())
+
+    def node_labels(self) -> Mapping[str, str] | None:
+        """Return the labels of the own Node that are not ours; None where they are not known."""
+        if self.own is None or self.node is None:
+            return None
+        meta = (self.node.copy.objects or {}).get(self.own.options.name)
+        if meta is None:
+            return None
+        domain = self.own.options.domain
+        return {key: value for key, value in meta.labels.items() if not is_own(key, domain)}
+
+
+def cluster(
+    settings: Settings,
+    wake: Wake,
+    *,
+    count: Callable[[str, str, float], None] = lambda *_: None,
+    restarted: Callable[[str], None] = lambda _: None,
+) -> Cluster | None:
+    """Return what speaks to the API server, or None where nothing does.
+
+    wake is told "source" and "node". Raises kube.NoCluster.
+    """
+    texts = [opening.open_source(text) for text in settings.source]
+    wanted = [one for one in texts if isinstance(one, opening.Wanted)]
+    if not wanted and not settings.node_name:
+        return None
+    from agent.doors.kube import Api
+    from agent.doors.reflect import Reflector
+    from agent.reporters import node
+    from agent.sources import cluster as config_maps
+
+    api = Api(
+        kubeconfig=settings.kubeconfig, version=metadata.version("profile-loader"), count=count
+    )
+    reflectors = {
+        one: Reflector(
+            api,
+            one.path,
+            query=one.query,
+            keep=config_maps.keep(settings.label_domain),
+            changed=lambda: wake("source"),
+            restarted=lambda: restarted("configmaps"),
+        )
+        for one in wanted
+    }
+    if not settings.node_name:
+        return Cluster(api=api, reflectors=reflectors, own=None, node=None)
+    own = node.OwnNode(
+        api,
+        node.Options(
+            name=settings.node_name,
+            domain=settings.label_domain,
+            digest=settings.label_digest,
+            limit=int(settings.label_limit),
+            taint=settings.startup_taint,
+        ),
+        boot_id=lambda: _boot_id(host(settings)),
+    )
+    watched = Reflector(
+        api,
+        "/api/v1/nodes",
+        query=(("fieldSelector", f"metadata.name={settings.node_name}"),),
+        one=own.options.path,
+        metadata=True,
+        keep=node.keep,
+        changed=lambda: wake("node"),
+        restarted=lambda: restarted("node"),
+    )
+    return Cluster(api=api, reflectors=reflectors, own=own, node=watched)
+
+
+def _boot_id(on: Host) -> str:
+    try:
+        return on.read("/proc/sys/kernel/random/boot_id", limit=64).decode("ascii").strip()
+    except (HostError, UnicodeDecodeError):
+        return ""
+
+
+def sources(settings: Settings, found: Cluster | None) -> list[ports.Source]:
+    """Return the sources that --source names."""
+    opened: list[ports.Source] = []
+    for text in settings.source:
+        one = opening.open_source(text, settings.label_domain)
+        if not isinstance(one, opening.Wanted):
+            opened.append(one)
+        elif found is not None:
+            from agent.sources.cluster import ConfigMaps
+
+            reflector = found.reflectors[one]
+            opened.append(ConfigMaps(one, copy=_copy_of(reflector), node_labels=found.node_labels))
+    return opened
+
+
+def _copy_of(reflector: "Reflector[Kept]") -> "Callable[[], Copy[Kept]]":
+    return lambda: reflector.copy
+
+
+def one_pass(settings: Settings, found: Cluster | None = None) -> oneshot.Pass:
     """Return a pass over the sources that --source names."""
     return oneshot.Pass(
-        sources=[opening.open_source(text) for text in settings.source],
+        sources=sources(settings, found),
         kinds=kinds(settings),
         ledger=ledger(settings),
         options=plan.Options(
             prune=settings.prune,
             allow_empty=settings.allow_empty,
             take_over=frozenset(settings.take_over),
+            grace=settings.removal_grace,
         ),
     )
+
+
+def once(settings: Settings) -> Report:
+    """Run one pass; with --node-name the Node is labelled too, and a removal waits for that."""
+    found = cluster(settings, lambda _: None)
+    one = one_pass(settings, found)
+    if found is None:
+        return one.run(dry_run=settings.dry_run)
+    from agent.doors.kube import KubeError
+
+    for reflector in found.parts():
+        with contextlib.suppress(KubeError):  # the copy says so, and the report then
+            reflector.list()
+    if found.own is None or found.node is None:
+        return one.run(dry_run=settings.dry_run)
+    one.options = replace(one.options, grace=0.0, gone=_off(settings, one, found))
+    report = one.run(dry_run=settings.dry_run)
+    return report if settings.dry_run else _labelled(settings, found, report)
+
+
+def _off(
+    settings: Settings, one: oneshot.Pass, found: Cluster
+) -> dict[tuple[KindName, str], float]:
+    """Return the names whose label is not on the Node: what an earlier run has taken off."""
+    entries = one.ledger.entries()
+    meta = _meta(settings, found)
+    if isinstance(entries, Problem) or meta is None:
+        return {}
+    return {
+        (entry.id.kind, name): 0.0
+        for entry in entries.values()
+        for name in plan.owned(entry)
+        if key(entry.id.kind, name, settings.label_domain) not in meta.labels
+    }
+
+
+def _meta(settings: Settings, found: Cluster) -> "Meta | None":
+    objects = found.node.copy.objects if found.node is not None else None
+    return (objects or {}).get(settings.node_name)
+
+
+def _labelled(settings: Settings, found: Cluster, report: Report) -> Report:
+    """Label the Node as the report says; return the report with what went wrong."""
+    from agent.doors.kube import KubeError
+    from agent.reporters import node
+
+    own, meta, name = found.own, _meta(settings, found), settings.node_name
+    problems: tuple[Problem, ...] = ()
+    try:
+        if own is None or meta is None:
+            raise KubeError(found.node.copy.why if found.node is not None else "")  # noqa: TRY301 - told below
+        wanted = own.wanted(report, meta)
+        own.untaint(own.publish(meta, wanted.labels), report)
+        problems = (*wanted.problems, *own.problems())
+    except node.NotOurs as error:
+        problems = (node.not_ours(error, name),)
+    except KubeError as error:
+        problems = (node.failed(error, name),)
+    return replace(report, problems=report.problems + problems)
+
+
+def daemon(settings: Settings) -> "Daemon":
+    """Return the daemon, with everything it needs started."""
+    from agent.daemon import Daemon
+    from agent.reporters import logs
+
+    wake: queue.SimpleQueue[str] = queue.SimpleQueue()
+    publishers: list[Publisher] = []
+
+    def woken(word: str) -> None:
+        if word == "node":
+            for one in publishers:
+                one.poke()
+        wake.put(word)
+
+    found = cluster(settings, woken)
+    if found is not None and found.own is not None and found.node is not None:
+        from agent.reporters import publisher as teller
+
+        watched = found.node
+        publishers.append(
+            teller.Publisher(
+                found.own,
+                found.api,
+                copy=lambda: watched.copy,
+                changed=lambda: wake.put("labels"),
+            )
+        )
+    made = Daemon(
+        one_pass(settings, found),
+        wake=wake,
+        resync=settings.resync,
+        teller=publishers[0] if publishers else None,
+        domain=settings.label_domain,
+        ready=(lambda: True) if found is None else found.answered,
+        nodes=(lambda: None) if found is None else found.node_labels,
+        told=logs.Changes().told,
+    )
+    for one in found.parts() if found is not None else ():
+        one.start()
+    for publisher in publishers:
+        publisher.start()
+    return made

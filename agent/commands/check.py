@@ -63,7 +63,9 @@ def _read(path: str) -> tuple[Snapshot, ...]:
     """Read a directory, a manifest, or a single file as one key."""
     one = Path(path)
     if not one.is_file() or one.suffix in _MANIFESTS:
-        return opening.open_source(path).read()
+        source = opening.open_source(path)
+        # The command line has refused ConfigMaps of the API server.
+        return () if isinstance(source, opening.Wanted) else source.read()
     origin = f"dir {one.parent}"
     try:
         content = one.read_bytes()

@@ -62,10 +62,18 @@ def _rows(outcome: Outcome, desired: Desired) -> Iterable[Row]:
     if state is None:
         return
     problems = _problems(outcome, desired)
+    desires = not isinstance(action, plan.Remove | plan.Release) and (
+        not isinstance(action, plan.Hold) or action.desired
+    )
     for index, provided in enumerate(action.names or ("",)):
         row = _row(action.id, provided, outcome.version)
         yield replace(
-            row, state=state, action=name, why=action.why, problems=problems * (index == 0)
+            row,
+            state=state,
+            action=name,
+            why=action.why,
+            desired=desires,
+            problems=problems * (index == 0),
         )
 
 

@@ -60,11 +60,17 @@ from agent.core.report import State
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What an operator may decide about removals and ownership."""
+    """What an operator may decide about removals and ownership.
+
+    gone: seconds since a name's label was confirmed to be off the Node, for the names of which
+    that is known; None: nobody publishes labels. grace: how many such seconds a removal waits.
+    """
 
     prune: Literal["unused", "always", "never"] = "unused"
     allow_empty: bool = False
     take_over: frozenset[str] = frozenset()
+    grace: float = 0.0
+    gone: Mapping[tuple[KindName, str], float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +120,7 @@ class Hold:
     names: tuple[str, ...]
     state: State
     problems: tuple[Problem, ...] = ()
+    desired: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -539,9 +546,15 @@ class _Planner:
     def _held(self, id_: Id, name: str, seen: Seen) -> Hold | None:
         """Return why a name of ours that nobody desires must stay, or None if it may go."""
         if self.unreadable:
-            return Hold(id=id_, why="a source is unreadable", names=(name,), state="held")
+            # It may be desired there: its label stays too.
+            why = "a source is unreadable"
+            return Hold(id=id_, why=why, names=(name,), state="held")
         if self.options.prune == "never":
-            return Hold(id=id_, why="prune=never", names=(name,), state="held")
+            return _left(id_, name, "prune=never")
+        if self.options.gone is not None and (
+            self.options.gone.get((self.kind, name), -1.0) < self.options.grace
+        ):
+            return _left(id_, name, "label_pending", _pending(name))
         match seen.uses.get(name, CannotTell(why="its use was not looked at")):
             case Unused():
                 return None
@@ -551,7 +564,7 @@ class _Planner:
                 problem = held_by(name, use)
             case unreachable:
                 assert_never(unreachable)
-        return Hold(id=id_, why=problem.code, names=(name,), state="held", problems=(problem,))
+        return _left(id_, name, problem.code, problem)
 
     # --- a kind that cannot be seen ---------------------------------------------------------------
 
@@ -559,7 +572,17 @@ class _Planner:
         state: State = "unobservable" if isinstance(observed, Blind) else "unsupported"
         for id_ in self._sorted(self.desired.rejections):
             problems = self.desired.rejections[id_].problems
-            yield Hold(id=id_, why="rejected", names=(), state="rejected", problems=problems)
+            last = self.entries[id_].installed if id_ in self.entries else None
+            if last is None:
+                yield Hold(id=id_, why="rejected", names=(), state="rejected", problems=problems)
+            else:
+                yield Hold(
+                    id=id_,
+                    why="rejected",
+                    names=last.provides,
+                    state=state,
+                    problems=(*problems, observed.problem),
+                )
         for id_ in self._sorted([*self.desired.profiles, *self.desired.unchecked]):
             profile = self.desired.profiles.get(id_)
             names = profile.version.provides if profile is not None else ()
@@ -573,6 +596,7 @@ class _Planner:
                     names=tuple(sorted(owned(entry))),
                     state=state,
                     problems=(observed.problem,),
+                    desired=_standing(entry, self.desired, self.options),
                 )
 
     def _sorted(self, ids: Collection[Id]) -> list[Id]:
@@ -585,6 +609,20 @@ def _intact(entry: Entry, name: str, fact: Fact) -> bool:
     """Return whether the node holds what the entry says it put under that name."""
     mode = entry.installed.modes.get(name, "") if entry.installed is not None else ""
     return same(owned(entry)[name], fact, mode)
+
+
+def _left(id_: Id, name: str, why: str, *problems: Problem) -> Hold:
+    """Hold a name that nobody desires any more."""
+    return Hold(id=id_, why=why, names=(name,), state="held", problems=problems, desired=False)
+
+
+def _pending(name: str) -> Problem:
+    return Problem(
+        code="label_pending",
+        where=name,
+        what=f'"{name}" is no longer desired. It stays until its label is off the Node, and for '
+        "the grace time after that.",
+    )
 
 
 def _foreign(name: str, id_: Id) -> Problem:

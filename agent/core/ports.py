@@ -90,6 +90,12 @@ class Source(Protocol):
     def read(self) -> tuple[Snapshot, ...]:
         """Read every set of this source once."""
 
+    def absent(self, set_: str) -> Snapshot | None:
+        """Return what is known of a set of the ledger that `read` did not give.
+
+        None: it is no set of this source, and so nothing of it is touched.
+        """
+
 
 class Ledger(Protocol):
     """The memory of what this agent put on the node."""

@@ -69,6 +69,13 @@ CODES: Final[dict[str, Severity]] = {
     "abi_missing": "warning",
     "dangerous_syscalls": "warning",
     "condition_surprising": "warning",
+    # in a cluster
+    "node_unknown": "error",  # no Node of this name, or it is not this machine
+    "node_unreachable": "warning",  # the API server does not answer, or refuses the labels
+    "label_foreign": "warning",  # somebody else's label below the agent's prefix
+    "label_collision": "error",  # two names would have the same label
+    "label_limit": "warning",  # more labels than --label-limit
+    "label_pending": "notice",  # removal held: its label is not gone, or not for long enough
     # state
     "ledger_damaged": "error",
     "ledger_newer": "error",

@@ -36,7 +36,8 @@ class Row:
     securityContext.{appArmorProfile,seccompProfile}.localhostProfile, empty where there is none.
     source, installed, policy: sha256 hex of the key's bytes, of the file written (seccomp) and
     of the compiled policy (AppArmor); empty where unknown or of the other kind. mode: in the
-    kernel (enforce, complain, kill, unconfined), empty for seccomp.
+    kernel (enforce, complain, kill, unconfined), empty for seccomp. desired: a current key, or the
+    last good version of one, provides the name.
     """
 
     kind: KindName
@@ -51,6 +52,7 @@ class Row:
     installed: str = ""
     policy: str = ""
     mode: str = ""
+    desired: bool = True
     problems: tuple[Problem, ...] = ()
 
 

@@ -276,14 +276,12 @@ class Host:
         argv[0] is an absolute path on this machine, not below root. Raises HostError if it
         cannot be started.
         """
-
-        def limit() -> None:
-            os.setsid()
-            resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-            resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
-            resource.setrlimit(resource.RLIMIT_FSIZE, (output_bytes, output_bytes))
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
+        limits = {
+            resource.RLIMIT_AS: (memory_bytes, memory_bytes),
+            resource.RLIMIT_CPU: (cpu_seconds, cpu_seconds + 1),
+            resource.RLIMIT_FSIZE: (output_bytes, output_bytes),
+            resource.RLIMIT_CORE: (0, 0),
+        }
         killed = ""
         with (
             _translated(argv[0]),
@@ -299,9 +297,13 @@ class Host:
                 stdout=out,
                 stderr=err,
                 env={"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **(environment or {})},
-                preexec_fn=limit,  # noqa: PLW1509 - the agent starts children from one thread only
+                start_new_session=True,
             )
             try:
+                # From outside: code between fork and exec could wait for another thread's lock.
+                with contextlib.suppress(ProcessLookupError):
+                    for which, values in limits.items():
+                        resource.prlimit(child.pid, which, values)
                 child.wait(timeout_seconds)
             except subprocess.TimeoutExpired:
                 killed = f"time-out after {timeout_seconds:g} s"

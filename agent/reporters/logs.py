@@ -5,6 +5,7 @@ Rule 1: no profile body, no local variable of a traceback, no environment is eve
 
 import logging
 import sys
+from collections.abc import Iterator
 from typing import Literal
 
 import structlog
@@ -64,30 +65,60 @@ def _clean(
 
 def log(report: Report) -> None:
     """Log what a pass did: a line for each change and problem, one summary."""
-    logger = structlog.stdlib.get_logger("agent")
-    for row in report.rows:
-        event = _event(row)
-        if event:
+    Changes().told(report, 0.0)
+
+
+class Changes:
+    """Logs reports one after another: what a pass did, problems when they come and when they go."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str, str, str], Problem] = {}
+
+    def told(self, report: Report, _at: float) -> None:
+        """Log one report."""
+        logger = structlog.stdlib.get_logger("agent")
+        events = [(event, row) for row in report.rows if (event := _event(row))]
+        for event, row in events:
             logger.info(event, **_keys(row))
+        found = dict(_problems(report))
+        for what, problem in found.items():
+            if self._known.get(what) == problem:
+                continue
+            if what[1] == "node":  # of a whole kind
+                logger.warning("kind_not_enabled", kind=what[0], what=problem.what)
+            else:
+                _problem(logger, problem, _about(what))
+        for what, problem in self._known.items():
+            if what not in found:
+                over = {"code": problem.code, "where": problem.where}
+                logger.info("problem_over", **_about(what), **over)
+        logger.log(
+            logging.INFO if events or found != self._known else logging.DEBUG,
+            "pass_finished",
+            profiles=len(report.rows),
+            converged=report.converged,
+            dry_run=report.dry_run,
+            seconds=round(sum(report.seconds.values()), 3),
+        )
+        self._known = found
+
+
+def _about(what: tuple[str, str, str, str]) -> dict[str, str]:
+    names = ("kind", "origin", "key")
+    return {name: one for name, one in zip(names, what, strict=False) if one}
+
+
+def _problems(report: Report) -> Iterator[tuple[tuple[str, str, str, str], Problem]]:
+    """Yield every problem with what it is about; one of a code for each key is enough."""
+    for row in report.rows:
         for problem in row.problems:
-            if problem.code != "kind_unsupported":  # said once for the node, below
-                _problem(logger, problem, _keys(row))
+            if problem.code != "kind_unsupported":  # said once for the node
+                yield (row.kind, row.origin, row.key, f"{problem.code} {problem.where}"), problem
     for kind, support in report.supports.items():
         if support.problem is not None:
-            logger.warning(
-                "kind_not_enabled", kind=kind, state=support.state, what=support.problem.what
-            )
+            yield (kind, "node", "", support.problem.code), support.problem
     for problem in report.problems:
-        _problem(logger, problem, {})
-    changed = any(_event(row) for row in report.rows)
-    logger.log(
-        logging.INFO if changed else logging.DEBUG,
-        "pass_finished",
-        profiles=len(report.rows),
-        converged=report.converged,
-        dry_run=report.dry_run,
-        seconds=round(sum(report.seconds.values()), 3),
-    )
+        yield ("", "", "", f"{problem.code} {problem.where}"), problem
 
 
 def _event(row: Row) -> str:

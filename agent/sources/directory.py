@@ -39,6 +39,10 @@ class Directory:
         self.origin = f"dir {Path(path).absolute()}"
         self._after_read = after_read  # called once per try, before the look whether it changed
 
+    def absent(self, set_: str) -> Snapshot | None:  # noqa: ARG002 - the port's
+        """Return None: this source has one set, and always answers for it."""
+        return None
+
     def read(self) -> tuple[Snapshot, ...]:
         """Read the set once; a set that changes meanwhile is read again, a few times."""
         for _ in range(_TRIES):

@@ -28,7 +28,7 @@ RUN = ("--oneshot", "--source", "dir:/p")
 @pytest.mark.parametrize("argv", [RUN, ("run", *RUN)])
 def test_run_is_the_default_command(argv):
     """Without a command, options are those of run, and the defaults are the documented ones."""
-    assert parse(*argv) == cli.Run(settings=Settings(source=("dir:/p",)))
+    assert parse(*argv) == cli.Run(settings=Settings(source=("dir:/p",)), oneshot=True)
 
 
 def test_the_defaults_of_the_table_are_those_of_the_settings():
@@ -59,7 +59,7 @@ def test_each_kind_of_option_is_read_from_flags():
         parser_timeout=90.0,
         take_over=("a", "b"),
     )
-    assert parsed == cli.Run(settings=expected)
+    assert parsed == cli.Run(settings=expected, oneshot=True)
 
 
 def test_a_flag_wins_over_the_environment_and_that_over_the_file():
@@ -83,7 +83,7 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_file():
         kinds=frozenset({"apparmor"}),
         deny_name=("x",),
     )
-    assert parsed == cli.Run(settings=expected)
+    assert parsed == cli.Run(settings=expected, oneshot=True)
 
 
 def test_every_mistake_is_told_at_once_with_a_suggestion():
@@ -105,7 +105,6 @@ def test_every_mistake_is_told_at_once_with_a_suggestion():
         'key "take-over" of the configuration file: "5" must be a list',
         '--parser-timeout: "never" must be a time such as 30s, more than 0 and at most 60m',
         'PROFILE_LOADER_ALLOW_EMPTY: "maybe" is neither true nor false',
-        "--oneshot is needed: this version makes one pass and exits",
         "at least one --source is needed, for example --source profiles",
     ]
 
@@ -149,6 +148,42 @@ def test_what_is_wrong_is_said(argv, expected):
     assert told == expected if expected is not None else "dri:" in told[0]
 
 
+def test_variables_that_a_service_of_the_same_name_brings_are_no_mistake():
+    """The kubelet tells each pod of the Services beside it, under names that begin as ours do."""
+    links = {
+        "PROFILE_LOADER_SERVICE_HOST": "10.0.0.1",
+        "PROFILE_LOADER_SERVICE_PORT": "9808",
+        "PROFILE_LOADER_SERVICE_PORT_METRICS": "9808",
+        "PROFILE_LOADER_PORT": "tcp://10.0.0.1:9808",
+        "PROFILE_LOADER_PORT_9808_TCP_ADDR": "10.0.0.1",
+    }
+    assert isinstance(parse(*RUN, environ=links), cli.Run)
+
+
+def test_without_oneshot_it_is_a_daemon():
+    """--oneshot alone makes the difference between one pass and passes for ever."""
+    expected = cli.Run(settings=Settings(source=("configmap:ns/a",)), oneshot=False)
+    assert parse("--source", "configmap:ns/a") == expected
+
+
+def test_options_that_do_not_go_together_are_told():
+    """A daemon that changes nothing, and a taint of an unknown Node, are mistakes."""
+    assert mistakes("--source=/p", "--dry-run", "--startup-taint=fresh") == [
+        "--dry-run needs --oneshot: a daemon that changes nothing is of no use",
+        "--startup-taint needs --node-name",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["configmap:ns", "configmap:ns/", "configmap:NS/a", "configmaps:/", "configmaps:ns?a in b"],
+)
+def test_a_configmap_source_that_cannot_exist_is_told(text):
+    """The names are checked before the API server is asked."""
+    (mistake,) = mistakes("--oneshot", "--source", text)
+    assert mistake.startswith(f'--source: "{text}"')
+
+
 def test_a_flag_without_its_value_hides_no_other_mistake():
     """A missing value, and one too many, are told beside everything else."""
     assert mistakes("--onshot", "--dry-run=yes", "--source", "--prune") == [
@@ -156,7 +191,6 @@ def test_a_flag_without_its_value_hides_no_other_mistake():
         "--source: a value is needed",
         "--prune: a value is needed",
         "--onshot is unknown. Did you mean --oneshot?",
-        "--oneshot is needed: this version makes one pass and exits",
     ]
 
 

@@ -1,0 +1,88 @@
+"""Kubernetes label selectors: which labels a text selects.
+
+Rule: the grammar is that of kubectl's --selector (kubernetes, apimachinery/pkg/labels/selector.go):
+`a=b`, `a==b`, `a!=b`, `a in (b,c)`, `a notin (b,c)`, `a`, `!a`, joined by commas that mean and.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+_NAME = r"[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+_KEY = rf"(?:[a-z0-9][-a-z0-9.]{{0,252}}/)?{_NAME}"
+_VALUE = re.compile(rf"(?:{_NAME})?")
+_TERM = re.compile(
+    rf"\s*(?:(?P<no>!)\s*(?P<absent>{_KEY})"
+    rf"|(?P<key>{_KEY})(?:\s+(?P<set>in|notin)\s*\((?P<values>[^()]*)\)"
+    rf"|\s*(?P<sign>!=|==|=)\s*(?P<value>[^,\s()=!]*))?)\s*"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """One condition. values are empty for exists and absent."""
+
+    key: str
+    relation: Literal["in", "notin", "exists", "absent"]
+    values: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selector:
+    """Conditions that must all hold; without any it selects everything."""
+
+    terms: tuple[Term, ...] = ()
+
+
+def parse(text: str) -> Selector:
+    """Return the selector that a text means. Raises ValueError, with what is wrong."""
+    if not text.strip():
+        return Selector()
+    terms: list[Term] = []
+    position = 0
+    while True:
+        found = _TERM.match(text, position)
+        if found is None:
+            raise ValueError(f'"{text}" is no label selector, from character {position + 1} on')
+        terms.append(_term(found, text))
+        position = found.end()
+        if position == len(text):
+            return Selector(terms=tuple(terms))
+        if text[position] != ",":
+            raise ValueError(f'"{text}" is no label selector, from character {position + 1} on')
+        position += 1
+
+
+def _term(found: re.Match[str], text: str) -> Term:
+    if found["no"]:
+        return Term(key=found["absent"], relation="absent")
+    if found["set"]:
+        values = frozenset(one.strip() for one in found["values"].split(","))
+        relation: Literal["in", "notin"] = "in" if found["set"] == "in" else "notin"
+    elif found["sign"]:
+        values = frozenset([found["value"]])
+        relation = "notin" if found["sign"] == "!=" else "in"
+    else:
+        return Term(key=found["key"], relation="exists")
+    wrong = [one for one in sorted(values) if not _VALUE.fullmatch(one)]
+    if wrong:
+        raise ValueError(f'"{text}": "{wrong[0]}" can be no label\'s value')
+    return Term(key=found["key"], relation=relation, values=values)
+
+
+def selects(selector: Selector, labels: Mapping[str, str]) -> bool:
+    """Return whether labels fulfil every condition. `notin` holds where the label is absent."""
+    return all(_holds(term, labels) for term in selector.terms)
+
+
+def _holds(term: Term, labels: Mapping[str, str]) -> bool:
+    match term.relation:
+        case "exists":
+            return term.key in labels
+        case "absent":
+            return term.key not in labels
+        case "in":
+            return labels.get(term.key) in term.values
+        case "notin":
+            return labels.get(term.key) not in term.values

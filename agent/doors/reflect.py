@@ -1,0 +1,199 @@
+"""A copy of some objects of the API server, kept true by list and watch in a thread of its own.
+
+Rule 1: an event says what changed, a list says what is; after any doubt it lists again. Rule 2: a
+copy that cannot be confirmed says so (`why`), and stays readable. Rule 3: every wait has an end,
+and every failure waits longer than the one before, at random, so that a thousand agents do not
+come back at once.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+from agent.doors.kube import Api, Event, Json, Refused, Unreachable
+
+FIRST_SECONDS: Final = 1.0
+LAST_SECONDS: Final = 60.0
+# The server sends a bookmark about every minute (kubernetes, staging/src/k8s.io/apiserver,
+# storage/cacher); a peer that is silent longer than this is gone.
+SILENCE_SECONDS: Final = 90.0
+WATCH_SECONDS: Final = (240, 360)
+RELIST_SECONDS: Final = (600.0, 1800.0)
+METADATA: Final = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+METADATA_LIST: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+
+Kept = TypeVar("Kept")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copy(Generic[Kept]):
+    """What is known now.
+
+    objects: by name, as of the last answer; None: never listed. why: the last request that was to
+    confirm it failed, and how; empty: it is confirmed. status: the HTTP status of that failure,
+    0 for silence. tried: it was asked for at least once.
+    """
+
+    objects: Mapping[str, Kept] | None
+    why: str = ""
+    status: int = 0
+    tried: bool = True
+
+
+class Reflector(Generic[Kept]):
+    """Lists and watches the objects of one path.
+
+    query selects (labelSelector, fieldSelector). keep makes of an object what is remembered of
+    it. one: the path of the only object, read by GET instead of a list (a right less). changed is
+    called after every change of the copy.
+    """
+
+    def __init__(  # noqa: PLR0913 - what is watched, and who hears of it
+        self,
+        api: Api,
+        path: str,
+        *,
+        keep: Callable[[Json], Kept],
+        changed: Callable[[], None],
+        query: tuple[tuple[str, str], ...] = (),
+        one: str = "",
+        metadata: bool = False,
+        restarted: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.api = api
+        self.path = path
+        self.query = query
+        self.keep = keep
+        self.changed = changed
+        self.one = one
+        self.metadata = metadata
+        self.restarted = restarted
+        self.copy: Copy[Kept] = Copy(objects=None, why="not read yet", tried=False)
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._random = random.Random()  # noqa: S311 - spreads load, keeps no secret
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        self._thread = threading.Thread(target=self._run, name=f"reflect {self.path}", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask the thread to end; closing the Api wakes it from a watch."""
+        self._stop.set()
+
+    def list(self) -> str:
+        """Read everything once, keep it, and return the resource version.
+
+        Raises Refused and Unreachable; the copy says so then too.
+        """
+        try:
+            objects, version = self._listed()
+        except (Refused, Unreachable) as error:
+            self._failed(error)
+            raise
+        self._known(objects)
+        return version
+
+    def _listed(self) -> tuple[dict[str, Kept], str]:
+        if self.one:
+            accept = METADATA if self.metadata else "application/json"
+            found = self.api.get(self.one, accept=accept)
+            return {_name(found): self.keep(found)}, _version(found)
+        accept = METADATA_LIST if self.metadata else "application/json"
+        found = self.api.get(self.path, self.query, accept=accept)
+        items = found.get("items")
+        if items is None:
+            items = []
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            raise Unreachable("the answer is no list")
+        return {_name(item): self.keep(item) for item in items}, _version(found)
+
+    # --- the thread -------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._stop.is_set():
+            try:
+                self._follow(self.list())
+                failures = 0
+            except (Refused, Unreachable) as error:
+                if self._stop.is_set():
+                    return
+                failures = 0 if isinstance(error, Refused) and error.status == 410 else failures + 1  # noqa: PLR2004 - Gone
+                least = error.retry_after if isinstance(error, Refused) else 0.0
+                self._stop.wait(max(least, self.pause(failures)))
+            self.restarted()
+
+    def pause(self, failures: int) -> float:
+        """Return how many seconds to wait after so many failures in a row: full jitter."""
+        top = min(LAST_SECONDS, FIRST_SECONDS * 2 ** min(failures - 1, 10)) if failures else 0.0
+        return self._random.uniform(0.0, top)
+
+    def _follow(self, version: str) -> None:
+        """Watch from a resource version until it is time to list again."""
+        until = time.monotonic() + self._random.uniform(*RELIST_SECONDS)
+        failures = 0
+        while not self._stop.is_set() and time.monotonic() < until:
+            query = [
+                *self.query,
+                ("resourceVersion", version),
+                ("allowWatchBookmarks", "true"),
+                ("timeoutSeconds", str(self._random.randint(*WATCH_SECONDS))),
+            ]
+            accept = METADATA if self.metadata else "application/json"
+            begin = time.monotonic()
+            try:
+                for event in self.api.watch(
+                    self.path, query, silence_seconds=SILENCE_SECONDS, accept=accept
+                ):
+                    version = _version(event["object"]) or version
+                    self._changed(event)
+            except Unreachable:
+                # One broken connection is no news about the objects; a second one at once is.
+                if failures or self._stop.is_set():
+                    raise
+            failures = 0 if time.monotonic() - begin > FIRST_SECONDS else failures + 1
+            self._stop.wait(self.pause(failures))
+
+    def _changed(self, event: Event) -> None:
+        found, name = event["object"], _name(event["object"])
+        objects = dict(self.copy.objects or {})
+        if event["type"] == "DELETED":
+            objects.pop(name, None)
+        elif event["type"] in ("ADDED", "MODIFIED"):
+            objects[name] = self.keep(found)
+        self._known(objects)
+
+    def _known(self, objects: Mapping[str, Kept]) -> None:
+        copy: Copy[Kept] = Copy(objects=objects)
+        if copy != self.copy:
+            self.copy = copy
+            self.changed()
+
+    def _failed(self, error: Refused | Unreachable) -> None:
+        status = error.status if isinstance(error, Refused) else 0
+        gone = self.one and status == 404  # noqa: PLR2004 - Not Found
+        objects = {} if gone else self.copy.objects
+        copy: Copy[Kept] = Copy(objects=objects, why=str(error), status=status)
+        if copy != self.copy:
+            self.copy = copy
+            self.changed()
+
+
+def _metadata(found: Json) -> Mapping[str, object]:
+    metadata = found.get("metadata")
+    if not isinstance(metadata, dict):
+        raise Unreachable("an object has no metadata")
+    return metadata
+
+
+def _name(found: Json) -> str:
+    return str(_metadata(found).get("name", ""))
+
+
+def _version(found: Json) -> str:
+    return str(_metadata(found).get("resourceVersion", ""))

@@ -1,0 +1,209 @@
+"""The own Node in the API: its labels, and the startup taint.
+
+Rule 1: the own Node has this name and this kernel's boot id, and is the one the token is bound
+to; no other is ever labelled. Rule 2: the whole set in one server-side apply, only when it
+differs; a label of another manager is never touched. Rule 3: what the API server answered is what
+is known, nothing is assumed.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import quote
+
+from agent.core import labels
+from agent.core.problems import Problem
+from agent.core.report import Report
+from agent.doors.kube import JSON_PATCH, Api, Json, KubeError
+
+# Everything accepted is in place; one refused key must not taint new nodes for ever.
+_SETTLED: Final = frozenset(
+    {"installed", "outdated", "held", "rejected", "unsupported", "removed", "released"}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meta:
+    """What is remembered of a Node."""
+
+    uid: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How the Node is labelled. taint: key of the startup taint, or empty."""
+
+    name: str
+    domain: str = labels.DOMAIN
+    digest: bool = False
+    limit: int = labels.LIMIT
+    taint: str = ""
+
+    @property
+    def path(self) -> str:
+        """Return the Node's path in the API."""
+        return f"/api/v1/nodes/{quote(self.name)}"
+
+
+class NotOurs(Exception):  # noqa: N818 - reads as what it is
+    """The Node of this name is not this machine, or not yet."""
+
+
+def keep(found: Json) -> Meta:
+    """Return what is remembered of a Node; its conditions and heartbeats are not."""
+    metadata = found.get("metadata")
+    known = metadata if isinstance(metadata, dict) else {}
+    told = known.get("labels") or {}
+    return Meta(
+        uid=str(known.get("uid", "")),
+        labels={str(key): str(value) for key, value in told.items()},
+    )
+
+
+class OwnNode:
+    """Labels one Node. boot_id: of this kernel, empty where it cannot be read."""
+
+    def __init__(self, api: Api, options: Options, boot_id: Callable[[], str]) -> None:
+        self.api = api
+        self.options = options
+        self.boot_id = boot_id
+        self.strays: frozenset[str] = frozenset()  # below our prefixes, and another's
+        self._proven = ""  # uid of the Node that is known to be ours
+        self._untainted = ""  # uid of the Node whose startup taint is known to be gone
+
+    def read(self) -> Meta:
+        """Ask for the Node. Raises KubeError."""
+        return keep(self.api.get(self.options.path))
+
+    def wanted(self, report: Report, meta: Meta | None) -> labels.Labels:
+        """Return the labels that a report earns on the Node as it is known."""
+        return labels.of(
+            report,
+            domain=self.options.domain,
+            digest=self.options.digest,
+            limit=self.options.limit,
+            present=self.own(meta) if meta is not None else {},
+        )
+
+    def own(self, meta: Meta) -> dict[str, str]:
+        """Return the labels below our prefixes that are not known to be another's."""
+        return {
+            key: value
+            for key, value in meta.labels.items()
+            if labels.is_own(key, self.options.domain) and key not in self.strays
+        }
+
+    def publish(self, meta: Meta, wanted: Mapping[str, str]) -> Meta:
+        """Make the Node's own labels the wanted ones; return the Node as answered.
+
+        Raises NotOurs, and KubeError.
+        """
+        if self.own(meta) == wanted:
+            return meta
+        self.prove(meta)
+        body = {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": self.options.name, "uid": meta.uid, "labels": dict(wanted)},
+        }
+        answer = keep(self.api.apply(self.options.path, body))
+        self.strays = frozenset(
+            key
+            for key in answer.labels
+            if labels.is_own(key, self.options.domain) and key not in wanted
+        )
+        return answer
+
+    def prove(self, meta: Meta) -> None:
+        """Return if the Node of this uid is this machine. Raises NotOurs, and KubeError."""
+        if self._proven == meta.uid:
+            return
+        name = self.options.name
+        bound = self.api.token_node_uid()
+        if bound and bound != meta.uid:
+            raise NotOurs(
+                f"the Node {name} was made anew (uid {meta.uid}); the agent's token is still "
+                f"bound to the former one (uid {bound})"
+            )
+        status = self.api.get(self.options.path).get("status")
+        info = status.get("nodeInfo") if isinstance(status, dict) else None
+        told = info.get("bootID") if isinstance(info, dict) else None
+        mine = self.boot_id()
+        if not mine:
+            raise NotOurs("this kernel's boot id cannot be read")
+        if told != mine:
+            raise NotOurs(
+                f"the Node {name} has boot id {told or 'none yet'}, and this kernel has {mine}"
+            )
+        self._proven = meta.uid
+
+    def untaint(self, meta: Meta, report: Report) -> None:
+        """Take the startup taint off once everything accepted is in place.
+
+        Raises NotOurs, and KubeError.
+        """
+        if not self.options.taint or self._untainted == meta.uid or not settled(report):
+            return
+        self.prove(meta)
+        spec = self.api.get(self.options.path).get("spec")
+        taints = spec.get("taints") if isinstance(spec, dict) else None
+        # From the end, so that the places of the others stay what they are.
+        for index, taint in reversed(list(enumerate(taints or []))):
+            if isinstance(taint, dict) and taint.get("key") == self.options.taint:
+                place = f"/spec/taints/{index}"
+                patch = [
+                    {"op": "test", "path": place, "value": taint},
+                    {"op": "remove", "path": place},
+                ]
+                self.api.send("PATCH", self.options.path, patch, content=JSON_PATCH)
+        self._untainted = meta.uid
+
+    def unlabel(self) -> None:
+        """Take every own label off. Raises KubeError."""
+        body = {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": self.options.name, "labels": {}},
+        }
+        self.api.apply(self.options.path, body)
+
+    def problems(self) -> tuple[Problem, ...]:
+        """Return what is to be said of the labels as they are."""
+        return tuple(
+            Problem(
+                code="label_foreign",
+                where=key,
+                what="The label is below the agent's prefix, and somebody else holds it. It is "
+                "left as it is, and says nothing about this node.",
+                hint=f"kubectl label node {self.options.name} {key}-",
+            )
+            for key in sorted(self.strays)
+        )
+
+
+def settled(report: Report) -> bool:
+    """Return whether every set was read and every accepted profile is in place."""
+    return all(one.state == "read" for one in report.sets) and all(
+        row.state in _SETTLED for row in report.rows
+    )
+
+
+def not_ours(error: NotOurs, name: str) -> Problem:
+    """Say that the Node is not, or not yet, this machine's."""
+    return Problem(
+        code="node_unknown",
+        where=f"node {name}",
+        what=f"No label was changed: {error}.",
+        hint="It is tried again; if it stays, compare --node-name with `kubectl get nodes`.",
+    )
+
+
+def failed(error: KubeError, name: str) -> Problem:
+    """Say that the API server could not be asked, or refused."""
+    return Problem(
+        code="node_unreachable",
+        where=f"node {name}",
+        what=f"The Node's labels could not be brought up to date: {error}.",
+        hint="It is tried again. A refusal is a matter of RBAC or of the admission policy.",
+    )

@@ -1,0 +1,194 @@
+"""The thread that tells the API server: labels, startup taint and Events of the own Node.
+
+Rule 1: the agent's loop never waits for it: it takes the last report from a mailbox of one.
+Rule 2: labels before Events. Rule 3: a failure waits longer than the one before; news do not
+shorten that wait, so that a refusing API server sees no storm.
+"""
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from agent.core.problems import Problem
+from agent.core.report import Report
+from agent.doors.kube import Api, KubeError, Refused
+from agent.doors.reflect import Copy
+from agent.reporters import events, node
+from agent.reporters.node import Meta, OwnNode
+
+FIRST_SECONDS: Final = 1.0
+LAST_SECONDS: Final = 60.0
+OUTBOX: Final = 100
+
+
+class Publisher:
+    """Publishes for one Node.
+
+    copy: what is known of the Node (a reflector's). changed: called when `problems` or the labels
+    on the Node changed. dropped: called with a number of Events that were not sent.
+    """
+
+    def __init__(
+        self,
+        own: OwnNode,
+        api: Api,
+        *,
+        copy: Callable[[], Copy[Meta]],
+        changed: Callable[[], None],
+        dropped: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self.own = own
+        self.api = api
+        self.copy = copy
+        self.changed = changed
+        self.dropped = dropped
+        self.problems: tuple[Problem, ...] = ()
+        self._report: Report | None = None
+        self._told: Report | None = None  # the report that Events were made of last
+        self._wanted: frozenset[str] = frozenset()
+        self._meta: Meta | None = None  # the Node as last answered or watched
+        self._seen: Copy[Meta] | None = None
+        self._outbox: deque[events.Happened] = deque()
+        self._bucket = events.Bucket()
+        self._serial = 0
+        self._failures = 0
+        self._retry = 0.0  # monotonic time before which nothing is asked
+        self._wake = threading.Condition()
+        self._dirty = False
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+
+    # --- called by the agent's loop ---------------------------------------------------------------
+
+    def post(self, report: Report) -> None:
+        """Take a report; what it earns is published soon."""
+        happened = events.transitions(self._told, report)
+        self._told = report
+        sent, left = events.chosen(happened, self._bucket)
+        with self._wake:
+            self._report = report
+            wanted = self.own.wanted(report, self._known())
+            self._wanted |= frozenset(wanted.labels)
+            room = max(0, OUTBOX - len(self._outbox))
+            self._outbox.extend(sent[:room])
+            left += len(sent[room:])
+            self._dirty = True
+            self._wake.notify()
+        if left:
+            self.dropped(left)
+
+    def on(self) -> frozenset[str] | None:
+        """Return the own labels that are, or soon may be, on the Node; None: not known."""
+        with self._wake:
+            meta = self._known()
+            if meta is None or self.copy().why:
+                return None
+            return frozenset(self.own.own(meta)) | self._wanted
+
+    def poke(self) -> None:
+        """Look again: what is known of the Node changed."""
+        with self._wake:
+            self._dirty = True
+            self._wake.notify()
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End without a last word: labels stay as they are."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+
+    # --- the thread -------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not self._stopping and not self._due():
+                    self._wake.wait(self._patience())
+                if self._stopping:
+                    return
+                self._dirty = False
+            self.step()
+
+    def _due(self) -> bool:
+        waiting = self._dirty or bool(self._outbox) or self._failures > 0
+        return waiting and time.monotonic() >= self._retry
+
+    def _patience(self) -> float | None:
+        waiting = self._dirty or bool(self._outbox) or self._failures > 0
+        return max(0.0, self._retry - time.monotonic()) if waiting else None
+
+    def step(self) -> None:
+        """Publish once: labels, taint, then one Event."""
+        problems: tuple[Problem, ...]
+        before = (self.problems, self.on())
+        try:
+            problems = self._labels()
+            self._event()
+            self._failures = 0
+        except node.NotOurs as error:
+            problems = (node.not_ours(error, self.own.options.name),)
+            self._later(0.0)
+        except KubeError as error:
+            problems = (node.failed(error, self.own.options.name),)
+            self._later(error.retry_after if isinstance(error, Refused) else 0.0)
+        self.problems = problems
+        if (self.problems, self.on()) != before:
+            self.changed()
+
+    def _labels(self) -> tuple[Problem, ...]:
+        with self._wake:
+            report, meta = self._report, self._known()
+        if report is None:
+            return self.problems
+        if meta is None:
+            copy = self.copy()
+            if copy.objects is not None:
+                raise node.NotOurs("there is no Node of this name")
+            raise KubeError(copy.why or "the Node was not read yet")
+        wanted = self.own.wanted(report, meta)
+        answer = self.own.publish(meta, wanted.labels)
+        with self._wake:
+            if self._known() is meta:  # nothing newer came from the watch meanwhile
+                self._meta = answer
+            if self._report is report:
+                self._wanted = frozenset(wanted.labels)
+        self.own.untaint(answer, report)
+        return (*wanted.problems, *self.own.problems())
+
+    def _known(self) -> Meta | None:
+        """Return the Node as the watch or the last answer says, whichever is newer."""
+        copy = self.copy()
+        if copy is not self._seen:
+            self._seen = copy
+            self._meta = (copy.objects or {}).get(self.own.options.name)
+        return self._meta
+
+    def _event(self) -> None:
+        with self._wake:
+            happened = self._outbox[0] if self._outbox else None
+            meta = self._known()
+        if happened is None or meta is None:
+            return
+        self._serial += 1
+        name = self.own.options.name
+        event = events.body(happened, node=name, uid=meta.uid, at=time.time(), serial=self._serial)
+        try:
+            self.api.send("POST", events.PATH, event)
+        except Refused:
+            self.dropped(1)  # it would be refused again
+        with self._wake:
+            self._outbox.popleft()
+
+    def _later(self, least: float) -> None:
+        self._failures += 1
+        top = min(LAST_SECONDS, FIRST_SECONDS * 2 ** min(self._failures - 1, 10))
+        wait = max(least, random.uniform(top / 2, top))  # noqa: S311 - spreads load
+        self._retry = time.monotonic() + wait
