@@ -21,6 +21,7 @@ from kubernetes.client.api_client import ApiClient
 from kubernetes.client.configuration import Configuration
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
+from yaml import YAMLError
 
 CONNECT_SECONDS: Final = 5.0
 READ_SECONDS: Final = 10.0
@@ -113,9 +114,10 @@ class Api:
                 )
             else:
                 load_incluster_config(client_configuration=config)  # type: ignore[no-untyped-call] # the same
-        except (ConfigException, OSError, ValueError, TypeError, KeyError) as error:
+        except (ConfigException, YAMLError, OSError, ValueError, TypeError, KeyError) as error:
             where = f"kubeconfig {kubeconfig}" if kubeconfig else "this pod"
-            raise NoCluster(f"no cluster from {where}: {error}") from error
+            why = " ".join(str(error).split())[:300]
+            raise NoCluster(f"no cluster from {where}: {why}") from error
         config.retries = False  # urllib3: none at all, not even of the connection
         config.connection_pool_maxsize = 4
         config.keep_alive = True
@@ -278,6 +280,8 @@ def _events(response: urllib3.BaseHTTPResponse) -> Iterator[Event]:
         for line in lines:
             if line.strip():
                 yield _event(line)
+    if rest.strip():
+        yield _event(rest)
 
 
 def _event(line: bytes) -> Event:

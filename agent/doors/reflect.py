@@ -17,6 +17,7 @@ from agent.doors.kube import Api, Event, Json, Refused, Unreachable
 
 FIRST_SECONDS: Final = 1.0
 LAST_SECONDS: Final = 60.0
+STABLE_SECONDS: Final = 10.0  # what lasted longer begins the waits anew
 # The server sends a bookmark about every minute (kubernetes, staging/src/k8s.io/apiserver,
 # storage/cacher); a peer that is silent longer than this is gone.
 SILENCE_SECONDS: Final = 90.0
@@ -62,6 +63,7 @@ class Reflector(Generic[Kept]):
         one: str = "",
         metadata: bool = False,
         restarted: Callable[[], None] = lambda: None,
+        silence_seconds: float = SILENCE_SECONDS,
     ) -> None:
         self.api = api
         self.path = path
@@ -71,7 +73,9 @@ class Reflector(Generic[Kept]):
         self.one = one
         self.metadata = metadata
         self.restarted = restarted
+        self.silence_seconds = silence_seconds
         self.copy: Copy[Kept] = Copy(objects=None, why="not read yet", tried=False)
+        self._doubtful = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._random = random.Random()  # noqa: S311 - spreads load, keeps no secret
@@ -117,15 +121,14 @@ class Reflector(Generic[Kept]):
     def _run(self) -> None:
         failures = 0
         while not self._stop.is_set():
+            begin = time.monotonic()
             try:
                 self._follow(self.list())
-                failures = 0
+                failures, least = 0, 0.0
             except (Refused, Unreachable) as error:
-                if self._stop.is_set():
-                    return
-                failures = 0 if isinstance(error, Refused) and error.status == 410 else failures + 1  # noqa: PLR2004 - Gone
+                failures = 1 if time.monotonic() - begin > STABLE_SECONDS else failures + 1
                 least = error.retry_after if isinstance(error, Refused) else 0.0
-                self._stop.wait(max(least, self.pause(failures)))
+            self._stop.wait(max(least, self.pause(failures)))
             self.restarted()
 
     def pause(self, failures: int) -> float:
@@ -134,9 +137,8 @@ class Reflector(Generic[Kept]):
         return self._random.uniform(0.0, top)
 
     def _follow(self, version: str) -> None:
-        """Watch from a resource version until it is time to list again."""
+        """Watch from a resource version until it is time to list again, or something breaks."""
         until = time.monotonic() + self._random.uniform(*RELIST_SECONDS)
-        failures = 0
         while not self._stop.is_set() and time.monotonic() < until:
             query = [
                 *self.query,
@@ -146,18 +148,13 @@ class Reflector(Generic[Kept]):
             ]
             accept = METADATA if self.metadata else "application/json"
             begin = time.monotonic()
-            try:
-                for event in self.api.watch(
-                    self.path, query, silence_seconds=SILENCE_SECONDS, accept=accept
-                ):
-                    version = _version(event["object"]) or version
-                    self._changed(event)
-            except Unreachable:
-                # One broken connection is no news about the objects; a second one at once is.
-                if failures or self._stop.is_set():
-                    raise
-            failures = 0 if time.monotonic() - begin > FIRST_SECONDS else failures + 1
-            self._stop.wait(self.pause(failures))
+            for event in self.api.watch(
+                self.path, query, silence_seconds=self.silence_seconds, accept=accept
+            ):
+                version = _version(event["object"]) or version
+                self._changed(event)
+            if time.monotonic() - begin < FIRST_SECONDS:
+                raise Unreachable("the API server ends every watch at once")
 
     def _changed(self, event: Event) -> None:
         found, name = event["object"], _name(event["object"])
@@ -169,6 +166,7 @@ class Reflector(Generic[Kept]):
         self._known(objects)
 
     def _known(self, objects: Mapping[str, Kept]) -> None:
+        self._doubtful = False
         copy: Copy[Kept] = Copy(objects=objects)
         if copy != self.copy:
             self.copy = copy
@@ -176,6 +174,9 @@ class Reflector(Generic[Kept]):
 
     def _failed(self, error: Refused | Unreachable) -> None:
         status = error.status if isinstance(error, Refused) else 0
+        if not status and self.copy.objects is not None and not self._doubtful:
+            self._doubtful = True  # one connection that breaks is no news; the next failure is
+            return
         gone = self.one and status == 404  # noqa: PLR2004 - Not Found
         objects = {} if gone else self.copy.objects
         copy: Copy[Kept] = Copy(objects=objects, why=str(error), status=status)

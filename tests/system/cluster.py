@@ -56,6 +56,7 @@ def _go():
     wanted = next(
         line.split()[1] for line in (MODULE / "go.mod").read_text().splitlines() if "go 1" in line
     )
+    # The one of requirements-go.lock stands beside this Python.
     for path in (shutil.which("go"), str(Path(sys.executable).parent / "go")):
         if path is None or not Path(path).exists():
             continue

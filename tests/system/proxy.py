@@ -1,0 +1,117 @@
+"""A TCP relay on the loopback that can go away, fall silent or be slow: faults of a network."""
+
+import contextlib
+import socket
+import threading
+import time
+
+
+class Proxy:
+    """Relays to one port of this machine, as it is told."""
+
+    def __init__(self, to):
+        self.to = to
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.mode = "forward"
+        self.seconds = 0.0
+        self.pairs = set()
+        self.bytes = 0
+        self.last = time.monotonic()
+        self.ended = False
+        self.stop = threading.Event()
+        self.threads = []
+        self.accepting = threading.Thread(target=self._accept, daemon=True)
+
+    def __enter__(self):
+        self.accepting.start()
+        return self
+
+    def __exit__(self, *_):
+        self.ended = True
+        self.stop.set()
+        _shut(self.listener)  # wakes accept, which close alone does not
+        self.accepting.join()
+        self.listener.close()
+        self._cut()
+        for thread in self.threads:
+            thread.join()
+
+    def forward(self):
+        """Relay at once."""
+        self.mode, self.seconds = "forward", 0.0
+
+    def delay(self, seconds):
+        """Relay what the server says so many seconds later."""
+        self.mode, self.seconds = "forward", seconds
+
+    def refuse(self):
+        """Cut every connection, and every new one."""
+        self.mode = "refuse"
+        self._cut()
+
+    def silence(self):
+        """Keep connections, and relay nothing: a peer behind a broken network."""
+        self.mode = "silence"
+
+    def sent(self):
+        """Return how many bytes the clients have sent."""
+        return self.bytes
+
+    def idle(self):
+        """Return for how many seconds no client has sent anything."""
+        return time.monotonic() - self.last
+
+    def open(self):
+        """Return how many connections are open."""
+        return len(self.pairs)
+
+    def _cut(self):
+        for pair in list(self.pairs):
+            for one in pair:
+                _shut(one)
+
+    def _accept(self):
+        while not self.ended:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            if self.mode == "refuse":
+                client.close()
+                continue
+            pair = (client, socket.create_connection(("127.0.0.1", self.to)))
+            self.pairs.add(pair)
+            thread = threading.Thread(target=self._serve, args=(pair,), daemon=True)
+            self.threads.append(thread)
+            thread.start()
+
+    def _serve(self, pair):
+        client, server = pair
+        back = threading.Thread(target=self._relay, args=(server, client), daemon=True)
+        back.start()
+        self._relay(client, server)
+        back.join()
+        client.close()
+        server.close()
+        self.pairs.discard(pair)
+
+    def _relay(self, source, target):
+        from_client = any(source is client for client, _ in list(self.pairs))
+        with contextlib.suppress(OSError):
+            while chunk := source.recv(1 << 16):
+                while self.mode == "silence" and not self.ended:
+                    time.sleep(0.01)
+                if from_client:
+                    self.bytes += len(chunk)
+                    self.last = time.monotonic()
+                elif self.seconds:
+                    self.stop.wait(self.seconds)
+                target.sendall(chunk)
+        _shut(source)
+        _shut(target)
+
+
+def _shut(one):
+    with contextlib.suppress(OSError):
+        one.shutdown(socket.SHUT_RDWR)

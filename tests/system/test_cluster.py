@@ -1,0 +1,551 @@
+"""The agent beside a real API server: sources, labels, Events, and what happens when it is away."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.system.cluster import NAMESPACE, Cluster, free_port, until
+from tests.system.proxy import Proxy
+
+DOMAIN = "profile-loader.node-restriction.kubernetes.io"
+BOOT_ID = "11111111-2222-3333-4444-555555555555"
+
+
+def profile(errno=1):
+    """Return a seccomp profile that refuses mkdir with a number of its own."""
+    rule = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": errno}
+    return json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]})
+
+
+RIGHTS = [
+    {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRole",
+        "metadata": {"name": "agent"},
+        "rules": [
+            {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "watch", "patch"]},
+            {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list", "watch"]},
+            {
+                "apiGroups": ["events.k8s.io"],
+                "resources": ["events"],
+                "verbs": ["create", "patch"],
+            },
+        ],
+    },
+    {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": {"name": "agent"},
+        "roleRef": {
+            "apiGroup": "rbac.authorization.k8s.io",
+            "kind": "ClusterRole",
+            "name": "agent",
+        },
+        "subjects": [{"kind": "ServiceAccount", "name": "profile-loader", "namespace": NAMESPACE}],
+    },
+]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with Cluster() as one:
+        one.apply(*RIGHTS)
+        yield one
+
+
+class Agent:
+    """One agent on a host root of its own, for one Node and one namespace of its own."""
+
+    def __init__(self, cluster, folder, name):
+        self.cluster, self.name = cluster, name
+        self.root = folder / "root"
+        self.log = folder / "agent.log"
+        boot = self.root / "proc/sys/kernel/random/boot_id"
+        boot.parent.mkdir(parents=True)
+        boot.write_text(BOOT_ID + "\n")
+        cluster.kubectl("create", "namespace", name)
+        self.process = None
+        self.kubeconfig = None
+
+    def node(self, labels=None):
+        """Create its Node, and a token that is bound to it."""
+        uid = self.cluster.node(self.name, BOOT_ID, labels)
+        token = self.cluster.agent_token(self.name)
+        self.kubeconfig = self.cluster.write_kubeconfig(self.name, token)
+        return uid
+
+    def command(self, *more, source=None):
+        return [
+            sys.executable, "-m", "agent",
+            "--source", source or f"configmap:{self.name}/web",
+            "--node-name", self.name,
+            "--kubeconfig", str(self.kubeconfig),
+            "--host-root", str(self.root),
+            "--kinds", "seccomp",
+            "--log-format", "json",
+            *more,
+        ]  # fmt: skip
+
+    def start(self, *more, source=None):
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(self.command(*more, source=source), stderr=log)
+        return self
+
+    def once(self, *more, source=None):
+        command = [*self.command(*more, source=source), "--oneshot", "--output", "json"]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    def stop(self, number=signal.SIGTERM):
+        if self.process is None:
+            return None
+        self.process.send_signal(number)
+        status = self.process.wait(10)
+        self.process = None
+        return status
+
+    def config_map(self, data, name="web", **metadata):
+        self.cluster.apply(
+            {
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": {"name": name, "namespace": self.name, **metadata},
+                "data": data,
+            }
+        )
+
+    def labels(self):
+        """Return its own labels by what stands before and after the domain."""
+        return {
+            key.replace(f".{DOMAIN}", "").replace(DOMAIN, "node"): value
+            for key, value in self.cluster.labels(self.name).items()
+            if DOMAIN in key
+        }
+
+    def files(self):
+        top = self.root / "var/lib/kubelet/seccomp"
+        return sorted(str(one.relative_to(top)) for one in top.rglob("*") if one.is_file())
+
+    def events(self, reason):
+        """Return the notes of its Events of a reason."""
+        found = self.cluster.get("/apis/events.k8s.io/v1/namespaces/default/events")
+        return [
+            one["note"]
+            for one in found["items"]
+            if one["regarding"]["name"] == self.name and one["reason"] == reason
+        ]
+
+    def said(self):
+        return self.log.read_text() if self.log.exists() else ""
+
+    def lines(self, event):
+        found = [json.loads(line) for line in self.said().splitlines() if line.startswith("{")]
+        return [one for one in found if one["event"] == event]
+
+    def until(self, condition, seconds=20.0):
+        return until(
+            condition,
+            lambda: f"labels {self.labels()}, files {self.files()}, log:\n{self.said()[-4000:]}",
+            seconds,
+        )
+
+    def until_labels(self, expected, seconds=20.0):
+        self.until(lambda: self.labels() == expected, seconds)
+
+
+@pytest.fixture
+def agent(cluster, tmp_path, request):
+    name = request.node.name.replace("_", "-").replace("[", "-").rstrip("]")[5:60].strip("-")
+    one = Agent(cluster, tmp_path, name)
+    yield one
+    one.stop(signal.SIGKILL)
+
+
+READY = {"node/seccomp": "enabled", "seccomp/a.json": "installed", "set/web": "ready"}
+
+
+# --- from the ConfigMap to the label -------------------------------------------------------------
+
+
+def test_a_change_is_on_the_node_and_on_its_label_within_a_second(agent):
+    """The first pass, a new key, a changed key and a removed key each show at once."""
+    agent.node()
+    agent.config_map({"a.json": profile()})
+    agent.start("--removal-grace", "1s", "--prune", "always")
+    agent.until_labels(READY)
+    agent.config_map({"a.json": profile(), "b.json": profile(2)})
+    agent.until_labels({**READY, "seccomp/b.json": "installed"}, 1.0)
+    before = (agent.root / "var/lib/kubelet/seccomp/a.json").read_bytes()
+    agent.config_map({"a.json": profile(13), "b.json": profile(2)})
+    path = agent.root / "var/lib/kubelet/seccomp/a.json"
+    agent.until(lambda: path.read_bytes() != before, 1.0)
+    agent.config_map({"a.json": profile(13)})
+    agent.until_labels(READY, 1.0)
+    assert agent.files() == ["a.json", "b.json"]  # the grace time
+    agent.until(lambda: agent.files() == ["a.json"], 5.0)
+    assert agent.events("ProfileRemoved") != []
+
+
+def test_a_configmap_may_come_later_go_and_be_emptied(agent):
+    """Missing and emptied are told and change nothing that is there."""
+    agent.node()
+    agent.start()
+    agent.until(lambda: [one["code"] for one in agent.lines("profile_problem")])
+    assert agent.lines("profile_problem")[0]["code"] == "source_missing"
+    agent.config_map({"a.json": profile()})
+    agent.until_labels(READY, 2.0)
+    agent.cluster.kubectl("-n", agent.name, "delete", "configmap", "web")
+    agent.until(lambda: len(agent.lines("profile_problem")) >= 2)
+    assert (agent.labels(), agent.files()) == (READY, ["a.json"])
+    agent.config_map({})
+    agent.until(lambda: "source_emptied" in agent.said())
+    assert (agent.labels(), agent.files()) == (READY, ["a.json"])
+
+
+def test_an_emptied_configmap_that_says_so_is_a_removal(agent):
+    """The annotation allow-empty turns emptying into a wish."""
+    agent.node()
+    agent.config_map({"a.json": profile()})
+    agent.start("--removal-grace", "1s", "--prune", "always")
+    agent.until_labels(READY)
+    agent.config_map({}, annotations={f"{DOMAIN}/allow-empty": "true"})
+    agent.until_labels({"node/seccomp": "enabled"}, 2.0)
+    agent.until(lambda: agent.files() == [])
+
+
+def test_a_rejected_update_keeps_the_last_good_version_and_its_label(agent):
+    """The label says what is verified in place; the Event says what was refused, and why."""
+    agent.node()
+    agent.config_map({"a.json": profile()})
+    agent.start()
+    agent.until_labels(READY)
+    agent.config_map({"a.json": '{"defaultAction": "SCMP_ACT_NO"}', "c.json": "{"})
+    agent.until(lambda: len(agent.events("ProfileRejected")) == 2)
+    assert agent.labels() == {"node/seccomp": "enabled", "seccomp/a.json": "installed"}
+    assert agent.files() == ["a.json"]
+    told = agent.cluster.kubectl("describe", "node", agent.name)
+    assert "ProfileRejected" in told
+    assert "the last good version stays" in told
+
+
+def test_several_configmaps_are_several_sets(agent):
+    """A selector's ConfigMaps together are the set; each has its own label."""
+    agent.node()
+    agent.config_map({"a.json": profile()}, labels={"use": "profiles"})
+    agent.config_map({"b.json": profile()}, "db", labels={"use": "profiles"})
+    agent.config_map({"x.json": profile()}, "other")
+    agent.start(source=f"configmaps:{agent.name}?use=profiles")
+    expected = {**READY, "seccomp/b.json": "installed", "set/db": "ready"}
+    agent.until_labels(expected)
+    agent.cluster.kubectl("-n", agent.name, "delete", "configmap", "db")
+    agent.until(lambda: "source_missing" in agent.said())
+    assert (agent.labels(), agent.files()) == (expected, ["a.json", "b.json"])
+    agent.stop()
+    agent.start(source=f"configmaps:{agent.name}?use=profiles")
+    agent.until(lambda: len(agent.lines("pass_finished")) >= 3)
+    assert (agent.labels(), agent.files()) == (expected, ["a.json", "b.json"])
+
+
+def test_a_full_and_immutable_configmap_is_read(agent):
+    """Just below 1 MiB in one key, and one that cannot be changed any more."""
+    agent.node()
+    rules = [
+        {"names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "comment": "x" * 1000} for _ in range(980)
+    ]
+    large = json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules})
+    assert 950_000 < len(large) < 1 << 20
+    map_ = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "immutable": True,
+        "metadata": {"name": "web", "namespace": agent.name},
+        "data": {"a.json": large},
+    }
+    agent.cluster.apply(map_)
+    agent.start()
+    agent.until_labels(READY)
+
+
+def test_a_node_selector_makes_sets_for_pools(agent):
+    """A set is here while the Node's labels match, and an invalid selector removes nothing."""
+    agent.node({"pool": "a"})
+    chosen = f"{DOMAIN}/node-selector"
+    agent.config_map({"a.json": profile()}, annotations={chosen: "pool in (b,c)"})
+    agent.start("--removal-grace", "1s", "--prune", "always")
+    agent.until_labels({"node/seccomp": "enabled"})
+    agent.cluster.kubectl("label", "node", agent.name, "pool=b", "--overwrite")
+    agent.until_labels(READY, 2.0)
+    agent.config_map({"a.json": profile()}, annotations={chosen: "pool in b"})
+    agent.until(lambda: "source_unreadable" in agent.said())
+    assert (agent.labels(), agent.files()) == (READY, ["a.json"])
+    agent.config_map({"a.json": profile()}, annotations={chosen: "pool=b"})
+    agent.cluster.kubectl("label", "node", agent.name, "pool=a", "--overwrite")
+    agent.until_labels({"node/seccomp": "enabled"}, 2.0)
+    agent.until(lambda: agent.files() == [])
+
+
+# --- labels and whose they are -------------------------------------------------------------------
+
+
+def test_a_label_taken_off_or_changed_is_put_back(agent):
+    """The own Node is watched, so that drift of a label lasts for milliseconds."""
+    agent.node()
+    agent.config_map({"a.json": profile()})
+    agent.start()
+    agent.until_labels(READY)
+    key = f"seccomp.{DOMAIN}/a.json"
+    agent.cluster.kubectl("label", "node", agent.name, f"{key}-")
+    agent.until_labels(READY, 1.0)
+    agent.cluster.kubectl("label", "node", agent.name, f"{key}=lies", "--overwrite")
+    agent.until_labels(READY, 1.0)
+
+
+def test_labels_of_others_are_never_touched(agent):
+    """Neither beside nor below the own prefix; what lies below it is told."""
+    agent.node({"kept": "yes", f"seccomp.{DOMAIN}/theirs": "installed"})
+    agent.config_map({"a.json": profile(), "b.json": profile()})
+    agent.start("--removal-grace", "1s", "--prune", "always")
+    agent.until(lambda: "label_foreign" in agent.said())
+    both = {**READY, "seccomp/b.json": "installed", "seccomp/theirs": "installed"}
+    agent.until_labels(both)
+    # Somebody else applies the same value: the label is theirs too, and stays when ours goes.
+    body = {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": agent.name, "labels": {f"seccomp.{DOMAIN}/b.json": "installed"}},
+    }
+    agent.cluster.kubectl(
+        "apply", "--server-side", "--field-manager", "other", "-f", "-", stdin=body
+    )
+    agent.config_map({"a.json": profile()})
+    agent.until(lambda: agent.files() == ["a.json"])
+    assert agent.labels() == both
+    assert agent.cluster.labels(agent.name)["kept"] == "yes"
+
+
+def test_a_node_that_is_made_anew_is_labelled_when_the_token_is_its_own(agent):
+    """The uid in the token's claims decides; until then it is told, without a storm."""
+    agent.node()
+    agent.config_map({"a.json": profile()})
+    agent.start()
+    agent.until_labels(READY)
+    agent.cluster.kubectl("delete", "node", agent.name)
+    agent.until(lambda: "there is no Node of this name" in agent.said())
+    agent.cluster.node(agent.name, BOOT_ID)
+    agent.until(lambda: "is still bound to the former one" in agent.said())
+    assert agent.labels() == {}
+    agent.cluster.kubectl("-n", NAMESPACE, "delete", "pod", f"agent-{agent.name}", "--force")
+    agent.stop()
+    agent.kubeconfig = agent.cluster.write_kubeconfig(
+        agent.name, agent.cluster.agent_token(agent.name)
+    )
+    agent.start()
+    agent.until_labels(READY)
+
+
+def test_a_node_of_another_machine_is_not_labelled(agent):
+    """The name alone is no proof: the boot id must be this kernel's."""
+    agent.node()
+    agent.config_map({"a.json": profile()})
+    (agent.root / "proc/sys/kernel/random/boot_id").write_text("another\n")
+    agent.start()
+    agent.until(lambda: "node_unknown" in agent.said())
+    assert (agent.labels(), agent.files()) == ({}, ["a.json"])
+
+
+def test_labels_survive_a_restart_and_a_kill(agent):
+    """Leaving changes nothing, and coming back sends no patch when nothing differs."""
+    agent.node()
+    agent.config_map({"a.json": profile()})
+    agent.start()
+    agent.until_labels(READY)
+    assert agent.stop() == 0
+    version = agent.cluster.get(f"/api/v1/nodes/{agent.name}")["metadata"]["resourceVersion"]
+    agent.start()
+    agent.until(lambda: len(agent.lines("pass_finished")) >= 2)
+    agent.stop(signal.SIGKILL)
+    agent.start("--log-level", "debug")
+    agent.until(lambda: len(agent.lines("pass_finished")) >= 3)
+    after = agent.cluster.get(f"/api/v1/nodes/{agent.name}")["metadata"]["resourceVersion"]
+    assert (agent.labels(), after) == (READY, version)
+
+
+def test_digest_labels_name_the_source(agent):
+    """The first 12 digits of the sha256 of the key's bytes."""
+    agent.node()
+    agent.config_map({"a.json": profile()})
+    agent.start("--label-digest")
+    digest = hashlib.sha256(profile().encode()).hexdigest()
+    agent.until_labels({**READY, "seccomp-digest/a.json": digest[:12]})
+
+
+def test_unlabel_takes_every_own_label_off_and_no_other(agent):
+    """What an uninstall Job runs last."""
+    agent.node({"kept": "yes"})
+    agent.config_map({"a.json": profile()})
+    agent.start()
+    agent.until_labels(READY)
+    agent.stop()
+    command = [
+        sys.executable, "-m", "agent", "unlabel",
+        "--node-name", agent.name, "--kubeconfig", str(agent.kubeconfig),
+    ]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True)
+    assert agent.labels() == {}
+    assert agent.cluster.labels(agent.name)["kept"] == "yes"
+
+
+def test_a_startup_taint_goes_once_everything_accepted_is_in_place(agent):
+    """Other taints stay, and one rejected key does not keep new nodes tainted."""
+    agent.node()
+    taints = [
+        {"key": "keep", "effect": "NoSchedule"},
+        {"key": "example.org/profiles", "effect": "NoSchedule"},
+    ]
+    agent.cluster.kubectl(
+        "patch", "node", agent.name, "-p", json.dumps({"spec": {"taints": taints}})
+    )
+    agent.start("--startup-taint", "example.org/profiles")
+    agent.until(lambda: "source_missing" in agent.said())
+
+    def keys():
+        spec = agent.cluster.get(f"/api/v1/nodes/{agent.name}")["spec"]
+        return [one["key"] for one in spec.get("taints", [])]
+
+    assert "example.org/profiles" in keys()
+    agent.config_map({"a.json": profile(), "bad.json": "{"})
+    agent.until(lambda: "example.org/profiles" not in keys())
+    assert "keep" in keys()
+    assert agent.labels() == {"node/seccomp": "enabled", "seccomp/a.json": "installed"}
+
+
+# --- one pass, for init jobs ---------------------------------------------------------------------
+
+
+def test_oneshot_labels_too_and_leaves_a_removal_to_a_later_run(agent):
+    """The label goes first; the file goes in the run that finds it gone."""
+    agent.node()
+    agent.config_map({"a.json": profile(), "b.json": profile()})
+    assert agent.once("--prune", "always").returncode == 0
+    assert agent.labels() == {**READY, "seccomp/b.json": "installed"}
+    agent.config_map({"a.json": profile()})
+    done = agent.once("--prune", "always")
+    assert (done.returncode, agent.labels(), agent.files()) == (0, READY, ["a.json", "b.json"])
+    assert agent.once("--prune", "always").returncode == 0
+    assert (agent.labels(), agent.files()) == (READY, ["a.json"])
+
+
+def test_oneshot_without_an_api_server_restores_and_says_so(agent):
+    """What the ledger holds is put back; the exit status is that of an unreadable source."""
+    agent.node()
+    agent.config_map({"a.json": profile()})
+    assert agent.once().returncode == 0
+    (agent.root / "var/lib/kubelet/seccomp/a.json").unlink()
+    config = json.loads(agent.kubeconfig.read_text())
+    config["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{free_port()}"
+    agent.kubeconfig.write_text(json.dumps(config))
+    done = agent.once()
+    report = json.loads(done.stdout)
+    assert (done.returncode, agent.files()) == (3, ["a.json"])
+    assert [one["code"] for one in report["problems"]] == ["source_unreadable", "node_unreachable"]
+
+
+# --- an API server that is away, refuses, or is slow ---------------------------------------------
+
+
+def through(agent, proxy):
+    """Let the agent speak through a proxy."""
+    config = json.loads(Path(agent.kubeconfig).read_text())
+    config["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{proxy.port}"
+    agent.kubeconfig = agent.root.parent / "through.kubeconfig"
+    agent.kubeconfig.write_text(json.dumps(config))
+
+
+def test_an_outage_changes_nothing_and_restores_what_is_missing(agent):
+    """No answer at all: labels and files stay, a lost file is put back, and news come after it."""
+    agent.node()
+    agent.config_map({"a.json": profile()})
+    with Proxy(agent.cluster.port) as proxy:
+        through(agent, proxy)
+        agent.start("--resync", "2s")
+        agent.until_labels(READY)
+        proxy.refuse()
+        agent.until(lambda: "source_unreadable" in agent.said(), 30)
+        (agent.root / "var/lib/kubelet/seccomp/a.json").unlink()
+        agent.until(lambda: agent.files() == ["a.json"])
+        agent.config_map({"a.json": profile(), "b.json": profile()})
+        assert agent.labels() == READY
+        proxy.forward()
+        agent.until_labels({**READY, "seccomp/b.json": "installed"}, 75)
+
+
+def test_a_start_without_an_api_server_restores_from_the_ledger(agent):
+    """A reboot during an outage: the last good profiles are back before the API is."""
+    agent.node()
+    agent.config_map({"a.json": profile()})
+    with Proxy(agent.cluster.port) as proxy:
+        through(agent, proxy)
+        agent.start()
+        agent.until_labels(READY)
+        agent.stop()
+        proxy.refuse()
+        (agent.root / "var/lib/kubelet/seccomp/a.json").unlink()
+        agent.start()
+        agent.until(lambda: agent.files() == ["a.json"], 5.0)
+        proxy.forward()
+        agent.until(lambda: "problem_over" in agent.said(), 75)
+        assert agent.labels() == READY
+
+
+def test_a_slow_api_server_delays_no_repair(agent):
+    """While every answer takes 15 s, a file that was taken away is back at once."""
+    agent.node()
+    agent.config_map({"a.json": profile()})
+    with Proxy(agent.cluster.port) as proxy:
+        through(agent, proxy)
+        agent.start("--resync", "1s")
+        agent.until_labels(READY)
+        proxy.delay(15.0)
+        agent.cluster.kubectl("label", "node", agent.name, f"seccomp.{DOMAIN}/a.json-")
+        (agent.root / "var/lib/kubelet/seccomp/a.json").unlink()
+        agent.until(lambda: agent.files() == ["a.json"], 3.0)
+        begun = agent.process
+        assert agent.stop() == 0
+        assert begun.returncode == 0
+
+
+def test_forbidden_is_told_and_removes_nothing(agent):
+    """Without the right to read it, the ConfigMap is unreadable, not empty."""
+    agent.node()
+    agent.config_map({"a.json": profile()})
+    assert agent.once().returncode == 0
+    agent.kubeconfig = agent.cluster.write_kubeconfig(
+        f"{agent.name}-weak", agent.cluster.agent_token(agent.name, account="weak", pod="weak")
+    )
+    done = agent.once()
+    told = {one["code"]: one["what"] for one in json.loads(done.stdout)["problems"]}
+    assert (done.returncode, agent.files(), agent.labels()) == (3, ["a.json"], READY)
+    assert sorted(told) == ["node_unreachable", "source_unreadable"]
+    assert "the API server forbids to read it: 403 Forbidden" in told["source_unreadable"]
+
+
+def test_the_agent_holds_few_connections_and_needs_no_request_while_nothing_changes(agent):
+    """After it has settled there are two watches, and no request in ten seconds."""
+    agent.node()
+    agent.config_map({"a.json": profile()})
+    with Proxy(agent.cluster.port) as proxy:
+        through(agent, proxy)
+        agent.start("--resync", "1s")
+        agent.until_labels(READY)
+        agent.until(lambda: len(agent.lines("pass_finished")) >= 1)
+        agent.until(lambda: agent.events("ProfileLoaded"))
+        settled = proxy.sent()
+        agent.until(lambda: proxy.idle() > 10.0, 40)
+        assert proxy.sent() - settled < 4096
+        assert len(os.listdir(f"/proc/{agent.process.pid}/fd")) < 32
+        assert proxy.open() <= 4

@@ -1,0 +1,330 @@
+"""The API client and the copies it keeps: against a real API server, and through every fault.
+
+A server of our own stands in only for answers that a real one gives too rarely: 429, 503, a watch
+that is not JSON. What both can give is asked of both by the same tests.
+"""
+
+import http.server
+import json
+import queue
+import threading
+import urllib.request
+
+import pytest
+
+from agent.doors import kube, reflect
+from tests.system.cluster import Cluster, free_port, until
+from tests.system.proxy import Proxy
+
+PATH = "/api/v1/namespaces/default/configmaps"
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with Cluster() as one:
+        yield one
+
+
+def config(folder, server, ca="", token="admin"):  # noqa: S107 - of a test server
+    """Write a kubeconfig; return its path."""
+    cluster = {"server": server} | ({"certificate-authority": str(ca)} if ca else {})
+    path = folder / "kubeconfig"
+    path.write_text(
+        json.dumps(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "current-context": "test",
+                "clusters": [{"name": "test", "cluster": cluster}],
+                "users": [{"name": "test", "user": {"token": token}}],
+                "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+            }
+        )
+    )
+    return str(path)
+
+
+class Watched:
+    """A reflector of the data of ConfigMaps, and a queue of what it told."""
+
+    def __init__(self, api, **more):
+        self.api = api
+        self.changes = queue.SimpleQueue()
+        self.restarts = 0
+        self.reflector = reflect.Reflector(
+            api,
+            PATH,
+            keep=lambda found: found.get("data", {}),
+            changed=lambda: self.changes.put(self.reflector.copy),
+            restarted=self.restarted,
+            **more,
+        )
+
+    def restarted(self):
+        self.restarts += 1
+
+    def __enter__(self):
+        self.reflector.start()
+        return self
+
+    def __exit__(self, *_):
+        self.reflector.stop()
+        self.api.close()
+
+    def until(self, condition, seconds=20):
+        return until(lambda: condition(self.reflector.copy), lambda: self.reflector.copy, seconds)
+
+
+def map_(name, **data):
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": name, "namespace": "default"},
+        "data": data,
+    }
+
+
+def objects(copy):
+    return {
+        name: one for name, one in (copy.objects or {}).items() if not name.startswith("kube-root")
+    }
+
+
+# --- the real API server --------------------------------------------------------------------------
+
+
+def test_a_copy_follows_what_is_made_changed_and_deleted(cluster, tmp_path):
+    """Every change arrives as content; one that changes no content tells nothing."""
+    api = kube.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca))
+    with Watched(api) as watched:
+        watched.until(lambda copy: copy.objects is not None)
+        cluster.apply(map_("one", key="a"))
+        watched.until(lambda copy: objects(copy) == {"one": {"key": "a"}})
+        cluster.apply(map_("one", key="b"))
+        watched.until(lambda copy: objects(copy) == {"one": {"key": "b"}})
+        told = watched.changes.qsize()
+        cluster.kubectl("label", "configmap", "one", "x=y")
+        cluster.apply(map_("two", key="c"))
+        watched.until(lambda copy: "two" in objects(copy))
+        assert watched.changes.qsize() == told + 1
+        cluster.kubectl("delete", "configmap", "one", "two")
+        watched.until(lambda copy: objects(copy) == {})
+
+
+def test_a_restart_of_the_api_server_is_survived(cluster, tmp_path):
+    """The connection breaks, the copy stays, and what changed meanwhile arrives."""
+    api = kube.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca))
+    with Watched(api) as watched:
+        watched.until(lambda copy: copy.objects is not None)
+        cluster.stop("kube-apiserver")
+        watched.until(lambda copy: copy.why != "" and copy.objects is not None)
+        cluster.start_api()
+        cluster.apply(map_("later", key="a"))
+        watched.until(lambda copy: objects(copy) == {"later": {"key": "a"}}, 60)
+        cluster.kubectl("delete", "configmap", "later")
+
+
+def test_a_version_that_was_compacted_away_is_gone(cluster, tmp_path):
+    """A watch from before the compaction is refused with 410, and a list puts it right."""
+    api = kube.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca))
+    cluster.apply(map_("old", key="a"))
+    first = api.get(f"{PATH}/old")["metadata"]["resourceVersion"]
+    for number in range(3):
+        cluster.apply(map_("old", key=str(number)))
+    last = api.get(f"{PATH}/old")["metadata"]["resourceVersion"]
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{cluster.etcd_port}/v3/kv/compaction",
+        data=json.dumps({"revision": last, "physical": True}).encode(),
+    )
+    urllib.request.urlopen(request, timeout=10).close()  # noqa: S310 - the same
+    cluster.stop("kube-apiserver")
+    cluster.start_api()
+    with pytest.raises(kube.Refused) as refused:
+        list(api.watch(PATH, [("resourceVersion", first)], silence_seconds=20))
+    assert (refused.value.status, refused.value.reason) == (410, "Expired")
+    watched = Watched(api)
+    watched.reflector.list()
+    assert objects(watched.reflector.copy) == {"old": {"key": "2"}}
+    cluster.kubectl("delete", "configmap", "old")
+
+
+def test_a_silent_peer_is_detected(cluster, tmp_path):
+    """A connection on which nothing comes any more, not even bookmarks, is given up."""
+    with Proxy(cluster.port) as proxy:
+        api = kube.Api(kubeconfig=config(tmp_path, f"https://127.0.0.1:{proxy.port}", cluster.ca))
+        with Watched(api, silence_seconds=1.0) as watched:
+            watched.until(lambda copy: copy.objects is not None)
+            proxy.silence()
+            cluster.apply(map_("unseen", key="a"))
+            watched.until(lambda copy: "no answer in time" in copy.why, 40)
+            proxy.forward()
+            watched.until(lambda copy: objects(copy) == {"unseen": {"key": "a"}}, 75)
+        cluster.kubectl("delete", "configmap", "unseen")
+
+
+def test_close_wakes_a_watch_at_once(cluster, tmp_path):
+    """Whoever reads a watch hears of the end within a second."""
+    api = kube.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca))
+    ended = queue.SimpleQueue()
+
+    def read():
+        try:
+            version = str(api.get(PATH)["metadata"]["resourceVersion"])
+            query = [("resourceVersion", version)]
+            ended.put(list(api.watch(PATH, query, silence_seconds=60)))
+        except kube.Unreachable as error:
+            ended.put(error)
+
+    threading.Thread(target=read, daemon=True).start()
+    until(lambda: api._streams, "a watch that is read")
+    api.close()
+    assert isinstance(ended.get(timeout=1.0), kube.Unreachable)
+
+
+def test_a_token_is_read_again_and_says_to_which_node_it_is_bound(cluster, tmp_path):
+    """The claims of a token that the kubelet would hand out hold the uid of the Node."""
+    uid = cluster.node("bound")
+    token = cluster.agent_token("bound")
+    api = kube.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca, token))
+    assert api.token_node_uid() == uid
+    unbound = cluster.agent_token("bound", bound=False)
+    api = kube.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca, unbound))
+    assert api.token_node_uid() == ""
+
+
+def test_refusals_say_why(cluster, tmp_path):
+    """The status, the reason and the message are those of the API server."""
+    api = kube.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca, "nobody"))
+    with pytest.raises(kube.Refused) as refused:
+        api.get(PATH)
+    assert (refused.value.status, refused.value.reason) == (401, "Unauthorized")
+    admin = kube.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca))
+    with pytest.raises(kube.Refused) as refused:
+        admin.get(f"{PATH}/none")
+    assert (refused.value.status, refused.value.reason) == (404, "NotFound")
+
+
+def test_nobody_there_is_no_refusal(tmp_path):
+    """A closed port is unreachable, and the text says so in one line."""
+    url = f"https://127.0.0.1:{free_port()}"
+    api = kube.Api(kubeconfig=config(tmp_path, url))
+    with pytest.raises(kube.Unreachable, match="Connection refused"):
+        api.get(PATH)
+
+
+def test_a_kubeconfig_that_is_none_is_told(tmp_path):
+    """Missing, not YAML, without a cluster: no traceback."""
+    (tmp_path / "bad").write_text("{]")
+    for name in ("missing", "bad"):
+        with pytest.raises(kube.NoCluster):
+            kube.Api(kubeconfig=str(tmp_path / name))
+    with pytest.raises(kube.NoCluster):
+        kube.Api()  # this is no pod
+
+
+# --- answers that a real one gives too rarely -----------------------------------------------------
+
+
+class Script:
+    """An HTTP server that gives scripted answers, one for each request; the last one for ever."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+        self.asked = []
+        script = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                script.asked.append(self.path)
+                last = len(script.answers) == 1
+                status, headers, body = script.answers[0] if last else script.answers.pop(0)
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def __enter__(self):
+        self.thread = threading.Thread(target=self.server.serve_forever)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+
+def answer(status, body, **headers):
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return status, {name.replace("_", "-"): value for name, value in headers.items()}, content
+
+
+LIST = answer(200, {"metadata": {"resourceVersion": "7"}, "items": []})
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "retry"),
+    [
+        (answer(429, {"message": "slower"}, Retry_After="3"), 429, 3.0),
+        (answer(503, b"<html>away</html>"), 503, 0.0),
+        (answer(302, b"", Location="http://127.0.0.1:1/"), 302, 0.0),
+    ],
+)
+def test_a_refusal_is_one_request_and_keeps_its_retry_after(tmp_path, given, status, retry):
+    """Nothing is retried or followed behind the caller's back."""
+    with Script(given) as server:
+        api = kube.Api(kubeconfig=config(tmp_path, server.url))
+        with pytest.raises(kube.Refused) as refused:
+            api.get(PATH)
+        assert (refused.value.status, refused.value.retry_after) == (status, retry)
+        assert server.asked == [PATH]
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b"[" * 100_000, b"\xff"])
+def test_an_answer_that_is_no_object_is_no_answer(tmp_path, body):
+    """It is never taken for an empty list."""
+    with Script(answer(200, body)) as server:
+        api = kube.Api(kubeconfig=config(tmp_path, server.url))
+        with pytest.raises(kube.Unreachable):
+            Watched(api).reflector.list()
+
+
+@pytest.mark.parametrize("items", [5, [5], "x", [{}]])
+def test_a_list_of_odd_items_is_no_answer(tmp_path, items):
+    """Items that are no objects with a name make the whole list unreadable."""
+    with Script(answer(200, {"metadata": {"resourceVersion": "1"}, "items": items})) as server:
+        watched = Watched(kube.Api(kubeconfig=config(tmp_path, server.url)))
+        with pytest.raises(kube.Unreachable):
+            watched.reflector.list()
+        assert watched.reflector.copy.objects is None
+
+
+def test_a_watch_that_ends_at_once_again_and_again_is_no_tight_loop(tmp_path):
+    """A server that closes every watch is asked less and less often."""
+    with Script(LIST, answer(200, b"")) as server:
+        api = kube.Api(kubeconfig=config(tmp_path, server.url))
+        with Watched(api, silence_seconds=5) as watched:
+            until(lambda: len(server.asked) >= 3, lambda: server.asked)
+            watched.reflector.stop()
+        assert len(server.asked) < 40
+
+
+def test_an_error_event_ends_the_watch_with_its_status(tmp_path):
+    """410 in the stream is the same as 410 as an answer."""
+    event = {"type": "ERROR", "object": {"code": 410, "reason": "Expired", "message": "too old"}}
+    with Script(answer(200, event)) as server:
+        api = kube.Api(kubeconfig=config(tmp_path, server.url))
+        with pytest.raises(kube.Refused) as refused:
+            list(api.watch(PATH, [], silence_seconds=5))
+        assert (refused.value.status, refused.value.reason) == (410, "Expired")
