@@ -20,6 +20,7 @@ any current key provides, even by its last good version, is never removed.
 | read     | refused        | installed       | absent or other       | Put the installed version |
 | read     | -              | put by us       | present, unused       | Remove                    |
 | read     | -              | put by us       | used, or cannot tell  | Hold                      |
+| read     | -              | put by us       | label on, or grace    | Hold (label_pending)      |
 | read     | -              | put by us       | other content         | Release (foreign)         |
 | read     | -              | adopted         | present               | Release                   |
 | read     | -              | ours            | absent                | Release (absent)          |

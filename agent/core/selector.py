@@ -7,7 +7,7 @@ Rule: the grammar is that of kubectl's --selector (kubernetes, apimachinery/pkg/
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, assert_never
 
 _NAME = r"[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 _KEY = rf"(?:[a-z0-9][-a-z0-9.]{{0,252}}/)?{_NAME}"
@@ -86,3 +86,5 @@ def _holds(term: Term, labels: Mapping[str, str]) -> bool:
             return labels.get(term.key) in term.values
         case "notin":
             return labels.get(term.key) not in term.values
+        case unreachable:
+            assert_never(unreachable)

@@ -282,6 +282,49 @@ def test_prune_never_holds():
     ]
 
 
+@pytest.mark.parametrize(
+    ("gone", "expected"),
+    [
+        (None, Remove),  # nobody publishes labels
+        ({}, Hold),  # not confirmed to be off
+        ({("apparmor", "web"): 59.9}, Hold),
+        ({("seccomp", "web"): 99.0}, Hold),  # another kind's
+        ({("apparmor", "web"): 60.0}, Remove),
+    ],
+)
+def test_a_removal_waits_for_its_label_and_the_grace_time(gone, expected):
+    """First the label is off, confirmed; then the grace time; only then the profile goes."""
+    seen = Seen(facts={"web": fact()}, uses={"web": Unused()})
+    (action,) = decide(desired(), entry(), seen=seen, gone=gone, grace=60.0)
+    assert type(action) is expected
+    if isinstance(action, Hold):
+        assert (action.why, action.desired) == ("label_pending", False)
+        assert [one.code for one in action.problems] == ["label_pending"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        (desired(), False),
+        (desired(sets=[Unreadable(origin=ORIGIN, why="away")]), True),
+        (desired(rejected=[key()]), True),
+    ],
+)
+def test_blind_or_not_a_hold_says_whether_the_name_is_desired(wanted, expected):
+    """What labels stay while the agent cannot look depends on it."""
+    blind = Blind(problem=REFUSED)
+    (action,) = decide(wanted, entry(), seen=blind)
+    assert (action.names, action.state, action.desired) == (("web",), "unobservable", expected)
+
+
+def test_a_name_that_an_unreadable_source_may_desire_keeps_its_label():
+    """It may have moved there."""
+    sets = [Read(origin=ORIGIN, revision="1", blobs=()), Unreadable(origin="other", why="away")]
+    seen = Seen(facts={"web": fact()}, uses={"web": Unused()})
+    (action,) = decide(desired(sets=sets), entry(), seen=seen)
+    assert (type(action), action.why, action.desired) == (Hold, "a source is unreadable", True)
+
+
 def test_prune_always_needs_no_proof_for_seccomp_files_only():
     """--prune=always skips the in-use proof for files, never for loaded AppArmor profiles."""
     seen = Seen(facts={"web": fact()}, uses={"web": CannotTell(why="a file")})

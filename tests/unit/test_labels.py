@@ -1,0 +1,209 @@
+"""Specification of agent.core.labels."""
+
+import hashlib
+
+import pytest
+
+from agent.core import labels
+from agent.core.problems import Problem
+from agent.core.report import Report, Row, SetStatus, Support
+
+D = "example.org"
+SET = "configmap ns/web"
+
+
+def row(name="a.json", state="installed", kind="seccomp", origin=SET, **more):
+    fields = {"key": name, "localhost_profile": name, "action": "keep", "why": "", **more}
+    return Row(kind=kind, origin=origin, name=name, state=state, **fields)
+
+
+READ = (SetStatus(origin=SET, state="read", keys=1),)
+
+
+def report(*rows, sets=READ, **supports):
+    return Report(
+        rows=rows,
+        sets=sets,
+        supports={kind: Support(state=state) for kind, state in supports.items()},
+    )
+
+
+def of(one, present=None, **more):
+    return labels.of(one, domain=D, present=present or {}, **more)
+
+
+def hashed(cut, text):
+    return f"{cut}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("web", "web"),
+        ("profiles/audit.json", "profiles__audit.json"),
+        ("parent//child", "parent____child"),
+        ("a" * 63, "a" * 63),
+        ("/usr/bin/x", hashed("usr__bin__x", "/usr/bin/x")),
+        ("a__b", hashed("a__b", "a__b")),
+        ("a_/b", hashed("a___b", "a_/b")),
+        ("a b", hashed("a.b", "a b")),
+        ("-a-", hashed("a", "-a-")),
+        ("a" * 64, hashed("a" * 54, "a" * 64)),
+        ("web-0123abcd", hashed("web-0123abcd", "web-0123abcd")),
+        ("0123abcd", hashed("0123abcd", "0123abcd")),
+        ("ü", hashed("name", "ü")),
+    ],
+)
+def test_a_name_is_itself_where_a_label_allows_it_and_hashed_elsewhere(text, expected):
+    """The form depends on the name alone."""
+    assert labels.name(text) == expected
+
+
+def test_what_is_verified_is_labelled():
+    """Both kinds, the set, and what the node can do at all."""
+    found = of(
+        report(
+            row(),
+            row("web", kind="apparmor", mode="complain"),
+            row("old.json", "outdated"),
+            apparmor="enabled",
+            seccomp="enabled",
+        )
+    )
+    assert found == labels.Labels(
+        labels={
+            f"{D}/apparmor": "enabled",
+            f"{D}/seccomp": "enabled",
+            f"seccomp.{D}/a.json": "installed",
+            f"seccomp.{D}/old.json": "installed",
+            f"apparmor.{D}/web": "complain",
+            f"set.{D}/web": "ready",
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    "state", ["rejected", "foreign", "failed", "unsupported", "removed", "released", "planned"]
+)
+def test_what_is_not_verified_has_no_label_and_its_set_is_not_ready(state):
+    """One key that is not in place takes the set's label away."""
+    assert of(report(row(), row("b.json", state))).labels == {f"seccomp.{D}/a.json": "installed"}
+
+
+def test_a_name_that_nobody_desires_loses_its_label_while_it_is_still_there():
+    """Held because it is in use is not a promise to the scheduler."""
+    found = of(report(row(), row("gone.json", "held", desired=False)))
+    assert found.labels == {f"seccomp.{D}/a.json": "installed", f"set.{D}/web": "ready"}
+
+
+@pytest.mark.parametrize("state", ["missing", "unreadable"])
+def test_labels_survive_a_source_that_is_away(state):
+    """The last good versions are verified; the set stays ready if it was."""
+    away = report(row(state="held"), sets=(SetStatus(origin=SET, state=state),))
+    own = {f"seccomp.{D}/a.json": "installed"}
+    assert of(away).labels == own
+    assert of(away, {f"set.{D}/web": "ready"}).labels == {**own, f"set.{D}/web": "ready"}
+
+
+def test_where_the_agent_cannot_look_labels_stay_and_none_is_added():
+    """Blind is no reason to take a label off, and none to put one on."""
+    blind = report(
+        row("seen", "unobservable", kind="apparmor"),
+        row("new", "unobservable", kind="apparmor"),
+        row("gone", "unobservable", kind="apparmor", desired=False),
+        apparmor="unknown",
+    )
+    present = {f"apparmor.{D}/seen": "enforce", f"apparmor.{D}/gone": "enforce"}
+    assert of(blind, present).labels == {
+        f"apparmor.{D}/seen": "enforce",
+        f"{D}/apparmor": "unknown",
+    }
+
+
+def test_a_row_without_a_name_has_no_label():
+    """A key that could not be read names nothing."""
+    assert of(report(row("", "rejected"))).labels == {}
+
+
+def test_digests_are_those_of_the_source():
+    """The first 12 digits, only when asked for, and only where known."""
+    one = report(row(source="0123456789abcdef"), row("b.json"))
+    found = of(one, digest=True).labels
+    assert {key: value for key, value in found.items() if "digest" in key} == {
+        f"seccomp-digest.{D}/a.json": "0123456789ab"
+    }
+
+
+def test_two_names_that_meet_in_one_label_get_none(monkeypatch):
+    """Neither is labelled, and both are told."""
+    monkeypatch.setattr(labels, "name", lambda _: "same")
+    found = of(report(row("a"), row("b"), sets=()))
+    assert found == labels.Labels(
+        problems=(
+            Problem(
+                code="label_collision",
+                where=f"seccomp.{D}/same",
+                what='One label would stand for "a" and "b". None of them is labelled.',
+                hint="Give one of them another name.",
+            ),
+        )
+    )
+
+
+def test_sets_of_the_same_name_in_two_namespaces_get_no_label():
+    """A set's label says the name alone."""
+    other = "configmap other/web"
+    found = of(
+        report(
+            row(),
+            row("b.json", origin=other),
+            sets=(SetStatus(origin=SET, state="read"), SetStatus(origin=other, state="read")),
+        )
+    )
+    assert f"set.{D}/web" not in found.labels
+    assert [one.code for one in found.problems] == ["label_collision"]
+
+
+def test_a_set_that_is_no_configmap_has_no_label():
+    """Directories and files have no name that a pod could know."""
+    found = of(report(row(origin="dir /p"), sets=(SetStatus(origin="dir /p", state="read"),)))
+    assert found.labels == {f"seccomp.{D}/a.json": "installed"}
+
+
+def test_what_is_there_keeps_its_place_when_there_are_too_many():
+    """The node's own state first, then what is on the Node already, then sets, then names."""
+    one = report(row("a"), row("b"), row("c"), seccomp="enabled")
+    found = of(one, {f"seccomp.{D}/c": "installed"}, limit=3)
+    assert list(found.labels) == [f"{D}/seccomp", f"seccomp.{D}/c", f"set.{D}/web"]
+    assert [(one.code, one.severity) for one in found.problems] == [("label_limit", "warning")]
+    assert found.problems[0].what.startswith("2 labels more than --label-limit 3")
+
+
+def test_the_selector_of_a_row_is_ready_made():
+    """What a pod's nodeSelector needs; nothing where no label is earned."""
+    rows = [row("web", kind="apparmor", mode="enforce"), row(), row(state="failed")]
+    assert [labels.selector(one, D) for one in rows] == [
+        {f"apparmor.{D}/web": "enforce"},
+        {f"seccomp.{D}/a.json": "installed"},
+        {},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        (f"{D}/seccomp", True),
+        (f"apparmor.{D}/x", True),
+        (f"seccomp.{D}/x", True),
+        (f"set.{D}/x", True),
+        (f"apparmor-digest.{D}/x", True),
+        (f"seccomp-digest.{D}/x", True),
+        (f"other.{D}/x", False),
+        (f"x{D}/x", False),
+        (f"apparmor.{D}", False),
+        ("kubernetes.io/os", False),
+    ],
+)
+def test_own_labels_are_those_below_the_own_prefixes(label, expected):
+    """No other label is ever counted as ours."""
+    assert labels.is_own(label, D) is expected

@@ -1,0 +1,75 @@
+"""Specification of agent.core.selector."""
+
+import pytest
+
+from agent.core import selector
+from agent.core.selector import Selector, Term
+
+LABELS = {"pool": "a", "kubernetes.io/os": "linux", "empty": ""}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", True),
+        ("  ", True),
+        ("pool=a", True),
+        ("pool==a", True),
+        ("pool=b", False),
+        ("pool!=b", True),
+        ("pool!=a", False),
+        ("absent!=a", True),
+        ("pool in (a,b)", True),
+        ("pool in ( b , c )", False),
+        ("pool notin (b)", True),
+        ("pool notin (a)", False),
+        ("absent notin (a)", True),
+        ("pool", True),
+        ("absent", False),
+        ("!absent", True),
+        ("! pool", False),
+        ("empty=", True),
+        ("empty in (,x)", True),
+        ("pool=a,kubernetes.io/os=linux", True),
+        ("pool=a , kubernetes.io/os=windows", False),
+    ],
+)
+def test_a_selector_selects_as_kubectl_does(text, expected):
+    """Every relation of the grammar, and all conditions together."""
+    assert selector.selects(selector.parse(text), LABELS) is expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "=",
+        "a=b=c",
+        "a in b",
+        "a in (b",
+        "a,,b",
+        "a,",
+        "-a",
+        "a=-b",
+        "a in (b c)",
+        "a;b",
+        "!",
+        "a=!",
+    ],
+)
+def test_what_is_no_selector_is_told(text):
+    """Nothing odd is taken for a selector that selects everything."""
+    with pytest.raises(ValueError, match=r"\"") as told:
+        selector.parse(text)
+    assert text in str(told.value)
+
+
+def test_the_terms_say_what_was_meant():
+    """One term for each condition."""
+    assert selector.parse("a=b,c notin (d,e),!f,g") == Selector(
+        terms=(
+            Term(key="a", relation="in", values=frozenset({"b"})),
+            Term(key="c", relation="notin", values=frozenset({"d", "e"})),
+            Term(key="f", relation="absent"),
+            Term(key="g", relation="exists"),
+        )
+    )
