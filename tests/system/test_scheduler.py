@@ -1,0 +1,83 @@
+"""A pod goes where its profile is: a real scheduler reads the labels that a real agent writes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.system.cluster import NAMESPACE, Cluster, until
+
+ROOT = Path(__file__).parents[2] / "manifests"
+BOOT_ID = "11111111-2222-3333-4444-555555555555"
+ALLOCATABLE = {"cpu": "4", "memory": "8Gi", "pods": "10"}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with Cluster() as one:
+        one.kubectl("apply", "--server-side", "-k", ROOT / "base")
+        one.start_scheduler()
+        yield one
+
+
+def ready(cluster, name):
+    """Make a Node that takes pods, as a kubelet would say."""
+    cluster.node(name, BOOT_ID)
+    status = {
+        "status": {
+            "allocatable": ALLOCATABLE,
+            "capacity": ALLOCATABLE,
+            "conditions": [{"type": "Ready", "status": "True"}],
+        }
+    }
+    cluster.kubectl("patch", "node", name, "--subresource=status", "-p", json.dumps(status))
+    # The taint of a new Node, which a controller takes off when it is ready.
+    cluster.kubectl("patch", "node", name, "--type=merge", "-p", '{"spec":{"taints":null}}')
+
+
+def scheduled(cluster, name):
+    """Return the node of a pod, and what the scheduler says of it."""
+    pod = cluster.get(f"/api/v1/namespaces/default/pods/{name}")
+    told = [
+        one["message"]
+        for one in pod.get("status", {}).get("conditions", [])
+        if one["type"] == "PodScheduled" and one["status"] == "False"
+    ]
+    return pod["spec"].get("nodeName", ""), "".join(told)
+
+
+def agent(cluster, name, folder):
+    """Run the agent once on a host of its own, with the rights of the manifests."""
+    boot = folder / "proc/sys/kernel/random/boot_id"
+    boot.parent.mkdir(parents=True)
+    boot.write_text(BOOT_ID)
+    kubeconfig = cluster.write_kubeconfig(name, cluster.agent_token(name))
+    command = [
+        sys.executable, "-m", "agent", "--oneshot", "--kinds", "seccomp",
+        "--source", f"configmaps:{NAMESPACE}?app.kubernetes.io/component=profiles",
+        "--node-name", name, "--kubeconfig", str(kubeconfig), "--host-root", str(folder),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_pod_lands_where_its_profile_is_and_waits_where_none_has_it(cluster, tmp_path):
+    """It stays Pending until a node has the profile, and then it goes there and nowhere else."""
+    ready(cluster, "with")
+    ready(cluster, "without")
+    pod = yaml.safe_load((ROOT / "examples/fine-pod.yaml").read_text())
+    account = {
+        "apiVersion": "v1",
+        "kind": "ServiceAccount",
+        "metadata": {"name": "default", "namespace": "default"},
+    }
+    cluster.apply(account)
+    cluster.kubectl("create", "-f", "-", stdin=pod)
+    told = until(lambda: scheduled(cluster, "fine-pod")[1], "the scheduler to say why")
+    assert "2 node(s) didn't match Pod's node affinity/selector" in told
+    agent(cluster, "with", tmp_path)
+    node = until(lambda: scheduled(cluster, "fine-pod")[0], lambda: scheduled(cluster, "fine-pod"))
+    assert node == "with"
