@@ -163,7 +163,12 @@ def _read_config(path: str) -> object:
 
 
 def _configuration(error: Exception) -> int:
-    """Tell that the API client cannot be configured or reached; 0 if it is something else."""
+    """Tell what of the outside is not as the options say; 0 if it is something else: a bug."""
+    from agent import wiring
+
+    if isinstance(error, wiring.Unserved):
+        sys.stderr.write(f"profile-loader: {error}\n")
+        return USAGE
     if "agent.doors.kube" not in sys.modules:
         return 0
     from agent.doors import kube

@@ -8,7 +8,7 @@ changes nothing: the end of the process, at any moment, leaves the node as it is
 import queue
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, Protocol
 
@@ -35,12 +35,18 @@ class Teller(Protocol):
         """Return the own labels that are or may be on the Node; None: not known."""
 
 
+class Audience(Protocol):
+    """Hears of reports."""
+
+    def told(self, report: Report, at: float, *, passed: bool) -> None:
+        """Take a report; at: Unix seconds. passed: a pass ended, or only its problems changed."""
+
+
 class Daemon:
     """Runs passes until its process ends.
 
     wake: words from other threads. ready: whether the sources have answered, or failed to. nodes:
-    the Node's labels that are not ours, None where unknown. told: is given every report and the
-    time (Unix seconds) at which its pass ended.
+    the Node's labels that are not ours, None where unknown. audience: is told every report.
     """
 
     def __init__(  # noqa: PLR0913 - the parts of a daemon
@@ -53,7 +59,7 @@ class Daemon:
         domain: str = labels.DOMAIN,
         ready: Callable[[], bool] = lambda: True,
         nodes: Callable[[], Mapping[str, str] | None] = lambda: None,
-        told: Callable[[Report, float], None] = lambda *_: None,
+        audience: Sequence[Audience] = (),
     ) -> None:
         self.one = one
         self.wake = wake
@@ -62,7 +68,8 @@ class Daemon:
         self.domain = domain
         self.ready = ready
         self.nodes = nodes
-        self.told = told
+        self.audience = audience
+        one.pulse = self._pulse
         self.beat = time.monotonic()  # when the loop last turned
         self.report: Report | None = None
         self._since: dict[tuple[KindName, str], float] = {}  # label known to be off since
@@ -91,8 +98,16 @@ class Daemon:
         self.beat = time.monotonic()
         self._gone(self.beat)
         self._due = self._next(self.beat)
-        self.told(report, time.time())
+        self._tell(passed=True)
         return report
+
+    def _tell(self, *, passed: bool) -> None:
+        for one in self.audience:
+            if self.report is not None:
+                one.told(self.report, time.time(), passed=passed)
+
+    def _pulse(self) -> None:
+        self.beat = time.monotonic()
 
     def _first(self) -> None:
         """Give the sources a moment, so that the first pass knows what they say."""
@@ -137,7 +152,7 @@ class Daemon:
         kept = tuple(one for one in self.report.problems if one.code not in _TELLERS)
         if self.report.problems != kept + self.teller.problems:
             self.report = replace(self.report, problems=kept + self.teller.problems)
-            self.told(self.report, time.time())
+            self._tell(passed=False)
 
     def _settle(self) -> None:
         """Let a storm pass: more words at once are one reason to look."""

@@ -6,7 +6,7 @@ Rule 2: without a trustworthy ledger nothing is touched.
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from agent.core import account, desired, model, plan, ports, reconcile
 from agent.core.model import Blind, Blob, Entry, Id, Inspected, KindName, Observed, Unreadable
@@ -30,6 +30,7 @@ class Pass:
         self.kinds = kinds
         self.ledger = ledger
         self.options = options
+        self.pulse: Callable[[], None] = lambda: None  # called between keys and between actions
 
     def run(self, *, dry_run: bool = False) -> Report:
         """Run the pass. With dry_run nothing on the host changes."""
@@ -88,7 +89,7 @@ class Pass:
             observed = self._observe(wanted, entries, found)
         actions = plan.plan(wanted, entries, observed, self.options)
         runner = reconcile.Reconciler(
-            kinds=self.kinds, ledger=self.ledger, entries=entries, clock=time.monotonic
+            kinds=self.kinds, ledger=self.ledger, entries=entries, clock=self._clock
         )
         with _timed(seconds, "act"):
             outcomes = runner.run(actions, dry_run=dry_run)
@@ -104,7 +105,12 @@ class Pass:
         )
 
     def _inspect(self, kind: KindName, blob: Blob) -> Inspected:
+        self.pulse()
         return self.kinds[kind].inspect(blob)
+
+    def _clock(self) -> float:
+        self.pulse()
+        return time.monotonic()
 
     def _observe(
         self,

@@ -17,7 +17,17 @@ from agent.kinds.apparmor.judge import DENY_NAMES
 
 PREFIX: Final = "PROFILE_LOADER_"
 Shape = Literal[
-    "flag", "text", "list", "choice", "choices", "seconds", "path", "prefix", "count", "name"
+    "flag",
+    "text",
+    "list",
+    "choice",
+    "choices",
+    "seconds",
+    "path",
+    "prefix",
+    "count",
+    "name",
+    "address",
 ]
 Value = bool | str | float | tuple[str, ...]
 
@@ -180,6 +190,41 @@ OPTIONS: Final = (
         group=_DAEMON,
     ),
     _option(
+        "http-address",
+        "address",
+        ":9808",
+        "where /metrics, /healthz, /readyz and the status page are served; off: nowhere",
+        metavar="HOST:PORT",
+        group=_DAEMON,
+    ),
+    _option(
+        "https-address",
+        "address",
+        "off",
+        "the same over TLS, with --tls-cert",
+        metavar="HOST:PORT",
+        group=_DAEMON,
+    ),
+    _option(
+        "tls-cert",
+        "text",
+        "",
+        "certificate chain for --https-address",
+        metavar="FILE",
+        group=_DAEMON,
+    ),
+    _option(
+        "tls-key", "text", "", "key of --tls-cert, if not in it", metavar="FILE", group=_DAEMON
+    ),
+    _option(
+        "tls-client-ca",
+        "text",
+        "",
+        "only clients with a certificate of this authority are answered over TLS",
+        metavar="FILE",
+        group=_DAEMON,
+    ),
+    _option(
         "apparmor-parser",
         "text",
         "",
@@ -297,6 +342,11 @@ class Settings:
     startup_taint: str = ""
     resync: float = 300.0
     removal_grace: float = 60.0
+    http_address: str = ":9808"
+    https_address: str = "off"
+    tls_cert: str = ""
+    tls_key: str = ""
+    tls_client_ca: str = ""
     apparmor_parser: str = ""
     parser_timeout: float = 30.0
     seccomp_format: Literal["oci", "docker"] = "oci"
@@ -391,6 +441,15 @@ def _count(raw: object) -> float:
     if isinstance(raw, bool) or not re.fullmatch(r"[0-9]{1,6}", text):
         raise ValueError(f'"{raw}" is no number of things')
     return float(text)
+
+
+def _address(raw: object) -> str:
+    text = _text(raw)
+    if text != "off" and not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]*):[0-9]{1,5}", text):
+        raise ValueError(f'"{text}" must be HOST:PORT, :PORT or off')
+    if text != "off" and int(text.rpartition(":")[2]) > 65535:  # noqa: PLR2004 - the highest
+        raise ValueError(f'"{text}": a port is at most 65535')
+    return text
 
 
 def _name(raw: object) -> str:
@@ -491,6 +550,7 @@ _READERS: Final[Mapping[str, Callable[[object], Value]]] = {
     "prefix": _prefix,
     "count": _count,
     "name": _name,
+    "address": _address,
     "text": _text,
 }
 

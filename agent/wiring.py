@@ -5,6 +5,7 @@ Rule 2: a mode imports only what it needs: without a cluster the client is never
 """
 
 import contextlib
+import platform
 import queue
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from agent.daemon import Daemon
     from agent.doors.kube import Api
     from agent.doors.reflect import Copy, Reflector
+    from agent.reporters.board import Board
+    from agent.reporters.http import Server
     from agent.reporters.node import Meta, OwnNode
     from agent.reporters.publisher import Publisher
     from agent.sources.cluster import Kept
@@ -264,7 +267,18 @@ def daemon(settings: Settings) -> "Daemon":
     """Return the daemon, with everything it needs started."""
     from agent.daemon import Daemon
     from agent.reporters import logs
+    from agent.reporters.board import Board
+    from agent.reporters.metrics import Metrics
 
+    version = metadata.version("profile-loader")
+    metrics = Metrics(version)
+    board = Board(
+        metrics,
+        version=version,
+        node=settings.node_name or platform.node(),
+        patience=60.0 + 2 * settings.parser_timeout,
+    )
+    servers = _servers(settings, board)
     wake: queue.SimpleQueue[str] = queue.SimpleQueue()
     publishers: list[Publisher] = []
 
@@ -274,19 +288,20 @@ def daemon(settings: Settings) -> "Daemon":
                 one.poke()
         wake.put(word)
 
-    found = cluster(settings, woken)
+    found = cluster(settings, woken, count=metrics.request, restarted=metrics.watch_restarted)
     if found is not None and found.own is not None and found.node is not None:
         from agent.reporters import publisher as teller
 
         watched = found.node
-        publishers.append(
-            teller.Publisher(
-                found.own,
-                found.api,
-                copy=lambda: watched.copy,
-                changed=lambda: wake.put("labels"),
-            )
+        made_for = teller.Publisher(
+            found.own,
+            found.api,
+            copy=lambda: watched.copy,
+            changed=lambda: wake.put("labels"),
+            dropped=metrics.events_dropped,
         )
+        publishers.append(made_for)
+        board.labels = made_for.labels
     made = Daemon(
         one_pass(settings, found),
         wake=wake,
@@ -295,10 +310,43 @@ def daemon(settings: Settings) -> "Daemon":
         domain=settings.label_domain,
         ready=(lambda: True) if found is None else found.answered,
         nodes=(lambda: None) if found is None else found.node_labels,
-        told=logs.Changes().told,
+        audience=(logs.Changes(), board),
     )
+    board.beat = lambda: made.beat
+    for server in servers:
+        server.start()
     for one in found.parts() if found is not None else ():
         one.start()
     for publisher in publishers:
         publisher.start()
     return made
+
+
+def _servers(settings: Settings, board: "Board") -> "list[Server]":
+    """Return the HTTP servers that the settings ask for. Raises Unserved."""
+    from agent.reporters.http import Server
+
+    made: list[Server] = []
+    for option, where, tls in (
+        ("--http-address", settings.http_address, {}),
+        (
+            "--https-address",
+            settings.https_address,
+            {
+                "certfile": settings.tls_cert,
+                "keyfile": settings.tls_key,
+                "client_ca": settings.tls_client_ca,
+            },
+        ),
+    ):
+        if where == "off":
+            continue
+        try:
+            made.append(Server(where, board, **tls))
+        except OSError as error:
+            raise Unserved(f"{option} {where}: {error.strerror or error}") from error
+    return made
+
+
+class Unserved(Exception):  # noqa: N818 - reads as what it is
+    """An address that cannot be listened on, or a certificate that cannot be read."""

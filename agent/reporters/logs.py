@@ -65,7 +65,7 @@ def _clean(
 
 def log(report: Report) -> None:
     """Log what a pass did: a line for each change and problem, one summary."""
-    Changes().told(report, 0.0)
+    Changes().told(report, 0.0, passed=True)
 
 
 class Changes:
@@ -74,10 +74,10 @@ class Changes:
     def __init__(self) -> None:
         self._known: dict[tuple[str, str, str, str], Problem] = {}
 
-    def told(self, report: Report, _at: float) -> None:
-        """Log one report."""
+    def told(self, report: Report, at: float, *, passed: bool) -> None:  # noqa: ARG002 - an audience's
+        """Log one report: what a pass did, and problems that came or went."""
         logger = structlog.stdlib.get_logger("agent")
-        events = [(event, row) for row in report.rows if (event := _event(row))]
+        events = [(event, row) for row in report.rows if passed and (event := _event(row))]
         for event, row in events:
             logger.info(event, **_keys(row))
         found = dict(_problems(report))
@@ -92,15 +92,21 @@ class Changes:
             if what not in found:
                 over = {"code": problem.code, "where": problem.where}
                 logger.info("problem_over", **_about(what), **over)
+        if passed:
+            self._summary(logger, report, changed=bool(events) or found != self._known)
+        self._known = found
+
+    def _summary(
+        self, logger: structlog.stdlib.BoundLogger, report: Report, *, changed: bool
+    ) -> None:
         logger.log(
-            logging.INFO if events or found != self._known else logging.DEBUG,
+            logging.INFO if changed else logging.DEBUG,
             "pass_finished",
             profiles=len(report.rows),
             converged=report.converged,
             dry_run=report.dry_run,
             seconds=round(sum(report.seconds.values()), 3),
         )
-        self._known = found
 
 
 def _about(what: tuple[str, str, str, str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from agent.core.problems import Problem
@@ -87,6 +87,12 @@ class Publisher:
             if meta is None or self.copy().why:
                 return None
             return frozenset(self.own.own(meta)) | self._wanted
+
+    def labels(self) -> Mapping[str, str]:
+        """Return the own labels on the Node, as far as known."""
+        with self._wake:
+            meta = self._known()
+            return self.own.own(meta) if meta is not None else {}
 
     def poke(self) -> None:
         """Look again: what is known of the Node changed."""

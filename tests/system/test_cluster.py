@@ -89,6 +89,7 @@ class Agent:
             "--host-root", str(self.root),
             "--kinds", "seccomp",
             "--log-format", "json",
+            "--http-address", "off",
             *more,
         ]  # fmt: skip
 

@@ -1,0 +1,171 @@
+"""Prometheus metrics, from reports and counters: the only importer of prometheus_client.
+
+Rule 1: names and units follow the Prometheus conventions; every metric stands in docs/metrics.md.
+Rule 2: the number of series is bounded, whatever the profiles are called or how many there are.
+"""
+
+from collections import Counter as Count
+from collections.abc import Mapping
+from typing import Final
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.exposition import choose_encoder
+
+from agent.core.report import Report, Row
+
+NAMES: Final = 100  # profiles that have a series of their own
+_SECONDS: Final = (0.005, 0.02, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60)
+_IN_PLACE: Final = frozenset({"installed", "outdated", "held"})
+_DRIFTS: Final = ("missing", "drifted")
+# Labels must be known beforehand, so that a state that ends is 0 and does not stay.
+_STATES: Final = (
+    "installed", "outdated", "held", "rejected", "foreign", "failed", "unsupported", "unobservable",
+)  # fmt: skip
+
+
+class Metrics:
+    """Every metric of one process."""
+
+    def __init__(self, version: str) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call] # the library's own
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self._info = self._gauge("build_info", "Version of the agent.", "version")
+        self._info.labels(version).set(1)
+        self._profiles = self._gauge("profiles", "Profiles by kind and state.", "kind", "state")
+        self._available = self._gauge(
+            "profile_available",
+            f"1: verified on the node. Of the first {NAMES} names.",
+            "kind",
+            "name",
+            "mode",
+        )
+        self._actions = self._counter("actions", "What was done on the node.", "kind", "action")
+        self._passes = self._counter("passes", "Passes by result.", "result")
+        self._seconds = Histogram(
+            "profile_loader_pass_duration_seconds",
+            "Duration of a pass.",
+            registry=self.registry,
+            buckets=_SECONDS,
+        )
+        self._problems = self._gauge("problems", "Problems of the last pass by code.", "code")
+        self._last = self._gauge("last_pass_timestamp_seconds", "When the last pass ended.")
+        self._converged = self._gauge("converged", "1: all that is desired is in place.")
+        self._last_converged = self._gauge(
+            "last_converged_timestamp_seconds", "When a pass last ended with everything in place."
+        )
+        self._sources = self._gauge("source_up", "1: the set was read in the last pass.", "origin")
+        self._read = self._gauge(
+            "source_last_read_timestamp_seconds", "When the set was last read.", "origin"
+        )
+        self._supported = self._gauge("kind_supported", "1: this node can have the kind.", "kind")
+        self._drift = self._counter("drift_repairs", "Repairs by cause.", "kind", "cause")
+        self._requests = self._counter("api_requests", "Requests to the API.", "verb", "code")
+        self._restarts = self._counter("watch_restarts", "Watches that began anew.", "what")
+        self._dropped = self._counter("events_dropped", "Events that were not sent.")
+        self._lost = self._gauge(
+            "confinement_lost_processes", "Processes that lost the confinement they had."
+        )
+        for cause in _DRIFTS:
+            for kind in ("apparmor", "seccomp"):
+                self._drift.labels(kind, cause)
+        for result in ("converged", "not_converged"):
+            self._passes.labels(result)
+        self._seen: set[str] = set()
+        self._origins: set[str] = set()
+
+    def _gauge(self, name: str, help_: str, *labels: str) -> Gauge:
+        return Gauge(f"profile_loader_{name}", help_, labels, registry=self.registry)
+
+    def _counter(self, name: str, help_: str, *labels: str) -> Counter:
+        return Counter(f"profile_loader_{name}", help_, labels, registry=self.registry)
+
+    # --- what is told -----------------------------------------------------------------------------
+
+    def passed(self, report: Report, at: float) -> None:
+        """Take the report of a pass that ended at `at` (Unix seconds)."""
+        self._passes.labels("converged" if report.converged else "not_converged").inc()
+        self._seconds.observe(sum(report.seconds.values()))
+        for row in report.rows:
+            self._acted(row)
+        self.shown(report, at)
+
+    def _acted(self, row: Row) -> None:
+        if row.state in ("failed", "planned") or row.action not in ("put", "remove"):
+            return
+        if row.action == "remove" and row.state != "removed":
+            return
+        self._actions.labels(row.kind, row.action).inc()
+        if row.action == "put" and row.why in _DRIFTS:
+            self._drift.labels(row.kind, row.why).inc()
+
+    def shown(self, report: Report, at: float) -> None:
+        """Show the state that a report tells, without counting a pass."""
+        self._last.set(at)
+        self._converged.set(report.converged)
+        if report.converged:
+            self._last_converged.set(at)
+        states = Count((row.kind, row.state) for row in report.rows)
+        for kind in report.supports:
+            for state in _STATES:
+                self._profiles.labels(kind, state).set(states[kind, state])
+            self._supported.labels(kind).set(report.supports[kind].state == "enabled")
+        self._available.clear()
+        named = [row for row in report.rows if row.name and row.desired]
+        for row in named[:NAMES]:
+            self._available.labels(row.kind, row.name, row.mode).set(row.state in _IN_PLACE)
+        found = Count(one.code for row in report.rows for one in row.problems)
+        found.update(one.code for one in report.problems)
+        for code in self._seen | set(found):
+            self._problems.labels(code).set(found[code])
+        self._seen |= set(found)
+        self._sets(report, at)
+
+    def _sets(self, report: Report, at: float) -> None:
+        for gone in self._origins - {one.origin for one in report.sets}:
+            self._sources.remove(gone)
+        self._origins = {one.origin for one in report.sets}
+        for one in report.sets:
+            self._sources.labels(one.origin).set(one.state == "read")
+            if one.state == "read":
+                self._read.labels(one.origin).set(at)
+
+    def request(self, verb: str, code: str, _seconds: float) -> None:
+        """Count a request to the API server."""
+        self._requests.labels(verb, code).inc()
+
+    def watch_restarted(self, what: str) -> None:
+        """Count a watch that began anew."""
+        self._restarts.labels(what).inc()
+
+    def events_dropped(self, number: int) -> None:
+        """Count Events that were not sent."""
+        self._dropped.inc(number)
+
+    def confinement_lost(self, processes: int) -> None:
+        """Show how many processes run without the confinement that they had."""
+        self._lost.set(processes)
+
+    # --- what is scraped --------------------------------------------------------------------------
+
+    def expose(self, accept: str) -> tuple[str, bytes]:
+        """Return content type and body of a scrape, as the Accept header wants it."""
+        encode, content_type = choose_encoder(accept)
+        return content_type, encode(self.registry)
+
+    def names(self) -> Mapping[str, tuple[str, str]]:
+        """Return type and help of every metric of the agent by its name."""
+        return {
+            one.name: (one.type, one.documentation)
+            for one in self.registry.collect()
+            if one.name.startswith("profile_loader_")
+        }

@@ -1,0 +1,171 @@
+"""The status page: plain HTML for people, without a script.
+
+Rule 1: everything that comes from a profile, a name or an error is escaped. Rule 2: it reads well
+at 400 px and at 1,400 px, in light and dark, and with a screen reader.
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from html import escape
+from typing import Final
+
+from agent.core.problems import Problem
+from agent.core.report import Report, Row
+from agent.reporters.table import clean
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passed:
+    """One pass: when it ended (Unix seconds), how long it took, and whether all was in place."""
+
+    at: float
+    seconds: float
+    converged: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What the page shows. labels: those that are or may be on the Node."""
+
+    version: str
+    node: str
+    report: Report | None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    passes: tuple[Passed, ...] = ()
+
+
+STYLE: Final = """
+:root{color-scheme:light dark;--line:#767676;--bad:#a40000;--good:#0a5c0a}
+@media(prefers-color-scheme:dark){:root{--line:#8c8c8c;--bad:#ff9d94;--good:#86d586}}
+body{font:1rem/1.5 system-ui,sans-serif;margin:0 auto;max-width:80rem;padding:1rem}
+h1{font-size:1.4rem}h2{font-size:1.15rem;margin-top:2rem}
+table{border-collapse:collapse;width:100%}
+caption{text-align:left;padding:.3rem 0}
+th,td{text-align:left;vertical-align:top;padding:.3rem .6rem;border-bottom:1px solid var(--line)}
+th,td{overflow-wrap:anywhere}
+.bad{color:var(--bad);font-weight:600}.good{color:var(--good);font-weight:600}
+code{font-size:.95em}
+@media(max-width:45rem){
+thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
+tr{display:block;border-bottom:1px solid var(--line);padding:.4rem 0}
+th,td{display:block;border:0;padding:.1rem 0}
+td::before,th[data-name]::before{content:attr(data-name) ": ";font-weight:400}}
+"""
+_GOOD: Final = frozenset({"installed", "accepted", "removed", "released"})
+_BAD: Final = frozenset({"rejected", "foreign", "failed", "unobservable", "outdated"})
+
+
+def page(view: View) -> str:
+    """Return the page as HTML."""
+    parts = [_head(view)]
+    if view.report is None:
+        parts.append("<p>No pass has ended yet.</p>")
+    else:
+        parts += _body(view.report)
+    parts += _labels(view.labels)
+    parts += _passes(view.passes)
+    return (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>profile-loader on {_text(view.node)}</title><style>{STYLE}</style></head>"
+        f"<body><main>{''.join(parts)}</main></body></html>\n"
+    )
+
+
+def _head(view: View) -> str:
+    state = ""
+    if view.report is not None:
+        good = view.report.converged
+        state = (
+            f'<p class="{"good" if good else "bad"}">'
+            f"{'Everything desired is in place.' if good else 'Not everything is in place.'}</p>"
+        )
+    return (
+        f"<h1>profile-loader on {_text(view.node)}</h1>{state}"
+        f'<p>Version {_text(view.version)}. <a href="metrics">Metrics</a></p>'
+    )
+
+
+def _body(report: Report) -> Iterable[str]:
+    yield "<h2>Profiles</h2>"
+    rows = [_row(one) for one in report.rows]
+    yield _table(
+        "Each name that a profile provides",
+        ("Kind", "Name", "State", "Mode", "Why", "Source"),
+        rows,
+    )
+    problems = [one for row in report.rows for one in row.problems] + list(report.problems)
+    problems += [one.problem for one in report.supports.values() if one.problem is not None]
+    yield "<h2>Problems</h2>"
+    yield _table(
+        "What is not as it should be",
+        ("Where", "Code", "What", "What to do"),
+        [_problem(one) for one in dict.fromkeys(problems)],
+    )
+    yield "<h2>Sources</h2>"
+    yield _table(
+        "Where profiles come from",
+        ("Set", "State", "Keys", "Why"),
+        [[one.origin, one.state, str(one.keys), one.why] for one in report.sets],
+    )
+
+
+def _row(row: Row) -> list[str]:
+    return [row.kind, row.name or row.key, row.state, row.mode, row.why, row.origin]
+
+
+def _problem(problem: Problem) -> list[str]:
+    return [problem.where, problem.code, problem.what, problem.hint]
+
+
+def _labels(labels: Mapping[str, str]) -> Iterable[str]:
+    if labels:
+        yield "<h2>Labels</h2>"
+        rows = [[key, value] for key, value in sorted(labels.items())]
+        yield _table("The agent's labels on the Node", ("Label", "Value"), rows)
+
+
+def _passes(passes: tuple[Passed, ...]) -> Iterable[str]:
+    if passes:
+        yield "<h2>Last passes</h2>"
+        rows = [
+            [
+                time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(one.at)),
+                f"{one.seconds:.3f} s",
+                "in place" if one.converged else "not in place",
+            ]
+            for one in reversed(passes)
+        ]
+        yield _table("Newest first", ("Ended", "Took", "Result"), rows)
+
+
+def _table(caption: str, names: tuple[str, ...], rows: list[list[str]]) -> str:
+    if not rows:
+        return "<p>None.</p>"
+    head = "".join(f'<th scope="col">{_text(one)}</th>' for one in names)
+    body = "".join(
+        "<tr>"
+        + "".join(
+            _cell(value, name, first=index == 0)
+            for index, (name, value) in enumerate(zip(names, row, strict=True))
+        )
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        f"<table><caption>{_text(caption)}</caption><thead><tr>{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table>"
+    )
+
+
+def _cell(value: str, name: str, *, first: bool) -> str:
+    tag, scope = ("th", ' scope="row"') if first else ("td", "")
+    kind = "good" if value in _GOOD else "bad" if value in _BAD else ""
+    mark = f' class="{kind}"' if kind and name == "State" else ""
+    shown = _text(value) or "&mdash;"
+    return f'<{tag}{scope}{mark} data-name="{_text(name)}">{shown}</{tag}>'
+
+
+def _text(value: str) -> str:
+    return escape(clean(value))

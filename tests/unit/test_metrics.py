@@ -1,0 +1,164 @@
+"""Specification of agent.reporters.metrics and agent.reporters.board."""
+
+import re
+import time
+from pathlib import Path
+
+from agent.core.problems import Problem
+from agent.core.report import Report, Row, SetStatus, Support
+from agent.reporters.board import Board
+from agent.reporters.metrics import NAMES, Metrics
+
+PROBLEM = Problem(code="parser_rejected", where="web", what="refused")
+
+
+def row(name="a.json", state="installed", action="keep", **more):
+    fields = {"kind": "seccomp", "origin": "configmap ns/web", "key": name, "why": "", **more}
+    return Row(name=name, localhost_profile=name, state=state, action=action, **fields)
+
+
+def report(*rows, sets=(), **more):
+    support = {"seccomp": Support(state="enabled")}
+    return Report(rows=rows, sets=sets, supports=support, seconds={"act": 0.25}, **more)
+
+
+READ = SetStatus(origin="configmap ns/web", state="read", keys=1)
+
+
+def shown(metrics):
+    """Return every series of the agent and its value."""
+    _, body = metrics.expose("text/plain")
+    lines = [one for one in body.decode().splitlines() if one.startswith("profile_loader_")]
+    return {one.rpartition(" ")[0]: float(one.rpartition(" ")[2]) for one in lines}
+
+
+def test_a_pass_is_counted_and_shown():
+    """Profiles by state, actions, repairs, problems, sources and times."""
+    metrics = Metrics("1.2.3")
+    metrics.passed(
+        report(
+            row(action="put", why="drifted"),
+            row("b.json", "rejected", "reject", problems=(PROBLEM,)),
+            sets=(READ,),
+        ),
+        1000.0,
+    )
+    found = shown(metrics)
+    expected = {
+        'profile_loader_build_info{version="1.2.3"}': 1,
+        'profile_loader_profiles{kind="seccomp",state="installed"}': 1,
+        'profile_loader_profiles{kind="seccomp",state="rejected"}': 1,
+        'profile_loader_profiles{kind="seccomp",state="failed"}': 0,
+        'profile_loader_profile_available{kind="seccomp",mode="",name="a.json"}': 1,
+        'profile_loader_profile_available{kind="seccomp",mode="",name="b.json"}': 0,
+        'profile_loader_actions_total{action="put",kind="seccomp"}': 1,
+        'profile_loader_drift_repairs_total{cause="drifted",kind="seccomp"}': 1,
+        'profile_loader_drift_repairs_total{cause="missing",kind="seccomp"}': 0,
+        'profile_loader_passes_total{result="not_converged"}': 1,
+        'profile_loader_problems{code="parser_rejected"}': 1,
+        'profile_loader_source_up{origin="configmap ns/web"}': 1,
+        'profile_loader_source_last_read_timestamp_seconds{origin="configmap ns/web"}': 1000,
+        'profile_loader_kind_supported{kind="seccomp"}': 1,
+        "profile_loader_converged": 0,
+        "profile_loader_last_pass_timestamp_seconds": 1000,
+        "profile_loader_last_converged_timestamp_seconds": 0,
+        "profile_loader_pass_duration_seconds_sum": 0.25,
+    }
+    assert {name: found.get(name) for name in expected} == expected
+
+
+def test_what_is_over_is_zero_and_what_is_gone_is_gone():
+    """A problem's series stays at 0; a name's and a source's series end."""
+    metrics = Metrics("1")
+    metrics.passed(report(row("old", problems=(PROBLEM,)), sets=(READ,)), 1000.0)
+    metrics.passed(report(row("new")), 1300.0)
+    found = shown(metrics)
+    assert found['profile_loader_problems{code="parser_rejected"}'] == 0
+    assert not [one for one in found if "old" in one or "source_up" in one]
+    assert found["profile_loader_last_converged_timestamp_seconds"] == 1300
+
+
+def test_news_of_a_report_are_no_pass():
+    """Other problems of the API change gauges and count nothing."""
+    metrics = Metrics("1")
+    metrics.passed(report(row(action="put", why="missing")), 1000.0)
+    metrics.shown(report(row(action="put", why="missing"), problems=(PROBLEM,)), 1001.0)
+    found = shown(metrics)
+    assert found['profile_loader_drift_repairs_total{cause="missing",kind="seccomp"}'] == 1
+    assert found['profile_loader_problems{code="parser_rejected"}'] == 1
+
+
+def test_series_are_bounded():
+    """A thousand profiles have no more series of their own than a hundred."""
+    metrics = Metrics("1")
+    metrics.passed(report(*(row(f"{number}.json") for number in range(1000))), 1.0)
+    found = shown(metrics)
+    assert len([one for one in found if "profile_available" in one]) == NAMES
+    assert len(found) < NAMES + 60
+
+
+def test_counters_of_the_api_are_counted():
+    """Requests by verb and code, watches, Events, lost confinement."""
+    metrics = Metrics("1")
+    metrics.request("PATCH", "200", 0.1)
+    metrics.watch_restarted("node")
+    metrics.events_dropped(3)
+    metrics.confinement_lost(2)
+    found = shown(metrics)
+    assert found['profile_loader_api_requests_total{code="200",verb="PATCH"}'] == 1
+    assert found['profile_loader_watch_restarts_total{what="node"}'] == 1
+    assert found["profile_loader_events_dropped_total"] == 3
+    assert found["profile_loader_confinement_lost_processes"] == 2
+
+
+def test_a_scrape_may_ask_for_openmetrics():
+    """The content type is the one that was asked for."""
+    content_type, body = Metrics("1").expose("application/openmetrics-text; version=1.0.0")
+    assert content_type.startswith("application/openmetrics-text")
+    assert body.endswith(b"# EOF\n")
+
+
+def test_every_metric_is_documented_as_it_is():
+    """docs/metrics.md has a row for each, with its type."""
+    told = dict(re.findall(r"^\| `(profile_loader_\w+)` \| (\w+) \|", DOCUMENT, re.MULTILINE))
+    suffix = {"counter": "_total"}
+    there = {name + suffix.get(kind, ""): kind for name, (kind, _) in Metrics("1").names().items()}
+    assert told == there
+
+
+DOCUMENT = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
+
+
+def board(**more):
+    return Board(Metrics("1"), version="1", node="n", patience=60.0, **more)
+
+
+def test_ready_is_a_complete_look_and_not_convergence():
+    """Before the first pass, and while a kind cannot be seen, it is not ready; else it is."""
+    one = board()
+    assert one.ready() == "no pass has ended yet"
+    one.told(report(row("bad", "rejected")), 1.0, passed=True)
+    assert one.ready() == ""
+    blind = Report(rows=(), sets=(), supports={"apparmor": Support(state="unknown")})
+    one.told(blind, 2.0, passed=True)
+    assert one.ready() == "cannot look at apparmor on this node"
+
+
+def test_health_is_the_turning_of_the_loop():
+    """Nothing else: neither the API server nor a bad profile."""
+    one = board()
+    assert one.health() == ""
+    one.beat = lambda: time.monotonic() - 100.0
+    assert one.health() == "the loop has not turned for 100 s"
+
+
+def test_the_page_escapes_everything_and_works_before_the_first_pass():
+    """A hostile name is text."""
+    one = board(labels=lambda: {"seccomp.example.org/a": "installed"})
+    assert "No pass has ended yet." in one.status()
+    evil = "</title><script>alert(1)</script>\x1b[31m"
+    one.told(report(row(evil, "failed", problems=(PROBLEM,))), 1.0, passed=True)
+    page = one.status()
+    assert "<script>" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;\\x1b[31m" in page
+    assert "seccomp.example.org/a" in page
