@@ -8,6 +8,7 @@ changes nothing: the end of the process, at any moment, leaves the node as it is
 import queue
 import random
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, Protocol
@@ -20,6 +21,9 @@ from agent.oneshot import Pass
 
 QUIET_SECONDS: Final = 0.01  # a storm is over when nothing came for so long ...
 STORM_SECONDS: Final = 0.25  # ... and is answered after so long at the latest
+FIGHT_SECONDS: Final = 120.0  # so many repairs of one name in so many seconds are a fight
+FIGHT_REPAIRS: Final = 10
+LONGEST_SECONDS: Final = 60.0
 PATIENCE_SECONDS: Final = 3.0  # how long the first pass waits for the first answers
 
 
@@ -72,9 +76,14 @@ class Daemon:
         one.pulse = self._pulse
         self.beat = time.monotonic()  # when the loop last turned
         self.report: Report | None = None
+        self._raw: Report | None = None  # as the pass gave it
         self._since: dict[tuple[KindName, str], float] = {}  # label known to be off since
         self._nodes: Mapping[str, str] | None = None
         self._due = 0.0
+        self._full = 0.0  # when everything is to be looked at anew
+        self._failures = 0
+        self._repairs: deque[tuple[float, str]] = deque(maxlen=1000)  # (when, name)
+        self._deaf = 0.0  # until then the node's changes call for no pass: somebody fights
 
     def run(self) -> None:
         """Run passes for ever; ends by an exception (SystemExit of a signal handler)."""
@@ -90,16 +99,27 @@ class Daemon:
         self.beat = now
         if self.teller is not None:
             self.one.options = replace(self.one.options, gone=self._gone(now))
-        report = self.one.run()
-        if self.teller is not None:
-            self.teller.post(report)
-            report = replace(report, problems=report.problems + self.teller.problems)
-        self.report = report
+        full = now >= self._full
+        raw = self.one.run(full=full)
+        if full:
+            self._full = now + self.resync * random.uniform(0.9, 1.0)  # noqa: S311 - spreads load
+        self._failures = self._failures + 1 if _failed(raw) else 0
+        if self.teller is not None and raw is not self._raw:
+            self.teller.post(raw)
+        self._raw = raw
+        self.report = self._whole(raw)
+        report = self.report
         self.beat = time.monotonic()
+        self._fought(self.beat)
         self._gone(self.beat)
         self._due = self._next(self.beat)
         self._tell(passed=True)
         return report
+
+    def _whole(self, raw: Report) -> Report:
+        """Add what the API and the watch over the node have to say."""
+        more = self.teller.problems if self.teller is not None else ()
+        return replace(raw, problems=(*raw.problems, *more, *self._fights()))
 
     def _tell(self, *, passed: bool) -> None:
         for one in self.audience:
@@ -138,6 +158,8 @@ class Daemon:
         match word:
             case "node":
                 return self.nodes() != self._nodes
+            case "kernel" | "files":
+                return time.monotonic() >= self._deaf and not self._untouched()
             case "labels":
                 self._news()
                 waiting = len(self._since)
@@ -147,11 +169,11 @@ class Daemon:
 
     def _news(self) -> None:
         """Tell the report again if the teller's problems changed."""
-        if self.teller is None or self.report is None:
+        if self._raw is None or self.report is None:
             return
-        kept = tuple(one for one in self.report.problems if one.code not in _TELLERS)
-        if self.report.problems != kept + self.teller.problems:
-            self.report = replace(self.report, problems=kept + self.teller.problems)
+        whole = self._whole(self._raw)
+        if whole.problems != self.report.problems:
+            self.report = whole
             self._tell(passed=False)
 
     def _settle(self) -> None:
@@ -189,11 +211,45 @@ class Daemon:
 
     def _next(self, now: float) -> float:
         """Return when the next pass is due, in monotonic seconds."""
-        due = now + self.resync * random.uniform(0.9, 1.0)  # noqa: S311 - spreads load
         ends = [since + self.one.options.grace for since in self._since.values()]
-        return min([due, *(end for end in ends if end > now)])
+        if self._failures:  # what failed is tried again, less and less often
+            ends.append(now + min(self.resync, 2.0 ** min(self._failures, 12)))
+        return min([self._full, *(end for end in (*ends, self._deaf) if end > now)])
+
+    # --- somebody else who changes the same profiles ----------------------------------------------
+
+    def _untouched(self) -> bool:
+        """Return whether the node is as the last pass saw or left it."""
+        return self.one.untouched()
+
+    def _fought(self, now: float) -> None:
+        """Note repairs; after too many of one name, let changes of the node wait."""
+        rows = self._raw.rows if self._raw is not None else ()
+        self._repairs.extend(
+            (now, row.name)
+            for row in rows
+            if row.action == "put" and row.why in ("missing", "drifted") and row.state != "failed"
+        )
+        while self._repairs and self._repairs[0][0] < now - FIGHT_SECONDS:
+            self._repairs.popleft()
+        worst = max(Counter(name for _, name in self._repairs).values(), default=0)
+        if worst >= FIGHT_REPAIRS and now >= self._deaf:
+            self._deaf = now + min(LONGEST_SECONDS, 2.0 ** (worst - FIGHT_REPAIRS))
+
+    def _fights(self) -> tuple[Problem, ...]:
+        counted = Counter(name for _, name in self._repairs)
+        return tuple(
+            Problem(
+                code="drift_fought",
+                where=name,
+                what=f'"{name}" was changed behind the agent\'s back and repaired {times} times in '
+                f"the last {FIGHT_SECONDS:g} s: somebody else writes it too. Repairs wait now.",
+                hint="Find who loads or writes it (auditd, another agent), or take it out of here.",
+            )
+            for name, times in sorted(counted.items())
+            if times >= FIGHT_REPAIRS
+        )
 
 
-_TELLERS: Final = frozenset(
-    {"node_unknown", "node_unreachable", "label_foreign", "label_collision", "label_limit"}
-)
+def _failed(report: Report) -> bool:
+    return any(row.state in ("failed", "unobservable") for row in report.rows)

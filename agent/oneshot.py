@@ -7,6 +7,7 @@ Rule 2: without a trustworthy ledger nothing is touched.
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from agent.core import account, desired, model, plan, ports, reconcile
 from agent.core.model import Blind, Blob, Entry, Id, Inspected, KindName, Observed, Unreadable
@@ -31,9 +32,18 @@ class Pass:
         self.ledger = ledger
         self.options = options
         self.pulse: Callable[[], None] = lambda: None  # called between keys and between actions
+        self._inspected: dict[tuple[KindName, Blob], Inspected] = {}
+        self._joined: tuple[Sequence[model.Snapshot], desired.Desired] | None = None
+        self._last: tuple[_Seen, Report] | None = None
 
-    def run(self, *, dry_run: bool = False) -> Report:
-        """Run the pass. With dry_run nothing on the host changes."""
+    def run(self, *, dry_run: bool = False, full: bool = True) -> Report:
+        """Run the pass. With dry_run nothing on the host changes.
+
+        Unless full, cheap signs stand for content: what they call unchanged is not read again,
+        and a pass over an unchanged node and source gives the very report of the last one.
+        """
+        if full:
+            self._forget()
         seconds: dict[str, float] = {}
         found = self.ledger.entries()
         with _timed(seconds, "read"):
@@ -41,6 +51,18 @@ class Pass:
             if not isinstance(found, Problem):
                 snapshots += self._absent(found, {one.origin for one in snapshots})
         return self._reconcile(snapshots, found, seconds, dry_run=dry_run)
+
+    def untouched(self) -> bool:
+        """Return whether the host is as the last pass saw or left it, by cheap signs."""
+        return self.ledger.untouched() and all(one.untouched() for one in self.kinds.values())
+
+    def _forget(self) -> None:
+        self._inspected.clear()
+        self._joined = None
+        self._last = None
+        self.ledger.forget()
+        for kind in self.kinds.values():
+            kind.forget()
 
     def restore(self, *, dry_run: bool = False) -> Report:
         """Put back what the ledger holds, without any source; nothing is removed."""
@@ -78,7 +100,7 @@ class Pass:
         dry_run: bool,
     ) -> Report:
         with _timed(seconds, "inspect"):
-            wanted = desired.join(snapshots, self._inspect, frozenset(self.kinds))
+            wanted = self._wanted(snapshots)
         problems = list(self.ledger.damaged)
         entries: Mapping[Id, Entry] = {}
         if isinstance(found, Problem):
@@ -87,6 +109,9 @@ class Pass:
             entries = found
         with _timed(seconds, "observe"):
             observed = self._observe(wanted, entries, found)
+        now = _Seen(wanted=wanted, entries=found, observed=observed, options=self.options)
+        if self._last is not None and self._last[0].same(now):
+            return self._last[1]
         actions = plan.plan(wanted, entries, observed, self.options)
         runner = reconcile.Reconciler(
             kinds=self.kinds, ledger=self.ledger, entries=entries, clock=self._clock
@@ -95,7 +120,7 @@ class Pass:
             outcomes = runner.run(actions, dry_run=dry_run)
         if not dry_run and runner.entries != entries:
             self.ledger.sweep(runner.entries)
-        return account.account(
+        report = account.account(
             desired=wanted,
             observed=observed,
             outcomes=outcomes,
@@ -103,10 +128,27 @@ class Pass:
             dry_run=dry_run,
             seconds=seconds,
         )
+        self._last = (now, report) if _settled(actions, report) and not dry_run else None
+        return report
+
+    def _wanted(self, snapshots: Sequence[model.Snapshot]) -> desired.Desired:
+        """Join the snapshots; what was joined or inspected before is not again."""
+        if self._joined is not None and self._joined[0] == snapshots:
+            return self._joined[1]
+        wanted = desired.join(snapshots, self._inspect, frozenset(self.kinds))
+        blobs = {blob for one in snapshots if isinstance(one, model.Read) for blob in one.blobs}
+        self._inspected = {key: one for key, one in self._inspected.items() if key[1] in blobs}
+        self._joined = None if wanted.unchecked else (snapshots, wanted)
+        return wanted
 
     def _inspect(self, kind: KindName, blob: Blob) -> Inspected:
         self.pulse()
-        return self.kinds[kind].inspect(blob)
+        found = self._inspected.get((kind, blob))
+        if found is None:
+            found = self.kinds[kind].inspect(blob)
+            if not isinstance(found, model.Unchecked):
+                self._inspected[kind, blob] = found
+        return found
 
     def _clock(self) -> float:
         self.pulse()
@@ -138,6 +180,33 @@ class Pass:
             doubtful = plan.suspects(wanted, entries, self.options) & mine
             observed[name] = kind.observe(names | mine, doubtful)
         return observed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Seen:
+    """What a pass decides upon."""
+
+    wanted: desired.Desired
+    entries: Mapping[Id, Entry] | Problem
+    observed: Mapping[KindName, Observed]
+    options: plan.Options
+
+    def same(self, other: "_Seen") -> bool:
+        """Return whether these are the very same objects: nothing was read anew."""
+        return (
+            self.wanted is other.wanted
+            and self.entries is other.entries
+            and self.options == other.options
+            and self.observed.keys() == other.observed.keys()
+            and all(one is other.observed[kind] for kind, one in self.observed.items())
+        )
+
+
+def _settled(actions: Sequence[plan.Action], report: Report) -> bool:
+    """Return whether a pass changed nothing and waits for nothing."""
+    return all(isinstance(one, plan.Keep | plan.Hold) for one in actions) and all(
+        row.state not in ("failed", "unobservable") and row.desired for row in report.rows
+    )
 
 
 @contextlib.contextmanager

@@ -7,9 +7,10 @@ Rule 2: a mode imports only what it needs: without a cluster the client is never
 import contextlib
 import platform
 import queue
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent import oneshot
@@ -266,6 +267,7 @@ def _labelled(settings: Settings, found: Cluster, report: Report) -> Report:
 def daemon(settings: Settings) -> "Daemon":
     """Return the daemon, with everything it needs started."""
     from agent.daemon import Daemon
+    from agent.doors.watch import Files, Revision
     from agent.reporters import logs
     from agent.reporters.board import Board
     from agent.reporters.metrics import Metrics
@@ -312,14 +314,32 @@ def daemon(settings: Settings) -> "Daemon":
         nodes=(lambda: None) if found is None else found.node_labels,
         audience=(logs.Changes(), board),
     )
+    files = Files(_watched(settings, made.one.sources), wake.put)
+    made.audience = (*made.audience, files)
     board.beat = lambda: made.beat
     for server in servers:
         server.start()
+    files.start()
+    if "apparmor" in settings.kinds:
+        revision = host(settings).path("/sys/kernel/security/apparmor/revision")
+        Revision(revision, lambda: wake.put("kernel")).start()
     for one in found.parts() if found is not None else ():
         one.start()
     for publisher in publishers:
         publisher.start()
     return made
+
+
+def _watched(settings: Settings, made_of: Sequence[ports.Source]) -> dict[Path, str]:
+    """Return the directories whose changes concern the agent, and what each change says."""
+    on = host(settings)
+    words = {on.path(settings.state_dir) / "entries": "files"}
+    if "seccomp" in settings.kinds:
+        words[on.path(settings.seccomp_dir)] = "files"
+    for source in made_of:
+        if source.watched is not None:
+            words[source.watched] = "source"
+    return words
 
 
 def _servers(settings: Settings, board: "Board") -> "list[Server]":

@@ -6,6 +6,7 @@ Unreadable); only a bug is an exception.
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from agent.core.model import (
@@ -83,9 +84,22 @@ class Kind(Protocol):
         prove, nobody may use them.
         """
 
+    def untouched(self) -> bool:
+        """Return whether the node is as this kind saw or left it last, by cheap signs.
+
+        The policy revision; stat signatures of files. False where that is not known.
+        """
+
+    def forget(self) -> None:
+        """Trust no cheap sign at the next look."""
+
 
 class Source(Protocol):
     """One place that profiles come from."""
+
+    @property
+    def watched(self) -> Path | None:
+        """Return the directory of this machine whose changes concern the source, if any."""
 
     def read(self) -> tuple[Snapshot, ...]:
         """Read every set of this source once."""

@@ -69,6 +69,8 @@ CODES: Final[dict[str, Severity]] = {
     "abi_missing": "warning",
     "dangerous_syscalls": "warning",
     "condition_surprising": "warning",
+    # as a daemon
+    "drift_fought": "error",  # repaired again and again: somebody else writes it too
     # in a cluster
     "node_unknown": "error",  # no Node of this name, or it is not this machine
     "node_unreachable": "warning",  # the API server does not answer, or refuses the labels

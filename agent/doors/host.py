@@ -137,6 +137,23 @@ class Host:
             raise HostError(path, error) from error
         return True
 
+    def signature(self, path: str) -> tuple[int, ...] | None:
+        """Return what changes whenever a file's content does; None where nothing can be said.
+
+        Any write changes the ctime, any replacement the inode (inode(7)).
+        """
+        try:
+            status = self.path(path).lstat()
+        except OSError:
+            return None
+        return (
+            status.st_dev,
+            status.st_ino,
+            status.st_size,
+            status.st_mtime_ns,
+            status.st_ctime_ns,
+        )
+
     def read_regular(self, base: str, name: str, *, limit: int) -> bytes | None:
         """Return the content of the regular file name (relative, descending) below base.
 

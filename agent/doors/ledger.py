@@ -57,12 +57,21 @@ class FileLedger:
         self.host = host
         self.directory = directory
         self.damaged: list[Problem] = []
+        self._left: tuple[int, ...] | None = None  # signature of the entries as we left them
+        self._cached: tuple[tuple[int, ...], Mapping[Id, Entry]] | None = None
 
     def entries(self) -> Mapping[Id, Entry] | Problem:
-        """Return every whole entry; the damaged ones are in self.damaged afterwards."""
+        """Return every whole entry; the damaged ones are in self.damaged afterwards.
+
+        Entries are replaced by rename, so the directory's signature stands for them all.
+        """
+        base = f"{self.directory}/{_ENTRIES}"
+        sign = self._left = self._sign()
+        if self._cached is not None and self._cached[0] == sign:
+            return self._cached[1]
+        self._cached = None
         self.damaged = []
         found: dict[Id, Entry] = {}
-        base = f"{self.directory}/{_ENTRIES}"
         try:
             names = self.host.names(base) if self.host.exists(base) else []
             for name in names:
@@ -82,7 +91,20 @@ class FileLedger:
                 "Nothing is changed.",
                 hint="Make the state directory readable, or name another with --state-dir.",
             )
+        if sign is not None:
+            self._cached = (sign, found)
         return found
+
+    def untouched(self) -> bool:
+        """Return whether nobody else changed an entry since it was last read or written."""
+        return self._sign() == self._left
+
+    def _sign(self) -> tuple[int, ...] | None:
+        return self.host.signature(f"{self.directory}/{_ENTRIES}")
+
+    def forget(self) -> None:
+        """Read every entry again."""
+        self._cached = None
 
     def _read(self, name: str, content: bytes) -> Entry | Problem | None:
         path = f"{self.directory}/{_ENTRIES}/{name}"
@@ -116,7 +138,9 @@ class FileLedger:
     def write(self, entry: Entry) -> Problem | None:
         """Store an entry durably."""
         content = msgspec.json.format(msgspec.json.encode(_to_stored(entry)), indent=1)
-        return self._write(_ENTRIES, _file_name(entry.id), content)
+        problem = self._write(_ENTRIES, _file_name(entry.id), content)
+        self._left = self._sign()
+        return problem
 
     def drop(self, id_: Id) -> Problem | None:
         """Forget an entry."""
@@ -124,6 +148,7 @@ class FileLedger:
             self.host.remove_file(f"{self.directory}/{_ENTRIES}", _file_name(id_))
         except HostError as error:
             return _write_failed(error)
+        self._left = self._sign()
         return None
 
     def keep(self, content: bytes) -> Problem | None:

@@ -41,6 +41,8 @@ def configure(form: Literal["auto", "json", "console"], level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    for library in ("urllib3", "watchdog"):  # every request and every read, else
+        logging.getLogger(library).setLevel(max(root.level, logging.INFO))
     logging.captureWarnings(capture=True)
     structlog.configure(
         processors=[

@@ -55,6 +55,8 @@ class ConfigMaps:
         self.which = which
         self.copy = copy
         self.node_labels = node_labels
+        self.watched = None  # the API server wakes by itself
+        self._made: dict[str, tuple[Content, Snapshot]] = {}
 
     def read(self) -> tuple[Snapshot, ...]:
         """Return a snapshot of every ConfigMap that is known."""
@@ -87,9 +89,12 @@ class ConfigMaps:
                 return Unreadable(origin=set_, why=why)
             if not selector.selects(found.node_selector, labels):
                 return limits.snapshot(set_, [], [], empty=True)
-        return limits.snapshot(
-            set_, list(found.blobs), list(found.refused), empty=found.allow_empty
-        )
+        if name not in self._made or self._made[name][0] is not found:
+            snapshot = limits.snapshot(
+                set_, list(found.blobs), list(found.refused), empty=found.allow_empty
+            )
+            self._made[name] = (found, snapshot)
+        return self._made[name][1]
 
 
 def _failure(copy: Copy[Kept]) -> str:

@@ -37,6 +37,7 @@ class Directory:
     def __init__(self, path: str, after_read: Callable[[], None] = lambda: None) -> None:
         self.path = path
         self.origin = f"dir {Path(path).absolute()}"
+        self.watched = Path(path).absolute()
         self._after_read = after_read  # called once per try, before the look whether it changed
 
     def absent(self, set_: str) -> Snapshot | None:  # noqa: ARG002 - the port's

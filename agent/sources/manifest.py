@@ -23,6 +23,7 @@ class Manifest:
         self.path = path
         self.origin = f"manifest {Path(path).absolute()}"
         self.domain = domain
+        self.watched = Path(path).absolute().parent
 
     def absent(self, set_: str) -> Snapshot | None:  # noqa: ARG002 - the port's
         """Return None: this source has one set, and always answers for it."""

@@ -82,6 +82,8 @@ class Kernel:
     def __init__(self, host: Host, probes: Probes) -> None:
         self.host = host
         self.probes = probes
+        # The revision up to which every change is known: seen by a look, or our own.
+        self.known: int | None = None
 
     # --- may we look, may we write ---------------------------------------------------------------
 
@@ -159,6 +161,7 @@ class Kernel:
                 before = self.revision()
                 facts = self._walk(f"{ROOT}/policy/profiles", wanted, before, below=below)
                 if self.revision() == before:
+                    self.known = before
                     return facts
             except HostError as error:
                 if error.errno not in _GONE:
@@ -226,15 +229,32 @@ class Kernel:
 
     def load(self, blob: bytes) -> None:
         """Load new profiles, all or none; EEXIST if one of the names is taken."""
-        self.host.write_kernel(f"{ROOT}/.load", blob)
+        self._write("load", blob)
 
     def replace(self, blob: bytes) -> None:
         """Replace or load profiles, all or none."""
-        self.host.write_kernel(f"{ROOT}/.replace", blob)
+        self._write("replace", blob)
 
     def remove(self, name: str) -> None:
         """Remove a profile with its hats and children: the bare name, no newline."""
-        self.host.write_kernel(f"{ROOT}/.remove", name.encode("utf-8", "surrogateescape"))
+        self._write("remove", name.encode("utf-8", "surrogateescape"))
+
+    def _write(self, file: str, content: bytes) -> None:
+        self.host.write_kernel(f"{ROOT}/.{file}", content)
+        if self.known is None:
+            return
+        try:
+            # Each write is one step; another number tells of somebody else's change between.
+            self.known = self.known + 1 if self.revision() == self.known + 1 else None
+        except (HostError, ValueError):
+            self.known = None
+
+    def untouched(self) -> bool:
+        """Return whether nothing but our own writes changed the policy since the last look."""
+        try:
+            return self.known is not None and self.revision() == self.known
+        except (HostError, ValueError):
+            return False
 
 
 def blind(why: str) -> Blind:

@@ -67,6 +67,8 @@ class AppArmor:
         self.checking = checking
         self._abi = abi
         self._features: bytes | None = None
+        self._asked: frozenset[str] = frozenset()
+        self._seen: Seen | None = None
 
     @property
     def name(self) -> Literal["apparmor"]:
@@ -202,22 +204,38 @@ class AppArmor:
         barrier = self.kernel.barrier()
         if barrier is not None:
             return barrier
-        facts = self.kernel.look(names)
-        if isinstance(facts, Blind):
-            return facts
-        loaded = [name for name in suspects if name in facts]
-        return Seen(facts=facts, uses=self.processes.uses(loaded))
+        asked = frozenset(names)
+        if self._seen is None or asked != self._asked or not self.untouched():
+            facts = self.kernel.look(names)
+            if isinstance(facts, Blind):
+                self._seen = None
+                return facts
+            self._asked, self._seen = asked, Seen(facts=facts)
+        loaded = [name for name in suspects if name in self._seen.facts]
+        if not loaded:
+            return self._seen
+        return Seen(facts=self._seen.facts, uses=self.processes.uses(loaded))
+
+    def untouched(self) -> bool:
+        """Return whether the policy revision is the one of the last look or write."""
+        return self.kernel.untouched() if not self.kernel.missing() else True
+
+    def forget(self) -> None:
+        """Compare the whole content at the next look."""
+        self._seen = None
 
     # --- change ----------------------------------------------------------------------------------
 
     def put(self, profile: Profile, *, ours: Collection[str]) -> Installed | Failed:
         """Load or replace in one write, and verify by content."""
+        self._seen = None
         return self.changes.put(profile, ours=ours)
 
     def remove(
         self, names: Collection[str], evidence: Mapping[str, Evidence], *, prove: bool
     ) -> Removed | StillUsed | Failed:
         """Remove names after a last look at their content, and with prove at their use."""
+        self._seen = None
         return self.changes.remove(names, evidence, prove=prove)
 
 
