@@ -118,9 +118,10 @@ def _about(what: tuple[str, str, str, str]) -> dict[str, str]:
 
 def _problems(report: Report) -> Iterator[tuple[tuple[str, str, str, str], Problem]]:
     """Yield every problem with what it is about; one of a code for each key is enough."""
+    said = {kind for kind, one in report.supports.items() if one.problem is not None}
     for row in report.rows:
         for problem in row.problems:
-            if problem.code != "kind_unsupported":  # said once for the node
+            if problem.code != "kind_unsupported" or row.kind not in said:
                 yield (row.kind, row.origin, row.key, f"{problem.code} {problem.where}"), problem
     for kind, support in report.supports.items():
         if support.problem is not None:

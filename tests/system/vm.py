@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import agent
@@ -45,7 +46,7 @@ KERNEL = (
     "console=ttyS0 panic=-1 loglevel=4 root=/dev/nvme0n1 rootfstype=ext4 rw init=/vminit "
     "apparmor=1 security=apparmor"
 )
-LIBRARIES = ("msgspec", "pyyaml", "structlog", "system-calls")
+LIBRARIES = ("msgspec", "prometheus-client", "pyyaml", "structlog", "system-calls", "watchdog")
 INIT = """#!/bin/bash
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8
 mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs dev /dev 2>/dev/null
@@ -182,6 +183,12 @@ def disk(folder, files):
     (root / "vmlinuz").rename(folder / "vmlinuz")
     shutil.copytree(libraries(), root / "job/libraries", dirs_exist_ok=True)
     shutil.copytree(Path(agent.__file__).parent, root / "job/libraries/agent")
+    version = metadata.version("profile-loader")
+    about = root / f"job/libraries/profile_loader-{version}.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: profile-loader\nVersion: {version}\n"
+    )
     for name, content in files.items():
         path = root / "job" / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,256 @@
+"""The daemon on a real AppArmor kernel; runs as root inside the virtual machine.
+
+Prints a line of JSON for each scenario, and {"note": ...} with what it measured.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import urllib.request
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import scenarios
+from scenarios import SECCOMP, STATE, Confined, clean, content, loaded, parser, plain, source
+
+LOG = Path("/tmp/daemon.log")  # noqa: S108 - the guest is ours alone
+REPAIRS = 50
+HTTP = "127.0.0.1:9808"
+SOURCE = scenarios.SOURCE
+
+
+class Daemon:
+    """The agent without --oneshot, until the block ends."""
+
+    def __init__(self, *more, **environ):
+        self.more, self.environ = more, environ
+
+    def __enter__(self):
+        command = [
+            sys.executable, "-m", "agent", f"--source=dir:{SOURCE}", f"--state-dir={STATE}",
+            f"--seccomp-dir={SECCOMP}", "--log-format=json", f"--http-address={HTTP}", *self.more,
+        ]  # fmt: skip
+        # The guest has no bytecode of the standard library: what the first one compiles stays.
+        environ = {**os.environ, **self.environ}
+        environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        with LOG.open("w") as log:
+            self.process = subprocess.Popen(command, stderr=log, stdout=log, env=environ)
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self, number=signal.SIGTERM):
+        """End it with a signal; return its exit status and how long that took."""
+        begin = time.monotonic()
+        self.process.send_signal(number)
+        return self.process.wait(30), time.monotonic() - begin
+
+
+def until(condition, seconds=30.0, what=""):
+    """Return how many seconds it took until condition was true."""
+    begin = time.monotonic()
+    while time.monotonic() - begin < seconds:
+        if condition():
+            return time.monotonic() - begin
+        if "this is a bug" in LOG.read_text():
+            break
+        time.sleep(0.002)
+    raise AssertionError(f"not within {seconds} s: {what}\n{LOG.read_text()[-3000:]}")
+
+
+def metric(name):
+    """Return the value of a series."""
+    with urllib.request.urlopen(f"http://{HTTP}/metrics", timeout=10) as answer:
+        for line in answer.read().decode().splitlines():
+            if line.startswith(f"{name} "):
+                return float(line.rpartition(" ")[2])
+    return None
+
+
+def ready():
+    """Return whether the daemon says that it is ready."""
+    with contextlib.suppress(OSError):
+        return urllib.request.urlopen(f"http://{HTTP}/readyz", timeout=5).status == 200
+    return False
+
+
+def told(name, seconds):
+    """Print a distribution."""
+    ordered = sorted(seconds)
+    ms = [round(one * 1000) for one in ordered]
+    print(
+        json.dumps(
+            {
+                "note": f"{name}: {len(ms)} times, median {ms[len(ms) // 2]} ms, "
+                f"from {ms[0]} to {ms[-1]} ms"
+            }
+        ),
+        flush=True,
+    )
+
+
+# --- scenarios ------------------------------------------------------------------------------------
+
+
+def outside_changes_are_repaired_within_a_second():
+    """Removed, replaced by other text, put into complain mode: each is back, fifty times."""
+    names = [f"p{number}" for number in range(REPAIRS)]
+    source(**{name: plain(name) for name in names})
+    with Daemon():
+        until(lambda: ready() and len(loaded()) == REPAIRS, 120, "the first pass")
+        good = {name: content(name) for name in names}
+        outside = {
+            "removed": lambda name: parser(plain(name), "-R"),
+            "replaced": lambda name: parser(plain(name, "deny /etc/shadow r,"), "-r"),
+            "complain": lambda name: parser(plain(name), "-C", "-r"),
+        }
+        for what, change in outside.items():
+            seconds = []
+            for name in names:
+                status, said = change(name)
+                assert status == 0, said
+                seconds.append(until(lambda name=name: content(name) == good[name], 30, what))
+            told(f"repair after {what}", seconds)
+            assert sorted(seconds)[len(seconds) // 2] < 1.0, what
+        assert set(loaded().values()) == {"enforce"}
+
+
+def a_change_of_the_source_is_loaded_at_once():
+    """Inotify wakes it; there is no wait for a resync."""
+    source(web=plain("web"))
+    with Daemon():
+        until(lambda: ready() and "web" in loaded())
+        seconds = []
+        for number in range(10):
+            old = content("web")
+            (SOURCE / "web.profile").write_text(plain("web", f"deny /etc/shadow{number} r,"))
+            seconds.append(until(lambda old=old: content("web") != old, 30))
+        told("file changed to policy loaded", seconds)
+
+
+def a_process_stays_confined_all_the_time():
+    """Through updates, a rejected one, kills, restarts: its label never says unconfined."""
+    source(web=plain("web"))
+    stop = threading.Event()
+    seen = set()
+    with Daemon() as daemon:
+        until(lambda: ready() and "web" in loaded())
+        with Confined("web") as process:
+
+            def watch():
+                path = Path(f"/proc/{process.pid}/attr/current")
+                while not stop.is_set():
+                    seen.add(path.read_text().strip())
+
+            watcher = threading.Thread(target=watch)
+            watcher.start()
+            try:
+                for number in range(4):
+                    old = content("web")
+                    (SOURCE / "web.profile").write_text(plain("web", f"deny /x{number} r,"))
+                    until(lambda old=old: content("web") != old)
+                (SOURCE / "web.profile").write_text("profile web { nonsense }\n")
+                until(lambda: metric('profile_loader_problems{code="parser_rejected"}') == 1)
+                for number in (signal.SIGKILL, signal.SIGTERM):
+                    daemon.stop(number)
+                    (SOURCE / "web.profile").write_text(plain("web", f"deny /y{number} r,"))
+                    old = content("web")
+                    with Daemon():
+                        until(lambda old=old: content("web") != old)
+            finally:
+                stop.set()
+                watcher.join()
+    assert seen == {"web (enforce)"}, seen
+
+
+def sigterm_in_the_middle_of_a_parser_run_ends_within_two_seconds():
+    """The parser is ended too, and the node is as it was."""
+    slow = Path("/tmp/slow-parser")  # noqa: S108
+    slow.write_text("#!/bin/bash\ntouch /tmp/in-parser\nsleep 60\n")
+    slow.chmod(0o755)
+    marker = Path("/tmp/in-parser")  # noqa: S108
+    marker.unlink(missing_ok=True)
+    source(web=plain("web"))
+    with Daemon(f"--apparmor-parser={slow}") as daemon:
+        until(marker.exists)
+        status, seconds = daemon.stop()
+    told("SIGTERM in a parser run", [seconds])
+    assert (status, seconds < 2.0) == (0, True), (status, seconds)
+    assert loaded() == {}
+    left = subprocess.run(["pgrep", "-f", str(slow)], capture_output=True, check=False)
+    assert left.stdout == b"", left
+
+
+def a_second_daemon_refuses():
+    """The lock is held; the first one goes on."""
+    source(web=plain("web"))
+    with Daemon() as first:
+        until(lambda: ready() and "web" in loaded())
+        done = subprocess.run(
+            [sys.executable, "-m", "agent", f"--source=dir:{SOURCE}", f"--state-dir={STATE}"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert (done.returncode, "another agent" in done.stderr) == (4, True), done
+        assert first.process.poll() is None
+
+
+def own_changes_wake_it_no_more():
+    """After a change of its own it makes no further pass, and idle it makes none."""
+    source(web=plain("web"))
+    with Daemon() as daemon:
+        until(lambda: ready() and "web" in loaded())
+        passes = 'profile_loader_passes_total{result="converged"}'
+        first = metric(passes)
+        (SOURCE / "web.profile").write_text(plain("web", "deny /x r,"))
+        until(lambda: metric('profile_loader_actions_total{action="put",kind="apparmor"}') == 2)
+        settled = metric(passes)
+        before, deadline = cpu(daemon.process.pid), time.monotonic() + 8.0
+        until(lambda: time.monotonic() > deadline)
+        print(json.dumps({"note": f"8 s idle: {cpu(daemon.process.pid) - before} ticks of CPU"}))
+        assert metric(passes) - settled <= 1, (first, settled, metric(passes))
+
+
+def cpu(pid):
+    """Return user and system ticks of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+SCENARIOS = [
+    outside_changes_are_repaired_within_a_second,
+    a_change_of_the_source_is_loaded_at_once,
+    a_process_stays_confined_all_the_time,
+    sigterm_in_the_middle_of_a_parser_run_ends_within_two_seconds,
+    a_second_daemon_refuses,
+    own_changes_wake_it_no_more,
+]
+
+
+def main():
+    """Run every scenario, or those named."""
+    subprocess.run(["busybox", "ip", "link", "set", "lo", "up"], check=True)
+    for scenario in SCENARIOS:
+        if sys.argv[1:] and scenario.__name__ not in sys.argv[1:]:
+            continue
+        begin, error = time.monotonic(), None
+        try:
+            clean()
+            scenario()
+        except BaseException:  # noqa: BLE001 - told to the test outside
+            error = traceback.format_exc()
+        seconds = round(time.monotonic() - begin, 1)
+        line = {"scenario": scenario.__name__, "error": error, "seconds": seconds}
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""The daemon on a real AppArmor kernel."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.system import vm
+
+GUEST = Path("tests/system/guest")
+BUDGET_SECONDS = 300
+SCENARIOS = [
+    "outside_changes_are_repaired_within_a_second",
+    "a_change_of_the_source_is_loaded_at_once",
+    "a_process_stays_confined_all_the_time",
+    "sigterm_in_the_middle_of_a_parser_run_ends_within_two_seconds",
+    "a_second_daemon_refuses",
+    "own_changes_wake_it_no_more",
+]
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    """Give what every scenario ended with, from one run of the guest."""
+    files = {f"guest/{one.name}": one.read_bytes() for one in GUEST.glob("*.py")}
+    result = vm.run(files, "python3 guest/daemon.py", timeout_seconds=BUDGET_SECONDS)
+    lines = [json.loads(line) for line in result.output.splitlines() if line.startswith("{")]
+    for line in lines:
+        print(line.get("note") or f"{line['scenario']}: {line['seconds']} s")
+    return {line["scenario"]: line["error"] for line in lines if "scenario" in line}
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_on_a_real_kernel(outcomes, scenario):
+    """Each scenario holds; tests/system/guest/daemon.py says in a sentence what it is."""
+    assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)
