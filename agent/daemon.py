@@ -27,6 +27,9 @@ LONGEST_SECONDS: Final = 60.0
 PATIENCE_SECONDS: Final = 3.0  # how long the first pass waits for the first answers
 
 
+Users = Mapping[tuple[KindName, str], tuple[str, ...]]
+
+
 class Teller(Protocol):
     """Publishes labels and Events; fulfilled by agent.reporters.publisher.Publisher."""
 
@@ -50,7 +53,8 @@ class Daemon:
     """Runs passes until its process ends.
 
     wake: words from other threads. ready: whether the sources have answered, or failed to. nodes:
-    the Node's labels that are not ours, None where unknown. audience: is told every report.
+    the Node's labels that are not ours, None where unknown. pods: which pods name a profile,
+    None where that is not known. audience: is told every report.
     """
 
     def __init__(  # noqa: PLR0913 - the parts of a daemon
@@ -63,6 +67,7 @@ class Daemon:
         domain: str = labels.DOMAIN,
         ready: Callable[[], bool] = lambda: True,
         nodes: Callable[[], Mapping[str, str] | None] = lambda: None,
+        pods: Callable[[], Users | None] = lambda: None,
         audience: Sequence[Audience] = (),
     ) -> None:
         self.one = one
@@ -72,6 +77,7 @@ class Daemon:
         self.domain = domain
         self.ready = ready
         self.nodes = nodes
+        self.pods = pods
         self.audience = audience
         one.pulse = self._pulse
         self.beat = time.monotonic()  # when the loop last turned
@@ -98,7 +104,8 @@ class Daemon:
         now = time.monotonic()
         self.beat = now
         if self.teller is not None:
-            self.one.options = replace(self.one.options, gone=self._gone(now))
+            gone = self._gone(now)
+            self.one.options = replace(self.one.options, gone=gone, pods=self.pods())
         full = now >= self._full
         raw = self.one.run(full=full)
         if full:
@@ -158,6 +165,8 @@ class Daemon:
         match word:
             case "node":
                 return self.nodes() != self._nodes
+            case "pods":
+                return bool(self._leaving())
             case "kernel" | "files":
                 return time.monotonic() >= self._deaf and not self._untouched()
             case "labels":

@@ -174,6 +174,14 @@ OPTIONS: Final = (
         group=_CLUSTER,
     ),
     _option(
+        "pod-aware",
+        "flag",
+        False,
+        "a profile is in use, too, while a pod of this Node names it; with that seccomp files that "
+        "no pod names are removed (needs the right to list and watch pods)",
+        group=_CLUSTER,
+    ),
+    _option(
         "resync",
         "seconds",
         300.0,
@@ -340,6 +348,7 @@ class Settings:
     label_digest: bool = False
     label_limit: float = 200.0
     startup_taint: str = ""
+    pod_aware: bool = False
     resync: float = 300.0
     removal_grace: float = 60.0
     http_address: str = ":9808"

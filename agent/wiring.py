@@ -17,6 +17,7 @@ from agent import oneshot
 from agent.core import plan, ports
 from agent.core.labels import is_own, key
 from agent.core.model import KindName
+from agent.core.pods import Named, named
 from agent.core.problems import Problem
 from agent.core.report import Report
 from agent.doors.host import Host, HostError
@@ -84,10 +85,26 @@ class Cluster:
     reflectors: "Mapping[opening.Wanted, Reflector[Kept]]"
     own: "OwnNode | None"
     node: "Reflector[Meta] | None"
+    pods: "Reflector[Named] | None" = None
 
-    def parts(self) -> "list[Reflector[Kept] | Reflector[Meta]]":
+    def parts(self) -> "list[Reflector[Kept] | Reflector[Meta] | Reflector[Named]]":
         """Return everything that lists and watches."""
-        return [*self.reflectors.values(), *([self.node] if self.node is not None else [])]
+        return [
+            *self.reflectors.values(),
+            *([self.node] if self.node is not None else []),
+            *([self.pods] if self.pods is not None else []),
+        ]
+
+    def users(self) -> dict[tuple[KindName, str], tuple[str, ...]] | None:
+        """Return which pods of this Node name a profile; None where that is not known."""
+        copy = self.pods.copy if self.pods is not None else None
+        if copy is None or copy.objects is None or copy.why:
+            return None
+        found: dict[tuple[KindName, str], tuple[str, ...]] = {}
+        for pod, names in sorted(copy.objects.items()):
+            for one in names:
+                found[one] = (*found.get(one, ()), pod)
+        return found
 
     def answered(self) -> bool:
         """Return whether the API server has answered every first question, or failed to."""
@@ -161,7 +178,22 @@ def cluster(
         changed=lambda: wake("node"),
         restarted=lambda: restarted("node"),
     )
-    return Cluster(api=api, reflectors=reflectors, own=own, node=watched)
+    pods = Reflector(
+        api,
+        "/api/v1/pods",
+        query=(("fieldSelector", f"spec.nodeName={settings.node_name}"),),
+        list_query=(("resourceVersion", "0"),),  # from the API server's cache
+        keep=named,
+        changed=lambda: wake("pods"),
+        restarted=lambda: restarted("pods"),
+    )
+    return Cluster(
+        api=api,
+        reflectors=reflectors,
+        own=own,
+        node=watched,
+        pods=pods if settings.pod_aware else None,
+    )
 
 
 def _boot_id(on: Host) -> str:
@@ -218,7 +250,8 @@ def once(settings: Settings) -> Report:
             reflector.list()
     if found.own is None or found.node is None:
         return one.run(dry_run=settings.dry_run)
-    one.options = replace(one.options, grace=0.0, gone=_off(settings, one, found))
+    gone = _off(settings, one, found)
+    one.options = replace(one.options, grace=0.0, gone=gone, pods=found.users())
     report = one.run(dry_run=settings.dry_run)
     return report if settings.dry_run else _labelled(settings, found, report)
 
@@ -312,6 +345,7 @@ def daemon(settings: Settings) -> "Daemon":
         domain=settings.label_domain,
         ready=(lambda: True) if found is None else found.answered,
         nodes=(lambda: None) if found is None else found.node_labels,
+        pods=(lambda: None) if found is None else found.users,
         audience=(logs.Changes(), board),
     )
     files = Files(_watched(settings, made.one.sources), wake.put)

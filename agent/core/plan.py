@@ -65,6 +65,7 @@ class Options:
 
     gone: seconds since a name's label was confirmed to be off the Node, for the names of which
     that is known; None: nobody publishes labels. grace: how many such seconds a removal waits.
+    pods: which pods of this node name a profile; None: that is not known.
     """
 
     prune: Literal["unused", "always", "never"] = "unused"
@@ -72,6 +73,7 @@ class Options:
     take_over: frozenset[str] = frozenset()
     grace: float = 0.0
     gone: Mapping[tuple[KindName, str], float] | None = None
+    pods: Mapping[tuple[KindName, str], tuple[str, ...]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -505,8 +507,17 @@ class _Planner:
                 why="not desired",
                 names=tuple(remove),
                 evidence={name: evidence[name] for name in remove},
-                prove=not (self.options.prune == "always" and self.kind == "seccomp"),
+                prove=self.kind != "seccomp"
+                or not (self.options.prune == "always" or self._proven_by_pods()),
             )
+
+    def _pods(self, name: str) -> tuple[str, ...]:
+        """Return the pods of this node that are known to name a profile."""
+        return (self.options.pods or {}).get((self.kind, name), ())
+
+    def _proven_by_pods(self) -> bool:
+        """Return whether "no pod names it" proves "not in use": for files, which leave no trace."""
+        return self.kind == "seccomp" and self.options.pods is not None
 
     def _release(self, entry: Entry, name: str, evidence: Evidence, seen: Seen) -> str:
         """Return why a name of ours is only to be forgotten, or an empty string."""
@@ -544,7 +555,7 @@ class _Planner:
             names |= set(entry.installed.provides)
         return frozenset(names)
 
-    def _held(self, id_: Id, name: str, seen: Seen) -> Hold | None:
+    def _held(self, id_: Id, name: str, seen: Seen) -> Hold | None:  # noqa: PLR0911 - one a reason
         """Return why a name of ours that nobody desires must stay, or None if it may go."""
         if self.unreadable:
             # It may be desired there: its label stays too.
@@ -556,8 +567,12 @@ class _Planner:
             self.options.gone.get((self.kind, name), -1.0) < self.options.grace
         ):
             return _left(id_, name, "label_pending", _pending(name))
+        if self._pods(name):
+            return _left(id_, name, "in_use", _named_by(name, self._pods(name)))
         match seen.uses.get(name, CannotTell(why="its use was not looked at")):
             case Unused():
+                return None
+            case CannotTell() if self._proven_by_pods():
                 return None
             case CannotTell() if self.options.prune == "always" and self.kind == "seccomp":
                 return None
@@ -615,6 +630,16 @@ def _intact(entry: Entry, name: str, fact: Fact) -> bool:
 def _left(id_: Id, name: str, why: str, *problems: Problem) -> Hold:
     """Hold a name that nobody desires any more."""
     return Hold(id=id_, why=why, names=(name,), state="held", problems=problems, desired=False)
+
+
+def _named_by(name: str, pods: tuple[str, ...]) -> Problem:
+    return Problem(
+        code="in_use",
+        where=name,
+        what=f'"{name}" is no longer desired, but {len(pods)} pod(s) of this node name it (first: '
+        f"{', '.join(pods[:3])}).",
+        hint="End those pods; then it is removed.",
+    )
 
 
 def _pending(name: str) -> Problem:

@@ -47,9 +47,9 @@ class Copy(Generic[Kept]):
 class Reflector(Generic[Kept]):
     """Lists and watches the objects of one path.
 
-    query selects (labelSelector, fieldSelector). keep makes of an object what is remembered of
-    it. one: the path of the only object, read by GET instead of a list (a right less). changed is
-    called after every change of the copy.
+    query selects (labelSelector, fieldSelector); list_query is added to lists alone. keep makes of
+    an object what is remembered of it. one: the path of the only object, read by GET instead of a
+    list (a right less). changed is called after every change of the copy.
     """
 
     def __init__(  # noqa: PLR0913 - what is watched, and who hears of it
@@ -64,6 +64,7 @@ class Reflector(Generic[Kept]):
         metadata: bool = False,
         restarted: Callable[[], None] = lambda: None,
         silence_seconds: float = SILENCE_SECONDS,
+        list_query: tuple[tuple[str, str], ...] = (),
     ) -> None:
         self.api = api
         self.path = path
@@ -74,6 +75,7 @@ class Reflector(Generic[Kept]):
         self.metadata = metadata
         self.restarted = restarted
         self.silence_seconds = silence_seconds
+        self.list_query = list_query
         self.copy: Copy[Kept] = Copy(objects=None, why="not read yet", tried=False)
         self._doubtful = False
         self._stop = threading.Event()
@@ -108,13 +110,18 @@ class Reflector(Generic[Kept]):
             found = self.api.get(self.one, accept=accept)
             return {_name(found): self.keep(found)}, _version(found)
         accept = METADATA_LIST if self.metadata else "application/json"
-        found = self.api.get(self.path, self.query, accept=accept)
+        found = self.api.get(self.path, (*self.query, *self.list_query), accept=accept)
         items = found.get("items")
         if items is None:
             items = []
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
             raise Unreachable("the answer is no list")
-        return {_name(item): self.keep(item) for item in items}, _version(found)
+        return {self._key(item): self.keep(item) for item in items}, _version(found)
+
+    def _key(self, found: Json) -> str:
+        """Return an object's name, with its namespace where the path has none."""
+        name, namespace = _name(found), str(_metadata(found).get("namespace", ""))
+        return f"{namespace}/{name}" if namespace and "/namespaces/" not in self.path else name
 
     # --- the thread -------------------------------------------------------------------------------
 
@@ -157,11 +164,14 @@ class Reflector(Generic[Kept]):
                 raise Unreachable("the API server ends every watch at once")
 
     def _changed(self, event: Event) -> None:
-        found, name = event["object"], _name(event["object"])
+        found = event["object"]
+        if event["type"] == "BOOKMARK":
+            return
+        name = self._key(found)
         objects = dict(self.copy.objects or {})
         if event["type"] == "DELETED":
             objects.pop(name, None)
-        elif event["type"] in ("ADDED", "MODIFIED"):
+        else:
             objects[name] = self.keep(found)
         self._known(objects)
 

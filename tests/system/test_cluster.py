@@ -31,6 +31,7 @@ RIGHTS = [
         "rules": [
             {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "watch", "patch"]},
             {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list", "watch"]},
+            {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
             {
                 "apiGroups": ["events.k8s.io"],
                 "resources": ["events"],
@@ -189,7 +190,7 @@ def test_a_change_is_on_the_node_and_on_its_label_within_a_second(agent):
     agent.until_labels(READY, 1.0)
     assert agent.files() == ["a.json", "b.json"]  # the grace time
     agent.until(lambda: agent.files() == ["a.json"], 5.0)
-    assert agent.events("ProfileRemoved") != []
+    agent.until(lambda: agent.events("ProfileRemoved"))
 
 
 def test_a_configmap_may_come_later_go_and_be_emptied(agent):
@@ -423,6 +424,36 @@ def test_a_startup_taint_goes_once_everything_accepted_is_in_place(agent):
     agent.until(lambda: "example.org/profiles" not in keys())
     assert "keep" in keys()
     assert agent.labels() == {"node/seccomp": "enabled", "seccomp/a.json": "installed"}
+
+
+def test_a_profile_that_a_pod_names_is_in_use(agent):
+    """With --pod-aware a file stays while a pod of this Node names it, and goes afterwards."""
+    agent.node()
+    agent.config_map({"a.json": profile(), "b.json": profile()})
+    agent.start("--pod-aware", "--removal-grace", "1s")
+    agent.until_labels({**READY, "seccomp/b.json": "installed"})
+    used = {"type": "Localhost", "localhostProfile": "b.json"}
+    agent.cluster.kubectl("-n", agent.name, "create", "serviceaccount", "default", check=False)
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "user", "namespace": agent.name},
+        "spec": {
+            "nodeName": agent.name,
+            "containers": [
+                {"name": "c", "image": "i", "securityContext": {"seccompProfile": used}}
+            ],
+        },
+    }
+    agent.cluster.kubectl("create", "-f", "-", stdin=pod)
+    agent.config_map({})
+    agent.config_map({"c.json": profile()})
+    expected = {"node/seccomp": "enabled", "seccomp/c.json": "installed", "set/web": "ready"}
+    agent.until_labels(expected)
+    agent.until(lambda: agent.files() == ["b.json", "c.json"])
+    assert f"{agent.name}/user" in agent.said()
+    agent.cluster.kubectl("-n", agent.name, "delete", "pod", "user", "--force")
+    agent.until(lambda: agent.files() == ["c.json"])
 
 
 # --- one pass, for init jobs ---------------------------------------------------------------------

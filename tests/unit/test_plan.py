@@ -325,6 +325,23 @@ def test_a_name_that_an_unreadable_source_may_desire_keeps_its_label():
     assert (type(action), action.why, action.desired) == (Hold, "a source is unreadable", True)
 
 
+def test_pods_prove_the_use_of_files_and_only_add_to_that_of_policy():
+    """A pod that names it holds either kind; that none does is proof for files alone."""
+    seen = Seen(facts={"web": fact()}, uses={"web": CannotTell(why="a file")})
+    seccomp = entry(key(kind="seccomp"))
+    (held,) = decide(
+        desired(), seccomp, seen=seen, kind="seccomp", pods={("seccomp", "web"): ("a",)}
+    )
+    assert (type(held), held.why) == (Hold, "in_use")
+    (free,) = decide(desired(), seccomp, seen=seen, kind="seccomp", pods={})
+    assert (type(free), free.prove) == (Remove, False)
+    (policy,) = decide(desired(), entry(), seen=seen, pods={})
+    assert (type(policy), policy.why) == (Hold, "use_unknown")
+    unused = Seen(facts={"web": fact()}, uses={"web": Unused()})
+    (named,) = decide(desired(), entry(), seen=unused, pods={("apparmor", "web"): ("a",)})
+    assert (type(named), named.why) == (Hold, "in_use")
+
+
 def test_prune_always_needs_no_proof_for_seccomp_files_only():
     """--prune=always skips the in-use proof for files, never for loaded AppArmor profiles."""
     seen = Seen(facts={"web": fact()}, uses={"web": CannotTell(why="a file")})

@@ -84,6 +84,8 @@ class Kernel:
         self.probes = probes
         # The revision up to which every change is known: seen by a look, or our own.
         self.known: int | None = None
+        self._names: dict[str, tuple[str, str]] = {}  # directory -> (generation, name)
+        self._facts: dict[str, tuple[str, Fact]] = {}  # directory -> (generation, fact)
 
     # --- may we look, may we write ---------------------------------------------------------------
 
@@ -197,14 +199,51 @@ class Kernel:
             above, directory = stack.pop()
             for entry in self.host.names(directory):
                 path = f"{directory}/{entry}"
-                content = self.host.read(f"{path}/name", limit=1 << 20)
-                # A hat's or child's file holds its last part only (the kernel's base.name).
-                name = above + content.removesuffix(b"\n").decode("utf-8", "surrogateescape")
+                name = above + self._name(path)
                 yield name, path
                 if self.host.exists(f"{path}/profiles"):
                     stack.append((f"{name}//", f"{path}/profiles"))
 
+    def _name(self, path: str) -> str:
+        """Return the name of a profile's directory; of a hat or child its last part only."""
+        generation = self._generation(path)
+        known = self._names.get(path)
+        if generation and known is not None and known[0] == generation:
+            return known[1]
+        content = self.host.read(f"{path}/name", limit=1 << 20)
+        name = content.removesuffix(b"\n").decode("utf-8", "surrogateescape")
+        self._names[path] = (generation, name)
+        return name
+
+    def _generation(self, path: str) -> str:
+        """Return where a profile's raw data lie: raw_data/REVISION, new with every new content.
+
+        (Linux, security/apparmor/apparmorfs.c: rawdata_get_link.) Empty where the kernel keeps
+        none; then nothing is remembered.
+        """
+        try:
+            return self.host.link(f"{path}/raw_data")
+        except HostError as error:
+            if error.errno in (errno.ENOENT, errno.EINVAL):
+                return ""
+            raise
+
+    def forget(self) -> None:
+        """Read every name and hash again at the next look."""
+        self._names.clear()
+        self._facts.clear()
+
     def _fact(self, path: str, revision: int) -> Fact:
+        generation = self._generation(path)
+        known = self._facts.get(path)
+        if generation and known is not None and known[0] == generation:
+            return known[1]
+        fact = self._read_fact(path, revision)
+        if generation and self._generation(path) == generation:
+            self._facts[path] = (generation, fact)
+        return fact
+
+    def _read_fact(self, path: str, revision: int) -> Fact:
         mode = self.host.read(f"{path}/mode", limit=4096).strip().decode("ascii", "replace")
         found: set[str] = set()
         for file in self.host.names(path):

@@ -223,6 +223,7 @@ class AppArmor:
     def forget(self) -> None:
         """Compare the whole content at the next look."""
         self._seen = None
+        self.kernel.forget()
 
     # --- change ----------------------------------------------------------------------------------
 

@@ -1,0 +1,61 @@
+"""Specification of agent.core.pods."""
+
+import pytest
+
+from agent.core import pods
+
+
+def local(name):
+    return {"type": "Localhost", "localhostProfile": name}
+
+
+def test_every_place_where_a_pod_names_a_profile_counts():
+    """The pod, containers of three sorts, and the annotations of older servers."""
+    pod = {
+        "metadata": {
+            "annotations": {
+                "container.apparmor.security.beta.kubernetes.io/web": "localhost/old-web",
+                "container.seccomp.security.alpha.kubernetes.io/web": "localhost/old.json",
+                "seccomp.security.alpha.kubernetes.io/pod": "localhost/old-pod.json",
+                "container.apparmor.security.beta.kubernetes.io/other": "runtime/default",
+                "example.org/x": "localhost/no",
+            }
+        },
+        "spec": {
+            "securityContext": {"seccompProfile": local("pod.json")},
+            "containers": [{"securityContext": {"appArmorProfile": local("web")}}, {}],
+            "initContainers": [{"securityContext": {"seccompProfile": local("init.json")}}],
+            "ephemeralContainers": [{"securityContext": {"appArmorProfile": local("debug")}}],
+        },
+        "status": {"phase": "Pending"},
+    }
+    assert pods.named(pod) == {
+        ("apparmor", "old-web"),
+        ("seccomp", "old.json"),
+        ("seccomp", "old-pod.json"),
+        ("seccomp", "pod.json"),
+        ("apparmor", "web"),
+        ("seccomp", "init.json"),
+        ("apparmor", "debug"),
+    }
+
+
+@pytest.mark.parametrize(
+    "pod",
+    [
+        {},
+        {"spec": {"securityContext": {"seccompProfile": {"type": "RuntimeDefault"}}}},
+        {"spec": {"securityContext": None, "containers": None}, "metadata": {"annotations": None}},
+        {
+            "spec": {"securityContext": {"seccompProfile": local("a")}},
+            "status": {"phase": "Failed"},
+        },
+        {
+            "spec": {"securityContext": {"seccompProfile": local("a")}},
+            "status": {"phase": "Succeeded"},
+        },
+    ],
+)
+def test_a_pod_that_names_none_or_has_ended_names_nothing(pod):
+    """What will not start a container again holds nothing back."""
+    assert pods.named(pod) == frozenset()
