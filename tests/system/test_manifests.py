@@ -1,0 +1,144 @@
+"""What the manifests say, made by the real kubectl and read by the agent's own command line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from agent import cli
+from agent.core import labels
+from tests.system.cluster import NAMESPACE, programs
+
+PROFILES = Path(__file__).parents[2] / "profiles"
+ROOT = Path(__file__).parents[2] / "manifests"
+FOLDERS = ["base", *sorted(f"overlays/{one.name}" for one in (ROOT / "overlays").iterdir())]
+
+
+def made(folder):
+    """Return what kustomize makes of a folder, by kind and name."""
+    done = subprocess.run(
+        [*programs()("kubectl"), "kustomize", ROOT / folder],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return {
+        (one["kind"], one["metadata"]["name"]): one
+        for one in yaml.safe_load_all(done.stdout)
+        if one is not None
+    }
+
+
+def pod(objects):
+    return objects["DaemonSet", "profile-loader"]["spec"]["template"]["spec"]
+
+
+def environment(objects):
+    """Return the container's environment as a kubelet of a node named "node" would fill it."""
+    found = {}
+    for one in pod(objects)["containers"][0]["env"]:
+        source = one["valueFrom"]
+        if "fieldRef" in source:
+            assert source == {"fieldRef": {"fieldPath": "spec.nodeName"}}
+            found[one["name"]] = "node"
+        else:
+            place = source["configMapKeyRef"]
+            found[one["name"]] = objects["ConfigMap", place["name"]]["data"][place["key"]]
+    return found
+
+
+def parsed(objects):
+    """Return what the agent makes of the container's arguments and environment."""
+    arguments = pod(objects)["containers"][0]["args"]
+    return cli.parse(arguments, environment(objects), lambda path: None)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_agent_takes_its_arguments(folder):
+    """Options that the manifests name exist, and go together."""
+    found = parsed(made(folder))
+    assert not isinstance(found, cli.Usage), found.text
+    assert (found.settings.node_name, found.settings.label_domain) == ("node", labels.DOMAIN)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_agent_writes_where_the_host_is_mounted(folder):
+    """Each of its directories is a host path at the same place, so that none is the pod's own."""
+    objects = made(folder)
+    settings = parsed(objects).settings
+    (agent,) = pod(objects)["containers"]
+    volumes = {one["name"]: one for one in pod(objects)["volumes"]}
+    mounted = {one["mountPath"]: volumes[one["name"]] for one in agent["volumeMounts"]}
+    assert len(mounted) == len(volumes)
+    wanted = {settings.state_dir, settings.seccomp_dir}
+    if "apparmor" in settings.kinds:
+        wanted.add("/sys/kernel/security")
+    hosts = {path: one["hostPath"]["path"] for path, one in mounted.items() if "hostPath" in one}
+    assert hosts == {path: path for path in wanted}
+    assert not any(
+        one.get("readOnly") for one in agent["volumeMounts"] if one["mountPath"] in wanted
+    )
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_right_to_read_configmaps_where_they_are_mounted(folder):
+    """The Role exists exactly where the agent asks the API server for its profiles."""
+    objects = made(folder)
+    asks = all(one.startswith("configmap") for one in parsed(objects).settings.source)
+    rights = {
+        ("Role", "profile-loader") in objects,
+        ("RoleBinding", "profile-loader") in objects,
+    }
+    assert rights == {asks}
+
+
+def test_the_mounted_volume_holds_the_profiles_that_ship():
+    """The same names as with ConfigMaps: a pod does not notice which way they came."""
+    objects = made("overlays/mounted-volume")
+    (volume,) = [one for one in pod(objects)["volumes"] if one["name"] == "profiles"]
+    paths = []
+    for source in volume["projected"]["sources"]:
+        config_map = objects["ConfigMap", source["configMap"]["name"]]
+        items = source["configMap"].get("items")
+        if items is None:
+            paths += list(config_map["data"])
+        else:
+            assert {one["key"] for one in items} == set(config_map["data"])
+            paths += [one["path"] for one in items]
+    shipped = {
+        str(path.relative_to(PROFILES))
+        for path in PROFILES.rglob("*")
+        if path.is_file() and path.suffix != ".md"
+    }
+    assert sorted(paths) == sorted(shipped)
+
+
+def test_the_profiles_are_those_that_ship():
+    """The committed ConfigMaps are what `render` makes of profiles/ now."""
+    command = [sys.executable, "-m", "agent", "render", str(PROFILES)]
+    command += ["--name", "node-profiles", "--namespace", NAMESPACE]
+    rendered = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (ROOT / "profiles/node-profiles.yaml").read_text() == rendered.stdout
+
+
+def references(spec):
+    """Yield the kind and name of each profile that a pod names."""
+    for one in (spec, *spec["containers"]):
+        for kind in ("appArmorProfile", "seccompProfile"):
+            found = one.get("securityContext", {}).get(kind, {})
+            if found.get("type") == "Localhost":
+                yield (
+                    {"appArmorProfile": "apparmor"}.get(kind, "seccomp"),
+                    found["localhostProfile"],
+                )
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda one: one.stem
+)
+def test_an_example_asks_for_the_label_of_the_profile_that_it_names(path):
+    """Its nodeSelector is what the agent labels a node with that has the profile."""
+    spec = yaml.safe_load(path.read_text())["spec"]
+    ((kind, name),) = references(spec)
+    value = {"apparmor": "enforce", "seccomp": "installed"}[kind]
+    assert spec["nodeSelector"] == {labels.key(kind, name, labels.DOMAIN): value}
