@@ -23,6 +23,7 @@ from pathlib import Path
 
 CACHE = Path.home() / ".cache/profile-loader/controlplane"
 MODULE = Path(__file__).parent / "controlplane"
+OLDER = Path(__file__).parent / "controlplane-old"  # an API server of an older minor
 BUILD_BUDGET_SECONDS = 900
 NAMESPACE = "profile-loader"
 NODE_INFO = (
@@ -43,14 +44,19 @@ def _sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def programs():
-    """Return how each program is called, as a function from its name to the first arguments."""
+def programs(*, older=False):
+    """Return how each program is called, as a function from its name to the first arguments.
+
+    older: the API server of an older minor.
+    """
     assets = os.environ.get("KUBEBUILDER_ASSETS")
 
     def program(name):
+        if older and name == "kube-apiserver":
+            return [str(_built(OLDER)), name]
         if assets and (Path(assets) / name).exists():  # envtest has no scheduler
             return [f"{assets}/{name}"]
-        return [str(_built()), name]
+        return [str(_built(MODULE)), name]
 
     return program
 
@@ -77,24 +83,24 @@ def _number(version):
 
 
 @functools.cache
-def _built():
-    parts = [(MODULE / name).read_bytes() for name in ("go.mod", "go.sum", "main.go")]
+def _built(module):
+    parts = [(module / name).read_bytes() for name in ("go.mod", "go.sum", "main.go")]
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-    path = CACHE / key / "controlplane"
+    path = CACHE / module.name / key / "controlplane"
     mark = path.with_suffix(".sha256")
     if path.exists() and mark.exists() and mark.read_text() == _sha256(path):
         return path
     begin = time.monotonic()
-    shutil.rmtree(CACHE, ignore_errors=True)
+    shutil.rmtree(CACHE / module.name, ignore_errors=True)
     path.parent.mkdir(parents=True)
-    print("control plane: building it from its Go modules, which takes minutes once")
+    print(f"{module.name}: building it from its Go modules, which takes minutes once")
     command = [_go(), "build", "-trimpath", "-ldflags", "-s -w", "-o", f"{path}.new", "."]
     environ = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false"}
-    subprocess.run(command, cwd=MODULE, env=environ, check=True)
+    subprocess.run(command, cwd=module, env=environ, check=True)
     Path(f"{path}.new").rename(path)
     mark.write_text(_sha256(path))
     seconds = time.monotonic() - begin
-    print(f"control plane: built in {seconds:.0f} s")
+    print(f"{module.name}: built in {seconds:.0f} s")
     assert seconds < BUILD_BUDGET_SECONDS, f"the build's budget is {BUILD_BUDGET_SECONDS} s"
     return path
 
@@ -120,9 +126,9 @@ def until(condition, what, seconds=30.0):
 class Cluster:
     """One control plane with an empty store. Ends with its context."""
 
-    def __init__(self, folder=None):
+    def __init__(self, folder=None, *, older=False):
         self.folder = Path(folder or tempfile.mkdtemp(prefix="cluster-"))
-        self.program = programs()
+        self.program = programs(older=older)
         self.port, self.etcd_port, self.peer_port = free_port(), free_port(), free_port()
         self.url = f"https://127.0.0.1:{self.port}"
         self.running = {}
