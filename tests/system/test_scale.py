@@ -1,0 +1,180 @@
+"""Three hundred agents' worth of watches and labels against one API server, in one process."""
+
+import json
+import queue
+import threading
+import time
+from collections import Counter
+
+import pytest
+
+from agent.core.report import Report, Row, SetStatus, Support
+from agent.doors import kube, reflect
+from agent.reporters import node
+from agent.reporters.publisher import Publisher
+from agent.sources import cluster as config_maps
+from agent.sources.opening import Wanted
+from tests.system.cluster import NODE_INFO, Cluster, until
+
+AGENTS = 300
+BOOT_ID = "11111111-2222-3333-4444-555555555555"
+DOMAIN = "profile-loader.node-restriction.kubernetes.io"
+WANTED = Wanted(namespace="default", name="profiles")
+
+
+class Agent:
+    """What one agent asks of the API server: two watches, a publisher, and no host below it."""
+
+    def __init__(self, kubeconfig, name):
+        self.requests = Counter()
+        self.api = kube.Api(kubeconfig=kubeconfig, count=self.counted)
+        self.words = queue.SimpleQueue()
+        self.own = node.OwnNode(self.api, node.Options(name=name), lambda: BOOT_ID)
+        self.config_map = reflect.Reflector(
+            self.api,
+            WANTED.path,
+            query=WANTED.query,
+            keep=config_maps.keep(DOMAIN),
+            changed=lambda: self.words.put("source"),
+        )
+        self.node = reflect.Reflector(
+            self.api,
+            "/api/v1/nodes",
+            query=(("fieldSelector", f"metadata.name={name}"),),
+            one=self.own.options.path,
+            metadata=True,
+            keep=node.keep,
+            changed=self.poke,
+        )
+        self.publisher = Publisher(
+            self.own, self.api, copy=lambda: self.node.copy, changed=lambda: None
+        )
+        self.thread = threading.Thread(target=self.run, daemon=True)
+
+    def counted(self, verb, _code, _seconds):
+        self.requests[verb] += 1
+
+    def poke(self):
+        self.publisher.poke()
+
+    def start(self):
+        for one in (self.config_map, self.node, self.publisher, self.thread):
+            one.start()
+
+    def run(self):
+        while self.words.get() != "stop":
+            copy = self.config_map.copy
+            if copy.objects and not copy.why:
+                self.publisher.post(report(copy.objects["profiles"]))
+
+    def stop(self):
+        self.words.put("stop")
+        for one in (self.config_map, self.node, self.publisher):
+            one.stop()
+        self.api.close()
+
+
+def report(content):
+    """Return what a pass would say with every key in place."""
+    origin = config_maps.origin("default", "profiles")
+    rows = [
+        Row(
+            kind="seccomp",
+            origin=origin,
+            key=one.key,
+            name=one.key,
+            localhost_profile=one.key,
+            state="installed",
+            action="put",
+            why="new",
+        )
+        for one in content.blobs
+    ]
+    read = SetStatus(origin=origin, state="read", keys=len(rows))
+    return Report(rows=tuple(rows), sets=(read,), supports={"seccomp": Support(state="enabled")})
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with Cluster() as one:
+        yield one
+
+
+def change(cluster, number):
+    key = f"p{number}.json"
+    cluster.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "profiles", "namespace": "default"},
+            "data": {key: "{}"},
+        }
+    )
+    return f"seccomp.{DOMAIN}/{key}"
+
+
+def labelled(cluster, label):
+    found = cluster.get("/api/v1/nodes")["items"]
+    return sum(label in one["metadata"].get("labels", {}) for one in found)
+
+
+def test_a_change_costs_one_watch_event_one_patch_and_one_event_a_node(cluster):
+    """And nothing at all is asked while nothing changes."""
+    admin = kube.Api(kubeconfig=str(cluster.folder / "admin.kubeconfig"))
+    info = dict.fromkeys(NODE_INFO, "x")
+    names = [f"node-{number}" for number in range(AGENTS)]
+    for name in names:
+        made = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}
+        admin.send("POST", "/api/v1/nodes", made)
+        status = {"status": {"nodeInfo": {**info, "bootID": BOOT_ID}}}
+        admin.send("PATCH", f"/api/v1/nodes/{name}/status", status, content=kube.MERGE)
+    label = change(cluster, 0)
+    agents = [Agent(str(cluster.folder / "admin.kubeconfig"), name) for name in names]
+    try:
+        begin = time.monotonic()
+        for agent in agents:
+            agent.start()
+        until(lambda: labelled(cluster, label) == AGENTS, lambda: labelled(cluster, label), 120)
+        print(f"scale: {AGENTS} agents started and labelled in {time.monotonic() - begin:.1f} s")
+        settle(agents)
+        seconds = []
+        for number in (1, 2, 3):
+            before = requests(agents)
+            begin = time.monotonic()
+            label = change(cluster, number)
+            until(lambda label=label: labelled(cluster, label) == AGENTS, "every label", 60)
+            seconds.append(round(time.monotonic() - begin, 2))
+            settle(agents)
+            after = requests(agents) - before
+            print(f"scale: change {number}: {dict(after)}")
+            # A removal of the label before and the new label are one patch; one event a name.
+            assert after["PATCH"] <= AGENTS
+            assert after["POST"] <= AGENTS
+            assert after["GET"] + after["WATCH"] == 0
+        print(f"scale: last of {AGENTS} nodes labelled after {seconds} s")
+        before, end = requests(agents), time.monotonic() + 10.0
+        until(lambda: time.monotonic() > end, "ten seconds")
+        assert requests(agents) - before == Counter()
+    finally:
+        for agent in agents:
+            agent.stop()
+
+
+def requests(agents):
+    total = Counter()
+    for agent in agents:
+        total += agent.requests
+    return total
+
+
+def settle(agents):
+    """Wait until no agent has asked for anything for a second."""
+    last = [requests(agents), time.monotonic()]
+
+    def quiet():
+        now = requests(agents)
+        if now != last[0]:
+            last[:] = [now, time.monotonic()]
+        return time.monotonic() - last[1] > 1.0
+
+    until(quiet, lambda: json.dumps(requests(agents)), 60)
