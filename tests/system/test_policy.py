@@ -186,6 +186,34 @@ def test_a_token_that_is_bound_to_no_pod_may_change_nothing(cluster, tmp_path):
     assert (refused.status, "bound to node" in refused.message) == (403, True)
 
 
+def test_a_wider_role_does_not_get_round_the_policy(cluster, agent):
+    """Were every right on Nodes granted by mistake: no status, no Node made or deleted."""
+    cluster.kubectl(
+        "create", "clusterrole", "wide", "--verb=*", "--resource=nodes,nodes/status,nodes/proxy"
+    )
+    who = f"--serviceaccount={NAMESPACE}:profile-loader"
+    cluster.kubectl("create", "clusterrolebinding", "wide", "--clusterrole=wide", who)
+    status = "/api/v1/nodes/own/status"
+    own = {"metadata": {"labels": {OWN: "installed"}}}
+    made = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "made"}}
+    calls = (
+        lambda: agent.send("PATCH", status, own, content=kube.MERGE),
+        lambda: agent.send("POST", "/api/v1/nodes", made),
+        lambda: agent.send("DELETE", "/api/v1/nodes/own", {}),
+        lambda: agent.get("/api/v1/nodes/own/proxy/metrics"),
+    )
+    before = cluster.get("/api/v1/nodes/own")
+    try:
+        until(lambda: "cannot" not in refused(calls[0]), "the role to be read")
+        told = [refused(call) for call in calls]
+    finally:
+        cluster.kubectl("delete", "clusterrolebinding/wide", "clusterrole/wide")
+    assert ["ValidatingAdmissionPolicy 'profile-loader'" in one for one in told] == [True] * 4, told
+    assert "only update Nodes themselves" in told[0]
+    assert cluster.get("/api/v1/nodes/own") == before
+    until(lambda: "cannot" in refused(calls[0]), "the role to be gone")
+
+
 def test_a_node_that_was_made_anew_is_another(cluster, tmp_path):
     """The uid in the token's claims is that of the former one."""
     cluster.node("anew")
