@@ -43,7 +43,7 @@ def _run(parsed: cli.Parsed) -> int:  # noqa: PLR0911 - one return a command
         case cli.Status(settings=settings):
             from agent.commands import status as told
 
-            return _tell(told.status(settings), settings)
+            return _tell(told.status(settings), settings, selectors=True)
         case cli.Unlabel(settings=settings):
             return _unlabel(settings)
         case cli.Check(settings=settings, paths=paths, arch=arch):
@@ -131,7 +131,7 @@ def _lock(settings: Settings) -> Iterator[bool]:
         yield True
 
 
-def _tell(report: Report, settings: Settings) -> int:
+def _tell(report: Report, settings: Settings, *, selectors: bool = False) -> int:
     status = exit_status(
         report,
         allow_unsupported=settings.allow_unsupported,
@@ -140,12 +140,15 @@ def _tell(report: Report, settings: Settings) -> int:
     if settings.output == "json":
         from agent.reporters import document
 
-        sys.stdout.write(document.document(report, exit_status=status))
+        sys.stdout.write(
+            document.document(report, exit_status=status, domain=settings.label_domain)
+        )
     else:
         from agent.reporters import table
 
         width = shutil.get_terminal_size((80, 24)).columns
-        sys.stdout.write(table.table(report, width=width))
+        domain = settings.label_domain if selectors else ""
+        sys.stdout.write(table.table(report, width=width, domain=domain))
     sys.stdout.flush()
     return status
 

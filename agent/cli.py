@@ -49,7 +49,10 @@ COMMANDS = {
 }
 _SETTINGS_OF = {
     "run": {option.name for option in options.OPTIONS},
-    "status": {"host-root", "state-dir", "seccomp-dir", "kinds", "output", "apparmor-parser"},
+    "status": {
+        "host-root", "state-dir", "seccomp-dir", "kinds", "output", "apparmor-parser",
+        "label-domain",
+    },
     "restore": {
         "host-root", "state-dir", "seccomp-dir", "kinds", "output", "dry-run", "apparmor-parser",
         "parser-timeout", "seccomp-format", "log-format", "log-level", "allow-unsupported",

@@ -52,6 +52,7 @@ def _rows(entry: Entry, observed: Observed) -> list[Row]:
                 installed=held.body if held is not None and entry.id.kind == "seccomp" else "",
                 policy=held.body if held is not None and entry.id.kind == "apparmor" else "",
                 mode=_mode(name, observed),
+                desired=current,
             )
         )
     return rows

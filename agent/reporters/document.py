@@ -5,14 +5,15 @@ Rule 1: within a schema version fields are only added.
 
 import json
 
+from agent.core import labels
 from agent.core.problems import Problem
 from agent.core.report import Report, Row
 
 SCHEMA = "profile-loader/report/v1"
 
 
-def document(report: Report, *, exit_status: int) -> str:
-    """Return a report as JSON text with a newline at its end."""
+def document(report: Report, *, exit_status: int, domain: str = labels.DOMAIN) -> str:
+    """Return a report as JSON text with a newline at its end. domain: of the Node's labels."""
     content = {
         "schema": SCHEMA,
         "exit_status": exit_status,
@@ -29,14 +30,14 @@ def document(report: Report, *, exit_status: int) -> str:
             }
             for kind, one in report.supports.items()
         },
-        "profiles": [_profile(row) for row in report.rows],
+        "profiles": [_profile(row, domain) for row in report.rows],
         "problems": [_problem(one) for one in report.problems],
         "seconds": {name: round(value, 6) for name, value in report.seconds.items()},
     }
     return json.dumps(content, indent=2) + "\n"
 
 
-def _profile(row: Row) -> dict[str, object]:
+def _profile(row: Row, domain: str) -> dict[str, object]:
     return {
         "kind": row.kind,
         "origin": row.origin,
@@ -48,6 +49,8 @@ def _profile(row: Row) -> dict[str, object]:
         "why": row.why,
         "digests": {"source": row.source, "installed": row.installed, "policy": row.policy},
         "mode": row.mode,
+        "desired": row.desired,
+        "nodeSelector": labels.selector(row, domain),
         "problems": [_problem(one) for one in row.problems],
     }
 

@@ -8,6 +8,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from agent.core import labels
 from agent.core.problems import Problem
 from agent.core.report import Report, Row
 
@@ -15,8 +16,11 @@ _HEAD = ("KIND", "PROFILE", "STATE", "WHY")
 _GAP = 2
 
 
-def table(report: Report, *, width: int) -> str:
-    """Return a report as lines of at most width characters where names allow it."""
+def table(report: Report, *, width: int, domain: str = "") -> str:
+    """Return a report as lines of at most width characters where names allow it.
+
+    domain: of the Node's labels; with it the nodeSelector of each profile is told.
+    """
     lines: list[str] = []
     rows = [
         (row.kind, clean(row.name or row.key), row.state, clean(_why(row))) for row in report.rows
@@ -42,8 +46,16 @@ def table(report: Report, *, width: int) -> str:
     ]
     for text in told:
         lines += ["", *_wrap(text, width)]
+    lines += _selectors(report, domain) if domain else []
     lines += ["", *_wrap(_summary(report), width)]
     return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _selectors(report: Report, domain: str) -> list[str]:
+    """Return the nodeSelector of each profile, ready to be pasted and never wrapped."""
+    found = [labels.selector(row, domain) for row in report.rows]
+    told = [f"  {clean(key)}: {value}" for one in found for key, value in one.items()]
+    return ["", "nodeSelector, where the Node is labelled:", *told] if told else []
 
 
 def clean(text: str) -> str:

@@ -5,6 +5,7 @@ import logging
 
 import pytest
 
+from agent.core import labels
 from agent.core.problems import Problem
 from agent.core.report import Report, Row, SetStatus, Support
 from agent.reporters import document, logs, table
@@ -106,6 +107,8 @@ def test_the_document_has_every_field():
         "why": "new",
         "digests": {"source": "1" * 64, "installed": "2" * 64, "policy": ""},
         "mode": "",
+        "desired": True,
+        "nodeSelector": {f"seccomp.{labels.DOMAIN}/profiles__audit.json": "installed"},
         "problems": [],
     }
     assert made["profiles"][1]["problems"] == [
@@ -136,6 +139,30 @@ def root():
 
 def lines(capsys):
     return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+
+def test_the_node_selector_of_each_profile_is_told_where_asked_for():
+    """In the mode it has, ready to be pasted; nothing where no label is earned."""
+    rows = (
+        Row(
+            kind="apparmor", origin="o", key="web.profile", name="web", localhost_profile="web",
+            state="installed", action="keep", why="", mode="complain",
+        ),
+        Row(
+            kind="seccomp", origin="o", key="a.json", name="p/a.json",
+            localhost_profile="p/a.json", state="failed", action="keep", why="",
+        ),
+    )  # fmt: skip
+    report = Report(rows=rows, sets=(), supports={})
+    assert "\n  apparmor.example.org/web: complain\n" in table.table(
+        report, width=40, domain="example.org"
+    )
+    assert "nodeSelector" not in table.table(report, width=40)
+    made = json.loads(document.document(report, exit_status=1, domain="example.org"))
+    assert [one["nodeSelector"] for one in made["profiles"]] == [
+        {"apparmor.example.org/web": "complain"},
+        {},
+    ]
 
 
 @pytest.mark.usefixtures("root")
