@@ -93,6 +93,7 @@ def _pass(settings: Settings, *, restore: bool) -> int:
 def _daemon(settings: Settings) -> int:
     """Run passes until a signal ends the process."""
     import signal
+    import threading
 
     from agent import wiring
     from agent.reporters import logs
@@ -101,6 +102,12 @@ def _daemon(settings: Settings) -> int:
         # Like a SIGKILL, which every step survives: nothing on the node is undone or finished.
         raise SystemExit(0 if number == signal.SIGTERM else 128 + number)
 
+    def broken(args: threading.ExceptHookArgs) -> None:
+        # A thread that is gone would be missed silently: whoever started the agent starts it anew.
+        if not isinstance(args.exc_value, SystemExit):
+            os._exit(_bug(args.exc_value) if isinstance(args.exc_value, Exception) else BUG)
+
+    threading.excepthook = broken
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, leave)
     logs.configure(settings.log_format, settings.log_level)

@@ -61,6 +61,10 @@ class Event(TypedDict):
     object: Json
 
 
+# What the client raises where no answer came; ConfigException: the token's file is empty.
+_SILENT: Final = (urllib3.exceptions.HTTPError, OSError, ApiException, ConfigException)
+
+
 class KubeError(Exception):
     """A call that did not succeed; the text says why, for people."""
 
@@ -170,7 +174,7 @@ class Api:
             finally:
                 response.release_conn()
             return _answer(response, text)
-        except (urllib3.exceptions.HTTPError, OSError, ApiException) as error:
+        except _SILENT as error:
             raise Unreachable(_why(error)) from error
         finally:
             self.count(method, code, time.monotonic() - begin)
@@ -220,7 +224,7 @@ class Api:
                 read_seconds=silence_seconds,
             )
             code = str(response.status)
-        except (urllib3.exceptions.HTTPError, OSError, ApiException) as error:
+        except _SILENT as error:
             raise Unreachable(_why(error)) from error
         finally:
             self.count("WATCH", code, time.monotonic() - begin)
@@ -259,7 +263,10 @@ class Api:
         Kubernetes 1.30 and newer put it into the tokens of pods (KEP-4193); nothing is verified
         here, the API server does that.
         """
-        setting = self.config.auth_settings().get("BearerToken", {})
+        try:
+            setting = self.config.auth_settings().get("BearerToken", {})
+        except (ConfigException, OSError):
+            return ""  # the token's file is away for the moment
         parts = str(setting.get("value", "")).split(".")
         if len(parts) != 3:  # noqa: PLR2004 - header, claims, signature
             return ""

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -581,3 +582,52 @@ def test_the_agent_holds_few_connections_and_needs_no_request_while_nothing_chan
         assert proxy.sent() - settled < 4096
         assert len(os.listdir(f"/proc/{agent.process.pid}/fd")) < 32
         assert proxy.open() <= 4
+
+
+# --- in a pod -------------------------------------------------------------------------------------
+
+
+def test_in_a_pod_the_token_is_read_again_and_the_old_one_is_not_needed(agent):
+    """The kubelet replaces the token's file; the agent goes on with the new one."""
+    agent.node()
+    agent.config_map({"a.json": profile()})
+    mounted = agent.root.parent / "serviceaccount"
+    mounted.mkdir()
+    (mounted / "ca.crt").write_bytes(agent.cluster.ca.read_bytes())
+    (mounted / "token").write_text(agent.cluster.agent_token(agent.name))
+    place = "/run/secrets/kubernetes.io/serviceaccount"
+    # A mount namespace of its own, so that this machine has no such directory.
+    script = (
+        f'mount -t tmpfs none /run && mkdir -p {place} && mount --bind "$0" {place} && exec "$@"'
+    )
+    command = agent.command("--log-level", "debug")
+    del command[command.index("--kubeconfig") : command.index("--kubeconfig") + 2]
+    environ = {
+        **os.environ,
+        "KUBERNETES_SERVICE_HOST": "127.0.0.1",
+        "KUBERNETES_SERVICE_PORT": str(agent.cluster.port),
+    }
+    with agent.log.open("ab") as log:
+        agent.process = subprocess.Popen(
+            ["unshare", "-m", "sh", "-c", script, str(mounted), *command], stderr=log, env=environ
+        )
+    agent.until_labels(READY)
+    begin = time.monotonic()
+    (mounted / "token").write_text(agent.cluster.agent_token(agent.name, pod="next"))
+    agent.cluster.kubectl("-n", NAMESPACE, "delete", "pod", f"agent-{agent.name}", "--force")
+    key = f"seccomp.{DOMAIN}/a.json"
+    # The file is read again after a minute (kubernetes, config/incluster_config.py).
+    agent.until(lambda: time.monotonic() - begin > 61.0, 70)
+    agent.cluster.kubectl("label", "node", agent.name, f"{key}-")
+    agent.until_labels(READY, 75)
+
+
+def test_outside_a_pod_and_without_a_kubeconfig_it_says_so(agent):
+    """Exit status 2, one line, no traceback."""
+    done = subprocess.run(
+        [sys.executable, "-m", "agent", "--source", "configmap:a/b", "--oneshot"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("profile-loader: no cluster from this pod: ")
+    assert len(done.stderr.splitlines()) == 1
