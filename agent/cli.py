@@ -179,6 +179,7 @@ def parse(
     mistakes += _no_sources("PATH", _paths(given))
     mistakes += _no_daemon(joined, given) if command == "run" else []
     mistakes += _no_names(given) if command == "render" else []
+    mistakes += _no_arch(str(given["arch"])) if "arch" in given else []
     return _usage(mistakes) if mistakes else _parsed(command, joined, given)
 
 
@@ -263,6 +264,16 @@ def _no_sources(where: str, texts: Sequence[str]) -> list[str]:
         if where == "PATH" and isinstance(found, opening.Wanted):
             mistakes.append(f'{where}: "{text}" is in the API server; only files are checked')
     return mistakes
+
+
+def _no_arch(arch: str) -> list[str]:
+    """Return why nothing can be checked for a machine of that name."""
+    from agent.kinds.seccomp.canonical import MACHINES
+
+    if arch in MACHINES:
+        return []
+    near = options.near(arch, MACHINES)
+    return [f'--arch: "{arch}" must be one of: {", ".join(sorted(MACHINES))}.{near}']
 
 
 def _no_daemon(joined: Settings, given: Mapping[str, object]) -> list[str]:

@@ -160,6 +160,13 @@ def test_variables_that_a_service_of_the_same_name_brings_are_no_mistake():
     assert isinstance(parse(*RUN, environ=links), cli.Run)
 
 
+def test_a_machine_that_nobody_knows_is_a_mistake():
+    """A check for it could say nothing."""
+    (mistake,) = mistakes("check", "p", "--arch=x86-64")
+    assert mistake.startswith('--arch: "x86-64" must be one of: aarch64, ')
+    assert mistake.endswith("Did you mean x86_64?")
+
+
 def test_without_oneshot_it_is_a_daemon():
     """--oneshot alone makes the difference between one pass and passes for ever."""
     expected = cli.Run(settings=Settings(source=("configmap:ns/a",)), oneshot=False)
