@@ -35,25 +35,6 @@ Json = dict[str, object]
 Query = Sequence[tuple[str, str]]
 
 
-class Metadata(TypedDict, total=False):
-    """The parts of ObjectMeta that the agent reads."""
-
-    name: str
-    namespace: str
-    uid: str
-    resourceVersion: str
-    labels: dict[str, str]
-    annotations: dict[str, str]
-
-
-class ConfigMap(TypedDict, total=False):
-    """A core/v1 ConfigMap. binaryData: base64 texts."""
-
-    metadata: Metadata
-    data: dict[str, str]
-    binaryData: dict[str, str]
-
-
 class Event(TypedDict):
     """One line of a watch: ADDED, MODIFIED, DELETED or BOOKMARK with an object."""
 

@@ -508,11 +508,13 @@ def test_an_outage_changes_nothing_and_restores_what_is_missing(agent):
         agent.start("--resync", "2s")
         agent.until_labels(READY)
         proxy.refuse()
+        begin = time.monotonic()
         agent.until(lambda: "source_unreadable" in agent.said(), 30)
         (agent.root / "var/lib/kubelet/seccomp/a.json").unlink()
         agent.until(lambda: agent.files() == ["a.json"])
         agent.config_map({"a.json": profile(), "b.json": profile()})
-        assert agent.labels() == READY
+        agent.until(lambda: time.monotonic() - begin > 30.0, 40)
+        assert (agent.labels(), agent.files()) == (READY, ["a.json"])
         proxy.forward()
         agent.until_labels({**READY, "seccomp/b.json": "installed"}, 75)
 

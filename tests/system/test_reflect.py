@@ -231,6 +231,7 @@ class Script:
     def __init__(self, *answers):
         self.answers = list(answers)
         self.asked = []
+        self.named = set()
         script = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -238,6 +239,7 @@ class Script:
 
             def do_GET(self):
                 script.asked.append(self.path)
+                script.named.add(self.headers["User-Agent"])
                 last = len(script.answers) == 1
                 status, headers, body = script.answers[0] if last else script.answers.pop(0)
                 self.send_response(status)
@@ -284,11 +286,11 @@ LIST = answer(200, {"metadata": {"resourceVersion": "7"}, "items": []})
 def test_a_refusal_is_one_request_and_keeps_its_retry_after(tmp_path, given, status, retry):
     """Nothing is retried or followed behind the caller's back."""
     with Script(given) as server:
-        api = kube.Api(kubeconfig=config(tmp_path, server.url))
+        api = kube.Api(kubeconfig=config(tmp_path, server.url), version="1.2.3")
         with pytest.raises(kube.Refused) as refused:
             api.get(PATH)
         assert (refused.value.status, refused.value.retry_after) == (status, retry)
-        assert server.asked == [PATH]
+        assert (server.asked, server.named) == ([PATH], {"profile-loader/1.2.3"})
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"[" * 100_000, b"\xff"])
