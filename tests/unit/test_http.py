@@ -3,11 +3,12 @@
 import contextlib
 import http.client
 import socket
+import threading
 import time
 
 import pytest
 
-from agent.reporters.http import PAGE_POLICY, THREADS, Server
+from agent.reporters.http import CONNECTIONS, PAGE_POLICY, Server
 
 
 class Pages:
@@ -76,8 +77,17 @@ def test_other_paths_and_methods_are_refused(server):
     """Nothing else is served, and nothing is ever taken."""
     assert ask(server, "/metrics/x")[:2] == (404, "not found\n")
     assert ask(server, "/..%2f")[0] == 404
-    assert ask(server, "/metrics", "POST")[0] == 501
     assert ask(server, "/metrics", "HEAD")[:2] == (200, "")
+    for method in ("POST", "PUT", "DELETE", "OPTIONS", "TRACE", "ODD"):
+        status, body, headers = ask(server, "/metrics", method)
+        assert (status, body, headers["Allow"]) == (405, "method not allowed\n", "GET, HEAD")
+
+
+def test_a_page_that_cannot_be_made_ends_alone(server, pages):
+    """It is a 500 without a word of why, and the next request is answered."""
+    pages.status = None
+    assert ask(server, "/")[:2] == (500, "this page could not be made; the log says why\n")
+    assert ask(server, "/healthz")[0] == 200
 
 
 def test_the_page_may_load_nothing(server):
@@ -87,16 +97,33 @@ def test_the_page_may_load_nothing(server):
     assert headers["X-Content-Type-Options"] == "nosniff"
 
 
+def silent(stack, server, number):
+    """Open connections that say nothing, or half a request."""
+    for one in range(number):
+        connection = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+        if one % 2:
+            connection.sendall(b"GET /metr")
+
+
 def test_idle_and_slow_connections_hold_up_no_probe(server):
-    """As many as all threads but one say nothing or half a request, and a probe is answered."""
+    """However many say nothing or half a request, the next one is answered at once."""
     with contextlib.ExitStack() as stack:
-        for number in range(THREADS - 1):
-            one = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
-            if number % 2:
-                one.sendall(b"GET /metr")
+        silent(stack, server, 4 * CONNECTIONS)
         begin = time.monotonic()
         assert ask(server, "/healthz")[0] == 200
         assert time.monotonic() - begin < 1.0
+
+
+def test_threads_are_bounded(server):
+    """The oldest connection is cut when there are too many, so its thread ends."""
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+        silent(stack, server, CONNECTIONS)
+        first.settimeout(2.0)
+        assert first.recv(1) == b""
+        assert ask(server, "/healthz")[0] == 200
+        names = [one.name for one in threading.enumerate()]
+        assert names.count("http connection") <= CONNECTIONS + 1
 
 
 def test_what_is_no_http_is_survived(server):
@@ -108,14 +135,35 @@ def test_what_is_no_http_is_survived(server):
     assert ask(server, "/healthz")[0] == 200
 
 
-def test_after_close_nothing_is_served(pages):
-    """The port is free again."""
+def test_close_ends_everything_at_once(pages):
+    """Open connections are cut, no thread stays, and the port is free again."""
     server = Server("127.0.0.1:0", pages)
     server.start()
     assert ask(server, "/healthz")[0] == 200
-    server.close()
+    with socket.create_connection(("127.0.0.1", server.port)) as one:
+        one.sendall(b"GET /")
+        begin = time.monotonic()
+        server.close()
+        one.settimeout(2.0)
+        with contextlib.suppress(ConnectionResetError):
+            assert one.recv(1) == b""
+        assert time.monotonic() - begin < 1.0
     with pytest.raises(OSError, match="refused"):
         ask(server, "/healthz")
+    Server(f"127.0.0.1:{server.port}", pages).close()
+
+
+@pytest.mark.parametrize("where", [":0", "127.0.0.1:0", "[::]:0", "[::1]:0"])
+def test_addresses_are_read_as_people_write_them(pages, where):
+    """No host is every address of both families; IPv6 stands in brackets."""
+    server = Server(where, pages)
+    server.start()
+    with contextlib.closing(server):
+        host = "::1" if "[" in where else "127.0.0.1"
+        connection = http.client.HTTPConnection(host, server.port, timeout=5)
+        with contextlib.closing(connection):
+            connection.request("GET", "/healthz")
+            assert connection.getresponse().status == 200
 
 
 def test_a_port_that_is_taken_is_told_at_once(server, pages):

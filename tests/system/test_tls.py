@@ -1,0 +1,108 @@
+"""agent.reporters.http over TLS, with certificates that openssl made."""
+
+import contextlib
+import http.client
+import shutil
+import ssl
+import subprocess
+import time
+
+import pytest
+
+from agent.reporters.http import CONNECTIONS, Server
+from tests.unit.test_http import Pages, silent
+
+
+def certificate(folder, name, subject="localhost"):
+    """Write a self-signed certificate and its key; return both paths."""
+    files = (str(folder / f"{name}.pem"), str(folder / f"{name}.key"))
+    words = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    more = ["-subj", f"/CN={subject}", "-addext", f"subjectAltName=DNS:{subject}"]
+    command = ["openssl", *words, *more, "-out", files[0], "-keyout", files[1]]
+    subprocess.run(command, check=True, capture_output=True)
+    return files
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Give a directory with the certificates `server`, `renewed` and `client`."""
+    folder = tmp_path_factory.mktemp("tls")
+    certificate(folder, "server")
+    certificate(folder, "renewed", "renewed")
+    certificate(folder, "client", "client")
+    return folder
+
+
+@pytest.fixture
+def pages():
+    return Pages()
+
+
+def ask_tls(server, context):
+    """Return the status of a probe and the certificate that was shown."""
+    connection = http.client.HTTPSConnection("127.0.0.1", server.port, timeout=5, context=context)
+    with contextlib.closing(connection):
+        connection.request("GET", "/healthz")
+        shown = connection.sock.getpeercert(binary_form=True)
+        return connection.getresponse().status, ssl.DER_cert_to_PEM_cert(shown)
+
+
+def client(folder, name=""):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    if name:
+        context.load_cert_chain(folder / f"{name}.pem", folder / f"{name}.key")
+    return context
+
+
+def test_an_idle_connection_holds_up_no_handshake(folder, pages):
+    """Over TLS too: neither silence nor half a handshake delays the next one."""
+    cert, key = str(folder / "server.pem"), str(folder / "server.key")
+    server = Server("127.0.0.1:0", pages, certfile=cert, keyfile=key)
+    server.start()
+    with contextlib.closing(server), contextlib.ExitStack() as stack:
+        silent(stack, server, 2 * CONNECTIONS)
+        begin = time.monotonic()
+        status, shown = ask_tls(server, client(folder))
+        assert (status, shown) == (200, (folder / "server.pem").read_text())
+        assert time.monotonic() - begin < 1.0
+
+
+def test_only_clients_of_the_authority_are_answered(folder, pages):
+    """Without a certificate, or with another one, there is no answer at all."""
+    server = Server(
+        "127.0.0.1:0",
+        pages,
+        certfile=str(folder / "server.pem"),
+        keyfile=str(folder / "server.key"),
+        client_ca=str(folder / "client.pem"),
+    )
+    server.start()
+    with contextlib.closing(server):
+        assert ask_tls(server, client(folder, "client"))[0] == 200
+        for name in ("", "renewed"):
+            with pytest.raises(OSError, match=r"(?i)alert|reset|eof|closed"):
+                ask_tls(server, client(folder, name))
+
+
+def test_a_renewed_certificate_is_served_and_a_broken_one_is_not(folder, tmp_path, pages):
+    """Files that change are read again; while they do not fit, the former certificate stays."""
+    cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    shutil.copy(folder / "server.pem", cert)
+    shutil.copy(folder / "server.key", key)
+    server = Server("127.0.0.1:0", pages, certfile=str(cert), keyfile=str(key))
+    server.start()
+    with contextlib.closing(server):
+        shutil.copy(folder / "renewed.pem", cert)  # the key does not fit yet
+        former = (folder / "server.pem").read_text()
+        assert ask_tls(server, client(folder)) == (200, former)
+        shutil.copy(folder / "renewed.key", key)
+        renewed = (folder / "renewed.pem").read_text()
+        assert ask_tls(server, client(folder)) == (200, renewed)
+
+
+def test_a_certificate_that_cannot_be_read_is_told_at_once(tmp_path, pages):
+    """Not at the first handshake."""
+    with pytest.raises(OSError, match="No such file"):
+        Server("127.0.0.1:0", pages, certfile=str(tmp_path / "none"))
