@@ -14,7 +14,7 @@ from urllib.parse import quote
 from agent.core import labels
 from agent.core.problems import Problem
 from agent.core.report import Report
-from agent.doors.kube import JSON_PATCH, Api, Json, KubeError
+from agent.doors.kube import JSON_PATCH, Api, Json, KubeError, Refused
 
 # Everything accepted is in place; one refused key must not taint new nodes for ever.
 _SETTLED: Final = frozenset(
@@ -69,7 +69,8 @@ class OwnNode:
         self.options = options
         self.boot_id = boot_id
         self.strays: frozenset[str] = frozenset()  # below our prefixes, and another's
-        self._proven = ""  # uid of the Node that is known to be ours
+        self._proven: str | None = None  # uid of the Node that is known to be ours
+        self._doubtful = False  # an apply may have been carried out, and its answer is lost
         self._untainted = ""  # uid of the Node whose startup taint is known to be gone
 
     def read(self) -> Meta:
@@ -99,7 +100,8 @@ class OwnNode:
 
         Raises NotOurs, and KubeError.
         """
-        if self.own(meta) == wanted:
+        self.strays = self.strays.intersection(meta.labels)  # one that is gone is told no more
+        if self.own(meta) == wanted and not self._doubtful:
             return meta
         self.prove(meta)
         body = {
@@ -107,7 +109,14 @@ class OwnNode:
             "kind": "Node",
             "metadata": {"name": self.options.name, "uid": meta.uid, "labels": dict(wanted)},
         }
-        answer = keep(self.api.apply(self.options.path, body))
+        doubtful, self._doubtful = self._doubtful, True
+        try:
+            answer = keep(self.api.apply(self.options.path, body))
+        except Refused as error:
+            # What a 4xx refuses was not carried out; what ends in a 504 may have been.
+            self._doubtful = doubtful or error.status >= 500  # noqa: PLR2004 - RFC 9110
+            raise
+        self._doubtful = False
         self.strays = frozenset(
             key
             for key in answer.labels
