@@ -74,7 +74,7 @@ def selector(row: Row, domain: str) -> dict[str, str]:
     """Return the nodeSelector that finds nodes with this row's profile; empty: there is none."""
     if not _labelled(row):
         return {}
-    return {key(row.kind, row.name, domain): row.mode or "installed"}
+    return {key(row.kind, row.name, domain): _value(row)}
 
 
 def of(
@@ -114,6 +114,10 @@ def _labelled(row: Row) -> bool:
     return row.desired and bool(row.name) and row.state in _VERIFIED
 
 
+def _value(row: Row) -> str:
+    return row.mode if row.kind == "apparmor" else "installed"
+
+
 def _of_row(
     row: Row, domain: str, present: Mapping[str, str], *, digest: bool
 ) -> Iterable[tuple[str, str]]:
@@ -127,7 +131,7 @@ def _of_row(
                 yield one, present[one]
     if not _labelled(row):
         return
-    yield label, row.mode if row.kind == "apparmor" else "installed"
+    yield label, _value(row)
     if digest and row.source:
         yield digest_label, row.source[:DIGEST_DIGITS]
 
@@ -138,12 +142,21 @@ def _set_key(origin: str, domain: str) -> str:
 
 
 def _ready(report: Report, origin: str, domain: str, present: Mapping[str, str]) -> bool:
-    """Return whether every key of a ConfigMap has a verified version in place."""
+    """Return whether every key of a ConfigMap has a verified version in place.
+
+    What was ready stays so while the ConfigMap, or a profile that has its label, cannot be seen.
+    """
     rows = [row for row in report.rows if row.origin == origin and row.desired]
-    state = next(one.state for one in report.sets if one.origin == origin)
-    if not rows or not all(row.state in _VERIFIED for row in rows):
+    unseen = [row for row in rows if row.state not in _VERIFIED]
+    if not rows or not all(_unseen(row, domain, present) for row in unseen):
         return False
-    return state == "read" or _set_key(origin, domain) in present
+    state = next(one.state for one in report.sets if one.origin == origin)
+    return (state == "read" and not unseen) or _set_key(origin, domain) in present
+
+
+def _unseen(row: Row, domain: str, present: Mapping[str, str]) -> bool:
+    """Return whether a profile was verified before, and cannot be looked at now."""
+    return row.state == "unobservable" and key(row.kind, row.name, domain) in present
 
 
 def _limited(

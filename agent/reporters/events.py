@@ -70,8 +70,8 @@ def _told(before: Row | None, row: Row) -> Happened | None:
     quiet = row.state in ("installed", "held", "released")
     if was == now or (before is None and quiet):
         return None
-    if before is not None and before.state == row.state == "held":
-        return None
+    if row.state == "held" and (row.desired or (before is not None and before.state == "held")):
+        return None  # a source that is away changes nothing on the node, on any of its profiles
     return _worse(row, what)
 
 

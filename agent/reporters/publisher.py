@@ -137,14 +137,14 @@ class Publisher:
         before = (self.problems, self.on())
         try:
             problems = self._labels()
-            self._event()
-            self._failures = 0
         except node.NotOurs as error:
             problems = (node.not_ours(error, self.own.options.name),)
             self._later(0.0)
         except KubeError as error:
             problems = (node.failed(error, self.own.options.name),)
             self._later(error.retry_after if isinstance(error, Refused) else 0.0)
+        else:
+            self._event()
         self.problems = problems
         if (self.problems, self.on()) != before:
             self.changed()
@@ -178,20 +178,27 @@ class Publisher:
         return self._meta
 
     def _event(self) -> None:
+        """Send the oldest Event, and note how asking went: a busy API server gets a rest."""
         with self._wake:
             happened = self._outbox[0] if self._outbox else None
             meta = self._known()
-        if happened is None or meta is None:
-            return
-        self._serial += 1
-        name = self.own.options.name
-        event = events.body(happened, node=name, uid=meta.uid, at=time.time(), serial=self._serial)
-        try:
-            self.api.send("POST", events.PATH, event)
-        except Refused:
-            self.dropped(1)  # it would be refused again
-        with self._wake:
-            self._outbox.popleft()
+        if happened is not None and meta is not None:
+            self._serial += 1
+            name, at = self.own.options.name, time.time()
+            event = events.body(happened, node=name, uid=meta.uid, at=at, serial=self._serial)
+            try:
+                self.api.send("POST", events.PATH, event)
+            except Refused as error:
+                if error.status == 429 or error.status >= 500:  # noqa: PLR2004 - too busy, RFC 6585, 9110
+                    self._later(error.retry_after)
+                    return
+                self.dropped(1)  # it would be refused again
+            except KubeError:
+                self._later(0.0)  # the labels are up to date: no word about them
+                return
+            with self._wake:
+                self._outbox.popleft()
+        self._failures = 0
 
     def _later(self, least: float) -> None:
         self._failures += 1

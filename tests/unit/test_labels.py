@@ -120,6 +120,22 @@ def test_where_the_agent_cannot_look_labels_stay_and_none_is_added():
     }
 
 
+@pytest.mark.parametrize(
+    ("present", "expected"),
+    [
+        ((f"seccomp.{D}/a.json", f"set.{D}/web"), True),
+        ((f"seccomp.{D}/a.json",), False),
+        ((f"set.{D}/web",), False),
+        ((), False),
+    ],
+)
+def test_a_set_stays_ready_while_the_agent_cannot_look_at_what_it_had_verified(present, expected):
+    """A key that was never verified is not hidden by that, and no set becomes ready blindly."""
+    blind = report(row(state="unobservable"), row("web", kind="apparmor", mode="enforce"))
+    found = of(blind, dict.fromkeys(present, "x")).labels
+    assert (f"set.{D}/web" in found) is expected
+
+
 def test_a_row_without_a_name_has_no_label():
     """A key that could not be read names nothing."""
     assert of(report(row("", "rejected"))).labels == {}
