@@ -1,0 +1,262 @@
+"""Specification of agent.sources.cluster and opening, and of a reflector's pauses."""
+
+import pytest
+
+from agent.core.model import Blob, Emptied, Missing, Read, Unreadable
+from agent.doors.reflect import LAST_SECONDS, Copy, Reflector
+from agent.sources import cluster, limits, opening
+from agent.sources.cluster import ConfigMaps
+from agent.sources.opening import Wanted
+
+D = "example.org"
+PLAIN = '{"defaultAction": "SCMP_ACT_ALLOW"}'
+ONE = Wanted(namespace="ns", name="web")
+SEVERAL = Wanted(namespace="ns", selector="use=profiles")
+ALL = Wanted(namespace="ns")
+
+
+def config_map(name="web", data=None, **annotations):
+    keys = {"a.json": PLAIN} if data is None else data
+    own = {f"{D}/{key.replace('_', '-')}": value for key, value in annotations.items()}
+    return cluster.keep(D)(
+        {"metadata": {"name": name, "namespace": "ns", "annotations": own}, "data": keys}
+    )
+
+
+def source(which, copy, labels=None):
+    return ConfigMaps(which, copy=lambda: copy, node_labels=lambda: labels)
+
+
+def read(which, copy, labels=None):
+    return source(which, copy, labels).read()
+
+
+def as_read(name, *keys, empty=False):
+    origin = f"configmap ns/{name}"
+    blobs = [Blob(origin=origin, key=key, content=PLAIN.encode()) for key in keys]
+    return limits.snapshot(origin, blobs, [], empty=empty)
+
+
+def known(*found, **more):
+    return Copy(objects={one.name: one for one in found}, **more)
+
+
+FORBIDDEN = Copy(objects=None, why="403 Forbidden: no", status=403)
+
+
+def test_each_configmap_is_a_set_of_its_own():
+    """In the order of their names, one missing nothing of the other."""
+    copy = known(config_map("web"), config_map("api", {"b.json": PLAIN}))
+    assert read(SEVERAL, copy) == (as_read("api", "b.json"), as_read("web", "a.json"))
+    assert read(ONE, copy) == (as_read("web", "a.json"),)
+
+
+def test_a_configmap_without_profiles_is_emptied_unless_it_says_that_it_may_be():
+    """Emptying is a wish only where the annotation says so."""
+    emptied, wish = config_map(data={}), config_map(data={}, allow_empty="true")
+    assert isinstance(read(ONE, known(emptied))[0], Emptied)
+    assert read(ONE, known(wish)) == (as_read("web", empty=True),)
+
+
+def test_a_configmap_that_does_not_exist_is_missing():
+    """A confirmed answer without it; not the same as no answer."""
+    assert read(ONE, Copy(objects={})) == (
+        Missing(origin="configmap ns/web", why="there is no ConfigMap ns/web"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (401, "the API server forbids to read it: because"),
+        (403, "the API server forbids to read it: because"),
+        (404, "the API server refused: because"),
+        (429, "the API server refused: because"),
+        (500, "the API server refused: because"),
+        (0, "the API server cannot be reached: because"),
+    ],
+)
+@pytest.mark.parametrize("objects", [None, {}, {"web": config_map()}])
+def test_what_the_api_server_does_not_confirm_is_unreadable(objects, status, expected):
+    """Neither an old copy nor an empty one is an answer."""
+    copy = Copy(objects=objects, why="because", status=status)
+    assert read(ONE, copy) == (Unreadable(origin="configmap ns/web", why=expected),)
+
+
+@pytest.mark.parametrize("copy", [FORBIDDEN, Copy(objects={}, why="403 Forbidden: no", status=403)])
+@pytest.mark.parametrize(
+    ("which", "origin"), [(SEVERAL, "configmaps ns?use=profiles"), (ALL, "configmaps ns")]
+)
+def test_several_configmaps_of_which_none_is_known_are_unreadable_not_none(which, origin, copy):
+    """A node that was never told its profiles is not one that has none."""
+    assert read(which, copy) == (
+        Unreadable(origin=origin, why="the API server forbids to read it: 403 Forbidden: no"),
+    )
+
+
+def test_before_the_first_answer_several_configmaps_are_unreadable():
+    """The first pass may come before it."""
+    copy = Copy(objects=None, why="not read yet", tried=False)
+    assert [type(one) for one in read(SEVERAL, copy)] == [Unreadable]
+
+
+def test_a_selector_that_selects_none_gives_none():
+    """That is an answer, and a node without profiles is none that fails."""
+    assert read(SEVERAL, Copy(objects={})) == ()
+
+
+def test_known_configmaps_that_are_not_confirmed_are_unreadable_each():
+    """So each of them keeps what it provided."""
+    copy = known(config_map("web"), config_map("api"), why="no answer in time")
+    why = "the API server cannot be reached: no answer in time"
+    assert read(SEVERAL, copy) == (
+        Unreadable(origin="configmap ns/api", why=why),
+        Unreadable(origin="configmap ns/web", why=why),
+    )
+
+
+def test_a_malformed_configmap_is_unreadable_and_the_others_are_read():
+    """Its keys may still be desired."""
+    odd = cluster.keep(D)({"metadata": {"name": "odd", "namespace": "ns"}, "data": ["x"]})
+    copy = Copy(objects={"odd": odd, "web": config_map()})
+    assert read(SEVERAL, copy) == (
+        Unreadable(origin="configmap ns/odd", why="data of a ConfigMap is no mapping of strings"),
+        as_read("web", "a.json"),
+    )
+
+
+def test_an_object_without_metadata_is_malformed_not_a_crash():
+    """What is kept of it is what is wrong with it."""
+    assert cluster.keep(D)({"metadata": None}) == "a ConfigMap has no metadata.name"
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ({"pool": "a"}, as_read("web", "a.json")),
+        ({"pool": "b"}, as_read("web", empty=True)),
+        ({}, as_read("web", empty=True)),
+        (
+            None,
+            Unreadable(
+                origin="configmap ns/web",
+                why="it is for some nodes only, and the labels of this Node are not known",
+            ),
+        ),
+    ],
+)
+def test_a_node_selector_decides_for_which_nodes_a_configmap_is(labels, expected):
+    """A selector that no longer matches is a wish; one that cannot be judged is none."""
+    assert read(ONE, known(config_map(node_selector="pool=a")), labels) == (expected,)
+
+
+def test_without_a_node_selector_the_node_labels_are_not_needed():
+    """A directory of a host that is no Node has none."""
+    assert isinstance(read(ONE, known(config_map()))[0], Read)
+
+
+def test_a_configmap_that_did_not_change_gives_the_very_same_snapshot():
+    """Nothing is digested again in a pass over unchanged sources."""
+    copies = [known(config_map())]
+    reader = ConfigMaps(ONE, copy=lambda: copies[0], node_labels=lambda: None)
+    first = reader.read()[0]
+    assert reader.read()[0] is first
+    copies[0] = known(config_map(data={"b.json": PLAIN}))
+    assert reader.read() == (as_read("web", "b.json"),)
+
+
+@pytest.mark.parametrize(
+    ("which", "set_", "expected"),
+    [
+        (
+            SEVERAL,
+            "configmap ns/gone",
+            Missing(
+                origin="configmap ns/gone",
+                why='there is no ConfigMap ns/gone that "use=profiles" selects',
+            ),
+        ),
+        (SEVERAL, "configmap other/gone", None),
+        (SEVERAL, "configmap ns2/gone", None),
+        (SEVERAL, "dir /ns/gone", None),
+        (ONE, "configmap ns/gone", None),
+    ],
+)
+def test_a_set_that_is_gone_is_missing_for_its_own_source_alone(which, set_, expected):
+    """What another source provided is not this one's to judge."""
+    assert source(which, known(config_map())).absent(set_) == expected
+
+
+def test_a_set_of_the_ledger_is_unreadable_while_nothing_is_known():
+    """After a reboot in an outage it is not missing."""
+    assert source(SEVERAL, FORBIDDEN).absent("configmap ns/web") == Unreadable(
+        origin="configmap ns/web", why="the API server forbids to read it: 403 Forbidden: no"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("configmap:ns/web", ONE),
+        ("configmap:ns/web.v1", Wanted(namespace="ns", name="web.v1")),
+        ("configmaps:ns", ALL),
+        ("configmaps:ns?", ALL),
+        ("configmaps:ns?use=profiles", SEVERAL),
+        ("configmaps:ns?a in (b,c),!d", Wanted(namespace="ns", selector="a in (b,c),!d")),
+    ],
+)
+def test_a_text_says_which_configmaps_are_wanted(text, expected):
+    """One by its name, or several by kubectl's selectors."""
+    assert opening.open_source(text, D) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "configmap:",
+        "configmap:ns",
+        "configmap:ns/",
+        "configmap:/web",
+        "configmap:ns/a/b",
+        "configmap:ns/../x",
+        "configmap:NS/web",
+        "configmap:n.s/web",
+        "configmap:ns/web?x",
+        "configmap:" + "n" * 64 + "/web",
+        "configmap:ns/" + "w" * 254,
+        "configmaps:",
+        "configmaps:?a=b",
+        "configmaps:ns/web",
+        "configmaps:ns?a b",
+        "configmaps:ns?a=b&watch=true",
+    ],
+)
+def test_a_text_that_names_no_configmap_is_a_mistake(text):
+    """It never becomes another path of the API, nor a selector that selects all."""
+    with pytest.raises(ValueError, match="configmap"):
+        opening.open_source(text, D)
+
+
+@pytest.mark.parametrize(
+    ("which", "query"),
+    [
+        (ONE, (("fieldSelector", "metadata.name=web"),)),
+        (SEVERAL, (("labelSelector", "use=profiles"),)),
+        (ALL, ()),
+    ],
+)
+def test_one_configmap_is_asked_for_by_its_name(which, query):
+    """So that the right to read that one is enough."""
+    assert (which.path, which.query) == ("/api/v1/namespaces/ns/configmaps", query)
+
+
+@pytest.mark.parametrize(
+    ("failures", "top"), [(0, 0.0), (1, 1.0), (2, 2.0), (6, 32.0), (7, 60.0), (10_000, 60.0)]
+)
+def test_a_reflector_pauses_longer_after_each_failure_and_at_random(failures, top):
+    """Full jitter from nothing to the top, and the top has an end."""
+    reflector = Reflector(None, "/api/v1/nodes", keep=str, changed=lambda: None)
+    pauses = [reflector.pause(failures) for _ in range(200)]
+    assert all(0.0 <= one <= top <= LAST_SECONDS for one in pauses)
+    assert max(pauses) >= 0.9 * top
+    assert min(pauses) <= 0.1 * top
