@@ -348,6 +348,7 @@ def daemon(settings: Settings) -> "Daemon":
         pods=(lambda: None) if found is None else found.users,
         audience=(logs.Changes(), board),
     )
+    _parser_told(made.one.kinds, metrics.parser_ran)
     files = Files(_watched(settings, made.one.sources), wake.put)
     made.audience = (*made.audience, files)
     board.beat = lambda: made.beat
@@ -362,6 +363,16 @@ def daemon(settings: Settings) -> "Daemon":
     for publisher in publishers:
         publisher.start()
     return made
+
+
+def _parser_told(found: Mapping[KindName, ports.Kind], ran: Callable[[float], None]) -> None:
+    """Let `ran` be told the seconds of each run of apparmor_parser."""
+    if "apparmor" in found:
+        from agent.kinds.apparmor.kind import AppArmor
+
+        kind = found["apparmor"]
+        if isinstance(kind, AppArmor):
+            kind.parser.ran = ran
 
 
 def _watched(settings: Settings, made_of: Sequence[ports.Source]) -> dict[Path, str]:

@@ -35,15 +35,19 @@ class Board:
         self.labels = labels
         self.beat: Callable[[], float] = time.monotonic
         self.report: Report | None = None
+        self.at = 0.0  # when the last pass ended
         self.passes: deque[Passed] = deque(maxlen=20)
 
     def told(self, report: Report, at: float, *, passed: bool) -> None:
         """Take a report: of a pass, or the same one with other problems of the API."""
-        self.report = report
+        before, self.report = self.report, report
         if not passed:
             self.shown.shown(report, at)
             return
+        self.at = at
         self.shown.passed(report, at)
+        if before is not None and report.seconds is before.seconds:
+            return  # nothing had changed: not worth a line among the last passes
         seconds = sum(report.seconds.values())
         self.passes.append(Passed(at=at, seconds=seconds, converged=report.converged))
 
@@ -75,5 +79,6 @@ class Board:
                 report=self.report,
                 labels=self.labels(),
                 passes=tuple(self.passes),
+                at=self.at,
             )
         )

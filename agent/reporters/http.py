@@ -84,8 +84,8 @@ class Server:
 
     def close(self) -> None:
         """End: no new connection, and those that are open are cut."""
-        self._ended.set()
         with self._lock:
+            self._ended.set()
             connections = list(self._open)
         for one in (self.listener, *connections):
             _cut(one)
@@ -112,6 +112,9 @@ class Server:
             target=self._serve, args=(connection,), name="http connection", daemon=True
         )
         with self._lock:
+            if self._ended.is_set():
+                connection.close()
+                return
             if len(self._open) >= CONNECTIONS:
                 oldest = next(iter(self._open))
                 del self._open[oldest]

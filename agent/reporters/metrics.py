@@ -2,8 +2,10 @@
 
 Rule 1: names and units follow the Prometheus conventions; every metric stands in docs/metrics.md.
 Rule 2: the number of series is bounded, whatever the profiles are called or how many there are.
+Rule 3: a scrape sees one report as a whole, never half of the next one.
 """
 
+import threading
 from collections import Counter as Count
 from collections.abc import Mapping
 from typing import Final
@@ -15,14 +17,17 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
+    Summary,
     disable_created_metrics,
 )
 from prometheus_client.exposition import choose_encoder
 
-from agent.core.report import Report, Row
+from agent.core.report import Report, Row, SetStatus
 
 NAMES: Final = 100  # profiles that have a series of their own
+SETS: Final = 50  # sets that have series of their own
 _SECONDS: Final = (0.005, 0.02, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60)
+_PARSER_SECONDS: Final = (0.05, 0.25, 1, 5, 30)
 _IN_PLACE: Final = frozenset({"installed", "outdated", "held"})
 _DRIFTS: Final = ("missing", "drifted")
 # Labels must be known beforehand, so that a state that ends is 0 and does not stay.
@@ -39,6 +44,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
+        self._lock = threading.Lock()
+        self._timed: Mapping[str, float] | None = None
         self._info = self._gauge("build_info", "Version of the agent.", "version")
         self._info.labels(version).set(1)
         self._profiles = self._gauge("profiles", "Profiles by kind and state.", "kind", "state")
@@ -53,7 +60,7 @@ class Metrics:
         self._passes = self._counter("passes", "Passes by result.", "result")
         self._seconds = Histogram(
             "profile_loader_pass_duration_seconds",
-            "Duration of a pass.",
+            "Duration of a pass that found something to do or to compare.",
             registry=self.registry,
             buckets=_SECONDS,
         )
@@ -63,13 +70,29 @@ class Metrics:
         self._last_converged = self._gauge(
             "last_converged_timestamp_seconds", "When a pass last ended with everything in place."
         )
-        self._sources = self._gauge("source_up", "1: the set was read in the last pass.", "origin")
+        self._sources = self._gauge(
+            "source_up",
+            f"1: the set was read in the last pass. At most {SETS}, first those that were not.",
+            "origin",
+        )
         self._read = self._gauge(
             "source_last_read_timestamp_seconds", "When the set was last read.", "origin"
         )
         self._supported = self._gauge("kind_supported", "1: this node can have the kind.", "kind")
         self._drift = self._counter("drift_repairs", "Repairs by cause.", "kind", "cause")
         self._requests = self._counter("api_requests", "Requests to the API.", "verb", "code")
+        self._asked = Summary(
+            "profile_loader_api_request_duration_seconds",
+            "Duration of requests to the API, watches excepted.",
+            ["verb"],
+            registry=self.registry,
+        )
+        self._parser = Histogram(
+            "profile_loader_parser_duration_seconds",
+            "Duration of a run of apparmor_parser.",
+            registry=self.registry,
+            buckets=_PARSER_SECONDS,
+        )
         self._restarts = self._counter("watch_restarts", "Watches that began anew.", "what")
         self._dropped = self._counter("events_dropped", "Events that were not sent.")
         self._lost = self._gauge(
@@ -81,7 +104,7 @@ class Metrics:
         for result in ("converged", "not_converged"):
             self._passes.labels(result)
         self._seen: set[str] = set()
-        self._origins: set[str] = set()
+        self._origins: dict[str, bool] = {}  # and whether it was ever read
 
     def _gauge(self, name: str, help_: str, *labels: str) -> Gauge:
         return Gauge(f"profile_loader_{name}", help_, labels, registry=self.registry)
@@ -93,11 +116,23 @@ class Metrics:
 
     def passed(self, report: Report, at: float) -> None:
         """Take the report of a pass that ended at `at` (Unix seconds)."""
+        with self._lock:
+            self._count(report)
+            self._show(report, at)
+
+    def shown(self, report: Report, at: float) -> None:
+        """Show the state that a report tells, without counting a pass."""
+        with self._lock:
+            self._show(report, at)
+
+    def _count(self, report: Report) -> None:
         self._passes.labels("converged" if report.converged else "not_converged").inc()
+        if report.seconds is self._timed:
+            return  # nothing had changed: the very report of the pass before
+        self._timed = report.seconds
         self._seconds.observe(sum(report.seconds.values()))
         for row in report.rows:
             self._acted(row)
-        self.shown(report, at)
 
     def _acted(self, row: Row) -> None:
         if row.state in ("failed", "planned") or row.action not in ("put", "remove"):
@@ -108,8 +143,7 @@ class Metrics:
         if row.action == "put" and row.why in _DRIFTS:
             self._drift.labels(row.kind, row.why).inc()
 
-    def shown(self, report: Report, at: float) -> None:
-        """Show the state that a report tells, without counting a pass."""
+    def _show(self, report: Report, at: float) -> None:
         self._last.set(at)
         self._converged.set(report.converged)
         if report.converged:
@@ -120,8 +154,11 @@ class Metrics:
                 self._profiles.labels(kind, state).set(states[kind, state])
             self._supported.labels(kind).set(report.supports[kind].state == "enabled")
         self._available.clear()
-        named = [row for row in report.rows if row.name and row.desired]
-        for row in named[:NAMES]:
+        best: dict[tuple[str, str], Row] = {}  # the same name may stand in two keys
+        for row in report.rows:
+            if row.name and row.desired and _better(row, best.get((row.kind, row.name))):
+                best[row.kind, row.name] = row
+        for row in [*best.values()][:NAMES]:
             self._available.labels(row.kind, row.name, row.mode).set(row.state in _IN_PLACE)
         found = Count(one.code for row in report.rows for one in row.problems)
         found.update(one.code for one in report.problems)
@@ -131,17 +168,27 @@ class Metrics:
         self._sets(report, at)
 
     def _sets(self, report: Report, at: float) -> None:
-        for gone in self._origins - {one.origin for one in report.sets}:
+        told = sorted(report.sets, key=_healthy)[:SETS]
+        for gone in self._origins.keys() - {one.origin for one in told}:
             self._sources.remove(gone)
-        self._origins = {one.origin for one in report.sets}
-        for one in report.sets:
-            self._sources.labels(one.origin).set(one.state == "read")
-            if one.state == "read":
+            if self._origins[gone]:
+                self._read.remove(gone)
+            del self._origins[gone]
+        for one in told:
+            self._sources.labels(one.origin).set(_healthy(one))
+            self._origins[one.origin] = self._origins.get(one.origin, False) or _healthy(one)
+            if _healthy(one):
                 self._read.labels(one.origin).set(at)
 
-    def request(self, verb: str, code: str, _seconds: float) -> None:
+    def request(self, verb: str, code: str, seconds: float) -> None:
         """Count a request to the API server."""
         self._requests.labels(verb, code).inc()
+        if verb != "WATCH":
+            self._asked.labels(verb).observe(seconds)
+
+    def parser_ran(self, seconds: float) -> None:
+        """Count a run of apparmor_parser."""
+        self._parser.observe(seconds)
 
     def watch_restarted(self, what: str) -> None:
         """Count a watch that began anew."""
@@ -160,7 +207,8 @@ class Metrics:
     def expose(self, accept: str) -> tuple[str, bytes]:
         """Return content type and body of a scrape, as the Accept header wants it."""
         encode, content_type = choose_encoder(accept)
-        return content_type, encode(self.registry)
+        with self._lock:
+            return content_type, encode(self.registry)
 
     def names(self) -> Mapping[str, tuple[str, str]]:
         """Return type and help of every metric of the agent by its name."""
@@ -169,3 +217,12 @@ class Metrics:
             for one in self.registry.collect()
             if one.name.startswith("profile_loader_")
         }
+
+
+def _better(row: Row, than: Row | None) -> bool:
+    return than is None or (row.state in _IN_PLACE and than.state not in _IN_PLACE)
+
+
+def _healthy(one: SetStatus) -> bool:
+    """Return whether a set was read; an emptied one was, and is told by its problem."""
+    return one.state in ("read", "emptied")

@@ -26,13 +26,17 @@ class Passed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """What the page shows. labels: those that are or may be on the Node."""
+    """What the page shows.
+
+    labels: those that are or may be on the Node. at: when the last pass ended, in Unix seconds.
+    """
 
     version: str
     node: str
     report: Report | None
     labels: Mapping[str, str] = field(default_factory=dict)
     passes: tuple[Passed, ...] = ()
+    at: float = 0.0
 
 
 STYLE: Final = """
@@ -80,6 +84,7 @@ def _head(view: View) -> str:
         state = (
             f'<p class="{"good" if good else "bad"}">'
             f"{'Everything desired is in place.' if good else 'Not everything is in place.'}</p>"
+            f"<p>The last pass ended at {_time(view.at)}.</p>"
         )
     return (
         f"<h1>profile-loader on {_text(view.node)}</h1>{state}"
@@ -92,7 +97,7 @@ def _body(report: Report) -> Iterable[str]:
     rows = [_row(one) for one in report.rows]
     yield _table(
         "Each name that a profile provides",
-        ("Kind", "Name", "State", "Mode", "Why", "Source"),
+        ("Name", "Kind", "State", "Mode", "Why", "Source"),
         rows,
     )
     problems = [one for row in report.rows for one in row.problems] + list(report.problems)
@@ -112,7 +117,14 @@ def _body(report: Report) -> Iterable[str]:
 
 
 def _row(row: Row) -> list[str]:
-    return [row.kind, row.name or row.key, row.state, row.mode, row.why, row.origin]
+    return [
+        row.name or row.key,
+        row.kind,
+        row.state,
+        row.mode,
+        row.why,
+        f"{row.key} in {row.origin}",
+    ]
 
 
 def _problem(problem: Problem) -> list[str]:
@@ -131,7 +143,7 @@ def _passes(passes: tuple[Passed, ...]) -> Iterable[str]:
         yield "<h2>Last passes</h2>"
         rows = [
             [
-                time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(one.at)),
+                _time(one.at),
                 f"{one.seconds:.3f} s",
                 "in place" if one.converged else "not in place",
             ]
@@ -143,9 +155,10 @@ def _passes(passes: tuple[Passed, ...]) -> Iterable[str]:
 def _table(caption: str, names: tuple[str, ...], rows: list[list[str]]) -> str:
     if not rows:
         return "<p>None.</p>"
-    head = "".join(f'<th scope="col">{_text(one)}</th>' for one in names)
+    # Where a narrow screen shows cells as blocks, browsers forget what they are: hence the roles.
+    head = "".join(f'<th scope="col" role="columnheader">{_text(one)}</th>' for one in names)
     body = "".join(
-        "<tr>"
+        '<tr role="row">'
         + "".join(
             _cell(value, name, first=index == 0)
             for index, (name, value) in enumerate(zip(names, row, strict=True))
@@ -154,17 +167,22 @@ def _table(caption: str, names: tuple[str, ...], rows: list[list[str]]) -> str:
         for row in rows
     )
     return (
-        f"<table><caption>{_text(caption)}</caption><thead><tr>{head}</tr></thead>"
-        f"<tbody>{body}</tbody></table>"
+        f'<table role="table"><caption>{_text(caption)}</caption>'
+        f'<thead role="rowgroup"><tr role="row">{head}</tr></thead>'
+        f'<tbody role="rowgroup">{body}</tbody></table>'
     )
 
 
 def _cell(value: str, name: str, *, first: bool) -> str:
-    tag, scope = ("th", ' scope="row"') if first else ("td", "")
+    tag, scope = ("th", ' scope="row" role="rowheader"') if first else ("td", ' role="cell"')
     kind = "good" if value in _GOOD else "bad" if value in _BAD else ""
     mark = f' class="{kind}"' if kind and name == "State" else ""
     shown = _text(value) or "&mdash;"
     return f'<{tag}{scope}{mark} data-name="{_text(name)}">{shown}</{tag}>'
+
+
+def _time(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
 
 
 def _text(value: str) -> str:

@@ -2,12 +2,13 @@
 
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from agent.core.problems import Problem
 from agent.core.report import Report, Row, SetStatus, Support
 from agent.reporters.board import Board
-from agent.reporters.metrics import NAMES, Metrics
+from agent.reporters.metrics import NAMES, SETS, Metrics
 
 PROBLEM = Problem(code="parser_rejected", where="web", what="refused")
 
@@ -88,24 +89,92 @@ def test_news_of_a_report_are_no_pass():
     assert found['profile_loader_problems{code="parser_rejected"}'] == 1
 
 
-def test_series_are_bounded():
-    """A thousand profiles have no more series of their own than a hundred."""
+def test_a_pass_that_found_nothing_new_counts_no_action_again():
+    """It is counted as a pass; what the former one did and how long that took is not."""
     metrics = Metrics("1")
-    metrics.passed(report(*(row(f"{number}.json") for number in range(1000))), 1.0)
+    done = report(row(action="put", why="missing"))
+    for at in (1000.0, 1001.0):
+        metrics.passed(replace(done, problems=()), at)
+    found = shown(metrics)
+    assert found['profile_loader_passes_total{result="converged"}'] == 2
+    assert found['profile_loader_actions_total{action="put",kind="seccomp"}'] == 1
+    assert found["profile_loader_pass_duration_seconds_count"] == 1
+    assert found["profile_loader_last_pass_timestamp_seconds"] == 1001
+
+
+def test_series_are_bounded():
+    """A thousand profiles and sources have no more series of their own than a hundred and fifty."""
+    metrics = Metrics("1")
+    sets = [replace(READ, origin=f"configmap ns/{number}") for number in range(1000)]
+    sets[-1] = replace(sets[-1], state="unreadable")
+    metrics.passed(report(*(row(f"{one}.json") for one in range(1000)), sets=tuple(sets)), 1.0)
     found = shown(metrics)
     assert len([one for one in found if "profile_available" in one]) == NAMES
-    assert len(found) < NAMES + 60
+    assert len([one for one in found if "source_up" in one]) == SETS
+    assert found['profile_loader_source_up{origin="configmap ns/999"}'] == 0
+    assert len(found) < NAMES + 2 * SETS + 60
+
+
+def test_with_the_defaults_there_are_few_series():
+    """Both kinds, five profiles, two sources, every verb of the API: fewer than 150."""
+    metrics = Metrics("1")
+    both = {"apparmor": Support(state="enabled"), "seccomp": Support(state="enabled")}
+    sets = (READ, replace(READ, origin="configmap ns/more"))
+    rows = tuple(row(f"{one}.json", problems=(PROBLEM,)) for one in range(5))
+    metrics.passed(replace(report(*rows, sets=sets), supports=both), 1.0)
+    for verb in ("GET", "PATCH", "POST", "WATCH"):
+        metrics.request(verb, "200", 0.1)
+    for what in ("configmaps", "node"):
+        metrics.watch_restarted(what)
+    _, body = metrics.expose("text/plain")
+    assert len([one for one in body.splitlines() if not one.startswith(b"#")]) < 150
+
+
+def test_a_name_of_two_keys_is_there_if_one_of_them_provides_it():
+    """The refused one does not hide the other."""
+    metrics = Metrics("1")
+    one, two = row("web", mode="enforce"), row("web", "rejected", "reject")
+    for rows in ((one, two), (two, one)):
+        metrics.passed(report(*rows), 1.0)
+        found = {name: value for name, value in shown(metrics).items() if "available" in name}
+        series = 'profile_loader_profile_available{kind="seccomp",mode="enforce",name="web"}'
+        assert found == {series: 1}
+
+
+def test_a_source_keeps_the_time_when_it_was_last_read():
+    """While it cannot be read the time stands still; one that is gone has no series at all."""
+    metrics = Metrics("1")
+    metrics.passed(report(sets=(READ,)), 1000.0)
+    away = replace(READ, state="unreadable")
+    never = replace(away, origin="configmap ns/never")
+    metrics.passed(report(sets=(away, never)), 1300.0)
+    sources = {name: value for name, value in shown(metrics).items() if "_source_" in name}
+    assert sources == {
+        'profile_loader_source_up{origin="configmap ns/web"}': 0,
+        'profile_loader_source_up{origin="configmap ns/never"}': 0,
+        'profile_loader_source_last_read_timestamp_seconds{origin="configmap ns/web"}': 1000,
+    }
+    metrics.passed(report(), 1600.0)
+    assert [name for name in shown(metrics) if "_source_" in name] == []
 
 
 def test_counters_of_the_api_are_counted():
     """Requests by verb and code, watches, Events, lost confinement."""
     metrics = Metrics("1")
-    metrics.request("PATCH", "200", 0.1)
+    metrics.request("PATCH", "200", 0.25)
+    metrics.request("WATCH", "200", 300.0)
+    metrics.parser_ran(0.5)
     metrics.watch_restarted("node")
     metrics.events_dropped(3)
     metrics.confinement_lost(2)
     found = shown(metrics)
     assert found['profile_loader_api_requests_total{code="200",verb="PATCH"}'] == 1
+    durations = {name: value for name, value in found.items() if "duration_seconds_sum" in name}
+    assert durations == {
+        'profile_loader_api_request_duration_seconds_sum{verb="PATCH"}': 0.25,
+        "profile_loader_parser_duration_seconds_sum": 0.5,
+        "profile_loader_pass_duration_seconds_sum": 0,
+    }
     assert found['profile_loader_watch_restarts_total{what="node"}'] == 1
     assert found["profile_loader_events_dropped_total"] == 3
     assert found["profile_loader_confinement_lost_processes"] == 2
@@ -152,13 +221,11 @@ def test_health_is_the_turning_of_the_loop():
     assert one.health() == "the loop has not turned for 100 s"
 
 
-def test_the_page_escapes_everything_and_works_before_the_first_pass():
-    """A hostile name is text."""
-    one = board(labels=lambda: {"seccomp.example.org/a": "installed"})
-    assert "No pass has ended yet." in one.status()
-    evil = "</title><script>alert(1)</script>\x1b[31m"
-    one.told(report(row(evil, "failed", problems=(PROBLEM,))), 1.0, passed=True)
-    page = one.status()
-    assert "<script>" not in page
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;\\x1b[31m" in page
-    assert "seccomp.example.org/a" in page
+def test_passes_that_found_nothing_new_have_no_line():
+    """The last passes of the page are those that did or compared something."""
+    one = board()
+    done = report(row())
+    for at in (1.0, 2.0):
+        one.told(replace(done, problems=()), at, passed=True)
+    one.told(report(row()), 3.0, passed=True)
+    assert [passed.at for passed in one.passes] == [1.0, 3.0]

@@ -9,7 +9,8 @@ import errno
 import math
 import os
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from agent.core.model import digest
@@ -44,6 +45,7 @@ class Parser:
         self.timeout_seconds = timeout_seconds
         self.include_dir = include_dir
         self.config_file = config_file
+        self.ran: Callable[[float], None] = lambda _: None  # told the seconds of each run
         self._signature: object = None
         self._digest = ""
 
@@ -82,6 +84,7 @@ class Parser:
 
     def compile(self, text: bytes, features: Sequence[str]) -> Compiled:
         """Compile a text. features: the options that name them. Raises ParserError."""
+        begin = time.monotonic()
         argv = [self.path, "-Q", "-K", "-S", "--base", self.include_dir, *features]
         try:
             done = self.host.run(
@@ -94,6 +97,7 @@ class Parser:
             )
         except HostError as error:
             raise ParserError(str(error)) from error
+        self.ran(time.monotonic() - begin)
         if done.killed or done.status < 0:
             return Compiled(killed=done.killed or f"signal {-done.status}", times=1)
         if done.status != 0:
