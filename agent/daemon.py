@@ -9,7 +9,7 @@ import queue
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, Protocol
 
@@ -42,6 +42,19 @@ class Teller(Protocol):
         """Return the own labels that are or may be on the Node; None: not known."""
 
 
+class Confinement(Protocol):
+    """Knows who was confined; fulfilled by agent.kinds.apparmor.lost.Lost."""
+
+    def look(self, names: Collection[str]) -> None:
+        """Note every process that one of names confines now."""
+
+    def removed(self, names: Collection[str]) -> None:
+        """Names were found missing."""
+
+    def problems(self) -> tuple[Problem, ...]:
+        """Return what is to be said of processes that lost their confinement."""
+
+
 class Audience(Protocol):
     """Hears of reports."""
 
@@ -68,6 +81,7 @@ class Daemon:
         ready: Callable[[], bool] = lambda: True,
         nodes: Callable[[], Mapping[str, str] | None] = lambda: None,
         pods: Callable[[], Users | None] = lambda: None,
+        lost: Confinement | None = None,
         audience: Sequence[Audience] = (),
     ) -> None:
         self.one = one
@@ -78,6 +92,7 @@ class Daemon:
         self.ready = ready
         self.nodes = nodes
         self.pods = pods
+        self.lost = lost
         self.audience = audience
         one.pulse = self._pulse
         self.beat = time.monotonic()  # when the loop last turned
@@ -111,10 +126,12 @@ class Daemon:
         if full:
             self._full = now + self.resync * random.uniform(0.9, 1.0)  # noqa: S311 - spreads load
         self._failures = self._failures + 1 if _failed(raw) else 0
-        if self.teller is not None and raw is not self._raw:
-            self.teller.post(raw)
-        self._raw = raw
+        self._confinement(raw, full=full)
         self.report = self._whole(raw)
+        if self.teller is not None and raw is not self._raw:
+            self.teller.post(self.report)
+            self.report = self._whole(raw)
+        self._raw = raw
         report = self.report
         self.beat = time.monotonic()
         self._fought(self.beat)
@@ -126,7 +143,16 @@ class Daemon:
     def _whole(self, raw: Report) -> Report:
         """Add what the API and the watch over the node have to say."""
         more = self.teller.problems if self.teller is not None else ()
-        return replace(raw, problems=(*raw.problems, *more, *self._fights()))
+        lost = self.lost.problems() if self.lost is not None else ()
+        return replace(raw, problems=(*raw.problems, *more, *self._fights(), *lost))
+
+    def _confinement(self, raw: Report, *, full: bool) -> None:
+        """Find who lost confinement by what this pass found missing, and look who has it now."""
+        if self.lost is None or (raw is self._raw and not full):
+            return
+        rows = [row for row in raw.rows if row.kind == "apparmor" and row.name]
+        self.lost.removed([row.name for row in rows if row.why == "missing"])
+        self.lost.look([row.name for row in rows if row.desired])
 
     def _tell(self, *, passed: bool) -> None:
         for one in self.audience:
@@ -171,8 +197,8 @@ class Daemon:
                 return time.monotonic() >= self._deaf and not self._untouched()
             case "labels":
                 self._news()
-                waiting = len(self._since)
-                return len(self._gone(time.monotonic())) != waiting
+                waiting = self._since.keys()
+                return self._gone(time.monotonic()).keys() != waiting
             case _:
                 return True
 

@@ -337,6 +337,12 @@ def daemon(settings: Settings) -> "Daemon":
         )
         publishers.append(made_for)
         board.labels = made_for.labels
+    lost = None
+    if "apparmor" in settings.kinds:
+        from agent.kinds.apparmor.lost import Lost
+
+        lost = Lost(host(settings))
+        board.lost = lost.count
     made = Daemon(
         one_pass(settings, found),
         wake=wake,
@@ -346,6 +352,7 @@ def daemon(settings: Settings) -> "Daemon":
         ready=(lambda: True) if found is None else found.answered,
         nodes=(lambda: None) if found is None else found.node_labels,
         pods=(lambda: None) if found is None else found.users,
+        lost=lost,
         audience=(logs.Changes(), board),
     )
     _parser_told(made.one.kinds, metrics.parser_ran)

@@ -1,7 +1,7 @@
 """Which labels the own Node is to have: a pure function of a report.
 
-Rule 1: a label says what was verified in this pass; where the agent could not look, what is there
-stays and nothing is added. Rule 2: a name that nobody desires any more has no label, used or not.
+Rule 1: a label says what was verified in this pass; where the agent could not look, at the node or
+at what is desired, what is there stays and nothing is added. Rule 2: a name that nobody desires any more has no label, used or not.
 Rule 3: two names that meet in one label get none.
 """
 
@@ -14,7 +14,7 @@ from typing import Final
 
 from agent.core.model import KindName
 from agent.core.problems import Problem
-from agent.core.report import Report, Row
+from agent.core.report import UNKNOWN_WISH, Report, Row
 
 DOMAIN: Final = "profile-loader.node-restriction.kubernetes.io"
 LIMIT: Final = 200
@@ -129,7 +129,7 @@ def _of_row(
         for one in (label, digest_label):
             if one in present:
                 yield one, present[one]
-    if not _labelled(row):
+    if not _labelled(row) or (row.why == UNKNOWN_WISH and label not in present):
         return
     yield label, _value(row)
     if digest and row.source:

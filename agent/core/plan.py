@@ -56,7 +56,7 @@ from agent.core.model import (
     Version,
 )
 from agent.core.problems import Problem
-from agent.core.report import State
+from agent.core.report import UNKNOWN_WISH, State
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -559,8 +559,7 @@ class _Planner:
         """Return why a name of ours that nobody desires must stay, or None if it may go."""
         if self.unreadable:
             # It may be desired there: its label stays too.
-            why = "a source is unreadable"
-            return Hold(id=id_, why=why, names=(name,), state="held")
+            return Hold(id=id_, why=UNKNOWN_WISH, names=(name,), state="held")
         if self.options.prune == "never":
             return _left(id_, name, "prune=never")
         if self.options.gone is not None and (

@@ -71,6 +71,7 @@ CODES: Final[dict[str, Severity]] = {
     "condition_surprising": "warning",
     # as a daemon
     "drift_fought": "error",  # repaired again and again: somebody else writes it too
+    "confinement_lost": "error",  # processes run unconfined since their profile was removed
     # in a cluster
     "node_unknown": "error",  # no Node of this name, or it is not this machine
     "node_unreachable": "warning",  # the API server does not answer, or refuses the labels

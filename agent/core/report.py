@@ -6,7 +6,7 @@ Rule 2: the exit status is a pure function of the report.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from agent.core.model import KindName
 from agent.core.problems import Problem
@@ -26,6 +26,9 @@ State = Literal[
     "accepted",  # check: nothing is wrong with it; no node was looked at
 ]
 ActionName = Literal["put", "adopt", "keep", "hold", "remove", "release", "reject"]
+
+# Why a row is held: no source that was read desires it, and one that was not read may.
+UNKNOWN_WISH: Final = "a source is unreadable"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

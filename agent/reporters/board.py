@@ -34,6 +34,7 @@ class Board:
         self.patience = patience
         self.labels = labels
         self.beat: Callable[[], float] = time.monotonic
+        self.lost: Callable[[], int] = lambda: 0  # processes without the confinement they had
         self.report: Report | None = None
         self.at = 0.0  # when the last pass ended
         self.passes: deque[Passed] = deque(maxlen=20)
@@ -41,6 +42,7 @@ class Board:
     def told(self, report: Report, at: float, *, passed: bool) -> None:
         """Take a report: of a pass, or the same one with other problems of the API."""
         before, self.report = self.report, report
+        self.shown.confinement_lost(self.lost())
         if not passed:
             self.shown.shown(report, at)
             return

@@ -41,7 +41,19 @@ def transitions(before: Report | None, after: Report) -> tuple[Happened, ...]:
         told = _told(known.get(_id(row)), row)
         if told is not None:
             found[told] = None
+    old = before.problems if before is not None else ()
+    for problem in after.problems:
+        if problem.code in _NODE_REASONS and problem not in old:
+            reason = _NODE_REASONS[problem.code]
+            note = f"{problem.what} {problem.hint}"
+            found[Happened(type="Warning", reason=reason, action="Repair", note=note)] = None
     return tuple(found)
+
+
+_NODE_REASONS: Final[Mapping[str, str]] = {
+    "drift_fought": "ProfileFoughtOver",
+    "confinement_lost": "ConfinementLost",
+}
 
 
 def _id(row: Row) -> tuple[str, str, str, str]:

@@ -13,6 +13,7 @@ SCENARIOS = [
     "outside_changes_are_repaired_within_a_second",
     "a_change_of_the_source_is_loaded_at_once",
     "a_process_stays_confined_all_the_time",
+    "who_lost_confinement_is_told_until_it_ends",
     "sigterm_in_the_middle_of_a_parser_run_ends_within_two_seconds",
     "a_second_daemon_refuses",
     "own_changes_wake_it_no_more",

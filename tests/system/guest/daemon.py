@@ -193,6 +193,25 @@ def a_process_stays_confined_all_the_time():
     assert seen == {"web (enforce)"}, seen
 
 
+def who_lost_confinement_is_told_until_it_ends():
+    """The profile is loaded again, the process stays unconfined, and the agent says so."""
+    source(web=plain("web"))
+    lost = "profile_loader_confinement_lost_processes"
+    with Daemon("--resync=3s"):
+        until(lambda: ready() and "web" in loaded())
+        with Confined("web") as process:
+            label = Path(f"/proc/{process.pid}/attr/current")
+            deadline = time.monotonic() + 6.0  # a resync looks who is confined
+            until(lambda: time.monotonic() > deadline)
+            assert metric(lost) == 0
+            assert parser(plain("web"), "-R")[0] == 0
+            until(lambda: "web" in loaded())
+            until(lambda: metric(lost) == 1)
+            assert label.read_text().strip() == "unconfined"
+            assert f"pid {process.pid}" in LOG.read_text()
+        until(lambda: metric(lost) == 0)
+
+
 def sigterm_in_the_middle_of_a_parser_run_ends_within_two_seconds():
     """The parser is ended too, and the node is as it was."""
     slow = Path("/tmp/slow-parser")  # noqa: S108
@@ -250,6 +269,7 @@ SCENARIOS = [
     outside_changes_are_repaired_within_a_second,
     a_change_of_the_source_is_loaded_at_once,
     a_process_stays_confined_all_the_time,
+    who_lost_confinement_is_told_until_it_ends,
     sigterm_in_the_middle_of_a_parser_run_ends_within_two_seconds,
     a_second_daemon_refuses,
     own_changes_wake_it_no_more,

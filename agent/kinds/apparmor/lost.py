@@ -1,0 +1,106 @@
+"""Which processes lost the confinement they had, because somebody removed their profile.
+
+Rule 1: what was unconfined from outside cannot be confined again: a profile that is loaded anew
+does not bring its processes back (docs/security.md). It is told until they end. Rule 2: only
+what was seen confined in the last look is known; a process that began after it is not.
+"""
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Final
+
+from agent.core.problems import Problem
+from agent.doors.host import Host, HostError
+from agent.kinds.apparmor.processes import names_in
+
+_CONTAINER: Final = re.compile(r"[0-9a-f]{64}")
+_SHOWN: Final = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Process:
+    """A process: its id is used again some day, its start time (clock ticks) with it is not."""
+
+    pid: int
+    start: str
+
+
+class Lost:
+    """Remembers who was confined by which of our names."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self._confined: dict[_Process, frozenset[str]] = {}
+        self._lost: dict[_Process, str] = {}
+
+    def look(self, names: Collection[str]) -> None:
+        """Note every process that one of names confines now."""
+        wanted = frozenset(names)
+        found: dict[_Process, frozenset[str]] = {}
+        try:
+            pids = [one for one in self.host.names("/proc") if one.isdigit()]
+        except HostError:
+            return
+        for pid in pids:
+            label = self._label(pid)
+            ours = names_in(label) & wanted if label else frozenset()
+            start = self._start(pid) if ours else ""
+            if start:
+                found[_Process(pid=int(pid), start=start)] = ours
+        self._confined = found
+
+    def removed(self, names: Collection[str]) -> None:
+        """Names were found missing: whoever they confined, and is unconfined now, lost it."""
+        for process, had in self._confined.items():
+            gone = sorted(had & frozenset(names))
+            if gone and self._lives(process) and self._label(str(process.pid)) == "unconfined":
+                self._lost[process] = gone[0]
+
+    def problems(self) -> tuple[Problem, ...]:
+        """Return a problem for each name whose processes run unconfined, until they end."""
+        self._lost = {one: name for one, name in self._lost.items() if self._lives(one)}
+        return tuple(
+            self._problem(name, sorted(one.pid for one, had in self._lost.items() if had == name))
+            for name in sorted(set(self._lost.values()))
+        )
+
+    def count(self) -> int:
+        """Return how many processes lost their confinement and live."""
+        return len(self._lost)
+
+    def _problem(self, name: str, pids: list[int]) -> Problem:
+        shown = ", ".join(f"{pid}{self._container(pid)}" for pid in pids[:_SHOWN])
+        return Problem(
+            code="confinement_lost",
+            where=name,
+            what=f'{len(pids)} process(es) that "{name}" confined run unconfined since somebody '
+            f"removed it: pid {shown}. It is loaded again, which does not confine them again.",
+            hint="Restart those pods or containers.",
+        )
+
+    def _container(self, pid: int) -> str:
+        text = self._read(f"/proc/{pid}/cgroup")
+        found = _CONTAINER.search(text)
+        return f" (container {found.group()[:12]})" if found else ""
+
+    def _label(self, pid: str) -> str:
+        for file in ("attr/apparmor/current", "attr/current"):
+            text = self._read(f"/proc/{pid}/{file}")
+            if text:
+                return text.rstrip("\n\0")
+        return ""
+
+    def _lives(self, process: _Process) -> bool:
+        return self._start(str(process.pid)) == process.start
+
+    def _start(self, pid: str) -> str:
+        """Return a process's start time, or nothing if it ended (proc(5): stat, field 22)."""
+        fields = self._read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+        return fields[19] if len(fields) > 19 and fields[0] not in ("Z", "X") else ""  # noqa: PLR2004 - field 22
+
+    def _read(self, path: str) -> str:
+        try:
+            return self.host.read(path, limit=1 << 16).decode("utf-8", "surrogateescape")
+        except HostError:
+            return ""
