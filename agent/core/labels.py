@@ -1,8 +1,8 @@
 """Which labels the own Node is to have: a pure function of a report.
 
 Rule 1: a label says what was verified in this pass; where the agent could not look, at the node or
-at what is desired, what is there stays and nothing is added. Rule 2: a name that nobody desires any more has no label, used or not.
-Rule 3: two names that meet in one label get none.
+at what is desired, what is there stays and nothing is added. Rule 2: a name that nobody desires any
+more has no label, used or not. Rule 3: two names that meet in one label get none.
 """
 
 import hashlib

@@ -176,6 +176,27 @@ def test_the_same_is_told_once_for_a_key_that_provides_several_names():
     assert len(events.transitions(None, report(bad, bad))) == 1
 
 
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [("drift_fought", "ProfileFoughtOver"), ("confinement_lost", "ConfinementLost")],
+)
+def test_what_somebody_did_to_the_node_is_told_when_it_begins(code, reason):
+    """Once for each, not while it lasts, and not when it is over."""
+    problem = Problem(code=code, where="web", what="It happened.", hint="Find who.")
+    with_it = report(problems=(problem,))
+    expected = warning(reason, "Repair", "It happened. Find who.")
+    assert events.transitions(None, with_it) == expected
+    assert events.transitions(report(), with_it) == expected
+    assert events.transitions(with_it, with_it) == ()
+    assert events.transitions(with_it, report()) == ()
+
+
+def test_what_is_wrong_with_the_api_server_is_no_event():
+    """It is asked to store it."""
+    problem = Problem(code="node_unreachable", where="n", what="x")
+    assert events.transitions(None, report(problems=(problem,))) == ()
+
+
 def test_the_bucket_gives_a_burst_and_then_one_in_five_minutes():
     """And never holds more than a burst, however long nothing happened."""
     now = [0.0]

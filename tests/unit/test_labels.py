@@ -136,6 +136,13 @@ def test_a_set_stays_ready_while_the_agent_cannot_look_at_what_it_had_verified(p
     assert (f"set.{D}/web" in found) is expected
 
 
+def test_what_may_be_desired_by_a_source_that_cannot_be_read_keeps_its_label_and_gets_none():
+    """A label that went because nobody desired the name does not come back for an outage."""
+    unknown = report(row(state="held", why="a source is unreadable"), sets=())
+    own = {f"seccomp.{D}/a.json": "installed"}
+    assert (of(unknown).labels, of(unknown, own).labels) == ({}, own)
+
+
 def test_a_row_without_a_name_has_no_label():
     """A key that could not be read names nothing."""
     assert of(report(row("", "rejected"))).labels == {}

@@ -1,0 +1,658 @@
+"""Specification of agent.daemon, on a node in memory beside an API server in memory."""
+
+import queue
+
+import pytest
+
+from agent import daemon
+from agent.core import plan
+from agent.core.model import Blob, Missing, Unreadable
+from agent.core.ports import Failed
+from agent.core.problems import Problem
+from agent.core.report import Report
+from agent.daemon import FIGHT_REPAIRS, LONGEST_SECONDS, Daemon
+from agent.doors.host import Host
+from agent.doors.kube import Unreachable
+from agent.doors.ledger import FileLedger
+from agent.oneshot import Pass
+from agent.reporters import publisher
+from agent.reporters.node import Options, OwnNode
+from agent.reporters.publisher import Publisher
+from agent.sources import limits
+from tests.api_server import BOOT_ID, NAME, ApiServer, Watched
+from tests.reports import SET, D, report, row
+from tests.world import MemoryKind, Node, Steps
+
+DOWN = Unreachable("no answer in time")
+GRACE = 60.0
+RESYNC = 300.0
+
+
+class Clock:
+    """Stands for the module time; it moves by hand."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+    def time(self):
+        return self.now + 1e9
+
+
+class CheapKind(MemoryKind):
+    """A kind that gives the very same answer while its node did not change."""
+
+    def __init__(self, node):
+        super().__init__(node, Steps())
+        self.last = None
+        self.left = None
+
+    def _state(self):
+        return (dict(self.node.loaded), set(self.node.used))
+
+    def observe(self, names, suspects):
+        asked = (self._state(), set(names), set(suspects))
+        if self.last is None or self.last[0] != asked:
+            self.last = (asked, super().observe(names, suspects))
+        self.left = self._state()
+        return self.last[1]
+
+    def put(self, profile, *, ours):
+        answer = super().put(profile, ours=ours)
+        self.left = self._state()
+        return answer
+
+    def remove(self, names, evidence, *, prove):
+        answer = super().remove(names, evidence, prove=prove)
+        self.left = self._state()
+        return answer
+
+    def untouched(self):
+        return self.left == self._state()
+
+    def forget(self):
+        self.last = None
+
+
+class Keys:
+    """A source of one set whose keys a test sets: a dictionary, or another snapshot."""
+
+    watched = None
+
+    def __init__(self, origin, keys):
+        self.origin = origin
+        self.keys = keys
+
+    def read(self):
+        if not isinstance(self.keys, dict):
+            return (self.keys,)
+        blobs = [
+            Blob(origin=self.origin, key=key, content=text.encode())
+            for key, text in sorted(self.keys.items())
+        ]
+        return (limits.snapshot(self.origin, blobs, []),)
+
+    def absent(self, set_):
+        return None
+
+
+class Ear:
+    """Remembers what was told."""
+
+    def __init__(self):
+        self.heard = []
+
+    def told(self, report, at, *, passed):
+        self.heard.append((passed, tuple(one.code for one in report.problems)))
+
+
+class World:
+    """A daemon, its node, its sources, its publisher without a thread, and its API server."""
+
+    def __init__(self, clock, path, *, published=True):
+        self.clock = clock
+        self.node = Node()
+        self.kind = CheapKind(self.node)
+        self.keys = Keys(SET, {"web": "web:1", "old": "old:1"})
+        self.other = Keys("dir /p", {"third": "third:1"})
+        self.wake = queue.SimpleQueue()
+        self.server = ApiServer()
+        self.watch = Watched(self.server)
+        self.watch.deliver()
+        self.ear = Ear()
+        self.nodes = {"pool": "a"}
+        self.pods = None
+        own = OwnNode(self.server, Options(name=NAME, domain=D), lambda: BOOT_ID)
+        self.publisher = Publisher(
+            own, self.server, copy=self.watch, changed=lambda: self.wake.put("labels")
+        )
+        (path / "state").mkdir()
+        self.daemon = Daemon(
+            Pass(
+                sources=[self.keys, self.other],
+                kinds={"apparmor": self.kind},
+                ledger=FileLedger(Host(str(path)), "/state"),
+                options=plan.Options(grace=GRACE),
+            ),
+            wake=self.wake,
+            resync=RESYNC,
+            teller=self.publisher if published else None,
+            domain=D,
+            nodes=lambda: self.nodes,
+            pods=lambda: self.pods,
+            audience=[self.ear],
+        )
+
+    def turn(self):
+        """Make one pass, and let everything be published and arrive."""
+        found = self.daemon.step()
+        self.publish()
+        return found
+
+    def publish(self):
+        self.publisher.step()
+        self.watch.deliver()
+
+    def labels(self):
+        return {key.partition("/")[2] for key in self.server.labels if key.startswith("apparmor.")}
+
+    def loaded(self):
+        return set(self.node.loaded)
+
+    def words(self):
+        found = []
+        while not self.wake.empty():
+            found.append(self.wake.get())
+        return found
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Give the time of daemon and publisher."""
+    clock = Clock()
+    monkeypatch.setattr(daemon, "time", clock)
+    monkeypatch.setattr(publisher, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def world(clock, tmp_path):
+    """Give a daemon that has put and labelled three profiles."""
+    world = World(clock, tmp_path)
+    for _ in range(4):
+        world.turn()
+    assert world.labels() == world.loaded() == {"web", "old", "third"}
+    world.words()
+    world.ear.heard.clear()
+    return world
+
+
+def why(world, name="old"):
+    return next(one.why for one in world.daemon.report.rows if one.name == name)
+
+
+# --- removals that wait for their label -----------------------------------------------------------
+
+
+def test_a_removal_is_label_off_then_grace_then_removal(world, clock):
+    """In this order; the last pass comes by itself when the grace is over."""
+    del world.keys.keys["old"]
+    world.daemon.step()
+    assert (world.labels(), world.loaded()) == ({"web", "old", "third"},) * 2
+    assert why(world) == "label_pending"
+    world.publish()
+    assert world.labels() == {"web", "third"}
+    assert [world.daemon._concerns(word) for word in world.words()] == [True]
+    world.turn()
+    assert world.daemon._due == clock.now + GRACE
+    clock.now += GRACE - 1.0
+    world.turn()
+    assert (why(world), world.loaded()) == ("label_pending", {"web", "old", "third"})
+    clock.now = world.daemon._due
+    world.turn()
+    assert world.loaded() == {"web", "third"}
+    assert world.node.removed == ["old"]
+
+
+def test_while_its_label_cannot_be_taken_off_nothing_is_removed(world, clock):
+    """However long the API server is away."""
+    del world.keys.keys["old"]
+    for _ in range(5):
+        world.server.errors = [DOWN]
+        world.turn()
+        clock.now += 10 * GRACE
+    assert (world.labels(), world.loaded()) == ({"web", "old", "third"},) * 2
+
+
+def test_an_answer_that_was_lost_is_no_confirmation(world, clock):
+    """A new profile is taken back while its label may be on, and the watch is silent."""
+    world.keys.keys["new"] = "new:1"
+    world.daemon.step()
+    world.server.lost = [DOWN]
+    world.publisher.step()
+    assert "new" in world.labels()
+    del world.keys.keys["new"]
+    for _ in range(3):
+        world.server.errors = [DOWN]
+        world.daemon.step()
+        world.publisher.step()
+        clock.now += 10 * GRACE
+    assert {"new"} <= world.loaded() & world.labels()
+
+
+def test_what_was_confirmed_stays_so_while_the_api_server_is_away(world, clock):
+    """The grace goes on, and so does the removal."""
+    del world.keys.keys["old"]
+    world.turn()
+    world.daemon.step()
+    world.watch.fail()
+    clock.now += GRACE
+    world.daemon.step()
+    assert (world.publisher.on(), world.loaded()) == (None, {"web", "third"})
+
+
+def test_what_was_never_confirmed_is_not_while_the_api_server_is_away(world, clock):
+    """Not knowing is not the same as off."""
+    world.watch.fail()
+    del world.keys.keys["old"]
+    for _ in range(4):
+        world.daemon.step()
+        clock.now += 10 * GRACE
+    assert world.loaded() == {"web", "old", "third"}
+
+
+def test_a_label_that_comes_back_begins_the_grace_anew(world, clock):
+    """Whoever put it there, a pod may be on its way."""
+    del world.keys.keys["old"]
+    world.turn()
+    world.daemon.step()
+    clock.now += GRACE - 1.0
+    world.server.set_label(f"apparmor.{D}/old", "enforce", "profile-loader")
+    world.watch.deliver()
+    assert world.daemon._concerns("labels") is True
+    world.daemon.step()
+    world.publish()
+    world.daemon.step()
+    clock.now += 2.0
+    world.turn()
+    assert (world.labels(), world.loaded()) == ({"web", "third"}, {"web", "old", "third"})
+    clock.now += GRACE
+    world.turn()
+    assert world.loaded() == {"web", "third"}
+
+
+def test_a_name_that_is_desired_again_is_labelled_again_and_waits_anew(world, clock):
+    """What was confirmed before is forgotten."""
+    del world.keys.keys["old"]
+    world.turn()
+    world.daemon.step()
+    world.keys.keys["old"] = "old:1"
+    world.turn()
+    assert "old" in world.labels()
+    clock.now += GRACE
+    del world.keys.keys["old"]
+    world.daemon.step()
+    assert why(world) == "label_pending"
+    world.publish()
+    world.daemon.step()
+    assert world.loaded() == {"web", "old", "third"}
+
+
+def test_a_name_in_use_loses_its_label_at_once_and_stays(world, clock):
+    """The scheduler sends no more pods; the running ones keep their profile."""
+    world.node.used = {"old"}
+    del world.keys.keys["old"]
+    for _ in range(3):
+        world.turn()
+        clock.now += GRACE
+    assert (world.labels(), world.loaded()) == ({"web", "third"}, {"web", "old", "third"})
+    world.node.used = set()
+    world.turn()
+    assert world.loaded() == {"web", "third"}
+
+
+def test_a_label_that_went_does_not_come_back_because_some_source_is_away(world, clock):
+    """Labels do not flap: what is on stays on, what is off stays off."""
+    world.node.used = {"old"}
+    del world.keys.keys["old"]
+    world.turn()
+    world.turn()
+    world.other.keys = Unreadable(origin="dir /p", why="no permission")
+    clock.now += GRACE
+    world.turn()
+    world.node.used = set()
+    clock.now += GRACE
+    world.turn()
+    assert (world.labels(), world.loaded()) == ({"web", "third"}, {"web", "old", "third"})
+
+
+def test_a_label_on_its_way_off_stays_when_a_source_goes_away_first(world):
+    """It may be desired there."""
+    del world.keys.keys["old"]
+    world.daemon.step()
+    world.other.keys = Unreadable(origin="dir /p", why="no permission")
+    world.turn()
+    assert world.labels() == {"web", "old", "third"}
+
+
+@pytest.mark.parametrize(
+    "gone", [Missing(origin=SET, why="gone"), Unreadable(origin=SET, why="403"), {}]
+)
+def test_a_source_that_is_away_takes_no_label_and_no_profile(world, clock, gone):
+    """Missing, unreadable and emptied alike."""
+    world.keys.keys = gone
+    world.server.requests()
+    for _ in range(3):
+        world.turn()
+        clock.now += GRACE
+    assert world.labels() == world.loaded() == {"web", "old", "third"}
+    assert world.server.requests() == []
+
+
+def test_without_a_teller_a_removal_waits_for_no_label(clock, tmp_path):
+    """Nobody was promised anything."""
+    world = World(clock, tmp_path, published=False)
+    world.daemon.step()
+    del world.keys.keys["old"]
+    world.daemon.step()
+    assert world.loaded() == {"web", "third"}
+
+
+def test_a_pod_that_names_a_profile_holds_it(world, clock):
+    """Asked anew in each pass."""
+    world.pods = {("apparmor", "old"): ("ns/pod",)}
+    del world.keys.keys["old"]
+    for _ in range(3):
+        world.turn()
+        clock.now += GRACE
+    assert "old" in world.loaded()
+    world.pods = {}
+    world.turn()
+    assert "old" not in world.loaded()
+
+
+# --- which words call for a pass ------------------------------------------------------------------
+
+
+def test_a_change_of_the_nodes_other_labels_calls_for_a_pass(world):
+    """Heartbeats and our own labels do not."""
+    assert world.daemon._concerns("node") is False
+    world.nodes = {"pool": "b"}
+    assert world.daemon._concerns("node") is True
+    world.daemon.step()
+    assert world.daemon._concerns("node") is False
+
+
+def test_pods_call_for_a_pass_while_a_removal_waits(world):
+    """Otherwise nobody asks about them."""
+    assert world.daemon._concerns("pods") is False
+    del world.keys.keys["old"]
+    world.turn()
+    assert world.daemon._concerns("pods") is True
+
+
+@pytest.mark.parametrize("word", ["kernel", "files"])
+def test_the_agents_own_writes_call_for_no_pass(world, word):
+    """Only a node that is not as the last pass left it does."""
+    assert world.daemon._concerns(word) is False
+    del world.node.loaded["web"]
+    assert world.daemon._concerns(word) is True
+    world.turn()
+    assert "web" in world.loaded()
+    assert world.daemon._concerns(word) is False
+
+
+def test_any_other_word_calls_for_a_pass(world):
+    """When in doubt, look."""
+    assert [world.daemon._concerns(word) for word in ("source", "new word")] == [True, True]
+
+
+def test_labels_of_one_removal_for_those_of_another_call_for_a_pass(world):
+    """As many wait as before, but not the same."""
+    world.node.used = {"web"}
+    world.keys.keys = {"stays": "stays:1"}
+    world.turn()
+    world.daemon.step()
+    assert set(world.daemon._since) == {("apparmor", "web"), ("apparmor", "old")}
+    key = f"apparmor.{D}/old"
+    world.server.set_label(key, "enforce", "profile-loader")
+    world.watch.deliver()
+    assert world.daemon._concerns("labels") is True
+    world.server.drop_label(key)
+    world.server.set_label(f"apparmor.{D}/web", "enforce", "profile-loader")
+    world.watch.deliver()
+    assert world.daemon._concerns("labels") is True
+
+
+def test_a_wait_ends_by_a_word_that_concerns_and_swallows_the_storm(world):
+    """Many reasons at once are one reason; the others go on waiting."""
+    for word in ("node", "files", "source", "source", "source"):
+        world.wake.put(word)
+    world.daemon._wait()
+    assert (world.words(), world.clock.now) == ([], 1000.0)
+
+
+def test_a_wait_ends_when_it_is_time(world):
+    """At once where it was time before."""
+    world.clock.now = world.daemon._due
+    world.wake.put("source")
+    world.daemon._wait()
+    assert world.words() == ["source"]
+
+
+# --- news and the loop ----------------------------------------------------------------------------
+
+
+def test_news_of_the_teller_are_told_once_without_a_pass(world):
+    """A problem that begins, and the end of it."""
+    world.daemon.step()
+    world.ear.heard.clear()
+    world.publisher.problems = (Problem(code="node_unreachable", where="n", what="x"),)
+    assert [world.daemon._concerns("labels") for _ in range(3)] == [False] * 3
+    assert world.ear.heard == [(False, ("node_unreachable",))]
+    assert [one.code for one in world.daemon.report.problems] == ["node_unreachable"]
+    world.publisher.problems = ()
+    assert world.daemon._concerns("labels") is False
+    assert world.ear.heard[1:] == [(False, ())]
+    world.daemon.step()
+    assert world.ear.heard[2:] == [(True, ())]
+
+
+def test_before_the_first_pass_there_are_no_news(clock, tmp_path):
+    """There is no report to which they could be added."""
+    world = World(clock, tmp_path)
+    world.publisher.problems = (Problem(code="node_unreachable", where="n", what="x"),)
+    assert world.daemon._concerns("labels") is False
+    world.daemon._tell(passed=False)
+    assert world.ear.heard == []
+
+
+def test_a_pass_over_an_unchanged_node_posts_nothing(world):
+    """And so the API server is asked for nothing."""
+    world.turn()
+    world.server.requests()
+    first = world.publisher._report
+    for _ in range(3):
+        world.turn()
+    assert world.publisher._report is first
+    assert world.server.requests() == []
+
+
+def test_a_report_without_changes_is_told_all_the_same(world):
+    """Liveness and metrics want to know that a pass ended."""
+    world.daemon.step()
+    assert [passed for passed, _ in world.ear.heard] == [True]
+
+
+def test_everything_is_looked_at_anew_every_resync(world, clock):
+    """Before its time, so that nodes do not all come at once; cheap signs stand in between."""
+    full = []
+    run = world.daemon.one.run
+    world.daemon.one.run = lambda *, full: seen(full) or run(full=full)
+
+    def seen(one):
+        full.append(one)
+
+    world.turn()
+    assert full == [False]
+    assert 0.9 * RESYNC <= world.daemon._full - 1000.0 <= RESYNC
+    assert world.daemon._due == world.daemon._full
+    clock.now = world.daemon._due
+    world.turn()
+    assert full == [False, True]
+    assert world.daemon._full - clock.now >= 0.9 * RESYNC
+
+
+def test_what_failed_is_tried_again_less_and_less_often(world, clock):
+    """Up to the resync, and from the beginning after a success."""
+    fail = world.kind.put
+    problem = Problem(code="write_failed", where="new", what="no")
+    world.kind.put = lambda profile, ours: Failed(problem=problem)
+    world.keys.keys["new"] = "new:1"
+    waits = []
+    for _ in range(4):
+        world.daemon._full = clock.now + RESYNC
+        world.daemon.step()
+        waits.append(world.daemon._due - clock.now)
+        clock.now = world.daemon._due
+    assert waits == [2.0, 4.0, 8.0, 16.0]
+    world.kind.put = fail
+    world.turn()
+    assert (world.daemon._failures, "new" in world.loaded()) == (0, True)
+
+
+def fight(world, seconds):
+    """Let somebody undo every repair at once; return how many there were."""
+    passes, end = 0, world.clock.now + seconds
+    while world.clock.now < end:
+        world.node.loaded["web"] = b"somebody else's"
+        if not world.daemon._concerns("kernel"):
+            world.clock.now = world.daemon._due
+        world.turn()
+        passes += 1
+    return passes
+
+
+def test_a_fight_over_a_profile_is_told_and_waited_out(world, clock):
+    """Repairs go on, later and later; the fight is over when nothing happened for a while."""
+    for _ in range(FIGHT_REPAIRS):
+        world.node.loaded["web"] = b"somebody else's"
+        assert world.daemon._concerns("kernel") is True
+        world.turn()
+        assert world.node.loaded["web"] == b"compiled web:1"
+    world.node.loaded["web"] = b"somebody else's"
+    assert world.daemon._concerns("kernel") is False
+    assert world.daemon._due == world.daemon._deaf == clock.now + 1.0
+    assert fight(world, 600.0) < 10 * FIGHT_REPAIRS
+    told = [one for one in world.daemon.report.problems if one.code == "drift_fought"]
+    assert [one.where for one in told] == ["web"]
+    for _ in range(2):
+        clock.now += daemon.FIGHT_SECONDS + LONGEST_SECONDS
+        world.turn()
+    assert world.daemon.report.problems == ()
+    world.node.loaded["web"] = b"somebody else's"
+    assert world.daemon._concerns("kernel") is True
+
+
+class Lost:
+    """Remembers what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+        self.found = ()
+
+    def look(self, names):
+        self.asked.append(("look", tuple(names)))
+
+    def removed(self, names):
+        self.asked.append(("removed", tuple(names)))
+
+    def problems(self):
+        return self.found
+
+
+def test_who_lost_confinement_is_looked_for_before_who_has_it_now(world):
+    """With what the pass found missing; what is leaving is not looked at."""
+    lost = world.daemon.lost = Lost()
+    lost.found = (Problem(code="confinement_lost", where="web", what="x"),)
+    del world.node.loaded["web"]
+    del world.keys.keys["old"]
+    world.turn()
+    assert lost.asked == [("removed", ("web",)), ("look", ("third", "web"))]
+    assert [one.code for one in world.daemon.report.problems] == ["confinement_lost"]
+    assert "confinement_lost" in [one.code for one in world.publisher._report.problems]
+
+
+def test_over_an_unchanged_node_processes_are_looked_at_every_resync_alone(world, clock):
+    """To look is to read every process of the node."""
+    lost = world.daemon.lost = Lost()
+    world.turn()
+    assert lost.asked == []
+    clock.now = world.daemon._full
+    world.turn()
+    assert lost.asked == [("removed", ()), ("look", ("old", "third", "web"))]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"why": "changed"},
+        {"why": "new"},
+        {"why": "missing", "state": "failed"},
+        {"why": "drifted", "action": "hold"},
+    ],
+)
+def test_updates_and_failures_are_no_fight(world, changed):
+    """Only a repair that succeeded and did not last is."""
+    world.daemon._raw = report(row(**{"action": "put", **changed}))
+    for _ in range(2 * FIGHT_REPAIRS):
+        world.daemon._fought(world.clock.now)
+    assert world.daemon._fights() == ()
+
+
+def test_the_first_pass_waits_for_the_first_answers(world):
+    """Every word is a reason to ask again; the end of patience is one to go on."""
+    answers = [False, False, True]
+    world.daemon.ready = lambda: answers.pop(0)
+    world.wake.put("source")
+    world.wake.put("source")
+    world.wake.put("source")
+    world.daemon._first()
+    assert (answers, world.words()) == ([], ["source"])
+
+
+def test_the_first_pass_waits_no_longer_than_its_patience(world, monkeypatch):
+    """An API server that is away delays no restoring."""
+    monkeypatch.setattr(daemon, "PATIENCE_SECONDS", 0.01)
+    world.daemon.ready = lambda: False
+    world.daemon._first()
+    assert world.clock.now == 1000.0
+
+
+def test_the_beat_goes_on_within_a_pass(world, clock):
+    """A long pass is no hanging one."""
+    clock.now += 5.0
+    world.daemon.one.pulse()
+    assert world.daemon.beat == clock.now
+
+
+def test_it_runs_until_its_process_ends(world):
+    """First the sources, then a pass, then waiting, and so on."""
+
+    class Ended(BaseException):
+        pass
+
+    def told(found, at, *, passed):
+        assert isinstance(found, Report)
+        passes.append(at)
+        if len(passes) == 3:
+            raise Ended
+        world.wake.put("source")
+
+    passes = []
+    world.ear.told = told
+    with pytest.raises(Ended):
+        world.daemon.run()
+    assert len(passes) == 3
