@@ -42,12 +42,14 @@ class View:
 STYLE: Final = """
 :root{color-scheme:light dark;--line:#767676;--bad:#a40000;--good:#0a5c0a}
 @media(prefers-color-scheme:dark){:root{--line:#8c8c8c;--bad:#ff9d94;--good:#86d586}}
+body{background:Canvas;color:CanvasText}
 body{font:1rem/1.5 system-ui,sans-serif;margin:0 auto;max-width:80rem;padding:1rem}
 h1{font-size:1.4rem}h2{font-size:1.15rem;margin-top:2rem}
 table{border-collapse:collapse;width:100%}
 caption{text-align:left;padding:.3rem 0}
 th,td{text-align:left;vertical-align:top;padding:.3rem .6rem;border-bottom:1px solid var(--line)}
 th,td{overflow-wrap:anywhere}
+thead th,.short{overflow-wrap:normal}
 .bad{color:var(--bad);font-weight:600}.good{color:var(--good);font-weight:600}
 code{font-size:.95em}
 @media(max-width:45rem){
@@ -56,6 +58,9 @@ tr{display:block;border-bottom:1px solid var(--line);padding:.4rem 0}
 th,td{display:block;border:0;padding:.1rem 0}
 td::before,th[data-name]::before{content:attr(data-name) ": ";font-weight:400}}
 """
+_SHORT: Final = frozenset(  # columns of single words, which are not to be cut
+    {"Kind", "State", "Mode", "Code", "Keys", "Value", "Ended", "Took", "Result"}
+)
 _GOOD: Final = frozenset({"installed", "accepted", "removed", "released"})
 _BAD: Final = frozenset({"rejected", "foreign", "failed", "unobservable", "outdated"})
 
@@ -176,7 +181,9 @@ def _table(caption: str, names: tuple[str, ...], rows: list[list[str]]) -> str:
 def _cell(value: str, name: str, *, first: bool) -> str:
     tag, scope = ("th", ' scope="row" role="rowheader"') if first else ("td", ' role="cell"')
     kind = "good" if value in _GOOD else "bad" if value in _BAD else ""
-    mark = f' class="{kind}"' if kind and name == "State" else ""
+    words = [kind] if kind and name == "State" else []
+    words += ["short"] if name in _SHORT else []
+    mark = f' class="{" ".join(words)}"' if words else ""
     shown = _text(value) or "&mdash;"
     return f'<{tag}{scope}{mark} data-name="{_text(name)}">{shown}</{tag}>'
 

@@ -185,7 +185,7 @@ def test_colours_have_enough_contrast(scheme, ground):
 def test_a_state_is_told_by_its_word_and_not_by_colour_alone():
     """The colour of a cell only repeats it."""
     text = page(view())
-    assert re.findall(r'class="(good|bad)" data-name="State">(\w+)<', text) == [
+    assert re.findall(r'class="(good|bad) short" data-name="State">(\w+)<', text) == [
         ("good", "installed"),
         ("good", "installed"),
         ("bad", "rejected"),
