@@ -129,11 +129,14 @@ def _of_row(
         for one in (label, digest_label):
             if one in present:
                 yield one, present[one]
-    if not _labelled(row) or (row.why == UNKNOWN_WISH and label not in present):
+    if not _labelled(row):
         return
-    yield label, _value(row)
+    earned = [(label, _value(row))]
     if digest and row.source:
-        yield digest_label, row.source[:DIGEST_DIGITS]
+        earned.append((digest_label, row.source[:DIGEST_DIGITS]))
+    for one, value in earned:
+        if row.why != UNKNOWN_WISH or one in present:
+            yield one, value
 
 
 def _set_key(origin: str, domain: str) -> str:

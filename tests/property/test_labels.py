@@ -1,0 +1,279 @@
+"""Properties of labels and selectors, for every name and every report."""
+
+import hashlib
+import re
+from dataclasses import replace
+
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from agent.core import labels, selector
+from agent.core.report import UNKNOWN_WISH, Report, Row, SetStatus, Support
+from agent.core.selector import Selector, Term
+
+D = "example.org"
+# kubernetes, apimachinery/pkg/util/validation/validation.go: qualifiedNameFmt, dns1123SubdomainFmt,
+# labelValueFmt, and their lengths.
+NAME = re.compile(r"([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]")
+PREFIX = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+STATES = (
+    "installed", "outdated", "held", "rejected", "foreign", "failed", "unsupported",
+    "unobservable", "removed", "released", "planned",
+)  # fmt: skip
+VERIFIED = {"installed", "outdated", "held"}
+MODES = ("enforce", "complain", "kill", "unconfined")
+
+texts = st.text(max_size=80) | st.text("aB0-_./", min_size=1, max_size=80)
+hashes = st.builds(
+    lambda text: f"{text}-{hashlib.sha256(text.encode()).hexdigest()[:8]}",
+    st.text("aB0._", min_size=1, max_size=12),
+)
+names = texts | hashes | st.text("0123456789abcdef-", min_size=8, max_size=12)
+
+
+@st.composite
+def rows(draw):
+    kind = draw(st.sampled_from(["apparmor", "seccomp"]))
+    state = draw(st.sampled_from(STATES))
+    # A key of which no name is known can only have been refused.
+    name = draw(st.text("ab/_", min_size=0 if state == "rejected" else 1, max_size=3))
+    return Row(
+        kind=kind,
+        origin=draw(st.sampled_from(["configmap ns/web", "configmap ns/api", "dir /p"])),
+        key=name,
+        name=name,
+        localhost_profile=name,
+        state=state,
+        action="keep",
+        why=draw(st.sampled_from(["", UNKNOWN_WISH])),
+        source=draw(st.sampled_from(["", "a" * 64, "b" * 64])),
+        mode=draw(st.sampled_from(MODES)) if kind == "apparmor" else "",
+        desired=draw(st.booleans()),
+    )
+
+
+@st.composite
+def reports(draw):
+    # One name has one content on a node.
+    found = tuple(draw(st.lists(rows(), max_size=8, unique_by=lambda row: (row.kind, row.name))))
+    states = st.sampled_from(["read", "missing", "unreadable", "emptied"])
+    origins = sorted({row.origin for row in found})
+    return Report(
+        rows=found,
+        sets=tuple(SetStatus(origin=one, state=draw(states)) for one in origins),
+        supports={"seccomp": Support(state="enabled")},
+    )
+
+
+@st.composite
+def cases(draw):
+    """Return a report and own labels that its Node may have."""
+    found = draw(reports())
+    keys = sorted(labels.of(_verified(found), domain=D, digest=True, present={}).labels)
+    some = draw(st.lists(st.sampled_from(keys), unique=True))
+    return found, dict.fromkeys(some, "enforce")
+
+
+def _verified(found):
+    """Return the report that had everything in place."""
+    fine = (replace(row, state="installed", desired=True, why="") for row in found.rows if row.name)
+    sets = (replace(one, state="read") for one in found.sets)
+    return replace(found, rows=tuple(fine), sets=tuple(sets))
+
+
+def valid(key):
+    prefix, slash, name = key.rpartition("/")
+    return (
+        len(name) <= 63
+        and NAME.fullmatch(name) is not None
+        and (not slash or (len(prefix) <= 253 and PREFIX.fullmatch(prefix) is not None))
+    )
+
+
+@given(names)
+def test_every_name_gives_a_key_that_kubernetes_accepts(text):
+    """One odd name must not make the API server refuse the whole set of labels."""
+    for kind in ("apparmor", "seccomp"):
+        key = labels.key(kind, text, D)
+        assert valid(key)
+        assert labels.is_own(key, D)
+
+
+@given(names)
+def test_the_same_name_gives_the_same_key_and_shows_what_it_is(text):
+    """It is the name with its slashes written differently, or a cut form and its own hash."""
+    found = labels.name(text)
+    assert labels.name(text) == found
+    digits = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    assert found.replace("__", "/") == text or found.endswith(f"-{digits}")
+
+
+@given(names, names)
+def test_two_names_meet_only_in_their_hash(one, other):
+    """A name that stands for itself is nobody else's, whatever others are called."""
+    if one != other and labels.name(one) == labels.name(other):
+        both = {hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+                for text in (one, other)}  # fmt: skip
+        assert len(both) == 1
+
+
+@given(names)
+def test_a_name_that_looks_like_another_one_s_label_has_a_label_of_its_own(text):
+    """Nobody can take the label of a name by being called like it."""
+    made = labels.name(text)
+    assert made == text or labels.name(made) != made or made.replace("__", "/") == text
+
+
+@given(cases(), st.integers(0, 12), st.booleans())
+def test_a_label_is_on_only_for_what_was_verified_or_is_on_and_cannot_be_seen(case, limit, digest):
+    """No label lies; what is desired by nobody has none."""
+    found, present = case
+    made = labels.of(found, domain=D, digest=digest, limit=limit, present=present).labels
+    sure, stays = set(), set()  # keys that may be on; those that may only stay
+    for row in found.rows:
+        both = {labels.key(row.kind, row.name, D), _digest_key(row)}
+        if row.name and row.desired and row.state in VERIFIED and row.why != UNKNOWN_WISH:
+            sure |= both
+        elif row.name and row.desired and row.state in {*VERIFIED, "unobservable"}:
+            stays |= both
+    for set_ in found.sets:
+        mine = [row for row in found.rows if row.origin == set_.origin and row.desired]
+        key = f"set.{D}/{labels.name(set_.origin.partition('/')[2])}"
+        if mine and all(row.state in VERIFIED for row in mine) and set_.state == "read":
+            sure.add(key)
+        elif mine and all(row.state in {*VERIFIED, "unobservable"} for row in mine):
+            stays.add(key)
+    assert made.keys() <= {f"{D}/seccomp"} | sure | (stays & present.keys())
+
+
+def _digest_key(row):
+    return f"{row.kind}-digest.{D}/{labels.name(row.name)}"
+
+
+@given(cases(), st.integers(0, 12))
+def test_the_limit_holds_and_what_is_there_goes_first(case, limit):
+    """Nothing that is on gives way to something new, except for what the node can do at all."""
+    found, present = case
+    every = labels.of(found, domain=D, limit=1000, present=present)
+    some = labels.of(found, domain=D, limit=limit, present=present)
+    assert len(some.labels) == min(limit, len(every.labels))
+    assert some.labels.items() <= every.labels.items()
+    left = every.labels.keys() - some.labels.keys()
+    fresh = some.labels.keys() - present.keys() - {f"{D}/seccomp"}
+    assert not (left & present.keys() and fresh)
+    told = "label_limit" in [one.code for one in some.problems]
+    assert told is (len(every.labels) > limit)
+
+
+@given(cases(), st.integers(1, 12))
+def test_labels_that_were_published_stay(case, limit):
+    """The same report on the Node that has them gives the very same labels: no flapping."""
+    found, present = case
+    # A lowered limit may take the label of a profile that cannot be seen, and then its set's too.
+    assume(limit > len(present) or all(row.state != "unobservable" for row in found.rows))
+    once = labels.of(found, domain=D, digest=True, limit=limit, present=present).labels
+    assert labels.of(found, domain=D, digest=True, limit=limit, present=once).labels == once
+
+
+@given(reports())
+def test_blindness_takes_no_label_off(found):
+    """Everything was in place; now nothing can be looked at, and nothing can be read."""
+    before = labels.of(_verified(found), domain=D, digest=True, present={}).labels
+    blind = replace(
+        _verified(found),
+        rows=tuple(replace(row, state="unobservable") for row in _verified(found).rows),
+        sets=tuple(replace(one, state="unreadable") for one in found.sets),
+    )
+    assert labels.of(blind, domain=D, digest=True, present=before).labels == before
+
+
+@given(cases())
+def test_every_key_and_value_is_one_that_kubernetes_accepts_and_own(case):
+    """The whole set goes in one request."""
+    found, present = case
+    for key, value in labels.of(found, domain=D, digest=True, present=present).labels.items():
+        assert valid(key)
+        assert labels.is_own(key, D)
+        assert NAME.fullmatch(value)
+
+
+@given(reports())
+def test_the_selector_of_a_row_selects_the_node_that_has_it(found):
+    """What is printed for a pod's nodeSelector is what is on the Node."""
+    made = labels.of(found, domain=D, limit=1000, present={})
+    collided = {one.where for one in made.problems if one.code == "label_collision"}
+    for row in found.rows:
+        for key, value in labels.selector(row, D).items():
+            if key not in collided and row.why != UNKNOWN_WISH:
+                assert made.labels[key] == value
+
+
+@given(st.text("aD0-./", max_size=12), names)
+def test_a_label_outside_the_own_prefixes_is_not_own(prefix, name):
+    """Neither a domain that ends or begins like ours, nor ours without a name."""
+    own = {D, *(f"{one}.{D}" for one in
+                ("apparmor", "seccomp", "set", "apparmor-digest", "seccomp-digest"))}  # fmt: skip
+    last = labels.name(name)
+    for key in (f"{prefix}{D}/{last}", f"{D}{prefix}/{last}", prefix, D):
+        assert labels.is_own(key, D) is (key.rpartition("/")[0] in own)
+
+
+# --- selectors ------------------------------------------------------------------------------------
+
+parts = st.from_regex(r"\A[A-Za-z0-9]([-A-Za-z0-9_.]{0,8}[A-Za-z0-9])?\Z")
+keys = parts | st.builds(lambda prefix, name: f"{prefix}/{name}", st.just("a.example.org"), parts)
+values = parts | st.just("")
+terms = st.builds(Term, key=keys, relation=st.sampled_from(["exists", "absent"])) | st.builds(
+    Term,
+    key=keys,
+    relation=st.sampled_from(["in", "notin"]),
+    values=st.frozensets(values, min_size=1, max_size=3),
+)
+
+
+@st.composite
+def written(draw, term):
+    """Write a term in one of the ways that mean the same."""
+    space = draw(st.sampled_from(["", " ", "  "]))
+    if term.relation == "exists":
+        return f"{space}{term.key}{space}"
+    if term.relation == "absent":
+        return f"{space}!{space}{term.key}"
+    single = min(term.values)
+    if len(term.values) == 1 and draw(st.booleans()):
+        sign = draw(st.sampled_from(["=", "=="])) if term.relation == "in" else "!="
+        return f"{term.key}{space}{sign}{space}{single}"
+    inner = f"{space},{space}".join(sorted(term.values))
+    return f"{term.key} {term.relation}{space}({space}{inner}{space})"
+
+
+@given(st.data(), st.lists(terms, min_size=1, max_size=4))
+def test_a_selector_means_what_was_written(data, chosen):
+    """Every way to write a term gives that term, in its order."""
+    text = ",".join(data.draw(written(term)) for term in chosen)
+    assert selector.parse(text) == Selector(terms=tuple(chosen))
+
+
+@given(st.lists(terms, max_size=4), st.dictionaries(keys, values, max_size=4))
+def test_a_selector_selects_what_its_terms_say(chosen, told):
+    """All of them; a value that is absent is in no set."""
+    expected = all(
+        {
+            "exists": term.key in told,
+            "absent": term.key not in told,
+            "in": term.key in told and told[term.key] in term.values,
+            "notin": term.key not in told or told[term.key] not in term.values,
+        }[term.relation]
+        for term in chosen
+    )
+    assert selector.selects(Selector(terms=tuple(chosen)), told) is expected
+
+
+@given(st.text("ab=!,()- in/", max_size=16) | st.text(max_size=16))
+def test_a_text_is_a_selector_or_is_refused(text):
+    """It never means everything unless it is blank."""
+    try:
+        found = selector.parse(text)
+    except ValueError:
+        return
+    assert bool(found.terms) is bool(text.strip())
