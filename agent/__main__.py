@@ -1,6 +1,7 @@
 """The command `profile-loader`, and `python -m agent`: the only place that makes exit codes."""
 
 import contextlib
+import errno
 import os
 import shutil
 import sys
@@ -20,6 +21,7 @@ BUG: Final = 70  # EX_SOFTWARE of sysexits.h
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
+    os.umask(0o022)  # whatever the caller's: directories 0755, files 0644
     parsed = cli.parse(sys.argv[1:] if argv is None else argv, os.environ, _read_config)
     try:
         return _run(parsed)
@@ -135,7 +137,7 @@ def _lock(settings: Settings) -> Iterator[bool]:
     except HostError as error:
         # A state directory that cannot be written fails each put with its own problem.
         sys.stderr.write(f"profile-loader: no lock: {error}\n")
-        yield True
+        yield error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT)
 
 
 def _tell(report: Report, settings: Settings, *, selectors: bool = False) -> int:

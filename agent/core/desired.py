@@ -8,7 +8,7 @@ once. Neither silently wins.
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import assert_never
+from typing import Final, assert_never
 
 from agent.core import recognise
 from agent.core.model import (
@@ -30,13 +30,14 @@ class Desired:
     """Every current key, by its Id, in exactly one of the mappings.
 
     same: keys whose content another key (the value) already provides. sets: every snapshot by
-    its origin.
+    its origin. keys: (origin, key) of everything that a set holds, also of kinds left out.
     """
 
     profiles: Mapping[Id, Profile] = field(default_factory=dict)
     rejections: Mapping[Id, Rejection] = field(default_factory=dict)
     unchecked: Mapping[Id, Unchecked] = field(default_factory=dict)
     same: Mapping[Id, Id] = field(default_factory=dict)
+    keys: frozenset[tuple[str, str]] = frozenset()
     sets: Mapping[str, Snapshot] = field(default_factory=dict)
 
     def has(self, id_: Id) -> bool:
@@ -44,6 +45,29 @@ class Desired:
         return any(
             id_ in one for one in (self.profiles, self.rejections, self.unchecked, self.same)
         )
+
+    def stands(self, id_: Id) -> bool:
+        """Return whether a key's last good version stands, by what is in its place now.
+
+        It is there and not accepted, as whatever kind its content looks now; or a directory
+        above it was refused, so that it cannot be seen.
+        """
+        accepted = any(
+            Id(kind=kind, origin=id_.origin, key=id_.key) in one
+            for kind in _KINDS
+            for one in (self.profiles, self.same)
+        )
+        if (id_.origin, id_.key) in self.keys and not accepted:
+            return True
+        above = id_.key.split("/")[:-1]
+        return any(
+            Id(kind=kind, origin=id_.origin, key="/".join(above[:depth])) in self.rejections
+            for depth in range(1, len(above) + 1)
+            for kind in _KINDS
+        )
+
+
+_KINDS: Final[tuple[KindName, ...]] = ("apparmor", "seccomp")
 
 
 def join(
@@ -60,11 +84,13 @@ def join(
     rejections: dict[Id, Rejection] = {}
     unchecked: dict[Id, Unchecked] = {}
     sets: dict[str, Snapshot] = {}
+    keys: set[tuple[str, str]] = set()
     for snapshot in snapshots:
         sets[snapshot.origin] = snapshot
         if not isinstance(snapshot, Read):
             continue
         for blob in snapshot.blobs:
+            keys.add((blob.origin, blob.key))
             kind = recognise.kind_of(blob.key, blob.content)
             if kind is None or kind not in kinds:
                 continue
@@ -85,7 +111,12 @@ def join(
                 rejections[id_] = Rejection(id=id_, problems=(problem,))
     same = _settle(profiles, rejections)
     return Desired(
-        profiles=profiles, rejections=rejections, unchecked=unchecked, same=same, sets=sets
+        profiles=profiles,
+        rejections=rejections,
+        unchecked=unchecked,
+        same=same,
+        keys=frozenset(keys),
+        sets=sets,
     )
 
 

@@ -201,6 +201,8 @@ def _standing(entry: Entry, desired: Desired, options: Options) -> bool:
         return False
     if entry.id in desired.rejections or entry.id in desired.unchecked:
         return True
+    if desired.stands(entry.id):
+        return True
     return entry.id.origin in desired.sets and not _gone(desired, entry.id.origin, options)
 
 

@@ -23,6 +23,7 @@ class Manifest:
         self.path = path
         self.origin = f"manifest {Path(path).absolute()}"
         self.domain = domain
+        self._seen: set[str] = set()
         self.watched = Path(path).absolute().parent
 
     def absent(self, set_: str) -> Snapshot | None:  # noqa: ARG002 - the port's
@@ -40,6 +41,7 @@ class Manifest:
         blobs: list[Blob] = []
         refused: list[tuple[str, Problem]] = []
         empty = False
+        self._seen = set()
         try:
             for document in documents.parse(content):
                 empty = self._object(document, blobs, refused) or empty
@@ -67,6 +69,10 @@ class Manifest:
         found = config_map.content(document, origin=self.origin, domain=self.domain, qualified=True)
         blobs += found.blobs
         refused += found.refused
+        where = f"{found.namespace}/{found.name}"
+        if where in self._seen:
+            raise config_map.Malformed(f"ConfigMap {where} is in it twice")
+        self._seen.add(where)
         return found.allow_empty
 
 

@@ -48,7 +48,6 @@ def test_an_include_outside_the_hosts_own_directory_is_refused(line):
         "include if exists <local/x>",
         "abi <abi/3.0>,",
         '# see #include "/etc/shadow"',
-        '  file, # include "/etc/shadow"',
         "/usr/include/** r,",
         "  /usr/src/*/include /x r,",
         "profile abi {",
@@ -110,3 +109,27 @@ def test_a_way_out_of_confinement_is_remarked(line, codes):
 def test_a_variable_in_a_name_is_refused(line, refused):
     """A name must be written out; variables in rules and attachments are fine."""
     assert bool(text.variable_names(line)) is refused
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'profile a {include "/etc/shadow"\n}',
+        'profile a {\n /foo\\ #x r, include "/etc/shadow"\n}',
+        'profile a {\n "/foo\n #bar" r, include "/etc/shadow"\n}',
+        'profile a {\n /foo[\\ #x] r, include "/etc/shadow"\n}',
+        'file, # include "/etc/shadow"',
+    ],
+)
+def test_an_include_is_found_behind_what_only_looks_like_a_comment(line):
+    """A hash sign in a quoted, escaped or bracketed word begins no comment; in doubt it is none."""
+    assert [one.code for one in text.refusals(line)] == ["include_refused"]
+
+
+def test_a_name_that_only_an_assignment_writes_out_is_refused():
+    """Hats and profiles named by a variable of the text; children of includes are left alone."""
+    source = "@{N}=hello\nprofile c1 {\n  ^@{N} { /a r, }\n}\n"
+    found = text.undeclared(source, ["c1", "c1//hello"])
+    assert [(one.code, one.where) for one in found] == [("name_variable", "c1//hello")]
+    plain = "profile c1 {\n  #include <abstractions/ubuntu-helpers>\n}\n"
+    assert text.undeclared(plain, ["c1", "c1//sanitized_helper"]) == ()

@@ -190,3 +190,11 @@ def test_a_text_that_names_no_source_is_a_mistake(text, mistake):
     """What is wrong is said together with what is right."""
     with pytest.raises(ValueError, match=mistake):
         open_source(text)
+
+
+def test_a_configmap_that_is_in_it_twice_makes_the_file_unreadable(path):
+    """Neither of the two silently wins."""
+    one = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata: {a.json: '{}'}\n"
+    snapshot = read(path, f"{one}---\n{one}")
+    assert isinstance(snapshot, Unreadable)
+    assert "ConfigMap default/a is in it twice" in snapshot.why

@@ -503,3 +503,36 @@ def test_a_name_that_a_barred_key_still_needs_cannot_move():
         ("two", "rejected"),
         ("three", "outdated"),
     ]
+
+
+def test_a_key_that_looks_like_another_kind_now_keeps_its_last_good_version():
+    """A torn write of a key without an ending is no wish to remove what it was."""
+    wanted = Desired(
+        rejections={key(): Rejection(id=key(), problems=(REFUSED,))},
+        keys=frozenset({(ORIGIN, "web.profile")}),
+        sets={ORIGIN: Read(origin=ORIGIN, revision="1", blobs=())},
+    )
+    seccomp = entry(key(kind="seccomp"))
+    (held,) = decide(wanted, seccomp, seen=has(web="v1"), kind="seccomp", prune="always")
+    assert (type(held), held.why, held.desired) == (Hold, "source gone", True)
+
+
+def test_keys_below_a_refused_directory_keep_their_last_good_version():
+    """A directory that became a link or a FIFO cannot be seen; it is not empty."""
+    wanted = desired(rejected=[key("sub")])
+    stored = entry(key("sub/deep/web.profile"))
+    actions = decide(wanted, stored, seen=has(web="v1"))
+    assert (Hold, "source gone", ("web",)) in short(actions)
+
+
+def test_a_key_of_another_kind_that_was_accepted_replaces_the_former():
+    """A real change of kind removes what the key was before."""
+    other = Profile(id=key(kind="seccomp"), version=version(), source=b"s", body=b"b")
+    wanted = Desired(
+        profiles={other.id: other},
+        keys=frozenset({(ORIGIN, "web.profile")}),
+        sets={ORIGIN: Read(origin=ORIGIN, revision="1", blobs=())},
+    )
+    seen = Seen(facts={"web": fact()}, uses={"web": Unused()})
+    (removed,) = decide(wanted, entry(), seen=seen)
+    assert type(removed) is Remove

@@ -36,6 +36,26 @@ TEXT = (
 TWO_DEFAULTS = '{"defaultAction":"SCMP_ACT_ERRNO","%s":"SCMP_ACT_ALLOW"}'
 
 CASES = [
+    # which of two rules that hold at once decides is libseccomp's choice: it lets the call through
+    (
+        "two conditions that may hold at once",
+        allow(
+            deny(args=[arg(index=1, value=0, op="SCMP_CMP_NE")]),
+            {"names": ["chmod"], "action": "SCMP_ACT_LOG", "args": [arg(index=1, value=511)]},
+        ),
+        {"fails_open"},
+    ),
+    (
+        "the same condition with two actions",
+        allow(deny(args=[arg()]), {"names": ["chmod"], "action": "SCMP_ACT_LOG", "args": [arg()]}),
+        {"fails_open"},
+    ),
+    ("less than nothing", allow(deny(args=[arg(value=0, op="SCMP_CMP_LT")])), {"fails_open"}),
+    (
+        "more than everything",
+        allow(deny(args=[arg(value=2**64 - 1, op="SCMP_CMP_GT")])),
+        {"fails_open"},
+    ),
     # runs unconfined, or without the rule
     ("no key at all", {}, {"fails_open"}),
     ("null", None, {"fails_open"}),

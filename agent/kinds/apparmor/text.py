@@ -7,13 +7,13 @@ include what they like.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from agent.core.problems import Problem
 
 # apparmor_parser's lexer: `include` or `#include` (or `abi`), then <path>, "path" or a bare path.
 _INCLUDE = re.compile(
-    r"""(?<![\w./@{-])\#?(?P<word>include|abi)(?P<exists>\s+if\s+exists)?
+    r"""(?<![\w./@-])(?<!@\{)\#?(?P<word>include|abi)(?P<exists>\s+if\s+exists)?
         (?:\s*(?:<\s*(?P<angle>[^>\n]*)>?|"(?P<quoted>[^"]*)"?)|\s+(?P<bare>[^\s,<"]+))""",
     re.VERBOSE,
 )
@@ -21,6 +21,7 @@ _VARIABLE_NAME = re.compile(
     r"""(?:^|[{}\s])(?:profile|hat)\s+(?:"[^"]*|[^\s"({]*)@\{"""
     r"""|^\s*"?[^\s"={]*@\{\w+\}[^\s"=]*?"?\s*(?:\s(?:flags\s*=\s*)?\([^)]*\)\s*)?\{\s*$"""
 )
+_ASSIGNMENT = re.compile(r"(?m)^\s*@\{\w+\}\s*\+?=.*$")
 _UNCONFINED_EXEC = re.compile(
     r"""(?:[\s"])[rwalkm]*(?:[pPcC]?[uU]x)[rwalkm]*\s*(?:,|->)"""
     r"""|^\s*(?:(?:audit|allow|owner|quiet)\s+)*[rwalkm]*(?:[pPcC]?[uU]x)\s+["/@{]"""
@@ -47,6 +48,27 @@ def variable_names(text: str) -> tuple[Problem, ...]:
         )
         for number, line in _lines(text)
         if _VARIABLE_NAME.search(line)
+    )
+
+
+def undeclared(text: str, names: Collection[str]) -> tuple[Problem, ...]:
+    """Return the compiled names that the text does not write out: made of variables.
+
+    Assignments of variables do not count as writing a name out. Without one in the text a name
+    that is not in it comes from an include, where it is written out.
+    """
+    plain, assigned = _ASSIGNMENT.subn("", _without_comments(text))
+    if not assigned:
+        return ()
+    return tuple(
+        Problem(
+            code="name_variable",
+            where=name,
+            what="The name does not stand in the text, so the text does not say what a pod names.",
+            hint="Write the name out.",
+        )
+        for name in sorted(names)
+        if name.rsplit("//", 1)[-1] not in plain
     )
 
 
@@ -117,10 +139,18 @@ def _without_comments(text: str) -> str:
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """Give every line with its number, comments cut off where that is beyond doubt."""
+    """Give every line with its number, without comments where that is beyond doubt.
+
+    A `#` may stand in a quoted, escaped or bracketed word, also of several lines. So only a whole
+    line is a comment, and only outside of what might be such a word.
+    """
+    open_word = False
     for number, line in enumerate(text.split("\n"), 1):
-        cut = re.search(r"(?:^|\s)#(?!include)", line)
-        if cut is not None and '"' not in line[: cut.start()]:
-            yield number, line[: cut.start()]
-        else:
-            yield number, line
+        if not open_word and re.match(r"\s*#(?!include)", line):
+            yield number, ""
+            continue
+        yield number, line
+        doubtful = line.count('"') % 2 == 1
+        open_word = (
+            open_word != doubtful or line.endswith("\\") or line.count("[") > line.count("]")
+        )

@@ -57,6 +57,9 @@ class Options:
     machine: str = "x86_64"
 
 
+_NEVER: Final = frozenset({("SCMP_CMP_LT", 0), ("SCMP_CMP_GT", 2**64 - 1)})
+
+
 def written(document: Document, options: Options) -> Iterator[Problem]:
     """Look at the document as written, before anything is expanded away."""
     yield from _defaults(document, options)
@@ -73,6 +76,7 @@ def written(document: Document, options: Options) -> Iterator[Problem]:
 def expanded(document: Document, options: Options) -> Iterator[Problem]:
     """Look at the document as it will be written for this machine."""
     yield from _conflicts(document)
+    yield from _overlaps(document)
     yield from _size(document)
     yield from _warnings(document, options)
 
@@ -193,6 +197,10 @@ def _arguments(rule: Rule) -> Iterator[Problem]:
             yield Problem(
                 code="condition_surprising", where=f"{where}[{number}].valueTwo", what=what
             )
+        if (arg.op, arg.value) in _NEVER:
+            what = f"{arg.op} {arg.value} never holds: the rule does nothing."
+            place = f"{where}[{number}].value"
+            yield Problem(code="fails_open", where=place, what=what)
         if arg.op == "SCMP_CMP_MASKED_EQ" and arg.value_two & ~arg.value:
             what = "The comparison is never true: valueTwo has bits that the mask value lacks."
             yield Problem(code="fails_open", where=f"{where}[{number}].valueTwo", what=what)
@@ -270,6 +278,45 @@ def _conflicts(document: Document) -> Iterator[Problem]:
             stricter = STRICTNESS.get(rule.action, 9) > STRICTNESS.get(other.action, 9)
             code = "fails_open" if stricter else "condition_surprising"
             yield Problem(code=code, where=rule.where, what=what)
+
+
+def _overlaps(document: Document) -> Iterator[Problem]:
+    """Conditions of one call that may hold at once must agree on the action.
+
+    Which of two matching rules decides is libseccomp's choice, and it lets the milder one win
+    (tried with runc and crun: ERRNO beside LOG lets the call through).
+    """
+    tied: dict[str, list[Rule]] = {}
+    for rule in document.rules:
+        if not rule.args or rule.includes.caps or rule.excludes.caps:
+            continue
+        for name in rule.names:
+            for other in tied.setdefault(name, []):
+                same = (other.action, other.errno_ret) == (rule.action, rule.errno_ret)
+                if not same and not _disjoint(other, rule):
+                    what = (
+                        f"Its condition on {name[:60]} may hold together with that of "
+                        f"{other.where}, which has another action; the milder one may win."
+                    )
+                    hint = "Make the conditions exclude each other: SCMP_CMP_EQ, other values."
+                    yield Problem(code="fails_open", where=rule.where, what=what, hint=hint)
+            tied[name].append(rule)
+
+
+def _disjoint(one: Rule, two: Rule) -> bool:
+    """Return whether two rules demand different values of the same argument."""
+    first, second = _demands(one), _demands(two)
+    return any(index in second and second[index] != value for index, value in first.items())
+
+
+def _demands(rule: Rule) -> dict[int, int]:
+    """Return the value that a rule demands of an argument, where that is beyond doubt."""
+    indices = [arg.index for arg in rule.args]
+    return {
+        arg.index: arg.value
+        for arg in rule.args
+        if arg.op == "SCMP_CMP_EQ" and indices.count(arg.index) == 1
+    }
 
 
 def _size(document: Document) -> Iterator[Problem]:
