@@ -68,7 +68,8 @@ def _read(path: str) -> tuple[Snapshot, ...]:
         return () if isinstance(source, opening.Wanted) else source.read()
     origin = f"dir {one.parent}"
     try:
-        content = one.read_bytes()
+        with one.open("rb") as file:
+            content = file.read(limits.KEY_BYTES + 1)
     except OSError as error:
         return (Unreadable(origin=path, why=f"{path}: {error.strerror}"),)
     if len(content) > limits.KEY_BYTES:

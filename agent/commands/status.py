@@ -1,7 +1,7 @@
 """Tell what is installed here, from the ledger and the node. Nothing is locked or written."""
 
 from agent import wiring
-from agent.core import plan
+from agent.core import account, plan
 from agent.core.model import Entry, KindName, Observed, Seen
 from agent.core.problems import Problem
 from agent.core.report import Report, Row, State, Support
@@ -20,11 +20,7 @@ def status(settings: Settings) -> Report:
         entries = [entry for id_, entry in found.items() if id_.kind == name]
         owned = {one for entry in entries for one in plan.owned(entry)}
         observed = kind.observe(owned, ())
-        supports[name] = (
-            Support(state="enabled")
-            if isinstance(observed, Seen)
-            else Support(state="unknown", problem=observed.problem)
-        )
+        supports[name] = account.support(observed)
         for entry in entries:
             rows += _rows(entry, observed)
     rows.sort(key=lambda row: (row.kind, row.name))

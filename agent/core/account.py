@@ -49,7 +49,7 @@ def account(  # noqa: PLR0913 - what a pass consists of
     return Report(
         rows=tuple(sorted(rows, key=lambda row: (row.kind, row.name or row.key, row.key))),
         sets=tuple(status(one) for one in desired.sets.values()),
-        supports={kind: _support(one) for kind, one in observed.items()},
+        supports={kind: support(one) for kind, one in observed.items()},
         problems=(*problems, *(one for one in map(unread, desired.sets.values()) if one)),
         dry_run=dry_run,
         seconds=seconds or {},
@@ -177,7 +177,8 @@ def status(snapshot: Snapshot) -> SetStatus:
             assert_never(unreachable)
 
 
-def _support(observed: Observed) -> Support:
+def support(observed: Observed) -> Support:
+    """Return whether a node that shows this can have profiles of the kind."""
     match observed:
         case Seen():
             return Support(state="enabled")

@@ -235,6 +235,19 @@ def test_a_changed_include_changes_the_context(tmp_path):
     assert one.inputs() != before
 
 
+def test_an_include_behind_a_linked_directory_counts_too(tmp_path):
+    """The parser follows the link, so the context does; one that leads in a circle ends."""
+    include = write(tmp_path, "elsewhere/x", "one")
+    top = tmp_path / "apparmor.d"
+    top.mkdir()
+    (top / "local").symlink_to(include.parent)
+    (top / "circle").symlink_to(top)
+    one = parser.Parser(Host(tmp_path), "/bin/true", timeout_seconds=1, include_dir=str(top))
+    before = one.inputs()
+    include.write_text("two!")
+    assert one.inputs() != before
+
+
 # --- processes -----------------------------------------------------------------------------------
 
 

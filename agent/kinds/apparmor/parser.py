@@ -114,11 +114,17 @@ class Parser:
         return [Path(os.fsdecode(one)) for one in found]
 
     def _included(self) -> list[Path]:
-        return sorted(
-            Path(directory, name)
-            for directory, _, names in os.walk(self.include_dir)
-            for name in names
-        )
+        """Return every file that an include may reach, through linked directories too."""
+        found: list[Path] = []
+        visited: set[str] = set()
+        for directory, below, names in os.walk(self.include_dir, followlinks=True):
+            real = os.path.realpath(directory)
+            if real in visited:
+                below.clear()
+                continue
+            visited.add(real)
+            found += [Path(directory, name) for name in names]
+        return sorted(found)
 
 
 def message(stderr: bytes) -> str:
