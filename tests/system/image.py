@@ -1,55 +1,281 @@
 """The image, built from the Containerfile without any registry.
 
-Its base is made by mmdebstrap from Debian's packages, and Python's packages come by hash from
-where pip is configured to look. Base and wheels are kept below ~/.cache/profile-loader.
+Its base is made by mmdebstrap from Debian's packages, and Python's packages come by hash from where
+pip is configured to look. Base, wheels and the last two images are kept with their checksums below
+~/.cache/profile-loader/image.
 """
 
+import fcntl
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import agent
+
 CACHE = Path.home() / ".cache/profile-loader/image"
-RECIPE = 1  # part of the cache's key: count up when base or wheels are made differently
+RECIPE = 3  # part of every key: count up when something is made differently
 SUITE = "trixie"
+NAME = "localhost/profile-loader:latest"
 INPUTS = (
     "Containerfile",
+    "requirements.lock",
     "requirements-run.lock",
     "pyproject.toml",
     "README.md",
     "scripts/bytecode",
-    "agent",
+    "scripts/sbom",
+)
+# As debian:trixie-slim leaves them out: its /etc/dpkg/dpkg.cfg.d/docker.
+SLIM = (
+    "path-exclude=/usr/share/doc/*",
+    "path-include=/usr/share/doc/*/copyright",
+    "path-exclude=/usr/share/groff/*",
+    "path-exclude=/usr/share/info/*",
+    "path-exclude=/usr/share/linda/*",
+    "path-exclude=/usr/share/lintian/*",
+    "path-exclude=/usr/share/locale/*",
+    "path-exclude=/usr/share/man/*",
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """A built image: its file system's root, and its configuration."""
+    """A built image: its file system, its configuration, and itself as a docker-archive."""
 
     root: Path
     config: dict
+    packed: Path
 
     def run(self, *arguments, mounts=(), check=True):
-        """Run the entry point in a chroot of the image; return what it printed and its status."""
-        command = ["chroot", str(self.root), "/usr/bin/env", "-i", *self.config["Env"]]
-        command += [*self.config["Entrypoint"], *map(str, arguments)]
-        bound = []
-        for source, target in (("/proc", "proc"), *mounts):
-            place = self.root / str(target).lstrip("/")
-            place.mkdir(parents=True, exist_ok=True)
-            subprocess.run(["mount", "--bind", str(source), str(place)], check=True)
-            bound.append(place)
-        try:
-            return subprocess.run(command, capture_output=True, text=True, check=check)
-        finally:
-            for place in reversed(bound):
-                subprocess.run(["umount", "-l", str(place)], check=True)
+        """Run the entry point as the DaemonSet does, with the file system read-only.
+
+        mounts: (source, name) pairs; each is at /mnt/name. What is mounted lives in a namespace of
+        its own, and the rights are none but CAP_MAC_ADMIN.
+        """
+        return self.execute(*self.config["Entrypoint"], *arguments, mounts=mounts, check=check)
+
+    def execute(self, *command, mounts=(), check=True):
+        """Run any command in the image like `run`."""
+        root = shlex.quote(str(self.root))
+        script = [
+            "set -e",
+            f"mount --bind {root} {root}",
+            f"mount -o remount,bind,ro {root}",
+            f"mount -t proc proc {root}/proc",
+            f"mount -t tmpfs tmpfs {root}/tmp",  # noqa: S108 - of the image
+            f"mount -t tmpfs tmpfs {root}/mnt",
+        ]
+        for source, name in mounts:
+            place = f"{root}/mnt/{name}"
+            script += [f"mkdir {place}", f"mount --bind {shlex.quote(str(source))} {place}"]
+        inside = [
+            "chroot", str(self.root), "/usr/bin/setpriv", "--no-new-privs",
+            "--bounding-set=-all,+mac_admin", "--inh-caps=-all", "/usr/bin/env", "-i",
+            *self.config["Env"], *map(str, command),
+        ]  # fmt: skip
+        script.append("exec " + shlex.join(inside))
+        return subprocess.run(
+            ["unshare", "--mount", "--propagation", "private", "sh", "-c", "\n".join(script)],
+            capture_output=True, text=True, check=check, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+
+
+def build():
+    """Return the image of this checkout, built where it is missing, damaged or of another state."""
+    with _locked():
+        folder = CACHE / f"built-{_key(_sources(), base().name)}"
+        if not _whole(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            with _scratch() as scratch:
+                make(scratch, pack=True)
+                scratch.rename(folder)
+        os.utime(folder)
+        for old in sorted(CACHE.glob("built-*"), key=lambda one: -one.stat().st_mtime)[2:]:
+            shutil.rmtree(old)
+        return _image(folder)
+
+
+def again():
+    """Return the digests of a second build of the same state; they are kept beside the first."""
+    kept = build().root.parent / "again.json"
+    with _locked():
+        if not kept.exists():
+            with _scratch() as scratch:
+                kept.write_text(json.dumps(digests(make(scratch, pack=False).root)))
+        return json.loads(kept.read_text())
+
+
+def archive(path):
+    """Write the image as a docker-archive, for `ctr images import`; its name is NAME."""
+    shutil.copyfile(build().packed, path)
+
+
+def make(folder, *, pack):
+    """Build the image into an empty folder, if wanted with its archive, and return it."""
+    begin = time.monotonic()
+    context = folder / "context"
+    context.mkdir()
+    for name in INPUTS:
+        (context / name).parent.mkdir(exist_ok=True)
+        shutil.copy(name, context / name)
+    shutil.copytree(_package(), context / "agent")
+    pip = folder / "pip.conf"
+    pip.write_text("[global]\nno-index = true\nfind-links = /media\n")
+    storage = folder / "storage"
+    buildah = [
+        "buildah", "--storage-driver", "vfs", "--root", str(storage), "--runroot",
+        str(folder / "run"),
+    ]  # fmt: skip
+
+    def run(*words):
+        done = subprocess.run([*buildah, *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        return done.stdout.strip()
+
+    made = run("from", "scratch")
+    run("add", "-q", made, str(base()), "/")
+    run("commit", "-q", "--rm", made, "localhost/base")
+    run(
+        "bud", "-q", "--isolation", "chroot", "--timestamp", "0",
+        "--build-arg", "BASE=localhost/base",
+        "--volume", f"{wheels()}:/media:ro", "--volume", f"{pip}:/etc/pip.conf:ro",
+        "-t", NAME, str(context),
+    )  # fmt: skip
+    if pack:
+        run("push", "-q", NAME, f"docker-archive:{folder / 'image.tar'}:{NAME}")
+        (folder / "image.sha256").write_text(_sha256(folder / "image.tar"))
+    config = json.loads(run("inspect", "--type", "image", NAME))["OCIv1"]["config"]
+    Path(run("mount", run("from", NAME))).rename(folder / "root")
+    shutil.rmtree(storage)
+    shutil.rmtree(folder / "run")
+    shutil.rmtree(context)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "digests.json").write_text(json.dumps(digests(folder / "root")))
+    print(f"image: built in {time.monotonic() - begin:.0f} s")
+    return _image(folder)
+
+
+def base():
+    """Return a tar of a minimal Debian, made anew where it is missing or damaged."""
+    path = CACHE / f"base-{_key(RECIPE, SUITE, *SLIM)}.tar"
+    mark = path.with_suffix(".sha256")
+    if not (path.exists() and mark.exists() and mark.read_text() == _sha256(path)):
+        begin = time.monotonic()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        command = ["mmdebstrap", "-q", "--variant=minbase"]
+        command += [f"--dpkgopt={one}" for one in SLIM]
+        # mmdebstrap copies this machine's own; an image has none.
+        command += ['--customize-hook=rm -f "$1/etc/resolv.conf" "$1/etc/hostname"']
+        command += [SUITE, str(path), mirror()]
+        subprocess.run(command, check=True, env={**os.environ, "SOURCE_DATE_EPOCH": "0"})
+        mark.write_text(_sha256(path))
+        print(f"image: base made in {time.monotonic() - begin:.0f} s")
+    return path
+
+
+def mirror():
+    """Return where this machine takes Debian's packages from."""
+    told = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(SITE) $(CODENAME) $(COMPONENT)"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    lines = [line.split() for line in told.splitlines() if "security" not in line]
+    return next(words[0] for words in lines if words[-1] == "main")
+
+
+def wheels():
+    """Return a directory with the packages of the lock files, each checked by its hash."""
+    locks = [Path(name) for name in INPUTS if name.endswith(".lock")]
+    path = CACHE / f"wheels-{_key(RECIPE, *(lock.read_text() for lock in locks))}"
+    if not (path / "complete").exists():
+        shutil.rmtree(path, ignore_errors=True)
+        for lock in locks:
+            subprocess.run(
+                [
+                    sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "-q",
+                    "--require-hashes", "--no-deps", "--only-binary=:all:",
+                    "--python-version", "3.13",  # of the image
+                    "-r", str(lock), "-d", str(path),
+                ],
+                check=True,
+            )  # fmt: skip
+        (path / "complete").touch()
+    return path
+
+
+def digests(root):
+    """Return what distinguishes trees: by path its mode, owner and content."""
+    found = {}
+    for path in sorted(root.rglob("*")):
+        status = path.lstat()
+        content = ""
+        if path.is_symlink():
+            content = str(path.readlink())
+        elif path.is_file():
+            content = _sha256(path)
+        name = str(path.relative_to(root))
+        found[name] = [oct(status.st_mode), status.st_uid, status.st_gid, content]
+    return found
+
+
+def _image(folder):
+    config = json.loads((folder / "config.json").read_text())
+    return Image(root=folder / "root", config=config, packed=folder / "image.tar")
+
+
+def _whole(folder):
+    """Return whether a kept image is complete and unchanged."""
+    try:
+        kept = json.loads((folder / "digests.json").read_text())
+        packed = (folder / "image.sha256").read_text()
+        return kept == digests(folder / "root") and packed == _sha256(folder / "image.tar")
+    except (OSError, ValueError):
+        return False
+
+
+def _package():
+    """Return the agent's directory: of the installed wheel where tests run without a checkout."""
+    return Path(agent.__file__).parent
+
+
+def _sources():
+    """Return one digest of everything of the project that goes into the image."""
+    package = _package()
+    paths = [Path(name) for name in INPUTS]
+    found = [(str(path), _sha256(path)) for path in paths]
+    for path in sorted(package.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            found.append((str(path.relative_to(package)), _sha256(path)))  # noqa: PERF401 - clearer
+    return _key(RECIPE, found)
+
+
+@contextmanager
+def _locked():
+    """Let one process at a time look at the kept images and change them."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _scratch():
+    """Give a folder beside the kept images that is gone at the end, if it was not renamed."""
+    folder = Path(tempfile.mkdtemp(prefix="making-", dir=CACHE))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _key(*parts):
@@ -59,113 +285,3 @@ def _key(*parts):
 def _sha256(path):
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def mirror():
-    """Return where this machine takes Debian's packages from."""
-    told = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(SITE) $(COMPONENT)"],
-        capture_output=True, text=True, check=True,
-    ).stdout.split("\n")  # fmt: skip
-    return next(
-        line.split()[0] for line in told if line.endswith(" main") and "security" not in line
-    )
-
-
-def base():
-    """Return a tar of a minimal Debian, made anew where it is missing or damaged."""
-    path = CACHE / f"base-{_key(RECIPE, SUITE)}.tar"
-    mark = path.with_suffix(".sha256")
-    if not (path.exists() and mark.exists() and mark.read_text() == _sha256(path)):
-        CACHE.mkdir(parents=True, exist_ok=True)
-        command = ["mmdebstrap", "-q", "--variant=minbase", SUITE, str(path), mirror()]
-        subprocess.run(command, check=True, env={**os.environ, "SOURCE_DATE_EPOCH": "0"})
-        mark.write_text(_sha256(path))
-    return path
-
-
-def wheels():
-    """Return a directory with the packages of the lock file, each checked by its hash."""
-    lock = Path("requirements-run.lock")
-    path = CACHE / f"wheels-{_key(RECIPE, lock.read_text())}"
-    if not (path / "complete").exists():
-        shutil.rmtree(path, ignore_errors=True)
-        for version in ("3.13",):  # of the image's Python
-            subprocess.run(
-                [
-                    sys.executable, "-m", "pip", "download", "-q", "--require-hashes", "--no-deps",
-                    "--only-binary=:all:", "--python-version", version, "-r", str(lock),
-                    "-d", str(path),
-                ],
-                check=True,
-            )  # fmt: skip
-        (path / "complete").touch()
-    return path
-
-
-def build(folder):
-    """Build the image into a folder of its own; return it."""
-    begin = time.monotonic()
-    folder = Path(folder)
-    context = folder / "context"
-    context.mkdir(parents=True)
-    for name in INPUTS:
-        source = Path(name)
-        if name == "agent":
-            source = _package()
-            shutil.copytree(source, context / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            (context / name).parent.mkdir(exist_ok=True)
-            shutil.copy(source, context / name)
-    pip = folder / "pip.conf"
-    pip.write_text("[global]\nno-index = true\nfind-links = /wheels\n")
-    buildah = [
-        "buildah", "--storage-driver", "vfs",
-        "--root", str(folder / "storage"), "--runroot", str(folder / "run"),
-    ]  # fmt: skip
-
-    def run(*words):
-        done = subprocess.run([*buildah, *words], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout.strip()
-
-    made = run("from", "scratch")
-    run("add", made, str(base()), "/")
-    run("commit", "-q", made, "localhost/base")
-    run(
-        "bud", "-q", "--isolation", "chroot", "--timestamp", "0",
-        "--build-arg", "BASE=localhost/base",
-        "--volume", f"{wheels()}:/wheels:ro", "--volume", f"{pip}:/etc/pip.conf:ro",
-        "-t", "localhost/profile-loader", str(context),
-    )  # fmt: skip
-    config = json.loads(run("inspect", "--type", "image", "localhost/profile-loader"))
-    container = run("from", "localhost/profile-loader")
-    root = Path(run("mount", container))
-    print(f"image: built in {time.monotonic() - begin:.0f} s")
-    return Image(root=root, config=config["OCIv1"]["config"])
-
-
-def _package():
-    import agent
-
-    return Path(agent.__file__).parent
-
-
-def digests(root):
-    """Return what distinguishes two trees: mode, owner and content of each path."""
-    found = {}
-    for path in sorted(root.rglob("*")):
-        status = path.lstat()
-        name = str(path.relative_to(root))
-        content = ""
-        if path.is_symlink():
-            content = str(path.readlink())
-        elif path.is_file():
-            content = _sha256(path)
-        found[name] = (status.st_mode, status.st_uid, status.st_gid, content)
-    return found
-
-
-def temporary():
-    """Return a folder for one build."""
-    return tempfile.TemporaryDirectory(prefix="image-")
