@@ -452,7 +452,7 @@ def test_a_profile_that_a_pod_names_is_in_use(agent):
     expected = {"node/seccomp": "enabled", "seccomp/c.json": "installed", "set/web": "ready"}
     agent.until_labels(expected)
     agent.until(lambda: agent.files() == ["b.json", "c.json"])
-    assert f"{agent.name}/user" in agent.said()
+    agent.until(lambda: f"{agent.name}/user" in agent.said())
     agent.cluster.kubectl("-n", agent.name, "delete", "pod", "user", "--force")
     agent.until(lambda: agent.files() == ["c.json"])
 
