@@ -388,7 +388,10 @@ def test_a_change_of_the_nodes_other_labels_calls_for_a_pass(world):
 def test_pods_call_for_a_pass_while_a_removal_waits(world):
     """Otherwise nobody asks about them."""
     assert world.daemon._concerns("pods") is False
-    del world.keys.keys["old"]
+    world.keys.keys = Unreadable(origin=SET, why="403")
+    world.turn()
+    assert world.daemon._concerns("pods") is False
+    world.keys.keys = {"web": "web:1"}
     world.turn()
     assert world.daemon._concerns("pods") is True
 
@@ -440,6 +443,40 @@ def test_a_wait_ends_when_it_is_time(world):
     world.wake.put("source")
     world.daemon._wait()
     assert world.words() == ["source"]
+
+
+class Timed:
+    """A queue that gives its words, and then keeps silent for as long as it is asked to wait."""
+
+    def __init__(self, clock, words=(), seconds=0.0):
+        self.clock, self.seconds = clock, seconds
+        self.words = list(words)
+        self.waited = []
+
+    def get(self, timeout):
+        if self.words:
+            self.clock.now += self.seconds
+            return self.words.pop(0)
+        self.waited.append(timeout)
+        self.clock.now += timeout
+        raise queue.Empty
+
+
+def test_a_long_wait_beats_all_the_while(world, clock):
+    """Liveness does not depend on anything happening."""
+    world.daemon._due = clock.now + 70.0
+    world.daemon.wake = Timed(clock)
+    world.daemon._wait()
+    assert world.daemon.wake.waited == [30.0, 30.0, 10.0]
+    assert world.daemon.beat == clock.now
+
+
+def test_a_storm_that_does_not_end_is_answered_all_the_same(world, clock):
+    """After a quarter of a second at the latest."""
+    world.daemon.wake = Timed(clock, ["source"] * 1000, seconds=0.05)
+    begin = clock.now
+    world.daemon._wait()
+    assert clock.now - begin <= 2 * daemon.STORM_SECONDS
 
 
 # --- news and the loop ----------------------------------------------------------------------------

@@ -250,6 +250,7 @@ def test_an_event_is_about_the_node_and_lies_in_default():
     [
         (1_700_000_000.0, "2023-11-14T22:13:20.000000Z"),
         (1_700_000_000.9999999, "2023-11-14T22:13:21.000000Z"),
+        (1_700_000_000.1234567, "2023-11-14T22:13:20.123457Z"),
     ],
 )
 def test_the_time_of_an_event_is_exact_to_the_digit(at, expected):

@@ -49,6 +49,7 @@ def hashed(cut, text):
         ("a b", hashed("a.b", "a b")),
         ("-a-", hashed("a", "-a-")),
         ("a" * 64, hashed("a" * 54, "a" * 64)),
+        ("a" * 53 + "." + "b" * 20, hashed("a" * 53, "a" * 53 + "." + "b" * 20)),
         ("web-0123abcd", hashed("web-0123abcd", "web-0123abcd")),
         ("0123abcd", hashed("0123abcd", "0123abcd")),
         ("ü", hashed("name", "ü")),
@@ -134,6 +135,13 @@ def test_a_set_stays_ready_while_the_agent_cannot_look_at_what_it_had_verified(p
     blind = report(row(state="unobservable"), row("web", kind="apparmor", mode="enforce"))
     found = of(blind, dict.fromkeys(present, "x")).labels
     assert (f"set.{D}/web" in found) is expected
+
+
+@pytest.mark.parametrize("state", ["failed", "foreign", "rejected"])
+def test_a_set_whose_profile_was_looked_at_and_is_not_there_is_not_ready(state):
+    """Whatever labels are on the Node."""
+    present = dict.fromkeys((f"seccomp.{D}/a.json", f"set.{D}/web"), "x")
+    assert of(report(row(state=state)), present).labels == {}
 
 
 def test_what_may_be_desired_by_a_source_that_cannot_be_read_keeps_its_label_and_gets_none():

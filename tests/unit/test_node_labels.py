@@ -238,6 +238,16 @@ def test_without_the_option_no_taint_is_asked_about():
     assert (server.node["spec"]["taints"], server.requests()) == ([TAINT], [])
 
 
+def test_the_startup_taint_stays_until_everything_accepted_is_in_place():
+    """Nothing is asked before, and it goes with the first report that says so."""
+    server = ApiServer(taints=[TAINT])
+    own = own_node(server, taint=TAINT["key"])
+    own.untaint(seen(server), report(row(), row("b.json", "failed")))
+    assert (server.node["spec"]["taints"], server.requests()) == ([TAINT], [])
+    own.untaint(seen(server), report(row(), row("b.json")))
+    assert server.node["spec"]["taints"] == []
+
+
 def test_a_node_that_is_not_ours_keeps_its_taint():
     """The proof comes before the patch."""
     server = ApiServer(taints=[TAINT], boot_id="another")

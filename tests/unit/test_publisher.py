@@ -176,6 +176,20 @@ def test_a_wish_that_came_during_a_request_is_not_forgotten(world):
     assert (world.told.on(), world.server.labels) == (frozenset(), {})
 
 
+def test_a_new_wish_that_came_during_a_request_may_soon_be_on(world):
+    """The answer to the older report says nothing about it."""
+
+    def overtake():
+        world.server.during = lambda: None
+        world.told.post(report(row("b.json")))
+
+    world.told.own.prove(world.node.copy.objects[NAME])
+    world.told.post(report(row()))
+    world.server.during = overtake
+    world.told.step()
+    assert world.told.on() == {A, B, READY}
+
+
 def test_news_of_the_watch_during_a_request_outweigh_its_answer(world):
     """Whichever is newer is not known; the watch goes on, the answer is the end of its story."""
 
@@ -183,6 +197,7 @@ def test_news_of_the_watch_during_a_request_outweigh_its_answer(world):
         world.server.during = lambda: None
         world.server.set_label("pool", "a")
         world.node.deliver()
+        assert world.told.on() == {A, READY}  # the agent's loop looks at them
 
     world.told.own.prove(world.node.copy.objects[NAME])
     world.told.post(report(row()))
