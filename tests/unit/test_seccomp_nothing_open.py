@@ -50,6 +50,22 @@ CASES = [
         allow(deny(args=[arg()]), {"names": ["chmod"], "action": "SCMP_ACT_LOG", "args": [arg()]}),
         {"fails_open"},
     ),
+    # libseccomp drops the condition for socketcall(2): its pseudo filter code shows it
+    (
+        "a condition on a call that 32-bit programs also reach through socketcall",
+        default("SCMP_ACT_ERRNO")
+        | {
+            "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
+            "syscalls": [
+                {
+                    "names": ["socket"],
+                    "action": "SCMP_ACT_ALLOW",
+                    "args": [arg(value=40, op="SCMP_CMP_NE")],
+                }
+            ],
+        },
+        {"fails_open"},
+    ),
     ("less than nothing", allow(deny(args=[arg(value=0, op="SCMP_CMP_LT")])), {"fails_open"}),
     (
         "more than everything",
@@ -236,3 +252,25 @@ def test_unknown_names_can_be_allowed():
     assert errors(inspect(allow(deny(names=["MSEAL"])), allow_unknown_syscalls=True)) == {
         "fails_open"
     }
+
+
+@pytest.mark.parametrize(
+    ("rule", "codes"),
+    [
+        ({"names": ["socketcall"], "action": "SCMP_ACT_ALLOW"}, {"condition_surprising"}),
+        ({"names": ["socketcall"], "action": "SCMP_ACT_TRAP"}, set()),
+    ],
+    ids=["let through", "denied"],
+)
+def test_a_condition_beside_a_rule_for_socketcall_itself_is_accepted(rule, codes):
+    """Where the text itself decides socketcall a condition on socket is at most remarked on."""
+    tied = {"names": ["socket"], "action": "SCMP_ACT_ALLOW", "args": [arg(op="SCMP_CMP_NE")]}
+    found = inspect(
+        {
+            "defaultAction": "SCMP_ACT_ERRNO",
+            "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
+            "syscalls": [tied, rule],
+        }
+    )
+    assert isinstance(found, Profile)
+    assert {one.code for one in found.remarks} & {"condition_surprising"} == codes

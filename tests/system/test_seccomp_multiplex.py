@@ -1,0 +1,60 @@
+"""Which calls libseccomp also filters through socketcall(2) and ipc(2), without their conditions."""
+
+import ctypes
+import re
+
+import pytest
+
+from agent.kinds.seccomp import multiplex, syscalls
+
+ALLOW, ERRNO, EQUAL = 0x7FFF0000, 0x00050001, 4
+BIG_ENDIAN = {"PPC", "PPC64", "S390", "S390X", "MIPS"}
+ABIS = ("X86_64", "X86", "X32", "ARM", "AARCH64", "MIPSEL", "PPC64LE", *sorted(BIG_ENDIAN))
+
+
+class Condition(ctypes.Structure):
+    """struct scmp_arg_cmp of seccomp.h."""
+
+    _fields_ = (
+        ("arg", ctypes.c_uint),
+        ("op", ctypes.c_int),
+        ("value", ctypes.c_uint64),
+        ("value_two", ctypes.c_uint64),
+    )
+
+
+def filter_code(path, abi, name):
+    """Return libseccomp's pseudo filter code of one rule with a condition, for one ABI."""
+    library = ctypes.CDLL("libseccomp.so.2")
+    library.seccomp_init.restype = ctypes.c_void_p
+    library.seccomp_arch_resolve_name.restype = ctypes.c_uint32
+    context = ctypes.c_void_p(library.seccomp_init(ALLOW))
+    token = library.seccomp_arch_resolve_name(abi.lower().encode())
+    native = library.seccomp_arch_native
+    native.restype = ctypes.c_uint32
+    assert library.seccomp_arch_remove(context, ctypes.c_uint32(native())) == 0
+    assert library.seccomp_arch_add(context, ctypes.c_uint32(token)) == 0
+    number = library.seccomp_syscall_resolve_name(name.encode())
+    condition = (Condition * 1)(Condition(arg=0, op=EQUAL, value=12345))
+    added = library.seccomp_rule_add_array(context, ERRNO, number, 1, condition)
+    with path.open("wb") as file:
+        if added == 0:
+            assert library.seccomp_export_pfc(context, file.fileno()) == 0
+    library.seccomp_release(context)
+    return path.read_text()
+
+
+@pytest.mark.parametrize("abi", ABIS)
+def test_the_calls_that_lose_their_condition_are_those_of_the_table(tmp_path, abi):
+    """A condition on a call is lost through socketcall or ipc exactly where the table says so."""
+    found = {"socketcall": set(), "ipc": set()}
+    for name in sorted(syscalls.KNOWN - {"socketcall", "ipc"}):
+        code = filter_code(tmp_path / "pfc", abi, name)
+        for through in re.findall(r'syscall "(socketcall|ipc)"', code):
+            found[through].add(name)
+    wanted = (
+        {"socketcall": set(multiplex.SOCKETCALL), "ipc": set(multiplex.IPC)}
+        if f"SCMP_ARCH_{abi}" in multiplex.ABIS
+        else {"socketcall": set(), "ipc": set()}
+    )
+    assert found == wanted
