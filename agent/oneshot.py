@@ -61,6 +61,8 @@ class Pass:
         self._joined = None
         self._last = None
         self.ledger.forget()
+        for source in self.sources:
+            source.forget()
         for kind in self.kinds.values():
             kind.forget()
 

@@ -102,7 +102,10 @@ class Source(Protocol):
         """Return the directory of this machine whose changes concern the source, if any."""
 
     def read(self) -> tuple[Snapshot, ...]:
-        """Read every set of this source once."""
+        """Read every set of this source once; cheap signs may stand for content."""
+
+    def forget(self) -> None:
+        """Trust no cheap sign at the next read."""
 
     def absent(self, set_: str) -> Snapshot | None:
         """Return what is known of a set of the ledger that `read` did not give.

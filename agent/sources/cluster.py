@@ -58,6 +58,9 @@ class ConfigMaps:
         self.watched = None  # the API server wakes by itself
         self._made: dict[str, tuple[Content, Snapshot]] = {}
 
+    def forget(self) -> None:
+        """Do nothing: what is known of the ConfigMaps is what the API server said."""
+
     def read(self) -> tuple[Snapshot, ...]:
         """Return a snapshot of every ConfigMap that is known."""
         copy = self.copy()

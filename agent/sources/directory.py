@@ -6,13 +6,18 @@ it, so the keys of one read always belong together.
 
 Rule 1: nothing outside the tree is read, and nothing that is not a regular file.
 Rule 2: a key that cannot be read makes the set unreadable: it may still be desired.
+Rule 3: between two `forget`s a file is not read again while its signature stands, once its last
+change is so long ago that another one must have another time (git: racy-git.txt).
 """
 
 import contextlib
 import errno
+import operator
 import os
 import stat
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from agent.core import recognise
@@ -23,6 +28,9 @@ from agent.sources import limits
 _DATA = "..data"
 _TRIES = 5
 _DEPTH = 16
+# File times come from a clock that ticks every 10 ms at the slowest (CONFIG_HZ=100), on file
+# systems of other machines every 2 s (FAT's mtime).
+_OLD_NS = 2_500_000_000
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -31,14 +39,38 @@ class _ChangedError(Exception):
     """The directory changed while it was read."""
 
 
-class Directory:
-    """Profiles below a directory of this machine. Fulfils agent.core.ports.Source."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File:
+    """What was read of one file, and the signature it had before and after."""
 
-    def __init__(self, path: str, after_read: Callable[[], None] = lambda: None) -> None:
+    signature: tuple[int, ...]
+    blob: Blob
+
+
+class Directory:
+    """Profiles below a directory of this machine. Fulfils agent.core.ports.Source.
+
+    clock: nanoseconds since 1970, as file times count them.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        after_read: Callable[[], None] = lambda: None,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
         self.path = path
         self.origin = f"dir {Path(path).absolute()}"
         self.watched = Path(path).absolute()
         self._after_read = after_read  # called once per try, before the look whether it changed
+        self._clock = clock
+        self._files: dict[str, _File] = {}  # by key
+        self._last: tuple[list[Blob], list[tuple[str, Problem]], Snapshot] | None = None
+
+    def forget(self) -> None:
+        """Read every file again at the next read."""
+        self._files = {}
+        self._last = None
 
     def absent(self, set_: str) -> Snapshot | None:  # noqa: ARG002 - the port's
         """Return None: this source has one set, and always answers for it."""
@@ -62,19 +94,37 @@ class Directory:
         top = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         with contextlib.ExitStack() as stack:
             stack.callback(os.close, top)
-            walk = _Walk(self.origin, top, stack)
+            walk = _Walk(self.origin, top, stack, self._files, self._clock)
             walk.directory(top, PurePosixPath())
             self._after_read()
             walk.verify()
-        return limits.snapshot(self.origin, walk.blobs, walk.refused)
+        self._files = walk.files
+        return self._snapshot(walk.blobs, walk.refused)
+
+    def _snapshot(self, blobs: list[Blob], refused: list[tuple[str, Problem]]) -> Snapshot:
+        """Return the very snapshot of the last read if nothing was read anew."""
+        last = self._last
+        if last is None or not _same(last[0], blobs) or last[1] != refused:
+            self._last = last = (blobs, refused, limits.snapshot(self.origin, blobs, refused))
+        return last[2]
 
 
 class _Walk:
     """Collects the keys below one directory."""
 
-    def __init__(self, origin: str, top: int, stack: contextlib.ExitStack) -> None:
+    def __init__(
+        self,
+        origin: str,
+        top: int,
+        stack: contextlib.ExitStack,
+        known: Mapping[str, _File],
+        clock: Callable[[], int],
+    ) -> None:
         self.origin = origin
         self.top = top
+        self.known = known  # what earlier reads may still answer for
+        self.clock = clock
+        self.files: dict[str, _File] = {}  # what the next read may answer for
         self.stack = stack  # closes what must stay open until the end
         self.volumes: list[tuple[int, str]] = []
         self.blobs: list[Blob] = []
@@ -114,7 +164,8 @@ class _Walk:
 
     def entry(self, fd: int, name: str, path: PurePosixPath) -> None:
         key = str(path)
-        mode = _stat(name, fd).st_mode
+        status = _stat(name, fd)
+        mode = status.st_mode
         if recognise.kind_of(key, b"") is None and not stat.S_ISDIR(mode):
             return
         if not name.isprintable():
@@ -130,13 +181,20 @@ class _Walk:
             finally:
                 os.close(below)
         elif stat.S_ISREG(mode):
-            self.file(fd, name, key)
+            self.file(fd, name, key, status)
         elif stat.S_ISLNK(mode):
             self.link(fd, name, path)
         else:
             self.refused.append((key, _not_regular(key, "is no regular file")))
 
-    def file(self, fd: int, name: str, key: str) -> None:
+    def file(self, fd: int, name: str, key: str, status: os.stat_result) -> None:
+        """Take a regular file: from an earlier read while its signature stands, else read it."""
+        known = self.known.get(key)
+        if known is not None and known.signature == _signature(status):
+            self.take(known.blob)
+            self.files[key] = known
+            return
+        now = self.clock()
         file = _open(name, _FILE, fd)
         try:
             status = os.fstat(file)
@@ -147,13 +205,20 @@ class _Walk:
                 return
             with open(file, "rb", closefd=False) as stream:
                 content = stream.read(limits.KEY_BYTES + 1)
+            after = _signature(os.fstat(file))
         finally:
             os.close(file)
         if len(content) > limits.KEY_BYTES:
             self.refused.append((key, limits.too_large(key)))
-        else:
-            self.blobs.append(Blob(origin=self.origin, key=key, content=content))
-            self.size += len(content)
+            return
+        blob = Blob(origin=self.origin, key=key, content=content)
+        self.take(blob)
+        if after == _signature(status) and now - status.st_ctime_ns > _OLD_NS:
+            self.files[key] = _File(signature=after, blob=blob)
+
+    def take(self, blob: Blob) -> None:
+        self.blobs.append(blob)
+        self.size += len(blob.content)
 
     def link(self, fd: int, name: str, path: PurePosixPath) -> None:
         """Read a link whose target is a regular file of this tree; refuse every other."""
@@ -173,9 +238,27 @@ class _Walk:
                 below = _open(part, _DIR, here)
                 os.close(here)
                 here = below
-            self.file(here, parts[-1], key)
+            self.file(here, parts[-1], key, _stat(parts[-1], here))
         finally:
             os.close(here)
+
+
+def _signature(status: os.stat_result) -> tuple[int, ...]:
+    """Return what changes whenever a file's content does: any write changes the ctime (inode(7)).
+
+    Only a write through a mapping of memory may be told late; --resync finds it.
+    """
+    return (
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )
+
+
+def _same(one: list[Blob], other: list[Blob]) -> bool:
+    return len(one) == len(other) and all(map(operator.is_, one, other))
 
 
 def _generation(top: int) -> str | None:

@@ -30,6 +30,9 @@ class Manifest:
         """Return None: this source has one set, and always answers for it."""
         return None
 
+    def forget(self) -> None:
+        """Do nothing: the file is read every time."""
+
     def read(self) -> tuple[Snapshot, ...]:
         """Read the file once."""
         try:

@@ -84,6 +84,7 @@ class Keys:
     def __init__(self, origin, keys):
         self.origin = origin
         self.keys = keys
+        self.forgotten = 0
 
     def read(self):
         if not isinstance(self.keys, dict):
@@ -93,6 +94,9 @@ class Keys:
             for key, text in sorted(self.keys.items())
         ]
         return (limits.snapshot(self.origin, blobs, []),)
+
+    def forget(self):
+        self.forgotten += 1
 
     def absent(self, set_):
         return None
@@ -536,9 +540,11 @@ def test_everything_is_looked_at_anew_every_resync(world, clock):
     assert full == [False]
     assert 0.9 * RESYNC <= world.daemon._full - 1000.0 <= RESYNC
     assert world.daemon._due == world.daemon._full
+    before = world.keys.forgotten
     clock.now = world.daemon._due
     world.turn()
     assert full == [False, True]
+    assert world.keys.forgotten == before + 1
     assert world.daemon._full - clock.now >= 0.9 * RESYNC
 
 

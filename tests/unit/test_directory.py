@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 
 import pytest
 
@@ -223,3 +224,106 @@ def test_a_directory_that_is_removed_during_the_read_is_not_empty(top):
             top.rmdir()
 
     assert isinstance(read(top, after_read=remove), Missing)
+
+
+# --- what need not be read again ------------------------------------------------------------------
+
+LATER_NS = 3_000_000_000
+
+
+def later():
+    """Tell the time of a look three seconds after everything was written."""
+    return time.time_ns() + LATER_NS
+
+
+def blobs(source):
+    (snapshot,) = source.read()
+    return {blob.key: blob for blob in snapshot.blobs}
+
+
+def test_what_did_not_change_is_not_read_again(top):
+    """An unchanged directory gives the very snapshot of the last read; other files stay."""
+    (top / "a.json").write_bytes(b"{}")
+    (top / "b.json").write_bytes(b"{}")
+    source = Directory(str(top), clock=later)
+    first, second = source.read(), source.read()
+    assert first[0] is second[0]
+    before = blobs(source)
+    (top / "b.json").write_bytes(b"[]")
+    after = blobs(source)
+    assert after["a.json"] is before["a.json"]
+    assert after["b.json"].content == b"[]"
+
+
+def test_what_changed_a_moment_ago_is_read_again(top):
+    """Within a tick of the clock two changes have one time: what is that young is not trusted."""
+    (top / "a.json").write_bytes(b"{}")
+    source = Directory(str(top))
+    assert blobs(source)["a.json"] is not blobs(source)["a.json"]
+
+
+def test_a_time_of_the_future_is_not_trusted(top):
+    """Where the clock was set back, files are read every time."""
+    (top / "a.json").write_bytes(b"{}")
+    source = Directory(str(top), clock=lambda: time.time_ns() - LATER_NS)
+    assert blobs(source)["a.json"] is not blobs(source)["a.json"]
+
+
+def test_a_change_that_hides_its_time_and_size_is_seen(top):
+    """Neither the size nor the time of modification, which anybody can set, is the sign."""
+    file = top / "a.json"
+    file.write_bytes(b"{}")
+    source = Directory(str(top), clock=later)
+    source.read()
+    status = file.stat()
+    file.write_bytes(b"[]")
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert blobs(source)["a.json"].content == b"[]"
+
+
+def test_a_file_that_another_one_replaced_is_seen(top):
+    """A rename brings another file under the name."""
+    (top / "a.json").write_bytes(b"{}")
+    (top / "new").write_bytes(b"[]")
+    source = Directory(str(top), clock=later)
+    source.read()
+    (top / "new").rename(top / "a.json")
+    assert blobs(source)["a.json"].content == b"[]"
+
+
+def test_a_file_that_became_a_link_is_refused(top):
+    """What was read before answers for no link."""
+    (top / "a.json").write_bytes(b"{}")
+    source = Directory(str(top), clock=later)
+    source.read()
+    (top / "a.json").rename(top.parent / "a.json")
+    (top / "a.json").symlink_to("../a.json")
+    assert refused(source.read()[0]) == [("a.json", "key_not_regular")]
+
+
+def test_a_new_generation_of_a_volume_is_read(top):
+    """The keys of a mounted volume are those of its current generation."""
+    volume(top, "..1", a=b"old")
+    source = Directory(str(top), clock=later)
+    assert blobs(source)["a.json"] is blobs(source)["a.json"]
+    volume(top, "..2", a=b"new")
+    assert blobs(source)["a.json"].content == b"new"
+
+
+def test_after_forgetting_everything_is_read_again(top):
+    """A resync trusts no signature."""
+    (top / "a.json").write_bytes(b"{}")
+    source = Directory(str(top), clock=later)
+    before = blobs(source)["a.json"]
+    source.forget()
+    assert blobs(source)["a.json"] is not before
+
+
+def test_a_file_that_is_gone_is_forgotten(top):
+    """A removed key leaves nothing behind."""
+    (top / "a.json").write_bytes(b"{}")
+    (top / "b.json").write_bytes(b"{}")
+    source = Directory(str(top), clock=later)
+    source.read()
+    (top / "a.json").unlink()
+    assert list(blobs(source)) == list(source._files) == ["b.json"]
