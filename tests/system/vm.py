@@ -2,7 +2,9 @@
 
 The root tree is made once and kept below ~/.cache/profile-loader with its checksum; each run gets
 a disk of its own from it. QEMU emulates (TCG), so no right of the host is needed. A guest that dies
-(its kernel, not a test in it) is started again at most twice, and every start is counted.
+(its kernel, not a test in it) is started again at most twice, and every start is counted. A guest has
+no network unless it is asked for; then it reaches this machine's loopback, and nothing of it is
+reached from outside.
 """
 
 import contextlib
@@ -13,7 +15,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -47,6 +49,26 @@ KERNEL = (
     "apparmor=1 security=apparmor"
 )
 LIBRARIES = ("msgspec", "prometheus-client", "pyyaml", "structlog", "system-calls", "watchdog")
+# The modules of the network card, in the order in which they need each other.
+MODULES = (
+    "net/core/failover",
+    "drivers/net/net_failover",
+    "drivers/virtio/virtio_ring",
+    "drivers/virtio/virtio",
+    "drivers/virtio/virtio_pci_legacy_dev",
+    "drivers/virtio/virtio_pci_modern_dev",
+    "drivers/virtio/virtio_pci",
+    "drivers/net/virtio_net",
+)
+HOST = "10.0.2.2"  # this machine's loopback, for a guest with a network (QEMU, user networking)
+NETWORK = f"""for one in {" ".join(MODULES)}; do
+    insmod /lib/modules/$(uname -r)/kernel/$one.ko || exit 97
+done
+busybox ip link set lo up
+busybox ip addr add 10.0.2.15/24 dev eth0
+busybox ip link set eth0 up
+"""
+CARD = ("-netdev", "user,id=n", "-device", "virtio-net-pci,netdev=n,romfile=")
 INIT = """#!/bin/bash
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8
 mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs dev /dev 2>/dev/null
@@ -136,7 +158,6 @@ def _make(folder):
     (root / "vminit").chmod(0o755)
     kernel = next(iter(sorted((root / "boot").glob("vmlinuz-*"))))
     shutil.move(kernel, root / "vmlinuz")
-    shutil.rmtree(root / "usr/lib/modules", ignore_errors=True)  # all that is needed is built in
     shutil.rmtree(root / "usr/share/doc", ignore_errors=True)
     shutil.rmtree(root / "usr/share/locale", ignore_errors=True)
     made = folder / "tree.tar"
@@ -145,13 +166,16 @@ def _make(folder):
     return made
 
 
-def libraries():
-    """Return a directory with the libraries that a pass needs, for the guest's Python 3.11."""
+def libraries(*, network=False):
+    """Return a directory with the libraries that a pass needs, for the guest's Python 3.11.
+
+    network: every library of the agent, the API server's client included.
+    """
     lock = Path("requirements.lock").read_text()
     wanted, keep = [], False
     for line in lock.splitlines():
         if line and not line.startswith((" ", "#")):
-            keep = line.split("==")[0] in LIBRARIES
+            keep = network or line.split("==")[0] in LIBRARIES
         if keep:
             wanted.append(line)
     text = "\n".join(wanted) + "\n"
@@ -174,14 +198,14 @@ def libraries():
     return path
 
 
-def disk(folder, files):
+def disk(folder, files, *, network=False):
     """Make a disk for one run: the root tree, the agent as installed here, and files."""
     root = folder / "root"
     root.mkdir()
     with tarfile.open(tree()) as tar:
         tar.extractall(root, filter="fully_trusted")  # noqa: S202 - made here, checksum verified
     (root / "vmlinuz").rename(folder / "vmlinuz")
-    shutil.copytree(libraries(), root / "job/libraries", dirs_exist_ok=True)
+    shutil.copytree(libraries(network=network), root / "job/libraries", dirs_exist_ok=True)
     shutil.copytree(Path(agent.__file__).parent, root / "job/libraries/agent")
     version = metadata.version("profile-loader")
     about = root / f"job/libraries/profile_loader-{version}.dist-info"
@@ -210,28 +234,33 @@ def run(
     timeout_seconds: float,
     append: str = "",
     keep: Path | None = None,
+    network: bool = False,
+    drives: Sequence[Path] = (),
 ) -> GuestResult:
     """Run a bash command in a fresh guest, in /job, where files lie.
 
     append goes to the kernel's command line (`apparmor=0`: a node without AppArmor). keep is a
     directory where the disk stays: the next run with the same one boots from it again, with its own
-    files and command. What a guest that died wrote is not kept.
+    files and command. What a guest that died wrote is not kept. network: the guest has a network, in
+    which HOST is this machine's loopback, and every library of the agent. drives are further disks.
     """
     begin = time.monotonic()
     with contextlib.ExitStack() as stack:
         folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         image = folder / "disk.img"
-        files = {**files, "command": command.encode()}
+        files = {**files, "command": (NETWORK * network + command).encode()}
         if image.exists():
             _add(folder, image, files)
         else:
-            disk(folder, files)
+            disk(folder, files, network=network)
         output = ""
         used = image if keep is None else folder / "used.img"
         for boot in range(1, STARTS + 1):
             if keep is not None:
                 subprocess.run(["cp", "--sparse=always", image, used], check=True)
-            output = _boot(folder, used, append, timeout_seconds, snapshot=keep is None)
+            more = ["-snapshot"] * (keep is None) + list(CARD) * network
+            more += [word for number, path in enumerate(drives) for word in _drive(number, path)]
+            output = _boot(folder, used, append, timeout_seconds, more)
             lines = output.rstrip().rsplit("\n", 1)
             if lines[-1].startswith("VM-EXIT "):
                 used.replace(image)
@@ -253,12 +282,18 @@ def _add(folder, image, files):
             subprocess.run(["debugfs", "-w", "-R", request, image], check=True, capture_output=True)
 
 
-def _boot(folder, image, append, timeout_seconds, *, snapshot):
+def _drive(number, path):
+    """Attach one more disk, as /dev/nvme1n1 and so on; without `keep` nothing is written to it."""
+    drive = f"file={path},format=raw,if=none,id=d{number}"
+    return ["-drive", drive, "-device", f"nvme,drive=d{number},serial=d{number}"]
+
+
+def _boot(folder, image, append, timeout_seconds, more):
     serial = folder / "output"
     serial.write_bytes(b"")
     command = [
         "qemu-system-x86_64", "-accel", "tcg", "-cpu", "Nehalem", "-smp", "1", "-m", "1024",
-        "-display", "none", "-no-reboot", "-nodefaults", *(["-snapshot"] if snapshot else []),
+        "-display", "none", "-no-reboot", "-nodefaults", *more,
         "-serial", f"file:{folder / 'console'}", "-serial", f"file:{serial}",
         "-kernel", str(folder / "vmlinuz"),
         "-append", f"{KERNEL} {append}",
