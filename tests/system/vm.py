@@ -2,9 +2,9 @@
 
 The root tree is made once and kept below ~/.cache/profile-loader with its checksum; each run gets
 a disk of its own from it. QEMU emulates (TCG), so no right of the host is needed. A guest that dies
-(its kernel, not a test in it) is started again at most twice, and every start is counted. A guest has
-no network unless it is asked for; then it reaches this machine's loopback, and nothing of it is
-reached from outside.
+(its kernel, not a test in it) is started again at most twice, and every start is counted. There is
+no network unless it is asked for; then the guest reaches this machine's loopback, and nothing
+reaches the guest.
 """
 
 import contextlib
@@ -227,7 +227,7 @@ def disk(folder, files, *, network=False):
     return image
 
 
-def run(
+def run(  # noqa: PLR0913 - what a guest consists of
     files: Mapping[str, bytes],
     command: str,
     *,
@@ -241,8 +241,9 @@ def run(
 
     append goes to the kernel's command line (`apparmor=0`: a node without AppArmor). keep is a
     directory where the disk stays: the next run with the same one boots from it again, with its own
-    files and command. What a guest that died wrote is not kept. network: the guest has a network, in
-    which HOST is this machine's loopback, and every library of the agent. drives are further disks.
+    files and command. What a guest that died wrote is not kept. network: the guest has a network,
+    in which HOST is this machine's loopback, and every library of the agent. drives are further
+    disks.
     """
     begin = time.monotonic()
     with contextlib.ExitStack() as stack:
