@@ -201,7 +201,7 @@ def main():
         functions["parser"] = lambda content: kind.inspect(
             Blob(origin="dir fuzz", key="key", content=content)
         )
-        blobs = [kind.parser.compile(one, ("-M", kind.abi)).policy for one in profiles]
+        blobs = [kind.parser.compile(one, ("--kernel-features", kind.abi)).policy for one in profiles]
         seeds = {"policy": blobs, "text": profiles, "parser": profiles, "manifest": [MANIFEST]}
         done = dict.fromkeys(functions, 0)
         for number in range(chosen.texts + chosen.parsed):

@@ -44,6 +44,7 @@ CODES: Final[dict[str, Severity]] = {
     "kernel_jammed": "error",
     "policy_unreadable": "error",  # compiled policy of a layout this agent does not know
     "complain_mode": "warning",
+    "rule_not_enforced": "warning",  # the parser left out rules that this kernel does not mediate
     "unconfined_exec": "warning",  # ux, Ux and friends
     "unconfined_transition": "warning",  # change_profile -> unconfined
     # seccomp

@@ -75,6 +75,14 @@ def test_several_profiles_with_hats_and_children_come_from_the_compiled_policy(t
     assert [(one.code, one.where) for one in found.remarks] == [("complain_mode", "line 1")]
 
 
+def test_rules_that_the_parser_leaves_out_are_told(tmp_path):
+    """A policy that lacks rules of its text is accepted, with the parser's own words."""
+    found = inspect(tmp_path, "profile x {\n  file,\n  dbus,\n  dbus send,\n}\n")
+    assert isinstance(found, Profile)
+    assert [(one.code, one.where) for one in found.remarks] == [("rule_not_enforced", "key")]
+    assert found.remarks[0].what.endswith("profile x (stdin): dbus rules not enforced")
+
+
 def test_comments_change_the_source_and_not_the_policy(tmp_path):
     """Compiling is deterministic, so that equal content is recognised."""
     one = inspect(tmp_path, "profile x { file, }")

@@ -17,9 +17,13 @@ _MOST = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compiled:
-    """What the parser did with a text: the policy, or its message, or how it was killed."""
+    """What the parser did with a text: the policy, or its message, or how it was killed.
+
+    notes: what it said beside the policy, a line each.
+    """
 
     policy: bytes = b""
+    notes: tuple[str, ...] = ()
     message: str = ""
     killed: str = ""
     times: int = 0  # how often the parser was killed by this text
@@ -69,7 +73,12 @@ class Cache:
 
 
 def _encode(compiled: Compiled) -> bytes:
-    head = {"message": compiled.message, "killed": compiled.killed, "times": compiled.times}
+    head = {
+        "message": compiled.message,
+        "notes": list(compiled.notes),
+        "killed": compiled.killed,
+        "times": compiled.times,
+    }
     rest = json.dumps(head).encode() + b"\n" + compiled.policy
     return digest(rest).encode() + b"\n" + rest
 
@@ -81,8 +90,19 @@ def _decode(content: bytes) -> Compiled | None:
     line, _, policy = rest.partition(b"\n")
     try:
         match json.loads(line):
-            case {"message": str(message), "killed": str(killed), "times": int(times)}:
-                return Compiled(policy=policy, message=message, killed=killed, times=times)
+            case {
+                "message": str(message),
+                "notes": list(notes),
+                "killed": str(killed),
+                "times": int(times),
+            }:
+                return Compiled(
+                    policy=policy,
+                    message=message,
+                    notes=tuple(str(one) for one in notes),
+                    killed=killed,
+                    times=times,
+                )
             case _:
                 return None
     except ValueError:

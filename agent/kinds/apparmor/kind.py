@@ -95,7 +95,7 @@ class AppArmor:
         absent = "" if self.checking else self.kernel.missing()
         try:
             features, context = self._target(absent)
-            compiled = self._compile(blob.content, features, context)
+            compiled = self._compile(blob.content, absent, features, context)
         except (HostError, parser.ParserError) as error:
             return trouble.unchecked(id_, f"The profile cannot be checked: {error}.")
         if not features:
@@ -129,14 +129,16 @@ class AppArmor:
             if not abi:
                 return (), ""
             content = parser.content(Path(abi))
-            return ("-M", abi), f"{_features(content)}:{digest(inputs.encode())}"
+            return ("--kernel-features", abi), f"{_features(content)}:{digest(inputs.encode())}"
         if self._features is None:
             self._features = self.kernel.features()  # they cannot change while the kernel runs
         path = str(self.host.path(f"{kernel.ROOT}/features"))
         context = f"{_features(self._features)}:{digest(inputs.encode())}"
         return ("--kernel-features", path), context
 
-    def _compile(self, content: bytes, features: tuple[str, ...], context: str) -> Compiled:
+    def _compile(
+        self, content: bytes, absent: str, features: tuple[str, ...], context: str
+    ) -> Compiled:
         if not features:
             return Compiled()
         key = digest(context.encode() + b"\0" + content)
@@ -147,7 +149,7 @@ class AppArmor:
         if compiled.killed:
             times = (found.times if found is not None else 0) + 1
             compiled = Compiled(killed=compiled.killed, times=times)
-        if compiled.killed or self._target("" if features[0] != "-M" else "abi")[1] == context:
+        if compiled.killed or self._target(absent)[1] == context:
             self.cache.store(key, compiled)
         return compiled
 
@@ -195,7 +197,9 @@ class AppArmor:
             version=version,
             source=blob.content,
             body=compiled.policy,
-            remarks=judge.warnings(declared, source) + text.warnings(source),
+            remarks=judge.warnings(declared, source)
+            + text.warnings(source)
+            + tuple(trouble.not_enforced(id_, note) for note in compiled.notes),
             prefix=blob.prefix,
         )
 

@@ -18,9 +18,11 @@ from agent.doors.host import Host, HostError
 from agent.kinds.apparmor.cache import Compiled
 
 PLACES = ("/sbin/apparmor_parser", "/usr/sbin/apparmor_parser")
+_OPTIONS = ("-Q", "-K", "-S", "--warn=rule-not-enforced")
 _MEMORY_BYTES = 1 << 30
 _OUTPUT_BYTES = 32 << 20
 _MESSAGE = 600
+_MOST_NOTES = 8
 _LINE = re.compile(r" at line (\d+)")
 
 
@@ -85,7 +87,7 @@ class Parser:
     def compile(self, text: bytes, features: Sequence[str]) -> Compiled:
         """Compile a text. features: the options that name them. Raises ParserError."""
         begin = time.monotonic()
-        argv = [self.path, "-Q", "-K", "-S", "--base", self.include_dir, *features]
+        argv = [self.path, *_OPTIONS, "--base", self.include_dir, *features]
         try:
             done = self.host.run(
                 argv,
@@ -102,7 +104,7 @@ class Parser:
             return Compiled(killed=done.killed or f"signal {-done.status}", times=1)
         if done.status != 0:
             return Compiled(message=message(done.stderr) or f"exit status {done.status}")
-        return Compiled(policy=done.stdout)
+        return Compiled(policy=done.stdout, notes=notes(done.stderr))
 
     def _pinned(self) -> list[Path]:
         """Return the features file that the parser's configuration names, if it does."""
@@ -129,21 +131,35 @@ class Parser:
 
 def message(stderr: bytes) -> str:
     """Return the parser's own message: its first error, bounded, printable, valid UTF-8."""
-    lines = [line.strip() for line in stderr[:65536].decode("utf-8", "replace").splitlines()]
-    lines = [line for line in lines if line]
+    lines = _lines(stderr)
     said = next((line for line in lines if "error" in line.lower()), "")
     if not said:
         said = next((line for line in lines if not line.lower().startswith("warning")), "")
-    text = "".join(
-        one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in said
-    )
-    return text if len(text) <= _MESSAGE else f"{text[:_MESSAGE]}…"
+    return _shown(said)
+
+
+def notes(stderr: bytes) -> tuple[str, ...]:
+    """Return which rules the parser left out, as it says so: the kernel does not mediate them."""
+    found = dict.fromkeys(_shown(line) for line in _lines(stderr) if "not enforced" in line)
+    return tuple(found)[:_MOST_NOTES]
 
 
 def place(said: str) -> str:
     """Return `line N` where the parser's message has one, else nothing."""
     found = _LINE.search(said)
     return f"line {found[1]}" if found is not None else ""
+
+
+def _lines(stderr: bytes) -> list[str]:
+    lines = [line.strip() for line in stderr[:65536].decode("utf-8", "replace").splitlines()]
+    return [line for line in lines if line]
+
+
+def _shown(said: str) -> str:
+    text = "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in said
+    )
+    return text if len(text) <= _MESSAGE else f"{text[:_MESSAGE]}…"
 
 
 def _numbers(path: Path) -> list[str]:

@@ -31,6 +31,17 @@ def killed(compiled: Compiled) -> Problem:
     )
 
 
+def not_enforced(id_: Id, note: str) -> Problem:
+    """Return that the parser left rules out, in its own words."""
+    return Problem(
+        code="rule_not_enforced",
+        where=id_.key,
+        what=f"The policy lacks rules of the text, since the kernel or the abi rule does not know "
+        f"them. apparmor_parser: {note}",
+        hint="What those rules restrict is not restricted here.",
+    )
+
+
 def unreadable(id_: Id, error: policy.PolicyError) -> Problem:
     """Return that the compiled policy cannot be understood."""
     return Problem(
