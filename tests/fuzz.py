@@ -21,7 +21,7 @@ from agent import wiring
 from agent.core import recognise
 from agent.core.model import Blob
 from agent.doors.host import Host
-from agent.kinds.apparmor import judge, policy, text
+from agent.kinds.apparmor import judge, leaving, policy, text
 from agent.kinds.apparmor.kind import AppArmor
 from agent.settings import Settings
 from agent.sources.manifest import Manifest
@@ -136,7 +136,7 @@ def before_the_parser(manifest):
         source = content.decode("utf-8", "replace")
         text.refusals(source)
         text.variable_names(source)
-        text.warnings(source)
+        leaving.warnings(source)
 
     def compiled(content):
         try:
@@ -201,7 +201,9 @@ def main():
         functions["parser"] = lambda content: kind.inspect(
             Blob(origin="dir fuzz", key="key", content=content)
         )
-        blobs = [kind.parser.compile(one, ("--kernel-features", kind.abi)).policy for one in profiles]
+        blobs = [
+            kind.parser.compile(one, ("--kernel-features", kind.abi)).policy for one in profiles
+        ]
         seeds = {"policy": blobs, "text": profiles, "parser": profiles, "manifest": [MANIFEST]}
         done = dict.fromkeys(functions, 0)
         for number in range(chosen.texts + chosen.parsed):

@@ -5,7 +5,7 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.kinds.apparmor import parser, policy, text
+from agent.kinds.apparmor import leaving, parser, policy, text
 
 
 def named(name, rest):
@@ -73,7 +73,7 @@ def test_a_name_is_hidden_by_no_cut(name):
 def test_any_text_is_scanned(source):
     """The checks on text answer every text."""
     text.refusals(source)
-    text.warnings(source)
+    leaving.warnings(source)
     text.variable_names(source)
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from agent.core.problems import Problem
-from agent.kinds.apparmor import text
+from agent.kinds.apparmor import leaving, text
 
 HINT = "Include only files below /etc/apparmor.d, as in include <abstractions/base>."
 
@@ -84,12 +84,31 @@ def test_a_refusal_says_what_and_how_to_mend_it():
         ("  change_profile,", ["unconfined_transition"]),
         ("  change_profile -> **,", ["unconfined_transition"]),
         ("  change_profile -> other,", []),
+        ("  file ux /x,", ["unconfined_exec"]),
+        ("  audit allow file ux /x,", ["unconfined_exec"]),
+        ("profile a { ux /x, }", ["unconfined_exec"]),
+        ("  /x\nux,", ["unconfined_exec"]),
+        ('  "/a b"\n  PUx,', ["unconfined_exec"]),
+        ("  /x px -> unconfined,", ["unconfined_exec"]),
+        ("  /x cx -> kid,", []),
+        ("  /x{a,b} rpix -> @{P},", ["unconfined_exec"]),
+        ("  /ux r,", []),
+        ("  /a/ux/b mr,", []),
+        ("  change_profile\n  -> unconfined,", ["unconfined_transition"]),
+        ("  change_profile -> un*,", ["unconfined_transition"]),
+        ("  change_profile -> u{nconfined,x},", ["unconfined_transition"]),
+        ("  change_profile -> :ns:unconfined,", ["unconfined_transition"]),
+        ("  change_profile unsafe /a{b,c} -> [tu]*,", ["unconfined_transition"]),
+        ("  change_profile /bin/x,", ["unconfined_transition"]),
+        ("  change_profile -> unconfined_but_named,", []),
+        ("  change_profile -> web-{a,b},", []),
+        ("  deny change_profile -> unconfined,", []),
         ("  # /bin/* ux,", []),
     ],
 )
 def test_a_way_out_of_confinement_is_remarked(line, codes):
     """Unconfined execution and transitions to unconfined are warned about."""
-    assert [one.code for one in text.warnings(line)] == codes
+    assert [one.code for one in leaving.warnings(line)] == codes
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,17 @@ from agent.core.model import (
 from agent.core.ports import Failed, Installed, Removed, StillUsed
 from agent.core.problems import Problem
 from agent.doors.host import Host, HostError
-from agent.kinds.apparmor import change, judge, kernel, parser, policy, processes, text, trouble
+from agent.kinds.apparmor import (
+    change,
+    judge,
+    kernel,
+    leaving,
+    parser,
+    policy,
+    processes,
+    text,
+    trouble,
+)
 from agent.kinds.apparmor.cache import Cache, Compiled
 
 
@@ -198,7 +208,7 @@ class AppArmor:
             source=blob.content,
             body=compiled.policy,
             remarks=judge.warnings(declared, source)
-            + text.warnings(source)
+            + leaving.warnings(source)
             + tuple(trouble.not_enforced(id_, note) for note in compiled.notes),
             prefix=blob.prefix,
         )

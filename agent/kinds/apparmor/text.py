@@ -22,14 +22,6 @@ _VARIABLE_NAME = re.compile(
     r"""|^\s*"?[^\s"={]*@\{\w+\}[^\s"=]*?"?\s*(?:\s(?:flags\s*=\s*)?\([^)]*\)\s*)?\{\s*$"""
 )
 _ASSIGNMENT = re.compile(r"(?m)^\s*@\{\w+\}\s*\+?=.*$")
-_UNCONFINED_EXEC = re.compile(
-    r"""(?:[\s"])[rwalkm]*(?:[pPcC]?[uU]x)[rwalkm]*\s*(?:,|->)"""
-    r"""|^\s*(?:(?:audit|allow|owner|quiet)\s+)*[rwalkm]*(?:[pPcC]?[uU]x)\s+["/@{]"""
-)
-_CHANGE_PROFILE = re.compile(
-    r"""\bchange_profile\b(?:\s+(?:safe|unsafe))?(?:\s+["/@{][^,]*?)??\s*"""
-    r"""(?:,|->\s*"?(?::[^:\s]*:)?(?://)?(?:unconfined\b|[*{\[@]))"""
-)
 
 
 def refusals(text: str) -> tuple[Problem, ...]:
@@ -57,7 +49,7 @@ def undeclared(text: str, names: Collection[str]) -> tuple[Problem, ...]:
     Assignments of variables do not count as writing a name out. Without one in the text a name
     that is not in it comes from an include, where it is written out.
     """
-    plain, assigned = _ASSIGNMENT.subn("", _without_comments(text))
+    plain, assigned = _ASSIGNMENT.subn("", without_comments(text))
     if not assigned:
         return ()
     return tuple(
@@ -72,32 +64,6 @@ def undeclared(text: str, names: Collection[str]) -> tuple[Problem, ...]:
     )
 
 
-def warnings(text: str) -> tuple[Problem, ...]:
-    """Return what the text allows that ends confinement."""
-    found: list[Problem] = []
-    for number, line in _lines(text):
-        if _UNCONFINED_EXEC.search(line):
-            found.append(
-                Problem(
-                    code="unconfined_exec",
-                    where=f"line {number}",
-                    what="An execute rule with ux or Ux (or a fallback to it) starts a program "
-                    "without any profile.",
-                    hint="Use ix, px or cx.",
-                )
-            )
-        if _CHANGE_PROFILE.search(line):
-            found.append(
-                Problem(
-                    code="unconfined_transition",
-                    where=f"line {number}",
-                    what="A change_profile rule lets the process leave for unconfined.",
-                    hint="Name the profile that it may change to.",
-                )
-            )
-    return tuple(found)
-
-
 def line_of(text: str, name: str) -> str:
     """Return `line N` where the text seems to declare a name, else the name: for messages only."""
     for part in dict.fromkeys((name, name.rsplit("//", 1)[-1])):
@@ -109,7 +75,7 @@ def line_of(text: str, name: str) -> str:
 
 
 def _includes(text: str) -> Iterator[Problem]:
-    bare = _without_comments(text)
+    bare = without_comments(text)
     for match in _INCLUDE.finditer(bare):
         angle, path = match["angle"], match["angle"] or match["quoted"] or match["bare"] or ""
         path = path.strip().strip('"')
@@ -134,7 +100,8 @@ def _includes(text: str) -> Iterator[Problem]:
         )
 
 
-def _without_comments(text: str) -> str:
+def without_comments(text: str) -> str:
+    """Return the text with empty lines in place of what is a comment beyond doubt."""
     return "\n".join(line for _, line in _lines(text))
 
 

@@ -3,7 +3,8 @@
 On some ABIs sockets and System V IPC are also reached through one call, socketcall(2) or ipc(2),
 whose arguments lie in memory where no filter can look. There libseccomp 2.5.4 gives that whole
 operation the rule's action and drops the condition (arch-x86.c and its likes; its pseudo filter
-code shows it). A rule that denies only denies more; a rule that lets through lets all of it through.
+code shows it). A rule that denies only denies more; a rule that lets through opens the whole
+operation.
 
 Rule: what the text itself allows is a warning, what only libseccomp opens is refused.
 """

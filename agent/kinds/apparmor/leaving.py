@@ -1,0 +1,68 @@
+"""What in a profile's text lets a process leave its confinement (apparmor.d(5)).
+
+Rule 1: pure, and on the text alone: what an include allows is the host's own matter. Rule 2: it
+only warns, so in doubt it warns: a pattern that could mean unconfined does.
+"""
+
+import re
+from collections.abc import Iterator
+
+from agent.core.problems import Problem
+from agent.kinds.apparmor.text import without_comments
+
+_UNCONFINED = "unconfined"
+# Permissions of a file rule with an execute mode, before or after the path.
+_EXECUTE = re.compile(
+    r"""(?<![^\s",{}])[rwalkm]*(?P<mode>[pPcC]?[iIuU]?x)[rwalkm]*
+        \s*(?=(?P<end>,|->|["/@{]))(?:->\s*(?P<target>"[^"]*"|(?:[^\s,]|,(?=\S))+))?""",
+    re.VERBOSE,
+)
+_CHANGE = re.compile(
+    r"""(?P<deny>\bdeny\s+)?\bchange_profile\b(?:\s+(?:safe|unsafe)\b)?
+        (?:\s+(?:"[^"]*"|["/@{](?:[^\s,]|,(?=\S))*))?
+        \s*(?:->\s*(?P<target>"[^"]*"|(?:[^\s,]|,(?=\S))+)|,)""",
+    re.VERBOSE,
+)
+
+
+def warnings(source: str) -> tuple[Problem, ...]:
+    """Return what the text allows that ends confinement, each with its line."""
+    bare = without_comments(source)
+    return (*_executions(bare), *_changes(bare))
+
+
+def _executions(bare: str) -> Iterator[Problem]:
+    for match in _EXECUTE.finditer(bare):
+        target = match["target"]
+        if "u" not in match["mode"].lower() and (target is None or not _leaves(target)):
+            continue
+        yield Problem(
+            code="unconfined_exec",
+            where=_line(bare, match.start("mode")),
+            what="An execute rule with ux or Ux (or a fallback to it) starts a program "
+            "without any profile.",
+            hint="Use ix, px or cx.",
+        )
+
+
+def _changes(bare: str) -> Iterator[Problem]:
+    for match in _CHANGE.finditer(bare):
+        if match["deny"] or (match["target"] is not None and not _leaves(match["target"])):
+            continue
+        yield Problem(
+            code="unconfined_transition",
+            where=_line(bare, match.start()),
+            what="A change_profile rule lets the process leave for unconfined.",
+            hint="Name the profile that it may change to.",
+        )
+
+
+def _leaves(target: str) -> bool:
+    """Return whether a target, of its own or as a pattern, may mean unconfined."""
+    name = re.sub(r"^(?::[^:]*:)?(?://)?", "", target.strip('"'))
+    fixed = re.split(r"[*?\[{@\\^]", name, maxsplit=1)[0]
+    return name == _UNCONFINED if fixed == name else _UNCONFINED.startswith(fixed)
+
+
+def _line(bare: str, position: int) -> str:
+    return f"line {bare.count(chr(10), 0, position) + 1}"
