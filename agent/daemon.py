@@ -287,4 +287,7 @@ class Daemon:
 
 
 def _failed(report: Report) -> bool:
-    return any(row.state in ("failed", "unobservable") for row in report.rows)
+    """Return whether another look may find it better; a damaged entry may be replaced by now."""
+    return any(row.state in ("failed", "unobservable") for row in report.rows) or any(
+        one.code == "ledger_damaged" for one in report.problems
+    )

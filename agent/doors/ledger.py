@@ -23,6 +23,7 @@ SCHEMA = 1
 _LIMIT = 64 << 20
 _ENTRIES = "entries"
 _BODIES = "bodies"
+_Signs = dict[str, tuple[int, ...] | None]
 
 
 class _StoredVersion(msgspec.Struct, forbid_unknown_fields=True):
@@ -57,16 +58,16 @@ class FileLedger:
         self.host = host
         self.directory = directory
         self.damaged: list[Problem] = []
-        self._left: tuple[int, ...] | None = None  # signature of the entries as we left them
-        self._cached: tuple[tuple[int, ...], Mapping[Id, Entry]] | None = None
+        self._left: _Signs | None = None  # of the entries as we left them
+        self._cached: tuple[_Signs, Mapping[Id, Entry]] | None = None
 
     def entries(self) -> Mapping[Id, Entry] | Problem:
         """Return every whole entry; the damaged ones are in self.damaged afterwards.
 
-        Entries are replaced by rename, so the directory's signature stands for them all.
+        The signatures of the directory and of each file stand for their content.
         """
         base = f"{self.directory}/{_ENTRIES}"
-        sign = self._left = self._sign()
+        sign = self._left = self._signs()
         if self._cached is not None and self._cached[0] == sign:
             return self._cached[1]
         self._cached = None
@@ -97,10 +98,29 @@ class FileLedger:
 
     def untouched(self) -> bool:
         """Return whether nobody else changed an entry since it was last read or written."""
-        return self._sign() == self._left
+        return self._signs() == self._left
 
-    def _sign(self) -> tuple[int, ...] | None:
-        return self.host.signature(f"{self.directory}/{_ENTRIES}")
+    def _signs(self) -> _Signs | None:
+        """Return the signature of the directory (under "") and of each name in it."""
+        base = f"{self.directory}/{_ENTRIES}"
+        top = self.host.signature(base)
+        if top is None:
+            return None
+        try:
+            names = self.host.names(base)
+        except HostError:
+            return None
+        return {"": top} | {name: self.host.signature(f"{base}/{name}") for name in names}
+
+    def _wrote(self, name: str) -> None:
+        """Note what our own change of one name left, and nothing else: others may write too."""
+        base = f"{self.directory}/{_ENTRIES}"
+        left, own = dict(self._left or {}), self.host.signature(f"{base}/{name}")
+        left.pop(name, None)
+        if own is not None:
+            left[name] = own
+        top = self.host.signature(base)
+        self._left = {**left, "": top} if top is not None else None
 
     def forget(self) -> None:
         """Read every entry again."""
@@ -139,7 +159,7 @@ class FileLedger:
         """Store an entry durably."""
         content = msgspec.json.format(msgspec.json.encode(_to_stored(entry)), indent=1)
         problem = self._write(_ENTRIES, _file_name(entry.id), content)
-        self._left = self._sign()
+        self._wrote(_file_name(entry.id))
         return problem
 
     def drop(self, id_: Id) -> Problem | None:
@@ -148,7 +168,7 @@ class FileLedger:
             self.host.remove_file(f"{self.directory}/{_ENTRIES}", _file_name(id_))
         except HostError as error:
             return _write_failed(error)
-        self._left = self._sign()
+        self._wrote(_file_name(id_))
         return None
 
     def keep(self, content: bytes) -> Problem | None:

@@ -83,6 +83,40 @@ def test_a_damaged_entry_counts_as_absent_and_is_reported(files, cut):
     assert [one.code for one in ledger.damaged] == ["ledger_damaged"]
 
 
+@pytest.mark.parametrize("change", ["in place", "removed", "added", "replaced"])
+def test_what_others_do_to_entries_is_noticed_and_read(files, change):
+    """An entry changed in place leaves its directory as it was, and is noticed all the same."""
+    ledger, path = files
+    kept = ledger.entries()
+    assert (ledger.untouched(), ledger.entries() is kept) == (True, True)
+    match change:
+        case "in place":
+            path.write_bytes(path.read_bytes()[:-1])
+        case "removed":
+            path.unlink()
+        case "added":
+            path.with_name("0.json").write_bytes(b"{}")
+        case "replaced":
+            path.with_name(".new").write_bytes(b"{}")
+            path.with_name(".new").rename(path)
+    assert ledger.untouched() is False
+    assert ledger.entries() is not kept
+
+
+def test_own_writes_leave_the_ledger_untouched_and_those_of_others_do_not(files):
+    """A change of somebody else's is not taken for a part of one's own."""
+    ledger, path = files
+    other = Entry(id=Id(kind="seccomp", origin=ID.origin, key=ID.key), how="put")
+    ledger.entries()
+    ledger.write(other)
+    assert ledger.untouched() is True
+    ledger.drop(other.id)
+    assert ledger.untouched() is True
+    path.write_bytes(b"{}")
+    ledger.write(other)
+    assert ledger.untouched() is False
+
+
 def test_an_entry_in_another_entrys_file_is_damaged(files):
     """The file's name is the digest of what it is about."""
     ledger, path = files

@@ -117,6 +117,7 @@ class World:
 
     def __init__(self, clock, path, *, published=True):
         self.clock = clock
+        self.path = path
         self.node = Node()
         self.kind = CheapKind(self.node)
         self.keys = Keys(SET, {"web": "web:1", "old": "old:1"})
@@ -564,6 +565,17 @@ def test_what_failed_is_tried_again_less_and_less_often(world, clock):
     world.kind.put = fail
     world.turn()
     assert (world.daemon._failures, "new" in world.loaded()) == (0, True)
+
+
+def test_a_damaged_entry_that_was_replaced_is_told_for_seconds_only(world, clock):
+    """The pass that tells of it tracks the profile anew; the next, soon after, finds it whole."""
+    for path in sorted((world.path / "state/entries").iterdir())[:1]:
+        path.write_bytes(b"{")
+    report = world.daemon.step()
+    assert [one.code for one in report.problems] == ["ledger_damaged"]
+    assert world.daemon._due - clock.now == 2.0
+    assert world.daemon.step().problems == ()
+    assert (world.daemon._failures, world.loaded()) == (0, {"web", "old", "third"})
 
 
 def fight(world, seconds):

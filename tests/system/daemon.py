@@ -1,0 +1,247 @@
+"""One real daemon process on a host root of its own: started, asked, ended.
+
+Rule: what a test asserts is what an operator sees: files, /metrics, probes, the log, exit statuses.
+"""
+
+import contextlib
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from tests.system.cluster import NAMESPACE, free_port, until
+
+BOOT_ID = "11111111-2222-3333-4444-555555555555"
+DOMAIN = "profile-loader.node-restriction.kubernetes.io"
+BUG = "this is a bug"
+RIGHTS = [
+    {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRole",
+        "metadata": {"name": "agent"},
+        "rules": [
+            {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "watch", "patch"]},
+            {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list", "watch"]},
+            {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
+            {
+                "apiGroups": ["events.k8s.io"],
+                "resources": ["events"],
+                "verbs": ["create", "patch"],
+            },
+        ],
+    },
+    {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": {"name": "agent"},
+        "roleRef": {
+            "apiGroup": "rbac.authorization.k8s.io",
+            "kind": "ClusterRole",
+            "name": "agent",
+        },
+        "subjects": [{"kind": "ServiceAccount", "name": "profile-loader", "namespace": NAMESPACE}],
+    },
+]
+
+
+def profile(number=1):
+    """Return a seccomp profile without any remark, whose refusals have a number of its own."""
+    rule = {"names": ["read", "write", "execve", "exit_group"], "action": "SCMP_ACT_ALLOW"}
+    return json.dumps(
+        {
+            "defaultAction": "SCMP_ACT_ERRNO",
+            "defaultErrnoRet": number,
+            "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+            "syscalls": [rule],
+        }
+    )
+
+
+def number_of(content):
+    """Return the number of a profile as it stands on the node; None if there is no file."""
+    return None if content is None else json.loads(content)["defaultErrnoRet"]
+
+
+class Daemon:
+    """The agent as a daemon, for seccomp; its source is a directory unless more says otherwise."""
+
+    def __init__(self, folder, *, root=None):
+        self.root = root or folder / "root"
+        self.source = folder / "source"
+        self.source.mkdir()
+        self.log = folder / "agent.log"
+        self.seccomp = self.root / "var/lib/kubelet/seccomp"
+        self.state = self.root / "var/lib/profile-loader"
+        boot = self.root / "proc/sys/kernel/random/boot_id"
+        boot.parent.mkdir(parents=True, exist_ok=True)
+        boot.write_text(BOOT_ID + "\n")
+        self.port = free_port()
+        self.options = [f"--source=dir:{self.source}"]
+        self.process = None
+
+    # --- its life ---------------------------------------------------------------------------------
+
+    def command(self, *more):
+        """Return the command without the interpreter."""
+        return [
+            *self.options,
+            f"--host-root={self.root}",
+            "--kinds=seccomp",
+            "--log-format=json",
+            f"--http-address=127.0.0.1:{self.port}",
+            *more,
+        ]
+
+    def start(self, *more, module="agent", before=(), limits=None):
+        """Start it. before: words before the interpreter; limits: values by resource."""
+
+        def limit():
+            for which, value in (limits or {}).items():
+                resource.setrlimit(which, (value, value))
+
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*before, sys.executable, "-m", module, *self.command(*more)],
+                stdout=log,
+                stderr=log,
+                preexec_fn=limit if limits else None,  # noqa: PLW1509 - no thread holds a lock here
+            )
+        return self
+
+    def stop(self, number=signal.SIGTERM):
+        """End it with a signal; return its exit status and how many seconds that took."""
+        begin = time.monotonic()
+        self.process.send_signal(number)
+        status = self.process.wait(30)
+        self.process = None
+        return status, time.monotonic() - begin
+
+    def kill(self):
+        """End it if it runs."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def alive(self):
+        """Return whether it runs."""
+        return self.process is not None and self.process.poll() is None
+
+    # --- what it shows ----------------------------------------------------------------------------
+
+    def get(self, path):
+        """Return status and text of a page; (0, why) where there is no answer."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as one:
+                return one.status, one.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError as error:
+            return 0, str(error)
+
+    def ready(self):
+        """Return whether it says that it is ready."""
+        return self.get("/readyz")[0] == 200
+
+    def metrics(self):
+        """Return the value of every series of the agent; nothing while there is no answer."""
+        status, text = self.get("/metrics")
+        lines = [one for one in text.splitlines() if not one.startswith("#")] if status else []
+        return {name: float(value) for name, _, value in (one.rpartition(" ") for one in lines)}
+
+    def metric(self, name):
+        """Return the value of a series, None where there is none."""
+        return self.metrics().get(f"profile_loader_{name}")
+
+    def problems(self):
+        """Return how many problems of each code there are now."""
+        head = "profile_loader_problems{code="
+        return {
+            name.removeprefix(head).strip('"}'): int(value)
+            for name, value in self.metrics().items()
+            if name.startswith(head) and value
+        }
+
+    def converged(self):
+        """Return whether the last pass found everything desired in place."""
+        return self.metric("converged") == 1.0
+
+    def file(self, name):
+        """Return what the node holds under a name; None if nothing."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self.seccomp / name).read_bytes()
+        return None
+
+    def number(self, name="a.json"):
+        """Return the number of the profile of a name; None if there is no file."""
+        return number_of(self.file(name))
+
+    def files(self):
+        """Return the number of every profile below the seccomp directory by its path."""
+        return {
+            str(one.relative_to(self.seccomp)): self.number(one.relative_to(self.seccomp))
+            for one in sorted(self.seccomp.rglob("*"))
+            if one.is_file()
+        }
+
+    def entries(self):
+        """Return the paths of the ledger's entries."""
+        return sorted((self.state / "entries").glob("*.json"))
+
+    def said(self):
+        """Return its whole log."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def lines(self, event):
+        """Return the lines of one event of the log."""
+        found = [json.loads(line) for line in self.said().splitlines() if line.startswith("{")]
+        return [one for one in found if one["event"] == event]
+
+    def usage(self):
+        """Return its resident KiB, threads and descriptors, and the highest resident KiB."""
+        proc = Path(f"/proc/{self.process.pid}")
+        fields = dict(
+            line.split(":", 1) for line in (proc / "status").read_text().splitlines() if ":" in line
+        )
+        return {
+            "rss": int(fields["VmRSS"].split()[0]),
+            "peak": int(fields["VmHWM"].split()[0]),
+            "threads": int(fields["Threads"]),
+            "fds": len(list((proc / "fd").iterdir())),
+        }
+
+    # --- waiting ----------------------------------------------------------------------------------
+
+    def until(self, condition, seconds=20.0):
+        """Return when condition is true; a bug of the agent ends the wait at once."""
+
+        def asked():
+            assert BUG not in self.said(), self.said()[-6000:]
+            return condition()
+
+        def told():
+            files = "unreadable"
+            with contextlib.suppress(Exception):
+                files = self.files()
+            return f"files {files}, problems {self.problems()}, log:\n{self.said()[-5000:]}"
+
+        return until(asked, told, seconds)
+
+    # --- its source -------------------------------------------------------------------------------
+
+    def provide(self, **numbers):
+        """Make the source directory hold these keys (without .json), by renaming."""
+        for one in self.source.iterdir():
+            if one.name.removesuffix(".json") not in numbers:
+                one.unlink()
+        for key, number in numbers.items():
+            text = profile(number) if isinstance(number, int) else number
+            path = self.source / f"{key}.json"
+            if not path.exists() or path.read_text() != text:
+                new = self.source / f".{key}"
+                new.write_text(text)
+                new.rename(path)

@@ -1,0 +1,81 @@
+"""Run the agent and end it with SIGKILL right before one named step: `python -m` this module.
+
+KILLED names the step. Python's audit events see each of them without any hook in the agent
+(PEP 578); the descriptors of directories are read back from /proc, so that a name tells its place.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from agent.__main__ import main
+
+WRITING = os.O_WRONLY | os.O_RDWR
+
+
+def _place(path, descriptor):
+    """Return the path that a name below a directory's descriptor has."""
+    if isinstance(path, int):
+        return ""
+    base = Path(f"/proc/self/fd/{descriptor}").readlink() if descriptor >= 0 else Path.cwd()
+    return str(base / os.fsdecode(path))
+
+
+def _written(arguments):  # os.rename, os.link: source, target, and their descriptors
+    return _place(arguments[1], arguments[3])
+
+
+def _removed(arguments):
+    return _place(arguments[0], arguments[1])
+
+
+def _opened(arguments):
+    path, _, flags = arguments
+    return str(path) if isinstance(flags, int) and flags & WRITING else ""
+
+
+def _sent(arguments):
+    head = bytes(arguments[1][:60]) if isinstance(arguments[1], bytes) else b""
+    return head.decode("latin-1")
+
+
+# name: (audit event, what it is about, a part of that, how many such come before it)
+POINTS = {
+    "before_its_bytes_are_kept": ("os.rename", _written, "/bodies/", 0),
+    "before_it_is_staged": ("os.rename", _written, "/entries/", 0),
+    "before_a_new_file_is_put": ("os.link", _written, "/seccomp/", 0),
+    "before_a_file_is_replaced": ("os.rename", _written, "/seccomp/", 0),
+    "before_it_is_committed": ("os.rename", _written, "/entries/", 1),
+    "before_a_policy_is_loaded": ("open", _opened, "/apparmor/.load", 0),
+    "before_a_policy_is_replaced": ("open", _opened, "/apparmor/.replace", 0),
+    "before_a_policy_is_removed": ("open", _opened, "/apparmor/.remove", 0),
+    "before_a_file_is_removed": ("os.remove", _removed, "/seccomp/", 0),
+    "before_its_entry_is_dropped": ("os.remove", _removed, "/entries/", 0),
+    "before_its_bytes_are_swept": ("os.remove", _removed, "/bodies/", 0),
+    "before_the_node_is_labelled": ("http.client.send", _sent, "PATCH /api/v1/nodes/", 0),
+    "before_an_event_is_sent": ("http.client.send", _sent, "POST /apis/events", 0),
+}
+
+
+class Killer:
+    """Ends the process before a step."""
+
+    def __init__(self, name):
+        self.event, self.about, self.part, self.left = POINTS[name]
+
+    def __call__(self, event, arguments):
+        if event != self.event:
+            return
+        place = self.about(arguments)
+        if self.part not in place or Path(place).name.startswith(".profile-loader."):
+            return
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.left -= 1
+
+
+if __name__ == "__main__":
+    if os.environ.get("KILLED"):
+        sys.addaudithook(Killer(os.environ["KILLED"]))
+    sys.exit(main())
