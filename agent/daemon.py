@@ -25,6 +25,7 @@ FIGHT_SECONDS: Final = 120.0  # so many repairs of one name in so many seconds a
 FIGHT_REPAIRS: Final = 10
 LONGEST_SECONDS: Final = 60.0
 PATIENCE_SECONDS: Final = 3.0  # how long the first pass waits for the first answers
+_PASSING: Final = frozenset({"ledger_damaged", "kind_unobservable", "source_unreadable"})
 
 
 Users = Mapping[tuple[KindName, str], tuple[str, ...]]
@@ -102,7 +103,8 @@ class Daemon:
         self._nodes: Mapping[str, str] | None = None
         self._due = 0.0
         self._full = 0.0  # when everything is to be looked at anew
-        self._failures = 0
+        self._failing: frozenset[tuple[str, ...]] = frozenset()
+        self._failures = 0  # how often in a row the same failed
         self._repairs: deque[tuple[float, str]] = deque(maxlen=1000)  # (when, name)
         self._deaf = 0.0  # until then the node's changes call for no pass: somebody fights
 
@@ -125,7 +127,9 @@ class Daemon:
         raw = self.one.run(full=full)
         if full:
             self._full = now + self.resync * random.uniform(0.9, 1.0)  # noqa: S311 - spreads load
-        self._failures = self._failures + 1 if _failed(raw) else 0
+        failing = _failing(raw)
+        again = self._failures + 1 if failing == self._failing else 1
+        self._failing, self._failures = failing, again if failing else 0
         self._confinement(raw, full=full)
         self.report = self._whole(raw)
         if self.teller is not None and raw is not self._raw:
@@ -286,8 +290,10 @@ class Daemon:
         )
 
 
-def _failed(report: Report) -> bool:
-    """Return whether another look may find it better; a damaged entry may be replaced by now."""
-    return any(row.state in ("failed", "unobservable") for row in report.rows) or any(
-        one.code == "ledger_damaged" for one in report.problems
+def _failing(report: Report) -> frozenset[tuple[str, ...]]:
+    """Return what another look alone may find better, though nothing says that it changed."""
+    rows = [row for row in report.rows if row.state in ("failed", "unobservable")]
+    problems = [one for one in report.problems if one.code in _PASSING]
+    return frozenset((row.kind, row.name, row.key) for row in rows) | frozenset(
+        (one.code, one.where) for one in problems
     )

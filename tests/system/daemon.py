@@ -4,9 +4,11 @@ Rule: what a test asserts is what an operator sees: files, /metrics, probes, the
 """
 
 import contextlib
+import http.client
 import json
 import resource
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ from tests.system.cluster import NAMESPACE, free_port, until
 BOOT_ID = "11111111-2222-3333-4444-555555555555"
 DOMAIN = "profile-loader.node-restriction.kubernetes.io"
 BUG = "this is a bug"
+APPLY = "application/apply-patch+yaml"
 RIGHTS = [
     {
         "apiVersion": "rbac.authorization.k8s.io/v1",
@@ -245,3 +248,91 @@ class Daemon:
                 new = self.source / f".{key}"
                 new.write_text(text)
                 new.rename(path)
+
+
+class Client:
+    """Speaks to an API server over one connection, as its administrator."""
+
+    def __init__(self, cluster):
+        context = ssl.create_default_context(cafile=str(cluster.ca))
+        self.connection = http.client.HTTPSConnection(
+            "127.0.0.1", cluster.port, context=context, timeout=30
+        )
+
+    def ask(self, method, path, body=None, type_="application/json"):
+        """Return status and answer."""
+        headers = {"Authorization": "Bearer admin", "Content-Type": type_}
+        text = json.dumps(body) if body is not None else None
+        self.connection.request(method, path, text, headers)
+        answer = self.connection.getresponse()
+        return answer.status, json.loads(answer.read())
+
+    def done(self, method, path, body=None, type_="application/json"):
+        """Return the answer; anything but success is an error."""
+        status, answer = self.ask(method, path, body, type_)
+        assert 200 <= status < 300, f"{method} {path}: {status} {answer}"
+        return answer
+
+    def apply(self, path, body):
+        """Create or change one object, as its only owner."""
+        self.done("PATCH", f"{path}?fieldManager=test&force=true", body, APPLY)
+
+    def merge(self, path, body):
+        """Change a part of one object."""
+        self.done("PATCH", path, body, "application/merge-patch+json")
+
+
+class OnNode(Daemon):
+    """A daemon for one Node and one namespace of its own, whose source is the API server."""
+
+    def __init__(self, folder, cluster, name):
+        super().__init__(folder)
+        self.cluster, self.name = cluster, name
+        self.client = Client(cluster)
+        cluster.kubectl("create", "namespace", name)
+        cluster.node(name, BOOT_ID)
+        self.kubeconfig = cluster.write_kubeconfig(name, cluster.agent_token(name))
+        self.wanted = f"--source=configmap:{name}/web"
+
+    def command(self, *more):
+        """Return the command without the interpreter."""
+        self.options = [
+            self.wanted,
+            f"--node-name={self.name}",
+            f"--kubeconfig={self.kubeconfig}",
+        ]
+        return super().command(*more)
+
+    def through(self, proxy):
+        """Let it speak through a proxy from its next start."""
+        config = json.loads(self.kubeconfig.read_text())
+        config["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{proxy.port}"
+        self.kubeconfig.write_text(json.dumps(config))
+
+    def config_map(self, data, name="web", **metadata):
+        """Make a ConfigMap hold exactly data."""
+        self.client.apply(
+            f"/api/v1/namespaces/{self.name}/configmaps/{name}",
+            {
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": {"name": name, **metadata},
+                "data": data,
+            },
+        )
+
+    def node(self):
+        """Return its Node."""
+        return self.client.done("GET", f"/api/v1/nodes/{self.name}")
+
+    def labels(self):
+        """Return its own labels by what stands before and after the domain."""
+        return {
+            key.replace(f".{DOMAIN}", "").replace(DOMAIN, "node"): value
+            for key, value in self.node()["metadata"].get("labels", {}).items()
+            if DOMAIN in key
+        }
+
+    def until_labels(self, expected, seconds=20.0):
+        """Wait for exactly these labels."""
+        self.until(lambda: self.labels() == expected, seconds)

@@ -4,11 +4,22 @@ Every test asserts on the node, the report, the metrics and the exit. Real proce
 and limits; what needs an AppArmor kernel is in tests/system/guest/faults.py.
 """
 
+import contextlib
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import socket
 import subprocess
+import sys
+import time
 
 import pytest
 
-from tests.system.daemon import Daemon
+from tests.system.daemon import Daemon, profile
+from tests.system.killed import POINTS
 
 SECONDS = 2.0  # how long an end by SIGTERM may take
 
@@ -121,4 +132,241 @@ def test_a_ledger_entry_that_is_damaged_while_it_runs_removes_nothing(daemon, da
         daemon.provide(a=1, b=2)
     settled(daemon, a=1, b=2)
     assert (daemon.problems(), len(daemon.entries())) == ({}, 2)
+    left_in_peace(daemon)
+
+
+def test_a_ledger_of_the_next_release_changes_nothing_until_it_runs(daemon):
+    """A downgrade: the node is not touched, and it says that a newer version is needed."""
+    daemon.start()
+    settled(daemon, a=1)
+    assert daemon.stop()[0] == 0
+    (path,) = daemon.entries()
+    whole = path.read_bytes()
+    newer = json.dumps(json.loads(whole) | {"schema": 2, "unheard": "of"})
+    path.write_text(newer)
+    daemon.provide(a=2, b=2)
+    daemon.start()
+    daemon.until(lambda: daemon.problems().get("ledger_newer"))
+    assert (daemon.files(), daemon.converged(), daemon.get("/readyz")[0]) == (
+        {"a.json": 1}, False, 503,
+    )  # fmt: skip
+    assert daemon.get("/healthz")[0] == 200
+    assert path.read_text() == newer
+    path.write_bytes(whole)  # what the next release would have left to this one
+    settled(daemon, a=2, b=2)
+    left_in_peace(daemon)
+
+
+# What 0.1.0 wrote for one seccomp key. Never to be changed: later releases must read it.
+RELEASED = {
+    "schema": 1,
+    "kind": "seccomp",
+    "how": "put",
+    "prefix": "",
+    "staged": None,
+    "retired": {},
+}
+
+
+def test_a_ledger_of_a_former_release_is_kept_as_it_is(daemon):
+    """An upgrade: what the former release put is ours; no file and no entry is written anew."""
+    daemon.start()
+    settled(daemon, a=1)
+    assert daemon.stop()[0] == 0
+    (path,) = daemon.entries()
+    former = json.loads(path.read_text())
+    assert former | RELEASED == former
+    assert sorted(former) == sorted([*RELEASED, "origin", "key", "installed"])
+    assert sorted(former["installed"]) == [
+        "body", "context", "evidence", "modes", "provides", "source",
+    ]  # fmt: skip
+    before = [one.stat().st_mtime_ns for one in (path, daemon.seccomp / "a.json")]
+    daemon.start()
+    settled(daemon, a=1)
+    assert [one.stat().st_mtime_ns for one in (path, daemon.seccomp / "a.json")] == before
+    daemon.provide(b=1)  # removed, since it is ours; without a label nothing has to be waited for
+    assert daemon.stop()[0] == 0
+    daemon.start("--prune=always")
+    settled(daemon, b=1)
+    left_in_peace(daemon)
+
+
+# --- where profiles come from ---------------------------------------------------------------------
+
+
+def test_a_source_directory_that_is_deleted_and_made_anew_is_read_again(daemon):
+    """Its profiles stay while it is away, and its new content is there within seconds."""
+    daemon.start("--prune=always")
+    settled(daemon, a=1)
+    for number in (2, 3):
+        shutil.rmtree(daemon.source)
+        daemon.until(lambda: daemon.problems().get("source_missing"))
+        assert (daemon.files(), daemon.converged()) == ({"a.json": number - 1}, False)
+        daemon.source.mkdir()
+        daemon.provide(a=number)
+        settled(daemon, a=number)
+    daemon.provide(a=4)  # and its changes are seen at once, as before
+    daemon.until(lambda: daemon.number() == 4, SECONDS)
+    left_in_peace(daemon)
+
+
+class Volume:
+    """A ConfigMap as a kubelet mounts it (AtomicWriter)."""
+
+    def __init__(self, path):
+        self.path, self.last = path, None
+
+    def swap(self, number, *keys):
+        """Replace the whole content at once: the same number for every key."""
+        new = self.path / f"..generation{number}"
+        new.mkdir()
+        for key in keys:
+            (new / key).write_text(profile(number))
+            if not (self.path / key).is_symlink():
+                (self.path / key).symlink_to(f"..data/{key}")
+        (self.path / "..data_tmp").symlink_to(new.name)
+        (self.path / "..data_tmp").rename(self.path / "..data")
+        if self.last is not None:
+            shutil.rmtree(self.last)
+        self.last = new
+
+
+def test_a_volume_swapped_a_thousand_times_in_a_minute_is_never_read_in_half(daemon):
+    """Each pass puts both keys of one generation, the last one is there at once, nothing grows."""
+    (daemon.source / "a.json").unlink()
+    volume = Volume(daemon.source)
+    keys = ("a.json", "b.json")
+    volume.swap(1, *keys)
+    daemon.start()
+    settled(daemon, a=1, b=1)
+    before, begin = daemon.usage(), time.monotonic()
+    for number in range(2, 1002):
+        volume.swap(number, *keys)
+        while time.monotonic() - begin < number * 0.025:  # 40 a second: in less than a minute
+            time.sleep(0.001)
+    seconds, end = time.monotonic() - begin, time.monotonic()
+    settled(daemon, a=1001, b=1001)
+    late = time.monotonic() - end
+    after = daemon.usage()
+    passes = daemon.metric('passes_total{result="converged"}')
+    grown = after["rss"] - before["rss"]
+    print(f"1000 swaps in {seconds:.0f} s, {passes:.0f} passes; the last after {late:.2f} s, "
+          f"{grown} KiB more")  # fmt: skip
+    assert (seconds < 60.0, late < SECONDS) == (True, True)
+    assert (after["threads"], after["fds"]) == (before["threads"], before["fds"])
+    assert grown < 4096
+    put = {}
+    for line in daemon.lines("profile_put"):
+        put.setdefault(line["digest"], set()).add(line["key"])
+    assert {tuple(sorted(one)) for one in put.values()} == {keys}
+    left_in_peace(daemon)
+
+
+# --- the process ----------------------------------------------------------------------------------
+
+
+def test_sigterm_at_any_moment_leaves_whole_files_and_a_next_start_finishes(daemon):
+    """At random moments from the start on; 0, or the signal's own end before Python runs."""
+    seed = int(os.environ.get("SOAK_SEED", "0")) or int(time.time())
+    print(f"seed {seed}")
+    chance, ends = random.Random(seed), []  # noqa: S311 - reproducible, no secret
+    for number in range(1, 13):
+        daemon.provide(**{f"k{one}": number for one in range(20)})
+        daemon.start()
+        time.sleep(chance.uniform(0.0, 0.8))
+        status, seconds = daemon.stop()
+        ends.append((status, round(seconds, 2)))
+        assert status in (0, -signal.SIGTERM), (seed, ends, daemon.said()[-3000:])
+        assert seconds < SECONDS, (seed, ends)
+        assert set(daemon.files().values()) <= set(range(number + 1)), (seed, ends)
+    print(f"ended with {ends}")
+    daemon.start()
+    settled(daemon, **{f"k{one}": 12 for one in range(20)})
+    assert not [*daemon.root.rglob("*.tmp")]
+    left_in_peace(daemon)
+
+
+def test_a_second_agent_refuses_and_the_first_one_goes_on(daemon):
+    """Exit status 4, a sentence, and no change; the first one still repairs."""
+    daemon.start()
+    settled(daemon, a=1)
+    command = [sys.executable, "-m", "agent", *daemon.command("--http-address=off")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "another agent is running" in done.stderr
+    (daemon.seccomp / "a.json").unlink()
+    settled(daemon, a=1)
+    left_in_peace(daemon)
+
+
+ON_FILES = [
+    name for name in POINTS if "policy" not in name and "node" not in name and "event" not in name
+]
+
+
+@pytest.mark.parametrize("point", ON_FILES)
+def test_a_kill_at_a_named_point_ends_in_the_same_state(daemon, monkeypatch, point):
+    """Files are old or new, never half; the next start does the rest and tidies up."""
+    daemon.provide(a=1, c=3)
+    daemon.start("--prune=always")
+    settled(daemon, a=1, c=3)
+    daemon.stop()
+    monkeypatch.setenv("KILLED", point)
+    daemon.start("--prune=always", module="tests.system.killed")
+    settled(daemon, a=1, c=3)  # what is unchanged comes by none of these points
+    daemon.provide(a=2, b=2)
+    daemon.until(lambda: not daemon.alive())
+    assert daemon.process.returncode == -signal.SIGKILL
+    found = daemon.files()
+    assert found["a.json"] in (1, 2)
+    assert found.get("b.json", 2) == 2
+    assert found.get("c.json", 3) == 3
+    monkeypatch.delenv("KILLED")
+    daemon.start("--prune=always")
+    settled(daemon, a=2, b=2)
+    assert (daemon.problems(), len(daemon.entries())) == ({}, 2)
+    assert not [*daemon.root.rglob("*.tmp")]
+    left_in_peace(daemon)
+
+
+@contextlib.contextmanager
+def connections(daemon, number):
+    """Hold so many idle connections, or as many as can be had."""
+    idle = [socket.socket() for _ in range(number)]
+    try:
+        for one in idle:
+            one.settimeout(0.2)
+            if one.connect_ex(("127.0.0.1", daemon.port)):
+                break
+        yield
+    finally:
+        for one in idle:
+            one.close()
+
+
+def test_with_64_descriptors_it_works_and_outlives_a_storm_of_connections(daemon):
+    """Idle connections take what is left; repairs go on, and afterwards it answers again."""
+    daemon.start(limits={resource.RLIMIT_NOFILE: 64})
+    settled(daemon, a=1)
+    with connections(daemon, 100):
+        for number in range(2, 8):
+            daemon.provide(a=number)
+            daemon.until(lambda number=number: daemon.number() == number)
+        (daemon.seccomp / "a.json").unlink()
+        daemon.until(lambda: daemon.number() == 7)
+    settled(daemon, a=7)
+    assert (daemon.problems(), daemon.usage()["fds"] < 40) == ({}, True)
+    left_in_peace(daemon)
+
+
+def test_without_any_descriptor_left_it_is_blind_touches_nothing_and_heals(daemon):
+    """Far below 64: it says that it cannot look, lives, and repairs once it can."""
+    daemon.start(limits={resource.RLIMIT_NOFILE: 28})
+    settled(daemon, a=1)
+    with connections(daemon, 60):
+        daemon.provide(a=2)
+        daemon.until(lambda: "Too many open files" in daemon.said())
+        assert daemon.files() == {"a.json": 1}
+    settled(daemon, a=2)
+    assert daemon.problems() == {}
     left_in_peace(daemon)

@@ -567,6 +567,30 @@ def test_what_failed_is_tried_again_less_and_less_often(world, clock):
     assert (world.daemon._failures, "new" in world.loaded()) == (0, True)
 
 
+def test_another_failure_is_tried_again_soon_however_long_the_first_lasts(world, clock):
+    """A source that is away for hours does not make a full disk wait for the resync."""
+    world.other.keys = Unreadable(origin="dir /p", why="no")
+    for _ in range(9):
+        world.daemon._full = clock.now + RESYNC
+        world.daemon.step()
+    assert world.daemon._due == world.daemon._full
+    problem = Problem(code="write_failed", where="new", what="no")
+    world.kind.put = lambda profile, ours: Failed(problem=problem)
+    world.keys.keys["new"] = "new:1"
+    world.daemon.step()
+    assert world.daemon._due - clock.now == 2.0
+
+
+def test_a_ledger_that_cannot_be_read_is_tried_again_soon(world, clock, monkeypatch):
+    """Nothing says that it can be read again, such as a free descriptor."""
+    problem = Problem(code="kind_unobservable", where="/state", what="no")
+    monkeypatch.setattr(world.daemon.one.ledger, "entries", lambda: problem)
+    for source in (world.keys, world.other):
+        source.keys = Missing(origin=source.origin, why="no")
+    report = world.daemon.step()
+    assert (report.rows, world.daemon._due - clock.now) == ((), 2.0)
+
+
 def test_a_damaged_entry_that_was_replaced_is_told_for_seconds_only(world, clock):
     """The pass that tells of it tracks the profile anew; the next, soon after, finds it whole."""
     for path in sorted((world.path / "state/entries").iterdir())[:1]:
