@@ -7,12 +7,12 @@ Rule 2: without a trustworthy ledger nothing is touched.
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agent.core import account, desired, model, plan, ports, reconcile
 from agent.core.model import Blind, Blob, Entry, Id, Inspected, KindName, Observed, Unreadable
 from agent.core.problems import Problem
-from agent.core.report import Report, of_source
+from agent.core.report import Report, Row, of_source
 from agent.doors.ledger import FileLedger
 
 
@@ -26,11 +26,13 @@ class Pass:
         kinds: Mapping[KindName, ports.Kind],
         ledger: FileLedger,
         options: plan.Options,
+        allow_empty: bool = False,
     ) -> None:
         self.sources = sources
         self.kinds = kinds
         self.ledger = ledger
         self.options = options
+        self.allow_empty = allow_empty
         self.pulse: Callable[[], None] = lambda: None  # called between keys and between actions
         self._inspected: dict[tuple[KindName, Blob], Inspected] = {}
         self._joined: tuple[Sequence[model.Snapshot], desired.Desired] | None = None
@@ -47,7 +49,7 @@ class Pass:
         seconds: dict[str, float] = {}
         found = self.ledger.entries()
         with _timed(seconds, "read"):
-            snapshots = [one for source in self.sources for one in source.read()]
+            snapshots = [self._meant(one) for source in self.sources for one in source.read()]
             if not isinstance(found, Problem):
                 snapshots += self._absent(found, {one.origin for one in snapshots})
         return self._reconcile(snapshots, found, seconds, dry_run=dry_run)
@@ -75,13 +77,19 @@ class Pass:
         ]
         report = self._reconcile(snapshots, found, {}, dry_run=dry_run)
         return Report(
-            rows=report.rows,
+            rows=tuple(_put_back(row) for row in report.rows),
             sets=(),
             supports=report.supports,
             problems=tuple(one for one in report.problems if not of_source(one)),
             dry_run=dry_run,
             seconds=report.seconds,
         )
+
+    def _meant(self, snapshot: model.Snapshot) -> model.Snapshot:
+        """Return an emptied set as one that was read, where that is allowed."""
+        if not self.allow_empty or not isinstance(snapshot, model.Emptied):
+            return snapshot
+        return model.Read(origin=snapshot.origin, revision=snapshot.revision, blobs=())
 
     def _absent(self, entries: Mapping[Id, Entry], read: set[str]) -> list[model.Snapshot]:
         """Return what the sources say of sets that the ledger knows and no source gave."""
@@ -209,6 +217,13 @@ def _settled(actions: Sequence[plan.Action], report: Report) -> bool:
     return all(isinstance(one, plan.Keep | plan.Hold) for one in actions) and all(
         row.state not in ("failed", "unobservable") and row.desired for row in report.rows
     )
+
+
+def _put_back(row: Row) -> Row:
+    """Return a row as restore tells it: no source was meant to be read, so none is gone."""
+    if row.state != "held" or not row.desired:
+        return row
+    return replace(row, state="installed", why="" if row.why == "source gone" else row.why)
 
 
 @contextlib.contextmanager

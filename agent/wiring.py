@@ -230,10 +230,10 @@ def one_pass(settings: Settings, found: Cluster | None = None) -> oneshot.Pass:
         ledger=ledger(settings),
         options=plan.Options(
             prune=settings.prune,
-            allow_empty=settings.allow_empty,
             take_over=frozenset(settings.take_over),
             grace=settings.removal_grace,
         ),
+        allow_empty=settings.allow_empty,
     )
 
 

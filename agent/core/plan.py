@@ -39,7 +39,6 @@ from agent.core.desired import Desired
 from agent.core.model import (
     Blind,
     CannotTell,
-    Emptied,
     Entry,
     Evidence,
     Fact,
@@ -69,7 +68,6 @@ class Options:
     """
 
     prune: Literal["unused", "always", "never"] = "unused"
-    allow_empty: bool = False
     take_over: frozenset[str] = frozenset()
     grace: float = 0.0
     gone: Mapping[tuple[KindName, str], float] | None = None
@@ -165,7 +163,7 @@ def owned(entry: Entry) -> dict[str, Evidence]:
 
 def suspects(desired: Desired, entries: Mapping[Id, Entry], options: Options) -> frozenset[str]:
     """Return the names whose use must be looked at, because they may have to go."""
-    claimed = _claimed(desired, entries, options)
+    claimed = _claimed(desired, entries)
     return frozenset(
         name
         for entry in entries.values()
@@ -189,13 +187,7 @@ def plan(
     )
 
 
-def _gone(desired: Desired, origin: str, options: Options) -> bool:
-    """Return whether a set is known to provide nothing but its current keys."""
-    snapshot = desired.sets.get(origin)
-    return isinstance(snapshot, Read) or (isinstance(snapshot, Emptied) and options.allow_empty)
-
-
-def _standing(entry: Entry, desired: Desired, options: Options) -> bool:
+def _standing(entry: Entry, desired: Desired) -> bool:
     """Return whether an entry's last good version stands for its key."""
     if entry.installed is None:
         return False
@@ -203,12 +195,11 @@ def _standing(entry: Entry, desired: Desired, options: Options) -> bool:
         return True
     if desired.stands(entry.id):
         return True
-    return entry.id.origin in desired.sets and not _gone(desired, entry.id.origin, options)
+    snapshot = desired.sets.get(entry.id.origin)
+    return snapshot is not None and not isinstance(snapshot, Read)
 
 
-def _claimed(
-    desired: Desired, entries: Mapping[Id, Entry], options: Options
-) -> frozenset[tuple[KindName, str]]:
+def _claimed(desired: Desired, entries: Mapping[Id, Entry]) -> frozenset[tuple[KindName, str]]:
     """Return every name that a current key provides, by its last good version too."""
     claims = {
         (id_.kind, name)
@@ -216,7 +207,7 @@ def _claimed(
         for name in profile.version.provides
     }
     for entry in entries.values():
-        if _standing(entry, desired, options) and entry.installed is not None:
+        if _standing(entry, desired) and entry.installed is not None:
             claims |= {(entry.id.kind, name) for name in entry.installed.provides}
     return frozenset(claims)
 
@@ -231,11 +222,12 @@ class _Judged:
     new: list[str] = field(default_factory=list)  # nobody's, absent
     equal: dict[str, Evidence] = field(default_factory=dict)  # not ours, desired content
     unfinished: list[str] = field(default_factory=list)  # staged, and the node shows it
+    taken: list[str] = field(default_factory=list)  # somebody else's, named by --take-over
     foreign: list[str] = field(default_factory=list)
 
     @property
     def ours(self) -> frozenset[str]:
-        return frozenset([*self.same, *self.drifted, *self.unfinished])
+        return frozenset([*self.same, *self.drifted, *self.unfinished, *self.taken])
 
 
 class _Planner:
@@ -254,7 +246,7 @@ class _Planner:
         self.entries = {id_: entry for id_, entry in entries.items() if id_.kind == kind}
         self.observed = observed
         self.options = options
-        self.claimed = _claimed(desired, entries, options)
+        self.claimed = _claimed(desired, entries)
         self.unreadable = any(isinstance(one, Unreadable) for one in desired.sets.values())
         self.barred: set[Id] = set()  # desired, but its last good version stays for now
         self.owners: dict[str, list[Entry]] = {}
@@ -357,7 +349,7 @@ class _Planner:
         if judged.unfinished and not holders:
             return "unfinished"
         if not holders:
-            return "new"
+            return "taken over" if judged.taken else "new"
         if not untouched:
             sources = {one.installed.source for one in holders if one.installed is not None}
             return "recompiled" if sources == {version.source} else "changed"
@@ -425,8 +417,10 @@ class _Planner:
                     judged.drifted.append(name)
                 else:
                     judged.foreign.append(name)
-            elif is_staged or name in self.options.take_over:
+            elif is_staged:
                 judged.unfinished.append(name)
+            elif name in self.options.take_over:
+                judged.taken.append(name)
             elif same(
                 profile.version.evidence.get(name, frozenset()),
                 fact,
@@ -484,7 +478,7 @@ class _Planner:
     # --- names that nobody desires ----------------------------------------------------------------
 
     def _leftover(self, entry: Entry, seen: Seen) -> Iterable[Action]:
-        if _standing(entry, self.desired, self.options) and not self.desired.has(entry.id):
+        if _standing(entry, self.desired) and not self.desired.has(entry.id):
             yield self._last_good(entry, "source gone", "held", (), seen)
             names = list(entry.retired)
         else:
@@ -551,9 +545,7 @@ class _Planner:
         names: set[str] = set()
         if id_ in self.desired.profiles:
             names |= set(self.desired.profiles[id_].version.provides)
-        if entry.installed is not None and (
-            id_ in self.barred or _standing(entry, self.desired, self.options)
-        ):
+        if entry.installed is not None and (id_ in self.barred or _standing(entry, self.desired)):
             names |= set(entry.installed.provides)
         return frozenset(names)
 
@@ -613,7 +605,7 @@ class _Planner:
                     names=tuple(sorted(owned(entry))),
                     state=state,
                     problems=(observed.problem,),
-                    desired=_standing(entry, self.desired, self.options),
+                    desired=_standing(entry, self.desired),
                 )
 
     def _sorted(self, ids: Collection[Id]) -> list[Id]:

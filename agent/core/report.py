@@ -91,7 +91,7 @@ class Report:
     @property
     def converged(self) -> bool:
         """Return whether everything desired is verified in place and nothing is pending."""
-        return exit_status(self, allow_unsupported=False, allow_empty=True) == 0
+        return exit_status(self, allow_unsupported=False) == 0
 
 
 def of_source(problem: Problem) -> bool:
@@ -103,11 +103,11 @@ def of_source(problem: Problem) -> bool:
 _FINE = frozenset({"installed", "held", "removed", "released", "planned", "accepted"})
 
 
-def exit_status(report: Report, *, allow_unsupported: bool, allow_empty: bool) -> Literal[0, 1, 3]:
+def exit_status(report: Report, *, allow_unsupported: bool) -> Literal[0, 1, 3]:
     """Return 0, 1 or 3, as the README's table of exit statuses says."""
     if any(one.state in ("missing", "unreadable") for one in report.sets):
         return 3
-    if any(one.state == "emptied" for one in report.sets) and not allow_empty:
+    if any(one.state == "emptied" for one in report.sets):
         return 1
     others = [one for one in report.problems if not of_source(one)]
     if any(problem.severity == "error" for problem in others):

@@ -69,7 +69,7 @@ def _told(before: Row | None, row: Row) -> Happened | None:
             note = f"{what} was {_DRIFT[row.why]} and is restored"
             return Happened(type="Warning", reason="ProfileRestored", action="Restore", note=note)
         if row.state == "installed":
-            new = row.why in ("new", "unfinished")
+            new = row.why in ("new", "unfinished", "taken over")
             return Happened(
                 type="Normal",
                 reason="ProfileLoaded" if new else "ProfileUpdated",

@@ -433,15 +433,6 @@ def test_a_set_that_is_gone_keeps_and_restores_its_profiles(gone):
     assert short(decide(wanted, entry(), seen=has())) == [(Put, "missing", ("web",))]
 
 
-def test_an_emptied_set_may_be_allowed():
-    """With --allow-empty an emptied set is a set without keys."""
-    seen = Seen(facts={"web": fact()}, uses={"web": Unused()})
-    wanted = desired(sets=[Emptied(origin=ORIGIN, revision="")])
-    assert short(decide(wanted, entry(), seen=seen, allow_empty=True)) == [
-        (Remove, "not desired", ("web",))
-    ]
-
-
 def test_a_duplicate_key_releases_its_names_to_the_first():
     """Of two keys with the same content one owns the names."""
     wanted = desired(profile(key("a")), same={key("b"): key("a")})
