@@ -14,7 +14,7 @@ from agent.core.report import Report, exit_status
 from agent.settings import Settings
 
 USAGE: Final = 2
-UNREACHABLE: Final = 3
+UNREAD: Final = 3  # a source, or the API server
 LOCKED: Final = 4
 BUG: Final = 70  # EX_SOFTWARE of sysexits.h
 
@@ -22,12 +22,17 @@ BUG: Final = 70  # EX_SOFTWARE of sysexits.h
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     os.umask(0o022)  # whatever the caller's: directories 0755, files 0644
+    _open_closed()
     parsed = cli.parse(sys.argv[1:] if argv is None else argv, os.environ, _read_config)
     try:
         return _run(parsed)
     except BrokenPipeError:
         # Whoever read the output went away; Python would complain once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except _NotTold as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stderr.write(f"profile-loader: standard output cannot be written: {error}\n")
         return 1
     except Exception as error:  # noqa: BLE001 - the last place that can tell
         return _configuration(error) or _bug(error)
@@ -36,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(parsed: cli.Parsed) -> int:  # noqa: PLR0911 - one return a command
     match parsed:
         case cli.Usage(text=text, status=status):
-            (sys.stderr if status else sys.stdout).write(text)
+            _print(text) if not status else sys.stderr.write(text)
             return status
         case cli.Run(settings=settings, oneshot=oneshot):
             return _pass(settings, restore=False) if oneshot else _daemon(settings)
@@ -62,17 +67,17 @@ def _run(parsed: cli.Parsed) -> int:  # noqa: PLR0911 - one return a command
 def _unlabel(settings: Settings) -> int:
     from agent.commands import unlabel
 
-    sys.stdout.write(unlabel.unlabel(settings))
+    _print(unlabel.unlabel(settings))
     return 0
 
 
 def _render(wanted: cli.Render) -> int:
     from agent.commands import render
 
-    text, mistakes = render.render(wanted.directory, wanted.name, wanted.namespace, wanted.domain)
-    sys.stdout.write(text)
-    sys.stderr.writelines(f"profile-loader: {one}\n" for one in mistakes)
-    return 1 if mistakes else 0
+    made = render.render(wanted.directory, wanted.name, wanted.namespace, wanted.domain)
+    _print(made.text)
+    sys.stderr.writelines(f"profile-loader: {one}\n" for one in made.mistakes)
+    return UNREAD if not made.read else 1 if made.mistakes else 0
 
 
 def _pass(settings: Settings, *, restore: bool) -> int:
@@ -141,32 +146,54 @@ def _lock(settings: Settings) -> Iterator[bool]:
 
 
 def _tell(report: Report, settings: Settings, *, selectors: bool = False) -> int:
-    status = exit_status(
-        report,
-        allow_unsupported=settings.allow_unsupported,
-        allow_empty=settings.allow_empty,
-    )
+    status = exit_status(report, allow_unsupported=settings.allow_unsupported)
     if settings.output == "json":
         from agent.reporters import document
 
-        sys.stdout.write(
-            document.document(report, exit_status=status, domain=settings.label_domain)
-        )
+        _print(document.document(report, exit_status=status, domain=settings.label_domain))
     else:
         from agent.reporters import table
 
         width = shutil.get_terminal_size((80, 24)).columns
         domain = settings.label_domain if selectors else ""
-        sys.stdout.write(table.table(report, width=width, domain=domain))
-    sys.stdout.flush()
+        _print(table.table(report, width=width, domain=domain))
     return status
+
+
+class _NotTold(Exception):  # noqa: N818 - no mistake of the agent's
+    """What was done could not be told on standard output."""
+
+
+def _print(text: str) -> None:
+    """Write to standard output, to its end. Raises BrokenPipeError and _NotTold."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _NotTold(error.strerror) from error
+
+
+def _open_closed() -> None:
+    """Open /dev/null for each standard stream that the caller closed.
+
+    Else the next file that is opened would have its number, and be written to.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            mode = "r" if number == 0 else "w"
+            stream = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 - till the end
+            setattr(sys, name, stream)
 
 
 def _read_config(path: str) -> object:
     from agent.sources import documents
 
     try:
-        found = documents.parse(Path(path).read_bytes())
+        found = documents.parse(documents.read(path))
     except documents.NotYaml as error:
         raise ValueError(str(error)) from error
     if len(found) > 1:
@@ -188,7 +215,7 @@ def _configuration(error: Exception) -> int:
     if not isinstance(error, kube.KubeError):
         return 0
     sys.stderr.write(f"profile-loader: {error}\n")
-    return USAGE if isinstance(error, kube.NoCluster) else UNREACHABLE
+    return USAGE if isinstance(error, kube.NoCluster) else UNREAD
 
 
 def _bug(error: Exception) -> int:

@@ -171,10 +171,11 @@ def parse(
     joined = options.settings(
         {name: one for name, one in given.items() if name in options.BY_NAME}, environ, file
     )
+    anywhere = "source" in told or "source" in file or options.PREFIX + "SOURCE" in environ
+    mistakes += joined if not isinstance(joined, Settings) else ()
+    mistakes += _needed(command, told, any_source=anywhere)
     if not isinstance(joined, Settings):
-        mistakes += joined
-        return _usage([*mistakes, *_needed(command, told, any_source="source" in told)])
-    mistakes += _needed(command, told, any_source=bool(joined.source) or "source" in told)
+        return _usage(mistakes)
     mistakes += _no_sources("--source", joined.source) if command == "run" else []
     mistakes += _no_sources("PATH", _paths(given))
     mistakes += _no_daemon(joined, given) if command == "run" else []
@@ -439,8 +440,8 @@ def _add(group: argparse._ArgumentGroup, option: options.Option) -> None:
     if option.shape != "list" and option.default:
         default = option.default
         shown = ",".join(default) if isinstance(default, tuple) else str(default)
-        if option.shape == "seconds" and isinstance(default, float):
-            shown = f"{default:g}s"
+        if isinstance(default, float):
+            shown = f"{default:g}" + "s" * (option.shape == "seconds")
         help_ += f" (default: {shown})"
     metavar = option.metavar or "{" + ",".join(option.choices) + "}"
     action = "append" if option.shape == "list" else "store"

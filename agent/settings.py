@@ -508,7 +508,7 @@ def _list(raw: object) -> tuple[str, ...]:
 def _words(raw: object) -> tuple[str, ...]:
     """Return the parts of a text with commas, or of a list."""
     if isinstance(raw, str):
-        return tuple(word.strip() for word in raw.split(",") if word.strip())
+        return tuple(word.strip() for word in re.split("[,\n]", raw) if word.strip())
     if isinstance(raw, list | tuple):
         return tuple(_text(one) for one in raw)
     raise ValueError(f'"{raw}" must be a text or a list')

@@ -3,6 +3,7 @@
 Rule 1: nothing of the host is read but the AppArmor includes to compile with; nothing is written.
 """
 
+import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,7 +44,8 @@ def check(settings: Settings, paths: Sequence[str], arch: str) -> tuple[Report, 
     def inspect(kind: KindName, blob: Blob) -> Inspected:
         return apparmor.inspect(blob) if kind == "apparmor" else seccomp.inspect(blob)
 
-    snapshots = [one for path in paths for one in _read(path)]
+    above = _above(paths)
+    snapshots = [one for path in paths for one in _read(path, above)]
     kinds: frozenset[KindName] = frozenset(
         kind for kind in ("apparmor", "seccomp") if kind in settings.kinds
     )
@@ -59,23 +61,34 @@ def check(settings: Settings, paths: Sequence[str], arch: str) -> tuple[Report, 
     return report, apparmor.abi if told else ""
 
 
-def _read(path: str) -> tuple[Snapshot, ...]:
-    """Read a directory, a manifest, or a single file as one key."""
+def _single(path: str) -> bool:
+    """Return whether a path is a file that is one key."""
+    return Path(path).is_file() and Path(path).suffix not in _MANIFESTS
+
+
+def _above(paths: Sequence[str]) -> str:
+    """Return the directory that the single files have in common: their keys are relative to it."""
+    directories = [str(Path(path).absolute().parent) for path in paths if _single(path)]
+    return os.path.commonpath(directories) if directories else ""
+
+
+def _read(path: str, above: str) -> tuple[Snapshot, ...]:
+    """Read a directory, a manifest, or a single file as one key of the directory above."""
     one = Path(path)
-    if not one.is_file() or one.suffix in _MANIFESTS:
+    if not _single(path):
         source = opening.open_source(path)
         # The command line has refused ConfigMaps of the API server.
         return () if isinstance(source, opening.Wanted) else source.read()
-    origin = f"dir {one.parent}"
+    origin, key = f"dir {above}", str(one.absolute().relative_to(above))
     try:
         with one.open("rb") as file:
             content = file.read(limits.KEY_BYTES + 1)
     except OSError as error:
         return (Unreadable(origin=path, why=f"{path}: {error.strerror}"),)
     if len(content) > limits.KEY_BYTES:
-        refused = ((one.name, limits.too_large(path)),)
+        refused = ((key, limits.too_large(path)),)
         return (Read(origin=origin, revision="", blobs=(), refused=refused),)
-    blob = Blob(origin=origin, key=one.name, content=content)
+    blob = Blob(origin=origin, key=key, content=content)
     return (Read(origin=origin, revision="", blobs=(blob,)),)
 
 

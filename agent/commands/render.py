@@ -7,23 +7,34 @@ with the path as its seccomp-prefix annotation. Rule 1: the same directory gives
 import base64
 import re
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import yaml
 
-from agent.core.model import Blob, Read
+from agent.core.model import Blob, Emptied, Read
 from agent.sources.directory import Directory
 
 LIMIT = 1_000_000  # below the 1 MiB of a ConfigMap (and of etcd's request), its metadata included
 _KEY = re.compile(r"[-._a-zA-Z0-9]{1,253}")
 
 
-def render(directory: str, name: str, namespace: str, domain: str) -> tuple[str, tuple[str, ...]]:
-    """Return YAML documents, and what could not be rendered and why."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendered:
+    """YAML documents, what could not be rendered and why, and whether the directory was read."""
+
+    text: str
+    mistakes: tuple[str, ...]
+    read: bool = True
+
+
+def render(directory: str, name: str, namespace: str, domain: str) -> Rendered:
+    """Render every profile below a directory."""
     (snapshot,) = Directory(directory).read()
     if not isinstance(snapshot, Read):
         why = getattr(snapshot, "why", "it holds no profile")
-        return "", (f"{directory}: {why}",)
+        read = isinstance(snapshot, Emptied)
+        return Rendered(text="", mistakes=(f"{directory}: {why}",), read=read)
     mistakes = [f'"{key}": {problem.what}' for key, problem in snapshot.refused]
     folders: dict[str, list[Blob]] = defaultdict(list)
     for blob in snapshot.blobs:
@@ -38,7 +49,7 @@ def render(directory: str, name: str, namespace: str, domain: str) -> tuple[str,
             number = f"-{len(maps) + 1}" if maps else ""
             maps.append(_config_map(f"{name}{number}", namespace, domain, prefix, part))
     text = yaml.dump_all(maps, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000)
-    return text, tuple(mistakes)
+    return Rendered(text=text, mistakes=tuple(mistakes))
 
 
 def _split(blobs: list[Blob]) -> list[list[Blob]]:

@@ -5,6 +5,8 @@ the interpreter does not die (libyaml's composer recurses in C: nesting is count
 Rule 2: what aliases and merge keys expand to counts as if it were written out.
 """
 
+import os
+import stat
 from collections.abc import Hashable
 from typing import Final
 
@@ -98,3 +100,21 @@ def _measure(text: str) -> None:  # noqa: C901, PLR0912 - one case for each kind
             raise NotYaml(f"it nests more than {DEPTH} levels deep")
         if nodes > NODES or size > BYTES:
             raise NotYaml(f"it expands to more than {NODES} nodes or {BYTES} characters")
+
+
+def read(path: str) -> bytes:
+    """Return the content of a regular file, within the limit. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(0, "not a regular file")
+        if status.st_size > BYTES:
+            raise OSError(0, f"larger than {BYTES} bytes")
+        with open(fd, "rb", closefd=False) as stream:
+            content = stream.read(BYTES + 1)
+    finally:
+        os.close(fd)
+    if len(content) > BYTES:  # it grew since it was measured
+        raise OSError(0, f"larger than {BYTES} bytes")
+    return content

@@ -6,8 +6,6 @@ Rule 2: other kinds of objects are passed over; a ConfigMap that is not well-for
 file unreadable, since its keys may still be desired.
 """
 
-import os
-import stat
 from pathlib import Path
 
 from agent.core.labels import DOMAIN
@@ -36,7 +34,7 @@ class Manifest:
     def read(self) -> tuple[Snapshot, ...]:
         """Read the file once."""
         try:
-            content = _regular(self.path)
+            content = documents.read(self.path)
         except FileNotFoundError:
             return (Missing(origin=self.origin, why=f"{self.path} does not exist"),)
         except OSError as error:
@@ -77,20 +75,3 @@ class Manifest:
             raise config_map.Malformed(f"ConfigMap {where} is in it twice")
         self._seen.add(where)
         return found.allow_empty
-
-
-def _regular(path: str) -> bytes:
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(0, "not a regular file")
-        if status.st_size > documents.BYTES:
-            raise OSError(0, f"larger than {documents.BYTES} bytes")
-        with open(fd, "rb", closefd=False) as stream:
-            content = stream.read(documents.BYTES + 1)
-    finally:
-        os.close(fd)
-    if len(content) > documents.BYTES:  # it grew since it was measured
-        raise OSError(0, f"larger than {documents.BYTES} bytes")
-    return content

@@ -45,7 +45,7 @@ def test_each_kind_of_option_is_read_from_flags():
         *RUN,
         "--source=/q",
         "--dry-run",
-        "--kinds=seccomp",
+        "--kinds=seccomp\nseccomp",
         "--prune=never",
         "--parser-timeout=1.5m",
         "--take-over=a",

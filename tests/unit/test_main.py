@@ -3,6 +3,9 @@
 import fcntl
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -82,7 +85,7 @@ def test_a_foreign_file_is_held_and_may_be_taken_over(run, top):
     status, report = run()
     assert (status, states(report)["audit.json"][0], path.read_text()) == (1, "foreign", DENY)
     status, report = run("--take-over=audit.json")
-    assert (status, states(report)["audit.json"][0]) == (0, "installed")
+    assert (status, states(report)["audit.json"]) == (0, ("installed", "taken over"))
     assert path.read_text() != DENY
 
 
@@ -142,6 +145,7 @@ def test_an_emptied_source_removes_nothing_unless_allowed(run, top):
     assert (status, states(report)) == (1, {"audit.json": ("held", "source gone")})
     status, report = run("--prune=always", "--allow-empty")
     assert (status, states(report)) == (0, {"audit.json": ("removed", "not desired")})
+    assert report["problems"] == []
 
 
 def test_a_second_agent_is_refused(run, top):
@@ -190,7 +194,7 @@ def test_restore_needs_no_source_and_removes_nothing(run, top):
     run()
     (top / "root" / SECCOMP / "audit.json").unlink()
     status, report = run("--output=json", command=("restore",), source=False)
-    assert (status, states(report)) == (0, {"audit.json": ("held", "missing")})
+    assert (status, states(report)) == (0, {"audit.json": ("installed", "missing")})
     assert report["problems"] == []
     assert (top / "root" / SECCOMP / "audit.json").exists()
 
@@ -210,6 +214,20 @@ def test_check_touches_nothing_and_tells_each_file(top, capsys, monkeypatch):
     assert main(["check", "absent", "--output=json"]) == 3
 
 
+def test_checked_files_are_keys_of_the_directory_that_they_share(top, capsys, monkeypatch):
+    """Two files of one name in two directories are two profiles, as in a source."""
+    monkeypatch.chdir(top)
+    (top / "source/deep").mkdir()
+    (top / "source/deep/audit.json").write_text(DENY)
+    files = ["source/audit.json", f"{top}/source/deep/audit.json"]
+    assert main(["check", *files, "--output=json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [one["localhostProfile"] for one in report["profiles"]] == [
+        "audit.json",
+        "deep/audit.json",
+    ]
+
+
 def test_the_same_name_in_two_checked_files_is_a_conflict(top, capsys):
     """What would be refused on a node is refused in a CI job."""
     (top / "more").mkdir()
@@ -222,11 +240,46 @@ def test_the_same_name_in_two_checked_files_is_a_conflict(top, capsys):
 
 
 def test_render_prints_config_maps(top, capsys):
-    """The output is YAML, mistakes go to standard error and make the status 1."""
+    """The output is YAML; a directory that cannot be read is 3, as for every source."""
     arguments = ["--name=n", "--namespace=ns"]
     assert main(["render", f"{top}/source", *arguments]) == 0
     assert "kind: ConfigMap" in capsys.readouterr().out
-    assert main(["render", f"{top}/absent", *arguments]) == 1
+    assert main(["render", f"{top}/absent", *arguments]) == 3
+
+
+COMMAND = [sys.executable, "-m", "agent", "check", "--kinds=seccomp"]
+
+
+def test_an_output_that_cannot_be_written_is_told_and_no_bug(top):
+    """A full device under standard output is the operator's matter: 1, and why."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*COMMAND, f"{top}/source"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (
+        1,
+        "profile-loader: standard output cannot be written: No space left on device\n",
+    )
+
+
+def test_closed_streams_change_nothing(top):
+    """A caller that closed standard output or error gets the exit status all the same."""
+    for closed in (">&-", "2>&-", ">&- 2>&- <&-"):
+        command = f'"$@" {closed}'
+        done = subprocess.run(
+            ["sh", "-c", command, "sh", *COMMAND, f"{top}/source"], check=False, capture_output=True
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_configuration_file_that_would_never_end_is_a_mistake(top, capsys):
+    """A FIFO or device as --config is told; the command does not wait for it."""
+    os.mkfifo(top / "fifo")
+    for path in (f"{top}/fifo", "/dev/zero"):
+        assert main(["--oneshot", "--source=x", f"--config={path}"]) == 2
+        assert capsys.readouterr().err.startswith(
+            f"profile-loader: --config {path}: not a regular file"
+        )
 
 
 def test_a_wrong_call_ends_with_2_and_help_with_0(capsys):

@@ -8,7 +8,8 @@ from agent.sources.manifest import DOMAIN, Manifest
 
 
 def rendered(path):
-    return render.render(str(path), "node-profiles", "kube-system", DOMAIN)
+    made = render.render(str(path), "node-profiles", "kube-system", DOMAIN)
+    return made.text, made.mistakes
 
 
 def test_rendered_config_maps_hold_the_same_profiles(tmp_path):
