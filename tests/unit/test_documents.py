@@ -30,9 +30,51 @@ def test_the_readme_is_short_and_lists_every_option():
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_links_lead_somewhere(page):
-    """Each relative link of a page names a file that exists."""
-    links = re.findall(r"\]\(([^)#]+)", page.read_text())
-    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+    """Each relative link of a page names a file that exists, and a heading that is in it."""
+    links = re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text())
+    dead = []
+    for path, heading in links:
+        target = page.parent / path if path else page
+        if "://" in path:
+            continue
+        if not target.exists() or (heading and heading not in anchors(target)):
+            dead.append(f"{path}#{heading}")
+    assert dead == []
+
+
+def anchors(page):
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}
+
+
+TESTS = Path(__file__).parents[1]
+NAMED = re.compile(r"`((?:unit|property|contract|system)/test_\w+\.py)::(test_\w+)(?:\[(\w+)\])?`")
+
+
+def test_every_test_that_a_page_names_exists():
+    """A name of a test is a proof that can be looked at: file, function and case are there."""
+    named = {(str(page), *one) for page in PAGES for one in re.findall(NAMED, page.read_text())}
+    assert named
+    gone = [one for one in sorted(named) if not exists(*one[1:])]
+    assert gone == []
+    loose = [
+        (str(page), one)
+        for page in PAGES
+        for one in re.findall(r"\S*test_\w+\.py::\S*|`test_\w+`", page.read_text())
+        if not re.search(NAMED, f"`{one.strip('`.,;|()')}`")
+    ]
+    assert loose == []
+
+
+def exists(file, function, case):
+    """Return whether a test is there; the cases of one that runs in a guest are functions there."""
+    path = TESTS / file
+    if not path.exists() or f"\ndef {function}(" not in path.read_text():
+        return False
+    beside = [*(TESTS / "system/guest").glob("*.py"), TESTS / "system/apparmor_guest.py"]
+    guest = "".join(one.read_text() for one in beside) if file.startswith("system/") else ""
+    return not case or re.search(rf"\b{case}\b", path.read_text() + guest) is not None
 
 
 def test_the_schema_page_names_every_field_of_the_report():

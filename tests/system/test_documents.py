@@ -1,0 +1,146 @@
+"""Every command in the fenced `sh` blocks of the README, operations and platforms runs from there.
+
+A page's blocks run in their order, each in a shell, in a copy of the tree: against a real API
+server, below a throw-away host root (without AppArmor), and with an /etc and a /usr/local of their
+own. What cannot run is in NOT_RUN with the reason; a block is either run or listed.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.system.cluster import Cluster
+
+PAGES = ["README.md", "docs/operations.md", "docs/platforms.md"]
+TREE = ["README.md", "docs", "manifests", "profiles", "scripts"]
+BUDGET_SECONDS = 180
+NOT_RUN = {  # page, first line of a block: why
+    ("README.md", "sh scripts/test --install"): "it is what runs this test",
+    (
+        "docs/operations.md",
+        "podman save --format oci-archive -o profile-loader.tar profile-loader",
+    ): "no podman and no containerd beside the tests; test_image.py makes the archive with buildah",
+    (
+        "docs/operations.md",
+        "kubectl describe node node-a",
+    ): "port-forward needs a kubelet and a running pod",
+}
+# What an operator has in the PATH: the command of the wheel under test, and the real kubectl.
+COMMANDS = {
+    "profile-loader": 'exec "{python}" -m agent "$@"',
+    "kubectl": 'exec {kubectl} --kubeconfig "$KUBECONFIG" "$@"',
+}
+OTHER_LOADERS = [  # what the migrations of the operations page find
+    {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "kapparmor-profiles", "namespace": "kube-system"},
+        "data": {"custom.one": "profile custom.one {\n  file,\n}\n"},
+    },
+]
+
+
+def blocks(page):
+    """Return the fenced sh blocks of a page."""
+    return re.findall(r"^```sh\n(.*?)^```$", Path(page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def runs(page):
+    return [one for one in blocks(page) if (page, one.splitlines()[0]) not in NOT_RUN]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A control plane with the controllers that the commands of an operator wait for."""
+    with Cluster() as one:
+        one.kubectl("create", "priorityclass", "unused", "--value", "1")
+        one.start_controllers(
+            "daemonset-controller", "namespace-controller", "serviceaccount-controller"
+        )
+        one.node("node-a")
+        one.apply(*OTHER_LOADERS)
+        yield one
+
+
+# An /etc and a /usr/local that are the machine's until something is written, gone with the shell.
+PRIVATE = """
+set -eu
+mount -t tmpfs tmpfs "$WRITES"
+for place in etc usr/local; do
+    mkdir -p "$WRITES/upper/$place" "$WRITES/work/$place"
+    mount -t overlay overlay /$place \\
+        -o "lowerdir=/$place,upperdir=$WRITES/upper/$place,workdir=$WRITES/work/$place"
+done
+ln -sf "$COMMANDS/profile-loader" /usr/local/bin/profile-loader
+for block in "$@"; do
+    sh -eu "$block" || { echo "ended with $?:"; cat "$block"; exit 1; }
+done
+"""
+
+
+@pytest.fixture
+def shell(cluster, tmp_path):
+    """Give a function that runs blocks in a copy of the tree, files of the host being its own."""
+    top, commands = tmp_path / "tree", tmp_path / "bin"
+    top.mkdir()
+    for name in TREE:
+        copy = shutil.copytree if Path(name).is_dir() else shutil.copy
+        copy(name, top / name)
+    (top / "scripts/python").write_text("# sets up .venv from a package index; here it is there\n")
+    for folder in (commands, top / ".venv/bin"):
+        folder.mkdir(parents=True)
+        for name, text in COMMANDS.items():
+            kubectl = shlex.join(cluster.program("kubectl"))
+            made = text.format(python=sys.executable, kubectl=kubectl)
+            (folder / name).write_text(f"#!/bin/sh\n{made}\n")
+            (folder / name).chmod(0o755)
+    for name in ("host", "writes", "blocks"):
+        (tmp_path / name).mkdir()
+    environ = {
+        "PATH": f"{commands}:{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "KUBECONFIG": str(cluster.folder / "admin.kubeconfig"),
+        "PROFILE_LOADER_HOST_ROOT": str(tmp_path / "host"),
+        "PROFILE_LOADER_ALLOW_UNSUPPORTED": "true",
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, (str(Path.cwd()), os.environ.get("PYTHONPATH")))
+        ),
+        "COMMANDS": str(commands),
+        "WRITES": str(tmp_path / "writes"),
+    }
+
+    def run(blocks):
+        files = [tmp_path / "blocks" / f"{number}.sh" for number, _ in enumerate(blocks)]
+        for file, block in zip(files, blocks, strict=True):
+            file.write_text(block)
+        return subprocess.run(
+            ["unshare", "--mount", "sh", "-c", PRIVATE, "sh", *files],
+            cwd=top, env=environ, text=True, check=False, timeout=BUDGET_SECONDS,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_of_a_page_run(page, shell):
+    """Each block that is not listed ends with 0, one after the other, as an operator runs them."""
+    wanted = runs(page)
+    assert wanted
+    done = shell(wanted)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_is_not_run_is_listed_with_its_reason(page):
+    """No block of the list has gone from its page, and each has a reason."""
+    there = {(page, one.splitlines()[0]) for one in blocks(page)}
+    listed = {one for one in NOT_RUN if one[0] == page}
+    assert listed <= there
+    assert all(NOT_RUN.values())

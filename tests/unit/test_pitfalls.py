@@ -1,0 +1,106 @@
+"""Mistakes of this field that no other test keeps out; docs/pitfalls.md lists all of them."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+import yaml
+
+from agent.core.model import Blob
+from agent.core.problems import Problem
+from agent.doors.host import Host
+from agent.kinds.apparmor import kernel, kind
+from agent.reporters import document, events, logs, table
+from tests.reports import report, row
+
+MANIFESTS = Path("manifests")
+PROBES = kernel.Probes(filesystem=lambda _: kernel.SECURITYFS_MAGIC, rights=lambda: "")
+
+
+def test_a_reader_never_sees_a_part_of_a_profile(tmp_path):
+    """A runtime that opens a file while it is replaced reads one whole version of it."""
+    host = Host(tmp_path)
+    versions = [b"{}" * 8, b'{"a": 1}' * 8000]
+    host.write_file("/d", "a.json", versions[0])
+    done, seen = threading.Event(), set()
+
+    def read():
+        while not done.is_set():
+            seen.add((tmp_path / "d/a.json").read_bytes())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for number in range(300):
+            host.write_file("/d", "a.json", versions[number % 2])
+    finally:
+        done.set()
+        reader.join()
+    assert seen <= set(versions)
+
+
+def test_an_older_file_of_the_same_name_is_compiled_anew(tmp_path):
+    """Neither a key's name nor any time says what its policy is: only its content does."""
+    for name in ("revision", ".load", ".replace", ".remove", "features/policy/versions"):
+        file = tmp_path / kernel.ROOT.lstrip("/") / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("7\n")
+    parser = tmp_path / "parser"
+    parser.write_text(f"#!/bin/sh\ncat >> {tmp_path}/compiled\n")
+    parser.chmod(0o755)
+    includes = tmp_path / "includes"
+    includes.mkdir()
+    agent = kind.AppArmor(
+        host=Host(tmp_path), probes=PROBES, parser=str(parser), include_dir=str(includes)
+    )
+    texts = ["profile x { file, }", "profile x { deny /** w, }", "profile x { file, }"]
+    for text in texts:
+        agent.inspect(Blob(origin="dir test", key="x", content=text.encode()))
+        os.utime(includes, (0, 0))
+    assert (tmp_path / "compiled").read_text() == "".join(texts[:2])
+
+
+def test_what_the_parser_said_is_told_everywhere(capsys):
+    """The table, the document, the log and the Event have its message and its line."""
+    said = Problem(
+        code="parser_rejected",
+        where="line 7",
+        what="syntax error, unexpected TOK_ID.",
+        hint="Mend.",
+    )
+    bad = row("web", state="rejected", kind="apparmor", action="reject", problems=(said,))
+    found = report(bad)
+    logs.configure("json", "info")
+    logs.log(found)
+    (event,) = events.transitions(None, found)
+    texts = {
+        "table": table.table(found, width=200),
+        "document": document.document(found, exit_status=1),
+        "log": capsys.readouterr().err,
+        "Event": event.note,
+    }
+    assert [
+        place for place, text in texts.items() if said.what not in text or said.where not in text
+    ] == []
+
+
+ENDS = {  # kinds whose objects end with the namespace or are named by `kubectl delete -k`
+    "Namespace", "ConfigMap", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role",
+    "RoleBinding", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding",
+    "ResourceQuota", "DaemonSet", "Kustomization", "PodMonitor", "PrometheusRule", "Pod",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", sorted(MANIFESTS.rglob("*.yaml")), ids=str)
+def test_nothing_in_the_manifests_outlives_an_uninstall(path):
+    """No custom resource, no webhook, no finalizer: nothing that waits for a program that is gone.
+
+    The admission policy asks no program, and only about the agent's own requests.
+    """
+    documents = [one for one in yaml.safe_load_all(path.read_text()) if one and "kind" in one]
+    assert {one["kind"] for one in documents} <= ENDS
+    assert [one for one in documents if "finalizers" in one.get("metadata", {})] == []
+    for one in documents:
+        if one["kind"] == "ValidatingAdmissionPolicy":
+            assert [match["name"] for match in one["spec"]["matchConditions"]] == ["the-agent"]
