@@ -294,11 +294,12 @@ def _boot(folder, image, append, timeout_seconds, more):
     serial.write_bytes(b"")
     command = [
         "qemu-system-x86_64", "-accel", "tcg", "-cpu", "Nehalem", "-smp", "1", "-m", "1024",
-        "-display", "none", "-no-reboot", "-nodefaults", *more,
+        "-display", "none", "-no-reboot", "-nodefaults",
         "-serial", f"file:{folder / 'console'}", "-serial", f"file:{serial}",
         "-kernel", str(folder / "vmlinuz"),
         "-append", f"{KERNEL} {append}",
         "-drive", f"file={image},format=raw,if=none,id=r", "-device", "nvme,drive=r,serial=r",
+        *more,
     ]  # fmt: skip
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
