@@ -7,6 +7,7 @@ import pytest
 
 import agent
 from agent import settings
+from agent.core import plan
 from agent.core.problems import CODES
 from agent.core.report import Report, Row
 from agent.reporters import document
@@ -46,6 +47,24 @@ def anchors(page):
     """Return the anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}
+
+
+def test_the_decision_table_is_that_of_the_code():
+    """docs/architecture.md has the rows of agent/core/plan.py, each with its test."""
+    told = [row[:-1] for row in table(Path("docs/architecture.md").read_text(), "its set")]
+    assert told == table(plan.__doc__, "its set")
+
+
+def table(text, first):
+    """Return the rows, as cells, of the table whose heading begins with a word."""
+    rows = [
+        [cell.strip() for cell in line.strip().strip("|").split("|")]
+        for line in text.splitlines()
+        if line.strip().startswith("|")
+    ]
+    start = [row[0] for row in rows].index(first)
+    width = len(rows[start])
+    return [row for row in rows[start + 2 :] if len(row) == width]
 
 
 TESTS = Path(__file__).parents[1]
