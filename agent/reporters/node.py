@@ -87,13 +87,13 @@ class OwnNode:
             present=self.own(meta) if meta is not None else {},
         )
 
+    def below(self, meta: Meta) -> frozenset[str]:
+        """Return the labels below our prefixes, whoever holds them."""
+        return frozenset(key for key in meta.labels if labels.is_own(key, self.options.domain))
+
     def own(self, meta: Meta) -> dict[str, str]:
         """Return the labels below our prefixes that are not known to be another's."""
-        return {
-            key: value
-            for key, value in meta.labels.items()
-            if labels.is_own(key, self.options.domain) and key not in self.strays
-        }
+        return {key: meta.labels[key] for key in self.below(meta) - self.strays}
 
     def publish(self, meta: Meta, wanted: Mapping[str, str]) -> Meta:
         """Make the Node's own labels the wanted ones; return the Node as answered.
@@ -117,11 +117,7 @@ class OwnNode:
             self._doubtful = doubtful or error.status >= 500  # noqa: PLR2004 - RFC 9110
             raise
         self._doubtful = False
-        self.strays = frozenset(
-            key
-            for key in answer.labels
-            if labels.is_own(key, self.options.domain) and key not in wanted
-        )
+        self.strays = self.below(answer) - wanted.keys()
         return answer
 
     def prove(self, meta: Meta) -> None:

@@ -81,12 +81,16 @@ class Publisher:
             self.dropped(left)
 
     def on(self) -> frozenset[str] | None:
-        """Return the own labels that are, or soon may be, on the Node; None: not known."""
+        """Return the labels below the own prefixes that are, or soon may be, on the Node.
+
+        Those that somebody else holds are among them: while one is there it says that the profile
+        is. None: not known.
+        """
         with self._wake:
             meta = self._known()
             if meta is None or self.copy().why:
                 return None
-            return frozenset(self.own.own(meta)) | self._wanted
+            return self.own.below(meta) | self._wanted
 
     def labels(self) -> Mapping[str, str]:
         """Return the own labels on the Node, as far as known."""

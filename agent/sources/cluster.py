@@ -64,11 +64,13 @@ class ConfigMaps:
     def read(self) -> tuple[Snapshot, ...]:
         """Return a snapshot of every ConfigMap that is known."""
         copy = self.copy()
-        if not self.which.name and not copy.objects and (copy.objects is None or copy.why):
-            # Which there are is not known: that is not the same as none.
+        if not self.which.name and not copy.objects:
             chosen = f"?{self.which.selector}" if self.which.selector else ""
             asked = f"configmaps {self.which.namespace}{chosen}"
-            return (Unreadable(origin=asked, why=_failure(copy)),)
+            if copy.objects is None or copy.why:
+                # Which there are is not known: that is not the same as none.
+                return (Unreadable(origin=asked, why=_failure(copy)),)
+            return (Missing(origin=asked, why="there is no such ConfigMap"),)
         names = [self.which.name] if self.which.name else sorted(copy.objects or {})
         return tuple(self._snapshot(name, copy) for name in names)
 

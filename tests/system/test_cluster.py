@@ -326,8 +326,12 @@ def test_labels_of_others_are_never_touched(agent):
         "apply", "--server-side", "--field-manager", "other", "-f", "-", stdin=body
     )
     agent.config_map({"a.json": profile()})
+    agent.until(lambda: "label_pending" in agent.said())
+    assert (agent.labels(), agent.files()) == (both, ["a.json", "b.json"])
+    # While the label says that the profile is there, it is there.
+    agent.cluster.kubectl("label", "node", agent.name, f"seccomp.{DOMAIN}/b.json-")
     agent.until(lambda: agent.files() == ["a.json"])
-    assert agent.labels() == both
+    assert agent.labels() == {**READY, "seccomp/theirs": "installed"}
     assert agent.cluster.labels(agent.name)["kept"] == "yes"
 
 

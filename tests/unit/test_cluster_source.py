@@ -100,9 +100,11 @@ def test_before_the_first_answer_several_configmaps_are_unreadable():
     assert [type(one) for one in read(SEVERAL, copy)] == [Unreadable]
 
 
-def test_a_selector_that_selects_none_gives_none():
-    """That is an answer, and a node without profiles is none that fails."""
-    assert read(SEVERAL, Copy(objects={})) == ()
+def test_a_selector_that_selects_none_is_a_missing_source():
+    """A misspelt selector is told, as a misspelt name is, and keeps the startup taint on."""
+    assert read(SEVERAL, Copy(objects={})) == (
+        Missing(origin="configmaps ns?use=profiles", why="there is no such ConfigMap"),
+    )
 
 
 def test_known_configmaps_that_are_not_confirmed_are_unreadable_each():
