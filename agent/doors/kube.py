@@ -11,6 +11,7 @@ The typed API of the package costs 27 MiB more (measured with kubernetes 37.0.2)
 import base64
 import binascii
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,9 @@ from kubernetes.client.api_client import ApiClient
 from kubernetes.client.configuration import Configuration
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
+from urllib3.connection import HTTPSConnection
+from urllib3.connectionpool import HTTPSConnectionPool
+from urllib3.util.ssl_ import create_urllib3_context, resolve_cert_reqs
 from yaml import YAMLError
 
 CONNECT_SECONDS: Final = 5.0
@@ -76,6 +80,27 @@ def _nothing(_verb: str, _code: str, _seconds: float) -> None:
     """Count no request."""
 
 
+class _Connection(HTTPSConnection):
+    """Verifies as kubectl and the kubelet do: chain, dates and address.
+
+    Python 3.13 is stricter by default (VERIFY_X509_STRICT): it refuses authorities without key
+    usage or key identifiers, as clusters have that are some years old
+    (https://github.com/kubernetes-client/python/issues/2394).
+    """
+
+    def connect(self) -> None:
+        """Connect with a context of its own, so that a renewed authority counts."""
+        self.ssl_context = create_urllib3_context(cert_reqs=resolve_cert_reqs(self.cert_reqs))
+        self.ssl_context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        if not (self.ca_certs or self.ca_cert_dir or self.ca_cert_data):
+            self.ssl_context.load_default_certs()
+        super().connect()
+
+
+class _Pool(HTTPSConnectionPool):
+    ConnectionCls = _Connection
+
+
 class Api:
     """One connection pool to one API server. Safe to use from several threads."""
 
@@ -109,6 +134,8 @@ class Api:
         config.proxy = None
         self.config = config
         self.client = ApiClient(configuration=config)
+        pools = self.client.rest_client.pool_manager
+        pools.pool_classes_by_scheme = {**pools.pool_classes_by_scheme, "https": _Pool}
         self.client.user_agent = f"profile-loader/{version}" if version else "profile-loader"
         self.count = count
         self._streams: set[urllib3.BaseHTTPResponse] = set()
