@@ -294,6 +294,11 @@ class OnNode(Daemon):
         self.kubeconfig = cluster.write_kubeconfig(name, cluster.agent_token(name))
         self.wanted = f"--source=configmap:{name}/web"
 
+    def kill(self):
+        """End it if it runs, and the connection of this test."""
+        super().kill()
+        self.client.connection.close()
+
     def command(self, *more):
         """Return the command without the interpreter."""
         self.options = [
