@@ -14,12 +14,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from agent.doors import kube
 from tests.system.cluster import Cluster
 
 PAGES = ["README.md", "docs/operations.md", "docs/platforms.md"]
 TREE = ["README.md", "docs", "manifests", "profiles", "scripts"]
 BUDGET_SECONDS = 180
+LABEL = "seccomp.profile-loader.node-restriction.kubernetes.io/prevent-chmod"
 NOT_RUN = {  # page, first line of a block: why
     ("README.md", "sh scripts/test --install"): "it is what runs this test",
     (
@@ -28,8 +31,8 @@ NOT_RUN = {  # page, first line of a block: why
     ): "no podman and no containerd beside the tests; test_image.py makes the archive with buildah",
     (
         "docs/operations.md",
-        "kubectl describe node node-a",
-    ): "port-forward needs a kubelet and a running pod",
+        "kubectl -n profile-loader port-forward daemonset/profile-loader 9808",
+    ): "it needs a kubelet and a running pod, and does not end",
 }
 # What an operator has in the PATH: the command of the wheel under test, and the real kubectl.
 COMMANDS = {
@@ -63,7 +66,12 @@ def cluster():
         one.start_controllers(
             "daemonset-controller", "namespace-controller", "serviceaccount-controller"
         )
-        one.node("node-a")
+        one.node("node-a", labels={"kept": "yes"})
+        node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-a"}}
+        node["metadata"]["labels"] = {LABEL: "installed"}  # as an agent that ran before
+        one.kubectl(
+            "apply", "--server-side", f"--field-manager={kube.MANAGER}", "-f", "-", stdin=node
+        )
         one.apply(*OTHER_LOADERS)
         yield one
 
@@ -84,57 +92,102 @@ done
 """
 
 
-@pytest.fixture
-def shell(cluster, tmp_path):
-    """Give a function that runs blocks in a copy of the tree, files of the host being its own."""
-    top, commands = tmp_path / "tree", tmp_path / "bin"
+def run(cluster, folder, blocks):
+    """Run blocks in a copy of the tree, files of the host being below folder/host."""
+    top, commands = folder / "tree", folder / "bin"
     top.mkdir()
     for name in TREE:
         copy = shutil.copytree if Path(name).is_dir() else shutil.copy
         copy(name, top / name)
     (top / "scripts/python").write_text("# sets up .venv from a package index; here it is there\n")
-    for folder in (commands, top / ".venv/bin"):
-        folder.mkdir(parents=True)
+    for place in (commands, top / ".venv/bin"):
+        place.mkdir(parents=True)
         for name, text in COMMANDS.items():
             kubectl = shlex.join(cluster.program("kubectl"))
             made = text.format(python=sys.executable, kubectl=kubectl)
-            (folder / name).write_text(f"#!/bin/sh\n{made}\n")
-            (folder / name).chmod(0o755)
+            (place / name).write_text(f"#!/bin/sh\n{made}\n")
+            (place / name).chmod(0o755)
     for name in ("host", "writes", "blocks"):
-        (tmp_path / name).mkdir()
+        (folder / name).mkdir()
+    files = [folder / "blocks" / f"{number}.sh" for number, _ in enumerate(blocks)]
+    for file, block in zip(files, blocks, strict=True):
+        file.write_text(block)
     environ = {
         "PATH": f"{commands}:{os.environ['PATH']}",
-        "HOME": str(tmp_path),
+        "HOME": str(folder),
         "KUBECONFIG": str(cluster.folder / "admin.kubeconfig"),
-        "PROFILE_LOADER_HOST_ROOT": str(tmp_path / "host"),
+        "PROFILE_LOADER_HOST_ROOT": str(folder / "host"),
         "PROFILE_LOADER_ALLOW_UNSUPPORTED": "true",
         "PYTHONPATH": os.pathsep.join(
             filter(None, (str(Path.cwd()), os.environ.get("PYTHONPATH")))
         ),
         "COMMANDS": str(commands),
-        "WRITES": str(tmp_path / "writes"),
+        "WRITES": str(folder / "writes"),
     }
+    return subprocess.run(
+        ["unshare", "--mount", "sh", "-c", PRIVATE, "sh", *files],
+        cwd=top, env=environ, text=True, check=False, timeout=BUDGET_SECONDS,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
 
-    def run(blocks):
-        files = [tmp_path / "blocks" / f"{number}.sh" for number, _ in enumerate(blocks)]
-        for file, block in zip(files, blocks, strict=True):
-            file.write_text(block)
-        return subprocess.run(
-            ["unshare", "--mount", "sh", "-c", PRIVATE, "sh", *files],
-            cwd=top, env=environ, text=True, check=False, timeout=BUDGET_SECONDS,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
 
-    return run
+@pytest.fixture(scope="module")
+def ran(cluster, tmp_path_factory):
+    """Give, by page, the folder that its blocks ran in, and how they ended."""
+    found = {}
+    for page in PAGES:
+        folder = tmp_path_factory.mktemp("page")
+        found[page] = folder, run(cluster, folder, runs(page))
+    return found
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_commands_of_a_page_run(page, shell):
+def test_the_commands_of_a_page_run(page, ran):
     """Each block that is not listed ends with 0, one after the other, as an operator runs them."""
-    wanted = runs(page)
-    assert wanted
-    done = shell(wanted)
-    assert done.returncode == 0, done.stdout
+    assert runs(page)
+    assert ran[page][1].returncode == 0, ran[page][1].stdout
+
+
+def test_one_host_of_the_readme_has_its_profiles(ran):
+    """What the page promises for one host is there."""
+    folder, _ = ran["README.md"]
+    assert seccomp(folder) == [
+        "prevent-chmod",
+        "profiles/audit.json",
+        "profiles/fine-grained.json",
+        "profiles/violation.json",
+    ]
+
+
+def test_an_uninstall_leaves_nothing_in_the_cluster_and_everything_on_the_host(ran, cluster):
+    """The namespace, the rights, the policy and the labels are gone; files and ledger are not."""
+    folder, _ = ran["docs/operations.md"]
+    gone = (
+        "/api/v1/namespaces/profile-loader",
+        "/apis/rbac.authorization.k8s.io/v1/clusterroles/profile-loader",
+        "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/profile-loader",
+        "/apis/rbac.authorization.k8s.io/v1/namespaces/default/roles/profile-loader-events",
+    )
+    assert [path for path in gone if cluster.get(path) is not None] == []
+    assert cluster.labels("node-a") == {"kept": "yes"}
+    assert "profiles/audit.json" in seccomp(folder)
+    assert (folder / "host/var/lib/profile-loader/entries").is_dir()
+
+
+def test_profiles_of_another_loader_move(ran):
+    """The migration's blocks make of kapparmor's ConfigMap one of this program's."""
+    folder, _ = ran["docs/operations.md"]
+    made = yaml.safe_load((folder / "tree/moved.yaml").read_text())
+    assert (made["metadata"]["namespace"], made["data"]) == (
+        "profile-loader",
+        OTHER_LOADERS[0]["data"],
+    )
+
+
+def seccomp(folder):
+    """Return the files of the kubelet's directory below a folder's host root."""
+    base = folder / "host/var/lib/kubelet/seccomp"
+    return sorted(str(one.relative_to(base)) for one in base.rglob("*") if one.is_file())
 
 
 @pytest.mark.parametrize("page", PAGES)
