@@ -6,7 +6,7 @@ Rule 2: without a trustworthy ledger nothing is touched.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from agent.core import account, desired, model, plan, ports, reconcile
@@ -37,6 +37,7 @@ class Pass:
         self._inspected: dict[tuple[KindName, Blob], Inspected] = {}
         self._joined: tuple[Sequence[model.Snapshot], desired.Desired] | None = None
         self._last: tuple[_Seen, Report] | None = None
+        self._questions: _Questions | None = None
 
     def run(self, *, dry_run: bool = False, full: bool = True) -> Report:
         """Run the pass. With dry_run nothing on the host changes.
@@ -62,6 +63,7 @@ class Pass:
         self._inspected.clear()
         self._joined = None
         self._last = None
+        self._questions = None
         self.ledger.forget()
         for source in self.sources:
             source.forget()
@@ -170,26 +172,57 @@ class Pass:
         entries: Mapping[Id, Entry],
         found: Mapping[Id, Entry] | Problem,
     ) -> dict[KindName, Observed]:
-        observed: dict[KindName, Observed] = {}
-        for name, kind in self.kinds.items():
-            if isinstance(found, Problem):
-                observed[name] = Blind(problem=found)
-                continue
-            names = {
-                provided
-                for id_, profile in wanted.profiles.items()
-                if id_.kind == name
-                for provided in profile.version.provides
-            }
-            mine = {
-                owned
-                for entry in entries.values()
-                if entry.id.kind == name
-                for owned in plan.owned(entry)
-            }
-            doubtful = plan.suspects(wanted, entries, self.options) & mine
-            observed[name] = kind.observe(names | mine, doubtful)
-        return observed
+        if isinstance(found, Problem):
+            return {name: Blind(problem=found) for name in self.kinds}
+        last = self._questions
+        if last is None or not last.same(wanted, entries, self.options):
+            last = self._questions = _Questions.of(wanted, entries, self.options, self.kinds)
+        return {
+            name: kind.observe(last.names[name], last.suspects[name])
+            for name, kind in self.kinds.items()
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Questions:
+    """What is asked of each kind, and what that follows from."""
+
+    wanted: desired.Desired
+    entries: Mapping[Id, Entry]
+    options: plan.Options
+    names: Mapping[KindName, frozenset[str]]
+    suspects: Mapping[KindName, frozenset[str]]
+
+    def same(
+        self, wanted: desired.Desired, entries: Mapping[Id, Entry], options: plan.Options
+    ) -> bool:
+        """Return whether it follows from the very same objects."""
+        return self.wanted is wanted and self.entries is entries and self.options == options
+
+    @classmethod
+    def of(
+        cls,
+        wanted: desired.Desired,
+        entries: Mapping[Id, Entry],
+        options: plan.Options,
+        kinds: Iterable[KindName],
+    ) -> "_Questions":
+        """Ask about every name that a profile provides or an entry owns; doubt what may go."""
+        provided: dict[KindName, set[str]] = {kind: set() for kind in kinds}
+        owned: dict[KindName, set[str]] = {kind: set() for kind in kinds}
+        for id_, profile in wanted.profiles.items():
+            provided[id_.kind].update(profile.version.provides)
+        for entry in entries.values():
+            if entry.id.kind in owned:
+                owned[entry.id.kind].update(plan.owned(entry))
+        doubtful = plan.suspects(wanted, entries, options)
+        return cls(
+            wanted=wanted,
+            entries=entries,
+            options=options,
+            names={kind: frozenset(names | owned[kind]) for kind, names in provided.items()},
+            suspects={kind: frozenset(doubtful & names) for kind, names in owned.items()},
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ import signal
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -51,6 +51,19 @@ def _translated(path: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise HostError(path, error) from error
+
+
+Signature = tuple[int, int, int, int, int]
+
+
+def _signature(status: os.stat_result) -> Signature:
+    return (
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )
 
 
 class Host:
@@ -137,22 +150,41 @@ class Host:
             raise HostError(path, error) from error
         return True
 
-    def signature(self, path: str) -> tuple[int, ...] | None:
+    def signature(self, path: str) -> Signature | None:
         """Return what changes whenever a file's content does; None where nothing can be said.
 
         Any write changes the ctime, any replacement the inode (inode(7)).
         """
         try:
-            status = self.path(path).lstat()
+            return _signature(self.path(path).lstat())
         except OSError:
             return None
-        return (
-            status.st_dev,
-            status.st_ino,
-            status.st_size,
-            status.st_mtime_ns,
-            status.st_ctime_ns,
-        )
+
+    def signatures(
+        self, base: str, names: Iterable[str] | None = None
+    ) -> dict[str, Signature] | None:
+        """Return the signature of each of names (relative, descending) below base, by name.
+
+        None for names: of everything in base, which itself is under "". What is not there, or
+        cannot be looked at, is left out; None if base is that.
+        """
+        found: dict[str, Signature] = {}
+        try:
+            fd = os.open(self.path(f"{base}/-").parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            if names is None:
+                found[""] = _signature(os.fstat(fd))
+                names = os.listdir(fd)
+            for name in names:
+                with contextlib.suppress(OSError, ValueError):
+                    found[name] = _signature(os.stat(name, dir_fd=fd, follow_symlinks=False))
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
+        return found
 
     def read_regular(self, base: str, name: str, *, limit: int) -> bytes | None:
         """Return the content of the regular file name (relative, descending) below base.

@@ -17,13 +17,13 @@ import msgspec
 from agent.core import model
 from agent.core.model import Entry, Evidence, Id, KindName, Version
 from agent.core.problems import Problem
-from agent.doors.host import Host, HostError
+from agent.doors.host import Host, HostError, Signature
 
 SCHEMA = 1
 _LIMIT = 64 << 20
 _ENTRIES = "entries"
 _BODIES = "bodies"
-_Signs = dict[str, tuple[int, ...] | None]
+Signs = dict[str, Signature]
 
 
 class _StoredVersion(msgspec.Struct, forbid_unknown_fields=True):
@@ -58,8 +58,8 @@ class FileLedger:
         self.host = host
         self.directory = directory
         self.damaged: list[Problem] = []
-        self._left: _Signs | None = None  # of the entries as we left them
-        self._cached: tuple[_Signs, Mapping[Id, Entry]] | None = None
+        self._left: Signs | None = None  # of the entries as we left them
+        self._cached: tuple[Signs, Mapping[Id, Entry]] | None = None
 
     def entries(self) -> Mapping[Id, Entry] | Problem:
         """Return every whole entry; the damaged ones are in self.damaged afterwards.
@@ -100,27 +100,21 @@ class FileLedger:
         """Return whether nobody else changed an entry since it was last read or written."""
         return self._signs() == self._left
 
-    def _signs(self) -> _Signs | None:
+    def _signs(self) -> Signs | None:
         """Return the signature of the directory (under "") and of each name in it."""
-        base = f"{self.directory}/{_ENTRIES}"
-        top = self.host.signature(base)
-        if top is None:
-            return None
-        try:
-            names = self.host.names(base)
-        except HostError:
-            return None
-        return {"": top} | {name: self.host.signature(f"{base}/{name}") for name in names}
+        return self.host.signatures(f"{self.directory}/{_ENTRIES}")
 
     def _wrote(self, name: str) -> None:
         """Note what our own change of one name left, and nothing else: others may write too."""
         base = f"{self.directory}/{_ENTRIES}"
-        left, own = dict(self._left or {}), self.host.signature(f"{base}/{name}")
-        left.pop(name, None)
-        if own is not None:
-            left[name] = own
-        top = self.host.signature(base)
-        self._left = {**left, "": top} if top is not None else None
+        if self._left is None or (self._cached is not None and self._left is self._cached[0]):
+            self._left = dict(self._left or {})
+        for one, path in ((name, f"{base}/{name}"), ("", base)):
+            now = self.host.signature(path)
+            if now is not None:
+                self._left[one] = now
+            else:
+                self._left.pop(one, None)
 
     def forget(self) -> None:
         """Read every entry again."""

@@ -95,7 +95,7 @@ class Directory:
         with contextlib.ExitStack() as stack:
             stack.callback(os.close, top)
             walk = _Walk(self.origin, top, stack, self._files, self._clock)
-            walk.directory(top, PurePosixPath())
+            walk.directory(top, "")
             self._after_read()
             walk.verify()
         self._files = walk.files
@@ -131,18 +131,21 @@ class _Walk:
         self.refused: list[tuple[str, Problem]] = []
         self.size = 0
 
-    def directory(self, fd: int, path: PurePosixPath) -> None:
-        """Collect a directory's keys; those of a mounted volume through its generation."""
+    def directory(self, fd: int, above: str) -> None:
+        """Collect a directory's keys; those of a mounted volume through its generation.
+
+        above: what comes before a name in its key, with a slash at the end.
+        """
         generation = _generation(fd)
         if generation is None:
-            self.entries(fd, path)
+            self.entries(fd, above)
             return
         held = os.dup(fd)
         self.stack.callback(os.close, held)
         self.volumes.append((held, generation))
         inner = _open(generation, _DIR, fd)
         try:
-            self.entries(inner, path)
+            self.entries(inner, above)
         finally:
             os.close(inner)
 
@@ -152,7 +155,7 @@ class _Walk:
         if swapped or os.fstat(self.top).st_nlink == 0:
             raise _ChangedError
 
-    def entries(self, fd: int, path: PurePosixPath) -> None:
+    def entries(self, fd: int, above: str) -> None:
         for name in sorted(os.listdir(fd)):
             if name.startswith("."):
                 continue
@@ -160,40 +163,44 @@ class _Walk:
                 return
             if self.size > limits.SET_BYTES:  # enough to refuse the set; keep no more of it
                 return
-            self.entry(fd, name, path / name)
+            self.entry(fd, name, above + name)
 
-    def entry(self, fd: int, name: str, path: PurePosixPath) -> None:
-        key = str(path)
+    def entry(self, fd: int, name: str, key: str) -> None:
         status = _stat(name, fd)
         mode = status.st_mode
+        if self.still(key, status):
+            return
         if recognise.kind_of(key, b"") is None and not stat.S_ISDIR(mode):
             return
         if not name.isprintable():
             shown = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in key)
             self.refused.append((shown, limits.unsafe(shown, "holds control characters")))
         elif stat.S_ISDIR(mode):
-            if len(path.parts) > _DEPTH:
+            if key.count("/") >= _DEPTH:
                 self.refused.append((key, limits.unsafe(key, f"is over {_DEPTH} levels deep")))
                 return
             below = _open(name, _DIR, fd)
             try:
-                self.directory(below, path)
+                self.directory(below, f"{key}/")
             finally:
                 os.close(below)
         elif stat.S_ISREG(mode):
-            self.file(fd, name, key, status)
+            self.file(fd, name, key)
         elif stat.S_ISLNK(mode):
-            self.link(fd, name, path)
+            self.link(fd, name, key)
         else:
             self.refused.append((key, _not_regular(key, "is no regular file")))
 
-    def file(self, fd: int, name: str, key: str, status: os.stat_result) -> None:
-        """Take a regular file: from an earlier read while its signature stands, else read it."""
+    def still(self, key: str, status: os.stat_result) -> bool:
+        """Take a key from an earlier read, if its file's signature stands."""
         known = self.known.get(key)
-        if known is not None and known.signature == _signature(status):
-            self.take(known.blob)
-            self.files[key] = known
-            return
+        if known is None or known.signature != _signature(status):
+            return False
+        self.take(known.blob)
+        self.files[key] = known
+        return True
+
+    def file(self, fd: int, name: str, key: str) -> None:
         now = self.clock()
         file = _open(name, _FILE, fd)
         try:
@@ -220,9 +227,8 @@ class _Walk:
         self.blobs.append(blob)
         self.size += len(blob.content)
 
-    def link(self, fd: int, name: str, path: PurePosixPath) -> None:
+    def link(self, fd: int, name: str, key: str) -> None:
         """Read a link whose target is a regular file of this tree; refuse every other."""
-        key = str(path)
         top = os.path.realpath(f"/proc/self/fd/{self.top}")
         real = os.path.realpath(f"/proc/self/fd/{fd}/{name}")
         if os.path.commonpath([top, real]) != top:
@@ -238,7 +244,8 @@ class _Walk:
                 below = _open(part, _DIR, here)
                 os.close(here)
                 here = below
-            self.file(here, parts[-1], key, _stat(parts[-1], here))
+            if not self.still(key, _stat(parts[-1], here)):
+                self.file(here, parts[-1], key)
         finally:
             os.close(here)
 

@@ -195,3 +195,33 @@ def test_what_a_kill_left_behind_is_cleared_by_the_next_write(host, tmp_path, mo
     assert list(tree(tmp_path).values()) == [b"cut"]
     host.write_file("/d", "a", b"whole", new=True)
     assert tree(tmp_path) == {"d/a": b"whole"}
+
+
+# --- signatures -----------------------------------------------------------------------------------
+
+
+def test_signatures_of_many_files_are_those_of_each(host, tmp_path):
+    """Names below a directory, one of them deeper, give what each alone gives; absent ones none."""
+    (tmp_path / "set/sub").mkdir(parents=True)
+    (tmp_path / "set/a").write_bytes(b"1")
+    (tmp_path / "set/sub/b").write_bytes(b"2")
+    (tmp_path / "set/link").symlink_to("a")
+    names = ["a", "sub/b", "link", "absent", "bad\0name"]
+    expected = {name: host.signature(f"/set/{name}") for name in ("a", "sub/b", "link")}
+    assert host.signatures("/set", names) == expected
+
+
+def test_signatures_of_everything_tell_the_directory_too(host, tmp_path):
+    """Without names it is the directory under the empty name, and each name in it."""
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/a").write_bytes(b"1")
+    expected = {"": host.signature("/set"), "a": host.signature("/set/a")}
+    assert host.signatures("/set") == expected
+
+
+def test_no_directory_has_no_signatures(host, tmp_path):
+    """Absent and unreadable differ from a directory without files."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_bytes(b"")
+    answers = [host.signatures(path, ["a"]) for path in ("/absent", "/file", "/empty")]
+    assert answers == [None, None, {}]

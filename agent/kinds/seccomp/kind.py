@@ -138,8 +138,9 @@ class Seccomp:
             what = f"The seccomp directory could not be looked at: {error}."
             where = self.directory
             return Blind(problem=Problem(code="kind_unobservable", where=where, what=what))
+        signs = self.host.signatures(self.directory, names) or {}
         for name in names:
-            sign = self._sign(name)
+            sign = signs.get(name)
             if sign is not None and name in self._known and self._known[name][0] == sign:
                 facts[name] = self._known[name][1]
                 continue
@@ -167,8 +168,9 @@ class Seccomp:
 
     def untouched(self) -> bool:
         """Return whether every file that was there has the signature it had."""
+        now = self.host.signatures(self.directory, self._known) or {}
         return self._seen is not None and all(
-            self._sign(name) == sign for name, (sign, _) in self._known.items()
+            now.get(name) == sign for name, (sign, _) in self._known.items()
         )
 
     def forget(self) -> None:
