@@ -1,0 +1,359 @@
+"""From the API server to a real kernel and back to the label, in one run.
+
+A real API server with the base manifests is on this machine; the agent runs in a virtual machine
+with AppArmor, as the DaemonSet runs it and with digest labels. A ConfigMap is changed here; what
+the kernel holds is looked at there. Both clocks are compared right before each change, so that
+the moment of the kernel is known as "at the latest then" in this machine's time.
+"""
+
+import concurrent.futures
+import contextlib
+import hashlib
+import http.client
+import json
+import os
+import socket
+import ssl
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.system import vm
+from tests.system.cluster import NAMESPACE, NODE_INFO, Cluster
+from tests.system.proxy import Proxy
+
+ROOT = Path(__file__).parents[2] / "manifests"
+GUEST = Path(__file__).parent / "guest"
+DOMAIN = "profile-loader.node-restriction.kubernetes.io"
+NODE = "node-a"  # whose kubelet has a token in tests/system/cluster.py
+NAME = "changed"
+CHANGES = int(os.environ.get("CHANGES", "20"))
+SECONDS = 1.0
+BUDGET_SECONDS = 300
+FIRST_SECONDS = 150  # emulated: the kernel, the compilation of every module to bytecode
+ABSENT = ["", ""]
+
+
+def text(number):
+    """Return the profile's version of a number; the mode is another one each time."""
+    flags = "flags=(complain) " if number % 2 else ""
+    return f"profile {NAME} {flags}{{\n  file,\n  signal,\n  deny /etc/secret{number} r,\n}}\n"
+
+
+def expected(number):
+    """Return the labels of the changed profile when its version of a number is in place."""
+    return {
+        f"apparmor.{DOMAIN}/{NAME}": "complain" if number % 2 else "enforce",
+        f"apparmor-digest.{DOMAIN}/{NAME}": hashlib.sha256(text(number).encode()).hexdigest()[:12],
+    }
+
+
+@dataclass
+class Seen:
+    """What was measured: seconds after the answer to each change, and what came back when."""
+
+    kernel: list[float] = field(default_factory=list)
+    label: list[float] = field(default_factory=list)
+    modes: list[str] = field(default_factory=list)
+    labels: list[dict[str, str]] = field(default_factory=list)
+    restored: list[float] = field(default_factory=list)
+    away: list[dict[str, str]] = field(default_factory=list)  # labels after each such repair
+    caught_up: float = 0.0
+    shipped: dict[str, str] = field(default_factory=dict)
+
+
+class Api:
+    """The administrator's view of the API server: one ConfigMap to change, one Node to watch."""
+
+    def __init__(self, cluster):
+        self.cluster = cluster
+        self.context = ssl.create_default_context(cafile=str(cluster.ca))
+        self.headers = {"Authorization": "Bearer admin", "Content-Type": "application/json"}
+        self.asking = self._connection()
+        self.watching, self.events = None, None
+        self.labels = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.asking.close()
+        self._unwatch()
+
+    def _unwatch(self):
+        if self.watching is not None:
+            self.watching.close()
+        if self.events is not None:
+            self.events.close()
+
+    def _connection(self):
+        return http.client.HTTPSConnection(
+            "127.0.0.1", self.cluster.port, timeout=FIRST_SECONDS, context=self.context
+        )
+
+    def change(self, number):
+        """Put the version of a number; return when that was answered."""
+        body = {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {
+                "name": "web",
+                "namespace": NAMESPACE,
+                "labels": {"app.kubernetes.io/component": "profiles"},
+            },
+            "data": {f"{NAME}.profile": text(number)},
+        }
+        path = f"/api/v1/namespaces/{NAMESPACE}/configmaps/web"
+        self.asking.request("PUT", path, json.dumps(body), self.headers)
+        answer = self.asking.getresponse()
+        answer.read()
+        at = time.monotonic()
+        assert answer.status == 200, answer.status
+        return at
+
+    def watch(self):
+        """Begin to watch the Node anew; its labels come first."""
+        self._unwatch()
+        self.watching = self._connection()
+        path = f"/api/v1/nodes?watch=true&fieldSelector=metadata.name%3D{NODE}"
+        self.watching.request("GET", path, headers=self.headers)
+        self.events = self.watching.getresponse()
+        assert self.events.status == 200, self.events.status
+
+    def until(self, wanted):
+        """Read the watch until the Node has all of these labels; return when that was told."""
+        at = time.monotonic()
+        while not wanted.items() <= self.labels.items():
+            line = self.events.readline()
+            at = time.monotonic()
+            assert line, "the watch ended"
+            self.labels = json.loads(line)["object"]["metadata"].get("labels", {})
+        return at
+
+    def now(self):
+        """Return the own labels of the changed profile as they are now."""
+        found = self.cluster.labels(NODE)
+        return {key: found.get(key, "") for key in expected(0)}
+
+
+class Guest:
+    """The connection to tests/system/guest/cluster.py."""
+
+    def __init__(self, connection):
+        self.socket = connection
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket.settimeout(FIRST_SECONDS)
+        self.lines = connection.makefile()
+        self.told = []  # what the kernel held and when, as far as not asked for
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)  # the guest ends, with its log
+        self.lines.close()
+        self.socket.close()
+
+    def ask(self, do, wanted, **more):
+        """Ask for one thing; return the answer."""
+        self.socket.sendall(json.dumps({"do": do, **more}).encode() + b"\n")
+        while True:
+            said = self._said()
+            if wanted in said:
+                return said[wanted]
+            self.told.append(said)
+
+    def kernel(self, wanted):
+        """Wait until the kernel holds a version; return by when, in the guest's time."""
+        while True:
+            said = self.told.pop(0) if self.told else self._said()
+            if said["kernel"] == wanted:
+                return said["at"]
+
+    def offset(self):
+        """Return how much must be added to the guest's time for the latest time here it can be."""
+        found = []
+        for _ in range(5):
+            at = self.ask("clock", "clock")
+            found.append(time.monotonic() - at)
+        return min(found)
+
+    def _said(self):
+        line = self.lines.readline()
+        if not line:
+            raise ConnectionError("the guest is gone")
+        return json.loads(line)
+
+
+def drive(guest, api, proxy):
+    """Change, look and measure; return what was seen."""
+    seen = Seen()
+    number = CHANGES + 3
+    contents = guest.ask("compile", "compiled", texts=[text(one) for one in range(number)])
+    assert len(set(contents)) == number
+
+    def held(version):
+        return [contents[version], "complain" if version % 2 else "enforce"]
+
+    api.change(0)
+    api.watch()
+    api.until(expected(0))
+    guest.kernel(held(0))
+    for version in range(1, CHANGES + 1):
+        offset = guest.offset()
+        answered = api.change(version)
+        told = api.until(expected(version))
+        kernel = guest.kernel(held(version)) + offset
+        seen.kernel.append(kernel - answered)
+        seen.label.append(told - answered)
+        seen.modes.append(held(version)[1])
+        seen.labels.append(api.now())
+    seen.shipped = {key: value for key, value in api.labels.items() if DOMAIN in key}
+    outage(guest, api, proxy, seen, held)
+    guest.ask("end", "ended")
+    return seen
+
+
+def outage(guest, api, proxy, seen, held):
+    """Cut the agent off; take its profile away again and again; change it; let the API back."""
+    proxy.refuse()
+    for _ in range(5):
+        status, said = guest.ask("remove", "removed", text=text(CHANGES))
+        assert status == 0, said
+        gone = guest.kernel(ABSENT)
+        seen.restored.append(guest.kernel(held(CHANGES)) - gone)
+        seen.away.append(api.now())
+    api.change(CHANGES + 1)
+    status, said = guest.ask("remove", "removed", text=text(CHANGES))
+    assert status == 0, said
+    guest.kernel(ABSENT)
+    guest.kernel(held(CHANGES))  # the last good version: nothing newer is known
+    seen.away.append(api.now())
+    proxy.forward()
+    back = time.monotonic()
+    api.watch()
+    seen.caught_up = api.until(expected(CHANGES + 1)) - back
+    guest.kernel(held(CHANGES + 1))
+
+
+def arguments(objects):
+    """Return the arguments of the agent's container, and those of this test."""
+    (daemon,) = (one for one in objects if one["kind"] == "DaemonSet")
+    (container,) = daemon["spec"]["template"]["spec"]["containers"]
+    return [*container["args"], "--label-digest"]
+
+
+def files(cluster, proxy, listener, objects):
+    """Return what the guest needs to be this Node: its settings, a kubeconfig, the authority."""
+    config = json.loads(cluster.write_kubeconfig("agent", cluster.agent_token(NODE)).read_text())
+    config["clusters"][0]["cluster"] = {
+        "server": f"https://{vm.HOST}:{proxy.port}",
+        "certificate-authority": "ca.crt",
+    }
+    setting = {
+        "node": NODE,
+        "profile": NAME,
+        "kubelet": "kubelet-a",
+        "info": dict.fromkeys(NODE_INFO, "x"),
+        "url": f"https://{vm.HOST}:{cluster.port}",
+        "host": vm.HOST,
+        "port": listener.getsockname()[1],
+        "arguments": arguments(objects),
+    }
+    return {
+        **{f"guest/{one.name}": one.read_bytes() for one in GUEST.glob("*.py")},
+        "setting.json": json.dumps(setting).encode(),
+        "agent.kubeconfig": json.dumps(config).encode(),
+        "ca.crt": cluster.ca.read_bytes(),
+    }
+
+
+@pytest.fixture(scope="module")
+def seen():
+    """Give what was measured in one run of the guest beside the API server."""
+    with contextlib.ExitStack() as stack:
+        cluster = stack.enter_context(Cluster())
+        cluster.kubectl("create", "priorityclass", "unused", "--value", "1")
+        made = cluster.kubectl("kustomize", ROOT / "base")
+        cluster.kubectl("apply", "--server-side", "--validate=strict", "-f", "-", stdin=made)
+        cluster.node(NODE)
+        proxy = stack.enter_context(Proxy(cluster.port))
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        listener.settimeout(1.0)
+        api = stack.enter_context(Api(cluster))
+        cluster.kubectl("-n", NAMESPACE, "create", "configmap", "web")
+        given = files(cluster, proxy, listener, [one for one in yaml.safe_load_all(made) if one])
+        pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
+        run = pool.submit(
+            vm.run, given, "python3 guest/cluster.py", timeout_seconds=BUDGET_SECONDS, network=True
+        )
+        found, error = None, None
+        while not run.done():  # a guest that dies is started again, and calls again
+            with contextlib.suppress(TimeoutError):
+                connection, _ = listener.accept()
+                found, error = None, None
+                with Guest(connection) as guest:
+                    try:
+                        found = drive(guest, api, proxy)
+                    except (AssertionError, OSError) as failure:
+                        error = failure
+                    finally:
+                        proxy.forward()
+        result = run.result()
+        log = result.output[-6000:]
+        assert error is None, f"{error!r}\n{log}"
+        assert result.status == 0, log
+        assert found is not None, log
+    tell("policy in the kernel after the answer to the change", found.kernel)
+    tell("digest on the label after the answer to the change", found.label)
+    tell("restored without an API server", found.restored)
+    print(f"the API server is back, until the label has what it says: {found.caught_up:.2f} s")
+    return found
+
+
+def tell(what, seconds):
+    """Print a distribution."""
+    ms = [round(one * 1000) for one in sorted(seconds)]
+    print(f"{what}: {len(ms)} times, median {ms[len(ms) // 2]} ms, from {ms[0]} to {ms[-1]} ms")
+
+
+def median(seconds):
+    return sorted(seconds)[len(seconds) // 2]
+
+
+def test_a_changed_profile_is_in_the_kernel_and_on_the_label_within_a_second(seen):
+    """From the API server's answer to the policy in the kernel and its digest on the Node."""
+    assert len(seen.label) == len(seen.kernel) == CHANGES
+    assert median(seen.kernel) < SECONDS, sorted(seen.kernel)
+    assert median(seen.label) < SECONDS, sorted(seen.label)
+
+
+def test_the_label_follows_the_kernel(seen):
+    """No label is seen before the kernel holds what it says: verified first, told then."""
+    early = [pair for pair in zip(seen.kernel, seen.label, strict=True) if pair[0] >= pair[1]]
+    assert early == []
+
+
+def test_the_label_has_the_mode_of_the_kernel_and_the_digest_of_the_source(seen):
+    """Each change shows as a whole: mode and digest of the same version."""
+    assert seen.labels == [expected(one) for one in range(1, CHANGES + 1)]
+    assert seen.modes == [one[f"apparmor.{DOMAIN}/{NAME}"] for one in seen.labels]
+
+
+def test_the_profiles_of_the_manifests_are_there_too(seen):
+    """The sets beside the one that changes are ready, by the rights of the manifests alone."""
+    sets = {key: value for key, value in seen.shipped.items() if key.startswith("set.")}
+    names = ("node-profiles", "node-profiles-2", "web")
+    assert sets == {f"set.{DOMAIN}/{name}": "ready" for name in names}
+    assert seen.shipped[f"{DOMAIN}/apparmor"] == "enabled"
+
+
+def test_without_an_api_server_what_is_taken_away_comes_back(seen):
+    """The ledger restores the last good version, the labels stay, and news come when it is back."""
+    assert median(seen.restored) < SECONDS, sorted(seen.restored)
+    assert seen.away == [expected(CHANGES)] * 6
+    assert seen.caught_up < 60.0
