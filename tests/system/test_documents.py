@@ -1,8 +1,8 @@
 """Every command in the fenced `sh` blocks of the README, operations and platforms runs from there.
 
 A page's blocks run in their order, each in a shell, in a copy of the tree: against a real API
-server, below a throw-away host root (without AppArmor), and with an /etc and a /usr/local of their
-own. What cannot run is in NOT_RUN with the reason; a block is either run or listed.
+server, below a throw-away host root (without AppArmor), and with an /etc, a /usr/local and a
+/var/lib of their own. What cannot run is in NOT_RUN with the reason: a block is run or listed.
 """
 
 import os
@@ -76,16 +76,20 @@ def cluster():
         yield one
 
 
-# An /etc and a /usr/local that are the machine's until something is written, gone with the shell.
+# Directories that are the machine's until something is written, which goes with the shell.
 PRIVATE = """
 set -eu
 mount -t tmpfs tmpfs "$WRITES"
-for place in etc usr/local; do
+for place in etc usr/local var/lib; do
     mkdir -p "$WRITES/upper/$place" "$WRITES/work/$place"
     mount -t overlay overlay /$place \\
         -o "lowerdir=/$place,upperdir=$WRITES/upper/$place,workdir=$WRITES/work/$place"
 done
 ln -sf "$COMMANDS/profile-loader" /usr/local/bin/profile-loader
+# What the security-profiles-operator leaves on a node.
+mkdir -p /var/lib/kubelet/seccomp /var/lib/security-profiles-operator
+echo '{"defaultAction": "SCMP_ACT_LOG"}' > /var/lib/security-profiles-operator/profile1.json
+ln -s ../../security-profiles-operator /var/lib/kubelet/seccomp/operator
 for block in "$@"; do
     sh -eu "$block" || { echo "ended with $?:"; cat "$block"; exit 1; }
 done
