@@ -27,6 +27,7 @@ any current key provides, even by its last good version, is never removed.
 | read     | -              | ours, elsewhere | another key has it    | Release (moved)           |
 | not read | ?              | installed       | same                  | Hold (source gone)        |
 | not read | ?              | installed       | absent or other       | Put the installed version |
+| missing  | ?, elsewhere   | installed       | another key has it    | Release (moved)           |
 | not ours | any            | any             | any                   | nothing                   |
 | any      | any            | any             | cannot be seen or had | Hold                      |
 """
@@ -195,6 +196,11 @@ def _standing(entry: Entry, desired: Desired) -> bool:
         return True
     if desired.stands(entry.id):
         return True
+    return _gone(entry, desired)
+
+
+def _gone(entry: Entry, desired: Desired) -> bool:
+    """Return whether an entry's set was looked at, and not read: away, emptied or unreadable."""
     snapshot = desired.sets.get(entry.id.origin)
     return snapshot is not None and not isinstance(snapshot, Read)
 
@@ -377,9 +383,9 @@ class _Planner:
                     or entry.id in self.desired.unchecked
                     or entry.id in self.barred
                 )
-                unread = isinstance(self.desired.sets.get(entry.id.origin), Unreadable)
-                if (refused or unread) and entry.installed.body != profile.version.body:
-                    why = "is refused" if refused else "cannot be read"
+                gone = _gone(entry, self.desired) and not self._replaced(entry)
+                if (refused or gone) and entry.installed.body != profile.version.body:
+                    why = "is refused" if refused else "is missing or cannot be read"
                     return Problem(
                         code="name_conflict",
                         where=name,
@@ -478,7 +484,7 @@ class _Planner:
     # --- names that nobody desires ----------------------------------------------------------------
 
     def _leftover(self, entry: Entry, seen: Seen) -> Iterable[Action]:
-        if _standing(entry, self.desired) and not self.desired.has(entry.id):
+        if self._standing(entry) and not self.desired.has(entry.id):
             yield self._last_good(entry, "source gone", "held", (), seen)
             names = list(entry.retired)
         else:
@@ -539,13 +545,33 @@ class _Planner:
         if taken:
             yield Release(id=entry.id, why="moved", names=tuple(taken))
 
+    def _standing(self, entry: Entry) -> bool:
+        return _standing(entry, self.desired) and not self._replaced(entry)
+
+    def _replaced(self, entry: Entry) -> bool:
+        """Return whether accepted keys of other sets provide every name of a set that is gone.
+
+        A set that cannot be read is not gone: what it says now is not known.
+        """
+        if entry.installed is None or not _gone(entry, self.desired):
+            return False
+        if isinstance(self.desired.sets[entry.id.origin], Unreadable):
+            return False
+        taken = {
+            name
+            for id_, profile in self.desired.profiles.items()
+            if id_.kind == self.kind and id_ not in self.barred
+            for name in profile.version.provides
+        }
+        return set(entry.installed.provides) <= taken
+
     def _provided_by(self, id_: Id) -> frozenset[str]:
         """Return the names that this very key provides now, by its last good version too."""
         entry = self.entries[id_]
         names: set[str] = set()
         if id_ in self.desired.profiles:
             names |= set(self.desired.profiles[id_].version.provides)
-        if entry.installed is not None and (id_ in self.barred or _standing(entry, self.desired)):
+        if entry.installed is not None and (id_ in self.barred or self._standing(entry)):
             names |= set(entry.installed.provides)
         return frozenset(names)
 

@@ -31,13 +31,23 @@ def read(keys, origin="dir /p"):
 
 
 SETS = st.dictionaries(KEYS, TEXTS, min_size=1, max_size=3)
+
+
+def snapshots(origin):
+    """Give what reading one set may say."""
+    return st.one_of(
+        SETS.map(lambda keys: read(keys, origin)),
+        SETS.map(lambda keys: read(keys, origin)),
+        SETS.map(lambda keys: read(keys, origin)),
+        st.just(Emptied(origin=origin, revision="")),
+        st.just(Missing(origin=origin, why="gone")),
+        st.just(Unreadable(origin=origin, why="EIO")),
+    )
+
+
 SNAPSHOTS = st.one_of(
-    SETS.map(read),
-    SETS.map(read),
-    SETS.map(read),
-    st.just(Emptied(origin="dir /p", revision="")),
-    st.just(Missing(origin="dir /p", why="gone")),
-    st.just(Unreadable(origin="dir /p", why="EIO")),
+    snapshots("dir /p").map(lambda one: [one]),
+    st.tuples(snapshots("dir /p"), snapshots("dir /q")).map(list),
 )
 FOREIGN = st.dictionaries(NAMES, st.sampled_from([b"foreign", b"compiled a:x"]), max_size=2)
 OUTSIDE = st.one_of(
@@ -68,8 +78,15 @@ def mine(node):
 
 @example(
     [
-        (read({"one.profile": b"a:y", "three.profile": b"b:x"}), []),
-        (read({"one.profile": b"b,c:x", "two.profile": b"a:x", "three.profile": b"!bad"}), []),
+        ([read({"one.profile": b"a:y", "three.profile": b"b:x"})], []),
+        ([read({"one.profile": b"b,c:x", "two.profile": b"a:x", "three.profile": b"!bad"})], []),
+    ],
+    {},
+)
+@example(
+    [
+        ([read({"one.profile": b"a:x"})], []),
+        ([Missing(origin="dir /p", why="gone"), read({"one.profile": b"a:y"}, "dir /q")], []),
     ],
     {},
 )
@@ -79,11 +96,11 @@ def test_a_pass_settles(history, foreign):
     node = Node(loaded=dict(foreign))
     for snapshot, deeds in history:
         meddle(node, deeds)
-        turn(node, [snapshot])
-        turn(node, [snapshot])
+        turn(node, snapshot)
+        turn(node, snapshot)
         before = copy.deepcopy((node.loaded, node.entries))
         steps = Steps()
-        turn(node, [snapshot], steps=steps)
+        turn(node, snapshot, steps=steps)
         assert (before, 0) == ((node.loaded, node.entries), steps.count)
 
 
@@ -103,7 +120,7 @@ def test_what_is_not_ours_is_never_touched(history, foreign):
         }
         node.removed.clear()
         adopted = {n for e in node.entries.values() if e.how == "adopted" for n in plan.owned(e)}
-        turn(node, [snapshot])
+        turn(node, snapshot)
         still = {name: node.loaded.get(name) for name in theirs if name not in adopted}
         assert {name: theirs[name] for name in still} == still
         assert not set(node.removed) & set(theirs)
@@ -115,10 +132,10 @@ def test_a_blind_kind_is_left_alone(history, foreign, last):
     node = Node(loaded=dict(foreign))
     for snapshot, deeds in history:
         meddle(node, deeds)
-        turn(node, [snapshot])
+        turn(node, snapshot)
     before = copy.deepcopy((node.loaded, node.entries))
     blind = Blind(problem=Problem(code="kind_unobservable", where="kernel", what="EACCES"))
-    turn(node, [last], observed=blind)
+    turn(node, last, observed=blind)
     assert before == (node.loaded, node.entries)
 
 
@@ -129,7 +146,7 @@ def test_nothing_in_use_is_removed(history):
     for snapshot, deeds in history:
         meddle(node, deeds)
         node.removed.clear()
-        turn(node, [snapshot])
+        turn(node, snapshot)
         assert not node.used & set(node.removed)
 
 
@@ -166,20 +183,20 @@ def test_renamed_keys_keep_their_profiles(keys, order):
 
 @settings(max_examples=300)
 @given(HISTORY, FOREIGN, st.integers(0, 12))
-@example([(read({"one.profile": b"a:x"}), [])], {}, 3)
+@example([([read({"one.profile": b"a:x"})], [])], {}, 3)
 def test_a_kill_at_any_step_ends_in_the_same_state(history, foreign, step):
     """After a kill at any effect, the next passes end where an undisturbed one ends."""
     node = Node(loaded=dict(foreign))
     for snapshot, deeds in history[:-1]:
         meddle(node, deeds)
-        turn(node, [snapshot])
+        turn(node, snapshot)
     snapshot, deeds = history[-1]
     meddle(node, deeds)
     undisturbed = copy.deepcopy(node)
-    turn(undisturbed, [snapshot])
-    turn(undisturbed, [snapshot])
+    turn(undisturbed, snapshot)
+    turn(undisturbed, snapshot)
     with contextlib.suppress(Killed):
-        turn(node, [snapshot], steps=Steps(fatal=step))
-    turn(node, [snapshot])
-    turn(node, [snapshot])
+        turn(node, snapshot, steps=Steps(fatal=step))
+    turn(node, snapshot)
+    turn(node, snapshot)
     assert settled(undisturbed) == settled(node)

@@ -433,6 +433,27 @@ def test_a_set_that_is_gone_keeps_and_restores_its_profiles(gone):
     assert short(decide(wanted, entry(), seen=has())) == [(Put, "missing", ("web",))]
 
 
+@pytest.mark.parametrize(
+    "gone",
+    [Emptied(origin="dir /x", revision=""), Missing(origin="dir /x", why="not found")],
+)
+def test_a_set_that_is_gone_gives_its_names_to_the_key_that_replaces_it(gone):
+    """A ConfigMap that was made anew under another name takes over, once and for good."""
+    sets = [Read(origin=ORIGIN, revision="1", blobs=()), gone]
+    wanted = desired(profile(content="v2"), sets=sets)
+    old = entry(key("old", origin="dir /x"))
+    assert short(decide(wanted, old, seen=has(web="v1"))) == [
+        (Put, "changed", ("web",)),
+        (Release, "moved", ("web",)),
+    ]
+    # With a name that nothing else provides it stays whole, and bars the other key.
+    both = entry(key("old", origin="dir /x"), names=("also", "web"))
+    assert short(decide(wanted, both, seen=has(web="v1", also="v1"))) == [
+        (Hold, "conflict", ("web",)),
+        (Hold, "source gone", ("also", "web")),
+    ]
+
+
 def test_a_duplicate_key_releases_its_names_to_the_first():
     """Of two keys with the same content one owns the names."""
     wanted = desired(profile(key("a")), same={key("b"): key("a")})
