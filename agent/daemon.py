@@ -183,12 +183,22 @@ class Daemon:
             if left <= 0:
                 return
             try:
-                word = self.wake.get(timeout=min(left, 30.0))
+                words = self._words(min(left, 30.0))
             except queue.Empty:
                 continue
-            if self._concerns(word):
+            if any(self._concerns(word) for word in words):
                 self._settle()
                 return
+
+    def _words(self, timeout: float) -> Collection[str]:
+        """Return the words that wait, each once: one look is newer than all of them.
+
+        A pass leaves a word for each file that it wrote, in front of the next change. Raises
+        queue.Empty if none comes in time.
+        """
+        words = dict.fromkeys([self.wake.get(timeout=timeout)])
+        words |= dict.fromkeys(self.wake.get() for _ in range(self.wake.qsize()))
+        return words.keys()
 
     def _concerns(self, word: str) -> bool:
         """Return whether a word calls for a pass."""

@@ -442,6 +442,16 @@ def test_a_wait_ends_by_a_word_that_concerns_and_swallows_the_storm(world):
     assert (world.words(), world.clock.now) == ([], 1000.0)
 
 
+def test_many_equal_words_are_one_reason_to_look(world, monkeypatch):
+    """What a pass wrote itself is looked at once, however many words it left, before the news."""
+    looks = []
+    monkeypatch.setattr(world.kind, "untouched", lambda: looks.append(1) or True)
+    for word in ("files", "kernel", *["files"] * 30, "source"):
+        world.wake.put(word)
+    world.daemon._wait()
+    assert (len(looks), world.words()) == (2, [])
+
+
 def test_a_wait_ends_when_it_is_time(world):
     """At once where it was time before."""
     world.clock.now = world.daemon._due
@@ -465,6 +475,9 @@ class Timed:
         self.waited.append(timeout)
         self.clock.now += timeout
         raise queue.Empty
+
+    def qsize(self):
+        return 0  # its words come one after the other, none waits
 
 
 def test_a_long_wait_beats_all_the_while(world, clock):
