@@ -1,0 +1,62 @@
+"""`python -m bench`: measure every row, print it, and write docs/performance.md.
+
+Run it from the top of the repository, as root, on a machine that does nothing else. It is no test:
+nothing fails because of a figure.
+"""
+
+import argparse
+import sys
+import time
+import traceback
+
+from bench import about, document
+from bench.rows import BY_NAME, ROWS, Result
+
+
+def main() -> int:
+    """Return 0, or 1 if a row could not be measured."""
+    options = _options()
+    if options.list:
+        for row in ROWS:
+            sys.stdout.write(f"{row.name:10} {row.minutes:5.1f} min  {row.what}\n")
+        return 0
+    wanted = [row for row in ROWS if not options.only or row.name in options.only]
+    minutes = sum(row.minutes for row in wanted)
+    sys.stdout.write(f"{len(wanted)} rows, about {minutes:.0f} minutes on two idle cores\n")
+    if about.busy() > about.QUIET_LOAD:
+        sys.stdout.write(f"this machine is busy (load {about.busy():.1f}): times are too long\n")
+    status = 0
+    for row in wanted:
+        begin = time.monotonic()
+        sys.stdout.write(f"\n{row.name}: {row.what}\n{row.name}: {row.reach}\n")
+        sys.stdout.flush()
+        try:
+            result = row.measure(options.runs or row.runs)
+        except Exception:  # noqa: BLE001 - the other rows are measured all the same
+            traceback.print_exc()
+            status = 1
+            continue
+        _tell(result)
+        sys.stdout.write(f"{row.name}: measured in {time.monotonic() - begin:.0f} s\n")
+        if not options.print:
+            text = document.PATH.read_text()
+            document.PATH.write_text(document.written(text, {row.name: result}, about.sentence()))
+    return status
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
+    parser.add_argument("--list", action="store_true", help="name the rows, and end")
+    parser.add_argument("--only", action="append", choices=BY_NAME, help="repeatable")
+    parser.add_argument("--runs", type=int, default=0, help="runs of each row, instead of its own")
+    parser.add_argument("--print", action="store_true", help="do not write docs/performance.md")
+    return parser.parse_args()
+
+
+def _tell(result: Result) -> None:
+    sys.stdout.write(document.measured(result, about.sentence()))
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""On what was measured: the kind of machine and the versions; no name of a machine or a person."""
+
+import os
+import platform
+import re
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+
+QUIET_LOAD = 1.5  # what a row itself leaves behind of load is no more
+_LIBRARIES = ("kubernetes", "msgspec", "prometheus-client", "structlog", "watchdog")
+
+
+def sentence() -> str:
+    """Return one sentence about the machine and one about the versions."""
+    cores = len(os.sched_getaffinity(0))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / (1 << 30)
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in _LIBRARIES)
+    return (
+        f"Machine: {cores} cores of {_model()}, {memory:.0f} GiB, Linux {_linux()}; "
+        f"the virtual machine is emulated (QEMU {_qemu()}, TCG), with one core. Versions: CPython "
+        f"{platform.python_version()}, {_parser()}, {versions}. {time.strftime('%Y-%m-%d')}."
+        + (f" The machine was busy (load {busy():.1f})." if busy() > QUIET_LOAD else "")
+    )
+
+
+def busy() -> float:
+    """Return how many processes wanted to run during the last minute."""
+    return os.getloadavg()[0]
+
+
+def _linux() -> str:
+    return ".".join(platform.release().split(".")[:2])
+
+
+def _model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _qemu() -> str:
+    found = re.search(r"version ([\d.]+)", _said("qemu-system-x86_64", "--version"))
+    return found[1] if found else "absent"
+
+
+def _parser() -> str:
+    found = re.search(r"version ([\d.]+)", _said("apparmor_parser", "--version"))
+    return f"apparmor_parser {found[1] if found else 'absent'}"
+
+
+def _said(*argv: str) -> str:
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)  # noqa: S603 - ours
+    except OSError:
+        return ""
+    return done.stdout + done.stderr

@@ -1,0 +1,276 @@
+"""What needs an API server: a real one, on this machine's loopback."""
+
+import json
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from bench import machine, made
+from bench.measure import child, cpu_seconds, median, wakeups
+from bench.measure import memory as of_process
+from bench.passes import YOUNG_SECONDS, install, scratch
+from bench.rows import Claim, Figure, Result
+
+if TYPE_CHECKING:
+    from tests.system.daemon import OnNode
+
+FEW: Final = 20
+MANY: Final = 1000
+PASSES: Final = 10_000
+IDLE_SECONDS: Final = 600
+_KEYS: Final = 50  # of one ConfigMap
+_SYSCALLS: Final = 100
+_SETTLED_SECONDS: Final = 5.0
+
+
+@contextmanager
+def daemon(count: int, *, start: bool = True) -> "Iterator[OnNode]":
+    """Give a daemon whose source is an API server with so many seccomp profiles."""
+    from tests.system.cluster import Cluster
+    from tests.system.daemon import RIGHTS, OnNode
+
+    with ExitStack() as stack:
+        top = stack.enter_context(scratch())
+        cluster = stack.enter_context(Cluster())
+        cluster.apply(*RIGHTS)
+        one = OnNode(top, cluster, "bench")
+        one.wanted = "--source=configmaps:bench?app=profiles"
+        stack.callback(one.kill)
+        for begin in range(0, count, _KEYS):
+            numbers = range(begin, min(count, begin + _KEYS))
+            data = {f"app{number}.json": made.seccomp(number, _SYSCALLS) for number in numbers}
+            one.config_map(data, name=f"set{begin}", labels={"app": "profiles"})
+        if start:
+            one.start("--label-limit=2000")
+            one.until(lambda: one.converged() and labelled(one, count), 120)
+        yield one
+
+
+def labelled(one: "OnNode", count: int) -> bool:
+    """Return whether the Node has so many labels of profiles."""
+    return sum(key.startswith("seccomp.") for key in one.cluster.labels(one.name)) == count
+
+
+# --- from a ConfigMap to a label ------------------------------------------------------------------
+
+
+def label(runs: int) -> Result:
+    """Add a key to a ConfigMap, and see when the Node has its label."""
+    samples = []
+    with daemon(FEW) as one:
+        for number in range(runs):
+            key = f"more{number}.json"
+            samples.append(_told(one, key, {key: made.seccomp(number, _SYSCALLS)}))
+    return Result(
+        figures=(machine.milliseconds("from the API server's answer to the label", samples),),
+        claims=(Claim(label="median", value=median(samples) * 1000, limit=100, unit="ms"),),
+    )
+
+
+def _told(one: "OnNode", key: str, data: dict[str, str]) -> float:
+    """Put a ConfigMap; return the seconds from the answer until a watch tells of the label."""
+    import http.client
+    import ssl
+
+    wanted = f"/{key}"
+    context = ssl.create_default_context(cafile=str(one.cluster.ca))
+    watch = http.client.HTTPSConnection("127.0.0.1", one.cluster.port, context=context, timeout=30)
+    path = f"/api/v1/nodes?watch=true&fieldSelector=metadata.name%3D{one.name}"
+    watch.request("GET", path, headers={"Authorization": "Bearer admin"})
+    events = watch.getresponse()
+    try:
+        events.readline()  # the Node as it is
+        one.config_map(data, name="more", labels={"app": "profiles"})
+        begin = time.monotonic()
+        while line := events.readline():
+            at = time.monotonic()
+            labels = json.loads(line)["object"]["metadata"].get("labels", {})
+            if any(name.startswith("seccomp.") and name.endswith(wanted) for name in labels):
+                return at - begin
+    finally:
+        events.close()
+        watch.close()
+    raise AssertionError(f"no label for {key}: {one.said()[-3000:]}")
+
+
+def verified(runs: int) -> Result:
+    """Change an AppArmor profile; see it in the kernel of the VM, and on the label."""
+    from tests.system import test_label_kernel
+
+    test_label_kernel.CHANGES = runs
+    seen = test_label_kernel.measured()
+    beside = machine.guest("poll", 6)
+    compiling = median(beside["compile"])
+    over = (median(seen.label) - compiling) * 1000
+    return Result(
+        figures=(
+            machine.milliseconds("from the answer to the policy in the kernel", seen.kernel),
+            machine.milliseconds("from the answer to the label", seen.label),
+            machine.milliseconds("one run of apparmor_parser there", beside["compile"]),
+            machine.seconds(
+                "beside it: a new file in a directory that apparmor-loader polls every 30 s",
+                beside["poll"],
+            ),
+        ),
+        claims=(Claim(label="label, over the compile time", value=over, limit=300, unit="ms"),),
+        said=(
+            (
+                "A mounted ConfigMap volume follows its ConfigMap when the kubelet syncs the pod, "
+                "every 60 s to 90 s unless something else of the pod changes; then comes the poll."
+            ),
+        ),
+    )
+
+
+# --- what it costs to have it ---------------------------------------------------------------------
+
+
+def memory(runs: int) -> Result:
+    """Resident memory with few profiles, after very many passes, and with many profiles."""
+    steady, peak, grown, large, peaks = [], [], [], [], []
+    for _ in range(runs):
+        with daemon(FEW) as one:
+            time.sleep(_SETTLED_SECONDS)
+            now = of_process(one.process.pid)
+            steady.append(now[0])
+            peak.append(now[1])
+            if not grown:
+                grown.append(_passed(one) - now[0])
+        with daemon(MANY) as one:
+            time.sleep(_SETTLED_SECONDS)
+            now = of_process(one.process.pid)
+            large.append(now[0])
+            peaks.append(now[1])
+    more = [many - few for many, few in zip(large, steady, strict=True)]
+
+    def mib(text: str, samples: Sequence[float]) -> Figure:
+        return Figure(label=text, samples=tuple(samples), unit="MiB")
+
+    return Result(
+        figures=(
+            mib(f"{FEW} profiles: resident", steady),
+            mib(f"{FEW} profiles: peak", peak),
+            mib(f"growth in {PASSES:,} passes", grown),
+            mib(f"{MANY:,} profiles: resident", large),
+            mib(f"{MANY:,} profiles: peak", peaks),
+            mib(f"{MANY:,} profiles: more than {FEW}", more),
+        ),
+        claims=(
+            Claim(label="steady", value=median(steady), limit=60, unit="MiB"),
+            Claim(label="peak", value=median(peak), limit=72, unit="MiB"),
+            Claim(label=f"growth in {PASSES:,} passes", value=grown[0], limit=1.0, unit="MiB"),
+            Claim(label=f"{MANY:,} profiles: more", value=median(more), limit=20, unit="MiB"),
+        ),
+        said=(f"Seccomp profiles of {_SYSCALLS} system calls, {_KEYS} a ConfigMap.",),
+    )
+
+
+def _passed(one: "OnNode") -> float:
+    """Make the daemon run very many passes; return its resident memory then."""
+    name = 'passes_total{result="converged"}'
+    begin = one.metric(name) or 0.0
+    other = one.seccomp / "app0.json"
+    end = time.monotonic() + 600
+    while (one.metric(name) or 0.0) - begin < PASSES:
+        for _ in range(20):
+            other.touch()  # somebody touches a file of ours: a reason to look
+            time.sleep(0.012)
+        if time.monotonic() > end:
+            raise AssertionError(f"only {(one.metric(name) or 0.0) - begin} passes in 600 s")
+    return of_process(one.process.pid)[0]
+
+
+def idle(runs: int) -> Result:
+    """What a daemon uses while nothing happens."""
+    shares, wakes = [], []
+    for _ in range(runs):
+        with daemon(FEW) as one:
+            time.sleep(_SETTLED_SECONDS)
+            pid = one.process.pid
+            cpu, woken, begin = cpu_seconds(pid), wakeups(pid), time.monotonic()
+            time.sleep(IDLE_SECONDS)
+            seconds = time.monotonic() - begin
+            shares.append((cpu_seconds(pid) - cpu) / seconds * 100)
+            wakes.append((wakeups(pid) - woken) / seconds)
+    return Result(
+        figures=(
+            Figure(label="share of a core", samples=tuple(shares), unit="%"),
+            Figure(label="wake-ups", samples=tuple(wakes), unit="a second"),
+        ),
+        claims=(
+            Claim(label="share of a core", value=median(shares), limit=0.1, unit="%"),
+            Claim(label="wake-ups", value=median(wakes), limit=2.0, unit="a second"),
+        ),
+        said=(f"{FEW} profiles, API source; {IDLE_SECONDS} s, two resyncs among them.",),
+    )
+
+
+def start(runs: int) -> Result:
+    """From the start of the process to the end of the first pass."""
+    with scratch() as top:
+        source = made.fill_seccomp(top / "source", FEW, syscalls=_SYSCALLS)
+        time.sleep(YOUNG_SECONDS)
+        once = [install(source, top / "root") for _ in range(runs)]
+        imports = {
+            what: _imported(arguments)
+            for what, arguments in (
+                (
+                    "`--oneshot` from a directory",
+                    ["--oneshot", f"--source=dir:{source}", f"--host-root={top}/root"],
+                ),
+                ("`check`", ["check", str(source)]),
+            )
+        }
+    with daemon(FEW) as one:
+        one.stop(signal.SIGTERM)
+        first = [_first(one) for _ in range(runs)]
+    walls = [spent.wall for spent in once]
+    return Result(
+        figures=(
+            machine.seconds("`--oneshot` from a directory", walls),
+            machine.seconds("`--oneshot`: CPU", [spent.cpu for spent in once]),
+            machine.seconds("daemon, API source: first pass done", first),
+        ),
+        claims=(
+            Claim(label="`--oneshot`", value=median(walls), limit=0.4, unit="s"),
+            Claim(label="daemon", value=median(first), limit=1.0, unit="s"),
+        ),
+        said=(
+            *tuple(f"{what} imports {names or 'none of them'}." for what, names in imports.items()),
+            "Looked for were kubernetes, prometheus_client, watchdog, yaml and structlog.",
+        ),
+    )
+
+
+def _imported(arguments: list[str]) -> str:
+    argv = [sys.executable, "-m", "bench.inside", "imports", "\n".join(arguments)]
+    done = child(argv, fine=(0, 1))
+    return ", ".join(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _first(one: "OnNode") -> float:
+    """Start the daemon on a root made anew; return the seconds until its files are there."""
+    for path in (one.seccomp, one.state):
+        shutil.rmtree(path, ignore_errors=True)
+    one.log.write_text("")
+    begin = time.monotonic()
+    one.start()
+    try:
+        while True:
+            found = [line for line in _lines(one.log) if '"pass_finished"' in line]
+            if found:
+                return time.monotonic() - begin
+            if time.monotonic() - begin > 60:  # noqa: PLR2004 - long enough
+                raise AssertionError(one.said())
+            time.sleep(0.002)
+    finally:
+        one.stop(signal.SIGKILL)
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(errors="replace").splitlines()

@@ -1,0 +1,83 @@
+"""docs/performance.md: its tables stand between markers and are written by `python -m bench`.
+
+Rule: a row that was not measured in a run stays as it is, with the machine and day of its own run.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from bench.measure import median
+from bench.rows import ROWS, Claim, Figure, Result, Row
+
+PATH: Final = Path("docs/performance.md")
+_MARKED: Final = re.compile(r"(<!-- bench:([a-z-]+) -->\n)(.*?)(<!-- /bench -->)", re.DOTALL)
+_NEVER: Final = "Not measured yet.\n"
+
+
+def written(text: str, results: Mapping[str, Result], about: str) -> str:
+    """Return the document with the sections of what was measured written anew."""
+
+    def section(found: re.Match[str]) -> str:
+        name = found[2]
+        body = found[3]
+        if name in results:
+            body = measured(results[name], about)
+        return found[1] + body + found[4]
+
+    return _MARKED.sub(section, text)
+
+
+def sections(text: str) -> list[str]:
+    """Return the names of the sections, in their order."""
+    return [found[2] for found in _MARKED.finditer(text)]
+
+
+def rows(text: str) -> list[tuple[str, str, str]]:
+    """Return name, what and reach of each row of the table at the top."""
+    found = re.findall(r"^\| \[([a-z]+)\]\(#[a-z]+\) \| (.*) \| (.*) \|$", text, re.MULTILINE)
+    return [(name, what, reach) for name, what, reach in found]
+
+
+def table() -> str:
+    """Return the table at the top."""
+    lines = ["| row | what | to reach |", "| --- | --- | --- |"]
+    lines += [f"| [{row.name}](#{row.name}) | {row.what} | {row.reach} |" for row in ROWS]
+    return "\n".join(lines) + "\n"
+
+
+def empty(row: Row) -> str:
+    """Return the section of a row that was never measured."""
+    return f"## {row.name}\n\n<!-- bench:{row.name} -->\n{_NEVER}<!-- /bench -->\n"
+
+
+def measured(result: Result, about: str) -> str:
+    """Return what stands between a row's markers."""
+    lines = ["| figure | median | from | to | runs |", "| --- | --- | --- | --- | --- |"]
+    lines += [_figure(one) for one in result.figures]
+    lines += ["", "| to reach | measured | limit | reached |", "| --- | --- | --- | --- |"]
+    lines += [_claim(one) for one in result.claims]
+    lines += ["", *(f"{one}\n" for one in result.said), about]
+    return "\n".join(lines) + "\n"
+
+
+def _figure(one: Figure) -> str:
+    cells = [median(one.samples), min(one.samples), max(one.samples)]
+    shown = " | ".join(number(value, one.unit) for value in cells)
+    return f"| {one.label} | {shown} | {len(one.samples)} |"
+
+
+def _claim(one: Claim) -> str:
+    words = "at least" if one.least else "at most"
+    reached = "yes" if one.reached else "**no**"
+    value, limit = number(one.value, one.unit), number(one.limit, one.unit)
+    return f"| {one.label} | {value} | {words} {limit} | {reached} |"
+
+
+def number(value: float, unit: str) -> str:
+    """Return a number with three digits and its unit."""
+    size = abs(value)
+    digits = 0 if size >= 100 or value == int(value) else 1 if size >= 10 else 2 if size >= 1 else 3  # noqa: PLR2004 - three digits
+    space = "" if unit == "%" else " "
+    return f"{value:,.{digits}f}{space}{unit}"

@@ -1,0 +1,303 @@
+"""What is measured in the virtual machine: `python3 -m bench.guest WHAT RUNS`, as root.
+
+Prints a line of JSON with the samples. Everything is on one emulated core, so that times are read
+beside each other only; what is compared is measured turn by turn in one start of the machine.
+"""
+
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from bench import made
+from bench.measure import Spent, child
+
+KERNEL: Final = Path("/sys/kernel/security/apparmor")
+TOP: Final = Path("/var/bench")
+STATE: Final = TOP / "state"
+PARSER: Final = "/sbin/apparmor_parser"
+LOADER: Final = Path("/job/apparmor-loader")
+MANY: Final = 1000
+REPAIRED: Final = 50
+_GAP_SECONDS: Final = 0.3  # between two removals: the agent has settled
+
+
+def main() -> None:
+    """Measure one thing."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an image has its bytecode
+    TOP.mkdir()
+    # Whoever runs first would pay for the compilation to bytecode.
+    agent(made.fill_seccomp(TOP / "warm", 1), "--kinds=apparmor,seccomp")
+    shutil.rmtree(STATE, ignore_errors=True)
+    measure = {"cold": cold, "thousand": thousand, "repair": repair, "poll": poll}[sys.argv[1]]
+    found = measure(int(sys.argv[2]))
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+def agent(source: Path, *more: str, fine: tuple[int, ...] = (0,)) -> Spent:
+    """Run the agent once."""
+    argv = [sys.executable, "-m", "agent", "--oneshot", f"--source=dir:{source}"]
+    return child([*argv, f"--state-dir={STATE}", "--kinds=apparmor", *more], fine=fine)
+
+
+# --- cold -----------------------------------------------------------------------------------------
+
+
+def cold(runs: int) -> dict[str, list[float]]:
+    """Install 1 and 100 profiles that nobody has compiled before."""
+    found: dict[str, list[float]] = {}
+    for count in (1, 100):
+        source = made.fill_apparmor(TOP / f"source{count}", count)
+        files = sorted(source.iterdir())
+        contenders: dict[str, Callable[[Path], Spent]] = {
+            "apparmor_parser -r -K": lambda _, files=files: child([PARSER, "-r", "-K", *files]),
+            "agent": agent,
+            "apparmor-loader": lambda source: child([LOADER, source]),
+        }
+        for _ in range(runs if count > 1 else 5 * runs):
+            for name, run in contenders.items():
+                clear()
+                shutil.rmtree(STATE, ignore_errors=True)
+                found.setdefault(f"{count} {name}", []).append(run(source).wall)
+                if len(loaded()) != count:
+                    raise AssertionError(f"{name}: {loaded()}")
+    return found
+
+
+# --- a thousand -----------------------------------------------------------------------------------
+
+
+def thousand(runs: int) -> dict[str, list[float]]:
+    """Install a thousand profiles; start again with all of them loaded, and with none."""
+    source = made.fill_apparmor(TOP / "source", MANY)
+    first = agent(source)
+    found: dict[str, list[float]] = {"cold": [first.wall], "cold peak": [first.peak]}
+    policies = cached()
+
+    def note(name: str, value: float) -> None:
+        found.setdefault(name, []).append(value)
+
+    for _ in range(runs):
+        before = (revision(), tree(), processes())
+        spent = agent(source)
+        note("loaded", spent.wall)
+        note("loaded CPU", spent.cpu)
+        note("loaded processes", processes() - before[2])
+        note("loaded changes", float((revision(), tree()) != before[:2]))
+    for _ in range(max(1, runs // 2)):
+        clear()
+        begin = time.monotonic()
+        for path in policies:
+            write(path.read_bytes())
+        note("writing", time.monotonic() - begin)
+        clear()
+        before_ = processes()
+        note("reboot", agent(source).wall)
+        note("reboot processes", processes() - before_)
+        if len(loaded()) != MANY:
+            raise AssertionError(len(loaded()))
+    argv = [sys.executable, "-m", "bench.inside", "passes", f"dir:{source}", "/", "apparmor", "30"]
+    # The default state directory, where the passes look.
+    Path("/var/lib/profile-loader").parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(STATE, "/var/lib/profile-loader")
+    passes = json.loads(child(argv).stdout)
+    if passes["states"] != {"installed": MANY}:
+        raise AssertionError(passes["states"])
+    found["unchanged"] = [one[1] for one in passes["more"]]
+    found["unchanged full"] = [passes["full"][1]]
+    return found
+
+
+def cached() -> list[Path]:
+    """Return the compiled policies that the ledger holds."""
+    entries = [json.loads(path.read_text()) for path in (STATE / "entries").glob("*.json")]
+    return [STATE / "bodies" / one["installed"]["body"] for one in entries]
+
+
+def tree() -> list[tuple[str, int]]:
+    """Return every file of the state directory with its time."""
+    return sorted((str(path), path.stat().st_mtime_ns) for path in STATE.rglob("*"))
+
+
+def processes() -> float:
+    """Return how many processes and threads began since the start (proc(5): stat)."""
+    for line in Path("/proc/stat").read_text().splitlines():
+        if line.startswith("processes "):
+            return float(line.split()[1])
+    raise AssertionError("no count of processes")
+
+
+# --- repair ---------------------------------------------------------------------------------------
+
+
+def repair(runs: int) -> dict[str, list[float]]:
+    """Remove one of fifty profiles behind the daemon's back, and see when it is back."""
+    source = TOP / "source"
+    source.mkdir()
+    names = [f"p{number}" for number in range(REPAIRED)]
+    for name in names:
+        (source / f"{name}.profile").write_text(made.small(name))
+    agent(source)
+    policies = cached()
+    loads = []
+    for path in policies:
+        begin = time.monotonic()
+        write(path.read_bytes(), "replace")
+        loads.append(time.monotonic() - begin)
+    with daemon(source) as process:
+        wait(lambda: ready(process))
+        time.sleep(3.0)  # the first pass has settled
+        repairs = []
+        for turn in range(runs):
+            repairs.append(repaired(names[turn % REPAIRED]))
+            time.sleep(_GAP_SECONDS)
+    return {"load": loads, "repair": repairs}
+
+
+def repaired(name: str) -> float:
+    """Remove a profile; return how long the kernel was without it."""
+    with watched() as changed:
+        begin = time.monotonic()
+        (KERNEL / ".remove").write_bytes(name.encode())
+        while True:
+            changed()
+            at = time.monotonic()
+            if name in loaded():
+                return at - begin
+
+
+@contextmanager
+def watched() -> Iterator[Callable[[], None]]:
+    """Give a function that returns when the policy has changed since the last call."""
+    fd = os.open(KERNEL / "revision", os.O_RDONLY | os.O_NONBLOCK)
+    looked = select.poll()
+    looked.register(fd, select.POLLIN)
+
+    def changed() -> None:
+        if not looked.poll(30_000):
+            raise AssertionError("nothing changed for 30 s")
+        os.read(fd, 64)
+
+    try:
+        os.read(fd, 64)
+        yield changed
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def daemon(source: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the agent as a daemon."""
+    argv = [sys.executable, "-m", "agent", f"--source=dir:{source}", f"--state-dir={STATE}"]
+    log = Path("/tmp/agent.log")  # noqa: S108 - the guest is ours alone
+    with log.open("wb") as out:
+        process = subprocess.Popen(  # noqa: S603 - our own
+            [*argv, "--http-address=127.0.0.1:9808", "--kinds=apparmor"], stdout=out, stderr=out
+        )
+    try:
+        yield process
+    except BaseException:
+        sys.stderr.write(log.read_text()[-4000:])
+        raise
+    finally:
+        process.kill()
+        process.wait()
+
+
+def ready(process: subprocess.Popen[bytes]) -> bool:
+    """Return whether the daemon says that it is ready."""
+    import urllib.request
+
+    if process.poll() is not None:
+        raise AssertionError("the agent ended")
+    try:
+        with urllib.request.urlopen("http://127.0.0.1:9808/readyz", timeout=5) as answer:
+            return bool(answer.status == 200)  # noqa: PLR2004 - OK
+    except OSError:
+        return False
+
+
+def wait(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Return when a condition is true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError("waited in vain")
+        time.sleep(0.05)
+
+
+# --- a poll ---------------------------------------------------------------------------------------
+
+
+def poll(runs: int) -> dict[str, list[float]]:
+    """See when a loader that looks every 30 s has loaded a new file; and how long one compiles."""
+    source = TOP / "source"
+    source.mkdir()
+    compiles = []
+    for number in range(10):
+        (TOP / "one").write_text(made.small(f"c{number}"))
+        begin = time.monotonic()
+        child([PARSER, "-Q", "-K", "-S", TOP / "one"])
+        compiles.append(time.monotonic() - begin)
+    process = subprocess.Popen([LOADER, "-poll", "30s", source])  # noqa: S603 - our own
+    waits = []
+    try:
+        for number in range(runs):
+            time.sleep(7.0)  # no multiple of 30 s: each change comes at another moment
+            name = f"n{number}"
+            with watched() as changed:
+                begin = time.monotonic()
+                (source / name).write_text(made.small(name))
+                while name not in loaded():
+                    changed()
+                waits.append(time.monotonic() - begin)
+    finally:
+        process.kill()
+        process.wait()
+    return {"compile": compiles, "poll": waits}
+
+
+# --- the kernel -----------------------------------------------------------------------------------
+
+
+def loaded() -> set[str]:
+    """Return the names of what is loaded."""
+    lines = (KERNEL / "profiles").read_text().splitlines()
+    return {line.rsplit(" (", 1)[0] for line in lines}
+
+
+def write(policy: bytes, how: str = "load") -> None:
+    """Write a compiled policy to the kernel."""
+    fd = os.open(KERNEL / f".{how}", os.O_WRONLY)
+    try:
+        os.write(fd, policy)
+    finally:
+        os.close(fd)
+
+
+def clear() -> None:
+    """Take away everything that is loaded."""
+    for name in loaded():
+        (KERNEL / ".remove").write_bytes(name.encode())
+
+
+def revision() -> int:
+    """Return the policy revision."""
+    fd = os.open(KERNEL / "revision", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        return int(os.read(fd, 64))
+    except BlockingIOError:
+        return 0
+    finally:
+        os.close(fd)
+
+
+if __name__ == "__main__":
+    main()

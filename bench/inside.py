@@ -1,0 +1,121 @@
+"""What is measured within one process: `python -m bench.inside WHAT ARGUMENT...` prints JSON.
+
+Rule: nothing is imported before it is needed, so that a process is as small as what it measures.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from agent.oneshot import Pass
+    from agent.settings import Settings
+    from agent.sources.cluster import ConfigMaps
+
+NAMESPACE = "bench"
+_KEYS = 50  # a ConfigMap holds 1 MiB
+
+
+def _settings(source: str, root: str, kinds: str) -> "Settings":
+    from agent import cli
+
+    argv = [f"--source={source}", f"--host-root={root}", f"--kinds={kinds}", "--oneshot"]
+    parsed = cli.parse([*argv, "--allow-unsupported"], {}, lambda _: None)
+    if not isinstance(parsed, cli.Run):
+        raise TypeError(parsed)
+    return parsed.settings
+
+
+def _pass(source: str, root: str, kinds: str) -> "Pass":
+    """Return a pass as the daemon has it; the source `api:DIR` gives a directory as ConfigMaps."""
+    from agent import wiring
+
+    scheme, _, path = source.partition(":")
+    if scheme != "api":
+        return wiring.one_pass(_settings(source, root, kinds))
+    made = wiring.one_pass(_settings(f"dir:{path}", root, kinds))
+    made.sources = [_config_maps(Path(path))]
+    return made
+
+
+def _config_maps(directory: Path) -> "ConfigMaps":
+    """Return a source that knows what an API server said long ago."""
+    from agent.core.labels import DOMAIN
+    from agent.doors.reflect import Copy
+    from agent.sources.cluster import ConfigMaps, keep
+    from agent.sources.opening import Wanted
+
+    files = sorted(directory.iterdir())
+    objects = {}
+    for begin in range(0, len(files), _KEYS):
+        name = f"set{begin:05}"
+        data = {one.name: one.read_text() for one in files[begin : begin + _KEYS]}
+        meta = {"name": name, "namespace": NAMESPACE}
+        document = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": data}
+        objects[name] = keep(DOMAIN)(document)
+    copy = Copy(objects=objects)
+    return ConfigMaps(Wanted(namespace=NAMESPACE), copy=lambda: copy, node_labels=dict)
+
+
+def passes(source: str, root: str, kinds: str, runs: str) -> None:
+    """Make a first pass, and then more; print what each costs, and what the last one said."""
+    one = _pass(source, root, kinds)
+    begin, cpu = time.monotonic(), time.process_time()
+    one.run()
+    first = (time.monotonic() - begin, time.process_time() - cpu)
+    one.run(full=False)
+    more = []
+    for _ in range(int(runs)):
+        begin, cpu = time.monotonic(), time.process_time()
+        report = one.run(full=False)
+        more.append((time.monotonic() - begin, time.process_time() - cpu))
+    begin, cpu = time.monotonic(), time.process_time()
+    one.run(full=True)
+    full = (time.monotonic() - begin, time.process_time() - cpu)
+    states: dict[str, int] = {}
+    for row in report.rows:
+        states[row.state] = states.get(row.state, 0) + 1
+    found = {"first": first, "more": more, "full": full, "states": states, "memory": _memory()}
+    sys.stdout.write(json.dumps(found))
+
+
+def floor(source: str, out: str, files: str) -> None:
+    """Parse each file of a directory as JSON, and write as many files as `files` says for it.
+
+    Each is written as atomically and durably as the agent does: a temporary file, fsync, rename,
+    fsync of the directory. Its content is the JSON in one line.
+    """
+    target = Path(out)
+    target.mkdir()
+    directory = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
+    for path in sorted(Path(source).iterdir()):
+        content = json.dumps(json.loads(path.read_bytes())).encode()
+        for number in range(int(files)):
+            temporary = target / "temporary"
+            with temporary.open("xb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.rename(target / f"{path.name}.{number}")
+            os.fsync(directory)
+
+
+def imports(argument: str) -> None:
+    """Run the agent with some arguments in this process; print which libraries it imported."""
+    from agent.__main__ import main
+
+    main(argument.split("\n"))
+    known = ("kubernetes", "prometheus_client", "watchdog", "yaml", "structlog")
+    sys.stdout.write("\n" + json.dumps([*(one for one in known if one in sys.modules)]))
+
+
+def _memory() -> float:
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmRSS"))
+
+
+if __name__ == "__main__":
+    {"passes": passes, "floor": floor, "imports": imports}[sys.argv[1]](*sys.argv[2:])

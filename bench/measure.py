@@ -1,0 +1,110 @@
+"""Running things and measuring them: turn by turn, in processes of their own.
+
+Rule: the CPU time of a child is what the kernel counted for it and for all of its children
+(wait4(2)), so it is true on a busy machine too.
+"""
+
+import os
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """What a child cost: seconds of the clock and of the CPU, MiB at its peak, and its end."""
+
+    wall: float
+    cpu: float
+    peak: float
+    status: int
+    stdout: bytes = b""
+
+
+def child(
+    argv: Sequence[str | Path],
+    *,
+    cores: int = 0,
+    fine: Sequence[int] = (0,),
+    environ: Mapping[str, str] | None = None,
+) -> Spent:
+    """Run a command to its end. cores: how many it may use, 0 for all. fine: its good ends."""
+
+    def pin() -> None:
+        if cores:
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+
+    begin = time.monotonic()
+    process = subprocess.Popen(  # noqa: S603 - a list of our own
+        [str(one) for one in argv],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=pin,  # noqa: PLW1509 - this process has one thread
+        env=None if environ is None else {**os.environ, **environ},
+    )
+    out, err = process.stdout, process.stderr
+    if out is None or err is None:
+        raise AssertionError("asked for above")
+    stdout = out.read()
+    stderr = err.read()
+    _, code, usage = os.wait4(process.pid, 0)
+    wall = time.monotonic() - begin
+    process.returncode = status = os.waitstatus_to_exitcode(code)
+    out.close()
+    err.close()
+    if status not in fine:
+        raise AssertionError(f"{argv}: {status}\n{stdout[-2000:]!r}\n{stderr[-2000:]!r}")
+    return Spent(
+        wall=wall,
+        cpu=usage.ru_utime + usage.ru_stime,
+        peak=usage.ru_maxrss / 1024,
+        status=status,
+        stdout=stdout,
+    )
+
+
+def turns(runs: int, contenders: Mapping[str, Callable[[], Spent]]) -> dict[str, tuple[Spent, ...]]:
+    """Run each contender so many times, turn by turn, so that all meet the same machine."""
+    found: dict[str, list[Spent]] = {name: [] for name in contenders}
+    for _ in range(runs):
+        for name, run in contenders.items():
+            found[name].append(run())
+    return {name: tuple(one) for name, one in found.items()}
+
+
+def median(samples: Sequence[float]) -> float:
+    """Return the median."""
+    return statistics.median(samples)
+
+
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, ...]:
+    """Return the ratio of each turn."""
+    return tuple(one / other for one, other in zip(ours, theirs, strict=True))
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return what a living process has used of the CPU (proc(5): stat, fields 14 and 15)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory(pid: int) -> tuple[float, float]:
+    """Return the resident memory of a living process and its peak, in MiB."""
+    status = dict(
+        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+    )
+    return int(status["VmRSS"].split()[0]) / 1024, int(status["VmHWM"].split()[0]) / 1024
+
+
+def wakeups(pid: int) -> int:
+    """Return how often the threads of a living process went to sleep and came back."""
+    total = 0
+    for path in Path(f"/proc/{pid}/task").iterdir():
+        for line in (path / "status").read_text().splitlines():
+            if line.startswith("voluntary_ctxt_switches"):
+                total += int(line.split()[1])
+    return total

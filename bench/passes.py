@@ -1,0 +1,175 @@
+"""Passes on this machine: unchanged ones, a first installation, growth."""
+
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from bench import made, plot
+from bench.measure import Spent, child, median, ratios, turns
+from bench.rows import Claim, Figure, Result
+
+MANY: Final = 1000
+# Each put writes the source, the canonical form, the entry, the profile and the entry again.
+FILES: Final = 5
+YOUNG_SECONDS: Final = 3.0  # a file that is younger is read again: agent/sources/directory.py
+_UNCHANGED_MS: Final = 20.0
+_SIZES: Final = (10, 100, 1000, 3000)
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """Give a directory that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as path:
+        yield Path(path)
+
+
+def inside(what: str, *arguments: str | Path | int) -> dict[str, object]:
+    """Return what bench.inside prints in a process of its own."""
+    done = child([sys.executable, "-m", "bench.inside", what, *map(str, arguments)])
+    found = json.loads(done.stdout)
+    if not isinstance(found, dict):
+        raise TypeError(found)
+    return found
+
+
+def install(source: Path, root: Path, *more: str, cores: int = 0) -> Spent:
+    """Run the agent once over a directory, onto a host root that is made anew."""
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir()
+    argv = [sys.executable, "-m", "agent", "--oneshot", f"--source=dir:{source}"]
+    return child([*argv, f"--host-root={root}", "--kinds=seccomp", *more], cores=cores)
+
+
+def _milliseconds(pairs: object, part: int) -> tuple[float, ...]:
+    if not isinstance(pairs, list):
+        raise TypeError(pairs)
+    return tuple(float(one[part]) * 1000 for one in pairs)
+
+
+def unchanged(runs: int) -> Result:
+    """Passes over what did not change: seccomp files from both sources, AppArmor in the VM."""
+    from bench import machine
+
+    figures: list[Figure] = []
+    claims: list[Claim] = []
+    with scratch() as top:
+        source = made.fill_seccomp(top / "source", MANY)
+        time.sleep(YOUNG_SECONDS)
+        for name, text in (("directory", f"dir:{source}"), ("API source", f"api:{source}")):
+            found = inside("passes", text, top / name, "seccomp", runs)
+            if found["states"] != {"installed": MANY}:
+                raise AssertionError(found["states"])
+            cpu = _milliseconds(found["more"], 1)
+            figures.append(Figure(label=f"host, seccomp, {name}: CPU", samples=cpu, unit="ms"))
+            figures.append(
+                Figure(
+                    label=f"host, seccomp, {name}: CPU of a pass that trusts no cheap sign",
+                    samples=_milliseconds([found["full"]], 1),
+                    unit="ms",
+                )
+            )
+            claims.append(
+                Claim(label=f"host, {name}: CPU", value=median(cpu), limit=_UNCHANGED_MS, unit="ms")
+            )
+    figures += machine.unchanged(runs)
+    return Result(figures=tuple(figures), claims=tuple(claims))
+
+
+def seccomp(runs: int) -> Result:
+    """A first installation beside parsing the same JSON and writing as many files."""
+    with scratch() as top:
+        source = made.fill_seccomp(top / "source", MANY)
+        out, root = top / "out", top / "root"
+
+        def floor(files: int) -> Spent:
+            shutil.rmtree(out, ignore_errors=True)
+            return child([sys.executable, "-m", "bench.inside", "floor", source, out, str(files)])
+
+        found = turns(
+            runs,
+            {
+                "agent": lambda: install(source, root),
+                "floor": lambda: floor(FILES),
+                "profiles": lambda: floor(1),
+            },
+        )
+        again = inside("passes", f"dir:{source}", root, "seccomp", 30)
+    walls = {name: tuple(one.wall for one in all_) for name, all_ in found.items()}
+    cpus = {name: tuple(one.cpu for one in all_) for name, all_ in found.items()}
+    over = ratios(walls["agent"], walls["floor"])
+    more = _milliseconds(again["more"], 1)
+    labels = {
+        "agent": "first install",
+        "floor": f"parse, and write the same {FILES} files a profile with the same fsyncs",
+        "profiles": "parse, and write the profiles alone",
+    }
+    figures = [
+        Figure(label=f"{label}: {what}", samples=samples[name], unit="s")
+        for name, label in labels.items()
+        for what, samples in (("time", walls), ("CPU", cpus))
+    ]
+    figures += [
+        Figure(label="first install / the same files: time", samples=over, unit="x"),
+        Figure(
+            label="first install / the profiles alone: time",
+            samples=ratios(walls["agent"], walls["profiles"]),
+            unit="x",
+        ),
+        Figure(label="unchanged pass: CPU", samples=more, unit="ms"),
+    ]
+    claims = (
+        Claim(label="first install / the same files", value=median(over), limit=2.5, unit="x"),
+        Claim(label="unchanged: CPU", value=median(more), limit=_UNCHANGED_MS, unit="ms"),
+    )
+    return Result(figures=tuple(figures), claims=claims)
+
+
+def growth(runs: int) -> Result:
+    """The same with more and more profiles."""
+    first: dict[int, list[float]] = {size: [] for size in _SIZES}
+    later: dict[int, list[float]] = {size: [] for size in _SIZES}
+    memory: dict[int, list[float]] = {size: [] for size in _SIZES}
+    with scratch() as top:
+        for size in _SIZES:
+            made.fill_seccomp(top / f"source{size}", size, syscalls=100)
+        time.sleep(YOUNG_SECONDS)
+        for turn in range(runs):
+            for size in _SIZES:
+                root = top / f"root{size}-{turn}"
+                found = inside("passes", f"dir:{top}/source{size}", root, "seccomp", 10)
+                first[size] += _milliseconds([found["first"]], 1)
+                later[size].append(median(_milliseconds(found["more"], 1)))
+                memory[size].append(float(str(found["memory"])))
+                shutil.rmtree(root)
+    lines = {
+        "CPU of the first pass, ms": first,
+        "CPU of an unchanged pass, ms": later,
+        "memory, MiB": memory,
+    }
+    plot.write({name: {n: median(v) for n, v in line.items()} for name, line in lines.items()})
+    figures = tuple(
+        Figure(
+            label=f"{size:,} profiles: {name.rpartition(',')[0]}",
+            samples=tuple(samples),
+            unit=name.rpartition(" ")[2],
+        )
+        for name, line in lines.items()
+        for size, samples in line.items()
+    )
+    few, many = _SIZES[-2:]
+    claims = tuple(
+        Claim(
+            label=f"{name.rpartition(',')[0]}: {many:,} / {few:,} profiles",
+            value=median(line[many]) / median(line[few]),
+            limit=1.1 * many / few,
+            unit="x",
+        )
+        for name, line in lines.items()
+    )
+    return Result(figures=figures, claims=claims)
