@@ -12,6 +12,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import socket
 import ssl
 import time
@@ -63,6 +64,7 @@ class Seen:
     away: list[dict[str, str]] = field(default_factory=list)  # labels after each such repair
     caught_up: float = 0.0
     shipped: dict[str, str] = field(default_factory=dict)
+    short: float = 0.0  # the part of the time of the changes in which something waited for a CPU
 
 
 class Api:
@@ -203,6 +205,7 @@ def drive(guest, api, proxy):
     api.watch()
     api.until(expected(0))
     guest.kernel(held(0))
+    begin, waited = time.monotonic(), pressure()
     for version in range(1, CHANGES + 1):
         offset = guest.offset()
         answered = api.change(version)
@@ -212,10 +215,18 @@ def drive(guest, api, proxy):
         seen.label.append(told - answered)
         seen.modes.append(held(version)[1])
         seen.labels.append(api.now())
+    seen.short = (pressure() - waited) / (time.monotonic() - begin)
     seen.shipped = {key: value for key, value in api.labels.items() if DOMAIN in key}
     outage(guest, api, proxy, seen, held)
     guest.ask("end", "ended")
     return seen
+
+
+def pressure():
+    """Return for how many seconds something has waited for a CPU of this machine."""
+    path = Path("/proc/pressure/cpu")  # a kernel may lack it
+    found = re.search(r"some .*total=(\d+)", path.read_text()) if path.exists() else None
+    return int(found[1]) / 1e6 if found else 0.0
 
 
 def outage(guest, api, proxy, seen, held):
@@ -310,6 +321,7 @@ def seen():
         assert found is not None, log
     tell("policy in the kernel after the answer to the change", found.kernel)
     tell("digest on the label after the answer to the change", found.label)
+    print(f"meanwhile CPUs of this machine were short for {found.short:.0%} of the time")
     tell("restored without an API server", found.restored)
     print(f"the API server is back, until the label has what it says: {found.caught_up:.2f} s")
     return found
