@@ -61,7 +61,7 @@ def programs(*, older=False):
     return program
 
 
-def _go():
+def go():
     """Return the go command: this machine's if it is new enough, else the one in the venv."""
     wanted = next(
         line.split()[1] for line in (MODULE / "go.mod").read_text().splitlines() if "go 1" in line
@@ -94,7 +94,7 @@ def _built(module):
     shutil.rmtree(CACHE / module.name, ignore_errors=True)
     path.parent.mkdir(parents=True)
     print(f"{module.name}: building it from its Go modules, which takes minutes once")
-    command = [_go(), "build", "-trimpath", "-ldflags", "-s -w", "-o", f"{path}.new", "."]
+    command = [go(), "build", "-trimpath", "-ldflags", "-s -w", "-o", f"{path}.new", "."]
     environ = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false"}
     subprocess.run(command, cwd=module, env=environ, check=True)
     Path(f"{path}.new").rename(path)
@@ -248,7 +248,7 @@ class Cluster:
         def openssl(text):
             subprocess.run(["openssl", *text.split()], cwd=f, check=True, capture_output=True)
 
-        (f / "san").write_text("subjectAltName=IP:127.0.0.1,IP:10.0.2.2,DNS:localhost\n")
+        (f / "san").write_text("subjectAltName=IP:127.0.0.1,IP:10.0.2.2,IP:10.0.0.1\n")
         openssl("genrsa -out sa.key 2048")
         openssl("req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.crt -subj /CN=test-ca")
         openssl("req -newkey rsa:2048 -nodes -keyout tls.key -out tls.csr -subj /CN=api")

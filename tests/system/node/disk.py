@@ -1,0 +1,271 @@
+"""The node's disk: Debian 12's packages, the kubelet, and every image already imported.
+
+Rule 1: a kept disk is used only if it was made from the same content as is here now. Rule 2: it is
+never written to; a machine boots from a snapshot of it.
+"""
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from subprocess import PIPE
+
+import agent as agent_package
+from tests.system import cluster, image, vm
+from tests.system.node import images
+
+CACHE = Path.home() / ".cache/profile-loader/node"
+ROOT = Path(__file__).parent / "root"  # files of the node itself
+PACKAGES = (
+    *vm.PACKAGES,
+    "containerd",
+    "runc",
+    "containernetworking-plugins",
+    "iproute2",
+    "libseccomp2",
+    "nftables",
+)
+NOT = ("apparmor-utils-", "systemd-", "dbus-", "dbus-user-session-")
+UNIT = Path("manifests/systemd/profile-loader-restore.service")
+SIZE = "4G"  # sparse
+UPGRADE = "docker.io/library/profile-loader:upgrade"
+AGENT = "docker.io/library/profile-loader:latest"  # as manifests/base has it
+DISK_BUDGET_SECONDS = 600
+KEPT = 2
+RECIPE = 2  # part of the packages' key: count up when they are unpacked differently
+
+# What the kubelet talks to is not needed, and would want a network.
+CONFIG = 'version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+IMPORT = """set -e
+mount --bind {root} {root}
+cd {root}
+mount -t proc proc proc
+mount -t sysfs -o ro sysfs sys
+mount --bind /dev dev
+mount -t tmpfs tmpfs run
+mount -t tmpfs tmpfs tmp
+chroot . /bin/bash -ec '
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+containerd --config /images/config.toml > /tmp/log 2>&1 &
+trap "tail -n 20 /tmp/log" EXIT
+until ctr version > /dev/null 2>&1; do kill -0 $!; sleep 0.1; done
+for one in /images/*.tar; do ctr -n k8s.io images import --snapshotter overlayfs "$one"; done
+rm -r /images; mkdir /images
+ctr -n k8s.io images tag {name} {agent}
+ctr -n k8s.io images rm {name}
+kill $!
+wait'
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    """A prepared disk and the kernel that boots it."""
+
+    path: Path
+    kernel: Path
+
+
+@functools.cache
+def prepared():
+    """Return the prepared disk, made where it is missing, damaged or of other content."""
+    agent = image.build().packed
+    with _locked():
+        packages = tree()
+        folder = CACHE / f"disk-{_key(_sha256(packages), _sha256(agent), _here(), _kubelet())}"
+        found = Disk(path=folder / "node.img", kernel=folder / "vmlinuz")
+        mark = folder / "node.sha256"
+        if not (mark.exists() and mark.read_text() == _sha256(found.path)):
+            begin = time.monotonic()
+            shutil.rmtree(folder, ignore_errors=True)
+            with _scratch() as scratch:
+                _make(scratch, packages, agent)
+                scratch.rename(folder)
+            seconds = time.monotonic() - begin
+            print(f"node: disk prepared in {seconds:.0f} s")
+            assert seconds < DISK_BUDGET_SECONDS, f"the disk's budget is {DISK_BUDGET_SECONDS} s"
+        os.utime(folder)
+        for old in sorted(CACHE.glob("disk-*"), key=lambda one: -one.stat().st_mtime)[KEPT:]:
+            shutil.rmtree(old)
+        return found
+
+
+def tree():
+    """Return the packages' files as a tar, made anew where it is missing or damaged."""
+    path = CACHE / f"tree-{_key(RECIPE, *PACKAGES, *NOT)}.tar"
+    mark = path.with_suffix(".sha256")
+    if path.exists() and mark.exists() and mark.read_text() == _sha256(path):
+        return path
+    begin = time.monotonic()
+    with _scratch() as scratch:
+        root = scratch / "root"
+        root.mkdir()
+        _unpack(scratch, root)
+        with tarfile.open(scratch / "tree.tar", "w") as tar:
+            tar.add(root, arcname=".")
+        (scratch / "tree.tar").rename(path)
+    mark.write_text(_sha256(path))
+    print(f"node: packages unpacked in {time.monotonic() - begin:.0f} s")
+    return path
+
+
+def _unpack(folder, root):
+    archives = folder / "archives"
+    (archives / "partial").mkdir(parents=True)
+    status = folder / "status"
+    status.touch()
+    options = [
+        f"Dir::State::status={status}",
+        f"Dir::Cache::archives={archives}",
+        "APT::Sandbox::User=root",
+        "Debug::NoLocking=true",
+    ]
+    command = ["apt-get", "-q", "-y", "--no-install-recommends", "--download-only", "install"]
+    for option in options:
+        command += ["-o", option]
+    done = subprocess.run([*command, *PACKAGES, *NOT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"apt-get: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+    for name in ("bin", "sbin", "lib", "lib64"):
+        (root / "usr" / name).mkdir(parents=True)
+        (root / name).symlink_to(f"usr/{name}")
+    for package in sorted(archives.glob("*.deb")):
+        # dpkg-deb -x would put a directory in the place of a link.
+        files = subprocess.run(["dpkg-deb", "--fsys-tarfile", package], stdout=PIPE, check=True)
+        subprocess.run(
+            ["tar", "-x", "--keep-directory-symlink", "-C", root], input=files.stdout, check=True
+        )
+    shutil.rmtree(root / "usr/share/doc", ignore_errors=True)
+    shutil.rmtree(root / "usr/share/locale", ignore_errors=True)
+    shutil.rmtree(root / "usr/share/man", ignore_errors=True)
+    (kernel,) = (root / "usr/lib/modules").iterdir()
+    # The kernel's package leaves this to its installation.
+    subprocess.run(["chroot", root, "depmod", "-a", kernel.name], check=True)
+
+
+def _make(folder, packages, agent):
+    root = folder / "root"
+    root.mkdir()
+    with tarfile.open(packages) as tar:
+        tar.extractall(root, filter="fully_trusted")  # noqa: S202 - made here, checksum verified
+    (kernel,) = (root / "boot").glob("vmlinuz-*")
+    shutil.move(kernel, folder / "vmlinuz")
+    shutil.copytree(ROOT, root, dirs_exist_ok=True)
+    for name in ("proc", "sys", "dev", "run", "tmp", "root", "var/tmp", "images", "var/lib"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    (root / "usr/bin/sh").unlink(missing_ok=True)
+    (root / "usr/bin/sh").symlink_to("bash")
+    etc = {
+        "passwd": "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534::/:\n",
+        "group": "root:x:0:\nnogroup:x:65534:\n",
+        "hosts": "127.0.0.1 localhost\n",
+        "hostname": "node-a\n",
+        "resolv.conf": "",
+        "machine-id": "0123456789abcdef0123456789abcdef\n",
+    }
+    for name, text in etc.items():
+        (root / "etc" / name).write_text(text)
+    shutil.copy(cluster.programs()("kubelet")[0], root / "usr/local/bin/kubelet")
+    images.write(root / "images", (root / "usr/bin/busybox").read_bytes())
+    shutil.copy(agent, root / "images/agent.tar")
+    images.upgrade(agent, root / "images/upgrade.tar", UPGRADE)
+    _install(root)
+    _import(root)
+    disk = folder / "node.img"
+    subprocess.run(
+        ["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d", root, disk, SIZE],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    shutil.rmtree(root)
+    (folder / "node.sha256").write_text(_sha256(disk))
+
+
+def _install(root):
+    """Install the agent on the node itself too, as manifests/systemd expects it."""
+    place = "/usr/local/lib/profile-loader"
+    libraries = Path(f"{root}{place}")
+    shutil.copytree(vm.libraries(), libraries)
+    package = Path(agent_package.__file__).parent
+    shutil.copytree(package, libraries / "agent", ignore=shutil.ignore_patterns("__pycache__"))
+    version = metadata.version("profile-loader")
+    about = libraries / f"profile_loader-{version}.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: profile-loader\nVersion: {version}\n"
+    )
+    program = root / "usr/local/bin/profile-loader"
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={place} exec python3 -B -m agent "$@"\n')
+    program.chmod(0o755)
+    shutil.copy(UNIT, root / "etc/profile-loader-restore.service")
+
+
+def _import(root):
+    """Import what lies in /images with the node's own containerd, and name the agent's image.
+
+    It runs on this machine, in namespaces of its own: under emulation it would take minutes.
+    """
+    (root / "images/config.toml").write_text(CONFIG)
+    script = IMPORT.format(
+        root=shlex.quote(str(root)), name=shlex.quote(image.NAME), agent=shlex.quote(AGENT)
+    )
+    done = subprocess.run(
+        ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private",
+         "bash", "-c", script],
+        capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+        timeout=DISK_BUDGET_SECONDS,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout[-3000:]}{done.stderr[-3000:]}"
+
+
+def _kubelet():
+    return _sha256(Path(cluster.programs()("kubelet")[0]))
+
+
+def _here():
+    """Return a digest of what this folder puts on the disk."""
+    found = [
+        (str(path.relative_to(ROOT)), path.stat().st_mode, _sha256(path))
+        for path in sorted(ROOT.rglob("*"))
+        if path.is_file()
+    ]
+    sources = [UNIT, Path(__file__), Path(images.__file__), *sorted(images.ECHO_SOURCE.iterdir())]
+    return _key(found, *(_sha256(path) for path in sources))
+
+
+@contextlib.contextmanager
+def _locked():
+    """Let one process at a time look at the kept disks and change them."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _scratch():
+    """Give a folder beside the kept disks that is gone at the end, if it was not renamed."""
+    folder = Path(tempfile.mkdtemp(prefix="making-", dir=CACHE))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _key(*parts):
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:16]
+
+
+def _sha256(path):
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,121 @@
+"""Images of other people's pods, made without a registry as archives for `ctr images import`.
+
+They have the names that the tutorials use and do what those do: busybox from Debian's package, and
+a small program in place of http-echo. `upgrade` is the project's own image with another label, so
+that its id is another one.
+"""
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import tarfile
+from pathlib import Path
+
+from tests.system import cluster
+
+BUSYBOX = "docker.io/library/busybox:1.28"
+ECHO = "docker.io/hashicorp/http-echo:1.0"
+PAUSE = "localhost/pause:1"
+ECHO_SOURCE = Path(__file__).parent / "echo"
+
+
+def pack(path, name, files, config):
+    """Write a docker-archive with one layer: content by path; a str is a symbolic link's target."""
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as tar:
+        for folder, mode in (("bin", 0o755), ("tmp", 0o1777), ("proc", 0o555), ("sys", 0o555)):
+            entry = tarfile.TarInfo(folder)
+            entry.type, entry.mode = tarfile.DIRTYPE, mode
+            tar.addfile(entry)
+        for place, content in files.items():
+            entry = tarfile.TarInfo(place)
+            if isinstance(content, str):
+                entry.type, entry.linkname = tarfile.SYMTYPE, content
+                tar.addfile(entry)
+            else:
+                entry.mode, entry.size = 0o755, len(content)
+                tar.addfile(entry, io.BytesIO(content))
+    told = {
+        "architecture": "amd64",
+        "os": "linux",
+        "config": {"Env": ["PATH=/bin"], **config},
+        "rootfs": {"type": "layers", "diff_ids": [_digest(layer.getvalue())]},
+    }
+    image = json.dumps(told).encode()
+    manifest = [{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]
+    with tarfile.open(path, "w") as tar:
+        _add(tar, "config.json", image)
+        _add(tar, "layer.tar", layer.getvalue())
+        _add(tar, "manifest.json", json.dumps(manifest).encode())
+
+
+def upgrade(archive, path, name):
+    """Write an image like that of a docker-archive with one label more, without the layers.
+
+    They are found by their digests where the other image was imported before.
+    """
+    with tarfile.open(archive) as source:
+        (told,) = json.load(source.extractfile("manifest.json"))
+        config = json.load(source.extractfile(told["Config"]))
+        sizes = [source.getmember(layer).size for layer in told["Layers"]]
+    config["config"].setdefault("Labels", {})["upgrade"] = "2"
+    content = json.dumps(config).encode()
+    kind = "application/vnd.oci.image."
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": f"{kind}manifest.v1+json",
+        "config": _described(f"{kind}config.v1+json", content),
+        "layers": [
+            {"mediaType": f"{kind}layer.v1.tar", "digest": digest, "size": size}
+            for digest, size in zip(config["rootfs"]["diff_ids"], sizes, strict=True)
+        ],
+    }
+    body = json.dumps(manifest).encode()
+    described = _described(f"{kind}manifest.v1+json", body)
+    described["annotations"] = {"io.containerd.image.name": name}
+    with tarfile.open(path, "w") as tar:
+        _add(tar, "oci-layout", b'{"imageLayoutVersion": "1.0.0"}')
+        for blob in (content, body):
+            _add(tar, "blobs/sha256/" + _digest(blob).partition(":")[2], blob)
+        index = {"schemaVersion": 2, "manifests": [described]}
+        _add(tar, "index.json", json.dumps(index).encode())
+
+
+def write(folder, busybox):
+    """Write the archives of other people's images; busybox: the program's content."""
+    said = subprocess.run(["busybox", "--list"], capture_output=True, text=True, check=True).stdout
+    shell = {"bin/busybox": busybox} | {
+        f"bin/{one}": "busybox" for one in said.split() if one != "busybox"
+    }
+    pack(folder / "busybox.tar", BUSYBOX, shell, {"Cmd": ["sh"]})
+    pack(folder / "pause.tar", PAUSE, shell, {"Entrypoint": ["/bin/sleep", "2147483647"]})
+    program = folder / "http-echo"
+    subprocess.run(
+        [cluster.go(), "build", "-trimpath", "-ldflags=-s -w", "-o", program, "."],
+        cwd=ECHO_SOURCE,
+        env={**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false"},
+        check=True,
+    )
+    pack(
+        folder / "echo.tar",
+        ECHO,
+        {"bin/http-echo": program.read_bytes()},
+        {"Entrypoint": ["/bin/http-echo"]},
+    )
+    program.unlink()
+
+
+def _add(tar, name, content):
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    tar.addfile(entry, io.BytesIO(content))
+
+
+def _described(kind, content):
+    return {"mediaType": kind, "digest": _digest(content), "size": len(content)}
+
+
+def _digest(content):
+    return "sha256:" + hashlib.sha256(content).hexdigest()

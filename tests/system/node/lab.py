@@ -1,0 +1,247 @@
+"""The control plane, its node, and what tests do with both: apply, wait, look, keep on failure.
+
+Rule 1: one node at a time; a test says what kind it needs and gets the one that is there if it is
+of that kind and alive. Rule 2: the manifests are applied as they are in the repository.
+"""
+
+import json
+import tempfile
+import time
+from pathlib import Path
+
+from tests.system.cluster import NAMESPACE, Cluster, until
+from tests.system.node.machine import APPARMOR
+from tests.system.node.node import NAME, Node
+
+BASE = "manifests/base"
+DOMAIN = "profile-loader.node-restriction.kubernetes.io"
+AGENT = "app.kubernetes.io/name=profile-loader"
+READY_SECONDS = 120.0
+
+
+class Lab:
+    """A running control plane, and a node from when one is first asked for."""
+
+    def __init__(self):
+        self.cluster = Cluster()
+        self.node = None
+        self.kind = None
+        self.kept = None
+
+    def __enter__(self):
+        begin = time.monotonic()
+        self.cluster.__enter__()
+        try:
+            self.cluster.start_scheduler()
+            self.cluster.start_controllers("*")
+        except BaseException:
+            self.__exit__()
+            raise
+        print(f"\ncontrol plane: up in {time.monotonic() - begin:.1f} s")
+        return self
+
+    def __exit__(self, *_):
+        if self.node is not None:
+            self.node.__exit__()
+            self.node = None
+        self.cluster.__exit__()
+
+    # --- the node ---------------------------------------------------------------------------------
+
+    def want(self, *, append=APPARMOR, taints="", fresh=False):
+        """Return a living node of this kind: the present one, or a new one in its place."""
+        kind = (append, taints)
+        if fresh or self.node is None or self.kind != kind or not self.alive():
+            self.drop()
+            self.node, self.kind = Node(self.cluster, append=append, taints=taints), kind
+            self.node.__enter__()
+        return self.node
+
+    def alive(self):
+        """Return whether there is a node whose machine runs."""
+        machine = self.node.machine if self.node is not None else None
+        return machine is not None and machine.process.poll() is None
+
+    def drop(self):
+        """End the node, and take it and its pods out of the cluster."""
+        if self.node is not None:
+            self.node.__exit__()
+            self.node = None
+        self.kubectl("delete", "node", NAME, "--ignore-not-found")
+        self.kubectl("delete", "pods", "-A", "--all", "--force", "--grace-period=0", check=False)
+
+    def install(self, path=BASE):
+        """Apply manifests and wait until the DaemonSet's pod of today's template is ready."""
+        self.kubectl("apply", "--server-side", "--force-conflicts", "-k", path)
+        return self.until_agent()
+
+    # --- the cluster ------------------------------------------------------------------------------
+
+    def kubectl(self, *words, **more):
+        """Run kubectl as an administrator."""
+        return self.cluster.kubectl(*words, **more)
+
+    def get(self, path):
+        """Return an object of the API server, or None."""
+        return self.cluster.get(path)
+
+    def labels(self):
+        """Return the agent's labels on the Node."""
+        return {
+            key: value
+            for key, value in self.cluster.labels(NAME).items()
+            if key.partition("/")[0].endswith(DOMAIN)
+        }
+
+    def events(self):
+        """Return (reason, note) of every Event about the Node that the agent made, oldest first."""
+        found = self.get("/apis/events.k8s.io/v1/namespaces/default/events") or {"items": []}
+        ours = [
+            one
+            for one in found["items"]
+            if one["regarding"].get("kind") == "Node"
+            and one.get("reportingController") == "profile-loader.io/agent"
+        ]
+        ours.sort(key=lambda one: one["eventTime"])
+        return [(one["reason"], one["note"]) for one in ours]
+
+    def config_map(self, name, data, **annotations):
+        """Create a ConfigMap of profiles, or change it to hold exactly this."""
+        self.cluster.apply(
+            {
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": {
+                    "name": name,
+                    "namespace": NAMESPACE,
+                    "labels": {"app.kubernetes.io/component": "profiles"},
+                    "annotations": {
+                        f"{DOMAIN}/{key.replace('_', '-')}": value
+                        for key, value in annotations.items()
+                    },
+                },
+                "data": data,
+            }
+        )
+
+    # --- pods -------------------------------------------------------------------------------------
+
+    def pod(self, name, namespace="default"):
+        """Return a pod, or None."""
+        return self.get(f"/api/v1/namespaces/{namespace}/pods/{name}")
+
+    def until_running(self, name, namespace="default", seconds=READY_SECONDS):
+        """Wait until a pod is ready; return it."""
+
+        def ready():
+            found = self.pod(name, namespace)
+            return found if found and is_ready(found) else None
+
+        return until(ready, lambda: self._story(name, namespace), seconds)
+
+    def until_waiting(self, name, reason, seconds=READY_SECONDS):
+        """Wait until a pod's container waits for this reason; return the message."""
+
+        def waiting():
+            for status in (self.pod(name) or {}).get("status", {}).get("containerStatuses", []):
+                found = status["state"].get("waiting", {})
+                if found.get("reason") == reason:
+                    return found.get("message", "")
+            return None
+
+        return until(waiting, lambda: self._story(name, "default"), seconds)
+
+    def _story(self, name, namespace):
+        found = self.kubectl("-n", namespace, "describe", "pod", name, check=False)
+        return f"{namespace}/{name}\n{found.stdout[-3000:]}{found.stderr}"
+
+    def delete(self, *names, namespace="default"):
+        """Delete pods and wait until they are gone."""
+        self.kubectl(
+            "-n", namespace, "delete", "pod", *names, "--ignore-not-found", "--grace-period=1"
+        )
+
+    # --- the agent --------------------------------------------------------------------------------
+
+    def agents(self):
+        """Return the agent's pods."""
+        path = f"/api/v1/namespaces/{NAMESPACE}/pods?labelSelector={AGENT.replace('/', '%2F')}"
+        return (self.get(path) or {"items": []})["items"]
+
+    def until_agent(self, seconds=READY_SECONDS, *, other_than=None):
+        """Wait until the one pod of the DaemonSet's present template is ready; return it."""
+
+        def ready():
+            path = f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/profile-loader"
+            found = self.get(path)
+            status = (found or {}).get("status", {})
+            pods = self.agents()
+            if (
+                found
+                and status.get("observedGeneration") == found["metadata"]["generation"]
+                and status.get("updatedNumberScheduled") == status.get("numberReady") == 1
+                and len(pods) == 1
+                and is_ready(pods[0])
+                and pods[0]["metadata"]["uid"] != other_than
+            ):
+                return pods[0]
+            return None
+
+        return until(ready, self._agents_story, seconds)
+
+    def _agents_story(self):
+        return "\n".join(
+            self._story(one["metadata"]["name"], NAMESPACE) for one in self.agents()
+        ) or self.kubectl("-n", NAMESPACE, "describe", "daemonset", "profile-loader")
+
+    def agent_log(self):
+        """Return the lines that the agent's present container logged, as objects."""
+        (pod,) = self.agents()
+        text = self.node.log(pod["metadata"]["name"], namespace=NAMESPACE, container="agent")
+        return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+    # --- after a failure --------------------------------------------------------------------------
+
+    def keep(self, what):
+        """Keep the logs and the states of all pods below one folder; return where."""
+        self.kept = self.kept or Path(tempfile.mkdtemp(prefix="profile-loader-node-"))
+        folder = self.kept / what
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, words in {
+            "pods.yaml": ("get", "pods", "-A", "-o", "yaml"),
+            "pods": ("get", "pods", "-A", "-o", "wide"),
+            "describe-pods": ("describe", "pods", "-A"),
+            "describe-nodes": ("describe", "nodes"),
+            "events": ("get", "events", "-A", "--sort-by=.metadata.creationTimestamp"),
+            "configmaps.yaml": ("-n", NAMESPACE, "get", "configmaps", "-o", "yaml"),
+        }.items():
+            done = self.kubectl(*words, check=False)
+            (folder / name).write_text(done.stdout + done.stderr)
+        for name in self.cluster.running:
+            (folder / f"{name}.log").write_text(self.cluster.log(name))
+        if self.node is not None and self.node.machine is not None:
+            (folder / "console").write_text(self.node.machine.said())
+            if self.alive():
+                self._keep_from_node(folder)
+        return folder
+
+    def _keep_from_node(self, folder):
+        for name, script in {
+            "kubelet.log": "cat /var/log/kubelet.log",
+            "containerd.log": "cat /var/log/containerd.log",
+            "dmesg": "dmesg",
+            "containers": "tail -n 200 /var/log/pods/*/*/*.log",
+            "labels": "grep -H . /proc/[0-9]*/attr/current",
+        }.items():
+            try:
+                text = self.node.run(script, check=False)
+            except OSError as error:
+                text = str(error)
+            (folder / name).write_text(text)
+
+
+def is_ready(pod):
+    """Return whether a pod is ready and stays."""
+    conditions = pod.get("status", {}).get("conditions", [])
+    told = {one["type"]: one["status"] for one in conditions}
+    return told.get("Ready") == "True" and "deletionTimestamp" not in pod["metadata"]

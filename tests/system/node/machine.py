@@ -1,0 +1,152 @@
+"""A virtual machine: QEMU with a command server inside, reached over a free port of the loopback.
+
+Rule 1: whoever starts one ends it. Rule 2: a guest that ends without being told to has died, and
+the next command says so, with the end of its console.
+"""
+
+import contextlib
+import json
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from tests.system.cluster import free_port, until
+
+BOOT_SECONDS = 90.0
+APPARMOR = "apparmor=1 security=apparmor"
+KERNEL = "console=ttyS0 panic=-1 loglevel=4 root=/dev/nvme0n1 rootfstype=ext4 rw init=/nodeinit"
+
+
+class GuestDiedError(Exception):
+    """The guest ended by itself: its kernel or the emulator, not a test in it."""
+
+
+class CommandFailedError(Exception):
+    """A command in the guest ended with another status than 0."""
+
+
+class Machine:
+    """One guest. Ends with its context."""
+
+    def __init__(self, disk, *, append=APPARMOR, ports=()):
+        self.disk, self.append = disk, append
+        self.folder = Path(tempfile.mkdtemp(prefix="machine-"))
+        self.console = self.folder / "console"
+        self.ports = {guest: free_port() for guest in (2222, *ports)}
+        self.process = None
+
+    def __enter__(self):
+        try:
+            self._start()
+            self.wait()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self.end()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _start(self):
+        forward = "".join(
+            f",hostfwd=tcp:127.0.0.1:{here}-:{guest}" for guest, here in self.ports.items()
+        )
+        command = [
+            "qemu-system-x86_64", "-accel", "tcg", "-cpu", "Nehalem", "-smp", "1", "-m", "1536",
+            "-display", "none", "-no-reboot", "-nodefaults",
+            "-serial", f"file:{self.console}",
+            "-qmp", f"unix:{self.folder / 'qmp'},server=on,wait=off",
+            "-kernel", str(self.disk.kernel), "-append", f"{KERNEL} {self.append}",
+            "-drive", f"file={self.disk.path},format=raw,if=none,id=r",
+            "-device", "nvme,drive=r,serial=r", "-snapshot",
+            "-netdev", f"user,id=n{forward}", "-device", "virtio-net-pci,netdev=n,romfile=",
+        ]  # fmt: skip
+        log = (self.folder / "qemu.log").open("wb")
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+        log.close()
+
+    def end(self):
+        """End the guest at once, as if its power failed."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def reboot(self):
+        """Reboot the guest, with its disk as it is, and wait until it answers again."""
+        before = self.run("cat /proc/sys/kernel/random/boot_id")
+        self._told("set-action", reboot="reset")
+        with contextlib.suppress(GuestDiedError, OSError):
+            self.run(
+                "sync; echo 1 > /proc/sys/kernel/sysrq; "
+                "(sleep 0.2; echo b > /proc/sysrq-trigger) > /dev/null 2>&1 &"
+            )
+        until(lambda: self._boot() not in (None, before), "the reboot", BOOT_SECONDS)
+        self._told("set-action", reboot="shutdown")
+
+    def wait(self):
+        """Wait until the command server answers."""
+        until(lambda: self._boot() is not None, lambda: self.said()[-2000:], BOOT_SECONDS)
+
+    def _boot(self):
+        try:
+            return self.run("cat /proc/sys/kernel/random/boot_id", seconds=5)
+        except (OSError, CommandFailedError):
+            return None
+
+    def said(self):
+        """Return the console's text."""
+        return self.console.read_text("utf-8", "replace") if self.console.exists() else ""
+
+    def check(self):
+        """Raise GuestDiedError if the guest is not there any more."""
+        if self.process is None or self.process.poll() is not None:
+            log = (self.folder / "qemu.log").read_text()
+            raise GuestDiedError(f"{log}\n{self.said()[-3000:]}")
+
+    def run(self, script, *, seconds=60.0, check=True):
+        """Run a bash script in the guest as root; return what it printed."""
+        self.check()
+        content = script.encode()
+        answer = b""
+        end = time.monotonic() + seconds
+        try:
+            with socket.create_connection(("127.0.0.1", self.ports[2222]), timeout=5) as line:
+                line.sendall(b"%d\n" % len(content) + content)
+                while time.monotonic() < end:
+                    line.settimeout(max(0.1, end - time.monotonic()))
+                    part = line.recv(1 << 16)
+                    if not part:
+                        break
+                    answer += part
+        except OSError:
+            self.check()
+            raise
+        text, mark, status = answer.decode("utf-8", "replace").rpartition("\nstatus ")
+        if not mark:
+            self.check()
+            raise ConnectionError(f"no whole answer within {seconds} s: {answer[-500:]!r}")
+        if check and int(status) != 0:
+            raise CommandFailedError(f"{script}\nended with {status.strip()}:\n{text[-3000:]}")
+        return text
+
+    def _told(self, command, **arguments):
+        """Tell the emulator something over QMP (docs/interop/qmp-spec.txt of QEMU)."""
+        with socket.socket(socket.AF_UNIX) as line:
+            line.settimeout(5)
+            line.connect(str(self.folder / "qmp"))
+            with line.makefile("rw") as stream:
+                stream.readline()  # the greeting
+                for name, what in (("qmp_capabilities", {}), (command, arguments)):
+                    stream.write(json.dumps({"execute": name, "arguments": what}) + "\n")
+                    stream.flush()
+                    answer = json.loads(stream.readline())
+                    while "event" in answer:
+                        answer = json.loads(stream.readline())
+                    assert "return" in answer, answer
