@@ -9,14 +9,25 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.system.cluster import NAMESPACE, Cluster, until
+from tests.system.cluster import NAMESPACE, Cluster
 from tests.system.node.machine import APPARMOR
 from tests.system.node.node import NAME, Node
 
 BASE = "manifests/base"
 DOMAIN = "profile-loader.node-restriction.kubernetes.io"
 AGENT = "app.kubernetes.io/name=profile-loader"
-READY_SECONDS = 120.0
+PATIENCE_SECONDS = 300.0  # alone on two cores everything takes a tenth of it
+
+
+def until(condition, what, seconds=PATIENCE_SECONDS):
+    """Return the first true answer of condition, asked ten times a second, with patience."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        answer = condition()
+        if answer:
+            return answer
+        time.sleep(0.1)
+    raise AssertionError(f"not within {seconds} s: {what() if callable(what) else what}")
 
 
 class Lab:
@@ -130,7 +141,7 @@ class Lab:
         """Return a pod, or None."""
         return self.get(f"/api/v1/namespaces/{namespace}/pods/{name}")
 
-    def until_running(self, name, namespace="default", seconds=READY_SECONDS):
+    def until_running(self, name, namespace="default", seconds=PATIENCE_SECONDS):
         """Wait until a pod is ready; return it."""
 
         def ready():
@@ -139,7 +150,7 @@ class Lab:
 
         return until(ready, lambda: self._story(name, namespace), seconds)
 
-    def until_waiting(self, name, reason, seconds=READY_SECONDS):
+    def until_waiting(self, name, reason, seconds=PATIENCE_SECONDS):
         """Wait until a pod's container waits for this reason; return the message."""
 
         def waiting():
@@ -168,7 +179,7 @@ class Lab:
         path = f"/api/v1/namespaces/{NAMESPACE}/pods?labelSelector={AGENT.replace('/', '%2F')}"
         return (self.get(path) or {"items": []})["items"]
 
-    def until_agent(self, seconds=READY_SECONDS, *, other_than=None):
+    def until_agent(self, seconds=PATIENCE_SECONDS, *, other_than=None):
         """Wait until the one pod of the DaemonSet's present template is ready; return it."""
 
         def ready():

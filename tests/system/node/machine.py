@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.system.cluster import free_port, until
 
-BOOT_SECONDS = 90.0
+BOOT_SECONDS = 180.0
 APPARMOR = "apparmor=1 security=apparmor"
 KERNEL = "console=ttyS0 panic=-1 loglevel=4 root=/dev/nvme0n1 rootfstype=ext4 rw init=/nodeinit"
 
@@ -96,7 +96,7 @@ class Machine:
 
     def _boot(self):
         try:
-            return self.run("cat /proc/sys/kernel/random/boot_id", seconds=5)
+            return self.run("cat /proc/sys/kernel/random/boot_id", seconds=20)
         except (OSError, CommandFailedError):
             return None
 
@@ -110,7 +110,7 @@ class Machine:
             log = (self.folder / "qemu.log").read_text()
             raise GuestDiedError(f"{log}\n{self.said()[-3000:]}")
 
-    def run(self, script, *, seconds=60.0, check=True):
+    def run(self, script, *, seconds=180.0, check=True):
         """Run a bash script in the guest as root; return what it printed."""
         self.check()
         content = script.encode()

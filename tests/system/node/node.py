@@ -18,7 +18,7 @@ from tests.system.node.machine import APPARMOR, CommandFailedError, GuestDiedErr
 
 NAME = "node-a"  # the one of the cluster's tokens
 STARTS = 3
-READY_SECONDS = 120.0
+READY_SECONDS = 300.0
 KUBELET = 10250
 METRICS = 9808
 SERVICE = "10.0.0.1"  # of the API server; what kube-proxy would do, nftables does
@@ -151,7 +151,7 @@ class Node:
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # its own certificate
         request = urllib.request.Request(url, method=method)  # noqa: S310 - https only
-        with urllib.request.urlopen(request, timeout=30, context=context) as answer:  # noqa: S310 - https only
+        with urllib.request.urlopen(request, timeout=180, context=context) as answer:  # noqa: S310 - https only
             return answer.read().decode("utf-8", "replace")
 
     def execute(self, pod, command, *, namespace="default", container=None):
