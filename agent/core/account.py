@@ -48,7 +48,10 @@ def account(  # noqa: PLR0913 - what a pass consists of
         ]
     return Report(
         rows=tuple(sorted(rows, key=lambda row: (row.kind, row.name or row.key, row.key))),
-        sets=tuple(status(one) for one in desired.sets.values()),
+        sets=tuple(
+            replace(status(one), left_out=desired.left_out.get(origin, 0))
+            for origin, one in desired.sets.items()
+        ),
         supports={kind: support(one) for kind, one in observed.items()},
         problems=(*problems, *(one for one in map(unread, desired.sets.values()) if one)),
         dry_run=dry_run,

@@ -5,7 +5,7 @@ Rule 2: the same name with different content in two keys rejects both; identical
 once. Neither silently wins.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, assert_never
@@ -31,6 +31,7 @@ class Desired:
 
     same: keys whose content another key (the value) already provides. sets: every snapshot by
     its origin. keys: (origin, key) of everything that a set holds, also of kinds left out.
+    left_out: how many keys of a set, by its origin, are of kinds left out.
     """
 
     profiles: Mapping[Id, Profile] = field(default_factory=dict)
@@ -39,6 +40,7 @@ class Desired:
     same: Mapping[Id, Id] = field(default_factory=dict)
     keys: frozenset[tuple[str, str]] = frozenset()
     sets: Mapping[str, Snapshot] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def has(self, id_: Id) -> bool:
         """Return whether the key is there, accepted or not."""
@@ -85,6 +87,7 @@ def join(
     unchecked: dict[Id, Unchecked] = {}
     sets: dict[str, Snapshot] = {}
     keys: set[tuple[str, str]] = set()
+    left_out: Counter[str] = Counter()
     for snapshot in snapshots:
         sets[snapshot.origin] = snapshot
         if not isinstance(snapshot, Read):
@@ -93,6 +96,7 @@ def join(
             keys.add((blob.origin, blob.key))
             kind = recognise.kind_of(blob.key, blob.content)
             if kind is None or kind not in kinds:
+                left_out[blob.origin] += kind is not None
                 continue
             found = inspect(kind, blob)
             match found:
@@ -117,6 +121,7 @@ def join(
         same=same,
         keys=frozenset(keys),
         sets=sets,
+        left_out=dict(left_out),
     )
 
 

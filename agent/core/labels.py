@@ -104,7 +104,9 @@ def of(
         else:
             labels[label] = min(meanings)[1]
     for kind, support in report.supports.items():
-        labels[f"{domain}/{kind}"] = support.state
+        label = f"{domain}/{kind}"
+        known = present.get(label, support.state) if support.state == "unknown" else support.state
+        labels[label] = known
     kept, left = _limited(labels, domain, limit, present)
     problems += [_too_many(left, limit)] if left else []
     return Labels(labels=kept, problems=tuple(problems))
@@ -135,8 +137,10 @@ def _of_row(
     if digest and row.source:
         earned.append((digest_label, row.source[:DIGEST_DIGITS]))
     for one, value in earned:
-        if row.why != UNKNOWN_WISH or one in present:
+        if row.why != UNKNOWN_WISH:
             yield one, value
+        elif one in present:
+            yield one, present[one]  # whether it is desired is not known: nothing changes
 
 
 def _set_key(origin: str, domain: str) -> str:
@@ -149,12 +153,18 @@ def _ready(report: Report, origin: str, domain: str, present: Mapping[str, str])
 
     What was ready stays so while the ConfigMap, or a profile that has its label, cannot be seen.
     """
-    rows = [row for row in report.rows if row.origin == origin and row.desired]
+    rows = [
+        row
+        for row in report.rows
+        if row.origin == origin and row.desired and row.why != UNKNOWN_WISH
+    ]
     unseen = [row for row in rows if row.state not in _VERIFIED]
     if not rows or not all(_unseen(row, domain, present) for row in unseen):
         return False
-    state = next(one.state for one in report.sets if one.origin == origin)
-    return (state == "read" and not unseen) or _set_key(origin, domain) in present
+    set_ = next(one for one in report.sets if one.origin == origin)
+    if set_.left_out:
+        return False
+    return (set_.state == "read" and not unseen) or _set_key(origin, domain) in present
 
 
 def _unseen(row: Row, domain: str, present: Mapping[str, str]) -> bool:
@@ -167,10 +177,11 @@ def _limited(
 ) -> tuple[dict[str, str], int]:
     """Return at most limit labels, and how many were left out."""
 
-    def rank(label: str) -> tuple[bool, bool, bool, str]:
+    def rank(label: str) -> tuple[bool, bool, bool, bool, str]:
         prefix = label.partition("/")[0]
         return (
             prefix != domain,  # what this node can do at all comes first
+            prefix.endswith(f"-digest.{domain}"),  # a digest without its name is of no use
             label not in present,
             prefix != f"set.{domain}",
             label,

@@ -61,12 +61,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetStatus:
-    """How reading one set went."""
+    """How reading one set went. left_out: its keys of kinds that are not handled (--kinds)."""
 
     origin: str
     state: Literal["read", "emptied", "missing", "unreadable"]
     why: str = ""
     keys: int = 0
+    left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,13 @@ def document(report: Report, *, exit_status: int, domain: str = labels.DOMAIN) -
         "converged": report.converged,
         "dry_run": report.dry_run,
         "sets": [
-            {"origin": one.origin, "state": one.state, "why": one.why, "keys": one.keys}
+            {
+                "origin": one.origin,
+                "state": one.state,
+                "why": one.why,
+                "keys": one.keys,
+                "left_out": one.left_out,
+            }
             for one in report.sets
         ],
         "support": {

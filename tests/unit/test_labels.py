@@ -151,6 +151,52 @@ def test_what_may_be_desired_by_a_source_that_cannot_be_read_keeps_its_label_and
     assert (of(unknown).labels, of(unknown, own).labels) == ({}, own)
 
 
+def test_what_may_be_desired_keeps_the_very_value_of_its_label():
+    """Its mode is not known any more, and an empty value would be no mode."""
+    unknown = report(
+        row("web", "held", kind="apparmor", why="a source is unreadable"),
+        row("other", kind="apparmor", mode="enforce"),
+        sets=(SetStatus(origin=SET, state="read"),),
+    )
+    present = {f"apparmor.{D}/web": "complain"}
+    assert of(unknown, present).labels == {
+        **present,
+        f"apparmor.{D}/other": "enforce",
+        f"set.{D}/web": "ready",
+    }
+
+
+def test_a_set_that_holds_no_key_of_its_own_is_not_ready():
+    """What it provided once and may be desired elsewhere is none of its keys."""
+    left = report(row(state="held", why="a source is unreadable"))
+    present = {f"seccomp.{D}/a.json": "installed", f"set.{D}/web": "ready"}
+    assert of(left, present).labels == {f"seccomp.{D}/a.json": "installed"}
+
+
+def test_a_set_with_keys_of_a_kind_that_is_left_out_is_not_ready():
+    """With --kinds=seccomp nobody put its AppArmor profiles in place."""
+    sets = (SetStatus(origin=SET, state="read", keys=2, left_out=1),)
+    assert of(report(row(), sets=sets)).labels == {f"seccomp.{D}/a.json": "installed"}
+
+
+def test_what_the_node_can_do_is_not_forgotten_when_a_look_fails():
+    """One failed read takes no label away that pods were placed by."""
+    blind = report(apparmor="unknown", seccomp="unknown", sets=())
+    found = of(blind, {f"{D}/apparmor": "enabled"}).labels
+    assert found == {f"{D}/apparmor": "enabled", f"{D}/seccomp": "unknown"}
+
+
+def test_digests_do_not_crowd_names_out():
+    """A digest is of use only beside the name that it is of."""
+    rows = [row(name, source="0123456789abcdef") for name in ("a", "b")]
+    found = of(report(*rows, sets=()), digest=True, limit=3)
+    assert list(found.labels) == [
+        f"seccomp.{D}/a",
+        f"seccomp.{D}/b",
+        f"seccomp-digest.{D}/a",
+    ]
+
+
 def test_a_row_without_a_name_has_no_label():
     """A key that could not be read names nothing."""
     assert of(report(row("", "rejected"))).labels == {}
