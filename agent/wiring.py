@@ -232,6 +232,7 @@ def one_pass(settings: Settings, found: Cluster | None = None) -> oneshot.Pass:
             prune=settings.prune,
             take_over=frozenset(settings.take_over),
             grace=settings.removal_grace,
+            pod_aware=settings.pod_aware,
         ),
         allow_empty=settings.allow_empty,
     )

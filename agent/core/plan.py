@@ -65,7 +65,8 @@ class Options:
 
     gone: seconds since a name's label was confirmed to be off the Node, for the names of which
     that is known; None: nobody publishes labels. grace: how many such seconds a removal waits.
-    pods: which pods of this node name a profile; None: that is not known.
+    pods: which pods of this node name a profile; None: that is not known. pod_aware: it should be
+    known, so that nothing is removed while it is not.
     """
 
     prune: Literal["unused", "always", "never"] = "unused"
@@ -73,6 +74,7 @@ class Options:
     grace: float = 0.0
     gone: Mapping[tuple[KindName, str], float] | None = None
     pods: Mapping[tuple[KindName, str], tuple[str, ...]] | None = None
+    pod_aware: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -586,6 +588,8 @@ class _Planner:
             self.options.gone.get((self.kind, name), -1.0) < self.options.grace
         ):
             return _left(id_, name, "label_pending", _pending(name))
+        if self.options.pod_aware and self.options.pods is None:
+            return _left(id_, name, "use_unknown", _pods_unknown(name))
         if self._pods(name):
             return _left(id_, name, "in_use", _named_by(name, self._pods(name)))
         match seen.uses.get(name, CannotTell(why="its use was not looked at")):
@@ -658,6 +662,15 @@ def _named_by(name: str, pods: tuple[str, ...]) -> Problem:
         what=f'"{name}" is no longer desired, but {len(pods)} pod(s) of this node name it (first: '
         f"{', '.join(pods[:3])}).",
         hint="End those pods; then it is removed.",
+    )
+
+
+def _pods_unknown(name: str) -> Problem:
+    return Problem(
+        code="use_unknown",
+        where=name,
+        what=f'"{name}" is no longer desired, but which pods of this node name it is not known.',
+        hint="The agent needs the right to list and watch pods (--pod-aware).",
     )
 
 

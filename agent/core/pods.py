@@ -5,6 +5,7 @@ Rule 1: init and ephemeral containers count, and the annotations of older API se
 names nothing; one that waits or restarts does.
 """
 
+import posixpath
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -45,7 +46,7 @@ def _fields(contexts: Iterable[Mapping[str, object]]) -> Iterable[tuple[KindName
             profile = _mapping(context.get(field))
             name = profile.get("localhostProfile")
             if profile.get("type") == "Localhost" and isinstance(name, str):
-                yield kind, name
+                yield kind, _meant(kind, name)
 
 
 def _annotations(pod: Mapping[str, object]) -> Iterable[tuple[KindName, str]]:
@@ -53,7 +54,15 @@ def _annotations(pod: Mapping[str, object]) -> Iterable[tuple[KindName, str]]:
     for key, value in annotations.items():
         for prefix, kind in _ANNOTATIONS:
             if key.startswith(prefix) and str(value).startswith(_LOCALHOST):
-                yield kind, str(value).removeprefix(_LOCALHOST)
+                yield kind, _meant(kind, str(value).removeprefix(_LOCALHOST))
+
+
+def _meant(kind: KindName, name: str) -> str:
+    """Return what a runtime makes of a name: the kubelet cleans the path of a seccomp file.
+
+    kubernetes, pkg/kubelet/kuberuntime/helpers.go: filepath.Join.
+    """
+    return posixpath.normpath(name) if kind == "seccomp" else name
 
 
 def _mapping(value: object) -> Mapping[str, object]:

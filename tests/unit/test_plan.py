@@ -342,6 +342,15 @@ def test_pods_prove_the_use_of_files_and_only_add_to_that_of_policy():
     assert (type(named), named.why) == (Hold, "in_use")
 
 
+def test_while_the_pods_are_not_known_nothing_is_removed():
+    """With --pod-aware a list of pods that is refused or late is not a list without pods."""
+    seen = Seen(facts={"web": fact()}, uses={"web": Unused()})
+    (held,) = decide(desired(), entry(), seen=seen, pod_aware=True, prune="always")
+    assert (type(held), held.why) == (Hold, "use_unknown")
+    (gone,) = decide(desired(), entry(), seen=seen, pod_aware=True, pods={})
+    assert type(gone) is Remove
+
+
 def test_prune_always_needs_no_proof_for_seccomp_files_only():
     """--prune=always skips the in-use proof for files, never for loaded AppArmor profiles."""
     seen = Seen(facts={"web": fact()}, uses={"web": CannotTell(why="a file")})

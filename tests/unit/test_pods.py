@@ -40,6 +40,13 @@ def test_every_place_where_a_pod_names_a_profile_counts():
     }
 
 
+@pytest.mark.parametrize("written", ["./a/b.json", "a//b.json", "a/./b.json", "a/b.json/"])
+def test_the_path_of_a_seccomp_file_is_read_as_the_kubelet_reads_it(written):
+    """The API server takes a path that is not clean; the file is the same."""
+    pod = {"spec": {"securityContext": {"seccompProfile": local(written)}}}
+    assert pods.named(pod) == {("seccomp", "a/b.json")}
+
+
 @pytest.mark.parametrize(
     "pod",
     [
