@@ -17,9 +17,7 @@ from agent.core.report import Report
 from agent.doors.kube import JSON_PATCH, Api, Json, KubeError, Refused
 
 # Everything accepted is in place; one refused key must not taint new nodes for ever.
-_SETTLED: Final = frozenset(
-    {"installed", "outdated", "held", "rejected", "unsupported", "removed", "released"}
-)
+_SETTLED: Final = frozenset({"installed", "outdated", "held", "rejected", "removed", "released"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,23 +151,25 @@ class OwnNode:
         self.prove(meta)
         spec = self.api.get(self.options.path).get("spec")
         taints = spec.get("taints") if isinstance(spec, dict) else None
-        # From the end, so that the places of the others stay what they are.
+        # All effects of the key in one request, as the overlay's policy wants it; from the end, so
+        # that the places of the others stay what they are.
+        patch: list[Mapping[str, object]] = []
         for index, taint in reversed(list(enumerate(taints or []))):
             if isinstance(taint, dict) and taint.get("key") == self.options.taint:
                 place = f"/spec/taints/{index}"
-                patch = [
-                    {"op": "test", "path": place, "value": taint},
-                    {"op": "remove", "path": place},
-                ]
-                self.api.send("PATCH", self.options.path, patch, content=JSON_PATCH)
+                patch.append({"op": "test", "path": place, "value": taint})
+                patch.append({"op": "remove", "path": place})
+        if patch:
+            self.api.send("PATCH", self.options.path, patch, content=JSON_PATCH)
         self._untainted = meta.uid
 
     def unlabel(self) -> None:
-        """Take every own label off. Raises KubeError."""
+        """Take every own label off. Raises KubeError, also if there is no such Node."""
+        meta = self.read()  # an apply without a uid would make the Node
         body = {
             "apiVersion": "v1",
             "kind": "Node",
-            "metadata": {"name": self.options.name, "labels": {}},
+            "metadata": {"name": self.options.name, "uid": meta.uid, "labels": {}},
         }
         self.api.apply(self.options.path, body)
 
@@ -188,9 +188,14 @@ class OwnNode:
 
 
 def settled(report: Report) -> bool:
-    """Return whether every set was read and every accepted profile is in place."""
-    return all(one.state == "read" for one in report.sets) and all(
-        row.state in _SETTLED for row in report.rows
+    """Return whether what every set says is known, and every accepted profile is in place.
+
+    A kind that this node cannot have is no reason to wait; one that could not be looked at is.
+    """
+    never = {kind for kind, support in report.supports.items() if support.state == "disabled"}
+    return all(one.state in ("read", "emptied") for one in report.sets) and all(
+        row.state in _SETTLED or (row.state == "unsupported" and row.kind in never)
+        for row in report.rows
     )
 
 

@@ -407,12 +407,25 @@ def test_unlabel_takes_every_own_label_off_and_no_other(agent):
     assert agent.cluster.labels(agent.name)["kept"] == "yes"
 
 
+def test_unlabel_of_a_node_that_there_is_not_makes_none(agent):
+    """A misspelt name is told."""
+    command = [
+        sys.executable, "-m", "agent", "unlabel",
+        "--node-name", "misspelt", "--kubeconfig", str(agent.kubeconfig),
+    ]  # fmt: skip
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert 'nodes "misspelt" not found' in done.stderr
+    assert "misspelt" not in agent.cluster.kubectl("get", "nodes", "-o", "name")
+
+
 def test_a_startup_taint_goes_once_everything_accepted_is_in_place(agent):
     """Other taints stay, and one rejected key does not keep new nodes tainted."""
     agent.node()
     taints = [
-        {"key": "keep", "effect": "NoSchedule"},
         {"key": "example.org/profiles", "effect": "NoSchedule"},
+        {"key": "keep", "effect": "NoSchedule"},
+        {"key": "example.org/profiles", "effect": "NoExecute"},
     ]
     agent.cluster.kubectl(
         "patch", "node", agent.name, "-p", json.dumps({"spec": {"taints": taints}})

@@ -10,6 +10,8 @@ import yaml
 
 from agent.doors import kube
 from agent.kinds.apparmor import policy
+from agent.reporters import node
+from tests.reports import report
 from tests.system.cluster import NAMESPACE, Cluster, until
 
 ROOT = Path(__file__).parents[2] / "manifests"
@@ -442,6 +444,18 @@ def test_a_startup_taint_is_all_that_the_spec_may_lose(cluster, agent):
             return True
 
         until(allowed, "the overlay's policy to hold")
+        reset()
+        both = [other, startup, {**startup, "effect": "NoExecute"}]
+        body = json.dumps({"spec": {"taints": both}})
+        cluster.kubectl("patch", "node", "own", "--type=merge", "-p", body)
+        told = cluster.get("/api/v1/nodes/own")
+        own = node.OwnNode(
+            agent,
+            node.Options(name="own", taint=startup["key"]),
+            lambda: told["status"]["nodeInfo"]["bootID"],
+        )
+        own.untaint(node.keep(told), report())
+        assert cluster.get("/api/v1/nodes/own")["spec"]["taints"] == [other]
         reset()
         for wrong in ([startup], [], [other, startup, {"key": "new", "effect": "NoExecute"}]):
             assert "only the taint" in refusal(lambda wrong=wrong: taints(*wrong)).message

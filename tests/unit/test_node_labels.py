@@ -210,13 +210,13 @@ def test_a_refusal_leaves_no_doubt():
 
 
 def test_the_startup_taint_goes_once_and_no_other():
-    """Each of its effects; the others stay in their order; afterwards nothing is asked."""
+    """Each of its effects at once; the others stay in their order; then nothing is asked."""
     hard = {"key": TAINT["key"], "effect": "NoExecute"}
     server = ApiServer(taints=[TAINT, OTHER, hard])
     own = own_node(server, taint=TAINT["key"])
     own.untaint(seen(server), report(row()))
     assert server.node["spec"]["taints"] == [OTHER]
-    server.requests()
+    assert server.requests() == ["GET", "GET", "PATCH"]  # the proof, the taints, both of them
     own.untaint(seen(server), report(row()))
     assert server.requests() == []
 
@@ -263,7 +263,7 @@ def test_a_node_that_is_not_ours_keeps_its_taint():
         ("outdated", True),
         ("held", True),
         ("rejected", True),
-        ("unsupported", True),
+        ("unsupported", False),
         ("removed", True),
         ("released", True),
         ("foreign", False),
@@ -277,7 +277,19 @@ def test_everything_accepted_must_be_in_place(state, expected):
     assert node.settled(report(row(), row("b.json", state))) is expected
 
 
-@pytest.mark.parametrize("state", ["emptied", "missing", "unreadable"])
+def test_a_kind_that_a_node_cannot_have_keeps_no_taint():
+    """A node without AppArmor is as ready as it will be."""
+    one = row("web", "unsupported", kind="apparmor")
+    assert node.settled(report(row(), one, apparmor="disabled")) is True
+    assert node.settled(report(row(), one, apparmor="enabled")) is False
+
+
+def test_an_emptied_set_keeps_no_taint():
+    """It holds no profile that could be waited for."""
+    assert node.settled(report(row(), sets=(SetStatus(origin=SET, state="emptied"),))) is True
+
+
+@pytest.mark.parametrize("state", ["missing", "unreadable"])
 def test_a_set_that_was_not_read_is_not_in_place(state):
     """What it holds is not known."""
     sets = (SetStatus(origin=SET, state=state),)
@@ -285,7 +297,7 @@ def test_a_set_that_was_not_read_is_not_in_place(state):
 
 
 def test_unlabel_takes_every_own_label_off():
-    """And no other; it needs no proof, since it applies nothing."""
+    """And no other; it needs no proof, since it adds nothing."""
     server = ApiServer({"kubernetes.io/os": "linux"})
     own = own_node(server)
     own.publish(seen(server), {A: "installed"})
@@ -299,8 +311,7 @@ def test_wanted_labels_keep_those_that_are_on_the_node():
     own = own_node(server, limit=1, digest=True)
     one = report(row(source="0123456789abcdef"), row("b.json"), sets=())
     assert own.wanted(one, own.read()).labels == {B: "installed"}
-    digest = f"seccomp-digest.{D}/a.json"
-    assert own.wanted(one, None).labels == {digest: "0123456789ab"}
+    assert own.wanted(one, None).labels == {A: "installed"}
 
 
 @pytest.mark.parametrize("metadata", [None, "text", {}, {"labels": None}])
