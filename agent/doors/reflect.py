@@ -6,10 +6,11 @@ and every failure waits longer than the one before, at random, so that a thousan
 come back at once.
 """
 
+import math
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
@@ -128,12 +129,14 @@ class Reflector(Generic[Kept]):
     def _run(self) -> None:
         failures = 0
         while not self._stop.is_set():
-            begin = time.monotonic()
+            watching = math.inf
             try:
-                self._follow(self.list())
+                version = self.list()
+                watching = time.monotonic()
+                self._follow(version)
                 failures, least = 0, 0.0
             except (Refused, Unreachable) as error:
-                failures = 1 if time.monotonic() - begin > STABLE_SECONDS else failures + 1
+                failures = 1 if time.monotonic() - watching > STABLE_SECONDS else failures + 1
                 least = error.retry_after if isinstance(error, Refused) else 0.0
             self._stop.wait(max(least, self.pause(failures)))
             self.restarted()
@@ -144,24 +147,42 @@ class Reflector(Generic[Kept]):
         return self._random.uniform(0.0, top)
 
     def _follow(self, version: str) -> None:
-        """Watch from a resource version until it is time to list again, or something breaks."""
+        """Watch from a resource version until it is time to list again, or something breaks.
+
+        A watch that lasted goes on where it broke. The version of a single object may be older
+        than what the API server still has; without one it first says how the object is now
+        (kubernetes.io/docs/reference/using-api/api-concepts, semantics for watch).
+        """
         until = time.monotonic() + self._random.uniform(*RELIST_SECONDS)
         while not self._stop.is_set() and time.monotonic() < until:
-            query = [
-                *self.query,
-                ("resourceVersion", version),
-                ("allowWatchBookmarks", "true"),
-                ("timeoutSeconds", str(self._random.randint(*WATCH_SECONDS))),
-            ]
-            accept = METADATA if self.metadata else "application/json"
             begin = time.monotonic()
-            for event in self.api.watch(
-                self.path, query, silence_seconds=self.silence_seconds, accept=accept
-            ):
-                version = _version(event["object"]) or version
-                self._changed(event)
+            try:
+                for event in self._watched(version):
+                    version = _version(event["object"]) or version
+                    self._changed(event)
+            except Refused as error:
+                if not (self.one and version and error.status == 410):  # noqa: PLR2004 - Gone
+                    raise
+                version = ""
+                continue
+            except Unreachable:
+                if time.monotonic() - begin < STABLE_SECONDS:
+                    raise
+                self._stop.wait(self.pause(1))
+                self.restarted()
+                continue
             if time.monotonic() - begin < FIRST_SECONDS:
                 raise Unreachable("the API server ends every watch at once")
+
+    def _watched(self, version: str) -> Iterator[Event]:
+        query = [
+            *self.query,
+            *([("resourceVersion", version)] if version else []),
+            ("allowWatchBookmarks", "true"),
+            ("timeoutSeconds", str(self._random.randint(*WATCH_SECONDS))),
+        ]
+        accept = METADATA if self.metadata else "application/json"
+        return self.api.watch(self.path, query, silence_seconds=self.silence_seconds, accept=accept)
 
     def _changed(self, event: Event) -> None:
         found = event["object"]

@@ -7,6 +7,7 @@ that is not JSON. What both can give is asked of both by the same tests.
 import http.server
 import json
 import queue
+import re
 import threading
 import urllib.request
 
@@ -122,6 +123,35 @@ def test_a_restart_of_the_api_server_is_survived(cluster, tmp_path):
         cluster.apply(map_("later", key="a"))
         watched.until(lambda copy: objects(copy) == {"later": {"key": "a"}}, 60)
         cluster.kubectl("delete", "configmap", "later")
+
+
+def test_a_single_object_is_followed_across_a_restart_of_the_api_server(cluster, tmp_path):
+    """Its version is older than all that the new server remembers; changes arrive at once."""
+    cluster.node("seldom")
+    cluster.apply(map_("newer", key="a"))
+    api = kube.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca))
+    path = "/api/v1/nodes/seldom"
+    reflector = reflect.Reflector(
+        api,
+        "/api/v1/nodes",
+        keep=lambda found: found["metadata"].get("labels", {}).get("x", ""),
+        changed=lambda: None,
+        query=(("fieldSelector", "metadata.name=seldom"),),
+        one=path,
+        metadata=True,
+    )
+    reflector.start()
+    until(lambda: reflector.copy.objects == {"seldom": ""}, lambda: reflector.copy)
+    cluster.stop("kube-apiserver")
+    until(lambda: reflector.copy.why != "", lambda: reflector.copy)
+    cluster.start_api()
+    until(lambda: not reflector.copy.why, lambda: reflector.copy, 60)
+    for value in ("1", "2"):
+        cluster.kubectl("label", "node", "seldom", f"x={value}", "--overwrite")
+        until(lambda value=value: reflector.copy.objects == {"seldom": value}, "the change", 5)
+    reflector.stop()
+    api.close()
+    cluster.kubectl("delete", "configmap", "newer")
 
 
 def test_a_version_that_was_compacted_away_is_gone(cluster, tmp_path):
@@ -330,3 +360,42 @@ def test_an_error_event_ends_the_watch_with_its_status(tmp_path):
         with pytest.raises(kube.Refused) as refused:
             list(api.watch(PATH, [], silence_seconds=5))
         assert (refused.value.status, refused.value.reason) == (410, "Expired")
+
+
+def test_waits_grow_however_long_each_try_takes(tmp_path, monkeypatch):
+    """A slow refusal is a failure as a quick one is; only a watch that lasted begins anew."""
+    monkeypatch.setattr(reflect, "STABLE_SECONDS", 0.0)
+    with Script(answer(503, b"{}")) as server:
+        watched = Watched(kube.Api(kubeconfig=config(tmp_path, server.url)))
+        told = []
+        watched.reflector.pause = lambda failures: told.append(failures) or 0.0
+        with watched:
+            until(lambda: len(told) >= 4, lambda: told)
+    assert told[:4] == [1, 2, 3, 4]
+
+
+def test_a_watch_that_lasted_goes_on_where_it_broke(tmp_path, monkeypatch):
+    """A connection that breaks costs no list: the next watch begins at the last version."""
+    monkeypatch.setattr(reflect, "STABLE_SECONDS", 0.0)
+    event = {"type": "ADDED", "object": map_("one", key="a")}
+    event["object"]["metadata"]["resourceVersion"] = "9"
+    broken = answer(200, json.dumps(event).encode() + b"\n{")
+    with Script(LIST, broken, answer(410, b"{}")) as server:
+        api = kube.Api(kubeconfig=config(tmp_path, server.url))
+        with Watched(api) as watched:
+            until(lambda: len(server.asked) >= 3, lambda: server.asked)
+            watched.reflector.stop()
+    versions = [re.findall(r"resourceVersion=(\d+)", one) for one in server.asked[:3]]
+    assert versions == [[], ["7"], ["9"]]
+
+
+def test_a_single_object_whose_version_is_too_old_is_watched_from_now(tmp_path):
+    """The version of an object that seldom changes may be gone from the API server's memory."""
+    one = answer(200, map_("one", key="a") | {"metadata": {"name": "one", "resourceVersion": "3"}})
+    with Script(one, answer(410, b"{}"), answer(200, b"")) as server:
+        api = kube.Api(kubeconfig=config(tmp_path, server.url))
+        with Watched(api, one=f"{PATH}/one") as watched:
+            until(lambda: len(server.asked) >= 3, lambda: server.asked)
+            watched.reflector.stop()
+    versions = [re.findall(r"resourceVersion=(\d+)", one) for one in server.asked[:3]]
+    assert versions == [[], ["3"], []]
