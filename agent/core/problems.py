@@ -77,6 +77,7 @@ CODES: Final[dict[str, Severity]] = {
     "node_unknown": "error",  # no Node of this name, or it is not this machine
     "node_unreachable": "warning",  # the API server does not answer, or refuses the labels
     "label_foreign": "warning",  # somebody else's label below the agent's prefix
+    "label_fought": "warning",  # somebody else takes the labels off, again and again
     "label_collision": "error",  # two names would have the same label
     "label_limit": "warning",  # more labels than --label-limit
     "label_pending": "notice",  # removal held: its label is not gone, or not for long enough

@@ -41,9 +41,9 @@ def transitions(before: Report | None, after: Report) -> tuple[Happened, ...]:
         told = _told(known.get(_id(row)), row)
         if told is not None:
             found[told] = None
-    old = before.problems if before is not None else ()
+    old = {(one.code, one.where) for one in (before.problems if before is not None else ())}
     for problem in after.problems:
-        if problem.code in _NODE_REASONS and problem not in old:
+        if problem.code in _NODE_REASONS and (problem.code, problem.where) not in old:
             reason = _NODE_REASONS[problem.code]
             note = f"{problem.what} {problem.hint}"
             found[Happened(type="Warning", reason=reason, action="Repair", note=note)] = None
@@ -82,11 +82,17 @@ def _told(before: Row | None, row: Row) -> Happened | None:
     quiet = row.state in ("installed", "held", "released")
     if was == now or (before is None and quiet):
         return None
-    if row.state == "held" and (row.desired or (before is not None and before.state == "held")):
+    if row.state == "held" and (row.desired or row.why == _PENDING or _was_held(before)):
         return None  # a source that is away changes nothing on the node, on any of its profiles
     return _worse(row, what)
 
 
+def _was_held(before: Row | None) -> bool:
+    """Return whether it was told already that the profile stays, and why."""
+    return before is not None and before.state == "held" and before.why != _PENDING
+
+
+_PENDING: Final = "label_pending"  # it goes soon, or another reason will be told then
 _DRIFT: Final = {"missing": "gone from the node", "drifted": "changed on the node"}
 _REASONS: Final[Mapping[str, tuple[str, str]]] = {
     "rejected": ("ProfileRejected", "Reject"),

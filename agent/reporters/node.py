@@ -118,6 +118,10 @@ class OwnNode:
         self.strays = self.below(answer) - wanted.keys()
         return answer
 
+    def is_proven(self, meta: Meta | None) -> bool:
+        """Return whether the Node was found to be this machine."""
+        return meta is not None and self._proven == meta.uid
+
     def prove(self, meta: Meta) -> None:
         """Return if the Node of this uid is this machine. Raises NotOurs, and KubeError."""
         if self._proven == meta.uid:
@@ -206,6 +210,17 @@ def not_ours(error: NotOurs, name: str) -> Problem:
         where=f"node {name}",
         what=f"No label was changed: {error}.",
         hint="It is tried again; if it stays, compare --node-name with `kubectl get nodes`.",
+    )
+
+
+def fought(name: str) -> Problem:
+    """Say that somebody else changes the agent's labels again and again."""
+    return Problem(
+        code="label_fought",
+        where=f"node {name}",
+        what="Somebody else takes the agent's labels off again and again; they are put back less "
+        "and less often.",
+        hint="kubectl get node --show-managed-fields -o yaml names the other field manager.",
     )
 
 

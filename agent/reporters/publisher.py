@@ -22,6 +22,9 @@ from agent.reporters.node import Meta, OwnNode
 FIRST_SECONDS: Final = 1.0
 LAST_SECONDS: Final = 60.0
 OUTBOX: Final = 100
+# The same labels put on again so often within that time: somebody else takes them off.
+FIGHTS: Final = 5
+FIGHT_SECONDS: Final = 600.0
 
 
 class Publisher:
@@ -51,9 +54,12 @@ class Publisher:
         self._wanted: frozenset[str] = frozenset()
         self._meta: Meta | None = None  # the Node as last answered or watched
         self._seen: Copy[Meta] | None = None
-        self._outbox: deque[events.Happened] = deque()
+        self._outbox: deque[tuple[events.Happened, float, int]] = deque()  # when, and which
         self._bucket = events.Bucket()
         self._serial = 0
+        self._applied: Mapping[str, str] = {}
+        self._fights: list[float] = []  # monotonic times
+        self._truce = 0.0  # monotonic time before which the same labels are not put on again
         self._failures = 0
         self._retry = 0.0  # monotonic time before which nothing is asked
         self._wake = threading.Condition()
@@ -73,7 +79,10 @@ class Publisher:
             wanted = self.own.wanted(report, self._known())
             self._wanted |= frozenset(wanted.labels)
             room = max(0, OUTBOX - len(self._outbox))
-            self._outbox.extend(sent[:room])
+            at = time.time()
+            for one in sent[:room]:
+                self._serial += 1
+                self._outbox.append((one, at, self._serial))
             left += len(sent[room:])
             self._dirty = True
             self._wake.notify()
@@ -147,8 +156,11 @@ class Publisher:
         except KubeError as error:
             problems = (node.failed(error, self.own.options.name),)
             self._later(error.retry_after if isinstance(error, Refused) else 0.0)
+            if isinstance(error, Refused) and not _busy(error) and self.own.is_proven(self._meta):
+                self._event()  # what refuses the labels need not refuse the news
         else:
-            self._event()
+            if self._event():
+                self._failures = 0
         self.problems = problems
         if (self.problems, self.on()) != before:
             self.changed()
@@ -164,14 +176,35 @@ class Publisher:
                 raise node.NotOurs("there is no Node of this name")
             raise KubeError(copy.why or "the Node was not read yet")
         wanted = self.own.wanted(report, meta)
+        if self._fighting(meta, wanted.labels):
+            return (*wanted.problems, *self.own.problems(), node.fought(self.own.options.name))
         answer = self.own.publish(meta, wanted.labels)
+        self._applied = wanted.labels
         with self._wake:
             if self._known() is meta:  # nothing newer came from the watch meanwhile
                 self._meta = answer
             if self._report is report:
                 self._wanted = frozenset(wanted.labels)
         self.own.untaint(answer, report)
-        return (*wanted.problems, *self.own.problems())
+        fought = (node.fought(self.own.options.name),) * (len(self._fights) >= FIGHTS)
+        return (*wanted.problems, *self.own.problems(), *fought)
+
+    def _fighting(self, meta: Meta, wanted: Mapping[str, str]) -> bool:
+        """Note that labels are to be put on again; return whether that has to wait."""
+        now = time.monotonic()
+        self._fights = [at for at in self._fights if now - at < FIGHT_SECONDS]
+        if wanted != self._applied or self.own.own(meta) == wanted:
+            return False
+        if now < self._truce:
+            with self._wake:
+                self._dirty = True
+                self._retry = self._truce
+            return True
+        self._fights.append(now)
+        if len(self._fights) >= FIGHTS:
+            top = min(LAST_SECONDS, FIRST_SECONDS * 2 ** min(len(self._fights) - FIGHTS, 10))
+            self._truce = now + random.uniform(top / 2, top)  # noqa: S311 - spreads load
+        return False
 
     def _known(self) -> Meta | None:
         """Return the Node as the watch or the last answer says, whichever is newer."""
@@ -181,31 +214,38 @@ class Publisher:
             self._meta = (copy.objects or {}).get(self.own.options.name)
         return self._meta
 
-    def _event(self) -> None:
-        """Send the oldest Event, and note how asking went: a busy API server gets a rest."""
+    def _event(self) -> bool:
+        """Send the oldest Event; return whether that went well: a busy API server gets a rest."""
         with self._wake:
-            happened = self._outbox[0] if self._outbox else None
+            oldest = self._outbox[0] if self._outbox else None
             meta = self._known()
-        if happened is not None and meta is not None:
-            self._serial += 1
-            name, at = self.own.options.name, time.time()
-            event = events.body(happened, node=name, uid=meta.uid, at=at, serial=self._serial)
-            try:
-                self.api.send("POST", events.PATH, event)
-            except Refused as error:
-                if error.status == 429 or error.status >= 500:  # noqa: PLR2004 - too busy, RFC 6585, 9110
-                    self._later(error.retry_after)
-                    return
+        if oldest is None or meta is None:
+            return True
+        happened, at, serial = oldest
+        name = self.own.options.name
+        event = events.body(happened, node=name, uid=meta.uid, at=at, serial=serial)
+        try:
+            self.api.send("POST", events.PATH, event)
+        except Refused as error:
+            if _busy(error):
+                self._later(error.retry_after)
+                return False
+            if error.status != 409:  # noqa: PLR2004 - Conflict: it arrived, and its answer did not
                 self.dropped(1)  # it would be refused again
-            except KubeError:
-                self._later(0.0)  # the labels are up to date: no word about them
-                return
-            with self._wake:
-                self._outbox.popleft()
-        self._failures = 0
+        except KubeError:
+            self._later(0.0)  # the labels are up to date: no word about them
+            return False
+        with self._wake:
+            self._outbox.popleft()
+        return True
 
     def _later(self, least: float) -> None:
         self._failures += 1
         top = min(LAST_SECONDS, FIRST_SECONDS * 2 ** min(self._failures - 1, 10))
         wait = max(least, random.uniform(top / 2, top))  # noqa: S311 - spreads load
         self._retry = time.monotonic() + wait
+
+
+def _busy(error: Refused) -> bool:
+    """Return whether the same request may go well later (RFC 6585, 9110)."""
+    return error.status == 429 or error.status >= 500  # noqa: PLR2004 - Too Many Requests

@@ -107,8 +107,8 @@ def test_what_the_agent_did_is_told_each_time(after, before, expected):
             warning("ProfileUnsupported", "Hold", f"{WHAT}: unsupported: no comma (line 3)"),
         ),
         (
-            row(state="held", desired=False, why="label_pending"),
-            normal("ProfileHeld", "Hold", f"{WHAT} stays on the node: label_pending"),
+            row(state="held", desired=False, why="prune=never"),
+            normal("ProfileHeld", "Hold", f"{WHAT} stays on the node: prune=never"),
         ),
         (
             row(state="held", desired=False, problems=BAD),
@@ -157,9 +157,14 @@ def test_a_source_that_is_away_makes_no_event_of_its_profiles():
 
 
 def test_a_removal_that_waits_for_another_reason_is_told_once():
-    """First its label, then its users: it is held all the while."""
+    """Not that its label comes off first, which passes; but who uses it then."""
     first = row(state="held", desired=False, why="label_pending")
-    assert told(row(state="held", desired=False, why="in use", problems=BAD), first) == ()
+    used = row(state="held", desired=False, why="in_use", problems=BAD)
+    assert told(first, row()) == ()
+    assert told(used, first) == normal(
+        "ProfileHeld", "Hold", f"{WHAT} stays on the node: no comma (line 3)"
+    )
+    assert told(row(state="held", desired=False, why="in_use", problems=WORSE), used) == ()
 
 
 def test_another_reason_for_the_same_refusal_is_told():
@@ -181,7 +186,7 @@ def test_the_same_is_told_once_for_a_key_that_provides_several_names():
     [("drift_fought", "ProfileFoughtOver"), ("confinement_lost", "ConfinementLost")],
 )
 def test_what_somebody_did_to_the_node_is_told_when_it_begins(code, reason):
-    """Once for each, not while it lasts, and not when it is over."""
+    """Once for each, not while it lasts, whatever it says meanwhile, and not when it is over."""
     problem = Problem(code=code, where="web", what="It happened.", hint="Find who.")
     with_it = report(problems=(problem,))
     expected = warning(reason, "Repair", "It happened. Find who.")
@@ -189,6 +194,8 @@ def test_what_somebody_did_to_the_node_is_told_when_it_begins(code, reason):
     assert events.transitions(report(), with_it) == expected
     assert events.transitions(with_it, with_it) == ()
     assert events.transitions(with_it, report()) == ()
+    more = Problem(code=code, where="web", what="It happened twice.", hint="Find who.")
+    assert events.transitions(with_it, report(problems=(more,))) == ()
 
 
 def test_what_is_wrong_with_the_api_server_is_no_event():

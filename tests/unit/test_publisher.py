@@ -1,5 +1,7 @@
 """Specification of agent.reporters.publisher: called directly, without its thread."""
 
+from collections import deque
+
 import pytest
 
 from agent.core.problems import Problem
@@ -338,6 +340,61 @@ def test_an_event_that_found_no_ear_waits_and_does_not_speak_ill_of_the_labels(w
 
 def _refuse_posts(world, error):
     world.server.errors = [error] if world.server.asked[-1].startswith("POST") else []
+
+
+def test_an_event_whose_answer_was_lost_is_sent_again_as_the_same(world, clock):
+    """Under its first name and time; that it is there already is as good as an answer."""
+    labelled(world)
+    world.server.requests()
+    world.told.post(report(row("bad.json", "rejected", problems=BAD)))
+    world.server.lost = [DOWN]
+    world.settle()
+    clock.now += 100.0
+    world.server.errors = [Refused(409, "AlreadyExists", "there is one of this name")]
+    world.settle()
+    assert world.server.requests() == ["POST", "POST"]
+    assert (len(world.server.events), world.lost, world.told._outbox) == (1, 0, deque())
+    clock.now += 100.0
+    world.server.lost = [DOWN]
+    world.told.post(report(row("worse.json", "rejected", problems=BAD)))
+    world.settle()
+    clock.now += 100.0
+    world.settle()
+    first, *again = world.server.events[1:]
+    assert again == [first]
+
+
+def test_events_are_sent_while_labels_are_refused(world, clock):
+    """A policy that denies a label does not make the node silent."""
+    labelled(world, row())
+    world.server.requests()
+    world.server.errors = [Refused(403, "Forbidden", "the policy denies it")]
+    world.told.post(report(row(), row("b.json"), row("bad.json", "rejected", problems=BAD)))
+    world.settle()
+    assert world.server.requests() == ["APPLY", "POST"]
+    assert world.codes() == ["node_unreachable"]
+
+
+def test_labels_that_somebody_takes_off_again_and_again_are_put_back_less_and_less(world, clock):
+    """A few times at once, then after a wait that grows, and it is told."""
+    labelled(world, row())
+    world.server.requests()
+    applied = []
+    for _ in range(600):
+        if A in world.server.labels:
+            world.server.drop_label(A)
+            world.node.deliver()
+            world.told.poke()
+        world.settle()
+        applied += world.server.requests()
+        clock.now += 1.0
+    assert publisher.FIGHTS < len(applied) < 25
+    assert world.codes() == ["label_fought"]
+    clock.now += publisher.FIGHT_SECONDS
+    world.settle()
+    world.told.poke()
+    world.settle()
+    assert (world.server.labels, world.codes()) == ({A: "installed", READY: "ready"}, [])
 
 
 def test_more_events_than_the_bucket_holds_are_dropped_and_counted(world):
