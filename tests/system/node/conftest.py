@@ -19,6 +19,11 @@ def pytest_addoption(parser):
     parser.addoption("--keep", action="store_true", help="leave the cluster running")
 
 
+def pytest_collection_modifyitems(items):
+    """Let tests that need a node of another kind come last: each makes one anew."""
+    items.sort(key=lambda item: "node" not in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
 def lab(request):
     """Give a control plane; nodes come as tests ask for them."""

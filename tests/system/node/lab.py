@@ -166,10 +166,15 @@ class Lab:
         found = self.kubectl("-n", namespace, "describe", "pod", name, check=False)
         return f"{namespace}/{name}\n{found.stdout[-3000:]}{found.stderr}"
 
-    def delete(self, *names, namespace="default"):
-        """Delete pods and wait until they are gone."""
+    def delete(self, *names, wait=True):
+        """Delete pods; wait until they are gone, unless nobody will miss them."""
         self.kubectl(
-            "-n", namespace, "delete", "pod", *names, "--ignore-not-found", "--grace-period=1"
+            "delete",
+            "pod",
+            *names,
+            "--ignore-not-found",
+            "--grace-period=1",
+            f"--wait={wait}".lower(),
         )
 
     # --- the agent --------------------------------------------------------------------------------
@@ -204,6 +209,13 @@ class Lab:
         return "\n".join(
             self._story(one["metadata"]["name"], NAMESPACE) for one in self.agents()
         ) or self.kubectl("-n", NAMESPACE, "describe", "daemonset", "profile-loader")
+
+    def metrics(self):
+        """Return the agent's metrics: value by series."""
+        address = self.until_agent()["status"]["podIP"]
+        told = self.node.run(f"busybox wget -q -O - http://{address}:9808/metrics")
+        lines = [line for line in told.splitlines() if line and not line.startswith("#")]
+        return {series: float(value) for series, _, value in (one.rpartition(" ") for one in lines)}
 
     def agent_log(self):
         """Return the lines that the agent's present container logged, as objects."""

@@ -1,4 +1,4 @@
-"""The DaemonSet of manifests/base on a real node, and a pod that a profile confines."""
+"""The DaemonSet of manifests/base on a real node."""
 
 from tests.system.node.lab import DOMAIN
 
@@ -27,14 +27,3 @@ def test_the_daemonset_becomes_ready_with_the_rights_of_the_base(lab, node):
     described = lab.kubectl("describe", "node", "node-a")
     assert f'apparmor profile "{PROFILE}" of configmap' in described
     assert "ProfileLoaded" in described
-
-
-def test_hello_apparmor_is_confined(lab, node):
-    """The pod of the tutorial runs under the profile, and may not write."""
-    lab.kubectl("apply", "-f", "manifests/examples/hello-apparmor.yaml")
-    lab.until_running("hello-apparmor")
-    assert node.execute("hello-apparmor", "cat /proc/1/attr/current").strip() == (
-        f"{PROFILE} (enforce)"
-    )
-    assert "Permission denied" in node.execute("hello-apparmor", "touch /tmp/x")
-    lab.delete("hello-apparmor")

@@ -13,7 +13,7 @@ def examples(lab, node):
     """Give the node after all example pods were applied."""
     lab.kubectl("apply", "-f", "manifests/examples")
     yield node
-    lab.delete(*EXAMPLES)
+    lab.delete(*EXAMPLES, wait=False)
 
 
 def test_the_pods_of_the_tutorials_do_what_the_tutorials_say(lab, examples):
