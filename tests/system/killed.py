@@ -1,7 +1,8 @@
 """Run the agent and end it with SIGKILL right before one named step: `python -m` this module.
 
-KILLED names the step. Python's audit events see each of them without any hook in the agent
-(PEP 578); the descriptors of directories are read back from /proc, so that a name tells its place.
+KILLED names the step; where ARMED names a file, steps count only once it is there. Python's audit
+events see each of them without any hook in the agent (PEP 578); the descriptors of directories are
+read back from /proc, so that a name tells its place.
 """
 
 import os
@@ -63,9 +64,10 @@ class Killer:
 
     def __init__(self, name):
         self.event, self.about, self.part, self.left = POINTS[name]
+        self.armed = os.environ.get("ARMED", "")
 
     def __call__(self, event, arguments):
-        if event != self.event:
+        if event != self.event or (self.armed and not os.access(self.armed, os.F_OK)):
             return
         place = self.about(arguments)
         if self.part not in place or Path(place).name.startswith(".profile-loader."):
