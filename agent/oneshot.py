@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from agent.core import account, desired, model, plan, ports, reconcile
+from agent.core import account, desired, model, plan, ports, recognise, reconcile
 from agent.core.model import Blind, Blob, Entry, Id, Inspected, KindName, Observed, Unreadable
 from agent.core.problems import Problem
 from agent.core.report import Report, Row, of_source
@@ -147,11 +147,24 @@ class Pass:
         """Join the snapshots; what was joined or inspected before is not again."""
         if self._joined is not None and self._joined[0] == snapshots:
             return self._joined[1]
+        for kind in self.kinds:
+            self.kinds[kind].prepare(self._unknown(kind, snapshots), self.pulse)
         wanted = desired.join(snapshots, self._inspect, frozenset(self.kinds))
         blobs = {blob for one in snapshots if isinstance(one, model.Read) for blob in one.blobs}
         self._inspected = {key: one for key, one in self._inspected.items() if key[1] in blobs}
         self._joined = None if wanted.unchecked else (snapshots, wanted)
         return wanted
+
+    def _unknown(self, kind: KindName, snapshots: Sequence[model.Snapshot]) -> list[Blob]:
+        """Return the blobs of a kind that were not inspected yet."""
+        return [
+            blob
+            for one in snapshots
+            if isinstance(one, model.Read)
+            for blob in one.blobs
+            if (kind, blob) not in self._inspected
+            and recognise.kind_of(blob.key, blob.content) == kind
+        ]
 
     def _inspect(self, kind: KindName, blob: Blob) -> Inspected:
         self.pulse()

@@ -66,6 +66,9 @@ class MemoryKind:
     def fits(self, context):
         return context == ""
 
+    def prepare(self, blobs, pulse):
+        pass
+
     def inspect(self, blob):
         id_ = Id(kind=self.name, origin=blob.origin, key=blob.key)
         if blob.content.startswith(b"!"):

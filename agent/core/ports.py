@@ -4,7 +4,7 @@ Rule 1: nothing here decides. Rule 2: a foreseen failure is a value (a Problem, 
 Unreadable); only a bug is an exception.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -58,6 +58,9 @@ class Kind(Protocol):
     @property
     def name(self) -> KindName:
         """Return `apparmor` or `seccomp`."""
+
+    def prepare(self, blobs: Sequence[Blob], pulse: Callable[[], None]) -> None:
+        """Make the next inspects of these blobs cheaper, where that is possible."""
 
     def inspect(self, blob: Blob) -> Inspected:
         """Check one key without touching the node. The same blob gives the same answer."""

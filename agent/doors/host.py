@@ -16,9 +16,11 @@ import signal
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 TEMPORARY_PREFIX = ".profile-loader."
 TEMPORARY_SUFFIX = ".tmp"
@@ -213,11 +215,19 @@ class Host:
 
     # --- writing ---------------------------------------------------------------------------------
 
-    def write_file(
-        self, base: str, name: str, content: bytes, *, new: bool = False, mode: int = 0o644
+    def write_file(  # noqa: PLR0913 - how, beside what and where
+        self,
+        base: str,
+        name: str,
+        content: bytes,
+        *,
+        new: bool = False,
+        mode: int = 0o644,
+        durable: bool = True,
     ) -> None:
         """Write a regular file below base (made if missing, 0755), atomically and durably.
 
+        durable: where it is false, a crash of the machine may leave anything under the name.
         new: fail with EEXIST (in HostError) if anything has that name; link(2) decides, so no
         race can replace what somebody else wrote. Otherwise rename(2) replaces it.
         """
@@ -234,7 +244,8 @@ class Host:
                     stream.write(content)
                     stream.flush()
                     os.fchmod(file, mode)
-                    os.fsync(file)
+                    if durable:
+                        os.fsync(file)
                 if new:
                     os.link(temporary, last, src_dir_fd=fd, dst_dir_fd=fd, follow_symlinks=False)
                     os.unlink(temporary, dir_fd=fd)
@@ -244,7 +255,8 @@ class Host:
                 with contextlib.suppress(OSError):
                     os.unlink(temporary, dir_fd=fd)
                 raise
-            os.fsync(fd)
+            if durable:
+                os.fsync(fd)
 
     def remove_file(self, base: str, name: str) -> None:
         """Remove a file below base, durably; absent is fine. Raises HostError."""
@@ -318,20 +330,40 @@ class Host:
         memory_bytes: int,
         cpu_seconds: int,
         output_bytes: int,
-        environment: Mapping[str, str] | None = None,
     ) -> Exited:
         """Run a command with a time-out and resource limits; output goes to files, bounded.
 
         argv[0] is an absolute path on this machine, not below root. Raises HostError if it
         cannot be started.
         """
+        with self.started(
+            argv,
+            stdin=stdin,
+            timeout_seconds=timeout_seconds,
+            memory_bytes=memory_bytes,
+            cpu_seconds=cpu_seconds,
+            output_bytes=output_bytes,
+        ) as running:
+            return running.result()
+
+    @contextlib.contextmanager
+    def started(  # noqa: PLR0913 - each limit is a fact of its own
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes,
+        timeout_seconds: float,
+        memory_bytes: int,
+        cpu_seconds: int,
+        output_bytes: int,
+    ) -> Iterator["Running"]:
+        """Start a command as `run` does. Whatever happens, it does not outlive the block."""
         limits = {
             resource.RLIMIT_AS: (memory_bytes, memory_bytes),
             resource.RLIMIT_CPU: (cpu_seconds, cpu_seconds + 1),
             resource.RLIMIT_FSIZE: (output_bytes, output_bytes),
             resource.RLIMIT_CORE: (0, 0),
         }
-        killed = ""
         with (
             _translated(argv[0]),
             tempfile.TemporaryFile() as given,
@@ -345,7 +377,7 @@ class Host:
                 stdin=given,
                 stdout=out,
                 stderr=err,
-                env={"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **(environment or {})},
+                env={"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
                 start_new_session=True,
             )
             try:
@@ -353,22 +385,51 @@ class Host:
                 with contextlib.suppress(ProcessLookupError):
                     for which, values in limits.items():
                         resource.prlimit(child.pid, which, values)
-                child.wait(timeout_seconds)
-            except subprocess.TimeoutExpired:
-                killed = f"time-out after {timeout_seconds:g} s"
+                yield Running(child, (out, err), timeout_seconds, cpu_seconds, output_bytes)
             finally:
-                if child.poll() is None:
-                    os.killpg(child.pid, signal.SIGKILL)
-                    child.wait()
-            if child.returncode == -signal.SIGXFSZ:
-                killed = f"more than {output_bytes} bytes of output"
-            elif child.returncode == -signal.SIGXCPU:
-                killed = f"more than {cpu_seconds} s of CPU"
-            out.seek(0)
-            err.seek(0)
-            return Exited(
-                status=child.returncode,
-                stdout=out.read(output_bytes),
-                stderr=err.read(output_bytes),
-                killed=killed,
-            )
+                _end(child)
+
+
+class Running:
+    """A command that was started."""
+
+    def __init__(
+        self,
+        child: "subprocess.Popen[bytes]",
+        output: tuple[IO[bytes], IO[bytes]],
+        timeout_seconds: float,
+        cpu_seconds: int,
+        output_bytes: int,
+    ) -> None:
+        self._child = child
+        self._output = output
+        self._timeout_seconds = timeout_seconds
+        self._end = time.monotonic() + timeout_seconds
+        self._cpu_seconds = cpu_seconds
+        self._output_bytes = output_bytes
+
+    def result(self) -> Exited:
+        """Wait for its end, or end it when its time is over."""
+        killed = ""
+        try:
+            self._child.wait(max(0.0, self._end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            killed = f"time-out after {self._timeout_seconds:g} s"
+            _end(self._child)
+        if self._child.returncode == -signal.SIGXFSZ:
+            killed = f"more than {self._output_bytes} bytes of output"
+        elif self._child.returncode == -signal.SIGXCPU:
+            killed = f"more than {self._cpu_seconds} s of CPU"
+        parts = []
+        for file in self._output:
+            file.seek(0)
+            parts.append(file.read(self._output_bytes))
+        return Exited(
+            status=self._child.returncode, stdout=parts[0], stderr=parts[1], killed=killed
+        )
+
+
+def _end(child: "subprocess.Popen[bytes]") -> None:
+    if child.poll() is None:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()

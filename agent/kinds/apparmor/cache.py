@@ -58,7 +58,7 @@ class Cache:
             return
         with contextlib.suppress(HostError):
             self._make_room()
-            self.host.write_file(self.base, key, _encode(compiled), mode=0o600)
+            self.host.write_file(self.base, key, _encode(compiled), mode=0o600, durable=False)
 
     def _make_room(self) -> None:
         """Drop what this process did not use, once there is too much of it."""

@@ -4,9 +4,10 @@ Rule 1: what was checked is what is loaded, byte for byte. Rule 2: nothing compi
 kernel's features is put. Rule 3: no parser, no kernel and no right are answers, never exceptions.
 """
 
-from collections.abc import Collection, Mapping
+import contextlib
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from agent.core.model import (
     Blind,
@@ -36,6 +37,8 @@ from agent.kinds.apparmor import (
     trouble,
 )
 from agent.kinds.apparmor.cache import Cache, Compiled
+
+_BATCH: Final = 50  # texts between two looks whether parser and includes are what they were
 
 
 class AppArmor:
@@ -79,6 +82,9 @@ class AppArmor:
         self._features: bytes | None = None
         self._asked: frozenset[str] = frozenset()
         self._seen: Seen | None = None
+        self._prepared: dict[
+            bytes, tuple[Compiled, str]
+        ] = {}  # for the next inspects: text, context
 
     @property
     def name(self) -> Literal["apparmor"]:
@@ -92,6 +98,32 @@ class AppArmor:
 
     # --- check -----------------------------------------------------------------------------------
 
+    def prepare(self, blobs: Sequence[Blob], pulse: Callable[[], None]) -> None:
+        """Compile what will be inspected next, a few texts at a time."""
+        self._prepared = {}
+        absent = "" if self.checking else self.kernel.missing()
+        texts = dict.fromkeys(
+            blob.content
+            for blob in blobs
+            if not text.refusals(blob.content.decode("utf-8", "replace"))
+        )
+        if not texts or self.parser.missing():
+            return
+        for begin in range(0, len(texts), _BATCH):
+            try:
+                self._prepare(list(texts)[begin : begin + _BATCH], absent, pulse)
+            except (HostError, parser.ParserError):
+                return  # each inspect will find the same, and say it
+
+    def _prepare(self, texts: Sequence[bytes], absent: str, pulse: Callable[[], None]) -> None:
+        features, context = self._target(absent)
+        if not features:
+            return
+        with contextlib.closing(self._compile(texts, absent, features, context)) as made:
+            for content, compiled in zip(texts, made, strict=True):
+                pulse()
+                self._prepared[content] = (compiled, context)
+
     def inspect(self, blob: Blob) -> Inspected:
         """Check one key without touching the node."""
         id_ = Id(kind="apparmor", origin=blob.origin, key=blob.key)
@@ -104,11 +136,12 @@ class AppArmor:
             return trouble.unchecked(id_, f"The profile cannot be checked: {why}.")
         absent = "" if self.checking else self.kernel.missing()
         try:
-            features, context = self._target(absent)
-            compiled = self._compile(blob.content, absent, features, context)
+            if blob.content not in self._prepared:
+                self._prepare((blob.content,), absent, lambda: None)
+            compiled, context = self._prepared.pop(blob.content, (None, ""))
         except (HostError, parser.ParserError) as error:
             return trouble.unchecked(id_, f"The profile cannot be checked: {error}.")
-        if not features:
+        if compiled is None:
             why = absent or "no features file to compile against"
             return trouble.unchecked(id_, f"The profile cannot be checked: {why}.")
         judged = self._judge(id_, blob, source, compiled, context)
@@ -147,21 +180,32 @@ class AppArmor:
         return ("--kernel-features", path), context
 
     def _compile(
-        self, content: bytes, absent: str, features: tuple[str, ...], context: str
-    ) -> Compiled:
-        if not features:
-            return Compiled()
-        key = digest(context.encode() + b"\0" + content)
-        found = self.cache.find(key)
-        if found is not None and (not found.killed or found.times >= trouble.KILLS):
-            return found
-        compiled = self.parser.compile(content, features)
-        if compiled.killed:
-            times = (found.times if found is not None else 0) + 1
-            compiled = Compiled(killed=compiled.killed, times=times)
-        if compiled.killed or self._target(absent)[1] == context:
-            self.cache.store(key, compiled)
-        return compiled
+        self, texts: Sequence[bytes], absent: str, features: tuple[str, ...], context: str
+    ) -> Generator[Compiled, None, None]:
+        """Give what the parser makes of each text, from the cache where it is there."""
+        known: dict[bytes, Compiled] = {}
+        killed: dict[bytes, int] = {}
+        for content in texts:
+            found = self.cache.find(_key(context, content))
+            if found is not None and (not found.killed or found.times >= trouble.KILLS):
+                known[content] = found
+            elif found is not None:
+                killed[content] = found.times
+        fresh: dict[bytes, Compiled] = {}
+        left = (one for one in texts if one not in known)
+        with contextlib.closing(self.parser.compile_all(left, features)) as made:
+            for content in texts:
+                compiled = known.get(content) or next(made)
+                if content not in known and compiled.killed:
+                    times = killed.get(content, 0) + 1
+                    compiled = Compiled(killed=compiled.killed, times=times)
+                    self.cache.store(_key(context, content), compiled)
+                elif content not in known:
+                    fresh[content] = compiled
+                yield compiled
+        if fresh and self._target(absent)[1] == context:
+            for content, compiled in fresh.items():
+                self.cache.store(_key(context, content), compiled)
 
     def _judge(
         self, id_: Id, blob: Blob, source: str, compiled: Compiled, context: str
@@ -254,6 +298,11 @@ class AppArmor:
         """Remove names after a last look at their content, and with prove at their use."""
         self._seen = None
         return self.changes.remove(names, evidence, prove=prove)
+
+
+def _key(context: str, content: bytes) -> str:
+    """Return under which key the cache has what the parser made of a text in a context."""
+    return digest(context.encode() + b"\0" + content)
 
 
 def _features(content: bytes) -> str:

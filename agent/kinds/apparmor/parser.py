@@ -5,16 +5,20 @@ base name and time). Rule 2: it always knows the features of a kernel: without t
 mediation silently. Rule 3: it runs within limits, and what it prints is bounded and escaped.
 """
 
+import contextlib
 import errno
+import itertools
 import math
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from agent.core.model import digest
-from agent.doors.host import Host, HostError
+from agent.doors.host import Exited, Host, HostError, Running
 from agent.kinds.apparmor.cache import Compiled
 
 PLACES = ("/sbin/apparmor_parser", "/usr/sbin/apparmor_parser")
@@ -28,6 +32,25 @@ _LINE = re.compile(r" at line (\d+)")
 
 class ParserError(Exception):
     """The parser could not be started at all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Effort:
+    """How long and how hard the parser may try, and with which options."""
+
+    seconds: float
+    cpu: int
+    memory: int
+    options: tuple[str, ...] = ()
+
+
+_QUICK = _Effort(seconds=10.0, cpu=2, memory=64 << 20, options=("-O", "no-expr-simplify"))
+_MOST_AT_ONCE = 2  # each needs some 20 MiB, and a pod's memory is limited
+
+
+def _cores() -> int:
+    """Return how many parsers may run at a time."""
+    return min(_MOST_AT_ONCE, len(os.sched_getaffinity(0)))
 
 
 class Parser:
@@ -86,25 +109,62 @@ class Parser:
 
     def compile(self, text: bytes, features: Sequence[str]) -> Compiled:
         """Compile a text. features: the options that name them. Raises ParserError."""
-        begin = time.monotonic()
-        argv = [self.path, *_OPTIONS, "--base", self.include_dir, *features]
+        (found,) = self.compile_all((text,), features)
+        return found
+
+    def compile_all(
+        self, texts: Iterable[bytes], features: Sequence[str]
+    ) -> Generator[Compiled, None, None]:
+        """Compile texts in their order, a few at a time; a text is taken when its turn comes.
+
+        First without the simplification of expressions: it costs half of the time, and the policy
+        is the same byte by byte (docs/performance.md), but some patterns need very much of it. So
+        what does not succeed soon and in little memory is compiled as the parser does by itself.
+        """
+        left = iter(texts)
+        with contextlib.ExitStack() as stack:
+            running: deque[tuple[bytes, float, Running, contextlib.ExitStack]] = deque()
+            while True:
+                for text in itertools.islice(left, _cores() - len(running)):
+                    own = stack.enter_context(contextlib.ExitStack())
+                    begin = time.monotonic()
+                    running.append((text, begin, self._start(own, text, features, _QUICK), own))
+                if not running:
+                    return
+                text, begin, one, own = running.popleft()
+                with own:
+                    done = one.result()
+                if done.status != 0:
+                    with contextlib.ExitStack() as own:
+                        done = self._start(own, text, features, self._patient()).result()
+                self.ran(time.monotonic() - begin)
+                yield _compiled(done)
+
+    def _patient(self) -> "_Effort":
+        cpu = max(1, math.ceil(self.timeout_seconds))
+        return _Effort(seconds=self.timeout_seconds, cpu=cpu, memory=_MEMORY_BYTES)
+
+    def _start(
+        self,
+        stack: contextlib.ExitStack,
+        text: bytes,
+        features: Sequence[str],
+        effort: "_Effort",
+    ) -> Running:
+        argv = [self.path, *_OPTIONS, *effort.options, "--base", self.include_dir, *features]
         try:
-            done = self.host.run(
-                argv,
-                stdin=text,
-                timeout_seconds=self.timeout_seconds,
-                memory_bytes=_MEMORY_BYTES,
-                cpu_seconds=max(1, math.ceil(self.timeout_seconds)),
-                output_bytes=_OUTPUT_BYTES,
+            return stack.enter_context(
+                self.host.started(
+                    argv,
+                    stdin=text,
+                    timeout_seconds=min(effort.seconds, self.timeout_seconds),
+                    memory_bytes=effort.memory,
+                    cpu_seconds=effort.cpu,
+                    output_bytes=_OUTPUT_BYTES,
+                )
             )
         except HostError as error:
             raise ParserError(str(error)) from error
-        self.ran(time.monotonic() - begin)
-        if done.killed or done.status < 0:
-            return Compiled(killed=done.killed or f"signal {-done.status}", times=1)
-        if done.status != 0:
-            return Compiled(message=message(done.stderr) or f"exit status {done.status}")
-        return Compiled(policy=done.stdout, notes=notes(done.stderr))
 
     def _pinned(self) -> list[Path]:
         """Return the features file that the parser's configuration names, if it does."""
@@ -127,6 +187,14 @@ class Parser:
             visited.add(real)
             found += [Path(directory, name) for name in names]
         return sorted(found)
+
+
+def _compiled(done: Exited) -> Compiled:
+    if done.killed or done.status < 0:
+        return Compiled(killed=done.killed or f"signal {-done.status}", times=1)
+    if done.status != 0:
+        return Compiled(message=message(done.stderr) or f"exit status {done.status}")
+    return Compiled(policy=done.stdout, notes=notes(done.stderr))
 
 
 def message(stderr: bytes) -> str:

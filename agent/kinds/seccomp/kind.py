@@ -9,7 +9,7 @@ ledger says is somebody else's, and stays.
 import errno
 import platform
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final, Literal
 
 from agent.core.model import (
@@ -95,6 +95,9 @@ class Seccomp:
             what = f"The canonical form has {len(body)} bytes; at most {model.MOST_BYTES} fit."
             return b"", (*problems, Problem(code="key_too_large", where="profile", what=what))
         return body, tuple(problems)
+
+    def prepare(self, blobs: Sequence[Blob], pulse: Callable[[], None]) -> None:
+        """Do nothing: a check is quick."""
 
     def inspect(self, blob: Blob) -> Inspected:
         """Check one key without touching the node."""

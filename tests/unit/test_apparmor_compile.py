@@ -1,0 +1,136 @@
+"""Specification of how the parser is run: in a hurry first, a few at a time, never twice."""
+
+import contextlib
+import time
+from pathlib import Path
+
+import pytest
+
+from agent.core.model import Blob, Rejection
+from agent.kinds.apparmor import parser
+from tests.unit.test_apparmor_faults import agent, node, script
+
+HURRY = 'case "$*" in *no-expr-simplify*) hurry=1;; *) hurry=;; esac\n'
+
+
+@pytest.fixture
+def two_cores(monkeypatch):
+    """Let two parsers run at a time, whatever this machine has."""
+    monkeypatch.setattr(parser, "_cores", lambda: 2)
+
+
+def blobs(*texts):
+    return [
+        Blob(origin="dir test", key=f"k{number}", content=text.encode())
+        for number, text in enumerate(texts)
+    ]
+
+
+def one(tmp_path, text):
+    return agent(node(tmp_path), parser=script(tmp_path, text), state_dir="/state")
+
+
+def runs(tmp_path):
+    file = tmp_path / "runs"
+    return file.read_text().splitlines() if file.exists() else []
+
+
+@pytest.mark.parametrize("fault", ["exit 1", "kill -9 $$", "kill -XCPU $$"])
+def test_what_fails_in_a_hurry_is_compiled_at_leisure(tmp_path, fault):
+    """Only the run without the option decides what becomes of a text."""
+    made = one(tmp_path, f'{HURRY}echo "run$hurry" >> {tmp_path}/runs\n[ -z $hurry ] || {fault}')
+    (blob,) = blobs("profile x {}")
+    found = made.inspect(blob)
+    assert [problem.code for problem in found.problems] == ["no_profile"]
+    assert runs(tmp_path) == ["run1", "run"]
+
+
+def test_what_succeeds_in_a_hurry_is_compiled_once(tmp_path):
+    """A second run would tell nothing new."""
+    made = one(tmp_path, f'{HURRY}echo "run$hurry" >> {tmp_path}/runs')
+    (blob,) = blobs("profile x {}")
+    made.inspect(blob)
+    assert runs(tmp_path) == ["run1"]
+
+
+def test_what_was_prepared_is_not_compiled_again(tmp_path):
+    """Each text once, also where two keys have it, and then from the cache."""
+    made = one(tmp_path, f"cat >> {tmp_path}/runs")
+    some = blobs("profile x {}\n", "profile y {}\n", "profile x {}\n")
+    made.prepare(some, lambda: None)
+    for blob in some:
+        made.inspect(blob)
+    assert sorted(runs(tmp_path)) == ["profile x {}", "profile y {}"]
+
+
+def test_two_parsers_run_at_a_time_and_no_more(tmp_path, two_cores):
+    """Each waits a moment for a third one beside it, which never comes."""
+    made = one(
+        tmp_path,
+        f"cat > /dev/null\ncd {tmp_path}\necho start >> runs\n"
+        "now() { echo $(($(grep -c start runs) - $(grep -c end runs))); }\n"
+        "for i in $(seq 20); do now >> at-once; sleep 0.01; done\necho end >> runs",
+    )
+    made.prepare(blobs("1", "2", "3", "4"), lambda: None)
+    assert max((tmp_path / "at-once").read_text().split()) == "2"
+    assert runs(tmp_path).count("start") == 4
+
+
+def test_what_is_refused_by_its_text_is_never_given_to_the_parser(tmp_path):
+    """An include of an arbitrary file would be read by it."""
+    made = one(tmp_path, f"echo run >> {tmp_path}/runs")
+    (blob,) = blobs('include "/etc/shadow"\nprofile x {}\n')
+    made.prepare([blob], lambda: None)
+    assert isinstance(made.inspect(blob), Rejection)
+    assert runs(tmp_path) == []
+
+
+def test_a_parser_that_is_killed_is_counted_once_a_pass(tmp_path):
+    """Preparing and inspecting is one try: the text is tried again by the next pass."""
+    made = one(tmp_path, f"echo run >> {tmp_path}/runs\nkill -9 $$")
+    some = blobs("profile x {}")
+    for expected in (2, 4, 4):
+        made.prepare(some, lambda: None)
+        found = made.inspect(some[0])
+        assert [problem.code for problem in found.problems] == ["parser_killed"]
+        assert len(runs(tmp_path)) == expected
+
+
+def test_the_beat_goes_on_while_many_are_compiled(tmp_path):
+    """Whoever watches the agent is told after each text."""
+    beats = []
+    one(tmp_path, "cat > /dev/null").prepare(blobs("a", "b", "c"), lambda: beats.append(1))
+    assert len(beats) == 3
+
+
+def test_an_end_in_the_middle_leaves_no_parser_behind(tmp_path, two_cores):
+    """A signal's SystemExit ends what was started."""
+    made = one(tmp_path, f"echo $$ >> {tmp_path}/runs\n[ $(cat) = fast ] || exec sleep 600")
+
+    def leave():
+        raise SystemExit
+
+    begin = time.monotonic()
+    with contextlib.suppress(SystemExit):
+        made.prepare(blobs("fast", "slow", "slow "), leave)
+    assert time.monotonic() - begin < 5.0
+    for pid in runs(tmp_path):
+        assert not Path(f"/proc/{pid}").exists()
+
+
+def test_includes_that_change_meanwhile_leave_nothing_in_the_cache(tmp_path):
+    """What was compiled belongs to no context that is known."""
+    include = tmp_path / "includes"
+    include.mkdir()
+    host, path = (
+        node(tmp_path),
+        script(tmp_path, f"echo run >> {tmp_path}/runs; echo > {include}/a"),
+    )
+    options = {"parser": path, "state_dir": "/state", "include_dir": str(include)}
+    some = blobs("profile x {}")
+    for _ in range(2):
+        (include / "a").unlink(missing_ok=True)
+        fresh = agent(host, **options)
+        fresh.prepare(some, lambda: None)
+        fresh.inspect(some[0])
+    assert runs(tmp_path) == ["run", "run"]
