@@ -409,6 +409,7 @@ def test_unlabel_takes_every_own_label_off_and_no_other(agent):
 
 def test_unlabel_of_a_node_that_there_is_not_makes_none(agent):
     """A misspelt name is told."""
+    agent.node()
     command = [
         sys.executable, "-m", "agent", "unlabel",
         "--node-name", "misspelt", "--kubeconfig", str(agent.kubeconfig),

@@ -27,7 +27,7 @@ def cluster(request):
         one.kubectl("create", "priorityclass", "unused", "--value", "1")
         applied(one, "base")
         for name in ("own", "other"):
-            one.node(name, labels={"kept": "yes", f"set.former.example/{name}": "ready"})
+            one.node(name, f"boot of {name}", labels={"kept": "yes", f"set.former.example/{name}": "ready"})
         yield one
 
 
@@ -452,7 +452,7 @@ def test_a_startup_taint_is_all_that_the_spec_may_lose(cluster, agent):
         own = node.OwnNode(
             agent,
             node.Options(name="own", taint=startup["key"]),
-            lambda: told["status"]["nodeInfo"]["bootID"],
+            lambda: "boot of own",
         )
         own.untaint(node.keep(told), report())
         assert cluster.get("/api/v1/nodes/own")["spec"]["taints"] == [other]
