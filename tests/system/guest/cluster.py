@@ -106,19 +106,28 @@ def watch(name, line):
         os.read(fd, 64)
 
 
-def start(setting):
-    """Start the agent with the arguments of the DaemonSet, and those of this test."""
-    environ = dict(os.environ)
-    environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    command = [
-        sys.executable, "-m", "agent", *setting["arguments"],
-        f"--node-name={setting['node']}", "--kubeconfig=agent.kubeconfig", "--log-format=json",
-    ]  # fmt: skip
-    with LOG.open("w") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, env=environ)
+class Agent:
+    """The agent with the arguments of the DaemonSet, and those of this test."""
+
+    def __init__(self, setting):
+        self.command = [
+            sys.executable, "-m", "agent", *setting["arguments"],
+            f"--node-name={setting['node']}", "--kubeconfig=agent.kubeconfig", "--log-format=json",
+        ]  # fmt: skip
+        self.start()
+
+    def start(self):
+        environ = dict(os.environ)
+        environ.pop("PYTHONDONTWRITEBYTECODE", None)  # the guest has no bytecode: it is kept
+        with LOG.open("a") as log:
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env=environ)
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
 
 
-def serve(setting, line):
+def serve(agent, line):
     """Do what the test asks for, until it has enough."""
     for asked in line.heard():
         match asked["do"]:
@@ -129,6 +138,11 @@ def serve(setting, line):
             case "remove":
                 status, said = parser(asked["text"], "-R")
                 line.say(removed=[status, said])
+            case "restart":  # with nothing in memory, and the profile gone meanwhile
+                agent.kill()
+                status, said = parser(asked["text"], "-R")
+                agent.start()
+                line.say(restarted=[status, said])
             case "end":
                 line.say(ended=True)
                 return
@@ -138,13 +152,12 @@ def main():
     setting = json.loads(Path("setting.json").read_text())
     register(setting)
     line = Line((setting["host"], setting["port"]))
-    agent = start(setting)
+    agent = Agent(setting)
     threading.Thread(target=watch, args=(setting["profile"], line), daemon=True).start()
     try:
-        serve(setting, line)
+        serve(agent, line)
     finally:
         agent.kill()
-        agent.wait()
         print(LOG.read_text())
 
 
