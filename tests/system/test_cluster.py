@@ -236,6 +236,23 @@ def test_a_rejected_update_keeps_the_last_good_version_and_its_label(agent):
     assert "the last good version stays" in told
 
 
+def test_kubectl_describe_node_tells_what_became_of_profiles(agent):
+    """Loaded, updated, put back after drift, held, removed: each as an Event of the Node."""
+    agent.node()
+    agent.config_map({"a.json": profile(), "b.json": profile()})
+    agent.start("--prune=always", "--removal-grace=100ms")
+    agent.until(lambda: len(agent.events("ProfileLoaded")) == 2)
+    agent.config_map({"a.json": profile(2), "b.json": profile()})
+    agent.until(lambda: agent.events("ProfileUpdated"))
+    (agent.root / "var/lib/kubelet/seccomp/a.json").unlink()
+    agent.until(lambda: agent.events("ProfileRestored"))
+    agent.config_map({"a.json": profile(2)})
+    agent.until(lambda: agent.events("ProfileRemoved"))
+    told = agent.cluster.kubectl("describe", "node", agent.name)
+    for reason in ("ProfileLoaded", "ProfileUpdated", "ProfileRestored", "ProfileRemoved"):
+        assert reason in told
+
+
 def test_several_configmaps_are_several_sets(agent):
     """A selector's ConfigMaps together are the set; each has its own label."""
     agent.node()

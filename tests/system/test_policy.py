@@ -27,7 +27,11 @@ def cluster(request):
         one.kubectl("create", "priorityclass", "unused", "--value", "1")
         applied(one, "base")
         for name in ("own", "other"):
-            one.node(name, f"boot of {name}", labels={"kept": "yes", f"set.former.example/{name}": "ready"})
+            one.node(
+                name,
+                f"boot of {name}",
+                labels={"kept": "yes", f"set.former.example/{name}": "ready"},
+            )
         yield one
 
 
@@ -117,7 +121,9 @@ def test_the_agents_own_apply_is_allowed(cluster, agent):
     assert apply(**changed) == changed
     for mode in policy.MODES.values():
         assert apply(**{f"apparmor.{DOMAIN}/web": mode}) == {f"apparmor.{DOMAIN}/web": mode}
-    assert apply() == {}
+    own = node.OwnNode(agent, node.Options(name="own", domain=DOMAIN), lambda: "boot of own")
+    own.unlabel()
+    assert not [key for key in cluster.labels("own") if DOMAIN in key]
     assert cluster.labels("own")["kept"] == "yes"
 
 
@@ -353,6 +359,35 @@ ANYBODY = {
     "authorization.k8s.io/selfsubjectrulesreviews": {"create"},
     "authentication.k8s.io/selfsubjectreviews": {"create"},
 }
+
+
+def test_the_pod_aware_overlay_grants_pods_and_nothing_else(cluster, agent):
+    """Listing and watching pods of every namespace is its only further right."""
+    assert refusal(lambda: agent.get("/api/v1/pods")).status == 403
+    applied(cluster, "overlays/pod-aware")
+    try:
+        asked = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectRulesReview",
+            "spec": {"namespace": "kube-system"},
+        }
+        path = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
+
+        def listed():
+            rules = agent.send("POST", path, asked)["status"]["resourceRules"]
+            return {
+                f"{group}/{resource}": set(rule["verbs"])
+                for rule in rules
+                for group in rule["apiGroups"]
+                for resource in rule["resources"]
+            }
+
+        wanted = {**GRANTED["kube-system"], **ANYBODY, "/pods": {"list", "watch"}}
+        until(lambda: listed() == wanted, listed)
+        query = [("fieldSelector", "spec.nodeName=own"), ("resourceVersion", "0")]
+        assert agent.get("/api/v1/pods", query)["kind"] == "PodList"
+    finally:
+        applied(cluster, "base")
 
 
 @pytest.mark.parametrize("namespace", GRANTED)
