@@ -27,6 +27,7 @@ MOVERS = ["m0.json", "m1.json"]
 THEIRS = f"seccomp.{DOMAIN}/theirs"
 OPTIONS = ("--pod-aware", "--removal-grace=200ms", "--resync=3s", "--log-level=debug")
 FIGHT_SECONDS, FIGHT_EDITS = 130.0, 7  # more edits of one name would be a fight
+TRUCE_SECONDS, RELABELS = 610.0, 3  # as would be more changes of own labels
 WARM = 12  # batches before growth is measured
 
 
@@ -47,6 +48,8 @@ class Soak:
         self.pods = {}  # name: whether it was used since before this batch
         self.released = set()  # names a pod of which ended in this batch
         self.edits = {}  # name: when it was edited
+        self.relabelled = []  # when own labels were changed
+        self.steady = set()  # names that were desired all the time since the last settling
         self.touched = set()  # names that this batch must leave alone from now on
         self.disturbed = set()  # names whose file may be missing through no fault of the agent
         self.note = "0"
@@ -157,7 +160,7 @@ class Soak:
         return self.chance.choice(names) if names else None
 
     def _map(self):
-        return self.chance.choice([name for name, keys in self.maps.items() if keys is not None])
+        return self.chance.choice([name for name, keys in self.maps.items() if keys])
 
     def provide(self):
         """Add or change a key."""
@@ -187,6 +190,7 @@ class Soak:
         if key is None or len(self.maps[name]) < 3:
             return
         del self.maps[name][key]
+        self.steady.discard(key)
         self._may_go(key)
         self._apply(name)
         self.say(f"{name} has no {key} any more")
@@ -201,7 +205,7 @@ class Soak:
 
     def move(self):
         """Move a key to the other ConfigMap, with its content, in either order."""
-        maps = [name for name, keys in self.maps.items() if keys is not None]
+        maps = [name for name, keys in self.maps.items() if keys]
         key = self._free(MOVERS)
         if len(maps) < 2 or key is None:
             return
@@ -228,6 +232,8 @@ class Soak:
         if len(full) < 2:
             return
         name = self.chance.choice(full)
+        if self.touched & {*self.maps[name], *MAPS[name]}:
+            return
         self.touched |= {*self.maps[name], *MAPS[name]}
         self.maps[name] = {} if self.chance.random() < 0.5 else None
         self._apply(name)
@@ -254,10 +260,10 @@ class Soak:
     def edit(self):
         """Delete or overwrite a file of the agent's behind its back."""
         now = time.monotonic()
-        desired = {key: name for name, keys in self.maps.items() for key in keys or ()}
+        # What is not desired and has other content is released, as somebody else's.
         names = [
             name
-            for name in desired
+            for name in sorted(self.steady)
             if name not in self.foreign
             and None not in self.could.get(name, {None})
             and len([at for at in self.edits.get(name, ()) if now - at < FIGHT_SECONDS])
@@ -329,12 +335,16 @@ class Soak:
 
     def relabel(self):
         """Change a label of the agent's, or one that is not."""
-        labels = self.daemon.node()["metadata"]["labels"]
-        own = [key for key in labels if DOMAIN in key and key != THEIRS]
         change = {"note": str(self._new())}
         self.note = change["note"]
-        if own and self.chance.random() < 0.5:
-            change[self.chance.choice(sorted(own))] = self.chance.choice([None, "lies"])
+        now = time.monotonic()
+        recent = [at for at in self.relabelled if now - at < TRUCE_SECONDS]
+        # Who labels last holds the label: a name that goes meanwhile would leave theirs behind.
+        name = self._free(sorted(self.steady - self.foreign.keys()))
+        if name is not None and len(recent) < RELABELS:
+            self.touched.add(name)
+            self.relabelled.append(now)
+            change[f"seccomp.{DOMAIN}/{name}"] = self.chance.choice([None, "lies"])
         self.client.merge(f"/api/v1/nodes/{self.daemon.name}", {"metadata": {"labels": change}})
         self.say(f"somebody labels {change}")
 
@@ -418,8 +428,8 @@ class Soak:
             return not wrong
 
         until(holds, lambda: f"batch {self.batches}: {wrong}\n{self.told()}", patience)
-        self._collapse()
         self._removals()
+        self._collapse()
         if self.lies:
             raise Broken(f"a label without its file: {self.lies[:5]}")
         self.generation += 1
@@ -491,7 +501,7 @@ class Soak:
     def _report_wrong(self, desired):
         if not self.daemon.ready():
             return "not ready"
-        if all(keys is not None for keys in self.maps.values()):
+        if all(self.maps.values()):
             good = "broken" not in desired.values() and not desired.keys() & self.foreign.keys()
             if self.daemon.converged() != good:
                 return f"converged is {not good}: {self.daemon.problems()}"
@@ -501,6 +511,7 @@ class Soak:
         """Forget what the files might have been; not where more may come."""
         files = {name: number_of(self.daemon.file(name)) for name in self.could}
         desired = {key: name for name, keys in self.maps.items() for key in keys or ()}
+        self.steady = set(desired)
         for name in self.could:
             if name in self.foreign:
                 self.could[name] = {None}
@@ -571,7 +582,7 @@ CHANGES = [
     (Soak.spoil, 8),
     (Soak.withdraw, 12),
     (Soak.move, 5),
-    (Soak.empty, 1),
+    (Soak.empty, 3),
     (Soak.refill, 4),
     (Soak.edit, 12),
     (Soak.intrude, 5),
