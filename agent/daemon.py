@@ -25,6 +25,7 @@ FIGHT_SECONDS: Final = 120.0  # so many repairs of one name in so many seconds a
 FIGHT_REPAIRS: Final = 10
 LONGEST_SECONDS: Final = 60.0
 PATIENCE_SECONDS: Final = 3.0  # how long the first pass waits for the first answers
+LOOK_SECONDS: Final = 10.0  # between two looks at who is confined
 _PASSING: Final = frozenset({"ledger_damaged", "kind_unobservable", "source_unreadable"})
 
 
@@ -106,6 +107,8 @@ class Daemon:
         self._failing: frozenset[tuple[str, ...]] = frozenset()
         self._failures = 0  # how often in a row the same failed
         self._repairs: deque[tuple[float, str]] = deque(maxlen=1000)  # (when, name)
+        self._names: list[str] = []  # of which is known whom they confine
+        self._look = 0.0  # when that is to be looked at again
         self._deaf = 0.0  # until then the node's changes call for no pass: somebody fights
 
     def run(self) -> None:
@@ -156,7 +159,22 @@ class Daemon:
             return
         rows = [row for row in raw.rows if row.kind == "apparmor" and row.name]
         self.lost.removed([row.name for row in rows if row.why == "missing"])
-        self.lost.look([row.name for row in rows if row.desired])
+        self._names = [row.name for row in rows if row.desired]
+        self._look = time.monotonic() + LOOK_SECONDS
+        self.lost.look(self._names)
+
+    def _glance(self) -> None:
+        """Look who is confined, often: a removal tells nobody whom it unconfined.
+
+        Not after a change of the node that no pass has seen: the last look is needed for it.
+        """
+        now = time.monotonic()
+        if self.lost is None or now < self._look:
+            return
+        self._look = now + LOOK_SECONDS
+        if self._untouched():
+            self.lost.look(self._names)
+            self._news()
 
     def _tell(self, *, passed: bool) -> None:
         for one in self.audience:
@@ -178,12 +196,13 @@ class Daemon:
     def _wait(self) -> None:
         """Return when a pass is to run: something may have changed, or it is time."""
         while True:
+            self._glance()
             left = self._due - time.monotonic()
             self.beat = time.monotonic()
             if left <= 0:
                 return
             try:
-                words = self._words(min(left, 30.0))
+                words = self._words(min(left, LOOK_SECONDS))
             except queue.Empty:
                 continue
             if any(self._concerns(word) for word in words):

@@ -485,7 +485,7 @@ def test_a_long_wait_beats_all_the_while(world, clock):
     world.daemon._due = clock.now + 70.0
     world.daemon.wake = Timed(clock)
     world.daemon._wait()
-    assert world.daemon.wake.waited == [30.0, 30.0, 10.0]
+    assert world.daemon.wake.waited == [10.0] * 7
     assert world.daemon.beat == clock.now
 
 
@@ -685,6 +685,36 @@ def test_over_an_unchanged_node_processes_are_looked_at_every_resync_alone(world
     clock.now = world.daemon._full
     world.turn()
     assert lost.asked == [("removed", ()), ("look", ("old", "third", "web"))]
+
+
+def test_while_it_waits_processes_are_looked_at_every_ten_seconds(world, clock):
+    """However many words come that call for no pass; who ended is told without one."""
+    lost = world.daemon.lost = Lost()
+    lost.found = (Problem(code="confinement_lost", where="web", what="x"),)
+    world.daemon._full = clock.now
+    world.turn()
+    lost.asked.clear()
+    world.words()
+    world.ear.heard.clear()
+    world.daemon._due = clock.now + 35.0
+    world.daemon.wake = Timed(clock, ["pods"] * 7, seconds=2.0)
+    lost.found = ()
+    world.daemon._wait()
+    assert lost.asked == [("look", ("old", "third", "web"))] * 3
+    assert world.ear.heard == [(False, ())]
+
+
+def test_nobody_is_looked_at_between_a_change_and_its_repair(world, clock):
+    """Who lost confinement would be forgotten while a repair waits, as in a fight."""
+    lost = world.daemon.lost = Lost()
+    world.daemon._full = clock.now
+    world.turn()
+    lost.asked.clear()
+    del world.node.loaded["web"]
+    world.daemon._due = clock.now + 35.0
+    world.daemon.wake = Timed(clock)
+    world.daemon._wait()
+    assert lost.asked == []
 
 
 @pytest.mark.parametrize(

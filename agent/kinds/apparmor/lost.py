@@ -2,7 +2,8 @@
 
 Rule 1: what was unconfined from outside cannot be confined again: a profile that is loaded anew
 does not bring its processes back (docs/security.md). It is told until they end. Rule 2: only
-what was seen confined in the last look is known; a process that began after it is not.
+what was seen confined in the last two looks is known (a removal may fall into the last one); a
+process that began after them, 10 seconds ago at most, is not.
 """
 
 import re
@@ -32,6 +33,7 @@ class Lost:
     def __init__(self, host: Host) -> None:
         self.host = host
         self._confined: dict[_Process, frozenset[str]] = {}
+        self._before: dict[_Process, frozenset[str]] = {}
         self._lost: dict[_Process, str] = {}
 
     def look(self, names: Collection[str]) -> None:
@@ -48,11 +50,11 @@ class Lost:
             start = self._start(pid) if ours else ""
             if start:
                 found[_Process(pid=int(pid), start=start)] = ours
-        self._confined = found
+        self._before, self._confined = self._confined, found
 
     def removed(self, names: Collection[str]) -> None:
         """Names were found missing: whoever they confined, and is unconfined now, lost it."""
-        for process, had in self._confined.items():
+        for process, had in (*self._before.items(), *self._confined.items()):
             gone = sorted(had & frozenset(names))
             if gone and self._lives(process) and self._label(str(process.pid)) == "unconfined":
                 self._lost[process] = gone[0]
