@@ -1,5 +1,8 @@
 """One lab for all tests of a node; `--keep` leaves it running for people."""
 
+import signal
+import sys
+
 import pytest
 
 from tests.system.node.lab import Lab
@@ -27,6 +30,8 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def lab(request):
     """Give a control plane; nodes come as tests ask for them."""
+    # What is told to stop ends what it started, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     one = Lab()
     one.__enter__()
     try:

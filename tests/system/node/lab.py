@@ -20,13 +20,13 @@ PATIENCE_SECONDS = 300.0  # alone on two cores everything takes a tenth of it
 
 
 def until(condition, what, seconds=PATIENCE_SECONDS):
-    """Return the first true answer of condition, asked ten times a second, with patience."""
+    """Return the first true answer of condition, asked again and again with patience."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         answer = condition()
         if answer:
             return answer
-        time.sleep(0.1)
+        time.sleep(0.3)
     raise AssertionError(f"not within {seconds} s: {what() if callable(what) else what}")
 
 

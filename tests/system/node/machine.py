@@ -61,7 +61,7 @@ class Machine:
             "-serial", f"file:{self.console}",
             "-qmp", f"unix:{self.folder / 'qmp'},server=on,wait=off",
             "-kernel", str(self.disk.kernel), "-append", f"{KERNEL} {self.append}",
-            "-drive", f"file={self.disk.path},format=raw,if=none,id=r",
+            "-drive", f"file={self.disk.path},format=raw,if=none,id=r,cache=unsafe",
             "-device", "nvme,drive=r,serial=r", "-snapshot",
             "-netdev", f"user,id=n{forward}", "-device", "virtio-net-pci,netdev=n,romfile=",
         ]  # fmt: skip

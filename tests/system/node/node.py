@@ -209,6 +209,12 @@ class Node:
             for line in self.run("cat /sys/kernel/security/apparmor/profiles").splitlines()
         )
 
+    def errno(self, name):
+        """Return the error number that the first rule of an installed seccomp file answers with."""
+        return json.loads(self.run(f"cat /var/lib/kubelet/seccomp/{name}"))["syscalls"][0][
+            "errnoRet"
+        ]
+
     @contextlib.contextmanager
     def relayed(self, address):
         """Make the metrics port of a pod reachable; gives the address on this machine."""

@@ -22,6 +22,8 @@ def pod(name, command=SLEEP, *, apparmor="", seccomp="", selector=None, **spec):
         "metadata": {"name": name, "namespace": "default"},
         "spec": {
             "terminationGracePeriodSeconds": 1,
+            "automountServiceAccountToken": False,
+            "hostNetwork": True,  # no network of its own: an emulated second less
             "nodeSelector": selector or {},
             "containers": [
                 {

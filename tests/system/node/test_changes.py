@@ -1,0 +1,116 @@
+"""Profiles that are updated, broken and removed while pods use them."""
+
+import time
+
+import pytest
+
+from tests.system.node.lab import until
+from tests.system.node.pods import SLEEP, enforced, pod, refusing_mkdir, text
+
+WRITER = (
+    "while true; do echo x 2> /dev/null > /tmp/x && echo could || echo could not; sleep 1; done"
+)
+
+
+def test_an_update_holds_for_running_pods(lab, node):
+    """The running process stays confined all the time, and the new AppArmor rule holds for it.
+
+    A container keeps its seccomp filter until it is restarted, and then gets the new file.
+    """
+    lab.config_map("update", {"pl-update": text("pl-update")})
+    lab.config_map("update-2", {"update.json": refusing_mkdir(95)})
+    lab.cluster.apply(
+        pod("writer", WRITER, apparmor="pl-update", selector=enforced("pl-update")),
+        pod("filtered", f"trap 'exit 0' TERM; {SLEEP} & wait", seccomp="update.json"),
+    )
+    for name in ("writer", "filtered"):
+        lab.until_running(name)
+    until(lambda: node.log("writer").endswith("could\n"), "writer writes")
+    assert "Operation not supported" in node.execute("filtered", "mkdir /tmp/d")
+    writer, filtered = node.pid("writer"), node.pid("filtered")
+
+    with node.watched(writer) as seen:
+        lab.config_map("update", {"pl-update": text("pl-update", "deny /tmp/** w")})
+        lab.config_map("update-2", {"update.json": refusing_mkdir(1)})
+        until(lambda: node.log("writer").endswith("could not\n"), "the new rule holds")
+        until(lambda: node.errno("update.json") == 1, "the new file")
+    assert set(seen) == {"pl-update (enforce)"}
+    assert node.pid("writer") == writer
+
+    assert "Operation not supported" in node.execute("filtered", "mkdir /tmp/d")
+    node.run(f"kill {filtered}")
+
+    def restarted():
+        (status,) = lab.pod("filtered")["status"]["containerStatuses"]
+        return status["restartCount"] == 1 and status["ready"]
+
+    until(restarted, "filtered is restarted")
+    assert "Operation not permitted" in node.execute("filtered", "mkdir /tmp/d")
+
+
+def test_a_broken_update_changes_nothing_for_pods(lab, node):
+    """Running pods stay confined and new ones start under the last good version.
+
+    An Event and the metrics say what is refused and why.
+    """
+    lab.config_map("broken", {"pl-broken": text("pl-broken", "deny /tmp/** w")})
+    lab.cluster.apply(pod("old", apparmor="pl-broken", selector=enforced("pl-broken")))
+    lab.until_running("old")
+    with node.watched(node.pid("old")) as seen:
+        lab.config_map("broken", {"pl-broken": "profile pl-broken { fil, }"})
+        until(
+            lambda: [note for reason, note in lab.events() if reason == "ProfileRejected"],
+            "the Event",
+        )
+        lab.cluster.apply(pod("new", apparmor="pl-broken", selector=enforced("pl-broken")))
+        lab.until_running("new")
+    assert set(seen) == {"pl-broken (enforce)"}
+    assert node.attribute(node.pid("new")) == "pl-broken (enforce)"
+    for name in ("old", "new"):
+        assert "Permission denied" in node.execute(name, "touch /tmp/x")
+    (note,) = [note for reason, note in lab.events() if reason == "ProfileRejected"]
+    assert note.startswith(
+        'apparmor profile "pl-broken" of configmap profile-loader/broken: outdated'
+    )
+    assert "the last good version stays" in note
+    told = lab.metrics()
+    assert told['profile_loader_profiles{kind="apparmor",state="outdated"}'] == 1
+    assert told['profile_loader_problems{code="parser_rejected"}'] == 1
+    lab.config_map("broken", {"pl-broken": text("pl-broken", "deny /tmp/** w")})
+    until(lambda: lab.metrics()["profile_loader_converged"] == 1, "all is well again")
+
+
+def test_a_removed_profile_stays_until_its_pod_is_gone(lab, node):
+    """Its label goes at once; the profile with the first pass after the grace time and the pod.
+
+    The pod is never unconfined, seen from outside all the time.
+    """
+    lab.config_map("removed", {"pl-stays": text("pl-stays"), "pl-goes": text("pl-goes")})
+    lab.cluster.apply(pod("user", apparmor="pl-goes", selector=enforced("pl-goes")))
+    lab.until_running("user")
+    begin = time.monotonic()
+    with node.watched(node.pid("user")) as seen:
+        lab.config_map("removed", {"pl-stays": text("pl-stays")})
+        until(lambda: not enforced("pl-goes").items() <= lab.labels().items(), "the label goes")
+        unlabelled = time.monotonic() - begin
+        until(lambda: lab.metrics().get('profile_loader_problems{code="in_use"}') == 1, "in use")
+        held = time.monotonic() - begin
+        assert node.loaded("pl-goes")
+        lab.delete("user")
+    assert set(seen) == {"pl-goes (enforce)"}
+    assert node.loaded("pl-goes")
+    lab.config_map("removed", {"pl-stays": text("pl-stays", "ptrace")})  # any change: look again
+    gone = time.monotonic()
+    until(lambda: not node.loaded("pl-goes"), "it goes")
+    print(
+        f"\na removal: label off after {unlabelled:.1f} s, held for its pod after {held:.1f} s, "
+        f"gone {time.monotonic() - gone:.1f} s after the next change"
+    )
+    assert node.loaded("pl-stays")
+
+
+@pytest.fixture(autouse=True)
+def _tidy(lab):
+    """Take away what a test put."""
+    yield
+    lab.delete("writer", "filtered", "old", "new", "user", wait=False)
