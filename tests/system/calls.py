@@ -1,0 +1,108 @@
+"""Record what the agent calls, and write the seccomp profile of manifests/overlays/own-seccomp.
+
+    python -m tests.system.calls
+
+In the virtual machine strace follows runc, the agent and its children while every function is used
+and while the pod, as it ships, speaks with a real API server. What counts is called after runc has
+loaded the filter. Added are the other names of what is called (another architecture, C library or
+kernel takes those) and what only happens now and then.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.system import image, rights, rights_run, vm
+
+STRACE = "/usr/bin/strace"
+LIMIT_SECONDS = 1800
+TRACED = ("base one pass", "base daemon", "own seccomp as it ships")
+# Who calls one of a line may call all of it.
+FAMILIES = """
+access faccessat faccessat2
+open openat
+stat lstat fstat newfstatat statx
+statfs fstatfs
+dup dup2 dup3
+pipe pipe2
+poll ppoll
+select pselect6
+epoll_create epoll_create1
+epoll_wait epoll_pwait epoll_pwait2
+inotify_init inotify_init1
+mkdir mkdirat
+unlink unlinkat rmdir
+rename renameat renameat2
+link linkat
+readlink readlinkat
+getdents getdents64
+chmod fchmod fchmodat fchmodat2
+fork vfork clone clone3
+wait4 waitid
+nanosleep clock_nanosleep
+getrlimit setrlimit prlimit64
+sendto sendmsg sendmmsg
+recvfrom recvmsg
+accept accept4
+futex futex_waitv
+""".strip().splitlines()
+RARE = (
+    # After a signal the kernel goes on with these; SIGTERM itself, a crash, a parser that hangs.
+    *("restart_syscall", "rt_sigreturn", "rt_sigaction", "rt_sigprocmask", "sigaltstack"),
+    *("exit", "exit_group", "kill", "tgkill", "getpid", "gettid"),
+    # Clocks and processors, where the vDSO does not answer for the kernel.
+    *("clock_gettime", "clock_getres", "gettimeofday", "time", "getcpu", "sched_getaffinity"),
+    # Memory under pressure.
+    *("brk", "mmap", "mprotect", "mremap", "munmap", "madvise"),
+    # Other runtimes, and later ones than the recorded, between the filter and the agent.
+    *("capget", "capset", "prctl", "close_range", "sched_yield", "execve", "execveat", "umask"),
+)
+
+
+def profile(called):
+    """Return the profile for what was called: anything else does not exist (ENOSYS)."""
+    names = {*called, *RARE}
+    for family in FAMILIES:
+        if not names.isdisjoint(family.split()):
+            names.update(family.split())
+    return {
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "defaultErrnoRet": 38,
+        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"],
+        "syscalls": [{"names": sorted(names), "action": "SCMP_ACT_ALLOW"}],
+    }
+
+
+def record():
+    """Return the names of what was called, in the virtual machine."""
+    told = subprocess.run(["ldd", STRACE], capture_output=True, text=True, check=True).stdout
+    libraries = [one for one in re.findall(r"=> (\S+)", told) if "libc.so" not in one]
+    built = image.build()
+    command = [
+        "install -m 0755 tools/strace /usr/bin/strace",
+        *(f"install -m 0755 tools/{Path(one).name} {one}" for one in libraries),
+        "export TRACE='strace -f -qq -s 0'",
+        rights_run.START.strip() + "".join(f" '{one}'" for one in TRACED),
+    ]
+    with rights_run.prepared() as cluster, tempfile.TemporaryDirectory() as folder:
+        files = rights_run.files(built.config, cluster, 9)
+        files["own/agent.json"] = b'{"defaultAction": "SCMP_ACT_LOG"}'  # hinders nothing
+        for one in (STRACE, *libraries):
+            files[f"tools/{Path(one).name}"] = Path(one).read_bytes()
+        drive = rights_run.drive(built.root, Path(folder) / "image")
+        done = vm.run(
+            files, "\n".join(command), timeout_seconds=LIMIT_SECONDS, drives=[drive], network=True
+        )
+    lines = [json.loads(one) for one in done.output.splitlines() if one.startswith("{")]
+    failed = [one for one in lines if one.get("error")]
+    assert not failed, failed
+    return next(one["calls"] for one in lines if "calls" in one)
+
+
+if __name__ == "__main__":
+    path = rights.ROOT / "overlays/own-seccomp/agent.json"
+    path.write_text(json.dumps(profile(record()), indent=2) + "\n")
+    sys.stdout.write(f"{path}\n")

@@ -1,0 +1,176 @@
+"""Pods of the manifests, run by runc in the virtual machine, and the node they run on.
+
+/job/bundles/NAME.json are configurations that rights.py made outside; /image is the file system of
+the image. With TRACE in the environment, the command line of strace, it follows each container.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+
+from scenarios import SECURITY, loaded, parser
+
+BUNDLES = Path("/job/bundles")
+SOURCE = Path("/run/profiles")
+STATE = Path("/var/lib/profile-loader")
+SECCOMP = Path("/var/lib/kubelet/seccomp")
+TRACE = os.environ.get("TRACE", "").split()
+CALLS = Path("/job/calls")
+# What matters here of the profile that containerd loads (contrib/apparmor/template.go).
+RUNTIME = "cri-containerd.apparmor.d"
+DEFAULT = f"""profile {RUNTIME} flags=(attach_disconnected,mediate_deleted) {{
+  network,
+  capability,
+  file,
+  umount,
+  signal,
+  ptrace (trace,read) peer={RUNTIME},
+  deny mount,
+  deny /proc/* w,
+  deny /sys/[^f]*/** wklx,
+  deny /sys/firmware/** rwklx,
+  deny /sys/kernel/security/** rwklx,
+}}
+"""
+
+
+def node():
+    """Make what a node has: cgroups, the image, and a network for the pod, which is its own."""
+    for line in (
+        "mount -t cgroup2 cgroup2 /sys/fs/cgroup",
+        "mkdir /image /run/netns",
+        "mount /dev/nvme1n1 /image",
+        "touch /run/netns/pod",
+        "mount --bind /proc/self/ns/net /run/netns/pod",
+        "busybox ip link set lo up",
+    ):
+        subprocess.run(line.split(), check=True)
+    assert parser(DEFAULT, "-a")[0] == 0
+
+
+class Container:
+    """A container from a bundle, with changes to its configuration, until the block ends."""
+
+    def __init__(self, bundle, change=lambda config: None):
+        self.name = f"{bundle}-{time.monotonic_ns()}".replace(" ", "-").replace(",", "")
+        self.folder = Path("/run/containers") / self.name
+        self.folder.mkdir(parents=True)
+        config = json.loads((BUNDLES / f"{bundle}.json").read_text())
+        for path in config["annotations"]["create"].split():
+            Path(path).mkdir(parents=True, exist_ok=True)
+        seccomp = config["linux"].get("seccomp", {})
+        if "localhost" in seccomp:
+            config["linux"]["seccomp"] = json.loads((SECCOMP / seccomp["localhost"]).read_text())
+        change(config)
+        config["linux"]["cgroupsPath"] = f"/{self.name}"
+        (self.folder / "config.json").write_text(json.dumps(config))
+        trace = [*TRACE, "-o", str(CALLS / self.name)] if TRACE else []
+        self.command = [*trace, "runc", "run", "--bundle", str(self.folder), self.name]
+
+    def run(self):
+        """Run it to its end; return its exit status and what it printed."""
+        done = subprocess.run(
+            self.command, capture_output=True, text=True, timeout=300, check=False
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    def __enter__(self):
+        self.log = self.folder / "log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log)
+        return self
+
+    def __exit__(self, *_):
+        subprocess.run(["runc", "delete", "--force", self.name], capture_output=True, check=False)
+        self.process.wait(30)
+
+    def stop(self):
+        """End it as the kubelet does; return its exit status and how many seconds that took."""
+        begin = time.monotonic()
+        subprocess.run(["runc", "kill", self.name, "TERM"], check=True)
+        return self.process.wait(30), time.monotonic() - begin
+
+    def peak(self):
+        """Return the most memory that it needed, in MiB, as its limit counts it."""
+        return int(Path(f"/sys/fs/cgroup/{self.name}/memory.peak").read_text()) / 2**20
+
+
+def get(path):
+    """Return what the agent's HTTP answers, or nothing."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:9808{path}", timeout=5) as answer:
+            return answer.read().decode()
+    except OSError:
+        return ""
+
+
+def policy():
+    """Return mode by name of what is loaded beside the runtime's own profile."""
+    return {name: mode for name, mode in loaded().items() if name != RUNTIME}
+
+
+def clean():
+    """Leave nothing in the kernel and in the agent's directories."""
+    for path in (STATE, SECCOMP, SOURCE):
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+    for name in sorted(policy(), key=len, reverse=True):
+        (SECURITY / ".remove").write_bytes(name.encode())
+    assert policy() == {}, policy()
+
+
+def until(condition, what, log, seconds=400.0 if TRACE else 40.0):
+    """Wait until a condition is true."""
+    begin = time.monotonic()
+    while time.monotonic() - begin < seconds:
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"not within {seconds} s: {what}\n{log.read_text()[-3000:]}")
+
+
+def audited():
+    """Return what the kernel said last of seccomp's and AppArmor's denials."""
+    done = subprocess.run(["busybox", "dmesg"], capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if "audit" in line]
+    return "\n".join(lines[-5:])
+
+
+def note(text):
+    print(json.dumps({"note": text}), flush=True)
+
+
+# --- what they call ------------------------------------------------------------------------------
+
+FILTER = re.compile(r"(seccomp\(SECCOMP_SET_MODE|prctl\(PR_SET_SECCOMP, SECCOMP_MODE)_FILTER")
+
+
+def calls():
+    """Return what the agent called, and runc on its behalf after it had loaded the filter."""
+    found = set()
+    for path in CALLS.iterdir():
+        if "/bin/profile-loader" not in path.read_text(errors="replace"):
+            continue
+        children = set()
+        for _ in range(2):  # a child may call before its parent was told its number
+            inside = set(children)
+            for line in path.open(errors="replace"):
+                pid, _, text = line.strip().partition(" ")
+                text = text.lstrip()
+                name = re.match(r"(?:<\.\.\. )?([a-z]\w+)[( ]", text)
+                if name is None:
+                    continue
+                if FILTER.match(text) and "NULL" not in text:  # NULL asks what the kernel knows
+                    inside.add(pid)
+                elif pid in inside:
+                    found.add(name[1])
+                    made = re.search(r" = (\d+)$", text)
+                    if name[1] in ("clone", "clone3", "vfork", "fork") and made:
+                        children.add(made[1])
+                        inside.add(made[1])
+    return sorted(found)

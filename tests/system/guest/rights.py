@@ -1,0 +1,295 @@
+"""The agent's pod, run by runc on a real AppArmor kernel; runs as root inside the virtual machine.
+
+Prints a line of JSON for each scenario, {"without": NAME, "found": ...} for each right that
+was taken away, and {"note": ...} with what it measured. With TRACE in the environment (the command
+line of strace) it prints {"calls": ...}: what the containers called.
+"""
+
+import json
+import os
+import shutil
+import ssl
+import sys
+import time
+import traceback
+import urllib.request
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from pods import (
+    BUNDLES,
+    CALLS,
+    SECCOMP,
+    SOURCE,
+    STATE,
+    TRACE,
+    Container,
+    audited,
+    calls,
+    clean,
+    get,
+    node,
+    note,
+    policy,
+    until,
+)
+from scenarios import SECURITY, Confined, content, loaded, parser, plain
+
+SHIPPED = Path("/job/profiles")
+KEPT = Path("/run/kept")
+LOG = '{"defaultAction": "SCMP_ACT_LOG"}'
+TRY = (
+    "cat /proc/self/attr/current; grep Seccomp: /proc/self/status; touch /tmp/x && echo written; "
+    "touch /dev/shm/x; chmod 700 /dev/shm && echo changed"
+)
+
+
+# --- what is done with every right ----------------------------------------------------------------
+
+
+def one_pass_puts_what_ships_and_it_confines(bundle):
+    """Every shipped profile is installed; under two of them a container may not write or chmod."""
+    shutil.copytree(SHIPPED, SOURCE, dirs_exist_ok=True)
+    begin = time.monotonic()
+    status, told, said = Container(f"{bundle}-oneshot").run()
+    note(f"{bundle}: one pass takes {time.monotonic() - begin:.1f} s")
+    assert status == 0, (status, told, said)
+    states = {one["name"]: one["state"] for one in json.loads(told)["profiles"]}
+    assert set(states.values()) == {"installed"}, states
+    assert len(states) == 5, states
+    assert policy() == {"k8s-apparmor-example-deny-write": "enforce"}
+
+    def shell(config, *, confined):
+        config["process"]["args"] = ["sh", "-c", TRY]
+        config["linux"].pop("seccomp", None)
+        if confined:
+            config["process"]["apparmorProfile"] = "k8s-apparmor-example-deny-write"
+            config["linux"]["seccomp"] = json.loads((SECCOMP / "prevent-chmod").read_text())
+
+    free = Container("base-oneshot", lambda config: shell(config, confined=False)).run()
+    assert free[:2] == (0, "unconfined\nSeccomp:\t0\nwritten\nchanged\n"), free
+    status, told, said = Container("base-oneshot", lambda one: shell(one, confined=True)).run()
+    assert told == "k8s-apparmor-example-deny-write (enforce)\nSeccomp:\t2\n", (told, said)
+    assert "touch: cannot touch '/tmp/x': Permission denied" in said, said
+    assert "chmod: changing permissions of '/dev/shm': Operation not permitted" in said, said
+
+
+def strictly(config):
+    """Let a call that is not listed end the agent instead of failing."""
+    if "seccomp" in config["linux"] and not TRACE:
+        config["linux"]["seccomp"]["defaultAction"] = "SCMP_ACT_KILL_PROCESS"
+
+
+def every_function_works(bundle, change=lambda config: None):
+    """Load, replace, refuse, repair, cure, hold, remove, for both kinds; probes and SIGTERM."""
+    (SOURCE / "web.profile").write_text(plain("web"))
+    (SOURCE / "audit.json").write_text(LOG)
+    begin = time.monotonic()
+    with Container(f"{bundle}-daemon", change) as pod:
+        wait = lambda condition, what: until(condition, what, pod.log)  # noqa: E731 - short
+        wait(lambda: get("/readyz"), "ready")
+        note(f"{bundle}: ready after {time.monotonic() - begin:.1f} s")
+        assert get("/healthz"), "alive"
+        assert (policy(), (SECCOMP / "audit.json").exists()) == ({"web": "enforce"}, True)
+        first, file = content("web"), (SECCOMP / "audit.json").read_bytes()
+        # Another text, one that is refused, and one more profile although the kernel is jammed.
+        (SOURCE / "web.profile").write_text(plain("web", "deny /etc/shadow r,"))
+        wait(lambda: content("web") != first, "replaced")
+        good = content("web")
+        (SOURCE / "bad.profile").write_text("profile bad { nonsense }\n")
+        (SOURCE / "bad.json").write_text("{}")
+        wait(lambda: 'problems{code="parser_rejected"} 1.0' in get("/metrics"), "refused")
+        assert parser(plain("j" * 300 + str(time.monotonic_ns())), "-a")[0] != 0
+        assert parser(plain("stranger"), "-a")[0] != 0, "the kernel is not jammed"
+        (SOURCE / "next.profile").write_text(plain("next"))
+        wait(lambda: "next" in loaded(), "loaded into a jammed kernel")
+        # Changes from outside.
+        for flags, text in ((("-R",), plain("web")), (("-r",), plain("web", "deny /x r,"))):
+            assert parser(text, *flags)[0] == 0
+            wait(lambda: content("web") == good, f"repaired after {flags}")
+        (SECCOMP / "audit.json").write_text('{"defaultAction": "SCMP_ACT_ALLOW"}')
+        wait(lambda: (SECCOMP / "audit.json").read_bytes() == file, "the file is what it was")
+        (SECCOMP / "audit.json").unlink()
+        wait((SECCOMP / "audit.json").exists, "the file is back")
+        # A removal waits for the process, and is done then.
+        with Confined("web") as process:
+            for name in ("web.profile", "bad.profile", "bad.json", "audit.json"):
+                (SOURCE / name).unlink()
+            wait(lambda: not (SECCOMP / "audit.json").exists(), "the file is removed")
+            wait(lambda: f"first pids: {process.pid}" in pod.log.read_text(), "in use")
+            assert "web" in loaded()
+        wait(lambda: "web" not in loaded(), "removed")
+        note(f"{bundle}: at most {pod.peak():.0f} MiB of memory")
+        status, seconds = pod.stop()
+        assert (status, seconds < 5) == (0, True), (status, seconds, pod.log.read_text()[-2000:])
+    assert policy() == {"next": "enforce"}
+    note(f"{bundle}: every function in {time.monotonic() - begin:.1f} s")
+
+
+def its_own_profile_is_put_by_its_init_container():
+    """Before the agent runs on a fresh node the file that its container names is there."""
+    status, told, said = Container("own-seccomp-init").run()
+    assert status == 0, (told, said)
+    installed = json.loads((SECCOMP / "profile-loader/agent.json").read_text())
+    wanted = json.loads(Path("own/agent.json").read_text())
+    assert installed["defaultAction"] == wanted["defaultAction"]
+
+
+def the_pod_as_it_ships_labels_its_node():
+    """With the arguments of the manifests, beside an API server, strictly under that profile."""
+    api = json.loads(Path("api.json").read_text())
+    node = f"{api['url']}/api/v1/nodes/node"
+    tls = ssl.create_default_context(cafile="token/ca.crt")
+
+    def ask(url, body=None):
+        headers = {"Authorization": "Bearer admin"}
+        headers["Content-Type"] = "application/strategic-merge-patch+json"
+        content = None if body is None else json.dumps(body).encode()
+        method = "GET" if body is None else "PATCH"
+        request = urllib.request.Request(url, content, headers, method=method)  # noqa: S310 - TLS
+        with urllib.request.urlopen(request, timeout=60, context=tls) as answer:  # noqa: S310
+            return json.load(answer)
+
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    ask(f"{node}/status", {"status": {"nodeInfo": {**api["info"], "bootID": boot}}})
+    its_own_profile_is_put_by_its_init_container()
+    begin = time.monotonic()
+
+    def labels():
+        return {
+            key: value
+            for key, value in ask(node)["metadata"].get("labels", {}).items()
+            if api["domain"] in key
+        }
+
+    with Container("own-seccomp-cluster", strictly) as pod:
+        until(lambda: get("/readyz"), "ready", pod.log)
+        until(lambda: len(labels()) >= api["labels"], "labelled", pod.log)
+        note(f"as it ships: labelled after {time.monotonic() - begin:.1f} s")
+        events = ask(f"{api['url']}/apis/events.k8s.io/v1/events")["items"]
+        print(json.dumps({"labels": labels(), "events": len(events)}), flush=True)
+        note(f"as it ships: at most {pod.peak():.0f} MiB of memory")
+        assert pod.stop()[0] == 0, pod.log.read_text()[-2000:]
+
+
+# --- what fails without a right -------------------------------------------------------------------
+
+BEFORE = {
+    "changed.profile": plain("changed"),
+    "gone.profile": plain("gone"),
+    "used.profile": plain("used"),
+    "lost.profile": plain("lost"),
+    "old.json": LOG,
+}
+AFTER = {
+    "changed.profile": plain("changed", "deny /x r,"),
+    "fresh.profile": plain("fresh"),
+    "lost.profile": plain("lost"),
+    "new.json": LOG,
+}
+
+
+def source(keys):
+    shutil.rmtree(SOURCE, ignore_errors=True)
+    SOURCE.mkdir()
+    for name, text in keys.items():
+        (SOURCE / name).write_text(text)
+
+
+def keep():
+    """Make a pass over BEFORE with every right, and keep what it leaves."""
+    source(BEFORE)
+    status, told, said = Container("base-oneshot").run()
+    assert status == 0, (told, said)
+    for path in (STATE, SECCOMP):
+        shutil.copytree(path, KEPT / path.name)
+    for name in policy():
+        (raw,) = (SECURITY / "policy/profiles").glob(f"{name}.*/raw_data")
+        (KEPT / f"{name}.raw").write_bytes(raw.read_bytes())
+
+
+def restore():
+    """Make the node what keep() left; the profile "lost" was removed by somebody since."""
+    clean()
+    for path in (STATE, SECCOMP):
+        shutil.copytree(KEPT / path.name, path, dirs_exist_ok=True)
+    for raw in KEPT.glob("*.raw"):
+        fd = os.open(SECURITY / ".load", os.O_WRONLY)
+        os.write(fd, raw.read_bytes())
+        os.close(fd)
+    (SECURITY / ".remove").write_bytes(b"lost")
+    source(AFTER)
+
+
+def without(bundle):
+    """Return what a pass from BEFORE to AFTER does with one right less, and what the node has."""
+    restore()
+    first = content("changed")
+    with Confined("used"):
+        status, told, said = Container(bundle).run()
+        node = sorted(policy())
+        node += ["changed: replaced"] * (content("changed") != first)
+        node += sorted(one.name for one in SECCOMP.glob("*.json"))
+    found = {"status": status, "node": node, "rows": {}}
+    try:
+        report = json.loads(told)
+    except ValueError:
+        return {**found, "problems": [], "said": (told + said)[-600:]}
+    for one in report["profiles"]:
+        codes = {p["code"] for p in one["problems"] if p["severity"] == "error"}
+        words = [one["state"], *sorted(codes)]
+        found["rows"][one["name"] or one["key"]] = " ".join(words)
+    found["problems"] = sorted({one["code"] for one in report["problems"]})
+    return found
+
+
+# --- everything ----------------------------------------------------------------------------------
+
+SCENARIOS = {
+    "base one pass": lambda: one_pass_puts_what_ships_and_it_confines("base"),
+    "base daemon": lambda: every_function_works("base"),
+    "privileged daemon": lambda: every_function_works("privileged"),
+    "own seccomp daemon": lambda: (
+        its_own_profile_is_put_by_its_init_container(),
+        every_function_works("own-seccomp", strictly),
+    ),
+    "own seccomp as it ships": the_pod_as_it_ships_labels_its_node,
+}
+
+
+def main():
+    """Run every scenario, or those named, and take away every right."""
+    node()
+    CALLS.mkdir()
+    wanted = sys.argv[1:]
+    for name, scenario in SCENARIOS.items():
+        if wanted and name not in wanted:
+            continue
+        begin, error = time.monotonic(), None
+        try:
+            clean()
+            scenario()
+        except BaseException:  # noqa: BLE001 - told to the test outside
+            error = traceback.format_exc() + audited()
+        seconds = round(time.monotonic() - begin, 1)
+        print(json.dumps({"scenario": name, "error": error, "seconds": seconds}), flush=True)
+    if TRACE:
+        print(json.dumps({"calls": calls()}), flush=True)
+    bundles = sorted(one.stem for one in BUNDLES.glob("without *.json"))
+    bundles = [one for one in bundles if one in wanted or not wanted]
+    if bundles:
+        clean()
+        keep()
+    for bundle in bundles:
+        begin = time.monotonic()
+        try:
+            found = without(bundle)
+        except Exception:  # noqa: BLE001 - told to the test outside
+            found = {"error": traceback.format_exc()}
+        seconds = round(time.monotonic() - begin, 1)
+        print(json.dumps({"without": bundle, "found": found, "seconds": seconds}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

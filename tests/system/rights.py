@@ -1,0 +1,229 @@
+"""The agent's pod as the configuration that a container runtime runs it with.
+
+Rule 1: no right of the agent stands here: user, capabilities, privileges, root, seccomp, AppArmor,
+mounts, namespaces and limits are those of the pod that kustomize makes. Rule 2: what the pod leaves
+open is as containerd fills it for the kubelet (its packages pkg/oci and internal/cri).
+RuntimeDefault is the profile of CRI-O and Podman, from Debian's package, with its conditions
+resolved as they do.
+"""
+
+import copy
+import json
+import subprocess
+from pathlib import Path
+
+import yaml
+
+from tests.system.cluster import programs
+
+CACHE = Path.home() / ".cache/profile-loader/corpora"
+ROOT = Path(__file__).parents[2] / "manifests"
+PACKAGE = "golang-github-containers-common"
+# What a container has unless its pod says otherwise (usual), and a privileged one beside that.
+WORDS = """
+usual: CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP
+usual: NET_BIND_SERVICE SYS_CHROOT KILL AUDIT_WRITE
+other: DAC_READ_SEARCH LINUX_IMMUTABLE NET_BROADCAST NET_ADMIN IPC_LOCK IPC_OWNER SYS_MODULE
+other: SYS_RAWIO SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME
+other: SYS_TTY_CONFIG LEASE AUDIT_CONTROL MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM
+other: BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE
+masked: /proc/acpi /proc/asound /proc/kcore /proc/keys /proc/latency_stats /proc/timer_list
+masked: /proc/timer_stats /proc/sched_debug /proc/scsi /sys/firmware
+read-only: /proc/bus /proc/fs /proc/irq /proc/sys /proc/sysrq-trigger
+"""
+UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+PROPAGATION = {"None": "rprivate", "HostToContainer": "rslave", "Bidirectional": "rshared"}
+
+
+def words(kind):
+    """Return the capabilities or paths of a kind."""
+    lines = [line.split() for line in WORDS.strip().splitlines()]
+    return [word for line in lines if line[0] == f"{kind}:" for word in line[1:]]
+
+
+def pod(folder):
+    """Return the pod that kustomize makes of a folder below manifests/."""
+    done = subprocess.run(
+        [*programs()("kubectl"), "kustomize", ROOT / folder],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    (found,) = [one for one in yaml.safe_load_all(done.stdout) if one["kind"] == "DaemonSet"]
+    return found["spec"]["template"]["spec"]
+
+
+def without_api(pod, *more):
+    """Return the pod with its profiles in a mounted directory, where no API server is.
+
+    As the overlay mounted-volume has it; nothing of its rights changes.
+    """
+    pod = copy.deepcopy(pod)
+    (agent,) = pod["containers"]
+    agent["args"] = ["--source=dir:/profiles", *more]
+    agent["env"] = [one for one in agent["env"] if "NODE_NAME" not in one["name"]]
+    agent["volumeMounts"].append({"name": "profiles", "mountPath": "/profiles", "readOnly": True})
+    pod["volumes"].append({"name": "profiles", "projected": {}})
+    return pod
+
+
+def in_cluster(pod, token, environ):
+    """Return the pod as the API server and the kubelet complete it: its token, what it refers to.
+
+    token: the directory of its service account's. environ: what the references are worth.
+    """
+    pod = copy.deepcopy(pod)
+    (agent,) = pod["containers"]
+    known = [one for one in agent["env"] if "value" in one]
+    given = [{"name": name, "value": value} for name, value in environ.items()]
+    assert {one["name"] for one in agent["env"]} <= {one["name"] for one in [*known, *given]}
+    agent["env"] = known + given
+    place = "/var/run/secrets/kubernetes.io/serviceaccount"
+    agent["volumeMounts"].append({"name": "token", "mountPath": place, "readOnly": True})
+    pod["volumes"].append({"name": "token", "hostPath": {"path": token}})
+    return pod
+
+
+def config(pod, container, image, places):
+    """Return the OCI configuration of a container of a pod.
+
+    image: the configuration of its image. places: by name the directory of each volume that the
+    kubelet would fill (ConfigMaps). A Localhost seccomp profile is left as {"localhost": PATH} for
+    the node to read, as it does when the container is made.
+    """
+    context = {**pod.get("securityContext", {}), **container.get("securityContext", {})}
+    privileged = context.get("privileged", False)
+    names = _capabilities(context.get("capabilities", {}), privileged=privileged)
+    arguments = [*container.get("command", image["Entrypoint"]), *container.get("args", ())]
+    process = {
+        "user": {"uid": context.get("runAsUser", 0), "gid": context.get("runAsGroup", 0)},
+        "args": arguments,
+        "env": [*image["Env"], *_environment(container)],
+        "cwd": image.get("WorkingDir") or "/",
+        "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), names),
+        "noNewPrivileges": not privileged and context.get("allowPrivilegeEscalation") is False,
+    }
+    apparmor = context.get("appArmorProfile", {"type": "RuntimeDefault"})
+    if not privileged and apparmor["type"] != "Unconfined":
+        process["apparmorProfile"] = apparmor.get("localhostProfile", "cri-containerd.apparmor.d")
+    volumes = {one["name"]: one for one in pod.get("volumes", ())}
+    mounts, create = _system(privileged=privileged), []
+    for one in sorted(container.get("volumeMounts", ()), key=lambda it: it["mountPath"].count("/")):
+        volume = volumes[one["name"]]
+        mounts.append(_mount(one, volume, places))
+        if volume.get("hostPath", {}).get("type") == "DirectoryOrCreate":
+            create.append(volume["hostPath"]["path"])
+    kinds = ["mount", "uts", "ipc", "cgroup"] + ["pid"] * (not pod.get("hostPID", False))
+    namespaces = [{"type": kind} for kind in kinds]
+    if not pod.get("hostNetwork", False):
+        namespaces.append({"type": "network", "path": "/run/netns/pod"})
+    linux = {
+        "namespaces": namespaces,
+        "maskedPaths": [] if privileged else words("masked"),
+        "readonlyPaths": [] if privileged else words("read-only"),
+        "resources": {"devices": [{"allow": privileged, "access": "rwm"}], **_limits(container)},
+    }
+    seccomp = context.get("seccompProfile", {"type": "Unconfined"})
+    if not privileged and seccomp["type"] == "RuntimeDefault":
+        linux["seccomp"] = runtime_default(names)
+    elif not privileged and seccomp["type"] == "Localhost":
+        linux["seccomp"] = {"localhost": seccomp["localhostProfile"]}
+    return {
+        "ociVersion": "1.0.2",
+        "process": process,
+        "root": {"path": "/image", "readonly": context.get("readOnlyRootFilesystem", False)},
+        "hostname": "pod",
+        "mounts": mounts,
+        "annotations": {"create": "\n".join(create)},
+        "linux": linux,
+    }
+
+
+def runtime_default(capabilities):
+    """Return the runtime's own profile for amd64 and these capabilities."""
+    profile = json.loads(_packaged().read_text())
+    held = set(capabilities)
+
+    def applies(rule):
+        yes, no = rule.get("includes") or {}, rule.get("excludes") or {}
+        if "arches" in yes and "amd64" not in yes["arches"]:
+            return False
+        return held.issuperset(yes.get("caps", ())) and held.isdisjoint(no.get("caps", ()))
+
+    keys = ("names", "action", "errnoRet", "args")
+    rules = [
+        {key: rule[key] for key in keys if rule.get(key) is not None}
+        for rule in profile["syscalls"]
+        if applies(rule)
+    ]
+    return {
+        "defaultAction": profile["defaultAction"],
+        "defaultErrnoRet": profile["defaultErrnoRet"],
+        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+        "syscalls": rules,
+    }
+
+
+def _packaged():
+    folder = CACHE / PACKAGE
+    if not (folder / "complete").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["apt-get", "-q", "download", PACKAGE], cwd=folder, check=True)
+        for archive in folder.glob("*.deb"):
+            subprocess.run(["dpkg-deb", "-x", archive, folder], check=True)
+        (folder / "complete").touch()
+    return folder / "usr/share/containers/seccomp.json"
+
+
+def _capabilities(wanted, *, privileged):
+    names = words("usual")
+    if privileged:
+        names += words("other")
+    elif "ALL" in wanted.get("drop", ()):
+        names = []
+    return [f"CAP_{one}" for one in [*names, *wanted.get("add", ())]]
+
+
+def _environment(container):
+    found = [(one["name"], one["value"]) for one in container.get("env", ()) if "value" in one]
+    return [f"{name}={value}" for name, value in found]
+
+
+def _limits(container):
+    limit = container.get("resources", {}).get("limits", {}).get("memory")
+    return {"memory": {"limit": _bytes(limit), "swap": _bytes(limit)}} if limit else {}
+
+
+def _bytes(quantity):
+    return int(quantity[:-2]) * UNITS[quantity[-2:]]
+
+
+def _mount(mount, volume, places):
+    """Return one volume's mount; the path of a host's directory is its place on the node."""
+    access = "ro" if mount.get("readOnly") else "rw"
+    if "emptyDir" in volume:
+        size = _bytes(volume["emptyDir"]["sizeLimit"])
+        options = ["mode=0777", f"size={size}", access]
+        return _special(mount["mountPath"], "tmpfs", "tmpfs", options)
+    source = volume["hostPath"]["path"] if "hostPath" in volume else places[volume["name"]]
+    options = ["rbind", PROPAGATION[mount.get("mountPropagation", "None")], access]
+    return _special(mount["mountPath"], "bind", source, options)
+
+
+def _special(place, kind, source, options):
+    return {"destination": place, "type": kind, "source": source, "options": options}
+
+
+def _system(*, privileged):
+    """Return the mounts of every container."""
+    access = "rw" if privileged else "ro"
+    common = ["nosuid", "noexec", "nodev"]
+    return [
+        _special("/proc", "proc", "proc", common),
+        _special("/dev", "tmpfs", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        _special(
+            "/dev/pts", "devpts", "devpts", ["nosuid", "noexec", "newinstance", "ptmxmode=0666"]
+        ),
+        _special("/dev/mqueue", "mqueue", "mqueue", common),
+        _special("/sys", "sysfs", "sysfs", [*common, access]),
+        _special("/sys/fs/cgroup", "cgroup", "cgroup", [*common, access]),
+        _special("/dev/shm", "tmpfs", "shm", [*common, "mode=1777", "size=65536k"]),  # noqa: S108
+    ]

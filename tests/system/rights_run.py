@@ -1,0 +1,139 @@
+"""What runs in the virtual machine to try the rights of the agent's pod, and what lies there.
+
+Each container is a pod of the manifests; where a right is tried, with that one right less.
+"""
+
+import contextlib
+import copy
+import json
+import subprocess
+from pathlib import Path
+
+from agent.core import labels
+from tests.system import rights, vm
+from tests.system.cluster import NODE_INFO, Cluster
+
+GUEST = Path("tests/system/guest")
+TOKEN = "/job/token"  # noqa: S105 - a directory of the guest
+PLACES = {"profiles": "/run/profiles", "own": "/job/own"}
+ONCE = ("--oneshot", "--prune=always", "--output=json")
+DAEMON = ("--prune=always", "--removal-grace=1s", "--resync=3s", "--log-format=json")
+START = """set -e
+install -m 0755 runc /usr/sbin/runc
+install -m 0755 libseccomp.so.2 /usr/lib/x86_64-linux-gnu/libseccomp.so.2
+python3 guest/rights.py
+"""
+
+
+def context(**changes):
+    """Return a change of the agent's securityContext."""
+
+    def change(pod):
+        (agent,) = pod["containers"]
+        agent["securityContext"].update(changes)
+
+    return change
+
+
+def read_only(name):
+    """Return a change of one of the agent's mounts."""
+
+    def change(pod):
+        (agent,) = pod["containers"]
+        (found,) = [one for one in agent["volumeMounts"] if one["name"] == name]
+        found["readOnly"] = True
+
+    return change
+
+
+def own_processes_only(pod):
+    pod["hostPID"] = False
+
+
+WITHOUT = {
+    "nothing": lambda pod: None,
+    "uid 0": context(runAsUser=65534),
+    "MAC_ADMIN": context(capabilities={"drop": ["ALL"]}),
+    "AppArmor unconfined": context(appArmorProfile={"type": "RuntimeDefault"}),
+    "hostPID": own_processes_only,
+    "security writable": read_only("security"),
+    "state writable": read_only("state"),
+    "seccomp writable": read_only("seccomp"),
+    "tmp writable": read_only("tmp"),
+}
+
+
+def bundles(config, port):
+    """Return every container that is run in the guest, by name."""
+    found = {}
+
+    def add(name, pod, change=lambda pod: None):
+        pod = copy.deepcopy(pod)
+        change(pod)
+        (agent,) = pod["containers"]
+        found[name] = rights.config(pod, agent, config, PLACES)
+
+    base, own = rights.pod("base"), rights.pod("overlays/own-seccomp")
+    add("base-oneshot", rights.without_api(base, *ONCE))
+    add("base-daemon", rights.without_api(base, *DAEMON))
+    add("privileged-daemon", rights.without_api(rights.pod("overlays/privileged"), *DAEMON))
+    (init,) = own["initContainers"]
+    found["own-seccomp-init"] = rights.config(own, init, config, PLACES)
+    add("own-seccomp-daemon", rights.without_api(own, *DAEMON))
+    environ = {
+        "PROFILE_LOADER_NODE_NAME": "node",
+        "PROFILE_LOADER_LABEL_DOMAIN": labels.DOMAIN,
+        "KUBERNETES_SERVICE_HOST": vm.HOST,
+        "KUBERNETES_SERVICE_PORT": str(port),
+    }
+    add("own-seccomp-cluster", rights.in_cluster(own, TOKEN, environ))
+    for name, change in WITHOUT.items():
+        add(f"without {name}", rights.without_api(base, *ONCE), change)
+    return found
+
+
+def files(config, cluster, many):
+    """Return what lies in the guest; many: how many labels its Node is to get."""
+    found = {f"guest/{one.name}": one.read_bytes() for one in GUEST.glob("*.py")}
+    for one in Path("profiles").rglob("*"):
+        if one.is_file():
+            found[str(one)] = one.read_bytes()
+    for name, bundle in bundles(config, cluster.port).items():
+        found[f"bundles/{name}.json"] = json.dumps(bundle).encode()
+    found["own/agent.json"] = (rights.ROOT / "overlays/own-seccomp/agent.json").read_bytes()
+    # The guest is the same Debian as this machine.
+    found["runc"] = Path("/usr/sbin/runc").read_bytes()
+    found["libseccomp.so.2"] = Path("/usr/lib/x86_64-linux-gnu/libseccomp.so.2").read_bytes()
+    found["token/token"] = cluster.agent_token("node").encode()
+    found["token/ca.crt"] = cluster.ca.read_bytes()
+    found["token/namespace"] = b"profile-loader"
+    api = {
+        "url": f"https://{vm.HOST}:{cluster.port}",
+        "info": dict.fromkeys(NODE_INFO, "x"),
+        "domain": labels.DOMAIN,
+        "labels": many,
+    }
+    found["api.json"] = json.dumps(api).encode()
+    return found
+
+
+def drive(root, path):
+    """Write a file system with the image's files."""
+    subprocess.run(
+        ["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d", root, path, "500M"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return path
+
+
+@contextlib.contextmanager
+def prepared():
+    """Give a control plane to which the overlay was applied, with a Node."""
+    with Cluster() as cluster:
+        folder = rights.ROOT / "overlays/own-seccomp"
+        cluster.kubectl(
+            "apply", "--server-side", "--force-conflicts", "-f", "-",
+            stdin=cluster.kubectl("kustomize", folder),
+        )  # fmt: skip
+        cluster.node("node")
+        yield cluster

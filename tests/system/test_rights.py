@@ -1,0 +1,211 @@
+"""The rights of the agent's pod: what works with them, and what fails without each."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from agent.core import labels
+from tests.system import calls, image, rights, rights_run, vm
+from tests.system.test_runtimes import contain
+
+LIMIT_SECONDS = 500
+BUDGET_SECONDS = 180
+LABELS = {
+    f"{labels.DOMAIN}/apparmor": "enabled",
+    f"{labels.DOMAIN}/seccomp": "enabled",
+    f"apparmor.{labels.DOMAIN}/k8s-apparmor-example-deny-write": "enforce",
+    f"seccomp.{labels.DOMAIN}/prevent-chmod": "installed",
+    f"seccomp.{labels.DOMAIN}/profiles__audit.json": "installed",
+    f"seccomp.{labels.DOMAIN}/profiles__fine-grained.json": "installed",
+    f"seccomp.{labels.DOMAIN}/profiles__violation.json": "installed",
+    f"set.{labels.DOMAIN}/node-profiles": "ready",
+    f"set.{labels.DOMAIN}/node-profiles-2": "ready",
+}
+# Calls with which a process leaves its container, or changes the kernel or another process.
+MIGHTY = {
+    *("bpf", "chroot", "delete_module", "finit_module", "init_module", "kexec_load", "keyctl"),
+    *("mknod", "mknodat", "mount", "move_mount", "open_by_handle_at", "open_tree", "pivot_root"),
+    *("perf_event_open", "process_vm_readv", "process_vm_writev", "ptrace", "reboot", "setns"),
+    *("setuid", "setgid", "swapon", "umount2", "unshare", "userfaultfd", "io_uring_setup"),
+}
+SCENARIOS = [
+    "base one pass",
+    "base daemon",
+    "privileged daemon",
+    "own seccomp daemon",
+    "own seccomp as it ships",
+]
+
+
+# What a pass does with every right: a profile is changed, one is new, one is lost and put back, one
+# is not desired and unused, one not desired and in use; a file is new, one not desired.
+EVERYTHING = {
+    "status": 0,
+    "problems": [],
+    "rows": {
+        "changed": "installed",
+        "fresh": "installed",
+        "lost": "installed",
+        "gone": "removed",
+        "used": "held",
+        "new.json": "installed",
+        "old.json": "removed",
+    },
+    "node": ["changed", "fresh", "lost", "used", "changed: replaced", "new.json"],
+}
+BLIND = "unobservable kind_unobservable"
+FILES = {"new.json": "installed", "old.json": "removed"}
+NO_APPARMOR = {
+    "status": 1,
+    "rows": dict.fromkeys(("changed", "fresh", "lost", "gone", "used"), BLIND) | FILES,
+    "node": ["changed", "gone", "used", "new.json"],
+}
+FOUND = {
+    "nothing": {},
+    # The ledger cannot be read either, so nothing is known to be ours.
+    "uid 0": {
+        "status": 1,
+        "problems": ["kind_unobservable"],
+        "rows": dict.fromkeys(("changed", "fresh", "lost", "new.json"), BLIND),
+        "node": ["changed", "gone", "used", "old.json"],
+    },
+    "MAC_ADMIN": NO_APPARMOR,
+    # What the kernel knows cannot be read, so nothing is compiled and no name is known.
+    "AppArmor unconfined": {
+        **NO_APPARMOR,
+        "rows": {
+            **dict.fromkeys(("changed.profile", "fresh.profile", "lost.profile"), BLIND),
+            **dict.fromkeys(("gone", "used"), BLIND),
+            **FILES,
+        },
+    },
+    "hostPID": {
+        "rows": EVERYTHING["rows"] | {"gone": "held"},
+        "node": ["changed", "fresh", "gone", "lost", "used", "changed: replaced", "new.json"],
+    },
+    "security writable": NO_APPARMOR,
+    # Nothing new is put, since it could not be remembered. What was remembered goes or comes back.
+    "state writable": {
+        "status": 1,
+        "rows": dict.fromkeys(EVERYTHING["rows"], "failed write_failed") | {"used": "held"},
+        "node": ["changed", "lost", "used"],
+    },
+    "seccomp writable": {
+        "status": 1,
+        "rows": EVERYTHING["rows"]
+        | {"new.json": "failed write_failed", "old.json": "failed remove_failed"},
+        "node": ["changed", "fresh", "lost", "used", "changed: replaced", "old.json"],
+    },
+    # Nothing can be compiled; what is compiled already is put back.
+    "tmp writable": {
+        "status": 1,
+        "rows": {
+            **{name: EVERYTHING["rows"][name] for name in ("lost", "gone", "used")},
+            "changed": "outdated kind_unsupported",
+            "fresh.profile": "unsupported kind_unsupported",
+            **FILES,
+        },
+        "node": ["changed", "lost", "used", "new.json"],
+    },
+}
+
+
+# How docs/security.md names what is taken away.
+RIGHTS = {
+    "uid 0": "runAsUser: 0",
+    "MAC_ADMIN": "capabilities.add: [MAC_ADMIN]",
+    "AppArmor unconfined": "appArmorProfile: Unconfined",
+    "hostPID": "hostPID: true",
+    "security writable": "/sys/kernel/security",
+    "state writable": "/var/lib/profile-loader",
+    "seccomp writable": "/var/lib/kubelet/seccomp",
+    "tmp writable": "/tmp",  # noqa: S108 - of the pod
+}
+
+
+@pytest.fixture(scope="module")
+def built():
+    return image.build()
+
+
+@pytest.fixture(scope="module")
+def told(built, tmp_path_factory):
+    """Give what the guest said in one run, by line."""
+    place = tmp_path_factory.mktemp("drive") / "image"
+    with rights_run.prepared() as cluster:
+        found = rights_run.files(built.config, cluster, len(LABELS))
+        drives = [rights_run.drive(built.root, place)]
+        result = vm.run(
+            found, rights_run.START, timeout_seconds=LIMIT_SECONDS, drives=drives, network=True
+        )
+    lines = [json.loads(line) for line in result.output.splitlines() if line.startswith("{")]
+    assert lines, result.output
+    for line in lines:
+        if "seconds" in line:
+            print(f"{line.get('scenario') or line['without']}: {line['seconds']} s")
+        print(*filter(None, [line.get("note")]), end="\n" * ("note" in line))
+    if result.seconds > BUDGET_SECONDS:
+        print(f"the guest took {result.seconds:.0f} s; its budget is {BUDGET_SECONDS} s")
+    return lines
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_with_exactly_these_rights(told, scenario):
+    """Each scenario holds; tests/system/guest/rights.py says in a sentence what it is."""
+    outcomes = {line["scenario"]: line["error"] for line in told if "scenario" in line}
+    assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)
+
+
+def test_the_pod_as_it_ships_labels_its_node_with_what_is_there(told):
+    """Under its own seccomp profile, with its own token, and the admission policy in force."""
+    (line,) = [line for line in told if "labels" in line]
+    assert line["labels"] == LABELS
+
+
+@pytest.mark.parametrize("right", rights_run.WITHOUT)
+def test_without_a_right_its_function_says_so_and_the_others_go_on(told, right):
+    """The outcome of a pass, row by row, and what the node has then."""
+    (line,) = [line for line in told if line.get("without") == f"without {right}"]
+    found = line["found"]
+    wanted = EVERYTHING | FOUND[right]
+    assert {name: found.get(name) for name in wanted} == wanted, found
+
+
+@pytest.fixture
+def own():
+    return json.loads((rights.ROOT / "overlays/own-seccomp/agent.json").read_text())
+
+
+@pytest.mark.parametrize("runtime", ["runc", "crun"])
+def test_runtimes_start_the_agent_under_its_own_profile(runtime, own, built, tmp_path):
+    """What they call themselves after they loaded the filter is listed too: nothing is killed."""
+    subprocess.run(["runc", "spec"], cwd=tmp_path, check=True)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config["root"]["path"] = str(built.root)
+    path.write_text(json.dumps(config))
+    command = "exec /opt/profile-loader/bin/profile-loader --version"
+    strict = {**own, "defaultAction": "SCMP_ACT_KILL_PROCESS"}
+    del strict["defaultErrnoRet"]
+    status, output = contain(runtime, tmp_path, strict, command)
+    assert (status, output.split()[:1]) == (0, ["profile-loader"]), output
+    strict["syscalls"][0]["names"].remove("getrandom")
+    assert contain(runtime, tmp_path, strict, command)[0] != 0
+
+
+def test_its_own_profile_is_complete_and_lists_nothing_mighty(own):
+    """Other names of what is listed are listed, and nothing with which it would leave its pod."""
+    (rule,) = own["syscalls"]
+    assert calls.profile(rule["names"]) == own
+    assert set(rule["names"]) & MIGHTY == set()
+
+
+def test_the_page_tells_each_right_that_was_taken_away():
+    """docs/security.md has one row for each, and no other."""
+    page = Path("docs/security.md").read_text()
+    section = page.partition("## Rights")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `([^`|]+)`", section, re.MULTILINE)
+    assert sorted(rows) == sorted(RIGHTS[name] for name in rights_run.WITHOUT if name != "nothing")
