@@ -53,9 +53,12 @@ class Reconciler:
         self.clock = clock
 
     def run(self, actions: Iterable[plan.Action], *, dry_run: bool = False) -> tuple[Outcome, ...]:
-        """Carry out the actions in their order; with dry_run, none of them."""
+        """Carry out the actions in their order, puts first; with dry_run, none of them.
+
+        What is missing on the node waits for nothing that is only to be recorded.
+        """
         outcomes: list[Outcome] = []
-        for action in actions:
+        for action in sorted(actions, key=lambda one: not isinstance(one, plan.Put)):
             begin = self.clock()
             outcome = self._preview(action) if dry_run else self._act(action)
             outcomes.append(replace(outcome, seconds=self.clock() - begin))
@@ -102,12 +105,9 @@ class Reconciler:
         profile = action.profile if action.profile is not None else self._revive(action.id)
         if isinstance(profile, Problem):
             return _ended(action, profile)
-        stored = self._store(profile)
-        if stored is not None:
-            return _ended(action, stored)
         before = entry or Entry(id=action.id, how="put", prefix=profile.prefix)
-        if before.installed != profile.version:
-            problem = self._write(replace(before, staged=profile.version))
+        if not _is(before.installed, profile.version):
+            problem = self._store(profile) or self._write(replace(before, staged=profile.version))
             if problem is not None:
                 return _ended(action, problem)
         done = self.kinds[action.id.kind].put(profile, ours=action.ours)
@@ -119,7 +119,10 @@ class Reconciler:
                 return _ended(action, problem)
             case Installed(evidence=evidence, modes=modes):
                 version = replace(profile.version, evidence=evidence, modes=modes)
-                problem = self._write(self._committed(before, version, profile.prefix))
+                committed = self._committed(before, version, profile.prefix)
+                problem = (
+                    self._write(committed) if committed != self.entries.get(action.id) else None
+                )
                 if problem is not None:
                     return _ended(action, problem)
                 return Outcome(action=action, result="done", version=version)
@@ -233,6 +236,20 @@ class Reconciler:
         if problem is None:
             self.entries.pop(id_, None)
         return problem
+
+
+def _is(installed: Version | None, version: Version) -> bool:
+    """Return whether a version is the installed one, which the node would show by what is known.
+
+    What was seen on the node is known of an installed version beside what is expected of it.
+    """
+    if installed is None:
+        return False
+    known = all(
+        one <= installed.evidence.get(name, frozenset()) for name, one in version.evidence.items()
+    )
+    seen = replace(version, evidence=installed.evidence, modes=installed.modes)
+    return known and seen == installed
 
 
 def _ended(action: plan.Action, problem: Problem | None, version: Version | None = None) -> Outcome:

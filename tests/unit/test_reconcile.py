@@ -1,5 +1,6 @@
 """Acting on a plan: the order inside an action, and what a failure leaves behind."""
 
+import contextlib
 from dataclasses import replace
 
 from agent.core import model, plan
@@ -7,7 +8,7 @@ from agent.core.model import Blob, CannotTell, Entry, Id, Unchecked
 from agent.core.ports import Failed, StillUsed
 from agent.core.problems import Problem
 from agent.core.reconcile import Outcome, Reconciler
-from tests.world import MemoryKind, MemoryLedger, Node, Steps, token
+from tests.world import Killed, MemoryKind, MemoryLedger, Node, Steps, token
 
 ORIGIN = "dir /p"
 REFUSED = Problem(code="kernel_refused", where="a", what="EPROTO")
@@ -328,3 +329,77 @@ def test_held_profiles_are_told_with_their_version():
 def test_the_digest_of_a_body_is_its_sha256():
     """Bodies are named by content, never by place or time."""
     assert model.digest(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+# --- what went missing ----------------------------------------------------------------------------
+
+
+class NoWrites(MemoryLedger):
+    """A ledger that may be read alone."""
+
+    def write(self, entry):
+        raise AssertionError(f"written: {entry}")
+
+
+def put_back(node, profile, ledger):
+    return act(node, put(profile, why="missing"), ledger=ledger)
+
+
+def test_what_only_went_missing_is_put_back_without_a_write():
+    """The ledger holds that very version already, with what the node showed of it."""
+    node, profile = Node(), inspected()
+    node.entries = {profile.id: stored(profile)}
+    (outcome,) = put_back(node, profile, NoWrites)
+    assert (outcome.result, node.loaded) == ("done", {"a": profile.body})
+
+
+def test_a_version_of_which_too_little_is_known_is_staged_first():
+    """What the node will show is on record before it is put, so that it is known as ours."""
+    node, profile = Node(), inspected()
+    less = replace(profile, version=replace(profile.version, evidence={}))
+    node.entries = {profile.id: stored(less)}
+    steps = Steps(fatal=3)  # both bodies are kept, the entry is staged, then the process ends
+    runner = Reconciler(
+        kinds={"apparmor": MemoryKind(node, steps)},
+        ledger=MemoryLedger(node, steps),
+        entries=node.entries,
+        clock=lambda: 0.0,
+    )
+    with contextlib.suppress(Killed):
+        runner.run([put(profile, why="missing")])
+    assert node.entries[profile.id].staged == profile.version
+
+
+def test_an_entry_that_differs_in_anything_is_written():
+    """What was retired or staged is settled by the put."""
+    node, profile = Node(), inspected()
+    node.entries = {profile.id: stored(profile, retired={"b": token(b"x")}, staged=profile.version)}
+    put_back(node, profile, MemoryLedger)
+    assert node.entries == {profile.id: stored(profile, retired={"b": token(b"x")})}
+
+
+def test_what_is_missing_waits_for_nothing_that_is_only_recorded():
+    """Puts come first, and everything else stays in its order."""
+    node, profile = Node(), inspected()
+    hold = plan.Hold(id=profile.id, why="rejected", names=("a",), state="outdated")
+    actions = (hold, removing(profile), put(profile), replace(hold, why="other"))
+    outcomes = act(node, *actions, dry_run=True)
+    expected = [actions[2], actions[0], actions[1], actions[3]]
+    assert [one.action for one in outcomes] == expected
+
+
+def test_another_text_of_the_same_policy_is_staged_first():
+    """Only the very version that is on record is put without a word to the ledger."""
+    node, profile = Node(), inspected()
+    node.entries = {profile.id: stored(profile)}
+    other = replace(profile, version=replace(profile.version, source="other"))
+    steps = Steps(fatal=3)
+    runner = Reconciler(
+        kinds={"apparmor": MemoryKind(node, steps)},
+        ledger=MemoryLedger(node, steps),
+        entries=node.entries,
+        clock=lambda: 0.0,
+    )
+    with contextlib.suppress(Killed):
+        runner.run([put(other, why="changed")])
+    assert node.entries[profile.id].staged == other.version
