@@ -9,17 +9,19 @@ import ctypes
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from agent.core.model import Blind, Evidence, Fact, Unsupported
 from agent.core.problems import Problem
 from agent.doors.host import Host, HostError
+from agent.kinds.apparmor.places import Places
 
 SECURITYFS = "/sys/kernel/security"
 ROOT = f"{SECURITYFS}/apparmor"
 SECURITYFS_MAGIC = 0x73636673  # linux/magic.h
+_TOP = f"{ROOT}/policy/profiles"
 _ENABLED = "/sys/module/apparmor/parameters/enabled"
 _CAP_MAC_ADMIN = 33  # linux/capability.h
 _TRIES = 20
@@ -84,6 +86,9 @@ class Kernel:
         self.probes = probes
         # The revision up to which every change is known: seen by a look, or our own.
         self.known: int | None = None
+        self.passed = False  # the last look found no barrier
+        self._places: Places | None = None
+        self._placed: int | None = None  # the revision that they are of, as known
         self._names: dict[str, tuple[str, str]] = {}  # directory -> (generation, name)
         self._facts: dict[str, tuple[str, Fact]] = {}  # directory -> (generation, fact)
 
@@ -103,6 +108,11 @@ class Kernel:
 
     def barrier(self) -> Unsupported | Blind | None:
         """Return why policy cannot be looked at and changed here, or None."""
+        found = self._barrier()
+        self.passed = found is None
+        return found
+
+    def _barrier(self) -> Unsupported | Blind | None:
         why = self.missing()
         if why:
             return Unsupported(
@@ -154,18 +164,33 @@ class Kernel:
         read = self.host.read_once(f"{ROOT}/revision")
         return int(read) if read else 0
 
-    def look(self, names: Collection[str], *, below: bool = False) -> dict[str, Fact] | Blind:
-        """Return what is loaded under names; with below, their hats and children too."""
+    def look(
+        self, names: Collection[str], *, below: bool = False, whole: bool = False
+    ) -> dict[str, Fact] | Blind:
+        """Return what is loaded under names; with below, their hats and children too.
+
+        whole: these are all names that matter, so that every change is known then. A look at some
+        of them says nothing of a change of the others in between.
+        """
         wanted = frozenset(names)
         why = "its policy does not stop changing"
         for _ in range(_TRIES):
             try:
                 before = self.revision()
-                facts = self._walk(f"{ROOT}/policy/profiles", wanted, before, below=below)
+                facts = None if below else self._near(wanted, before)
+                places = None
+                if facts is None:
+                    places = dict(self._paths(_TOP))
+                    facts = self._walk(places, wanted, before, below=below)
                 if self.revision() == before:
-                    self.known = before
+                    if whole:
+                        self.known = before
+                    if places is not None:
+                        self._places = Places(places, _TOP, self._name, self.host.newest)
+                        self._placed = before
                     return facts
             except HostError as error:
+                self._places = None
                 if error.errno not in _GONE:
                     return blind(f"it cannot be read ({error})")
                 why = f"it cannot be read ({error})"
@@ -173,19 +198,28 @@ class Kernel:
                 return blind(f"it cannot be read ({error})")
         return blind(why)
 
+    def _near(self, wanted: frozenset[str], revision: int) -> dict[str, Fact] | None:
+        """Return what is loaded under names, if it is known where; else None."""
+        if self._places is None or self._placed != revision:
+            return None
+        paths = self._places.of(wanted)
+        if paths is None:
+            return None
+        return {name: self._fact(path, revision) for name, path in paths.items()}
+
     def _walk(
-        self, top: str, wanted: frozenset[str], revision: int, *, below: bool
+        self, places: Mapping[str, str], wanted: frozenset[str], revision: int, *, below: bool
     ) -> dict[str, Fact]:
         return {
             name: self._fact(path, revision)
-            for name, path in self._paths(top)
+            for name, path in places.items()
             if name in wanted or (below and _is_below(name, wanted))
         }
 
     def raw_data(self, name: str) -> bytes | None:
         """Return the bytes that a loaded profile came with, or None if they cannot be had."""
         try:
-            for found, path in self._paths(f"{ROOT}/policy/profiles"):
+            for found, path in self._paths(_TOP):
                 if found == name:
                     return self.host.read(f"{path}/raw_data")
         except HostError:
@@ -230,6 +264,7 @@ class Kernel:
 
     def forget(self) -> None:
         """Read every name and hash again at the next look."""
+        self._places = None
         self._names.clear()
         self._facts.clear()
 
@@ -269,24 +304,32 @@ class Kernel:
     def load(self, blob: bytes) -> None:
         """Load new profiles, all or none; EEXIST if one of the names is taken."""
         self._write("load", blob)
+        self._came()
 
     def replace(self, blob: bytes) -> None:
         """Replace or load profiles, all or none."""
         self._write("replace", blob)
+        self._came()
 
     def remove(self, name: str) -> None:
         """Remove a profile with its hats and children: the bare name, no newline."""
+        self._places = None
         self._write("remove", name.encode("utf-8", "surrogateescape"))
+
+    def _came(self) -> None:
+        if self._places is not None:
+            self._places.loaded()
 
     def _write(self, file: str, content: bytes) -> None:
         self.host.write_kernel(f"{ROOT}/.{file}", content)
-        if self.known is None:
-            return
+        # Each write is one step; another number tells of somebody else's change between.
         try:
-            # Each write is one step; another number tells of somebody else's change between.
-            self.known = self.known + 1 if self.revision() == self.known + 1 else None
+            now = self.revision()
         except (HostError, ValueError):
-            self.known = None
+            self.known = self._placed = None
+            return
+        self.known = now if self.known == now - 1 else None
+        self._placed = now if self._placed == now - 1 else None
 
     def untouched(self) -> bool:
         """Return whether nothing but our own writes changed the policy since the last look."""

@@ -266,7 +266,7 @@ class AppArmor:
             return barrier
         asked = frozenset(names)
         if self._seen is None or asked != self._asked or not self.untouched():
-            facts = self.kernel.look(names)
+            facts = self.kernel.look(names, whole=True)
             if isinstance(facts, Blind):
                 self._seen = None
                 return facts

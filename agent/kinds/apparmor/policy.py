@@ -8,6 +8,7 @@ The layout is that of the kernel's security/apparmor/policy_unpack.c: a stream o
 (an optional name, then a value), where every profile is a struct named `profile`.
 """
 
+import functools
 import hashlib
 import struct
 from collections.abc import Mapping
@@ -52,6 +53,7 @@ class _Element:
     end: int
 
 
+@functools.lru_cache(maxsize=1)  # one body is read for several reasons, one after the other
 def read(blob: bytes) -> tuple[Declared, ...]:
     """Return every profile in the blob, in its order. Raises PolicyError.
 

@@ -1,0 +1,152 @@
+"""Specification of the short way to what was just loaded: as sure as the walk, or silent."""
+
+import pytest
+
+from agent.core.model import Fact
+from agent.doors.host import Host
+from agent.kinds.apparmor import kernel
+from tests.unit.test_apparmor_faults import PROBES, loaded, node, write
+
+TOP = f"{kernel.ROOT}/policy/profiles"
+
+
+class Counting(Host):
+    """A host that notes which files and directories are read."""
+
+    def __init__(self, root):
+        super().__init__(root)
+        self.seen = []
+
+    def read(self, path, *, limit=64 << 20):
+        self.seen.append(path)
+        return super().read(path, limit=limit)
+
+    def names(self, path):
+        self.seen.append(path)
+        return super().names(path)
+
+
+class Place:
+    """A kernel with some profiles, and a write to it that the kernel would answer."""
+
+    def __init__(self, root):
+        self.root = root
+        node(root, revision="1\n")
+        self.host = Counting(root)
+        self.kernel = kernel.Kernel(self.host, PROBES)
+        self.number = 1
+
+    def load(self, directory, name, **hashes):
+        """Load as this agent does: one revision further."""
+        self.appear(directory, name, **hashes)
+        self.kernel.load(b"policy")
+
+    def appear(self, directory, name, **hashes):
+        loaded(self.root, directory, name, **hashes)
+        generation = self.root / TOP.lstrip("/") / directory / "raw_data"
+        generation.unlink(missing_ok=True)
+        self.number += 1
+        generation.symlink_to(f"../../raw_data/{self.number}")
+        write(self.root, f"{kernel.ROOT}/revision", f"{self.number}\n")
+
+    def look(self, *names, whole=False):
+        self.host.seen.clear()
+        return self.kernel.look(names, whole=whole)
+
+
+def fact(hash_):
+    return Fact(evidence=frozenset({f"own:sha1:{hash_}"}), mode="enforce")
+
+
+@pytest.fixture
+def place(tmp_path):
+    one = Place(tmp_path)
+    one.appear("old.1", "old", sha1="aa")
+    one.look("old", whole=True)
+    return one
+
+
+def test_what_was_just_loaded_is_found_without_reading_the_others(place):
+    """A new profile is looked for among what is new."""
+    place.load("new.2", "new", sha1="bb")
+    assert place.look("new", "absent") == {"new": fact("bb")}
+    assert [one for one in place.host.seen if "old.1" in one or one == TOP] == []
+
+
+def test_what_was_just_replaced_is_read_again(place):
+    """The directory stays, its content is another one."""
+    place.load("old.1", "old", sha1="cc")
+    assert place.look("old") == {"old": fact("cc")}
+    assert TOP not in place.host.seen
+
+
+def test_hats_of_what_was_just_loaded_are_found(place):
+    """A hat lies below its parent, whose place has to be known first."""
+    loaded(place.root, "new.2/profiles/HAT.3", "HAT", sha1="dd")
+    place.load("new.2", "new", sha1="bb")
+    assert place.look("new//HAT", "new") == {"new": fact("bb"), "new//HAT": fact("dd")}
+    assert TOP not in place.host.seen
+
+
+def test_a_change_of_somebody_else_makes_it_walk(place):
+    """Another revision than that of the own writes tells of others."""
+    place.load("new.2", "new", sha1="bb")
+    place.appear("other.3", "other", sha1="ee")
+    assert place.look("other", "new") == {"other": fact("ee"), "new": fact("bb")}
+    assert TOP in place.host.seen
+
+
+def test_a_place_with_another_name_makes_it_walk(place):
+    """A directory is believed for what its name file says, not for where it was."""
+    place.load("old.1", "else", sha1="ff")
+    assert place.look("old", "else") == {"else": fact("ff")}
+    assert TOP in place.host.seen
+
+
+def test_a_place_that_is_gone_makes_it_walk(place):
+    """What was there and is not is no answer."""
+    place.load("new.2", "new", sha1="bb")
+    (place.root / TOP.lstrip("/") / "old.1").rename(place.root / "away")
+    assert place.look("old", "new") == {"new": fact("bb")}
+
+
+def test_after_a_removal_everything_is_walked(place):
+    """Hats go with their parents."""
+    (place.root / TOP.lstrip("/") / "old.1").rename(place.root / "away")
+    place.number += 1
+    write(place.root, f"{kernel.ROOT}/revision", f"{place.number}\n")
+    place.kernel.remove("old")
+    assert place.look("old") == {}
+    assert TOP in place.host.seen
+
+
+def test_after_forgetting_everything_is_walked(place):
+    """A resync trusts no place."""
+    place.kernel.forget()
+    assert place.look("old") == {"old": fact("aa")}
+    assert TOP in place.host.seen
+
+
+def test_own_writes_alone_leave_the_node_as_it_is_known(place):
+    """What this agent loaded and verified calls for no further look."""
+    place.load("new.2", "new", sha1="bb")
+    place.look("new")
+    assert place.kernel.untouched()
+
+
+def test_a_change_between_a_write_and_its_verification_is_not_forgotten(place):
+    """A look at what was written sees no change of the other names: the node counts as touched."""
+    place.load("new.2", "new", sha1="bb")
+    place.appear("old.1", "old", sha1="cc")
+    place.look("new")
+    assert not place.kernel.untouched()
+    place.look("new", "old", whole=True)
+    assert place.kernel.untouched()
+
+
+def test_a_change_of_somebody_else_before_an_own_write_makes_it_walk(place):
+    """An own write does not make the places of before complete."""
+    place.appear("other.2", "other", sha1="ee")
+    place.load("new.3", "new", sha1="bb")
+    assert place.look("other", "new") == {"other": fact("ee"), "new": fact("bb")}
+    assert TOP in place.host.seen
