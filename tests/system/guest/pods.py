@@ -124,7 +124,7 @@ def clean():
     assert policy() == {}, policy()
 
 
-def until(condition, what, log, seconds=400.0 if TRACE else 40.0):
+def until(condition, what, log, seconds=400.0 if TRACE else 90.0):
     """Wait until a condition is true."""
     begin = time.monotonic()
     while time.monotonic() - begin < seconds:
