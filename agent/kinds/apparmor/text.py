@@ -6,6 +6,7 @@ rights of the agent and would open any file. Files below /etc/apparmor.d are the
 include what they like.
 """
 
+import functools
 import re
 from collections.abc import Collection, Iterator
 
@@ -21,6 +22,7 @@ _VARIABLE_NAME = re.compile(
     r"""(?:^|[{}\s])(?:profile|hat)\s+(?:"[^"]*|[^\s"({]*)@\{"""
     r"""|^\s*"?[^\s"={]*@\{\w+\}[^\s"=]*?"?\s*(?:\s(?:flags\s*=\s*)?\([^)]*\)\s*)?\{\s*$"""
 )
+_COMMENT = re.compile(r"\s*#(?!include)")
 _ASSIGNMENT = re.compile(r"(?m)^\s*@\{\w+\}\s*\+?=.*$")
 
 
@@ -100,24 +102,28 @@ def _includes(text: str) -> Iterator[Problem]:
         )
 
 
+@functools.lru_cache(maxsize=1)
 def without_comments(text: str) -> str:
     """Return the text with empty lines in place of what is a comment beyond doubt."""
     return "\n".join(line for _, line in _lines(text))
 
 
-def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """Give every line with its number, without comments where that is beyond doubt.
+@functools.lru_cache(maxsize=1)  # one text is looked through for several reasons in a row
+def _lines(text: str) -> tuple[tuple[int, str], ...]:
+    """Return every line with its number, without comments where that is beyond doubt.
 
     A `#` may stand in a quoted, escaped or bracketed word, also of several lines. So only a whole
     line is a comment, and only outside of what might be such a word.
     """
+    found: list[tuple[int, str]] = []
     open_word = False
     for number, line in enumerate(text.split("\n"), 1):
-        if not open_word and re.match(r"\s*#(?!include)", line):
-            yield number, ""
+        if not open_word and "#" in line and _COMMENT.match(line):
+            found.append((number, ""))
             continue
-        yield number, line
+        found.append((number, line))
         doubtful = line.count('"') % 2 == 1
         open_word = (
             open_word != doubtful or line.endswith("\\") or line.count("[") > line.count("]")
         )
+    return tuple(found)
