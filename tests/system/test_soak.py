@@ -3,11 +3,14 @@
 SOAK_SEED and SOAK_SECONDS say which and how long. A failure prints seed and history.
 """
 
+import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 
+from tests.system import vm
 from tests.system.cluster import Cluster
 from tests.system.daemon import RIGHTS, OnNode
 from tests.system.proxy import Proxy
@@ -15,6 +18,8 @@ from tests.system.soak import Soak
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "60"))
 SEED = int(os.environ.get("SOAK_SEED", "0")) or int(time.time())
+GUEST = Path("tests/system/guest")
+GUEST_SECONDS = 180  # to boot, start and settle, beside the changes
 MOST_KIB = 4096  # growth of one process
 
 
@@ -31,6 +36,13 @@ def daemon(tmp_path):
         one.kill()
 
 
+def not_grown(counted):
+    """See that one process needs no more after many changes than after a few."""
+    (rss, later), threads, fds = counted["rss"], counted["threads"], counted["fds"]
+    assert later - rss < MOST_KIB, counted
+    assert (threads[1] <= threads[0], fds[1] <= fds[0] + 2) == (True, True), counted
+
+
 def test_whatever_happens_the_node_and_its_labels_end_as_they_must(daemon):
     """Files, labels, metrics and log agree with the model after each batch; nothing grows."""
     print(f"seed {SEED}, {SECONDS:g} s")
@@ -39,9 +51,22 @@ def test_whatever_happens_the_node_and_its_labels_end_as_they_must(daemon):
         soak = Soak(daemon, proxy, SEED)
         counted = soak.run(SECONDS)
         print(counted)
-        (rss, later), threads, fds = counted["rss"], counted["threads"], counted["fds"]
         assert counted["changes"] > SECONDS, counted
-        assert later - rss < MOST_KIB, counted
-        assert (threads[1] <= threads[0], fds[1] <= fds[0] + 2) == (True, True), counted
+        not_grown(counted)
         status, seconds = daemon.stop()
         assert (status, seconds < 2.0) == (0, True)
+
+
+def test_whatever_happens_the_kernel_holds_what_it_must_and_nobody_is_unconfined():
+    """On a real AppArmor kernel: its list, every process's label and the metrics agree."""
+    print(f"seed {SEED}, {SECONDS:g} s")
+    files = {f"guest/{one.name}": one.read_bytes() for one in GUEST.glob("*.py")}
+    command = f"python3 guest/soak.py {SEED} {SECONDS:g}"
+    result = vm.run(files, command, timeout_seconds=SECONDS + GUEST_SECONDS)
+    (line,) = [json.loads(one) for one in result.output.splitlines() if one.startswith("{")]
+    assert line["error"] is None, line["error"]
+    print(line["counted"], line["seconds"])
+    assert line["counted"]["changes"] >= SECONDS / 5, line
+    not_grown(line["counted"])
+    status, seconds = line["ended"]
+    assert (status, seconds < 2.0) == (0, True)

@@ -1,0 +1,370 @@
+"""Faults of a daemon on a real AppArmor kernel; runs as root inside the virtual machine.
+
+Prints a line of JSON for each scenario, and {"note": ...} with what it measured. Each asserts on
+the kernel, the metrics (which are the report), probes and the exit.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import daemon  # noqa: E402 - found by the line above
+from daemon import HTTP, LOG, SOURCE, Daemon, told, until  # noqa: E402
+from scenarios import (  # noqa: E402
+    SECCOMP,
+    SECURITY,
+    STATE,
+    Confined,
+    content,
+    loaded,
+    parser,
+    plain,
+    source,
+)
+
+MODE = Path("/tmp/parser-mode")  # noqa: S108 - the guest is ours alone
+PARSER = Path("/tmp/parser")  # noqa: S108
+ARMED = Path("/tmp/armed")  # noqa: S108
+PARSERS = """#!/bin/bash
+case "$(cat /tmp/parser-mode)" in
+hanging) sleep 600 ;;
+killed) kill -9 $$ ;;
+megabytes)
+    yes 'error: nonsense at line 7' | head -c 40000000 >&2
+    exit 1
+    ;;
+invalid)
+    printf 'AppArmor parser error at line 3: \\xff\\xfe\\x80 \\033[31m \\x00 end\\n' >&2
+    exit 1
+    ;;
+esac
+exec /sbin/apparmor_parser "$@"
+"""
+
+
+def probe(path):
+    """Return the status of a probe."""
+    try:
+        with urllib.request.urlopen(f"http://{HTTP}{path}", timeout=20) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0  # not listening yet
+
+
+def metric(name):
+    """Return the value of a series, None where it is not there, or nobody answers yet."""
+    with contextlib.suppress(OSError):
+        return daemon.metric(name)
+    return None
+
+
+def problem(code):
+    """Return how many problems of a code the last report has."""
+    return metric(f'profile_loader_problems{{code="{code}"}}') or 0
+
+
+def put(number):
+    """Change the one profile in the source."""
+    new = SOURCE / ".new"
+    new.write_text(text(number))
+    new.rename(SOURCE / "web.profile")
+
+
+def text(number):
+    """Return a version of the one profile."""
+    return plain("web", f"deny /etc/shadow{number} r,")
+
+
+def settled():
+    """Wait until the daemon says that all that is desired is in place."""
+    # The first start of all compiles the standard library.
+    until(
+        lambda: probe("/readyz") == 200 and metric("profile_loader_converged") == 1, 180, "settle"
+    )
+
+
+def left_in_peace(running):
+    """End it with SIGTERM: within two seconds, with 0, and the kernel's policy as it was."""
+    before = {name: content(name) for name in loaded()}
+    status, seconds = running.stop()
+    assert (status, seconds < 2.0) == (0, True), (status, seconds)
+    assert {name: content(name) for name in loaded()} == before
+
+
+# --- scenarios ------------------------------------------------------------------------------------
+
+
+def a_securityfs_that_goes_away_or_is_another_leaves_what_is_loaded():
+    """Unmounted, and covered by an empty file system: told, nothing is done, and it heals."""
+    top = SECURITY.parent
+    source(web=text(1))
+    with Daemon("--resync=3s") as running:
+        settled()
+        good = content("web")
+        for hide, show in (
+            (["umount", "-l", top], ["mount", "-t", "securityfs", "securityfs", top]),
+            (["mount", "-t", "tmpfs", "none", top], ["umount", top]),
+        ):
+            subprocess.run(hide, check=True)
+            until(lambda: metric('profile_loader_kind_supported{kind="apparmor"}') == 0, 30, hide)
+            assert metric("profile_loader_converged") == 0
+            assert probe("/healthz") == 200
+            subprocess.run(show, check=True)
+            assert content("web") == good
+            settled()
+            assert content("web") == good
+        put(2)
+        until(lambda: content("web") not in (good, None), 30, "an update after it came back")
+        settled()
+        left_in_peace(running)
+
+
+def a_start_without_securityfs_puts_nothing_and_heals():
+    """What is loaded stays; profiles come once it is mounted."""
+    top = SECURITY.parent
+    subprocess.run(["umount", "-l", top], check=True)
+    source(web=text(1))
+    try:
+        with Daemon("--resync=3s") as running:
+            until(lambda: metric('profile_loader_kind_supported{kind="apparmor"}') == 0, 60, "told")
+            subprocess.run(["mount", "-t", "securityfs", "securityfs", top], check=True)
+            settled()
+            assert set(loaded()) == {"web"}
+            left_in_peace(running)
+    finally:
+        if not SECURITY.exists():
+            subprocess.run(["mount", "-t", "securityfs", "securityfs", top], check=True)
+
+
+def a_parser_that_fails_in_any_way_keeps_the_last_good_version():
+    """Missing, hanging, killed, printing megabytes or no UTF-8: told, kept, and healed."""
+    PARSER.write_text(PARSERS)
+    PARSER.chmod(0o755)
+    MODE.write_text("good")
+    source(web=text(0))
+    with Daemon(f"--apparmor-parser={PARSER}", "--parser-timeout=4s", "--resync=4s") as running:
+        settled()
+        number = 0
+        for mode, code in (
+            ("hanging", "parser_killed"),
+            ("killed", "parser_killed"),
+            ("megabytes", "parser_killed"),
+            ("invalid", "parser_rejected"),
+            ("missing", "kind_unsupported"),
+        ):
+            good = content("web")
+            MODE.write_text(mode)
+            if mode == "missing":
+                PARSER.rename("/tmp/parser-away")  # noqa: S108
+            put(number + 1)
+            until(lambda code=code: problem(code) == 1, 60, mode)
+            assert (content("web"), loaded()) == (good, {"web": "enforce"}), mode
+            assert metric("profile_loader_converged") == 0, mode
+            assert (probe("/healthz"), probe("/readyz")) == (200, 200), mode
+            MODE.write_text("good")
+            if mode == "missing":
+                Path("/tmp/parser-away").rename(PARSER)  # noqa: S108
+            number += 2
+            put(number)
+            until(lambda good=good: content("web") != good, 60, f"healed after {mode}")
+            settled()
+            assert problem(code) == 0, mode
+        lines = LOG.read_text().splitlines()
+        assert max(map(len, lines)) < 4000
+        assert (
+            "\\\\xff" in LOG.read_text()
+            or "\ufffd" in LOG.read_text()
+            or "\\ufffd" in LOG.read_text()
+        )
+        left_in_peace(running)
+
+
+def a_clock_set_back_or_forth_disturbs_nothing():
+    """CLOCK_REALTIME jumps by a year and by a day; repairs, updates and the end are as before."""
+    source(web=text(1))
+    now = time.time()
+    with Daemon("--resync=5s") as running:
+        settled()
+        try:
+            for offset in (-365 * 86400, +86400, -86400):
+                time.clock_settime(time.CLOCK_REALTIME, now + offset)
+                good = content("web")
+                assert parser(text(1), "-R")[0] == 0
+                seconds = until(lambda good=good: content("web") == good, 30, "repair")
+                told(f"repair after the clock went by {offset} s", [seconds])
+                number = abs(offset)
+                put(number)
+                until(lambda good=good: content("web") not in (good, None), 30, "update")
+                settled()
+                last = metric("profile_loader_last_pass_timestamp_seconds")
+                assert abs(last - time.time()) < 60, (last, time.time())
+                assert probe("/healthz") == 200
+                put(1)
+                until(lambda good=good: content("web") == good, 30, "and back")
+            passes = metric('profile_loader_passes_total{result="converged"}')
+            until(
+                lambda: metric('profile_loader_passes_total{result="converged"}') > passes,
+                20,
+                "the resync goes by another clock",
+            )
+            left_in_peace(running)
+        finally:
+            time.clock_settime(time.CLOCK_REALTIME, now + 600)
+
+
+class Killed(Daemon):
+    """A daemon that ends itself right before a named step (killed.py), once it is armed."""
+
+    def __init__(self, point, *more):
+        super().__init__(*more, KILLED=point, ARMED=str(ARMED))
+        ARMED.unlink(missing_ok=True)
+
+    def __enter__(self):
+        command = [
+            sys.executable, str(HERE / "killed.py"), f"--source=dir:{SOURCE}",
+            f"--state-dir={STATE}", f"--seccomp-dir={SECCOMP}", "--log-format=json",
+            f"--http-address={HTTP}", *self.more,
+        ]  # fmt: skip
+        environ = {**os.environ, **self.environ}
+        environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        with LOG.open("w") as log:
+            self.process = subprocess.Popen(command, stderr=log, stdout=log, env=environ)
+        return self
+
+
+def a_kill_at_a_named_point_ends_in_the_same_state():
+    """Before each write to the kernel: nobody is unconfined, and the next start ends it."""
+    for point in (
+        "before_a_policy_is_loaded",
+        "before_a_policy_is_replaced",
+        "before_a_policy_is_removed",
+    ):
+        daemon.clean()
+        source(web=text(1), old=plain("old"))
+        with Killed(point, "--prune=always") as running:
+            settled()
+            with watched("web") as seen:
+                ARMED.touch()
+                source_changed()
+                until(lambda running=running: running.process.poll() is not None, 60, point)
+                assert running.process.returncode == -signal.SIGKILL, point
+                assert {"web"} <= set(loaded()) <= {"web", "old", "new"}, (point, loaded())
+                with Daemon("--prune=always") as after:
+                    until(lambda: set(loaded()) == {"web", "new"}, 60, point)
+                    settled()
+                    left_in_peace(after)
+        assert seen == {"web (enforce)"}, (point, seen)
+        entries = sorted((STATE / "entries").glob("*.json"))
+        assert len(entries) == 2, (point, entries)
+
+
+def source_changed():
+    """Change one profile, add one and take one away."""
+    (SOURCE / "new.profile").write_text(plain("new"))
+    put(2)
+    (SOURCE / "old.profile").unlink()
+
+
+@contextlib.contextmanager
+def watched(name):
+    """Keep a process under a profile, and collect every label that it ever has."""
+    stop, seen = threading.Event(), set()
+    with Confined(name) as process:
+        path = Path(f"/proc/{process.pid}/attr/current")
+
+        def watch():
+            while not stop.is_set():
+                seen.add(path.read_text().strip())
+                time.sleep(0.0005)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            yield seen
+        finally:
+            stop.set()
+            watcher.join()
+
+
+def a_process_stays_confined_through_upgrades_and_downgrades():
+    """Another version, another parser and so another compilation; and back again."""
+    other = Path("/tmp/other")  # noqa: S108
+    shutil.rmtree(other, ignore_errors=True)
+    libraries = Path(os.environ["PYTHONPATH"])
+    other.mkdir()
+    for one in libraries.iterdir():
+        if one.name != "agent" and not one.name.startswith("profile_loader-"):
+            (other / one.name).symlink_to(one)
+    shutil.copytree(libraries / "agent", other / "agent")
+    about = other / "profile_loader-99.0.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: profile-loader\nVersion: 99.0.0\n"
+    )
+    PARSER.write_text('#!/bin/bash\nexec /sbin/apparmor_parser -O no-expr-simplify "$@"\n')
+    PARSER.chmod(0o755)
+    source(web=text(1))
+    new = {"PYTHONPATH": str(other)}
+    with Daemon() as running:
+        settled()
+        with watched("web") as seen:
+            for ending in (signal.SIGTERM, signal.SIGKILL):
+                if running.process.poll() is None:
+                    running.stop(ending)
+                put(f"up{ending}")
+                before = content("web")
+                with Daemon(f"--apparmor-parser={PARSER}", **new) as upgraded:
+                    until(lambda before=before: content("web") != before, 60, "the upgrade's put")
+                    settled()
+                    assert metric('profile_loader_build_info{version="99.0.0"}') == 1
+                    upgraded.stop(ending)
+                with Daemon() as former:  # and back, with its own parser
+                    settled()
+                    former.stop(ending)
+            time.sleep(0.1)
+    assert seen == {"web (enforce)"}, seen
+
+
+def who_began_after_the_last_pass_lost_confinement_too():
+    """A look every ten seconds knows processes that no pass was made for."""
+    source(web=text(1))
+    lost = "profile_loader_confinement_lost_processes"
+    with Daemon() as running:
+        settled()
+        with Confined("web") as process:
+            end = time.monotonic() + 13.0
+            until(lambda: time.monotonic() > end, 60)
+            assert parser(text(1), "-R")[0] == 0
+            until(lambda: metric(lost) == 1, 30, "told")
+            assert f"pid {process.pid}" in LOG.read_text()
+        until(lambda: metric(lost) == 0, 60, "over")
+        left_in_peace(running)
+
+
+SCENARIOS = [
+    who_began_after_the_last_pass_lost_confinement_too,
+    a_securityfs_that_goes_away_or_is_another_leaves_what_is_loaded,
+    a_start_without_securityfs_puts_nothing_and_heals,
+    a_parser_that_fails_in_any_way_keeps_the_last_good_version,
+    a_clock_set_back_or_forth_disturbs_nothing,
+    a_kill_at_a_named_point_ends_in_the_same_state,
+    a_process_stays_confined_through_upgrades_and_downgrades,
+]
+
+
+if __name__ == "__main__":
+    daemon.SCENARIOS = SCENARIOS
+    daemon.main()

@@ -1,0 +1,488 @@
+"""Random changes around one daemon on a real AppArmor kernel, and a model of what must hold.
+
+Rule 1: the model knows what was done and reads the kernel's own list, the labels of processes, and
+/metrics. Rule 2: each version of a profile has a hat of its own, so that the list tells which one
+is loaded. Rule 3: where the order of two events cannot be known, each end is allowed, no other.
+"""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import uuid
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+from daemon import LOG, SOURCE, Daemon, metric, ready, until  # noqa: E402 - found by the line above
+from scenarios import SECURITY, Confined, clean, content, loaded, parser  # noqa: E402
+
+NAMES = [f"n{number}" for number in range(7)]
+MARK = "z"
+BOOT = Path("/tmp/boot-id")  # noqa: S108 - the guest is ours alone
+FIGHT_SECONDS, FIGHT_EDITS = 130.0, 7  # more edits of one name would be a fight
+KNOWN_SECONDS = 12.0  # who is confined for so long was looked at
+WARM = 3
+OPTIONS = ("--resync=4s", "--log-level=debug")
+
+
+class Broken(AssertionError):  # noqa: N818 - reads as what it is
+    """Something does not hold that must."""
+
+
+def text(name, version):
+    """Return a version: every third complains."""
+    flags = "flags=(complain) " if version % 3 == 0 else ""
+    return f"profile {name} {flags}{{\n  file,\n  signal,\n  ^v{version} {{\n  }}\n}}\n"
+
+
+def hashed(name):
+    """Return the kernel's hash of a name; others may come and go while its files are read."""
+    for _ in range(50):
+        with contextlib.suppress(OSError):
+            return content(name)
+    raise Broken("the kernel's files cannot be read")
+
+
+def usage(pid):
+    """Return resident KiB, threads and descriptors of a process."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    return {
+        "rss": int(fields["VmRSS"].split()[0]),
+        "threads": int(fields["Threads"]),
+        "fds": len(os.listdir(f"/proc/{pid}/fd")),
+    }
+
+
+class Soak:
+    """One daemon, one source directory, foreign profiles, and confined processes."""
+
+    def __init__(self, seed):
+        self.seed, self.chance = seed, random.Random(seed)  # noqa: S311 - reproducible, no secret
+        self.keys = {}  # name: version or "broken"
+        self.could = {}  # name: versions that may be loaded; None: nothing
+        self.foreign = {}  # name: hash of what must stay loaded
+        self.processes = []  # Running
+        self.edits = {}
+        self.steady, self.touched = set(), set()
+        self.version = self.changes = self.batches = 0
+        self.history, self.samples = [], []
+        self.daemon = None
+        self.read = 0  # how much of the log was judged
+        self.away = False  # the source directory
+        self.stop = threading.Event()
+        self.unconfined = []
+
+    # --- running ----------------------------------------------------------------------------------
+
+    def run(self, seconds):
+        """Make batches of changes for so many seconds."""
+        SOURCE.mkdir(exist_ok=True)
+        for name in NAMES[:3]:
+            self.provide(name)
+        self._mark()
+        self._start()
+        watcher = threading.Thread(target=self._watch)
+        watcher.start()
+        try:
+            self._settle(180)  # the first start of all compiles the standard library
+            begin = time.monotonic()
+            while (spent := time.monotonic() - begin) < seconds:
+                self.batch(calm=spent > seconds / 3)
+            return self.counted()
+        finally:
+            self.stop.set()
+            watcher.join()
+            for one in self.processes:
+                one.end()
+
+    def _start(self):
+        self.daemon = Daemon(*OPTIONS).__enter__()
+
+    def _end(self, number):
+        self.daemon.stop(number)
+
+    def say(self, said):
+        """Note a change."""
+        self.changes += 1
+        self.history.append(f"{self.batches}: {said}")
+
+    def batch(self, *, calm):
+        """Make some changes, and see that what must hold does."""
+        self.batches += 1
+        self.touched = set()
+        if not calm and self.chance.random() < 0.2:
+            self.chance.choice([self.restart, self.reboot])()
+        for _ in range(self.chance.randint(3, 12)):
+            self.chance.choices([one for one, _ in CHANGES], [weight for _, weight in CHANGES])[0](
+                self
+            )
+        if self.away:
+            self._back()
+        self._mark()
+        if self.daemon.process.poll() is not None:
+            self._start()
+        self._settle(120)
+        self.samples.append((self.daemon.process.pid, usage(self.daemon.process.pid)))
+
+    # --- changes ----------------------------------------------------------------------------------
+
+    def _write(self, name):
+        if self.away:
+            return
+        version = self.keys[name]
+        said = text(name, version) if isinstance(version, int) else f"profile {name} {{ nonsense\n"
+        path = SOURCE / f"{name}.profile"
+        if self.chance.random() < 0.3:
+            path.write_text(said)  # in place, as an editor might
+            return
+        (SOURCE / ".new").write_text(said)
+        (SOURCE / ".new").rename(path)
+
+    def _new(self, name):
+        self.version += 1
+        self.keys[name] = self.version
+        self.could.setdefault(name, {None}).add(self.version)
+        self._write(name)
+
+    def _mark(self):
+        self._new(MARK)
+
+    def _free(self, names):
+        names = [name for name in names if name not in self.touched]
+        return self.chance.choice(names) if names else None
+
+    def provide(self, name=None):
+        """Add or change a key."""
+        name = name or self._free(NAMES)
+        if name is not None:
+            self._new(name)
+            self.say(f"{name} is {self.keys[name]}")
+
+    def spoil(self):
+        """Break a key."""
+        name = self._free(NAMES)
+        if name is not None:
+            self.keys[name] = "broken"
+            self._write(name)
+            self.say(f"{name} is broken")
+
+    def withdraw(self):
+        """Take a key away."""
+        name = self._free([one for one in self.keys if one != MARK])
+        if name is None:
+            return
+        del self.keys[name]
+        self.steady.discard(name)
+        self._may_go(name)
+        if not self.away:
+            (SOURCE / f"{name}.profile").unlink()
+        self.say(f"{name} is withdrawn")
+
+    def _may_go(self, name):
+        if not any(one.name == name and one.confined() for one in self.processes):
+            self.could.setdefault(name, {None}).add(None)
+
+    def vanish(self):
+        """Delete the source directory; it is back at the end of the batch."""
+        if not self.away:
+            shutil.rmtree(SOURCE)
+            self.away = True
+            self.say("the source is deleted")
+
+    def _back(self):
+        new = SOURCE.with_name("source.new")
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        self.away = False
+        for name, version in self.keys.items():
+            said = text(name, version) if isinstance(version, int) else "profile { nonsense\n"
+            (new / f"{name}.profile").write_text(said)
+        new.rename(SOURCE)
+        self.say("the source is made anew")
+
+    def edit(self):
+        """Remove or replace a profile of the agent's behind its back."""
+        now = time.monotonic()
+        name = self._free(
+            [
+                one
+                for one in sorted(self.steady - self.foreign.keys())
+                if None not in self.could.get(one, {None})
+                and len([at for at in self.edits.get(one, ()) if now - at < FIGHT_SECONDS])
+                < FIGHT_EDITS
+            ]
+        )
+        if name is None or name not in loaded():
+            return
+        self.edits.setdefault(name, []).append(now)
+        self.touched.add(name)
+        how = self.chance.choice(["remove", "replace", "complain"])
+        if how == "remove":
+            for one in self.processes:
+                one.lose(name)
+            with (SECURITY / ".remove").open("wb", buffering=0) as file:
+                file.write(name.encode())
+        else:
+            flags = ["-C", "-r"] if how == "complain" else ["-r"]
+            status, said = parser(
+                f"profile {name} {{\n  file,\n  signal,\n  deny /etc/x r,\n}}\n", *flags
+            )
+            if status:
+                raise Broken(said)
+        self.say(f"somebody does to {name}: {how}")
+
+    def intrude(self):
+        """Load a foreign profile where nothing of the agent's is."""
+        names = [
+            name
+            for name in (*NAMES, "theirs1", "theirs2")
+            if name not in self.keys
+            and name not in self.foreign
+            and self.could.get(name, {None}) == {None}
+            and name not in loaded()
+        ]
+        name = self._free(names)
+        if name is None or len(self.foreign) > 2:
+            return
+        status, said = parser(f"profile {name} {{\n  file,\n  deny /etc/y r,\n}}\n", "-a")
+        if status:
+            raise Broken(said)
+        self.foreign[name] = hashed(name)
+        self.touched.add(name)
+        self.say(f"a foreign profile {name}")
+
+    def confine(self):
+        """Start a process below a profile of the agent's, or end one."""
+        if len(self.processes) > 4 or (self.processes and self.chance.random() < 0.4):
+            one = self.processes.pop(self.chance.randrange(len(self.processes)))
+            one.end()
+            self._may_go(one.name)
+            self.say(f"process {one.pid} below {one.name} ends")
+            return
+        name = self._free(sorted((self.steady & loaded().keys()) - self.foreign.keys()))
+        if name is None:
+            return
+        self.touched.add(name)
+        self.processes.append(Running(name))
+        self.say(f"process {self.processes[-1].pid} below {name}")
+
+    def restart(self):
+        """End the daemon, and start it again at the end of the batch."""
+        number = self.chance.choice([signal.SIGTERM, signal.SIGKILL])
+        status, seconds = self.daemon.stop(number)
+        if number == signal.SIGTERM and (status, seconds < 2.0) != (0, True):
+            raise Broken(f"SIGTERM ended it with {status} after {seconds:.1f} s")
+        self.say(f"the daemon is ended with {number.name}")
+
+    def reboot(self):
+        """Another boot: no process, an empty kernel, another boot id; the disk stays."""
+        self.daemon.stop(signal.SIGKILL)
+        for one in self.processes:
+            one.end()
+        self.processes.clear()
+        for name in sorted(loaded(), key=len):
+            with contextlib.suppress(OSError), (SECURITY / ".remove").open("wb", 0) as file:
+                file.write(name.encode())
+        for name in self.foreign:
+            version = self.keys.get(name)
+            self.could[name] = {None, version} if isinstance(version, int) else {None}
+        self.foreign.clear()
+        for name, versions in self.could.items():
+            if name not in self.keys:
+                versions.add(None)  # what was held, and is desired no more, is not put back
+        BOOT.write_text(f"{uuid.UUID(int=self.chance.getrandbits(128))}\n")
+        target = "/proc/sys/kernel/random/boot_id"
+        subprocess.run(["mount", "--bind", BOOT, target], check=True)
+        self.say("reboot")
+
+    # --- what must hold ---------------------------------------------------------------------------
+
+    def _settle(self, patience):
+        wrong = ""
+
+        def holds():
+            nonlocal wrong
+            if self.unconfined:
+                raise Broken(f"unconfined by the agent: {self.unconfined[:3]}")
+            if self.daemon.process.poll() is not None:
+                raise Broken(f"the daemon ended by itself: {LOG.read_text()[-3000:]}")
+            wrong = self._wrong()
+            time.sleep(0.05)
+            return not wrong
+
+        try:
+            until(holds, patience)
+        except AssertionError as error:
+            raise Broken(f"batch {self.batches}: {wrong}\n{error}") from error
+        self._removals()
+        found = self._versions()
+        self.steady = set(self.keys)
+        used = {one.name for one in self.processes if one.confined()}
+        for name in self.could:
+            if name in self.foreign:
+                self.could[name] = {None}
+            elif name in self.keys or name not in used:
+                self.could[name] = found.get(name, {None})
+
+    def _versions(self):
+        """Return which versions of each name are loaded, {None} where the name is without a hat."""
+        found = {}
+        for name in loaded():
+            parent, _, hat = name.partition("//")
+            if parent not in self.foreign:
+                found.setdefault(parent, set())
+                if hat:
+                    found[parent].add(int(hat[1:]))
+        return {name: hats or {None} for name, hats in found.items()}
+
+    def _wrong(self):
+        """Return what does not hold (yet)."""
+        modes = loaded()
+        for name, hash_ in self.foreign.items():
+            if name not in modes or hashed(name) != hash_:
+                raise Broken(f"the foreign profile {name} was touched")
+        found = self._versions()
+        used = {one.name for one in self.processes if one.confined()}
+        for name in {*self.could, *self.keys, *found} - self.foreign.keys():
+            seen = found.get(name, {None}) if name in modes else {None}
+            desired = self.keys.get(name)
+            if isinstance(desired, int):
+                may = {desired}
+                if modes.get(name) != ("complain" if desired % 3 == 0 else "enforce"):
+                    return f"{name} is in mode {modes.get(name)}"
+            elif desired == "broken" or name in used:
+                may = self.could.get(name, {None})
+            else:
+                may = {None}
+            if len(seen) != 1 or not seen <= may:
+                return f"{name} is {seen}, and not one of {may}"
+        return self._report_wrong()
+
+    def _report_wrong(self):
+        with contextlib.suppress(OSError):
+            return self._metrics_wrong() if ready() else "not ready"
+        return "nobody answers"
+
+    def _metrics_wrong(self):
+        good = "broken" not in self.keys.values() and not self.keys.keys() & self.foreign.keys()
+        lost = [one for one in self.processes if one.lost]
+        counted = metric("profile_loader_confinement_lost_processes")
+        if (metric("profile_loader_converged") == 1) != (good and not counted):
+            return f"converged is {metric('profile_loader_converged')}, lost are {counted}"
+        known = len([one for one in lost if one.known])
+        if not known <= counted <= len(lost):
+            return f"{counted} lost confinement, and not {known} to {len(lost)}"
+        return ""
+
+    def _removals(self):
+        """See in the log that nothing was removed that is desired or in use."""
+        said = LOG.read_bytes()
+        start = self.read if self.read <= len(said) else 0  # a new daemon, a new log
+        self.read = len(said)
+        for line in said[start:].splitlines():
+            if b'"profile_removed"' not in line:
+                continue
+            name = json.loads(line)["name"]
+            if "//" not in name and None not in self.could.get(name, {None}):
+                raise Broken(f"{name} was removed: {line!r}")
+
+    def _watch(self):
+        """Look all the while whether somebody runs unconfined whom no edit unconfined."""
+        while not self.stop.wait(0.02):
+            for one in list(self.processes):
+                label = one.label()
+                if label and one.wrong(label):
+                    self.unconfined.append((self.batches, one.pid, one.name, label))
+
+    def counted(self):
+        """Return what was done, and how the last process grew."""
+        pid = self.daemon.process.pid
+        own = [one for of, one in self.samples if of == pid][WARM:]
+        size = max(1, len(own) // 4)
+        parts = own[:size], own[-size:]
+        growth = {
+            what: [statistics.median(one[what] for one in part) if part else 0 for part in parts]
+            for what in ("rss", "threads", "fds")
+        }
+        return {"changes": self.changes, "batches": self.batches, "settled": len(own), **growth}
+
+
+class Running:
+    """A confined process."""
+
+    def __init__(self, name):
+        self.name, self.lost, self.ended, self.known = name, False, False, False
+        self.begin = time.monotonic()
+        self.within = Confined(name)
+        self.within.__enter__()
+        self.pid = self.within.pid
+
+    def confined(self):
+        """Return whether its profile confines it."""
+        return not self.lost and not self.ended
+
+    def lose(self, name):
+        """Its profile is about to be removed from outside."""
+        if name == self.name and not self.lost:
+            self.lost = True
+            self.known = time.monotonic() - self.begin > KNOWN_SECONDS
+
+    def label(self):
+        """Return its label, nothing where it ended."""
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{self.pid}/attr/current").read_text().strip()
+        return ""
+
+    def wrong(self, label):
+        """Return whether a label is one that it must not have."""
+        return not self.lost and not self.ended and label.partition(" (")[0] != self.name
+
+    def end(self):
+        """End it."""
+        self.ended = True
+        os.kill(self.pid, signal.SIGKILL)  # others that were forked hold its pipe open
+        self.within.__exit__()
+
+
+CHANGES = [
+    (Soak.provide, 30),
+    (Soak.spoil, 8),
+    (Soak.withdraw, 12),
+    (Soak.vanish, 2),
+    (Soak.edit, 14),
+    (Soak.intrude, 6),
+    (Soak.confine, 16),
+]
+
+
+def main():
+    """Run for SECONDS from SEED, and tell as one scenario."""
+    seed, seconds = int(sys.argv[1]), float(sys.argv[2])
+    subprocess.run(["busybox", "ip", "link", "set", "lo", "up"], check=True)
+    clean()
+    soak, begin, error, counted = Soak(seed), time.monotonic(), None, None
+    try:
+        counted = soak.run(seconds)
+    except BaseException:  # noqa: BLE001 - told to the test outside
+        history = "\n".join(soak.history[-300:])
+        error = f"seed {seed}, {soak.changes} changes\n{history}\n{traceback.format_exc()}"
+    finally:
+        if soak.daemon is not None:
+            ended = soak.daemon.stop() if soak.daemon.process.poll() is None else "by itself"
+    line = {"scenario": "soak", "error": error, "seconds": round(time.monotonic() - begin, 1)}
+    print(json.dumps({**line, "counted": counted, "ended": ended}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
