@@ -69,12 +69,11 @@ class Node:
         raise AssertionError("unreachable")
 
     def _started(self):
+        prepared = disk.prepared()
+        self.cluster.kubectl("delete", "node", NAME, "--ignore-not-found", "--wait=true")
         begin = time.monotonic()
         Node.starts += 1
-        self.cluster.kubectl("delete", "node", NAME, "--ignore-not-found", "--wait=true")
-        self.machine = Machine(
-            disk.prepared(), append=self.append, ports=(KUBELET, METRICS)
-        ).__enter__()
+        self.machine = Machine(prepared, append=self.append, ports=(KUBELET, METRICS)).__enter__()
         answered = time.monotonic()
         self.start_kubelet()
         self.until_ready()

@@ -1,0 +1,118 @@
+"""Somebody else unloads a profile; and what a real Prometheus makes of that and of a broken one."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.system.node.lab import until
+from tests.system.node.pods import enforced, pod, text
+from tests.system.test_prometheus import Prometheus
+
+# Looks at the kernel's list until the name is back; forks nothing in between.
+UNLOADED = """
+pause=$(mktemp -u); mkfifo $pause; exec 9<> $pause; rm $pause
+list=/sys/kernel/security/apparmor/profiles
+echo -n NAME > /sys/kernel/security/apparmor/.remove
+gone=$(date +%s%N)
+found=
+while [ -z "$found" ]; do
+    while read -r name _; do [ "$name" = NAME ] && found=1; done < $list
+    [ -n "$found" ] || read -r -t 0.01 -u 9
+done
+echo $(( ($(date +%s%N) - gone) / 1000000 ))
+"""
+
+
+def unloaded(node, name):
+    """Unload a profile as an outsider; return after how many milliseconds it was back."""
+    return int(node.run(UNLOADED.replace("NAME", name), seconds=30))
+
+
+def seen(lab, name):
+    """Put one more profile in a ConfigMap, and wait until it is labelled.
+
+    In that pass the agent sees who is confined by what; it does that every few seconds anyway.
+    """
+    more = f"{name}-2"
+    lab.config_map(name, {name: text(name), more: text(more)})
+    until(lambda: enforced(more).items() <= lab.labels().items(), "another pass")
+
+
+def container(lab, name):
+    """Return the beginning of the id of a pod's container."""
+    (status,) = lab.pod(name)["status"]["containerStatuses"]
+    return status["containerID"].partition("://")[2][:12]
+
+
+def test_an_unloaded_profile_is_back_and_who_lost_it_is_named(lab, node):
+    """It is back in milliseconds; an Event names the container; restarting the pod confines it."""
+    lab.config_map("pl-out", {"pl-out": text("pl-out")})
+    lab.cluster.apply(pod("victim", apparmor="pl-out", selector=enforced("pl-out")))
+    lab.until_running("victim")
+    pid = node.pid("victim")
+    seen(lab, "pl-out")
+    milliseconds = unloaded(node, "pl-out")
+    print(f"\nan unloaded profile: back after {milliseconds} ms")
+    assert milliseconds < 10_000  # hundreds on a machine without other work; all is emulated
+    assert node.attribute(pid) == "unconfined"
+
+    def told():
+        return [note for reason, note in lab.events() if reason == "ConfinementLost"]
+
+    (note,) = until(told, "the Event")
+    assert f"pid {pid} (container {container(lab, 'victim')})" in note
+
+    lab.delete("victim")
+    lab.cluster.apply(pod("victim", apparmor="pl-out", selector=enforced("pl-out")))
+    lab.until_running("victim")
+    assert node.attribute(node.pid("victim")) == "pl-out (enforce)"
+    lab.delete("victim")
+
+
+@pytest.fixture
+def prometheus(lab, node, tmp_path):
+    """Give a Prometheus with the shipped rules that scrapes the agent's pod."""
+    made = yaml.safe_load(Path("manifests/monitoring/prometheusrule.yaml").read_text())
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(made["spec"]))
+    with node.relayed(lab.until_agent()["status"]["podIP"]) as address:
+        one = Prometheus(tmp_path, address)
+        try:
+            yield one
+        finally:
+            one.stop()
+
+
+def expression(alert):
+    """Return the expression of an alert."""
+    made = yaml.safe_load(Path("manifests/monitoring/prometheusrule.yaml").read_text())
+    rules = {one["alert"]: one["expr"] for one in made["spec"]["groups"][0]["rules"]}
+    return rules[alert]
+
+
+def test_prometheus_sees_a_refused_update_and_lost_confinement(lab, node, prometheus):
+    """The alerts' expressions answer while it is so, and are silent before and after."""
+    lab.config_map("pl-seen", {"pl-seen": text("pl-seen")})
+    lab.cluster.apply(pod("seen", apparmor="pl-seen", selector=enforced("pl-seen")))
+    lab.until_running("seen")
+    rejected, lost = (
+        expression("ProfileLoaderProfileRejected"),
+        expression("ProfileLoaderConfinementLost"),
+    )
+    prometheus.until('up{job="profile-loader"}', [1.0])
+    prometheus.until("profile_loader_converged", [1.0])
+    for one in (rejected, lost, expression("ProfileLoaderNotConverged")):
+        prometheus.until(one, [])
+
+    lab.config_map("pl-seen", {"pl-seen": "profile pl-seen { fil, }"})
+    prometheus.until(rejected, [1.0])
+    prometheus.until(expression("ProfileLoaderNotConverged"), [0.0])
+    lab.config_map("pl-seen", {"pl-seen": text("pl-seen")})
+    prometheus.until(rejected, [])
+
+    seen(lab, "pl-seen")
+    unloaded(node, "pl-seen")
+    prometheus.until(lost, [1.0])
+    prometheus.until('ALERTS{alertname="ProfileLoaderConfinementLost",alertstate="firing"}', [1.0])
+    lab.delete("seen")
+    prometheus.until(lost, [])
