@@ -192,7 +192,7 @@ def plan(
 
 def _standing(entry: Entry, desired: Desired) -> bool:
     """Return whether an entry's last good version stands for its key."""
-    if entry.installed is None:
+    if entry.installed is None or entry.id in desired.profiles:
         return False
     if entry.id in desired.rejections or entry.id in desired.unchecked:
         return True
@@ -486,6 +486,9 @@ class _Planner:
     # --- names that nobody desires ----------------------------------------------------------------
 
     def _leftover(self, entry: Entry, seen: Seen) -> Iterable[Action]:
+        profile = self.desired.profiles.get(entry.id)
+        if profile is not None and owned(entry).keys() <= frozenset(profile.version.provides):
+            return  # as nearly always: nothing of it is left over
         if self._standing(entry) and not self.desired.has(entry.id):
             yield self._last_good(entry, "source gone", "held", (), seen)
             names = list(entry.retired)
