@@ -293,9 +293,8 @@ def files(cluster, proxy, listener, objects):
     }
 
 
-@pytest.fixture(scope="module")
-def seen():
-    """Give what was measured in one run of the guest beside the API server."""
+def measured():
+    """Return what was measured in one run of the guest beside the API server."""
     with contextlib.ExitStack() as stack:
         cluster = stack.enter_context(Cluster())
         cluster.kubectl("create", "priorityclass", "unused", "--value", "1")
@@ -336,6 +335,12 @@ def seen():
     print(f"restored by a new agent without an API server: {found.started:.1f} s after the kill")
     print(f"the API server is back, until the label has what it says: {found.caught_up:.2f} s")
     return found
+
+
+@pytest.fixture(scope="module")
+def seen():
+    """Give what was measured, once for all tests."""
+    return measured()
 
 
 def tell(what, seconds):
