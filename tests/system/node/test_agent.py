@@ -1,0 +1,111 @@
+"""The agent's own life: upgraded, killed, evicted, deleted with its namespace; and its token."""
+
+import json
+
+from tests.system.cluster import NAMESPACE
+from tests.system.node import disk
+from tests.system.node.lab import DOMAIN, until
+from tests.system.node.node import NAME
+from tests.system.node.pods import enforced, pod, text
+
+
+def test_whatever_happens_to_the_agent_nobody_loses_confinement(lab, node):
+    """Upgraded, killed, evicted, deleted with its namespace: every label stays, all the time."""
+    lab.config_map("stay", {"pl-stay": text("pl-stay", "deny /tmp/** w")})
+    names = ("stay-1", "stay-2")
+    lab.cluster.apply(
+        *(pod(name, apparmor="pl-stay", selector=enforced("pl-stay")) for name in names)
+    )
+    for name in names:
+        lab.until_running(name)
+    with node.watched(*(node.pid(name) for name in names)) as seen:
+        before = lab.until_agent()
+
+        upgraded = disk.UPGRADE.rpartition("/")[2]
+        lab.kubectl(
+            "-n", NAMESPACE, "set", "image", "daemonset/profile-loader", f"agent={upgraded}"
+        )
+        after = lab.until_agent(other_than=before["metadata"]["uid"])
+        ids = {one["status"]["containerStatuses"][0]["imageID"] for one in (before, after)}
+        assert len(ids) == 2
+
+        node.run(f"kill -9 {node.pid(after['metadata']['name'], namespace=NAMESPACE)}")
+
+        def restarted():
+            (status,) = lab.agents()[0]["status"]["containerStatuses"]
+            return status["restartCount"] == 1 and status["ready"]
+
+        until(restarted, "the killed agent is back")
+
+        about = lab.until_agent()["metadata"]
+        name = about["name"]
+        eviction = {
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"name": name, "namespace": NAMESPACE},
+        }
+        path = f"/api/v1/namespaces/{NAMESPACE}/pods/{name}/eviction"
+        lab.kubectl("create", "--raw", path, "-f", "-", stdin=eviction)
+        lab.until_agent(other_than=about["uid"])
+
+        labels = lab.labels()
+        lab.kubectl("delete", "namespace", NAMESPACE)
+        assert lab.labels() == labels
+        assert node.loaded("pl-stay")
+        lab.install()
+    assert set(seen) == {"pl-stay (enforce)"}
+    for name in names:
+        assert "Permission denied" in node.execute(name, "touch /tmp/x")
+    lab.delete(*names, wait=False)
+
+
+def token(lab, node):
+    """Return the token of the agent's pod, as a thief on the node reads it."""
+    uid = lab.until_agent()["metadata"]["uid"]
+    folder = f"/var/lib/kubelet/pods/{uid}/volumes/kubernetes.io~projected"
+    return node.run(f"cat {folder}/kube-api-access-*/token").strip()
+
+
+def test_the_agents_token_can_do_nothing_but_label_its_own_node(lab, node):
+    """Taken from its pod it cannot touch another Node, other labels, taints or secrets."""
+    lab.cluster.write_kubeconfig("thief", token(lab, node))
+    if lab.get("/api/v1/nodes/node-b") is None:
+        lab.cluster.node("node-b")
+    own = f"seccomp.{DOMAIN}/x.json"
+
+    def patched(name, patch, *words):
+        return ("patch", "node", name, *words, "--type=merge", "-p", json.dumps(patch))
+
+    def labels(**more):
+        return {"metadata": {"labels": {key.replace("__", "/"): more[key] for key in more}}}
+
+    refused = {
+        "another Node": patched("node-b", {"metadata": {"labels": {own: "installed"}}}),
+        "another label": patched(NAME, {"metadata": {"labels": {"pool": "a"}}}),
+        "a label of Kubernetes": patched(
+            NAME, {"metadata": {"labels": {"kubernetes.io/hostname": "node-b"}}}
+        ),
+        "another value": patched(NAME, {"metadata": {"labels": {own: "anything"}}}),
+        "a taint": patched(NAME, {"spec": {"taints": [{"key": "a", "effect": "NoExecute"}]}}),
+        "cordoned": patched(NAME, {"spec": {"unschedulable": True}}),
+        "an annotation": patched(NAME, {"metadata": {"annotations": {"a": "b"}}}),
+        "its status": patched(NAME, {"status": {"phase": "x"}}, "--subresource=status"),
+        "a deletion": ("delete", "node", NAME),
+        "Secrets": ("get", "secrets", "-A"),
+        "Secrets of its namespace": ("-n", NAMESPACE, "get", "secrets"),
+        "ConfigMaps elsewhere": ("-n", "kube-system", "get", "configmaps"),
+        "a ConfigMap of its own": ("-n", NAMESPACE, "create", "configmap", "x"),
+        "pods": ("get", "pods", "-A"),
+        "a pod": ("-n", NAMESPACE, "run", "x", "--image=busybox:1.28"),
+        "a token": ("-n", NAMESPACE, "create", "token", "profile-loader"),
+    }
+    before = lab.get(f"/api/v1/nodes/{NAME}")["metadata"]["labels"]
+    for what, words in refused.items():
+        done = lab.kubectl(*words, user="thief", check=False)
+        assert done.returncode == 1, what
+        assert "forbidden" in done.stderr.lower(), f"{what}: {done.stderr}"
+    assert lab.get(f"/api/v1/nodes/{NAME}")["metadata"]["labels"] == before
+    allowed = patched(NAME, {"metadata": {"labels": {own: "installed"}}})
+    lab.kubectl(*allowed, user="thief")
+    lab.kubectl("label", "node", NAME, f"{own}-")
+    lab.kubectl("delete", "node", "node-b")

@@ -1,0 +1,55 @@
+"""A node that reboots while the API server is away."""
+
+from tests.system.node.lab import until
+from tests.system.node.pods import enforced, installed, pod, refusing_mkdir, text
+
+# What systemd does with the unit: its condition, then its command.
+UNIT = """set -e
+unit=/etc/profile-loader-restore.service
+[ -e "$(sed -n s/^ConditionPathExists=//p $unit)" ]
+$(sed -n s/^ExecStart=//p $unit)
+"""
+
+
+def test_the_last_good_profiles_are_back_before_the_api_server(lab, node):
+    """`restore` puts them back without any source; pods start confined when the API returns."""
+    lab.config_map("boot", {"pl-boot": text("pl-boot", "deny /tmp/** w")})
+    lab.config_map("boot-2", {"boot.json": refusing_mkdir(95)})
+    lab.cluster.apply(
+        pod("boot", apparmor="pl-boot", selector=enforced("pl-boot")),
+        pod("boot-file", seccomp="boot.json", selector=installed("boot.json")),
+    )
+    for name in ("boot", "boot-file"):
+        lab.until_running(name)
+    lab.config_map("boot", {"pl-boot": "profile pl-boot { broken"})
+    until(
+        lambda: any(
+            "pl-boot" in note for reason, note in lab.events() if reason == "ProfileRejected"
+        ),
+        "the broken update is refused",
+    )
+    lab.cluster.stop("kube-apiserver")
+    try:
+        node.machine.reboot()
+        assert not node.loaded("pl-boot")
+        node.run(UNIT)
+        assert node.loaded("pl-boot")
+        assert node.loaded("k8s-apparmor-example-deny-write")
+        assert node.errno("boot.json") == 95
+        node.start_kubelet()
+    finally:
+        lab.cluster.start_api()
+    node.until_ready()
+
+    def restarted(name):
+        (status,) = lab.pod(name)["status"]["containerStatuses"]
+        return status["restartCount"] == 1 and status["ready"]
+
+    for name in ("boot", "boot-file"):
+        until(lambda name=name: restarted(name), f"{name} runs again")
+    assert node.attribute(node.pid("boot")) == "pl-boot (enforce)"
+    assert "Permission denied" in node.execute("boot", "touch /tmp/x")
+    assert "Operation not supported" in node.execute("boot-file", "mkdir /tmp/d")
+    lab.until_agent()
+    lab.config_map("boot", {"pl-boot": text("pl-boot", "deny /tmp/** w")})
+    lab.delete("boot", "boot-file", wait=False)
