@@ -192,7 +192,7 @@ def test_runtimes_start_the_agent_under_its_own_profile(runtime, own, built, tmp
     config = json.loads(path.read_text())
     config["root"]["path"] = str(built.root)
     path.write_text(json.dumps(config))
-    command = "exec /opt/profile-loader/bin/profile-loader --version"
+    command = ["/opt/profile-loader/bin/profile-loader", "--version"]
     strict = {**own, "defaultAction": "SCMP_ACT_KILL_PROCESS"}
     del strict["defaultErrnoRet"]
     status, output = contain(runtime, tmp_path, strict, command)

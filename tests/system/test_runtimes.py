@@ -42,9 +42,10 @@ def bundle(tmp_path):
 
 
 def contain(runtime, bundle, seccomp, script):
-    """Run a shell script in a container; return its exit status and what it printed."""
+    """Run a shell script, or words, in a container; return its exit status and what it printed."""
+    words = ["sh", "-c", script] if isinstance(script, str) else script
     config = json.loads((bundle / "config.json").read_text())
-    config["process"] |= {"terminal": False, "args": ["sh", "-c", script]}
+    config["process"] |= {"terminal": False, "args": words}
     config["process"]["capabilities"] = dict.fromkeys(
         ("bounding", "effective", "permitted"), CAPABILITIES
     )
