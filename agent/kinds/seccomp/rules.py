@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from agent.core.problems import Problem
-from agent.kinds.seccomp import canonical, multiplex, syscalls
+from agent.kinds.seccomp import canonical, conditions, multiplex, syscalls
 from agent.kinds.seccomp.model import Document, Only, Rule
 
 # How much an action denies; runc, crun and seccomp(2) know these and SCMP_ACT_NOTIFY.
@@ -79,6 +79,7 @@ def expanded(document: Document, options: Options) -> Iterator[Problem]:
     yield from _overlaps(document)
     native = canonical.MACHINES[options.machine][0]
     yield from multiplex.problems(document, native, STRICTNESS)
+    yield from conditions.problems(document, STRICTNESS)
     yield from _size(document)
     yield from _warnings(document, options)
 
