@@ -44,7 +44,7 @@ class Board:
         before, self.report = self.report, report
         self.shown.confinement_lost(self.lost())
         if not passed:
-            self.shown.shown(report, at)
+            self.shown.shown(report)
             return
         self.at = at
         self.shown.passed(report, at)

@@ -118,12 +118,19 @@ class Metrics:
         """Take the report of a pass that ended at `at` (Unix seconds)."""
         with self._lock:
             self._count(report)
-            self._show(report, at)
+            self._show(report)
+            self._last.set(at)
+            if report.converged:
+                self._last_converged.set(at)
+            for one in report.sets:
+                if one.origin in self._origins and _healthy(one):
+                    self._origins[one.origin] = True
+                    self._read.labels(one.origin).set(at)
 
-    def shown(self, report: Report, at: float) -> None:
-        """Show the state that a report tells, without counting a pass."""
+    def shown(self, report: Report) -> None:
+        """Show the state that a report tells: nothing was read or looked at, no pass is counted."""
         with self._lock:
-            self._show(report, at)
+            self._show(report)
 
     def _count(self, report: Report) -> None:
         self._passes.labels("converged" if report.converged else "not_converged").inc()
@@ -143,11 +150,8 @@ class Metrics:
         if row.action == "put" and row.why in _DRIFTS:
             self._drift.labels(row.kind, row.why).inc()
 
-    def _show(self, report: Report, at: float) -> None:
-        self._last.set(at)
+    def _show(self, report: Report) -> None:
         self._converged.set(report.converged)
-        if report.converged:
-            self._last_converged.set(at)
         states = Count((row.kind, row.state) for row in report.rows)
         for kind in report.supports:
             for state in _STATES:
@@ -160,14 +164,13 @@ class Metrics:
                 best[row.kind, row.name] = row
         for row in [*best.values()][:NAMES]:
             self._available.labels(row.kind, row.name, row.mode).set(row.state in _IN_PLACE)
-        found = Count(one.code for row in report.rows for one in row.problems)
-        found.update(one.code for one in report.problems)
+        found = _problems(report)
         for code in self._seen | set(found):
             self._problems.labels(code).set(found[code])
         self._seen |= set(found)
-        self._sets(report, at)
+        self._sets(report)
 
-    def _sets(self, report: Report, at: float) -> None:
+    def _sets(self, report: Report) -> None:
         told = sorted(report.sets, key=_healthy)[:SETS]
         for gone in self._origins.keys() - {one.origin for one in told}:
             self._sources.remove(gone)
@@ -176,9 +179,7 @@ class Metrics:
             del self._origins[gone]
         for one in told:
             self._sources.labels(one.origin).set(_healthy(one))
-            self._origins[one.origin] = self._origins.get(one.origin, False) or _healthy(one)
-            if _healthy(one):
-                self._read.labels(one.origin).set(at)
+            self._origins.setdefault(one.origin, False)
 
     def request(self, verb: str, code: str, seconds: float) -> None:
         """Count a request to the API server."""
@@ -217,6 +218,13 @@ class Metrics:
             for one in self.registry.collect()
             if one.name.startswith("profile_loader_")
         }
+
+
+def _problems(report: Report) -> Count[str]:
+    """Return how many problems there are of each code; what a whole kind has counts once."""
+    kinds = [one.problem for one in report.supports.values() if one.problem is not None]
+    rows = [one for row in report.rows for one in row.problems if one not in kinds]
+    return Count(one.code for one in (*kinds, *rows, *report.problems))
 
 
 def _better(row: Row, than: Row | None) -> bool:

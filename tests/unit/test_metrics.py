@@ -83,10 +83,38 @@ def test_news_of_a_report_are_no_pass():
     """Other problems of the API change gauges and count nothing."""
     metrics = Metrics("1")
     metrics.passed(report(row(action="put", why="missing")), 1000.0)
-    metrics.shown(report(row(action="put", why="missing"), problems=(PROBLEM,)), 1001.0)
+    metrics.shown(report(row(action="put", why="missing"), problems=(PROBLEM,)))
     found = shown(metrics)
     assert found['profile_loader_drift_repairs_total{cause="missing",kind="seccomp"}'] == 1
     assert found['profile_loader_problems{code="parser_rejected"}'] == 1
+
+
+def test_only_a_pass_moves_the_times():
+    """A stuck loop is seen by them, however often the API server has news."""
+    one = board()
+    done = report(row(), sets=(READ,))
+    one.told(done, 1000.0, passed=True)
+    before = shown(one.shown)
+    one.told(done, 1001.0, passed=False)
+    assert shown(one.shown) == before
+    times = {name: value for name, value in before.items() if "_timestamp_" in name}
+    assert times == {
+        "profile_loader_last_pass_timestamp_seconds": 1000,
+        "profile_loader_last_converged_timestamp_seconds": 1000,
+        'profile_loader_source_last_read_timestamp_seconds{origin="configmap ns/web"}': 1000,
+    }
+
+
+def test_what_a_whole_kind_has_is_one_problem():
+    """A node without AppArmor says so once, with no profile of it and with many."""
+    none = Problem(code="kind_unsupported", where="kernel", what="No AppArmor here.")
+    refused = row("two", "rejected", "reject", problems=(none, PROBLEM))
+    for rows in ((), (row("one", "unsupported", problems=(none,)), refused)):
+        metrics = Metrics("1")
+        support = {"apparmor": Support(state="disabled", problem=none)}
+        metrics.passed(replace(report(*rows), supports=support), 1.0)
+        assert shown(metrics)['profile_loader_problems{code="kind_unsupported"}'] == 1
+    assert shown(metrics)['profile_loader_problems{code="parser_rejected"}'] == 1
 
 
 def test_a_pass_that_found_nothing_new_counts_no_action_again():
