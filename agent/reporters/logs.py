@@ -24,7 +24,14 @@ def configure(form: Literal["auto", "json", "console"], level: str) -> None:
     ]
     frames = structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=20)
     last: list[structlog.typing.Processor] = (
-        [_clean, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        [
+            _clean,
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(),
+                # The default shows local variables wherever rich can be imported.
+                exception_formatter=structlog.dev.plain_traceback,
+            ),
+        ]
         if console
         else [
             structlog.processors.ExceptionRenderer(frames),
