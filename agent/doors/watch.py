@@ -1,15 +1,18 @@
 """Wake-ups from the host: AppArmor's policy revision, and files.
 
 Rule 1: a wake-up says "look again" and nothing else. Rule 2: inotify is quick and may fail without
-a word (a directory made anew, no instances left, a queue that overflowed); a cheap poll is the
-truth. Rule 3: looking is no change: events of opening and reading wake nobody.
+a word (a directory made anew, no room for a watch, a queue that overflowed); a cheap poll is the
+truth, and what has no watch is looked at each period. Rule 3: looking is no change: events of
+opening and reading wake nobody.
 """
 
 import contextlib
 import os
 import select
+import stat
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -52,6 +55,7 @@ class Revision:
             poll.register(fd, select.POLLIN)
             with contextlib.suppress(BlockingIOError):
                 os.read(fd, 64)
+            self.changed()  # what came before it was opened
             while True:
                 for _, events in poll.poll():
                     if not events & select.POLLIN:
@@ -63,6 +67,23 @@ class Revision:
             os.close(fd)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """The directory that a path leads to now: another one may come to have the same path."""
+
+    path: Path  # without symbolic links: inotify is asked to follow none
+    device: int
+    inode: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Watched:
+    """A watch, and the directory that it lives on."""
+
+    place: _Place
+    watch: ObservedWatch
+
+
 class Files(FileSystemEventHandler):
     """Wakes when something below one of the directories changes. words: what to say for each."""
 
@@ -71,7 +92,7 @@ class Files(FileSystemEventHandler):
         self.wake = wake
         self._signatures = {path: signature(path) for path in words}
         self._observer: BaseObserver | None = None
-        self._watches: dict[Path, ObservedWatch] = {}
+        self._watched: dict[Path, _Watched] = {}
         self._again = threading.Event()
 
     def start(self) -> None:
@@ -84,15 +105,20 @@ class Files(FileSystemEventHandler):
         if event.event_type not in _CHANGES:
             return
         told = Path(os.fsdecode(event.src_path))
-        for path, word in self.words.items():
-            if told == path or path in told.parents:
-                self.wake(word)
+        for path, watched in tuple(self._watched.items()):
+            if told == watched.place.path or watched.place.path in told.parents:
+                self.wake(self.words[path])
 
     def _run(self) -> None:
         while True:
-            self._again.wait(POLL_SECONDS)
-            self._again.clear()
-            self._poll()
+            self._turn()
+
+    def _turn(self) -> None:
+        asked = self._again.wait(POLL_SECONDS)
+        self._again.clear()
+        self._poll()
+        if not asked:  # words after each pass would make passes without end
+            self._unwatched()
 
     def told(self, *_: object, **__: object) -> None:
         """Look at once: a pass has ended, and may have made a directory."""
@@ -106,26 +132,52 @@ class Files(FileSystemEventHandler):
                 self.wake(word)
         self._schedule()
 
+    def _unwatched(self) -> None:
+        """Say the word of what is there and has no watch: a signature tells of its top alone."""
+        for path, word in self.words.items():
+            if path not in self._watched and _place(path) is not None:
+                self.wake(word)
+
     def _schedule(self) -> None:
         """Watch what is there and is not watched; where inotify has no room the poll remains."""
-        with contextlib.suppress(OSError):
-            if self._observer is None:
+        if self._observer is None:
+            with contextlib.suppress(OSError, RuntimeError):  # no instance, no thread
                 observer = Observer()
                 observer.daemon = True
                 observer.start()
                 self._observer = observer
-            alive = {one.watch for one in self._observer.emitters if one.is_alive()}
-            for path in self.words:
-                watch = self._watches.get(path)
-                if watch is not None and watch in alive:
-                    continue
-                if watch is not None:
-                    self._observer.unschedule(watch)
-                    del self._watches[path]
-                if path.is_dir():
-                    made = self._observer.schedule(self, str(path), recursive=True)
-                    self._watches[path] = made
-                    self.wake(self.words[path])  # what came before the watch
+        if self._observer is None:
+            return
+        for path, word in self.words.items():
+            place = _place(path)
+            self._drop(self._observer, path, place)
+            if place is not None and path not in self._watched:
+                with contextlib.suppress(OSError, RuntimeError):
+                    watch = self._observer.schedule(self, str(place.path), recursive=True)
+                    self._watched[path] = _Watched(place=place, watch=watch)
+                    self.wake(word)  # what came before the watch
+
+    def _drop(self, observer: BaseObserver, path: Path, place: _Place | None) -> None:
+        """End a watch that died, or that lives on another directory than the path's."""
+        held = self._watched.get(path)
+        alive = {one.watch for one in observer.emitters if one.is_alive()}
+        if held is None or (held.place == place and held.watch in alive):
+            return
+        del self._watched[path]
+        with contextlib.suppress(OSError, KeyError):  # two paths that lead to one share its watch
+            observer.unschedule(held.watch)
+
+
+def _place(path: Path) -> _Place | None:
+    """Return the directory that a path leads to; None if it leads to none."""
+    try:
+        real = Path(os.path.realpath(path, strict=True))
+        status = real.stat()
+    except OSError:
+        return None
+    if not stat.S_ISDIR(status.st_mode):
+        return None
+    return _Place(path=real, device=status.st_dev, inode=status.st_ino)
 
 
 def signature(path: Path) -> tuple[object, ...]:

@@ -1,0 +1,173 @@
+"""Specification of agent.doors.watch: no change goes unheard, whatever is watched."""
+
+import ctypes
+import errno
+import os
+import queue
+import threading
+
+import pytest
+from watchdog.observers import inotify_c
+
+from agent.doors import watch
+from agent.doors.watch import Files, Revision
+
+SECONDS = 10.0  # how long a word that has to come is waited for
+
+
+class Told:
+    """The words of some directories, as they come."""
+
+    def __init__(self, words):
+        self.queue = queue.SimpleQueue()
+        self.files = Files(words, self.queue.put)
+        self.files._schedule()
+
+    def word(self):
+        """Wait for a word; return it."""
+        return self.queue.get(timeout=SECONDS)
+
+    def words(self):
+        """Return the words that are there already."""
+        return [self.queue.get() for _ in range(self.queue.qsize())]
+
+    def poll(self):
+        """Poll, and return its words; those of late events may be among them."""
+        self.words()
+        self.files._poll()
+        return set(self.words())
+
+
+@pytest.fixture
+def listen():
+    """Give a way to listen to directories, and end all threads of it."""
+    made = []
+
+    def begin(words):
+        made.append(Told(words))
+        return made[-1]
+
+    yield begin
+    for one in made:
+        if one.files._observer is not None:
+            one.files._observer.stop()
+            one.files._observer.join()
+
+
+def changed(told, file):
+    """Change a file until inotify tells of it; raises queue.Empty if it never does."""
+    told.words()
+    file.write_text("changed")
+    return told.word()
+
+
+def test_a_change_below_a_directory_says_its_word(listen, tmp_path):
+    """However deep it lies; the words of the other directories are not said."""
+    for name in ("one/deep", "two"):
+        (tmp_path / name).mkdir(parents=True)
+    told = listen({tmp_path / "one": "source", tmp_path / "two": "files"})
+    assert told.words() == ["source", "files"]
+    assert changed(told, tmp_path / "one/deep/file") == "source"
+    assert set(told.words()) <= {"source"}
+
+
+def test_a_directory_made_anew_is_watched_anew(listen, tmp_path):
+    """The old one lives on under another name, and so does its watch."""
+    path = tmp_path / "profiles"
+    path.mkdir()
+    told = listen({path: "source"})
+    path.rename(tmp_path / "old")
+    path.mkdir()
+    (path / "deep").mkdir()
+    assert told.poll() == {"source"}
+    assert changed(told, path / "deep/file") == "source"
+
+
+def test_a_watched_link_is_heard_where_it_leads(listen, tmp_path):
+    """An event tells the real path; the word is that of the link."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    told = listen({tmp_path / "link": "source"})
+    assert told.words() == ["source"]
+    assert changed(told, tmp_path / "real/file") == "source"
+
+
+def test_a_link_that_leads_elsewhere_is_watched_there(listen, tmp_path):
+    """With what came before the watch."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    link = tmp_path / "link"
+    link.symlink_to("one")
+    told = listen({link: "source"})
+    (tmp_path / "new").symlink_to("two")
+    (tmp_path / "new").rename(link)
+    assert told.poll() == {"source"}
+    assert changed(told, tmp_path / "two/file") == "source"
+
+
+def test_two_paths_to_one_directory_are_both_heard_and_part(listen, tmp_path):
+    """They share a watch until one of them leads elsewhere."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a").symlink_to("one")
+    told = listen({tmp_path / "a": "source", tmp_path / "one": "files"})
+    (tmp_path / "a").unlink()
+    (tmp_path / "a").symlink_to("two")
+    told.poll()
+    assert changed(told, tmp_path / "two/file") == "source"
+    (tmp_path / "one/file").write_text("changed")
+    while told.word() != "files":  # until it comes; those of the other may still
+        pass
+
+
+def test_a_directory_that_comes_late_is_watched(listen, tmp_path):
+    """From the poll on that sees it."""
+    told = listen({tmp_path / "late": "files"})
+    assert told.words() == []
+    (tmp_path / "late").mkdir()
+    assert told.poll() == {"files"}
+    assert changed(told, tmp_path / "late/file") == "files"
+
+
+def test_without_a_watch_the_word_comes_every_period(tmp_path, monkeypatch):
+    """Where inotify has no room a signature tells of the top directory alone; what is absent rests.
+
+    A pass that ended asks for a poll too, which says nothing: its word would be a pass without end.
+    """
+    monkeypatch.setattr(inotify_c, "inotify_init", lambda: ctypes.set_errno(errno.EMFILE) or -1)
+    monkeypatch.setattr(inotify_c.InotifyFD, "_instance", None)
+    monkeypatch.setattr(watch, "POLL_SECONDS", 0.01)
+    (tmp_path / "there").mkdir()
+    told = Told({tmp_path / "there": "source", tmp_path / "absent": "files"})
+    assert told.words() == []
+    told.files.told()
+    told.files._turn()
+    assert told.words() == []
+    for _ in range(3):
+        told.files._turn()
+        assert told.words() == ["source"]
+
+
+def test_what_is_watched_needs_no_word_each_period(listen, tmp_path):
+    """A pass every five seconds would be for nothing."""
+    told = listen({tmp_path: "source"})
+    told.words()
+    told.files._unwatched()
+    assert told.words() == []
+
+
+def test_what_changed_before_the_revision_was_opened_is_told(tmp_path):
+    """The first read takes it away from the poll."""
+    os.mkfifo(tmp_path / "revision")
+    writer = os.open(tmp_path / "revision", os.O_RDWR)
+    told = queue.SimpleQueue()
+    os.write(writer, b"7")
+    revision = Revision(tmp_path / "revision", lambda: told.put("kernel"))
+    thread = threading.Thread(target=revision._follow, daemon=True)
+    thread.start()
+    assert told.get(timeout=SECONDS) == "kernel"
+    os.write(writer, b"8")
+    assert told.get(timeout=SECONDS) == "kernel"
+    os.close(writer)
+    thread.join(SECONDS)
+    assert not thread.is_alive()
