@@ -284,6 +284,8 @@ def _no_daemon(joined: Settings, given: Mapping[str, object]) -> list[str]:
         mistakes.append("--dry-run needs --oneshot: a daemon that changes nothing is of no use")
     if joined.https_address != "off" and not joined.tls_cert:
         mistakes.append("--https-address needs --tls-cert")
+    if joined.tls_client_ca and joined.https_address == "off":
+        mistakes.append("--tls-client-ca needs --https-address: --http-address answers everybody")
     if joined.pod_aware and not joined.node_name:
         mistakes.append("--pod-aware needs --node-name")
     if joined.startup_taint and not joined.node_name:

@@ -279,3 +279,11 @@ def test_help_fits_the_terminal(command, columns, monkeypatch):
 def test_the_version_is_the_distributions():
     """--version prints name and version."""
     assert parse("--version").text.startswith("profile-loader 0.")
+
+
+def test_a_client_authority_without_tls_is_a_mistake():
+    """Whoever gives one means that not everybody is answered; plain HTTP answers everybody."""
+    told = ["--tls-client-ca needs --https-address: --http-address answers everybody"]
+    assert mistakes("--source=dir:/p", "--tls-client-ca=/ca.pem") == told
+    safe = ("--https-address=:9809", "--tls-cert=/tls.pem", "--tls-client-ca=/ca.pem")
+    assert isinstance(parse("--source=dir:/p", *safe), cli.Run)
