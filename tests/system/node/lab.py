@@ -4,7 +4,6 @@ Rule 1: one node at a time; a test says what kind it needs and gets the one that
 of that kind and alive. Rule 2: the manifests are applied as they are in the repository.
 """
 
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -74,10 +73,11 @@ class Lab:
         return machine is not None and machine.process.poll() is None
 
     def drop(self):
-        """End the node, and take it and its pods out of the cluster."""
-        if self.node is not None:
-            self.node.__exit__()
-            self.node = None
+        """End the node that there is, and take it and its pods out of the cluster."""
+        if self.node is None:
+            return
+        self.node.__exit__()
+        self.node = None
         self.kubectl("delete", "node", NAME, "--ignore-not-found")
         self.kubectl("delete", "pods", "-A", "--all", "--force", "--grace-period=0", check=False)
 
@@ -216,12 +216,6 @@ class Lab:
         told = self.node.run(f"busybox wget -q -O - http://{address}:9808/metrics")
         lines = [line for line in told.splitlines() if line and not line.startswith("#")]
         return {series: float(value) for series, _, value in (one.rpartition(" ") for one in lines)}
-
-    def agent_log(self):
-        """Return the lines that the agent's present container logged, as objects."""
-        (pod,) = self.agents()
-        text = self.node.log(pod["metadata"]["name"], namespace=NAMESPACE, container="agent")
-        return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
     # --- after a failure --------------------------------------------------------------------------
 

@@ -86,11 +86,6 @@ class Node:
             self.machine.__exit__()
             self.machine = None
 
-    def end(self):
-        """End it, and take it out of the cluster with its pods."""
-        self.__exit__()
-        self.cluster.kubectl("delete", "node", NAME, "--ignore-not-found", check=False)
-
     # --- the machine ------------------------------------------------------------------------------
 
     def run(self, script, **more):
@@ -192,11 +187,13 @@ class Node:
             + " > /dev/null 2>&1 < /dev/null &"
         )
         self.run(f"until [ -e {folder}/began ]; do sleep 0.05; done")
-        yield seen
-        told = self.run(
-            f"touch {folder}/stop; until [ -e {folder}/seen ]; do sleep 0.05; done; "
-            f"cat {folder}/seen; rm -r {folder}"
-        )
+        try:
+            yield seen
+        finally:
+            told = self.run(
+                f"touch {folder}/stop; until [ -e {folder}/seen ]; do sleep 0.05; done; "
+                f"cat {folder}/seen; rm -r {folder}"
+            )
         for line in told.splitlines():
             number, _, label = line.partition(" ")
             seen[label] = int(number)

@@ -1,0 +1,60 @@
+"""Nodes of other kinds: one that is made with the startup taint, and one with AppArmor off."""
+
+import json
+
+from tests.system.node.lab import BASE, DOMAIN, until
+from tests.system.node.node import NAME
+from tests.system.node.pods import enforced, installed, pod, refusing_mkdir, text
+
+TAINT = "profile-loader.io/startup"
+OVERLAY = "manifests/overlays/startup-taint"
+
+
+def test_a_fresh_node_takes_no_ordinary_pod_before_its_profiles_are_there(lab):
+    """Made with the startup taint it is taken off by the agent; then pods start at once."""
+    lab.drop()
+    lab.kubectl("apply", "--server-side", "--force-conflicts", "-k", OVERLAY)
+    lab.config_map("fresh", {"pl-fresh": text("pl-fresh")})
+    lab.cluster.apply(pod("ordinary", apparmor="pl-fresh"))
+    try:
+        node = lab.want(taints=f"{TAINT}=:NoSchedule")
+        until(lambda: lab.pod("ordinary")["spec"].get("nodeName"), "ordinary is scheduled")
+        labels = lab.labels()
+        assert enforced("pl-fresh").items() <= labels.items()
+        assert labels[f"set.{DOMAIN}/node-profiles"] == "ready"
+        assert node.loaded("pl-fresh")
+        lab.until_running("ordinary")
+        assert node.attribute(node.pid("ordinary")) == "pl-fresh (enforce)"
+        told = json.loads(lab.kubectl("get", "events", "-o", "json"))["items"]
+        about = [one for one in told if one["involvedObject"]["name"] == "ordinary"]
+        reasons = {one["reason"] for one in about}
+        assert "Failed" not in reasons
+        # The scheduler tried before, and found the taint.
+        assert any(TAINT in one["message"] for one in about)
+        taints = lab.get(f"/api/v1/nodes/{NAME}")["spec"].get("taints", [])
+        assert [one for one in taints if one["key"] == TAINT] == []
+    finally:
+        lab.delete("ordinary", wait=False)
+        lab.install(BASE)
+
+
+def test_a_node_without_apparmor_has_seccomp_and_says_so(lab):
+    """Labels tell it; a pod that needs AppArmor stays away, one that needs seccomp runs."""
+    node = lab.want(append="apparmor=0")
+    lab.config_map("off", {"pl-off": text("pl-off")})
+    lab.config_map("off-2", {"off.json": refusing_mkdir(95)})
+    lab.install()
+    until(lambda: installed("off.json").items() <= lab.labels().items(), "the labels")
+    labels = lab.labels()
+    assert labels[f"{DOMAIN}/apparmor"] == "disabled"
+    assert labels[f"{DOMAIN}/seccomp"] == "enabled"
+    assert [key for key in labels if key.startswith("apparmor.")] == []
+    lab.cluster.apply(
+        pod("needs-apparmor", apparmor="pl-off", selector=enforced("pl-off")),
+        pod("needs-seccomp", seccomp="off.json", selector=installed("off.json")),
+    )
+    lab.until_running("needs-seccomp")
+    assert "Operation not supported" in node.execute("needs-seccomp", "mkdir /tmp/d")
+    found = lab.pod("needs-apparmor")
+    assert (found["status"]["phase"], found["spec"].get("nodeName")) == ("Pending", None)
+    lab.delete("needs-apparmor", "needs-seccomp", wait=False)
