@@ -33,7 +33,7 @@ any current key provides, even by its last good version, is never removed.
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, assert_never
 
 from agent.core.desired import Desired
@@ -496,10 +496,18 @@ class _Planner:
             names = list(owned(entry))
         evidence = owned(entry)
         going: dict[str, list[str]] = {}  # by why; "" is removal
+        stay: dict[str, Hold] = {}
         for name in sorted(set(names) - self._provided_by(entry.id)):
             why = self._release(entry, name, evidence[name], seen)
-            held = self._held(entry.id, name, seen) if not why else None
+            above = stay.get(name.rpartition("//")[0])
+            if why:
+                held = None
+            elif above is not None:  # who runs below it may enter its hats and children any time
+                held = replace(above, names=(name,), problems=())
+            else:
+                held = self._held(entry.id, name, seen)
             if held is not None:
+                stay[name] = held
                 yield held
             else:
                 going.setdefault(why, []).append(name)

@@ -267,6 +267,20 @@ def test_a_profile_in_use_is_held(use, why):
     assert short(decide(desired(), entry(), seen=seen)) == [(Hold, why, ("web",))]
 
 
+def test_hats_and_children_stay_with_a_profile_in_use():
+    """Its processes may enter them at any time; a hat that the profile has no more may go."""
+    names = ("web", "web//HAT", "web//kid", "web//kid//grandkid")
+    uses = {name: Unused() for name in names} | {"web": InUse(pids=(1,))}
+    seen = Seen(facts={name: fact() for name in names}, uses=uses)
+    actions = decide(desired(), entry(names=names), seen=seen)
+    assert short(actions) == [(Hold, "in_use", (name,)) for name in names]
+    assert [len(one.problems) for one in actions] == [1, 0, 0, 0]
+    kept = decide(desired(profile()), entry(names=names), seen=seen)
+    assert sorted(name for one in kept if isinstance(one, Remove) for name in one.names) == [
+        *names[1:]
+    ]
+
+
 def test_a_use_nobody_looked_at_is_not_unused():
     """Without an answer about its use a name stays."""
     assert short(decide(desired(), entry(), seen=has(web="v1"))) == [
