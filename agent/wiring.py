@@ -96,9 +96,14 @@ class Cluster:
         ]
 
     def users(self) -> dict[tuple[KindName, str], tuple[str, ...]] | None:
-        """Return which pods of this Node name a profile; None where that is not known."""
-        copy = self.pods.copy if self.pods is not None else None
-        if copy is None or copy.objects is None or copy.why:
+        """Return which pods of this Node name a profile; None where that is not known.
+
+        Without a watch a new pod would be missed, and what it names be removed.
+        """
+        if self.pods is None or not self.pods.live:
+            return None
+        copy = self.pods.copy
+        if copy.objects is None or copy.why:
             return None
         found: dict[tuple[KindName, str], tuple[str, ...]] = {}
         for pod, names in sorted(copy.objects.items()):

@@ -78,6 +78,7 @@ class Reflector(Generic[Kept]):
         self.silence_seconds = silence_seconds
         self.list_query = list_query
         self.copy: Copy[Kept] = Copy(objects=None, why="not read yet", tried=False)
+        self.live = False  # no event was missed since the last answer, as far as can be known
         self._doubtful = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -103,6 +104,7 @@ class Reflector(Generic[Kept]):
             self._failed(error)
             raise
         self._known(objects)
+        self._lives()
         return version
 
     def _listed(self) -> tuple[dict[str, Kept], str]:
@@ -138,6 +140,7 @@ class Reflector(Generic[Kept]):
             except (Refused, Unreachable) as error:
                 failures = 1 if time.monotonic() - watching > STABLE_SECONDS else failures + 1
                 least = error.retry_after if isinstance(error, Refused) else 0.0
+            self.live = False
             self._stop.wait(max(least, self.pause(failures)))
             self.restarted()
 
@@ -168,6 +171,7 @@ class Reflector(Generic[Kept]):
             except Unreachable:
                 if time.monotonic() - begin < STABLE_SECONDS:
                     raise
+                self.live = False
                 self._stop.wait(self.pause(1))
                 self.restarted()
                 continue
@@ -187,6 +191,7 @@ class Reflector(Generic[Kept]):
     def _changed(self, event: Event) -> None:
         found = event["object"]
         if event["type"] == "BOOKMARK":
+            self._lives()
             return
         name = self._key(found)
         objects = dict(self.copy.objects or {})
@@ -195,6 +200,13 @@ class Reflector(Generic[Kept]):
         else:
             objects[name] = self.keep(found)
         self._known(objects)
+        self._lives()
+
+    def _lives(self) -> None:
+        """Note that the API server tells of changes; who waits for that hears of it."""
+        if not self.live:
+            self.live = True
+            self.changed()
 
     def _known(self, objects: Mapping[str, Kept]) -> None:
         self._doubtful = False

@@ -389,6 +389,26 @@ def test_a_watch_that_lasted_goes_on_where_it_broke(tmp_path, monkeypatch):
     assert versions == [[], ["7"], ["9"]]
 
 
+@pytest.mark.parametrize("lasted", [False, True])
+def test_from_a_watch_that_breaks_to_the_next_answer_it_does_not_live(
+    tmp_path, monkeypatch, lasted
+):
+    """What began meanwhile is not in the copy: nothing may be concluded from it."""
+    monkeypatch.setattr(reflect, "STABLE_SECONDS", 0.0 if lasted else 60.0)
+    event = {"type": "ADDED", "object": map_("one", key="a")}
+    broken = answer(200, json.dumps(event).encode() + b"\n{")
+    with Script(LIST, broken, answer(410, b"{}"), LIST, answer(200, b"")) as server:
+        watched = Watched(kube.Api(kubeconfig=config(tmp_path, server.url)))
+        assert watched.reflector.live is False
+        paused, changed = [], []
+        watched.reflector.pause = lambda _: paused.append(watched.reflector.live) or 0.0
+        watched.reflector.changed = lambda: changed.append((len(paused), watched.reflector.live))
+        with watched:
+            until(lambda: any(number and live for number, live in changed), lambda: changed)
+            watched.reflector.stop()
+    assert (paused[0], (0, True) in changed) == (False, True)
+
+
 def test_a_single_object_whose_version_is_too_old_is_watched_from_now(tmp_path):
     """The version of an object that seldom changes may be gone from the API server's memory."""
     one = answer(200, map_("one", key="a") | {"metadata": {"name": "one", "resourceVersion": "3"}})
