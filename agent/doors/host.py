@@ -187,6 +187,14 @@ class Host:
         except OSError:
             return None
 
+    def permissions(self, path: str) -> tuple[int, int] | None:
+        """Return a file's permission bits and its owner; None where it cannot be looked at."""
+        try:
+            status = os.lstat(self._at(path))
+        except OSError:
+            return None
+        return stat.S_IMODE(status.st_mode), status.st_uid
+
     def signatures(
         self, base: str, names: Iterable[str] | None = None
     ) -> dict[str, Signature] | None:

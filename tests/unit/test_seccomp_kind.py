@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import pytest
 
@@ -211,19 +212,103 @@ def test_put_that_cannot_write_says_so(kind, tmp_path):
     assert put.problem.code == "write_failed"
 
 
-def test_file_of_the_same_meaning_shares_the_canonical_token(kind, tmp_path):
-    """A file written differently that means the same can be adopted."""
-    profile = accepted(kind, AUDIT)
-    (tmp_path / "seccomp").mkdir()
-    (tmp_path / "seccomp/a.json").write_bytes(AUDIT)
+def there(tmp_path, content):
+    """Put a file where the kind looks, as somebody else does; return its path."""
+    path = tmp_path / "seccomp/a.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    path.chmod(0o644)
+    return path
+
+
+def equal(kind, content):
+    """Return whether the file there is an equal of a profile."""
     seen = kind.observe(["a.json"], [])
-    assert seen == Seen(
-        facts={
-            "a.json": Fact(
-                evidence=frozenset({f"bytes:{digest(AUDIT)}", f"canonical:{digest(profile.body)}"})
-            )
-        }
-    )
+    return bool(seen.facts["a.json"].evidence & accepted(kind, content).version.evidence["a.json"])
+
+
+def test_file_of_the_same_meaning_shares_the_canonical_token(kind, tmp_path):
+    """A file written differently that means the same to every runtime can be adopted."""
+    there(tmp_path, json.dumps(CHMOD, indent=2).encode())
+    assert equal(kind, CHMOD)
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        (
+            {**CHMOD, "syscalls": [{"name": "chmod", "action": "SCMP_ACT_ERRNO"}]},
+            {**CHMOD, "syscalls": [{"names": ["chmod"], "action": "SCMP_ACT_ERRNO"}]},
+        ),
+        (
+            {
+                **CHMOD,
+                "syscalls": [
+                    {
+                        "names": ["chmod"],
+                        "action": "SCMP_ACT_ERRNO",
+                        "includes": {"arches": ["amd64"]},
+                    }
+                ],
+            },
+            {**CHMOD, "syscalls": [{"names": ["chmod"], "action": "SCMP_ACT_ERRNO"}]},
+        ),
+        (AUDIT, AUDIT),
+    ],
+    ids=["name", "arches", "without rules"],
+)
+def test_a_file_that_some_runtime_reads_otherwise_is_no_equal(kind, tmp_path, file, source):
+    """What containerd or cri-dockerd makes something else of is not adopted."""
+    path = there(tmp_path, file)
+    tokens = {f"bytes:{digest(path.read_bytes())}"}
+    seen = kind.observe(["a.json"], [])
+    assert seen == Seen(facts={"a.json": Fact(evidence=frozenset(tokens))})
+    assert not equal(kind, source)
+
+
+def test_a_file_that_others_may_change_is_no_equal_and_drift(kind, tmp_path):
+    """Neither adopted nor taken for what was put: its content is anybody's."""
+    path = there(tmp_path, CHMOD)
+    assert equal(kind, CHMOD)
+    path.chmod(0o666)
+    assert not equal(kind, CHMOD)
+    path.chmod(0o644)
+    os.chown(path, os.geteuid() + 1000, -1) if os.geteuid() == 0 else path.chmod(0o664)
+    assert not equal(kind, CHMOD)
+
+
+def test_a_write_during_our_own_is_not_taken_for_it(kind, tmp_path, monkeypatch):
+    """What was read back is remembered only under the signature that it had all the while."""
+    profile = accepted(kind, CHMOD)
+    read = kind.host.read_regular
+
+    def weakened(base, name, *, limit):
+        content = read(base, name, limit=limit)
+        (tmp_path / "seccomp/a.json").write_bytes(b"{}")
+        return content
+
+    kind.observe(["a.json"], [])
+    monkeypatch.setattr(kind.host, "read_regular", weakened)
+    assert isinstance(kind.put(profile, ours=()), Installed)
+    monkeypatch.undo()
+    assert not kind.untouched()
+    assert not equal(kind, CHMOD)
+
+
+def test_a_file_that_was_young_is_read_once_more(kind, tmp_path, monkeypatch):
+    """Where ctimes are coarse a second write within the tick leaves the signature as it is."""
+    path = there(tmp_path, CHMOD)
+    kind.observe(["a.json"], [])
+    assert kind.untouched()
+    sign = kind.host.signatures("/seccomp", ["a.json"])
+    now = time.time_ns()
+    path.write_bytes(b"{}")
+    monkeypatch.setattr(kind.host, "signatures", lambda *_: sign)
+    monkeypatch.setattr(kind.host, "signature", lambda _: sign["a.json"])
+    monkeypatch.setattr(time, "time_ns", lambda: now + 10**10)
+    assert not kind.untouched()
+    assert not equal(kind, CHMOD)
+    assert kind.untouched()
 
 
 @pytest.mark.parametrize("what", ["link", "directory", "fifo", "large", "linked parent"])

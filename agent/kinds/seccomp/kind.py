@@ -7,9 +7,12 @@ ledger says is somebody else's, and stays.
 """
 
 import errno
+import os
 import platform
 import re
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from agent.core.model import (
@@ -39,7 +42,26 @@ _LONGEST_PATH: Final = 1024
 _NOT_COMPARABLE: Final = frozenset(
     {errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EFBIG, errno.ENXIO}
 )
+# A write so soon after another may have the same times (git: racy-git.txt); before Linux 6.13
+# ctimes are as coarse as its tick.
+_OLD_NS: Final = 2_500_000_000
+# What some runtime reads otherwise than its canonical form says: such a file is no equal of it.
+_READ_OTHERWISE: Final = frozenset({"name_rewritten", "expanded_for_arch", "rule_added"})
 _WHY: Final = "a runtime reads the file at every start of a container, and leaves no trace of it"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """What a file held, its signature then, and when that was (Unix nanoseconds)."""
+
+    sign: tuple[int, ...]
+    read_ns: int
+    fact: Fact
+
+    @property
+    def lasting(self) -> bool:
+        """Return whether any later write shows in the signature."""
+        return self.read_ns - self.sign[-1] > _OLD_NS
 
 
 class Seccomp:
@@ -63,7 +85,7 @@ class Seccomp:
         self.directory = directory
         self.prefix = prefix
         self.machine = machine or platform.machine()
-        self._known: dict[str, tuple[tuple[int, ...], Fact]] = {}  # what was read, and its sign
+        self._known: dict[str, _Known] = {}
         self._seen: Seen | None = None
         self.options = rules.Options(
             format=format, allow_unknown_syscalls=allow_unknown_syscalls, machine=self.machine
@@ -144,10 +166,11 @@ class Seccomp:
         signs = self.host.signatures(self.directory, names) or {}
         for name in names:
             sign = signs.get(name)
-            if sign is not None and name in self._known and self._known[name][0] == sign:
-                facts[name] = self._known[name][1]
+            known = self._known.pop(name, None)
+            if known is not None and known.sign == sign and known.lasting:
+                facts[name], self._known[name] = known.fact, known
                 continue
-            self._known.pop(name, None)
+            at = time.time_ns()
             try:
                 evidence = self._evidence(name)
             except HostError as error:
@@ -158,22 +181,35 @@ class Seccomp:
                 evidence = frozenset()
             if evidence is not None:
                 facts[name] = Fact(evidence=evidence)
-                if sign is not None and self._sign(name) == sign:
-                    self._known[name] = (sign, facts[name])
+                self._remember(name, sign, at, facts[name])
         uses: dict[str, Use] = {name: CannotTell(why=_WHY) for name in suspects if name in facts}
         seen = Seen(facts=facts, uses=uses)
         if seen != self._seen:
             self._seen = seen
         return self._seen
 
+    def _remember(self, name: str, sign: tuple[int, ...] | None, at: int, fact: Fact) -> bool:
+        """Remember what was read, if the file did not change from before until after that."""
+        if sign is None or self._sign(name) != sign:
+            return False
+        self._known[name] = _Known(sign=sign, read_ns=at, fact=fact)
+        return True
+
     def _sign(self, name: str) -> tuple[int, ...] | None:
         return self.host.signature(f"{self.directory}/{name}")
 
     def untouched(self) -> bool:
-        """Return whether every file that was there has the signature it had."""
-        now = self.host.signatures(self.directory, self._known) or {}
-        return self._seen is not None and all(
-            now.get(name) == sign for name, (sign, _) in self._known.items()
+        """Return whether every file that was there has the signature it had.
+
+        Not for a file that was young when it was read, once it is not: it has to be read again.
+        """
+        if self._seen is None or not self._seen.facts.keys() <= self._known.keys():
+            return False
+        signs = self.host.signatures(self.directory, self._known) or {}
+        now = time.time_ns()
+        return all(
+            signs.get(name) == one.sign and (one.lasting or now - one.read_ns <= _OLD_NS)
+            for name, one in self._known.items()
         )
 
     def forget(self) -> None:
@@ -186,11 +222,18 @@ class Seccomp:
         content = self.host.read_regular(self.directory, name, limit=model.MOST_BYTES)
         if content is None:
             return None
-        body, _ = self.check(content)
+        if self._loose(name):
+            return frozenset()
+        body, problems = self.check(content)
         tokens = {f"bytes:{digest(content)}"}
-        if body:
+        if body and _READ_OTHERWISE.isdisjoint(one.code for one in problems):
             tokens.add(f"canonical:{digest(body)}")
         return frozenset(tokens)
+
+    def _loose(self, name: str) -> bool:
+        """Return whether others than root and this agent may change a file."""
+        mode, owner = self.host.permissions(f"{self.directory}/{name}") or (0, 0)
+        return bool(mode & 0o022) or owner not in (0, os.geteuid())
 
     # --- change ----------------------------------------------------------------------------------
 
@@ -205,6 +248,7 @@ class Seccomp:
                 return _foreign(where)
             what = f"The profile could not be written: {error}."
             return Failed(problem=Problem(code="write_failed", where=where, what=what))
+        sign, at = self._sign(path), time.time_ns()
         try:
             content = self.host.read_regular(self.directory, path, limit=model.MOST_BYTES * 8)
         except HostError as error:
@@ -214,15 +258,11 @@ class Seccomp:
             what = "The profile was written, but the file holds something else."
             return Failed(problem=Problem(code="verify_failed", where=where, what=what))
         token = f"bytes:{digest(profile.body)}"
-        self._wrote(path, content)
+        # So that our own write wakes nobody.
+        evidence = frozenset({token, f"canonical:{digest(profile.body)}"})
+        if not self._remember(path, sign, at, Fact(evidence=evidence)):
+            self._seen = None  # somebody else wrote it meanwhile: look again
         return Installed(evidence={path: frozenset({token})}, modes={})
-
-    def _wrote(self, name: str, content: bytes) -> None:
-        """Remember what a file holds that was just read back, so that our write wakes nobody."""
-        sign = self._sign(name)
-        evidence = frozenset({f"bytes:{digest(content)}", f"canonical:{digest(content)}"})
-        if sign is not None:
-            self._known[name] = (sign, Fact(evidence=evidence))
 
     def remove(
         self, names: Collection[str], evidence: Mapping[str, Evidence], *, prove: bool
@@ -253,6 +293,9 @@ class Seccomp:
                 where = f"{self.directory}/{name}"
                 return Failed(problem=Problem(code="remove_failed", where=where, what=what))
             self._known.pop(name, None)
+            if self._seen is not None:
+                facts = {one: fact for one, fact in self._seen.facts.items() if one != name}
+                self._seen = Seen(facts=facts, uses=self._seen.uses)
         return Removed()
 
 
