@@ -25,7 +25,7 @@ FIGHT_SECONDS: Final = 120.0  # so many repairs of one name in so many seconds a
 FIGHT_REPAIRS: Final = 10
 LONGEST_SECONDS: Final = 60.0
 PATIENCE_SECONDS: Final = 3.0  # how long the first pass waits for the first answers
-LOOK_SECONDS: Final = 10.0  # between two looks at who is confined
+LOOK_SECONDS: Final = 10.0  # between two looks at what no word may have told
 _PASSING: Final = frozenset({"ledger_damaged", "kind_unobservable", "source_unreadable"})
 
 
@@ -163,18 +163,27 @@ class Daemon:
         self._look = time.monotonic() + LOOK_SECONDS
         self.lost.look(self._names)
 
-    def _glance(self) -> None:
-        """Look who is confined, often: a removal tells nobody whom it unconfined.
+    def _glance(self) -> bool:
+        """Look often at what tells nobody; return whether it calls for a pass.
 
-        Not after a change of the node that no pass has seen: the last look is needed for it.
+        A wake-up may get lost, and a removal tells nobody whom it unconfined. Nobody is looked at
+        after a change of the node that no pass has seen: the last look is needed for it.
         """
         now = time.monotonic()
-        if self.lost is None or now < self._look:
-            return
+        if now < self._look:
+            return False
         self._look = now + LOOK_SECONDS
-        if self._untouched():
+        if not self._untouched():
+            return now >= self._deaf and not self._blind()
+        if self.lost is not None:
             self.lost.look(self._names)
             self._news()
+        return False
+
+    def _blind(self) -> bool:
+        """Return whether the last pass could not look: the next is due by its failures alone."""
+        supports = self._raw.supports.values() if self._raw is not None else ()
+        return any(one.state == "unknown" for one in supports)
 
     def _tell(self, *, passed: bool) -> None:
         for one in self.audience:
@@ -196,7 +205,8 @@ class Daemon:
     def _wait(self) -> None:
         """Return when a pass is to run: something may have changed, or it is time."""
         while True:
-            self._glance()
+            if self._glance():
+                return
             left = self._due - time.monotonic()
             self.beat = time.monotonic()
             if left <= 0:

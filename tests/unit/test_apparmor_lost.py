@@ -106,3 +106,16 @@ def test_a_host_without_a_procfs_forgets_nothing(lost, proc, tmp_path):
     (tmp_path / "away").rename(proc.root)
     lost.removed(["other"])
     assert [where for where, _ in pids(lost)] == ["other"]
+
+
+def test_for_no_names_no_process_is_read(tmp_path):
+    """To look is to read every process of the node."""
+
+    class Deaf(Host):
+        def names(self, path):
+            raise AssertionError(path)
+
+    one = Lost(Deaf(tmp_path))
+    one.look([])
+    one.removed(["web"])
+    assert one.problems() == ()

@@ -6,7 +6,7 @@ import pytest
 
 from agent import daemon
 from agent.core import plan
-from agent.core.model import Blob, Missing, Unreadable
+from agent.core.model import Blind, Blob, Missing, Unreadable
 from agent.core.ports import Failed
 from agent.core.problems import Problem
 from agent.core.report import Report
@@ -446,6 +446,7 @@ def test_many_equal_words_are_one_reason_to_look(world, monkeypatch):
     """What a pass wrote itself is looked at once, however many words it left, before the news."""
     looks = []
     monkeypatch.setattr(world.kind, "untouched", lambda: looks.append(1) or True)
+    world.daemon._look = world.clock.now + 10.0
     for word in ("files", "kernel", *["files"] * 30, "source"):
         world.wake.put(word)
     world.daemon._wait()
@@ -458,6 +459,34 @@ def test_a_wait_ends_when_it_is_time(world):
     world.wake.put("source")
     world.daemon._wait()
     assert world.words() == ["source"]
+
+
+def waits(world):
+    """Let a wait begin whose end is 35 seconds away, and no word come; return how long it took."""
+    begin = world.clock.now
+    world.daemon._due = begin + 35.0
+    world.daemon.wake = Timed(world.clock)
+    world.daemon._wait()
+    return world.clock.now - begin
+
+
+def test_a_change_of_the_node_without_a_word_calls_for_a_pass(world):
+    """A wake-up may get lost: the node is looked at every ten seconds."""
+    world.daemon._look = world.clock.now + 10.0
+    del world.node.loaded["web"]
+    assert waits(world) == 10.0
+    world.turn()
+    assert "web" in world.loaded()
+    assert waits(world) == 35.0
+
+
+def test_a_pass_that_could_not_look_is_not_called_for_by_the_node(world, monkeypatch):
+    """What cannot be looked at is never untouched; it is tried again less and less often."""
+    problem = Problem(code="kind_unobservable", where="/sys", what="no")
+    monkeypatch.setattr(world.kind, "observe", lambda names, suspects: Blind(problem=problem))
+    monkeypatch.setattr(world.kind, "untouched", lambda: False)
+    world.turn()
+    assert waits(world) == 35.0
 
 
 class Timed:
@@ -711,10 +740,11 @@ def test_nobody_is_looked_at_between_a_change_and_its_repair(world, clock):
     world.turn()
     lost.asked.clear()
     del world.node.loaded["web"]
-    world.daemon._due = clock.now + 35.0
+    world.daemon._due = world.daemon._deaf = clock.now + 35.0
     world.daemon.wake = Timed(clock)
     world.daemon._wait()
     assert lost.asked == []
+    assert clock.now == world.daemon._due
 
 
 @pytest.mark.parametrize(

@@ -37,11 +37,11 @@ class Lost:
         self._lost: dict[_Process, str] = {}
 
     def look(self, names: Collection[str]) -> None:
-        """Note every process that one of names confines now."""
+        """Note every process that one of names confines now; for no names none is read."""
         wanted = frozenset(names)
         found: dict[_Process, frozenset[str]] = {}
         try:
-            pids = [one for one in self.host.names("/proc") if one.isdigit()]
+            pids = [one for one in self.host.names("/proc") if one.isdigit()] if wanted else []
         except HostError:
             return
         for pid in pids:
