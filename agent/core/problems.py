@@ -20,6 +20,7 @@ CODES: Final[dict[str, Severity]] = {
     "source_unreadable": "error",
     "source_emptied": "error",
     # both kinds
+    "not_utf8": "error",
     "name_conflict": "error",  # the same name in two keys with different content
     "foreign_name": "error",  # on the node, and not put there by this agent
     "kind_unsupported": "error",  # this node cannot have profiles of this kind
@@ -30,6 +31,7 @@ CODES: Final[dict[str, Severity]] = {
     "in_use": "notice",  # removal held: a process is confined by it
     "use_unknown": "notice",  # removal held: cannot prove that nobody uses it
     # AppArmor
+    "text_unsafe": "error",  # invisible characters in the text: a NUL ends a word for the parser
     "parser_rejected": "error",  # apparmor_parser's own message
     "parser_killed": "error",  # time-out, memory, CPU or output limit
     "no_profile": "error",  # compiles, declares nothing
@@ -48,7 +50,6 @@ CODES: Final[dict[str, Severity]] = {
     "unconfined_exec": "warning",  # ux, Ux and friends
     "unconfined_transition": "warning",  # change_profile -> unconfined
     # seccomp
-    "not_utf8": "error",
     "not_json": "error",
     "duplicate_key": "error",
     "unknown_field": "error",

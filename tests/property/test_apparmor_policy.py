@@ -72,7 +72,7 @@ def test_a_name_is_hidden_by_no_cut(name):
 @given(st.text(max_size=400))
 def test_any_text_is_scanned(source):
     """The checks on text answer every text."""
-    text.refusals(source)
+    text.refusals(source.encode("utf-8", "surrogatepass"))
     leaving.warnings(source)
     text.variable_names(source)
 

@@ -137,7 +137,11 @@ def test_a_label_is_on_only_for_what_was_verified_or_is_on_and_cannot_be_seen(ca
         elif row.name and row.desired and row.state in {*VERIFIED, "unobservable"}:
             stays |= both
     for set_ in found.sets:
-        mine = [row for row in found.rows if row.origin == set_.origin and row.desired]
+        mine = [
+            row
+            for row in found.rows
+            if row.origin == set_.origin and row.desired and row.why != UNKNOWN_WISH
+        ]
         key = f"set.{D}/{labels.name(set_.origin.partition('/')[2])}"
         if mine and all(row.state in VERIFIED for row in mine) and set_.state == "read":
             sure.add(key)

@@ -23,7 +23,7 @@ def inspect(tmp_path, text, *, checking=True, **options):
         ("profile x {\n  capability frobnicate,\n}\n", "parser_rejected", "line 2"),
         ("profile x flags=(bogus) {}\n", "parser_rejected", "line 1"),
         ("profile x {\n  /a r,\n", "parser_rejected", "line 3"),
-        ("profile x {} \0", "parser_rejected", "line 1"),
+        ("profile x {} \0", "text_unsafe", "line 1"),
         ("\ufeffprofile x {}", "parser_rejected", "line 1"),
         ("profile x {\n  @{NOPE}/a r,\n}\n", "parser_rejected", "key"),
         ("profile x {}\nprofile x {}\n", "parser_rejected", "key"),

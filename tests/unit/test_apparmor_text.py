@@ -36,7 +36,7 @@ HINT = "Include only files below /etc/apparmor.d, as in include <abstractions/ba
 )
 def test_an_include_outside_the_hosts_own_directory_is_refused(line):
     """Absolute, climbing and working-directory paths are refused in every spelling."""
-    found = text.refusals(f"\n{line}\nprofile y {{}}\n")
+    found = text.refusals(f"\n{line}\nprofile y {{}}\n".encode())
     assert [(one.code, one.where) for one in found] == [("include_refused", "line 2")]
 
 
@@ -55,12 +55,12 @@ def test_an_include_outside_the_hosts_own_directory_is_refused(line):
 )
 def test_what_is_below_the_hosts_own_directory_or_no_include_is_not_refused(line):
     """Includes by angle brackets, comments and paths that hold the word are left alone."""
-    assert text.refusals(line) == ()
+    assert text.refusals(line.encode()) == ()
 
 
 def test_a_refusal_says_what_and_how_to_mend_it():
     """The message names the rule, what is wrong with its path, and what is allowed."""
-    assert text.refusals('include "/etc/shadow"') == (
+    assert text.refusals(b'include "/etc/shadow"') == (
         Problem(
             code="include_refused",
             where="line 1",
@@ -142,7 +142,7 @@ def test_a_variable_in_a_name_is_refused(line, refused):
 )
 def test_an_include_is_found_behind_what_only_looks_like_a_comment(line):
     """A hash sign in a quoted, escaped or bracketed word begins no comment; in doubt it is none."""
-    assert [one.code for one in text.refusals(line)] == ["include_refused"]
+    assert [one.code for one in text.refusals(line.encode())] == ["include_refused"]
 
 
 def test_a_name_that_only_an_assignment_writes_out_is_refused():
@@ -152,3 +152,17 @@ def test_a_name_that_only_an_assignment_writes_out_is_refused():
     assert [(one.code, one.where) for one in found] == [("name_variable", "c1//hello")]
     plain = "profile c1 {\n  #include <abstractions/ubuntu-helpers>\n}\n"
     assert text.undeclared(plain, ["c1", "c1//sanitized_helper"]) == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "where"),
+    [
+        (b"profile x {\n  deny /secret\0/foo w,\n}\n", "text_unsafe", "line 2"),
+        ("profile x {\n  /a\u202e r,\n}\n".encode(), "text_unsafe", "line 2"),
+        (b"profile x { # \xff\n}\n", "not_utf8", "byte 14"),
+    ],
+    ids=["NUL", "direction", "no UTF-8"],
+)
+def test_a_text_that_reads_otherwise_than_it_looks_is_refused(content, code, where):
+    """The parser ends a word at a NUL: deny /secret would hold instead of /secret/foo."""
+    assert [(one.code, one.where) for one in text.refusals(content)] == [(code, where)]

@@ -102,11 +102,7 @@ class AppArmor:
         """Compile what will be inspected next, a few texts at a time."""
         self._prepared = {}
         absent = "" if self.checking else self.kernel.missing()
-        texts = dict.fromkeys(
-            blob.content
-            for blob in blobs
-            if not text.refusals(blob.content.decode("utf-8", "replace"))
-        )
+        texts = dict.fromkeys(blob.content for blob in blobs if not text.refusals(blob.content))
         if not texts or self.parser.missing():
             return
         for begin in range(0, len(texts), _BATCH):
@@ -128,7 +124,7 @@ class AppArmor:
         """Check one key without touching the node."""
         id_ = Id(kind="apparmor", origin=blob.origin, key=blob.key)
         source = blob.content.decode("utf-8", "replace")
-        problems = () if blob.content in self._prepared else text.refusals(source)
+        problems = () if blob.content in self._prepared else text.refusals(blob.content)
         if problems:
             return Rejection(id=id_, problems=problems)
         why = self.parser.missing()

@@ -9,6 +9,7 @@ include what they like.
 import functools
 import re
 from collections.abc import Collection, Iterator
+from typing import Final
 
 from agent.core.problems import Problem
 
@@ -26,9 +27,34 @@ _COMMENT = re.compile(r"\s*#(?!include)")
 _ASSIGNMENT = re.compile(r"(?m)^\s*@\{\w+\}\s*\+?=.*$")
 
 
-def refusals(text: str) -> tuple[Problem, ...]:
-    """Return why the text may not be given to the parser at all."""
-    return tuple(_includes(text))
+# Control characters, and those that turn the direction of a line (Unicode, UAX 9).
+_ODD: Final = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f\\u202a-\\u202e\\u2066-\\u2069]")
+
+
+def refusals(content: bytes) -> tuple[Problem, ...]:
+    """Return why a text may not be given to the parser at all."""
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        what = f"The text is not UTF-8 (byte {error.start})."
+        return (Problem(code="not_utf8", where=f"byte {error.start}", what=what, hint=_ENCODING),)
+    return (*_odd(text), *_includes(text))
+
+
+_ENCODING: Final = "Save the file as UTF-8."
+
+
+def _odd(text: str) -> Iterator[Problem]:
+    """Refuse characters at which the parser ends a word, and that a reader does not see."""
+    found = _ODD.search(text)
+    if found is not None:
+        yield Problem(
+            code="text_unsafe",
+            where=f"line {text.count(chr(10), 0, found.start()) + 1}",
+            what=f"The text holds the character {ord(found[0]):#04x}: what a reader sees is not "
+            "what the parser reads.",
+            hint="Remove it.",
+        )
 
 
 def variable_names(text: str) -> tuple[Problem, ...]:
