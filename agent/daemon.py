@@ -289,7 +289,7 @@ class Daemon:
 
     def _next(self, now: float) -> float:
         """Return when the next pass is due, in monotonic seconds."""
-        ends = [since + self.one.options.grace for since in self._since.values()]
+        ends = [since + self.one.options.grace for since in self._since.values()] + self._ends()
         if self._failures:  # what failed is tried again, less and less often
             ends.append(now + min(self.resync, 2.0 ** min(self._failures, 12)))
         return min([self._full, *(end for end in (*ends, self._deaf) if end > now)])
@@ -303,19 +303,36 @@ class Daemon:
     def _fought(self, now: float) -> None:
         """Note repairs; after too many of one name, let changes of the node wait."""
         rows = self._raw.rows if self._raw is not None else ()
-        self._repairs.extend(
-            (now, row.name)
+        repaired = [
+            row.name
             for row in rows
             if row.action == "put" and row.why in ("missing", "drifted") and row.state != "failed"
-        )
-        while self._repairs and self._repairs[0][0] < now - FIGHT_SECONDS:
-            self._repairs.popleft()
-        worst = max(Counter(name for _, name in self._repairs).values(), default=0)
+        ]
+        self._repairs.extend((now, name) for name in repaired)
+        counted = self._fresh(now)
+        worst = max((counted[name] for name in repaired), default=0)
         if worst >= FIGHT_REPAIRS and now >= self._deaf:
             self._deaf = now + min(LONGEST_SECONDS, 2.0 ** (worst - FIGHT_REPAIRS))
 
+    def _fresh(self, now: float) -> Counter[str]:
+        """Return how often each name was repaired lately; forget what is longer ago."""
+        while self._repairs and self._repairs[0][0] + FIGHT_SECONDS <= now:
+            self._repairs.popleft()
+        return Counter(name for _, name in self._repairs)
+
+    def _ends(self) -> list[float]:
+        """Return when each fight is over, if nothing is repaired any more."""
+        times: dict[str, list[float]] = {}
+        for at, name in self._repairs:
+            times.setdefault(name, []).append(at)
+        return [
+            one[-FIGHT_REPAIRS] + FIGHT_SECONDS
+            for one in times.values()
+            if len(one) >= FIGHT_REPAIRS
+        ]
+
     def _fights(self) -> tuple[Problem, ...]:
-        counted = Counter(name for _, name in self._repairs)
+        counted = self._fresh(time.monotonic())
         return tuple(
             Problem(
                 code="drift_fought",

@@ -677,6 +677,25 @@ def test_a_fight_over_a_profile_is_told_and_waited_out(world, clock):
     assert world.daemon._concerns("kernel") is True
 
 
+def test_a_fight_that_ended_is_told_no_longer_than_its_window(world, clock):
+    """A pass comes by itself when it is over, long before the resync, and tells that."""
+    world.daemon._full = clock.now + RESYNC
+    began = clock.now
+    for _ in range(FIGHT_REPAIRS):
+        world.node.loaded["web"] = b"somebody else's"
+        world.turn()
+    clock.now = world.daemon._due
+    world.turn()
+    assert [one.code for one in world.daemon.report.problems] == ["drift_fought"]
+    assert world.daemon._due == began + daemon.FIGHT_SECONDS
+    world.words()
+    world.ear.heard.clear()
+    clock.now = world.daemon._due
+    world.turn()
+    assert world.ear.heard == [(True, ())]
+    assert (world.daemon.report.converged, world.daemon._due) == (True, world.daemon._full)
+
+
 class Lost:
     """Remembers what it was asked."""
 
