@@ -14,20 +14,24 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent.core.model import digest
 from agent.doors.host import Exited, Host, HostError, Running
+from agent.kinds.apparmor import room
 from agent.kinds.apparmor.cache import Compiled
 
 PLACES = ("/sbin/apparmor_parser", "/usr/sbin/apparmor_parser")
 _OPTIONS = ("-Q", "-K", "-S", "--warn=rule-not-enforced")
-_MEMORY_BYTES = 1 << 30
 _OUTPUT_BYTES = 32 << 20
 _MESSAGE = 600
 _MOST_NOTES = 8
 _LINE = re.compile(r" at line (\d+)")
+# What C++, libc, flex and the parser itself say when an allocation fails.
+_NO_MEMORY = re.compile(
+    rb"(?i)bad_alloc|out of (dynamic )?memory|memory allocation|allocate memory|memory exhausted"
+)
 
 
 class ParserError(Exception):
@@ -44,8 +48,9 @@ class _Effort:
     options: tuple[str, ...] = ()
 
 
-_QUICK = _Effort(seconds=10.0, cpu=2, memory=64 << 20, options=("-O", "no-expr-simplify"))
-_MOST_AT_ONCE = 2  # each needs some 20 MiB, and a pod's memory is limited
+_QUICK = _Effort(seconds=10.0, cpu=2, memory=room.LEAST, options=("-O", "no-expr-simplify"))
+_MOST_AT_ONCE = 2
+_LEAST_AT_ONCE = room.LEAST // _MOST_AT_ONCE  # most texts need less than 16 MiB
 
 
 def _cores() -> int:
@@ -71,6 +76,7 @@ class Parser:
         self.include_dir = include_dir
         self.config_file = config_file
         self.ran: Callable[[float], None] = lambda _: None  # told the seconds of each run
+        self.room: Callable[[], int] = room.room  # the bytes that parsers may take at a time
         self._signature: object = None
         self._digest = ""
 
@@ -119,30 +125,37 @@ class Parser:
 
         First without the simplification of expressions: it costs half of the time, and the policy
         is the same byte by byte (docs/performance.md), but some patterns need very much of it. So
-        what does not succeed soon and in little memory is compiled as the parser does by itself.
+        what does not succeed soon and in little memory is compiled as the parser does by itself,
+        with no other beside it: both would not fit into the memory of a small container.
         """
         left = iter(texts)
         with contextlib.ExitStack() as stack:
+            share = max(_LEAST_AT_ONCE, min(_QUICK.memory, self.room() // _MOST_AT_ONCE))
+            quick = replace(_QUICK, memory=share)
             running: deque[tuple[bytes, float, Running, contextlib.ExitStack]] = deque()
             while True:
                 for text in itertools.islice(left, _cores() - len(running)):
                     own = stack.enter_context(contextlib.ExitStack())
                     begin = time.monotonic()
-                    running.append((text, begin, self._start(own, text, features, _QUICK), own))
+                    running.append((text, begin, self._start(own, text, features, quick), own))
                 if not running:
                     return
                 text, begin, one, own = running.popleft()
                 with own:
                     done = one.result()
+                effort = quick
                 if done.status != 0:
+                    for other in running:
+                        other[2].result()
+                    effort = self._patient()
                     with contextlib.ExitStack() as own:
-                        done = self._start(own, text, features, self._patient()).result()
+                        done = self._start(own, text, features, effort).result()
                 self.ran(time.monotonic() - begin)
-                yield _compiled(done)
+                yield _compiled(done, effort.memory)
 
     def _patient(self) -> "_Effort":
         cpu = max(1, math.ceil(self.timeout_seconds))
-        return _Effort(seconds=self.timeout_seconds, cpu=cpu, memory=_MEMORY_BYTES)
+        return _Effort(seconds=self.timeout_seconds, cpu=cpu, memory=self.room())
 
     def _start(
         self,
@@ -189,7 +202,9 @@ class Parser:
         return sorted(found)
 
 
-def _compiled(done: Exited) -> Compiled:
+def _compiled(done: Exited, memory: int) -> Compiled:
+    if done.status != 0 and not done.killed and _NO_MEMORY.search(done.stderr):
+        return Compiled(killed=f"more than {memory >> 20} MiB of memory", times=1)
     if done.killed or done.status < 0:
         return Compiled(killed=done.killed or f"signal {-done.status}", times=1)
     if done.status != 0:

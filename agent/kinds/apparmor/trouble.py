@@ -23,11 +23,14 @@ def unchecked(id_: Id, what: str) -> Unchecked:
 def killed(compiled: Compiled) -> Problem:
     """Return that the parser was ended by a limit."""
     again = "It is tried once more." if compiled.times < KILLS else "It is not tried again."
+    more = "raise --parser-timeout"
+    if compiled.killed.endswith("memory"):
+        more = "raise the memory limit of the agent's container: the parser may use what is left"
     return Problem(
         code="parser_killed",
         where="apparmor_parser",
         what=f"Compiling was ended: {compiled.killed}. {again}",
-        hint="Simplify the rules (alternations, many ** in one rule), or raise --parser-timeout.",
+        hint=f"Simplify the rules (alternations, many ** in one rule), or {more}.",
     )
 
 

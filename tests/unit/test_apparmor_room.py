@@ -1,0 +1,100 @@
+"""Specification of the memory that apparmor_parser may take."""
+
+import pytest
+
+from agent.core.model import Rejection
+from agent.kinds.apparmor import parser, room
+from tests.unit.test_apparmor_compile import HURRY, blobs, one, runs
+from tests.unit.test_apparmor_faults import write
+
+MIB = 1 << 20
+# The limit is set from outside, right after the start.
+WAIT = 'until [ "$(ulimit -v)" != unlimited ]; do :; done\n'
+
+
+def cgroup(tmp_path, path, **files):
+    """Make a list of cgroups with one of version 2 at path, and its files."""
+    own = write(tmp_path, "proc/self/cgroup", f"4:memory:/other\n0::{path}\n")
+    for name, content in files.items():
+        write(tmp_path, f"cgroup{path}/memory.{name}", f"{content}\n")
+    return own, tmp_path / "cgroup"
+
+
+def stat(inactive, active):
+    return f"anon 1\ninactive_file {inactive}\nactive_file {active}"
+
+
+@pytest.mark.parametrize("path", ["/", "/system.slice/agent.service"])
+@pytest.mark.parametrize(
+    ("most", "expected"), [(512 * MIB, 396 * MIB), (128 * MIB, 64 * MIB), (8 << 30, 1 << 30)]
+)
+def test_the_parser_has_what_the_container_has_left(tmp_path, path, most, expected):
+    """Limit less use, less a reserve; the page cache is no use; between 64 MiB and 1 GiB."""
+    files = {"max": most, "current": 150 * MIB, "stat": stat(30 * MIB, 20 * MIB)}
+    assert room.room(*cgroup(tmp_path, path, **files)) == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"max": "max", "current": MIB, "stat": stat(0, 0)}, 1 << 30),
+        ({}, 1 << 30),
+        ({"max": 512 * MIB}, 64 * MIB),
+        ({"max": 512 * MIB, "current": MIB, "stat": "anon 1"}, 64 * MIB),
+    ],
+)
+def test_no_limit_is_plenty_and_an_unknown_use_is_all(tmp_path, files, expected):
+    """Only a limit that is known restricts the parser, and then as if nothing were left."""
+    assert room.room(*cgroup(tmp_path, "/", **files)) == expected
+
+
+def test_without_a_cgroup_of_version_2_there_is_plenty(tmp_path):
+    """Version 1 ends the parser alone."""
+    own = write(tmp_path, "cgroup", "4:memory:/pod\n")
+    assert room.room(own, tmp_path) == room.room(tmp_path / "none", tmp_path) == 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("left", "expected"), [(1024, [64, 1024]), (100, [50, 100]), (64, [32, 64])]
+)
+def test_both_tries_keep_to_the_memory_that_is_left(tmp_path, left, expected):
+    """Two in a hurry share it, the one at leisure has it alone."""
+    made = one(tmp_path, f"{WAIT}ulimit -v >> {tmp_path}/runs; exit 1")
+    made.parser.room = lambda: left * MIB
+    made.inspect(blobs("profile x {}")[0])
+    assert [int(kib) // 1024 for kib in runs(tmp_path)] == expected
+
+
+def test_nothing_runs_beside_a_parser_at_leisure(tmp_path, monkeypatch):
+    """Its memory is what is left when it runs alone."""
+    monkeypatch.setattr(parser, "_cores", lambda: 2)
+    made = one(
+        tmp_path,
+        f'{HURRY}cd {tmp_path}; text=$(cat); [ -n "$hurry" ] || {{ cat busy >> seen; exit 0; }}\n'
+        '[ "$text" = slow ] || exit 1\n'
+        "echo busy > busy; sleep 0.2; : > busy",
+    )
+    (tmp_path / "busy").touch()
+    made.prepare(blobs("fails", "slow"), lambda: None)
+    assert (tmp_path / "seen").read_text() == ""
+
+
+HINT = (
+    "Simplify the rules (alternations, many ** in one rule), or raise the memory limit of the "
+    "agent's container: the parser may use what is left."
+)
+
+
+@pytest.mark.parametrize("said", ["what():  std::bad_alloc", "Out of memory", "Memory allocation"])
+def test_a_text_that_needs_too_much_memory_is_told_so(tmp_path, said):
+    """It is no mistake of the text's language, and more memory would help."""
+    made = one(tmp_path, f"echo '{said}' >&2; exit 10")
+    made.parser.room = lambda: 80 * MIB
+    found = made.inspect(blobs("profile x {}")[0])
+    assert isinstance(found, Rejection)
+    (problem,) = found.problems
+    assert (problem.code, problem.what, problem.hint) == (
+        "parser_killed",
+        "Compiling was ended: more than 80 MiB of memory. It is tried once more.",
+        HINT,
+    )
