@@ -321,12 +321,17 @@ class Soak:
             return
         (self.daemon.seccomp / name).unlink()
         del self.foreign[name]
-        self.could[name] = {None} | {
-            one for keys in self.maps.values() for key, one in (keys or {}).items()
-            if key == name and isinstance(one, int)
-        }  # fmt: skip
+        self._freed(name)
         self.touched.add(name)
         self.say(f"the foreign file {name} goes")
+
+    def _freed(self, name):
+        """Note that nothing foreign bars a name now: what was provided meanwhile may be put."""
+        could = self.could.setdefault(name, set())
+        could.add(None)
+        for keys in self.maps.values():
+            if isinstance((keys or {}).get(name), int):
+                could.add(keys[name])
 
     def _sign(self, name):
         path = self.daemon.seccomp / name
@@ -401,10 +406,7 @@ class Soak:
             self.disturbed |= set(self.could)
             shutil.rmtree(self.daemon.seccomp)
             for name in self.foreign:
-                self.could[name] = {None} | {
-                    one for keys in self.maps.values() for key, one in (keys or {}).items()
-                    if key == name and isinstance(one, int)
-                }  # fmt: skip
+                self._freed(name)
             self.foreign.clear()
             # What was held, and is desired no more, is not put back.
             desired = {key for keys in self.maps.values() for key in keys or ()}

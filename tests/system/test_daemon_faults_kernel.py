@@ -8,7 +8,7 @@ import pytest
 from tests.system import vm
 
 GUEST = Path("tests/system/guest")
-BUDGET_SECONDS = 300
+BUDGET_SECONDS = 600
 SCENARIOS = [
     "who_began_after_the_last_pass_lost_confinement_too",
     "a_securityfs_that_goes_away_or_is_another_leaves_what_is_loaded",

@@ -296,7 +296,9 @@ class Soak:
                 file.write(name.encode())
         for name in self.foreign:
             version = self.keys.get(name)
-            self.could[name] = {None, version} if isinstance(version, int) else {None}
+            self.could.setdefault(name, {None}).update(
+                {version} if isinstance(version, int) else ()
+            )
         self.foreign.clear()
         for name, versions in self.could.items():
             if name not in self.keys:
