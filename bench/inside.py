@@ -82,6 +82,17 @@ def passes(source: str, root: str, kinds: str, runs: str) -> None:
     sys.stdout.write(json.dumps(found))
 
 
+def grown(source: str, root: str, kinds: str, runs: str) -> None:
+    """Make very many passes; print how much more memory there is than after the first hundred."""
+    one = _pass(source, root, kinds)
+    for _ in range(100):
+        one.run(full=False)
+    before = _memory()
+    for _ in range(int(runs)):
+        one.run(full=False)
+    sys.stdout.write(json.dumps({"more": _memory() - before}))
+
+
 def floor(source: str, out: str, files: str) -> None:
     """Parse each file of a directory as JSON, and write as many files as `files` says for it.
 
@@ -118,4 +129,6 @@ def _memory() -> float:
 
 
 if __name__ == "__main__":
-    {"passes": passes, "floor": floor, "imports": imports}[sys.argv[1]](*sys.argv[2:])
+    {"passes": passes, "grown": grown, "floor": floor, "imports": imports}[sys.argv[1]](
+        *sys.argv[2:]
+    )

@@ -145,7 +145,7 @@ ROWS: Final = (
         "1,000 profiles at most 20 MiB more",
         place="api:memory",
         runs=3,
-        minutes=4,
+        minutes=6,
     ),
     Row(
         name="idle",
