@@ -17,6 +17,7 @@ USAGE: Final = 2
 UNREAD: Final = 3  # a source, or the API server
 LOCKED: Final = 4
 BUG: Final = 70  # EX_SOFTWARE of sysexits.h
+_NOT_WRITABLE: Final = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,10 +74,11 @@ def _unlabel(settings: Settings) -> int:
 
 def _render(wanted: cli.Render) -> int:
     from agent.commands import render
+    from agent.reporters import table
 
     made = render.render(wanted.directory, wanted.name, wanted.namespace, wanted.domain)
     _print(made.text)
-    sys.stderr.writelines(f"profile-loader: {one}\n" for one in made.mistakes)
+    sys.stderr.writelines(f"profile-loader: {table.clean(one)}\n" for one in made.mistakes)
     return UNREAD if not made.read else 1 if made.mistakes else 0
 
 
@@ -131,18 +133,25 @@ def _lock(settings: Settings) -> Iterator[bool]:
     from agent import wiring
     from agent.doors.host import HostError
 
-    try:
-        with wiring.host(settings).lock(settings.state_dir, "lock") as mine:
-            if not mine:
-                sys.stderr.write(
-                    f"profile-loader: another agent is running on {settings.state_dir} and holds "
-                    "its lock. Nothing was changed. Wait for it, or name another --state-dir.\n"
-                )
-            yield mine
-    except HostError as error:
-        # A state directory that cannot be written fails each put with its own problem.
-        sys.stderr.write(f"profile-loader: no lock: {error}\n")
-        yield error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT)
+    if not Path(settings.host_root).is_dir():
+        raise wiring.Unserved(f"--host-root {settings.host_root} is no directory")
+    with contextlib.ExitStack() as stack:
+        mine = True
+        try:
+            mine = stack.enter_context(wiring.host(settings).lock(settings.state_dir, "lock"))
+        except HostError as error:
+            if error.errno not in _NOT_WRITABLE:
+                raise wiring.Unserved(
+                    f"no lock: {error}. Remove what lies there, or name another --state-dir"
+                ) from error
+            # A state directory that cannot be written fails each put with its own problem.
+            sys.stderr.write(f"profile-loader: no lock: {error}\n")
+        if not mine:
+            sys.stderr.write(
+                f"profile-loader: another agent is running on {settings.state_dir} and holds "
+                "its lock. Nothing was changed. Wait for it, or name another --state-dir.\n"
+            )
+        yield mine
 
 
 def _tell(report: Report, settings: Settings, *, selectors: bool = False) -> int:

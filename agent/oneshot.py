@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from agent.core import account, desired, model, plan, ports, recognise, reconcile
 from agent.core.model import Blind, Blob, Entry, Id, Inspected, KindName, Observed, Unreadable
 from agent.core.problems import Problem
-from agent.core.report import Report, Row, of_source
+from agent.core.report import UNKNOWN_WISH, Report, Row, of_source
 from agent.doors.ledger import FileLedger
 
 
@@ -267,7 +267,7 @@ def _settled(actions: Sequence[plan.Action], report: Report) -> bool:
 
 def _put_back(row: Row) -> Row:
     """Return a row as restore tells it: no source was meant to be read, so none is gone."""
-    if row.state != "held" or not row.desired:
+    if row.state != "held" or not row.desired or row.why == UNKNOWN_WISH:
         return row
     return replace(row, state="installed", why="" if row.why == "source gone" else row.why)
 

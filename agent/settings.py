@@ -500,7 +500,7 @@ def _list(raw: object) -> tuple[str, ...]:
         raw = [raw]
     if not isinstance(raw, list):
         raise ValueError(f'"{raw}" must be a list')  # noqa: TRY004 - a mistake of the operator's
-    if "" in raw:
+    if not raw or "" in raw:
         raise ValueError("it must not be empty")
     return tuple(_text(one) for one in raw)
 

@@ -362,6 +362,12 @@ def daemon(settings: Settings) -> "Daemon":
         audience=(logs.Changes(), board),
     )
     _parser_told(made.one.kinds, metrics.parser_ran)
+    if lost is not None:
+        from agent.kinds.apparmor.kind import AppArmor
+
+        kind = made.one.kinds["apparmor"]
+        if isinstance(kind, AppArmor):
+            lost.anew = kind.kernel.anew
     files = Files(_watched(settings, made.one.sources), wake.put)
     made.audience = (*made.audience, files)
     board.beat = lambda: made.beat

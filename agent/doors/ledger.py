@@ -9,20 +9,23 @@ Rule 3: bytes are believed only if their sha256 is their name.
 """
 
 import errno
+import re
 from collections.abc import Mapping
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 from agent.core import model
 from agent.core.model import Entry, Evidence, Id, KindName, Version
 from agent.core.problems import Problem
-from agent.doors.host import Host, HostError, Signature
+from agent.doors.host import TEMPORARY_PREFIX, Host, HostError, Signature
 
 SCHEMA = 1
 _LIMIT = 64 << 20
 _ENTRIES = "entries"
 _BODIES = "bodies"
+# What may be removed from there: a digest, or a temporary file of a write that was cut off.
+_OWN_BODY: Final = re.compile(rf"[0-9a-f]{{64}}|{re.escape(TEMPORARY_PREFIX)}.*")
 Signs = dict[str, Signature]
 
 
@@ -192,7 +195,7 @@ class FileLedger:
         base = f"{self.directory}/{_BODIES}"
         try:
             for name in self.host.names(base) if self.host.exists(base) else []:
-                if name not in used:
+                if name not in used and _OWN_BODY.fullmatch(name):
                     self.host.remove_file(base, name)
         except HostError:
             return

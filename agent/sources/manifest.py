@@ -65,8 +65,10 @@ class Manifest:
                 raise config_map.Malformed("a List has no items")
             answers = [self._object(item, blobs, refused) for item in items]
             return any(answers)
-        if document.get("kind") != "ConfigMap" or document.get("apiVersion") != "v1":
+        if document.get("kind") != "ConfigMap":
             return False
+        if document.get("apiVersion") != "v1":
+            raise config_map.Malformed("a ConfigMap has another apiVersion than v1")
         found = config_map.content(document, origin=self.origin, domain=self.domain, qualified=True)
         blobs += found.blobs
         refused += found.refused

@@ -247,6 +247,40 @@ def test_render_prints_config_maps(top, capsys):
     assert main(["render", f"{top}/absent", *arguments]) == 3
 
 
+def test_a_state_directory_that_is_none_is_a_mistake(run, top, capsys):
+    """What lies in its place is told, and not taken for another agent."""
+    (top / "root" / STATE).parent.mkdir(parents=True)
+    (top / "root" / STATE).write_text("")
+    assert run() == (2, "")
+    (top / "root" / STATE).unlink()
+    assert main(["--oneshot", f"--source=dir:{top}/source", f"--host-root={top}/none"]) == 2
+    assert capsys.readouterr().err.endswith("none is no directory\n")
+    assert not (top / "none").exists()
+
+
+def test_what_others_keep_beside_the_ledger_stays(run, top):
+    """Only bytes that the agent wrote, and needs no more, are removed."""
+    run()
+    bodies = top / "root" / STATE / "bodies"
+    (bodies / "mine.txt").write_text("")
+    (bodies / ("0" * 64)).write_text("")
+    (top / "source/audit.json").write_text(DENY)
+    run()
+    assert (bodies / "mine.txt").exists()
+    assert not (bodies / ("0" * 64)).exists()
+
+
+def test_restore_calls_nothing_installed_that_is_retired(run, top):
+    """A file under a former prefix is held, whoever may still desire it."""
+    run("--seccomp-prefix=a/")
+    run("--seccomp-prefix=b/")
+    status, report = run("--output=json", command=("restore",), source=False)
+    assert (status, {name: state for name, (state, _) in states(report).items()}) == (
+        0,
+        {"a/audit.json": "held", "b/audit.json": "installed"},
+    )
+
+
 COMMAND = [sys.executable, "-m", "agent", "check", "--kinds=seccomp"]
 
 

@@ -198,3 +198,10 @@ def test_a_configmap_that_is_in_it_twice_makes_the_file_unreadable(path):
     snapshot = read(path, f"{one}---\n{one}")
     assert isinstance(snapshot, Unreadable)
     assert "ConfigMap default/a is in it twice" in snapshot.why
+
+
+def test_a_config_map_of_another_version_makes_the_file_unreadable(path):
+    """Its keys may still be desired, so passing over it would remove them."""
+    found = read(path, config_map("data: {}").replace("v1", "v2"))
+    assert isinstance(found, Unreadable)
+    assert "another apiVersion" in found.why

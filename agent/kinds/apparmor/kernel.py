@@ -89,6 +89,8 @@ class Kernel:
         self.passed = False  # the last look found no barrier
         self._places: Places | None = None
         self._placed: int | None = None  # the revision that they are of, as known
+        self._where: dict[str, str] = {}  # name -> directory, at the last look at all names
+        self._anew: set[str] = set()
         self._names: dict[str, tuple[str, str]] = {}  # directory -> (generation, name)
         self._facts: dict[str, tuple[str, Fact]] = {}  # directory -> (generation, fact)
 
@@ -177,15 +179,14 @@ class Kernel:
         for _ in range(_TRIES):
             try:
                 before = self.revision()
-                facts = None if below else self._near(wanted, before)
-                places = None
-                if facts is None:
-                    places = dict(self._paths(_TOP))
-                    facts = self._walk(places, wanted, before, below=below)
+                near = None if below else self._near(wanted, before)
+                places = dict(self._paths(_TOP)) if near is None else near
+                facts = self._facts_in(places, wanted, before, below=below)
                 if self.revision() == before:
                     if whole:
                         self.known = before
-                    if places is not None:
+                        self._note(places, wanted)
+                    if near is None:
                         self._places = Places(places, _TOP, self._name, self.host.newest)
                         self._placed = before
                     return facts
@@ -198,16 +199,28 @@ class Kernel:
                 return blind(f"it cannot be read ({error})")
         return blind(why)
 
-    def _near(self, wanted: frozenset[str], revision: int) -> dict[str, Fact] | None:
-        """Return what is loaded under names, if it is known where; else None."""
+    def anew(self) -> frozenset[str]:
+        """Return, once, which names were removed and loaded again between two looks."""
+        found = frozenset(self._anew)
+        self._anew.clear()
+        return found
+
+    def _note(self, places: Mapping[str, str], wanted: frozenset[str]) -> None:
+        """Compare where each name lies: a replacement keeps the directory, a new load has another.
+
+        (Linux, security/apparmor/apparmorfs.c: __aafs_profile_mkdir numbers them all.)
+        """
+        where = {name: places[name] for name in wanted & places.keys()}
+        self._anew |= {name for name, at in where.items() if self._where.get(name, at) != at}
+        self._where = where
+
+    def _near(self, wanted: frozenset[str], revision: int) -> dict[str, str] | None:
+        """Return where each of names lies, if that is known; else None."""
         if self._places is None or self._placed != revision:
             return None
-        paths = self._places.of(wanted)
-        if paths is None:
-            return None
-        return {name: self._fact(path, revision) for name, path in paths.items()}
+        return self._places.of(wanted)
 
-    def _walk(
+    def _facts_in(
         self, places: Mapping[str, str], wanted: frozenset[str], revision: int, *, below: bool
     ) -> dict[str, Fact]:
         return {

@@ -7,7 +7,7 @@ process that began after them, 10 seconds ago at most, is not.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,10 +28,14 @@ class _Process:
 
 
 class Lost:
-    """Remembers who was confined by which of our names."""
+    """Remembers who was confined by which of our names.
+
+    anew: gives the names that were removed and are loaded again, so that none was found missing.
+    """
 
     def __init__(self, host: Host) -> None:
         self.host = host
+        self.anew: Callable[[], Collection[str]] = frozenset
         self._confined: dict[_Process, frozenset[str]] = {}
         self._before: dict[_Process, frozenset[str]] = {}
         self._lost: dict[_Process, str] = {}
@@ -54,8 +58,9 @@ class Lost:
 
     def removed(self, names: Collection[str]) -> None:
         """Names were found missing: whoever they confined, and is unconfined now, lost it."""
+        away = frozenset(names).union(self.anew())
         for process, had in (*self._before.items(), *self._confined.items()):
-            gone = sorted(had & frozenset(names))
+            gone = sorted(had & away)
             if gone and self._lives(process) and self._label(str(process.pid)) == "unconfined":
                 self._lost[process] = gone[0]
 
