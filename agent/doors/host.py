@@ -16,9 +16,10 @@ import signal
 import stat
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -45,6 +46,7 @@ class Exited:
     stdout: bytes
     stderr: bytes
     killed: str = ""  # why it was ended: "time-out after 30 s", "more than 1 MiB of output"
+    seconds: float = field(default=0.0, compare=False)  # from its start to its own end
 
 
 @contextlib.contextmanager
@@ -437,9 +439,18 @@ class Running:
         self._child = child
         self._output = output
         self._timeout_seconds = timeout_seconds
-        self._end = time.monotonic() + timeout_seconds
+        self._begin = self._ended = time.monotonic()
+        self._end = self._begin + timeout_seconds
+        # Whoever started it may look much later; and a look at its end must not take it away.
+        self._watch = threading.Thread(target=self._watched, daemon=True)
+        self._watch.start()
         self._cpu_seconds = cpu_seconds
         self._output_bytes = output_bytes
+
+    def _watched(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PID, self._child.pid, os.WEXITED | os.WNOWAIT)
+        self._ended = time.monotonic()
 
     def result(self) -> Exited:
         """Wait for its end, or end it when its time is over."""
@@ -457,8 +468,13 @@ class Running:
         for file in self._output:
             file.seek(0)
             parts.append(file.read(self._output_bytes))
+        self._watch.join()
         return Exited(
-            status=self._child.returncode, stdout=parts[0], stderr=parts[1], killed=killed
+            status=self._child.returncode,
+            stdout=parts[0],
+            stderr=parts[1],
+            killed=killed,
+            seconds=self._ended - self._begin,
         )
 
 

@@ -134,3 +134,12 @@ def test_includes_that_change_meanwhile_leave_nothing_in_the_cache(tmp_path):
         fresh.prepare(some, lambda: None)
         fresh.inspect(some[0])
     assert runs(tmp_path) == ["run", "run"]
+
+
+def test_the_seconds_told_are_those_of_each_run(tmp_path, two_cores):
+    """A run that ended at once does not count the wait for the slow one before it."""
+    told = []
+    made = one(tmp_path, f'{HURRY}[ "$(cat)$hurry" = slow1 ] || exit 0\nsleep 1; exit 1')
+    made.parser.ran = told.append
+    made.prepare(blobs("slow", "fast"), lambda: None)
+    assert [seconds > 0.9 for seconds in sorted(told)] == [False, False, True]

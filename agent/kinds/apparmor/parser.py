@@ -11,7 +11,6 @@ import itertools
 import math
 import os
 import re
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -132,25 +131,25 @@ class Parser:
         with contextlib.ExitStack() as stack:
             share = max(_LEAST_AT_ONCE, min(_QUICK.memory, self.room() // _MOST_AT_ONCE))
             quick = replace(_QUICK, memory=share)
-            running: deque[tuple[bytes, float, Running, contextlib.ExitStack]] = deque()
+            running: deque[tuple[bytes, Running, contextlib.ExitStack]] = deque()
             while True:
                 for text in itertools.islice(left, _cores() - len(running)):
                     own = stack.enter_context(contextlib.ExitStack())
-                    begin = time.monotonic()
-                    running.append((text, begin, self._start(own, text, features, quick), own))
+                    running.append((text, self._start(own, text, features, quick), own))
                 if not running:
                     return
-                text, begin, one, own = running.popleft()
+                text, one, own = running.popleft()
                 with own:
                     done = one.result()
+                self.ran(done.seconds)
                 effort = quick
                 if done.status != 0:
                     for other in running:
-                        other[2].result()
+                        other[1].result()
                     effort = self._patient()
                     with contextlib.ExitStack() as own:
                         done = self._start(own, text, features, effort).result()
-                self.ran(time.monotonic() - begin)
+                    self.ran(done.seconds)
                 yield _compiled(done, effort.memory)
 
     def _patient(self) -> "_Effort":
