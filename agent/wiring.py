@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from agent.daemon import Daemon
     from agent.doors.kube import Api
     from agent.doors.reflect import Copy, Reflector
+    from agent.kinds.apparmor.lost import Lost
     from agent.reporters.board import Board
     from agent.reporters.http import Server
     from agent.reporters.node import Meta, OwnNode
@@ -362,12 +363,7 @@ def daemon(settings: Settings) -> "Daemon":
         audience=(logs.Changes(), board),
     )
     _parser_told(made.one.kinds, metrics.parser_ran)
-    if lost is not None:
-        from agent.kinds.apparmor.kind import AppArmor
-
-        kind = made.one.kinds["apparmor"]
-        if isinstance(kind, AppArmor):
-            lost.anew = kind.kernel.anew
+    _reloads_told(made.one.kinds, lost)
     files = Files(_watched(settings, made.one.sources), wake.put)
     made.audience = (*made.audience, files)
     board.beat = lambda: made.beat
@@ -392,6 +388,16 @@ def _parser_told(found: Mapping[KindName, ports.Kind], ran: Callable[[float], No
         kind = found["apparmor"]
         if isinstance(kind, AppArmor):
             kind.parser.ran = ran
+
+
+def _reloads_told(found: Mapping[KindName, ports.Kind], lost: "Lost | None") -> None:
+    """Let who looks for lost confinement know what was removed and loaded between two looks."""
+    if lost is not None:
+        from agent.kinds.apparmor.kind import AppArmor
+
+        kind = found["apparmor"]
+        if isinstance(kind, AppArmor):
+            lost.anew = kind.kernel.anew
 
 
 def _watched(settings: Settings, made_of: Sequence[ports.Source]) -> dict[Path, str]:

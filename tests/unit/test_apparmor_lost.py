@@ -4,7 +4,9 @@ import shutil
 
 import pytest
 
+from agent import wiring
 from agent.doors.host import Host
+from agent.kinds.apparmor.kind import AppArmor
 from agent.kinds.apparmor.lost import Lost
 
 CONTAINER = "ab" * 32
@@ -119,3 +121,20 @@ def test_for_no_names_no_process_is_read(tmp_path):
     one.look([])
     one.removed(["web"])
     assert one.problems() == ()
+
+
+def test_who_ran_below_a_name_that_is_loaded_anew_is_told(lost, proc):
+    """It was not found missing: whoever removed it, or another, loaded it again."""
+    proc.process(12, "unconfined")
+    lost.removed([])
+    assert pids(lost) == []
+    lost.anew = lambda: ["other"]
+    lost.removed([])
+    assert [where for where, _ in pids(lost)] == ["other"]
+
+
+def test_the_daemon_tells_it_what_the_kernel_side_saw(lost, tmp_path):
+    """The two know nothing of each other."""
+    kind = AppArmor(host=Host(tmp_path))
+    wiring._reloads_told({"apparmor": kind}, lost)
+    assert lost.anew == kind.kernel.anew

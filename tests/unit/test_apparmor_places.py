@@ -150,3 +150,32 @@ def test_a_change_of_somebody_else_before_an_own_write_makes_it_walk(place):
     place.load("new.3", "new", sha1="bb")
     assert place.look("other", "new") == {"other": fact("ee"), "new": fact("bb")}
     assert TOP in place.host.seen
+
+
+def test_a_name_in_another_directory_was_removed_and_loaded_in_between(place):
+    """Told once; neither a replacement nor a look at some of the names says so."""
+    place.appear("old.1", "old", sha1="bb")
+    place.look("old", whole=True)
+    assert place.kernel.anew() == frozenset()
+    (place.root / TOP.lstrip("/") / "old.1").rename(place.root / "away")
+    place.appear("old.2", "old", sha1="bb")
+    place.look("old")
+    assert place.kernel.anew() == frozenset()
+    place.kernel.forget()
+    assert place.look("old", whole=True) == {"old": fact("bb")}
+    assert [place.kernel.anew() for _ in range(2)] == [{"old"}, frozenset()]
+
+
+def test_a_name_that_was_found_missing_is_not_told_again_when_it_is_back(place):
+    """That look told of it."""
+    (place.root / TOP.lstrip("/") / "old.1").rename(place.root / "away")
+    place.number += 1
+    write(place.root, f"{kernel.ROOT}/revision", f"{place.number}\n")
+    assert place.look("old", whole=True) == {}
+    place.load("old.2", "old", sha1="aa")
+    place.look("old", whole=True)
+    assert place.kernel.anew() == frozenset()
+    (place.root / TOP.lstrip("/") / "old.2").rename(place.root / "gone")
+    place.appear("old.3", "old", sha1="aa")
+    place.look("old", whole=True)
+    assert place.kernel.anew() == {"old"}
