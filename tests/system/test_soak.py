@@ -63,7 +63,9 @@ def test_whatever_happens_the_kernel_holds_what_it_must_and_nobody_is_unconfined
     files = {f"guest/{one.name}": one.read_bytes() for one in GUEST.glob("*.py")}
     command = f"python3 guest/soak.py {SEED} {SECONDS:g}"
     result = vm.run(files, command, timeout_seconds=SECONDS + GUEST_SECONDS)
-    (line,) = [json.loads(one) for one in result.output.splitlines() if one.startswith("{")]
+    lines = [json.loads(one) for one in result.output.splitlines() if one.startswith("{")]
+    assert lines, result.output[-3000:]
+    line = lines[-1]
     assert line["error"] is None, line["error"]
     print(line["counted"], line["seconds"])
     assert line["counted"]["changes"] >= SECONDS / 5, line
