@@ -1,13 +1,14 @@
 """Specification of how the parser is run: in a hurry first, a few at a time, never twice."""
 
 import contextlib
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 
 from agent.core.model import Blob, Rejection
-from agent.kinds.apparmor import parser
+from agent.kinds.apparmor import cache, parser
 from tests.unit.test_apparmor_faults import agent, node, script
 
 HURRY = 'case "$*" in *no-expr-simplify*) hurry=1;; *) hurry=;; esac\n'
@@ -143,3 +144,38 @@ def test_the_seconds_told_are_those_of_each_run(tmp_path, two_cores):
     made.parser.ran = told.append
     made.prepare(blobs("slow", "fast"), lambda: None)
     assert [seconds > 0.9 for seconds in sorted(told)] == [False, False, True]
+
+
+def edited(made, number):
+    """Make a full pass over one text in its next edition."""
+    made.forget()
+    some = blobs(f"profile x {{ # {number}\n}}\n")
+    made.prepare(some, lambda: None)
+    made.inspect(some[0])
+
+
+def test_editions_of_a_text_leave_memory_and_disk(tmp_path, monkeypatch):
+    """What no full pass used since the last one is kept on disk only, and there not for ever."""
+    monkeypatch.setattr(cache, "_MOST", 10)
+    made = one(tmp_path, "cat > /dev/null")
+    for number in range(30):
+        edited(made, number)
+    assert len(made.cache.memory) == 2
+    assert len(list((tmp_path / "state/cache").iterdir())) <= 10
+
+
+def test_what_is_in_use_stays_in_memory(tmp_path):
+    """Full passes over the same text read nothing again from the disk."""
+    made = one(tmp_path, f"echo run >> {tmp_path}/runs")
+    for _ in range(3):
+        edited(made, 1)
+        shutil.rmtree(tmp_path / "state/cache", ignore_errors=True)
+    assert runs(tmp_path) == ["run"]
+
+
+def test_names_that_are_gone_leave_the_memory(tmp_path):
+    """Of a policy that was checked once, and is desired no more, nothing is kept."""
+    made = one(tmp_path, "exit 1")
+    made.changes.checked["gone"] = b"policy"
+    edited(made, 1)
+    assert made.changes.checked == {}

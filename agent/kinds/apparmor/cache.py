@@ -2,6 +2,7 @@
 
 Rule 1: the key is a digest of content, never of a name or a time. Rule 2: content is verified on
 reading; what is damaged is absent. Rule 3: a cache that cannot be written costs time, nothing else.
+Rule 4: editions of a text that are over leave the memory, and the disk once there is too much.
 """
 
 import contextlib
@@ -37,10 +38,12 @@ class Cache:
         self.base = f"{state_dir}/cache"
         self.write = write
         self.memory: dict[str, Compiled] = {}
+        self._used: set[str] = set()  # keys of memory, since the last full pass began
 
     def find(self, key: str) -> Compiled | None:
         """Return what is stored under key, or None if it is absent or damaged."""
         if key in self.memory:
+            self._used.add(key)
             return self.memory[key]
         try:
             content = self.host.read_regular(self.base, key, limit=_LIMIT)
@@ -48,20 +51,29 @@ class Cache:
             return None
         found = _decode(content) if content is not None else None
         if found is not None:
-            self.memory[key] = found
+            self._keep(key, found)
         return found
 
     def store(self, key: str, compiled: Compiled) -> None:
         """Store what the parser said."""
-        self.memory[key] = compiled
+        self._keep(key, compiled)
         if not self.write:
             return
         with contextlib.suppress(HostError):
             self._make_room()
             self.host.write_file(self.base, key, _encode(compiled), mode=0o600, durable=False)
 
+    def forget(self) -> None:
+        """Begin a full pass: what was not used since the last one began leaves the memory."""
+        self.memory = {key: self.memory[key] for key in self._used}
+        self._used = set()
+
+    def _keep(self, key: str, compiled: Compiled) -> None:
+        self.memory[key] = compiled
+        self._used.add(key)
+
     def _make_room(self) -> None:
-        """Drop what this process did not use, once there is too much of it."""
+        """Drop what this process did not use of late, once there is too much of it."""
         if not self.host.exists(self.base):
             return
         names = self.host.names(self.base)

@@ -277,9 +277,11 @@ class AppArmor:
         return self.kernel.untouched() if not self.kernel.missing() else True
 
     def forget(self) -> None:
-        """Compare the whole content at the next look."""
+        """Compare the whole content at the next look; keep nothing that is not asked for again."""
         self._seen = None
         self.kernel.forget()
+        self.cache.forget()
+        self.changes.checked = {}  # each inspect of the full pass adds its own
 
     # --- change ----------------------------------------------------------------------------------
 
