@@ -44,6 +44,8 @@ class Lab:
         try:
             self.cluster.start_scheduler()
             self.cluster.start_controllers("*")
+            path = "/api/v1/namespaces/default/serviceaccounts/default"
+            until(lambda: self.get(path), "the account of ordinary pods")
         except BaseException:
             self.__exit__()
             raise
