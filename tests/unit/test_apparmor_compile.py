@@ -179,3 +179,12 @@ def test_names_that_are_gone_leave_the_memory(tmp_path):
     made.changes.checked["gone"] = b"policy"
     edited(made, 1)
     assert made.changes.checked == {}
+
+
+def test_a_text_that_was_too_much_is_tried_again_with_more(tmp_path):
+    """A raised --parser-timeout counts at once, without an edit of the text."""
+    path, host = script(tmp_path, f"echo run >> {tmp_path}/runs\nkill -9 $$"), node(tmp_path)
+    for timeout, expected in ((1, 2), (1, 4), (1, 4), (2, 6)):
+        made = agent(host, parser=path, state_dir="/state", timeout_seconds=timeout)
+        made.inspect(blobs("profile x {}")[0])
+        assert len(runs(tmp_path)) == expected

@@ -181,8 +181,10 @@ class AppArmor:
         """Give what the parser makes of each text, from the cache where it is there."""
         known: dict[bytes, Compiled] = {}
         killed: dict[bytes, int] = {}
+        limits = f"{context}:{self.parser.limits()}"  # what was too much may not be with more
         for content in texts:
             found = self.cache.find(_key(context, content))
+            found = found or self.cache.find(_key(limits, content))
             if found is not None and (not found.killed or found.times >= trouble.KILLS):
                 known[content] = found
             elif found is not None:
@@ -195,7 +197,7 @@ class AppArmor:
                 if content not in known and compiled.killed:
                     times = killed.get(content, 0) + 1
                     compiled = Compiled(killed=compiled.killed, times=times)
-                    self.cache.store(_key(context, content), compiled)
+                    self.cache.store(_key(limits, content), compiled)
                 elif content not in known:
                     fresh[content] = compiled
                 yield compiled

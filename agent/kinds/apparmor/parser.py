@@ -112,6 +112,10 @@ class Parser:
             self._signature = signature
         return self._digest
 
+    def limits(self) -> str:
+        """Return what decides whether a text is too much: the limits that can be changed."""
+        return f"{self.timeout_seconds:g} {room.limit()}"
+
     def compile(self, text: bytes, features: Sequence[str]) -> Compiled:
         """Compile a text. features: the options that name them. Raises ParserError."""
         (found,) = self.compile_all((text,), features)
