@@ -66,8 +66,16 @@ def profile(number=1):
 
 
 def number_of(content):
-    """Return the number of a profile as it stands on the node; None if there is no file."""
-    return None if content is None else json.loads(content)["defaultErrnoRet"]
+    """Return the number of a profile as it stands on the node.
+
+    None if there is no file; -1 if it is none of these profiles, or not whole.
+    """
+    if content is None:
+        return None
+    try:
+        return json.loads(content)["defaultErrnoRet"]
+    except (ValueError, KeyError, TypeError):
+        return -1
 
 
 class Daemon:

@@ -253,8 +253,9 @@ def test_a_volume_swapped_a_thousand_times_in_a_minute_is_never_read_in_half(dae
     print(f"1000 swaps in {seconds:.0f} s, {passes:.0f} passes; the last after {late:.2f} s, "
           f"{grown} KiB more")  # fmt: skip
     assert (seconds < 60.0, late < SECONDS) == (True, True)
-    assert after["threads"] == before["threads"]
-    assert after["fds"] <= before["fds"] + 2  # a connection may be open
+    # A connection may be open, and a thread of its own serve it.
+    assert after["threads"] <= before["threads"] + 1
+    assert after["fds"] <= before["fds"] + 2
     assert grown < 4096
     put = {}
     for line in daemon.lines("profile_put"):
@@ -274,7 +275,7 @@ def test_sigterm_at_any_moment_leaves_whole_files_and_a_next_start_finishes(daem
     for number in range(1, 13):
         daemon.provide(**{f"k{one}": number for one in range(20)})
         daemon.start()
-        time.sleep(chance.uniform(0.0, 0.8))
+        time.sleep(chance.uniform(0.0, 1.6))
         status, seconds = daemon.stop()
         ends.append((status, round(seconds, 2)))
         assert status in (0, -signal.SIGTERM), (seed, ends, daemon.said()[-3000:])
