@@ -313,7 +313,7 @@ def daemon(settings: Settings) -> "Daemon":
     from agent.reporters.metrics import Metrics
 
     version = metadata.version("profile-loader")
-    metrics = Metrics(version)
+    metrics = Metrics(version, allow_unsupported=settings.allow_unsupported)
     board = Board(
         metrics,
         version=version,

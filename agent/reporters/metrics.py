@@ -22,7 +22,7 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import choose_encoder
 
-from agent.core.report import Report, Row, SetStatus
+from agent.core.report import Report, Row, SetStatus, exit_status
 
 NAMES: Final = 100  # profiles that have a series of their own
 SETS: Final = 50  # sets that have series of their own
@@ -37,9 +37,13 @@ _STATES: Final = (
 
 
 class Metrics:
-    """Every metric of one process."""
+    """Every metric of one process.
 
-    def __init__(self, version: str) -> None:
+    allow_unsupported: a kind that the node cannot have leaves it converged (--allow-unsupported).
+    """
+
+    def __init__(self, version: str, *, allow_unsupported: bool = False) -> None:
+        self.allow_unsupported = allow_unsupported
         disable_created_metrics()  # type: ignore[no-untyped-call] # the library's own
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
@@ -120,7 +124,7 @@ class Metrics:
             self._count(report)
             self._show(report)
             self._last.set(at)
-            if report.converged:
+            if self._is_converged(report):
                 self._last_converged.set(at)
             for one in report.sets:
                 if one.origin in self._origins and _healthy(one):
@@ -132,8 +136,11 @@ class Metrics:
         with self._lock:
             self._show(report)
 
+    def _is_converged(self, report: Report) -> bool:
+        return exit_status(report, allow_unsupported=self.allow_unsupported) == 0
+
     def _count(self, report: Report) -> None:
-        self._passes.labels("converged" if report.converged else "not_converged").inc()
+        self._passes.labels("converged" if self._is_converged(report) else "not_converged").inc()
         if report.seconds is self._timed:
             return  # nothing had changed: the very report of the pass before
         self._timed = report.seconds
@@ -151,7 +158,7 @@ class Metrics:
             self._drift.labels(row.kind, row.why).inc()
 
     def _show(self, report: Report) -> None:
-        self._converged.set(report.converged)
+        self._converged.set(self._is_converged(report))
         states = Count((row.kind, row.state) for row in report.rows)
         for kind in report.supports:
             for state in _STATES:

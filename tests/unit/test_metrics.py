@@ -105,6 +105,20 @@ def test_only_a_pass_moves_the_times():
     }
 
 
+def test_a_node_that_may_lack_a_kind_is_converged_without_it():
+    """With --allow-unsupported no alert stands for ever where there is no AppArmor."""
+    for allowed in (True, False):
+        metrics = Metrics("1", allow_unsupported=allowed)
+        metrics.passed(report(row("web", "unsupported")), 1000.0)
+        found = {name: value for name, value in shown(metrics).items() if "converged" in name}
+        assert found == {
+            "profile_loader_converged": allowed,
+            "profile_loader_last_converged_timestamp_seconds": 1000 * allowed,
+            'profile_loader_passes_total{result="converged"}': allowed,
+            'profile_loader_passes_total{result="not_converged"}': not allowed,
+        }
+
+
 def test_what_a_whole_kind_has_is_one_problem():
     """A node without AppArmor says so once, with no profile of it and with many."""
     none = Problem(code="kind_unsupported", where="kernel", what="No AppArmor here.")
