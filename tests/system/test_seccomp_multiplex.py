@@ -1,4 +1,4 @@
-"""Which calls libseccomp also filters through socketcall(2) and ipc(2), without their conditions."""
+"""Which calls libseccomp filters through socketcall(2) and ipc(2) too, without conditions."""
 
 import ctypes
 import re

@@ -40,7 +40,7 @@ def test_no_output_shows_a_profiles_body(tmp_path, capsys, form):
     (source / "good.json").write_text(json.dumps(good))
     (source / "bad.json").write_text(json.dumps({**good, "syscalls": good["syscalls"] + [None]}))
     status = main(
-        ["--oneshot", "--kinds=seccomp", f"--host-root={tmp_path}/root", f"--source=dir:{source}",
+        ["--oneshot", "--kinds=seccomp", f"--host-root={tmp_path}", f"--source=dir:{source}",
          f"--output={form}", "--log-format=json", "--log-level=debug"]
     )  # fmt: skip
     told = capsys.readouterr()
