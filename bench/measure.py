@@ -7,6 +7,7 @@ Rule: the CPU time of a child is what the kernel counted for it and for all of i
 import os
 import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,25 +38,23 @@ def child(
         if cores:
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
 
-    begin = time.monotonic()
-    process = subprocess.Popen(  # noqa: S603 - a list of our own
-        [str(one) for one in argv],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        preexec_fn=pin,  # noqa: PLW1509 - this process has one thread
-        env=None if environ is None else {**os.environ, **environ},
-    )
-    out, err = process.stdout, process.stderr
-    if out is None or err is None:
-        raise AssertionError("asked for above")
-    stdout = out.read()
-    stderr = err.read()
-    _, code, usage = os.wait4(process.pid, 0)
-    wall = time.monotonic() - begin
-    process.returncode = status = os.waitstatus_to_exitcode(code)
-    out.close()
-    err.close()
+    # Into files: a pipe that nobody reads would stop whoever says much.
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        begin = time.monotonic()
+        process = subprocess.Popen(  # noqa: S603 - a list of our own
+            [str(one) for one in argv],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            preexec_fn=pin,  # noqa: PLW1509 - this process has one thread
+            env=None if environ is None else {**os.environ, **environ},
+        )
+        _, code, usage = os.wait4(process.pid, 0)
+        wall = time.monotonic() - begin
+        process.returncode = status = os.waitstatus_to_exitcode(code)
+        out.seek(0)
+        err.seek(0)
+        stdout, stderr = out.read(), err.read()
     if status not in fine:
         raise AssertionError(f"{argv}: {status}\n{stdout[-2000:]!r}\n{stderr[-2000:]!r}")
     return Spent(
