@@ -98,3 +98,11 @@ def test_a_text_that_needs_too_much_memory_is_told_so(tmp_path, said):
         "Compiling was ended: more than 80 MiB of memory. It is tried once more.",
         HINT,
     )
+
+
+def test_a_parser_that_hangs_for_want_of_memory_is_told_so(tmp_path):
+    """Now and then apparmor_parser says bad_alloc and does not end: memory is the reason."""
+    made = one(tmp_path, "echo std::bad_alloc >&2; exec sleep 600")
+    made.parser.timeout_seconds = 0.5
+    found = made.inspect(blobs("profile x {}")[0])
+    assert "MiB of memory" in found.problems[0].what

@@ -206,7 +206,7 @@ class Parser:
 
 
 def _compiled(done: Exited, memory: int) -> Compiled:
-    if done.status != 0 and not done.killed and _NO_MEMORY.search(done.stderr):
+    if done.status != 0 and _NO_MEMORY.search(done.stderr):
         return Compiled(killed=f"more than {memory >> 20} MiB of memory", times=1)
     if done.killed or done.status < 0:
         return Compiled(killed=done.killed or f"signal {-done.status}", times=1)
