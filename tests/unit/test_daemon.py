@@ -666,6 +666,7 @@ def test_a_fight_over_a_profile_is_told_and_waited_out(world, clock):
     world.node.loaded["web"] = b"somebody else's"
     assert world.daemon._concerns("kernel") is False
     assert world.daemon._due == world.daemon._deaf == clock.now + 1.0
+    fight(world, 10.0)
     told = [one for one in world.daemon.report.problems if one.code == "drift_fought"]
     assert [one.where for one in told] == ["web"]
     assert fight(world, 600.0) < 10 * FIGHT_REPAIRS

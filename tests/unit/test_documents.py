@@ -68,7 +68,9 @@ def table(text, first):
 
 
 TESTS = Path(__file__).parents[1]
-NAMED = re.compile(r"`((?:unit|property|contract|system|system/node)/test_\w+\.py)::(test_\w+)(?:\[(\w+)\])?`")
+NAMED = re.compile(
+    r"`((?:unit|property|contract|system|system/node)/test_\w+\.py)::(test_\w+)(?:\[(\w+)\])?`"
+)
 
 
 def test_every_test_that_a_page_names_exists():
