@@ -12,7 +12,7 @@ The cluster stays. Look around with
     export KUBECONFIG={folder}/admin.kubeconfig
     {kubectl} get nodes,pods -A
 and end it with
-    kill {pids}; rm -r {folder} {machine}
+    kill -9 {pids}; rm -r {folder} {machine}
 """
 
 
