@@ -145,6 +145,30 @@ def outside_changes_are_repaired_within_a_second():
         assert set(loaded().values()) == {"enforce"}
 
 
+def a_seccomp_file_that_is_deleted_or_altered_is_back_within_a_second():
+    """Each of them, by its content, again and again."""
+    files = [SECCOMP / f"s{number}.json" for number in range(REPAIRS)]
+    source(**{one.name: '{"defaultAction": "SCMP_ACT_LOG"}' for one in files})
+    with Daemon():
+        until(lambda: ready() and all(one.exists() for one in files), 120, "the first pass")
+        good = files[0].read_bytes()
+        outside = {
+            "deleted": Path.unlink,
+            "altered": lambda path: path.write_text('{"defaultAction": "SCMP_ACT_ALLOW"}'),
+        }
+        for what, change in outside.items():
+            seconds = []
+            for path in files:
+                change(path)
+                seconds.append(until(partial(_holds, path, good), 30, what))
+            told(f"repair of a file that was {what}", seconds)
+            assert sorted(seconds)[len(seconds) // 2] < 1.0, what
+
+
+def _holds(path, content):
+    return path.exists() and path.read_bytes() == content
+
+
 def a_change_of_the_source_is_loaded_at_once():
     """Inotify wakes it; there is no wait for a resync."""
     source(web=plain("web"))
