@@ -52,6 +52,12 @@ def listen():
         if one.files._observer is not None:
             one.files._observer.stop()
             one.files._observer.join()
+    # watchdog's reader is of the whole process: it would read on in tests of other file systems.
+    shared = inotify_c.InotifyFD._instance
+    if shared is not None:
+        shared.stop()
+        shared.join()
+        inotify_c.InotifyFD._instance = None
 
 
 def changed(told, file):
