@@ -148,7 +148,9 @@ def outside_changes_are_repaired_within_a_second():
 def a_seccomp_file_that_is_deleted_or_altered_is_back_within_a_second():
     """Each of them, by its content, again and again."""
     files = [SECCOMP / f"s{number}.json" for number in range(REPAIRS)]
-    source(**{one.name: '{"defaultAction": "SCMP_ACT_LOG"}' for one in files})
+    source()
+    for one in files:
+        (SOURCE / one.name).write_text('{"defaultAction": "SCMP_ACT_LOG"}')
     with Daemon():
         until(lambda: ready() and all(one.exists() for one in files), 120, "the first pass")
         good = files[0].read_bytes()
