@@ -56,6 +56,8 @@ def test_whatever_happens_to_the_agent_nobody_loses_confinement(lab, node):
     assert set(seen) == {"pl-stay (enforce)"}
     for name in names:
         assert "Permission denied" in node.execute(name, "touch /tmp/x")
+    # The namespace took its ConfigMap along, which the agent tells until it is there again.
+    lab.config_map("stay", {"pl-stay": text("pl-stay", "deny /tmp/** w")})
     lab.delete(*names, wait=False)
 
 
