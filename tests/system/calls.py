@@ -48,6 +48,7 @@ sendto sendmsg sendmmsg
 recvfrom recvmsg
 accept accept4
 futex futex_waitv
+getuid geteuid getgid getegid
 """.strip().splitlines()
 RARE = (
     # After a signal the kernel goes on with these; SIGTERM itself, a crash, a parser that hangs.
