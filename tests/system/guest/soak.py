@@ -196,7 +196,10 @@ class Soak:
     def vanish(self):
         """Delete the source directory; it is back at the end of the batch."""
         if not self.away:
-            shutil.rmtree(SOURCE)
+            # At once: file by file a pass between would see keys withdrawn.
+            old = SOURCE.with_name("source.old")
+            SOURCE.rename(old)
+            shutil.rmtree(old)
             self.away = True
             self.say("the source is deleted")
 
