@@ -140,7 +140,12 @@ def test_without_a_watch_the_word_comes_every_period(tmp_path, monkeypatch):
 
     A pass that ended asks for a poll too, which says nothing: its word would be a pass without end.
     """
-    monkeypatch.setattr(inotify_c, "inotify_init", lambda: ctypes.set_errno(errno.EMFILE) or -1)
+
+    def full():
+        ctypes.set_errno(errno.EMFILE)  # it returns the former errno
+        return -1
+
+    monkeypatch.setattr(inotify_c, "inotify_init", full)
     monkeypatch.setattr(inotify_c.InotifyFD, "_instance", None)
     monkeypatch.setattr(watch, "POLL_SECONDS", 0.01)
     (tmp_path / "there").mkdir()
