@@ -23,6 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from agent.doors import signature
+from agent.doors.signature import Signature
+
 TEMPORARY_PREFIX = ".profile-loader."
 TEMPORARY_SUFFIX = ".tmp"
 _MOST_LINKS = 40  # as the kernel: path_resolution(7)
@@ -55,19 +58,6 @@ def _translated(path: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise HostError(path, error) from error
-
-
-Signature = tuple[int, int, int, int, int]
-
-
-def _signature(status: os.stat_result) -> Signature:
-    return (
-        status.st_dev,
-        status.st_ino,
-        status.st_size,
-        status.st_mtime_ns,
-        status.st_ctime_ns,
-    )
 
 
 class Host:
@@ -180,22 +170,19 @@ class Host:
         return True
 
     def signature(self, path: str) -> Signature | None:
-        """Return what changes whenever a file's content does; None where nothing can be said.
-
-        Any write changes the ctime, any replacement the inode (inode(7)).
-        """
+        """Return what changes whenever a file's content does; None where nothing can be said."""
         try:
-            return _signature(os.lstat(self._at(path)))
+            return signature.of(os.lstat(self._at(path)))
         except OSError:
             return None
 
-    def permissions(self, path: str) -> tuple[int, int] | None:
-        """Return a file's permission bits and its owner; None where it cannot be looked at."""
+    def is_loose(self, path: str) -> bool:
+        """Return whether others than root and this agent may change a file, as far as is known."""
         try:
             status = os.lstat(self._at(path))
         except OSError:
-            return None
-        return stat.S_IMODE(status.st_mode), status.st_uid
+            return False
+        return bool(status.st_mode & 0o022) or status.st_uid not in (0, os.geteuid())
 
     def signatures(
         self, base: str, names: Iterable[str] | None = None
@@ -212,11 +199,11 @@ class Host:
             return None
         try:
             if names is None:
-                found[""] = _signature(os.fstat(fd))
+                found[""] = signature.of(os.fstat(fd))
                 names = os.listdir(fd)
             for name in names:
                 with contextlib.suppress(OSError, ValueError):
-                    found[name] = _signature(os.stat(name, dir_fd=fd, follow_symlinks=False))
+                    found[name] = signature.of(os.stat(name, dir_fd=fd, follow_symlinks=False))
         except OSError:
             return None
         finally:

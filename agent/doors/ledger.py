@@ -18,7 +18,8 @@ import msgspec
 from agent.core import model
 from agent.core.model import Entry, Evidence, Id, KindName, Version
 from agent.core.problems import Problem
-from agent.doors.host import TEMPORARY_PREFIX, Host, HostError, Signature
+from agent.doors.host import TEMPORARY_PREFIX, Host, HostError
+from agent.doors.signature import Signature
 
 SCHEMA = 1
 _LIMIT = 64 << 20

@@ -23,14 +23,13 @@ from pathlib import Path, PurePosixPath
 from agent.core import recognise
 from agent.core.model import Blob, Missing, Snapshot, Unreadable
 from agent.core.problems import Problem
+from agent.doors import signature
+from agent.doors.signature import Signature
 from agent.sources import limits
 
 _DATA = "..data"
 _TRIES = 5
 _DEPTH = 16
-# File times come from a clock that ticks every 10 ms at the slowest (CONFIG_HZ=100), on file
-# systems of other machines every 2 s (FAT's mtime).
-_OLD_NS = 2_500_000_000
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -43,7 +42,7 @@ class _ChangedError(Exception):
 class _File:
     """What was read of one file, and the signature it had before and after."""
 
-    signature: tuple[int, ...]
+    signature: Signature
     blob: Blob
 
 
@@ -194,7 +193,7 @@ class _Walk:
     def still(self, key: str, status: os.stat_result) -> bool:
         """Take a key from an earlier read, if its file's signature stands."""
         known = self.known.get(key)
-        if known is None or known.signature != _signature(status):
+        if known is None or known.signature != signature.of(status):
             return False
         self.take(known.blob)
         self.files[key] = known
@@ -212,7 +211,7 @@ class _Walk:
                 return
             with open(file, "rb", closefd=False) as stream:
                 content = stream.read(limits.KEY_BYTES + 1)
-            after = _signature(os.fstat(file))
+            after = signature.of(os.fstat(file))
         finally:
             os.close(file)
         if len(content) > limits.KEY_BYTES:
@@ -220,7 +219,7 @@ class _Walk:
             return
         blob = Blob(origin=self.origin, key=key, content=content)
         self.take(blob)
-        if after == _signature(status) and now - status.st_ctime_ns > _OLD_NS:
+        if after == signature.of(status) and signature.lasting(after, now):
             self.files[key] = _File(signature=after, blob=blob)
 
     def take(self, blob: Blob) -> None:
@@ -248,20 +247,6 @@ class _Walk:
                 self.file(here, parts[-1], key)
         finally:
             os.close(here)
-
-
-def _signature(status: os.stat_result) -> tuple[int, ...]:
-    """Return what changes whenever a file's content does: any write changes the ctime (inode(7)).
-
-    Only a write through a mapping of memory may be told late; --resync finds it.
-    """
-    return (
-        status.st_dev,
-        status.st_ino,
-        status.st_size,
-        status.st_mtime_ns,
-        status.st_ctime_ns,
-    )
 
 
 def _same(one: list[Blob], other: list[Blob]) -> bool:

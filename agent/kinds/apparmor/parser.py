@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent.core.model import digest
+from agent.doors import signature
 from agent.doors.host import Exited, Host, HostError, Running
 from agent.kinds.apparmor import room
 from agent.kinds.apparmor.cache import Compiled
@@ -76,7 +77,7 @@ class Parser:
         self.config_file = config_file
         self.ran: Callable[[float], None] = lambda _: None  # told the seconds of each run
         self.room: Callable[[], int] = room.room  # the bytes that parsers may take at a time
-        self._signature: object = None
+        self._signatures: object = None
         self._digest = ""
 
     def missing(self) -> str:
@@ -101,15 +102,15 @@ class Parser:
         Contents are read again only when some file's identity, size or times changed.
         """
         files = [Path(self.path), Path(self.config_file), *self._pinned(), *self._included()]
-        signature = tuple((str(path), _identity(path)) for path in files)
-        if signature != self._signature:
+        signatures = tuple((str(path), _identity(path)) for path in files)
+        if signatures != self._signatures:
             self._digest = digest(
                 b"".join(
                     str(path).encode("utf-8", "surrogateescape") + b"\0" + content(path)
                     for path in files
                 )
             )
-            self._signature = signature
+            self._signatures = signatures
         return self._digest
 
     def limits(self) -> str:
@@ -254,10 +255,9 @@ def _numbers(path: Path) -> list[str]:
 
 def _identity(path: Path) -> tuple[int, ...]:
     try:
-        found = path.stat()
+        return signature.of(path.stat())
     except OSError as error:
         return (error.errno or errno.EIO,)
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 def content(path: Path) -> bytes:

@@ -7,7 +7,6 @@ ledger says is somebody else's, and stays.
 """
 
 import errno
-import os
 import platform
 import re
 import time
@@ -33,7 +32,9 @@ from agent.core.model import (
 )
 from agent.core.ports import Failed, Installed, Removed, StillUsed
 from agent.core.problems import Problem
+from agent.doors import signature
 from agent.doors.host import Host, HostError
+from agent.doors.signature import Signature
 from agent.kinds.seccomp import canonical, model, rules
 
 _SEGMENT: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
@@ -42,9 +43,6 @@ _LONGEST_PATH: Final = 1024
 _NOT_COMPARABLE: Final = frozenset(
     {errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EFBIG, errno.ENXIO}
 )
-# A write so soon after another may have the same times (git: racy-git.txt); before Linux 6.13
-# ctimes are as coarse as its tick.
-_OLD_NS: Final = 2_500_000_000
 # What some runtime reads otherwise than its canonical form says: such a file is no equal of it.
 _READ_OTHERWISE: Final = frozenset({"name_rewritten", "expanded_for_arch", "rule_added"})
 _WHY: Final = "a runtime reads the file at every start of a container, and leaves no trace of it"
@@ -54,14 +52,14 @@ _WHY: Final = "a runtime reads the file at every start of a container, and leave
 class _Known:
     """What a file held, its signature then, and when that was (Unix nanoseconds)."""
 
-    sign: tuple[int, ...]
+    sign: Signature
     read_ns: int
     fact: Fact
 
     @property
     def lasting(self) -> bool:
         """Return whether any later write shows in the signature."""
-        return self.read_ns - self.sign[-1] > _OLD_NS
+        return signature.lasting(self.sign, self.read_ns)
 
 
 class Seccomp:
@@ -188,14 +186,14 @@ class Seccomp:
             self._seen = seen
         return self._seen
 
-    def _remember(self, name: str, sign: tuple[int, ...] | None, at: int, fact: Fact) -> bool:
+    def _remember(self, name: str, sign: Signature | None, at: int, fact: Fact) -> bool:
         """Remember what was read, if the file did not change from before until after that."""
         if sign is None or self._sign(name) != sign:
             return False
         self._known[name] = _Known(sign=sign, read_ns=at, fact=fact)
         return True
 
-    def _sign(self, name: str) -> tuple[int, ...] | None:
+    def _sign(self, name: str) -> Signature | None:
         return self.host.signature(f"{self.directory}/{name}")
 
     def untouched(self) -> bool:
@@ -208,7 +206,7 @@ class Seccomp:
         signs = self.host.signatures(self.directory, self._known) or {}
         now = time.time_ns()
         return all(
-            signs.get(name) == one.sign and (one.lasting or now - one.read_ns <= _OLD_NS)
+            signs.get(name) == one.sign and (one.lasting or now - one.read_ns <= signature.OLD_NS)
             for name, one in self._known.items()
         )
 
@@ -222,18 +220,13 @@ class Seccomp:
         content = self.host.read_regular(self.directory, name, limit=model.MOST_BYTES)
         if content is None:
             return None
-        if self._loose(name):
-            return frozenset()
+        if self.host.is_loose(f"{self.directory}/{name}"):
+            return frozenset()  # anybody's by now
         body, problems = self.check(content)
         tokens = {f"bytes:{digest(content)}"}
         if body and _READ_OTHERWISE.isdisjoint(one.code for one in problems):
             tokens.add(f"canonical:{digest(body)}")
         return frozenset(tokens)
-
-    def _loose(self, name: str) -> bool:
-        """Return whether others than root and this agent may change a file."""
-        mode, owner = self.host.permissions(f"{self.directory}/{name}") or (0, 0)
-        return bool(mode & 0o022) or owner not in (0, os.geteuid())
 
     # --- change ----------------------------------------------------------------------------------
 
