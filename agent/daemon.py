@@ -16,7 +16,7 @@ from typing import Final, Protocol
 from agent.core import labels
 from agent.core.model import KindName
 from agent.core.problems import Problem
-from agent.core.report import Report
+from agent.core.report import Report, Row
 from agent.oneshot import Pass
 
 QUIET_SECONDS: Final = 0.01  # a storm is over when nothing came for so long ...
@@ -25,6 +25,7 @@ FIGHT_SECONDS: Final = 120.0  # so many repairs of one name in so many seconds a
 FIGHT_REPAIRS: Final = 10
 LONGEST_SECONDS: Final = 60.0
 PATIENCE_SECONDS: Final = 3.0  # how long the first pass waits for the first answers
+AGAIN_SECONDS: Final = 1.0  # between two repairs while profiles are compiled
 LOOK_SECONDS: Final = 10.0  # between two looks at what no word may have told
 _PASSING: Final = frozenset({"ledger_damaged", "kind_unobservable", "source_unreadable"})
 
@@ -97,6 +98,7 @@ class Daemon:
         self.lost = lost
         self.audience = audience
         one.pulse = self._pulse
+        one.meanwhile = self._meanwhile
         self.beat = time.monotonic()  # when the loop last turned
         self.report: Report | None = None
         self._raw: Report | None = None  # as the pass gave it
@@ -109,6 +111,8 @@ class Daemon:
         self._repairs: deque[tuple[float, str]] = deque(maxlen=1000)  # (when, name)
         self._names: list[str] = []  # of which is known whom they confine
         self._look = 0.0  # when that is to be looked at again
+        self._mended: dict[tuple[str, ...], Row] = {}  # put back while the pass ran
+        self._again_at = 0.0  # before that nothing is put back so
         self._deaf = 0.0  # until then the node's changes call for no pass: somebody fights
 
     def run(self) -> None:
@@ -123,17 +127,19 @@ class Daemon:
         self._nodes = self.nodes()
         now = time.monotonic()
         self.beat = now
-        if self.teller is not None:
-            gone = self._gone(now)
-            self.one.options = replace(self.one.options, gone=gone, pods=self.pods())
+        gone = self._gone(now)
+        self.one.options = replace(self.one.options, gone=gone, pods=self.pods())
         full = now >= self._full
-        raw = self.one.run(full=full)
+        self._mended = {}
+        found = self.one.run(full=full)
         if full:
             self._full = now + self.resync * random.uniform(0.9, 1.0)  # noqa: S311 - spreads load
-        failing = _failing(raw)
+        failing = _failing(found)
         again = self._failures + 1 if failing == self._failing else 1
         self._failing, self._failures = failing, again if failing else 0
-        self._confinement(raw, full=full)
+        self._confinement(found, full=full)
+        self._fought(found)
+        raw = self._with_mended(found)
         self.report = self._whole(raw)
         if self.teller is not None and raw is not self._raw:
             self.teller.post(self.report)
@@ -141,7 +147,6 @@ class Daemon:
         self._raw = raw
         report = self.report
         self.beat = time.monotonic()
-        self._fought(self.beat)
         self._gone(self.beat)
         self._due = self._next(self.beat)
         self._tell(passed=True)
@@ -192,6 +197,34 @@ class Daemon:
 
     def _pulse(self) -> None:
         self.beat = time.monotonic()
+
+    def _meanwhile(self) -> None:
+        """Put back what the node lost while profiles are compiled, which may take minutes.
+
+        What the ledger has is what the node had: no source is needed for that. The pass that goes
+        on tells what was put back.
+        """
+        self._pulse()
+        if self.beat < max(self._again_at, self._deaf) or self._untouched():
+            return
+        raw = self.one.restore()
+        self._confinement(raw, full=False)
+        self._fought(raw)
+        self._mended |= {_place(row): row for row in raw.rows if _repaired(row)}
+        # What cannot be put back must not keep the pass from going on.
+        self._again_at = time.monotonic() + AGAIN_SECONDS
+
+    def _with_mended(self, raw: Report) -> Report:
+        """Let the rows of what was put back while the pass ran say so."""
+        if not self._mended:
+            return raw
+        rows = [
+            replace(row, action="put", why=self._mended[_place(row)].why)
+            if row.action == "keep" and _place(row) in self._mended
+            else row
+            for row in raw.rows
+        ]
+        return replace(raw, rows=tuple(rows))
 
     def _first(self) -> None:
         """Give the sources a moment, so that the first pass knows what they say."""
@@ -273,9 +306,10 @@ class Daemon:
     def _gone(self, now: float) -> dict[tuple[KindName, str], float]:
         """Return for how many seconds the label of each name is known to be off the Node.
 
-        What was confirmed once stays so while the API server is away.
+        What was confirmed once stays so while the API server is away. Where nobody publishes
+        labels, none is on.
         """
-        on = self.teller.on() if self.teller is not None else None
+        on = self.teller.on() if self.teller is not None else frozenset()
         self._since = {
             (kind, name): self._since.get((kind, name), now)
             for kind, name in self._leaving()
@@ -300,14 +334,10 @@ class Daemon:
         """Return whether the node is as the last pass saw or left it."""
         return self.one.untouched()
 
-    def _fought(self, now: float) -> None:
+    def _fought(self, raw: Report) -> None:
         """Note repairs; after too many of one name, let changes of the node wait."""
-        rows = self._raw.rows if self._raw is not None else ()
-        repaired = [
-            row.name
-            for row in rows
-            if row.action == "put" and row.why in ("missing", "drifted") and row.state != "failed"
-        ]
+        now = time.monotonic()
+        repaired = [row.name for row in raw.rows if _repaired(row)]
         self._repairs.extend((now, name) for name in repaired)
         counted = self._fresh(now)
         worst = max((counted[name] for name in repaired), default=0)
@@ -344,6 +374,14 @@ class Daemon:
             for name, times in sorted(counted.items())
             if times >= FIGHT_REPAIRS
         )
+
+
+def _place(row: Row) -> tuple[str, ...]:
+    return (row.kind, row.origin, row.key, row.name)
+
+
+def _repaired(row: Row) -> bool:
+    return row.action == "put" and row.why in ("missing", "drifted") and row.state != "failed"
 
 
 def _failing(report: Report) -> frozenset[tuple[str, ...]]:

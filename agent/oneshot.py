@@ -34,6 +34,7 @@ class Pass:
         self.options = options
         self.allow_empty = allow_empty
         self.pulse: Callable[[], None] = lambda: None  # called between keys and between actions
+        self.meanwhile: Callable[[], None] = lambda: None  # called while keys are compiled
         self._inspected: dict[tuple[KindName, Blob], Inspected] = {}
         self._joined: tuple[Sequence[model.Snapshot], desired.Desired] | None = None
         self._last: tuple[_Seen, Report] | None = None
@@ -53,7 +54,11 @@ class Pass:
             snapshots = [self._meant(one) for source in self.sources for one in source.read()]
             if not isinstance(found, Problem):
                 snapshots += self._absent(found, {one.origin for one in snapshots})
-        return self._reconcile(snapshots, found, seconds, dry_run=dry_run)
+        with _timed(seconds, "inspect"):
+            wanted = self._wanted(snapshots)
+        if not isinstance(found, Problem):
+            found = self.ledger.entries()  # meanwhile some may have been put back
+        return self._reconcile(wanted, found, seconds, dry_run=dry_run)
 
     def untouched(self) -> bool:
         """Return whether the host is as the last pass saw or left it, by cheap signs."""
@@ -77,7 +82,8 @@ class Pass:
         snapshots = [
             Unreadable(origin=origin, why="restore reads no source") for origin in sorted(origins)
         ]
-        report = self._reconcile(snapshots, found, {}, dry_run=dry_run)
+        wanted = desired.join(snapshots, self._inspect, frozenset(self.kinds))
+        report = self._reconcile(wanted, found, {}, dry_run=dry_run)
         return Report(
             rows=tuple(_put_back(row) for row in report.rows),
             sets=(),
@@ -105,14 +111,12 @@ class Pass:
 
     def _reconcile(
         self,
-        snapshots: Sequence[model.Snapshot],
+        wanted: desired.Desired,
         found: Mapping[Id, Entry] | Problem,
         seconds: dict[str, float],
         *,
         dry_run: bool,
     ) -> Report:
-        with _timed(seconds, "inspect"):
-            wanted = self._wanted(snapshots)
         problems = list(self.ledger.damaged)
         entries: Mapping[Id, Entry] = {}
         if isinstance(found, Problem):
@@ -148,7 +152,7 @@ class Pass:
         if self._joined is not None and self._joined[0] == snapshots:
             return self._joined[1]
         for kind in self.kinds:
-            self.kinds[kind].prepare(self._unknown(kind, snapshots), self.pulse)
+            self.kinds[kind].prepare(self._unknown(kind, snapshots), self.meanwhile)
         wanted = desired.join(snapshots, self._inspect, frozenset(self.kinds))
         blobs = {blob for one in snapshots if isinstance(one, model.Read) for blob in one.blobs}
         self._inspected = {key: one for key, one in self._inspected.items() if key[1] in blobs}

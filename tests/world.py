@@ -66,7 +66,7 @@ class MemoryKind:
     def fits(self, context):
         return context == ""
 
-    def prepare(self, blobs, pulse):
+    def prepare(self, blobs, meanwhile):
         pass
 
     def inspect(self, blob):

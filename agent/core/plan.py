@@ -64,7 +64,7 @@ class Options:
     """What an operator may decide about removals and ownership.
 
     gone: seconds since a name's label was confirmed to be off the Node, for the names of which
-    that is known; None: nobody publishes labels. grace: how many such seconds a removal waits.
+    that is known; None: a removal waits for no label. grace: how many such seconds it waits.
     pods: which pods of this node name a profile; None: that is not known. pod_aware: it should be
     known, so that nothing is removed while it is not.
     """
@@ -689,8 +689,8 @@ def _pending(name: str) -> Problem:
     return Problem(
         code="label_pending",
         where=name,
-        what=f'"{name}" is no longer desired. It stays until its label is off the Node, and for '
-        "the grace time after that.",
+        what=f'"{name}" is no longer desired. It stays for the grace time, which begins when no '
+        "label of this Node names it.",
     )
 
 

@@ -59,8 +59,11 @@ class Kind(Protocol):
     def name(self) -> KindName:
         """Return `apparmor` or `seccomp`."""
 
-    def prepare(self, blobs: Sequence[Blob], pulse: Callable[[], None]) -> None:
-        """Make the next inspects of these blobs cheaper, where that is possible."""
+    def prepare(self, blobs: Sequence[Blob], meanwhile: Callable[[], None]) -> None:
+        """Make the next inspects of these blobs cheaper, where that is possible.
+
+        meanwhile: called now and then while that takes long; it may observe and put.
+        """
 
     def inspect(self, blob: Blob) -> Inspected:
         """Check one key without touching the node. The same blob gives the same answer."""

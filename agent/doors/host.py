@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -28,6 +28,7 @@ from agent.doors.signature import Signature
 
 TEMPORARY_PREFIX = ".profile-loader."
 TEMPORARY_SUFFIX = ".tmp"
+TURN_SECONDS = 0.1  # of waiting for a command between two looks at something else
 _MOST_LINKS = 40  # as the kernel: path_resolution(7)
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -439,14 +440,18 @@ class Running:
             os.waitid(os.P_PID, self._child.pid, os.WEXITED | os.WNOWAIT)
         self._ended = time.monotonic()
 
-    def result(self) -> Exited:
-        """Wait for its end, or end it when its time is over."""
+    def result(self, meanwhile: Callable[[], None] = lambda: None) -> Exited:
+        """Wait for its end, or end it when its time is over. meanwhile: called at every turn."""
         killed = ""
-        try:
-            self._child.wait(max(0.0, self._end - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            killed = f"time-out after {self._timeout_seconds:g} s"
-            _end(self._child)
+        while self._child.poll() is None:
+            left = self._end - time.monotonic()
+            if left <= 0:
+                killed = f"time-out after {self._timeout_seconds:g} s"
+                _end(self._child)
+                break
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._child.wait(min(left, TURN_SECONDS))
+            meanwhile()
         if self._child.returncode == -signal.SIGXFSZ:
             killed = f"more than {self._output_bytes} bytes of output"
         elif self._child.returncode == -signal.SIGXCPU:

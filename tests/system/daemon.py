@@ -104,6 +104,7 @@ class Daemon:
             f"--host-root={self.root}",
             "--kinds=seccomp",
             "--log-format=json",
+            "--removal-grace=1s",
             f"--http-address=127.0.0.1:{self.port}",
             *more,
         ]

@@ -184,7 +184,7 @@ def test_a_ledger_of_a_former_release_is_kept_as_it_is(daemon):
     daemon.start()
     settled(daemon, a=1)
     assert [one.stat().st_mtime_ns for one in (path, daemon.seccomp / "a.json")] == before
-    daemon.provide(b=1)  # removed, since it is ours; without a label nothing has to be waited for
+    daemon.provide(b=1)  # removed, since it is ours
     assert daemon.stop()[0] == 0
     daemon.start("--prune=always")
     settled(daemon, b=1)

@@ -356,11 +356,15 @@ def test_a_source_that_is_away_takes_no_label_and_no_profile(world, clock, gone)
     assert world.server.requests() == []
 
 
-def test_without_a_teller_a_removal_waits_for_no_label(clock, tmp_path):
-    """Nobody was promised anything."""
+def test_without_a_teller_a_removal_waits_for_the_grace_alone(clock, tmp_path):
+    """No label names it; but what is being started may still ask for it."""
     world = World(clock, tmp_path, published=False)
     world.daemon.step()
     del world.keys.keys["old"]
+    world.daemon.step()
+    assert (why(world), world.loaded()) == ("label_pending", {"web", "old", "third"})
+    assert world.daemon._due == clock.now + GRACE
+    clock.now = world.daemon._due
     world.daemon.step()
     assert world.loaded() == {"web", "third"}
 
@@ -778,9 +782,8 @@ def test_nobody_is_looked_at_between_a_change_and_its_repair(world, clock):
 )
 def test_updates_and_failures_are_no_fight(world, changed):
     """Only a repair that succeeded and did not last is."""
-    world.daemon._raw = report(row(**{"action": "put", **changed}))
     for _ in range(2 * FIGHT_REPAIRS):
-        world.daemon._fought(world.clock.now)
+        world.daemon._fought(report(row(**{"action": "put", **changed})))
     assert world.daemon._fights() == ()
 
 
@@ -828,3 +831,88 @@ def test_it_runs_until_its_process_ends(world):
     with pytest.raises(Ended):
         world.daemon.run()
     assert len(passes) == 3
+
+
+# --- while profiles are compiled ------------------------------------------------------------------
+
+
+class SlowKind(CheapKind):
+    """A kind that compiles what was never inspected; meanwhile: what others do in that time."""
+
+    def __init__(self, node):
+        super().__init__(node)
+        self.others = []
+
+    def prepare(self, blobs, meanwhile):
+        for one in self.others if blobs else ():
+            one()
+            meanwhile()
+
+
+@pytest.fixture
+def slow(world):
+    """Give a daemon whose kind compiles slowly; its next pass has one new text."""
+    world.kind.__class__ = SlowKind
+    world.kind.others = []
+    world.keys.keys["new"] = "new:1"
+    return world
+
+
+def test_what_the_node_lost_is_back_before_the_compiling_ends(slow):
+    """By its last good version, and the pass that goes on tells it as a repair."""
+    seen = []
+    slow.kind.others = [
+        lambda: slow.node.loaded.pop("web"),
+        lambda: seen.append(slow.loaded()),
+    ]
+    report = slow.daemon.step()
+    assert seen == [{"web", "old", "third"}]
+    assert slow.loaded() == {"web", "old", "third", "new"}
+    assert {one.name: (one.action, one.why) for one in report.rows} == {
+        "new": ("put", "new"),
+        "old": ("keep", "unchanged"),
+        "third": ("keep", "unchanged"),
+        "web": ("put", "missing"),
+    }
+    assert {row.action for row in slow.daemon.step().rows} == {"keep"}
+
+
+def test_an_untouched_node_is_not_looked_at_while_profiles_are_compiled(slow):
+    """Compiling much costs no look each time."""
+    slow.kind.others = [lambda: None] * 3
+    looks = []
+    slow.kind.observe = lambda names, suspects: (
+        looks.append(names) or CheapKind.observe(slow.kind, names, suspects)
+    )
+    slow.daemon.step()
+    assert len(looks) == 1
+
+
+def test_a_repair_while_profiles_are_compiled_counts_once(slow, clock):
+    """As one repair of a fight, and as one look at who lost confinement."""
+    lost = slow.daemon.lost = Lost()
+    slow.kind.others = [lambda: slow.node.loaded.pop("web")]
+    slow.daemon.step()
+    assert [name for _, name in slow.daemon._repairs] == ["web"]
+    assert [one for one in lost.asked if one[0] == "removed"] == [
+        ("removed", ("web",)),
+        ("removed", ()),
+    ]
+
+
+def test_a_second_repair_while_profiles_are_compiled_waits_a_second(slow, clock):
+    """A fight must not keep the pass from going on."""
+    seen = []
+
+    def wait():
+        clock.now += daemon.AGAIN_SECONDS
+
+    slow.kind.others = [
+        lambda: slow.node.loaded.pop("web"),
+        lambda: slow.node.loaded.pop("web"),
+        lambda: seen.append("web" in slow.node.loaded),
+        wait,
+        lambda: seen.append("web" in slow.node.loaded),
+    ]
+    slow.daemon.step()
+    assert seen == [False, True]

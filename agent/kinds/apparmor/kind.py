@@ -85,6 +85,7 @@ class AppArmor:
         self._prepared: dict[
             bytes, tuple[Compiled, str]
         ] = {}  # for the next inspects: text, context
+        self._compiling = False  # one more parser beside those may be too much for the memory
 
     @property
     def name(self) -> Literal["apparmor"]:
@@ -98,7 +99,7 @@ class AppArmor:
 
     # --- check -----------------------------------------------------------------------------------
 
-    def prepare(self, blobs: Sequence[Blob], pulse: Callable[[], None]) -> None:
+    def prepare(self, blobs: Sequence[Blob], meanwhile: Callable[[], None]) -> None:
         """Compile what will be inspected next, a few texts at a time."""
         self._prepared = {}
         absent = "" if self.checking else self.kernel.missing()
@@ -107,18 +108,22 @@ class AppArmor:
             return
         for begin in range(0, len(texts), _BATCH):
             try:
-                self._prepare(list(texts)[begin : begin + _BATCH], absent, pulse)
+                self._prepare(list(texts)[begin : begin + _BATCH], absent, meanwhile)
             except (HostError, parser.ParserError):
                 return  # each inspect will find the same, and say it
 
-    def _prepare(self, texts: Sequence[bytes], absent: str, pulse: Callable[[], None]) -> None:
+    def _prepare(self, texts: Sequence[bytes], absent: str, meanwhile: Callable[[], None]) -> None:
         features, context = self._target(absent)
         if not features:
             return
-        with contextlib.closing(self._compile(texts, absent, features, context)) as made:
-            for content, compiled in zip(texts, made, strict=True):
-                pulse()
-                self._prepared[content] = (compiled, context)
+        made = self._compile(texts, absent, features, context, meanwhile)
+        self._compiling = True
+        try:
+            with contextlib.closing(made):
+                for content, compiled in zip(texts, made, strict=True):
+                    self._prepared[content] = (compiled, context)
+        finally:
+            self._compiling = False
 
     def inspect(self, blob: Blob) -> Inspected:
         """Check one key without touching the node."""
@@ -127,7 +132,7 @@ class AppArmor:
         problems = () if blob.content in self._prepared else text.refusals(blob.content)
         if problems:
             return Rejection(id=id_, problems=problems)
-        why = self.parser.missing()
+        why = "others are being compiled" if self._compiling else self.parser.missing()
         if why:
             return trouble.unchecked(id_, f"The profile cannot be checked: {why}.")
         absent = "" if self.checking else self.kernel.missing()
@@ -176,7 +181,12 @@ class AppArmor:
         return ("--kernel-features", path), context
 
     def _compile(
-        self, texts: Sequence[bytes], absent: str, features: tuple[str, ...], context: str
+        self,
+        texts: Sequence[bytes],
+        absent: str,
+        features: tuple[str, ...],
+        context: str,
+        meanwhile: Callable[[], None],
     ) -> Generator[Compiled, None, None]:
         """Give what the parser makes of each text, from the cache where it is there."""
         known: dict[bytes, Compiled] = {}
@@ -191,7 +201,7 @@ class AppArmor:
                 killed[content] = found.times
         fresh: dict[bytes, Compiled] = {}
         left = (one for one in texts if one not in known)
-        with contextlib.closing(self.parser.compile_all(left, features)) as made:
+        with contextlib.closing(self.parser.compile_all(left, features, meanwhile)) as made:
             for content in texts:
                 compiled = known.get(content) or next(made)
                 if content not in known and compiled.killed:

@@ -123,7 +123,10 @@ class Parser:
         return found
 
     def compile_all(
-        self, texts: Iterable[bytes], features: Sequence[str]
+        self,
+        texts: Iterable[bytes],
+        features: Sequence[str],
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> Generator[Compiled, None, None]:
         """Compile texts in their order, a few at a time; a text is taken when its turn comes.
 
@@ -131,6 +134,7 @@ class Parser:
         is the same byte by byte (docs/performance.md), but some patterns need very much of it. So
         what does not succeed soon and in little memory is compiled as the parser does by itself,
         with no other beside it: both would not fit into the memory of a small container.
+        meanwhile: called while it waits, and after each.
         """
         left = iter(texts)
         with contextlib.ExitStack() as stack:
@@ -145,16 +149,17 @@ class Parser:
                     return
                 text, one, own = running.popleft()
                 with own:
-                    done = one.result()
+                    done = one.result(meanwhile)
                 self.ran(done.seconds)
                 effort = quick
                 if done.status != 0:
                     for other in running:
-                        other[1].result()
+                        other[1].result(meanwhile)
                     effort = self._patient()
                     with contextlib.ExitStack() as own:
-                        done = self._start(own, text, features, effort).result()
+                        done = self._start(own, text, features, effort).result(meanwhile)
                     self.ran(done.seconds)
+                meanwhile()
                 yield _compiled(done, effort.memory)
 
     def _patient(self) -> "_Effort":

@@ -116,7 +116,7 @@ class Seccomp:
             return b"", (*problems, Problem(code="key_too_large", where="profile", what=what))
         return body, tuple(problems)
 
-    def prepare(self, blobs: Sequence[Blob], pulse: Callable[[], None]) -> None:
+    def prepare(self, blobs: Sequence[Blob], meanwhile: Callable[[], None]) -> None:
         """Do nothing: a check is quick."""
 
     def inspect(self, blob: Blob) -> Inspected:

@@ -47,7 +47,8 @@ class Daemon:
     def __enter__(self):
         command = [
             sys.executable, "-m", "agent", f"--source=dir:{SOURCE}", f"--state-dir={STATE}",
-            f"--seccomp-dir={SECCOMP}", "--log-format=json", f"--http-address={HTTP}", *self.more,
+            f"--seccomp-dir={SECCOMP}", "--log-format=json", f"--http-address={HTTP}",
+            "--removal-grace=1s", *self.more,
         ]  # fmt: skip
         # The guest has no bytecode of the standard library: what the first one compiles stays.
         environ = {**os.environ, **self.environ}

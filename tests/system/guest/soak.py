@@ -32,7 +32,7 @@ BOOT = Path("/tmp/boot-id")  # noqa: S108 - the guest is ours alone
 FIGHT_SECONDS, FIGHT_EDITS = 130.0, 7  # more edits of one name would be a fight
 KNOWN_SECONDS = 12.0  # who is confined for so long was looked at
 WARM = 3
-OPTIONS = ("--resync=4s", "--log-level=debug")
+OPTIONS = ("--removal-grace=200ms", "--resync=4s", "--log-level=debug")
 
 
 class Broken(AssertionError):  # noqa: N818 - reads as what it is
