@@ -66,9 +66,14 @@ def _single(path: str) -> bool:
     return Path(path).is_file() and Path(path).suffix not in _MANIFESTS
 
 
+def _full(path: str) -> Path:
+    """Return the whole path without `..`; symbolic links keep their names."""
+    return Path(os.path.normpath(Path(path).absolute()))
+
+
 def _above(paths: Sequence[str]) -> str:
     """Return the directory that the single files have in common: their keys are relative to it."""
-    directories = [str(Path(path).absolute().parent) for path in paths if _single(path)]
+    directories = [str(_full(path).parent) for path in paths if _single(path)]
     return os.path.commonpath(directories) if directories else ""
 
 
@@ -79,7 +84,7 @@ def _read(path: str, above: str) -> tuple[Snapshot, ...]:
         source = opening.open_source(path)
         # The command line has refused ConfigMaps of the API server.
         return () if isinstance(source, opening.Wanted) else source.read()
-    origin, key = f"dir {above}", str(one.absolute().relative_to(above))
+    origin, key = f"dir {above}", str(_full(path).relative_to(above))
     try:
         with one.open("rb") as file:
             content = file.read(limits.KEY_BYTES + 1)

@@ -228,6 +228,16 @@ def test_checked_files_are_keys_of_the_directory_that_they_share(top, capsys, mo
     ]
 
 
+def test_files_above_the_working_directory_are_checked_under_their_names(top, capsys, monkeypatch):
+    """A key never has a `..`, which would be refused."""
+    (top / "other").mkdir()
+    (top / "other/deny.json").write_text(DENY)
+    monkeypatch.chdir(top / "source")
+    assert main(["check", "../other/deny.json", "audit.json", "--output=json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [one["key"] for one in report["profiles"]] == ["other/deny.json", "source/audit.json"]
+
+
 def test_the_same_name_in_two_checked_files_is_a_conflict(top, capsys):
     """What would be refused on a node is refused in a CI job."""
     (top / "more").mkdir()
@@ -253,8 +263,10 @@ def test_a_state_directory_that_is_none_is_a_mistake(run, top, capsys):
     (top / "root" / STATE).write_text("")
     assert run() == (2, "")
     (top / "root" / STATE).unlink()
-    assert main(["--oneshot", f"--source=dir:{top}/source", f"--host-root={top}/none"]) == 2
-    assert capsys.readouterr().err.endswith("none is no directory\n")
+    for more in ([], ["--dry-run"]):
+        command = ["--oneshot", f"--source=dir:{top}/source", f"--host-root={top}/none", *more]
+        assert main(command) == 2
+        assert capsys.readouterr().err.endswith("none is no directory\n")
     assert not (top / "none").exists()
 
 
