@@ -27,13 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsed = cli.parse(sys.argv[1:] if argv is None else argv, os.environ, _read_config)
     try:
         return _run(parsed)
-    except BrokenPipeError:
-        # Whoever read the output went away; Python would complain once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except _NotTold as error:
+        # Python would complain once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.stderr.write(f"profile-loader: standard output cannot be written: {error}\n")
+        if error.why:
+            sys.stderr.write(f"profile-loader: standard output cannot be written: {error.why}\n")
         return 1
     except Exception as error:  # noqa: BLE001 - the last place that can tell
         return _configuration(error) or _bug(error)
@@ -42,7 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(parsed: cli.Parsed) -> int:  # noqa: PLR0911 - one return a command
     match parsed:
         case cli.Usage(text=text, status=status):
-            _print(text) if not status else sys.stderr.write(text)
+            if status:
+                sys.stderr.write(text)
+            else:
+                _print(text)
             return status
         case cli.Run(settings=settings, oneshot=oneshot):
             return _pass(settings, restore=False) if oneshot else _daemon(settings)
@@ -133,8 +134,6 @@ def _lock(settings: Settings) -> Iterator[bool]:
     from agent import wiring
     from agent.doors.host import HostError
 
-    if not Path(settings.host_root).is_dir():
-        raise wiring.Unserved(f"--host-root {settings.host_root} is no directory")
     with contextlib.ExitStack() as stack:
         mine = True
         try:
@@ -170,18 +169,22 @@ def _tell(report: Report, settings: Settings, *, selectors: bool = False) -> int
 
 
 class _NotTold(Exception):  # noqa: N818 - no mistake of the agent's
-    """What was done could not be told on standard output."""
+    """What was done could not be told on standard output. why: empty if its reader went away."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
 
 
 def _print(text: str) -> None:
-    """Write to standard output, to its end. Raises BrokenPipeError and _NotTold."""
+    """Write to standard output, to its end. Raises _NotTold."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
-        raise
+    except BrokenPipeError as error:
+        raise _NotTold("") from error
     except OSError as error:
-        raise _NotTold(error.strerror) from error
+        raise _NotTold(error.strerror or str(error)) from error
 
 
 def _open_closed() -> None:

@@ -40,7 +40,9 @@ Wake = Callable[[str], None]
 
 
 def host(settings: Settings) -> Host:
-    """Return the host below --host-root."""
+    """Return the host below --host-root. Raises Unserved if that is no directory."""
+    if not Path(settings.host_root).is_dir():
+        raise Unserved(f"--host-root {settings.host_root} is no directory")
     return Host(settings.host_root)
 
 
@@ -439,4 +441,4 @@ def _servers(settings: Settings, board: "Board") -> "list[Server]":
 
 
 class Unserved(Exception):  # noqa: N818 - reads as what it is
-    """An address that cannot be listened on, or a certificate that cannot be read."""
+    """What the options name cannot be used: an address, a certificate, a directory."""
