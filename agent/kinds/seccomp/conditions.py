@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from agent.core.problems import Problem
-from agent.kinds.seccomp.model import Document, Rule
+from agent.kinds.seccomp.model import STRICTNESS, Document, Rule
 
 _WIDE: Final = 0xFFFFFFFF
 # ABIs whose arguments have 32 bits; seccomp_data has 64, and libseccomp cuts the comparison.
@@ -21,14 +21,14 @@ _SHORT: Final = frozenset(
 _COMBINED: Final = frozenset({"SCMP_CMP_EQ", "SCMP_CMP_MASKED_EQ"})
 
 
-def problems(document: Document, strictness: dict[str, int]) -> Iterator[Problem]:
+def problems(document: Document) -> Iterator[Problem]:
     """Return what is wrong with the conditions of a document as it will be written."""
     yield from _tangled(document)
     short = sorted(_SHORT.intersection(document.architectures))
     for rule in document.rules:
         if short:
             yield from _too_wide(rule, short[0])
-        yield from _high_bits(rule, strictness, document.default_action)
+        yield from _high_bits(rule, document.default_action)
 
 
 def _tangled(document: Document) -> Iterator[Problem]:
@@ -70,9 +70,9 @@ def _too_wide(rule: Rule, abi: str) -> Iterator[Problem]:
             )
 
 
-def _high_bits(rule: Rule, strictness: dict[str, int], default: str) -> Iterator[Problem]:
+def _high_bits(rule: Rule, default: str) -> Iterator[Problem]:
     """Warn where a program chooses whether a comparison holds by bits that the kernel ignores."""
-    denies = strictness.get(rule.action, 0) > strictness.get(default, 0)
+    denies = STRICTNESS.get(rule.action, 0) > STRICTNESS.get(default, 0)
     evaded = "SCMP_CMP_EQ" if denies else "SCMP_CMP_NE"
     for number, arg in enumerate(rule.args):
         if arg.op == evaded and arg.value <= _WIDE:

@@ -21,6 +21,18 @@ MOST_BYTES: Final = 1 << 20
 MOST_ERRNO: Final = 4095  # MAX_ERRNO of linux/err.h; libseccomp refuses or cuts more
 MOST_PROBLEMS: Final = 50
 
+# How much an action denies; runc, crun and seccomp(2) know these and SCMP_ACT_NOTIFY.
+STRICTNESS: Final = {
+    "SCMP_ACT_ALLOW": 0,
+    "SCMP_ACT_LOG": 1,
+    "SCMP_ACT_TRACE": 2,
+    "SCMP_ACT_ERRNO": 3,
+    "SCMP_ACT_TRAP": 4,
+    "SCMP_ACT_KILL": 5,
+    "SCMP_ACT_KILL_THREAD": 5,
+    "SCMP_ACT_KILL_PROCESS": 6,
+}
+
 _TOP: Final = frozenset(
     {
         "defaultAction",

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from agent.core.problems import Problem
-from agent.kinds.seccomp.model import Document, Rule
+from agent.kinds.seccomp.model import STRICTNESS, Document, Rule
 
 ABIS: Final = frozenset(
     f"SCMP_ARCH_{name}"
@@ -34,16 +34,15 @@ IPC: Final = frozenset(
 )
 
 
-def problems(document: Document, native: str, strictness: dict[str, int]) -> Iterator[Problem]:
+def problems(document: Document, native: str) -> Iterator[Problem]:
     """Return what a document's conditions do not hold for.
 
-    native: the node's own architecture, which counts beside those listed. strictness: how much
-    each action denies.
+    native: the node's own architecture, which counts beside those listed.
     """
     abis = sorted(ABIS.intersection((*document.architectures, native)))
     if not abis:
         return
-    default = strictness.get(document.default_action, 0)
+    default = STRICTNESS.get(document.default_action, 0)
     plain = {
         name: rule
         for rule in document.rules
@@ -51,13 +50,11 @@ def problems(document: Document, native: str, strictness: dict[str, int]) -> Ite
         for name in rule.names
     }
     for rule in document.rules:
-        if rule.args and strictness.get(rule.action, 0) < default:
-            yield from _walked_around(rule, plain, abis[0], strictness)
+        if rule.args and STRICTNESS.get(rule.action, 0) < default:
+            yield from _walked_around(rule, plain, abis[0])
 
 
-def _walked_around(
-    rule: Rule, plain: dict[str, Rule], abi: str, strictness: dict[str, int]
-) -> Iterator[Problem]:
+def _walked_around(rule: Rule, plain: dict[str, Rule], abi: str) -> Iterator[Problem]:
     for through, names in (("socketcall", SOCKETCALL), ("ipc", IPC)):
         found = next((name for name in rule.names if name in names), None)
         own = plain.get(through)
@@ -71,7 +68,7 @@ def _walked_around(
                 f"{through}(2): libseccomp lets all of them through.",
                 hint=f"Leave {abi} out of architectures, or give {through} a rule of its own.",
             )
-        elif strictness.get(own.action, 0) <= strictness.get(rule.action, 0):
+        elif STRICTNESS.get(own.action, 0) <= STRICTNESS.get(rule.action, 0):
             yield Problem(
                 code="condition_surprising",
                 where=f"{rule.where}.args",

@@ -12,19 +12,8 @@ from typing import Final, Literal
 
 from agent.core.problems import Problem
 from agent.kinds.seccomp import canonical, conditions, multiplex, syscalls
-from agent.kinds.seccomp.model import Document, Only, Rule
+from agent.kinds.seccomp.model import STRICTNESS, Document, Only, Rule
 
-# How much an action denies; runc, crun and seccomp(2) know these and SCMP_ACT_NOTIFY.
-STRICTNESS: Final = {
-    "SCMP_ACT_ALLOW": 0,
-    "SCMP_ACT_LOG": 1,
-    "SCMP_ACT_TRACE": 2,
-    "SCMP_ACT_ERRNO": 3,
-    "SCMP_ACT_TRAP": 4,
-    "SCMP_ACT_KILL": 5,
-    "SCMP_ACT_KILL_THREAD": 5,
-    "SCMP_ACT_KILL_PROCESS": 6,
-}
 _LETS_THROUGH: Final = frozenset({"SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE"})
 _WITH_ERRNO: Final = frozenset({"SCMP_ACT_ERRNO", "SCMP_ACT_TRACE"})
 _HANGS: Final = frozenset({"SCMP_ACT_KILL", "SCMP_ACT_KILL_THREAD"})
@@ -78,8 +67,8 @@ def expanded(document: Document, options: Options) -> Iterator[Problem]:
     yield from _conflicts(document)
     yield from _overlaps(document)
     native = canonical.MACHINES[options.machine][0]
-    yield from multiplex.problems(document, native, STRICTNESS)
-    yield from conditions.problems(document, STRICTNESS)
+    yield from multiplex.problems(document, native)
+    yield from conditions.problems(document)
     yield from _size(document)
     yield from _warnings(document, options)
 
