@@ -1,9 +1,16 @@
 """Settings that every test shares."""
 
 import os
+import signal
 
 from hypothesis import settings
 
 settings.register_profile("default", deadline=None)
 settings.register_profile("thorough", deadline=None, max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_configure():
+    """Let an end from outside end what the tests started too, in a background job as well."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
