@@ -364,8 +364,7 @@ def daemon(settings: Settings) -> "Daemon":
         lost=lost,
         audience=(logs.Changes(), board),
     )
-    _parser_told(made.one.kinds, metrics.parser_ran)
-    _reloads_told(made.one.kinds, lost)
+    _heard(made.one.kinds, metrics.parser_ran, lost)
     files = Files(_watched(settings, made.one.sources), wake.put)
     made.audience = (*made.audience, files)
     board.beat = lambda: made.beat
@@ -382,23 +381,16 @@ def daemon(settings: Settings) -> "Daemon":
     return made
 
 
-def _parser_told(found: Mapping[KindName, ports.Kind], ran: Callable[[float], None]) -> None:
-    """Let `ran` be told the seconds of each run of apparmor_parser."""
-    if "apparmor" in found:
-        from agent.kinds.apparmor.kind import AppArmor
-
-        kind = found["apparmor"]
-        if isinstance(kind, AppArmor):
-            kind.parser.ran = ran
-
-
-def _reloads_told(found: Mapping[KindName, ports.Kind], lost: "Lost | None") -> None:
-    """Let who looks for lost confinement know what was removed and loaded between two looks."""
+def _heard(
+    found: Mapping[KindName, ports.Kind], ran: Callable[[float], None], lost: "Lost | None"
+) -> None:
+    """Let ran be told of each parser run, and lost of what was loaded between two of its looks."""
     if lost is not None:
         from agent.kinds.apparmor.kind import AppArmor
 
         kind = found["apparmor"]
         if isinstance(kind, AppArmor):
+            kind.parser.ran = ran
             lost.anew = kind.kernel.anew
 
 

@@ -681,7 +681,8 @@ def _pods_unknown(name: str) -> Problem:
         code="use_unknown",
         where=name,
         what=f'"{name}" is no longer desired, but which pods of this node name it is not known.',
-        hint="The agent needs the right to list and watch pods (--pod-aware).",
+        hint="It is once the API server answers; listing and watching pods must be allowed "
+        "(manifests/overlays/pod-aware).",
     )
 
 
