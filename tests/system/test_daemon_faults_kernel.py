@@ -14,6 +14,7 @@ SCENARIOS = [
     "a_securityfs_that_goes_away_or_is_another_leaves_what_is_loaded",
     "a_start_without_securityfs_puts_nothing_and_heals",
     "a_parser_that_fails_in_any_way_keeps_the_last_good_version",
+    "a_repair_waits_for_no_parser_that_hangs",
     "a_clock_set_back_or_forth_disturbs_nothing",
     "a_kill_at_a_named_point_ends_in_the_same_state",
     "a_process_stays_confined_through_upgrades_and_downgrades",

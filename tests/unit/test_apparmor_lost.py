@@ -136,5 +136,5 @@ def test_who_ran_below_a_name_that_is_loaded_anew_is_told(lost, proc):
 def test_the_daemon_tells_it_what_the_kernel_side_saw(lost, tmp_path):
     """The two know nothing of each other."""
     kind = AppArmor(host=Host(tmp_path))
-    wiring._reloads_told({"apparmor": kind}, lost)
+    wiring._heard({"apparmor": kind}, print, lost)
     assert lost.anew == kind.kernel.anew

@@ -5,6 +5,7 @@ the kernel, the metrics (which are the report), probes and the exit.
 """
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -192,6 +193,45 @@ def a_parser_that_fails_in_any_way_keeps_the_last_good_version():
         left_in_peace(running)
 
 
+def a_repair_waits_for_no_parser_that_hangs():
+    """It is put back while another text hangs, and told as what it is."""
+    PARSER.write_text(PARSERS)
+    PARSER.chmod(0o755)
+    MODE.write_text("good")
+    source(web=text(0))
+    repairs = 'profile_loader_drift_repairs_total{cause="missing",kind="apparmor"}'
+    with Daemon(f"--apparmor-parser={PARSER}", "--parser-timeout=90s") as running:
+        settled()
+        good = content("web")
+        with Confined("web") as process:
+            end = time.monotonic() + 12.0
+            until(lambda: time.monotonic() > end, 60)  # who is confined was looked at
+            MODE.write_text("hanging")
+            (SOURCE / "slow.profile").write_text(plain("slow"))
+            until(hanging, 30, "the parser hangs")
+            assert parser(text(0), "-R")[0] == 0
+            seconds = until(lambda: "web" in loaded(), 30, "back")
+            assert (content("web"), bool(hanging())) == (good, True)
+            print(json.dumps({"note": f"repair while a parser hangs: {seconds * 1000:.0f} ms"}))
+            MODE.write_text("good")
+            for pid in hanging():
+                os.kill(pid, signal.SIGKILL)
+            until(lambda: "slow" in loaded(), 120, "the other")
+            until(lambda: metric(repairs) == 1, 30, "told")
+            assert f"pid {process.pid}" in LOG.read_text()
+        left_in_peace(running)
+
+
+def hanging():
+    """Return the processes in which the parser hangs."""
+    found = []
+    for one in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if one.read_bytes() == b"sleep\0600\0":
+                found.append(int(one.parent.name))
+    return found
+
+
 def a_clock_set_back_or_forth_disturbs_nothing():
     """CLOCK_REALTIME jumps by a year and by a day; repairs, updates and the end are as before."""
     source(web=text(1))
@@ -357,6 +397,7 @@ SCENARIOS = [
     a_securityfs_that_goes_away_or_is_another_leaves_what_is_loaded,
     a_start_without_securityfs_puts_nothing_and_heals,
     a_parser_that_fails_in_any_way_keeps_the_last_good_version,
+    a_repair_waits_for_no_parser_that_hangs,
     a_clock_set_back_or_forth_disturbs_nothing,
     a_kill_at_a_named_point_ends_in_the_same_state,
     a_process_stays_confined_through_upgrades_and_downgrades,
