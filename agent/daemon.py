@@ -319,7 +319,8 @@ class Daemon:
                 else (kind, name) in self._since
             )
         }
-        return {name: now - since for name, since in self._since.items()}
+        # Rounded: since + grace - since may be less than the grace, and no wait would follow.
+        return {name: round(now - since, 6) for name, since in self._since.items()}
 
     def _next(self, now: float) -> float:
         """Return when the next pass is due, in monotonic seconds."""

@@ -221,6 +221,19 @@ def test_a_removal_is_label_off_then_grace_then_removal(world, clock):
     assert world.node.removed == ["old"]
 
 
+def test_a_removal_is_done_when_it_is_due_whatever_the_clock_says(world, clock):
+    """A sum of two times, less the one, may be less than the other."""
+    del world.keys.keys["old"]
+    clock.now = 1000.004
+    world.daemon._full = 1e9
+    assert (clock.now + GRACE) - clock.now < GRACE
+    world.turn()
+    world.turn()
+    clock.now = world.daemon._due
+    world.turn()
+    assert world.loaded() == {"web", "third"}
+
+
 def test_while_its_label_cannot_be_taken_off_nothing_is_removed(world, clock):
     """However long the API server is away."""
     del world.keys.keys["old"]

@@ -227,7 +227,7 @@ def hanging():
     found = []
     for one in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            if one.read_bytes() == b"sleep\0600\0":
+            if one.read_bytes() == b"sleep\x00600\x00":
                 found.append(int(one.parent.name))
     return found
 
