@@ -54,14 +54,13 @@ def warnings(declared: Sequence[Declared], source: str) -> tuple[Problem, ...]:
 
 
 def _refusals(one: Declared, names: frozenset[str], source: str, rules: Rules) -> Iterator[Problem]:
-    where = text.line_of(source, one.name)
     shown = ascii(one.name)[1:-1] if not one.name.isprintable() else one.name
     above = policy.ancestors(one.name)
     top = above[-1] if above else one.name
     if one.name.startswith(":"):
         yield Problem(
             code="namespace_refused",
-            where=where,
+            where=text.line_of(source, one.name),
             what=f'Profile "{shown}" names a policy namespace.',
             hint="Remove the namespace; pods use the host's.",
         )
@@ -70,7 +69,7 @@ def _refusals(one: Declared, names: frozenset[str], source: str, rules: Rules) -
     if why:
         yield Problem(
             code="name_unsafe",
-            where=where,
+            where=text.line_of(source, one.name),
             what=f'The name "{shown[:_LONGEST]}" {why}.',
             hint="Choose a shorter, plain name; declare hats and children inside their parent, "
             "one level deep.",
@@ -78,7 +77,7 @@ def _refusals(one: Declared, names: frozenset[str], source: str, rules: Rules) -
     if "@{" in one.name:
         yield Problem(
             code="name_variable",
-            where=where,
+            where=text.line_of(source, one.name),
             what=f'The name "{shown}" holds a variable.',
             hint="Write the name out.",
         )
@@ -86,7 +85,7 @@ def _refusals(one: Declared, names: frozenset[str], source: str, rules: Rules) -
     if denied is not None:
         yield Problem(
             code="name_denied",
-            where=where,
+            where=text.line_of(source, one.name),
             what=f'The name "{shown}" is on the deny list ("{denied}"): it belongs to the host.',
             hint="Give the profile a name of its own.",
         )
@@ -94,7 +93,7 @@ def _refusals(one: Declared, names: frozenset[str], source: str, rules: Rules) -
     if not above and (one.attached or one.name.startswith("/")) and not rules.allow_attachments:
         yield Problem(
             code="attachment_refused",
-            where=where,
+            where=text.line_of(source, one.name),
             what=f'Profile "{shown}" has an attachment: it would confine processes of the host '
             "that run that program.",
             hint="Remove the path after the name (profile NAME {), or set --allow-attachments.",
@@ -102,7 +101,7 @@ def _refusals(one: Declared, names: frozenset[str], source: str, rules: Rules) -
     if one.mode == "unconfined" and not rules.allow_unconfined_mode:
         yield Problem(
             code="unconfined_refused",
-            where=where,
+            where=text.line_of(source, one.name),
             what=f'Profile "{shown}" is in unconfined mode (flags=(unconfined) or default_allow): '
             "it confines nothing.",
             hint="Remove the flag, or set --allow-unconfined-mode.",
