@@ -276,7 +276,7 @@ class Killed(Daemon):
         command = [
             sys.executable, str(HERE / "killed.py"), f"--source=dir:{SOURCE}",
             f"--state-dir={STATE}", f"--seccomp-dir={SECCOMP}", "--log-format=json",
-            f"--http-address={HTTP}", *self.more,
+            f"--http-address={HTTP}", "--removal-grace=1s", *self.more,
         ]  # fmt: skip
         environ = {**os.environ, **self.environ}
         environ.pop("PYTHONDONTWRITEBYTECODE", None)
