@@ -1,10 +1,11 @@
 """`python -m bench`: measure every row, print it, and write docs/performance.md.
 
-Run it from the top of the repository, as root, on a machine that does nothing else. It is no test:
-nothing fails because of a figure.
+Run it from the top of the repository, as root, on a machine that does nothing else, in an environment
+of requirements-run.lock alone (docs/performance.md). It is no test: nothing fails because of a figure.
 """
 
 import argparse
+import importlib.util
 import sys
 import time
 import traceback
@@ -25,6 +26,10 @@ def main() -> int:
     sys.stdout.write(f"{len(wanted)} rows, about {minutes:.0f} minutes on two idle cores\n")
     if about.busy() > about.QUIET_LOAD:
         sys.stdout.write(f"this machine is busy (load {about.busy():.1f}): times are too long\n")
+    if importlib.util.find_spec("rich") is not None:
+        sys.stdout.write(
+            "structlog finds rich here, which the image does not have: starts are slow\n"
+        )
     status = 0
     for row in wanted:
         begin = time.monotonic()
