@@ -1,7 +1,8 @@
 """`python -m bench`: measure every row, print it, and write docs/performance.md.
 
-Run it from the top of the repository, as root, on a machine that does nothing else, in an environment
-of requirements-run.lock alone (docs/performance.md). It is no test: nothing fails because of a figure.
+Run it from the top of the repository, as root, on a machine that does nothing else, in an
+environment of requirements-run.lock alone (docs/performance.md). It is no test: nothing fails
+because of a figure.
 """
 
 import argparse
