@@ -100,10 +100,10 @@ def _told(one: "OnNode", key: str, data: dict[str, str]) -> float:
 
 def verified(runs: int) -> Result:
     """Change an AppArmor profile; see it in the kernel of the VM, and on the label."""
-    from tests.system import test_label_kernel
+    from tests.system import label_kernel
 
-    test_label_kernel.CHANGES = runs
-    seen = test_label_kernel.measured()
+    label_kernel.CHANGES = runs
+    seen = label_kernel.measured()
     beside = machine.guest("poll", 6)
     compiling = median(beside["compile"])
     over = (median(seen.label) - compiling) * 1000

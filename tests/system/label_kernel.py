@@ -1,0 +1,341 @@
+"""From the API server to a real kernel and back to the label, in one run.
+
+A real API server with the base manifests is on this machine; the agent runs in a virtual machine
+with AppArmor, as the DaemonSet runs it and with digest labels. A ConfigMap is changed here; what
+the kernel holds is looked at there. Both clocks are compared right before each change, so that
+the moment of the kernel is known as "at the latest then" in this machine's time.
+"""
+
+import concurrent.futures
+import contextlib
+import hashlib
+import http.client
+import json
+import os
+import re
+import socket
+import ssl
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from tests.system import vm
+from tests.system.cluster import NAMESPACE, NODE_INFO, Cluster
+from tests.system.proxy import Proxy
+
+ROOT = Path(__file__).parents[2] / "manifests"
+GUEST = Path(__file__).parent / "guest"
+DOMAIN = "profile-loader.node-restriction.kubernetes.io"
+NODE = "node-a"  # whose kubelet has a token in tests/system/cluster.py
+NAME = "changed"
+CHANGES = int(os.environ.get("CHANGES", "20"))
+AWAY = 5  # repairs without an API server
+BUDGET_SECONDS = 300
+FIRST_SECONDS = 150  # emulated: the kernel, the compilation of every module to bytecode
+ABSENT = ["", ""]
+
+
+def text(number):
+    """Return the profile's version of a number; the mode is another one each time."""
+    flags = "flags=(complain) " if number % 2 else ""
+    return f"profile {NAME} {flags}{{\n  file,\n  signal,\n  deny /etc/secret{number} r,\n}}\n"
+
+
+def expected(number):
+    """Return the labels of the changed profile when its version of a number is in place."""
+    return {
+        f"apparmor.{DOMAIN}/{NAME}": "complain" if number % 2 else "enforce",
+        f"apparmor-digest.{DOMAIN}/{NAME}": hashlib.sha256(text(number).encode()).hexdigest()[:12],
+    }
+
+
+@dataclass
+class Seen:
+    """What was measured: seconds after the answer to each change, and what came back when."""
+
+    kernel: list[float] = field(default_factory=list)
+    label: list[float] = field(default_factory=list)
+    kernels: list[list[str]] = field(default_factory=list)  # each state of the kernel in turn
+    labels: list[dict[str, str]] = field(default_factory=list)  # each state of the labels in turn
+    held: list[list[str]] = field(default_factory=list)  # hash and mode of each version
+    restored: list[float] = field(default_factory=list)
+    away: list[dict[str, str]] = field(default_factory=list)  # labels after each such repair
+    started: float = 0.0
+    caught_up: float = 0.0
+    shipped: dict[str, str] = field(default_factory=dict)
+    short: float = 0.0  # the part of the time of the changes in which something waited for a CPU
+
+
+class Api:
+    """The administrator's view of the API server: one ConfigMap to change, one Node to watch."""
+
+    def __init__(self, cluster):
+        self.cluster = cluster
+        self.context = ssl.create_default_context(cafile=str(cluster.ca))
+        self.headers = {"Authorization": "Bearer admin", "Content-Type": "application/json"}
+        self.asking = self._connection()
+        self.watching, self.events = None, None
+        self.labels, self.history = {}, []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.asking.close()
+        self._unwatch()
+
+    def _unwatch(self):
+        if self.watching is not None:
+            self.watching.close()
+        if self.events is not None:
+            self.events.close()
+
+    def _connection(self):
+        return http.client.HTTPSConnection(
+            "127.0.0.1", self.cluster.port, timeout=FIRST_SECONDS, context=self.context
+        )
+
+    def change(self, number):
+        """Put the version of a number; return when that was answered."""
+        body = {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {
+                "name": "web",
+                "namespace": NAMESPACE,
+                "labels": {"app.kubernetes.io/component": "profiles"},
+            },
+            "data": {f"{NAME}.profile": text(number)},
+        }
+        path = f"/api/v1/namespaces/{NAMESPACE}/configmaps/web"
+        self.asking.request("PUT", path, json.dumps(body), self.headers)
+        answer = self.asking.getresponse()
+        answer.read()
+        at = time.monotonic()
+        assert answer.status == 200, answer.status
+        return at
+
+    def watch(self):
+        """Begin to watch the Node anew; its labels come first."""
+        self._unwatch()
+        self.watching = self._connection()
+        path = f"/api/v1/nodes?watch=true&fieldSelector=metadata.name%3D{NODE}"
+        self.watching.request("GET", path, headers=self.headers)
+        self.events = self.watching.getresponse()
+        assert self.events.status == 200, self.events.status
+
+    def until(self, wanted):
+        """Read the watch until the Node has all of these labels; return when that was told."""
+        at = time.monotonic()
+        while not wanted.items() <= self.labels.items():
+            line = self.events.readline()
+            at = time.monotonic()
+            assert line, "the watch ended"
+            self.labels = json.loads(line)["object"]["metadata"].get("labels", {})
+            own = {key: self.labels[key] for key in expected(0) if key in self.labels}
+            if [own] != self.history[-1:]:
+                self.history.append(own)
+        return at
+
+    def now(self):
+        """Return the own labels of the changed profile as they are now."""
+        found = self.cluster.labels(NODE)
+        return {key: found.get(key, "") for key in expected(0)}
+
+
+class Guest:
+    """The connection to tests/system/guest/cluster.py."""
+
+    def __init__(self, connection):
+        self.socket = connection
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket.settimeout(FIRST_SECONDS)
+        self.lines = connection.makefile()
+        self.told = []  # what the kernel held and when, as far as not asked for
+        self.history = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)  # the guest ends, with its log
+        self.lines.close()
+        self.socket.close()
+
+    def ask(self, do, wanted, **more):
+        """Ask for one thing; return the answer."""
+        self.socket.sendall(json.dumps({"do": do, **more}).encode() + b"\n")
+        while True:
+            said = self._said()
+            if wanted in said:
+                return said[wanted]
+            self.told.append(said)
+
+    def kernel(self, wanted):
+        """Wait until the kernel holds a version; return by when, in the guest's time."""
+        while True:
+            said = self.told.pop(0) if self.told else self._said()
+            if said["kernel"] == wanted:
+                return said["at"]
+
+    def offset(self):
+        """Return how much must be added to the guest's time for the latest time here it can be."""
+        found = []
+        for _ in range(5):
+            at = self.ask("clock", "clock")
+            found.append(time.monotonic() - at)
+        return min(found)
+
+    def _said(self):
+        line = self.lines.readline()
+        if not line:
+            raise ConnectionError("the guest is gone")
+        said = json.loads(line)
+        if "kernel" in said:
+            self.history.append(said["kernel"])
+        return said
+
+
+def drive(guest, api, proxy):
+    """Change, look and measure; return what was seen."""
+    seen = Seen()
+    number = CHANGES + 2
+    contents = guest.ask("compile", "compiled", texts=[text(one) for one in range(number)])
+    assert len(set(contents)) == number
+    modes = [expected(one)[f"apparmor.{DOMAIN}/{NAME}"] for one in range(number)]
+    held = seen.held = [list(one) for one in zip(contents, modes, strict=True)]
+    api.labels, api.history = {}, []
+    api.change(0)
+    api.watch()
+    api.until(expected(0))
+    guest.kernel(held[0])
+    begin, waited = time.monotonic(), pressure()
+    for version in range(1, CHANGES + 1):
+        offset = guest.offset()
+        answered = api.change(version)
+        told = api.until(expected(version))
+        kernel = guest.kernel(held[version]) + offset
+        seen.kernel.append(kernel - answered)
+        seen.label.append(told - answered)
+    seen.short = (pressure() - waited) / (time.monotonic() - begin)
+    seen.shipped = {key: value for key, value in api.labels.items() if DOMAIN in key}
+    outage(guest, api, proxy, seen)
+    guest.ask("end", "ended")
+    # A guest that was started again finds the labels of the one before.
+    seen.labels = api.history[api.history.index(expected(0)) :]
+    seen.kernels = guest.history[guest.history.index(held[0]) :]
+    return seen
+
+
+def pressure():
+    """Return for how many seconds something has waited for a CPU of this machine."""
+    path = Path("/proc/pressure/cpu")  # a kernel may lack it
+    found = re.search(r"some .*total=(\d+)", path.read_text()) if path.exists() else None
+    return int(found[1]) / 1e6 if found else 0.0
+
+
+def outage(guest, api, proxy, seen):
+    """Cut the agent off; take its profile away again and again; kill it; let the API back."""
+    proxy.refuse()
+    for _ in range(AWAY):
+        status, said = guest.ask("remove", "removed", text=text(CHANGES))
+        assert status == 0, said
+        gone = guest.kernel(ABSENT)
+        seen.restored.append(guest.kernel(seen.held[CHANGES]) - gone)
+        seen.away.append(api.now())
+    api.change(CHANGES + 1)
+    status, said = guest.ask("restart", "restarted", text=text(CHANGES))
+    assert status == 0, said
+    gone = guest.kernel(ABSENT)
+    seen.started = guest.kernel(seen.held[CHANGES]) - gone  # from the ledger: it has nothing else
+    seen.away.append(api.now())
+    proxy.forward()
+    back = time.monotonic()
+    api.watch()
+    seen.caught_up = api.until(expected(CHANGES + 1)) - back
+    guest.kernel(seen.held[CHANGES + 1])
+
+
+def arguments(objects):
+    """Return the arguments of the agent's container, and those of this test."""
+    (daemon,) = (one for one in objects if one["kind"] == "DaemonSet")
+    (container,) = daemon["spec"]["template"]["spec"]["containers"]
+    return [*container["args"], "--label-digest"]
+
+
+def files(cluster, proxy, listener, objects):
+    """Return what the guest needs to be this Node: its settings, a kubeconfig, the authority."""
+    config = json.loads(cluster.write_kubeconfig("agent", cluster.agent_token(NODE)).read_text())
+    config["clusters"][0]["cluster"] = {
+        "server": f"https://{vm.HOST}:{proxy.port}",
+        "certificate-authority": "ca.crt",
+    }
+    setting = {
+        "node": NODE,
+        "profile": NAME,
+        "kubelet": "kubelet-a",
+        "info": dict.fromkeys(NODE_INFO, "x"),
+        "url": f"https://{vm.HOST}:{cluster.port}",
+        "host": vm.HOST,
+        "port": listener.getsockname()[1],
+        "arguments": arguments(objects),
+    }
+    return {
+        **{f"guest/{one.name}": one.read_bytes() for one in GUEST.glob("*.py")},
+        "setting.json": json.dumps(setting).encode(),
+        "agent.kubeconfig": json.dumps(config).encode(),
+        "ca.crt": cluster.ca.read_bytes(),
+    }
+
+
+def measured():
+    """Return what was measured in one run of the guest beside the API server."""
+    with contextlib.ExitStack() as stack:
+        cluster = stack.enter_context(Cluster())
+        cluster.kubectl("create", "priorityclass", "unused", "--value", "1")
+        made = cluster.kubectl("kustomize", ROOT / "base")
+        cluster.kubectl("apply", "--server-side", "--validate=strict", "-f", "-", stdin=made)
+        cluster.node(NODE)
+        proxy = stack.enter_context(Proxy(cluster.port))
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        listener.settimeout(1.0)
+        api = stack.enter_context(Api(cluster))
+        cluster.kubectl("-n", NAMESPACE, "create", "configmap", "web")
+        given = files(cluster, proxy, listener, [one for one in yaml.safe_load_all(made) if one])
+        pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
+        run = pool.submit(
+            vm.run, given, "python3 guest/cluster.py", timeout_seconds=BUDGET_SECONDS, network=True
+        )
+        found, error = None, None
+        while not run.done():  # a guest that dies is started again, and calls again
+            with contextlib.suppress(TimeoutError):
+                connection, _ = listener.accept()
+                found, error = None, None
+                with Guest(connection) as guest:
+                    try:
+                        found = drive(guest, api, proxy)
+                    except (AssertionError, OSError) as failure:
+                        error = failure
+                    finally:
+                        proxy.forward()
+        result = run.result()
+        log = result.output[-6000:]
+        assert error is None, f"{error!r}\n{log}"
+        assert result.status == 0, log
+        assert found is not None, log
+    tell("policy in the kernel after the answer to the change", found.kernel)
+    tell("digest on the label after the answer to the change", found.label)
+    print(f"meanwhile CPUs of this machine were short for {found.short:.0%} of the time")
+    tell("restored without an API server", found.restored)
+    print(f"restored by a new agent without an API server: {found.started:.1f} s after the kill")
+    print(f"the API server is back, until the label has what it says: {found.caught_up:.2f} s")
+    return found
+
+
+def tell(what, seconds):
+    """Print a distribution."""
+    ms = [round(one * 1000) for one in sorted(seconds)]
+    print(f"{what}: {len(ms)} times, median {ms[len(ms) // 2]} ms, from {ms[0]} to {ms[-1]} ms")
