@@ -10,7 +10,6 @@ import shutil
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from typing import NoReturn
 
 from agent import settings as options
@@ -151,6 +150,8 @@ def parse(
     if any(word in ("-h", "--help") for word in rest):
         return Usage(text=parser.format_help(), status=0)
     if "--version" in rest:
+        from importlib import metadata
+
         return Usage(text=f"profile-loader {metadata.version('profile-loader')}\n", status=0)
     words, odd = _well_formed(rest, _flags(command))
     mistakes = list(odd.values())

@@ -9,7 +9,6 @@ import platform
 import queue
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -149,9 +148,7 @@ def cluster(
     from agent.reporters import node
     from agent.sources import cluster as config_maps
 
-    api = Api(
-        kubeconfig=settings.kubeconfig, version=metadata.version("profile-loader"), count=count
-    )
+    api = Api(kubeconfig=settings.kubeconfig, version=_version(), count=count)
     reflectors = {
         one: Reflector(
             api,
@@ -202,6 +199,12 @@ def cluster(
         node=watched,
         pods=pods if settings.pod_aware else None,
     )
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    return metadata.version("profile-loader")
 
 
 def _boot_id(on: Host) -> str:
@@ -314,7 +317,7 @@ def daemon(settings: Settings) -> "Daemon":
     from agent.reporters.board import Board
     from agent.reporters.metrics import Metrics
 
-    version = metadata.version("profile-loader")
+    version = _version()
     metrics = Metrics(version, allow_unsupported=settings.allow_unsupported)
     board = Board(
         metrics,

@@ -10,7 +10,6 @@ from urllib.parse import quote
 from agent.core import ports, selector
 from agent.core.labels import DOMAIN
 from agent.sources.directory import Directory
-from agent.sources.manifest import Manifest
 
 SCHEMES: Final = ("dir", "manifest", "configmap", "configmaps")
 _NAME: Final = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
@@ -69,7 +68,7 @@ def open_source(text: str, domain: str = DOMAIN) -> ports.Source | Wanted:
     if colon and scheme in SCHEMES:
         if not rest:
             raise ValueError(f'"{text}": a path must follow "{scheme}:"')
-        return Directory(rest) if scheme == "dir" else Manifest(rest, domain)
+        return Directory(rest) if scheme == "dir" else _manifest(rest, domain)
     if not text:
         raise ValueError("a source must not be empty")
     if colon and "/" not in scheme and not Path(text).exists():
@@ -82,5 +81,11 @@ def open_source(text: str, domain: str = DOMAIN) -> ports.Source | Wanted:
     path = Path(text)
     named = path.suffix in (".yaml", ".yml")
     if path.is_file() or (named and not path.is_dir()):
-        return Manifest(text, domain)
+        return _manifest(text, domain)
     return Directory(text)
+
+
+def _manifest(path: str, domain: str) -> ports.Source:
+    from agent.sources.manifest import Manifest  # with it comes yaml
+
+    return Manifest(path, domain)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-HEAVY = ("kubernetes", "urllib3", "prometheus_client", "watchdog")
+HEAVY = ("kubernetes", "urllib3", "prometheus_client", "watchdog", "yaml")
 RUN = """
 import json, sys
 from agent.__main__ import main

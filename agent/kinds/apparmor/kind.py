@@ -5,7 +5,7 @@ kernel's features is put. Rule 3: no parser, no kernel and no right are answers,
 """
 
 import contextlib
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -106,11 +106,22 @@ class AppArmor:
         texts = dict.fromkeys(blob.content for blob in blobs if not text.refusals(blob.content))
         if not texts or self.parser.missing():
             return
-        for begin in range(0, len(texts), _BATCH):
-            try:
-                self._prepare(list(texts)[begin : begin + _BATCH], absent, meanwhile)
-            except (HostError, parser.ParserError):
-                return  # each inspect will find the same, and say it
+        with contextlib.suppress(HostError, parser.ParserError):  # each inspect finds and says it
+            left = self._remembered(texts, absent)
+            for begin in range(0, len(left), _BATCH):
+                self._prepare(left[begin : begin + _BATCH], absent, meanwhile)
+
+    def _remembered(self, texts: Iterable[bytes], absent: str) -> list[bytes]:
+        """Prepare what was compiled before; return what was not."""
+        features, context = self._target(absent)
+        left = []
+        for content in texts:
+            found = self.cache.find(_key(context, content)) if features else None
+            if found is None:
+                left.append(content)
+            else:
+                self._prepared[content] = (found, context)
+        return left
 
     def _prepare(self, texts: Sequence[bytes], absent: str, meanwhile: Callable[[], None]) -> None:
         features, context = self._target(absent)
