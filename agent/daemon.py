@@ -111,8 +111,7 @@ class Daemon:
         self._repairs: deque[tuple[float, str]] = deque(maxlen=1000)  # (when, name)
         self._names: list[str] = []  # of which is known whom they confine
         self._look = 0.0  # when that is to be looked at again
-        self._mended: dict[tuple[str, ...], Row] = {}  # put back while the pass ran
-        self._again_at = 0.0  # before that nothing is put back so
+        self._again = 0.0  # before that nothing is put back while profiles are compiled
         self._deaf = 0.0  # until then the node's changes call for no pass: somebody fights
 
     def run(self) -> None:
@@ -125,32 +124,37 @@ class Daemon:
     def step(self) -> Report:
         """Make one pass and tell it."""
         self._nodes = self.nodes()
-        now = time.monotonic()
-        self.beat = now
-        gone = self._gone(now)
-        self.one.options = replace(self.one.options, gone=gone, pods=self.pods())
-        full = now >= self._full
-        self._mended = {}
+        self.beat = began = time.monotonic()
+        self._ask()
+        full = began >= self._full
         found = self.one.run(full=full)
         if full:
-            self._full = now + self.resync * random.uniform(0.9, 1.0)  # noqa: S311 - spreads load
+            self._full = began + self.resync * random.uniform(0.9, 1.0)  # noqa: S311 - spreads load
         failing = _failing(found)
         again = self._failures + 1 if failing == self._failing else 1
         self._failing, self._failures = failing, again if failing else 0
-        self._confinement(found, full=full)
-        self._fought(found)
-        raw = self._with_mended(found)
+        report = self._take(found, full=full)
+        self._due = self._next(began)
+        self._tell(passed=True)
+        return report
+
+    def _ask(self) -> None:
+        """Ask anew what a removal waits for."""
+        gone = self._gone(time.monotonic())
+        self.one.options = replace(self.one.options, gone=gone, pods=self.pods())
+
+    def _take(self, raw: Report, *, full: bool) -> Report:
+        """Draw the conclusions from what a pass found, and have it published."""
+        self._confinement(raw, full=full)
+        self._fought(raw)
         self.report = self._whole(raw)
         if self.teller is not None and raw is not self._raw:
             self.teller.post(self.report)
             self.report = self._whole(raw)
         self._raw = raw
-        report = self.report
         self.beat = time.monotonic()
         self._gone(self.beat)
-        self._due = self._next(self.beat)
-        self._tell(passed=True)
-        return report
+        return self.report
 
     def _whole(self, raw: Report) -> Report:
         """Add what the API and the watch over the node have to say."""
@@ -163,8 +167,8 @@ class Daemon:
         if self.lost is None or (raw is self._raw and not full):
             return
         rows = [row for row in raw.rows if row.kind == "apparmor" and row.name]
-        self.lost.removed([row.name for row in rows if row.why == "missing"])
-        self._names = [row.name for row in rows if row.desired]
+        self.lost.removed([row.name for row in rows if row.why in ("missing", "absent")])
+        self._names = [row.name for row in rows if row.desired or row.state == "held"]
         self._look = time.monotonic() + LOOK_SECONDS
         self.lost.look(self._names)
 
@@ -199,32 +203,26 @@ class Daemon:
         self.beat = time.monotonic()
 
     def _meanwhile(self) -> None:
-        """Put back what the node lost while profiles are compiled, which may take minutes.
+        """Do while profiles are compiled, which may take minutes, what must not wait so long.
 
-        What the ledger has is what the node had: no source is needed for that. The pass that goes
-        on tells what was put back.
+        What was lost is put back, and told; who is confined is looked at; and the pass that goes on
+        knows the pods of its end.
         """
         self._pulse()
-        if self.beat < max(self._again_at, self._deaf) or self._untouched():
+        self._ask()
+        if self._untouched():
+            if self.lost is not None and self.beat >= self._look:
+                self._look = self.beat + LOOK_SECONDS
+                self.lost.look(self._names)
             return
-        raw = self.one.restore()
-        self._confinement(raw, full=False)
-        self._fought(raw)
-        self._mended |= {_place(row): row for row in raw.rows if _repaired(row)}
+        if self.beat < max(self._again, self._deaf):
+            return
+        report = self.one.repair()
         # What cannot be put back must not keep the pass from going on.
-        self._again_at = time.monotonic() + AGAIN_SECONDS
-
-    def _with_mended(self, raw: Report) -> Report:
-        """Let the rows of what was put back while the pass ran say so."""
-        if not self._mended:
-            return raw
-        rows = [
-            replace(row, action="put", why=self._mended[_place(row)].why)
-            if row.action == "keep" and _place(row) in self._mended
-            else row
-            for row in raw.rows
-        ]
-        return replace(raw, rows=tuple(rows))
+        self._again = time.monotonic() + AGAIN_SECONDS
+        if report is not None and self._raw is not None and report.rows:
+            self._take(_repaired_in(self._raw, report), full=False)
+            self._tell(passed=True)
 
     def _first(self) -> None:
         """Give the sources a moment, so that the first pass knows what they say."""
@@ -319,15 +317,24 @@ class Daemon:
                 else (kind, name) in self._since
             )
         }
-        # Rounded: since + grace - since may be less than the grace, and no wait would follow.
+        # Rounded: since + grace - since may be less than the grace.
         return {name: round(now - since, 6) for name, since in self._since.items()}
 
-    def _next(self, now: float) -> float:
-        """Return when the next pass is due, in monotonic seconds."""
-        ends = [since + self.one.options.grace for since in self._since.values()] + self._ends()
+    def _next(self, began: float) -> float:
+        """Return when the next pass is due, in monotonic seconds; began: when the last one did."""
+        now = self.beat
+        removals = [since + self.one.options.grace for since in self._since.values()]
+        ends = self._ends()
         if self._failures:  # what failed is tried again, less and less often
             ends.append(now + min(self.resync, 2.0 ** min(self._failures, 12)))
-        return min([self._full, *(end for end in (*ends, self._deaf) if end > now)])
+        # A removal that fell due while the pass ran is still to be done.
+        return min(
+            [
+                self._full,
+                *(end for end in removals if end > began),
+                *(end for end in (*ends, self._deaf) if end > now),
+            ]
+        )
 
     # --- somebody else who changes the same profiles ----------------------------------------------
 
@@ -383,6 +390,22 @@ def _place(row: Row) -> tuple[str, ...]:
 
 def _repaired(row: Row) -> bool:
     return row.action == "put" and row.why in ("missing", "drifted") and row.state != "failed"
+
+
+def _repaired_in(last: Report, repairs: Report) -> Report:
+    """Return the last report as if a pass had found it unchanged but for the repairs."""
+    repaired = {_place(row): row for row in repairs.rows}
+    rows = [repaired.get(_place(row)) or _quiet(row) for row in last.rows if row.state not in _LEFT]
+    return replace(last, rows=tuple(rows), seconds=repairs.seconds)
+
+
+_LEFT: Final = frozenset({"removed", "released"})
+
+
+def _quiet(row: Row) -> Row:
+    if row.action in ("put", "adopt") and row.state == "installed":
+        return replace(row, action="keep", why="unchanged")
+    return replace(row, action="hold") if row.action == "put" else row
 
 
 def _failing(report: Report) -> frozenset[tuple[str, ...]]:

@@ -38,6 +38,7 @@ class Pass:
         self._inspected: dict[tuple[KindName, Blob], Inspected] = {}
         self._joined: tuple[Sequence[model.Snapshot], desired.Desired] | None = None
         self._last: tuple[_Seen, Report] | None = None
+        self._decided: desired.Desired | None = None  # what the last pass decided upon
         self._questions: _Questions | None = None
 
     def run(self, *, dry_run: bool = False, full: bool = True) -> Report:
@@ -93,6 +94,32 @@ class Pass:
             seconds=report.seconds,
         )
 
+    def repair(self) -> Report | None:
+        """Put back what the node lost since the last pass, and nothing else; reads no source.
+
+        The report has a row for each name that was put back, or should have been. None: no pass was
+        made yet, or the ledger cannot be read.
+        """
+        wanted, found = self._decided, self.ledger.entries()
+        if wanted is None or isinstance(found, Problem):
+            return None
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "observe"):
+            observed = self._observe(wanted, found, found)
+        lost = [
+            one
+            for one in plan.plan(wanted, found, observed, self.options)
+            if isinstance(one, plan.Put) and one.why in ("missing", "drifted")
+        ]
+        runner = reconcile.Reconciler(
+            kinds=self.kinds, ledger=self.ledger, entries=found, clock=self._clock
+        )
+        with _timed(seconds, "act"):
+            outcomes = runner.run(lost)
+        return account.account(
+            desired=wanted, observed=observed, outcomes=outcomes, seconds=seconds
+        )
+
     def _meant(self, snapshot: model.Snapshot) -> model.Snapshot:
         """Return an emptied set as one that was read, where that is allowed."""
         if not self.allow_empty or not isinstance(snapshot, model.Emptied):
@@ -125,6 +152,7 @@ class Pass:
             entries = found
         with _timed(seconds, "observe"):
             observed = self._observe(wanted, entries, found)
+        self._decided = wanted
         now = _Seen(wanted=wanted, entries=found, observed=observed, options=self.options)
         if self._last is not None and self._last[0].same(now):
             return self._last[1]

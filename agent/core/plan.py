@@ -514,7 +514,8 @@ class _Planner:
         remove = going.pop("", [])
         for why, some in going.items():
             yield Release(id=entry.id, why=why, names=tuple(some))
-        if not owned(entry) and not self.desired.has(entry.id):
+        known = isinstance(self.desired.sets[entry.id.origin], Read)
+        if known and not owned(entry) and not self.desired.has(entry.id):
             yield Release(id=entry.id, why="never installed", names=())
         if remove:
             yield Remove(

@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -213,3 +214,15 @@ def test_a_text_that_was_too_much_is_tried_again_with_more(tmp_path):
         made = agent(host, parser=path, state_dir="/state", timeout_seconds=timeout)
         made.inspect(blobs("profile x {}")[0])
         assert len(runs(tmp_path)) == expected
+
+
+def test_a_text_of_two_keys_hangs_the_parser_once_a_pass(tmp_path):
+    """The second key has the answer that the first one waited for."""
+    made = one(tmp_path, f"echo run >> {tmp_path}/runs; kill -9 $$")
+    (first,) = blobs("a")
+    second = replace(first, key="other")
+    made.prepare([first, second], lambda: None)
+    before = len(runs(tmp_path))
+    answers = [made.inspect(blob) for blob in (first, second)]
+    assert [answer.problems[0].code for answer in answers] == ["parser_killed"] * 2
+    assert len(runs(tmp_path)) == before

@@ -1,6 +1,7 @@
 """Specification of agent.daemon, on a node in memory beside an API server in memory."""
 
 import queue
+from dataclasses import replace
 
 import pytest
 
@@ -110,6 +111,17 @@ class Ear:
 
     def told(self, report, at, *, passed):
         self.heard.append((passed, tuple(one.code for one in report.problems)))
+
+
+class Reports:
+    """Keeps the reports of passes."""
+
+    def __init__(self):
+        self.heard = []
+
+    def told(self, report, at, *, passed):
+        assert passed
+        self.heard.append(report)
 
 
 class World:
@@ -732,13 +744,13 @@ class Lost:
 
 
 def test_who_lost_confinement_is_looked_for_before_who_has_it_now(world):
-    """With what the pass found missing; what is leaving is not looked at."""
+    """With what the pass found missing; what stays though nobody desires it is looked at too."""
     lost = world.daemon.lost = Lost()
     lost.found = (Problem(code="confinement_lost", where="web", what="x"),)
     del world.node.loaded["web"]
     del world.keys.keys["old"]
     world.turn()
-    assert lost.asked == [("removed", ("web",)), ("look", ("third", "web"))]
+    assert lost.asked == [("removed", ("web",)), ("look", ("old", "third", "web"))]
     assert [one.code for one in world.daemon.report.problems] == ["confinement_lost"]
     assert "confinement_lost" in [one.code for one in world.publisher._report.problems]
 
@@ -871,23 +883,133 @@ def slow(world):
     return world
 
 
+def actions(report):
+    return {one.name: (one.action, one.why) for one in report.rows}
+
+
 def test_what_the_node_lost_is_back_before_the_compiling_ends(slow):
-    """By its last good version, and the pass that goes on tells it as a repair."""
-    seen = []
-    slow.kind.others = [
-        lambda: slow.node.loaded.pop("web"),
-        lambda: seen.append(slow.loaded()),
+    """It is told and published as a repair at once, however long the pass goes on."""
+    heard = slow.daemon.audience = [Reports()]
+    slow.kind.others = [lambda: slow.node.loaded.pop("web"), lambda: None]
+    slow.daemon.step()
+    kept = {"old": ("keep", "unchanged"), "third": ("keep", "unchanged")}
+    assert [actions(one) for one in heard[0].heard] == [
+        {**kept, "web": ("put", "missing")},
+        {**kept, "web": ("keep", "unchanged"), "new": ("put", "new")},
     ]
-    report = slow.daemon.step()
-    assert seen == [{"web", "old", "third"}]
     assert slow.loaded() == {"web", "old", "third", "new"}
-    assert {one.name: (one.action, one.why) for one in report.rows} == {
-        "new": ("put", "new"),
-        "old": ("keep", "unchanged"),
-        "third": ("keep", "unchanged"),
-        "web": ("put", "missing"),
-    }
-    assert {row.action for row in slow.daemon.step().rows} == {"keep"}
+
+
+def test_the_last_good_version_of_what_is_compiled_is_put_back_too(slow):
+    """Whether the new text is accepted is not known yet."""
+    heard = slow.daemon.audience = [Reports()]
+    slow.keys.keys["web"] = "!web"
+    slow.kind.others = [lambda: slow.node.loaded.pop("web")]
+    slow.daemon.step()
+    assert [actions(one)["web"] for one in heard[0].heard] == [
+        ("put", "missing"),
+        ("hold", "rejected"),
+    ]
+
+
+def test_what_nobody_desires_is_not_put_back_while_profiles_are_compiled(slow, clock):
+    """Whoever removed it by hand did as the problem says."""
+    del slow.keys.keys["old"], slow.keys.keys["new"]
+    slow.node.used.add("old")
+    slow.turn()
+    slow.node.used.clear()
+    slow.keys.keys["new"] = "new:1"
+    slow.kind.others = [lambda: slow.node.loaded.pop("old"), lambda: None]
+    slow.daemon.step()
+    assert "old" not in slow.node.loaded
+
+
+def test_before_the_first_pass_nothing_is_put_back(clock, tmp_path):
+    """What is staged or moved in the ledger is for a whole pass to judge."""
+    world = World(clock, tmp_path)
+    world.turn()
+    world.kind.__class__ = SlowKind
+    world.kind.others = [lambda: None]
+    one = Pass(
+        sources=[world.keys, world.other],
+        kinds={"apparmor": world.kind},
+        ledger=world.daemon.one.ledger,
+        options=plan.Options(),
+    )
+    world.keys.keys["new"] = "new:1"
+    del world.node.loaded["web"]
+    seen = []
+    world.kind.others = [lambda: None, lambda: seen.append("web" in world.node.loaded)]
+    Daemon(one, wake=world.wake, resync=RESYNC, domain=D).step()
+    assert (seen, "web" in world.node.loaded) == ([False], True)
+
+
+def test_who_is_confined_is_looked_at_while_profiles_are_compiled(slow, clock):
+    """Every ten seconds, as while it waits."""
+    lost = slow.daemon.lost = Lost()
+
+    def wait():
+        clock.now += 15.0
+
+    slow.kind.others = [wait] * 4
+    slow.daemon.step()
+    assert [one[0] for one in lost.asked].count("look") == 5  # and one after the pass
+
+
+def test_a_pod_that_comes_while_profiles_are_compiled_holds_what_it_names(world, clock):
+    """A removal is decided upon what is known when it is decided."""
+    world.pods = {}
+    world.daemon.one.options = replace(world.daemon.one.options, pod_aware=True)
+    del world.keys.keys["old"]
+    world.turn()
+    world.turn()
+    clock.now += GRACE
+    world.kind.__class__ = SlowKind
+
+    def come():
+        world.pods = {("apparmor", "old"): ("ns/pod",)}
+
+    world.kind.others = [come]
+    world.keys.keys["new"] = "new:1"
+    world.turn()
+    assert (why(world), "old" in world.loaded()) == ("in_use", True)
+
+
+def test_a_removal_that_fell_due_while_a_pass_ran_is_done_at_once(world, clock):
+    """No resync has to come for it."""
+    del world.keys.keys["old"]
+    world.daemon._full = 1e9
+    world.turn()
+    world.turn()
+    clock.now = world.daemon._due - 1.0
+    world.keys.keys["web"] = "web:2"
+    put = world.kind.put
+
+    def slowly(profile, *, ours):
+        clock.now += 30.0
+        return put(profile, ours=ours)
+
+    world.kind.put = slowly
+    world.turn()
+    assert world.daemon._due < clock.now
+    world.turn()
+    assert world.loaded() == {"web", "third"}
+
+
+def test_who_loses_what_is_held_for_it_is_looked_for_too(world, clock):
+    """Whoever removed it by hand unconfined the process that it stayed for."""
+    lost = world.daemon.lost = Lost()
+    del world.keys.keys["old"]
+    world.node.used.add("old")
+    world.turn()
+    world.turn()
+    clock.now += GRACE
+    world.turn()
+    assert (why(world), lost.asked[-1]) == ("in_use", ("look", ("old", "third", "web")))
+    lost.asked.clear()
+    del world.node.loaded["old"]
+    world.turn()
+    assert lost.asked == [("removed", ("old",)), ("look", ("third", "web"))]
 
 
 def test_an_untouched_node_is_not_looked_at_while_profiles_are_compiled(slow):

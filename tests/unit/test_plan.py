@@ -395,6 +395,20 @@ def test_an_entry_that_never_got_anywhere_is_dropped():
     assert short(decide(desired(), stored, seen=has())) == [(Release, "never installed", ())]
 
 
+@pytest.mark.parametrize(
+    "unread",
+    [
+        Emptied(origin=ORIGIN, revision=""),
+        Missing(origin=ORIGIN, why="not found"),
+        Unreadable(origin=ORIGIN, why="EACCES"),
+    ],
+)
+def test_what_was_staged_is_remembered_while_its_set_is_not_read(unread):
+    """It may be on the node: without it the next pass would take it for somebody else's."""
+    stored = Entry(id=key(), how="put", staged=version())
+    assert decide(desired(sets=[unread]), stored, seen=has(web="v1")) == ()
+
+
 def test_a_renamed_key_keeps_its_profile():
     """The entry moves; the node is not touched."""
     actions = decide(desired(profile(key("new"))), entry(key("old")), seen=has(web="v1"))

@@ -150,7 +150,9 @@ class AppArmor:
         try:
             if blob.content not in self._prepared:
                 self._prepare((blob.content,), absent, lambda: None)
-            compiled, context = self._prepared.pop(blob.content, (None, ""))
+            compiled, context = self._prepared.get(blob.content, (None, ""))
+            if compiled is not None and not compiled.killed:
+                del self._prepared[blob.content]  # the cache has it for another key
         except (HostError, parser.ParserError) as error:
             return trouble.unchecked(id_, f"The profile cannot be checked: {error}.")
         if compiled is None:

@@ -289,6 +289,7 @@ def a_kill_at_a_named_point_ends_in_the_same_state():
     """Before each write to the kernel: nobody is unconfined, and the next start ends it."""
     for point in (
         "before_a_policy_is_loaded",
+        "before_it_is_committed",
         "before_a_policy_is_replaced",
         "before_a_policy_is_removed",
     ):
@@ -302,13 +303,15 @@ def a_kill_at_a_named_point_ends_in_the_same_state():
                 until(lambda running=running: running.process.poll() is not None, 60, point)
                 assert running.process.returncode == -signal.SIGKILL, point
                 assert {"web"} <= set(loaded()) <= {"web", "old", "new"}, (point, loaded())
+                # What the last one left is judged beside a text that has to be compiled.
+                (SOURCE / "more.profile").write_text(plain("more"))
                 with Daemon("--prune=always") as after:
-                    until(lambda: set(loaded()) == {"web", "new"}, 60, point)
+                    until(lambda: set(loaded()) == {"web", "new", "more"}, 60, point)
                     settled()
                     left_in_peace(after)
         assert seen == {"web (enforce)"}, (point, seen)
         entries = sorted((STATE / "entries").glob("*.json"))
-        assert len(entries) == 2, (point, entries)
+        assert len(entries) == 3, (point, entries)
 
 
 def source_changed():
