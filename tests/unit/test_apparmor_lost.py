@@ -10,6 +10,8 @@ from agent.kinds.apparmor.kind import AppArmor
 from agent.kinds.apparmor.lost import Lost
 
 CONTAINER = "ab" * 32
+UID = "0f1e2d3c-aaaa-bbbb-cccc-0123456789ab"
+SYSTEMD = f"kubepods-besteffort-pod{UID.replace('-', '_')}.slice"
 
 
 class Proc:
@@ -64,6 +66,31 @@ def test_who_ran_below_a_removed_name_and_is_unconfined_is_told_until_it_ends(lo
     assert pids(lost) == [("web", f"11 (container {short})")]
     proc.process(11, "unconfined", start=8)  # another process of that id
     assert (pids(lost), lost.count()) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "owner"),
+    [
+        (f"kubepods/besteffort/pod{UID}/{CONTAINER}", f"pod {UID}, container {CONTAINER[:12]}"),
+        (f"../../pod{UID}/{CONTAINER}", f"pod {UID}, container {CONTAINER[:12]}"),
+        (
+            f"kubepods.slice/{SYSTEMD}/cri-containerd-{CONTAINER}.scope",
+            f"pod {UID}, container {CONTAINER[:12]}",
+        ),
+        (
+            f"kubepods/pod{UID.replace('-', '')}/{CONTAINER}",
+            f"pod {UID.replace('-', '')}, container {CONTAINER[:12]}",
+        ),
+        (f"machine.slice/libpod-{CONTAINER}.scope", f"container {CONTAINER[:12]}"),
+        ("system.slice/nginx.service", ""),
+    ],
+)
+def test_the_pod_is_told_where_the_cgroup_has_its_uid(lost, proc, path, owner):
+    """As both cgroup drivers of the kubelet name it, seen from another pod's namespace too."""
+    proc.process(12, "unconfined")
+    (proc.root / "12/cgroup").write_text(f"0::/{path}\n")
+    lost.removed(["other"])
+    assert pids(lost) == [("other", f"12 ({owner})" if owner else "12")]
 
 
 def test_who_is_still_confined_lost_nothing(lost, proc):

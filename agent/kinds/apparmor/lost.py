@@ -16,6 +16,8 @@ from agent.doors.host import Host, HostError
 from agent.kinds.apparmor.processes import names_in
 
 _CONTAINER: Final = re.compile(r"[0-9a-f]{64}")
+# The kubelet's cgroup of a pod: systemd's have _ in the uid, a static pod's uid has neither.
+_POD: Final = re.compile(r"pod([0-9a-f]{8}(?:[-_]?[0-9a-f]{4}){3}[-_]?[0-9a-f]{12})\b")
 _SHOWN: Final = 5
 
 
@@ -77,7 +79,7 @@ class Lost:
         return len(self._lost)
 
     def _problem(self, name: str, pids: list[int]) -> Problem:
-        shown = ", ".join(f"{pid}{self._container(pid)}" for pid in pids[:_SHOWN])
+        shown = ", ".join(f"{pid}{self._owner(pid)}" for pid in pids[:_SHOWN])
         return Problem(
             code="confinement_lost",
             where=name,
@@ -86,10 +88,13 @@ class Lost:
             hint="Restart those pods or containers.",
         )
 
-    def _container(self, pid: int) -> str:
+    def _owner(self, pid: int) -> str:
+        """Return the uid of the pod and the container that a process belongs to, as far as told."""
         text = self._read(f"/proc/{pid}/cgroup")
-        found = _CONTAINER.search(text)
-        return f" (container {found.group()[:12]})" if found else ""
+        pod, container = _POD.search(text), _CONTAINER.search(text)
+        told = [f"pod {pod[1].replace('_', '-')}"] if pod else []
+        told += [f"container {container[0][:12]}"] if container else []
+        return f" ({', '.join(told)})" if told else ""
 
     def _label(self, pid: str) -> str:
         for file in ("attr/apparmor/current", "attr/current"):
