@@ -14,3 +14,6 @@ def pytest_configure():
     """Let an end from outside end what the tests started too, in a background job as well."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
+    # nohup ignores it, and means that.
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, signal.default_int_handler)

@@ -25,6 +25,7 @@ CACHE = Path.home() / ".cache/profile-loader/controlplane"
 MODULE = Path(__file__).parent / "controlplane"
 OLDER = Path(__file__).parent / "controlplane-old"  # an API server of an older minor
 BUILD_BUDGET_SECONDS = 900
+KUBECTL_SECONDS = 600  # also of what waits; so that nothing waits for ever
 NAMESPACE = "profile-loader"
 NODE_INFO = (
     "architecture",
@@ -308,7 +309,7 @@ class Cluster:
                 *map(str, words),
             ],
             input=stdin if stdin is None or isinstance(stdin, str) else json.dumps(stdin),
-            capture_output=True, text=True, check=False,
+            capture_output=True, text=True, check=False, timeout=KUBECTL_SECONDS,
             env={"PATH": os.environ["PATH"], "HOME": str(self.folder)},
         )  # fmt: skip
         if not check:
