@@ -1,7 +1,5 @@
 """One lab for all tests of a node; `--keep` leaves it running for people."""
 
-import signal
-
 import pytest
 
 from tests.system.node.lab import Lab
@@ -29,26 +27,30 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def lab(request):
     """Give a control plane; nodes come as tests ask for them."""
-    # What is told to stop ends what it started, too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     one = Lab()
     one.__enter__()
+    kept = False
     try:
         yield one
-    finally:
         print(f"\nnode: {Node.starts} start(s) of machines, {Node.deaths} died")
-        if request.config.getoption("--keep") and one.node is not None:
-            processes = [*one.cluster.running.values(), one.node.machine.process]
-            print(
-                KEEP.format(
-                    folder=one.cluster.folder,
-                    kubectl=" ".join(one.cluster.program("kubectl")),
-                    pids=" ".join(str(process.pid) for process in processes),
-                    machine=one.node.machine.folder,
-                )
-            )
-        else:
+        if request.config.getoption("--keep"):
+            # Whatever the last test left: an ordinary node, with the agent on it.
+            one.want()
+            one.install()
+            kept = True
+    finally:
+        if not kept:
             one.__exit__()
+    if kept:
+        processes = [*one.cluster.running.values(), one.node.machine.process]
+        print(
+            KEEP.format(
+                folder=one.cluster.folder,
+                kubectl=" ".join(one.cluster.program("kubectl")),
+                pids=" ".join(str(process.pid) for process in processes),
+                machine=one.node.machine.folder,
+            )
+        )
 
 
 @pytest.fixture
@@ -65,11 +67,12 @@ def pytest_pyfunc_call(pyfuncitem):
     lab = pyfuncitem.funcargs.get("lab")
     try:
         return (yield)
-    except BaseException:
-        if lab is None or lab.node is None or lab.alive() or Node.deaths >= STARTS - 1:
+    except Exception:
+        machine = lab.node.machine if lab is not None and lab.node is not None else None
+        if machine is None or machine.process.poll() is None or Node.deaths >= STARTS - 1:
             raise
         Node.deaths += 1
-        print(f"node: died in {pyfuncitem.name}:\n{lab.node.machine.said()[-3000:]}")
+        print(f"node: died in {pyfuncitem.name}:\n{machine.said()[-3000:]}")
         again = dict(pyfuncitem.funcargs)
         if "node" in again:
             again["node"] = lab.want()

@@ -15,6 +15,8 @@ from tests.system.node.node import NAME, Node
 BASE = "manifests/base"
 DOMAIN = "profile-loader.node-restriction.kubernetes.io"
 AGENT = "app.kubernetes.io/name=profile-loader"
+# The ConfigMaps of profiles that tests put, without those of the base.
+PUT = "app.kubernetes.io/component=profiles,app.kubernetes.io/part-of!=profile-loader"
 PATIENCE_SECONDS = 300.0  # alone on two cores everything takes a tenth of it
 
 
@@ -75,13 +77,23 @@ class Lab:
         return machine is not None and machine.process.poll() is None
 
     def drop(self):
-        """End the node that there is, and take it and its pods out of the cluster."""
+        """End the node that there is, and take what was on it, or is told of it, away.
+
+        So a test that begins again on another node finds nothing of its first try.
+        """
         if self.node is None:
             return
         self.node.__exit__()
         self.node = None
         self.kubectl("delete", "node", NAME, "--ignore-not-found")
         self.kubectl("delete", "pods", "-A", "--all", "--force", "--grace-period=0", check=False)
+        self.kubectl("-n", NAMESPACE, "delete", "configmaps", "-l", PUT, check=False)
+        self.kubectl("delete", "events", "-A", "--all", check=False)
+        until(lambda: not self._namespace_ends(), "the end of the namespace that a test deleted")
+
+    def _namespace_ends(self):
+        found = self.get(f"/api/v1/namespaces/{NAMESPACE}")
+        return found is not None and "deletionTimestamp" in found["metadata"]
 
     def install(self, path=BASE):
         """Apply manifests and wait until the DaemonSet's pod of today's template is ready."""
