@@ -18,6 +18,7 @@ from tests.system.node.machine import APPARMOR, CommandFailedError, GuestDiedErr
 
 NAME = "node-a"  # the one of the cluster's tokens
 STARTS = 3
+LOOKS = 20  # at a process, at least, before its label was "the same all the time"
 READY_SECONDS = 300.0
 KUBELET = 10250
 METRICS = 9808
@@ -35,12 +36,13 @@ declare -A seen
 mkfifo {folder}/pause; exec 9<> {folder}/pause
 while [ ! -e {folder}/stop ]; do
     for pid in {pids}; do
-        IFS= read -r label < /proc/$pid/attr/current && seen[$label]=$((seen[$label] + 1))
+        IFS= read -r label < /proc/$pid/attr/current || label=ended
+        seen[$pid $label]=$((seen[$pid $label] + 1))
     done
     [ -e {folder}/began ] || : > {folder}/began
     read -r -t 0.05 -u 9
 done
-for label in "${{!seen[@]}}"; do echo "${{seen[$label]}} $label"; done > {folder}/told
+for one in "${{!seen[@]}}"; do echo "${{seen[$one]}} $one"; done > {folder}/told
 mv {folder}/told {folder}/seen
 )"""
 
@@ -176,9 +178,9 @@ class Node:
 
     @contextlib.contextmanager
     def watched(self, *pids):
-        """Read the AppArmor labels of processes all the time; gives label by number of sights.
+        """Read the AppArmor labels of processes all the time; gives how often each was seen.
 
-        The mapping is filled at the end. A process that ends is no longer looked at.
+        It is filled at the end, by "PID LABEL", or "PID ended".
         """
         seen = {}
         folder = self.run("mktemp -d").strip()
@@ -195,8 +197,9 @@ class Node:
                 f"cat {folder}/seen; rm -r {folder}"
             )
         for line in told.splitlines():
-            number, _, label = line.partition(" ")
-            seen[label] = int(number)
+            number, _, one = line.partition(" ")
+            seen[one] = int(number)
+        print(f"\nlooks at labels: {seen}")
 
     def loaded(self, name):
         """Return whether the kernel has an AppArmor profile."""

@@ -4,8 +4,8 @@ import json
 
 from tests.system.cluster import NAMESPACE
 from tests.system.node import disk
-from tests.system.node.lab import DOMAIN, until
-from tests.system.node.node import NAME
+from tests.system.node.lab import BASE, DOMAIN, until
+from tests.system.node.node import LOOKS, NAME
 from tests.system.node.pods import enforced, pod, text
 
 
@@ -18,7 +18,8 @@ def test_whatever_happens_to_the_agent_nobody_loses_confinement(lab, node):
     )
     for name in names:
         lab.until_running(name)
-    with node.watched(*(node.pid(name) for name in names)) as seen:
+    pids = [node.pid(name) for name in names]
+    with node.watched(*pids) as seen:
         before = lab.until_agent()
 
         upgraded = disk.UPGRADE.rpartition("/")[2]
@@ -52,8 +53,12 @@ def test_whatever_happens_to_the_agent_nobody_loses_confinement(lab, node):
         lab.kubectl("delete", "namespace", NAMESPACE)
         assert lab.labels() == labels
         assert node.loaded("pl-stay")
-        lab.install()
-    assert set(seen) == {"pl-stay (enforce)"}
+        # As people do it who know of no other way; every other test applies from the server's side.
+        lab.kubectl("apply", "-k", BASE)
+        lab.until_agent()
+    assert set(seen) == {f"{pid} pl-stay (enforce)" for pid in pids}
+    assert min(seen.values()) >= LOOKS
+    assert [node.pid(name) for name in names] == pids
     for name in names:
         assert "Permission denied" in node.execute(name, "touch /tmp/x")
     # The namespace took its ConfigMap along, which the agent tells until it is there again.

@@ -1,18 +1,40 @@
 """The DaemonSet of manifests/base on a real node."""
 
-from tests.system.node.lab import DOMAIN
+from tests.system.cluster import NAMESPACE
+from tests.system.node.lab import DOMAIN, until
 
 PROFILE = "k8s-apparmor-example-deny-write"
+# Of /proc/PID/status (proc(5)): CAP_MAC_ADMIN, 33, alone; no_new_privs; the runtime's filter.
+RIGHTS = {
+    "Uid": "0\t0\t0\t0",
+    "CapInh": "0000000000000000",
+    "CapPrm": "0000000200000000",
+    "CapEff": "0000000200000000",
+    "CapBnd": "0000000200000000",
+    "CapAmb": "0000000000000000",
+    "NoNewPrivs": "1",
+    "Seccomp": "2",
+}
 
 
 def test_the_daemonset_becomes_ready_with_the_rights_of_the_base(lab, node):
-    """One capability, not privileged; labels are on the Node, Events in `kubectl describe node`."""
+    """One capability, not privileged; labels are on the Node, Events in `kubectl describe node`.
+
+    The agent's process has these rights and no more.
+    """
     pod = lab.until_agent()
     security = pod["spec"]["containers"][0]["securityContext"]
     assert (security["privileged"], security["capabilities"]) == (
         False,
         {"drop": ["ALL"], "add": ["MAC_ADMIN"]},
     )
+    pid = node.pid(pod["metadata"]["name"], namespace=NAMESPACE)
+    status = dict(
+        line.split(":\t", 1)
+        for line in node.run(f"cat /proc/{pid}/status").splitlines()
+        if ":\t" in line
+    )
+    assert {key: status[key] for key in RIGHTS} == RIGHTS
     expected = {
         f"{DOMAIN}/apparmor": "enabled",
         f"{DOMAIN}/seccomp": "enabled",
@@ -26,6 +48,10 @@ def test_the_daemonset_becomes_ready_with_the_rights_of_the_base(lab, node):
     }
     labels = lab.labels()  # and those of profiles that other tests put
     assert {key: labels.get(key) for key in expected} == expected
-    described = lab.kubectl("describe", "node", "node-a")
-    assert f'apparmor profile "{PROFILE}" of configmap' in described
-    assert "ProfileLoaded" in described
+
+    def described():
+        text = lab.kubectl("describe", "node", "node-a")
+        told = [line for line in text.splitlines() if f'apparmor profile "{PROFILE}" of' in line]
+        return [line for line in told if "ProfileLoaded" in line]
+
+    until(described, "the Event")

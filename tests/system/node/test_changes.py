@@ -5,8 +5,10 @@ import time
 import pytest
 
 from tests.system.node.lab import until
+from tests.system.node.node import LOOKS
 from tests.system.node.pods import SLEEP, enforced, pod, refusing_mkdir, text
 
+LABEL_SECONDS = 15.0  # from a removed key to the label that is off
 WRITER = (
     "while true; do echo x 2> /dev/null > /tmp/x && echo could || echo could not; sleep 1; done"
 )
@@ -34,7 +36,8 @@ def test_an_update_holds_for_running_pods(lab, node):
         lab.config_map("update-2", {"update.json": refusing_mkdir(1)})
         until(lambda: node.log("writer").endswith("could not\n"), "the new rule holds")
         until(lambda: node.errno("update.json") == 1, "the new file")
-    assert set(seen) == {"pl-update (enforce)"}
+    assert set(seen) == {f"{writer} pl-update (enforce)"}
+    assert min(seen.values()) >= LOOKS
     assert node.pid("writer") == writer
 
     assert "Operation not supported" in node.execute("filtered", "mkdir /tmp/d")
@@ -56,26 +59,30 @@ def test_a_broken_update_changes_nothing_for_pods(lab, node):
     lab.config_map("broken", {"pl-broken": text("pl-broken", "deny /tmp/** w")})
     lab.cluster.apply(pod("old", apparmor="pl-broken", selector=enforced("pl-broken")))
     lab.until_running("old")
-    with node.watched(node.pid("old")) as seen:
+    old = node.pid("old")
+
+    def told():
+        notes = [note for reason, note in lab.events() if reason == "ProfileRejected"]
+        return [note for note in notes if '"pl-broken"' in note]
+
+    with node.watched(old) as seen:
         lab.config_map("broken", {"pl-broken": "profile pl-broken { fil, }"})
-        until(
-            lambda: [note for reason, note in lab.events() if reason == "ProfileRejected"],
-            "the Event",
-        )
+        (note,) = until(told, "the Event")
         lab.cluster.apply(pod("new", apparmor="pl-broken", selector=enforced("pl-broken")))
         lab.until_running("new")
-    assert set(seen) == {"pl-broken (enforce)"}
+    assert set(seen) == {f"{old} pl-broken (enforce)"}
+    assert min(seen.values()) >= LOOKS
+    assert node.pid("old") == old
     assert node.attribute(node.pid("new")) == "pl-broken (enforce)"
     for name in ("old", "new"):
         assert "Permission denied" in node.execute(name, "touch /tmp/x")
-    (note,) = [note for reason, note in lab.events() if reason == "ProfileRejected"]
     assert note.startswith(
         'apparmor profile "pl-broken" of configmap profile-loader/broken: outdated'
     )
     assert "the last good version stays" in note
-    told = lab.metrics()
-    assert told['profile_loader_profiles{kind="apparmor",state="outdated"}'] == 1
-    assert told['profile_loader_problems{code="parser_rejected"}'] == 1
+    metrics = lab.metrics()
+    assert metrics['profile_loader_profiles{kind="apparmor",state="outdated"}'] == 1
+    assert metrics['profile_loader_problems{code="parser_rejected"}'] == 1
     lab.config_map("broken", {"pl-broken": text("pl-broken", "deny /tmp/** w")})
     refused = 'profile_loader_problems{code="parser_rejected"}'
     until(lambda: lab.metrics().get(refused, 0.0) == 0.0, "nothing is refused any more")
@@ -89,17 +96,19 @@ def test_a_removed_profile_stays_until_its_pod_is_gone(lab, node):
     lab.config_map("removed", {"pl-stays": text("pl-stays"), "pl-goes": text("pl-goes")})
     lab.cluster.apply(pod("user", apparmor="pl-goes", selector=enforced("pl-goes")))
     lab.until_running("user")
+    user = node.pid("user")
     begin = time.monotonic()
-    with node.watched(node.pid("user")) as seen:
+    with node.watched(user) as seen:
         lab.config_map("removed", {"pl-stays": text("pl-stays")})
         until(lambda: not enforced("pl-goes").items() <= lab.labels().items(), "the label goes")
         unlabelled = time.monotonic() - begin
+        assert unlabelled < LABEL_SECONDS
         until(lambda: lab.metrics().get('profile_loader_problems{code="in_use"}') == 1, "in use")
         held = time.monotonic() - begin
         assert node.loaded("pl-goes")
         lab.delete("user")
-    assert set(seen) == {"pl-goes (enforce)"}
-    assert node.loaded("pl-goes")
+    assert set(seen) - {f"{user} ended"} == {f"{user} pl-goes (enforce)"}
+    assert seen[f"{user} pl-goes (enforce)"] >= LOOKS
     lab.config_map("removed", {"pl-stays": text("pl-stays", "ptrace")})  # any change: look again
     gone = time.monotonic()
     until(lambda: not node.loaded("pl-goes"), "it goes")

@@ -1,6 +1,6 @@
 """The tutorials of the Kubernetes and AKS documentation, as users follow them."""
 
-import pytest
+import contextlib
 
 from tests.system.node.lab import until
 
@@ -8,46 +8,49 @@ EXAMPLES = ("hello-apparmor", "audit-pod", "violation-pod", "fine-pod", "chmod-p
 NO_START = {"StartError", "RunContainerError", "CrashLoopBackOff", "CreateContainerError"}
 
 
-@pytest.fixture
-def examples(lab, node):
-    """Give the node after all example pods were applied."""
+@contextlib.contextmanager
+def examples(lab):
+    """Apply all example pods; take them away at the end."""
     lab.kubectl("apply", "-f", "manifests/examples")
-    yield node
-    lab.delete(*EXAMPLES, wait=False)
+    try:
+        yield
+    finally:
+        lab.delete(*EXAMPLES, wait=False)
 
 
-def test_the_pods_of_the_tutorials_do_what_the_tutorials_say(lab, examples):
+def test_the_pods_of_the_tutorials_do_what_the_tutorials_say(lab, node):
     """Each is scheduled by its nodeSelector, and what its profile refuses is refused.
 
     hello-apparmor may not write; audit-pod's calls are in the kernel's log; fine-pod answers;
     violation-pod does not start; chmod-prevented cannot chmod.
     """
-    node = examples
-    lab.until_running("hello-apparmor")
-    assert node.log("hello-apparmor") == "Hello AppArmor!\n"
-    assert node.execute("hello-apparmor", "cat /proc/1/attr/current").strip() == (
-        "k8s-apparmor-example-deny-write (enforce)"
-    )
-    assert "Permission denied" in node.execute("hello-apparmor", "touch /tmp/x")
+    with examples(lab):
+        lab.until_running("hello-apparmor")
+        until(lambda: node.log("hello-apparmor") == "Hello AppArmor!\n", "its greeting")
+        assert node.execute("hello-apparmor", "cat /proc/1/attr/current").strip() == (
+            "k8s-apparmor-example-deny-write (enforce)"
+        )
+        assert "Permission denied" in node.execute("hello-apparmor", "touch /tmp/x")
 
-    lab.until_running("chmod-prevented")
-    assert node.log("chmod-prevented") == "chmod: /tmp: Operation not permitted\n"
+        lab.until_running("chmod-prevented")
+        refused = "chmod: /tmp: Operation not permitted\n"
+        until(lambda: node.log("chmod-prevented") == refused, "its chmod is refused")
 
-    for name in ("audit-pod", "fine-pod"):
-        address = lab.until_running(name)["status"]["podIP"]
-        answer = node.run(f"busybox wget -q -O - http://{address}:5678/")
-        assert answer == "just made some syscalls!\n"
-        assert "Seccomp:\t2" in node.run(f"cat /proc/{node.pid(name)}/status")
-    logged = node.run("dmesg | grep type=1326")
-    assert ' comm="http-echo" ' in logged
-    assert " code=0x7ffc0000" in logged  # SECCOMP_RET_LOG: only audit-pod logs
+        for name in ("audit-pod", "fine-pod"):
+            address = lab.until_running(name)["status"]["podIP"]
+            answer = node.run(f"busybox wget -q -O - http://{address}:5678/")
+            assert answer == "just made some syscalls!\n"
+            assert "Seccomp:\t2" in node.run(f"cat /proc/{node.pid(name)}/status")
+        logged = node.run("dmesg | grep type=1326")
+        assert ' comm="http-echo" ' in logged
+        assert " code=0x7ffc0000" in logged  # SECCOMP_RET_LOG: only audit-pod logs
 
-    def stopped():
-        (status,) = lab.pod("violation-pod").get("status", {}).get("containerStatuses") or [
-            {"state": {}}
-        ]
-        told = {one.get("reason") for one in status["state"].values()}
-        return status if told & NO_START and status.get("restartCount", 0) >= 1 else None
+        def stopped():
+            (status,) = lab.pod("violation-pod").get("status", {}).get("containerStatuses") or [
+                {"state": {}}
+            ]
+            told = {one.get("reason") for one in status["state"].values()}
+            return status if told & NO_START and status.get("restartCount", 0) >= 1 else None
 
-    status = until(stopped, "violation-pod fails to start")
-    assert (status["ready"], status["started"]) == (False, False)
+        status = until(stopped, "violation-pod fails to start")
+        assert (status["ready"], status["started"]) == (False, False)
