@@ -9,8 +9,8 @@ import json
 import os
 import re
 import resource
+import select
 import signal
-import socket
 import ssl
 import time
 from pathlib import Path
@@ -84,26 +84,38 @@ class SlowPatches(Proxy):
 
     def _serve(self, pair):
         self.pairs.discard(pair)
-        with contextlib.suppress(OSError):
-            client = self.near.wrap_socket(pair[0], server_side=True)
-            server = self.far.wrap_socket(pair[1], server_hostname="127.0.0.1")
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            for one in pair:
+                stack.callback(one.close)
+            client = stack.enter_context(self.near.wrap_socket(pair[0], server_side=True))
+            far = self.far.wrap_socket(pair[1], server_hostname="127.0.0.1")
+            server = stack.enter_context(far)
             self.pairs.add((client, server))
-            super()._serve((client, server))
+            stack.callback(self.pairs.discard, (client, server))
+            self._between(client, server)
 
-    def _relay(self, source, target):
-        from_client = any(source is client for client, _ in list(self.pairs))
-        with contextlib.suppress(OSError):
-            while chunk := source.recv(1 << 16):
-                if from_client and chunk.startswith(b"PATCH /api/v1/nodes/"):
+    def _between(self, client, server):
+        """Relay both ways in one thread: OpenSSL has no lock for two on one connection."""
+        slow = False
+        while True:
+            waiting = [one for one in (client, server) if one.pending()]
+            for source in waiting or select.select([client, server], [], [])[0]:
+                source.settimeout(0)
+                try:
+                    chunk = source.recv(1 << 16)
+                except ssl.SSLWantReadError:  # a record of TLS itself
+                    continue
+                finally:
+                    source.settimeout(None)
+                if not chunk:
+                    return
+                if source is client and chunk.startswith(b"PATCH /api/v1/nodes/"):
                     self.patches += 1
-                    source.slow = True
-                if not from_client and getattr(target, "slow", False):
+                    slow = True
+                if source is server and slow:
                     self.stop.wait(self.patience)
-                    target.slow = False
-                target.sendall(chunk)
-        for one in (source, target):
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
+                    slow = False
+                (server if source is client else client).sendall(chunk)
 
 
 def test_label_patches_answered_after_15_seconds_are_sent_once_each_and_delay_no_repair(daemon):
