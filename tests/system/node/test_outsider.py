@@ -121,6 +121,10 @@ def test_prometheus_sees_a_refused_update_and_lost_confinement(lab, node, tmp_pa
 
         seen(lab, "pl-seen")
         unloaded(node, "pl-seen")
-        until_alerts(prometheus, ("ProfileLoaderConfinementLost", "firing"))
+        until_alerts(
+            prometheus,
+            ("ProfileLoaderConfinementLost", "firing"),
+            ("ProfileLoaderNotConverged", "pending"),  # until its pod is restarted
+        )
         lab.delete("seen")
         until_alerts(prometheus)
