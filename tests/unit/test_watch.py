@@ -135,6 +135,16 @@ def test_a_directory_that_comes_late_is_watched(listen, tmp_path):
     assert changed(told, tmp_path / "late/file") == "files"
 
 
+def test_a_watch_whose_emitter_died_is_made_anew(listen, tmp_path):
+    """It dies without a word; the poll sees that it is gone."""
+    told = listen({tmp_path: "source"})
+    (emitter,) = told.files._observer.emitters
+    emitter.stop()
+    emitter.join()
+    assert told.poll() == {"source"}
+    assert changed(told, tmp_path / "file") == "source"
+
+
 def test_without_a_watch_the_word_comes_every_period(tmp_path, monkeypatch):
     """Where inotify has no room a signature tells of the top directory alone; what is absent rests.
 
