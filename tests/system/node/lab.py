@@ -107,14 +107,21 @@ class Lab:
         return self.cluster.kubectl(*words, **more)
 
     def get(self, path):
-        """Return an object of the API server, or None."""
+        """Return an object of the API server, or None.
+
+        Raises GuestDiedError where the node's machine is not there any more: who waits for what a
+        dead node should do waits no longer.
+        """
+        if self.node is not None and self.node.machine is not None:
+            self.node.machine.check()
         return self.cluster.get(path)
 
     def labels(self):
         """Return the agent's labels on the Node."""
+        found = self.get(f"/api/v1/nodes/{NAME}") or {"metadata": {}}
         return {
             key: value
-            for key, value in self.cluster.labels(NAME).items()
+            for key, value in found["metadata"].get("labels", {}).items()
             if key.partition("/")[0].endswith(DOMAIN)
         }
 
