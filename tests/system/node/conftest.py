@@ -43,6 +43,8 @@ def lab(request):
             one.__exit__()
     if kept:
         processes = [*one.cluster.running.values(), one.node.machine.process]
+        for process in processes:
+            process.returncode = 0  # else Python warns that they still run, which fails the run
         print(
             KEEP.format(
                 folder=one.cluster.folder,
