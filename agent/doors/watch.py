@@ -2,8 +2,8 @@
 
 Rule 1: a wake-up says "look again" and nothing else. Rule 2: inotify is quick and may fail without
 a word (a directory made anew, no room for a watch, a queue that overflowed); a cheap poll is the
-truth, and what has no watch is looked at each period. Rule 3: looking is no change: events of
-opening and reading wake nobody.
+truth, and what has no watch is looked at each period. Rule 3: looking is no change: the kernel is
+not asked to tell of opening and reading, so that no thread wakes for them.
 """
 
 import contextlib
@@ -16,13 +16,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from watchdog import events
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver, ObservedWatch
 
 POLL_SECONDS: Final = 5.0
 ABSENT_SECONDS: Final = 30.0
-_CHANGES: Final = frozenset({"created", "modified", "moved", "deleted", "closed"})
+_CHANGES: Final[list[type[FileSystemEvent]]] = [
+    events.DirCreatedEvent,
+    events.DirDeletedEvent,
+    events.DirModifiedEvent,
+    events.DirMovedEvent,
+    events.FileClosedEvent,
+    events.FileCreatedEvent,
+    events.FileDeletedEvent,
+    events.FileModifiedEvent,
+    events.FileMovedEvent,
+]
 
 
 class Revision:
@@ -102,8 +113,6 @@ class Files(FileSystemEventHandler):
 
     def on_any_event(self, event: FileSystemEvent) -> None:
         """Say the word of the directory that an event lies in."""
-        if event.event_type not in _CHANGES:
-            return
         told = Path(os.fsdecode(event.src_path))
         for path, watched in tuple(self._watched.items()):
             if told == watched.place.path or watched.place.path in told.parents:
@@ -153,7 +162,9 @@ class Files(FileSystemEventHandler):
             self._drop(self._observer, path, place)
             if place is not None and path not in self._watched:
                 with contextlib.suppress(OSError, RuntimeError):
-                    watch = self._observer.schedule(self, str(place.path), recursive=True)
+                    watch = self._observer.schedule(
+                        self, str(place.path), recursive=True, event_filter=_CHANGES
+                    )
                     self._watched[path] = _Watched(place=place, watch=watch)
                     self.wake(word)  # what came before the watch
 

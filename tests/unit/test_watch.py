@@ -135,6 +135,20 @@ def test_a_directory_that_comes_late_is_watched(listen, tmp_path):
     assert changed(told, tmp_path / "late/file") == "files"
 
 
+def test_looking_wakes_no_thread(listen, tmp_path, monkeypatch):
+    """The kernel tells of changes alone: each look of the agent would wake it."""
+    masks = []
+    add = inotify_c.inotify_add_watch
+    monkeypatch.setattr(
+        inotify_c, "inotify_add_watch", lambda *words: masks.append(words[2]) or add(*words)
+    )
+    told = listen({tmp_path: "source"})
+    assert changed(told, tmp_path / "file") == "source"
+    names = ("IN_ACCESS", "IN_OPEN", "IN_CLOSE_NOWRITE")
+    looks = [int(getattr(inotify_c.InotifyConstants, name)) for name in names]
+    assert [mask & look for mask in masks for look in looks] == [0, 0, 0]
+
+
 def test_a_watch_whose_emitter_died_is_made_anew(listen, tmp_path):
     """It dies without a word; the poll sees that it is gone."""
     told = listen({tmp_path: "source"})
