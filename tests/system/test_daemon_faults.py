@@ -53,7 +53,12 @@ def mounted(daemon):
 def settled(daemon, **numbers):
     """Wait until the node holds exactly these profiles and the daemon says so."""
     wanted = {f"{name}.json": number for name, number in numbers.items()}
-    daemon.until(lambda: daemon.files() == wanted and daemon.converged() and daemon.ready())
+
+    def done():
+        told = daemon.converged() and "label_pending" not in daemon.problems()
+        return daemon.files() == wanted and told and daemon.ready()
+
+    daemon.until(done)
 
 
 def left_in_peace(daemon):
