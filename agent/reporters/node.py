@@ -102,11 +102,7 @@ class OwnNode:
         if self.own(meta) == wanted and not self._doubtful:
             return meta
         self.prove(meta)
-        body = {
-            "apiVersion": "v1",
-            "kind": "Node",
-            "metadata": {"name": self.options.name, "uid": meta.uid, "labels": dict(wanted)},
-        }
+        body = self._with(meta, wanted)
         doubtful, self._doubtful = self._doubtful, True
         try:
             answer = keep(self.api.apply(self.options.path, body))
@@ -169,13 +165,15 @@ class OwnNode:
 
     def unlabel(self) -> None:
         """Take every own label off. Raises KubeError, also if there is no such Node."""
-        meta = self.read()  # an apply without a uid would make the Node
-        body = {
+        self.api.apply(self.options.path, self._with(self.read(), {}))
+
+    def _with(self, meta: Meta, wanted: Mapping[str, str]) -> dict[str, object]:
+        """Return the Node with these labels of ours; without its uid an apply would make it."""
+        return {
             "apiVersion": "v1",
             "kind": "Node",
-            "metadata": {"name": self.options.name, "uid": meta.uid, "labels": {}},
+            "metadata": {"name": self.options.name, "uid": meta.uid, "labels": dict(wanted)},
         }
-        self.api.apply(self.options.path, body)
 
     def problems(self) -> tuple[Problem, ...]:
         """Return what is to be said of the labels as they are."""
