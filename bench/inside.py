@@ -22,6 +22,7 @@ _KEYS = 50  # a ConfigMap holds 1 MiB
 def _settings(source: str, root: str, kinds: str) -> "Settings":
     from agent import cli
 
+    Path(root).mkdir(exist_ok=True)
     argv = [f"--source={source}", f"--host-root={root}", f"--kinds={kinds}", "--oneshot"]
     parsed = cli.parse([*argv, "--allow-unsupported"], {}, lambda _: None)
     if not isinstance(parsed, cli.Run):
