@@ -84,9 +84,13 @@ def passes(source: str, root: str, kinds: str, runs: str) -> None:
 
 
 def grown(source: str, root: str, kinds: str, runs: str) -> None:
-    """Make very many passes; print how much more memory there is than after the first hundred."""
+    """Make very many passes; print how much more memory there is than after those of 5 s.
+
+    By then what is remembered of young files is remembered.
+    """
     one = _pass(source, root, kinds)
-    for _ in range(100):
+    end = time.monotonic() + 5.0
+    while time.monotonic() < end:
         one.run(full=False)
     before = _memory()
     for _ in range(int(runs)):
