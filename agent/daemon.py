@@ -51,6 +51,9 @@ class Confinement(Protocol):
     def look(self, names: Collection[str]) -> None:
         """Note every process that one of names confines now."""
 
+    def confining(self) -> frozenset[str]:
+        """Return which names confined somebody at the last look."""
+
     def removed(self, names: Collection[str]) -> None:
         """Names were found missing."""
 
@@ -110,6 +113,7 @@ class Daemon:
         self._failures = 0  # how often in a row the same failed
         self._repairs: deque[tuple[float, str]] = deque(maxlen=1000)  # (when, name)
         self._names: list[str] = []  # of which is known whom they confine
+        self._free: set[str] = set()  # stay for processes, of which the last look saw none
         self._look = 0.0  # when that is to be looked at again
         self._again = 0.0  # before that nothing is put back while profiles are compiled
         self._deaf = 0.0  # until then the node's changes call for no pass: somebody fights
@@ -187,7 +191,15 @@ class Daemon:
         if self.lost is not None:
             self.lost.look(self._names)
             self._news()
+            return self._freed(self.lost.confining())
         return False
+
+    def _freed(self, confining: Collection[str]) -> bool:
+        """Return whether what stayed for its processes confines nobody any more, since lately."""
+        rows = self.report.rows if self.report is not None else ()
+        stayed = {row.name for row in rows if row.kind == "apparmor" and row.why == "in_use"}
+        before, self._free = self._free, stayed.difference(confining)
+        return not self._free <= before
 
     def _blind(self) -> bool:
         """Return whether the last pass could not look: the next is due by its failures alone."""

@@ -715,7 +715,7 @@ def held_by(name: str, use: InUse | CannotTell) -> Problem:
             where=name,
             what=f'"{name}" is no longer desired, but confines {len(use.pids)} process(es) (first '
             f"pids: {pids}). Removing it would unconfine them.",
-            hint="End or restart those workloads; the next pass removes it.",
+            hint="End or restart those workloads; then it is removed.",
         )
     return Problem(
         code="use_unknown",

@@ -116,6 +116,15 @@ def test_what_was_confined_two_looks_ago_is_forgotten(lost, proc):
     assert pids(lost) == []
 
 
+def test_what_confines_somebody_is_known_from_the_last_look(lost, proc):
+    """A name with its hats; what nobody runs below any more is not among them."""
+    assert lost.confining() == {"web", "web//HAT", "other"}
+    for pid in (11, 12):
+        proc.end(pid)
+    lost.look(["web", "web//HAT", "other"])
+    assert lost.confining() == {"web"}
+
+
 def test_names_of_others_are_not_looked_at(tmp_path, proc):
     """Only what this agent put is its business."""
     proc.process(10, "cri-containerd.apparmor.d (enforce)")

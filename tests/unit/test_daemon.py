@@ -732,6 +732,10 @@ class Lost:
     def __init__(self):
         self.asked = []
         self.found = ()
+        self.confined = frozenset()
+
+    def confining(self):
+        return self.confined
 
     def look(self, names):
         self.asked.append(("look", tuple(names)))
@@ -780,6 +784,30 @@ def test_while_it_waits_processes_are_looked_at_every_ten_seconds(world, clock):
     world.daemon._wait()
     assert lost.asked == [("look", ("old", "third", "web"))] * 3
     assert world.ear.heard == [(False, ())]
+
+
+def test_what_stayed_for_its_processes_goes_soon_after_them(world, clock):
+    """One pass for it, whether or not it may go then; no resync has to come."""
+    lost = world.daemon.lost = Lost()
+    lost.confined = frozenset({"old"})
+    del world.keys.keys["old"]
+    world.node.used.add("old")
+    world.turn()
+    world.turn()
+    clock.now += GRACE
+    world.turn()
+    assert why(world) == "in_use"
+
+    def glances():
+        clock.now = world.daemon._look
+        return world.daemon._glance()
+
+    assert not glances()
+    lost.confined = frozenset()
+    assert [glances(), glances()] == [True, False]
+    world.node.used.clear()
+    world.turn()
+    assert world.loaded() == {"web", "third"}
 
 
 def test_nobody_is_looked_at_between_a_change_and_its_repair(world, clock):

@@ -58,6 +58,10 @@ class Lost:
                 found[_Process(pid=int(pid), start=start)] = ours
         self._before, self._confined = self._confined, found
 
+    def confining(self) -> frozenset[str]:
+        """Return which names confined somebody at the last look."""
+        return frozenset().union(*self._confined.values())
+
     def removed(self, names: Collection[str]) -> None:
         """Names were found missing: whoever they confined, and is unconfined now, lost it."""
         away = frozenset(names).union(self.anew())
@@ -84,7 +88,7 @@ class Lost:
             code="confinement_lost",
             where=name,
             what=f'{len(pids)} process(es) that "{name}" confined run unconfined since somebody '
-            f"removed it: pid {shown}. It is loaded again, which does not confine them again.",
+            f"removed it: pid {shown}. A profile that is loaded again does not confine them again.",
             hint="Restart those pods or containers.",
         )
 
