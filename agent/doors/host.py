@@ -443,15 +443,15 @@ class Running:
     def result(self, meanwhile: Callable[[], None] = lambda: None) -> Exited:
         """Wait for its end, or end it when its time is over. meanwhile: called at every turn."""
         killed = ""
-        while self._child.poll() is None:
+        while self._watch.is_alive():
             left = self._end - time.monotonic()
             if left <= 0:
                 killed = f"time-out after {self._timeout_seconds:g} s"
                 _end(self._child)
                 break
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._child.wait(min(left, TURN_SECONDS))
+            self._watch.join(min(left, TURN_SECONDS))  # Popen.wait would sleep beyond the end
             meanwhile()
+        self._child.wait()
         if self._child.returncode == -signal.SIGXFSZ:
             killed = f"more than {self._output_bytes} bytes of output"
         elif self._child.returncode == -signal.SIGXCPU:
