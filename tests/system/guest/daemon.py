@@ -245,6 +245,20 @@ def who_lost_confinement_is_told_until_it_ends():
         until(lambda: metric(lost) == 0)
 
 
+def what_stayed_for_its_processes_goes_soon_after_them():
+    """By the look at who is confined; the next resync is minutes away."""
+    source(web=plain("web"), other=plain("other"))
+    with Daemon():
+        until(lambda: ready() and "web" in loaded())
+        with Confined("web"):
+            (SOURCE / "web.profile").unlink()
+            until(lambda: metric('profile_loader_problems{code="in_use"}') == 1)
+            assert "web" in loaded()
+        seconds = until(lambda: "web" not in loaded(), 60)
+    told("removal after the last process", [seconds])
+    assert seconds < 30.0
+
+
 def sigterm_in_the_middle_of_a_parser_run_ends_within_two_seconds():
     """The parser is ended too, and the node is as it was."""
     slow = Path("/tmp/slow-parser")  # noqa: S108
@@ -304,6 +318,7 @@ SCENARIOS = [
     a_change_of_the_source_is_loaded_at_once,
     a_process_stays_confined_all_the_time,
     who_lost_confinement_is_told_until_it_ends,
+    what_stayed_for_its_processes_goes_soon_after_them,
     sigterm_in_the_middle_of_a_parser_run_ends_within_two_seconds,
     a_second_daemon_refuses,
     own_changes_wake_it_no_more,
