@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -187,7 +187,8 @@ def watched() -> Iterator[Callable[[], None]]:
         os.read(fd, 64)
 
     try:
-        os.read(fd, 64)
+        with suppress(BlockingIOError):  # nothing was loaded since the boot
+            os.read(fd, 64)
         yield changed
     finally:
         os.close(fd)
