@@ -196,7 +196,8 @@ class Soak:
         self.say(f"{name} has no {key} any more")
 
     def _may_go(self, key):
-        if not self._used(key):
+        # What a reboot took is put back only as long as it is desired.
+        if not self._used(key) or key in self.disturbed:
             self.could.setdefault(key, {None}).add(None)
 
     def _used(self, key):
