@@ -40,6 +40,7 @@ class Pass:
         self._last: tuple[_Seen, Report] | None = None
         self._decided: desired.Desired | None = None  # what the last pass decided upon
         self._questions: _Questions | None = None
+        self._mended = False  # repaired while keys were compiled
 
     def run(self, *, dry_run: bool = False, full: bool = True) -> Report:
         """Run the pass. With dry_run nothing on the host changes.
@@ -55,10 +56,11 @@ class Pass:
             snapshots = [self._meant(one) for source in self.sources for one in source.read()]
             if not isinstance(found, Problem):
                 snapshots += self._absent(found, {one.origin for one in snapshots})
+        self._mended = False
         with _timed(seconds, "inspect"):
             wanted = self._wanted(snapshots)
-        if not isinstance(found, Problem):
-            found = self.ledger.entries()  # meanwhile some may have been put back
+        if self._mended:
+            found = self.ledger.entries()
         return self._reconcile(wanted, found, seconds, dry_run=dry_run)
 
     def untouched(self) -> bool:
@@ -103,6 +105,7 @@ class Pass:
         wanted, found = self._decided, self.ledger.entries()
         if wanted is None or isinstance(found, Problem):
             return None
+        self._mended = True
         seconds: dict[str, float] = {}
         with _timed(seconds, "observe"):
             observed = self._observe(wanted, found, found)

@@ -726,6 +726,16 @@ def test_a_fight_that_ended_is_told_no_longer_than_its_window(world, clock):
     assert (world.daemon.report.converged, world.daemon._due) == (True, world.daemon._full)
 
 
+def stay(world, clock):
+    """Withdraw a profile that somebody uses, and let its grace time pass."""
+    del world.keys.keys["old"]
+    world.node.used.add("old")
+    world.turn()
+    world.turn()
+    clock.now += GRACE
+    world.turn()
+
+
 class Lost:
     """Remembers what it was asked."""
 
@@ -790,12 +800,7 @@ def test_what_stayed_for_its_processes_goes_soon_after_them(world, clock):
     """One pass for it, whether or not it may go then; no resync has to come."""
     lost = world.daemon.lost = Lost()
     lost.confined = frozenset({"old"})
-    del world.keys.keys["old"]
-    world.node.used.add("old")
-    world.turn()
-    world.turn()
-    clock.now += GRACE
-    world.turn()
+    stay(world, clock)
     assert why(world) == "in_use"
 
     def glances():
@@ -1027,12 +1032,7 @@ def test_a_removal_that_fell_due_while_a_pass_ran_is_done_at_once(world, clock):
 def test_who_loses_what_is_held_for_it_is_looked_for_too(world, clock):
     """Whoever removed it by hand unconfined the process that it stayed for."""
     lost = world.daemon.lost = Lost()
-    del world.keys.keys["old"]
-    world.node.used.add("old")
-    world.turn()
-    world.turn()
-    clock.now += GRACE
-    world.turn()
+    stay(world, clock)
     assert (why(world), lost.asked[-1]) == ("in_use", ("look", ("old", "third", "web")))
     lost.asked.clear()
     del world.node.loaded["old"]
