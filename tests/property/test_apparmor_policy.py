@@ -1,11 +1,14 @@
 """Properties of the reader of compiled policy."""
 
 import struct
+import tempfile
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.kinds.apparmor import leaving, parser, policy, text
+from agent.core.model import digest
+from agent.doors.host import Host
+from agent.kinds.apparmor import cache, leaving, parser, policy, text
 
 
 def named(name, rest):
@@ -22,6 +25,8 @@ def profile(name, mode=0, between=b""):
     )
 
 
+# What stands between a name and its flags: nothing, or an attachment.
+BETWEEN = (b"", named(b"xmatch_id", b"\x02" + struct.pack("<I", 1)), b"", b"")
 names = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=40)
 
 
@@ -83,3 +88,15 @@ def test_a_parser_message_is_one_bounded_printable_line(stderr):
     said = parser.message(b"error " + stderr)
     assert said.isprintable()
     assert len(said) <= 601
+
+
+@given(st.lists(st.tuples(names, st.sampled_from(sorted(policy.MODES))), min_size=1, max_size=4))
+def test_what_the_cache_says_of_a_policy_is_what_is_read_from_it(declared):
+    """Names, modes, attachments and hashes."""
+    between = zip(declared, BETWEEN, strict=False)
+    blob = b"".join(profile(name, mode, more) for (name, mode), more in between)
+    with tempfile.TemporaryDirectory() as root:
+        cache.Cache(Host(root), "/state", write=True).store("key", cache.Compiled(policy=blob))
+        found = cache.Cache(Host(root), "/state", write=True).find("key")
+    read = policy.read(blob)
+    assert found == cache.Compiled(policy=blob, sha256=digest(blob), declared=read)

@@ -1,6 +1,7 @@
 """Specification of the AppArmor kind's answers to faults: no kernel, no parser, odd processes."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,11 @@ from agent.core.model import (
     Unchecked,
     Unsupported,
     Unused,
+    digest,
 )
 from agent.doors.host import Host
-from agent.kinds.apparmor import cache, kernel, kind, parser, processes
+from agent.kinds.apparmor import cache, kernel, kind, parser, policy, processes
+from tests.property.test_apparmor_policy import profile
 
 PROBES = kernel.Probes(filesystem=lambda _: kernel.SECURITYFS_MAGIC, rights=lambda: "")
 
@@ -214,13 +217,27 @@ def test_a_second_inspection_runs_no_parser_and_a_new_kernel_does(tmp_path):
 def test_a_damaged_cache_entry_counts_as_absent(tmp_path):
     """Content is verified on reading."""
     host = Host(tmp_path)
-    stored = cache.Compiled(policy=b"policy", message="m")
+    stored = cache.Compiled(policy=b"policy", message="m", notes=("n",), killed="k", times=2)
     cache.Cache(host, "/state", write=True).store("key", stored)
-    fresh = cache.Cache(host, "/state", write=True)
-    assert fresh.find("key") == stored
+    found = replace(stored, sha256=digest(b"policy"))
+    assert cache.Cache(host, "/state", write=True).find("key") == found
     file = tmp_path / "state/cache/key"
-    file.write_bytes(file.read_bytes()[:-1] + b"Y")
-    assert cache.Cache(host, "/state", write=True).find("key") is None
+    whole = file.read_bytes()
+    for at in range(len(whole)):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert cache.Cache(host, "/state", write=True).find("key") is None
+    for end in range(len(whole)):
+        file.write_bytes(whole[:end])
+        assert cache.Cache(host, "/state", write=True).find("key") is None
+
+
+def test_what_an_older_edition_read_from_a_policy_is_read_again(tmp_path, monkeypatch):
+    """The policy is the same; what is said of it may have been a mistake."""
+    store = cache.Cache(Host(tmp_path), "/state", write=True)
+    store.store("key", cache.Compiled(policy=profile("x")))
+    assert cache.Cache(Host(tmp_path), "/state", write=True).find("key").declared != ()
+    monkeypatch.setattr(policy, "EDITION", policy.EDITION + 1)
+    assert cache.Cache(Host(tmp_path), "/state", write=True).find("key").declared == ()
 
 
 def test_a_changed_include_changes_the_context(tmp_path):

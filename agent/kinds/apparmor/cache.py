@@ -1,16 +1,20 @@
 """What the parser said about a text, stored under everything that it depends on.
 
 Rule 1: the key is a digest of content, never of a name or a time. Rule 2: content is verified on
-reading; what is damaged is absent. Rule 3: a cache that cannot be written costs time, nothing else.
+reading; what is damaged is absent. What a policy declares stands beside it, so that its bytes are
+hashed once and not read again. Rule 3: a cache that cannot be written costs time, nothing else.
 Rule 4: editions of a text that are over leave the memory, and the disk once there is too much.
 """
 
 import contextlib
-import json
 from dataclasses import dataclass
+
+import msgspec
 
 from agent.core.model import digest
 from agent.doors.host import Host, HostError
+from agent.kinds.apparmor import policy
+from agent.kinds.apparmor.policy import Declared
 
 _LIMIT = 64 << 20
 _MOST = 4096
@@ -20,10 +24,13 @@ _MOST = 4096
 class Compiled:
     """What the parser did with a text: the policy, or its message, or how it was killed.
 
-    notes: what it said beside the policy, a line each.
+    notes: what it said beside the policy, a line each. sha256: of the policy; declared: what it
+    declares. Both are there if they came from the cache.
     """
 
     policy: bytes = b""
+    sha256: str = ""
+    declared: tuple[Declared, ...] = ()
     notes: tuple[str, ...] = ()
     message: str = ""
     killed: str = ""
@@ -84,38 +91,60 @@ class Cache:
                 self.host.remove_file(self.base, name)
 
 
+class _Head(msgspec.Struct, forbid_unknown_fields=True):
+    """The first line but one: everything but the policy."""
+
+    message: str
+    notes: tuple[str, ...]
+    killed: str
+    times: int
+    sha256: str  # of the policy
+    reader: int  # which edition of agent.kinds.apparmor.policy said what is declared
+    declared: tuple[tuple[str, str, bool, list[str]], ...]
+
+
 def _encode(compiled: Compiled) -> bytes:
-    head = {
-        "message": compiled.message,
-        "notes": list(compiled.notes),
-        "killed": compiled.killed,
-        "times": compiled.times,
-    }
-    rest = json.dumps(head).encode() + b"\n" + compiled.policy
-    return digest(rest).encode() + b"\n" + rest
+    declared: tuple[Declared, ...] = ()
+    with contextlib.suppress(policy.PolicyError):  # whoever judges it finds that too
+        declared = policy.read(compiled.policy)
+    head = msgspec.json.encode(
+        _Head(
+            message=compiled.message,
+            notes=compiled.notes,
+            killed=compiled.killed,
+            times=compiled.times,
+            sha256=digest(compiled.policy),
+            reader=policy.EDITION,
+            declared=tuple(
+                (one.name, one.mode, one.attached, sorted(one.evidence)) for one in declared
+            ),
+        )
+    )
+    return digest(head).encode() + b"\n" + head + b"\n" + compiled.policy
 
 
 def _decode(content: bytes) -> Compiled | None:
-    seal, _, rest = content.partition(b"\n")
-    if seal.decode("ascii", "replace") != digest(rest):
+    first = content.find(b"\n")
+    second = content.find(b"\n", first + 1)
+    line, body = content[first + 1 : second], content[second + 1 :]
+    if second < 0 or content[:first].decode("ascii", "replace") != digest(line):
         return None
-    line, _, policy = rest.partition(b"\n")
     try:
-        match json.loads(line):
-            case {
-                "message": str(message),
-                "notes": list(notes),
-                "killed": str(killed),
-                "times": int(times),
-            }:
-                return Compiled(
-                    policy=policy,
-                    message=message,
-                    notes=tuple(str(one) for one in notes),
-                    killed=killed,
-                    times=times,
-                )
-            case _:
-                return None
-    except ValueError:
+        head = msgspec.json.decode(line, type=_Head)
+    except msgspec.MsgspecError:
         return None
+    if head.sha256 != digest(body):
+        return None
+    known = head.declared if head.reader == policy.EDITION else ()
+    return Compiled(
+        policy=body,
+        sha256=head.sha256,
+        declared=tuple(
+            Declared(name=name, mode=mode, attached=attached, evidence=frozenset(evidence))
+            for name, mode, attached, evidence in known
+        ),
+        message=head.message,
+        notes=head.notes,
+        killed=head.killed,
+        times=head.times,
+    )

@@ -60,7 +60,10 @@ class Changes:
             self.checked.get(name) is blob for name in names
         ):
             return version.evidence, version.modes
-        return policy.evidence(blob), {one.name: one.mode for one in policy.read(blob)}
+        declared = policy.read(blob)
+        return {one.name: one.evidence for one in declared}, {
+            one.name: one.mode for one in declared
+        }
 
     def _write(
         self, id_: Id, blob: bytes, new: frozenset[str], *, ours: frozenset[str]

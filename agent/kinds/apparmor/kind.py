@@ -242,7 +242,7 @@ class AppArmor:
             )
             return Rejection(id=id_, problems=(problem,))
         try:
-            declared = policy.read(compiled.policy)
+            declared = compiled.declared or policy.read(compiled.policy)
         except policy.PolicyError as error:
             return Rejection(id=id_, problems=(trouble.unreadable(id_, error),))
         problems = text.variable_names(source) + judge.refusals(declared, source, self.rules)
@@ -262,10 +262,10 @@ class AppArmor:
         version = Version(
             provides=tuple(sorted(one.name for one in declared)),
             source=digest(blob.content),
-            body=digest(compiled.policy),
+            body=compiled.sha256 or digest(compiled.policy),
             context=context,
             modes={one.name: one.mode for one in declared},
-            evidence=policy.evidence(compiled.policy),
+            evidence={one.name: one.evidence for one in declared},
         )
         return Profile(
             id=id_,

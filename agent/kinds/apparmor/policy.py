@@ -11,11 +11,11 @@ The layout is that of the kernel's security/apparmor/policy_unpack.c: a stream o
 import functools
 import hashlib
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from agent.core.model import Evidence
 
+EDITION = 1  # of what is read out of a policy: count up when the same bytes give another answer
 MODES = {0: "enforce", 1: "complain", 2: "kill", 3: "unconfined", 4: "user"}
 
 _NAME, _STRING, _BLOB, _STRUCT, _STRUCT_END, _LIST, _LIST_END, _ARRAY, _ARRAY_END = range(4, 13)
@@ -34,8 +34,9 @@ class PolicyError(Exception):
 class Declared:
     """One profile, hat or child of a compiled policy.
 
-    attached: it has an attachment of its own, a match or a rename. evidence: the kernel's hash of
-    this one profile (aa_calc_profile_hash: the version word, then the profile's bytes).
+    attached: it has an attachment of its own, a match or a rename. evidence: what the kernel shows
+    when it holds it: the hash of this one profile (aa_calc_profile_hash: the version word, then the
+    profile's bytes), and that of the whole blob.
     """
 
     name: str
@@ -60,6 +61,7 @@ def read(blob: bytes) -> tuple[Declared, ...]:
     A profile of a policy namespace is named `:namespace:name`.
     """
     found: list[Declared] = []
+    raw = raw_evidence(blob)
     version, namespace = None, ""
     for element in _Reader(blob).elements(None, 0):
         match element:
@@ -67,7 +69,7 @@ def read(blob: bytes) -> tuple[Declared, ...]:
                 version = value
             case _Element(name="profile", tag=7, value=tuple(fields)) if version is not None:
                 own = struct.pack("<I", version & 0xFFFFFFFF) + blob[element.start : element.end]
-                found.append(_declared(namespace, fields, own))
+                found.append(_declared(namespace, fields, raw | _own_evidence(own)))
             case _Element(name="namespace", value=bytes(value)):
                 namespace = f":{value.decode('utf-8', 'replace')}:"
             case _:
@@ -85,10 +87,13 @@ def raw_evidence(blob: bytes) -> Evidence:
     )
 
 
-def evidence(blob: bytes) -> Mapping[str, Evidence]:
-    """Return per name what the kernel shows when it holds this blob. Raises PolicyError."""
-    raw = raw_evidence(blob)
-    return {one.name: raw | one.evidence for one in read(blob)}
+def _own_evidence(own: bytes) -> Evidence:
+    return frozenset(
+        {
+            f"own:sha256:{hashlib.sha256(own).hexdigest()}",
+            f"own:sha1:{hashlib.sha1(own, usedforsecurity=False).hexdigest()}",
+        }
+    )
 
 
 def parent(name: str) -> str | None:
@@ -112,7 +117,7 @@ def ancestors(name: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _declared(namespace: str, fields: tuple[_Element, ...], own: bytes) -> Declared:
+def _declared(namespace: str, fields: tuple[_Element, ...], evidence: Evidence) -> Declared:
     if not fields or fields[0].name or not isinstance(fields[0].value, bytes):
         raise PolicyError("a profile does not begin with its name")
     try:
@@ -123,15 +128,7 @@ def _declared(namespace: str, fields: tuple[_Element, ...], own: bytes) -> Decla
     for field in fields[1:]:
         if field.name == "flags" and isinstance(field.value, tuple):
             return Declared(
-                name=name,
-                mode=_mode(field.value),
-                attached=attached,
-                evidence=frozenset(
-                    {
-                        f"own:sha256:{hashlib.sha256(own).hexdigest()}",
-                        f"own:sha1:{hashlib.sha1(own, usedforsecurity=False).hexdigest()}",
-                    }
-                ),
+                name=name, mode=_mode(field.value), attached=attached, evidence=evidence
             )
         attached = attached or field.name not in _HARMLESS
     raise PolicyError(f'profile "{name}" has no flags')
