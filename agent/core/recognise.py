@@ -4,13 +4,15 @@ Rule 1: this module decides; it reads nothing and writes nothing.
 Rule 2: what is not a profile is None, never a refused profile: a README does no harm.
 """
 
-from fnmatch import fnmatchcase
+import fnmatch
+import re
 from pathlib import PurePosixPath
 from typing import Final
 
 from agent.core.model import KindName
 
-_NOT_PROFILES: Final = ("*.md", "*.txt", "*.yaml", "*.yml", "*~", "*.bak", "README*", ".*")
+_PATTERNS: Final = ("*.md", "*.txt", "*.yaml", "*.yml", "*~", "*.bak", "README*", ".*")
+_NOT_PROFILES: Final = re.compile("|".join(map(fnmatch.translate, _PATTERNS)))
 _APPARMOR: Final = (".profile", ".apparmor", ".aa")
 
 
@@ -20,8 +22,8 @@ def kind_of(key: str, content: bytes) -> KindName | None:
     The last component of key decides by its ending; any other name is decided by the first
     character that is neither white space nor part of a byte order mark.
     """
-    name = PurePosixPath(key).name
-    if any(fnmatchcase(name, pattern) for pattern in _NOT_PROFILES):
+    name = PurePosixPath(key).name if "/" in key else key
+    if _NOT_PROFILES.match(name):
         return None
     if name.endswith(".json"):
         return "seccomp"

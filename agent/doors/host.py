@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from agent.doors import content as whole
 from agent.doors import signature
 from agent.doors.signature import Signature
 
@@ -219,10 +220,7 @@ class Host:
         """
         with _translated(f"{base}/{name}"):
             try:
-                with self._parent(base, name, make=False) as (fd, last):
-                    file = os.open(
-                        last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd
-                    )
+                file = self._open_regular(base, name)
             except FileNotFoundError:
                 return None
             try:
@@ -231,10 +229,16 @@ class Host:
                     raise OSError(errno.EINVAL, "not a regular file")
                 if status.st_size > limit:
                     raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-                with open(file, "rb", closefd=False) as stream:
-                    return stream.read(limit + 1)
+                return whole.of(file, status.st_size, limit)
             finally:
                 os.close(file)
+
+    def _open_regular(self, base: str, name: str) -> int:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        if "/" not in name and name not in ("", ".", ".."):
+            return os.open(f"{self._directory(base)}/{name}", flags)
+        with self._parent(base, name, make=False) as (fd, last):
+            return os.open(last, flags, dir_fd=fd)
 
     # --- writing ---------------------------------------------------------------------------------
 

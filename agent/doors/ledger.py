@@ -126,21 +126,18 @@ class FileLedger:
 
     def _read(self, name: str, content: bytes) -> Entry | Problem | None:
         path = f"{self.directory}/{_ENTRIES}/{name}"
-        try:
-            schema = msgspec.json.decode(content, type=_Schema).schema
-            if schema > SCHEMA:
-                return Problem(
-                    code="ledger_newer",
-                    where=path,
-                    what=f"The entry has schema {schema}; this version knows up to {SCHEMA}. "
-                    "Nothing is changed.",
-                    hint="Run the newer version of profile-loader that wrote it.",
-                )
-            entry = _from_stored(msgspec.json.decode(content, type=_StoredEntry))
-            whole = _file_name(entry.id) == name
-        except msgspec.MsgspecError:
-            entry, whole = None, False
-        if entry is None or not whole:
+        stored = _decoded(content)
+        schema = stored.schema if stored is not None else _schema(content)
+        if schema > SCHEMA:
+            return Problem(
+                code="ledger_newer",
+                where=path,
+                what=f"The entry has schema {schema}; this version knows up to {SCHEMA}. "
+                "Nothing is changed.",
+                hint="Run the newer version of profile-loader that wrote it.",
+            )
+        entry = _from_stored(stored) if stored is not None else None
+        if entry is None or _file_name(entry.id) != name:
             self.damaged.append(
                 Problem(
                     code="ledger_damaged",
@@ -207,6 +204,21 @@ class FileLedger:
         except HostError as error:
             return _write_failed(error)
         return None
+
+
+def _decoded(content: bytes) -> _StoredEntry | None:
+    try:
+        return msgspec.json.decode(content, type=_StoredEntry)
+    except msgspec.MsgspecError:
+        return None
+
+
+def _schema(content: bytes) -> int:
+    """Return the schema of an entry that this version does not understand, or 0 for damage."""
+    try:
+        return msgspec.json.decode(content, type=_Schema).schema
+    except msgspec.MsgspecError:
+        return 0
 
 
 def _file_name(id_: Id) -> str:

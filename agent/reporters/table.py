@@ -60,6 +60,8 @@ def _selectors(report: Report, domain: str) -> list[str]:
 
 def clean(text: str) -> str:
     """Return text with everything that is not printable escaped."""
+    if text.isprintable():
+        return text
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 

@@ -21,6 +21,10 @@ class Counting(Host):
         self.seen.append(path)
         return super().read(path, limit=limit)
 
+    def read_once(self, path, *, size=64):
+        self.seen.append(path)
+        return super().read_once(path, size=size)
+
     def names(self, path):
         self.seen.append(path)
         return super().names(path)
@@ -179,3 +183,51 @@ def test_a_name_that_was_found_missing_is_not_told_again_when_it_is_back(place):
     place.appear("old.3", "old", sha1="aa")
     place.look("old", whole=True)
     assert place.kernel.anew() == {"old"}
+
+
+def test_a_profile_without_a_hash_says_nothing_of_the_others(tmp_path):
+    """Which hashes the kernel shows is learned from a profile that has both, and of each anew."""
+    place = Place(tmp_path)
+    loaded(tmp_path, "bare.1", "bare")
+    place.appear("both.2", "both", sha1="aa", raw_sha1="bb")
+    place.appear("between.3", "own", sha1="cc")
+    both = Fact(evidence=frozenset({"own:sha1:aa", "raw:sha1:bb"}), mode="enforce")
+    write(tmp_path, "/proc/sys/kernel/random/boot_id", "boot\n")
+    names = ("bare", "both", "own")
+    for _ in range(2):
+        found = place.look(*names)
+        bare = found.pop("bare")
+        assert [one.partition(":")[0] for one in bare.evidence] == ["boot"]
+        assert found == {"both": both, "own": fact("cc")}
+        place.kernel.forget()
+
+
+def test_a_name_longer_than_a_read_is_read_whole(place):
+    """The kernel allows names of any length."""
+    name = "n" * 5000
+    place.appear("long.4", name, sha1="dd")
+    assert place.look(name) == {name: fact("dd")}
+
+
+def test_what_was_replaced_while_it_was_read_is_read_again(place):
+    """Hashes that were read of a replacement are not kept for what it replaced, if that is back."""
+    first = place.host.link(f"{TOP}/old.1/raw_data")
+    revisions = []
+
+    class Replacing(Counting):
+        def read_once(self, path, *, size=64):
+            if path.endswith("old.1/mode") and len(revisions) == 1:
+                place.appear("old.1", "old", sha1="cc")
+            revisions.extend([path] * path.endswith("revision"))
+            if len(revisions) == 3:  # the second look begins
+                place.appear("old.1", "old", sha1="aa")
+                back = place.root / TOP.lstrip("/") / "old.1/raw_data"
+                back.unlink()
+                back.symlink_to(first)
+                revisions.append("over")
+            return super().read_once(path, size=size)
+
+    place.kernel.host = Replacing(place.root)
+    place.kernel.forget()
+    assert place.kernel.look(["old"]) == {"old": fact("aa")}
+    assert "over" in revisions

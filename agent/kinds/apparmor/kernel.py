@@ -25,6 +25,14 @@ _TOP = f"{ROOT}/policy/profiles"
 _ENABLED = "/sys/module/apparmor/parameters/enabled"
 _CAP_MAC_ADMIN = 33  # linux/capability.h
 _TRIES = 20
+_WORD = 4096  # bytes, of a name or a hash
+_HASHES = {
+    "sha1": "own:sha1",
+    "sha256": "own:sha256",
+    "raw_sha1": "raw:sha1",
+    "raw_sha256": "raw:sha256",
+}
+_BOTH = 2  # its own hash, and that of what it came with
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ESTALE)
 
 _MEANINGS = {
@@ -93,6 +101,9 @@ class Kernel:
         self._anew: set[str] = set()
         self._names: dict[str, tuple[str, str]] = {}  # directory -> (generation, name)
         self._facts: dict[str, tuple[str, Fact]] = {}  # directory -> (generation, fact)
+        self._wrote: int | None = None  # the revision right after the last write, until a look
+        self._generations: dict[str, str] = {}  # directory -> generation, within one look
+        self._hashes: tuple[str, ...] = ()  # the files of a profile that hold its hashes
 
     # --- may we look, may we write ---------------------------------------------------------------
 
@@ -177,12 +188,16 @@ class Kernel:
         wanted = frozenset(names)
         why = "its policy does not stop changing"
         for _ in range(_TRIES):
+            self._generations = {}
+            fresh: dict[str, tuple[str, Fact]] = {}
             try:
-                before = self.revision()
+                before = self._wrote if self._wrote is not None else self.revision()
+                self._wrote = None
                 near = None if below else self._near(wanted, before)
                 places = dict(self._paths(_TOP)) if near is None else near
-                facts = self._facts_in(places, wanted, before, below=below)
+                facts = self._facts_in(places, wanted, before, fresh, below=below)
                 if self.revision() == before:
+                    self._facts |= fresh
                     if whole:
                         self.known = before
                         self._note(places, wanted)
@@ -190,6 +205,7 @@ class Kernel:
                         self._places = Places(places, _TOP, self._name, self.host.newest)
                         self._placed = before
                     return facts
+                self._facts |= {at: one for at, one in fresh.items() if self._link(at) == one[0]}
             except HostError as error:
                 self._places = None
                 if error.errno not in _GONE:
@@ -221,10 +237,16 @@ class Kernel:
         return self._places.of(wanted)
 
     def _facts_in(
-        self, places: Mapping[str, str], wanted: frozenset[str], revision: int, *, below: bool
+        self,
+        places: Mapping[str, str],
+        wanted: frozenset[str],
+        revision: int,
+        fresh: dict[str, tuple[str, Fact]],
+        *,
+        below: bool,
     ) -> dict[str, Fact]:
         return {
-            name: self._fact(path, revision)
+            name: self._fact(path, revision, fresh)
             for name, path in places.items()
             if name in wanted or (below and _is_below(name, wanted))
         }
@@ -257,12 +279,19 @@ class Kernel:
         known = self._names.get(path)
         if generation and known is not None and known[0] == generation:
             return known[1]
-        content = self.host.read(f"{path}/name", limit=1 << 20)
+        content = self._word(f"{path}/name")
         name = content.removesuffix(b"\n").decode("utf-8", "surrogateescape")
         self._names[path] = (generation, name)
         return name
 
     def _generation(self, path: str) -> str:
+        """Return a profile's generation, asked once in a look."""
+        found = self._generations.get(path)
+        if found is None:
+            found = self._generations[path] = self._link(path)
+        return found
+
+    def _link(self, path: str) -> str:
         """Return where a profile's raw data lie: raw_data/REVISION, new with every new content.
 
         (Linux, security/apparmor/apparmorfs.c: rawdata_get_link.) Empty where the kernel keeps
@@ -281,28 +310,55 @@ class Kernel:
         self._names.clear()
         self._facts.clear()
 
-    def _fact(self, path: str, revision: int) -> Fact:
+    def _fact(self, path: str, revision: int, fresh: dict[str, tuple[str, Fact]]) -> Fact:
+        """Return a profile's fact; one read anew is put into fresh, with its generation.
+
+        It may be remembered if the generation, or the revision, is the same after it.
+        """
         generation = self._generation(path)
         known = self._facts.get(path)
         if generation and known is not None and known[0] == generation:
             return known[1]
         fact = self._read_fact(path, revision)
-        if generation and self._generation(path) == generation:
-            self._facts[path] = (generation, fact)
+        if generation:
+            fresh[path] = (generation, fact)
         return fact
 
     def _read_fact(self, path: str, revision: int) -> Fact:
-        mode = self.host.read(f"{path}/mode", limit=4096).strip().decode("ascii", "replace")
+        mode = self._word(f"{path}/mode").strip().decode("ascii", "replace")
+        evidence = self._evidence(path) or self._without_hashes(path, revision)
+        return Fact(evidence=evidence, mode=mode)
+
+    def _evidence(self, path: str) -> Evidence:
+        """Return the hashes that the kernel shows of a profile, from the files that others have."""
+        if self._hashes:
+            try:
+                return self._read_hashes(path, self._hashes)
+            except HostError as error:
+                if error.errno not in _GONE:
+                    raise
+        files = tuple(file for file in self.host.names(path) if file in _HASHES)
+        # One that was loaded without a hash says nothing of the others.
+        self._hashes = files if len(files) == _BOTH else ()
+        return self._read_hashes(path, files)
+
+    def _read_hashes(self, path: str, files: Collection[str]) -> Evidence:
         found: set[str] = set()
-        for file in self.host.names(path):
-            kind, _, algorithm = file.rpartition("_")
-            if algorithm in ("sha1", "sha256") and kind in ("", "raw"):
-                value = self.host.read(f"{path}/{file}", limit=4096).strip().decode("ascii")
-                if value:
-                    found.add(f"{kind or 'own'}:{algorithm}:{value}")
-        if not found:
-            found |= self._without_hashes(path, revision)
-        return Fact(evidence=frozenset(found), mode=mode)
+        for file in files:
+            value = self._word(f"{path}/{file}").strip().decode("ascii")
+            if value:
+                found.add(f"{_HASHES[file]}:{value}")
+        return frozenset(found)
+
+    def _word(self, path: str) -> bytes:
+        """Return what a file of securityfs says that shows one thing. Raises HostError.
+
+        One read gives all of it where it has room (Linux, fs/seq_file.c: seq_read_iter).
+        """
+        found = self.host.read_once(path, size=_WORD)
+        if found is None or len(found) == _WORD:
+            return self.host.read(path, limit=1 << 20)
+        return found
 
     def _without_hashes(self, path: str, revision: int) -> Evidence:
         """Hash what the kernel holds, or say only that nothing changed since the same boot."""
@@ -339,8 +395,9 @@ class Kernel:
         try:
             now = self.revision()
         except (HostError, ValueError):
-            self.known = self._placed = None
+            self.known = self._placed = self._wrote = None
             return
+        self._wrote = now
         self.known = now if self.known == now - 1 else None
         self._placed = now if self._placed == now - 1 else None
 

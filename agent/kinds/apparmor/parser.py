@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent.core.model import digest
+from agent.doors import content as whole
 from agent.doors import signature
 from agent.doors.host import Exited, Host, HostError, Running
 from agent.kinds.apparmor import room
@@ -270,7 +271,11 @@ def content(path: Path) -> bytes:
     try:
         if not path.is_file():
             return b"irregular"  # a FIFO or device would never end
-        content = path.read_bytes()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            content = whole.of(fd, os.fstat(fd).st_size)
+        finally:
+            os.close(fd)
     except OSError as error:
         return f"unreadable {error.errno}".encode()
     return f"{len(content)}\n".encode() + content

@@ -23,6 +23,7 @@ _VARIABLE_NAME = re.compile(
     r"""(?:^|[{}\s])(?:profile|hat)\s+(?:"[^"]*|[^\s"({]*)@\{"""
     r"""|^\s*"?[^\s"={]*@\{\w+\}[^\s"=]*?"?\s*(?:\s(?:flags\s*=\s*)?\([^)]*\)\s*)?\{\s*$"""
 )
+_SPECIAL = re.compile(r'[#"\\\[\]]')
 _COMMENT = re.compile(r"\s*#(?!include)")
 _ASSIGNMENT = re.compile(r"(?m)^\s*@\{\w+\}\s*\+?=.*$")
 
@@ -67,7 +68,7 @@ def variable_names(text: str) -> tuple[Problem, ...]:
             hint="Write the name out.",
         )
         for number, line in _lines(text)
-        if _VARIABLE_NAME.search(line)
+        if "@{" in line and _VARIABLE_NAME.search(line)
     )
 
 
@@ -144,6 +145,9 @@ def _lines(text: str) -> tuple[tuple[int, str], ...]:
     found: list[tuple[int, str]] = []
     open_word = False
     for number, line in enumerate(text.split("\n"), 1):
+        if not _SPECIAL.search(line):
+            found.append((number, line))
+            continue
         if not open_word and "#" in line and _COMMENT.match(line):
             found.append((number, ""))
             continue

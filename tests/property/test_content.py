@@ -1,0 +1,28 @@
+"""Specification of reading a file's content: whole, whatever its size was said to be."""
+
+import os
+import tempfile
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.doors import content
+
+
+@given(st.binary(max_size=300), st.integers(0, 400), st.integers(0, 400))
+def test_the_whole_content_comes_whatever_the_size_is_said_to_be(written, size, limit):
+    """A file that grew, shrank or is in /proc is read to its end, or one byte beyond the limit."""
+    with tempfile.TemporaryFile() as file:
+        file.write(written)
+        file.seek(0)
+        assert content.of(file.fileno(), size, limit) == written[: limit + 1]
+
+
+@pytest.mark.parametrize("size", [0, 1 << 20])
+def test_what_comes_piece_by_piece_is_read_to_its_end(size):
+    """A file in /proc gives a part at a time, whatever its size is said to be."""
+    with open("/proc/self/maps", "rb", buffering=0) as file:  # noqa: PTH123 - its descriptor
+        found = content.of(file.fileno(), size)
+    assert found.count(b"[stack]") == 1
+    assert len(found) > os.sysconf("SC_PAGE_SIZE")
