@@ -116,6 +116,7 @@ class Daemon:
         self._free: set[str] = set()  # stay for processes, of which the last look saw none
         self._look = 0.0  # when that is to be looked at again
         self._again = 0.0  # before that nothing is put back while profiles are compiled
+        self._calm = 0.0  # until then a change of policy may be one of a storm
         self._deaf = 0.0  # until then the node's changes call for no pass: somebody fights
 
     def run(self) -> None:
@@ -140,6 +141,7 @@ class Daemon:
         report = self._take(found, full=full)
         self._due = self._next(began)
         self._tell(passed=True)
+        self._calm = time.monotonic() + STORM_SECONDS
         return report
 
     def _ask(self) -> None:
@@ -258,8 +260,12 @@ class Daemon:
                 words = self._words(min(left, LOOK_SECONDS))
             except queue.Empty:
                 continue
-            if any(self._concerns(word) for word in words):
-                self._settle()
+            calling = {word for word in words if self._concerns(word)}
+            if calling:
+                # Until a profile is back, whoever starts is not confined: the first loss of policy
+                # is not waited for, the next ones are a storm.
+                if calling != {"kernel"} or time.monotonic() < self._calm:
+                    self._settle()
                 return
 
     def _words(self, timeout: float) -> Collection[str]:

@@ -65,7 +65,7 @@ class Pass:
 
     def untouched(self) -> bool:
         """Return whether the host is as the last pass saw or left it, by cheap signs."""
-        return self.ledger.untouched() and all(one.untouched() for one in self.kinds.values())
+        return all(one.untouched() for one in self.kinds.values()) and self.ledger.untouched()
 
     def _forget(self) -> None:
         self._inspected.clear()

@@ -555,6 +555,30 @@ def test_a_storm_that_does_not_end_is_answered_all_the_same(world, clock):
     assert clock.now - begin <= 2 * daemon.STORM_SECONDS
 
 
+def test_the_first_loss_of_policy_is_answered_at_once(world, clock):
+    """Whoever starts before a profile is back is not confined."""
+    world.turn()
+    clock.now += daemon.STORM_SECONDS
+    world.daemon._glance()  # what looks by itself has just looked
+    world.daemon.wake = Timed(clock, ["kernel"])
+    world.node.loaded.clear()
+    begin = clock.now
+    world.daemon._wait()
+    assert (clock.now - begin, world.daemon.wake.waited) == (0.0, [])
+
+
+@pytest.mark.parametrize(("after", "words"), [(0.1, ["kernel"]), (1.0, ["source", "kernel"])])
+def test_what_may_be_one_of_a_storm_is_waited_for(world, clock, after, words):
+    """A pass soon after another, or of a source whose files come one by one, waits for silence."""
+    world.turn()
+    clock.now += after
+    world.daemon._glance()
+    world.daemon.wake = Timed(clock, words)
+    world.node.loaded.clear()
+    world.daemon._wait()
+    assert world.daemon.wake.waited == [daemon.QUIET_SECONDS]
+
+
 # --- news and the loop ----------------------------------------------------------------------------
 
 
