@@ -19,7 +19,8 @@ def sentence() -> str:
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in _LIBRARIES)
     return (
         f"Machine: {cores} cores of {_model()}, {memory:.0f} GiB, Linux {_linux()}; "
-        f"the virtual machine is emulated (QEMU {_qemu()}, TCG), with one core. Versions: CPython "
+        f"the virtual machine (VM) is emulated (QEMU {_qemu()}, TCG), with one core; user-mode "
+        "Linux (UML) is not, and has one core too. Versions: CPython "
         f"{platform.python_version()}, {_parser()}, {versions}. {time.strftime('%Y-%m-%d')}."
         + (f" The machine was busy (load {busy():.1f})." if busy() > QUIET_LOAD else "")
     )

@@ -1,5 +1,6 @@
 """The first installation of AppArmor profiles, beside those who do the same."""
 
+import itertools
 import sys
 from functools import partial
 from pathlib import Path
@@ -19,17 +20,17 @@ FAST: Final = ("-O", "no-expr-simplify")
 def measure(runs: int) -> Result:
     """On the host without loading, in the virtual machine with it."""
     figures, claims, said = _host(runs)
-    found = machine.guest("cold", runs)
-    for count in (1, 100):
+    for where, count in itertools.product(machine.MACHINES, (1, 100)):
+        found = machine.guest("cold", runs, where)
         ours, bare = found[f"{count} agent"], found[f"{count} apparmor_parser -r -K"]
         figures += [
-            machine.seconds(f"VM, {name}", samples)
+            machine.seconds(f"{where}, {name}", samples)
             for name, samples in found.items()
             if name.startswith(f"{count} ")
         ]
         claims.append(
             Claim(
-                label=f"VM, {count}: agent / one run of apparmor_parser",
+                label=f"{where}, {count}: agent / one run of apparmor_parser",
                 value=median(ratios(ours, bare)),
                 limit=1.1,
                 unit="x",
