@@ -27,6 +27,8 @@ _ENTRIES = "entries"
 _BODIES = "bodies"
 # What may be removed from there: a digest, or a temporary file of a write that was cut off.
 _OWN_BODY: Final = re.compile(rf"[0-9a-f]{{64}}|{re.escape(TEMPORARY_PREFIX)}.*")
+# What msgspec raises: also for bytes that are not UTF-8, and for what is nested too deep.
+_DAMAGE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 Signs = dict[str, Signature]
 
 
@@ -209,7 +211,7 @@ class FileLedger:
 def _decoded(content: bytes) -> _StoredEntry | None:
     try:
         return msgspec.json.decode(content, type=_StoredEntry)
-    except msgspec.MsgspecError:
+    except _DAMAGE:
         return None
 
 
@@ -217,7 +219,7 @@ def _schema(content: bytes) -> int:
     """Return the schema of an entry that this version does not understand, or 0 for damage."""
     try:
         return msgspec.json.decode(content, type=_Schema).schema
-    except msgspec.MsgspecError:
+    except _DAMAGE:
         return 0
 
 

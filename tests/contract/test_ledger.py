@@ -83,6 +83,34 @@ def test_a_damaged_entry_counts_as_absent_and_is_reported(files, cut):
     assert [one.code for one in ledger.damaged] == ["ledger_damaged"]
 
 
+def test_a_bad_byte_anywhere_in_an_entry_is_damage(files):
+    """Also one that is no text at all: no entry may end the agent."""
+    ledger, path = files
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + b"\xff" + whole[at + 1 :])
+        ledger.forget()
+        found = ledger.entries(), [one.code for one in ledger.damaged]
+        assert found == ({}, ["ledger_damaged"]), at
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b'{"schema": 1, "x": ' + b"[" * 100_000, "ledger_damaged"),
+        (b"[" * 100_000, "ledger_damaged"),
+        (b'{"schema": 2, "origin": "\xff"}', "ledger_newer"),
+    ],
+)
+def test_what_no_version_would_write_is_damage_or_newer(files, content, code):
+    """Nesting without end is no entry; of a newer one the schema alone is understood."""
+    ledger, path = files
+    path.write_bytes(content)
+    found = ledger.entries()
+    codes = [found.code] if isinstance(found, Problem) else [one.code for one in ledger.damaged]
+    assert codes == [code]
+
+
 @pytest.mark.parametrize("change", ["in place", "removed", "added", "replaced"])
 def test_what_others_do_to_entries_is_noticed_and_read(files, change):
     """An entry changed in place leaves its directory as it was, and is noticed all the same."""
