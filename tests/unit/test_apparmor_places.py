@@ -209,25 +209,48 @@ def test_a_name_longer_than_a_read_is_read_whole(place):
     assert place.look(name) == {name: fact("dd")}
 
 
-def test_what_was_replaced_while_it_was_read_is_read_again(place):
-    """Hashes that were read of a replacement are not kept for what it replaced, if that is back."""
-    first = place.host.link(f"{TOP}/old.1/raw_data")
-    revisions = []
+class Swapping(Counting):
+    """A host with a kernel that somebody changes between two of the agent's system calls.
 
-    class Replacing(Counting):
-        def read_once(self, path, *, size=64):
-            if path.endswith("old.1/mode") and len(revisions) == 1:
-                place.appear("old.1", "old", sha1="cc")
-            revisions.extend([path] * path.endswith("revision"))
-            if len(revisions) == 3:  # the second look begins
-                place.appear("old.1", "old", sha1="aa")
-                back = place.root / TOP.lstrip("/") / "old.1/raw_data"
-                back.unlink()
-                back.symlink_to(first)
-                revisions.append("over")
-            return super().read_once(path, size=size)
+    script: after which file another profile comes into the place of `old`, or before which `old`
+    is back under its former generation: the kernel keeps what was loaded while somebody uses it.
+    """
 
-    place.kernel.host = Replacing(place.root)
+    def __init__(self, place, script):
+        super().__init__(place.root)
+        self.place = place
+        self.first = super().link(f"{TOP}/old.1/raw_data")
+        self.script = list(script)
+
+    def asked(self, path, answer):
+        if self.script and path.endswith(self.script[0][1]) and self.script[0][0] == "back":
+            self.script.pop(0)
+            self.place.appear("old.1", "old", sha1="aa")
+            back = self.root / TOP.lstrip("/") / "old.1/raw_data"
+            back.unlink()
+            back.symlink_to(self.first)
+        found = answer()
+        if self.script and path.endswith(self.script[0][1]) and self.script[0][0] == "other":
+            self.script.pop(0)
+            self.place.appear("old.1", "old", sha1="cc")
+        return found
+
+    def read_once(self, path, *, size=64):
+        return self.asked(path, lambda: super(Swapping, self).read_once(path, size=size))
+
+    def link(self, path):
+        return self.asked(path, lambda: super(Swapping, self).link(path))
+
+
+ONCE = [("other", "mode"), ("back", "revision")]
+
+
+@pytest.mark.parametrize(
+    "script", [ONCE, ONCE * 2, ONCE * 5, [*ONCE, ("other", "raw_data"), ("back", "raw_data")]]
+)
+def test_what_was_swapped_while_it_was_read_is_read_again(place, script):
+    """Hashes of a replacement are not kept for what it replaced, once that is back."""
+    place.kernel.host = Swapping(place, script)
     place.kernel.forget()
     assert place.kernel.look(["old"]) == {"old": fact("aa")}
-    assert "over" in revisions
+    assert place.kernel.host.script == []

@@ -187,9 +187,9 @@ class Kernel:
         """
         wanted = frozenset(names)
         why = "its policy does not stop changing"
-        for _ in range(_TRIES):
+        for turn in range(_TRIES):
             self._generations = {}
-            fresh: dict[str, tuple[str, Fact]] = {}
+            fresh: dict[str, tuple[str, Fact]] | None = {} if turn == 0 else None
             try:
                 before = self._wrote if self._wrote is not None else self.revision()
                 self._wrote = None
@@ -197,7 +197,7 @@ class Kernel:
                 places = dict(self._paths(_TOP)) if near is None else near
                 facts = self._facts_in(places, wanted, before, fresh, below=below)
                 if self.revision() == before:
-                    self._facts |= fresh
+                    self._facts |= fresh or {}
                     if whole:
                         self.known = before
                         self._note(places, wanted)
@@ -205,7 +205,6 @@ class Kernel:
                         self._places = Places(places, _TOP, self._name, self.host.newest)
                         self._placed = before
                     return facts
-                self._facts |= {at: one for at, one in fresh.items() if self._link(at) == one[0]}
             except HostError as error:
                 self._places = None
                 if error.errno not in _GONE:
@@ -241,7 +240,7 @@ class Kernel:
         places: Mapping[str, str],
         wanted: frozenset[str],
         revision: int,
-        fresh: dict[str, tuple[str, Fact]],
+        fresh: dict[str, tuple[str, Fact]] | None,
         *,
         below: bool,
     ) -> dict[str, Fact]:
@@ -310,18 +309,21 @@ class Kernel:
         self._names.clear()
         self._facts.clear()
 
-    def _fact(self, path: str, revision: int, fresh: dict[str, tuple[str, Fact]]) -> Fact:
-        """Return a profile's fact; one read anew is put into fresh, with its generation.
+    def _fact(self, path: str, revision: int, fresh: dict[str, tuple[str, Fact]] | None) -> Fact:
+        """Return a profile's fact; what is read anew is remembered, with its generation.
 
-        It may be remembered if the generation, or the revision, is the same after it.
+        fresh: where to put it, to be remembered if the revision is the same after the look. None
+        while policy changes: it is remembered at once, if the generation is the same after it.
         """
-        generation = self._generation(path)
+        generation = self._generation(path) if fresh is not None else self._link(path)
         known = self._facts.get(path)
         if generation and known is not None and known[0] == generation:
             return known[1]
         fact = self._read_fact(path, revision)
-        if generation:
+        if generation and fresh is not None:
             fresh[path] = (generation, fact)
+        elif generation and self._link(path) == generation:
+            self._facts[path] = (generation, fact)
         return fact
 
     def _read_fact(self, path: str, revision: int) -> Fact:
