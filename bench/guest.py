@@ -1,7 +1,7 @@
-"""What is measured in the virtual machine: `python3 -m bench.guest WHAT RUNS`, as root.
+"""What is measured in a machine with AppArmor: `python3 -m bench.guest WHAT RUNS`, as root.
 
-Prints a line of JSON with the samples. Everything is on one emulated core, so that times are read
-beside each other only; what is compared is measured turn by turn in one start of the machine.
+Prints a line of JSON with the samples. Everything is on one core; what is compared is measured turn
+by turn in one start of the machine.
 """
 
 import hashlib

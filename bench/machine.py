@@ -1,7 +1,7 @@
 """What is loaded into a kernel with AppArmor: in the virtual machine, and in user-mode Linux.
 
 Each measurement is one start of a machine; rows that share one share its samples. What is compared
-is measured in the same start. Of two machines the emulated one decides nothing by its own times.
+is measured in the same start.
 """
 
 import functools
