@@ -22,7 +22,7 @@ def kind_of(key: str, content: bytes) -> KindName | None:
     The last component of key decides by its ending; any other name is decided by the first
     character that is neither white space nor part of a byte order mark.
     """
-    name = PurePosixPath(key).name if "/" in key else key
+    name = PurePosixPath(key).name if "/" in key or key == "." else key
     if _NOT_PROFILES.match(name):
         return None
     if name.endswith(".json"):

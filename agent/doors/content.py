@@ -14,9 +14,10 @@ def of(fd: int, size: int, limit: int = sys.maxsize - 1) -> bytes:
     """Return the content from here to the end; of more than limit bytes limit + 1.
 
     size: what fstat(2) says. A read that was asked for more and gave exactly that much met the end;
-    of any other file (in /proc, or growing) the end is where a read gives nothing. Raises OSError.
+    of any other file (in /proc, or growing) the end is where a read gives nothing. Numbers in
+    /proc/sys are given to the first read alone, so that one is never small. Raises OSError.
     """
-    content = os.read(fd, min(size, limit) + 1)
+    content = os.read(fd, min(size or _CHUNK, limit) + 1)
     if len(content) == size:
         return content
     parts = [content]

@@ -2,14 +2,16 @@
 
 import os
 import tempfile
+from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent.doors import content
 
 
+@example(b"abc", 1, 2)
 @given(st.binary(max_size=300), st.integers(0, 400), st.integers(0, 400))
 def test_the_whole_content_comes_whatever_the_size_is_said_to_be(written, size, limit):
     """A file that grew, shrank or is in /proc is read to its end, or one byte beyond the limit."""
@@ -26,3 +28,10 @@ def test_what_comes_piece_by_piece_is_read_to_its_end(size):
         found = content.of(file.fileno(), size)
     assert found.count(b"[stack]") == 1
     assert len(found) > os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_number_in_proc_sys_is_read_whole():
+    """The kernel gives it to one read and nothing to the next, and says that it has no size."""
+    with open("/proc/sys/kernel/pid_max", "rb", buffering=0) as file:  # noqa: PTH123 - its descriptor
+        found = content.of(file.fileno(), os.fstat(file.fileno()).st_size)
+    assert found == Path("/proc/sys/kernel/pid_max").read_bytes()

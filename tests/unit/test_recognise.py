@@ -27,6 +27,9 @@ from agent.core import recognise
         ("README", b"", None),
         ("README.json", b"{}", None),
         ("sub/.hidden.json", b"{}", None),
+        (".hidden", b"", None),
+        (".", b"", "apparmor"),
+        ("", b"", "apparmor"),
     ],
 )
 def test_a_key_is_a_kind_by_its_name_and_then_by_its_first_character(key, content, kind):

@@ -66,7 +66,7 @@ class Cache:
         self._keep(key, compiled)
         if not self.write:
             return
-        with contextlib.suppress(HostError):
+        with contextlib.suppress(HostError, UnicodeEncodeError):
             self._make_room()
             self.host.write_file(self.base, key, _encode(compiled), mode=0o600, durable=False)
 
