@@ -370,7 +370,10 @@ class Soak:
                 may = self.could.get(name, {None})
             else:
                 may = {None}
-            if len(seen) != 1 or not seen <= may:
+            # A replacement inherits the hats of what it replaced. They go next; but what was
+            # withdrawn in between, and is in use, keeps them until nobody uses it.
+            stays = desired is None and name in used
+            if (len(seen) != 1 and not stays) or not seen <= may:
                 return f"{name} is {seen}, and not one of {may}"
         return self._report_wrong()
 
