@@ -37,7 +37,7 @@ sleep 30
 
 
 class MachineError(Exception):
-    """The machine did not get to the end of its command; its console is told."""
+    """It did not get to the end of its command, or its kernel warned; the console is told."""
 
 
 def run(files: Mapping[str, bytes], command: str, *, timeout_seconds: float) -> vm.GuestResult:
@@ -68,8 +68,9 @@ def run(files: Mapping[str, bytes], command: str, *, timeout_seconds: float) -> 
         written = out / "output"
         output = written.read_text("utf-8", "replace") if written.exists() else ""
         text, _, status = output.rstrip().rpartition("VM-EXIT ")
-        if not status.isdigit():
-            raise MachineError(output[-3000:] + console.read_text("utf-8", "replace")[-1500:])
+        told = console.read_text("utf-8", "replace")
+        if not status.isdigit() or "WARNING: " in told:
+            raise MachineError(output[-3000:] + told[-6000:])
         return vm.GuestResult(int(status), text, 1, 0.0)
 
 

@@ -23,8 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from agent.doors import content as whole
-from agent.doors import signature
+from agent.doors import reading, signature
 from agent.doors.signature import Signature
 
 TEMPORARY_PREFIX = ".profile-loader."
@@ -229,7 +228,7 @@ class Host:
                     raise OSError(errno.EINVAL, "not a regular file")
                 if status.st_size > limit:
                     raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-                return whole.of(file, status.st_size, limit)
+                return reading.whole(file, status.st_size, limit)
             finally:
                 os.close(file)
 

@@ -23,8 +23,7 @@ from pathlib import Path, PurePosixPath
 from agent.core import recognise
 from agent.core.model import Blob, Missing, Snapshot, Unreadable
 from agent.core.problems import Problem
-from agent.doors import content as whole
-from agent.doors import signature
+from agent.doors import reading, signature
 from agent.doors.signature import Signature
 from agent.sources import limits
 
@@ -210,7 +209,7 @@ class _Walk:
             if status.st_size > limits.KEY_BYTES:
                 self.refused.append((key, limits.too_large(key)))
                 return
-            content = whole.of(file, status.st_size, limits.KEY_BYTES)
+            content = reading.whole(file, status.st_size, limits.KEY_BYTES)
             after = signature.of(os.fstat(file))
         finally:
             os.close(file)

@@ -1,5 +1,7 @@
 """Specification of the short way to what was just loaded: as sure as the walk, or silent."""
 
+from dataclasses import replace
+
 import pytest
 
 from agent.core.model import Fact
@@ -50,7 +52,7 @@ class Place:
         generation = self.root / TOP.lstrip("/") / directory / "raw_data"
         generation.unlink(missing_ok=True)
         self.number += 1
-        generation.symlink_to(f"../../raw_data/{self.number}")
+        generation.symlink_to(f"../../raw_data/{self.number}/raw_data")
         write(self.root, f"{kernel.ROOT}/revision", f"{self.number}\n")
 
     def look(self, *names, whole=False):
@@ -254,3 +256,85 @@ def test_what_was_swapped_while_it_was_read_is_read_again(place, script):
     place.kernel.forget()
     assert place.kernel.look(["old"]) == {"old": fact("aa")}
     assert place.kernel.host.script == []
+
+
+# --- what the kernel has not let go of yet --------------------------------------------------------
+
+
+class Freeing:
+    """A kernel that lets go of removed raw data after a while, and a clock that waiting moves."""
+
+    def __init__(self, root, after):
+        self.place = Place(root)
+        self.now = 0.0
+        self.after = after
+        probes = replace(PROBES, clock=lambda: self.now, pause=self.pause)
+        self.place.kernel = kernel.Kernel(self.place.host, probes)
+        self.left = []
+
+    def pause(self, seconds):
+        self.now += seconds
+        if self.now >= self.after:
+            for one in self.left:
+                one.rmdir()
+            self.left = []
+
+    def appear(self, *names):
+        """Load names in one write, which has one raw data."""
+        for name in names:
+            self.place.appear(f"{name}.1", name, sha1="aa", raw_sha1="bb")
+            self.place.number -= name != names[-1]
+        raw = self.place.root / f"{kernel.ROOT}/policy/raw_data/{self.place.number}".lstrip("/")
+        raw.mkdir(parents=True)
+        return raw
+
+    def vanish(self, name):
+        (self.place.root / TOP.lstrip("/") / f"{name}.1").rename(self.place.root / f"gone-{name}")
+        self.place.number += 1
+        write(self.place.root, f"{kernel.ROOT}/revision", f"{self.place.number}\n")
+
+
+@pytest.mark.parametrize(("after", "waited"), [(0.02, 0.02), (9.0, kernel.LET_GO_SECONDS)])
+def test_what_was_removed_is_loaded_again_once_the_kernel_let_go_of_it(tmp_path, after, waited):
+    """Not later than a tenth of a second: a process may hold it for as long as it lives."""
+    one = Freeing(tmp_path, after)
+    one.left = [one.appear("x")]
+    one.place.look("x", whole=True)
+    one.vanish("x")
+    one.place.look("x", whole=True)
+    one.place.kernel.load(b"policy")
+    assert one.now == pytest.approx(waited, abs=0.002)
+    one.place.kernel.load(b"policy")
+    assert one.now == pytest.approx(waited, abs=0.002)
+
+
+def test_what_somebody_replaced_comes_back_once_the_kernel_let_go_of_it(tmp_path):
+    """The bytes that are put back are those that are just being freed."""
+    one = Freeing(tmp_path, 0.02)
+    one.left = [one.appear("x")]
+    one.place.look("x", whole=True)
+    one.appear("x")
+    one.place.look("x", whole=True)
+    one.place.kernel.replace(b"policy")
+    assert one.now == pytest.approx(0.02, abs=0.002)
+
+
+def test_what_this_agent_removed_is_waited_for_too(tmp_path):
+    """A text may come back as soon as it went."""
+    one = Freeing(tmp_path, 0.02)
+    one.left = [one.appear("x")]
+    one.place.look("x", whole=True)
+    one.place.kernel.remove("x")
+    one.place.kernel.replace(b"policy")
+    assert one.now == pytest.approx(0.02, abs=0.002)
+
+
+def test_what_another_profile_of_the_same_load_holds_is_not_waited_for(tmp_path):
+    """It stays; the kernel may hand it out."""
+    one = Freeing(tmp_path, 9.0)
+    one.appear("x", "y")
+    one.place.look("x", "y", whole=True)
+    one.vanish("x")
+    one.place.look("x", "y", whole=True)
+    one.place.kernel.load(b"policy")
+    assert one.now == 0.0

@@ -9,6 +9,7 @@ import ctypes
 import errno
 import hashlib
 import os
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ _TOP = f"{ROOT}/policy/profiles"
 _ENABLED = "/sys/module/apparmor/parameters/enabled"
 _CAP_MAC_ADMIN = 33  # linux/capability.h
 _TRIES = 20
+LET_GO_SECONDS = 0.1  # for the kernel to let go of what was removed; it takes 10 to 30 ms
+_LOOK_SECONDS = 0.001  # between two looks whether it has
 _WORD = 4096  # bytes, of a name or a hash
 _HASHES = {
     "sha1": "own:sha1",
@@ -77,6 +80,8 @@ class Probes:
 
     filesystem: Callable[[Path], int] = filesystem
     rights: Callable[[], str] = rights
+    clock: Callable[[], float] = time.monotonic
+    pause: Callable[[float], None] = time.sleep
 
 
 def meaning(error: HostError) -> str:
@@ -98,6 +103,8 @@ class Kernel:
         self._places: Places | None = None
         self._placed: int | None = None  # the revision that they are of, as known
         self._where: dict[str, str] = {}  # name -> directory, at the last look at all names
+        self._came_with: dict[str, str] = {}  # name -> generation, at that look
+        self._going: set[str] = set()  # generations of what went since the last write
         self._anew: set[str] = set()
         self._names: dict[str, tuple[str, str]] = {}  # directory -> (generation, name)
         self._facts: dict[str, tuple[str, Fact]] = {}  # directory -> (generation, fact)
@@ -227,7 +234,13 @@ class Kernel:
         """
         where = {name: places[name] for name in wanted & places.keys()}
         self._anew |= {name for name, at in where.items() if self._where.get(name, at) != at}
-        self._where = where
+        known = {name: self._facts[at][0] for name, at in where.items() if at in self._facts}
+        self._going |= {
+            one
+            for name, one in self._came_with.items()
+            if name not in where or known.get(name, one) != one
+        }
+        self._where, self._came_with = where, known
 
     def _near(self, wanted: frozenset[str], revision: int) -> dict[str, str] | None:
         """Return where each of names lies, if that is known; else None."""
@@ -374,11 +387,13 @@ class Kernel:
 
     def load(self, blob: bytes) -> None:
         """Load new profiles, all or none; EEXIST if one of the names is taken."""
+        self._let_go()
         self._write("load", blob)
         self._came()
 
     def replace(self, blob: bytes) -> None:
         """Replace or load profiles, all or none."""
+        self._let_go()
         self._write("replace", blob)
         self._came()
 
@@ -386,6 +401,29 @@ class Kernel:
         """Remove a profile with its hats and children: the bare name, no newline."""
         self._places = None
         self._write("remove", name.encode("utf-8", "surrogateescape"))
+        for one in [one for one in self._came_with if one == name or _is_below(one, {name})]:
+            self._going.add(self._came_with.pop(one))
+
+    def _let_go(self) -> None:
+        """Wait a moment until the kernel has let go of the raw data of what was there before.
+
+        Some kernels of 2026 (6.1.176, not 6.1.192) hand raw data that are just being freed to a
+        load of the same bytes: aa_replace_profiles of security/apparmor/policy.c took its reference
+        without looking whether there was one left. The kernel warns, and may fall. Raw data that
+        somebody still holds (another profile of the same load, a process) stay, and are safe.
+        """
+        going = self._going - set(self._came_with.values())
+        self._going = set()
+        left = [f"{ROOT}/policy/raw_data/{one.split('/')[-2]}" for one in going]
+        end = self.probes.clock() + LET_GO_SECONDS
+        while any(self._is_there(one) for one in left) and self.probes.clock() < end:
+            self.probes.pause(_LOOK_SECONDS)
+
+    def _is_there(self, path: str) -> bool:
+        try:
+            return self.host.exists(path)
+        except HostError:
+            return False
 
     def _came(self) -> None:
         if self._places is not None:
@@ -423,5 +461,5 @@ def blind(why: str) -> Blind:
     )
 
 
-def _is_below(name: str, wanted: frozenset[str]) -> bool:
+def _is_below(name: str, wanted: Collection[str]) -> bool:
     return any(name.startswith(f"{one}//") for one in wanted)

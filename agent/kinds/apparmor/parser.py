@@ -17,8 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent.core.model import digest
-from agent.doors import content as whole
-from agent.doors import signature
+from agent.doors import reading, signature
 from agent.doors.host import Exited, Host, HostError, Running
 from agent.kinds.apparmor import room
 from agent.kinds.apparmor.cache import Compiled
@@ -273,7 +272,7 @@ def content(path: Path) -> bytes:
             return b"irregular"  # a FIFO or device would never end
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            content = whole.of(fd, os.fstat(fd).st_size)
+            content = reading.whole(fd, os.fstat(fd).st_size)
         finally:
             os.close(fd)
     except OSError as error:

@@ -10,7 +10,7 @@ import sys
 _CHUNK = 1 << 16
 
 
-def of(fd: int, size: int, limit: int = sys.maxsize - 1) -> bytes:
+def whole(fd: int, size: int, limit: int = sys.maxsize - 1) -> bytes:
     """Return the content from here to the end; of more than limit bytes limit + 1.
 
     size: what fstat(2) says. A read that was asked for more and gave exactly that much met the end;
