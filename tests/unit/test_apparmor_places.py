@@ -329,12 +329,14 @@ def test_what_this_agent_removed_is_waited_for_too(tmp_path):
     assert one.now == pytest.approx(0.02, abs=0.002)
 
 
-def test_what_another_profile_of_the_same_load_holds_is_not_waited_for(tmp_path):
-    """It stays; the kernel may hand it out."""
+@pytest.mark.parametrize(("gone", "asked"), [("x", ("x", "y")), ("", ("y",))])
+def test_what_is_held_or_no_longer_ours_is_not_waited_for(tmp_path, gone, asked):
+    """Another profile of the same load holds it, or it was only released and is still loaded."""
     one = Freeing(tmp_path, 9.0)
-    one.appear("x", "y")
+    one.appear("x", "y") if gone else (one.appear("x"), one.appear("y"))
     one.place.look("x", "y", whole=True)
-    one.vanish("x")
-    one.place.look("x", "y", whole=True)
+    if gone:
+        one.vanish(gone)
+    one.place.look(*asked, whole=True)
     one.place.kernel.load(b"policy")
     assert one.now == 0.0

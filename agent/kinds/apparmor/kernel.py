@@ -238,7 +238,7 @@ class Kernel:
         self._going |= {
             one
             for name, one in self._came_with.items()
-            if name not in where or known.get(name, one) != one
+            if name in wanted and (name not in where or known.get(name, one) != one)
         }
         self._where, self._came_with = where, known
 
