@@ -262,8 +262,8 @@ class Daemon:
                 continue
             calling = {word for word in words if self._concerns(word)}
             if calling:
-                # Until a profile is back, whoever starts is not confined: the first loss of policy
-                # is not waited for, the next ones are a storm.
+                # No container that names a profile starts until it is back: the first loss of
+                # policy is not waited for, the next ones are a storm.
                 if calling != {"kernel"} or time.monotonic() < self._calm:
                     self._settle()
                 return

@@ -24,7 +24,7 @@ def main() -> int:
         return 0
     wanted = [row for row in ROWS if not options.only or row.name in options.only]
     minutes = sum(row.minutes for row in wanted)
-    sys.stdout.write(f"{len(wanted)} rows, about {minutes:.0f} minutes on two idle cores\n")
+    sys.stdout.write(f"{len(wanted)} rows, at most {minutes:.0f} minutes on two idle cores\n")
     if about.busy() > about.QUIET_LOAD:
         sys.stdout.write(f"this machine is busy (load {about.busy():.1f}): times are too long\n")
     if importlib.util.find_spec("rich") is not None:

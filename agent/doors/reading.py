@@ -1,7 +1,7 @@
 """The content of an open regular file, in as few system calls as can be.
 
-A buffered stream asks five more of the kernel for each file, and maps as much memory as the file
-might at most be long.
+A buffered stream asks up to six more of the kernel for each file, and maps as much memory as the
+file might at most be long.
 """
 
 import os

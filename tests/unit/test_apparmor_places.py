@@ -333,7 +333,8 @@ def test_what_this_agent_removed_is_waited_for_too(tmp_path):
 def test_what_is_held_or_no_longer_ours_is_not_waited_for(tmp_path, gone, asked):
     """Another profile of the same load holds it, or it was only released and is still loaded."""
     one = Freeing(tmp_path, 9.0)
-    one.appear("x", "y") if gone else (one.appear("x"), one.appear("y"))
+    for load in [("x", "y")] if gone else [("x",), ("y",)]:
+        one.appear(*load)
     one.place.look("x", "y", whole=True)
     if gone:
         one.vanish(gone)

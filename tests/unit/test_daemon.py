@@ -556,7 +556,7 @@ def test_a_storm_that_does_not_end_is_answered_all_the_same(world, clock):
 
 
 def test_the_first_loss_of_policy_is_answered_at_once(world, clock):
-    """Whoever starts before a profile is back is not confined."""
+    """No container that names a profile starts until it is back."""
     world.turn()
     clock.now += daemon.STORM_SECONDS
     world.daemon._glance()  # what looks by itself has just looked
