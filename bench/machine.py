@@ -18,12 +18,10 @@ from bench.rows import Claim, Figure, Result
 
 CACHE: Final = Path.home() / ".cache/profile-loader/bench"
 LOADER: Final = "k8s.io/kubernetes/test/images/apparmor-loader"
+MACHINES: Final = ("VM", "UML")
 _TIMEOUT_SECONDS: Final = 3000
 _THOUSAND_RUNS: Final = 6
 _REPAIR_MS: Final = 50.0
-
-
-MACHINES: Final = ("VM", "UML")
 
 
 @functools.cache

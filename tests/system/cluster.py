@@ -21,6 +21,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from tests.system import vm
+
 CACHE = Path.home() / ".cache/profile-loader/controlplane"
 MODULE = Path(__file__).parent / "controlplane"
 OLDER = Path(__file__).parent / "controlplane-old"  # an API server of an older minor
@@ -38,11 +40,6 @@ NODE_INFO = (
     "osImage",
     "systemUUID",
 )
-
-
-def _sha256(path):
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def programs(*, older=False):
@@ -89,7 +86,7 @@ def _built(module):
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
     path = CACHE / module.name / key / "controlplane"
     mark = path.with_suffix(".sha256")
-    if path.exists() and mark.exists() and mark.read_text() == _sha256(path):
+    if path.exists() and mark.exists() and mark.read_text() == vm.sha256(path):
         return path
     begin = time.monotonic()
     shutil.rmtree(CACHE / module.name, ignore_errors=True)
@@ -99,7 +96,7 @@ def _built(module):
     environ = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false"}
     subprocess.run(command, cwd=module, env=environ, check=True)
     Path(f"{path}.new").rename(path)
-    mark.write_text(_sha256(path))
+    mark.write_text(vm.sha256(path))
     seconds = time.monotonic() - begin
     print(f"{module.name}: built in {seconds:.0f} s")
     assert seconds < BUILD_BUDGET_SECONDS, f"the build's budget is {BUILD_BUDGET_SECONDS} s"

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import agent
+from tests.system import vm
 
 CACHE = Path.home() / ".cache/profile-loader/image"
 RECIPE = 3  # part of every key: count up when something is made differently
@@ -152,7 +153,7 @@ def make(folder, *, pack):
     )  # fmt: skip
     if pack:
         run("push", "-q", NAME, f"docker-archive:{folder / 'image.tar'}:{NAME}")
-        (folder / "image.sha256").write_text(_sha256(folder / "image.tar"))
+        (folder / "image.sha256").write_text(vm.sha256(folder / "image.tar"))
     config = json.loads(run("inspect", "--type", "image", NAME))["OCIv1"]["config"]
     Path(run("mount", run("from", NAME))).rename(folder / "root")
     shutil.rmtree(storage)
@@ -168,7 +169,7 @@ def base():
     """Return a tar of a minimal Debian, made anew where it is missing or damaged."""
     path = CACHE / f"base-{_key(RECIPE, SUITE, *SLIM)}.tar"
     mark = path.with_suffix(".sha256")
-    if not (path.exists() and mark.exists() and mark.read_text() == _sha256(path)):
+    if not (path.exists() and mark.exists() and mark.read_text() == vm.sha256(path)):
         begin = time.monotonic()
         path.parent.mkdir(parents=True, exist_ok=True)
         command = ["mmdebstrap", "-q", "--variant=minbase"]
@@ -177,7 +178,7 @@ def base():
         command += ['--customize-hook=rm -f "$1/etc/resolv.conf" "$1/etc/hostname"']
         command += [SUITE, str(path), mirror()]
         subprocess.run(command, check=True, env={**os.environ, "SOURCE_DATE_EPOCH": "0"})
-        mark.write_text(_sha256(path))
+        mark.write_text(vm.sha256(path))
         print(f"image: base made in {time.monotonic() - begin:.0f} s")
     return path
 
@@ -221,7 +222,7 @@ def digests(root):
         if path.is_symlink():
             content = str(path.readlink())
         elif path.is_file():
-            content = _sha256(path)
+            content = vm.sha256(path)
         name = str(path.relative_to(root))
         found[name] = [oct(status.st_mode), status.st_uid, status.st_gid, content]
     return found
@@ -237,7 +238,7 @@ def _whole(folder):
     try:
         kept = json.loads((folder / "digests.json").read_text())
         packed = (folder / "image.sha256").read_text()
-        return kept == digests(folder / "root") and packed == _sha256(folder / "image.tar")
+        return kept == digests(folder / "root") and packed == vm.sha256(folder / "image.tar")
     except (OSError, ValueError):
         return False
 
@@ -251,10 +252,10 @@ def _sources():
     """Return one digest of everything of the project that goes into the image."""
     package = _package()
     paths = [Path(name) for name in INPUTS]
-    found = [(str(path), _sha256(path)) for path in paths]
+    found = [(str(path), vm.sha256(path)) for path in paths]
     for path in sorted(package.rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts:
-            found.append((str(path.relative_to(package)), _sha256(path)))  # noqa: PERF401 - clearer
+            found.append((str(path.relative_to(package)), vm.sha256(path)))  # noqa: PERF401 - clearer
     return _key(RECIPE, found)
 
 
@@ -280,8 +281,3 @@ def _scratch():
 
 def _key(*parts):
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:16]
-
-
-def _sha256(path):
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

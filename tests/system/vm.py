@@ -69,13 +69,14 @@ busybox ip addr add 10.0.2.15/24 dev eth0
 busybox ip link set eth0 up
 """
 CARD = ("-netdev", "user,id=n", "-device", "virtio-net-pci,netdev=n,romfile=")
-INIT = """#!/bin/bash
+BEGIN = """#!/bin/bash
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8
 mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs dev /dev 2>/dev/null
 mount -t securityfs securityfs /sys/kernel/security
 mkdir -p /dev/pts /dev/shm; mount -t devpts devpts /dev/pts; mount -t tmpfs tmpfs /run
 busybox hostname guest
-stty raw -echo -F /dev/ttyS1
+"""
+INIT = f"""{BEGIN}stty raw -echo -F /dev/ttyS1
 export PYTHONPATH=/job/libraries PYTHONDONTWRITEBYTECODE=1
 cd /job
 bash /job/command > /dev/ttyS1 2>&1
@@ -102,7 +103,8 @@ class GuestError(Exception):
     """The guest did not get to the end of its command, three times."""
 
 
-def _sha256(path):
+def sha256(path):
+    """Return the digest that stands beside what is cached."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -112,14 +114,14 @@ def tree():
     key = hashlib.sha256(f"{RECIPE} {INIT} {' '.join(PACKAGES)}".encode()).hexdigest()[:16]
     path = CACHE / f"vm/{key}.tar"
     mark = path.with_suffix(".sha256")
-    if path.exists() and mark.exists() and mark.read_text() == _sha256(path):
+    if path.exists() and mark.exists() and mark.read_text() == sha256(path):
         return path
     begin = time.monotonic()
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = _make(Path(folder))
         made.rename(path)
-    mark.write_text(_sha256(path))
+    mark.write_text(sha256(path))
     seconds = time.monotonic() - begin
     print(f"virtual machine: root tree made in {seconds:.0f} s")
     assert seconds < TREE_BUDGET_SECONDS, f"the tree's budget is {TREE_BUDGET_SECONDS} s"

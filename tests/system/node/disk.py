@@ -82,10 +82,10 @@ def prepared():
     agent = image.build().packed
     with _locked():
         packages = tree()
-        folder = CACHE / f"disk-{_key(_sha256(packages), _sha256(agent), _here(), _kubelet())}"
+        folder = CACHE / f"disk-{_key(vm.sha256(packages), vm.sha256(agent), _here(), _kubelet())}"
         found = Disk(path=folder / "node.img", kernel=folder / "vmlinuz")
         mark = folder / "node.sha256"
-        if not (mark.exists() and mark.read_text() == _sha256(found.path)):
+        if not (mark.exists() and mark.read_text() == vm.sha256(found.path)):
             begin = time.monotonic()
             shutil.rmtree(folder, ignore_errors=True)
             with _scratch() as scratch:
@@ -104,7 +104,7 @@ def tree():
     """Return the packages' files as a tar, made anew where it is missing or damaged."""
     path = CACHE / f"tree-{_key(RECIPE, *PACKAGES, *NOT)}.tar"
     mark = path.with_suffix(".sha256")
-    if path.exists() and mark.exists() and mark.read_text() == _sha256(path):
+    if path.exists() and mark.exists() and mark.read_text() == vm.sha256(path):
         return path
     begin = time.monotonic()
     with _scratch() as scratch:
@@ -114,7 +114,7 @@ def tree():
         with tarfile.open(scratch / "tree.tar", "w") as tar:
             tar.add(root, arcname=".")
         (scratch / "tree.tar").rename(path)
-    mark.write_text(_sha256(path))
+    mark.write_text(vm.sha256(path))
     print(f"node: packages unpacked in {time.monotonic() - begin:.0f} s")
     return path
 
@@ -187,7 +187,7 @@ def _make(folder, packages, agent):
         stdout=subprocess.DEVNULL,
     )
     shutil.rmtree(root)
-    (folder / "node.sha256").write_text(_sha256(disk))
+    (folder / "node.sha256").write_text(vm.sha256(disk))
 
 
 def _install(root):
@@ -228,18 +228,18 @@ def _import(root):
 
 
 def _kubelet():
-    return _sha256(Path(cluster.programs()("kubelet")[0]))
+    return vm.sha256(Path(cluster.programs()("kubelet")[0]))
 
 
 def _here():
     """Return a digest of what this folder puts on the disk."""
     found = [
-        (str(path.relative_to(ROOT)), path.stat().st_mode, _sha256(path))
+        (str(path.relative_to(ROOT)), path.stat().st_mode, vm.sha256(path))
         for path in sorted(ROOT.rglob("*"))
         if path.is_file()
     ]
     sources = [UNIT, Path(__file__), Path(images.__file__), *sorted(images.ECHO_SOURCE.iterdir())]
-    return _key(found, *(_sha256(path) for path in sources))
+    return _key(found, *(vm.sha256(path) for path in sources))
 
 
 @contextlib.contextmanager
@@ -264,8 +264,3 @@ def _scratch():
 
 def _key(*parts):
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:16]
-
-
-def _sha256(path):
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
