@@ -5,7 +5,7 @@ import errno
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -124,8 +124,30 @@ def _daemon(settings: Settings) -> int:
     with _lock(settings) as mine:
         if not mine:
             return LOCKED
-        wiring.daemon(settings).run()
+        one = wiring.daemon(settings)
+        _interrupt(one.wake.put)
+        one.run()
     return 0
+
+
+def _interrupt(wake: Callable[[str], None]) -> None:
+    """Let a signal wake the main thread, which alone runs handlers, whenever it comes.
+
+    The kernel interrupts what waits already: a signal right before, or one that another thread
+    takes, would be noticed when the waiting ends (Python, signal.set_wakeup_fd).
+    """
+    import signal
+    import threading
+
+    told, tells = os.pipe()
+    os.set_blocking(tells, False)
+    signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
+
+    def run() -> None:
+        while os.read(told, 1):
+            wake("signal")
+
+    threading.Thread(target=run, name="signals", daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ and limits; what needs an AppArmor kernel is in tests/system/guest/faults.py.
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import random
@@ -15,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +24,7 @@ from tests.system.daemon import Daemon, profile
 from tests.system.killed import POINTS
 
 SECONDS = 2.0  # how long an end by SIGTERM may take
+TGKILL = {"x86_64": 234, "aarch64": 131}[os.uname().machine]  # a signal to one thread
 
 
 @pytest.fixture
@@ -291,6 +294,18 @@ def test_sigterm_at_any_moment_leaves_whole_files_and_a_next_start_finishes(daem
     settled(daemon, **{f"k{one}": 12 for one in range(20)})
     assert not [*daemon.root.rglob("*.tmp")]
     left_in_peace(daemon)
+
+
+def test_a_signal_that_comes_right_before_it_waits_ends_it_as_soon(daemon):
+    """As one that another thread takes: neither interrupts the main thread's waiting."""
+    daemon.start()
+    settled(daemon, a=1)
+    pid = daemon.process.pid
+    threads = sorted(int(one.name) for one in Path(f"/proc/{pid}/task").iterdir())
+    begin = time.monotonic()
+    assert ctypes.CDLL(None).syscall(TGKILL, pid, threads[-1], signal.SIGTERM) == 0
+    status = daemon.process.wait(30)
+    assert (status, time.monotonic() - begin < SECONDS, daemon.files()) == (0, True, {"a.json": 1})
 
 
 def test_a_second_agent_refuses_and_the_first_one_goes_on(daemon):
