@@ -20,10 +20,10 @@ from agent.core.model import (
     digest,
 )
 from agent.doors.host import Host
-from agent.kinds.apparmor import cache, kernel, kind, parser, policy, processes
+from agent.kinds.apparmor import access, cache, kernel, kind, parser, policy, processes
 from tests.property.test_apparmor_policy import profile
 
-PROBES = kernel.Probes(filesystem=lambda _: kernel.SECURITYFS_MAGIC, rights=lambda: "")
+PROBES = access.Probes(filesystem=lambda _: access.SECURITYFS_MAGIC, rights=lambda: "")
 
 
 def write(root, path, content=""):
@@ -36,14 +36,14 @@ def write(root, path, content=""):
 def node(root, *, revision="7\n"):
     """Make the files that a kernel with AppArmor shows."""
     for name, content in (("revision", revision), (".load", ""), (".replace", ""), (".remove", "")):
-        write(root, f"{kernel.ROOT}/{name}", content)
-    write(root, f"{kernel.ROOT}/features/policy/set_load", "yes\n")
-    (root / kernel.ROOT.lstrip("/") / "policy/profiles").mkdir(parents=True)
+        write(root, f"{access.ROOT}/{name}", content)
+    write(root, f"{access.ROOT}/features/policy/set_load", "yes\n")
+    (root / access.ROOT.lstrip("/") / "policy/profiles").mkdir(parents=True)
     return Host(root)
 
 
 def loaded(root, directory, name, mode="enforce", **hashes):
-    base = f"{kernel.ROOT}/policy/profiles/{directory}"
+    base = f"{access.ROOT}/policy/profiles/{directory}"
     for file, content in {"name": name, "mode": mode, **hashes}.items():
         write(root, f"{base}/{file}", f"{content}\n")
 
@@ -82,21 +82,21 @@ def test_apparmor_without_its_files_is_unobservable(tmp_path):
 
 def test_a_directory_that_is_no_securityfs_is_not_believed(tmp_path):
     """Files that look like AppArmor's prove nothing on another file system."""
-    found = agent(node(tmp_path), probes=kernel.Probes(rights=lambda: "")).observe(["x"], [])
+    found = agent(node(tmp_path), probes=access.Probes(rights=lambda: "")).observe(["x"], [])
     assert isinstance(found, Blind)
     assert "not a securityfs" in found.problem.what
 
 
 def test_without_the_right_to_load_the_node_is_unobservable(tmp_path):
     """An agent that could not change policy does not pretend to manage it."""
-    probes = kernel.Probes(filesystem=PROBES.filesystem, rights=lambda: "no right")
+    probes = access.Probes(filesystem=PROBES.filesystem, rights=lambda: "no right")
     assert isinstance(agent(node(tmp_path), probes=probes).observe(["x"], []), Blind)
 
 
 def test_a_child_policy_namespace_is_unobservable(tmp_path):
     """Inside a policy namespace (LXD) the host's policy is not seen."""
     host = node(tmp_path)
-    write(tmp_path, f"{kernel.ROOT}/.ns_level", "1\n")
+    write(tmp_path, f"{access.ROOT}/.ns_level", "1\n")
     assert isinstance(agent(host).observe(["x"], []), Blind)
 
 
@@ -142,7 +142,7 @@ def test_an_unreadable_profile_is_not_an_absent_one(tmp_path):
     """A profile whose files cannot be read makes the whole look blind."""
     host = node(tmp_path)
     loaded(tmp_path, "x.1", "x", sha1="aa")
-    mode = tmp_path / kernel.ROOT.lstrip("/") / "policy/profiles/x.1/mode"
+    mode = tmp_path / access.ROOT.lstrip("/") / "policy/profiles/x.1/mode"
     mode.unlink()
     mode.mkdir()
     assert isinstance(agent(host).observe(["x"], []), Blind)
@@ -209,7 +209,7 @@ def test_a_second_inspection_runs_no_parser_and_a_new_kernel_does(tmp_path):
     for _ in range(2):
         agent(host, **options).inspect(blob())
     assert (tmp_path / "runs").read_text() == "run\n"
-    write(tmp_path, f"{kernel.ROOT}/features/policy/versions", "v9\n")
+    write(tmp_path, f"{access.ROOT}/features/policy/versions", "v9\n")
     agent(host, **options).inspect(blob())
     assert (tmp_path / "runs").read_text() == "run\nrun\n"
 

@@ -6,10 +6,10 @@ import pytest
 
 from agent.core.model import Fact
 from agent.doors.host import Host
-from agent.kinds.apparmor import kernel
+from agent.kinds.apparmor import access, kernel
 from tests.unit.test_apparmor_faults import PROBES, loaded, node, write
 
-TOP = f"{kernel.ROOT}/policy/profiles"
+TOP = f"{access.ROOT}/policy/profiles"
 
 
 class Counting(Host):
@@ -53,7 +53,7 @@ class Place:
         generation.unlink(missing_ok=True)
         self.number += 1
         generation.symlink_to(f"../../raw_data/{self.number}/raw_data")
-        write(self.root, f"{kernel.ROOT}/revision", f"{self.number}\n")
+        write(self.root, f"{access.ROOT}/revision", f"{self.number}\n")
 
     def look(self, *names, whole=False):
         self.host.seen.clear()
@@ -120,7 +120,7 @@ def test_after_a_removal_everything_is_walked(place):
     """Hats go with their parents."""
     (place.root / TOP.lstrip("/") / "old.1").rename(place.root / "away")
     place.number += 1
-    write(place.root, f"{kernel.ROOT}/revision", f"{place.number}\n")
+    write(place.root, f"{access.ROOT}/revision", f"{place.number}\n")
     place.kernel.remove("old")
     assert place.look("old") == {}
     assert TOP in place.host.seen
@@ -176,7 +176,7 @@ def test_a_name_that_was_found_missing_is_not_told_again_when_it_is_back(place):
     """That look told of it."""
     (place.root / TOP.lstrip("/") / "old.1").rename(place.root / "away")
     place.number += 1
-    write(place.root, f"{kernel.ROOT}/revision", f"{place.number}\n")
+    write(place.root, f"{access.ROOT}/revision", f"{place.number}\n")
     assert place.look("old", whole=True) == {}
     place.load("old.2", "old", sha1="aa")
     place.look("old", whole=True)
@@ -252,10 +252,9 @@ ONCE = [("other", "mode"), ("back", "revision")]
 )
 def test_what_was_swapped_while_it_was_read_is_read_again(place, script):
     """Hashes of a replacement are not kept for what it replaced, once that is back."""
-    place.kernel.host = Swapping(place, script)
-    place.kernel.forget()
-    assert place.kernel.look(["old"]) == {"old": fact("aa")}
-    assert place.kernel.host.script == []
+    swapping = Swapping(place, script)
+    found = kernel.Kernel(swapping, PROBES).look(["old"])
+    assert (found, swapping.script) == ({"old": fact("aa")}, [])
 
 
 # --- what the kernel has not let go of yet --------------------------------------------------------
@@ -284,14 +283,14 @@ class Freeing:
         for name in names:
             self.place.appear(f"{name}.1", name, sha1="aa", raw_sha1="bb")
             self.place.number -= name != names[-1]
-        raw = self.place.root / f"{kernel.ROOT}/policy/raw_data/{self.place.number}".lstrip("/")
+        raw = self.place.root / f"{access.ROOT}/policy/raw_data/{self.place.number}".lstrip("/")
         raw.mkdir(parents=True)
         return raw
 
     def vanish(self, name):
         (self.place.root / TOP.lstrip("/") / f"{name}.1").rename(self.place.root / f"gone-{name}")
         self.place.number += 1
-        write(self.place.root, f"{kernel.ROOT}/revision", f"{self.place.number}\n")
+        write(self.place.root, f"{access.ROOT}/revision", f"{self.place.number}\n")
 
 
 @pytest.mark.parametrize(("after", "waited"), [(0.02, 0.02), (9.0, kernel.LET_GO_SECONDS)])

@@ -10,12 +10,12 @@ import yaml
 from agent.core.model import Blob
 from agent.core.problems import Problem
 from agent.doors.host import Host
-from agent.kinds.apparmor import kernel, kind
+from agent.kinds.apparmor import access, kind
 from agent.reporters import document, events, logs, table
 from tests.reports import report, row
 
 MANIFESTS = Path("manifests")
-PROBES = kernel.Probes(filesystem=lambda _: kernel.SECURITYFS_MAGIC, rights=lambda: "")
+PROBES = access.Probes(filesystem=lambda _: access.SECURITYFS_MAGIC, rights=lambda: "")
 
 
 def test_a_reader_never_sees_a_part_of_a_profile(tmp_path):
@@ -43,7 +43,7 @@ def test_a_reader_never_sees_a_part_of_a_profile(tmp_path):
 def test_an_older_file_of_the_same_name_is_compiled_anew(tmp_path):
     """Neither a key's name nor any time says what its policy is: only its content does."""
     for name in ("revision", ".load", ".replace", ".remove", "features/policy/versions"):
-        file = tmp_path / kernel.ROOT.lstrip("/") / name
+        file = tmp_path / access.ROOT.lstrip("/") / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("7\n")
     parser = tmp_path / "parser"

@@ -13,6 +13,7 @@ from agent.core.model import Blind, Evidence, Fact, Id, Profile, Unused
 from agent.core.ports import Failed, Installed, Removed, StillUsed
 from agent.doors.host import HostError
 from agent.kinds.apparmor import kernel, policy, trouble
+from agent.kinds.apparmor.access import Access
 from agent.kinds.apparmor.processes import Processes
 
 _NONE: Evidence = frozenset()
@@ -21,7 +22,8 @@ _NONE: Evidence = frozenset()
 class Changes:
     """The writes of one agent. checked: name -> the compiled policy that it checked itself."""
 
-    def __init__(self, kernel: kernel.Kernel, processes: Processes) -> None:
+    def __init__(self, access: Access, kernel: kernel.Kernel, processes: Processes) -> None:
+        self.access = access
         self.kernel = kernel
         self.processes = processes
         self.checked: dict[str, bytes] = {}
@@ -36,7 +38,7 @@ class Changes:
         except policy.PolicyError as error:
             return Failed(problem=trouble.unreadable(profile.id, error))
         # Each pass begins with a look; from then on the kernel itself refuses what is not allowed.
-        barrier = None if self.kernel.passed else self.kernel.barrier()
+        barrier = None if self.access.passed else self.access.barrier()
         if barrier is not None:
             return Failed(problem=barrier.problem)
         new = frozenset(names) - frozenset(ours)
@@ -129,7 +131,7 @@ class Changes:
         A parent goes first and takes its hats and children along in one step; so none that is
         not among names may be below it.
         """
-        barrier = self.kernel.barrier()
+        barrier = self.access.barrier()
         if barrier is not None:
             return Failed(problem=barrier.problem)
         facts = self.kernel.look(names, below=True)

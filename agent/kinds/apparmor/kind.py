@@ -26,6 +26,7 @@ from agent.core.ports import Failed, Installed, Removed, StillUsed
 from agent.core.problems import Problem
 from agent.doors.host import Host, HostError
 from agent.kinds.apparmor import (
+    access,
     change,
     judge,
     kernel,
@@ -64,12 +65,13 @@ class AppArmor:
         remember: bool = True,
         abi: str = "",
         include_dir: str = "/etc/apparmor.d",
-        probes: kernel.Probes = kernel.Probes(),  # noqa: B008 - frozen
+        probes: access.Probes = access.Probes(),  # noqa: B008 - frozen
     ) -> None:
         self.host = host
+        self.access = access.Access(host, probes)
         self.kernel = kernel.Kernel(host, probes)
         self.processes = processes.Processes(host)
-        self.changes = change.Changes(self.kernel, self.processes)
+        self.changes = change.Changes(self.access, self.kernel, self.processes)
         self.parser = _parser(host, parser, timeout_seconds, include_dir)
         self.cache = Cache(host, state_dir, write=remember and not checking)
         self.rules = judge.Rules(
@@ -102,7 +104,7 @@ class AppArmor:
     def prepare(self, blobs: Sequence[Blob], meanwhile: Callable[[], None]) -> None:
         """Compile what will be inspected next, a few texts at a time."""
         self._prepared = {}
-        absent = "" if self.checking else self.kernel.missing()
+        absent = "" if self.checking else self.access.missing()
         texts = dict.fromkeys(blob.content for blob in blobs if not text.refusals(blob.content))
         if not texts or self.parser.missing():
             return
@@ -146,7 +148,7 @@ class AppArmor:
         why = "others are being compiled" if self._compiling else self.parser.missing()
         if why:
             return trouble.unchecked(id_, f"The profile cannot be checked: {why}.")
-        absent = "" if self.checking else self.kernel.missing()
+        absent = "" if self.checking else self.access.missing()
         try:
             if blob.content not in self._prepared:
                 self._prepare((blob.content,), absent, lambda: None)
@@ -171,10 +173,10 @@ class AppArmor:
         Parser and includes may have changed since, or be gone: what was verified once is still
         the last good version.
         """
-        if self.kernel.missing():
+        if self.access.missing():
             return False
         try:
-            return context.partition(":")[0] == _features(self.kernel.features())
+            return context.partition(":")[0] == _features(self.access.features())
         except HostError:
             return False
 
@@ -188,8 +190,8 @@ class AppArmor:
             content = parser.content(Path(abi))
             return ("--kernel-features", abi), f"{_features(content)}:{digest(inputs.encode())}"
         if self._features is None:
-            self._features = self.kernel.features()  # they cannot change while the kernel runs
-        path = str(self.host.path(f"{kernel.ROOT}/features"))
+            self._features = self.access.features()  # they cannot change while the kernel runs
+        path = str(self.host.path(f"{access.ROOT}/features"))
         context = f"{_features(self._features)}:{digest(inputs.encode())}"
         return ("--kernel-features", path), context
 
@@ -282,7 +284,7 @@ class AppArmor:
 
     def observe(self, names: Collection[str], suspects: Collection[str]) -> Observed:
         """Look at the node: facts for every one of names that is there; uses for suspects."""
-        barrier = self.kernel.barrier()
+        barrier = self.access.barrier()
         if barrier is not None:
             return barrier
         asked = frozenset(names)
@@ -299,7 +301,7 @@ class AppArmor:
 
     def untouched(self) -> bool:
         """Return whether the policy revision is the one of the last look or write."""
-        return self.kernel.untouched() if not self.kernel.missing() else True
+        return self.kernel.untouched() if not self.access.missing() else True
 
     def forget(self) -> None:
         """Compare the whole content at the next look; keep nothing that is not asked for again."""

@@ -1,0 +1,147 @@
+"""What the kernel shows of one loaded profile: files in a directory of its own.
+
+Rule 1: names are read from the `name` files, never from directory names, which the kernel mangles.
+Rule 2: what was read is remembered with its generation, and believed as long as that is the same.
+"""
+
+import errno
+import hashlib
+from collections.abc import Collection
+
+from agent.core.model import Evidence, Fact
+from agent.doors.host import Host, HostError
+
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ESTALE)
+_WORD = 4096  # bytes, of a name or a hash
+_HASHES = {
+    "sha1": "own:sha1",
+    "sha256": "own:sha256",
+    "raw_sha1": "raw:sha1",
+    "raw_sha256": "raw:sha256",
+}
+_BOTH = 2  # its own hash, and that of what it came with
+
+
+class Shown:
+    """The directories of profiles below one host root, and what is remembered of them."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self._names: dict[str, tuple[str, str]] = {}  # directory -> (generation, name)
+        self._facts: dict[str, tuple[str, Fact]] = {}  # directory -> (generation, fact)
+        self._fresh: dict[str, tuple[str, Fact]] | None = None  # of this look, not yet believed
+        self._generations: dict[str, str] = {}  # directory -> generation, within one look
+        self._hashes: tuple[str, ...] = ()  # the files of a profile that hold its hashes
+
+    def begin(self, *, calm: bool) -> None:
+        """Begin a look: every generation is asked anew, once.
+
+        calm: what is read is remembered by `remember`, once the look is known to be an answer. Else
+        policy changes, and it is remembered at once if its generation is the same after it.
+        """
+        self._generations = {}
+        self._fresh = {} if calm else None
+
+    def remember(self) -> None:
+        """Believe what was read since `begin`: policy did not change in between."""
+        self._facts |= self._fresh or {}
+
+    def known(self, path: str) -> str | None:
+        """Return the generation of the fact that is remembered of a directory."""
+        return self._facts[path][0] if path in self._facts else None
+
+    def forget(self) -> None:
+        """Read every name and hash again at the next look."""
+        self._names.clear()
+        self._facts.clear()
+
+    def name(self, path: str) -> str:
+        """Return the name of a profile's directory; of a hat or child its last part only.
+
+        Raises HostError.
+        """
+        generation = self._generation(path)
+        known = self._names.get(path)
+        if generation and known is not None and known[0] == generation:
+            return known[1]
+        content = self._word(f"{path}/name")
+        name = content.removesuffix(b"\n").decode("utf-8", "surrogateescape")
+        self._names[path] = (generation, name)
+        return name
+
+    def _generation(self, path: str) -> str:
+        """Return a profile's generation, asked once in a look."""
+        found = self._generations.get(path)
+        if found is None:
+            found = self._generations[path] = self._link(path)
+        return found
+
+    def _link(self, path: str) -> str:
+        """Return where a profile's raw data lie: raw_data/REVISION, new with every new content.
+
+        (Linux, security/apparmor/apparmorfs.c: rawdata_get_link.) Empty where the kernel keeps
+        none; then nothing is remembered.
+        """
+        try:
+            return self.host.link(f"{path}/raw_data")
+        except HostError as error:
+            if error.errno in (errno.ENOENT, errno.EINVAL):
+                return ""
+            raise
+
+    def fact(self, path: str, revision: int) -> Fact:
+        """Return a profile's fact at a policy revision. Raises HostError, ValueError."""
+        generation = self._generation(path) if self._fresh is not None else self._link(path)
+        known = self._facts.get(path)
+        if generation and known is not None and known[0] == generation:
+            return known[1]
+        fact = self._read_fact(path, revision)
+        if generation and self._fresh is not None:
+            self._fresh[path] = (generation, fact)
+        elif generation and self._link(path) == generation:
+            self._facts[path] = (generation, fact)
+        return fact
+
+    def _read_fact(self, path: str, revision: int) -> Fact:
+        mode = self._word(f"{path}/mode").strip().decode("ascii", "replace")
+        evidence = self._evidence(path) or self._without_hashes(path, revision)
+        return Fact(evidence=evidence, mode=mode)
+
+    def _evidence(self, path: str) -> Evidence:
+        """Return the hashes that the kernel shows of a profile, from the files that others have."""
+        if self._hashes:
+            try:
+                return self._read_hashes(path, self._hashes)
+            except HostError as error:
+                if error.errno not in GONE:
+                    raise
+        files = tuple(file for file in self.host.names(path) if file in _HASHES)
+        # One that was loaded without a hash says nothing of the others.
+        self._hashes = files if len(files) == _BOTH else ()
+        return self._read_hashes(path, files)
+
+    def _read_hashes(self, path: str, files: Collection[str]) -> Evidence:
+        found: set[str] = set()
+        for file in files:
+            value = self._word(f"{path}/{file}").strip().decode("ascii")
+            if value:
+                found.add(f"{_HASHES[file]}:{value}")
+        return frozenset(found)
+
+    def _word(self, path: str) -> bytes:
+        """Return what a file of securityfs says that shows one thing. Raises HostError.
+
+        One read gives all of it where it has room (Linux, fs/seq_file.c: seq_read_iter).
+        """
+        found = self.host.read_once(path, size=_WORD)
+        if found is None or len(found) == _WORD:
+            return self.host.read(path, limit=1 << 20)
+        return found
+
+    def _without_hashes(self, path: str, revision: int) -> Evidence:
+        """Hash what the kernel holds, or say only that nothing changed since the same boot."""
+        if self.host.exists(f"{path}/raw_data"):
+            blob = self.host.read(f"{path}/raw_data")
+            return frozenset({f"raw:sha256:{hashlib.sha256(blob).hexdigest()}"})
+        boot = self.host.read("/proc/sys/kernel/random/boot_id", limit=4096).strip().decode("ascii")
+        return frozenset({f"boot:{boot}:{revision}"})
