@@ -6,6 +6,7 @@ kernel's features is put. Rule 3: no parser, no kernel and no right are answers,
 
 import contextlib
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
@@ -84,9 +85,7 @@ class AppArmor:
         self._features: bytes | None = None
         self._asked: frozenset[str] = frozenset()
         self._seen: Seen | None = None
-        self._prepared: dict[
-            bytes, tuple[Compiled, str]
-        ] = {}  # for the next inspects: text, context
+        self._prepared: dict[bytes, _Ready] = {}  # for the next inspects, by text
         self._compiling = False  # one more parser beside those may be too much for the memory
 
     @property
@@ -104,7 +103,7 @@ class AppArmor:
     def prepare(self, blobs: Sequence[Blob], meanwhile: Callable[[], None]) -> None:
         """Compile what will be inspected next, a few texts at a time."""
         self._prepared = {}
-        absent = "" if self.checking else self.access.missing()
+        absent = self._absent()
         texts = dict.fromkeys(blob.content for blob in blobs if not text.refusals(blob.content))
         if not texts or self.parser.missing():
             return
@@ -122,7 +121,7 @@ class AppArmor:
             if found is None:
                 left.append(content)
             else:
-                self._prepared[content] = (found, context)
+                self._prepared[content] = _Ready(compiled=found, context=context, absent=absent)
         return left
 
     def _prepare(self, texts: Sequence[bytes], absent: str, meanwhile: Callable[[], None]) -> None:
@@ -134,38 +133,47 @@ class AppArmor:
         try:
             with contextlib.closing(made):
                 for content, compiled in zip(texts, made, strict=True):
-                    self._prepared[content] = (compiled, context)
+                    ready = _Ready(compiled=compiled, context=context, absent=absent)
+                    self._prepared[content] = ready
         finally:
             self._compiling = False
 
     def inspect(self, blob: Blob) -> Inspected:
         """Check one key without touching the node."""
         id_ = Id(kind="apparmor", origin=blob.origin, key=blob.key)
-        source = blob.content.decode("utf-8", "replace")
-        problems = () if blob.content in self._prepared else text.refusals(blob.content)
-        if problems:
-            return Rejection(id=id_, problems=problems)
-        why = "others are being compiled" if self._compiling else self.parser.missing()
-        if why:
-            return trouble.unchecked(id_, f"The profile cannot be checked: {why}.")
-        absent = "" if self.checking else self.access.missing()
-        try:
-            if blob.content not in self._prepared:
-                self._prepare((blob.content,), absent, lambda: None)
-            compiled, context = self._prepared.get(blob.content, (None, ""))
-            if compiled is not None and not compiled.killed:
-                del self._prepared[blob.content]  # the cache has it for another key
-        except (HostError, parser.ParserError) as error:
-            return trouble.unchecked(id_, f"The profile cannot be checked: {error}.")
-        if compiled is None:
-            why = absent or "no features file to compile against"
-            return trouble.unchecked(id_, f"The profile cannot be checked: {why}.")
-        judged = self._judge(id_, blob, source, compiled, context)
-        if absent and isinstance(judged, Profile):
-            return trouble.unchecked(id_, f"The profile compiles, but cannot be put: {absent}.")
+        ready: _Ready | str | None = self._prepared.get(blob.content)
+        if ready is None or self._compiling:
+            problems = text.refusals(blob.content)
+            if problems:
+                return Rejection(id=id_, problems=problems)
+            ready = self._made(blob.content)
+        if isinstance(ready, str):
+            return trouble.unchecked(id_, f"The profile cannot be checked: {ready}.")
+        if not ready.compiled.killed:
+            self._prepared.pop(blob.content, None)  # the cache has it for another key
+        judged = self._judge(id_, blob, ready)
+        if ready.absent and isinstance(judged, Profile):
+            why = f"The profile compiles, but cannot be put: {ready.absent}."
+            return trouble.unchecked(id_, why)
         if isinstance(judged, Profile):
             self.changes.checked |= dict.fromkeys(judged.version.provides, judged.body)
         return judged
+
+    def _made(self, content: bytes) -> "_Ready | str":
+        """Return what the parser makes of one text, or why that cannot be had."""
+        why = "others are being compiled" if self._compiling else self.parser.missing()
+        if why:
+            return why
+        absent = self._absent()
+        try:
+            self._prepare((content,), absent, lambda: None)
+        except (HostError, parser.ParserError) as error:
+            return str(error)
+        return self._prepared.get(content) or absent or "no features file to compile against"
+
+    def _absent(self) -> str:
+        """Return why there is no kernel to compile for, or nothing."""
+        return "" if self.checking else self.access.missing()
 
     def fits(self, context: str) -> bool:
         """Return whether a body of that context was made for this kernel's features.
@@ -230,9 +238,9 @@ class AppArmor:
             for content, compiled in fresh.items():
                 self.cache.store(_key(context, content), compiled)
 
-    def _judge(
-        self, id_: Id, blob: Blob, source: str, compiled: Compiled, context: str
-    ) -> Profile | Rejection:
+    def _judge(self, id_: Id, blob: Blob, ready: "_Ready") -> Profile | Rejection:
+        compiled = ready.compiled
+        source = blob.content.decode("utf-8", "replace")
         if compiled.killed:
             return Rejection(id=id_, problems=(trouble.killed(compiled),))
         if compiled.message:
@@ -265,7 +273,7 @@ class AppArmor:
             provides=tuple(sorted(one.name for one in declared)),
             source=digest(blob.content),
             body=compiled.sha256 or digest(compiled.policy),
-            context=context,
+            context=ready.context,
             modes={one.name: one.mode for one in declared},
             evidence={one.name: one.evidence for one in declared},
         )
@@ -323,6 +331,15 @@ class AppArmor:
         """Remove names after a last look at their content, and with prove at their use."""
         self._seen = None
         return self.changes.remove(names, evidence, prove=prove)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ready:
+    """What the parser made of a text. absent: why there is no kernel that it could be put into."""
+
+    compiled: Compiled
+    context: str
+    absent: str
 
 
 def _key(context: str, content: bytes) -> str:
