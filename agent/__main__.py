@@ -5,7 +5,7 @@ import errno
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +17,7 @@ USAGE: Final = 2
 UNREAD: Final = 3  # a source, or the API server
 LOCKED: Final = 4
 BUG: Final = 70  # EX_SOFTWARE of sysexits.h
+INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 _NOT_WRITABLE: Final = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT)
 
 
@@ -24,9 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     os.umask(0o022)  # whatever the caller's: directories 0755, files 0644
     _open_closed()
-    parsed = cli.parse(sys.argv[1:] if argv is None else argv, os.environ, _read_config)
     try:
-        return _run(parsed)
+        return _run(cli.parse(sys.argv[1:] if argv is None else argv, os.environ, _read_config))
+    except KeyboardInterrupt:
+        return INTERRUPTED  # as any kill: every step survives it
     except _NotTold as error:
         # Python would complain once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -52,16 +54,19 @@ def _run(parsed: cli.Parsed) -> int:  # noqa: PLR0911 - one return a command
         case cli.Status(settings=settings):
             from agent.commands import status as told
 
-            return _tell(told.status(settings), settings, selectors=True)
+            return _tell(
+                told.status(settings), settings, selectors=True, nothing="Nothing is installed"
+            )
         case cli.Unlabel(settings=settings):
             return _unlabel(settings)
         case cli.Check(settings=settings, paths=paths, arch=arch):
             from agent.commands import check
 
-            report, abi = check.check(settings, paths, arch)
-            if abi:
-                sys.stderr.write(f"AppArmor profiles were compiled against {abi}\n")
-            return _tell(report, settings)
+            checked = check.check(settings, paths, arch)
+            if checked.abi:
+                sys.stderr.write(f"AppArmor profiles were compiled against {checked.abi}\n")
+            _say(checked.skipped)
+            return _tell(checked.report, settings, nothing="Nothing was checked")
         case cli.Render():
             return _render(parsed)
 
@@ -75,11 +80,10 @@ def _unlabel(settings: Settings) -> int:
 
 def _render(wanted: cli.Render) -> int:
     from agent.commands import render
-    from agent.reporters import table
 
     made = render.render(wanted.directory, wanted.name, wanted.namespace, wanted.domain)
     _print(made.text)
-    sys.stderr.writelines(f"profile-loader: {table.clean(one)}\n" for one in made.mistakes)
+    _say(made.mistakes)
     return UNREAD if not made.read else 1 if made.mistakes else 0
 
 
@@ -156,6 +160,7 @@ def _lock(settings: Settings) -> Iterator[bool]:
     from agent import wiring
     from agent.doors.host import HostError
 
+    below = "" if settings.host_root == "/" else f" below {settings.host_root}"
     with contextlib.ExitStack() as stack:
         mine = True
         try:
@@ -163,19 +168,31 @@ def _lock(settings: Settings) -> Iterator[bool]:
         except HostError as error:
             if error.errno not in _NOT_WRITABLE:
                 raise wiring.Unserved(
-                    f"no lock: {error}. Remove what lies there, or name another --state-dir"
+                    f"no lock{below}: {error}. Remove what lies there, or name another --state-dir"
                 ) from error
             # A state directory that cannot be written fails each put with its own problem.
-            sys.stderr.write(f"profile-loader: no lock: {error}\n")
+            sys.stderr.write(f"profile-loader: no lock{below}: {error}. Going on without\n")
         if not mine:
             sys.stderr.write(
-                f"profile-loader: another agent is running on {settings.state_dir} and holds "
-                "its lock. Nothing was changed. Wait for it, or name another --state-dir.\n"
+                f"profile-loader: another agent is running on {settings.state_dir}{below} and "
+                "holds its lock. Nothing was changed. Wait for it, or name another --state-dir.\n"
             )
         yield mine
 
 
-def _tell(report: Report, settings: Settings, *, selectors: bool = False) -> int:
+def _say(lines: Iterable[str]) -> None:
+    from agent.reporters import table
+
+    sys.stderr.writelines(f"profile-loader: {table.clean(one)}\n" for one in lines)
+
+
+def _tell(
+    report: Report,
+    settings: Settings,
+    *,
+    selectors: bool = False,
+    nothing: str = "Nothing to do",
+) -> int:
     status = exit_status(report, allow_unsupported=settings.allow_unsupported)
     if settings.output == "json":
         from agent.reporters import document
@@ -186,7 +203,7 @@ def _tell(report: Report, settings: Settings, *, selectors: bool = False) -> int
 
         width = shutil.get_terminal_size((80, 24)).columns
         domain = settings.label_domain if selectors else ""
-        _print(table.table(report, width=width, domain=domain))
+        _print(table.table(report, width=width, domain=domain, nothing=nothing))
     return status
 
 
@@ -248,8 +265,12 @@ def _configuration(error: Exception) -> int:
 
     if not isinstance(error, kube.KubeError):
         return 0
-    sys.stderr.write(f"profile-loader: {error}\n")
-    return USAGE if isinstance(error, kube.NoCluster) else UNREAD
+    if isinstance(error, kube.NoCluster):
+        sys.stderr.write(f"profile-loader: {error}\n")
+        return USAGE
+    did = "refused" if isinstance(error, kube.Refused) else "cannot be reached"
+    sys.stderr.write(f"profile-loader: the API server {did}: {error}\n")
+    return UNREAD
 
 
 def _bug(error: Exception) -> int:

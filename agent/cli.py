@@ -21,9 +21,11 @@ EXIT_STATUSES = {
     "0": "everything desired is in place (a removal that waits for its users does not count)",
     "1": "something was rejected, is foreign, failed or is unsupported, or a source is emptied",
     "2": "usage or configuration",
-    "3": "a source is missing or unreadable (what was there stays and is restored)",
+    "3": "a source is missing or unreadable (what was there stays and is restored), or the API "
+    "server did not do what was asked",
     "4": "another agent holds the lock",
     "70": "a bug",
+    "130": "interrupted (Ctrl-C)",
 }
 EXAMPLES = """\
 examples:
@@ -34,10 +36,15 @@ examples:
   profile-loader status --output json
 """
 ENVIRONMENT = (
-    "Each option is also an environment variable (PROFILE_LOADER_STATE_DIR; lists have one value "
-    "a line) and a key of the same name in the --config file. A flag wins over the environment, "
-    "the environment over the file."
+    "Each option{but} is also an environment variable (PROFILE_LOADER_STATE_DIR; lists have one "
+    "value a line) and a key of the same name in the --config file. A flag wins over the "
+    "environment, the environment over the file."
 )
+_OWN = {  # flags of one command, and whether each takes a value
+    "run": {"--oneshot": False},
+    "check": {"--arch": True},
+    "render": {"--name": True, "--namespace": True},
+}
 COMMANDS = {
     "run": "install profiles (the default): as a daemon, or once with --oneshot",
     "check": "check profiles without touching the host",
@@ -62,7 +69,7 @@ _SETTINGS_OF = {
         "deny-name", "allow-attachments", "allow-unconfined-mode", "allow-unknown-syscalls",
         "allow-unsupported",
     },
-    "render": set(),
+    "render": {"label-domain"},
     "unlabel": {"node-name", "kubeconfig", "label-domain"},
 }  # fmt: skip
 
@@ -145,7 +152,7 @@ def parse(
     command, rest = _command(argv)
     if command not in COMMANDS:
         near = options.near(command, COMMANDS)
-        return _usage([f'there is no command "{command}".{near}'])
+        return _usage([f'there is no command "{command}".{near}'], "run")
     parser = _parser(command)
     if any(word in ("-h", "--help") for word in rest):
         return Usage(text=parser.format_help(), status=0)
@@ -158,12 +165,13 @@ def parse(
     try:
         found, unknown = parser.parse_known_args(words)
     except _UsageError as error:
-        return _usage([str(error)])
+        return _usage([str(error)], command)
     mistakes += [
         options.unknown_flag(word, command, _flags(command))
         if word.startswith("-")
         else f'"{word}" is one argument too many'
         for word in unknown
+        if not _is_value(word, rest, unknown)
     ]
     given = {name.replace("_", "-"): one for name, one in vars(found).items() if one is not None}
     told = frozenset(odd) | {name for name, one in given.items() if one not in ([], "")}
@@ -176,13 +184,13 @@ def parse(
     mistakes += joined if not isinstance(joined, Settings) else ()
     mistakes += _needed(command, told, any_source=anywhere)
     if not isinstance(joined, Settings):
-        return _usage(mistakes)
+        return _usage(mistakes, command)
     mistakes += _no_sources("--source", joined.source) if command == "run" else []
     mistakes += _no_sources("PATH", _paths(given))
     mistakes += _no_daemon(joined, given) if command == "run" else []
     mistakes += _no_names(given) if command == "render" else []
     mistakes += _no_arch(str(given["arch"])) if "arch" in given else []
-    return _usage(mistakes) if mistakes else _parsed(command, joined, given)
+    return _usage(mistakes, command) if mistakes else _parsed(command, joined, given)
 
 
 def _command(argv: Sequence[str]) -> tuple[str, Sequence[str]]:
@@ -198,13 +206,14 @@ def _flags(command: str) -> dict[str, bool]:
         for one in options.OPTIONS
         if one.name in _SETTINGS_OF[command]
     }
-    own = {
-        "run": {"--oneshot": False},
-        "check": {"--arch": True},
-        "render": {"--name": True, "--namespace": True, "--domain": True},
-    }.get(command, {})
-    config = {} if command == "render" else {"--config": True}
-    return flags | own | config | {"--help": False, "--version": False}
+    own = _OWN.get(command, {})
+    return flags | own | {"--config": True, "--help": False, "--version": False}
+
+
+def _is_value(word: str, rest: Sequence[str], unknown: Sequence[str]) -> bool:
+    """Return whether a word was meant as the value of a flag that is unknown itself."""
+    before = rest[rest.index(word) - 1] if word in rest[1:] else ""
+    return not word.startswith("-") and before.startswith("--") and before in unknown
 
 
 def _well_formed(
@@ -287,6 +296,8 @@ def _no_daemon(joined: Settings, given: Mapping[str, object]) -> list[str]:
         mistakes.append("--https-address needs --tls-cert")
     if joined.tls_client_ca and joined.https_address == "off":
         mistakes.append("--tls-client-ca needs --https-address: --http-address answers everybody")
+    elif (joined.tls_cert or joined.tls_key) and joined.https_address == "off":
+        mistakes.append("--tls-cert and --tls-key need --https-address")
     if joined.pod_aware and not joined.node_name:
         mistakes.append("--pod-aware needs --node-name")
     if joined.startup_taint and not joined.node_name:
@@ -303,7 +314,7 @@ _NAMESPACE = re.compile(rf"(?=.{{1,63}}\Z){_LABEL}")
 
 def _no_names(given: Mapping[str, object]) -> list[str]:
     """Return which names no ConfigMap can have."""
-    rules = {"name": _SUBDOMAIN, "namespace": _NAMESPACE, "domain": _SUBDOMAIN}
+    rules = {"name": _SUBDOMAIN, "namespace": _NAMESPACE}
     return [
         f'--{name}: "{given[name]}" must be lower-case letters, digits and "-"'
         + (", with" if name == "namespace" else ', in parts joined by ".", each with')
@@ -328,7 +339,7 @@ def _parsed(command: str, joined: Settings, given: Mapping[str, object]) -> Pars
                 directory=str(given["directory"]),
                 name=str(given["name"]),
                 namespace=str(given["namespace"]),
-                domain=str(given.get("domain", "profile-loader.node-restriction.kubernetes.io")),
+                domain=joined.label_domain,
             )
         case _:
             return Run(settings=joined, oneshot="oneshot" in given)
@@ -353,23 +364,28 @@ def _file(
     return {str(key): value for key, value in content.items()}, []
 
 
-def _usage(mistakes: Sequence[str]) -> Usage:
+def _usage(mistakes: Sequence[str], command: str) -> Usage:
     lines = [f"profile-loader: {table.clean(one)}" for one in mistakes]
-    return Usage(text="\n".join([*lines, "See profile-loader --help."]) + "\n", status=2)
+    see = f"See {_program(command)} --help."
+    return Usage(text="\n".join([*lines, see]) + "\n", status=2)
+
+
+def _program(command: str) -> str:
+    return "profile-loader" if command == "run" else f"profile-loader {command}"
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
     about = {
         "run": "Install AppArmor and seccomp profiles on this node, prove that they are there, "
         "and say so.",
-    }.get(command, f"{COMMANDS[command].capitalize()}.")
+    }.get(command, f"{COMMANDS[command][0].upper()}{COMMANDS[command][1:]}.")
     parser = _Parser(
-        prog="profile-loader" if command == "run" else f"profile-loader {command}",
+        prog=_program(command),
         usage={
             "run": "profile-loader [run] [--oneshot] --source SOURCE... [options]",
             "unlabel": "profile-loader unlabel --node-name NODE [options]",
             "check": "profile-loader check PATH... [options]",
-            "render": "profile-loader render DIR --name NAME --namespace NAMESPACE",
+            "render": "profile-loader render DIR --name NAME --namespace NAMESPACE [options]",
         }.get(command, f"profile-loader {command} [options]"),
         description=textwrap.fill(about, max(shutil.get_terminal_size((80, 24)).columns - 2, 30)),
         epilog=_epilog(command),
@@ -386,8 +402,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
             groups[option.group] = parser.add_argument_group(option.group)
         _add(groups[option.group], option)
     general = parser.add_argument_group("general")
-    if command != "render":
-        general.add_argument("--config", metavar="FILE", help="options from a YAML file")
+    general.add_argument("--config", metavar="FILE", help="options from a YAML file")
     general.add_argument("--version", action="store_true", default=None, help="print the version")
     general.add_argument("-h", "--help", action="store_true", default=None, help="print this")
     return parser
@@ -396,7 +411,8 @@ def _parser(command: str) -> argparse.ArgumentParser:
 def _epilog(command: str) -> str:
     """Return what help says below the options, as wide as the terminal."""
     width = max(shutil.get_terminal_size((80, 24)).columns - 2, 30)
-    parts = [textwrap.fill(ENVIRONMENT, width)]
+    but = f" but {', '.join(_OWN[command])}" if command in _OWN else ""
+    parts = [textwrap.fill(ENVIRONMENT.format(but=but), width)]
     if command == "run":
         parts.insert(0, f"commands:\n{_listed(COMMANDS, width)}")
         parts.append(EXAMPLES.rstrip())
@@ -431,7 +447,6 @@ def _positional(parser: argparse.ArgumentParser, command: str) -> None:
         parser.add_argument("directory", metavar="DIR", nargs="?", help="directory of profiles")
         parser.add_argument("--name", metavar="NAME", help="name of the ConfigMap")
         parser.add_argument("--namespace", metavar="NAMESPACE", help="its namespace")
-        parser.add_argument("--domain", metavar="DOMAIN", help="domain of the annotations")
 
 
 def _add(group: argparse._ArgumentGroup, option: options.Option) -> None:

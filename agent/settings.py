@@ -27,6 +27,7 @@ Shape = Literal[
     "prefix",
     "count",
     "name",
+    "key",
     "address",
 ]
 Value = bool | str | float | tuple[str, ...]
@@ -167,7 +168,7 @@ OPTIONS: Final = (
     ),
     _option(
         "startup-taint",
-        "text",
+        "key",
         "",
         "taint to take off the Node once every accepted profile is in place",
         metavar="KEY",
@@ -470,6 +471,17 @@ def _name(raw: object) -> str:
     return text
 
 
+def _key(raw: object) -> str:
+    """Read the key of a taint, which is that of a label (Kubernetes: IsQualifiedName)."""
+    text = _text(raw)
+    prefix, slash, name = text.rpartition("/")
+    if text and not re.fullmatch(r"(?=.{1,63}\Z)[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?", name):
+        raise ValueError(f'"{text}" must be the key of a taint alone, without "=" and ":"')
+    if slash:
+        _name(prefix)
+    return text
+
+
 def _text(raw: object) -> str:
     if not isinstance(raw, str):
         raise ValueError(f'"{raw}" must be a text')  # noqa: TRY004 - a mistake of the operator's
@@ -559,6 +571,7 @@ _READERS: Final[Mapping[str, Callable[[object], Value]]] = {
     "prefix": _prefix,
     "count": _count,
     "name": _name,
+    "key": _key,
     "address": _address,
     "text": _text,
 }
@@ -574,5 +587,11 @@ def unknown_flag(text: str, command: str, known: Iterable[str]) -> str:
 
 def near(text: str, known: Iterable[str]) -> str:
     """Return a suggestion to append to a mistake, or nothing."""
-    near = difflib.get_close_matches(text, list(known), n=1)
-    return f" Did you mean {near[0]}?" if near else ""
+    bare = {_bare(one): one for one in known}
+    near = difflib.get_close_matches(_bare(text), list(bare), n=1)
+    return f" Did you mean {bare[near[0]]}?" if near else ""
+
+
+def _bare(name: str) -> str:
+    """Return a name without what all flags, or all variables, begin with."""
+    return name.removeprefix("--").removeprefix(PREFIX)

@@ -40,7 +40,11 @@ Wake = Callable[[str], None]
 
 def host(settings: Settings) -> Host:
     """Return the host below --host-root. Raises Unserved if that is no directory."""
-    if not Path(settings.host_root).is_dir():
+    try:
+        there = Path(settings.host_root).is_dir()
+    except OSError as error:
+        raise Unserved(f"--host-root {settings.host_root}: {error.strerror}") from error
+    if not there:
         raise Unserved(f"--host-root {settings.host_root} is no directory")
     return Host(settings.host_root)
 
@@ -411,7 +415,7 @@ def _watched(settings: Settings, made_of: Sequence[ports.Source]) -> dict[Path, 
 
 def _servers(settings: Settings, board: "Board") -> "list[Server]":
     """Return the HTTP servers that the settings ask for. Raises Unserved."""
-    from agent.reporters.http import Server
+    from agent.reporters.http import Server, Uncertified
 
     made: list[Server] = []
     for option, where, tls in (
@@ -430,6 +434,8 @@ def _servers(settings: Settings, board: "Board") -> "list[Server]":
             continue
         try:
             made.append(Server(where, board, **tls))
+        except Uncertified as error:
+            raise Unserved(str(error)) from error
         except OSError as error:
             raise Unserved(f"{option} {where}: {error.strerror or error}") from error
     return made

@@ -6,10 +6,11 @@ Rule 1: nothing of the host is read but the AppArmor includes to compile with; n
 import os
 import platform
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agent.core import account, desired
-from agent.core.model import Blob, Id, Inspected, KindName, Read, Snapshot, Unreadable
+from agent.core import account, desired, recognise
+from agent.core.model import Blob, Id, Inspected, KindName, Snapshot, Unreadable
 from agent.core.problems import Problem
 from agent.core.report import Report, Row, State
 from agent.doors.host import Host
@@ -19,10 +20,24 @@ from agent.settings import Settings
 from agent.sources import limits, opening
 
 _MANIFESTS = (".yaml", ".yml")
+_HINTS = {
+    "source_missing": "Name a file, a directory or a manifest.",
+    "source_unreadable": "Make it readable.",
+    "source_emptied": "A profile's name ends in .json, .profile, .apparmor, .aa or nothing known.",
+}
 
 
-def check(settings: Settings, paths: Sequence[str], arch: str) -> tuple[Report, str]:
-    """Return a report of every key below the paths, and the AppArmor ABI compiled against."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """A report of every key; the AppArmor ABI compiled against, or nothing; what was left out."""
+
+    report: Report
+    abi: str
+    skipped: tuple[str, ...]
+
+
+def check(settings: Settings, paths: Sequence[str], arch: str) -> Checked:
+    """Check every key below the paths."""
     host = Host("/")
     apparmor = AppArmor(
         host=host,
@@ -44,57 +59,91 @@ def check(settings: Settings, paths: Sequence[str], arch: str) -> tuple[Report, 
     def inspect(kind: KindName, blob: Blob) -> Inspected:
         return apparmor.inspect(blob) if kind == "apparmor" else seccomp.inspect(blob)
 
-    above = _above(paths)
-    snapshots = [one for path in paths for one in _read(path, above)]
     kinds: frozenset[KindName] = frozenset(
         kind for kind in ("apparmor", "seccomp") if kind in settings.kinds
     )
-    joined = desired.join(snapshots, inspect, kinds)
-    rows = _rows(joined)
-    told = any(row.kind == "apparmor" for row in rows)
+    singles, others = _sorted(paths)
+    sets = [tuple(one for path in others for one in _source(path))]
+    # Single files of two directories may never come together: they are not compared.
+    sets += [(_folder(folder, files),) for folder, files in singles.items()]
+    rows = [row for one in sets for row in _rows(desired.join(one, inspect, kinds))]
+    snapshots = [one for group in sets for one in group]
     report = Report(
         rows=tuple(sorted(rows, key=lambda row: (row.origin, row.key, row.name))),
         sets=tuple(account.status(one) for one in snapshots),
         supports={},
-        problems=tuple(one for one in map(account.unread, snapshots) if one is not None),
+        problems=tuple(one for one in map(_unread, snapshots) if one is not None),
     )
-    return report, apparmor.abi if told else ""
+    told = any(row.kind == "apparmor" for row in rows)
+    skipped = [
+        f"{path} was not looked at: by its name it is no profile"
+        for files in singles.values()
+        for path in files
+        if recognise.kind_of(path, b"") is None
+    ]
+    skipped += [told for path in others for told in _manifests(path)]
+    return Checked(report=report, abi=apparmor.abi if told else "", skipped=tuple(skipped))
 
 
-def _single(path: str) -> bool:
-    """Return whether a path is a file that is one key."""
-    return Path(path).is_file() and Path(path).suffix not in _MANIFESTS
+def _sorted(paths: Sequence[str]) -> tuple[dict[Path, list[str]], list[str]]:
+    """Return the files that are one key each, by their directory; and all other paths."""
+    singles: dict[Path, list[str]] = {}
+    others: list[str] = []
+    whole = {os.path.abspath(path): path for path in reversed(paths)}  # noqa: PTH100 - without `..`
+    for full, path in reversed(whole.items()):
+        if _is_file(path) and Path(path).suffix not in _MANIFESTS:
+            singles.setdefault(Path(full).parent, []).append(path)
+        else:
+            others.append(path)
+    return singles, others
 
 
-def _full(path: str) -> Path:
-    """Return the whole path without `..`; symbolic links keep their names."""
-    return Path(os.path.normpath(Path(path).absolute()))
-
-
-def _above(paths: Sequence[str]) -> str:
-    """Return the directory that the single files have in common: their keys are relative to it."""
-    directories = [str(_full(path).parent) for path in paths if _single(path)]
-    return os.path.commonpath(directories) if directories else ""
-
-
-def _read(path: str, above: str) -> tuple[Snapshot, ...]:
-    """Read a directory, a manifest, or a single file as one key of the directory above."""
-    one = Path(path)
-    if not _single(path):
-        source = opening.open_source(path)
-        # The command line has refused ConfigMaps of the API server.
-        return () if isinstance(source, opening.Wanted) else source.read()
-    origin, key = f"dir {above}", str(_full(path).relative_to(above))
+def _is_file(path: str) -> bool:
     try:
-        with one.open("rb") as file:
-            content = file.read(limits.KEY_BYTES + 1)
-    except OSError as error:
-        return (Unreadable(origin=path, why=f"{path}: {error.strerror}"),)
-    if len(content) > limits.KEY_BYTES:
-        refused = ((key, limits.too_large(path)),)
-        return (Read(origin=origin, revision="", blobs=(), refused=refused),)
-    blob = Blob(origin=origin, key=key, content=content)
-    return (Read(origin=origin, revision="", blobs=(blob,)),)
+        return Path(path).is_file()
+    except OSError:
+        return False  # reading it says why
+
+
+def _manifests(path: str) -> list[str]:
+    """Return that manifests in a directory are no profiles, if there are any."""
+    count = sum(file.endswith(_MANIFESTS) for _, _, files in os.walk(path) for file in files)
+    what = (
+        f"{count} .yaml files below {path} were" if count > 1 else f"a .yaml file below {path} was"
+    )
+    return [f"{what} not looked at: name a manifest itself"] if count else []
+
+
+def _source(path: str) -> tuple[Snapshot, ...]:
+    """Read a directory or a manifest."""
+    source = opening.open_source(path)
+    # The command line has refused ConfigMaps of the API server.
+    return () if isinstance(source, opening.Wanted) else source.read()
+
+
+def _folder(folder: Path, files: Sequence[str]) -> Snapshot:
+    """Read single files, each a key under the path that it was given by."""
+    blobs: list[Blob] = []
+    refused: list[tuple[str, Problem]] = []
+    origin = f"dir {folder}"
+    for path in files:
+        try:
+            with Path(path).open("rb") as file:
+                content = file.read(limits.KEY_BYTES + 1)
+        except OSError as error:
+            return Unreadable(origin=origin, why=f"{path}: {error.strerror}")
+        if len(content) > limits.KEY_BYTES:
+            refused.append((path, limits.too_large(path)))
+        elif recognise.kind_of(path, content) is not None:
+            name = Path(path).name
+            blobs.append(Blob(origin=origin, key=path, name=name, content=content))
+    return limits.snapshot(origin, blobs, refused)
+
+
+def _unread(snapshot: Snapshot) -> Problem | None:
+    """Return why a path gave no profiles, with what to do about it here, where nothing is kept."""
+    problem = account.unread(snapshot)
+    return replace(problem, hint=_HINTS[problem.code]) if problem is not None else None
 
 
 def _rows(joined: desired.Desired) -> list[Row]:
@@ -120,7 +169,7 @@ def _rows(joined: desired.Desired) -> list[Row]:
     for id_, first in joined.same.items():
         rows += [_row(id_, "accepted", f'same content as "{first.key}"', ())]
     for id_, rejection in joined.rejections.items():
-        rows.append(_row(id_, "rejected", "", rejection.problems))
+        rows.append(replace(_row(id_, "rejected", "", rejection.problems), action="reject"))
     for id_, unchecked in joined.unchecked.items():
         rows.append(_row(id_, "unsupported", "", (unchecked.problem,)))
     return rows

@@ -16,6 +16,8 @@ from agent.core.model import Blob, Emptied, Read
 from agent.sources.directory import Directory
 
 LIMIT = 1_000_000  # below the 1 MiB of a ConfigMap (and of etcd's request), its metadata included
+# What the DaemonSet of manifests/base selects by.
+LABELS = {"app.kubernetes.io/component": "profiles"}
 _KEY = re.compile(r"[-._a-zA-Z0-9]{1,253}")
 
 
@@ -34,7 +36,8 @@ def render(directory: str, name: str, namespace: str, domain: str) -> Rendered:
     if not isinstance(snapshot, Read):
         why = getattr(snapshot, "why", "it holds no profile")
         read = isinstance(snapshot, Emptied)
-        return Rendered(text="", mistakes=(f"{directory}: {why}",), read=read)
+        told = why if why.startswith(directory) else f"{directory}: {why}"
+        return Rendered(text="", mistakes=(told,), read=read)
     mistakes = [f'"{key}": {problem.what}' for key, problem in snapshot.refused]
     folders: dict[str, list[Blob]] = defaultdict(list)
     for blob in snapshot.blobs:
@@ -69,7 +72,7 @@ def _split(blobs: list[Blob]) -> list[list[Blob]]:
 def _config_map(
     name: str, namespace: str, domain: str, prefix: str, blobs: list[Blob]
 ) -> dict[str, object]:
-    metadata: dict[str, object] = {"name": name, "namespace": namespace}
+    metadata: dict[str, object] = {"name": name, "namespace": namespace, "labels": dict(LABELS)}
     if prefix:
         metadata["annotations"] = {f"{domain}/seccomp-prefix": prefix}
     data: dict[str, str] = {}

@@ -11,10 +11,13 @@ The typed API of the package costs 27 MiB more (measured with kubernetes 37.0.2)
 import base64
 import binascii
 import json
+import os
+import re
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Final, TypedDict
 
 import urllib3
@@ -50,6 +53,10 @@ class Event(TypedDict):
 _SILENT: Final = (urllib3.exceptions.HTTPError, OSError, ApiException, ConfigException)
 
 
+# How urllib3 begins what it says of a connection: the name of a class, and the address.
+_PEER: Final = re.compile(r"^\w*Connection\(host='?([^',]*)'?, port=(\d+)\): ")
+
+
 class KubeError(Exception):
     """A call that did not succeed; the text says why, for people."""
 
@@ -74,6 +81,13 @@ class Refused(KubeError):  # noqa: N818 - reads as what it is
         self.reason = reason
         self.message = message
         self.retry_after = retry_after
+
+
+def _no_cluster(kubeconfig: str, why: str) -> str:
+    if not kubeconfig:
+        return f"no cluster from this pod: {why} Outside of a pod, name one with --kubeconfig FILE."
+    there = any(Path(one).is_file() for one in kubeconfig.split(os.pathsep))
+    return f"no cluster from kubeconfig {kubeconfig}: {why if there else 'there is no such file'}"
 
 
 def _nothing(_verb: str, _code: str, _seconds: float) -> None:
@@ -124,10 +138,10 @@ class Api:
                 )
             else:
                 load_incluster_config(client_configuration=config)  # type: ignore[no-untyped-call] # the same
-        except (ConfigException, YAMLError, OSError, ValueError, TypeError, KeyError) as error:
-            where = f"kubeconfig {kubeconfig}" if kubeconfig else "this pod"
-            why = " ".join(str(error).split())[:300]
-            raise NoCluster(f"no cluster from {where}: {why}") from error
+        except (ConfigException, YAMLError, OSError, ValueError) as error:
+            raise NoCluster(_no_cluster(kubeconfig, " ".join(str(error).split())[:300])) from error
+        except (TypeError, KeyError, AttributeError) as error:  # YAML of some other kind
+            raise NoCluster(_no_cluster(kubeconfig, "it is no kubeconfig")) from error
         config.retries = False  # urllib3: none at all, not even of the connection
         config.connection_pool_maxsize = 4
         config.keep_alive = True
@@ -356,5 +370,6 @@ def _why(error: Exception) -> str:
     if isinstance(error, urllib3.exceptions.ReadTimeoutError):
         return "no answer in time"
     text = " ".join(str(getattr(error, "reason", None) or error).split())
+    text = _PEER.sub(r"\1:\2: ", text)
     head, _, tail = text.partition(">: ")  # "<urllib3... object at 0x...>: what happened"
     return (tail if head.startswith("<") and tail else text)[:300] or type(error).__name__

@@ -13,7 +13,7 @@ import contextlib
 import socket
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Final, Protocol
@@ -151,6 +151,10 @@ def _cut(one: socket.socket) -> None:
         socket.socket.shutdown(one, socket.SHUT_RDWR)
 
 
+class Uncertified(OSError):  # noqa: N818 - reads as what it is
+    """A certificate, key or authority that cannot be read; the text names the option."""
+
+
 class _Tls:
     """The server's side of TLS; a certificate that was renewed is read again."""
 
@@ -180,11 +184,21 @@ class _Tls:
         certfile, keyfile, client_ca = self.files
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.load_cert_chain(certfile, keyfile or None)
+        with _named(f"--tls-cert {certfile}" + (f", --tls-key {keyfile}" if keyfile else "")):
+            context.load_cert_chain(certfile, keyfile or None)
         if client_ca:
-            context.load_verify_locations(client_ca)
+            with _named(f"--tls-client-ca {client_ca}"):
+                context.load_verify_locations(client_ca)
             context.verify_mode = ssl.CERT_REQUIRED
         return context
+
+
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # ssl.SSLError is one
+        raise Uncertified(f"{what}: {error.strerror or error}") from error
 
 
 def _sign(file: str) -> tuple[int, int, int] | None:

@@ -105,13 +105,14 @@ def _body(report: Report) -> Iterable[str]:
         ("Name", "Kind", "State", "Mode", "Why", "Source"),
         rows,
     )
-    problems = [one for row in report.rows for one in row.problems] + list(report.problems)
-    problems += [one.problem for one in report.supports.values() if one.problem is not None]
+    problems = [(row.name or row.key, one) for row in report.rows for one in row.problems]
+    problems += [("", one) for one in report.problems]
+    problems += [("", one.problem) for one in report.supports.values() if one.problem is not None]
     yield "<h2>Problems</h2>"
     yield _table(
         "What is not as it should be",
         ("Where", "Code", "What", "What to do"),
-        [_problem(one) for one in dict.fromkeys(problems)],
+        [_problem(profile, one) for profile, one in dict.fromkeys(problems)],
     )
     yield "<h2>Sources</h2>"
     yield _table(
@@ -132,8 +133,9 @@ def _row(row: Row) -> list[str]:
     ]
 
 
-def _problem(problem: Problem) -> list[str]:
-    return [problem.where, problem.code, problem.what, problem.hint]
+def _problem(profile: str, problem: Problem) -> list[str]:
+    places = dict.fromkeys(one for one in (profile, problem.where) if one)
+    return [": ".join(places), problem.code, problem.what, problem.hint]
 
 
 def _labels(labels: Mapping[str, str]) -> Iterable[str]:

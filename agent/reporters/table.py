@@ -16,10 +16,11 @@ _HEAD = ("KIND", "PROFILE", "STATE", "WHY")
 _GAP = 2
 
 
-def table(report: Report, *, width: int, domain: str = "") -> str:
+def table(report: Report, *, width: int, domain: str = "", nothing: str = "Nothing to do") -> str:
     """Return a report as lines of at most width characters where names allow it.
 
-    domain: of the Node's labels; with it the nodeSelector of each profile is told.
+    domain: of the Node's labels; with it the nodeSelector of each profile is told. nothing: what a
+    report without rows says.
     """
     lines: list[str] = []
     rows = [
@@ -47,7 +48,7 @@ def table(report: Report, *, width: int, domain: str = "") -> str:
     for text in told:
         lines += ["", *_wrap(text, width)]
     lines += _selectors(report, domain) if domain else []
-    lines += ["", *_wrap(_summary(report), width)]
+    lines += ["", *_wrap(_summary(report, nothing), width)]
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
@@ -72,34 +73,40 @@ def _why(row: Row) -> str:
 
 
 def _columns(rows: Sequence[Sequence[str]], width: int) -> Iterable[str]:
-    """Lay out rows; where they do not fit, the reason goes to a line of its own."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
-    fits = sum(widths) + _GAP * (len(widths) - 1) <= width
+    """Lay out rows; where they do not fit, the reason goes to a line of its own.
+
+    A name for which there is no room at all has a line of its own, and widens no column.
+    """
+    gaps = _GAP * (len(_HEAD) - 1)
+    kind, _, state, _ = (max(len(row[i]) for row in rows) for i in range(len(_HEAD)))
+    room = width - kind - state - gaps + _GAP
+    short = [row for row in rows if len(row[1]) <= room]
+    name, why = (max((len(row[i]) for row in short), default=0) for i in (1, 3))
+    fits = kind + name + state + why + gaps <= width
     for row in rows:
-        cells = [cell.ljust(widths[i]) for i, cell in enumerate(row[:-1])]
-        line = (" " * _GAP).join(cells)
-        if fits:
-            yield f"{line}{' ' * _GAP}{row[-1]}".rstrip()
-            continue
-        if len(line) > width:
+        if row in short:
+            line = (" " * _GAP).join((row[0].ljust(kind), row[1].ljust(name), row[2].ljust(state)))
+            line += f"{' ' * _GAP}{row[3]}" if fits else ""
+        else:
             yield row[1]
             line = f"  {row[0]}, {row[2]}"
         yield line.rstrip()
-        if row is not rows[0] and row[-1]:
-            yield from _wrap(row[-1], width, "    ")
+        if row is not rows[0] and row[3] and not (fits and row in short):
+            yield from _wrap(row[3], width, "    ")
 
 
 def _problem(problem: Problem, key: str, width: int) -> Iterable[str]:
     where = "" if problem.where in ("", key) else f" at {problem.where}"
     head = f"{problem.severity}: {problem.code}: {key}{where}"
     yield from _wrap(head, width)
-    yield from _wrap(f"{problem.what} {problem.hint}".rstrip(), width, "  ")
+    stop = "" if problem.what.rstrip().endswith((".", "!", "?", ":")) else "."
+    yield from _wrap(f"{problem.what.rstrip()}{stop} {problem.hint}", width, "  ")
 
 
-def _summary(report: Report) -> str:
+def _summary(report: Report, nothing: str) -> str:
     states = Counter(row.state for row in report.rows)
     said = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-    return f"{'Dry run: ' if report.dry_run else ''}{said or 'Nothing to do'}."
+    return f"{'Dry run: ' if report.dry_run else ''}{said or nothing}."
 
 
 def _wrap(text: str, width: int, indent: str = "") -> list[str]:

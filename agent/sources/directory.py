@@ -173,7 +173,9 @@ class _Walk:
             return
         if not name.isprintable():
             shown = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in key)
-            self.refused.append((shown, limits.unsafe(shown, "holds control characters")))
+            self.refused.append(
+                (shown, limits.unsafe(shown, "holds characters that cannot be printed"))
+            )
         elif stat.S_ISDIR(mode):
             if key.count("/") >= _DEPTH:
                 self.refused.append((key, limits.unsafe(key, f"is over {_DEPTH} levels deep")))

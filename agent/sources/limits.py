@@ -19,7 +19,7 @@ def too_large(key: str) -> Problem:
         code="key_too_large",
         where=key,
         what=f"The key is larger than {KEY_BYTES} bytes. It is not put.",
-        hint="Split the profile, or move common rules into an abstraction on the host.",
+        hint="Split it; the common rules of AppArmor profiles may be an abstraction on the host.",
     )
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -71,7 +72,7 @@ def open_source(text: str, domain: str = DOMAIN) -> ports.Source | Wanted:
         return Directory(rest) if scheme == "dir" else _manifest(rest, domain)
     if not text:
         raise ValueError("a source must not be empty")
-    if colon and "/" not in scheme and not Path(text).exists():
+    if colon and "/" not in scheme and not _is(Path(text).exists):
         near = difflib.get_close_matches(scheme, SCHEMES, n=1)
         hint = f'; did you mean "{near[0]}:{rest}"?' if near else ""
         raise ValueError(
@@ -80,9 +81,17 @@ def open_source(text: str, domain: str = DOMAIN) -> ports.Source | Wanted:
         )
     path = Path(text)
     named = path.suffix in (".yaml", ".yml")
-    if path.is_file() or (named and not path.is_dir()):
+    if _is(path.is_file) or (named and not _is(path.is_dir)):
         return _manifest(text, domain)
     return Directory(text)
+
+
+def _is(asked: Callable[[], bool]) -> bool:
+    """Return what a path is asked; False where nobody may look: reading it says why."""
+    try:
+        return asked()
+    except OSError:
+        return False
 
 
 def _manifest(path: str, domain: str) -> ports.Source:

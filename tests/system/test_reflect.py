@@ -235,19 +235,22 @@ def test_refusals_say_why(cluster, tmp_path):
 
 
 def test_nobody_there_is_no_refusal(tmp_path):
-    """A closed port is unreachable, and the text says so in one line."""
-    url = f"https://127.0.0.1:{free_port()}"
-    api = kube.Api(kubeconfig=config(tmp_path, url))
-    with pytest.raises(kube.Unreachable, match="Connection refused"):
+    """A closed port is unreachable, and the text says where in one line."""
+    port = free_port()
+    api = kube.Api(kubeconfig=config(tmp_path, f"https://127.0.0.1:{port}"))
+    with pytest.raises(kube.Unreachable, match=rf"^127\.0\.0\.1:{port}: .*Connection refused"):
         api.get(PATH)
 
 
 def test_a_kubeconfig_that_is_none_is_told(tmp_path):
-    """Missing, not YAML, without a cluster: no traceback."""
+    """Missing, not YAML, a text, a number for an address, without a cluster: no traceback."""
     (tmp_path / "bad").write_text("{]")
-    for name in ("missing", "bad"):
+    (tmp_path / "text").write_text("hello")
+    for path in (tmp_path / "bad", tmp_path / "text", config(tmp_path, 5)):
         with pytest.raises(kube.NoCluster):
-            kube.Api(kubeconfig=str(tmp_path / name))
+            kube.Api(kubeconfig=str(path))
+    with pytest.raises(kube.NoCluster, match="there is no such file"):
+        kube.Api(kubeconfig=str(tmp_path / "missing"))
     with pytest.raises(kube.NoCluster):
         kube.Api()  # this is no pod
 

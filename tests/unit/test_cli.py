@@ -125,6 +125,9 @@ def test_every_mistake_is_told_at_once_with_a_suggestion():
         ((*RUN, "--deny-name="), ["--deny-name: it must not be empty"]),
         (("status", "--prune=never"), ["--prune is not an option of status."]),
         (("check", "p", "--arc=x"), ["--arc is unknown. Did you mean --arch?"]),
+        (("check", "p", "--sorce=x"), ["--sorce is unknown."]),
+        (("status", "--foo", "bar"), ["--foo is unknown."]),
+        ((*RUN, "bar", "--foo"), ['"bar" is one argument too many', "--foo is unknown."]),
         (("check", ""), ["PATH: a source must not be empty"]),
         (("check", "dri:p"), None),
         (
@@ -175,10 +178,26 @@ def test_without_oneshot_it_is_a_daemon():
 
 def test_options_that_do_not_go_together_are_told():
     """A daemon that changes nothing, and a taint of an unknown Node, are mistakes."""
-    assert mistakes("--source=/p", "--dry-run", "--startup-taint=fresh") == [
+    assert mistakes("--source=/p", "--dry-run", "--startup-taint=fresh", "--tls-key=k") == [
         "--dry-run needs --oneshot: a daemon that changes nothing is of no use",
+        "--tls-cert and --tls-key need --https-address",
         "--startup-taint needs --node-name",
     ]
+
+
+@pytest.mark.parametrize(
+    "text", ["a.org/b=:NoSchedule", "b:NoSchedule", "a.org/", "A/b", "b=", "/b"]
+)
+def test_a_startup_taint_that_no_node_can_have_is_a_mistake(text):
+    """The key alone is compared: anything else would wait on the Node for ever."""
+    (mistake,) = mistakes(*RUN, "--node-name=n", f"--startup-taint={text}")
+    assert mistake.startswith("--startup-taint: ")
+
+
+def test_a_mistake_leads_to_the_help_of_its_command():
+    """What a command knows, only its own help lists."""
+    assert parse("status", "--prune=never").text.endswith("\nSee profile-loader status --help.\n")
+    assert parse("--prune=x").text.endswith("\nSee profile-loader --help.\n")
 
 
 @pytest.mark.parametrize(

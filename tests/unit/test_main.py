@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -214,28 +215,99 @@ def test_check_touches_nothing_and_tells_each_file(top, capsys, monkeypatch):
     assert main(["check", "absent", "--output=json"]) == 3
 
 
-def test_checked_files_are_keys_of_the_directory_that_they_share(top, capsys, monkeypatch):
-    """Two files of one name in two directories are two profiles, as in a source."""
-    monkeypatch.chdir(top)
-    (top / "source/deep").mkdir()
-    (top / "source/deep/audit.json").write_text(DENY)
-    files = ["source/audit.json", f"{top}/source/deep/audit.json"]
+def test_checked_files_are_judged_by_their_own_names(top, capsys, monkeypatch):
+    """Wherever they lie, and though others have the same name: where they will go is not known."""
+    monkeypatch.chdir(top / "source")
+    (top / ".hidden/two words").mkdir(parents=True)
+    (top / ".hidden/two words/audit.json").write_text(DENY)
+    files = ["../.hidden/two words/audit.json", f"{top}/source/audit.json", "audit.json"]
     assert main(["check", *files, "--output=json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert [one["localhostProfile"] for one in report["profiles"]] == [
-        "audit.json",
-        "deep/audit.json",
+    told = json.loads(capsys.readouterr().out)
+    assert [(one["key"], one["localhostProfile"], one["state"]) for one in told["profiles"]] == [
+        ("../.hidden/two words/audit.json", "audit.json", "accepted"),
+        (f"{top}/source/audit.json", "audit.json", "accepted"),
+    ]
+    assert [one["origin"] for one in told["sets"]] == [
+        f"dir {top}/.hidden/two words",
+        f"dir {top}/source",
     ]
 
 
-def test_files_above_the_working_directory_are_checked_under_their_names(top, capsys, monkeypatch):
-    """A key never has a `..`, which would be refused."""
-    (top / "other").mkdir()
-    (top / "other/deny.json").write_text(DENY)
-    monkeypatch.chdir(top / "source")
-    assert main(["check", "../other/deny.json", "audit.json", "--output=json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert [one["key"] for one in report["profiles"]] == ["other/deny.json", "source/audit.json"]
+def test_a_check_says_what_it_did_not_look_at(top, capsys):
+    """Not a profile by its name, or a manifest in a directory; if that is all, it ends with 1."""
+    (top / "source/README.md").write_text("read me")
+    (top / "source/more.yaml").write_text("kind: List")
+    named = ["README.md", "audit.json"]
+    assert main(["check", *(f"{top}/source/{one}" for one in named)]) == 0
+    assert capsys.readouterr().err == (
+        f"profile-loader: {top}/source/README.md was not looked at: by its name it is no profile\n"
+    )
+    assert main(["check", f"{top}/source"]) == 0
+    assert capsys.readouterr().err == (
+        f"profile-loader: a .yaml file below {top}/source was not looked at: name a manifest "
+        "itself\n"
+    )
+    assert main(["check", f"{top}/source/README.md"]) == 1
+    told = capsys.readouterr().out
+    assert (
+        told.startswith("error: source_emptied: "),
+        told.endswith("Nothing was checked.\n"),
+    ) == (
+        True,
+        True,
+    )
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "x" * 300 + ".yaml", "shut/x.json"])
+def test_a_path_that_cannot_be_looked_at_is_unreadable_and_no_bug(top, capsys, path):
+    """Checked or as a source it is 3, as every source that cannot be read."""
+    (top / "shut").symlink_to("shut")
+    for command in (
+        ["check"],
+        ["--oneshot", "--kinds=seccomp", f"--host-root={top}/root", "--source"],
+    ):
+        assert main([*command, f"{top}/{path}"]) == 3
+        assert "this is a bug" not in capsys.readouterr().err
+
+
+def test_a_host_root_that_cannot_be_looked_at_is_a_mistake(top, capsys):
+    """The option is named, with what the system said."""
+    assert main(["status", f"--host-root={top}/{'x' * 300}"]) == 2
+    assert capsys.readouterr().err == (
+        f"profile-loader: --host-root {top}/{'x' * 300}: File name too long\n"
+    )
+
+
+@pytest.mark.parametrize("more", [[], ["--tls-key=/no/key"]])
+def test_a_certificate_that_cannot_be_read_is_told_with_its_option(top, more):
+    """Not the address is wrong: 2, before anything is done."""
+    serve = ["--http-address=off", "--https-address=127.0.0.1:0", "--tls-cert=/no/cert", *more]
+    done = subprocess.run(
+        [sys.executable, "-m", "agent", f"--host-root={top}/root", "--source=/p", *serve],
+        capture_output=True, text=True, check=False, timeout=20,
+    )  # fmt: skip
+    named = ", ".join(["--tls-cert /no/cert", *(one.replace("=", " ") for one in more)])
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"profile-loader: {named}: No such file or directory\n",
+    )
+
+
+def test_an_interrupt_ends_it_without_a_word(tmp_path):
+    """Ctrl-C is no bug: 130, as shells have it; what was started ends too."""
+    os.mkfifo(tmp_path / "began")
+    parser = tmp_path / "parser"
+    parser.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/began\nexec sleep 600\n")
+    parser.chmod(0o755)
+    (tmp_path / "x.profile").write_text("profile x {}\n")
+    command = [sys.executable, "-m", "agent", "check", f"{tmp_path}/x.profile"]
+    with subprocess.Popen(
+        [*command, f"--apparmor-parser={parser}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as one:
+        started = int((tmp_path / "began").read_text())
+        one.send_signal(signal.SIGINT)
+        assert (one.wait(20), one.stdout.read()) == (130, b"")
+    assert not Path(f"/proc/{started}").exists()
 
 
 def test_the_same_name_in_two_checked_files_is_a_conflict(top, capsys):

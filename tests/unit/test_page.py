@@ -73,6 +73,18 @@ class Structure(HTMLParser):
             self.tables[-1][-1][-1] += data
 
 
+def test_a_problem_is_told_for_each_profile_that_has_it():
+    """The same remark about two profiles is two lines, each with its profile."""
+    bad = Problem(code="not_enforcing", where="defaultAction", what="It logs only.")
+    rows = (row("a.json", problems=(bad,)), row("b.json", problems=(bad,)))
+    made = page(view(report=Report(rows=rows, sets=(), supports={})))
+    assert [line[0] for line in Structure(made).tables[1]] == [
+        "Where",
+        "a.json: defaultAction",
+        "b.json: defaultAction",
+    ]
+
+
 def test_the_page_tells_everything_of_the_last_pass():
     """Profiles, problems, sources, labels and the last passes, the newest first."""
     none = "—"

@@ -6,6 +6,8 @@ from agent.commands import render
 from agent.sources.directory import Directory
 from agent.sources.manifest import DOMAIN, Manifest
 
+LABELS = {"app.kubernetes.io/component": "profiles"}
+
 
 def rendered(path):
     made = render.render(str(path), "node-profiles", "kube-system", DOMAIN)
@@ -30,7 +32,7 @@ def test_rendered_config_maps_hold_the_same_profiles(tmp_path):
 
 
 def test_each_directory_gets_a_config_map_with_its_prefix(tmp_path):
-    """The annotation carries what a key cannot."""
+    """The annotation carries what a key cannot; the label is what the DaemonSet selects by."""
     (tmp_path / "profiles").mkdir()
     (tmp_path / "a.json").write_text("{}")
     (tmp_path / "profiles/b.json").write_text("{}")
@@ -39,7 +41,11 @@ def test_each_directory_gets_a_config_map_with_its_prefix(tmp_path):
         {
             "apiVersion": "v1",
             "kind": "ConfigMap",
-            "metadata": {"name": "node-profiles", "namespace": "kube-system"},
+            "metadata": {
+                "name": "node-profiles",
+                "namespace": "kube-system",
+                "labels": LABELS,
+            },
             "data": {"a.json": "{}"},
         },
         {
@@ -48,6 +54,7 @@ def test_each_directory_gets_a_config_map_with_its_prefix(tmp_path):
             "metadata": {
                 "name": "node-profiles-2",
                 "namespace": "kube-system",
+                "labels": LABELS,
                 "annotations": {f"{DOMAIN}/seccomp-prefix": "profiles/"},
             },
             "data": {"b.json": "{}"},

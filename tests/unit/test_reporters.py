@@ -76,6 +76,25 @@ def test_the_table_fits_the_terminal(width):
     assert [line for line in text.splitlines() if len(line) > width] == []
 
 
+def test_a_name_without_room_has_a_line_of_its_own():
+    """One very long key changes nothing about the other rows."""
+    long = row(name="x" * 90, state="rejected", why="bad")
+    text = table.table(Report(rows=(*REPORT.rows, long), sets=(), supports={}), width=80)
+    assert text.splitlines()[:6] == [
+        *table.table(REPORT, width=80).splitlines()[:3],
+        "x" * 90,
+        "  seccomp, rejected",
+        "    bad",
+    ]
+
+
+def test_what_has_no_full_stop_gets_one_before_the_hint():
+    """Messages of others, of the parser say, end as they like."""
+    bad = Problem(code="parser_rejected", where="", what="unexpected TOK_ID", hint="Mend it.")
+    text = table.table(Report(rows=(), sets=(), supports={}, problems=(bad,)), width=80)
+    assert "  unexpected TOK_ID. Mend it.\n" in text
+
+
 def test_no_control_character_reaches_the_terminal():
     """A hostile name cannot forge a line or a colour."""
     evil = row(
