@@ -22,7 +22,7 @@ from agent.core.model import (
     Snapshot,
     Unchecked,
 )
-from agent.core.problems import Problem
+from agent.core.problems import Problem, bounded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +141,7 @@ def _settle(profiles: dict[Id, Profile], rejections: dict[Id, Rejection]) -> dic
             other = next(one for one in ids if one != id_)
             conflicts[id_][_conflict(name, other)] = None
     for id_, problems in conflicts.items():
-        rejections[id_] = Rejection(id=id_, problems=tuple(problems))
+        rejections[id_] = Rejection(id=id_, problems=bounded(problems))
     for id_ in conflicts.keys() | same.keys():
         del profiles[id_]
     return {one: first for one, first in same.items() if one not in conflicts}

@@ -6,10 +6,12 @@ Rule 2: a problem says what, where, what follows and what to do next, and never 
 profile body or a secret.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
 Severity = Literal["error", "warning", "notice"]
+MOST: Final = 50  # problems of one key: a hostile one could make hundreds of thousands
 
 CODES: Final[dict[str, Severity]] = {
     # sources
@@ -110,3 +112,27 @@ class Problem:
     def severity(self) -> Severity:
         """Return error, warning or notice: the code decides."""
         return CODES[self.code]
+
+
+def bounded(found: Iterable[Problem]) -> tuple[Problem, ...]:
+    """Return at most MOST of the problems of one key, and one more that says that there are more.
+
+    An error is among them if there is one. Nothing more is asked for once that is sure.
+    """
+    kept: list[Problem] = []
+    refused = more = False
+    for one in found:
+        if len(kept) < MOST:
+            kept.append(one)
+            refused = refused or one.severity == "error"
+            continue
+        more = True
+        if not refused and one.severity == "error":
+            kept[-1], refused = one, True
+        if refused:
+            break
+    return (*kept, _more(kept[-1])) if more else tuple(kept)
+
+
+def _more(last: Problem) -> Problem:
+    return Problem(code=last.code, where=last.where, what="There is more, which is not told.")

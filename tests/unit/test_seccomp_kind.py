@@ -227,6 +227,18 @@ def equal(kind, content):
     return bool(seen.facts["a.json"].evidence & accepted(kind, content).version.evidence["a.json"])
 
 
+ALLOW = "SCMP_ACT_ALLOW"
+
+
+def flood(rule):
+    """Return a profile with a rule behind a hundred names that nobody knows."""
+    names = [f"unknown{number}" for number in range(100)]
+    return {
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "syscalls": [{"names": names, "action": ALLOW}, rule],
+    }
+
+
 def test_file_of_the_same_meaning_shares_the_canonical_token(kind, tmp_path):
     """A file written differently that means the same to every runtime can be adopted."""
     there(tmp_path, json.dumps(CHMOD, indent=2).encode())
@@ -254,8 +266,12 @@ def test_file_of_the_same_meaning_shares_the_canonical_token(kind, tmp_path):
             {**CHMOD, "syscalls": [{"names": ["chmod"], "action": "SCMP_ACT_ERRNO"}]},
         ),
         (AUDIT, AUDIT),
+        (
+            flood({"names": ["chmod"], "action": ALLOW, "includes": {"arches": ["amd64"]}}),
+            flood({"names": ["chmod"], "action": ALLOW}),
+        ),
     ],
-    ids=["name", "arches", "without rules"],
+    ids=["name", "arches", "without rules", "arches behind more warnings than are told"],
 )
 def test_a_file_that_some_runtime_reads_otherwise_is_no_equal(kind, tmp_path, file, source):
     """What containerd or cri-dockerd makes something else of is not adopted."""

@@ -5,10 +5,11 @@ Rule 2: every reason is returned, not only the first.
 """
 
 import fnmatch
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from agent.core.problems import Problem
+from agent.core.problems import MOST, Problem, bounded
 from agent.kinds.apparmor import policy, text
 from agent.kinds.apparmor.policy import Declared
 
@@ -36,12 +37,12 @@ class Rules:
 def refusals(declared: Sequence[Declared], source: str, rules: Rules) -> tuple[Problem, ...]:
     """Return why a compiled policy may not be put."""
     names = frozenset(one.name for one in declared)
-    return tuple(problem for one in declared for problem in _refusals(one, names, source, rules))
+    return bounded(problem for one in declared for problem in _refusals(one, names, source, rules))
 
 
 def warnings(declared: Sequence[Declared], source: str) -> tuple[Problem, ...]:
     """Return what is allowed and does not protect."""
-    return tuple(
+    found = (
         Problem(
             code="complain_mode",
             where=text.line_of(source, one.name),
@@ -51,6 +52,7 @@ def warnings(declared: Sequence[Declared], source: str) -> tuple[Problem, ...]:
         for one in declared
         if one.mode == "complain"
     )
+    return bounded(itertools.islice(found, MOST + 1))
 
 
 def _refusals(one: Declared, names: frozenset[str], source: str, rules: Rules) -> Iterator[Problem]:

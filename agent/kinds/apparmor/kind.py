@@ -24,7 +24,7 @@ from agent.core.model import (
     digest,
 )
 from agent.core.ports import Failed, Installed, Removed, StillUsed
-from agent.core.problems import Problem
+from agent.core.problems import Problem, bounded
 from agent.doors.host import Host, HostError
 from agent.kinds.apparmor import (
     access,
@@ -284,7 +284,7 @@ class AppArmor:
             body=compiled.policy,
             remarks=judge.warnings(declared, source)
             + leaving.warnings(source)
-            + tuple(trouble.not_enforced(id_, note) for note in compiled.notes),
+            + bounded(trouble.not_enforced(id_, note) for note in compiled.notes),
             prefix=blob.prefix,
         )
 

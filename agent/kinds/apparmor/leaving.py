@@ -4,11 +4,12 @@ Rule 1: pure, and on the text alone: what an include allows is the host's own ma
 only warns, so in doubt it warns: a pattern that could mean unconfined does.
 """
 
+import itertools
 import re
 from collections.abc import Iterator
 
-from agent.core.problems import Problem
-from agent.kinds.apparmor.text import without_comments
+from agent.core.problems import MOST, Problem, bounded
+from agent.kinds.apparmor.text import Place, without_comments
 
 _UNCONFINED = "unconfined"
 # Permissions of a file rule with an execute mode, before or after the path.
@@ -28,17 +29,18 @@ _CHANGE = re.compile(
 def warnings(source: str) -> tuple[Problem, ...]:
     """Return what the text allows that ends confinement, each with its line."""
     bare = without_comments(source)
-    return (*_executions(bare), *_changes(bare))
+    return bounded(itertools.islice(itertools.chain(_executions(bare), _changes(bare)), MOST + 1))
 
 
 def _executions(bare: str) -> Iterator[Problem]:
+    place = Place(bare)
     for match in _EXECUTE.finditer(bare):
         target = match["target"]
         if "u" not in match["mode"].lower() and (target is None or not _leaves(target)):
             continue
         yield Problem(
             code="unconfined_exec",
-            where=_line(bare, match.start("mode")),
+            where=place.line(match.start("mode")),
             what="An execute rule with ux or Ux (or a fallback to it) starts a program "
             "without any profile.",
             hint="Use ix, px or cx.",
@@ -46,12 +48,13 @@ def _executions(bare: str) -> Iterator[Problem]:
 
 
 def _changes(bare: str) -> Iterator[Problem]:
+    place = Place(bare)
     for match in _CHANGE.finditer(bare):
         if match["deny"] or (match["target"] is not None and not _leaves(match["target"])):
             continue
         yield Problem(
             code="unconfined_transition",
-            where=_line(bare, match.start()),
+            where=place.line(match.start()),
             what="A change_profile rule lets the process leave for unconfined.",
             hint="Name the profile that it may change to.",
         )
@@ -62,7 +65,3 @@ def _leaves(target: str) -> bool:
     name = re.sub(r"^(?::[^:]*:)?(?://)?", "", target.strip('"'))
     fixed = re.split(r"[*?\[{@\\^]", name, maxsplit=1)[0]
     return name == _UNCONFINED if fixed == name else _UNCONFINED.startswith(fixed)
-
-
-def _line(bare: str, position: int) -> str:
-    return f"line {bare.count(chr(10), 0, position) + 1}"

@@ -7,11 +7,12 @@ include what they like.
 """
 
 import functools
+import itertools
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
-from agent.core.problems import Problem
+from agent.core.problems import Problem, bounded
 
 # apparmor_parser's lexer: `include` or `#include` (or `abi`), then <path>, "path" or a bare path.
 _INCLUDE = re.compile(
@@ -25,7 +26,7 @@ _VARIABLE_NAME = re.compile(
 )
 _SPECIAL = re.compile(r'[#"\\\[\]]')
 _COMMENT = re.compile(r"\s*#(?!include)")
-_ASSIGNMENT = re.compile(r"(?m)^\s*@\{\w+\}\s*\+?=.*$")
+_ASSIGNMENT = re.compile(r"(?m)^[^\S\n]*@\{\w+\}\s*\+?=.*$")  # the lines before are no part of it
 
 
 # Control characters, and those that turn the direction of a line (Unicode, UAX 9).
@@ -39,7 +40,7 @@ def refusals(content: bytes) -> tuple[Problem, ...]:
     except UnicodeDecodeError as error:
         what = f"The text is not UTF-8 (byte {error.start})."
         return (Problem(code="not_utf8", where=f"byte {error.start}", what=what, hint=_ENCODING),)
-    return (*_odd(text), *_includes(text))
+    return bounded(itertools.chain(_odd(text), _includes(text)))
 
 
 _ENCODING: Final = "Save the file as UTF-8."
@@ -60,14 +61,14 @@ def _odd(text: str) -> Iterator[Problem]:
 
 def variable_names(text: str) -> tuple[Problem, ...]:
     """Return the profile names that hold a variable: a pod could not name them."""
-    return tuple(
+    return bounded(
         Problem(
             code="name_variable",
             where=f"line {number}",
             what="A profile's name holds a variable, so the text does not say what a pod names.",
             hint="Write the name out.",
         )
-        for number, line in _lines(text)
+        for number, line in enumerate(_lines(text), 1)
         if "@{" in line and _VARIABLE_NAME.search(line)
     )
 
@@ -81,7 +82,7 @@ def undeclared(text: str, names: Collection[str]) -> tuple[Problem, ...]:
     plain, assigned = _ASSIGNMENT.subn("", without_comments(text))
     if not assigned:
         return ()
-    return tuple(
+    return bounded(
         Problem(
             code="name_variable",
             where=name,
@@ -97,7 +98,7 @@ def line_of(text: str, name: str) -> str:
     """Return `line N` where the text seems to declare a name, else the name: for messages only."""
     for part in dict.fromkeys((name, name.rsplit("//", 1)[-1])):
         declared = re.compile(rf'(?:^|[\s"^]){re.escape(part)}(?:["\s({{]|$)')
-        for number, line in _lines(text):
+        for number, line in enumerate(_lines(text), 1):
             if declared.search(line):
                 return f"line {number}"
     return f'"{name}"'
@@ -105,6 +106,7 @@ def line_of(text: str, name: str) -> str:
 
 def _includes(text: str) -> Iterator[Problem]:
     bare = without_comments(text)
+    place = Place(bare)
     for match in _INCLUDE.finditer(bare):
         angle, path = match["angle"], match["angle"] or match["quoted"] or match["bare"] or ""
         path = path.strip().strip('"')
@@ -123,7 +125,7 @@ def _includes(text: str) -> Iterator[Problem]:
             why = "is looked up in the working directory of the parser"
         yield Problem(
             code="include_refused",
-            where=f"line {bare.count(chr(10), 0, match.start()) + 1}",
+            where=place.line(match.start()),
             what=f"The path of this {match['word']} rule {why}.",
             hint="Include only files below /etc/apparmor.d, as in include <abstractions/base>.",
         )
@@ -132,28 +134,40 @@ def _includes(text: str) -> Iterator[Problem]:
 @functools.lru_cache(maxsize=1)
 def without_comments(text: str) -> str:
     """Return the text with empty lines in place of what is a comment beyond doubt."""
-    return "\n".join(line for _, line in _lines(text))
+    return "\n".join(_lines(text))
+
+
+class Place:
+    """Tells the line of places in a text, from its beginning to its end, and counts once."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._counted, self._number = 0, 1
+
+    def line(self, position: int) -> str:
+        """Return `line N`. position: not before the one that was asked last."""
+        self._number += self.text.count("\n", self._counted, position)
+        self._counted = position
+        return f"line {self._number}"
 
 
 @functools.lru_cache(maxsize=1)  # one text is looked through for several reasons in a row
-def _lines(text: str) -> tuple[tuple[int, str], ...]:
-    """Return every line with its number, without comments where that is beyond doubt.
+def _lines(text: str) -> Sequence[str]:
+    """Return every line, without comments where that is beyond doubt.
 
     A `#` may stand in a quoted, escaped or bracketed word, also of several lines. So only a whole
     line is a comment, and only outside of what might be such a word.
     """
-    found: list[tuple[int, str]] = []
+    lines = text.split("\n")
     open_word = False
-    for number, line in enumerate(text.split("\n"), 1):
+    for index, line in enumerate(lines):
         if not _SPECIAL.search(line):
-            found.append((number, line))
             continue
         if not open_word and "#" in line and _COMMENT.match(line):
-            found.append((number, ""))
+            lines[index] = ""
             continue
-        found.append((number, line))
         doubtful = line.count('"') % 2 == 1
         open_word = (
             open_word != doubtful or line.endswith("\\") or line.count("[") > line.count("]")
         )
-    return tuple(found)
+    return lines

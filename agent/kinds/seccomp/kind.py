@@ -7,10 +7,11 @@ ledger says is somebody else's, and stays.
 """
 
 import errno
+import itertools
 import platform
 import re
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -31,7 +32,7 @@ from agent.core.model import (
     digest,
 )
 from agent.core.ports import Failed, Installed, Removed, StillUsed
-from agent.core.problems import Problem
+from agent.core.problems import Problem, bounded
 from agent.doors import signature
 from agent.doors.host import Host, HostError
 from agent.doors.signature import Signature
@@ -97,24 +98,40 @@ class Seccomp:
     # --- check -----------------------------------------------------------------------------------
 
     def check(self, content: bytes) -> tuple[bytes, tuple[Problem, ...]]:
-        """Return the canonical form, or nothing with at least one error; and all problems."""
+        """Return the canonical form, or nothing with at least one error; and the problems."""
+        body, problems, _ = self._check(content)
+        return body, problems
+
+    def _check(self, content: bytes) -> tuple[bytes, tuple[Problem, ...], frozenset[str]]:
+        """Return what check does, and the codes of every problem of what has a canonical form."""
         if self.machine not in canonical.MACHINES:
             known = ", ".join(sorted(canonical.MACHINES))
             what = f"The architecture {self.machine[:40]} is not among {known}."
-            return b"", (Problem(code="not_portable", where="profile", what=what),)
+            return b"", (Problem(code="not_portable", where="profile", what=what),), frozenset()
         document, found = model.read(content)
         if document is None:
-            return b"", found
-        problems = [*found, *rules.written(document, self.options)]
+            return b"", bounded(found), frozenset()
         after, remarks = canonical.expand(document, self.machine)
-        problems += [*remarks, *rules.expanded(after, self.options)]
+        codes: set[str] = set()
+        problems = bounded(
+            _noted(
+                itertools.chain(
+                    found,
+                    rules.written(document, self.options),
+                    remarks,
+                    rules.expanded(after, self.options),
+                ),
+                codes,
+            )
+        )
         if any(problem.severity == "error" for problem in problems):
-            return b"", tuple(problems)
+            return b"", problems, frozenset()
         body = canonical.encode(after)
         if len(body) > model.MOST_BYTES:
             what = f"The canonical form has {len(body)} bytes; at most {model.MOST_BYTES} fit."
-            return b"", (*problems, Problem(code="key_too_large", where="profile", what=what))
-        return body, tuple(problems)
+            large = Problem(code="key_too_large", where="profile", what=what)
+            return b"", (*problems, large), frozenset()
+        return body, problems, frozenset(codes)
 
     def prepare(self, blobs: Sequence[Blob], meanwhile: Callable[[], None]) -> None:
         """Do nothing: a check is quick."""
@@ -222,9 +239,9 @@ class Seccomp:
             return None
         if self.host.is_loose(f"{self.directory}/{name}"):
             return frozenset()  # anybody's by now
-        body, problems = self.check(content)
+        body, _, codes = self._check(content)
         tokens = {f"bytes:{digest(content)}"}
-        if body and _READ_OTHERWISE.isdisjoint(one.code for one in problems):
+        if body and _READ_OTHERWISE.isdisjoint(codes):
             tokens.add(f"canonical:{digest(body)}")
         return frozenset(tokens)
 
@@ -290,6 +307,12 @@ class Seccomp:
                 facts = {one: fact for one, fact in self._seen.facts.items() if one != name}
                 self._seen = Seen(facts=facts, uses=self._seen.uses)
         return Removed()
+
+
+def _noted(problems: Iterable[Problem], codes: set[str]) -> Iterator[Problem]:
+    for one in problems:
+        codes.add(one.code)
+        yield one
 
 
 def _foreign(where: str) -> Failed:

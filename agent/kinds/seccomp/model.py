@@ -10,16 +10,17 @@ Rule 4: the walk is total: any bytes give a Document, problems, or both.
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from agent.core.problems import Problem
+from agent.core.problems import MOST, Problem
 from agent.kinds.seccomp import syscalls
 
 MOST_BYTES: Final = 1 << 20
 MOST_ERRNO: Final = 4095  # MAX_ERRNO of linux/err.h; libseccomp refuses or cuts more
-MOST_PROBLEMS: Final = 50
+MOST_ENTRIES: Final = 20_000  # of all lists; the kernel takes no filter of a fifth of that
 
 # How much an action denies; runc, crun and seccomp(2) know these and SCMP_ACT_NOTIFY.
 STRICTNESS: Final = {
@@ -145,14 +146,6 @@ def read(  # noqa: PLR0911 - one return per gate
             "rule that has name only."
         )
         walk.problems.append(Problem(code="name_rewritten", where=walk.rewritten[0], what=what))
-    if walk.more:
-        walk.problems.append(
-            Problem(
-                code="bad_value",
-                where="profile",
-                what=f"{walk.more} more mistakes are not shown.",
-            )
-        )
     return document, tuple(walk.problems)
 
 
@@ -170,22 +163,24 @@ class _Walk:
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
-        self.more = 0
         self.rewritten: list[str] = []
+        self.entries = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether nobody will be told what is found from here on."""
+        return len(self.problems) > MOST
 
     def say(self, code: str, where: str, what: str, hint: str = "") -> None:
-        if len(self.problems) >= MOST_PROBLEMS:
-            self.more += 1
-            return
-        self.problems.append(Problem(code=code, where=where, what=what, hint=hint))
+        if not self.full:
+            self.problems.append(Problem(code=code, where=where, what=what, hint=hint))
 
     def pairs(self, pairs: list[tuple[str, Json]]) -> dict[str, Json]:
         """Build an object, and refuse a key that is there twice."""
         found = dict(pairs)
         if len(found) != len(pairs):
-            keys = [key for key, _ in pairs]
-            for key in found:
-                if keys.count(key) > 1:
+            for key, times in Counter(key for key, _ in pairs).items():
+                if times > 1:
                     self.say(
                         "duplicate_key",
                         shown(key),
@@ -202,7 +197,7 @@ class _Walk:
             return None
         prefix = f"{where}." if where else ""
         for key in value:
-            if key not in keys:
+            if key not in keys and not self.full:
                 self.say(
                     "unknown_field",
                     f"{prefix}{shown(key)[1:-1]}",
@@ -218,6 +213,12 @@ class _Walk:
             self.say("bad_value", where, f"A list is wanted, not {shown(value)}.")
             return
         for index, one in enumerate(value):
+            if self.entries == MOST_ENTRIES:
+                what = f"The lists have more than {MOST_ENTRIES} entries; no kernel takes that."
+                self.problems.append(Problem(code="filter_too_large", where=where, what=what))
+            self.entries += 1
+            if self.entries > MOST_ENTRIES:
+                return
             yield f"{where}[{index}]", one
 
     def text(self, value: Json, where: str) -> str:

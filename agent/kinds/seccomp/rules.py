@@ -63,13 +63,18 @@ def written(document: Document, options: Options) -> Iterator[Problem]:
 
 
 def expanded(document: Document, options: Options) -> Iterator[Problem]:
-    """Look at the document as it will be written for this machine."""
-    yield from _conflicts(document)
-    yield from _overlaps(document)
-    native = canonical.MACHINES[options.machine][0]
-    yield from multiplex.problems(document, native)
-    yield from conditions.problems(document)
-    yield from _size(document)
+    """Look at the document as it will be written for this machine.
+
+    In one that is too large rules are not compared with each other: that takes the square of them.
+    """
+    large = tuple(_size(document))
+    yield from large
+    if not large:
+        yield from _conflicts(document)
+        yield from _overlaps(document)
+        native = canonical.MACHINES[options.machine][0]
+        yield from multiplex.problems(document, native)
+        yield from conditions.problems(document)
     yield from _warnings(document, options)
 
 
