@@ -1,6 +1,7 @@
 """A node in memory, for properties of the core: one kind, one ledger, one source.
 
-A profile's text is `NAME[,NAME]:CONTENT`; a text that begins with `!` is refused.
+A profile's text is `NAME[,NAME]:CONTENT`; a text that begins with `!` is refused, and content that
+is `?` is refused by the node.
 """
 
 from dataclasses import dataclass, field, replace
@@ -53,6 +54,8 @@ class Node:
     entries: dict = field(default_factory=dict)
     bodies: dict = field(default_factory=dict)
     removed: list = field(default_factory=list)
+    put: dict = field(default_factory=dict)  # name -> what this agent loaded last
+    full: bool = False  # the ledger cannot be written; a file can be removed still
 
 
 class MemoryKind:
@@ -96,13 +99,15 @@ class MemoryKind:
 
     def put(self, profile, *, ours):
         names = profile.version.provides
+        if profile.body.endswith(b":?"):
+            return Failed(problem=Problem(code="kernel_refused", where=names[0], what="EPROTO"))
         for name in names:
             if name in self.node.loaded and name not in ours:
                 problem = Problem(code="foreign_name", where=name, what="appeared meanwhile")
                 return Failed(problem=problem)
         self.steps()
         for name in names:
-            self.node.loaded[name] = profile.body
+            self.node.loaded[name] = self.node.put[name] = profile.body
         self.steps()
         return Installed(evidence={name: token(profile.body) for name in names}, modes={})
 
@@ -119,6 +124,9 @@ class MemoryKind:
         return Removed()
 
 
+FULL = Problem(code="write_failed", where="ledger", what="ENOSPC")
+
+
 class MemoryLedger:
     """The ledger's contract over dictionaries; the file ledger passes the same contract tests."""
 
@@ -129,17 +137,23 @@ class MemoryLedger:
         return dict(self.node.entries)
 
     def write(self, entry):
+        if self.node.full:
+            return FULL
         self.steps()
         self.node.entries[entry.id] = entry
+        return None
 
     def drop(self, id_):
         self.steps()
         self.node.entries.pop(id_, None)
 
     def keep(self, content):
+        if self.node.full:
+            return FULL
         if model.digest(content) not in self.node.bodies:
             self.steps()
             self.node.bodies[model.digest(content)] = content
+        return None
 
     def body(self, digest):
         return self.node.bodies.get(digest)

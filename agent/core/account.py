@@ -133,7 +133,7 @@ def _state(outcome: Outcome, desired: Desired) -> tuple[State | None, ActionName
         case plan.Release(why=why):
             if failed:
                 return "failed", "release"
-            quiet = why in ("moved", "never installed")
+            quiet = why in (plan.MOVED, "never installed") or outcome.result == "held"
             return (None if quiet else "planned" if planned else "released"), "release"
         case unreachable:
             assert_never(unreachable)

@@ -141,7 +141,8 @@ def _settle(profiles: dict[Id, Profile], rejections: dict[Id, Rejection]) -> dic
             other = next(one for one in ids if one != id_)
             conflicts[id_][_conflict(name, other)] = None
     for id_, problems in conflicts.items():
-        rejections[id_] = Rejection(id=id_, problems=bounded(problems))
+        provides = profiles[id_].version.provides
+        rejections[id_] = Rejection(id=id_, problems=bounded(problems), provides=provides)
     for id_ in conflicts.keys() | same.keys():
         del profiles[id_]
     return {one: first for one, first in same.items() if one not in conflicts}

@@ -135,10 +135,14 @@ class Profile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
-    """One refused key, with at least one problem of severity error."""
+    """One refused key, with at least one problem of severity error.
+
+    provides: the names that it would provide, where that is known: they are still wanted.
+    """
 
     id: Id
     problems: tuple[Problem, ...]
+    provides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

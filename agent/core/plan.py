@@ -25,6 +25,7 @@ any current key provides, even by its last good version, is never removed.
 | read     | -              | adopted         | present               | Release                   |
 | read     | -              | ours            | absent                | Release (absent)          |
 | read     | -              | ours, elsewhere | another key has it    | Release (moved)           |
+| read     | -              | ours            | a refused key has it  | Hold (wanted)             |
 | not read | ?              | installed       | same                  | Hold (source gone)        |
 | not read | ?              | installed       | absent or other       | Put the installed version |
 | missing  | ?, elsewhere   | installed       | another key has it    | Release (moved)           |
@@ -34,7 +35,7 @@ any current key provides, even by its last good version, is never removed.
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, assert_never
+from typing import Final, Literal, assert_never
 
 from agent.core.desired import Desired
 from agent.core.model import (
@@ -147,6 +148,8 @@ class Release:
     names: tuple[str, ...]
 
 
+MOVED: Final = "moved"  # another key has the name, once its entry says so
+
 Action = Put | Adopt | Keep | Hold | Remove | Release
 
 
@@ -214,6 +217,7 @@ def _claimed(desired: Desired, entries: Mapping[Id, Entry]) -> frozenset[tuple[K
         for id_, profile in desired.profiles.items()
         for name in profile.version.provides
     }
+    claims |= {(id_.kind, name) for id_, one in desired.rejections.items() for name in one.provides}
     for entry in entries.values():
         if _standing(entry, desired) and entry.installed is not None:
             claims |= {(entry.id.kind, name) for name in entry.installed.provides}
@@ -257,6 +261,8 @@ class _Planner:
         self.claimed = _claimed(desired, entries)
         self.unreadable = any(isinstance(one, Unreadable) for one in desired.sets.values())
         self.barred: set[Id] = set()  # desired, but its last good version stays for now
+        self.taken = self._taken()
+        self.wanted: frozenset[str] = frozenset()  # of desired keys that cannot be put now
         self.owners: dict[str, list[Entry]] = {}
         for entry in self.entries.values():
             for name in owned(entry):
@@ -306,12 +312,27 @@ class _Planner:
             if barred <= self.barred:
                 break
             self.barred |= barred
+            self.taken = self._taken()
         self.claimed |= {
             (self.kind, name)
             for id_ in self.barred & self.entries.keys()
             for name in self._provided_by(id_)
         }
+        refused = [
+            one.provides for id_, one in self.desired.rejections.items() if id_.kind == self.kind
+        ]
+        refused += [self.desired.profiles[id_].version.provides for id_ in self.barred]
+        self.wanted = frozenset(name for one in refused for name in one) - self.taken
         return actions.values()
+
+    def _taken(self) -> frozenset[str]:
+        """Return the names that this pass puts or keeps for keys that are desired."""
+        return frozenset(
+            name
+            for id_, profile in self.desired.profiles.items()
+            if id_.kind == self.kind and id_ not in self.barred
+            for name in profile.version.provides
+        )
 
     def _profile(self, profile: Profile, seen: Seen) -> Action:
         version, id_ = profile.version, profile.id
@@ -489,23 +510,16 @@ class _Planner:
         profile = self.desired.profiles.get(entry.id)
         if profile is not None and owned(entry).keys() <= frozenset(profile.version.provides):
             return  # as nearly always: nothing of it is left over
-        if self._standing(entry) and not self.desired.has(entry.id):
-            yield self._last_good(entry, "source gone", "held", (), seen)
-            names = list(entry.retired)
-        else:
-            names = list(owned(entry))
+        whole = self._whole(entry)
+        if whole:
+            yield self._last_good(entry, whole, "held", (), seen)
+        names = entry.retired if whole else owned(entry)
         evidence = owned(entry)
         going: dict[str, list[str]] = {}  # by why; "" is removal
         stay: dict[str, Hold] = {}
         for name in sorted(set(names) - self._provided_by(entry.id)):
             why = self._release(entry, name, evidence[name], seen)
-            above = stay.get(name.rpartition("//")[0])
-            if why:
-                held = None
-            elif above is not None:  # who runs below it may enter its hats and children any time
-                held = replace(above, names=(name,), problems=())
-            else:
-                held = self._held(entry.id, name, seen)
+            held = None if why else self._stays(entry, name, stay, seen)
             if held is not None:
                 stay[name] = held
                 yield held
@@ -538,26 +552,44 @@ class _Planner:
     def _release(self, entry: Entry, name: str, evidence: Evidence, seen: Seen) -> str:
         """Return why a name of ours is only to be forgotten, or an empty string."""
         fact = seen.facts.get(name)
-        if (self.kind, name) in self.claimed:
-            return "moved"
+        if (self.kind, name) in self.claimed and not self._waits(entry, name):
+            return MOVED
         if fact is None:
             return "absent"
         if entry.how == "adopted":
             return "adopted"
         return "" if same(evidence, fact) else "foreign"
 
+    def _waits(self, entry: Entry, name: str) -> bool:
+        """Return whether a name is wanted by keys that cannot have it now, and nobody else has it.
+
+        A key that was renamed and refused in one change takes nothing away from the node.
+        """
+        return name in self.wanted and all(one is entry for one in self.owners.get(name, ()))
+
+    def _whole(self, entry: Entry) -> str:
+        """Return why the installed version of a key that is not desired stays whole, or nothing."""
+        if entry.installed is None or self.desired.has(entry.id):
+            return ""
+        if self._standing(entry):
+            return "source gone"
+        names = entry.installed.provides
+        waits = any(self._waits(entry, name) for name in names)
+        return "wanted" if waits and self.taken.isdisjoint(names) else ""
+
+    def _stays(self, entry: Entry, name: str, stay: Mapping[str, Hold], seen: Seen) -> Hold | None:
+        """Return why a name of ours that is on the node must stay there, or None if it may go."""
+        if self._waits(entry, name):
+            return Hold(id=entry.id, why="wanted", names=(name,), state="held")
+        above = stay.get(name.rpartition("//")[0])
+        if above is not None:  # who runs below it may enter its hats and children any time
+            return replace(above, names=(name,), problems=())
+        return self._held(entry.id, name, seen)
+
     def _moved(self, entry: Entry) -> Iterable[Action]:
-        taken = sorted(
-            name
-            for name in owned(entry)
-            if any(
-                name in profile.version.provides
-                for id_, profile in self.desired.profiles.items()
-                if id_.kind == self.kind
-            )
-        )
+        taken = sorted(owned(entry).keys() & self.taken)
         if taken:
-            yield Release(id=entry.id, why="moved", names=tuple(taken))
+            yield Release(id=entry.id, why=MOVED, names=tuple(taken))
 
     def _standing(self, entry: Entry) -> bool:
         return _standing(entry, self.desired) and not self._replaced(entry)
@@ -571,13 +603,7 @@ class _Planner:
             return False
         if isinstance(self.desired.sets[entry.id.origin], Unreadable):
             return False
-        taken = {
-            name
-            for id_, profile in self.desired.profiles.items()
-            if id_.kind == self.kind and id_ not in self.barred
-            for name in profile.version.provides
-        }
-        return set(entry.installed.provides) <= taken
+        return self.taken.issuperset(entry.installed.provides)
 
     def _provided_by(self, id_: Id) -> frozenset[str]:
         """Return the names that this very key provides now, by its last good version too."""

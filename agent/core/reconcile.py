@@ -58,9 +58,18 @@ class Reconciler:
         What is missing on the node waits for nothing that is only to be recorded.
         """
         outcomes: list[Outcome] = []
+        failed: set[Id] = set()
         for action in sorted(actions, key=lambda one: not isinstance(one, plan.Put)):
             begin = self.clock()
-            outcome = self._preview(action) if dry_run else self._act(action)
+            if dry_run:
+                outcome = self._preview(action)
+            elif action.id in failed and isinstance(action, plan.Remove | plan.Release):
+                # What is left over belongs to the last good version until the new one is there.
+                outcome = Outcome(action=action, result="held")
+            else:
+                outcome = self._act(action)
+            if outcome.result == "failed":
+                failed.add(action.id)
             outcomes.append(replace(outcome, seconds=self.clock() - begin))
         return tuple(outcomes)
 
@@ -93,8 +102,7 @@ class Reconciler:
             case plan.Remove():
                 return self._remove(action)
             case plan.Release():
-                problem = self._forget(action.id, action.names)
-                return _ended(action, problem)
+                return self._release(action)
             case unreachable:
                 assert_never(unreachable)
 
@@ -114,9 +122,10 @@ class Reconciler:
         match done:
             case Failed(problem=problem):
                 # Not verified is not absent: what was staged may be on the node, and is ours then.
-                if problem.code != "verify_failed":
-                    self._unstage(before)
-                return _ended(action, problem)
+                if problem.code == "verify_failed":
+                    return _ended(action, problem)
+                self._unstage(before)
+                return _ended(action, problem, self._put_back(action, before))
             case Installed(evidence=evidence, modes=modes):
                 version = replace(profile.version, evidence=evidence, modes=modes)
                 committed = self._committed(before, version, profile.prefix)
@@ -128,6 +137,20 @@ class Reconciler:
                 return Outcome(action=action, result="done", version=version)
             case unreachable:
                 assert_never(unreachable)
+
+    def _put_back(self, action: plan.Put, before: Entry) -> Version | None:
+        """Put the installed version where the node lost it, since the new one cannot be had."""
+        installed = before.installed
+        if action.profile is None or installed is None or before.how == "adopted":
+            return None
+        both = frozenset(installed.provides) & frozenset(action.names)
+        if both <= action.ours:  # it is on the node
+            return None
+        dropped = frozenset(installed.provides) - both
+        ours = (action.ours & both) | dropped
+        return self._put(
+            plan.Put(id=action.id, why="missing", names=installed.provides, profile=None, ours=ours)
+        ).version
 
     def _committed(self, before: Entry, version: Version, prefix: str) -> Entry:
         retired = {
@@ -211,6 +234,22 @@ class Reconciler:
             case unreachable:
                 assert_never(unreachable)
 
+    def _release(self, action: plan.Release) -> Outcome:
+        """Forget names; those that moved only once another entry owns them."""
+        names = action.names
+        if action.why == plan.MOVED:
+            others = [entry for id_, entry in self.entries.items() if id_ != action.id]
+            kept = {
+                name
+                for entry in others
+                if entry.id.kind == action.id.kind
+                for name in plan.owned(entry)
+            }
+            names = tuple(name for name in names if name in kept)
+            if not names:
+                return Outcome(action=action, result="held")
+        return _ended(action, self._forget(action.id, names))
+
     def _forget(self, id_: Id, names: tuple[str, ...]) -> Problem | None:
         entry = self.entries.get(id_)
         if entry is None:
@@ -255,7 +294,7 @@ def _is(installed: Version | None, version: Version) -> bool:
 def _ended(action: plan.Action, problem: Problem | None, version: Version | None = None) -> Outcome:
     if problem is None:
         return Outcome(action=action, result="done", version=version)
-    return Outcome(action=action, result="failed", problems=(problem,))
+    return Outcome(action=action, result="failed", problems=(problem,), version=version)
 
 
 def _damaged(id_: Id) -> Problem:

@@ -57,6 +57,16 @@ OUTSIDE = st.one_of(
     st.tuples(st.just("reboot"), st.just("")),
 )
 HISTORY = st.lists(st.tuples(SNAPSHOTS, st.lists(OUTSIDE, max_size=2)), min_size=1, max_size=5)
+REFUSABLE = st.one_of(
+    TEXTS, st.sets(NAMES, min_size=1, max_size=2).map(lambda n: f"{','.join(sorted(n))}:?".encode())
+)
+HARD = st.lists(  # what the node refuses, and ledgers that cannot be written, among it
+    st.tuples(
+        st.dictionaries(KEYS, REFUSABLE, max_size=3).map(read), st.lists(OUTSIDE), st.booleans()
+    ),
+    min_size=1,
+    max_size=6,
+)
 
 
 def meddle(node, deeds):
@@ -124,6 +134,34 @@ def test_what_is_not_ours_is_never_touched(history, foreign):
         still = {name: node.loaded.get(name) for name in theirs if name not in adopted}
         assert {name: theirs[name] for name in still} == still
         assert not set(node.removed) & set(theirs)
+
+
+@settings(max_examples=300)
+@given(HARD, FOREIGN)
+def test_what_this_agent_put_stays_its_own(history, foreign):
+    """Whatever is refused or cannot be written: what it loaded and is there, its ledger knows."""
+    node = Node(loaded=dict(foreign))
+    for snapshot, deeds, full in history:
+        meddle(node, deeds)
+        node.full = full
+        turn(node, [snapshot])
+        there = {name for name, content in node.loaded.items() if node.put.get(name) == content}
+        assert there <= mine(node)
+
+
+@settings(max_examples=300)
+@given(HARD, FOREIGN)
+def test_no_name_of_a_current_key_is_removed(history, foreign):
+    """Also where the key is refused, by the node too, or contradicts another one."""
+    node = Node(loaded=dict(foreign))
+    for snapshot, deeds, full in history:
+        meddle(node, deeds)
+        node.full = full
+        node.removed.clear()
+        turn(node, [snapshot])
+        texts = [blob.content.decode() for blob in snapshot.blobs if blob.content != b"!bad"]
+        wanted = {name for text in texts for name in text.split(":")[0].split(",")}
+        assert wanted.isdisjoint(node.removed)
 
 
 @given(HISTORY, FOREIGN, SNAPSHOTS)

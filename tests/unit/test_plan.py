@@ -1,5 +1,7 @@
 """The decision table of agent.core.plan, a test or more for each row."""
 
+from dataclasses import replace
+
 import pytest
 
 from agent.core import plan
@@ -413,6 +415,50 @@ def test_a_renamed_key_keeps_its_profile():
     """The entry moves; the node is not touched."""
     actions = decide(desired(profile(key("new"))), entry(key("old")), seen=has(web="v1"))
     assert short(actions) == [(Keep, "renamed", ("web",)), (Release, "moved", ("web",))]
+
+
+@pytest.mark.parametrize(
+    ("seen", "action"),
+    [(has(web="v1"), (Hold, "wanted", ("web",))), (has(), (Put, "missing", ("web",)))],
+)
+def test_a_name_that_a_refused_key_wants_stays(seen, action):
+    """Renamed and refused in one change: the last good version of the former key is kept."""
+    refused = Rejection(id=key("new"), problems=(REFUSED,), provides=("web",))
+    wanted = replace(desired(), rejections={key("new"): refused})
+    assert short(decide(wanted, entry(key("old")), seen=seen, gone={})) == [
+        (Hold, "rejected", ()),
+        action,
+    ]
+
+
+def test_a_name_that_a_foreign_one_keeps_from_its_key_stays():
+    """The new key needs a name that somebody else has; until then the former one stays whole."""
+    wanted = desired(profile(key("new"), "v2", ("helper", "web")))
+    actions = decide(wanted, entry(key("old")), seen=has(web="v1", helper="theirs"))
+    assert short(actions) == [
+        (Hold, "foreign", ("helper", "web")),
+        (Hold, "wanted", ("web",)),
+    ]
+    actions = decide(wanted, entry(key("old")), seen=has(helper="theirs"))
+    assert short(actions)[1:] == [(Put, "missing", ("web",))]
+
+
+def test_what_is_left_of_a_version_that_lost_a_name_stays_by_itself():
+    """One name has moved, another is wanted by a refused key: it is held, and not put back."""
+    refused = Rejection(id=key("new"), problems=(REFUSED,), provides=("web",))
+    wanted = desired(profile(key("api"), "v2", ("api",)))
+    wanted = replace(wanted, rejections={key("new"): refused})
+    stored = entry(key("old"), names=("api", "web"))
+    assert short(decide(wanted, stored, seen=has(api="v1", web="v1"))) == [
+        (Put, "changed", ("api",)),
+        (Hold, "rejected", ()),
+        (Hold, "wanted", ("web",)),
+        (Release, "moved", ("api",)),
+    ]
+    assert short(decide(wanted, stored, seen=has(api="v1")))[2:] == [
+        (Release, "moved", ("api",)),
+        (Release, "absent", ("web",)),
+    ]
 
 
 def test_a_name_moves_out_of_a_set_that_this_pass_does_not_read():

@@ -97,6 +97,55 @@ def test_a_failed_put_never_loses_the_last_good_version():
     assert node.entries == {old.id: stored(old)}
 
 
+def test_a_failed_put_of_a_lost_profile_puts_the_last_good_version_back():
+    """After a reboot, when the kernel refuses the newer version."""
+    node, old, new = Node(), inspected(b"a,b:x"), inspected(b"a:?")
+    node.entries = {old.id: stored(old)}
+    keep_bodies(node, old)
+    (outcome,) = act(node, put(new, why="changed"))
+    assert (outcome.result, [one.code for one in outcome.problems]) == (
+        "failed",
+        ["kernel_refused"],
+    )
+    assert (outcome.version, node.loaded) == (old.version, {"a": old.body, "b": old.body})
+    assert node.entries == {old.id: stored(old)}
+
+
+def test_a_failed_put_of_what_is_there_changes_nothing():
+    """The last good version that is on the node needs no put."""
+    node, old, new = Node(), inspected(), inspected(b"a:?")
+    node.entries, node.loaded = {old.id: stored(old)}, {"a": old.body}
+    keep_bodies(node, old)
+    (outcome,) = act(node, put(new, why="changed", ours=frozenset({"a"})))
+    assert (outcome.result, outcome.version, node.put) == ("failed", None, {})
+
+
+def test_what_a_failed_put_would_have_left_over_stays():
+    """It is part of the last good version, which would be lost with it."""
+    node, old, new = Node(), inspected(b"a,b:x"), inspected(b"a:?")
+    node.entries, node.loaded = {old.id: stored(old)}, {"a": old.body, "b": old.body}
+    remove = plan.Remove(
+        id=old.id, why="not desired", names=("b",), evidence={"b": token(old.body)}, prove=True
+    )
+    outcomes = act(node, put(new, why="changed", ours=frozenset({"a"})), remove)
+    assert [one.result for one in outcomes] == ["failed", "held"]
+    assert (node.entries, sorted(node.loaded)) == ({old.id: stored(old)}, ["a", "b"])
+
+
+def test_a_name_moves_only_once_another_entry_has_it():
+    """A put that fails leaves it with the entry that had it, so that it stays this agent's."""
+    node, old = Node(), inspected()
+    node.entries, node.loaded = {old.id: stored(old)}, {"a": old.body}
+    release = plan.Release(id=old.id, why=plan.MOVED, names=("a",))
+    failed = put(inspected(b"a:?", "new"), why="changed", ours=frozenset({"a"}))
+    assert [one.result for one in act(node, failed, release)] == ["failed", "held"]
+    assert node.entries == {old.id: stored(old)}
+    new = inspected(b"a:y", "new")
+    moved = put(new, why="changed", ours=frozenset({"a"}))
+    assert [one.result for one in act(node, moved, release)] == ["done", "done"]
+    assert node.entries == {new.id: stored(new)}
+
+
 def test_a_failed_first_put_leaves_no_entry():
     """What never was on the node is not in the ledger."""
     node = Node()

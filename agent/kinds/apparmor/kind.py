@@ -267,10 +267,11 @@ class AppArmor:
                     hint="Begin a profile with: profile NAME {",
                 ),
             )
+        provides = tuple(sorted(one.name for one in declared))
         if problems:
-            return Rejection(id=id_, problems=problems)
+            return Rejection(id=id_, problems=problems, provides=provides)
         version = Version(
-            provides=tuple(sorted(one.name for one in declared)),
+            provides=provides,
             source=digest(blob.content),
             body=compiled.sha256 or digest(compiled.policy),
             context=ready.context,

@@ -146,7 +146,7 @@ class Seccomp:
             hint = "Use letters, digits, dots, underscores and hyphens."
             problems += (Problem(code="path_unsafe", where=blob.key, what=why, hint=hint),)
         if any(problem.severity == "error" for problem in problems):
-            return Rejection(id=id_, problems=problems)
+            return Rejection(id=id_, problems=problems, provides=() if why else (path,))
         version = Version(
             provides=(path,),
             source=digest(blob.content),
