@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,8 @@ from tests.system import vm
 CACHE = Path.home() / ".cache/profile-loader/image"
 RECIPE = 3  # part of every key: count up when something is made differently
 SUITE = "trixie"
-NAME = "localhost/profile-loader:latest"
+VERSION = tomllib.loads(Path("pyproject.toml").read_text())["project"]["version"]
+NAME = f"localhost/profile-loader:{VERSION}"  # as the documents build it and manifests/base has it
 INPUTS = (
     "Containerfile",
     "requirements.lock",
@@ -256,7 +258,7 @@ def _sources():
     for path in sorted(package.rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts:
             found.append((str(path.relative_to(package)), vm.sha256(path)))  # noqa: PERF401 - clearer
-    return _key(RECIPE, found)
+    return _key(RECIPE, NAME, found)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from agent.doors import kube
+from tests.system import image
 from tests.system.cluster import Cluster
 
 PAGES = ["README.md", "docs/operations.md", "docs/platforms.md"]
@@ -27,7 +28,7 @@ NOT_RUN = {  # page, first line of a block: why
     ("README.md", "sh scripts/test --install"): "it is what runs this test",
     (
         "docs/operations.md",
-        "podman save --format oci-archive -o profile-loader.tar profile-loader",
+        f"podman save --format oci-archive -o profile-loader.tar {image.NAME}",
     ): "no podman and no containerd beside the tests; test_image.py makes the archive with buildah",
     (
         "docs/operations.md",

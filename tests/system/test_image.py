@@ -5,7 +5,6 @@ import json
 import re
 import stat
 import tarfile
-import tomllib
 from email.parser import HeaderParser
 from pathlib import Path
 
@@ -66,7 +65,6 @@ def built():
 
 def test_it_is_configured_as_documented(built):
     """Entry point, environment, port and labels are these and no others."""
-    version = tomllib.loads(Path("pyproject.toml").read_text())["project"]["version"]
     about = "org.opencontainers.image."
     labels = {k: v for k, v in built.config["Labels"].items() if k.startswith(about)}
     assert {**built.config, "Labels": labels} == {
@@ -77,12 +75,12 @@ def test_it_is_configured_as_documented(built):
             about + "title": "profile-loader",
             about + "description": "Installs AppArmor and seccomp profiles on Kubernetes nodes",
             about + "licenses": "Apache-2.0",
-            about + "version": version,
+            about + "version": image.VERSION,
             about + "revision": "unknown",
             about + "base.name": "localhost/base",
         },
     }
-    assert built.run("--version").stdout == f"profile-loader {version}\n"
+    assert built.run("--version").stdout == f"profile-loader {image.VERSION}\n"
 
 
 def test_it_checks_the_shipped_profiles_with_its_own_parser(built):
@@ -268,7 +266,7 @@ def test_the_list_of_parts_is_complete(built):
 
 def test_the_documented_command_prints_the_list_of_parts(built):
     """`--entrypoint cat IMAGE PATH`, as docs/image.md has it."""
-    assert f"--entrypoint cat profile-loader /{SBOM}" in Path("docs/image.md").read_text()
+    assert f"--entrypoint cat {image.NAME} /{SBOM}" in Path("docs/image.md").read_text()
     assert built.execute("cat", f"/{SBOM}").stdout == (built.root / SBOM).read_text()
 
 

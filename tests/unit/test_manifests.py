@@ -2,6 +2,7 @@
 
 import configparser
 import re
+import tomllib
 from pathlib import Path
 
 import yaml
@@ -49,3 +50,33 @@ def test_the_page_lists_every_manifest():
     assert [one for one in told if not (top / one).exists()] == []
     known = tuple(f"{one}/" for one in told if (top / one).is_dir())
     assert {one for one in there if not one.startswith(known)} <= {*told, "README.md"}
+
+
+VERSION = tomllib.loads(Path("pyproject.toml").read_text())["project"]["version"]
+IMAGE = f"localhost/profile-loader:{VERSION}"
+
+
+def test_the_manifests_name_the_image_of_this_version():
+    """A full name, so that what is built and what the kubelet looks for is one; never `latest`."""
+    made = yaml.safe_load(Path("manifests/base/kustomization.yaml").read_text())
+    assert made["images"] == [
+        {"name": "profile-loader", "newName": IMAGE.rpartition(":")[0], "newTag": VERSION}
+    ]
+    there = {
+        one
+        for path in Path("manifests").rglob("*.yaml")
+        for one in re.findall(r"^ *(?:- )?image: *(\S+)", path.read_text(), re.MULTILINE)
+        if "profile-loader" in one
+    }
+    assert there == {"profile-loader"}
+    assert f"\nARG VERSION={VERSION}\n" in Path("Containerfile").read_text()
+
+
+def test_the_documents_build_carry_and_show_the_image_that_the_manifests_name():
+    """Each command and each mention of it in a page has the same full name."""
+    pages = [Path("README.md"), *Path("docs").rglob("*.md"), Path("manifests/README.md")]
+    text = "\n".join(one.read_text() for one in pages)
+    commands = re.findall(r"^(?:podman|buildah|docker) .*$", text, re.MULTILINE)
+    assert len(commands) == 5
+    assert [one for one in commands if IMAGE not in one.split()] == []
+    assert set(re.findall(r"[\w./-]*profile-loader:[\w.-]+", text)) == {IMAGE}

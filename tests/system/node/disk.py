@@ -38,8 +38,7 @@ PACKAGES = (
 NOT = ("apparmor-utils-", "systemd-", "dbus-", "dbus-user-session-")
 UNIT = Path("manifests/systemd/profile-loader-restore.service")
 SIZE = "4G"  # sparse
-UPGRADE = "docker.io/library/profile-loader:upgrade"
-AGENT = "docker.io/library/profile-loader:latest"  # as manifests/base has it
+UPGRADE = "localhost/profile-loader:upgrade"
 DISK_BUDGET_SECONDS = 600
 KEPT = 2
 RECIPE = 2  # part of the packages' key: count up when they are unpacked differently
@@ -61,8 +60,6 @@ trap "tail -n 20 /tmp/log" EXIT
 until ctr version > /dev/null 2>&1; do kill -0 $!; sleep 0.1; done
 for one in /images/*.tar; do ctr -n k8s.io images import --snapshotter overlayfs "$one"; done
 rm -r /images; mkdir /images
-ctr -n k8s.io images tag {name} {agent}
-ctr -n k8s.io images rm {name}
 kill $!
 wait'
 """
@@ -210,14 +207,12 @@ def _install(root):
 
 
 def _import(root):
-    """Import what lies in /images with the node's own containerd, and name the agent's image.
+    """Import what lies in /images with the node's own containerd.
 
     It runs on this machine, in namespaces of its own: under emulation it would take minutes.
     """
     (root / "images/config.toml").write_text(CONFIG)
-    script = IMPORT.format(
-        root=shlex.quote(str(root)), name=shlex.quote(image.NAME), agent=shlex.quote(AGENT)
-    )
+    script = IMPORT.format(root=shlex.quote(str(root)))
     done = subprocess.run(
         ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private",
          "bash", "-c", script],

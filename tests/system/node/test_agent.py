@@ -22,9 +22,8 @@ def test_whatever_happens_to_the_agent_nobody_loses_confinement(lab, node):
     with node.watched(*pids) as seen:
         before = lab.until_agent()
 
-        upgraded = disk.UPGRADE.rpartition("/")[2]
         lab.kubectl(
-            "-n", NAMESPACE, "set", "image", "daemonset/profile-loader", f"agent={upgraded}"
+            "-n", NAMESPACE, "set", "image", "daemonset/profile-loader", f"agent={disk.UPGRADE}"
         )
         after = lab.until_agent(other_than=before["metadata"]["uid"])
         ids = {one["status"]["containerStatuses"][0]["imageID"] for one in (before, after)}
