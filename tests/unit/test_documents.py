@@ -1,16 +1,19 @@
 """Documents are part of the program: what they list is what there is."""
 
+import itertools
 import re
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
 import agent
 from agent import settings
 from agent.cli import EXIT_STATUSES
-from agent.core import plan
+from agent.core import labels, plan
 from agent.core.problems import CODES
-from agent.core.report import Report, Row
+from agent.core.report import Report, Row, SetStatus, Support
+from agent.kinds.apparmor import policy
 from agent.reporters import document
 
 PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), *sorted(Path("docs").rglob("*.md"))]
@@ -57,15 +60,49 @@ def test_the_decision_table_is_that_of_the_code():
 
 
 def table(text, first):
-    """Return the rows, as cells, of the table whose heading begins with a word."""
-    rows = [
-        [cell.strip() for cell in line.strip().strip("|").split("|")]
-        for line in text.splitlines()
-        if line.strip().startswith("|")
-    ]
-    start = [row[0] for row in rows].index(first)
-    width = len(rows[start])
-    return [row for row in rows[start + 2 :] if len(row) == width]
+    """Return the rows, as cells, of the table whose first column has this heading."""
+    lines = [line.strip() for line in text.splitlines()]
+    start = next(n for n, line in enumerate(lines) if re.match(rf"\| {first} *\|", line))
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines[start + 2 :])
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in rows]
+
+
+OPERATIONS = Path("docs/operations.md")
+
+
+def coded(cell):
+    """Return what stands between backticks in a cell."""
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def test_the_table_of_labels_is_what_a_node_gets():
+    """docs/operations.md: exactly the labels of a report with what the table has for example."""
+    told = {coded(key)[0]: value for _, _, key, value in table(OPERATIONS.read_text(), "label of")}
+    set_ = SetStatus(origin="configmap ns/my-profiles", state="read", keys=2)
+    shared = {"origin": set_.origin, "key": "", "localhost_profile": "", "state": "installed"}
+    shared |= {"action": "keep", "why": "", "source": "0123456789abcdef" * 4}
+    report = Report(
+        rows=(
+            Row(kind="apparmor", name="web", mode="enforce", **shared),
+            Row(kind="seccomp", name="profiles/audit.json", **shared),
+        ),
+        sets=(set_,),
+        supports={"apparmor": Support(state="enabled"), "seccomp": Support(state="enabled")},
+    )
+    made = labels.of(report, domain="DOMAIN", digest=True, present={}).labels
+    assert told.keys() == made.keys()
+    told = {key: coded(value) for key, value in told.items() if "-digest" not in key}
+    assert all(made[key] in values for key, values in told.items())
+    assert told["apparmor.DOMAIN/web"] == list(policy.MODES.values())
+    states = list(get_args(get_type_hints(Support)["state"]))
+    assert told["DOMAIN/apparmor"] == told["DOMAIN/seccomp"] == states
+
+
+def test_the_table_of_names_is_what_the_code_makes_of_them():
+    """docs/operations.md: how a name becomes the last part of a label's key."""
+    rows = [[coded(cell)[0] for cell in row] for row in table(OPERATIONS.read_text(), "name")]
+    assert len(rows) == 6
+    assert [[name, labels.name(name)] for name, _ in rows] == rows
 
 
 TESTS = Path(__file__).parents[1]
