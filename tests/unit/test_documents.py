@@ -25,6 +25,14 @@ def test_the_runbook_has_one_heading_for_each_code():
     assert sorted(CODES) == sorted(headings)
 
 
+def test_the_runbook_says_of_each_code_how_grave_it_is():
+    """The text of a warning or a notice begins with that word, and no other text does."""
+    text = Path("docs/runbook.md").read_text().partition("## Alerts")[0]
+    begins = dict(re.findall(r"^### ([a-z0-9_]+)\n(\S+)", text, re.MULTILINE))
+    words = {"Warning:": "warning", "Notice:": "notice"}
+    assert {code: words.get(first, "error") for code, first in begins.items()} == CODES
+
+
 def test_the_readme_is_short_and_lists_every_option():
     """At most 150 lines, and each option and exit status among them."""
     text = Path("README.md").read_text()
