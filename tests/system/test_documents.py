@@ -32,8 +32,8 @@ NOT_RUN = {  # page, first line of a block: why
     ): "no podman and no containerd beside the tests; test_image.py makes the archive with buildah",
     (
         "docs/operations.md",
-        "kubectl -n profile-loader port-forward daemonset/profile-loader 9808",
-    ): "it needs a kubelet and a running pod, and does not end",
+        "pod=$(kubectl -n profile-loader get pods --field-selector spec.nodeName=node-a -o name)",
+    ): "it needs a kubelet and does not end; node/test_base.py runs status in the agent's pod",
 }
 # What an operator has in the PATH: the command of the wheel under test, and the real kubectl.
 COMMANDS = {

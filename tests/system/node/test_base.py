@@ -1,5 +1,7 @@
 """The DaemonSet of manifests/base on a real node."""
 
+import re
+
 from tests.system.cluster import NAMESPACE
 from tests.system.node.lab import DOMAIN, until
 
@@ -20,7 +22,7 @@ RIGHTS = {
 def test_the_daemonset_becomes_ready_with_the_rights_of_the_base(lab, node):
     """One capability, not privileged; labels are on the Node, Events in `kubectl describe node`.
 
-    The agent's process has these rights and no more.
+    The agent's process has these rights and no more. `status` in its pod tells what is there.
     """
     pod = lab.until_agent()
     security = pod["spec"]["containers"][0]["securityContext"]
@@ -55,3 +57,7 @@ def test_the_daemonset_becomes_ready_with_the_rights_of_the_base(lab, node):
         return [line for line in told if "ProfileLoaded" in line]
 
     until(described, "the Event")
+
+    name = pod["metadata"]["name"]
+    said = node.execute(name, "profile-loader status", namespace=NAMESPACE, container="agent")
+    assert re.search(rf"\b{PROFILE} +installed\b", said), said
