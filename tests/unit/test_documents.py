@@ -61,6 +61,33 @@ def anchors(page):
     return {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}
 
 
+def test_the_architecture_names_every_module():
+    """docs/architecture.md: each module and package stands in the row of its folder."""
+    rows = dict(table(Path("docs/architecture.md").read_text(), "folder"))
+    root = Path(agent.__file__).parent
+    inner = [one for one in root.glob("*/*") if one.suffix == ".py" or (one / "kind.py").exists()]
+    missing = [
+        f"{one.parent.name}/{one.name}"
+        for one in inner
+        if one.stem != "__init__"
+        and not re.search(rf"\b{one.stem}\b", rows[f"`agent/{one.parent.name}`"])
+    ]
+    missing += [
+        one.name
+        for one in root.glob("*.py")
+        if one.stem != "__init__" and one.name not in str(rows)
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", sorted(Path("docs/adr").glob("*.md")), ids=lambda one: one.stem)
+def test_a_decision_has_its_number_and_its_status(page):
+    """As its file's name has it, and where it stands."""
+    lines = page.read_text().splitlines()
+    assert lines[0].startswith(f"# {int(page.stem[:4])}. ")
+    assert lines[1:4] == ["", "Status: accepted", ""]
+
+
 def test_the_decision_table_is_that_of_the_code():
     """docs/architecture.md has the rows of agent/core/plan.py, each with its test."""
     told = [row[:-1] for row in table(Path("docs/architecture.md").read_text(), "its set")]
