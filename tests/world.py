@@ -155,6 +155,9 @@ class MemoryLedger:
             self.node.bodies[model.digest(content)] = content
         return None
 
+    def has(self, digest):
+        return digest in self.node.bodies
+
     def body(self, digest):
         return self.node.bodies.get(digest)
 

@@ -135,5 +135,8 @@ class Ledger(Protocol):
     def keep(self, content: bytes) -> Problem | None:
         """Store bytes under their sha256, durably; a no-op if they are there and whole."""
 
+    def has(self, digest: str) -> bool:
+        """Return whether bytes of that sha256 are kept, as far as a cheap look tells."""
+
     def body(self, digest: str) -> bytes | None:
         """Return the bytes of that sha256, or None if absent or damaged."""

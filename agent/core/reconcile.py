@@ -214,8 +214,12 @@ class Reconciler:
                 entry, installed=replace(version, modes=before.installed.modes or version.modes)
             )
         problem = None
-        if entry != before:
-            problem = self._store(profile) or self._write(entry)
+        if entry != before or not (
+            self.ledger.has(version.source) and self.ledger.has(version.body)
+        ):
+            problem = self._store(profile)
+        if problem is None and entry != before:
+            problem = self._write(entry)
         return _ended(action, problem, version)
 
     # --- remove and release ----------------------------------------------------------------------

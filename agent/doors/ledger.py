@@ -66,6 +66,7 @@ class FileLedger:
         self.damaged: list[Problem] = []
         self._left: Signs | None = None  # of the entries as we left them
         self._cached: tuple[Signs, Mapping[Id, Entry]] | None = None
+        self._bodies: set[str] | None = None  # the names of what is kept, since `forget`
 
     def entries(self) -> Mapping[Id, Entry] | Problem:
         """Return every whole entry; the damaged ones are in self.damaged afterwards.
@@ -123,8 +124,8 @@ class FileLedger:
                 self._left.pop(one, None)
 
     def forget(self) -> None:
-        """Read every entry again."""
-        self._cached = None
+        """Read every entry again, and look again what is kept."""
+        self._cached = self._bodies = None
 
     def _read(self, name: str, content: bytes) -> Entry | Problem | None:
         path = f"{self.directory}/{_ENTRIES}/{name}"
@@ -173,7 +174,18 @@ class FileLedger:
         digest = model.digest(content)
         if self.body(digest) is not None:
             return None
+        self._bodies = None
         return self._write(_BODIES, digest, content)
+
+    def has(self, digest: str) -> bool:
+        """Return whether bytes of that sha256 are kept, by name; what cannot be read may be."""
+        if self._bodies is None:
+            base = f"{self.directory}/{_BODIES}"
+            try:
+                self._bodies = set(self.host.names(base) if self.host.exists(base) else ())
+            except HostError:
+                return True
+        return digest in self._bodies
 
     def body(self, digest: str) -> bytes | None:
         """Return the bytes of a sha256, or None if they are absent, unreadable or damaged."""

@@ -59,10 +59,12 @@ def test_entries_of_other_keys_are_kept_apart(ledger):
 
 def test_bodies_are_kept_under_their_digest(ledger):
     """Bytes come back by their sha256; unknown ones are None."""
+    digests = [model.digest(b"policy"), model.digest(b"other")]
+    assert [ledger.has(one) for one in digests] == [False, False]
     assert ledger.keep(b"policy") is None
     assert ledger.keep(b"policy") is None
-    assert ledger.body(model.digest(b"policy")) == b"policy"
-    assert ledger.body(model.digest(b"other")) is None
+    assert [ledger.has(one) for one in digests] == [True, False]
+    assert [ledger.body(one) for one in digests] == [b"policy", None]
 
 
 @pytest.fixture

@@ -190,6 +190,16 @@ def test_status_tells_what_is_there_without_a_lock(run, top):
     assert set(tree(top / "root")) < set(before)
 
 
+def test_bytes_that_somebody_removed_are_kept_again(run, top):
+    """Without them nothing could be put back while the source cannot be read."""
+    run()
+    bodies = top / "root" / STATE / "bodies"
+    before = tree(bodies).keys()
+    for path in bodies.iterdir():
+        path.unlink()
+    assert (run()[0], tree(bodies).keys()) == (0, before)
+
+
 def test_restore_needs_no_source_and_removes_nothing(run, top):
     """What the ledger holds is put back; what is there stays."""
     run()

@@ -265,6 +265,7 @@ def test_keeping_an_unchanged_profile_writes_nothing():
     """A pass over an unchanged node costs no write."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
+    keep_bodies(node, profile)
     keep = plan.Keep(
         id=profile.id,
         why="unchanged",
@@ -274,7 +275,7 @@ def test_keeping_an_unchanged_profile_writes_nothing():
         how="put",
     )
     (outcome,) = act(node, keep, ledger=FailingLedger)
-    assert (outcome.result, node.bodies) == ("done", {})
+    assert (outcome.result, outcome.problems) == ("done", ())
 
 
 def removing(profile):
