@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent.core import account, desired, recognise
-from agent.core.model import Blob, Id, Inspected, KindName, Snapshot, Unreadable
+from agent.core.model import Blob, Emptied, Id, Inspected, KindName, Snapshot, Unreadable
 from agent.core.problems import Problem
 from agent.core.report import Report, Row, State
 from agent.doors.host import Host
@@ -63,11 +63,14 @@ def check(settings: Settings, paths: Sequence[str], arch: str) -> Checked:
         kind for kind in ("apparmor", "seccomp") if kind in settings.kinds
     )
     singles, others = _sorted(paths)
-    sets = [tuple(one for path in others for one in _source(path))]
+    sets = [one for path in others for one in _source(path)]
+    folders = [_folder(folder, files) for folder, files in singles.items()]
     # Single files of two directories may never come together: they are not compared.
-    sets += [(_folder(folder, files),) for folder, files in singles.items()]
-    rows = [row for one in sets for row in _rows(desired.join(one, inspect, kinds))]
-    snapshots = [one for group in sets for one in group]
+    joined = [desired.join(group, inspect, kinds) for group in (sets, *([one] for one in folders))]
+    rows = [row for one in joined for row in _rows(one)]
+    if rows:  # a README among the files is no mistake, if it is not all there is
+        folders = [one for one in folders if not isinstance(one, Emptied)]
+    snapshots = [*sets, *folders]
     report = Report(
         rows=tuple(sorted(rows, key=lambda row: (row.origin, row.key, row.name))),
         sets=tuple(account.status(one) for one in snapshots),
