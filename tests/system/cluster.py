@@ -21,11 +21,12 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from tests.system import vm
+from tests.system import kept, vm
 
-CACHE = Path.home() / ".cache/profile-loader/controlplane"
+CACHE = kept.CACHE / "controlplane"
 MODULE = Path(__file__).parent / "controlplane"
 OLDER = Path(__file__).parent / "controlplane-old"  # an API server of an older minor
+KEPT = 2  # builds of each; another checkout may use the other one
 BUILD_BUDGET_SECONDS = 900
 KUBECTL_SECONDS = 600  # also of what waits; so that nothing waits for ever
 NAMESPACE = "profile-loader"
@@ -86,20 +87,22 @@ def _built(module):
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
     path = CACHE / module.name / key / "controlplane"
     mark = path.with_suffix(".sha256")
-    if path.exists() and mark.exists() and mark.read_text() == vm.sha256(path):
-        return path
-    begin = time.monotonic()
-    shutil.rmtree(CACHE / module.name, ignore_errors=True)
-    path.parent.mkdir(parents=True)
-    print(f"{module.name}: building it from its Go modules, which takes minutes once")
-    command = [go(), "build", "-trimpath", "-ldflags", "-s -w", "-o", f"{path}.new", "."]
-    environ = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false"}
-    subprocess.run(command, cwd=module, env=environ, check=True)
-    Path(f"{path}.new").rename(path)
-    mark.write_text(vm.sha256(path))
-    seconds = time.monotonic() - begin
-    print(f"{module.name}: built in {seconds:.0f} s")
-    assert seconds < BUILD_BUDGET_SECONDS, f"the build's budget is {BUILD_BUDGET_SECONDS} s"
+    with kept.locked(CACHE):
+        if not (path.exists() and mark.exists() and mark.read_text() == vm.sha256(path)):
+            begin = time.monotonic()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            print(f"{module.name}: building it from its Go modules, which takes minutes once")
+            command = [go(), "build", "-trimpath", "-ldflags", "-s -w", "-o", f"{path}.new", "."]
+            environ = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false"}
+            subprocess.run(command, cwd=module, env=environ, check=True)
+            Path(f"{path}.new").rename(path)
+            mark.write_text(vm.sha256(path))
+            seconds = time.monotonic() - begin
+            print(f"{module.name}: built in {seconds:.0f} s of {BUILD_BUDGET_SECONDS} s")
+        os.utime(path.parent)
+        folders = (CACHE / module.name).iterdir()
+        for old in sorted(folders, key=lambda one: -one.stat().st_mtime)[KEPT:]:
+            shutil.rmtree(old)
     return path
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import yaml
 
+from tests.system import kept
 from tests.system.cluster import programs
 
-CACHE = Path.home() / ".cache/profile-loader/corpora"
 ROOT = Path(__file__).parents[2] / "manifests"
 PACKAGE = "golang-github-containers-common"
 # What a container has unless its pod says otherwise (usual), and a privileged one beside that.
@@ -163,14 +163,7 @@ def runtime_default(capabilities):
 
 
 def _packaged():
-    folder = CACHE / PACKAGE
-    if not (folder / "complete").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["apt-get", "-q", "download", PACKAGE], cwd=folder, check=True)
-        for archive in folder.glob("*.deb"):
-            subprocess.run(["dpkg-deb", "-x", archive, folder], check=True)
-        (folder / "complete").touch()
-    return folder / "usr/share/containers/seccomp.json"
+    return kept.package(PACKAGE) / "usr/share/containers/seccomp.json"
 
 
 def _capabilities(wanted, *, privileged):

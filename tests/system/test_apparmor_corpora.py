@@ -12,10 +12,10 @@ import pytest
 from agent.core.model import Blob, Profile, Rejection
 from agent.doors.host import Host
 from agent.kinds.apparmor.kind import AppArmor
+from tests.system import kept
 
 PACKAGES = ("apparmor-profiles", "apparmor-profiles-extra")
 PLACES = ("etc/apparmor.d", "usr/share/apparmor/extra-profiles")
-CACHE = Path.home() / ".cache/profile-loader/corpora"
 
 # What is special about a profile once attachments are allowed; all others are accepted without a
 # remark. Debian ships these in complain mode:
@@ -83,14 +83,11 @@ EXPECTED = {
 
 
 @pytest.fixture(scope="module")
-def corpus():
-    """Fetch and unpack the packages; give the tree."""
-    tree = CACHE / "tree"
-    CACHE.mkdir(parents=True, exist_ok=True)
+def corpus(tmp_path_factory):
+    """Fetch and unpack the packages; give one tree of them."""
+    tree = tmp_path_factory.mktemp("corpus")
     for package in PACKAGES:
-        if not list(CACHE.glob(f"{package}_*.deb")):
-            subprocess.run(["apt-get", "download", "-q", package], cwd=CACHE, check=True)
-        (archive,) = CACHE.glob(f"{package}_*.deb")
+        (archive,) = kept.package(package).glob("*.deb")
         subprocess.run(["dpkg-deb", "-x", archive, tree], check=True)
     return tree
 

@@ -3,16 +3,13 @@
 The packages are fetched with apt-get download once, into ~/.cache/profile-loader.
 """
 
-import subprocess
-from pathlib import Path
-
 import pytest
 
 from agent.core.model import Blob, Profile
 from agent.doors.host import Host
 from agent.kinds.seccomp.kind import Seccomp
+from tests.system import kept
 
-CACHE = Path.home() / ".cache/profile-loader/corpora"
 GO = "usr/share/gocode/src/github.com"
 PACKAGES = (
     "flatpak",
@@ -57,14 +54,8 @@ EXPECTED = {
 def tree():
     """Give the unpacked packages."""
     for package in PACKAGES:
-        folder = CACHE / package
-        if not (folder / "complete").exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            subprocess.run(["apt-get", "-q", "download", package], cwd=folder, check=True)
-            for archive in folder.glob("*.deb"):
-                subprocess.run(["dpkg-deb", "-x", archive, folder], check=True)
-            (folder / "complete").touch()
-    return CACHE
+        kept.package(package)
+    return kept.PACKAGES
 
 
 def outcome(path, form):

@@ -1,0 +1,73 @@
+"""What is kept between runs is made once, whichever processes want it first at the same time."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.system import kept
+
+BUILD = """
+import sys
+from pathlib import Path
+from tests.system import cluster
+cluster.CACHE = Path(sys.argv[1])
+print(cluster._built(Path(sys.argv[2])))
+"""
+LOOK = """
+import sys
+from pathlib import Path
+from tests.system import kept
+with kept.locked(Path(sys.argv[1])):
+    print("in")
+"""
+
+
+def tiny(folder, number=0):
+    """Write a Go module that is built within a second or two; return its directory."""
+    module = folder / "tiny"
+    module.mkdir(exist_ok=True)
+    (module / "go.mod").write_text("module tiny\n\ngo 1.21\n")
+    (module / "go.sum").write_text("")
+    (module / "main.go").write_text(f"package main\n\nfunc main() {{}} // {number}\n")
+    return module
+
+
+def at_once(script, *arguments):
+    """Run a script in two processes at the same time; return what they said."""
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    both = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(2)
+    ]
+    said = [one.communicate()[0] for one in both]
+    assert [one.returncode for one in both] == [0, 0], said
+    return said
+
+
+def test_two_processes_build_a_control_plane_once(tmp_path):
+    """The second one waits, and takes what the first one made."""
+    said = at_once(BUILD, tmp_path / "kept", tiny(tmp_path))
+    (path,) = {one.splitlines()[-1] for one in said}
+    subprocess.run([path], check=True)
+    assert sum("building it" in one for one in said) == 1, said
+
+
+def test_only_so_many_builds_are_kept(tmp_path):
+    """What another checkout uses stays, what is older than that goes."""
+    found = []
+    for number in range(3):
+        command = [sys.executable, "-c", BUILD, tmp_path / "kept", tiny(tmp_path, number)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found.append(Path(done.stdout.splitlines()[-1]).exists())
+    assert found == [True] * 3
+    assert len([*(tmp_path / "kept/tiny").iterdir()]) == 2
+
+
+def test_one_process_at_a_time_is_at_a_folder(tmp_path):
+    """Another one says that it waits, and goes on once the first one is done."""
+    command = [sys.executable, "-c", LOOK, str(tmp_path / "folder")]
+    with kept.locked(tmp_path / "folder"):
+        other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert other.stdout.readline() == "folder: another process is at it; this one waits\n"
+        assert other.poll() is None
+    assert (other.communicate()[0], other.returncode) == ("in\n", 0)
