@@ -12,7 +12,6 @@ import hashlib
 import http.client
 import json
 import os
-import re
 import socket
 import ssl
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.system import vm
+from tests.system import busy, vm
 from tests.system.cluster import NAMESPACE, NODE_INFO, Cluster
 from tests.system.proxy import Proxy
 
@@ -65,7 +64,9 @@ class Seen:
     started: float = 0.0
     caught_up: float = 0.0
     shipped: dict[str, str] = field(default_factory=dict)
-    short: float = 0.0  # the part of the time of the changes in which something waited for a CPU
+    # The part of the time in which something waited for a CPU: of the changes, without an API.
+    short: float = 0.0
+    away_short: float = 0.0
 
 
 class Api:
@@ -212,7 +213,7 @@ def drive(guest, api, proxy):
     api.watch()
     api.until(expected(0))
     guest.kernel(held[0])
-    begin, waited = time.monotonic(), pressure()
+    since = busy.Since()
     for version in range(1, CHANGES + 1):
         offset = guest.offset()
         answered = api.change(version)
@@ -220,7 +221,7 @@ def drive(guest, api, proxy):
         kernel = guest.kernel(held[version]) + offset
         seen.kernel.append(kernel - answered)
         seen.label.append(told - answered)
-    seen.short = (pressure() - waited) / (time.monotonic() - begin)
+    seen.short = since.short()
     seen.shipped = {key: value for key, value in api.labels.items() if DOMAIN in key}
     outage(guest, api, proxy, seen)
     guest.ask("end", "ended")
@@ -230,22 +231,17 @@ def drive(guest, api, proxy):
     return seen
 
 
-def pressure():
-    """Return for how many seconds something has waited for a CPU of this machine."""
-    path = Path("/proc/pressure/cpu")  # a kernel may lack it
-    found = re.search(r"some .*total=(\d+)", path.read_text()) if path.exists() else None
-    return int(found[1]) / 1e6 if found else 0.0
-
-
 def outage(guest, api, proxy, seen):
     """Cut the agent off; take its profile away again and again; kill it; let the API back."""
     proxy.refuse()
+    since = busy.Since()
     for _ in range(AWAY):
         status, said = guest.ask("remove", "removed", text=text(CHANGES))
         assert status == 0, said
         gone = guest.kernel(ABSENT)
         seen.restored.append(guest.kernel(seen.held[CHANGES]) - gone)
         seen.away.append(api.now())
+    seen.away_short = since.short()
     api.change(CHANGES + 1)
     status, said = guest.ask("restart", "restarted", text=text(CHANGES))
     assert status == 0, said

@@ -1,0 +1,46 @@
+"""What is forgiven because this machine is short of CPUs, and what is not."""
+
+import os
+
+import pytest
+
+from tests.system import busy
+
+TICKS = os.sysconf("SC_CLK_TCK")
+PRESSURE = "some avg10=1.00 avg60=2.00 avg300=3.00 total={}\nfull avg10=0.00 total=0\n"
+
+
+@pytest.fixture
+def kernel(tmp_path, monkeypatch):
+    """Give a function that says what the kernel tells of the CPUs: waited or idle seconds."""
+    clock = [100.0]
+    monkeypatch.setattr(busy, "PRESSURE", tmp_path / "pressure")
+    monkeypatch.setattr(busy, "STAT", tmp_path / "stat")
+    monkeypatch.setattr(busy.time, "monotonic", lambda: clock[0])
+
+    def tells(*, passed=0.0, waited=None, idle=0.0):
+        clock[0] += passed
+        if waited is not None:
+            (tmp_path / "pressure").write_text(PRESSURE.format(int(waited * 1e6)))
+        said = f"cpu  700 0 9 {int(idle * TICKS)} 0 0 0 50 0 0\ncpu0 1 2 3 4\n"
+        (tmp_path / "stat").write_text(said)
+
+    return tells
+
+
+@pytest.mark.parametrize(("waited", "seconds"), [(1.1, 2.0), (1.3, 10.0)])
+def test_a_bound_is_wider_where_something_waited_most_of_the_time(kernel, waited, seconds):
+    """By what the kernel says of the time between, not of the time before."""
+    kernel(waited=5.0)
+    since = busy.Since()
+    kernel(passed=2.0, waited=5.0 + waited)
+    assert (since.seconds(), since.within(2.0)) == (2.0, seconds)
+
+
+@pytest.mark.parametrize(("idle", "seconds"), [(3.5, 2.0), (0.9, 2.0), (0.7, 10.0)])
+def test_without_pressure_a_bound_is_wider_where_no_cpu_was_idle(kernel, idle, seconds):
+    """Seconds are added over all CPUs: so much more than the time that passed may be idle."""
+    kernel(idle=40.0)
+    since = busy.Since()
+    kernel(passed=2.0, idle=40.0 + idle)
+    assert since.within(2.0) == seconds
