@@ -237,7 +237,9 @@ class Cluster:
         process = self.running["kube-apiserver"]
         if process.poll() is not None:
             raise AssertionError(self.log("kube-apiserver")[-3000:])
-        return self.get("/readyz", plain=True) == "ok"
+        with contextlib.suppress(OSError):
+            return self._asked("/readyz", "admin") == "ok"
+        return False
 
     def _bootstrapped(self):
         done = self.get("/apis/rbac.authorization.k8s.io/v1/clusterroles/system:node")
@@ -268,18 +270,31 @@ class Cluster:
         """The path of the certificate authority's certificate."""
         return self.folder / "ca.crt"
 
-    def get(self, path, token="admin", *, plain=False):  # noqa: S107 - of this test server only  # noqa: S107 - of this test server only
-        """Return the answer to a GET, or None where there is none or it is no success."""
+    def get(self, path, token="admin"):  # noqa: S107 - of this test server only
+        """Return the answer to a GET, or None where the API server refuses it.
+
+        It is asked again while nobody answers, or it answers that it cannot now.
+        """
+        why = ""
+
+        def answered():
+            nonlocal why
+            try:
+                return [json.loads(self._asked(path, token))]
+            except OSError as error:
+                why = str(error)
+                refused = isinstance(error, urllib.error.HTTPError) and error.code < 429
+                return [None] if refused else []
+
+        return until(answered, lambda: f"GET {path}: {why}")[0]
+
+    def _asked(self, path, token):
         request = urllib.request.Request(  # noqa: S310 - https only
             self.url + path, headers={"Authorization": f"Bearer {token}"}
         )
         context = ssl.create_default_context(cafile=str(self.ca))
-        try:
-            with urllib.request.urlopen(request, timeout=5, context=context) as answer:  # noqa: S310 - https only
-                text = answer.read().decode()
-        except (OSError, urllib.error.URLError):
-            return None
-        return text if plain else json.loads(text)
+        with urllib.request.urlopen(request, timeout=5, context=context) as answer:  # noqa: S310 - https only
+            return answer.read().decode()
 
     def write_kubeconfig(self, name, token):
         """Write a kubeconfig for a token; return its path."""
