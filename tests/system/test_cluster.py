@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -11,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.system import busy
 from tests.system.cluster import NAMESPACE, Cluster, free_port, until
 from tests.system.proxy import Proxy
 
 DOMAIN = "profile-loader.node-restriction.kubernetes.io"
+AT_ONCE_SECONDS, SOON_SECONDS = 1.0, 2.0
 BOOT_ID = "11111111-2222-3333-4444-555555555555"
 
 
@@ -108,7 +111,7 @@ class Agent:
         if self.process is None:
             return None
         self.process.send_signal(number)
-        status = self.process.wait(10)
+        status = self.process.wait(30)
         self.process = None
         return status
 
@@ -160,6 +163,18 @@ class Agent:
     def until_labels(self, expected, seconds=20.0):
         self.until(lambda: self.labels() == expected, seconds)
 
+    def took(self, condition):
+        """Return after how many seconds condition was true."""
+        begin = time.monotonic()
+        self.until(condition)
+        return time.monotonic() - begin
+
+    def soon_labels(self, expected):
+        """Wait for labels that follow a change, for longer only where no CPU is to spare."""
+        since = busy.Since()
+        seconds = self.took(lambda: self.labels() == expected)
+        assert seconds < since.within(SOON_SECONDS), (seconds, since.short())
+
 
 @pytest.fixture
 def agent(cluster, tmp_path, request):
@@ -176,21 +191,27 @@ READY = {"node/seccomp": "enabled", "seccomp/a.json": "installed", "set/web": "r
 
 
 def test_a_change_is_on_the_node_and_on_its_label_within_a_second(agent):
-    """The first pass, a new key, a changed key and a removed key each show at once."""
+    """A new key, a changed key and a removed key each show at once, again and again."""
     agent.node()
     agent.config_map({"a.json": profile()})
-    agent.start("--removal-grace", "1s", "--prune", "always")
+    agent.start("--removal-grace", "3s", "--prune", "always")
     agent.until_labels(READY)
-    agent.config_map({"a.json": profile(), "b.json": profile(2)})
-    agent.until_labels({**READY, "seccomp/b.json": "installed"}, 1.0)
-    before = (agent.root / "var/lib/kubelet/seccomp/a.json").read_bytes()
-    agent.config_map({"a.json": profile(13), "b.json": profile(2)})
+    both = {**READY, "seccomp/b.json": "installed"}
     path = agent.root / "var/lib/kubelet/seccomp/a.json"
-    agent.until(lambda: path.read_bytes() != before, 1.0)
-    agent.config_map({"a.json": profile(13)})
-    agent.until_labels(READY, 1.0)
+    since, seconds = busy.Since(), {"new": [], "changed": [], "removed": []}
+    for number in range(5):
+        old = path.read_bytes()
+        agent.config_map({"a.json": old.decode(), "b.json": profile(2)})
+        seconds["new"].append(agent.took(lambda: agent.labels() == both))
+        agent.config_map({"a.json": profile(10 + number), "b.json": profile(2)})
+        seconds["changed"].append(agent.took(lambda old=old: path.read_bytes() != old))
+        agent.config_map({"a.json": profile(10 + number)})
+        seconds["removed"].append(agent.took(lambda: agent.labels() == READY))
     assert agent.files() == ["a.json", "b.json"]  # the grace time
-    agent.until(lambda: agent.files() == ["a.json"], 5.0)
+    medians = {what: round(statistics.median(took), 2) for what, took in seconds.items()}
+    print(f"a key on its label: {medians}, CPUs were short for {since.short():.0%} of the time")
+    assert max(medians.values()) < since.within(AT_ONCE_SECONDS), seconds
+    agent.until(lambda: agent.files() == ["a.json"])
     agent.until(lambda: agent.events("ProfileRemoved"))
 
 
@@ -201,7 +222,7 @@ def test_a_configmap_may_come_later_go_and_be_emptied(agent):
     agent.until(lambda: [one["code"] for one in agent.lines("profile_problem")])
     assert agent.lines("profile_problem")[0]["code"] == "source_missing"
     agent.config_map({"a.json": profile()})
-    agent.until_labels(READY, 2.0)
+    agent.soon_labels(READY)
     agent.cluster.kubectl("-n", agent.name, "delete", "configmap", "web")
     agent.until(lambda: len(agent.lines("profile_problem")) >= 2)
     assert (agent.labels(), agent.files()) == (READY, ["a.json"])
@@ -217,7 +238,7 @@ def test_an_emptied_configmap_that_says_so_is_a_removal(agent):
     agent.start("--removal-grace", "1s", "--prune", "always")
     agent.until_labels(READY)
     agent.config_map({}, annotations={f"{DOMAIN}/allow-empty": "true"})
-    agent.until_labels({"node/seccomp": "enabled"}, 2.0)
+    agent.soon_labels({"node/seccomp": "enabled"})
     agent.until(lambda: agent.files() == [])
 
 
@@ -299,13 +320,13 @@ def test_a_node_selector_makes_sets_for_pools(agent):
     agent.start("--removal-grace", "1s", "--prune", "always")
     agent.until_labels({"node/seccomp": "enabled"})
     agent.cluster.kubectl("label", "node", agent.name, "pool=b", "--overwrite")
-    agent.until_labels(READY, 2.0)
+    agent.soon_labels(READY)
     agent.config_map({"a.json": profile()}, annotations={chosen: "pool in b"})
     agent.until(lambda: "source_unreadable" in agent.said())
     assert (agent.labels(), agent.files()) == (READY, ["a.json"])
     agent.config_map({"a.json": profile()}, annotations={chosen: "pool=b"})
     agent.cluster.kubectl("label", "node", agent.name, "pool=a", "--overwrite")
-    agent.until_labels({"node/seccomp": "enabled"}, 2.0)
+    agent.soon_labels({"node/seccomp": "enabled"})
     agent.until(lambda: agent.files() == [])
 
 
@@ -319,10 +340,11 @@ def test_a_label_taken_off_or_changed_is_put_back(agent):
     agent.start()
     agent.until_labels(READY)
     key = f"seccomp.{DOMAIN}/a.json"
-    agent.cluster.kubectl("label", "node", agent.name, f"{key}-")
-    agent.until_labels(READY, 1.0)
-    agent.cluster.kubectl("label", "node", agent.name, f"{key}=lies", "--overwrite")
-    agent.until_labels(READY, 1.0)
+    since, seconds = busy.Since(), []
+    for drift in (f"{key}-", f"{key}=lies", f"{key}-"):  # two more would be a fight
+        agent.cluster.kubectl("label", "node", agent.name, drift, "--overwrite")
+        seconds.append(agent.took(lambda: agent.labels() == READY))
+    assert statistics.median(seconds) < since.within(AT_ONCE_SECONDS), seconds
 
 
 def test_labels_of_others_are_never_touched(agent):
@@ -566,7 +588,7 @@ def test_a_start_without_an_api_server_restores_from_the_ledger(agent):
         proxy.refuse()
         (agent.root / "var/lib/kubelet/seccomp/a.json").unlink()
         agent.start()
-        agent.until(lambda: agent.files() == ["a.json"], 5.0)
+        agent.until(lambda: agent.files() == ["a.json"])
         proxy.forward()
         agent.until(lambda: "problem_over" in agent.said(), 75)
         assert agent.labels() == READY
@@ -583,7 +605,7 @@ def test_a_slow_api_server_delays_no_repair(agent):
         proxy.delay(15.0)
         agent.cluster.kubectl("label", "node", agent.name, f"seccomp.{DOMAIN}/a.json-")
         (agent.root / "var/lib/kubelet/seccomp/a.json").unlink()
-        agent.until(lambda: agent.files() == ["a.json"], 3.0)
+        assert agent.took(lambda: agent.files() == ["a.json"]) < 10.0
         begun = agent.process
         assert agent.stop() == 0
         assert begun.returncode == 0
