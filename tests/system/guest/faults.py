@@ -21,7 +21,8 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import daemon  # noqa: E402 - found by the line above
-from daemon import HTTP, LOG, SOURCE, Daemon, told, until  # noqa: E402
+from daemon import HTTP, LOG, LOOK_SECONDS, SOURCE, Daemon, told, until  # noqa: E402
+from patience import passed  # noqa: E402
 from scenarios import (  # noqa: E402
     SECCOMP,
     SECURITY,
@@ -204,8 +205,7 @@ def a_repair_waits_for_no_parser_that_hangs():
         settled()
         good = content("web")
         with Confined("web") as process:
-            end = time.monotonic() + 12.0
-            until(lambda: time.monotonic() > end, 60)  # who is confined was looked at
+            passed(2 * LOOK_SECONDS)  # who is confined was looked at
             MODE.write_text("hanging")
             (SOURCE / "slow.profile").write_text(plain("slow"))
             until(hanging, 30, "the parser hangs")
@@ -386,8 +386,7 @@ def who_began_after_the_last_pass_lost_confinement_too():
     with Daemon() as running:
         settled()
         with Confined("web") as process:
-            end = time.monotonic() + 13.0
-            until(lambda: time.monotonic() > end, 60)
+            passed(2 * LOOK_SECONDS)
             assert parser(text(1), "-R")[0] == 0
             until(lambda: metric(lost) == 1, 30, "told")
             assert f"pid {process.pid}" in LOG.read_text()

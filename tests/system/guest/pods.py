@@ -13,6 +13,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+from patience import Patience, ended
 from scenarios import SECURITY, loaded, parser
 
 BUNDLES = Path("/job/bundles")
@@ -91,9 +92,8 @@ class Container:
 
     def stop(self):
         """End it as the kubelet does; return its exit status and how many seconds that took."""
-        begin = time.monotonic()
         subprocess.run(["runc", "kill", self.name, "TERM"], check=True)
-        return self.process.wait(30), time.monotonic() - begin
+        return ended(self.process)
 
     def peak(self):
         """Return the most memory that it needed, in MiB, as its limit counts it."""
@@ -126,8 +126,8 @@ def clean():
 
 def until(condition, what, log, seconds=400.0 if TRACE else 90.0):
     """Wait until a condition is true."""
-    begin = time.monotonic()
-    while time.monotonic() - begin < seconds:
+    patience = Patience()
+    while patience.seconds() < seconds:
         if condition():
             return
         time.sleep(0.05)

@@ -23,14 +23,22 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from daemon import LOG, SOURCE, Daemon, metric, ready, until  # noqa: E402 - found by the line above
+from daemon import (  # noqa: E402 - found by the line above
+    LOG,
+    LOOK_SECONDS,
+    SOURCE,
+    Daemon,
+    metric,
+    ready,
+    until,
+)
 from scenarios import SECURITY, Confined, clean, content, loaded, parser  # noqa: E402
 
 NAMES = [f"n{number}" for number in range(7)]
 MARK = "z"
 BOOT = Path("/tmp/boot-id")  # noqa: S108 - the guest is ours alone
 FIGHT_SECONDS, FIGHT_EDITS = 130.0, 7  # more edits of one name would be a fight
-KNOWN_SECONDS = 12.0  # who is confined for so long was looked at
+KNOWN_SECONDS = 2 * LOOK_SECONDS  # who is confined for so long was looked at
 WARM = 3
 OPTIONS = ("--removal-grace=200ms", "--resync=4s", "--log-level=debug")
 
