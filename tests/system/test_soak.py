@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system import vm
+from tests.system import busy, vm
 from tests.system.cluster import Cluster
 from tests.system.daemon import RIGHTS, OnNode
 from tests.system.proxy import Proxy
@@ -19,7 +19,8 @@ from tests.system.soak import Soak
 SECONDS = float(os.environ.get("SOAK_SECONDS", "60"))
 SEED = int(os.environ.get("SOAK_SEED", "0")) or int(time.time())
 GUEST = Path("tests/system/guest")
-GUEST_SECONDS = 180  # to boot, start and settle, beside the changes
+# Beside the changes: to boot (60), to start (180), to settle after the last ones (120).
+GUEST_SECONDS = 480
 # Growth of one process. In the virtual machine a minute has some ten samples, each of another set
 # of profiles; runs of 84 to 120 changes gave 0.5 to 4.3 MiB.
 MOST_KIB, MOST_KIB_IN_VM = 4096, 8192
@@ -42,7 +43,8 @@ def not_grown(counted, most=MOST_KIB):
     """See that one process needs no more after many changes than after a few."""
     (rss, later), threads, fds = counted["rss"], counted["threads"], counted["fds"]
     assert later - rss < most, counted
-    assert (threads[1] <= threads[0], fds[1] <= fds[0] + 2) == (True, True), counted
+    # A connection may be open, and a thread of its own serve it.
+    assert (threads[1] <= threads[0] + 1, fds[1] <= fds[0] + 2) == (True, True), counted
 
 
 def test_whatever_happens_the_node_and_its_labels_end_as_they_must(daemon):
@@ -55,8 +57,9 @@ def test_whatever_happens_the_node_and_its_labels_end_as_they_must(daemon):
         print(counted)
         assert counted["changes"] > SECONDS, counted
         not_grown(counted)
+        since = busy.Since()
         status, seconds = daemon.stop()
-        assert (status, seconds < 2.0) == (0, True)
+        assert (status, seconds < since.within(2.0)) == (0, True), seconds
 
 
 def test_whatever_happens_the_kernel_holds_what_it_must_and_nobody_is_unconfined():
@@ -73,4 +76,4 @@ def test_whatever_happens_the_kernel_holds_what_it_must_and_nobody_is_unconfined
     assert line["counted"]["changes"] >= SECONDS / 5, line
     not_grown(line["counted"], MOST_KIB_IN_VM)
     status, seconds = line["ended"]
-    assert (status, seconds < 2.0) == (0, True)
+    assert (status, seconds < 2.0) == (0, True), seconds
