@@ -15,7 +15,7 @@ CASES = re.findall(r"^@case\ndef (\w+)", GUEST.read_text(), re.MULTILINE)
 def output():
     """Run all cases in one guest; give what it printed."""
     files = {GUEST.name: GUEST.read_bytes()}
-    return vm.run(files, f"python3 {GUEST.name}", timeout_seconds=300).output
+    return vm.run(files, f"python3 {GUEST.name}", timeout_seconds=600).output
 
 
 @pytest.mark.parametrize("case", CASES)

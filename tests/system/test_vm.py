@@ -2,6 +2,7 @@
 
 from tests.system import vm
 
+LIMIT_SECONDS = 300  # a guest takes some ten
 KERNEL = "/sys/kernel/security/apparmor"
 
 
@@ -13,13 +14,15 @@ cat {KERNEL}/profiles /sys/module/apparmor/parameters/enabled
 python3 -c 'import agent.core.plan, msgspec, structlog, yaml, system_calls'
 exit 7
 """
-    done = vm.run({}, script, timeout_seconds=60)
+    done = vm.run({}, script, timeout_seconds=LIMIT_SECONDS)
     assert (done.status, done.output.strip()) == (7, "sane (enforce)\nY"), done
 
 
 def test_a_guest_can_be_a_node_without_apparmor():
     """With apparmor=0 on the kernel's command line there is no AppArmor to load into."""
-    done = vm.run({}, f"test ! -e {KERNEL}/.load", timeout_seconds=60, append="apparmor=0")
+    done = vm.run(
+        {}, f"test ! -e {KERNEL}/.load", timeout_seconds=LIMIT_SECONDS, append="apparmor=0"
+    )
     assert done.status == 0, done
 
 
@@ -29,7 +32,7 @@ def test_a_kept_disk_survives_a_reboot_and_loaded_policy_does_not(tmp_path):
 echo 'profile sane { file, }' | apparmor_parser -r -K
 echo kept > /var/lib/kept
 """
-    assert vm.run({}, first, timeout_seconds=60, keep=tmp_path).status == 0
+    assert vm.run({}, first, timeout_seconds=LIMIT_SECONDS, keep=tmp_path).status == 0
     second = f"cat /var/lib/kept {KERNEL}/profiles"
-    done = vm.run({}, second, timeout_seconds=60, keep=tmp_path)
+    done = vm.run({}, second, timeout_seconds=LIMIT_SECONDS, keep=tmp_path)
     assert (done.status, done.output.strip()) == (0, "kept"), done

@@ -268,7 +268,7 @@ def run(  # noqa: PLR0913 - what a guest consists of
                 subprocess.run(["cp", "--sparse=always", image, used], check=True)
             more = ["-snapshot"] * (keep is None) + list(CARD) * network
             more += [word for number, path in enumerate(drives) for word in _drive(number, path)]
-            output = _boot(folder, used, append, timeout_seconds, more)
+            output, ended = _boot(folder, used, append, timeout_seconds, more)
             lines = output.rstrip().rsplit("\n", 1)
             if lines[-1].startswith("VM-EXIT "):
                 used.replace(image)
@@ -277,8 +277,9 @@ def run(  # noqa: PLR0913 - what a guest consists of
                 text = lines[0] if len(lines) > 1 else ""
                 return GuestResult(int(lines[-1].split()[1]), text, boot, seconds)
             console = (folder / "console").read_text("utf-8", "replace")[-1500:]
-            print(f"virtual machine: start {boot} died:\n{console}")
-        raise GuestError(f"the guest died three times; last output:\n{output[-3000:]}")
+            how = "died" if ended else f"did not end within {timeout_seconds:g} s"
+            print(f"virtual machine: start {boot} {how}:\n{console}")
+        raise GuestError(f"the guest {how}, at start {STARTS}; its output:\n{output[-3000:]}")
 
 
 def _add(folder, image, files):
@@ -297,6 +298,7 @@ def _drive(number, path):
 
 
 def _boot(folder, image, append, timeout_seconds, more):
+    """Run the emulator; return what the command printed, and whether the guest ended by itself."""
     serial = folder / "output"
     serial.write_bytes(b"")
     command = [
@@ -309,11 +311,13 @@ def _boot(folder, image, append, timeout_seconds, more):
         *more,
     ]  # fmt: skip
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    ended = False
     try:
         process.wait(timeout_seconds)
+        ended = True
     except subprocess.TimeoutExpired:
         pass
     finally:
         process.kill()
         process.wait()
-    return serial.read_bytes().decode("utf-8", "replace").replace("\r\n", "\n")
+    return serial.read_bytes().decode("utf-8", "replace").replace("\r\n", "\n"), ended
