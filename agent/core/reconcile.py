@@ -63,8 +63,7 @@ class Reconciler:
             begin = self.clock()
             if dry_run:
                 outcome = self._preview(action)
-            elif action.id in failed and isinstance(action, plan.Remove | plan.Release):
-                # What is left over belongs to the last good version until the new one is there.
+            elif action.id in failed and self._is_needed(action):
                 outcome = Outcome(action=action, result="held")
             else:
                 outcome = self._act(action)
@@ -72,6 +71,13 @@ class Reconciler:
                 failed.add(action.id)
             outcomes.append(replace(outcome, seconds=self.clock() - begin))
         return tuple(outcomes)
+
+    def _is_needed(self, action: plan.Action) -> bool:
+        """Return whether names that the new version lacks are part of the last good one."""
+        entry = self.entries.get(action.id)
+        installed = entry.installed if entry is not None else None
+        leaving = action.names if isinstance(action, plan.Remove | plan.Release) else ()
+        return installed is not None and not frozenset(installed.provides).isdisjoint(leaving)
 
     def _preview(self, action: plan.Action) -> Outcome:
         entry = self.entries.get(action.id)

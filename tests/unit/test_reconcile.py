@@ -132,6 +132,19 @@ def test_what_a_failed_put_would_have_left_over_stays():
     assert (node.entries, sorted(node.loaded)) == ({old.id: stored(old)}, ["a", "b"])
 
 
+def test_what_an_older_version_left_over_goes_though_a_put_failed():
+    """It is no part of the last good version."""
+    node, old, new = Node(), inspected(), inspected(b"a:?")
+    node.entries = {old.id: stored(old, retired={"b": token(b"older")})}
+    node.loaded = {"a": old.body, "b": b"older"}
+    remove = plan.Remove(
+        id=old.id, why="not desired", names=("b",), evidence={"b": token(b"older")}, prove=True
+    )
+    outcomes = act(node, put(new, why="changed", ours=frozenset({"a"})), remove)
+    assert [one.result for one in outcomes] == ["failed", "done"]
+    assert (node.entries, sorted(node.loaded)) == ({old.id: stored(old)}, ["a"])
+
+
 def test_a_name_moves_only_once_another_entry_has_it():
     """A put that fails leaves it with the entry that had it, so that it stays this agent's."""
     node, old = Node(), inspected()
