@@ -281,18 +281,22 @@ class Daemon:
     def _concerns(self, word: str) -> bool:
         """Return whether a word calls for a pass."""
         match word:
-            case "node":
-                return self.nodes() != self._nodes
+            case "node":  # a copy of the Node that is confirmed again may confirm a removal too
+                return self.nodes() != self._nodes or self._confirmed()
             case "pods":
                 return bool(self._leaving())
             case "kernel" | "files":
                 return time.monotonic() >= self._deaf and not self._untouched()
             case "labels":
                 self._news()
-                waiting = self._since.keys()
-                return self._gone(time.monotonic()).keys() != waiting
+                return self._confirmed()
             case _:
                 return True
+
+    def _confirmed(self) -> bool:
+        """Return whether the labels of other names than before are known to be off the Node."""
+        before = self._since.keys()
+        return self._gone(time.monotonic()).keys() != before
 
     def _news(self) -> None:
         """Tell the report again if the teller's problems changed."""

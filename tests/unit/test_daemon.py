@@ -463,6 +463,19 @@ def test_labels_of_one_removal_for_those_of_another_call_for_a_pass(world):
     assert world.daemon._concerns("labels") is True
 
 
+def test_a_label_that_went_while_nobody_knew_counts_once_it_is_known(world):
+    """The publisher's own word came before: while the copy was in doubt it said nothing."""
+    world.watch.fail()
+    del world.keys.keys["old"]
+    world.daemon.step()
+    world.publisher.step()
+    assert (world.labels(), world.publisher.on()) == ({"web", "third"}, None)
+    assert [world.daemon._concerns(word) for word in world.words()] == []
+    world.watch.deliver()
+    assert (world.daemon._concerns("node"), world.daemon._concerns("node")) == (True, False)
+    assert world.daemon._since.keys() == {("apparmor", "old")}
+
+
 def test_a_wait_ends_by_a_word_that_concerns_and_swallows_the_storm(world):
     """Many reasons at once are one reason; the others go on waiting."""
     for word in ("node", "files", "source", "source", "source"):
