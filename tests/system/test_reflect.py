@@ -314,10 +314,13 @@ LIST = answer(200, {"metadata": {"resourceVersion": "7"}, "items": []})
         (answer(429, {"message": "slower"}, Retry_After="3"), 429, 3.0),
         (answer(503, b"<html>away</html>"), 503, 0.0),
         (answer(302, b"", Location="http://127.0.0.1:1/"), 302, 0.0),
+        (answer(429, b"{}", Retry_After="9" * 400), 429, kube.RETRY_SECONDS),
+        (answer(429, b"{}", Retry_After="\N{SUPERSCRIPT TWO}"), 429, 0.0),
+        (answer(503, b"{}", Retry_After="Wed, 21 Oct 2015 07:28:00 GMT"), 503, 0.0),
     ],
 )
 def test_a_refusal_is_one_request_and_keeps_its_retry_after(tmp_path, given, status, retry):
-    """Nothing is retried or followed behind the caller's back."""
+    """Nothing is retried or followed behind the caller's back; a wait that is none has an end."""
     with Script(given) as server:
         api = kube.Api(kubeconfig=config(tmp_path, server.url), version="1.2.3")
         with pytest.raises(kube.Refused) as refused:
@@ -363,6 +366,31 @@ def test_an_error_event_ends_the_watch_with_its_status(tmp_path):
         with pytest.raises(kube.Refused) as refused:
             list(api.watch(PATH, [], silence_seconds=5))
         assert (refused.value.status, refused.value.reason) == (410, "Expired")
+
+
+@pytest.mark.parametrize("code", ["no number", 10**9, 7, 410.5, None, []])
+def test_an_error_event_of_an_odd_status_is_an_error_of_the_server(tmp_path, code):
+    """What it says is not believed, and ends no thread."""
+    event = {"type": "ERROR", "object": {"code": code, "message": "odd"}}
+    with Script(answer(200, event)) as server:
+        api = kube.Api(kubeconfig=config(tmp_path, server.url))
+        with pytest.raises(kube.Refused) as refused:
+            list(api.watch(PATH, [], silence_seconds=5))
+        assert (refused.value.status, refused.value.message) == (500, "odd")
+
+
+def test_an_answer_beyond_the_bound_is_no_answer_and_the_copy_stays(tmp_path):
+    """Parsed, it would take more memory than the container has."""
+    kept = {"metadata": {"resourceVersion": "7"}, "items": [map_("one", key="a")]}
+    huge = kept | {"items": [map_("one", key="x" * kube.ANSWER_BYTES)]}
+    with Script(answer(200, kept), answer(200, huge)) as server:
+        reflector = Watched(kube.Api(kubeconfig=config(tmp_path, server.url))).reflector
+        reflector.list()
+        for _ in range(2):
+            with pytest.raises(kube.Unreachable, match="larger than 16777216 bytes"):
+                reflector.list()
+        assert (reflector.copy.objects, reflector.copy.status) == ({"one": {"key": "a"}}, 0)
+        assert reflector.copy.why == "the answer is larger than 16777216 bytes"
 
 
 def test_waits_grow_however_long_each_try_takes(tmp_path, monkeypatch):
