@@ -72,6 +72,10 @@ class Unreachable(KubeError):  # noqa: N818 - reads as what it is
     """No answer, or none that could be understood."""
 
 
+class Unanswered(Unreachable):
+    """Nothing came of a watch, not even its first line."""
+
+
 class Refused(KubeError):  # noqa: N818 - reads as what it is
     """The API server answered and said no.
 
@@ -236,7 +240,8 @@ class Api:
         """Yield events until the server ends the watch.
 
         Raises Refused for an answer or an ERROR event (410: list again), Unreachable for a
-        connection that breaks, or that is silent for so many seconds, or that `close` ended.
+        connection that breaks, or that is silent for so many seconds, or that `close` ended;
+        Unanswered if that was before any answer.
         """
         begin = time.monotonic()
         code = "unreachable"
@@ -250,7 +255,7 @@ class Api:
             )
             code = str(response.status)
         except _SILENT as error:
-            raise Unreachable(_why(error)) from error
+            raise Unanswered(_why(error)) from error
         finally:
             self.count("WATCH", code, time.monotonic() - begin)
         with self._lock:

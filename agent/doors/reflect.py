@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
-from agent.doors.kube import Api, Event, Json, Refused, Unreachable
+from agent.doors.kube import Api, Event, Json, Refused, Unanswered, Unreachable
 
 FIRST_SECONDS: Final = 1.0
 LAST_SECONDS: Final = 60.0
-STABLE_SECONDS: Final = 10.0  # what lasted longer begins the waits anew
+STABLE_SECONDS: Final = 10.0  # what was answered and lasted longer begins the waits anew
 # The server sends a bookmark about every minute (kubernetes, staging/src/k8s.io/apiserver,
 # storage/cacher); a peer that is silent longer than this is gone.
 SILENCE_SECONDS: Final = 90.0
@@ -138,7 +138,7 @@ class Reflector(Generic[Kept]):
                 self._follow(version)
                 failures, least = 0, 0.0
             except (Refused, Unreachable) as error:
-                failures = 1 if time.monotonic() - watching > STABLE_SECONDS else failures + 1
+                failures = 1 if _lasted(watching, error) else failures + 1
                 least = error.retry_after if isinstance(error, Refused) else 0.0
             self.live = False
             self._stop.wait(max(least, self.pause(failures)))
@@ -152,9 +152,11 @@ class Reflector(Generic[Kept]):
     def _follow(self, version: str) -> None:
         """Watch from a resource version until it is time to list again, or something breaks.
 
-        A watch that lasted goes on where it broke. The version of a single object may be older
-        than what the API server still has; without one it first says how the object is now
-        (kubernetes.io/docs/reference/using-api/api-concepts, semantics for watch).
+        A watch that lasted goes on where it broke; one that was never answered did not last,
+        however long it waited: a list tells whether the API server is there. The version of a
+        single object may be older than what the API server still has; without one it first says
+        how the object is now (kubernetes.io/docs/reference/using-api/api-concepts, semantics for
+        watch).
         """
         until = time.monotonic() + self._random.uniform(*RELIST_SECONDS)
         while not self._stop.is_set() and time.monotonic() < until:
@@ -168,8 +170,8 @@ class Reflector(Generic[Kept]):
                     raise
                 version = ""
                 continue
-            except Unreachable:
-                if time.monotonic() - begin < STABLE_SECONDS:
+            except Unreachable as error:
+                if not _lasted(begin, error):
                     raise
                 self.live = False
                 self._stop.wait(self.pause(1))
@@ -226,6 +228,11 @@ class Reflector(Generic[Kept]):
         if copy != self.copy:
             self.copy = copy
             self.changed()
+
+
+def _lasted(begin: float, error: Refused | Unreachable) -> bool:
+    """Return whether a watch lasted that began at begin, in monotonic seconds, and broke now."""
+    return time.monotonic() - begin > STABLE_SECONDS and not isinstance(error, Unanswered)
 
 
 def _metadata(found: Json) -> Mapping[str, object]:

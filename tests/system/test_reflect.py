@@ -259,7 +259,10 @@ def test_a_kubeconfig_that_is_none_is_told(tmp_path):
 
 
 class Script:
-    """An HTTP server that gives scripted answers, one for each request; the last one for ever."""
+    """An HTTP server that gives scripted answers, one for each request; the last one for ever.
+
+    None is no answer at all, until the client hangs up.
+    """
 
     def __init__(self, *answers):
         self.answers = list(answers)
@@ -274,7 +277,12 @@ class Script:
                 script.asked.append(self.path)
                 script.named.add(self.headers["User-Agent"])
                 last = len(script.answers) == 1
-                status, headers, body = script.answers[0] if last else script.answers.pop(0)
+                given = script.answers[0] if last else script.answers.pop(0)
+                if given is None:
+                    self.rfile.read()
+                    self.close_connection = True
+                    return
+                status, headers, body = given
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
@@ -418,6 +426,22 @@ def test_a_watch_that_lasted_goes_on_where_it_broke(tmp_path, monkeypatch):
             watched.reflector.stop()
     versions = [re.findall(r"resourceVersion=(\d+)", one) for one in server.asked[:3]]
     assert versions == [[], ["7"], ["9"]]
+
+
+def test_a_watch_that_was_never_answered_is_none_that_lasted(tmp_path, monkeypatch):
+    """However long it waited: only a list that fails tells that the API server is silent."""
+    monkeypatch.setattr(reflect, "STABLE_SECONDS", 0.0)
+    with Script(LIST, None, answer(503, b"{}")) as server:
+        watched = Watched(kube.Api(kubeconfig=config(tmp_path, server.url)), silence_seconds=0.2)
+        failures = []
+        watched.reflector.pause = lambda failed: failures.append(failed) or 0.0
+        with watched:
+            watched.until(lambda copy: copy.status == 503)
+            watched.reflector.stop()
+    assert (["watch=" in one for one in server.asked[:3]], failures[:2]) == (
+        [False, True, False],
+        [1, 2],
+    )
 
 
 @pytest.mark.parametrize("lasted", [False, True])
