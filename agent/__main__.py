@@ -1,10 +1,14 @@
 """The command `profile-loader`, and `python -m agent`: the only place that makes exit codes."""
 
+import _thread
 import contextlib
 import errno
 import os
 import shutil
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -18,6 +22,7 @@ UNREAD: Final = 3  # a source, or the API server
 LOCKED: Final = 4
 BUG: Final = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
+AGAIN_SECONDS: Final = 0.01  # until a signal comes again that Python ignored
 _NOT_WRITABLE: Final = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT)
 
 
@@ -104,17 +109,23 @@ def _pass(settings: Settings, *, restore: bool) -> int:
     return _tell(report, settings)
 
 
+class _Ended(SystemExit):
+    """A signal ends the daemon. number: of the signal. status: of the process."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.status = 0 if number == signal.SIGTERM else 128 + number
+        super().__init__(self.status)
+
+
 def _daemon(settings: Settings) -> int:
     """Run passes until a signal ends the process."""
-    import signal
-    import threading
-
     from agent import wiring
     from agent.reporters import logs
 
     def leave(number: int, _frame: object) -> None:
         # Like a SIGKILL, which every step survives: nothing on the node is undone or finished.
-        raise SystemExit(0 if number == signal.SIGTERM else 128 + number)
+        raise _Ended(number)
 
     def broken(args: threading.ExceptHookArgs) -> None:
         # A thread that is gone would be missed silently: whoever started the agent starts it anew.
@@ -122,6 +133,7 @@ def _daemon(settings: Settings) -> int:
             os._exit(_bug(args.exc_value) if isinstance(args.exc_value, Exception) else BUG)
 
     threading.excepthook = broken
+    _ignore_no_end()
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, leave)
     logs.configure(settings.log_format, settings.log_level)
@@ -134,15 +146,45 @@ def _daemon(settings: Settings) -> int:
     return 0
 
 
+def _ignore_no_end() -> None:
+    """Let a signal that came where Python ignores exceptions come again, soon after.
+
+    That is while an object ends, or in the callback of a weak reference: importing makes hundreds.
+    """
+    former, main_thread = sys.unraisablehook, threading.get_ident()
+
+    def ignored(told: "sys.UnraisableHookArgs") -> None:
+        end = told.exc_value
+        if not isinstance(end, _Ended):
+            former(told)
+            return
+        try:
+            _later(AGAIN_SECONDS, lambda: signal.pthread_kill(main_thread, end.number))
+        except RuntimeError:  # no room for a thread
+            os._exit(end.status)
+
+    sys.unraisablehook = ignored
+
+
+def _later(seconds: float, do: Callable[[], None]) -> None:
+    """Do something in so many seconds. Raises RuntimeError where there is no room for a thread.
+
+    Without threading, whose locks the main thread may hold where it was interrupted.
+    """
+
+    def run() -> None:
+        time.sleep(seconds)
+        do()
+
+    _thread.start_new_thread(run, ())
+
+
 def _interrupt(wake: Callable[[str], None]) -> None:
     """Let a signal wake the main thread, which alone runs handlers, whenever it comes.
 
     The kernel interrupts what waits already: a signal right before, or one that another thread
     takes, would be noticed when the waiting ends (Python, signal.set_wakeup_fd).
     """
-    import signal
-    import threading
-
     told, tells = os.pipe()
     os.set_blocking(tells, False)
     signal.set_wakeup_fd(tells, warn_on_full_buffer=False)

@@ -319,6 +319,43 @@ def test_a_signal_that_comes_right_before_it_waits_ends_it_as_soon(daemon):
     assert (status, time.monotonic() - begin < SECONDS, daemon.files()) == (0, True, {"a.json": 1})
 
 
+def test_a_signal_that_comes_while_python_ignores_exceptions_ends_it_too(daemon, monkeypatch):
+    """What is raised while an object ends is ignored; the signal is not, and says nothing."""
+    monkeypatch.setenv("SWALLOWED", "import")
+    daemon.start(module="tests.system.ended")
+    assert (daemon.process.wait(30), daemon.said()) == (0, "")
+
+
+def parsers(daemon):
+    """Return the processes that run the daemon's parser."""
+    found = []
+    for one in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found += [one.parent.name] * (f"{daemon.root}/parser" in one.read_text().split("\0"))
+    return found
+
+
+@pytest.mark.parametrize("swallowed", ["", "resource.prlimit"])
+def test_a_parser_that_runs_ends_with_the_daemon(daemon, monkeypatch, swallowed):
+    """Wherever the signal comes: while it is waited for, or where Python ignores exceptions."""
+    kernel = daemon.root / "sys/kernel/security/apparmor"
+    (kernel / "features/policy/versions").mkdir(parents=True)
+    (kernel / "features/policy/versions/v8").write_text("yes")
+    for name in ("profiles", ".load", ".replace", ".remove"):
+        (kernel / name).touch()
+    (daemon.source / "x.profile").write_text("profile x {}\n")
+    os.mkfifo(daemon.root / "never")
+    parser = daemon.root / "parser"
+    parser.write_text(f'#!/bin/sh\n[ "$*" = --version ] || read line < {daemon.root}/never\n')
+    parser.chmod(0o755)
+    monkeypatch.setenv("SWALLOWED", swallowed)
+    daemon.start("--kinds=apparmor", f"--apparmor-parser={parser}", module="tests.system.ended")
+    if not swallowed:
+        daemon.until(lambda: parsers(daemon))
+        daemon.process.send_signal(signal.SIGTERM)
+    assert (daemon.process.wait(30), parsers(daemon), daemon.said()) == (0, [], "")
+
+
 def test_a_second_agent_refuses_and_the_first_one_goes_on(daemon):
     """Exit status 4, a sentence, and no change; the first one still repairs."""
     daemon.start()
