@@ -1,6 +1,7 @@
 """The command `profile-loader`, and `python -m agent`: the only place that makes exit codes."""
 
 import _thread
+import atexit
 import contextlib
 import errno
 import os
@@ -11,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from agent import cli
 from agent.core.report import Report, exit_status
@@ -23,6 +24,7 @@ LOCKED: Final = 4
 BUG: Final = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 AGAIN_SECONDS: Final = 0.01  # until a signal comes again that Python ignored
+LAST_SECONDS: Final = 0.5  # for the last words
 _NOT_WRITABLE: Final = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT)
 
 
@@ -120,6 +122,13 @@ class _Ended(SystemExit):
 
 def _daemon(settings: Settings) -> int:
     """Run passes until a signal ends the process."""
+    try:
+        return _passes(settings)
+    except _Ended as end:  # after every `finally`: no command outlives the agent
+        _leave(end.status)
+
+
+def _passes(settings: Settings) -> int:
     from agent import wiring
     from agent.reporters import logs
 
@@ -164,6 +173,22 @@ def _ignore_no_end() -> None:
             os._exit(end.status)
 
     sys.unraisablehook = ignored
+
+
+def _leave(status: int) -> NoReturn:
+    """End the process at once, after what Python does at its end for modules and streams.
+
+    The rest of its end takes away what daemon threads are using: OpenSSL, the lock of a stream. One
+    may crash, or be waited for without end (Python, C API, Py_FinalizeEx: bugs and caveats).
+    """
+    try:
+        with contextlib.suppress(RuntimeError):
+            _later(LAST_SECONDS, lambda: os._exit(status))  # a log that nobody reads
+        atexit._run_exitfuncs()  # noqa: SLF001 - the client's files of keys; a test holds it
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(status)
 
 
 def _later(seconds: float, do: Callable[[], None]) -> None:

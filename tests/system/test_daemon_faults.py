@@ -11,6 +11,7 @@ import math
 import os
 import random
 import resource
+import select
 import shutil
 import signal
 import socket
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.system.cluster import free_port
 from tests.system.daemon import Daemon, profile
 from tests.system.killed import POINTS
 
@@ -354,6 +356,38 @@ def test_a_parser_that_runs_ends_with_the_daemon(daemon, monkeypatch, swallowed)
         daemon.until(lambda: parsers(daemon))
         daemon.process.send_signal(signal.SIGTERM)
     assert (daemon.process.wait(30), parsers(daemon), daemon.said()) == (0, [], "")
+
+
+def test_a_log_that_nobody_reads_does_not_keep_it(daemon, monkeypatch):
+    """Python's own end would wait for the thread that writes to it."""
+    monkeypatch.setenv("TALKING", "1")
+    told, tells = os.pipe()
+    command = [sys.executable, "-m", "tests.system.ended", *daemon.command()]
+    daemon.process = subprocess.Popen(command, stderr=tells)
+    daemon.until(lambda: daemon.number() == 1 and not select.select([], [tells], [], 0)[1])
+    left_in_peace(daemon)
+    os.close(told)
+    os.close(tells)
+
+
+def test_keys_of_a_kubeconfig_do_not_stay_behind(daemon, tmp_path, monkeypatch):
+    """The client writes them to files, which it removes when Python ends."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "x",
+        "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
+        "clusters": [{"name": "x", "cluster": {"server": f"https://127.0.0.1:{free_port()}"}}],
+        "users": [{"name": "x", "user": {"client-key-data": "a2V5"}}],
+    }
+    (tmp_path / "kubeconfig").write_text(json.dumps(config))
+    daemon.start("--node-name=x", f"--kubeconfig={tmp_path}/kubeconfig")
+    daemon.until(lambda: daemon.number() == 1)
+    assert [one.read_text() for one in (tmp_path / "tmp").rglob("*")] == ["key"]
+    left_in_peace(daemon)
+    assert [*(tmp_path / "tmp").rglob("*")] == []
 
 
 def test_a_second_agent_refuses_and_the_first_one_goes_on(daemon):
