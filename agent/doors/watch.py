@@ -2,8 +2,9 @@
 
 Rule 1: a wake-up says "look again" and nothing else. Rule 2: inotify is quick and may fail without
 a word (a directory made anew, no room for a watch, a queue that overflowed); a cheap poll is the
-truth, and what has no watch is looked at each period. Rule 3: looking is no change: the kernel is
-not asked to tell of opening and reading, so that no thread wakes for them.
+truth, and what has no watch is looked at each period. A thread of watchdog's that dies is told, and
+watching begins anew. Rule 3: looking is no change: the kernel is not asked to tell of opening and
+reading, so that no thread wakes for them.
 """
 
 import contextlib
@@ -14,12 +15,18 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+import structlog
 from watchdog import events
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver, ObservedWatch
+from watchdog.observers.inotify import InotifyEmitter
+from watchdog.utils import BaseThread
+
+if TYPE_CHECKING:  # watchdog 6 has none
+    from watchdog.observers.inotify import InotifyWatchGroup
 
 POLL_SECONDS: Final = 5.0
 ABSENT_SECONDS: Final = 30.0
@@ -34,6 +41,7 @@ _CHANGES: Final[list[type[FileSystemEvent]]] = [
     events.FileModifiedEvent,
     events.FileMovedEvent,
 ]
+_log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger("agent")
 
 
 class Revision:
@@ -105,9 +113,11 @@ class Files(FileSystemEventHandler):
         self._observer: BaseObserver | None = None
         self._watched: dict[Path, _Watched] = {}
         self._again = threading.Event()
+        self._died: BaseThread | None = None
 
     def start(self) -> None:
         """Begin; returns at once. The threads end with the process."""
+        self._outlive()
         self._schedule()
         threading.Thread(target=self._run, name="files", daemon=True).start()
 
@@ -133,6 +143,32 @@ class Files(FileSystemEventHandler):
         """Look at once: a pass has ended, and may have made a directory."""
         self._again.set()
 
+    def _outlive(self) -> None:
+        """Hear of each thread of watchdog's that dies; of any other the former hook does."""
+        former = threading.excepthook
+
+        def died(args: threading.ExceptHookArgs) -> None:
+            if not isinstance(args.thread, BaseThread):
+                former(args)
+            elif args.thread.should_keep_running():  # else it was told to end, and did
+                self._died = args.thread
+                thread, error = type(args.thread).__name__, args.exc_value
+                _log.warning("watch_broken", thread=thread, error=repr(error), exc_info=error)
+                self._again.set()
+
+        threading.excepthook = died
+
+    def _part(self) -> None:
+        """Give up an observer of which a thread died: the others live on, and may be deaf."""
+        died, self._died = self._died, None
+        observer, self._observer = self._observer, None
+        self._watched = {}
+        if died is not None and observer is not None:
+            # In a thread of its own: what stumbled once may do so again, or wait without end.
+            end = threading.Thread(target=_end, args=(died, observer), name="end", daemon=True)
+            with contextlib.suppress(RuntimeError):  # no room for it
+                end.start()
+
     def _poll(self) -> None:
         for path, word in self.words.items():
             now = signature(path)
@@ -149,6 +185,8 @@ class Files(FileSystemEventHandler):
 
     def _schedule(self) -> None:
         """Watch what is there and is not watched; where inotify has no room the poll remains."""
+        if self._died is not None:
+            self._part()
         if self._observer is None:
             with contextlib.suppress(OSError, RuntimeError):  # no instance, no thread
                 observer = Observer()
@@ -177,6 +215,29 @@ class Files(FileSystemEventHandler):
         del self._watched[path]
         with contextlib.suppress(OSError, KeyError):  # two paths that lead to one share its watch
             observer.unschedule(held.watch)
+
+
+def _end(died: BaseThread, observer: BaseObserver) -> None:
+    """End the threads of an observer of which one died, and give back its watches.
+
+    Each directory that watchdog lost count of ends the attempt (KeyError), and is forgotten by it.
+    """
+    with contextlib.suppress(Exception):
+        for emitter in tuple(observer.emitters):
+            group = emitter._inotify if isinstance(emitter, InotifyEmitter) else None  # noqa: SLF001 - a test holds it
+            while group is not None and not _ended(group):
+                pass
+    for one in (died, observer):
+        with contextlib.suppress(Exception):
+            one.stop()
+
+
+def _ended(group: "InotifyWatchGroup") -> bool:
+    try:
+        group.deactivate()
+    except KeyError:
+        return False
+    return True
 
 
 def _place(path: Path) -> _Place | None:

@@ -6,6 +6,7 @@ and limits; what needs an AppArmor kernel is in tests/system/guest/faults.py.
 
 import contextlib
 import ctypes
+import itertools
 import json
 import math
 import os
@@ -218,6 +219,26 @@ def test_a_source_directory_that_is_deleted_and_made_anew_is_read_again(daemon):
         settled(daemon, a=number)
     daemon.provide(a=4)  # and its changes are seen at once, as before
     daemon.until(lambda: daemon.number() == 4, SECONDS)
+    left_in_peace(daemon)
+
+
+def test_a_watch_that_breaks_is_told_and_watching_goes_on(daemon):
+    """Watchdog stumbles over a directory that was moved out of the tree; the agent does not."""
+    daemon.start()
+    settled(daemon, a=1)
+    sub, away = daemon.source / "sub", daemon.root / "away"
+    steps = itertools.cycle([sub.mkdir, lambda: sub.rename(away), sub.mkdir, sub.rmdir, away.rmdir])
+
+    def broken():
+        next(steps)()
+        return daemon.lines("watch_broken")
+
+    daemon.until(broken)
+    shutil.rmtree(sub, ignore_errors=True)
+    for number in (2, 3):
+        daemon.provide(a=number)
+        daemon.until(lambda number=number: daemon.number() == number, SECONDS)
+    settled(daemon, a=3)
     left_in_peace(daemon)
 
 

@@ -1,13 +1,19 @@
 """Specification of agent.doors.watch: no change goes unheard, whatever is watched."""
 
+import contextlib
 import ctypes
 import errno
 import os
 import queue
 import threading
+from pathlib import Path
 
 import pytest
+import structlog
+from watchdog import events
+from watchdog.events import FileSystemEventHandler
 from watchdog.observers import inotify_c
+from watchdog.utils import BaseThread
 
 from agent.doors import watch
 from agent.doors.watch import Files, Revision
@@ -157,6 +163,83 @@ def test_a_watch_whose_emitter_died_is_made_anew(listen, tmp_path):
     emitter.join()
     assert told.poll() == {"source"}
     assert changed(told, tmp_path / "file") == "source"
+
+
+class Heard(FileSystemEventHandler):
+    """The events of a watch, as they come."""
+
+    def __init__(self):
+        self.events = queue.SimpleQueue()
+
+    def on_any_event(self, event):
+        self.events.put((type(event), event.src_path))
+
+
+def inotifies():
+    """Return how many inotify instances this process has."""
+    found = 0
+    for one in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # that of the directory itself
+            found += "inotify" in str(one.readlink())
+    return found
+
+
+@pytest.mark.parametrize("moved", [1, 4])
+def test_a_thread_of_watchdog_that_dies_is_told_and_watching_begins_anew(
+    listen, tmp_path, monkeypatch, moved
+):
+    """Directories moved out of the tree, another in their place that goes, then the first one goes.
+
+    watchdog 7.1.0 looks for the path of each (KeyError), and for the others' when it is to end; its
+    other threads live on and are deaf. None stays behind, and no descriptor.
+    """
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    top, sub, away = tmp_path / "top", tmp_path / "top/sub", tmp_path / "away"
+    sub.mkdir(parents=True)
+    away.mkdir()
+    before = set(threading.enumerate())
+    told, heard = listen({top: "source"}), Heard()
+    told.files._outlive()
+    former = told.files._observer
+    threads = set(threading.enumerate()) - before
+    former.schedule(heard, str(top), recursive=True, event_filter=watch._CHANGES)
+    for number in range(moved):
+        sub.rename(away / str(number))
+        sub.mkdir()
+        while heard.events.get(timeout=SECONDS) != (events.DirCreatedEvent, str(sub)):
+            pass
+    sub.rmdir()
+    while heard.events.get(timeout=SECONDS) != (events.DirDeletedEvent, str(sub)):
+        pass
+    with structlog.testing.capture_logs() as logs:
+        (away / "0").rmdir()
+        assert told.files._again.wait(SECONDS)
+    assert [(one["log_level"], one["event"], one["thread"]) for one in logs] == [
+        ("warning", "watch_broken", "InotifyFD")
+    ]
+    assert told.poll() == {"source"}
+    assert changed(told, top / "file") == "source"
+    for one in threads:
+        one.join(SECONDS)
+    assert ([one for one in threads if one.is_alive()], inotifies()) == ([], 1)
+
+
+def test_any_other_thread_that_dies_is_the_former_hooks(monkeypatch):
+    """Files alone decides about watchdog's."""
+    died = queue.SimpleQueue()
+    monkeypatch.setattr(threading, "excepthook", died.put)
+    Files({}, died.put)._outlive()
+    threading.Thread(target=lambda: 1 // 0).start()
+    assert died.get(timeout=SECONDS).exc_type is ZeroDivisionError
+
+
+def test_the_threads_of_watchdog_are_known_by_their_class(listen, tmp_path):
+    """All of them: whichever dies, it is heard of."""
+    before = set(threading.enumerate())
+    listen({tmp_path: "source"})
+    made = {type(one).__name__: one for one in set(threading.enumerate()) - before}
+    assert sorted(made) == ["InotifyEmitter", "InotifyFD", "InotifyObserver"]
+    assert all(isinstance(one, BaseThread) and one.should_keep_running() for one in made.values())
 
 
 def test_without_a_watch_the_word_comes_every_period(tmp_path, monkeypatch):
