@@ -167,15 +167,20 @@ def owned(entry: Entry) -> dict[str, Evidence]:
     return mine
 
 
+def is_put(entry: Entry, name: str) -> bool:
+    """Return whether this agent put a name that an entry owns; what was retired it always did."""
+    return entry.how == "put" or name in entry.retired
+
+
 def suspects(desired: Desired, entries: Mapping[Id, Entry], options: Options) -> frozenset[str]:
     """Return the names whose use must be looked at, because they may have to go."""
     claimed = _claimed(desired, entries)
     return frozenset(
         name
         for entry in entries.values()
-        if entry.how == "put" and options.prune != "never" and entry.id.origin in desired.sets
+        if options.prune != "never" and entry.id.origin in desired.sets
         for name in owned(entry)
-        if (entry.id.kind, name) not in claimed
+        if (entry.id.kind, name) not in claimed and is_put(entry, name)
     )
 
 
@@ -442,7 +447,7 @@ class _Planner:
             elif owner is not None:
                 if _intact(owner, name, fact):
                     judged.same[name] = owned(owner)[name]
-                elif owner.how == "put" or is_staged or name in self.options.take_over:
+                elif is_put(owner, name) or is_staged or name in self.options.take_over:
                     judged.drifted.append(name)
                 else:
                     judged.foreign.append(name)
@@ -556,7 +561,7 @@ class _Planner:
             return MOVED
         if fact is None:
             return "absent"
-        if entry.how == "adopted":
+        if not is_put(entry, name):
             return "adopted"
         return "" if same(evidence, fact) else "foreign"
 

@@ -159,14 +159,8 @@ class Reconciler:
         ).version
 
     def _committed(self, before: Entry, version: Version, prefix: str) -> Entry:
-        retired = {
-            name: evidence
-            for name, evidence in plan.owned(before).items()
-            if name not in version.provides
-        }
-        # What was only adopted was never ours to remove.
-        kept = retired if before.how == "put" else {}
-        return Entry(id=before.id, how="put", installed=version, retired=kept, prefix=prefix)
+        retired = _retired(before, version)
+        return Entry(id=before.id, how="put", installed=version, retired=retired, prefix=prefix)
 
     def _unstage(self, before: Entry) -> None:
         if before.id in self.entries and (before.installed is not None or before.retired):
@@ -212,9 +206,9 @@ class Reconciler:
         """Bring the ledger in step with a node that is right already; write only what differs."""
         before = self.entries.get(action.id)
         version = replace(profile.version, evidence=evidence)
-        retired = before.retired if before is not None else {}
         entry = Entry(id=action.id, how=how, installed=version, prefix=profile.prefix)
-        entry = replace(entry, retired={k: v for k, v in retired.items() if k not in evidence})
+        if before is not None:
+            entry = replace(entry, retired=_retired(before, version))
         if before is not None and before.installed is not None:
             entry = replace(
                 entry, installed=replace(version, modes=before.installed.modes or version.modes)
@@ -285,6 +279,15 @@ class Reconciler:
         if problem is None:
             self.entries.pop(id_, None)
         return problem
+
+
+def _retired(before: Entry, version: Version) -> dict[str, Evidence]:
+    """Return what this agent put for an entry, and its next version does not provide."""
+    return {
+        name: evidence
+        for name, evidence in plan.owned(before).items()
+        if plan.is_put(before, name) and name not in version.provides
+    }
 
 
 def _is(installed: Version | None, version: Version) -> bool:

@@ -224,6 +224,11 @@ def test_renamed_keys_keep_their_profiles(keys, order):
 @given(HISTORY, FOREIGN, st.integers(0, 12))
 @example([([read({"one.profile": b"a:x"})], [])], {}, 3)
 @example(
+    [([read({"one.profile": b"b:x"})], []), ([read({"one.profile": b"a:x"})], [])],
+    {"a": b"compiled a:x"},
+    3,
+)
+@example(
     [
         ([read({"one.profile": b"a:x"})], []),
         ([read({"one.profile": b"!bad", "two.profile": b"b:x"})], [("reboot", "")]),

@@ -564,6 +564,16 @@ def test_a_kind_that_cannot_be_seen_is_held(observed, state):
     ]
 
 
+def test_what_was_put_before_an_adoption_is_removed():
+    """The adopted version stays somebody else's; what this agent put under that key does not."""
+    stored = entry(how="adopted", retired={"left": frozenset({"raw:v0"})})
+    seen = Seen(facts={"web": fact(), "left": fact("v0")}, uses={"left": Unused()})
+    assert short(decide(desired(profile()), stored, seen=seen)) == [
+        (Keep, "unchanged", ("web",)),
+        (Remove, "not desired", ("left",)),
+    ]
+
+
 def test_another_keys_foreign_name_holds_back_the_whole_update():
     """An update that claims a foreign name is held; the last good version stays complete."""
     wanted = profile(content="v2", names=("web", "extra"))
@@ -579,11 +589,16 @@ def test_only_names_that_may_go_are_suspects():
         for one in (
             entry(),
             entry(key("old"), names=("old",)),
-            entry(key("theirs"), names=("theirs",), how="adopted"),
+            entry(
+                key("theirs"),
+                names=("theirs",),
+                how="adopted",
+                retired={"left": frozenset({"raw:v0"})},
+            ),
             entry(key("far", origin="dir /far"), names=("far",)),
         )
     }
-    assert plan.suspects(wanted, stored, Options()) == frozenset({"old"})
+    assert plan.suspects(wanted, stored, Options()) == frozenset({"left", "old"})
     assert plan.suspects(wanted, stored, Options(prune="never")) == frozenset()
 
 

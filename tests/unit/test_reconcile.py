@@ -291,6 +291,20 @@ def test_keeping_an_unchanged_profile_writes_nothing():
     assert (outcome.result, outcome.problems) == ("done", ())
 
 
+def test_an_adoption_keeps_what_was_put_before_under_that_key():
+    """What stays for its users until then is not forgotten."""
+    node, old, new = Node(), inspected(), inspected(b"b:x")
+    node.entries = {old.id: stored(old)}
+    evidence = {"b": token(new.body)}
+    adopt = plan.Adopt(id=new.id, why="same", names=("b",), profile=new, evidence=evidence)
+    assert [one.result for one in act(node, adopt)] == ["done"]
+    assert node.entries == {
+        new.id: Entry(
+            id=new.id, how="adopted", installed=new.version, retired={"a": token(old.body)}
+        )
+    }
+
+
 def removing(profile):
     return plan.Remove(
         id=profile.id,
