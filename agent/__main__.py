@@ -73,7 +73,8 @@ def _run(parsed: cli.Parsed) -> int:  # noqa: PLR0911 - one return a command
             if checked.abi:
                 sys.stderr.write(f"AppArmor profiles were compiled against {checked.abi}\n")
             _say(checked.skipped)
-            return _tell(checked.report, settings, nothing="Nothing was checked")
+            status = _tell(checked.report, settings, nothing="Nothing was checked")
+            return status or int(not checked.report.rows)
         case cli.Render():
             return _render(parsed)
 

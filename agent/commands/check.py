@@ -64,7 +64,7 @@ def check(settings: Settings, paths: Sequence[str], arch: str) -> Checked:
     )
     singles, others = _sorted(paths)
     sets = [one for path in others for one in _source(path)]
-    folders = [_folder(folder, files) for folder, files in singles.items()]
+    folders = [one for folder, files in singles.items() for one in _folder(folder, files)]
     # Single files of two directories may never come together: they are not compared.
     joined = [desired.join(group, inspect, kinds) for group in (sets, *([one] for one in folders))]
     rows = [row for one in joined for row in _rows(one)]
@@ -85,6 +85,12 @@ def check(settings: Settings, paths: Sequence[str], arch: str) -> Checked:
         if recognise.kind_of(path, b"") is None
     ]
     skipped += [told for path in others for told in _manifests(path)]
+    skipped += [
+        f"{origin}: --kinds leaves out {count} of its keys, which were not looked at"
+        for one in joined
+        for origin, count in one.left_out.items()
+        if count
+    ]
     return Checked(report=report, abi=apparmor.abi if told else "", skipped=tuple(skipped))
 
 
@@ -124,8 +130,9 @@ def _source(path: str) -> tuple[Snapshot, ...]:
     return () if isinstance(source, opening.Wanted) else source.read()
 
 
-def _folder(folder: Path, files: Sequence[str]) -> Snapshot:
+def _folder(folder: Path, files: Sequence[str]) -> tuple[Snapshot, ...]:
     """Read single files, each a key under the path that it was given by."""
+    unread: list[Snapshot] = []
     blobs: list[Blob] = []
     refused: list[tuple[str, Problem]] = []
     origin = f"dir {folder}"
@@ -134,13 +141,14 @@ def _folder(folder: Path, files: Sequence[str]) -> Snapshot:
             with Path(path).open("rb") as file:
                 content = file.read(limits.KEY_BYTES + 1)
         except OSError as error:
-            return Unreadable(origin=origin, why=f"{path}: {error.strerror}")
+            unread.append(Unreadable(origin=path, why=f"{path}: {error.strerror}"))
+            continue
         if len(content) > limits.KEY_BYTES:
             refused.append((path, limits.too_large(path)))
         elif recognise.kind_of(path, content) is not None:
             name = Path(path).name
             blobs.append(Blob(origin=origin, key=path, name=name, content=content))
-    return limits.snapshot(origin, blobs, refused)
+    return (*unread, limits.snapshot(origin, blobs, refused))
 
 
 def _unread(snapshot: Snapshot) -> Problem | None:

@@ -68,8 +68,9 @@ def _rows(outcome: Outcome, desired: Desired) -> Iterable[Row]:
     desires = not isinstance(action, plan.Remove | plan.Release) and (
         not isinstance(action, plan.Hold) or action.desired
     )
+    held = frozenset(outcome.version.provides) if outcome.version is not None else frozenset()
     for index, provided in enumerate(action.names or ("",)):
-        row = _row(action.id, provided, outcome.version)
+        row = _row(action.id, provided, outcome.version if provided in held else None)
         yield replace(
             row,
             state=state,
@@ -91,9 +92,8 @@ def _problems(outcome: Outcome, desired: Desired) -> tuple[Problem, ...]:
     return tuple(dict.fromkeys(outcome.problems + said + remarks))
 
 
-def _row(id_: Id, name: str, version: Version | None) -> Row:
+def _row(id_: Id, name: str, held: Version | None) -> Row:
     """Return what is known of a name, before what was done about it is filled in."""
-    held = version if version is not None and name in version.provides else None
     return Row(
         kind=id_.kind,
         origin=id_.origin,

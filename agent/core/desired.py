@@ -134,6 +134,8 @@ def _settle(profiles: dict[Id, Profile], rejections: dict[Id, Rejection]) -> dic
     same: dict[Id, Id] = {}
     conflicts: dict[Id, dict[Problem, None]] = defaultdict(dict)
     for (_, name), ids in claims.items():
+        if len(ids) == 1:
+            continue
         contents = {(profiles[id_].version.body, profiles[id_].version.provides) for id_ in ids}
         for id_ in ids[1:] if len(contents) == 1 else ():
             same[id_] = ids[0]

@@ -82,7 +82,9 @@ class Options:
 class Put:
     """Install profile (the desired one), or the entry's installed version when it is None.
 
-    ours: the names whose content on the node may be replaced. others are written as new.
+    ours: the names whose content on the node may be replaced. others are written as new. former:
+    the entries that own any of the names now. back: what to put instead if this one fails, since
+    the node lacks the last good version.
     """
 
     id: Id
@@ -91,6 +93,8 @@ class Put:
     profile: Profile | None
     ours: frozenset[str]
     problems: tuple[Problem, ...] = ()
+    former: frozenset[Id] = frozenset()
+    back: "Put | None" = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +169,14 @@ def owned(entry: Entry) -> dict[str, Evidence]:
         for name in entry.installed.provides:
             mine[name] = entry.installed.evidence.get(name, frozenset())
     return mine
+
+
+def evidence_of(entry: Entry, name: str) -> Evidence:
+    """Return what the node shows of one name that an entry owns."""
+    installed = entry.installed
+    if installed is not None and name in installed.evidence:
+        return installed.evidence[name]
+    return entry.retired.get(name, frozenset())
 
 
 def is_put(entry: Entry, name: str) -> bool:
@@ -266,7 +278,13 @@ class _Planner:
         self.claimed = _claimed(desired, entries)
         self.unreadable = any(isinstance(one, Unreadable) for one in desired.sets.values())
         self.barred: set[Id] = set()  # desired, but its last good version stays for now
-        self.taken = self._taken()
+        self.providers = {
+            name: id_
+            for id_, profile in desired.profiles.items()
+            if id_.kind == kind
+            for name in profile.version.provides
+        }
+        self.taken = set(self.providers)  # names that this pass puts or keeps for desired keys
         self.wanted: frozenset[str] = frozenset()  # of desired keys that cannot be put now
         self.owners: dict[str, list[Entry]] = {}
         for entry in self.entries.values():
@@ -306,18 +324,17 @@ class _Planner:
 
     def _profiles(self, seen: Seen) -> Iterable[Action]:
         """Decide on every desired profile; one that is barred may bar others, until none does."""
-        ids = self._sorted(self.desired.profiles)
-        while True:
-            actions = {id_: self._profile(self.desired.profiles[id_], seen) for id_ in ids}
-            barred = {
-                id_
-                for id_, action in actions.items()
-                if isinstance(action, Hold) or (isinstance(action, Put) and action.profile is None)
-            }
-            if barred <= self.barred:
-                break
-            self.barred |= barred
-            self.taken = self._taken()
+        profiles = self.desired.profiles
+        ids = self._sorted(profiles)
+        actions = {id_: self._profile(profiles[id_], seen) for id_ in ids}
+        barred = [id_ for id_ in ids if _is_barred(actions[id_])]
+        while barred:
+            self.barred.update(barred)
+            for id_ in barred:
+                self.taken.difference_update(profiles[id_].version.provides)
+            again = self._concerned(barred) - self.barred
+            actions |= {id_: self._profile(profiles[id_], seen) for id_ in again}
+            barred = [id_ for id_ in again if _is_barred(actions[id_])]
         self.claimed |= {
             (self.kind, name)
             for id_ in self.barred & self.entries.keys()
@@ -330,14 +347,19 @@ class _Planner:
         self.wanted = frozenset(name for one in refused for name in one) - self.taken
         return actions.values()
 
-    def _taken(self) -> frozenset[str]:
-        """Return the names that this pass puts or keeps for keys that are desired."""
-        return frozenset(
-            name
-            for id_, profile in self.desired.profiles.items()
-            if id_.kind == self.kind and id_ not in self.barred
-            for name in profile.version.provides
-        )
+    def _concerned(self, barred: Iterable[Id]) -> set[Id]:
+        """Return the desired keys that may be barred since these are.
+
+        They want a name that these keep, or one of a set that is gone and that these do not replace
+        after all.
+        """
+        names: set[str] = set()
+        for id_ in barred:
+            mine = [self.entries[id_]] if id_ in self.entries else []
+            for name in self.desired.profiles[id_].version.provides:
+                mine += self.owners.get(name, ())
+            names.update(name for entry in mine for name in owned(entry))
+        return {self.providers[name] for name in names if name in self.providers}
 
     def _profile(self, profile: Profile, seen: Seen) -> Action:
         version, id_ = profile.version, profile.id
@@ -375,7 +397,32 @@ class _Planner:
             names=names,
             profile=profile,
             ours=judged.ours,
+            former=frozenset(one.id for one in holders),
+            back=self._back(profile, holders, seen),
         )
+
+    def _back(self, profile: Profile, holders: list[Entry], seen: Seen) -> Put | None:
+        """Return what to put if a profile cannot be put, and the node lacks its last good version.
+
+        None where names of that are another key's by now, or somebody else's.
+        """
+        mine = [one for one in holders if one.id == profile.id or not self.desired.has(one.id)]
+        entry = mine[0] if mine and (len(mine) == 1 or mine[0].id == profile.id) else None
+        if entry is None or entry.installed is None:
+            return None
+        if entry.installed.body == profile.version.body:
+            return None
+        provides = frozenset(profile.version.provides)
+        for name in entry.installed.provides:
+            fact = seen.facts.get(name)
+            if self.providers.get(name, profile.id) != profile.id:
+                return None
+            if any(one is not entry for one in self.owners.get(name, ())):
+                return None
+            if name not in provides and fact is not None and not _intact(entry, name, fact):
+                return None
+        action = self._last_good(entry, "refused", "outdated", (), seen)
+        return action if isinstance(action, Put) else None
 
     def _why(
         self, judged: _Judged, holders: list[Entry], version: Version, *, untouched: bool
@@ -446,7 +493,7 @@ class _Planner:
                 (judged.new if owner is None else judged.missing).append(name)
             elif owner is not None:
                 if _intact(owner, name, fact):
-                    judged.same[name] = owned(owner)[name]
+                    judged.same[name] = evidence_of(owner, name)
                 elif is_put(owner, name) or is_staged or name in self.options.take_over:
                     judged.drifted.append(name)
                 else:
@@ -585,7 +632,7 @@ class _Planner:
     def _stays(self, entry: Entry, name: str, stay: Mapping[str, Hold], seen: Seen) -> Hold | None:
         """Return why a name of ours that is on the node must stay there, or None if it may go."""
         if self._waits(entry, name):
-            return Hold(id=entry.id, why="wanted", names=(name,), state="held")
+            return Hold(id=entry.id, why="wanted", names=(name,), state="held", desired=False)
         above = stay.get(name.rpartition("//")[0])
         if above is not None:  # who runs below it may enter its hats and children any time
             return replace(above, names=(name,), problems=())
@@ -690,7 +737,12 @@ class _Planner:
 def _intact(entry: Entry, name: str, fact: Fact) -> bool:
     """Return whether the node holds what the entry says it put under that name."""
     mode = entry.installed.modes.get(name, "") if entry.installed is not None else ""
-    return same(owned(entry)[name], fact, mode)
+    return same(evidence_of(entry, name), fact, mode)
+
+
+def _is_barred(action: Action) -> bool:
+    """Return whether a desired profile is not to be put now."""
+    return isinstance(action, Hold) or (isinstance(action, Put) and action.profile is None)
 
 
 def _left(id_: Id, name: str, why: str, *problems: Problem) -> Hold:

@@ -5,6 +5,7 @@ node was seen to hold the new version. Rule 2: one failed action never stops the
 every point of a kill the ledger says at least what is ours, and never more than was staged.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, assert_never
@@ -51,6 +52,7 @@ class Reconciler:
         self.ledger = ledger
         self.entries = dict(entries)
         self.clock = clock
+        self._owners: dict[tuple[KindName, str], set[Id]] | None = None  # once it was asked for
 
     def run(self, actions: Iterable[plan.Action], *, dry_run: bool = False) -> tuple[Outcome, ...]:
         """Carry out the actions in their order, puts first; with dry_run, none of them.
@@ -68,15 +70,17 @@ class Reconciler:
             else:
                 outcome = self._act(action)
             if outcome.result == "failed":
-                failed.add(action.id)
+                failed |= {action.id} | (action.former if isinstance(action, plan.Put) else set())
             outcomes.append(replace(outcome, seconds=self.clock() - begin))
         return tuple(outcomes)
 
     def _is_needed(self, action: plan.Action) -> bool:
-        """Return whether names that the new version lacks are part of the last good one."""
+        """Return whether names that a failed put leaves over are part of the last good version."""
         entry = self.entries.get(action.id)
         installed = entry.installed if entry is not None else None
         leaving = action.names if isinstance(action, plan.Remove | plan.Release) else ()
+        if action.why == plan.MOVED:
+            return False  # that is looked at for each name
         return installed is not None and not frozenset(installed.provides).isdisjoint(leaving)
 
     def _preview(self, action: plan.Action) -> Outcome:
@@ -123,7 +127,7 @@ class Reconciler:
         if not _is(before.installed, profile.version):
             problem = self._store(profile) or self._write(replace(before, staged=profile.version))
             if problem is not None:
-                return _ended(action, problem)
+                return self._put_back(action, problem)
         done = self.kinds[action.id.kind].put(profile, ours=action.ours)
         match done:
             case Failed(problem=problem):
@@ -131,7 +135,7 @@ class Reconciler:
                 if problem.code == "verify_failed":
                     return _ended(action, problem)
                 self._unstage(before)
-                return _ended(action, problem, self._put_back(action, before))
+                return self._put_back(action, problem)
             case Installed(evidence=evidence, modes=modes):
                 version = replace(profile.version, evidence=evidence, modes=modes)
                 committed = self._committed(before, version, profile.prefix)
@@ -144,19 +148,10 @@ class Reconciler:
             case unreachable:
                 assert_never(unreachable)
 
-    def _put_back(self, action: plan.Put, before: Entry) -> Version | None:
-        """Put the installed version where the node lost it, since the new one cannot be had."""
-        installed = before.installed
-        if action.profile is None or installed is None or before.how == "adopted":
-            return None
-        both = frozenset(installed.provides) & frozenset(action.names)
-        if both <= action.ours:  # it is on the node
-            return None
-        dropped = frozenset(installed.provides) - both
-        ours = (action.ours & both) | dropped
-        return self._put(
-            plan.Put(id=action.id, why="missing", names=installed.provides, profile=None, ours=ours)
-        ).version
+    def _put_back(self, action: plan.Put, problem: Problem) -> Outcome:
+        """Tell that a put failed, after the last good version was put where the node lacks it."""
+        back = self._put(action.back) if action.back is not None else None
+        return _ended(action, problem, back.version if back is not None else None)
 
     def _committed(self, before: Entry, version: Version, prefix: str) -> Entry:
         retired = _retired(before, version)
@@ -242,17 +237,29 @@ class Reconciler:
         """Forget names; those that moved only once another entry owns them."""
         names = action.names
         if action.why == plan.MOVED:
-            others = [entry for id_, entry in self.entries.items() if id_ != action.id]
-            kept = {
-                name
-                for entry in others
-                if entry.id.kind == action.id.kind
-                for name in plan.owned(entry)
-            }
-            names = tuple(name for name in names if name in kept)
+            names = tuple(name for name in names if self._has_another(action.id, name))
             if not names:
                 return Outcome(action=action, result="held")
         return _ended(action, self._forget(action.id, names))
+
+    def _has_another(self, id_: Id, name: str) -> bool:
+        """Return whether another entry owns a name."""
+        if self._owners is None:
+            self._owners = defaultdict(set)
+            for entry in self.entries.values():
+                self._note(None, entry)
+        return bool(self._owners[id_.kind, name] - {id_})
+
+    def _note(self, before: Entry | None, after: Entry | None) -> None:
+        """Keep the owners of each name in step, where they have been asked for."""
+        if self._owners is None:
+            return
+        if before is not None:
+            for name in plan.owned(before):
+                self._owners[before.id.kind, name].discard(before.id)
+        if after is not None:
+            for name in plan.owned(after):
+                self._owners[after.id.kind, name].add(after.id)
 
     def _forget(self, id_: Id, names: tuple[str, ...]) -> Problem | None:
         entry = self.entries.get(id_)
@@ -271,13 +278,14 @@ class Reconciler:
     def _write(self, entry: Entry) -> Problem | None:
         problem = self.ledger.write(entry)
         if problem is None:
+            self._note(self.entries.get(entry.id), entry)
             self.entries[entry.id] = entry
         return problem
 
     def _drop(self, id_: Id) -> Problem | None:
         problem = self.ledger.drop(id_)
         if problem is None:
-            self.entries.pop(id_, None)
+            self._note(self.entries.pop(id_, None), None)
         return problem
 
 

@@ -80,18 +80,20 @@ def _columns(rows: Sequence[Sequence[str]], width: int) -> Iterable[str]:
     gaps = _GAP * (len(_HEAD) - 1)
     kind, _, state, _ = (max(len(row[i]) for row in rows) for i in range(len(_HEAD)))
     room = width - kind - state - gaps + _GAP
-    short = [row for row in rows if len(row[1]) <= room]
-    name, why = (max((len(row[i]) for row in short), default=0) for i in (1, 3))
+    name, why = (
+        max((len(row[i]) for row in rows if len(row[1]) <= room), default=0) for i in (1, 3)
+    )
     fits = kind + name + state + why + gaps <= width
     for row in rows:
-        if row in short:
+        short = len(row[1]) <= room
+        if short:
             line = (" " * _GAP).join((row[0].ljust(kind), row[1].ljust(name), row[2].ljust(state)))
             line += f"{' ' * _GAP}{row[3]}" if fits else ""
         else:
             yield row[1]
             line = f"  {row[0]}, {row[2]}"
         yield line.rstrip()
-        if row is not rows[0] and row[3] and not (fits and row in short):
+        if row is not rows[0] and row[3] and not (fits and short):
             yield from _wrap(row[3], width, "    ")
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from agent.core import plan
 from agent.core.model import Blind, Blob, Emptied, Missing, Read, Unreadable
 from agent.core.problems import Problem
-from tests.world import Killed, Node, Steps, settled, turn
+from tests.world import Killed, Node, Steps, settled, token, turn
 
 NAMES = st.sampled_from(["a", "b", "c"])
 KEYS = st.sampled_from(["one.profile", "two.profile", "three.profile"])
@@ -148,6 +148,39 @@ def test_what_this_agent_put_stays_its_own(history, foreign):
         turn(node, [snapshot])
         there = {name for name, content in node.loaded.items() if node.put.get(name) == content}
         assert there <= mine(node)
+
+
+@settings(max_examples=300)
+@given(HARD, FOREIGN)
+def test_what_is_told_to_be_there_is_there(history, foreign):
+    """At the end of a pass, whatever came after it in that pass: with the content that is told."""
+    node = Node(loaded=dict(foreign))
+    for snapshot, deeds, full in history:
+        meddle(node, deeds)
+        node.full = full
+        for outcome in turn(node, [snapshot]):
+            action = outcome.action
+            if outcome.result == "done" and isinstance(action, plan.Put | plan.Keep | plan.Adopt):
+                told = outcome.version.evidence
+                assert all(token(node.loaded[one]) & told[one] for one in action.names)
+            elif isinstance(action, plan.Hold) and action.state in ("held", "outdated"):
+                assert node.loaded.keys() >= set(action.names)
+
+
+@settings(max_examples=300)
+@given(HARD, FOREIGN)
+def test_passes_over_an_unchanged_node_come_to_rest(history, foreign):
+    """Also while something is refused at every pass: nothing is put again and again."""
+    node = Node(loaded=dict(foreign))
+    for snapshot, deeds, full in history:
+        meddle(node, deeds)
+        node.full = full
+        for _ in range(4):
+            turn(node, [snapshot])
+        before = dict(node.loaded)
+        outcomes = turn(node, [snapshot])
+        put = [one for one in outcomes if isinstance(one.action, plan.Put) and one.result == "done"]
+        assert (put, node.loaded) == ([], before)
 
 
 @settings(max_examples=300)

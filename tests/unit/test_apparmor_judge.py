@@ -55,6 +55,12 @@ def test_a_plain_name_is_accepted(name):
     assert codes(declared(name)) == []
 
 
+def test_a_key_of_too_many_names_is_refused():
+    """Each is a load for the kernel, a row and a label; up to the limit they are fine."""
+    names = [declared(f"n{number}") for number in range(judge.MOST_NAMES + 1)]
+    assert (codes(*names), codes(*names[:-1])) == (["key_too_large"], [])
+
+
 def test_a_child_needs_its_nearest_parent_in_the_same_key():
     """A grandchild's parent is its child, not the profile at the top."""
     assert codes(declared("a"), declared("a//b")) == []

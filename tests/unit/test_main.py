@@ -270,6 +270,30 @@ def test_a_check_says_what_it_did_not_look_at(top, capsys):
     )
 
 
+def test_a_check_of_what_kinds_leave_out_is_none(top, capsys):
+    """A job that checks nothing must not pass."""
+    path = f"{top}/source/audit.json"
+    assert main(["check", "--kinds=apparmor", path]) == 1
+    assert capsys.readouterr().err == (
+        f"profile-loader: dir {top}/source: --kinds leaves out 1 of its keys, which were not "
+        "looked at\n"
+    )
+
+
+def test_an_unreadable_file_hides_no_other(top, capsys):
+    """The others of its directory are checked; it is 3 all the same."""
+    (top / "source/loop.json").symlink_to("loop.json")
+    bad = top / "source/bad.json"
+    bad.write_text("{}")
+    files = [str(bad), f"{top}/source/audit.json"]
+    assert main(["check", *files, f"{top}/source/loop.json", "--output=json"]) == 3
+    told = json.loads(capsys.readouterr().out)
+    assert {one["key"]: one["state"] for one in told["profiles"]} == {
+        files[0]: "rejected",
+        files[1]: "accepted",
+    }
+
+
 @pytest.mark.parametrize("path", ["x" * 300, "x" * 300 + ".yaml", "shut/x.json"])
 def test_a_path_that_cannot_be_looked_at_is_unreadable_and_no_bug(top, capsys, path):
     """Checked or as a source it is 3, as every source that cannot be read."""

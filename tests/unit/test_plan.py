@@ -574,6 +574,53 @@ def test_what_was_put_before_an_adoption_is_removed():
     ]
 
 
+V1 = entry(names=("a", "b"))  # under the key of `profile`
+
+
+@pytest.mark.parametrize(
+    ("stored", "new", "seen", "back"),
+    [
+        (V1, ("a",), has(), frozenset()),
+        (V1, ("a",), has(b="v1"), frozenset({"b"})),
+        (V1, ("a",), has(a="theirs"), frozenset({"a"})),
+        (V1, ("a",), has(a="v1", b="v1"), None),
+        (V1, ("a",), has(b="theirs"), None),
+        (V1, ("c",), has(), frozenset()),
+        (entry(key("former"), names=("a", "b")), ("a",), has(), frozenset()),
+    ],
+    ids=[
+        "all are gone",
+        "one is gone",
+        "one has drifted",
+        "all are there",
+        "a dropped one is somebody else's",
+        "no name is common",
+        "of the former key",
+    ],
+)
+def test_a_put_knows_what_to_put_back_if_it_fails(stored, new, seen, back):
+    """The last good version where the node lacks it, and nothing that is not this agent's."""
+    (put, *_) = decide(desired(profile(content="v2", names=new)), stored, seen=seen)
+    assert put.former == {stored.id}
+    if back is None:
+        assert put.back is None
+    else:
+        assert put.back == Put(
+            id=stored.id, why=put.back.why, names=("a", "b"), profile=None, ours=back
+        )
+
+
+def test_what_another_key_has_by_now_is_not_put_back():
+    """Neither a name that another key provides now, nor one that another entry owns."""
+    other = profile(key("other"), "v3", ("b",))
+    wanted = desired(profile(content="v2", names=("a",)), other)
+    (_, put, *_) = decide(wanted, V1, seen=has())
+    assert (put.names, put.back) == (("a",), None)
+    owner = entry(key("owner", origin="dir /elsewhere"), "v3", ("b",))
+    (put, *_) = decide(desired(profile(content="v2", names=("a",))), V1, owner, seen=has())
+    assert put.back is None
+
+
 def test_another_keys_foreign_name_holds_back_the_whole_update():
     """An update that claims a foreign name is held; the last good version stays complete."""
     wanted = profile(content="v2", names=("web", "extra"))

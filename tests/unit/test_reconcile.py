@@ -102,7 +102,8 @@ def test_a_failed_put_of_a_lost_profile_puts_the_last_good_version_back():
     node, old, new = Node(), inspected(b"a,b:x"), inspected(b"a:?")
     node.entries = {old.id: stored(old)}
     keep_bodies(node, old)
-    (outcome,) = act(node, put(new, why="changed"))
+    back = plan.Put(id=old.id, why="missing", names=("a", "b"), profile=None, ours=frozenset())
+    (outcome,) = act(node, put(new, why="changed", back=back))
     assert (outcome.result, [one.code for one in outcome.problems]) == (
         "failed",
         ["kernel_refused"],
@@ -111,13 +112,31 @@ def test_a_failed_put_of_a_lost_profile_puts_the_last_good_version_back():
     assert node.entries == {old.id: stored(old)}
 
 
-def test_a_failed_put_of_what_is_there_changes_nothing():
-    """The last good version that is on the node needs no put."""
-    node, old, new = Node(), inspected(), inspected(b"a:?")
-    node.entries, node.loaded = {old.id: stored(old)}, {"a": old.body}
+def test_a_put_that_the_ledger_cannot_take_puts_the_last_good_version_back():
+    """That needs no write of the ledger."""
+    node, old, new = Node(full=True), inspected(), inspected(b"a:y")
+    node.entries = {old.id: stored(old)}
     keep_bodies(node, old)
-    (outcome,) = act(node, put(new, why="changed", ours=frozenset({"a"})))
-    assert (outcome.result, outcome.version, node.put) == ("failed", None, {})
+    back = plan.Put(id=old.id, why="missing", names=("a",), profile=None, ours=frozenset())
+    (outcome,) = act(node, put(new, why="changed", back=back))
+    assert (outcome.result, node.loaded) == ("failed", {"a": old.body})
+
+
+def test_what_a_failed_put_would_have_taken_over_stays_with_its_former_key():
+    """A renamed key that is refused takes nothing away from the version that is there."""
+    node, old, new = Node(), inspected(b"a,b:x", "old"), inspected(b"a:?", "new")
+    node.entries, node.loaded = {old.id: stored(old)}, {"a": old.body, "b": old.body}
+    refused = put(new, why="changed", ours=frozenset({"a"}), former=frozenset({old.id}))
+    release = plan.Release(id=old.id, why=plan.MOVED, names=("a",))
+    remove = plan.Remove(
+        id=old.id, why="not desired", names=("b",), evidence={"b": token(old.body)}, prove=True
+    )
+    assert [one.result for one in act(node, refused, release, remove)] == [
+        "failed",
+        "held",
+        "held",
+    ]
+    assert (node.entries, sorted(node.loaded)) == ({old.id: stored(old)}, ["a", "b"])
 
 
 def test_what_a_failed_put_would_have_left_over_stays():

@@ -25,6 +25,9 @@ DENY_NAMES = (
 _LONGEST = 200
 
 
+MOST_NAMES = 1000  # of one key: each is a load for the kernel, a row and a label
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
     """What an operator may allow and deny."""
@@ -36,6 +39,12 @@ class Rules:
 
 def refusals(declared: Sequence[Declared], source: str, rules: Rules) -> tuple[Problem, ...]:
     """Return why a compiled policy may not be put."""
+    if len(declared) > MOST_NAMES:
+        what = (
+            f"It declares {len(declared)} profiles, hats and children; {MOST_NAMES} are the most."
+        )
+        hint = "Split it into keys of fewer."
+        return (Problem(code="key_too_large", where="profile", what=what, hint=hint),)
     names = frozenset(one.name for one in declared)
     return bounded(problem for one in declared for problem in _refusals(one, names, source, rules))
 

@@ -1,0 +1,97 @@
+"""Keys of 1 MiB that would take the agent's time or memory: `python -m` this module NAME.
+
+It looks at one of them as the agent does, in a process of its own, and prints as JSON how many
+problems were told, how much CPU time that took (s) and how much more memory (MiB).
+"""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+from agent.core.model import Blob
+from agent.doors.host import Host
+from agent.kinds.apparmor import leaving, text
+from agent.kinds.seccomp.kind import Seccomp
+
+SIZE = 1 << 20
+RULE = (
+    '{"names":["read"],"action":"SCMP_ACT_%s","args":[{"index":0,"value":%d,"op":"SCMP_CMP_GT"}]}'
+)
+
+
+def filled(head, one, tail):
+    """Return bytes of at most SIZE with as many of one (or of what it makes of a number) as fit."""
+    make = one if callable(one) else lambda _: one
+    parts, left, number = [], SIZE - len(head) - len(tail), 0
+    while (left := left - len(part := make(number)) - 1) >= 0:
+        parts.append(part)
+        number += 1
+    return (head + ",".join(parts) + tail).encode()
+
+
+def deny(inner):
+    return '{"defaultAction":"SCMP_ACT_ERRNO",' + inner
+
+
+SECCOMP = {
+    "rules without anything": filled(deny('"syscalls":['), "{}", "]}"),
+    "rules that are none": filled(deny('"syscalls":['), "1", "]}"),
+    "rules of one call": filled(
+        deny('"syscalls":['), lambda n: RULE % (("ALLOW", "LOG")[n % 2], n), "]}"
+    ),
+    "names that nobody knows": filled(
+        '{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"action":"SCMP_ACT_ERRNO","names":[',
+        '"red{}"'.format,
+        "]}]}",
+    ),
+    "conditions": filled(
+        deny('"syscalls":[{"names":["read"],"action":"SCMP_ACT_ALLOW","args":['), "{}", "]}]}"
+    ),
+    "architectures": filled(deny('"architectures":['), '"x"', "]}"),
+    "unknown fields": filled(deny(""), '"k{}":0'.format, "}"),
+    "a key twice among very many": filled('{"a":1,"a":2,', '"k{}":0'.format, "}"),
+}
+APPARMOR = {
+    "empty lines": b"\n" * SIZE,
+    "empty comments": b"#\n" * (SIZE // 2),
+    "short lines": b"ab\n" * (SIZE // 3),
+    "includes after empty lines": b"\n" * (SIZE // 2) + b"include /a\n" * (SIZE // 22),
+    "unconfined executions": b"ux,\n" * (SIZE // 4),
+    "changes of profile": b"change_profile,\n" * (SIZE // 16),
+    "variables": b"@{a}=b\n" * (SIZE // 7),
+    "names with variables": b"profile @{x} {\n" * (SIZE // 15),
+}
+
+
+def seccomp(content):
+    """Return the problems of a seccomp key."""
+    kind = Seccomp(host=Host(Path("/nonexistent")), machine="x86_64")
+    return kind.inspect(Blob(origin="o", key="a.json", content=content)).problems
+
+
+def apparmor(content):
+    """Return the longest of what is said of a text before the parser and beside it."""
+    source = content.decode()
+    return max(
+        text.refusals(content),
+        text.variable_names(source),
+        text.undeclared(source, ["a"]),
+        leaving.warnings(source),
+        key=len,
+    )
+
+
+def main(name):
+    """Look at one key."""
+    look, content = (seccomp, SECCOMP[name]) if name in SECCOMP else (apparmor, APPARMOR[name])
+    before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    found = look(content)
+    seconds, after = time.process_time() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    told = {"problems": len(found), "seconds": seconds, "memory": (after - before) / 1024}
+    sys.stdout.write(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
