@@ -341,6 +341,8 @@ def test_an_interrupt_ends_it_without_a_word(tmp_path):
         [*command, f"--apparmor-parser={parser}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as one:
         started = int((tmp_path / "began").read_text())
+        while one.poll() is None and len([*Path(f"/proc/{one.pid}/task").iterdir()]) == 1:
+            pass  # not yet at waiting for it
         one.send_signal(signal.SIGINT)
         assert (one.wait(20), one.stdout.read()) == (130, b"")
     assert not Path(f"/proc/{started}").exists()
