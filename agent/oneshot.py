@@ -109,11 +109,12 @@ class Pass:
         seconds: dict[str, float] = {}
         with _timed(seconds, "observe"):
             observed = self._observe(wanted, found, found)
-        lost = [
-            one
+        puts = [
+            one.back or one
             for one in plan.plan(wanted, found, observed, self.options)
-            if isinstance(one, plan.Put) and one.why in ("missing", "drifted")
+            if isinstance(one, plan.Put)
         ]
+        lost = [one for one in puts if one.why in ("missing", "drifted")]
         runner = reconcile.Reconciler(
             kinds=self.kinds, ledger=self.ledger, entries=found, clock=self._clock
         )

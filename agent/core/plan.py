@@ -406,11 +406,11 @@ class _Planner:
 
         None where names of that are another key's by now, or somebody else's.
         """
-        mine = [one for one in holders if one.id == profile.id or not self.desired.has(one.id)]
+        mine = [one for one in holders if one.id == profile.id or self._is_left(one.id)]
         entry = mine[0] if mine and (len(mine) == 1 or mine[0].id == profile.id) else None
         if entry is None or entry.installed is None:
             return None
-        if entry.installed.body == profile.version.body:
+        if _same_version(entry.installed, profile.version):
             return None
         provides = frozenset(profile.version.provides)
         for name in entry.installed.provides:
@@ -453,6 +453,8 @@ class _Planner:
             for entry in self.owners.get(name, ()):
                 if entry.id == profile.id or entry.installed is None:
                     continue
+                if name not in entry.installed.provides:
+                    continue  # only left over from an older version
                 refused = (
                     entry.id in self.desired.rejections
                     or entry.id in self.desired.unchecked
@@ -612,6 +614,10 @@ class _Planner:
             return "adopted"
         return "" if same(evidence, fact) else "foreign"
 
+    def _is_left(self, id_: Id) -> bool:
+        """Return whether a key is not desired for itself: gone, or the same as another one."""
+        return id_ in self.desired.same or not self.desired.has(id_)
+
     def _waits(self, entry: Entry, name: str) -> bool:
         """Return whether a name is wanted by keys that cannot have it now, and nobody else has it.
 
@@ -621,7 +627,7 @@ class _Planner:
 
     def _whole(self, entry: Entry) -> str:
         """Return why the installed version of a key that is not desired stays whole, or nothing."""
-        if entry.installed is None or self.desired.has(entry.id):
+        if entry.installed is None or not self._is_left(entry.id):
             return ""
         if self._standing(entry):
             return "source gone"
@@ -738,6 +744,10 @@ def _intact(entry: Entry, name: str, fact: Fact) -> bool:
     """Return whether the node holds what the entry says it put under that name."""
     mode = entry.installed.modes.get(name, "") if entry.installed is not None else ""
     return same(evidence_of(entry, name), fact, mode)
+
+
+def _same_version(installed: Version, version: Version) -> bool:
+    return (installed.body, installed.provides) == (version.body, version.provides)
 
 
 def _is_barred(action: Action) -> bool:

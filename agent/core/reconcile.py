@@ -150,16 +150,19 @@ class Reconciler:
 
     def _put_back(self, action: plan.Put, problem: Problem) -> Outcome:
         """Tell that a put failed, after the last good version was put where the node lacks it."""
-        back = self._put(action.back) if action.back is not None else None
-        return _ended(action, problem, back.version if back is not None else None)
+        if action.back is None:
+            return _ended(action, problem)
+        back = self._put(action.back)
+        problems = dict.fromkeys((problem, *back.problems))
+        return replace(_ended(action, problem, back.version), problems=tuple(problems))
 
     def _committed(self, before: Entry, version: Version, prefix: str) -> Entry:
         retired = _retired(before, version)
         return Entry(id=before.id, how="put", installed=version, retired=retired, prefix=prefix)
 
     def _unstage(self, before: Entry) -> None:
-        if before.id in self.entries and (before.installed is not None or before.retired):
-            self._write(replace(before, staged=None))
+        if before.staged is not None or before.installed is not None or before.retired:
+            self._write(before)  # what an earlier put left staged may be on the node still
         else:
             self._drop(before.id)
 
@@ -266,13 +269,17 @@ class Reconciler:
         if entry is None:
             return None
         left = {name: one for name, one in plan.owned(entry).items() if name not in names}
-        if not left:
-            return self._drop(id_)
         installed = entry.installed
         if installed is not None and set(installed.provides) & set(names):
             installed = None
         provided = installed.provides if installed is not None else ()
-        retired = {name: one for name, one in left.items() if name not in provided}
+        retired = {
+            name: one
+            for name, one in left.items()
+            if name not in provided and plan.is_put(entry, name)
+        }
+        if installed is None and entry.staged is None and not retired:
+            return self._drop(id_)
         return self._write(replace(entry, installed=installed, retired=retired))
 
     def _write(self, entry: Entry) -> Problem | None:
