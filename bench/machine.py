@@ -54,7 +54,7 @@ def apparmor_loader() -> Path:
     path = CACHE / "apparmor-loader"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        command = [cluster._go(), "build", "-trimpath", "-o", str(path), LOADER]  # noqa: SLF001 - our own tests'
+        command = [cluster.go(), "build", "-trimpath", "-o", str(path), LOADER]
         environ = {"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false"}
         subprocess.run(command, cwd=cluster.MODULE, env={**os.environ, **environ}, check=True)  # noqa: S603 - ours
     return path

@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from tests.system import vm
+from tests.system import kept, vm
 
-CACHE: Final = vm.CACHE / "bench"
+CACHE: Final = kept.CACHE / "bench"
 PACKAGE: Final = "user-mode-linux"
 INIT: Final = f"""{vm.BEGIN}mkdir /out; mount -t hostfs none /out
 export PYTHONPATH=/job/libraries

@@ -1,7 +1,11 @@
 """The benchmark measures what docs/performance.md tells, and can be started."""
 
 import ast
+import importlib
+import types
 from pathlib import Path
+
+import pytest
 
 from bench import document, rows
 from bench.rows import Claim, Figure, Result
@@ -67,3 +71,28 @@ def test_numbers_have_three_digits():
     """More would be noise."""
     shown = [document.number(one, "ms") for one in (1234.5, 123.4, 12.34, 1.234, 0.1234, 2.0)]
     assert shown == ["1,234 ms", "123 ms", "12.3 ms", "1.23 ms", "0.123 ms", "2 ms"]
+
+
+@pytest.mark.parametrize("path", sorted(Path("bench").glob("*.py")), ids=lambda one: one.stem)
+def test_what_the_benchmark_takes_from_elsewhere_is_there(path):
+    """Names that it imports, and what it asks of the tests' modules; it is no part of CI."""
+    tree = ast.parse(path.read_text())
+    modules = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] in ("tests", "agent"):
+            for one in node.names:
+                found = importlib.import_module(node.module)
+                if not hasattr(found, one.name):
+                    found = importlib.import_module(f"{node.module}.{one.name}")
+                else:
+                    found = getattr(found, one.name)
+                modules[one.asname or one.name] = found
+    missing = [
+        f"{node.value.id}.{node.attr}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and isinstance(modules.get(node.value.id), types.ModuleType)
+        and not hasattr(modules[node.value.id], node.attr)
+    ]
+    assert missing == []
