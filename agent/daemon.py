@@ -30,6 +30,9 @@ LOOK_SECONDS: Final = 10.0  # between two looks at what no word may have told
 _PASSING: Final = frozenset({"ledger_damaged", "kind_unobservable", "source_unreadable"})
 
 
+# Not SimpleQueue: in CPython 3.11 and 3.12 its get with a time-out waits for ever if the thread is
+# held up for as long between two lines of _queuemodule.c, which a busy machine does.
+Words = queue.Queue[str]
 Users = Mapping[tuple[KindName, str], tuple[str, ...]]
 
 
@@ -80,7 +83,7 @@ class Daemon:
         self,
         one: Pass,
         *,
-        wake: "queue.SimpleQueue[str]",
+        wake: "Words",
         resync: float,
         teller: Teller | None = None,
         domain: str = labels.DOMAIN,

@@ -6,7 +6,6 @@ Rule 2: a mode imports only what it needs: without a cluster the client is never
 
 import contextlib
 import platform
-import queue
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -315,7 +314,7 @@ def _labelled(settings: Settings, found: Cluster, report: Report) -> Report:
 
 def daemon(settings: Settings) -> "Daemon":
     """Return the daemon, with everything it needs started."""
-    from agent.daemon import Daemon
+    from agent.daemon import Daemon, Words
     from agent.doors.watch import Files, Revision
     from agent.reporters import logs
     from agent.reporters.board import Board
@@ -330,7 +329,7 @@ def daemon(settings: Settings) -> "Daemon":
         patience=60.0 + 2 * settings.parser_timeout,
     )
     servers = _servers(settings, board)
-    wake: queue.SimpleQueue[str] = queue.SimpleQueue()
+    wake = Words()
     publishers: list[Publisher] = []
 
     def woken(word: str) -> None:

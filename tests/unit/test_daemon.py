@@ -1,6 +1,8 @@
 """Specification of agent.daemon, on a node in memory beside an API server in memory."""
 
+import contextlib
 import queue
+import threading
 from dataclasses import replace
 
 import pytest
@@ -134,7 +136,7 @@ class World:
         self.kind = CheapKind(self.node)
         self.keys = Keys(SET, {"web": "web:1", "old": "old:1"})
         self.other = Keys("dir /p", {"third": "third:1"})
-        self.wake = queue.SimpleQueue()
+        self.wake = daemon.Words()
         self.server = ApiServer()
         self.watch = Watched(self.server)
         self.watch.deliver()
@@ -1116,3 +1118,20 @@ def test_a_second_repair_while_profiles_are_compiled_waits_a_second(slow, clock)
     ]
     slow.daemon.step()
     assert seen == [False, True]
+
+
+def test_a_wait_for_words_ends_though_one_came_right_before():
+    """However short it is: a queue that then waits for ever is a daemon that does nothing more."""
+
+    def wait():
+        words = daemon.Words()
+        for _ in range(60_000):  # SimpleQueue of CPython 3.11: 4,000 to 60,000 until it hangs
+            words.put("files")
+            words.get()
+            with contextlib.suppress(queue.Empty):
+                words.get(timeout=2e-6)
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    waiting.join(60)
+    assert not waiting.is_alive()

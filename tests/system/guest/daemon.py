@@ -15,6 +15,7 @@ import traceback
 import urllib.request
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -43,8 +44,10 @@ SOURCE = scenarios.SOURCE
 class Daemon:
     """The agent without --oneshot, until the block ends."""
 
+    running: ClassVar = []  # processes, the newest last
+
     def __init__(self, *more, **environ):
-        self.more, self.environ = more, environ
+        self.more, self.environ = more, {**environ, "PYTHONFAULTHANDLER": "1"}
 
     def __enter__(self):
         command = [
@@ -57,6 +60,7 @@ class Daemon:
         environ.pop("PYTHONDONTWRITEBYTECODE", None)
         with LOG.open("w") as log:
             self.process = subprocess.Popen(command, stderr=log, stdout=log, env=environ)
+        self.running.append(self.process)
         return self
 
     def __exit__(self, *_):
@@ -78,7 +82,17 @@ def until(condition, seconds=30.0, what=""):
         if "this is a bug" in LOG.read_text():
             break
         patience.step()
-    raise AssertionError(f"not within {seconds} s: {what}\n{LOG.read_text()[-3000:]}")
+    raise AssertionError(f"not within {seconds} s: {what}\n{last_words()}")
+
+
+def last_words():
+    """Return how the newest daemon ended, or what its threads are at, and the end of its log."""
+    process = Daemon.running[-1] if Daemon.running else None
+    status = process.poll() if process is not None else None
+    if process is not None and status is None:
+        process.send_signal(signal.SIGABRT)  # faulthandler writes every stack into the log
+        process.wait(30)
+    return f"status {status}, loaded {sorted(loaded())}\n{LOG.read_text()[-6000:]}"
 
 
 def metric(name):

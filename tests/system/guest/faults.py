@@ -282,6 +282,7 @@ class Killed(Daemon):
         environ.pop("PYTHONDONTWRITEBYTECODE", None)
         with LOG.open("w") as log:
             self.process = subprocess.Popen(command, stderr=log, stdout=log, env=environ)
+        self.running.append(self.process)
         return self
 
 
