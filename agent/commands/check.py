@@ -77,21 +77,21 @@ def check(settings: Settings, paths: Sequence[str], arch: str) -> Checked:
         supports={},
         problems=tuple(one for one in map(_unread, snapshots) if one is not None),
     )
-    told = any(row.kind == "apparmor" for row in rows)
     skipped = [
         f"{path} was not looked at: by its name it is no profile"
         for files in singles.values()
         for path in files
         if recognise.kind_of(path, b"") is None
     ]
-    skipped += [told for path in others for told in _manifests(path)]
+    skipped += [one for path in others for one in _manifests(path)]
     skipped += [
         f"{origin}: --kinds leaves out {count} of its keys, which were not looked at"
         for one in joined
         for origin, count in one.left_out.items()
         if count
     ]
-    return Checked(report=report, abi=apparmor.abi if told else "", skipped=tuple(skipped))
+    compiled = any(row.kind == "apparmor" for row in rows)
+    return Checked(report=report, abi=apparmor.abi if compiled else "", skipped=tuple(skipped))
 
 
 def _sorted(paths: Sequence[str]) -> tuple[dict[Path, list[str]], list[str]]:
@@ -100,18 +100,12 @@ def _sorted(paths: Sequence[str]) -> tuple[dict[Path, list[str]], list[str]]:
     others: list[str] = []
     whole = {os.path.abspath(path): path for path in reversed(paths)}  # noqa: PTH100 - without `..`
     for full, path in reversed(whole.items()):
-        if _is_file(path) and Path(path).suffix not in _MANIFESTS:
+        # pathlib raises where nobody may look; there reading says why.
+        if os.path.isfile(path) and Path(path).suffix not in _MANIFESTS:  # noqa: PTH113 - see above
             singles.setdefault(Path(full).parent, []).append(path)
         else:
             others.append(path)
     return singles, others
-
-
-def _is_file(path: str) -> bool:
-    try:
-        return Path(path).is_file()
-    except OSError:
-        return False  # reading it says why
 
 
 def _manifests(path: str) -> list[str]:

@@ -75,13 +75,15 @@ class Reconciler:
         return tuple(outcomes)
 
     def _is_needed(self, action: plan.Action) -> bool:
-        """Return whether names that a failed put leaves over are part of the last good version."""
+        """Return whether names that a failed put leaves over are part of the last good version.
+
+        Whether one has moved is looked at for each.
+        """
+        if not isinstance(action, plan.Remove | plan.Release) or action.why == plan.MOVED:
+            return False
         entry = self.entries.get(action.id)
         installed = entry.installed if entry is not None else None
-        leaving = action.names if isinstance(action, plan.Remove | plan.Release) else ()
-        if action.why == plan.MOVED:
-            return False  # that is looked at for each name
-        return installed is not None and not frozenset(installed.provides).isdisjoint(leaving)
+        return installed is not None and not set(installed.provides).isdisjoint(action.names)
 
     def _preview(self, action: plan.Action) -> Outcome:
         entry = self.entries.get(action.id)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # watchdog 6 has none
 
 POLL_SECONDS: Final = 5.0
 ABSENT_SECONDS: Final = 30.0
+_MOST_LOST: Final = 10_000  # directories that watchdog lost count of: there is an end
 _CHANGES: Final[list[type[FileSystemEvent]]] = [
     events.DirCreatedEvent,
     events.DirDeletedEvent,
@@ -225,19 +226,18 @@ def _end(died: BaseThread, observer: BaseObserver) -> None:
     with contextlib.suppress(Exception):
         for emitter in tuple(observer.emitters):
             group = emitter._inotify if isinstance(emitter, InotifyEmitter) else None  # noqa: SLF001 - a test holds it
-            while group is not None and not _ended(group):
-                pass
+            if group is not None:
+                _give_back(group)
     for one in (died, observer):
         with contextlib.suppress(Exception):
             one.stop()
 
 
-def _ended(group: "InotifyWatchGroup") -> bool:
-    try:
-        group.deactivate()
-    except KeyError:
-        return False
-    return True
+def _give_back(group: "InotifyWatchGroup") -> None:
+    for _ in range(_MOST_LOST):
+        with contextlib.suppress(KeyError):
+            group.deactivate()
+            return
 
 
 def _place(path: Path) -> _Place | None:

@@ -83,6 +83,15 @@ def meddle(node, deeds):
             node.used.clear()
 
 
+def hardly(history, foreign):
+    """Give a node and what is to be read, before each pass of a hard history."""
+    node = Node(loaded=dict(foreign))
+    for snapshot, deeds, full in history:
+        meddle(node, deeds)
+        node.full = full
+        yield node, snapshot
+
+
 def mine(node):
     return {name for entry in node.entries.values() for name in plan.owned(entry)}
 
@@ -141,10 +150,7 @@ def test_what_is_not_ours_is_never_touched(history, foreign):
 @given(HARD, FOREIGN)
 def test_what_this_agent_put_stays_its_own(history, foreign):
     """Whatever is refused or cannot be written: what it loaded and is there, its ledger knows."""
-    node = Node(loaded=dict(foreign))
-    for snapshot, deeds, full in history:
-        meddle(node, deeds)
-        node.full = full
+    for node, snapshot in hardly(history, foreign):
         turn(node, [snapshot])
         there = {name for name, content in node.loaded.items() if node.put.get(name) == content}
         assert there <= mine(node)
@@ -154,10 +160,7 @@ def test_what_this_agent_put_stays_its_own(history, foreign):
 @given(HARD, FOREIGN)
 def test_what_is_told_to_be_there_is_there(history, foreign):
     """At the end of a pass, whatever came after it in that pass: with the content that is told."""
-    node = Node(loaded=dict(foreign))
-    for snapshot, deeds, full in history:
-        meddle(node, deeds)
-        node.full = full
+    for node, snapshot in hardly(history, foreign):
         for outcome in turn(node, [snapshot]):
             action = outcome.action
             if outcome.result == "done" and isinstance(action, plan.Put | plan.Keep | plan.Adopt):
@@ -171,10 +174,7 @@ def test_what_is_told_to_be_there_is_there(history, foreign):
 @given(HARD, FOREIGN)
 def test_passes_over_an_unchanged_node_come_to_rest(history, foreign):
     """Also while something is refused at every pass: nothing is put again and again."""
-    node = Node(loaded=dict(foreign))
-    for snapshot, deeds, full in history:
-        meddle(node, deeds)
-        node.full = full
+    for node, snapshot in hardly(history, foreign):
         for _ in range(4):
             turn(node, [snapshot])
         before = dict(node.loaded)
@@ -187,10 +187,7 @@ def test_passes_over_an_unchanged_node_come_to_rest(history, foreign):
 @given(HARD, FOREIGN)
 def test_no_name_of_a_current_key_is_removed(history, foreign):
     """Also where the key is refused, by the node too, or contradicts another one."""
-    node = Node(loaded=dict(foreign))
-    for snapshot, deeds, full in history:
-        meddle(node, deeds)
-        node.full = full
+    for node, snapshot in hardly(history, foreign):
         node.removed.clear()
         turn(node, [snapshot])
         texts = [blob.content.decode() for blob in snapshot.blobs if blob.content != b"!bad"]

@@ -5,7 +5,6 @@ pip is configured to look. Base, wheels and the last two images are kept with th
 ~/.cache/profile-loader/image.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -21,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import agent
-from tests.system import vm
+from tests.system import kept, vm
 
-CACHE = Path.home() / ".cache/profile-loader/image"
+CACHE = kept.CACHE / "image"
 RECIPE = 3  # part of every key: count up when something is made differently
 SUITE = "trixie"
 VERSION = tomllib.loads(Path("pyproject.toml").read_text())["project"]["version"]
@@ -94,7 +93,7 @@ class Image:
 
 def build():
     """Return the image of this checkout, built where it is missing, damaged or of another state."""
-    with _locked():
+    with kept.locked(CACHE):
         folder = CACHE / f"built-{_key(_sources(), base().name)}"
         if not _whole(folder):
             shutil.rmtree(folder, ignore_errors=True)
@@ -110,7 +109,7 @@ def build():
 def again():
     """Return the digests of a second build of the same state; they are kept beside the first."""
     kept = build().root.parent / "again.json"
-    with _locked():
+    with kept.locked(CACHE):
         if not kept.exists():
             with _scratch() as scratch:
                 kept.write_text(json.dumps(digests(make(scratch, pack=False).root)))
@@ -238,9 +237,9 @@ def _image(folder):
 def _whole(folder):
     """Return whether a kept image is complete and unchanged."""
     try:
-        kept = json.loads((folder / "digests.json").read_text())
+        found = json.loads((folder / "digests.json").read_text())
         packed = (folder / "image.sha256").read_text()
-        return kept == digests(folder / "root") and packed == vm.sha256(folder / "image.tar")
+        return found == digests(folder / "root") and packed == vm.sha256(folder / "image.tar")
     except (OSError, ValueError):
         return False
 
@@ -259,15 +258,6 @@ def _sources():
         if path.is_file() and "__pycache__" not in path.parts:
             found.append((str(path.relative_to(package)), vm.sha256(path)))  # noqa: PERF401 - clearer
     return _key(RECIPE, NAME, found)
-
-
-@contextmanager
-def _locked():
-    """Let one process at a time look at the kept images and change them."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextmanager

@@ -5,7 +5,6 @@ never written to; a machine boots from a snapshot of it.
 """
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import os
@@ -21,10 +20,10 @@ from pathlib import Path
 from subprocess import PIPE
 
 import agent as agent_package
-from tests.system import cluster, image, vm
+from tests.system import cluster, image, kept, vm
 from tests.system.node import images
 
-CACHE = Path.home() / ".cache/profile-loader/node"
+CACHE = kept.CACHE / "node"
 ROOT = Path(__file__).parent / "root"  # files of the node itself
 PACKAGES = (
     *vm.PACKAGES,
@@ -77,7 +76,7 @@ class Disk:
 def prepared():
     """Return the prepared disk, made where it is missing, damaged or of other content."""
     agent = image.build().packed
-    with _locked():
+    with kept.locked(CACHE):
         packages = tree()
         folder = CACHE / f"disk-{_key(vm.sha256(packages), vm.sha256(agent), _here(), _kubelet())}"
         found = Disk(path=folder / "node.img", kernel=folder / "vmlinuz")
@@ -235,15 +234,6 @@ def _here():
     ]
     sources = [UNIT, Path(__file__), Path(images.__file__), *sorted(images.ECHO_SOURCE.iterdir())]
     return _key(found, *(vm.sha256(path) for path in sources))
-
-
-@contextlib.contextmanager
-def _locked():
-    """Let one process at a time look at the kept disks and change them."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextlib.contextmanager
