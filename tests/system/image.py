@@ -108,12 +108,12 @@ def build():
 
 def again():
     """Return the digests of a second build of the same state; they are kept beside the first."""
-    kept = build().root.parent / "again.json"
+    told = build().root.parent / "again.json"
     with kept.locked(CACHE):
-        if not kept.exists():
+        if not told.exists():
             with _scratch() as scratch:
-                kept.write_text(json.dumps(digests(make(scratch, pack=False).root)))
-        return json.loads(kept.read_text())
+                told.write_text(json.dumps(digests(make(scratch, pack=False).root)))
+        return json.loads(told.read_text())
 
 
 def archive(path):
