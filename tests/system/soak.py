@@ -200,6 +200,11 @@ class Soak:
         if not self._used(key) or key in self.disturbed:
             self.could.setdefault(key, {None}).add(None)
 
+    def _versions(self, key):
+        """Return what is provided for a key now, without what is broken."""
+        versions = [(keys or {}).get(key) for keys in self.maps.values()]
+        return {one for one in versions if isinstance(one, int)}
+
     def _used(self, key):
         """Return whether a pod has named it since before this batch, and still does."""
         return self.pods.get(key) is True and key not in self.released
@@ -328,11 +333,7 @@ class Soak:
 
     def _freed(self, name):
         """Note that nothing foreign bars a name now: what was provided meanwhile may be put."""
-        could = self.could.setdefault(name, set())
-        could.add(None)
-        for keys in self.maps.values():
-            if isinstance((keys or {}).get(name), int):
-                could.add(keys[name])
+        self.could.setdefault(name, set()).add(None)
 
     def _sign(self, name):
         path = self.daemon.seccomp / name
@@ -515,7 +516,8 @@ class Soak:
         self.steady = set(desired)
         for name in self.could:
             if name in self.foreign:
-                self.could[name] = {None}
+                # The agent may see it go before it sees its key go, and put that meanwhile.
+                self.could[name] = {None, *self._versions(name)}
             elif name in desired or not (name in self.pods or self._unread(name)):
                 self.could[name] = {files[name]}
 
