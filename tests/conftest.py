@@ -5,7 +5,8 @@ import signal
 
 from hypothesis import settings
 
-settings.register_profile("default", deadline=None)
+# In CI the same examples for every commit: a commit is judged by what it changes.
+settings.register_profile("default", deadline=None, derandomize="CI" in os.environ)
 settings.register_profile("thorough", deadline=None, max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
