@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from bench import machine, made
+from bench.inside import YOUNG_SECONDS
 from bench.measure import child, cpu_seconds, median, wakeups
 from bench.measure import memory as of_process
-from bench.passes import YOUNG_SECONDS, inside, install, scratch
+from bench.passes import inside, install, scratch
 from bench.rows import Claim, Figure, Result
 
 if TYPE_CHECKING:

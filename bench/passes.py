@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Final
 
 from bench import made, plot
+from bench.inside import YOUNG_SECONDS
 from bench.measure import Spent, child, median, ratios, turns
 from bench.rows import Claim, Figure, Result
 
 MANY: Final = 1000
 # Each put writes the source, the canonical form, the entry, the profile and the entry again.
 FILES: Final = 5
-YOUNG_SECONDS: Final = 3.0  # a file that is younger is read again: agent/sources/directory.py
 _UNCHANGED_MS: Final = 20.0
 _SIZES: Final = (10, 100, 1000, 3000)
 
