@@ -31,7 +31,7 @@ EXAMPLES = """\
 examples:
   profile-loader --oneshot --source profiles --dry-run
   profile-loader --oneshot --source dir:/etc/profiles --source manifest:more.yaml
-  profile-loader --source configmap:kube-system/node-profiles --node-name "$NODE_NAME"
+  profile-loader --source configmap:profile-loader/node-profiles --node-name "$NODE_NAME"
   profile-loader check profiles
   profile-loader status --output json
 """
@@ -180,9 +180,9 @@ def parse(
     joined = options.settings(
         {name: one for name, one in given.items() if name in options.BY_NAME}, environ, file
     )
-    anywhere = "source" in told or "source" in file or options.PREFIX + "SOURCE" in environ
+    told = told.union(file, (one.name for one in options.OPTIONS if one.variable in environ))
     mistakes += joined if not isinstance(joined, Settings) else ()
-    mistakes += _needed(command, told, any_source=anywhere)
+    mistakes += _needed(command, told)
     if not isinstance(joined, Settings):
         return _usage(mistakes, command)
     mistakes += _no_sources("--source", joined.source) if command == "run" else []
@@ -239,11 +239,11 @@ def _well_formed(
     return words, mistakes
 
 
-def _needed(command: str, given: frozenset[str], *, any_source: bool) -> list[str]:
-    """Return what a command needs and was not given."""
+def _needed(command: str, given: frozenset[str]) -> list[str]:
+    """Return what a command needs and was not given, as flag, in the environment or the file."""
     needs = {
         "run": {
-            "at least one --source is needed, for example --source profiles": any_source,
+            "at least one --source is needed, for example --source profiles": "source" in given,
         },
         "unlabel": {"--node-name is needed": "node-name" in given},
         "check": {

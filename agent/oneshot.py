@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from agent.core import account, desired, model, plan, ports, recognise, reconcile
+from agent.core import account, action, desired, model, ownership, plan, ports, recognise, reconcile
 from agent.core.model import Blind, Blob, Entry, Id, Inspected, KindName, Observed, Unreadable
 from agent.core.problems import Problem
 from agent.core.report import UNKNOWN_WISH, Report, Row, of_source
@@ -112,7 +112,7 @@ class Pass:
         puts = [
             one.back or one
             for one in plan.plan(wanted, found, observed, self.options)
-            if isinstance(one, plan.Put)
+            if isinstance(one, action.Put)
         ]
         lost = [one for one in puts if one.why in ("missing", "drifted")]
         runner = reconcile.Reconciler(
@@ -263,7 +263,7 @@ class _Questions:
             provided[id_.kind].update(profile.version.provides)
         for entry in entries.values():
             if entry.id.kind in owned:
-                owned[entry.id.kind].update(plan.owned(entry))
+                owned[entry.id.kind].update(ownership.owned(entry))
         doubtful = plan.suspects(wanted, entries, options)
         return cls(
             wanted=wanted,
@@ -294,9 +294,9 @@ class _Seen:
         )
 
 
-def _settled(actions: Sequence[plan.Action], report: Report) -> bool:
+def _settled(actions: Sequence[action.Action], report: Report) -> bool:
     """Return whether a pass changed nothing and waits for nothing."""
-    return all(isinstance(one, plan.Keep | plan.Hold) for one in actions) and all(
+    return all(isinstance(one, action.Keep | action.Hold) for one in actions) and all(
         row.state not in ("failed", "unobservable") and row.desired for row in report.rows
     )
 

@@ -15,6 +15,7 @@ from agent import oneshot
 from agent.core import plan, ports
 from agent.core.labels import is_own, key
 from agent.core.model import KindName
+from agent.core.ownership import owned
 from agent.core.pods import Named, named
 from agent.core.problems import Problem
 from agent.core.report import Report
@@ -282,7 +283,7 @@ def _off(
     return {
         (entry.id.kind, name): 0.0
         for entry in entries.values()
-        for name in plan.owned(entry)
+        for name in owned(entry)
         if key(entry.id.kind, name, settings.label_domain) not in meta.labels
     }
 

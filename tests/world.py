@@ -19,6 +19,7 @@ from agent.core.model import (
     Unused,
     Version,
 )
+from agent.core.ownership import owned
 from agent.core.ports import Failed, Installed, Removed, StillUsed
 from agent.core.problems import Problem
 from agent.core.reconcile import Reconciler
@@ -170,7 +171,7 @@ def turn(node, snapshots, *, steps=None, observed=None, options=None):
     wanted = join(snapshots, lambda _, blob: kind.inspect(blob), frozenset({kind.name}))
     entries = ledger.entries()
     names = {n for profile in wanted.profiles.values() for n in profile.version.provides}
-    names |= {n for entry in entries.values() for n in plan.owned(entry)}
+    names |= {n for entry in entries.values() for n in owned(entry)}
     seen = observed or kind.observe(names, plan.suspects(wanted, entries, options))
     actions = plan.plan(wanted, entries, {kind.name: seen}, options)
     runner = Reconciler(kinds={kind.name: kind}, ledger=ledger, entries=entries, clock=lambda: 0.0)

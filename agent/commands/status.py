@@ -1,8 +1,9 @@
 """Tell what is installed here, from the ledger and the node. Nothing is locked or written."""
 
 from agent import wiring
-from agent.core import account, plan
+from agent.core import account
 from agent.core.model import Entry, KindName, Observed, Seen
+from agent.core.ownership import owned, same
 from agent.core.problems import Problem
 from agent.core.report import Report, Row, State, Support
 from agent.settings import Settings
@@ -18,8 +19,8 @@ def status(settings: Settings) -> Report:
     supports: dict[KindName, Support] = {}
     for name, kind in kinds.items():
         entries = [entry for id_, entry in found.items() if id_.kind == name]
-        owned = {one for entry in entries for one in plan.owned(entry)}
-        observed = kind.observe(owned, ())
+        names = {one for entry in entries for one in owned(entry)}
+        observed = kind.observe(names, ())
         supports[name] = account.support(observed)
         for entry in entries:
             rows += _rows(entry, observed)
@@ -30,7 +31,7 @@ def status(settings: Settings) -> Report:
 def _rows(entry: Entry, observed: Observed) -> list[Row]:
     version = entry.installed
     rows = []
-    for name, evidence in plan.owned(entry).items():
+    for name, evidence in owned(entry).items():
         current = version is not None and name in version.provides
         state, why = _state(name, evidence, observed, retired=not current)
         held = version if current else None
@@ -62,7 +63,7 @@ def _state(
     fact = observed.facts.get(name)
     if fact is None:
         return "failed", "absent on the node"
-    if not plan.same(evidence, fact):
+    if not same(evidence, fact):
         return "failed", "other content on the node"
     return ("held", "no longer desired") if retired else ("installed", "")
 

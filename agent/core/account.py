@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import assert_never
 
-from agent.core import plan
+from agent.core.action import MOVED, Adopt, Hold, Keep, Put, Release, Remove
 from agent.core.desired import Desired
 from agent.core.model import (
     Blind,
@@ -65,8 +65,8 @@ def _rows(outcome: Outcome, desired: Desired) -> Iterable[Row]:
     if state is None:
         return
     problems = _problems(outcome, desired)
-    desires = not isinstance(action, plan.Remove | plan.Release) and (
-        not isinstance(action, plan.Hold) or action.desired
+    desires = not isinstance(action, Remove | Release) and (
+        not isinstance(action, Hold) or action.desired
     )
     held = frozenset(outcome.version.provides) if outcome.version is not None else frozenset()
     for index, provided in enumerate(action.names or ("",)):
@@ -84,10 +84,10 @@ def _rows(outcome: Outcome, desired: Desired) -> Iterable[Row]:
 def _problems(outcome: Outcome, desired: Desired) -> tuple[Problem, ...]:
     """Return an outcome's problems, the profile's own remarks after them."""
     action = outcome.action
-    said = action.problems if isinstance(action, plan.Put | plan.Hold) else ()
+    said = action.problems if isinstance(action, Put | Hold) else ()
     profile = desired.profiles.get(action.id)
     remarks = profile.remarks if profile is not None else ()
-    if isinstance(action, plan.Remove | plan.Release):
+    if isinstance(action, Remove | Release):
         remarks = ()
     return tuple(dict.fromkeys(outcome.problems + said + remarks))
 
@@ -116,24 +116,24 @@ def _state(outcome: Outcome, desired: Desired) -> tuple[State | None, ActionName
     failed = outcome.result == "failed"
     planned = outcome.result == "planned"
     match action:
-        case plan.Put(profile=profile):
+        case Put(profile=profile):
             if failed or planned:
                 return ("failed" if failed else "planned"), "put"
             return ("installed" if profile is not None else _stays(action.id, desired)), "put"
-        case plan.Adopt():
+        case Adopt():
             return ("failed" if failed else "planned" if planned else "installed"), "adopt"
-        case plan.Keep():
+        case Keep():
             return ("failed" if failed else "installed"), "keep"
-        case plan.Hold(state=state):
+        case Hold(state=state):
             return state, "reject" if state == "rejected" else "hold"
-        case plan.Remove():
+        case Remove():
             if outcome.result == "held":
                 return "held", "hold"
             return ("failed" if failed else "planned" if planned else "removed"), "remove"
-        case plan.Release(why=why):
+        case Release(why=why):
             if failed:
                 return "failed", "release"
-            quiet = why in (plan.MOVED, "never installed") or outcome.result == "held"
+            quiet = why in (MOVED, "never installed") or outcome.result == "held"
             return (None if quiet else "planned" if planned else "released"), "release"
         case unreachable:
             assert_never(unreachable)

@@ -35,15 +35,16 @@ any current key provides, even by its last good version, is never removed.
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal, assert_never
+from typing import Literal, assert_never
 
+from agent.core import reasons
+from agent.core.action import MOVED, Action, Adopt, Hold, Keep, Put, Release, Remove
 from agent.core.desired import Desired
 from agent.core.model import (
     Blind,
     CannotTell,
     Entry,
     Evidence,
-    Fact,
     Id,
     InUse,
     KindName,
@@ -56,6 +57,7 @@ from agent.core.model import (
     Unused,
     Version,
 )
+from agent.core.ownership import evidence_of, intact, is_put, owned, same
 from agent.core.problems import Problem
 from agent.core.report import UNKNOWN_WISH, State
 
@@ -76,112 +78,6 @@ class Options:
     gone: Mapping[tuple[KindName, str], float] | None = None
     pods: Mapping[tuple[KindName, str], tuple[str, ...]] | None = None
     pod_aware: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Put:
-    """Install profile (the desired one), or the entry's installed version when it is None.
-
-    ours: the names whose content on the node may be replaced. others are written as new. former:
-    the entries that own any of the names now. back: what to put instead if this one fails, since
-    the node lacks the last good version.
-    """
-
-    id: Id
-    why: str
-    names: tuple[str, ...]
-    profile: Profile | None
-    ours: frozenset[str]
-    problems: tuple[Problem, ...] = ()
-    former: frozenset[Id] = frozenset()
-    back: "Put | None" = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Adopt:
-    """Track content that is on the node already; it stays somebody else's."""
-
-    id: Id
-    why: str
-    names: tuple[str, ...]
-    profile: Profile
-    evidence: Mapping[str, Evidence]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Keep:
-    """Nothing to do on the node. inherited: what is known of names that other keys had."""
-
-    id: Id
-    why: str
-    names: tuple[str, ...]
-    profile: Profile
-    evidence: Mapping[str, Evidence]
-    how: Literal["put", "adopted"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hold:
-    """Leave the node as it is, for a reason that people should see."""
-
-    id: Id
-    why: str
-    names: tuple[str, ...]
-    state: State
-    problems: tuple[Problem, ...] = ()
-    desired: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Remove:
-    """Remove names that are ours and no longer desired; prove: only if nobody uses them."""
-
-    id: Id
-    why: str
-    names: tuple[str, ...]
-    evidence: Mapping[str, Evidence]
-    prove: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Release:
-    """Forget names; the node stays as it is."""
-
-    id: Id
-    why: str
-    names: tuple[str, ...]
-
-
-MOVED: Final = "moved"  # another key has the name, once its entry says so
-
-Action = Put | Adopt | Keep | Hold | Remove | Release
-
-
-def same(evidence: Evidence, fact: Fact, mode: str = "") -> bool:
-    """Return whether the node's fact proves the content that evidence stands for."""
-    return bool(evidence & fact.evidence) and (not mode or not fact.mode or mode == fact.mode)
-
-
-def owned(entry: Entry) -> dict[str, Evidence]:
-    """Return the names that an entry owns, with what the node shows for them."""
-    mine = dict(entry.retired)
-    if entry.installed is not None:
-        for name in entry.installed.provides:
-            mine[name] = entry.installed.evidence.get(name, frozenset())
-    return mine
-
-
-def evidence_of(entry: Entry, name: str) -> Evidence:
-    """Return what the node shows of one name that an entry owns."""
-    installed = entry.installed
-    if installed is not None and name in installed.evidence:
-        return installed.evidence[name]
-    return entry.retired.get(name, frozenset())
-
-
-def is_put(entry: Entry, name: str) -> bool:
-    """Return whether this agent put a name that an entry owns; what was retired it always did."""
-    return entry.how == "put" or name in entry.retired
 
 
 def suspects(desired: Desired, entries: Mapping[Id, Entry], options: Options) -> frozenset[str]:
@@ -371,7 +267,7 @@ class _Planner:
         if judged.equal and len(judged.equal) < len(names):
             judged.foreign += judged.equal
         if judged.foreign:
-            problems = tuple(_foreign(name, id_) for name in sorted(judged.foreign))
+            problems = tuple(reasons.foreign(name, id_) for name in sorted(judged.foreign))
             return self._refused(id_, "foreign", "foreign", problems, seen)
         if judged.equal:
             return Adopt(
@@ -419,7 +315,7 @@ class _Planner:
                 return None
             if any(one is not entry for one in self.owners.get(name, ())):
                 return None
-            if name not in provides and fact is not None and not _intact(entry, name, fact):
+            if name not in provides and fact is not None and not intact(entry, name, fact):
                 return None
         action = self._last_good(entry, "refused", "outdated", (), seen)
         return action if isinstance(action, Put) else None
@@ -494,7 +390,7 @@ class _Planner:
             if fact is None:
                 (judged.new if owner is None else judged.missing).append(name)
             elif owner is not None:
-                if _intact(owner, name, fact):
+                if intact(owner, name, fact):
                     judged.same[name] = evidence_of(owner, name)
                 elif is_put(owner, name) or is_staged or name in self.options.take_over:
                     judged.drifted.append(name)
@@ -535,10 +431,10 @@ class _Planner:
         broken = [
             name
             for name, fact in facts.items()
-            if fact is not None and not _intact(entry, name, fact)
+            if fact is not None and not intact(entry, name, fact)
         ]
         if broken and entry.how == "adopted":
-            foreign = tuple(_foreign(name, entry.id) for name in broken)
+            foreign = tuple(reasons.foreign(name, entry.id) for name in broken)
             return Hold(
                 id=entry.id,
                 why="foreign",
@@ -683,11 +579,11 @@ class _Planner:
         if self.options.gone is not None and (
             self.options.gone.get((self.kind, name), -1.0) < self.options.grace
         ):
-            return _left(id_, name, "label_pending", _pending(name))
+            return _left(id_, name, "label_pending", reasons.pending(name))
         if self.options.pod_aware and self.options.pods is None:
-            return _left(id_, name, "use_unknown", _pods_unknown(name))
+            return _left(id_, name, "use_unknown", reasons.pods_unknown(name))
         if self._pods(name):
-            return _left(id_, name, "in_use", _named_by(name, self._pods(name)))
+            return _left(id_, name, "in_use", reasons.named_by(name, self._pods(name)))
         match seen.uses.get(name, CannotTell(why="its use was not looked at")):
             case Unused():
                 return None
@@ -696,7 +592,7 @@ class _Planner:
             case CannotTell() if self.options.prune == "always" and self.kind == "seccomp":
                 return None
             case InUse() | CannotTell() as use:
-                problem = held_by(name, use)
+                problem = reasons.held_by(name, use)
             case unreachable:
                 assert_never(unreachable)
         return _left(id_, name, problem.code, problem)
@@ -740,12 +636,6 @@ class _Planner:
         )
 
 
-def _intact(entry: Entry, name: str, fact: Fact) -> bool:
-    """Return whether the node holds what the entry says it put under that name."""
-    mode = entry.installed.modes.get(name, "") if entry.installed is not None else ""
-    return same(evidence_of(entry, name), fact, mode)
-
-
 def _same_version(installed: Version, version: Version) -> bool:
     return (installed.body, installed.provides) == (version.body, version.provides)
 
@@ -758,61 +648,3 @@ def _is_barred(action: Action) -> bool:
 def _left(id_: Id, name: str, why: str, *problems: Problem) -> Hold:
     """Hold a name that nobody desires any more."""
     return Hold(id=id_, why=why, names=(name,), state="held", problems=problems, desired=False)
-
-
-def _named_by(name: str, pods: tuple[str, ...]) -> Problem:
-    return Problem(
-        code="in_use",
-        where=name,
-        what=f'"{name}" is no longer desired, but {len(pods)} pod(s) of this node name it (first: '
-        f"{', '.join(pods[:3])}).",
-        hint="End those pods; then it is removed.",
-    )
-
-
-def _pods_unknown(name: str) -> Problem:
-    return Problem(
-        code="use_unknown",
-        where=name,
-        what=f'"{name}" is no longer desired, but which pods of this node name it is not known.',
-        hint="It is once the API server answers; listing and watching pods must be allowed "
-        "(manifests/overlays/pod-aware).",
-    )
-
-
-def _pending(name: str) -> Problem:
-    return Problem(
-        code="label_pending",
-        where=name,
-        what=f'"{name}" is no longer desired. It stays for the grace time, which begins when no '
-        "label of this Node names it.",
-    )
-
-
-def _foreign(name: str, id_: Id) -> Problem:
-    return Problem(
-        code="foreign_name",
-        where=name,
-        what=f'"{name}" is on this node with other content and was not put there by '
-        f"profile-loader. It is left alone, and {id_} is not put.",
-        hint=f'Rename the profile, remove the other one, or run with --take-over "{name}".',
-    )
-
-
-def held_by(name: str, use: InUse | CannotTell) -> Problem:
-    """Say why a name that nobody desires any more stays on the node."""
-    if isinstance(use, InUse):
-        pids = ", ".join(str(pid) for pid in use.pids[:5])
-        return Problem(
-            code="in_use",
-            where=name,
-            what=f'"{name}" is no longer desired, but confines {len(use.pids)} process(es) (first '
-            f"pids: {pids}). Removing it would unconfine them.",
-            hint="End or restart those workloads; then it is removed.",
-        )
-    return Problem(
-        code="use_unknown",
-        where=name,
-        what=f'"{name}" is no longer desired, but whether it is in use cannot be told: {use.why}.',
-        hint="Remove it by hand when no workload needs it (seccomp: or use --prune=always).",
-    )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
-from agent.core import plan
+from agent.core.action import MOVED, Action, Adopt, Hold, Keep, Put, Release, Remove
 from agent.core.model import (
     Blob,
     Entry,
@@ -22,15 +22,17 @@ from agent.core.model import (
     Unchecked,
     Version,
 )
+from agent.core.ownership import is_put, owned
 from agent.core.ports import Failed, Installed, Kind, Ledger, Removed, StillUsed
 from agent.core.problems import Problem
+from agent.core.reasons import held_by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """One action and what became of it. version: what the node holds now, where that is known."""
 
-    action: plan.Action
+    action: Action
     result: Literal["done", "held", "failed", "planned"]
     problems: tuple[Problem, ...] = ()
     version: Version | None = None
@@ -54,14 +56,14 @@ class Reconciler:
         self.clock = clock
         self._owners: dict[tuple[KindName, str], set[Id]] | None = None  # once it was asked for
 
-    def run(self, actions: Iterable[plan.Action], *, dry_run: bool = False) -> tuple[Outcome, ...]:
+    def run(self, actions: Iterable[Action], *, dry_run: bool = False) -> tuple[Outcome, ...]:
         """Carry out the actions in their order, puts first; with dry_run, none of them.
 
         What is missing on the node waits for nothing that is only to be recorded.
         """
         outcomes: list[Outcome] = []
         failed: set[Id] = set()
-        for action in sorted(actions, key=lambda one: not isinstance(one, plan.Put)):
+        for action in sorted(actions, key=lambda one: not isinstance(one, Put)):
             begin = self.clock()
             if dry_run:
                 outcome = self._preview(action)
@@ -70,57 +72,57 @@ class Reconciler:
             else:
                 outcome = self._act(action)
             if outcome.result == "failed":
-                failed |= {action.id} | (action.former if isinstance(action, plan.Put) else set())
+                failed |= {action.id} | (action.former if isinstance(action, Put) else set())
             outcomes.append(replace(outcome, seconds=self.clock() - begin))
         return tuple(outcomes)
 
-    def _is_needed(self, action: plan.Action) -> bool:
+    def _is_needed(self, action: Action) -> bool:
         """Return whether names that a failed put leaves over are part of the last good version.
 
         Whether one has moved is looked at for each.
         """
-        if not isinstance(action, plan.Remove | plan.Release) or action.why == plan.MOVED:
+        if not isinstance(action, Remove | Release) or action.why == MOVED:
             return False
         entry = self.entries.get(action.id)
         installed = entry.installed if entry is not None else None
         return installed is not None and not set(installed.provides).isdisjoint(action.names)
 
-    def _preview(self, action: plan.Action) -> Outcome:
+    def _preview(self, action: Action) -> Outcome:
         entry = self.entries.get(action.id)
         match action:
-            case plan.Keep(profile=profile):
+            case Keep(profile=profile):
                 return Outcome(action=action, result="done", version=profile.version)
-            case plan.Hold():
+            case Hold():
                 version = entry.installed if entry is not None else None
                 return Outcome(action=action, result="held", version=version)
-            case plan.Put(profile=Profile() as profile) | plan.Adopt(profile=profile):
+            case Put(profile=Profile() as profile) | Adopt(profile=profile):
                 return Outcome(action=action, result="planned", version=profile.version)
             case _:
                 version = entry.installed if entry is not None else None
                 return Outcome(action=action, result="planned", version=version)
 
-    def _act(self, action: plan.Action) -> Outcome:
+    def _act(self, action: Action) -> Outcome:
         match action:
-            case plan.Put():
+            case Put():
                 return self._put(action)
-            case plan.Adopt():
+            case Adopt():
                 return self._record(action, action.profile, action.evidence, "adopted")
-            case plan.Keep():
+            case Keep():
                 return self._record(action, action.profile, action.evidence, action.how)
-            case plan.Hold():
+            case Hold():
                 entry = self.entries.get(action.id)
                 version = entry.installed if entry is not None else None
                 return Outcome(action=action, result="held", version=version)
-            case plan.Remove():
+            case Remove():
                 return self._remove(action)
-            case plan.Release():
+            case Release():
                 return self._release(action)
             case unreachable:
                 assert_never(unreachable)
 
     # --- put -------------------------------------------------------------------------------------
 
-    def _put(self, action: plan.Put) -> Outcome:
+    def _put(self, action: Put) -> Outcome:
         entry = self.entries.get(action.id)
         profile = action.profile if action.profile is not None else self._revive(action.id)
         if isinstance(profile, Problem):
@@ -150,7 +152,7 @@ class Reconciler:
             case unreachable:
                 assert_never(unreachable)
 
-    def _put_back(self, action: plan.Put, problem: Problem) -> Outcome:
+    def _put_back(self, action: Put, problem: Problem) -> Outcome:
         """Tell that a put failed, after the last good version was put where the node lacks it."""
         if action.back is None:
             return _ended(action, problem)
@@ -198,7 +200,7 @@ class Reconciler:
 
     def _record(
         self,
-        action: plan.Adopt | plan.Keep,
+        action: Adopt | Keep,
         profile: Profile,
         evidence: Mapping[str, Evidence],
         how: Literal["put", "adopted"],
@@ -224,24 +226,24 @@ class Reconciler:
 
     # --- remove and release ----------------------------------------------------------------------
 
-    def _remove(self, action: plan.Remove) -> Outcome:
+    def _remove(self, action: Remove) -> Outcome:
         kind = self.kinds[action.id.kind]
         done = kind.remove(action.names, action.evidence, prove=action.prove)
         match done:
             case Removed():
                 return _ended(action, self._forget(action.id, action.names))
             case StillUsed(uses=uses):
-                problems = tuple(plan.held_by(name, use) for name, use in sorted(uses.items()))
+                problems = tuple(held_by(name, use) for name, use in sorted(uses.items()))
                 return Outcome(action=action, result="held", problems=problems)
             case Failed(problem=problem):
                 return _ended(action, problem)
             case unreachable:
                 assert_never(unreachable)
 
-    def _release(self, action: plan.Release) -> Outcome:
+    def _release(self, action: Release) -> Outcome:
         """Forget names; those that moved only once another entry owns them."""
         names = action.names
-        if action.why == plan.MOVED:
+        if action.why == MOVED:
             names = tuple(name for name in names if self._has_another(action.id, name))
             if not names:
                 return Outcome(action=action, result="held")
@@ -260,25 +262,23 @@ class Reconciler:
         if self._owners is None:
             return
         if before is not None:
-            for name in plan.owned(before):
+            for name in owned(before):
                 self._owners[before.id.kind, name].discard(before.id)
         if after is not None:
-            for name in plan.owned(after):
+            for name in owned(after):
                 self._owners[after.id.kind, name].add(after.id)
 
     def _forget(self, id_: Id, names: tuple[str, ...]) -> Problem | None:
         entry = self.entries.get(id_)
         if entry is None:
             return None
-        left = {name: one for name, one in plan.owned(entry).items() if name not in names}
+        left = {name: one for name, one in owned(entry).items() if name not in names}
         installed = entry.installed
         if installed is not None and set(installed.provides) & set(names):
             installed = None
         provided = installed.provides if installed is not None else ()
         retired = {
-            name: one
-            for name, one in left.items()
-            if name not in provided and plan.is_put(entry, name)
+            name: one for name, one in left.items() if name not in provided and is_put(entry, name)
         }
         if installed is None and entry.staged is None and not retired:
             return self._drop(id_)
@@ -302,8 +302,8 @@ def _retired(before: Entry, version: Version) -> dict[str, Evidence]:
     """Return what this agent put for an entry, and its next version does not provide."""
     return {
         name: evidence
-        for name, evidence in plan.owned(before).items()
-        if plan.is_put(before, name) and name not in version.provides
+        for name, evidence in owned(before).items()
+        if is_put(before, name) and name not in version.provides
     }
 
 
@@ -321,7 +321,7 @@ def _is(installed: Version | None, version: Version) -> bool:
     return known and seen == installed
 
 
-def _ended(action: plan.Action, problem: Problem | None, version: Version | None = None) -> Outcome:
+def _ended(action: Action, problem: Problem | None, version: Version | None = None) -> Outcome:
     if problem is None:
         return Outcome(action=action, result="done", version=version)
     return Outcome(action=action, result="failed", problems=(problem,), version=version)

@@ -92,7 +92,7 @@ class Report:
     @property
     def converged(self) -> bool:
         """Return whether everything desired is verified in place and nothing is pending."""
-        return exit_status(self, allow_unsupported=False) == 0
+        return is_converged(self, allow_unsupported=False)
 
 
 def of_source(problem: Problem) -> bool:
@@ -104,8 +104,19 @@ def of_source(problem: Problem) -> bool:
 _FINE = frozenset({"installed", "held", "removed", "released", "planned", "accepted"})
 
 
+def is_converged(report: Report, *, allow_unsupported: bool) -> bool:
+    """Return whether everything desired is in place, whether or not the Node's labels say so."""
+    return _of_profiles(report, allow_unsupported=allow_unsupported) == 0
+
+
 def exit_status(report: Report, *, allow_unsupported: bool) -> Literal[0, 1, 3]:
     """Return 0, 1 or 3, as the README's table of exit statuses says."""
+    if any(one.code == "node_unreachable" for one in report.problems):
+        return 3
+    return _of_profiles(report, allow_unsupported=allow_unsupported)
+
+
+def _of_profiles(report: Report, *, allow_unsupported: bool) -> Literal[0, 1, 3]:
     if any(one.state in ("missing", "unreadable") for one in report.sets):
         return 3
     if any(one.state == "emptied" for one in report.sets):

@@ -22,7 +22,7 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import choose_encoder
 
-from agent.core.report import Report, Row, SetStatus, exit_status
+from agent.core.report import Report, Row, SetStatus, is_converged
 
 NAMES: Final = 100  # profiles that have a series of their own
 SETS: Final = 50  # sets that have series of their own
@@ -137,7 +137,7 @@ class Metrics:
             self._show(report)
 
     def _is_converged(self, report: Report) -> bool:
-        return exit_status(report, allow_unsupported=self.allow_unsupported) == 0
+        return is_converged(report, allow_unsupported=self.allow_unsupported)
 
     def _count(self, report: Report) -> None:
         self._passes.labels("converged" if self._is_converged(report) else "not_converged").inc()

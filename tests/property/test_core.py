@@ -7,8 +7,9 @@ from dataclasses import replace
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from agent.core import plan
+from agent.core.action import Adopt, Hold, Keep, Put
 from agent.core.model import Blind, Blob, Emptied, Missing, Read, Unreadable
+from agent.core.ownership import owned
 from agent.core.problems import Problem
 from tests.world import Killed, Node, Steps, settled, token, turn
 
@@ -93,7 +94,7 @@ def hardly(history, foreign):
 
 
 def mine(node):
-    return {name for entry in node.entries.values() for name in plan.owned(entry)}
+    return {name for entry in node.entries.values() for name in owned(entry)}
 
 
 @example(
@@ -134,12 +135,11 @@ def test_what_is_not_ours_is_never_touched(history, foreign):
             for name, content in node.loaded.items()
             if name not in mine(node)
             or any(
-                entry.how == "adopted" and name in plan.owned(entry)
-                for entry in node.entries.values()
+                entry.how == "adopted" and name in owned(entry) for entry in node.entries.values()
             )
         }
         node.removed.clear()
-        adopted = {n for e in node.entries.values() if e.how == "adopted" for n in plan.owned(e)}
+        adopted = {n for e in node.entries.values() if e.how == "adopted" for n in owned(e)}
         turn(node, snapshot)
         still = {name: node.loaded.get(name) for name in theirs if name not in adopted}
         assert {name: theirs[name] for name in still} == still
@@ -163,10 +163,10 @@ def test_what_is_told_to_be_there_is_there(history, foreign):
     for node, snapshot in hardly(history, foreign):
         for outcome in turn(node, [snapshot]):
             action = outcome.action
-            if outcome.result == "done" and isinstance(action, plan.Put | plan.Keep | plan.Adopt):
+            if outcome.result == "done" and isinstance(action, Put | Keep | Adopt):
                 told = outcome.version.evidence
                 assert all(token(node.loaded[one]) & told[one] for one in action.names)
-            elif isinstance(action, plan.Hold) and action.state in ("held", "outdated"):
+            elif isinstance(action, Hold) and action.state in ("held", "outdated"):
                 assert node.loaded.keys() >= set(action.names)
 
 
@@ -179,7 +179,7 @@ def test_passes_over_an_unchanged_node_come_to_rest(history, foreign):
             turn(node, [snapshot])
         before = dict(node.loaded)
         outcomes = turn(node, [snapshot])
-        put = [one for one in outcomes if isinstance(one.action, plan.Put) and one.result == "done"]
+        put = [one for one in outcomes if isinstance(one.action, Put) and one.result == "done"]
         assert (put, node.loaded) == ([], before)
 
 
@@ -246,7 +246,7 @@ def test_renamed_keys_keep_their_profiles(keys, order):
         return
     node.removed.clear()
     outcomes = turn(node, [read(renamed)])
-    puts = [one for one in outcomes if isinstance(one.action, plan.Put)]
+    puts = [one for one in outcomes if isinstance(one.action, Put)]
     assert (loaded, [], []) == (node.loaded, node.removed, puts)
 
 

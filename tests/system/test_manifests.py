@@ -37,8 +37,10 @@ def environment(objects):
     """Return the container's environment as a kubelet of a node named "node" would fill it."""
     found = {}
     for one in pod(objects)["containers"][0]["env"]:
-        source = one["valueFrom"]
-        if "fieldRef" in source:
+        source = one.get("valueFrom")
+        if source is None:
+            found[one["name"]] = one["value"]
+        elif "fieldRef" in source:
             assert source == {"fieldRef": {"fieldPath": "spec.nodeName"}}
             found[one["name"]] = "node"
         else:
@@ -59,6 +61,16 @@ def test_the_agent_takes_its_arguments(folder):
     found = parsed(made(folder))
     assert not isinstance(found, cli.Usage), found.text
     assert (found.settings.node_name, found.settings.label_domain) == ("node", labels.DOMAIN)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_command_in_the_agents_container_looks_where_the_agent_does(folder):
+    """`kubectl exec ... status` gets its environment, and none of its arguments."""
+    objects = made(folder)
+    agent = parsed(objects).settings
+    status = cli.parse(["status"], environment(objects), lambda path: None).settings
+    asked = ("host_root", "state_dir", "seccomp_dir", "kinds", "label_domain")
+    assert [getattr(status, one) for one in asked] == [getattr(agent, one) for one in asked]
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from agent.core import account, plan
+from agent.core import account
+from agent.core.action import Adopt, Hold, Keep, Put, Release, Remove
 from agent.core.desired import Desired
 from agent.core.model import (
     Blind,
@@ -23,18 +24,17 @@ from agent.core.report import Report, Row, SetStatus, Support, exit_status
 
 ID = Id(kind="seccomp", origin="dir /p", key="audit.json")
 WARNED = Problem(code="not_enforcing", where="audit.json", what="It only logs.")
+UNLABELLED = Problem(code="node_unreachable", where="n1", what="The API server is away.")
 FAILED = Problem(code="write_failed", where="audit.json", what="The disk is full.")
 VERSION = Version(provides=("audit.json",), source="s", body="b")
 PROFILE = Profile(id=ID, version=VERSION, source=b"", body=b"", remarks=(WARNED,))
-PUT = plan.Put(id=ID, why="new", names=("audit.json",), profile=PROFILE, ours=frozenset())
-RESTORE = plan.Put(id=ID, why="missing", names=("audit.json",), profile=None, ours=frozenset())
-ADOPT = plan.Adopt(id=ID, why="same content", names=("audit.json",), profile=PROFILE, evidence={})
-KEEP = plan.Keep(
-    id=ID, why="unchanged", names=("audit.json",), profile=PROFILE, evidence={}, how="put"
-)
-HOLD = plan.Hold(id=ID, why="rejected", names=(), state="rejected", problems=(FAILED,))
-REMOVE = plan.Remove(id=ID, why="not desired", names=("audit.json",), evidence={}, prove=True)
-RELEASE = plan.Release(id=ID, why="absent", names=("audit.json",))
+PUT = Put(id=ID, why="new", names=("audit.json",), profile=PROFILE, ours=frozenset())
+RESTORE = Put(id=ID, why="missing", names=("audit.json",), profile=None, ours=frozenset())
+ADOPT = Adopt(id=ID, why="same content", names=("audit.json",), profile=PROFILE, evidence={})
+KEEP = Keep(id=ID, why="unchanged", names=("audit.json",), profile=PROFILE, evidence={}, how="put")
+HOLD = Hold(id=ID, why="rejected", names=(), state="rejected", problems=(FAILED,))
+REMOVE = Remove(id=ID, why="not desired", names=("audit.json",), evidence={}, prove=True)
+RELEASE = Release(id=ID, why="absent", names=("audit.json",))
 
 
 def told(action, result, desired=None, problems=()):
@@ -57,7 +57,7 @@ def told(action, result, desired=None, problems=()):
         (KEEP, "failed", ("failed", "keep")),
         (HOLD, "held", ("rejected", "reject")),
         (
-            plan.Hold(id=ID, why="x", names=(), state="foreign"),
+            Hold(id=ID, why="x", names=(), state="foreign"),
             "held",
             ("foreign", "hold"),
         ),
@@ -77,7 +77,7 @@ def test_each_outcome_has_a_state_and_an_action(action, result, expected):
 
 def test_a_moved_name_is_not_told_twice():
     """The key that has the name now tells of it."""
-    assert told(plan.Release(id=ID, why="moved", names=("audit.json",)), "done") == []
+    assert told(Release(id=ID, why="moved", names=("audit.json",)), "done") == []
 
 
 def test_a_restored_version_of_a_refused_key_is_outdated():
@@ -91,7 +91,7 @@ def test_a_row_tells_what_pods_need_and_what_was_verified():
     version = Version(provides=("web", "web//hat"), source="s", body="p", modes={"web": "enforce"})
     id_ = Id(kind="apparmor", origin="dir /p", key="web.profile")
     profile = Profile(id=id_, version=version, source=b"", body=b"", remarks=(WARNED,))
-    action = plan.Put(id=id_, why="new", names=version.provides, profile=profile, ours=frozenset())
+    action = Put(id=id_, why="new", names=version.provides, profile=profile, ours=frozenset())
     outcome = Outcome(action=action, result="done", version=version)
     report = account.account(
         desired=Desired(profiles={id_: profile}), observed={}, outcomes=[outcome]
@@ -215,16 +215,19 @@ def report(*states, sets=("read",), problems=()):
         (report("rejected", sets=("read", "unreadable")), {}, 3),
         (report(problems=[FAILED]), {}, 1),
         (report(problems=[WARNED]), {}, 0),
+        (report("installed", problems=[UNLABELLED]), {}, 3),
     ],
 )
 def test_the_exit_status_follows_from_the_report(given, flags, status):
-    """0 all in place, 1 something is not, 3 a source is missing or unreadable."""
+    """0 all in place, 1 something is not, 3 a source or the API server could not be had."""
     assert exit_status(given, **({"allow_unsupported": False} | flags)) == status
 
 
 def test_a_pass_has_converged_when_everything_desired_is_in_place():
-    """Convergence is the exit status 0 of a pass that may be empty."""
-    assert [report("installed").converged, report("failed").converged] == [True, False]
+    """An empty pass has; a Node that could not be labelled changes nothing of what is in place."""
+    unlabelled = report("installed", problems=[UNLABELLED])
+    reports = [report(), report("installed"), unlabelled, report("failed")]
+    assert [one.converged for one in reports] == [True, True, True, False]
 
 
 def test_a_code_outside_the_table_is_no_problem():

@@ -210,6 +210,20 @@ def test_a_configmap_source_that_cannot_exist_is_told(text):
     assert mistake.startswith(f'--source: "{text}"')
 
 
+@pytest.mark.parametrize(
+    ("argv", "given"),
+    [
+        (["--node-name=n1"], {}),
+        ([], {"environ": {"PROFILE_LOADER_NODE_NAME": "n1"}}),
+        (["--config=c"], {"file": {"node-name": "n1"}}),
+    ],
+)
+def test_unlabel_takes_its_node_from_wherever_options_come(argv, given):
+    """In the agent's pod the environment names the Node."""
+    assert parse("unlabel", *argv, **given).settings.node_name == "n1"
+    assert mistakes("unlabel") == ["--node-name is needed"]
+
+
 def test_a_flag_without_its_value_hides_no_other_mistake():
     """A missing value, and one too many, are told beside everything else."""
     assert mistakes("--onshot", "--dry-run=yes", "--source", "--prune") == [

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from agent.core import plan
+from agent.core.action import Adopt, Hold, Keep, Put, Release, Remove
 from agent.core.desired import Desired
 from agent.core.model import (
     Blind,
@@ -25,7 +26,7 @@ from agent.core.model import (
     Unused,
     Version,
 )
-from agent.core.plan import Adopt, Hold, Keep, Options, Put, Release, Remove
+from agent.core.plan import Options
 from agent.core.problems import Problem
 
 ORIGIN = "configmap ns/web"

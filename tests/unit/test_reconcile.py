@@ -3,7 +3,8 @@
 import contextlib
 from dataclasses import replace
 
-from agent.core import model, plan
+from agent.core import model
+from agent.core.action import MOVED, Adopt, Hold, Keep, Put, Release, Remove
 from agent.core.model import Blob, CannotTell, Entry, Id, Unchecked
 from agent.core.ports import Failed, StillUsed
 from agent.core.problems import Problem
@@ -68,7 +69,7 @@ def act(node, *actions, kind=MemoryKind, ledger=MemoryLedger, dry_run=False):
 
 def put(profile, **more):
     more = {"why": "new", "ours": frozenset(), **more}
-    return plan.Put(id=profile.id, names=profile.version.provides, profile=profile, **more)
+    return Put(id=profile.id, names=profile.version.provides, profile=profile, **more)
 
 
 def stored(profile, **more):
@@ -102,7 +103,7 @@ def test_a_failed_put_of_a_lost_profile_puts_the_last_good_version_back():
     node, old, new = Node(), inspected(b"a,b:x"), inspected(b"a:?")
     node.entries = {old.id: stored(old)}
     keep_bodies(node, old)
-    back = plan.Put(id=old.id, why="missing", names=("a", "b"), profile=None, ours=frozenset())
+    back = Put(id=old.id, why="missing", names=("a", "b"), profile=None, ours=frozenset())
     (outcome,) = act(node, put(new, why="changed", back=back))
     assert (outcome.result, [one.code for one in outcome.problems]) == (
         "failed",
@@ -117,7 +118,7 @@ def test_a_put_that_the_ledger_cannot_take_puts_the_last_good_version_back():
     node, old, new = Node(full=True), inspected(), inspected(b"a:y")
     node.entries = {old.id: stored(old)}
     keep_bodies(node, old)
-    back = plan.Put(id=old.id, why="missing", names=("a",), profile=None, ours=frozenset())
+    back = Put(id=old.id, why="missing", names=("a",), profile=None, ours=frozenset())
     (outcome,) = act(node, put(new, why="changed", back=back))
     assert (outcome.result, node.loaded) == ("failed", {"a": old.body})
 
@@ -127,8 +128,8 @@ def test_what_a_failed_put_would_have_taken_over_stays_with_its_former_key():
     node, old, new = Node(), inspected(b"a,b:x", "old"), inspected(b"a:?", "new")
     node.entries, node.loaded = {old.id: stored(old)}, {"a": old.body, "b": old.body}
     refused = put(new, why="changed", ours=frozenset({"a"}), former=frozenset({old.id}))
-    release = plan.Release(id=old.id, why=plan.MOVED, names=("a",))
-    remove = plan.Remove(
+    release = Release(id=old.id, why=MOVED, names=("a",))
+    remove = Remove(
         id=old.id, why="not desired", names=("b",), evidence={"b": token(old.body)}, prove=True
     )
     assert [one.result for one in act(node, refused, release, remove)] == [
@@ -143,7 +144,7 @@ def test_what_a_failed_put_would_have_left_over_stays():
     """It is part of the last good version, which would be lost with it."""
     node, old, new = Node(), inspected(b"a,b:x"), inspected(b"a:?")
     node.entries, node.loaded = {old.id: stored(old)}, {"a": old.body, "b": old.body}
-    remove = plan.Remove(
+    remove = Remove(
         id=old.id, why="not desired", names=("b",), evidence={"b": token(old.body)}, prove=True
     )
     outcomes = act(node, put(new, why="changed", ours=frozenset({"a"})), remove)
@@ -156,7 +157,7 @@ def test_what_an_older_version_left_over_goes_though_a_put_failed():
     node, old, new = Node(), inspected(), inspected(b"a:?")
     node.entries = {old.id: stored(old, retired={"b": token(b"older")})}
     node.loaded = {"a": old.body, "b": b"older"}
-    remove = plan.Remove(
+    remove = Remove(
         id=old.id, why="not desired", names=("b",), evidence={"b": token(b"older")}, prove=True
     )
     outcomes = act(node, put(new, why="changed", ours=frozenset({"a"})), remove)
@@ -168,7 +169,7 @@ def test_a_name_moves_only_once_another_entry_has_it():
     """A put that fails leaves it with the entry that had it, so that it stays this agent's."""
     node, old = Node(), inspected()
     node.entries, node.loaded = {old.id: stored(old)}, {"a": old.body}
-    release = plan.Release(id=old.id, why=plan.MOVED, names=("a",))
+    release = Release(id=old.id, why=MOVED, names=("a",))
     failed = put(inspected(b"a:?", "new"), why="changed", ours=frozenset({"a"}))
     assert [one.result for one in act(node, failed, release)] == ["failed", "held"]
     assert node.entries == {old.id: stored(old)}
@@ -229,7 +230,7 @@ def test_names_that_were_only_adopted_are_not_ours_to_remove():
 
 
 def restoring(profile):
-    return plan.Put(
+    return Put(
         id=profile.id, why="missing", names=profile.version.provides, profile=None, ours=frozenset()
     )
 
@@ -282,7 +283,7 @@ def test_adopting_only_writes_the_ledger():
     """An adopted profile is on record as somebody else's."""
     node, profile = Node(), inspected()
     node.loaded = {"a": profile.body}
-    adopt = plan.Adopt(
+    adopt = Adopt(
         id=profile.id,
         why="same content",
         names=("a",),
@@ -298,7 +299,7 @@ def test_keeping_an_unchanged_profile_writes_nothing():
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
     keep_bodies(node, profile)
-    keep = plan.Keep(
+    keep = Keep(
         id=profile.id,
         why="unchanged",
         names=("a",),
@@ -315,7 +316,7 @@ def test_an_adoption_keeps_what_was_put_before_under_that_key():
     node, old, new = Node(), inspected(), inspected(b"b:x")
     node.entries = {old.id: stored(old)}
     evidence = {"b": token(new.body)}
-    adopt = plan.Adopt(id=new.id, why="same", names=("b",), profile=new, evidence=evidence)
+    adopt = Adopt(id=new.id, why="same", names=("b",), profile=new, evidence=evidence)
     assert [one.result for one in act(node, adopt)] == ["done"]
     assert node.entries == {
         new.id: Entry(
@@ -325,7 +326,7 @@ def test_an_adoption_keeps_what_was_put_before_under_that_key():
 
 
 def removing(profile):
-    return plan.Remove(
+    return Remove(
         id=profile.id,
         why="not desired",
         names=profile.version.provides,
@@ -377,7 +378,7 @@ def test_releasing_forgets_only_the_names_told():
     """A released name leaves the ledger; the installed version stays."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile, retired={"b": token(b"b")})}
-    release = plan.Release(id=profile.id, why="absent", names=("b",))
+    release = Release(id=profile.id, why="absent", names=("b",))
     act(node, release)
     assert node.entries == {profile.id: stored(profile)}
     assert [one.result for one in act(Node(), release)] == ["done"]
@@ -387,7 +388,7 @@ def test_a_failed_release_is_reported():
     """A ledger that cannot be written fails the action, not the pass."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
-    release = plan.Release(id=profile.id, why="absent", names=("a",))
+    release = Release(id=profile.id, why="absent", names=("a",))
     (outcome,) = act(node, release, ledger=FailingLedger)
     assert (outcome.result, [one.code for one in outcome.problems]) == ("failed", ["write_failed"])
 
@@ -396,9 +397,9 @@ def test_a_dry_run_changes_nothing_and_says_what_it_would_do():
     """Every action has a preview; none is carried out."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
-    hold = plan.Hold(id=profile.id, why="rejected", names=("a",), state="outdated")
+    hold = Hold(id=profile.id, why="rejected", names=("a",), state="outdated")
     other = Id(kind="apparmor", origin=ORIGIN, key="other")
-    keep = plan.Keep(
+    keep = Keep(
         id=profile.id, why="unchanged", names=("a",), profile=profile, evidence={}, how="put"
     )
     actions = (put(profile), keep, hold, replace(hold, id=other), removing(profile))
@@ -410,7 +411,7 @@ def test_a_dry_run_changes_nothing_and_says_what_it_would_do():
         ("held", None),
         ("planned", profile.version),
     ]
-    release = plan.Release(id=other, why="absent", names=("a",))
+    release = Release(id=other, why="absent", names=("a",))
     assert [one.version for one in act(node, release, dry_run=True)] == [None]
 
 
@@ -418,7 +419,7 @@ def test_held_profiles_are_told_with_their_version():
     """A hold does nothing and says what is there."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
-    hold = plan.Hold(id=profile.id, why="rejected", names=("a",), state="outdated")
+    hold = Hold(id=profile.id, why="rejected", names=("a",), state="outdated")
     assert act(node, hold) == (Outcome(action=hold, result="held", version=profile.version),)
 
 
@@ -477,7 +478,7 @@ def test_an_entry_that_differs_in_anything_is_written():
 def test_what_is_missing_waits_for_nothing_that_is_only_recorded():
     """Puts come first, and everything else stays in its order."""
     node, profile = Node(), inspected()
-    hold = plan.Hold(id=profile.id, why="rejected", names=("a",), state="outdated")
+    hold = Hold(id=profile.id, why="rejected", names=("a",), state="outdated")
     actions = (hold, removing(profile), put(profile), replace(hold, why="other"))
     outcomes = act(node, *actions, dry_run=True)
     expected = [actions[2], actions[0], actions[1], actions[3]]

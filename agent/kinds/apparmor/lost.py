@@ -19,6 +19,7 @@ _CONTAINER: Final = re.compile(r"[0-9a-f]{64}")
 # The kubelet's cgroup of a pod: systemd's have _ in the uid, a static pod's uid has neither.
 _POD: Final = re.compile(r"pod([0-9a-f]{8}(?:[-_]?[0-9a-f]{4}){3}[-_]?[0-9a-f]{12})\b")
 _SHOWN: Final = 5
+_UNCONFINED: Final = "unconfined"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,16 +47,18 @@ class Lost:
         """Note every process that one of names confines now; for no names none is read."""
         wanted = frozenset(names)
         found: dict[_Process, frozenset[str]] = {}
+        ours = {"": frozenset[str](), _UNCONFINED: frozenset[str]()}  # of labels: few are many's
         try:
             pids = [one for one in self.host.names("/proc") if one.isdigit()] if wanted else []
         except HostError:
             return
         for pid in pids:
             label = self._label(pid)
-            ours = names_in(label) & wanted if label else frozenset()
-            start = self._start(pid) if ours else ""
+            if label not in ours:
+                ours[label] = names_in(label) & wanted
+            start = self._start(pid) if ours[label] else ""
             if start:
-                found[_Process(pid=int(pid), start=start)] = ours
+                found[_Process(pid=int(pid), start=start)] = ours[label]
         self._before, self._confined = self._confined, found
 
     def confining(self) -> frozenset[str]:
@@ -67,7 +70,7 @@ class Lost:
         away = frozenset(names).union(self.anew())
         for process, had in (*self._before.items(), *self._confined.items()):
             gone = sorted(had & away)
-            if gone and self._lives(process) and self._label(str(process.pid)) == "unconfined":
+            if gone and self._lives(process) and self._label(str(process.pid)) == _UNCONFINED:
                 self._lost[process] = gone[0]
 
     def problems(self) -> tuple[Problem, ...]:

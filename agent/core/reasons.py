@@ -1,0 +1,66 @@
+"""Why a name stays on the node, or is not put: what people read."""
+
+from agent.core.model import CannotTell, Id, InUse
+from agent.core.problems import Problem
+
+
+def named_by(name: str, pods: tuple[str, ...]) -> Problem:
+    """Say which pods name it still."""
+    return Problem(
+        code="in_use",
+        where=name,
+        what=f'"{name}" is no longer desired, but {len(pods)} pod(s) of this node name it (first: '
+        f"{', '.join(pods[:3])}).",
+        hint="End those pods; then it is removed.",
+    )
+
+
+def pods_unknown(name: str) -> Problem:
+    """Say that --pod-aware does not know the pods."""
+    return Problem(
+        code="use_unknown",
+        where=name,
+        what=f'"{name}" is no longer desired, but which pods of this node name it is not known.',
+        hint="It is once the API server answers; listing and watching pods must be allowed "
+        "(manifests/overlays/pod-aware).",
+    )
+
+
+def pending(name: str) -> Problem:
+    """Say that a label may still name it."""
+    return Problem(
+        code="label_pending",
+        where=name,
+        what=f'"{name}" is no longer desired. It stays for the grace time, which begins when no '
+        "label of this Node names it.",
+    )
+
+
+def foreign(name: str, id_: Id) -> Problem:
+    """Say that somebody else's content has the name."""
+    return Problem(
+        code="foreign_name",
+        where=name,
+        what=f'"{name}" is on this node with other content and was not put there by '
+        f"profile-loader. It is left alone, and {id_} is not put.",
+        hint=f'Rename the profile, remove the other one, or run with --take-over "{name}".',
+    )
+
+
+def held_by(name: str, use: InUse | CannotTell) -> Problem:
+    """Say why a name that nobody desires any more stays on the node."""
+    if isinstance(use, InUse):
+        pids = ", ".join(str(pid) for pid in use.pids[:5])
+        return Problem(
+            code="in_use",
+            where=name,
+            what=f'"{name}" is no longer desired, but confines {len(use.pids)} process(es) (first '
+            f"pids: {pids}). Removing it would unconfine them.",
+            hint="End or restart those workloads; then it is removed.",
+        )
+    return Problem(
+        code="use_unknown",
+        where=name,
+        what=f'"{name}" is no longer desired, but whether it is in use cannot be told: {use.why}.',
+        hint="Remove it by hand when no workload needs it (seccomp: or use --prune=always).",
+    )
