@@ -7,7 +7,6 @@ kernel's features is put. Rule 3: no parser, no kernel and no right are answers,
 import contextlib
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Literal
 
 from agent.core.model import (
@@ -41,6 +40,7 @@ from agent.kinds.apparmor import (
 from agent.kinds.apparmor.cache import Cache, Compiled
 
 _BATCH: Final = 50  # texts between two looks whether parser and includes are what they were
+_Target = tuple[tuple[str, ...], str]  # the options that name the features, the context's digest
 
 
 class AppArmor:
@@ -108,13 +108,15 @@ class AppArmor:
         if not texts or self.parser.missing():
             return
         with contextlib.suppress(HostError, parser.ParserError):  # each inspect finds and says it
-            left = self._remembered(texts, absent)
+            target = self._target(absent)
+            left = self._remembered(texts, absent, target)
             for begin in range(0, len(left), _BATCH):
-                self._prepare(left[begin : begin + _BATCH], absent, meanwhile)
+                some = left[begin : begin + _BATCH]
+                target = self._prepare(some, absent, target, meanwhile)
 
-    def _remembered(self, texts: Iterable[bytes], absent: str) -> list[bytes]:
+    def _remembered(self, texts: Iterable[bytes], absent: str, target: _Target) -> list[bytes]:
         """Prepare what was compiled before; return what was not."""
-        features, context = self._target(absent)
+        features, context = target
         left = []
         for content in texts:
             found = self.cache.find(_key(context, content)) if features else None
@@ -124,11 +126,15 @@ class AppArmor:
                 self._prepared[content] = _Ready(compiled=found, context=context, absent=absent)
         return left
 
-    def _prepare(self, texts: Sequence[bytes], absent: str, meanwhile: Callable[[], None]) -> None:
-        features, context = self._target(absent)
+    def _prepare(
+        self, texts: Sequence[bytes], absent: str, target: _Target, meanwhile: Callable[[], None]
+    ) -> _Target:
+        """Compile texts for a target; return the target as it is after that."""
+        features, context = target
         if not features:
-            return
-        made = self._compile(texts, absent, features, context, meanwhile)
+            return target
+        fresh: dict[bytes, Compiled] = {}
+        made = self._compile(texts, target, fresh, meanwhile)
         self._compiling = True
         try:
             with contextlib.closing(made):
@@ -137,6 +143,13 @@ class AppArmor:
                     self._prepared[content] = ready
         finally:
             self._compiling = False
+        if not fresh:
+            return target
+        after = self._target(absent)
+        if after == target:
+            for content, compiled in fresh.items():
+                self.cache.store(_key(context, content), compiled)
+        return after
 
     def inspect(self, blob: Blob) -> Inspected:
         """Check one key without touching the node."""
@@ -166,7 +179,7 @@ class AppArmor:
             return why
         absent = self._absent()
         try:
-            self._prepare((content,), absent, lambda: None)
+            self._prepare((content,), absent, self._target(absent), lambda: None)
         except (HostError, parser.ParserError) as error:
             return str(error)
         return self._prepared.get(content) or absent or "no features file to compile against"
@@ -188,14 +201,14 @@ class AppArmor:
         except HostError:
             return False
 
-    def _target(self, absent: str) -> tuple[tuple[str, ...], str]:
+    def _target(self, absent: str) -> _Target:
         """Return the options that name the features to compile for, and the context's digest."""
         inputs = self.parser.inputs()
         if self.checking or absent:
             abi = self.abi
             if not abi:
                 return (), ""
-            content = parser.content(Path(abi))
+            content = parser.content(abi)
             return ("--kernel-features", abi), f"{_features(content)}:{digest(inputs.encode())}"
         if self._features is None:
             self._features = self.access.features()  # they cannot change while the kernel runs
@@ -206,12 +219,15 @@ class AppArmor:
     def _compile(
         self,
         texts: Sequence[bytes],
-        absent: str,
-        features: tuple[str, ...],
-        context: str,
+        target: _Target,
+        fresh: dict[bytes, Compiled],
         meanwhile: Callable[[], None],
     ) -> Generator[Compiled, None, None]:
-        """Give what the parser makes of each text, from the cache where it is there."""
+        """Give what the parser makes of each text, from the cache where it is there.
+
+        fresh is filled with what it made anew, to be cached if the target is still the same.
+        """
+        features, context = target
         known: dict[bytes, Compiled] = {}
         killed: dict[bytes, int] = {}
         limits = f"{context}:{self.parser.limits()}"  # what was too much may not be with more
@@ -222,7 +238,6 @@ class AppArmor:
                 known[content] = found
             elif found is not None:
                 killed[content] = found.times
-        fresh: dict[bytes, Compiled] = {}
         left = (one for one in texts if one not in known)
         with contextlib.closing(self.parser.compile_all(left, features, meanwhile)) as made:
             for content in texts:
@@ -234,9 +249,6 @@ class AppArmor:
                 elif content not in known:
                     fresh[content] = compiled
                 yield compiled
-        if fresh and self._target(absent)[1] == context:
-            for content, compiled in fresh.items():
-                self.cache.store(_key(context, content), compiled)
 
     def _judge(self, id_: Id, blob: Blob, ready: "_Ready") -> Profile | Rejection:
         compiled = ready.compiled

@@ -101,12 +101,12 @@ class Parser:
 
         Contents are read again only when some file's identity, size or times changed.
         """
-        files = [Path(self.path), Path(self.config_file), *self._pinned(), *self._included()]
-        signatures = tuple((str(path), _identity(path)) for path in files)
+        files = [self.path, self.config_file, *self._pinned(), *self._included()]
+        signatures = tuple((path, _identity(path)) for path in files)
         if signatures != self._signatures:
             self._digest = digest(
                 b"".join(
-                    str(path).encode("utf-8", "surrogateescape") + b"\0" + content(path)
+                    path.encode("utf-8", "surrogateescape") + b"\0" + content(path)
                     for path in files
                 )
             )
@@ -188,27 +188,27 @@ class Parser:
         except HostError as error:
             raise ParserError(str(error)) from error
 
-    def _pinned(self) -> list[Path]:
+    def _pinned(self) -> list[str]:
         """Return the features file that the parser's configuration names, if it does."""
         found = re.findall(
             rb"^\s*(?:policy|kernel|override-policy)?-?(?:features|abi|features-file)=(\S+)",
-            content(Path(self.config_file)),
+            content(self.config_file),
             re.MULTILINE,
         )
-        return [Path(os.fsdecode(one)) for one in found]
+        return [os.fsdecode(one) for one in found]
 
-    def _included(self) -> list[Path]:
+    def _included(self) -> list[str]:
         """Return every file that an include may reach, through linked directories too."""
-        found: list[Path] = []
-        visited: set[str] = set()
+        found: list[str] = []
+        visited: set[tuple[int, ...]] = set()
         for directory, below, names in os.walk(self.include_dir, followlinks=True):
-            real = os.path.realpath(directory)
-            if real in visited:
+            identity = _identity(directory)[:2]
+            if identity in visited:
                 below.clear()
                 continue
-            visited.add(real)
-            found += [Path(directory, name) for name in names]
-        return sorted(found)
+            visited.add(identity)
+            found += [f"{directory}/{name}" for name in names]
+        return sorted(found, key=lambda path: path.split("/"))
 
 
 def _compiled(done: Exited, memory: int) -> Compiled:
@@ -258,17 +258,17 @@ def _numbers(path: Path) -> list[str]:
     return re.findall(r"\d+", path.name)
 
 
-def _identity(path: Path) -> tuple[int, ...]:
+def _identity(path: str) -> tuple[int, ...]:
     try:
-        return signature.of(path.stat())
+        return signature.of(os.stat(path))  # noqa: PTH116 - quicker, asked of each include
     except OSError as error:
         return (error.errno or errno.EIO,)
 
 
-def content(path: Path) -> bytes:
+def content(path: str) -> bytes:
     """Return a file's digest-worthy content; what cannot be read is an error the parser meets."""
     try:
-        if not path.is_file():
+        if not os.path.isfile(path):  # noqa: PTH113 - as above
             return b"irregular"  # a FIFO or device would never end
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
