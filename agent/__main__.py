@@ -127,6 +127,8 @@ def _daemon(settings: Settings) -> int:
         return _passes(settings)
     except _Ended as end:  # after every `finally`: no command outlives the agent
         _leave(end.status)
+    except Exception as error:  # noqa: BLE001 - the rest of Python's end may never end
+        _leave(_configuration(error) or _bug(error))
 
 
 def _passes(settings: Settings) -> int:

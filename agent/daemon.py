@@ -8,7 +8,7 @@ changes nothing: the end of the process, at any moment, leaves the node as it is
 import queue
 import random
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, Protocol
@@ -24,6 +24,7 @@ STORM_SECONDS: Final = 0.25  # ... and is answered after so long at the latest
 FIGHT_SECONDS: Final = 120.0  # so many repairs of one name in so many seconds are a fight
 FIGHT_REPAIRS: Final = 10
 LONGEST_SECONDS: Final = 60.0
+_COUNTED: Final = 2 * FIGHT_REPAIRS  # repairs of one name: with more the wait is the longest
 PATIENCE_SECONDS: Final = 3.0  # how long the first pass waits for the first answers
 AGAIN_SECONDS: Final = 1.0  # between two repairs while profiles are compiled
 LOOK_SECONDS: Final = 10.0  # between two looks at what no word may have told
@@ -114,7 +115,7 @@ class Daemon:
         self._full = 0.0  # when everything is to be looked at anew
         self._failing: frozenset[tuple[str, ...]] = frozenset()
         self._failures = 0  # how often in a row the same failed
-        self._repairs: deque[tuple[float, str]] = deque(maxlen=1000)  # (when, name)
+        self._repairs: dict[str, deque[float]] = {}  # name: when it was repaired, of late
         self._names: list[str] = []  # of which is known whom they confine
         self._free: set[str] = set()  # stay for processes, of which the last look saw none
         self._look = 0.0  # when that is to be looked at again
@@ -371,26 +372,26 @@ class Daemon:
         """Note repairs; after too many of one name, let changes of the node wait."""
         now = time.monotonic()
         repaired = [row.name for row in raw.rows if _repaired(row)]
-        self._repairs.extend((now, name) for name in repaired)
+        for name in repaired:
+            self._repairs.setdefault(name, deque(maxlen=_COUNTED)).append(now)
         counted = self._fresh(now)
         worst = max((counted[name] for name in repaired), default=0)
         if worst >= FIGHT_REPAIRS and now >= self._deaf:
             self._deaf = now + min(LONGEST_SECONDS, 2.0 ** (worst - FIGHT_REPAIRS))
 
-    def _fresh(self, now: float) -> Counter[str]:
+    def _fresh(self, now: float) -> dict[str, int]:
         """Return how often each name was repaired lately; forget what is longer ago."""
-        while self._repairs and self._repairs[0][0] + FIGHT_SECONDS <= now:
-            self._repairs.popleft()
-        return Counter(name for _, name in self._repairs)
+        for times in self._repairs.values():
+            while times and times[0] + FIGHT_SECONDS <= now:
+                times.popleft()
+        self._repairs = {name: times for name, times in self._repairs.items() if times}
+        return {name: len(times) for name, times in self._repairs.items()}
 
     def _ends(self) -> list[float]:
         """Return when each fight is over, if nothing is repaired any more."""
-        times: dict[str, list[float]] = {}
-        for at, name in self._repairs:
-            times.setdefault(name, []).append(at)
         return [
             one[-FIGHT_REPAIRS] + FIGHT_SECONDS
-            for one in times.values()
+            for one in self._repairs.values()
             if len(one) >= FIGHT_REPAIRS
         ]
 

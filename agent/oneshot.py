@@ -99,8 +99,8 @@ class Pass:
     def repair(self) -> Report | None:
         """Put back what the node lost since the last pass, and nothing else; reads no source.
 
-        The report has a row for each name that was put back, or should have been. None: no pass was
-        made yet, or the ledger cannot be read.
+        The report has a row for each name that was put back, or should have been, and for each that
+        is foreign. None: no pass was made yet, or the ledger cannot be read.
         """
         wanted, found = self._decided, self.ledger.entries()
         if wanted is None or isinstance(found, Problem):
@@ -109,12 +109,10 @@ class Pass:
         seconds: dict[str, float] = {}
         with _timed(seconds, "observe"):
             observed = self._observe(wanted, found, found)
-        puts = [
-            one.back or one
-            for one in plan.plan(wanted, found, observed, self.options)
-            if isinstance(one, action.Put)
-        ]
-        lost = [one for one in puts if one.why in ("missing", "drifted")]
+        planned = plan.plan(wanted, found, observed, self.options)
+        puts = [one.back or one for one in planned if isinstance(one, action.Put)]
+        lost: list[action.Action] = [one for one in puts if one.why in ("missing", "drifted")]
+        lost += [one for one in planned if isinstance(one, action.Hold) and one.state == "foreign"]
         runner = reconcile.Reconciler(
             kinds=self.kinds, ledger=self.ledger, entries=found, clock=self._clock
         )

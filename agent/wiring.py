@@ -402,7 +402,7 @@ def _heard(
 
 
 def _watched(settings: Settings, made_of: Sequence[ports.Source]) -> dict[Path, str]:
-    """Return the directories whose changes concern the agent, and what each change says."""
+    """Return the directories and files whose changes concern the agent, and what each says."""
     on = host(settings)
     words = {on.path(settings.state_dir) / "entries": "files"}
     if "seccomp" in settings.kinds:

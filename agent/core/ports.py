@@ -105,7 +105,7 @@ class Source(Protocol):
 
     @property
     def watched(self) -> Path | None:
-        """Return the directory of this machine whose changes concern the source, if any."""
+        """Return the directory or file of this machine whose changes concern the source, if any."""
 
     def read(self) -> tuple[Snapshot, ...]:
         """Read every set of this source once; cheap signs may stand for content."""

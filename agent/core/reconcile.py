@@ -185,7 +185,8 @@ class Reconciler:
         blob = Blob(origin=id_.origin, key=id_.key, content=source, prefix=entry.prefix)
         match kind.inspect(blob):
             case Profile() as profile:
-                return profile
+                # A source may have named it otherwise than its key.
+                return profile if profile.version.provides == version.provides else _damaged(id_)
             case Rejection(problems=problems):
                 return problems[0]
             case Unchecked(problem=problem):

@@ -105,7 +105,11 @@ class _Watched:
 
 
 class Files(FileSystemEventHandler):
-    """Wakes when something below one of the directories changes. words: what to say for each."""
+    """Wakes when something below one of the directories changes. words: what to say for each.
+
+    A path that is a file, or nothing yet, is looked at every POLL_SECONDS instead: a watch of what
+    it lies in would tell of everything else there.
+    """
 
     def __init__(self, words: Mapping[Path, str], wake: Callable[[str], None]) -> None:
         self.words = words
@@ -253,7 +257,7 @@ def _place(path: Path) -> _Place | None:
 
 
 def signature(path: Path) -> tuple[object, ...]:
-    """Return what changes when a directory, or the generation it links to, changes."""
+    """Return what changes when a file, a directory, or the generation it links to, changes."""
     try:
         status = path.stat()
     except OSError as error:
@@ -261,4 +265,5 @@ def signature(path: Path) -> tuple[object, ...]:
     link = ""
     with contextlib.suppress(OSError):
         link = str((path / "..data").readlink())  # kubelet: AtomicWriter
-    return (status.st_dev, status.st_ino, status.st_mtime_ns, link)
+    size = status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return (status.st_dev, status.st_ino, status.st_mtime_ns, size, link)

@@ -72,6 +72,7 @@ class ConfigMaps:
                 return (Unreadable(origin=asked, why=_failure(copy)),)
             return (Missing(origin=asked, why="there is no such ConfigMap"),)
         names = [self.which.name] if self.which.name else sorted(copy.objects or {})
+        self._made = {name: self._made[name] for name in names if name in self._made}
         return tuple(self._snapshot(name, copy) for name in names)
 
     def absent(self, set_: str) -> Snapshot | None:

@@ -215,12 +215,14 @@ class _Walk:
             after = signature.of(os.fstat(file))
         finally:
             os.close(file)
+        if after != signature.of(status):
+            raise _ChangedError  # the half of two texts may be a text
         if len(content) > limits.KEY_BYTES:
             self.refused.append((key, limits.too_large(key)))
             return
         blob = Blob(origin=self.origin, key=key, content=content)
         self.take(blob)
-        if after == signature.of(status) and signature.lasting(after, now):
+        if signature.lasting(after, now):
             self.files[key] = _File(signature=after, blob=blob)
 
     def take(self, blob: Blob) -> None:

@@ -12,6 +12,8 @@ from typing import Final
 
 import yaml
 
+from agent.doors import signature
+
 BYTES: Final = 64 << 20
 NODES: Final = 200_000
 DEPTH: Final = 100
@@ -113,8 +115,8 @@ def read(path: str) -> bytes:
             raise OSError(0, f"larger than {BYTES} bytes")
         with open(fd, "rb", closefd=False) as stream:
             content = stream.read(BYTES + 1)
+        if signature.of(os.fstat(fd)) != signature.of(status):
+            raise OSError(0, "it changed while it was read")
     finally:
         os.close(fd)
-    if len(content) > BYTES:  # it grew since it was measured
-        raise OSError(0, f"larger than {BYTES} bytes")
     return content

@@ -22,7 +22,7 @@ class Manifest:
         self.origin = f"manifest {Path(path).absolute()}"
         self.domain = domain
         self._seen: set[str] = set()
-        self.watched = Path(path).absolute().parent
+        self.watched = Path(path).absolute()
 
     def absent(self, set_: str) -> Snapshot | None:  # noqa: ARG002 - the port's
         """Return None: this source has one set, and always answers for it."""

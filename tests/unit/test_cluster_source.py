@@ -167,6 +167,16 @@ def test_a_configmap_that_did_not_change_gives_the_very_same_snapshot():
     assert reader.read() == (as_read("web", "b.json"),)
 
 
+def test_a_configmap_that_is_gone_is_not_kept_in_memory():
+    """Names that hold a hash come and go for months."""
+    copies = [known(config_map("web-1"))]
+    reader = ConfigMaps(SEVERAL, copy=lambda: copies[0], node_labels=lambda: None)
+    reader.read()
+    copies[0] = known(config_map("web-2"))
+    reader.read()
+    assert reader._made.keys() == {"web-2"}
+
+
 @pytest.mark.parametrize(
     ("which", "set_", "expected"),
     [

@@ -3,6 +3,7 @@
 import contextlib
 import queue
 import threading
+from collections import deque
 from dataclasses import replace
 
 import pytest
@@ -746,6 +747,17 @@ def test_a_fight_over_a_profile_is_told_and_waited_out(world, clock):
     assert world.daemon._concerns("kernel") is True
 
 
+def test_a_fight_over_very_many_profiles_is_seen_too(world, clock):
+    """Each name is counted by itself, however many are undone at once."""
+    rows = [row(name=f"p{number}", action="put", why="missing") for number in range(1500)]
+    for _ in range(FIGHT_REPAIRS):
+        world.daemon._fought(report(*rows))
+    assert len(world.daemon._fights()) == 1500
+    assert world.daemon._deaf == clock.now + 1.0
+    clock.now += daemon.FIGHT_SECONDS
+    assert (world.daemon._fights(), world.daemon._repairs) == ((), {})
+
+
 def test_a_fight_that_ended_is_told_no_longer_than_its_window(world, clock):
     """A pass comes by itself when it is over, long before the resync, and tells that."""
     world.daemon._full = clock.now + RESYNC
@@ -972,6 +984,19 @@ def test_what_the_node_lost_is_back_before_the_compiling_ends(slow):
     assert slow.loaded() == {"web", "old", "third", "new"}
 
 
+def test_what_its_owner_changed_is_told_before_the_compiling_ends(slow):
+    """Its label would say meanwhile what is not so."""
+    ledger = slow.daemon.one.ledger
+    (entry,) = [one for one in ledger.entries().values() if one.id.key == "third"]
+    ledger.write(replace(entry, how="adopted"))
+    heard = slow.daemon.audience = [Reports()]
+    slow.kind.others = [lambda: slow.node.loaded.update(third=b"its owner's"), lambda: None]
+    slow.daemon.step()
+    states = [{one.name: one.state for one in told.rows} for told in heard[0].heard]
+    assert [one["third"] for one in states] == ["foreign", "foreign"]
+    assert slow.node.loaded["third"] == b"its owner's"
+
+
 def test_the_last_good_version_of_what_is_compiled_is_put_back_too(slow):
     """Whether the new text is accepted is not known yet."""
     heard = slow.daemon.audience = [Reports()]
@@ -1095,7 +1120,7 @@ def test_a_repair_while_profiles_are_compiled_counts_once(slow, clock):
     lost = slow.daemon.lost = Lost()
     slow.kind.others = [lambda: slow.node.loaded.pop("web")]
     slow.daemon.step()
-    assert [name for _, name in slow.daemon._repairs] == ["web"]
+    assert slow.daemon._repairs == {"web": deque([clock.now])}
     assert [one for one in lost.asked if one[0] == "removed"] == [
         ("removed", ("web",)),
         ("removed", ()),

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from agent.core.model import Blob, Emptied, Missing, Read, Unreadable
+from agent.doors import reading
 from agent.sources import limits
 from agent.sources.directory import Directory
 
@@ -197,6 +198,23 @@ def test_a_key_that_vanishes_during_the_read_is_read_again(top):
     (top / "a.json").write_bytes(b"{}")
     (top / "b.json").symlink_to("a.json")
     assert keys(read(top)) == {"a.json": b"{}", "b.json": b"{}"}
+
+
+def test_a_file_that_is_written_during_the_read_is_read_again(top, monkeypatch):
+    """The half of a text may be a text, and would take the other half's profiles away."""
+    whole, path = reading.whole, top / "a.json"
+    path.write_bytes(b"old")
+    later = [b"newer"]
+
+    def written(*asked):
+        content = whole(*asked)
+        for one in later:
+            path.write_bytes(one)
+        later.clear()
+        return content
+
+    monkeypatch.setattr(reading, "whole", written)
+    assert keys(read(top)) == {"a.json": b"newer"}
 
 
 def test_a_volume_below_the_directory_is_read_through_one_generation_too(top):

@@ -155,6 +155,23 @@ def test_missing_and_unreadable_files_differ(tmp_path):
     assert isinstance(Manifest(str(tmp_path)).read()[0], Unreadable)
 
 
+def test_a_file_that_is_written_during_the_read_is_unreadable(path, monkeypatch):
+    """The half of a text may be a text; the next pass reads it again."""
+    path.write_text(config_map("data: {a.json: old}"))
+    fstat, later = os.fstat, [config_map("data: {}")]
+
+    def written(fd):
+        status = fstat(fd)
+        for one in later:
+            path.write_text(one)
+        later.clear()
+        return status
+
+    monkeypatch.setattr(os, "fstat", written)
+    (snapshot,) = Manifest(str(path)).read()
+    assert snapshot.why == f"{path}: it changed while it was read"
+
+
 @given(text=st.text() | st.text(alphabet="{}[]:,&*!|>-'\" \nakindConfigMapdat"))
 def test_any_text_gives_an_answer(tmp_path_factory, text):
     """Reading never raises, whatever the file holds."""

@@ -255,13 +255,18 @@ def test_a_version_made_for_another_kernel_is_checked_anew():
 
 
 def test_what_cannot_be_restored_says_why():
-    """Lost bytes, a refused text and a missing parser each fail with their own problem."""
+    """Lost bytes, a refused text, another name and a missing parser each fail with a problem."""
     profile = inspected()
     bad = inspected(b"a:x")
     never = type("Kind", (FailingKind,), {"fitting": False})
     misfit = type("Kind", (MemoryKind,), {"fits": lambda _, __: False})
     cases = []
-    for kind, bodies in ((MemoryKind, {}), (never, None), (misfit, {bad.version.source: b"!"})):
+    for kind, bodies in (
+        (MemoryKind, {}),
+        (never, None),
+        (misfit, {bad.version.source: b"!"}),
+        (misfit, {bad.version.source: b"b:x"}),  # as a source that names keys otherwise
+    ):
         node = Node(entries={profile.id: stored(profile)})
         keep_bodies(node, profile)
         if bodies is not None:
@@ -275,6 +280,7 @@ def test_what_cannot_be_restored_says_why():
         ("failed", "ledger_damaged"),
         ("failed", "kernel_refused"),
         ("failed", "parser_rejected"),
+        ("failed", "ledger_damaged"),
         ("failed", "ledger_damaged"),
     ]
 

@@ -17,6 +17,7 @@ from watchdog.utils import BaseThread
 
 from agent.doors import watch
 from agent.doors.watch import Files, Revision
+from agent.sources.manifest import Manifest
 
 SECONDS = 10.0  # how long a word that has to come is waited for
 
@@ -264,6 +265,19 @@ def test_without_a_watch_the_word_comes_every_period(tmp_path, monkeypatch):
     for _ in range(3):
         told.files._turn()
         assert told.words() == ["source"]
+
+
+def test_of_a_file_nothing_else_beside_it_is_told(tmp_path):
+    """A manifest may lie in a directory that the agent itself, or a whole host, writes to."""
+    (tmp_path / "below").mkdir()
+    told = Told({Manifest(str(tmp_path / "some.yaml")).watched: "source"})
+    words = []
+    for name in ("below/other", "some.yaml", "beside", "some.yaml"):
+        (tmp_path / name).write_text(name * (1 + len(words)))
+        words.append(told.poll())
+    told.files._unwatched()
+    assert (words, told.words()) == ([set(), {"source"}, set(), {"source"}], [])
+    assert told.files._watched == {}
 
 
 def test_what_is_watched_needs_no_word_each_period(listen, tmp_path):
