@@ -3,26 +3,38 @@
 Rule 1: it reads what the last pass left, and never makes one run. Rule 2: a slow or idle client
 holds one thread of its own; when there are many, the oldest makes room, so that a scrape or a probe
 never waits. Rule 3: GET and HEAD of known paths. Rule 4: a page that cannot be made is a 500 and a
-line in the log; the work on the node goes on.
+line in the log, and so is whatever a connection's thread meets; the work on the node goes on.
+Rule 5: of a request only its head is read, within bounds of bytes, lines and time; of its headers
+only Accept is looked at.
 
 prometheus_client's own server does the TLS handshake in the thread that accepts, so that one idle
-connection stops every scrape, and gives metrics on every path: therefore this one.
+connection stops every scrape, and gives metrics on every path: therefore this one. The standard
+library's http.server reads megabytes of headers for a request and gives them to the parser of
+e-mails, which a few bytes bring to an error and some more to seconds of work: therefore no child
+of its.
 """
 
 import contextlib
+import email.utils
+import re
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler
+from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Final, Protocol
 
 import structlog
 
 CONNECTIONS: Final = 32
-PATIENCE_SECONDS: Final = 5.0  # for one read or write, the handshake among them
+PATIENCE_SECONDS: Final = 5.0  # for the handshake, then for a request's head, then for a write
 BACKLOG: Final = 512
+LINE_BYTES: Final = 4096  # of a request's first line
+HEADER_BYTES: Final = 8192  # of all its headers
+HEADER_LINES: Final = 100
 PAGE_POLICY: Final = (
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
@@ -66,6 +78,7 @@ class Server:
     ) -> None:
         """Listen at once. Raises OSError (also for a certificate that cannot be read)."""
         self.pages = pages
+        self.patience_seconds = PATIENCE_SECONDS
         self.tls = _Tls(certfile, keyfile, client_ca) if certfile else None
         host, port = _address(where)
         both = not host and socket.has_dualstack_ipv6()
@@ -106,7 +119,7 @@ class Server:
 
     def _begin(self, accepted: socket.socket) -> None:
         """Give a connection a thread; where there are too many, the oldest one ends."""
-        accepted.settimeout(PATIENCE_SECONDS)
+        accepted.settimeout(self.patience_seconds)
         connection = self.tls.wrap(accepted) if self.tls is not None else accepted
         worker = threading.Thread(
             target=self._serve, args=(connection,), name="http connection", daemon=True
@@ -128,13 +141,25 @@ class Server:
 
     def _serve(self, connection: socket.socket) -> None:
         try:
-            if isinstance(connection, ssl.SSLSocket):
-                connection.do_handshake()
-            _Handler(connection, self.pages)
+            try:
+                if isinstance(connection, ssl.SSLSocket):
+                    connection.do_handshake()
+                self._answer(connection)
+            finally:
+                self._forget(connection)
         except (OSError, ValueError):
             pass  # a client that is slow, gone or speaks something else
-        finally:
-            self._forget(connection)
+        except Exception:  # noqa: BLE001 - a thread that dies of one would end the agent
+            _log.exception("connection_failed")
+
+    def _answer(self, connection: socket.socket) -> None:
+        """Answer the one request of a connection."""
+        head = _head(connection, time.monotonic() + self.patience_seconds)
+        connection.settimeout(self.patience_seconds)
+        request = _TOO_LARGE if head is None else _request(head)
+        answer = request if isinstance(request, _Answer) else _find(request, self.pages)
+        bare = isinstance(request, _Request) and request.method == "HEAD"
+        connection.sendall(answer.head() + (b"" if bare else answer.body))
 
     def _forget(self, connection: socket.socket) -> None:
         with self._lock:
@@ -209,77 +234,121 @@ def _sign(file: str) -> tuple[int, int, int] | None:
     return (found.st_ino, found.st_mtime_ns, found.st_size) if found is not None else None
 
 
-_TEXT: Final = "text/plain; charset=utf-8"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """What is looked at of a request."""
+
+    method: str
+    path: str
+    accept: str
 
 
-class _Handler(BaseHTTPRequestHandler):
-    """Answers one request of one connection."""
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A status with what is sent below it."""
 
-    server_version = "profile-loader"
-    sys_version = ""
+    status: HTTPStatus
+    body: bytes
+    content_type: str = "text/plain; charset=utf-8"
 
-    def __init__(self, connection: socket.socket, pages: Pages) -> None:
-        self.pages = pages
-        super().__init__(connection, ("", 0), None)  # type: ignore[arg-type] # no server object
-
-    def parse_request(self) -> bool:
-        """Refuse every other method before anything else is looked at."""
-        if not super().parse_request():
-            return False
-        if self.command not in ("GET", "HEAD"):
-            self._send(405, _TEXT, b"method not allowed\n", allow="GET, HEAD")
-            return False
-        return True
-
-    def do_GET(self) -> None:
-        """Answer a GET."""
-        answers: dict[str, Callable[[], tuple[int, str, bytes]]] = {
-            "/metrics": self._metrics,
-            "/healthz": lambda: _probe(self.pages.health()),
-            "/readyz": lambda: _probe(self.pages.ready()),
-            "/": self._page,
-            "/statusz": self._page,
-        }
-        path = self.path.partition("?")[0]
-        answer = answers.get(path)
-        if answer is None:
-            self._send(404, _TEXT, b"not found\n")
-            return
-        try:
-            made = answer()
-        except Exception:  # noqa: BLE001 - a broken page must not end the work on the node
-            _log.exception("page_failed", path=path)
-            made = (500, _TEXT, b"this page could not be made; the log says why\n")
-        self._send(*made)
-
-    do_HEAD = do_GET  # noqa: N815 - the name that http.server calls
-
-    def _metrics(self) -> tuple[int, str, bytes]:
-        content_type, body = self.pages.metrics(self.headers.get("Accept", ""))
-        return 200, content_type, body
-
-    def _page(self) -> tuple[int, str, bytes]:
-        return 200, "text/html; charset=utf-8", self.pages.status().encode("utf-8", "replace")
-
-    def _send(self, status: int, content_type: str, body: bytes, *, allow: str = "") -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
-        if allow:
-            self.send_header("Allow", allow)
-        self.send_header("Cache-Control", "no-store")
-        self.send_header("Content-Security-Policy", PAGE_POLICY)
-        self.send_header("X-Content-Type-Options", "nosniff")
-        self.send_header("Referrer-Policy", "no-referrer")
-        self.send_header("Connection", "close")
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing: a probe every few seconds is no news."""
+    def head(self) -> bytes:
+        """Return the lines that are sent before the body."""
+        lines = [
+            f"HTTP/1.0 {self.status.value} {self.status.phrase}",
+            "Server: profile-loader",
+            f"Date: {email.utils.formatdate(usegmt=True)}",
+            f"Content-Type: {self.content_type}",
+            f"Content-Length: {len(self.body)}",
+            *(["Allow: GET, HEAD"] if self.status == HTTPStatus.METHOD_NOT_ALLOWED else []),
+            "Cache-Control: no-store",
+            f"Content-Security-Policy: {PAGE_POLICY}",
+            "X-Content-Type-Options: nosniff",
+            "Referrer-Policy: no-referrer",
+            "Connection: close",
+        ]
+        return "".join(f"{line}\r\n" for line in (*lines, "")).encode("latin-1")
 
 
-def _probe(why: str) -> tuple[int, str, bytes]:
-    body = f"{why}\n" if why else "ok\n"
-    return (503 if why else 200), _TEXT, body.encode("utf-8", "replace")
+_TOO_LARGE: Final = _Answer(
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    f"the request line may have {LINE_BYTES} bytes, the headers {HEADER_BYTES} bytes in "
+    f"{HEADER_LINES} lines\n".encode(),
+)
+_MALFORMED: Final = _Answer(HTTPStatus.BAD_REQUEST, b"not a request of HTTP/1.0 or 1.1\n")
+_END: Final = re.compile(rb"\n\r?\n")
+_CONTROL: Final = re.compile(r"[\0-\x08\x0a-\x1f\x7f]")  # a bare CR too: RFC 9112, 2.2
+
+
+def _head(connection: socket.socket, end: float) -> bytes | None:
+    """Return a request up to its empty line; nothing where that is further than is ever read.
+
+    Raises OSError for a client that is gone, or has not sent it all at the time `end`.
+    """
+    found = bytearray()
+    while left := LINE_BYTES + HEADER_BYTES - len(found):
+        connection.settimeout(max(end - time.monotonic(), 0))  # then: only what is there already
+        piece = connection.recv(left)
+        if not piece:
+            raise ConnectionError("the client went away within the head of its request")
+        found += piece
+        if at := _END.search(found, max(len(found) - len(piece) - 2, 0)):
+            return bytes(found[: at.end()])
+    return None
+
+
+def _request(head: bytes) -> _Request | _Answer:
+    """Return the request, or why it is refused."""
+    ends = head.index(b"\n") + 1
+    lines = [line.removesuffix("\r") for line in head.decode("latin-1").split("\n")]
+    line, *headers, _, _ = lines  # the empty line, and nothing below it
+    if ends > LINE_BYTES or len(head) - ends > HEADER_BYTES or len(headers) > HEADER_LINES:
+        return _TOO_LARGE
+    words = line.split()
+    if len(words) != 3 or not words[2].startswith("HTTP/1."):  # noqa: PLR2004 - as it is defined
+        return _MALFORMED
+    accept = []
+    for header in headers:
+        name, colon, value = header.partition(":")
+        # A continued line begins with a space: RFC 9112, 5.2.
+        if not (name and colon) or name != name.strip() or _CONTROL.search(header):
+            return _MALFORMED
+        if name.lower() == "accept":
+            accept.append(value.strip())
+    path = re.sub("^/+", "/", words[1].partition("?")[0])
+    return _Request(method=words[0], path=path, accept=",".join(accept))
+
+
+def _find(request: _Request, pages: Pages) -> _Answer:
+    """Return the answer to a request; whatever a page meets becomes a 500."""
+    answers: dict[str, Callable[[], _Answer]] = {
+        "/metrics": lambda: _metrics(pages.metrics(request.accept)),
+        "/healthz": lambda: _probe(pages.health()),
+        "/readyz": lambda: _probe(pages.ready()),
+        "/": lambda: _page(pages.status()),
+        "/statusz": lambda: _page(pages.status()),
+    }
+    if request.method not in ("GET", "HEAD"):
+        return _Answer(HTTPStatus.METHOD_NOT_ALLOWED, b"method not allowed\n")
+    make = answers.get(request.path)
+    if make is None:
+        return _Answer(HTTPStatus.NOT_FOUND, b"not found\n")
+    try:
+        return make()
+    except Exception:  # noqa: BLE001 - a broken page must not end the work on the node
+        _log.exception("page_failed", path=request.path)
+        why = b"this page could not be made; the log says why\n"
+        return _Answer(HTTPStatus.INTERNAL_SERVER_ERROR, why)
+
+
+def _metrics(made: tuple[str, bytes]) -> _Answer:
+    content_type, body = made
+    return _Answer(HTTPStatus.OK, body, content_type)
+
+
+def _page(made: str) -> _Answer:
+    return _Answer(HTTPStatus.OK, made.encode("utf-8", "replace"), "text/html; charset=utf-8")
+
+
+def _probe(why: str) -> _Answer:
+    status = HTTPStatus.SERVICE_UNAVAILABLE if why else HTTPStatus.OK
+    return _Answer(status, f"{why or 'ok'}\n".encode("utf-8", "replace"))

@@ -214,7 +214,10 @@ class Metrics:
 
     def expose(self, accept: str) -> tuple[str, bytes]:
         """Return content type and body of a scrape, as the Accept header wants it."""
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # a version that is no number
+            encode, content_type = choose_encoder("")
         with self._lock:
             return content_type, encode(self.registry)
 

@@ -7,8 +7,16 @@ import threading
 import time
 
 import pytest
+import structlog
 
-from agent.reporters.http import CONNECTIONS, PAGE_POLICY, Server
+from agent.reporters.http import (
+    CONNECTIONS,
+    HEADER_BYTES,
+    HEADER_LINES,
+    LINE_BYTES,
+    PAGE_POLICY,
+    Server,
+)
 
 
 class Pages:
@@ -95,6 +103,175 @@ def test_the_page_may_load_nothing(server):
     _, _, headers = ask(server, "/")
     assert headers["Content-Security-Policy"] == PAGE_POLICY
     assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+@pytest.fixture
+def died(monkeypatch):
+    """Give what threads died of, each of which would end the agent."""
+    found = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: found.append(args.exc_value))
+    return found
+
+
+def send(server, sent):
+    """Send bytes; return the answer, once the connection's thread has ended."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as one:
+        one.sendall(sent)
+        answer = received(one)
+    for thread in threading.enumerate():
+        if thread.name == "http connection":
+            thread.join(5)
+    return answer
+
+
+def received(one):
+    """Return what comes until the connection ends."""
+    found = b""
+    with contextlib.suppress(ConnectionResetError):  # bytes that nobody read
+        while piece := one.recv(65_536):
+            found += piece
+    return found
+
+
+def status(answer):
+    return int(answer.split()[1])
+
+
+def head(*lines, request="GET /healthz HTTP/1.1"):
+    return "\r\n".join((request, *lines, "", "")).encode()
+
+
+MULTIPART = head("Content-Type: multipart/x; boundary*0=a; boundary*=b", request="GET / HTTP/1.0")
+
+
+def test_what_a_header_means_to_a_mail_ends_nothing(server, died):
+    """A header that the server does not need is not looked into."""
+    assert status(send(server, MULTIPART)) == 200
+    assert ask(server, "/healthz")[0] == 200
+    assert died == []
+
+
+def test_what_a_thread_of_a_connection_meets_ends_that_connection(server, pages, died):
+    """It is a line in the log; no thread dies of it, which would end the agent."""
+    pages.metrics = lambda _accept: ("text/plain", None)
+    with structlog.testing.capture_logs() as logged:
+        assert send(server, head(request="GET /metrics HTTP/1.0")) == b""
+    assert [(one["event"], one["log_level"]) for one in logged] == [("connection_failed", "error")]
+    assert ask(server, "/healthz")[0] == 200
+    assert died == []
+
+
+class Stuck(socket.socket):
+    """A connection whose end is an error."""
+
+    def close(self):
+        super().close()
+        raise OSError(5, "Input/output error")
+
+
+def test_a_connection_that_cannot_be_closed_ends_nothing_else(server):
+    """Its thread ends in silence, with the answer given."""
+    ours, theirs = socket.socketpair()
+    with ours:
+        ours.sendall(head())
+        server._serve(Stuck(fileno=theirs.detach()))
+        assert status(received(ours)) == 200
+
+
+LARGE = {
+    "request line": head(request=f"GET /healthz?{'a' * (LINE_BYTES - 23)} HTTP/1.1"),
+    "line without an end": b"A" * 100_000,
+    "header": head(f"A: {'a' * (HEADER_BYTES - 6)}"),
+    "header without an end": head(f"A: {'a' * 100_000}"),
+    "headers": head(*["A: " + "a" * 1000] * 100),
+    "lines": head(*["A: a"] * (HEADER_LINES + 1)),
+}
+
+
+@pytest.mark.parametrize("sent", LARGE.values(), ids=LARGE)
+def test_a_large_head_is_refused_and_its_rest_never_read(server, sent):
+    """431; what one connection can cost is bounded."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs.dup() as kept:
+        ours.settimeout(5)
+        ours.sendall(sent)
+        server._serve(theirs)
+        kept.setblocking(False)
+        unread = b""
+        with contextlib.suppress(BlockingIOError):
+            while piece := kept.recv(1 << 20):
+                unread += piece
+        kept.close()
+        assert status(received(ours)) == 431
+        assert len(sent) - len(unread) <= LINE_BYTES + HEADER_BYTES
+
+
+def test_a_head_within_the_bounds_is_answered(server):
+    """As many lines and bytes as a browser or a proxy sends."""
+    for one in (
+        head(*["A: a"] * HEADER_LINES),
+        head(f"A: {'a' * (HEADER_BYTES - 7)}"),
+        head(request=f"GET /healthz?{'a' * (LINE_BYTES - 24)} HTTP/1.1"),
+    ):
+        assert status(send(server, one)) == 200
+
+
+def test_a_head_that_comes_byte_by_byte_is_cut(pages):
+    """There is one time for the whole head, not one for each byte."""
+    server = Server("127.0.0.1:0", pages)
+    server.patience_seconds = 0.2
+    server.start()
+    address = ("127.0.0.1", server.port)
+    with contextlib.closing(server), socket.create_connection(address, timeout=0.02) as one:
+        for byte in head("A: " + "a" * 500):
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                one.sendall(bytes([byte]))
+                if one.recv(1) == b"":
+                    break
+        else:
+            pytest.fail("the whole head was waited for")
+
+
+def test_a_head_may_come_in_pieces(server):
+    """Wherever it is parted, between the line ends of the empty line too."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        for byte in head("Host: x"):
+            ours.sendall(bytes([byte]))
+        server._serve(theirs)
+        assert status(ours.recv(4096)) == 200
+
+
+ODD = {
+    "continued header": head("Accept: text/plain,", " text/html"),
+    "continued request line": head("\tA: a"),
+    "header without a colon": head("Accept"),
+    "header without a name": head(": a"),
+    "space before the colon": head("Accept : a"),
+    "carriage return": head("Accept: a\rb"),
+    "no version": head(request="GET /healthz"),
+    "no HTTP/1": head(request="GET /healthz HTTP/2.0"),
+    "no request line": b"\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("sent", ODD.values(), ids=ODD)
+def test_a_head_that_can_be_read_in_two_ways_is_refused(server, sent):
+    """400, for a continued header too (RFC 9112, 5.2)."""
+    assert status(send(server, sent)) == 400
+
+
+def test_heads_are_read_as_clients_write_them(server):
+    """Lines end with or without a carriage return; a header's case and its spaces say nothing."""
+    wanted = {
+        b"GET /metrics HTTP/1.0\n\n": b"",
+        b"GET  //metrics?x HTTP/1.1\r\nHost: x\r\nACCEPT:any \r\n\r\n": b"any",
+        b"GET /metrics HTTP/1.1\r\naccept: a\r\nX: \xff\r\nAccept:\tb\r\n\r\n": b"a,b",
+    }
+    for sent, accept in wanted.items():
+        first, _, body = send(server, sent).partition(b"\r\n\r\n")
+        assert first.startswith(b"HTTP/1.0 200 OK\r\nServer: profile-loader\r\nDate: ")
+        assert body == b"accept " + accept + b"\n"
 
 
 def silent(stack, server, number):

@@ -5,6 +5,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from agent.core.problems import Problem
 from agent.core.report import Report, Row, SetStatus, Support
 from agent.reporters.board import Board
@@ -271,3 +273,9 @@ def test_passes_that_found_nothing_new_have_no_line():
         one.told(replace(done, problems=()), at, passed=True)
     one.told(report(row()), 3.0, passed=True)
     assert [passed.at for passed in one.passes] == [1.0, 3.0]
+
+
+@pytest.mark.parametrize("accept", ["text/plain;version=a", "text/plain;version=\xb2", "\0;;=,"])
+def test_an_accept_header_that_means_nothing_gives_the_text_format(accept):
+    """Anybody may send one, as often as they like."""
+    assert Metrics("1").expose(accept)[0] == Metrics("1").expose("")[0]
