@@ -191,7 +191,6 @@ def cluster(
         api,
         "/api/v1/pods",
         query=(("fieldSelector", f"spec.nodeName={settings.node_name}"),),
-        list_query=(("resourceVersion", "0"),),  # from the API server's cache
         keep=named,
         changed=lambda: wake("pods"),
         restarted=lambda: restarted("pods"),

@@ -2,7 +2,9 @@
 
 Rule 1: every call has time-outs for connecting and for reading, and no hidden retries: who calls
 decides when to call again. Rule 2: a refusal and a silence are two errors. Rule 3: no object of
-the client leaves this module; answers are the parsed JSON.
+the client leaves this module; answers are the parsed JSON. Rule 4: a request is made with
+credentials that were read at most a minute ago, and after they were refused; by a clock that
+nobody sets. The client's own renewal is by the time of day, and not of all kinds: it is not used.
 
 The typed API of the package costs 27 MiB more (measured with kubernetes 37.0.2), therefore
 `param_serialize` and `call_api`, which are its generator's internals: pinned below 38.
@@ -10,7 +12,9 @@ The typed API of the package costs 27 MiB more (measured with kubernetes 37.0.2)
 
 import base64
 import binascii
+import contextlib
 import json
+import math
 import os
 import re
 import ssl
@@ -24,7 +28,12 @@ import urllib3
 from kubernetes.client.api_client import ApiClient
 from kubernetes.client.configuration import Configuration
 from kubernetes.client.exceptions import ApiException
-from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
+from kubernetes.config import (
+    ConfigException,
+    kube_config,
+    load_incluster_config,
+    load_kube_config,
+)
 from urllib3.connection import HTTPSConnection
 from urllib3.connectionpool import HTTPSConnectionPool
 from urllib3.util.ssl_ import create_urllib3_context, resolve_cert_reqs
@@ -35,6 +44,8 @@ READ_SECONDS: Final = 10.0
 # Read and parsed, an answer takes about 3.3 bytes for each of its own: 40 MB of ConfigMaps made
 # 178 MiB (measured), in a container of 128 MiB.
 ANSWER_BYTES: Final = 16 << 20
+FRESH_SECONDS: Final = 60.0  # of credentials that were read; client-go: as long for a token's file
+WAIT_SECONDS: Final = 10.0  # for credentials that are read again
 RETRY_SECONDS: Final = 60.0  # what a Retry-After counts for at most: nobody waits for days
 MANAGER: Final = "profile-loader"  # constant for ever: labels of another manager are never ours
 MERGE: Final = "application/merge-patch+json"
@@ -52,8 +63,8 @@ class Event(TypedDict):
     object: Json
 
 
-# What the client raises where no answer came; ConfigException: the token's file is empty.
-_SILENT: Final = (urllib3.exceptions.HTTPError, OSError, ApiException, ConfigException)
+# What the client raises where no answer came.
+_SILENT: Final = (urllib3.exceptions.HTTPError, OSError, ApiException)
 
 
 # How urllib3 begins what it says of a connection: the name of a class, and the address.
@@ -122,6 +133,51 @@ class _Pool(HTTPSConnectionPool):
     ConnectionCls = _Connection
 
 
+def _configured(kubeconfig: str) -> Configuration:
+    """Read the configuration, and the credentials in it. Raises NoCluster, which says why."""
+    config = Configuration()
+    try:
+        if kubeconfig:
+            load_kube_config(  # type: ignore[no-untyped-call] # the package's own
+                kubeconfig, client_configuration=config, persist_config=False
+            )
+        else:
+            load_incluster_config(client_configuration=config)  # type: ignore[no-untyped-call] # the same
+    except (ConfigException, YAMLError, OSError, ValueError) as error:
+        raise NoCluster(" ".join(str(error).split())[:300]) from error
+    except (TypeError, KeyError, AttributeError) as error:  # YAML of some other kind
+        raise NoCluster("it is no kubeconfig") from error
+    config.refresh_api_key_hook = None
+    # A line's end after a token is none of it (client-go, transport/token_source.go).
+    config.api_key = {name: token.strip() for name, token in config.api_key.items()}
+    config.retries = False  # urllib3: none at all, not even of the connection
+    config.connection_pool_maxsize = 4
+    config.keep_alive = True
+    config.proxy = None
+    return config
+
+
+def _identity(config: Configuration) -> tuple[object, ...]:
+    """Return what two configurations with the same server and the same credentials share.
+
+    Raises OSError. An authority's file is read for each connection.
+    """
+    server = (config.host, config.verify_ssl, config.tls_server_name, config.ssl_ca_cert)
+    files = (config.cert_file, config.key_file)
+    keys = [Path(name).read_bytes() if name else b"" for name in files]
+    return (*server, tuple(config.api_key.items()), *files, *keys)
+
+
+def _clean(former: Configuration, now: Configuration) -> None:
+    """Remove the files that the client wrote for former credentials: it would at its end only."""
+    unused = {former.ssl_ca_cert, former.cert_file, former.key_file}
+    unused -= {now.ssl_ca_cert, now.cert_file, now.key_file}
+    written = kube_config._temp_files  # noqa: SLF001 - else each renewed key would lie there
+    for content in [content for content, name in written.items() if name in unused]:
+        with contextlib.suppress(OSError):
+            Path(written.pop(content)).unlink()
+
+
 class Api:
     """One connection pool to one API server. Safe to use from several threads."""
 
@@ -134,34 +190,89 @@ class Api:
     ) -> None:
         """Read the configuration: of the pod, or of the kubeconfig file where one is named.
 
-        count is told verb, status code (or the kind of failure) and seconds of each request.
+        count is told verb, status code (or the kind of failure) and seconds of each request. A
+        plugin of a kubeconfig has all the time it wants here: somebody may have to answer it.
         Raises NoCluster.
         """
-        config = Configuration()
+        self._kubeconfig = kubeconfig
+        self._user_agent = f"profile-loader/{version}" if version else "profile-loader"
+        self._read_at = time.monotonic()
         try:
-            if kubeconfig:
-                load_kube_config(  # type: ignore[no-untyped-call] # the package's own
-                    kubeconfig, client_configuration=config, persist_config=False
-                )
-            else:
-                load_incluster_config(client_configuration=config)  # type: ignore[no-untyped-call] # the same
-        except (ConfigException, YAMLError, OSError, ValueError) as error:
-            raise NoCluster(_no_cluster(kubeconfig, " ".join(str(error).split())[:300])) from error
-        except (TypeError, KeyError, AttributeError) as error:  # YAML of some other kind
-            raise NoCluster(_no_cluster(kubeconfig, "it is no kubeconfig")) from error
-        config.retries = False  # urllib3: none at all, not even of the connection
-        config.connection_pool_maxsize = 4
-        config.keep_alive = True
-        config.proxy = None
-        self.config = config
-        self.client = ApiClient(configuration=config)
-        pools = self.client.rest_client.pool_manager
-        pools.pool_classes_by_scheme = {**pools.pool_classes_by_scheme, "https": _Pool}
-        self.client.user_agent = f"profile-loader/{version}" if version else "profile-loader"
+            config = _configured(kubeconfig)
+            self._identity = _identity(config)
+        except (NoCluster, OSError) as error:
+            raise NoCluster(_no_cluster(kubeconfig, str(error))) from error
+        self._client = self._made(config)
+        self._reader: threading.Thread | None = None
+        self._unread = ""  # why the credentials could not be read again
         self.count = count
         self._streams: set[urllib3.BaseHTTPResponse] = set()
         self._lock = threading.Lock()
         self._closed = False
+
+    def _made(self, config: Configuration) -> ApiClient:
+        client = ApiClient(configuration=config)
+        pools = client.rest_client.pool_manager
+        pools.pool_classes_by_scheme = {**pools.pool_classes_by_scheme, "https": _Pool}
+        client.user_agent = self._user_agent
+        return client
+
+    # --- credentials ------------------------------------------------------------------------------
+
+    def _current(self) -> ApiClient:
+        """Return the client, after reading the credentials again if it is time.
+
+        In a thread of its own, because a plugin of a kubeconfig that hangs would keep every caller:
+        the client bounds none. It is waited for once, and no second one is run beside it.
+        """
+        with self._lock:
+            reader = self._reader
+            stale = time.monotonic() - self._read_at >= FRESH_SECONDS
+            if stale and (reader is None or not reader.is_alive()):
+                self._read_at = time.monotonic()
+                reader = threading.Thread(target=self._renew, name="credentials", daemon=True)
+                try:
+                    reader.start()
+                except RuntimeError:  # no room for a thread
+                    return self._client
+                self._reader = reader
+            until = self._read_at + WAIT_SECONDS
+        if reader is not None:
+            reader.join(max(0.0, until - time.monotonic()))
+        return self._client
+
+    def _renew(self) -> None:
+        """Read the credentials again; the former ones stay where that fails."""
+        former = self._client.configuration
+        try:
+            config = _configured(self._kubeconfig)
+            identity = _identity(config)
+            # A plugin's failure is logged by the client, and is none to it.
+            if not (config.api_key or config.cert_file) and (former.api_key or former.cert_file):
+                raise NoCluster("they are empty")  # noqa: TRY301 - told below
+        except Exception as error:  # noqa: BLE001 - of libraries that ask a provider
+            self._unread = " ".join(str(error).split())[:300] or type(error).__name__
+            return
+        self._unread = ""
+        if identity != self._identity:  # else the connections stay
+            client, self._identity = self._client, identity
+            self._client = self._made(config)
+            client.rest_client.pool_manager.clear()  # what is asked just now goes on
+            _clean(former, config)
+
+    def _refuses(self, client: ApiClient, error: Refused) -> Refused:
+        """Return a refusal; of credentials: let the next request read them again."""
+        if error.status != 401:  # noqa: PLR2004 - Unauthorized
+            return error
+        with self._lock:
+            if client is self._client:
+                self._read_at = -math.inf
+            hangs = self._reader is not None and self._reader.is_alive()
+        why = "it is taking long" if hangs else self._unread
+        if not why:
+            return error
+        message = f"{error.message}; the credentials could not be read again: {why}"
+        return Refused(401, error.reason, message, error.retry_after)
 
     # --- one request ------------------------------------------------------------------------------
 
@@ -193,60 +304,47 @@ class Api:
         content: str = "",
         accept: str = "application/json",
     ) -> Json:
+        client = self._current()
         begin = time.monotonic()
         code = "unreachable"
         try:
-            response = self._open(method, path, query, body=body, content=content, accept=accept)
+            response = _open(client, method, path, query, body=body, content=content, accept=accept)
             try:
                 code = str(response.status)
                 text = _content(response)
             finally:
                 response.release_conn()
             return _answer(response, text)
+        except Refused as error:
+            raise self._refuses(client, error) from error
         except _SILENT as error:
             raise Unreachable(_why(error)) from error
         finally:
             self.count(method, code, time.monotonic() - begin)
 
-    def _open(  # noqa: PLR0913 - what a request consists of
-        self,
-        method: str,
-        path: str,
-        query: Query,
-        *,
-        accept: str,
-        body: object = None,
-        content: str = "",
-        read_seconds: float = READ_SECONDS,
-    ) -> urllib3.BaseHTTPResponse:
-        headers = {"Accept": accept} | ({"Content-Type": content} if content else {})
-        request = self.client.param_serialize(
-            method,
-            path,
-            query_params=list(query),
-            header_params=headers,
-            body=body,
-            auth_settings=["BearerToken"],
-        )
-        answer = self.client.call_api(*request, _request_timeout=(CONNECT_SECONDS, read_seconds))
-        response: urllib3.BaseHTTPResponse = answer.response
-        return response
-
     # --- a watch ----------------------------------------------------------------------------------
 
     def watch(
-        self, path: str, query: Query, *, silence_seconds: float, accept: str = "application/json"
+        self,
+        path: str,
+        query: Query,
+        *,
+        silence_seconds: float,
+        accept: str = "application/json",
+        answered: Callable[[], None] = lambda: None,
     ) -> Iterator[Event]:
-        """Yield events until the server ends the watch.
+        """Yield events until the server ends the watch; answered is called when it has begun it.
 
         Raises Refused for an answer or an ERROR event (410: list again), Unreachable for a
         connection that breaks, or that is silent for so many seconds, or that `close` ended;
         Unanswered if that was before any answer.
         """
+        client = self._current()
         begin = time.monotonic()
         code = "unreachable"
         try:
-            response = self._open(
+            response = _open(
+                client,
                 "GET",
                 path,
                 [*query, ("watch", "true")],
@@ -266,7 +364,10 @@ class Api:
                 raise Unreachable("closed")
             if response.status != 200:  # noqa: PLR2004 - the one status of a watch
                 _answer(response, _content(response))
+            answered()
             yield from _events(response)
+        except Refused as error:
+            raise self._refuses(client, error) from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise Unreachable(_why(error)) from error
         finally:
@@ -293,10 +394,7 @@ class Api:
         Kubernetes 1.30 and newer put it into the tokens of pods (KEP-4193); nothing is verified
         here, the API server does that.
         """
-        try:
-            setting = self.config.auth_settings().get("BearerToken", {})
-        except (ConfigException, OSError):
-            return ""  # the token's file is away for the moment
+        setting = self._current().configuration.auth_settings().get("BearerToken", {})
         parts = str(setting.get("value", "")).split(".")
         if len(parts) != 3:  # noqa: PLR2004 - header, claims, signature
             return ""
@@ -306,6 +404,31 @@ class Api:
         except (binascii.Error, ValueError, KeyError, TypeError):
             return ""
         return uid if isinstance(uid, str) else ""
+
+
+def _open(  # noqa: PLR0913 - what a request consists of
+    client: ApiClient,
+    method: str,
+    path: str,
+    query: Query,
+    *,
+    accept: str,
+    body: object = None,
+    content: str = "",
+    read_seconds: float = READ_SECONDS,
+) -> urllib3.BaseHTTPResponse:
+    headers = {"Accept": accept} | ({"Content-Type": content} if content else {})
+    request = client.param_serialize(
+        method,
+        path,
+        query_params=list(query),
+        header_params=headers,
+        body=body,
+        auth_settings=["BearerToken"],
+    )
+    answer = client.call_api(*request, _request_timeout=(CONNECT_SECONDS, read_seconds))
+    response: urllib3.BaseHTTPResponse = answer.response
+    return response
 
 
 def _events(response: urllib3.BaseHTTPResponse) -> Iterator[Event]:

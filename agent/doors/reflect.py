@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Generic, TypeVar
 
 from agent.doors.kube import Api, Event, Json, Refused, Unanswered, Unreachable
@@ -48,9 +49,10 @@ class Copy(Generic[Kept]):
 class Reflector(Generic[Kept]):
     """Lists and watches the objects of one path.
 
-    query selects (labelSelector, fieldSelector); list_query is added to lists alone. keep makes of
-    an object what is remembered of it. one: the path of the only object, read by GET instead of a
-    list (a right less). changed is called after every change of the copy.
+    query selects (labelSelector, fieldSelector). A list is a consistent read: without a
+    resourceVersion, it has what was written before it. keep makes of an object what is remembered
+    of it. one: the path of the only object, read by GET instead of a list (a right less). changed
+    is called after every change of the copy.
     """
 
     def __init__(  # noqa: PLR0913 - what is watched, and who hears of it
@@ -65,7 +67,6 @@ class Reflector(Generic[Kept]):
         metadata: bool = False,
         restarted: Callable[[], None] = lambda: None,
         silence_seconds: float = SILENCE_SECONDS,
-        list_query: tuple[tuple[str, str], ...] = (),
     ) -> None:
         self.api = api
         self.path = path
@@ -76,7 +77,6 @@ class Reflector(Generic[Kept]):
         self.metadata = metadata
         self.restarted = restarted
         self.silence_seconds = silence_seconds
-        self.list_query = list_query
         self.copy: Copy[Kept] = Copy(objects=None, why="not read yet", tried=False)
         self.live = False  # no event was missed since the last answer, as far as can be known
         self._doubtful = False
@@ -93,18 +93,22 @@ class Reflector(Generic[Kept]):
         """Ask the thread to end; closing the Api wakes it from a watch."""
         self._stop.set()
 
-    def list(self) -> str:
-        """Read everything once, keep it, and return the resource version.
+    def list(self) -> None:
+        """Read everything once, and keep it: for who asks at once, it is what there is.
 
         Raises Refused and Unreachable; the copy says so then too.
         """
+        self._list()
+        self.live = True
+
+    def _list(self) -> str:
+        """Read everything, keep it, and return the resource version."""
         try:
             objects, version = self._listed()
         except (Refused, Unreachable) as error:
             self._failed(error)
             raise
         self._known(objects)
-        self._lives()
         return version
 
     def _listed(self) -> tuple[dict[str, Kept], str]:
@@ -113,10 +117,8 @@ class Reflector(Generic[Kept]):
             found = self.api.get(self.one, accept=accept)
             return {_name(found): self.keep(found)}, _version(found)
         accept = METADATA_LIST if self.metadata else "application/json"
-        found = self.api.get(self.path, (*self.query, *self.list_query), accept=accept)
-        items = found.get("items")
-        if items is None:
-            items = []
+        found = self.api.get(self.path, self.query, accept=accept)
+        items = [] if _none(found) else found.get("items")
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
             raise Unreachable("the answer is no list")
         return {self._key(item): self.keep(item) for item in items}, _version(found)
@@ -133,7 +135,7 @@ class Reflector(Generic[Kept]):
         while not self._stop.is_set():
             watching = math.inf
             try:
-                version = self.list()
+                version = self._list()
                 watching = time.monotonic()
                 self._follow(version)
                 failures, least = 0, 0.0
@@ -159,28 +161,31 @@ class Reflector(Generic[Kept]):
         watch).
         """
         until = time.monotonic() + self._random.uniform(*RELIST_SECONDS)
+        ended = False
         while not self._stop.is_set() and time.monotonic() < until:
             begin = time.monotonic()
+            self.live = False  # what changes before the watch is answered is not in the copy
             try:
-                for event in self._watched(version):
+                for event in self._watched(version, partial(self._lives, tell=not ended)):
                     version = _version(event["object"]) or version
                     self._changed(event)
             except Refused as error:
                 if not (self.one and version and error.status == 410):  # noqa: PLR2004 - Gone
                     raise
-                version = ""
+                version, ended = "", False
                 continue
             except Unreachable as error:
                 if not _lasted(begin, error):
                     raise
-                self.live = False
+                self.live = ended = False
                 self._stop.wait(self.pause(1))
                 self.restarted()
                 continue
+            ended = True
             if time.monotonic() - begin < FIRST_SECONDS:
                 raise Unreachable("the API server ends every watch at once")
 
-    def _watched(self, version: str) -> Iterator[Event]:
+    def _watched(self, version: str, answered: Callable[[], None]) -> Iterator[Event]:
         query = [
             *self.query,
             *([("resourceVersion", version)] if version else []),
@@ -188,12 +193,17 @@ class Reflector(Generic[Kept]):
             ("timeoutSeconds", str(self._random.randint(*WATCH_SECONDS))),
         ]
         accept = METADATA if self.metadata else "application/json"
-        return self.api.watch(self.path, query, silence_seconds=self.silence_seconds, accept=accept)
+        return self.api.watch(
+            self.path,
+            query,
+            silence_seconds=self.silence_seconds,
+            accept=accept,
+            answered=answered,
+        )
 
     def _changed(self, event: Event) -> None:
         found = event["object"]
         if event["type"] == "BOOKMARK":
-            self._lives()
             return
         name = self._key(found)
         objects = dict(self.copy.objects or {})
@@ -202,12 +212,15 @@ class Reflector(Generic[Kept]):
         else:
             objects[name] = self.keep(found)
         self._known(objects)
-        self._lives()
 
-    def _lives(self) -> None:
-        """Note that the API server tells of changes; who waits for that hears of it."""
-        if not self.live:
-            self.live = True
+    def _lives(self, *, tell: bool) -> None:
+        """Note that the API server tells of changes; who waits for that hears of it.
+
+        tell: not after a watch that ended in its time, which is every few minutes, and where the
+        next one was answered at once. Who looked in between looks again at the next resync.
+        """
+        was, self.live = self.live, True
+        if tell and not was:
             self.changed()
 
     def _known(self, objects: Mapping[str, Kept]) -> None:
@@ -233,6 +246,20 @@ class Reflector(Generic[Kept]):
 def _lasted(begin: float, error: Refused | Unreachable) -> bool:
     """Return whether a watch lasted that began at begin, in monotonic seconds, and broke now."""
     return time.monotonic() - begin > STABLE_SECONDS and not isinstance(error, Unanswered)
+
+
+def _none(found: Json) -> bool:
+    """Return whether a list says that there are no objects, by null.
+
+    The API server makes `[]` of an empty list (kubernetes, apiserver/pkg/storage/etcd3/store.go,
+    GetList), but null of one of metadata alone (apiserver/pkg/endpoints/handlers/response.go); seen
+    with a real one by a test. Any other answer without items is no empty list.
+    """
+    return (
+        found.get("items", "") is None
+        and found.get("kind") == "PartialObjectMetadataList"
+        and _version(found) != ""
+    )
 
 
 def _metadata(found: Json) -> Mapping[str, object]:

@@ -4,10 +4,13 @@ import http.server
 import json
 import ssl
 import subprocess
+import tempfile
 import threading
 
 import pytest
+from kubernetes.config import kube_config
 
+from agent.doors import kube
 from agent.doors.kube import Api, Unreachable
 
 
@@ -105,3 +108,72 @@ def test_verification_ends_only_where_the_kubeconfig_says_so(folder, port):
     trust = {"insecure-skip-tls-verify": True}
     with pytest.warns(match="Unverified HTTPS request"):
         assert ask(folder, f"https://127.0.0.1:{port}", **trust) == {}
+
+
+def test_certificates_of_a_plugin_are_renewed_and_the_former_keys_removed(
+    tmp_path, monkeypatch, folder
+):
+    """A new certificate makes a new connection; the client's files are those in use."""
+    monkeypatch.setattr(kube, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(kube_config, "_temp_files", {})
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    plugin, given = tmp_path / "plugin", tmp_path / "given"
+    plugin.write_text(f"#!/bin/sh\nexec cat {given}\n")
+    plugin.chmod(0o755)
+    named = []
+
+    class Named(Pages):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            ((_, name),) = self.connection.getpeercert()["subject"][0]
+            named.append((name, self.client_address))
+            super().do_GET()
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "right.crt", folder / "right.key")
+    context.verify_mode = ssl.CERT_REQUIRED
+    version = "client.authentication.k8s.io/v1"
+    users = {"user": {"exec": {"apiVersion": version, "command": str(plugin)}}}
+    for name in ("first", "second"):
+        context.load_verify_locations(authority(tmp_path, name)[0])
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Named) as server:
+        server.daemon_threads = True
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        config = {
+            "current-context": "x",
+            "clusters": [
+                {
+                    "name": "x",
+                    "cluster": {
+                        "server": f"https://127.0.0.1:{server.server_port}",
+                        "certificate-authority": str(folder / "right.crt"),
+                    },
+                }
+            ],
+            "users": [{"name": "x", **users}],
+            "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
+        }
+        (tmp_path / "kubeconfig").write_text(json.dumps(config))
+        api = None
+        try:
+            for name in ("first", "first", "second"):
+                status = {
+                    "clientCertificateData": (tmp_path / f"{name}.crt").read_text(),
+                    "clientKeyData": (tmp_path / f"{name}.key").read_text(),
+                }
+                given.write_text(
+                    json.dumps({"apiVersion": version, "kind": "ExecCredential", "status": status})
+                )
+                api = api or Api(kubeconfig=str(tmp_path / "kubeconfig"))
+                api.get("/")
+        finally:
+            server.shutdown()
+            thread.join()
+    kept = {one.read_text() for one in (tmp_path / "tmp").iterdir()}
+    assert [name for name, _ in named] == ["first", "first", "second"]
+    assert named[0] == named[1]
+    assert kept == {status["clientCertificateData"], status["clientKeyData"]}

@@ -4,16 +4,25 @@ A server of our own stands in only for answers that a real one gives too rarely:
 that is not JSON. What both can give is asked of both by the same tests.
 """
 
+import base64
+import datetime as dt
 import http.server
 import json
+import os
 import queue
 import re
+import signal
 import threading
+import types
 import urllib.request
+from pathlib import Path
 
 import pytest
+from kubernetes.config import incluster_config
 
+from agent import wiring
 from agent.doors import kube, reflect
+from agent.settings import Settings
 from tests.system.cluster import Cluster, free_port, until
 from tests.system.proxy import Proxy
 
@@ -154,6 +163,15 @@ def test_a_single_object_is_followed_across_a_restart_of_the_api_server(cluster,
     cluster.kubectl("delete", "configmap", "newer")
 
 
+@pytest.mark.parametrize("metadata", [False, True])
+def test_a_list_without_objects_is_empty(cluster, tmp_path, metadata):
+    """The API server gives `[]`, and null where it makes a list of metadata alone."""
+    api = kube.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca))
+    reflector = Watched(api, metadata=metadata, query=(("labelSelector", "no=one"),)).reflector
+    reflector.list()
+    assert reflector.copy == reflect.Copy(objects={})
+
+
 def test_a_version_that_was_compacted_away_is_gone(cluster, tmp_path):
     """A watch from before the compaction is refused with 410, and a list puts it right."""
     api = kube.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca))
@@ -268,6 +286,8 @@ class Script:
         self.answers = list(answers)
         self.asked = []
         self.named = set()
+        self.bearers = []
+        self.peers = []
         script = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -276,6 +296,8 @@ class Script:
             def do_GET(self):
                 script.asked.append(self.path)
                 script.named.add(self.headers["User-Agent"])
+                script.bearers.append(self.headers["Authorization"])
+                script.peers.append(self.client_address)
                 last = len(script.answers) == 1
                 given = script.answers[0] if last else script.answers.pop(0)
                 if given is None:
@@ -346,10 +368,19 @@ def test_an_answer_that_is_no_object_is_no_answer(tmp_path, body):
             Watched(api).reflector.list()
 
 
-@pytest.mark.parametrize("items", [5, [5], "x", [{}]])
-def test_a_list_of_odd_items_is_no_answer(tmp_path, items):
-    """Items that are no objects with a name make the whole list unreadable."""
-    with Script(answer(200, {"metadata": {"resourceVersion": "1"}, "items": items})) as server:
+@pytest.mark.parametrize(
+    "odd",
+    [
+        *({"items": items} for items in (5, [5], "x", [{}])),
+        {},
+        {"items": None},
+        {"items": None, "kind": "ConfigMapList"},
+        {"items": None, "kind": "PartialObjectMetadataList", "metadata": {}},
+    ],
+)
+def test_a_list_of_odd_items_is_no_answer(tmp_path, odd):
+    """Items that are no objects with a name, or are missing, make the whole list unreadable."""
+    with Script(answer(200, {"metadata": {"resourceVersion": "1"}} | odd)) as server:
         watched = Watched(kube.Api(kubeconfig=config(tmp_path, server.url)))
         with pytest.raises(kube.Unreachable):
             watched.reflector.list()
@@ -474,3 +505,221 @@ def test_a_single_object_whose_version_is_too_old_is_watched_from_now(tmp_path):
             watched.reflector.stop()
     versions = [re.findall(r"resourceVersion=(\d+)", one) for one in server.asked[:3]]
     assert versions == [[], ["3"], []]
+
+
+def test_a_list_alone_is_no_watch(tmp_path):
+    """What changes before the watch is answered is not in the copy."""
+    with Script(LIST, None) as server:
+        watched = Watched(kube.Api(kubeconfig=config(tmp_path, server.url)), silence_seconds=60)
+        with watched:
+            until(lambda: len(server.asked) == 2, lambda: server.asked)
+            assert (watched.reflector.copy.objects, watched.reflector.live) == ({}, False)
+            watched.reflector.stop()
+
+
+def test_between_two_watches_it_does_not_live_and_tells_nobody(tmp_path, monkeypatch):
+    """The end of a watch in its time is no news; only what is asked before the next one waits."""
+    monkeypatch.setattr(reflect, "FIRST_SECONDS", 0.0)
+    with Script(LIST, answer(200, b""), answer(200, b""), None) as server:
+        watched = Watched(kube.Api(kubeconfig=config(tmp_path, server.url)), silence_seconds=60)
+        with watched:
+            until(lambda: len(server.asked) == 4, lambda: server.asked)
+            assert (watched.reflector.live, watched.changes.qsize()) == (False, 2)
+            watched.reflector.stop()
+
+
+def test_pods_are_listed_as_they_are_and_not_from_a_cache(tmp_path):
+    """A cache may lag behind the binding of a pod: its list proves nothing."""
+    with Script(LIST) as server:
+        found = wiring.cluster(
+            Settings(node_name="a", pod_aware=True, kubeconfig=config(tmp_path, server.url)),
+            lambda _: None,
+        )
+        found.pods.list()
+        assert server.asked == ["/api/v1/pods?fieldSelector=spec.nodeName%3Da"]
+        assert found.users() == {}
+
+
+# --- credentials that are renewed -----------------------------------------------------------------
+
+
+def user(folder, server, **fields):
+    """Write a kubeconfig of a user; return its path."""
+    path = Path(config(folder, server))
+    path.write_text(
+        json.dumps(
+            json.loads(path.read_text()) | {"users": [{"name": "test", "user": fields}]},
+        )
+    )
+    return str(path)
+
+
+FOUND = answer(200, {})
+
+
+def test_a_token_file_is_read_again_after_a_minute_and_where_it_was_refused(tmp_path, monkeypatch):
+    """Not before; the end of a line is no part of a token, and a refusal is not asked twice."""
+    (tmp_path / "token").write_text("one\n")
+    denied = answer(401, {"reason": "Unauthorized", "message": "Unauthorized"})
+    with Script(FOUND, FOUND, denied, FOUND, FOUND) as server:
+        api = kube.Api(kubeconfig=user(tmp_path, server.url, tokenFile="token"))
+        api.get("/")
+        (tmp_path / "token").write_text("two\n")
+        api.get("/")
+        with pytest.raises(kube.Refused):
+            api.get("/")
+        api.get("/")
+        (tmp_path / "token").write_text("three\n")
+        monkeypatch.setattr(kube, "FRESH_SECONDS", 0.0)
+        api.get("/")
+    assert server.bearers == [f"Bearer {one}" for one in ("one", "one", "one", "two", "three")]
+
+
+def test_a_refused_watch_reads_the_token_file_again(tmp_path):
+    """As any request."""
+    (tmp_path / "token").write_text("one")
+    with Script(answer(401, {}), FOUND) as server:
+        api = kube.Api(kubeconfig=user(tmp_path, server.url, tokenFile="token"))
+        (tmp_path / "token").write_text("two")
+        with pytest.raises(kube.Refused):
+            list(api.watch(PATH, [], silence_seconds=5))
+        api.get("/")
+    assert server.bearers == ["Bearer one", "Bearer two"]
+
+
+def test_only_new_credentials_make_a_new_connection(tmp_path, monkeypatch):
+    """What is read again and is the same changes nothing."""
+    monkeypatch.setattr(kube, "FRESH_SECONDS", 0.0)
+    (tmp_path / "token").write_text("one")
+    with Script(FOUND) as server:
+        api = kube.Api(kubeconfig=user(tmp_path, server.url, tokenFile="token"), version="1")
+        for token in ("one", "one", "two"):
+            (tmp_path / "token").write_text(token)
+            api.get("/")
+    first, second, third = server.peers
+    assert (first == second, second == third, server.named) == (True, False, {"profile-loader/1"})
+
+
+@pytest.mark.parametrize("broken", ["missing", "empty", "away"])
+def test_credentials_that_cannot_be_read_again_stay_and_a_refusal_says_why(
+    tmp_path, monkeypatch, broken
+):
+    """An empty file is one that is just written: nobody asks without a name."""
+    monkeypatch.setattr(kube, "FRESH_SECONDS", 0.0)
+    (tmp_path / "token").write_text("one")
+    with Script(FOUND, FOUND, answer(401, {"message": "expired"})) as server:
+        path = user(tmp_path, server.url, tokenFile="token")
+        api = kube.Api(kubeconfig=path)
+        api.get("/")
+        why = {
+            "missing": f"[Errno 2] No such file or directory: '{tmp_path}/token'",
+            "empty": "they are empty",
+            "away": "Invalid kube-config file. No configuration found.",
+        }[broken]
+        if broken == "missing":
+            (tmp_path / "token").unlink()
+        elif broken == "empty":
+            (tmp_path / "token").write_text("")
+        else:
+            Path(path).unlink()
+        api.get("/")
+        with pytest.raises(kube.Refused) as refused:
+            api.get("/")
+    assert server.bearers == ["Bearer one"] * 3
+    assert refused.value.message == f"expired; the credentials could not be read again: {why}"
+
+
+def test_in_a_pod_a_clock_that_is_set_back_keeps_no_old_token(tmp_path, monkeypatch):
+    """The age of a token is told by a clock that nobody sets."""
+
+    def token(uid):
+        claims = base64.urlsafe_b64encode(
+            json.dumps({"kubernetes.io": {"node": {"uid": uid}}}).encode()
+        )
+        (tmp_path / "token").write_text(f"e30.{claims.decode().rstrip('=')}.x")
+
+    class Set:
+        behind = dt.timedelta()
+
+        @classmethod
+        def now(cls):
+            return dt.datetime.now() - cls.behind  # noqa: DTZ005 - as the client does
+
+    (tmp_path / "ca.crt").write_text("any")
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "1")
+    clock = types.SimpleNamespace(datetime=Set, timedelta=dt.timedelta)
+    monkeypatch.setattr(incluster_config, "datetime", clock)
+    token("one")
+    api = kube.Api()
+    assert api.token_node_uid() == "one"
+    token("two")
+    Set.behind = dt.timedelta(hours=1)
+    monkeypatch.setattr(kube, "FRESH_SECONDS", 0.0)
+    assert api.token_node_uid() == "two"
+
+
+def test_a_plugin_that_hangs_keeps_nobody(tmp_path, monkeypatch):
+    """The former credentials serve on, and it is not run twice at a time."""
+    monkeypatch.setattr(kube, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(kube, "WAIT_SECONDS", 0.2)
+    plugin = tmp_path / "plugin"
+    given = json.dumps(
+        {
+            "apiVersion": "client.authentication.k8s.io/v1",
+            "kind": "ExecCredential",
+            "status": {"token": "one", "expirationTimestamp": "2020-01-01T00:00:00Z"},
+        }
+    )
+    plugin.write_text(
+        f"#!/bin/sh\ncd {tmp_path}\nif [ -e ran ]; then echo $$ >> hung; exec sleep 600; fi\n"
+        f"touch ran\necho '{given}'\n"
+    )
+    plugin.chmod(0o755)
+    runs = {"apiVersion": "client.authentication.k8s.io/v1", "command": str(plugin)}
+    with Script(FOUND, FOUND, answer(401, {"message": "expired"})) as server:
+        api = kube.Api(kubeconfig=user(tmp_path, server.url, exec=runs))
+        ended = queue.SimpleQueue()
+
+        def ask():
+            api.get("/")
+            api.get("/")
+            try:
+                api.get("/")
+            except kube.Refused as refused:
+                ended.put(refused.message)
+
+        threading.Thread(target=ask, daemon=True).start()
+        told = "expired; the credentials could not be read again: it is taking long"
+        try:
+            assert ended.get(timeout=5) == told
+        finally:
+            until((tmp_path / "hung").exists, "a plugin that hangs")
+            hung = (tmp_path / "hung").read_text().split()
+            for one in hung:
+                os.kill(int(one), signal.SIGKILL)
+    assert (len(hung), server.bearers) == (1, ["Bearer one"] * 3)
+
+
+def test_without_room_for_a_thread_the_former_credentials_serve_on(tmp_path, monkeypatch):
+    """They are read when there is."""
+    monkeypatch.setattr(kube, "FRESH_SECONDS", 0.0)
+    (tmp_path / "token").write_text("one")
+    start = threading.Thread.start
+    full = [True]
+
+    def started(thread):
+        if thread.name == "credentials" and full:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", started)
+    with Script(FOUND) as server:
+        api = kube.Api(kubeconfig=user(tmp_path, server.url, tokenFile="token"))
+        (tmp_path / "token").write_text("two")
+        api.get("/")
+        full.clear()
+        api.get("/")
+    assert server.bearers == ["Bearer one", "Bearer two"]
