@@ -12,7 +12,7 @@ import time
 import traceback
 
 from bench import about, document
-from bench.rows import BY_NAME, ROWS, Result
+from bench.rows import BY_NAME, ROWS
 
 
 def main() -> int:
@@ -33,7 +33,7 @@ def main() -> int:
         )
     status = 0
     for row in wanted:
-        begin = time.monotonic()
+        begin, load = time.monotonic(), about.busy()
         sys.stdout.write(f"\n{row.name}: {row.what}\n{row.name}: {row.reach}\n")
         sys.stdout.flush()
         try:
@@ -42,11 +42,15 @@ def main() -> int:
             traceback.print_exc()
             status = 1
             continue
-        _tell(result)
+        said = about.sentence(load, result.versions)
+        sys.stdout.write(document.measured(result, said))
         sys.stdout.write(f"{row.name}: measured in {time.monotonic() - begin:.0f} s\n")
+        sys.stdout.flush()
         if not options.print:
             text = document.PATH.read_text()
-            document.PATH.write_text(document.written(text, {row.name: result}, about.sentence()))
+            document.PATH.write_text(document.written(text, {row.name: result}, said))
+            if result.svg:
+                document.PATH.with_name(f"{row.name}.svg").write_text(result.svg)
     return status
 
 
@@ -55,13 +59,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="name the rows, and end")
     parser.add_argument("--only", action="append", choices=BY_NAME, help="repeatable")
     parser.add_argument("--runs", type=int, default=0, help="runs of each row, instead of its own")
-    parser.add_argument("--print", action="store_true", help="do not write docs/performance.md")
+    parser.add_argument("--print", action="store_true", help="do not write to docs/")
     return parser.parse_args()
-
-
-def _tell(result: Result) -> None:
-    sys.stdout.write(document.measured(result, about.sentence()))
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import platform
 import re
 import subprocess
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -12,23 +13,34 @@ QUIET_LOAD = 1.5  # what a row itself leaves behind of load is no more
 _LIBRARIES = ("kubernetes", "msgspec", "prometheus-client", "structlog", "watchdog")
 
 
-def sentence() -> str:
-    """Return one sentence about the machine and one about the versions."""
+def sentence(load: float, more: Sequence[str]) -> str:
+    """Return one sentence about the machine and one about the versions.
+
+    load: how busy it was before the measurement. more: versions beside those of this machine.
+    """
     cores = len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / (1 << 30)
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in _LIBRARIES)
+    versions = ", ".join([*(f"{name} {metadata.version(name)}" for name in _LIBRARIES), *more])
     return (
         f"Machine: {cores} cores of {_model()}, {memory:.0f} GiB, Linux {_linux()}; "
         f"the virtual machine (VM) is emulated (QEMU {_qemu()}, TCG), with one core; user-mode "
         "Linux (UML) is not, and has one core too. Versions: CPython "
         f"{platform.python_version()}, {_parser()}, {versions}. {time.strftime('%Y-%m-%d')}."
-        + (f" The machine was busy (load {busy():.1f})." if busy() > QUIET_LOAD else "")
+        + (f" The machine was busy (load {load:.1f})." if load > QUIET_LOAD else "")
     )
 
 
 def busy() -> float:
     """Return how many processes wanted to run during the last minute."""
     return os.getloadavg()[0]
+
+
+def api_server() -> str:
+    """Return the version of the API server of the tests, as its go.mod has it."""
+    from tests.system import cluster
+
+    found = re.search(r"k8s\.io/kubernetes (v[\d.]+)", (cluster.MODULE / "go.mod").read_text())
+    return f"kube-apiserver {found[1] if found else 'unknown'}"
 
 
 def _linux() -> str:

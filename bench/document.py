@@ -1,6 +1,7 @@
 """docs/performance.md: its tables stand between markers and are written by `python -m bench`.
 
-Rule: a row that was not measured in a run stays as it is, with the machine and day of its own run.
+Rule 1: a row that was not measured in a run stays as it is, with the machine and day of its own
+run. Rule 2: what the table at the top says of a row is what the row's own claims say.
 """
 
 import re
@@ -9,15 +10,19 @@ from pathlib import Path
 from typing import Final
 
 from bench.measure import median
-from bench.rows import ROWS, Claim, Figure, Result, Row
+from bench.rows import Claim, Figure, Result
 
 PATH: Final = Path("docs/performance.md")
 _MARKED: Final = re.compile(r"(<!-- bench:([a-z-]+) -->\n)(.*?)(<!-- /bench -->)", re.DOTALL)
-_NEVER: Final = "Not measured yet.\n"
+_ROW: Final = re.compile(r"^\| \[([a-z]+)\]\(#[a-z]+\) \| (.*) \| (.*) \| (.*) \|$", re.MULTILINE)
+_CLAIM: Final = re.compile(r"^\| (.*) \| .* \| at most .* \| (yes|\*\*no\*\*) \|$", re.MULTILINE)
 
 
 def written(text: str, results: Mapping[str, Result], about: str) -> str:
-    """Return the document with the sections of what was measured written anew."""
+    """Return the document with the sections of what was measured written anew.
+
+    The table at the top follows them.
+    """
 
     def section(found: re.Match[str]) -> str:
         name = found[2]
@@ -26,7 +31,18 @@ def written(text: str, results: Mapping[str, Result], about: str) -> str:
             body = measured(results[name], about)
         return found[1] + body + found[4]
 
-    return _MARKED.sub(section, text)
+    text = _MARKED.sub(section, text)
+    reached = {found[2]: _reached(found[3]) for found in _MARKED.finditer(text)}
+    return _ROW.sub(
+        lambda row: f"| [{row[1]}](#{row[1]}) | {row[2]} | {row[3]} | {reached[row[1]]} |", text
+    )
+
+
+def _reached(section: str) -> str:
+    """Return `yes`, or the labels of the claims that were not reached; nothing without claims."""
+    claims = _CLAIM.findall(section)
+    missed = [label for label, said in claims if said != "yes"]
+    return f"**no**: {'; '.join(missed)}" if missed else "yes" if claims else ""
 
 
 def sections(text: str) -> list[str]:
@@ -36,20 +52,7 @@ def sections(text: str) -> list[str]:
 
 def rows(text: str) -> list[tuple[str, str, str]]:
     """Return name, what and reach of each row of the table at the top."""
-    found = re.findall(r"^\| \[([a-z]+)\]\(#[a-z]+\) \| (.*) \| (.*) \|$", text, re.MULTILINE)
-    return [(name, what, reach) for name, what, reach in found]
-
-
-def table() -> str:
-    """Return the table at the top."""
-    lines = ["| row | what | to reach |", "| --- | --- | --- |"]
-    lines += [f"| [{row.name}](#{row.name}) | {row.what} | {row.reach} |" for row in ROWS]
-    return "\n".join(lines) + "\n"
-
-
-def empty(row: Row) -> str:
-    """Return the section of a row that was never measured."""
-    return f"## {row.name}\n\n<!-- bench:{row.name} -->\n{_NEVER}<!-- /bench -->\n"
+    return [(found[1], found[2], found[3]) for found in _ROW.finditer(text)]
 
 
 def measured(result: Result, about: str) -> str:
@@ -69,10 +72,9 @@ def _figure(one: Figure) -> str:
 
 
 def _claim(one: Claim) -> str:
-    words = "at least" if one.least else "at most"
     reached = "yes" if one.reached else "**no**"
     value, limit = number(one.value, one.unit), number(one.limit, one.unit)
-    return f"| {one.label} | {value} | {words} {limit} | {reached} |"
+    return f"| {one.label} | {value} | at most {limit} | {reached} |"
 
 
 def number(value: float, unit: str) -> str:

@@ -1,12 +1,13 @@
 """What is measured in a machine with AppArmor: `python3 -m bench.guest WHAT RUNS`, as root.
 
-Prints a line of JSON with the samples. Everything is on one core; what is compared is measured turn
-by turn in one start of the machine.
+Prints a line of JSON with the samples by name, in seconds or MiB, and the machine's "versions".
+Everything is on one core; what is compared is measured turn by turn in one start of the machine.
 """
 
 import hashlib
 import json
 import os
+import platform
 import select
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from bench import made
 from bench.measure import Spent, child
@@ -24,10 +25,18 @@ from bench.measure import Spent, child
 KERNEL: Final = Path("/sys/kernel/security/apparmor")
 TOP: Final = Path("/var/bench")
 STATE: Final = TOP / "state"
+DEFAULT_STATE: Final = Path("/var/lib/profile-loader")
 PARSER: Final = "/sbin/apparmor_parser"
 LOADER: Final = Path("/job/apparmor-loader")
 MANY: Final = 1000
+FEW: Final = 20
 REPAIRED: Final = 50
+POLL_SECONDS: Final = 30
+# What `python -m agent --oneshot --kinds=apparmor` with a directory imports of the agent.
+IMPORTS: Final = (
+    "import agent.__main__, agent.cli, agent.wiring, agent.oneshot, agent.kinds.apparmor.kind, "
+    "agent.sources.directory, agent.reporters.table, agent.reporters.logs"
+)
 _GAP_SECONDS: Final = 0.3  # between two removals: the agent has settled
 
 
@@ -40,7 +49,8 @@ def main() -> None:
     shutil.rmtree(STATE, ignore_errors=True)
     measure = {"cold": cold, "thousand": thousand, "repair": repair, "poll": poll}[sys.argv[1]]
     found = measure(int(sys.argv[2]))
-    sys.stdout.write(json.dumps(found) + "\n")
+    versions = f"Linux {platform.release()} and CPython {platform.python_version()}"
+    sys.stdout.write(json.dumps({**found, "versions": versions}) + "\n")
 
 
 def agent(source: Path, *more: str, fine: tuple[int, ...] = (0,)) -> Spent:
@@ -85,25 +95,32 @@ def least(files: list[Path]) -> Spent:
 
 
 def thousand(runs: int) -> dict[str, list[float]]:
-    """Install a thousand profiles; start again with all of them loaded, and with none."""
+    """Install a thousand profiles; start again with all of them loaded, and with none.
+
+    runs: starts with none loaded; of starts with all loaded there are two for each, of unchanged
+    passes ten.
+    """
     many = int(os.environ.get("MANY", MANY))
+    few = made.fill_apparmor(TOP / "few", FEW)
+    agent(few)
+    found: dict[str, list[float]] = {"few memory": [passes(few, FEW, runs)["memory"]]}
+    clear()
+    shutil.rmtree(STATE)
     source = made.fill_apparmor(TOP / "source", many)
-    first = agent(source)
-    found: dict[str, list[float]] = {"cold": [first.wall], "cold peak": [first.peak]}
+    found["cold"] = [agent(source).wall]
     policies = cached()
     keep_for_least(source)
 
     def note(name: str, value: float) -> None:
         found.setdefault(name, []).append(value)
 
-    for _ in range(runs):
-        before = (revision(), tree(), processes())
+    for _ in range(2 * runs):
+        before = (revision(), tree())
         spent = agent(source)
         note("loaded", spent.wall)
         note("loaded CPU", spent.cpu)
-        note("loaded processes", processes() - before[2])
-        note("loaded changes", float((revision(), tree()) != before[:2]))
-    for _ in range(max(1, runs // 2)):
+        note("loaded changes", float((revision(), tree()) != before))
+    for _ in range(runs):
         clear()
         begin = time.monotonic()
         for path in policies:
@@ -112,6 +129,7 @@ def thousand(runs: int) -> dict[str, list[float]]:
         clear()
         least = [sys.executable, "-I", "bench/least.py", source, STATE, TOP / "least"]
         note("least", child(least).wall)
+        note("imports", child([sys.executable, "-c", IMPORTS]).wall)
         if len(loaded()) != many:
             raise AssertionError(len(loaded()))
         clear()
@@ -120,15 +138,25 @@ def thousand(runs: int) -> dict[str, list[float]]:
         note("reboot processes", processes() - before_)
         if len(loaded()) != many:
             raise AssertionError(len(loaded()))
-    argv = [sys.executable, "-m", "bench.inside", "passes", f"dir:{source}", "/", "apparmor", "30"]
-    # The default state directory, where the passes look.
-    Path("/var/lib/profile-loader").parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(STATE, "/var/lib/profile-loader")
-    passes = json.loads(child(argv).stdout)
-    if passes["states"] != {"installed": many}:
-        raise AssertionError(passes["states"])
-    found["unchanged"] = [one[1] for one in passes["more"]]
-    found["unchanged full"] = [passes["full"][1]]
+    unchanged = passes(source, many, runs)
+    found["unchanged"] = [one[1] for one in unchanged["more"]]
+    found["unchanged full"] = [unchanged["full"][1]]
+    found["passes memory"] = [unchanged["memory"]]
+    return found
+
+
+def passes(source: Path, count: int, runs: int) -> dict[str, Any]:
+    """Make passes over what is stored and loaded; return what bench.inside prints of them.
+
+    Ten for each of runs, in the default state directory, to which the ledger is copied.
+    """
+    shutil.rmtree(DEFAULT_STATE, ignore_errors=True)
+    DEFAULT_STATE.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(STATE, DEFAULT_STATE)
+    argv = [sys.executable, "-m", "bench.inside", "passes", f"dir:{source}", "/", "apparmor"]
+    found: dict[str, Any] = json.loads(child([*argv, str(10 * runs)]).stdout)
+    if found["states"] != {"installed": count}:
+        raise AssertionError(found["states"])
     return found
 
 
@@ -209,8 +237,8 @@ def watched() -> Iterator[Callable[[], None]]:
     looked.register(fd, select.POLLIN)
 
     def changed() -> None:
-        if not looked.poll(30_000):
-            raise AssertionError("nothing changed for 30 s")
+        if not looked.poll(60_000):
+            raise AssertionError("nothing changed for 60 s")
         os.read(fd, 64)
 
     try:
@@ -266,20 +294,20 @@ def wait(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 
 
 def poll(runs: int) -> dict[str, list[float]]:
-    """See when a loader that looks every 30 s has loaded a new file; and how long one compiles."""
+    """See when a loader that looks every 30 s has loaded a new file.
+
+    The files come at moments that are spread evenly over the time between two looks.
+    """
     source = TOP / "source"
     source.mkdir()
-    compiles = []
-    for number in range(10):
-        (TOP / "one").write_text(made.small(f"c{number}"))
-        begin = time.monotonic()
-        child([PARSER, "-Q", "-K", "-S", TOP / "one"])
-        compiles.append(time.monotonic() - begin)
-    process = subprocess.Popen([LOADER, "-poll", "30s", source])  # noqa: S603 - our own
+    (source / "first").write_text(made.small("first"))
+    argv = [LOADER, "-poll", f"{POLL_SECONDS}s", source]
+    process = subprocess.Popen(argv)  # noqa: S603 - our own
     waits = []
     try:
+        wait(lambda: "first" in loaded())  # it looks at once, and by a ticker from then on
         for number in range(runs):
-            time.sleep(7.0)  # no multiple of 30 s: each change comes at another moment
+            time.sleep(POLL_SECONDS * (number + 0.5) / runs)
             name = f"n{number}"
             with watched() as changed:
                 begin = time.monotonic()
@@ -290,7 +318,7 @@ def poll(runs: int) -> dict[str, list[float]]:
     finally:
         process.kill()
         process.wait()
-    return {"compile": compiles, "poll": waits}
+    return {"poll": waits}
 
 
 # --- the kernel -----------------------------------------------------------------------------------

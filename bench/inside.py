@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 NAMESPACE = "bench"
 YOUNG_SECONDS = 3.0  # a file that is younger is read again: agent/sources/directory.py
 _KEYS = 50  # a ConfigMap holds 1 MiB
+_PROCESSES = 1000
+_CONFINED = 50  # of them
 
 
 def _settings(source: str, root: str, kinds: str) -> "Settings":
@@ -103,21 +105,21 @@ def grown(source: str, root: str, kinds: str, runs: str) -> None:
     sys.stdout.write(json.dumps({"more": _memory() - before}))
 
 
-def floor(source: str, out: str, files: str) -> None:
-    """Parse each file of a directory as JSON, and write as many files as `files` says for it.
+def floor(source: str, out: str, whole: str, small: str) -> None:
+    """Parse each file of a directory as JSON, and write so many files for it.
 
     Each is written as atomically and durably as the agent does: a temporary file, fsync, rename,
-    fsync of the directory. Its content is the JSON in one line.
+    fsync of the directory. whole: how many hold the JSON in one line; small: how many hold 1 KiB.
     """
     target = Path(out)
     target.mkdir()
     directory = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
     for path in sorted(Path(source).iterdir()):
         content = json.dumps(json.loads(path.read_bytes())).encode()
-        for number in range(int(files)):
+        for number, part in enumerate([content] * int(whole) + [content[:1024]] * int(small)):
             temporary = target / "temporary"
             with temporary.open("xb") as stream:
-                stream.write(content)
+                stream.write(part)
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.rename(target / f"{path.name}.{number}")
@@ -133,12 +135,37 @@ def imports(argument: str) -> None:
     sys.stdout.write("\n" + json.dumps([*(one for one in known if one in sys.modules)]))
 
 
+def look(top: str) -> None:
+    """Look ten times at 1,000 processes, of which 50 are confined; print seconds of the CPU each.
+
+    They are plain files below top, as procfs has them; this process takes top as its root.
+    """
+    from agent.doors.host import Host
+    from agent.kinds.apparmor.lost import Lost
+
+    for pid in range(1, _PROCESSES + 1):
+        folder = Path(top, f"proc/{pid}/attr/apparmor")
+        folder.mkdir(parents=True)
+        confined = pid % (_PROCESSES // _CONFINED) == 0
+        label = "cri-containerd.apparmor.d (enforce)" if confined else "unconfined"
+        (folder / "current").write_text(f"{label}\n")
+        stat = f"{pid} (app) S 1 " + " ".join(["0"] * 48)  # proc(5): 52 fields
+        Path(top, f"proc/{pid}/stat").write_text(f"{stat}\n")
+    os.chroot(top)
+    lost = Lost(Host("/"))
+    found = []
+    for _ in range(10):
+        cpu = time.process_time()
+        lost.look(["web"])
+        found.append(time.process_time() - cpu)
+    sys.stdout.write(json.dumps({"cpu": found}))
+
+
 def _memory() -> float:
     status = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmRSS"))
 
 
 if __name__ == "__main__":
-    {"passes": passes, "grown": grown, "floor": floor, "imports": imports}[sys.argv[1]](
-        *sys.argv[2:]
-    )
+    measures = {"passes": passes, "grown": grown, "floor": floor, "imports": imports, "look": look}
+    measures[sys.argv[1]](*sys.argv[2:])

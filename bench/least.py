@@ -1,4 +1,4 @@
-"""The least that a Python program can do at a start: `python3 -I bench/least.py SOURCE STATE KEPT`.
+"""A plain Python loop of a start's steps: `python3 -I bench/least.py SOURCE STATE KEPT`.
 
 For each entry of the ledger: read it and its text, read the policy that was kept for the text and
 verify that, load it, and verify by content what the kernel holds then. No judgement of a text, no

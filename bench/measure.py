@@ -16,11 +16,10 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spent:
-    """What a child cost: seconds of the clock and of the CPU, MiB at its peak, and its end."""
+    """What a child cost: seconds of the clock and of the CPU; its end and what it printed."""
 
     wall: float
     cpu: float
-    peak: float
     status: int
     stdout: bytes = b""
 
@@ -30,7 +29,6 @@ def child(
     *,
     cores: int = 0,
     fine: Sequence[int] = (0,),
-    environ: Mapping[str, str] | None = None,
 ) -> Spent:
     """Run a command to its end. cores: how many it may use, 0 for all. fine: its good ends."""
 
@@ -47,7 +45,6 @@ def child(
             stdout=out,
             stderr=err,
             preexec_fn=pin,  # noqa: PLW1509 - this process has one thread
-            env=None if environ is None else {**os.environ, **environ},
         )
         _, code, usage = os.wait4(process.pid, 0)
         wall = time.monotonic() - begin
@@ -60,7 +57,6 @@ def child(
     return Spent(
         wall=wall,
         cpu=usage.ru_utime + usage.ru_stime,
-        peak=usage.ru_maxrss / 1024,
         status=status,
         stdout=stdout,
     )

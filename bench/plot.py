@@ -1,11 +1,9 @@
-"""The plot of growth: docs/growth.svg, drawn by hand, readable in a dark page too."""
+"""The plot of growth, drawn by hand, readable in a dark page too; it writes no file."""
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final
 
-PATH: Final = Path("docs/growth.svg")
 _WIDTH, _HEIGHT = 640, 360
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 30, 60, 50
 _COLOURS: Final = ("#2563eb", "#b45309", "#047857")
@@ -16,13 +14,11 @@ _STYLE: Final = (
 )
 
 
-def write(lines: Mapping[str, Mapping[int, float]]) -> None:
-    """Draw each line on logarithmic axes; the dashed one shows what linear would be."""
-    PATH.write_text(draw(lines))
-
-
 def draw(lines: Mapping[str, Mapping[int, float]]) -> str:
-    """Return the drawing."""
+    """Draw each line on logarithmic axes; the dashed one shows what linear would be.
+
+    lines: values by number of profiles, by name. Returns SVG.
+    """
     sizes = sorted({size for line in lines.values() for size in line})
     values = [value for line in lines.values() for value in line.values()]
     low = 10.0 ** math.floor(math.log10(min(values)))

@@ -56,6 +56,7 @@ class Seen:
 
     kernel: list[float] = field(default_factory=list)
     label: list[float] = field(default_factory=list)
+    compile: list[float] = field(default_factory=list)  # seconds of one parser run, before each
     kernels: list[list[str]] = field(default_factory=list)  # each state of the kernel in turn
     labels: list[dict[str, str]] = field(default_factory=list)  # each state of the labels in turn
     held: list[list[str]] = field(default_factory=list)  # hash and mode of each version
@@ -204,7 +205,8 @@ def drive(guest, api, proxy):
     """Change, look and measure; return what was seen."""
     seen = Seen()
     number = CHANGES + 2
-    contents = guest.ask("compile", "compiled", texts=[text(one) for one in range(number)])
+    texts = [text(one) for one in range(number)]
+    contents = [content for content, _ in guest.ask("compile", "compiled", texts=texts)]
     assert len(set(contents)) == number
     modes = [expected(one)[f"apparmor.{DOMAIN}/{NAME}"] for one in range(number)]
     held = seen.held = [list(one) for one in zip(contents, modes, strict=True)]
@@ -215,6 +217,9 @@ def drive(guest, api, proxy):
     guest.kernel(held[0])
     since = busy.Since()
     for version in range(1, CHANGES + 1):
+        # Once more, while the agent waits: it was starting when all were compiled.
+        ((_, seconds),) = guest.ask("compile", "compiled", texts=[text(version)])
+        seen.compile.append(seconds)
         offset = guest.offset()
         answered = api.change(version)
         told = api.until(expected(version))

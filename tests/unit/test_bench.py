@@ -39,7 +39,7 @@ def test_a_measured_row_is_written_and_the_others_stay():
         figures=(Figure(label="time", samples=(3.0, 1.0, 2.0), unit="ms"),),
         claims=(
             Claim(label="time", value=2.0, limit=1.5, unit="ms"),
-            Claim(label="speed", value=2.0, limit=1.5, unit="x", least=True),
+            Claim(label="CPU", value=1.0, limit=1.5, unit="x"),
         ),
         said=("So it was.",),
     )
@@ -55,7 +55,7 @@ def test_a_measured_row_is_written_and_the_others_stay():
 | to reach | measured | limit | reached |
 | --- | --- | --- | --- |
 | time | 2 ms | at most 1.50 ms | **no** |
-| speed | 2 x | at least 1.50 x | yes |
+| CPU | 1 x | at most 1.50 x | yes |
 
 So it was.
 
@@ -65,6 +65,38 @@ Machine.
 x
 <!-- /bench -->"""
     assert document.written(before, {"start": result}, "Machine.") == expected
+
+
+def test_the_table_at_the_top_says_which_claims_are_not_reached():
+    """The last column is made of the claims of each section, that of a row measured before too."""
+    missed = Claim(label="a: b / c", value=2.0, limit=1.5, unit="ms")
+    reached = Claim(label="b", value=1.0, limit=1.5, unit="ms")
+    figure = Figure(label="time", samples=(1.0,), unit="ms")
+    start = Result(figures=(figure,), claims=(missed, reached, missed))
+    idle = Result(figures=(figure,), claims=(reached,))
+    text = """| [label](#label) | what | to reach | yes |
+| [start](#start) | what | to reach |  |
+| [idle](#idle) | what | to reach | **no**: b |
+<!-- bench:label -->
+never measured
+<!-- /bench -->
+<!-- bench:start -->
+<!-- /bench -->
+<!-- bench:idle -->
+<!-- /bench -->
+"""
+    once = document.written(text, {"start": start}, "Machine.")
+    top = document.written(once, {"idle": idle}, "Machine.").split("\n")[:3]
+    assert top == [
+        "| [label](#label) | what | to reach |  |",
+        "| [start](#start) | what | to reach | **no**: a: b / c; a: b / c |",
+        "| [idle](#idle) | what | to reach | yes |",
+    ]
+
+
+def test_the_table_at_the_top_is_that_of_the_sections():
+    """Nobody wrote into it by hand."""
+    assert document.written(TEXT, {}, "") == TEXT
 
 
 def test_numbers_have_three_digits():
