@@ -412,11 +412,11 @@ def test_the_api_server_lists_these_rights_and_no_other(agent, namespace):
 
 def test_impersonation_is_denied(cluster, agent):
     """The agent's own claims cannot be forged with its token."""
-    agent.client.set_default_header("Impersonate-User", "system:admin")
+    agent._client.set_default_header("Impersonate-User", "system:admin")
     try:
         refused = refusal(lambda: agent.get("/api/v1/nodes/own"))
     finally:
-        del agent.client.default_headers["Impersonate-User"]
+        del agent._client.default_headers["Impersonate-User"]
     assert (refused.status, "impersonate" in refused.message) == (403, True)
 
 
