@@ -37,7 +37,9 @@ IMPORTS: Final = (
     "import agent.__main__, agent.cli, agent.wiring, agent.oneshot, agent.kinds.apparmor.kind, "
     "agent.sources.directory, agent.reporters.table, agent.reporters.logs"
 )
-_GAP_SECONDS: Final = 0.3  # between two removals: the agent has settled
+# Between two removals: what comes less than 0.25 s after the end of a pass may be one of a storm,
+# and waits for it (agent/daemon.py). Where Python is emulated a pass ends long after the load.
+_GAP_SECONDS: Final = 1.0
 
 
 def main() -> None:
