@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import tomllib
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,7 +96,7 @@ def build():
         folder = CACHE / f"built-{_key(_sources(), base().name)}"
         if not _whole(folder):
             shutil.rmtree(folder, ignore_errors=True)
-            with _scratch() as scratch:
+            with kept.announced("image", "about a minute"), _scratch() as scratch:
                 make(scratch, pack=True)
                 scratch.rename(folder)
         os.utime(folder)
@@ -111,7 +110,7 @@ def again():
     told = build().root.parent / "again.json"
     with kept.locked(CACHE):
         if not told.exists():
-            with _scratch() as scratch:
+            with kept.announced("image, a second time", "about a minute"), _scratch() as scratch:
                 told.write_text(json.dumps(digests(make(scratch, pack=False).root)))
         return json.loads(told.read_text())
 
@@ -123,7 +122,6 @@ def archive(path):
 
 def make(folder, *, pack):
     """Build the image into an empty folder, if wanted with its archive, and return it."""
-    begin = time.monotonic()
     context = folder / "context"
     context.mkdir()
     for name in INPUTS:
@@ -162,7 +160,6 @@ def make(folder, *, pack):
     shutil.rmtree(context)
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "digests.json").write_text(json.dumps(digests(folder / "root")))
-    print(f"image: built in {time.monotonic() - begin:.0f} s")
     return _image(folder)
 
 
@@ -171,16 +168,15 @@ def base():
     path = CACHE / f"base-{_key(RECIPE, SUITE, *SLIM)}.tar"
     mark = path.with_suffix(".sha256")
     if not (path.exists() and mark.exists() and mark.read_text() == vm.sha256(path)):
-        begin = time.monotonic()
         path.parent.mkdir(parents=True, exist_ok=True)
         command = ["mmdebstrap", "-q", "--variant=minbase"]
         command += [f"--dpkgopt={one}" for one in SLIM]
         # mmdebstrap copies this machine's own; an image has none.
         command += ['--customize-hook=rm -f "$1/etc/resolv.conf" "$1/etc/hostname"']
         command += [SUITE, str(path), mirror()]
-        subprocess.run(command, check=True, env={**os.environ, "SOURCE_DATE_EPOCH": "0"})
+        with kept.announced("image: its Debian base", "about a minute"):
+            subprocess.run(command, check=True, env={**os.environ, "SOURCE_DATE_EPOCH": "0"})
         mark.write_text(vm.sha256(path))
-        print(f"image: base made in {time.monotonic() - begin:.0f} s")
     return path
 
 

@@ -8,6 +8,8 @@ import contextlib
 import fcntl
 import shutil
 import subprocess
+import threading
+import time
 from pathlib import Path
 
 CACHE = Path.home() / ".cache/profile-loader"
@@ -25,6 +27,35 @@ def locked(folder):
             print(f"{folder.name}: another process is at it; this one waits", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def announced(what, usual, progress=lambda: "", *, every=60.0):
+    """Print what is being made and how long that usually takes; report while the work still runs.
+
+    Args:
+        what: What is being made, for example "virtual machine: root tree".
+        usual: How long that usually takes, in words.
+        progress: Describes how far the work is.
+        every: Seconds between two reports that the work still runs.
+    """
+    begin = time.monotonic()
+    print(f"{what}: making it, which usually takes {usual}", flush=True)
+    finished = threading.Event()
+
+    def report():
+        while not finished.wait(every):
+            seconds = time.monotonic() - begin
+            print(f"{what}: still being made after {seconds:.0f} s {progress()}", flush=True)
+
+    reporter = threading.Thread(target=report)
+    reporter.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        reporter.join()
+    print(f"{what}: made in {time.monotonic() - begin:.0f} s", flush=True)
 
 
 def package(name):

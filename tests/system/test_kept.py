@@ -1,13 +1,16 @@
 """What is kept between runs is made once, whichever processes want it first at the same time."""
 
+import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from tests.system import kept
 
 BUILD = """
 import sys
+import threading
 from pathlib import Path
 from tests.system import cluster
 cluster.CACHE = Path(sys.argv[1])
@@ -15,6 +18,7 @@ print(cluster._built(Path(sys.argv[2])))
 """
 LOOK = """
 import sys
+import threading
 from pathlib import Path
 from tests.system import kept
 with kept.locked(Path(sys.argv[1])):
@@ -49,7 +53,7 @@ def test_two_processes_build_a_control_plane_once(tmp_path):
     said = at_once(BUILD, tmp_path / "kept", tiny(tmp_path))
     (path,) = {one.splitlines()[-1] for one in said}
     subprocess.run([path], check=True)
-    assert sum("building it" in one for one in said) == 1, said
+    assert sum("making it" in one for one in said) == 1, said
 
 
 def test_only_so_many_builds_are_kept(tmp_path):
@@ -71,3 +75,19 @@ def test_one_process_at_a_time_is_at_a_folder(tmp_path):
         assert other.stdout.readline() == "folder: another process is at it; this one waits\n"
         assert other.poll() is None
     assert (other.communicate()[0], other.returncode) == ("in\n", 0)
+
+
+def test_long_work_is_announced_before_it_begins_and_reported_while_it_runs(capsys):
+    """The output says what is being made, how long that usually takes, and how far the work is."""
+    asked = threading.Event()
+
+    def progress():
+        asked.set()
+        return "(3 of 4 parts)"
+
+    with kept.announced("cake", "an hour", progress, every=0.01):
+        assert capsys.readouterr().out.startswith("cake: making it, which usually takes an hour\n")
+        asked.wait()
+    *reports, end = re.sub(r"\d+ s", "N s", capsys.readouterr().out).splitlines()
+    assert set(reports) == {"cake: still being made after N s (3 of 4 parts)"}
+    assert end == "cake: made in N s"

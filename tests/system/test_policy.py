@@ -20,9 +20,9 @@ OWN = f"seccomp.{DOMAIN}/a.json"
 OVERLAYS = sorted(f"overlays/{one.name}" for one in (ROOT / "overlays").iterdir())
 
 
-@pytest.fixture(scope="module", params=["current", "older"])
+@pytest.fixture(scope="module", params=["current", pytest.param("older", marks=pytest.mark.older)])
 def cluster(request):
-    """A control plane of the current minor, and one whose API server is older."""
+    """A control plane; its API server has the newest or the oldest supported version."""
     with Cluster(older=request.param == "older") as one:
         one.kubectl("create", "priorityclass", "unused", "--value", "1")
         applied(one, "base")
