@@ -55,8 +55,16 @@ def account(  # noqa: PLR0913 - what a pass consists of
         supports={kind: support(one) for kind, one in observed.items()},
         problems=(*problems, *(one for one in map(unread, desired.sets.values()) if one)),
         dry_run=dry_run,
+        names={kind: names for kind in observed if (names := _desired_names(kind, desired))},
         seconds=seconds or {},
     )
+
+
+def _desired_names(kind: KindName, desired: Desired) -> frozenset[str]:
+    """Return every name of a kind that an accepted or a rejected key provides."""
+    accepted = [one.version.provides for id_, one in desired.profiles.items() if id_.kind == kind]
+    rejected = [one.provides for id_, one in desired.rejections.items() if id_.kind == kind]
+    return frozenset(name for names in (*accepted, *rejected) for name in names)
 
 
 def _rows(outcome: Outcome, desired: Desired) -> Iterable[Row]:

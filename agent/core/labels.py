@@ -14,7 +14,7 @@ from typing import Final
 
 from agent.core.model import KindName
 from agent.core.problems import Problem
-from agent.core.report import UNKNOWN_WISH, Report, Row
+from agent.core.report import UNKNOWN_WISH, Report, Row, SetStatus
 
 DOMAIN: Final = "profile-loader.node-restriction.kubernetes.io"
 LIMIT: Final = 200
@@ -22,8 +22,10 @@ DIGEST_DIGITS: Final = 12
 
 # kubernetes, apimachinery/pkg/util/validation/validation.go: IsQualifiedName, IsValidLabelValue.
 _ALLOWED: Final = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
-_LIKE_HASH: Final = re.compile(r"(.*-)?[0-9a-f]{8}")
-_CUT: Final = 63 - 1 - 8
+# 80 bits: finding a name with the suffix of a given other name takes 2**80 hashes on average.
+_SUFFIX_DIGITS: Final = 20
+_LIKE_SUFFIX: Final = re.compile(rf"(.*-)?[0-9a-f]{{{_SUFFIX_DIGITS}}}")
+_CUT: Final = 63 - 1 - _SUFFIX_DIGITS
 _CONFIG_MAP: Final = "configmap "
 _VERIFIED: Final = frozenset({"installed", "outdated", "held"})
 
@@ -39,19 +41,20 @@ class Labels:
 def name(text: str) -> str:
     """Return the last part of a label's key for a profile or ConfigMap, the same every time.
 
-    The text itself where a label allows it, with `__` for each `/`; any other, and any that could
-    be mistaken for another, is cut and followed by "-" and 8 hex digits of its sha256.
+    A label key allows most texts as they are, with `__` for each `/`. A text that it does not
+    allow, or that could be mistaken for another one, is shortened: the suffix is "-" and the first
+    20 hex digits of the sha256 of the whole text.
     """
     plain = text.replace("/", "__")
     if (
         _ALLOWED.fullmatch(plain)
         and plain.replace("__", "/") == text
-        and not _LIKE_HASH.fullmatch(plain)
+        and not _LIKE_SUFFIX.fullmatch(plain)
     ):
         return plain
     cut = re.sub(r"[^-A-Za-z0-9_.]", ".", plain).strip("-_.")[:_CUT].rstrip("-_.")
-    digits = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    return f"{cut or 'name'}-{digits}"
+    digits = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{cut or 'name'}-{digits[:_SUFFIX_DIGITS]}"
 
 
 def key(kind: KindName, text: str, domain: str) -> str:
@@ -90,30 +93,50 @@ def of(
     present: the own labels that the Node has now; they keep their place when there are more than
     limit.
     """
-    told: dict[str, set[tuple[str, str]]] = defaultdict(set)  # key -> (what it is of, value)
-    for row in report.rows:
-        for label, value in _of_row(row, domain, present, digest=digest):
-            told[label].add((row.name, value))
-    for set_ in report.sets:
-        if set_.origin.startswith(_CONFIG_MAP) and _ready(report, set_.origin, domain, present):
-            told[_set_key(set_.origin, domain)].add((set_.origin, "ready"))
-    labels, problems = {}, []
-    for label, meanings in told.items():
-        if len({of_what for of_what, _ in meanings}) > 1:
-            problems.append(_collision(label, sorted(of_what for of_what, _ in meanings)))
-        else:
-            labels[label] = min(meanings)[1]
+    collisions = _collisions(report, domain)
+    labels: dict[str, str] = {}
+    for row in sorted(report.rows, key=_is_observed):  # what was observed replaces what was kept
+        if key(row.kind, row.name, domain) not in collisions:
+            labels.update(_of_row(row, domain, present, digest=digest))
+    for status in report.sets:
+        label = _set_key(status.origin, domain)
+        if label and label not in collisions and _is_ready(report, status, domain, present):
+            labels[label] = "ready"
     for kind, support in report.supports.items():
         label = f"{domain}/{kind}"
         known = present.get(label, support.state) if support.state == "unknown" else support.state
         labels[label] = known
     kept, left = _limited(labels, domain, limit, present)
+    problems = [_collision(label, sorted(names)) for label, names in sorted(collisions.items())]
     problems += [_too_many(left, limit)] if left else []
     return Labels(labels=kept, problems=tuple(problems))
 
 
+def _collisions(report: Report, domain: str) -> dict[str, frozenset[str]]:
+    """Return the label keys that stand for more than one desired name or ConfigMap, and for which.
+
+    Names count whether they have a label or not: a label would say of a rejected profile that it
+    is on the node. A rejected or pending AppArmor text whose names are not known cannot count.
+    """
+    meanings: dict[str, set[str]] = defaultdict(set)
+    for kind, names in report.names.items():
+        for text in names:
+            meanings[key(kind, text, domain)].add(text)
+    for row in report.rows:
+        if row.desired and row.name:
+            meanings[key(row.kind, row.name, domain)].add(row.name)
+    for status in report.sets:
+        meanings[_set_key(status.origin, domain)].add(status.origin)
+    meanings.pop("", None)  # sets that have no label
+    return {label: frozenset(texts) for label, texts in meanings.items() if len(texts) > 1}
+
+
 def _labelled(row: Row) -> bool:
     return row.desired and bool(row.name) and row.state in _VERIFIED
+
+
+def _is_observed(row: Row) -> bool:
+    return row.state != "unobservable" and row.why != UNKNOWN_WISH
 
 
 def _value(row: Row) -> str:
@@ -144,11 +167,17 @@ def _of_row(
 
 
 def _set_key(origin: str, domain: str) -> str:
-    config_map = origin.removeprefix(_CONFIG_MAP).partition("/")[2]
-    return f"set.{domain}/{name(config_map)}"
+    """Return the key of the label of a profile set; empty: the set has none.
+
+    Only a ConfigMap of the API server has a name that means the same on every node. A directory or
+    a manifest is a path of one host, so that its profiles have labels and the set has none.
+    """
+    if not origin.startswith(_CONFIG_MAP):
+        return ""
+    return f"set.{domain}/{name(origin.removeprefix(_CONFIG_MAP))}"
 
 
-def _ready(report: Report, origin: str, domain: str, present: Mapping[str, str]) -> bool:
+def _is_ready(report: Report, status: SetStatus, domain: str, present: Mapping[str, str]) -> bool:
     """Return whether every key of a ConfigMap has a verified version in place.
 
     What was ready stays so while the ConfigMap, or a profile that has its label, cannot be seen.
@@ -156,15 +185,14 @@ def _ready(report: Report, origin: str, domain: str, present: Mapping[str, str])
     rows = [
         row
         for row in report.rows
-        if row.origin == origin and row.desired and row.why != UNKNOWN_WISH
+        if row.origin == status.origin and row.desired and row.why != UNKNOWN_WISH
     ]
     unseen = [row for row in rows if row.state not in _VERIFIED]
     if not rows or not all(_unseen(row, domain, present) for row in unseen):
         return False
-    set_ = next(one for one in report.sets if one.origin == origin)
-    if set_.left_out:
+    if status.left_out:
         return False
-    return (set_.state == "read" and not unseen) or _set_key(origin, domain) in present
+    return (status.state == "read" and not unseen) or _set_key(status.origin, domain) in present
 
 
 def _unseen(row: Row, domain: str, present: Mapping[str, str]) -> bool:
@@ -195,8 +223,8 @@ def _collision(label: str, names: list[str]) -> Problem:
     return Problem(
         code="label_collision",
         where=label,
-        what="One label would stand for " + " and ".join(f'"{one}"' for one in names) + ". "
-        "None of them is labelled.",
+        what="This label would stand for " + " and ".join(f'"{text}"' for text in names) + ". "
+        "None of them gets the label.",
         hint="Give one of them another name.",
     )
 
@@ -206,5 +234,6 @@ def _too_many(left: int, limit: int) -> Problem:
         code="label_limit",
         where="node labels",
         what=f"{left} labels more than --label-limit {limit} were left out.",
-        hint="Select by the ConfigMap's own label set.DOMAIN/NAME, or raise --label-limit.",
+        hint="Select by the ConfigMap's own label set.DOMAIN/NAMESPACE__NAME, or raise "
+        "--label-limit.",
     )

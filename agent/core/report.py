@@ -80,13 +80,18 @@ class Support:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """One pass. problems: those that belong to no row (sources, ledger)."""
+    """One pass.
+
+    problems: those that belong to no row (sources, ledger). names: every name that a key desires,
+    by kind, as far as names are known: of accepted, rejected and pending keys.
+    """
 
     rows: tuple[Row, ...]
     sets: tuple[SetStatus, ...]
     supports: Mapping[KindName, Support]
     problems: tuple[Problem, ...] = ()
     dry_run: bool = False
+    names: Mapping[KindName, frozenset[str]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)  # read, inspect, observe, act
 
     @property

@@ -25,10 +25,10 @@ MODES = ("enforce", "complain", "kill", "unconfined")
 
 texts = st.text(max_size=80) | st.text("aB0-_./", min_size=1, max_size=80)
 hashes = st.builds(
-    lambda text: f"{text}-{hashlib.sha256(text.encode()).hexdigest()[:8]}",
+    lambda text: f"{text}-{hashlib.sha256(text.encode()).hexdigest()[:20]}",
     st.text("aB0._", min_size=1, max_size=12),
 )
-names = texts | hashes | st.text("0123456789abcdef-", min_size=8, max_size=12)
+names = texts | hashes | st.text("0123456789abcdef-", min_size=20, max_size=24)
 
 
 @st.composite
@@ -104,7 +104,7 @@ def test_the_same_name_gives_the_same_key_and_shows_what_it_is(text):
     """It is the name with its slashes written differently, or a cut form and its own hash."""
     found = labels.name(text)
     assert labels.name(text) == found
-    digits = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    digits = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
     assert found.replace("__", "/") == text or found.endswith(f"-{digits}")
 
 
@@ -112,7 +112,7 @@ def test_the_same_name_gives_the_same_key_and_shows_what_it_is(text):
 def test_two_names_meet_only_in_their_hash(one, other):
     """A name that stands for itself is nobody else's, whatever others are called."""
     if one != other and labels.name(one) == labels.name(other):
-        both = {hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+        both = {hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
                 for text in (one, other)}  # fmt: skip
         assert len(both) == 1
 
@@ -142,7 +142,7 @@ def test_a_label_is_on_only_for_what_was_verified_or_is_on_and_cannot_be_seen(ca
             for row in found.rows
             if row.origin == set_.origin and row.desired and row.why != UNKNOWN_WISH
         ]
-        key = f"set.{D}/{labels.name(set_.origin.partition('/')[2])}"
+        key = f"set.{D}/{labels.name(set_.origin.removeprefix('configmap '))}"
         if mine and all(row.state in VERIFIED for row in mine) and set_.state == "read":
             sure.add(key)
         elif mine and all(row.state in {*VERIFIED, "unobservable"} for row in mine):

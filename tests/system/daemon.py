@@ -340,9 +340,11 @@ class OnNode(Daemon):
         return self.client.done("GET", f"/api/v1/nodes/{self.name}")
 
     def labels(self):
-        """Return its own labels by what stands before and after the domain."""
+        """Return its own labels without the domain, and without the namespace of a profile set."""
         return {
-            key.replace(f".{DOMAIN}", "").replace(DOMAIN, "node"): value
+            key.replace(f".{DOMAIN}", "")
+            .replace(DOMAIN, "node")
+            .replace(f"set/{self.name}__", "set/"): value
             for key, value in self.node()["metadata"].get("labels", {}).items()
             if DOMAIN in key
         }

@@ -496,7 +496,7 @@ class Soak:
         for map_, keys in self.maps.items():
             # A last good version counts.
             whole = all(key in ours for key in keys or ())
-            if keys and (f"set.{DOMAIN}/{map_}" in labels) != whole:
+            if keys and (f"set.{DOMAIN}/{self.daemon.name}__{map_}" in labels) != whole:
                 return f"the label of the set {map_} says {not whole}"
         return ""
 

@@ -126,9 +126,11 @@ class Agent:
         )
 
     def labels(self):
-        """Return its own labels by what stands before and after the domain."""
+        """Return its own labels without the domain, and without the namespace of a profile set."""
         return {
-            key.replace(f".{DOMAIN}", "").replace(DOMAIN, "node"): value
+            key.replace(f".{DOMAIN}", "")
+            .replace(DOMAIN, "node")
+            .replace(f"set/{self.name}__", "set/"): value
             for key, value in self.cluster.labels(self.name).items()
             if DOMAIN in key
         }
@@ -419,6 +421,50 @@ def test_labels_survive_a_restart_and_a_kill(agent):
     agent.until(lambda: len(agent.lines("pass_finished")) >= 3)
     after = agent.cluster.get(f"/api/v1/nodes/{agent.name}")["metadata"]["resourceVersion"]
     assert (agent.labels(), after) == (READY, version)
+
+
+def test_label_keys_of_previous_releases_disappear(agent):
+    """Keys without a namespace, and keys with the short suffix, go with the first apply."""
+    agent.node({"kept": "yes"})
+    previous = {
+        f"set.{DOMAIN}/web": "ready",
+        f"seccomp.{DOMAIN}/a.json": "installed",
+        f"apparmor.{DOMAIN}/web.server-f16d7544": "enforce",
+    }
+    body = {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": agent.name, "labels": previous},
+    }
+    agent.cluster.kubectl(
+        "apply", "--server-side", "--field-manager", "profile-loader", "-f", "-", stdin=body
+    )
+    agent.config_map({"a.json": profile()})
+    agent.start()
+    agent.until_labels(READY)
+    assert f"set.{DOMAIN}/{agent.name}__web" in agent.cluster.labels(agent.name)
+    assert agent.cluster.labels(agent.name)["kept"] == "yes"
+
+
+def test_a_refused_configmap_does_not_borrow_the_label_of_its_namesake(agent):
+    """Two namespaces have a ConfigMap of the same name, and one of them is refused."""
+    agent.node()
+    other = f"{agent.name[:50]}-b"
+    agent.cluster.kubectl("create", "namespace", other)
+    agent.config_map({"a.json": profile()})
+    refused = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "web", "namespace": other},
+        "data": {"b.json": "{"},
+    }
+    agent.cluster.apply(refused)
+    agent.start("--source", f"configmap:{other}/web")
+    agent.until(lambda: "profile_rejected" in agent.said() or "not_json" in agent.said())
+    agent.until_labels(READY)
+    accepted = {**refused, "data": {"b.json": profile()}}
+    agent.cluster.apply(accepted)
+    agent.until_labels({**READY, "seccomp/b.json": "installed", f"set/{other}__web": "ready"})
 
 
 def test_digest_labels_name_the_source(agent):

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.system import busy
+from tests.system.cluster import NAMESPACE
 from tests.system.label_kernel import ABSENT, AWAY, CHANGES, DOMAIN, expected, measured
 
 SECONDS = 1.0
@@ -47,7 +48,7 @@ def test_the_profiles_of_the_manifests_are_there_too(seen):
     """The sets beside the one that changes are ready, by the rights of the manifests alone."""
     sets = {key: value for key, value in seen.shipped.items() if key.startswith("set.")}
     names = ("node-profiles", "node-profiles-2", "web")
-    assert sets == {f"set.{DOMAIN}/{name}": "ready" for name in names}
+    assert sets == {f"set.{DOMAIN}/{NAMESPACE}__{name}": "ready" for name in names}
     assert seen.shipped[f"{DOMAIN}/apparmor"] == "enabled"
 
 

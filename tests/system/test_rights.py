@@ -21,8 +21,8 @@ LABELS = {
     f"seccomp.{labels.DOMAIN}/profiles__audit.json": "installed",
     f"seccomp.{labels.DOMAIN}/profiles__fine-grained.json": "installed",
     f"seccomp.{labels.DOMAIN}/profiles__violation.json": "installed",
-    f"set.{labels.DOMAIN}/node-profiles": "ready",
-    f"set.{labels.DOMAIN}/node-profiles-2": "ready",
+    f"set.{labels.DOMAIN}/profile-loader__node-profiles": "ready",
+    f"set.{labels.DOMAIN}/profile-loader__node-profiles-2": "ready",
 }
 # Calls with which a process leaves its container, or changes the kernel or another process.
 MIGHTY = {

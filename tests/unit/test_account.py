@@ -234,3 +234,17 @@ def test_a_code_outside_the_table_is_no_problem():
     """Every problem has a code that logs, metrics and the runbook know."""
     with pytest.raises(ValueError, match="no such problem code: nonsense"):
         Problem(code="nonsense", where="", what="")
+
+
+def test_a_report_has_the_names_of_accepted_and_rejected_keys():
+    """A label that stands for a rejected name must not say that its profile is on the node."""
+    other = Id(kind="seccomp", origin=ID.origin, key="other.json")
+    report = account.account(
+        desired=Desired(
+            profiles={ID: PROFILE},
+            rejections={other: Rejection(id=other, problems=(FAILED,), provides=("other.json",))},
+        ),
+        observed={"seccomp": Seen(facts={}), "apparmor": Seen(facts={})},
+        outcomes=[],
+    )
+    assert report.names == {"seccomp": frozenset(["audit.json", "other.json"])}

@@ -113,7 +113,7 @@ def coded(cell):
 def test_the_table_of_labels_is_what_a_node_gets():
     """docs/operations.md: exactly the labels of a report with what the table has for example."""
     told = {coded(key)[0]: value for _, _, key, value in table(OPERATIONS.read_text(), "label of")}
-    set_ = SetStatus(origin="configmap ns/my-profiles", state="read", keys=2)
+    set_ = SetStatus(origin="configmap profile-loader/my-profiles", state="read", keys=2)
     shared = {"origin": set_.origin, "key": "", "localhost_profile": "", "state": "installed"}
     shared |= {"action": "keep", "why": "", "source": "0123456789abcdef" * 4}
     report = Report(

@@ -1,6 +1,7 @@
 """Specification of agent.core.labels."""
 
 import hashlib
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,7 @@ from agent.core.report import Report, Row, SetStatus, Support
 
 D = "example.org"
 SET = "configmap ns/web"
+DIGITS = "0123456789abcdef0123"
 
 
 def row(name="a.json", state="installed", kind="seccomp", origin=SET, **more):
@@ -33,7 +35,7 @@ def of(one, present=None, **more):
 
 
 def hashed(cut, text):
-    return f"{cut}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return f"{cut}-{hashlib.sha256(text.encode()).hexdigest()[:20]}"
 
 
 @pytest.mark.parametrize(
@@ -48,10 +50,11 @@ def hashed(cut, text):
         ("a_/b", hashed("a___b", "a_/b")),
         ("a b", hashed("a.b", "a b")),
         ("-a-", hashed("a", "-a-")),
-        ("a" * 64, hashed("a" * 54, "a" * 64)),
-        ("a" * 53 + "." + "b" * 20, hashed("a" * 53, "a" * 53 + "." + "b" * 20)),
-        ("web-0123abcd", hashed("web-0123abcd", "web-0123abcd")),
-        ("0123abcd", hashed("0123abcd", "0123abcd")),
+        ("a" * 64, hashed("a" * 42, "a" * 64)),
+        ("a" * 41 + "." + "b" * 30, hashed("a" * 41, "a" * 41 + "." + "b" * 30)),
+        ("web-0123abcd", "web-0123abcd"),
+        (f"web-{DIGITS}", hashed(f"web-{DIGITS}", f"web-{DIGITS}")),
+        (DIGITS, hashed(DIGITS, DIGITS)),
         ("ü", hashed("name", "ü")),
     ],
 )
@@ -78,7 +81,7 @@ def test_what_is_verified_is_labelled():
             f"seccomp.{D}/a.json": "installed",
             f"seccomp.{D}/old.json": "installed",
             f"apparmor.{D}/web": "complain",
-            f"set.{D}/web": "ready",
+            f"set.{D}/ns__web": "ready",
         }
     )
 
@@ -94,7 +97,7 @@ def test_what_is_not_verified_has_no_label_and_its_set_is_not_ready(state):
 def test_a_name_that_nobody_desires_loses_its_label_while_it_is_still_there():
     """Held because it is in use is not a promise to the scheduler."""
     found = of(report(row(), row("gone.json", "held", desired=False)))
-    assert found.labels == {f"seccomp.{D}/a.json": "installed", f"set.{D}/web": "ready"}
+    assert found.labels == {f"seccomp.{D}/a.json": "installed", f"set.{D}/ns__web": "ready"}
 
 
 @pytest.mark.parametrize("state", ["missing", "unreadable"])
@@ -103,7 +106,7 @@ def test_labels_survive_a_source_that_is_away(state):
     away = report(row(state="held"), sets=(SetStatus(origin=SET, state=state),))
     own = {f"seccomp.{D}/a.json": "installed"}
     assert of(away).labels == own
-    assert of(away, {f"set.{D}/web": "ready"}).labels == {**own, f"set.{D}/web": "ready"}
+    assert of(away, {f"set.{D}/ns__web": "ready"}).labels == {**own, f"set.{D}/ns__web": "ready"}
 
 
 def test_where_the_agent_cannot_look_labels_stay_and_none_is_added():
@@ -124,9 +127,9 @@ def test_where_the_agent_cannot_look_labels_stay_and_none_is_added():
 @pytest.mark.parametrize(
     ("present", "expected"),
     [
-        ((f"seccomp.{D}/a.json", f"set.{D}/web"), True),
+        ((f"seccomp.{D}/a.json", f"set.{D}/ns__web"), True),
         ((f"seccomp.{D}/a.json",), False),
-        ((f"set.{D}/web",), False),
+        ((f"set.{D}/ns__web",), False),
         ((), False),
     ],
 )
@@ -134,13 +137,13 @@ def test_a_set_stays_ready_while_the_agent_cannot_look_at_what_it_had_verified(p
     """A key that was never verified is not hidden by that, and no set becomes ready blindly."""
     blind = report(row(state="unobservable"), row("web", kind="apparmor", mode="enforce"))
     found = of(blind, dict.fromkeys(present, "x")).labels
-    assert (f"set.{D}/web" in found) is expected
+    assert (f"set.{D}/ns__web" in found) is expected
 
 
 @pytest.mark.parametrize("state", ["failed", "foreign", "rejected"])
 def test_a_set_whose_profile_was_looked_at_and_is_not_there_is_not_ready(state):
     """Whatever labels are on the Node."""
-    present = dict.fromkeys((f"seccomp.{D}/a.json", f"set.{D}/web"), "x")
+    present = dict.fromkeys((f"seccomp.{D}/a.json", f"set.{D}/ns__web"), "x")
     assert of(report(row(state=state)), present).labels == {}
 
 
@@ -162,14 +165,14 @@ def test_what_may_be_desired_keeps_the_very_value_of_its_label():
     assert of(unknown, present).labels == {
         **present,
         f"apparmor.{D}/other": "enforce",
-        f"set.{D}/web": "ready",
+        f"set.{D}/ns__web": "ready",
     }
 
 
 def test_a_set_that_holds_no_key_of_its_own_is_not_ready():
     """What it provided once and may be desired elsewhere is none of its keys."""
     left = report(row(state="held", why="a source is unreadable"))
-    present = {f"seccomp.{D}/a.json": "installed", f"set.{D}/web": "ready"}
+    present = {f"seccomp.{D}/a.json": "installed", f"set.{D}/ns__web": "ready"}
     assert of(left, present).labels == {f"seccomp.{D}/a.json": "installed"}
 
 
@@ -211,34 +214,83 @@ def test_digests_are_those_of_the_source():
     }
 
 
-def test_two_names_that_meet_in_one_label_get_none(monkeypatch):
-    """Neither is labelled, and both are told."""
-    monkeypatch.setattr(labels, "name", lambda _: "same")
-    found = of(report(row("a"), row("b"), sets=()))
-    assert found == labels.Labels(
-        problems=(
-            Problem(
-                code="label_collision",
-                where=f"seccomp.{D}/same",
-                what='One label would stand for "a" and "b". None of them is labelled.',
-                hint="Give one of them another name.",
-            ),
-        )
+@pytest.fixture
+def equal_digests(monkeypatch):
+    """Let every sha256 be the same, as an attacker with unlimited time could make two of them."""
+    monkeypatch.setattr(
+        hashlib, "sha256", lambda _: type("Same", (), {"hexdigest": lambda _: "0" * 64})()
     )
 
 
-def test_sets_of_the_same_name_in_two_namespaces_get_no_label():
-    """A set's label says the name alone."""
+@pytest.mark.usefixtures("equal_digests")
+@pytest.mark.parametrize("state", ["installed", "rejected", "foreign", "unobservable"])
+def test_names_that_share_a_label_get_none_whatever_became_of_them(state):
+    """A label of an accepted profile would also say that the rejected one is on the node."""
+    label = f"seccomp.{D}/web.server-{'0' * 20}"
+    digest = f"seccomp-digest.{D}/web.server-{'0' * 20}"
+    rows = (row("web server", source="a" * 64), row("web?server", state, source="b" * 64))
+    found = of(report(*rows, row(), sets=()), {label: "installed", digest: "x"}, digest=True)
+    assert found == labels.Labels(
+        labels={f"seccomp.{D}/a.json": "installed"},
+        problems=(
+            Problem(
+                code="label_collision",
+                where=label,
+                what='This label would stand for "web server" and "web?server". None of them gets '
+                "the label.",
+                hint="Give one of them another name.",
+            ),
+        ),
+    )
+
+
+@pytest.mark.usefixtures("equal_digests")
+def test_a_desired_name_without_a_row_of_its_own_counts_for_collisions():
+    """A rejected key has a row without a name; the report still knows its names."""
+    one = report(row("web server"), row("", "rejected"), sets=())
+    rejected = replace(one, names={"seccomp": frozenset(["web server", "web?server"])})
+    assert list(of(one).labels) == [f"seccomp.{D}/web.server-{'0' * 20}"]
+    assert of(rejected).labels == {}
+    assert [problem.code for problem in of(rejected).problems] == ["label_collision"]
+
+
+@pytest.mark.usefixtures("equal_digests")
+@pytest.mark.parametrize("state", ["read", "missing", "unreadable", "emptied"])
+def test_configmaps_that_share_a_label_get_none(state):
+    """Whatever the answer for the other one was."""
+    long = "a" * 60
+    first, other = f"configmap {long}/web", f"configmap {long}/api"
+    sets = (SetStatus(origin=first, state="read"), SetStatus(origin=other, state=state))
+    found = of(report(row(origin=first), sets=sets))
+    assert found.labels == {f"seccomp.{D}/a.json": "installed"}
+    assert [problem.code for problem in found.problems] == ["label_collision"]
+
+
+def test_sets_of_the_same_name_in_two_namespaces_have_two_labels():
+    """One that is not ready does not borrow the label of the other one."""
     other = "configmap other/web"
     found = of(
         report(
             row(),
-            row("b.json", origin=other),
+            row("b.json", "rejected", origin=other),
             sets=(SetStatus(origin=SET, state="read"), SetStatus(origin=other, state="read")),
         )
     )
-    assert f"set.{D}/web" not in found.labels
-    assert [one.code for one in found.problems] == ["label_collision"]
+    assert (found.labels, found.problems) == (
+        {f"seccomp.{D}/a.json": "installed", f"set.{D}/ns__web": "ready"},
+        (),
+    )
+
+
+def test_an_observed_profile_has_the_mode_that_was_observed():
+    """The label of a name that another source may desire too does not keep its previous value."""
+    rows = [
+        row("web", kind="apparmor", mode="enforce"),
+        row("web", "held", kind="apparmor", why="a source is unreadable", origin="configmap b/c"),
+    ]
+    for order in (rows, rows[::-1]):
+        found = of(report(*order, sets=()), {f"apparmor.{D}/web": "complain"})
+        assert found.labels == {f"apparmor.{D}/web": "enforce"}
 
 
 def test_a_set_that_is_no_configmap_has_no_label():
@@ -251,7 +303,7 @@ def test_what_is_there_keeps_its_place_when_there_are_too_many():
     """The node's own state first, then what is on the Node already, then sets, then names."""
     one = report(row("a"), row("b"), row("c"), seccomp="enabled")
     found = of(one, {f"seccomp.{D}/c": "installed"}, limit=3)
-    assert list(found.labels) == [f"{D}/seccomp", f"seccomp.{D}/c", f"set.{D}/web"]
+    assert list(found.labels) == [f"{D}/seccomp", f"seccomp.{D}/c", f"set.{D}/ns__web"]
     assert [(one.code, one.severity) for one in found.problems] == [("label_limit", "warning")]
     assert found.problems[0].what.startswith("2 labels more than --label-limit 3")
 

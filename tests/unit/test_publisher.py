@@ -14,7 +14,7 @@ from tests.api_server import BOOT_ID, NAME, ApiServer, Watched
 from tests.reports import SET, D, report, row
 
 A, B = f"seccomp.{D}/a.json", f"seccomp.{D}/b.json"
-READY = f"set.{D}/web"
+READY = f"set.{D}/ns__web"
 DOWN = Unreachable("no answer in time")
 BAD = (Problem(code="not_json", where="line 1", what="it is no JSON"),)
 

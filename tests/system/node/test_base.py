@@ -45,8 +45,8 @@ def test_the_daemonset_becomes_ready_with_the_rights_of_the_base(lab, node):
         f"seccomp.{DOMAIN}/profiles__audit.json": "installed",
         f"seccomp.{DOMAIN}/profiles__fine-grained.json": "installed",
         f"seccomp.{DOMAIN}/profiles__violation.json": "installed",
-        f"set.{DOMAIN}/node-profiles": "ready",
-        f"set.{DOMAIN}/node-profiles-2": "ready",
+        f"set.{DOMAIN}/profile-loader__node-profiles": "ready",
+        f"set.{DOMAIN}/profile-loader__node-profiles-2": "ready",
     }
     labels = lab.labels()  # and those of profiles that other tests put
     assert {key: labels.get(key) for key in expected} == expected

@@ -29,7 +29,7 @@ def test_a_fresh_node_takes_no_ordinary_pod_before_its_profiles_are_there(lab):
         until(lambda: lab.pod("ordinary")["spec"].get("nodeName"), "ordinary is scheduled")
         labels = lab.labels()
         assert enforced("pl-fresh").items() <= labels.items()
-        assert labels[f"set.{DOMAIN}/node-profiles"] == "ready"
+        assert labels[f"set.{DOMAIN}/profile-loader__node-profiles"] == "ready"
         assert node.loaded("pl-fresh")
         lab.until_running("ordinary")
         assert node.attribute(node.pid("ordinary")) == "pl-fresh (enforce)"
