@@ -16,12 +16,12 @@ import ssl
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 from tests.system import kept, vm
+from tests.system.guest.pace import until
 
 CACHE = kept.CACHE / "controlplane"
 MODULE = Path(__file__).parent / "controlplane"
@@ -29,7 +29,7 @@ OLDER = Path(__file__).parent / "controlplane-old"  # an API server of an older 
 KEPT = 2  # builds of each; another checkout may use the other one
 BUILD_USUAL = "5 to 15 minutes on two processors, once"
 BUILD_PACKAGES = 2900
-KUBECTL_SECONDS = 600  # also of what waits; so that nothing waits for ever
+KUBECTL_SECONDS = 1200  # also of what waits; so that nothing waits for ever
 NAMESPACE = "profile-loader"
 NODE_INFO = (
     "architecture",
@@ -122,17 +122,6 @@ def free_port():
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return one.getsockname()[1]
-
-
-def until(condition, what, seconds=30.0):
-    """Return the first true answer of condition, asked again and again for so many seconds."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        answer = condition()
-        if answer:
-            return answer
-        time.sleep(0.02)
-    raise AssertionError(f"not within {seconds} s: {what() if callable(what) else what}")
 
 
 class Cluster:
@@ -304,7 +293,7 @@ class Cluster:
             self.url + path, headers={"Authorization": f"Bearer {token}"}
         )
         context = ssl.create_default_context(cafile=str(self.ca))
-        with urllib.request.urlopen(request, timeout=5, context=context) as answer:  # noqa: S310 - https only
+        with urllib.request.urlopen(request, timeout=50, context=context) as answer:  # noqa: S310 - https only
             return answer.read().decode()
 
     def write_kubeconfig(self, name, token):

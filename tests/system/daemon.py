@@ -17,6 +17,7 @@ import urllib.request
 from pathlib import Path
 
 from tests.system.cluster import NAMESPACE, free_port, until
+from tests.system.guest import pace
 
 BOOT_ID = "11111111-2222-3333-4444-555555555555"
 DOMAIN = "profile-loader.node-restriction.kubernetes.io"
@@ -129,7 +130,7 @@ class Daemon:
         """End it with a signal; return its exit status and how many seconds that took."""
         begin = time.monotonic()
         self.process.send_signal(number)
-        status = self.process.wait(30)
+        status = self.process.wait(pace.scaled(30))
         self.process = None
         return status, time.monotonic() - begin
 
@@ -148,7 +149,7 @@ class Daemon:
     def get(self, path):
         """Return status and text of a page; (0, why) where there is no answer."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as one:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=100) as one:
                 return one.status, one.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -265,7 +266,7 @@ class Client:
     def __init__(self, cluster):
         context = ssl.create_default_context(cafile=str(cluster.ca))
         self.connection = http.client.HTTPSConnection(
-            "127.0.0.1", cluster.port, context=context, timeout=30
+            "127.0.0.1", cluster.port, context=context, timeout=300
         )
 
     def ask(self, method, path, body=None, type_="application/json"):

@@ -32,7 +32,7 @@ NAME = "changed"
 CHANGES = int(os.environ.get("CHANGES", "20"))
 AWAY = 5  # repairs without an API server
 LIMIT_SECONDS = 600
-FIRST_SECONDS = 150  # emulated: the kernel, the compilation of every module to bytecode
+FIRST_SECONDS = 1500  # emulated: the kernel, the compilation of every module to bytecode
 ABSENT = ["", ""]
 
 

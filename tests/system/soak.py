@@ -18,6 +18,7 @@ import uuid
 
 from tests.system.cluster import until
 from tests.system.daemon import BUG, DOMAIN, Client, number_of, profile
+from tests.system.guest import pace
 
 MAPS = {
     "web": [f"p{number}.json" for number in range(12)],
@@ -389,7 +390,7 @@ class Soak:
         """End the daemon, and start it again at once or at the end of the batch."""
         number = self.chance.choice([signal.SIGTERM, signal.SIGKILL])
         status, seconds = self.daemon.stop(number)
-        if number == signal.SIGTERM and (status, seconds < 5.0) != (0, True):
+        if number == signal.SIGTERM and (status, pace.in_time(seconds, 5.0)) != (0, True):
             raise Broken(f"SIGTERM ended it with {status} after {seconds:.1f} s")
         self.say(f"the daemon is ended with {number.name}")
         if self.chance.random() < 0.5:

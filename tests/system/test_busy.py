@@ -5,7 +5,6 @@ import os
 import pytest
 
 from tests.system import busy
-from tests.system.guest import patience
 
 TICKS = os.sysconf("SC_CLK_TCK")
 PRESSURE = "some avg10=1.00 avg60=2.00 avg300=3.00 total={}\nfull avg10=0.00 total=0\n"
@@ -45,13 +44,3 @@ def test_without_pressure_a_bound_is_wider_where_no_cpu_was_idle(kernel, idle, s
     since = busy.Since()
     kernel(passed=2.0, idle=40.0 + idle)
     assert since.within(2.0) == seconds
-
-
-def test_in_a_guest_a_pause_of_the_machine_is_no_time(monkeypatch):
-    """A step that took much longer than it was to take counts as half a second."""
-    clock = [100.0]
-    monkeypatch.setattr(patience.time, "monotonic", lambda: clock[0])
-    one = patience.Patience()
-    for seconds, told in ((0.25, 0.25), (7.0, 0.75), (0.125, 0.875)):
-        clock[0] += seconds
-        assert one.seconds() == told

@@ -14,6 +14,7 @@ import pytest
 
 from tests.system import busy
 from tests.system.cluster import NAMESPACE, Cluster, free_port, until
+from tests.system.guest import pace
 from tests.system.proxy import Proxy
 
 DOMAIN = "profile-loader.node-restriction.kubernetes.io"
@@ -111,7 +112,7 @@ class Agent:
         if self.process is None:
             return None
         self.process.send_signal(number)
-        status = self.process.wait(30)
+        status = self.process.wait(pace.scaled(30))
         self.process = None
         return status
 

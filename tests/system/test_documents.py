@@ -19,6 +19,7 @@ import yaml
 from agent.doors import kube
 from tests.system import image
 from tests.system.cluster import Cluster
+from tests.system.guest import pace
 
 PAGES = ["README.md", "docs/operations.md", "docs/platforms.md"]
 TREE = ["README.md", "docs", "manifests", "profiles", "scripts"]
@@ -131,7 +132,7 @@ def run(cluster, folder, blocks):
     }
     return subprocess.run(
         ["unshare", "--mount", "sh", "-c", PRIVATE, "sh", *files],
-        cwd=top, env=environ, text=True, check=False, timeout=BUDGET_SECONDS,
+        cwd=top, env=environ, text=True, check=False, timeout=pace.scaled(BUDGET_SECONDS),
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 

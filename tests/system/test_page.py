@@ -33,7 +33,7 @@ CHROMIUM = [
     "--disable-sync",
     "--hide-scrollbars",
 ]
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 600
 AXE_LOCK = Path("tests/system/requirements-axe.lock")
 AXE_FILE = Path.home() / ".cache/profile-loader/axe-4.4.3.js"
 AXE_SHA256 = "697ea6c7edff0fe289b7bbecf1ff7b9015249bc834b409a348cd060df80aeba0"

@@ -21,6 +21,7 @@ from agent.reporters.board import Board
 from agent.reporters.http import CONNECTIONS, Server
 from agent.reporters.metrics import Metrics
 from tests.system.cluster import free_port, until
+from tests.system.guest import pace
 
 MONITORING = Path("manifests/monitoring")
 ALERTS = Path("tests/system/alerts.yaml")
@@ -156,7 +157,7 @@ class Prometheus:
         """Return what it answers: value by labels."""
         words = urllib.parse.urlencode({"query": expression})
         with urllib.request.urlopen(  # noqa: S310 - http only
-            f"{self.url}/api/v1/query?{words}", timeout=5
+            f"{self.url}/api/v1/query?{words}", timeout=50
         ) as answer:
             found = json.load(answer)["data"]["result"]
         return {
@@ -183,7 +184,7 @@ class Prometheus:
 
     def stop(self):
         self.process.terminate()
-        self.process.wait(20)
+        self.process.wait(pace.scaled(20))
         self.log.close()
 
 

@@ -24,6 +24,7 @@ from agent import wiring
 from agent.doors import kube, reflect
 from agent.settings import Settings
 from tests.system.cluster import Cluster, free_port, until
+from tests.system.guest import pace
 from tests.system.proxy import Proxy
 
 PATH = "/api/v1/namespaces/default/configmaps"
@@ -184,7 +185,7 @@ def test_a_version_that_was_compacted_away_is_gone(cluster, tmp_path):
         f"http://127.0.0.1:{cluster.etcd_port}/v3/kv/compaction",
         data=json.dumps({"revision": last, "physical": True}).encode(),
     )
-    urllib.request.urlopen(request, timeout=10).close()  # noqa: S310 - the same
+    urllib.request.urlopen(request, timeout=100).close()  # noqa: S310 - the same
     cluster.stop("kube-apiserver")
     cluster.start_api()
     with pytest.raises(kube.Refused) as refused:
@@ -226,7 +227,7 @@ def test_close_wakes_a_watch_at_once(cluster, tmp_path):
     threading.Thread(target=read, daemon=True).start()
     until(lambda: api._streams, "a watch that is read")
     api.close()
-    assert isinstance(ended.get(timeout=1.0), kube.Unreachable)
+    assert isinstance(ended.get(timeout=pace.scaled(1.0)), kube.Unreachable)
 
 
 def test_a_token_is_read_again_and_says_to_which_node_it_is_bound(cluster, tmp_path):
@@ -694,7 +695,7 @@ def test_a_plugin_that_hangs_keeps_nobody(tmp_path, monkeypatch):
         threading.Thread(target=ask, daemon=True).start()
         told = "expired; the credentials could not be read again: it is taking long"
         try:
-            assert ended.get(timeout=5) == told
+            assert ended.get(timeout=pace.scaled(5)) == told
         finally:
             until((tmp_path / "hung").exists, "a plugin that hangs")
             hung = (tmp_path / "hung").read_text().split()

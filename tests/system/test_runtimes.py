@@ -63,7 +63,7 @@ def contain(runtime, bundle, seccomp, script):
             command = ["unshare", "-m", "sh", "-c", inner]
     try:
         done = subprocess.run(
-            command, cwd=bundle, capture_output=True, text=True, timeout=60, check=False
+            command, cwd=bundle, capture_output=True, text=True, timeout=600, check=False
         )
     finally:
         subprocess.run([runtime, "delete", "--force", name], capture_output=True, check=False)

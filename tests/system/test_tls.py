@@ -40,7 +40,7 @@ def pages():
 
 def ask_tls(server, context):
     """Return the status of a probe and the certificate that was shown."""
-    connection = http.client.HTTPSConnection("127.0.0.1", server.port, timeout=30, context=context)
+    connection = http.client.HTTPSConnection("127.0.0.1", server.port, timeout=300, context=context)
     with contextlib.closing(connection):
         connection.request("GET", "/healthz")
         shown = connection.sock.getpeercert(binary_form=True)

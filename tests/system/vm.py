@@ -22,6 +22,7 @@ from pathlib import Path
 
 import agent
 from tests.system import kept
+from tests.system.guest import pace
 
 TREES = kept.CACHE / "vm"
 INSTALLED = kept.CACHE / "guest-libraries"
@@ -310,12 +311,12 @@ def _boot(folder, image, append, timeout_seconds, more):
         *more,
     ]  # fmt: skip
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    ended = False
+    ended, limit = False, pace.Limit(timeout_seconds)
     try:
-        process.wait(timeout_seconds)
-        ended = True
-    except subprocess.TimeoutExpired:
-        pass
+        while not (ended or limit.expired()):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(1)
+                ended = True
     finally:
         process.kill()
         process.wait()

@@ -43,7 +43,7 @@ def register(setting):
         },
     )
     context = ssl.create_default_context(cafile="ca.crt")
-    with urllib.request.urlopen(request, timeout=30, context=context) as answer:  # noqa: S310 - https only
+    with urllib.request.urlopen(request, timeout=300, context=context) as answer:  # noqa: S310 - https only
         assert answer.status == 200, answer.status
 
 
@@ -77,7 +77,7 @@ class Line:
     """The connection to the test outside; any thread may speak."""
 
     def __init__(self, address):
-        self.socket = socket.create_connection(address, 30)
+        self.socket = socket.create_connection(address, 300)
         self.socket.settimeout(None)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.lock = threading.Lock()

@@ -13,7 +13,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from patience import Patience, ended
+import pace
 from scenarios import SECURITY, loaded, parser
 
 BUNDLES = Path("/job/bundles")
@@ -76,7 +76,7 @@ class Container:
     def run(self):
         """Run it to its end; return its exit status and what it printed."""
         done = subprocess.run(
-            self.command, capture_output=True, text=True, timeout=300, check=False
+            self.command, capture_output=True, text=True, timeout=3000, check=False
         )
         return done.returncode, done.stdout, done.stderr
 
@@ -88,12 +88,12 @@ class Container:
 
     def __exit__(self, *_):
         subprocess.run(["runc", "delete", "--force", self.name], capture_output=True, check=False)
-        self.process.wait(30)
+        self.process.wait(300)
 
     def stop(self):
         """End it as the kubelet does; return its exit status and how many seconds that took."""
         subprocess.run(["runc", "kill", self.name, "TERM"], check=True)
-        return ended(self.process)
+        return pace.ended(self.process)
 
     def peak(self):
         """Return the most memory that it needed, in MiB, as its limit counts it."""
@@ -103,7 +103,7 @@ class Container:
 def get(path):
     """Return what the agent's HTTP answers, or nothing."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:9808{path}", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:9808{path}", timeout=50) as answer:
             return answer.read().decode()
     except OSError:
         return ""
@@ -126,12 +126,7 @@ def clean():
 
 def until(condition, what, log, seconds=400.0 if TRACE else 90.0):
     """Wait until a condition is true."""
-    patience = Patience()
-    while patience.seconds() < seconds:
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"not within {seconds} s: {what}\n{log.read_text()[-3000:]}")
+    pace.until(condition, lambda: f"{what}\n{log.read_text()[-3000:]}", seconds, 0.05)
 
 
 def audited():

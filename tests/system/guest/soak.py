@@ -23,7 +23,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from daemon import (  # noqa: E402 - found by the line above
+import pace  # noqa: E402 - found by the line above
+from daemon import (  # noqa: E402
     LOG,
     LOOK_SECONDS,
     SOURCE,
@@ -292,7 +293,7 @@ class Soak:
         """End the daemon, and start it again at the end of the batch."""
         number = self.chance.choice([signal.SIGTERM, signal.SIGKILL])
         status, seconds = self.daemon.stop(number)
-        if number == signal.SIGTERM and (status, seconds < 2.0) != (0, True):
+        if number == signal.SIGTERM and (status, pace.in_time(seconds, 2.0)) != (0, True):
             raise Broken(f"SIGTERM ended it with {status} after {seconds:.1f} s")
         self.say(f"the daemon is ended with {number.name}")
 

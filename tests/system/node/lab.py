@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from tests.system.cluster import NAMESPACE, Cluster
+from tests.system.guest import pace
 from tests.system.node.machine import APPARMOR
 from tests.system.node.node import NAME, Node
 
@@ -21,14 +22,8 @@ PATIENCE_SECONDS = 300.0  # alone on two cores everything takes a tenth of it
 
 
 def until(condition, what, seconds=PATIENCE_SECONDS):
-    """Return the first true answer of condition, asked again and again with patience."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        answer = condition()
-        if answer:
-            return answer
-        time.sleep(0.3)
-    raise AssertionError(f"not within {seconds} s: {what() if callable(what) else what}")
+    """Return the first true result of a condition that is checked again and again."""
+    return pace.until(condition, what, seconds, 0.3)
 
 
 class Lab:

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from tests.system.cluster import free_port, until
+from tests.system.guest import pace
 
 BOOT_SECONDS = 180.0
 APPARMOR = "apparmor=1 security=apparmor"
@@ -113,7 +114,7 @@ class Machine:
     def _settle(self):
         """Raise GuestDiedError if the guest ends about now: its network ends a little earlier."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(2)
+            self.process.wait(pace.scaled(2))
         self.check()
 
     def run(self, script, *, seconds=180.0, check=True):
@@ -121,9 +122,11 @@ class Machine:
         self.check()
         content = script.encode()
         answer = b""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + pace.scaled(seconds)
         try:
-            with socket.create_connection(("127.0.0.1", self.ports[2222]), timeout=5) as line:
+            with socket.create_connection(
+                ("127.0.0.1", self.ports[2222]), timeout=pace.scaled(5)
+            ) as line:
                 line.sendall(b"%d\n" % len(content) + content)
                 while time.monotonic() < end:
                     line.settimeout(max(0.1, end - time.monotonic()))
@@ -145,7 +148,7 @@ class Machine:
     def _told(self, command, **arguments):
         """Tell the emulator something over QMP (docs/interop/qmp-spec.txt of QEMU)."""
         with socket.socket(socket.AF_UNIX) as line:
-            line.settimeout(5)
+            line.settimeout(pace.scaled(5))
             line.connect(str(self.folder / "qmp"))
             with line.makefile("rw") as stream:
                 stream.readline()  # the greeting

@@ -147,7 +147,7 @@ class Node:
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # its own certificate
         request = urllib.request.Request(url, method=method)  # noqa: S310 - https only
-        with urllib.request.urlopen(request, timeout=180, context=context) as answer:  # noqa: S310 - https only
+        with urllib.request.urlopen(request, timeout=1800, context=context) as answer:  # noqa: S310 - https only
             return answer.read().decode("utf-8", "replace")
 
     def execute(self, pod, command, *, namespace="default", container=None):

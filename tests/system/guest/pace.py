@@ -1,0 +1,132 @@
+"""Time limits that hold on a busy machine, on the host and inside the virtual machine.
+
+Every limit is written in seconds of an idle machine. A fixed piece of work is timed when a process
+sets its first limit, and again whenever a limit is about to expire. If the work takes four times as
+long as on an idle machine, every limit is four times as long. A guest cannot see how busy its host
+is, so the work is measured by the clock and not by processor time.
+"""
+
+import subprocess
+import time
+from pathlib import Path
+
+IN_GUEST = Path("/vminit").exists()
+ROUNDS = 20_000
+# How long the rounds take on an idle machine (two cores, Python 3.11), measured in November 2026:
+# on the host, and in a guest that QEMU emulates.
+IDLE_SECONDS = 0.014 if IN_GUEST else 0.001
+SAMPLE_SECONDS = 0.2
+# A step of a wait that took longer than this stood still with the whole machine.
+STEP_SECONDS = 0.5 if IN_GUEST else 5.0
+
+
+class Pace:
+    """How many times slower than an idle machine this one is.
+
+    Args:
+        work: Does a fixed piece of work.
+        idle_seconds: How long the work takes on an idle machine.
+        clock: Returns the time in seconds.
+    """
+
+    def __init__(self, work, idle_seconds, clock):
+        self.work, self.idle_seconds, self.clock = work, idle_seconds, clock
+        self.slowest = 0.0  # nothing is measured yet
+
+    def measure(self):
+        """Time the work; return how slow the machine was at the slowest measurement so far."""
+        begin, times = self.clock(), 0
+        while self.clock() - begin < SAMPLE_SECONDS:
+            self.work()
+            times += 1
+        slow = (self.clock() - begin) / times / self.idle_seconds
+        self.slowest = max(1.0, self.slowest, slow)
+        return self.slowest
+
+    def measured(self):
+        """Return how slow the machine was at the slowest measurement; measure if there is none."""
+        return self.slowest or self.measure()
+
+
+def _work():
+    total = 0
+    for number in range(ROUNDS):
+        total += number * number % 7
+
+
+def _clock():
+    return time.monotonic()
+
+
+PACE = Pace(_work, IDLE_SECONDS, _clock)
+
+
+class Limit:
+    """A time limit, in seconds of an idle machine, that begins when it is made."""
+
+    def __init__(self, seconds, pace=PACE):
+        self.limit, self.pace = seconds, pace
+        pace.measured()
+        self.spent, self.last = 0.0, pace.clock()
+
+    def seconds(self):
+        """Return the seconds that have passed; a pause of the whole machine counts as one step."""
+        now = self.pace.clock()
+        self.spent += min(now - self.last, STEP_SECONDS)
+        self.last = now
+        return self.spent
+
+    def expired(self):
+        """Return whether the limit has passed at the pace of this machine."""
+        if self.seconds() <= self.limit * self.pace.measured():
+            return False
+        return self.spent > self.limit * self.pace.measure()
+
+    def __str__(self):
+        return f"{self.limit:g} s (this machine: {self.pace.slowest:.1f} times slower than idle)"
+
+
+def scaled(seconds):
+    """Return how long something may take here that takes at most so many seconds when idle."""
+    return seconds * PACE.measured()
+
+
+def in_time(taken, seconds, pace=PACE):
+    """Return whether something took at most so many seconds, at the pace of this machine."""
+    return taken < seconds * pace.measured() or taken < seconds * pace.measure()
+
+
+def until(condition, what, seconds=30.0, interval=0.02):
+    """Return the first true result of a condition that is checked again and again.
+
+    Args:
+        condition: Called without arguments.
+        what: Describes what was awaited, or returns a description; for the error.
+        seconds: The limit, in seconds of an idle machine.
+        interval: The pause between two checks.
+    """
+    limit = Limit(seconds)
+    while True:
+        result = condition()
+        if result:
+            return result
+        if limit.expired():
+            raise AssertionError(f"not within {limit}: {what() if callable(what) else what}")
+        time.sleep(interval)
+
+
+def pause(seconds):
+    """Return when so many seconds of an idle machine have passed."""
+    limit = Limit(seconds)
+    while not limit.expired():
+        time.sleep(0.002)
+
+
+def ended(process, seconds=30.0):
+    """Wait for the end of a process; return its exit status and how many seconds that took."""
+    limit = Limit(seconds)
+    while process.poll() is None:
+        if limit.expired():
+            raise subprocess.TimeoutExpired(process.args, seconds)
+        time.sleep(0.002)
+    return process.returncode, limit.seconds()

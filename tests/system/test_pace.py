@@ -1,0 +1,78 @@
+"""The limits of the system tests hold on a machine of any speed, and still expire."""
+
+import pytest
+
+from tests.system.guest import pace
+
+
+class Machine:
+    """A clock and a piece of work that takes as long as the machine is slow."""
+
+    def __init__(self):
+        self.now, self.slow = 100.0, 1.0
+        self.pace = pace.Pace(self.work, 0.1, lambda: self.now)
+
+    def work(self):
+        self.now += 0.1 * self.slow
+
+
+@pytest.fixture
+def machine():
+    return Machine()
+
+
+def steps(machine, limit):
+    """Return how many steps of a tenth of a second pass until a limit expires."""
+    for number in range(1, 1000):
+        machine.now += 0.1
+        if limit.expired():
+            return number
+    raise AssertionError("the limit never expires")
+
+
+def test_on_an_idle_machine_a_limit_is_as_long_as_it_says(machine):
+    """A limit of one second expires after ten steps of a tenth of a second."""
+    assert steps(machine, pace.Limit(1.05, machine.pace)) == 11
+
+
+def test_a_limit_grows_with_a_load_that_was_there_before(machine):
+    """A limit of one second lasts four seconds on a machine that is four times slower."""
+    machine.slow = 4.0
+    assert steps(machine, pace.Limit(1.05, machine.pace)) == pytest.approx(42, abs=9)
+
+
+def test_a_limit_grows_with_a_load_that_begins_later(machine):
+    """The machine is measured again before a limit expires."""
+    limit = pace.Limit(1.05, machine.pace)
+    machine.slow = 4.0
+    assert steps(machine, limit) == pytest.approx(42, abs=9)
+
+
+def test_a_fast_machine_shortens_no_limit(machine):
+    """A limit is never shorter than it says."""
+    machine.slow = 0.1
+    assert steps(machine, pace.Limit(1.05, machine.pace)) == 11
+
+
+def test_a_pause_of_the_whole_machine_counts_as_one_step(machine):
+    """A virtual machine can stand still for minutes while its host is busy."""
+    limit = pace.Limit(10.0, machine.pace)
+    machine.now += 600.0
+    assert limit.seconds() == pace.STEP_SECONDS
+    assert not limit.expired()
+
+
+@pytest.mark.parametrize(
+    ("slow", "taken", "expected"),
+    [(1.0, 1.9, True), (1.0, 2.1, False), (4.0, 7.9, True), (4.0, 8.1, False)],
+)
+def test_a_measured_time_is_judged_at_the_pace_of_the_machine(machine, slow, taken, expected):
+    """Two seconds on an idle machine are eight seconds on one that is four times slower."""
+    machine.slow = slow
+    assert pace.in_time(taken, 2.0, machine.pace) is expected
+
+
+def test_a_wait_that_fails_says_what_was_awaited():
+    """The error contains the limit and the description."""
+    with pytest.raises(AssertionError, match=r"^not within 0\.01 s \(.*\): the moon$"):
+        pace.until(lambda: False, "the moon", 0.01)
