@@ -45,7 +45,8 @@ PACKAGES = (
     "kmod",
 )
 STARTS = 3
-RECIPE = 3  # part of the cache's key: count up when the tree is made differently
+RECIPE = 4  # part of the cache's keys: count up when the tree is made differently
+PYTHON = (3, 11)  # of the guest
 KERNEL = (
     "console=ttyS0 panic=-1 loglevel=4 root=/dev/nvme0n1 rootfstype=ext4 rw init=/vminit "
     "apparmor=1 security=apparmor"
@@ -113,7 +114,8 @@ def sha256(path):
 
 def tree():
     """Return the cached root tree as a tar file, made anew where it is missing or damaged."""
-    key = hashlib.sha256(f"{RECIPE} {INIT} {' '.join(PACKAGES)}".encode()).hexdigest()[:16]
+    recipe = f"{RECIPE} {_compiles()} {INIT} {' '.join(PACKAGES)}"
+    key = hashlib.sha256(recipe.encode()).hexdigest()[:16]
     path = TREES / f"{key}.tar"
     mark = path.with_suffix(".sha256")
     with kept.locked(TREES):
@@ -158,6 +160,8 @@ def _make(folder):
     (root / "etc/group").write_text("root:x:0:\nnogroup:x:65534:\n")
     (root / "vminit").write_text(INIT)
     (root / "vminit").chmod(0o755)
+    _compile(root / "usr/lib/python3", "/usr/lib/python3")
+    _compile(root / "usr/lib/python3.11", "/usr/lib/python3.11")
     kernel = next(iter(sorted((root / "boot").glob("vmlinuz-*"))))
     shutil.move(kernel, root / "vmlinuz")
     shutil.rmtree(root / "usr/share/doc", ignore_errors=True)
@@ -181,11 +185,13 @@ def libraries(*, network=False):
         if keep:
             wanted.append(line)
     text = "\n".join(wanted) + "\n"
-    path = INSTALLED / hashlib.sha256(text.encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{RECIPE} {_compiles()} {text}".encode()).hexdigest()[:16]
+    path = INSTALLED / key
     with kept.locked(INSTALLED):
         if not (path / "complete").exists():
             shutil.rmtree(path, ignore_errors=True)
             _install(text, path)
+            _compile(path, "/job/libraries")
             (path / "complete").touch()
     return path
 
@@ -205,6 +211,23 @@ def _install(text, path):
         )  # fmt: skip
 
 
+def _compiles():
+    """Return whether this Python's bytecode is valid in the guest."""
+    return sys.version_info[:2] == PYTHON and sys.implementation.name == "cpython"
+
+
+def _compile(folder, place):
+    """Compile modules for the guest, where they have another place: emulated, it takes minutes.
+
+    A guest with another version of Python than this one compiles its modules itself.
+    """
+    if _compiles():
+        command = [sys.executable, "-m", "compileall", "-q", "-f", "-s", folder, "-p", place]
+        # Debian ships templates with the suffix .py that no Python can compile.
+        subprocess.run([*command, "--invalidation-mode", "unchecked-hash", folder],
+            stdout=subprocess.DEVNULL, check=False)  # fmt: skip
+
+
 def disk(folder, files, *, network=False):
     """Make a disk for one run: the root tree, the agent as installed here, and files."""
     root = folder / "root"
@@ -214,6 +237,7 @@ def disk(folder, files, *, network=False):
     (root / "vmlinuz").rename(folder / "vmlinuz")
     shutil.copytree(libraries(network=network), root / "job/libraries", dirs_exist_ok=True)
     shutil.copytree(Path(agent.__file__).parent, root / "job/libraries/agent")
+    _compile(root / "job/libraries/agent", "/job/libraries/agent")
     version = metadata.version("profile-loader")
     about = root / f"job/libraries/profile_loader-{version}.dist-info"
     about.mkdir()

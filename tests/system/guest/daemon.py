@@ -55,7 +55,7 @@ class Daemon:
             f"--seccomp-dir={SECCOMP}", "--log-format=json", f"--http-address={HTTP}",
             "--removal-grace=1s", *self.more,
         ]  # fmt: skip
-        # The guest has no bytecode of the standard library: what the first one compiles stays.
+        # If the guest has no bytecode (tests.system.vm), what the first agent compiles is kept.
         environ = {**os.environ, **self.environ}
         environ.pop("PYTHONDONTWRITEBYTECODE", None)
         with LOG.open("w") as log:
