@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Final
 
 from agent.core.problems import Problem
+from agent.kinds.seccomp import anchor
 from agent.kinds.seccomp.model import Document, Only, Rule
 
 # uname -m -> (runtime-spec's name, Go's name, the 32-bit ABI that the same kernel runs)
@@ -34,6 +35,13 @@ ARCHES: Final = frozenset(
 # A call that the rule of a profile without rules can name: it has the same number (449)
 # everywhere, and a high one, since runc answers ENOSYS for calls newer than the newest one named.
 FILLER: Final = "futex_waitv"
+
+
+def abis(machine: str) -> tuple[str, ...]:
+    """Return the ABIs that a kernel of this machine runs, the native one first."""
+    native, _, small = MACHINES[machine]
+    x32 = ("SCMP_ARCH_X32",) if native == "SCMP_ARCH_X86_64" else ()
+    return (native, *([small] if small else []), *x32)
 
 
 def errno_number(text: str) -> int | None:
@@ -95,15 +103,19 @@ def expand(document: Document, machine: str) -> tuple[Document, tuple[Problem, .
                 errno_ret=default_errno_ret,
             )
         ]
-    return replace(
-        document,
-        default_errno_ret=default_errno_ret,
-        default_errno="",
-        architectures=tuple(dict.fromkeys(architectures)),
-        arch_map=(),
-        has_arch_map=False,
-        rules=tuple(rules),
-    ), tuple(remarks)
+    expanded, added = anchor.anchored(
+        replace(
+            document,
+            default_errno_ret=default_errno_ret,
+            default_errno="",
+            architectures=tuple(dict.fromkeys(architectures)),
+            arch_map=(),
+            has_arch_map=False,
+            rules=tuple(rules),
+        ),
+        abis(machine),
+    )
+    return expanded, (*remarks, *added)
 
 
 def encode(document: Document) -> bytes:

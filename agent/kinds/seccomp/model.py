@@ -91,6 +91,11 @@ class Rule:
     includes: Only = field(default_factory=Only)
     excludes: Only = field(default_factory=Only)
 
+    @property
+    def depends_on_capabilities(self) -> bool:
+        """Whether only some pods get this rule."""
+        return bool(self.includes.caps or self.excludes.caps)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
@@ -104,6 +109,13 @@ class Document:
     has_arch_map: bool = False
     flags: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
+
+
+def answer(action: str, errno_ret: int | None) -> tuple[str, int]:
+    """Return what the kernel is told for an action: the same for actions that are the same."""
+    if action in ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE"):
+        return action, 1 if errno_ret is None else errno_ret  # EPERM
+    return ("SCMP_ACT_KILL_THREAD" if action == "SCMP_ACT_KILL" else action), 0
 
 
 class _NotJsonError(ValueError):

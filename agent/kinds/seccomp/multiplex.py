@@ -3,17 +3,18 @@
 On some ABIs sockets and System V IPC are also reached through one call, socketcall(2) or ipc(2),
 whose arguments lie in memory where no filter can look. There libseccomp 2.5.4 gives that whole
 operation the rule's action and drops the condition (arch-x86.c and its likes; its pseudo filter
-code shows it). A rule that denies only denies more; a rule that lets through opens the whole
-operation.
+code shows it): the number of the operation takes the place of the call's first argument. A rule
+that denies only denies more; a rule that lets through opens the whole operation.
 
-Rule: what the text itself allows is a warning, what only libseccomp opens is refused.
+What the text itself allows is a warning. What only libseccomp opens is rejected, and so are rules
+whose rest, without the first argument, contradict each other: libseccomp does not build those.
 """
 
 from collections.abc import Iterator
 from typing import Final
 
 from agent.core.problems import Problem
-from agent.kinds.seccomp.model import STRICTNESS, Document, Rule
+from agent.kinds.seccomp.model import STRICTNESS, Condition, Document, Rule, answer
 
 ABIS: Final = frozenset(
     f"SCMP_ARCH_{name}"
@@ -32,6 +33,7 @@ IPC: Final = frozenset(
         *("shmat", "shmctl", "shmdt", "shmget"),
     )
 )
+NAMES: Final = SOCKETCALL | IPC
 
 
 def problems(document: Document, native: str) -> Iterator[Problem]:
@@ -52,6 +54,8 @@ def problems(document: Document, native: str) -> Iterator[Problem]:
     for rule in document.rules:
         if rule.args and STRICTNESS.get(rule.action, 0) < default:
             yield from _walked_around(rule, plain, abis[0])
+    for through, names in (("socketcall", SOCKETCALL), ("ipc", IPC)):
+        yield from _contradictions(document, through, names, abis[0])
 
 
 def _walked_around(rule: Rule, plain: dict[str, Rule], abi: str) -> Iterator[Problem]:
@@ -76,3 +80,53 @@ def _walked_around(rule: Rule, plain: dict[str, Rule], abi: str) -> Iterator[Pro
                 f"{through}(2), which {own.where} lets through.",
                 hint=f"Leave {abi} out of architectures, or deny {through}.",
             )
+
+
+def _contradictions(
+    document: Document, through: str, names: frozenset[str], abi: str
+) -> Iterator[Problem]:
+    """Reject rules of one operation that libseccomp does not put into one filter."""
+    default = answer(document.default_action, document.default_errno_ret)
+    earlier: dict[str, list[Rule]] = {}
+    for rule in document.rules:
+        if answer(rule.action, rule.errno_ret) == default:
+            continue  # runtimes leave such a rule out
+        if through in rule.names and not rule.args and not rule.depends_on_capabilities:
+            return  # it covers every operation; libseccomp drops what follows
+        for name in names.intersection(rule.names):
+            other = next((one for one in earlier.get(name, ()) if _contradict(one, rule)), None)
+            if other is not None:
+                yield Problem(
+                    code="bad_value",
+                    where=rule.where,
+                    what=f"On {abi} this rule for {name} contradicts {other.where}: calls through "
+                    f"{through}(2) are compared without the first argument, and two actions are "
+                    "left for the same call. libseccomp rejects that; no container would start.",
+                    hint=f"Leave {abi} out of architectures, or use one action for {name}.",
+                )
+                return
+            earlier.setdefault(name, []).append(rule)
+
+
+def _contradict(earlier: Rule, later: Rule) -> bool:
+    """Return whether libseccomp rejects the later rule because of the earlier one."""
+    if answer(earlier.action, earlier.errno_ret) == answer(later.action, later.errno_ret):
+        return False
+    if (earlier.includes, earlier.excludes) != (later.includes, later.excludes):
+        return False  # no pod has both
+    first, second = _remaining(earlier), _remaining(later)
+    if not first and second:
+        return False  # libseccomp drops the later, longer rule
+    return not any(
+        wanted is not None and second.get(index) not in (None, wanted)
+        for index, wanted in first.items()
+    )
+
+
+def _remaining(rule: Rule) -> dict[int, int | None]:
+    """Return the arguments that are still compared, with the value where only one is right."""
+    return {arg.index: _only_value(arg) for arg in rule.args if arg.index != 0}
+
+
+def _only_value(condition: Condition) -> int | None:
+    return condition.value if condition.op == "SCMP_CMP_EQ" else None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from agent.core.problems import Problem
-from agent.kinds.seccomp import canonical, conditions, multiplex, syscalls
+from agent.kinds.seccomp import anchor, canonical, conditions, multiplex, syscalls
 from agent.kinds.seccomp.model import STRICTNESS, Document, Only, Rule
 
 _LETS_THROUGH: Final = frozenset({"SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE"})
@@ -74,6 +74,7 @@ def expanded(document: Document, options: Options) -> Iterator[Problem]:
         yield from _overlaps(document)
         native = canonical.MACHINES[options.machine][0]
         yield from multiplex.problems(document, native)
+        yield from anchor.problems(document, canonical.abis(options.machine))
         yield from conditions.problems(document)
     yield from _warnings(document, options)
 
@@ -253,7 +254,7 @@ def _conflicts(document: Document) -> Iterator[Problem]:
     plain: dict[str, Rule] = {}
     tied: list[Rule] = []
     for rule in document.rules:
-        if rule.includes.caps or rule.excludes.caps:
+        if rule.depends_on_capabilities:
             continue  # applies to some pods only
         if rule.args:
             tied.append(rule)
@@ -285,7 +286,7 @@ def _overlaps(document: Document) -> Iterator[Problem]:
     """
     tied: dict[str, list[Rule]] = {}
     for rule in document.rules:
-        if not rule.args or rule.includes.caps or rule.excludes.caps:
+        if not rule.args or rule.depends_on_capabilities:
             continue
         for name in rule.names:
             for other in tied.setdefault(name, []):

@@ -8,6 +8,7 @@ seccomp_syscall_resolve_num_arch(3) of 19 architectures for the names that syste
 """
 
 import difflib
+import functools
 from typing import Final
 
 import system_calls  # type: ignore[import-untyped]  # it has no stubs
@@ -49,10 +50,10 @@ _ONLY_IN_LIBSECCOMP: Final = _words(
     """
 )
 
+_CALLS: Final = system_calls.syscalls()
+
 KNOWN: Final = (
-    frozenset(str(name) for name in system_calls.syscalls().names())
-    - _NOT_IN_2_5_4
-    - _ONLY_IN_DEBIANS_2_5_4
+    frozenset(str(name) for name in _CALLS.names()) - _NOT_IN_2_5_4 - _ONLY_IN_DEBIANS_2_5_4
 ) | _ONLY_IN_LIBSECCOMP
 
 # Names that no Linux has ever had, and that a rule may therefore carry without letting anything
@@ -76,6 +77,51 @@ DANGEROUS: Final = _words(
 def known(name: str) -> bool:
     """Return whether libseccomp 2.5.4 resolves the name on any architecture."""
     return name in KNOWN
+
+
+# runtime-spec's name of an ABI -> the table of system-calls
+_TABLES: Final = {
+    "SCMP_ARCH_X86_64": "x86_64",
+    "SCMP_ARCH_X86": "i386",
+    "SCMP_ARCH_X32": "x32",
+    "SCMP_ARCH_AARCH64": "arm64",
+    "SCMP_ARCH_ARM": "arm",
+    "SCMP_ARCH_PPC": "powerpc",
+    "SCMP_ARCH_PPC64": "powerpc64",
+    "SCMP_ARCH_PPC64LE": "powerpc64",
+    "SCMP_ARCH_S390": "s390",
+    "SCMP_ARCH_S390X": "s390x",
+    "SCMP_ARCH_MIPS": "mipso32",
+    "SCMP_ARCH_MIPSEL": "mipso32",
+    "SCMP_ARCH_MIPS64": "mips64",
+    "SCMP_ARCH_MIPSEL64": "mips64",
+    "SCMP_ARCH_MIPS64N32": "mips64n32",
+    "SCMP_ARCH_MIPSEL64N32": "mips64n32",
+    "SCMP_ARCH_RISCV64": "riscv64",
+}
+
+
+# Linux gave calls from this number on the same number everywhere. Some libseccomp that runtimes use
+# does not know those after faccessat2, and skips them.
+_FIRST_RECENT: Final = 440
+
+
+@functools.cache
+def of(abi: str) -> frozenset[str]:
+    """Return the names of the calls that an ABI has; without those that Linux has removed."""
+    return frozenset(name for name in KNOWN if _number(abi, name) >= 0)
+
+
+def _number(abi: str, name: str) -> int:
+    try:
+        return int(_CALLS.get(name, _TABLES[abi]))
+    except (KeyError, system_calls.NotSupportedSystemCall, system_calls.NoSuchSystemCall):
+        return -1
+
+
+RECENT: Final = frozenset(
+    name for name in KNOWN if _number("SCMP_ARCH_X86_64", name) >= _FIRST_RECENT
+)
 
 
 def nearest(word: str, words: frozenset[str]) -> str:

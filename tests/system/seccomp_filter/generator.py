@@ -1,0 +1,126 @@
+"""Draws profiles near the patterns that libseccomp has been seen to compile wrongly.
+
+Several rules for one call, comparisons around 2^32, calls that only some of the architectures
+have, and calls that a 32-bit ABI reaches through socketcall(2) or ipc(2).
+"""
+
+import random
+from typing import Any
+
+# Calls that each of the ABIs has.
+COMMON = ("personality", "socket", "clone", "ptrace", "ioctl", "setuid", "mount", "getpid", "prctl")
+# Calls that x86_64 lacks and i386 has; many 32-bit ABIs have them.
+OTHER_ABI = ("ipc", "socketcall", "chown32", "stat64", "umount", "waitpid", "fcntl64", "ugetrlimit")
+# Calls that i386 has through socketcall(2) or ipc(2), some of them in no other way.
+MULTIPLEXED = (
+    "semop",
+    "semtimedop",
+    "accept",
+    "recv",
+    "send",
+    "shmat",
+    "bind",
+    "shmget",
+    "connect",
+)
+# Calls that only some ABIs have.
+SINGLE_ABI = (
+    "arch_prctl",
+    "set_thread_area",
+    "vm86",
+    "time",
+    "breakpoint",
+    "cacheflush",
+    "renameat",
+)
+RECENT = ("clone3", "openat2", "futex_waitv", "landlock_create_ruleset")
+
+OPERATORS = ("NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ")
+_WIDE = 1 << 32
+SMALL_VALUES = (0, 1, 2, 3, 8, 40, 0x7FFFFFFF, 0x80000000, _WIDE - 2, _WIDE - 1)
+LARGE_VALUES = (
+    *(_WIDE, _WIDE + 1, _WIDE + 2, 2 * _WIDE - 1, 2 * _WIDE, 3 * _WIDE + 5, 1 << 63),
+    *((1 << 63) - 1, (1 << 64) - 2, (1 << 64) - 1),
+)
+DEFAULTS = (
+    *("SCMP_ACT_ALLOW",) * 6,
+    *("SCMP_ACT_ERRNO",) * 4,
+    *("SCMP_ACT_LOG", "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_TRAP", "SCMP_ACT_TRACE"),
+)
+DENYING = ("SCMP_ACT_ERRNO", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_TRAP")
+PERMITTING = ("SCMP_ACT_ALLOW", "SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE")
+MACHINES = {
+    "x86_64": ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"),
+    "aarch64": ("SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"),
+}
+
+
+def profile(draw: random.Random, machine: str = "x86_64") -> dict[str, Any]:
+    """Return one profile; many of them the agent rejects."""
+    architectures = [one for one in MACHINES[machine] if draw.random() < 0.6]
+    draw.shuffle(architectures)
+    default = draw.choice(DEFAULTS)
+    main_action = draw.choice(PERMITTING if default not in PERMITTING else DENYING)
+    if main_action == default:
+        main_action = "SCMP_ACT_LOG" if default in PERMITTING else "SCMP_ACT_ALLOW"
+    long = not set(architectures) - {MACHINES[machine][0]}
+    values = [*SMALL_VALUES, *(LARGE_VALUES if long else ())]
+    values = draw.sample(values, draw.randint(2, 5))
+    return {
+        "defaultAction": default,
+        "architectures": architectures,
+        "syscalls": _rules(draw, main_action, values),
+    }
+
+
+def _names(draw: random.Random) -> list[str]:
+    pools = (COMMON, COMMON, COMMON, OTHER_ABI, OTHER_ABI, MULTIPLEXED, SINGLE_ABI, RECENT)
+    return [draw.choice(draw.choice(pools)) for _ in range(draw.randint(1, 3))]
+
+
+def _rules(draw: random.Random, main_action: str, values: list[int]) -> list[dict[str, Any]]:
+    topics = _names(draw)
+    rules = []
+    for _ in range(draw.randint(1, 5)):
+        names = topics if draw.random() < 0.7 else _names(draw)
+        rule: dict[str, Any] = {
+            "names": sorted(set(draw.sample(names, draw.randint(1, min(2, len(names)))))),
+            "action": main_action if draw.random() < 0.8 else draw.choice(DENYING + PERMITTING),
+        }
+        if draw.random() < 0.8:
+            rule["args"] = _conditions(draw, values)
+        rules.append(rule)
+    if draw.random() < 0.1:
+        rules += _many(draw, main_action)
+    return rules
+
+
+def _conditions(draw: random.Random, values: list[int]) -> list[dict[str, Any]]:
+    count = draw.choice((1, 1, 1, 1, 2, 2, 3))
+    conditions = []
+    indices = draw.sample(range(3), count) if draw.random() < 0.9 else [draw.randint(0, 5)]
+    for index in indices:
+        operator = draw.choice(OPERATORS)
+        condition = {
+            "index": index,
+            "value": draw.choice(values),
+            "op": f"SCMP_CMP_{operator}",
+        }
+        if operator == "MASKED_EQ":
+            condition["valueTwo"] = draw.choice(values) & int(condition["value"])
+        conditions.append(condition)
+    return conditions
+
+
+def _many(draw: random.Random, action: str) -> list[dict[str, Any]]:
+    """Return enough rules for runc to ask for a binary tree."""
+    names = (
+        *("read", "write", "open", "close", "stat", "fstat", "lstat", "poll", "lseek", "mmap"),
+        *("mprotect", "munmap", "brk", "pread64", "pwrite64", "readv", "writev", "access", "pipe"),
+        *("select", "dup", "dup2", "pause", "nanosleep", "getitimer", "alarm", "setitimer"),
+        *("sendfile", "fork", "vfork", "execve", "exit", "wait4", "kill", "uname", "fcntl"),
+        *("flock", "fsync", "truncate", "getcwd", "chdir", "rename", "mkdir", "rmdir", "umask"),
+    )
+    return [
+        {"names": [name], "action": action} for name in draw.sample(names, draw.randint(30, 40))
+    ]

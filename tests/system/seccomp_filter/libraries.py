@@ -1,0 +1,180 @@
+"""The versions of libseccomp that the tests compare.
+
+The installed one is always there. The others are unpacked from packages of other Debian and Ubuntu
+releases into the cache. Their package indexes are signed; apt verifies the signature and the
+checksum of every package. Later runs verify the checksum of the unpacked library.
+"""
+
+import ctypes
+import functools
+import hashlib
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.system import kept
+
+FOLDER = kept.CACHE / "libseccomp"
+DEBIAN = "http://deb.debian.org/debian"
+UBUNTU = "http://archive.ubuntu.com/ubuntu"
+DEBIAN_KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+UBUNTU_KEYS = FOLDER / "keys/usr/share/keyrings/ubuntu-archive-keyring.gpg"
+# Release -> the version of libseccomp that it ships, where it is fixed.
+SUITES = {
+    (DEBIAN, "bullseye"): "2.5.1",
+    (UBUNTU, "jammy"): "2.5.3",
+    (UBUNTU, "noble"): "2.5.5",
+    (DEBIAN, "trixie"): "2.6.0",
+    (DEBIAN, "sid"): "2.6.1",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Library:
+    """One loaded libseccomp."""
+
+    version: str
+    handle: ctypes.CDLL
+
+    def __hash__(self) -> int:
+        return hash(self.version)
+
+    def token(self, architecture: str) -> int:
+        """Return the number that libseccomp has for SCMP_ARCH_... ."""
+        name = architecture.removeprefix("SCMP_ARCH_").lower().encode()
+        return int(self.handle.seccomp_arch_resolve_name(name))
+
+    def name(self, number: int, token: int) -> str:
+        """Return the name of a system call, or nothing; token: of the architecture."""
+        address = self.handle.seccomp_syscall_resolve_num_arch(token, number)
+        if not address:
+            return ""
+        try:
+            return ctypes.string_at(address).decode()
+        finally:
+            _C.free(address)
+
+    def resolves(self, name: str) -> int:
+        """Return the native or pseudo number of a system call name, or -1."""
+        return int(self.handle.seccomp_syscall_resolve_name(name.encode()))
+
+    def number(self, name: str, architecture: str) -> int:
+        """Return the number, or pseudo number, of a system call on one architecture."""
+        return int(
+            self.handle.seccomp_syscall_resolve_name_arch(self.token(architecture), name.encode())
+        )
+
+
+_C = ctypes.CDLL(None)
+_C.free.argtypes = [ctypes.c_void_p]
+_C.free.restype = None
+
+
+class _Version(ctypes.Structure):
+    """struct scmp_version of seccomp.h."""
+
+    _fields_ = (("major", ctypes.c_uint), ("minor", ctypes.c_uint), ("micro", ctypes.c_uint))
+
+
+def load(path: str) -> Library:
+    """Load one shared library; several versions can be loaded side by side."""
+    handle = ctypes.CDLL(path)
+    handle.seccomp_version.restype = ctypes.POINTER(_Version)
+    version = handle.seccomp_version().contents
+    handle.seccomp_init.restype = ctypes.c_void_p
+    handle.seccomp_init.argtypes = [ctypes.c_uint32]
+    handle.seccomp_release.argtypes = [ctypes.c_void_p]
+    handle.seccomp_release.restype = None
+    handle.seccomp_arch_native.restype = ctypes.c_uint32
+    handle.seccomp_arch_resolve_name.restype = ctypes.c_uint32
+    handle.seccomp_arch_add.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
+    handle.seccomp_arch_remove.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
+    handle.seccomp_attr_set.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32]
+    handle.seccomp_syscall_resolve_name_arch.argtypes = [ctypes.c_uint32, ctypes.c_char_p]
+    handle.seccomp_syscall_resolve_num_arch.argtypes = [ctypes.c_uint32, ctypes.c_int]
+    handle.seccomp_syscall_resolve_num_arch.restype = ctypes.c_void_p
+    handle.seccomp_rule_add_array.argtypes = [
+        *(ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
+    ]
+    handle.seccomp_export_bpf.argtypes = [ctypes.c_void_p, ctypes.c_int]
+    return Library(
+        version=f"{version.major}.{version.minor}.{version.micro}",
+        handle=handle,
+    )
+
+
+def installed() -> Library:
+    """Return the libseccomp of this machine."""
+    return load("libseccomp.so.2")
+
+
+@functools.cache
+def every() -> tuple[Library, ...]:
+    """Return the installed libseccomp and every other version that could be fetched."""
+    found = {library.version: library for library in (installed(), *map(load, _fetched()))}
+    return tuple(found[version] for version in sorted(found, key=_sort_key))
+
+
+def _sort_key(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
+
+
+def _fetched() -> list[str]:
+    with kept.locked(FOLDER):
+        if not (FOLDER / "checksums").exists():
+            _fetch()
+        paths = []
+        for line in (FOLDER / "checksums").read_text().splitlines():
+            wanted, path = line.split()
+            if hashlib.sha256((FOLDER / path).read_bytes()).hexdigest() != wanted:
+                raise ValueError(f"{FOLDER / path} was changed; remove {FOLDER}.")
+            paths.append(str(FOLDER / path))
+    return paths
+
+
+def _fetch() -> None:
+    """Unpack libseccomp2 of every release, and record the checksums of the libraries."""
+    print("libseccomp: fetching the package of five other releases (10 s)", flush=True)
+    for name in ("keys", "releases"):
+        shutil.rmtree(FOLDER / name, ignore_errors=True)
+    _unpack(DEBIAN, "trixie", DEBIAN_KEYS, "ubuntu-keyring", FOLDER / "keys")
+    lines = []
+    for site, suite in SUITES:
+        folder = FOLDER / "releases" / suite
+        keys = DEBIAN_KEYS if site == DEBIAN else UBUNTU_KEYS
+        _unpack(site, suite, keys, "libseccomp2", folder)
+        (path,) = (one for one in folder.rglob("libseccomp.so.*") if not one.is_symlink())
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        lines.append(f"{digest} {path.relative_to(FOLDER)}\n")
+    temporary = FOLDER / "checksums.new"
+    temporary.write_text("".join(lines))
+    temporary.replace(FOLDER / "checksums")
+
+
+def _unpack(site: str, suite: str, keys: Path, package: str, folder: Path) -> None:
+    """Download one package of another release with apt, in a configuration of its own."""
+    apt = FOLDER / "apt" / suite
+    for name in ("lists/partial", "archives/partial"):
+        (apt / name).mkdir(parents=True, exist_ok=True)
+    (apt / "sources.list").write_text(f"deb [signed-by={keys}] {site} {suite} main\n")
+    settings = {
+        "Dir::State": apt,
+        "Dir::State::status": "/dev/null",
+        "Dir::Cache": apt,
+        "Dir::Etc::sourcelist": apt / "sources.list",
+        "Dir::Etc::sourceparts": "-",
+        "Acquire::Languages": "none",
+        "APT::Sandbox::User": "root",
+        "Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled": "false",
+        "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled": "false",
+    }
+    options = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
+    run = functools.partial(subprocess.run, check=True, stdin=subprocess.DEVNULL)
+    run(["apt-get", "-qq", *options, "update"])
+    folder.mkdir(parents=True)
+    run(["apt-get", "-qq", *options, "download", package], cwd=folder)
+    (archive,) = folder.glob("*.deb")
+    run(["dpkg-deb", "-x", str(archive), str(folder)])
+    archive.unlink()
+    shutil.rmtree(apt)

@@ -1,0 +1,266 @@
+"""Searches drawn profiles for one whose built filter answers otherwise than its rules say.
+
+`python -m tests.system.seccomp_filter.search --count 100000 --seed 1` checks each profile as the
+agent does. It builds the filters of those that the agent accepts, for every runtime and every
+libseccomp, and counts the wrong ones. With `--rejected` it also builds those that the agent
+rejects, and counts the ones that every libseccomp builds right: they are rejected for nothing.
+The exit status is 1 if an accepted profile has a wrong filter.
+"""
+
+import argparse
+import collections
+import enum
+import json
+import os
+import random
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from agent.core.problems import Problem
+from agent.doors.host import Host
+from agent.kinds.seccomp import canonical, model, syscalls
+from agent.kinds.seccomp.kind import Seccomp
+from tests.system.seccomp_filter import generator, libraries
+from tests.system.seccomp_filter.bpf import Program
+from tests.system.seccomp_filter.compare import Difference, Questions, differences
+from tests.system.seccomp_filter.libraries import Library
+from tests.system.seccomp_filter.reference import Reference
+from tests.system.seccomp_filter.runtimes import (
+    BuildError,
+    Instruction,
+    Profile,
+    Runtime,
+    enosys_stub,
+    export,
+    wants_tree,
+)
+
+NATIVE = {"x86_64": "SCMP_ARCH_X86_64", "aarch64": "SCMP_ARCH_AARCH64"}
+_SECONDS = 10  # for one profile; libseccomp loops for ever with some that the agent rejects
+_BATCH = 200
+_WITH_STUB = 3  # arguments for each call; runc's stub does not look at them
+
+
+class Outcome(enum.Enum):
+    """What became of the filters of a profile."""
+
+    RIGHT = "right"
+    FAILS_OPEN = "fails open"
+    DIFFERS = "differs"  # but lets nothing through that the rules deny
+    REJECTED = "no filter"  # libseccomp does not build it; no container starts
+    DIED = "died"  # libseccomp crashed or did not finish
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The worst outcome of a profile's filters, and where it was seen."""
+
+    outcome: Outcome
+    text: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class Result:
+    """The counts of a search, and the accepted profiles with wrong filters."""
+
+    generated: int = 0
+    accepted: collections.Counter[Outcome] = field(default_factory=collections.Counter)
+    # By reason, for profiles that have one only: all, and those that every libseccomp builds right.
+    rejected: collections.Counter[str] = field(default_factory=collections.Counter)
+    needlessly: collections.Counter[str] = field(default_factory=collections.Counter)
+    wrong: list[tuple[str, Verdict]] = field(default_factory=list)
+
+
+def wrong_filters(
+    profile: Profile, found: Sequence[Library], draw: random.Random, machine: str = "x86_64"
+) -> Iterator[tuple[Library, Runtime, Difference | BuildError]]:
+    """Return each library and runtime whose filter is wrong, with the worst difference.
+
+    A filter that was built the same before is not asked again.
+    """
+    questions = Questions(profile, draw)
+    native = NATIVE[machine]
+    asked = set()
+    for library in found:
+        known = tuple(library.resolves(name) for name in sorted(questions.names))
+        programs: dict[bool, tuple[Instruction, ...]] = {}
+        for runtime in Runtime:
+            tree = wants_tree(profile, runtime)
+            try:
+                if tree not in programs:
+                    programs[tree] = export(library, profile, native, binary_tree=tree)
+            except BuildError as error:
+                yield library, runtime, error
+                break
+            program = programs[tree]
+            stub = enosys_stub(library, profile, native, runtime)
+            if (stub, program, known) in asked:
+                continue
+            most = _WITH_STUB if ((), program, known) in asked else None
+            asked.add((stub, program, known))
+            reference = Reference(library, profile, runtime, native)
+            worst = _worst(differences(Program((*stub, *program)), reference, questions, most))
+            if worst is not None:
+                yield library, runtime, worst
+
+
+def _worst(found: Iterable[Difference]) -> Difference | None:
+    """Return the first difference that fails open, or else the first one."""
+    first = None
+    for one in found:
+        if one.fails_open:
+            return one
+        first = first or one
+    return first
+
+
+def judge(body: str, seed: str, machine: str) -> Verdict:
+    """Build the filters of a written profile, and compare them with its rules."""
+    draw = random.Random(seed)  # noqa: S311 - the same every time
+    verdict = Verdict(outcome=Outcome.RIGHT)
+    for library, runtime, wrong in wrong_filters(
+        json.loads(body), libraries.every(), draw, machine
+    ):
+        text = f"libseccomp {library.version}, {runtime.value}: {wrong}"
+        if isinstance(wrong, BuildError):
+            outcome = Outcome.REJECTED
+        elif wrong.fails_open:
+            return Verdict(outcome=Outcome.FAILS_OPEN, text=text)
+        else:
+            outcome = Outcome.DIFFERS
+        if verdict.outcome is Outcome.RIGHT:
+            verdict = Verdict(outcome=outcome, text=text)
+    return verdict
+
+
+def judge_all(bodies: Sequence[tuple[str, str]], machine: str) -> Iterator[Verdict]:
+    """Judge (body, seed) pairs in a child, and in another one after each that it dies of."""
+    done = 0
+    while done < len(bodies):
+        for verdict in _judged_by_child(bodies[done:], machine):
+            yield verdict
+            done += 1
+
+
+def _judged_by_child(bodies: Sequence[tuple[str, str]], machine: str) -> Iterator[Verdict]:
+    """Return the verdicts of one child; the last one may be that it died."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        _judge_in_child(bodies, machine, writer)
+    os.close(writer)
+    count = 0
+    with os.fdopen(reader) as lines:
+        for line in lines:
+            outcome, text = json.loads(line)
+            yield Verdict(outcome=Outcome[outcome], text=text)
+            count += 1
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        number = signal.Signals(os.WTERMSIG(status))
+        yield Verdict(outcome=Outcome.DIED, text=f"libseccomp was ended by {number.name}")
+    elif count < len(bodies):
+        raise RuntimeError("The child ended before its work.")
+
+
+def _judge_in_child(bodies: Sequence[tuple[str, str]], machine: str, writer: int) -> None:
+    status = 1
+    try:
+        for body, seed in bodies:
+            signal.alarm(_SECONDS)
+            verdict = judge(body, seed, machine)
+            signal.alarm(0)
+            line = json.dumps([verdict.outcome.name, verdict.text]) + "\n"
+            os.write(writer, line.encode())
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def written(content: bytes, machine: str) -> str:
+    """Return what the agent would write for a profile if it did not reject it."""
+    document, _ = model.read(content)
+    if document is None:
+        return ""
+    return canonical.encode(canonical.expand(document, machine)[0]).decode()
+
+
+def reason(problem: Problem) -> str:
+    """Return a problem without what differs from profile to profile."""
+    words = re.split(r"([a-z0-9_]+)", problem.what)
+    general = "".join("NAME" if word in syscalls.KNOWN else word for word in words)
+    return f"{problem.code}: {re.sub(r'[0-9]+|SCMP_[A-Z0-9_]+', 'X', general)[:90]}"
+
+
+def search(count: int, seed: int, machine: str, *, rejected: bool) -> Result:
+    """Draw profiles, check them as the agent does, and judge the filters."""
+    kind = Seccomp(host=Host(Path("/nonexistent")), machine=machine)
+    result = Result()
+    for first in range(0, count, _BATCH):
+        accepted: list[tuple[str, str]] = []
+        refused: list[tuple[str, str]] = []
+        reasons: list[str] = []
+        for index in range(first, min(first + _BATCH, count)):
+            draw = random.Random(f"{seed}/{index}")  # noqa: S311 - the same every time
+            content = json.dumps(generator.profile(draw, machine)).encode()
+            body, problems = kind.check(content)
+            result.generated += 1
+            if body:
+                accepted.append((body.decode(), f"{seed}/{index}/calls"))
+                continue
+            found = {reason(one) for one in problems if one.severity == "error"}
+            key = found.pop() if len(found) == 1 else "several reasons"
+            result.rejected[key] += 1
+            if rejected and key != "several reasons" and (form := written(content, machine)):
+                refused.append((form, f"{seed}/{index}/calls"))
+                reasons.append(key)
+        for (body, _), verdict in zip(accepted, judge_all(accepted, machine), strict=True):
+            result.accepted[verdict.outcome] += 1
+            if verdict.outcome is not Outcome.RIGHT:
+                result.wrong.append((body, verdict))
+        for key, verdict in zip(reasons, judge_all(refused, machine), strict=True):
+            result.needlessly[key] += verdict.outcome is Outcome.RIGHT
+    return result
+
+
+def report(result: Result, show: int) -> None:
+    """Print the counts and the shortest wrong profiles."""
+    print(f"generated {result.generated}")
+    print(f"accepted {result.accepted.total()}")
+    for outcome, number in result.accepted.most_common():
+        print(f"  {outcome.value}: {number}")
+    print(f"rejected {result.rejected.total()}")
+    for key, number in result.rejected.most_common():
+        needlessly = f", {result.needlessly[key]} needlessly" if key in result.needlessly else ""
+        print(f"  {number}{needlessly}: {key}")
+    for body, verdict in sorted(result.wrong, key=lambda pair: len(pair[0]))[:show]:
+        print(f"{verdict.outcome.value}: {verdict.text}")
+        print(f"  {json.dumps(json.loads(body))}")
+
+
+def main() -> int:
+    """Run a search as the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--machine", choices=sorted(NATIVE), default="x86_64")
+    parser.add_argument("--rejected", action="store_true")
+    parser.add_argument("--show", type=int, default=10)
+    options = parser.parse_args()
+    libraries.every()
+    begin = time.monotonic()
+    result = search(options.count, options.seed, options.machine, rejected=options.rejected)
+    versions = ", ".join(one.version for one in libraries.every())
+    print(f"libseccomp {versions}; {time.monotonic() - begin:.0f} s")
+    report(result, options.show)
+    return 1 if result.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""No accepted profile's filter answers otherwise than its rules say, whichever runtime builds it.
+
+The filters are built by every libseccomp at hand, as runc and crun do it, and evaluated as the
+kernel does.
+"""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from agent.doors.host import Host
+from agent.kinds.seccomp import anchor, canonical, multiplex, syscalls
+from agent.kinds.seccomp.kind import Seccomp
+from tests.system.seccomp_filter import libraries, reference
+from tests.system.seccomp_filter.search import Outcome, judge
+
+X86_64, X86, X32 = (f"SCMP_ARCH_{name}" for name in ("X86_64", "X86", "X32"))
+SLICE = 1500
+
+
+def profile(*rules, architectures):
+    return {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "architectures": list(architectures),
+        "syscalls": list(rules),
+    }
+
+
+def rule(name, *conditions):
+    args = [
+        {"index": index, "op": f"SCMP_CMP_{op}", "value": value} for index, op, value in conditions
+    ]
+    return {"names": [name], "action": "SCMP_ACT_ERRNO"} | ({"args": args} if args else {})
+
+
+# Profiles that libseccomp builds a wrong filter of, as they are written.
+PROBLEMATIC = {
+    "x32 next to x86_64": profile(
+        rule("socket", (0, "EQ", 40)), rule("socketcall"), architectures=[X86_64, X86, X32]
+    ),
+    "x32 without the call": profile(rule("set_thread_area", (0, "EQ", 1)), architectures=[X32]),
+    "i386 without semop": profile(
+        rule("ptrace", (0, "EQ", 1)), rule("semop"), architectures=[X86_64, X86]
+    ),
+    "i386 without accept": profile(rule("accept"), architectures=[X86_64, X86]),
+    "bounds with other upper halves": profile(
+        rule("personality", (0, "LT", 1 << 32)),
+        rule("personality", (0, "LE", 0)),
+        architectures=[X86_64],
+    ),
+    "a complement": profile(
+        rule("clone", (0, "EQ", 5), (2, "EQ", 8)),
+        rule("clone", (2, "NE", 8)),
+        architectures=[X86_64],
+    ),
+    "two bounds in several conditions": profile(
+        rule("clone", (1, "LE", 1), (2, "LE", 1)) | {"action": "SCMP_ACT_ALLOW"},
+        rule("clone", (1, "GE", 2)) | {"action": "SCMP_ACT_ALLOW"},
+        architectures=[X86_64],
+    )
+    | {"defaultAction": "SCMP_ACT_ERRNO"},
+}
+UNBUILDABLE = profile(
+    rule("socket", (0, "EQ", 3)),
+    rule("socket", (0, "EQ", 16)) | {"action": "SCMP_ACT_KILL_PROCESS"},
+    architectures=[X86_64, X86],
+)
+
+
+def judged(body):
+    """Return the outcome, or stop the test where libseccomp never ends."""
+    return judge(body, "0", "x86_64")
+
+
+@pytest.mark.parametrize("name", PROBLEMATIC)
+def test_the_harness_sees_a_profile_fail_open(name):
+    """As it is written, libseccomp lets through what the profile denies."""
+    verdict = judged(json.dumps(PROBLEMATIC[name]))
+    assert verdict.outcome is Outcome.FAILS_OPEN, verdict
+
+
+@pytest.mark.parametrize("name", PROBLEMATIC)
+def test_what_the_agent_writes_of_it_is_built_right(name):
+    """The agent rejects such a profile, or writes a form that every libseccomp builds right."""
+    kind = Seccomp(host=Host("/"), machine="x86_64")
+    body, problems = kind.check(json.dumps(PROBLEMATIC[name]).encode())
+    if body:
+        assert judged(body.decode()).outcome is Outcome.RIGHT
+    else:
+        assert {one.code for one in problems if one.severity == "error"} == {"fails_open"}
+
+
+def test_contradicting_rules_have_no_filter():
+    """What the agent rejects as contradicting, libseccomp does not build."""
+    verdict = judged(json.dumps(UNBUILDABLE))
+    assert verdict.outcome is Outcome.REJECTED, verdict
+
+
+@pytest.mark.parametrize("library", libraries.every(), ids=lambda one: one.version)
+@pytest.mark.parametrize("machine", sorted(canonical.MACHINES))
+def test_the_tables_of_calls_are_libseccomp_s(library, machine):
+    """The agent knows which calls an ABI has, and which libseccomp adds through another call."""
+    for abi in canonical.abis(machine):
+        if not library.token(abi):
+            continue  # an older libseccomp
+        found = set(reference.numbers_by_name(library, abi))
+        known = {name for name in syscalls.KNOWN if library.resolves(name) != -1}
+        anchors = {name for name in syscalls.of(abi) if name not in syscalls.RECENT}
+        assert anchors <= found | {"sync_file_range2"}  # arm_sync_file_range has its number
+        assert abi == X32 or anchor.ANCHOR in found
+        removed = (found & known) - syscalls.of(abi)
+        assert removed <= REMOVED
+        assert found >= multiplex.NAMES & syscalls.of(abi)
+
+
+# Calls that Linux has removed; system-calls 7.2 does not have them any more.
+REMOVED = {
+    *("_sysctl", "afs_syscall", "arm_sync_file_range", "bdflush", "break", "create_module"),
+    *("ftime", "get_kernel_syms", "getpmsg", "gtty", "idle", "lock", "mpx", "nfsservctl", "prof"),
+    *("profil", "putpmsg", "query_module", "security", "stty", "tuxcall", "ulimit", "uselib"),
+    "vserver",
+}
+
+
+@pytest.mark.parametrize(("machine", "seed"), [("x86_64", 1), ("aarch64", 1)])
+def test_a_search_finds_no_accepted_profile_with_a_wrong_filter(machine, seed):
+    """Of profiles near the known patterns, every accepted one has the filter that it reads like."""
+    words = ["--count", str(SLICE), "--seed", str(seed), "--machine", machine]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.system.seccomp_filter.search", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"generated {SLICE}\n" in done.stdout
+    accepted = int(done.stdout.split("\naccepted ")[1].split()[0])
+    assert accepted > SLICE // 4

@@ -1,0 +1,213 @@
+"""Rules that libseccomp merges wrongly are rejected, each with its reason; or made right."""
+
+import json
+
+import pytest
+
+from agent.doors.host import Host
+from agent.kinds.seccomp.kind import Seccomp
+
+X86_64, X86, X32 = (f"SCMP_ARCH_{name}" for name in ("X86_64", "X86", "X32"))
+BOTH, THREE = [X86_64, X86], [X86_64, X86, X32]
+
+
+def check(document, **options):
+    body, problems = Seccomp(host=Host("/"), machine="x86_64", **options).check(
+        json.dumps(document).encode()
+    )
+    return body, [one for one in problems if one.severity == "error"]
+
+
+def profile(*rules, architectures=(X86_64,), default="SCMP_ACT_ALLOW"):
+    return {
+        "defaultAction": default,
+        "architectures": list(architectures),
+        "syscalls": list(rules),
+    }
+
+
+def rule(name, *conditions, action="SCMP_ACT_ERRNO", **more):
+    args = [
+        {"index": index, "op": f"SCMP_CMP_{op}", "value": value} for index, op, value in conditions
+    ]
+    return {"names": [name], "action": action} | ({"args": args} if args else {}) | more
+
+
+ADDED = {"names": ["nfsservctl"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38}
+UNANCHORED = [
+    pytest.param(
+        profile(rule("socket", (0, "EQ", 40)), rule("socketcall"), architectures=THREE),
+        id="x86_64 lacks the only call without conditions",
+    ),
+    pytest.param(
+        profile(rule("ptrace", (0, "EQ", 1)), rule("semop"), architectures=BOTH),
+        id="i386 has the call through ipc only",
+    ),
+    pytest.param(profile(rule("accept"), architectures=BOTH), id="only through socketcall"),
+    pytest.param(
+        profile(rule("set_thread_area", (0, "EQ", 1)), architectures=[X32]),
+        id="x32 lacks the call",
+    ),
+    pytest.param(
+        profile(
+            rule("ptrace", (0, "EQ", 1)), rule("ipc"), rule("futex_waitv"), architectures=THREE
+        ),
+        id="an older libseccomp does not know the call without conditions",
+    ),
+    pytest.param(
+        profile(
+            rule("ptrace", (0, "EQ", 1)),
+            rule("ipc"),
+            rule("getpid", action="SCMP_ACT_ALLOW"),
+            architectures=THREE,
+        ),
+        id="runtimes leave out a rule that equals the default",
+    ),
+]
+
+
+@pytest.mark.parametrize("document", UNANCHORED)
+def test_a_profile_whose_number_is_never_loaded_gets_a_harmless_rule(document):
+    """A rule that changes no answer is added where libseccomp would drop conditional rules."""
+    body, errors = check(document)
+    assert errors == []
+    assert json.loads(body)["syscalls"] == [*document["syscalls"], ADDED]
+
+
+@pytest.mark.parametrize("document", UNANCHORED)
+def test_a_profile_with_the_added_rule_gets_no_other(document):
+    """The written form is a fixed point."""
+    body, _ = check(document)
+    assert check(json.loads(body)) == (body, [])
+
+
+ANCHORED = [
+    profile(rule("socket", (0, "EQ", 40)), rule("socketcall"), architectures=BOTH),
+    profile(rule("ptrace", (0, "EQ", 1)), rule("ipc"), rule("getpid"), architectures=THREE),
+    profile(rule("ptrace", (0, "EQ", 1)), rule("getpid"), architectures=THREE),
+    profile(rule("ptrace", (0, "EQ", 1)), architectures=THREE),
+    profile(rule("ipc"), rule("chown32"), architectures=[X32]),
+    profile(rule("ptrace", (0, "EQ", 1)), rule("ipc"), rule("nfsservctl"), architectures=THREE),
+]
+
+
+@pytest.mark.parametrize("document", ANCHORED)
+def test_a_profile_that_is_built_right_gets_no_rule(document):
+    """Nothing is added where the number is loaded anyway."""
+    body, errors = check(document)
+    assert errors == []
+    assert json.loads(body)["syscalls"] == document["syscalls"]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        profile(
+            rule("set_thread_area", (0, "EQ", 1), action="SCMP_ACT_ALLOW"),
+            architectures=THREE,
+            default="SCMP_ACT_ERRNO",
+        ),
+        profile(
+            rule("ptrace", (0, "EQ", 1)),
+            rule("ipc"),
+            rule("nfsservctl", (0, "EQ", 1)),
+            architectures=THREE,
+        ),
+    ],
+)
+def test_a_profile_that_no_added_rule_makes_right_is_rejected(document):
+    """Where the added rule would change an answer, the profile is rejected with a way out."""
+    body, errors = check(document)
+    assert body == b""
+    assert [one.code for one in errors] == ["fails_open"]
+    assert "On SCMP_ARCH_X32 libseccomp would drop every conditional rule" in errors[0].what
+    assert "getpid" in errors[0].hint
+
+
+def test_a_rule_that_depends_on_capabilities_is_no_anchor():
+    """A rule that only some pods get does not count."""
+    pods = rule("getpid") | {"excludes": {"caps": ["CAP_SYS_ADMIN"]}}
+    document = profile(rule("ptrace", (0, "EQ", 1)), rule("ipc"), pods, architectures=THREE)
+    body, errors = check(document, format="docker")
+    assert errors == []
+    assert json.loads(body)["syscalls"] == [*document["syscalls"], ADDED]
+
+
+WIDE = 1 << 32
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ((0, "LT", WIDE), (0, "LE", 0)),
+        ((0, "GE", WIDE), (0, "LE", 0)),
+        ((0, "LT", 2 * WIDE), (0, "GT", WIDE)),
+        ((0, "LE", 3), (0, "LT", WIDE)),
+    ],
+)
+def test_bounds_with_other_upper_halves_are_rejected(first, second):
+    """An upper bound hides a bound whose upper 32 bits differ."""
+    body, errors = check(profile(rule("personality", first), rule("personality", second)))
+    assert body == b""
+    assert [(one.code, one.where) for one in errors] == [("fails_open", "syscalls[1]")]
+    assert f"{first[2]} and {second[2]}" in errors[0].what
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ((0, "LT", WIDE + 5), (0, "LE", WIDE)),
+        ((0, "GE", WIDE), (0, "GT", 3 * WIDE)),
+        ((0, "LT", WIDE), (1, "LE", 0)),
+        ((0, "LT", WIDE), (0, "EQ", 0)),
+        ((0, "LT", 7), (0, "GT", 9)),
+    ],
+)
+def test_bounds_that_libseccomp_builds_right_are_accepted(first, second):
+    """Only a pair with other upper halves and an upper bound is rejected."""
+    _, errors = check(profile(rule("personality", first), rule("personality", second)))
+    assert errors == []
+
+
+def test_a_rule_that_a_complement_makes_redundant_is_rejected():
+    """`a and x == v` is dropped next to `x != v` with the same action."""
+    long, short = rule("clone", (0, "EQ", 5), (2, "EQ", 8)), rule("clone", (2, "NE", 8))
+    for rules in ((long, short), (short, long)):
+        body, errors = check(profile(*rules))
+        assert body == b""
+        assert [one.code for one in errors] == ["fails_open"]
+        assert "argument 2" in errors[0].hint
+
+
+@pytest.mark.parametrize("condition", [(2, "NE", 9), (1, "NE", 8), (2, "EQ", 8)])
+def test_a_rule_that_is_no_complement_is_accepted(condition):
+    """Other values and other arguments do no harm."""
+    long = rule("clone", (0, "EQ", 5), (2, "EQ", 8))
+    assert check(profile(long, rule("clone", condition)))[1] == []
+
+
+CONTRADICTIONS = [
+    (rule("socket", (0, "EQ", 3)), rule("socket", (0, "EQ", 16), action="SCMP_ACT_KILL_PROCESS")),
+    (rule("bind", (2, "NE", 1), action="SCMP_ACT_TRACE"), rule("bind", action="SCMP_ACT_TRAP")),
+]
+
+
+@pytest.mark.parametrize("rules", CONTRADICTIONS)
+def test_rules_that_contradict_each_other_without_the_first_argument_are_rejected(rules):
+    """On i386 libseccomp would refuse to build the filter."""
+    body, errors = check(profile(*rules, architectures=BOTH))
+    assert body == b""
+    assert [(one.code, one.where) for one in errors] == [("bad_value", "syscalls[1]")]
+    assert "On SCMP_ARCH_X86" in errors[0].what
+
+
+@pytest.mark.parametrize("rules", CONTRADICTIONS)
+def test_such_rules_are_accepted_where_no_architecture_multiplexes(rules):
+    """x86_64 has a number for each of the calls."""
+    assert check(profile(*rules))[1] == []
+
+
+def test_such_rules_are_accepted_behind_a_rule_for_the_multiplexed_call():
+    """A rule without conditions for socketcall covers its operations."""
+    rules = (rule("socketcall"), *CONTRADICTIONS[0])
+    assert check(profile(*rules, architectures=BOTH))[1] == []
