@@ -414,29 +414,24 @@ def _watched(settings: Settings, made_of: Sequence[ports.Source]) -> dict[Path, 
 
 def _servers(settings: Settings, board: "Board") -> "list[Server]":
     """Return the HTTP servers that the settings ask for. Raises Unserved."""
-    from agent.reporters.http import Server, Uncertified
+    from agent.reporters.http import Server
+    from agent.reporters.http_tls import CertificateError, Certificates
 
     made: list[Server] = []
-    for option, where, tls in (
-        ("--http-address", settings.http_address, {}),
-        (
-            "--https-address",
-            settings.https_address,
-            {
-                "certfile": settings.tls_cert,
-                "keyfile": settings.tls_key,
-                "client_ca": settings.tls_client_ca,
-            },
-        ),
+    for option, address, uses_tls in (
+        ("--http-address", settings.http_address, False),
+        ("--https-address", settings.https_address, True),
     ):
-        if where == "off":
+        if address == "off":
             continue
         try:
-            made.append(Server(where, board, **tls))
-        except Uncertified as error:
+            files = (settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+            certificates = Certificates(*files) if uses_tls else None
+            made.append(Server(address, board, certificates=certificates))
+        except CertificateError as error:
             raise Unserved(str(error)) from error
         except OSError as error:
-            raise Unserved(f"{option} {where}: {error.strerror or error}") from error
+            raise Unserved(f"{option} {address}: {error.strerror or error}") from error
     return made
 
 

@@ -1,354 +1,393 @@
 """The HTTP server of the daemon: metrics, probes and a page for people.
 
-Rule 1: it reads what the last pass left, and never makes one run. Rule 2: a slow or idle client
-holds one thread of its own; when there are many, the oldest makes room, so that a scrape or a probe
-never waits. Rule 3: GET and HEAD of known paths. Rule 4: a page that cannot be made is a 500 and a
-line in the log, and so is whatever a connection's thread meets; the work on the node goes on.
-Rule 5: of a request only its head is read, within bounds of bytes, lines and time; of its headers
-only Accept is looked at.
+One thread serves all connections of one address; nothing that a client does may crash the agent,
+delay its work on the node or keep a probe from being answered:
 
-prometheus_client's own server does the TLS handshake in the thread that accepts, so that one idle
-connection stops every scrape, and gives metrics on every path: therefore this one. The standard
-library's http.server reads megabytes of headers for a request and gives them to the parser of
-e-mails, which a few bytes bring to an error and some more to seconds of work: therefore no child
-of its.
+- A connection is classified by its request line. Probes are answered at once. Pages and metrics
+  have a few connections of each sort; a newer request closes the oldest one of its sort.
+- Connections without a complete request are limited, expire, and make room for newer ones.
+- The body of a response is one bytes object that all connections share. A client that does not
+  read is cut with a reset, so that neither the process nor the kernel keeps bytes for it.
+- Making and sending pages takes at most a quarter of one CPU.
+
+The server reads the last report and never starts a pass. agent.reporters.http_messages parses
+requests; agent.reporters.board makes the pages.
 """
 
 import contextlib
-import email.utils
-import re
+import errno
+import fcntl
+import select
 import socket
 import ssl
+import struct
+import sys
+import termios
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from http import HTTPStatus
-from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 import structlog
 
-CONNECTIONS: Final = 32
-PATIENCE_SECONDS: Final = 5.0  # for the handshake, then for a request's head, then for a write
-BACKLOG: Final = 512
-LINE_BYTES: Final = 4096  # of a request's first line
-HEADER_BYTES: Final = 8192  # of all its headers
-HEADER_LINES: Final = 100
-PAGE_POLICY: Final = (
-    "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'"
-)
+from agent.reporters import http_messages
+from agent.reporters.http_messages import Request, Response
+from agent.reporters.http_tls import Certificates
+
+READING_CONNECTIONS: Final = 32  # connections whose request is not complete
+PAGE_CONNECTIONS: Final = 4  # connections that receive the status page; as many receive metrics
+CLOSING_CONNECTIONS: Final = 24  # connections whose response is sent and not yet acknowledged
+REQUEST_SECONDS: Final = 5.0  # for the TLS handshake and the head of the request together
+RESPONSE_SECONDS: Final = 10.0  # for the whole response
+CLOSING_SECONDS: Final = 2.0
+TICK_SECONDS: Final = 0.02  # between two looks at acknowledgements, of which no event reports
+CPU_SHARE: Final = 0.25  # of one CPU, for making and sending pages
+BURST_SECONDS: Final = 0.2  # of that share may be saved up, so that a lone request never waits
+BACKLOG: Final = 128
+RECEIVE_BUFFER: Final = 16 << 10  # in the kernel, per connection
+SEND_BUFFER: Final = 64 << 10
+ACCEPTED_PER_TURN: Final = 32
+_OUT_OF_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_PAGES: Final = {"/metrics": "metrics", "/": "page", "/statusz": "page"}
 _log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger("agent")
 
 
 class Pages(Protocol):
-    """What is served."""
+    """The content that is served."""
 
     def metrics(self, accept: str) -> tuple[str, bytes]:
         """Return content type and body."""
 
     def health(self) -> str:
-        """Return why the agent does not live, or nothing."""
+        """Return why the agent is not alive, or an empty text."""
 
     def ready(self) -> str:
-        """Return why it is not ready, or nothing."""
+        """Return why the agent is not ready, or an empty text."""
 
-    def status(self) -> str:
-        """Return the page, as HTML."""
+    def status(self) -> bytes:
+        """Return the status page as HTML."""
 
 
-def _address(text: str) -> tuple[str, int]:
-    """Return host and port of `:9808`, `127.0.0.1:9808` or `[::1]:9808`."""
-    host, _, port = text.rpartition(":")
-    return host.strip("[]"), int(port)
+_Stage = Literal["reading", "metrics", "page", "closing"]
+
+
+@dataclass(slots=True, eq=False)
+class _Connection:
+    """One connection. The stage says what the server does for it next."""
+
+    socket: socket.socket
+    deadline: float  # monotonic seconds
+    is_open: bool  # the TLS handshake is done, or there is none
+    stage: _Stage = "reading"
+    events: int = select.POLLIN  # events that the stage waits for
+    received: bytearray = field(default_factory=bytearray)
+    request: Request | None = None
+    unsent: list[memoryview] = field(default_factory=list)
+    is_shut: bool = False  # the end of the response was announced to the client
 
 
 class Server:
-    """Serves pages on one address; with a certificate over TLS, with a CA to its clients only."""
+    """Serves pages on one address: plain, over TLS, or over TLS for clients of one authority.
+
+    All state belongs to the thread that `start` creates; `close` may be called from any thread.
+    """
 
     def __init__(
         self,
-        where: str,
+        address: str,
         pages: Pages,
         *,
-        certfile: str = "",
-        keyfile: str = "",
-        client_ca: str = "",
+        certificates: Certificates | None = None,
+        request_seconds: float = REQUEST_SECONDS,
+        response_seconds: float = RESPONSE_SECONDS,
     ) -> None:
-        """Listen at once. Raises OSError (also for a certificate that cannot be read)."""
+        """Listen at once. Raises OSError."""
         self.pages = pages
-        self.patience_seconds = PATIENCE_SECONDS
-        self.tls = _Tls(certfile, keyfile, client_ca) if certfile else None
-        host, port = _address(where)
-        both = not host and socket.has_dualstack_ipv6()
-        family = socket.AF_INET6 if both or ":" in host else socket.AF_INET
-        self.listener = socket.create_server(
-            (host, port), family=family, dualstack_ipv6=both, backlog=BACKLOG
-        )
-        self.port: int = self.listener.getsockname()[1]
-        self._open: dict[socket.socket, None] = {}  # the oldest first
-        self._lock = threading.Lock()
+        self._request_seconds = request_seconds
+        self._response_seconds = response_seconds
+        self._tls = certificates
+        self._listener = _listener(address)
+        self.port: int = self._listener.getsockname()[1]
+        self._limits: dict[_Stage, int] = {
+            "reading": READING_CONNECTIONS,
+            "metrics": PAGE_CONNECTIONS,
+            "page": PAGE_CONNECTIONS,
+            "closing": CLOSING_CONNECTIONS,
+        }
+        # Dictionaries as ordered sets: the oldest connection first.
+        self._stages: dict[_Stage, dict[_Connection, None]] = {one: {} for one in self._limits}
+        self._pages_at = 0.0  # monotonic seconds; until then pages wait
+        self._accept_at = 0.0  # monotonic seconds; until then no descriptor is free
         self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
 
     def start(self) -> None:
-        """Begin to serve; returns at once. The threads end with the process."""
-        threading.Thread(target=self._accept, name="http", daemon=True).start()
+        """Start to serve; returns at once. The thread ends with the process."""
+        self._thread.start()
 
     def close(self) -> None:
-        """End: no new connection, and those that are open are cut."""
-        with self._lock:
-            self._ended.set()
-            connections = list(self._open)
-        for one in (self.listener, *connections):
-            _cut(one)
-        self.listener.close()
+        """Close the listener and every connection, and return when that is done."""
+        self._ended.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread
+        if self._thread.is_alive():
+            self._thread.join()
+        self._listener.close()
+
+    # --- the thread -------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            self._turn()
+        for connection in self._all():
+            self._cut(connection)
+
+    def _all(self) -> list[_Connection]:
+        return [one for stage in self._stages.values() for one in stage]
+
+    def _turn(self) -> None:
+        """Wait for events and do what they allow: requests and probes first, then pages."""
+        ready = self._wait()
+        now = time.monotonic()
+        for connection in self._all():
+            if now >= connection.deadline:
+                self._cut(connection)
+        if self._listener.fileno() in ready:
+            self._accept()
+        for connection in list(self._stages["reading"]):
+            if connection.socket.fileno() in ready:
+                self._guarded(connection, self._read)
+        if now >= self._pages_at:
+            self._serve_pages(ready)
+        for connection in list(self._stages["closing"]):
+            self._guarded(connection, self._finish)
+
+    def _wait(self) -> set[int]:
+        """Return the descriptors that are ready, at the next deadline at the latest."""
+        now = time.monotonic()
+        poll = select.poll()
+        wake_at = [one.deadline for one in self._all()]
+        if now >= self._accept_at:
+            poll.register(self._listener, select.POLLIN)
+        else:
+            wake_at.append(self._accept_at)
+        for connection in self._stages["reading"]:
+            poll.register(connection.socket, connection.events)
+        pages = [*self._stages["metrics"], *self._stages["page"]]
+        if pages and now < self._pages_at:
+            wake_at.append(self._pages_at)
+        else:
+            for connection in pages:
+                poll.register(connection.socket, connection.events)
+        if self._stages["closing"]:
+            wake_at.append(now + TICK_SECONDS)
+        seconds = max(0.0, min(wake_at) - now) if wake_at else None
+        events = poll.poll(None if seconds is None else seconds * 1000 + 1)
+        return {descriptor for descriptor, _ in events}
+
+    def _guarded(self, connection: _Connection, act: Callable[[_Connection], None]) -> None:
+        """Act on one connection. Whatever happens, only that connection ends."""
+        try:
+            act(connection)
+        except ssl.SSLWantReadError:
+            connection.events = select.POLLIN
+        except ssl.SSLWantWriteError:
+            connection.events = select.POLLOUT
+        except BlockingIOError:
+            pass
+        except (OSError, ValueError):
+            self._cut(connection)  # the client is gone or does not speak TLS
+        except Exception:  # noqa: BLE001 - an error in this thread would end the agent
+            _log.exception("connection_failed")
+            self._cut(connection)
+
+    # --- new connections --------------------------------------------------------------------------
 
     def _accept(self) -> None:
-        while not self._ended.is_set():
+        """Accept some connections, and read each at once: its request is often there already."""
+        for _ in range(ACCEPTED_PER_TURN):
             try:
-                connection, _ = self.listener.accept()
-            except OSError:
-                # The client went away, or there are no descriptors left for the moment.
-                self._ended.wait(0.1)
-                continue
-            try:
-                self._begin(connection)
-            except (OSError, ValueError, RuntimeError):
-                connection.close()  # gone already, or no thread can be had for the moment
+                accepted, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _OUT_OF_DESCRIPTORS:
+                    self._accept_at = time.monotonic() + TICK_SECONDS
+                    self._cut_oldest("reading")
+                return  # else the client is gone already
+            self._begin(accepted)
 
     def _begin(self, accepted: socket.socket) -> None:
-        """Give a connection a thread; where there are too many, the oldest one ends."""
-        accepted.settimeout(self.patience_seconds)
-        connection = self.tls.wrap(accepted) if self.tls is not None else accepted
-        worker = threading.Thread(
-            target=self._serve, args=(connection,), name="http connection", daemon=True
-        )
-        with self._lock:
-            if self._ended.is_set():
-                connection.close()
-                return
-            if len(self._open) >= CONNECTIONS:
-                oldest = next(iter(self._open))
-                del self._open[oldest]
-                _cut(oldest)
-            self._open[connection] = None
+        accepted.setblocking(False)
         try:
-            worker.start()
-        except RuntimeError:
-            self._forget(connection)
-            raise
-
-    def _serve(self, connection: socket.socket) -> None:
-        try:
-            try:
-                if isinstance(connection, ssl.SSLSocket):
-                    connection.do_handshake()
-                self._answer(connection)
-            finally:
-                self._forget(connection)
+            wrapped = self._tls.wrap(accepted) if self._tls is not None else accepted
         except (OSError, ValueError):
-            pass  # a client that is slow, gone or speaks something else
-        except Exception:  # noqa: BLE001 - a thread that dies of one would end the agent
-            _log.exception("connection_failed")
+            accepted.close()
+            return
+        deadline = time.monotonic() + self._request_seconds
+        connection = _Connection(wrapped, deadline, is_open=self._tls is None)
+        self._enter("reading", connection)
+        self._guarded(connection, self._read)
 
-    def _answer(self, connection: socket.socket) -> None:
-        """Answer the one request of a connection."""
-        head = _head(connection, time.monotonic() + self.patience_seconds)
-        connection.settimeout(self.patience_seconds)
-        request = _TOO_LARGE if head is None else _request(head)
-        answer = request if isinstance(request, _Answer) else _find(request, self.pages)
-        bare = isinstance(request, _Request) and request.method == "HEAD"
-        connection.sendall(answer.head() + (b"" if bare else answer.body))
+    def _enter(self, stage: _Stage, connection: _Connection) -> None:
+        """Move a connection to a stage. If the stage is full, its oldest connection is cut."""
+        self._stages[connection.stage].pop(connection, None)
+        if len(self._stages[stage]) >= self._limits[stage]:
+            self._cut_oldest(stage)
+        connection.stage = stage
+        self._stages[stage][connection] = None
 
-    def _forget(self, connection: socket.socket) -> None:
-        with self._lock:
-            self._open.pop(connection, None)
-        connection.close()
+    def _cut_oldest(self, stage: _Stage) -> None:
+        for connection in list(self._stages[stage])[:1]:
+            self._cut(connection)
 
+    def _cut(self, connection: _Connection) -> None:
+        """Reset a connection, so that the kernel keeps nothing for a client that does not read."""
+        with contextlib.suppress(OSError):
+            reset = struct.pack("ii", 1, 0)
+            connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+        self._forget(connection)
 
-def _cut(one: socket.socket) -> None:
-    """Wake whoever waits for a socket; its own thread closes it.
+    def _forget(self, connection: _Connection) -> None:
+        self._stages[connection.stage].pop(connection, None)
+        with contextlib.suppress(OSError):
+            connection.socket.close()
 
-    SSLSocket.shutdown would first drop the encryption of a connection that another thread uses.
-    """
-    with contextlib.suppress(OSError):
-        socket.socket.shutdown(one, socket.SHUT_RDWR)
+    # --- requests ---------------------------------------------------------------------------------
 
+    def _read(self, connection: _Connection) -> None:
+        """Read a request as far as it is there, and classify it once it is complete."""
+        if not connection.is_open and isinstance(connection.socket, ssl.SSLSocket):
+            connection.socket.do_handshake()
+            connection.is_open = True
+        connection.events = select.POLLIN
+        limit = http_messages.LINE_BYTES + http_messages.HEADER_BYTES
+        while True:
+            piece = connection.socket.recv(limit - len(connection.received))
+            if not piece:
+                self._forget(connection)
+                return
+            connection.received += piece
+            request = http_messages.parse(bytes(connection.received))
+            if request is not None:
+                self._classify(connection, request)
+                return
 
-class Uncertified(OSError):  # noqa: N818 - reads as what it is
-    """A certificate, key or authority that cannot be read; the text names the option."""
+    def _classify(self, connection: _Connection, request: Request | Response) -> None:
+        """Answer a short response at once; let a request for a page wait for its turn."""
+        connection.received = bytearray()
+        response = request if isinstance(request, Response) else self._short(request)
+        if response is not None:
+            head_only = isinstance(request, Request) and request.method == "HEAD"
+            connection.unsent = _parts(response, head_only=head_only)
+            self._enter("closing", connection)
+            self._send(connection)  # it fits into the empty send buffer
+            return
+        if isinstance(request, Request):
+            connection.request = request
+            connection.deadline = time.monotonic() + self._response_seconds
+            connection.events = select.POLLOUT
+            self._enter("metrics" if _PAGES[request.path] == "metrics" else "page", connection)
 
+    def _short(self, request: Request) -> Response | None:
+        """Return the response to a probe or to a mistake; None for a page."""
+        if request.method not in ("GET", "HEAD"):
+            return http_messages.METHOD_NOT_ALLOWED
+        match request.path:
+            case "/healthz":
+                return self._made(request, lambda: _probe(self.pages.health()))
+            case "/readyz":
+                return self._made(request, lambda: _probe(self.pages.ready()))
+            case path if path in _PAGES:
+                return None
+            case _:
+                return http_messages.NOT_FOUND
 
-class _Tls:
-    """The server's side of TLS; a certificate that was renewed is read again."""
+    def _made(self, request: Request, make: Callable[[], Response]) -> Response:
+        """Return a response; an error while it is made becomes a 500 and a log line."""
+        try:
+            return make()
+        except Exception:  # noqa: BLE001 - a broken page must not end the work on the node
+            _log.exception("page_failed", path=request.path)
+            return http_messages.FAILED
 
-    def __init__(self, certfile: str, keyfile: str, client_ca: str) -> None:
-        self.files = (certfile, keyfile, client_ca)
-        self._signs = self._look()
-        self._context = self._read()
+    # --- pages ------------------------------------------------------------------------------------
 
-    def wrap(self, connection: socket.socket) -> ssl.SSLSocket:
-        """Return the connection as a TLS one, before its handshake."""
-        signs = self._look()
-        if signs != self._signs:
-            try:
-                self._context = self._read()
-                self._signs = signs
-            except OSError as error:  # half renewed, perhaps: the one that was read serves on
-                _log.warning("certificate_unreadable", error=str(error))
-        return self._context.wrap_socket(
-            connection, server_side=True, do_handshake_on_connect=False
-        )
+    def _serve_pages(self, ready: set[int]) -> None:
+        """Make and send pages, and let the next ones wait if that took more than its share."""
+        begin = time.thread_time()
+        for connection in [*self._stages["metrics"], *self._stages["page"]]:
+            if connection.request is not None or connection.socket.fileno() in ready:
+                self._guarded(connection, self._serve)
+        saved_since = max(self._pages_at, time.monotonic() - BURST_SECONDS)
+        self._pages_at = saved_since + (time.thread_time() - begin) / CPU_SHARE
 
-    def _look(self) -> tuple[tuple[int, int, int] | None, ...]:
-        """Return what tells one version of the files from another."""
-        return tuple(_sign(one) for one in self.files)
+    def _serve(self, connection: _Connection) -> None:
+        """Make the page of a connection if that is still to be done, and send a part of it."""
+        request = connection.request
+        if request is not None:
+            connection.request = None
+            response = self._made(request, lambda: self._page(request))
+            connection.unsent = _parts(response, head_only=request.method == "HEAD")
+        self._send(connection)
+        if not connection.unsent:
+            self._enter("closing", connection)
 
-    def _read(self) -> ssl.SSLContext:
-        certfile, keyfile, client_ca = self.files
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        with _named(f"--tls-cert {certfile}" + (f", --tls-key {keyfile}" if keyfile else "")):
-            context.load_cert_chain(certfile, keyfile or None)
-        if client_ca:
-            with _named(f"--tls-client-ca {client_ca}"):
-                context.load_verify_locations(client_ca)
-            context.verify_mode = ssl.CERT_REQUIRED
-        return context
+    def _page(self, request: Request) -> Response:
+        if _PAGES[request.path] == "metrics":
+            content_type, body = self.pages.metrics(request.accept)
+            return Response(HTTPStatus.OK, body, content_type)
+        return Response(HTTPStatus.OK, self.pages.status(), "text/html; charset=utf-8")
 
+    def _send(self, connection: _Connection) -> None:
+        """Send as much as the kernel takes. Raises OSError, BlockingIOError among them."""
+        connection.events = select.POLLOUT
+        while connection.unsent:
+            part = connection.unsent[0]
+            sent = connection.socket.send(part[:SEND_BUFFER])
+            connection.unsent[:1] = [part[sent:]] if sent < len(part) else []
 
-@contextlib.contextmanager
-def _named(what: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:  # ssl.SSLError is one
-        raise Uncertified(f"{what}: {error.strerror or error}") from error
+    # --- the end of a connection ------------------------------------------------------------------
 
-
-def _sign(file: str) -> tuple[int, int, int] | None:
-    try:
-        found = Path(file).stat() if file else None
-    except OSError:
-        return None
-    return (found.st_ino, found.st_mtime_ns, found.st_size) if found is not None else None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Request:
-    """What is looked at of a request."""
-
-    method: str
-    path: str
-    accept: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """A status with what is sent below it."""
-
-    status: HTTPStatus
-    body: bytes
-    content_type: str = "text/plain; charset=utf-8"
-
-    def head(self) -> bytes:
-        """Return the lines that are sent before the body."""
-        lines = [
-            f"HTTP/1.0 {self.status.value} {self.status.phrase}",
-            "Server: profile-loader",
-            f"Date: {email.utils.formatdate(usegmt=True)}",
-            f"Content-Type: {self.content_type}",
-            f"Content-Length: {len(self.body)}",
-            *(["Allow: GET, HEAD"] if self.status == HTTPStatus.METHOD_NOT_ALLOWED else []),
-            "Cache-Control: no-store",
-            f"Content-Security-Policy: {PAGE_POLICY}",
-            "X-Content-Type-Options: nosniff",
-            "Referrer-Policy: no-referrer",
-            "Connection: close",
-        ]
-        return "".join(f"{line}\r\n" for line in (*lines, "")).encode("latin-1")
-
-
-_TOO_LARGE: Final = _Answer(
-    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-    f"the request line may have {LINE_BYTES} bytes, the headers {HEADER_BYTES} bytes in "
-    f"{HEADER_LINES} lines\n".encode(),
-)
-_MALFORMED: Final = _Answer(HTTPStatus.BAD_REQUEST, b"not a request of HTTP/1.0 or 1.1\n")
-_END: Final = re.compile(rb"\n\r?\n")
-_CONTROL: Final = re.compile(r"[\0-\x08\x0a-\x1f\x7f]")  # a bare CR too: RFC 9112, 2.2
-
-
-def _head(connection: socket.socket, end: float) -> bytes | None:
-    """Return a request up to its empty line; nothing where that is further than is ever read.
-
-    Raises OSError for a client that is gone, or has not sent it all at the time `end`.
-    """
-    found = bytearray()
-    while left := LINE_BYTES + HEADER_BYTES - len(found):
-        connection.settimeout(max(end - time.monotonic(), 0))  # then: only what is there already
-        piece = connection.recv(left)
-        if not piece:
-            raise ConnectionError("the client went away within the head of its request")
-        found += piece
-        if at := _END.search(found, max(len(found) - len(piece) - 2, 0)):
-            return bytes(found[: at.end()])
-    return None
+    def _finish(self, connection: _Connection) -> None:
+        """Close a connection once its client's kernel has acknowledged every byte."""
+        if connection.unsent:
+            self._send(connection)
+        if not connection.is_shut:
+            connection.is_shut = True
+            soon = time.monotonic() + CLOSING_SECONDS
+            connection.deadline = max(connection.deadline, soon)  # a slow link needs its time
+            # SSLSocket.shutdown would drop the encryption first.
+            socket.socket.shutdown(connection.socket, socket.SHUT_WR)
+        unacknowledged = fcntl.ioctl(connection.socket, termios.TIOCOUTQ, bytes(4))  # tcp(7)
+        if not int.from_bytes(unacknowledged, sys.byteorder):
+            self._forget(connection)
 
 
-def _request(head: bytes) -> _Request | _Answer:
-    """Return the request, or why it is refused."""
-    ends = head.index(b"\n") + 1
-    lines = [line.removesuffix("\r") for line in head.decode("latin-1").split("\n")]
-    line, *headers, _, _ = lines  # the empty line, and nothing below it
-    if ends > LINE_BYTES or len(head) - ends > HEADER_BYTES or len(headers) > HEADER_LINES:
-        return _TOO_LARGE
-    words = line.split()
-    if len(words) != 3 or not words[2].startswith("HTTP/1."):  # noqa: PLR2004 - as it is defined
-        return _MALFORMED
-    accept = []
-    for header in headers:
-        name, colon, value = header.partition(":")
-        # A continued line begins with a space: RFC 9112, 5.2.
-        if not (name and colon) or name != name.strip() or _CONTROL.search(header):
-            return _MALFORMED
-        if name.lower() == "accept":
-            accept.append(value.strip())
-    path = re.sub("^/+", "/", words[1].partition("?")[0])
-    return _Request(method=words[0], path=path, accept=",".join(accept))
+def _listener(address: str) -> socket.socket:
+    """Listen on `:9808`, `127.0.0.1:9808` or `[::1]:9808`. Raises OSError."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    dual_stack = not host and socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual_stack or ":" in host else socket.AF_INET
+    listener = socket.create_server(
+        (host, int(port)), family=family, dualstack_ipv6=dual_stack, backlog=BACKLOG
+    )
+    listener.setblocking(False)
+    # Accepted connections inherit both; without them the kernel grants megabytes to each.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+    return listener
 
 
-def _find(request: _Request, pages: Pages) -> _Answer:
-    """Return the answer to a request; whatever a page meets becomes a 500."""
-    answers: dict[str, Callable[[], _Answer]] = {
-        "/metrics": lambda: _metrics(pages.metrics(request.accept)),
-        "/healthz": lambda: _probe(pages.health()),
-        "/readyz": lambda: _probe(pages.ready()),
-        "/": lambda: _page(pages.status()),
-        "/statusz": lambda: _page(pages.status()),
-    }
-    if request.method not in ("GET", "HEAD"):
-        return _Answer(HTTPStatus.METHOD_NOT_ALLOWED, b"method not allowed\n")
-    make = answers.get(request.path)
-    if make is None:
-        return _Answer(HTTPStatus.NOT_FOUND, b"not found\n")
-    try:
-        return make()
-    except Exception:  # noqa: BLE001 - a broken page must not end the work on the node
-        _log.exception("page_failed", path=request.path)
-        why = b"this page could not be made; the log says why\n"
-        return _Answer(HTTPStatus.INTERNAL_SERVER_ERROR, why)
+def _parts(response: Response, *, head_only: bool) -> list[memoryview]:
+    """Return the parts of a response to send; the body is not copied."""
+    parts = (response.head(), b"" if head_only else response.body)
+    return [memoryview(part) for part in parts if part]
 
 
-def _metrics(made: tuple[str, bytes]) -> _Answer:
-    content_type, body = made
-    return _Answer(HTTPStatus.OK, body, content_type)
-
-
-def _page(made: str) -> _Answer:
-    return _Answer(HTTPStatus.OK, made.encode("utf-8", "replace"), "text/html; charset=utf-8")
-
-
-def _probe(why: str) -> _Answer:
-    status = HTTPStatus.SERVICE_UNAVAILABLE if why else HTTPStatus.OK
-    return _Answer(status, f"{why or 'ok'}\n".encode("utf-8", "replace"))
+def _probe(reason: str) -> Response:
+    status = HTTPStatus.SERVICE_UNAVAILABLE if reason else HTTPStatus.OK
+    return Response(status, f"{reason or 'ok'}\n".encode("utf-8", "replace"))

@@ -7,7 +7,7 @@ Rule 3: a scrape sees one report as a whole, never half of the next one.
 
 import threading
 from collections import Counter as Count
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from prometheus_client import (
@@ -213,13 +213,22 @@ class Metrics:
     # --- what is scraped --------------------------------------------------------------------------
 
     def expose(self, accept: str) -> tuple[str, bytes]:
-        """Return content type and body of a scrape, as the Accept header wants it."""
+        """Return content type and body of a scrape, in the format that an Accept header chooses."""
+        content_type, render = self.renderer(accept)
+        return content_type, render()
+
+    def renderer(self, accept: str) -> tuple[str, Callable[[], bytes]]:
+        """Return the content type for an Accept header, and a function that renders the metrics."""
         try:
             encode, content_type = choose_encoder(accept)
-        except (TypeError, ValueError):  # a version that is no number
+        except (TypeError, ValueError):  # the version in the header is not a number
             encode, content_type = choose_encoder("")
-        with self._lock:
-            return content_type, encode(self.registry)
+
+        def render() -> bytes:
+            with self._lock:
+                return encode(self.registry)
+
+        return content_type, render
 
     def names(self) -> Mapping[str, tuple[str, str]]:
         """Return type and help of every metric of the agent by its name."""

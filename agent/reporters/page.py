@@ -1,11 +1,12 @@
 """The status page: plain HTML for people, without a script.
 
 Rule 1: everything that comes from a profile, a name or an error is escaped. Rule 2: it reads well
-at 400 px and at 1,400 px, in light and dark, and with a screen reader.
+at 400 px and at 1,400 px, in light and dark, and with a screen reader. Rule 3: its size is bounded,
+and it shows nothing that only the log may show, because anybody who reaches the port reads it.
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Final
@@ -58,6 +59,8 @@ tr{display:block;border-bottom:1px solid var(--line);padding:.4rem 0}
 th,td{display:block;border:0;padding:.1rem 0}
 td::before,th[data-name]::before{content:attr(data-name) ": ";font-weight:400}}
 """
+ROWS: Final = 3000  # of the profiles and of the problems
+TABLE_BYTES: Final = 1 << 20  # at most so much of one table is shown
 _SHORT: Final = frozenset(  # columns of single words, which are not to be cut
     {"Kind", "State", "Mode", "Code", "Keys", "Value", "Ended", "Took", "Result"}
 )
@@ -99,20 +102,23 @@ def _head(view: View) -> str:
 
 def _body(report: Report) -> Iterable[str]:
     yield "<h2>Profiles</h2>"
-    rows = [_row(one) for one in report.rows]
+    rows = _most_urgent(report.rows)
     yield _table(
         "Each name that a profile provides",
         ("Name", "Kind", "State", "Mode", "Why", "Source"),
-        rows,
+        [_row(one) for one in rows],
+        omitted=len(report.rows) - len(rows),
     )
-    problems = [(row.name or row.key, one) for row in report.rows for one in row.problems]
-    problems += [("", one) for one in report.problems]
+    problems = [("", one) for one in report.problems]
     problems += [("", one.problem) for one in report.supports.values() if one.problem is not None]
+    problems += [(row.name or row.key, one) for row in rows for one in row.problems]
+    shown = [*dict.fromkeys(problems[: 2 * ROWS])][:ROWS]
     yield "<h2>Problems</h2>"
     yield _table(
         "What is not as it should be",
         ("Where", "Code", "What", "What to do"),
-        [_problem(profile, one) for profile, one in dict.fromkeys(problems)],
+        [_problem(profile, one) for profile, one in shown],
+        omitted=max(0, len(problems) - 2 * ROWS),
     )
     yield "<h2>Sources</h2>"
     yield _table(
@@ -120,6 +126,13 @@ def _body(report: Report) -> Iterable[str]:
         ("Set", "State", "Keys", "Why"),
         [[one.origin, one.state, str(one.keys), one.why] for one in report.sets],
     )
+
+
+def _most_urgent(rows: tuple[Row, ...]) -> Sequence[Row]:
+    """Return at most ROWS rows; of more, those first that are not as they should be."""
+    if len(rows) <= ROWS:
+        return rows
+    return sorted(rows, key=lambda row: row.state not in _BAD)[:ROWS]
 
 
 def _row(row: Row) -> list[str]:
@@ -159,25 +172,38 @@ def _passes(passes: tuple[Passed, ...]) -> Iterable[str]:
         yield _table("Newest first", ("Ended", "Took", "Result"), rows)
 
 
-def _table(caption: str, names: tuple[str, ...], rows: list[list[str]]) -> str:
+def _table(
+    caption: str, names: tuple[str, ...], rows: Sequence[list[str]], *, omitted: int = 0
+) -> str:
+    """Return a table of at most TABLE_BYTES, and how many more rows there are.
+
+    omitted: the rows that were left out before.
+    """
     if not rows:
         return "<p>None.</p>"
     # Where a narrow screen shows cells as blocks, browsers forget what they are: hence the roles.
     head = "".join(f'<th scope="col" role="columnheader">{_text(one)}</th>' for one in names)
-    body = "".join(
-        '<tr role="row">'
-        + "".join(
-            _cell(value, name, first=index == 0)
-            for index, (name, value) in enumerate(zip(names, row, strict=True))
-        )
-        + "</tr>"
-        for row in rows
-    )
+    lines: list[str] = []
+    size = 0
+    for row in rows:
+        line = _line(names, row)
+        size += len(line.encode("utf-8", "replace"))
+        if size > TABLE_BYTES:
+            break
+        lines.append(line)
+    omitted += len(rows) - len(lines)
+    more = f"<p>{omitted} more are not shown here; the log has them.</p>" if omitted else ""
     return (
         f'<table role="table"><caption>{_text(caption)}</caption>'
         f'<thead role="rowgroup"><tr role="row">{head}</tr></thead>'
-        f'<tbody role="rowgroup">{body}</tbody></table>'
+        f'<tbody role="rowgroup">{"".join(lines)}</tbody></table>{more}'
     )
+
+
+def _line(names: tuple[str, ...], row: list[str]) -> str:
+    cells = enumerate(zip(names, row, strict=True))
+    shown = (_cell(value, name, first=index == 0) for index, (name, value) in cells)
+    return f'<tr role="row">{"".join(shown)}</tr>'
 
 
 def _cell(value: str, name: str, *, first: bool) -> str:

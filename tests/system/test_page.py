@@ -177,7 +177,7 @@ def look(request, axe, tmp_path_factory):
     width, scheme = request.param
     folder = tmp_path_factory.mktemp("page")
     scheme = f"--blink-settings=preferredColorScheme={SCHEMES[::-1].index(scheme)}"
-    page = board().status()
+    page = board().status().decode()
     with_axe = page.replace("</body>", f"<script>{axe}</script><script>{MEASURE}</script></body>")
     address = framed(folder, with_axe, width, 2000)
     words = [scheme, "--window-size=1600,2000", "--virtual-time-budget=20000", "--dump-dom"]
@@ -237,7 +237,7 @@ def test_even_a_script_that_slipped_through_would_not_run(tmp_path):
 
     class Careless(Board):
         def status(self):
-            return f"<!DOCTYPE html><title>mine</title><body>{EVIL}</body>"
+            return f"<!DOCTYPE html><title>mine</title><body>{EVIL}</body>".encode()
 
     server = Server("127.0.0.1:0", Careless(Metrics("1"), version="1", node="n", patience=1.0))
     server.start()

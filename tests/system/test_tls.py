@@ -8,8 +8,10 @@ import subprocess
 import time
 
 import pytest
+import structlog
 
-from agent.reporters.http import CONNECTIONS, PATIENCE_SECONDS, Server
+from agent.reporters.http import READING_CONNECTIONS, REQUEST_SECONDS, Server
+from agent.reporters.http_tls import CertificateError, Certificates
 from tests.unit.test_http import Pages, silent
 
 
@@ -59,14 +61,14 @@ def client(folder, name=""):
 def test_an_idle_connection_holds_up_no_handshake(folder, pages):
     """Over TLS too: neither silence nor half a handshake delays the next one."""
     cert, key = str(folder / "server.pem"), str(folder / "server.key")
-    server = Server("127.0.0.1:0", pages, certfile=cert, keyfile=key)
+    server = Server("127.0.0.1:0", pages, certificates=Certificates(cert, key, ""))
     server.start()
     with contextlib.closing(server), contextlib.ExitStack() as stack:
-        silent(stack, server, 2 * CONNECTIONS)
+        silent(stack, server, 2 * READING_CONNECTIONS)
         begin = time.monotonic()
         status, shown = ask_tls(server, client(folder))
         assert (status, shown) == (200, (folder / "server.pem").read_text())
-        assert time.monotonic() - begin < PATIENCE_SECONDS  # after which silence is cut
+        assert time.monotonic() - begin < REQUEST_SECONDS  # after which silence is cut
 
 
 def test_only_clients_of_the_authority_are_answered(folder, pages):
@@ -74,9 +76,9 @@ def test_only_clients_of_the_authority_are_answered(folder, pages):
     server = Server(
         "127.0.0.1:0",
         pages,
-        certfile=str(folder / "server.pem"),
-        keyfile=str(folder / "server.key"),
-        client_ca=str(folder / "client.pem"),
+        certificates=Certificates(
+            str(folder / "server.pem"), str(folder / "server.key"), str(folder / "client.pem")
+        ),
     )
     server.start()
     with contextlib.closing(server):
@@ -91,7 +93,7 @@ def test_a_renewed_certificate_is_served_and_a_broken_one_is_not(folder, tmp_pat
     cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
     shutil.copy(folder / "server.pem", cert)
     shutil.copy(folder / "server.key", key)
-    server = Server("127.0.0.1:0", pages, certfile=str(cert), keyfile=str(key))
+    server = Server("127.0.0.1:0", pages, certificates=Certificates(str(cert), str(key), ""))
     server.start()
     with contextlib.closing(server):
         shutil.copy(folder / "renewed.pem", cert)  # the key does not fit yet
@@ -102,7 +104,25 @@ def test_a_renewed_certificate_is_served_and_a_broken_one_is_not(folder, tmp_pat
         assert ask_tls(server, client(folder)) == (200, renewed)
 
 
-def test_a_certificate_that_cannot_be_read_is_told_at_once(tmp_path, pages):
-    """Not at the first handshake."""
-    with pytest.raises(OSError, match="No such file"):
-        Server("127.0.0.1:0", pages, certfile=str(tmp_path / "none"))
+def test_a_certificate_that_cannot_be_read_is_told_at_once(tmp_path):
+    """The error comes at the start, not at the first handshake."""
+    with pytest.raises(CertificateError, match="No such file"):
+        Certificates(str(tmp_path / "none"), "", "")
+
+
+def test_a_broken_renewed_certificate_is_logged_once_per_change(folder, tmp_path, pages):
+    """Connections of unauthenticated clients write no log lines; each change of the files does."""
+    cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    shutil.copy(folder / "server.pem", cert)
+    shutil.copy(folder / "server.key", key)
+    server = Server("127.0.0.1:0", pages, certificates=Certificates(str(cert), str(key), ""))
+    server.start()
+    with contextlib.closing(server), structlog.testing.capture_logs() as logged:
+        for text in ("broken", "broken differently"):
+            cert.write_text(text)
+            for _ in range(20):
+                assert ask_tls(server, client(folder))[0] == 200
+        shutil.copy(folder / "server.pem", cert)
+        assert ask_tls(server, client(folder))[0] == 200
+    events = [one["event"] for one in logged]
+    assert events == ["certificate_unreadable", "certificate_unreadable", "certificate_renewed"]

@@ -9,7 +9,7 @@ import pytest
 
 from agent.core.problems import Problem
 from agent.core.report import Report, Row, SetStatus, Support
-from agent.reporters.board import Board
+from agent.reporters.board import FORMATS, Board
 from agent.reporters.metrics import NAMES, SETS, Metrics
 
 PROBLEM = Problem(code="parser_rejected", where="web", what="refused")
@@ -272,7 +272,51 @@ def test_passes_that_found_nothing_new_have_no_line():
     for at in (1.0, 2.0):
         one.told(replace(done, problems=()), at, passed=True)
     one.told(report(row()), 3.0, passed=True)
-    assert [passed.at for passed in one.passes] == [1.0, 3.0]
+    text = one.status().decode()
+    times = re.findall(r"1970-01-01 00:00:0\d UTC", text.partition("<h2>Last passes</h2>")[2])
+    assert times == ["1970-01-01 00:00:03 UTC", "1970-01-01 00:00:01 UTC"]
+
+
+def test_the_page_is_made_once_per_report_and_set_of_labels():
+    """Requests share one bytes object until a report or the labels on the Node change."""
+    labels = {}
+    one = board(labels=lambda: labels)
+    one.told(report(row()), 1.0, passed=True)
+    first = one.status()
+    assert one.status() is first
+    one.told(report(row()), 2.0, passed=True)
+    second = one.status()
+    assert (second == first, one.status() is second) == (False, True)
+    labels["a.example.org/b"] = "installed"
+    third = one.status()
+    assert (b"a.example.org/b" in third, one.status() is third) == (True, True)
+
+
+def test_a_scrape_is_shared_until_the_next_report():
+    """However often a format is requested, it is rendered once; a report is visible at once."""
+    one = board()
+    one.told(report(row()), 1.0, passed=True)
+    scrapes = [one.metrics("")[1] for _ in range(1000)]
+    assert len({id(scrape) for scrape in scrapes}) < 1000
+    one.told(report(row("bad", "rejected")), 2.0, passed=True)
+    assert (
+        'profile_loader_profiles{kind="seccomp",state="rejected"} 1.0'
+        in one.metrics("")[1].decode()
+    )
+
+
+def test_renderings_of_the_metrics_are_bounded_in_number():
+    """A client that requests ever new versions of a format makes no more of them stay."""
+    one = board()
+
+    def scrape(version):
+        accept = f"application/openmetrics-text; version={version}.0.0"
+        return one.metrics(accept)[1]
+
+    first = scrape(1)
+    last = [scrape(version) for version in range(2, 2 + FORMATS)][-1]
+    assert scrape(1) is not first
+    assert scrape(1 + FORMATS) is last
 
 
 @pytest.mark.parametrize("accept", ["text/plain;version=a", "text/plain;version=\xb2", "\0;;=,"])

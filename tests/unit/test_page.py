@@ -7,7 +7,7 @@ import pytest
 
 from agent.core.problems import Problem
 from agent.core.report import Report, Row, SetStatus, Support
-from agent.reporters.page import STYLE, Passed, View, page
+from agent.reporters.page import STYLE, TABLE_BYTES, Passed, View, page
 
 EVIL = "</title><script>alert(1)</script>\"'>\x1b[31m\u202e"
 SHOWN = "&lt;/title&gt;&lt;script&gt;alert(1)&lt;/script&gt;&quot;&#x27;&gt;\\x1b[31m\\u202e"
@@ -202,3 +202,21 @@ def test_a_state_is_told_by_its_word_and_not_by_colour_alone():
         ("good", "installed"),
         ("bad", "rejected"),
     ]
+
+
+def test_the_page_is_bounded_and_shows_first_what_is_not_as_it_should_be():
+    """However many profiles and problems a report has, the page has a largest size."""
+    problem = Problem(code="not_json", where="b.json", what="<" * 400, hint="&" * 400)
+    rows = [row(f"good-{one}-{'&' * 150}.json") for one in range(10_000)]
+    rows += [row(f"bad-{one}.json", "rejected", problems=(problem,) * 20) for one in range(500)]
+    text = page(view(report=Report(rows=tuple(rows), sets=(), supports={})))
+    assert len(text) < 4 * TABLE_BYTES + 100_000
+    assert "bad-499.json" in text
+    assert re.findall(r"<p>(\d+) more are not shown here; the log has them.</p>", text)[0] > "7500"
+
+
+def test_2500_profiles_are_shown_whole():
+    """A node with many profiles of usual names needs no omission."""
+    rows = tuple(row(f"profiles/audit-{one}.json", why="unchanged") for one in range(2500))
+    text = page(view(report=Report(rows=rows, sets=(), supports={})))
+    assert ("profiles/audit-2499.json" in text, "not shown here" in text) == (True, False)

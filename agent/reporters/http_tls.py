@@ -1,0 +1,95 @@
+"""The server side of TLS: a certificate, its key and an optional authority for clients.
+
+Files that were renewed are read again without a restart. While the new files cannot be used, the
+previous certificate stays in service, and one log line is written per change of the files.
+"""
+
+import contextlib
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+RETRY_SECONDS: Final = 10.0
+_Signature = tuple[int, int, int, int]
+_log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger("agent")
+
+
+class CertificateError(OSError):
+    """A certificate, key or authority cannot be read; the text contains the option."""
+
+
+class Certificates:
+    """Wraps accepted connections in TLS with the newest usable certificate."""
+
+    def __init__(self, certfile: str, keyfile: str, client_ca: str) -> None:
+        """Read the files. Raises CertificateError."""
+        self._files = (certfile, keyfile, client_ca)
+        self._loaded = self._signatures()
+        self._context = self._read()
+        self._rejected: tuple[_Signature | None, ...] | None = None
+        self._retry_at = 0.0  # monotonic seconds
+
+    def wrap(self, connection: socket.socket) -> ssl.SSLSocket:
+        """Return the connection as a TLS connection, before its handshake. Raises OSError."""
+        signatures = self._signatures()
+        if signatures != self._loaded:
+            self._renew(signatures)
+        return self._context.wrap_socket(
+            connection, server_side=True, do_handshake_on_connect=False
+        )
+
+    def _renew(self, signatures: tuple[_Signature | None, ...]) -> None:
+        """Read changed files. Files that were rejected are read again every RETRY_SECONDS."""
+        is_known = signatures == self._rejected
+        if is_known and time.monotonic() < self._retry_at:
+            return
+        try:
+            self._context = self._read()
+        except CertificateError as error:  # perhaps only one of two files is renewed so far
+            self._rejected = signatures
+            self._retry_at = time.monotonic() + RETRY_SECONDS
+            if not is_known:
+                _log.warning("certificate_unreadable", error=str(error))
+            return
+        if self._rejected is not None:
+            _log.info("certificate_renewed")
+        self._loaded, self._rejected = signatures, None
+
+    def _signatures(self) -> tuple[_Signature | None, ...]:
+        return tuple(_signature(file) for file in self._files)
+
+    def _read(self) -> ssl.SSLContext:
+        certfile, keyfile, client_ca = self._files
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        with _named(f"--tls-cert {certfile}" + (f", --tls-key {keyfile}" if keyfile else "")):
+            context.load_cert_chain(certfile, keyfile or None)
+        if client_ca:
+            with _named(f"--tls-client-ca {client_ca}"):
+                context.load_verify_locations(client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+
+@contextlib.contextmanager
+def _named(option: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # ssl.SSLError is a subclass
+        raise CertificateError(f"{option}: {error.strerror or error}") from error
+
+
+def _signature(file: str) -> _Signature | None:
+    """Return values that differ between two versions of a file; None if it cannot be seen."""
+    try:
+        status = Path(file).stat() if file else None
+    except OSError:
+        return None
+    if status is None:
+        return None
+    return (status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)

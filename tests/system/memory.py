@@ -1,0 +1,45 @@
+"""Memory limits of the manifest for processes of tests."""
+
+import contextlib
+import os
+import re
+from pathlib import Path
+
+MIB = 1 << 20
+
+
+def manifest_limit():
+    """Return the memory limit of the DaemonSet's container in bytes."""
+    manifest = Path("manifests/base/daemonset.yaml").read_text()
+    return int(re.search(r"limits: {memory: (\d+)Mi}", manifest)[1]) * MIB
+
+
+@contextlib.contextmanager
+def memory_group(limit):
+    """Give a control group of so many bytes (cgroup v1 or v2), or None where none can be made."""
+    name = f"profile-loader-{os.getpid()}"
+    for base, file in (
+        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
+        (Path("/sys/fs/cgroup"), "memory.max"),
+    ):
+        folder = base / name
+        try:
+            folder.mkdir()
+        except OSError:
+            continue
+        try:
+            (folder / file).write_text(str(limit))
+        except OSError:
+            folder.rmdir()
+            continue
+        try:
+            yield folder
+        finally:
+            folder.rmdir()
+        return
+    yield None
+
+
+def joining(group):
+    """Return the words that start a command inside a control group."""
+    return ["sh", "-c", 'echo $$ > "$0"/cgroup.procs && exec "$@"', str(group)] if group else []
