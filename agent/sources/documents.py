@@ -1,14 +1,17 @@
-"""The documents of a YAML text, parsed within bounds.
+"""The documents of a YAML text, parsed within limits.
 
-Rule 1: whatever the text is, the answer is its documents or NotYaml; nothing else is raised, and
-the interpreter does not die (libyaml's composer recurses in C: nesting is counted before it runs).
-Rule 2: what aliases and merge keys expand to counts as if it were written out.
+The result consists of strings, lists, mappings with string keys, booleans and None. Numbers and
+dates are not converted: PyYAML needs minutes for some short texts (base-60 integers, integer keys
+of one hash value). Whatever the text is, the answer is its documents or NotYaml; nothing else is
+raised, and the interpreter does not crash (libyaml's composer recurses in C: the nesting depth is
+checked before it runs). What aliases and merge keys expand to counts as if it were written out.
 """
 
 import os
 import stat
-from collections.abc import Hashable
-from typing import Final
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import ClassVar, Final
 
 import yaml
 
@@ -19,53 +22,100 @@ NODES: Final = 200_000
 DEPTH: Final = 100
 
 _Base: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-# What PyYAML's constructors raise beside YAMLError: a date of month 13 is a ValueError,
-# `!!int ""` an IndexError, `!!bool foo` a KeyError, `!!timestamp foo` an AttributeError.
-_RAISED: Final = (
-    yaml.YAMLError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
+_TAG: Final = "tag:yaml.org,2002:"
 
 
 class NotYaml(ValueError):  # noqa: N818 - the text is at fault; the name says what it is
-    """Why a text cannot be read as YAML."""
+    """The reason why a text cannot be read as YAML."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotAString:
+    """A number or a date, which YAML does not quote, as the text that was written."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
 
 
 class _Loader(_Base):  # type: ignore[misc, valid-type] # the C loader where PyYAML has it
-    """A safe loader that refuses duplicate keys: the last one would win in silence."""
+    """A loader of few types. It rejects duplicate keys: the last one would win in silence."""
+
+    yaml_constructors: ClassVar[dict[str | None, Callable[..., object]]] = {}
+    yaml_multi_constructors: ClassVar[dict[str, Callable[..., object]]] = {}
 
 
-def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Hashable, object]:
-    seen: set[Hashable] = set()
-    for key_node, _ in node.value:
-        if key_node.tag == "tag:yaml.org,2002:merge":  # construct_mapping resolves it
+def _mapping(loader: yaml.SafeLoader, node: yaml.Node) -> dict[Hashable, object]:
+    if not isinstance(node, yaml.MappingNode):
+        raise _rejected(node, "a value is not of the type of its tag")
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if key.tag == f"{_TAG}merge":  # construct_mapping resolves it
             continue
-        key = loader.construct_object(key_node)
-        if not isinstance(key, Hashable) or key in seen:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"duplicate or unusable key {key!r}", key_node.start_mark
-            )
-        seen.add(key)
-    return loader.construct_mapping(node)
+        if not isinstance(key, yaml.ScalarNode) or key.tag not in (f"{_TAG}str", f"{_TAG}value"):
+            shown = f" {key.value[:100]!r}" if isinstance(key, yaml.ScalarNode) else ""
+            raise _rejected(key, f"the key{shown} is not a string; quote it")
+        if key.value in seen:
+            raise _rejected(key, f"the key {key.value[:100]!r} occurs twice")
+        seen.add(key.value)
+    constructed: dict[Hashable, object] = loader.construct_mapping(node)
+    if not all(isinstance(key, str) for key in constructed):
+        raise _rejected(node, "a merged key is not a string; quote it")
+    return constructed
 
 
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+def _not_a_string(loader: yaml.SafeLoader, node: yaml.Node) -> object:
+    return NotAString(_text(loader, node))
+
+
+def _text(_: yaml.SafeLoader, node: yaml.Node) -> str:
+    if not isinstance(node, yaml.ScalarNode):
+        raise _rejected(node, "a value is not of the type of its tag")
+    return str(node.value)
+
+
+def _boolean(loader: yaml.SafeLoader, node: yaml.Node) -> bool:
+    value = yaml.SafeLoader.bool_values.get(_text(loader, node).lower())
+    if value is None:
+        raise _rejected(node, "a value is not of the type of its tag")
+    return value
+
+
+def _nothing(_loader: yaml.SafeLoader, _node: yaml.Node) -> None:
+    return None
+
+
+def _unknown(_: yaml.SafeLoader, node: yaml.Node) -> None:
+    raise _rejected(node, f"the tag {node.tag[:100]!r} is not supported")
+
+
+def _rejected(node: yaml.Node, reason: str) -> NotYaml:
+    return NotYaml(f"line {node.start_mark.line + 1}: {reason}")
+
+
+for _names, _constructor in (
+    (("str", "value"), _text),
+    (("int", "float", "timestamp"), _not_a_string),
+    (("bool",), _boolean),
+    (("null",), _nothing),
+    (("seq",), yaml.SafeLoader.construct_yaml_seq),
+    (("map",), _mapping),
+):
+    for _name in _names:
+        _Loader.add_constructor(f"{_TAG}{_name}", _constructor)
+_Loader.add_constructor(None, _unknown)
 
 
 def parse(content: bytes) -> list[object]:
-    """Return every document of the text; raise NotYaml where it is none, or too much."""
+    """Return every document of the text. Raises NotYaml."""
     try:
         text = content.decode("utf-8")
         _measure(text)
         return list(yaml.load_all(text, _Loader))
     except NotYaml:
         raise
-    except _RAISED as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise NotYaml(" ".join(str(error).split()) or type(error).__name__) from error
 
 
