@@ -96,13 +96,15 @@ class Problem:
 
     code: a key of CODES. where: the key, path or name it concerns, with the field or line where
     there is one (`syscalls[4].action`, `line 7`). what: one or two sentences. hint: what to do
-    next, or empty.
+    next, or empty. detail: names that the log and the reports of commands contain, but not the
+    status page and the Events, which more people can read: pods of other namespaces; or empty.
     """
 
     code: str
     where: str
     what: str
     hint: str = ""
+    detail: str = ""
 
     def __post_init__(self) -> None:
         if self.code not in CODES:

@@ -5,13 +5,13 @@ from agent.core.problems import Problem
 
 
 def named_by(name: str, pods: tuple[str, ...]) -> Problem:
-    """Say which pods name it still."""
+    """Report the number of pods that still name a profile, and the first of them in the detail."""
     return Problem(
         code="in_use",
         where=name,
-        what=f'"{name}" is no longer desired, but {len(pods)} pod(s) of this node name it (first: '
-        f"{', '.join(pods[:3])}).",
-        hint="End those pods; then it is removed.",
+        what=f'"{name}" is no longer desired, but {len(pods)} pod(s) of this node name it.',
+        hint="End those pods; then it is removed. The log and the report name the first of them.",
+        detail=f"Pods: {', '.join(pods[:3])}{', ...' if len(pods) > 3 else ''}",  # noqa: PLR2004 - as shown
     )
 
 

@@ -68,4 +68,5 @@ def _problem(problem: Problem) -> dict[str, str]:
         "where": problem.where,
         "what": problem.what,
         "hint": problem.hint,
+        "detail": problem.detail,
     }

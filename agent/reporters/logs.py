@@ -151,4 +151,6 @@ def _keys(row: Row) -> dict[str, str]:
 def _problem(logger: structlog.stdlib.BoundLogger, problem: Problem, keys: dict[str, str]) -> None:
     level = {"error": logging.ERROR, "warning": logging.WARNING, "notice": logging.INFO}
     said = {"code": problem.code, "where": problem.where, "what": problem.what}
-    logger.log(level[problem.severity], "profile_problem", **keys, **said, hint=problem.hint)
+    detail = {"detail": problem.detail} if problem.detail else {}
+    level_of = level[problem.severity]
+    logger.log(level_of, "profile_problem", **keys, **said, hint=problem.hint, **detail)

@@ -103,6 +103,8 @@ def _problem(problem: Problem, key: str, width: int) -> Iterable[str]:
     yield from _wrap(head, width)
     stop = "" if problem.what.rstrip().endswith((".", "!", "?", ":")) else "."
     yield from _wrap(f"{problem.what.rstrip()}{stop} {problem.hint}", width, "  ")
+    if problem.detail:
+        yield from _wrap(problem.detail, width, "  ")
 
 
 def _summary(report: Report, nothing: str) -> str:

@@ -19,6 +19,7 @@ from tests.system.memory import MIB, joining, manifest_limit, memory_group
 PROBES = ("/healthz", "/readyz")
 HELD = 32  # connections of the clients that do not read
 ROUNDS = 12
+LONG = "profile-" * 25  # a key of a ConfigMap may have 253 characters
 PAGES = ("/", "/statusz", "/", "/metrics")
 REQUESTS_PER_SECOND = 66
 
@@ -31,9 +32,9 @@ def daemon(tmp_path):
     one.kill()
 
 
-def provide(daemon, number):
-    """Give the daemon so many profiles, and start it within the memory of the manifest."""
-    daemon.provide(**{f"p{one}": one % 100 + 1 for one in range(number)})
+def provide(daemon, number, version=0, name="p"):
+    """Give the daemon so many profiles of a version."""
+    daemon.provide(**{f"{name}{one}": (one + version) % 100 + 1 for one in range(number)})
 
 
 def unread(port, path):
@@ -60,7 +61,7 @@ def repaired(daemon, name):
 
 def test_clients_that_do_not_read_hold_no_memory(daemon):
     """With 3,000 profiles and changing reports the agent stays within its memory and answers."""
-    provide(daemon, 3000)
+    provide(daemon, 3000, name=LONG)
     with memory_group(manifest_limit()) as group, contextlib.ExitStack() as end:
         end.callback(daemon.kill)  # a group with processes cannot be removed
         daemon.start(before=joining(group))
@@ -78,7 +79,7 @@ def test_clients_that_do_not_read_hold_no_memory(daemon):
                     with contextlib.suppress(OSError):
                         one.recv(1)  # its page is made, or it was cut
                 if number % 5 == 0:  # a new report makes a new page
-                    daemon.provide(**{f"p{one}": (one + number) % 100 + 1 for one in range(3000)})
+                    provide(daemon, 3000, number, LONG)
                 answers.append(daemon.get(PROBES[number % 2])[0])
             assert daemon.alive(), daemon.said()[-2000:]
         after = daemon.usage()

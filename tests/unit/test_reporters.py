@@ -2,13 +2,16 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 
-from agent.core import labels
+from agent.core import labels, reasons
 from agent.core.problems import Problem
 from agent.core.report import Report, Row, SetStatus, Support
-from agent.reporters import document, logs, table
+from agent.reporters import document, events, logs, table
+from agent.reporters.board import Board
+from agent.reporters.metrics import Metrics
 
 BAD = Problem(
     code="parser_rejected", where="line 7", what="unexpected TOK_ID.", hint="Mend the text."
@@ -112,6 +115,28 @@ def test_an_empty_report_says_so():
     assert table.table(dry, width=80).endswith("Dry run: 1 planned.\n")
 
 
+def test_names_of_pods_are_in_the_log_and_reports_but_not_on_public_pages(capsys):
+    """The status page, the metrics and the Events have their number; anybody may read those."""
+    held = reasons.named_by("web", ("secret/pod-a", "secret/pod-b", "c/c", "d/d"))
+    rows = (row("web", "held", kind="apparmor", why="in_use", desired=False, problems=(held,)),)
+    found = Report(rows=rows, sets=(), supports={})
+    board = Board(Metrics("1"), version="1", node="n", patience=60.0)
+    board.told(found, 1.0, passed=True)
+    before = replace(found, rows=(row("web", kind="apparmor"),))
+    notes = [one.note for one in events.transitions(before, found)]
+    public = [board.status().decode(), board.metrics("")[1].decode(), *notes]
+    assert ["secret/pod-a" in one for one in public] == [False] * 3
+    assert ["4 pod(s) of this node name it" in one for one in public] == [True, False, True]
+    logs.configure("json", "info")
+    logs.log(found)
+    private = [
+        table.table(found, width=80),
+        document.document(found, exit_status=0),
+        capsys.readouterr().err,
+    ]
+    assert ["Pods: secret/pod-a, secret/pod-b, c/c, ..." in one for one in private] == [True] * 3
+
+
 def test_the_document_has_every_field():
     """A program finds what the schema page says."""
     made = json.loads(document.document(REPORT, exit_status=3))
@@ -137,6 +162,7 @@ def test_the_document_has_every_field():
             "where": "line 7",
             "what": "unexpected TOK_ID.",
             "hint": "Mend the text.",
+            "detail": "",
         }
     ]
     assert (made["schema"], made["exit_status"], made["converged"]) == (
