@@ -119,8 +119,15 @@ class Pass:
         with _timed(seconds, "act"):
             outcomes = runner.run(lost)
         return account.account(
-            desired=wanted, observed=observed, outcomes=outcomes, seconds=seconds
+            desired=wanted,
+            observed=observed,
+            sandboxes=self._sandboxes(),
+            outcomes=outcomes,
+            seconds=seconds,
         )
+
+    def _sandboxes(self) -> dict[KindName, ports.Sandbox | None]:
+        return {name: kind.sandbox() for name, kind in self.kinds.items()}
 
     def _meant(self, snapshot: model.Snapshot) -> model.Snapshot:
         """Return an emptied set as one that was read, where that is allowed."""
@@ -169,6 +176,7 @@ class Pass:
         report = account.account(
             desired=wanted,
             observed=observed,
+            sandboxes=self._sandboxes(),
             outcomes=outcomes,
             problems=problems,
             dry_run=dry_run,

@@ -71,11 +71,15 @@ def check(settings: Settings, paths: Sequence[str], arch: str) -> Checked:
     if rows:  # a README among the files is no mistake, if it is not all there is
         folders = [one for one in folders if not isinstance(one, Emptied)]
     snapshots = [*sets, *folders]
+    compiled = any(row.kind == "apparmor" for row in rows)
     report = Report(
         rows=tuple(sorted(rows, key=lambda row: (row.origin, row.key, row.name))),
         sets=tuple(account.status(one) for one in snapshots),
         supports={},
-        problems=tuple(one for one in map(_unread, snapshots) if one is not None),
+        problems=(
+            *(one for one in map(_unread, snapshots) if one is not None),
+            *(account.unsandboxed([apparmor.sandbox()]) if compiled else ()),
+        ),
     )
     skipped = [
         f"{path} was not looked at: by its name it is no profile"
@@ -90,7 +94,6 @@ def check(settings: Settings, paths: Sequence[str], arch: str) -> Checked:
         for origin, count in one.left_out.items()
         if count
     ]
-    compiled = any(row.kind == "apparmor" for row in rows)
     return Checked(report=report, abi=apparmor.abi if compiled else "", skipped=tuple(skipped))
 
 

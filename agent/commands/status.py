@@ -17,15 +17,17 @@ def status(settings: Settings) -> Report:
         return Report(rows=(), sets=(), supports={}, problems=(found,))
     rows: list[Row] = []
     supports: dict[KindName, Support] = {}
+    sandboxes = {name: kind.sandbox() for name, kind in kinds.items()}
     for name, kind in kinds.items():
         entries = [entry for id_, entry in found.items() if id_.kind == name]
         names = {one for entry in entries for one in owned(entry)}
         observed = kind.observe(names, ())
-        supports[name] = account.support(observed)
+        supports[name] = account.support(observed, sandboxes[name])
         for entry in entries:
             rows += _rows(entry, observed)
     rows.sort(key=lambda row: (row.kind, row.name))
-    return Report(rows=tuple(rows), sets=(), supports=supports, problems=tuple(ledger.damaged))
+    problems = (*ledger.damaged, *account.unsandboxed(sandboxes.values()))
+    return Report(rows=tuple(rows), sets=(), supports=supports, problems=problems)
 
 
 def _rows(entry: Entry, observed: Observed) -> list[Row]:

@@ -23,6 +23,7 @@ from agent.core.model import (
     Unsupported,
     Version,
 )
+from agent.core.ports import Sandbox
 from agent.core.problems import Problem
 from agent.core.reconcile import Outcome
 from agent.core.report import ActionName, Report, Row, SetStatus, State, Support
@@ -32,6 +33,7 @@ def account(  # noqa: PLR0913 - what a pass consists of
     *,
     desired: Desired,
     observed: Mapping[KindName, Observed],
+    sandboxes: Mapping[KindName, Sandbox | None],
     outcomes: Iterable[Outcome],
     problems: Iterable[Problem] = (),
     dry_run: bool = False,
@@ -52,8 +54,12 @@ def account(  # noqa: PLR0913 - what a pass consists of
             replace(status(one), left_out=desired.left_out.get(origin, 0))
             for origin, one in desired.sets.items()
         ),
-        supports={kind: support(one) for kind, one in observed.items()},
-        problems=(*problems, *(one for one in map(unread, desired.sets.values()) if one)),
+        supports={kind: support(one, sandboxes.get(kind)) for kind, one in observed.items()},
+        problems=(
+            *problems,
+            *(one for one in map(unread, desired.sets.values()) if one),
+            *unsandboxed(sandboxes.values()),
+        ),
         dry_run=dry_run,
         names={kind: names for kind in observed if (names := _desired_names(kind, desired))},
         seconds=seconds or {},
@@ -188,14 +194,21 @@ def status(snapshot: Snapshot) -> SetStatus:
             assert_never(unreachable)
 
 
-def support(observed: Observed) -> Support:
+def unsandboxed(sandboxes: Iterable[Sandbox | None]) -> tuple[Problem, ...]:
+    """Return why programs that read texts run without a sandbox."""
+    found = (one.problem for one in sandboxes if one is not None)
+    return tuple(one for one in found if one is not None)
+
+
+def support(observed: Observed, sandbox: Sandbox | None) -> Support:
     """Return whether a node that shows this can have profiles of the kind."""
+    sandboxed = sandbox.problem is None if sandbox is not None else None
     match observed:
         case Seen():
-            return Support(state="enabled")
+            return Support(state="enabled", sandboxed=sandboxed)
         case Blind():
-            return Support(state="unknown", problem=observed.problem)
+            return Support(state="unknown", problem=observed.problem, sandboxed=sandboxed)
         case Unsupported():
-            return Support(state="disabled", problem=observed.problem)
+            return Support(state="disabled", problem=observed.problem, sandboxed=sandboxed)
         case unreachable:
             assert_never(unreachable)

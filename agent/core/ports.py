@@ -52,6 +52,14 @@ class StillUsed:
     uses: Mapping[str, InUse | CannotTell]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sandbox:
+    """Whether the program that reads a kind's texts is kept from opening other files."""
+
+    problem: Problem | None = None
+    """Why it is not; None where the sandbox is active."""
+
+
 class Kind(Protocol):
     """One kind of profile: recognises nothing, decides nothing; checks, looks, writes, verifies."""
 
@@ -70,6 +78,9 @@ class Kind(Protocol):
 
     def fits(self, context: str) -> bool:
         """Return whether a body made in that Version.context may be put on this node now."""
+
+    def sandbox(self) -> Sandbox | None:
+        """Return the state of the sandbox; None for a kind that starts no program."""
 
     def observe(self, names: Collection[str], suspects: Collection[str]) -> Observed:
         """Look at the node: facts for every one of names that is there; uses for suspects."""

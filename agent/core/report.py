@@ -76,6 +76,8 @@ class Support:
 
     state: Literal["enabled", "disabled", "unknown"]
     problem: Problem | None = None
+    sandboxed: bool | None = None
+    """Whether the program that reads the texts runs in a sandbox; None if there is no program."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

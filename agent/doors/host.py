@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from agent.doors import reading, signature
+from agent.doors import landlock, reading, signature
 from agent.doors.signature import Signature
 
 TEMPORARY_PREFIX = ".profile-loader."
@@ -382,8 +382,12 @@ class Host:
         memory_bytes: int,
         cpu_seconds: int,
         output_bytes: int,
+        sandbox: landlock.Access | None = None,
     ) -> Iterator["Running"]:
-        """Start a command as `run` does. Whatever happens, it does not outlive the block."""
+        """Start a command as `run` does. Whatever happens, it does not outlive the block.
+
+        With a sandbox, the command can open only the files that the sandbox lists.
+        """
         limits = {
             resource.RLIMIT_AS: (memory_bytes, memory_bytes),
             resource.RLIMIT_CPU: (cpu_seconds, cpu_seconds + 1),
@@ -398,22 +402,30 @@ class Host:
         ):
             given.write(stdin)
             given.seek(0)
-            child = subprocess.Popen(  # noqa: S603 - an absolute path and a list, no shell
-                list(argv),
-                stdin=given,
-                stdout=out,
-                stderr=err,
-                env={"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
-                start_new_session=True,
-            )
+            children: list[subprocess.Popen[bytes]] = []
+
+            def start() -> None:
+                child = subprocess.Popen(  # noqa: S603 - an absolute path and a list, no shell
+                    list(argv),
+                    stdin=given,
+                    stdout=out,
+                    stderr=err,
+                    env={"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+                    start_new_session=True,
+                )
+                children.append(child)
+
             try:
+                # The child inherits the restrictions of the thread that starts it.
+                start() if sandbox is None else landlock.run(start, sandbox)
                 # From outside: code between fork and exec could wait for another thread's lock.
                 with contextlib.suppress(ProcessLookupError):
                     for which, values in limits.items():
-                        resource.prlimit(child.pid, which, values)
-                yield Running(child, (out, err), timeout_seconds, cpu_seconds, output_bytes)
+                        resource.prlimit(children[0].pid, which, values)
+                yield Running(children[0], (out, err), timeout_seconds, cpu_seconds, output_bytes)
             finally:
-                _end(child)
+                for child in children:  # none if it could not be started
+                    _end(child)
 
 
 class Running:

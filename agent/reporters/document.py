@@ -33,6 +33,7 @@ def document(report: Report, *, exit_status: int, domain: str = labels.DOMAIN) -
             kind: {
                 "state": one.state,
                 "problem": _problem(one.problem) if one.problem is not None else None,
+                "sandboxed": one.sandboxed,
             }
             for kind, one in report.supports.items()
         },

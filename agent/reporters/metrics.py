@@ -83,6 +83,11 @@ class Metrics:
             "source_last_read_timestamp_seconds", "When the set was last read.", "origin"
         )
         self._supported = self._gauge("kind_supported", "1: this node can have the kind.", "kind")
+        self._sandboxed = self._gauge(
+            "parser_sandboxed",
+            "1: apparmor_parser can open only its includes and its configuration.",
+            "kind",
+        )
         self._drift = self._counter("drift_repairs", "Repairs by cause.", "kind", "cause")
         self._requests = self._counter("api_requests", "Requests to the API.", "verb", "code")
         self._asked = Summary(
@@ -164,6 +169,9 @@ class Metrics:
             for state in _STATES:
                 self._profiles.labels(kind, state).set(states[kind, state])
             self._supported.labels(kind).set(report.supports[kind].state == "enabled")
+            sandboxed = report.supports[kind].sandboxed
+            if sandboxed is not None:
+                self._sandboxed.labels(kind).set(sandboxed)
         self._available.clear()
         best: dict[tuple[str, str], Row] = {}  # the same name may stand in two keys
         for row in report.rows:

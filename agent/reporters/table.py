@@ -19,8 +19,8 @@ _GAP = 2
 def table(report: Report, *, width: int, domain: str = "", nothing: str = "Nothing to do") -> str:
     """Return a report as lines of at most width characters where names allow it.
 
-    domain: of the Node's labels; with it the nodeSelector of each profile is told. nothing: what a
-    report without rows says.
+    domain: of the Node's labels; with a domain the table lists the nodeSelector of each profile,
+    and the active sandboxes. nothing: what a report without rows says.
     """
     lines: list[str] = []
     rows = [
@@ -47,9 +47,18 @@ def table(report: Report, *, width: int, domain: str = "", nothing: str = "Nothi
     ]
     for text in told:
         lines += ["", *_wrap(text, width)]
-    lines += _selectors(report, domain) if domain else []
+    if domain:
+        lines += [*_sandboxes(report), *_selectors(report, domain)]
     lines += ["", *_wrap(_summary(report, nothing), width)]
     return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _sandboxes(report: Report) -> list[str]:
+    """Return a line for each kind whose texts are read in a sandbox."""
+    kinds = [kind for kind, one in report.supports.items() if one.sandboxed]
+    return ["", *(f"{kind}: the parser runs in a sandbox (Landlock)." for kind in kinds)] * (
+        len(kinds) > 0
+    )
 
 
 def _selectors(report: Report, domain: str) -> list[str]:

@@ -21,6 +21,7 @@ from agent.doors.host import Host
 from agent.kinds.apparmor.kind import AppArmor
 
 ROOT = Path("/sys/kernel/security/apparmor")
+FEATURES = ROOT / "features"
 CASES = []
 
 
@@ -132,6 +133,33 @@ def several_profiles_hats_and_children_in_one_key_are_each_proven():
     }
     for name, fact in facts.items():
         assert fact.evidence <= profile.version.evidence[name], (name, fact)
+
+
+@case
+def the_parser_runs_in_a_sandbox_on_this_kernel():
+    found = kind().sandbox()
+    assert found is not None
+    assert found.problem is None, found
+    secret = Path("/root/secret")
+    secret.write_text("xylophone rest\n")
+    for path in (secret, f"/proc/{os.getpid()}/root{secret}", "/root/missing"):
+        source = f'profile x {{\n  capability # see the abi\n  include "{path}"\n  ,\n}}\n'
+        compiled = kind().parser.compile(source.encode(), ("--kernel-features", str(FEATURES)))
+        assert compiled.message.endswith(f"Could not open '{path}'"), (path, compiled.message)
+
+
+@case
+def the_sandboxed_parser_reads_the_features_of_the_kernel_and_the_shipped_ones():
+    for abi in ("", "abi <abi/3.0>,\n", "abi <kernel>,\n"):
+        source = f"{abi}profile x {{\n  file,\n  include <abstractions/base>\n}}\n".encode()
+        compiled = kind().parser.compile(source, ("--kernel-features", str(FEATURES)))
+        free = subprocess.run(
+            ["apparmor_parser", "-Q", "-K", "-S", "--kernel-features", str(FEATURES)],
+            input=source,
+            check=True,
+            capture_output=True,
+        )
+        assert (compiled.message, compiled.policy) == ("", free.stdout), abi
 
 
 @case

@@ -58,6 +58,8 @@ RARE = (
     *("clock_gettime", "clock_getres", "gettimeofday", "time", "getcpu", "sched_getaffinity"),
     # Memory under pressure.
     *("brk", "mmap", "mprotect", "mremap", "munmap", "madvise"),
+    # The sandbox of the parser, which the recorded kernel may not have.
+    *("landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"),
     # Other runtimes, and later ones than the recorded, between the filter and the agent.
     *("capget", "capset", "prctl", "close_range", "sched_yield", "execve", "execveat", "umask"),
 )

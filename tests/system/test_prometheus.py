@@ -58,7 +58,7 @@ def metrics():
             **fields,
         ),
     )
-    enabled = Support(state="enabled")
+    enabled = Support(state="enabled", sandboxed=True)
     report = Report(
         rows=rows,
         sets=(

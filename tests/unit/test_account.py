@@ -39,7 +39,9 @@ RELEASE = Release(id=ID, why="absent", names=("audit.json",))
 
 def told(action, result, desired=None, problems=()):
     outcome = Outcome(action=action, result=result, version=VERSION, problems=problems)
-    report = account.account(desired=desired or Desired(), observed={}, outcomes=[outcome])
+    report = account.account(
+        desired=desired or Desired(), observed={}, sandboxes={}, outcomes=[outcome]
+    )
     return [(row.state, row.action) for row in report.rows]
 
 
@@ -94,7 +96,7 @@ def test_a_row_tells_what_pods_need_and_what_was_verified():
     action = Put(id=id_, why="new", names=version.provides, profile=profile, ours=frozenset())
     outcome = Outcome(action=action, result="done", version=version)
     report = account.account(
-        desired=Desired(profiles={id_: profile}), observed={}, outcomes=[outcome]
+        desired=Desired(profiles={id_: profile}), observed={}, sandboxes={}, outcomes=[outcome]
     )
     common = {
         "kind": "apparmor",
@@ -117,7 +119,7 @@ def test_a_duplicate_key_has_rows_of_its_own():
     twin = Id(kind="seccomp", origin="dir /p", key="zwin.json")
     wanted = Desired(profiles={ID: PROFILE}, same={twin: ID})
     outcome = Outcome(action=PUT, result="done", version=VERSION)
-    report = account.account(desired=wanted, observed={}, outcomes=[outcome])
+    report = account.account(desired=wanted, observed={}, sandboxes={}, outcomes=[outcome])
     assert [(row.key, row.why, row.installed) for row in report.rows] == [
         ("audit.json", "new", "b"),
         ("zwin.json", 'same content as "audit.json"', "b"),
@@ -128,7 +130,7 @@ def test_a_removal_does_not_repeat_the_remarks_of_the_profile():
     """Remarks are about what is put, not about what goes."""
     outcome = Outcome(action=REMOVE, result="done", version=VERSION)
     report = account.account(
-        desired=Desired(profiles={ID: PROFILE}), observed={}, outcomes=[outcome]
+        desired=Desired(profiles={ID: PROFILE}), observed={}, sandboxes={}, outcomes=[outcome]
     )
     assert report.rows[0].problems == ()
 
@@ -143,6 +145,7 @@ def test_sets_and_support_are_told_as_four_and_three_answers():
     ]
     report = account.account(
         desired=Desired(sets={one.origin: one for one in sets}),
+        sandboxes={},
         observed={
             "seccomp": Seen(facts={}),
             "apparmor": Unsupported(problem=FAILED),
@@ -176,7 +179,7 @@ def test_sets_and_support_are_told_as_four_and_three_answers():
         ("source_unreadable", "d"),
     ]
     blind = account.account(
-        desired=Desired(), observed={"apparmor": Blind(problem=FAILED)}, outcomes=[]
+        desired=Desired(), observed={"apparmor": Blind(problem=FAILED)}, sandboxes={}, outcomes=[]
     )
     assert blind.supports == {"apparmor": Support(state="unknown", problem=FAILED)}
 

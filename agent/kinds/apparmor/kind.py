@@ -22,7 +22,7 @@ from agent.core.model import (
     Version,
     digest,
 )
-from agent.core.ports import Failed, Installed, Removed, StillUsed
+from agent.core.ports import Failed, Installed, Removed, Sandbox, StillUsed
 from agent.core.problems import Problem, bounded
 from agent.doors.host import Host, HostError
 from agent.kinds.apparmor import (
@@ -187,6 +187,16 @@ class AppArmor:
     def _absent(self) -> str:
         """Return why there is no kernel to compile for, or nothing."""
         return "" if self.checking else self.access.missing()
+
+    def sandbox(self) -> Sandbox | None:
+        """Return whether the parser can open only its includes and configuration."""
+        if self.parser.missing():
+            return None
+        try:
+            why = self.parser.unsandboxed()
+        except parser.ParserError as error:
+            why = str(error)
+        return Sandbox(problem=trouble.not_sandboxed(why) if why else None)
 
     def fits(self, context: str) -> bool:
         """Return whether a body of that context was made for this kernel's features.

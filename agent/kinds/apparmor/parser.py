@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent.core.model import digest
-from agent.doors import reading, signature
+from agent.doors import landlock, reading, signature
 from agent.doors.host import Exited, Host, HostError, Running
-from agent.kinds.apparmor import room
+from agent.kinds.apparmor import room, sandbox
 from agent.kinds.apparmor.cache import Compiled
 
 PLACES = ("/sbin/apparmor_parser", "/usr/sbin/apparmor_parser")
@@ -28,6 +28,15 @@ _OUTPUT_BYTES = 32 << 20
 _MESSAGE = 600
 _MOST_NOTES = 8
 _LINE = re.compile(r" at line (\d+)")
+# The errno would tell whether a file exists that the parser may not open (parser_yacc.y: abi).
+_ERRNO = re.compile(
+    r"((?:Could not open|fstat failed for|failed to find features abi) '.*'): [^']*$"
+)
+# Options in the parser's configuration file (apparmor_parser(8)) that name files.
+_FEATURES = re.compile(
+    rb"^\s*(?:policy|kernel|override-policy)?-?(?:features|abi|features-file)=(\S+)", re.MULTILINE
+)
+_INCLUDES = re.compile(rb"^\s*(?:include|Include|I)[= ]\s*(/\S+)", re.MULTILINE)
 # What C++, libc, flex and the parser itself say when an allocation fails.
 _NO_MEMORY = re.compile(
     rb"(?i)bad_alloc|out of (dynamic )?memory|memory allocation|allocate memory|memory exhausted"
@@ -79,6 +88,7 @@ class Parser:
         self.room: Callable[[], int] = room.room  # the bytes that parsers may take at a time
         self._signatures: object = None
         self._digest = ""
+        self._needed: tuple[object, tuple[str, ...]] = (None, ())
 
     def missing(self) -> str:
         """Return why there is no parser, or nothing."""
@@ -101,7 +111,9 @@ class Parser:
 
         Contents are read again only when some file's identity, size or times changed.
         """
-        files = [self.path, self.config_file, *self._pinned(), *self._included()]
+        configuration = content(self.config_file)
+        files = [self.path, self.config_file, *_configured(_FEATURES, configuration)]
+        files += sandbox.tree(self._roots(configuration)).files
         signatures = tuple((path, _identity(path)) for path in files)
         if signatures != self._signatures:
             self._digest = digest(
@@ -112,6 +124,13 @@ class Parser:
             )
             self._signatures = signatures
         return self._digest
+
+    def unsandboxed(self) -> str:
+        """Return why the parser runs without a sandbox here, or nothing. Raises ParserError."""
+        try:
+            return sandbox.missing(self.path)
+        except OSError as error:
+            raise ParserError(f"{self.path}: {error.strerror}") from error
 
     def limits(self) -> str:
         """Return what decides whether a text is too much: the limits that can be changed."""
@@ -137,6 +156,7 @@ class Parser:
         meanwhile: called while it waits, and after each.
         """
         left = iter(texts)
+        access = None if self.unsandboxed() else self.access(features)
         with contextlib.ExitStack() as stack:
             share = max(_LEAST_AT_ONCE, min(_QUICK.memory, self.room() // _MOST_AT_ONCE))
             quick = replace(_QUICK, memory=share)
@@ -144,7 +164,7 @@ class Parser:
             while True:
                 for text in itertools.islice(left, _cores() - len(running)):
                     own = stack.enter_context(contextlib.ExitStack())
-                    running.append((text, self._start(own, text, features, quick), own))
+                    running.append((text, self._start(own, text, features, quick, access), own))
                 if not running:
                     return
                 text, one, own = running.popleft()
@@ -157,7 +177,8 @@ class Parser:
                         other[1].result(meanwhile)
                     effort = self._patient()
                     with contextlib.ExitStack() as own:
-                        done = self._start(own, text, features, effort).result(meanwhile)
+                        again = self._start(own, text, features, effort, access)
+                        done = again.result(meanwhile)
                     self.ran(done.seconds)
                 meanwhile()
                 yield _compiled(done, effort.memory)
@@ -172,6 +193,7 @@ class Parser:
         text: bytes,
         features: Sequence[str],
         effort: "_Effort",
+        access: landlock.Access | None,
     ) -> Running:
         argv = [self.path, *_OPTIONS, *effort.options, "--base", self.include_dir, *features]
         try:
@@ -183,32 +205,45 @@ class Parser:
                     memory_bytes=effort.memory,
                     cpu_seconds=effort.cpu,
                     output_bytes=_OUTPUT_BYTES,
+                    sandbox=access,
                 )
             )
         except HostError as error:
             raise ParserError(str(error)) from error
 
-    def _pinned(self) -> list[str]:
-        """Return the features file that the parser's configuration names, if it does."""
-        found = re.findall(
-            rb"^\s*(?:policy|kernel|override-policy)?-?(?:features|abi|features-file)=(\S+)",
-            content(self.config_file),
-            re.MULTILINE,
-        )
-        return [os.fsdecode(one) for one in found]
+    def _roots(self, configuration: bytes) -> tuple[str, ...]:
+        """Return the directories that includes are looked up in."""
+        return (self.include_dir, *_configured(_INCLUDES, configuration))
 
-    def _included(self) -> list[str]:
-        """Return every file that an include may reach, through linked directories too."""
-        found: list[str] = []
-        visited: set[tuple[int, ...]] = set()
-        for directory, below, names in os.walk(self.include_dir, followlinks=True):
-            identity = _identity(directory)[:2]
-            if identity in visited:
-                below.clear()
-                continue
-            visited.add(identity)
-            found += [f"{directory}/{name}" for name in names]
-        return sorted(found, key=lambda path: path.split("/"))
+    def access(self, features: Sequence[str]) -> landlock.Access:
+        """Return what the parser may open in its next runs. Raises ParserError."""
+        configuration = content(self.config_file)
+        return sandbox.access(
+            self.path,
+            self._libraries(),
+            sandbox.tree(self._roots(configuration)),
+            (self.config_file, *_configured(_FEATURES, configuration), *features[1:]),
+        )
+
+    def _libraries(self) -> tuple[str, ...]:
+        """Return the dynamic loader and the libraries of the parser. Raises ParserError."""
+        try:
+            loader = sandbox.interpreter(self.path)
+            if not loader:
+                return ()
+            files = (self.path, loader, sandbox.CACHE_OF_LIBRARIES)
+            signatures = [_identity(file) for file in files]
+            if signatures != self._needed[0]:
+                found = sandbox.libraries(self.host, self.path, loader)
+                self._needed = (signatures, (loader, *found))
+        except (OSError, HostError, sandbox.NotElfError) as error:
+            raise ParserError(f"the libraries of {self.path} cannot be listed: {error}") from error
+        return self._needed[1]
+
+
+def _configured(option: re.Pattern[bytes], configuration: bytes) -> list[str]:
+    """Return the paths that the parser's configuration file gives for an option."""
+    return [os.fsdecode(path) for path in option.findall(configuration)]
 
 
 def _compiled(done: Exited, memory: int) -> Compiled:
@@ -227,7 +262,7 @@ def message(stderr: bytes) -> str:
     said = next((line for line in lines if "error" in line.lower()), "")
     if not said:
         said = next((line for line in lines if not line.lower().startswith("warning")), "")
-    return _shown(said)
+    return _shown(_ERRNO.sub(r"\1", said))
 
 
 def notes(stderr: bytes) -> tuple[str, ...]:

@@ -34,6 +34,18 @@ def killed(compiled: Compiled) -> Problem:
     )
 
 
+def not_sandboxed(why: str) -> Problem:
+    """Return that the parser runs without a sandbox."""
+    return Problem(
+        code="parser_not_sandboxed",
+        where="apparmor_parser",
+        what=f"apparmor_parser runs without a sandbox: {why}. Only the check of each text keeps "
+        "the parser from opening files outside the include directory.",
+        hint="Boot a kernel with Landlock (5.13 or newer, `landlock` in lsm=), and allow the "
+        "landlock_* system calls in the agent's seccomp profile.",
+    )
+
+
 def not_enforced(id_: Id, note: str) -> Problem:
     """Return that the parser left rules out, in its own words."""
     return Problem(

@@ -56,6 +56,7 @@ def one_pass_puts_what_ships_and_it_confines(bundle):
     status, told, said = Container(f"{bundle}-oneshot").run()
     note(f"{bundle}: one pass takes {time.monotonic() - begin:.1f} s")
     assert status == 0, (status, told, said)
+    assert json.loads(told)["support"]["apparmor"]["sandboxed"] is True, told
     states = {one["name"]: one["state"] for one in json.loads(told)["profiles"]}
     assert set(states.values()) == {"installed"}, states
     assert len(states) == 5, states
@@ -93,6 +94,7 @@ def every_function_works(bundle, change=lambda config: None):
         note(f"{bundle}: ready after {time.monotonic() - begin:.1f} s")
         assert get("/healthz"), "alive"
         assert (policy(), (SECCOMP / "audit.json").exists()) == ({"web": "enforce"}, True)
+        assert 'parser_sandboxed{kind="apparmor"} 1.0' in get("/metrics"), "the sandbox is active"
         first, file = content("web"), (SECCOMP / "audit.json").read_bytes()
         # Another text, one that is refused, and one more profile although the kernel is jammed.
         (SOURCE / "web.profile").write_text(plain("web", "deny /etc/shadow r,"))

@@ -1,0 +1,177 @@
+"""Landlock: run a function in a thread that has given up access to files for good.
+
+A restricted thread, and every program that it starts, can open only the listed files. The other
+threads of the agent are not affected, and no capability is needed. The rules follow the kernel's
+Documentation/userspace-api/landlock.rst and landlock(7). Landlock does not restrict stat(2),
+chmod(2), chown(2) or access(2); it restricts opening, reading, writing, creating, removing and
+executing files, and from the named ABI versions on also the network and signals.
+"""
+
+import ctypes
+import errno
+import functools
+import os
+import stat
+import struct
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final, NamedTuple, TypeVar
+
+# System call numbers, the same on every architecture.
+_CREATE_RULESET: Final = 444
+_ADD_RULE: Final = 445
+_RESTRICT_SELF: Final = 446
+# linux/landlock.h
+_CREATE_RULESET_VERSION: Final = 1
+_RULE_PATH_BENEATH: Final = 1
+_LOG_SAME_EXEC_OFF: Final = 1
+EXECUTE: Final = 1 << 0
+READ_FILE: Final = 1 << 2
+READ_DIR: Final = 1 << 3
+# linux/prctl.h
+_PR_SET_NO_NEW_PRIVS: Final = 38
+# A rule for a path that has one of these errors is left out: the path stays inaccessible.
+_UNREACHABLE: Final = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.EBADFD}
+)
+_REASONS: Final = {
+    errno.ENOSYS: "the kernel has no Landlock, or a seccomp profile hides it",
+    errno.EOPNOTSUPP: "Landlock is not among the active modules of the kernel (lsm=)",
+    errno.EPERM: "a seccomp profile denies the system calls of Landlock",
+    errno.EACCES: "a seccomp profile denies the system calls of Landlock",
+}
+
+_Result = TypeVar("_Result")
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """What a restricted thread can still open; everything else, and every write, is denied.
+
+    Missing paths are left out. A symbolic link stands for the file that it leads to.
+    """
+
+    read: Sequence[str]
+    """Files, and directories with everything below them."""
+    execute: Sequence[str] = ()
+    """Program files, which can be read and executed."""
+
+
+class Handled(NamedTuple):
+    """What a ruleset denies unless a rule allows it: three bit masks of linux/landlock.h."""
+
+    files: int
+    network: int
+    scoped: int
+
+
+def handled(version: int) -> Handled:
+    """Everything that a Landlock ABI version can deny, as far as version 6 of it."""
+    files = (1 << 13) - 1
+    if version >= 2:  # noqa: PLR2004 - versions are numbers
+        files |= 1 << 13  # REFER: link or rename between directories
+    if version >= 3:  # noqa: PLR2004
+        files |= 1 << 14  # TRUNCATE
+    if version >= 5:  # noqa: PLR2004
+        files |= 1 << 15  # IOCTL_DEV
+    network = 0b11 if version >= 4 else 0  # noqa: PLR2004 - bind and connect of TCP sockets
+    scoped = 0b11 if version >= 6 else 0  # noqa: PLR2004 - abstract UNIX sockets and signals
+    return Handled(files, network, scoped)
+
+
+def run(function: Callable[[], _Result], access: Access) -> _Result:
+    """Call a function in a new restricted thread and return its result.
+
+    The call has ended when this function returns or raises, also if a signal handler raises.
+    Raises OSError if the thread cannot be restricted; the function is not called then.
+    """
+
+    def restricted() -> _Result:
+        _restrict(access)
+        return function()
+
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            future = pool.submit(restricted)
+        except RuntimeError as error:  # no thread can be started
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
+        return future.result()
+
+
+@functools.cache
+def missing() -> str:
+    """Return why threads of this process cannot be restricted, or nothing.
+
+    A thread restricts itself and tries to open a directory. Raises OSError if that cannot be
+    tried now (no memory, no descriptor), which says nothing about the kernel.
+    """
+    try:
+        effective = run(_is_denied, Access(read=()))
+    except OSError as error:
+        if error.errno not in _REASONS:
+            raise
+        return _REASONS[error.errno]
+    return "" if effective else "Landlock has no effect in this kernel"
+
+
+def _is_denied() -> bool:
+    try:
+        os.close(os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    except PermissionError:
+        return True
+    return False
+
+
+def _restrict(access: Access) -> None:
+    """Restrict the calling thread. Raises OSError."""
+    version = _call(_CREATE_RULESET, None, 0, _CREATE_RULESET_VERSION)
+    denied = handled(version)
+    attributes = struct.pack("=3Q", *denied)
+    ruleset = _call(_CREATE_RULESET, attributes, len(attributes), 0)
+    try:
+        for path in access.read:
+            _allow(ruleset, path, READ_FILE | READ_DIR)
+        for path in access.execute:
+            _allow(ruleset, path, READ_FILE | EXECUTE)
+        # Without CAP_SYS_ADMIN the kernel demands this of the thread; the others keep theirs.
+        if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+            raise _error()
+        # ABI 7 logs denials to the audit system; the agent reports its own.
+        flags = _LOG_SAME_EXEC_OFF if version >= 7 else 0  # noqa: PLR2004
+        _call(_RESTRICT_SELF, ruleset, flags)
+    finally:
+        os.close(ruleset)
+
+
+def _allow(ruleset: int, path: str, rights: int) -> None:
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in _UNREACHABLE:
+            return
+        raise
+    try:
+        if not stat.S_ISDIR(os.fstat(fd).st_mode):
+            rights &= ~READ_DIR
+        _call(_ADD_RULE, ruleset, _RULE_PATH_BENEATH, struct.pack("=Qi", rights, fd), 0)
+    except OSError as error:
+        if error.errno not in _UNREACHABLE:
+            raise
+    finally:
+        os.close(fd)
+
+
+def _call(number: int, *arguments: int | bytes | None) -> int:
+    """Make a system call. Raises OSError."""
+    words = [ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]
+    result = int(_libc.syscall(ctypes.c_long(number), *words))
+    if result < 0:
+        raise _error()
+    return result
+
+
+def _error() -> OSError:
+    code = ctypes.get_errno()
+    return OSError(code, os.strerror(code))

@@ -1,0 +1,178 @@
+"""The real apparmor_parser under the real Landlock: what it can open, whatever a text says.
+
+The texts go to the parser without the check that comes before it (agent/kinds/apparmor/text.py), so
+that the sandbox alone is tested. No AppArmor kernel is needed to compile.
+"""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from agent.core.model import Blob, Profile
+from agent.doors import landlock
+from agent.doors.host import Host
+from agent.kinds.apparmor import sandbox
+from agent.kinds.apparmor.kind import AppArmor
+from agent.kinds.apparmor.parser import Parser
+
+pytestmark = pytest.mark.skipif(landlock.missing() != "", reason=landlock.missing() or "active")
+FEATURES = ("--kernel-features", "/etc/apparmor.d/abi/3.0")
+CANARY = "xylophone"
+# Each opens PATH. The first one passed the check of texts in the version before the sandbox.
+FORMS = {
+    "after the word abi in a comment": (
+        'profile web {\n  capability # see the abi\n  include "PATH"\n  ,\n}\n'
+    ),
+    "plain": 'profile web {\n  capability\n  include "PATH"\n  ,\n}\n',
+    "with a number sign": 'profile web {\n  capability\n  #include "PATH"\n  ,\n}\n',
+    "if it exists": 'profile web {\n  capability\n  include if exists "PATH"\n  ,\n}\n',
+    "climbing": "profile web {\n  capability\n  include <../..PATH>\n  ,\n}\n",
+    "as an abi": 'abi "PATH",\nprofile web {}\n',
+    "as an abi that climbs": "abi <../..PATH>,\nprofile web {}\n",
+}
+
+
+def parser(include_dir="/etc/apparmor.d", **options):
+    return Parser(Host("/"), "", timeout_seconds=60, include_dir=include_dir, **options)
+
+
+def compiled(form, path):
+    """Compile a text that opens a path; return what becomes of it, without the path."""
+    found = parser().compile(FORMS[form].replace("PATH", str(path)).encode(), FEATURES)
+    return found.message.replace(str(path), "PATH"), bool(found.policy), found.killed
+
+
+@pytest.fixture
+def outside(tmp_path):
+    """Make files outside the include directory: a secret, an unreadable one, directories."""
+    (tmp_path / "secret").write_text(f"{CANARY} rest\n")
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "directory/secret").write_text(f"{CANARY} rest\n")
+    os.mkfifo(tmp_path / "pipe")
+    return tmp_path
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_outside_the_include_directory_is_not_opened(form, outside):
+    """A secret file, a directory of secrets, a pipe and a missing path have the same outcome."""
+    missing = compiled(form, outside / "missing")
+    for name in ("secret", "directory", "pipe"):
+        found = compiled(form, outside / name)
+        assert CANARY not in found[0]
+        assert found == missing, name
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("place", ["root", "environ", "cwd", "fd", "maps"])
+def test_the_files_of_other_processes_are_not_opened(form, place, outside):
+    """/proc/PID of the agent itself, which runs as the same user, is as good as missing."""
+    below = {"root": f"root{outside}/secret"}.get(place, place)
+    found = compiled(form, f"/proc/{os.getpid()}/{below}")
+    assert found == compiled(form, "/proc/0/missing")
+
+
+def test_the_files_that_the_parser_needs_are_opened():
+    """A text with abstractions, tunables and an abi gives the policy that it gives elsewhere."""
+    text = (
+        b"abi <abi/3.0>,\ninclude <tunables/global>\n"
+        b"profile web {\n  include <abstractions/base>\n  include if exists <local/web>\n}\n"
+    )
+    made = parser().compile(text, FEATURES)
+    assert made.policy
+    argv = [parser().path, "-Q", "-K", "-S", "--base", "/etc/apparmor.d", *FEATURES]
+    free = Host("/").run(
+        argv,
+        stdin=text,
+        timeout_seconds=60,
+        memory_bytes=1 << 30,
+        cpu_seconds=60,
+        output_bytes=1 << 24,
+    )
+    assert made.policy == free.stdout
+
+
+def test_links_of_the_include_directory_are_followed(tmp_path, outside):
+    """The administrator of the host makes them; a link to a directory above it is not followed."""
+    include = tmp_path / "apparmor.d"
+    include.mkdir()
+    (outside / "rules").write_text("  deny /secret/** rw,\n")
+    (outside / "more").mkdir()
+    (outside / "more/rules").write_text("  deny /secret/** rw,\n")
+    (include / "file").symlink_to(outside / "rules")
+    (include / "directory").symlink_to(outside / "more")
+    (include / "above").symlink_to(tmp_path)
+    (include / "loop").symlink_to("loop")
+    for name, expected in {
+        "file": "",
+        "directory/rules": "",
+        "above/rules": "",  # the target of another link, below it
+        "above/secret": "Could not open",
+    }.items():
+        text = f"profile web {{\n  include <{name}>\n}}\n"
+        found = parser(str(include)).compile(text.encode(), FEATURES)
+        assert (expected in found.message, bool(found.policy)) == (True, not expected), name
+
+
+def test_directories_and_features_of_the_configuration_file_are_readable(tmp_path, outside):
+    """The parser's own configuration may name more include directories, and a features file."""
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/rules").write_text("  deny /secret/** rw,\n")
+    features = tmp_path / "features"
+    features.write_text(Path("/etc/apparmor.d/abi/3.0").read_text())
+    configuration = tmp_path / "parser.conf"
+    configuration.write_text(f"Include {tmp_path}/more\npolicy-features={features}\n")
+    access = parser(config_file=str(configuration)).access(FEATURES)
+    assert {f"{tmp_path}/more", str(features), str(configuration)} <= set(access.read)
+
+
+def test_the_kind_reports_an_active_sandbox():
+    """The report of a pass takes it from there."""
+    found = AppArmor(host=Host("/"), checking=True).sandbox()
+    assert found is not None
+    assert found.problem is None
+
+
+def test_a_parser_that_is_a_script_runs_without_a_sandbox_and_that_is_reported(tmp_path):
+    """What its interpreter needs is not known; the profile is compiled all the same."""
+    script = tmp_path / "parser"
+    script.write_text(f'#!/bin/sh\nexec {parser().path} "$@"\n')
+    script.chmod(0o755)
+    kind = AppArmor(host=Host("/"), parser=str(script), checking=True)
+    found = kind.sandbox()
+    assert found is not None
+    assert found.problem is not None
+    assert found.problem.code == "parser_not_sandboxed"
+    assert "is not an ELF program" in found.problem.what
+    blob = Blob(origin="dir test", key="key", content=b"profile web { file, }\n")
+    assert isinstance(kind.inspect(blob), Profile)
+
+
+def test_the_loader_and_the_libraries_are_those_of_the_program():
+    """The dynamic loader is named in the program, and lists files that exist."""
+    path = parser().path
+    loader = sandbox.interpreter(path)
+    found = sandbox.libraries(Host("/"), path, loader)
+    assert [one for one in (loader, *found) if not Path(one).is_file()] == []
+    assert any("libc" in one or "musl" in one for one in found)
+
+
+def test_a_file_that_is_no_program_has_no_loader(tmp_path):
+    """Scripts, empty files and cut programs are not taken for static programs."""
+    path = tmp_path / "file"
+    for content in (b"", b"#!/bin/sh\n", b"\x7fELF", b"\x7fELF" + bytes(40)):
+        path.write_bytes(content)
+        with pytest.raises(sandbox.NotElfError):
+            sandbox.interpreter(str(path))
+
+
+def test_many_runs_leave_no_thread_and_no_descriptor():
+    """Each run has a thread of its own, which ends with the start of the parser."""
+    made = parser()
+    made.compile(b"profile web {}\n", FEATURES)
+    threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    for _ in made.compile_all([b"profile web {}\n"] * 100, FEATURES):
+        pass
+    assert threading.active_count() == threads
+    assert len(os.listdir("/proc/self/fd")) == descriptors

@@ -1,0 +1,256 @@
+"""Specification of agent.doors.landlock, against the kernel that the tests run on."""
+
+import ctypes
+import errno
+import os
+import struct
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from agent.doors import landlock
+from agent.doors.host import Host, HostError
+from agent.doors.landlock import Access
+from agent.kinds.apparmor.sandbox import interpreter
+
+needs_landlock = pytest.mark.skipif(
+    landlock.missing() != "", reason=f"this kernel: {landlock.missing()}"
+)
+SHELL = os.path.realpath("/bin/sh")
+LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/etc/ld.so.cache")
+SYSTEM_CALL_NUMBERS = {"create": 444, "add": 445, "restrict": 446}
+
+
+def opened(path, flags=os.O_RDONLY):
+    """Open a path; return whether that is permitted."""
+    try:
+        os.close(os.open(path, flags, 0o600))
+    except PermissionError:
+        return False
+    return True
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Make a directory that the tests list, and a secret file outside of it."""
+    (tmp_path / "tree/below").mkdir(parents=True)
+    (tmp_path / "tree/below/file").write_text("listed")
+    (tmp_path / "secret").write_text("canary")
+    return tmp_path
+
+
+@needs_landlock
+def test_a_restricted_thread_opens_only_what_is_listed(files):
+    """Files outside the listed tree are denied, by path, through a link and through `..`."""
+    (files / "tree/link").symlink_to(files / "secret")
+    tree = f"{files}/tree"
+    paths = (f"{tree}/below/file", tree, f"{files}/secret", f"{tree}/link", f"{tree}/../secret")
+    found = landlock.run(lambda: [opened(path) for path in paths], Access(read=[tree]))
+    assert found == [True, True, False, False, False]
+
+
+@needs_landlock
+def test_a_link_that_is_listed_stands_for_its_target(files):
+    """The rule of a link is a rule for the file that the link leads to."""
+    link = files / "link"
+    link.symlink_to(files / "secret")
+    assert landlock.run(lambda: opened(files / "secret"), Access(read=[str(link)]))
+
+
+@needs_landlock
+def test_a_restricted_thread_writes_nothing(files):
+    """Writing, truncating, creating and removing are denied in the listed tree too."""
+    file = files / "tree/below/file"
+
+    def attempts():
+        done = [opened(file, os.O_WRONLY), opened(file, os.O_RDONLY | os.O_TRUNC)]
+        done.append(opened(files / "tree/new", os.O_WRONLY | os.O_CREAT))
+        for attempt in (file.unlink, (files / "tree/directory").mkdir):
+            try:
+                attempt()
+                done.append(True)
+            except PermissionError:
+                done.append(False)
+        return done
+
+    assert landlock.run(attempts, Access(read=[str(files / "tree")])) == [False] * 5
+    assert file.read_text() == "listed"
+
+
+@needs_landlock
+def test_other_threads_are_not_restricted(files):
+    """While a restricted thread runs, and after it, every other thread opens what it likes."""
+    access, inside, done = Access(read=[]), threading.Event(), threading.Event()
+    found = []
+
+    def restricted():
+        inside.set()
+        done.wait()
+        return opened(files / "secret")
+
+    thread = threading.Thread(target=lambda: found.append(landlock.run(restricted, access)))
+    thread.start()
+    inside.wait()
+    assert opened(files / "secret")
+    assert opened(files / "new", os.O_WRONLY | os.O_CREAT)
+    done.set()
+    thread.join()
+    assert found == [False]
+    assert opened(files / "secret")
+
+
+@needs_landlock
+def test_no_new_privileges_is_set_in_the_restricted_thread_only(files):
+    """The agent keeps its own state of that flag."""
+
+    def flag():
+        with open("/proc/thread-self/status") as file:  # noqa: PTH123 - before the restriction
+            return next(line.split()[1] for line in file if line.startswith("NoNewPrivs"))
+
+    before = flag()
+    assert landlock.run(flag, Access(read=["/proc"])) == "1"
+    assert flag() == before
+
+
+def run(command, sandbox):
+    """Run a shell command as the agent runs the parser; return its status and its output."""
+    with Host().started(
+        [SHELL, "-c", command],
+        stdin=b"",
+        timeout_seconds=60,
+        memory_bytes=1 << 30,
+        cpu_seconds=30,
+        output_bytes=1 << 16,
+        sandbox=sandbox,
+    ) as running:
+        done = running.result()
+    return done.status, done.stdout.decode(), done.stderr.decode()
+
+
+@needs_landlock
+def test_a_program_inherits_the_restriction_with_the_programs_that_it_starts(files):
+    """A command in a sandbox reads listed files, and no other file; it starts no other program."""
+    programs = [SHELL, interpreter(SHELL)]
+    sandbox = Access(read=[*LIBRARIES, f"{files}/tree"], execute=programs)
+    reading = f'read -r word < {files}/tree/below/file; echo "$word"'
+    assert run(reading, sandbox)[:2] == (0, "listed\n")
+    for command in (
+        f"read -r word < {files}/secret && echo $word",
+        f"( read -r word < {files}/secret && echo $word )",
+        f"echo word > {files}/tree/below/file",
+        f"/bin/cat {files}/tree/below/file",
+        f"read -r word < /proc/{os.getpid()}/root{files}/secret && echo $word",
+        f"read -r word < /proc/{os.getpid()}/environ && echo $word",
+    ):
+        status, stdout, stderr = run(command, sandbox)
+        assert (status != 0, stdout) == (True, ""), command
+        assert "Permission denied" in stderr, (command, stderr)
+    assert (files / "tree/below/file").read_text() == "listed"
+
+
+@needs_landlock
+def test_a_program_that_is_not_listed_is_not_started(files):
+    """The error of the kernel is reported, and nothing is left running."""
+    with pytest.raises(HostError) as raised:
+        run("exit 0", Access(read=["/"]))
+    assert raised.value.errno == errno.EACCES
+
+
+@needs_landlock
+def test_a_thousand_runs_leave_no_thread_and_no_descriptor(files):
+    """The cost of a run ends with it."""
+    access = Access(read=[str(files / "tree"), str(files / "missing")], execute=[SHELL])
+    landlock.run(lambda: None, access)
+    threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    for _ in range(1000):
+        landlock.run(lambda: None, access)
+    assert threading.active_count() == threads
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_an_error_of_the_function_is_raised_in_the_calling_thread(files):
+    """The function's exception is not changed."""
+    if landlock.missing():
+        pytest.skip(landlock.missing())
+    with pytest.raises(ZeroDivisionError):
+        landlock.run(lambda: 1 // 0, Access(read=[]))
+
+
+@pytest.mark.parametrize(
+    ("version", "files", "network", "scoped"),
+    [
+        (1, 13, 0, 0),
+        (2, 14, 0, 0),
+        (3, 15, 0, 0),
+        (4, 15, 2, 0),
+        (5, 16, 2, 0),
+        (6, 16, 2, 2),
+        (7, 16, 2, 2),
+        (99, 16, 2, 2),
+    ],
+)
+def test_each_version_denies_everything_that_it_knows(version, files, network, scoped):
+    """The numbers of rights are those of linux/landlock.h; a later version adds none here."""
+    found = landlock.handled(version)
+    assert found == ((1 << files) - 1, (1 << network) - 1, (1 << scoped) - 1)
+
+
+def seccomp(number, code):
+    """Return a BPF program by which one system call fails with an errno (seccomp(2))."""
+    load, equal, ret = 0x20, 0x15, 0x06
+    instructions = (
+        (load, 0, 0, 0),  # the number of the system call
+        (equal, 0, 1, number),
+        (ret, 0, 0, 0x00050000 | code),
+        (ret, 0, 0, 0x7FFF0000),
+    )
+    return b"".join(struct.pack("=HBBI", *one) for one in instructions)
+
+
+def missing_under(number, code):
+    """Return what landlock.missing says in a process whose seccomp filter denies a call."""
+    script = f"""
+import ctypes
+from agent.doors import landlock
+program = ctypes.create_string_buffer({seccomp(number, code)!r})
+class Filter(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("program", ctypes.c_void_p)]
+filter_ = Filter(4, ctypes.addressof(program))
+libc = ctypes.CDLL(None)
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, ctypes.byref(filter_), 0, 0) == 0
+print(landlock.missing(), end="")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+@pytest.mark.parametrize("call", SYSTEM_CALL_NUMBERS)
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (errno.ENOSYS, "the kernel has no Landlock"),
+        (errno.EPERM, "a seccomp profile denies"),
+        (errno.EACCES, "a seccomp profile denies"),
+        (errno.EOPNOTSUPP, "not among the active modules"),
+    ],
+)
+def test_a_kernel_or_a_filter_without_landlock_is_recognised(call, code, reason):
+    """Each errno has its reason, and none of them is taken for an active sandbox."""
+    if landlock.missing() and call != "create":
+        pytest.skip(landlock.missing())
+    if call == "add":  # no rule is needed to find out
+        assert missing_under(SYSTEM_CALL_NUMBERS[call], code) == ""
+    else:
+        assert reason in missing_under(SYSTEM_CALL_NUMBERS[call], code)
+
+
+def test_this_kernels_answer_is_the_one_of_the_system_call():
+    """Landlock is missing exactly where asking for its version fails."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    version = libc.syscall(SYSTEM_CALL_NUMBERS["create"], None, ctypes.c_long(0), 1)
+    assert (landlock.missing() == "") == (version >= 1)
