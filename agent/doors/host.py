@@ -402,7 +402,7 @@ class Host:
         ):
             given.write(stdin)
             given.seek(0)
-            children: list[subprocess.Popen[bytes]] = []
+            children = _Children()
 
             def start() -> None:
                 child = subprocess.Popen(  # noqa: S603 - an absolute path and a list, no shell
@@ -413,7 +413,7 @@ class Host:
                     env={"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
                     start_new_session=True,
                 )
-                children.append(child)
+                children.add(child)
 
             try:
                 # The child inherits the restrictions of the thread that starts it.
@@ -424,8 +424,34 @@ class Host:
                         resource.prlimit(children[0].pid, which, values)
                 yield Running(children[0], (out, err), timeout_seconds, cpu_seconds, output_bytes)
             finally:
-                for child in children:  # none if it could not be started
-                    _end(child)
+                children.end()
+
+
+class _Children:
+    """Started processes. A process that another thread adds after `end` is ended at once.
+
+    A signal handler may raise in this thread while the other one still starts the process.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._over = False
+
+    def __getitem__(self, index: int) -> "subprocess.Popen[bytes]":
+        return self._processes[index]
+
+    def add(self, process: "subprocess.Popen[bytes]") -> None:
+        with self._lock:
+            self._processes.append(process)
+            if self._over:
+                _end(process)
+
+    def end(self) -> None:
+        with self._lock:
+            self._over = True
+            for process in self._processes:
+                _end(process)
 
 
 class Running:

@@ -13,8 +13,8 @@ import functools
 import os
 import stat
 import struct
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
 
@@ -84,20 +84,28 @@ def handled(version: int) -> Handled:
 def run(function: Callable[[], _Result], access: Access) -> _Result:
     """Call a function in a new restricted thread and return its result.
 
-    The call has ended when this function returns or raises, also if a signal handler raises.
-    Raises OSError if the thread cannot be restricted; the function is not called then.
+    Raises OSError if the thread cannot be restricted; the function is not called then. If a signal
+    handler raises in the calling thread, the function may go on after that.
     """
+    results: list[_Result] = []
+    errors: list[BaseException] = []
 
-    def restricted() -> _Result:
-        _restrict(access)
-        return function()
-
-    with ThreadPoolExecutor(1) as pool:
+    def restricted() -> None:
         try:
-            future = pool.submit(restricted)
-        except RuntimeError as error:  # no thread can be started
-            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
-        return future.result()
+            _restrict(access)
+            results.append(function())
+        except BaseException as error:  # noqa: BLE001 - raised in the calling thread
+            errors.append(error)
+
+    thread = threading.Thread(target=restricted, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:  # the system has no thread left
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
 @functools.cache

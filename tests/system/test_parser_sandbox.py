@@ -174,5 +174,5 @@ def test_many_runs_leave_no_thread_and_no_descriptor():
     threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
     for _ in made.compile_all([b"profile web {}\n"] * 100, FEATURES):
         pass
-    assert threading.active_count() == threads
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert threading.active_count() <= threads
+    assert len(os.listdir("/proc/self/fd")) <= descriptors

@@ -18,6 +18,7 @@ from agent.core.model import (
     Unsupported,
     Version,
 )
+from agent.core.ports import Sandbox
 from agent.core.problems import Problem
 from agent.core.reconcile import Outcome
 from agent.core.report import Report, Row, SetStatus, Support, exit_status
@@ -182,6 +183,27 @@ def test_sets_and_support_are_told_as_four_and_three_answers():
         desired=Desired(), observed={"apparmor": Blind(problem=FAILED)}, sandboxes={}, outcomes=[]
     )
     assert blind.supports == {"apparmor": Support(state="unknown", problem=FAILED)}
+
+
+def test_the_state_of_a_sandbox_is_in_the_support_and_a_missing_one_is_a_problem():
+    """A sandbox is active, missing with a problem, or not needed by the kind."""
+    seen = {"apparmor": Seen(facts={}), "seccomp": Seen(facts={})}
+    for sandbox, sandboxed, problems in (
+        (Sandbox(), True, ()),
+        (Sandbox(problem=WARNED), False, (WARNED,)),
+        (None, None, ()),
+    ):
+        found = account.account(
+            desired=Desired(),
+            observed=seen,
+            sandboxes={"apparmor": sandbox, "seccomp": None},
+            outcomes=[],
+        )
+        assert found.supports == {
+            "apparmor": Support(state="enabled", sandboxed=sandboxed),
+            "seccomp": Support(state="enabled"),
+        }
+        assert found.problems == problems
 
 
 def report(*states, sets=("read",), problems=()):

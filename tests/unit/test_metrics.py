@@ -70,6 +70,23 @@ def test_a_pass_is_counted_and_shown():
     assert {name: found.get(name) for name in expected} == expected
 
 
+def test_the_sandbox_of_a_parser_is_one_or_zero_and_absent_without_a_parser():
+    """A kind that starts no program has no series."""
+    metrics = Metrics("1")
+    supports = {
+        "apparmor": Support(state="enabled", sandboxed=True),
+        "seccomp": Support(state="enabled"),
+    }
+    metrics.passed(replace(report(), supports=supports), 1000.0)
+    series = 'profile_loader_parser_sandboxed{kind="apparmor"}'
+    assert {one: value for one, value in shown(metrics).items() if "sandboxed" in one} == {
+        series: 1
+    }
+    supports["apparmor"] = Support(state="enabled", sandboxed=False)
+    metrics.passed(replace(report(), supports=supports), 1001.0)
+    assert shown(metrics)[series] == 0
+
+
 def test_what_is_over_is_zero_and_what_is_gone_is_gone():
     """A problem's series stays at 0; a name's and a source's series end."""
     metrics = Metrics("1")

@@ -137,6 +137,19 @@ def test_names_of_pods_are_in_the_log_and_reports_but_not_on_public_pages(capsys
     assert ["Pods: secret/pod-a, secret/pod-b, c/c, ..." in one for one in private] == [True] * 3
 
 
+@pytest.mark.parametrize("sandboxed", [True, False, None])
+def test_the_state_of_the_sandbox_is_in_the_document_and_in_the_table(sandboxed):
+    """The table of `status` has a line for an active one; a missing one has its notice."""
+    support = Support(state="enabled", sandboxed=sandboxed)
+    report = Report(rows=(), sets=(), supports={"apparmor": support})
+    made = json.loads(document.document(report, exit_status=0))
+    assert made["support"]["apparmor"]["sandboxed"] is sandboxed
+    line = "apparmor: the parser runs in a sandbox (Landlock)."
+    told = table.table(report, width=80, domain=labels.DOMAIN)
+    assert (line in told.splitlines()) == (sandboxed is True)
+    assert line not in table.table(report, width=80)
+
+
 def test_the_document_has_every_field():
     """A program finds what the schema page says."""
     made = json.loads(document.document(REPORT, exit_status=3))
