@@ -60,6 +60,8 @@ RARE = (
     *("brk", "mmap", "mprotect", "mremap", "munmap", "madvise"),
     # The sandbox of the parser, which the recorded kernel may not have.
     *("landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"),
+    # The dynamic loader writes its messages and the list of libraries with this call.
+    "writev",
     # Other runtimes, and later ones than the recorded, between the filter and the agent.
     *("capget", "capset", "prctl", "close_range", "sched_yield", "execve", "execveat", "umask"),
 )

@@ -270,6 +270,7 @@ def test_a_report_has_the_names_of_accepted_and_rejected_keys():
             rejections={other: Rejection(id=other, problems=(FAILED,), provides=("other.json",))},
         ),
         observed={"seccomp": Seen(facts={}), "apparmor": Seen(facts={})},
+        sandboxes={},
         outcomes=[],
     )
     assert report.names == {"seccomp": frozenset(["audit.json", "other.json"])}

@@ -6,6 +6,7 @@ and the kernel's AppArmor features. It may write nothing and execute nothing but
 files the parser opens was recorded with strace for the versions 3.0.8, 4.1.0 and 5.0.2.
 """
 
+import errno
 import os
 import re
 import struct
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.doors import landlock
-from agent.doors.host import Host
+from agent.doors.host import Host, HostError
 
 CACHE_OF_LIBRARIES = "/etc/ld.so.cache"
 # Where `abi <kernel>` reads (libapparmor, features.c: aa_features_new_from_kernel).
@@ -101,6 +102,8 @@ def libraries(host: Host, program: str, loader: str) -> tuple[str, ...]:
         cpu_seconds=int(_SECONDS),
         output_bytes=_BYTES,
     )
+    if done.status != 0:
+        raise HostError(loader, OSError(errno.EIO, f"--list ended with status {done.status}"))
     return tuple(_LISTED.findall(os.fsdecode(done.stdout)))
 
 
