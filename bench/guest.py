@@ -277,13 +277,13 @@ def ready(process: subprocess.Popen[bytes]) -> bool:
     if process.poll() is not None:
         raise AssertionError("the agent ended")
     try:
-        with urllib.request.urlopen("http://127.0.0.1:9808/readyz", timeout=5) as answer:
+        with urllib.request.urlopen("http://127.0.0.1:9808/readyz", timeout=50) as answer:
             return bool(answer.status == 200)  # noqa: PLR2004 - OK
     except OSError:
         return False
 
 
-def wait(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+def wait(condition: Callable[[], bool], seconds: float = 600.0) -> None:
     """Return when a condition is true."""
     end = time.monotonic() + seconds
     while not condition():

@@ -320,7 +320,7 @@ def test_a_certificate_that_cannot_be_read_is_told_with_its_option(top, more):
     serve = ["--http-address=off", "--https-address=127.0.0.1:0", "--tls-cert=/no/cert", *more]
     done = subprocess.run(
         [sys.executable, "-m", "agent", f"--host-root={top}/root", "--source=/p", *serve],
-        capture_output=True, text=True, check=False, timeout=20,
+        capture_output=True, text=True, check=False, timeout=200,
     )  # fmt: skip
     named = ", ".join(["--tls-cert /no/cert", *(one.replace("=", " ") for one in more)])
     assert (done.returncode, done.stderr) == (
@@ -344,7 +344,7 @@ def test_an_interrupt_ends_it_without_a_word(tmp_path):
         while one.poll() is None and len([*Path(f"/proc/{one.pid}/task").iterdir()]) == 1:
             pass  # not yet at waiting for it
         one.send_signal(signal.SIGINT)
-        assert (one.wait(20), one.stdout.read()) == (130, b"")
+        assert (one.wait(200), one.stdout.read()) == (130, b"")
     assert not Path(f"/proc/{started}").exists()
 
 

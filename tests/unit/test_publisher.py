@@ -436,7 +436,7 @@ def test_stopping_changes_nothing(world):
     labelled(world, row())
     world.told.start()
     world.told.stop()
-    world.told._thread.join(10)
+    world.told._thread.join(100)
     assert not world.told._thread.is_alive()
     assert world.server.labels == {A: "installed", READY: "ready"}
 
@@ -447,10 +447,10 @@ def test_the_thread_publishes_what_is_posted(world):
     world.told.start()
     reached = world.changes
     world.told.post(report(row()))
-    for _ in range(1000):
+    for _ in range(10_000):
         if world.server.labels:
             break
         world.told._thread.join(0.01)
     world.told.stop()
-    world.told._thread.join(10)
+    world.told._thread.join(100)
     assert (world.server.labels, reached) == ({A: "installed", READY: "ready"}, [])
