@@ -142,7 +142,11 @@ def the_parser_runs_in_a_sandbox_on_this_kernel():
     assert found.problem is None, found
     secret = Path("/root/secret")
     secret.write_text("xylophone rest\n")
-    for path in (secret, f"/proc/{os.getpid()}/root{secret}", "/root/missing"):
+    reading, writing = os.pipe()
+    os.write(writing, b"xylophone rest\n")
+    os.close(writing)
+    process = f"/proc/{os.getpid()}"
+    for path in (secret, f"{process}/root{secret}", f"{process}/fd/{reading}", "/root/missing"):
         source = f'profile x {{\n  capability # see the abi\n  include "{path}"\n  ,\n}}\n'
         compiled = kind().parser.compile(source.encode(), ("--kernel-features", str(FEATURES)))
         assert compiled.message.endswith(f"Could not open '{path}'"), (path, compiled.message)
@@ -151,7 +155,8 @@ def the_parser_runs_in_a_sandbox_on_this_kernel():
 @case
 def the_sandboxed_parser_reads_the_features_of_the_kernel_and_the_shipped_ones():
     for abi in ("", "abi <abi/3.0>,\n", "abi <kernel>,\n"):
-        source = f"{abi}profile x {{\n  file,\n  include <abstractions/base>\n}}\n".encode()
+        rules = "  file,\n  include <abstractions/base>\n"
+        source = f"{abi}include <tunables/global>\nprofile x {{\n{rules}}}\n".encode()
         compiled = kind().parser.compile(source, ("--kernel-features", str(FEATURES)))
         free = subprocess.run(
             ["apparmor_parser", "-Q", "-K", "-S", "--kernel-features", str(FEATURES)],

@@ -73,6 +73,21 @@ def test_the_files_of_other_processes_are_not_opened(form, place, outside):
     assert found == compiled(form, "/proc/0/missing")
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_pipes_of_other_processes_are_not_opened(form):
+    """Landlock has no rule for a pipe; the kernel denies the way to it, /proc/PID/fd."""
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, f"{CANARY} rest\n".encode())
+        os.close(writing)
+        found = compiled(form, f"/proc/{os.getpid()}/fd/{reading}")
+        assert CANARY not in found[0]
+        assert found == compiled(form, f"/proc/{os.getpid()}/fd/9999")
+        assert os.read(reading, 64).startswith(CANARY.encode())
+    finally:
+        os.close(reading)
+
+
 def test_the_files_that_the_parser_needs_are_opened():
     """A text with abstractions, tunables and an abi gives the policy that it gives elsewhere."""
     text = (
