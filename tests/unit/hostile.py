@@ -61,6 +61,14 @@ APPARMOR = {
     "unconfined executions": b"ux,\n" * (SIZE // 4),
     "changes of profile": b"change_profile,\n" * (SIZE // 16),
     "variables": b"@{a}=b\n" * (SIZE // 7),
+    "includes in one line": b"#include <a>" * (SIZE // 12) + b"\n",
+    "includes without a line break": b"#include" * (SIZE // 8),
+    "single characters": b"# include a\n" + b"{}" * (SIZE // 2),
+    "commas in a list": b"include a\nsignal (" + b"," * SIZE,
+    "blanks after a word": b"include a\n" + (b"a" + b" " * 999) * (SIZE // 1000),
+    "escaped quotes": b'include a\n"/' + b'\\"' * (SIZE // 2),
+    "paths that never end": b'include a\nabi <"' + b'\\"' * (SIZE // 2),
+    "many assignments": b"include a\n" + b"@{a}=b c # d\n" * (SIZE // 13),
     "names with variables": b"profile @{x} {\n" * (SIZE // 15),
 }
 
@@ -77,7 +85,7 @@ def apparmor(content):
     return max(
         text.refusals(content),
         text.variable_names(source),
-        text.undeclared(source, ["a"]),
+        text.undecided(content),
         leaving.warnings(source),
         key=len,
     )

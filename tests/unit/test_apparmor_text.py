@@ -20,8 +20,11 @@ HINT = "Include only files below /etc/apparmor.d, as in include <abstractions/ba
         "include if exists </etc/shadow>",
         '#include"/etc/shadow"',
         'include\t"/etc/shadow"',
-        'include\n"/etc/shadow"',
         "include <../../etc/shadow>",
+        "include <\\056\\056/shadow>",
+        "include <\\x2e./shadow>",
+        'include <"../shadow">',
+        "include < ../shadow >",
         "include <abstractions/../../shadow>",
         'include "abstractions/base"',
         'include "../x"',
@@ -31,7 +34,8 @@ HINT = "Include only files below /etc/apparmor.d, as in include <abstractions/ba
         "abi /etc/shadow,",
         'profile x {} #include "/etc/shadow"',
         'profile "a #b" {} include "/etc/shadow"',
-        '@{X}=a #include "/etc/shadow"',
+        "abi 3.0,",
+        'profile x { priority=5abi "/etc/shadow",',
     ],
 )
 def test_an_include_outside_the_hosts_own_directory_is_refused(line):
@@ -49,8 +53,13 @@ def test_an_include_outside_the_hosts_own_directory_is_refused(line):
         "abi <abi/3.0>,",
         '# see #include "/etc/shadow"',
         "/usr/include/** r,",
-        "  /usr/src/*/include /x r,",
         "profile abi {",
+        "profile x {\n  /usr/share/** r,   # should include fonts\n}\n",
+        "profile x {\n  file, # see the abi and include it\n}\n",
+        '@{X}=a #include "/etc/shadow"\n',
+        '  "/a include /x" r,\n',
+        "  signal peer=include,\n",
+        'include\n"/etc/shadow"\n',
     ],
 )
 def test_what_is_below_the_hosts_own_directory_or_no_include_is_not_refused(line):
@@ -123,6 +132,15 @@ def test_a_way_out_of_confinement_is_remarked(line, codes):
         ("  @{PROC}/[0-9]*/{stat,status} r,", False),
         ("  owner @{HOME}/x rw,", False),
         ("@{P}=foo", False),
+        ("profile x {\n  /opt/x rix, # runs under the profile @{HOME}/x later\n}\n", False),
+        ("@{N}=hello\nprofile c1 {\n  ^@{N} { /a r, }\n}\n", True),
+        ("profile x {\n  hat @{N} { }\n}\n", True),
+        ("profile \\100{P} {", True),
+        ("profile \\x40{P} {", True),
+        ("alias /a -> @{P}/b,\n/bin/x {\n", False),
+        ("@{P} += a b\n/bin/x flags=(complain,audit) {\n", False),
+        ("@{P}/x flags=(complain,audit) {\n", True),
+        ("profile a {}\n@{P}/x\n{\n", True),
     ],
 )
 def test_a_variable_in_a_name_is_refused(line, refused):
@@ -131,27 +149,53 @@ def test_a_variable_in_a_name_is_refused(line, refused):
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("content", "line"),
     [
-        'profile a {include "/etc/shadow"\n}',
-        'profile a {\n /foo\\ #x r, include "/etc/shadow"\n}',
-        'profile a {\n "/foo\n #bar" r, include "/etc/shadow"\n}',
-        'profile a {\n /foo[\\ #x] r, include "/etc/shadow"\n}',
-        'file, # include "/etc/shadow"',
+        ('profile a {include "/etc/shadow"\n}\n', 1),
+        ('profile a {\n /foo\\ #x r, include "/etc/shadow"\n}\n', 2),
+        ('profile a {\n "/foo\n #bar" r, include "/etc/shadow"\n}\n', 3),
+        ('profile a {\n /foo[\\ #x] r, include "/etc/shadow"\n}\n', 2),
+        ('profile a {\n  capability # see the abi\n  include "/etc/shadow"\n  ,\n}\n', 3),
+        ('profile a {\n file, # an odd "\n include "/etc/shadow"\n # even "\n}\n', 3),
+        ('profile a {\n file, # an odd [\n #x" ]\n include "/etc/shadow"\n # "\n}\n', 4),
+        ('profile a {\n file, # a \\\n include "/etc/shadow"\n}\n', 3),
+        ('include \n\n"/etc/shadow"\n', 3),
+        ('#include\n"/etc/shadow"\n', 2),
+        ("#included by default\n", 1),
+        ('abi\n"/etc/shadow"\n,', 2),
+        ('profile a {\n umount /a,\r\n peer=(x) , include "/etc/shadow"\n', 3),
+        ('profile a {\n : include "/etc/shadow"\n', 2),
+        ('@{X}=a\\\ninclude "/etc/shadow"\n', 2),
+        ('@{X}=a # \\\ninclude "/etc/shadow"\n', 2),
     ],
 )
-def test_an_include_is_found_behind_what_only_looks_like_a_comment(line):
-    """A hash sign in a quoted, escaped or bracketed word begins no comment; in doubt it is none."""
-    assert [one.code for one in text.refusals(line.encode())] == ["include_refused"]
+def test_an_include_is_found_wherever_a_parser_reads_it(content, line):
+    """Comments, quotes, escapes and rules hide no include that some parser would read."""
+    found = [(problem.code, problem.where) for problem in text.refusals(content.encode())]
+    assert found == [("include_refused", f"line {line}")]
 
 
-def test_a_name_that_only_an_assignment_writes_out_is_refused():
-    """Hats and profiles named by a variable of the text; children of includes are left alone."""
-    source = "@{N}=hello\nprofile c1 {\n  ^@{N} { /a r, }\n}\n"
-    found = text.undeclared(source, ["c1", "c1//hello"])
-    assert [(one.code, one.where) for one in found] == [("name_variable", "c1//hello")]
-    plain = "profile c1 {\n  #include <abstractions/ubuntu-helpers>\n}\n"
-    assert text.undeclared(plain, ["c1", "c1//sanitized_helper"]) == ()
+@pytest.mark.parametrize(
+    ("content", "undecided"),
+    [
+        ("include <tunables/x> include <tunables/y>\n", True),
+        ('include <tunables/x> # a "\n#"\n', True),
+        ("include <tunables/x> # a \\\n", True),
+        ("include <tunables/x>\t # plain\r\ninclude <tunables/y>\n", False),
+        ("profile x { include <abstractions/base> file, }\n", False),
+        ("abi <abi/3.0>, include <tunables/x>\nprofile x {}\n", False),
+    ],
+)
+def test_text_behind_an_include_of_the_preamble_is_undecided(content, undecided):
+    """An included file that ends within an assignment would take the rest of the line."""
+    assert bool(text.undecided(content.encode())) is undecided
+    assert text.refusals(content.encode()) == ()
+
+
+def test_a_carriage_return_alone_is_refused():
+    """A reader sees a line break where the parser sees none."""
+    found = text.refusals(b'profile x {\n # comment\r include "/etc/shadow"\n}\n')
+    assert [(problem.code, problem.where) for problem in found] == [("text_unsafe", "line 2")]
 
 
 @pytest.mark.parametrize(

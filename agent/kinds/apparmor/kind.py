@@ -278,8 +278,6 @@ class AppArmor:
         except policy.PolicyError as error:
             return Rejection(id=id_, problems=(trouble.unreadable(id_, error),))
         problems = text.variable_names(source) + judge.refusals(declared, source, self.rules)
-        if not problems:
-            problems = text.undeclared(source, [one.name for one in declared])
         if not declared:
             problems += (
                 Problem(

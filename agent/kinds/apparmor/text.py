@@ -1,36 +1,40 @@
-"""What must be refused or remarked on a profile's text, before and beside the parser.
+"""Check a profile's text before the parser reads it.
 
-Rule 1: pure; the parser alone decides what the text means, this module only what it may not say.
-Rule 2: in doubt an include is found too often rather than too rarely: the parser runs with the
-rights of the agent and would open any file. Files below /etc/apparmor.d are the host's own and may
-include what they like.
+This module is pure. apparmor_parser alone decides what a text means; the checks here only find what
+must not reach the parser (it opens every file that a text includes, with the rights of the agent),
+and what would mislead a reader. Files below the include directory belong to the host, and may
+include what they like. See lexer.py for how the text is split into tokens.
 """
 
 import functools
 import itertools
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from agent.core.problems import Problem, bounded
+from agent.kinds.apparmor import lexer
+from agent.kinds.apparmor.lexer import Kind, Token
 
-# apparmor_parser's lexer: `include` or `#include` (or `abi`), then <path>, "path" or a bare path.
-_INCLUDE = re.compile(
-    r"""(?<![\w./@-])(?<!@\{)\#?(?P<word>include|abi)(?P<exists>\s+if\s+exists)?
-        (?:\s*(?:<\s*(?P<angle>[^>\n]*)>?|"(?P<quoted>[^"]*)"?)|\s+(?P<bare>[^\s,<"]+))""",
-    re.VERBOSE,
+# Control characters, line breaks that only a reader sees, and characters that turn the direction
+# of a line (Unicode, UAX 9).
+_ODD: Final = re.compile(
+    "[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f\\u202a-\\u202e\\u2066-\\u2069]|\\r(?!\\n)"
 )
-_VARIABLE_NAME = re.compile(
-    r"""(?:^|[{}\s])(?:profile|hat)\s+(?:"[^"]*|[^\s"({]*)@\{"""
-    r"""|^\s*"?[^\s"={]*@\{\w+\}[^\s"=]*?"?\s*(?:\s(?:flags\s*=\s*)?\([^)]*\)\s*)?\{\s*$"""
+# Each place at which the parser could begin to read the path of an include or abi rule.
+_CANDIDATE: Final = re.compile(r"#include|include(?=[ \t])|abi(?![A-Za-z0-9_])")
+# How nearly every such place continues: a harmless path, and nothing else in the line.
+_HARMLESS: Final = re.compile(
+    r"(?:[ \t]+if[ \t]+exists(?=[ \t]))?[ \t]*<(?![/ ])(?![^>\n]*\.\.)[^\"\\<>\s]+>[ \t]*,?"
+    r"[ \t]*(?:#[^\"\\\n]{0,199})?(?:\r?\n|\Z)"
 )
-_SPECIAL = re.compile(r'[#"\\\[\]]')
-_COMMENT = re.compile(r"\s*#(?!include)")
-_ASSIGNMENT = re.compile(r"(?m)^[^\S\n]*@\{\w+\}\s*\+?=.*$")  # the lines before are no part of it
+_ALONE: Final = re.compile(r"[ \t]*(?:#[^\"\\\n]{0,199})?(?:\r?\n|\Z)")
+_END: Final = re.compile(r"\s*(?:#[^\n]*)?\Z")  # what may follow the last token
+_ESCAPED_VARIABLE: Final = re.compile(r"\\[0-9xd].*\{")
 
-
-# Control characters, and those that turn the direction of a line (Unicode, UAX 9).
-_ODD: Final = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f\\u202a-\\u202e\\u2066-\\u2069]")
+_ENCODING: Final = "Save the file as UTF-8."
 
 
 def refusals(content: bytes) -> tuple[Problem, ...]:
@@ -40,10 +44,17 @@ def refusals(content: bytes) -> tuple[Problem, ...]:
     except UnicodeDecodeError as error:
         what = f"The text is not UTF-8 (byte {error.start})."
         return (Problem(code="not_utf8", where=f"byte {error.start}", what=what, hint=_ENCODING),)
-    return bounded(itertools.chain(_odd(text), _includes(text)))
+    return bounded(itertools.chain(_odd(text), _refused(text)))
 
 
-_ENCODING: Final = "Save the file as UTF-8."
+def undecided(content: bytes) -> tuple[Problem, ...]:
+    """Return where this module cannot tell what the parser would read of an accepted text.
+
+    An included file that ends in an assignment without a line break makes the parser read the rest
+    of the including line as values of that variable. Such a text is safe only where the parser
+    cannot open other files than those below the include directory.
+    """
+    return bounded(_undecided(content.decode("utf-8", "replace")))
 
 
 def _odd(text: str) -> Iterator[Problem]:
@@ -59,115 +70,166 @@ def _odd(text: str) -> Iterator[Problem]:
         )
 
 
+def _refused(text: str) -> Iterator[Problem]:
+    place = Place(text)
+    for start, (word, path) in sorted(_paths(text).refused.items()):
+        yield Problem(
+            code="include_refused",
+            where=place.line(start),
+            what=f"The path of this {word} rule {_outside(path)}.",
+            hint="Include only files below /etc/apparmor.d, as in include <abstractions/base>.",
+        )
+
+
+def _undecided(text: str) -> Iterator[Problem]:
+    place = Place(text)
+    for start in sorted(_paths(text).undecided):
+        yield Problem(
+            code="include_refused",
+            where=place.line(start),
+            what="Text follows this include rule in the same line: what the parser reads depends "
+            "on how the included file ends.",
+            hint="End the line after the include rule.",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Paths:
+    """The include and abi rules of a text: refused paths, and undecided rules, by position."""
+
+    refused: Mapping[int, tuple[str, str]]
+    undecided: frozenset[int]
+
+
+@functools.lru_cache(maxsize=1)  # several checks look at the same text in a row
+def _paths(text: str) -> _Paths:
+    """Return which include and abi rules any generation of the parser could read."""
+    refused: dict[int, tuple[str, str]] = {}
+    undecided: set[int] = set()
+    if not all(_HARMLESS.match(text, found.end()) for found in _CANDIDATE.finditer(text)):
+        for dialect in lexer.DIALECTS:
+            depth = 0
+            for token in lexer.tokens(text, dialect):
+                depth += (token.kind is Kind.OPEN) - (token.kind is Kind.CLOSE)
+                if token.kind not in (Kind.INCLUDE_PATH, Kind.ABI_PATH):
+                    continue
+                path = text[token.start : token.end]
+                if _outside(path):
+                    word = "abi" if token.kind is Kind.ABI_PATH else "include"
+                    refused[token.start] = word, path
+                elif token.kind is Kind.ABI_PATH or depth > 0:
+                    continue
+                elif not _ALONE.match(text, token.end):
+                    undecided.add(token.start)
+    return _Paths(refused, frozenset(undecided))
+
+
+def _outside(path: str) -> str:
+    """Return why a path, as it is written, may lead out of the include directory, or nothing."""
+    name = path.removeprefix("<").removesuffix(">").strip().strip('"')
+    if "\\" in name:
+        return "contains a backslash"
+    if name.startswith("/"):
+        return "is absolute"
+    if ".." in name.split("/"):
+        return "climbs out of its directory"
+    if not path.startswith("<"):
+        return "is looked up in the working directory of the parser"
+    return ""
+
+
 def variable_names(text: str) -> tuple[Problem, ...]:
-    """Return the profile names that hold a variable: a pod could not name them."""
+    """Return the profile names that contain a variable: the text does not say what a pod names.
+
+    A name with a numeric escape before a brace counts as well: it can spell a variable.
+    """
+    if "@" not in text and not _ESCAPED_VARIABLE.search(text):
+        return ()
+    starts = [
+        token.start
+        for token in _names(text)
+        if "@{" in (name := text[token.start : token.end]) or _ESCAPED_VARIABLE.search(name)
+    ]
+    place = Place(text)
     return bounded(
         Problem(
             code="name_variable",
-            where=f"line {number}",
+            where=place.line(start),
             what="A profile's name holds a variable, so the text does not say what a pod names.",
             hint="Write the name out.",
         )
-        for number, line in enumerate(_lines(text), 1)
-        if "@{" in line and _VARIABLE_NAME.search(line)
+        for start in sorted(starts)
     )
 
 
-def undeclared(text: str, names: Collection[str]) -> tuple[Problem, ...]:
-    """Return the compiled names that the text does not write out: made of variables.
+def _names(text: str) -> Iterator[Token]:
+    """Return the tokens that name a profile, a hat or a child, in their order."""
+    depth = 0
+    header: Token | None = None  # the first word of what could be the head of a profile
+    for token in lexer.tokens(text, _dialect(text)):
+        match token.kind:
+            case Kind.NAME:
+                yield token
+                header = header or token
+            case Kind.LABEL if depth <= 0:
+                header = header or token
+            case Kind.OPEN:
+                if header is not None and header.kind is Kind.LABEL:
+                    yield header
+                depth, header = depth + 1, None
+            case Kind.CLOSE:
+                depth, header = depth - 1, None
+            case Kind.ASSIGN | Kind.INCLUDE_PATH | Kind.ABI_PATH | Kind.END:
+                header = None
+            case Kind.COMMENT | Kind.LABEL | Kind.OTHER | Kind.REST:
+                pass
 
-    Assignments of variables do not count as writing a name out. Without one in the text a name
-    that is not in it comes from an include, where it is written out.
-    """
-    plain, assigned = _ASSIGNMENT.subn("", without_comments(text))
-    if not assigned:
-        return ()
-    return bounded(
-        Problem(
-            code="name_variable",
-            where=name,
-            what="The name does not stand in the text, so the text does not say what a pod names.",
-            hint="Write the name out.",
-        )
-        for name in sorted(names)
-        if name.rsplit("//", 1)[-1] not in plain
-    )
+
+@functools.lru_cache(maxsize=1)  # several checks look at the same text in a row
+def _dialect(text: str) -> lexer.Dialect:
+    """Return the newest dialect in which the whole text can be read, or the newest of all."""
+    for dialect in reversed(lexer.DIALECTS):
+        (rest,) = deque(lexer.tokens(text, dialect), maxlen=1)
+        if _END.match(text, rest.start):
+            return dialect
+    return lexer.DIALECTS[-1]
 
 
 def line_of(text: str, name: str) -> str:
     """Return `line N` where the text seems to declare a name, else the name: for messages only."""
     for part in dict.fromkeys((name, name.rsplit("//", 1)[-1])):
         declared = re.compile(rf'(?:^|[\s"^]){re.escape(part)}(?:["\s({{]|$)')
-        for number, line in enumerate(_lines(text), 1):
+        for number, line in enumerate(without_comments(text).split("\n"), 1):
             if declared.search(line):
                 return f"line {number}"
     return f'"{name}"'
 
 
-def _includes(text: str) -> Iterator[Problem]:
-    bare = without_comments(text)
-    place = Place(bare)
-    for match in _INCLUDE.finditer(bare):
-        angle, path = match["angle"], match["angle"] or match["quoted"] or match["bare"] or ""
-        path = path.strip().strip('"')
-        if match["word"] == "abi" and angle is None and match["quoted"] is None:
-            if not path.startswith(("/", ".")):
-                continue  # a word of a path or a name, not a rule
-        elif angle is not None and not path.startswith("/") and ".." not in path.split("/"):
-            continue
-        if path in ("", "if", "{", "}"):
-            continue
-        if path.startswith("/"):
-            why = "is absolute"
-        elif ".." in path.split("/"):
-            why = "climbs out of its directory"
-        else:
-            why = "is looked up in the working directory of the parser"
-        yield Problem(
-            code="include_refused",
-            where=place.line(match.start()),
-            what=f"The path of this {match['word']} rule {why}.",
-            hint="Include only files below /etc/apparmor.d, as in include <abstractions/base>.",
-        )
-
-
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=1)  # several checks look at the same text in a row
 def without_comments(text: str) -> str:
-    """Return the text with empty lines in place of what is a comment beyond doubt."""
-    return "\n".join(_lines(text))
+    """Return the text without its comments, with the same line breaks."""
+    if "#" not in text:
+        return text
+    pieces: list[str] = []
+    end = 0
+    for token in lexer.tokens(text, _dialect(text)):
+        if token.kind is Kind.COMMENT:
+            pieces += text[end : token.start], "\n" * text.count("\n", token.start, token.end)
+            end = token.end
+        elif token.kind is Kind.REST:
+            pieces.append(text[end : token.start if _END.match(text, token.start) else None])
+    return "".join(pieces)
 
 
 class Place:
-    """Tells the line of places in a text, from its beginning to its end, and counts once."""
+    """Reports the line numbers of places in a text, from its beginning to its end."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         self._counted, self._number = 0, 1
 
     def line(self, position: int) -> str:
-        """Return `line N`. position: not before the one that was asked last."""
+        """Return `line N`. position: not before the one of the previous call."""
         self._number += self.text.count("\n", self._counted, position)
         self._counted = position
         return f"line {self._number}"
-
-
-@functools.lru_cache(maxsize=1)  # one text is looked through for several reasons in a row
-def _lines(text: str) -> Sequence[str]:
-    """Return every line, without comments where that is beyond doubt.
-
-    A `#` may stand in a quoted, escaped or bracketed word, also of several lines. So only a whole
-    line is a comment, and only outside of what might be such a word.
-    """
-    lines = text.split("\n")
-    open_word = False
-    for index, line in enumerate(lines):
-        if not _SPECIAL.search(line):
-            continue
-        if not open_word and "#" in line and _COMMENT.match(line):
-            lines[index] = ""
-            continue
-        doubtful = line.count('"') % 2 == 1
-        open_word = (
-            open_word != doubtful or line.endswith("\\") or line.count("[") > line.count("]")
-        )
-    return lines

@@ -1,0 +1,72 @@
+"""The scanner and the real apparmor_parser agree on which files a text makes the parser open."""
+
+import pytest
+
+from agent.core.model import Blob, Profile, Rejection
+from agent.doors.host import Host
+from agent.kinds.apparmor.kind import AppArmor
+from tests import include_search
+
+HIDDEN = {
+    "abi in a comment": 'profile w {{\n  capability # the abi\n  include "{absolute}"\n  ,\n}}\n',
+    "quote in a comment": 'profile w {{\n  file, # "\n  "/a\n  #b" r, include "{absolute}"\n}}\n',
+    "bracket in a comment": 'profile w {{\n  file, # [\n  "/a\n  #b" r, include {absolute}\n}}\n',
+    "backslash in a comment": 'profile w {{\n  file, # \\\n #include "{absolute}"\n}}\n',
+    "abi in a word": 'profile w {{\n  /abi r,\n  include "{absolute}"\n}}\n',
+    "path in the next line": '#include\n"{absolute}"\nprofile w {{ }}\n',
+    "path after a blank and a line break": "include \n\n  {absolute}\nprofile w {{ }}\n",
+    "word after include": "#include{relative}\nprofile w {{ }}\n",
+    "path with escapes": "include <{escaped}>\nprofile w {{ }}\n",
+    "quoted path with octal escapes": 'include <"{octal}">\nprofile w {{ }}\n',
+    "abi path in the next line": 'abi\n"{absolute}"\n,\nprofile w {{ }}\n',
+    "comma before a carriage return": (
+        'profile w {{\n  umount /a,\r\n  ,\n  include "{absolute}"\n}}\n'
+    ),
+}
+
+
+@pytest.mark.parametrize("template", HIDDEN.values(), ids=HIDDEN)
+def test_no_hidden_include_reaches_the_parser(tmp_path, template):
+    """A text that makes the real parser open a foreign file is refused before the parser runs."""
+    canaries = include_search.Canaries(tmp_path)
+    content = template.format(**canaries.paths(0)).encode()
+    kind = AppArmor(host=Host(tmp_path), checking=True, include_dir=str(canaries.inside))
+    opened = include_search.read_by({"host": [kind.parser.path]}, canaries, {0: content})
+    assert opened == {"host": {0}}
+    inspected = kind.inspect(Blob(origin="dir test", key="key", content=content))
+    assert isinstance(inspected, Rejection)
+    assert {problem.code for problem in inspected.problems} == {"include_refused"}
+    assert canaries.opened() == set()
+
+
+ACCEPTED = {
+    "include": "profile web {\n  file,\n  /usr/share/** r,   # should include fonts\n}\n",
+    "abi": "profile web {\n  # abi 4 would include more\n  /a r, # the abi\n}\n",
+    "assignment": '@{X}=a #include "/etc/shadow"\nprofile web { /@{X} r, }\n',
+    "variable": (
+        "#include <tunables/global>\nprofile web {\n  /x rix, # the profile @{HOME}/x\n}\n"
+    ),
+    "child of an include": (
+        "@{MODELS} = /srv\n#include <tunables/global>\nprofile gpu {\n"
+        "  #include <abstractions/opencl>\n  @{MODELS}/** r,\n}\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("content", ACCEPTED.values(), ids=ACCEPTED)
+def test_words_in_comments_and_children_of_includes_are_accepted(tmp_path, content):
+    """A comment may contain any word, and an included file may declare children."""
+    kind = AppArmor(host=Host(tmp_path), checking=True)
+    inspected = kind.inspect(Blob(origin="dir test", key="key", content=content.encode()))
+    assert isinstance(inspected, Profile), inspected
+
+
+def test_a_seeded_slice_of_the_search_opens_nothing(tmp_path):
+    """No text of a seeded slice that the scanner accepts makes the parser open a foreign file."""
+    command = {"host": [AppArmor(host=Host(tmp_path)).parser.path]}
+    counts, failures = include_search.search(
+        include_search.random_numbers(13), command, tmp_path, passing=2000
+    )
+    assert failures == []
+    assert counts["refused, canary opened"] > 0
+    print(dict(counts))
