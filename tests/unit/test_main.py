@@ -225,6 +225,20 @@ def test_check_touches_nothing_and_tells_each_file(top, capsys, monkeypatch):
     assert main(["check", "absent", "--output=json"]) == 3
 
 
+def test_check_reports_a_parser_that_runs_without_a_sandbox(top, capsys, monkeypatch):
+    """On a laptop the parser may be a script; profiles are compiled, and a notice says so."""
+    monkeypatch.chdir(top)
+    (top / "parser").write_text('#!/bin/sh\nexec apparmor_parser "$@"\n')
+    (top / "parser").chmod(0o755)
+    (top / "web.profile").write_text("profile web { file, }\n")
+    options = ["--apparmor-parser", str(top / "parser"), "--output=json"]
+    assert main(["check", "web.profile", *options]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [one["code"] for one in report["problems"]] == ["parser_not_sandboxed"]
+    assert main(["check", "source/audit.json", *options]) == 0
+    assert json.loads(capsys.readouterr().out)["problems"] == []
+
+
 def test_checked_files_are_judged_by_their_own_names(top, capsys, monkeypatch):
     """Wherever they lie, and though others have the same name: where they will go is not known."""
     monkeypatch.chdir(top / "source")

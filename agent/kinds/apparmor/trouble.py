@@ -41,8 +41,8 @@ def not_sandboxed(why: str) -> Problem:
         where="apparmor_parser",
         what=f"apparmor_parser runs without a sandbox: {why}. Only the check of each text keeps "
         "the parser from opening files outside the include directory.",
-        hint="Boot a kernel with Landlock (5.13 or newer, `landlock` in lsm=), and allow the "
-        "landlock_* system calls in the agent's seccomp profile.",
+        hint="The sandbox needs Linux 5.13 or newer with `landlock` in lsm=, the landlock_* system "
+        "calls in the agent's seccomp profile, and a parser that is an ELF program.",
     )
 
 
