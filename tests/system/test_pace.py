@@ -54,6 +54,12 @@ def test_a_fast_machine_shortens_no_limit(machine):
     assert steps(machine, pace.Limit(1.05, machine.pace)) == 11
 
 
+def test_even_on_a_machine_that_hardly_moves_a_limit_expires(machine):
+    """A limit of one second lasts at most twenty seconds."""
+    machine.slow = 1000.0
+    assert machine.pace.measure() == 20.0
+
+
 def test_a_pause_of_the_whole_machine_counts_as_one_step(machine):
     """A virtual machine can stand still for minutes while its host is busy."""
     limit = pace.Limit(10.0, machine.pace)
