@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.core.model import Blob, Profile
+from agent.core.model import Blob, Profile, Rejection
 from agent.doors import landlock
 from agent.doors.host import Host
 from agent.kinds.apparmor import sandbox
@@ -162,6 +162,23 @@ def test_a_parser_that_is_a_script_runs_without_a_sandbox_and_that_is_reported(t
     assert "is not an ELF program" in found.problem.what
     blob = Blob(origin="dir test", key="key", content=b"profile web { file, }\n")
     assert isinstance(kind.inspect(blob), Profile)
+
+
+def test_a_text_that_the_check_cannot_decide_needs_the_sandbox(tmp_path):
+    """An included file may change the meaning of what follows in its line."""
+    content = b"include <tunables/global> profile web { file, }\n"
+    blob = Blob(origin="dir test", key="key", content=content)
+    found = AppArmor(host=Host("/"), checking=True).inspect(blob)
+    assert isinstance(found, Profile)
+    script = tmp_path / "parser"
+    script.write_text(f'#!/bin/sh\necho run >> {tmp_path}/runs\nexec {parser().path} "$@"\n')
+    script.chmod(0o755)
+    free = AppArmor(host=Host("/"), parser=str(script), checking=True)
+    free.prepare([blob], lambda: None)
+    refused = free.inspect(blob)
+    assert isinstance(refused, Rejection)
+    assert [one.code for one in refused.problems] == ["include_refused"]
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_loader_and_the_libraries_are_those_of_the_program():

@@ -104,7 +104,7 @@ class AppArmor:
         """Compile what will be inspected next, a few texts at a time."""
         self._prepared = {}
         absent = self._absent()
-        texts = dict.fromkeys(blob.content for blob in blobs if not text.refusals(blob.content))
+        texts = dict.fromkeys(blob.content for blob in blobs if not self._refusals(blob.content))
         if not texts or self.parser.missing():
             return
         with contextlib.suppress(HostError, parser.ParserError):  # each inspect finds and says it
@@ -113,6 +113,18 @@ class AppArmor:
             for begin in range(0, len(left), _BATCH):
                 some = left[begin : begin + _BATCH]
                 target = self._prepare(some, absent, target, meanwhile)
+
+    def _refusals(self, content: bytes) -> tuple[Problem, ...]:
+        """Return why a text must not reach the parser.
+
+        The sandbox contains an undecided text, so without a sandbox such a text is rejected.
+        """
+        problems = text.refusals(content)
+        undecided = () if problems else text.undecided(content)
+        try:
+            return undecided if undecided and self.parser.unsandboxed() else problems
+        except parser.ParserError:  # compiling raises it again, and does not start the parser
+            return problems
 
     def _remembered(self, texts: Iterable[bytes], absent: str, target: _Target) -> list[bytes]:
         """Prepare what was compiled before; return what was not."""
@@ -156,7 +168,7 @@ class AppArmor:
         id_ = Id(kind="apparmor", origin=blob.origin, key=blob.key)
         ready: _Ready | str | None = self._prepared.get(blob.content)
         if ready is None or self._compiling:
-            problems = text.refusals(blob.content)
+            problems = self._refusals(blob.content)
             if problems:
                 return Rejection(id=id_, problems=problems)
             ready = self._made(blob.content)

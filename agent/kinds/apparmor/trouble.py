@@ -40,7 +40,7 @@ def not_sandboxed(why: str) -> Problem:
         code="parser_not_sandboxed",
         where="apparmor_parser",
         what=f"apparmor_parser runs without a sandbox: {why}. Only the check of each text keeps "
-        "the parser from opening files outside the include directory.",
+        "the parser from opening other files, so a text that the check cannot decide is rejected.",
         hint="The sandbox needs Linux 5.13 or newer with `landlock` in lsm=, the landlock_* system "
         "calls in the agent's seccomp profile, and a parser that is an ELF program.",
     )
