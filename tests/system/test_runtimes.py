@@ -41,9 +41,8 @@ def bundle(tmp_path):
     return tmp_path
 
 
-def contain(runtime, bundle, seccomp, script):
-    """Run a shell script, or words, in a container; return its exit status and what it printed."""
-    words = ["sh", "-c", script] if isinstance(script, str) else script
+def configure(bundle, seccomp, words):
+    """Write the bundle's configuration: the command, and a seccomp profile if there is one."""
     config = json.loads((bundle / "config.json").read_text())
     config["process"] |= {"terminal": False, "args": words}
     config["process"]["capabilities"] = dict.fromkeys(
@@ -54,16 +53,30 @@ def contain(runtime, bundle, seccomp, script):
     if seccomp is not None:
         config["linux"]["seccomp"] = seccomp
     (bundle / "config.json").write_text(json.dumps(config))
+
+
+def run_command(runtime, name):
+    """Return the command that runs the bundle of the current directory under a name."""
+    if runtime != "crun":
+        return [runtime, "run", name]
+    command = ["crun", "--cgroup-manager=cgroupfs", "run", name]
+    if not Path(HYBRID).is_dir():
+        return command
+    return ["unshare", "-m", "sh", "-c", f"umount {HYBRID}; exec {' '.join(command)}"]
+
+
+def contain(runtime, bundle, seccomp, script):
+    """Run a shell script, or words, in a container; return its exit status and what it printed."""
+    configure(bundle, seccomp, ["sh", "-c", script] if isinstance(script, str) else script)
     name = f"profile-loader-{uuid.uuid4().hex[:8]}"
-    command = [runtime, "run", name]
-    if runtime == "crun":
-        command = ["crun", "--cgroup-manager=cgroupfs", "run", name]
-        if Path(HYBRID).is_dir():
-            inner = f"umount {HYBRID}; exec {' '.join(command)}"
-            command = ["unshare", "-m", "sh", "-c", inner]
     try:
         done = subprocess.run(
-            command, cwd=bundle, capture_output=True, text=True, timeout=600, check=False
+            run_command(runtime, name),
+            cwd=bundle,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
         )
     finally:
         subprocess.run([runtime, "delete", "--force", name], capture_output=True, check=False)

@@ -50,10 +50,15 @@ PROBLEMATIC = {
         rule("personality", (0, "LE", 0)),
         architectures=[X86_64],
     ),
-    "a complement": profile(
+    "an equality and its opposite": profile(
         rule("clone", (0, "EQ", 5), (2, "EQ", 8)),
         rule("clone", (2, "NE", 8)),
         architectures=[X86_64],
+    ),
+    "a bound and its opposite": profile(
+        rule("clone", (2, "GT", 2)),
+        rule("clone", (0, "EQ", 2), (2, "LE", 2)),
+        architectures=[X86_64, X86],
     ),
     "two bounds in several conditions": profile(
         rule("clone", (1, "LE", 1), (2, "LE", 1)) | {"action": "SCMP_ACT_ALLOW"},
@@ -62,6 +67,25 @@ PROBLEMATIC = {
     )
     | {"defaultAction": "SCMP_ACT_ERRNO"},
 }
+# What the hint for opposite comparisons makes of them.
+REWRITTEN = [
+    profile(
+        rule("clone", (0, "EQ", 5), (2, "MASKED_EQ", (1 << 64) - 1)),
+        rule("clone", (2, "NE", 8)),
+        architectures=[X86_64],
+    ),
+    profile(
+        rule("clone", (2, "GE", 3)),
+        rule("clone", (0, "EQ", 2), (2, "LE", 2)),
+        architectures=[X86_64, X86],
+    ),
+    profile(
+        rule("clone", (2, "GT", 2)),
+        rule("clone", (0, "EQ", 2), (2, "LT", 3)),
+        architectures=[X86_64, X86],
+    ),
+]
+REWRITTEN[0]["syscalls"][0]["args"][1]["valueTwo"] = 8
 UNBUILDABLE = profile(
     rule("socket", (0, "EQ", 3)),
     rule("socket", (0, "EQ", 16)) | {"action": "SCMP_ACT_KILL_PROCESS"},
@@ -90,6 +114,15 @@ def test_what_the_agent_writes_of_it_is_built_right(name):
         assert judged(body.decode()).outcome is Outcome.RIGHT
     else:
         assert {one.code for one in problems if one.severity == "error"} == {"fails_open"}
+
+
+@pytest.mark.parametrize("document", REWRITTEN)
+def test_the_hint_for_opposite_comparisons_makes_them_right(document):
+    """The way out that a rejection names is accepted, and built right."""
+    kind = Seccomp(host=Host("/"), machine="x86_64")
+    body, problems = kind.check(json.dumps(document).encode())
+    assert body, problems
+    assert judged(body.decode()).outcome is Outcome.RIGHT
 
 
 def test_contradicting_rules_have_no_filter():

@@ -169,21 +169,95 @@ def test_bounds_that_libseccomp_builds_right_are_accepted(first, second):
     assert errors == []
 
 
-def test_a_rule_that_a_complement_makes_redundant_is_rejected():
+@pytest.mark.parametrize(
+    ("long", "short"),
+    [
+        (((0, "EQ", 5), (2, "EQ", 8)), ((2, "NE", 8),)),
+        (((0, "EQ", 5), (2, "NE", 8)), ((2, "EQ", 8),)),
+        (((0, "EQ", 5), (1, "LE", 8)), ((1, "GT", 8),)),
+        (((0, "EQ", 5), (1, "GE", 8)), ((1, "LT", 8),)),
+        (((0, "EQ", 5), (1, "EQ", 8), (2, "EQ", 1)), ((1, "NE", 8),)),
+        (((0, "EQ", 5), (1, "EQ", 6), (2, "EQ", 8)), ((1, "EQ", 6), (2, "NE", 8))),
+    ],
+)
+def test_opposite_comparisons_behind_more_conditions_are_rejected(long, short):
     """`a and x == v` is dropped next to `x != v` with the same action."""
-    long, short = rule("clone", (0, "EQ", 5), (2, "EQ", 8)), rule("clone", (2, "NE", 8))
-    for rules in ((long, short), (short, long)):
-        body, errors = check(profile(*rules))
+    rules = rule("clone", *long), rule("clone", *short)
+    for ordered in (rules, rules[::-1]):
+        body, errors = check(profile(*ordered))
         assert body == b""
-        assert [one.code for one in errors] == ["fails_open"]
-        assert "argument 2" in errors[0].hint
+        assert [(one.code, one.where) for one in errors] == [("fails_open", "syscalls[1].args")]
+        assert "the opposite" in errors[0].what
+        assert errors[0].hint
 
 
-@pytest.mark.parametrize("condition", [(2, "NE", 9), (1, "NE", 8), (2, "EQ", 8)])
-def test_a_rule_that_is_no_complement_is_accepted(condition):
-    """Other values and other arguments do no harm."""
-    long = rule("clone", (0, "EQ", 5), (2, "EQ", 8))
-    assert check(profile(long, rule("clone", condition)))[1] == []
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (((0, "EQ", 5), (2, "EQ", 8)), ((2, "NE", 9),)),
+        (((0, "EQ", 5), (2, "EQ", 8)), ((1, "NE", 8),)),
+        (((0, "EQ", 5), (2, "EQ", 8)), ((2, "EQ", 8),)),
+        (((0, "EQ", 5), (2, "EQ", 8)), ((0, "EQ", 5), (2, "NE", 8))),
+        (((0, "EQ", 5), (2, "EQ", 8)), ((0, "EQ", 6), (2, "NE", 8))),
+        (((0, "EQ", 5), (1, "LE", 8)), ((1, "GE", 9),)),
+        (((1, "EQ", 8),), ((1, "NE", 8),)),
+    ],
+)
+def test_other_comparisons_are_accepted(first, second):
+    """Other values, other arguments and the same beginning do no harm."""
+    assert check(profile(rule("clone", *first), rule("clone", *second)))[1] == []
+
+
+def test_opposite_comparisons_with_other_actions_are_accepted():
+    """Podman's default does so: libseccomp keeps both where the actions differ."""
+    pods = {"excludes": {"caps": ["CAP_AUDIT_WRITE"]}}
+    rules = (
+        rule("socket", (0, "EQ", 16), (2, "EQ", 9), errnoRet=22) | pods,
+        rule("socket", (2, "NE", 9), action="SCMP_ACT_ALLOW") | pods,
+    )
+    assert check(profile(*rules, default="SCMP_ACT_ERRNO"), format="docker")[1] == []
+
+
+@pytest.mark.parametrize("operator", ["NE", "LT", "LE", "GE", "GT"])
+def test_a_comparison_before_the_last_one_is_rejected_if_another_rule_compares_it(operator):
+    """Only an equality may come before a condition if another rule has the same argument."""
+    rules = rule("clone", (0, operator, 5), (2, "EQ", 8)), rule("clone", (0, "EQ", 8))
+    body, errors = check(profile(*rules))
+    assert body == b""
+    assert [(one.code, one.where) for one in errors] == [("fails_open", "syscalls[0].args")]
+    assert f"argument 0 with SCMP_CMP_{operator}" in errors[0].what
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        [((0, "NE", 5), (1, "LT", 8), (2, "GT", 9))],
+        [((0, "EQ", 5), (2, "GE", 8)), ((2, "LT", 9),)],
+        [((0, "NE", 5), (2, "EQ", 8)), ((2, "EQ", 9),)],
+        [((0, "EQ", 5), (2, "EQ", 8)), ((0, "NE", 5),)],
+    ],
+)
+def test_comparisons_that_libseccomp_builds_right_are_accepted(rules):
+    """A range may come last, or before an argument if no other rule compares its own."""
+    assert check(profile(*(rule("clone", *conditions) for conditions in rules)))[1] == []
+
+
+def test_a_condition_that_always_holds_is_not_written():
+    """A rule whose only condition has an empty mask is a rule without conditions."""
+    always = {"index": 1, "op": "SCMP_CMP_MASKED_EQ", "value": 0, "valueTwo": 0}
+    document = profile(rule("clone") | {"args": [always]})
+    body, errors = check(document)
+    assert errors == []
+    assert json.loads(body)["syscalls"] == [rule("clone")]
+
+
+def test_a_condition_that_always_holds_does_not_hide_a_later_rule():
+    """Such a rule conflicts with another one for the call, as a rule without conditions does."""
+    always = {"index": 0, "op": "SCMP_CMP_MASKED_EQ", "value": 0, "valueTwo": 0}
+    allowed = rule("setuid", action="SCMP_ACT_ALLOW") | {"args": [always]}
+    body, errors = check(profile(allowed, rule("setuid"), default="SCMP_ACT_LOG"))
+    assert body == b""
+    assert [one.code for one in errors] == ["bad_value"]
 
 
 CONTRADICTIONS = [

@@ -61,8 +61,14 @@ def _applies(rule: Rule, go_name: str) -> bool:
 
 
 def _expanded(rule: Rule) -> Rule:
+    """Return the rule without what depends on the machine, and without conditions that always hold.
+
+    libseccomp takes a rule whose only condition has an empty mask for one without conditions.
+    """
+    always = ("SCMP_CMP_MASKED_EQ", 0, 0)
     return replace(
         rule,
+        args=tuple(arg for arg in rule.args if (arg.op, arg.value, arg.value_two) != always),
         includes=Only(caps=rule.includes.caps),
         excludes=Only(caps=rule.excludes.caps),
         errno_ret=rule.errno_ret if not rule.errno else errno_number(rule.errno),

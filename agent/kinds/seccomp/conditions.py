@@ -6,6 +6,7 @@ module rejects those that tests/system/seccomp_filter found, for every libseccom
 2.6.1, and warns of comparisons that the kernel reads otherwise than a person does.
 """
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -21,6 +22,11 @@ _SHORT: Final = frozenset(
 )
 _EQUALITIES: Final = frozenset({"SCMP_CMP_EQ", "SCMP_CMP_MASKED_EQ"})
 _UPPER_BOUNDS: Final = frozenset({"SCMP_CMP_LT", "SCMP_CMP_LE"})
+_OPPOSITES: Final = (
+    {"SCMP_CMP_EQ", "SCMP_CMP_NE"},
+    {"SCMP_CMP_GT", "SCMP_CMP_LE"},
+    {"SCMP_CMP_GE", "SCMP_CMP_LT"},
+)
 _RANGES: Final = _UPPER_BOUNDS | {"SCMP_CMP_GT", "SCMP_CMP_GE"}
 
 
@@ -45,21 +51,30 @@ def problems(document: Document) -> Iterator[Problem]:
 
 
 def _tangled(name: str, rules: Sequence[Rule]) -> Iterator[Problem]:
-    """Reject ranges or inequalities in several rules, some of which have several conditions.
+    """Reject a range or inequality before a rule's last argument that another rule compares too.
 
-    libseccomp drops some of them, or never finishes building the filter.
+    Both outcomes of such a comparison lead to the next condition, so that libseccomp has one part
+    of the tree in two places. Where the other rule joins it, rules are lost, or it never finishes.
     """
-    several = [rule for rule in rules if len(rule.args) > 1]
-    doubtful = rules if len(several) > 1 else several
-    if all(arg.op in _EQUALITIES for rule in doubtful for arg in rule.args):
-        return
-    yield Problem(
-        code="fails_open",
-        where=rules[-1].where,
-        what=f"{name[:60]} has several rules, some with several conditions, and not all of "
-        "them equalities: libseccomp mixes such rules up, or never ends building the filter.",
-        hint="Use SCMP_CMP_EQ and SCMP_CMP_MASKED_EQ only, or one rule, or one condition each.",
-    )
+    for rule in rules:
+        last = max(arg.index for arg in rule.args)
+        forked = {arg.index: arg.op for arg in rule.args if arg.op not in _EQUALITIES}
+        forked.pop(last, None)
+        for other in rules:
+            shared = forked.keys() & {arg.index for arg in other.args}
+            if other is rule or not shared:
+                continue
+            index = min(shared)
+            yield Problem(
+                code="fails_open",
+                where=f"{rule.where}.args",
+                what=f"This rule for {name[:60]} compares argument {index} with {forked[index]} "
+                f"and argument {last} too, and {other.where} compares argument {index} as well: "
+                "libseccomp mixes such rules up, or never ends building the filter.",
+                hint="Use SCMP_CMP_EQ or SCMP_CMP_MASKED_EQ for all but the last argument of a "
+                "rule, or one rule.",
+            )
+            return
 
 
 def _distant_bounds(name: str, rules: Sequence[Rule]) -> Iterator[Problem]:
@@ -68,61 +83,68 @@ def _distant_bounds(name: str, rules: Sequence[Rule]) -> Iterator[Problem]:
     The comparisons of the upper halves end up in one level of the tree, where the one of the
     upper bound hides the other.
     """
-    for first, second, index in _pairs_of_conditions(rules, _RANGES, _RANGES):
-        if not _UPPER_BOUNDS.isdisjoint((first.op, second.op)) and (
-            first.value >> 32 != second.value >> 32
+    bounds = [(rule, arg) for rule in rules for arg in rule.args if arg.op in _RANGES]
+    for (rule, first), (other, second) in itertools.combinations(bounds, 2):
+        if (
+            rule is not other
+            and first.index == second.index
+            and first.value >> 32 != second.value >> 32
+            and not _UPPER_BOUNDS.isdisjoint((first.op, second.op))
         ):
             yield Problem(
                 code="fails_open",
-                where=rules[-1].where,
-                what=f"Two rules compare argument {index} of {name[:60]} with {first.value} and "
-                f"{second.value}, one of them from above: where the upper 32 bits of such values "
-                "differ, libseccomp applies only parts of the rules.",
+                where=other.where,
+                what=f"Two rules compare argument {first.index} of {name[:60]} with {first.value} "
+                f"and {second.value}, one of them from above: where the upper 32 bits of such "
+                "values differ, libseccomp applies only parts of the rules.",
                 hint="Compare with values that have the same upper 32 bits, or use one rule.",
             )
             return
 
 
 def _complements(name: str, rules: Sequence[Rule]) -> Iterator[Problem]:
-    """Reject `a and x == v` beside `x != v` with the same action.
+    """Reject opposite comparisons in two rules, one of which has more conditions before them.
 
-    libseccomp takes the longer rule for a special case of the other one, and drops it.
+    An example is `a and x == v` next to `x != v`. libseccomp takes the longer rule for a special
+    case of the other one, and drops it.
     """
-    several = [rule for rule in rules if len(rule.args) > 1]
-    single = [rule for rule in rules if len(rule.args) == 1 and rule.args[0].op == "SCMP_CMP_NE"]
-    for rule in several:
-        for other in single:
-            excluded = other.args[0]
-            redundant = any(
-                (arg.index, arg.op, arg.value) == (excluded.index, "SCMP_CMP_EQ", excluded.value)
-                for arg in rule.args
-            )
-            same = answer(rule.action, rule.errno_ret) == answer(other.action, other.errno_ret)
-            if redundant and same:
-                yield Problem(
-                    code="fails_open",
-                    where=f"{rule.where}.args",
-                    what=f"{other.where} has the same action for every other value of argument "
-                    f"{excluded.index} of {name[:60]}: libseccomp drops this rule then.",
-                    hint=f"Remove the condition on argument {excluded.index} here; "
-                    "the two rules mean the same without it.",
-                )
-
-
-def _pairs_of_conditions(
-    rules: Sequence[Rule], first_operators: frozenset[str], second_operators: frozenset[str]
-) -> Iterator[tuple[Condition, Condition, int]]:
-    """Return pairs of conditions of two different rules on the same argument, and its index."""
     for position, rule in enumerate(rules):
         for other in rules[position + 1 :]:
-            for first in rule.args:
-                for second in other.args:
-                    if (
-                        first.index == second.index
-                        and first.op in first_operators
-                        and second.op in second_operators
-                    ):
-                        yield first, second, first.index
+            if answer(rule.action, rule.errno_ret) != answer(other.action, other.errno_ret):
+                continue
+            for first, second in itertools.product(rule.args, other.args):
+                if _are_opposite(first, second) and _is_longer_before(rule, other, first.index):
+                    yield Problem(
+                        code="fails_open",
+                        where=f"{other.where}.args",
+                        what=f"{rule.where} compares argument {first.index} of {name[:60]} with "
+                        f"{first.op} {first.value}, and this rule with the opposite: libseccomp "
+                        "drops the rule that has more conditions.",
+                        hint="Write one of the two otherwise: SCMP_CMP_GE with the next number for "
+                        "SCMP_CMP_GT, SCMP_CMP_LT for SCMP_CMP_LE, or SCMP_CMP_MASKED_EQ with a "
+                        "mask of all bits for SCMP_CMP_EQ.",
+                    )
+                    return
+
+
+def _are_opposite(first: Condition, second: Condition) -> bool:
+    return (first.index, first.value) == (second.index, second.value) and {
+        first.op,
+        second.op,
+    } in _OPPOSITES
+
+
+def _is_longer_before(rule: Rule, other: Rule, index: int) -> bool:
+    """Return whether one rule has the other's conditions before an argument, and more of them."""
+    before, other_before = (
+        {
+            arg
+            for arg in one.args
+            if arg.index < index and (arg.op, arg.value) != ("SCMP_CMP_MASKED_EQ", 0)
+        }
+        for one in (rule, other)
+    )
+    return before < other_before or other_before < before
 
 
 def _too_wide(rule: Rule, abi: str) -> Iterator[Problem]:

@@ -79,15 +79,16 @@ def _names(draw: random.Random) -> list[str]:
 
 
 def _rules(draw: random.Random, main_action: str, values: list[int]) -> list[dict[str, Any]]:
-    topics = _names(draw)
+    is_single = draw.random() < 0.3  # several rules of one call
+    topics = _names(draw)[: 1 if is_single else None]
     rules = []
-    for _ in range(draw.randint(1, 5)):
-        names = topics if draw.random() < 0.7 else _names(draw)
+    for _ in range(draw.randint(2, 5) if is_single else draw.randint(1, 5)):
+        names = topics if is_single or draw.random() < 0.7 else _names(draw)
         rule: dict[str, Any] = {
             "names": sorted(set(draw.sample(names, draw.randint(1, min(2, len(names)))))),
             "action": main_action if draw.random() < 0.8 else draw.choice(DENYING + PERMITTING),
         }
-        if draw.random() < 0.8:
+        if is_single or draw.random() < 0.8:
             rule["args"] = _conditions(draw, values)
         rules.append(rule)
     if draw.random() < 0.1:

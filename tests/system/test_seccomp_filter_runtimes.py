@@ -1,0 +1,151 @@
+"""The filters that the tests build are those that the real runc and crun install."""
+
+import contextlib
+import json
+import random
+import subprocess
+import uuid
+
+import pytest
+
+from agent.doors.host import Host
+from agent.kinds.seccomp import syscalls
+from agent.kinds.seccomp.kind import Seccomp
+from tests.system.seccomp_filter import generator, installed, libraries
+from tests.system.seccomp_filter.bpf import Program
+from tests.system.seccomp_filter.compare import Questions
+from tests.system.seccomp_filter.reference import Reference
+from tests.system.seccomp_filter.runtimes import KERNEL_NUMBERS, Runtime, build
+from tests.system.test_runtimes import bundle, configure, contain, run_command
+
+__all__ = ["bundle"]  # a fixture
+
+# Calls that no container needs once it sleeps, so that rules of any kind are harmless.
+UNUSED = (
+    *("personality", "ptrace", "bind", "connect", "accept", "shmat", "semop", "mount", "chown32"),
+    *("socketcall", "ipc", "stat64", "umount", "vm86", "renameat", "openat2", "socket", "clone3"),
+)
+ALL_CALLS = sorted(syscalls.KNOWN - {*UNUSED, "futex_waitv", "process_mrelease"})
+
+
+@contextlib.contextmanager
+def sleeping(runtime, folder, seccomp):
+    """Run a container that waits; give its process ID on the host."""
+    configure(folder, seccomp, ["sh", "-c", "echo ready; read line"])
+    name = f"profile-loader-{uuid.uuid4().hex[:8]}"
+    with subprocess.Popen(
+        run_command(runtime, name),
+        cwd=folder,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout.readline() == "ready\n"
+            yield process_of(runtime, name)
+        finally:
+            process.stdin.close()
+            process.wait()
+            subprocess.run([runtime, "delete", "--force", name], capture_output=True, check=False)
+
+
+def process_of(runtime, name):
+    """Return a container's process ID. crun starts the command before it can tell the state."""
+    for _ in range(100):
+        state = subprocess.run(
+            [runtime, "state", name], capture_output=True, text=True, check=False
+        )
+        if state.returncode == 0:
+            return json.loads(state.stdout)["pid"]
+    raise AssertionError(state.stderr)
+
+
+def family(runtime):
+    """Return which filters the installed version of a runtime builds."""
+    if runtime == "crun":
+        return Runtime.CRUN
+    words = subprocess.run(["runc", "--version"], capture_output=True, text=True, check=True)
+    version = words.stdout.split()[2]
+    return Runtime.RUNC_1_1 if version.startswith("1.1.") else Runtime.RUNC_1_2
+
+
+def drawn(seed, default):
+    """Return a profile with drawn rules for unused calls, under a default that does not matter."""
+    draw = random.Random(seed)  # noqa: S311 - the same every time
+    profile = generator.profile(draw)
+    profile["defaultAction"] = default
+    rules = []
+    for rule in profile["syscalls"]:
+        names = sorted(set(rule["names"]) & set(UNUSED)) or [draw.choice(UNUSED)]
+        rules.append(rule | {"names": names, "action": "SCMP_ACT_KILL_PROCESS"})
+    if default != "SCMP_ACT_ALLOW":
+        rules.append({"names": ALL_CALLS, "action": "SCMP_ACT_ALLOW"})
+    return profile | {"syscalls": rules}
+
+
+@pytest.mark.parametrize("runtime", ["runc", "crun"])
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("default", ["SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO"])
+def test_the_built_filter_is_the_installed_one(runtime, seed, default, bundle):
+    """The kernel has what the harness builds: the same program, and for runc the same answers."""
+    library = libraries.installed()
+    kind = Seccomp(host=Host("/"), machine="x86_64")
+    bodies = (
+        kind.check(json.dumps(drawn(f"{seed}/{draw}", default)).encode())[0] for draw in range(100)
+    )
+    profile = json.loads(next(body for body in bodies if body))
+    with sleeping(runtime, bundle, profile) as process:
+        actual = installed.of_process(process)
+    built = build(library, profile, family(runtime))
+    plain = build(library, profile, Runtime.CRUN)
+    assert actual[len(actual) - len(plain) :] == plain
+    if runtime == "crun":
+        assert actual == built
+    reference = Reference(library, profile, family(runtime))
+    questions = Questions(profile, random.Random(seed))  # noqa: S311 - the same every time
+    asked = 0
+    harness, kernel = Program(built), Program(actual)
+    for architecture in reference.architectures:
+        calls = list(questions.calls(reference, architecture))
+        calls += [(number, "", [(0,) * 6]) for number in every_number(architecture)]
+        for number, _, vectors in calls:
+            for arguments in vectors:
+                kernel_number = KERNEL_NUMBERS[architecture]
+                expected = harness.answer(kernel_number, number, arguments)
+                assert kernel.answer(kernel_number, number, arguments) == expected
+                asked += 1
+    assert asked > 500
+
+
+def every_number(architecture):
+    """Return every number that a call has or may get."""
+    bit = (1 << 30) if architecture == "SCMP_ARCH_X32" else 0
+    return [number | bit for number in range(600)]
+
+
+DENIES_777 = {
+    "defaultAction": "SCMP_ACT_ALLOW",
+    "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+    "syscalls": [
+        {
+            "names": [name],
+            "action": "SCMP_ACT_ERRNO",
+            "args": [{"index": index, "value": 0o777, "op": "SCMP_CMP_EQ"}],
+        }
+        for name, index in (("chmod", 1), ("fchmodat", 2))
+    ]
+    + [{"names": ["socketcall"], "action": "SCMP_ACT_ERRNO"}],
+}
+CHMOD = "chmod 777 /etc/hostname && echo changed"
+
+
+@pytest.mark.parametrize("runtime", ["runc", "crun"])
+def test_a_conditional_rule_holds_where_libseccomp_would_drop_it(runtime, bundle):
+    """As it is written, the rule is off in a container; as the agent writes it, it is on."""
+    _, output = contain(runtime, bundle, DENIES_777, CHMOD)
+    assert "changed" in output
+    kind = Seccomp(host=Host("/"), machine="x86_64")
+    body, _ = kind.check(json.dumps(DENIES_777).encode())
+    status, output = contain(runtime, bundle, json.loads(body), CHMOD)
+    assert (status != 0, "changed" in output) == (True, False), output
+    assert "Operation not permitted" in output
