@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from agent.core.model import digest
 from agent.doors.host import Host
-from agent.kinds.apparmor import cache, leaving, parser, policy, text
+from agent.kinds.apparmor import cache, leaving, messages, policy, text
 
 
 def named(name, rest):
@@ -82,10 +82,11 @@ def test_any_text_is_scanned(source):
     text.variable_names(source)
 
 
-@given(st.binary(max_size=2000))
-def test_a_parser_message_is_one_bounded_printable_line(stderr):
+@given(st.binary(max_size=2000), st.binary(max_size=200))
+def test_a_parser_message_is_one_bounded_printable_line(stderr, source):
     """Whatever the parser prints becomes one printable line of bounded length."""
-    said = parser.message(b"error " + stderr)
+    known = messages.Known(source=source, words={"error"}, include_dir="/etc/apparmor.d")
+    said = messages.message(b"error " + stderr, known)
     assert said.isprintable()
     assert len(said) <= 601
 

@@ -70,3 +70,36 @@ def test_a_seeded_slice_of_the_search_opens_nothing(tmp_path):
     assert failures == []
     assert counts["refused, canary opened"] > 0
     print(dict(counts))
+
+
+HOST_WORD = "lighthouse"
+QUOTED = (
+    f"capability {HOST_WORD},",
+    f"signal set={HOST_WORD},",
+    f"include <{HOST_WORD}>",
+    f"abi <{HOST_WORD}>,",
+    f"unix type={HOST_WORD},",
+    f"@{{{HOST_WORD}}}/x r,",
+    f"profile x flags=({HOST_WORD}) {{}}",
+)
+
+
+@pytest.mark.parametrize("rule", QUOTED)
+def test_a_message_quotes_the_key_and_no_included_file(tmp_path, rule):
+    """The parser quotes a word of each rule; it is shown only where the key itself contains it."""
+    (tmp_path / "host").write_text(f"{rule}\n")
+    kind = AppArmor(
+        host=Host(tmp_path),
+        checking=True,
+        include_dir=str(tmp_path),
+        abi="/etc/apparmor.d/abi/3.0",
+    )
+    shown = {}
+    for body in (rule, "include <host>"):
+        blob = Blob(origin="dir x", key="key", content=f"profile w {{\n{body}\n}}\n".encode())
+        inspected = kind.inspect(blob)
+        assert isinstance(inspected, Rejection)
+        shown[body] = repr(inspected.problems)
+    assert HOST_WORD in shown[rule]
+    assert HOST_WORD not in shown["include <host>"]
+    assert "line" not in {problem.where[:4] for problem in inspected.problems}

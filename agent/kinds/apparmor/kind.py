@@ -31,6 +31,7 @@ from agent.kinds.apparmor import (
     judge,
     kernel,
     leaving,
+    messages,
     parser,
     policy,
     processes,
@@ -280,7 +281,7 @@ class AppArmor:
         if compiled.message:
             problem = Problem(
                 code="parser_rejected",
-                where=parser.place(compiled.message) or id_.key,
+                where=messages.place(compiled.message, source) or id_.key,
                 what=compiled.message,
                 hint="Mend the text; apparmor_parser -Q -K FILE says the same.",
             )

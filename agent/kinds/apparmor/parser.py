@@ -7,6 +7,7 @@ mediation silently. Rule 3: it runs within limits, and what it prints is bounded
 
 import contextlib
 import errno
+import functools
 import itertools
 import math
 import os
@@ -19,19 +20,12 @@ from pathlib import Path
 from agent.core.model import digest
 from agent.doors import landlock, reading, signature
 from agent.doors.host import Exited, Host, HostError, Running
-from agent.kinds.apparmor import room, sandbox
+from agent.kinds.apparmor import messages, room, sandbox
 from agent.kinds.apparmor.cache import Compiled
 
 PLACES = ("/sbin/apparmor_parser", "/usr/sbin/apparmor_parser")
 _OPTIONS = ("-Q", "-K", "-S", "--warn=rule-not-enforced")
 _OUTPUT_BYTES = 32 << 20
-_MESSAGE = 600
-_MOST_NOTES = 8
-_LINE = re.compile(r" at line (\d+)")
-# The errno would tell whether a file exists that the parser may not open (parser_yacc.y: abi).
-_ERRNO = re.compile(
-    r"((?:Could not open|fstat failed for|failed to find features abi) '.*'): [^']*$"
-)
 # Options in the parser's configuration file (apparmor_parser(8)) that name files.
 _FEATURES = re.compile(
     rb"^\s*(?:policy|kernel|override-policy)?-?(?:features|abi|features-file)=(\S+)", re.MULTILINE
@@ -181,7 +175,12 @@ class Parser:
                         done = again.result(meanwhile)
                     self.ran(done.seconds)
                 meanwhile()
-                yield _compiled(done, effort.memory)
+                yield _compiled(done, effort.memory, self._known(text))
+
+    def _known(self, text: bytes) -> messages.Known:
+        """Return what a message about a text may contain."""
+        words = _words(self.path, _identity(self.path))
+        return messages.Known(source=text, words=words, include_dir=self.include_dir)
 
     def _patient(self) -> "_Effort":
         cpu = max(1, math.ceil(self.timeout_seconds))
@@ -246,47 +245,20 @@ def _configured(option: re.Pattern[bytes], configuration: bytes) -> list[str]:
     return [os.fsdecode(path) for path in option.findall(configuration)]
 
 
-def _compiled(done: Exited, memory: int) -> Compiled:
+def _compiled(done: Exited, memory: int, known: messages.Known) -> Compiled:
     if done.status != 0 and _NO_MEMORY.search(done.stderr):
         return Compiled(killed=f"more than {memory >> 20} MiB of memory", times=1)
     if done.killed or done.status < 0:
         return Compiled(killed=done.killed or f"signal {-done.status}", times=1)
     if done.status != 0:
-        return Compiled(message=message(done.stderr) or f"exit status {done.status}")
-    return Compiled(policy=done.stdout, notes=notes(done.stderr))
+        shown = messages.message(done.stderr, known)
+        return Compiled(message=shown or f"exit status {done.status}")
+    return Compiled(policy=done.stdout, notes=messages.notes(done.stderr, known))
 
 
-def message(stderr: bytes) -> str:
-    """Return the parser's own message: its first error, bounded, printable, valid UTF-8."""
-    lines = _lines(stderr)
-    said = next((line for line in lines if "error" in line.lower()), "")
-    if not said:
-        said = next((line for line in lines if not line.lower().startswith("warning")), "")
-    return _shown(_ERRNO.sub(r"\1", said))
-
-
-def notes(stderr: bytes) -> tuple[str, ...]:
-    """Return which rules the parser left out, as it says so: the kernel does not mediate them."""
-    found = dict.fromkeys(_shown(line) for line in _lines(stderr) if "not enforced" in line)
-    return tuple(found)[:_MOST_NOTES]
-
-
-def place(said: str) -> str:
-    """Return `line N` where the parser's message has one, else nothing."""
-    found = _LINE.search(said)
-    return f"line {found[1]}" if found is not None else ""
-
-
-def _lines(stderr: bytes) -> list[str]:
-    lines = [line.strip() for line in stderr[:65536].decode("utf-8", "replace").splitlines()]
-    return [line for line in lines if line]
-
-
-def _shown(said: str) -> str:
-    text = "".join(
-        one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in said
-    )
-    return text if len(text) <= _MESSAGE else f"{text[:_MESSAGE]}…"
+@functools.lru_cache(maxsize=1)
+def _words(path: str, identity: tuple[int, ...]) -> frozenset[str]:  # noqa: ARG001 - for the cache
+    return messages.words(content(path)) | {path, Path(path).name}
 
 
 def _numbers(path: Path) -> list[str]:
