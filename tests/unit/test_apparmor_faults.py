@@ -180,17 +180,20 @@ def test_a_parser_that_is_killed_twice_is_not_started_again(tmp_path, fault, tim
 
 
 def test_a_message_is_bounded_printable_and_has_its_line(tmp_path):
-    """Bytes that are no UTF-8 and control characters are escaped, and length is cut."""
+    """Bytes that are no UTF-8 and invisible characters are escaped, and length is cut."""
     path = script(
         tmp_path,
-        r"printf 'Warning: x\nAppArmor parser error at line 7: \377\033[31m' >&2;"
-        "head -c 9000 /dev/zero | tr '\\0' y >&2; exit 1",
+        "echo 'Warning: x' >&2;"
+        r"printf 'AppArmor parser error at line 7: \377 a\342\200\213b ' >&2;"
+        "head -c 9000 /dev/zero | tr '\\0' y | fold -w 100 | tr '\\n' ' ' >&2; exit 1",
     )
-    found = agent(node(tmp_path), parser=path, state_dir="/state").inspect(blob())
+    text = "\n" * 7 + "profile x { } # a\u200bb " + "y" * 100 + "\n"
+    found = agent(node(tmp_path), parser=path, state_dir="/state").inspect(blob(text))
     assert isinstance(found, Rejection)
     assert [(one.code, one.where) for one in found.problems] == [("parser_rejected", "line 7")]
-    assert found.problems[0].what.startswith("AppArmor parser error at line 7: \ufffd\\x1b[31myyy")
-    assert len(found.problems[0].what) == 601
+    what = found.problems[0].what
+    assert what.startswith("AppArmor parser error at line 7: \ufffd a\\u200bb yyy")
+    assert len(what) == 601
 
 
 def test_output_that_is_no_policy_is_refused(tmp_path):

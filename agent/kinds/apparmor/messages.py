@@ -81,7 +81,9 @@ def _shown(line: str, known: Known) -> str:
     source = known.source.decode("utf-8", "replace")
     pieces: list[str] = []
     is_line_number = False
-    for piece in line[: 2 * _MOST_CHARACTERS].split():
+    if len(line) > 2 * _MOST_CHARACTERS:
+        line = line[: 2 * _MOST_CHARACTERS].rpartition(" ")[0]  # the last word is not whole
+    for piece in line.split():
         word = piece.strip(_PUNCTUATION)
         if (is_line_number and word.isdecimal()) or _is_known(word, source, known):
             pieces.append(piece)
