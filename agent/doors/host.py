@@ -9,9 +9,9 @@ Rule 3: OSError stops here: it becomes HostError, or one of the answers document
 import contextlib
 import errno
 import fcntl
-import hashlib
 import os
 import resource
+import secrets
 import signal
 import stat
 import subprocess
@@ -67,6 +67,7 @@ class Host:
     def __init__(self, root: str | Path = "/") -> None:
         self.root = Path(root)
         self._here = self.root == Path("/")
+        self._swept: set[tuple[int, int]] = set()  # directories, by device and inode
 
     def path(self, path: str | PurePosixPath) -> Path:
         """Return where an absolute host path lies on this machine.
@@ -183,7 +184,15 @@ class Host:
             status = os.lstat(self._at(path))
         except OSError:
             return False
-        return bool(status.st_mode & 0o022) or status.st_uid not in (0, os.geteuid())
+        return _is_writable_by_others(status)
+
+    def is_writable_by_others(self, base: str) -> bool:
+        """Return whether others than root and this agent may change a directory's entries."""
+        try:
+            status = Path(self._directory(base)).stat()
+        except OSError:
+            return False  # nothing is there, or reading it reports why not
+        return _is_writable_by_others(status)
 
     def signatures(
         self, base: str, names: Iterable[str] | None = None
@@ -211,11 +220,14 @@ class Host:
             os.close(fd)
         return found
 
-    def read_regular(self, base: str, name: str, *, limit: int) -> bytes | None:
+    def read_regular(
+        self, base: str, name: str, *, limit: int, private: bool = False
+    ) -> bytes | None:
         """Return the content of the regular file name (relative, descending) below base.
 
         None if there is nothing of that name. No component below base may be a link; anything
         but a regular file of at most limit bytes raises HostError (ELOOP, EFBIG, EINVAL).
+        private: a file that others than root and this agent may write raises HostError (EPERM).
         """
         with _translated(f"{base}/{name}"):
             try:
@@ -226,6 +238,8 @@ class Host:
                 status = os.fstat(file)
                 if not stat.S_ISREG(status.st_mode):
                     raise OSError(errno.EINVAL, "not a regular file")
+                if private and _is_writable_by_others(status):
+                    raise OSError(errno.EPERM, "others may write it")
                 if status.st_size > limit:
                     raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
                 return reading.whole(file, status.st_size, limit)
@@ -258,13 +272,8 @@ class Host:
         race can replace what somebody else wrote. Otherwise rename(2) replaces it.
         """
         with _translated(f"{base}/{name}"), self._parent(base, name, make=True) as (fd, last):
-            # One name a target: what a kill left behind is cleared by the next write.
-            mark = hashlib.sha256(os.fsencode(last)).hexdigest()[:16]
-            temporary = f"{TEMPORARY_PREFIX}{mark}{TEMPORARY_SUFFIX}"
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary, dir_fd=fd)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            file = os.open(temporary, flags, 0o600, dir_fd=fd)
+            self._sweep_once(fd)
+            temporary, file = _temporary(fd)
             try:
                 with open(file, "wb") as stream:  # noqa: PTH123 - a descriptor, not a path
                     stream.write(content)
@@ -272,17 +281,25 @@ class Host:
                     os.fchmod(file, mode)
                     if durable:
                         os.fsync(file)
-                if new:
-                    os.link(temporary, last, src_dir_fd=fd, dst_dir_fd=fd, follow_symlinks=False)
-                    os.unlink(temporary, dir_fd=fd)
-                else:
-                    os.rename(temporary, last, src_dir_fd=fd, dst_dir_fd=fd)
+                    _publish(temporary, last, fd, new=new)
             except BaseException:
                 with contextlib.suppress(OSError):
                     os.unlink(temporary, dir_fd=fd)
                 raise
             if durable:
                 os.fsync(fd)
+
+    def _sweep_once(self, fd: int) -> None:
+        """Remove the temporary files that a crash left in a directory, once per process."""
+        status = os.fstat(fd)
+        directory = (status.st_dev, status.st_ino)
+        if directory in self._swept:
+            return
+        for name in os.listdir(fd):
+            if name.startswith(TEMPORARY_PREFIX) and name.endswith(TEMPORARY_SUFFIX):
+                with contextlib.suppress(OSError):
+                    _remove_if_stale(name, fd)
+        self._swept.add(directory)
 
     def remove_file(self, base: str, name: str) -> None:
         """Remove a file below base, durably; absent is fine. Raises HostError."""
@@ -452,6 +469,49 @@ class _Children:
             self._over = True
             for process in self._processes:
                 _end(process)
+
+
+def _is_writable_by_others(status: os.stat_result) -> bool:
+    return bool(status.st_mode & 0o022) or status.st_uid not in (0, os.geteuid())
+
+
+def _temporary(directory: int) -> tuple[str, int]:
+    """Create and lock a temporary file; return its name, unique among all agents, and descriptor.
+
+    The lock says that a process is writing the file: `_remove_if_stale` removes the others. A file
+    that was removed between its creation and its lock is replaced by another one.
+    """
+    while True:
+        name = f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        file = os.open(name, flags, 0o600, dir_fd=directory)
+        with contextlib.suppress(OSError):  # a file system without locks has no sweep either
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file).st_nlink:
+            return name, file
+        os.close(file)
+
+
+def _remove_if_stale(name: str, directory: int) -> None:
+    """Remove a temporary file of this user unless a process is writing it. Raises OSError."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    file = os.open(name, flags, dir_fd=directory)
+    try:
+        status = os.fstat(file)
+        if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(name, dir_fd=directory)
+    finally:
+        os.close(file)
+
+
+def _publish(temporary: str, name: str, directory: int, *, new: bool) -> None:
+    """Give a complete temporary file its name. Raises OSError (EEXIST with new)."""
+    if new:
+        os.link(temporary, name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
+        os.unlink(temporary, dir_fd=directory)
+    else:
+        os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
 
 
 class Running:

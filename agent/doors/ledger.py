@@ -6,6 +6,7 @@ bytes that entries refer to; STATE/lock keeps a second agent out.
 Rule 1: an entry of a newer schema is not damaged: nothing may be concluded, so nothing is done.
 Rule 2: a damaged entry counts as absent, and is reported; nothing is removed for it.
 Rule 3: bytes are believed only if their sha256 is their name.
+Rule 4: an entry is proof of ownership only while nobody but root and this agent can write it.
 """
 
 import errno
@@ -80,13 +81,15 @@ class FileLedger:
         self._cached = None
         self.damaged = []
         found: dict[Id, Entry] = {}
+        for directory in (self.directory, base):
+            if self.host.is_writable_by_others(directory):
+                return _not_private(directory)
         try:
             names = self.host.names(base) if self.host.exists(base) else []
             for name in names:
                 if not name.endswith(".json") or name.startswith("."):
                     continue
-                content = self.host.read_regular(base, name, limit=_LIMIT)
-                entry = self._read(name, content or b"")
+                entry = self._entry(base, name)
                 if isinstance(entry, Problem):
                     return entry
                 if entry is not None:
@@ -127,6 +130,16 @@ class FileLedger:
         """Read every entry again, and look again what is kept."""
         self._cached = self._bodies = None
 
+    def _entry(self, base: str, name: str) -> Entry | Problem | None:
+        """Read one entry. An entry that others may write proves nothing, as a damaged one."""
+        try:
+            content = self.host.read_regular(base, name, limit=_LIMIT, private=True)
+        except HostError as error:
+            if error.errno != errno.EPERM:
+                raise
+            content = b""
+        return self._read(name, content or b"")
+
     def _read(self, name: str, content: bytes) -> Entry | Problem | None:
         path = f"{self.directory}/{_ENTRIES}/{name}"
         stored = _decoded(content)
@@ -145,8 +158,8 @@ class FileLedger:
                 Problem(
                     code="ledger_damaged",
                     where=path,
-                    what="The entry is not whole; it counts as absent, and nothing is removed "
-                    "for it.",
+                    what="The entry is not complete, or others than root may write it. It counts "
+                    "as absent, and nothing is removed for it.",
                     hint="Delete the file once its profile is in place or no longer wanted.",
                 )
             )
@@ -218,6 +231,17 @@ class FileLedger:
         except HostError as error:
             return _write_failed(error)
         return None
+
+
+def _not_private(directory: str) -> Problem:
+    """Report a ledger that could contain forged entries: the agent would remove foreign files."""
+    return Problem(
+        code="kind_unobservable",
+        where=directory,
+        what="Others than root may write this directory, so the ledger in it proves nothing. "
+        "Nothing is changed.",
+        hint=f"Check what is in it, then: chown -R root: {directory} && chmod -R go-w {directory}",
+    )
 
 
 def _decoded(content: bytes) -> _StoredEntry | None:

@@ -1,6 +1,7 @@
 """What every ledger keeps: the file ledger, and the one in memory that stands for it."""
 
 import json
+import os
 
 import pytest
 
@@ -172,6 +173,38 @@ def test_an_unreadable_ledger_is_not_an_empty_one(files):
     found = ledger.entries()
     assert isinstance(found, Problem)
     assert found.code == "kind_unobservable"
+
+
+@pytest.mark.parametrize("folder", ["state", "state/entries"])
+@pytest.mark.parametrize("change", ["mode", "owner"])
+def test_a_ledger_that_others_may_write_proves_nothing(files, tmp_path, folder, change):
+    """A forged entry would make the agent remove a foreign file; so nothing is concluded."""
+    ledger, _ = files
+    if change == "mode":
+        (tmp_path / folder).chmod(0o777)
+    else:
+        os.chown(tmp_path / folder, 1234, -1)
+    found = FileLedger(ledger.host, ledger.directory).entries()
+    assert isinstance(found, Problem)
+    assert (found.code, found.where) == ("kind_unobservable", f"/{folder}")
+
+
+@pytest.mark.parametrize("change", ["mode", "owner"])
+def test_an_entry_that_others_may_write_is_damaged(files, change):
+    """Who forged an entry while the directory was open to others gains nothing afterwards."""
+    ledger, path = files
+    assert set(ledger.entries()) == {ID}
+    if change == "mode":
+        path.chmod(0o666)
+    else:
+        os.chown(path, 1234, -1)
+    assert (ledger.entries(), [one.code for one in ledger.damaged]) == ({}, ["ledger_damaged"])
+
+
+def test_a_link_to_the_state_directory_is_followed(files, tmp_path):
+    """The mode of a symbolic link says nothing; that of its target counts."""
+    (tmp_path / "link").symlink_to("state")
+    assert set(FileLedger(Host(tmp_path), "/link").entries()) == {ID}
 
 
 def test_left_over_temporary_files_are_no_entries(files):

@@ -1,12 +1,19 @@
 """The host door: files below a root, whatever stands in their way, and bounded commands."""
 
 import errno
+import fcntl
 import os
 import stat
 
 import pytest
 
-from agent.doors.host import Exited, Host, HostError
+from agent.doors.host import (
+    TEMPORARY_PREFIX,
+    TEMPORARY_SUFFIX,
+    Exited,
+    Host,
+    HostError,
+)
 
 PYTHON = os.path.realpath("/proc/self/exe")
 LIMITS = {
@@ -195,6 +202,20 @@ def test_what_a_kill_left_behind_is_cleared_by_the_next_write(host, tmp_path, mo
     assert list(tree(tmp_path).values()) == [b"cut"]
     host.write_file("/d", "a", b"whole", new=True)
     assert tree(tmp_path) == {"d/a": b"whole"}
+
+
+def test_a_temporary_file_that_a_process_is_writing_is_left_alone(host, tmp_path):
+    """Two agents may share a directory: only the remains of processes that ended are removed."""
+    folder = tmp_path / "d"
+    folder.mkdir()
+    names = [f"{TEMPORARY_PREFIX}{one}{TEMPORARY_SUFFIX}" for one in ("live", "stale", "pipe")]
+    for name in names[:2]:
+        (folder / name).write_bytes(b"")
+    os.mkfifo(folder / names[2])
+    with (folder / names[0]).open("wb") as writing:
+        fcntl.flock(writing, fcntl.LOCK_EX)
+        host.write_file("/d", "a", b"")
+    assert sorted(one.name for one in folder.iterdir()) == sorted([names[0], names[2], "a"])
 
 
 # --- signatures -----------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """Mistakes of this field that no other test keeps out; docs/pitfalls.md lists all of them."""
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -38,6 +40,28 @@ def test_a_reader_never_sees_a_part_of_a_profile(tmp_path):
         done.set()
         reader.join()
     assert seen <= set(versions)
+
+
+WRITER = """
+import sys
+from agent.doors.host import Host
+host = Host(sys.argv[1])
+for number in range(150):
+    host.write_file("/d", "a.json", sys.argv[2].encode() * 20_000, durable=False)
+"""
+
+
+def test_a_reader_sees_whole_versions_of_two_agents_that_share_a_directory(tmp_path):
+    """Two processes that write the same file at once never publish a part of it, nor fail."""
+    Host(tmp_path).write_file("/d", "a.json", b"a" * 20_000)
+    seen = set()
+    command = [sys.executable, "-c", WRITER, str(tmp_path)]
+    writers = [subprocess.Popen([*command, letter], stderr=subprocess.PIPE) for letter in "ab"]
+    while any(one.poll() is None for one in writers):
+        seen.add((tmp_path / "d/a.json").read_bytes())
+    assert [one.communicate()[1] for one in writers] == [b"", b""]
+    assert seen <= {b"a" * 20_000, b"b" * 20_000}
+    assert [one.name for one in (tmp_path / "d").iterdir()] == ["a.json"]
 
 
 def test_an_older_file_of_the_same_name_is_compiled_anew(tmp_path):

@@ -53,7 +53,7 @@ class Cache:
             self._used.add(key)
             return self.memory[key]
         try:
-            content = self.host.read_regular(self.base, key, limit=_LIMIT)
+            content = self.host.read_regular(self.base, key, limit=_LIMIT, private=True)
         except HostError:
             return None
         found = _decode(content) if content is not None else None
