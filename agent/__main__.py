@@ -4,6 +4,7 @@ import _thread
 import atexit
 import contextlib
 import errno
+import logging
 import os
 import shutil
 import signal
@@ -25,6 +26,18 @@ BUG: Final = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 AGAIN_SECONDS: Final = 0.01  # until a signal comes again that Python ignored
 LAST_SECONDS: Final = 0.5  # for the last words
+# Signals that would end the process; the daemon handles SIGHUP and SIGQUIT, and ignores the others.
+_HANDLED: Final = (
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGALRM,
+    signal.SIGVTALRM,
+    signal.SIGPROF,
+    signal.SIGIO,
+    signal.SIGPWR,
+)
 _NOT_WRITABLE: Final = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT)
 
 
@@ -134,6 +147,7 @@ def _daemon(settings: Settings) -> int:
 def _passes(settings: Settings) -> int:
     from agent import wiring
     from agent.reporters import logs
+    from agent.reporters.log_writer import LogWriter
 
     def leave(number: int, _frame: object) -> None:
         # Like a SIGKILL, which every step survives: nothing on the node is undone or finished.
@@ -142,20 +156,33 @@ def _passes(settings: Settings) -> int:
     def broken(args: threading.ExceptHookArgs) -> None:
         # A thread that is gone would be missed silently: whoever started the agent starts it anew.
         if not isinstance(args.exc_value, SystemExit):
+            with contextlib.suppress(RuntimeError):  # no room for a thread
+                _later(LAST_SECONDS, lambda: os._exit(BUG))  # nobody may read standard error
+            logging.shutdown()
             os._exit(_bug(args.exc_value) if isinstance(args.exc_value, Exception) else BUG)
 
     threading.excepthook = broken
     _ignore_no_end()
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, leave)
-    logs.configure(settings.log_format, settings.log_level)
+    for number in _HANDLED:
+        signal.signal(number, _leave_to_thread)
+    writer = LogWriter(sys.stderr.fileno())
+    logs.configure(settings.log_format, settings.log_level, writer)
     with _lock(settings) as mine:
         if not mine:
             return LOCKED
-        one = wiring.daemon(settings)
-        _interrupt(one.wake.put)
-        one.run()
+        daemon = wiring.daemon(settings, writer.dropped)
+        _receive_signals(daemon.wake.put, daemon.request_full_pass)
+        daemon.run()
     return 0
+
+
+def _leave_to_thread(_number: int, _frame: object) -> None:
+    """Do nothing: the thread of `_receive_signals` acts, whatever the main thread is doing.
+
+    Unlike SIG_IGN, a handler is not inherited by the commands that the agent runs.
+    """
 
 
 def _ignore_no_end() -> None:
@@ -207,21 +234,47 @@ def _later(seconds: float, do: Callable[[], None]) -> None:
     _thread.start_new_thread(run, ())
 
 
-def _interrupt(wake: Callable[[str], None]) -> None:
-    """Let a signal wake the main thread, which alone runs handlers, whenever it comes.
+def _receive_signals(wake: Callable[[str], None], request_full_pass: Callable[[], None]) -> None:
+    """Start the thread that receives signals, and wakes the main thread for its own handlers.
 
-    The kernel interrupts what waits already: a signal right before, or one that another thread
-    takes, would be noticed when the waiting ends (Python, signal.set_wakeup_fd).
+    The kernel interrupts a main thread that waits already; a signal that comes right before, or
+    that another thread receives, would be noticed only when the wait ends (Python,
+    signal.set_wakeup_fd).
     """
-    told, tells = os.pipe()
-    os.set_blocking(tells, False)
-    signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
+    received, sender = os.pipe()
+    os.set_blocking(sender, False)
+    signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
 
     def run() -> None:
-        while os.read(told, 1):
-            wake("signal")
+        while numbers := os.read(received, 1):
+            match numbers[0]:
+                case signal.SIGHUP:
+                    request_full_pass()
+                case signal.SIGQUIT:
+                    _log_stacks()
+                case number if number in _HANDLED:
+                    _log("signal_ignored", signal=signal.Signals(number).name)
+                case _:
+                    wake("signal")
 
     threading.Thread(target=run, name="signals", daemon=True).start()
+
+
+def _log(event: str, **fields: object) -> None:
+    import structlog
+
+    structlog.stdlib.get_logger("agent").warning(event, **fields)
+
+
+def _log_stacks() -> None:
+    """Log where every thread is, without values of variables."""
+    import traceback
+
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    for ident, frame in sys._current_frames().items():  # noqa: SLF001 - documented in sys
+        lines = traceback.StackSummary.extract(traceback.walk_stack(frame), lookup_lines=False)
+        stack = [f"{one.filename}:{one.lineno} {one.name}" for one in lines]
+        _log("thread_stack", thread=names.get(ident, str(ident)), stack=stack)
 
 
 @contextlib.contextmanager

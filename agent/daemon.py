@@ -113,6 +113,8 @@ class Daemon:
         self._nodes: Mapping[str, str] | None = None
         self._due = 0.0
         self._full = 0.0  # when everything is to be looked at anew
+        self._full_passes_requested = 0
+        self._full_passes_served = 0
         self._failing: frozenset[tuple[str, ...]] = frozenset()
         self._failures = 0  # how often in a row the same failed
         self._repairs: dict[str, deque[float]] = {}  # name: when it was repaired, of late
@@ -130,12 +132,19 @@ class Daemon:
             self.step()
             self._wait()
 
+    def request_full_pass(self) -> None:
+        """Let the next pass trust no signature and read everything; any thread may call this."""
+        self._full_passes_requested += 1
+        self.wake.put("full pass")
+
     def step(self) -> Report:
         """Make one pass and tell it."""
         self._nodes = self.nodes()
         self.beat = began = time.monotonic()
         self._ask()
-        full = began >= self._full
+        requested = self._full_passes_requested
+        full = began >= self._full or requested != self._full_passes_served
+        self._full_passes_served = requested
         found = self.one.run(full=full)
         if full:
             self._full = began + self.resync * random.uniform(0.9, 1.0)  # noqa: S311 - spreads load

@@ -312,8 +312,11 @@ def _labelled(settings: Settings, found: Cluster, report: Report) -> Report:
     return replace(report, problems=report.problems + problems)
 
 
-def daemon(settings: Settings) -> "Daemon":
-    """Return the daemon, with everything it needs started."""
+def daemon(settings: Settings, log_lines_dropped: Callable[[], int] = lambda: 0) -> "Daemon":
+    """Return the daemon, with everything it needs started.
+
+    log_lines_dropped: returns how many log lines were dropped since the start.
+    """
     from agent.daemon import Daemon, Words
     from agent.doors.watch import Files, Revision
     from agent.reporters import logs
@@ -321,7 +324,11 @@ def daemon(settings: Settings) -> "Daemon":
     from agent.reporters.metrics import Metrics
 
     version = _version()
-    metrics = Metrics(version, allow_unsupported=settings.allow_unsupported)
+    metrics = Metrics(
+        version,
+        allow_unsupported=settings.allow_unsupported,
+        log_lines_dropped=log_lines_dropped,
+    )
     board = Board(
         metrics,
         version=version,

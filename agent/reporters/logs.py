@@ -1,4 +1,4 @@
-"""Logs on standard error: JSON off a terminal, one line an event, libraries' lines included.
+"""Logs on standard error: JSON off a terminal, one line per event, libraries' lines included.
 
 Rule 1: no profile body, no local variable of a traceback, no environment is ever logged.
 """
@@ -13,10 +13,16 @@ import structlog
 from agent.core.problems import Problem
 from agent.core.report import Report, Row
 from agent.reporters import table
+from agent.reporters.log_writer import LogWriter, QueueHandler
 
 
-def configure(form: Literal["auto", "json", "console"], level: str) -> None:
-    """Set up structlog and the standard library's logging to write the same lines."""
+def configure(
+    form: Literal["auto", "json", "console"], level: str, writer: LogWriter | None = None
+) -> None:
+    """Set up structlog and the standard library's logging to write the same lines.
+
+    writer: writes the lines to standard error in its own thread; without it each call does.
+    """
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
@@ -38,7 +44,7 @@ def configure(form: Literal["auto", "json", "console"], level: str) -> None:
             structlog.processors.JSONRenderer(sort_keys=False),
         ]
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(sys.stderr) if writer is None else QueueHandler(writer)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

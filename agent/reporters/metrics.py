@@ -7,7 +7,7 @@ Rule 3: a scrape sees one report as a whole, never half of the next one.
 
 import threading
 from collections import Counter as Count
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from prometheus_client import (
@@ -21,6 +21,8 @@ from prometheus_client import (
     disable_created_metrics,
 )
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from agent.core.report import Report, Row, SetStatus, is_converged
 
@@ -42,12 +44,19 @@ class Metrics:
     allow_unsupported: a kind that the node cannot have leaves it converged (--allow-unsupported).
     """
 
-    def __init__(self, version: str, *, allow_unsupported: bool = False) -> None:
+    def __init__(
+        self,
+        version: str,
+        *,
+        allow_unsupported: bool = False,
+        log_lines_dropped: Callable[[], int] = lambda: 0,
+    ) -> None:
         self.allow_unsupported = allow_unsupported
         disable_created_metrics()  # type: ignore[no-untyped-call] # the library's own
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
+        self.registry.register(_LogLines(log_lines_dropped))
         self._lock = threading.Lock()
         self._timed: Mapping[str, float] | None = None
         self._info = self._gauge("build_info", "Version of the agent.", "version")
@@ -245,6 +254,20 @@ class Metrics:
             for one in self.registry.collect()
             if one.name.startswith("profile_loader_")
         }
+
+
+class _LogLines(Collector):
+    """The counter of log lines that were dropped, which another thread keeps."""
+
+    def __init__(self, dropped: Callable[[], int]) -> None:
+        self._dropped = dropped
+
+    def collect(self) -> Iterable[Metric]:
+        yield CounterMetricFamily(
+            "profile_loader_log_lines_dropped",
+            "Log lines that were dropped because nobody read standard error.",
+            value=self._dropped(),
+        )
 
 
 def _problems(report: Report) -> Count[str]:

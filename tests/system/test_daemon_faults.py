@@ -397,6 +397,46 @@ def test_a_log_that_nobody_reads_does_not_keep_it(daemon, monkeypatch):
     os.close(tells)
 
 
+def test_a_log_that_nobody_reads_stops_no_repair(daemon, monkeypatch):
+    """Lines are dropped and counted; files come back, and metrics and probes are served."""
+    monkeypatch.setenv("TALKING", "1")
+    received, sender = os.pipe()
+    command = [sys.executable, "-m", "tests.system.ended", *daemon.command()]
+    daemon.process = subprocess.Popen(command, stderr=sender)
+    daemon.until(lambda: (daemon.metric("log_lines_dropped_total") or 0) > 0)
+    daemon.until(lambda: daemon.number() == 1)
+    for _ in range(3):
+        (daemon.seccomp / "a.json").unlink()
+        daemon.until(lambda: daemon.number() == 1)
+    assert (daemon.get("/healthz")[0], daemon.ready()) == (200, True)
+    left_in_peace(daemon)
+    os.close(received)
+    os.close(sender)
+
+
+IGNORED = (
+    "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGIO", "SIGPWR",
+)  # fmt: skip
+
+
+def test_signals_that_are_no_request_to_end_do_not_end_it(daemon):
+    """SIGHUP makes a pass, SIGQUIT logs the stack of each thread, others are logged alone."""
+    daemon.start("--resync=60m")
+    settled(daemon, a=1)
+    for name in IGNORED:
+        daemon.process.send_signal(getattr(signal, name))
+    daemon.until(lambda: len(daemon.lines("signal_ignored")) == len(IGNORED))
+    assert {one["signal"] for one in daemon.lines("signal_ignored")} == set(IGNORED)
+    daemon.process.send_signal(signal.SIGQUIT)
+    daemon.until(lambda: "MainThread" in {one["thread"] for one in daemon.lines("thread_stack")})
+    passes = 'passes_total{result="converged"}'
+    before = daemon.metric(passes)
+    daemon.process.send_signal(signal.SIGHUP)
+    daemon.until(lambda: daemon.metric(passes) > before)
+    assert daemon.problems() == {}
+    left_in_peace(daemon)
+
+
 def test_keys_of_a_kubeconfig_do_not_stay_behind(daemon, tmp_path, monkeypatch):
     """The client writes them to files, which it removes when Python ends."""
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))

@@ -660,6 +660,17 @@ def test_everything_is_looked_at_anew_every_resync(world, clock):
     assert world.daemon._full - clock.now >= 0.9 * RESYNC
 
 
+def test_a_requested_full_pass_is_made_once_even_if_its_word_is_lost(world):
+    """SIGHUP requests it; the next pass trusts no signature, the one after that does again."""
+    world.turn()
+    before = world.keys.forgotten
+    world.daemon.request_full_pass()
+    world.daemon.wake.get()
+    world.turn()
+    world.turn()
+    assert world.keys.forgotten == before + 1
+
+
 def test_what_failed_is_tried_again_less_and_less_often(world, clock):
     """Up to the resync, and from the beginning after a success."""
     fail = world.kind.put

@@ -1,0 +1,103 @@
+"""A bounded queue between the program and its log.
+
+A pipe that nobody reads blocks every write. This module writes lines in a thread of its own, so
+that a blocked log never blocks the work on the node: while the queue is full, new lines are dropped
+and counted. Once the log is read again, one line reports how many are missing.
+"""
+
+import logging
+import os
+import select
+import threading
+import time
+from collections import deque
+from typing import Final
+
+import structlog
+
+LIMIT_BYTES: Final = 1 << 20  # of lines that wait
+FLUSH_SECONDS: Final = 0.4  # at the end of the process
+
+
+class LogWriter:
+    """Writes lines to a file descriptor. Any thread may call any method; none of them blocks long.
+
+    Lines keep their order. A line is written completely, or dropped and counted.
+    """
+
+    def __init__(self, descriptor: int, *, limit_bytes: int = LIMIT_BYTES) -> None:
+        """Start the thread; it ends with the process."""
+        self._descriptor = descriptor
+        self._limit_bytes = limit_bytes
+        self._lines: deque[bytes] = deque()
+        self._waiting_bytes = 0  # of the lines, and of the one that is being written
+        self._dropped = 0
+        self._changed = threading.Condition()
+        threading.Thread(target=self._run, name="log", daemon=True).start()
+
+    def write(self, line: str) -> None:
+        """Queue a line, or drop it if too many bytes wait already."""
+        content = line.encode("utf-8", "backslashreplace") + b"\n"
+        with self._changed:
+            if self._waiting_bytes + len(content) > self._limit_bytes:
+                self._dropped += 1
+                return
+            self._lines.append(content)
+            self._waiting_bytes += len(content)
+            self._changed.notify_all()
+
+    def dropped(self) -> int:
+        """Return how many lines were dropped since the start."""
+        return self._dropped
+
+    def flush(self, seconds: float) -> None:
+        """Return when every queued line is written, or after so many seconds."""
+        end = time.monotonic() + seconds
+        with self._changed:
+            while self._waiting_bytes and (left := end - time.monotonic()) > 0:
+                self._changed.wait(left)
+
+    def _run(self) -> None:
+        reported = 0
+        while True:
+            with self._changed:
+                while not self._lines:
+                    self._changed.wait()
+                line = self._lines.popleft()
+            is_written = self._write(line)
+            with self._changed:
+                self._waiting_bytes -= len(line)
+                self._dropped += not is_written
+                missing = self._dropped - reported if is_written and not self._lines else 0
+                self._changed.notify_all()
+            if missing:
+                reported += missing
+                structlog.stdlib.get_logger("agent").warning("log_lines_dropped", lines=missing)
+
+    def _write(self, line: bytes) -> bool:
+        """Write a line, however long that takes; return whether it could be written."""
+        rest = memoryview(line)
+        while rest:
+            try:
+                rest = rest[os.write(self._descriptor, rest) :]
+            except BlockingIOError:
+                select.select([], [self._descriptor], [])
+            except OSError:  # the reader is gone, or the disk is full
+                return False
+        return True
+
+
+class QueueHandler(logging.Handler):
+    """A logging handler that writes through a LogWriter."""
+
+    def __init__(self, writer: LogWriter) -> None:
+        super().__init__()
+        self._writer = writer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Format a record and queue its line."""
+        self._writer.write(self.format(record))
+
+    def flush(self) -> None:
+        """Wait a moment for the queue: logging calls this at the end of the process."""
+        self._writer.flush(FLUSH_SECONDS)

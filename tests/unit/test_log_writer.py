@@ -1,0 +1,106 @@
+"""Specification of agent.reporters.log_writer, over real pipes."""
+
+import contextlib
+import json
+import logging
+import os
+import threading
+
+import pytest
+import structlog
+
+from agent.reporters import logs
+from agent.reporters.log_writer import LogWriter
+from agent.reporters.metrics import Metrics
+
+LINE = "x" * 99
+
+
+@pytest.fixture
+def pipe():
+    """Give both ends of a pipe; they are closed, and logging is as before, at the end."""
+    handlers = list(logging.getLogger().handlers)
+    reader, writer = os.pipe()
+    yield reader, writer
+    logging.getLogger().handlers[:] = handlers
+    for one in (reader, writer):
+        with contextlib.suppress(OSError):
+            os.close(one)
+
+
+def read_until(reader, last):
+    """Return the lines of a pipe up to one that contains a text."""
+    found = b""
+    while last not in found:
+        found += os.read(reader, 1 << 16)
+    return found.decode().splitlines()
+
+
+def test_a_log_that_nobody_reads_blocks_no_caller_and_is_counted(pipe):
+    """Lines beyond the limit are dropped; the others arrive in order once the log is read."""
+    reader, descriptor = pipe
+    writer = LogWriter(descriptor, limit_bytes=10_000)
+    capacity = 1 << 16  # pipe(7)
+    for number in range(2 * capacity // 100):
+        writer.write(f"{number:099}")
+    dropped = writer.dropped()
+    assert dropped > 0
+    logs.configure("json", "info", writer)
+    text = read_until(reader, b"log_lines_dropped")
+    numbers = [int(line) for line in text[:-1]]
+    assert numbers == sorted(set(numbers))
+    assert len(numbers) + dropped == 2 * capacity // 100
+    assert json.loads(text[-1])["lines"] == dropped
+    metrics = Metrics("1", log_lines_dropped=writer.dropped).expose("")[1].decode()
+    assert f"profile_loader_log_lines_dropped_total {float(dropped)}" in metrics
+
+
+def test_a_log_whose_reader_is_gone_costs_lines_alone(pipe):
+    """A broken pipe is counted, and later lines are tried all the same."""
+    reader, descriptor = pipe
+    os.close(reader)
+    writer = LogWriter(descriptor)
+    writer.write("a")
+    writer.write("b")
+    writer.flush(60)
+    assert writer.dropped() == 2
+
+
+def test_a_pipe_that_does_not_block_is_waited_for(pipe):
+    """Whoever opened standard error may have made it non-blocking."""
+    reader, descriptor = pipe
+    os.set_blocking(descriptor, False)
+    writer = LogWriter(descriptor)
+    for _ in range(2000):
+        writer.write(LINE)
+    writer.write("end")
+    assert read_until(reader, b"end") == [LINE] * 2000 + ["end"]
+    assert writer.dropped() == 0
+
+
+def test_the_end_of_the_process_waits_a_moment_for_the_log(pipe):
+    """The last lines are written before the process ends, if somebody reads them."""
+    reader, descriptor = pipe
+    writer = LogWriter(descriptor)
+    logs.configure("json", "info", writer)
+    structlog.stdlib.get_logger("agent").info("last")
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+    assert b"last" in os.read(reader, 1 << 16)
+
+
+def test_every_thread_may_log(pipe):
+    """Lines of several threads are never mixed."""
+    reader, descriptor = pipe
+    writer = LogWriter(descriptor)
+    threads = [
+        threading.Thread(target=lambda: [writer.write(LINE) for _ in range(500)]) for _ in range(4)
+    ]
+    for one in threads:
+        one.start()
+    lines = read_until(reader, (LINE + "\n").encode())
+    while len(lines) < 2000:
+        lines += os.read(reader, 100).decode().splitlines()
+    for one in threads:
+        one.join()
+    assert set(lines) == {LINE}
