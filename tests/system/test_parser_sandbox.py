@@ -4,6 +4,7 @@ The texts go to the parser without the check that comes before it (agent/kinds/a
 that the sandbox alone is tested. No AppArmor kernel is needed to compile.
 """
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -16,6 +17,7 @@ from agent.doors.host import Host
 from agent.kinds.apparmor import sandbox
 from agent.kinds.apparmor.kind import AppArmor
 from agent.kinds.apparmor.parser import Parser
+from tests.unit.test_landlock import SYSTEM_CALL_NUMBERS, output_under
 
 pytestmark = pytest.mark.skipif(landlock.missing() != "", reason=landlock.missing() or "active")
 FEATURES = ("--kernel-features", "/etc/apparmor.d/abi/3.0")
@@ -179,6 +181,19 @@ def test_a_text_that_the_check_cannot_decide_needs_the_sandbox(tmp_path):
     assert isinstance(refused, Rejection)
     assert [one.code for one in refused.problems] == ["include_refused"]
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_policy_that_was_compiled_without_the_sandbox_is_compiled_again():
+    """It may contain files that are not among its recorded inputs: its context is another one."""
+    script = """
+from agent.doors.host import Host
+from agent.kinds.apparmor.parser import Parser
+made = Parser(Host("/"), "", timeout_seconds=60, include_dir="/etc/apparmor.d")
+print(made.inputs(), end="")
+"""
+    without = output_under(SYSTEM_CALL_NUMBERS["create"], errno.ENOSYS, script)
+    assert len(without) == len(parser().inputs())
+    assert without != parser().inputs()
 
 
 def test_the_loader_and_the_libraries_are_those_of_the_program():

@@ -246,9 +246,9 @@ def seccomp(number, code):
     return b"".join(struct.pack("=HBBI", *one) for one in instructions)
 
 
-def missing_under(number, code):
-    """Return what landlock.missing says in a process whose seccomp filter denies a call."""
-    script = f"""
+def output_under(number, code, script):
+    """Return what Python prints in a process whose seccomp filter denies a system call."""
+    setup = f"""
 import ctypes
 from agent.doors import landlock
 program = ctypes.create_string_buffer({seccomp(number, code)!r})
@@ -258,12 +258,16 @@ filter_ = Filter(4, ctypes.addressof(program))
 libc = ctypes.CDLL(None)
 assert libc.prctl(38, 1, 0, 0, 0) == 0
 assert libc.prctl(22, 2, ctypes.byref(filter_), 0, 0) == 0
-print(landlock.missing(), end="")
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        [sys.executable, "-c", f"{setup}{script}"], capture_output=True, text=True, check=True
     )
     return done.stdout
+
+
+def missing_under(number, code):
+    """Return what landlock.missing says in a process whose seccomp filter denies a call."""
+    return output_under(number, code, 'print(landlock.missing(), end="")')
 
 
 @pytest.mark.parametrize("call", SYSTEM_CALL_NUMBERS)

@@ -103,19 +103,17 @@ class Parser:
     def inputs(self) -> str:
         """Return a digest of the parser, its configuration and every file it may include.
 
-        Contents are read again only when some file's identity, size or times changed.
+        Contents are read again only when some file's identity, size or times changed. Without the
+        sandbox a policy may have other inputs, so the digest is another one. Raises ParserError.
         """
+        confined = not self.unsandboxed()
         configuration = content(self.config_file)
         files = [self.path, self.config_file, *_configured(_FEATURES, configuration)]
         files += sandbox.tree(self._roots(configuration)).files
-        signatures = tuple((path, _identity(path)) for path in files)
+        signatures = (confined, *((path, _identity(path)) for path in files))
         if signatures != self._signatures:
-            self._digest = digest(
-                b"".join(
-                    path.encode("utf-8", "surrogateescape") + b"\0" + content(path)
-                    for path in files
-                )
-            )
+            contents = (os.fsencode(path) + b"\0" + content(path) for path in files)
+            self._digest = digest(b"".join((b"sandboxed\0" * confined, *contents)))
             self._signatures = signatures
         return self._digest
 
