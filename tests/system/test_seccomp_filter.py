@@ -4,7 +4,10 @@ The filters are built by every libseccomp at hand, as runc and crun do it, and e
 kernel does.
 """
 
+import concurrent.futures
 import json
+import os
+import re
 import subprocess
 import sys
 
@@ -17,7 +20,6 @@ from tests.system.seccomp_filter import libraries, reference
 from tests.system.seccomp_filter.search import Outcome, judge
 
 X86_64, X86, X32 = (f"SCMP_ARCH_{name}" for name in ("X86_64", "X86", "X32"))
-SLICE = 1500
 
 
 def profile(*rules, architectures):
@@ -157,18 +159,38 @@ REMOVED = {
 }
 
 
-@pytest.mark.parametrize(("machine", "seed"), [("x86_64", 1), ("aarch64", 1)])
-def test_a_search_finds_no_accepted_profile_with_a_wrong_filter(machine, seed):
-    """Of profiles near the known patterns, every accepted one has the filter that it reads like."""
-    words = ["--count", str(SLICE), "--seed", str(seed), "--machine", machine]
+def search(machine, seed, count):
+    """Run a search in a process of its own; return the number of accepted profiles."""
+    words = ["--count", str(count), "--seed", str(seed), "--machine", machine]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.system.seccomp_filter.search", *words],
+        [sys.executable, "-B", "-m", "tests.system.seccomp_filter.search", *words],
         capture_output=True,
         text=True,
         check=False,
     )
-    print(done.stdout)
+    print(f"{machine}, seed {seed}\n{done.stdout}", flush=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"generated {SLICE}\n" in done.stdout
-    accepted = int(done.stdout.split("\naccepted ")[1].split()[0])
-    assert accepted > SLICE // 4
+    found = re.search(
+        r"^generated (\d+)\naccepted (\d+)\n  right: (\d+)$", done.stdout, re.MULTILINE
+    )
+    assert found is not None, done.stdout
+    generated, accepted, right = map(int, found.groups())
+    assert (generated, right) == (count, accepted)
+    return accepted
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_a_short_search_finds_no_accepted_profile_with_a_wrong_filter(machine):
+    """Of profiles near the known patterns, each accepted one has the filter that it reads like."""
+    assert search(machine, 1, 1500) > 500
+
+
+@pytest.mark.search
+def test_a_long_search_finds_no_accepted_profile_with_a_wrong_filter():
+    """The same holds for more than 100,000 accepted profiles."""
+    libraries.every()  # fetched once, not by each process
+    chunks = [("x86_64", seed, 10_000) for seed in range(1001, 1017)]
+    chunks += [("aarch64", seed, 10_000) for seed in range(2001, 2007)]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        accepted = sum(pool.map(search, *zip(*chunks, strict=True)))
+    assert accepted > 100_000

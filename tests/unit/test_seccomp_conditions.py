@@ -285,3 +285,28 @@ def test_such_rules_are_accepted_behind_a_rule_for_the_multiplexed_call():
     """A rule without conditions for socketcall covers its operations."""
     rules = (rule("socketcall"), *CONTRADICTIONS[0])
     assert check(profile(*rules, architectures=BOTH))[1] == []
+
+
+def warnings(document):
+    _, problems = Seccomp(host=Host("/"), machine="x86_64").check(json.dumps(document).encode())
+    return [one for one in problems if one.code == "condition_surprising"]
+
+
+MASKED = {"index": 2, "op": "SCMP_CMP_MASKED_EQ", "value": 0xFFFFFFFF, "valueTwo": 9}
+
+
+@pytest.mark.parametrize(
+    ("denied", "through"),
+    [(rule("socket") | {"args": [MASKED]}, "socketcall"), (rule("shmat"), "ipc")],
+)
+def test_an_operation_that_a_multiplexed_call_still_reaches_is_a_warning(denied, through):
+    """What the profile denies by name, i386 reaches through a call that it lets through."""
+    (warning,) = warnings(profile(denied, architectures=BOTH))
+    assert f"through {through}(2)" in warning.what
+    assert warnings(profile(denied, rule(through), architectures=BOTH)) == []
+    assert warnings(profile(denied)) == []
+
+
+def test_an_operation_that_libseccomp_denies_completely_is_no_warning():
+    """Without other conditions libseccomp denies the operation of socketcall."""
+    assert warnings(profile(rule("socket"), architectures=BOTH)) == []

@@ -1,10 +1,11 @@
 """Conditions that a multiplexed system call walks around.
 
 On some ABIs sockets and System V IPC are also reached through one call, socketcall(2) or ipc(2),
-whose arguments lie in memory where no filter can look. There libseccomp 2.5.4 gives that whole
-operation the rule's action and drops the condition (arch-x86.c and its likes; its pseudo filter
-code shows it): the number of the operation takes the place of the call's first argument. A rule
-that denies only denies more; a rule that lets through opens the whole operation.
+whose arguments lie in memory where no filter can look. There libseccomp adds each rule for an
+operation to the rules of that call too, with the number of the operation in place of the first
+argument (abi_rule_add in syscalls.c). A condition on the first argument is dropped: a rule that
+denies only denies more, and a rule that lets through opens the whole operation. Other conditions
+then compare arguments that the operation does not have.
 
 What the text itself allows is a warning. What only libseccomp opens is rejected, and so are rules
 whose rest, without the first argument, contradict each other: libseccomp does not build those.
@@ -54,6 +55,8 @@ def problems(document: Document, native: str) -> Iterator[Problem]:
     for rule in document.rules:
         if rule.args and STRICTNESS.get(rule.action, 0) < default:
             yield from _walked_around(rule, plain, abis[0])
+        elif STRICTNESS.get(rule.action, 0) > default:
+            yield from _reached_otherwise(rule, plain, abis[0], default)
     for through, names in (("socketcall", SOCKETCALL), ("ipc", IPC)):
         yield from _contradictions(document, through, names, abis[0])
 
@@ -80,6 +83,32 @@ def _walked_around(rule: Rule, plain: dict[str, Rule], abi: str) -> Iterator[Pro
                 f"{through}(2), which {own.where} lets through.",
                 hint=f"Leave {abi} out of architectures, or deny {through}.",
             )
+
+
+def _reached_otherwise(
+    rule: Rule, plain: dict[str, Rule], abi: str, default: int
+) -> Iterator[Problem]:
+    """Warn of denied operations that the multiplexed call reaches, which the text lets through."""
+    compares = any(arg.index > 0 for arg in rule.args)
+    for through, names in (("socketcall", SOCKETCALL), ("ipc", IPC)):
+        found = next((name for name in rule.names if name in names), None)
+        own = plain.get(through)
+        strictness = default if own is None else STRICTNESS.get(own.action, 0)
+        if found is None or strictness >= STRICTNESS.get(rule.action, 0):
+            continue
+        if compares:
+            what = f"compares the arguments of {through}(2) instead of those of {found}"
+        elif names is IPC:
+            what = "compares the whole first argument, whose upper 16 bits the kernel ignores"
+        else:
+            continue
+        yield Problem(
+            code="condition_surprising",
+            where=rule.where,
+            what=f"On {abi} a program reaches {found} through {through}(2) in spite of this rule: "
+            f"libseccomp {what}.",
+            hint=f"Leave {abi} out of architectures, or deny {through} too.",
+        )
 
 
 def _contradictions(
