@@ -1,15 +1,12 @@
 """Search for profile texts that pass the scanner and make apparmor_parser open a foreign file.
 
-usage: python -m tests.include_search [--seed N] [--passing N] [--tree DIR]... [--no-host]
+usage: python -m tests.include_search [--seed N] [--passing N] [--only-host]
 
 Each text of a seeded grammar names a canary of its own: by its absolute path, by a path that climbs
-out of the include directory, or relative to the working directory. The real parser reads the text,
-and inotify reports which canaries were opened. The search ends with status 1 where a text that
-`text.refusals` accepts and `text.undecided` does not name opened its canary.
-
---tree: a directory with the unpacked packages apparmor, libapparmor1, libc6, libstdc++6 and
-libgcc-s1 of another release, whose parser reads every text as well. --no-host: without the
-parser of this machine.
+out of the include directory, or relative to the working directory. The real parsers read the text:
+that of this machine, and those of Debian 13 and unstable. inotify reports which canaries were
+opened. The search ends with status 1 where a text that `text.refusals` accepts and that
+`text.undecided` does not name opened its canary.
 """
 
 import argparse
@@ -26,7 +23,9 @@ import tempfile
 from pathlib import Path
 
 from agent.kinds.apparmor import parser, text
+from tests.system import kept, releases
 
+PACKAGES = ("apparmor", "libapparmor1", "libc6", "libstdc++6", "libgcc-s1")
 BATCH = 400
 IN_OPEN = 0x20
 EVENT = struct.Struct("iIII")
@@ -290,11 +289,24 @@ class Canaries:
                 at += EVENT.size + length
 
 
-def command(tree):
-    """Return the command of the parser in a tree of unpacked packages."""
-    libraries = f"{tree}/usr/lib/x86_64-linux-gnu"
-    loader = f"{libraries}/ld-linux-x86-64.so.2"
-    return [loader, "--library-path", libraries, f"{tree}/usr/sbin/apparmor_parser"]
+def other_releases():
+    """Return the commands of the parsers of other releases, unpacked into the cache once."""
+    folder = kept.CACHE / "apparmor"
+    commands = {}
+    with kept.locked(folder):
+        for suite in ("trixie", "sid"):
+            tree = folder / suite
+            if not (tree / "complete").exists():
+                shutil.rmtree(tree, ignore_errors=True)
+                with kept.announced(f"apparmor of {suite}", "20 s"):
+                    releases.unpack(PACKAGES, suite, tree)
+                (tree / "complete").touch()
+            libraries = f"{tree}/usr/lib/x86_64-linux-gnu"
+            commands[suite] = [
+                f"{libraries}/ld-linux-x86-64.so.2",
+                *("--library-path", libraries, f"{tree}/usr/sbin/apparmor_parser"),
+            ]
+    return commands
 
 
 def read_by(commands, canaries, contents):
@@ -355,12 +367,11 @@ def main():
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4)))
     arguments.add_argument("--passing", type=int, default=20_000)
-    arguments.add_argument("--tree", action="append", default=[])
-    arguments.add_argument("--no-host", action="store_true")
+    arguments.add_argument("--only-host", action="store_true")
     chosen = arguments.parse_args()
-    commands = {tree: command(tree) for tree in chosen.tree}
-    if not chosen.no_host:
-        commands["host"] = [next(path for path in parser.PLACES if os.access(path, os.X_OK))]
+    commands = {"host": [next(path for path in parser.PLACES if os.access(path, os.X_OK))]}
+    if not chosen.only_host:
+        commands |= other_releases()
     print(f"seed {chosen.seed}", flush=True)
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         counts, failures = search(

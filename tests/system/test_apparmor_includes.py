@@ -72,6 +72,18 @@ def test_a_seeded_slice_of_the_search_opens_nothing(tmp_path):
     print(dict(counts))
 
 
+@pytest.mark.search
+def test_a_long_search_with_the_parsers_of_three_releases_opens_nothing(tmp_path):
+    """None of 300,000 accepted texts makes a parser of Debian 12, 13 or unstable open a canary."""
+    commands = {"host": [AppArmor(host=Host(tmp_path)).parser.path]}
+    commands |= include_search.other_releases()
+    counts, failures = include_search.search(
+        include_search.random_numbers(1234), commands, tmp_path, passing=300_000
+    )
+    print(dict(counts))
+    assert failures == []
+
+
 HOST_WORD = "lighthouse"
 QUOTED = (
     f"capability {HOST_WORD},",

@@ -25,10 +25,12 @@ _ODD: Final = re.compile(
 )
 # Each place at which the parser could begin to read the path of an include or abi rule.
 _CANDIDATE: Final = re.compile(r"#include|include(?=[ \t])|abi(?![A-Za-z0-9_])")
-# How nearly every such place continues: a harmless path, and nothing else in the line.
+# How nearly every such place continues: a harmless path, and nothing else in the line. Only the
+# path may be skipped: whatever the parser takes it for, no other token begins inside of it.
 _HARMLESS: Final = re.compile(
-    r"(?:[ \t]+if[ \t]+exists(?=[ \t]))?[ \t]*<(?![/ ])(?![^>\n]*\.\.)[^\"\\<>\s]+>[ \t]*,?"
-    r"[ \t]*(?:#[^\"\\\n]{0,199})?(?:\r?\n|\Z)"
+    r"(?:[ \t]+if[ \t]+exists(?=[ \t]))?[ \t]*(?P<path><(?![/ ])(?![^>\n]*\.\.)[\w./-]+>)[ \t]*,?"
+    r"[ \t]*(?:#[^\"\\\n]{0,199})?(?:\r?\n|\Z)",
+    re.ASCII,
 )
 _ALONE: Final = re.compile(r"[ \t]*(?:#[^\"\\\n]{0,199})?(?:\r?\n|\Z)")
 _END: Final = re.compile(r"\s*(?:#[^\n]*)?\Z")  # what may follow the last token
@@ -106,7 +108,7 @@ def _paths(text: str) -> _Paths:
     """Return which include and abi rules any generation of the parser could read."""
     refused: dict[int, tuple[str, str]] = {}
     undecided: set[int] = set()
-    if not all(_HARMLESS.match(text, found.end()) for found in _CANDIDATE.finditer(text)):
+    if not _is_harmless(text):
         for dialect in lexer.DIALECTS:
             depth = 0
             for token in lexer.tokens(text, dialect):
@@ -122,6 +124,17 @@ def _paths(text: str) -> _Paths:
                 elif not _ALONE.match(text, token.end):
                     undecided.add(token.start)
     return _Paths(refused, frozenset(undecided))
+
+
+def _is_harmless(text: str) -> bool:
+    """Return whether each include and abi rule is one of the usual ones, without reading tokens."""
+    position = 0
+    while found := _CANDIDATE.search(text, position):
+        usual = _HARMLESS.match(text, found.end())
+        if usual is None:
+            return False
+        position = usual.end("path")
+    return True
 
 
 def _outside(path: str) -> str:

@@ -9,16 +9,13 @@ import ctypes
 import functools
 import hashlib
 import shutil
-import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 
-from tests.system import kept
+from tests.system import kept, releases
+from tests.system.releases import DEBIAN, DEBIAN_KEYS
 
 FOLDER = kept.CACHE / "libseccomp"
-DEBIAN = "http://deb.debian.org/debian"
 UBUNTU = "http://archive.ubuntu.com/ubuntu"
-DEBIAN_KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 UBUNTU_KEYS = FOLDER / "keys/usr/share/keyrings/ubuntu-archive-keyring.gpg"
 # Release -> the version of libseccomp that it ships, where it is fixed.
 SUITES = {
@@ -138,43 +135,15 @@ def _fetch() -> None:
     print("libseccomp: fetching the package of five other releases (10 s)", flush=True)
     for name in ("keys", "releases"):
         shutil.rmtree(FOLDER / name, ignore_errors=True)
-    _unpack(DEBIAN, "trixie", DEBIAN_KEYS, "ubuntu-keyring", FOLDER / "keys")
+    releases.unpack(("ubuntu-keyring",), "trixie", FOLDER / "keys")
     lines = []
     for site, suite in SUITES:
         folder = FOLDER / "releases" / suite
         keys = DEBIAN_KEYS if site == DEBIAN else UBUNTU_KEYS
-        _unpack(site, suite, keys, "libseccomp2", folder)
+        releases.unpack(("libseccomp2",), suite, folder, site=site, keys=keys)
         (path,) = (one for one in folder.rglob("libseccomp.so.*") if not one.is_symlink())
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         lines.append(f"{digest} {path.relative_to(FOLDER)}\n")
     temporary = FOLDER / "checksums.new"
     temporary.write_text("".join(lines))
     temporary.replace(FOLDER / "checksums")
-
-
-def _unpack(site: str, suite: str, keys: Path, package: str, folder: Path) -> None:
-    """Download one package of another release with apt, in a configuration of its own."""
-    apt = FOLDER / "apt" / suite
-    for name in ("lists/partial", "archives/partial"):
-        (apt / name).mkdir(parents=True, exist_ok=True)
-    (apt / "sources.list").write_text(f"deb [signed-by={keys}] {site} {suite} main\n")
-    settings = {
-        "Dir::State": apt,
-        "Dir::State::status": "/dev/null",
-        "Dir::Cache": apt,
-        "Dir::Etc::sourcelist": apt / "sources.list",
-        "Dir::Etc::sourceparts": "-",
-        "Acquire::Languages": "none",
-        "APT::Sandbox::User": "root",
-        "Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled": "false",
-        "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled": "false",
-    }
-    options = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
-    run = functools.partial(subprocess.run, check=True, stdin=subprocess.DEVNULL)
-    run(["apt-get", "-qq", *options, "update"])
-    folder.mkdir(parents=True)
-    run(["apt-get", "-qq", *options, "download", package], cwd=folder)
-    (archive,) = folder.glob("*.deb")
-    run(["dpkg-deb", "-x", str(archive), str(folder)])
-    archive.unlink()
-    shutil.rmtree(apt)
