@@ -18,7 +18,10 @@ from tests.system.guest import pace
 
 BOOT_SECONDS = 180.0
 APPARMOR = "apparmor=1 security=apparmor"
-KERNEL = "console=ttyS0 panic=-1 loglevel=4 root=/dev/nvme0n1 rootfstype=ext4 rw init=/nodeinit"
+KERNEL = (
+    "console=ttyS0 panic=-1 loglevel=4 no_timer_check "  # as in tests.system.vm
+    "root=/dev/nvme0n1 rootfstype=ext4 rw init=/nodeinit"
+)
 
 
 class GuestDiedError(Exception):
