@@ -52,11 +52,75 @@ class Node:
 
     loaded: dict = field(default_factory=dict)
     used: set = field(default_factory=set)
+    readable: bool = True  # whether it shows what is loaded, or a hash of it
+    objects: dict = field(default_factory=dict)  # name -> the number of what is loaded
+    stamps: dict = field(default_factory=dict)  # name -> the number of its last write
+    count: int = 0  # of objects and writes
+    own: dict = field(default_factory=dict)  # the agent's record: name -> number
+    loading: tuple = (frozenset(), 0)  # names whose load is not recorded yet; the count before
+    # What is true, whatever the agent knows of it.
+    created: set = field(default_factory=set)  # objects that this agent loaded or overwrote
+    touched: list = field(default_factory=list)  # (name, object, content) that it overwrote
+    lost: list = field(default_factory=list)  # objects that it removed
     entries: dict = field(default_factory=dict)
     bodies: dict = field(default_factory=dict)
     removed: list = field(default_factory=list)
     put: dict = field(default_factory=dict)  # name -> what this agent loaded last
     full: bool = False  # the ledger cannot be written; a file can be removed still
+
+    def number(self):
+        """Number what is loaded: each name that was not loaded before is another object."""
+        for name in self.objects.keys() - self.loaded.keys():
+            del self.objects[name]
+        for name in sorted(self.loaded.keys() - self.objects.keys()):
+            self.count += 1
+            self.objects[name] = self.stamps[name] = self.count
+
+    def evidence(self, name):
+        """Return what the node shows of a loaded name."""
+        if self.readable:
+            return token(self.loaded[name])
+        return frozenset({f"object:{self.objects[name]}:{self.stamps[name]}"})
+
+    def write(self, contents):
+        """Load or replace names in one step, as any program may."""
+        self.number()
+        self.count += 1
+        for name, content in contents.items():
+            self.loaded[name] = content
+            self.objects.setdefault(name, self.count * 100 + len(self.objects))
+            self.stamps[name] = self.count
+
+    def unload(self, name):
+        """Remove a name, as any program may."""
+        self.loaded.pop(name, None)
+        self.count += 1
+        self.number()
+
+    def install(self, contents):
+        """Load names as this agent does, without its ledger."""
+        self.write(contents)
+        self.own |= {name: self.objects[name] for name in contents}
+        self.created |= {self.objects[name] for name in contents}
+
+    def reboot(self):
+        """Lose what a machine loses that starts again."""
+        self.loaded.clear()
+        self.used.clear()
+        self.own.clear()
+        self.loading = (frozenset(), 0)
+        self.number()
+
+    def settle(self):
+        """Record a load that a killed agent left, if nothing else was loaded or removed since."""
+        names, count = self.loading
+        self.loading = (frozenset(), 0)
+        if self.count == count + 1:
+            self.own |= {name: self.objects[name] for name in names if name in self.objects}
+
+    def is_own(self, name):
+        """Return whether the agent's record has what is loaded under a name now."""
+        return self.own.get(name) == self.objects[name]
 
 
 class MemoryKind:
@@ -93,15 +157,20 @@ class MemoryKind:
         return None
 
     def observe(self, names, suspects):
+        node = self.node
+        node.number()
+        node.settle()
         facts = {
-            name: Fact(evidence=token(self.node.loaded[name]))
+            name: Fact(
+                evidence=node.evidence(name), is_own=node.is_own(name), is_readable=node.readable
+            )
             for name in names
-            if name in self.node.loaded
+            if name in node.loaded
         }
         uses = {name: InUse(pids=(1,)) if name in self.node.used else Unused() for name in suspects}
         return Seen(facts=facts, uses=uses)
 
-    def put(self, profile, *, ours):
+    def put(self, profile, *, ours, foreign=()):
         names = profile.version.provides
         if profile.body.endswith(b":?"):
             return Failed(problem=Problem(code="kernel_refused", where=names[0], what="EPROTO"))
@@ -109,21 +178,39 @@ class MemoryKind:
             if name in self.node.loaded and name not in ours:
                 problem = Problem(code="foreign_name", where=name, what="appeared meanwhile")
                 return Failed(problem=problem)
+        node = self.node
+        node.number()
+        mine = frozenset(names) - frozenset(foreign)
+        self.steps()
+        node.loading = (mine, node.count)
         self.steps()
         for name in names:
-            self.node.loaded[name] = self.node.put[name] = profile.body
+            if node.loaded.get(name, profile.body) != profile.body:
+                node.touched.append((name, node.objects[name], node.loaded[name]))
+        # What is there with the same bytes is skipped, where the kernel keeps them.
+        there = [one for one in names if node.readable and node.loaded.get(one) == profile.body]
+        node.write({name: profile.body for name in names if name not in there})
+        node.created |= {node.objects[name] for name in mine}
         self.steps()
-        return Installed(evidence={name: token(profile.body) for name in names}, modes={})
+        node.own |= {name: node.objects[name] for name in mine}
+        node.put |= dict.fromkeys(names, profile.body)
+        node.loading = (frozenset(), 0)
+        self.steps()
+        return Installed(evidence={name: node.evidence(name) for name in names}, modes={})
 
     def remove(self, names, evidence, *, prove):
         if prove and self.node.used & set(names):
             return StillUsed(uses={name: CannotTell(why="used") for name in names})
         for name in names:
-            if name in self.node.loaded and not token(self.node.loaded[name]) & evidence[name]:
+            if name not in self.node.loaded:
+                continue
+            self.node.number()
+            if not self.node.evidence(name) & evidence[name] or not self.node.is_own(name):
                 return Failed(problem=Problem(code="foreign_name", where=name, what="replaced"))
         self.steps()
         for name in names:
-            self.node.loaded.pop(name, None)
+            self.node.lost += [self.node.objects[name]] if name in self.node.loaded else []
+            self.node.unload(name)
             self.node.removed.append(name)
         return Removed()
 

@@ -59,6 +59,7 @@ def account(  # noqa: PLR0913 - what a pass consists of
             *problems,
             *(one for one in map(unread, desired.sets.values()) if one),
             *unsandboxed(sandboxes.values()),
+            *(one for seen in observed.values() if isinstance(seen, Seen) for one in seen.remarks),
         ),
         dry_run=dry_run,
         names={kind: names for kind in observed if (names := _desired_names(kind, desired))},

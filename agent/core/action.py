@@ -15,7 +15,8 @@ MOVED: Final = "moved"  # another key has the name, once its entry says so
 class Put:
     """Install profile (the desired one), or the entry's installed version when it is None.
 
-    ours: the names whose content on the node may be replaced. others are written as new. former:
+    ours: the names whose content on the node may be replaced. others are written as new. foreign:
+    those of ours that another program installed with this very content; they stay foreign. former:
     the entries that own any of the names now. back: what to put instead if this one fails, since
     the node lacks the last good version.
     """
@@ -25,6 +26,7 @@ class Put:
     names: tuple[str, ...]
     profile: Profile | None
     ours: frozenset[str]
+    foreign: frozenset[str] = frozenset()
     problems: tuple[Problem, ...] = ()
     former: frozenset[Id] = frozenset()
     back: "Put | None" = None

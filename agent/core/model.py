@@ -16,7 +16,8 @@ KindName = Literal["apparmor", "seccomp"]
 # What proves content: opaque tokens such as "raw:sha256:<hex>" (the kernel's hash of the loaded
 # blob), "own:sha256:<hex>" (its hash of one profile), "bytes:<hex>" (a file's sha256),
 # "canonical:<hex>" (sha256 of a file's canonical form). Two contents are the same when their
-# evidence shares a token. No token is ever made from a name, a time or an exit status.
+# evidence shares a token. No token is ever made from a name or an exit status. Where a backend can
+# read no content, a token may identify one unchanged object on the node instead (Fact.is_readable).
 Evidence = frozenset[str]
 
 
@@ -161,10 +162,20 @@ Inspected = Profile | Rejection | Unchecked
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fact:
-    """What the node holds under one name. An empty evidence means: something, not comparable."""
+    """What the node has under one name.
+
+    evidence: empty if the content cannot be compared with any other.
+    mode: the mode of an AppArmor profile; empty for other kinds.
+    is_own: whether this agent created the object that has the name now. The same content may have
+        been installed by another program after this agent's object was gone. None: the backend
+        keeps no record of objects, and the evidence alone decides.
+    is_readable: whether the node shows the content, or a hash of it.
+    """
 
     evidence: Evidence
     mode: str = ""
+    is_own: bool | None = None
+    is_readable: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,10 +202,14 @@ Use = Unused | InUse | CannotTell
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """A complete look: every name asked about that is not in facts is absent."""
+    """A complete look: every name asked about that is not in facts is absent.
+
+    remarks: findings about the whole node.
+    """
 
     facts: Mapping[str, Fact]
     uses: Mapping[str, Use] = field(default_factory=dict)
+    remarks: tuple[Problem, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,9 +1,11 @@
 """What of the node an entry of the ledger owns, and how the node proves it.
 
-Rule: what was retired was put by this agent; what was adopted was not.
+Rule 1: what was retired was put by this agent; what was adopted was not. Rule 2: an entry owns the
+object that this agent created. An object that another program created under the same name is
+foreign, even with the same content.
 """
 
-from agent.core.model import Entry, Evidence, Fact
+from agent.core.model import Entry, Evidence, Fact, Version
 
 
 def same(evidence: Evidence, fact: Fact, mode: str = "") -> bool:
@@ -31,6 +33,18 @@ def evidence_of(entry: Entry, name: str) -> Evidence:
 def is_put(entry: Entry, name: str) -> bool:
     """Return whether this agent put a name that an entry owns; what was retired it always did."""
     return entry.how == "put" or name in entry.retired
+
+
+def is_created(entry: Entry, name: str, fact: Fact) -> bool:
+    """Return whether this agent created the object that has one of an entry's names now."""
+    return is_put(entry, name) and fact.is_own is not False
+
+
+def is_staged(version: Version | None, name: str, fact: Fact) -> bool:
+    """Return whether an unfinished installation of a version left what the node has."""
+    if version is None or name not in version.provides or fact.is_own is False:
+        return False
+    return fact.is_own is True or same(version.evidence.get(name, frozenset()), fact)
 
 
 def intact(entry: Entry, name: str, fact: Fact) -> bool:

@@ -12,16 +12,22 @@ any current key provides, even by its last good version, is never removed.
 | read     | d              | installed = d   | present, same         | Keep                      |
 | read     | d              | installed = d   | other content or mode | Put (drifted)             |
 | read     | d              | adopted         | other content or mode | Hold (foreign)            |
+| read     | d              | installed = d   | same, by another      | Keep                      |
+| read     | d              | installed = d   | other, by another     | Hold (foreign)            |
 | read     | d              | installed = d   | absent                | Put (missing)             |
 | read     | d              | installed /= d  | ours or absent        | Put (changed, recompiled) |
 | read     | d              | staged only     | what was staged       | Put (unfinished)          |
+| read     | d              | staged only     | staged, by another    | Adopt                     |
+| read     | d              | installed /= d  | d, by another         | Adopt                     |
 | read     | d, fewer names | ours            | dropped name present  | Remove that name          |
 | read     | refused        | installed       | same                  | Hold (rejected)           |
 | read     | refused        | installed       | absent or other       | Put the installed version |
+| read     | refused        | installed       | other, by another     | Hold (foreign)            |
 | read     | -              | put by us       | present, unused       | Remove                    |
 | read     | -              | put by us       | used, or cannot tell  | Hold                      |
 | read     | -              | put by us       | label on, or grace    | Hold (label_pending)      |
 | read     | -              | put by us       | other content         | Release (foreign)         |
+| read     | -              | put by us       | same, by another      | Release (foreign)         |
 | read     | -              | adopted         | present               | Release                   |
 | read     | -              | ours            | absent                | Release (absent)          |
 | read     | -              | ours, elsewhere | another key has it    | Release (moved)           |
@@ -57,7 +63,15 @@ from agent.core.model import (
     Unused,
     Version,
 )
-from agent.core.ownership import evidence_of, intact, is_put, owned, same
+from agent.core.ownership import (
+    evidence_of,
+    intact,
+    is_created,
+    is_put,
+    is_staged,
+    owned,
+    same,
+)
 from agent.core.problems import Problem
 from agent.core.report import UNKNOWN_WISH, State
 
@@ -267,7 +281,9 @@ class _Planner:
         if judged.equal and len(judged.equal) < len(names):
             judged.foreign += judged.equal
         if judged.foreign:
-            problems = tuple(reasons.foreign(name, id_) for name in sorted(judged.foreign))
+            problems = tuple(
+                reasons.foreign(name, id_, seen.facts[name]) for name in sorted(judged.foreign)
+            )
             return self._refused(id_, "foreign", "foreign", problems, seen)
         if judged.equal:
             return Adopt(
@@ -293,6 +309,7 @@ class _Planner:
             names=names,
             profile=profile,
             ours=judged.ours,
+            foreign=_foreign(judged.same, seen) if untouched else frozenset(),
             former=frozenset(one.id for one in holders),
             back=self._back(profile, holders, seen),
         )
@@ -330,7 +347,9 @@ class _Planner:
         if not untouched:
             sources = {one.installed.source for one in holders if one.installed is not None}
             return "recompiled" if sources == {version.source} else "changed"
-        return "missing" if judged.missing else "drifted"
+        if judged.missing:
+            return "missing"
+        return "drifted" if judged.drifted else "taken over"
 
     def _holders(self, profile: Profile) -> list[Entry]:
         """Return the entries that own any of the profile's names, its own entry first."""
@@ -371,34 +390,24 @@ class _Planner:
     def _judge(self, profile: Profile, seen: Seen) -> _Judged:
         judged = _Judged()
         mine = self.entries.get(profile.id)
+        staged = mine.staged if mine is not None else None
         for name in profile.version.provides:
             fact = seen.facts.get(name)
-            owner = next(
-                iter(
-                    sorted(
-                        self.owners.get(name, ()), key=lambda one: (one.id != profile.id, one.how)
-                    )
-                ),
-                None,
-            )
-            staged = mine.staged if mine is not None else None
-            is_staged = (
-                fact is not None
-                and staged is not None
-                and same(staged.evidence.get(name, frozenset()), fact)
-            )
+            owner = self._owner(profile.id, name)
+            handed_over = name in self.options.take_over
             if fact is None:
                 (judged.new if owner is None else judged.missing).append(name)
-            elif owner is not None:
-                if intact(owner, name, fact):
-                    judged.same[name] = evidence_of(owner, name)
-                elif is_put(owner, name) or is_staged or name in self.options.take_over:
-                    judged.drifted.append(name)
-                else:
-                    judged.foreign.append(name)
-            elif is_staged:
-                judged.unfinished.append(name)
-            elif name in self.options.take_over:
+            elif (
+                owner is not None
+                and intact(owner, name, fact)
+                and not (handed_over and fact.is_own is False)
+            ):
+                judged.same[name] = evidence_of(owner, name)
+            elif is_staged(staged, name, fact):
+                (judged.unfinished if owner is None else judged.drifted).append(name)
+            elif owner is not None and is_created(owner, name, fact):
+                judged.drifted.append(name)
+            elif handed_over:
                 judged.taken.append(name)
             elif same(
                 profile.version.evidence.get(name, frozenset()),
@@ -409,6 +418,11 @@ class _Planner:
             else:
                 judged.foreign.append(name)
         return judged
+
+    def _owner(self, id_: Id, name: str) -> Entry | None:
+        """Return the entry that owns a name, a key's own entry first."""
+        owners = self.owners.get(name, ())
+        return min(owners, key=lambda one: (one.id != id_, one.how), default=None)
 
     # --- a key whose last good version must stay --------------------------------------------------
 
@@ -428,13 +442,17 @@ class _Planner:
         """Hold the installed version if the node has it, put it back if not."""
         names = entry.installed.provides if entry.installed is not None else ()
         facts = {name: seen.facts.get(name) for name in names}
-        broken = [
-            name
+        broken = {
+            name: fact
             for name, fact in facts.items()
             if fact is not None and not intact(entry, name, fact)
-        ]
-        if broken and entry.how == "adopted":
-            foreign = tuple(reasons.foreign(name, entry.id) for name in broken)
+        }
+        foreign = tuple(
+            reasons.foreign(name, entry.id, fact)
+            for name, fact in broken.items()
+            if not is_created(entry, name, fact)
+        )
+        if foreign:
             return Hold(
                 id=entry.id,
                 why="foreign",
@@ -451,6 +469,7 @@ class _Planner:
             names=names,
             profile=None,
             ours=frozenset(name for name, fact in facts.items() if fact is not None),
+            foreign=_foreign(facts.keys() - broken.keys(), seen),
             problems=problems,
         )
 
@@ -508,7 +527,7 @@ class _Planner:
             return "absent"
         if not is_put(entry, name):
             return "adopted"
-        return "" if same(evidence, fact) else "foreign"
+        return "" if same(evidence, fact) and fact.is_own is not False else "foreign"
 
     def _is_left(self, id_: Id) -> bool:
         """Return whether a key is not desired for itself: gone, or the same as another one."""
@@ -634,6 +653,13 @@ class _Planner:
         return sorted(
             (id_ for id_ in ids if id_.kind == self.kind), key=lambda id_: (id_.origin, id_.key)
         )
+
+
+def _foreign(names: Iterable[str], seen: Seen) -> frozenset[str]:
+    """Return the names whose objects other programs created."""
+    return frozenset(
+        name for name in names if name in seen.facts and seen.facts[name].is_own is False
+    )
 
 
 def _same_version(installed: Version, version: Version) -> bool:

@@ -85,9 +85,13 @@ class Kind(Protocol):
     def observe(self, names: Collection[str], suspects: Collection[str]) -> Observed:
         """Look at the node: facts for every one of names that is there; uses for suspects."""
 
-    def put(self, profile: Profile, *, ours: Collection[str]) -> Installed | Failed:
+    def put(
+        self, profile: Profile, *, ours: Collection[str], foreign: Collection[str] = ()
+    ) -> Installed | Failed:
         """Install and verify.
 
+        foreign: names in ours that another program installed with this content; the backend does
+        not record them as this agent's own.
         Names not in ours are written so that a profile of somebody else that appeared meanwhile
         is never replaced; it gives Failed with foreign_name instead.
         """

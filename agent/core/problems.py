@@ -48,6 +48,7 @@ CODES: Final[dict[str, Severity]] = {
     "kernel_refused": "error",  # the kernel's errno for the load
     "kernel_jammed": "error",
     "policy_unreadable": "error",  # compiled policy of a layout this agent does not know
+    "content_unverifiable": "warning",  # the kernel shows neither hashes nor loaded policy
     "complain_mode": "warning",
     "rule_not_enforced": "warning",  # the parser left out rules that this kernel does not mediate
     "unconfined_exec": "warning",  # ux, Ux and friends

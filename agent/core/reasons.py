@@ -1,6 +1,6 @@
 """Why a name stays on the node, or is not put: what people read."""
 
-from agent.core.model import CannotTell, Id, InUse
+from agent.core.model import CannotTell, Fact, Id, InUse
 from agent.core.problems import Problem
 
 
@@ -36,12 +36,13 @@ def pending(name: str) -> Problem:
     )
 
 
-def foreign(name: str, id_: Id) -> Problem:
-    """Say that somebody else's content has the name."""
+def foreign(name: str, id_: Id, fact: Fact) -> Problem:
+    """Say that another program's profile has the name."""
+    content = "with other content" if fact.is_readable else "with content that cannot be verified"
     return Problem(
         code="foreign_name",
         where=name,
-        what=f'"{name}" is on this node with other content and was not put there by '
+        what=f'"{name}" is on this node {content} and was not put there by '
         f"profile-loader. It is left alone, and {id_} is not put.",
         hint=f'Rename the profile, remove the other one, or run with --take-over "{name}".',
     )

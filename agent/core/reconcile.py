@@ -132,7 +132,7 @@ class Reconciler:
             problem = self._store(profile) or self._write(replace(before, staged=profile.version))
             if problem is not None:
                 return self._put_back(action, problem)
-        done = self.kinds[action.id.kind].put(profile, ours=action.ours)
+        done = self.kinds[action.id.kind].put(profile, ours=action.ours, foreign=action.foreign)
         match done:
             case Failed(problem=problem):
                 # Not verified is not absent: what was staged may be on the node, and is ours then.
@@ -212,9 +212,10 @@ class Reconciler:
         entry = Entry(id=action.id, how=how, installed=version, prefix=profile.prefix)
         if before is not None:
             entry = replace(entry, retired=_retired(before, version))
-        if before is not None and before.installed is not None:
+        installed = before.installed if before is not None else None
+        if installed is not None and installed.body == version.body:
             entry = replace(
-                entry, installed=replace(version, modes=before.installed.modes or version.modes)
+                entry, installed=replace(version, modes=installed.modes or version.modes)
             )
         problem = None
         if entry != before or not (

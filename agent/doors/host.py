@@ -301,6 +301,17 @@ class Host:
                     _remove_if_stale(name, fd)
         self._swept.add(directory)
 
+    def append_file(self, base: str, name: str, content: bytes) -> None:
+        """Append to a regular file below base in one write(2), not durably. Raises HostError."""
+        with _translated(f"{base}/{name}"), self._parent(base, name, make=False) as (fd, last):
+            flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+            file = os.open(last, flags, dir_fd=fd)
+            try:
+                if os.write(file, content) != len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            finally:
+                os.close(file)
+
     def remove_file(self, base: str, name: str) -> None:
         """Remove a file below base, durably; absent is fine. Raises HostError."""
         with _translated(f"{base}/{name}"):

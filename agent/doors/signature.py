@@ -26,6 +26,11 @@ def of(status: os.stat_result) -> Signature:
     )
 
 
+def modified_ns(signature: Signature) -> int:
+    """Return the modification time, in Unix nanoseconds."""
+    return signature[3]
+
+
 def lasting(signature: Signature, read_ns: int) -> bool:
     """Return whether any later write shows; read_ns: when it was read, in Unix nanoseconds."""
     return read_ns - signature[-1] > OLD_NS

@@ -57,6 +57,11 @@ OUTSIDE = st.one_of(
     st.tuples(st.just("use"), NAMES),
     st.tuples(st.just("free"), NAMES),
     st.tuples(st.just("reboot"), st.just("")),
+    # What other programs load: anything, or exactly what is there, over it or after its removal.
+    st.tuples(st.just("load"), NAMES),
+    st.tuples(st.just("replace"), NAMES),
+    st.tuples(st.just("reload"), NAMES),
+    st.tuples(st.just("stranger"), st.just("z")),
 )
 HISTORY = st.lists(st.tuples(SNAPSHOTS, st.lists(OUTSIDE, max_size=2)), min_size=1, max_size=5)
 REFUSABLE = st.one_of(
@@ -73,15 +78,25 @@ HARD = st.lists(  # what the node refuses, and ledgers that cannot be written, a
 
 def meddle(node, deeds):
     for deed, name in deeds:
+        there = node.loaded.get(name)
         if deed == "unload":
-            node.loaded.pop(name, None)
+            node.unload(name)
         elif deed == "use":
             node.used.add(name)
         elif deed == "free":
             node.used.discard(name)
-        else:
-            node.loaded.clear()
-            node.used.clear()
+        elif deed == "reboot":
+            node.reboot()
+        elif deed == "load":
+            node.unload(name)
+            node.write({name: b"foreign"})
+        elif deed == "replace" and there is not None:
+            node.write({name: b"foreign"})
+        elif deed == "reload" and there is not None:
+            node.unload(name)
+            node.write({name: there})
+        elif deed == "stranger":
+            node.write({name: b"stranger"})
 
 
 def hardly(history, foreign):
@@ -103,6 +118,7 @@ def mine(node):
         ([read({"one.profile": b"b,c:x", "two.profile": b"a:x", "three.profile": b"!bad"})], []),
     ],
     {},
+    True,
 )
 @example(
     [
@@ -110,11 +126,12 @@ def mine(node):
         ([Missing(origin="dir /p", why="gone"), read({"one.profile": b"a:y"}, "dir /q")], []),
     ],
     {},
+    True,
 )
-@given(HISTORY, FOREIGN)
-def test_a_pass_settles(history, foreign):
+@given(HISTORY, FOREIGN, st.booleans())
+def test_a_pass_settles(history, foreign, readable):
     """A second pass over the same node and source changes neither node nor ledger."""
-    node = Node(loaded=dict(foreign))
+    node = Node(loaded=dict(foreign), readable=readable)
     for snapshot, deeds in history:
         meddle(node, deeds)
         turn(node, snapshot)
@@ -144,6 +161,61 @@ def test_what_is_not_ours_is_never_touched(history, foreign):
         still = {name: node.loaded.get(name) for name in theirs if name not in adopted}
         assert {name: theirs[name] for name in still} == still
         assert not set(node.removed) & set(theirs)
+
+
+@settings(max_examples=300)
+@given(HISTORY, FOREIGN, st.booleans())
+@example([([read({"k": b"a:x"})], []), ([read({"l": b"b:x"})], [("reload", "a")])], {}, True)
+@example([([read({"k": b"a:x"})], []), ([read({"l": b"b:x"})], [("load", "a")])], {}, False)
+def test_no_object_of_another_program_is_removed(history, foreign, readable):
+    """Not even one that was loaded with the same bytes after the agent's own was gone."""
+    node = Node(loaded=dict(foreign), readable=readable)
+    for snapshot, deeds in history:
+        meddle(node, deeds)
+        turn(node, snapshot)
+        assert node.created.issuperset(node.lost)
+
+
+@settings(max_examples=300)
+@given(HISTORY, FOREIGN, st.booleans())
+def test_only_known_content_of_another_program_is_overwritten(history, foreign, readable):
+    """It is what the agent adopted, or found equal to its own; an update replaces that (ADR 7)."""
+    node = Node(loaded=dict(foreign), readable=readable)
+    for snapshot, deeds in history:
+        meddle(node, deeds)
+        known = {
+            (name, one)
+            for entry in node.entries.values()
+            for name, evidence in owned(entry).items()
+            for one in evidence
+        }
+        created = set(node.created)
+        node.touched.clear()
+        turn(node, snapshot)
+        for name, number, content in node.touched:
+            assert number in created or (
+                readable and {(name, one) for one in token(content)} & known
+            )
+
+
+@settings(max_examples=300)
+@given(HISTORY, FOREIGN, st.booleans())
+def test_what_this_agent_loaded_is_removed_at_last(history, foreign, readable):
+    """Whatever others did meanwhile: what it loaded last, and nobody wants, does not stay."""
+    node = Node(loaded=dict(foreign), readable=readable)
+    for snapshot, deeds in history:
+        meddle(node, deeds)
+        turn(node, snapshot)
+    node.used.clear()
+    last = [read({"other.profile": b"other:x"}, origin) for origin in ("dir /p", "dir /q")]
+    turn(node, last)
+    turn(node, last)
+    left = {
+        name
+        for name, content in node.loaded.items()
+        if node.objects[name] in node.created and node.put.get(name) == content
+    }
+    assert left <= {"other"}
 
 
 @settings(max_examples=300)

@@ -108,20 +108,56 @@ def test_names_come_from_the_name_files_and_hats_with_their_parent(tmp_path):
     loaded(tmp_path, "other.3", "other", sha1="dd")
     assert agent(host).observe(["two words", "two words//HAT", "gone"], []) == Seen(
         facts={
-            "two words": Fact(evidence=frozenset({"raw:sha1:aa", "own:sha1:bb"}), mode="enforce"),
-            "two words//HAT": Fact(evidence=frozenset({"own:sha256:cc"}), mode="complain"),
+            "two words": Fact(
+                evidence=frozenset({"raw:sha1:aa", "own:sha1:bb"}), mode="enforce", is_own=False
+            ),
+            "two words//HAT": Fact(
+                evidence=frozenset({"own:sha256:cc"}), mode="complain", is_own=False
+            ),
         }
     )
 
 
-def test_without_hashes_the_same_boot_and_revision_are_the_evidence(tmp_path):
-    """A kernel without hashes only proves that nothing changed since."""
-    host = node(tmp_path, revision="12\n")
-    write(tmp_path, "/proc/sys/kernel/random/boot_id", "b-o-o-t\n")
+def test_without_any_content_the_object_and_its_last_replacement_are_the_evidence(tmp_path):
+    """A kernel that shows no content still shows which object it is, and when it was replaced."""
+    host = node(tmp_path)
+    boot = write(tmp_path, "/proc/sys/kernel/random/boot_id", "b-o-o-t\n")
     loaded(tmp_path, "x.1", "x")
-    assert agent(host).observe(["x"], []) == Seen(
-        facts={"x": Fact(evidence=frozenset({"boot:b-o-o-t:12"}), mode="enforce")}
-    )
+    mode = host.path(f"{access.ROOT}/policy/profiles/x.1/mode")
+    os.utime(mode, ns=(1, 5))
+    found = agent(host).observe(["x"], [])
+    path = f"{access.ROOT}/policy/profiles/x.1"
+    assert found.facts == {
+        "x": Fact(
+            evidence=frozenset({f"object:b-o-o-t:{path}:5"}),
+            mode="enforce",
+            is_own=False,
+            is_readable=False,
+        )
+    }
+    assert [one.code for one in found.remarks] == ["content_unverifiable"]
+    write(tmp_path, f"{access.ROOT}/revision", "9\n")  # other programs load other profiles
+    assert agent(host).observe(["x"], []).facts == found.facts
+    os.utime(mode, ns=(1, 6))
+    assert agent(host).observe(["x"], []).facts != found.facts
+    boot.write_text("next\n")
+    os.utime(mode, ns=(1, 5))
+    assert agent(host).observe(["x"], []).facts != found.facts
+
+
+@pytest.mark.parametrize(
+    ("hash_policy", "export_binary", "codes"),
+    [("N", "N", ["content_unverifiable"]), ("N", "Y", []), ("Y", "N", []), ("Y", "", [])],
+)
+def test_a_node_without_profiles_says_whether_it_will_show_content(
+    tmp_path, hash_policy, export_binary, codes
+):
+    """The kernel's parameters say it before anything is loaded."""
+    host = node(tmp_path)
+    for name, value in (("hash_policy", hash_policy), ("export_binary", export_binary)):
+        if value:
+            write(tmp_path, f"/sys/module/apparmor/parameters/{name}", f"{value}\n")
+    assert [one.code for one in agent(host).observe(["x"], []).remarks] == codes
 
 
 def test_policy_that_never_stops_changing_is_unobservable(tmp_path):

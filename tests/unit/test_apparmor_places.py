@@ -199,7 +199,7 @@ def test_a_profile_without_a_hash_says_nothing_of_the_others(tmp_path):
     for _ in range(2):
         found = place.look(*names)
         bare = found.pop("bare")
-        assert [one.partition(":")[0] for one in bare.evidence] == ["boot"]
+        assert [one.partition(":")[0] for one in bare.evidence] == ["object"]
         assert found == {"both": both, "own": fact("cc")}
         place.kernel.forget()
 

@@ -63,7 +63,7 @@ class CheapKind(MemoryKind):
         self.left = self._state()
         return self.last[1]
 
-    def put(self, profile, *, ours):
+    def put(self, profile, *, ours, foreign=()):
         answer = super().put(profile, ours=ours)
         self.left = self._state()
         return answer
@@ -675,7 +675,7 @@ def test_what_failed_is_tried_again_less_and_less_often(world, clock):
     """Up to the resync, and from the beginning after a success."""
     fail = world.kind.put
     problem = Problem(code="write_failed", where="new", what="no")
-    world.kind.put = lambda profile, ours: Failed(problem=problem)
+    world.kind.put = lambda profile, ours, foreign: Failed(problem=problem)
     world.keys.keys["new"] = "new:1"
     waits = []
     for _ in range(4):
@@ -697,7 +697,7 @@ def test_another_failure_is_tried_again_soon_however_long_the_first_lasts(world,
         world.daemon.step()
     assert world.daemon._due == world.daemon._full
     problem = Problem(code="write_failed", where="new", what="no")
-    world.kind.put = lambda profile, ours: Failed(problem=problem)
+    world.kind.put = lambda profile, ours, foreign: Failed(problem=problem)
     world.keys.keys["new"] = "new:1"
     world.daemon.step()
     assert world.daemon._due - clock.now == 2.0
@@ -1093,9 +1093,9 @@ def test_a_removal_that_fell_due_while_a_pass_ran_is_done_at_once(world, clock):
     world.keys.keys["web"] = "web:2"
     put = world.kind.put
 
-    def slowly(profile, *, ours):
+    def slowly(profile, *, ours, foreign=()):
         clock.now += 30.0
-        return put(profile, ours=ours)
+        return put(profile, ours=ours, foreign=foreign)
 
     world.kind.put = slowly
     world.turn()

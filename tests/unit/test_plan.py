@@ -50,8 +50,13 @@ def entry(id_=None, content="v1", names=("web",), how="put", **more):
     return Entry(id=id_ or key(), how=how, installed=version(content, names), **more)
 
 
-def fact(content="v1", mode=""):
-    return Fact(evidence=frozenset({f"raw:{content}"}), mode=mode)
+def fact(content="v1", mode="", **more):
+    return Fact(evidence=frozenset({f"raw:{content}"}), mode=mode, **more)
+
+
+def others(**loaded):
+    """Return a node on which another program loaded this content."""
+    return Seen(facts={name: fact(content, is_own=False) for name, content in loaded.items()})
 
 
 def has(**loaded):
@@ -138,6 +143,82 @@ def test_an_adopted_profile_that_changed_on_the_node_is_held():
     """What was only adopted still belongs to somebody else, who may change it."""
     (hold,) = decide(desired(profile()), entry(how="adopted"), seen=has(web="other"))
     assert (hold.state, hold.names) == ("foreign", ("web",))
+
+
+def test_the_same_content_of_another_program_serves_the_key():
+    """Loaded after the agent's own object was gone, it needs no replacement."""
+    actions = decide(desired(profile()), entry(), seen=others(web="v1"))
+    assert short(actions) == [(Keep, "unchanged", ("web",))]
+
+
+def test_other_content_that_another_program_loaded_is_held():
+    """It was loaded after the agent's own object was gone, so it is not drift."""
+    (hold,) = decide(desired(profile()), entry(), seen=others(web="other"))
+    assert (type(hold), hold.state, hold.names) == (Hold, "foreign", ("web",))
+
+
+def test_content_that_cannot_be_read_is_not_called_other_content():
+    """On a kernel that shows no content, foreign means only that it is not the agent's."""
+    seen = Seen(facts={"web": fact("object", is_own=False, is_readable=False)})
+    (hold,) = decide(desired(profile()), entry(), seen=seen)
+    assert "with content that cannot be verified" in hold.problems[0].what
+
+
+def test_an_update_replaces_the_same_content_of_another_program():
+    """As it replaces an adopted profile (ADR 7)."""
+    (put,) = decide(desired(profile(content="v2")), entry(), seen=others(web="v1"))
+    assert (put.why, put.ours, put.foreign) == ("changed", frozenset({"web"}), frozenset())
+
+
+def test_a_missing_name_does_not_make_another_programs_object_the_agents():
+    """Both names are loaded in one step; the foreign one stays foreign."""
+    names = ("a", "b")
+    (put,) = decide(desired(profile(names=names)), entry(names=names), seen=others(a="v1"))
+    assert (put.why, put.ours, put.foreign) == ("missing", frozenset({"a"}), frozenset({"a"}))
+    (back,) = decide(desired(rejected=[key()]), entry(names=names), seen=others(a="v1"))
+    assert (back.why, back.ours, back.foreign) == ("missing", frozenset({"a"}), frozenset({"a"}))
+
+
+@pytest.mark.parametrize("content", ["v1", "other"])
+def test_a_name_that_is_handed_over_becomes_the_agents(content):
+    """With --take-over it is replaced, whatever its content is."""
+    actions = decide(
+        desired(profile()), entry(), seen=others(web=content), take_over=frozenset({"web"})
+    )
+    assert short(actions) == [(Put, "taken over", ("web",))]
+    assert (actions[0].ours, actions[0].foreign) == (frozenset({"web"}), frozenset())
+
+
+def test_a_staged_version_that_another_program_loaded_is_adopted():
+    """A kill before the load leaves no right to what others load then."""
+    stored = Entry(id=key(), how="put", staged=version("v1"))
+    assert short(decide(desired(profile()), stored, seen=others(web="v1"))) == [
+        (Adopt, "same content", ("web",))
+    ]
+
+
+def test_a_staged_version_that_this_agent_loaded_is_finished():
+    """Also where the node shows no content: the record of loaded objects has it."""
+    stored = Entry(id=key(), how="put", staged=version("v1"))
+    seen = Seen(facts={"web": fact("object", is_own=True, is_readable=False)})
+    assert short(decide(desired(profile()), stored, seen=seen)) == [(Put, "unfinished", ("web",))]
+
+
+def test_the_desired_content_of_another_program_is_adopted():
+    """The other program has the new version already: there is nothing to refuse."""
+    stored = entry(how="adopted")
+    assert short(decide(desired(profile(content="v2")), stored, seen=others(web="v2"))) == [
+        (Adopt, "same content", ("web",))
+    ]
+
+
+def test_a_refused_update_leaves_what_another_program_loaded_alone():
+    """The last good version is not forced on it."""
+    (hold,) = decide(desired(rejected=[key()]), entry(), seen=others(web="other"))
+    assert (hold.state, [one.code for one in hold.problems]) == (
+        "foreign",
+        ["parser_rejected", "foreign_name"],
+    )
 
 
 def test_an_absent_profile_is_put_as_new():
@@ -385,6 +466,8 @@ def test_prune_always_needs_no_proof_for_seccomp_files_only():
         (entry(how="adopted"), has(web="v1"), "adopted"),
         (entry(), has(), "absent"),
         (entry(), has(web="theirs"), "foreign"),
+        (entry(), others(web="v1"), "foreign"),
+        (entry(retired={"web": frozenset({"raw:v1"})}), others(web="v1"), "foreign"),
     ],
 )
 def test_what_is_not_ours_to_remove_is_released(stored, seen, why):

@@ -25,7 +25,7 @@ class FailingKind(MemoryKind):
     answer = Failed(problem=REFUSED)
     fitting = True
 
-    def put(self, profile, *, ours):
+    def put(self, profile, *, ours, foreign=()):
         return self.answer
 
     def remove(self, names, evidence, *, prove):
@@ -156,7 +156,7 @@ def test_what_an_older_version_left_over_goes_though_a_put_failed():
     """It is no part of the last good version."""
     node, old, new = Node(), inspected(), inspected(b"a:?")
     node.entries = {old.id: stored(old, retired={"b": token(b"older")})}
-    node.loaded = {"a": old.body, "b": b"older"}
+    node.install({"a": old.body, "b": b"older"})
     remove = Remove(
         id=old.id, why="not desired", names=("b",), evidence={"b": token(b"older")}, prove=True
     )
@@ -344,7 +344,7 @@ def removing(profile):
 def test_a_removed_profile_leaves_node_and_ledger():
     """After a removal nothing of it is left."""
     node, profile = Node(), inspected()
-    node.loaded = {"a": profile.body}
+    node.install({"a": profile.body})
     node.entries = {profile.id: stored(profile)}
     (outcome,) = act(node, removing(profile))
     assert (outcome.result, node.loaded, node.entries) == ("done", {}, {})
@@ -372,7 +372,7 @@ def test_a_failed_removal_stays_on_record():
 def test_a_part_that_stays_is_still_ours():
     """Of a key that goes, the names that must stay remain on record."""
     node, profile = Node(), inspected(b"a,b:x")
-    node.loaded = {"a": profile.body, "b": profile.body}
+    node.install({"a": profile.body, "b": profile.body})
     node.entries = {profile.id: stored(profile)}
     action = replace(removing(profile), names=("a",))
     act(node, action)

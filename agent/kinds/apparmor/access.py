@@ -18,6 +18,9 @@ SECURITYFS = "/sys/kernel/security"
 ROOT = f"{SECURITYFS}/apparmor"
 SECURITYFS_MAGIC = 0x73636673  # linux/magic.h
 _ENABLED = "/sys/module/apparmor/parameters/enabled"
+_SHOWS = tuple(
+    f"/sys/module/apparmor/parameters/{name}" for name in ("hash_policy", "export_binary")
+)
 _CAP_MAC_ADMIN = 33  # linux/capability.h
 
 
@@ -110,6 +113,15 @@ class Access:
         if not os.access(self.host.path(f"{ROOT}/.replace"), os.W_OK):
             return "securityfs is read-only here"
         return ""
+
+    def hides_content(self) -> bool:
+        """Return whether the kernel shows neither hashes nor loaded bytes of what is loaded now."""
+        try:
+            return all(
+                self.host.exists(file) and self.host.read(file).strip() == b"N" for file in _SHOWS
+            )
+        except HostError:
+            return False
 
     def features(self) -> bytes:
         """Return everything that the kernel says about its features. Raises HostError."""

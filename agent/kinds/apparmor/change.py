@@ -8,28 +8,44 @@ that was not asked for.
 
 import errno
 from collections.abc import Collection, Mapping, Sequence
+from typing import Final
 
 from agent.core.model import Blind, Evidence, Fact, Id, Profile, Unused
 from agent.core.ports import Failed, Installed, Removed, StillUsed
 from agent.doors.host import HostError
 from agent.kinds.apparmor import kernel, policy, trouble
 from agent.kinds.apparmor.access import Access
+from agent.kinds.apparmor.objects import Objects
 from agent.kinds.apparmor.processes import Processes
 
 _NONE: Evidence = frozenset()
+_REPEATS: Final = 4  # of a write, until it is the only change of policy
 
 
 class Changes:
     """The writes of one agent. checked: name -> the compiled policy that it checked itself."""
 
-    def __init__(self, access: Access, kernel: kernel.Kernel, processes: Processes) -> None:
+    def __init__(
+        self,
+        access: Access,
+        kernel: kernel.Kernel,
+        processes: Processes,
+        objects: Objects,
+    ) -> None:
         self.access = access
         self.kernel = kernel
         self.processes = processes
+        self.objects = objects
         self.checked: dict[str, bytes] = {}
+        self._before = -1  # the policy revision right before the last write
 
-    def put(self, profile: Profile, *, ours: Collection[str]) -> Installed | Failed:
-        """Load or replace in one write, and verify by content."""
+    def put(
+        self, profile: Profile, *, ours: Collection[str], foreign: Collection[str] = ()
+    ) -> Installed | Failed:
+        """Load or replace in one write, and verify by content.
+
+        foreign: names in ours whose objects another program loaded; they stay foreign.
+        """
         names, blob = profile.version.provides, profile.body
         try:
             expected, modes = self._declared(profile)
@@ -41,15 +57,49 @@ class Changes:
         barrier = None if self.access.passed else self.access.barrier()
         if barrier is not None:
             return Failed(problem=barrier.problem)
-        new = frozenset(names) - frozenset(ours)
-        failed = self._write(profile.id, blob, new, ours=frozenset(ours))
+        facts = self._loaded(profile, frozenset(ours), frozenset(names) - frozenset(foreign))
+        if isinstance(facts, Failed):
+            return facts
+        self.checked |= dict.fromkeys(names, blob)
+        done = _verified(profile.id, expected, modes, facts)
+        if isinstance(done, Installed) and not self._is_proven(facts):
+            why = "other programs change policy at the same time, and it shows no content"
+            return Failed(problem=trouble.unverified(profile.id, why))
+        return done
+
+    def _loaded(
+        self, profile: Profile, ours: frozenset[str], own: frozenset[str]
+    ) -> dict[str, Fact] | Failed:
+        """Write until the facts are proven, a few times at most; return them."""
+        facts = self._loaded_once(profile, ours, own)
+        for _ in range(_REPEATS):
+            if isinstance(facts, Failed) or self._is_proven(facts):
+                break
+            # What the write right before loaded may be replaced.
+            facts = self._loaded_once(profile, own & facts.keys() | ours, own)
+        return facts
+
+    def _loaded_once(
+        self, profile: Profile, ours: frozenset[str], own: frozenset[str]
+    ) -> dict[str, Fact] | Failed:
+        """Write, look, and record the objects of own names; return what the kernel shows."""
+        names = frozenset(profile.version.provides)
+        failed = self._write(profile, names - ours, ours=ours, own=own)
         if failed is not None:
             return failed
         facts = self.kernel.look(names)
         if isinstance(facts, Blind):
             return Failed(problem=trouble.unverified(profile.id, facts.problem.what))
-        self.checked |= dict.fromkeys(names, blob)
-        return _verified(profile.id, expected, modes, facts)
+        self.objects.record(self.kernel.objects(own & facts.keys()))
+        return facts
+
+    def _is_proven(self, facts: Mapping[str, Fact]) -> bool:
+        """Return whether the facts are the result of the last write.
+
+        Where the kernel shows no content, the write must be the only change of policy.
+        """
+        readable = all(fact.is_readable for fact in facts.values())
+        return readable or self.kernel.looked == self._before + 1
 
     def _declared(self, profile: Profile) -> tuple[Mapping[str, Evidence], Mapping[str, str]]:
         """Return evidence and mode of each name of a body; as they were read if this is that body.
@@ -68,9 +118,10 @@ class Changes:
         }
 
     def _write(
-        self, id_: Id, blob: bytes, new: frozenset[str], *, ours: frozenset[str]
+        self, profile: Profile, new: frozenset[str], *, ours: frozenset[str], own: frozenset[str]
     ) -> Failed | None:
         """Write once, and once more after curing a jam."""
+        id_ = profile.id
         write = self.kernel.replace if ours else self.kernel.load
         for cure in (True, False):
             # With .replace the kernel does not refuse a taken name: look as late as possible.
@@ -78,8 +129,13 @@ class Changes:
             if taken is not None:
                 return taken
             try:
-                write(blob)
-            except HostError as error:
+                self._before = self.kernel.revision()
+                self.objects.begin(own, self._before)
+                write(profile.body)
+            except (HostError, ValueError) as error:
+                self.objects.record({})
+                if not isinstance(error, HostError):
+                    return Failed(problem=trouble.unverified(id_, str(error)))
                 if error.errno != errno.EEXIST:
                     return Failed(problem=trouble.refused(id_, error))
                 taken = self._taken(id_, new)
@@ -137,10 +193,11 @@ class Changes:
         facts = self.kernel.look(names, below=True)
         if isinstance(facts, Blind):
             return Failed(problem=facts.problem)
+        own = self.objects.own(self.kernel.objects(names), self.kernel.looked)
         other = sorted(
             name
             for name, fact in facts.items()
-            if name not in names or not evidence.get(name, _NONE) & fact.evidence
+            if name not in own or not evidence.get(name, _NONE) & fact.evidence
         )
         if other:
             return Failed(problem=trouble.others(other))
@@ -174,8 +231,7 @@ def _verified(
         fact = facts.get(name)
         if fact is None:
             return Failed(problem=trouble.unverified(id_, f'"{name}" is not loaded'))
-        hashless = all(token.startswith("boot:") for token in fact.evidence)
-        if not hashless and not want & fact.evidence:
+        if fact.is_readable and not want & fact.evidence:
             return Failed(problem=trouble.unverified(id_, f'"{name}" holds other content'))
         if fact.mode != modes[name]:
             return Failed(
@@ -185,9 +241,7 @@ def _verified(
             )
     return Installed(
         evidence={
-            name: facts[name].evidence
-            if all(token.startswith("boot:") for token in facts[name].evidence)
-            else want | facts[name].evidence
+            name: want | facts[name].evidence if facts[name].is_readable else facts[name].evidence
             for name, want in expected.items()
         },
         modes=dict(modes),

@@ -14,7 +14,7 @@ from agent.core.model import Blind, Fact
 from agent.doors.host import Host, HostError
 from agent.kinds.apparmor.access import ROOT, Probes, blind
 from agent.kinds.apparmor.places import Places
-from agent.kinds.apparmor.shown import GONE, Shown
+from agent.kinds.apparmor.shown import GONE, Shown, identity
 
 _TOP = f"{ROOT}/policy/profiles"
 _TRIES = 20
@@ -51,6 +51,8 @@ class Kernel:
         self.shown = Shown(host)
         # The revision up to which every change is known: seen by a look, or our own.
         self.known: int | None = None
+        self.looked = -1  # the revision of the last look
+        self._found: Mapping[str, str] = {}  # name -> directory, at the last look
         self._places: Places | None = None
         self._placed: int | None = None  # the revision that they are of, as known
         self._where: dict[str, str] = {}  # name -> directory, at the last look at all names
@@ -83,9 +85,10 @@ class Kernel:
                 self._wrote = None
                 near = None if below else self._near(wanted, before)
                 places = dict(self._paths(_TOP)) if near is None else near
-                facts = self._facts_in(places, wanted, before, below=below)
+                facts = self._facts_in(places, wanted, below=below)
                 if self.revision() == before:
                     self.shown.remember()
+                    self.looked, self._found = before, places
                     if whole:
                         self.known = before
                         self._note(places, wanted)
@@ -101,6 +104,14 @@ class Kernel:
             except (OSError, ValueError) as error:
                 return blind(f"it cannot be read ({error})")
         return blind(why)
+
+    def objects(self, names: Collection[str]) -> dict[str, str]:
+        """Return what identified the loaded object of each name at the last look, in this boot."""
+        return {
+            name: identity(self._found[name].removeprefix(f"{_TOP}/"))
+            for name in names
+            if name in self._found
+        }
 
     def anew(self) -> frozenset[str]:
         """Return, once, which names were removed and loaded again between two looks."""
@@ -134,12 +145,11 @@ class Kernel:
         self,
         places: Mapping[str, str],
         wanted: frozenset[str],
-        revision: int,
         *,
         below: bool,
     ) -> dict[str, Fact]:
         return {
-            name: self.shown.fact(path, revision)
+            name: self.shown.fact(path)
             for name, path in places.items()
             if name in wanted or (below and _is_below(name, wanted))
         }

@@ -6,13 +6,14 @@ kernel's features is put. Rule 3: no parser, no kernel and no right are answers,
 
 import contextlib
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from agent.core.model import (
     Blind,
     Blob,
     Evidence,
+    Fact,
     Id,
     Inspected,
     Observed,
@@ -32,6 +33,7 @@ from agent.kinds.apparmor import (
     kernel,
     leaving,
     messages,
+    objects,
     parser,
     policy,
     processes,
@@ -73,9 +75,11 @@ class AppArmor:
         self.access = access.Access(host, probes)
         self.kernel = kernel.Kernel(host, probes)
         self.processes = processes.Processes(host)
-        self.changes = change.Changes(self.access, self.kernel, self.processes)
+        remember = remember and not checking
+        self.objects = objects.Objects(host, state_dir, write=remember)
+        self.changes = change.Changes(self.access, self.kernel, self.processes, self.objects)
         self.parser = _parser(host, parser, timeout_seconds, include_dir)
-        self.cache = Cache(host, state_dir, write=remember and not checking)
+        self.cache = Cache(host, state_dir, write=remember)
         self.rules = judge.Rules(
             deny_names=tuple(deny_names),
             allow_attachments=allow_attachments,
@@ -335,11 +339,21 @@ class AppArmor:
             if isinstance(facts, Blind):
                 self._seen = None
                 return facts
-            self._asked, self._seen = asked, Seen(facts=facts)
+            self._asked, self._seen = asked, self._with_owners(facts)
         loaded = [name for name in suspects if name in self._seen.facts]
         if not loaded:
             return self._seen
-        return Seen(facts=self._seen.facts, uses=self.processes.uses(loaded))
+        return replace(self._seen, uses=self.processes.uses(loaded))
+
+    def _with_owners(self, facts: Mapping[str, Fact]) -> Seen:
+        """Add to what was seen which objects this agent loaded."""
+        own = self.objects.own(self.kernel.objects(facts), self.kernel.looked)
+        hidden = not all(fact.is_readable for fact in facts.values())
+        hidden = hidden or (not facts and self.access.hides_content())
+        return Seen(
+            facts={name: replace(fact, is_own=name in own) for name, fact in facts.items()},
+            remarks=(trouble.unverifiable(),) if hidden else (),
+        )
 
     def untouched(self) -> bool:
         """Return whether the policy revision is the one of the last look or write."""
@@ -354,10 +368,12 @@ class AppArmor:
 
     # --- change ----------------------------------------------------------------------------------
 
-    def put(self, profile: Profile, *, ours: Collection[str]) -> Installed | Failed:
+    def put(
+        self, profile: Profile, *, ours: Collection[str], foreign: Collection[str] = ()
+    ) -> Installed | Failed:
         """Load or replace in one write, and verify by content."""
         self._seen = None
-        return self.changes.put(profile, ours=ours)
+        return self.changes.put(profile, ours=ours, foreign=foreign)
 
     def remove(
         self, names: Collection[str], evidence: Mapping[str, Evidence], *, prove: bool

@@ -9,8 +9,10 @@ import hashlib
 from collections.abc import Collection
 
 from agent.core.model import Evidence, Fact
+from agent.doors import signature
 from agent.doors.host import Host, HostError
 
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ESTALE)
 _WORD = 4096  # bytes, of a name or a hash
 _HASHES = {
@@ -32,6 +34,7 @@ class Shown:
         self._fresh: dict[str, tuple[str, Fact]] | None = None  # of this look, not yet believed
         self._generations: dict[str, str] = {}  # directory -> generation, within one look
         self._hashes: tuple[str, ...] = ()  # the files of a profile that hold its hashes
+        self._boot = ""
 
     def begin(self, *, calm: bool) -> None:
         """Begin a look: every generation is asked anew, once.
@@ -89,23 +92,25 @@ class Shown:
                 return ""
             raise
 
-    def fact(self, path: str, revision: int) -> Fact:
-        """Return a profile's fact at a policy revision. Raises HostError, ValueError."""
+    def fact(self, path: str) -> Fact:
+        """Return a profile's fact. Raises HostError, ValueError."""
         generation = self._generation(path) if self._fresh is not None else self._link(path)
         known = self._facts.get(path)
         if generation and known is not None and known[0] == generation:
             return known[1]
-        fact = self._read_fact(path, revision)
+        fact = self._read_fact(path)
         if generation and self._fresh is not None:
             self._fresh[path] = (generation, fact)
         elif generation and self._link(path) == generation:
             self._facts[path] = (generation, fact)
         return fact
 
-    def _read_fact(self, path: str, revision: int) -> Fact:
+    def _read_fact(self, path: str) -> Fact:
         mode = self._word(f"{path}/mode").strip().decode("ascii", "replace")
-        evidence = self._evidence(path) or self._without_hashes(path, revision)
-        return Fact(evidence=evidence, mode=mode)
+        evidence = self._evidence(path) or self._hash_of_raw_data(path)
+        if evidence:
+            return Fact(evidence=evidence, mode=mode)
+        return Fact(evidence=self._unchanged_object(path), mode=mode, is_readable=False)
 
     def _evidence(self, path: str) -> Evidence:
         """Return the hashes that the kernel shows of a profile, from the files that others have."""
@@ -138,10 +143,27 @@ class Shown:
             return self.host.read(path, limit=1 << 20)
         return found
 
-    def _without_hashes(self, path: str, revision: int) -> Evidence:
-        """Hash what the kernel holds, or say only that nothing changed since the same boot."""
-        if self.host.exists(f"{path}/raw_data"):
-            blob = self.host.read(f"{path}/raw_data")
-            return frozenset({f"raw:sha256:{hashlib.sha256(blob).hexdigest()}"})
-        boot = self.host.read("/proc/sys/kernel/random/boot_id", limit=4096).strip().decode("ascii")
-        return frozenset({f"boot:{boot}:{revision}"})
+    def _hash_of_raw_data(self, path: str) -> Evidence:
+        """Return the hash of the loaded bytes; nothing where the kernel does not show them."""
+        if not self.host.exists(f"{path}/raw_data"):
+            return frozenset()
+        blob = self.host.read(f"{path}/raw_data")
+        return frozenset({f"raw:sha256:{hashlib.sha256(blob).hexdigest()}"})
+
+    def _unchanged_object(self, path: str) -> Evidence:
+        """Identify the loaded object and its last replacement, where nothing shows its content.
+
+        The kernel keeps the directory of a profile that is replaced, and sets the modification
+        time of its files (Linux, security/apparmor/apparmorfs.c: __aafs_profile_migrate_dents).
+        """
+        if not self._boot:
+            self._boot = self.host.read(_BOOT_ID, limit=4096).strip().decode("ascii")
+        sign = self.host.signature(f"{path}/mode")
+        if sign is None:
+            raise HostError(f"{path}/mode", OSError(errno.ENOENT, "its status cannot be read"))
+        return frozenset({f"object:{self._boot}:{identity(path)}:{signature.modified_ns(sign)}"})
+
+
+def identity(path: str) -> str:
+    """Return a profile's directory as text that JSON can hold; the kernel cuts names anywhere."""
+    return path.encode("utf-8", "surrogateescape").decode("ascii", "backslashreplace")

@@ -119,6 +119,18 @@ def unverified(id_: Id, why: str) -> Problem:
     )
 
 
+def unverifiable() -> Problem:
+    """Return that the kernel shows nothing of the content of loaded profiles."""
+    return Problem(
+        code="content_unverifiable",
+        where="/sys/module/apparmor/parameters",
+        what="The content of AppArmor profiles cannot be verified on this node: the kernel shows "
+        "neither hashes nor the loaded policy. A profile counts as unchanged while its mode is "
+        "right and no other program replaced it or loaded it again.",
+        hint="Boot without apparmor.hash_policy=0, or without apparmor.export_binary=0.",
+    )
+
+
 def not_removed(name: str, why: str) -> Problem:
     """Return that a removal did not happen."""
     return Problem(

@@ -250,7 +250,13 @@ class Seccomp:
 
     # --- change ----------------------------------------------------------------------------------
 
-    def put(self, profile: Profile, *, ours: Collection[str]) -> Installed | Failed:
+    def put(
+        self,
+        profile: Profile,
+        *,
+        ours: Collection[str],
+        foreign: Collection[str] = (),  # noqa: ARG002 - no record of objects is kept
+    ) -> Installed | Failed:
         """Write the file atomically, and verify by reading it back."""
         path = profile.version.provides[0]
         where = f"{self.directory}/{path}"

@@ -1,0 +1,121 @@
+"""The record of the policy objects that this agent loaded since the machine started.
+
+The kernel shows each loaded profile in a directory of its own. It keeps the directory when the
+profile is replaced, and numbers a new one when the profile is loaded again; no number is used twice
+before the next boot (Linux, security/apparmor/apparmorfs.c: __aafs_profile_mkdir,
+__aafs_profile_migrate_dents). So the boot id and the directory identify the object, and a profile
+that another program loaded with the same bytes is told apart from the agent's own.
+
+The record is a file of JSON lines in the state directory, and each line is appended without fsync:
+it must survive the process, but it is worthless after a crash of the machine. A profile without a
+line counts as foreign, so a lost record never leads to a removal.
+"""
+
+import contextlib
+from collections.abc import Collection, Mapping
+from typing import Final
+
+import msgspec
+
+from agent.doors.host import Host, HostError
+
+FILE: Final = "objects.jsonl"
+_BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
+_LIMIT: Final = 64 << 20
+_MOST_LINES: Final = 4096  # more are rewritten as one
+
+
+class _Line(msgspec.Struct, omit_defaults=True):
+    """One line of the record.
+
+    boot: the boot that the record belongs to, in the first line only.
+    loaded: the directory below policy/profiles by name.
+    loading: names that are about to be loaded for the first time.
+    revision: the policy revision right before that.
+    """
+
+    boot: str = ""
+    loaded: dict[str, str] = {}
+    loading: list[str] = []
+    revision: int = -1
+
+
+class Objects:
+    """Which loaded objects are this agent's own. One agent at a time writes the record."""
+
+    def __init__(self, host: Host, state_dir: str, *, write: bool) -> None:
+        self.host = host
+        self.state_dir = state_dir
+        self.write = write
+        self._boot = ""
+        self._own: dict[str, str] = {}  # name -> directory
+        self._pending = _Line()  # an interrupted load of an earlier process
+        self._lines = 0  # of the file; 0: it has to be written from the start
+
+    def own(self, found: Mapping[str, str], revision: int) -> frozenset[str]:
+        """Return the names whose objects this agent loaded.
+
+        found: the directories of all names, at a policy revision. A load that was begun and not
+        recorded, because the process ended, is believed if it was the only change of policy since:
+        each change increments the revision.
+        """
+        self._open()
+        pending, self._pending = self._pending, _Line()
+        if pending.loading:
+            alone = revision == pending.revision + 1
+            self.record({name: found[name] for name in pending.loading if alone and name in found})
+        return frozenset(name for name, at in found.items() if self._own.get(name) == at)
+
+    def begin(self, names: Collection[str], revision: int) -> None:
+        """Record that names are about to be loaded at a policy revision."""
+        self._open()
+        self._pending = _Line(loading=sorted(names), revision=revision)
+        self._append(self._pending)
+
+    def record(self, loaded: Mapping[str, str]) -> None:
+        """Record which object this agent loaded under each name; ends what `begin` began."""
+        self._open()
+        self._own |= loaded
+        self._pending = _Line()
+        self._append(_Line(loaded=dict(loaded)))
+
+    def _append(self, line: _Line) -> None:
+        """Append a line, or write the whole record; without room for it, it stays in memory."""
+        if not self.write:
+            return
+        if 0 < self._lines < _MOST_LINES:
+            with contextlib.suppress(HostError):
+                self.host.append_file(self.state_dir, FILE, msgspec.json.encode(line) + b"\n")
+                self._lines += 1
+                return
+        self._lines = 0
+        whole = [_Line(boot=self._boot, loaded=self._own), line]
+        content = b"".join(msgspec.json.encode(one) + b"\n" for one in whole)
+        with contextlib.suppress(HostError):
+            self.host.write_file(self.state_dir, FILE, content, mode=0o600, durable=False)
+            self._lines = len(whole)
+
+    def _open(self) -> None:
+        """Read the record once; one of another boot, or a damaged one, is empty."""
+        if self._boot:
+            return
+        content = b""
+        with contextlib.suppress(HostError):
+            self._boot = self.host.read(_BOOT_ID, limit=4096).strip().decode("ascii", "replace")
+            content = self.host.read_regular(self.state_dir, FILE, limit=_LIMIT) or b""
+        lines = [_decoded(line) for line in content.splitlines()]
+        if not lines or not self._boot or lines[0].boot != self._boot:
+            return
+        for line in lines:
+            self._own |= line.loaded
+            self._pending = line
+        # A line that a full disk cut off must not swallow the next one.
+        self._lines = len(lines) if content.endswith(b"\n") else 0
+
+
+def _decoded(line: bytes) -> _Line:
+    """Return a line of the record; a damaged one says nothing."""
+    try:
+        return msgspec.json.decode(line, type=_Line)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _Line()

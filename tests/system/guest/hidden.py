@@ -1,0 +1,213 @@
+"""Who loaded a profile, on kernels that show much, little or nothing of what is loaded.
+
+Runs as root inside the virtual machine, in the way of scenarios.py: one line of JSON per scenario.
+The first argument says what the kernel shows: `content` or `nothing`.
+"""
+
+import json
+import sys
+import time
+import traceback
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from scenarios import SOURCE, agent, clean, loaded, parser, plain, rows, source
+
+CODE = "content_unverifiable"
+KIDS = "  file,\n  signal,\n  ^HAT {{\n    file,\n    {rule}\n  }}\n  profile kid {{ file, }}\n"
+
+
+def kids(name, rule=""):
+    """Return a profile with a hat and a child."""
+    return f"profile {name} {{\n{KIDS.format(rule=rule)}}}\n"
+
+
+def actions(report):
+    """Return what was done, and why, by name."""
+    return {one["name"]: (one["action"], one["why"]) for one in report["profiles"]}
+
+
+def codes(report):
+    """Return the codes of every finding, those of the node among them."""
+    found = [problem["code"] for problem in report["problems"]]
+    return found + [one["code"] for row in report["profiles"] for one in row["problems"]]
+
+
+KEPT = ("keep", "unchanged")
+
+
+def loads_of_other_programs_are_no_drift(shows):
+    """Whatever others load: nothing of the agent's changed, and nothing is repaired."""
+    source(web=kids("web"), other=plain("other") + plain("second"))
+    agent()
+    names = ("web", "web//HAT", "web//kid", "other", "second")
+    for number in range(5):
+        assert parser(plain("stranger", f"deny /x{number} r,"), "-r")[0] == 0
+        report, _ = agent()
+        assert actions(report) == dict.fromkeys(names, KEPT), actions(report)
+        assert codes(report).count(CODE) == (shows == "nothing"), codes(report)
+        assert "drift_fought" not in codes(report)
+    source(other=plain("other"))
+    assert parser(plain("stranger", "deny /y r,"), "-r")[0] == 0
+    report, _ = agent()
+    assert {rows(report)[name][0] for name in names[:3]} == {"removed"}, rows(report)
+    assert set(loaded()) == {"other", "stranger"}, loaded()
+
+
+def a_fresh_node_says_whether_content_can_be_verified(shows):
+    """The first pass reports it, though it finds nothing on the node."""
+    source(web=plain("web"))
+    report, _ = agent()
+    assert codes(report).count(CODE) == (shows == "nothing"), codes(report)
+    assert rows(report) == {"web": ("installed", "new")}, rows(report)
+
+
+def a_replacement_by_another_program_is_repaired_once(_):
+    """Other rules and another mode are replaced; then the profile is unchanged again."""
+    for text, mode, flags in (
+        (kids("web", "deny /x r,"), "enforce", ["-r"]),
+        (kids("web"), "complain", ["-C", "-r"]),
+    ):
+        source(web=kids("web"))
+        agent()
+        assert parser(text, *flags)[0] == 0
+        assert loaded()["web"] == mode
+        report, _ = agent()
+        assert actions(report)["web"] == ("put", "drifted"), actions(report)
+        assert loaded()["web"] == "enforce"
+        report, _ = agent()
+        assert set(actions(report).values()) == {KEPT}, actions(report)
+
+
+def another_object_of_other_content_is_foreign(_):
+    """What another program loaded after a removal is neither replaced nor removed."""
+    source(web=plain("web"), other=plain("other"))
+    agent()
+    assert parser(plain("web"), "-R")[0] == 0
+    assert parser(plain("web", "deny /x r,"), "-C", "-a")[0] == 0
+    report, _ = agent(status=1)
+    assert rows(report)["web"] == ("foreign", "foreign"), rows(report)
+    assert loaded()["web"] == "complain"
+    source(other=plain("other"))
+    report, _ = agent()
+    assert rows(report)["web"] == ("released", "foreign"), rows(report)
+    assert loaded()["web"] == "complain"
+
+
+def an_object_that_is_handed_over_becomes_the_agents(_):
+    """--take-over replaces it; when its key is dropped, it is removed."""
+    source(web=plain("web"), other=plain("other"))
+    agent()
+    assert parser(plain("web"), "-R")[0] == 0
+    assert parser(plain("web", "deny /x r,"), "-a")[0] == 0
+    agent("--take-over=web")
+    report, _ = agent()
+    assert actions(report)["web"] == KEPT, actions(report)
+    source(other=plain("other"))
+    agent()
+    assert set(loaded()) == {"other"}, loaded()
+
+
+def the_same_bytes_of_another_program_stay(shows):
+    """While the key is there they serve its pods; when it is dropped, they stay loaded."""
+    source(web=kids("web"), other=plain("other"))
+    agent()
+    assert parser(kids("web"), "-R")[0] == 0
+    assert parser(kids("web"), "-a")[0] == 0
+    report, _ = agent(status=None)
+    state = ("installed", "unchanged") if shows == "content" else ("foreign", "foreign")
+    assert rows(report)["web"] == state, rows(report)
+    source(other=plain("other"))
+    report, _ = agent()
+    assert rows(report)["web"] == ("released", "foreign"), rows(report)
+    assert {"web", "web//HAT", "web//kid"} <= set(loaded()), loaded()
+
+
+def the_same_bytes_loaded_over_the_agents_stay_the_agents(_):
+    """The kernel keeps the object: another program replaced it, and did not create it."""
+    source(web=plain("web"), other=plain("other"))
+    agent()
+    assert parser(plain("web"), "-r")[0] == 0
+    agent()
+    source(other=plain("other"))
+    report, _ = agent()
+    assert rows(report)["web"][0] == "removed", rows(report)
+    assert set(loaded()) == {"other"}, loaded()
+
+
+def a_restored_profile_is_the_agents_again(_):
+    """What was missing and is loaded again from the ledger is removed with its key."""
+    source(web=kids("web"), other=plain("other"))
+    agent()
+    assert parser(kids("web"), "-R")[0] == 0
+    agent(command="restore")
+    assert "web//HAT" in loaded()
+    source(other=plain("other"))
+    agent()
+    assert set(loaded()) == {"other"}, loaded()
+
+
+def a_kill_at_any_step_leaves_nothing_behind(shows):
+    """SIGKILL before each effect of an update: the next passes install it, and remove it later.
+
+    Where the kernel shows content, scenarios.py does the same.
+    """
+    if shows == "content":
+        return
+    names = {"web", "web//HAT", "web//kid", "new"}
+    step, limit = 0, 200
+    while step < limit:
+        clean()
+        source(web=kids("web"), goes=plain("goes"))
+        agent()
+        source(web=kids("web", "deny /x r,"), new=plain("new"))
+        report, _ = agent(mode=f"kill:{step}", status=None)
+        killed = not report
+        report, _ = agent()
+        assert {name for name, (state, _) in rows(report).items() if state == "installed"} == names
+        assert set(loaded()) == names, (step, loaded())
+        source(other=plain("other"))
+        agent()
+        assert set(loaded()) == {"other"}, (step, loaded())
+        if not killed:
+            break
+        step += 1
+    assert 5 < step < limit, step
+    print(json.dumps({"note": f"killed at each of {step} effects"}))
+
+
+SCENARIOS = (
+    loads_of_other_programs_are_no_drift,
+    a_fresh_node_says_whether_content_can_be_verified,
+    a_replacement_by_another_program_is_repaired_once,
+    another_object_of_other_content_is_foreign,
+    an_object_that_is_handed_over_becomes_the_agents,
+    the_same_bytes_of_another_program_stay,
+    the_same_bytes_loaded_over_the_agents_stay_the_agents,
+    a_restored_profile_is_the_agents_again,
+    a_kill_at_any_step_leaves_nothing_behind,
+)
+
+
+def main():
+    """Run every scenario, or those named."""
+    shows, *names = sys.argv[1:]
+    for scenario in SCENARIOS:
+        if names and scenario.__name__ not in names:
+            continue
+        begin = time.monotonic()
+        error = None
+        try:
+            clean()
+            SOURCE.mkdir(exist_ok=True)
+            scenario(shows)
+        except BaseException:  # noqa: BLE001 - reported by the test outside
+            error = traceback.format_exc()
+        seconds = round(time.monotonic() - begin, 1)
+        line = {"scenario": scenario.__name__, "error": error, "seconds": seconds}
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()

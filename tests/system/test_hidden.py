@@ -1,0 +1,51 @@
+"""Whose profile it is, on kernels that show hashes, raw data, both or nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.system import vm
+
+GUEST = Path("tests/system/guest")
+LIMIT_SECONDS = 1800  # the longest run took 400 s on two cores with ten competing processes
+KERNELS = {
+    "apparmor.hash_policy=1 apparmor.export_binary=1": "content",
+    "apparmor.hash_policy=0 apparmor.export_binary=1": "content",
+    "apparmor.hash_policy=1 apparmor.export_binary=0": "content",
+    "apparmor.hash_policy=0 apparmor.export_binary=0": "nothing",
+}
+SHOWN = ("both", "raw data", "hashes", "nothing")
+SCENARIOS = [
+    "loads_of_other_programs_are_no_drift",
+    "a_fresh_node_says_whether_content_can_be_verified",
+    "a_replacement_by_another_program_is_repaired_once",
+    "another_object_of_other_content_is_foreign",
+    "an_object_that_is_handed_over_becomes_the_agents",
+    "the_same_bytes_of_another_program_stay",
+    "the_same_bytes_loaded_over_the_agents_stay_the_agents",
+    "a_restored_profile_is_the_agents_again",
+    "a_kill_at_any_step_leaves_nothing_behind",
+]
+
+
+@pytest.fixture(scope="module", params=KERNELS, ids=SHOWN)
+def outcomes(request):
+    """Give what every scenario ended with on one kernel, from one run of the guest."""
+    files = {f"guest/{one.name}": one.read_bytes() for one in GUEST.glob("*.py")}
+    result = vm.run(
+        files,
+        f"python3 guest/hidden.py {KERNELS[request.param]}",
+        timeout_seconds=LIMIT_SECONDS,
+        append=request.param,
+    )
+    lines = [json.loads(line) for line in result.output.splitlines() if line.startswith("{")]
+    for line in lines:
+        print(line.get("note") or f"{line['scenario']}: {line['seconds']} s")
+    return {line["scenario"]: line["error"] for line in lines if "scenario" in line}
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_on_a_real_kernel(outcomes, scenario):
+    """Each scenario holds; tests/system/guest/hidden.py says in a sentence what it is."""
+    assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)
