@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from scenarios import SOURCE, agent, clean, loaded, parser, plain, rows, source
+from scenarios import SECURITY, SOURCE, STATE, agent, clean, loaded, parser, plain, rows, source
 
 CODE = "content_unverifiable"
 KIDS = "  file,\n  signal,\n  ^HAT {{\n    file,\n    {rule}\n  }}\n  profile kid {{ file, }}\n"
@@ -32,6 +32,14 @@ def codes(report):
     """Return the codes of every finding, those of the node among them."""
     found = [problem["code"] for problem in report["problems"]]
     return found + [one["code"] for row in report["profiles"] for one in row["problems"]]
+
+
+def load_the_same_bytes(name):
+    """Load what the agent loaded under a name, as another program."""
+    for path in (STATE / "entries").glob("*.json"):
+        installed = json.loads(path.read_text())["installed"]
+        if installed is not None and name in installed["provides"]:
+            (SECURITY / ".load").write_bytes((STATE / "bodies" / installed["body"]).read_bytes())
 
 
 KEPT = ("keep", "unchanged")
@@ -114,7 +122,7 @@ def the_same_bytes_of_another_program_stay(shows):
     source(web=kids("web"), other=plain("other"))
     agent()
     assert parser(kids("web"), "-R")[0] == 0
-    assert parser(kids("web"), "-a")[0] == 0
+    load_the_same_bytes("web")
     report, _ = agent(status=None)
     state = ("installed", "unchanged") if shows == "content" else ("foreign", "foreign")
     assert rows(report)["web"] == state, rows(report)
