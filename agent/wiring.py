@@ -49,8 +49,11 @@ def host(settings: Settings) -> Host:
     return Host(settings.host_root)
 
 
-def kinds(settings: Settings) -> dict[KindName, ports.Kind]:
-    """Return the kinds that --kinds names, AppArmor first."""
+def kinds(settings: Settings, *, write: bool = True) -> dict[KindName, ports.Kind]:
+    """Return the kinds that --kinds names, AppArmor first.
+
+    write: whether they may write to the state directory.
+    """
     found: dict[KindName, ports.Kind] = {}
     if "apparmor" in settings.kinds:
         from agent.kinds.apparmor.kind import AppArmor
@@ -63,7 +66,7 @@ def kinds(settings: Settings) -> dict[KindName, ports.Kind]:
             deny_names=settings.deny_name,
             allow_attachments=settings.allow_attachments,
             allow_unconfined_mode=settings.allow_unconfined_mode,
-            remember=not settings.dry_run,
+            remember=write and not settings.dry_run,
         )
     if "seccomp" in settings.kinds:
         from agent.kinds.seccomp.kind import Seccomp

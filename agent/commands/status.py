@@ -11,23 +11,24 @@ from agent.settings import Settings
 
 def status(settings: Settings) -> Report:
     """Return a report whose rows are the ledger's entries, each compared with the node."""
-    kinds, ledger = wiring.kinds(settings), wiring.ledger(settings)
+    kinds, ledger = wiring.kinds(settings, write=False), wiring.ledger(settings)
     found = ledger.entries()
     if isinstance(found, Problem):
         return Report(rows=(), sets=(), supports={}, problems=(found,))
     rows: list[Row] = []
     supports: dict[KindName, Support] = {}
     sandboxes = {name: kind.sandbox() for name, kind in kinds.items()}
+    problems = [*ledger.damaged, *account.unsandboxed(sandboxes.values())]
     for name, kind in kinds.items():
         entries = [entry for id_, entry in found.items() if id_.kind == name]
         names = {one for entry in entries for one in owned(entry)}
         observed = kind.observe(names, ())
         supports[name] = account.support(observed, sandboxes[name])
+        problems += observed.remarks if isinstance(observed, Seen) else ()
         for entry in entries:
             rows += _rows(entry, observed)
     rows.sort(key=lambda row: (row.kind, row.name))
-    problems = (*ledger.damaged, *account.unsandboxed(sandboxes.values()))
-    return Report(rows=tuple(rows), sets=(), supports=supports, problems=problems)
+    return Report(rows=tuple(rows), sets=(), supports=supports, problems=tuple(problems))
 
 
 def _rows(entry: Entry, observed: Observed) -> list[Row]:
@@ -35,7 +36,7 @@ def _rows(entry: Entry, observed: Observed) -> list[Row]:
     rows = []
     for name, evidence in owned(entry).items():
         current = version is not None and name in version.provides
-        state, why = _state(name, evidence, observed, retired=not current)
+        state, why = _state(name, evidence, observed, entry.how, retired=not current)
         held = version if current else None
         rows.append(
             Row(
@@ -58,7 +59,7 @@ def _rows(entry: Entry, observed: Observed) -> list[Row]:
 
 
 def _state(
-    name: str, evidence: frozenset[str], observed: Observed, *, retired: bool
+    name: str, evidence: frozenset[str], observed: Observed, how: str, *, retired: bool
 ) -> tuple[State, str]:
     if not isinstance(observed, Seen):
         return "unobservable", observed.problem.what
@@ -67,6 +68,8 @@ def _state(
         return "failed", "absent on the node"
     if not same(evidence, fact):
         return "failed", "other content on the node"
+    if fact.is_own is False and how == "put":
+        return "installed", "loaded by another program"
     return ("held", "no longer desired") if retired else ("installed", "")
 
 

@@ -25,6 +25,7 @@ SCENARIOS = [
     "the_same_bytes_of_another_program_stay",
     "the_same_bytes_loaded_over_the_agents_stay_the_agents",
     "a_restored_profile_is_the_agents_again",
+    "status_only_reports",
     "a_kill_at_any_step_leaves_nothing_behind",
 ]
 

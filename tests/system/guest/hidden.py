@@ -12,7 +12,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from scenarios import SECURITY, SOURCE, STATE, agent, clean, loaded, parser, plain, rows, source
+from scenarios import (
+    SECURITY,
+    SOURCE,
+    STATE,
+    agent,
+    clean,
+    loaded,
+    parser,
+    plain,
+    revision,
+    rows,
+    source,
+)
 
 CODE = "content_unverifiable"
 KIDS = "  file,\n  signal,\n  ^HAT {{\n    file,\n    {rule}\n  }}\n  profile kid {{ file, }}\n"
@@ -156,6 +168,25 @@ def a_restored_profile_is_the_agents_again(_):
     assert set(loaded()) == {"other"}, loaded()
 
 
+def status_only_reports(shows):
+    """It writes nothing, not even about a load that was interrupted, and has the node's finding."""
+    source(web=plain("web"))
+    agent()
+    record = STATE / "objects.jsonl"
+    line = {"loading": ["web"], "revision": int(revision()) - 1}
+    record.write_text(record.read_text() + json.dumps(line) + "\n")
+    report, said = agent(command="status", mode="list")
+    assert "effect" not in said, said
+    assert codes(report).count(CODE) == (shows == "nothing"), codes(report)
+    assert rows(report) == {"web": ("installed", "put")}, rows(report)
+    load = parser(plain("web"), "-R")[0], load_the_same_bytes("web")
+    assert load == (0, None)
+    report, _ = agent(command="status", status=None)
+    other = ("failed", "other content on the node")
+    same = ("installed", "loaded by another program")
+    assert rows(report) == {"web": same if shows == "content" else other}, rows(report)
+
+
 def a_kill_at_any_step_leaves_nothing_behind(shows):
     """SIGKILL before each effect of an update: the next passes install it, and remove it later.
 
@@ -194,6 +225,7 @@ SCENARIOS = (
     the_same_bytes_of_another_program_stay,
     the_same_bytes_loaded_over_the_agents_stay_the_agents,
     a_restored_profile_is_the_agents_again,
+    status_only_reports,
     a_kill_at_any_step_leaves_nothing_behind,
 )
 
