@@ -224,7 +224,12 @@ def test_what_this_agent_put_stays_its_own(history, foreign):
     """Whatever is refused or cannot be written: what it loaded and is there, its ledger knows."""
     for node, snapshot in hardly(history, foreign):
         turn(node, [snapshot])
-        there = {name for name, content in node.loaded.items() if node.put.get(name) == content}
+        node.number()
+        there = {
+            name
+            for name, content in node.loaded.items()
+            if node.put.get(name) == content and node.objects[name] in node.created
+        }
         assert there <= mine(node)
 
 
