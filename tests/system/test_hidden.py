@@ -30,12 +30,16 @@ SCENARIOS = [
 ]
 
 
+def guest():
+    """Return the files that the guest needs."""
+    return {f"guest/{one.name}": one.read_bytes() for one in GUEST.glob("*.py")}
+
+
 @pytest.fixture(scope="module", params=KERNELS, ids=SHOWN)
 def outcomes(request):
     """Give what every scenario ended with on one kernel, from one run of the guest."""
-    files = {f"guest/{one.name}": one.read_bytes() for one in GUEST.glob("*.py")}
     result = vm.run(
-        files,
+        guest(),
         f"python3 guest/hidden.py {KERNELS[request.param]}",
         timeout_seconds=LIMIT_SECONDS,
         append=request.param,
@@ -50,3 +54,15 @@ def outcomes(request):
 def test_on_a_real_kernel(outcomes, scenario):
     """Each scenario holds; tests/system/guest/hidden.py says in a sentence what it is."""
     assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)
+
+
+def test_what_the_host_loads_at_the_next_boot_is_not_the_agents(tmp_path):
+    """Directory numbers start again at each boot: the record of the last one proves nothing."""
+    for boot in ("before", "after"):
+        result = vm.run(
+            guest(),
+            f"python3 guest/hidden.py {boot}",
+            timeout_seconds=LIMIT_SECONDS,
+            keep=tmp_path,
+        )
+        assert result.status == 0, result.output

@@ -216,6 +216,27 @@ def a_kill_at_any_step_leaves_nothing_behind(shows):
     print(json.dumps({"note": f"killed at each of {step} effects"}))
 
 
+def before_a_reboot():
+    """The agent installs two profiles."""
+    clean()
+    source(web=kids("web"), mine=plain("mine"), other=plain("other"))
+    agent()
+
+
+def after_a_reboot():
+    """The host loads one of them before the agent restores the other; both keys are dropped."""
+    assert loaded() == {}
+    load_the_same_bytes("web")
+    agent(command="restore")
+    assert "mine" in loaded()
+    source(other=plain("other"))
+    report, _ = agent()
+    assert rows(report)["web"] == ("released", "foreign"), rows(report)
+    assert rows(report)["mine"][0] == "removed", rows(report)
+    assert set(loaded()) == {"web", "web//HAT", "web//kid", "other"}, loaded()
+
+
+BOOTS = {"before": before_a_reboot, "after": after_a_reboot}
 SCENARIOS = (
     loads_of_other_programs_are_no_drift,
     a_fresh_node_says_whether_content_can_be_verified,
@@ -233,6 +254,9 @@ SCENARIOS = (
 def main():
     """Run every scenario, or those named."""
     shows, *names = sys.argv[1:]
+    if shows in BOOTS:
+        BOOTS[shows]()
+        return
     for scenario in SCENARIOS:
         if names and scenario.__name__ not in names:
             continue
