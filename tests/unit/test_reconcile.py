@@ -317,6 +317,18 @@ def test_keeping_an_unchanged_profile_writes_nothing():
     assert (outcome.result, outcome.problems) == ("done", ())
 
 
+def test_adopting_another_version_takes_its_mode():
+    """The mode on record is that of the version on record."""
+    node, old, new = Node(), inspected(), inspected(b"a:y")
+    old = replace(old, version=replace(old.version, modes={"a": "complain"}))
+    new = replace(new, version=replace(new.version, modes={"a": "enforce"}))
+    node.loaded = {"a": new.body}
+    node.entries = {old.id: stored(old)}
+    adopt = Adopt(id=new.id, why="same", names=("a",), profile=new, evidence={"a": token(new.body)})
+    act(node, adopt)
+    assert node.entries == {new.id: Entry(id=new.id, how="adopted", installed=new.version)}
+
+
 def test_an_adoption_keeps_what_was_put_before_under_that_key():
     """What stays for its users until then is not forgotten."""
     node, old, new = Node(), inspected(), inspected(b"b:x")
