@@ -17,12 +17,13 @@ import json
 import math
 import os
 import re
+import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final, TypedDict
+from typing import TYPE_CHECKING, Final, TypedDict
 
 import urllib3
 from kubernetes.client.api_client import ApiClient
@@ -34,13 +35,19 @@ from kubernetes.config import (
     load_incluster_config,
     load_kube_config,
 )
-from urllib3.connection import HTTPSConnection
-from urllib3.connectionpool import HTTPSConnectionPool
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.util.ssl_ import create_urllib3_context, resolve_cert_reqs
 from yaml import YAMLError
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 CONNECT_SECONDS: Final = 5.0
-READ_SECONDS: Final = 10.0
+READ_SECONDS: Final = 10.0  # between two pieces of an answer
+ANSWER_SECONDS: Final = 60.0  # for a whole answer, from its request to its last byte
+# For a whole watch: reflect asks the server to end it after 360 s at the latest.
+WATCH_SECONDS: Final = 600.0
 # Read and parsed, an answer takes about 3.3 bytes for each of its own: 40 MB of ConfigMaps made
 # 178 MiB (measured), in a container of 128 MiB.
 ANSWER_BYTES: Final = 16 << 20
@@ -112,6 +119,75 @@ def _nothing(_verb: str, _code: str, _seconds: float) -> None:
     """Count no request."""
 
 
+class _Deadline(threading.local):
+    """When the answer that this thread reads must be complete, in monotonic seconds."""
+
+    at: float = math.inf
+
+
+_deadline = _Deadline()
+
+
+@contextlib.contextmanager
+def _within(seconds: float) -> Iterator[None]:
+    """Let every read of this thread fail with TimeoutError after so many seconds in total.
+
+    The time-outs of sockets restart with each byte that arrives.
+    """
+    _deadline.at = time.monotonic() + seconds
+    try:
+        yield
+    finally:
+        _deadline.at = math.inf
+
+
+@contextlib.contextmanager
+def _shortened(connection: socket.socket) -> Iterator[None]:
+    """Bound the time-out of one read by the deadline of its answer. Raises TimeoutError."""
+    usual = connection.gettimeout()
+    left = _deadline.at - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("the answer took too long")
+    if usual is not None and usual <= left:
+        yield
+        return
+    connection.settimeout(left if left < math.inf else usual)
+    try:
+        yield
+    finally:
+        connection.settimeout(usual)
+
+
+class _TlsSocket(ssl.SSLSocket):
+    def recv_into(
+        self, buffer: "WriteableBuffer", nbytes: int | None = None, flags: int = 0
+    ) -> int:
+        with _shortened(self):
+            return super().recv_into(buffer, nbytes, flags)
+
+
+class _PlainSocket(socket.socket):
+    def recv_into(self, buffer: "WriteableBuffer", nbytes: int = 0, flags: int = 0) -> int:
+        with _shortened(self):
+            return super().recv_into(buffer, nbytes, flags)
+
+
+class _PlainConnection(HTTPConnection):
+    """For a kubeconfig whose server is http://, as `kubectl proxy` is."""
+
+    def connect(self) -> None:
+        """Connect with a socket that keeps the deadline of an answer."""
+        super().connect()
+        opened = self.sock
+        seconds = opened.gettimeout()
+        self.sock = _PlainSocket(fileno=opened.detach())
+        self.sock.settimeout(seconds)
+
+
+class _PlainPool(HTTPConnectionPool):
+    ConnectionCls = _PlainConnection
+
+
 class _Connection(HTTPSConnection):
     """Verifies as kubectl and the kubelet do: chain, dates and address.
 
@@ -123,6 +199,7 @@ class _Connection(HTTPSConnection):
     def connect(self) -> None:
         """Connect with a context of its own, so that a renewed authority counts."""
         self.ssl_context = create_urllib3_context(cert_reqs=resolve_cert_reqs(self.cert_reqs))
+        self.ssl_context.sslsocket_class = _TlsSocket
         self.ssl_context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         if not (self.ca_certs or self.ca_cert_dir or self.ca_cert_data):
             self.ssl_context.load_default_certs()
@@ -213,7 +290,7 @@ class Api:
     def _made(self, config: Configuration) -> ApiClient:
         client = ApiClient(configuration=config)
         pools = client.rest_client.pool_manager
-        pools.pool_classes_by_scheme = {**pools.pool_classes_by_scheme, "https": _Pool}
+        pools.pool_classes_by_scheme = {"http": _PlainPool, "https": _Pool}
         client.user_agent = self._user_agent
         return client
 
@@ -308,12 +385,15 @@ class Api:
         begin = time.monotonic()
         code = "unreachable"
         try:
-            response = _open(client, method, path, query, body=body, content=content, accept=accept)
-            try:
-                code = str(response.status)
-                text = _content(response)
-            finally:
-                response.release_conn()
+            with _within(ANSWER_SECONDS):
+                response = _open(
+                    client, method, path, query, body=body, content=content, accept=accept
+                )
+                try:
+                    code = str(response.status)
+                    text = _content(response)
+                finally:
+                    response.release_conn()
             return _answer(response, text)
         except Refused as error:
             raise self._refuses(client, error) from error
@@ -343,14 +423,15 @@ class Api:
         begin = time.monotonic()
         code = "unreachable"
         try:
-            response = _open(
-                client,
-                "GET",
-                path,
-                [*query, ("watch", "true")],
-                accept=accept,
-                read_seconds=silence_seconds,
-            )
+            with _within(ANSWER_SECONDS + silence_seconds):
+                response = _open(
+                    client,
+                    "GET",
+                    path,
+                    [*query, ("watch", "true")],
+                    accept=accept,
+                    read_seconds=silence_seconds,
+                )
             code = str(response.status)
         except _SILENT as error:
             raise Unanswered(_why(error)) from error
@@ -363,9 +444,11 @@ class Api:
             if closed:
                 raise Unreachable("closed")
             if response.status != 200:  # noqa: PLR2004 - the one status of a watch
-                _answer(response, _content(response))
+                with _within(ANSWER_SECONDS):
+                    _answer(response, _content(response))
             answered()
-            yield from _events(response)
+            with _within(WATCH_SECONDS):
+                yield from _events(response)
         except Refused as error:
             raise self._refuses(client, error) from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
@@ -496,13 +579,33 @@ def _refused(status: int, body: Json, retry_after: float) -> Refused:
 
 
 def _parsed(text: bytes) -> Json:
+    """Parse an object. What is not Unicode becomes U+FFFD, as Go's encoding/json does it."""
     try:
-        found = json.loads(text)
+        found = json.loads(text.decode("utf-8", "replace"))
+        if _SURROGATE.search(text):
+            found = _without_surrogates(found)
     except (ValueError, RecursionError) as error:
         raise Unreachable("the answer is not JSON") from error
     if not isinstance(found, dict):
         raise Unreachable("the answer is no object")
     return found
+
+
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def _without_surrogates(value: object) -> object:
+    """Replace lone surrogates, which no encoder of Python accepts."""
+    match value:
+        case str():
+            return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        case list():
+            return [_without_surrogates(item) for item in value]
+        case dict():
+            made = {_without_surrogates(key): item for key, item in value.items()}
+            return {key: _without_surrogates(item) for key, item in made.items()}
+        case _:
+            return value
 
 
 def _why(error: Exception) -> str:

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from agent.core import labels
 from agent.core.problems import Problem
 from agent.core.report import Report
-from agent.doors.kube import JSON_PATCH, Api, Json, KubeError, Refused
+from agent.doors.kube import JSON_PATCH, Api, Json, KubeError, Refused, Unreachable
 
 # Everything accepted is in place; one refused key must not taint new nodes for ever.
 _SETTLED: Final = frozenset({"installed", "outdated", "held", "rejected", "removed", "released"})
@@ -49,13 +49,17 @@ class NotOurs(Exception):  # noqa: N818 - reads as what it is
 
 
 def keep(found: Json) -> Meta:
-    """Return what is remembered of a Node; its conditions and heartbeats are not."""
-    metadata = found.get("metadata")
-    known = metadata if isinstance(metadata, dict) else {}
-    told = known.get("labels") or {}
+    """Return what is remembered of a Node; its conditions and heartbeats are not.
+
+    Raises Unreachable for metadata of another type: unreadable labels are not missing labels.
+    """
+    metadata = found.get("metadata") or {}
+    known = metadata.get("labels") or {} if isinstance(metadata, dict) else None
+    if not isinstance(metadata, dict) or not isinstance(known, dict):
+        raise Unreachable("the Node's metadata or labels are not a mapping")
     return Meta(
-        uid=str(known.get("uid", "")),
-        labels={str(key): str(value) for key, value in told.items()},
+        uid=str(metadata.get("uid", "")),
+        labels={str(key): str(value) for key, value in known.items()},
     )
 
 
@@ -154,7 +158,8 @@ class OwnNode:
         # All effects of the key in one request, as the overlay's policy wants it; from the end, so
         # that the places of the others stay what they are.
         patch: list[Mapping[str, object]] = []
-        for index, taint in reversed(list(enumerate(taints or []))):
+        known = taints if isinstance(taints, list) else []
+        for index, taint in reversed(list(enumerate(known))):
             if isinstance(taint, dict) and taint.get("key") == self.options.taint:
                 place = f"/spec/taints/{index}"
                 patch.append({"op": "test", "path": place, "value": taint})

@@ -5,6 +5,7 @@ that is not JSON. What both can give is asked of both by the same tests.
 """
 
 import base64
+import contextlib
 import datetime as dt
 import http.server
 import json
@@ -12,6 +13,8 @@ import os
 import queue
 import re
 import signal
+import socket
+import ssl
 import threading
 import types
 import urllib.request
@@ -21,11 +24,15 @@ import pytest
 from kubernetes.config import incluster_config
 
 from agent import wiring
+from agent.core import pods
 from agent.doors import kube, reflect
+from agent.reporters import node
 from agent.settings import Settings
+from agent.sources import cluster as cluster_source
 from tests.system.cluster import Cluster, free_port, until
 from tests.system.guest import pace
 from tests.system.proxy import Proxy
+from tests.system.test_tls import certificate
 
 PATH = "/api/v1/namespaces/default/configmaps"
 
@@ -386,6 +393,120 @@ def test_a_list_of_odd_items_is_no_answer(tmp_path, odd):
         with pytest.raises(kube.Unreachable):
             watched.reflector.list()
         assert watched.reflector.copy.objects is None
+
+
+ODD = (None, True, 5, 1.5, "x", "\ud800", [], ["x"], [[]], {}, {"x": []}, {"\udfff": 5})
+
+
+def variants(value):
+    """Yield copies of a JSON value in each of which one part has another type."""
+    yield from ODD
+    if isinstance(value, dict):
+        for key in value:
+            yield from (value | {key: changed} for changed in variants(value[key]))
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from (
+                [*value[:index], changed, *value[index + 1 :]] for changed in variants(item)
+            )
+
+
+WHOLE = {
+    cluster_source.keep("d.org"): {
+        "metadata": {
+            "name": "web",
+            "namespace": "ns",
+            "resourceVersion": "7",
+            "annotations": {"d.org/allow-empty": "true", "d.org/node-selector": "a=b"},
+        },
+        "data": {"a.json": "{}"},
+        "binaryData": {"b.json": "e30="},
+    },
+    node.keep: {"metadata": {"name": "n", "uid": "u", "labels": {"a": "b"}}, "spec": {}},
+    pods.named: {
+        "metadata": {"name": "p", "namespace": "ns", "annotations": {"a": "b"}},
+        "spec": {
+            "securityContext": {"seccompProfile": {"type": "Localhost", "localhostProfile": "a"}},
+            "containers": [{"securityContext": {"appArmorProfile": {"type": "Localhost"}}}],
+        },
+        "status": {"phase": "Running"},
+    },
+}
+
+
+@pytest.mark.parametrize("keep", WHOLE, ids=["configmap", "node", "pod"])
+def test_whatever_types_an_object_has_the_list_is_read_or_is_no_answer(tmp_path, keep):
+    """Nothing but the errors of the API leaves a list, since anything else ends the agent."""
+    objects = [one for one in variants(WHOLE[keep]) if isinstance(one, dict)]
+    lists = [{"metadata": {"resourceVersion": "1"}, "items": [one]} for one in objects]
+    refused = 0
+    with Script(*(answer(200, one) for one in lists)) as server:
+        api = kube.Api(kubeconfig=config(tmp_path, server.url))
+        reflector = reflect.Reflector(api, PATH, keep=keep, changed=lambda: None)
+        for _ in lists:
+            try:
+                reflector.list()
+            except kube.Unreachable:
+                refused += 1
+                continue
+            repr(reflector.copy).encode()
+    print(f"{len(lists)} lists, {refused} of them no answer")
+    assert 0 < refused < len(lists)
+
+
+def test_lone_surrogates_of_an_answer_are_replaced(tmp_path):
+    """As Go reads them; Python can encode none of them, and the ledger and the log would fail."""
+    body = rb'{"metadata": {"resourceVersion": "7"}, "items": [' + json.dumps(map_("x")).encode()
+    body = body.replace(b'"x"', rb'"a\ud800b\ud83d\ude00"') + b"]}"
+    with Script(answer(200, body)) as server:
+        reflector = Watched(kube.Api(kubeconfig=config(tmp_path, server.url))).reflector
+        reflector.list()
+    assert list(reflector.copy.objects) == ["a\ufffdb\U0001f600"]
+
+
+@pytest.mark.parametrize("is_head_slow", [True, False], ids=["head", "body"])
+@pytest.mark.parametrize("uses_tls", [True, False], ids=["TLS", "plain"])
+def test_an_answer_that_comes_byte_by_byte_has_a_total_deadline(
+    tmp_path, monkeypatch, uses_tls, is_head_slow
+):
+    """Each byte comes in time, and all of them together do not."""
+    monkeypatch.setattr(kube, "ANSWER_SECONDS", 1.0)
+    listener = socket.create_server(("127.0.0.1", 0))
+    url = f"http{'s' * uses_tls}://127.0.0.1:{listener.getsockname()[1]}"
+    ended = threading.Event()
+    head, body = b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n", b"\r\n" + b" " * 100_000
+    context = None
+    if uses_tls:
+        certificate(tmp_path, "server", "127.0.0.1", "IP:127.0.0.1")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
+
+    def serve():
+        with contextlib.suppress(OSError):
+            connection, _ = listener.accept()
+            connection = (
+                context.wrap_socket(connection, server_side=True) if context else connection
+            )
+            with connection:
+                connection.recv(1 << 16)
+                if not is_head_slow:
+                    connection.sendall(head)
+                for byte in body if not is_head_slow else head + b"A: " + body[2:]:
+                    connection.sendall(bytes([byte]))
+                    if ended.wait(0.02):
+                        return
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    ca = tmp_path / "server.pem" if uses_tls else ""
+    try:
+        api = kube.Api(kubeconfig=config(tmp_path, url, ca=ca))
+        with pytest.raises(kube.Unreachable, match=r"no answer in time|took too long"):
+            api.get(PATH)
+    finally:
+        ended.set()
+        listener.close()
+        thread.join()
 
 
 def test_a_watch_that_ends_at_once_again_and_again_is_no_tight_loop(tmp_path):

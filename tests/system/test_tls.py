@@ -15,11 +15,16 @@ from agent.reporters.http_tls import CertificateError, Certificates
 from tests.unit.test_http import Pages, silent
 
 
-def certificate(folder, name, subject="localhost"):
+def certificate(folder, name, subject="localhost", alternative=""):
     """Write a self-signed certificate and its key; return both paths."""
     files = (str(folder / f"{name}.pem"), str(folder / f"{name}.key"))
     words = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    more = ["-subj", f"/CN={subject}", "-addext", f"subjectAltName=DNS:{subject}"]
+    more = [
+        "-subj",
+        f"/CN={subject}",
+        "-addext",
+        f"subjectAltName={alternative or f'DNS:{subject}'}",
+    ]
     command = ["openssl", *words, *more, "-out", files[0], "-keyout", files[1]]
     subprocess.run(command, check=True, capture_output=True)
     return files
