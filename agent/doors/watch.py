@@ -4,15 +4,17 @@ Rule 1: a wake-up says "look again" and nothing else. Rule 2: inotify is quick a
 a word (a directory made anew, no room for a watch, a queue that overflowed); a cheap poll is the
 truth, and what has no watch is looked at each period. A thread of watchdog's that dies is told, and
 watching begins anew. Rule 3: looking is no change: the kernel is not asked to tell of opening and
-reading, so that no thread wakes for them.
+reading, so that no thread wakes for them. Rule 4: at most WATCHES directories are watched, since
+all processes of root share one limit of the kernel; beyond that, everything is polled.
 """
 
 import contextlib
+import errno
 import os
 import select
 import stat
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -20,16 +22,18 @@ from typing import TYPE_CHECKING, Final
 import structlog
 from watchdog import events
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
-from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver, ObservedWatch
 from watchdog.observers.inotify import InotifyEmitter
+from watchdog.observers.inotify_c import InotifyFD
 from watchdog.utils import BaseThread
 
-if TYPE_CHECKING:  # watchdog 6 has none
+if TYPE_CHECKING:
     from watchdog.observers.inotify import InotifyWatchGroup
+    from watchdog.observers.inotify_c import CallbackId, Mask, WatchCallback, WatchDescriptor
 
 POLL_SECONDS: Final = 5.0
 ABSENT_SECONDS: Final = 30.0
+WATCHES: Final = 1000  # fs.inotify.max_user_watches may be 8,192 for the whole host
 _MOST_LOST: Final = 10_000  # directories that watchdog lost count of: there is an end
 _CHANGES: Final[list[type[FileSystemEvent]]] = [
     events.DirCreatedEvent,
@@ -104,6 +108,41 @@ class _Watched:
     watch: ObservedWatch
 
 
+class _BoundedInotify(InotifyFD):
+    """An inotify instance of at most WATCHES directories.
+
+    watchdog ignores a directory that cannot be watched; `is_full` says that there was one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_full = False
+
+    def add_callback(
+        self, path: bytes, mask: "Mask", callback: "WatchCallback", id_: "CallbackId"
+    ) -> "WatchDescriptor":
+        """Watch one directory. Raises OSError (ENOSPC) beyond the limit."""
+        if len(self._watch_for_wd) >= WATCHES:
+            self.is_full = True
+            raise OSError(errno.ENOSPC, "too many directories to watch")
+        return super().add_callback(path, mask, callback, id_)
+
+
+class _Observer(BaseObserver):
+    """The observer of watchdog, on a bounded inotify instance."""
+
+    def __init__(self) -> None:
+        self.inotify = _BoundedInotify()
+        self.inotify.start()
+        super().__init__(InotifyEmitter, inotify_fd=self.inotify)
+
+    def on_thread_stop(self) -> None:
+        """End the emitters, and give all watches back."""
+        super().on_thread_stop()
+        self.inotify.stop()
+        self.inotify.join()
+
+
 class Files(FileSystemEventHandler):
     """Wakes when something below one of the directories changes. words: what to say for each.
 
@@ -115,7 +154,8 @@ class Files(FileSystemEventHandler):
         self.words = words
         self.wake = wake
         self._signatures = {path: signature(path) for path in words}
-        self._observer: BaseObserver | None = None
+        self._observer: _Observer | None = None
+        self._is_crowded = False  # there are more directories than may be watched
         self._watched: dict[Path, _Watched] = {}
         self._again = threading.Event()
         self._died: BaseThread | None = None
@@ -143,6 +183,7 @@ class Files(FileSystemEventHandler):
         self._poll()
         if not asked:  # words after each pass would make passes without end
             self._unwatched()
+            self._count()
 
     def told(self, *_: object, **__: object) -> None:
         """Look at once: a pass has ended, and may have made a directory."""
@@ -185,8 +226,27 @@ class Files(FileSystemEventHandler):
     def _unwatched(self) -> None:
         """Say the word of what is there and has no watch: a signature tells of its top alone."""
         for path, word in self.words.items():
-            if path not in self._watched and _place(path) is not None:
+            if (path not in self._watched or self._is_crowded) and _place(path) is not None:
                 self.wake(word)
+
+    def _count(self) -> None:
+        """Note whether there are too many directories; watch again once there are few enough."""
+        observer = self._observer
+        is_full = observer is not None and observer.inotify.is_full
+        if not self._is_crowded and not is_full:
+            return
+        if self._is_crowded and _has_few_directories(self.words):
+            self._is_crowded = False
+            _log.info("watch_complete")
+            if is_full and observer is not None:
+                self._died = observer  # as one that died: its watches are incomplete
+        elif not self._is_crowded:
+            self._crowd()
+
+    def _crowd(self) -> None:
+        if not self._is_crowded:
+            _log.warning("watch_incomplete", directories_at_most=WATCHES)
+        self._is_crowded = True
 
     def _schedule(self) -> None:
         """Watch what is there and is not watched; where inotify has no room the poll remains."""
@@ -194,22 +254,30 @@ class Files(FileSystemEventHandler):
             self._part()
         if self._observer is None:
             with contextlib.suppress(OSError, RuntimeError):  # no instance, no thread
-                observer = Observer()
+                observer = _Observer()
                 observer.daemon = True
                 observer.start()
                 self._observer = observer
         if self._observer is None:
             return
-        for path, word in self.words.items():
-            place = _place(path)
+        places = {path: _place(path) for path in self.words}
+        for path, place in places.items():
             self._drop(self._observer, path, place)
-            if place is not None and path not in self._watched:
-                with contextlib.suppress(OSError, RuntimeError):
-                    watch = self._observer.schedule(
-                        self, str(place.path), recursive=True, event_filter=_CHANGES
-                    )
-                    self._watched[path] = _Watched(place=place, watch=watch)
-                    self.wake(word)  # what came before the watch
+        new = {
+            path: place
+            for path, place in places.items()
+            if place is not None and path not in self._watched
+        }
+        if new and not _has_few_directories(self.words):
+            self._crowd()
+            return
+        for path, place in new.items():
+            with contextlib.suppress(OSError, RuntimeError):
+                watch = self._observer.schedule(
+                    self, str(place.path), recursive=True, event_filter=_CHANGES
+                )
+                self._watched[path] = _Watched(place=place, watch=watch)
+                self.wake(self.words[path])  # what came before the watch
 
     def _drop(self, observer: BaseObserver, path: Path, place: _Place | None) -> None:
         """End a watch that died, or that lives on another directory than the path's."""
@@ -220,6 +288,23 @@ class Files(FileSystemEventHandler):
         del self._watched[path]
         with contextlib.suppress(OSError, KeyError):  # two paths that lead to one share its watch
             observer.unschedule(held.watch)
+
+
+def _has_few_directories(tops: Iterable[Path]) -> bool:
+    """Return whether there are at most WATCHES directories below these paths, itself included."""
+    left = [str(path) for path in tops]
+    count = 0
+    while left:
+        count += 1
+        if count + len(left) > WATCHES + 1:
+            return False
+        with contextlib.suppress(OSError), os.scandir(left.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    left.append(entry.path)
+                    if count + len(left) > WATCHES:
+                        return False
+    return True
 
 
 def _end(died: BaseThread, observer: BaseObserver) -> None:

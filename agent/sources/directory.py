@@ -12,6 +12,7 @@ change is so long ago that another one must have another time (git: racy-git.txt
 
 import contextlib
 import errno
+import itertools
 import operator
 import os
 import stat
@@ -36,6 +37,10 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 class _ChangedError(Exception):
     """The directory changed while it was read."""
+
+
+class _TooLargeError(Exception):
+    """The directory has more names or directories than a source may have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +90,8 @@ class Directory:
             except OSError as error:
                 why = f"{error.filename or self.path}: {error.strerror}"
                 return (Unreadable(origin=self.origin, why=why),)
+            except _TooLargeError as error:
+                return (Unreadable(origin=self.origin, why=str(error)),)
             except _ChangedError:
                 continue
         return (Unreadable(origin=self.origin, why=f"{self.path} keeps changing while it is read"),)
@@ -129,12 +136,18 @@ class _Walk:
         self.blobs: list[Blob] = []
         self.refused: list[tuple[str, Problem]] = []
         self.size = 0
+        self.directories = 0
+        self.names = 0
 
     def directory(self, fd: int, above: str) -> None:
         """Collect a directory's keys; those of a mounted volume through its generation.
 
         above: what comes before a name in its key, with a slash at the end.
         """
+        self.directories += 1
+        if self.directories > limits.SET_DIRECTORIES:
+            most = limits.SET_DIRECTORIES
+            raise _TooLargeError(f"too_many_directories: more than {most} directories")
         generation = _generation(fd)
         if generation is None:
             self.entries(fd, above)
@@ -155,7 +168,7 @@ class _Walk:
             raise _ChangedError
 
     def entries(self, fd: int, above: str) -> None:
-        for name in sorted(os.listdir(fd)):
+        for name in self.sorted_names(fd):
             if name.startswith("."):
                 continue
             if len(self.blobs) + len(self.refused) > limits.SET_KEYS:
@@ -163,6 +176,15 @@ class _Walk:
             if self.size > limits.SET_BYTES:  # enough to refuse the set; keep no more of it
                 return
             self.entry(fd, name, above + name)
+
+    def sorted_names(self, fd: int) -> list[str]:
+        """Return the names in a directory. Raises _TooLargeError before they take much memory."""
+        with os.scandir(fd) as found:
+            names = [one.name for one in itertools.islice(found, limits.SET_NAMES + 1)]
+        self.names += len(names)
+        if self.names > limits.SET_NAMES:
+            raise _TooLargeError(f"too_many_names: more than {limits.SET_NAMES} names")
+        return sorted(names)
 
     def entry(self, fd: int, name: str, key: str) -> None:
         status = _stat(name, fd)

@@ -11,6 +11,8 @@ from agent.core.problems import Problem
 KEY_BYTES = 1 << 20  # a ConfigMap holds no more (Kubernetes: 1 MiB for all its data)
 SET_BYTES = 32 << 20
 SET_KEYS = 5000
+SET_DIRECTORIES = 5000  # of one directory source; empty ones cost as much as others
+SET_NAMES = 100_000  # of files and directories that are looked at, profiles or not
 
 
 def too_large(key: str) -> Problem:

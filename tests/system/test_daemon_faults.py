@@ -23,6 +23,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.doors.watch import WATCHES
 from tests.system.cluster import free_port
 from tests.system.daemon import Daemon, profile
 from tests.system.guest import pace
@@ -412,6 +413,25 @@ def test_a_log_that_nobody_reads_stops_no_repair(daemon, monkeypatch):
     left_in_peace(daemon)
     os.close(received)
     os.close(sender)
+
+
+def test_a_source_of_many_empty_directories_takes_few_watches(daemon):
+    """The source is unreadable and says why, the profiles stay, and repairs go on by polling."""
+    daemon.start()
+    settled(daemon, a=1)
+    for one in range(200):
+        for two in range(100):
+            (daemon.source / str(one) / str(two)).mkdir(parents=True)
+    daemon.until(lambda: daemon.problems().get("source_unreadable") == 1)
+    assert "too_many_directories" in daemon.said()
+    files = Path(f"/proc/{daemon.process.pid}/fdinfo").iterdir()
+    assert sum(one.read_text().count("inotify wd:") for one in files) <= WATCHES
+    (daemon.seccomp / "a.json").unlink()
+    daemon.until(lambda: daemon.number() == 1)
+    for one in range(200):
+        shutil.rmtree(daemon.source / str(one))
+    settled(daemon, a=1)
+    left_in_peace(daemon)
 
 
 IGNORED = (

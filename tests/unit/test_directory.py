@@ -345,3 +345,23 @@ def test_a_file_that_is_gone_is_forgotten(top):
     source.read()
     (top / "a.json").unlink()
     assert list(blobs(source)) == list(source._files) == ["b.json"]
+
+
+def test_a_tree_of_too_many_empty_directories_is_unreadable(tmp_path):
+    """They have no key, and reading them costs time all the same; nothing is removed for it."""
+    for one in range(51):
+        for two in range(100):
+            (tmp_path / str(one) / str(two)).mkdir(parents=True)
+    (snapshot,) = Directory(str(tmp_path)).read()
+    assert isinstance(snapshot, Unreadable)
+    assert snapshot.why == "too_many_directories: more than 5000 directories"
+
+
+def test_a_directory_of_too_many_names_is_unreadable(tmp_path, monkeypatch):
+    """Names that are no profiles take memory too."""
+    monkeypatch.setattr(limits, "SET_NAMES", 100)
+    for number in range(101):
+        (tmp_path / f"{number}.txt").touch()
+    (snapshot,) = Directory(str(tmp_path)).read()
+    assert isinstance(snapshot, Unreadable)
+    assert snapshot.why == "too_many_names: more than 100 names"

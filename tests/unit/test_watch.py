@@ -5,7 +5,9 @@ import ctypes
 import errno
 import os
 import queue
+import shutil
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from watchdog.observers import inotify_c
 from watchdog.utils import BaseThread
 
 from agent.doors import watch
-from agent.doors.watch import Files, Revision
+from agent.doors.watch import WATCHES, Files, Revision
 from agent.sources.manifest import Manifest
 
 SECONDS = 10.0  # how long a word that has to come is waited for
@@ -216,7 +218,7 @@ def test_a_thread_of_watchdog_that_dies_is_told_and_watching_begins_anew(
         (away / "0").rmdir()
         assert told.files._again.wait(SECONDS)
     assert [(one["log_level"], one["event"], one["thread"]) for one in logs] == [
-        ("warning", "watch_broken", "InotifyFD")
+        ("warning", "watch_broken", "_BoundedInotify")
     ]
     assert told.poll() == {"source"}
     assert changed(told, top / "file") == "source"
@@ -239,7 +241,7 @@ def test_the_threads_of_watchdog_are_known_by_their_class(listen, tmp_path):
     before = set(threading.enumerate())
     listen({tmp_path: "source"})
     made = {type(one).__name__: one for one in set(threading.enumerate()) - before}
-    assert sorted(made) == ["InotifyEmitter", "InotifyFD", "InotifyObserver"]
+    assert sorted(made) == ["InotifyEmitter", "_BoundedInotify", "_Observer"]
     assert all(isinstance(one, BaseThread) and one.should_keep_running() for one in made.values())
 
 
@@ -303,3 +305,60 @@ def test_what_changed_before_the_revision_was_opened_is_told(tmp_path):
     os.close(writer)
     thread.join(SECONDS)
     assert not thread.is_alive()
+
+
+def watches(process="self"):
+    """Return how many inotify watches a process has (proc(5), fdinfo)."""
+    count = 0
+    for one in Path(f"/proc/{process}/fdinfo").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the descriptor that lists them
+            count += one.read_text().count("inotify wd:")
+    return count
+
+
+def tree(top, number):
+    """Make so many directories, a hundred in each."""
+    for one in range(number // 100):
+        for two in range(100):
+            (top / str(one) / str(two)).mkdir(parents=True)
+
+
+def test_a_tree_with_too_many_directories_is_polled_and_not_watched(listen, tmp_path):
+    """All processes of root share the watches of the kernel; polling needs none."""
+    before = watches()
+    tree(tmp_path / "big", 2 * WATCHES)
+    with structlog.testing.capture_logs() as logged:
+        told = listen({tmp_path / "big": "source"})
+        assert watches() == before
+        for _ in range(2):
+            told.files._poll()
+            told.files._unwatched()
+            assert "source" in told.words()
+        shutil.rmtree(tmp_path / "big/0")
+        for one in range(WATCHES // 100 + 2):
+            shutil.rmtree(tmp_path / "big" / str(one), ignore_errors=True)
+        told.files._count()
+        told.files._schedule()
+    assert [one["event"] for one in logged] == ["watch_incomplete", "watch_complete"]
+    assert changed(told, tmp_path / "big/file") == "source"
+
+
+def test_a_tree_that_is_moved_in_takes_no_more_watches_than_allowed(listen, tmp_path):
+    """It was made elsewhere, so that no count of new directories could be in time."""
+    before = watches()
+    tree(tmp_path / "big", 2 * WATCHES)
+    (tmp_path / "top").mkdir()
+    told = listen({tmp_path / "top": "source"})
+    (tmp_path / "big").rename(tmp_path / "top/big")
+    end = time.monotonic() + 60
+    while not told.files._observer.inotify.is_full:
+        assert time.monotonic() < end
+    assert watches() - before <= WATCHES
+    told.files._count()
+    told.words()
+    told.files._unwatched()
+    assert "source" in told.words()
+    shutil.rmtree(tmp_path / "top/big")
+    told.files._count()
+    told.files._schedule()
+    assert changed(told, tmp_path / "top/file") == "source"
