@@ -67,6 +67,7 @@ APPARMOR = {
     "commas in a list": b"include a\nsignal (" + b"," * SIZE,
     "blanks after a word": b"include a\n" + (b"a" + b" " * 999) * (SIZE // 1000),
     "escaped quotes": b'include a\n"/' + b'\\"' * (SIZE // 2),
+    "as long as is split": b"# include a\n" + b"{}" * (SIZE // 8 - 8),
     "paths that never end": b'include a\nabi <"' + b'\\"' * (SIZE // 2),
     "many assignments": b"include a\n" + b"@{a}=b c # d\n" * (SIZE // 13),
     "names with variables": b"profile @{x} {\n" * (SIZE // 15),

@@ -192,6 +192,16 @@ def test_text_behind_an_include_of_the_preamble_is_undecided(content, undecided)
     assert text.refusals(content.encode()) == ()
 
 
+def test_a_very_long_text_is_undecided_unless_its_includes_are_usual():
+    """Splitting a long text in every dialect would delay all other profiles."""
+    usual = b"include <tunables/global>\nprofile x {\n  /a r,\n}\n"
+    unusual = b"# include fonts\n" + usual
+    long = b"#" + b" " * (1 << 18) + b"\n"
+    assert [bool(text.undecided(part)) for part in (usual, usual + long, unusual)] == 3 * [False]
+    found = text.undecided(unusual + long)
+    assert [(problem.code, problem.where) for problem in found] == [("include_refused", "line 1")]
+
+
 def test_a_carriage_return_alone_is_refused():
     """A reader sees a line break where the parser sees none."""
     found = text.refusals(b'profile x {\n # comment\r include "/etc/shadow"\n}\n')

@@ -1,7 +1,8 @@
 """Split AppArmor policy into the tokens that apparmor_parser's own lexer reads.
 
-The tables follow parser_lex.l of apparmor 3.0.8, 4.1.8 and 5.0.2 (one Dialect each). Only the start
-condition of that lexer decides whether a `#` begins a comment and whether `include` opens a file.
+The tables follow parser_lex.l of apparmor 3.0 to 6.0~alpha1 (one Dialect for each difference). Only
+the start condition of that lexer decides whether a `#` begins a comment and whether `include` opens
+a file.
 As in flex, the longest match wins, and the first rule of the table where two are equally long.
 
 This module is pure and knows no grammar: it continues where the parser would report a syntax error,
@@ -120,6 +121,7 @@ _NO_EQUALS: Final = r'[^ \t\n"!,=()+&](?:[^ \t\n"!,=)]|,[^ \t\n"!,=)])*+'
 _NO_ASSIGN: Final = (
     r'(?:[^ \t\n"!,=()+&:]|:[^ \t\n"!,=()+&])(?:[^ \t\n"!,=:)]|:[^ \t\n"!,=)]|,[^ \t\n"!,=:)])*+'
 )
+_NO_ASSIGN_500: Final = r'[^ \t\n"!,=()+&](?:[^ \t\n"!,=:)]|,[^ \t\n"!,=:)])*+'
 _LIST_VALUE: Final = r'(?:[^ \t\n"!,()\\]|\\[ \t"!,()]?)++'
 _LIST_VALUE_FIRST: Final = r'[^ \t\n"!,()]'
 _QUOTED_VALUE: Final = rf'(?!""){_QUOTED}'
@@ -271,6 +273,7 @@ def _modes(identifier: Sequence[Rule], conditions: Sequence[Rule]) -> Table:
 
 
 _LABEL_FIRST: Final = "[/@:&]"
+_ASSIGNED: Final = (_BLANKS, *_ANY_ID, _CONTINUED, _LAST_LINE_BREAK)
 _KEYWORDS: Final = {
     "rlimit": State.RLIMIT_MODE,
     "network": State.NETWORK_MODE,
@@ -297,46 +300,51 @@ def _version_3() -> Dialect:
         **_COMMON,
         **_modes(identifier, _CONDITIONS),
         State.INITIAL: (*_CONDITIONS, _rule(_LABEL_FIRST, _LABEL, Kind.LABEL), *_INITIAL),
-        State.ASSIGN_MODE: (_BLANKS, *_ANY_ID, _CONTINUED, _LAST_LINE_BREAK),
+        State.ASSIGN_MODE: _ASSIGNED,
         State.NETWORK_MODE: (_SPACES, _ANY_ID[0], _END_OF_RULE),
     }
-    return Dialect(name="3", table=table, keywords=_KEYWORDS)
+    return Dialect(name="3.0", table=table, keywords=_KEYWORDS)
 
 
 _CONDITIONS_4: Final = (_PRIORITY, *_CONDITIONS)
 _KEYWORDS_4: Final = {**_KEYWORDS, "userns": State.USERNS_MODE, "mqueue": State.MQUEUE_MODE}
-_COMMON_4: Final[Table] = {
+_ASSIGNED_4: Final = (*_ASSIGNED, _LAST_COMMENT)
+_COMMON_40: Final[Table] = {
     **_COMMON,
-    State.ASSIGN_MODE: (_BLANKS, *_ANY_ID, _LAST_COMMENT, _CONTINUED, _LAST_LINE_BREAK),
+    State.ASSIGN_MODE: _ASSIGNED,
+    State.USERNS_MODE: (_SPACES, _rule("c", "create"), _END_OF_RULE),
+}
+_COMMON_4: Final[Table] = {
+    **_COMMON_40,
+    State.ASSIGN_MODE: _ASSIGNED_4,
     State.INTEGER_MODE: (
         _BLANKS,
         _rule("=", "="),
         _rule(r"[-+0-9]", r"[-+]?[0-9]+", Kind.OTHER, "pop"),
     ),
-    State.USERNS_MODE: (_SPACES, _rule("c", "create"), _END_OF_RULE),
 }
 
 
-def _version_4() -> Dialect:
+def _version_4(name: str, common: Table, conditions: Sequence[Rule]) -> Dialect:
     identifier = (
         _rule(r'[^ \t\n"!,=()+&]', _NO_EQUALS),
         _rule(_LABEL_FIRST, _LABEL),
         _rule('"', _QUOTED),
     )
-    listing = _mode(_LIST, identifier=identifier, conditions=_CONDITIONS_4)
+    listing = _mode(_LIST, identifier=identifier, conditions=conditions)
     table = {
-        **_COMMON_4,
-        **_modes(identifier, _CONDITIONS_4),
-        State.INITIAL: (*_CONDITIONS_4, _rule(_LABEL_FIRST, _LABEL, Kind.LABEL), *_INITIAL),
+        **common,
+        **_modes(identifier, conditions),
+        State.INITIAL: (*conditions, _rule(_LABEL_FIRST, _LABEL, Kind.LABEL), *_INITIAL),
         State.NETWORK_MODE: listing,
         State.MQUEUE_MODE: listing,
     }
-    return Dialect(name="4", table=table, keywords=_KEYWORDS_4)
+    return Dialect(name=name, table=table, keywords=_KEYWORDS_4)
 
 
-def _version_5() -> Dialect:
+def _version_5(name: str, word: str, condition: Rule) -> Dialect:
     identifier = (
-        _rule(r'[^ \t\n"!,=()+&]', _NO_ASSIGN),
+        _rule(r'[^ \t\n"!,=()+&]', word),
         _rule(_LABEL_FIRST, _LABEL_5),
         _rule('"', _QUOTED),
     )
@@ -376,7 +384,7 @@ def _version_5() -> Dialect:
             _SPACES,
             _rule(r"\)", r"\)", Kind.OTHER, "pop"),
             _COMMA,
-            _rule(r'[^ \t\n"!,=()+&]', _NO_ASSIGN),
+            condition,
             _rule("[=:]", rf":?={_BLANK}*\(", to=State.LIST_COND_PAREN_VAL),
             _rule("[=:]", ":?=", to=State.LIST_COND_VAL),
         ),
@@ -393,10 +401,17 @@ def _version_5() -> Dialect:
             _rule(r"[=+?:]", r"[+?:]?=", Kind.OTHER, "pop", to=State.ASSIGN_EXPR_MODE),
         ),
     }
-    return Dialect(name="5", table=table, keywords={**_KEYWORDS_4, "if": State.EXPR_MODE})
+    return Dialect(name=name, table=table, keywords={**_KEYWORDS_4, "if": State.EXPR_MODE})
 
 
-DIALECTS: Final = (_version_3(), _version_4(), _version_5())
+DIALECTS: Final = (
+    _version_3(),
+    _version_4("4.0.0", _COMMON_40, _CONDITIONS),
+    _version_4("4.0.2", {**_COMMON_40, State.ASSIGN_MODE: _ASSIGNED_4}, _CONDITIONS),
+    _version_4("4.1.0", _COMMON_4, _CONDITIONS_4),
+    _version_5("5.0.0", _NO_ASSIGN_500, _rule(r'[^ \t\n"!,=:)]', r'[^ \t\n"!,=:)]+')),
+    _version_5("5.0.1", _NO_ASSIGN, _rule(r'[^ \t\n"!,=()+&]', _NO_ASSIGN)),
+)
 
 
 @functools.lru_cache(maxsize=8192)

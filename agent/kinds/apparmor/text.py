@@ -36,6 +36,8 @@ _ALONE: Final = re.compile(r"[ \t]*(?:#[^\"\\\n]{0,199})?(?:\r?\n|\Z)")
 _END: Final = re.compile(r"\s*(?:#[^\n]*)?\Z")  # what may follow the last token
 _ESCAPED_VARIABLE: Final = re.compile(r"\\[0-9xd].*\{")
 
+_LONGEST: Final = 1 << 18  # characters that are split into tokens in every dialect
+
 _ENCODING: Final = "Save the file as UTF-8."
 
 
@@ -52,9 +54,10 @@ def refusals(content: bytes) -> tuple[Problem, ...]:
 def undecided(content: bytes) -> tuple[Problem, ...]:
     """Return where this module cannot tell what the parser would read of an accepted text.
 
-    An included file that ends in an assignment without a line break makes the parser read the rest
-    of the including line as values of that variable. Such a text is safe only where the parser
-    cannot open other files than those below the include directory.
+    A text can be too long to be split into tokens in every dialect. And an included file that ends
+    in an assignment without a line break makes the parser read the rest of the including line as
+    values of that variable. Such texts are safe only where the parser cannot open files outside of
+    the include directory.
     """
     return bounded(_undecided(content.decode("utf-8", "replace")))
 
@@ -84,6 +87,14 @@ def _refused(text: str) -> Iterator[Problem]:
 
 
 def _undecided(text: str) -> Iterator[Problem]:
+    if len(text) > _LONGEST and not _is_harmless(text):
+        yield Problem(
+            code="include_refused",
+            where="line 1",
+            what=f"The text is longer than {_LONGEST} characters, and not all of its include and "
+            "abi rules are of the usual form.",
+            hint="Split the text, and write each include rule in a line of its own.",
+        )
     place = Place(text)
     for start in sorted(_paths(text).undecided):
         yield Problem(
@@ -108,7 +119,7 @@ def _paths(text: str) -> _Paths:
     """Return which include and abi rules any generation of the parser could read."""
     refused: dict[int, tuple[str, str]] = {}
     undecided: set[int] = set()
-    if not _is_harmless(text):
+    if len(text) <= _LONGEST and not _is_harmless(text):
         for dialect in lexer.DIALECTS:
             depth = 0
             for token in lexer.tokens(text, dialect):
