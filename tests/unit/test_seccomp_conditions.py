@@ -260,9 +260,32 @@ def test_a_condition_that_always_holds_does_not_hide_a_later_rule():
     assert [one.code for one in errors] == ["bad_value"]
 
 
+@pytest.mark.parametrize(
+    "rules",
+    [
+        (
+            rule("socket", (0, "GT", 2), (2, "NE", 1)),
+            rule("socketcall", (0, "NE", 2), (1, "NE", 1), (2, "GE", 2)),
+        ),
+        (
+            rule("socket", (0, "EQ", 3), (1, "EQ", 4), (2, "EQ", 5)),
+            rule("socket", (0, "EQ", 7), (2, "NE", 5)),
+        ),
+    ],
+)
+def test_operations_of_one_multiplexed_call_count_as_rules_of_one_call(rules):
+    """i386 has the rules of all socket calls in one tree, with the operation as first argument."""
+    assert check(profile(*rules))[1] == []
+    body, errors = check(profile(*rules, architectures=BOTH))
+    assert body == b""
+    assert [one.code for one in errors] == ["fails_open"]
+    assert "socketcall(2)" in errors[0].what
+
+
 CONTRADICTIONS = [
     (rule("socket", (0, "EQ", 3)), rule("socket", (0, "EQ", 16), action="SCMP_ACT_KILL_PROCESS")),
     (rule("bind", (2, "NE", 1), action="SCMP_ACT_TRACE"), rule("bind", action="SCMP_ACT_TRAP")),
+    (rule("socket"), rule("socketcall", (0, "EQ", 1), action="SCMP_ACT_KILL_PROCESS")),
 ]
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from agent.core.problems import Problem
+from agent.kinds.seccomp import multiplex
 from agent.kinds.seccomp.model import STRICTNESS, Condition, Document, Rule, answer
 
 _WIDE: Final = 0xFFFFFFFF
@@ -30,15 +31,12 @@ _OPPOSITES: Final = (
 _RANGES: Final = _UPPER_BOUNDS | {"SCMP_CMP_GT", "SCMP_CMP_GE"}
 
 
-def problems(document: Document) -> Iterator[Problem]:
-    """Return what is wrong with the conditions of a document as it will be written."""
-    default = answer(document.default_action, document.default_errno_ret)
-    conditional: dict[str, list[Rule]] = defaultdict(list)
-    for rule in document.rules:
-        if rule.args and answer(rule.action, rule.errno_ret) != default:
-            for name in rule.names:
-                conditional[name].append(rule)
-    for name, rules in conditional.items():
+def problems(document: Document, native: str) -> Iterator[Problem]:
+    """Return what is wrong with the conditions of a document as it will be written.
+
+    native: the node's own architecture, which counts together with those listed.
+    """
+    for name, rules in _trees(document, native):
         if len(rules) > 1:
             yield from _tangled(name, rules)
             yield from _distant_bounds(name, rules)
@@ -48,6 +46,20 @@ def problems(document: Document) -> Iterator[Problem]:
         if short:
             yield from _too_wide(rule, short[0])
         yield from _high_bits(rule, document.default_action)
+
+
+def _trees(document: Document, native: str) -> Iterator[tuple[str, Sequence[Rule]]]:
+    """Return the rules that libseccomp puts into one tree each, and for which call."""
+    default = answer(document.default_action, document.default_errno_ret)
+    conditional: dict[str, list[Rule]] = defaultdict(list)
+    for rule in document.rules:
+        if rule.args and answer(rule.action, rule.errno_ret) != default:
+            for name in rule.names:
+                conditional[name].append(rule)
+    yield from conditional.items()
+    if not multiplex.ABIS.isdisjoint((*document.architectures, native)):
+        for through in multiplex.OPERATIONS:
+            yield f"{through}(2) and its operations", multiplex.merged(document, through)
 
 
 def _tangled(name: str, rules: Sequence[Rule]) -> Iterator[Problem]:

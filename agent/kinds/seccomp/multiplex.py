@@ -11,7 +11,8 @@ What the text itself allows is a warning. What only libseccomp opens is rejected
 whose rest, without the first argument, contradict each other: libseccomp does not build those.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Final
 
 from agent.core.problems import Problem
@@ -21,19 +22,27 @@ ABIS: Final = frozenset(
     f"SCMP_ARCH_{name}"
     for name in ("X86", "PPC", "PPC64", "PPC64LE", "S390", "S390X", "MIPS", "MIPSEL")
 )
-SOCKETCALL: Final = frozenset(
-    (
-        *("accept", "accept4", "bind", "connect", "getpeername", "getsockname", "getsockopt"),
-        *("listen", "recv", "recvfrom", "recvmmsg", "recvmsg", "send", "sendmmsg", "sendmsg"),
-        *("sendto", "setsockopt", "shutdown", "socket", "socketpair"),
-    )
-)
-IPC: Final = frozenset(
-    (
-        *("msgctl", "msgget", "msgrcv", "msgsnd", "semctl", "semget", "semop", "semtimedop"),
-        *("shmat", "shmctl", "shmdt", "shmget"),
-    )
-)
+# The number that stands for each operation (linux/net.h, linux/ipc.h).
+OPERATIONS: Final[Mapping[str, Mapping[str, int]]] = {
+    "socketcall": {
+        name: number
+        for number, name in enumerate(
+            (
+                *("socket", "bind", "connect", "listen", "accept", "getsockname", "getpeername"),
+                *("socketpair", "send", "recv", "sendto", "recvfrom", "shutdown", "setsockopt"),
+                *("getsockopt", "sendmsg", "recvmsg", "accept4", "recvmmsg", "sendmmsg"),
+            ),
+            start=1,
+        )
+    },
+    "ipc": {
+        **dict(zip(("semop", "semget", "semctl", "semtimedop"), range(1, 5), strict=True)),
+        **dict(zip(("msgsnd", "msgrcv", "msgget", "msgctl"), range(11, 15), strict=True)),
+        **dict(zip(("shmat", "shmdt", "shmget", "shmctl"), range(21, 25), strict=True)),
+    },
+}
+SOCKETCALL: Final = frozenset(OPERATIONS["socketcall"])
+IPC: Final = frozenset(OPERATIONS["ipc"])
 NAMES: Final = SOCKETCALL | IPC
 
 
@@ -57,8 +66,8 @@ def problems(document: Document, native: str) -> Iterator[Problem]:
             yield from _walked_around(rule, plain, abis[0])
         elif STRICTNESS.get(rule.action, 0) > default:
             yield from _reached_otherwise(rule, plain, abis[0], default)
-    for through, names in (("socketcall", SOCKETCALL), ("ipc", IPC)):
-        yield from _contradictions(document, through, names, abis[0])
+    for through in OPERATIONS:
+        yield from _contradictions(document, through, abis[0])
 
 
 def _walked_around(rule: Rule, plain: dict[str, Rule], abi: str) -> Iterator[Problem]:
@@ -111,30 +120,41 @@ def _reached_otherwise(
         )
 
 
-def _contradictions(
-    document: Document, through: str, names: frozenset[str], abi: str
-) -> Iterator[Problem]:
-    """Reject rules of one operation that libseccomp does not put into one filter."""
+def merged(document: Document, through: str) -> list[Rule]:
+    """Return the rules with conditions that libseccomp has for a multiplexed call."""
     default = answer(document.default_action, document.default_errno_ret)
-    earlier: dict[str, list[Rule]] = {}
+    found = []
     for rule in document.rules:
         if answer(rule.action, rule.errno_ret) == default:
             continue  # runtimes leave such a rule out
-        if through in rule.names and not rule.args and not rule.depends_on_capabilities:
-            return  # it covers every operation; libseccomp drops what follows
-        for name in names.intersection(rule.names):
-            other = next((one for one in earlier.get(name, ()) if _contradict(one, rule)), None)
-            if other is not None:
-                yield Problem(
-                    code="bad_value",
-                    where=rule.where,
-                    what=f"On {abi} this rule for {name} contradicts {other.where}: calls through "
-                    f"{through}(2) are compared without the first argument, and two actions are "
-                    "left for the same call. libseccomp rejects that; no container would start.",
-                    hint=f"Leave {abi} out of architectures, or use one action for {name}.",
-                )
-                return
-            earlier.setdefault(name, []).append(rule)
+        if through in rule.names:
+            if rule.args:
+                found.append(rule)
+            elif not rule.depends_on_capabilities:
+                break  # it covers every operation; libseccomp drops what follows
+        for name, number in OPERATIONS[through].items():
+            if name in rule.names:
+                operation = Condition(index=0, op="SCMP_CMP_EQ", value=number, value_two=0)
+                others = (arg for arg in rule.args if arg.index != 0)
+                found.append(replace(rule, args=(operation, *others)))
+    return found
+
+
+def _contradictions(document: Document, through: str, abi: str) -> Iterator[Problem]:
+    """Reject rules that libseccomp does not put into one filter."""
+    rules = merged(document, through)
+    for position, rule in enumerate(rules):
+        other = next((one for one in rules[:position] if _contradict(one, rule)), None)
+        if other is not None:
+            yield Problem(
+                code="bad_value",
+                where=rule.where,
+                what=f"On {abi} this rule contradicts {other.where}: calls through {through}(2) "
+                "are compared without the first argument, and two actions are left for the same "
+                "call. libseccomp rejects that; no container would start.",
+                hint=f"Leave {abi} out of architectures, or use one action in both rules.",
+            )
+            return
 
 
 def _contradict(earlier: Rule, later: Rule) -> bool:
@@ -143,19 +163,12 @@ def _contradict(earlier: Rule, later: Rule) -> bool:
         return False
     if (earlier.includes, earlier.excludes) != (later.includes, later.excludes):
         return False  # no pod has both
-    first, second = _remaining(earlier), _remaining(later)
-    if not first and second:
+    if set(earlier.args) < set(later.args):
         return False  # libseccomp drops the later, longer rule
-    return not any(
-        wanted is not None and second.get(index) not in (None, wanted)
-        for index, wanted in first.items()
-    )
+    first, second = _only_values(earlier), _only_values(later)
+    return not any(second.get(index, wanted) != wanted for index, wanted in first.items())
 
 
-def _remaining(rule: Rule) -> dict[int, int | None]:
-    """Return the arguments that are still compared, with the value where only one is right."""
-    return {arg.index: _only_value(arg) for arg in rule.args if arg.index != 0}
-
-
-def _only_value(condition: Condition) -> int | None:
-    return condition.value if condition.op == "SCMP_CMP_EQ" else None
+def _only_values(rule: Rule) -> dict[int, int]:
+    """Return the value of each argument for which a single value is right."""
+    return {arg.index: arg.value for arg in rule.args if arg.op == "SCMP_CMP_EQ"}

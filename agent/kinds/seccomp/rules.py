@@ -75,7 +75,7 @@ def expanded(document: Document, options: Options) -> Iterator[Problem]:
         native = canonical.MACHINES[options.machine][0]
         yield from multiplex.problems(document, native)
         yield from anchor.problems(document, canonical.abis(options.machine))
-        yield from conditions.problems(document)
+        yield from conditions.problems(document, native)
     yield from _warnings(document, options)
 
 

@@ -32,8 +32,9 @@ class Program:
     The instructions that only look at the architecture and the number are run once for each pair.
     """
 
-    def __init__(self, instructions: Sequence[Instruction]) -> None:
+    def __init__(self, instructions: Sequence[Instruction], *, is_big_endian: bool = False) -> None:
         self.instructions = tuple(instructions)
+        self.is_big_endian = is_big_endian
         self._starts: dict[tuple[int, int], tuple[int, int]] = {}
 
     def answer(self, architecture: int, number: int, arguments: Sequence[int]) -> int:

@@ -7,6 +7,8 @@ have, and calls that a 32-bit ABI reaches through socketcall(2) or ipc(2).
 import random
 from typing import Any
 
+from agent.kinds.seccomp import syscalls
+
 # Calls that each of the ABIs has.
 COMMON = ("personality", "socket", "clone", "ptrace", "ioctl", "setuid", "mount", "getpid", "prctl")
 # Calls that x86_64 lacks and i386 has; many 32-bit ABIs have them.
@@ -49,10 +51,16 @@ DEFAULTS = (
 )
 DENYING = ("SCMP_ACT_ERRNO", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_TRAP")
 PERMITTING = ("SCMP_ACT_ALLOW", "SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE")
+# Not s390x: libseccomp of a little-endian machine mixes the byte orders in a filter for it.
 MACHINES = {
     "x86_64": ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"),
     "aarch64": ("SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"),
+    "ppc64le": ("SCMP_ARCH_PPC64LE",),
+    "riscv64": ("SCMP_ARCH_RISCV64",),
 }
+# libseccomp has one pseudo number for both, so that filters for another architecture confuse them.
+_SHARED_NUMBERS = {"switch_endian", "sys_debug_setcontext"}
+ERROR_NUMBERS = (1, 22, 38)
 
 
 def profile(draw: random.Random, machine: str = "x86_64") -> dict[str, Any]:
@@ -66,11 +74,14 @@ def profile(draw: random.Random, machine: str = "x86_64") -> dict[str, Any]:
     long = not set(architectures) - {MACHINES[machine][0]}
     values = [*SMALL_VALUES, *(LARGE_VALUES if long else ())]
     values = draw.sample(values, draw.randint(2, 5))
-    return {
+    drawn = {
         "defaultAction": default,
         "architectures": architectures,
         "syscalls": _rules(draw, main_action, values),
     }
+    if default in ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE") and draw.random() < 0.2:
+        drawn["defaultErrnoRet"] = draw.choice(ERROR_NUMBERS)
+    return drawn
 
 
 def _names(draw: random.Random) -> list[str]:
@@ -90,9 +101,15 @@ def _rules(draw: random.Random, main_action: str, values: list[int]) -> list[dic
         }
         if is_single or draw.random() < 0.8:
             rule["args"] = _conditions(draw, values)
+        if rule["action"] in ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE") and draw.random() < 0.1:
+            rule["errnoRet"] = draw.choice(ERROR_NUMBERS)
         rules.append(rule)
-    if draw.random() < 0.1:
+    chance = draw.random()
+    if chance < 0.1:
         rules += _many(draw, main_action)
+    elif chance < 0.11:
+        names = draw.sample(sorted(syscalls.KNOWN - _SHARED_NUMBERS), draw.randint(100, 350))
+        rules.insert(draw.randint(0, len(rules)), {"names": names, "action": main_action})
     return rules
 
 

@@ -162,7 +162,7 @@ def _architectures(library: Library, context: int, profile: Profile, native: str
     for architecture in profile.get("architectures") or []:
         token = library.token(architecture)
         if token == 0:
-            raise BuildError(architecture)
+            raise BuildError(f"{architecture} is unknown")
         code = handle.seccomp_arch_add(context, token)
         if code != -17:  # EEXIST
             _check(code, architecture)

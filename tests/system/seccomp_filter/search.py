@@ -40,7 +40,7 @@ from tests.system.seccomp_filter.runtimes import (
     wants_tree,
 )
 
-NATIVE = {"x86_64": "SCMP_ARCH_X86_64", "aarch64": "SCMP_ARCH_AARCH64"}
+NATIVE = {machine: abis[0] for machine, abis in generator.MACHINES.items()}
 _SECONDS = 10  # of processor time; libseccomp loops for ever with some that the agent rejects
 _BATCH = 200
 _WITH_STUB = 3  # arguments for each call; runc's stub does not look at them
@@ -104,7 +104,8 @@ def wrong_filters(
             most = _WITH_STUB if ((), program, known) in asked else None
             asked.add((stub, program, known))
             reference = Reference(library, profile, runtime, native)
-            worst = _worst(differences(Program((*stub, *program)), reference, questions, most))
+            built = Program((*stub, *program))
+            worst = _worst(differences(built, reference, questions, most))
             if worst is not None:
                 yield library, runtime, worst
 
