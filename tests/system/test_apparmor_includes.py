@@ -115,3 +115,38 @@ def test_a_message_quotes_the_key_and_no_included_file(tmp_path, rule):
     assert HOST_WORD in shown[rule]
     assert HOST_WORD not in shown["include <host>"]
     assert "line" not in {problem.where[:4] for problem in inspected.problems}
+
+
+CHANGES = {
+    "a missing file appears": ("include if exists <new>", "d/new", "/new r,\n"),
+    "a file in a directory appears": ("include <dir>", "d/dir/new", "/new r,\n"),
+    "a file in a directory changes": ("include <dir>", "d/dir/old", "/new r,\n"),
+    "the target of a link changes": ("include <link>", "target", "/new r,\n"),
+    "the target of a broken link appears": ("include if exists <broken>", "nothing", "/new r,\n"),
+    "an included file includes a new one": ("include <outer>", "d/inner", "/new r,\n"),
+}
+
+
+@pytest.mark.parametrize(("rule", "changed", "content"), CHANGES.values(), ids=CHANGES)
+def test_a_cached_policy_is_as_new_as_its_includes(tmp_path, rule, changed, content):
+    """Whatever changes below the include directory, the key is compiled again."""
+    (tmp_path / "d/dir").mkdir(parents=True)
+    (tmp_path / "d/dir/old").write_text("/old r,\n")
+    (tmp_path / "d/outer").write_text("include if exists <inner>\n")
+    (tmp_path / "target").write_text("/old r,\n")
+    (tmp_path / "d/link").symlink_to(tmp_path / "target")
+    (tmp_path / "d/broken").symlink_to(tmp_path / "nothing")
+    features = "/etc/apparmor.d/abi/3.0"
+    kind, other = (
+        AppArmor(host=Host(tmp_path), checking=True, include_dir=str(tmp_path / "d"), abi=features)
+        for _ in range(2)
+    )
+    blob = Blob(origin="dir test", key="key", content=f"profile w {{\n{rule}\n}}\n".encode())
+    before = kind.inspect(blob)
+    (tmp_path / changed).write_text(content)
+    after, fresh = kind.inspect(blob), other.inspect(blob)
+    assert isinstance(before, Profile)
+    assert isinstance(after, Profile)
+    assert isinstance(fresh, Profile)
+    assert (before.body == after.body, after.body == fresh.body) == (False, True)
+    assert before.version.context != after.version.context
