@@ -300,6 +300,10 @@ def _lock(settings: Settings) -> Iterator[bool]:
                 f"profile-loader: another agent is running on {settings.state_dir}{below} and "
                 "holds its lock. Nothing was changed. Wait for it, or name another --state-dir.\n"
             )
+        for directory in wiring.ledger(settings).make_private() if mine else ():
+            sys.stderr.write(
+                f"profile-loader: others could write {directory}; its mode was changed\n"
+            )
         yield mine
 
 

@@ -186,13 +186,29 @@ class Host:
             return False
         return _is_writable_by_others(status)
 
-    def is_writable_by_others(self, base: str) -> bool:
-        """Return whether others than root and this agent may change a directory's entries."""
+    def is_owned_by_others(self, base: str) -> bool:
+        """Return whether a directory belongs to another user than root and this agent."""
         try:
             status = Path(self._directory(base)).stat()
         except OSError:
             return False  # nothing is there, or reading it reports why not
-        return _is_writable_by_others(status)
+        return status.st_uid not in (0, os.geteuid())
+
+    def make_private(self, base: str) -> bool:
+        """Take the right to write a directory from others; return whether its mode changed.
+
+        Only a directory of this agent's user is changed. Raises HostError.
+        """
+        with _translated(base):
+            path = Path(self._directory(base))
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                return False
+            if not status.st_mode & 0o022 or status.st_uid != os.geteuid():
+                return False
+            path.chmod(stat.S_IMODE(status.st_mode) & ~0o022)
+            return True
 
     def signatures(
         self, base: str, names: Iterable[str] | None = None

@@ -9,6 +9,7 @@ Rule 3: bytes are believed only if their sha256 is their name.
 Rule 4: an entry is proof of ownership only while nobody but root and this agent can write it.
 """
 
+import contextlib
 import errno
 import re
 from collections.abc import Mapping
@@ -82,7 +83,7 @@ class FileLedger:
         self.damaged = []
         found: dict[Id, Entry] = {}
         for directory in (self.directory, base):
-            if self.host.is_writable_by_others(directory):
+            if self.host.is_owned_by_others(directory):
                 return _not_private(directory)
         try:
             names = self.host.names(base) if self.host.exists(base) else []
@@ -105,6 +106,19 @@ class FileLedger:
         if sign is not None:
             self._cached = (sign, found)
         return found
+
+    def make_private(self) -> tuple[str, ...]:
+        """Let nobody else write the ledger's directories; return those whose mode changed.
+
+        An emptyDir volume has mode 0777. Entries that others wrote before stay damaged.
+        """
+        directories = (self.directory, f"{self.directory}/{_ENTRIES}")
+        changed = []
+        for directory in directories:
+            with contextlib.suppress(HostError):  # read-only: each write reports that
+                if self.host.make_private(directory):
+                    changed.append(directory)
+        return tuple(changed)
 
     def untouched(self) -> bool:
         """Return whether nobody else changed an entry since it was last read or written."""
@@ -238,8 +252,8 @@ def _not_private(directory: str) -> Problem:
     return Problem(
         code="kind_unobservable",
         where=directory,
-        what="Others than root may write this directory, so the ledger in it proves nothing. "
-        "Nothing is changed.",
+        what="This directory belongs to another user than root and the agent's, so the ledger in "
+        "it proves nothing. Nothing is changed.",
         hint=f"Check what is in it, then: chown -R root: {directory} && chmod -R go-w {directory}",
     )
 

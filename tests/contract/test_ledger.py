@@ -176,17 +176,23 @@ def test_an_unreadable_ledger_is_not_an_empty_one(files):
 
 
 @pytest.mark.parametrize("folder", ["state", "state/entries"])
-@pytest.mark.parametrize("change", ["mode", "owner"])
-def test_a_ledger_that_others_may_write_proves_nothing(files, tmp_path, folder, change):
+def test_a_ledger_of_another_user_proves_nothing(files, tmp_path, folder):
     """A forged entry would make the agent remove a foreign file; so nothing is concluded."""
     ledger, _ = files
-    if change == "mode":
-        (tmp_path / folder).chmod(0o777)
-    else:
-        os.chown(tmp_path / folder, 1234, -1)
+    os.chown(tmp_path / folder, 1234, -1)
     found = FileLedger(ledger.host, ledger.directory).entries()
     assert isinstance(found, Problem)
     assert (found.code, found.where) == ("kind_unobservable", f"/{folder}")
+
+
+def test_a_ledger_that_others_may_write_is_made_private(files, tmp_path):
+    """An emptyDir volume has mode 0777; whole entries in it stay, and it stays private."""
+    ledger, _ = files
+    for folder in ("state", "state/entries"):
+        (tmp_path / folder).chmod(0o777)
+    assert ledger.make_private() == ("/state", "/state/entries")
+    modes = [(tmp_path / one).stat().st_mode & 0o777 for one in ("state", "state/entries")]
+    assert (modes, ledger.make_private(), set(ledger.entries())) == ([0o755] * 2, (), {ID})
 
 
 @pytest.mark.parametrize("change", ["mode", "owner"])

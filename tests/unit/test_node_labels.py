@@ -314,7 +314,14 @@ def test_wanted_labels_keep_those_that_are_on_the_node():
     assert own.wanted(one, None).labels == {A: "installed"}
 
 
-@pytest.mark.parametrize("metadata", [None, "text", {}, {"labels": None}])
+@pytest.mark.parametrize("metadata", ["text", ["list"], {"labels": ["list"]}, {"labels": "text"}])
+def test_a_node_whose_labels_are_no_mapping_is_unreadable(metadata):
+    """Unreadable labels are not missing labels, and do not end the agent."""
+    with pytest.raises(Unreachable):
+        node.keep({"metadata": metadata})
+
+
+@pytest.mark.parametrize("metadata", [None, {}, {"labels": None}])
 def test_an_object_without_metadata_has_no_uid_and_no_labels(metadata):
     """Nothing is assumed about it."""
     assert node.keep({"metadata": metadata}) == Meta(uid="", labels={})
