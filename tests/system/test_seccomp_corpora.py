@@ -3,13 +3,24 @@
 The packages are fetched with apt-get download once, into ~/.cache/profile-loader.
 """
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 
 from agent.core.model import Blob, Profile
 from agent.doors.host import Host
 from agent.kinds.seccomp.kind import Seccomp
 from tests.system import kept
+from tests.system.seccomp_filter import generator
+from tests.system.seccomp_filter.search import Outcome, judge
 
+PROFILES = Path("profiles")
+SHIPPED = (
+    "prevent-chmod",
+    *(f"profiles/{name}.json" for name in ("audit", "fine-grained", "violation")),
+)
 GO = "usr/share/gocode/src/github.com"
 PACKAGES = (
     "flatpak",
@@ -70,6 +81,40 @@ def outcome(path, form):
 def test_each_profile_ends_as_recorded(tree, path):
     """The outcome under both formats is what the table says."""
     assert (outcome(tree / path, "oci"), outcome(tree / path, "docker")) == EXPECTED[path]
+
+
+def for_pod(body, capabilities):
+    """Return a written profile as CRI-O reads it for a pod with some capabilities."""
+    profile = json.loads(body)
+    rules = []
+    for rule in profile["syscalls"]:
+        included = rule.pop("includes", {}).get("caps", [])
+        excluded = rule.pop("excludes", {}).get("caps", [])
+        if capabilities.issuperset(included) and capabilities.isdisjoint(excluded):
+            rules.append(rule)
+    return json.dumps(profile | {"syscalls": rules})
+
+
+@pytest.mark.parametrize("path", [path for path in EXPECTED if "accepted" in EXPECTED[path][1]])
+def test_each_accepted_profile_is_built_right(tree, path):
+    """Every libseccomp builds the filter that the profile reads like, whatever the pod may do."""
+    kind = Seccomp(host=Host("/nowhere"), format="docker", machine="x86_64")
+    body, _ = kind.check((tree / path).read_bytes())
+    every = set(re.findall("CAP_[A-Z_]+", body.decode()))
+    for capabilities in (set(), {"CAP_AUDIT_WRITE"}, every - {"CAP_AUDIT_WRITE"}, every):
+        verdict = judge(for_pod(body, capabilities), "0", "x86_64")
+        assert verdict.outcome is Outcome.RIGHT, verdict
+
+
+@pytest.mark.parametrize("key", SHIPPED)
+def test_each_shipped_profile_is_built_right(key):
+    """The profiles in profiles/ have the filters that they read like, on every machine."""
+    for machine in generator.MACHINES:
+        kind = Seccomp(host=Host("/nowhere"), machine=machine)
+        body, problems = kind.check((PROFILES / key).read_bytes())
+        assert body, problems
+        verdict = judge(body.decode(), "0", machine)
+        assert verdict.outcome is Outcome.RIGHT, verdict
 
 
 def test_every_profile_of_the_packages_is_in_the_table(tree):

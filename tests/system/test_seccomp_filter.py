@@ -165,6 +165,13 @@ REMOVED = {
 }
 
 
+def test_every_version_is_compared():
+    """The versions that the documents name are there."""
+    found = {library.version for library in libraries.every()}
+    assert found >= {"2.5.1", "2.5.3", "2.5.4", "2.5.5", "2.6.0"}
+    assert len(found) > 5
+
+
 def search(machine, seed, count):
     """Run a search in a process of its own; return the number of accepted profiles."""
     words = ["--count", str(count), "--seed", str(seed), "--machine", machine]

@@ -17,14 +17,17 @@ from tests.system.releases import DEBIAN, DEBIAN_KEYS
 FOLDER = kept.CACHE / "libseccomp"
 UBUNTU = "http://archive.ubuntu.com/ubuntu"
 UBUNTU_KEYS = FOLDER / "keys/usr/share/keyrings/ubuntu-archive-keyring.gpg"
-# Release -> the version of libseccomp that it ships, where it is fixed.
-SUITES = {
-    (DEBIAN, "bullseye"): "2.5.1",
-    (UBUNTU, "jammy"): "2.5.3",
-    (UBUNTU, "noble"): "2.5.5",
-    (DEBIAN, "trixie"): "2.6.0",
-    (DEBIAN, "sid"): "2.6.1",
-}
+# 2.5.1, 2.5.3, 2.5.4, 2.5.5 and 2.6.0; sid has the newest, 2.6.1 in November 2026.
+RELEASES = (
+    (DEBIAN, "bullseye"),
+    (UBUNTU, "jammy"),
+    (DEBIAN, "bookworm"),
+    (UBUNTU, "noble"),
+    (DEBIAN, "trixie"),
+    (DEBIAN, "sid"),
+)
+# A changed list is fetched again.
+CHECKSUMS = FOLDER / f"checksums-{hashlib.sha256(repr(RELEASES).encode()).hexdigest()[:12]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,10 +122,10 @@ def _sort_key(version: str) -> tuple[int, ...]:
 
 def _fetched() -> list[str]:
     with kept.locked(FOLDER):
-        if not (FOLDER / "checksums").exists():
+        if not CHECKSUMS.exists():
             _fetch()
         paths = []
-        for line in (FOLDER / "checksums").read_text().splitlines():
+        for line in CHECKSUMS.read_text().splitlines():
             wanted, path = line.split()
             if hashlib.sha256((FOLDER / path).read_bytes()).hexdigest() != wanted:
                 raise ValueError(f"{FOLDER / path} was changed; remove {FOLDER}.")
@@ -132,12 +135,12 @@ def _fetched() -> list[str]:
 
 def _fetch() -> None:
     """Unpack libseccomp2 of every release, and record the checksums of the libraries."""
-    print("libseccomp: fetching the package of five other releases (10 s)", flush=True)
+    print("libseccomp: fetching the packages of six releases (usually 20 s)", flush=True)
     for name in ("keys", "releases"):
         shutil.rmtree(FOLDER / name, ignore_errors=True)
     releases.unpack(("ubuntu-keyring",), "trixie", FOLDER / "keys")
     lines = []
-    for site, suite in SUITES:
+    for site, suite in RELEASES:
         folder = FOLDER / "releases" / suite
         keys = DEBIAN_KEYS if site == DEBIAN else UBUNTU_KEYS
         releases.unpack(("libseccomp2",), suite, folder, site=site, keys=keys)
@@ -146,4 +149,4 @@ def _fetch() -> None:
         lines.append(f"{digest} {path.relative_to(FOLDER)}\n")
     temporary = FOLDER / "checksums.new"
     temporary.write_text("".join(lines))
-    temporary.replace(FOLDER / "checksums")
+    temporary.replace(CHECKSUMS)
