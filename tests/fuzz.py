@@ -136,6 +136,7 @@ def before_the_parser(manifest):
     def texts(content):
         source = content.decode("utf-8", "replace")
         text.refusals(source.encode("utf-8", "surrogatepass"))
+        text.undecided(content)
         text.variable_names(source)
         leaving.warnings(source)
 

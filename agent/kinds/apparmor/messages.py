@@ -102,12 +102,12 @@ def _printable(character: str) -> str:
 
 def _is_known(word: str, source: str, known: Known) -> bool:
     """Return whether a word may be shown."""
-    if not word or word in known.words:
+    if not word.strip("\ufffd") or word in known.words:  # nothing but bytes that are not UTF-8
         return True
     if word.startswith(f"{known.include_dir.rstrip('/')}/"):
         return ".." not in word.split("/")
     if len(word) == 1:
-        return word in source or word == "\ufffd"  # in place of a byte that is not UTF-8
+        return word in source
     character = _CHARACTER.fullmatch(word)
     if character is not None:
         return int(character[1], 16) in known.source

@@ -1,0 +1,41 @@
+"""Specification of agent.kinds.apparmor.lexer: where versions of the parser read differently.
+
+The expected values are those of lexers built from the parser_lex.l of 3.0.8, 4.0.1, 4.0.3, 4.1.8,
+5.0.0 and 5.0.2.
+"""
+
+import itertools
+
+import pytest
+
+from agent.kinds.apparmor import lexer
+from agent.kinds.apparmor.lexer import Kind
+
+ALL = ("3.0", "4.0.0", "4.0.2", "4.1.0", "5.0.0", "5.0.1")
+READS = {
+    'include "/p"\n': ALL,
+    'include\n"/p"\n': (),
+    '# include "/p"\n': (),
+    '#include "/p"\n': ALL,
+    '#include "/p"': (),  # the parser wants a line break
+    '{ : include "/p"\n': ("3.0", "4.0.0", "4.0.2", "4.1.0"),
+    'priority=#x\ninclude "/p"\n': ("3.0", "4.0.0", "4.0.2"),
+    'priority=5include "/p"\n': ("4.1.0", "5.0.0", "5.0.1"),
+    '@{X}=a #"\n include "/p" #"\n': ("4.0.2", "4.1.0", "5.0.0", "5.0.1"),
+    'mqueue #"\n, include "/p" #"\n': ("3.0",),
+    'network ( #",\n include "/p"\n': (),
+    'if #"\n{ include "/p" #"\n': ("3.0", "4.0.0", "4.0.2", "4.1.0"),
+    'umount a:,\ninclude "/p"\n': ("3.0", "4.0.0", "4.0.2", "4.1.0"),
+    'signal peer=( x:y=z ), include "/p"\n': ("3.0", "4.0.0", "4.0.2", "4.1.0", "5.0.1"),
+}
+
+
+@pytest.mark.parametrize(("text", "readers"), READS.items(), ids=itertools.count())
+def test_each_version_reads_its_own_includes(text, readers):
+    """An include is read by exactly those versions whose lexer is in its initial state there."""
+    found = tuple(
+        dialect.name
+        for dialect in lexer.DIALECTS
+        if any(token.kind is Kind.INCLUDE_PATH for token in lexer.tokens(text, dialect))
+    )
+    assert found == readers
