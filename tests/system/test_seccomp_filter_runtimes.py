@@ -1,8 +1,13 @@
 """The filters that the tests build are those that the real runc and crun install."""
 
 import contextlib
+import ctypes
+import errno
 import json
+import os
+import platform
 import random
+import struct
 import subprocess
 import uuid
 
@@ -151,3 +156,72 @@ def test_a_conditional_rule_holds_where_libseccomp_would_drop_it(runtime, bundle
     status, output = contain(runtime, bundle, json.loads(body), CHMOD)
     assert (status != 0, "changed" in output) == (True, False), output
     assert "Operation not permitted" in output
+
+
+# No kernel implements this call: what it answers is the filter's answer, or ENOSYS.
+UNIMPLEMENTED, ITS_NUMBER = "afs_syscall", 183
+REFUSED = 99  # EADDRNOTAVAIL, which nothing else answers here
+
+
+def kernel_answers(program, vectors):
+    """Install a program in a child; return the error number of the call with each arguments."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            install(program)
+            for arguments in vectors:
+                C.syscall(ITS_NUMBER, *map(ctypes.c_uint64, arguments))
+                os.write(writer, bytes([ctypes.get_errno()]))
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as file:
+        answers = list(file.read())
+    os.waitpid(child, 0)
+    return answers
+
+
+def install(program):
+    """Filter this process: PR_SET_NO_NEW_PRIVS and PR_SET_SECCOMP of prctl(2)."""
+    instructions = ctypes.create_string_buffer(
+        b"".join(struct.pack("<HBBI", *one) for one in program)
+    )
+    header = ctypes.create_string_buffer(
+        struct.pack("<H6xQ", len(program), ctypes.addressof(instructions))
+    )
+    assert C.prctl(38, 1, 0, 0, 0) == 0
+    assert C.prctl(22, 2, header, 0, 0) == 0
+
+
+C = ctypes.CDLL(None, use_errno=True)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the call's number is that of x86_64")
+@pytest.mark.parametrize("seed", range(10))
+def test_the_interpreter_answers_as_the_kernel_does(seed):
+    """A program gives the same answers in the interpreter and in the kernel."""
+    draw = random.Random(seed)  # noqa: S311 - the same every time
+    conditions = [
+        {"index": index, "op": f"SCMP_CMP_{draw.choice(generator.OPERATORS)}", "value": value}
+        for index, value in enumerate(
+            draw.sample((*generator.SMALL_VALUES, *generator.LARGE_VALUES), draw.randint(1, 3))
+        )
+    ]
+    rule = {"names": [UNIMPLEMENTED], "action": "SCMP_ACT_ERRNO", "errnoRet": REFUSED}
+    profile = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [rule | {"args": [one]} for one in conditions] + [rule | {"args": conditions}],
+    }
+    library = libraries.installed()
+    program = export(library, profile, "SCMP_ARCH_X86_64", binary_tree=False)
+    vectors = Questions(profile, draw).vectors[UNIMPLEMENTED][:200]
+    interpreter = Program(program)
+    architecture = KERNEL_NUMBERS["SCMP_ARCH_X86_64"]
+    refused = 0x00050000 | REFUSED
+    expected = [
+        REFUSED if interpreter.answer(architecture, ITS_NUMBER, one) == refused else errno.ENOSYS
+        for one in vectors
+    ]
+    assert kernel_answers(program, vectors) == expected
+    assert len(vectors) > 5

@@ -298,6 +298,15 @@ def test_rules_that_contradict_each_other_without_the_first_argument_are_rejecte
     assert "On SCMP_ARCH_X86" in errors[0].what
 
 
+def test_the_order_of_names_in_a_rule_counts():
+    """A rule for the multiplexed call covers the operations that are named after it."""
+    earlier = rule("socket", (1, "NE", 40))
+    later = {"action": "SCMP_ACT_TRAP"}
+    for names, codes in ((["socket", "socketcall"], ["bad_value"]), (["socketcall", "socket"], [])):
+        document = profile(earlier, later | {"names": names}, architectures=BOTH)
+        assert [one.code for one in check(document)[1]] == codes
+
+
 @pytest.mark.parametrize("rules", CONTRADICTIONS)
 def test_such_rules_are_accepted_where_no_architecture_multiplexes(rules):
     """x86_64 has a number for each of the calls."""

@@ -123,20 +123,22 @@ def _reached_otherwise(
 def merged(document: Document, through: str) -> list[Rule]:
     """Return the rules with conditions that libseccomp has for a multiplexed call."""
     default = answer(document.default_action, document.default_errno_ret)
+    operations = OPERATIONS[through]
     found = []
     for rule in document.rules:
         if answer(rule.action, rule.errno_ret) == default:
             continue  # runtimes leave such a rule out
-        if through in rule.names:
-            if rule.args:
-                found.append(rule)
-            elif not rule.depends_on_capabilities:
-                break  # it covers every operation; libseccomp drops what follows
-        for name, number in OPERATIONS[through].items():
-            if name in rule.names:
-                operation = Condition(index=0, op="SCMP_CMP_EQ", value=number, value_two=0)
+        for name in rule.names:
+            if name in operations:
+                operation = Condition(
+                    index=0, op="SCMP_CMP_EQ", value=operations[name], value_two=0
+                )
                 others = (arg for arg in rule.args if arg.index != 0)
                 found.append(replace(rule, args=(operation, *others)))
+            elif name == through and rule.args:
+                found.append(rule)
+            elif name == through and not rule.depends_on_capabilities:
+                return found  # it covers every operation; libseccomp drops what follows
     return found
 
 
