@@ -51,6 +51,7 @@ from agent.core.model import (
     CannotTell,
     Entry,
     Evidence,
+    Fact,
     Id,
     InUse,
     KindName,
@@ -397,12 +398,10 @@ class _Planner:
             handed_over = name in self.options.take_over
             if fact is None:
                 (judged.new if owner is None else judged.missing).append(name)
-            elif (
-                owner is not None
-                and intact(owner, name, fact)
-                and not (handed_over and fact.is_own is False)
-            ):
-                judged.same[name] = evidence_of(owner, name)
+                continue
+            witness = self._witness(owner, name, fact) if owner is not None else None
+            if witness is not None and not (handed_over and fact.is_own is False):
+                judged.same[name] = evidence_of(witness, name)
             elif is_staged(staged, name, fact):
                 (judged.unfinished if owner is None else judged.drifted).append(name)
             elif owner is not None and is_created(owner, name, fact):
@@ -418,6 +417,21 @@ class _Planner:
             else:
                 judged.foreign.append(name)
         return judged
+
+    def _witness(self, entry: Entry, name: str, fact: Fact) -> Entry | None:
+        """Return the entry that proves that the node has what an entry installed under a name.
+
+        That may be another key's entry of the same version: where the node shows no content, only
+        the key that was installed last knows the object.
+        """
+        body = entry.installed.body if entry.installed is not None else ""
+        others = (
+            one
+            for one in self.owners.get(name, ())
+            if one.installed is not None
+            and (one.installed.body, name in one.installed.provides) == (body, True)
+        )
+        return next((one for one in (entry, *others) if intact(one, name, fact)), None)
 
     def _owner(self, id_: Id, name: str) -> Entry | None:
         """Return the entry that owns a name, a key's own entry first."""
@@ -445,7 +459,7 @@ class _Planner:
         broken = {
             name: fact
             for name, fact in facts.items()
-            if fact is not None and not intact(entry, name, fact)
+            if fact is not None and self._witness(entry, name, fact) is None
         }
         foreign = tuple(
             reasons.foreign(name, entry.id, fact)

@@ -128,6 +128,14 @@ def mine(node):
     {},
     True,
 )
+@example(
+    [
+        ([read({"one.profile": b"a:x"})], []),
+        ([read({"one.profile": b"!bad", "two.profile": b"a:x"})], [("unload", "a")]),
+    ],
+    {},
+    False,
+)
 @given(HISTORY, FOREIGN, st.booleans())
 def test_a_pass_settles(history, foreign, readable):
     """A second pass over the same node and source changes neither node nor ledger."""
