@@ -25,6 +25,7 @@ LOCKED: Final = 4
 BUG: Final = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 AGAIN_SECONDS: Final = 0.01  # until a signal comes again that Python ignored
+PROGRESS_SECONDS: Final = 3.0
 LAST_SECONDS: Final = 0.5  # for the last words
 # Signals that would end the process; the daemon handles SIGHUP and SIGQUIT, and ignores the others.
 _HANDLED: Final = (
@@ -82,7 +83,7 @@ def _run(parsed: cli.Parsed) -> int:  # noqa: PLR0911 - one return a command
         case cli.Check(settings=settings, paths=paths, arch=arch):
             from agent.commands import check
 
-            checked = check.check(settings, paths, arch)
+            checked = check.check(settings, paths, arch, _Progress().show)
             if checked.abi:
                 sys.stderr.write(f"AppArmor profiles were compiled against {checked.abi}\n")
             _say(checked.skipped)
@@ -117,10 +118,8 @@ def _pass(settings: Settings, *, restore: bool) -> int:
     with contextlib.ExitStack() as stack:
         if not settings.dry_run and not stack.enter_context(_lock(settings)):
             return LOCKED
-        if restore:
-            report = wiring.one_pass(settings).restore(dry_run=settings.dry_run)
-        else:
-            report = wiring.once(settings)
+        run = wiring.restore if restore else wiring.once
+        report = run(settings, _Progress().show)
     logs.log(report)
     return _tell(report, settings)
 
@@ -332,6 +331,19 @@ def _tell(
         domain = settings.label_domain if selectors else ""
         _print(table.table(report, width=width, domain=domain, nothing=nothing))
     return status
+
+
+class _Progress:
+    """Shows on standard error how many texts are compiled, if that takes a while."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + PROGRESS_SECONDS
+
+    def show(self, finished: int, total: int) -> None:
+        """Print one line, at most every few seconds."""
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + PROGRESS_SECONDS
+            sys.stderr.write(f"profile-loader: {finished} of {total} AppArmor texts compiled\n")
 
 
 class _NotTold(Exception):  # noqa: N818 - no mistake of the agent's

@@ -26,7 +26,6 @@ FIGHT_REPAIRS: Final = 10
 LONGEST_SECONDS: Final = 60.0
 _COUNTED: Final = 2 * FIGHT_REPAIRS  # repairs of one name: with more the wait is the longest
 PATIENCE_SECONDS: Final = 3.0  # how long the first pass waits for the first answers
-AGAIN_SECONDS: Final = 1.0  # between two repairs while profiles are compiled
 LOOK_SECONDS: Final = 10.0  # between two looks at what no word may have told
 _PASSING: Final = frozenset({"ledger_damaged", "kind_unobservable", "source_unreadable"})
 
@@ -105,7 +104,6 @@ class Daemon:
         self.lost = lost
         self.audience = audience
         one.pulse = self._pulse
-        one.meanwhile = self._meanwhile
         self.beat = time.monotonic()  # when the loop last turned
         self.report: Report | None = None
         self._raw: Report | None = None  # as the pass gave it
@@ -121,7 +119,6 @@ class Daemon:
         self._names: list[str] = []  # of which is known whom they confine
         self._free: set[str] = set()  # stay for processes, of which the last look saw none
         self._look = 0.0  # when that is to be looked at again
-        self._again = 0.0  # before that nothing is put back while profiles are compiled
         self._calm = 0.0  # until then a change of policy may be one of a storm
         self._deaf = 0.0  # until then the node's changes call for no pass: somebody fights
 
@@ -228,28 +225,6 @@ class Daemon:
 
     def _pulse(self) -> None:
         self.beat = time.monotonic()
-
-    def _meanwhile(self) -> None:
-        """Do while profiles are compiled, which may take minutes, what must not wait so long.
-
-        What was lost is put back, and told; who is confined is looked at; and the pass that goes on
-        knows the pods of its end.
-        """
-        self._pulse()
-        self._ask()
-        if self._untouched():
-            if self.lost is not None and self.beat >= self._look:
-                self._look = self.beat + LOOK_SECONDS
-                self.lost.look(self._names)
-            return
-        if self.beat < max(self._again, self._deaf):
-            return
-        report = self.one.repair()
-        # What cannot be put back must not keep the pass from going on.
-        self._again = time.monotonic() + AGAIN_SECONDS
-        if report is not None and self._raw is not None and report.rows:
-            self._take(_repaired_in(self._raw, report), full=False)
-            self._tell(passed=True)
 
     def _first(self) -> None:
         """Give the sources a moment, so that the first pass knows what they say."""
@@ -425,22 +400,6 @@ def _place(row: Row) -> tuple[str, ...]:
 
 def _repaired(row: Row) -> bool:
     return row.action == "put" and row.why in ("missing", "drifted") and row.state != "failed"
-
-
-def _repaired_in(last: Report, repairs: Report) -> Report:
-    """Return the last report as if a pass had found it unchanged but for the repairs."""
-    repaired = {_place(row): row for row in repairs.rows}
-    rows = [repaired.get(_place(row)) or _quiet(row) for row in last.rows if row.state not in _LEFT]
-    return replace(last, rows=tuple(rows), seconds=repairs.seconds)
-
-
-_LEFT: Final = frozenset({"removed", "released"})
-
-
-def _quiet(row: Row) -> Row:
-    if row.action in ("put", "adopt") and row.state == "installed":
-        return replace(row, action="keep", why="unchanged")
-    return replace(row, action="hold") if row.action == "put" else row
 
 
 def _failing(report: Report) -> frozenset[tuple[str, ...]]:

@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 from agent.core import account, action, desired, model, ownership, plan, ports, recognise, reconcile
 from agent.core.model import Blind, Blob, Entry, Id, Inspected, KindName, Observed, Unreadable
 from agent.core.problems import Problem
-from agent.core.report import UNKNOWN_WISH, Report, Row, of_source
+from agent.core.report import UNKNOWN_WISH, Report, Row, combined, of_source
 from agent.doors.ledger import FileLedger
+
+Progress = Callable[[int, int], None]
 
 
 class Pass:
@@ -34,13 +36,10 @@ class Pass:
         self.options = options
         self.allow_empty = allow_empty
         self.pulse: Callable[[], None] = lambda: None  # called between keys and between actions
-        self.meanwhile: Callable[[], None] = lambda: None  # called while keys are compiled
         self._inspected: dict[tuple[KindName, Blob], Inspected] = {}
         self._joined: tuple[Sequence[model.Snapshot], desired.Desired] | None = None
         self._last: tuple[_Seen, Report] | None = None
-        self._decided: desired.Desired | None = None  # what the last pass decided upon
         self._questions: _Questions | None = None
-        self._mended = False  # repaired while keys were compiled
 
     def run(self, *, dry_run: bool = False, full: bool = True) -> Report:
         """Run the pass. With dry_run nothing on the host changes.
@@ -50,17 +49,16 @@ class Pass:
         """
         if full:
             self._forget()
+        for kind in self.kinds.values():
+            kind.begin()
         seconds: dict[str, float] = {}
         found = self.ledger.entries()
         with _timed(seconds, "read"):
             snapshots = [self._meant(one) for source in self.sources for one in source.read()]
             if not isinstance(found, Problem):
                 snapshots += self._absent(found, {one.origin for one in snapshots})
-        self._mended = False
         with _timed(seconds, "inspect"):
-            wanted = self._wanted(snapshots)
-        if self._mended:
-            found = self.ledger.entries()
+            wanted = self._wanted(snapshots, found)
         return self._reconcile(wanted, found, seconds, dry_run=dry_run)
 
     def untouched(self) -> bool:
@@ -80,6 +78,8 @@ class Pass:
 
     def restore(self, *, dry_run: bool = False) -> Report:
         """Put back what the ledger holds, without any source; nothing is removed."""
+        for kind in self.kinds.values():
+            kind.begin()
         found = self.ledger.entries()
         origins = set() if isinstance(found, Problem) else {id_.origin for id_ in found}
         snapshots = [
@@ -92,39 +92,25 @@ class Pass:
             sets=(),
             supports=report.supports,
             problems=tuple(one for one in report.problems if not of_source(one)),
+            pending=report.pending,
             dry_run=dry_run,
             seconds=report.seconds,
         )
 
-    def repair(self) -> Report | None:
-        """Put back what the node lost since the last pass, and nothing else; reads no source.
+    def completed(self, run: Callable[[], Report], progress: Progress) -> Report:
+        """Run passes until no key is being checked in the background; return what they did.
 
-        The report has a row for each name that was put back, or should have been, and for each that
-        is foreign. None: no pass was made yet, or the ledger cannot be read.
+        Args:
+            run: runs one pass.
+            progress: see `ports.Kind.wait`.
         """
-        wanted, found = self._decided, self.ledger.entries()
-        if wanted is None or isinstance(found, Problem):
-            return None
-        self._mended = True
-        seconds: dict[str, float] = {}
-        with _timed(seconds, "observe"):
-            observed = self._observe(wanted, found, found)
-        planned = plan.plan(wanted, found, observed, self.options)
-        puts = [one.back or one for one in planned if isinstance(one, action.Put)]
-        lost: list[action.Action] = [one for one in puts if one.why in ("missing", "drifted")]
-        lost += [one for one in planned if isinstance(one, action.Hold) and one.state == "foreign"]
-        runner = reconcile.Reconciler(
-            kinds=self.kinds, ledger=self.ledger, entries=found, clock=self._clock
-        )
-        with _timed(seconds, "act"):
-            outcomes = runner.run(lost)
-        return account.account(
-            desired=wanted,
-            observed=observed,
-            sandboxes=self._sandboxes(),
-            outcomes=outcomes,
-            seconds=seconds,
-        )
+        report = run()
+        while report.pending and self._wait(progress):
+            report = combined(report, run())
+        return report
+
+    def _wait(self, progress: Progress) -> bool:
+        return any(kind.wait(progress) for kind in self.kinds.values())
 
     def _sandboxes(self) -> dict[KindName, ports.Sandbox | None]:
         return {name: kind.sandbox() for name, kind in self.kinds.items()}
@@ -161,7 +147,6 @@ class Pass:
             entries = found
         with _timed(seconds, "observe"):
             observed = self._observe(wanted, entries, found)
-        self._decided = wanted
         now = _Seen(wanted=wanted, entries=found, observed=observed, options=self.options)
         if self._last is not None and self._last[0].same(now):
             return self._last[1]
@@ -182,39 +167,53 @@ class Pass:
             dry_run=dry_run,
             seconds=seconds,
         )
-        self._last = (now, report) if _settled(actions, report) and not dry_run else None
+        is_final = _settled(actions, report) and not report.pending and not dry_run
+        self._last = (now, report) if is_final else None
         return report
 
-    def _wanted(self, snapshots: Sequence[model.Snapshot]) -> desired.Desired:
+    def _wanted(
+        self, snapshots: Sequence[model.Snapshot], found: Mapping[Id, Entry] | Problem
+    ) -> desired.Desired:
         """Join the snapshots; what was joined or inspected before is not again."""
         if self._joined is not None and self._joined[0] == snapshots:
             return self._joined[1]
-        for kind in self.kinds:
-            self.kinds[kind].prepare(self._unknown(kind, snapshots), self.meanwhile)
+        entries = {} if isinstance(found, Problem) else found
+        self._inspect_installed_first(snapshots, entries)
         wanted = desired.join(snapshots, self._inspect, frozenset(self.kinds))
         blobs = {blob for one in snapshots if isinstance(one, model.Read) for blob in one.blobs}
-        self._inspected = {key: one for key, one in self._inspected.items() if key[1] in blobs}
-        self._joined = None if wanted.unchecked else (snapshots, wanted)
+        self._inspected = {
+            key: one
+            for key, one in self._inspected.items()
+            if key[1] in blobs and not isinstance(one, model.Unchecked | model.Pending)
+        }
+        self._joined = None if wanted.unchecked or wanted.pending else (snapshots, wanted)
         return wanted
 
-    def _unknown(self, kind: KindName, snapshots: Sequence[model.Snapshot]) -> list[Blob]:
-        """Return the blobs of a kind that were not inspected yet."""
-        return [
-            blob
+    def _inspect_installed_first(
+        self, snapshots: Sequence[model.Snapshot], entries: Mapping[Id, Entry]
+    ) -> None:
+        """Inspect new contents of installed keys before new keys: background checks keep order."""
+        new = [
+            (recognise.kind_of(blob.key, blob.content), blob)
             for one in snapshots
             if isinstance(one, model.Read)
             for blob in one.blobs
-            if (kind, blob) not in self._inspected
-            and recognise.kind_of(blob.key, blob.content) == kind
         ]
+        new.sort(
+            key=lambda item: (
+                item[0] is None
+                or Id(kind=item[0], origin=item[1].origin, key=item[1].key) not in entries
+            )
+        )
+        for kind, blob in new:
+            if kind is not None and kind in self.kinds:
+                self._inspect(kind, blob)
 
     def _inspect(self, kind: KindName, blob: Blob) -> Inspected:
         self.pulse()
         found = self._inspected.get((kind, blob))
         if found is None:
-            found = self.kinds[kind].inspect(blob)
-            if not isinstance(found, model.Unchecked):
-                self._inspected[kind, blob] = found
+            found = self._inspected[kind, blob] = self.kinds[kind].inspect(blob)
         return found
 
     def _clock(self) -> float:

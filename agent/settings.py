@@ -245,7 +245,8 @@ OPTIONS: Final = (
         "parser-timeout",
         "seconds",
         30.0,
-        "longest time for one run of apparmor_parser, for example 30s or 2m",
+        "CPU time that apparmor_parser may use for one text, for example 30s; a run also ends "
+        "after ten times that on the clock, and is then repeated later",
         metavar="TIME",
         group="how it is checked",
     ),

@@ -49,10 +49,19 @@ def host(settings: Settings) -> Host:
     return Host(settings.host_root)
 
 
-def kinds(settings: Settings, *, write: bool = True) -> dict[KindName, ports.Kind]:
+def kinds(
+    settings: Settings,
+    completed: Callable[[], None] | None = None,
+    *,
+    write: bool = True,
+) -> dict[KindName, ports.Kind]:
     """Return the kinds that --kinds names, AppArmor first.
 
-    write: whether they may write to the state directory.
+    Args:
+        settings: the options.
+        completed: called from another thread after each background check. None: a command waits
+            for all of them.
+        write: whether they may write to the state directory.
     """
     found: dict[KindName, ports.Kind] = {}
     if "apparmor" in settings.kinds:
@@ -61,7 +70,8 @@ def kinds(settings: Settings, *, write: bool = True) -> dict[KindName, ports.Kin
         found["apparmor"] = AppArmor(
             host=host(settings),
             parser=settings.apparmor_parser,
-            timeout_seconds=settings.parser_timeout,
+            cpu_limit=settings.parser_timeout,
+            completed=completed,
             state_dir=settings.state_dir,
             deny_names=settings.deny_name,
             allow_attachments=settings.allow_attachments,
@@ -239,11 +249,15 @@ def _copy_of(reflector: "Reflector[Kept]") -> "Callable[[], Copy[Kept]]":
     return lambda: reflector.copy
 
 
-def one_pass(settings: Settings, found: Cluster | None = None) -> oneshot.Pass:
-    """Return a pass over the sources that --source names."""
+def one_pass(
+    settings: Settings,
+    found: Cluster | None = None,
+    completed: Callable[[], None] | None = None,
+) -> oneshot.Pass:
+    """Return a pass over the sources that --source names. completed: see `kinds`."""
     return oneshot.Pass(
         sources=sources(settings, found),
-        kinds=kinds(settings),
+        kinds=kinds(settings, completed),
         ledger=ledger(settings),
         options=plan.Options(
             prune=settings.prune,
@@ -255,22 +269,32 @@ def one_pass(settings: Settings, found: Cluster | None = None) -> oneshot.Pass:
     )
 
 
-def once(settings: Settings) -> Report:
+def restore(settings: Settings, progress: oneshot.Progress) -> Report:
+    """Reinstall what the ledger records, without any source."""
+    one = one_pass(settings)
+    return one.completed(lambda: one.restore(dry_run=settings.dry_run), progress)
+
+
+def once(settings: Settings, progress: oneshot.Progress) -> Report:
     """Run one pass; with --node-name the Node is labelled too, and a removal waits for that."""
     found = cluster(settings, lambda _: None)
     one = one_pass(settings, found)
+
+    def run() -> Report:
+        return one.completed(lambda: one.run(dry_run=settings.dry_run), progress)
+
     if found is None:
-        return one.run(dry_run=settings.dry_run)
+        return run()
     from agent.doors.kube import KubeError
 
     for reflector in found.parts():
         with contextlib.suppress(KubeError):  # the copy says so, and the report then
             reflector.list()
     if found.own is None or found.node is None:
-        return one.run(dry_run=settings.dry_run)
+        return run()
     gone = _off(settings, one, found)
     one.options = replace(one.options, grace=0.0, gone=gone, pods=found.users())
-    report = one.run(dry_run=settings.dry_run)
+    report = run()
     return report if settings.dry_run else _labelled(settings, found, report)
 
 
@@ -336,7 +360,7 @@ def daemon(settings: Settings, log_lines_dropped: Callable[[], int] = lambda: 0)
         metrics,
         version=version,
         node=settings.node_name or platform.node(),
-        patience=60.0 + 2 * settings.parser_timeout,
+        patience=60.0,
     )
     servers = _servers(settings, board)
     wake = Words()
@@ -369,7 +393,7 @@ def daemon(settings: Settings, log_lines_dropped: Callable[[], int] = lambda: 0)
         lost = Lost(host(settings))
         board.lost = lost.count
     made = Daemon(
-        one_pass(settings, found),
+        one_pass(settings, found, completed=lambda: wake.put("compiled")),
         wake=wake,
         resync=settings.resync,
         teller=publishers[0] if publishers else None,

@@ -25,6 +25,7 @@ from agent.kinds.apparmor import judge, leaving, policy, text
 from agent.kinds.apparmor.kind import AppArmor
 from agent.settings import Settings
 from agent.sources.manifest import Manifest
+from tests.inspection import inspected
 from tests.system.guest import pace
 
 SHIPPED = Path(__file__).parent.parent / "profiles"
@@ -196,16 +197,18 @@ def main():
     filters, profiles = shipped()
     with tempfile.TemporaryDirectory() as folder:
         functions = before_the_parser(Path(folder) / "manifest.yaml")
-        kind = AppArmor(host=Host("/"), timeout_seconds=10.0, checking=True)
+        kind = AppArmor(host=Host("/"), cpu_limit=10.0, checking=True)
         if kind.parser.missing():
             print(kind.parser.missing(), file=sys.stderr)
             return 2
-        functions["parser"] = lambda content: kind.inspect(
-            Blob(origin="dir fuzz", key="key", content=content)
+        functions["parser"] = lambda content: inspected(
+            kind, Blob(origin="dir fuzz", key="key", content=content)
         )
-        blobs = [
-            kind.parser.compile(one, ("--kernel-features", kind.abi)).policy for one in profiles
+        shipped_profiles = [
+            Blob(origin="dir profiles", key=str(number), content=text)
+            for number, text in enumerate(profiles)
         ]
+        blobs = [profile.body for profile in inspected(kind, *shipped_profiles)]
         seeds = {"policy": blobs, "text": profiles, "parser": profiles, "manifest": [MANIFEST]}
         done = dict.fromkeys(functions, 0)
         for number in range(chosen.texts + chosen.parsed):

@@ -134,8 +134,11 @@ class MemoryKind:
     def fits(self, context):
         return context == ""
 
-    def prepare(self, blobs, meanwhile):
+    def begin(self):
         pass
+
+    def wait(self, progress):
+        return False
 
     def inspect(self, blob):
         id_ = Id(kind=self.name, origin=blob.origin, key=blob.key)

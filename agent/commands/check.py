@@ -5,14 +5,14 @@ Rule 1: nothing of the host is read but the AppArmor includes to compile with; n
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent.core import account, desired, recognise
 from agent.core.model import Blob, Emptied, Id, Inspected, KindName, Snapshot, Unreadable
 from agent.core.problems import Problem
-from agent.core.report import Report, Row, State
+from agent.core.report import PENDING, Report, Row, State
 from agent.doors.host import Host
 from agent.kinds.apparmor.kind import AppArmor
 from agent.kinds.seccomp.kind import Seccomp
@@ -36,13 +36,15 @@ class Checked:
     skipped: tuple[str, ...]
 
 
-def check(settings: Settings, paths: Sequence[str], arch: str) -> Checked:
-    """Check every key below the paths."""
+def check(
+    settings: Settings, paths: Sequence[str], arch: str, progress: Callable[[int, int], None]
+) -> Checked:
+    """Check every key below the paths. progress: see `agent.core.ports.Kind.wait`."""
     host = Host("/")
     apparmor = AppArmor(
         host=host,
         parser=settings.apparmor_parser,
-        timeout_seconds=settings.parser_timeout,
+        cpu_limit=settings.parser_timeout,
         deny_names=settings.deny_name,
         allow_attachments=settings.allow_attachments,
         allow_unconfined_mode=settings.allow_unconfined_mode,
@@ -66,7 +68,15 @@ def check(settings: Settings, paths: Sequence[str], arch: str) -> Checked:
     sets = [one for path in others for one in _source(path)]
     folders = [one for folder, files in singles.items() for one in _folder(folder, files)]
     # Single files of two directories may never come together: they are not compared.
-    joined = [desired.join(group, inspect, kinds) for group in (sets, *([one] for one in folders))]
+    groups = [sets, *([one] for one in folders)]
+
+    def join() -> list[desired.Desired]:
+        return [desired.join(group, inspect, kinds) for group in groups]
+
+    joined = join()
+    while any(one.pending for one in joined) and apparmor.wait(progress):
+        apparmor.begin()
+        joined = join()
     rows = [row for one in joined for row in _rows(one)]
     if rows:  # a README among the files is no mistake, if it is not all there is
         folders = [one for one in folders if not isinstance(one, Emptied)]
@@ -180,6 +190,8 @@ def _rows(joined: desired.Desired) -> list[Row]:
         rows.append(replace(_row(id_, "rejected", "", rejection.problems), action="reject"))
     for id_, unchecked in joined.unchecked.items():
         rows.append(_row(id_, "unsupported", "", (unchecked.problem,)))
+    for id_, pending in joined.pending.items():
+        rows.append(_row(id_, "pending", PENDING, pending.problems))
     return rows
 
 

@@ -3,7 +3,7 @@
 Rule 1: this module decides what to say; it reads nothing and writes nothing.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import assert_never
 
@@ -34,7 +34,7 @@ def account(  # noqa: PLR0913 - what a pass consists of
     desired: Desired,
     observed: Mapping[KindName, Observed],
     sandboxes: Mapping[KindName, Sandbox | None],
-    outcomes: Iterable[Outcome],
+    outcomes: Sequence[Outcome],
     problems: Iterable[Problem] = (),
     dry_run: bool = False,
     seconds: Mapping[str, float] | None = None,
@@ -61,6 +61,7 @@ def account(  # noqa: PLR0913 - what a pass consists of
             *unsandboxed(sandboxes.values()),
             *(one for seen in observed.values() if isinstance(seen, Seen) for one in seen.remarks),
         ),
+        pending=len(desired.pending) + sum(one.result == "pending" for one in outcomes),
         dry_run=dry_run,
         names={kind: names for kind in observed if (names := _desired_names(kind, desired))},
         seconds=seconds or {},
@@ -77,6 +78,8 @@ def _desired_names(kind: KindName, desired: Desired) -> frozenset[str]:
 def _rows(outcome: Outcome, desired: Desired) -> Iterable[Row]:
     action = outcome.action
     state, name = _state(outcome, desired)
+    if outcome.result == "pending":
+        state, name = "pending", "hold"
     if state is None:
         return
     problems = _problems(outcome, desired)

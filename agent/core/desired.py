@@ -16,6 +16,7 @@ from agent.core.model import (
     Id,
     Inspected,
     KindName,
+    Pending,
     Profile,
     Read,
     Rejection,
@@ -37,6 +38,7 @@ class Desired:
     profiles: Mapping[Id, Profile] = field(default_factory=dict)
     rejections: Mapping[Id, Rejection] = field(default_factory=dict)
     unchecked: Mapping[Id, Unchecked] = field(default_factory=dict)
+    pending: Mapping[Id, Pending] = field(default_factory=dict)
     same: Mapping[Id, Id] = field(default_factory=dict)
     keys: frozenset[tuple[str, str]] = frozenset()
     sets: Mapping[str, Snapshot] = field(default_factory=dict)
@@ -44,9 +46,8 @@ class Desired:
 
     def has(self, id_: Id) -> bool:
         """Return whether the key is there, accepted or not."""
-        return any(
-            id_ in one for one in (self.profiles, self.rejections, self.unchecked, self.same)
-        )
+        keys = (self.profiles, self.rejections, self.unchecked, self.pending, self.same)
+        return any(id_ in mapping for mapping in keys)
 
     def stands(self, id_: Id) -> bool:
         """Return whether a key's last good version stands, by what is in its place now.
@@ -82,9 +83,7 @@ def join(
     kinds: keys of other kinds are left out altogether. A key that the source itself refused is
     a rejection of each kind it could be, so that its last good version is held.
     """
-    profiles: dict[Id, Profile] = {}
-    rejections: dict[Id, Rejection] = {}
-    unchecked: dict[Id, Unchecked] = {}
+    found = _Found()
     sets: dict[str, Snapshot] = {}
     keys: set[tuple[str, str]] = set()
     left_out: Counter[str] = Counter()
@@ -98,31 +97,46 @@ def join(
             if kind is None or kind not in kinds:
                 left_out[blob.origin] += kind is not None
                 continue
-            found = inspect(kind, blob)
-            match found:
-                case Profile():
-                    profiles[found.id] = found
-                case Rejection():
-                    rejections[found.id] = found
-                case Unchecked():
-                    unchecked[found.id] = found
-                case unreachable:
-                    assert_never(unreachable)
+            found.add(inspect(kind, blob))
         for key, problem in snapshot.refused:
             could_be = {recognise.kind_of(key, b""), recognise.kind_of(key, b"{")}
             for kind in sorted(one for one in could_be if one is not None and one in kinds):
                 id_ = Id(kind=kind, origin=snapshot.origin, key=key)
-                rejections[id_] = Rejection(id=id_, problems=(problem,))
-    same = _settle(profiles, rejections)
+                found.add(Rejection(id=id_, problems=(problem,)))
+    same = _settle(found.profiles, found.rejections)
     return Desired(
-        profiles=profiles,
-        rejections=rejections,
-        unchecked=unchecked,
+        profiles=found.profiles,
+        rejections=found.rejections,
+        unchecked=found.unchecked,
+        pending=found.pending,
         same=same,
         keys=frozenset(keys),
         sets=sets,
         left_out=dict(left_out),
     )
+
+
+@dataclass(slots=True)
+class _Found:
+    """The results of all inspections, by what they are."""
+
+    profiles: dict[Id, Profile] = field(default_factory=dict)
+    rejections: dict[Id, Rejection] = field(default_factory=dict)
+    unchecked: dict[Id, Unchecked] = field(default_factory=dict)
+    pending: dict[Id, Pending] = field(default_factory=dict)
+
+    def add(self, inspected: Inspected) -> None:
+        match inspected:
+            case Profile():
+                self.profiles[inspected.id] = inspected
+            case Rejection():
+                self.rejections[inspected.id] = inspected
+            case Unchecked():
+                self.unchecked[inspected.id] = inspected
+            case Pending():
+                self.pending[inspected.id] = inspected
+            case unreachable:
+                assert_never(unreachable)
 
 
 def _settle(profiles: dict[Id, Profile], rejections: dict[Id, Rejection]) -> dict[Id, Id]:

@@ -14,7 +14,7 @@ from typing import Final
 
 from agent.core.model import KindName
 from agent.core.problems import Problem
-from agent.core.report import UNKNOWN_WISH, Report, Row, SetStatus
+from agent.core.report import PENDING, UNKNOWN_WISH, Report, Row, SetStatus
 
 DOMAIN: Final = "profile-loader.node-restriction.kubernetes.io"
 LIMIT: Final = 200
@@ -136,7 +136,12 @@ def _labelled(row: Row) -> bool:
 
 
 def _is_observed(row: Row) -> bool:
-    return row.state != "unobservable" and row.why != UNKNOWN_WISH
+    return row.state != "unobservable" and not _may_be_undesired(row)
+
+
+def _may_be_undesired(row: Row) -> bool:
+    """Return whether it is unknown if a source desires the name."""
+    return row.why == UNKNOWN_WISH or (row.state == "held" and row.why == PENDING)
 
 
 def _value(row: Row) -> str:
@@ -160,7 +165,7 @@ def _of_row(
     if digest and row.source:
         earned.append((digest_label, row.source[:DIGEST_DIGITS]))
     for one, value in earned:
-        if row.why != UNKNOWN_WISH:
+        if not _may_be_undesired(row):
             yield one, value
         elif one in present:
             yield one, present[one]  # whether it is desired is not known: nothing changes
@@ -185,7 +190,7 @@ def _is_ready(report: Report, status: SetStatus, domain: str, present: Mapping[s
     rows = [
         row
         for row in report.rows
-        if row.origin == status.origin and row.desired and row.why != UNKNOWN_WISH
+        if row.origin == status.origin and row.desired and not _may_be_undesired(row)
     ]
     unseen = [row for row in rows if row.state not in _VERIFIED]
     if not rows or not all(_unseen(row, domain, present) for row in unseen):

@@ -5,6 +5,7 @@ Rule 2: empty, missing, unreadable and unsupported are four answers, each a type
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -154,7 +155,24 @@ class Unchecked:
     problem: Problem
 
 
-Inspected = Profile | Rejection | Unchecked
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pending:
+    """One key whose check goes on in the background.
+
+    problems: why the check has taken longer than usual, if it has.
+    """
+
+    id: Id
+    source: bytes
+    problems: tuple[Problem, ...] = ()
+
+    def may_provide(self, name: str) -> bool:
+        """Return whether the key's text mentions the last part of a name as a word."""
+        last = re.escape(name.rpartition("//")[2].encode("utf-8", "surrogateescape"))
+        return re.search(rb"(?<![\w.-])" + last + rb"(?![\w.-])", self.source) is not None
+
+
+Inspected = Profile | Rejection | Unchecked | Pending
 
 
 # --- what is ------------------------------------------------------------------------------------

@@ -23,11 +23,16 @@ any current key provides, even by its last good version, is never removed.
 | read     | refused        | installed       | same                  | Hold (rejected)           |
 | read     | refused        | installed       | absent or other       | Put the installed version |
 | read     | refused        | installed       | other, by another     | Hold (foreign)            |
+| read     | pending        | -               | any                   | Hold (pending)            |
+| read     | pending        | installed       | same                  | Hold (pending)            |
+| read     | pending        | installed       | absent or other       | Put the installed version |
+| read     | d, may clash   | -               | absent                | Hold (pending)            |
 | read     | -              | put by us       | present, unused       | Remove                    |
 | read     | -              | put by us       | used, or cannot tell  | Hold                      |
 | read     | -              | put by us       | label on, or grace    | Hold (label_pending)      |
 | read     | -              | put by us       | other content         | Release (foreign)         |
 | read     | -              | put by us       | same, by another      | Release (foreign)         |
+| read     | -, one pending | any             | present               | Hold (pending)            |
 | read     | -              | adopted         | present               | Release                   |
 | read     | -              | ours            | absent                | Release (absent)          |
 | read     | -              | ours, elsewhere | another key has it    | Release (moved)           |
@@ -74,7 +79,7 @@ from agent.core.ownership import (
     same,
 )
 from agent.core.problems import Problem
-from agent.core.report import UNKNOWN_WISH, State
+from agent.core.report import PENDING, UNKNOWN_WISH, State
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +132,7 @@ def _standing(entry: Entry, desired: Desired) -> bool:
         return False
     if entry.id in desired.rejections or entry.id in desired.unchecked:
         return True
-    if desired.stands(entry.id):
+    if entry.id in desired.pending or desired.stands(entry.id):
         return True
     return _gone(entry, desired)
 
@@ -188,6 +193,7 @@ class _Planner:
         self.options = options
         self.claimed = _claimed(desired, entries)
         self.unreadable = any(isinstance(one, Unreadable) for one in desired.sets.values())
+        self.pending = [one for id_, one in desired.pending.items() if id_.kind == kind]
         self.barred: set[Id] = set()  # desired, but its last good version stays for now
         self.providers = {
             name: id_
@@ -215,6 +221,9 @@ class _Planner:
         for id_ in self._sorted(self.desired.unchecked):
             problems = (self.desired.unchecked[id_].problem,)
             yield self._refused(id_, "unchecked", "unsupported", problems, seen)
+        for id_ in self._sorted(self.desired.pending):
+            pending = self.desired.pending[id_]
+            yield self._refused(id_, PENDING, "pending", pending.problems, seen)
         leftovers = [
             action
             for id_ in self._sorted(self.entries)
@@ -274,6 +283,8 @@ class _Planner:
 
     def _profile(self, profile: Profile, seen: Seen) -> Action:
         version, id_ = profile.version, profile.id
+        if self._waits_for_pending(profile):
+            return self._refused(id_, PENDING, "pending", (), seen)
         blocker = self._blocker(profile)
         if blocker is not None:
             return self._refused(id_, "conflict", "rejected", (blocker,), seen)
@@ -362,6 +373,18 @@ class _Planner:
             for entry in self.owners.get(name, ()):
                 found[entry.id] = entry
         return list(found.values())
+
+    def _waits_for_pending(self, profile: Profile) -> bool:
+        """Return whether a pending key owns, or may declare, a name that the profile adds."""
+        for name in profile.version.provides:
+            owners = {entry.id for entry in self.owners.get(name, ())}
+            if profile.id in owners:
+                continue
+            if owners & self.desired.pending.keys():
+                return True
+            if not owners and any(pending.may_provide(name) for pending in self.pending):
+                return True
+        return False
 
     def _blocker(self, profile: Profile) -> Problem | None:
         """Return why another key's last good version bars this profile, or None."""
@@ -503,6 +526,9 @@ class _Planner:
         for name in sorted(set(names) - self._provided_by(entry.id)):
             why = self._release(entry, name, evidence[name], seen)
             held = None if why else self._stays(entry, name, stay, seen)
+            if self.pending and why in ("", "adopted"):
+                # A pending key may be this profile under a new key.
+                held = Hold(id=entry.id, why=PENDING, names=(name,), state="held")
             if held is not None:
                 stay[name] = held
                 yield held
@@ -647,7 +673,8 @@ class _Planner:
                     state=state,
                     problems=(*problems, observed.problem),
                 )
-        for id_ in self._sorted([*self.desired.profiles, *self.desired.unchecked]):
+        undecided = [*self.desired.profiles, *self.desired.unchecked, *self.desired.pending]
+        for id_ in self._sorted(undecided):
             profile = self.desired.profiles.get(id_)
             names = profile.version.provides if profile is not None else ()
             yield Hold(id=id_, why=state, names=names, state=state, problems=(observed.problem,))

@@ -4,7 +4,7 @@ Rule 1: nothing here decides. Rule 2: a foreseen failure is a value (a Problem, 
 Unreadable); only a bug is an exception.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -67,10 +67,18 @@ class Kind(Protocol):
     def name(self) -> KindName:
         """Return `apparmor` or `seccomp`."""
 
-    def prepare(self, blobs: Sequence[Blob], meanwhile: Callable[[], None]) -> None:
-        """Make the next inspects of these blobs cheaper, where that is possible.
+    def begin(self) -> None:
+        """Begin a pass: use what background checks have found since the last one."""
 
-        meanwhile: called now and then while that takes long; it may observe and put.
+    def wait(self, progress: Callable[[int, int], None]) -> bool:
+        """Wait until no background check is running.
+
+        Args:
+            progress: called at least once a second, with how many checks have finished, and how
+                many there are.
+
+        Returns:
+            Whether the next pass has new results.
         """
 
     def inspect(self, blob: Blob) -> Inspected:

@@ -35,7 +35,7 @@ CODES: Final[dict[str, Severity]] = {
     # AppArmor
     "text_unsafe": "error",  # invisible characters in the text: a NUL ends a word for the parser
     "parser_rejected": "error",  # apparmor_parser's own message
-    "parser_killed": "error",  # time-out, memory, CPU or output limit
+    "parser_killed": "error",  # CPU, memory, output or wall-clock limit
     "parser_not_sandboxed": "notice",  # the parser could open any file that a text includes
     "no_profile": "error",  # compiles, declares nothing
     "name_denied": "error",

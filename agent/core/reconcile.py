@@ -16,7 +16,9 @@ from agent.core.model import (
     Entry,
     Evidence,
     Id,
+    Inspected,
     KindName,
+    Pending,
     Profile,
     Rejection,
     Unchecked,
@@ -33,7 +35,7 @@ class Outcome:
     """One action and what became of it. version: what the node holds now, where that is known."""
 
     action: Action
-    result: Literal["done", "held", "failed", "planned"]
+    result: Literal["done", "held", "failed", "planned", "pending"]
     problems: tuple[Problem, ...] = ()
     version: Version | None = None
     seconds: float = 0.0
@@ -71,7 +73,7 @@ class Reconciler:
                 outcome = Outcome(action=action, result="held")
             else:
                 outcome = self._act(action)
-            if outcome.result == "failed":
+            if outcome.result in ("failed", "pending"):
                 failed |= {action.id} | (action.former if isinstance(action, Put) else set())
             outcomes.append(replace(outcome, seconds=self.clock() - begin))
         return tuple(outcomes)
@@ -125,8 +127,17 @@ class Reconciler:
     def _put(self, action: Put) -> Outcome:
         entry = self.entries.get(action.id)
         profile = action.profile if action.profile is not None else self._revive(action.id)
-        if isinstance(profile, Problem):
-            return _ended(action, profile)
+        match profile:
+            case Profile():
+                return self._install(action, profile, entry)
+            case Pending(problems=problems):
+                return Outcome(action=action, result="pending", problems=problems)
+            case Problem():
+                return _ended(action, profile)
+            case unreachable:
+                assert_never(unreachable)
+
+    def _install(self, action: Put, profile: Profile, entry: Entry | None) -> Outcome:
         before = entry or Entry(id=action.id, how="put", prefix=profile.prefix)
         if not _is(before.installed, profile.version):
             problem = self._store(profile) or self._write(replace(before, staged=profile.version))
@@ -170,7 +181,7 @@ class Reconciler:
         else:
             self._drop(before.id)
 
-    def _revive(self, id_: Id) -> Profile | Problem:
+    def _revive(self, id_: Id) -> Profile | Pending | Problem:
         """Make the installed version of an entry ready to be put again, from the ledger alone."""
         entry = self.entries[id_]
         version = entry.installed
@@ -183,16 +194,7 @@ class Reconciler:
         if source is None:
             return _damaged(id_)
         blob = Blob(origin=id_.origin, key=id_.key, content=source, prefix=entry.prefix)
-        match kind.inspect(blob):
-            case Profile() as profile:
-                # A source may have named it otherwise than its key.
-                return profile if profile.version.provides == version.provides else _damaged(id_)
-            case Rejection(problems=problems):
-                return problems[0]
-            case Unchecked(problem=problem):
-                return problem
-            case unreachable:
-                assert_never(unreachable)
+        return _again(kind.inspect(blob), version)
 
     def _store(self, profile: Profile) -> Problem | None:
         return self.ledger.keep(profile.source) or self.ledger.keep(profile.body)
@@ -321,6 +323,22 @@ def _is(installed: Version | None, version: Version) -> bool:
     )
     seen = replace(version, evidence=installed.evidence, modes=installed.modes)
     return known and seen == installed
+
+
+def _again(found: Inspected, version: Version) -> Profile | Pending | Problem:
+    """Return what a new check of the installed version's source allows to install."""
+    match found:
+        case Profile():
+            # A source may have named it otherwise than its key.
+            return found if found.version.provides == version.provides else _damaged(found.id)
+        case Rejection(problems=problems):
+            return problems[0]
+        case Unchecked(problem=problem):
+            return problem
+        case Pending():
+            return found
+        case unreachable:
+            assert_never(unreachable)
 
 
 def _ended(action: Action, problem: Problem | None, version: Version | None = None) -> Outcome:

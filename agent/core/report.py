@@ -5,7 +5,7 @@ Rule 2: the exit status is a pure function of the report.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from agent.core.model import KindName
@@ -13,8 +13,10 @@ from agent.core.problems import Problem
 
 State = Literal[
     "installed",  # verified on the node, the desired version
-    "outdated",  # verified on the node, but the last good version: the desired one is refused
+    # verified on the node, but the last good version: the desired one is refused or pending
+    "outdated",
     "held",  # no longer desired, still there on purpose (in use, source gone, prune=never)
+    "pending",  # the check goes on, and no last good version is on the node
     "rejected",  # refused, and no last good version is on the node
     "foreign",  # the name is on the node and is not ours
     "failed",  # wanted, tried, not there (or cannot be verified)
@@ -26,9 +28,12 @@ State = Literal[
     "accepted",  # check: nothing is wrong with it; no node was looked at
 ]
 ActionName = Literal["put", "adopt", "keep", "hold", "remove", "release", "reject"]
+_CHANGES: Final = frozenset({"put", "adopt", "remove", "release"})
 
 # Why a row is held: no source that was read desires it, and one that was not read may.
 UNKNOWN_WISH: Final = "a source is unreadable"
+# Why a row is held or outdated: a key is still being checked, and it may provide the name.
+PENDING: Final = "pending"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,13 +90,15 @@ class Report:
     """One pass.
 
     problems: those that belong to no row (sources, ledger). names: every name that a key desires,
-    by kind, as far as names are known: of accepted, rejected and pending keys.
+    by kind, as far as names are known: of accepted, rejected and pending keys. pending: how many
+    keys are still being checked in the background.
     """
 
     rows: tuple[Row, ...]
     sets: tuple[SetStatus, ...]
     supports: Mapping[KindName, Support]
     problems: tuple[Problem, ...] = ()
+    pending: int = 0
     dry_run: bool = False
     names: Mapping[KindName, frozenset[str]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)  # read, inspect, observe, act
@@ -100,6 +107,27 @@ class Report:
     def converged(self) -> bool:
         """Return whether everything desired is verified in place and nothing is pending."""
         return is_converged(self, allow_unsupported=False)
+
+
+def combined(first: Report, second: Report) -> Report:
+    """Return what two passes did together, one right after the other: the state after the second.
+
+    A change by the first pass is part of it, where the second found nothing to do.
+    """
+
+    def place(row: Row) -> tuple[str, ...]:
+        return (row.kind, row.origin, row.key, row.name)
+
+    changed = {place(row): row for row in first.rows if row.action in _CHANGES}
+    rows = {place(row): row for row in second.rows}
+    for where, row in changed.items():
+        now = rows.get(where)
+        if now is None and row.state in ("removed", "released"):
+            rows[where] = row
+        elif now is not None and now.action == "keep":
+            rows[where] = replace(now, action=row.action, why=row.why)
+    seconds = {step: first.seconds.get(step, 0.0) + spent for step, spent in second.seconds.items()}
+    return replace(second, rows=tuple(rows.values()), seconds=seconds)
 
 
 def of_source(problem: Problem) -> bool:
@@ -130,6 +158,8 @@ def _of_profiles(report: Report, *, allow_unsupported: bool) -> Literal[0, 1, 3]
         return 1
     others = [one for one in report.problems if not of_source(one)]
     if any(problem.severity == "error" for problem in others):
+        return 1
+    if report.pending:
         return 1
     fine = _FINE | ({"unsupported"} if allow_unsupported else set())
     return 0 if all(row.state in fine for row in report.rows) else 1

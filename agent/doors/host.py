@@ -7,6 +7,7 @@ Rule 3: OSError stops here: it becomes HostError, or one of the answers document
 """
 
 import contextlib
+import enum
 import errno
 import fcntl
 import os
@@ -28,7 +29,7 @@ from agent.doors.signature import Signature
 
 TEMPORARY_PREFIX = ".profile-loader."
 TEMPORARY_SUFFIX = ".tmp"
-TURN_SECONDS = 0.1  # of waiting for a command between two looks at something else
+CANCEL_CHECK_SECONDS = 0.1  # how often a running command is checked for cancellation
 _MOST_LINKS = 40  # as the kernel: path_resolution(7)
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -42,6 +43,15 @@ class HostError(Exception):
         self.errno = error.errno or 0
 
 
+class Limit(enum.Enum):
+    """The limit that ended a command."""
+
+    WALL_CLOCK = "wall_clock"
+    CPU_TIME = "cpu_time"
+    OUTPUT = "output"
+    CANCELLED = "cancelled"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exited:
     """A command that ended. status: exit status, or -N for signal N. The rest is bounded."""
@@ -49,7 +59,7 @@ class Exited:
     status: int
     stdout: bytes
     stderr: bytes
-    killed: str = ""  # why it was ended: "time-out after 30 s", "more than 1 MiB of output"
+    limit: Limit | None = None  # why it was ended, where it did not end by itself
     seconds: float = field(default=0.0, compare=False)  # from its start to its own end
 
 
@@ -466,7 +476,7 @@ class Host:
                 with contextlib.suppress(ProcessLookupError):
                     for which, values in limits.items():
                         resource.prlimit(children[0].pid, which, values)
-                yield Running(children[0], (out, err), timeout_seconds, cpu_seconds, output_bytes)
+                yield Running(children[0], (out, err), timeout_seconds, output_bytes)
             finally:
                 children.end()
 
@@ -549,18 +559,15 @@ class Running:
         child: "subprocess.Popen[bytes]",
         output: tuple[IO[bytes], IO[bytes]],
         timeout_seconds: float,
-        cpu_seconds: int,
         output_bytes: int,
     ) -> None:
         self._child = child
         self._output = output
-        self._timeout_seconds = timeout_seconds
         self._begin = self._ended = time.monotonic()
         self._end = self._begin + timeout_seconds
-        # Whoever started it may look much later; and a look at its end must not take it away.
+        # Waiting for the end must not reap the process: its id stays valid until `result` does.
         self._watch = threading.Thread(target=self._watched, daemon=True)
         self._watch.start()
-        self._cpu_seconds = cpu_seconds
         self._output_bytes = output_bytes
 
     def _watched(self) -> None:
@@ -568,22 +575,22 @@ class Running:
             os.waitid(os.P_PID, self._child.pid, os.WEXITED | os.WNOWAIT)
         self._ended = time.monotonic()
 
-    def result(self, meanwhile: Callable[[], None] = lambda: None) -> Exited:
-        """Wait for its end, or end it when its time is over. meanwhile: called at every turn."""
-        killed = ""
+    def result(self, is_cancelled: Callable[[], bool] = lambda: False) -> Exited:
+        """Wait until the command ends; end it when its time is over or `is_cancelled` says so."""
+        limit = None
         while self._watch.is_alive():
             left = self._end - time.monotonic()
-            if left <= 0:
-                killed = f"time-out after {self._timeout_seconds:g} s"
+            if left <= 0 or is_cancelled():
+                limit = Limit.WALL_CLOCK if left <= 0 else Limit.CANCELLED
                 _end(self._child)
                 break
-            self._watch.join(min(left, TURN_SECONDS))  # Popen.wait would sleep beyond the end
-            meanwhile()
+            # Popen.wait would sleep beyond the end.
+            self._watch.join(min(left, CANCEL_CHECK_SECONDS))
         self._child.wait()
         if self._child.returncode == -signal.SIGXFSZ:
-            killed = f"more than {self._output_bytes} bytes of output"
+            limit = Limit.OUTPUT
         elif self._child.returncode == -signal.SIGXCPU:
-            killed = f"more than {self._cpu_seconds} s of CPU"
+            limit = Limit.CPU_TIME
         parts = []
         for file in self._output:
             file.seek(0)
@@ -593,7 +600,7 @@ class Running:
             status=self._child.returncode,
             stdout=parts[0],
             stderr=parts[1],
-            killed=killed,
+            limit=limit,
             seconds=self._ended - self._begin,
         )
 

@@ -34,7 +34,8 @@ _IN_PLACE: Final = frozenset({"installed", "outdated", "held"})
 _DRIFTS: Final = ("missing", "drifted")
 # Labels must be known beforehand, so that a state that ends is 0 and does not stay.
 _STATES: Final = (
-    "installed", "outdated", "held", "rejected", "foreign", "failed", "unsupported", "unobservable",
+    "installed", "outdated", "held", "pending", "rejected", "foreign", "failed", "unsupported",
+    "unobservable",
 )  # fmt: skip
 
 

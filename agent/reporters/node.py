@@ -200,6 +200,8 @@ def settled(report: Report) -> bool:
     A kind that this node cannot have is no reason to wait; one that could not be looked at is.
     """
     never = {kind for kind, support in report.supports.items() if support.state == "disabled"}
+    if report.pending:
+        return False
     return all(one.state in ("read", "emptied") for one in report.sets) and all(
         row.state in _SETTLED or (row.state == "unsupported" and row.kind in never)
         for row in report.rows

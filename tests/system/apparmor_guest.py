@@ -15,6 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path.cwd()))
 
+from inspection import compiled, inspected
+
 from agent.core.model import Blob, InUse, Profile, Rejection, Seen, Unused
 from agent.core.ports import Failed, Installed, Removed, StillUsed
 from agent.doors.host import Host
@@ -35,7 +37,9 @@ def kind(**options):
 
 
 def inspect(text, **options):
-    return kind(**options).inspect(Blob(origin="dir test", key="key", content=text.encode()))
+    blob = Blob(origin="dir test", key="key", content=text.encode())
+    (result,) = inspected(kind(**options), blob)
+    return result
 
 
 def accepted(text, **options):
@@ -148,8 +152,8 @@ def the_parser_runs_in_a_sandbox_on_this_kernel():
     process = f"/proc/{os.getpid()}"
     for path in (secret, f"{process}/root{secret}", f"{process}/fd/{reading}", "/root/missing"):
         source = f'profile x {{\n  capability # see the abi\n  include "{path}"\n  ,\n}}\n'
-        compiled = kind().parser.compile(source.encode(), ("--kernel-features", str(FEATURES)))
-        assert compiled.message.endswith(f"Could not open '{path}'"), (path, compiled.message)
+        run = compiled(kind().parser, source.encode(), ("--kernel-features", str(FEATURES)))
+        assert run.message.endswith(f"Could not open '{path}'"), (path, run.message)
 
 
 @case
@@ -157,14 +161,14 @@ def the_sandboxed_parser_reads_the_features_of_the_kernel_and_the_shipped_ones()
     for abi in ("", "abi <abi/3.0>,\n", "abi <kernel>,\n"):
         rules = "  file,\n  include <abstractions/base>\n"
         source = f"{abi}include <tunables/global>\nprofile x {{\n{rules}}}\n".encode()
-        compiled = kind().parser.compile(source, ("--kernel-features", str(FEATURES)))
+        run = compiled(kind().parser, source, ("--kernel-features", str(FEATURES)))
         free = subprocess.run(
             ["apparmor_parser", "-Q", "-K", "-S", "--kernel-features", str(FEATURES)],
             input=source,
             check=True,
             capture_output=True,
         )
-        assert (compiled.message, compiled.policy) == ("", free.stdout), abi
+        assert (run.message, run.policy) == ("", free.stdout), abi
 
 
 @case
@@ -334,7 +338,6 @@ def inspecting_and_observing_leave_the_revision_alone():
 def a_second_inspection_starts_no_parser():
     accepted(text("cached"))
     agent = kind()
-    agent.parser.timeout_seconds = 0.0  # starting the parser would end it at once
     found = agent.inspect(Blob(origin="dir test", key="key", content=text("cached").encode()))
     assert isinstance(found, Profile), found
 

@@ -12,6 +12,7 @@ import pytest
 from agent.core.model import Blob, Profile, Rejection
 from agent.doors.host import Host
 from agent.kinds.apparmor.kind import AppArmor
+from tests.inspection import inspected
 from tests.system import kept
 
 PACKAGES = ("apparmor-profiles", "apparmor-profiles-extra")
@@ -118,8 +119,8 @@ def outcomes(corpus, includes, tmp_path, *, allow_attachments):
             if path.is_file():
                 key = f"{Path(place).name}/{path.name}"
                 blob = Blob(origin="corpus", key=key, content=path.read_bytes())
-                inspected = kind.inspect(blob)
-                match inspected:
+                (result,) = inspected(kind, blob)
+                match result:
                     case Rejection(problems=problems):
                         found[key] = frozenset(problem.code for problem in problems)
                     case Profile(remarks=remarks):

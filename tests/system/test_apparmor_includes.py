@@ -6,6 +6,7 @@ from agent.core.model import Blob, Profile, Rejection
 from agent.doors.host import Host
 from agent.kinds.apparmor.kind import AppArmor
 from tests import include_search
+from tests.inspection import inspected
 
 HIDDEN = {
     "abi in a comment": 'profile w {{\n  capability # the abi\n  include "{absolute}"\n  ,\n}}\n',
@@ -33,9 +34,9 @@ def test_no_hidden_include_reaches_the_parser(tmp_path, template):
     kind = AppArmor(host=Host(tmp_path), checking=True, include_dir=str(canaries.inside))
     opened = include_search.read_by({"host": [kind.parser.path]}, canaries, {0: content})
     assert opened == {"host": {0}}
-    inspected = kind.inspect(Blob(origin="dir test", key="key", content=content))
-    assert isinstance(inspected, Rejection)
-    assert {problem.code for problem in inspected.problems} == {"include_refused"}
+    (result,) = inspected(kind, Blob(origin="dir test", key="key", content=content))
+    assert isinstance(result, Rejection)
+    assert {problem.code for problem in result.problems} == {"include_refused"}
     assert canaries.opened() == set()
 
 
@@ -57,8 +58,8 @@ ACCEPTED = {
 def test_words_in_comments_and_children_of_includes_are_accepted(tmp_path, content):
     """A comment may contain any word, and an included file may declare children."""
     kind = AppArmor(host=Host(tmp_path), checking=True)
-    inspected = kind.inspect(Blob(origin="dir test", key="key", content=content.encode()))
-    assert isinstance(inspected, Profile), inspected
+    (result,) = inspected(kind, Blob(origin="dir test", key="key", content=content.encode()))
+    assert isinstance(result, Profile), result
 
 
 def test_a_seeded_slice_of_the_search_opens_nothing(tmp_path):
@@ -109,12 +110,12 @@ def test_a_message_quotes_the_key_and_no_included_file(tmp_path, rule):
     shown = {}
     for body in (rule, "include <host>"):
         blob = Blob(origin="dir x", key="key", content=f"profile w {{\n{body}\n}}\n".encode())
-        inspected = kind.inspect(blob)
-        assert isinstance(inspected, Rejection)
-        shown[body] = repr(inspected.problems)
+        (result,) = inspected(kind, blob)
+        assert isinstance(result, Rejection)
+        shown[body] = repr(result.problems)
     assert HOST_WORD in shown[rule]
     assert HOST_WORD not in shown["include <host>"]
-    assert "line" not in {problem.where[:4] for problem in inspected.problems}
+    assert "line" not in {problem.where[:4] for problem in result.problems}
 
 
 CHANGES = {
@@ -142,9 +143,11 @@ def test_a_cached_policy_is_as_new_as_its_includes(tmp_path, rule, changed, cont
         for _ in range(2)
     )
     blob = Blob(origin="dir test", key="key", content=f"profile w {{\n{rule}\n}}\n".encode())
-    before = kind.inspect(blob)
+    (before,) = inspected(kind, blob)
     (tmp_path / changed).write_text(content)
-    after, fresh = kind.inspect(blob), other.inspect(blob)
+    kind.begin()
+    (after,) = inspected(kind, blob)
+    (fresh,) = inspected(other, blob)
     assert isinstance(before, Profile)
     assert isinstance(after, Profile)
     assert isinstance(fresh, Profile)

@@ -14,7 +14,10 @@ CASES = re.findall(r"^@case\ndef (\w+)", GUEST.read_text(), re.MULTILINE)
 @pytest.fixture(scope="module")
 def output():
     """Run all cases in one guest; give what it printed."""
-    files = {GUEST.name: GUEST.read_bytes()}
+    files = {
+        GUEST.name: GUEST.read_bytes(),
+        "inspection.py": Path("tests/inspection.py").read_bytes(),
+    }
     return vm.run(files, f"python3 {GUEST.name}", timeout_seconds=600).output
 
 

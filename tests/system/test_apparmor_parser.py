@@ -7,12 +7,14 @@ import pytest
 from agent.core.model import Blob, Profile, Rejection, Unchecked
 from agent.doors.host import Host
 from agent.kinds.apparmor.kind import AppArmor
+from tests.inspection import inspected
 
 
 def inspect(tmp_path, text, *, checking=True, **options):
     content = text if isinstance(text, bytes) else text.encode()
     kind = AppArmor(host=Host(tmp_path), checking=checking, **options)
-    return kind.inspect(Blob(origin="dir test", key="key", content=content))
+    (result,) = inspected(kind, Blob(origin="dir test", key="key", content=content))
+    return result
 
 
 @pytest.mark.parametrize(

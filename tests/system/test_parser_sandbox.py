@@ -17,6 +17,7 @@ from agent.doors.host import Host
 from agent.kinds.apparmor import sandbox
 from agent.kinds.apparmor.kind import AppArmor
 from agent.kinds.apparmor.parser import Parser
+from tests import inspection
 from tests.unit.test_landlock import SYSTEM_CALL_NUMBERS, output_under
 
 pytestmark = pytest.mark.skipif(landlock.missing() != "", reason=landlock.missing() or "active")
@@ -37,12 +38,13 @@ FORMS = {
 
 
 def parser(include_dir="/etc/apparmor.d", **options):
-    return Parser(Host("/"), "", timeout_seconds=60, include_dir=include_dir, **options)
+    return Parser(Host("/"), "", include_dir=include_dir, **options)
 
 
 def compiled(form, path):
     """Compile a text that opens a path; return what becomes of it, without the path."""
-    found = parser().compile(FORMS[form].replace("PATH", str(path)).encode(), FEATURES)
+    text = FORMS[form].replace("PATH", str(path)).encode()
+    found = inspection.compiled(parser(), text, FEATURES)
     return found.message.replace(str(path), "PATH"), bool(found.policy), found.killed
 
 
@@ -96,7 +98,7 @@ def test_the_files_that_the_parser_needs_are_opened():
         b"abi <abi/3.0>,\ninclude <tunables/global>\n"
         b"profile web {\n  include <abstractions/base>\n  include if exists <local/web>\n}\n"
     )
-    made = parser().compile(text, FEATURES)
+    made = inspection.compiled(parser(), text, FEATURES)
     assert made.policy
     argv = [parser().path, "-Q", "-K", "-S", "--base", "/etc/apparmor.d", *FEATURES]
     free = Host("/").run(
@@ -128,7 +130,7 @@ def test_links_of_the_include_directory_are_followed(tmp_path, outside):
         "above/secret": "Could not open",
     }.items():
         text = f"profile web {{\n  include <{name}>\n}}\n"
-        found = parser(str(include)).compile(text.encode(), FEATURES)
+        found = inspection.compiled(parser(str(include)), text.encode(), FEATURES)
         assert (expected in found.message, bool(found.policy)) == (True, not expected), name
 
 
@@ -163,21 +165,20 @@ def test_a_parser_that_is_a_script_runs_without_a_sandbox_and_that_is_reported(t
     assert found.problem.code == "parser_not_sandboxed"
     assert "is not an ELF program" in found.problem.what
     blob = Blob(origin="dir test", key="key", content=b"profile web { file, }\n")
-    assert isinstance(kind.inspect(blob), Profile)
+    assert [type(result) for result in inspection.inspected(kind, blob)] == [Profile]
 
 
 def test_a_text_that_the_check_cannot_decide_needs_the_sandbox(tmp_path):
     """An included file may change the meaning of what follows in its line."""
     content = b"include <tunables/global> profile web { file, }\n"
     blob = Blob(origin="dir test", key="key", content=content)
-    found = AppArmor(host=Host("/"), checking=True).inspect(blob)
+    (found,) = inspection.inspected(AppArmor(host=Host("/"), checking=True), blob)
     assert isinstance(found, Profile)
     script = tmp_path / "parser"
     script.write_text(f'#!/bin/sh\necho run >> {tmp_path}/runs\nexec {parser().path} "$@"\n')
     script.chmod(0o755)
     free = AppArmor(host=Host("/"), parser=str(script), checking=True)
-    free.prepare([blob], lambda: None)
-    refused = free.inspect(blob)
+    (refused,) = inspection.inspected(free, blob)
     assert isinstance(refused, Rejection)
     assert [one.code for one in refused.problems] == ["include_refused"]
     assert not (tmp_path / "runs").exists()
@@ -188,7 +189,7 @@ def test_a_policy_that_was_compiled_without_the_sandbox_is_compiled_again():
     script = """
 from agent.doors.host import Host
 from agent.kinds.apparmor.parser import Parser
-made = Parser(Host("/"), "", timeout_seconds=60, include_dir="/etc/apparmor.d")
+made = Parser(Host("/"), "", include_dir="/etc/apparmor.d")
 print(made.inputs(), end="")
 """
     without = output_under(SYSTEM_CALL_NUMBERS["create"], errno.ENOSYS, script)
@@ -217,9 +218,9 @@ def test_a_file_that_is_no_program_has_no_loader(tmp_path):
 def test_many_runs_leave_no_thread_and_no_descriptor():
     """Each run has a thread of its own, which ends with the start of the parser."""
     made = parser()
-    made.compile(b"profile web {}\n", FEATURES)
+    inspection.compiled(made, b"profile web {}\n", FEATURES)
     threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
-    for _ in made.compile_all([b"profile web {}\n"] * 100, FEATURES):
-        pass
+    for _ in range(100):
+        inspection.compiled(made, b"profile web {}\n", FEATURES)
     assert threading.active_count() <= threads
     assert len(os.listdir("/proc/self/fd")) <= descriptors

@@ -51,6 +51,7 @@ def told(action, result, desired=None, problems=()):
     [
         (PUT, "done", ("installed", "put")),
         (PUT, "failed", ("failed", "put")),
+        (RESTORE, "pending", ("pending", "hold")),
         (PUT, "planned", ("planned", "put")),
         (RESTORE, "done", ("held", "put")),
         (ADOPT, "done", ("installed", "adopt")),

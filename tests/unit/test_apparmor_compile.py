@@ -1,25 +1,24 @@
-"""Specification of how the parser is run: in a hurry first, a few at a time, never twice."""
+"""Specification of how texts are compiled in the background: once each, and none waits for another.
 
-import contextlib
+A shell script stands in for the parser, so that its faults and its speed can be chosen.
+"""
+
 import shutil
+import subprocess
+import sys
+import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from agent.core.model import Blob, Rejection
-from agent.kinds.apparmor import cache, parser
-from tests.system.guest import pace
+from agent.core.model import Blob, Pending, Rejection
+from agent.kinds.apparmor import cache
+from tests.inspection import inspected
 from tests.unit.test_apparmor_faults import agent, node, script
 
-HURRY = 'case "$*" in *no-expr-simplify*) hurry=1;; *) hurry=;; esac\n'
-
-
-@pytest.fixture
-def two_cores(monkeypatch):
-    """Let two parsers run at a time, whatever this machine has."""
-    monkeypatch.setattr(parser, "_cores", lambda: 2)
+QUICK = 'case "$*" in *no-expr-simplify*) quick=1;; *) quick=;; esac\n'
+PATIENCE_SECONDS = 60.0
 
 
 def blobs(*texts):
@@ -29,8 +28,10 @@ def blobs(*texts):
     ]
 
 
-def one(tmp_path, text):
-    return agent(node(tmp_path), parser=script(tmp_path, text), state_dir="/state")
+def backend(tmp_path, text, **options):
+    return agent(
+        node(tmp_path), parser=script(tmp_path, text), **{"state_dir": "/state", **options}
+    )
 
 
 def runs(tmp_path):
@@ -38,192 +39,188 @@ def runs(tmp_path):
     return file.read_text().splitlines() if file.exists() else []
 
 
+def codes(results):
+    return [[problem.code for problem in result.problems] for result in results]
+
+
 @pytest.mark.parametrize("fault", ["exit 1", "kill -9 $$", "kill -XCPU $$"])
-def test_what_fails_in_a_hurry_is_compiled_at_leisure(tmp_path, fault):
-    """Only the run without the option decides what becomes of a text."""
-    made = one(tmp_path, f'{HURRY}echo "run$hurry" >> {tmp_path}/runs\n[ -z $hurry ] || {fault}')
-    (blob,) = blobs("profile x {}")
-    found = made.inspect(blob)
-    assert [problem.code for problem in found.problems] == ["no_profile"]
+def test_a_text_that_fails_in_the_quick_run_is_compiled_again_without_the_shortcut(tmp_path, fault):
+    """Only the full run decides about a text."""
+    text = f'{QUICK}echo "run$quick" >> {tmp_path}/runs\n[ -z $quick ] || {fault}'
+    made = backend(tmp_path, text)
+    assert codes(inspected(made, *blobs("profile x {}"))) == [["no_profile"]]
     assert runs(tmp_path) == ["run1", "run"]
 
 
-def test_what_succeeds_in_a_hurry_is_compiled_once(tmp_path):
-    """A second run would tell nothing new."""
-    made = one(tmp_path, f'{HURRY}echo "run$hurry" >> {tmp_path}/runs')
-    (blob,) = blobs("profile x {}")
-    made.inspect(blob)
+def test_a_text_that_succeeds_in_the_quick_run_is_compiled_once(tmp_path):
+    """A full run would give the same policy."""
+    made = backend(tmp_path, f'{QUICK}echo "run$quick" >> {tmp_path}/runs')
+    inspected(made, *blobs("profile x {}"))
     assert runs(tmp_path) == ["run1"]
 
 
-def test_what_was_prepared_is_not_compiled_again(tmp_path):
-    """Each text once, also where two keys have it, and then from the cache."""
-    made = one(tmp_path, f"cat >> {tmp_path}/runs")
-    some = blobs("profile x {}\n", "profile y {}\n", "profile x {}\n")
-    made.prepare(some, lambda: None)
-    for blob in some:
-        made.inspect(blob)
+def test_equal_texts_are_compiled_once(tmp_path):
+    """Two keys with the same text share the result."""
+    made = backend(tmp_path, f"cat >> {tmp_path}/runs")
+    inspected(made, *blobs("profile x {}\n", "profile y {}\n", "profile x {}\n"))
     assert sorted(runs(tmp_path)) == ["profile x {}", "profile y {}"]
 
 
-def test_two_parsers_run_at_a_time_and_no_more(tmp_path, two_cores):
-    """Each waits a moment for a third one beside it, which never comes."""
-    made = one(
+def test_an_inspection_never_waits_for_the_parser(tmp_path):
+    """A text that hangs the parser leaves its key pending, and says so."""
+    made = backend(tmp_path, "exec sleep 600")
+    (blob,) = blobs("profile x {}")
+    result = made.inspect(blob)
+    assert result == Pending(id=result.id, source=blob.content, problems=())
+    made.begin()  # a pass that does not ask for the text ends its run
+    made.begin()
+
+
+def test_a_result_wakes_the_agent_and_the_next_pass_uses_it(tmp_path):
+    """The worker only reports that there is a result."""
+    woken = threading.Event()
+    made = backend(tmp_path, "cat > /dev/null", completed=woken.set)
+    (blob,) = blobs("profile x {}")
+    assert isinstance(made.inspect(blob), Pending)
+    assert woken.wait(PATIENCE_SECONDS)
+    made.begin()
+    assert codes([made.inspect(blob)]) == [["no_profile"]]
+
+
+def test_a_new_text_overtakes_a_slow_one(tmp_path):
+    """The parser of the slow text is ended: it starts again when nothing else waits."""
+    go = tmp_path / "go"
+    made = backend(
+        tmp_path,
+        f'{QUICK}[ "$(cat)" = slow ] || exit 0\n[ -n "$quick" ] && kill -XCPU $$\n'
+        f"touch {tmp_path}/started; until [ -e {go} ]; do sleep 0.01; done",
+        completed=lambda: None,
+    )
+    slow, new = blobs("slow", "new")
+    made.inspect(slow)
+    until((tmp_path / "started").exists)
+    made.begin()
+    made.inspect(slow)
+    made.inspect(new)
+
+    def is_compiled():
+        made.begin()
+        return [isinstance(made.inspect(blob), Pending) for blob in (slow, new)] == [True, False]
+
+    until(is_compiled)
+    go.touch()
+    made.begin()
+    made.begin()
+
+
+def until(condition):
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_at_most_two_parsers_run_at_a_time(tmp_path):
+    """Each run counts the runs beside it."""
+    made = backend(
         tmp_path,
         f"cat > /dev/null\ncd {tmp_path}\necho start >> runs\n"
         "now() { echo $(($(grep -c start runs) - $(grep -c end runs))); }\n"
         "for i in $(seq 20); do now >> at-once; sleep 0.01; done\necho end >> runs",
     )
-    made.prepare(blobs("1", "2", "3", "4"), lambda: None)
-    assert max((tmp_path / "at-once").read_text().split()) == "2"
+    inspected(made, *blobs("1", "2", "3", "4"))
+    assert max((tmp_path / "at-once").read_text().split()) <= "2"
     assert runs(tmp_path).count("start") == 4
 
 
-def test_what_is_refused_by_its_text_is_never_given_to_the_parser(tmp_path):
-    """An include of an arbitrary file would be read by it."""
-    made = one(tmp_path, f"echo run >> {tmp_path}/runs")
-    (blob,) = blobs('include "/etc/shadow"\nprofile x {}\n')
-    made.prepare([blob], lambda: None)
-    assert isinstance(made.inspect(blob), Rejection)
+def test_a_text_that_is_refused_is_never_given_to_the_parser(tmp_path):
+    """The parser would read the file that an include names."""
+    made = backend(tmp_path, f"echo run >> {tmp_path}/runs")
+    (result,) = inspected(made, *blobs('include "/etc/shadow"\nprofile x {}\n'))
+    assert isinstance(result, Rejection)
     assert runs(tmp_path) == []
 
 
-def test_a_parser_that_is_killed_is_counted_once_a_pass(tmp_path):
-    """Preparing and inspecting is one try: the text is tried again by the next pass."""
-    made = one(tmp_path, f"echo run >> {tmp_path}/runs\nkill -9 $$")
-    some = blobs("profile x {}")
-    for expected in (2, 4, 4):
-        made.prepare(some, lambda: None)
-        found = made.inspect(some[0])
-        assert [problem.code for problem in found.problems] == ["parser_killed"]
-        assert len(runs(tmp_path)) == expected
+def test_no_parser_outlives_the_agent(tmp_path):
+    """A process that ends while a text is compiled ends the parser, too."""
+    path = script(
+        tmp_path,
+        f"echo $$ > {tmp_path}/pid.new; mv {tmp_path}/pid.new {tmp_path}/pid\nexec sleep 600",
+    )
+    node(tmp_path)
+    program = (
+        "import sys, pathlib\n"
+        "from tests.unit.test_apparmor_faults import agent, Host\n"
+        "from tests.unit.test_apparmor_compile import blobs, until\n"
+        f"made = agent(Host({str(tmp_path)!r}), parser={path!r}, state_dir='/state')\n"
+        "made.inspect(*blobs('a'))\n"
+        f"until(pathlib.Path({str(tmp_path)!r}, 'pid').exists)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=PATIENCE_SECONDS)
+    pid = (tmp_path / "pid").read_text().strip()
+    until(lambda: not Path(f"/proc/{pid}").exists())
 
 
-def test_the_beat_goes_on_while_many_are_compiled(tmp_path):
-    """Whoever watches the agent is told after each text."""
-    beats = []
-    one(tmp_path, "cat > /dev/null").prepare(blobs("a", "b", "c"), lambda: beats.append(1))
-    assert len(beats) >= 3
-
-
-def test_the_beat_goes_on_while_one_is_compiled(tmp_path):
-    """Whatever the node loses in that time is put back in that time."""
-    go = tmp_path / "go"
-    made = one(tmp_path, f"until [ -e {go} ]; do sleep 0.01; done; cat")
-    beats = []
-
-    def meanwhile():
-        beats.append(1)
-        if len(beats) == 3:
-            go.touch()
-
-    made.prepare(blobs("a"), meanwhile)
-    assert len(beats) >= 4
-
-
-def test_no_parser_is_begun_beside_those_that_compile_already(tmp_path):
-    """The memory of the agent's pod is shared out among those."""
-    made = one(tmp_path, f"echo run >> {tmp_path}/runs; cat")
-    (first, second) = blobs("a", "b")
-    found = []
-    made.prepare([first], lambda: found.append(made.inspect(second)))
-    assert {type(each).__name__ for each in found} == {"Unchecked"}
-    assert len(runs(tmp_path)) == 1
-
-
-def test_an_end_in_the_middle_leaves_no_parser_behind(tmp_path, two_cores):
-    """A signal's SystemExit ends what was started."""
-    made = one(tmp_path, f"echo $$ >> {tmp_path}/runs\n[ $(cat) = fast ] || exec sleep 600")
-
-    def leave():
-        raise SystemExit
-
-    begin = time.monotonic()
-    with contextlib.suppress(SystemExit):
-        made.prepare(blobs("fast", "slow", "slow "), leave)
-    assert pace.in_time(time.monotonic() - begin, 5.0)
-    for pid in runs(tmp_path):
-        assert not Path(f"/proc/{pid}").exists()
-
-
-def test_includes_that_change_meanwhile_leave_nothing_in_the_cache(tmp_path):
-    """What was compiled belongs to no context that is known."""
+def test_a_result_for_includes_that_changed_in_the_meantime_is_not_used(tmp_path):
+    """The text is compiled again for the includes of today."""
     include = tmp_path / "includes"
     include.mkdir()
-    host, path = (
-        node(tmp_path),
-        script(tmp_path, f"echo run >> {tmp_path}/runs; echo > {include}/a"),
+    path = script(
+        tmp_path,
+        f"echo run >> {tmp_path}/runs\n[ -e {include}/a ] || echo > {include}/a",
     )
-    options = {"parser": path, "state_dir": "/state", "include_dir": str(include)}
-    some = blobs("profile x {}")
-    for _ in range(2):
-        (include / "a").unlink(missing_ok=True)
-        fresh = agent(host, **options)
-        fresh.prepare(some, lambda: None)
-        fresh.inspect(some[0])
+    made = agent(node(tmp_path), parser=path, state_dir="/state", include_dir=str(include))
+    inspected(made, *blobs("profile x {}"))
     assert runs(tmp_path) == ["run", "run"]
 
 
-def test_the_seconds_told_are_those_of_each_run(tmp_path, two_cores):
-    """A run that ended at once does not count the wait for the slow one before it."""
-    told = []
-    made = one(tmp_path, f'{HURRY}[ "$(cat)$hurry" = slow1 ] || exit 0\nsleep 1; exit 1')
-    made.parser.ran = told.append
-    made.prepare(blobs("slow", "fast"), lambda: None)
-    assert [seconds > 0.9 for seconds in sorted(told)] == [False, False, True]
+def test_the_seconds_of_each_run_are_reported(tmp_path):
+    """A run that ended at once does not count the wait for a slow one."""
+    seconds = []
+    made = backend(tmp_path, f'{QUICK}[ "$(cat)$quick" = slow1 ] || exit 0\nsleep 1; exit 1')
+    made.parser.ran = seconds.append
+    inspected(made, *blobs("slow", "fast"))
+    assert [each > 0.9 for each in sorted(seconds)] == [False, False, True]
 
 
-def edited(made, number):
+def full_pass(made, number):
     """Make a full pass over one text in its next edition."""
     made.forget()
-    some = blobs(f"profile x {{ # {number}\n}}\n")
-    made.prepare(some, lambda: None)
-    made.inspect(some[0])
+    made.begin()
+    inspected(made, *blobs(f"profile x {{ # {number}\n}}\n"))
 
 
-def test_editions_of_a_text_leave_memory_and_disk(tmp_path, monkeypatch):
-    """What no full pass used since the last one is kept on disk only, and there not for ever."""
+def test_old_editions_of_a_text_leave_memory_and_disk(tmp_path, monkeypatch):
+    """Texts that no full pass has used lately are kept on disk only, and there within bounds."""
     monkeypatch.setattr(cache, "_MOST", 10)
-    made = one(tmp_path, "cat > /dev/null")
+    made = backend(tmp_path, "cat > /dev/null")
     for number in range(30):
-        edited(made, number)
+        full_pass(made, number)
     assert len(made.cache.memory) == 2
     assert len(list((tmp_path / "state/cache").iterdir())) <= 10
 
 
-def test_what_is_in_use_stays_in_memory(tmp_path):
-    """Full passes over the same text read nothing again from the disk."""
-    made = one(tmp_path, f"echo run >> {tmp_path}/runs")
+def test_a_text_in_use_stays_in_memory(tmp_path):
+    """Full passes over the same text do not read the disk again."""
+    made = backend(tmp_path, f"echo run >> {tmp_path}/runs")
     for _ in range(3):
-        edited(made, 1)
+        full_pass(made, 1)
         shutil.rmtree(tmp_path / "state/cache", ignore_errors=True)
     assert runs(tmp_path) == ["run"]
 
 
 def test_names_that_are_gone_leave_the_memory(tmp_path):
-    """Of a policy that was checked once, and is desired no more, nothing is kept."""
-    made = one(tmp_path, "exit 1")
+    """A policy that was checked once, and that no source provides any more, is not kept."""
+    made = backend(tmp_path, "exit 1")
     made.changes.checked["gone"] = b"policy"
-    edited(made, 1)
+    full_pass(made, 1)
     assert made.changes.checked == {}
 
 
-def test_a_text_that_was_too_much_is_tried_again_with_more(tmp_path):
-    """A raised --parser-timeout counts at once, without an edit of the text."""
+def test_a_text_that_was_too_much_is_compiled_again_with_a_higher_limit(tmp_path):
+    """A raised --parser-timeout takes effect at once, without a change of the text."""
     path, host = script(tmp_path, f"echo run >> {tmp_path}/runs\nkill -9 $$"), node(tmp_path)
-    for timeout, expected in ((1, 2), (1, 4), (1, 4), (2, 6)):
-        made = agent(host, parser=path, state_dir="/state", timeout_seconds=timeout)
-        made.inspect(blobs("profile x {}")[0])
+    for limit, expected in ((1.0, 2), (1.0, 2), (2.0, 4)):
+        made = agent(host, parser=path, state_dir="/state", cpu_limit=limit)
+        assert codes(inspected(made, *blobs("profile x {}"))) == [["parser_killed"]]
         assert len(runs(tmp_path)) == expected
-
-
-def test_a_text_of_two_keys_hangs_the_parser_once_a_pass(tmp_path):
-    """The second key has the answer that the first one waited for."""
-    made = one(tmp_path, f"echo run >> {tmp_path}/runs; kill -9 $$")
-    (first,) = blobs("a")
-    second = replace(first, key="other")
-    made.prepare([first, second], lambda: None)
-    before = len(runs(tmp_path))
-    answers = [made.inspect(blob) for blob in (first, second)]
-    assert [answer.problems[0].code for answer in answers] == ["parser_killed"] * 2
-    assert len(runs(tmp_path)) == before

@@ -12,6 +12,7 @@ from agent.core.model import (
     CannotTell,
     Fact,
     InUse,
+    Pending,
     Rejection,
     Seen,
     Unchecked,
@@ -21,6 +22,7 @@ from agent.core.model import (
 )
 from agent.doors.host import Host
 from agent.kinds.apparmor import access, cache, kernel, kind, parser, policy, processes
+from tests.inspection import inspected
 from tests.property.test_apparmor_policy import profile
 
 PROBES = access.Probes(filesystem=lambda _: access.SECURITYFS_MAGIC, rights=lambda: "")
@@ -189,30 +191,50 @@ def test_an_unreadable_profile_is_not_an_absent_one(tmp_path):
 
 def test_without_a_parser_nothing_can_be_checked(tmp_path):
     """A missing parser is this node's matter, not the profile's fault."""
-    found = agent(node(tmp_path), parser="/nonexistent").inspect(blob())
+    (found,) = inspected(agent(node(tmp_path), parser="/nonexistent"), blob())
     assert isinstance(found, Unchecked)
     assert found.problem.code == "kind_unsupported"
 
 
 @pytest.mark.parametrize(
-    ("fault", "timeout", "why"),
+    ("fault", "why"),
     [
-        ("exec sleep 600", 0.2, "time-out after 0.2 s"),
-        ("kill -9 $$", 10, "signal 9"),
-        ("exec head -c 100000000 /dev/zero", 30, "more than 33554432 bytes of output"),
+        ("while :; do :; done", "more than 1 s of CPU time"),
+        ("kill -9 $$", "signal 9"),
+        ("exec head -c 100000000 /dev/zero", "more than 32 MiB of output"),
+        ("echo out of memory >&2; exit 1", "MiB of memory"),
     ],
 )
-def test_a_parser_that_is_killed_twice_is_not_started_again(tmp_path, fault, timeout, why):
-    """The text is rejected with the limit it hit; the third time without running the parser."""
+def test_a_text_that_exceeds_the_parser_s_limits_is_rejected_until_it_changes(tmp_path, fault, why):
+    """A restarted agent remembers the result and does not run the parser again."""
     host = node(tmp_path)
     path = script(tmp_path, f"echo run >> {tmp_path}/runs\n{fault}")
-    options = {"parser": path, "timeout_seconds": timeout, "state_dir": "/state"}
-    for _ in range(3):  # a new agent each time: the count outlives the process
-        found = agent(host, **options).inspect(blob())
+    options = {"parser": path, "cpu_limit": 1.0, "state_dir": "/state"}
+    for _ in range(2):
+        (found,) = inspected(agent(host, **options), blob())
         assert isinstance(found, Rejection)
-        assert [one.code for one in found.problems] == ["parser_killed"]
+        assert [problem.code for problem in found.problems] == ["parser_killed"]
         assert why in found.problems[0].what
-    assert (tmp_path / "runs").read_text() == 4 * "run\n"  # each time in a hurry, then at leisure
+    assert (tmp_path / "runs").read_text() == 2 * "run\n"  # the quick run and the full run
+
+
+def test_a_wall_clock_limit_never_condemns_a_text(tmp_path):
+    """A node may be busy: the text stays pending with the reason, and a new agent compiles it."""
+    host = node(tmp_path)
+    options = {"cpu_limit": 0.05, "state_dir": "/state"}
+    (found,) = inspected(agent(host, parser=script(tmp_path, "exec sleep 600"), **options), blob())
+    assert isinstance(found, Pending)
+    assert [problem.code for problem in found.problems] == ["parser_killed"]
+    (found,) = inspected(agent(host, parser=script(tmp_path, "exit 0"), **options), blob())
+    assert [problem.code for problem in found.problems] == ["no_profile"]
+
+
+def test_a_parser_that_cannot_be_started_makes_the_key_unchecked(tmp_path):
+    """The parser is the node's matter: the text is not rejected."""
+    path = script(tmp_path, "")
+    Path(path).write_text("neither a script nor a program")
+    (found,) = inspected(agent(node(tmp_path), parser=path, state_dir="/state"), blob())
+    assert isinstance(found, Unchecked)
 
 
 def test_a_message_is_bounded_printable_and_has_its_line(tmp_path):
@@ -224,7 +246,8 @@ def test_a_message_is_bounded_printable_and_has_its_line(tmp_path):
         "head -c 9000 /dev/zero | tr '\\0' y | fold -w 100 | tr '\\n' ' ' >&2; exit 1",
     )
     text = "\n" * 7 + "profile x { } # a\u200bb " + "y" * 100 + "\n"
-    found = agent(node(tmp_path), parser=path, state_dir="/state").inspect(blob(text))
+    made = agent(node(tmp_path), parser=path, state_dir="/state")
+    (found,) = inspected(made, blob(text))
     assert isinstance(found, Rejection)
     assert [(one.code, one.where) for one in found.problems] == [("parser_rejected", "line 7")]
     what = found.problems[0].what
@@ -235,7 +258,7 @@ def test_a_message_is_bounded_printable_and_has_its_line(tmp_path):
 def test_output_that_is_no_policy_is_refused(tmp_path):
     """A layout that is not known could hide a name."""
     path = script(tmp_path, "echo something else")
-    found = agent(node(tmp_path), parser=path, state_dir="/state").inspect(blob())
+    (found,) = inspected(agent(node(tmp_path), parser=path, state_dir="/state"), blob())
     assert isinstance(found, Rejection)
     assert [one.code for one in found.problems] == ["policy_unreadable"]
 
@@ -246,17 +269,17 @@ def test_a_second_inspection_runs_no_parser_and_a_new_kernel_does(tmp_path):
     path = script(tmp_path, f"echo run >> {tmp_path}/runs")
     options = {"parser": path, "state_dir": "/state"}
     for _ in range(2):
-        agent(host, **options).inspect(blob())
+        inspected(agent(host, **options), blob())
     assert (tmp_path / "runs").read_text() == "run\n"
     write(tmp_path, f"{access.ROOT}/features/policy/versions", "v9\n")
-    agent(host, **options).inspect(blob())
+    inspected(agent(host, **options), blob())
     assert (tmp_path / "runs").read_text() == "run\nrun\n"
 
 
 def test_a_damaged_cache_entry_counts_as_absent(tmp_path):
     """Content is verified on reading."""
     host = Host(tmp_path)
-    stored = cache.Compiled(policy=b"policy", message="m", notes=("n",), killed="k", times=2)
+    stored = cache.Compiled(policy=b"policy", message="m", notes=("n",), killed="k")
     cache.Cache(host, "/state", write=True).store("key", stored)
     found = replace(stored, sha256=digest(b"policy"))
     assert cache.Cache(host, "/state", write=True).find("key") == found
@@ -282,9 +305,7 @@ def test_what_an_older_edition_read_from_a_policy_is_read_again(tmp_path, monkey
 def test_a_changed_include_changes_the_context(tmp_path):
     """A compiled policy is only as current as the files that it included."""
     include = write(tmp_path, "apparmor.d/abstractions/base", "one")
-    one = parser.Parser(
-        Host(tmp_path), "/bin/true", timeout_seconds=1, include_dir=str(tmp_path / "apparmor.d")
-    )
+    one = parser.Parser(Host(tmp_path), "/bin/true", include_dir=str(tmp_path / "apparmor.d"))
     before = one.inputs()
     assert one.inputs() == before
     include.write_text("two!")
@@ -298,7 +319,7 @@ def test_an_include_behind_a_linked_directory_counts_too(tmp_path):
     top.mkdir()
     (top / "local").symlink_to(include.parent)
     (top / "circle").symlink_to(top)
-    one = parser.Parser(Host(tmp_path), "/bin/true", timeout_seconds=1, include_dir=str(top))
+    one = parser.Parser(Host(tmp_path), "/bin/true", include_dir=str(top))
     before = one.inputs()
     include.write_text("two!")
     assert one.inputs() != before

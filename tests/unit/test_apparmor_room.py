@@ -3,8 +3,10 @@
 import pytest
 
 from agent.core.model import Rejection
-from agent.kinds.apparmor import parser, room
-from tests.unit.test_apparmor_compile import HURRY, blobs, one, runs
+from agent.kinds.apparmor import room
+from tests.inspection import inspected
+from tests.unit.test_apparmor_compile import backend as one
+from tests.unit.test_apparmor_compile import blobs, runs
 from tests.unit.test_apparmor_faults import write
 
 MIB = 1 << 20
@@ -55,30 +57,35 @@ def test_without_a_cgroup_of_version_2_there_is_plenty(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("left", "expected"), [(1024, [64, 1024]), (100, [50, 100]), (64, [32, 64])]
+    ("left", "expected"), [(1024, [64, 960]), (128, [64, 64]), (100, [64, 100]), (10, [64, 64])]
 )
-def test_both_tries_keep_to_the_memory_that_is_left(tmp_path, left, expected):
-    """Two in a hurry share it, the one at leisure has it alone."""
-    made = one(tmp_path, f"{WAIT}ulimit -v >> {tmp_path}/runs; exit 1")
-    made.parser.room = lambda: left * MIB
-    made.inspect(blobs("profile x {}")[0])
+def test_each_run_gets_the_memory_that_is_left(tmp_path, left, expected):
+    """A quick run gets 64 MiB; a full run leaves 64 MiB for a second parser, if there is enough."""
+    made = backend(tmp_path, f"{WAIT}ulimit -v >> {tmp_path}/runs; exit 1", left)
+    inspected(made, *blobs("profile x {}"))
     assert [int(kib) // 1024 for kib in runs(tmp_path)] == expected
 
 
-def test_nothing_runs_beside_a_parser_at_leisure(tmp_path, monkeypatch):
-    """Its memory is what is left when it runs alone."""
-    monkeypatch.setattr(parser, "_cores", lambda: 2)
-    made = one(
+def test_no_second_parser_runs_where_the_memory_is_short(tmp_path):
+    """64 MiB for each is the least."""
+    made = backend(
         tmp_path,
-        f'{HURRY}cd {tmp_path}; text=$(cat); [ -n "$hurry" ] || {{ cat busy >> seen; exit 0; }}\n'
-        '[ "$text" = slow ] || exit 1\n'
-        "echo busy > busy; sleep 0.2; : > busy",
+        f"cd {tmp_path}; mkdir busy || touch both; sleep 0.2; rmdir busy",
+        100,
     )
-    (tmp_path / "busy").touch()
-    made.prepare(blobs("fails", "slow"), lambda: None)
-    assert (tmp_path / "seen").read_text() == ""
+    inspected(made, *blobs("1", "2", "3"))
+    assert not (tmp_path / "both").exists()
 
 
+def backend(tmp_path, text, left=1024):
+    """Return a backend whose parser may use so many MiB."""
+    return one(tmp_path, text, free_memory=lambda: left * MIB)
+
+
+WHAT = (
+    "The parser was ended: more than 80 MiB of memory. The text is not compiled again until it "
+    "changes."
+)
 HINT = (
     "Simplify the rules (alternations, many ** in one rule), or raise the memory limit of the "
     "agent's container: the parser may use what is left."
@@ -88,21 +95,19 @@ HINT = (
 @pytest.mark.parametrize("said", ["what():  std::bad_alloc", "Out of memory", "Memory allocation"])
 def test_a_text_that_needs_too_much_memory_is_told_so(tmp_path, said):
     """It is no mistake of the text's language, and more memory would help."""
-    made = one(tmp_path, f"echo '{said}' >&2; exit 10")
-    made.parser.room = lambda: 80 * MIB
-    found = made.inspect(blobs("profile x {}")[0])
+    made = one(tmp_path, f"echo '{said}' >&2; exit 10", cpu_limit=1.0, free_memory=lambda: 80 * MIB)
+    (found,) = inspected(made, *blobs("profile x {}"))
     assert isinstance(found, Rejection)
     (problem,) = found.problems
     assert (problem.code, problem.what, problem.hint) == (
         "parser_killed",
-        "Compiling was ended: more than 80 MiB of memory. It is tried once more.",
+        WHAT,
         HINT,
     )
 
 
 def test_a_parser_that_hangs_for_want_of_memory_is_told_so(tmp_path):
     """Now and then apparmor_parser says bad_alloc and does not end: memory is the reason."""
-    made = one(tmp_path, "echo std::bad_alloc >&2; exec sleep 600")
-    made.parser.timeout_seconds = 0.5
-    found = made.inspect(blobs("profile x {}")[0])
+    made = one(tmp_path, "echo std::bad_alloc >&2; exec sleep 600", cpu_limit=0.1)
+    (found,) = inspected(made, *blobs("profile x {}"))
     assert "MiB of memory" in found.problems[0].what

@@ -3,14 +3,12 @@
 import contextlib
 import queue
 import threading
-from collections import deque
-from dataclasses import replace
 
 import pytest
 
 from agent import daemon
 from agent.core import plan
-from agent.core.model import Blind, Blob, Missing, Unreadable
+from agent.core.model import Blind, Blob, Missing, Pending, Unreadable
 from agent.core.ports import Failed
 from agent.core.problems import Problem
 from agent.core.report import Report
@@ -953,134 +951,112 @@ def test_it_runs_until_its_process_ends(world):
     assert len(passes) == 3
 
 
-# --- while profiles are compiled ------------------------------------------------------------------
+# --- while keys are being checked -----------------------------------------------------------------
 
 
 class SlowKind(CheapKind):
-    """A kind that compiles what was never inspected; meanwhile: what others do in that time."""
+    """A kind whose checks of the texts in `slow` go on in the background."""
 
-    def __init__(self, node):
-        super().__init__(node)
-        self.others = []
+    slow: frozenset = frozenset()
 
-    def prepare(self, blobs, meanwhile):
-        for one in self.others if blobs else ():
-            one()
-            meanwhile()
+    def inspect(self, blob):
+        found = super().inspect(blob)
+        if blob.content.decode() in self.slow:
+            return Pending(id=found.id, source=blob.content)
+        return found
 
 
 @pytest.fixture
 def slow(world):
-    """Give a daemon whose kind compiles slowly; its next pass has one new text."""
+    """Return a world with a new key that is still being checked, after one pass."""
     world.kind.__class__ = SlowKind
-    world.kind.others = []
+    world.kind.slow = frozenset({"new:1"})
     world.keys.keys["new"] = "new:1"
+    world.turn()
     return world
 
 
 def actions(report):
-    return {one.name: (one.action, one.why) for one in report.rows}
+    return {row.name or row.key: (row.state, row.action, row.why) for row in report.rows}
 
 
-def test_what_the_node_lost_is_back_before_the_compiling_ends(slow):
-    """It is told and published as a repair at once, however long the pass goes on."""
-    heard = slow.daemon.audience = [Reports()]
-    slow.kind.others = [lambda: slow.node.loaded.pop("web"), lambda: None]
-    slow.daemon.step()
-    kept = {"old": ("keep", "unchanged"), "third": ("keep", "unchanged")}
-    assert [actions(one) for one in heard[0].heard] == [
-        {**kept, "web": ("put", "missing")},
-        {**kept, "web": ("keep", "unchanged"), "new": ("put", "new")},
-    ]
-    assert slow.loaded() == {"web", "old", "third", "new"}
+KEPT = ("installed", "keep", "unchanged")
 
 
-def test_what_its_owner_changed_is_told_before_the_compiling_ends(slow):
-    """Its label would say meanwhile what is not so."""
-    ledger = slow.daemon.one.ledger
-    (entry,) = [one for one in ledger.entries().values() if one.id.key == "third"]
-    ledger.write(replace(entry, how="adopted"))
-    heard = slow.daemon.audience = [Reports()]
-    slow.kind.others = [lambda: slow.node.loaded.update(third=b"its owner's"), lambda: None]
-    slow.daemon.step()
-    states = [{one.name: one.state for one in told.rows} for told in heard[0].heard]
-    assert [one["third"] for one in states] == ["foreign", "foreign"]
-    assert slow.node.loaded["third"] == b"its owner's"
-
-
-def test_the_last_good_version_of_what_is_compiled_is_put_back_too(slow):
-    """Whether the new text is accepted is not known yet."""
-    heard = slow.daemon.audience = [Reports()]
-    slow.keys.keys["web"] = "!web"
-    slow.kind.others = [lambda: slow.node.loaded.pop("web")]
-    slow.daemon.step()
-    assert [actions(one)["web"] for one in heard[0].heard] == [
-        ("put", "missing"),
-        ("hold", "rejected"),
-    ]
-
-
-def test_what_nobody_desires_is_not_put_back_while_profiles_are_compiled(slow, clock):
-    """Whoever removed it by hand did as the problem says."""
-    del slow.keys.keys["old"], slow.keys.keys["new"]
-    slow.node.used.add("old")
+def test_a_slow_check_delays_nothing_else(slow):
+    """Lost profiles return and other new keys are installed while one key is pending."""
+    slow.keys.keys["fast"] = "fast:1"
+    del slow.node.loaded["web"]
     slow.turn()
-    slow.node.used.clear()
-    slow.keys.keys["new"] = "new:1"
-    slow.kind.others = [lambda: slow.node.loaded.pop("old"), lambda: None]
-    slow.daemon.step()
-    assert "old" not in slow.node.loaded
+    assert actions(slow.daemon.report) == {
+        "web": ("installed", "put", "missing"),
+        "old": KEPT,
+        "third": KEPT,
+        "fast": ("installed", "put", "new"),
+        "new": ("pending", "hold", "pending"),
+    }
+    assert slow.loaded() == {"web", "old", "third", "fast"}
 
 
-def test_before_the_first_pass_nothing_is_put_back(clock, tmp_path):
-    """What is staged or moved in the ledger is for a whole pass to judge."""
-    world = World(clock, tmp_path)
-    world.turn()
-    world.kind.__class__ = SlowKind
-    world.kind.others = [lambda: None]
-    one = Pass(
-        sources=[world.keys, world.other],
-        kinds={"apparmor": world.kind},
-        ledger=world.daemon.one.ledger,
-        options=plan.Options(),
-    )
-    world.keys.keys["new"] = "new:1"
-    del world.node.loaded["web"]
-    seen = []
-    world.kind.others = [lambda: None, lambda: seen.append("web" in world.node.loaded)]
-    Daemon(one, wake=world.wake, resync=RESYNC, domain=D).step()
-    assert (seen, "web" in world.node.loaded) == ([False], True)
+def test_a_node_with_a_pending_key_is_not_converged(slow):
+    """Nothing may rely on a profile that is not there yet."""
+    assert (slow.daemon.report.pending, slow.daemon.report.converged) == (1, False)
 
 
-def test_who_is_confined_is_looked_at_while_profiles_are_compiled(slow, clock):
-    """Every ten seconds, as while it waits."""
-    lost = slow.daemon.lost = Lost()
-
-    def wait():
-        clock.now += 15.0
-
-    slow.kind.others = [wait] * 4
-    slow.daemon.step()
-    assert [one[0] for one in lost.asked].count("look") == 5  # and one after the pass
+def test_the_pass_after_the_check_installs_the_profile(slow):
+    """The end of a check is one more reason for a pass."""
+    slow.kind.slow = frozenset()
+    assert slow.daemon._concerns("compiled")
+    slow.turn()
+    assert actions(slow.daemon.report)["new"] == ("installed", "put", "new")
+    assert slow.daemon.report.converged
 
 
-def test_a_pod_that_comes_while_profiles_are_compiled_holds_what_it_names(world, clock):
-    """A removal is decided upon what is known when it is decided."""
-    world.pods = {}
-    world.daemon.one.options = replace(world.daemon.one.options, pod_aware=True)
-    del world.keys.keys["old"]
-    world.turn()
-    world.turn()
-    clock.now += GRACE
-    world.kind.__class__ = SlowKind
+def test_the_last_good_version_stays_while_its_update_is_checked(slow):
+    """It is restored, too, if the node loses it."""
+    slow.kind.slow = frozenset({"new:1", "web:2"})
+    slow.keys.keys["web"] = "web:2"
+    slow.turn()
+    assert actions(slow.daemon.report)["web"] == ("outdated", "hold", "pending")
+    del slow.node.loaded["web"]
+    slow.turn()
+    assert actions(slow.daemon.report)["web"] == ("outdated", "put", "missing")
+    assert slow.node.loaded["web"] == b"compiled web:1"
 
-    def come():
-        world.pods = {("apparmor", "old"): ("ns/pod",)}
 
-    world.kind.others = [come]
-    world.keys.keys["new"] = "new:1"
-    world.turn()
-    assert (why(world), "old" in world.loaded()) == ("in_use", True)
+def test_no_name_is_removed_while_a_key_is_pending(slow, clock):
+    """The pending key may be the profile under a new key."""
+    del slow.keys.keys["old"]
+    slow.node.removed.clear()
+    for _ in range(3):
+        slow.turn()
+        clock.now += GRACE
+    assert actions(slow.daemon.report)["old"] == ("held", "hold", "pending")
+    slow.kind.slow = frozenset()
+    for _ in range(3):
+        slow.turn()
+        clock.now += GRACE
+    assert slow.node.removed == ["old"]
+
+
+def test_a_name_that_a_pending_key_may_declare_waits_for_it(slow):
+    """If both declare it, neither may win by being quicker."""
+    slow.kind.slow = frozenset({"new,b:1"})
+    slow.keys.keys |= {"new": "new,b:1", "other": "b:2"}
+    slow.turn()
+    assert actions(slow.daemon.report)["b"] == ("pending", "hold", "pending")
+    slow.kind.slow = frozenset()
+    slow.turn()
+    states = {row.key: row.state for row in slow.daemon.report.rows}
+    assert (states["new"], states["other"]) == ("rejected", "rejected")
+    assert "b" not in slow.node.loaded
+
+
+def test_a_pass_over_a_pending_key_is_not_the_last_word(slow):
+    """A node where a check goes on is looked at again by every pass."""
+    first = slow.daemon.one.run(full=False)
+    second = slow.daemon.one.run(full=False)
+    assert first is not second
 
 
 def test_a_removal_that_fell_due_while_a_pass_ran_is_done_at_once(world, clock):
@@ -1113,47 +1089,6 @@ def test_who_loses_what_is_held_for_it_is_looked_for_too(world, clock):
     del world.node.loaded["old"]
     world.turn()
     assert lost.asked == [("removed", ("old",)), ("look", ("third", "web"))]
-
-
-def test_an_untouched_node_is_not_looked_at_while_profiles_are_compiled(slow):
-    """Compiling much costs no look each time."""
-    slow.kind.others = [lambda: None] * 3
-    looks = []
-    slow.kind.observe = lambda names, suspects: (
-        looks.append(names) or CheapKind.observe(slow.kind, names, suspects)
-    )
-    slow.daemon.step()
-    assert len(looks) == 1
-
-
-def test_a_repair_while_profiles_are_compiled_counts_once(slow, clock):
-    """As one repair of a fight, and as one look at who lost confinement."""
-    lost = slow.daemon.lost = Lost()
-    slow.kind.others = [lambda: slow.node.loaded.pop("web")]
-    slow.daemon.step()
-    assert slow.daemon._repairs == {"web": deque([clock.now])}
-    assert [one for one in lost.asked if one[0] == "removed"] == [
-        ("removed", ("web",)),
-        ("removed", ()),
-    ]
-
-
-def test_a_second_repair_while_profiles_are_compiled_waits_a_second(slow, clock):
-    """A fight must not keep the pass from going on."""
-    seen = []
-
-    def wait():
-        clock.now += daemon.AGAIN_SECONDS
-
-    slow.kind.others = [
-        lambda: slow.node.loaded.pop("web"),
-        lambda: slow.node.loaded.pop("web"),
-        lambda: seen.append("web" in slow.node.loaded),
-        wait,
-        lambda: seen.append("web" in slow.node.loaded),
-    ]
-    slow.daemon.step()
-    assert seen == [False, True]
 
 
 def test_a_wait_for_words_ends_though_one_came_right_before():

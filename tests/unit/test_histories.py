@@ -115,8 +115,8 @@ class Source:
         return None
 
 
-def test_a_repair_puts_the_last_good_version_back_whose_update_the_node_refuses():
-    """As it does where the parser refuses the update: while others are compiled, say."""
+def test_the_last_good_version_is_restored_when_the_node_refuses_its_update():
+    """As it is where the parser refuses the update."""
     for update in (b"a:?", b"!bad"):
         node, source = Node(), Source()
         one = Pass(
@@ -130,5 +130,5 @@ def test_a_repair_puts_the_last_good_version_back_whose_update_the_node_refuses(
         source.now = read({"one": update})
         one.run()
         node.loaded.clear()
-        one.repair()
+        one.run()
         assert node.loaded == {"a": b"compiled a:x"}, update

@@ -14,6 +14,7 @@ from agent.core.problems import Problem
 from agent.doors.host import Host
 from agent.kinds.apparmor import access, kind
 from agent.reporters import document, events, logs, table
+from tests.inspection import inspected
 from tests.reports import report, row
 
 MANIFESTS = Path("manifests")
@@ -80,7 +81,7 @@ def test_an_older_file_of_the_same_name_is_compiled_anew(tmp_path):
     )
     texts = ["profile x { file, }", "profile x { deny /** w, }", "profile x { file, }"]
     for text in texts:
-        agent.inspect(Blob(origin="dir test", key="x", content=text.encode()))
+        inspected(agent, Blob(origin="dir test", key="x", content=text.encode()))
         os.utime(includes, (0, 0))
     assert (tmp_path / "compiled").read_text() == "".join(texts[:2])
 

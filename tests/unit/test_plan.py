@@ -16,6 +16,7 @@ from agent.core.model import (
     Id,
     InUse,
     Missing,
+    Pending,
     Profile,
     Read,
     Rejection,
@@ -63,12 +64,13 @@ def has(**loaded):
     return Seen(facts={name: fact(content) for name, content in loaded.items()})
 
 
-def desired(*profiles, rejected=(), unchecked=(), sets=None, same=None):
+def desired(*profiles, rejected=(), unchecked=(), pending=(), sets=None, same=None):
     sets = sets if sets is not None else [Read(origin=ORIGIN, revision="1", blobs=())]
     return Desired(
         profiles={one.id: one for one in profiles},
         rejections={id_: Rejection(id=id_, problems=(REFUSED,)) for id_ in rejected},
         unchecked={id_: Unchecked(id=id_, problem=REFUSED) for id_ in unchecked},
+        pending={id_: Pending(id=id_, source=b"profile new {}") for id_ in pending},
         same=same or {},
         sets={one.origin: one for one in sets},
     )
@@ -303,6 +305,78 @@ def test_a_refused_update_restores_the_last_good_version(seen, why, ours):
     (put,) = decide(desired(rejected=[key()]), entry(), seen=seen)
     expected = Put(id=key(), why=why, names=("web",), profile=None, ours=ours, problems=(REFUSED,))
     assert expected == put
+
+
+def test_a_new_key_that_is_still_checked_is_held():
+    """Nothing is known of its names yet."""
+    hold = Hold(id=key(), why="pending", names=(), state="pending")
+    assert decide(desired(pending=[key()]), seen=has()) == (hold,)
+
+
+def test_an_update_that_is_still_checked_holds_the_last_good_version():
+    """The installed version counts as outdated until the update is accepted."""
+    hold = Hold(id=key(), why="pending", names=("web",), state="outdated")
+    assert decide(desired(pending=[key()]), entry(), seen=has(web="v1")) == (hold,)
+
+
+@pytest.mark.parametrize(("seen", "why"), [(has(), "missing"), (has(web="v0"), "drifted")])
+def test_an_update_that_is_still_checked_restores_the_last_good_version(seen, why):
+    """A profile that went missing does not wait for the check."""
+    (put,) = decide(desired(pending=[key()]), entry(), seen=seen)
+    assert (type(put), put.why, put.profile) == (Put, why, None)
+
+
+@pytest.mark.parametrize("how", ["put", "adopted"])
+def test_nothing_is_removed_or_released_while_a_key_is_checked(how):
+    """The key may be the same profile under a new key; its label stays as it is."""
+    hold = Hold(id=key(), why="pending", names=("web",), state="held")
+    new = key("new.profile")
+    actions = decide(
+        desired(pending=[new]),
+        entry(how=how),
+        seen=Seen(facts={"web": fact()}, uses={"web": Unused()}),
+    )
+    assert actions == (Hold(id=new, why="pending", names=(), state="pending"), hold)
+
+
+def test_a_check_of_another_kind_holds_up_no_removal():
+    """A seccomp file does not wait for AppArmor texts."""
+    stored = entry(key(kind="seccomp"))
+    seen = Seen(facts={"web": fact()}, uses={"web": Unused()})
+    wanted = desired(pending=[key("new.profile")])
+    assert short(decide(wanted, stored, seen=seen, kind="seccomp")) == [
+        (Remove, "not desired", ("web",))
+    ]
+
+
+def test_a_new_name_waits_for_a_key_that_may_declare_it():
+    """Two keys that declare one name are both rejected, whichever is checked first."""
+    new, other = profile(key("a.profile"), names=("new",)), profile(key("b.profile"))
+    actions = decide(desired(new, other, pending=[key("c.profile")]), seen=has())
+    assert [(one.id.key, type(one), one.why) for one in actions] == [
+        ("a.profile", Hold, "pending"),
+        ("b.profile", Put, "new"),
+        ("c.profile", Hold, "pending"),
+    ]
+
+
+def test_a_name_of_a_key_that_is_checked_waits_for_it():
+    """The check may show that the key gives the name up."""
+    actions = decide(
+        desired(profile(key("a.profile"), "v2"), pending=[key()]), entry(), seen=has(web="v1")
+    )
+    assert [(one.id.key, type(one), one.why) for one in actions] == [
+        ("a.profile", Hold, "pending"),
+        ("web.profile", Hold, "pending"),
+    ]
+
+
+def test_an_installed_name_waits_for_no_other_key():
+    """An update of a profile is installed though another key is still being checked."""
+    wanted = profile(content="v2", names=("new",))
+    stored = Entry(id=key(), how="put", installed=version("v1", ("new",)))
+    (put, _) = decide(desired(wanted, pending=[key("c.profile")]), stored, seen=has(new="v1"))
+    assert (type(put), put.why) == (Put, "changed")
 
 
 def test_a_refused_update_of_an_adopted_profile_leaves_the_changed_one_alone():

@@ -518,3 +518,27 @@ def test_another_text_of_the_same_policy_is_staged_first():
     with contextlib.suppress(Killed):
         runner.run([put(other, why="changed")])
     assert node.entries[profile.id].staged == other.version
+
+
+class SlowKind(FailingKind):
+    """A kind that is still checking every text."""
+
+    fitting = False
+
+    def inspect(self, blob):
+        id_ = Id(kind=self.name, origin=blob.origin, key=blob.key)
+        return model.Pending(id=id_, source=blob.content, problems=(REFUSED,))
+
+
+def test_a_last_good_version_that_must_be_compiled_again_is_pending():
+    """After a change of the kernel the source is compiled first; nothing fails meanwhile."""
+    node = Node()
+    good = inspected()
+    act(node, Put(id=good.id, why="new", names=("a",), profile=good, ours=frozenset()))
+    restore = Put(id=good.id, why="missing", names=("a",), profile=None, ours=frozenset())
+    release = Release(id=good.id, why="absent", names=("a",))
+    outcomes = act(node, restore, release, kind=SlowKind)
+    assert [(one.result, one.problems) for one in outcomes] == [
+        ("pending", (REFUSED,)),
+        ("held", ()),
+    ]

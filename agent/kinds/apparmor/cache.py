@@ -24,8 +24,8 @@ _MOST = 4096
 class Compiled:
     """What the parser did with a text: the policy, or its message, or how it was killed.
 
-    notes: what it said beside the policy, a line each. sha256: of the policy; declared: what it
-    declares. Both are there if they came from the cache.
+    notes: what it said beside the policy, a line each. killed: which limit the text exceeded.
+    sha256: of the policy; declared: what it declares. Both are there if they came from the cache.
     """
 
     policy: bytes = b""
@@ -34,7 +34,6 @@ class Compiled:
     notes: tuple[str, ...] = ()
     message: str = ""
     killed: str = ""
-    times: int = 0  # how often the parser was killed by this text
 
 
 class Cache:
@@ -97,7 +96,6 @@ class _Head(msgspec.Struct, forbid_unknown_fields=True):
     message: str
     notes: tuple[str, ...]
     killed: str
-    times: int
     sha256: str  # of the policy
     reader: int  # which edition of agent.kinds.apparmor.policy said what is declared
     declared: tuple[tuple[str, str, bool, list[str]], ...]
@@ -112,7 +110,6 @@ def _encode(compiled: Compiled) -> bytes:
             message=compiled.message,
             notes=compiled.notes,
             killed=compiled.killed,
-            times=compiled.times,
             sha256=digest(compiled.policy),
             reader=policy.EDITION,
             declared=tuple(
@@ -146,5 +143,4 @@ def _decode(content: bytes) -> Compiled | None:
         message=head.message,
         notes=head.notes,
         killed=head.killed,
-        times=head.times,
     )

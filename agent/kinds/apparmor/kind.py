@@ -5,9 +5,9 @@ kernel's features is put. Rule 3: no parser, no kernel and no right are answers,
 """
 
 import contextlib
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Final, Literal
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from typing import Literal
 
 from agent.core.model import (
     Blind,
@@ -17,6 +17,7 @@ from agent.core.model import (
     Id,
     Inspected,
     Observed,
+    Pending,
     Profile,
     Rejection,
     Seen,
@@ -34,15 +35,17 @@ from agent.kinds.apparmor import (
     leaving,
     messages,
     objects,
-    parser,
     policy,
     processes,
+    room,
     text,
     trouble,
 )
+from agent.kinds.apparmor import parser as apparmor_parser
 from agent.kinds.apparmor.cache import Cache, Compiled
+from agent.kinds.apparmor.compile_worker import CompileWorker
+from agent.kinds.apparmor.parser import Exceeded
 
-_BATCH: Final = 50  # texts between two looks whether parser and includes are what they were
 _Target = tuple[tuple[str, ...], str]  # the options that name the features, the context's digest
 
 
@@ -52,7 +55,9 @@ class AppArmor:
     parser: the path of apparmor_parser on this machine, or "" to look for it. checking: compile
     against a features file instead of this kernel, and accept without a kernel. remember: write
     what the parser said below state_dir/cache. abi: the features file for checking, or "" for the
-    newest of include_dir/abi.
+    newest of include_dir/abi. cpu_limit: seconds of CPU time that the parser may use for one text.
+    completed: called from another thread whenever a text has been compiled. None: nobody waits for
+    single results, and slow texts are compiled without pauses.
     """
 
     def __init__(  # noqa: PLR0913 - each is an option of its own
@@ -60,7 +65,7 @@ class AppArmor:
         *,
         host: Host,
         parser: str = "",
-        timeout_seconds: float = 30.0,
+        cpu_limit: float = 30.0,
         state_dir: str = "/var/lib/profile-loader",
         deny_names: Collection[str] = judge.DENY_NAMES,
         allow_attachments: bool = False,
@@ -69,6 +74,8 @@ class AppArmor:
         remember: bool = True,
         abi: str = "",
         include_dir: str = "/etc/apparmor.d",
+        completed: Callable[[], None] | None = None,
+        free_memory: Callable[[], int] = room.room,
         probes: access.Probes = access.Probes(),  # noqa: B008 - frozen
     ) -> None:
         self.host = host
@@ -78,7 +85,15 @@ class AppArmor:
         remember = remember and not checking
         self.objects = objects.Objects(host, state_dir, write=remember)
         self.changes = change.Changes(self.access, self.kernel, self.processes, self.objects)
-        self.parser = _parser(host, parser, timeout_seconds, include_dir)
+        self.parser = apparmor_parser.Parser(host, parser, include_dir=include_dir)
+        self.cpu_limit = cpu_limit
+        self.worker = CompileWorker(
+            self.parser,
+            cpu_limit=cpu_limit,
+            rests=completed is not None,
+            completed=completed or (lambda: None),
+            free_memory=free_memory,
+        )
         self.cache = Cache(host, state_dir, write=remember)
         self.rules = judge.Rules(
             deny_names=tuple(deny_names),
@@ -90,8 +105,8 @@ class AppArmor:
         self._features: bytes | None = None
         self._asked: frozenset[str] = frozenset()
         self._seen: Seen | None = None
-        self._prepared: dict[bytes, _Ready] = {}  # for the next inspects, by text
-        self._compiling = False  # one more parser beside those may be too much for the memory
+        self._target: _Target | None = None  # of this pass
+        self._awaited: set[str] = set()  # keys of the texts that this pass waits for
 
     @property
     def name(self) -> Literal["apparmor"]:
@@ -105,19 +120,24 @@ class AppArmor:
 
     # --- check -----------------------------------------------------------------------------------
 
-    def prepare(self, blobs: Sequence[Blob], meanwhile: Callable[[], None]) -> None:
-        """Compile what will be inspected next, a few texts at a time."""
-        self._prepared = {}
-        absent = self._absent()
-        texts = dict.fromkeys(blob.content for blob in blobs if not self._refusals(blob.content))
-        if not texts or self.parser.missing():
+    def begin(self) -> None:
+        """Begin a pass: use the results of finished parser runs from now on.
+
+        Texts that the previous pass did not ask for are not compiled any more.
+        """
+        self._target = None
+        self.worker.retain(self._awaited)
+        self._awaited = set()
+        results = self.worker.collect()
+        if not results:
             return
-        with contextlib.suppress(HostError, parser.ParserError):  # each inspect finds and says it
-            target = self._target(absent)
-            left = self._remembered(texts, absent, target)
-            for begin in range(0, len(left), _BATCH):
-                some = left[begin : begin + _BATCH]
-                target = self._prepare(some, absent, target, meanwhile)
+        with contextlib.suppress(HostError):  # each inspection reports it
+            _, context = self._current_target()
+            for result in results:
+                # An include that changed in the meantime: the text is compiled again.
+                if result.context == context:
+                    key = self._condemned(result.key) if result.compiled.killed else result.key
+                    self.cache.store(key, result.compiled)
 
     def _refusals(self, content: bytes) -> tuple[Problem, ...]:
         """Return why a text must not reach the parser.
@@ -128,78 +148,45 @@ class AppArmor:
         undecided = () if problems else text.undecided(content)
         try:
             return undecided if undecided and self.parser.unsandboxed() else problems
-        except parser.ParserError:  # compiling raises it again, and does not start the parser
+        except apparmor_parser.ParserError:  # the worker reports it, and does not start the parser
             return problems
 
-    def _remembered(self, texts: Iterable[bytes], absent: str, target: _Target) -> list[bytes]:
-        """Prepare what was compiled before; return what was not."""
-        features, context = target
-        left = []
-        for content in texts:
-            found = self.cache.find(_key(context, content)) if features else None
-            if found is None:
-                left.append(content)
-            else:
-                self._prepared[content] = _Ready(compiled=found, context=context, absent=absent)
-        return left
-
-    def _prepare(
-        self, texts: Sequence[bytes], absent: str, target: _Target, meanwhile: Callable[[], None]
-    ) -> _Target:
-        """Compile texts for a target; return the target as it is after that."""
-        features, context = target
-        if not features:
-            return target
-        fresh: dict[bytes, Compiled] = {}
-        made = self._compile(texts, target, fresh, meanwhile)
-        self._compiling = True
-        try:
-            with contextlib.closing(made):
-                for content, compiled in zip(texts, made, strict=True):
-                    ready = _Ready(compiled=compiled, context=context, absent=absent)
-                    self._prepared[content] = ready
-        finally:
-            self._compiling = False
-        if not fresh:
-            return target
-        after = self._target(absent)
-        if after == target:
-            for content, compiled in fresh.items():
-                self.cache.store(_key(context, content), compiled)
-        return after
+    def wait(self, progress: Callable[[int, int], None]) -> bool:
+        """Wait until no text is being compiled; return whether inspections may say more."""
+        return self.worker.wait(progress)
 
     def inspect(self, blob: Blob) -> Inspected:
-        """Check one key without touching the node."""
+        """Check one key without touching the node; a text that is not compiled yet is pending."""
         id_ = Id(kind="apparmor", origin=blob.origin, key=blob.key)
-        ready: _Ready | str | None = self._prepared.get(blob.content)
-        if ready is None or self._compiling:
-            problems = self._refusals(blob.content)
-            if problems:
-                return Rejection(id=id_, problems=problems)
-            ready = self._made(blob.content)
-        if isinstance(ready, str):
-            return trouble.unchecked(id_, f"The profile cannot be checked: {ready}.")
-        if not ready.compiled.killed:
-            self._prepared.pop(blob.content, None)  # the cache has it for another key
-        judged = self._judge(id_, blob, ready)
-        if ready.absent and isinstance(judged, Profile):
-            why = f"The profile compiles, but cannot be put: {ready.absent}."
-            return trouble.unchecked(id_, why)
+        problems = self._refusals(blob.content)
+        if problems:
+            return Rejection(id=id_, problems=problems)
+        absent = self._absent()
+        why = self.parser.missing()
+        try:
+            features, context = ((), "") if why else self._current_target()
+        except HostError as error:
+            why, features, context = str(error), (), ""
+        if not features:
+            why = why or absent or "no features file to compile against"
+            return trouble.unchecked(id_, f"The profile cannot be checked: {why}.")
+        key = _key(context, blob.content)
+        compiled = self.cache.find(key) or self.cache.find(self._condemned(key))
+        if compiled is None:
+            self._awaited.add(key)
+            failure = self.worker.submit(
+                key=key, text=blob.content, features=features, context=context, origin=blob.origin
+            )
+            if failure is not None and failure.outcome is Exceeded.NOT_STARTED:
+                return trouble.unchecked(id_, f"The profile cannot be checked: {failure.detail}.")
+            retry = (trouble.retried(id_, failure.detail),) if failure is not None else ()
+            return Pending(id=id_, source=blob.content, problems=retry)
+        judged = self._judge(id_, blob, compiled, context)
+        if absent and isinstance(judged, Profile):
+            return trouble.unchecked(id_, f"The profile compiles, but cannot be put: {absent}.")
         if isinstance(judged, Profile):
             self.changes.checked |= dict.fromkeys(judged.version.provides, judged.body)
         return judged
-
-    def _made(self, content: bytes) -> "_Ready | str":
-        """Return what the parser makes of one text, or why that cannot be had."""
-        why = "others are being compiled" if self._compiling else self.parser.missing()
-        if why:
-            return why
-        absent = self._absent()
-        try:
-            self._prepare((content,), absent, self._target(absent), lambda: None)
-        except (HostError, parser.ParserError) as error:
-            return str(error)
-        return self._prepared.get(content) or absent or "no features file to compile against"
 
     def _absent(self) -> str:
         """Return why there is no kernel to compile for, or nothing."""
@@ -211,7 +198,7 @@ class AppArmor:
             return None
         try:
             why = self.parser.unsandboxed()
-        except parser.ParserError as error:
+        except apparmor_parser.ParserError as error:
             why = str(error)
         return Sandbox(problem=trouble.not_sandboxed(why) if why else None)
 
@@ -228,14 +215,19 @@ class AppArmor:
         except HostError:
             return False
 
-    def _target(self, absent: str) -> _Target:
-        """Return the options that name the features to compile for, and the context's digest."""
+    def _current_target(self) -> _Target:
+        """Return the target that this pass compiles for. Raises HostError."""
+        if self._target is None:
+            self._target = self._read_target()
+        return self._target
+
+    def _read_target(self) -> _Target:
         inputs = self.parser.inputs()
-        if self.checking or absent:
+        if self.checking or self.access.missing():
             abi = self.abi
             if not abi:
                 return (), ""
-            content = parser.content(abi)
+            content = apparmor_parser.content(abi)
             return ("--kernel-features", abi), f"{_features(content)}:{digest(inputs.encode())}"
         if self._features is None:
             self._features = self.access.features()  # they cannot change while the kernel runs
@@ -243,42 +235,11 @@ class AppArmor:
         context = f"{_features(self._features)}:{digest(inputs.encode())}"
         return ("--kernel-features", path), context
 
-    def _compile(
-        self,
-        texts: Sequence[bytes],
-        target: _Target,
-        fresh: dict[bytes, Compiled],
-        meanwhile: Callable[[], None],
-    ) -> Generator[Compiled, None, None]:
-        """Give what the parser makes of each text, from the cache where it is there.
+    def _condemned(self, key: str) -> str:
+        """Return the cache key that says that a text exceeds today's limits of the parser."""
+        return digest(f"{key} {self.cpu_limit:g} {room.limit()}".encode())
 
-        fresh is filled with what it made anew, to be cached if the target is still the same.
-        """
-        features, context = target
-        known: dict[bytes, Compiled] = {}
-        killed: dict[bytes, int] = {}
-        limits = f"{context}:{self.parser.limits()}"  # what was too much may not be with more
-        for content in texts:
-            found = self.cache.find(_key(context, content))
-            found = found or self.cache.find(_key(limits, content))
-            if found is not None and (not found.killed or found.times >= trouble.KILLS):
-                known[content] = found
-            elif found is not None:
-                killed[content] = found.times
-        left = (one for one in texts if one not in known)
-        with contextlib.closing(self.parser.compile_all(left, features, meanwhile)) as made:
-            for content in texts:
-                compiled = known.get(content) or next(made)
-                if content not in known and compiled.killed:
-                    times = killed.get(content, 0) + 1
-                    compiled = Compiled(killed=compiled.killed, times=times)
-                    self.cache.store(_key(limits, content), compiled)
-                elif content not in known:
-                    fresh[content] = compiled
-                yield compiled
-
-    def _judge(self, id_: Id, blob: Blob, ready: "_Ready") -> Profile | Rejection:
-        compiled = ready.compiled
+    def _judge(self, id_: Id, blob: Blob, compiled: Compiled, context: str) -> Profile | Rejection:
         source = blob.content.decode("utf-8", "replace")
         if compiled.killed:
             return Rejection(id=id_, problems=(trouble.killed(compiled),))
@@ -311,7 +272,7 @@ class AppArmor:
             provides=provides,
             source=digest(blob.content),
             body=compiled.sha256 or digest(compiled.policy),
-            context=ready.context,
+            context=context,
             modes={one.name: one.mode for one in declared},
             evidence={one.name: one.evidence for one in declared},
         )
@@ -383,24 +344,11 @@ class AppArmor:
         return self.changes.remove(names, evidence, prove=prove)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Ready:
-    """What the parser made of a text. absent: why there is no kernel that it could be put into."""
-
-    compiled: Compiled
-    context: str
-    absent: str
-
-
 def _key(context: str, content: bytes) -> str:
-    """Return under which key the cache has what the parser made of a text in a context."""
+    """Return the cache key of the policy that the parser makes of a text in a context."""
     return digest(context.encode() + b"\0" + content)
 
 
 def _features(content: bytes) -> str:
     """Return the part of a context that says for which kernel features a policy was made."""
     return digest(b"features\0" + content)
-
-
-def _parser(host: Host, path: str, timeout_seconds: float, include_dir: str) -> parser.Parser:
-    return parser.Parser(host, path, timeout_seconds=timeout_seconds, include_dir=include_dir)

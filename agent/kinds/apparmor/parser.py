@@ -5,27 +5,27 @@ base name and time). Rule 2: it always knows the features of a kernel: without t
 mediation silently. Rule 3: it runs within limits, and what it prints is bounded and escaped.
 """
 
-import contextlib
+import enum
 import errno
 import functools
-import itertools
 import math
 import os
 import re
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from agent.core.model import digest
 from agent.doors import landlock, reading, signature
-from agent.doors.host import Exited, Host, HostError, Running
-from agent.kinds.apparmor import messages, room, sandbox
+from agent.doors.host import Exited, Host, HostError
+from agent.kinds.apparmor import messages, sandbox
 from agent.kinds.apparmor.cache import Compiled
 
 PLACES = ("/sbin/apparmor_parser", "/usr/sbin/apparmor_parser")
 _OPTIONS = ("-Q", "-K", "-S", "--warn=rule-not-enforced")
+_QUICK_OPTIONS = ("-O", "no-expr-simplify")
 _OUTPUT_BYTES = 32 << 20
+WALL_CLOCK_FACTOR = 10.0  # of the CPU time: a node may be busy with other work
 # Options in the parser's configuration file (apparmor_parser(8)) that name files.
 _FEATURES = re.compile(
     rb"^\s*(?:policy|kernel|override-policy)?-?(?:features|abi|features-file)=(\S+)", re.MULTILINE
@@ -38,27 +38,28 @@ _NO_MEMORY = re.compile(
 
 
 class ParserError(Exception):
-    """The parser could not be started at all."""
+    """The parser cannot be started."""
+
+
+class Exceeded(enum.Enum):
+    """Why a parser run says nothing final about the text."""
+
+    WALL_CLOCK = "wall_clock"
+    CPU_TIME = "cpu_time"
+    MEMORY = "memory"
+    OUTPUT = "output"
+    SIGNAL = "signal"  # the parser crashed, or another process killed it
+    CANCELLED = "cancelled"
+    NOT_STARTED = "not_started"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Effort:
-    """How long and how hard the parser may try, and with which options."""
+class ParserRun:
+    """One finished run. detail: the reason in words, where there is no result."""
 
-    seconds: float
-    cpu: int
-    memory: int
-    options: tuple[str, ...] = ()
-
-
-_QUICK = _Effort(seconds=10.0, cpu=2, memory=room.LEAST, options=("-O", "no-expr-simplify"))
-_MOST_AT_ONCE = 2
-_LEAST_AT_ONCE = room.LEAST // _MOST_AT_ONCE  # most texts need less than 16 MiB
-
-
-def _cores() -> int:
-    """Return how many parsers may run at a time."""
-    return min(_MOST_AT_ONCE, len(os.sched_getaffinity(0)))
+    outcome: Compiled | Exceeded
+    detail: str = ""
+    seconds: float = 0.0
 
 
 class Parser:
@@ -69,17 +70,14 @@ class Parser:
         host: Host,
         path: str,
         *,
-        timeout_seconds: float,
         include_dir: str,
         config_file: str = "/etc/apparmor/parser.conf",
     ) -> None:
         self.host = host
         self.path = path or next((one for one in PLACES if os.access(one, os.X_OK)), "")
-        self.timeout_seconds = timeout_seconds
         self.include_dir = include_dir
         self.config_file = config_file
         self.ran: Callable[[float], None] = lambda _: None  # told the seconds of each run
-        self.room: Callable[[], int] = room.room  # the bytes that parsers may take at a time
         self._signatures: object = None
         self._digest = ""
         self._needed: tuple[object, tuple[str, ...]] = (None, ())
@@ -124,89 +122,67 @@ class Parser:
         except OSError as error:
             raise ParserError(f"{self.path}: {error.strerror}") from error
 
-    def limits(self) -> str:
-        """Return what decides whether a text is too much: the limits that can be changed."""
-        return f"{self.timeout_seconds:g} {room.limit()}"
-
-    def compile(self, text: bytes, features: Sequence[str]) -> Compiled:
-        """Compile a text. features: the options that name them. Raises ParserError."""
-        (found,) = self.compile_all((text,), features)
-        return found
-
-    def compile_all(
+    def run(  # noqa: PLR0913 - each limit is a fact of its own
         self,
-        texts: Iterable[bytes],
+        text: bytes,
         features: Sequence[str],
-        meanwhile: Callable[[], None] = lambda: None,
-    ) -> Generator[Compiled, None, None]:
-        """Compile texts in their order, a few at a time; a text is taken when its turn comes.
+        *,
+        cpu_seconds: float,
+        memory_bytes: int,
+        is_quick: bool,
+        is_cancelled: Callable[[], bool],
+    ) -> ParserRun:
+        """Compile one text.
 
-        First without the simplification of expressions: it costs half of the time, and the policy
-        is the same byte by byte (docs/performance.md), but some patterns need very much of it. So
-        what does not succeed soon and in little memory is compiled as the parser does by itself,
-        with no other beside it: both would not fit into the memory of a small container.
-        meanwhile: called while it waits, and after each.
+        Args:
+            text: the profile text.
+            features: the options that name the features to compile for.
+            cpu_seconds: CPU time that the parser may use. The wall-clock limit is longer, so that
+                a busy node does not condemn a text.
+            memory_bytes: address space that the parser may use.
+            is_quick: omit the simplification of expressions. That takes half the time and gives
+                the same policy byte for byte (docs/performance.md), but some patterns then need
+                much more time and memory.
+            is_cancelled: asked while the parser runs; true ends the run.
         """
-        left = iter(texts)
-        access = None if self.unsandboxed() else self.access(features)
-        with contextlib.ExitStack() as stack:
-            share = max(_LEAST_AT_ONCE, min(_QUICK.memory, self.room() // _MOST_AT_ONCE))
-            quick = replace(_QUICK, memory=share)
-            running: deque[tuple[bytes, Running, contextlib.ExitStack]] = deque()
-            while True:
-                for text in itertools.islice(left, _cores() - len(running)):
-                    own = stack.enter_context(contextlib.ExitStack())
-                    running.append((text, self._start(own, text, features, quick, access), own))
-                if not running:
-                    return
-                text, one, own = running.popleft()
-                with own:
-                    done = one.result(meanwhile)
-                self.ran(done.seconds)
-                effort = quick
-                if done.status != 0:
-                    for other in running:
-                        other[1].result(meanwhile)
-                    effort = self._patient()
-                    with contextlib.ExitStack() as own:
-                        again = self._start(own, text, features, effort, access)
-                        done = again.result(meanwhile)
-                    self.ran(done.seconds)
-                meanwhile()
-                yield _compiled(done, effort.memory, self._known(text))
+        quick = _QUICK_OPTIONS if is_quick else ()
+        argv = [self.path, *_OPTIONS, *quick, "--base", self.include_dir, *features]
+        cpu = max(1, math.ceil(cpu_seconds))
+        seconds = WALL_CLOCK_FACTOR * cpu_seconds
+        try:
+            access = None if self.unsandboxed() else self.access(features)
+        except ParserError as error:
+            return ParserRun(outcome=Exceeded.NOT_STARTED, detail=str(error))
+        try:
+            with self.host.started(
+                argv,
+                stdin=text,
+                timeout_seconds=seconds,
+                memory_bytes=memory_bytes,
+                cpu_seconds=cpu,
+                output_bytes=_OUTPUT_BYTES,
+                sandbox=access,
+            ) as running:
+                done = running.result(is_cancelled)
+        except HostError as error:
+            return ParserRun(outcome=Exceeded.NOT_STARTED, detail=str(error))
+        self.ran(done.seconds)
+        outcome = _outcome(done, self._known(text))
+        detail = ""
+        if isinstance(outcome, Exceeded):
+            detail = {
+                Exceeded.WALL_CLOCK: f"it took more than {seconds:g} s on this busy node",
+                Exceeded.CPU_TIME: f"more than {cpu} s of CPU time",
+                Exceeded.MEMORY: f"more than {memory_bytes >> 20} MiB of memory",
+                Exceeded.OUTPUT: f"more than {_OUTPUT_BYTES >> 20} MiB of output",
+                Exceeded.SIGNAL: f"signal {-done.status}",
+            }.get(outcome, "")
+        return ParserRun(outcome=outcome, detail=detail, seconds=done.seconds)
 
     def _known(self, text: bytes) -> messages.Known:
         """Return what a message about a text may contain."""
         words = _words(self.path, _identity(self.path))
         return messages.Known(source=text, words=words, include_dir=self.include_dir)
-
-    def _patient(self) -> "_Effort":
-        cpu = max(1, math.ceil(self.timeout_seconds))
-        return _Effort(seconds=self.timeout_seconds, cpu=cpu, memory=self.room())
-
-    def _start(
-        self,
-        stack: contextlib.ExitStack,
-        text: bytes,
-        features: Sequence[str],
-        effort: "_Effort",
-        access: landlock.Access | None,
-    ) -> Running:
-        argv = [self.path, *_OPTIONS, *effort.options, "--base", self.include_dir, *features]
-        try:
-            return stack.enter_context(
-                self.host.started(
-                    argv,
-                    stdin=text,
-                    timeout_seconds=min(effort.seconds, self.timeout_seconds),
-                    memory_bytes=effort.memory,
-                    cpu_seconds=effort.cpu,
-                    output_bytes=_OUTPUT_BYTES,
-                    sandbox=access,
-                )
-            )
-        except HostError as error:
-            raise ParserError(str(error)) from error
 
     def _roots(self, configuration: bytes) -> tuple[str, ...]:
         """Return the directories that includes are looked up in."""
@@ -243,11 +219,14 @@ def _configured(option: re.Pattern[bytes], configuration: bytes) -> list[str]:
     return [os.fsdecode(path) for path in option.findall(configuration)]
 
 
-def _compiled(done: Exited, memory: int, known: messages.Known) -> Compiled:
+def _outcome(done: Exited, known: messages.Known) -> Compiled | Exceeded:
+    # A parser that ran out of memory may hang as well: memory is the reason then.
     if done.status != 0 and _NO_MEMORY.search(done.stderr):
-        return Compiled(killed=f"more than {memory >> 20} MiB of memory", times=1)
-    if done.killed or done.status < 0:
-        return Compiled(killed=done.killed or f"signal {-done.status}", times=1)
+        return Exceeded.MEMORY
+    if done.limit is not None:
+        return Exceeded(done.limit.value)
+    if done.status < 0:
+        return Exceeded.SIGNAL
     if done.status != 0:
         shown = messages.message(done.stderr, known)
         return Compiled(message=shown or f"exit status {done.status}")

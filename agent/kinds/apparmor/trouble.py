@@ -9,8 +9,6 @@ from agent.doors.host import HostError
 from agent.kinds.apparmor import kernel, policy
 from agent.kinds.apparmor.cache import Compiled
 
-KILLS = 2  # a text that killed the parser so often is not tried again until it changes
-
 
 def unchecked(id_: Id, what: str) -> Unchecked:
     """Return that this node has no means to check a key."""
@@ -21,15 +19,15 @@ def unchecked(id_: Id, what: str) -> Unchecked:
 
 
 def killed(compiled: Compiled) -> Problem:
-    """Return that the parser was ended by a limit."""
-    again = "It is tried once more." if compiled.times < KILLS else "It is not tried again."
+    """Return that compiling a text exceeds what the parser may use."""
     more = "raise --parser-timeout"
     if compiled.killed.endswith("memory"):
         more = "raise the memory limit of the agent's container: the parser may use what is left"
     return Problem(
         code="parser_killed",
         where="apparmor_parser",
-        what=f"Compiling was ended: {compiled.killed}. {again}",
+        what=f"The parser was ended: {compiled.killed}. The text is not compiled again until it "
+        "changes.",
         hint=f"Simplify the rules (alternations, many ** in one rule), or {more}.",
     )
 
@@ -43,6 +41,16 @@ def not_sandboxed(why: str) -> Problem:
         "the parser from opening other files, so a text that the check cannot decide is rejected.",
         hint="The sandbox needs Linux 5.13 or newer with `landlock` in lsm=, the landlock_* system "
         "calls in the agent's seccomp profile, and a parser that is an ELF program.",
+    )
+
+
+def retried(id_: Id, failure: str) -> Problem:
+    """Return that a parser run gave no result yet, and is repeated."""
+    return Problem(
+        code="parser_killed",
+        where=id_.key,
+        what=f"The parser run was ended: {failure}. It is repeated later.",
+        hint="If this stays, simplify the rules (alternations, many ** in one rule).",
     )
 
 

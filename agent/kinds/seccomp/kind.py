@@ -11,7 +11,7 @@ import itertools
 import platform
 import re
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -133,8 +133,12 @@ class Seccomp:
             return b"", (*problems, large), frozenset()
         return body, problems, frozenset(codes)
 
-    def prepare(self, blobs: Sequence[Blob], meanwhile: Callable[[], None]) -> None:
-        """Do nothing: a check is quick."""
+    def begin(self) -> None:
+        """Do nothing: every check ends within the pass."""
+
+    def wait(self, progress: Callable[[int, int], None]) -> bool:  # noqa: ARG002 - the port's
+        """Return False: no check runs in the background."""
+        return False
 
     def inspect(self, blob: Blob) -> Inspected:
         """Check one key without touching the node."""

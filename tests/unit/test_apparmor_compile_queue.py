@@ -1,0 +1,161 @@
+"""Specification of the order in which texts are compiled, and of what condemns a text."""
+
+import pytest
+
+from agent.kinds.apparmor.cache import Compiled
+from agent.kinds.apparmor.compile_queue import CompileQueue
+from agent.kinds.apparmor.parser import Exceeded, ParserRun
+
+POLICY = ParserRun(outcome=Compiled(policy=b"policy"), seconds=0.1)
+LIMITS = (Exceeded.CPU_TIME, Exceeded.MEMORY, Exceeded.OUTPUT, Exceeded.SIGNAL)
+
+
+def queue_of(*keys, rests=False, cpu_limit=30.0):
+    """Return a queue with one text per key; the part before the colon is the profile set."""
+    queue = CompileQueue(cpu_limit=cpu_limit, rests=rests)
+    for key in keys:
+        submit(queue, key)
+    return queue
+
+
+def submit(queue, key):
+    queue.submit(key=key, text=b"", features=(), context="", origin=key.partition(":")[0])
+
+
+def limited(limit, seconds=2.0):
+    return ParserRun(outcome=limit, detail=f"too much: {limit.value}", seconds=seconds)
+
+
+def order(queue, run=POLICY, now=0.0):
+    """Return the keys in the order in which the queue gives them out."""
+    keys = []
+    while (task := queue.take(now)) is not None:
+        keys.append(task.key)
+        queue.ended(task, run, now)
+    return keys
+
+
+def test_texts_are_compiled_in_the_order_of_their_submission():
+    """Texts of one profile set are equals."""
+    assert order(queue_of("a:3", "a:1", "a:2")) == ["a:3", "a:1", "a:2"]
+
+
+def test_a_text_is_queued_once():
+    """Two keys with the same text need one result."""
+    queue = queue_of("a:1", "a:1")
+    assert (len(queue), queue.submitted) == (1, 1)
+
+
+def test_the_profile_set_that_used_the_least_time_goes_first():
+    """A set of a thousand texts delays another set by one text."""
+    queue = queue_of("big:1", "big:2", "big:3", "small:1")
+    assert order(queue) == ["big:1", "small:1", "big:2", "big:3"]
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_a_text_that_exceeds_its_slice_waits_behind_all_others(limit):
+    """A slow text delays no other one, however many there are."""
+    queue = queue_of("a:slow", "a:1", "a:2")
+    queue.ended(queue.take(0.0), limited(limit), 0.0)
+    assert order(queue) == ["a:1", "a:2", "a:slow"]
+
+
+def test_each_slice_is_longer_up_to_the_limit():
+    """A text that needs long is compiled at last; the first run omits the simplification."""
+    queue = queue_of("a:slow")
+    runs = []
+    compiled = None
+    while compiled is None:
+        task = queue.take(0.0)
+        runs.append((task.is_quick, queue.slice_seconds(task)))
+        compiled = queue.ended(task, limited(Exceeded.CPU_TIME), 0.0)
+    assert runs == [(True, 2.0), (False, 8.0), (False, 30.0)]
+    assert compiled == Compiled(killed="too much: cpu_time")
+    assert len(queue) == 0
+
+
+def test_only_a_full_run_rejects_a_text():
+    """A quick run that reports an error is repeated without the shortcut."""
+    queue = queue_of("a:1")
+    wrong = ParserRun(outcome=Compiled(message="syntax error"))
+    assert queue.ended(queue.take(0.0), wrong, 0.0) is None
+    assert queue.ended(queue.take(0.0), wrong, 0.0) == Compiled(message="syntax error")
+
+
+def test_an_empty_policy_is_a_result():
+    """A text of comments compiles to nothing."""
+    queue = queue_of("a:1")
+    assert queue.ended(queue.take(0.0), ParserRun(outcome=Compiled()), 0.0) == Compiled()
+
+
+@pytest.mark.parametrize("failure", [Exceeded.WALL_CLOCK, Exceeded.NOT_STARTED])
+def test_a_failure_that_is_not_the_text_s_fault_is_retried_with_back_off(failure):
+    """A busy node or a missing program never condemns a text."""
+    queue = queue_of("a:1")
+    now, waits = 0.0, []
+    for _ in range(9):
+        assert queue.ended(queue.take(now), limited(failure), now) is None
+        assert queue.take(now) is None
+        waits.append(queue.next_retry() - now)
+        now = queue.next_retry()
+    assert waits == [10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 600.0, 600.0, 600.0]
+    assert queue.find("a:1").failure == limited(failure)
+
+
+def test_slow_texts_rest_between_their_runs():
+    """Together they use at most a quarter of one processor."""
+    queue = queue_of("a:slow", rests=True)
+    queue.ended(queue.take(0.0), limited(Exceeded.CPU_TIME), 0.0)  # the quick run
+    queue.ended(queue.take(0.0), limited(Exceeded.CPU_TIME, seconds=8.0), 8.0)
+    assert queue.next_retry() == 8.0 + 3 * 8.0
+
+
+def test_a_slow_text_makes_room_for_a_new_one():
+    """The run of the slow text is lost, and counts for nothing."""
+    queue = queue_of("a:slow")
+    queue.ended(queue.take(0.0), limited(Exceeded.CPU_TIME), 0.0)
+    slow = queue.take(0.0)
+    before = (slow.level, queue.is_cancelled(slow, 0.0))
+    submit(queue, "b:new")
+    assert queue.is_cancelled(slow, 0.0)
+    assert queue.ended(slow, limited(Exceeded.CANCELLED), 0.0) is None
+    assert (slow.level, False) == before
+    assert order(queue) == ["b:new", "a:slow"]
+
+
+def test_a_new_text_never_makes_room_for_another():
+    """Each new text keeps its first slice."""
+    queue = queue_of("a:1", "a:2")
+    assert not queue.is_cancelled(queue.take(0.0), 0.0)
+
+
+def test_what_no_source_provides_any_more_is_not_compiled():
+    """A deleted text is forgotten, also while the parser compiles it."""
+    queue = queue_of("a:1", "a:2", "a:3")
+    running = queue.take(0.0)
+    queue.retain({"a:3"})
+    assert queue.is_cancelled(running, 0.0)
+    assert queue.ended(running, POLICY, 0.0) is None
+    assert order(queue) == ["a:3"]
+
+
+def test_a_text_that_comes_back_while_its_old_run_ends_is_compiled_again():
+    """The old run's end is not taken for the new one's."""
+    queue = queue_of("a:1")
+    old = queue.take(0.0)
+    queue.retain(())
+    submit(queue, "a:1")
+    new = queue.take(0.0)
+    assert queue.ended(old, POLICY, 0.0) is None
+    assert queue.is_cancelled(old, 0.0)
+    assert not queue.is_cancelled(new, 0.0)
+    assert queue.ended(new, POLICY, 0.0) == POLICY.outcome
+
+
+def test_the_queue_is_idle_when_nothing_may_run_now():
+    """A command does not wait for a retry that is minutes away."""
+    queue = queue_of("a:1")
+    task = queue.take(0.0)
+    assert not queue.is_idle(0.0)
+    queue.ended(task, limited(Exceeded.WALL_CLOCK), 0.0)
+    assert (queue.is_idle(0.0), queue.is_idle(10.0)) == (True, False)
