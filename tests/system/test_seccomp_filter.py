@@ -7,6 +7,7 @@ kernel does.
 import concurrent.futures
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from agent.doors.host import Host
 from agent.kinds.seccomp import anchor, canonical, multiplex, syscalls
 from agent.kinds.seccomp.kind import Seccomp
 from tests.system.seccomp_filter import generator, libraries, reference
-from tests.system.seccomp_filter.search import Outcome, judge
+from tests.system.seccomp_filter.runtimes import for_pod
+from tests.system.seccomp_filter.search import Outcome, judge, judge_all
 
 X86_64, X86, X32 = (f"SCMP_ARCH_{name}" for name in ("X86_64", "X86", "X32"))
 
@@ -196,6 +198,33 @@ def search(machine, seed, count):
 def test_a_short_search_finds_no_accepted_profile_with_a_wrong_filter(machine):
     """Of profiles near the known patterns, each accepted one has the filter that it reads like."""
     assert search(machine, 1, 1000) > 300
+
+
+CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_BPF")
+
+
+def test_profiles_that_depend_on_capabilities_are_built_right_for_every_pod():
+    """With --seccomp-format docker, each pod's part of an accepted profile is built right."""
+    kind = Seccomp(host=Host("/"), machine="x86_64", format="docker")
+    bodies = []
+    for seed in range(300):
+        draw = random.Random(f"capabilities/{seed}")  # noqa: S311 - the same every time
+        drawn = generator.profile(draw)
+        for one in drawn["syscalls"]:
+            if draw.random() < 0.4:
+                key = draw.choice(("includes", "excludes"))
+                one[key] = {"caps": [draw.choice(CAPABILITIES)]}
+        body, _ = kind.check(json.dumps(drawn).encode())
+        if body:
+            pods = ((), CAPABILITIES[:1], CAPABILITIES[1:], CAPABILITIES)
+            bodies += [(json.dumps(for_pod(json.loads(body), pod)), str(seed)) for pod in pods]
+    wrong = [
+        (body, verdict)
+        for (body, _), verdict in zip(bodies, judge_all(bodies, "x86_64"), strict=True)
+        if verdict.outcome is not Outcome.RIGHT
+    ]
+    assert wrong == []
+    assert len(bodies) > 300
 
 
 @pytest.mark.search

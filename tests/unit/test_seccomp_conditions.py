@@ -342,3 +342,47 @@ def test_an_operation_that_a_multiplexed_call_still_reaches_is_a_warning(denied,
 def test_an_operation_that_libseccomp_denies_completely_is_no_warning():
     """Without other conditions libseccomp denies the operation of socketcall."""
     assert warnings(profile(rule("socket"), architectures=BOTH)) == []
+
+
+def with_capability(key, one):
+    return one | {key: {"caps": ["CAP_SYS_ADMIN"]}}
+
+
+@pytest.mark.parametrize(
+    ("rules", "codes"),
+    [
+        # Some pod has both rules.
+        (
+            (
+                with_capability("includes", rule("clone", (0, "NE", 5))),
+                rule("clone", (0, "GT", 7), action="SCMP_ACT_LOG"),
+            ),
+            ["fails_open"],
+        ),
+        (
+            (
+                with_capability("includes", rule("clone", action="SCMP_ACT_LOG")),
+                rule("clone", (0, "EQ", 7)),
+            ),
+            ["fails_open"],
+        ),
+        # No pod has both.
+        (
+            (
+                with_capability("includes", rule("clone", (0, "NE", 5))),
+                with_capability("excludes", rule("clone", (0, "GT", 7), action="SCMP_ACT_LOG")),
+            ),
+            [],
+        ),
+        (
+            (
+                with_capability("includes", rule("clone", action="SCMP_ACT_LOG")),
+                with_capability("excludes", rule("clone", (0, "EQ", 7))),
+            ),
+            [],
+        ),
+    ],
+)
+def test_rules_that_depend_on_capabilities_must_agree_where_a_pod_has_both(rules, codes):
+    """Rules that no pod has together may have different actions."""
+    assert [one.code for one in check(profile(*rules), format="docker")[1]] == codes

@@ -96,6 +96,12 @@ class Rule:
         """Whether only some pods get this rule."""
         return bool(self.includes.caps or self.excludes.caps)
 
+    def may_meet(self, other: "Rule") -> bool:
+        """Return whether some pod has both rules, as far as capabilities decide it."""
+        return set(self.includes.caps).isdisjoint(other.excludes.caps) and set(
+            other.includes.caps
+        ).isdisjoint(self.excludes.caps)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:

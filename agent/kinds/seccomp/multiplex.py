@@ -163,8 +163,8 @@ def _contradict(earlier: Rule, later: Rule) -> bool:
     """Return whether libseccomp rejects the later rule because of the earlier one."""
     if answer(earlier.action, earlier.errno_ret) == answer(later.action, later.errno_ret):
         return False
-    if (earlier.includes, earlier.excludes) != (later.includes, later.excludes):
-        return False  # no pod has both
+    if not earlier.may_meet(later):
+        return False
     if set(earlier.args) < set(later.args):
         return False  # libseccomp drops the later, longer rule
     first, second = _only_values(earlier), _only_values(later)

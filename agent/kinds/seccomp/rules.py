@@ -6,13 +6,13 @@ Rule 3: every check looks at the whole profile; nothing stops at the first mista
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from agent.core.problems import Problem
 from agent.kinds.seccomp import anchor, canonical, conditions, multiplex, syscalls
-from agent.kinds.seccomp.model import STRICTNESS, Document, Only, Rule
+from agent.kinds.seccomp.model import STRICTNESS, Document, Only, Rule, answer
 
 _LETS_THROUGH: Final = frozenset({"SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE"})
 _WITH_ERRNO: Final = frozenset({"SCMP_ACT_ERRNO", "SCMP_ACT_TRACE"})
@@ -249,33 +249,39 @@ def _names(rule: Rule, default: str, options: Options) -> Iterator[Problem]:
 
 
 def _conflicts(document: Document) -> Iterator[Problem]:
-    """One unconditional meaning per call; libseccomp drops conditions beside such a rule."""
-    default = (document.default_action, document.default_errno_ret)
-    plain: dict[str, Rule] = {}
-    tied: list[Rule] = []
+    """One unconditional meaning per call; libseccomp drops conditions beside such a rule.
+
+    Two unconditional rules may differ if one depends on capabilities, as in Podman's default: the
+    first one wins in every runtime.
+    """
+    default = answer(document.default_action, document.default_errno_ret)
+    plain: dict[str, list[Rule]] = {}
     for rule in document.rules:
-        if rule.depends_on_capabilities:
-            continue  # applies to some pods only
-        if rule.args:
-            tied.append(rule)
-            continue
-        for name in rule.names:
-            first = plain.setdefault(name, rule)
-            if (first.action, first.errno_ret) != (rule.action, rule.errno_ret):
+        for name in () if rule.args else rule.names:
+            earlier = plain.setdefault(name, [])
+            first = next((one for one in earlier if not one.depends_on_capabilities), rule)
+            if not rule.depends_on_capabilities and _disagree(first, rule):
                 what = f"{name[:60]} has another action in {first.where}: the first one wins."
                 yield _bad(f"{rule.where}.names", what, "Keep one of the two rules.")
-    for rule in tied:
-        for name in rule.names:
-            other = plain.get(name)
-            if other is None or (other.action, other.errno_ret) in (
-                default,
-                (rule.action, rule.errno_ret),
-            ):
-                continue
-            what = f"{other.where} decides {name[:60]} without a condition, so this rule does not."
-            stricter = STRICTNESS.get(rule.action, 9) > STRICTNESS.get(other.action, 9)
-            code = "fails_open" if stricter else "condition_surprising"
-            yield Problem(code=code, where=rule.where, what=what)
+            earlier.append(rule)
+    for rule in document.rules:
+        for name in rule.names if rule.args else ():
+            for other in plain.get(name, ()):
+                if answer(other.action, other.errno_ret) == default or not _disagree(other, rule):
+                    continue
+                what = (
+                    f"{other.where} decides {name[:60]} without a condition, so this rule does not."
+                )
+                stricter = STRICTNESS.get(rule.action, 9) > STRICTNESS.get(other.action, 9)
+                code = "fails_open" if stricter else "condition_surprising"
+                yield Problem(code=code, where=rule.where, what=what)
+                break
+
+
+def _disagree(one: Rule, two: Rule) -> bool:
+    """Return whether two rules have different actions, and some pod has both rules."""
+    different = answer(one.action, one.errno_ret) != answer(two.action, two.errno_ret)
+    return different and one.may_meet(two)
 
 
 def _overlaps(document: Document) -> Iterator[Problem]:
@@ -286,12 +292,9 @@ def _overlaps(document: Document) -> Iterator[Problem]:
     """
     tied: dict[str, list[Rule]] = {}
     for rule in document.rules:
-        if not rule.args or rule.depends_on_capabilities:
-            continue
-        for name in rule.names:
+        for name in rule.names if rule.args else ():
             for other in tied.setdefault(name, []):
-                same = (other.action, other.errno_ret) == (rule.action, rule.errno_ret)
-                if not same and not _disjoint(other, rule):
+                if _disagree(other, rule) and not _disjoint(other, rule):
                     what = (
                         f"Its condition on {name[:60]} may hold together with that of "
                         f"{other.where}, which has another action; the milder one may win."
@@ -302,9 +305,23 @@ def _overlaps(document: Document) -> Iterator[Problem]:
 
 
 def _disjoint(one: Rule, two: Rule) -> bool:
-    """Return whether two rules demand different values of the same argument."""
+    """Return whether two rules demand different values of the same argument.
+
+    Rules that depend on capabilities may also do so with SCMP_CMP_NE, as Podman's default does.
+    """
     first, second = _demands(one), _demands(two)
-    return any(index in second and second[index] != value for index, value in first.items())
+    if any(index in second and second[index] != value for index, value in first.items()):
+        return True
+    return (
+        one.depends_on_capabilities
+        and two.depends_on_capabilities
+        and (_excludes(two, first) or _excludes(one, second))
+    )
+
+
+def _excludes(rule: Rule, demands: Mapping[int, int]) -> bool:
+    """Return whether a rule excludes a value that another one demands."""
+    return any(arg.op == "SCMP_CMP_NE" and demands.get(arg.index) == arg.value for arg in rule.args)
 
 
 def _demands(rule: Rule) -> dict[int, int]:

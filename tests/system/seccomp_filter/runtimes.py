@@ -9,7 +9,7 @@ import ctypes
 import enum
 import os
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from tests.system.seccomp_filter.libraries import Library
@@ -105,6 +105,21 @@ def effective_rules(profile: Profile) -> Iterator[tuple[str, int, Sequence[Mappi
                 yield from ((name, action, [one]) for one in conditions)
             else:
                 yield name, action, conditions
+
+
+def for_pod(profile: Profile, capabilities: Collection[str]) -> Profile:
+    """Return a profile of format docker as CRI-O reads it for a pod with these capabilities."""
+    rules = []
+    for rule in profile["syscalls"]:
+        included = rule.get("includes", {}).get("caps", [])
+        excluded = rule.get("excludes", {}).get("caps", [])
+        if set(included) <= set(capabilities) and set(excluded).isdisjoint(capabilities):
+            kept = {key: value for key, value in rule.items() if key not in _CONDITIONAL_KEYS}
+            rules.append(kept)
+    return {**profile, "syscalls": rules}
+
+
+_CONDITIONAL_KEYS = ("includes", "excludes")
 
 
 def build(
