@@ -74,6 +74,7 @@ CODES: Final[dict[str, Severity]] = {
     "not_enforcing": "warning",  # LOG default
     "abi_missing": "warning",
     "dangerous_syscalls": "warning",
+    "newer_call_allowed": "warning",  # an older variant of an allowed call is denied
     "condition_surprising": "warning",
     # as a daemon
     "drift_fought": "error",  # repaired again and again: somebody else writes it too

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -49,7 +50,7 @@ def test_prevent_chmod_is_accepted_in_both_forms(kind):
             {"name": name, "action": "SCMP_ACT_ERRNO"} for name in CHMOD["syscalls"][0]["names"]
         ]
     }
-    common = {"syscall_ignored", "dangerous_syscalls", "abi_missing"}
+    common = {"syscall_ignored", "dangerous_syscalls", "abi_missing", "newer_call_allowed"}
     assert codes(accepted(kind, CHMOD)) == common
     found = accepted(kind, old)
     assert codes(found) == common | {"name_rewritten"}
@@ -397,3 +398,29 @@ def test_an_input_error_is_not_an_absent_file():
     seen = kind.observe(["mem"], [])
     assert isinstance(seen, Blind)
     assert seen.problem.code == "kind_unobservable"
+
+
+@pytest.mark.parametrize(
+    ("denied", "newer"),
+    [
+        (["chmod", "fchmod", "fchmodat"], "fchmodat2"),
+        (["openat"], "openat2"),
+        (["clone"], "clone3"),
+        (["openat", "openat2"], ""),
+        (["mount"], ""),
+    ],
+)
+def test_a_newer_call_that_does_what_a_denied_one_does_is_warned_of(kind, denied, newer):
+    """Under an allow default it stays allowed, and a runtime says nothing."""
+    rule = {"names": denied, "action": "SCMP_ACT_ERRNO", "errnoRet": 1}
+    found = accepted(kind, {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]})
+    told = [one.what for one in found.remarks if one.code == "newer_call_allowed"]
+    assert [f"but {newer} (" in one for one in told] == [True] * bool(newer)
+
+
+def test_the_shipped_profile_says_what_it_does_not_deny(kind):
+    """prevent-chmod is accepted, with the warning that fchmodat2 stays allowed."""
+    found = accepted(kind, Path("profiles/prevent-chmod").read_bytes(), key="prevent-chmod")
+    assert [one.hint for one in found.remarks if one.code == "newer_call_allowed"] == [
+        "libseccomp 2.5.4 does not know it, so only a deny default denies it on all nodes."
+    ]

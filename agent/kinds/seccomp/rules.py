@@ -346,6 +346,30 @@ def _size(document: Document) -> Iterator[Problem]:
         yield Problem(code="filter_too_large", where="syscalls", what=what, hint=hint)
 
 
+def _newer_variants(document: Document) -> Iterator[Problem]:
+    """Warn of calls that stay allowed although an older variant is denied without a condition."""
+    named = {name for rule in document.rules for name in rule.names}
+    denied = {
+        name
+        for rule in document.rules
+        if rule.action not in _LETS_THROUGH and not rule.args and not rule.depends_on_capabilities
+        for name in rule.names
+    }
+    for newer, (release, older) in syscalls.NEWER_VARIANTS.items():
+        if newer in named or not older & denied:
+            continue
+        what = (
+            f"{' and '.join(sorted(older & denied))} is denied, but {newer} (Linux {release}) does "
+            "the same and stays allowed."
+        )
+        hint = (
+            "Name it in the same rule."
+            if syscalls.known(newer)
+            else "libseccomp 2.5.4 does not know it, so only a deny default denies it on all nodes."
+        )
+        yield Problem(code="newer_call_allowed", where="syscalls", what=what, hint=hint)
+
+
 def _warnings(document: Document, options: Options) -> Iterator[Problem]:
     default = document.default_action
     allowed = {
@@ -359,6 +383,7 @@ def _warnings(document: Document, options: Options) -> Iterator[Problem]:
         left = len(syscalls.DANGEROUS - denied)
         what = f"The default lets {left} of the 50 calls through that Docker documents as blocked."
         yield Problem(code="dangerous_syscalls", where="defaultAction", what=what)
+        yield from _newer_variants(document)
     else:
         if missing := [name for name in ("execve", "exit_group") if name not in allowed]:
             what = f"{' and '.join(missing)} are not allowed: no container can start with this."

@@ -74,6 +74,18 @@ DANGEROUS: Final = _words(
 )
 
 
+# Newer calls that do what older ones do, with the Linux release that has them (the man page of
+# each). A profile that denies only the older ones lets the effect through.
+NEWER_VARIANTS: Final[dict[str, tuple[str, frozenset[str]]]] = {
+    "clone3": ("5.3", frozenset({"clone"})),
+    "execveat": ("3.19", frozenset({"execve"})),
+    "faccessat2": ("5.8", frozenset({"faccessat"})),
+    "fchmodat2": ("6.6", frozenset({"fchmodat"})),
+    "openat2": ("5.6", frozenset({"openat"})),
+    "renameat2": ("3.15", frozenset({"renameat"})),
+}
+
+
 def known(name: str) -> bool:
     """Return whether libseccomp 2.5.4 resolves the name on any architecture."""
     return name in KNOWN
