@@ -70,6 +70,14 @@ PROBLEMATIC = {
         architectures=[X86_64, X86],
     )
     | {"defaultAction": "SCMP_ACT_KILL_PROCESS"},
+    "a comparison that two calls share": profile(
+        rule("setuid", (0, "LT", 1)),
+        rule("personality", (0, "LE", 2)),
+        rule("setuid", (0, "LE", 1)) | {"names": ["setuid", "personality"]},
+        rule("setuid", (0, "EQ", 2), (1, "EQ", 1)) | {"names": ["setuid", "personality"]},
+        rule("setuid", (0, "LE", 2)) | {"names": ["setuid", "personality"]},
+        architectures=[X86_64, X86],
+    ),
     "two bounds in several conditions": profile(
         rule("clone", (1, "LE", 1), (2, "LE", 1)) | {"action": "SCMP_ACT_ALLOW"},
         rule("clone", (1, "GE", 2)) | {"action": "SCMP_ACT_ALLOW"},

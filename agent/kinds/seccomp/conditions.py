@@ -36,12 +36,14 @@ def problems(document: Document, native: str) -> Iterator[Problem]:
 
     native: the node's own architecture, which counts together with those listed.
     """
-    for name, rules in _trees(document, native):
-        if len(rules) > 1:
-            yield from _tangled(name, rules)
-            yield from _distant_bounds(name, rules)
-            yield from _complements(name, rules)
+    trees = [(name, rules) for name, rules in _trees(document, native) if len(rules) > 1]
+    for name, rules in trees:
+        yield from _tangled(name, rules)
+        yield from _distant_bounds(name, rules)
+        yield from _complements(name, rules)
     short = sorted(_SHORT.intersection(document.architectures))
+    if short:
+        yield from _shared_comparisons(trees, short[0])
     for rule in document.rules:
         if short:
             yield from _too_wide(rule, short[0])
@@ -137,6 +139,44 @@ def _complements(name: str, rules: Sequence[Rule]) -> Iterator[Problem]:
                         "mask of all bits for SCMP_CMP_EQ.",
                     )
                     return
+
+
+def _shared_comparisons(trees: Sequence[tuple[str, Sequence[Rule]]], abi: str) -> Iterator[Problem]:
+    """Reject a comparison of two calls that one of them reaches with another argument loaded.
+
+    libseccomp writes equal instructions of two calls once, and looks at one of the jumps to them
+    to decide whether the argument has to be loaded again (_gen_bpf_build_bpf in gen_bpf.c). In the
+    call that has more conditions on a path, the comparison then sees the wrong argument. On 64-bit
+    ABIs a comparison of the lower half is always in between.
+    """
+    different = {frozenset(map(_meaning, rules)): (name, rules) for name, rules in trees}
+    for (name, rules), (other, other_rules) in itertools.permutations(different.values(), 2):
+        left = {arg.index for rule in rules for arg in rule.args if _is_followed(arg, rule)}
+        shared = _comparisons(rules) & _comparisons(other_rules)
+        arguments = {argument.index for argument, _ in shared} & left
+        if arguments:
+            yield Problem(
+                code="fails_open",
+                where=rules[-1].where,
+                what=f"{name[:60]} and {other[:60]} have a comparison of argument "
+                f"{min(arguments)} in common, but not all their rules: on {abi} libseccomp writes "
+                "it once, and may compare another argument.",
+                hint=f"Give both calls the same rules, or leave {abi} out of architectures.",
+            )
+            return
+
+
+def _meaning(rule: Rule) -> tuple[frozenset[Condition], tuple[str, int]]:
+    return frozenset(rule.args), answer(rule.action, rule.errno_ret)
+
+
+def _comparisons(rules: Sequence[Rule]) -> set[tuple[Condition, tuple[str, int]]]:
+    return {(arg, answer(rule.action, rule.errno_ret)) for rule in rules for arg in rule.args}
+
+
+def _is_followed(condition: Condition, rule: Rule) -> bool:
+    """Return whether the rule compares a later argument too."""
+    return any(arg.index > condition.index for arg in rule.args)
 
 
 def _are_opposite(first: Condition, second: Condition) -> bool:
