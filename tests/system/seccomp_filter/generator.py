@@ -89,7 +89,21 @@ def _names(draw: random.Random) -> list[str]:
     return [draw.choice(draw.choice(pools)) for _ in range(draw.randint(1, 3))]
 
 
+def _shared_rules(draw: random.Random, action: str, values: list[int]) -> list[dict[str, Any]]:
+    """Return rules for two calls together, and more for one of them or both."""
+    first, second = draw.sample((*COMMON, "accept", "bind"), 2)
+    groups = [[first, second]] * draw.randint(1, 3) + [[second]] * draw.randint(1, 2)
+    groups += [[first]] * draw.randint(0, 1)
+    draw.shuffle(groups)
+    return [
+        {"names": names, "action": action, "args": _conditions(draw, values[:2])}
+        for names in groups
+    ]
+
+
 def _rules(draw: random.Random, main_action: str, values: list[int]) -> list[dict[str, Any]]:
+    if draw.random() < 0.15:
+        return _shared_rules(draw, main_action, values)
     is_single = draw.random() < 0.3  # several rules of one call
     topics = _names(draw)[: 1 if is_single else None]
     rules = []
