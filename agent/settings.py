@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from agent.core.labels import DOMAIN
+from agent.core.labels import DOMAIN, MOST
 from agent.kinds.apparmor.judge import DENY_NAMES
 
 PREFIX: Final = "PROFILE_LOADER_"
@@ -43,6 +43,7 @@ class Option:
     help: str
     metavar: str = ""
     choices: tuple[str, ...] = ()
+    most: int = 999_999  # of a count
     group: str = "what is put where"
 
     @property
@@ -162,8 +163,9 @@ OPTIONS: Final = (
         "label-limit",
         "count",
         200.0,
-        "most labels on the Node",
+        f"most labels on the Node, at most {MOST} (the cost limit of the admission policy)",
         metavar="NUMBER",
+        most=MOST,
         group=_CLUSTER,
     ),
     _option(
@@ -435,6 +437,8 @@ def _value(option: Option, raw: object) -> Value:
             return _choice(option, raw)
         case "path":
             return _path(option, raw)
+        case "count":
+            return _count(option, raw)
         case _:
             return _READERS[option.shape](raw)
 
@@ -447,10 +451,10 @@ def _flag(raw: object) -> bool:
     raise ValueError(f'"{raw}" is neither true nor false')
 
 
-def _count(raw: object) -> float:
+def _count(option: Option, raw: object) -> float:
     text = str(raw)
-    if isinstance(raw, bool) or not re.fullmatch(r"[0-9]{1,6}", text):
-        raise ValueError(f'"{raw}" is no number of things')
+    if isinstance(raw, bool) or not re.fullmatch(r"[0-9]{1,6}", text) or int(text) > option.most:
+        raise ValueError(f'"{raw}" must be a whole number of at most {option.most}')
     return float(text)
 
 
@@ -570,7 +574,6 @@ _READERS: Final[Mapping[str, Callable[[object], Value]]] = {
     "list": _list,
     "seconds": _seconds,
     "prefix": _prefix,
-    "count": _count,
     "name": _name,
     "key": _key,
     "address": _address,

@@ -174,6 +174,7 @@ def cluster(
             keep=config_maps.keep(settings.label_domain),
             changed=lambda: wake("source"),
             restarted=lambda: restarted("configmaps"),
+            bounds=config_maps.ConfigMapBounds(),
         )
         for one in wanted
     }

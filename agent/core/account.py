@@ -165,6 +165,7 @@ def _stays(id_: Id, desired: Desired) -> State:
 _HINTS = {
     "missing": "Check --source and what is mounted there; what it provided stays.",
     "unreadable": "Make it readable; nothing is removed until then.",
+    "over_limit": "Delete or shrink ConfigMaps; those that are older are read first.",
     "emptied": "If that is meant, --allow-empty removes what it provided.",
 }
 
@@ -174,11 +175,12 @@ def unread(snapshot: Snapshot) -> Problem | None:
     told = status(snapshot)
     if told.state == "read":
         return None
+    reason = "over_limit" if told.cause == "over_limit" else told.state
     return Problem(
-        code=f"source_{told.state}",
+        code=f"source_{reason}",
         where=told.origin,
-        what=f"The source is {told.state}: {told.why}.",
-        hint=_HINTS[told.state],
+        what=f"The source is {reason.replace('_', ' the ')}: {told.why}.",
+        hint=_HINTS[reason],
     )
 
 
@@ -192,8 +194,8 @@ def status(snapshot: Snapshot) -> SetStatus:
             return SetStatus(origin=snapshot.origin, state="emptied", why="it holds no profile")
         case Missing():
             return SetStatus(origin=snapshot.origin, state="missing", why=snapshot.why)
-        case Unreadable():
-            return SetStatus(origin=snapshot.origin, state="unreadable", why=snapshot.why)
+        case Unreadable(why=why, cause=cause):
+            return SetStatus(origin=snapshot.origin, state="unreadable", why=why, cause=cause)
         case unreachable:
             assert_never(unreachable)
 

@@ -18,6 +18,7 @@ from agent.core.report import PENDING, UNKNOWN_WISH, Report, Row, SetStatus
 
 DOMAIN: Final = "profile-loader.node-restriction.kubernetes.io"
 LIMIT: Final = 200
+MOST: Final = 800  # the admission policy's cost limit allows no more in one request (measured)
 DIGEST_DIGITS: Final = 12
 
 # kubernetes, apimachinery/pkg/util/validation/validation.go: IsQualifiedName, IsValidLabelValue.
@@ -70,6 +71,13 @@ def is_own(label: str, domain: str) -> bool:
     )
 
 
+def has_own_form(label: str) -> bool:
+    """Return whether a label's key has the form of the agent's, whatever its domain is."""
+    prefix, _, text = label.rpartition("/")
+    return prefix.partition(".")[0] in _PREFIXES or (prefix != "" and text in _KINDS)
+
+
+_KINDS: Final = ("apparmor", "seccomp")
 _PREFIXES: Final = ("apparmor", "seccomp", "set", "apparmor-digest", "seccomp-digest")
 
 

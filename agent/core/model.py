@@ -13,6 +13,7 @@ from typing import Literal
 from agent.core.problems import Problem
 
 KindName = Literal["apparmor", "seccomp"]
+UnreadableCause = Literal["unanswered", "invalid", "over_limit"]
 
 # What proves content: opaque tokens such as "raw:sha256:<hex>" (the kernel's hash of the loaded
 # blob), "own:sha256:<hex>" (its hash of one profile), "bytes:<hex>" (a file's sha256),
@@ -95,10 +96,15 @@ class Missing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unreadable:
-    """A set that may exist, but could not be read completely."""
+    """A set that may exist, but could not be read completely.
+
+    cause: no answer came, or the answer is known and is refused: the set is invalid, or it is
+    larger than a limit allows.
+    """
 
     origin: str
     why: str
+    cause: UnreadableCause = "unanswered"
 
 
 Snapshot = Read | Emptied | Missing | Unreadable

@@ -20,6 +20,7 @@ CODES: Final[dict[str, Severity]] = {
     "key_too_large": "error",
     "source_missing": "error",
     "source_unreadable": "error",
+    "source_over_limit": "error",  # more bytes, keys or ConfigMaps than are read
     "source_emptied": "error",
     # both kinds
     "not_utf8": "error",
@@ -84,6 +85,7 @@ CODES: Final[dict[str, Severity]] = {
     "node_unreachable": "warning",  # the API server does not answer, or refuses the labels
     "label_foreign": "warning",  # somebody else's label below the agent's prefix
     "label_fought": "warning",  # somebody else takes the labels off, again and again
+    "label_refused": "warning",  # the API server refuses some of the labels
     "label_collision": "error",  # two names would have the same label
     "label_limit": "warning",  # more labels than --label-limit
     "label_pending": "notice",  # removal held: its label is not gone, or not for long enough

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
-from agent.core.model import KindName
+from agent.core.model import KindName, UnreadableCause
 from agent.core.problems import Problem
 
 State = Literal[
@@ -66,13 +66,17 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetStatus:
-    """How reading one set went. left_out: its keys of kinds that are not handled (--kinds)."""
+    """How reading one set went.
+
+    left_out: its keys of kinds that are not handled (--kinds). cause: why an unreadable set is so.
+    """
 
     origin: str
     state: Literal["read", "emptied", "missing", "unreadable"]
     why: str = ""
     keys: int = 0
     left_out: int = 0
+    cause: UnreadableCause | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +150,7 @@ def is_converged(report: Report, *, allow_unsupported: bool) -> bool:
 
 def exit_status(report: Report, *, allow_unsupported: bool) -> Literal[0, 1, 3]:
     """Return 0, 1 or 3, as the README's table of exit statuses says."""
-    if any(one.code == "node_unreachable" for one in report.problems):
+    if any(one.code in ("node_unreachable", "label_refused") for one in report.problems):
         return 3
     return _of_profiles(report, allow_unsupported=allow_unsupported)
 

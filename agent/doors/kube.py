@@ -90,6 +90,10 @@ class Unreachable(KubeError):  # noqa: N818 - reads as what it is
     """No answer, or none that could be understood."""
 
 
+class TooLarge(Unreachable):
+    """The answer has more bytes than are read."""
+
+
 class Unanswered(Unreachable):
     """Nothing came of a watch, not even its first line."""
 
@@ -353,9 +357,16 @@ class Api:
 
     # --- one request ------------------------------------------------------------------------------
 
-    def get(self, path: str, query: Query = (), *, accept: str = "application/json") -> Json:
-        """Return the object at a path. Raises Refused and Unreachable."""
-        return self._ask("GET", path, query, accept=accept)
+    def get(
+        self,
+        path: str,
+        query: Query = (),
+        *,
+        accept: str = "application/json",
+        most_bytes: int = ANSWER_BYTES,
+    ) -> Json:
+        """Return the object at a path. Raises Refused and Unreachable; TooLarge is one of these."""
+        return self._ask("GET", path, query, accept=accept, most_bytes=most_bytes)
 
     def send(
         self, method: str, path: str, body: object, query: Query = (), *, content: str = ""
@@ -380,6 +391,7 @@ class Api:
         body: object = None,
         content: str = "",
         accept: str = "application/json",
+        most_bytes: int = ANSWER_BYTES,
     ) -> Json:
         client = self._current()
         begin = time.monotonic()
@@ -391,7 +403,7 @@ class Api:
                 )
                 try:
                     code = str(response.status)
-                    text = _content(response)
+                    text = _content(response, most_bytes)
                 finally:
                     response.release_conn()
             return _answer(response, text)
@@ -542,20 +554,15 @@ def _status(code: object) -> int:
     return code if isinstance(code, int) and 400 <= code < 600 else 500  # noqa: PLR2004 - RFC 9110
 
 
-def _content(response: urllib3.BaseHTTPResponse) -> bytes:
-    content = b"".join(_bounded(response))
-    if len(content) > ANSWER_BYTES:
-        raise Unreachable(f"the answer is larger than {ANSWER_BYTES} bytes")
-    return content
-
-
-def _bounded(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
-    size = 0
+def _content(response: urllib3.BaseHTTPResponse, most_bytes: int = ANSWER_BYTES) -> bytes:
+    """Return the body. Raises TooLarge, and closes the connection then: the rest is not read."""
+    content = bytearray()
     for chunk in response.stream(1 << 16, decode_content=True):
-        size += len(chunk)
-        yield chunk
-        if size > ANSWER_BYTES:
-            return
+        content += chunk
+        if len(content) > most_bytes:
+            response.close()
+            raise TooLarge(f"the answer is larger than {most_bytes} bytes")
+    return bytes(content)
 
 
 def _answer(response: urllib3.BaseHTTPResponse, text: bytes) -> Json:

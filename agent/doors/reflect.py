@@ -1,21 +1,31 @@
 """A copy of some objects of the API server, kept true by list and watch in a thread of its own.
 
-Rule 1: an event says what changed, a list says what is; after any doubt it lists again. Rule 2: a
-copy that cannot be confirmed says so (`why`), and stays readable. Rule 3: every wait has an end,
-and every failure waits longer than the one before, at random, so that a thousand agents do not
-come back at once.
+Rule 1: an event says what changed, a list says what is; after any doubt it lists again. A broken
+connection is a doubt: the API server may have been restored to an older state. Rule 2: a copy that
+cannot be confirmed says so (`why`), and stays readable. Rule 3: every wait has an end, and every
+failure waits longer than the one before, at random, so that a thousand agents do not come back at
+once. Rule 4: a list is read in pages, and bounds decide after each page what is kept of it.
 """
 
 import math
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
-from agent.doors.kube import Api, Event, Json, Refused, Unanswered, Unreachable
+from agent.doors.kube import (
+    ANSWER_BYTES,
+    Api,
+    Event,
+    Json,
+    Refused,
+    TooLarge,
+    Unanswered,
+    Unreachable,
+)
 
 FIRST_SECONDS: Final = 1.0
 LAST_SECONDS: Final = 60.0
@@ -25,22 +35,53 @@ STABLE_SECONDS: Final = 10.0  # what was answered and lasted longer begins the w
 SILENCE_SECONDS: Final = 90.0
 WATCH_SECONDS: Final = (240, 360)
 RELIST_SECONDS: Final = (600.0, 1800.0)
+ROOM_SECONDS: Final = 30.0  # shortest time between two lists because there is room again
+EARLY_SECONDS: Final = 1.0  # a watch that ends so long before its time was broken
+# Read and parsed, a page takes about 3.3 bytes for each of its own (measured with ConfigMaps).
+PAGE_BYTES: Final = 4 << 20
+PAGE_OBJECTS: Final = 100
+PAGES: Final = 10_000  # of one list: there is an end
+LIST_TRIES: Final = 3  # where the token for the next page expires
 METADATA: Final = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 METADATA_LIST: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
 Kept = TypeVar("Kept")
 
 
+class Bounds(Protocol[Kept]):
+    """Decides how much is kept of the objects of a reflector."""
+
+    def within(self, objects: Mapping[str, Kept]) -> Mapping[str, Kept]:
+        """Return the objects without what exceeds a limit: content, or whole objects."""
+
+    def has_room(self, objects: Mapping[str, Kept]) -> bool:
+        """Return whether the content of an object that was let go would fit again."""
+
+
+class Unbounded(Generic[Kept]):
+    """Keeps everything: what `keep` leaves of each object is small."""
+
+    def within(self, objects: Mapping[str, Kept]) -> Mapping[str, Kept]:
+        """Return all of them."""
+        return objects
+
+    def has_room(self, objects: Mapping[str, Kept]) -> bool:  # noqa: ARG002 - nothing is let go
+        """Return False: nothing was let go."""
+        return False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Copy(Generic[Kept]):
     """What is known now.
 
-    objects: by name, as of the last answer; None: never listed. why: the last request that was to
-    confirm it failed, and how; empty: it is confirmed. status: the HTTP status of that failure,
-    0 for silence. tried: it was asked for at least once.
+    objects: by name, as of the last answer; None: never listed. partial: there are more objects
+    than the bounds allow to remember. why: the last request that was to confirm it failed, and how;
+    empty: it is confirmed. status: the HTTP status of that failure, 0 for silence. tried: it was
+    asked for at least once.
     """
 
     objects: Mapping[str, Kept] | None
+    partial: bool = False
     why: str = ""
     status: int = 0
     tried: bool = True
@@ -66,6 +107,7 @@ class Reflector(Generic[Kept]):
         one: str = "",
         metadata: bool = False,
         restarted: Callable[[], None] = lambda: None,
+        bounds: Bounds[Kept] | None = None,
         silence_seconds: float = SILENCE_SECONDS,
     ) -> None:
         self.api = api
@@ -76,10 +118,12 @@ class Reflector(Generic[Kept]):
         self.one = one
         self.metadata = metadata
         self.restarted = restarted
+        self.bounds: Bounds[Kept] = bounds if bounds is not None else Unbounded()
         self.silence_seconds = silence_seconds
         self.copy: Copy[Kept] = Copy(objects=None, why="not read yet", tried=False)
         self.live = False  # no event was missed since the last answer, as far as can be known
         self._doubtful = False
+        self._listed_at = -math.inf  # monotonic time of the last list
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._random = random.Random()  # noqa: S311 - spreads load, keeps no secret
@@ -104,24 +148,61 @@ class Reflector(Generic[Kept]):
     def _list(self) -> str:
         """Read everything, keep it, and return the resource version."""
         try:
-            objects, version = self._listed()
+            objects, partial_, version = self._listed()
         except (Refused, Unreachable) as error:
             self._failed(error)
             raise
-        self._known(objects)
+        self._known(objects, is_partial=partial_, anew=True)
+        self._listed_at = time.monotonic()
         return version
 
-    def _listed(self) -> tuple[dict[str, Kept], str]:
+    def _listed(self) -> tuple[Mapping[str, Kept], bool, str]:
+        """Return the objects, whether there are more, and the resource version."""
         if self.one:
             accept = METADATA if self.metadata else "application/json"
             found = self.api.get(self.one, accept=accept)
-            return {_name(found): self.keep(found)}, _version(found)
-        accept = METADATA_LIST if self.metadata else "application/json"
-        found = self.api.get(self.path, self.query, accept=accept)
-        items = [] if _none(found) else found.get("items")
+            return {_name(found): self.keep(found)}, False, _version(found)
+        for _ in range(LIST_TRIES - 1):
+            try:
+                return self._pages()
+            except Refused as error:
+                if error.status != 410:  # noqa: PLR2004 - Gone: the token for the next page
+                    raise
+        return self._pages()
+
+    def _pages(self) -> tuple[Mapping[str, Kept], bool, str]:
+        """Read a list page by page. All pages are of one state of the cluster (list chunking)."""
+        objects: Mapping[str, Kept] = {}
+        is_partial, token, limit = False, "", PAGE_OBJECTS
+        for _ in range(PAGES):
+            try:
+                items, page = self._page(limit, token)
+            except TooLarge:
+                if limit == 1:
+                    raise
+                limit = max(1, limit // 4)
+                continue
+            limit = min(PAGE_OBJECTS, limit * 2)
+            every = {**objects, **{self._key(item): self.keep(item) for item in items}}
+            objects = self.bounds.within(every)
+            is_partial = is_partial or len(objects) < len(every)
+            token = _continue(page)
+            if not token:
+                return objects, is_partial, _version(page)
+        raise Unreachable(f"the list has more than {PAGES} pages")
+
+    def _page(self, limit: int, token: str) -> tuple[Sequence[Json], Json]:
+        """Return the objects of a page, and the page."""
+        page = self.api.get(
+            self.path,
+            (*self.query, ("limit", str(limit)), *([("continue", token)] if token else [])),
+            accept=METADATA_LIST if self.metadata else "application/json",
+            most_bytes=PAGE_BYTES if limit > 1 else ANSWER_BYTES,
+        )
+        items = [] if _none(page) else page.get("items")
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
             raise Unreachable("the answer is no list")
-        return {self._key(item): self.keep(item) for item in items}, _version(found)
+        return items, page
 
     def _key(self, found: Json) -> str:
         """Return an object's name, with its namespace where the path has none."""
@@ -154,43 +235,53 @@ class Reflector(Generic[Kept]):
     def _follow(self, version: str) -> None:
         """Watch from a resource version until it is time to list again, or something breaks.
 
-        A watch that lasted goes on where it broke; one that was never answered did not last,
-        however long it waited: a list tells whether the API server is there. The version of a
-        single object may be older than what the API server still has; without one it first says
-        how the object is now (kubernetes.io/docs/reference/using-api/api-concepts, semantics for
-        watch).
+        A watch that ends in its time continues with another one. After one that broke, or that the
+        API server ended early, only a list is sure: etcd may have been restored to an older state,
+        and a watch from a version of the lost history is silent. The version of a single object may
+        be older than what the API server still has; without one it first says how the object is now
+        (kubernetes.io/docs/reference/using-api/api-concepts, semantics for watch).
         """
         until = time.monotonic() + self._random.uniform(*RELIST_SECONDS)
         ended = False
         while not self._stop.is_set() and time.monotonic() < until:
             begin = time.monotonic()
+            seconds = self._random.randint(*WATCH_SECONDS)
             self.live = False  # what changes before the watch is answered is not in the copy
             try:
-                for event in self._watched(version, partial(self._lives, tell=not ended)):
-                    version = _version(event["object"]) or version
+                for event in self._watched(version, seconds, partial(self._lives, tell=not ended)):
+                    former, version = version, _version(event["object"]) or version
+                    if _is_older(version, former):
+                        raise Unreachable("a resource version is older than the one before it")
                     self._changed(event)
+                    if self._has_room():
+                        return
             except Refused as error:
                 if not (self.one and version and error.status == 410):  # noqa: PLR2004 - Gone
                     raise
                 version, ended = "", False
                 continue
-            except Unreachable as error:
-                if not _lasted(begin, error):
-                    raise
-                self.live = ended = False
-                self._stop.wait(self.pause(1))
-                self.restarted()
-                continue
             ended = True
-            if time.monotonic() - begin < FIRST_SECONDS:
+            lasted = time.monotonic() - begin
+            if lasted < FIRST_SECONDS:
                 raise Unreachable("the API server ends every watch at once")
+            if lasted < seconds - EARLY_SECONDS:
+                raise Unreachable("the API server ended a watch early")
 
-    def _watched(self, version: str, answered: Callable[[], None]) -> Iterator[Event]:
+    def _has_room(self) -> bool:
+        """Return whether to list again because content that was let go fits now."""
+        copy = self.copy
+        return (
+            time.monotonic() - self._listed_at >= ROOM_SECONDS
+            and copy.objects is not None
+            and self.bounds.has_room(copy.objects)
+        )
+
+    def _watched(self, version: str, seconds: int, answered: Callable[[], None]) -> Iterator[Event]:
         query = [
             *self.query,
             *([("resourceVersion", version)] if version else []),
             ("allowWatchBookmarks", "true"),
-            ("timeoutSeconds", str(self._random.randint(*WATCH_SECONDS))),
+            ("timeoutSeconds", str(seconds)),
         ]
         accept = METADATA if self.metadata else "application/json"
         return self.api.watch(
@@ -206,12 +297,13 @@ class Reflector(Generic[Kept]):
         if event["type"] == "BOOKMARK":
             return
         name = self._key(found)
-        objects = dict(self.copy.objects or {})
+        every = dict(self.copy.objects or {})
         if event["type"] == "DELETED":
-            objects.pop(name, None)
+            every.pop(name, None)
         else:
-            objects[name] = self.keep(found)
-        self._known(objects)
+            every[name] = self.keep(found)
+        objects = self.bounds.within(every)
+        self._known(objects, is_partial=self.copy.partial or len(objects) < len(every))
 
     def _lives(self, *, tell: bool) -> None:
         """Note that the API server tells of changes; who waits for that hears of it.
@@ -223,10 +315,17 @@ class Reflector(Generic[Kept]):
         if tell and not was:
             self.changed()
 
-    def _known(self, objects: Mapping[str, Kept]) -> None:
+    def _known(
+        self, objects: Mapping[str, Kept], *, is_partial: bool = False, anew: bool = False
+    ) -> None:
+        """Take over an answer. anew: it is a list.
+
+        A list counts as a change even if it is equal to the copy: a user of the copy may know a
+        newer answer, to a patch for example, which a restored API server has lost.
+        """
         self._doubtful = False
-        copy: Copy[Kept] = Copy(objects=objects)
-        if copy != self.copy:
+        copy: Copy[Kept] = Copy(objects=objects, partial=is_partial)
+        if anew or copy != self.copy:
             self.copy = copy
             self.changed()
 
@@ -260,6 +359,19 @@ def _none(found: Json) -> bool:
         and found.get("kind") == "PartialObjectMetadataList"
         and _version(found) != ""
     )
+
+
+def _continue(page: Json) -> str:
+    """Return the token for the next page; empty: there is none."""
+    token = _metadata(page).get("continue") or ""
+    if not isinstance(token, str):
+        raise Unreachable("the answer is no list")
+    return token
+
+
+def _is_older(version: str, than: str) -> bool:
+    """Return whether a resource version is older; both are decimal numbers (KEP-5504)."""
+    return version.isdecimal() and than.isdecimal() and int(version) < int(than)
 
 
 def _metadata(found: Json) -> Mapping[str, object]:

@@ -3,10 +3,12 @@
 Rule 1: each ConfigMap is a set of its own. Missing, emptied, malformed and not confirmed by the
 API server are four answers, judged for each. Rule 2: nothing is asked here; the copy that a
 reflector keeps is read, once per pass. Rule 3: a ConfigMap whose node selector does not match is
-read and provides nothing here; where the Node's labels are not known it is unreadable.
+read and provides nothing here; where the Node's labels are not known it is unreadable. Rule 4: what
+is kept of all ConfigMaps is bounded; the youngest that exceed the bounds are refused one by one.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from agent.core import selector
 from agent.core.model import Missing, Snapshot, Unreadable
@@ -16,7 +18,77 @@ from agent.sources import config_map, limits
 from agent.sources.config_map import Content
 from agent.sources.opening import Wanted
 
-Kept = Content | str  # what a ConfigMap says, or what is malformed in it
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """What is remembered of one ConfigMap.
+
+    content: what it says; None: it is malformed, or beyond the bounds. malformed: what is wrong
+    with it. created: its creationTimestamp, which the API server sets. size: bytes of its content.
+    """
+
+    content: Content | None = None
+    malformed: str = ""
+    created: str = ""
+    size: int = 0
+
+    @property
+    def is_let_go(self) -> bool:
+        """Return whether its content was too much to be kept."""
+        return self.content is None and not self.malformed
+
+
+class ConfigMapBounds:
+    """How many ConfigMaps of one source are kept, and how many bytes. Fulfils reflect.Bounds.
+
+    A ConfigMap has room if it and all that are older fit together: which ones have room depends on
+    the ConfigMaps alone, and a new one takes no room from those that were there before. Of as many
+    more only the names are remembered; beyond that, nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        most_bytes: int = limits.SOURCE_BYTES,
+        most_config_maps: int = limits.SOURCE_CONFIG_MAPS,
+    ) -> None:
+        self.most_bytes = most_bytes
+        self.most_config_maps = most_config_maps
+
+    def within(self, objects: Mapping[str, Kept]) -> Mapping[str, Kept]:
+        """Return the ConfigMaps that fit; of the next ones their names."""
+        fitting = self._fitting(objects)
+        if fitting == len(objects):
+            return objects
+        oldest = _by_age(objects)[: 2 * self.most_config_maps]
+        return {
+            name: objects[name] if number < fitting else replace(objects[name], content=None)
+            for number, name in enumerate(oldest)
+        }
+
+    def has_room(self, objects: Mapping[str, Kept]) -> bool:
+        """Return whether a ConfigMap that was let go would fit again."""
+        oldest = _by_age(objects)[: self._fitting(objects)]
+        return any(objects[name].is_let_go for name in oldest)
+
+    def _fitting(self, objects: Mapping[str, Kept]) -> int:
+        """Return how many of the ConfigMaps fit, the oldest first."""
+        size = 0
+        for number, name in enumerate(_by_age(objects)):
+            size += objects[name].size
+            if size > self.most_bytes or number == self.most_config_maps:
+                return number
+        return len(objects)
+
+
+def _by_age(objects: Mapping[str, Kept]) -> list[str]:
+    return sorted(objects, key=lambda name: (objects[name].created, name))
+
+
+def _size(content: Content) -> int:
+    """Return about how many bytes of memory the keys of a ConfigMap take."""
+    keys = sum(len(blob.key) + len(blob.content) + limits.KEY_OVERHEAD for blob in content.blobs)
+    return keys + limits.KEY_OVERHEAD * len(content.refused)
 
 
 def origin(namespace: str, name: str) -> str:
@@ -31,10 +103,12 @@ def keep(domain: str) -> Callable[[Json], Kept]:
         metadata = found.get("metadata")
         named = metadata if isinstance(metadata, dict) else {}
         set_ = origin(str(named.get("namespace", "")), str(named.get("name", "")))
+        created = str(named.get("creationTimestamp", ""))
         try:
-            return config_map.content(found, origin=set_, domain=domain, qualified=False)
+            content = config_map.content(found, origin=set_, domain=domain, qualified=False)
         except config_map.Malformed as error:
-            return str(error)
+            return Kept(malformed=str(error), created=created)
+        return Kept(content=content, created=created, size=_size(content))
 
     return kept
 
@@ -73,7 +147,8 @@ class ConfigMaps:
             return (Missing(origin=asked, why="there is no such ConfigMap"),)
         names = [self.which.name] if self.which.name else sorted(copy.objects or {})
         self._made = {name: self._made[name] for name in names if name in self._made}
-        return tuple(self._snapshot(name, copy) for name in names)
+        found = tuple(self._snapshot(name, copy) for name in names)
+        return (*found, _more(f"configmaps {self.which.namespace}")) if copy.partial else found
 
     def absent(self, set_: str) -> Snapshot | None:
         """Return what is known of a set that `read` did not give; None: not of this source."""
@@ -86,13 +161,20 @@ class ConfigMaps:
         set_ = origin(self.which.namespace, name)
         if copy.objects is None or copy.why:
             return Unreadable(origin=set_, why=_failure(copy))
+        if name not in copy.objects and copy.partial:
+            return _more(set_)
         if name not in copy.objects:
             selected = f' that "{self.which.selector}" selects' if not self.which.name else ""
             why = f"there is no ConfigMap {self.which.namespace}/{name}{selected}"
             return Missing(origin=set_, why=why)
-        found = copy.objects[name]
-        if isinstance(found, str):
-            return Unreadable(origin=set_, why=found)
+        kept = copy.objects[name]
+        if kept.malformed:
+            return Unreadable(origin=set_, why=kept.malformed, cause="invalid")
+        if kept.content is None:
+            return _over_limit(set_)
+        return self._of_content(set_, name, kept.content)
+
+    def _of_content(self, set_: str, name: str, found: Content) -> Snapshot:
         if found.node_selector.terms:
             labels = self.node_labels()
             if labels is None:
@@ -108,11 +190,25 @@ class ConfigMaps:
         return self._made[name][1]
 
 
+def _over_limit(set_: str) -> Unreadable:
+    why = (
+        f"together with the ConfigMaps that are older it exceeds {limits.SOURCE_BYTES} bytes or "
+        f"{limits.SOURCE_CONFIG_MAPS} ConfigMaps, the limits of a source"
+    )
+    return Unreadable(origin=set_, why=why, cause="over_limit")
+
+
+def _more(set_: str) -> Unreadable:
+    """Say that there are more ConfigMaps than are remembered."""
+    why = f"there are more than {2 * limits.SOURCE_CONFIG_MAPS} ConfigMaps, and the youngest are "
+    return Unreadable(origin=set_, why=why + "not looked at", cause="over_limit")
+
+
 def _failure(copy: Copy[Kept]) -> str:
     match copy.status:
         case 401 | 403:
             return f"the API server forbids to read it: {copy.why}"
         case 0:
-            return f"the API server cannot be reached: {copy.why}"
+            return f"the API server gave no usable answer: {copy.why}"
         case _:
             return f"the API server refused: {copy.why}"

@@ -13,6 +13,10 @@ SET_BYTES = 32 << 20
 SET_KEYS = 5000
 SET_DIRECTORIES = 5000  # of one directory source; empty ones cost as much as others
 SET_NAMES = 100_000  # of files and directories that are looked at, profiles or not
+# What is kept of all ConfigMaps that one source selects.
+SOURCE_BYTES = 16 << 20
+SOURCE_CONFIG_MAPS = 1000
+KEY_OVERHEAD = 256  # bytes of memory for each key, besides its name and its content
 
 
 def too_large(key: str) -> Problem:
@@ -40,9 +44,11 @@ def snapshot(
 ) -> Snapshot:
     """Return what was read of a set, within the limits; empty allows it to hold nothing."""
     if len(blobs) + len(refused) > SET_KEYS:
-        return Unreadable(origin=origin, why=f"too_many_keys: more than {SET_KEYS} keys")
+        why = f"it has more than {SET_KEYS} keys"
+        return Unreadable(origin=origin, why=why, cause="over_limit")
     if sum(len(blob.content) for blob in blobs) > SET_BYTES:
-        return Unreadable(origin=origin, why=f"set_too_large: more than {SET_BYTES} bytes")
+        why = f"it has more than {SET_BYTES} bytes"
+        return Unreadable(origin=origin, why=why, cause="over_limit")
     parts = [f"{blob.key}\0{blob.path}\0{model.digest(blob.content)}\n" for blob in blobs]
     revision = model.digest("".join(parts).encode("utf-8", "surrogateescape"))
     if not blobs and not refused and not empty:

@@ -137,14 +137,7 @@ class Cluster:
     def __enter__(self):
         try:
             self._certificates()
-            self._start(
-                "etcd",
-                "--data-dir", self.folder / "etcd",
-                "--listen-client-urls", f"http://127.0.0.1:{self.etcd_port}",
-                "--advertise-client-urls", f"http://127.0.0.1:{self.etcd_port}",
-                "--listen-peer-urls", f"http://127.0.0.1:{self.peer_port}",
-                "--unsafe-no-fsync",
-            )  # fmt: skip
+            self.start_etcd()
             self.start_api()
             self.write_kubeconfig("admin", "admin")
             self.kubectl("create", "namespace", NAMESPACE)
@@ -180,6 +173,33 @@ class Cluster:
     def log(self, name):
         """Return what a program said."""
         return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def start_etcd(self):
+        """Start the store on the same ports and with the same data as before."""
+        self._start(
+            "etcd",
+            "--data-dir", self.folder / "etcd",
+            "--listen-client-urls", f"http://127.0.0.1:{self.etcd_port}",
+            "--advertise-client-urls", f"http://127.0.0.1:{self.etcd_port}",
+            "--listen-peer-urls", f"http://127.0.0.1:{self.peer_port}",
+            "--unsafe-no-fsync",
+        )  # fmt: skip
+
+    def save(self):
+        """Copy the data of the store, as a backup does."""
+        self._replace(self.folder / "etcd", self.folder / "saved")
+
+    def restore(self):
+        """Set the store back to the copy, as an administrator does after a loss of data."""
+        self._replace(self.folder / "saved", self.folder / "etcd")
+
+    def _replace(self, source, target):
+        self.stop("kube-apiserver")
+        self.stop("etcd", kill=False)
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(source, target)
+        self.start_etcd()
+        self.start_api()
 
     def start_api(self, *more):
         """Start the API server on the same port and store as before, and wait until it is ready."""

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -529,6 +530,117 @@ def test_a_startup_taint_goes_once_everything_accepted_is_in_place(agent):
     agent.until(lambda: "example.org/profiles" not in keys())
     assert "keep" in keys()
     assert agent.labels() == {"node/seccomp": "enabled", "seccomp/a.json": "installed"}
+
+
+STARTUP = "example.org/profiles"
+
+
+def taint(agent):
+    """Taint the Node as a cloud does when it makes one."""
+    taints = [{"key": STARTUP, "effect": "NoSchedule"}]
+    agent.cluster.kubectl(
+        "patch", "node", agent.name, "-p", json.dumps({"spec": {"taints": taints}})
+    )
+
+
+def is_tainted(agent):
+    spec = agent.cluster.get(f"/api/v1/nodes/{agent.name}")["spec"]
+    return STARTUP in [one["key"] for one in spec.get("taints", [])]
+
+
+def test_a_startup_taint_stays_while_a_set_is_empty_that_was_never_installed(agent):
+    """The ConfigMap may still be being filled; one that may be empty says so."""
+    agent.node()
+    taint(agent)
+    agent.config_map({})
+    agent.config_map({}, "second", labels={"use": "second"})
+    agent.start("--startup-taint", STARTUP, "--source", f"configmaps:{agent.name}?use=second")
+    agent.until(lambda: agent.said().count("source_emptied") >= 2)
+    agent.until_labels({"node/seccomp": "enabled"})
+    assert is_tainted(agent)
+    agent.config_map({"a.json": profile()})
+    agent.until_labels(READY)
+    assert is_tainted(agent)
+    agent.config_map(
+        {}, "second", labels={"use": "second"}, annotations={f"{DOMAIN}/allow-empty": "true"}
+    )
+    agent.until(lambda: not is_tainted(agent))
+
+
+def test_an_invalid_node_selector_keeps_no_startup_taint(agent):
+    """It concerns its own profile set only, as a rejected key does."""
+    agent.node()
+    taint(agent)
+    chosen = {
+        "labels": {"use": "profiles"},
+        "annotations": {f"{DOMAIN}/node-selector": "pool in b"},
+    }
+    agent.config_map({"b.json": profile()}, "invalid", **chosen)
+    agent.config_map({"a.json": profile()}, labels={"use": "profiles"})
+    agent.start("--startup-taint", STARTUP, source=f"configmaps:{agent.name}?use=profiles")
+    agent.until(lambda: not is_tainted(agent))
+    agent.until_labels(READY)
+    assert "source_unreadable" in agent.said()
+
+
+# --- more than the agent keeps, and a store that loses data ---------------------------------------
+
+
+def large():
+    """Return a seccomp profile of nearly 1 MiB, as much as a ConfigMap has room for."""
+    rules = [
+        {"names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "comment": "x" * 1000} for _ in range(970)
+    ]
+    return json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules})
+
+
+def test_many_full_configmaps_are_refused_one_by_one_and_nothing_else_stops(agent):
+    """The oldest are read, changes arrive, and memory stays below the limit of the pod."""
+    agent.node()
+    agent.config_map({"a.json": profile()})
+    agent.start("--source", f"configmaps:{agent.name}?use=many")
+    agent.until_labels(READY)
+    agent.config_map({"first.json": profile()}, "first", labels={"use": "many"})
+    agent.until_labels({**READY, "seccomp/first.json": "installed", "set/first": "ready"})
+    for number in range(32):
+        agent.config_map({f"n{number}.json": large()}, f"n{number:02}", labels={"use": "many"})
+    agent.until(lambda: agent.said().count("source_over_limit") >= 15, 120)
+    agent.stop()
+    agent.start("--source", f"configmaps:{agent.name}?use=many")
+    agent.until(lambda: len(agent.lines("pass_finished")) >= 1, 120)
+    agent.config_map({"a.json": profile(7), "b.json": profile()})
+    agent.until(lambda: "seccomp/b.json" in agent.labels(), 120)
+    sets = sorted(one for one in agent.labels() if one.startswith("set/"))
+    status = Path(f"/proc/{agent.process.pid}/status").read_text()
+    peak = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
+    print(f"32 ConfigMaps of 1 MiB: {len(sets)} sets are ready, peak {peak:.0f} MiB")
+    assert sets[:2] == ["set/first", "set/n00"]
+    assert 14 <= len(sets) <= 19
+    assert "gave no usable answer" not in agent.said()
+    assert peak < 128
+    for number in range(16):
+        agent.cluster.kubectl("-n", agent.name, "delete", "configmap", f"n{number:02}")
+    agent.until(lambda: "set/n31" in agent.labels(), 180)
+
+
+def test_after_a_restore_of_the_store_everything_is_true_at_once(agent):
+    """Labels follow the restored state, and a key that is new in it is seen."""
+    agent.node()
+    agent.config_map({"a.json": profile()})
+    agent.start("--prune", "never")
+    agent.until_labels(READY)
+    agent.until(lambda: len(agent.lines("pass_finished")) >= 1)
+    agent.cluster.save()
+    agent.until(lambda: agent.cluster.labels(agent.name), 60)
+    for number in range(20):  # the store is far ahead of its copy
+        agent.config_map({"a.json": profile(), "b.json": profile(number)})
+    agent.until_labels({**READY, "seccomp/b.json": "installed"}, 75)
+    lasted = time.monotonic() + 11.0  # longer than reflect.STABLE_SECONDS
+    agent.until(lambda: time.monotonic() > lasted)
+    agent.cluster.restore()
+    agent.until_labels(READY, 30)
+    agent.config_map({"a.json": profile(), "c.json": profile()})
+    agent.until_labels({**READY, "seccomp/c.json": "installed"}, 30)
 
 
 def test_a_profile_that_a_pod_names_is_in_use(agent):

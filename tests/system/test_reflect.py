@@ -9,6 +9,7 @@ import contextlib
 import datetime as dt
 import http.server
 import json
+import math
 import os
 import queue
 import re
@@ -178,6 +179,15 @@ def test_a_list_without_objects_is_empty(cluster, tmp_path, metadata):
     reflector = Watched(api, metadata=metadata, query=(("labelSelector", "no=one"),)).reflector
     reflector.list()
     assert reflector.copy == reflect.Copy(objects={})
+
+
+def compact(cluster, version):
+    """Let the store forget every state before a version."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{cluster.etcd_port}/v3/kv/compaction",
+        data=json.dumps({"revision": version, "physical": True}).encode(),
+    )
+    urllib.request.urlopen(request, timeout=10).close()  # noqa: S310 - the same
 
 
 def test_a_version_that_was_compacted_away_is_gone(cluster, tmp_path):
@@ -566,19 +576,202 @@ def test_waits_grow_however_long_each_try_takes(tmp_path, monkeypatch):
     assert told[:4] == [1, 2, 3, 4]
 
 
-def test_a_watch_that_lasted_goes_on_where_it_broke(tmp_path, monkeypatch):
-    """A connection that breaks costs no list: the next watch begins at the last version."""
-    monkeypatch.setattr(reflect, "STABLE_SECONDS", 0.0)
+@pytest.mark.parametrize("stable", [0.0, 60.0])
+def test_after_a_watch_that_broke_it_lists_again(tmp_path, monkeypatch, stable):
+    """However long the watch lasted: the versions after it may be of another history."""
+    monkeypatch.setattr(reflect, "STABLE_SECONDS", stable)
     event = {"type": "ADDED", "object": map_("one", key="a")}
     event["object"]["metadata"]["resourceVersion"] = "9"
     broken = answer(200, json.dumps(event).encode() + b"\n{")
-    with Script(LIST, broken, answer(410, b"{}")) as server:
+    with Script(LIST, broken, LIST, answer(410, b"{}")) as server:
         api = kube.Api(kubeconfig=config(tmp_path, server.url))
         with Watched(api) as watched:
-            until(lambda: len(server.asked) >= 3, lambda: server.asked)
+            until(lambda: len(server.asked) >= 4, lambda: server.asked)
             watched.reflector.stop()
-    versions = [re.findall(r"resourceVersion=(\d+)", one) for one in server.asked[:3]]
-    assert versions == [[], ["7"], ["9"]]
+    versions = [re.findall(r"resourceVersion=(\d+)", one) for one in server.asked[:4]]
+    assert versions == [[], ["7"], [], ["7"]]
+
+
+def test_after_a_watch_that_ended_early_it_lists_again(tmp_path, monkeypatch):
+    """An API server that shuts down ends its watches as if their time had come."""
+    monkeypatch.setattr(reflect, "FIRST_SECONDS", 0.0)
+    with Script(LIST, answer(200, b""), LIST, None) as server:
+        watched = Watched(kube.Api(kubeconfig=config(tmp_path, server.url)), silence_seconds=60)
+        with watched:
+            until(lambda: len(server.asked) == 4, lambda: server.asked)
+            watched.reflector.stop()
+    assert ["watch=" in one for one in server.asked] == [False, True, False, True]
+
+
+def test_a_version_that_goes_backwards_is_followed_by_a_list(tmp_path):
+    """The store was set back below a running API server."""
+
+    def event(version):
+        changed = map_("one", key=version)
+        changed["metadata"]["resourceVersion"] = version
+        return json.dumps({"type": "MODIFIED", "object": changed}).encode()
+
+    lost = answer(200, event("10") + b"\n" + event("8") + b"\n" + event("11"))
+    with Script(LIST, lost, LIST, None) as server:
+        watched = Watched(kube.Api(kubeconfig=config(tmp_path, server.url)), silence_seconds=60)
+        with watched:
+            until(lambda: len(server.asked) == 4, lambda: server.asked)
+            assert watched.reflector.copy.objects == {}
+            watched.reflector.stop()
+    told = []
+    while not watched.changes.empty():
+        told.append((watched.changes.get().objects or {}).get("one"))
+    assert {"key": "11"} not in told
+    assert {"key": "8"} not in told
+
+
+def test_a_list_counts_as_a_change_although_it_is_equal(tmp_path):
+    """Its reader may know a newer answer, which a restored API server has lost."""
+    with Script(LIST) as server:
+        watched = Watched(kube.Api(kubeconfig=config(tmp_path, server.url)))
+        copies = []
+        for _ in range(2):
+            watched.reflector.list()
+            copies.append(watched.reflector.copy)
+        assert (copies[0] == copies[1], copies[0] is copies[1]) == (True, False)
+        assert watched.changes.qsize() == 2
+
+
+# --- lists in pages -------------------------------------------------------------------------------
+
+
+def page(*names, more="", version="7"):
+    metadata = {"resourceVersion": version} | ({"continue": more} if more else {})
+    return answer(200, {"metadata": metadata, "items": [map_(name) for name in names]})
+
+
+def asked_for(server, name):
+    return [re.findall(rf"{name}=(\w+)", one) for one in server.asked]
+
+
+def test_a_list_is_read_in_pages(tmp_path):
+    """Each page is asked for with the token of the one before."""
+    with Script(page("a", "b", more="x"), page("c", more="y"), page("d")) as server:
+        reflector = Watched(kube.Api(kubeconfig=config(tmp_path, server.url))).reflector
+        reflector.list()
+        assert list(reflector.copy.objects) == ["a", "b", "c", "d"]
+        assert asked_for(server, "continue") == [[], ["x"], ["y"]]
+        assert set(map(tuple, asked_for(server, "limit"))) == {("100",)}
+
+
+def test_a_list_whose_token_expires_is_read_from_the_beginning(tmp_path):
+    """What was read of it is of a state that is gone."""
+    expired = answer(410, {"reason": "Expired", "message": "too old"})
+    with Script(page("a", more="x"), expired, page("b", more="y"), page("c")) as server:
+        reflector = Watched(kube.Api(kubeconfig=config(tmp_path, server.url))).reflector
+        reflector.list()
+        assert list(reflector.copy.objects) == ["b", "c"]
+        assert asked_for(server, "continue") == [[], ["x"], [], ["y"]]
+
+
+def test_a_list_whose_token_always_expires_is_refused(tmp_path):
+    """After some tries; the copy stays."""
+    expired = answer(410, {"reason": "Expired", "message": "too old"})
+    rounds = [one for _ in range(reflect.LIST_TRIES) for one in (page("a", more="x"), expired)]
+    with Script(page("z"), *rounds) as server:
+        reflector = Watched(kube.Api(kubeconfig=config(tmp_path, server.url))).reflector
+        reflector.list()
+        with pytest.raises(kube.Refused, match="too old"):
+            reflector.list()
+        assert (list(reflector.copy.objects), reflector.copy.status) == (["z"], 410)
+        assert len(server.asked) == 1 + 2 * reflect.LIST_TRIES
+
+
+def test_a_page_that_is_too_large_is_asked_for_in_smaller_ones(tmp_path):
+    """One object has more room than a page of several."""
+    large = map_("large", key="x" * reflect.PAGE_BYTES)
+    huge = answer(200, {"metadata": {"resourceVersion": "7"}, "items": [large]})
+    with Script(huge) as server:
+        reflector = Watched(kube.Api(kubeconfig=config(tmp_path, server.url))).reflector
+        reflector.list()
+        assert list(reflector.copy.objects) == ["large"]
+        assert asked_for(server, "limit") == [["100"], ["25"], ["6"], ["1"]]
+
+
+def test_a_list_without_an_end_is_no_answer(tmp_path, monkeypatch):
+    """An API server that always has another page keeps nobody for ever."""
+    monkeypatch.setattr(reflect, "PAGES", 5)
+    with Script(page("a", more="x")) as server:
+        reflector = Watched(kube.Api(kubeconfig=config(tmp_path, server.url))).reflector
+        with pytest.raises(kube.Unreachable, match="more than 5 pages"):
+            reflector.list()
+        assert len(server.asked) == 5
+
+
+@pytest.mark.parametrize("token", [5, ["x"], {"a": 1}])
+def test_an_odd_token_is_no_answer(tmp_path, token):
+    """It is not taken for the end of the list."""
+    with Script(answer(200, {"metadata": {"continue": token}, "items": []})) as server:
+        reflector = Watched(kube.Api(kubeconfig=config(tmp_path, server.url))).reflector
+        with pytest.raises(kube.Unreachable, match="no list"):
+            reflector.list()
+
+
+class Two:
+    """Bounds that keep two objects, and have room where fewer are known."""
+
+    def __init__(self):
+        self.most = 0
+
+    def within(self, objects):
+        self.most = max(self.most, len(objects))
+        return dict(sorted(objects.items())[:2])
+
+    def has_room(self, objects):
+        return len(objects) < 2
+
+
+def test_bounds_decide_after_each_page_what_is_kept(tmp_path):
+    """Never more than they allow and one page; the copy says that there are more."""
+    pages = [page(f"a{number}", f"b{number}", more="x") for number in range(9)]
+    with Script(*pages, page("c")) as server:
+        bounds = Two()
+        api = kube.Api(kubeconfig=config(tmp_path, server.url))
+        reflector = Watched(api, bounds=bounds).reflector
+        reflector.list()
+        assert (list(reflector.copy.objects), reflector.copy.partial) == (["a0", "a1"], True)
+        assert bounds.most == 4
+
+
+def test_it_lists_again_where_there_is_room_for_what_was_let_go(tmp_path, monkeypatch):
+    """The content of an object that was let go is in no event."""
+    monkeypatch.setattr(reflect, "ROOM_SECONDS", 0.0)
+    gone = {"type": "DELETED", "object": map_("a")}
+    with Script(page("a", "b", "c"), answer(200, gone), page("b", "c"), None) as server:
+        api = kube.Api(kubeconfig=config(tmp_path, server.url))
+        with Watched(api, bounds=Two(), silence_seconds=60) as watched:
+            until(lambda: len(server.asked) == 4, lambda: server.asked)
+            watched.reflector.stop()
+            assert list(watched.reflector.copy.objects) == ["b", "c"]
+            assert watched.reflector.copy.partial is False
+
+
+def test_real_pages_make_the_same_list(cluster, tmp_path, monkeypatch):
+    """Whatever their size, also where the store forgets the state in between."""
+    names = {f"page-{number}" for number in range(7)}
+    cluster.apply(*(map_(name, key=name) for name in names))
+    forgotten = []
+
+    def forget(found):
+        if not forgotten:
+            forgotten.append(found)
+            cluster.apply(map_("page-0", key="page-0", more="x"))
+            compact(cluster, cluster.get(f"{PATH}/page-0")["metadata"]["resourceVersion"])
+        return found.get("data", {})
+
+    for size in (1, 2, 3, 7, 100):
+        monkeypatch.setattr(reflect, "PAGE_OBJECTS", size)
+        api = kube.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca))
+        reflector = reflect.Reflector(api, PATH, keep=forget, changed=lambda: None)
+        reflector.list()
+        assert names == objects(reflector.copy).keys()
+    assert objects(reflector.copy)["page-0"] == {"key": "page-0", "more": "x"}
+    cluster.kubectl("delete", "configmap", *names)
 
 
 def test_a_watch_that_was_never_answered_is_none_that_lasted(tmp_path, monkeypatch):
@@ -597,15 +790,11 @@ def test_a_watch_that_was_never_answered_is_none_that_lasted(tmp_path, monkeypat
     )
 
 
-@pytest.mark.parametrize("lasted", [False, True])
-def test_from_a_watch_that_breaks_to_the_next_answer_it_does_not_live(
-    tmp_path, monkeypatch, lasted
-):
+def test_from_a_watch_that_breaks_to_the_next_answer_it_does_not_live(tmp_path):
     """What began meanwhile is not in the copy: nothing may be concluded from it."""
-    monkeypatch.setattr(reflect, "STABLE_SECONDS", 0.0 if lasted else 60.0)
     event = {"type": "ADDED", "object": map_("one", key="a")}
     broken = answer(200, json.dumps(event).encode() + b"\n{")
-    with Script(LIST, broken, answer(410, b"{}"), LIST, answer(200, b"")) as server:
+    with Script(LIST, broken, LIST, answer(200, b"")) as server:
         watched = Watched(kube.Api(kubeconfig=config(tmp_path, server.url)))
         assert watched.reflector.live is False
         paused, changed = [], []
@@ -642,6 +831,7 @@ def test_a_list_alone_is_no_watch(tmp_path):
 def test_between_two_watches_it_does_not_live_and_tells_nobody(tmp_path, monkeypatch):
     """The end of a watch in its time is no news; only what is asked before the next one waits."""
     monkeypatch.setattr(reflect, "FIRST_SECONDS", 0.0)
+    monkeypatch.setattr(reflect, "EARLY_SECONDS", math.inf)
     with Script(LIST, answer(200, b""), answer(200, b""), None) as server:
         watched = Watched(kube.Api(kubeconfig=config(tmp_path, server.url)), silence_seconds=60)
         with watched:
@@ -658,7 +848,7 @@ def test_pods_are_listed_as_they_are_and_not_from_a_cache(tmp_path):
             lambda _: None,
         )
         found.pods.list()
-        assert server.asked == ["/api/v1/pods?fieldSelector=spec.nodeName%3Da"]
+        assert server.asked == ["/api/v1/pods?fieldSelector=spec.nodeName%3Da&limit=100"]
         assert found.users() == {}
 
 

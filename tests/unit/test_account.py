@@ -163,7 +163,7 @@ def test_sets_and_support_are_told_as_four_and_three_answers():
             SetStatus(origin="a", state="read", keys=1),
             SetStatus(origin="b", state="emptied", why="it holds no profile"),
             SetStatus(origin="c", state="missing", why="no such file"),
-            SetStatus(origin="d", state="unreadable", why="EIO"),
+            SetStatus(origin="d", state="unreadable", why="EIO", cause="unanswered"),
         ),
         supports={
             "seccomp": Support(state="enabled"),
@@ -275,3 +275,17 @@ def test_a_report_has_the_names_of_accepted_and_rejected_keys():
         outcomes=[],
     )
     assert report.names == {"seccomp": frozenset(["audit.json", "other.json"])}
+
+
+@pytest.mark.parametrize(
+    ("cause", "code"),
+    [
+        ("unanswered", "source_unreadable"),
+        ("invalid", "source_unreadable"),
+        ("over_limit", "source_over_limit"),
+    ],
+)
+def test_a_set_beyond_a_limit_has_a_code_of_its_own(cause, code):
+    """What to do about it is another matter."""
+    found = account.unread(Unreadable(origin="d", why="it is so", cause=cause))
+    assert (found.code, found.where, "it is so" in found.what) == (code, "d", True)

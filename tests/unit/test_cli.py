@@ -320,3 +320,14 @@ def test_a_client_authority_without_tls_is_a_mistake():
     assert mistakes("--source=dir:/p", "--tls-client-ca=/ca.pem") == told
     safe = ("--https-address=:9809", "--tls-cert=/tls.pem", "--tls-client-ca=/ca.pem")
     assert isinstance(parse("--source=dir:/p", *safe), cli.Run)
+
+
+@pytest.mark.parametrize(("text", "fine"), [("800", True), ("801", False), ("x", False)])
+def test_the_label_limit_is_below_the_cost_limit_of_the_policy(text, fine):
+    """With more labels in one request the API server would deny all of them."""
+    argv = (*RUN, f"--label-limit={text}")
+    if fine:
+        assert parse(*argv).settings.label_limit == float(text)
+    else:
+        wrong = f'--label-limit: "{text}" must be a whole number of at most 800'
+        assert mistakes(*argv) == [wrong]

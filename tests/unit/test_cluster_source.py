@@ -18,7 +18,7 @@ ALL = Wanted(namespace="ns")
 def config_map(name="web", data=None, **annotations):
     keys = {"a.json": PLAIN} if data is None else data
     own = {f"{D}/{key.replace('_', '-')}": value for key, value in annotations.items()}
-    return cluster.keep(D)(
+    return name, cluster.keep(D)(
         {"metadata": {"name": name, "namespace": "ns", "annotations": own}, "data": keys}
     )
 
@@ -38,7 +38,7 @@ def as_read(name, *keys, empty=False):
 
 
 def known(*found, **more):
-    return Copy(objects={one.name: one for one in found}, **more)
+    return Copy(objects=dict(found), **more)
 
 
 FORBIDDEN = Copy(objects=None, why="403 Forbidden: no", status=403)
@@ -73,7 +73,7 @@ def test_a_configmap_that_does_not_exist_is_missing():
         (404, "the API server refused: because"),
         (429, "the API server refused: because"),
         (500, "the API server refused: because"),
-        (0, "the API server cannot be reached: because"),
+        (0, "the API server gave no usable answer: because"),
     ],
 )
 @pytest.mark.parametrize("objects", [None, {}, {"web": config_map()}])
@@ -110,7 +110,7 @@ def test_a_selector_that_selects_none_is_a_missing_source():
 def test_known_configmaps_that_are_not_confirmed_are_unreadable_each():
     """So each of them keeps what it provided."""
     copy = known(config_map("web"), config_map("api"), why="no answer in time")
-    why = "the API server cannot be reached: no answer in time"
+    why = "the API server gave no usable answer: no answer in time"
     assert read(SEVERAL, copy) == (
         Unreadable(origin="configmap ns/api", why=why),
         Unreadable(origin="configmap ns/web", why=why),
@@ -120,16 +120,94 @@ def test_known_configmaps_that_are_not_confirmed_are_unreadable_each():
 def test_a_malformed_configmap_is_unreadable_and_the_others_are_read():
     """Its keys may still be desired."""
     odd = cluster.keep(D)({"metadata": {"name": "odd", "namespace": "ns"}, "data": ["x"]})
-    copy = Copy(objects={"odd": odd, "web": config_map()})
+    copy = Copy(objects={"odd": odd, **dict([config_map()])})
     assert read(SEVERAL, copy) == (
-        Unreadable(origin="configmap ns/odd", why="data of a ConfigMap is no mapping of strings"),
+        Unreadable(
+            origin="configmap ns/odd",
+            why="data of a ConfigMap is no mapping of strings",
+            cause="invalid",
+        ),
         as_read("web", "a.json"),
     )
 
 
 def test_an_object_without_metadata_is_malformed_not_a_crash():
     """What is kept of it is what is wrong with it."""
-    assert cluster.keep(D)({"metadata": None}) == "a ConfigMap has no metadata.name"
+    assert cluster.keep(D)({"metadata": None}).malformed == "a ConfigMap has no metadata.name"
+
+
+def aged(number, size=100, **more):
+    """Return a ConfigMap that was created in that second."""
+    content = cluster.keep(D)({"metadata": {"name": f"m{number}", "namespace": "ns"}}).content
+    created = f"2026-01-01T00:00:{number:02}Z"
+    return f"m{number}", cluster.Kept(content=content, created=created, size=size, **more)
+
+
+def let_go(objects):
+    return sorted(name for name, one in objects.items() if one.is_let_go)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([100, 100, 100], []),
+        ([100, 100, 101], ["m2"]),
+        ([100, 201, 1], ["m1", "m2"]),
+        ([301, 1], ["m0", "m1"]),
+        ([0] * 10, []),
+        ([0] * 12, ["m10", "m11"]),
+        ([], []),
+    ],
+)
+def test_the_oldest_configmaps_have_room(sizes, expected):
+    """The order in which they become known does not matter, nor how often it is decided."""
+    bounds = cluster.ConfigMapBounds(most_bytes=300, most_config_maps=10)
+    found = [aged(number, size) for number, size in enumerate(sizes)]
+    for order in (found, found[::-1]):
+        whole = bounds.within(dict(order))
+        assert (let_go(whole), len(whole)) == (expected, len(sizes))
+        assert bounds.within(whole) == whole
+        paged = {}
+        for name, one in order:
+            paged = bounds.within({**paged, name: one})
+        assert paged == whole
+        assert bounds.has_room(whole) is False
+
+
+def test_room_that_becomes_free_is_noticed():
+    """A deleted or smaller ConfigMap leaves room for one that was let go."""
+    bounds = cluster.ConfigMapBounds(most_bytes=300, most_config_maps=10)
+    found = bounds.within(dict(aged(number, 150) for number in range(3)))
+    assert let_go(found) == ["m2"]
+    left = {name: one for name, one in found.items() if name != "m0"}
+    assert bounds.has_room(left) is True
+    assert bounds.has_room({**found, "m0": aged(0, 0)[1]}) is True
+
+
+def test_of_too_many_configmaps_not_even_the_names_are_remembered():
+    """The youngest are left out; those that are remembered are the oldest."""
+    bounds = cluster.ConfigMapBounds(most_bytes=300, most_config_maps=2)
+    found = bounds.within(dict(aged(number, 0) for number in range(9)))
+    assert (sorted(found), let_go(found)) == (["m0", "m1", "m2", "m3"], ["m2", "m3"])
+
+
+def test_configmaps_beyond_the_bounds_are_refused_one_by_one():
+    """The others are read, nothing is missing, and the code is that of a limit."""
+    name, old = config_map("old")
+    copy = Copy(objects={name: old, "young": aged(5)[1], "huge": cluster.Kept(created="x")})
+    known_by = source(ALL, copy)
+    told = {one.origin: getattr(one, "cause", "") for one in known_by.read()}
+    assert told == {
+        "configmap ns/old": "",
+        "configmap ns/young": "",
+        "configmap ns/huge": "over_limit",
+    }
+    assert known_by.absent("configmap ns/gone") == Missing(
+        origin="configmap ns/gone", why='there is no ConfigMap ns/gone that "" selects'
+    )
+    more = source(ALL, Copy(objects={name: old}, partial=True))
+    assert [getattr(one, "cause", "") for one in more.read()] == ["", "over_limit"]
+    assert more.absent("configmap ns/gone").cause == "over_limit"
 
 
 @pytest.mark.parametrize(

@@ -321,6 +321,22 @@ def test_the_selector_of_a_row_is_ready_made():
 @pytest.mark.parametrize(
     ("label", "expected"),
     [
+        ("former.example/seccomp", True),
+        ("set.former.example/x", True),
+        (f"seccomp-digest.{D}/x", True),
+        ("seccomp", False),
+        ("settings.example/x", False),
+        ("kubernetes.io/os", False),
+    ],
+)
+def test_labels_of_a_former_domain_have_the_form_of_own_ones(label, expected):
+    """They are still removed by an apply."""
+    assert labels.has_own_form(label) is expected
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
         (f"{D}/seccomp", True),
         (f"apparmor.{D}/x", True),
         (f"seccomp.{D}/x", True),
