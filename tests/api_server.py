@@ -20,7 +20,8 @@ class ApiServer:
     """What it was asked stands in `asked`. The calls are those of agent.doors.kube.Api.
 
     errors: raised by the next requests, one each, which are not carried out. lost: raised by the
-    next ones after they were carried out. bound: the Node uid in the caller's token.
+    next ones after they were carried out. bound: the Node uid in the caller's token. policy: says
+    why it denies a change of the labels, from before to after, or nothing.
     """
 
     def __init__(self, labels=(), *, taints=(), boot_id=BOOT_ID, bound=""):
@@ -29,6 +30,7 @@ class ApiServer:
         self.events = []
         self.errors = []
         self.lost = []
+        self.policy = lambda before, after: ""
         self.during = lambda: None  # called before a request is carried out
         self.version = 0
         self.owners = {}
@@ -85,6 +87,10 @@ class ApiServer:
                 self.owners[key] -= {MANAGER}
                 if not self.owners[key]:
                     del self.owners[key], self.labels[key]
+        denied = self.policy(before[0], self.labels)
+        if denied:
+            self.node["metadata"]["labels"], self.owners = before
+            raise Refused(403, "Forbidden", denied)
         self.version += before != (self.labels, self.owners)
         return self._end(self._node())
 
@@ -94,6 +100,8 @@ class ApiServer:
             self.events.append(body)
             return self._end({})
         assert content == JSON_PATCH
+        if all(one["path"].startswith("/metadata/") for one in body):
+            return self._end(self._unlabelled(body))
         taints = list(self.node["spec"]["taints"])
         for one in body:
             index = int(one["path"].removeprefix("/spec/taints/"))
@@ -104,6 +112,27 @@ class ApiServer:
         self.version += 1
         self.node["spec"]["taints"] = taints
         return self._end(self._node())
+
+    def _unlabelled(self, patch):
+        """Carry out a patch that tests and removes labels, or nothing of it."""
+        node = self._node()
+        for one in patch:
+            parts = [
+                part.replace("~1", "/").replace("~0", "~") for part in one["path"].split("/")[1:]
+            ]
+            holder = node
+            for part in parts[:-1]:
+                holder = holder[int(part) if isinstance(holder, list) else part]
+            if one["op"] == "test" and holder.get(parts[-1]) != one["value"]:
+                raise Refused(422, "Invalid", "the test failed")
+            if one["op"] == "remove":
+                del holder[parts[-1]]
+            if one["op"] == "replace":
+                holder[parts[-1]] = one["value"]
+        self.node["metadata"]["managedFields"] = node["metadata"].get("managedFields", [])
+        for key in self.labels.keys() - node["metadata"]["labels"].keys():
+            self.drop_label(key)
+        return self._node()
 
     def token_node_uid(self):
         return self.bound

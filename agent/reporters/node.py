@@ -3,10 +3,12 @@
 Rule 1: the own Node has this name and this kernel's boot id, and is the one the token is bound
 to; no other is ever labelled. Rule 2: the whole set in one server-side apply, only when it
 differs; a label of another manager is never touched. Rule 3: what the API server answered is what
-is known, nothing is assumed.
+is known, nothing is assumed. Rule 4: a refused key concerns itself alone: labels that became untrue
+are removed, and the other labels are set.
 """
 
-from collections.abc import Callable, Mapping
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import quote
@@ -15,17 +17,29 @@ from agent.core import labels
 from agent.core.problems import Problem
 from agent.core.report import Report
 from agent.doors.kube import JSON_PATCH, Api, Json, KubeError, Refused, Unreachable
+from agent.reporters import managed_fields
+
+Change = tuple[str, str | None]  # a label's key, and its new value; None: it is removed
+
+REFUSAL_REQUESTS: Final = 24  # to find out which keys are refused, in one attempt
+REFUSED_SHOWN: Final = 5
+UNLABEL_TRIES: Final = 5
+# What the API server says to the content of a request: 400 and 422 by its own validation, 403 and
+# 422 by an admission policy, 413 for a Node that would be too large.
+_OF_CONTENT: Final = frozenset({400, 403, 413, 422})
 
 # Everything accepted is in place; one refused key must not taint new nodes for ever.
+_ON_NODE: Final = frozenset({"installed", "outdated", "held"})
 _SETTLED: Final = frozenset({"installed", "outdated", "held", "rejected", "removed", "released"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Meta:
-    """What is remembered of a Node."""
+    """What is remembered of a Node. is_forged: an apply would change more than own labels."""
 
     uid: str
     labels: Mapping[str, str] = field(default_factory=dict)
+    is_forged: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +74,7 @@ def keep(found: Json) -> Meta:
     return Meta(
         uid=str(metadata.get("uid", "")),
         labels={str(key): str(value) for key, value in known.items()},
+        is_forged=managed_fields.is_forged(metadata),
     )
 
 
@@ -72,6 +87,10 @@ class OwnNode:
         self.boot_id = boot_id
         self.strays: frozenset[str] = frozenset()  # below our prefixes, and another's
         self._proven: str | None = None  # uid of the Node that is known to be ours
+        # Labels (None: their removal) that the API server refused, and what it said last.
+        self.refused: frozenset[Change] = frozenset()
+        self.refusal = ""
+        self._suspects: set[Change] = set()  # refused when they were tried alone
         self._doubtful = False  # an apply may have been carried out, and its answer is lost
         self._untainted = ""  # uid of the Node whose startup taint is known to be gone
 
@@ -97,15 +116,82 @@ class OwnNode:
         """Return the labels below our prefixes that are not known to be another's."""
         return {key: meta.labels[key] for key in self.below(meta) - self.strays}
 
-    def publish(self, meta: Meta, wanted: Mapping[str, str]) -> Meta:
-        """Make the Node's own labels the wanted ones; return the Node as answered.
+    def allowed(self, meta: Meta, wanted: Mapping[str, str]) -> dict[str, str]:
+        """Return the wanted labels without the changes that the API server refused."""
+        kept = {key: value for key, value in wanted.items() if (key, value) not in self.refused}
+        stuck = {key: value for key, value in self.own(meta).items() if (key, None) in self.refused}
+        return stuck | kept
 
-        Raises NotOurs, and KubeError.
+    def retry_refused(self) -> None:
+        """Let the next `publish` try again what the API server refused."""
+        self.refused, self.refusal = frozenset(), ""
+
+    def publish(self, meta: Meta, wanted: Mapping[str, str]) -> Meta:
+        """Make the Node's own labels the allowed ones of the wanted; return the Node as answered.
+
+        Changes that the API server refuses are in `refused` afterwards. Raises NotOurs, and
+        KubeError where nothing is allowed or no answer came.
         """
         self.strays = self.strays.intersection(meta.labels)  # one that is gone is told no more
-        if self.own(meta) == wanted and not self._doubtful:
+        target = self.allowed(meta, wanted)
+        if self.own(meta) == target and not self._doubtful:
             return meta
         self.prove(meta)
+        if meta.is_forged:
+            meta = self._repaired()
+        try:
+            return self._apply(meta, target)
+        except Refused as error:
+            if error.status not in _OF_CONTENT:
+                raise
+            return self._apply_parts(meta, wanted, error)
+
+    def _apply_parts(self, meta: Meta, wanted: Mapping[str, str], error: Refused) -> Meta:
+        """Apply what the API server allows of a set that it refused as a whole.
+
+        Raises the refusal if not even the labels that are there may be applied.
+        """
+        state = self.own(meta)
+        try:
+            answer = self._apply(meta, state)
+        except Refused:
+            raise error from None
+        parts = deque(_parts(state, wanted, self._suspects))  # a suspect is tried last
+        suspects = [one for one in _additions(state, wanted) if one in self._suspects]
+        halves: list[tuple[Change, ...]] = [tuple(suspects)]
+        for _ in range(REFUSAL_REQUESTS):
+            part = parts.popleft() if parts else halves.pop() if halves else ()
+            if not part:
+                break
+            target = _changed(state, part)
+            try:
+                answer, state = self._apply(answer, target), target
+                self._suspects.difference_update(part)
+            except Refused as refusal:
+                if refusal.status not in _OF_CONTENT:
+                    raise
+                error = refusal
+                self._suspects.update(part if len(part) == 1 else ())
+                half = len(part) // 2
+                if half and part[0][1] is None:  # the other untrue labels come next
+                    parts.extendleft([part[half:], part[:half]])
+                elif half:
+                    halves += [part[half:], part[:half]]
+        changes = {change for part in _parts(state, wanted, ()) for change in part}
+        self._suspects &= changes
+        self.refused, self.refusal = frozenset(changes), str(error)
+        return answer
+
+    def _repaired(self) -> Meta:
+        """Take from the agent's applies what they do not own; return the Node as answered."""
+        found = self.api.get(self.options.path)
+        metadata = found.get("metadata")
+        patch = managed_fields.repair(metadata if isinstance(metadata, dict) else {})
+        if not patch:
+            return keep(found)
+        return keep(self.api.send("PATCH", self.options.path, patch, content=JSON_PATCH))
+
+    def _apply(self, meta: Meta, wanted: Mapping[str, str]) -> Meta:
         body = self._with(meta, wanted)
         doubtful, self._doubtful = self._doubtful, True
         try:
@@ -169,8 +255,25 @@ class OwnNode:
         self._untainted = meta.uid
 
     def unlabel(self) -> None:
-        """Take every own label off. Raises KubeError, also if there is no such Node."""
-        self.api.apply(self.options.path, self._with(self.read(), {}))
+        """Remove every label with one of the agent's prefixes, and change nothing else.
+
+        A JSON patch names each label and its value. An apply without labels would remove whatever
+        metadata.managedFields attributes to the agent, and other writers of the Node can forge
+        that: taints, for example. Raises KubeError, also if there is no such Node.
+        """
+        for attempt in range(1, UNLABEL_TRIES + 1):
+            meta = self.read()
+            patch = _removal(meta, self.below(meta))
+            if not patch:
+                return
+            try:
+                self.api.send("PATCH", self.options.path, patch, content=JSON_PATCH)
+            except Refused as error:
+                changed = error.status in (409, 422)  # Conflict, Unprocessable: a test failed
+                if not changed or attempt == UNLABEL_TRIES:
+                    raise
+            else:
+                return
 
     def _with(self, meta: Meta, wanted: Mapping[str, str]) -> dict[str, object]:
         """Return the Node with these labels of ours; without its uid an apply would make it."""
@@ -182,7 +285,8 @@ class OwnNode:
 
     def problems(self) -> tuple[Problem, ...]:
         """Return what is to be said of the labels as they are."""
-        return tuple(
+        refused = (_refused(self.refused, self.refusal, self.options.name),) * bool(self.refused)
+        return refused + tuple(
             Problem(
                 code="label_foreign",
                 where=key,
@@ -194,15 +298,64 @@ class OwnNode:
         )
 
 
+def _parts(
+    state: Mapping[str, str], wanted: Mapping[str, str], suspects: Collection[Change]
+) -> list[tuple[Change, ...]]:
+    """Return what turns the labels of the Node into the wanted ones, in parts.
+
+    Labels that became untrue are removed first, those with another value too. The others follow by
+    prefix and value, because a policy of another release differs in these. Suspects are left out.
+    """
+    untrue: list[Change] = [
+        (key, None) for key, value in sorted(state.items()) if wanted.get(key) != value
+    ]
+    groups: dict[tuple[str, str], list[Change]] = defaultdict(list)
+    for key, value in _additions(state, wanted):
+        prefix = key.partition("/")[0]
+        if (key, value) not in suspects:
+            groups[prefix, "" if "-digest." in prefix else value].append((key, value))
+    return [tuple(part) for part in (untrue, *groups.values()) if part]
+
+
+def _additions(state: Mapping[str, str], wanted: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return the labels that are missing or have another value."""
+    return [(key, value) for key, value in sorted(wanted.items()) if state.get(key) != value]
+
+
+def _changed(state: Mapping[str, str], part: Iterable[Change]) -> dict[str, str]:
+    """Return the labels after some changes."""
+    changed: dict[str, str | None] = {**state, **dict(part)}
+    return {key: value for key, value in changed.items() if value is not None}
+
+
+def _removal(meta: Meta, keys: Iterable[str]) -> list[Mapping[str, object]]:
+    """Return the JSON patch that removes labels of a Node if they still have the same values."""
+    patch: list[Mapping[str, object]] = []
+    for key in sorted(keys):
+        path = "/metadata/labels/" + key.replace("~", "~0").replace("/", "~1")
+        patch.append({"op": "test", "path": path, "value": meta.labels[key]})
+        patch.append({"op": "remove", "path": path})
+    return [{"op": "test", "path": "/metadata/uid", "value": meta.uid}, *patch] if patch else []
+
+
 def settled(report: Report) -> bool:
     """Return whether what every set says is known, and every accepted profile is in place.
 
-    A kind that this node cannot have is no reason to wait; one that could not be looked at is.
+    A kind that this node cannot have is no reason to wait; one that could not be looked at is. A
+    set that is refused as a whole (an invalid node selector, too large) is like a rejected key:
+    waiting would not help. An emptied set has nothing to wait for only if its profiles were
+    installed before: on a fresh node it may be a ConfigMap that is still being filled.
     """
     never = {kind for kind, support in report.supports.items() if support.state == "disabled"}
     if report.pending:
         return False
-    return all(one.state in ("read", "emptied") for one in report.sets) and all(
+    installed = {row.origin for row in report.rows if row.name and row.state in _ON_NODE}
+    return all(
+        status.state == "read"
+        or (status.state == "emptied" and status.origin in installed)
+        or status.cause in ("invalid", "over_limit")
+        for status in report.sets
+    ) and all(
         row.state in _SETTLED or (row.state == "unsupported" and row.kind in never)
         for row in report.rows
     )
@@ -226,6 +379,19 @@ def fought(name: str) -> Problem:
         what="Somebody else takes the agent's labels off again and again; they are put back less "
         "and less often.",
         hint="kubectl get node --show-managed-fields -o yaml names the other field manager.",
+    )
+
+
+def _refused(changes: Collection[Change], refusal: str, name: str) -> Problem:
+    """Say which labels the API server refuses."""
+    keys = sorted({key for key, _ in changes})
+    more = f" and {len(keys) - REFUSED_SHOWN} more" if len(keys) > REFUSED_SHOWN else ""
+    return Problem(
+        code="label_refused",
+        where=f"node {name}",
+        what=f"The API server refuses {len(keys)} of the agent's labels: "
+        f"{', '.join(keys[:REFUSED_SHOWN])}{more}: {refusal}. All other labels are correct.",
+        hint="Apply the admission policy of this release. The agent tries again by itself.",
     )
 
 

@@ -21,6 +21,7 @@ from agent.reporters.node import Meta, OwnNode
 
 FIRST_SECONDS: Final = 1.0
 LAST_SECONDS: Final = 60.0
+REFUSED_SECONDS: Final = 600.0  # longest wait before refused labels are tried again
 OUTBOX: Final = 100
 # The same labels put on again so often within that time: somebody else takes them off.
 FIGHTS: Final = 5
@@ -60,6 +61,8 @@ class Publisher:
         self._applied: Mapping[str, str] = {}
         self._fights: list[float] = []  # monotonic times
         self._truce = 0.0  # monotonic time before which the same labels are not put on again
+        self._refusals = 0  # how often in a row some labels were refused
+        self._retry_refused = 0.0  # monotonic time before which refused labels are not tried again
         self._failures = 0
         self._retry = 0.0  # monotonic time before which nothing is asked
         self._wake = threading.Condition()
@@ -137,12 +140,18 @@ class Publisher:
             self.step()
 
     def _due(self) -> bool:
-        waiting = self._dirty or bool(self._outbox) or self._failures > 0
-        return waiting and time.monotonic() >= self._retry
+        at = self._due_at()
+        return at is not None and time.monotonic() >= at
+
+    def _due_at(self) -> float | None:
+        """Return the monotonic time at which there is something to do; None: nothing is."""
+        if self._dirty or self._outbox or self._failures:
+            return self._retry
+        return max(self._retry, self._retry_refused) if self.own.refused else None
 
     def _patience(self) -> float | None:
-        waiting = self._dirty or bool(self._outbox) or self._failures > 0
-        return max(0.0, self._retry - time.monotonic()) if waiting else None
+        at = self._due_at()
+        return max(0.0, at - time.monotonic()) if at is not None else None
 
     def step(self) -> None:
         """Publish once: labels, taint, then one Event."""
@@ -178,8 +187,7 @@ class Publisher:
         wanted = self.own.wanted(report, meta)
         if self._fighting(meta, wanted.labels):
             return (*wanted.problems, *self.own.problems(), node.fought(self.own.options.name))
-        answer = self.own.publish(meta, wanted.labels)
-        self._applied = wanted.labels
+        answer = self._publish(meta, wanted.labels)
         with self._wake:
             if self._known() is meta:  # nothing newer came from the watch meanwhile
                 self._meta = answer
@@ -189,8 +197,25 @@ class Publisher:
         fought = (node.fought(self.own.options.name),) * (len(self._fights) >= FIGHTS)
         return (*wanted.problems, *self.own.problems(), *fought)
 
+    def _publish(self, meta: Meta, wanted: Mapping[str, str]) -> Meta:
+        """Publish labels; plan when to try again those that the API server refuses."""
+        if time.monotonic() >= self._retry_refused:
+            self.own.retry_refused()
+        before = self.own.refused
+        answer = self.own.publish(meta, wanted)
+        self._applied = self.own.allowed(answer, wanted)
+        if not self.own.refused:
+            self._refusals, self._retry_refused = 0, 0.0
+        elif self.own.refused is not before:
+            self._refusals += 1
+            top = min(REFUSED_SECONDS, FIRST_SECONDS * 2 ** min(self._refusals - 1, 10))
+            wait = random.uniform(top / 2, top)  # noqa: S311 - spreads load
+            self._retry_refused = time.monotonic() + wait
+        return answer
+
     def _fighting(self, meta: Meta, wanted: Mapping[str, str]) -> bool:
         """Note that labels are to be put on again; return whether that has to wait."""
+        wanted = self.own.allowed(meta, wanted)
         now = time.monotonic()
         self._fights = [at for at in self._fights if now - at < FIGHT_SECONDS]
         if wanted != self._applied or self.own.own(meta) == wanted:

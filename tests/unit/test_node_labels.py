@@ -10,6 +10,7 @@ from agent.reporters.node import Meta, NotOurs, Options, OwnNode
 from tests.api_server import BOOT_ID, NAME, UID, ApiServer
 from tests.reports import SET, D, report, row
 
+READY = f"set.{D}/ns__web"
 A, B = f"seccomp.{D}/a.json", f"seccomp.{D}/b.json"
 TAINT = {"key": f"{D}/startup", "effect": "NoSchedule"}
 OTHER = {"key": "other", "effect": "NoSchedule"}
@@ -201,12 +202,145 @@ def test_a_refusal_leaves_no_doubt():
     own = own_node(server)
     before = seen(server)
     own.prove(before)
-    server.errors = [Refused(403, "Forbidden", "the policy denies it")]
+    server.errors = [Refused(403, "Forbidden", "cannot patch")] * 2
     with pytest.raises(Refused):
         own.publish(before, {A: "installed"})
     server.requests()
     assert own.publish(before, {}) is before
     assert server.requests() == []
+
+
+def denies(*keys):
+    """Return a policy that denies every change of some keys."""
+
+    def policy(before, after):
+        changed = [key for key in keys if before.get(key) != after.get(key)]
+        return f"denied: {changed[0]}" if changed else ""
+
+    return policy
+
+
+def key(number):
+    return f"seccomp.{D}/{number}.json"
+
+
+def test_a_refused_label_concerns_no_other_one():
+    """Untrue labels go, new ones come, and the refused one is reported with the reason."""
+    server = ApiServer()
+    own = own_node(server)
+    before = own.publish(seen(server), {key(1): "installed", key(2): "installed"})
+    server.policy = denies(READY)
+    wanted = {key(2): "installed", key(3): "installed", READY: "ready"}
+    answer = own.publish(before, wanted)
+    assert server.labels == {key(2): "installed", key(3): "installed"}
+    assert own.allowed(answer, wanted) == server.labels == answer.labels
+    assert own.problems() == (
+        Problem(
+            code="label_refused",
+            where=f"node {NAME}",
+            what=f"The API server refuses 1 of the agent's labels: {READY}: 403 Forbidden: denied: "
+            f"{READY}. All other labels are correct.",
+            hint="Apply the admission policy of this release. The agent tries again by itself.",
+        ),
+    )
+
+
+def test_refused_labels_are_not_tried_again_with_every_change():
+    """Another change is one request, and no change is none."""
+    server = ApiServer()
+    own = own_node(server)
+    server.policy = denies(READY)
+    wanted = {key(1): "installed", READY: "ready"}
+    answer = own.publish(seen(server), wanted)
+    server.requests()
+    assert own.publish(answer, wanted) is answer
+    assert server.requests() == []
+    wanted[key(2)] = "installed"
+    own.publish(answer, wanted)
+    assert server.requests() == ["APPLY"]
+    server.policy = denies()
+    own.retry_refused()
+    answer = own.publish(seen(server), wanted)
+    assert (server.labels, own.problems()) == (wanted, ())
+
+
+def test_a_label_whose_removal_is_refused_stays_and_the_others_go():
+    """The policy of another release may consider a key as foreign."""
+    server = ApiServer()
+    own = own_node(server)
+    before = own.publish(seen(server), {key(number): "installed" for number in range(5)})
+    server.policy = denies(key(1))
+    answer = own.publish(before, {key(5): "installed"})
+    assert server.labels == {key(1): "installed", key(5): "installed"}
+    assert own.refused == {(key(1), None)}
+    server.requests()
+    assert own.publish(answer, {key(5): "installed"}) is answer
+    assert server.requests() == []
+
+
+def test_a_refused_value_does_not_leave_the_previous_one():
+    """The profile is in complain mode now, and a label that says enforce would be untrue."""
+    server = ApiServer()
+    own = own_node(server)
+    web = f"apparmor.{D}/web"
+    before = own.publish(seen(server), {web: "enforce", key(1): "installed"})
+    server.policy = lambda _, after: "denied" if "complain" in after.values() else ""
+    own.publish(before, {web: "complain", key(1): "installed"})
+    assert server.labels == {key(1): "installed"}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 40, 200])
+def test_many_refused_labels_are_found_within_a_few_attempts(count):
+    """Each attempt is bounded, and each sets labels of other groups at once."""
+    server = ApiServer()
+    own = own_node(server)
+    refused = {key(number): "installed" for number in range(0, 200, 200 // count)}
+    fine = {key(number): "installed" for number in range(200)}.keys() - refused.keys()
+    wanted = dict.fromkeys([*refused, *fine], "installed") | {READY: "ready"}
+    server.policy = denies(*refused)
+    meta = seen(server)
+    for _ in range(20):
+        own.retry_refused()
+        meta = own.publish(meta, wanted)
+        assert READY in server.labels
+        assert len(server.requests()) <= 2 + 1 + node.REFUSAL_REQUESTS
+        if server.labels.keys() == fine | {READY}:
+            break
+    assert server.labels.keys() == fine | {READY}
+
+
+def test_what_is_no_matter_of_content_is_not_split():
+    """A busy API server gets one request."""
+    server = ApiServer()
+    own = own_node(server)
+    before = seen(server)
+    own.prove(before)
+    server.requests()
+    server.errors = [Refused(429, "TooManyRequests", "later")]
+    with pytest.raises(Refused, match="later"):
+        own.publish(before, {A: "installed"})
+    assert server.requests() == ["APPLY"]
+
+
+def test_an_api_server_that_becomes_busy_ends_the_attempt():
+    """The labels that were applied until then are applied."""
+    server = ApiServer()
+    own = own_node(server)
+    before = seen(server)
+    own.prove(before)
+    server.errors = [Refused(403, "Forbidden", "denied")]
+    applies = []
+
+    def busy(_, after):
+        applies.append(dict(after))
+        if len(applies) == 3:
+            raise Refused(429, "TooManyRequests", "later")
+        return ""
+
+    server.policy = busy
+    with pytest.raises(Refused, match="later"):
+        own.publish(before, {A: "installed", READY: "ready"})
+    assert applies == [{}, {A: "installed"}, {A: "installed", READY: "ready"}]
 
 
 def test_the_startup_taint_goes_once_and_no_other():
@@ -284,25 +418,118 @@ def test_a_kind_that_a_node_cannot_have_keeps_no_taint():
     assert node.settled(report(row(), one, apparmor="enabled")) is False
 
 
-def test_an_emptied_set_keeps_no_taint():
-    """It holds no profile that could be waited for."""
-    assert node.settled(report(row(), sets=(SetStatus(origin=SET, state="emptied"),))) is True
+EMPTIED = (SetStatus(origin=SET, state="emptied"),)
 
 
-@pytest.mark.parametrize("state", ["missing", "unreadable"])
-def test_a_set_that_was_not_read_is_not_in_place(state):
-    """What it holds is not known."""
-    sets = (SetStatus(origin=SET, state=state),)
-    assert node.settled(report(row(), sets=sets)) is False
+def test_an_emptied_set_whose_profiles_were_installed_keeps_no_taint():
+    """Its last good versions are on the node."""
+    assert node.settled(report(row(state="held"), sets=EMPTIED)) is True
 
 
-def test_unlabel_takes_every_own_label_off():
-    """And no other; it needs no proof, since it adds nothing."""
-    server = ApiServer({"kubernetes.io/os": "linux"})
+@pytest.mark.parametrize(
+    "rows", [[], [row(origin="configmap ns/other")], [row(state="failed")], [row("", "rejected")]]
+)
+def test_an_emptied_set_that_was_never_installed_keeps_the_taint(rows):
+    """On a fresh node it may be a ConfigMap that is still being filled."""
+    sets = (*EMPTIED, SetStatus(origin="configmap ns/other", state="read", keys=1))
+    assert node.settled(report(*rows, sets=sets)) is False
+
+
+@pytest.mark.parametrize(
+    ("state", "cause", "expected"),
+    [
+        ("missing", None, False),
+        ("unreadable", "unanswered", False),
+        ("unreadable", "invalid", True),
+        ("unreadable", "over_limit", True),
+    ],
+)
+def test_only_a_set_that_may_still_be_read_keeps_the_taint(state, cause, expected):
+    """An invalid node selector, or a set that is too large, is refused like a rejected key."""
+    sets = (
+        SetStatus(origin=SET, state=state, cause=cause),
+        SetStatus(origin="dir /p", state="read"),
+    )
+    assert node.settled(report(row(origin="dir /p"), sets=sets)) is expected
+
+
+def test_unlabel_removes_every_label_with_an_own_prefix():
+    """Labels with other prefixes stay, and no proof is needed, because nothing is added."""
+    server = ApiServer({"kubernetes.io/os": "linux", f"{D}/a~b": "x", f"seccomp.{D}/old": "x"})
     own = own_node(server)
     own.publish(seen(server), {A: "installed"})
+    server.requests()
     own.unlabel()
     assert server.labels == {"kubernetes.io/os": "linux"}
+    assert server.requests() == ["GET", "PATCH"]
+    own.unlabel()
+    assert server.requests() == ["GET"]
+
+
+def test_forged_fields_are_given_up_before_an_apply():
+    """An apply would remove whatever they name; the next one finds nothing to repair."""
+    server = ApiServer()
+    own = own_node(server)
+    server.node["metadata"]["managedFields"] = [
+        {
+            "manager": "profile-loader",
+            "operation": "Apply",
+            "fieldsV1": {"f:spec": {"f:taints": {}}},
+        }
+    ]
+    before = seen(server)
+    answer = own.publish(before, {A: "installed"})
+    assert (server.labels, server.requests()) == (
+        {A: "installed"},
+        ["GET", "GET", "PATCH", "APPLY"],
+    )
+    assert (before.is_forged, answer.is_forged) == (True, False)
+    own.publish(before, {B: "installed"})
+    assert server.requests() == ["GET", "APPLY"]
+
+
+def test_unlabel_tries_again_where_a_label_changed_meanwhile():
+    """The patch tests the values that were read, and gives up after some tries."""
+    server = ApiServer({A: "installed"})
+    own = own_node(server)
+    changes = iter(range(3))
+
+    def change():
+        if server.asked[-1].startswith("PATCH") and next(changes, None) is not None:
+            server.set_label(A, f"value-{len(server.asked)}")
+
+    server.during = change
+    own.unlabel()
+    assert (server.labels, server.requests()) == ({}, ["GET", "PATCH"] * 4)
+    server.set_label(A, "installed")
+    changes = iter(range(100))
+    with pytest.raises(Refused, match="the test failed"):
+        own.unlabel()
+    assert server.requests() == ["GET", "PATCH"] * node.UNLABEL_TRIES
+
+
+def test_unlabel_of_a_node_that_was_made_anew_changes_nothing():
+    """The patch tests the uid, too."""
+    server = ApiServer({A: "installed"})
+    server.during = lambda: (
+        server.asked[-1].startswith("PATCH")
+        and server.make({A: "installed"}, uid=f"uid-{len(server.asked)}")
+    )
+    with pytest.raises(Refused):
+        own_node(server).unlabel()
+    assert server.labels == {A: "installed"}
+
+
+def test_unlabel_of_a_node_that_refuses_is_reported_at_once():
+    """A missing right is not tried again."""
+    server = ApiServer({A: "installed"})
+    server.during = lambda: (
+        server.asked[-1].startswith("PATCH")
+        and server.errors.append(Refused(403, "Forbidden", "cannot patch"))
+    )
+    with pytest.raises(Refused, match="cannot patch"):
+        own_node(server).unlabel()
+    assert server.requests() == ["GET", "PATCH"]
 
 
 def test_wanted_labels_keep_those_that_are_on_the_node():

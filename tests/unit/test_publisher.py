@@ -368,10 +368,10 @@ def test_events_are_sent_while_labels_are_refused(world, clock):
     """A policy that denies a label does not make the node silent."""
     labelled(world, row())
     world.server.requests()
-    world.server.errors = [Refused(403, "Forbidden", "the policy denies it")]
+    world.server.errors = [Refused(403, "Forbidden", "the policy denies it")] * 2
     world.told.post(report(row(), row("b.json"), row("bad.json", "rejected", problems=BAD)))
     world.settle()
-    assert world.server.requests() == ["APPLY", "POST"]
+    assert world.server.requests() == ["APPLY", "APPLY", "POST"]
     assert world.codes() == ["node_unreachable"]
 
 
@@ -454,3 +454,29 @@ def test_the_thread_publishes_what_is_posted(world):
     world.told.stop()
     world.told._thread.join(100)
     assert (world.server.labels, reached) == ({A: "installed", READY: "ready"}, [])
+
+
+def test_refused_labels_are_tried_again_less_and_less_often(world, clock):
+    """Other changes do not wait for them, and are no fight; success ends it."""
+    world.server.policy = lambda before, after: "denied" if READY in after else ""
+    labelled(world, row())
+    assert (world.server.labels, world.codes()) == ({A: "installed"}, ["label_refused"])
+    waits = []
+    for _ in range(12):
+        world.server.requests()
+        begin = clock.now
+        clock.now += world.told._patience() + 0.001
+        world.settle()
+        waits.append(clock.now - begin)
+        assert world.server.requests()
+    assert waits == sorted(waits[:9]) + waits[9:]
+    assert max(waits) <= publisher.REFUSED_SECONDS + 1
+    assert min(waits[10:]) >= publisher.REFUSED_SECONDS / 2
+    labelled(world, row(), row("b.json"))
+    assert world.server.labels == {A: "installed", B: "installed"}
+    assert world.codes() == ["label_refused"]
+    world.server.policy = lambda before, after: ""
+    clock.now += world.told._patience() + 0.001
+    world.settle()
+    assert world.server.labels == {A: "installed", B: "installed", READY: "ready"}
+    assert (world.codes(), world.told._patience()) == ([], None)

@@ -1,0 +1,63 @@
+"""Specification of agent.reporters.managed_fields."""
+
+import pytest
+
+from agent.reporters import managed_fields
+
+OWN = {"f:set.example.org/a__b": {}, "f:former.example/apparmor": {}}
+FAIR = {"f:metadata": {"f:labels": OWN}}
+
+
+def entry(fields, manager="profile-loader", operation="Apply"):
+    return {"manager": manager, "operation": operation, "fieldsV1": fields}
+
+
+def applied(patch, entries):
+    """Carry out a patch on managedFields."""
+    found = [dict(one) for one in entries]
+    for one in patch:
+        index, field = one["path"].removeprefix("/metadata/managedFields/").split("/")
+        if one["op"] == "test":
+            assert found[int(index)][field] == one["value"]
+        else:
+            found[int(index)][field] = one["value"]
+    return found
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        None,
+        "odd",
+        [],
+        [None, "odd", {}, entry(None)],
+        [entry(FAIR)],
+        [entry({"f:metadata": {"f:labels": {".": {}}}})],
+        [entry({"f:spec": {"f:taints": {}}}, manager="kubelet")],
+        [entry({"f:spec": {"f:taints": {}}}, operation="Update")],
+    ],
+)
+def test_fields_of_own_applies_and_of_others_are_fair(entries):
+    """What the API server writes by itself needs no repair."""
+    metadata = {"managedFields": entries}
+    assert managed_fields.is_forged(metadata) is False
+    assert managed_fields.repair(metadata) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "left"),
+    [
+        ({"f:spec": {"f:taints": {}}}, {}),
+        ({**FAIR, "f:spec": {"f:unschedulable": {}}}, FAIR),
+        ({"f:metadata": {"f:labels": {**OWN, "f:kubernetes.io/os": {}}}}, FAIR),
+        ({"f:metadata": {"f:labels": OWN, "f:annotations": {}}}, FAIR),
+        ({"f:metadata": "odd"}, {}),
+    ],
+)
+def test_a_repair_leaves_labels_of_the_own_form(fields, left):
+    """Every other field is given up, and entries of others stay as they are."""
+    entries = [entry(fields, manager="kubelet"), entry(fields), entry(FAIR)]
+    metadata = {"managedFields": entries}
+    assert managed_fields.is_forged(metadata) is True
+    expected = [entries[0], entry(left), entries[2]]
+    assert applied(managed_fields.repair(metadata), entries) == expected
