@@ -264,7 +264,8 @@ def arguments(objects):
     """Return the arguments of the agent's container, and those of this test."""
     (daemon,) = (one for one in objects if one["kind"] == "DaemonSet")
     (container,) = daemon["spec"]["template"]["spec"]["containers"]
-    return [*container["args"], "--label-digest"]
+    source = [one.replace("$(POD_NAMESPACE)", NAMESPACE) for one in container["args"]]
+    return [*source, "--label-digest"]
 
 
 def files(cluster, proxy, listener, objects):

@@ -9,6 +9,7 @@ resolved as they do.
 
 import copy
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def config(pod, container, image, places):
     context = {**pod.get("securityContext", {}), **container.get("securityContext", {})}
     privileged = context.get("privileged", False)
     names = _capabilities(context.get("capabilities", {}), privileged=privileged)
-    arguments = [*container.get("command", image["Entrypoint"]), *container.get("args", ())]
+    arguments = [*container.get("command", image["Entrypoint"]), *expanded(container)]
     process = {
         "user": {"uid": context.get("runAsUser", 0), "gid": context.get("runAsGroup", 0)},
         "args": arguments,
@@ -173,6 +174,15 @@ def _capabilities(wanted, *, privileged):
     elif "ALL" in wanted.get("drop", ()):
         names = []
     return [f"CAP_{one}" for one in [*names, *wanted.get("add", ())]]
+
+
+def expanded(container):
+    """Return the arguments of a container with the values of its environment, as a kubelet does."""
+    values = {one["name"]: one["value"] for one in container.get("env", ()) if "value" in one}
+    return [
+        re.sub(r"\$\((\w+)\)", lambda found: values.get(found[1], found[0]), one)
+        for one in container.get("args", ())
+    ]
 
 
 def _environment(container):

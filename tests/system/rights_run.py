@@ -11,7 +11,7 @@ from pathlib import Path
 
 from agent.core import labels
 from tests.system import rights, vm
-from tests.system.cluster import NODE_INFO, Cluster
+from tests.system.cluster import NAMESPACE, NODE_INFO, Cluster
 
 GUEST = Path("tests/system/guest")
 TOKEN = "/job/token"  # noqa: S105 - a directory of the guest
@@ -83,6 +83,7 @@ def bundles(config, port):
     environ = {
         "PROFILE_LOADER_NODE_NAME": "node",
         "PROFILE_LOADER_LABEL_DOMAIN": labels.DOMAIN,
+        "POD_NAMESPACE": NAMESPACE,
         "KUBERNETES_SERVICE_HOST": vm.HOST,
         "KUBERNETES_SERVICE_PORT": str(port),
     }

@@ -1,5 +1,6 @@
 """What the manifests say, made by the real kubectl and read by the agent's own command line."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import yaml
 
 from agent import cli
 from agent.core import labels
+from tests.system import rights
 from tests.system.cluster import NAMESPACE, programs
 
 PROFILES = Path(__file__).parents[2] / "profiles"
@@ -16,10 +18,10 @@ ROOT = Path(__file__).parents[2] / "manifests"
 FOLDERS = ["base", *sorted(f"overlays/{one.name}" for one in (ROOT / "overlays").iterdir())]
 
 
-def made(folder):
+def made(folder, root=ROOT):
     """Return what kustomize makes of a folder, by kind and name."""
     done = subprocess.run(
-        [*programs()("kubectl"), "kustomize", ROOT / folder],
+        [*programs()("kubectl"), "kustomize", root / folder],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     return {
@@ -40,19 +42,22 @@ def environment(objects):
         source = one.get("valueFrom")
         if source is None:
             found[one["name"]] = one["value"]
-        elif "fieldRef" in source:
-            assert source == {"fieldRef": {"fieldPath": "spec.nodeName"}}
-            found[one["name"]] = "node"
         else:
-            place = source["configMapKeyRef"]
-            found[one["name"]] = objects["ConfigMap", place["name"]]["data"][place["key"]]
+            values = {"spec.nodeName": "node", "metadata.namespace": NAMESPACE}
+            found[one["name"]] = values[source["fieldRef"]["fieldPath"]]
     return found
 
 
 def parsed(objects):
     """Return what the agent makes of the container's arguments and environment."""
-    arguments = pod(objects)["containers"][0]["args"]
-    return cli.parse(arguments, environment(objects), lambda path: None)
+    environ = environment(objects)
+    arguments = rights.expanded(
+        {
+            "args": pod(objects)["containers"][0]["args"],
+            "env": [{"name": name, "value": value} for name, value in environ.items()],
+        }
+    )
+    return cli.parse(arguments, environ, lambda path: None)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -61,6 +66,35 @@ def test_the_agent_takes_its_arguments(folder):
     found = parsed(made(folder))
     assert not isinstance(found, cli.Usage), found.text
     assert (found.settings.node_name, found.settings.label_domain) == ("node", labels.DOMAIN)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_label_domain_comes_from_one_place(tmp_path, folder):
+    """Agent and policy have the domain of base/labels.yaml, which is not applied."""
+    shutil.copytree(ROOT, tmp_path / "manifests")
+    place = tmp_path / "manifests/base/labels.yaml"
+    content = yaml.safe_load(place.read_text())
+    content["data"] = {"domain": "new.example.org", "former-domains": labels.DOMAIN}
+    place.write_text(yaml.safe_dump(content))
+    before, after = made(folder), made(folder, tmp_path / "manifests")
+    assert environment(after)["PROFILE_LOADER_LABEL_DOMAIN"] == "new.example.org"
+    assert ("ConfigMap", "profile-loader-labels") not in after
+    policy = ("ValidatingAdmissionPolicy", "profile-loader")
+
+    def variables(objects):
+        return {one["name"]: one["expression"] for one in objects[policy]["spec"]["variables"]}
+
+    changed = {"labelDomain": "'new.example.org'", "formerDomains": f"'{labels.DOMAIN}'"}
+    assert variables(after) == {**variables(before), **changed}
+    assert str(after[policy]["spec"]["matchConditions"]).count("example") == 0
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_policy_is_applied_before_the_rights(folder):
+    """The tool applies objects in the order in which kustomize writes them."""
+    order = [kind for kind, _ in made(folder)]
+    assert order.index("ValidatingAdmissionPolicyBinding") < order.index("ClusterRoleBinding")
+    assert order.index("ValidatingAdmissionPolicy") < order.index("ClusterRoleBinding")
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

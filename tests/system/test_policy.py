@@ -3,11 +3,13 @@
 import itertools
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
+from agent.core import labels as core
 from agent.doors import kube
 from agent.kinds.apparmor import policy
 from agent.reporters import node
@@ -35,18 +37,18 @@ def cluster(request):
         yield one
 
 
-def applied(cluster, folder):
+def applied(cluster, folder, root=ROOT):
     """Apply an overlay as a user would; return what kubectl said beside it."""
     done = cluster.kubectl(
         "apply", "--server-side", "--force-conflicts", "--validate=strict", "-f", "-",
-        stdin=kustomized(cluster, folder), check=False,
+        stdin=kustomized(cluster, folder, root), check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stderr
 
 
-def kustomized(cluster, folder):
-    return cluster.kubectl("kustomize", ROOT / folder)
+def kustomized(cluster, folder, root=ROOT):
+    return cluster.kubectl("kustomize", root / folder)
 
 
 def api(cluster, token, folder):
@@ -234,24 +236,131 @@ def test_a_node_that_was_made_anew_is_another(cluster, tmp_path):
     assert "former Node" in refused.message
 
 
-def test_labels_of_a_former_domain_may_go_and_not_come(cluster, agent):
+def test_labels_of_a_former_domain_may_go_and_not_come(cluster, agent, tmp_path):
     """A change of the domain needs no wider rights for ever."""
-    patch = {"data": {"former-domains": "old.example, former.example"}}
-    cluster.kubectl(
-        "-n", NAMESPACE, "patch", "configmap", "profile-loader-labels", "-p", json.dumps(patch)
+    shutil.copytree(ROOT, tmp_path / "manifests")
+    place = tmp_path / "manifests/base/labels.yaml"
+    content = place.read_text()
+    assert 'former-domains: ""' in content
+    former = "former-domains: old.example, former.example"
+    place.write_text(content.replace('former-domains: ""', former))
+    applied(cluster, "base", tmp_path / "manifests")
+    removal = {"set.former.example/own": None}
+    try:
+        until(lambda: not refused(lambda: labels(agent, "own", labels=removal)), "the new policy")
+        assert "set.former.example/own" not in cluster.labels("own")
+        message = refused(lambda: labels(agent, "own", labels={"set.former.example/own": "ready"}))
+        assert "added or changed" in message
+    finally:
+        applied(cluster, "base")
+
+
+@pytest.mark.parametrize("name", ["profiles__audit-{}.json", "x" * 42 + "-{:020}"])
+def test_the_most_labels_that_may_be_configured_pass(cluster, agent, name):
+    """They stay below the cost limit of a policy in one request, beside 1,000 foreign labels."""
+    foreign = {f"foreign.example/label-{number}": "x" * 63 for number in range(1000)}
+    body = json.dumps({"metadata": {"labels": foreign}})
+    cluster.kubectl("patch", "node", "own", "--type=merge", "-p", body)
+    own = node.OwnNode(agent, node.Options(name="own"), lambda: "boot of own")
+    wanted = {f"seccomp.{DOMAIN}/{name.format(number)}": "installed" for number in range(core.MOST)}
+    try:
+        answer = own.publish(own.read(), wanted)
+        assert (own.own(answer), own.refused) == (wanted, frozenset())
+        own.publish(answer, {})
+        own.publish(own.read(), wanted)
+        own.unlabel()
+        assert not [key for key in cluster.labels("own") if DOMAIN in key]
+    finally:
+        body = json.dumps({"metadata": {"labels": dict.fromkeys(foreign)}})
+        cluster.kubectl("patch", "node", "own", "--type=merge", "-p", body)
+
+
+def narrowed(cluster, old, new):
+    """Apply the policy of the manifests with another expression, as of another release."""
+    content = kustomized(cluster, "base")
+    assert old in content
+    done = cluster.kubectl(
+        "apply", "--server-side", "--force-conflicts", "-f", "-", stdin=content.replace(old, new)
     )
+    assert done
 
-    def gone():
-        try:
-            labels(agent, "own", labels={"set.former.example/own": None})
-        except kube.Refused:
-            return False  # the API server has not read the ConfigMap yet
-        return True
 
-    until(gone, "the policy's parameter to be read")
-    assert "set.former.example/own" not in cluster.labels("own")
-    refused = refusal(lambda: labels(agent, "own", labels={"set.former.example/own": "ready"}))
-    assert "added or changed" in refused.message
+OLDER_POLICIES = {
+    # The change, and the label that it refuses.
+    "a prefix is unknown": ("''set.'', ''apparmor", "''apparmor", f"set.{DOMAIN}/ns__web"),
+    "a value is unknown": ("|installed|ready|", "|installed|", f"set.{DOMAIN}/ns__web"),
+}
+
+
+@pytest.mark.parametrize("how", OLDER_POLICIES)
+def test_under_the_policy_of_another_release_every_other_label_is_correct(cluster, agent, how):
+    """The refused label is reported; labels that became untrue go, and new ones come."""
+    old, new, key = OLDER_POLICIES[how]
+    own = node.OwnNode(agent, node.Options(name="own"), lambda: "boot of own")
+    first = {OWN: "installed", f"seccomp.{DOMAIN}/untrue": "installed"}
+    own.publish(own.read(), first)
+    narrowed(cluster, old, new)
+
+    def is_refused():
+        if refused(lambda: labels(agent, "own", labels={key: "ready"})):
+            return True
+        cluster.kubectl("label", "node", "own", f"{key}-")  # to set it again would change nothing
+        return False
+
+    try:
+        until(is_refused, "the policy")
+        wanted = {OWN: "installed", f"seccomp.{DOMAIN}/new": "installed", key: "ready"}
+        answer = own.publish(own.read(), wanted)
+        assert own.own(answer) == {one: wanted[one] for one in wanted if one != key}
+        assert [(one.code, key in one.what) for one in own.problems()] == [("label_refused", True)]
+    finally:
+        applied(cluster, "base")
+    until(lambda: not refused(lambda: labels(agent, "own", labels={key: "ready"})), "the policy")
+    own.retry_refused()
+    assert own.own(own.publish(own.read(), wanted)) == wanted
+    assert own.problems() == ()
+    own.unlabel()
+
+
+@pytest.mark.parametrize("how", ["unlabel", "publish"])
+def test_forged_managed_fields_let_nothing_else_be_removed(cluster, agent, how):
+    """Not with an administrator's rights either, which no policy limits."""
+    own = node.OwnNode(agent, node.Options(name="own"), lambda: "boot of own")
+    own.publish(own.read(), {OWN: "installed"})
+    taint = {"key": "keep", "value": "", "effect": "NoSchedule"}
+    restricted = "node-restriction.kubernetes.io/team"
+    forged = {
+        "f:metadata": {"f:labels": {f"f:{restricted}": {}, "f:kept": {}, f"f:{OWN}": {}}},
+        "f:spec": {"f:taints": {}, "f:unschedulable": {}},
+    }
+    found = cluster.get("/api/v1/nodes/own")
+    fields = [
+        {**one, "fieldsV1": forged}
+        if (one["manager"], one["operation"]) == (kube.MANAGER, "Apply")
+        else one
+        for one in found["metadata"]["managedFields"]
+    ]
+    assert fields != found["metadata"]["managedFields"]
+    body = {
+        "metadata": {"labels": {restricted: "a"}, "managedFields": fields},
+        "spec": {"taints": [taint], "unschedulable": True},
+    }
+    cluster.kubectl("patch", "node", "own", "--type=merge", "-p", json.dumps(body))
+    admin = kube.Api(kubeconfig=str(cluster.folder / "admin.kubeconfig"))
+    by_admin = node.OwnNode(admin, node.Options(name="own"), lambda: "boot of own")
+    try:
+        {
+            "unlabel": by_admin.unlabel,
+            "publish": lambda: by_admin.publish(by_admin.read(), {}),
+        }[how]()
+        after = cluster.get("/api/v1/nodes/own")
+        assert after["spec"].get("unschedulable") is True
+        assert {"key": "keep", "effect": "NoSchedule"} in after["spec"]["taints"]
+        left = after["metadata"]["labels"]
+        assert (left[restricted], left["kept"], OWN in left) == ("a", "yes", False)
+    finally:
+        body = {"metadata": {"labels": {restricted: None}}, "spec": None}
+        cluster.kubectl("patch", "node", "own", "--type=merge", "-p", json.dumps(body))
 
 
 def test_the_policy_has_no_warning_of_its_types(cluster):
@@ -265,24 +374,6 @@ def test_the_policy_has_no_warning_of_its_types(cluster):
 
     status = until(checked, lambda: cluster.log("kube-controller-manager")[-2000:])
     assert status.get("typeChecking", {}).get("expressionWarnings", []) == []
-
-
-def test_without_its_parameter_the_policy_denies(cluster, agent):
-    """A missing ConfigMap is no way around the policy."""
-    saved = cluster.kubectl(
-        "-n", NAMESPACE, "get", "configmap", "profile-loader-labels", "-o", "yaml"
-    )
-    cluster.kubectl("-n", NAMESPACE, "delete", "configmap", "profile-loader-labels")
-    try:
-        told = until(
-            lambda: refused(lambda: labels(agent, "own", labels={OWN: "installed"})), "a refusal"
-        )
-        assert "no params found" in told
-    finally:
-        found = yaml.safe_load(saved)
-        for name in ("resourceVersion", "uid", "creationTimestamp", "managedFields"):
-            found["metadata"].pop(name, None)
-        cluster.apply(found)
 
 
 # --- RBAC ----------------------------------------------------------------------------------------
@@ -348,10 +439,14 @@ def test_rbac_denies(agent, what):
     assert "cannot" in refused.message
 
 
+EVERYWHERE = {
+    "/nodes": {"get", "watch", "patch"},
+    "profile-loader.io/nodelabels": {"limit"},  # the mark of the admission policy
+}
 GRANTED = {
-    NAMESPACE: {"/nodes": {"get", "watch", "patch"}, "/configmaps": {"get", "list", "watch"}},
-    "default": {"/nodes": {"get", "watch", "patch"}, "events.k8s.io/events": {"create"}},
-    "kube-system": {"/nodes": {"get", "watch", "patch"}},
+    NAMESPACE: {**EVERYWHERE, "/configmaps": {"get", "list", "watch"}},
+    "default": {**EVERYWHERE, "events.k8s.io/events": {"create"}},
+    "kube-system": EVERYWHERE,
 }
 # system:basic-user: what every authenticated user may ask about itself.
 ANYBODY = {

@@ -1,0 +1,219 @@
+"""How the admission policy behaves while the manifests are installed, renamed and removed."""
+
+import json
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from agent.doors import kube
+from tests.system.cluster import NAMESPACE, Cluster, until
+
+ROOT = Path(__file__).parents[2] / "manifests"
+DOMAIN = "profile-loader.node-restriction.kubernetes.io"
+OWN = f"seccomp.{DOMAIN}/a.json"
+POLICIES = "validatingadmissionpolicies,validatingadmissionpolicybindings"
+
+
+@pytest.fixture(scope="module", params=["current", pytest.param("older", marks=pytest.mark.older)])
+def cluster(request):
+    """A control plane that also deletes the content of namespaces."""
+    with Cluster(older=request.param == "older") as one:
+        one.start_controllers("namespace-controller")
+        for name in ("own", "other"):
+            one.node(name)
+        yield one
+
+
+@pytest.fixture
+def folder(cluster, tmp_path):
+    """A copy of the manifests; what a test applied from it is deleted afterwards."""
+    shutil.copytree(ROOT, tmp_path / "manifests")
+    yield tmp_path / "manifests"
+    cluster.kubectl(
+        "delete", "clusterrolebindings", "-l", "app.kubernetes.io/part-of=profile-loader"
+    )
+    cluster.kubectl("delete", POLICIES, "--all")
+    for namespace in (NAMESPACE, "other"):
+        end_pod(cluster, namespace)
+        cluster.kubectl("delete", "namespace", namespace, "--ignore-not-found")
+
+
+def end_pod(cluster, namespace=NAMESPACE):
+    """Let the agent's pod be gone, as its kubelet does in a cluster."""
+    words = ["--force", "--grace-period=0", "--ignore-not-found"]
+    cluster.kubectl("-n", namespace, "delete", "pod", "agent", *words)
+
+
+def applied(cluster, folder):
+    """Apply a folder as the documents say."""
+    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-k", folder)
+
+
+def token_of(cluster, account="profile-loader", namespace=NAMESPACE):
+    """Return a token as the kubelet of the Node `own` gives it to the agent's pod."""
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "agent", "namespace": namespace},
+        "spec": {
+            "nodeName": "own",
+            "serviceAccountName": account,
+            "containers": [{"name": "agent", "image": "agent"}],
+        },
+    }
+    cluster.apply(pod)
+    words = ["--bound-object-kind", "Pod", "--bound-object-name", "agent"]
+    return cluster.kubectl("-n", namespace, "create", "token", account, *words).strip()
+
+
+def api(cluster, token):
+    return kube.Api(kubeconfig=str(cluster.write_kubeconfig("as-agent", token)))
+
+
+def labelled(agent, node, key=OWN, value="installed"):
+    """Set a label; return what the API server says against it, or nothing."""
+    body = {"metadata": {"labels": {key: value}}}
+    try:
+        agent.send("PATCH", f"/api/v1/nodes/{node}", body, content=kube.MERGE)
+    except kube.Refused as error:
+        return error.message
+    return ""
+
+
+def limited(agent):
+    """Wait until own labels pass; return the refusals of a foreign label and of another Node."""
+    until(lambda: labelled(agent, "own") == "", lambda: labelled(agent, "own"))
+    until(lambda: labelled(agent, "other"), "a policy")
+    return [labelled(agent, "own", "mine", "x"), labelled(agent, "other")]
+
+
+def is_by_policy(message):
+    return "ValidatingAdmissionPolicy" in message
+
+
+def test_after_uninstall_and_install_the_policy_is_as_before(cluster, folder):
+    """Own labels pass and others do not, again and again, without a restart of the API server."""
+    for _ in range(3):
+        applied(cluster, folder / "base")
+        refusals = limited(api(cluster, token_of(cluster)))
+        assert [is_by_policy(one) for one in refusals] == [True, True], refusals
+        cluster.kubectl("-n", NAMESPACE, "delete", "daemonset", "profile-loader")
+        end_pod(cluster)
+        cluster.kubectl("delete", "clusterrolebinding", "profile-loader")
+        cluster.kubectl("delete", "-k", folder / "base", "--ignore-not-found")
+
+
+def test_a_policy_that_is_applied_again_alone_is_as_before(cluster, folder):
+    """An administrator who deleted only the policy repairs it by applying the manifests."""
+    applied(cluster, folder / "base")
+    agent = api(cluster, token_of(cluster))
+    limited(agent)
+    cluster.kubectl("delete", POLICIES, "--all")
+    until(lambda: labelled(agent, "other") == "", "the end of the policy")
+    applied(cluster, folder / "base")
+    refusals = limited(agent)
+    assert [is_by_policy(one) for one in refusals] == [True, True], refusals
+
+
+RENAMED = {
+    "prefix": ({"namePrefix": "a-"}, "a-profile-loader", NAMESPACE),
+    "suffix": ({"nameSuffix": "-b"}, "profile-loader-b", NAMESPACE),
+    "namespace": ({"namespace": "other"}, "profile-loader", "other"),
+    "all": (
+        {"namePrefix": "a-", "nameSuffix": "-b", "namespace": "other"},
+        "a-profile-loader-b",
+        "other",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", RENAMED)
+def test_a_renamed_agent_is_limited_as_before(cluster, folder, how):
+    """Kustomize renames the account and the policy, and the policy still limits the account."""
+    change, account, namespace = RENAMED[how]
+    overlay = folder / "renamed"
+    overlay.mkdir()
+    content = {"resources": ["../base"], "sortOptions": {"order": "fifo"}, **change}
+    (overlay / "kustomization.yaml").write_text(yaml.safe_dump(content))
+    applied(cluster, overlay)
+    agent = api(cluster, token_of(cluster, account, namespace))
+    refusals = limited(agent)
+    assert [is_by_policy(one) for one in refusals] == [True, True], refusals
+    taint = {"spec": {"taints": [{"key": "x", "effect": "NoExecute"}]}}
+    with pytest.raises(kube.Refused, match="ValidatingAdmissionPolicy"):
+        agent.send("PATCH", "/api/v1/nodes/other", taint, content=kube.MERGE)
+
+
+def test_accounts_of_others_are_not_limited(cluster, folder):
+    """Neither an account that may patch Nodes by another role, nor one that may do everything."""
+    applied(cluster, folder / "base")
+    limited(api(cluster, token_of(cluster)))
+    cluster.kubectl("create", "clusterrole", "patches", "--verb=get,patch", "--resource=nodes")
+    for account, role in (("patches", "patches"), ("everything", "cluster-admin")):
+        cluster.kubectl("-n", "default", "create", "serviceaccount", account)
+        words = [f"--clusterrole={role}", f"--serviceaccount=default:{account}"]
+        cluster.kubectl("create", "clusterrolebinding", account, *words)
+        other = api(cluster, cluster.kubectl("-n", "default", "create", "token", account).strip())
+        until(lambda other=other: labelled(other, "other", "theirs", "x") == "", "the role")
+        cluster.kubectl("label", "node", "other", "theirs-")
+
+
+class Attempts:
+    """Patches of another Node, one after the other, with the agent's token."""
+
+    def __init__(self, agent):
+        self.agent = agent
+        self.done = threading.Event()
+        self.allowed = 0
+        self.refused_by_policy = 0
+        self.thread = threading.Thread(target=self._run)
+
+    def _run(self):
+        number = 0
+        while not self.done.is_set():
+            number += 1
+            message = labelled(self.agent, "other", "mine", str(number))
+            self.allowed += not message
+            self.refused_by_policy += is_by_policy(message)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.done.set()
+        self.thread.join()
+
+
+ENFORCED_SECONDS = 5.0  # an API server reads new policies once a second
+
+
+@pytest.mark.parametrize("first", ["policy", "everything"])
+def test_the_policy_is_there_before_the_rights(cluster, folder, first):
+    """A token that exists before patches no other Node, if the policy was applied alone first.
+
+    Where everything is applied at once, the API server knows the policy before the rights, and
+    enforces it up to a second later.
+    """
+    cluster.kubectl("create", "namespace", NAMESPACE)
+    cluster.kubectl("-n", NAMESPACE, "create", "serviceaccount", "profile-loader")
+    agent = api(cluster, token_of(cluster))
+    with Attempts(agent) as attempts:
+        if first == "policy":
+            cluster.kubectl("apply", "--server-side", "-f", folder / "base/policy.yaml")
+            enforced = time.monotonic() + ENFORCED_SECONDS
+            until(lambda: time.monotonic() > enforced, "some seconds")
+        applied(cluster, folder / "base")
+        until(lambda: attempts.refused_by_policy, "a refusal by the policy")
+    print(f"{first} first: {attempts.allowed} foreign patches")
+    assert attempts.allowed == 0 or first == "everything"
+    order = [
+        json.loads(cluster.kubectl("get", kind, "profile-loader", "-o", "json"))["metadata"]
+        for kind in (*POLICIES.split(","), "clusterrolebinding")
+    ]
+    versions = [int(one["resourceVersion"]) for one in order]
+    assert versions == sorted(versions)
