@@ -1,6 +1,7 @@
-"""A virtual machine with a real AppArmor kernel, made from Debian 12's packages.
+"""A virtual machine with a real AppArmor kernel, made from Debian's packages.
 
-The root tree is made once and kept below ~/.cache/profile-loader with its checksum; each run gets
+A guest has the kernel, the parser and the Python of one Debian release: Debian 12 unless a test
+asks for another one. The root tree is made once per release and kept below ~/.cache/profile-loader with its checksum; each run gets
 a disk of its own from it. QEMU emulates (TCG), so no right of the host is needed. A guest that dies
 (its kernel, not a test in it) is started again at most twice, and every start is counted. There is
 no network unless it is asked for; then the guest reaches this machine's loopback, and nothing
@@ -9,6 +10,7 @@ reaches the guest.
 
 import contextlib
 import hashlib
+import itertools
 import shutil
 import subprocess
 import sys
@@ -44,9 +46,11 @@ PACKAGES = (
     "libcap2-bin",
     "kmod",
 )
+STANDARD = "bookworm"
+RELEASES = {STANDARD: "3.11", "trixie": "3.13", "sid": "3.14"}  # with the version of python3
+KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"  # of every release
 STARTS = 3
 RECIPE = 4  # part of the cache's keys: count up when the tree is made differently
-PYTHON = (3, 11)  # of the guest
 # no_timer_check: on a busy host a guest gets its first timer interrupts too late for the kernel's
 # check of them, and panics ("IO-APIC + timer doesn't work").
 KERNEL = (
@@ -114,25 +118,51 @@ def sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def tree():
-    """Return the cached root tree as a tar file, made anew where it is missing or damaged."""
-    recipe = f"{RECIPE} {_compiles()} {INIT} {' '.join(PACKAGES)}"
+def tree(release=STANDARD):
+    """Return a release's cached root tree as a tar file; make it if it is missing or damaged."""
+    recipe = f"{RECIPE} {release} {_compiles(release)} {INIT} {' '.join(PACKAGES)}"
     key = hashlib.sha256(recipe.encode()).hexdigest()[:16]
     path = TREES / f"{key}.tar"
     mark = path.with_suffix(".sha256")
     with kept.locked(TREES):
         if not (path.exists() and mark.exists() and mark.read_text() == sha256(path)):
             with (
-                kept.announced("virtual machine: root tree", "10 s to 60 s"),
+                kept.announced(f"virtual machine: root tree of {release}", "10 s to 60 s"),
                 tempfile.TemporaryDirectory(dir=TREES) as folder,
             ):
-                made = _make(Path(folder))
+                made = _make(Path(folder), release)
                 made.rename(path)
             mark.write_text(sha256(path))
     return path
 
 
-def _make(folder):
+def _other_release(folder, release):
+    """Return the apt options for another release from the same archive, with its lists loaded."""
+    targets = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(CREATED_BY) $(REPO_URI)"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    archives = [line.split()[1] for line in targets.splitlines() if line.startswith("Packages ")]
+    archive = next(uri for uri in archives if uri.endswith("/debian/"))
+    sources, lists = folder / "sources.list", folder / "lists"
+    (lists / "partial").mkdir(parents=True)
+    sources.write_text(f"deb [signed-by={KEYS}] {archive} {release} main\n")
+    options = [
+        "-o", f"Dir::Etc::SourceList={sources}",
+        "-o", "Dir::Etc::SourceParts=-",
+        "-o", f"Dir::State::Lists={lists}",
+        "-o", f"Dir::Cache::pkgcache={folder / 'pkgcache.bin'}",
+        "-o", f"Dir::Cache::srcpkgcache={folder / 'srcpkgcache.bin'}",
+        "-o", "APT::Sandbox::User=root",
+    ]  # fmt: skip
+    done = subprocess.run(
+        ["apt-get", "-q", *options, "update"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"apt-get: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+    return options
+
+
+def _make(folder, release):
     archives, root = folder / "archives", folder / "root"
     (archives / "partial").mkdir(parents=True)
     status = folder / "status"
@@ -146,6 +176,8 @@ def _make(folder):
     ]
     for option in options:
         apt += ["-o", option]
+    if release != STANDARD:
+        apt += _other_release(folder, release)
     done = subprocess.run([*apt, "install", *PACKAGES], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"apt-get: {done.stdout[-2000:]}{done.stderr[-2000:]}"
     root.mkdir()
@@ -162,9 +194,11 @@ def _make(folder):
     (root / "etc/group").write_text("root:x:0:\nnogroup:x:65534:\n")
     (root / "vminit").write_text(INIT)
     (root / "vminit").chmod(0o755)
-    _compile(root / "usr/lib/python3", "/usr/lib/python3")
-    _compile(root / "usr/lib/python3.11", "/usr/lib/python3.11")
-    kernel = next(iter(sorted((root / "boot").glob("vmlinuz-*"))))
+    python = RELEASES[release]
+    _compile(root / "usr/lib/python3", "/usr/lib/python3", release)
+    _compile(root / f"usr/lib/python{python}", f"/usr/lib/python{python}", release)
+    kernels = (root / "boot").glob("vmlinuz-*"), (root / "usr/lib/modules").glob("*/vmlinuz")
+    kernel = min(itertools.chain(*kernels))
     shutil.move(kernel, root / "vmlinuz")
     shutil.rmtree(root / "usr/share/doc", ignore_errors=True)
     shutil.rmtree(root / "usr/share/locale", ignore_errors=True)
@@ -174,8 +208,8 @@ def _make(folder):
     return made
 
 
-def libraries(*, network=False):
-    """Return a directory with the libraries that a pass needs, for the guest's Python 3.11.
+def libraries(*, network=False, release=STANDARD):
+    """Return a directory with the libraries that a pass needs, for the Python of a release.
 
     network: every library of the agent, the API server's client included.
     """
@@ -187,25 +221,25 @@ def libraries(*, network=False):
         if keep:
             wanted.append(line)
     text = "\n".join(wanted) + "\n"
-    key = hashlib.sha256(f"{RECIPE} {_compiles()} {text}".encode()).hexdigest()[:16]
-    path = INSTALLED / key
+    key = f"{RECIPE} {RELEASES[release]} {_compiles(release)} {text}"
+    path = INSTALLED / hashlib.sha256(key.encode()).hexdigest()[:16]
     with kept.locked(INSTALLED):
         if not (path / "complete").exists():
             shutil.rmtree(path, ignore_errors=True)
-            _install(text, path)
-            _compile(path, "/job/libraries")
+            _install(text, path, RELEASES[release])
+            _compile(path, "/job/libraries", release)
             (path / "complete").touch()
     return path
 
 
-def _install(text, path):
-    """Install what a lock file names into a directory that is not there yet."""
+def _install(text, path, python):
+    """Install what a lock file names for a Python into a directory that is not there yet."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write(text)
         file.flush()
         subprocess.run(
             [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--require-hashes",
-             "--only-binary=:all:", "--python-version=3.11", "--implementation=cp",
+             "--only-binary=:all:", f"--python-version={python}", "--implementation=cp",
              "--platform=manylinux2014_x86_64", "--platform=manylinux_2_17_x86_64",
              "--platform=manylinux_2_28_x86_64", "--no-compile", "--target", path, "-r",
              file.name],
@@ -213,33 +247,34 @@ def _install(text, path):
         )  # fmt: skip
 
 
-def _compiles():
+def _compiles(release):
     """Return whether this Python's bytecode is valid in the guest."""
-    return sys.version_info[:2] == PYTHON and sys.implementation.name == "cpython"
+    this = ".".join(map(str, sys.version_info[:2]))
+    return this == RELEASES[release] and sys.implementation.name == "cpython"
 
 
-def _compile(folder, place):
+def _compile(folder, place, release):
     """Compile modules for the guest, where they have another place: emulated, it takes minutes.
 
     A guest with another version of Python than this one compiles its modules itself.
     """
-    if _compiles():
+    if _compiles(release):
         command = [sys.executable, "-m", "compileall", "-q", "-f", "-s", folder, "-p", place]
         # Debian ships templates with the suffix .py that no Python can compile.
         subprocess.run([*command, "--invalidation-mode", "unchecked-hash", folder],
             stdout=subprocess.DEVNULL, check=False)  # fmt: skip
 
 
-def disk(folder, files, *, network=False):
+def disk(folder, files, *, network=False, release=STANDARD):
     """Make a disk for one run: the root tree, the agent as installed here, and files."""
     root = folder / "root"
     root.mkdir()
-    with tarfile.open(tree()) as tar:
+    with tarfile.open(tree(release)) as tar:
         tar.extractall(root, filter="fully_trusted")  # noqa: S202 - made here, checksum verified
     (root / "vmlinuz").rename(folder / "vmlinuz")
-    shutil.copytree(libraries(network=network), root / "job/libraries", dirs_exist_ok=True)
+    shutil.copytree(libraries(network=network, release=release), root / "job/libraries", dirs_exist_ok=True)
     shutil.copytree(Path(agent.__file__).parent, root / "job/libraries/agent")
-    _compile(root / "job/libraries/agent", "/job/libraries/agent")
+    _compile(root / "job/libraries/agent", "/job/libraries/agent", release)
     version = metadata.version("profile-loader")
     about = root / f"job/libraries/profile_loader-{version}.dist-info"
     about.mkdir()
@@ -269,6 +304,7 @@ def run(  # noqa: PLR0913 - what a guest consists of
     keep: Path | None = None,
     network: bool = False,
     drives: Sequence[Path] = (),
+    release: str = STANDARD,
 ) -> GuestResult:
     """Run a bash command in a fresh guest, in /job, where files lie.
 
@@ -276,7 +312,7 @@ def run(  # noqa: PLR0913 - what a guest consists of
     directory where the disk stays: the next run with the same one boots from it again, with its own
     files and command. What a guest that died wrote is not kept. network: the guest has a network,
     in which HOST is this machine's loopback, and every library of the agent. drives are further
-    disks.
+    disks. release is one of RELEASES.
     """
     begin = time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -286,7 +322,7 @@ def run(  # noqa: PLR0913 - what a guest consists of
         if image.exists():
             _add(folder, image, files)
         else:
-            disk(folder, files, network=network)
+            disk(folder, files, network=network, release=release)
         output = ""
         used = image if keep is None else folder / "used.img"
         for boot in range(1, STARTS + 1):
