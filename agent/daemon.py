@@ -17,7 +17,7 @@ from agent.core import labels
 from agent.core.model import KindName
 from agent.core.problems import Problem
 from agent.core.report import Report, Row
-from agent.oneshot import Pass
+from agent.oneshot import Pass, removed_names, tracked_names
 
 QUIET_SECONDS: Final = 0.01  # a storm is over when nothing came for so long ...
 STORM_SECONDS: Final = 0.25  # ... and is answered after so long at the latest
@@ -49,19 +49,22 @@ class Teller(Protocol):
 
 
 class Confinement(Protocol):
-    """Knows who was confined; fulfilled by agent.kinds.apparmor.lost.Lost."""
+    """Knows which threads were confined.
+
+    Fulfilled by agent.kinds.apparmor.confinement.ConfinementTracker.
+    """
 
     def look(self, names: Collection[str]) -> None:
-        """Note every process that one of names confines now."""
+        """Note every thread that one of the names confines now."""
 
     def confining(self) -> frozenset[str]:
-        """Return which names confined somebody at the last look."""
+        """Return the names under which a thread ran at the last look."""
 
     def removed(self, names: Collection[str]) -> None:
-        """Names were found missing."""
+        """Find the threads that lost one of these names, or one that was loaded again since."""
 
     def problems(self) -> tuple[Problem, ...]:
-        """Return what is to be said of processes that lost their confinement."""
+        """Return the problems of threads that lost their confinement."""
 
 
 class Audience(Protocol):
@@ -179,12 +182,14 @@ class Daemon:
         return replace(raw, problems=(*raw.problems, *more, *self._fights(), *lost))
 
     def _confinement(self, raw: Report, *, full: bool) -> None:
-        """Find who lost confinement by what this pass found missing, and look who has it now."""
+        """Find the threads that lost confinement by what this pass found missing or removed.
+
+        Then look at the threads that are confined now.
+        """
         if self.lost is None or (raw is self._raw and not full):
             return
-        rows = [row for row in raw.rows if row.kind == "apparmor" and row.name]
-        self.lost.removed([row.name for row in rows if row.why in ("missing", "absent")])
-        self._names = [row.name for row in rows if row.desired or row.state == "held"]
+        self.lost.removed(removed_names(raw.rows))
+        self._names = tracked_names(raw.rows)
         self._look = time.monotonic() + LOOK_SECONDS
         self.lost.look(self._names)
 

@@ -306,6 +306,26 @@ def _settled(actions: Sequence[action.Action], report: Report) -> bool:
     )
 
 
+def removed_names(rows: Iterable[Row]) -> list[str]:
+    """Return the AppArmor names that a pass found missing, or removed itself."""
+    return [
+        row.name
+        for row in rows
+        if row.kind == "apparmor"
+        and row.name
+        and (row.why in ("missing", "absent") or row.state == "removed")
+    ]
+
+
+def tracked_names(rows: Iterable[Row]) -> list[str]:
+    """Return the AppArmor names that are on the node after a pass as far as its rows say."""
+    return [
+        row.name
+        for row in rows
+        if row.kind == "apparmor" and row.name and (row.desired or row.state == "held")
+    ]
+
+
 def _put_back(row: Row) -> Row:
     """Return a row as restore tells it: no source was meant to be read, so none is gone."""
     if row.state != "held" or not row.desired or row.why == UNKNOWN_WISH:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from agent.daemon import Daemon
     from agent.doors.kube import Api
     from agent.doors.reflect import Copy, Reflector
-    from agent.kinds.apparmor.lost import Lost
+    from agent.kinds.apparmor.confinement import ConfinementTracker
     from agent.reporters.board import Board
     from agent.reporters.http import Server
     from agent.reporters.node import Meta, OwnNode
@@ -280,7 +280,26 @@ def once(settings: Settings, progress: oneshot.Progress) -> Report:
     """Run one pass; with --node-name the Node is labelled too, and a removal waits for that."""
     found = cluster(settings, lambda _: None)
     one = one_pass(settings, found)
+    tracker = None if settings.dry_run else _tracker(settings, one)
+    if tracker is None:
+        return _once(settings, one, found, progress)
+    entries = one.ledger.entries()
+    names = {
+        name
+        for entry in (() if isinstance(entries, Problem) else entries.values())
+        if entry.id.kind == "apparmor"
+        for name in owned(entry)
+    }
+    tracker.look(names)
+    report = _once(settings, one, found, progress)
+    tracker.removed(oneshot.removed_names(report.rows))
+    tracker.look(oneshot.tracked_names(report.rows))
+    return replace(report, problems=(*report.problems, *tracker.problems()))
 
+
+def _once(
+    settings: Settings, one: oneshot.Pass, found: Cluster | None, progress: oneshot.Progress
+) -> Report:
     def run() -> Report:
         return one.completed(lambda: one.run(dry_run=settings.dry_run), progress)
 
@@ -387,14 +406,12 @@ def daemon(settings: Settings, log_lines_dropped: Callable[[], int] = lambda: 0)
         )
         publishers.append(made_for)
         board.labels = made_for.labels
-    lost = None
-    if "apparmor" in settings.kinds:
-        from agent.kinds.apparmor.lost import Lost
-
-        lost = Lost(host(settings))
-        board.lost = lost.count
+    passes = one_pass(settings, found, completed=lambda: wake.put("compiled"))
+    tracker = _tracker(settings, passes)
+    if tracker is not None:
+        board.lost = tracker.count
     made = Daemon(
-        one_pass(settings, found, completed=lambda: wake.put("compiled")),
+        passes,
         wake=wake,
         resync=settings.resync,
         teller=publishers[0] if publishers else None,
@@ -402,10 +419,10 @@ def daemon(settings: Settings, log_lines_dropped: Callable[[], int] = lambda: 0)
         ready=(lambda: True) if found is None else found.answered,
         nodes=(lambda: None) if found is None else found.node_labels,
         pods=(lambda: None) if found is None else found.users,
-        lost=lost,
+        lost=tracker,
         audience=(logs.Changes(), board),
     )
-    _heard(made.one.kinds, metrics.parser_ran, lost)
+    _heard(made.one.kinds, metrics.parser_ran)
     files = Files(_watched(settings, made.one.sources), wake.put)
     made.audience = (*made.audience, files)
     board.beat = lambda: made.beat
@@ -422,17 +439,29 @@ def daemon(settings: Settings, log_lines_dropped: Callable[[], int] = lambda: 0)
     return made
 
 
-def _heard(
-    found: Mapping[KindName, ports.Kind], ran: Callable[[float], None], lost: "Lost | None"
-) -> None:
-    """Let ran be told of each parser run, and lost of what was loaded between two of its looks."""
-    if lost is not None:
+def _heard(found: Mapping[KindName, ports.Kind], ran: Callable[[float], None]) -> None:
+    """Report each run of the parser to ran."""
+    if "apparmor" in found:
         from agent.kinds.apparmor.kind import AppArmor
 
         kind = found["apparmor"]
         if isinstance(kind, AppArmor):
             kind.parser.ran = ran
-            lost.anew = kind.kernel.anew
+
+
+def _tracker(settings: Settings, one: oneshot.Pass) -> "ConfinementTracker | None":
+    """Return the tracker of confined threads, where AppArmor is one of the kinds."""
+    if "apparmor" not in one.kinds:
+        return None
+    from agent.kinds.apparmor.confinement import ConfinementTracker
+    from agent.kinds.apparmor.kind import AppArmor
+
+    kind = one.kinds["apparmor"]
+    if not isinstance(kind, AppArmor):
+        return None
+    return ConfinementTracker(
+        host(settings), state_dir=settings.state_dir, places=kind.kernel.directories
+    )
 
 
 def _watched(settings: Settings, made_of: Sequence[ports.Source]) -> dict[Path, str]:

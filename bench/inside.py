@@ -135,28 +135,30 @@ def imports(argument: str) -> None:
     sys.stdout.write("\n" + json.dumps([*(one for one in known if one in sys.modules)]))
 
 
-def look(top: str) -> None:
+def look(top: str, threads: str = "1") -> None:
     """Look ten times at 1,000 processes, of which 50 are confined; print seconds of the CPU each.
 
-    They are plain files below top, as procfs has them; this process takes top as its root.
+    They are plain files below top, as procfs has them; this process takes top as its root. threads:
+    how many each process has.
     """
     from agent.doors.host import Host
-    from agent.kinds.apparmor.lost import Lost
+    from agent.kinds.apparmor.confinement import ConfinementTracker
 
     for pid in range(1, _PROCESSES + 1):
-        folder = Path(top, f"proc/{pid}/attr/apparmor")
-        folder.mkdir(parents=True)
         confined = pid % (_PROCESSES // _CONFINED) == 0
         label = "cri-containerd.apparmor.d (enforce)" if confined else "unconfined"
-        (folder / "current").write_text(f"{label}\n")
-        stat = f"{pid} (app) S 1 " + " ".join(["0"] * 48)  # proc(5): 52 fields
-        Path(top, f"proc/{pid}/stat").write_text(f"{stat}\n")
+        for tid in range(int(threads)):
+            thread = Path(top, f"proc/{pid}/task/{pid + tid * _PROCESSES}")
+            (thread / "attr/apparmor").mkdir(parents=True)
+            (thread / "attr/apparmor/current").write_text(f"{label}\n")
+            stat = f"{pid} (app) S 1 " + " ".join(["0"] * 48)  # proc(5): 52 fields
+            (thread / "stat").write_text(f"{stat}\n")
     os.chroot(top)
-    lost = Lost(Host("/"))
+    tracker = ConfinementTracker(Host("/"), state_dir="/state", places=lambda _: {})
     found = []
     for _ in range(10):
         cpu = time.process_time()
-        lost.look(["web"])
+        tracker.look(["web"])
         found.append(time.process_time() - cpu)
     sys.stdout.write(json.dumps({"cpu": found}))
 

@@ -101,3 +101,39 @@ def test_what_the_cache_says_of_a_policy_is_what_is_read_from_it(declared):
         found = cache.Cache(Host(root), "/state", write=True).find("key")
     read = policy.read(blob)
     assert found == cache.Compiled(policy=blob, sha256=digest(blob), declared=read)
+
+
+@given(
+    st.lists(
+        st.tuples(names, st.sampled_from(sorted(policy.MODES))),
+        min_size=1,
+        max_size=6,
+        unique_by=lambda one: one[0],
+    ),
+    st.data(),
+)
+def test_a_rewrapped_policy_declares_the_same_in_other_bytes(declared, data):
+    """The kernel's hash of each profile stays, and so does the alignment of its tables."""
+    blobs = [profile(name, mode) for name, mode in declared]
+    wanted = data.draw(st.sets(st.sampled_from([name for name, _ in declared]), min_size=1))
+    filler = data.draw(st.binary(min_size=8, max_size=40))
+    made = policy.rewrapped([b"".join(blobs[:3]), b"".join(blobs[3:])], wanted, filler)
+
+    def own(found):
+        return {
+            one.name: (one.mode, {token for token in one.evidence if token.startswith("own:")})
+            for one in found
+            if one.name in wanted
+        }
+
+    before = {name: value for blob in blobs for name, value in own(policy.read(blob)).items()}
+    assert own(policy.read(made)) == before
+    assert policy.names(made) == wanted
+    # One version header each, with the filler in it.
+    assert made.count(b"version\0" + filler) >= len(wanted)
+    sources = b"".join(blobs[:3]), b"".join(blobs[3:])
+    for name in wanted:
+        body = next(blob for (one, _), blob in zip(declared, blobs, strict=True) if one == name)
+        body = body[body.index(b"\x04\x08\x00profile\0") :]
+        origin = next(source for source in sources if body in source)
+        assert made.index(body) % 8 == origin.index(body) % 8

@@ -1,11 +1,11 @@
 """A virtual machine with a real AppArmor kernel, made from Debian's packages.
 
 A guest has the kernel, the parser and the Python of one Debian release: Debian 12 unless a test
-asks for another one. The root tree is made once per release and kept below ~/.cache/profile-loader with its checksum; each run gets
-a disk of its own from it. QEMU emulates (TCG), so no right of the host is needed. A guest that dies
-(its kernel, not a test in it) is started again at most twice, and every start is counted. There is
-no network unless it is asked for; then the guest reaches this machine's loopback, and nothing
-reaches the guest.
+asks for another one. The root tree of a release is made once and kept in ~/.cache/profile-loader
+with its checksum; each run gets a disk of its own from it. QEMU emulates (TCG), so no right of the
+host is needed. A guest that dies (its kernel, not a test in it) is started again at most twice, and
+every start is counted. There is no network unless it is asked for; then the guest reaches this
+machine's loopback, and nothing reaches the guest.
 """
 
 import contextlib
@@ -272,7 +272,9 @@ def disk(folder, files, *, network=False, release=STANDARD):
     with tarfile.open(tree(release)) as tar:
         tar.extractall(root, filter="fully_trusted")  # noqa: S202 - made here, checksum verified
     (root / "vmlinuz").rename(folder / "vmlinuz")
-    shutil.copytree(libraries(network=network, release=release), root / "job/libraries", dirs_exist_ok=True)
+    shutil.copytree(
+        libraries(network=network, release=release), root / "job/libraries", dirs_exist_ok=True
+    )
     shutil.copytree(Path(agent.__file__).parent, root / "job/libraries/agent")
     _compile(root / "job/libraries/agent", "/job/libraries/agent", release)
     version = metadata.version("profile-loader")

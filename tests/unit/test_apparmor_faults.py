@@ -9,19 +9,16 @@ import pytest
 from agent.core.model import (
     Blind,
     Blob,
-    CannotTell,
     Fact,
-    InUse,
     Pending,
     Rejection,
     Seen,
     Unchecked,
     Unsupported,
-    Unused,
     digest,
 )
 from agent.doors.host import Host
-from agent.kinds.apparmor import access, cache, kernel, kind, parser, policy, processes
+from agent.kinds.apparmor import access, cache, kernel, kind, parser, policy
 from tests.inspection import inspected
 from tests.property.test_apparmor_policy import profile
 
@@ -323,89 +320,3 @@ def test_an_include_behind_a_linked_directory_counts_too(tmp_path):
     before = one.inputs()
     include.write_text("two!")
     assert one.inputs() != before
-
-
-# --- processes -----------------------------------------------------------------------------------
-
-
-def host_of(tmp_path, *, initial=True, user="user:[4026531837]", mounts=""):
-    own = tmp_path / "own"
-    (own / "ns").mkdir(parents=True)
-    (own / "ns/user").symlink_to(user)
-    write(tmp_path, "own/mountinfo", mounts)
-    thread(tmp_path, 1, 1, "unconfined")
-    write(tmp_path, "/proc/1/stat", "1 (init) S 0")
-    (tmp_path / "proc/1/ns").mkdir()
-    (tmp_path / "proc/1/ns/pid").symlink_to("pid:[4026531836]" if initial else "pid:[4026532000]")
-    return processes.Processes(Host(tmp_path), own=own)
-
-
-def thread(tmp_path, pid, tid, label, file="attr/apparmor/current"):
-    write(tmp_path, f"/proc/{pid}/task/{tid}/stat", f"{tid} (x) S 1")
-    write(tmp_path, f"/proc/{pid}/task/{tid}/{file}", f"{label}\n")
-
-
-@pytest.mark.parametrize(
-    ("label", "used"),
-    [
-        ("web (enforce)", {"web"}),
-        ("web//hat (complain)", {"web", "web//hat"}),
-        ("web//kid//deep (enforce)", {"web", "web//kid", "web//kid//deep"}),
-        ("other//&web (mixed)", {"other", "web"}),
-        ("unconfined", set()),
-        ("webs (enforce)", set()),
-        (":ns:web (enforce)", set()),
-    ],
-)
-def test_a_label_is_in_use_with_its_parents_and_its_stacked_parts(tmp_path, label, used):
-    """Hats count for their parents, stacks for each part, and no name for a longer one."""
-    host = host_of(tmp_path)
-    thread(tmp_path, 20, 20, "unconfined")
-    thread(tmp_path, 20, 21, label, "attr/current")
-    names = {"web", "web//hat", "web//kid", "web//kid//deep", "other", "ns"}
-    uses = host.uses(names)
-    assert {name for name, use in uses.items() if use == InUse(pids=(20,))} == used
-    assert {name for name, use in uses.items() if use == Unused()} == names - used
-
-
-def test_a_profile_that_is_taken_at_the_next_exec_is_in_use(tmp_path):
-    """A runtime that has set attr/exec is about to start a container."""
-    host = host_of(tmp_path)
-    thread(tmp_path, 20, 20, "unconfined")
-    thread(tmp_path, 20, 20, "web", "attr/apparmor/exec")
-    assert host.uses(["web"]) == {"web": InUse(pids=(20,))}
-
-
-@pytest.mark.parametrize("options", [{"initial": False}, {"user": "user:[4026532001]"}])
-def test_from_another_namespace_nothing_is_proven(tmp_path, options):
-    """Only the initial PID and user namespaces see every process."""
-    use = host_of(tmp_path, **options).uses(["web"])["web"]
-    assert isinstance(use, CannotTell)
-
-
-def test_a_procfs_that_hides_processes_proves_nothing(tmp_path):
-    """With hidepid, what is not listed may still run."""
-    device = tmp_path.stat().st_dev
-    line = f"1 1 {os.major(device)}:{os.minor(device)} / /proc rw - proc proc rw,hidepid=invisible"
-    use = host_of(tmp_path, mounts=line).uses(["web"])["web"]
-    assert isinstance(use, CannotTell)
-
-
-def test_a_living_thread_that_cannot_be_read_makes_the_answer_unknown(tmp_path):
-    """Unreadable is not unconfined."""
-    host = host_of(tmp_path)
-    write(tmp_path, "/proc/20/task/20/stat", "20 (x) S 1")
-    assert isinstance(host.uses(["web"])["web"], CannotTell)
-
-
-def test_a_thread_that_ended_disturbs_nothing(tmp_path):
-    """A directory that vanished while it was read was a process that ended."""
-    host = host_of(tmp_path)
-    (tmp_path / "proc/20/task/20").mkdir(parents=True)
-    assert host.uses(["web"]) == {"web": Unused()}
-
-
-def test_without_a_procfs_nothing_is_proven(tmp_path):
-    """A host root without /proc shows no process."""
-    use = processes.Processes(Host(tmp_path), own=Path("/proc/self")).uses(["web"])["web"]
-    assert isinstance(use, CannotTell)

@@ -158,33 +158,15 @@ def test_a_change_of_somebody_else_before_an_own_write_makes_it_walk(place):
     assert TOP in place.host.seen
 
 
-def test_a_name_in_another_directory_was_removed_and_loaded_in_between(place):
-    """Told once; neither a replacement nor a look at some of the names says so."""
+def test_a_name_that_was_removed_and_loaded_again_has_another_directory(place):
+    """A replacement keeps the directory; names that are not loaded have none."""
+    before = place.kernel.directories(["old", "missing"])
     place.appear("old.1", "old", sha1="bb")
-    place.look("old", whole=True)
-    assert place.kernel.anew() == frozenset()
+    assert place.kernel.directories(["old", "missing"]) == before
     (place.root / TOP.lstrip("/") / "old.1").rename(place.root / "away")
     place.appear("old.2", "old", sha1="bb")
-    place.look("old")
-    assert place.kernel.anew() == frozenset()
-    place.kernel.forget()
-    assert place.look("old", whole=True) == {"old": fact("bb")}
-    assert [place.kernel.anew() for _ in range(2)] == [{"old"}, frozenset()]
-
-
-def test_a_name_that_was_found_missing_is_not_told_again_when_it_is_back(place):
-    """That look told of it."""
-    (place.root / TOP.lstrip("/") / "old.1").rename(place.root / "away")
-    place.number += 1
-    write(place.root, f"{access.ROOT}/revision", f"{place.number}\n")
-    assert place.look("old", whole=True) == {}
-    place.load("old.2", "old", sha1="aa")
-    place.look("old", whole=True)
-    assert place.kernel.anew() == frozenset()
-    (place.root / TOP.lstrip("/") / "old.2").rename(place.root / "gone")
-    place.appear("old.3", "old", sha1="aa")
-    place.look("old", whole=True)
-    assert place.kernel.anew() == {"old"}
+    after = place.kernel.directories(["old", "missing"])
+    assert (before, after) == ({"old": f"{TOP}/old.1"}, {"old": f"{TOP}/old.2"})
 
 
 def test_a_profile_without_a_hash_says_nothing_of_the_others(tmp_path):

@@ -1091,6 +1091,19 @@ def test_who_loses_what_is_held_for_it_is_looked_for_too(world, clock):
     assert lost.asked == [("removed", ("old",)), ("look", ("third", "web"))]
 
 
+def test_threads_that_the_agents_own_removal_unconfined_are_looked_for(world, clock):
+    """The proof of disuse may have been deceived."""
+    lost = world.daemon.lost = Lost()
+    del world.keys.keys["old"]
+    world.turn()
+    world.turn()
+    clock.now += GRACE
+    lost.asked.clear()
+    world.turn()
+    assert "old" not in world.node.loaded
+    assert lost.asked == [("removed", ("old",)), ("look", ("third", "web"))]
+
+
 def test_a_wait_for_words_ends_though_one_came_right_before():
     """However short it is: a queue that then waits for ever is a daemon that does nothing more."""
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from agent.core.model import Blind, Unsupported
 from agent.core.problems import Problem
 from agent.doors.host import Host, HostError
+from agent.kinds.apparmor import pending_exec
 
 SECURITYFS = "/sys/kernel/security"
 ROOT = f"{SECURITYFS}/apparmor"
@@ -52,6 +53,7 @@ class Probes:
 
     filesystem: Callable[[Path], int] = filesystem
     rights: Callable[[], str] = rights
+    shows_pending_exec: Callable[[Host], bool] = pending_exec.is_shown
     clock: Callable[[], float] = time.monotonic
     pause: Callable[[float], None] = time.sleep
 

@@ -10,13 +10,24 @@ import errno
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
-from agent.core.model import Blind, Evidence, Fact, Id, Profile, Unused
+from agent.core.model import (
+    Blind,
+    CannotTell,
+    Evidence,
+    Fact,
+    Id,
+    InUse,
+    Profile,
+    Unused,
+    Use,
+)
 from agent.core.ports import Failed, Installed, Removed, StillUsed
 from agent.doors.host import HostError
 from agent.kinds.apparmor import kernel, policy, trouble
 from agent.kinds.apparmor.access import Access
 from agent.kinds.apparmor.objects import Objects
 from agent.kinds.apparmor.processes import Processes
+from agent.kinds.apparmor.references import References
 
 _NONE: Evidence = frozenset()
 _REPEATS: Final = 4  # of a write, until it is the only change of policy
@@ -31,11 +42,13 @@ class Changes:
         kernel: kernel.Kernel,
         processes: Processes,
         objects: Objects,
+        references: References,
     ) -> None:
         self.access = access
         self.kernel = kernel
         self.processes = processes
         self.objects = objects
+        self.references = references
         self.checked: dict[str, bytes] = {}
         self._before = -1  # the policy revision right before the last write
 
@@ -190,6 +203,23 @@ class Changes:
         barrier = self.access.barrier()
         if barrier is not None:
             return Failed(problem=barrier.problem)
+        facts = self._own(names, evidence)
+        if isinstance(facts, Failed):
+            return facts
+        if prove:
+            held = self._held(facts, evidence)
+            if held:
+                return StillUsed(uses=held)
+            if not self.processes.shows_pending_exec():
+                facts = self._own(names, evidence)  # the proof took a moment
+                if isinstance(facts, Failed):
+                    return facts
+        return self._remove(sorted(facts))
+
+    def _own(
+        self, names: Collection[str], evidence: Mapping[str, Evidence]
+    ) -> dict[str, Fact] | Failed:
+        """Return the loaded ones of names, if they and all profiles below them are agent-owned."""
         facts = self.kernel.look(names, below=True)
         if isinstance(facts, Blind):
             return Failed(problem=facts.problem)
@@ -199,11 +229,23 @@ class Changes:
             for name, fact in facts.items()
             if name not in own or not evidence.get(name, _NONE) & fact.evidence
         )
-        if other:
-            return Failed(problem=trouble.others(other))
-        uses = self.processes.uses(sorted(facts)) if prove else {}
-        held = {name: use for name, use in uses.items() if not isinstance(use, Unused)}
-        return StillUsed(uses=held) if held else self._remove(sorted(facts))
+        return Failed(problem=trouble.others(other)) if other else facts
+
+    def _held(
+        self, facts: Mapping[str, Fact], evidence: Mapping[str, Evidence]
+    ) -> dict[str, InUse | CannotTell]:
+        """Return the names that are in use, or whose disuse is not proven."""
+        held = _not_unused(self.processes.uses(sorted(facts)))
+        if held or not facts or self.processes.shows_pending_exec():
+            return held
+        why = "this kernel hides pending execs, and "
+        if not all(_has_own_hash(evidence[name] & fact.evidence) for name, fact in facts.items()):
+            # Other bytes would make the profile look like one that another program loaded.
+            return dict.fromkeys(facts, CannotTell(why=f"{why}shows no hash of a single profile"))
+        unproven = self.references.why_unproven(facts.keys())
+        if unproven:
+            return dict.fromkeys(facts, CannotTell(why=f"{why}{unproven}"))
+        return _not_unused(self.processes.uses(sorted(facts)))
 
     def _remove(self, names: Sequence[str]) -> Removed | Failed:
         for name in names:
@@ -218,6 +260,14 @@ class Changes:
         if left:
             return Failed(problem=trouble.not_removed(min(left), "it is still loaded"))
         return Removed()
+
+
+def _not_unused(uses: Mapping[str, Use]) -> dict[str, InUse | CannotTell]:
+    return {name: use for name, use in uses.items() if not isinstance(use, Unused)}
+
+
+def _has_own_hash(evidence: Evidence) -> bool:
+    return any(token.startswith("own:") for token in evidence)
 
 
 def _verified(

@@ -55,10 +55,8 @@ class Kernel:
         self._found: Mapping[str, str] = {}  # name -> directory, at the last look
         self._places: Places | None = None
         self._placed: int | None = None  # the revision that they are of, as known
-        self._where: dict[str, str] = {}  # name -> directory, at the last look at all names
         self._came_with: dict[str, str] = {}  # name -> generation, at that look
         self._going: set[str] = set()  # generations of what went since the last write
-        self._anew: set[str] = set()
         self._wrote: int | None = None  # the revision right after the last write, until a look
 
     # --- looking ---------------------------------------------------------------------------------
@@ -113,19 +111,20 @@ class Kernel:
             if name in self._found
         }
 
-    def anew(self) -> frozenset[str]:
-        """Return, once, which names were removed and loaded again between two looks."""
-        found = frozenset(self._anew)
-        self._anew.clear()
-        return found
+    def directories(self, names: Collection[str]) -> dict[str, str]:
+        """Return the directory of each loaded name; nothing where they cannot be read.
 
-    def _note(self, places: Mapping[str, str], wanted: frozenset[str]) -> None:
-        """Compare where each name lies: a replacement keeps the directory, a new load has another.
-
+        A replacement keeps it; a profile that was removed and loaded again has another one.
         (Linux, security/apparmor/apparmorfs.c: __aafs_profile_mkdir numbers them all.)
         """
+        try:
+            return {name: path for name, path in self._paths(_TOP) if name in names}
+        except HostError:
+            return {}
+
+    def _note(self, places: Mapping[str, str], wanted: frozenset[str]) -> None:
+        """Note which raw data the names came with, and which of those are gone."""
         where = {name: places[name] for name in wanted & places.keys()}
-        self._anew |= {name for name, at in where.items() if self._where.get(name, at) != at}
         shown = {name: self.shown.known(at) for name, at in where.items()}
         known = {name: one for name, one in shown.items() if one is not None}
         self._going |= {
@@ -133,7 +132,7 @@ class Kernel:
             for name, one in self._came_with.items()
             if name in wanted and (name not in where or known.get(name, one) != one)
         }
-        self._where, self._came_with = where, known
+        self._came_with = known
 
     def _near(self, wanted: frozenset[str], revision: int) -> dict[str, str] | None:
         """Return where each of names lies, if that is known; else None."""
@@ -163,6 +162,14 @@ class Kernel:
         except HostError:
             return None
         return None
+
+    def raw_directories(self, names: Collection[str]) -> dict[str, str]:
+        """Return which entry of policy/raw_data each loaded name came from. Raises HostError."""
+        return {
+            name: PurePosixPath(self.host.link(f"{path}/raw_data")).parent.name
+            for name, path in self._paths(_TOP)
+            if name in names
+        }
 
     def _paths(self, top: str) -> Iterator[tuple[str, str]]:
         """Give the name and the directory of every loaded profile, hat and child."""

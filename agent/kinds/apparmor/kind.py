@@ -37,6 +37,7 @@ from agent.kinds.apparmor import (
     objects,
     policy,
     processes,
+    references,
     room,
     text,
     trouble,
@@ -81,10 +82,16 @@ class AppArmor:
         self.host = host
         self.access = access.Access(host, probes)
         self.kernel = kernel.Kernel(host, probes)
-        self.processes = processes.Processes(host)
+        self.processes = processes.Processes(host, shows_pending_exec=probes.shows_pending_exec)
         remember = remember and not checking
         self.objects = objects.Objects(host, state_dir, write=remember)
-        self.changes = change.Changes(self.access, self.kernel, self.processes, self.objects)
+        self.changes = change.Changes(
+            self.access,
+            self.kernel,
+            self.processes,
+            self.objects,
+            references.References(host, self.kernel, probes),
+        )
         self.parser = apparmor_parser.Parser(host, parser, include_dir=include_dir)
         self.cpu_limit = cpu_limit
         self.worker = CompileWorker(

@@ -11,6 +11,7 @@ The layout is that of the kernel's security/apparmor/policy_unpack.c: a stream o
 import functools
 import hashlib
 import struct
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from agent.core.model import Evidence
@@ -62,19 +63,59 @@ def read(blob: bytes) -> tuple[Declared, ...]:
     """
     found: list[Declared] = []
     raw = raw_evidence(blob)
+    for version, namespace, element, fields in _profiles(blob):
+        own = struct.pack("<I", version) + blob[element.start : element.end]
+        found.append(_declared(namespace, fields, raw | _own_evidence(own)))
+    return tuple(found)
+
+
+def names(blob: bytes) -> frozenset[str]:
+    """Return the names of the profiles in the blob. Raises PolicyError."""
+    return frozenset(_name(namespace, fields) for _, namespace, _, fields in _profiles(blob))
+
+
+def rewrapped(blobs: Iterable[bytes], wanted: Collection[str], filler: bytes) -> bytes:
+    """Return one blob with the wanted profiles, byte for byte as they are in the given blobs.
+
+    Each profile gets a version header of its own, with the same version but with filler (at least
+    8 bytes) behind the NUL that ends the header's name. The kernel compares names with strcmp
+    (aa_unpack_nameX), and its hash of one profile covers the version and the profile alone. So what
+    the kernel enforces and that hash stay the same, while the blob as a whole is another one.
+    Raises PolicyError, also for a policy namespace.
+    """
+    made = b""
+    for blob in blobs:
+        for version, namespace, element, fields in _profiles(blob):
+            if namespace:
+                raise PolicyError("it belongs to a policy namespace")
+            if _name(namespace, fields) in wanted:
+                # Tables in a profile are aligned to 8 bytes from the beginning of the blob.
+                size = len(made) + len(_header(version, filler))
+                padding = filler[: (element.start - size) % 8]
+                made += _header(version, filler + padding) + blob[element.start : element.end]
+    return made
+
+
+def _header(version: int, filler: bytes) -> bytes:
+    tag = b"version\0" + filler + b"\0"
+    return struct.pack("<BH", _NAME, len(tag)) + tag + struct.pack("<BI", 2, version)
+
+
+def _profiles(
+    blob: bytes,
+) -> Iterator[tuple[int, str, "_Element", tuple["_Element", ...]]]:
+    """Give the version, the namespace (`:name:` or nothing), the element and the fields of each."""
     version, namespace = None, ""
     for element in _Reader(blob).elements(None, 0):
         match element:
             case _Element(name="version", value=int(value)):
-                version = value
+                version = value & 0xFFFFFFFF
             case _Element(name="profile", tag=7, value=tuple(fields)) if version is not None:
-                own = struct.pack("<I", version & 0xFFFFFFFF) + blob[element.start : element.end]
-                found.append(_declared(namespace, fields, raw | _own_evidence(own)))
+                yield version, namespace, element, fields
             case _Element(name="namespace", value=bytes(value)):
                 namespace = f":{value.decode('utf-8', 'replace')}:"
             case _:
                 raise PolicyError(f'unexpected element "{element.name}" at byte {element.start}')
-    return tuple(found)
 
 
 def raw_evidence(blob: bytes) -> Evidence:
@@ -118,12 +159,7 @@ def ancestors(name: str) -> tuple[str, ...]:
 
 
 def _declared(namespace: str, fields: tuple[_Element, ...], evidence: Evidence) -> Declared:
-    if not fields or fields[0].name or not isinstance(fields[0].value, bytes):
-        raise PolicyError("a profile does not begin with its name")
-    try:
-        name = namespace + fields[0].value.decode()
-    except UnicodeDecodeError as error:
-        raise PolicyError("a profile's name is not UTF-8") from error
+    name = _name(namespace, fields)
     attached = False
     for field in fields[1:]:
         if field.name == "flags" and isinstance(field.value, tuple):
@@ -132,6 +168,15 @@ def _declared(namespace: str, fields: tuple[_Element, ...], evidence: Evidence) 
             )
         attached = attached or field.name not in _HARMLESS
     raise PolicyError(f'profile "{name}" has no flags')
+
+
+def _name(namespace: str, fields: tuple[_Element, ...]) -> str:
+    if not fields or fields[0].name or not isinstance(fields[0].value, bytes):
+        raise PolicyError("a profile does not begin with its name")
+    try:
+        return namespace + fields[0].value.decode()
+    except UnicodeDecodeError as error:
+        raise PolicyError("a profile's name is not UTF-8") from error
 
 
 def _mode(fields: tuple[_Element, ...]) -> str:
@@ -160,7 +205,7 @@ class _Reader:
                 return tuple(found)
             name = ""
             if tag == _NAME:
-                name = self._string().decode("latin-1")
+                name = self._tag().decode("latin-1")
                 tag = self._take(1)[0]
             found.append(self._element(name, tag, start, depth))
         if until is not None:
@@ -182,6 +227,13 @@ class _Reader:
         else:
             raise PolicyError(f"unknown tag {tag} at byte {start}")
         return _Element(name=name, tag=tag, value=value, start=start, end=self.at)
+
+    def _tag(self) -> bytes:
+        """Return an element's name: the kernel reads it up to its first NUL."""
+        text = self._take(int.from_bytes(self._take(2), "little"))
+        if not text.endswith(b"\0"):
+            raise PolicyError(f"a name before byte {self.at} does not end with NUL")
+        return text.partition(b"\0")[0]
 
     def _string(self) -> bytes:
         text = self._take(int.from_bytes(self._take(2), "little"))

@@ -1,65 +1,100 @@
-"""Who uses a profile: a proof from every thread's label, or the reason why there is none.
+"""Which profiles the host's threads run under, as a proof for removals.
 
-Rule 1: "unused" is only said when every thread of the host could be read, twice. Rule 2: a
-process that ended meanwhile proves nothing and disturbs nothing; one that lives and cannot be read
-makes the answer CannotTell. Rule 3: a hat or child counts for its parents, a stack for each part.
+"Not in use" is a proof: every thread of the host was read while it lived, in two complete looks. A
+thread that lives and cannot be read makes the answer CannotTell. So does a host where threads end
+faster than they can be read. A hat or child counts for its parents, a stacked label for each part.
+What the kernel does not show here (a pending exec on Linux 6.1) is the subject of references.py.
 """
 
 import errno
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Final
 
 from agent.core.model import CannotTell, InUse, Unused, Use
 from agent.doors.host import Host, HostError
-from agent.kinds.apparmor import policy
+from agent.kinds.apparmor import pending_exec, policy
 
 _GONE = (errno.ENOENT, errno.ESRCH, errno.ENOTDIR)
 _INITIAL_PID = "pid:[4026531836]"  # linux/proc_ns.h: PROC_PID_INIT_INO
 _INITIAL_USER = "user:[4026531837]"  # PROC_USER_INIT_INO
 _KERNEL_THREAD = 0x00200000  # linux/sched.h: PF_KTHREAD
 _MODE = re.compile(r" \([a-z]+\)$")
-_LOOKS = 2
+_START: Final = 19  # of the fields behind the command's name
+_UNCONFINED: Final = "unconfined"
+_LOOKS: Final = 2
+LISTINGS: Final = 100  # of /proc in one look, or of the threads of one process
+
+
+class UnprovenError(Exception):
+    """A look did not reach the point where every thread had been read."""
+
+
+def parts(label: str) -> list[str]:
+    """Return the profiles that a label stacks, without the mode."""
+    return _MODE.sub("", label).split("//&")
 
 
 def names_in(label: str) -> frozenset[str]:
     """Return every profile that a label confines by: stacked ones, and the parents of hats."""
     found: set[str] = set()
-    for part in [label, *_parts(label)]:
+    for part in [label, *parts(label)]:
         for name in (part, _MODE.sub("", part)):
             found |= {name, *policy.ancestors(name)}
     return frozenset(found)
 
 
-def _parts(label: str) -> list[str]:
-    return _MODE.sub("", label).split("//&")
-
-
 class Processes:
-    """The processes below one host root's /proc."""
+    """The processes in one host root's /proc.
 
-    def __init__(self, host: Host, *, own: Path = Path("/proc/self")) -> None:
+    own: the agent's own directory in /proc. shows_pending_exec: whether another thread's attr/exec
+    can be read on this kernel; called at most once.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        *,
+        own: Path = Path("/proc/self"),
+        shows_pending_exec: Callable[[Host], bool] = pending_exec.is_shown,
+    ) -> None:
         self.host = host
         self.own = own
+        self._test_pending_exec = shows_pending_exec
+        self._shows_pending_exec: bool | None = None
+
+    def shows_pending_exec(self) -> bool:
+        """Return whether the kernel shows the pending exec of another thread."""
+        if self._shows_pending_exec is None:
+            self._shows_pending_exec = self._test_pending_exec(self.host)
+        return self._shows_pending_exec
 
     def uses(self, names: Collection[str]) -> dict[str, Use]:
-        """Return for each name who uses it."""
+        """Return for each name which processes run under it.
+
+        Unused does not cover a pending exec where `shows_pending_exec` is False.
+        """
         if not names:
             return {}
+        users: dict[str, set[int]] = {name: set() for name in names}
+        why = ""
         try:
-            why = self._view()
-            users = {} if why else self._users(frozenset(names))
+            why = self._obstacle()
+            if not why:
+                self._collect(users)
+        except UnprovenError as error:
+            why = str(error)
         except (HostError, OSError, ValueError, IndexError) as error:
             why, users = f"the host's processes cannot be read ({error})", {}
-        if why:
-            return {name: CannotTell(why=why) for name in names}
+        unused = CannotTell(why=why) if why else Unused()
         return {
-            name: InUse(pids=tuple(sorted(users[name]))) if users.get(name) else Unused()
+            name: InUse(pids=tuple(sorted(users[name]))) if users.get(name) else unused
             for name in names
         }
 
-    def _view(self) -> str:
+    def _obstacle(self) -> str:
         """Return why not every process of the host can be seen from here, or nothing."""
         if not self.host.exists("/proc/1/stat"):
             return "no procfs below the host root"
@@ -85,32 +120,81 @@ class Processes:
                 return "procfs hides processes (hidepid)"
         return ""
 
-    def _users(self, names: frozenset[str]) -> dict[str, set[int]]:
-        found: dict[str, set[int]] = {}
+    def _collect(self, users: dict[str, set[int]]) -> None:
+        """Add to each name the processes that run under it."""
         for _ in range(_LOOKS):
             for pid, label in self._labels():
-                for name in names_in(label) & names:
-                    found.setdefault(name, set()).add(pid)
-        return found
+                for name in names_in(label) & users.keys():
+                    users[name].add(int(pid))
 
-    def _labels(self) -> Iterator[tuple[int, str]]:
-        for pid in self.host.names("/proc"):
-            if not pid.isdigit():
-                continue
+    def _labels(self) -> Iterator[tuple[str, str]]:
+        """Give each process with its labels, until every thread was read while it lived.
+
+        A thread that ended before it was read may have started another process after /proc was
+        listed, which may have done the same. So /proc is listed again until a listing has no new
+        process of which a thread ended. A listing goes up in PIDs as such a chain does, and
+        reading begins at its newest member. PIDs are reused, so the start times must be the same.
+        """
+        seen: dict[str, bytes] = {}
+        for _ in range(LISTINGS):
+            listed = [name for name in self.host.names("/proc") if name.isdigit()]
+            new = sorted((pid for pid in listed if pid not in seen), key=int, reverse=True)
+            all_read = True
+            for pid in new:
+                seen[pid] = self._start(pid)
+                labels, is_read = self._process(pid)
+                yield from ((pid, label) for label in labels)
+                all_read = all_read and is_read
+            if all_read:
+                reused = [pid for pid in listed if self._start(pid) != seen[pid]]
+                if not reused:
+                    return
+                for pid in reused:
+                    del seen[pid]
+        raise UnprovenError("processes start and end faster than they can be read")
+
+    def _process(self, pid: str) -> tuple[frozenset[str], bool]:
+        """Return the labels of a process, and whether each thread was read while it lived.
+
+        After a thread ended, the threads are listed again. The leader is read each time, because a
+        thread that calls execve(2) takes over the leader's ID and start time.
+        """
+        labels: frozenset[str] = frozenset()
+        read: set[str] = set()
+        ended: set[str] = set()
+        for _ in range(LISTINGS):
             try:
                 threads = self.host.names(f"/proc/{pid}/task")
             except HostError as error:
                 if error.errno in _GONE:
-                    continue
+                    return labels, False
                 raise
+            before = len(ended)
             for thread in threads:
-                for file in ("current", "exec"):
-                    label = self._attribute(f"/proc/{pid}/task/{thread}", file)
-                    if label and label != "unconfined":
-                        yield int(pid), label
+                if thread in read and thread != pid:
+                    continue
+                found = self._thread(f"/proc/{pid}/task/{thread}")
+                if found is None:
+                    ended.add(thread)
+                else:
+                    labels |= found
+            read.update(threads)
+            if len(ended) == before:
+                return labels, not ended
+        raise UnprovenError(f"the threads of process {pid} end faster than they can be read")
 
-    def _attribute(self, thread: str, file: str) -> str:
-        """Return a thread's label, or nothing if it ended. exec: the one it takes at exec."""
+    def _thread(self, thread: str) -> frozenset[str] | None:
+        """Return the labels of a thread, its pending one among them; None if it ended."""
+        current = self._attribute(thread, "current")
+        if current is None:
+            return None
+        pending = self._attribute(thread, "exec") if self.shows_pending_exec() else ""
+        labels = {current, pending or ""} - {"", _UNCONFINED}
+        # A zombie still shows its label, and runs nothing any more.
+        return frozenset(labels) if not labels or self._lives(thread) else None
+
+    def _attribute(self, thread: str, file: str) -> str | None:
+        """Return one label of a thread, or None if the thread ended."""
         for path in (f"{thread}/attr/apparmor/{file}", f"{thread}/attr/{file}"):
             try:
                 content = self.host.read(path, limit=1 << 20)
@@ -121,16 +205,25 @@ class Processes:
                     return ""  # the kernel's answer where none is set
                 raise
             return content.rstrip(b"\n\0").decode("utf-8", "surrogateescape")
-        if self.host.exists(f"{thread}/stat") and file == "current" and self._lives(thread):
+        if file == "current" and self._lives(thread):
             raise OSError(errno.ENOENT, f"{thread} has no attr/current")
-        return ""
+        return None
 
     def _lives(self, thread: str) -> bool:
-        """Return whether a thread is still there and no zombie, whose attributes are gone."""
+        """Return whether a thread is there and no zombie."""
+        stat = self._stat(thread)
+        return bool(stat) and stat[0] not in (b"Z", b"X")
+
+    def _start(self, pid: str) -> bytes:
+        """Return the start time of a process, or nothing if it ended (proc(5): stat, field 22)."""
+        stat = self._stat(f"/proc/{pid}")
+        return stat[_START] if stat else b""
+
+    def _stat(self, place: str) -> list[bytes]:
+        """Return the fields of a stat file behind the command's name; none if the task ended."""
         try:
-            stat = self.host.read(f"{thread}/stat", limit=4096).rpartition(b")")[2].split()
+            return self.host.read(f"{place}/stat", limit=4096).rpartition(b")")[2].split()
         except HostError as error:
             if error.errno in _GONE:
-                return False
+                return []
             raise
-        return stat[0] not in (b"Z", b"X")

@@ -25,6 +25,9 @@ SECURITY = Path("/sys/kernel/security/apparmor")
 SOURCE = Path("/tmp/source")  # noqa: S108 - the guest is ours alone
 STATE = Path("/tmp/state")  # noqa: S108
 SECCOMP = Path("/tmp/seccomp")  # noqa: S108
+# Where the kernel hides the pending exec of another thread, a profile with hats or children stays:
+# Linux 6.1 never releases the first version of such a profile.
+SHOWS_PENDING_EXEC = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 12)
 PLAIN = "profile {name} {{\n  file,\n  signal,\n  {rule}\n}}\n"
 
 
@@ -315,18 +318,21 @@ def a_hat_in_use_holds_its_parent():
     with Confined("web", hat="HAT"):
         agent()
         assert {"web", "web//HAT"} <= set(loaded())
-    agent()
-    assert set(loaded()) == {"other"}, loaded()
+    report, _ = agent()
+    assert (set(loaded()) == {"other"}) == SHOWS_PENDING_EXEC, loaded()
+    assert SHOWS_PENDING_EXEC or "use_unknown" in codes(report)["web.profile"], codes(report)
 
 
 def a_dropped_hat_is_removed():
-    """A hat that the new text does not have goes; its parent stays."""
+    """A hat that the new text does not have is removed where that is proven; its parent stays."""
     source(web=HATS)
     agent()
     source(web=plain("web"))
     agent()
-    agent()
-    assert set(loaded()) == {"web"}, loaded()
+    report, _ = agent()
+    assert "web" in loaded()
+    assert ("web//HAT" not in loaded()) == SHOWS_PENDING_EXEC, loaded()
+    assert SHOWS_PENDING_EXEC or "use_unknown" in codes(report)["web.profile"], codes(report)
 
 
 def a_renamed_key_keeps_its_profile_loaded():

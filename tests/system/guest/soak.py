@@ -1,11 +1,13 @@
 """Random changes around one daemon on a real AppArmor kernel, and a model of what must hold.
 
 Rule 1: the model knows what was done and reads the kernel's own list, the labels of processes, and
-/metrics. Rule 2: each version of a profile has a hat of its own, so that the list tells which one
-is loaded. Rule 3: where the order of two events cannot be known, each end is allowed, no other.
+/metrics. Rule 2: each version of a profile has a rule of its own, so that the kernel's hash says
+which version is loaded. Rule 3: where the order of two events cannot be known, each end is allowed,
+no other.
 """
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -33,7 +35,17 @@ from daemon import (  # noqa: E402
     ready,
     until,
 )
-from scenarios import SECURITY, Confined, clean, content, loaded, parser  # noqa: E402
+from scenarios import (  # noqa: E402
+    SECURITY,
+    SHOWS_PENDING_EXEC,
+    Confined,
+    clean,
+    content,
+    loaded,
+    parser,
+)
+
+from agent.kinds.apparmor import policy  # noqa: E402
 
 NAMES = [f"n{number}" for number in range(7)]
 MARK = "z"
@@ -51,7 +63,27 @@ class Broken(AssertionError):  # noqa: N818 - reads as what it is
 def text(name, version):
     """Return a version: every third complains."""
     flags = "flags=(complain) " if version % 3 == 0 else ""
-    return f"profile {name} {flags}{{\n  file,\n  signal,\n  ^v{version} {{\n  }}\n}}\n"
+    return f"profile {name} {flags}{{\n  file,\n  signal,\n  deny /v{version} r,\n}}\n"
+
+
+@functools.cache
+def evidence(name, version):
+    """Return the hashes by which the kernel may show a version."""
+    command = ["/sbin/apparmor_parser", "-QKS"]
+    source = text(name, version).encode()
+    done = subprocess.run(command, input=source, capture_output=True, check=True)
+    (profile,) = policy.read(done.stdout)
+    return {token.rpartition(":")[2] for token in profile.evidence if token.startswith("own:")}
+
+
+def hashes():
+    """Return the kernel's hash of each loaded profile; others may come and go meanwhile."""
+    found = {}
+    for place in (SECURITY / "policy/profiles").iterdir():
+        with contextlib.suppress(OSError, StopIteration):
+            hash_ = next(place.glob("sha*")).read_text().strip()
+            found[(place / "name").read_text().strip()] = hash_
+    return found
 
 
 def hashed(name):
@@ -350,15 +382,14 @@ class Soak:
                 self.could[name] = found.get(name, {None})
 
     def _versions(self):
-        """Return which versions of each name are loaded, {None} where the name is without a hat."""
+        """Return which version of each name is loaded, {None} where it is none of the agent's."""
         found = {}
-        for name in loaded():
-            parent, _, hat = name.partition("//")
-            if parent not in self.foreign:
-                found.setdefault(parent, set())
-                if hat:
-                    found[parent].add(int(hat[1:]))
-        return {name: hats or {None} for name, hats in found.items()}
+        for name, hash_ in hashes().items():
+            if name not in self.foreign:
+                may = {*self.could.get(name, ()), self.keys.get(name)}
+                known = [one for one in may if isinstance(one, int)]
+                found[name] = {one for one in known if hash_ in evidence(name, one)} or {None}
+        return found
 
     def _wrong(self):
         """Return what does not hold (yet)."""
@@ -368,6 +399,8 @@ class Soak:
                 raise Broken(f"the foreign profile {name} was touched")
         found = self._versions()
         used = {one.name for one in self.processes if one.confined()}
+        # A process that lost its confinement still references the profile that was removed.
+        held = {one.name for one in self.processes if not one.ended}
         for name in {*self.could, *self.keys, *found} - self.foreign.keys():
             seen = found.get(name, {None}) if name in modes else {None}
             desired = self.keys.get(name)
@@ -377,12 +410,11 @@ class Soak:
                     return f"{name} is in mode {modes.get(name)}"
             elif desired == "broken" or name in used:
                 may = self.could.get(name, {None})
+            elif not SHOWS_PENDING_EXEC and name in held:
+                may = self.could.get(name, {None}) | {None}
             else:
                 may = {None}
-            # A replacement inherits the hats of what it replaced. They go next; but what was
-            # withdrawn in between, and is in use, keeps them until nobody uses it.
-            stays = desired is None and name in used
-            if (len(seen) != 1 and not stays) or not seen <= may:
+            if not seen <= may:
                 return f"{name} is {seen}, and not one of {may}"
         return self._report_wrong()
 
@@ -411,7 +443,7 @@ class Soak:
             if b'"profile_removed"' not in line:
                 continue
             name = json.loads(line)["name"]
-            if "//" not in name and None not in self.could.get(name, {None}):
+            if None not in self.could.get(name, {None}):
                 raise Broken(f"{name} was removed: {line!r}")
 
     def _watch(self):

@@ -1,0 +1,221 @@
+"""Threads that lose their confinement on a real kernel; runs as root inside the virtual machine.
+
+Each scenario is a function; `tracker.py` runs all of them and prints one line of JSON per scenario:
+{"scenario": name, "error": null or the reason}.
+"""
+
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import disuse
+import pace
+from daemon import LOG, Daemon, metric, ready, until
+from disuse import DEAD_LEADER, SLEEP, current, installed, kind, program, text
+from scenarios import loaded, parser, plain, source
+
+from agent.core.ports import Removed
+from agent.doors.host import Host
+from agent.kinds.apparmor.confinement import ConfinementTracker
+
+STATE = Path("/var/lib/profile-loader")
+LOST = "profile_loader_confinement_lost_processes"
+NAMES = ("web", "other")
+
+# The leader stays as it was started; a second thread moves under the profile that is named.
+MIXED = """
+import sys, threading, time
+def run():
+    open('/proc/thread-self/attr/current', 'w').write('changeprofile ' + sys.argv[1])
+    print('ready', flush=True)
+    time.sleep(600)
+threading.Thread(target=run).start()
+time.sleep(600)
+"""
+
+
+def tracker():
+    """Start to track, as a new process of the agent does."""
+    return ConfinementTracker(Host("/"), state_dir=str(STATE), places=kind().kernel.directories)
+
+
+def pids(made):
+    """Return the PIDs that are reported, by name."""
+    found = {}
+    for problem in made.problems():
+        words = problem.what.partition("pid ")[2].partition(".")[0].replace(",", " ").split()
+        found[problem.where] = {int(word) for word in words if word.isdigit()}
+    return found
+
+
+def unload(name):
+    """Remove a profile as an administrator does."""
+    assert parser(text(name), "-R")[0] == 0
+
+
+def fresh():
+    """Install two profiles, without any record."""
+    (STATE / "confinement.json").unlink(missing_ok=True)
+    return {name: installed(text(name)) for name in NAMES}
+
+
+# --- scenarios ------------------------------------------------------------------------------------
+
+
+def every_kind_of_thread_is_reported():
+    """A leader, another thread, a thread under another profile, a thread of a dead leader."""
+    fresh()
+    with (
+        program(SLEEP, label="web") as plain_one,
+        program(MIXED, "web") as second,
+        program(MIXED, "web", label="other") as mixed,
+        program(DEAD_LEADER, label="web") as dead,
+        program(SLEEP, label="other") as kept,
+    ):
+        pace.until(lambda: disuse.state(dead.pid) == "Z", "the leader's end")
+        made = tracker()
+        made.look(NAMES)
+        unload("web")
+        made.removed(["web"])
+        assert pids(made) == {"web": {plain_one.pid, second.pid, mixed.pid, dead.pid}}, pids(made)
+        assert made.count() == 4
+        assert current(kept.pid) == "other (enforce)"
+
+
+def a_vanished_part_of_a_stack_is_reported():
+    """The kernel shows `unconfined` in its place."""
+    fresh()
+    with program(SLEEP, label="web//&other") as child:
+        made = tracker()
+        made.look(NAMES)
+        unload("web")
+        label = Path(f"/proc/{child.pid}/attr/current").read_text().strip()
+        print(json.dumps({"note": f"label after the removal: {label}"}))
+        made.removed(["web"])
+        assert pids(made) == {"web": {child.pid}}, (pids(made), label)
+
+
+def a_profile_that_was_removed_and_loaded_again_is_noticed():
+    """Between two looks, and while the agent was away."""
+    for away in (False, True):
+        fresh()
+        with program(SLEEP, label="web") as child:
+            made = tracker()
+            made.look(NAMES)
+            unload("web")
+            assert parser(text("web"), "-a")[0] == 0
+            made = tracker() if away else made
+            made.removed([])
+            assert pids(made) == {"web": {child.pid}}, (away, pids(made))
+            again = tracker()
+            again.removed([])
+            again.look(NAMES)
+            assert pids(again) == {"web": {child.pid}}, away
+        assert pids(again) == {}
+        unload("web")
+        unload("other")
+
+
+def a_replacement_is_no_removal():
+    """By the agent, by another program, and by the proof of disuse."""
+    fresh()
+    with program(SLEEP, label="web") as child:
+        made = tracker()
+        made.look(NAMES)
+        installed(text("web", "  deny /x w,\n"), ours=["web"])
+        assert parser(text("web", "  deny /y w,\n"), "-r")[0] == 0
+        for one in (made, tracker()):
+            one.removed([])
+            one.look(NAMES)
+            assert pids(one) == {}
+        assert current(child.pid) == "web (enforce)"
+
+
+def a_thread_that_the_agents_own_removal_unconfined_is_reported():
+    """Without the proof, as if the proof had failed."""
+    evidence = fresh()
+    with program(SLEEP, label="web") as child:
+        made = tracker()
+        made.look(NAMES)
+        assert kind().remove(["web"], evidence["web"], prove=False) == Removed()
+        made.removed(["web"])
+        made.look(["other"])
+        assert pids(made) == {"web": {child.pid}}
+
+
+def an_unchanged_node_is_looked_at_without_a_write():
+    """With many processes and threads; what a look takes is measured."""
+    fresh()
+    ended = threading.Event()
+    threads = [threading.Thread(target=ended.wait) for _ in range(200)]
+    for one in threads:
+        one.start()
+    try:
+        with program(SLEEP, label="web"):
+            made = tracker()
+            made.look(NAMES)
+            before = (STATE / "confinement.json").stat()
+            tasks = len(list(Path("/proc").glob("[0-9]*/task/*")))
+            begin = time.process_time()
+            for _ in range(5):
+                made.look(NAMES)
+            spent = (time.process_time() - begin) / 5
+            made.removed([])
+            assert (STATE / "confinement.json").stat() == before
+    finally:
+        ended.set()
+    print(
+        json.dumps({"note": f"a look at {tasks} threads: {1000 * spent:.0f} ms of CPU, emulated"})
+    )
+
+
+def a_loss_is_reported_across_a_restart_of_the_daemon():
+    """Lost before it, and lost while no agent ran; until the processes end."""
+    shutil.rmtree("/tmp/state/confinement.json", ignore_errors=True)  # noqa: S108
+    Path("/tmp/state/confinement.json").unlink(missing_ok=True)  # noqa: S108
+    source(web=plain("web"), other=plain("other"))
+    with Daemon("--resync=3s"):
+        until(lambda: ready() and len(loaded()) == 2, 120)
+        passes = 'profile_loader_passes_total{result="converged"}'
+        with program(MIXED, "web") as first, program(SLEEP, label="other") as second:
+            before = metric(passes)
+            until(lambda: metric(passes) >= before + 2, 60, "two resyncs")
+            assert parser(plain("web"), "-R")[0] == 0
+            until(lambda: metric(LOST) == 1)
+            before = metric(passes)
+            until(lambda: metric(passes) >= before + 1, 60, "a resync")
+            Daemon.running[-1].kill()
+            Daemon.running[-1].wait()
+            assert parser(plain("other"), "-R")[0] == 0
+            assert parser(plain("other"), "-a")[0] == 0
+            with Daemon("--resync=3s"):
+                until(lambda: ready() and metric(LOST) == 2, 120)
+                for child in (first, second):
+                    until(lambda child=child: f"pid {child.pid}" in LOG.read_text())
+                first.kill()
+                second.kill()
+                first.wait()
+                second.wait()
+                until(lambda: metric(LOST) == 0)
+
+
+SCENARIOS = [
+    one
+    for name, one in list(globals().items())
+    if callable(one)
+    and one.__doc__
+    and getattr(one, "__module__", "") == __name__
+    and name.split("_")[0] in {"a", "an", "every"}
+]
+
+
+if __name__ == "__main__":
+    STATE.mkdir(exist_ok=True)
+    assert os.getuid() == 0
+    disuse.main(SCENARIOS)

@@ -1,0 +1,19 @@
+"""The scenarios of test_confinement.py on the kernels of other Debian releases."""
+
+import pytest
+
+from tests.system import confinement, vm
+
+pytestmark = pytest.mark.kernels
+
+
+@pytest.fixture(scope="module", params=sorted(vm.RELEASES.keys() - {vm.STANDARD}))
+def outcomes(request):
+    """Give what every scenario ended with on the kernel of a release."""
+    return confinement.every_scenario(request.param)
+
+
+@pytest.mark.parametrize("scenario", [*confinement.SCENARIOS, confinement.WITHOUT_RAW_DATA])
+def test_on_another_kernel(outcomes, scenario):
+    """Each scenario holds; its docstring in tests/system/guest says what it is."""
+    assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)

@@ -1,0 +1,262 @@
+"""Specification of the look at the host's processes, on procfs trees made of files."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from agent.core.model import CannotTell, InUse, Unused
+from agent.doors.host import Host
+from agent.kinds.apparmor import processes
+
+SHOWN = {"shows_pending_exec": lambda _: True}
+
+
+def write(root, path, text):
+    """Write a file below a root."""
+    file = root / path.lstrip("/")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
+def own_of(root, *, user="user:[4026531837]", mounts=""):
+    """Make the agent's own directory, and the process with the ID 1."""
+    own = root / "own"
+    (own / "ns").mkdir(parents=True)
+    (own / "ns/user").symlink_to(user)
+    write(root, "own/mountinfo", mounts)
+    return own
+
+
+def host_of(root, *, initial=True, host=None, shown=True, **own):
+    """Make a host with one process; give the look at its processes."""
+    place = own_of(root, **own)
+    thread(root, 1, 1, "unconfined")
+    (root / "proc/1/ns").mkdir()
+    (root / "proc/1/ns/pid").symlink_to("pid:[4026531836]" if initial else "pid:[4026532000]")
+    return processes.Processes(host or Host(root), own=place, shows_pending_exec=lambda _: shown)
+
+
+def thread(root, pid, tid, label, *, file="attr/apparmor/current"):
+    """Make a thread with a label."""
+    for place in {f"/proc/{pid}/task/{tid}", f"/proc/{pid}"}:
+        write(root, f"{place}/stat", stat(tid, "S"))
+    write(root, f"/proc/{pid}/task/{tid}/{file}", f"{label}\n")
+
+
+def stat(tid, state, start=7):
+    """Return the content of a stat file."""
+    return f"{tid} (x) y) {state} " + " ".join(["0"] * 18) + f" {start} 0\n"
+
+
+def bury(root, pid, state):
+    """Let the leader of a process end while its label is still shown."""
+    write(root, f"/proc/{pid}/task/{pid}/stat", stat(pid, state))
+
+
+def end(root, pid):
+    """End a process."""
+    shutil.rmtree(root / f"proc/{pid}")
+
+
+class Changing(Host):
+    """A host on which something happens right after a directory was listed."""
+
+    def __init__(self, root):
+        super().__init__(root)
+        self.after = {}  # path -> what happens after each listing of it
+        self.listed = []
+
+    def names(self, path):
+        found = super().names(path)
+        self.listed.append(path)
+        self.after.get(path, lambda: None)()
+        return found
+
+
+@pytest.mark.parametrize(
+    ("label", "used"),
+    [
+        ("web (enforce)", {"web"}),
+        ("web//hat (complain)", {"web", "web//hat"}),
+        ("web//kid//deep (enforce)", {"web", "web//kid", "web//kid//deep"}),
+        ("other//&web (mixed)", {"other", "web"}),
+        (":ns://x//&web (enforce)", {"web"}),
+        ("unconfined", set()),
+        ("webs (enforce)", set()),
+        (":ns:web (enforce)", set()),
+    ],
+)
+def test_a_label_is_in_use_with_its_parents_and_its_stacked_parts(tmp_path, label, used):
+    """Hats count for their parents, stacks for each part, and no name for a longer one."""
+    host = host_of(tmp_path)
+    thread(tmp_path, 20, 20, "unconfined")
+    thread(tmp_path, 20, 21, label, file="attr/current")
+    names = {"web", "web//hat", "web//kid", "web//kid//deep", "other", "ns"}
+    uses = host.uses(names)
+    assert {name for name, use in uses.items() if use == InUse(pids=(20,))} == used
+    assert {name for name, use in uses.items() if use == Unused()} == names - used
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_pending_exec_counts_where_the_kernel_shows_it(tmp_path, shown):
+    """A runtime that has set attr/exec is about to start a container."""
+    host = host_of(tmp_path, shown=shown)
+    thread(tmp_path, 20, 20, "unconfined")
+    thread(tmp_path, 20, 20, "web", file="attr/apparmor/exec")
+    assert host.uses(["web"]) == {"web": InUse(pids=(20,)) if shown else Unused()}
+
+
+def test_the_kernel_is_tested_for_pending_execs_once(tmp_path):
+    """A kernel does not change while it runs."""
+    answers = iter([True, False])
+    look = processes.Processes(Host(tmp_path), shows_pending_exec=lambda _: next(answers))
+    assert [look.shows_pending_exec(), look.shows_pending_exec()] == [True, True]
+
+
+@pytest.mark.parametrize("options", [{"initial": False}, {"user": "user:[4026532001]"}])
+def test_from_another_namespace_nothing_is_proven(tmp_path, options):
+    """Only the initial PID and user namespaces see every process."""
+    use = host_of(tmp_path, **options).uses(["web"])["web"]
+    assert isinstance(use, CannotTell)
+
+
+def test_a_procfs_that_hides_processes_proves_nothing(tmp_path):
+    """With hidepid, a process that is not listed may still run."""
+    device = tmp_path.stat().st_dev
+    line = f"1 1 {os.major(device)}:{os.minor(device)} / /proc rw - proc proc rw,hidepid=invisible"
+    use = host_of(tmp_path, mounts=line).uses(["web"])["web"]
+    assert isinstance(use, CannotTell)
+
+
+def test_a_living_thread_that_cannot_be_read_makes_the_answer_unknown(tmp_path):
+    """Unreadable is not unconfined."""
+    host = host_of(tmp_path)
+    write(tmp_path, "/proc/20/stat", stat(20, "S"))
+    write(tmp_path, "/proc/20/task/20/stat", stat(20, "S"))
+    assert isinstance(host.uses(["web"])["web"], CannotTell)
+
+
+def test_a_thread_that_ended_disturbs_nothing(tmp_path):
+    """A directory that vanished while it was read belonged to a process that ended."""
+    host = host_of(tmp_path)
+    (tmp_path / "proc/20/task/20").mkdir(parents=True)
+    assert host.uses(["web"]) == {"web": Unused()}
+
+
+def test_without_a_procfs_nothing_is_proven(tmp_path):
+    """A host root without /proc shows no process."""
+    look = processes.Processes(Host(tmp_path), own=Path("/proc/self"), **SHOWN)
+    assert isinstance(look.uses(["web"])["web"], CannotTell)
+
+
+def test_the_last_process_of_a_chain_of_forks_is_found(tmp_path):
+    """Each process starts the next one after it was listed, and ends before it is read."""
+    host = Changing(tmp_path)
+    look = host_of(tmp_path, host=host)
+    thread(tmp_path, 20, 20, "web (enforce)")
+    chain = [20]
+
+    def fork():
+        if chain[-1] < 30:
+            end(tmp_path, chain[-1])
+            chain.append(chain[-1] + 1)
+            thread(tmp_path, chain[-1], chain[-1], "web (enforce)")
+
+    host.after["/proc"] = fork
+    assert look.uses(["web"]) == {"web": InUse(pids=(30,))}
+
+
+def test_an_endless_chain_of_forks_is_no_proof(tmp_path):
+    """The number of listings has a bound; what was found in use before that is told."""
+    host = Changing(tmp_path)
+    look = host_of(tmp_path, host=host)
+    thread(tmp_path, 5, 5, "other (enforce)")
+    thread(tmp_path, 20, 20, "web (enforce)")
+    chain = [20]
+
+    def fork():
+        end(tmp_path, chain[-1])
+        chain.append(chain[-1] + 1)
+        thread(tmp_path, chain[-1], chain[-1], "web (enforce)")
+
+    host.after["/proc"] = fork
+    uses = look.uses(["web", "other"])
+    assert uses["other"] == InUse(pids=(5,))
+    assert isinstance(uses["web"], CannotTell)
+    assert host.listed.count("/proc") == processes.LISTINGS
+
+
+def test_processes_that_come_and_go_but_are_read_prevent_no_proof(tmp_path):
+    """On a busy node a new process appears in each listing."""
+    host = Changing(tmp_path)
+    look = host_of(tmp_path, host=host)
+    host.after["/proc"] = lambda: thread(tmp_path, *(2 * [100 + len(host.listed)]), "unconfined")
+    assert look.uses(["web"]) == {"web": Unused()}
+
+
+def test_a_chain_of_threads_that_ends_in_execve_is_found(tmp_path):
+    """The thread that calls execve takes the ID of the leader, which was read before."""
+    host = Changing(tmp_path)
+    look = host_of(tmp_path, host=host)
+    thread(tmp_path, 20, 20, "unconfined")
+    thread(tmp_path, 20, 21, "web (enforce)")
+
+    def execve():
+        shutil.rmtree(tmp_path / "proc/20/task/21", ignore_errors=True)
+        if host.listed.count("/proc/20/task") == 2:
+            thread(tmp_path, 20, 20, "web (enforce)")
+
+    host.after["/proc/20/task"] = execve
+    assert look.uses(["web"]) == {"web": InUse(pids=(20,))}
+
+
+def test_a_process_with_a_reused_id_is_read_again(tmp_path):
+    """A chain of forks may come round to an ID that was read before."""
+    host = Changing(tmp_path)
+    look = host_of(tmp_path, host=host)
+    thread(tmp_path, 20, 20, "unconfined")
+
+    def come_round():
+        if host.listed.count("/proc") == 1:
+            host.after["/proc/1/task"] = reuse
+
+    def reuse():
+        thread(tmp_path, 20, 20, "web (enforce)")
+        write(tmp_path, "/proc/20/stat", stat(20, "S", start=8))
+
+    host.after["/proc"] = come_round
+    assert look.uses(["web"]) == {"web": InUse(pids=(20,))}
+
+
+@pytest.mark.parametrize("state", ["Z", "X"])
+def test_a_zombie_is_no_user(tmp_path, state):
+    """Its label is still shown, and it can run nothing any more."""
+    host = host_of(tmp_path)
+    thread(tmp_path, 20, 20, "web (enforce)")
+    bury(tmp_path, 20, state)
+    assert host.uses(["web"]) == {"web": Unused()}
+
+
+def test_a_thread_of_a_zombie_leader_is_a_user(tmp_path):
+    """A leader that ended has the state of a zombie as long as other threads run."""
+    host = host_of(tmp_path)
+    thread(tmp_path, 20, 20, "web (enforce)")
+    bury(tmp_path, 20, "Z")
+    thread(tmp_path, 20, 21, "web (enforce)")
+    assert host.uses(["web"]) == {"web": InUse(pids=(20,))}
+
+
+def test_a_child_of_a_process_that_became_a_zombie_is_found(tmp_path):
+    """It may have forked after /proc was listed."""
+    host = Changing(tmp_path)
+    look = host_of(tmp_path, host=host)
+    thread(tmp_path, 20, 20, "web (enforce)")
+
+    def fork():
+        bury(tmp_path, 20, "Z")
+        thread(tmp_path, 21, 21, "web (enforce)")
+
+    host.after["/proc"] = fork
+    assert look.uses(["web"]) == {"web": InUse(pids=(21,))}
