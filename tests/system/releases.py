@@ -1,26 +1,30 @@
-"""Packages of other Debian and Ubuntu releases, unpacked beside those of this machine.
+"""Packages of other Debian releases, unpacked beside those of this machine.
 
-Their package indexes are signed; apt verifies the signature and the checksum of every package.
+They come from the archive that this machine's own apt uses. Its package indexes are signed; apt
+verifies the signature and the checksum of every package.
 """
 
 import functools
+import platform
 import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-DEBIAN = "http://deb.debian.org/debian"
-DEBIAN_KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
-def unpack(
-    packages: Sequence[str],
-    suite: str,
-    folder: Path,
-    *,
-    site: str = DEBIAN,
-    keys: Path = DEBIAN_KEYS,
-) -> None:
+def archive_address() -> str:
+    """Return the address of the Debian archive that this machine's apt uses."""
+    release = platform.freedesktop_os_release()["VERSION_CODENAME"]
+    targets = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(SITE) $(RELEASE)"],
+        capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL,
+    ).stdout.splitlines()  # fmt: skip
+    return next(site for site, suite in map(str.split, targets) if suite == release)
+
+
+def unpack(packages: Sequence[str], suite: str, folder: Path) -> None:
     """Download packages of a release with apt, in a configuration of its own, and unpack them.
 
     folder: where the files go; it must not exist.
@@ -28,7 +32,7 @@ def unpack(
     apt = folder.with_name(f"{folder.name}.apt")
     for name in ("lists/partial", "archives/partial"):
         (apt / name).mkdir(parents=True, exist_ok=True)
-    (apt / "sources.list").write_text(f"deb [signed-by={keys}] {site} {suite} main\n")
+    (apt / "sources.list").write_text(f"deb [signed-by={KEYS}] {archive_address()} {suite} main\n")
     settings = {
         "Dir::State": apt,
         "Dir::State::status": "/dev/null",

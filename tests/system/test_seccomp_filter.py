@@ -176,10 +176,10 @@ REMOVED = {
 
 
 def test_every_version_is_compared():
-    """The versions that the documents name are there."""
+    """The versions of Debian 12, 13 and unstable are there."""
     found = {library.version for library in libraries.every()}
-    assert found >= {"2.5.1", "2.5.3", "2.5.4", "2.5.5", "2.6.0"}
-    assert len(found) > 5
+    assert found >= {"2.5.4", "2.6.0"}
+    assert len(found) > 2
 
 
 def search(machine, seed, count):
