@@ -9,8 +9,20 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from agent.core import account, action, desired, model, ownership, plan, ports, recognise, reconcile
-from agent.core.model import Blind, Blob, Entry, Id, Inspected, KindName, Observed, Unreadable
+from agent.core import account, action, desired, model, ownership, plan, ports, reconcile
+from agent.core.admission import Room, Size
+from agent.core.model import (
+    Blind,
+    Blob,
+    Entry,
+    Id,
+    Inspected,
+    KindName,
+    Observed,
+    Profile,
+    Rejection,
+    Unreadable,
+)
 from agent.core.problems import Problem
 from agent.core.report import UNKNOWN_WISH, Report, Row, combined, of_source
 from agent.doors.ledger import FileLedger
@@ -36,7 +48,10 @@ class Pass:
         self.options = options
         self.allow_empty = allow_empty
         self.pulse: Callable[[], None] = lambda: None  # called between keys and between actions
+        self._room = Room()  # of this pass
         self._inspected: dict[tuple[KindName, Blob], Inspected] = {}
+        # Profiles without room: nothing but their size stays in memory.
+        self._refused: dict[tuple[KindName, Blob], tuple[Size, Rejection]] = {}
         self._joined: tuple[Sequence[model.Snapshot], desired.Desired] | None = None
         self._last: tuple[_Seen, Report] | None = None
         self._questions: _Questions | None = None
@@ -67,6 +82,7 @@ class Pass:
 
     def _forget(self) -> None:
         self._inspected.clear()
+        self._refused.clear()
         self._joined = None
         self._last = None
         self._questions = None
@@ -178,43 +194,35 @@ class Pass:
         if self._joined is not None and self._joined[0] == snapshots:
             return self._joined[1]
         entries = {} if isinstance(found, Problem) else found
-        self._inspect_installed_first(snapshots, entries)
-        wanted = desired.join(snapshots, self._inspect, frozenset(self.kinds))
+        self._room = Room(entries=entries)
+        wanted = desired.join(snapshots, self._inspect, frozenset(self.kinds), self._room)
         blobs = {blob for one in snapshots if isinstance(one, model.Read) for blob in one.blobs}
         self._inspected = {
             key: one
             for key, one in self._inspected.items()
             if key[1] in blobs and not isinstance(one, model.Unchecked | model.Pending)
         }
+        self._refused = {key: one for key, one in self._refused.items() if key[1] in blobs}
         self._joined = None if wanted.unchecked or wanted.pending else (snapshots, wanted)
         return wanted
 
-    def _inspect_installed_first(
-        self, snapshots: Sequence[model.Snapshot], entries: Mapping[Id, Entry]
-    ) -> None:
-        """Inspect new contents of installed keys before new keys: background checks keep order."""
-        new = [
-            (recognise.kind_of(blob.key, blob.content), blob)
-            for one in snapshots
-            if isinstance(one, model.Read)
-            for blob in one.blobs
-        ]
-        new.sort(
-            key=lambda item: (
-                item[0] is None
-                or Id(kind=item[0], origin=item[1].origin, key=item[1].key) not in entries
-            )
-        )
-        for kind, blob in new:
-            if kind is not None and kind in self.kinds:
-                self._inspect(kind, blob)
-
     def _inspect(self, kind: KindName, blob: Blob) -> Inspected:
+        """Inspect a key within the room that is left, or return the previous result."""
         self.pulse()
-        found = self._inspected.get((kind, blob))
-        if found is None:
-            found = self._inspected[kind, blob] = self.kinds[kind].inspect(blob)
-        return found
+        key = (kind, blob)
+        refused = self._refused.get(key)
+        if refused is not None and not self._room.fits(refused[1].id, refused[0]):
+            return refused[1]
+        inspected = self._inspected.get(key) or self.kinds[kind].inspect(blob)
+        admitted = self._room.admitted(inspected)
+        if isinstance(inspected, Profile) and isinstance(admitted, Rejection):
+            self._refused[key] = (self._room.size(inspected), admitted)
+            self._inspected.pop(key, None)
+            self.kinds[kind].discard(inspected)
+        else:
+            self._refused.pop(key, None)
+            self._inspected[key] = admitted
+        return admitted
 
     def _clock(self) -> float:
         self.pulse()

@@ -156,6 +156,9 @@ class MemoryKind:
             id=id_, version=version, source=blob.content, body=b"compiled " + blob.content
         )
 
+    def discard(self, profile):
+        pass
+
     def sandbox(self):
         return None
 

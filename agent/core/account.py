@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import assert_never
 
+from agent.core import admission
 from agent.core.action import MOVED, Adopt, Hold, Keep, Put, Release, Remove
 from agent.core.desired import Desired
 from agent.core.model import (
@@ -51,13 +52,18 @@ def account(  # noqa: PLR0913 - what a pass consists of
     return Report(
         rows=tuple(sorted(rows, key=lambda row: (row.kind, row.name or row.key, row.key))),
         sets=tuple(
-            replace(status(one), left_out=desired.left_out.get(origin, 0))
+            replace(
+                status(one),
+                left_out=desired.left_out.get(origin, 0),
+                unlisted=desired.unlisted.get(origin, 0),
+            )
             for origin, one in desired.sets.items()
         ),
         supports={kind: support(one, sandboxes.get(kind)) for kind, one in observed.items()},
         problems=(
             *problems,
             *(one for one in map(unread, desired.sets.values()) if one),
+            *(admission.unlisted(origin, count) for origin, count in desired.unlisted.items()),
             *unsandboxed(sandboxes.values()),
             *(one for seen in observed.values() if isinstance(seen, Seen) for one in seen.remarks),
         ),

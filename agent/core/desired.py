@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, assert_never
 
 from agent.core import recognise
+from agent.core.admission import Room, in_order_of_room
 from agent.core.model import (
     Blob,
     Id,
@@ -32,7 +33,8 @@ class Desired:
 
     same: keys whose content another key (the value) already provides. sets: every snapshot by
     its origin. keys: (origin, key) of everything that a set holds, also of kinds left out.
-    left_out: how many keys of a set, by its origin, are of kinds left out.
+    left_out: how many keys of a set, by its origin, are of kinds left out. unlisted: how many of
+    its keys have no room and are in none of the mappings; no ledger entry belongs to them.
     """
 
     profiles: Mapping[Id, Profile] = field(default_factory=dict)
@@ -43,6 +45,7 @@ class Desired:
     keys: frozenset[tuple[str, str]] = frozenset()
     sets: Mapping[str, Snapshot] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)
+    unlisted: Mapping[str, int] = field(default_factory=dict)
 
     def has(self, id_: Id) -> bool:
         """Return whether the key is there, accepted or not."""
@@ -77,32 +80,31 @@ def join(
     snapshots: Iterable[Snapshot],
     inspect: Callable[[KindName, Blob], Inspected],
     kinds: frozenset[KindName],
+    room: Room | None = None,
 ) -> Desired:
     """Inspect every key of every set that was read, then compare them with each other.
 
     kinds: keys of other kinds are left out altogether. A key that the source itself refused is
-    a rejection of each kind it could be, so that its last good version is held.
+    a rejection of each kind it could be, so that its last good version is held. Keys are inspected
+    in the order in which they get room; a key without room is not inspected.
     """
+    room = room if room is not None else Room()
+    sets = {snapshot.origin: snapshot for snapshot in snapshots}
     found = _Found()
-    sets: dict[str, Snapshot] = {}
-    keys: set[tuple[str, str]] = set()
-    left_out: Counter[str] = Counter()
-    for snapshot in snapshots:
-        sets[snapshot.origin] = snapshot
-        if not isinstance(snapshot, Read):
-            continue
-        for blob in snapshot.blobs:
-            keys.add((blob.origin, blob.key))
-            kind = recognise.kind_of(blob.key, blob.content)
-            if kind is None or kind not in kinds:
-                left_out[blob.origin] += kind is not None
-                continue
-            found.add(inspect(kind, blob))
-        for key, problem in snapshot.refused:
-            could_be = {recognise.kind_of(key, b""), recognise.kind_of(key, b"{")}
-            for kind in sorted(one for one in could_be if one is not None and one in kinds):
-                id_ = Id(kind=kind, origin=snapshot.origin, key=key)
-                found.add(Rejection(id=id_, problems=(problem,)))
+    unlisted: Counter[str] = Counter()
+    listed = 0
+    for candidate in in_order_of_room(sets.values(), kinds, room.entries):
+        rejection = room.refusal(candidate.id)
+        if rejection is None:
+            found.add(inspect(candidate.kind, candidate.blob))
+        elif candidate.id in room.entries or listed < room.limits.listed:
+            listed += 1
+            found.add(rejection)
+        else:
+            unlisted[candidate.blob.origin] += 1
+    for snapshot in sets.values():
+        for rejection in _refused_by_source(snapshot, kinds):
+            found.add(rejection)
     same = _settle(found.profiles, found.rejections)
     return Desired(
         profiles=found.profiles,
@@ -110,10 +112,32 @@ def join(
         unchecked=found.unchecked,
         pending=found.pending,
         same=same,
-        keys=frozenset(keys),
+        keys=frozenset((one.origin, one.key) for one in _blobs(sets.values())),
         sets=sets,
-        left_out=dict(left_out),
+        left_out=dict(_left_out(sets.values(), kinds)),
+        unlisted=dict(unlisted),
     )
+
+
+def _blobs(snapshots: Iterable[Snapshot]) -> Iterable[Blob]:
+    return (blob for one in snapshots if isinstance(one, Read) for blob in one.blobs)
+
+
+def _left_out(snapshots: Iterable[Snapshot], kinds: frozenset[KindName]) -> Counter[str]:
+    """Return how many keys of each set are of kinds that are left out."""
+    left_out: Counter[str] = Counter()
+    for blob in _blobs(snapshots):
+        kind = recognise.kind_of(blob.key, blob.content)
+        left_out[blob.origin] += kind is not None and kind not in kinds
+    return left_out
+
+
+def _refused_by_source(snapshot: Snapshot, kinds: frozenset[KindName]) -> Iterable[Rejection]:
+    """Return the rejections of keys that their source did not read, of each possible kind."""
+    for key, problem in snapshot.refused if isinstance(snapshot, Read) else ():
+        could_be = {recognise.kind_of(key, b""), recognise.kind_of(key, b"{")}
+        for kind in sorted(kind for kind in could_be if kind is not None and kind in kinds):
+            yield Rejection(id=Id(kind=kind, origin=snapshot.origin, key=key), problems=(problem,))
 
 
 @dataclass(slots=True)

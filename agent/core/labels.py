@@ -203,7 +203,7 @@ def _is_ready(report: Report, status: SetStatus, domain: str, present: Mapping[s
     unseen = [row for row in rows if row.state not in _VERIFIED]
     if not rows or not all(_unseen(row, domain, present) for row in unseen):
         return False
-    if status.left_out:
+    if status.left_out or status.unlisted:
         return False
     return (status.state == "read" and not unseen) or _set_key(status.origin, domain) in present
 

@@ -70,12 +70,17 @@ class Blob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Read:
-    """A set that was read completely, once. problems: keys refused before being looked into."""
+    """A set that was read completely, once.
+
+    refused: keys that were rejected before their content was read, and why. created: when the API
+    server created the set, as RFC 3339 in UTC; empty for files of the node.
+    """
 
     origin: str
     revision: str
     blobs: tuple[Blob, ...]
-    refused: tuple[tuple[str, Problem], ...] = ()  # (key, problem)
+    refused: tuple[tuple[str, Problem], ...] = ()
+    created: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -84,6 +84,9 @@ class Kind(Protocol):
     def inspect(self, blob: Blob) -> Inspected:
         """Check one key without touching the node. The same blob gives the same answer."""
 
+    def discard(self, profile: Profile) -> None:
+        """Remove from memory what `inspect` keeps of a profile; it may be inspected again."""
+
     def fits(self, context: str) -> bool:
         """Return whether a body made in that Version.context may be put on this node now."""
 

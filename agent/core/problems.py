@@ -18,6 +18,7 @@ CODES: Final[dict[str, Severity]] = {
     "key_unsafe": "error",  # the key's name leads out of the tree or cannot be a file name
     "key_not_regular": "error",  # a device, FIFO, socket or a link out of the tree
     "key_too_large": "error",
+    "limit_exceeded": "error",  # all profile sets together, or the ledger, exceed a total
     "source_missing": "error",
     "source_unreadable": "error",
     "source_over_limit": "error",  # more bytes, keys or ConfigMaps than are read

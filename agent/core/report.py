@@ -76,6 +76,8 @@ class SetStatus:
     why: str = ""
     keys: int = 0
     left_out: int = 0
+    unlisted: int = 0
+    """How many of its keys have no room and no row."""
     cause: UnreadableCause | None = None
 
 

@@ -18,13 +18,17 @@ from typing import Final, Literal
 import msgspec
 
 from agent.core import model
+from agent.core.admission import LIMITS
 from agent.core.model import Entry, Evidence, Id, KindName, Version
 from agent.core.problems import Problem
 from agent.doors.host import TEMPORARY_PREFIX, Host, HostError
 from agent.doors.signature import Signature
 
 SCHEMA = 1
-_LIMIT = 64 << 20
+_LIMIT = 16 << 20
+# Of all entries, in bytes of their files; 6,000 names take about 8 MiB.
+READ_BYTES: Final = 32 << 20
+READ_ENTRIES: Final = 2 * LIMITS.ledger_entries
 _ENTRIES = "entries"
 _BODIES = "bodies"
 # What may be removed from there: a digest, or a temporary file of a write that was cut off.
@@ -82,9 +86,9 @@ class FileLedger:
         self._cached = None
         self.damaged = []
         found: dict[Id, Entry] = {}
-        for directory in (self.directory, base):
-            if self.host.is_owned_by_others(directory):
-                return _not_private(directory)
+        barrier = self._barrier(base, sign)
+        if barrier is not None:
+            return barrier
         try:
             names = self.host.names(base) if self.host.exists(base) else []
             for name in names:
@@ -106,6 +110,14 @@ class FileLedger:
         if sign is not None:
             self._cached = (sign, found)
         return found
+
+    def _barrier(self, base: str, signatures: Signs | None) -> Problem | None:
+        """Return why the entries must not be read, or None."""
+        for directory in (self.directory, base):
+            if self.host.is_owned_by_others(directory):
+                return _not_private(directory)
+        is_too_large = signatures is not None and _is_too_large(signatures)
+        return _too_large(base) if is_too_large else None
 
     def make_private(self) -> tuple[str, ...]:
         """Let nobody else write the ledger's directories; return those whose mode changed.
@@ -245,6 +257,23 @@ class FileLedger:
         except HostError as error:
             return _write_failed(error)
         return None
+
+
+def _is_too_large(signatures: Signs) -> bool:
+    """Return whether reading all entries would take more memory than the agent has."""
+    sizes = [signature[2] for name, signature in signatures.items() if name.endswith(".json")]
+    return len(sizes) > READ_ENTRIES or sum(sizes) > READ_BYTES
+
+
+def _too_large(directory: str) -> Problem:
+    return Problem(
+        code="limit_exceeded",
+        where=directory,
+        what=f"The ledger has more than {READ_ENTRIES} entries or {READ_BYTES} bytes. It is not "
+        "read, and nothing is changed.",
+        hint="Remove what deleted profile sets left on the node; the runbook describes how "
+        "(limit_exceeded).",
+    )
 
 
 def _not_private(directory: str) -> Problem:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from agent.core import selector
-from agent.core.model import Missing, Snapshot, Unreadable
+from agent.core.model import Missing, Snapshot, Unreadable, UnreadableCause
 from agent.doors.kube import Json
 from agent.doors.reflect import Copy
 from agent.sources import config_map, limits
@@ -24,11 +24,13 @@ class Kept:
     """What is remembered of one ConfigMap.
 
     content: what it says; None: it is malformed, or beyond the bounds. malformed: what is wrong
-    with it. created: its creationTimestamp, which the API server sets. size: bytes of its content.
+    with it. has_too_many_keys: it is malformed because it has more keys than a profile set may
+    have. created: its creationTimestamp, which the API server sets. size: bytes of its content.
     """
 
     content: Content | None = None
     malformed: str = ""
+    has_too_many_keys: bool = False
     created: str = ""
     size: int = 0
 
@@ -106,6 +108,8 @@ def keep(domain: str) -> Callable[[Json], Kept]:
         created = str(named.get("creationTimestamp", ""))
         try:
             content = config_map.content(found, origin=set_, domain=domain, qualified=False)
+        except config_map.TooManyKeys as error:
+            return Kept(malformed=str(error), has_too_many_keys=True, created=created)
         except config_map.Malformed as error:
             return Kept(malformed=str(error), created=created)
         return Kept(content=content, created=created, size=_size(content))
@@ -169,12 +173,13 @@ class ConfigMaps:
             return Missing(origin=set_, why=why)
         kept = copy.objects[name]
         if kept.malformed:
-            return Unreadable(origin=set_, why=kept.malformed, cause="invalid")
+            cause: UnreadableCause = "over_limit" if kept.has_too_many_keys else "invalid"
+            return Unreadable(origin=set_, why=kept.malformed, cause=cause)
         if kept.content is None:
             return _over_limit(set_)
-        return self._of_content(set_, name, kept.content)
+        return self._of_content(set_, name, kept.content, kept.created)
 
-    def _of_content(self, set_: str, name: str, found: Content) -> Snapshot:
+    def _of_content(self, set_: str, name: str, found: Content, created: str) -> Snapshot:
         if found.node_selector.terms:
             labels = self.node_labels()
             if labels is None:
@@ -184,7 +189,7 @@ class ConfigMaps:
                 return limits.snapshot(set_, [], [], empty=True)
         if name not in self._made or self._made[name][0] is not found:
             snapshot = limits.snapshot(
-                set_, list(found.blobs), list(found.refused), empty=found.allow_empty
+                set_, found.blobs, found.refused, empty=found.allow_empty, created=created
             )
             self._made[name] = (found, snapshot)
         return self._made[name][1]

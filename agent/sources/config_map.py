@@ -22,6 +22,10 @@ class Malformed(ValueError):  # noqa: N818 - a ConfigMap, not an error, is malfo
     """What is wrong with a ConfigMap."""
 
 
+class TooManyKeys(Malformed):
+    """A ConfigMap has more keys than a profile set may have."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
     """A well-formed ConfigMap. node_selector: which nodes it is for; empty: for all."""
@@ -37,7 +41,7 @@ class Content:
 def content(
     document: Mapping[str, object], *, origin: str, domain: str, qualified: bool
 ) -> Content:
-    """Return what a ConfigMap says. Raises Malformed.
+    """Return what a ConfigMap says. Raises Malformed and TooManyKeys.
 
     qualified: the set holds several ConfigMaps, so that namespace and name belong to each key.
     """
@@ -61,6 +65,8 @@ def content(
     for key, value in _keys(document, where):
         if recognise.kind_of(key, value) is None:
             continue
+        if len(blobs) + len(refused) == limits.SET_KEYS:
+            raise TooManyKeys(f"it has more than {limits.SET_KEYS} keys")
         id_ = f"{where}/{key}" if qualified else key
         if not _KEY.fullmatch(key) or key.startswith(".."):
             shown = ascii(id_)[1:-1]
@@ -85,7 +91,8 @@ def _keys(document: Mapping[str, object], where: str) -> Iterable[tuple[str, byt
     both = data.keys() & binary.keys()
     if both:
         raise Malformed(f"ConfigMap {where} has {min(both)!r} in data and in binaryData")
-    for key, value in sorted({**data, **binary}.items()):
+    for key in sorted([*data, *binary]):
+        value = data[key] if key in data else binary[key]
         if not isinstance(value, str):
             raise Malformed(f"ConfigMap {where}: the value of {key!r} is no string")
         if key in data:

@@ -4,6 +4,8 @@ Rule 1: a limit on one key refuses that key; a limit on a set makes the whole se
 that nothing is removed for what was not read.
 """
 
+from collections.abc import Sequence
+
 from agent.core import model
 from agent.core.model import Blob, Emptied, Read, Snapshot, Unreadable
 from agent.core.problems import Problem
@@ -40,9 +42,22 @@ def unsafe(key: str, why: str) -> Problem:
 
 
 def snapshot(
-    origin: str, blobs: list[Blob], refused: list[tuple[str, Problem]], *, empty: bool = False
+    origin: str,
+    blobs: Sequence[Blob],
+    refused: Sequence[tuple[str, Problem]],
+    *,
+    empty: bool = False,
+    created: str = "",
 ) -> Snapshot:
-    """Return what was read of a set, within the limits; empty allows it to hold nothing."""
+    """Return what was read of a set, within the limits.
+
+    Args:
+        origin: the profile set.
+        blobs: its keys.
+        refused: keys that were rejected before their content was read, and why.
+        empty: allows the set to contain nothing.
+        created: see `model.Read`.
+    """
     if len(blobs) + len(refused) > SET_KEYS:
         why = f"it has more than {SET_KEYS} keys"
         return Unreadable(origin=origin, why=why, cause="over_limit")
@@ -53,4 +68,10 @@ def snapshot(
     revision = model.digest("".join(parts).encode("utf-8", "surrogateescape"))
     if not blobs and not refused and not empty:
         return Emptied(origin=origin, revision=revision)
-    return Read(origin=origin, revision=revision, blobs=tuple(blobs), refused=tuple(refused))
+    return Read(
+        origin=origin,
+        revision=revision,
+        blobs=tuple(blobs),
+        refused=tuple(refused),
+        created=created,
+    )

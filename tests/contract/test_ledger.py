@@ -9,7 +9,7 @@ from agent.core import model
 from agent.core.model import Entry, Id, Version
 from agent.core.problems import Problem
 from agent.doors.host import Host
-from agent.doors.ledger import FileLedger
+from agent.doors.ledger import READ_BYTES, READ_ENTRIES, FileLedger
 from tests.world import MemoryLedger, Node, Steps
 
 ID = Id(kind="apparmor", origin="configmap ns/web", key="web.profile")
@@ -247,3 +247,26 @@ def test_a_state_directory_that_is_a_file_fails_each_write(tmp_path):
     ledger = FileLedger(Host(tmp_path), "/state")
     problems = [ledger.write(FULL), ledger.keep(b"x")]
     assert [one.code for one in problems] == ["write_failed", "write_failed"]
+
+
+def test_a_ledger_of_too_many_entries_is_not_read(tmp_path):
+    """Entries of an earlier version, or of an attack on it, do not end the agent at its start."""
+    ledger = FileLedger(Host(tmp_path), "/state")
+    folder = tmp_path / "state/entries"
+    folder.mkdir(parents=True)
+    for number in range(READ_ENTRIES + 1):
+        (folder / f"{number}.json").touch()
+    found = ledger.entries()
+    assert isinstance(found, Problem)
+    assert (found.code, found.where) == ("limit_exceeded", "/state/entries")
+
+
+def test_a_ledger_of_too_many_bytes_is_not_read(tmp_path):
+    """A few huge entries count like many small ones."""
+    ledger = FileLedger(Host(tmp_path), "/state")
+    (tmp_path / "state/entries").mkdir(parents=True)
+    with (tmp_path / "state/entries/a.json").open("wb") as file:
+        file.truncate(READ_BYTES + 1)
+    found = ledger.entries()
+    assert isinstance(found, Problem)
+    assert found.code == "limit_exceeded"

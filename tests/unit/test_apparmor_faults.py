@@ -198,7 +198,7 @@ def test_without_a_parser_nothing_can_be_checked(tmp_path):
     [
         ("while :; do :; done", "more than 1 s of CPU time"),
         ("kill -9 $$", "signal 9"),
-        ("exec head -c 100000000 /dev/zero", "more than 32 MiB of output"),
+        ("exec head -c 100000000 /dev/zero", "more than 8 MiB of output"),
         ("echo out of memory >&2; exit 1", "MiB of memory"),
     ],
 )
@@ -271,6 +271,44 @@ def test_a_second_inspection_runs_no_parser_and_a_new_kernel_does(tmp_path):
     write(tmp_path, f"{access.ROOT}/features/policy/versions", "v9\n")
     inspected(agent(host, **options), blob())
     assert (tmp_path / "runs").read_text() == "run\nrun\n"
+
+
+def test_the_least_recently_used_results_leave_the_disk(tmp_path, monkeypatch):
+    """The cache on disk has a limit in bytes, which a restart does not reset."""
+    host = Host(tmp_path)
+    monkeypatch.setattr(cache, "DISK_BYTES", 3500)
+    first = cache.Cache(host, "/state", write=True)
+    for number, key in enumerate(("one", "two", "three")):
+        first.store(key, cache.Compiled(policy=b"x" * 700))
+        os.utime(tmp_path / "state/cache" / key, (number, number))
+    assert first.find("one") is not None
+    first.store("four", cache.Compiled(policy=b"x" * 700))
+    first.store("five", cache.Compiled(policy=b"x" * 700))
+    names = {file.name for file in (tmp_path / "state/cache").iterdir()}
+    assert names == {"one", "four", "five"}
+    os.utime(tmp_path / "state/cache/four", (9, 9))
+    cache.Cache(host, "/state", write=True).store("six", cache.Compiled(policy=b"x" * 700))
+    names = {file.name for file in (tmp_path / "state/cache").iterdir()}
+    assert names == {"four", "five", "six"}
+
+
+def test_a_huge_cache_entry_is_not_read(tmp_path):
+    """A file that no agent of this version wrote costs no memory."""
+    host = Host(tmp_path)
+    cache.Cache(host, "/state", write=True).store("key", cache.Compiled(policy=b"x"))
+    os.truncate(tmp_path / "state/cache/key", 1 << 30)
+    assert cache.Cache(host, "/state", write=True).find("key") is None
+
+
+def test_a_discarded_profile_leaves_the_memory_and_not_the_disk(tmp_path):
+    """A profile without room is found again without another run of the parser."""
+    (tmp_path / "policy").write_bytes(profile("x"))
+    path = script(tmp_path, f"cat > /dev/null; cat {tmp_path}/policy")
+    made = agent(node(tmp_path), parser=path, state_dir="/state")
+    (found,) = inspected(made, blob())
+    made.discard(found)
+    assert (made.cache.memory, made.changes.checked) == ({}, {})
+    assert made.inspect(blob()) == found
 
 
 def test_a_damaged_cache_entry_counts_as_absent(tmp_path):

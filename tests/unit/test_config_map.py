@@ -147,3 +147,11 @@ def test_what_is_not_well_formed_is_no_content_at_all(found, why):
     """Its keys may still be desired, so nothing is concluded from the part that can be read."""
     with pytest.raises(Malformed, match=why):
         read(found)
+
+
+def test_the_keys_of_one_config_map_have_a_limit():
+    """Keys beyond the limit of a profile set are not built; keys that are no profiles are free."""
+    most = {f"{number:06}": "x" for number in range(limits.SET_KEYS)}
+    assert len(read(document({**most, "README.md": "x"})).blobs) == limits.SET_KEYS
+    with pytest.raises(config_map.TooManyKeys, match="more than 5000 keys"):
+        read(document({f"{number:06}": "" for number in range(100_000)}))

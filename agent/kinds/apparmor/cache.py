@@ -3,21 +3,25 @@
 Rule 1: the key is a digest of content, never of a name or a time. Rule 2: content is verified on
 reading; what is damaged is absent. What a policy declares stands beside it, so that its bytes are
 hashed once and not read again. Rule 3: a cache that cannot be written costs time, nothing else.
-Rule 4: editions of a text that are over leave the memory, and the disk once there is too much.
+Rule 4: results that are not used any more leave the memory at the next full pass, and the disk,
+the least recently used first, when there is too much of them.
 """
 
 import contextlib
 from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 
 from agent.core.model import digest
 from agent.doors.host import Host, HostError
+from agent.doors.signature import modified_ns
 from agent.kinds.apparmor import policy
 from agent.kinds.apparmor.policy import Declared
 
-_LIMIT = 64 << 20
-_MOST = 4096
+_ENTRY_BYTES: Final = 10 << 20  # more than the parser may print
+DISK_BYTES: Final = 64 << 20
+DISK_ENTRIES: Final = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,14 +49,16 @@ class Cache:
         self.write = write
         self.memory: dict[str, Compiled] = {}
         self._used: set[str] = set()  # keys of memory, since the last full pass began
+        self._sizes: dict[str, int] | None = None  # bytes on disk, the least recently used first
 
     def find(self, key: str) -> Compiled | None:
         """Return what is stored under key, or None if it is absent or damaged."""
+        self._touch(key)
         if key in self.memory:
             self._used.add(key)
             return self.memory[key]
         try:
-            content = self.host.read_regular(self.base, key, limit=_LIMIT, private=True)
+            content = self.host.read_regular(self.base, key, limit=_ENTRY_BYTES, private=True)
         except HostError:
             return None
         found = _decode(content) if content is not None else None
@@ -60,14 +66,21 @@ class Cache:
             self._keep(key, found)
         return found
 
+    def discard(self, key: str) -> None:
+        """Remove what is stored under key from memory."""
+        self.memory.pop(key, None)
+        self._used.discard(key)
+
     def store(self, key: str, compiled: Compiled) -> None:
         """Store what the parser said."""
         self._keep(key, compiled)
         if not self.write:
             return
         with contextlib.suppress(HostError, UnicodeEncodeError):
-            self._make_room()
-            self.host.write_file(self.base, key, _encode(compiled), mode=0o600, durable=False)
+            content = _encode(compiled)
+            sizes = self._make_room(key, len(content))
+            self.host.write_file(self.base, key, content, mode=0o600, durable=False)
+            sizes[key] = len(content)
 
     def forget(self) -> None:
         """Begin a full pass: what was not used since the last one began leaves the memory."""
@@ -78,16 +91,28 @@ class Cache:
         self.memory[key] = compiled
         self._used.add(key)
 
-    def _make_room(self) -> None:
-        """Drop what this process did not use of late, once there is too much of it."""
-        if not self.host.exists(self.base):
-            return
-        names = self.host.names(self.base)
-        if len(names) < _MOST:
-            return
-        for name in names:
-            if name not in self.memory:
-                self.host.remove_file(self.base, name)
+    def _touch(self, key: str) -> None:
+        """Make an entry the most recently used one."""
+        if self._sizes is not None and key in self._sizes:
+            self._sizes[key] = self._sizes.pop(key)
+
+    def _make_room(self, key: str, size: int) -> dict[str, int]:
+        """Remove the least recently used entries until a new one fits; return the sizes.
+
+        Raises HostError.
+        """
+        if self._sizes is None:
+            signatures = self.host.signatures(self.base) or {}
+            oldest_first = sorted(signatures.items(), key=lambda item: modified_ns(item[1]))
+            self._sizes = {name: status[2] for name, status in oldest_first if name}
+        sizes = self._sizes
+        sizes.pop(key, None)
+        total = sum(sizes.values()) + size
+        while sizes and (total > DISK_BYTES or len(sizes) >= DISK_ENTRIES):
+            name = next(iter(sizes))
+            self.host.remove_file(self.base, name)
+            total -= sizes.pop(name)
+        return sizes
 
 
 class _Head(msgspec.Struct, forbid_unknown_fields=True):

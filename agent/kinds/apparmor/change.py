@@ -73,7 +73,8 @@ class Changes:
         facts = self._loaded(profile, frozenset(ours), frozenset(names) - frozenset(foreign))
         if isinstance(facts, Failed):
             return facts
-        self.checked |= dict.fromkeys(names, blob)
+        # One policy is enough to clear a jam; a restore would keep all of them in memory.
+        self.checked = self.checked or dict.fromkeys(names, blob)
         done = _verified(profile.id, expected, modes, facts)
         if isinstance(done, Installed) and not self._is_proven(facts):
             why = "other programs change policy at the same time, and it shows no content"

@@ -195,6 +195,14 @@ class AppArmor:
             self.changes.checked |= dict.fromkeys(judged.version.provides, judged.body)
         return judged
 
+    def discard(self, profile: Profile) -> None:
+        """Remove a compiled policy from memory; the cache on disk keeps it."""
+        with contextlib.suppress(HostError):
+            self.cache.discard(_key(self._current_target()[1], profile.source))
+        for name in profile.version.provides:
+            if self.changes.checked.get(name) is profile.body:
+                del self.changes.checked[name]
+
     def _absent(self) -> str:
         """Return why there is no kernel to compile for, or nothing."""
         return "" if self.checking else self.access.missing()

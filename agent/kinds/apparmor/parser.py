@@ -24,7 +24,7 @@ from agent.kinds.apparmor.cache import Compiled
 PLACES = ("/sbin/apparmor_parser", "/usr/sbin/apparmor_parser")
 _OPTIONS = ("-Q", "-K", "-S", "--warn=rule-not-enforced")
 _QUICK_OPTIONS = ("-O", "no-expr-simplify")
-_OUTPUT_BYTES = 32 << 20
+_OUTPUT_BYTES = 8 << 20
 WALL_CLOCK_FACTOR = 10.0  # of the CPU time: a node may be busy with other work
 # Options in the parser's configuration file (apparmor_parser(8)) that name files.
 _FEATURES = re.compile(

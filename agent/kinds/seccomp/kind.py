@@ -140,6 +140,9 @@ class Seccomp:
         """Return False: no check runs in the background."""
         return False
 
+    def discard(self, profile: Profile) -> None:
+        """Do nothing: `inspect` keeps nothing."""
+
     def inspect(self, blob: Blob) -> Inspected:
         """Check one key without touching the node."""
         id_ = Id(kind="seccomp", origin=blob.origin, key=blob.key)

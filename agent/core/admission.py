@@ -1,0 +1,220 @@
+"""Which keys have room when the sources provide more than the agent has memory for.
+
+Limits on single keys do not bound the total, and the sources are untrusted input. Keys get room in
+a fixed order: keys that have an installed version, then keys of older profile sets, then by name.
+A key without room is rejected with the code `limit_exceeded`, and its last good version stays.
+This module decides; `agent.oneshot` removes from memory what has no room.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from agent.core import recognise
+from agent.core.model import (
+    Blob,
+    Entry,
+    Id,
+    Inspected,
+    KindName,
+    Profile,
+    Read,
+    Rejection,
+    Snapshot,
+)
+from agent.core.ownership import owned
+from agent.core.problems import Problem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The totals over all profile sets. docs/operations.md explains the numbers."""
+
+    keys: int = 3000
+    """Keys that are inspected."""
+
+    names: int = 3000
+    """Names that all accepted profiles provide."""
+
+    policy_bytes: int = 12 << 20
+    """Bytes of what is installed: compiled policies and canonical seccomp files."""
+
+    findings: int = 3000
+    """Findings about keys, in addition to the first finding about each key."""
+
+    ledger_entries: int = 6000
+    ledger_names: int = 6000
+    """Names that all ledger entries own."""
+
+    listed: int = 500
+    """Keys without room that are reported one by one; of the others, the number is reported."""
+
+
+LIMITS: Final = Limits()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """What one profile needs of the totals."""
+
+    names: int
+    policy_bytes: int
+    ledger_names: int = 0
+    """Names that the key's ledger entry does not own yet."""
+
+
+SMALLEST: Final = Size(names=1, policy_bytes=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One key of a kind that the agent handles."""
+
+    kind: KindName
+    blob: Blob
+
+    @property
+    def id(self) -> Id:
+        """Return the identity of the key."""
+        return Id(kind=self.kind, origin=self.blob.origin, key=self.blob.key)
+
+
+def in_order_of_room(
+    snapshots: Iterable[Snapshot], kinds: Collection[KindName], entries: Mapping[Id, Entry]
+) -> list[Candidate]:
+    """Return the keys of all sets that were read, those that get room first in front."""
+    ranked = [
+        ((not _is_installed(entries.get(candidate.id)), snapshot.created), candidate)
+        for snapshot in snapshots
+        if isinstance(snapshot, Read)
+        for blob in snapshot.blobs
+        if (kind := recognise.kind_of(blob.key, blob.content)) is not None and kind in kinds
+        for candidate in (Candidate(kind=kind, blob=blob),)
+    ]
+    ranked.sort(key=lambda item: (*item[0], item[1].blob.origin, item[1].blob.key))
+    return [candidate for _, candidate in ranked]
+
+
+def _is_installed(entry: Entry | None) -> bool:
+    return entry is not None and entry.installed is not None
+
+
+@dataclass(slots=True, kw_only=True)
+class Room:
+    """What is left of the totals during one pass. Only the main thread uses it."""
+
+    limits: Limits = LIMITS
+    entries: Mapping[Id, Entry] = field(default_factory=dict)
+    _keys: int = 0
+    _names: int = 0
+    _policy_bytes: int = 0
+    _findings: int = 0
+    _new_entries: int = 0
+    _ledger_names: int = 0
+    _owned: set[tuple[KindName, str]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        """Count the names that the ledger entries own."""
+        for entry in self.entries.values():
+            names = owned(entry)
+            self._ledger_names += len(names)
+            self._owned.update((entry.id.kind, name) for name in names)
+
+    def refusal(self, id_: Id) -> Rejection | None:
+        """Count one key before it is inspected; return why there is no room for it, or None."""
+        self._keys += 1
+        if self._keys > self.limits.keys:
+            return _rejection(
+                id_, f"all profile sets together have more than {self.limits.keys} keys"
+            )
+        obstacle = self._obstacle(id_, SMALLEST)
+        return _rejection(id_, *obstacle) if obstacle is not None else None
+
+    def size(self, profile: Profile) -> Size:
+        """Return what a profile needs of the totals."""
+        entry = self.entries.get(profile.id)
+        mine = owned(entry) if entry is not None else {}
+        return Size(
+            names=len(profile.version.provides),
+            policy_bytes=len(profile.body),
+            ledger_names=sum(name not in mine for name in profile.version.provides),
+        )
+
+    def fits(self, id_: Id, size: Size) -> bool:
+        """Return whether there is room for a profile of this size."""
+        return self._obstacle(id_, size) is None
+
+    def admitted(self, inspected: Inspected) -> Inspected:
+        """Count the result of an inspection; return it, or why there is no room for it.
+
+        Of findings that exceed their total, one about each key remains, an error if there is one.
+        """
+        if isinstance(inspected, Rejection):
+            return replace(inspected, problems=self._trimmed(inspected.problems))
+        if not isinstance(inspected, Profile):
+            return inspected
+        size = self.size(inspected)
+        obstacle = self._obstacle(inspected.id, size)
+        if obstacle is not None:
+            # Names that an entry owns stay claimed, so that they are not removed from the node.
+            names = inspected.version.provides
+            claimed = tuple(name for name in names if (inspected.id.kind, name) in self._owned)
+            return replace(_rejection(inspected.id, *obstacle), provides=claimed)
+        self._names += size.names
+        self._policy_bytes += size.policy_bytes
+        self._new_entries += inspected.id not in self.entries
+        self._ledger_names += size.ledger_names
+        return replace(inspected, remarks=self._trimmed(inspected.remarks))
+
+    def _obstacle(self, id_: Id, size: Size) -> tuple[str, str] | None:
+        """Return which total a profile would exceed, and a hint; None: there is room for it."""
+        limits = self.limits
+        if self._names + size.names > limits.names:
+            return f"all profile sets together have more than {limits.names} names", _FEWER
+        if self._policy_bytes + size.policy_bytes > limits.policy_bytes:
+            size_text = f"{limits.policy_bytes} bytes of compiled policy and seccomp files"
+            return f"all profile sets together have more than {size_text}", _FEWER
+        is_new = id_ not in self.entries
+        if is_new and len(self.entries) + self._new_entries >= limits.ledger_entries:
+            return f"the ledger has {limits.ledger_entries} entries", _LEDGER
+        if size.ledger_names and self._ledger_names + size.ledger_names > limits.ledger_names:
+            return f"the ledger entries own more than {limits.ledger_names} names", _LEDGER
+        return None
+
+    def _trimmed(self, problems: tuple[Problem, ...]) -> tuple[Problem, ...]:
+        left = max(0, self.limits.findings - self._findings)
+        if len(problems) > 1 + left:
+            ranked = sorted(problems, key=lambda problem: problem.severity != "error")
+            problems = tuple(ranked[: 1 + left])
+        self._findings += max(0, len(problems) - 1)
+        return problems
+
+
+_FEWER: Final = (
+    "Remove keys that no pod uses. Installed keys get room first, then older profile sets."
+)
+_LEDGER: Final = (
+    "Remove what deleted profile sets left on the node; the runbook describes how (limit_exceeded)."
+)
+
+
+def _rejection(id_: Id, reason: str, hint: str = _FEWER) -> Rejection:
+    problem = Problem(
+        code="limit_exceeded",
+        where=id_.key,
+        what=f"The key is not installed, because {reason}. "
+        "Its last good version stays, if there is one.",
+        hint=hint,
+    )
+    return Rejection(id=id_, problems=(problem,))
+
+
+def unlisted(origin: str, count: int) -> Problem:
+    """Return the finding about keys of one profile set that are not reported one by one."""
+    return Problem(
+        code="limit_exceeded",
+        where=origin,
+        what=f"{count} more keys are not installed, because all profile sets together exceed a "
+        "limit. Last good versions stay.",
+        hint=_FEWER,
+    )

@@ -1,0 +1,158 @@
+"""Attacks on the agent's memory through ConfigMaps, with a real API server.
+
+The agent has the memory limit of the manifest where the machine can make a control group; its own
+peak is measured everywhere.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import ssl
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.system.cluster import Cluster
+from tests.system.guest import pace
+from tests.system.memory import joining, manifest_limit, memory_group
+
+NODE, NAMESPACE = "node-limits", "limits"
+BOOT_ID = "11111111-2222-3333-4444-555555555555"
+DOMAIN = "profile-loader.node-restriction.kubernetes.io"
+SELECTED = {"profiles": "true"}
+
+
+def seccomp(call="chmod"):
+    """Return a seccomp profile that denies one system call."""
+    rule = {"names": [call], "action": "SCMP_ACT_ERRNO"}
+    return json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]})
+
+
+@pytest.fixture
+def cluster():
+    with Cluster() as one:
+        yield one
+
+
+@pytest.fixture
+def agent(cluster, tmp_path):
+    one = Agent(cluster, tmp_path)
+    yield one
+    one.stop()
+
+
+class Agent:
+    """One agent that selects ConfigMaps by label, and its Node and host root."""
+
+    def __init__(self, cluster, folder):
+        self.cluster = cluster
+        self.root, self.log = folder / "root", folder / "agent.log"
+        boot = self.root / "proc/sys/kernel/random/boot_id"
+        boot.parent.mkdir(parents=True)
+        boot.write_text(BOOT_ID + "\n")
+        self.process, self.end = None, contextlib.ExitStack()
+        cluster.kubectl("create", "namespace", NAMESPACE)
+        cluster.node(NODE, BOOT_ID)
+        self.kubeconfig = cluster.write_kubeconfig("agent", "admin")
+
+    def start(self):
+        group = self.end.enter_context(memory_group(manifest_limit()))
+        command = [
+            *joining(group),
+            sys.executable, "-m", "agent",
+            "--source", f"configmaps:{NAMESPACE}?profiles=true",
+            "--node-name", NODE,
+            "--kubeconfig", str(self.kubeconfig),
+            "--host-root", str(self.root),
+            "--kinds", "seccomp",
+            "--log-format", "json",
+            "--http-address", "off",
+        ]  # fmt: skip
+        with self.log.open("ab") as log:
+            # The allocator of the image's container: one arena for each of two processors.
+            environ = {**os.environ, "MALLOC_ARENA_MAX": "2"}
+            self.process = subprocess.Popen(command, stderr=log, env=environ)
+
+    def peak(self):
+        """Return the agent's peak of resident memory in bytes; fail if the agent has ended."""
+        assert self.process.poll() is None, self.said()
+        with Path(f"/proc/{self.process.pid}/status").open() as status:
+            line = next(line for line in status if line.startswith("VmHWM"))
+        return int(line.split()[1]) << 10
+
+    def stop(self):
+        if self.process is not None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(pace.scaled(60))
+            self.process = None
+        self.end.close()
+
+    def said(self):
+        return self.log.read_text()[-3000:]
+
+    def has_file(self, name, call="chmod"):
+        path = self.root / "var/lib/kubelet/seccomp" / name
+        with contextlib.suppress(FileNotFoundError):
+            return call in path.read_text()
+        return False
+
+    def label(self, name):
+        return self.cluster.labels(NODE).get(f"seccomp.{DOMAIN}/{name}")
+
+    def until(self, condition, seconds=60.0):
+        def checked():
+            assert self.process.poll() is None, f"the agent ended: {self.said()}"
+            return condition()
+
+        return pace.until(checked, self.said, seconds, interval=0.2)
+
+    def until_reported(self, code):
+        """Wait until the newest log lines contain a problem code."""
+        self.until(lambda: code in self.log.read_text())
+
+
+def send(cluster, method, path, body=None):
+    """Send a request to the API server as its administrator."""
+    context = ssl.create_default_context(cafile=str(cluster.ca))
+    connection = http.client.HTTPSConnection("127.0.0.1", cluster.port, context=context)
+    with contextlib.closing(connection):
+        headers = {"Authorization": "Bearer admin", "Content-Type": "application/json"}
+        connection.request(method, path, body=json.dumps(body), headers=headers)
+        answer = connection.getresponse()
+        text = answer.read()
+    assert answer.status < 300, text[:1000]
+
+
+def config_map(cluster, name, data, method="POST"):
+    """Create or replace a ConfigMap that the agent selects."""
+    metadata = {"name": name, "namespace": NAMESPACE, "labels": SELECTED}
+    body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
+    path = f"/api/v1/namespaces/{NAMESPACE}/configmaps"
+    send(cluster, method, path if method == "POST" else f"{path}/{name}", body)
+
+
+def is_kept(agent, call="chmod"):
+    return agent.has_file("web.json", call) and agent.label("web.json") == "installed"
+
+
+def test_hundred_thousands_of_keys_leave_the_agent_in_its_memory(cluster, agent):
+    """Seven ConfigMaps of 100,000 keys and twelve of 4,900 stop neither a start nor a profile."""
+    config_map(cluster, "web", {"web.json": seccomp()})
+    for number in range(7):
+        config_map(cluster, f"a{number}", {f"k{one:06}": "" for one in range(100_000)})
+    for number in range(12):
+        config_map(cluster, f"b{number}", {f"k{one:04}.json": "" for one in range(4900)})
+    peaks = []
+    for call in ("chmod", "mount"):
+        config_map(cluster, "web", {"web.json": seccomp(call)}, method="PUT")
+        agent.start()
+        agent.until(lambda call=call: is_kept(agent, call))
+        agent.until_reported("limit_exceeded")
+        peaks.append(agent.peak())
+        agent.stop()
+    print("peaks in MiB:", [peak >> 20 for peak in peaks])
+    assert max(peaks) < manifest_limit()

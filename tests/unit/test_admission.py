@@ -1,0 +1,230 @@
+"""Which keys have room: totals over all profile sets, and the order in which room is given."""
+
+from agent.core import admission, plan
+from agent.core.admission import Limits, Room, Size
+from agent.core.desired import join
+from agent.core.model import Blob, Emptied, Entry, Id, Pending, Profile, Read, Rejection, Version
+from agent.core.problems import Problem
+from agent.doors.host import Host
+from agent.doors.ledger import FileLedger
+from agent.oneshot import Pass
+from tests.world import MemoryKind, Node, Steps
+
+KINDS = frozenset({"apparmor"})
+
+
+def key(name, origin="configmap a/web"):
+    return Id(kind="apparmor", origin=origin, key=name)
+
+
+def version(*names):
+    return Version(provides=names, source="s", body="b")
+
+
+def entry(name, *names, origin="configmap a/web", installed=True):
+    mine = version(*names) if installed else None
+    return Entry(id=key(name, origin), how="put", installed=mine, staged=version(*names))
+
+
+def entries(*found):
+    return {one.id: one for one in found}
+
+
+def profile(name, *names, body=b"", remarks=(), origin="configmap a/web"):
+    return Profile(
+        id=key(name, origin), version=version(*names), source=b"", body=body, remarks=remarks
+    )
+
+
+def read(origin, *names, created=""):
+    blobs = tuple(Blob(origin=origin, key=name, content=b"x") for name in names)
+    return Read(origin=origin, revision="", blobs=blobs, created=created)
+
+
+def problems(count, code="parser_rejected"):
+    return tuple(Problem(code=code, where=str(one), what="bad") for one in range(count))
+
+
+def is_limited(inspected):
+    return isinstance(inspected, Rejection) and inspected.problems[0].code == "limit_exceeded"
+
+
+def test_installed_keys_come_first_then_older_sets_then_names():
+    """An entry without an installed version gives no precedence."""
+    snapshots = [
+        read("configmap a/new", "a.aa", "installed.aa", created="2026-02-01T00:00:00Z"),
+        read("configmap a/old", "staged.aa", "b.aa", created="2026-01-01T00:00:00Z"),
+        read("dir /etc/profiles", "z.aa", "README.md", "z.json"),
+        Emptied(origin="configmap a/empty", revision=""),
+    ]
+    known = entries(
+        entry("installed.aa", "x", origin="configmap a/new"),
+        entry("staged.aa", "y", origin="configmap a/old", installed=False),
+    )
+    found = admission.in_order_of_room(snapshots, KINDS, known)
+    assert [one.blob.key for one in found] == ["installed.aa", "z.aa", "b.aa", "staged.aa", "a.aa"]
+
+
+def test_a_key_beyond_the_total_is_rejected_before_it_is_inspected():
+    """Keys that cannot be listed one by one are counted, unless they have a ledger entry."""
+    inspected = []
+
+    def inspect(_, blob):
+        inspected.append(blob.key)
+        return profile(blob.key, blob.key)
+
+    known = entries(entry("9.aa", "9"), entry("8.aa", "8", installed=False))
+    room = Room(limits=Limits(keys=2, listed=1), entries=known)
+    names = [f"{number}.aa" for number in range(10)]
+    desired = join([read("configmap a/web", *names)], inspect, KINDS, room)
+    assert inspected == ["9.aa", "0.aa"]
+    assert {id_.key for id_ in desired.rejections} == {"1.aa", "8.aa"}
+    assert all(map(is_limited, desired.rejections.values()))
+    assert desired.unlisted == {"configmap a/web": 6}
+
+
+def test_names_and_policy_bytes_have_totals():
+    """A profile that does not fit takes no room from a smaller one behind it."""
+    room = Room(limits=Limits(names=3, policy_bytes=10))
+    answers = [
+        room.admitted(profile("1", "a", "b", body=b"12345")),
+        room.admitted(profile("2", "c", "d", body=b"1")),
+        room.admitted(profile("3", "e", body=b"123456")),
+        room.admitted(profile("4", "e", body=b"12345")),
+    ]
+    assert list(map(is_limited, answers)) == [False, True, True, False]
+    assert is_limited(room.refusal(key("5")))
+    assert not room.fits(key("5"), Size(names=1, policy_bytes=1))
+
+
+def test_no_key_is_inspected_once_a_total_is_used_up():
+    """Neither the cache is read nor the parser started for such a key."""
+    room = Room(limits=Limits(policy_bytes=5))
+    assert room.refusal(key("1")) is None
+    room.admitted(profile("1", "a", body=b"12345"))
+    assert is_limited(room.refusal(key("2")))
+
+
+def test_new_keys_need_room_in_the_ledger():
+    """A key that has an entry is admitted however full the ledger is."""
+    room = Room(limits=Limits(ledger_entries=2), entries=entries(entry("old", "a")))
+    assert is_limited(room.admitted(profile("old", "a"))) is False
+    assert is_limited(room.admitted(profile("1", "b"))) is False
+    assert is_limited(room.admitted(profile("2", "c")))
+    assert is_limited(room.refusal(key("3")))
+    assert room.refusal(key("old")) is None
+
+
+def test_new_names_need_room_in_the_ledger():
+    """The next version of an installed key may have the names that its entry owns."""
+    room = Room(limits=Limits(ledger_names=3), entries=entries(entry("old", "a", "b")))
+    assert not is_limited(room.admitted(profile("old", "a", "b")))
+    assert not is_limited(room.admitted(profile("1", "c")))
+    assert is_limited(room.admitted(profile("2", "d")))
+    assert room.size(profile("old", "b", "x")) == Size(names=2, policy_bytes=0, ledger_names=1)
+
+
+def test_names_of_ledger_entries_stay_claimed_by_a_profile_without_room():
+    """A profile that moved to a key without room is not removed from the node."""
+    room = Room(limits=Limits(names=1), entries=entries(entry("old", "a")))
+    assert room.admitted(profile("new", "a", "b")).provides == ("a",)
+
+
+def test_findings_have_a_total_and_an_error_remains():
+    """Beyond the total one finding about each key remains, an error if there is one."""
+    room = Room(limits=Limits(findings=1))
+    one, two = (
+        Rejection(id=key(str(n)), problems=problems(1, "complain_mode") + problems(2))
+        for n in range(2)
+    )
+    assert [one.code for one in room.admitted(one).problems] == ["parser_rejected"] * 2
+    assert [one.code for one in room.admitted(two).problems] == ["parser_rejected"]
+    warned = room.admitted(profile("3", "a", remarks=problems(2, "complain_mode")))
+    assert len(warned.remarks) == 1
+
+
+def test_a_pending_key_takes_no_room():
+    """Its names and its policy are not known yet."""
+    pending = Pending(id=key("1"), source=b"")
+    assert Room(limits=Limits(names=0)).admitted(pending) is pending
+
+
+def test_keys_that_are_not_listed_are_reported_for_their_set():
+    """The finding has the number of keys and the code."""
+    problem = admission.unlisted("configmap a/web", 7)
+    assert (problem.code, problem.where) == ("limit_exceeded", "configmap a/web")
+    assert problem.what.startswith("7 more keys")
+
+
+class RecordingKind(MemoryKind):
+    """A kind that records which keys were inspected and discarded."""
+
+    def __init__(self):
+        super().__init__(Node(), Steps())
+        self.inspected, self.discarded = [], []
+
+    def inspect(self, blob):
+        self.inspected.append(blob.key)
+        return super().inspect(blob)
+
+    def discard(self, profile):
+        self.discarded.append(profile.id.key)
+
+    def forget(self):
+        pass
+
+    def untouched(self):
+        return True
+
+
+class OneSet:
+    """A source of one profile set."""
+
+    watched = None
+
+    def __init__(self):
+        self.blobs = ()
+
+    def provide(self, **texts):
+        self.blobs = tuple(
+            Blob(origin="dir /p", key=f"{name}.aa", content=text) for name, text in texts.items()
+        )
+
+    def read(self):
+        revision = str(hash(self.blobs))
+        return (Read(origin="dir /p", revision=revision, blobs=self.blobs),)
+
+    def absent(self, set_):
+        return None
+
+    def forget(self):
+        pass
+
+
+def test_a_pass_drops_what_has_no_room_and_inspects_it_again_once_there_is_room(tmp_path):
+    """A profile without room is inspected once per full pass, and its last version stays."""
+    (tmp_path / "state").mkdir()
+    kind, source = RecordingKind(), OneSet()
+    one = Pass(
+        sources=[source],
+        kinds={"apparmor": kind},
+        ledger=FileLedger(Host(str(tmp_path)), "/state"),
+        options=plan.Options(),
+    )
+    half = b"x" * (admission.LIMITS.policy_bytes // 2 + 1)
+    source.provide(a=b"a:" + half, b=b"b:1")
+    assert {row.state for row in one.run().rows} == {"installed"}
+    source.provide(a=b"a:" + half, b=b"b:" + half, c=b"c:1")
+    report = one.run(full=False)
+    states = {row.key: row.state for row in report.rows}
+    assert states == {"a.aa": "installed", "b.aa": "outdated", "c.aa": "installed"}
+    assert kind.node.loaded["b"] == b"compiled b:1"
+    assert kind.discarded == ["b.aa"]
+    kind.inspected.clear()
+    source.provide(a=b"a:" + half, b=b"b:" + half, c=b"c:2")
+    one.run(full=False)
+    assert kind.inspected == ["c.aa"]
+    source.provide(a=b"a:1", b=b"b:" + half, c=b"c:2")
+    states = {row.key: row.state for row in one.run(full=False).rows}
+    assert set(states.values()) == {"installed"}
+    assert kind.inspected == ["c.aa", "a.aa", "b.aa"]
