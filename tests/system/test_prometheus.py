@@ -18,7 +18,7 @@ import yaml
 from agent.core.problems import Problem
 from agent.core.report import Report, Row, SetStatus, Support
 from agent.reporters.board import Board
-from agent.reporters.http import CONNECTIONS, Server
+from agent.reporters.http import READING_CONNECTIONS, Server
 from agent.reporters.metrics import Metrics
 from tests.system.cluster import free_port, until
 from tests.system.guest import pace
@@ -214,7 +214,7 @@ def test_a_real_prometheus_scrapes_the_agent(prometheus, server, metrics):
     Every expression of the dashboard has an answer.
     """
     with contextlib.ExitStack() as stack:
-        for _ in range(2 * CONNECTIONS):
+        for _ in range(2 * READING_CONNECTIONS):
             stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
         prometheus.until('up{job="profile-loader"}', [1.0])
     prometheus.until("count_over_time(profile_loader_converged[5m]) >= bool 3", [1.0])
