@@ -19,7 +19,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -61,6 +61,7 @@ class Exited:
     stderr: bytes
     limit: Limit | None = None  # why it was ended, where it did not end by itself
     seconds: float = field(default=0.0, compare=False)  # from its start to its own end
+    cpu_seconds: float = field(default=0.0, compare=False)  # with the children it waited for
 
 
 @contextlib.contextmanager
@@ -440,7 +441,8 @@ class Host:
     ) -> Iterator["Running"]:
         """Start a command as `run` does. Whatever happens, it does not outlive the block.
 
-        With a sandbox, the command can open only the files that the sandbox lists.
+        With a sandbox, the command can open only the files that the sandbox lists. Each process
+        that the command starts gets the same limits.
         """
         limits = {
             resource.RLIMIT_AS: (memory_bytes, memory_bytes),
@@ -473,10 +475,7 @@ class Host:
                 # The child inherits the restrictions of the thread that starts it.
                 start() if sandbox is None else landlock.run(start, sandbox)
                 # From outside: code between fork and exec could wait for another thread's lock.
-                with contextlib.suppress(ProcessLookupError):
-                    for which, values in limits.items():
-                        resource.prlimit(children[0].pid, which, values)
-                yield Running(children[0], (out, err), timeout_seconds, output_bytes)
+                yield Running(children[0], (out, err), timeout_seconds, limits)
             finally:
                 children.end()
 
@@ -559,26 +558,34 @@ class Running:
         child: "subprocess.Popen[bytes]",
         output: tuple[IO[bytes], IO[bytes]],
         timeout_seconds: float,
-        output_bytes: int,
+        limits: Mapping[int, tuple[int, int]],
     ) -> None:
         self._child = child
+        self._limits = limits
+        _set_limits(child.pid, limits)
         self._output = output
         self._begin = self._ended = time.monotonic()
         self._end = self._begin + timeout_seconds
+        self._cpu_seconds = 0.0
         # Waiting for the end must not reap the process: its id stays valid until `result` does.
         self._watch = threading.Thread(target=self._watched, daemon=True)
         self._watch.start()
-        self._output_bytes = output_bytes
 
     def _watched(self) -> None:
         with contextlib.suppress(ChildProcessError):
             os.waitid(os.P_PID, self._child.pid, os.WEXITED | os.WNOWAIT)
         self._ended = time.monotonic()
+        self._cpu_seconds = _cpu_seconds(self._child.pid)
 
     def result(self, is_cancelled: Callable[[], bool] = lambda: False) -> Exited:
-        """Wait until the command ends; end it when its time is over or `is_cancelled` says so."""
+        """Wait until the command ends; end it when its time is over or `is_cancelled` says so.
+
+        The output limit is also reported if a process that the command started reached it.
+        """
         limit = None
         while self._watch.is_alive():
+            # A process that was being forked when the limits were set has them from now on.
+            _set_limits(self._child.pid, self._limits)
             left = self._end - time.monotonic()
             if left <= 0 or is_cancelled():
                 limit = Limit.WALL_CLOCK if left <= 0 else Limit.CANCELLED
@@ -587,22 +594,63 @@ class Running:
             # Popen.wait would sleep beyond the end.
             self._watch.join(min(left, CANCEL_CHECK_SECONDS))
         self._child.wait()
-        if self._child.returncode == -signal.SIGXFSZ:
-            limit = Limit.OUTPUT
-        elif self._child.returncode == -signal.SIGXCPU:
-            limit = Limit.CPU_TIME
         parts = []
+        output_bytes, _ = self._limits[resource.RLIMIT_FSIZE]
         for file in self._output:
             file.seek(0)
-            parts.append(file.read(self._output_bytes))
+            parts.append(file.read(output_bytes))
         self._watch.join()
+        if self._child.returncode != 0:
+            limit = self._reached(max(map(len, parts))) or limit
         return Exited(
             status=self._child.returncode,
             stdout=parts[0],
             stderr=parts[1],
             limit=limit,
             seconds=self._ended - self._begin,
+            cpu_seconds=self._cpu_seconds,
         )
+
+    def _reached(self, written_bytes: int) -> Limit | None:
+        """Return the limit that a failed command reached."""
+        if self._child.returncode == -signal.SIGXFSZ:
+            return Limit.OUTPUT
+        if self._child.returncode == -signal.SIGXCPU:
+            return Limit.CPU_TIME
+        if written_bytes >= self._limits[resource.RLIMIT_FSIZE][0]:
+            return Limit.OUTPUT
+        return None
+
+
+def _set_limits(process: int, limits: Mapping[int, tuple[int, int]]) -> None:
+    """Set the resource limits of a process and of all its descendants. Raises OSError.
+
+    A process inherits the limits of its parent when it is forked; processes that were forked
+    before are found in /proc.
+    """
+    processes = [process]
+    while processes:
+        number = processes.pop()
+        with contextlib.suppress(ProcessLookupError):
+            for which, values in limits.items():
+                resource.prlimit(number, which, values)
+        # The kernel may have been built without this file (CONFIG_PROC_CHILDREN).
+        with contextlib.suppress(OSError):
+            children = Path(f"/proc/{number}/task/{number}/children").read_text("ascii")
+            processes += map(int, children.split())
+
+
+def _cpu_seconds(process: int) -> float:
+    """Return the CPU seconds of an ended process and of the children that it waited for.
+
+    Returns 0 where /proc does not show the process (proc(5): stat, fields 14 to 17).
+    """
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text("utf-8", "replace").rpartition(")")[2]
+        ticks = sum(map(int, fields.split()[11:15]))
+    except (OSError, ValueError):
+        return 0.0
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _end(child: "subprocess.Popen[bytes]") -> None:

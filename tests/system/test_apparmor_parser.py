@@ -6,6 +6,7 @@ import pytest
 
 from agent.core.model import Blob, Profile, Rejection, Unchecked
 from agent.doors.host import Host
+from agent.kinds.apparmor import parser
 from agent.kinds.apparmor.kind import AppArmor
 from tests.inspection import inspected
 
@@ -122,3 +123,23 @@ def test_mutated_texts_are_answered(tmp_path):
             text[chance.randrange(len(text))] = chance.randrange(256)
         found = inspect(tmp_path, bytes(text[: chance.randint(1, len(text))]))
         assert isinstance(found, Profile | Rejection)
+
+
+SLOW = "".join(
+    f"  /**/{a}*b*/**{b}* r,\n" for a, b in zip("abcdefghijklmn", "defghijklmnopq", strict=True)
+)
+
+
+@pytest.mark.parametrize("is_quick", [True, False])
+def test_the_cpu_limit_of_the_parser_is_reported_as_such(is_quick):
+    """The parser compiles in a child process, and says only that the child ended (status 10)."""
+    made = parser.Parser(Host("/"), "", include_dir="/etc/apparmor.d")
+    run = made.run(
+        f"profile slow {{\n{3 * SLOW}}}\n".encode(),
+        ("--kernel-features", made.abi()),
+        cpu_seconds=1.0,
+        memory_bytes=1 << 30,
+        is_quick=is_quick,
+        is_cancelled=lambda: False,
+    )
+    assert (run.outcome, run.detail) == (parser.Exceeded.CPU_TIME, "more than 1 s of CPU time")

@@ -219,7 +219,7 @@ def test_names_that_are_gone_leave_the_memory(tmp_path):
 
 def test_a_text_that_was_too_much_is_compiled_again_with_a_higher_limit(tmp_path):
     """A raised --parser-timeout takes effect at once, without a change of the text."""
-    path, host = script(tmp_path, f"echo run >> {tmp_path}/runs\nkill -9 $$"), node(tmp_path)
+    path, host = script(tmp_path, f"echo run >> {tmp_path}/runs\nkill -XCPU $$"), node(tmp_path)
     for limit, expected in ((1.0, 2), (1.0, 2), (2.0, 4)):
         made = agent(host, parser=path, state_dir="/state", cpu_limit=limit)
         assert codes(inspected(made, *blobs("profile x {}"))) == [["parser_killed"]]

@@ -7,7 +7,7 @@ from agent.kinds.apparmor.compile_queue import CompileQueue
 from agent.kinds.apparmor.parser import Exceeded, ParserRun
 
 POLICY = ParserRun(outcome=Compiled(policy=b"policy"), seconds=0.1)
-LIMITS = (Exceeded.CPU_TIME, Exceeded.MEMORY, Exceeded.OUTPUT, Exceeded.SIGNAL)
+LIMITS = (Exceeded.CPU_TIME, Exceeded.MEMORY, Exceeded.OUTPUT)
 
 
 def queue_of(*keys, rests=False, cpu_limit=30.0):
@@ -88,10 +88,12 @@ def test_an_empty_policy_is_a_result():
     assert queue.ended(queue.take(0.0), ParserRun(outcome=Compiled()), 0.0) == Compiled()
 
 
-@pytest.mark.parametrize("failure", [Exceeded.WALL_CLOCK, Exceeded.NOT_STARTED])
+@pytest.mark.parametrize("failure", [Exceeded.WALL_CLOCK, Exceeded.NOT_STARTED, Exceeded.SIGNAL])
 def test_a_failure_that_is_not_the_text_s_fault_is_retried_with_back_off(failure):
-    """A busy node or a missing program never condemns a text."""
-    queue = queue_of("a:1")
+    """A busy node, a missing program or the OOM killer never condemns a text."""
+    queue = queue_of("a:1", rests=True)
+    if failure is Exceeded.SIGNAL:
+        queue.ended(queue.take(0.0), limited(failure), 0.0)  # the quick run is repeated at once
     now, waits = 0.0, []
     for _ in range(9):
         assert queue.ended(queue.take(now), limited(failure), now) is None
@@ -153,9 +155,31 @@ def test_a_text_that_comes_back_while_its_old_run_ends_is_compiled_again():
 
 
 def test_the_queue_is_idle_when_nothing_may_run_now():
-    """A command does not wait for a retry that is minutes away."""
-    queue = queue_of("a:1")
+    """The daemon's queue stays idle until the first retry is due."""
+    queue = queue_of("a:1", rests=True)
     task = queue.take(0.0)
     assert not queue.is_idle(0.0)
     queue.ended(task, limited(Exceeded.WALL_CLOCK), 0.0)
     assert (queue.is_idle(0.0), queue.is_idle(10.0)) == (True, False)
+
+
+def test_a_command_does_not_repeat_runs_that_say_nothing_about_the_text():
+    """With a hanging parser and many texts, the command would never exit."""
+    queue = queue_of("a:1")
+    queue.ended(queue.take(0.0), limited(Exceeded.WALL_CLOCK), 0.0)
+    assert queue.is_idle(1e9)
+    assert queue.next_retry() is None
+
+
+def test_two_runs_without_the_shortcut_never_share_the_memory():
+    """A text is condemned for its memory only by a run that could use all of it."""
+    queue = queue_of("a:1", "a:2")
+    for _ in range(2):
+        queue.ended(queue.take(0.0), limited(Exceeded.MEMORY), 0.0)
+    first = queue.take(0.0)
+    assert queue.take(0.0) is None
+    submit(queue, "a:quick")
+    quick = queue.take(0.0)
+    assert quick.key == "a:quick"
+    queue.ended(first, POLICY, 0.0)
+    assert queue.take(0.0).key == "a:2"

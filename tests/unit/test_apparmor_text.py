@@ -1,5 +1,7 @@
 """Specification of agent.kinds.apparmor.text."""
 
+import time
+
 import pytest
 
 from agent.core.problems import Problem
@@ -220,3 +222,11 @@ def test_a_carriage_return_alone_is_refused():
 def test_a_text_that_reads_otherwise_than_it_looks_is_refused(content, code, where):
     """The parser ends a word at a NUL: deny /secret would hold instead of /secret/foo."""
     assert [(one.code, one.where) for one in text.refusals(content)] == [(code, where)]
+
+
+def test_many_escapes_in_a_line_take_no_long_time():
+    """A comment of a mebibyte must not delay the pass; CPU time counts, not the clock."""
+    content = "# " + "\\1" * 500_000 + "\nprofile x { }\n"
+    begin = time.process_time()
+    assert text.variable_names(content) == ()
+    assert time.process_time() - begin < 20.0

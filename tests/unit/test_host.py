@@ -247,3 +247,27 @@ def test_no_directory_has_no_signatures(host, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     answers = [host.signatures(path, ["a"]) for path in ("/absent", "/file", "/empty")]
     assert answers == [None, None, {}]
+
+
+@pytest.mark.parametrize("number", range(20))
+def test_a_process_that_the_command_starts_at_once_gets_the_same_limits(tmp_path, number):
+    """The command may fork before its own limits are set; its child waits for them here."""
+    memory_kib = LIMITS["memory_bytes"] >> 10
+    script = f"{{ until [ $(ulimit -v) = {memory_kib} ]; do :; done; echo {number}; }} & wait"
+    done = Host(tmp_path).run(["/bin/sh", "-c", script], **LIMITS)
+    assert (done.status, done.stdout) == (0, b"%d\n" % number)
+
+
+def test_the_cpu_time_of_a_command_includes_its_children(tmp_path):
+    """A program that works in a child process used that CPU time itself."""
+    script = 'sh -c "while :; do :; done"; exit 10'
+    done = Host(tmp_path).run(["/bin/sh", "-c", script], **{**LIMITS, "cpu_seconds": 1})
+    assert (done.status, done.limit) == (10, None)
+    assert done.cpu_seconds >= 0.5
+
+
+def test_the_output_limit_of_a_process_that_the_command_starts_is_reported(tmp_path):
+    """The command reports only that its child failed."""
+    script = "head -c 10000000 /dev/zero; exit 10"
+    done = Host(tmp_path).run(["/bin/sh", "-c", script], **{**LIMITS, "output_bytes": 4096})
+    assert (done.status, done.limit) == (10, Limit.OUTPUT)

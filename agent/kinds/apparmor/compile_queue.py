@@ -5,10 +5,13 @@ A text starts on level 0 with a short time slice. A text that exceeds its slice 
 where the slice is longer, and waits behind all texts on lower levels, so that a text that is slow
 to compile never delays the others. On one level, the profile set that has used the least parser
 time goes first. Only the parser's own use of CPU time, memory or output condemns a text, and only
-in the longest slice. A run that ended at its wall-clock limit says nothing about the text: the
-text is compiled again later.
+in the longest slice, and only a run that had all of the memory that the parser may use. A run that
+ended at its wall-clock limit or by a signal says nothing about the text: another process, such as
+the kernel's OOM killer, may have ended the parser. The daemon compiles such a text again later; a
+command leaves it without a result.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -39,13 +42,13 @@ class CompileTask:
     level: int = 0
     is_quick: bool = True  # the next run omits the simplification of expressions
     retry_at: float = 0.0
-    wall_clock_limits: int = 0
+    inconclusive_runs: int = 0  # runs that say nothing about the text
     failure: ParserRun | None = None  # the last run, if it reached a limit or did not start
 
     @property
     def is_slow(self) -> bool:
         """Whether a run of this text reached a limit before."""
-        return self.level > 0 or self.wall_clock_limits > 0
+        return self.level > 0 or self.inconclusive_runs > 0
 
 
 class CompileQueue:
@@ -97,9 +100,21 @@ class CompileQueue:
         for origin in self._used_seconds.keys() - origins:
             del self._used_seconds[origin]
 
+    def forget(self, key: str) -> None:
+        """Remove a waiting text."""
+        self._waiting.pop(key, None)
+
     def take(self, now: float) -> CompileTask | None:
-        """Move the next text to the parser; return None if no text may run now."""
-        ready = [task for task in self._waiting.values() if task.retry_at <= now]
+        """Move the next text to the parser; return None if no text may run now.
+
+        At most one run without the shortcut is started at a time: it may use all of the memory.
+        """
+        only_quick = any(not task.is_quick for task in self._running.values())
+        ready = [
+            task
+            for task in self._waiting.values()
+            if task.retry_at <= now and (task.is_quick or not only_quick)
+        ]
         if not ready:
             return None
         task = min(ready, key=self._rank)
@@ -110,8 +125,9 @@ class CompileQueue:
         return (task.is_slow, task.level, self._used_seconds[task.origin], task.number)
 
     def next_retry(self) -> float | None:
-        """Return when the first waiting text may run; None if no text waits."""
-        return min((task.retry_at for task in self._waiting.values()), default=None)
+        """Return when the first waiting text may run; None if no time will let one run."""
+        retry = min((task.retry_at for task in self._waiting.values()), default=math.inf)
+        return retry if math.isfinite(retry) else None
 
     def is_idle(self, now: float) -> bool:
         """Return whether no text runs, and none may run now."""
@@ -145,13 +161,12 @@ class CompileQueue:
                 task.is_quick = False
             case Exceeded.CANCELLED:
                 pass
-            case Exceeded.WALL_CLOCK | Exceeded.NOT_STARTED:
-                task.failure = run
-                task.retry_at = now + min(
-                    LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0**task.wall_clock_limits
-                )
-                task.wall_clock_limits += 1
-            case Exceeded.CPU_TIME | Exceeded.MEMORY | Exceeded.OUTPUT | Exceeded.SIGNAL:
+            case Exceeded.SIGNAL if task.is_quick:
+                task.is_quick = False
+                task.level += 1
+            case Exceeded.WALL_CLOCK | Exceeded.NOT_STARTED | Exceeded.SIGNAL:
+                self._postpone(task, run, now)
+            case Exceeded.CPU_TIME | Exceeded.MEMORY | Exceeded.OUTPUT:
                 if not task.is_quick and self.slice_seconds(task) >= self.cpu_limit:
                     return Compiled(killed=run.detail)
                 if self.rests and not task.is_quick:
@@ -161,3 +176,15 @@ class CompileQueue:
                 task.failure = run
         self._waiting[task.key] = task
         return None
+
+    def _postpone(self, task: CompileTask, run: ParserRun, now: float) -> None:
+        """Plan the next run of a text after a run that says nothing about it."""
+        delay = FIRST_RETRY_SECONDS * 2.0 ** min(task.inconclusive_runs, 10)
+        # A command that has many such texts would never end.
+        task.retry_at = now + min(LONGEST_RETRY_SECONDS, delay) if self.rests else math.inf
+        task.inconclusive_runs += 1
+        task.failure = run
+        if run.outcome is not Exceeded.NOT_STARTED:
+            task.is_quick = False  # a parser that lacks memory can hang; the next run gets more
+        if run.outcome is Exceeded.SIGNAL and self.slice_seconds(task) < self.cpu_limit:
+            task.level += 1  # it may have been the signal of the CPU limit

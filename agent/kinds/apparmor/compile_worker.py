@@ -16,7 +16,7 @@ from typing import Final
 from agent.kinds.apparmor import room
 from agent.kinds.apparmor.cache import Compiled
 from agent.kinds.apparmor.compile_queue import CompileQueue, CompileTask
-from agent.kinds.apparmor.parser import Parser, ParserRun
+from agent.kinds.apparmor.parser import Exceeded, Parser, ParserRun
 
 PARSERS: Final = 2  # at a time, where processors and memory allow
 
@@ -56,6 +56,7 @@ class CompileWorker:
         self._reserved: dict[int, int] = {}  # number of a running task -> bytes of memory
         self._threads: list[threading.Thread] = []
         self._is_stopped = False
+        self._is_registered = False
 
     def submit(
         self, *, key: str, text: bytes, features: tuple[str, ...], context: str, origin: str
@@ -65,7 +66,11 @@ class CompileWorker:
             self._queue.submit(
                 key=key, text=text, features=features, context=context, origin=origin
             )
-            self._start_threads()
+            try:
+                self._start_threads()
+            except RuntimeError as error:  # the system has no thread left
+                self._queue.forget(key)
+                return ParserRun(outcome=Exceeded.NOT_STARTED, detail=str(error))
             self._changed.notify_all()
             task = self._queue.find(key)
             return task.failure if task is not None else None
@@ -103,12 +108,19 @@ class CompileWorker:
     def _start_threads(self) -> None:
         if self._threads:
             return
-        # The process may end at any moment: no parser outlives it.
-        atexit.register(self._stop)
+        if not self._is_registered:
+            # The process may end at any moment: no parser outlives it.
+            atexit.register(self._stop)
+            self._is_registered = True
         for number in range(min(PARSERS, len(os.sched_getaffinity(0)))):
             thread = threading.Thread(target=self._run, name=f"compile-{number}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                if not self._threads:
+                    raise
+                return
             self._threads.append(thread)
-            thread.start()
 
     def _stop(self) -> None:
         with self._changed:
@@ -122,14 +134,7 @@ class CompileWorker:
                 task, memory = self._next()
             if task is None:
                 return
-            run = self._parser.run(
-                task.text,
-                task.features,
-                cpu_seconds=self._queue.slice_seconds(task),
-                memory_bytes=memory,
-                is_quick=task.is_quick,
-                is_cancelled=lambda task=task: self._is_cancelled(task),  # type: ignore[misc]
-            )
+            run = self._compile(task, memory)
             with self._changed:
                 del self._reserved[task.number]
                 compiled = self._queue.ended(task, run, time.monotonic())
@@ -141,6 +146,21 @@ class CompileWorker:
                 self._changed.notify_all()
             if compiled is not None:
                 self._completed()
+
+    def _compile(self, task: CompileTask, memory: int) -> ParserRun:
+        """Run the parser. What this process lacks says nothing about the text."""
+        try:
+            return self._parser.run(
+                task.text,
+                task.features,
+                cpu_seconds=self._queue.slice_seconds(task),
+                memory_bytes=memory,
+                is_quick=task.is_quick,
+                is_cancelled=lambda: self._is_cancelled(task),
+            )
+        except (RuntimeError, MemoryError) as error:  # no thread or no memory is left
+            detail = f"the agent could not run the parser: {error!r}"
+            return ParserRun(outcome=Exceeded.NOT_STARTED, detail=detail)
 
     def _next(self) -> tuple[CompileTask | None, int]:
         """Wait for a text that may run now; return it with its memory limit. None: stop."""

@@ -34,7 +34,7 @@ _HARMLESS: Final = re.compile(
 )
 _ALONE: Final = re.compile(r"[ \t]*(?:#[^\"\\\n]{0,199})?(?:\r?\n|\Z)")
 _END: Final = re.compile(r"\s*(?:#[^\n]*)?\Z")  # what may follow the last token
-_ESCAPED_VARIABLE: Final = re.compile(r"\\[0-9xd].*\{")
+_ESCAPE: Final = re.compile(r"\\[0-9xd]")
 
 _LONGEST: Final = 1 << 18  # characters that are split into tokens in every dialect
 
@@ -167,12 +167,12 @@ def variable_names(text: str) -> tuple[Problem, ...]:
 
     A name with a numeric escape before a brace counts as well: it can spell a variable.
     """
-    if "@" not in text and not _ESCAPED_VARIABLE.search(text):
+    if "@" not in text and not _can_spell_variable(text):
         return ()
     starts = [
         token.start
         for token in _names(text)
-        if "@{" in (name := text[token.start : token.end]) or _ESCAPED_VARIABLE.search(name)
+        if "@{" in (name := text[token.start : token.end]) or _can_spell_variable(name)
     ]
     place = Place(text)
     return bounded(
@@ -184,6 +184,12 @@ def variable_names(text: str) -> tuple[Problem, ...]:
         )
         for start in sorted(starts)
     )
+
+
+def _can_spell_variable(text: str) -> bool:
+    """Return whether a brace follows a numeric escape, which may be the escape of `@`."""
+    escape = _ESCAPE.search(text)
+    return escape is not None and text.find("{", escape.end()) >= 0
 
 
 def _names(text: str) -> Iterator[Token]:
