@@ -22,7 +22,7 @@ from agent.sources import limits, opening
 _MANIFESTS = (".yaml", ".yml")
 _HINTS = {
     "source_missing": "Name a file, a directory or a manifest.",
-    "source_unreadable": "Make it readable.",
+    "source_unreadable": "Name a file or directory that can be read and is well-formed.",
     "source_emptied": "A profile's name ends in .json, .profile, .apparmor, .aa or nothing known.",
 }
 
@@ -138,8 +138,12 @@ def _source(path: str) -> tuple[Snapshot, ...]:
 
 
 def _folder(folder: Path, files: Sequence[str]) -> tuple[Snapshot, ...]:
-    """Read single files, each a key under the path that it was given by."""
+    """Read the given files of one directory; the key of each is its path on the command line.
+
+    A directory without a key is no finding of its own: the files that gave none are.
+    """
     unread: list[Snapshot] = []
+    unnamed: list[Snapshot] = []
     blobs: list[Blob] = []
     refused: list[tuple[str, Problem]] = []
     origin = f"dir {folder}"
@@ -155,6 +159,10 @@ def _folder(folder: Path, files: Sequence[str]) -> tuple[Snapshot, ...]:
         elif recognise.kind_of(path, content) is not None:
             name = Path(path).name
             blobs.append(Blob(origin=origin, key=path, name=name, content=content))
+        else:
+            unnamed.append(Emptied(origin=path, revision=""))
+    if not blobs and not refused:
+        return (*unread, *unnamed)
     return (*unread, limits.snapshot(origin, blobs, refused))
 
 

@@ -276,12 +276,26 @@ def test_a_check_says_what_it_did_not_look_at(top, capsys):
     assert main(["check", f"{top}/source/README.md"]) == 1
     told = capsys.readouterr().out
     assert (
-        told.startswith("error: source_emptied: "),
+        told.startswith("error: source_emptied:"),
         told.endswith("Nothing was checked.\n"),
     ) == (
         True,
         True,
     )
+
+
+def test_a_file_that_gives_no_profile_is_reported_by_its_own_path(top, capsys):
+    """A file without a profile name, and an unreadable file, are one finding each."""
+    ignored = f"{top}/source/README.md"
+    Path(ignored).write_text("read me")
+    assert main(["check", "--output=json", ignored]) == 1
+    problems = json.loads(capsys.readouterr().out)["problems"]
+    assert [(one["code"], one["where"]) for one in problems] == [("source_emptied", ignored)]
+    assert main(["check", "--output=json", "/proc/self/mem"]) == 3
+    problems = json.loads(capsys.readouterr().out)["problems"]
+    assert [(one["code"], one["where"]) for one in problems] == [
+        ("source_unreadable", "/proc/self/mem")
+    ]
 
 
 def test_a_check_of_what_kinds_leave_out_is_none(top, capsys):

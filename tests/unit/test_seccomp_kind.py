@@ -76,6 +76,22 @@ def test_allow_list_without_execve_is_warned_about(kind):
     }
 
 
+@pytest.mark.parametrize(
+    ("allowed", "subject"),
+    [
+        ("read", "execve and exit_group are"),
+        ("execve", "exit_group is"),
+        ("exit_group", "execve is"),
+    ],
+)
+def test_the_warning_about_missing_calls_is_grammatical(kind, allowed, subject):
+    """One missing call has a verb in the singular."""
+    rules = [{"names": [allowed], "action": "SCMP_ACT_ALLOW"}]
+    found = accepted(kind, {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": rules})
+    texts = [one.what for one in found.remarks if one.code == "start_impossible"]
+    assert texts == [f"{subject} not allowed: no container can start with this."]
+
+
 def test_allow_list_tells_dangerous_and_ignored_calls(kind):
     """Under a deny default, documented dangerous calls are named and unknown ones ignored."""
     found = accepted(

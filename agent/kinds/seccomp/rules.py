@@ -386,7 +386,8 @@ def _warnings(document: Document, options: Options) -> Iterator[Problem]:
         yield from _newer_variants(document)
     else:
         if missing := [name for name in ("execve", "exit_group") if name not in allowed]:
-            what = f"{' and '.join(missing)} are not allowed: no container can start with this."
+            verb = "is" if len(missing) == 1 else "are"
+            what = f"{' and '.join(missing)} {verb} not allowed: no container can start with this."
             yield Problem(code="start_impossible", where="syscalls", what=what)
         if found := sorted(syscalls.DANGEROUS & allowed):
             what = f"Allowed, though Docker documents them as blocked: {', '.join(found)}."
