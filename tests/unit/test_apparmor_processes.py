@@ -188,12 +188,68 @@ def test_an_endless_chain_of_forks_is_no_proof(tmp_path):
     assert host.listed.count("/proc") == processes.LISTINGS
 
 
-def test_processes_that_come_and_go_but_are_read_prevent_no_proof(tmp_path):
-    """On a busy node a new process appears in each listing."""
+def test_new_unconfined_processes_delay_the_proof_until_no_new_one_appears(tmp_path):
+    """On a busy node a new process appears in many listings, but not in every listing."""
     host = Changing(tmp_path)
     look = host_of(tmp_path, host=host)
-    host.after["/proc"] = lambda: thread(tmp_path, *(2 * [100 + len(host.listed)]), "unconfined")
+
+    def start():
+        number = host.listed.count("/proc")
+        if number % 20:
+            thread(tmp_path, 100 + number, 100 + number, "unconfined")
+
+    host.after["/proc"] = start
     assert look.uses(["web"]) == {"web": Unused()}
+
+
+def test_a_child_of_a_process_that_left_the_profile_is_found(tmp_path):
+    """Each process forks after it was listed, and is unconfined and alive when it is read."""
+    host = Changing(tmp_path)
+    look = host_of(tmp_path, host=host)
+    thread(tmp_path, 20, 20, "web (enforce)")
+    chain = [20]
+
+    def fork():
+        if chain[-1] < 30:
+            thread(tmp_path, chain[-1], chain[-1], "unconfined")
+            chain.append(chain[-1] + 1)
+            thread(tmp_path, chain[-1], chain[-1], "web (enforce)")
+
+    host.after["/proc"] = fork
+    assert look.uses(["web"]) == {"web": InUse(pids=(30,))}
+
+
+def test_a_thread_whose_creator_left_the_profile_is_found(tmp_path):
+    """Each thread starts another one after it was listed, and is unconfined when it is read."""
+    host = Changing(tmp_path)
+    look = host_of(tmp_path, host=host)
+    thread(tmp_path, 20, 20, "unconfined")
+    thread(tmp_path, 20, 21, "web (enforce)")
+    chain = [21]
+
+    def start():
+        if chain[-1] < 30:
+            thread(tmp_path, 20, chain[-1], "unconfined")
+            chain.append(chain[-1] + 1)
+            thread(tmp_path, 20, chain[-1], "web (enforce)")
+
+    host.after["/proc/20/task"] = start
+    assert look.uses(["web"]) == {"web": InUse(pids=(20,))}
+
+
+def test_an_endless_chain_of_threads_is_no_proof(tmp_path):
+    """The number of listings of one process has a limit."""
+    host = Changing(tmp_path)
+    look = host_of(tmp_path, host=host)
+    thread(tmp_path, 20, 20, "unconfined")
+
+    def start():
+        new = 21 + host.listed.count("/proc/20/task")
+        thread(tmp_path, 20, new, "unconfined")
+
+    host.after["/proc/20/task"] = start
+    assert isinstance(look.uses(["web"])["web"], CannotTell)
+    assert host.listed.count("/proc/20/task") == processes.LISTINGS
 
 
 def test_a_chain_of_threads_that_ends_in_execve_is_found(tmp_path):

@@ -1,9 +1,10 @@
 """Which profiles the host's threads run under, as a proof for removals.
 
-"Not in use" is a proof: every thread of the host was read while it lived, in two complete looks. A
-thread that lives and cannot be read makes the answer CannotTell. So does a host where threads end
-faster than they can be read. A hat or child counts for its parents, a stacked label for each part.
-What the kernel does not show here (a pending exec on Linux 6.1) is the subject of references.py.
+"Not in use" is a proof: two complete looks read every thread of the host, and each look lists
+processes and threads until no new one appears. A thread that lives and cannot be read makes the
+result CannotTell. So does a host where threads start faster than they can be read. A hat or child
+counts for its parents, a stacked label for each part. references.py covers what the kernel does not
+show here (a pending exec on Linux 6.1).
 """
 
 import errno
@@ -29,7 +30,7 @@ LISTINGS: Final = 100  # of /proc in one look, or of the threads of one process
 
 
 class UnprovenError(Exception):
-    """A look did not reach the point where every thread had been read."""
+    """A look reached its limit before every thread had been read."""
 
 
 def parts(label: str) -> list[str]:
@@ -128,36 +129,34 @@ class Processes:
                     users[name].add(int(pid))
 
     def _labels(self) -> Iterator[tuple[str, str]]:
-        """Give each process with its labels, until every thread was read while it lived.
+        """Yield each process ID with the process's labels, until a listing shows no new process.
 
-        A thread that ended before it was read may have started another process after /proc was
-        listed, which may have done the same. So /proc is listed again until a listing has no new
-        process of which a thread ended. A listing goes up in PIDs as such a chain does, and
-        reading begins at its newest member. PIDs are reused, so the start times must be the same.
+        A process may fork after /proc was listed, and end or leave its profile before it is read.
+        Only its child still runs under the profile then, and the child may do the same. So /proc is
+        listed again until every listed process has been read. New PIDs grow along such a chain, so
+        the newest process is read first. PIDs are reused, so the start times are compared at the
+        end.
         """
         seen: dict[str, bytes] = {}
         for _ in range(LISTINGS):
             listed = [name for name in self.host.names("/proc") if name.isdigit()]
             new = sorted((pid for pid in listed if pid not in seen), key=int, reverse=True)
-            all_read = True
             for pid in new:
                 seen[pid] = self._start(pid)
-                labels, is_read = self._process(pid)
-                yield from ((pid, label) for label in labels)
-                all_read = all_read and is_read
-            if all_read:
+                yield from ((pid, label) for label in self._process(pid))
+            if not new:
                 reused = [pid for pid in listed if self._start(pid) != seen[pid]]
                 if not reused:
                     return
                 for pid in reused:
                     del seen[pid]
-        raise UnprovenError("processes start and end faster than they can be read")
+        raise UnprovenError("processes start faster than they can be read")
 
-    def _process(self, pid: str) -> tuple[frozenset[str], bool]:
-        """Return the labels of a process, and whether each thread was read while it lived.
+    def _process(self, pid: str) -> frozenset[str]:
+        """Return the labels of a process; list its threads until a listing shows no new thread.
 
-        After a thread ended, the threads are listed again. The leader is read each time, because a
-        thread that calls execve(2) takes over the leader's ID and start time.
+        After a thread ended, the leader is read again, because a thread that calls execve(2) takes
+        over the leader's ID and start time.
         """
         labels: frozenset[str] = frozenset()
         read: set[str] = set()
@@ -167,21 +166,22 @@ class Processes:
                 threads = self.host.names(f"/proc/{pid}/task")
             except HostError as error:
                 if error.errno in _GONE:
-                    return labels, False
+                    return labels
                 raise
+            new = [thread for thread in threads if thread not in read]
+            if not new:
+                return labels
             before = len(ended)
-            for thread in threads:
-                if thread in read and thread != pid:
-                    continue
+            for thread in new:
                 found = self._thread(f"/proc/{pid}/task/{thread}")
                 if found is None:
                     ended.add(thread)
                 else:
                     labels |= found
             read.update(threads)
-            if len(ended) == before:
-                return labels, not ended
-        raise UnprovenError(f"the threads of process {pid} end faster than they can be read")
+            if len(ended) > before:
+                read.discard(pid)
+        raise UnprovenError(f"the threads of process {pid} start faster than they can be read")
 
     def _thread(self, thread: str) -> frozenset[str] | None:
         """Return the labels of a thread, its pending one among them; None if it ended."""

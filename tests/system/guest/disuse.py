@@ -87,6 +87,34 @@ def step():
 threading.Thread(target=confined).start()
 threading.Event().wait()
 """
+LEAVING_FORKS = """
+import os, time
+print('ready', flush=True)
+end = time.monotonic() + 300
+while time.monotonic() < end:
+    if os.fork():
+        open('/proc/self/attr/current', 'w').write('changeprofile unconfined')
+        time.sleep(1)
+        os._exit(0)
+"""
+LEAVING_THREADS = """
+import sys, threading, time
+sys.setswitchinterval(1e-4)
+end = time.monotonic() + 300
+def change(profile):
+    open('/proc/thread-self/attr/current', 'w').write('changeprofile ' + profile)
+def first():
+    change(sys.argv[1])
+    print('ready', flush=True)
+    step()
+def step():
+    if time.monotonic() < end:
+        threading.Thread(target=step).start()
+        change('unconfined')
+        time.sleep(1)
+threading.Thread(target=first).start()
+threading.Event().wait()
+"""
 ZOMBIE = "import os; print('ready', flush=True); os._exit(0)"
 DEAD_LEADER = """
 import ctypes, threading, time
@@ -350,6 +378,20 @@ def a_chain_of_forks_keeps_its_profile():
 def a_chain_of_threads_keeps_its_profile():
     """Each thread starts another one and ends; the leader is unconfined."""
     _attack(THREADS, "chain", label="")
+
+
+def a_chain_whose_members_leave_the_profile_is_never_unused():
+    """Each process or thread starts the next one, becomes unconfined and lives for a second."""
+    installed(text("chain"))
+    for code, label in ((LEAVING_FORKS, "chain"), (LEAVING_THREADS, "")):
+        processes = kind().processes
+        assert processes.shows_pending_exec() is SHOWS_PENDING_EXEC
+        with program(code, "chain", label=label):
+            uses = [processes.uses(["chain"])["chain"] for _ in range(CHAINS)]
+        names = [type(use).__name__ for use in uses]
+        counted = {name: names.count(name) for name in sorted(set(names))}
+        print(json.dumps({"note": f"leaving chain: {counted}"}))
+        assert "Unused" not in counted, counted
 
 
 def _attack(code, *arguments, label="chain"):
