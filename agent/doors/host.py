@@ -329,11 +329,16 @@ class Host:
         self._swept.add(directory)
 
     def append_file(self, base: str, name: str, content: bytes) -> None:
-        """Append to a regular file below base in one write(2), not durably. Raises HostError."""
+        """Append to a regular file below base in one write(2), not durably. Raises HostError.
+
+        O_NONBLOCK: opening a FIFO that nothing reads fails instead of waiting for a reader.
+        """
         with _translated(f"{base}/{name}"), self._parent(base, name, make=False) as (fd, last):
-            flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+            flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             file = os.open(last, flags, dir_fd=fd)
             try:
+                if not stat.S_ISREG(os.fstat(file).st_mode):
+                    raise OSError(errno.EINVAL, "not a regular file")
                 if os.write(file, content) != len(content):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             finally:

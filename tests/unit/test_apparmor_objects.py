@@ -1,12 +1,18 @@
 """The record of loaded AppArmor objects: what it proves, and what it must never prove."""
 
+import contextlib
+import os
+
 import pytest
 
+from agent.core.model import Fact
 from agent.doors.host import Host
 from agent.kinds.apparmor.objects import FILE, Objects
 
 STATE = "/state"
 BOOT = "/proc/sys/kernel/random/boot_id"
+EXPECTED = {"web": frozenset({"own:sha256:1", "raw:sha256:2"})}
+FACTS = {"web": Fact(evidence=frozenset({"own:sha256:1"}), mode="enforce")}
 
 
 @pytest.fixture
@@ -36,7 +42,7 @@ def test_a_loaded_object_is_own_in_the_next_process_too(host):
     one.record({"other": "other.3"})
     found = {"web": "web.4", "web//HAT": "web.1/profiles/HAT.2", "other": "other.3", "x": "web.1"}
     expected = frozenset({"web//HAT", "other"})
-    assert (one.own(found, 9), objects(host).own(found, 9)) == (expected, expected)
+    assert (one.own(found, 9, FACTS), objects(host).own(found, 9, FACTS)) == (expected, expected)
 
 
 def test_directories_count_anew_at_each_boot(host):
@@ -44,27 +50,45 @@ def test_directories_count_anew_at_each_boot(host):
     objects(host).record({"web": "web.1"})
     host.path(BOOT).write_text("second\n")
     after = objects(host)
-    assert after.own({"web": "web.1"}, 1) == frozenset()
+    assert after.own({"web": "web.1"}, 1, FACTS) == frozenset()
     after.record({"next": "next.1"})
-    assert objects(host).own({"web": "web.1", "next": "next.1"}, 2) == frozenset({"next"})
+    assert objects(host).own({"web": "web.1", "next": "next.1"}, 2, FACTS) == frozenset({"next"})
 
 
 @pytest.mark.parametrize(("revision", "own"), [(7, {"web"}), (6, set()), (8, set())])
 def test_an_interrupted_load_is_believed_if_nothing_else_changed_policy(host, revision, own):
     """The process ended between the load and its record."""
-    objects(host).begin(["web"], 6)
+    objects(host).begin(EXPECTED, 6)
     found = {"web": "web.1"}
-    assert objects(host).own(found, revision) == own
+    assert objects(host).own(found, revision, FACTS) == own
     # What was found out once holds when policy changes later.
-    assert objects(host).own(found, 99) == own
+    assert objects(host).own(found, 99, FACTS) == own
+
+
+@pytest.mark.parametrize(
+    ("facts", "own"),
+    [
+        ({"web": Fact(evidence=frozenset({"own:sha256:3"}), mode="enforce")}, set()),
+        (
+            {"web": Fact(evidence=frozenset({"object:1"}), mode="enforce", is_readable=False)},
+            {"web"},
+        ),
+        ({}, set()),
+    ],
+    ids=["other content", "no content shown", "not loaded"],
+)
+def test_an_interrupted_load_is_believed_if_the_content_is_the_expected_one(host, facts, own):
+    """Another program may load the name right after the agent was killed, as the only change."""
+    objects(host).begin(EXPECTED, 6)
+    assert objects(host).own({"web": "web.1"}, 7, facts) == own
 
 
 def test_a_load_that_failed_proves_nothing(host):
     """Another program may load the name next."""
     one = objects(host)
-    one.begin(["web"], 6)
+    one.begin(EXPECTED, 6)
     one.record({})
-    assert objects(host).own({"web": "web.1"}, 7) == frozenset()
+    assert objects(host).own({"web": "web.1"}, 7, FACTS) == frozenset()
 
 
 def test_without_a_boot_id_nothing_is_own(host):
@@ -72,7 +96,7 @@ def test_without_a_boot_id_nothing_is_own(host):
     one = objects(host)
     one.record({"web": "web.1"})
     host.path(BOOT).unlink()
-    assert objects(host).own({"web": "web.1"}, 1) == frozenset()
+    assert objects(host).own({"web": "web.1"}, 1, FACTS) == frozenset()
 
 
 @pytest.mark.parametrize("damage", [b"\xff\xfe\n", b"[" * 100_000 + b"\n", b"{}\n", b'{"own":1}\n'])
@@ -84,9 +108,9 @@ def test_a_damaged_line_says_nothing(host, damage):
         file.write(damage)
     found = {"a": "a.1", "b": "b.2"}
     again = objects(host)
-    assert again.own(found, 1) == frozenset({"a"})
+    assert again.own(found, 1, FACTS) == frozenset({"a"})
     again.record({"b": "b.2"})
-    assert objects(host).own(found, 1) == frozenset({"a", "b"})
+    assert objects(host).own(found, 1, FACTS) == frozenset({"a", "b"})
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"nonsense"])
@@ -95,9 +119,9 @@ def test_a_damaged_first_line_makes_the_record_empty(host, content):
     objects(host).record({"a": "a.1"})
     record(host).write_bytes(content)
     again = objects(host)
-    assert again.own({"a": "a.1"}, 1) == frozenset()
+    assert again.own({"a": "a.1"}, 1, FACTS) == frozenset()
     again.record({"b": "b.2"})
-    assert objects(host).own({"a": "a.1", "b": "b.2"}, 1) == frozenset({"b"})
+    assert objects(host).own({"a": "a.1", "b": "b.2"}, 1, FACTS) == frozenset({"b"})
 
 
 def test_a_line_that_was_cut_off_does_not_swallow_the_next_one(host):
@@ -106,7 +130,7 @@ def test_a_line_that_was_cut_off_does_not_swallow_the_next_one(host):
     with record(host).open("ab") as file:
         file.write(b'{"loa')
     objects(host).record({"b": "b.2"})
-    assert objects(host).own({"a": "a.1", "b": "b.2"}, 1) == frozenset({"a", "b"})
+    assert objects(host).own({"a": "a.1", "b": "b.2"}, 1, FACTS) == frozenset({"a", "b"})
 
 
 def test_a_record_that_somebody_deleted_is_written_whole_again(host):
@@ -115,7 +139,21 @@ def test_a_record_that_somebody_deleted_is_written_whole_again(host):
     one.record({"a": "a.1"})
     record(host).unlink()
     one.record({"b": "b.2"})
-    assert objects(host).own({"a": "a.1", "b": "b.2"}, 1) == frozenset({"a", "b"})
+    assert objects(host).own({"a": "a.1", "b": "b.2"}, 1, FACTS) == frozenset({"a", "b"})
+
+
+@pytest.mark.parametrize("reader", [False, True])
+def test_a_fifo_in_place_of_the_record_is_replaced(host, reader):
+    """An append must not wait for a reader, and must not write into the FIFO."""
+    one = objects(host)
+    one.record({"a": "a.1"})
+    record(host).unlink()
+    os.mkfifo(record(host))
+    with contextlib.ExitStack() as stack:
+        if reader:
+            stack.callback(os.close, os.open(record(host), os.O_RDONLY | os.O_NONBLOCK))
+        one.record({"b": "b.2"})
+    assert objects(host).own({"a": "a.1", "b": "b.2"}, 1, FACTS) == frozenset({"a", "b"})
 
 
 def test_a_record_that_cannot_be_written_is_kept_in_memory(host):
@@ -125,10 +163,10 @@ def test_a_record_that_cannot_be_written_is_kept_in_memory(host):
     base.write_text("no directory")
     one = objects(host)
     one.record({"a": "a.1"})
-    assert one.own({"a": "a.1"}, 1) == frozenset({"a"})
+    assert one.own({"a": "a.1"}, 1, FACTS) == frozenset({"a"})
     base.unlink()
     one.record({"b": "b.2"})
-    assert objects(host).own({"a": "a.1", "b": "b.2"}, 1) == frozenset({"a", "b"})
+    assert objects(host).own({"a": "a.1", "b": "b.2"}, 1, FACTS) == frozenset({"a", "b"})
 
 
 def test_a_long_record_is_shortened(host):
@@ -137,12 +175,12 @@ def test_a_long_record_is_shortened(host):
     for number in range(5000):
         one.record({"web": f"web.{number}"})
     assert len(record(host).read_bytes().splitlines()) < 4200
-    assert objects(host).own({"web": "web.4999"}, 1) == frozenset({"web"})
+    assert objects(host).own({"web": "web.4999"}, 1, FACTS) == frozenset({"web"})
 
 
 def test_a_dry_run_writes_nothing(host):
     """It reads the record, and finishes no interrupted load."""
-    objects(host).begin(["web"], 6)
+    objects(host).begin(EXPECTED, 6)
     before = record(host).read_bytes()
-    assert objects(host, write=False).own({"web": "web.1"}, 7) == frozenset({"web"})
+    assert objects(host, write=False).own({"web": "web.1"}, 7, FACTS) == frozenset({"web"})
     assert record(host).read_bytes() == before

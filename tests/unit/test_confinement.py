@@ -288,6 +288,26 @@ def test_a_loss_while_the_agent_was_away_is_reported(tracker, node, missing):
     assert pids(again) == [("other", f"12 ({SHORT})")]
 
 
+def test_a_removal_that_falls_into_the_last_look_before_a_restart_is_reported(tracker, node):
+    """The last look finds the process unconfined; the agent is killed before it reports that."""
+    node.thread(12, "unconfined")
+    tracker.look(NAMES)
+    again = node.tracker()
+    again.removed(["other"])
+    assert pids(again) == [("other", f"12 ({SHORT})")]
+
+
+def test_the_last_part_of_a_long_stack_is_known(node):
+    """A process can stack profiles until its label is longer than a page of memory."""
+    before = "//&".join([*(f"{number:0250}" for number in range(20)), "web"])
+    node.thread(12, f"{before} (enforce)")
+    made = node.tracker()
+    made.look(["web"])
+    node.thread(12, before.removesuffix("web") + "unconfined")
+    made.removed(["web"])
+    assert pids(made) == [("web", f"12 ({SHORT})")]
+
+
 def test_the_record_of_another_boot_says_nothing(tracker, node):
     """IDs and start times begin again."""
     node.thread(12, "unconfined")

@@ -70,7 +70,8 @@ class Changes:
         barrier = None if self.access.passed else self.access.barrier()
         if barrier is not None:
             return Failed(problem=barrier.problem)
-        facts = self._loaded(profile, frozenset(ours), frozenset(names) - frozenset(foreign))
+        own = {name: evidence for name, evidence in expected.items() if name not in foreign}
+        facts = self._loaded(profile, frozenset(ours), own)
         if isinstance(facts, Failed):
             return facts
         # One policy is enough to clear a jam; a restore would keep all of them in memory.
@@ -82,7 +83,7 @@ class Changes:
         return done
 
     def _loaded(
-        self, profile: Profile, ours: frozenset[str], own: frozenset[str]
+        self, profile: Profile, ours: frozenset[str], own: Mapping[str, Evidence]
     ) -> dict[str, Fact] | Failed:
         """Write until the facts are proven, a few times at most; return them."""
         facts = self._loaded_once(profile, ours, own)
@@ -90,11 +91,11 @@ class Changes:
             if isinstance(facts, Failed) or self._is_proven(facts):
                 break
             # What the write right before loaded may be replaced.
-            facts = self._loaded_once(profile, own & facts.keys() | ours, own)
+            facts = self._loaded_once(profile, frozenset(own.keys() & facts.keys() | ours), own)
         return facts
 
     def _loaded_once(
-        self, profile: Profile, ours: frozenset[str], own: frozenset[str]
+        self, profile: Profile, ours: frozenset[str], own: Mapping[str, Evidence]
     ) -> dict[str, Fact] | Failed:
         """Write, look, and record the objects of own names; return what the kernel shows."""
         names = frozenset(profile.version.provides)
@@ -104,7 +105,7 @@ class Changes:
         facts = self.kernel.look(names)
         if isinstance(facts, Blind):
             return Failed(problem=trouble.unverified(profile.id, facts.problem.what))
-        self.objects.record(self.kernel.objects(own & facts.keys()))
+        self.objects.record(self.kernel.objects(own.keys() & facts.keys()))
         return facts
 
     def _is_proven(self, facts: Mapping[str, Fact]) -> bool:
@@ -132,7 +133,12 @@ class Changes:
         }
 
     def _write(
-        self, profile: Profile, new: frozenset[str], *, ours: frozenset[str], own: frozenset[str]
+        self,
+        profile: Profile,
+        new: frozenset[str],
+        *,
+        ours: frozenset[str],
+        own: Mapping[str, Evidence],
     ) -> Failed | None:
         """Write once, and once more after curing a jam."""
         id_ = profile.id
@@ -224,7 +230,7 @@ class Changes:
         facts = self.kernel.look(names, below=True)
         if isinstance(facts, Blind):
             return Failed(problem=facts.problem)
-        own = self.objects.own(self.kernel.objects(names), self.kernel.looked)
+        own = self.objects.own(self.kernel.objects(names), self.kernel.looked, facts)
         other = sorted(
             name
             for name, fact in facts.items()

@@ -26,7 +26,8 @@ _SHOWN: Final = 5
 _START_FIELD: Final = 19  # of proc(5) stat, behind the name of the command
 _FILES: Final = ("attr/apparmor/current", "attr/current")
 _UNCONFINED: Final = "unconfined"
-_READ_BYTES: Final = 4096  # a page: the most that the kernel shows of a label
+_READ_BYTES: Final = 4096  # for one read(2); few labels are longer
+_LABEL_BYTES: Final = 1 << 20
 RECORDED_THREADS: Final = 20_000  # of some 20 bytes each
 _RECORD_BYTES: Final = 8 << 20
 
@@ -184,10 +185,12 @@ class ConfinementTracker:
 
     def _read(self, path: str) -> str:
         try:
-            content = self.host.read_once(path, size=_READ_BYTES)
+            content = self.host.read_once(path, size=_READ_BYTES) or b""
+            if len(content) == _READ_BYTES:  # the label of a large stack has no limit
+                content = self.host.read(path, limit=_LABEL_BYTES)
         except HostError:
             return ""
-        return (content or b"").decode("utf-8", "surrogateescape")
+        return content.decode("utf-8", "surrogateescape")
 
     # --- the record ------------------------------------------------------------------------------
 
@@ -209,7 +212,8 @@ class ConfinementTracker:
 
     def _save(self) -> None:
         """Write what is known, if it changed; without sync, since a reboot makes it worthless."""
-        content = encoded(self._boot, self._places, self._confined, self._lost)
+        confined = {**self._before, **self._confined}  # a removal may fall into the last look
+        content = encoded(self._boot, self._places, confined, self._lost)
         if content == self._recorded or not self._boot or not (self._places or self._recorded):
             return
         try:

@@ -323,7 +323,7 @@ class AppArmor:
 
     def _with_owners(self, facts: Mapping[str, Fact]) -> Seen:
         """Add to what was seen which objects this agent loaded."""
-        own = self.objects.own(self.kernel.objects(facts), self.kernel.looked)
+        own = self.objects.own(self.kernel.objects(facts), self.kernel.looked, facts)
         hidden = not all(fact.is_readable for fact in facts.values())
         hidden = hidden or (not facts and self.access.hides_content())
         return Seen(

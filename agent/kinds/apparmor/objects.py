@@ -17,6 +17,7 @@ from typing import Final
 
 import msgspec
 
+from agent.core.model import Evidence, Fact
 from agent.doors.host import Host, HostError
 
 FILE: Final = "objects.jsonl"
@@ -30,13 +31,13 @@ class _Line(msgspec.Struct, omit_defaults=True):
 
     boot: the boot that the record belongs to, in the first line only.
     loaded: the directory below policy/profiles by name.
-    loading: names that are about to be loaded for the first time.
-    revision: the policy revision right before that.
+    loading: the names that are about to be loaded, with the evidence of the content.
+    revision: the policy revision right before that load.
     """
 
     boot: str = ""
     loaded: dict[str, str] = {}
-    loading: list[str] = []
+    loading: dict[str, list[str]] = {}
     revision: int = -1
 
 
@@ -52,24 +53,34 @@ class Objects:
         self._pending = _Line()  # an interrupted load of an earlier process
         self._lines = 0  # of the file; 0: it has to be written from the start
 
-    def own(self, found: Mapping[str, str], revision: int) -> frozenset[str]:
+    def own(
+        self, found: Mapping[str, str], revision: int, facts: Mapping[str, Fact]
+    ) -> frozenset[str]:
         """Return the names whose objects this agent loaded.
 
-        found: the directories of all names, at a policy revision. A load that was begun and not
-        recorded, because the process ended, is believed if it was the only change of policy since:
-        each change increments the revision.
+        found: the directories of all names, at a policy revision. facts: what the kernel shows of
+        these names. If the agent ended between a load and its record, the load counts as the
+        agent's under two conditions: it was the only change of policy, since each change increments
+        the revision; and where the kernel shows content, the content is what the agent was about to
+        load. Otherwise another program loaded the name before the agent could.
         """
         self._open()
         pending, self._pending = self._pending, _Line()
         if pending.loading:
             alone = revision == pending.revision + 1
-            self.record({name: found[name] for name in pending.loading if alone and name in found})
+            loaded = {
+                name: found[name]
+                for name, evidence in pending.loading.items()
+                if alone and name in found and _is_expected(facts.get(name), evidence)
+            }
+            self.record(loaded)
         return frozenset(name for name, at in found.items() if self._own.get(name) == at)
 
-    def begin(self, names: Collection[str], revision: int) -> None:
-        """Record that names are about to be loaded at a policy revision."""
+    def begin(self, names: Mapping[str, Evidence], revision: int) -> None:
+        """Record that names are about to be loaded, with their evidence, at a policy revision."""
         self._open()
-        self._pending = _Line(loading=sorted(names), revision=revision)
+        loading = {name: sorted(evidence) for name, evidence in sorted(names.items())}
+        self._pending = _Line(loading=loading, revision=revision)
         self._append(self._pending)
 
     def record(self, loaded: Mapping[str, str]) -> None:
@@ -111,6 +122,13 @@ class Objects:
             self._pending = line
         # A line that a full disk cut off must not swallow the next one.
         self._lines = len(lines) if content.endswith(b"\n") else 0
+
+
+def _is_expected(fact: Fact | None, evidence: Collection[str]) -> bool:
+    """Return whether the kernel shows the expected content, or shows no content at all."""
+    if fact is None:
+        return False
+    return not fact.is_readable or not fact.evidence.isdisjoint(evidence)
 
 
 def _decoded(line: bytes) -> _Line:

@@ -173,7 +173,7 @@ def status_only_reports(shows):
     source(web=plain("web"))
     agent()
     record = STATE / "objects.jsonl"
-    line = {"loading": ["web"], "revision": int(revision()) - 1}
+    line = {"loading": {"web": []}, "revision": int(revision()) - 1}
     record.write_text(record.read_text() + json.dumps(line) + "\n")
     report, said = agent(command="status", mode="list")
     assert "effect" not in said, said

@@ -102,6 +102,26 @@ def a_vanished_part_of_a_stack_is_reported():
         assert pids(made) == {"web": {child.pid}}, (pids(made), label)
 
 
+def a_part_of_a_stack_is_known_where_the_label_is_longer_than_a_page():
+    """A write to attr/current is limited to a page, but a process can stack one by one."""
+    stack = (
+        "import sys, time\n"
+        "for name in sys.argv[1:]:\n"
+        "    open('/proc/self/attr/current', 'w').write('stack ' + name)\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    names = [f"{number:0200}" for number in range(25)]
+    installed("".join(text(f"n{name}") for name in names))
+    with program(stack, *(f"n{name}" for name in names[1:]), label=f"n{names[0]}") as child:
+        label = Path(f"/proc/{child.pid}/attr/current").read_text()
+        last = label.rpartition(" (")[0].rpartition("//&")[2]
+        assert label.index(last) > 4096, label
+        made = tracker()
+        made.look([last])
+        assert last in made.confining(), label
+
+
 def a_profile_that_was_removed_and_loaded_again_is_noticed():
     """Between two looks, and while the agent was away."""
     for away in (False, True):
