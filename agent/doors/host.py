@@ -598,7 +598,7 @@ class Running:
                 break
             # Popen.wait would sleep beyond the end.
             self._watch.join(min(left, CANCEL_CHECK_SECONDS))
-        self._child.wait()
+        _end(self._child)  # a process that the command started may still run
         parts = []
         output_bytes, _ = self._limits[resource.RLIMIT_FSIZE]
         for file in self._output:
@@ -659,6 +659,11 @@ def _cpu_seconds(process: int) -> float:
 
 
 def _end(child: "subprocess.Popen[bytes]") -> None:
-    if child.poll() is None:
-        os.killpg(child.pid, signal.SIGKILL)
+    """End a process with its process group, and reap it.
+
+    The group is ended before the process is reaped: its id cannot be that of another group yet.
+    """
+    if child.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
         child.wait()

@@ -3,6 +3,7 @@
 A shell script stands in for the parser, so that its faults and its speed can be chosen.
 """
 
+import contextlib
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.core.model import Blob, Pending, Rejection
+from agent.core.model import Blob, Pending, Rejection, Unchecked
 from agent.kinds.apparmor import cache
 from tests.inspection import inspected
 from tests.unit.test_apparmor_faults import agent, node, script
@@ -224,3 +225,37 @@ def test_a_text_that_was_too_much_is_compiled_again_with_a_higher_limit(tmp_path
         made = agent(host, parser=path, state_dir="/state", cpu_limit=limit)
         assert codes(inspected(made, *blobs("profile x {}"))) == [["parser_killed"]]
         assert len(runs(tmp_path)) == expected
+
+
+@pytest.fixture
+def no_thread_left():
+    """Return a context in which no thread can be started: no address space has so large a stack."""
+
+    @contextlib.contextmanager
+    def limited():
+        before = threading.stack_size(1 << 47)
+        try:
+            yield
+        finally:
+            threading.stack_size(before)
+
+    return limited
+
+
+def test_a_worker_that_cannot_start_is_started_by_a_later_pass(tmp_path, no_thread_left):
+    """A lack of threads is this node's matter, and may be over at the next pass."""
+    made = backend(tmp_path, "exit 0")
+    with no_thread_left():
+        (result,) = inspected(made, *blobs("profile x {}"))
+    assert isinstance(result, Unchecked)
+    assert codes(inspected(made, *blobs("profile x {}"))) == [["no_profile"]]
+
+
+def test_a_worker_survives_a_lack_of_threads_during_a_run(tmp_path, no_thread_left):
+    """The text is not rejected, and the worker compiles the next one."""
+    made = backend(tmp_path, "exit 0")
+    inspected(made, *blobs("profile x {}"))
+    with no_thread_left():
+        (result,) = inspected(made, *blobs("profile y {}"))
+    assert isinstance(result, Unchecked)
+    assert codes(inspected(made, *blobs("profile z {}"))) == [["no_profile"]]

@@ -83,8 +83,8 @@ def backend(tmp_path, text, left=1024):
 
 
 WHAT = (
-    "The parser was ended: more than 80 MiB of memory. The text is not compiled again until it "
-    "changes."
+    "apparmor_parser exceeded a limit: more than 80 MiB of memory. The text is not compiled again "
+    "until it changes."
 )
 HINT = (
     "Simplify the rules (alternations, many ** in one rule), or raise the memory limit of the "

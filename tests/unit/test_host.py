@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import select
 import stat
 
 import pytest
@@ -271,3 +272,17 @@ def test_the_output_limit_of_a_process_that_the_command_starts_is_reported(tmp_p
     script = "head -c 10000000 /dev/zero; exit 10"
     done = Host(tmp_path).run(["/bin/sh", "-c", script], **{**LIMITS, "output_bytes": 4096})
     assert (done.status, done.limit) == (10, Limit.OUTPUT)
+
+
+def test_a_process_that_outlives_the_command_is_ended(tmp_path):
+    """The parser's child must not run on after the parser itself was killed."""
+    script = "{ while :; do :; done; } & exit 0"
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    Host(tmp_path).run(["/bin/sh", "-c", f"exec 3>{path}; {script}"], **LIMITS)
+    # The pipe reports a hang-up once the process that has it open is gone.
+    ready = select.poll()
+    ready.register(reader, 0)
+    assert ready.poll(60_000) == [(reader, select.POLLHUP)]
+    os.close(reader)

@@ -138,7 +138,8 @@ class AppArmor:
         results = self.worker.collect()
         if not results:
             return
-        with contextlib.suppress(HostError):  # each inspection reports it
+        # Each inspection reports it.
+        with contextlib.suppress(HostError, apparmor_parser.ParserError):
             _, context = self._current_target()
             for result in results:
                 # An include that changed in the meantime: the text is compiled again.
@@ -172,7 +173,7 @@ class AppArmor:
         why = self.parser.missing()
         try:
             features, context = ((), "") if why else self._current_target()
-        except HostError as error:
+        except (HostError, apparmor_parser.ParserError) as error:
             why, features, context = str(error), (), ""
         if not features:
             why = why or absent or "no features file to compile against"
@@ -197,7 +198,7 @@ class AppArmor:
 
     def discard(self, profile: Profile) -> None:
         """Remove a compiled policy from memory; the cache on disk keeps it."""
-        with contextlib.suppress(HostError):
+        with contextlib.suppress(HostError, apparmor_parser.ParserError):
             self.cache.discard(_key(self._current_target()[1], profile.source))
         for name in profile.version.provides:
             if self.changes.checked.get(name) is profile.body:
@@ -231,7 +232,7 @@ class AppArmor:
             return False
 
     def _current_target(self) -> _Target:
-        """Return the target that this pass compiles for. Raises HostError."""
+        """Return the target that this pass compiles for. Raises HostError and ParserError."""
         if self._target is None:
             self._target = self._read_target()
         return self._target

@@ -11,7 +11,7 @@ from agent.kinds.apparmor.cache import Compiled
 
 
 def unchecked(id_: Id, what: str) -> Unchecked:
-    """Return that this node has no means to check a key."""
+    """Return the finding that this node cannot check a key."""
     hint = "Install apparmor (apparmor_parser) and boot a kernel with AppArmor."
     return Unchecked(
         id=id_, problem=Problem(code="kind_unsupported", where=id_.key, what=what, hint=hint)
@@ -19,15 +19,15 @@ def unchecked(id_: Id, what: str) -> Unchecked:
 
 
 def killed(compiled: Compiled) -> Problem:
-    """Return that compiling a text exceeds what the parser may use."""
+    """Return the finding that compiling a text exceeds a limit of the parser."""
     more = "raise --parser-timeout"
     if compiled.killed.endswith("memory"):
         more = "raise the memory limit of the agent's container: the parser may use what is left"
     return Problem(
         code="parser_killed",
         where="apparmor_parser",
-        what=f"The parser was ended: {compiled.killed}. The text is not compiled again until it "
-        "changes.",
+        what=f"apparmor_parser exceeded a limit: {compiled.killed}. The text is not compiled again "
+        "until it changes.",
         hint=f"Simplify the rules (alternations, many ** in one rule), or {more}.",
     )
 
@@ -45,11 +45,11 @@ def not_sandboxed(why: str) -> Problem:
 
 
 def retried(id_: Id, failure: str) -> Problem:
-    """Return that a parser run gave no result yet, and is repeated."""
+    """Return the finding that a text has no result yet and is compiled again later."""
     return Problem(
         code="parser_killed",
         where=id_.key,
-        what=f"The parser run was ended: {failure}. It is repeated later.",
+        what=f"apparmor_parser gave no result: {failure}. The text is compiled again later.",
         hint="If this stays, simplify the rules (alternations, many ** in one rule).",
     )
 
