@@ -182,7 +182,7 @@ class Daemon:
         return replace(raw, problems=(*raw.problems, *more, *self._fights(), *lost))
 
     def _confinement(self, raw: Report, *, full: bool) -> None:
-        """Find the threads that lost confinement by what this pass found missing or removed.
+        """Find the threads whose profile this pass found missing, or removed itself.
 
         Then look at the threads that are confined now.
         """

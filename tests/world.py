@@ -104,7 +104,7 @@ class Node:
         self.created |= {self.objects[name] for name in contents}
 
     def reboot(self):
-        """Lose what a machine loses that starts again."""
+        """Lose what a machine loses when it restarts."""
         self.loaded.clear()
         self.used.clear()
         self.own.clear()

@@ -140,7 +140,7 @@ def _source(path: str) -> tuple[Snapshot, ...]:
 def _folder(folder: Path, files: Sequence[str]) -> tuple[Snapshot, ...]:
     """Read the given files of one directory; the key of each is its path on the command line.
 
-    A directory without a key is no finding of its own: the files that gave none are.
+    If no file provides a key, each file is reported by its own path, and the directory is not.
     """
     unread: list[Snapshot] = []
     unnamed: list[Snapshot] = []

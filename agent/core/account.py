@@ -171,7 +171,7 @@ def _stays(id_: Id, desired: Desired) -> State:
 _HINTS = {
     "missing": "Check --source and what is mounted there; what it provided stays.",
     "unreadable": "Make it readable; nothing is removed until then.",
-    "over_limit": "Delete or shrink ConfigMaps; those that are older are read first.",
+    "over_limit": "Delete or shrink ConfigMaps; the oldest ones are read first.",
     "emptied": "If that is meant, --allow-empty removes what it provided.",
 }
 

@@ -142,7 +142,7 @@ def _refused_by_source(snapshot: Snapshot, kinds: frozenset[KindName]) -> Iterab
 
 @dataclass(slots=True)
 class _Found:
-    """The results of all inspections, by what they are."""
+    """The results of all inspections, by their type."""
 
     profiles: dict[Id, Profile] = field(default_factory=dict)
     rejections: dict[Id, Rejection] = field(default_factory=dict)

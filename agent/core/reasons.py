@@ -10,7 +10,8 @@ def named_by(name: str, pods: tuple[str, ...]) -> Problem:
         code="in_use",
         where=name,
         what=f'"{name}" is no longer desired, but {len(pods)} pod(s) of this node name it.',
-        hint="End those pods; then it is removed. The log and the report name the first of them.",
+        hint="Delete those pods, and the profile is removed. The log and the report name the first "
+        "of them.",
         detail=f"Pods: {', '.join(pods[:3])}{', ...' if len(pods) > 3 else ''}",  # noqa: PLR2004 - as shown
     )
 
@@ -37,7 +38,7 @@ def pending(name: str) -> Problem:
 
 
 def foreign(name: str, id_: Id, fact: Fact) -> Problem:
-    """Say that another program's profile has the name."""
+    """Report that a foreign profile has the name."""
     content = "with other content" if fact.is_readable else "with content that cannot be verified"
     return Problem(
         code="foreign_name",

@@ -116,7 +116,7 @@ class Report:
 
 
 def combined(first: Report, second: Report) -> Report:
-    """Return what two passes did together, one right after the other: the state after the second.
+    """Merge the reports of two consecutive passes: the actions of both, the state of the second.
 
     A change by the first pass is part of it, where the second found nothing to do.
     """

@@ -206,7 +206,7 @@ class Host:
         return status.st_uid not in (0, os.geteuid())
 
     def make_private(self, base: str) -> bool:
-        """Take the right to write a directory from others; return whether its mode changed.
+        """Remove group's and others' write permission from a directory; return whether it changed.
 
         Only a directory of this agent's user is changed. Raises HostError.
         """

@@ -120,7 +120,7 @@ class FileLedger:
         return _too_large(base) if is_too_large else None
 
     def make_private(self) -> tuple[str, ...]:
-        """Let nobody else write the ledger's directories; return those whose mode changed.
+        """Make the ledger's directories private to their user; return those whose mode changed.
 
         An emptyDir volume has mode 0777. Entries that others wrote before stay damaged.
         """
@@ -157,7 +157,7 @@ class FileLedger:
         self._cached = self._bodies = None
 
     def _entry(self, base: str, name: str) -> Entry | Problem | None:
-        """Read one entry. An entry that others may write proves nothing, as a damaged one."""
+        """Read one entry. An entry that other users may write counts as damaged."""
         try:
             content = self.host.read_regular(base, name, limit=_LIMIT, private=True)
         except HostError as error:
@@ -184,8 +184,8 @@ class FileLedger:
                 Problem(
                     code="ledger_damaged",
                     where=path,
-                    what="The entry is not complete, or others than root may write it. It counts "
-                    "as absent, and nothing is removed for it.",
+                    what="The entry is incomplete, or users other than root may write it. It "
+                    "counts as absent, and nothing is removed for it.",
                     hint="Delete the file once its profile is in place or no longer wanted.",
                 )
             )
@@ -281,8 +281,8 @@ def _not_private(directory: str) -> Problem:
     return Problem(
         code="kind_unobservable",
         where=directory,
-        what="This directory belongs to another user than root and the agent's, so the ledger in "
-        "it proves nothing. Nothing is changed.",
+        what="This directory belongs to a user other than root and the agent's own, so the ledger "
+        "in it proves nothing. Nothing is changed.",
         hint=f"Check what is in it, then: chown -R root: {directory} && chmod -R go-w {directory}",
     )
 

@@ -318,7 +318,7 @@ class Reflector(Generic[Kept]):
     def _known(
         self, objects: Mapping[str, Kept], *, is_partial: bool = False, anew: bool = False
     ) -> None:
-        """Take over an answer. anew: it is a list.
+        """Replace or update the copy by an answer. anew: it is a list.
 
         A list counts as a change even if it is equal to the copy: a user of the copy may know a
         newer answer, to a patch for example, which a restored API server has lost.

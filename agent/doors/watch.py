@@ -137,7 +137,7 @@ class _Observer(BaseObserver):
         super().__init__(InotifyEmitter, inotify_fd=self.inotify)
 
     def on_thread_stop(self) -> None:
-        """End the emitters, and give all watches back."""
+        """Stop the emitters and release all watches."""
         super().on_thread_stop()
         self.inotify.stop()
         self.inotify.join()

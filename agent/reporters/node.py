@@ -127,7 +127,7 @@ class OwnNode:
         self.refused, self.refusal = frozenset(), ""
 
     def publish(self, meta: Meta, wanted: Mapping[str, str]) -> Meta:
-        """Make the Node's own labels the allowed ones of the wanted; return the Node as answered.
+        """Set the wanted labels that the API server allows; return the Node of its response.
 
         Changes that the API server refuses are in `refused` afterwards. Raises NotOurs, and
         KubeError where nothing is allowed or no answer came.
@@ -183,7 +183,7 @@ class OwnNode:
         return answer
 
     def _repaired(self) -> Meta:
-        """Take from the agent's applies what they do not own; return the Node as answered."""
+        """Give up fields that are falsely attributed to the agent; return the Node after that."""
         found = self.api.get(self.options.path)
         metadata = found.get("metadata")
         patch = managed_fields.repair(metadata if isinstance(metadata, dict) else {})
@@ -383,7 +383,7 @@ def fought(name: str) -> Problem:
 
 
 def _refused(changes: Collection[Change], refusal: str, name: str) -> Problem:
-    """Say which labels the API server refuses."""
+    """Report which labels the API server rejects."""
     keys = sorted({key for key, _ in changes})
     more = f" and {len(keys) - REFUSED_SHOWN} more" if len(keys) > REFUSED_SHOWN else ""
     return Problem(

@@ -129,7 +129,7 @@ def _body(report: Report) -> Iterable[str]:
 
 
 def _most_urgent(rows: tuple[Row, ...]) -> Sequence[Row]:
-    """Return at most ROWS rows; of more, those first that are not as they should be."""
+    """Return at most ROWS rows; rows that need attention come first."""
     if len(rows) <= ROWS:
         return rows
     return sorted(rows, key=lambda row: row.state not in _BAD)[:ROWS]

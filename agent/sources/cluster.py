@@ -44,8 +44,8 @@ class ConfigMapBounds:
     """How many ConfigMaps of one source are kept, and how many bytes. Fulfils reflect.Bounds.
 
     A ConfigMap has room if it and all that are older fit together: which ones have room depends on
-    the ConfigMaps alone, and a new one takes no room from those that were there before. Of as many
-    more only the names are remembered; beyond that, nothing.
+    the ConfigMaps alone, and a new one takes no room from those that were there before. For as
+    many again, only the names are kept; beyond that, nothing.
     """
 
     def __init__(
@@ -197,14 +197,14 @@ class ConfigMaps:
 
 def _over_limit(set_: str) -> Unreadable:
     why = (
-        f"together with the ConfigMaps that are older it exceeds {limits.SOURCE_BYTES} bytes or "
+        f"together with the older ConfigMaps it exceeds {limits.SOURCE_BYTES} bytes or "
         f"{limits.SOURCE_CONFIG_MAPS} ConfigMaps, the limits of a source"
     )
     return Unreadable(origin=set_, why=why, cause="over_limit")
 
 
 def _more(set_: str) -> Unreadable:
-    """Say that there are more ConfigMaps than are remembered."""
+    """Report that there are more ConfigMaps than are kept."""
     why = f"there are more than {2 * limits.SOURCE_CONFIG_MAPS} ConfigMaps, and the youngest are "
     return Unreadable(origin=set_, why=why + "not looked at", cause="over_limit")
 

@@ -197,7 +197,7 @@ def test_a_ledger_that_others_may_write_is_made_private(files, tmp_path):
 
 @pytest.mark.parametrize("change", ["mode", "owner"])
 def test_an_entry_that_others_may_write_is_damaged(files, change):
-    """Who forged an entry while the directory was open to others gains nothing afterwards."""
+    """An entry that was forged while the directory was writable by others stays untrusted."""
     ledger, path = files
     assert set(ledger.entries()) == {ID}
     if change == "mode":

@@ -176,7 +176,7 @@ def test_what_is_not_ours_is_never_touched(history, foreign):
 @example([([read({"k": b"a:x"})], []), ([read({"l": b"b:x"})], [("reload", "a")])], {}, True)
 @example([([read({"k": b"a:x"})], []), ([read({"l": b"b:x"})], [("load", "a")])], {}, False)
 def test_no_object_of_another_program_is_removed(history, foreign, readable):
-    """Not even one that was loaded with the same bytes after the agent's own was gone."""
+    """A profile that was loaded with the same bytes after the agent's own was gone stays, too."""
     node = Node(loaded=dict(foreign), readable=readable)
     for snapshot, deeds in history:
         meddle(node, deeds)
@@ -187,7 +187,7 @@ def test_no_object_of_another_program_is_removed(history, foreign, readable):
 @settings(max_examples=300)
 @given(HISTORY, FOREIGN, st.booleans())
 def test_only_known_content_of_another_program_is_overwritten(history, foreign, readable):
-    """It is what the agent adopted, or found equal to its own; an update replaces that (ADR 7)."""
+    """Only foreign content that was adopted, or equal to the agent's own, is replaced (ADR 7)."""
     node = Node(loaded=dict(foreign), readable=readable)
     for snapshot, deeds in history:
         meddle(node, deeds)
@@ -209,7 +209,7 @@ def test_only_known_content_of_another_program_is_overwritten(history, foreign, 
 @settings(max_examples=300)
 @given(HISTORY, FOREIGN, st.booleans())
 def test_what_this_agent_loaded_is_removed_at_last(history, foreign, readable):
-    """Whatever others did meanwhile: what it loaded last, and nobody wants, does not stay."""
+    """The profile that the agent loaded last goes once no key desires it, whatever others did."""
     node = Node(loaded=dict(foreign), readable=readable)
     for snapshot, deeds in history:
         meddle(node, deeds)

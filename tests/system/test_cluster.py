@@ -549,7 +549,7 @@ def is_tainted(agent):
 
 
 def test_a_startup_taint_stays_while_a_set_is_empty_that_was_never_installed(agent):
-    """The ConfigMap may still be being filled; one that may be empty says so."""
+    """An empty ConfigMap may still be filled, so it keeps the taint unless it may be empty."""
     agent.node()
     taint(agent)
     agent.config_map({})
@@ -568,7 +568,7 @@ def test_a_startup_taint_stays_while_a_set_is_empty_that_was_never_installed(age
 
 
 def test_an_invalid_node_selector_keeps_no_startup_taint(agent):
-    """It concerns its own profile set only, as a rejected key does."""
+    """An invalid node selector concerns its own profile set only, as a rejected key does."""
     agent.node()
     taint(agent)
     chosen = {
@@ -587,7 +587,7 @@ def test_an_invalid_node_selector_keeps_no_startup_taint(agent):
 
 
 def large():
-    """Return a seccomp profile of nearly 1 MiB, as much as a ConfigMap has room for."""
+    """Return a seccomp profile of nearly 1 MiB, the largest that fits into a ConfigMap."""
     rules = [
         {"names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "comment": "x" * 1000} for _ in range(970)
     ]
@@ -595,7 +595,7 @@ def large():
 
 
 def test_many_full_configmaps_are_refused_one_by_one_and_nothing_else_stops(agent):
-    """The oldest are read, changes arrive, and memory stays below the limit of the pod."""
+    """The oldest ConfigMaps are read, changes arrive, and memory stays below the pod's limit."""
     agent.node()
     agent.config_map({"a.json": profile()})
     agent.start("--source", f"configmaps:{agent.name}?use=many")

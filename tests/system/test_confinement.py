@@ -7,7 +7,7 @@ from tests.system import confinement, vm
 
 @pytest.fixture(scope="module")
 def outcomes():
-    """Give what every scenario ended with."""
+    """The result of every scenario."""
     return confinement.every_scenario(vm.STANDARD)
 
 

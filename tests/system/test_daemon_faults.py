@@ -440,7 +440,7 @@ IGNORED = (
 
 
 def test_signals_that_are_no_request_to_end_do_not_end_it(daemon):
-    """SIGHUP makes a pass, SIGQUIT logs the stack of each thread, others are logged alone."""
+    """SIGHUP makes a pass, SIGQUIT logs the stack of each thread, and other signals are logged."""
     daemon.start("--resync=60m")
     settled(daemon, a=1)
     for name in IGNORED:

@@ -257,7 +257,7 @@ def test_labels_of_a_former_domain_may_go_and_not_come(cluster, agent, tmp_path)
 
 @pytest.mark.parametrize("name", ["profiles__audit-{}.json", "x" * 42 + "-{:020}"])
 def test_the_most_labels_that_may_be_configured_pass(cluster, agent, name):
-    """They stay below the cost limit of a policy in one request, beside 1,000 foreign labels."""
+    """800 own labels in one request stay below the policy's cost limit, with 1,000 foreign ones."""
     foreign = {f"foreign.example/label-{number}": "x" * 63 for number in range(1000)}
     body = json.dumps({"metadata": {"labels": foreign}})
     cluster.kubectl("patch", "node", "own", "--type=merge", "-p", body)
@@ -294,7 +294,7 @@ OLDER_POLICIES = {
 
 @pytest.mark.parametrize("how", OLDER_POLICIES)
 def test_under_the_policy_of_another_release_every_other_label_is_correct(cluster, agent, how):
-    """The refused label is reported; labels that became untrue go, and new ones come."""
+    """The rejected label is reported; untrue labels are removed, and new ones are set."""
     old, new, key = OLDER_POLICIES[how]
     own = node.OwnNode(agent, node.Options(name="own"), lambda: "boot of own")
     first = {OWN: "installed", f"seccomp.{DOMAIN}/untrue": "installed"}
@@ -324,7 +324,7 @@ def test_under_the_policy_of_another_release_every_other_label_is_correct(cluste
 
 @pytest.mark.parametrize("how", ["unlabel", "publish"])
 def test_forged_managed_fields_let_nothing_else_be_removed(cluster, agent, how):
-    """Not with an administrator's rights either, which no policy limits."""
+    """No other field is removed, even with an administrator's rights, which no policy limits."""
     own = node.OwnNode(agent, node.Options(name="own"), lambda: "boot of own")
     own.publish(own.read(), {OWN: "installed"})
     taint = {"key": "keep", "value": "", "effect": "NoSchedule"}

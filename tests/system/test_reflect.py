@@ -409,7 +409,7 @@ ODD = (None, True, 5, 1.5, "x", "\ud800", [], ["x"], [[]], {}, {"x": []}, {"\udf
 
 
 def variants(value):
-    """Yield copies of a JSON value in each of which one part has another type."""
+    """Yield copies of a JSON value, each with one part of another type."""
     yield from ODD
     if isinstance(value, dict):
         for key in value:
@@ -465,7 +465,7 @@ def test_whatever_types_an_object_has_the_list_is_read_or_is_no_answer(tmp_path,
 
 
 def test_lone_surrogates_of_an_answer_are_replaced(tmp_path):
-    """As Go reads them; Python can encode none of them, and the ledger and the log would fail."""
+    """Lone surrogates are replaced as in Go: the ledger and the log could not encode them."""
     body = rb'{"metadata": {"resourceVersion": "7"}, "items": [' + json.dumps(map_("x")).encode()
     body = body.replace(b'"x"', rb'"a\ud800b\ud83d\ude00"') + b"]}"
     with Script(answer(200, body)) as server:
@@ -479,7 +479,7 @@ def test_lone_surrogates_of_an_answer_are_replaced(tmp_path):
 def test_an_answer_that_comes_byte_by_byte_has_a_total_deadline(
     tmp_path, monkeypatch, uses_tls, is_head_slow
 ):
-    """Each byte comes in time, and all of them together do not."""
+    """Each byte arrives in time, but the whole answer does not."""
     monkeypatch.setattr(kube, "ANSWER_SECONDS", 1.0)
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http{'s' * uses_tls}://127.0.0.1:{listener.getsockname()[1]}"
@@ -578,7 +578,7 @@ def test_waits_grow_however_long_each_try_takes(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("stable", [0.0, 60.0])
 def test_after_a_watch_that_broke_it_lists_again(tmp_path, monkeypatch, stable):
-    """However long the watch lasted: the versions after it may be of another history."""
+    """Versions after a broken watch may belong to another history, however long it lasted."""
     monkeypatch.setattr(reflect, "STABLE_SECONDS", stable)
     event = {"type": "ADDED", "object": map_("one", key="a")}
     event["object"]["metadata"]["resourceVersion"] = "9"
@@ -593,7 +593,7 @@ def test_after_a_watch_that_broke_it_lists_again(tmp_path, monkeypatch, stable):
 
 
 def test_after_a_watch_that_ended_early_it_lists_again(tmp_path, monkeypatch):
-    """An API server that shuts down ends its watches as if their time had come."""
+    """An API server that shuts down ends its watches as it does after their time limit."""
     monkeypatch.setattr(reflect, "FIRST_SECONDS", 0.0)
     with Script(LIST, answer(200, b""), LIST, None) as server:
         watched = Watched(kube.Api(kubeconfig=config(tmp_path, server.url)), silence_seconds=60)
@@ -604,7 +604,7 @@ def test_after_a_watch_that_ended_early_it_lists_again(tmp_path, monkeypatch):
 
 
 def test_a_version_that_goes_backwards_is_followed_by_a_list(tmp_path):
-    """The store was set back below a running API server."""
+    """The data of the store were restored while the API server was running."""
 
     def event(version):
         changed = map_("one", key=version)
@@ -626,7 +626,7 @@ def test_a_version_that_goes_backwards_is_followed_by_a_list(tmp_path):
 
 
 def test_a_list_counts_as_a_change_although_it_is_equal(tmp_path):
-    """Its reader may know a newer answer, which a restored API server has lost."""
+    """The user of the copy may know a newer answer, which a restored API server has lost."""
     with Script(LIST) as server:
         watched = Watched(kube.Api(kubeconfig=config(tmp_path, server.url)))
         copies = []
@@ -650,7 +650,7 @@ def asked_for(server, name):
 
 
 def test_a_list_is_read_in_pages(tmp_path):
-    """Each page is asked for with the token of the one before."""
+    """Each page is requested with the token of the previous page."""
     with Script(page("a", "b", more="x"), page("c", more="y"), page("d")) as server:
         reflector = Watched(kube.Api(kubeconfig=config(tmp_path, server.url))).reflector
         reflector.list()
@@ -660,7 +660,7 @@ def test_a_list_is_read_in_pages(tmp_path):
 
 
 def test_a_list_whose_token_expires_is_read_from_the_beginning(tmp_path):
-    """What was read of it is of a state that is gone."""
+    """The pages that were read belong to a state that no longer exists."""
     expired = answer(410, {"reason": "Expired", "message": "too old"})
     with Script(page("a", more="x"), expired, page("b", more="y"), page("c")) as server:
         reflector = Watched(kube.Api(kubeconfig=config(tmp_path, server.url))).reflector
@@ -670,7 +670,7 @@ def test_a_list_whose_token_expires_is_read_from_the_beginning(tmp_path):
 
 
 def test_a_list_whose_token_always_expires_is_refused(tmp_path):
-    """After some tries; the copy stays."""
+    """The list is given up after some tries, and the copy stays."""
     expired = answer(410, {"reason": "Expired", "message": "too old"})
     rounds = [one for _ in range(reflect.LIST_TRIES) for one in (page("a", more="x"), expired)]
     with Script(page("z"), *rounds) as server:
@@ -683,7 +683,7 @@ def test_a_list_whose_token_always_expires_is_refused(tmp_path):
 
 
 def test_a_page_that_is_too_large_is_asked_for_in_smaller_ones(tmp_path):
-    """One object has more room than a page of several."""
+    """A page with a single object may be larger than a page with several objects."""
     large = map_("large", key="x" * reflect.PAGE_BYTES)
     huge = answer(200, {"metadata": {"resourceVersion": "7"}, "items": [large]})
     with Script(huge) as server:
@@ -694,7 +694,7 @@ def test_a_page_that_is_too_large_is_asked_for_in_smaller_ones(tmp_path):
 
 
 def test_a_list_without_an_end_is_no_answer(tmp_path, monkeypatch):
-    """An API server that always has another page keeps nobody for ever."""
+    """An API server that always has another page does not block the agent for ever."""
     monkeypatch.setattr(reflect, "PAGES", 5)
     with Script(page("a", more="x")) as server:
         reflector = Watched(kube.Api(kubeconfig=config(tmp_path, server.url))).reflector
@@ -713,7 +713,7 @@ def test_an_odd_token_is_no_answer(tmp_path, token):
 
 
 class Two:
-    """Bounds that keep two objects, and have room where fewer are known."""
+    """Limits that keep two objects, and that have room if fewer objects are known."""
 
     def __init__(self):
         self.most = 0
@@ -727,7 +727,7 @@ class Two:
 
 
 def test_bounds_decide_after_each_page_what_is_kept(tmp_path):
-    """Never more than they allow and one page; the copy says that there are more."""
+    """The copy holds at most the allowed objects and one page, and says that there are more."""
     pages = [page(f"a{number}", f"b{number}", more="x") for number in range(9)]
     with Script(*pages, page("c")) as server:
         bounds = Two()
@@ -739,7 +739,7 @@ def test_bounds_decide_after_each_page_what_is_kept(tmp_path):
 
 
 def test_it_lists_again_where_there_is_room_for_what_was_let_go(tmp_path, monkeypatch):
-    """The content of an object that was let go is in no event."""
+    """No event contains the content of an object that was dropped."""
     monkeypatch.setattr(reflect, "ROOM_SECONDS", 0.0)
     gone = {"type": "DELETED", "object": map_("a")}
     with Script(page("a", "b", "c"), answer(200, gone), page("b", "c"), None) as server:
@@ -752,7 +752,7 @@ def test_it_lists_again_where_there_is_room_for_what_was_let_go(tmp_path, monkey
 
 
 def test_real_pages_make_the_same_list(cluster, tmp_path, monkeypatch):
-    """Whatever their size, also where the store forgets the state in between."""
+    """Lists of any size are read completely, even if the store compacts the state in between."""
     names = {f"page-{number}" for number in range(7)}
     cluster.apply(*(map_(name, key=name) for name in names))
     forgotten = []

@@ -86,7 +86,7 @@ def test_each_profile_ends_as_recorded(tree, path):
 
 @pytest.mark.parametrize("path", [path for path in EXPECTED if "accepted" in EXPECTED[path][1]])
 def test_each_accepted_profile_is_built_right(tree, path):
-    """Every libseccomp builds the filter that the profile reads like, whatever the pod may do."""
+    """Every libseccomp builds a filter that follows the rules, whatever the pod may do."""
     kind = Seccomp(host=Host("/nowhere"), format="docker", machine="x86_64")
     body, _ = kind.check((tree / path).read_bytes())
     every = set(re.findall("CAP_[A-Z_]+", body.decode()))
@@ -98,7 +98,7 @@ def test_each_accepted_profile_is_built_right(tree, path):
 
 @pytest.mark.parametrize("key", SHIPPED)
 def test_each_shipped_profile_is_built_right(key):
-    """The profiles in profiles/ have the filters that they read like, on every machine."""
+    """The filters of the profiles in profiles/ follow their rules on every machine."""
     for machine in generator.MACHINES:
         kind = Seccomp(host=Host("/nowhere"), machine=machine)
         body, problems = kind.check((PROFILES / key).read_bytes())

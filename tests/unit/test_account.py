@@ -286,6 +286,6 @@ def test_a_report_has_the_names_of_accepted_and_rejected_keys():
     ],
 )
 def test_a_set_beyond_a_limit_has_a_code_of_its_own(cause, code):
-    """What to do about it is another matter."""
+    """A limit that is exceeded has a code of its own, since another action is needed."""
     found = account.unread(Unreadable(origin="d", why="it is so", cause=cause))
     assert (found.code, found.where, "it is so" in found.what) == (code, "d", True)

@@ -144,7 +144,7 @@ def test_findings_have_a_total_and_an_error_remains():
 
 
 def test_a_pending_key_takes_no_room():
-    """Its names and its policy are not known yet."""
+    """The names and the policy of a pending key are not known yet."""
     pending = Pending(id=key("1"), source=b"")
     assert Room(limits=Limits(names=0)).admitted(pending) is pending
 

@@ -68,5 +68,5 @@ def test_a_line_behind_the_end_of_the_text_is_not_named(said, place):
 
 
 def test_a_line_number_of_any_length_is_read():
-    """A number that no text can have is no line."""
+    """A line number beyond the text is not reported."""
     assert messages.place(f" at line {'9' * 5000}: x", "a\n") == ""

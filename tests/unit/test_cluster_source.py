@@ -185,14 +185,14 @@ def test_room_that_becomes_free_is_noticed():
 
 
 def test_of_too_many_configmaps_not_even_the_names_are_remembered():
-    """The youngest are left out; those that are remembered are the oldest."""
+    """The newest ConfigMaps are left out; the oldest ones are remembered."""
     bounds = cluster.ConfigMapBounds(most_bytes=300, most_config_maps=2)
     found = bounds.within(dict(aged(number, 0) for number in range(9)))
     assert (sorted(found), let_go(found)) == (["m0", "m1", "m2", "m3"], ["m2", "m3"])
 
 
 def test_configmaps_beyond_the_bounds_are_refused_one_by_one():
-    """The others are read, nothing is missing, and the code is that of a limit."""
+    """All other ConfigMaps are read, none is missing, and the code is that of a limit."""
     name, old = config_map("old")
     copy = Copy(objects={name: old, "young": aged(5)[1], "huge": cluster.Kept(created="x")})
     known_by = source(ALL, copy)

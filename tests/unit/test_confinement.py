@@ -68,7 +68,7 @@ class Node:
 
 @pytest.fixture
 def node(tmp_path):
-    """Give a node with two processes under web, one of them in a hat, and one under other."""
+    """A node with two processes under web, one of them in a hat, and one under other."""
     made = Node(tmp_path)
     made.thread(10, "web (enforce)")
     made.thread(11, "web//HAT (complain)")
@@ -79,7 +79,7 @@ def node(tmp_path):
 
 @pytest.fixture
 def tracker(node):
-    """Give a tracker that has looked at that node."""
+    """A tracker that has looked at that node."""
     made = node.tracker()
     made.look(NAMES)
     return made

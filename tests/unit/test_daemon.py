@@ -1013,7 +1013,7 @@ def test_the_pass_after_the_check_installs_the_profile(slow):
 
 
 def test_the_last_good_version_stays_while_its_update_is_checked(slow):
-    """It is restored, too, if the node loses it."""
+    """The last good version is restored, too, if the node loses it."""
     slow.kind.slow = frozenset({"new:1", "web:2"})
     slow.keys.keys["web"] = "web:2"
     slow.turn()
@@ -1040,7 +1040,7 @@ def test_no_name_is_removed_while_a_key_is_pending(slow, clock):
 
 
 def test_a_name_that_a_pending_key_may_declare_waits_for_it(slow):
-    """If both declare it, neither may win by being quicker."""
+    """If two keys declare one name, neither may win by being checked first."""
     slow.kind.slow = frozenset({"new,b:1"})
     slow.keys.keys |= {"new": "new,b:1", "other": "b:2"}
     slow.turn()

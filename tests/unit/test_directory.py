@@ -348,7 +348,7 @@ def test_a_file_that_is_gone_is_forgotten(top):
 
 
 def test_a_tree_of_too_many_empty_directories_is_unreadable(tmp_path):
-    """They have no key, and reading them costs time all the same; nothing is removed for it."""
+    """Empty directories have no key and still cost time; nothing is removed for such a source."""
     for one in range(51):
         for two in range(100):
             (tmp_path / str(one) / str(two)).mkdir(parents=True)

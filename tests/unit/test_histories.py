@@ -116,7 +116,7 @@ class Source:
 
 
 def test_the_last_good_version_is_restored_when_the_node_refuses_its_update():
-    """As it is where the parser refuses the update."""
+    """An update that the node refuses is held like one that the parser rejects."""
     for update in (b"a:?", b"!bad"):
         node, source = Node(), Source()
         one = Pass(

@@ -257,7 +257,7 @@ def test_a_desired_name_without_a_row_of_its_own_counts_for_collisions():
 @pytest.mark.usefixtures("equal_digests")
 @pytest.mark.parametrize("state", ["read", "missing", "unreadable", "emptied"])
 def test_configmaps_that_share_a_label_get_none(state):
-    """Whatever the answer for the other one was."""
+    """The result does not depend on the other name's result."""
     long = "a" * 60
     first, other = f"configmap {long}/web", f"configmap {long}/api"
     sets = (SetStatus(origin=first, state="read"), SetStatus(origin=other, state=state))
@@ -267,7 +267,7 @@ def test_configmaps_that_share_a_label_get_none(state):
 
 
 def test_sets_of_the_same_name_in_two_namespaces_have_two_labels():
-    """One that is not ready does not borrow the label of the other one."""
+    """A profile set that is not ready does not get the label of the other one."""
     other = "configmap other/web"
     found = of(
         report(
@@ -330,7 +330,7 @@ def test_the_selector_of_a_row_is_ready_made():
     ],
 )
 def test_labels_of_a_former_domain_have_the_form_of_own_ones(label, expected):
-    """They are still removed by an apply."""
+    """Labels of a previous domain are still removed by an apply."""
     assert labels.has_own_form(label) is expected
 
 

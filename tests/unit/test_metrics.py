@@ -323,7 +323,7 @@ def test_a_scrape_is_shared_until_the_next_report():
 
 
 def test_renderings_of_the_metrics_are_bounded_in_number():
-    """A client that requests ever new versions of a format makes no more of them stay."""
+    """A client that requests many versions of a format does not fill the cache."""
     one = board()
 
     def scrape(version):

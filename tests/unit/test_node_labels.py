@@ -225,7 +225,7 @@ def key(number):
 
 
 def test_a_refused_label_concerns_no_other_one():
-    """Untrue labels go, new ones come, and the refused one is reported with the reason."""
+    """Untrue labels are removed, new ones are set, and the rejected one is reported."""
     server = ApiServer()
     own = own_node(server)
     before = own.publish(seen(server), {key(1): "installed", key(2): "installed"})
@@ -246,7 +246,7 @@ def test_a_refused_label_concerns_no_other_one():
 
 
 def test_refused_labels_are_not_tried_again_with_every_change():
-    """Another change is one request, and no change is none."""
+    """Another change needs one request, and an unchanged set needs none."""
     server = ApiServer()
     own = own_node(server)
     server.policy = denies(READY)
@@ -422,7 +422,7 @@ EMPTIED = (SetStatus(origin=SET, state="emptied"),)
 
 
 def test_an_emptied_set_whose_profiles_were_installed_keeps_no_taint():
-    """Its last good versions are on the node."""
+    """An emptied set whose last good versions are on the node does not keep the taint."""
     assert node.settled(report(row(state="held"), sets=EMPTIED)) is True
 
 
@@ -430,7 +430,7 @@ def test_an_emptied_set_whose_profiles_were_installed_keeps_no_taint():
     "rows", [[], [row(origin="configmap ns/other")], [row(state="failed")], [row("", "rejected")]]
 )
 def test_an_emptied_set_that_was_never_installed_keeps_the_taint(rows):
-    """On a fresh node it may be a ConfigMap that is still being filled."""
+    """On a fresh node an empty ConfigMap may still be filled, so the taint stays."""
     sets = (*EMPTIED, SetStatus(origin="configmap ns/other", state="read", keys=1))
     assert node.settled(report(*rows, sets=sets)) is False
 
@@ -509,7 +509,7 @@ def test_unlabel_tries_again_where_a_label_changed_meanwhile():
 
 
 def test_unlabel_of_a_node_that_was_made_anew_changes_nothing():
-    """The patch tests the uid, too."""
+    """The patch also tests the Node's UID."""
     server = ApiServer({A: "installed"})
     server.during = lambda: (
         server.asked[-1].startswith("PATCH")

@@ -148,13 +148,13 @@ def test_an_adopted_profile_that_changed_on_the_node_is_held():
 
 
 def test_the_same_content_of_another_program_serves_the_key():
-    """Loaded after the agent's own object was gone, it needs no replacement."""
+    """The same content that another program loaded after a loss needs no replacement."""
     actions = decide(desired(profile()), entry(), seen=others(web="v1"))
     assert short(actions) == [(Keep, "unchanged", ("web",))]
 
 
 def test_other_content_that_another_program_loaded_is_held():
-    """It was loaded after the agent's own object was gone, so it is not drift."""
+    """Other content that another program loaded after a loss is foreign, not drift."""
     (hold,) = decide(desired(profile()), entry(), seen=others(web="other"))
     assert (type(hold), hold.state, hold.names) == (Hold, "foreign", ("web",))
 
@@ -167,7 +167,7 @@ def test_content_that_cannot_be_read_is_not_called_other_content():
 
 
 def test_an_update_replaces_the_same_content_of_another_program():
-    """As it replaces an adopted profile (ADR 7)."""
+    """An update replaces it as it replaces an adopted profile (ADR 7)."""
     (put,) = decide(desired(profile(content="v2")), entry(), seen=others(web="v1"))
     assert (put.why, put.ours, put.foreign) == ("changed", frozenset({"web"}), frozenset())
 
@@ -200,7 +200,7 @@ def test_a_staged_version_that_another_program_loaded_is_adopted():
 
 
 def test_a_staged_version_that_this_agent_loaded_is_finished():
-    """Also where the node shows no content: the record of loaded objects has it."""
+    """The record of loaded objects proves it, also where the node shows no content."""
     stored = Entry(id=key(), how="put", staged=version("v1"))
     seen = Seen(facts={"web": fact("object", is_own=True, is_readable=False)})
     assert short(decide(desired(profile()), stored, seen=seen)) == [(Put, "unfinished", ("web",))]
@@ -215,7 +215,7 @@ def test_the_desired_content_of_another_program_is_adopted():
 
 
 def test_a_refused_update_leaves_what_another_program_loaded_alone():
-    """The last good version is not forced on it."""
+    """The last good version does not replace a foreign profile."""
     (hold,) = decide(desired(rejected=[key()]), entry(), seen=others(web="other"))
     assert (hold.state, [one.code for one in hold.problems]) == (
         "foreign",
@@ -308,7 +308,7 @@ def test_a_refused_update_restores_the_last_good_version(seen, why, ours):
 
 
 def test_a_new_key_that_is_still_checked_is_held():
-    """Nothing is known of its names yet."""
+    """The names of a pending key are not known yet."""
     hold = Hold(id=key(), why="pending", names=(), state="pending")
     assert decide(desired(pending=[key()]), seen=has()) == (hold,)
 

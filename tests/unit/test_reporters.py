@@ -116,7 +116,7 @@ def test_an_empty_report_says_so():
 
 
 def test_names_of_pods_are_in_the_log_and_reports_but_not_on_public_pages(capsys):
-    """The status page, the metrics and the Events have their number; anybody may read those."""
+    """The status page, the metrics and Events are public, so they show only the number of pods."""
     held = reasons.named_by("web", ("secret/pod-a", "secret/pod-b", "c/c", "d/d"))
     rows = (row("web", "held", kind="apparmor", why="in_use", desired=False, problems=(held,)),)
     found = Report(rows=rows, sets=(), supports={})
@@ -139,7 +139,7 @@ def test_names_of_pods_are_in_the_log_and_reports_but_not_on_public_pages(capsys
 
 @pytest.mark.parametrize("sandboxed", [True, False, None])
 def test_the_state_of_the_sandbox_is_in_the_document_and_in_the_table(sandboxed):
-    """The table of `status` has a line for an active one; a missing one has its notice."""
+    """`status` has a line for an active sandbox; a missing sandbox has a notice."""
     support = Support(state="enabled", sandboxed=sandboxed)
     report = Report(rows=(), sets=(), supports={"apparmor": support})
     made = json.loads(document.document(report, exit_status=0))

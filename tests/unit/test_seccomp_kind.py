@@ -427,7 +427,7 @@ def test_an_input_error_is_not_an_absent_file():
     ],
 )
 def test_a_newer_call_that_does_what_a_denied_one_does_is_warned_of(kind, denied, newer):
-    """Under an allow default it stays allowed, and a runtime says nothing."""
+    """Under an allow default the newer call stays allowed, and no runtime reports it."""
     rule = {"names": denied, "action": "SCMP_ACT_ERRNO", "errnoRet": 1}
     found = accepted(kind, {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]})
     told = [one.what for one in found.remarks if one.code == "newer_call_allowed"]

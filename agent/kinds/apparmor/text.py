@@ -102,7 +102,7 @@ def _undecided(text: str) -> Iterator[Problem]:
             where=place.line(start),
             what="Text follows this include rule in the same line: what the parser reads depends "
             "on how the included file ends.",
-            hint="End the line after the include rule.",
+            hint="Begin a new line after the include rule.",
         )
 
 
@@ -179,7 +179,8 @@ def variable_names(text: str) -> tuple[Problem, ...]:
         Problem(
             code="name_variable",
             where=place.line(start),
-            what="A profile's name holds a variable, so the text does not say what a pod names.",
+            what="A profile name contains a variable, so the text does not show which name a pod "
+            "must use.",
             hint="Write the name out.",
         )
         for start in sorted(starts)

@@ -113,8 +113,8 @@ _TABLES: Final = {
 }
 
 
-# Linux gave calls from this number on the same number everywhere. Some libseccomp that runtimes use
-# does not know those after faccessat2, and skips them.
+# From this number on, Linux gives a call the same number on every architecture. Some versions of
+# libseccomp that runtimes use do not know the calls after faccessat2, and skip them.
 _FIRST_RECENT: Final = 440
 
 
