@@ -1,10 +1,11 @@
-"""What the parser said about a text, stored under everything that it depends on.
+"""The cache of parser results: compiled policies, error messages and exceeded limits.
 
-Rule 1: the key is a digest of content, never of a name or a time. Rule 2: content is verified on
-reading; what is damaged is absent. What a policy declares stands beside it, so that its bytes are
-hashed once and not read again. Rule 3: a cache that cannot be written costs time, nothing else.
-Rule 4: results that are not used any more leave the memory at the next full pass, and the disk,
-the least recently used first, when there is too much of them.
+A cache key is a digest of everything that the result depends on; names and times are not part of
+it. Each file is verified when it is read, and a damaged file counts as missing. The profiles that
+a policy declares are stored with it, so that the policy need not be parsed again. If the cache
+cannot be written, texts are compiled again after a restart; nothing else changes. Unused results
+are removed from memory at the next full pass. They are removed from the disk only when there are
+too many of them, the least recently used first.
 """
 
 import contextlib

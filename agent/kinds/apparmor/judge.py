@@ -1,7 +1,7 @@
-"""What may be put, decided on the compiled policy: names, attachments and modes.
+"""Decides whether a compiled policy may be loaded, by its profile names, attachments and modes.
 
-Rule 1: pure; it decides on what will really be loaded, the text only gives line numbers.
-Rule 2: every reason is returned, not only the first.
+This module is pure. It examines the compiled policy, which is what the kernel will load; the text
+only provides line numbers. Every reason for a refusal is returned, not only the first.
 """
 
 import fnmatch

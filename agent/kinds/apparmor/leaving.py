@@ -1,7 +1,7 @@
-"""What in a profile's text lets a process leave its confinement (apparmor.d(5)).
+"""Finds rules that let a process leave its confinement (apparmor.d(5)), and warns of them.
 
-Rule 1: pure, and on the text alone: what an include allows is the host's own matter. Rule 2: it
-only warns, so in doubt it warns: a pattern that could mean unconfined does.
+This module is pure and reads only the profile's text; included files belong to the host. A rule is
+never refused for this, so a target that could match `unconfined` causes a warning.
 """
 
 import itertools

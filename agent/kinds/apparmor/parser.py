@@ -1,8 +1,9 @@
-"""Run apparmor_parser: a text and a set of features in, a compiled policy or a message out.
+"""Runs apparmor_parser, which turns a profile text into a compiled policy or an error message.
 
-Rule 1: the parser never touches the kernel and never its own cache (`-Q -K`; its cache is keyed by
-base name and time). Rule 2: it always knows the features of a kernel: without them it drops
-mediation silently. Rule 3: it runs within limits, and what it prints is bounded and escaped.
+The parser neither loads policy (`-Q`) nor uses its own cache (`-K`), because that cache identifies
+a text by file name and time only. The parser is always given kernel features: without features, it
+leaves rules out of the policy and reports nothing. It runs within limits, and its output is
+bounded and escaped. It compiles in a child process, so the limits must hold for that process too.
 """
 
 import enum
