@@ -6,8 +6,10 @@ pending exec, a file that a confined process opened. So a profile is replaced by
 policy in other bytes; when the raw data of every earlier version are gone, nothing but the loaded
 profile itself and threads that took the new version are left, and a look at /proc finds those.
 
-The proof is one-sided. Where raw data stay, the answer is "cannot tell". Linux 6.1 never releases
-the first version of a profile with hats or children, so that there is no proof for those.
+The proof is one-sided. If raw data stay, the result is "cannot tell". Linux 6.1 never releases the
+first version of a profile with hats or children, so their disuse cannot be proven. The same is true
+of a profile in complain mode after the kernel created a learning profile (`NAME//null-PROGRAM`)
+below it: a replacement moves a learning profile to the new version, and it has no raw data.
 """
 
 import secrets
@@ -20,6 +22,7 @@ from agent.kinds.apparmor import policy
 from agent.kinds.apparmor.access import ROOT, Probes
 from agent.kinds.apparmor.kernel import Kernel
 
+_LOADED: Final = f"{ROOT}/profiles"  # learning profiles are listed here, and have no directory
 _RAW_DATA: Final = f"{ROOT}/policy/raw_data"
 RELEASE_SECONDS: Final = 1.0  # the kernel needs 4 to 32 ms where measured, in emulation
 _POLL_SECONDS: Final = 0.002
@@ -55,7 +58,7 @@ class References:
             return "the loaded profiles changed during the check"
         if not set(earlier.values()) >= self._declaring(names):
             return "a process, a pending exec or an open file still holds an earlier version of it"
-        why = self._shared(names, frozenset(earlier.values()))
+        why = self._learning(names) or self._shared(names, frozenset(earlier.values()))
         if why:
             return why
         directories = dict.fromkeys(earlier.values())
@@ -65,7 +68,17 @@ class References:
         if policy.names(blob) != names:
             return "the loaded policy does not declare it"
         self.kernel.replace(blob)
-        return self._wait(names, blob)
+        return self._wait(names, blob) or self._learning(names)
+
+    def _learning(self, names: frozenset[str]) -> str:
+        """Return which learning profile below one of the names may be referenced, or nothing."""
+        content = self.host.read(_LOADED).decode("utf-8", "surrogateescape")
+        loaded = {line.rpartition(" (")[0] for line in content.split("\n")}
+        below = min(
+            (name for name in loaded - names if not names.isdisjoint(policy.ancestors(name))),
+            default="",
+        )
+        return f'a pending exec may hold the learning profile "{below}"' if below else ""
 
     def _shared(self, names: frozenset[str], directories: frozenset[str]) -> str:
         """Return which other loaded profile came with the same policy: it keeps the raw data."""

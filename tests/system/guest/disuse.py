@@ -284,6 +284,29 @@ def a_pending_exec_keeps_a_hat_and_a_stack():
         until_removed(kid)
 
 
+def a_pending_exec_of_a_learning_profile_keeps_its_profile():
+    """In complain mode the kernel creates a profile for each program that no rule allows."""
+    evidence = installed("profile learn flags=(complain) {\n  /** rwm,\n  signal,\n}\n")
+    learning = "learn//null-/bin/sleep"
+    start = (
+        "import subprocess\n"
+        "child = subprocess.Popen(['/bin/sleep', '600'])\n"
+        "print(child.pid, flush=True)\n"
+        "child.wait()\n"
+    )
+    with program(start, label="learn") as child:
+        assert label_of(child.said) == f"{learning} (complain)"
+        held(removed(evidence), "learn")
+    with program(PENDING, learning) as child:
+        for _ in range(2):
+            held(removed(evidence), "learn", pids={child.pid})
+        let_go_on(child)
+        assert label_of(child.pid) == f"{learning} (complain)"
+        held(removed(evidence), "learn")
+    if SHOWS_PENDING_EXEC:
+        until_removed(evidence)
+
+
 def a_pending_exec_of_an_earlier_version_keeps_the_profile():
     """The kernel starts the program under the newest version."""
     installed(text("versions"))
