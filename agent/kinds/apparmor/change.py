@@ -1,9 +1,9 @@
-"""Change what the kernel holds: load, replace, remove, each verified by content.
+"""Load, replace and remove profiles in the kernel, and verify the content afterwards.
 
-Rule 1: `.load` for what is new, so that somebody else's profile is never replaced; `.replace` for
-what is ours; never remove-then-load (a removal unconfines processes for good). Rule 2: one write,
-all or none. Rule 3: a removal is preceded by a look at content and use, and takes nothing along
-that was not asked for.
+Rule 1: new profiles are written to `.load`, so that a foreign profile is never replaced, and
+agent-owned profiles to `.replace`. A profile is never removed and loaded again, because a removal
+unconfines processes for good. Rule 2: one write changes all profiles of a key, or none. Rule 3: a
+removal follows a check of content and use, and removes only the requested profiles.
 """
 
 import errno

@@ -1,11 +1,11 @@
 """Which threads lost the confinement they had, because a profile was removed.
 
-The kernel confines no thread again: a profile that is removed and loaded again leaves its earlier
-threads unconfined (docs/security.md). So they are reported until they end. The tracker knows the
-threads that the last two looks found under agent-owned profiles, because a removal may fall into
-the last one. What it knows is written to the state directory, and survives a restart of the agent;
-a record of another boot, or a damaged one, is ignored. A thread that begins after the last look,
-at most 10 seconds ago, is not known.
+The kernel never confines a thread again: if a profile is removed and loaded again, its earlier
+threads stay unconfined (docs/security.md). So the agent reports these threads until they end. The
+tracker knows the threads that the last two looks found under agent-owned profiles, because a
+removal may fall into the last look. A record in the state directory survives a restart of the
+agent; a damaged record, or a record of another boot, is ignored. The tracker does not know threads
+that began after the last look, which is at most 10 seconds old.
 """
 
 import json
@@ -67,7 +67,7 @@ class ConfinementTracker:
         self._problem: Problem | None = None
 
     def look(self, names: Collection[str]) -> None:
-        """Note every thread that one of the names confines now; without names, read nothing."""
+        """Record every thread that one of the names confines now; without names, read nothing."""
         self._load()
         wanted = frozenset(names)
         found = self._threads_under(wanted) if wanted else {}
@@ -80,7 +80,7 @@ class ConfinementTracker:
         self._save()
 
     def removed(self, names: Collection[str]) -> None:
-        """Find the threads that lost one of these names, or one that was loaded again since."""
+        """Find the threads that lost one of these names, or a name that was loaded again since."""
         self._load()
         known = (*self._before.items(), *self._confined.items())
         away = frozenset(names) | self._reloaded()
@@ -95,7 +95,7 @@ class ConfinementTracker:
         return frozenset().union(*(names_in(label) for label in set(self._confined.values())))
 
     def problems(self) -> tuple[Problem, ...]:
-        """Return a problem for each name whose threads lost it, until they end."""
+        """Return a problem for each name that living threads lost."""
         self._lost = {one: name for one, name in self._lost.items() if self._lives(one)}
         pids: dict[str, set[int]] = {}
         for thread, name in self._lost.items():
@@ -195,7 +195,7 @@ class ConfinementTracker:
     # --- the record ------------------------------------------------------------------------------
 
     def _load(self) -> None:
-        """Read, once, what an earlier process of the agent knew in this boot."""
+        """Read the record of an earlier process of the agent in this boot, once."""
         if self._recorded is not None:
             return
         self._recorded = b""
@@ -211,7 +211,7 @@ class ConfinementTracker:
             self._places, self._confined, self._lost = record
 
     def _save(self) -> None:
-        """Write what is known, if it changed; without sync, since a reboot makes it worthless."""
+        """Write the record if it changed; without fsync, because it is worthless after a reboot."""
         confined = {**self._before, **self._confined}  # a removal may fall into the last look
         content = encoded(self._boot, self._places, confined, self._lost)
         if content == self._recorded or not self._boot or not (self._places or self._recorded):
@@ -232,10 +232,10 @@ class ConfinementTracker:
 
 
 def _lost(before: str, now: str, away: frozenset[str]) -> str:
-    """Return the removed profile that a label had and has not any more, or nothing.
+    """Return the removed profile that a label had and no longer has, or nothing.
 
-    A thread that moved on to another profile, as its policy allows, lost nothing: what is left of
-    its label are parts that it had, and `unconfined`.
+    A thread that moved on to another profile, as its policy allows, lost nothing. After a loss, the
+    label has only parts that it had before, and `unconfined`.
     """
     left = frozenset(parts(now)) - {_UNCONFINED}
     if not now or not left <= frozenset(parts(before)):
@@ -272,7 +272,7 @@ def _grouped(threads: Iterable[tuple[Thread, str]]) -> dict[str, list[list[int]]
 def _decoded(
     content: bytes, boot: str
 ) -> tuple[dict[str, str], dict[Thread, str], dict[Thread, str]] | None:
-    """Return what a record of this boot says; None: it is damaged, missing or of another boot."""
+    """Return the content of a record; None if it is damaged, missing or of another boot."""
     try:
         record = json.loads(content)
         if record["schema"] != _SCHEMA or record["boot"] != boot or not boot:

@@ -1,8 +1,8 @@
-"""The kernel's side: what it has loaded, and the writes that change it.
+"""The policy that the kernel has loaded, and the writes that change it.
 
-Rule 1: a look is only an answer when the policy revision is the same before and after it: the
-listing is not atomic. Rule 2: each write of ours is one step of the revision; any other
-number tells of somebody else's change.
+Rule 1: a listing is valid only if the policy revision is the same before and after it, because the
+listing is not atomic. Rule 2: each write of the agent increments the revision by one; any other
+difference shows that another program changed the policy.
 """
 
 import errno
@@ -36,20 +36,20 @@ _MEANINGS = {
 
 
 def meaning(error: HostError) -> str:
-    """Return what an errno of a policy write means, in words."""
+    """Return a description of the errno of a policy write."""
     said = _MEANINGS.get(error.errno)
     code = errno.errorcode.get(error.errno, str(error.errno))
     return f"{code}: {said}" if said else f"{code}: {os.strerror(error.errno)}"
 
 
 class Kernel:
-    """AppArmor's files below one host root."""
+    """AppArmor's files under one host root."""
 
     def __init__(self, host: Host, probes: Probes) -> None:
         self.host = host
         self.probes = probes
         self.shown = Shown(host)
-        # The revision up to which every change is known: seen by a look, or our own.
+        # The revision up to which every change is known, from a look or from a write of the agent.
         self.known: int | None = None
         self.looked = -1  # the revision of the last look
         self._found: Mapping[str, str] = {}  # name -> directory, at the last look
@@ -62,17 +62,18 @@ class Kernel:
     # --- looking ---------------------------------------------------------------------------------
 
     def revision(self) -> int:
-        """Return the policy revision: it grows with every change. Raises HostError."""
+        """Return the policy revision, which grows with every change. Raises HostError."""
         read = self.host.read_once(f"{ROOT}/revision")
         return int(read) if read else 0
 
     def look(
         self, names: Collection[str], *, below: bool = False, whole: bool = False
     ) -> dict[str, Fact] | Blind:
-        """Return what is loaded under names; with below, their hats and children too.
+        """Return the facts of the loaded names.
 
-        whole: these are all names that matter, so that every change is known then. A look at some
-        of them says nothing of a change of the others in between.
+        below: include the hats and children of these names. whole: these names are all names that
+        the agent tracks, so after the look every change is known. A look at some of the names does
+        not show whether the other names changed.
         """
         wanted = frozenset(names)
         why = "its policy does not stop changing"
@@ -104,7 +105,7 @@ class Kernel:
         return blind(why)
 
     def objects(self, names: Collection[str]) -> dict[str, str]:
-        """Return what identified the loaded object of each name at the last look, in this boot."""
+        """Return the ID of the loaded object of each name at the last look; valid in this boot."""
         return {
             name: identity(self._found[name].removeprefix(f"{_TOP}/"))
             for name in names
@@ -135,7 +136,7 @@ class Kernel:
         self._came_with = known
 
     def _near(self, wanted: frozenset[str], revision: int) -> dict[str, str] | None:
-        """Return where each of names lies, if that is known; else None."""
+        """Return the directory of each name, or None if the directories are not known."""
         if self._places is None or self._placed != revision:
             return None
         return self._places.of(wanted)
@@ -154,7 +155,7 @@ class Kernel:
         }
 
     def raw_data(self, name: str) -> bytes | None:
-        """Return the bytes that a loaded profile came with, or None if they cannot be had."""
+        """Return the bytes from which a profile was loaded, or None if they cannot be read."""
         try:
             for found, path in self._paths(_TOP):
                 if found == name:
@@ -172,7 +173,7 @@ class Kernel:
         }
 
     def _paths(self, top: str) -> Iterator[tuple[str, str]]:
-        """Give the name and the directory of every loaded profile, hat and child."""
+        """Yield the name and the directory of every loaded profile, hat and child."""
         stack = [("", top)]
         while stack:
             above, directory = stack.pop()
@@ -210,12 +211,12 @@ class Kernel:
             self._going.add(self._came_with.pop(one))
 
     def _let_go(self) -> None:
-        """Wait a moment until the kernel has let go of the raw data of what was there before.
+        """Wait a moment until the kernel has released the raw data of earlier versions.
 
-        Some kernels of 2026 (6.1.176, not 6.1.192) hand raw data that are just being freed to a
-        load of the same bytes: aa_replace_profiles of security/apparmor/policy.c took its reference
-        without looking whether there was one left. The kernel warns, and may fall. Raw data that
-        somebody still holds (another profile of the same load, a process) stay, and are safe.
+        Some kernels of 2026 (6.1.176, not 6.1.192) reuse raw data that are just being freed for a
+        load of the same bytes: aa_replace_profiles in security/apparmor/policy.c increments the
+        reference count even if it is zero. The kernel warns, and may crash. Raw data that another
+        profile of the same load or a process still references stay, and are safe.
         """
         going = self._going - set(self._came_with.values())
         self._going = set()
@@ -236,7 +237,7 @@ class Kernel:
 
     def _write(self, file: str, content: bytes) -> None:
         self.host.write_kernel(f"{ROOT}/.{file}", content)
-        # Each write is one step; another number tells of somebody else's change between.
+        # Each write increments the revision by one; otherwise another program wrote, too.
         try:
             now = self.revision()
         except (HostError, ValueError):
@@ -247,7 +248,7 @@ class Kernel:
         self._placed = now if self._placed == now - 1 else None
 
     def untouched(self) -> bool:
-        """Return whether nothing but our own writes changed the policy since the last look."""
+        """Return whether only the agent's own writes changed the policy since the last look."""
         try:
             return self.known is not None and self.revision() == self.known
         except (HostError, ValueError):

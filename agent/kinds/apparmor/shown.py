@@ -1,7 +1,7 @@
-"""What the kernel shows of one loaded profile: files in a directory of its own.
+"""The files in which the kernel shows one loaded profile; each profile has its own directory.
 
 Rule 1: names are read from the `name` files, never from directory names, which the kernel mangles.
-Rule 2: what was read is remembered with its generation, and believed as long as that is the same.
+Rule 2: facts are cached with the profile's generation, and valid as long as it is the same.
 """
 
 import errno
@@ -25,7 +25,7 @@ _BOTH = 2  # its own hash, and that of what it came with
 
 
 class Shown:
-    """The directories of profiles below one host root, and what is remembered of them."""
+    """The directories of profiles under one host root, with a cache of their facts."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -37,20 +37,20 @@ class Shown:
         self._boot = ""
 
     def begin(self, *, calm: bool) -> None:
-        """Begin a look: every generation is asked anew, once.
+        """Begin a look, which reads every generation once.
 
-        calm: what is read is remembered by `remember`, once the look is known to be an answer. Else
-        policy changes, and it is remembered at once if its generation is the same after it.
+        calm: `remember` caches the facts after the look is known to be valid. Otherwise policy is
+        changing, and each fact is cached at once if its generation is the same after the read.
         """
         self._generations = {}
         self._fresh = {} if calm else None
 
     def remember(self) -> None:
-        """Believe what was read since `begin`: policy did not change in between."""
+        """Cache the facts that were read since `begin`, as policy did not change since then."""
         self._facts |= self._fresh or {}
 
     def known(self, path: str) -> str | None:
-        """Return the generation of the fact that is remembered of a directory."""
+        """Return the generation of the cached fact of a directory."""
         return self._facts[path][0] if path in self._facts else None
 
     def forget(self) -> None:
@@ -73,17 +73,17 @@ class Shown:
         return name
 
     def _generation(self, path: str) -> str:
-        """Return a profile's generation, asked once in a look."""
+        """Return a profile's generation, which is read once per look."""
         found = self._generations.get(path)
         if found is None:
             found = self._generations[path] = self._link(path)
         return found
 
     def _link(self, path: str) -> str:
-        """Return where a profile's raw data lie: raw_data/REVISION, new with every new content.
+        """Return the path of a profile's raw data: raw_data/REVISION, which is new for new content.
 
         (Linux, security/apparmor/apparmorfs.c: rawdata_get_link.) Empty where the kernel keeps
-        none; then nothing is remembered.
+        no raw data; then nothing is cached.
         """
         try:
             return self.host.link(f"{path}/raw_data")
@@ -121,7 +121,7 @@ class Shown:
                 if error.errno not in GONE:
                     raise
         files = tuple(file for file in self.host.names(path) if file in _HASHES)
-        # One that was loaded without a hash says nothing of the others.
+        # A profile that was loaded without hashes does not show whether others have hashes.
         self._hashes = files if len(files) == _BOTH else ()
         return self._read_hashes(path, files)
 
