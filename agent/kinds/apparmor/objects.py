@@ -3,12 +3,12 @@
 The kernel shows each loaded profile in a directory of its own. It keeps the directory when the
 profile is replaced, and numbers a new one when the profile is loaded again; no number is used twice
 before the next boot (Linux, security/apparmor/apparmorfs.c: __aafs_profile_mkdir,
-__aafs_profile_migrate_dents). So the boot id and the directory identify the object, and a profile
-that another program loaded with the same bytes is told apart from the agent's own.
+__aafs_profile_migrate_dents). So the boot ID and the directory identify the object. They
+distinguish the agent's own profile from one that another program loaded with the same bytes.
 
-The record is a file of JSON lines in the state directory, and each line is appended without fsync:
-it must survive the process, but it is worthless after a crash of the machine. A profile without a
-line counts as foreign, so a lost record never leads to a removal.
+The record is a file of JSON lines in the state directory. Each line is appended without fsync,
+because the record must survive the process, but is worthless after a crash of the machine. A
+profile without a line counts as foreign, so a lost record never leads to a removal.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ class Objects:
         self._boot = ""
         self._own: dict[str, str] = {}  # name -> directory
         self._pending = _Line()  # an interrupted load of an earlier process
-        self._lines = 0  # of the file; 0: it has to be written from the start
+        self._lines = 0  # number of lines in the file; 0: write the file from the start
 
     def own(
         self, found: Mapping[str, str], revision: int, facts: Mapping[str, Fact]
@@ -84,14 +84,14 @@ class Objects:
         self._append(self._pending)
 
     def record(self, loaded: Mapping[str, str]) -> None:
-        """Record which object this agent loaded under each name; ends what `begin` began."""
+        """Record which object this agent loaded under each name, and that no load is unfinished."""
         self._open()
         self._own |= loaded
         self._pending = _Line()
         self._append(_Line(loaded=dict(loaded)))
 
     def _append(self, line: _Line) -> None:
-        """Append a line, or write the whole record; without room for it, it stays in memory."""
+        """Append a line, or write the whole record; if that fails, the record stays in memory."""
         if not self.write:
             return
         if 0 < self._lines < _MOST_LINES:
@@ -107,7 +107,7 @@ class Objects:
             self._lines = len(whole)
 
     def _open(self) -> None:
-        """Read the record once; one of another boot, or a damaged one, is empty."""
+        """Read the record once; a damaged record, or a record of another boot, counts as empty."""
         if self._boot:
             return
         content = b""
@@ -120,7 +120,7 @@ class Objects:
         for line in lines:
             self._own |= line.loaded
             self._pending = line
-        # A line that a full disk cut off must not swallow the next one.
+        # If a full disk cut off the last line, the next line must not be appended to it.
         self._lines = len(lines) if content.endswith(b"\n") else 0
 
 
@@ -132,7 +132,7 @@ def _is_expected(fact: Fact | None, evidence: Collection[str]) -> bool:
 
 
 def _decoded(line: bytes) -> _Line:
-    """Return a line of the record; a damaged one says nothing."""
+    """Return a line of the record; a damaged line counts as empty."""
     try:
         return msgspec.json.decode(line, type=_Line)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

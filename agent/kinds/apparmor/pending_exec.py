@@ -16,7 +16,7 @@ _TARGET: Final = "unconfined"  # exists without any loaded profile
 
 
 def is_shown(host: Host) -> bool:
-    """Let one thread set a pending exec, and look at it from another thread.
+    """Return whether a pending exec that one thread sets is visible to another thread.
 
     The pending exec belongs to the new thread alone and ends with it: no process that another
     thread starts inherits it. False where the thread cannot set it.

@@ -23,7 +23,7 @@ _INITIAL_PID = "pid:[4026531836]"  # linux/proc_ns.h: PROC_PID_INIT_INO
 _INITIAL_USER = "user:[4026531837]"  # PROC_USER_INIT_INO
 _KERNEL_THREAD = 0x00200000  # linux/sched.h: PF_KTHREAD
 _MODE = re.compile(r" \([a-z]+\)$")
-_START: Final = 19  # of the fields behind the command's name
+_START: Final = 19  # index among the fields after the command's name
 _UNCONFINED: Final = "unconfined"
 _LOOKS: Final = 2
 LISTINGS: Final = 100  # of /proc in one look, or of the threads of one process
@@ -96,7 +96,7 @@ class Processes:
         }
 
     def _obstacle(self) -> str:
-        """Return why not every process of the host can be seen from here, or nothing."""
+        """Return why the agent cannot see every process of the host, or nothing."""
         if not self.host.exists("/proc/1/stat"):
             return "no procfs below the host root"
         if str((self.own / "ns/user").readlink()) != _INITIAL_USER:
@@ -190,7 +190,7 @@ class Processes:
             return None
         pending = self._attribute(thread, "exec") if self.shows_pending_exec() else ""
         labels = {current, pending or ""} - {"", _UNCONFINED}
-        # A zombie still shows its label, and runs nothing any more.
+        # A zombie still shows its label, but does not run any more.
         return frozenset(labels) if not labels or self._lives(thread) else None
 
     def _attribute(self, thread: str, file: str) -> str | None:
@@ -202,7 +202,7 @@ class Processes:
                 if error.errno in _GONE:
                     continue
                 if file == "exec" and error.errno == errno.EINVAL:
-                    return ""  # the kernel's answer where none is set
+                    return ""  # the kernel returns EINVAL if no pending exec is set
                 raise
             return content.rstrip(b"\n\0").decode("utf-8", "surrogateescape")
         if file == "current" and self._lives(thread):
@@ -210,7 +210,7 @@ class Processes:
         return None
 
     def _lives(self, thread: str) -> bool:
-        """Return whether a thread is there and no zombie."""
+        """Return whether a thread exists and is not a zombie."""
         stat = self._stat(thread)
         return bool(stat) and stat[0] not in (b"Z", b"X")
 
@@ -220,7 +220,7 @@ class Processes:
         return stat[_START] if stat else b""
 
     def _stat(self, place: str) -> list[bytes]:
-        """Return the fields of a stat file behind the command's name; none if the task ended."""
+        """Return the fields of a stat file after the command's name; none if the task ended."""
         try:
             return self.host.read(f"{place}/stat", limit=4096).rpartition(b")")[2].split()
         except HostError as error:

@@ -1,4 +1,4 @@
-"""Whether anything in the kernel still references a profile: a second proof of disuse.
+"""A second proof of disuse: whether anything in the kernel still references a profile.
 
 Linux 6.1 hides the pending exec of another thread. But the kernel keeps the raw data of a policy
 version, a directory in policy/raw_data, as long as anything references a profile of it: a thread, a
