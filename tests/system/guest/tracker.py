@@ -111,7 +111,7 @@ def a_part_of_a_stack_is_known_where_the_label_is_longer_than_a_page():
         "print('ready', flush=True)\n"
         "time.sleep(600)\n"
     )
-    names = [f"{number:0200}" for number in range(25)]
+    names = [f"{number:0180}" for number in range(25)]
     installed("".join(text(f"n{name}") for name in names))
     with program(stack, *(f"n{name}" for name in names[1:]), label=f"n{names[0]}") as child:
         label = Path(f"/proc/{child.pid}/attr/current").read_text()
