@@ -36,7 +36,7 @@ class Limits:
     names: int = 3000
     """Names that all accepted profiles provide."""
 
-    policy_bytes: int = 12 << 20
+    policy_bytes: int = 20 << 20
     """Bytes of what is installed: compiled policies and canonical seccomp files."""
 
     findings: int = 3000

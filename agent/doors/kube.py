@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypedDict
 
+import msgspec
 import urllib3
 from kubernetes.client.api_client import ApiClient
 from kubernetes.client.configuration import Configuration
@@ -368,6 +369,26 @@ class Api:
         """Return the object at a path. Raises Refused and Unreachable; TooLarge is one of these."""
         return self._ask("GET", path, query, accept=accept, most_bytes=most_bytes)
 
+    def get_page(
+        self, path: str, query: Query, *, accept: str, most_bytes: int
+    ) -> tuple[Json, Iterator[Json]]:
+        """Return a page of a list without its items, and its items.
+
+        Each item is parsed when it is asked for, without its managedFields, so that a page with
+        hundreds of thousands of keys takes little memory. `items` of the page is None where the
+        API server said null. Raises Refused and Unreachable; TooLarge is one of these. The
+        iterator raises Unreachable.
+        """
+        page = self._ask("GET", path, query, accept=accept, most_bytes=most_bytes, parse=_split)
+        items = page.pop("items", _NO_ITEMS)
+        if items is None:
+            return page | {"items": None}, iter(())
+        if isinstance(items, list) and all(isinstance(item, dict) for item in items):
+            return page, iter(items)
+        if not isinstance(items, msgspec.Raw):
+            raise Unreachable("the answer is no list")
+        return page, _items(items)
+
     def send(
         self, method: str, path: str, body: object, query: Query = (), *, content: str = ""
     ) -> Json:
@@ -392,6 +413,7 @@ class Api:
         content: str = "",
         accept: str = "application/json",
         most_bytes: int = ANSWER_BYTES,
+        parse: Callable[[bytes], Json] | None = None,
     ) -> Json:
         client = self._current()
         begin = time.monotonic()
@@ -406,7 +428,7 @@ class Api:
                     text = _content(response, most_bytes)
                 finally:
                     response.release_conn()
-            return _answer(response, text)
+            return _answer(response, text, parse or _parsed)
         except Refused as error:
             raise self._refuses(client, error) from error
         except _SILENT as error:
@@ -457,7 +479,7 @@ class Api:
                 raise Unreachable("closed")
             if response.status != 200:  # noqa: PLR2004 - the one status of a watch
                 with _within(ANSWER_SECONDS):
-                    _answer(response, _content(response))
+                    _answer(response, _content(response), _parsed)
             answered()
             with _within(WATCH_SECONDS):
                 yield from _events(response)
@@ -565,9 +587,11 @@ def _content(response: urllib3.BaseHTTPResponse, most_bytes: int = ANSWER_BYTES)
     return bytes(content)
 
 
-def _answer(response: urllib3.BaseHTTPResponse, text: bytes) -> Json:
+def _answer(
+    response: urllib3.BaseHTTPResponse, text: bytes, parse: Callable[[bytes], Json]
+) -> Json:
     if 200 <= response.status < 300:  # noqa: PLR2004 - the range of success, RFC 9110
-        return _parsed(text)
+        return parse(text)
     try:
         body = _parsed(text)
     except Unreachable:
@@ -598,6 +622,55 @@ def _parsed(text: bytes) -> Json:
     return found
 
 
+_NO_ITEMS: Final = object()
+_Fields = dict[str, msgspec.Raw]
+
+
+def _split(text: bytes) -> Json:
+    """Parse a list without its items, which stay text; null stays None. Raises Unreachable.
+
+    What is not Unicode, which no API server sends, is parsed as a whole.
+    """
+    try:
+        fields = msgspec.json.decode(text, type=_Fields)
+    except _NOT_JSON:
+        return _parsed(text)
+    items = fields.pop("items", None)
+    page = _joined(fields)
+    if items is not None:
+        page["items"] = None if bytes(items) == b"null" else items
+    return page
+
+
+def _items(text: msgspec.Raw) -> Iterator[Json]:
+    """Yield the objects of a list, each parsed on its own. Raises Unreachable."""
+    try:
+        found = msgspec.json.decode(text, type=list[msgspec.Raw])
+    except _NOT_JSON as error:
+        raise Unreachable("the answer is no list") from error
+    for item in found:
+        fields = _fields(item)
+        if "metadata" in fields:
+            metadata = _fields(fields["metadata"])
+            metadata.pop("managedFields", None)
+            fields.pop("metadata")
+            yield {**_joined(fields), "metadata": _joined(metadata)}
+        else:
+            yield _joined(fields)
+
+
+def _fields(text: bytes | msgspec.Raw) -> _Fields:
+    try:
+        return msgspec.json.decode(text, type=_Fields)
+    except _NOT_JSON as error:
+        raise Unreachable("the answer is no object") from error
+
+
+def _joined(fields: _Fields) -> Json:
+    return {name: _parsed(b'{"":' + bytes(text) + b"}")[""] for name, text in fields.items()}
+
+
+_NOT_JSON: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 

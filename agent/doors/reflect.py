@@ -11,7 +11,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Generic, Protocol, TypeVar
@@ -191,16 +191,15 @@ class Reflector(Generic[Kept]):
                 return objects, is_partial, _version(page)
         raise Unreachable(f"the list has more than {PAGES} pages")
 
-    def _page(self, limit: int, token: str) -> tuple[Sequence[Json], Json]:
+    def _page(self, limit: int, token: str) -> tuple[Iterable[Json], Json]:
         """Return the objects of a page, and the page."""
-        page = self.api.get(
+        page, items = self.api.get_page(
             self.path,
             (*self.query, ("limit", str(limit)), *([("continue", token)] if token else [])),
             accept=METADATA_LIST if self.metadata else "application/json",
             most_bytes=PAGE_BYTES if limit > 1 else ANSWER_BYTES,
         )
-        items = [] if _none(page) else page.get("items")
-        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        if "items" in page and not _none(page):
             raise Unreachable("the answer is no list")
         return items, page
 

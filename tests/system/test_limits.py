@@ -24,6 +24,9 @@ NODE, NAMESPACE = "node-limits", "limits"
 BOOT_ID = "11111111-2222-3333-4444-555555555555"
 DOMAIN = "profile-loader.node-restriction.kubernetes.io"
 SELECTED = {"profiles": "true"}
+# Of the limits of agent/core/admission.py, restated so that a change of them is seen.
+KEYS = 3000
+LEDGER_ENTRIES = 6000
 
 
 def seccomp(call="chmod"):
@@ -59,8 +62,12 @@ class Agent:
         cluster.node(NODE, BOOT_ID)
         self.kubeconfig = cluster.write_kubeconfig("agent", "admin")
 
-    def start(self):
-        group = self.end.enter_context(memory_group(manifest_limit()))
+    def start(self, *more, is_alone=True):
+        """Start the agent, with the memory limit if no parser runs beside it.
+
+        A control group of version 1 ends the largest process, and the parser cannot see its limit.
+        """
+        group = self.end.enter_context(memory_group(manifest_limit())) if is_alone else None
         command = [
             *joining(group),
             sys.executable, "-m", "agent",
@@ -68,9 +75,9 @@ class Agent:
             "--node-name", NODE,
             "--kubeconfig", str(self.kubeconfig),
             "--host-root", str(self.root),
-            "--kinds", "seccomp",
             "--log-format", "json",
             "--http-address", "off",
+            *(more or ("--kinds", "seccomp")),
         ]  # fmt: skip
         with self.log.open("ab") as log:
             # The allocator of the image's container: one arena for each of two processors.
@@ -102,6 +109,10 @@ class Agent:
 
     def label(self, name):
         return self.cluster.labels(NODE).get(f"seccomp.{DOMAIN}/{name}")
+
+    def entries(self):
+        folder = self.root / "var/lib/profile-loader/entries"
+        return len(os.listdir(folder)) if folder.exists() else 0
 
     def until(self, condition, seconds=60.0):
         def checked():
@@ -135,24 +146,99 @@ def config_map(cluster, name, data, method="POST"):
     send(cluster, method, path if method == "POST" else f"{path}/{name}", body)
 
 
+def delete(cluster, name):
+    """Delete a ConfigMap."""
+    send(cluster, "DELETE", f"/api/v1/namespaces/{NAMESPACE}/configmaps/{name}")
+
+
 def is_kept(agent, call="chmod"):
     return agent.has_file("web.json", call) and agent.label("web.json") == "installed"
 
 
 def test_hundred_thousands_of_keys_leave_the_agent_in_its_memory(cluster, agent):
-    """Seven ConfigMaps of 100,000 keys and twelve of 4,900 stop neither a start nor a profile."""
+    """Seven ConfigMaps of 100,000 keys stop neither a start nor a profile that came after them."""
     config_map(cluster, "web", {"web.json": seccomp()})
     for number in range(7):
         config_map(cluster, f"a{number}", {f"k{one:06}": "" for one in range(100_000)})
+    # Before the next ones by its name too: the time of creation is in whole seconds.
+    config_map(cluster, "a-late", {"late.json": seccomp()})
     for number in range(12):
         config_map(cluster, f"b{number}", {f"k{one:04}.json": "" for one in range(4900)})
     peaks = []
     for call in ("chmod", "mount"):
         config_map(cluster, "web", {"web.json": seccomp(call)}, method="PUT")
         agent.start()
+        agent.until(lambda call=call: is_kept(agent, call) and agent.has_file("late.json"))
+        agent.until_reported("limit_exceeded")
+        peaks.append(agent.peak())
+        agent.stop()
+    print("peaks in MiB:", [peak >> 20 for peak in peaks])
+    assert max(peaks) < manifest_limit()
+
+
+def features(agent):
+    """Show the agent the features of a kernel with AppArmor, from the parser's own file.
+
+    The file has `name {content}` at each level; the kernel has a directory or a file for each name.
+    """
+    words = Path("/etc/apparmor.d/abi/3.0").read_text().replace("{", " { ").replace("}", " } ")
+    folder = agent.root / "sys/kernel/security/apparmor/features"
+    pending = []
+    for word in words.split():
+        if word == "{":
+            folder = folder / pending.pop()
+        elif word == "}":
+            if not folder.is_dir():
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                folder.write_text(" ".join(pending) + "\n")
+            pending, folder = [], folder.parent
+        else:
+            pending.append(word)
+            continue
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    for name in ("profiles", ".load", ".replace", ".remove"):
+        (folder.parent / name).touch()
+
+
+def test_many_compiled_profiles_leave_the_agent_in_its_memory(cluster, agent):
+    """A ConfigMap of 55,000 AppArmor profiles stops neither a start nor a seccomp profile."""
+    features(agent)
+    config_map(cluster, "web", {"web.json": seccomp()})
+    text = {
+        f"k{key:02}.profile": "\n".join(f"profile p{key:02}{one:03} {{}}" for one in range(1000))
+        for key in range(55)
+    }
+    config_map(cluster, "a", text)
+    peaks = []
+    for call in ("chmod", "mount", "reboot"):
+        config_map(cluster, "web", {"web.json": seccomp(call)}, method="PUT")
+        agent.start("--kinds", "apparmor,seccomp", is_alone=False)
         agent.until(lambda call=call: is_kept(agent, call))
         agent.until_reported("limit_exceeded")
         peaks.append(agent.peak())
         agent.stop()
     print("peaks in MiB:", [peak >> 20 for peak in peaks])
+    assert max(peaks) < manifest_limit()
+
+
+def test_deleted_config_maps_do_not_fill_the_memory(cluster, agent):
+    """Ledger entries of ConfigMaps that come and go have a limit, and starts succeed with it."""
+    config_map(cluster, "web", {"web.json": seccomp()})
+    agent.start()
+    agent.until(lambda: is_kept(agent))
+    for number in range(4):
+        keys = {f"r{number}-{one:04}.json": seccomp() for one in range(4900)}
+        config_map(cluster, f"round-{number}", keys)
+        expected = min(1 + (number + 1) * (KEYS - 1), LEDGER_ENTRIES)
+        agent.until(lambda expected=expected: agent.entries() >= expected, 240)
+        delete(cluster, f"round-{number}")
+    peaks = [agent.peak()]
+    for call in ("mount", "reboot"):
+        agent.stop()
+        agent.start()
+        config_map(cluster, "web", {"web.json": seccomp(call)}, method="PUT")
+        agent.until(lambda call=call: is_kept(agent, call), 120)
+        peaks.append(agent.peak())
+    print("peaks in MiB:", [peak >> 20 for peak in peaks], "entries:", agent.entries())
+    assert agent.entries() == LEDGER_ENTRIES
     assert max(peaks) < manifest_limit()

@@ -259,3 +259,14 @@ def test_a_worker_survives_a_lack_of_threads_during_a_run(tmp_path, no_thread_le
         (result,) = inspected(made, *blobs("profile y {}"))
     assert isinstance(result, Unchecked)
     assert codes(inspected(made, *blobs("profile z {}"))) == [["no_profile"]]
+
+
+def test_the_parser_pauses_until_a_pass_collects_large_results(tmp_path):
+    """Results do not fill the memory while a pass takes long."""
+    made = backend(tmp_path, f"echo run >> {tmp_path}/runs; yes | head -c 3000000")
+    texts = blobs(*(f"profile x{number} {{}}" for number in range(8)))
+    for blob in texts:
+        made.inspect(blob)
+    assert made.wait(lambda *_: None)
+    assert len(runs(tmp_path)) < len(texts)
+    assert codes(inspected(made, *texts)) == [["policy_unreadable"]] * len(texts)

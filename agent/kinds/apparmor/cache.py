@@ -73,15 +73,21 @@ class Cache:
         self._used.discard(key)
 
     def store(self, key: str, compiled: Compiled) -> None:
-        """Store what the parser said."""
+        """Store what the parser said: on disk, or in memory where that is not possible.
+
+        A result that no inspection asks for again takes no memory.
+        """
+        self.discard(key)
+        try:
+            if self.write:
+                content = _encode(compiled)
+                sizes = self._make_room(key, len(content))
+                self.host.write_file(self.base, key, content, mode=0o600, durable=False)
+                sizes[key] = len(content)
+                return
+        except (HostError, UnicodeEncodeError):
+            pass
         self._keep(key, compiled)
-        if not self.write:
-            return
-        with contextlib.suppress(HostError, UnicodeEncodeError):
-            content = _encode(compiled)
-            sizes = self._make_room(key, len(content))
-            self.host.write_file(self.base, key, content, mode=0o600, durable=False)
-            sizes[key] = len(content)
 
     def forget(self) -> None:
         """Begin a full pass: what was not used since the last one began leaves the memory."""

@@ -19,6 +19,7 @@ from agent.kinds.apparmor.compile_queue import CompileQueue, CompileTask
 from agent.kinds.apparmor.parser import Exceeded, Parser, ParserRun
 
 PARSERS: Final = 2  # at a time, where processors and memory allow
+BACKLOG_BYTES: Final = 4 << 20  # of results that no pass has collected; then no parser starts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +85,7 @@ class CompileWorker:
         """Return the results since the last call."""
         with self._changed:
             results, self._results = self._results, []
+            self._changed.notify_all()
             return results
 
     def wait(self, progress: Callable[[int, int], None]) -> bool:
@@ -98,7 +100,7 @@ class CompileWorker:
         has_waited = False
         while True:
             with self._changed:
-                if self._queue.is_idle(time.monotonic()):
+                if self._queue.is_idle(time.monotonic()) or self._has_backlog():
                     return has_waited or bool(self._results)
                 has_waited = True
                 self._changed.wait(1.0)
@@ -165,7 +167,7 @@ class CompileWorker:
     def _next(self) -> tuple[CompileTask | None, int]:
         """Wait for a text that may run now; return it with its memory limit. None: stop."""
         while not self._is_stopped:
-            memory = self._memory_left()
+            memory = 0 if self._has_backlog() else self._memory_left()
             task = self._queue.take(time.monotonic()) if memory else None
             if task is not None:
                 if task.is_quick:
@@ -178,6 +180,10 @@ class CompileWorker:
             left = None if retry is None else max(0.01, retry - time.monotonic())
             self._changed.wait(left if memory else None)
         return None, 0
+
+    def _has_backlog(self) -> bool:
+        """Return whether results wait that take much memory."""
+        return sum(len(each.compiled.policy) for each in self._results) > BACKLOG_BYTES
 
     def _memory_left(self) -> int:
         """Return how many bytes one more parser may use; 0 if none may run beside the others."""
