@@ -6,23 +6,20 @@ Every test asserts on the node, its labels as the API has them, the metrics and 
 import contextlib
 import hashlib
 import json
-import os
-import re
 import resource
 import select
 import signal
 import ssl
 import time
-from pathlib import Path
 
 import pytest
 
 from tests.system import busy
 from tests.system.cluster import Cluster
 from tests.system.daemon import DOMAIN, RIGHTS, OnNode, profile
+from tests.system.memory import MIB, joining, manifest_limit, memory_group
 from tests.system.proxy import Proxy
 
-MIB = 1 << 20
 SECONDS = 2.0  # how long a repair, a change or an end by SIGTERM may take
 LABELS = {"node/seccomp": "enabled", "seccomp/a.json": "installed", "set/web": "ready"}
 
@@ -158,36 +155,9 @@ def test_label_patches_answered_after_15_seconds_are_sent_once_each_and_delay_no
         left_in_peace(daemon)
 
 
-@contextlib.contextmanager
-def memory_group(limit):
-    """Give a control group of so many bytes (cgroup v1 or v2), or None where none can be made."""
-    name = f"profile-loader-{os.getpid()}"
-    for base, file in (
-        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
-        (Path("/sys/fs/cgroup"), "memory.max"),
-    ):
-        folder = base / name
-        try:
-            folder.mkdir()
-        except OSError:
-            continue
-        try:
-            (folder / file).write_text(str(limit))
-        except OSError:
-            folder.rmdir()
-            continue
-        try:
-            yield folder
-        finally:
-            folder.rmdir()
-        return
-    yield None
-
-
 def test_it_lives_within_the_memory_of_the_manifest(daemon):
     """With a ConfigMap near the largest, 150 profiles and updates it stays below the limit."""
-    manifest = Path("manifests/base/daemonset.yaml").read_text()
-    limit = int(re.search(r"limits: {memory: (\d+)Mi}", manifest)[1]) * MIB
+    limit = manifest_limit()
     rules = [{"names": ["read"], "action": "SCMP_ACT_ALLOW", "comment": "x" * 2000}] * 400
     large = json.dumps(json.loads(profile(7)) | {"syscalls": rules})
     assert len(large) > 800_000
@@ -196,8 +166,7 @@ def test_it_lives_within_the_memory_of_the_manifest(daemon):
     daemon.config_map({"large.json": large}, "large", labels={"use": "profiles"})
     daemon.config_map(many, "many", labels={"use": "profiles"})
     with memory_group(limit) as group:
-        join = ["sh", "-c", 'echo $$ > "$0"/cgroup.procs && exec "$@"', str(group)] if group else []
-        daemon.start("--resync=2s", before=join)
+        daemon.start("--resync=2s", before=joining(group))
         daemon.until(lambda: len(daemon.files()) == 151 and daemon.converged(), 60)
         for number in range(200, 230):
             daemon.config_map(
