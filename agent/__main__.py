@@ -25,7 +25,6 @@ LOCKED: Final = 4
 BUG: Final = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 AGAIN_SECONDS: Final = 0.01  # until a signal comes again that Python ignored
-PROGRESS_SECONDS: Final = 3.0
 LAST_SECONDS: Final = 0.5  # for the last words
 # Signals that would end the process; the daemon handles SIGHUP and SIGQUIT, and ignores the others.
 _HANDLED: Final = (
@@ -82,8 +81,9 @@ def _run(parsed: cli.Parsed) -> int:  # noqa: PLR0911 - one return a command
             return _unlabel(settings)
         case cli.Check(settings=settings, paths=paths, arch=arch):
             from agent.commands import check
+            from agent.reporters.progress import Progress
 
-            checked = check.check(settings, paths, arch, _Progress().show)
+            checked = check.check(settings, paths, arch, Progress(sys.stderr.write).show)
             if checked.abi:
                 sys.stderr.write(f"AppArmor profiles were compiled against {checked.abi}\n")
             _say(checked.skipped)
@@ -113,13 +113,14 @@ def _pass(settings: Settings, *, restore: bool) -> int:
     """Run one pass under the lock, or, for a dry run, without it."""
     from agent import wiring
     from agent.reporters import logs
+    from agent.reporters.progress import Progress
 
     logs.configure(settings.log_format, settings.log_level)
     with contextlib.ExitStack() as stack:
         if not settings.dry_run and not stack.enter_context(_lock(settings)):
             return LOCKED
         run = wiring.restore if restore else wiring.once
-        report = run(settings, _Progress().show)
+        report = run(settings, Progress(sys.stderr.write).show)
     logs.log(report)
     return _tell(report, settings)
 
@@ -331,19 +332,6 @@ def _tell(
         domain = settings.label_domain if selectors else ""
         _print(table.table(report, width=width, domain=domain, nothing=nothing))
     return status
-
-
-class _Progress:
-    """Shows on standard error how many texts are compiled, if that takes a while."""
-
-    def __init__(self) -> None:
-        self._next = time.monotonic() + PROGRESS_SECONDS
-
-    def show(self, finished: int, total: int) -> None:
-        """Print one line, at most every few seconds."""
-        if time.monotonic() >= self._next:
-            self._next = time.monotonic() + PROGRESS_SECONDS
-            sys.stderr.write(f"profile-loader: {finished} of {total} AppArmor texts compiled\n")
 
 
 class _NotTold(Exception):  # noqa: N818 - no mistake of the agent's

@@ -1,0 +1,44 @@
+"""Lines that show how far a command is which waits for the parser.
+
+A line that repeats the previous one only shows that the command is alive, so the pause between
+such lines doubles, up to a minute.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+FIRST_PAUSE_SECONDS: Final = 3.0
+LONGEST_PAUSE_SECONDS: Final = 60.0
+
+
+class Progress:
+    """Shows how many texts are compiled, if that takes a while.
+
+    Args:
+        write: writes a line to the user.
+        clock: returns monotonic seconds.
+    """
+
+    def __init__(
+        self, write: Callable[[str], object], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._write = write
+        self._clock = clock
+        self._last = clock()
+        self._line = ""
+        self._pause = FIRST_PAUSE_SECONDS
+
+    def show(self, finished: int, total: int) -> None:
+        """Write one line, unless the previous one was written a short time ago."""
+        line = f"profile-loader: {finished} of {total} AppArmor texts compiled\n"
+        if line != self._line:
+            self._pause = FIRST_PAUSE_SECONDS
+        now = self._clock()
+        if now < self._last + self._pause:
+            return
+        if line == self._line:
+            self._pause = min(LONGEST_PAUSE_SECONDS, 2 * self._pause)
+        self._line = line
+        self._last = now
+        self._write(line)
