@@ -1,7 +1,7 @@
 """Joining snapshots: which key is a profile, and which keys contradict each other."""
 
 from agent.core.desired import Desired, join
-from agent.core.model import Blob, Emptied, Id, Read, Unchecked
+from agent.core.model import Blob, Emptied, Id, Pending, Read, Unchecked
 from agent.core.problems import Problem
 from tests.world import MemoryKind, Node, Steps
 
@@ -50,6 +50,13 @@ def test_a_key_that_cannot_be_checked_is_neither_accepted_nor_refused():
     desired = joined(read({"a.profile": b"a:x"}), inspect=lambda *_: unchecked)
     assert desired.unchecked == {key("a.profile"): unchecked}
     assert desired.has(key("a.profile"))
+
+
+def test_a_key_that_is_still_being_checked_is_pending():
+    """It is neither accepted nor rejected."""
+    pending = Pending(id=key("a.profile"), source=b"a:x")
+    desired = joined(read({"a.profile": b"a:x"}), inspect=lambda *_: pending)
+    assert (desired.pending, desired.profiles) == ({key("a.profile"): pending}, {})
 
 
 def test_a_key_that_its_source_refused_is_refused():
