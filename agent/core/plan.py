@@ -237,7 +237,9 @@ class _Planner:
             if id_.origin not in self.desired.sets
             for action in self._moved(self.entries[id_])
         ]
-        yield from (one for one in leftovers if not isinstance(one, Remove))
+        # Of several entries that own a name, the one that the node proves is released last.
+        released = [one for one in leftovers if not isinstance(one, Remove)]
+        yield from sorted(released, key=lambda one: self._is_proven_move(one, seen))
         yield from (one for one in leftovers if isinstance(one, Remove))
 
     # --- a key that is desired -------------------------------------------------------------------
@@ -598,6 +600,18 @@ class _Planner:
         if above is not None:  # who runs below it may enter its hats and children any time
             return replace(above, names=(name,), problems=())
         return self._held(entry.id, name, seen)
+
+    def _is_proven_move(self, action: Action, seen: Seen) -> bool:
+        """Return whether an entry gives up a name whose content on the node it has on record."""
+        if not isinstance(action, Release) or action.why != MOVED:
+            return False
+        evidence = owned(self.entries[action.id])
+        return any(
+            len(self.owners.get(name, ())) > 1
+            and name in seen.facts
+            and same(evidence[name], seen.facts[name])
+            for name in action.names
+        )
 
     def _moved(self, entry: Entry) -> Iterable[Action]:
         taken = sorted(owned(entry).keys() & self.taken)

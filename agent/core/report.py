@@ -130,7 +130,9 @@ def combined(first: Report, second: Report) -> Report:
         now = rows.get(where)
         if now is None and row.state in ("removed", "released"):
             rows[where] = row
-        elif now is not None and now.action == "keep":
+        elif now is not None and (
+            now.action == "keep" or (now.action == "hold" and now.state == row.state)
+        ):
             rows[where] = replace(now, action=row.action, why=row.why)
     seconds = {step: first.seconds.get(step, 0.0) + spent for step, spent in second.seconds.items()}
     return replace(second, rows=tuple(rows.values()), seconds=seconds)

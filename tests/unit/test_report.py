@@ -17,11 +17,13 @@ def test_two_passes_are_reported_as_one():
         change("b", "put", state="failed"),
         change("gone", "remove", state="removed", why="not desired"),
         change("slow", "hold", state="pending", why="pending"),
+        change("back", "put", state="outdated", why="missing"),
     )
     second = report(
         change("a", "keep", why="unchanged"),
         change("b", "put", why="new"),
         change("slow", "put", why="new"),
+        change("back", "hold", state="outdated", why="rejected"),
     )
     both = combined(
         replace(first, pending=1, seconds={"act": 1.0}), replace(second, seconds={"act": 2.0})
@@ -32,6 +34,7 @@ def test_two_passes_are_reported_as_one():
             change("a", "put"),
             change("b", "put"),
             change("slow", "put"),
+            change("back", "put", state="outdated", why="missing"),
             change("gone", "remove", state="removed", why="not desired"),
         ),
         seconds={"act": 3.0},
