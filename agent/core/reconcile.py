@@ -157,11 +157,30 @@ class Reconciler:
                 problem = (
                     self._write(committed) if committed != self.entries.get(action.id) else None
                 )
+                problem = problem or self._update_same_version(action.id, version)
                 if problem is not None:
                     return _ended(action, problem)
                 return Outcome(action=action, result="done", version=version)
             case unreachable:
                 assert_never(unreachable)
+
+    def _update_same_version(self, id_: Id, version: Version) -> Problem | None:
+        """Record the new evidence in every other entry that has the same version installed.
+
+        On a kernel that shows no content, a replacement changes the evidence of equal content.
+        """
+        ids = {other for name in version.provides for other in self._owners_of(id_.kind, name)}
+        for other in sorted(ids - {id_}, key=str):
+            entry = self.entries[other]
+            installed = entry.installed
+            if installed is None or installed.body != version.body:
+                continue
+            updated = replace(installed, evidence=version.evidence)
+            if updated != installed:
+                problem = self._write(replace(entry, installed=updated))
+                if problem is not None:
+                    return problem
+        return None
 
     def _put_back(self, action: Put, problem: Problem) -> Outcome:
         """Tell that a put failed, after the last good version was put where the node lacks it."""
@@ -255,11 +274,15 @@ class Reconciler:
 
     def _has_another(self, id_: Id, name: str) -> bool:
         """Return whether another entry owns a name."""
+        return bool(self._owners_of(id_.kind, name) - {id_})
+
+    def _owners_of(self, kind: KindName, name: str) -> set[Id]:
+        """Return the entries that own a name."""
         if self._owners is None:
             self._owners = defaultdict(set)
             for entry in self.entries.values():
                 self._note(None, entry)
-        return bool(self._owners[id_.kind, name] - {id_})
+        return self._owners[kind, name]
 
     def _note(self, before: Entry | None, after: Entry | None) -> None:
         """Keep the owners of each name in step, where they have been asked for."""

@@ -215,6 +215,15 @@ def test_only_known_content_of_another_program_is_overwritten(history, foreign, 
     {},
     False,
 )
+@example(
+    [
+        ([read({"three.profile": b"a:x", "two.profile": b"b,c:y"})], []),
+        ([read({"three.profile": b"b,c:y", "two.profile": b"!bad"})], [("load", "a")]),
+        ([read({"two.profile": b"a:x"})], []),
+    ],
+    {},
+    False,
+)
 @settings(max_examples=300)
 @given(HISTORY, FOREIGN, st.booleans())
 def test_what_this_agent_loaded_is_removed_at_last(history, foreign, readable):

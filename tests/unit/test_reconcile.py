@@ -542,3 +542,20 @@ def test_a_last_good_version_that_must_be_compiled_again_is_pending():
         ("pending", (REFUSED,)),
         ("held", ()),
     ]
+
+
+def test_a_replacement_updates_the_entries_of_the_same_version():
+    """A ledger that cannot be written for one of them is reported, and the next pass repeats it."""
+    node = Node(readable=False)
+    first, second = inspected(key="a.profile"), inspected(key="b.profile")
+    act(node, Put(id=first.id, why="new", names=("a",), profile=first, ours=frozenset()))
+    put = Put(id=second.id, why="new", names=("a",), profile=second, ours=frozenset({"a"}))
+
+    class FullAtLast(FailingLedger):
+        works = 4  # source, body, staged version, installed version
+
+    (failed,) = act(node, put, ledger=FullAtLast)
+    assert (failed.result, [one.code for one in failed.problems]) == ("failed", ["write_failed"])
+    act(node, replace(put, why="drifted"))
+    evidence = [entry.installed.evidence for entry in node.entries.values()]
+    assert evidence[0] == evidence[1]
