@@ -65,7 +65,7 @@ class Agent:
         while self.words.get() != "stop":
             copy = self.config_map.copy
             if copy.objects and not copy.why:
-                self.publisher.post(report(copy.objects["profiles"]))
+                self.publisher.post(report(copy.objects["profiles"].content))
 
     def stop(self):
         self.words.put("stop")

@@ -1,6 +1,7 @@
 """A real kernel whose active modules do not contain Landlock, in a virtual machine."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,7 @@ from tests.system import vm
 
 GUEST = """
 import json
+from inspection import inspected
 from agent.core.model import Blob
 from agent.doors.host import Host
 from agent.kinds.apparmor.kind import AppArmor
@@ -15,7 +17,7 @@ from agent.kinds.apparmor.kind import AppArmor
 kind = AppArmor(host=Host("/"), state_dir="/var/lib/profile-loader")
 
 def put(key, content):
-    profile = kind.inspect(Blob(origin="dir test", key=key, content=content.encode()))
+    (profile,) = inspected(kind, Blob(origin="dir test", key=key, content=content.encode()))
     if hasattr(profile, "problems"):
         return [one.code for one in profile.problems]
     return type(kind.put(profile, ours=())).__name__
@@ -33,7 +35,10 @@ print(json.dumps({
 @pytest.fixture(scope="module")
 def found():
     """Return what the agent does in a guest that was started with `lsm=apparmor`."""
-    files = {"guest.py": GUEST.encode()}
+    files = {
+        "guest.py": GUEST.encode(),
+        "inspection.py": Path("tests/inspection.py").read_bytes(),
+    }
     result = vm.run(files, "python3 guest.py", timeout_seconds=600, append="lsm=apparmor")
     assert result.status == 0, result.output
     return json.loads(result.output.splitlines()[-1])
