@@ -365,7 +365,7 @@ def parsers(daemon):
     return found
 
 
-@pytest.mark.parametrize("swallowed", ["", "resource.prlimit"])
+@pytest.mark.parametrize("swallowed", ["", "os.listdir"])
 def test_a_parser_that_runs_ends_with_the_daemon(daemon, monkeypatch, swallowed):
     """Wherever the signal comes: while it is waited for, or where Python ignores exceptions."""
     kernel = daemon.root / "sys/kernel/security/apparmor"
@@ -383,7 +383,8 @@ def test_a_parser_that_runs_ends_with_the_daemon(daemon, monkeypatch, swallowed)
     if not swallowed:
         daemon.until(lambda: parsers(daemon))
         daemon.process.send_signal(signal.SIGTERM)
-    assert (daemon.process.wait(pace.scaled(30)), parsers(daemon), daemon.said()) == (0, [], "")
+    assert (daemon.process.wait(pace.scaled(30)), parsers(daemon)) == (0, [])
+    assert "Traceback" not in daemon.said()
 
 
 def test_a_log_that_nobody_reads_does_not_keep_it(daemon, monkeypatch):
@@ -424,8 +425,11 @@ def test_a_source_of_many_empty_directories_takes_few_watches(daemon):
             (daemon.source / str(one) / str(two)).mkdir(parents=True)
     daemon.until(lambda: daemon.problems().get("source_unreadable") == 1)
     assert "too_many_directories" in daemon.said()
-    files = Path(f"/proc/{daemon.process.pid}/fdinfo").iterdir()
-    assert sum(one.read_text().count("inotify wd:") for one in files) <= WATCHES
+    watches = 0
+    for file in Path(f"/proc/{daemon.process.pid}/fdinfo").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a descriptor that was closed
+            watches += file.read_text().count("inotify wd:")
+    assert watches <= WATCHES
     (daemon.seccomp / "a.json").unlink()
     daemon.until(lambda: daemon.number() == 1)
     for one in range(200):
