@@ -93,7 +93,8 @@ def every_function_works(bundle, change=lambda config: None):
         wait(lambda: get("/readyz"), "ready")
         note(f"{bundle}: ready after {time.monotonic() - begin:.1f} s")
         assert get("/healthz"), "alive"
-        assert (policy(), (SECCOMP / "audit.json").exists()) == ({"web": "enforce"}, True)
+        wait(lambda: policy() == {"web": "enforce"}, "loaded")
+        assert (SECCOMP / "audit.json").exists()
         assert 'parser_sandboxed{kind="apparmor"} 1.0' in get("/metrics"), "the sandbox is active"
         first, file = content("web"), (SECCOMP / "audit.json").read_bytes()
         # Another text, one that is refused, and one more profile although the kernel is jammed.
