@@ -15,7 +15,7 @@ import pytest
 
 from agent.core.model import Blob, Pending, Rejection, Unchecked
 from agent.kinds.apparmor import cache
-from tests.inspection import inspected
+from tests.inspection import inspected, no_progress
 from tests.unit.test_apparmor_faults import agent, node, script
 
 QUICK = 'case "$*" in *no-expr-simplify*) quick=1;; *) quick=;; esac\n'
@@ -86,6 +86,21 @@ def test_a_result_wakes_the_agent_and_the_next_pass_uses_it(tmp_path):
     assert woken.wait(PATIENCE_SECONDS)
     made.begin()
     assert codes([made.inspect(blob)]) == [["no_profile"]]
+
+
+def test_a_failed_start_of_the_parser_is_reported_by_the_next_pass(tmp_path):
+    """A failed start wakes the daemon, and a command that waits afterwards runs another pass."""
+    woken = threading.Event()
+    path = script(tmp_path, "exit 0")
+    Path(path).write_text("#!/absent/interpreter\n")
+    made = agent(node(tmp_path), parser=path, state_dir="/state", completed=woken.set)
+    (blob,) = blobs("profile x {}")
+    assert isinstance(made.inspect(blob), Pending)
+    assert woken.wait(PATIENCE_SECONDS)
+    assert made.wait(no_progress)
+    made.begin()
+    assert isinstance(made.inspect(blob), Unchecked)
+    assert not made.wait(no_progress)
 
 
 def test_a_new_text_overtakes_a_slow_one(tmp_path):

@@ -35,7 +35,7 @@ class CompileWorker:
     """Runs the parser in threads of its own, which start with the first text.
 
     All methods may be called from any thread. completed: called from a worker thread after each
-    result.
+    result, and after the first run of a text that failed.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class CompileWorker:
         self._changed = threading.Condition()
         self._results: list[CompileResult] = []
         self._finished = 0
+        self._has_new_outcome = False  # a run has ended since the last call of collect()
         self._reserved: dict[int, int] = {}  # number of a running task -> bytes of memory
         self._threads: list[threading.Thread] = []
         self._is_stopped = False
@@ -85,6 +86,7 @@ class CompileWorker:
         """Return the results since the last call."""
         with self._changed:
             results, self._results = self._results, []
+            self._has_new_outcome = False
             self._changed.notify_all()
             return results
 
@@ -97,12 +99,10 @@ class CompileWorker:
         Returns:
             Whether inspections may say more than before.
         """
-        has_waited = False
         while True:
             with self._changed:
                 if self._queue.is_idle(time.monotonic()) or self._has_backlog():
-                    return has_waited or bool(self._results)
-                has_waited = True
+                    return self._has_new_outcome
                 self._changed.wait(1.0)
                 finished, left = self._finished, len(self._queue)
             progress(finished, finished + left)
@@ -139,14 +139,17 @@ class CompileWorker:
             run = self._compile(task, memory)
             with self._changed:
                 del self._reserved[task.number]
+                has_failed_before = task.failure is not None
                 compiled = self._queue.ended(task, run, time.monotonic())
                 if compiled is not None:
                     self._finished += 1
                     self._results.append(
                         CompileResult(key=task.key, context=task.context, compiled=compiled)
                     )
+                has_failed_first = task.failure is not None and not has_failed_before
+                self._has_new_outcome = True
                 self._changed.notify_all()
-            if compiled is not None:
+            if compiled is not None or has_failed_first:
                 self._completed()
 
     def _compile(self, task: CompileTask, memory: int) -> ParserRun:
