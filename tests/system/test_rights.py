@@ -11,10 +11,6 @@ from agent.core import labels
 from tests.system import calls, image, rights, rights_run, vm
 from tests.system.test_runtimes import contain
 
-# Its rows expect that profiles which the guest loads again count as the agent's. They do not since
-# ownership needs the loaded object, so these tests wait in an environment of their own.
-pytestmark = pytest.mark.kernels
-
 LIMIT_SECONDS = 900
 BUDGET_SECONDS = 180
 LABELS = {

@@ -22,6 +22,7 @@ STATE = Path("/var/lib/profile-loader")
 SECCOMP = Path("/var/lib/kubelet/seccomp")
 TRACE = os.environ.get("TRACE", "").split()
 CALLS = Path("/job/calls")
+WAIT_SECONDS = 400.0 if TRACE else 90.0
 # What matters here of the profile that containerd loads (contrib/apparmor/template.go).
 RUNTIME = "cri-containerd.apparmor.d"
 DEFAULT = f"""profile {RUNTIME} flags=(attach_disconnected,mediate_deleted) {{
@@ -90,6 +91,18 @@ class Container:
         subprocess.run(["runc", "delete", "--force", self.name], capture_output=True, check=False)
         self.process.wait(300)
 
+    def wait_for(self, condition, what):
+        """Wait until a condition is true. Fail at once if the container ends before that."""
+
+        def described():
+            return f"{what}\n{self.log.read_text()[-3000:]}"
+
+        def is_true():
+            assert self.process.poll() is None, f"the container ended before: {described()}"
+            return condition()
+
+        pace.until(is_true, described, WAIT_SECONDS, 0.05)
+
     def stop(self):
         """End it as the kubelet does; return its exit status and how many seconds that took."""
         subprocess.run(["runc", "kill", self.name, "TERM"], check=True)
@@ -122,11 +135,6 @@ def clean():
     for name in sorted(policy(), key=len, reverse=True):
         (SECURITY / ".remove").write_bytes(name.encode())
     assert policy() == {}, policy()
-
-
-def until(condition, what, log, seconds=400.0 if TRACE else 90.0):
-    """Wait until a condition is true."""
-    pace.until(condition, lambda: f"{what}\n{log.read_text()[-3000:]}", seconds, 0.05)
 
 
 def audited():

@@ -6,7 +6,6 @@ line of strace) it prints {"calls": ...}: what the containers called.
 """
 
 import json
-import os
 import shutil
 import ssl
 import sys
@@ -33,12 +32,11 @@ from pods import (
     node,
     note,
     policy,
-    until,
 )
 from scenarios import SECURITY, Confined, content, loaded, parser, plain
 
 SHIPPED = Path("/job/profiles")
-KEPT = Path("/run/kept")
+KEPT = Path("/run/kept-state")
 LOG = '{"defaultAction": "SCMP_ACT_LOG"}'
 TRY = (
     "cat /proc/self/attr/current; grep Seccomp: /proc/self/status; touch /tmp/x && echo written; "
@@ -89,7 +87,7 @@ def every_function_works(bundle, change=lambda config: None):
     (SOURCE / "audit.json").write_text(LOG)
     begin = time.monotonic()
     with Container(f"{bundle}-daemon", change) as pod:
-        wait = lambda condition, what: until(condition, what, pod.log)  # noqa: E731 - short
+        wait = pod.wait_for
         wait(lambda: get("/readyz"), "ready")
         note(f"{bundle}: ready after {time.monotonic() - begin:.1f} s")
         assert get("/healthz"), "alive"
@@ -172,8 +170,8 @@ def the_pod_as_it_ships_labels_its_node():
         }
 
     with Container("own-seccomp-cluster", strictly) as pod:
-        until(lambda: get("/readyz"), "ready", pod.log)
-        until(lambda: len(labels()) >= api["labels"], "labelled", pod.log)
+        pod.wait_for(lambda: get("/readyz"), "ready")
+        pod.wait_for(lambda: len(labels()) >= api["labels"], "labelled")
         note(f"as it ships: labelled after {time.monotonic() - begin:.1f} s")
         events = ask(f"{api['url']}/apis/events.k8s.io/v1/events")["items"]
         print(json.dumps({"labels": labels(), "events": len(events)}), flush=True)
@@ -205,34 +203,34 @@ def source(keys):
         (SOURCE / name).write_text(text)
 
 
-def keep():
-    """Make a pass over BEFORE with every right, and keep what it leaves."""
+def install_before():
+    """Let a pass with every right install BEFORE.
+
+    The agent owns only the profiles that it loaded itself, so the guest must not load them for it.
+    """
     source(BEFORE)
     status, told, said = Container("base-oneshot").run()
     assert status == 0, (told, said)
-    for path in (STATE, SECCOMP):
-        shutil.copytree(path, KEPT / path.name)
-    for name in policy():
-        (raw,) = (SECURITY / "policy/profiles").glob(f"{name}.*/raw_data")
-        (KEPT / f"{name}.raw").write_bytes(raw.read_bytes())
 
 
-def restore():
-    """Make the node what keep() left; the profile "lost" was removed by somebody since."""
+def keep_state():
+    """Keep the state directory of a pass over BEFORE, so that later passes compile nothing."""
+    install_before()
+    shutil.copytree(STATE, KEPT)
+
+
+def prepare_row():
+    """Let the agent install BEFORE on a clean node; then remove "lost" and provide AFTER."""
     clean()
-    for path in (STATE, SECCOMP):
-        shutil.copytree(KEPT / path.name, path, dirs_exist_ok=True)
-    for raw in KEPT.glob("*.raw"):
-        fd = os.open(SECURITY / ".load", os.O_WRONLY)
-        os.write(fd, raw.read_bytes())
-        os.close(fd)
+    shutil.copytree(KEPT, STATE, dirs_exist_ok=True)
+    install_before()
     (SECURITY / ".remove").write_bytes(b"lost")
     source(AFTER)
 
 
 def without(bundle):
     """Return what a pass from BEFORE to AFTER does with one right less, and what the node has."""
-    restore()
+    prepare_row()
     first = content("changed")
     with Confined("used"):
         status, told, said = Container(bundle).run()
@@ -288,7 +286,7 @@ def main():
     bundles = [one for one in bundles if one in wanted or not wanted]
     if bundles:
         clean()
-        keep()
+        keep_state()
     for bundle in bundles:
         begin = time.monotonic()
         try:
