@@ -56,6 +56,8 @@ RARE = (
     *("exit", "exit_group", "kill", "tgkill", "getpid", "gettid"),
     # Clocks and processors, where the vDSO does not answer for the kernel.
     *("clock_gettime", "clock_getres", "gettimeofday", "time", "getcpu", "sched_getaffinity"),
+    # Pauses, for example before a load that waits until the kernel has freed old policy.
+    *("nanosleep", "clock_nanosleep"),
     # Memory under pressure.
     *("brk", "mmap", "mprotect", "mremap", "munmap", "madvise"),
     # The sandbox of the parser, which the recorded kernel may not have.
