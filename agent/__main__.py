@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from agent import cli
+from agent.config import Config
 from agent.core.report import Report, exit_status
-from agent.settings import Settings
 
 USAGE: Final = 2
 UNREAD: Final = 3  # a source, or the API server
@@ -81,19 +81,19 @@ def _run(parsed: cli.Parsed) -> int:  # noqa: PLR0911 - one return a command
             return _unlabel(settings)
         case cli.Check(settings=settings, paths=paths, arch=arch):
             from agent.commands import check
-            from agent.reporters.progress import Progress
+            from agent.reporting.progress import Progress
 
             checked = check.check(settings, paths, arch, Progress(sys.stderr.write).show)
             if checked.abi:
                 sys.stderr.write(f"AppArmor profiles were compiled against {checked.abi}\n")
             _say(checked.skipped)
             status = _tell(checked.report, settings, nothing="Nothing was checked")
-            return status or int(not checked.report.rows)
+            return status or int(not checked.report.profiles)
         case cli.Render():
             return _render(parsed)
 
 
-def _unlabel(settings: Settings) -> int:
+def _unlabel(settings: Config) -> int:
     from agent.commands import unlabel
 
     _print(unlabel.unlabel(settings))
@@ -109,17 +109,17 @@ def _render(wanted: cli.Render) -> int:
     return UNREAD if not made.read else 1 if made.mistakes else 0
 
 
-def _pass(settings: Settings, *, restore: bool) -> int:
+def _pass(settings: Config, *, restore: bool) -> int:
     """Run one pass under the lock, or, for a dry run, without it."""
-    from agent import wiring
-    from agent.reporters import logs
-    from agent.reporters.progress import Progress
+    from agent import app
+    from agent.reporting import logs
+    from agent.reporting.progress import Progress
 
     logs.configure(settings.log_format, settings.log_level)
     with contextlib.ExitStack() as stack:
         if not settings.dry_run and not stack.enter_context(_lock(settings)):
             return LOCKED
-        run = wiring.restore if restore else wiring.once
+        run = app.restore if restore else app.once
         report = run(settings, Progress(sys.stderr.write).show)
     logs.log(report)
     return _tell(report, settings)
@@ -134,7 +134,7 @@ class _Ended(SystemExit):
         super().__init__(self.status)
 
 
-def _daemon(settings: Settings) -> int:
+def _daemon(settings: Config) -> int:
     """Run passes until a signal ends the process."""
     try:
         return _passes(settings)
@@ -144,10 +144,10 @@ def _daemon(settings: Settings) -> int:
         _leave(_configuration(error) or _bug(error))
 
 
-def _passes(settings: Settings) -> int:
-    from agent import wiring
-    from agent.reporters import logs
-    from agent.reporters.log_writer import LogWriter
+def _passes(settings: Config) -> int:
+    from agent import app
+    from agent.reporting import logs
+    from agent.reporting.log_writer import LogWriter
 
     def leave(number: int, _frame: object) -> None:
         # Like a SIGKILL, which every step survives: nothing on the node is undone or finished.
@@ -172,7 +172,7 @@ def _passes(settings: Settings) -> int:
     with _lock(settings) as mine:
         if not mine:
             return LOCKED
-        daemon = wiring.daemon(settings, writer.dropped)
+        daemon = app.daemon(settings, writer.dropped)
         _receive_signals(daemon.wake.put, daemon.request_full_pass)
         daemon.run()
     return 0
@@ -278,19 +278,19 @@ def _log_stacks() -> None:
 
 
 @contextlib.contextmanager
-def _lock(settings: Settings) -> Iterator[bool]:
+def _lock(settings: Config) -> Iterator[bool]:
     """Give whether this agent may write to the state directory."""
-    from agent import wiring
-    from agent.doors.host import HostError
+    from agent import app
+    from agent.host.filesystem import HostError
 
     below = "" if settings.host_root == "/" else f" below {settings.host_root}"
     with contextlib.ExitStack() as stack:
         mine = True
         try:
-            mine = stack.enter_context(wiring.host(settings).lock(settings.state_dir, "lock"))
+            mine = stack.enter_context(app.host(settings).lock(settings.state_dir, "lock"))
         except HostError as error:
             if error.errno not in _NOT_WRITABLE:
-                raise wiring.Unserved(
+                raise app.StartupError(
                     f"no lock{below}: {error}. Remove what lies there, or name another --state-dir"
                 ) from error
             # A state directory that cannot be written fails each put with its own problem.
@@ -300,7 +300,7 @@ def _lock(settings: Settings) -> Iterator[bool]:
                 f"profile-loader: another agent is running on {settings.state_dir}{below} and "
                 "holds its lock. Nothing was changed. Wait for it, or name another --state-dir.\n"
             )
-        for directory in wiring.ledger(settings).make_private() if mine else ():
+        for directory in app.ledger(settings).make_private() if mine else ():
             sys.stderr.write(
                 f"profile-loader: others could write {directory}; its mode was changed\n"
             )
@@ -308,25 +308,25 @@ def _lock(settings: Settings) -> Iterator[bool]:
 
 
 def _say(lines: Iterable[str]) -> None:
-    from agent.reporters import table
+    from agent.reporting import table
 
     sys.stderr.writelines(f"profile-loader: {table.clean(one)}\n" for one in lines)
 
 
 def _tell(
     report: Report,
-    settings: Settings,
+    settings: Config,
     *,
     selectors: bool = False,
     nothing: str = "Nothing to do",
 ) -> int:
     status = exit_status(report, allow_unsupported=settings.allow_unsupported)
     if settings.output == "json":
-        from agent.reporters import document
+        from agent.reporting import json_report
 
-        _print(document.document(report, exit_status=status, domain=settings.label_domain))
+        _print(json_report.document(report, exit_status=status, domain=settings.label_domain))
     else:
-        from agent.reporters import table
+        from agent.reporting import table
 
         width = shutil.get_terminal_size((80, 24)).columns
         domain = settings.label_domain if selectors else ""
@@ -368,11 +368,11 @@ def _open_closed() -> None:
 
 
 def _read_config(path: str) -> object:
-    from agent.sources import documents
+    from agent.sources import yaml_documents
 
     try:
-        found = documents.parse(documents.read(path))
-    except documents.NotYaml as error:
+        found = yaml_documents.parse(yaml_documents.read(path))
+    except yaml_documents.InvalidYamlError as error:
         raise ValueError(str(error)) from error
     if len(found) > 1:
         raise ValueError("it must be one document")
@@ -381,21 +381,21 @@ def _read_config(path: str) -> object:
 
 def _configuration(error: Exception) -> int:
     """Tell what of the outside is not as the options say; 0 if it is something else: a bug."""
-    from agent import wiring
+    from agent import app
 
-    if isinstance(error, wiring.Unserved):
+    if isinstance(error, app.StartupError):
         sys.stderr.write(f"profile-loader: {error}\n")
         return USAGE
-    if "agent.doors.kube" not in sys.modules:
+    if "agent.kube.client" not in sys.modules:
         return 0
-    from agent.doors import kube
+    from agent.kube import client
 
-    if not isinstance(error, kube.KubeError):
+    if not isinstance(error, client.KubeError):
         return 0
-    if isinstance(error, kube.NoCluster):
+    if isinstance(error, client.NoClusterError):
         sys.stderr.write(f"profile-loader: {error}\n")
         return USAGE
-    did = "refused" if isinstance(error, kube.Refused) else "cannot be reached"
+    did = "refused" if isinstance(error, client.RefusedError) else "cannot be reached"
     sys.stderr.write(f"profile-loader: the API server {did}: {error}\n")
     return UNREAD
 

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from agent import settings as options
-from agent.reporters import table
-from agent.settings import Settings
-from agent.sources import opening
+from agent import config as options
+from agent.config import Config
+from agent.reporting import table
+from agent.sources import source_spec
 
 EXIT_STATUSES = {
     "0": "everything desired is in place (a removal that waits for its users does not count)",
@@ -78,7 +78,7 @@ _SETTINGS_OF = {
 class Run:
     """Install profiles, once or again and again."""
 
-    settings: Settings
+    settings: Config
     oneshot: bool
 
 
@@ -86,7 +86,7 @@ class Run:
 class Check:
     """Check files, directories and manifests. arch: as `uname -m` prints it, empty: this one."""
 
-    settings: Settings
+    settings: Config
     paths: tuple[str, ...]
     arch: str
 
@@ -95,14 +95,14 @@ class Check:
 class Status:
     """Tell what is installed."""
 
-    settings: Settings
+    settings: Config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restore:
     """Put back what the ledger holds."""
 
-    settings: Settings
+    settings: Config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +119,7 @@ class Render:
 class Unlabel:
     """Take the labels off the Node."""
 
-    settings: Settings
+    settings: Config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,9 +181,9 @@ def parse(
         {name: one for name, one in given.items() if name in options.BY_NAME}, environ, file
     )
     told = told.union(file, (one.name for one in options.OPTIONS if one.variable in environ))
-    mistakes += joined if not isinstance(joined, Settings) else ()
+    mistakes += joined if not isinstance(joined, Config) else ()
     mistakes += _needed(command, told)
-    if not isinstance(joined, Settings):
+    if not isinstance(joined, Config):
         return _usage(mistakes, command)
     mistakes += _no_sources("--source", joined.source) if command == "run" else []
     mistakes += _no_sources("PATH", _paths(given))
@@ -268,18 +268,18 @@ def _no_sources(where: str, texts: Sequence[str]) -> list[str]:
     mistakes = []
     for text in texts:
         try:
-            found = opening.open_source(text)
+            found = source_spec.open_source(text)
         except ValueError as error:
             mistakes.append(f"{where}: {error}")
             continue
-        if where == "PATH" and isinstance(found, opening.Wanted):
+        if where == "PATH" and isinstance(found, source_spec.ConfigMapSpec):
             mistakes.append(f'{where}: "{text}" is in the API server; only files are checked')
     return mistakes
 
 
 def _no_arch(arch: str) -> list[str]:
     """Return why nothing can be checked for a machine of that name."""
-    from agent.kinds.seccomp.canonical import MACHINES
+    from agent.backends.seccomp.canonical import MACHINES
 
     if arch in MACHINES:
         return []
@@ -287,7 +287,7 @@ def _no_arch(arch: str) -> list[str]:
     return [f'--arch: "{arch}" must be one of: {", ".join(sorted(MACHINES))}.{near}']
 
 
-def _no_daemon(joined: Settings, given: Mapping[str, object]) -> list[str]:
+def _no_daemon(joined: Config, given: Mapping[str, object]) -> list[str]:
     """Return which options do not go together."""
     mistakes = []
     if joined.dry_run and "oneshot" not in given:
@@ -324,7 +324,7 @@ def _no_names(given: Mapping[str, object]) -> list[str]:
     ]
 
 
-def _parsed(command: str, joined: Settings, given: Mapping[str, object]) -> Parsed:
+def _parsed(command: str, joined: Config, given: Mapping[str, object]) -> Parsed:
     match command:
         case "check":
             return Check(settings=joined, paths=_paths(given), arch=str(given.get("arch", "")))

@@ -34,11 +34,12 @@ REPAIRED: Final = 50
 POLL_SECONDS: Final = 30
 # What `python -m agent --oneshot --kinds=apparmor` with a directory imports of the agent.
 IMPORTS: Final = (
-    "import agent.__main__, agent.cli, agent.wiring, agent.oneshot, agent.kinds.apparmor.kind, "
-    "agent.sources.directory, agent.reporters.table, agent.reporters.logs"
+    "import agent.__main__, agent.cli, agent.app, agent.reconciler, "
+    "agent.backends.apparmor.backend, "
+    "agent.sources.directory, agent.reporting.table, agent.reporting.logs"
 )
 # Between two removals: what comes less than 0.25 s after the end of a pass may be one of a storm,
-# and waits for it (agent/daemon.py). Where Python is emulated a pass ends long after the load.
+# and waits for it (agent/controller.py). Where Python is emulated a pass ends long after the load.
 _GAP_SECONDS: Final = 1.0
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from agent.oneshot import Pass
-    from agent.settings import Settings
-    from agent.sources.cluster import ConfigMaps
+    from agent.config import Config
+    from agent.reconciler import Reconciler
+    from agent.sources.configmap import ConfigMapSource
 
 NAMESPACE = "bench"
 YOUNG_SECONDS = 3.0  # a file that is younger is read again: agent/sources/directory.py
@@ -22,7 +22,7 @@ _PROCESSES = 1000
 _CONFINED = 50  # of them
 
 
-def _settings(source: str, root: str, kinds: str) -> "Settings":
+def _settings(source: str, root: str, kinds: str) -> "Config":
     from agent import cli
 
     Path(root).mkdir(exist_ok=True)
@@ -33,24 +33,24 @@ def _settings(source: str, root: str, kinds: str) -> "Settings":
     return parsed.settings
 
 
-def _pass(source: str, root: str, kinds: str) -> "Pass":
+def _pass(source: str, root: str, kinds: str) -> "Reconciler":
     """Return a pass as the daemon has it; the source `api:DIR` gives a directory as ConfigMaps."""
-    from agent import wiring
+    from agent import app
 
     scheme, _, path = source.partition(":")
     if scheme != "api":
-        return wiring.one_pass(_settings(source, root, kinds))
-    made = wiring.one_pass(_settings(f"dir:{path}", root, kinds))
+        return app.one_pass(_settings(source, root, kinds))
+    made = app.one_pass(_settings(f"dir:{path}", root, kinds))
     made.sources = [_config_maps(Path(path))]
     return made
 
 
-def _config_maps(directory: Path) -> "ConfigMaps":
+def _config_maps(directory: Path) -> "ConfigMapSource":
     """Return a source that knows what an API server said long ago."""
     from agent.core.labels import DOMAIN
-    from agent.doors.reflect import Copy
-    from agent.sources.cluster import ConfigMaps, keep
-    from agent.sources.opening import Wanted
+    from agent.kube.reflector import Store
+    from agent.sources.configmap import ConfigMapSource, keep
+    from agent.sources.source_spec import ConfigMapSpec
 
     files = sorted(directory.iterdir())
     objects = {}
@@ -60,8 +60,8 @@ def _config_maps(directory: Path) -> "ConfigMaps":
         meta = {"name": name, "namespace": NAMESPACE}
         document = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": data}
         objects[name] = keep(DOMAIN)(document)
-    copy = Copy(objects=objects)
-    return ConfigMaps(Wanted(namespace=NAMESPACE), copy=lambda: copy, node_labels=dict)
+    copy = Store(objects=objects)
+    return ConfigMapSource(ConfigMapSpec(namespace=NAMESPACE), copy=lambda: copy, node_labels=dict)
 
 
 def passes(source: str, root: str, kinds: str, runs: str) -> None:
@@ -84,7 +84,7 @@ def passes(source: str, root: str, kinds: str, runs: str) -> None:
     one.run(full=True)
     full = (time.monotonic() - begin, time.process_time() - cpu)
     states: dict[str, int] = {}
-    for row in report.rows:
+    for row in report.profiles:
         states[row.state] = states.get(row.state, 0) + 1
     found = {"first": first, "more": more, "full": full, "states": states, "memory": _memory()}
     sys.stdout.write(json.dumps(found))
@@ -141,8 +141,8 @@ def look(top: str, threads: str = "1") -> None:
     They are plain files below top, as procfs has them; this process takes top as its root. threads:
     how many each process has.
     """
-    from agent.doors.host import Host
-    from agent.kinds.apparmor.confinement import ConfinementTracker
+    from agent.backends.apparmor.confinement_tracker import ConfinementTracker
+    from agent.host.filesystem import Host
 
     for pid in range(1, _PROCESSES + 1):
         confined = pid % (_PROCESSES // _CONFINED) == 0
@@ -158,7 +158,7 @@ def look(top: str, threads: str = "1") -> None:
     found = []
     for _ in range(10):
         cpu = time.process_time()
-        tracker.look(["web"])
+        tracker.observe(["web"])
         found.append(time.process_time() - cpu)
     sys.stdout.write(json.dumps({"cpu": found}))
 

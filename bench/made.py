@@ -61,7 +61,7 @@ def seccomp(number: int, syscalls: int = SYSCALLS) -> str:
 
 
 def _names() -> list[str]:
-    from agent.kinds.seccomp import syscalls
+    from agent.backends.seccomp import syscalls
 
     left = {"personality", "socketcall", "ipc"}
     return sorted(syscalls.KNOWN - left)

@@ -7,9 +7,9 @@ nothing; a wrong uid is a conflict; a Node that is not there would have to be cr
 
 import copy as copies
 
-from agent.doors.kube import JSON_PATCH, MANAGER, Refused
-from agent.doors.reflect import Copy
-from agent.reporters import node
+from agent.kube import node_labels
+from agent.kube.client import JSON_PATCH, MANAGER, RefusedError
+from agent.kube.reflector import Store
 
 NAME = "worker"
 UID = "uid-1"
@@ -17,7 +17,7 @@ BOOT_ID = "7d0c6a2e-0000-4000-8000-000000000001"
 
 
 class ApiServer:
-    """What it was asked stands in `asked`. The calls are those of agent.doors.kube.Api.
+    """What it was asked stands in `asked`. The calls are those of agent.kube.client.Api.
 
     errors: raised by the next requests, one each, which are not carried out. lost: raised by the
     next ones after they were carried out. bound: the Node uid in the caller's token. policy: says
@@ -73,10 +73,10 @@ class ApiServer:
     def apply(self, path, body):
         self._begin("APPLY", path)
         if self.node is None:
-            raise Refused(403, "Forbidden", "nodes is forbidden: cannot create")
+            raise RefusedError(403, "Forbidden", "nodes is forbidden: cannot create")
         wanted = body["metadata"]["labels"]
         if body["metadata"].get("uid") not in (None, self.node["metadata"]["uid"]):
-            raise Refused(409, "Conflict", "Precondition failed: UID")
+            raise RefusedError(409, "Conflict", "Precondition failed: UID")
         before = (dict(self.labels), copies.deepcopy(self.owners))
         for key, value in wanted.items():
             shared = self.owners.get(key, set()) if self.labels.get(key) == value else set()
@@ -90,7 +90,7 @@ class ApiServer:
         denied = self.policy(before[0], self.labels)
         if denied:
             self.node["metadata"]["labels"], self.owners = before
-            raise Refused(403, "Forbidden", denied)
+            raise RefusedError(403, "Forbidden", denied)
         self.version += before != (self.labels, self.owners)
         return self._end(self._node())
 
@@ -106,7 +106,7 @@ class ApiServer:
         for one in body:
             index = int(one["path"].removeprefix("/spec/taints/"))
             if one["op"] == "test" and taints[index] != one["value"]:
-                raise Refused(422, "Invalid", "the test failed")
+                raise RefusedError(422, "Invalid", "the test failed")
             if one["op"] == "remove":
                 del taints[index]
         self.version += 1
@@ -124,7 +124,7 @@ class ApiServer:
             for part in parts[:-1]:
                 holder = holder[int(part) if isinstance(holder, list) else part]
             if one["op"] == "test" and holder.get(parts[-1]) != one["value"]:
-                raise Refused(422, "Invalid", "the test failed")
+                raise RefusedError(422, "Invalid", "the test failed")
             if one["op"] == "remove":
                 del holder[parts[-1]]
             if one["op"] == "replace":
@@ -150,7 +150,7 @@ class ApiServer:
 
     def _node(self):
         if self.node is None:
-            raise Refused(404, "NotFound", "not found")
+            raise RefusedError(404, "NotFound", "not found")
         return copies.deepcopy(self.node)
 
     def requests(self):
@@ -164,7 +164,7 @@ class Watched:
 
     def __init__(self, server):
         self.server = server
-        self.copy = Copy(objects=None, why="not read yet", tried=False)
+        self.copy = Store(objects=None, reason="not read yet", tried=False)
 
     def __call__(self):
         return self.copy
@@ -172,11 +172,13 @@ class Watched:
     def deliver(self):
         """Let everything that happened on the server arrive."""
         found = self.server.node
-        self._take(Copy(objects={} if found is None else {NAME: node.keep(copies.deepcopy(found))}))
+        self._take(
+            Store(objects={} if found is None else {NAME: node_labels.keep(copies.deepcopy(found))})
+        )
 
-    def fail(self, why="no answer in time", status=0):
+    def fail(self, reason="no answer in time", status=0):
         """Let the copy be unconfirmed from now on."""
-        self._take(Copy(objects=self.copy.objects, why=why, status=status))
+        self._take(Store(objects=self.copy.objects, reason=reason, status=status))
 
     def _take(self, new):
         if new != self.copy:

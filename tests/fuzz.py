@@ -17,14 +17,14 @@ import time
 import traceback
 from pathlib import Path
 
-from agent import wiring
-from agent.core import recognise
-from agent.core.model import Blob
-from agent.doors.host import Host
-from agent.kinds.apparmor import judge, leaving, policy, text
-from agent.kinds.apparmor.kind import AppArmor
-from agent.settings import Settings
-from agent.sources.manifest import Manifest
+from agent import app
+from agent.backends.apparmor import compiled_policy, escape_rules, source_checks, validation
+from agent.backends.apparmor.backend import AppArmorBackend
+from agent.config import Config
+from agent.core import classify
+from agent.core.model import SourceKey
+from agent.host.filesystem import Host
+from agent.sources.manifest import ManifestSource
 from tests.inspection import inspected
 from tests.system.guest import pace
 
@@ -128,30 +128,30 @@ def _places(value):
 
 def before_the_parser(manifest):
     """Return every function that meets bytes before, beside or without the parser."""
-    seccomp = wiring.kinds(Settings(kinds=frozenset({"seccomp"})))["seccomp"]
-    docker = wiring.kinds(Settings(kinds=frozenset({"seccomp"}), seccomp_format="docker"))
+    seccomp = app.kinds(Config(kinds=frozenset({"seccomp"})))["seccomp"]
+    docker = app.kinds(Config(kinds=frozenset({"seccomp"}), seccomp_format="docker"))
 
     def blob(content):
-        return Blob(origin="dir fuzz", key="key", content=content)
+        return SourceKey(profile_set="dir fuzz", key="key", content=content)
 
     def texts(content):
         source = content.decode("utf-8", "replace")
-        text.refusals(source.encode("utf-8", "surrogatepass"))
-        text.undecided(content)
-        text.variable_names(source)
-        leaving.warnings(source)
+        source_checks.refusals(source.encode("utf-8", "surrogatepass"))
+        source_checks.undecided(content)
+        source_checks.variable_names(source)
+        escape_rules.warnings(source)
 
     def compiled(content):
         try:
-            declared = policy.read(content)
-        except policy.PolicyError:
+            declared = compiled_policy.read(content)
+        except compiled_policy.PolicyError:
             return
-        judge.refusals(declared, "", judge.Rules())
-        judge.warnings(declared, "")
+        validation.refusals(declared, "", validation.ValidationRules())
+        validation.warnings(declared, "")
 
     def manifests(content):
         manifest.write_bytes(content)
-        Manifest(str(manifest)).read()
+        ManifestSource(str(manifest)).read()
 
     return {
         "seccomp": lambda content: seccomp.inspect(blob(content)),
@@ -159,7 +159,7 @@ def before_the_parser(manifest):
         "text": texts,
         "policy": compiled,
         "manifest": manifests,
-        "recognise": lambda content: recognise.kind_of("key", content),
+        "recognise": lambda content: classify.classify("key", content),
     }
 
 
@@ -168,7 +168,7 @@ def shipped():
     found = {"seccomp": [], "apparmor": []}
     for path in sorted(SHIPPED.rglob("*")):
         if path.is_file():
-            kind = recognise.kind_of(path.name, path.read_bytes())
+            kind = classify.classify(path.name, path.read_bytes())
             if kind:
                 found[kind].append(path.read_bytes())
     return found["seccomp"], found["apparmor"]
@@ -197,15 +197,15 @@ def main():
     filters, profiles = shipped()
     with tempfile.TemporaryDirectory() as folder:
         functions = before_the_parser(Path(folder) / "manifest.yaml")
-        kind = AppArmor(host=Host("/"), cpu_limit=10.0, checking=True)
+        kind = AppArmorBackend(host=Host("/"), cpu_limit=10.0, checking=True)
         if kind.parser.missing():
             print(kind.parser.missing(), file=sys.stderr)
             return 2
         functions["parser"] = lambda content: inspected(
-            kind, Blob(origin="dir fuzz", key="key", content=content)
+            kind, SourceKey(profile_set="dir fuzz", key="key", content=content)
         )
         shipped_profiles = [
-            Blob(origin="dir profiles", key=str(number), content=text)
+            SourceKey(profile_set="dir profiles", key=str(number), content=text)
             for number, text in enumerate(profiles)
         ]
         blobs = [profile.body for profile in inspected(kind, *shipped_profiles)]

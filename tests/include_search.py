@@ -22,7 +22,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from agent.kinds.apparmor import parser, text
+from agent.backends.apparmor import parser, source_checks
 from tests.system import kept, releases
 
 PACKAGES = ("apparmor", "libapparmor1", "libc6", "libstdc++6", "libgcc-s1")
@@ -343,10 +343,16 @@ def search(random_, commands, root, passing):
         groups = {"passed": {}, "undecided": {}, "refused": {}}
         for number in range(BATCH):
             content = generated(random_, canaries.paths(number)).encode("utf-8", "replace")
-            problems = text.refusals(content)
-            group = "refused" if problems else "undecided" if text.undecided(content) else "passed"
+            findings = source_checks.refusals(content)
+            group = (
+                "refused"
+                if findings
+                else "undecided"
+                if source_checks.undecided(content)
+                else "passed"
+            )
             groups[group][number] = content
-            if problems and problems[0].code != "include_refused":
+            if findings and findings[0].code != "include_refused":
                 del groups[group][number]
                 counts["unsafe"] += 1
         for group, contents in groups.items():

@@ -7,7 +7,7 @@ def inspected(kind, *blobs):
     """Return the results of all inspections, once no text is being compiled."""
     results = [kind.inspect(blob) for blob in blobs]
     while any(isinstance(result, Pending) for result in results) and kind.wait(no_progress):
-        kind.begin()
+        kind.begin_pass()
         results = [kind.inspect(blob) for blob in blobs]
     return results
 

@@ -1,21 +1,21 @@
 """Builders of reports for specifications of what reads them."""
 
-from agent.core.report import Report, Row, SetStatus, Support
+from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
 
 D = "example.org"
 SET = "configmap ns/web"
-READ = (SetStatus(origin=SET, state="read", keys=1),)
+READ = (ProfileSetStatus(profile_set=SET, state="read", keys=1),)
 
 
 def row(name="a.json", state="installed", kind="seccomp", origin=SET, **more):
-    fields = {"key": name, "localhost_profile": name, "action": "keep", "why": "", **more}
-    return Row(kind=kind, origin=origin, name=name, state=state, **fields)
+    fields = {"key": name, "localhost_profile": name, "action": "keep", "reason": "", **more}
+    return ProfileStatus(kind=kind, profile_set=origin, name=name, state=state, **fields)
 
 
-def report(*rows, sets=READ, problems=(), **supports):
+def report(*rows, sets=READ, findings=(), **supports):
     return Report(
-        rows=rows,
-        sets=sets,
-        supports={kind: Support(state=state) for kind, state in supports.items()},
-        problems=problems,
+        profiles=rows,
+        profile_sets=sets,
+        kind_support={kind: KindSupport(state=state) for kind, state in supports.items()},
+        findings=findings,
     )

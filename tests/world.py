@@ -8,21 +8,21 @@ from dataclasses import dataclass, field, replace
 
 from agent.core import model, plan
 from agent.core.desired import join
+from agent.core.findings import Finding
 from agent.core.model import (
-    CannotTell,
-    Fact,
-    Id,
     InUse,
+    KeyId,
+    Observation,
+    ObservedProfile,
     Profile,
     Rejection,
-    Seen,
+    UnknownUse,
     Unused,
     Version,
 )
-from agent.core.ownership import owned
-from agent.core.ports import Failed, Installed, Removed, StillUsed
-from agent.core.problems import Problem
-from agent.core.reconcile import Reconciler
+from agent.core.ownership import owned_names
+from agent.core.ports import Failed, Installed, Removed, StillInUse
+from agent.executor import Executor
 
 
 class Killed(BaseException):
@@ -131,25 +131,25 @@ class MemoryKind:
     def __init__(self, node, steps):
         self.node, self.steps = node, steps
 
-    def fits(self, context):
+    def accepts_context(self, context):
         return context == ""
 
-    def begin(self):
+    def begin_pass(self):
         pass
 
     def wait(self, progress):
         return False
 
     def inspect(self, blob):
-        id_ = Id(kind=self.name, origin=blob.origin, key=blob.key)
+        id_ = KeyId(kind=self.name, profile_set=blob.profile_set, key=blob.key)
         if blob.content.startswith(b"!"):
-            problem = Problem(code="parser_rejected", where=blob.key, what="refused")
-            return Rejection(id=id_, problems=(problem,))
+            finding = Finding(code="parser_rejected", location=blob.key, message="refused")
+            return Rejection(id=id_, findings=(finding,))
         names = tuple(sorted(set(blob.content.split(b":")[0].decode().split(","))))
         version = Version(
-            provides=names,
-            source=model.digest(blob.content),
-            body=model.digest(b"compiled " + blob.content),
+            names=names,
+            source_digest=model.digest(blob.content),
+            body_digest=model.digest(b"compiled " + blob.content),
             evidence={name: token(b"compiled " + blob.content) for name in names},
         )
         return Profile(
@@ -162,28 +162,33 @@ class MemoryKind:
     def sandbox(self):
         return None
 
-    def observe(self, names, suspects):
+    def observe(self, names, removal_candidates):
         node = self.node
         node.number()
         node.settle()
         facts = {
-            name: Fact(
+            name: ObservedProfile(
                 evidence=node.evidence(name), is_own=node.is_own(name), is_readable=node.readable
             )
             for name in names
             if name in node.loaded
         }
-        uses = {name: InUse(pids=(1,)) if name in self.node.used else Unused() for name in suspects}
-        return Seen(facts=facts, uses=uses)
+        uses = {
+            name: InUse(pids=(1,)) if name in self.node.used else Unused()
+            for name in removal_candidates
+        }
+        return Observation(profiles=facts, uses=uses)
 
-    def put(self, profile, *, ours, foreign=()):
-        names = profile.version.provides
+    def install(self, profile, *, replaceable, foreign=()):
+        names = profile.version.names
         if profile.body.endswith(b":?"):
-            return Failed(problem=Problem(code="kernel_refused", where=names[0], what="EPROTO"))
+            return Failed(
+                finding=Finding(code="kernel_refused", location=names[0], message="EPROTO")
+            )
         for name in names:
-            if name in self.node.loaded and name not in ours:
-                problem = Problem(code="foreign_name", where=name, what="appeared meanwhile")
-                return Failed(problem=problem)
+            if name in self.node.loaded and name not in replaceable:
+                finding = Finding(code="foreign_name", location=name, message="appeared meanwhile")
+                return Failed(finding=finding)
         node = self.node
         node.number()
         mine = frozenset(names) - frozenset(foreign)
@@ -204,15 +209,17 @@ class MemoryKind:
         self.steps()
         return Installed(evidence={name: node.evidence(name) for name in names}, modes={})
 
-    def remove(self, names, evidence, *, prove):
-        if prove and self.node.used & set(names):
-            return StillUsed(uses={name: CannotTell(why="used") for name in names})
+    def remove(self, names, evidence, *, require_unused):
+        if require_unused and self.node.used & set(names):
+            return StillInUse(uses={name: UnknownUse(reason="used") for name in names})
         for name in names:
             if name not in self.node.loaded:
                 continue
             self.node.number()
             if not self.node.evidence(name) & evidence[name] or not self.node.is_own(name):
-                return Failed(problem=Problem(code="foreign_name", where=name, what="replaced"))
+                return Failed(
+                    finding=Finding(code="foreign_name", location=name, message="replaced")
+                )
         self.steps()
         for name in names:
             self.node.lost += [self.node.objects[name]] if name in self.node.loaded else []
@@ -221,7 +228,7 @@ class MemoryKind:
         return Removed()
 
 
-FULL = Problem(code="write_failed", where="ledger", what="ENOSPC")
+FULL = Finding(code="write_failed", location="ledger", message="ENOSPC")
 
 
 class MemoryLedger:
@@ -240,11 +247,11 @@ class MemoryLedger:
         self.node.entries[entry.id] = entry
         return None
 
-    def drop(self, id_):
+    def delete(self, id_):
         self.steps()
         self.node.entries.pop(id_, None)
 
-    def keep(self, content):
+    def store_content(self, content):
         if self.node.full:
             return FULL
         if model.digest(content) not in self.node.bodies:
@@ -252,26 +259,26 @@ class MemoryLedger:
             self.node.bodies[model.digest(content)] = content
         return None
 
-    def has(self, digest):
+    def has_content(self, digest):
         return digest in self.node.bodies
 
-    def body(self, digest):
+    def content(self, digest):
         return self.node.bodies.get(digest)
 
 
 def turn(node, snapshots, *, steps=None, observed=None, options=None):
     """Run one pass over the node; return its outcomes."""
     steps = steps or Steps()
-    options = options or plan.Options()
+    options = options or plan.PlanOptions()
     kind, ledger = MemoryKind(node, steps), MemoryLedger(node, steps)
     wanted = join(snapshots, lambda _, blob: kind.inspect(blob), frozenset({kind.name}))
     entries = ledger.entries()
-    names = {n for profile in wanted.profiles.values() for n in profile.version.provides}
-    names |= {n for entry in entries.values() for n in owned(entry)}
-    seen = observed or kind.observe(names, plan.suspects(wanted, entries, options))
+    names = {n for profile in wanted.profiles.values() for n in profile.version.names}
+    names |= {n for entry in entries.values() for n in owned_names(entry)}
+    seen = observed or kind.observe(names, plan.removal_candidates(wanted, entries, options))
     actions = plan.plan(wanted, entries, {kind.name: seen}, options)
-    runner = Reconciler(kinds={kind.name: kind}, ledger=ledger, entries=entries, clock=lambda: 0.0)
-    return runner.run(actions)
+    runner = Executor(kinds={kind.name: kind}, ledger=ledger, entries=entries, clock=lambda: 0.0)
+    return runner.execute(actions)
 
 
 def settled(node):

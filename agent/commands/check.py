@@ -9,15 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agent.core import account, desired, recognise
-from agent.core.model import Blob, Emptied, Id, Inspected, KindName, Snapshot, Unreadable
-from agent.core.problems import Problem
-from agent.core.report import PENDING, Report, Row, State
-from agent.doors.host import Host
-from agent.kinds.apparmor.kind import AppArmor
-from agent.kinds.seccomp.kind import Seccomp
-from agent.settings import Settings
-from agent.sources import limits, opening
+from agent.backends.apparmor.backend import AppArmorBackend
+from agent.backends.seccomp.backend import SeccompBackend
+from agent.config import Config
+from agent.core import classify, desired, report_builder
+from agent.core.findings import Finding
+from agent.core.model import Emptied, Inspected, KeyId, ProfileKind, Snapshot, SourceKey, Unreadable
+from agent.core.report import PENDING, ProfileStatus, Report, State
+from agent.host.filesystem import Host
+from agent.sources import limits, source_spec
 
 _MANIFESTS = (".yaml", ".yml")
 _HINTS = {
@@ -37,11 +37,11 @@ class Checked:
 
 
 def check(
-    settings: Settings, paths: Sequence[str], arch: str, progress: Callable[[int, int], None]
+    settings: Config, paths: Sequence[str], arch: str, progress: Callable[[int, int], None]
 ) -> Checked:
     """Check every key below the paths. progress: see `agent.core.ports.Kind.wait`."""
     host = Host("/")
-    apparmor = AppArmor(
+    apparmor = AppArmorBackend(
         host=host,
         parser=settings.apparmor_parser,
         cpu_limit=settings.parser_timeout,
@@ -50,7 +50,7 @@ def check(
         allow_unconfined_mode=settings.allow_unconfined_mode,
         checking=True,
     )
-    seccomp = Seccomp(
+    seccomp = SeccompBackend(
         host=host,
         prefix=settings.seccomp_prefix,
         format=settings.seccomp_format,
@@ -58,10 +58,10 @@ def check(
         machine=arch or platform.machine(),
     )
 
-    def inspect(kind: KindName, blob: Blob) -> Inspected:
+    def inspect(kind: ProfileKind, blob: SourceKey) -> Inspected:
         return apparmor.inspect(blob) if kind == "apparmor" else seccomp.inspect(blob)
 
-    kinds: frozenset[KindName] = frozenset(
+    kinds: frozenset[ProfileKind] = frozenset(
         kind for kind in ("apparmor", "seccomp") if kind in settings.kinds
     )
     singles, others = _sorted(paths)
@@ -75,7 +75,7 @@ def check(
 
     joined = join()
     while any(one.pending for one in joined) and apparmor.wait(progress):
-        apparmor.begin()
+        apparmor.begin_pass()
         joined = join()
     rows = [row for one in joined for row in _rows(one)]
     if rows:  # a README among the files is no mistake, if it is not all there is
@@ -83,19 +83,19 @@ def check(
     snapshots = [*sets, *folders]
     compiled = any(row.kind == "apparmor" for row in rows)
     report = Report(
-        rows=tuple(sorted(rows, key=lambda row: (row.origin, row.key, row.name))),
-        sets=tuple(account.status(one) for one in snapshots),
-        supports={},
-        problems=(
+        profiles=tuple(sorted(rows, key=lambda row: (row.profile_set, row.key, row.name))),
+        profile_sets=tuple(report_builder.profile_set_status(one) for one in snapshots),
+        kind_support={},
+        findings=(
             *(one for one in map(_unread, snapshots) if one is not None),
-            *(account.unsandboxed([apparmor.sandbox()]) if compiled else ()),
+            *(report_builder.unsandboxed([apparmor.sandbox()]) if compiled else ()),
         ),
     )
     skipped = [
         f"{path} was not looked at: by its name it is no profile"
         for files in singles.values()
         for path in files
-        if recognise.kind_of(path, b"") is None
+        if classify.classify(path, b"") is None
     ]
     skipped += [one for path in others for one in _manifests(path)]
     skipped += [
@@ -132,9 +132,9 @@ def _manifests(path: str) -> list[str]:
 
 def _source(path: str) -> tuple[Snapshot, ...]:
     """Read a directory or a manifest."""
-    source = opening.open_source(path)
+    source = source_spec.open_source(path)
     # The command line has refused ConfigMaps of the API server.
-    return () if isinstance(source, opening.Wanted) else source.read()
+    return () if isinstance(source, source_spec.ConfigMapSpec) else source.read()
 
 
 def _folder(folder: Path, files: Sequence[str]) -> tuple[Snapshot, ...]:
@@ -144,74 +144,74 @@ def _folder(folder: Path, files: Sequence[str]) -> tuple[Snapshot, ...]:
     """
     unread: list[Snapshot] = []
     unnamed: list[Snapshot] = []
-    blobs: list[Blob] = []
-    refused: list[tuple[str, Problem]] = []
+    blobs: list[SourceKey] = []
+    refused: list[tuple[str, Finding]] = []
     origin = f"dir {folder}"
     for path in files:
         try:
             with Path(path).open("rb") as file:
                 content = file.read(limits.KEY_BYTES + 1)
         except OSError as error:
-            unread.append(Unreadable(origin=path, why=f"{path}: {error.strerror}"))
+            unread.append(Unreadable(profile_set=path, reason=f"{path}: {error.strerror}"))
             continue
         if len(content) > limits.KEY_BYTES:
             refused.append((path, limits.too_large(path)))
-        elif recognise.kind_of(path, content) is not None:
+        elif classify.classify(path, content) is not None:
             name = Path(path).name
-            blobs.append(Blob(origin=origin, key=path, name=name, content=content))
+            blobs.append(SourceKey(profile_set=origin, key=path, name=name, content=content))
         else:
-            unnamed.append(Emptied(origin=path, revision=""))
+            unnamed.append(Emptied(profile_set=path, revision=""))
     if not blobs and not refused:
         return (*unread, *unnamed)
     return (*unread, limits.snapshot(origin, blobs, refused))
 
 
-def _unread(snapshot: Snapshot) -> Problem | None:
+def _unread(snapshot: Snapshot) -> Finding | None:
     """Return why a path gave no profiles, with what to do about it here, where nothing is kept."""
-    problem = account.unread(snapshot)
-    return replace(problem, hint=_HINTS[problem.code]) if problem is not None else None
+    finding = report_builder.unread_source(snapshot)
+    return replace(finding, hint=_HINTS[finding.code]) if finding is not None else None
 
 
-def _rows(joined: desired.Desired) -> list[Row]:
-    rows: list[Row] = []
+def _rows(joined: desired.Desired) -> list[ProfileStatus]:
+    rows: list[ProfileStatus] = []
     for id_, profile in joined.profiles.items():
         version = profile.version
         rows += [
-            Row(
+            ProfileStatus(
                 kind=id_.kind,
-                origin=id_.origin,
+                profile_set=id_.profile_set,
                 key=id_.key,
                 name=name,
                 localhost_profile=name,
                 state="accepted",
                 action="keep",
-                why="",
-                source=version.source,
+                reason="",
+                source_digest=version.source_digest,
                 mode=version.modes.get(name, ""),
-                problems=profile.remarks * (index == 0),
+                findings=profile.findings * (index == 0),
             )
-            for index, name in enumerate(version.provides)
+            for index, name in enumerate(version.names)
         ]
-    for id_, first in joined.same.items():
+    for id_, first in joined.duplicates.items():
         rows += [_row(id_, "accepted", f'same content as "{first.key}"', ())]
     for id_, rejection in joined.rejections.items():
-        rows.append(replace(_row(id_, "rejected", "", rejection.problems), action="reject"))
+        rows.append(replace(_row(id_, "rejected", "", rejection.findings), action="reject"))
     for id_, unchecked in joined.unchecked.items():
-        rows.append(_row(id_, "unsupported", "", (unchecked.problem,)))
+        rows.append(_row(id_, "unsupported", "", (unchecked.finding,)))
     for id_, pending in joined.pending.items():
-        rows.append(_row(id_, "pending", PENDING, pending.problems))
+        rows.append(_row(id_, "pending", PENDING, pending.findings))
     return rows
 
 
-def _row(id_: Id, state: State, why: str, problems: tuple[Problem, ...]) -> Row:
-    return Row(
+def _row(id_: KeyId, state: State, why: str, findings: tuple[Finding, ...]) -> ProfileStatus:
+    return ProfileStatus(
         kind=id_.kind,
-        origin=id_.origin,
+        profile_set=id_.profile_set,
         key=id_.key,
         name="",
         localhost_profile="",
         state=state,
         action="keep",
-        why=why,
-        problems=problems,
+        reason=why,
+        findings=findings,
     )

@@ -12,8 +12,8 @@ from pathlib import PurePosixPath
 
 import yaml
 
-from agent.core.model import Blob, Emptied, Read
-from agent.sources.directory import Directory
+from agent.core.model import Emptied, Read, SourceKey
+from agent.sources.directory import DirectorySource
 
 LIMIT = 1_000_000  # below the 1 MiB of a ConfigMap (and of etcd's request), its metadata included
 # What the DaemonSet of manifests/base selects by.
@@ -32,15 +32,15 @@ class Rendered:
 
 def render(directory: str, name: str, namespace: str, domain: str) -> Rendered:
     """Render every profile below a directory."""
-    (snapshot,) = Directory(directory).read()
+    (snapshot,) = DirectorySource(directory).read()
     if not isinstance(snapshot, Read):
         why = getattr(snapshot, "why", "it holds no profile")
         read = isinstance(snapshot, Emptied)
         told = why if why.startswith(directory) else f"{directory}: {why}"
         return Rendered(text="", mistakes=(told,), read=read)
-    mistakes = [f'"{key}": {problem.what}' for key, problem in snapshot.refused]
-    folders: dict[str, list[Blob]] = defaultdict(list)
-    for blob in snapshot.blobs:
+    mistakes = [f'"{key}": {finding.message}' for key, finding in snapshot.refused]
+    folders: dict[str, list[SourceKey]] = defaultdict(list)
+    for blob in snapshot.source_keys:
         path = PurePosixPath(blob.key)
         if not _KEY.fullmatch(path.name):
             mistakes.append(f'"{blob.key}": its name cannot be a ConfigMap key; rename the file')
@@ -55,9 +55,9 @@ def render(directory: str, name: str, namespace: str, domain: str) -> Rendered:
     return Rendered(text=text, mistakes=tuple(mistakes))
 
 
-def _split(blobs: list[Blob]) -> list[list[Blob]]:
+def _split(blobs: list[SourceKey]) -> list[list[SourceKey]]:
     """Put blobs into as few parts, in their order, as the limit allows."""
-    parts: list[list[Blob]] = []
+    parts: list[list[SourceKey]] = []
     size = LIMIT
     for blob in blobs:
         more = len(blob.content) * 4 // 3 + len(blob.key) + 16
@@ -70,7 +70,7 @@ def _split(blobs: list[Blob]) -> list[list[Blob]]:
 
 
 def _config_map(
-    name: str, namespace: str, domain: str, prefix: str, blobs: list[Blob]
+    name: str, namespace: str, domain: str, prefix: str, blobs: list[SourceKey]
 ) -> dict[str, object]:
     metadata: dict[str, object] = {"name": name, "namespace": namespace, "labels": dict(LABELS)}
     if prefix:

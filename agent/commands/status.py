@@ -1,56 +1,60 @@
 """Tell what is installed here, from the ledger and the node. Nothing is locked or written."""
 
-from agent import wiring
-from agent.core import account
-from agent.core.model import Entry, KindName, Observed, Seen
-from agent.core.ownership import owned, same
-from agent.core.problems import Problem
-from agent.core.report import Report, Row, State, Support
-from agent.settings import Settings
+from agent import app
+from agent.config import Config
+from agent.core import report_builder
+from agent.core.findings import Finding
+from agent.core.model import LedgerEntry, Observation, Observed, ProfileKind
+from agent.core.ownership import has_same_content, owned_names
+from agent.core.report import KindSupport, ProfileStatus, Report, State
 
 
-def status(settings: Settings) -> Report:
+def status(settings: Config) -> Report:
     """Return a report whose rows are the ledger's entries, each compared with the node."""
-    kinds, ledger = wiring.kinds(settings, write=False), wiring.ledger(settings)
+    kinds, ledger = app.kinds(settings, write=False), app.ledger(settings)
     found = ledger.entries()
-    if isinstance(found, Problem):
-        return Report(rows=(), sets=(), supports={}, problems=(found,))
-    rows: list[Row] = []
-    supports: dict[KindName, Support] = {}
+    if isinstance(found, Finding):
+        return Report(profiles=(), profile_sets=(), kind_support={}, findings=(found,))
+    rows: list[ProfileStatus] = []
+    supports: dict[ProfileKind, KindSupport] = {}
     sandboxes = {name: kind.sandbox() for name, kind in kinds.items()}
-    problems = [*ledger.damaged, *account.unsandboxed(sandboxes.values())]
+    findings = [*ledger.findings, *report_builder.unsandboxed(sandboxes.values())]
     for name, kind in kinds.items():
         entries = [entry for id_, entry in found.items() if id_.kind == name]
-        names = {one for entry in entries for one in owned(entry)}
+        names = {one for entry in entries for one in owned_names(entry)}
         observed = kind.observe(names, ())
-        supports[name] = account.support(observed, sandboxes[name])
-        problems += observed.remarks if isinstance(observed, Seen) else ()
+        supports[name] = report_builder.support_of(observed, sandboxes[name])
+        findings += observed.findings if isinstance(observed, Observation) else ()
         for entry in entries:
             rows += _rows(entry, observed)
     rows.sort(key=lambda row: (row.kind, row.name))
-    return Report(rows=tuple(rows), sets=(), supports=supports, problems=tuple(problems))
+    return Report(
+        profiles=tuple(rows), profile_sets=(), kind_support=supports, findings=tuple(findings)
+    )
 
 
-def _rows(entry: Entry, observed: Observed) -> list[Row]:
+def _rows(entry: LedgerEntry, observed: Observed) -> list[ProfileStatus]:
     version = entry.installed
     rows = []
-    for name, evidence in owned(entry).items():
-        current = version is not None and name in version.provides
-        state, why = _state(name, evidence, observed, entry.how, retired=not current)
+    for name, evidence in owned_names(entry).items():
+        current = version is not None and name in version.names
+        state, why = _state(name, evidence, observed, entry.provenance, retired=not current)
         held = version if current else None
         rows.append(
-            Row(
+            ProfileStatus(
                 kind=entry.id.kind,
-                origin=entry.id.origin,
+                profile_set=entry.id.profile_set,
                 key=entry.id.key,
                 name=name,
                 localhost_profile=name,
                 state=state,
                 action="keep",
-                why=why or entry.how,
-                source=held.source if held is not None else "",
-                installed=held.body if held is not None and entry.id.kind == "seccomp" else "",
-                policy=held.body if held is not None and entry.id.kind == "apparmor" else "",
+                reason=why or entry.provenance,
+                source_digest=held.source_digest if held is not None else "",
+                installed=held.body_digest
+                if held is not None and entry.id.kind == "seccomp"
+                else "",
+                policy=held.body_digest if held is not None and entry.id.kind == "apparmor" else "",
                 mode=_mode(name, observed),
                 desired=current,
             )
@@ -61,12 +65,12 @@ def _rows(entry: Entry, observed: Observed) -> list[Row]:
 def _state(
     name: str, evidence: frozenset[str], observed: Observed, how: str, *, retired: bool
 ) -> tuple[State, str]:
-    if not isinstance(observed, Seen):
-        return "unobservable", observed.problem.what
-    fact = observed.facts.get(name)
+    if not isinstance(observed, Observation):
+        return "unobservable", observed.finding.message
+    fact = observed.profiles.get(name)
     if fact is None:
         return "failed", "absent on the node"
-    if not same(evidence, fact):
+    if not has_same_content(evidence, fact):
         return "failed", "other content on the node"
     if fact.is_own is False and how == "put":
         return "installed", "loaded by another program"
@@ -74,5 +78,5 @@ def _state(
 
 
 def _mode(name: str, observed: Observed) -> str:
-    fact = observed.facts.get(name) if isinstance(observed, Seen) else None
+    fact = observed.profiles.get(name) if isinstance(observed, Observation) else None
     return fact.mode if fact is not None else ""

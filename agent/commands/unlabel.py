@@ -1,12 +1,12 @@
 """Take the agent's labels off a Node: the last step of an uninstall."""
 
-from agent import wiring
-from agent.settings import Settings
+from agent import app
+from agent.config import Config
 
 
-def unlabel(settings: Settings) -> str:
-    """Take them off and say so. Raises agent.doors.kube.KubeError."""
-    found = wiring.cluster(settings, lambda _: None)
+def unlabel(settings: Config) -> str:
+    """Take them off and say so. Raises agent.kube.client.KubeError."""
+    found = app.cluster(settings, lambda _: None)
     if found is None or found.own is None:
         return ""
     found.own.unlabel()

@@ -3,27 +3,27 @@
 Limits on single keys do not bound the total, and the sources are untrusted input. Keys get room in
 a fixed order: keys that have an installed version, then keys of older profile sets, then by name.
 A key without room is rejected with the code `limit_exceeded`, and its last good version stays.
-This module decides; `agent.oneshot` removes from memory what has no room.
+This module decides; `agent.reconciler` removes from memory what has no room.
 """
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from agent.core import recognise
+from agent.core import classify
+from agent.core.findings import Finding
 from agent.core.model import (
-    Blob,
-    Entry,
-    Id,
     Inspected,
-    KindName,
+    KeyId,
+    LedgerEntry,
     Profile,
+    ProfileKind,
     Read,
     Rejection,
     Snapshot,
+    SourceKey,
 )
-from agent.core.ownership import owned
-from agent.core.problems import Problem
+from agent.core.ownership import owned_names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,57 +70,59 @@ SMALLEST: Final = Size(names=1, policy_bytes=1)
 class Candidate:
     """One key of a kind that the agent handles."""
 
-    kind: KindName
-    blob: Blob
+    kind: ProfileKind
+    blob: SourceKey
 
     @property
-    def id(self) -> Id:
+    def id(self) -> KeyId:
         """Return the identity of the key."""
-        return Id(kind=self.kind, origin=self.blob.origin, key=self.blob.key)
+        return KeyId(kind=self.kind, profile_set=self.blob.profile_set, key=self.blob.key)
 
 
 def in_order_of_room(
-    snapshots: Iterable[Snapshot], kinds: Collection[KindName], entries: Mapping[Id, Entry]
+    snapshots: Iterable[Snapshot],
+    kinds: Collection[ProfileKind],
+    entries: Mapping[KeyId, LedgerEntry],
 ) -> list[Candidate]:
     """Return the keys of all sets that were read, those that get room first in front."""
     ranked = [
         ((not _is_installed(entries.get(candidate.id)), snapshot.created), candidate)
         for snapshot in snapshots
         if isinstance(snapshot, Read)
-        for blob in snapshot.blobs
-        if (kind := recognise.kind_of(blob.key, blob.content)) is not None and kind in kinds
+        for blob in snapshot.source_keys
+        if (kind := classify.classify(blob.key, blob.content)) is not None and kind in kinds
         for candidate in (Candidate(kind=kind, blob=blob),)
     ]
-    ranked.sort(key=lambda item: (*item[0], item[1].blob.origin, item[1].blob.key))
+    ranked.sort(key=lambda item: (*item[0], item[1].blob.profile_set, item[1].blob.key))
     return [candidate for _, candidate in ranked]
 
 
-def _is_installed(entry: Entry | None) -> bool:
+def _is_installed(entry: LedgerEntry | None) -> bool:
     return entry is not None and entry.installed is not None
 
 
 @dataclass(slots=True, kw_only=True)
-class Room:
+class AdmissionBudget:
     """What is left of the totals during one pass. Only the main thread uses it."""
 
     limits: Limits = LIMITS
-    entries: Mapping[Id, Entry] = field(default_factory=dict)
+    entries: Mapping[KeyId, LedgerEntry] = field(default_factory=dict)
     _keys: int = 0
     _names: int = 0
     _policy_bytes: int = 0
     _findings: int = 0
     _new_entries: int = 0
     _ledger_names: int = 0
-    _owned: set[tuple[KindName, str]] = field(default_factory=set)
+    _owned: set[tuple[ProfileKind, str]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         """Count the names that the ledger entries own."""
         for entry in self.entries.values():
-            names = owned(entry)
+            names = owned_names(entry)
             self._ledger_names += len(names)
             self._owned.update((entry.id.kind, name) for name in names)
 
-    def refusal(self, id_: Id) -> Rejection | None:
+    def rejection(self, id_: KeyId) -> Rejection | None:
         """Count one key before it is inspected; return why there is no room for it, or None."""
         self._keys += 1
         if self._keys > self.limits.keys:
@@ -133,14 +135,14 @@ class Room:
     def size(self, profile: Profile) -> Size:
         """Return what a profile needs of the totals."""
         entry = self.entries.get(profile.id)
-        mine = owned(entry) if entry is not None else {}
+        mine = owned_names(entry) if entry is not None else {}
         return Size(
-            names=len(profile.version.provides),
+            names=len(profile.version.names),
             policy_bytes=len(profile.body),
-            ledger_names=sum(name not in mine for name in profile.version.provides),
+            ledger_names=sum(name not in mine for name in profile.version.names),
         )
 
-    def fits(self, id_: Id, size: Size) -> bool:
+    def fits(self, id_: KeyId, size: Size) -> bool:
         """Return whether there is room for a profile of this size."""
         return self._obstacle(id_, size) is None
 
@@ -150,23 +152,23 @@ class Room:
         Of findings that exceed their total, one about each key remains, an error if there is one.
         """
         if isinstance(inspected, Rejection):
-            return replace(inspected, problems=self._trimmed(inspected.problems))
+            return replace(inspected, findings=self._trimmed(inspected.findings))
         if not isinstance(inspected, Profile):
             return inspected
         size = self.size(inspected)
         obstacle = self._obstacle(inspected.id, size)
         if obstacle is not None:
             # Names that an entry owns stay claimed, so that they are not removed from the node.
-            names = inspected.version.provides
+            names = inspected.version.names
             claimed = tuple(name for name in names if (inspected.id.kind, name) in self._owned)
-            return replace(_rejection(inspected.id, *obstacle), provides=claimed)
+            return replace(_rejection(inspected.id, *obstacle), names=claimed)
         self._names += size.names
         self._policy_bytes += size.policy_bytes
         self._new_entries += inspected.id not in self.entries
         self._ledger_names += size.ledger_names
-        return replace(inspected, remarks=self._trimmed(inspected.remarks))
+        return replace(inspected, findings=self._trimmed(inspected.findings))
 
-    def _obstacle(self, id_: Id, size: Size) -> tuple[str, str] | None:
+    def _obstacle(self, id_: KeyId, size: Size) -> tuple[str, str] | None:
         """Return which total a profile would exceed, and a hint; None: there is room for it."""
         limits = self.limits
         if self._names + size.names > limits.names:
@@ -181,13 +183,13 @@ class Room:
             return f"the ledger entries own more than {limits.ledger_names} names", _LEDGER
         return None
 
-    def _trimmed(self, problems: tuple[Problem, ...]) -> tuple[Problem, ...]:
+    def _trimmed(self, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
         left = max(0, self.limits.findings - self._findings)
-        if len(problems) > 1 + left:
-            ranked = sorted(problems, key=lambda problem: problem.severity != "error")
-            problems = tuple(ranked[: 1 + left])
-        self._findings += max(0, len(problems) - 1)
-        return problems
+        if len(findings) > 1 + left:
+            ranked = sorted(findings, key=lambda finding: finding.severity != "error")
+            findings = tuple(ranked[: 1 + left])
+        self._findings += max(0, len(findings) - 1)
+        return findings
 
 
 _FEWER: Final = (
@@ -198,23 +200,23 @@ _LEDGER: Final = (
 )
 
 
-def _rejection(id_: Id, reason: str, hint: str = _FEWER) -> Rejection:
-    problem = Problem(
+def _rejection(id_: KeyId, reason: str, hint: str = _FEWER) -> Rejection:
+    finding = Finding(
         code="limit_exceeded",
-        where=id_.key,
-        what=f"The key is not installed, because {reason}. "
+        location=id_.key,
+        message=f"The key is not installed, because {reason}. "
         "Its last good version stays, if there is one.",
         hint=hint,
     )
-    return Rejection(id=id_, problems=(problem,))
+    return Rejection(id=id_, findings=(finding,))
 
 
-def unlisted(origin: str, count: int) -> Problem:
+def unlisted(origin: str, count: int) -> Finding:
     """Return the finding about keys of one profile set that are not reported one by one."""
-    return Problem(
+    return Finding(
         code="limit_exceeded",
-        where=origin,
-        what=f"{count} more keys are not installed, because all profile sets together exceed a "
+        location=origin,
+        message=f"{count} more keys are not installed, because all profile sets together exceed a "
         "limit. Last good versions stay.",
         hint=_FEWER,
     )

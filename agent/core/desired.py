@@ -10,21 +10,21 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, assert_never
 
-from agent.core import recognise
-from agent.core.admission import Room, in_order_of_room
+from agent.core import classify
+from agent.core.admission import AdmissionBudget, in_order_of_room
+from agent.core.findings import Finding, limited
 from agent.core.model import (
-    Blob,
-    Id,
     Inspected,
-    KindName,
+    KeyId,
     Pending,
     Profile,
+    ProfileKind,
     Read,
     Rejection,
     Snapshot,
+    SourceKey,
     Unchecked,
 )
-from agent.core.problems import Problem, bounded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,50 +37,51 @@ class Desired:
     its keys have no room and are in none of the mappings; no ledger entry belongs to them.
     """
 
-    profiles: Mapping[Id, Profile] = field(default_factory=dict)
-    rejections: Mapping[Id, Rejection] = field(default_factory=dict)
-    unchecked: Mapping[Id, Unchecked] = field(default_factory=dict)
-    pending: Mapping[Id, Pending] = field(default_factory=dict)
-    same: Mapping[Id, Id] = field(default_factory=dict)
+    profiles: Mapping[KeyId, Profile] = field(default_factory=dict)
+    rejections: Mapping[KeyId, Rejection] = field(default_factory=dict)
+    unchecked: Mapping[KeyId, Unchecked] = field(default_factory=dict)
+    pending: Mapping[KeyId, Pending] = field(default_factory=dict)
+    duplicates: Mapping[KeyId, KeyId] = field(default_factory=dict)
     keys: frozenset[tuple[str, str]] = frozenset()
-    sets: Mapping[str, Snapshot] = field(default_factory=dict)
+    profile_sets: Mapping[str, Snapshot] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)
     unlisted: Mapping[str, int] = field(default_factory=dict)
 
-    def has(self, id_: Id) -> bool:
+    def has(self, id_: KeyId) -> bool:
         """Return whether the key is there, accepted or not."""
-        keys = (self.profiles, self.rejections, self.unchecked, self.pending, self.same)
+        keys = (self.profiles, self.rejections, self.unchecked, self.pending, self.duplicates)
         return any(id_ in mapping for mapping in keys)
 
-    def stands(self, id_: Id) -> bool:
+    def is_unlisted(self, id_: KeyId) -> bool:
         """Return whether a key's last good version stands, by what is in its place now.
 
         It is there and not accepted, as whatever kind its content looks now; or a directory
         above it was refused, so that it cannot be seen.
         """
         accepted = any(
-            Id(kind=kind, origin=id_.origin, key=id_.key) in one
+            KeyId(kind=kind, profile_set=id_.profile_set, key=id_.key) in one
             for kind in _KINDS
-            for one in (self.profiles, self.same)
+            for one in (self.profiles, self.duplicates)
         )
-        if (id_.origin, id_.key) in self.keys and not accepted:
+        if (id_.profile_set, id_.key) in self.keys and not accepted:
             return True
         above = id_.key.split("/")[:-1]
         return any(
-            Id(kind=kind, origin=id_.origin, key="/".join(above[:depth])) in self.rejections
+            KeyId(kind=kind, profile_set=id_.profile_set, key="/".join(above[:depth]))
+            in self.rejections
             for depth in range(1, len(above) + 1)
             for kind in _KINDS
         )
 
 
-_KINDS: Final[tuple[KindName, ...]] = ("apparmor", "seccomp")
+_KINDS: Final[tuple[ProfileKind, ...]] = ("apparmor", "seccomp")
 
 
 def join(
     snapshots: Iterable[Snapshot],
-    inspect: Callable[[KindName, Blob], Inspected],
-    kinds: frozenset[KindName],
-    room: Room | None = None,
+    inspect: Callable[[ProfileKind, SourceKey], Inspected],
+    kinds: frozenset[ProfileKind],
+    room: AdmissionBudget | None = None,
 ) -> Desired:
     """Inspect every key of every set that was read, then compare them with each other.
 
@@ -88,20 +89,20 @@ def join(
     a rejection of each kind it could be, so that its last good version is held. Keys are inspected
     in the order in which they get room; a key without room is not inspected.
     """
-    room = room if room is not None else Room()
-    sets = {snapshot.origin: snapshot for snapshot in snapshots}
+    room = room if room is not None else AdmissionBudget()
+    sets = {snapshot.profile_set: snapshot for snapshot in snapshots}
     found = _Found()
     unlisted: Counter[str] = Counter()
     listed = 0
     for candidate in in_order_of_room(sets.values(), kinds, room.entries):
-        rejection = room.refusal(candidate.id)
+        rejection = room.rejection(candidate.id)
         if rejection is None:
             found.add(inspect(candidate.kind, candidate.blob))
         elif candidate.id in room.entries or listed < room.limits.listed:
             listed += 1
             found.add(rejection)
         else:
-            unlisted[candidate.blob.origin] += 1
+            unlisted[candidate.blob.profile_set] += 1
     for snapshot in sets.values():
         for rejection in _refused_by_source(snapshot, kinds):
             found.add(rejection)
@@ -111,43 +112,45 @@ def join(
         rejections=found.rejections,
         unchecked=found.unchecked,
         pending=found.pending,
-        same=same,
-        keys=frozenset((one.origin, one.key) for one in _blobs(sets.values())),
-        sets=sets,
+        duplicates=same,
+        keys=frozenset((one.profile_set, one.key) for one in _blobs(sets.values())),
+        profile_sets=sets,
         left_out=dict(_left_out(sets.values(), kinds)),
         unlisted=dict(unlisted),
     )
 
 
-def _blobs(snapshots: Iterable[Snapshot]) -> Iterable[Blob]:
-    return (blob for one in snapshots if isinstance(one, Read) for blob in one.blobs)
+def _blobs(snapshots: Iterable[Snapshot]) -> Iterable[SourceKey]:
+    return (blob for one in snapshots if isinstance(one, Read) for blob in one.source_keys)
 
 
-def _left_out(snapshots: Iterable[Snapshot], kinds: frozenset[KindName]) -> Counter[str]:
+def _left_out(snapshots: Iterable[Snapshot], kinds: frozenset[ProfileKind]) -> Counter[str]:
     """Return how many keys of each set are of kinds that are left out."""
     left_out: Counter[str] = Counter()
     for blob in _blobs(snapshots):
-        kind = recognise.kind_of(blob.key, blob.content)
-        left_out[blob.origin] += kind is not None and kind not in kinds
+        kind = classify.classify(blob.key, blob.content)
+        left_out[blob.profile_set] += kind is not None and kind not in kinds
     return left_out
 
 
-def _refused_by_source(snapshot: Snapshot, kinds: frozenset[KindName]) -> Iterable[Rejection]:
+def _refused_by_source(snapshot: Snapshot, kinds: frozenset[ProfileKind]) -> Iterable[Rejection]:
     """Return the rejections of keys that their source did not read, of each possible kind."""
-    for key, problem in snapshot.refused if isinstance(snapshot, Read) else ():
-        could_be = {recognise.kind_of(key, b""), recognise.kind_of(key, b"{")}
+    for key, finding in snapshot.refused if isinstance(snapshot, Read) else ():
+        could_be = {classify.classify(key, b""), classify.classify(key, b"{")}
         for kind in sorted(kind for kind in could_be if kind is not None and kind in kinds):
-            yield Rejection(id=Id(kind=kind, origin=snapshot.origin, key=key), problems=(problem,))
+            yield Rejection(
+                id=KeyId(kind=kind, profile_set=snapshot.profile_set, key=key), findings=(finding,)
+            )
 
 
 @dataclass(slots=True)
 class _Found:
     """The results of all inspections, by their type."""
 
-    profiles: dict[Id, Profile] = field(default_factory=dict)
-    rejections: dict[Id, Rejection] = field(default_factory=dict)
-    unchecked: dict[Id, Unchecked] = field(default_factory=dict)
-    pending: dict[Id, Pending] = field(default_factory=dict)
+    profiles: dict[KeyId, Profile] = field(default_factory=dict)
+    rejections: dict[KeyId, Rejection] = field(default_factory=dict)
+    unchecked: dict[KeyId, Unchecked] = field(default_factory=dict)
+    pending: dict[KeyId, Pending] = field(default_factory=dict)
 
     def add(self, inspected: Inspected) -> None:
         match inspected:
@@ -163,40 +166,42 @@ class _Found:
                 assert_never(unreachable)
 
 
-def _settle(profiles: dict[Id, Profile], rejections: dict[Id, Rejection]) -> dict[Id, Id]:
+def _settle(
+    profiles: dict[KeyId, Profile], rejections: dict[KeyId, Rejection]
+) -> dict[KeyId, KeyId]:
     """Move conflicting profiles to the rejections; return the duplicates of the others."""
-    claims: dict[tuple[KindName, str], list[Id]] = defaultdict(list)
+    claims: dict[tuple[ProfileKind, str], list[KeyId]] = defaultdict(list)
     for id_, profile in sorted(profiles.items(), key=lambda item: _order(item[0])):
-        for name in profile.version.provides:
+        for name in profile.version.names:
             claims[id_.kind, name].append(id_)
-    same: dict[Id, Id] = {}
-    conflicts: dict[Id, dict[Problem, None]] = defaultdict(dict)
+    same: dict[KeyId, KeyId] = {}
+    conflicts: dict[KeyId, dict[Finding, None]] = defaultdict(dict)
     for (_, name), ids in claims.items():
         if len(ids) == 1:
             continue
-        contents = {(profiles[id_].version.body, profiles[id_].version.provides) for id_ in ids}
+        contents = {(profiles[id_].version.body_digest, profiles[id_].version.names) for id_ in ids}
         for id_ in ids[1:] if len(contents) == 1 else ():
             same[id_] = ids[0]
         for id_ in ids if len(contents) > 1 else ():
             other = next(one for one in ids if one != id_)
             conflicts[id_][_conflict(name, other)] = None
-    for id_, problems in conflicts.items():
-        provides = profiles[id_].version.provides
-        rejections[id_] = Rejection(id=id_, problems=bounded(problems), provides=provides)
+    for id_, findings in conflicts.items():
+        provides = profiles[id_].version.names
+        rejections[id_] = Rejection(id=id_, findings=limited(findings), names=provides)
     for id_ in conflicts.keys() | same.keys():
         del profiles[id_]
     return {one: first for one, first in same.items() if one not in conflicts}
 
 
-def _conflict(name: str, other: Id) -> Problem:
-    return Problem(
+def _conflict(name: str, other: KeyId) -> Finding:
+    return Finding(
         code="name_conflict",
-        where=name,
-        what=f'The name "{name}" is also provided, with different content, by {other}. '
+        location=name,
+        message=f'The name "{name}" is also provided, with different content, by {other}. '
         "Neither is put.",
         hint="Give one of them another name, or make their content the same.",
     )
 
 
-def _order(id_: Id) -> tuple[str, str, str]:
-    return (id_.kind, id_.origin, id_.key)
+def _order(id_: KeyId) -> tuple[str, str, str]:
+    return (id_.kind, id_.profile_set, id_.key)

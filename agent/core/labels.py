@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from agent.core.model import KindName
-from agent.core.problems import Problem
-from agent.core.report import PENDING, UNKNOWN_WISH, Report, Row, SetStatus
+from agent.core.findings import Finding
+from agent.core.model import ProfileKind
+from agent.core.report import PENDING, UNKNOWN_WISH, ProfileSetStatus, ProfileStatus, Report
 
 DOMAIN: Final = "profile-loader.node-restriction.kubernetes.io"
 LIMIT: Final = 200
@@ -36,7 +36,7 @@ class Labels:
     """The whole set of own labels, and what could not be told."""
 
     labels: Mapping[str, str] = field(default_factory=dict)
-    problems: tuple[Problem, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
 
 def name(text: str) -> str:
@@ -58,7 +58,7 @@ def name(text: str) -> str:
     return f"{cut or 'name'}-{digits[:_SUFFIX_DIGITS]}"
 
 
-def key(kind: KindName, text: str, domain: str) -> str:
+def key(kind: ProfileKind, text: str, domain: str) -> str:
     """Return the key of the label of a profile."""
     return f"{kind}.{domain}/{name(text)}"
 
@@ -81,14 +81,14 @@ _KINDS: Final = ("apparmor", "seccomp")
 _PREFIXES: Final = ("apparmor", "seccomp", "set", "apparmor-digest", "seccomp-digest")
 
 
-def selector(row: Row, domain: str) -> dict[str, str]:
+def selector(row: ProfileStatus, domain: str) -> dict[str, str]:
     """Return the nodeSelector that finds nodes with this row's profile; empty: there is none."""
     if not _labelled(row):
         return {}
     return {key(row.kind, row.name, domain): _value(row)}
 
 
-def of(
+def labels_for(
     report: Report,
     *,
     domain: str = DOMAIN,
@@ -103,21 +103,23 @@ def of(
     """
     collisions = _collisions(report, domain)
     labels: dict[str, str] = {}
-    for row in sorted(report.rows, key=_is_observed):  # what was observed replaces what was kept
+    for row in sorted(
+        report.profiles, key=_is_observed
+    ):  # what was observed replaces what was kept
         if key(row.kind, row.name, domain) not in collisions:
             labels.update(_of_row(row, domain, present, digest=digest))
-    for status in report.sets:
-        label = _set_key(status.origin, domain)
+    for status in report.profile_sets:
+        label = _set_key(status.profile_set, domain)
         if label and label not in collisions and _is_ready(report, status, domain, present):
             labels[label] = "ready"
-    for kind, support in report.supports.items():
+    for kind, support in report.kind_support.items():
         label = f"{domain}/{kind}"
         known = present.get(label, support.state) if support.state == "unknown" else support.state
         labels[label] = known
     kept, left = _limited(labels, domain, limit, present)
-    problems = [_collision(label, sorted(names)) for label, names in sorted(collisions.items())]
-    problems += [_too_many(left, limit)] if left else []
-    return Labels(labels=kept, problems=tuple(problems))
+    findings = [_collision(label, sorted(names)) for label, names in sorted(collisions.items())]
+    findings += [_too_many(left, limit)] if left else []
+    return Labels(labels=kept, findings=tuple(findings))
 
 
 def _collisions(report: Report, domain: str) -> dict[str, frozenset[str]]:
@@ -127,37 +129,37 @@ def _collisions(report: Report, domain: str) -> dict[str, frozenset[str]]:
     is on the node. A rejected or pending AppArmor text whose names are not known cannot count.
     """
     meanings: dict[str, set[str]] = defaultdict(set)
-    for kind, names in report.names.items():
+    for kind, names in report.desired_names.items():
         for text in names:
             meanings[key(kind, text, domain)].add(text)
-    for row in report.rows:
+    for row in report.profiles:
         if row.desired and row.name:
             meanings[key(row.kind, row.name, domain)].add(row.name)
-    for status in report.sets:
-        meanings[_set_key(status.origin, domain)].add(status.origin)
+    for status in report.profile_sets:
+        meanings[_set_key(status.profile_set, domain)].add(status.profile_set)
     meanings.pop("", None)  # sets that have no label
     return {label: frozenset(texts) for label, texts in meanings.items() if len(texts) > 1}
 
 
-def _labelled(row: Row) -> bool:
+def _labelled(row: ProfileStatus) -> bool:
     return row.desired and bool(row.name) and row.state in _VERIFIED
 
 
-def _is_observed(row: Row) -> bool:
+def _is_observed(row: ProfileStatus) -> bool:
     return row.state != "unobservable" and not _may_be_undesired(row)
 
 
-def _may_be_undesired(row: Row) -> bool:
+def _may_be_undesired(row: ProfileStatus) -> bool:
     """Return whether it is unknown if a source desires the name."""
-    return row.why == UNKNOWN_WISH or (row.state == "held" and row.why == PENDING)
+    return row.reason == UNKNOWN_WISH or (row.state == "held" and row.reason == PENDING)
 
 
-def _value(row: Row) -> str:
+def _value(row: ProfileStatus) -> str:
     return row.mode if row.kind == "apparmor" else "installed"
 
 
 def _of_row(
-    row: Row, domain: str, present: Mapping[str, str], *, digest: bool
+    row: ProfileStatus, domain: str, present: Mapping[str, str], *, digest: bool
 ) -> Iterable[tuple[str, str]]:
     if not row.name:
         return
@@ -170,8 +172,8 @@ def _of_row(
     if not _labelled(row):
         return
     earned = [(label, _value(row))]
-    if digest and row.source:
-        earned.append((digest_label, row.source[:DIGEST_DIGITS]))
+    if digest and row.source_digest:
+        earned.append((digest_label, row.source_digest[:DIGEST_DIGITS]))
     for one, value in earned:
         if not _may_be_undesired(row):
             yield one, value
@@ -190,25 +192,29 @@ def _set_key(origin: str, domain: str) -> str:
     return f"set.{domain}/{name(origin.removeprefix(_CONFIG_MAP))}"
 
 
-def _is_ready(report: Report, status: SetStatus, domain: str, present: Mapping[str, str]) -> bool:
+def _is_ready(
+    report: Report, status: ProfileSetStatus, domain: str, present: Mapping[str, str]
+) -> bool:
     """Return whether every key of a ConfigMap has a verified version in place.
 
     What was ready stays so while the ConfigMap, or a profile that has its label, cannot be seen.
     """
     rows = [
         row
-        for row in report.rows
-        if row.origin == status.origin and row.desired and not _may_be_undesired(row)
+        for row in report.profiles
+        if row.profile_set == status.profile_set and row.desired and not _may_be_undesired(row)
     ]
     unseen = [row for row in rows if row.state not in _VERIFIED]
     if not rows or not all(_unseen(row, domain, present) for row in unseen):
         return False
     if status.left_out or status.unlisted:
         return False
-    return (status.state == "read" and not unseen) or _set_key(status.origin, domain) in present
+    return (status.state == "read" and not unseen) or _set_key(
+        status.profile_set, domain
+    ) in present
 
 
-def _unseen(row: Row, domain: str, present: Mapping[str, str]) -> bool:
+def _unseen(row: ProfileStatus, domain: str, present: Mapping[str, str]) -> bool:
     """Return whether a profile was verified before, and cannot be looked at now."""
     return row.state == "unobservable" and key(row.kind, row.name, domain) in present
 
@@ -232,21 +238,21 @@ def _limited(
     return {label: labels[label] for label in order[:limit]}, max(0, len(order) - limit)
 
 
-def _collision(label: str, names: list[str]) -> Problem:
-    return Problem(
+def _collision(label: str, names: list[str]) -> Finding:
+    return Finding(
         code="label_collision",
-        where=label,
-        what="This label would stand for " + " and ".join(f'"{text}"' for text in names) + ". "
+        location=label,
+        message="This label would stand for " + " and ".join(f'"{text}"' for text in names) + ". "
         "None of them gets the label.",
         hint="Give one of them another name.",
     )
 
 
-def _too_many(left: int, limit: int) -> Problem:
-    return Problem(
+def _too_many(left: int, limit: int) -> Finding:
+    return Finding(
         code="label_limit",
-        where="node labels",
-        what=f"{left} labels more than --label-limit {limit} were left out.",
+        location="node labels",
+        message=f"{left} labels more than --label-limit {limit} were left out.",
         hint="Select by the ConfigMap's own label set.DOMAIN/NAMESPACE__NAME, or raise "
         "--label-limit.",
     )

@@ -10,16 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from agent.core.problems import Problem
+from agent.core.findings import Finding
 
-KindName = Literal["apparmor", "seccomp"]
+ProfileKind = Literal["apparmor", "seccomp"]
 UnreadableCause = Literal["unanswered", "invalid", "over_limit"]
 
 # What proves content: opaque tokens such as "raw:sha256:<hex>" (the kernel's hash of the loaded
 # blob), "own:sha256:<hex>" (its hash of one profile), "bytes:<hex>" (a file's sha256),
 # "canonical:<hex>" (sha256 of a file's canonical form). Two contents are the same when their
 # evidence shares a token. No token is ever made from a name or an exit status. Where a backend can
-# read no content, a token may identify one unchanged object on the node instead (Fact.is_readable).
+# read no content, a token may identify one unchanged object on the node instead
+# (ObservedProfile.is_readable).
 Evidence = frozenset[str]
 
 
@@ -29,7 +30,7 @@ def digest(content: bytes) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Id:
+class KeyId:
     """Which key of which set: the identity of a profile, a rejection and a ledger entry.
 
     origin is for people and for comparison, e.g. `dir /etc/profiles` or
@@ -37,26 +38,26 @@ class Id:
     directory, with forward slashes.
     """
 
-    kind: KindName
-    origin: str
+    kind: ProfileKind
+    profile_set: str
     key: str
 
     def __str__(self) -> str:
-        return f'{self.kind} profile "{self.key}" in {self.origin}'
+        return f'{self.kind} profile "{self.key}" in {self.profile_set}'
 
 
 # --- what should be -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Blob:
+class SourceKey:
     """One key of one set, undecoded.
 
     prefix is prepended to the path of a seccomp profile. name is the key's own name where key is
     qualified to tell it from others of its set (`kube-system/web/audit.json` of a manifest).
     """
 
-    origin: str
+    profile_set: str
     key: str
     content: bytes
     prefix: str = ""
@@ -76,10 +77,10 @@ class Read:
     server created the set, as RFC 3339 in UTC; empty for files of the node.
     """
 
-    origin: str
+    profile_set: str
     revision: str
-    blobs: tuple[Blob, ...]
-    refused: tuple[tuple[str, Problem], ...] = ()
+    source_keys: tuple[SourceKey, ...]
+    refused: tuple[tuple[str, Finding], ...] = ()
     created: str = ""
 
 
@@ -87,7 +88,7 @@ class Read:
 class Emptied:
     """A set that exists and holds no profile at all."""
 
-    origin: str
+    profile_set: str
     revision: str
 
 
@@ -95,8 +96,8 @@ class Emptied:
 class Missing:
     """A set that does not exist."""
 
-    origin: str
-    why: str
+    profile_set: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,8 +108,8 @@ class Unreadable:
     larger than a limit allows.
     """
 
-    origin: str
-    why: str
+    profile_set: str
+    reason: str
     cause: UnreadableCause = "unanswered"
 
 
@@ -126,9 +127,9 @@ class Version:
     per name. evidence: per name, what the node shows when it holds this version.
     """
 
-    provides: tuple[str, ...]
-    source: str
-    body: str
+    names: tuple[str, ...]
+    source_digest: str
+    body_digest: str
     context: str = ""
     modes: Mapping[str, str] = field(default_factory=dict)
     evidence: Mapping[str, Evidence] = field(default_factory=dict)
@@ -138,11 +139,11 @@ class Version:
 class Profile:
     """One accepted key, ready to be put: its version and its bytes; warnings and notices."""
 
-    id: Id
+    id: KeyId
     version: Version
     source: bytes
     body: bytes
-    remarks: tuple[Problem, ...] = ()
+    findings: tuple[Finding, ...] = ()
     prefix: str = ""
 
 
@@ -153,17 +154,17 @@ class Rejection:
     provides: the names that it would provide, where that is known: they are still wanted.
     """
 
-    id: Id
-    problems: tuple[Problem, ...]
-    provides: tuple[str, ...] = ()
+    id: KeyId
+    findings: tuple[Finding, ...]
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unchecked:
     """One key that this node has no means to check (no parser, no kernel support)."""
 
-    id: Id
-    problem: Problem
+    id: KeyId
+    finding: Finding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,9 +174,9 @@ class Pending:
     problems: why the check has taken longer than usual, if it has.
     """
 
-    id: Id
+    id: KeyId
     source: bytes
-    problems: tuple[Problem, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
     def may_provide(self, name: str) -> bool:
         """Return whether the key's text mentions the last part of a name as a word."""
@@ -190,7 +191,7 @@ Inspected = Profile | Rejection | Unchecked | Pending
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fact:
+class ObservedProfile:
     """What the node has under one name.
 
     evidence: empty if the content cannot be compared with any other.
@@ -220,49 +221,49 @@ class InUse:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CannotTell:
+class UnknownUse:
     """Neither proof nor counter-proof, and why."""
 
-    why: str
+    reason: str
 
 
-Use = Unused | InUse | CannotTell
+Use = Unused | InUse | UnknownUse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
+class Observation:
     """A complete look: every name asked about that is not in facts is absent.
 
     remarks: findings about the whole node.
     """
 
-    facts: Mapping[str, Fact]
+    profiles: Mapping[str, ObservedProfile]
     uses: Mapping[str, Use] = field(default_factory=dict)
-    remarks: tuple[Problem, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Blind:
+class Unobservable:
     """The node may hold profiles of this kind, but they could not be looked at completely."""
 
-    problem: Problem
+    finding: Finding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unsupported:
     """This node cannot have profiles of this kind."""
 
-    problem: Problem
+    finding: Finding
 
 
-Observed = Seen | Blind | Unsupported
+Observed = Observation | Unobservable | Unsupported
 
 
 # --- what was done before: the ledger ------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class LedgerEntry:
     """One ledger entry. A staged version that was never installed is not ownership.
 
     retired: names that a former version provided, that are still ours to remove, with what the
@@ -270,8 +271,8 @@ class Entry:
     prefix: the seccomp prefix of its set, needed to check the source again.
     """
 
-    id: Id
-    how: Literal["put", "adopted"]
+    id: KeyId
+    provenance: Literal["put", "adopted"]
     installed: Version | None = None
     staged: Version | None = None
     retired: Mapping[str, Evidence] = field(default_factory=dict)

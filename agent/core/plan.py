@@ -48,22 +48,23 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, assert_never
 
-from agent.core import reasons
-from agent.core.action import MOVED, Action, Adopt, Hold, Keep, Put, Release, Remove
+from agent.core import diagnostics
+from agent.core.actions import MOVED, Action, Adopt, Hold, Install, Keep, Release, Remove
 from agent.core.desired import Desired
+from agent.core.findings import Finding
 from agent.core.model import (
-    Blind,
-    CannotTell,
-    Entry,
     Evidence,
-    Fact,
-    Id,
     InUse,
-    KindName,
+    KeyId,
+    LedgerEntry,
+    Observation,
     Observed,
+    ObservedProfile,
     Profile,
+    ProfileKind,
     Read,
-    Seen,
+    UnknownUse,
+    Unobservable,
     Unreadable,
     Unsupported,
     Unused,
@@ -71,19 +72,18 @@ from agent.core.model import (
 )
 from agent.core.ownership import (
     evidence_of,
-    intact,
-    is_created,
-    is_put,
+    has_same_content,
+    is_agent_owned,
+    is_installed_by_agent,
+    is_intact,
     is_staged,
-    owned,
-    same,
+    owned_names,
 )
-from agent.core.problems import Problem
 from agent.core.report import PENDING, UNKNOWN_WISH, State
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class PlanOptions:
     """What an operator may decide about removals and ownership.
 
     gone: seconds since a name's label was confirmed to be off the Node, for the names of which
@@ -94,29 +94,31 @@ class Options:
 
     prune: Literal["unused", "always", "never"] = "unused"
     take_over: frozenset[str] = frozenset()
-    grace: float = 0.0
-    gone: Mapping[tuple[KindName, str], float] | None = None
-    pods: Mapping[tuple[KindName, str], tuple[str, ...]] | None = None
+    grace_seconds: float = 0.0
+    label_absent_seconds: Mapping[tuple[ProfileKind, str], float] | None = None
+    pods_by_profile: Mapping[tuple[ProfileKind, str], tuple[str, ...]] | None = None
     pod_aware: bool = False
 
 
-def suspects(desired: Desired, entries: Mapping[Id, Entry], options: Options) -> frozenset[str]:
+def removal_candidates(
+    desired: Desired, entries: Mapping[KeyId, LedgerEntry], options: PlanOptions
+) -> frozenset[str]:
     """Return the names whose use must be looked at, because they may have to go."""
     claimed = _claimed(desired, entries)
     return frozenset(
         name
         for entry in entries.values()
-        if options.prune != "never" and entry.id.origin in desired.sets
-        for name in owned(entry)
-        if (entry.id.kind, name) not in claimed and is_put(entry, name)
+        if options.prune != "never" and entry.id.profile_set in desired.profile_sets
+        for name in owned_names(entry)
+        if (entry.id.kind, name) not in claimed and is_installed_by_agent(entry, name)
     )
 
 
 def plan(
     desired: Desired,
-    entries: Mapping[Id, Entry],
-    observed: Mapping[KindName, Observed],
-    options: Options,
+    entries: Mapping[KeyId, LedgerEntry],
+    observed: Mapping[ProfileKind, Observed],
+    options: PlanOptions,
 ) -> tuple[Action, ...]:
     """Decide. Every Put, Adopt and Keep stands before any Release, and those before any Remove."""
     return tuple(
@@ -126,34 +128,36 @@ def plan(
     )
 
 
-def _standing(entry: Entry, desired: Desired) -> bool:
+def _standing(entry: LedgerEntry, desired: Desired) -> bool:
     """Return whether an entry's last good version stands for its key."""
     if entry.installed is None or entry.id in desired.profiles:
         return False
     if entry.id in desired.rejections or entry.id in desired.unchecked:
         return True
-    if entry.id in desired.pending or desired.stands(entry.id):
+    if entry.id in desired.pending or desired.is_unlisted(entry.id):
         return True
     return _gone(entry, desired)
 
 
-def _gone(entry: Entry, desired: Desired) -> bool:
+def _gone(entry: LedgerEntry, desired: Desired) -> bool:
     """Return whether an entry's set was looked at, and not read: away, emptied or unreadable."""
-    snapshot = desired.sets.get(entry.id.origin)
+    snapshot = desired.profile_sets.get(entry.id.profile_set)
     return snapshot is not None and not isinstance(snapshot, Read)
 
 
-def _claimed(desired: Desired, entries: Mapping[Id, Entry]) -> frozenset[tuple[KindName, str]]:
+def _claimed(
+    desired: Desired, entries: Mapping[KeyId, LedgerEntry]
+) -> frozenset[tuple[ProfileKind, str]]:
     """Return every name that a current key provides, by its last good version too."""
     claims = {
         (id_.kind, name)
         for id_, profile in desired.profiles.items()
-        for name in profile.version.provides
+        for name in profile.version.names
     }
-    claims |= {(id_.kind, name) for id_, one in desired.rejections.items() for name in one.provides}
+    claims |= {(id_.kind, name) for id_, one in desired.rejections.items() for name in one.names}
     for entry in entries.values():
         if _standing(entry, desired) and entry.installed is not None:
-            claims |= {(entry.id.kind, name) for name in entry.installed.provides}
+            claims |= {(entry.id.kind, name) for name in entry.installed.names}
     return frozenset(claims)
 
 
@@ -180,11 +184,11 @@ class _Planner:
 
     def __init__(
         self,
-        kind: KindName,
+        kind: ProfileKind,
         desired: Desired,
-        entries: Mapping[Id, Entry],
+        entries: Mapping[KeyId, LedgerEntry],
         observed: Observed,
-        options: Options,
+        options: PlanOptions,
     ) -> None:
         self.kind = kind
         self.desired = desired
@@ -192,49 +196,49 @@ class _Planner:
         self.observed = observed
         self.options = options
         self.claimed = _claimed(desired, entries)
-        self.unreadable = any(isinstance(one, Unreadable) for one in desired.sets.values())
+        self.unreadable = any(isinstance(one, Unreadable) for one in desired.profile_sets.values())
         self.pending = [one for id_, one in desired.pending.items() if id_.kind == kind]
-        self.barred: set[Id] = set()  # desired, but its last good version stays for now
+        self.barred: set[KeyId] = set()  # desired, but its last good version stays for now
         self.providers = {
             name: id_
             for id_, profile in desired.profiles.items()
             if id_.kind == kind
-            for name in profile.version.provides
+            for name in profile.version.names
         }
         self.taken = set(self.providers)  # names that this pass puts or keeps for desired keys
         self.wanted: frozenset[str] = frozenset()  # of desired keys that cannot be put now
-        self.owners: dict[str, list[Entry]] = {}
+        self.owners: dict[str, list[LedgerEntry]] = {}
         for entry in self.entries.values():
-            for name in owned(entry):
+            for name in owned_names(entry):
                 self.owners.setdefault(name, []).append(entry)
 
     def actions(self) -> Iterable[Action]:
-        if not isinstance(self.observed, Seen):
+        if not isinstance(self.observed, Observation):
             yield from self._blindly(self.observed)
             return
         seen = self.observed
         yield from self._profiles(seen)
         for id_ in self._sorted(self.desired.rejections):
             yield self._refused(
-                id_, "rejected", "rejected", self.desired.rejections[id_].problems, seen
+                id_, "rejected", "rejected", self.desired.rejections[id_].findings, seen
             )
         for id_ in self._sorted(self.desired.unchecked):
-            problems = (self.desired.unchecked[id_].problem,)
-            yield self._refused(id_, "unchecked", "unsupported", problems, seen)
+            findings = (self.desired.unchecked[id_].finding,)
+            yield self._refused(id_, "unchecked", "unsupported", findings, seen)
         for id_ in self._sorted(self.desired.pending):
             pending = self.desired.pending[id_]
-            yield self._refused(id_, PENDING, "pending", pending.problems, seen)
+            yield self._refused(id_, PENDING, "pending", pending.findings, seen)
         leftovers = [
             action
             for id_ in self._sorted(self.entries)
-            if id_.origin in self.desired.sets or id_ in self.desired.same
+            if id_.profile_set in self.desired.profile_sets or id_ in self.desired.duplicates
             for action in self._leftover(self.entries[id_], seen)
         ]
         # Moved names may also come from sets that this pass does not read.
         leftovers += [
             action
             for id_ in self._sorted(self.entries)
-            if id_.origin not in self.desired.sets
+            if id_.profile_set not in self.desired.profile_sets
             for action in self._moved(self.entries[id_])
         ]
         # Of several entries that own a name, the one that the node proves is released last.
@@ -244,7 +248,7 @@ class _Planner:
 
     # --- a key that is desired -------------------------------------------------------------------
 
-    def _profiles(self, seen: Seen) -> Iterable[Action]:
+    def _profiles(self, seen: Observation) -> Iterable[Action]:
         """Decide on every desired profile; one that is barred may bar others, until none does."""
         profiles = self.desired.profiles
         ids = self._sorted(profiles)
@@ -253,7 +257,7 @@ class _Planner:
         while barred:
             self.barred.update(barred)
             for id_ in barred:
-                self.taken.difference_update(profiles[id_].version.provides)
+                self.taken.difference_update(profiles[id_].version.names)
             again = self._concerned(barred) - self.barred
             actions |= {id_: self._profile(profiles[id_], seen) for id_ in again}
             barred = [id_ for id_ in again if _is_barred(actions[id_])]
@@ -263,13 +267,13 @@ class _Planner:
             for name in self._provided_by(id_)
         }
         refused = [
-            one.provides for id_, one in self.desired.rejections.items() if id_.kind == self.kind
+            one.names for id_, one in self.desired.rejections.items() if id_.kind == self.kind
         ]
-        refused += [self.desired.profiles[id_].version.provides for id_ in self.barred]
+        refused += [self.desired.profiles[id_].version.names for id_ in self.barred]
         self.wanted = frozenset(name for one in refused for name in one) - self.taken
         return actions.values()
 
-    def _concerned(self, barred: Iterable[Id]) -> set[Id]:
+    def _concerned(self, barred: Iterable[KeyId]) -> set[KeyId]:
         """Return the desired keys that may be barred since these are.
 
         They want a name that these keep, or one of a set that is gone and that these do not replace
@@ -278,12 +282,12 @@ class _Planner:
         names: set[str] = set()
         for id_ in barred:
             mine = [self.entries[id_]] if id_ in self.entries else []
-            for name in self.desired.profiles[id_].version.provides:
+            for name in self.desired.profiles[id_].version.names:
                 mine += self.owners.get(name, ())
-            names.update(name for entry in mine for name in owned(entry))
+            names.update(name for entry in mine for name in owned_names(entry))
         return {self.providers[name] for name in names if name in self.providers}
 
-    def _profile(self, profile: Profile, seen: Seen) -> Action:
+    def _profile(self, profile: Profile, seen: Observation) -> Action:
         version, id_ = profile.version, profile.id
         if self._waits_for_pending(profile):
             return self._refused(id_, PENDING, "pending", (), seen)
@@ -291,44 +295,52 @@ class _Planner:
         if blocker is not None:
             return self._refused(id_, "conflict", "rejected", (blocker,), seen)
         judged = self._judge(profile, seen)
-        names = version.provides
+        names = version.names
         if judged.equal and len(judged.equal) < len(names):
             judged.foreign += judged.equal
         if judged.foreign:
-            problems = tuple(
-                reasons.foreign(name, id_, seen.facts[name]) for name in sorted(judged.foreign)
+            findings = tuple(
+                diagnostics.foreign(name, id_, seen.profiles[name])
+                for name in sorted(judged.foreign)
             )
-            return self._refused(id_, "foreign", "foreign", problems, seen)
+            return self._refused(id_, "foreign", "foreign", findings, seen)
         if judged.equal:
             return Adopt(
-                id=id_, why="same content", names=names, profile=profile, evidence=judged.equal
+                id=id_, reason="same content", names=names, profile=profile, evidence=judged.equal
             )
         holders = self._holders(profile)
         untouched = all(
             one.installed is not None
-            and one.installed.body == version.body
-            and set(names) <= set(one.installed.provides)
+            and one.installed.body_digest == version.body_digest
+            and set(names) <= set(one.installed.names)
             for one in holders
         )
         if holders and untouched and len(judged.same) == len(names):
             mine = self.entries.get(id_)
             why = "unchanged" if mine is not None and mine.installed is not None else "renamed"
-            how = holders[0].how
+            how = holders[0].provenance
             return Keep(
-                id=id_, why=why, names=names, profile=profile, evidence=judged.same, how=how
+                id=id_,
+                reason=why,
+                names=names,
+                profile=profile,
+                evidence=judged.same,
+                provenance=how,
             )
-        return Put(
+        return Install(
             id=id_,
-            why=self._why(judged, holders, version, untouched=untouched),
+            reason=self._why(judged, holders, version, untouched=untouched),
             names=names,
             profile=profile,
-            ours=judged.ours,
+            replaceable=judged.ours,
             foreign=_foreign(judged.same, seen) if untouched else frozenset(),
-            former=frozenset(one.id for one in holders),
-            back=self._back(profile, holders, seen),
+            previous_owners=frozenset(one.id for one in holders),
+            fallback=self._back(profile, holders, seen),
         )
 
-    def _back(self, profile: Profile, holders: list[Entry], seen: Seen) -> Put | None:
+    def _back(
+        self, profile: Profile, holders: list[LedgerEntry], seen: Observation
+    ) -> Install | None:
         """Return what to put if a profile cannot be put, and the node lacks its last good version.
 
         None where names of that are another key's by now, or somebody else's.
@@ -339,46 +351,46 @@ class _Planner:
             return None
         if _same_version(entry.installed, profile.version):
             return None
-        provides = frozenset(profile.version.provides)
-        for name in entry.installed.provides:
-            fact = seen.facts.get(name)
+        provides = frozenset(profile.version.names)
+        for name in entry.installed.names:
+            fact = seen.profiles.get(name)
             if self.providers.get(name, profile.id) != profile.id:
                 return None
             if any(one is not entry for one in self.owners.get(name, ())):
                 return None
-            if name not in provides and fact is not None and not intact(entry, name, fact):
+            if name not in provides and fact is not None and not is_intact(entry, name, fact):
                 return None
         action = self._last_good(entry, "refused", "outdated", (), seen)
-        return action if isinstance(action, Put) else None
+        return action if isinstance(action, Install) else None
 
     def _why(
-        self, judged: _Judged, holders: list[Entry], version: Version, *, untouched: bool
+        self, judged: _Judged, holders: list[LedgerEntry], version: Version, *, untouched: bool
     ) -> str:
         if judged.unfinished and not holders:
             return "unfinished"
         if not holders:
             return "taken over" if judged.taken else "new"
         if not untouched:
-            sources = {one.installed.source for one in holders if one.installed is not None}
-            return "recompiled" if sources == {version.source} else "changed"
+            sources = {one.installed.source_digest for one in holders if one.installed is not None}
+            return "recompiled" if sources == {version.source_digest} else "changed"
         if judged.missing:
             return "missing"
         return "drifted" if judged.drifted else "taken over"
 
-    def _holders(self, profile: Profile) -> list[Entry]:
+    def _holders(self, profile: Profile) -> list[LedgerEntry]:
         """Return the entries that own any of the profile's names, its own entry first."""
-        found: dict[Id, Entry] = {}
+        found: dict[KeyId, LedgerEntry] = {}
         mine = self.entries.get(profile.id)
-        if mine is not None and owned(mine):
+        if mine is not None and owned_names(mine):
             found[mine.id] = mine
-        for name in profile.version.provides:
+        for name in profile.version.names:
             for entry in self.owners.get(name, ()):
                 found[entry.id] = entry
         return list(found.values())
 
     def _waits_for_pending(self, profile: Profile) -> bool:
         """Return whether a pending key owns, or may declare, a name that the profile adds."""
-        for name in profile.version.provides:
+        for name in profile.version.names:
             owners = {entry.id for entry in self.owners.get(name, ())}
             if profile.id in owners:
                 continue
@@ -388,13 +400,13 @@ class _Planner:
                 return True
         return False
 
-    def _blocker(self, profile: Profile) -> Problem | None:
+    def _blocker(self, profile: Profile) -> Finding | None:
         """Return why another key's last good version bars this profile, or None."""
-        for name in profile.version.provides:
+        for name in profile.version.names:
             for entry in self.owners.get(name, ()):
                 if entry.id == profile.id or entry.installed is None:
                     continue
-                if name not in entry.installed.provides:
+                if name not in entry.installed.names:
                     continue  # only left over from an older version
                 refused = (
                     entry.id in self.desired.rejections
@@ -402,23 +414,23 @@ class _Planner:
                     or entry.id in self.barred
                 )
                 gone = _gone(entry, self.desired) and not self._replaced(entry)
-                if (refused or gone) and entry.installed.body != profile.version.body:
+                if (refused or gone) and entry.installed.body_digest != profile.version.body_digest:
                     why = "is refused" if refused else "is missing or cannot be read"
-                    return Problem(
+                    return Finding(
                         code="name_conflict",
-                        where=name,
-                        what=f'The name "{name}" belongs to the last good version of {entry.id}, '
-                        f"which {why} now. That version stays.",
+                        location=name,
+                        message=f'The name "{name}" belongs to the last good version of {entry.id},'
+                        f" which {why} now. That version stays.",
                         hint="Remove the other key, or mend it; then the name is free.",
                     )
         return None
 
-    def _judge(self, profile: Profile, seen: Seen) -> _Judged:
+    def _judge(self, profile: Profile, seen: Observation) -> _Judged:
         judged = _Judged()
         mine = self.entries.get(profile.id)
         staged = mine.staged if mine is not None else None
-        for name in profile.version.provides:
-            fact = seen.facts.get(name)
+        for name in profile.version.names:
+            fact = seen.profiles.get(name)
             owner = self._owner(profile.id, name)
             handed_over = name in self.options.take_over
             if fact is None:
@@ -429,11 +441,11 @@ class _Planner:
                 judged.same[name] = evidence_of(witness, name)
             elif is_staged(staged, name, fact):
                 (judged.unfinished if owner is None else judged.drifted).append(name)
-            elif owner is not None and is_created(owner, name, fact):
+            elif owner is not None and is_agent_owned(owner, name, fact):
                 judged.drifted.append(name)
             elif handed_over:
                 judged.taken.append(name)
-            elif same(
+            elif has_same_content(
                 profile.version.evidence.get(name, frozenset()),
                 fact,
                 profile.version.modes.get(name, ""),
@@ -443,86 +455,91 @@ class _Planner:
                 judged.foreign.append(name)
         return judged
 
-    def _witness(self, entry: Entry, name: str, fact: Fact) -> Entry | None:
+    def _witness(self, entry: LedgerEntry, name: str, fact: ObservedProfile) -> LedgerEntry | None:
         """Return the entry that proves that the node has what an entry installed under a name.
 
         That may be another key's entry of the same version: where the node shows no content, only
         the key that was installed last knows the object.
         """
-        body = entry.installed.body if entry.installed is not None else ""
+        body = entry.installed.body_digest if entry.installed is not None else ""
         others = (
             one
             for one in self.owners.get(name, ())
             if one.installed is not None
-            and (one.installed.body, name in one.installed.provides) == (body, True)
+            and (one.installed.body_digest, name in one.installed.names) == (body, True)
         )
-        return next((one for one in (entry, *others) if intact(one, name, fact)), None)
+        return next((one for one in (entry, *others) if is_intact(one, name, fact)), None)
 
-    def _owner(self, id_: Id, name: str) -> Entry | None:
+    def _owner(self, id_: KeyId, name: str) -> LedgerEntry | None:
         """Return the entry that owns a name, a key's own entry first."""
         owners = self.owners.get(name, ())
-        return min(owners, key=lambda one: (one.id != id_, one.how), default=None)
+        return min(owners, key=lambda one: (one.id != id_, one.provenance), default=None)
 
     # --- a key whose last good version must stay --------------------------------------------------
 
     def _refused(
-        self, id_: Id, why: str, state: State, problems: tuple[Problem, ...], seen: Seen
+        self, id_: KeyId, why: str, state: State, findings: tuple[Finding, ...], seen: Observation
     ) -> Action:
         entry = self.entries.get(id_)
         if entry is None or entry.installed is None:
             profile = self.desired.profiles.get(id_)
-            names = profile.version.provides if profile is not None else ()
-            return Hold(id=id_, why=why, names=names, state=state, problems=problems)
-        return self._last_good(entry, why, "outdated", problems, seen)
+            names = profile.version.names if profile is not None else ()
+            return Hold(id=id_, reason=why, names=names, state=state, findings=findings)
+        return self._last_good(entry, why, "outdated", findings, seen)
 
     def _last_good(
-        self, entry: Entry, why: str, state: State, problems: tuple[Problem, ...], seen: Seen
+        self,
+        entry: LedgerEntry,
+        why: str,
+        state: State,
+        findings: tuple[Finding, ...],
+        seen: Observation,
     ) -> Action:
         """Hold the installed version if the node has it, put it back if not."""
-        names = entry.installed.provides if entry.installed is not None else ()
-        facts = {name: seen.facts.get(name) for name in names}
+        names = entry.installed.names if entry.installed is not None else ()
+        facts = {name: seen.profiles.get(name) for name in names}
         broken = {
             name: fact
             for name, fact in facts.items()
             if fact is not None and self._witness(entry, name, fact) is None
         }
         foreign = tuple(
-            reasons.foreign(name, entry.id, fact)
+            diagnostics.foreign(name, entry.id, fact)
             for name, fact in broken.items()
-            if not is_created(entry, name, fact)
+            if not is_agent_owned(entry, name, fact)
         )
         if foreign:
             return Hold(
                 id=entry.id,
-                why="foreign",
+                reason="foreign",
                 names=names,
                 state="foreign",
-                problems=problems + foreign,
+                findings=findings + foreign,
             )
         missing = [name for name, fact in facts.items() if fact is None]
         if not broken and not missing:
-            return Hold(id=entry.id, why=why, names=names, state=state, problems=problems)
-        return Put(
+            return Hold(id=entry.id, reason=why, names=names, state=state, findings=findings)
+        return Install(
             id=entry.id,
-            why="missing" if missing else "drifted",
+            reason="missing" if missing else "drifted",
             names=names,
             profile=None,
-            ours=frozenset(name for name, fact in facts.items() if fact is not None),
+            replaceable=frozenset(name for name, fact in facts.items() if fact is not None),
             foreign=_foreign(facts.keys() - broken.keys(), seen),
-            problems=problems,
+            findings=findings,
         )
 
     # --- names that nobody desires ----------------------------------------------------------------
 
-    def _leftover(self, entry: Entry, seen: Seen) -> Iterable[Action]:
+    def _leftover(self, entry: LedgerEntry, seen: Observation) -> Iterable[Action]:
         profile = self.desired.profiles.get(entry.id)
-        if profile is not None and owned(entry).keys() <= frozenset(profile.version.provides):
+        if profile is not None and owned_names(entry).keys() <= frozenset(profile.version.names):
             return  # as nearly always: nothing of it is left over
         whole = self._whole(entry)
         if whole:
             yield self._last_good(entry, whole, "held", (), seen)
-        names = entry.retired if whole else owned(entry)
-        evidence = owned(entry)
+        names = entry.retired if whole else owned_names(entry)
+        evidence = owned_names(entry)
         going: dict[str, list[str]] = {}  # by why; "" is removal
         stay: dict[str, Hold] = {}
         for name in sorted(set(names) - self._provided_by(entry.id)):
@@ -530,7 +547,7 @@ class _Planner:
             held = None if why else self._stays(entry, name, stay, seen)
             if self.pending and why in ("", "adopted"):
                 # A pending key may be this profile under a new key.
-                held = Hold(id=entry.id, why=PENDING, names=(name,), state="held")
+                held = Hold(id=entry.id, reason=PENDING, names=(name,), state="held")
             if held is not None:
                 stay[name] = held
                 yield held
@@ -538,194 +555,198 @@ class _Planner:
                 going.setdefault(why, []).append(name)
         remove = going.pop("", [])
         for why, some in going.items():
-            yield Release(id=entry.id, why=why, names=tuple(some))
-        known = isinstance(self.desired.sets[entry.id.origin], Read)
-        if known and not owned(entry) and not self.desired.has(entry.id):
-            yield Release(id=entry.id, why="never installed", names=())
+            yield Release(id=entry.id, reason=why, names=tuple(some))
+        known = isinstance(self.desired.profile_sets[entry.id.profile_set], Read)
+        if known and not owned_names(entry) and not self.desired.has(entry.id):
+            yield Release(id=entry.id, reason="never installed", names=())
         if remove:
             yield Remove(
                 id=entry.id,
-                why="not desired",
+                reason="not desired",
                 names=tuple(remove),
                 evidence={name: evidence[name] for name in remove},
-                prove=self.kind != "seccomp"
+                require_unused=self.kind != "seccomp"
                 or not (self.options.prune == "always" or self._proven_by_pods()),
             )
 
     def _pods(self, name: str) -> tuple[str, ...]:
         """Return the pods of this node that are known to name a profile."""
-        return (self.options.pods or {}).get((self.kind, name), ())
+        return (self.options.pods_by_profile or {}).get((self.kind, name), ())
 
     def _proven_by_pods(self) -> bool:
         """Return whether "no pod names it" proves "not in use": for files, which leave no trace."""
-        return self.kind == "seccomp" and self.options.pods is not None
+        return self.kind == "seccomp" and self.options.pods_by_profile is not None
 
-    def _release(self, entry: Entry, name: str, evidence: Evidence, seen: Seen) -> str:
+    def _release(self, entry: LedgerEntry, name: str, evidence: Evidence, seen: Observation) -> str:
         """Return why a name of ours is only to be forgotten, or an empty string."""
-        fact = seen.facts.get(name)
+        fact = seen.profiles.get(name)
         if (self.kind, name) in self.claimed and not self._waits(entry, name):
             return MOVED
         if fact is None:
             return "absent"
-        if not is_put(entry, name):
+        if not is_installed_by_agent(entry, name):
             return "adopted"
-        return "" if same(evidence, fact) and fact.is_own is not False else "foreign"
+        return "" if has_same_content(evidence, fact) and fact.is_own is not False else "foreign"
 
-    def _is_left(self, id_: Id) -> bool:
+    def _is_left(self, id_: KeyId) -> bool:
         """Return whether a key is not desired for itself: gone, or the same as another one."""
-        return id_ in self.desired.same or not self.desired.has(id_)
+        return id_ in self.desired.duplicates or not self.desired.has(id_)
 
-    def _waits(self, entry: Entry, name: str) -> bool:
+    def _waits(self, entry: LedgerEntry, name: str) -> bool:
         """Return whether a name is wanted by keys that cannot have it now, and nobody else has it.
 
         A key that was renamed and refused in one change takes nothing away from the node.
         """
         return name in self.wanted and all(one is entry for one in self.owners.get(name, ()))
 
-    def _whole(self, entry: Entry) -> str:
+    def _whole(self, entry: LedgerEntry) -> str:
         """Return why the installed version of a key that is not desired stays whole, or nothing."""
         if entry.installed is None or not self._is_left(entry.id):
             return ""
         if self._standing(entry):
             return "source gone"
-        names = entry.installed.provides
+        names = entry.installed.names
         waits = any(self._waits(entry, name) for name in names)
         return "wanted" if waits and self.taken.isdisjoint(names) else ""
 
-    def _stays(self, entry: Entry, name: str, stay: Mapping[str, Hold], seen: Seen) -> Hold | None:
+    def _stays(
+        self, entry: LedgerEntry, name: str, stay: Mapping[str, Hold], seen: Observation
+    ) -> Hold | None:
         """Return why a name of ours that is on the node must stay there, or None if it may go."""
         if self._waits(entry, name):
-            return Hold(id=entry.id, why="wanted", names=(name,), state="held", desired=False)
+            return Hold(id=entry.id, reason="wanted", names=(name,), state="held", desired=False)
         above = stay.get(name.rpartition("//")[0])
         if above is not None:  # who runs below it may enter its hats and children any time
-            return replace(above, names=(name,), problems=())
+            return replace(above, names=(name,), findings=())
         return self._held(entry.id, name, seen)
 
-    def _is_proven_move(self, action: Action, seen: Seen) -> bool:
+    def _is_proven_move(self, action: Action, seen: Observation) -> bool:
         """Return whether an entry gives up a name whose content on the node it has on record."""
-        if not isinstance(action, Release) or action.why != MOVED:
+        if not isinstance(action, Release) or action.reason != MOVED:
             return False
-        evidence = owned(self.entries[action.id])
+        evidence = owned_names(self.entries[action.id])
         return any(
             len(self.owners.get(name, ())) > 1
-            and name in seen.facts
-            and same(evidence[name], seen.facts[name])
+            and name in seen.profiles
+            and has_same_content(evidence[name], seen.profiles[name])
             for name in action.names
         )
 
-    def _moved(self, entry: Entry) -> Iterable[Action]:
-        taken = sorted(owned(entry).keys() & self.taken)
+    def _moved(self, entry: LedgerEntry) -> Iterable[Action]:
+        taken = sorted(owned_names(entry).keys() & self.taken)
         if taken:
-            yield Release(id=entry.id, why=MOVED, names=tuple(taken))
+            yield Release(id=entry.id, reason=MOVED, names=tuple(taken))
 
-    def _standing(self, entry: Entry) -> bool:
+    def _standing(self, entry: LedgerEntry) -> bool:
         return _standing(entry, self.desired) and not self._replaced(entry)
 
-    def _replaced(self, entry: Entry) -> bool:
+    def _replaced(self, entry: LedgerEntry) -> bool:
         """Return whether accepted keys of other sets provide every name of a set that is gone.
 
         A set that cannot be read is not gone: what it says now is not known.
         """
         if entry.installed is None or not _gone(entry, self.desired):
             return False
-        if isinstance(self.desired.sets[entry.id.origin], Unreadable):
+        if isinstance(self.desired.profile_sets[entry.id.profile_set], Unreadable):
             return False
-        return self.taken.issuperset(entry.installed.provides)
+        return self.taken.issuperset(entry.installed.names)
 
-    def _provided_by(self, id_: Id) -> frozenset[str]:
+    def _provided_by(self, id_: KeyId) -> frozenset[str]:
         """Return the names that this very key provides now, by its last good version too."""
         entry = self.entries[id_]
         names: set[str] = set()
         if id_ in self.desired.profiles:
-            names |= set(self.desired.profiles[id_].version.provides)
+            names |= set(self.desired.profiles[id_].version.names)
         if entry.installed is not None and (id_ in self.barred or self._standing(entry)):
-            names |= set(entry.installed.provides)
+            names |= set(entry.installed.names)
         return frozenset(names)
 
-    def _held(self, id_: Id, name: str, seen: Seen) -> Hold | None:  # noqa: PLR0911 - one a reason
+    def _held(self, id_: KeyId, name: str, seen: Observation) -> Hold | None:  # noqa: PLR0911 - one a reason
         """Return why a name of ours that nobody desires must stay, or None if it may go."""
         if self.unreadable:
             # It may be desired there: its label stays too.
-            return Hold(id=id_, why=UNKNOWN_WISH, names=(name,), state="held")
+            return Hold(id=id_, reason=UNKNOWN_WISH, names=(name,), state="held")
         if self.options.prune == "never":
             return _left(id_, name, "prune=never")
-        if self.options.gone is not None and (
-            self.options.gone.get((self.kind, name), -1.0) < self.options.grace
+        if self.options.label_absent_seconds is not None and (
+            self.options.label_absent_seconds.get((self.kind, name), -1.0)
+            < self.options.grace_seconds
         ):
-            return _left(id_, name, "label_pending", reasons.pending(name))
-        if self.options.pod_aware and self.options.pods is None:
-            return _left(id_, name, "use_unknown", reasons.pods_unknown(name))
+            return _left(id_, name, "label_pending", diagnostics.pending(name))
+        if self.options.pod_aware and self.options.pods_by_profile is None:
+            return _left(id_, name, "use_unknown", diagnostics.pods_unknown(name))
         if self._pods(name):
-            return _left(id_, name, "in_use", reasons.named_by(name, self._pods(name)))
-        match seen.uses.get(name, CannotTell(why="its use was not looked at")):
+            return _left(id_, name, "in_use", diagnostics.named_by(name, self._pods(name)))
+        match seen.uses.get(name, UnknownUse(reason="its use was not looked at")):
             case Unused():
                 return None
-            case CannotTell() if self._proven_by_pods():
+            case UnknownUse() if self._proven_by_pods():
                 return None
-            case CannotTell() if self.options.prune == "always" and self.kind == "seccomp":
+            case UnknownUse() if self.options.prune == "always" and self.kind == "seccomp":
                 return None
-            case InUse() | CannotTell() as use:
-                problem = reasons.held_by(name, use)
+            case InUse() | UnknownUse() as use:
+                finding = diagnostics.kept_in_use(name, use)
             case unreachable:
                 assert_never(unreachable)
-        return _left(id_, name, problem.code, problem)
+        return _left(id_, name, finding.code, finding)
 
     # --- a kind that cannot be seen ---------------------------------------------------------------
 
-    def _blindly(self, observed: Blind | Unsupported) -> Iterable[Action]:
-        state: State = "unobservable" if isinstance(observed, Blind) else "unsupported"
+    def _blindly(self, observed: Unobservable | Unsupported) -> Iterable[Action]:
+        state: State = "unobservable" if isinstance(observed, Unobservable) else "unsupported"
         for id_ in self._sorted(self.desired.rejections):
-            problems = self.desired.rejections[id_].problems
+            findings = self.desired.rejections[id_].findings
             last = self.entries[id_].installed if id_ in self.entries else None
             if last is None:
-                yield Hold(id=id_, why="rejected", names=(), state="rejected", problems=problems)
+                yield Hold(id=id_, reason="rejected", names=(), state="rejected", findings=findings)
             else:
                 yield Hold(
                     id=id_,
-                    why="rejected",
-                    names=last.provides,
+                    reason="rejected",
+                    names=last.names,
                     state=state,
-                    problems=(*problems, observed.problem),
+                    findings=(*findings, observed.finding),
                 )
         undecided = [*self.desired.profiles, *self.desired.unchecked, *self.desired.pending]
         for id_ in self._sorted(undecided):
             profile = self.desired.profiles.get(id_)
-            names = profile.version.provides if profile is not None else ()
-            yield Hold(id=id_, why=state, names=names, state=state, problems=(observed.problem,))
+            names = profile.version.names if profile is not None else ()
+            yield Hold(id=id_, reason=state, names=names, state=state, findings=(observed.finding,))
         for id_ in self._sorted(self.entries):
             entry = self.entries[id_]
-            if id_.origin in self.desired.sets and not self.desired.has(id_):
+            if id_.profile_set in self.desired.profile_sets and not self.desired.has(id_):
                 yield Hold(
                     id=id_,
-                    why=state,
-                    names=tuple(sorted(owned(entry))),
+                    reason=state,
+                    names=tuple(sorted(owned_names(entry))),
                     state=state,
-                    problems=(observed.problem,),
+                    findings=(observed.finding,),
                     desired=_standing(entry, self.desired),
                 )
 
-    def _sorted(self, ids: Collection[Id]) -> list[Id]:
+    def _sorted(self, ids: Collection[KeyId]) -> list[KeyId]:
         return sorted(
-            (id_ for id_ in ids if id_.kind == self.kind), key=lambda id_: (id_.origin, id_.key)
+            (id_ for id_ in ids if id_.kind == self.kind),
+            key=lambda id_: (id_.profile_set, id_.key),
         )
 
 
-def _foreign(names: Iterable[str], seen: Seen) -> frozenset[str]:
+def _foreign(names: Iterable[str], seen: Observation) -> frozenset[str]:
     """Return the names whose objects other programs created."""
     return frozenset(
-        name for name in names if name in seen.facts and seen.facts[name].is_own is False
+        name for name in names if name in seen.profiles and seen.profiles[name].is_own is False
     )
 
 
 def _same_version(installed: Version, version: Version) -> bool:
-    return (installed.body, installed.provides) == (version.body, version.provides)
+    return (installed.body_digest, installed.names) == (version.body_digest, version.names)
 
 
 def _is_barred(action: Action) -> bool:
     """Return whether a desired profile is not to be put now."""
-    return isinstance(action, Hold) or (isinstance(action, Put) and action.profile is None)
+    return isinstance(action, Hold) or (isinstance(action, Install) and action.profile is None)
 
 
-def _left(id_: Id, name: str, why: str, *problems: Problem) -> Hold:
+def _left(id_: KeyId, name: str, why: str, *findings: Finding) -> Hold:
     """Hold a name that nobody desires any more."""
-    return Hold(id=id_, why=why, names=(name,), state="held", problems=problems, desired=False)
+    return Hold(id=id_, reason=why, names=(name,), state="held", findings=findings, desired=False)

@@ -1,6 +1,6 @@
 """What the core asks of the world: the protocols that kinds, sources and the ledger fulfil.
 
-Rule 1: nothing here decides. Rule 2: a foreseen failure is a value (a Problem, a Blind, an
+Rule 1: nothing here decides. Rule 2: a foreseen failure is a value (a Problem, a Unobservable, an
 Unreadable); only a bug is an exception.
 """
 
@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from agent.core.findings import Finding
 from agent.core.model import (
-    Blob,
-    CannotTell,
-    Entry,
     Evidence,
-    Id,
     Inspected,
     InUse,
-    KindName,
+    KeyId,
+    LedgerEntry,
     Observed,
     Profile,
+    ProfileKind,
     Snapshot,
+    SourceKey,
+    UnknownUse,
 )
-from agent.core.problems import Problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class Installed:
 class Failed:
     """A put or a removal that did not happen, or could not be verified."""
 
-    problem: Problem
+    finding: Finding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,28 +46,28 @@ class Removed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StillUsed:
+class StillInUse:
     """Nothing was removed: per name, who uses it or why that cannot be told."""
 
-    uses: Mapping[str, InUse | CannotTell]
+    uses: Mapping[str, InUse | UnknownUse]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sandbox:
     """Whether the program that reads a kind's texts is kept from opening other files."""
 
-    problem: Problem | None = None
+    finding: Finding | None = None
     """Why it is not; None where the sandbox is active."""
 
 
-class Kind(Protocol):
+class ProfileBackend(Protocol):
     """One kind of profile: recognises nothing, decides nothing; checks, looks, writes, verifies."""
 
     @property
-    def name(self) -> KindName:
+    def name(self) -> ProfileKind:
         """Return `apparmor` or `seccomp`."""
 
-    def begin(self) -> None:
+    def begin_pass(self) -> None:
         """Begin a pass: use what background checks have found since the last one."""
 
     def wait(self, progress: Callable[[int, int], None]) -> bool:
@@ -81,23 +81,23 @@ class Kind(Protocol):
             Whether the next pass has new results.
         """
 
-    def inspect(self, blob: Blob) -> Inspected:
+    def inspect(self, blob: SourceKey) -> Inspected:
         """Check one key without touching the node. The same blob gives the same answer."""
 
     def discard(self, profile: Profile) -> None:
         """Remove from memory what `inspect` keeps of a profile; it may be inspected again."""
 
-    def fits(self, context: str) -> bool:
+    def accepts_context(self, context: str) -> bool:
         """Return whether a body made in that Version.context may be put on this node now."""
 
     def sandbox(self) -> Sandbox | None:
         """Return the state of the sandbox; None for a kind that starts no program."""
 
-    def observe(self, names: Collection[str], suspects: Collection[str]) -> Observed:
+    def observe(self, names: Collection[str], removal_candidates: Collection[str]) -> Observed:
         """Look at the node: facts for every one of names that is there; uses for suspects."""
 
-    def put(
-        self, profile: Profile, *, ours: Collection[str], foreign: Collection[str] = ()
+    def install(
+        self, profile: Profile, *, replaceable: Collection[str], foreign: Collection[str] = ()
     ) -> Installed | Failed:
         """Install and verify.
 
@@ -108,21 +108,21 @@ class Kind(Protocol):
         """
 
     def remove(
-        self, names: Collection[str], evidence: Mapping[str, Evidence], *, prove: bool
-    ) -> Removed | StillUsed | Failed:
+        self, names: Collection[str], evidence: Mapping[str, Evidence], *, require_unused: bool
+    ) -> Removed | StillInUse | Failed:
         """Remove names, after a last look at the node.
 
         They must still hold what evidence says per name (other content is foreign_name) and, with
         prove, nobody may use them.
         """
 
-    def untouched(self) -> bool:
+    def is_unchanged(self) -> bool:
         """Return whether the node is as this kind saw or left it last, by cheap signs.
 
         The policy revision; stat signatures of files. False where that is not known.
         """
 
-    def forget(self) -> None:
+    def invalidate(self) -> None:
         """Trust no cheap sign at the next look."""
 
 
@@ -130,16 +130,16 @@ class Source(Protocol):
     """One place that profiles come from."""
 
     @property
-    def watched(self) -> Path | None:
+    def watched_path(self) -> Path | None:
         """Return the directory or file of this machine whose changes concern the source, if any."""
 
     def read(self) -> tuple[Snapshot, ...]:
         """Read every set of this source once; cheap signs may stand for content."""
 
-    def forget(self) -> None:
+    def invalidate(self) -> None:
         """Trust no cheap sign at the next read."""
 
-    def absent(self, set_: str) -> Snapshot | None:
+    def explain_absence(self, set_: str) -> Snapshot | None:
         """Return what is known of a set of the ledger that `read` did not give.
 
         None: it is no set of this source, and so nothing of it is touched.
@@ -149,20 +149,20 @@ class Source(Protocol):
 class Ledger(Protocol):
     """The memory of what this agent put on the node."""
 
-    def entries(self) -> Mapping[Id, Entry] | Problem:
+    def entries(self) -> Mapping[KeyId, LedgerEntry] | Finding:
         """Return every entry, or why they cannot be trusted (newer schema, unreadable)."""
 
-    def write(self, entry: Entry) -> Problem | None:
+    def write(self, entry: LedgerEntry) -> Finding | None:
         """Store the entry durably (fsync), replacing the former one atomically."""
 
-    def drop(self, id_: Id) -> Problem | None:
+    def delete(self, id_: KeyId) -> Finding | None:
         """Forget the entry."""
 
-    def keep(self, content: bytes) -> Problem | None:
+    def store_content(self, content: bytes) -> Finding | None:
         """Store bytes under their sha256, durably; a no-op if they are there and whole."""
 
-    def has(self, digest: str) -> bool:
+    def has_content(self, digest: str) -> bool:
         """Return whether bytes of that sha256 are kept, as far as a cheap look tells."""
 
-    def body(self, digest: str) -> bytes | None:
+    def content(self, digest: str) -> bytes | None:
         """Return the bytes of that sha256, or None if absent or damaged."""

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
-from agent.core.model import KindName, UnreadableCause
-from agent.core.problems import Problem
+from agent.core.findings import Finding
+from agent.core.model import ProfileKind, UnreadableCause
 
 State = Literal[
     "installed",  # verified on the node, the desired version
@@ -37,7 +37,7 @@ PENDING: Final = "pending"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class ProfileStatus:
     """One provided name of one key (or the key itself, where no name is known: name is empty).
 
     name: AppArmor profile name, or seccomp path. localhost_profile: the exact string for
@@ -48,32 +48,32 @@ class Row:
     last good version of one, provides the name.
     """
 
-    kind: KindName
-    origin: str
+    kind: ProfileKind
+    profile_set: str
     key: str
     name: str
     localhost_profile: str
     state: State
     action: ActionName
-    why: str
-    source: str = ""
+    reason: str
+    source_digest: str = ""
     installed: str = ""
     policy: str = ""
     mode: str = ""
     desired: bool = True
-    problems: tuple[Problem, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SetStatus:
+class ProfileSetStatus:
     """How reading one set went.
 
     left_out: its keys of kinds that are not handled (--kinds). cause: why an unreadable set is so.
     """
 
-    origin: str
+    profile_set: str
     state: Literal["read", "emptied", "missing", "unreadable"]
-    why: str = ""
+    reason: str = ""
     keys: int = 0
     left_out: int = 0
     unlisted: int = 0
@@ -82,11 +82,11 @@ class SetStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Support:
+class KindSupport:
     """Whether this node can have profiles of a kind; the problem says why not."""
 
     state: Literal["enabled", "disabled", "unknown"]
-    problem: Problem | None = None
+    finding: Finding | None = None
     sandboxed: bool | None = None
     """Whether the program that reads the texts runs in a sandbox; None if there is no program."""
 
@@ -100,13 +100,13 @@ class Report:
     keys are still being checked in the background.
     """
 
-    rows: tuple[Row, ...]
-    sets: tuple[SetStatus, ...]
-    supports: Mapping[KindName, Support]
-    problems: tuple[Problem, ...] = ()
+    profiles: tuple[ProfileStatus, ...]
+    profile_sets: tuple[ProfileSetStatus, ...]
+    kind_support: Mapping[ProfileKind, KindSupport]
+    findings: tuple[Finding, ...] = ()
     pending: int = 0
     dry_run: bool = False
-    names: Mapping[KindName, frozenset[str]] = field(default_factory=dict)
+    desired_names: Mapping[ProfileKind, frozenset[str]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)  # read, inspect, observe, act
 
     @property
@@ -121,11 +121,11 @@ def combined(first: Report, second: Report) -> Report:
     A change by the first pass is part of it, where the second found nothing to do.
     """
 
-    def place(row: Row) -> tuple[str, ...]:
-        return (row.kind, row.origin, row.key, row.name)
+    def place(row: ProfileStatus) -> tuple[str, ...]:
+        return (row.kind, row.profile_set, row.key, row.name)
 
-    changed = {place(row): row for row in first.rows if row.action in _CHANGES}
-    rows = {place(row): row for row in second.rows}
+    changed = {place(row): row for row in first.profiles if row.action in _CHANGES}
+    rows = {place(row): row for row in second.profiles}
     for where, row in changed.items():
         now = rows.get(where)
         if now is None and row.state in ("removed", "released"):
@@ -133,14 +133,14 @@ def combined(first: Report, second: Report) -> Report:
         elif now is not None and (
             now.action == "keep" or (now.action == "hold" and now.state == row.state)
         ):
-            rows[where] = replace(now, action=row.action, why=row.why)
+            rows[where] = replace(now, action=row.action, reason=row.reason)
     seconds = {step: first.seconds.get(step, 0.0) + spent for step, spent in second.seconds.items()}
-    return replace(second, rows=tuple(rows.values()), seconds=seconds)
+    return replace(second, profiles=tuple(rows.values()), seconds=seconds)
 
 
-def of_source(problem: Problem) -> bool:
+def of_source(finding: Finding) -> bool:
     """Return whether a problem only repeats what a set's state says."""
-    return problem.code.startswith("source_")
+    return finding.code.startswith("source_")
 
 
 # A held row is fine when its removal waits for its users; the sets speak for missing sources.
@@ -154,20 +154,20 @@ def is_converged(report: Report, *, allow_unsupported: bool) -> bool:
 
 def exit_status(report: Report, *, allow_unsupported: bool) -> Literal[0, 1, 3]:
     """Return 0, 1 or 3, as the README's table of exit statuses says."""
-    if any(one.code in ("node_unreachable", "label_refused") for one in report.problems):
+    if any(one.code in ("node_unreachable", "label_refused") for one in report.findings):
         return 3
     return _of_profiles(report, allow_unsupported=allow_unsupported)
 
 
 def _of_profiles(report: Report, *, allow_unsupported: bool) -> Literal[0, 1, 3]:
-    if any(one.state in ("missing", "unreadable") for one in report.sets):
+    if any(one.state in ("missing", "unreadable") for one in report.profile_sets):
         return 3
-    if any(one.state == "emptied" for one in report.sets):
+    if any(one.state == "emptied" for one in report.profile_sets):
         return 1
-    others = [one for one in report.problems if not of_source(one)]
-    if any(problem.severity == "error" for problem in others):
+    others = [one for one in report.findings if not of_source(one)]
+    if any(finding.severity == "error" for finding in others):
         return 1
     if report.pending:
         return 1
     fine = _FINE | ({"unsupported"} if allow_unsupported else set())
-    return 0 if all(row.state in fine for row in report.rows) else 1
+    return 0 if all(row.state in fine for row in report.profiles) else 1

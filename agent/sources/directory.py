@@ -21,11 +21,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from agent.core import recognise
-from agent.core.model import Blob, Missing, Snapshot, Unreadable
-from agent.core.problems import Problem
-from agent.doors import reading, signature
-from agent.doors.signature import Signature
+from agent.core import classify
+from agent.core.findings import Finding
+from agent.core.model import Missing, Snapshot, SourceKey, Unreadable
+from agent.host import reading, stat_signature
+from agent.host.stat_signature import Signature
 from agent.sources import limits
 
 _DATA = "..data"
@@ -48,10 +48,10 @@ class _File:
     """What was read of one file, and the signature it had before and after."""
 
     signature: Signature
-    blob: Blob
+    blob: SourceKey
 
 
-class Directory:
+class DirectorySource:
     """Profiles below a directory of this machine. Fulfils agent.core.ports.Source.
 
     clock: nanoseconds since 1970, as file times count them.
@@ -65,18 +65,18 @@ class Directory:
     ) -> None:
         self.path = path
         self.origin = f"dir {Path(path).absolute()}"
-        self.watched = Path(path).absolute()
+        self.watched_path = Path(path).absolute()
         self._after_read = after_read  # called once per try, before the look whether it changed
         self._clock = clock
         self._files: dict[str, _File] = {}  # by key
-        self._last: tuple[list[Blob], list[tuple[str, Problem]], Snapshot] | None = None
+        self._last: tuple[list[SourceKey], list[tuple[str, Finding]], Snapshot] | None = None
 
-    def forget(self) -> None:
+    def invalidate(self) -> None:
         """Read every file again at the next read."""
         self._files = {}
         self._last = None
 
-    def absent(self, set_: str) -> Snapshot | None:  # noqa: ARG002 - the port's
+    def explain_absence(self, set_: str) -> Snapshot | None:  # noqa: ARG002 - the port's
         """Return None: this source has one set, and always answers for it."""
         return None
 
@@ -86,15 +86,19 @@ class Directory:
             try:
                 return (self._read(),)
             except FileNotFoundError:
-                return (Missing(origin=self.origin, why=f"{self.path} does not exist"),)
+                return (Missing(profile_set=self.origin, reason=f"{self.path} does not exist"),)
             except OSError as error:
                 why = f"{error.filename or self.path}: {error.strerror}"
-                return (Unreadable(origin=self.origin, why=why),)
+                return (Unreadable(profile_set=self.origin, reason=why),)
             except _TooLargeError as error:
-                return (Unreadable(origin=self.origin, why=str(error)),)
+                return (Unreadable(profile_set=self.origin, reason=str(error)),)
             except _ChangedError:
                 continue
-        return (Unreadable(origin=self.origin, why=f"{self.path} keeps changing while it is read"),)
+        return (
+            Unreadable(
+                profile_set=self.origin, reason=f"{self.path} keeps changing while it is read"
+            ),
+        )
 
     def _read(self) -> Snapshot:
         top = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -107,7 +111,7 @@ class Directory:
         self._files = walk.files
         return self._snapshot(walk.blobs, walk.refused)
 
-    def _snapshot(self, blobs: list[Blob], refused: list[tuple[str, Problem]]) -> Snapshot:
+    def _snapshot(self, blobs: list[SourceKey], refused: list[tuple[str, Finding]]) -> Snapshot:
         """Return the very snapshot of the last read if nothing was read anew."""
         last = self._last
         if last is None or not _same(last[0], blobs) or last[1] != refused:
@@ -133,8 +137,8 @@ class _Walk:
         self.files: dict[str, _File] = {}  # what the next read may answer for
         self.stack = stack  # closes what must stay open until the end
         self.volumes: list[tuple[int, str]] = []
-        self.blobs: list[Blob] = []
-        self.refused: list[tuple[str, Problem]] = []
+        self.blobs: list[SourceKey] = []
+        self.refused: list[tuple[str, Finding]] = []
         self.size = 0
         self.directories = 0
         self.names = 0
@@ -191,7 +195,7 @@ class _Walk:
         mode = status.st_mode
         if self.still(key, status):
             return
-        if recognise.kind_of(key, b"") is None and not stat.S_ISDIR(mode):
+        if classify.classify(key, b"") is None and not stat.S_ISDIR(mode):
             return
         if not name.isprintable():
             shown = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in key)
@@ -217,7 +221,7 @@ class _Walk:
     def still(self, key: str, status: os.stat_result) -> bool:
         """Take a key from an earlier read, if its file's signature stands."""
         known = self.known.get(key)
-        if known is None or known.signature != signature.of(status):
+        if known is None or known.signature != stat_signature.of(status):
             return False
         self.take(known.blob)
         self.files[key] = known
@@ -234,20 +238,20 @@ class _Walk:
                 self.refused.append((key, limits.too_large(key)))
                 return
             content = reading.whole(file, status.st_size, limits.KEY_BYTES)
-            after = signature.of(os.fstat(file))
+            after = stat_signature.of(os.fstat(file))
         finally:
             os.close(file)
-        if after != signature.of(status):
+        if after != stat_signature.of(status):
             raise _ChangedError  # the half of two texts may be a text
         if len(content) > limits.KEY_BYTES:
             self.refused.append((key, limits.too_large(key)))
             return
-        blob = Blob(origin=self.origin, key=key, content=content)
+        blob = SourceKey(profile_set=self.origin, key=key, content=content)
         self.take(blob)
-        if signature.lasting(after, now):
+        if stat_signature.lasting(after, now):
             self.files[key] = _File(signature=after, blob=blob)
 
-    def take(self, blob: Blob) -> None:
+    def take(self, blob: SourceKey) -> None:
         self.blobs.append(blob)
         self.size += len(blob.content)
 
@@ -274,7 +278,7 @@ class _Walk:
             os.close(here)
 
 
-def _same(one: list[Blob], other: list[Blob]) -> bool:
+def _same(one: list[SourceKey], other: list[SourceKey]) -> bool:
     return len(one) == len(other) and all(map(operator.is_, one, other))
 
 
@@ -308,10 +312,10 @@ def _open(name: str, flags: int, fd: int) -> int:
         raise
 
 
-def _not_regular(key: str, why: str) -> Problem:
-    return Problem(
+def _not_regular(key: str, why: str) -> Finding:
+    return Finding(
         code="key_not_regular",
-        where=key,
-        what=f'"{key}" {why}. It is not read.',
+        location=key,
+        message=f'"{key}" {why}. It is not read.',
         hint="Put the profile itself there, as a regular file.",
     )

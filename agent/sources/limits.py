@@ -7,8 +7,8 @@ that nothing is removed for what was not read.
 from collections.abc import Sequence
 
 from agent.core import model
-from agent.core.model import Blob, Emptied, Read, Snapshot, Unreadable
-from agent.core.problems import Problem
+from agent.core.findings import Finding
+from agent.core.model import Emptied, Read, Snapshot, SourceKey, Unreadable
 
 KEY_BYTES = 1 << 20  # a ConfigMap holds no more (Kubernetes: 1 MiB for all its data)
 SET_BYTES = 32 << 20
@@ -21,30 +21,30 @@ SOURCE_CONFIG_MAPS = 1000
 KEY_OVERHEAD = 256  # bytes of memory for each key, besides its name and its content
 
 
-def too_large(key: str) -> Problem:
+def too_large(key: str) -> Finding:
     """Say that one key is larger than a profile may be."""
-    return Problem(
+    return Finding(
         code="key_too_large",
-        where=key,
-        what=f"The key is larger than {KEY_BYTES} bytes. It is not put.",
+        location=key,
+        message=f"The key is larger than {KEY_BYTES} bytes. It is not put.",
         hint="Split it; the common rules of AppArmor profiles may be an abstraction on the host.",
     )
 
 
-def unsafe(key: str, why: str) -> Problem:
+def unsafe(key: str, why: str) -> Finding:
     """Say that a key's name cannot be a profile's name or path."""
-    return Problem(
+    return Finding(
         code="key_unsafe",
-        where=key,
-        what=f"The key's name {why}. It is not put.",
+        location=key,
+        message=f"The key's name {why}. It is not put.",
         hint="Use letters, digits, '.', '_' and '-' in the name of a key.",
     )
 
 
 def snapshot(
     origin: str,
-    blobs: Sequence[Blob],
-    refused: Sequence[tuple[str, Problem]],
+    blobs: Sequence[SourceKey],
+    refused: Sequence[tuple[str, Finding]],
     *,
     empty: bool = False,
     created: str = "",
@@ -60,18 +60,18 @@ def snapshot(
     """
     if len(blobs) + len(refused) > SET_KEYS:
         why = f"it has more than {SET_KEYS} keys"
-        return Unreadable(origin=origin, why=why, cause="over_limit")
+        return Unreadable(profile_set=origin, reason=why, cause="over_limit")
     if sum(len(blob.content) for blob in blobs) > SET_BYTES:
         why = f"it has more than {SET_BYTES} bytes"
-        return Unreadable(origin=origin, why=why, cause="over_limit")
+        return Unreadable(profile_set=origin, reason=why, cause="over_limit")
     parts = [f"{blob.key}\0{blob.path}\0{model.digest(blob.content)}\n" for blob in blobs]
     revision = model.digest("".join(parts).encode("utf-8", "surrogateescape"))
     if not blobs and not refused and not empty:
-        return Emptied(origin=origin, revision=revision)
+        return Emptied(profile_set=origin, revision=revision)
     return Read(
-        origin=origin,
+        profile_set=origin,
         revision=revision,
-        blobs=tuple(blobs),
+        source_keys=tuple(blobs),
         refused=tuple(refused),
         created=created,
     )

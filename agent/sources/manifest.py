@@ -8,13 +8,13 @@ file unreadable, since its keys may still be desired.
 
 from pathlib import Path
 
+from agent.core.findings import Finding
 from agent.core.labels import DOMAIN
-from agent.core.model import Blob, Missing, Snapshot, Unreadable
-from agent.core.problems import Problem
-from agent.sources import config_map, documents, limits
+from agent.core.model import Missing, Snapshot, SourceKey, Unreadable
+from agent.sources import configmap_data, limits, yaml_documents
 
 
-class Manifest:
+class ManifestSource:
     """The ConfigMaps of one file of this machine. Fulfils agent.core.ports.Source."""
 
     def __init__(self, path: str, domain: str = DOMAIN) -> None:
@@ -22,58 +22,60 @@ class Manifest:
         self.origin = f"manifest {Path(path).absolute()}"
         self.domain = domain
         self._seen: set[str] = set()
-        self.watched = Path(path).absolute()
+        self.watched_path = Path(path).absolute()
 
-    def absent(self, set_: str) -> Snapshot | None:  # noqa: ARG002 - the port's
+    def explain_absence(self, set_: str) -> Snapshot | None:  # noqa: ARG002 - the port's
         """Return None: this source has one set, and always answers for it."""
         return None
 
-    def forget(self) -> None:
+    def invalidate(self) -> None:
         """Do nothing: the file is read every time."""
 
     def read(self) -> tuple[Snapshot, ...]:
         """Read the file once."""
         try:
-            content = documents.read(self.path)
+            content = yaml_documents.read(self.path)
         except FileNotFoundError:
-            return (Missing(origin=self.origin, why=f"{self.path} does not exist"),)
+            return (Missing(profile_set=self.origin, reason=f"{self.path} does not exist"),)
         except OSError as error:
-            return (Unreadable(origin=self.origin, why=f"{self.path}: {error.strerror}"),)
-        blobs: list[Blob] = []
-        refused: list[tuple[str, Problem]] = []
+            return (Unreadable(profile_set=self.origin, reason=f"{self.path}: {error.strerror}"),)
+        blobs: list[SourceKey] = []
+        refused: list[tuple[str, Finding]] = []
         empty = False
         self._seen = set()
         try:
-            for document in documents.parse(content):
+            for document in yaml_documents.parse(content):
                 empty = self._object(document, blobs, refused) or empty
-        except (documents.NotYaml, config_map.Malformed) as error:
+        except (yaml_documents.InvalidYamlError, configmap_data.MalformedError) as error:
             why = " ".join(str(error).split())[:300]
-            return (Unreadable(origin=self.origin, why=f"{self.path}: {why}"),)
+            return (Unreadable(profile_set=self.origin, reason=f"{self.path}: {why}"),)
         return (limits.snapshot(self.origin, blobs, refused, empty=empty),)
 
     def _object(
-        self, document: object, blobs: list[Blob], refused: list[tuple[str, Problem]]
+        self, document: object, blobs: list[SourceKey], refused: list[tuple[str, Finding]]
     ) -> bool:
         """Collect the keys of one object; return whether it may be empty."""
         if document is None:
             return False
         if not isinstance(document, dict):
-            raise config_map.Malformed("a document is no Kubernetes object")
+            raise configmap_data.MalformedError("a document is no Kubernetes object")
         if document.get("kind") in ("List", "ConfigMapList"):
             items = document.get("items")
             if not isinstance(items, list):
-                raise config_map.Malformed("a List has no items")
+                raise configmap_data.MalformedError("a List has no items")
             answers = [self._object(item, blobs, refused) for item in items]
             return any(answers)
         if document.get("kind") != "ConfigMap":
             return False
         if document.get("apiVersion") != "v1":
-            raise config_map.Malformed("a ConfigMap has another apiVersion than v1")
-        found = config_map.content(document, origin=self.origin, domain=self.domain, qualified=True)
-        blobs += found.blobs
+            raise configmap_data.MalformedError("a ConfigMap has another apiVersion than v1")
+        found = configmap_data.content(
+            document, origin=self.origin, domain=self.domain, qualified=True
+        )
+        blobs += found.source_keys
         refused += found.refused
         where = f"{found.namespace}/{found.name}"
         if where in self._seen:
-            raise config_map.Malformed(f"ConfigMap {where} is in it twice")
+            raise configmap_data.MalformedError(f"ConfigMap {where} is in it twice")
         self._seen.add(where)
         return found.allow_empty

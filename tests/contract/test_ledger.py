@@ -6,24 +6,24 @@ import os
 import pytest
 
 from agent.core import model
-from agent.core.model import Entry, Id, Version
-from agent.core.problems import Problem
-from agent.doors.host import Host
-from agent.doors.ledger import READ_BYTES, READ_ENTRIES, FileLedger
+from agent.core.findings import Finding
+from agent.core.model import KeyId, LedgerEntry, Version
+from agent.host.filesystem import Host
+from agent.host.ledger import READ_BYTES, READ_ENTRIES, FileLedger
 from tests.world import MemoryLedger, Node, Steps
 
-ID = Id(kind="apparmor", origin="configmap ns/web", key="web.profile")
+ID = KeyId(kind="apparmor", profile_set="configmap ns/web", key="web.profile")
 VERSION = Version(
-    provides=("web", "web//hat"),
-    source="1" * 64,
-    body="2" * 64,
+    names=("web", "web//hat"),
+    source_digest="1" * 64,
+    body_digest="2" * 64,
     context="features",
     modes={"web": "enforce", "web//hat": "complain"},
     evidence={"web": frozenset({"raw:1", "own:2"}), "web//hat": frozenset()},
 )
-FULL = Entry(
+FULL = LedgerEntry(
     id=ID,
-    how="adopted",
+    provenance="adopted",
     installed=VERSION,
     staged=VERSION,
     retired={"web//old": frozenset({"raw:0"})},
@@ -42,30 +42,32 @@ def ledger(request, tmp_path):
 def test_an_entry_is_read_back_as_it_was_written(ledger):
     """Every field survives; a second write replaces the first."""
     assert ledger.entries() == {}
-    assert ledger.write(Entry(id=ID, how="put")) is None
+    assert ledger.write(LedgerEntry(id=ID, provenance="put")) is None
     assert ledger.write(FULL) is None
     assert ledger.entries() == {ID: FULL}
 
 
 def test_entries_of_other_keys_are_kept_apart(ledger):
     """Kind, origin and key together name an entry."""
-    other = Entry(id=Id(kind="seccomp", origin=ID.origin, key=ID.key), how="put")
+    other = LedgerEntry(
+        id=KeyId(kind="seccomp", profile_set=ID.profile_set, key=ID.key), provenance="put"
+    )
     ledger.write(FULL)
     ledger.write(other)
     assert ledger.entries() == {ID: FULL, other.id: other}
-    assert ledger.drop(ID) is None
-    assert ledger.drop(ID) is None
+    assert ledger.delete(ID) is None
+    assert ledger.delete(ID) is None
     assert ledger.entries() == {other.id: other}
 
 
 def test_bodies_are_kept_under_their_digest(ledger):
     """Bytes come back by their sha256; unknown ones are None."""
     digests = [model.digest(b"policy"), model.digest(b"other")]
-    assert [ledger.has(one) for one in digests] == [False, False]
-    assert ledger.keep(b"policy") is None
-    assert ledger.keep(b"policy") is None
-    assert [ledger.has(one) for one in digests] == [True, False]
-    assert [ledger.body(one) for one in digests] == [b"policy", None]
+    assert [ledger.has_content(one) for one in digests] == [False, False]
+    assert ledger.store_content(b"policy") is None
+    assert ledger.store_content(b"policy") is None
+    assert [ledger.has_content(one) for one in digests] == [True, False]
+    assert [ledger.content(one) for one in digests] == [b"policy", None]
 
 
 @pytest.fixture
@@ -83,7 +85,7 @@ def test_a_damaged_entry_counts_as_absent_and_is_reported(files, cut):
     ledger, path = files
     path.write_bytes(path.read_bytes()[:cut])
     assert ledger.entries() == {}
-    assert [one.code for one in ledger.damaged] == ["ledger_damaged"]
+    assert [one.code for one in ledger.findings] == ["ledger_damaged"]
 
 
 def test_a_bad_byte_anywhere_in_an_entry_is_damage(files):
@@ -92,8 +94,8 @@ def test_a_bad_byte_anywhere_in_an_entry_is_damage(files):
     whole = path.read_bytes()
     for at in range(len(whole)):
         path.write_bytes(whole[:at] + b"\xff" + whole[at + 1 :])
-        ledger.forget()
-        found = ledger.entries(), [one.code for one in ledger.damaged]
+        ledger.invalidate()
+        found = ledger.entries(), [one.code for one in ledger.findings]
         assert found == ({}, ["ledger_damaged"]), at
 
 
@@ -110,7 +112,7 @@ def test_what_no_version_would_write_is_damage_or_newer(files, content, code):
     ledger, path = files
     path.write_bytes(content)
     found = ledger.entries()
-    codes = [found.code] if isinstance(found, Problem) else [one.code for one in ledger.damaged]
+    codes = [found.code] if isinstance(found, Finding) else [one.code for one in ledger.findings]
     assert codes == [code]
 
 
@@ -119,7 +121,7 @@ def test_what_others_do_to_entries_is_noticed_and_read(files, change):
     """An entry changed in place leaves its directory as it was, and is noticed all the same."""
     ledger, path = files
     kept = ledger.entries()
-    assert (ledger.untouched(), ledger.entries() is kept) == (True, True)
+    assert (ledger.is_unchanged(), ledger.entries() is kept) == (True, True)
     match change:
         case "in place":
             path.write_bytes(path.read_bytes()[:-1])
@@ -130,29 +132,31 @@ def test_what_others_do_to_entries_is_noticed_and_read(files, change):
         case "replaced":
             path.with_name(".new").write_bytes(b"{}")
             path.with_name(".new").rename(path)
-    assert ledger.untouched() is False
+    assert ledger.is_unchanged() is False
     assert ledger.entries() is not kept
 
 
 def test_own_writes_leave_the_ledger_untouched_and_those_of_others_do_not(files):
     """A change of somebody else's is not taken for a part of one's own."""
     ledger, path = files
-    other = Entry(id=Id(kind="seccomp", origin=ID.origin, key=ID.key), how="put")
+    other = LedgerEntry(
+        id=KeyId(kind="seccomp", profile_set=ID.profile_set, key=ID.key), provenance="put"
+    )
     ledger.entries()
     ledger.write(other)
-    assert ledger.untouched() is True
-    ledger.drop(other.id)
-    assert ledger.untouched() is True
+    assert ledger.is_unchanged() is True
+    ledger.delete(other.id)
+    assert ledger.is_unchanged() is True
     path.write_bytes(b"{}")
     ledger.write(other)
-    assert ledger.untouched() is False
+    assert ledger.is_unchanged() is False
 
 
 def test_an_entry_in_another_entrys_file_is_damaged(files):
     """The file's name is the digest of what it is about."""
     ledger, path = files
     path.rename(path.with_name("0" * 64 + ".json"))
-    assert (ledger.entries(), [one.code for one in ledger.damaged]) == ({}, ["ledger_damaged"])
+    assert (ledger.entries(), [one.code for one in ledger.findings]) == ({}, ["ledger_damaged"])
 
 
 def test_an_entry_of_a_newer_schema_stops_everything(files):
@@ -161,8 +165,8 @@ def test_an_entry_of_a_newer_schema_stops_everything(files):
     newer = json.loads(path.read_text()) | {"schema": 2, "unheard": "of"}
     path.write_text(json.dumps(newer))
     found = ledger.entries()
-    assert isinstance(found, Problem)
-    assert (found.code, ledger.damaged) == ("ledger_newer", [])
+    assert isinstance(found, Finding)
+    assert (found.code, ledger.findings) == ("ledger_newer", [])
 
 
 def test_an_unreadable_ledger_is_not_an_empty_one(files):
@@ -171,7 +175,7 @@ def test_an_unreadable_ledger_is_not_an_empty_one(files):
     path.unlink()
     path.mkdir()
     found = ledger.entries()
-    assert isinstance(found, Problem)
+    assert isinstance(found, Finding)
     assert found.code == "kind_unobservable"
 
 
@@ -181,8 +185,8 @@ def test_a_ledger_of_another_user_proves_nothing(files, tmp_path, folder):
     ledger, _ = files
     os.chown(tmp_path / folder, 1234, -1)
     found = FileLedger(ledger.host, ledger.directory).entries()
-    assert isinstance(found, Problem)
-    assert (found.code, found.where) == ("kind_unobservable", f"/{folder}")
+    assert isinstance(found, Finding)
+    assert (found.code, found.location) == ("kind_unobservable", f"/{folder}")
 
 
 def test_a_ledger_that_others_may_write_is_made_private(files, tmp_path):
@@ -204,7 +208,7 @@ def test_an_entry_that_others_may_write_is_damaged(files, change):
         path.chmod(0o666)
     else:
         os.chown(path, 1234, -1)
-    assert (ledger.entries(), [one.code for one in ledger.damaged]) == ({}, ["ledger_damaged"])
+    assert (ledger.entries(), [one.code for one in ledger.findings]) == ({}, ["ledger_damaged"])
 
 
 def test_a_link_to_the_state_directory_is_followed(files, tmp_path):
@@ -217,36 +221,41 @@ def test_left_over_temporary_files_are_no_entries(files):
     """What a kill left behind is passed over."""
     ledger, path = files
     path.with_name(".profile-loader.00.tmp").write_bytes(b"{")
-    assert (set(ledger.entries()), ledger.damaged) == ({ID}, [])
+    assert (set(ledger.entries()), ledger.findings) == ({ID}, [])
 
 
 def test_a_damaged_body_is_absent(files, tmp_path):
     """Bytes whose digest is not their name are not believed, and are written anew."""
     ledger, _ = files
-    ledger.keep(b"policy")
+    ledger.store_content(b"policy")
     digest = model.digest(b"policy")
     (tmp_path / "state/bodies" / digest).write_bytes(b"policz")
-    assert ledger.body(digest) is None
-    assert ledger.keep(b"policy") is None
-    assert ledger.body(digest) == b"policy"
+    assert ledger.content(digest) is None
+    assert ledger.store_content(b"policy") is None
+    assert ledger.content(digest) == b"policy"
 
 
 def test_bodies_that_no_entry_needs_are_swept(files):
     """Bytes of former versions do not pile up."""
     ledger, _ = files
-    ledger.keep(b"old")
-    ledger.keep(b"new")
-    version = Version(provides=("x",), source=model.digest(b"new"), body=model.digest(b"new"))
-    ledger.sweep({ID: Entry(id=ID, how="put", installed=version)})
-    assert (ledger.body(model.digest(b"old")), ledger.body(model.digest(b"new"))) == (None, b"new")
+    ledger.store_content(b"old")
+    ledger.store_content(b"new")
+    version = Version(
+        names=("x",), source_digest=model.digest(b"new"), body_digest=model.digest(b"new")
+    )
+    ledger.sweep({ID: LedgerEntry(id=ID, provenance="put", installed=version)})
+    assert (ledger.content(model.digest(b"old")), ledger.content(model.digest(b"new"))) == (
+        None,
+        b"new",
+    )
 
 
 def test_a_state_directory_that_is_a_file_fails_each_write(tmp_path):
     """A write that fails is a problem with its path, not an exception."""
     (tmp_path / "state").write_bytes(b"")
     ledger = FileLedger(Host(tmp_path), "/state")
-    problems = [ledger.write(FULL), ledger.keep(b"x")]
-    assert [one.code for one in problems] == ["write_failed", "write_failed"]
+    findings = [ledger.write(FULL), ledger.store_content(b"x")]
+    assert [one.code for one in findings] == ["write_failed", "write_failed"]
 
 
 def test_a_ledger_of_too_many_entries_is_not_read(tmp_path):
@@ -257,8 +266,8 @@ def test_a_ledger_of_too_many_entries_is_not_read(tmp_path):
     for number in range(READ_ENTRIES + 1):
         (folder / f"{number}.json").touch()
     found = ledger.entries()
-    assert isinstance(found, Problem)
-    assert (found.code, found.where) == ("limit_exceeded", "/state/entries")
+    assert isinstance(found, Finding)
+    assert (found.code, found.location) == ("limit_exceeded", "/state/entries")
 
 
 def test_a_ledger_of_too_many_bytes_is_not_read(tmp_path):
@@ -268,5 +277,5 @@ def test_a_ledger_of_too_many_bytes_is_not_read(tmp_path):
     with (tmp_path / "state/entries/a.json").open("wb") as file:
         file.truncate(READ_BYTES + 1)
     found = ledger.entries()
-    assert isinstance(found, Problem)
+    assert isinstance(found, Finding)
     assert found.code == "limit_exceeded"

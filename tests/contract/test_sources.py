@@ -6,8 +6,8 @@ import os
 import pytest
 
 from agent.core.model import Emptied, Missing, Read, Unreadable
-from agent.sources.directory import Directory
-from agent.sources.manifest import Manifest
+from agent.sources.directory import DirectorySource
+from agent.sources.manifest import ManifestSource
 
 HEAD = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "web"}}
 
@@ -29,7 +29,7 @@ class Tree:
         self.path.write_text("not a directory")
 
     def source(self):
-        return Directory(str(self.path))
+        return DirectorySource(str(self.path))
 
 
 class Volume(Tree):
@@ -57,7 +57,7 @@ class File(Tree):
         self.path.write_text("{")
 
     def source(self):
-        return Manifest(str(self.path))
+        return ManifestSource(str(self.path))
 
 
 @pytest.fixture(params=[Tree, Volume, File], ids=lambda one: one.__name__.lower())
@@ -77,9 +77,9 @@ def test_a_set_that_is_read_holds_its_profiles_byte_for_byte(place):
     snapshot = read(place)
     assert isinstance(snapshot, Read)
     assert snapshot.refused == ()
-    assert {(one.origin, one.path, one.content) for one in snapshot.blobs} == {
-        (snapshot.origin, "a.json", '{"é": 1}\n'.encode()),
-        (snapshot.origin, "mute", b"["),
+    assert {(one.profile_set, one.path, one.content) for one in snapshot.source_keys} == {
+        (snapshot.profile_set, "a.json", '{"é": 1}\n'.encode()),
+        (snapshot.profile_set, "mute", b"["),
     }
 
 
@@ -93,7 +93,7 @@ def test_empty_missing_and_unreadable_are_three_answers_of_one_origin(place):
     place.spoil()
     answers.append(read(place))
     assert [type(one) for one in answers] == [Missing, Emptied, Unreadable]
-    assert len({one.origin for one in answers}) == 1
+    assert len({one.profile_set for one in answers}) == 1
 
 
 def test_the_revision_follows_names_and_content_only(place):
@@ -115,7 +115,7 @@ def test_a_source_reads_anew_each_time(place):
     (second,) = source.read()
     assert isinstance(second, Read)
     assert source.read() != first
-    assert [one.path for one in second.blobs] == ["a.json", "b.json"]
+    assert [one.path for one in second.source_keys] == ["a.json", "b.json"]
 
 
 def test_an_origin_does_not_depend_on_where_the_agent_runs(place, monkeypatch):
@@ -124,4 +124,4 @@ def test_an_origin_does_not_depend_on_where_the_agent_runs(place, monkeypatch):
     monkeypatch.chdir(place.path.parent)
     (absolute,) = place.source().read()
     (relative,) = type(place.source())("set").read()
-    assert relative.origin == absolute.origin
+    assert relative.profile_set == absolute.profile_set

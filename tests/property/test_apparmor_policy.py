@@ -6,9 +6,15 @@ import tempfile
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.backends.apparmor import (
+    compiled_policy,
+    escape_rules,
+    parser_messages,
+    policy_cache,
+    source_checks,
+)
 from agent.core.model import digest
-from agent.doors.host import Host
-from agent.kinds.apparmor import cache, leaving, messages, policy, text
+from agent.host.filesystem import Host
 
 
 def named(name, rest):
@@ -32,8 +38,8 @@ names = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=
 
 def answered(blob):
     try:
-        policy.read(blob)
-    except policy.PolicyError:
+        compiled_policy.read(blob)
+    except compiled_policy.PolicyError:
         return True
     return True
 
@@ -53,12 +59,12 @@ def test_mutated_policy_is_answered(name, data):
     assert answered(bytes(blob[: data.draw(st.integers(0, len(blob)))]))
 
 
-@given(st.lists(st.tuples(names, st.sampled_from(sorted(policy.MODES))), max_size=4))
+@given(st.lists(st.tuples(names, st.sampled_from(sorted(compiled_policy.MODES))), max_size=4))
 def test_every_declared_profile_is_found(declared):
     """Names and modes come back as they were written, in their order."""
     blob = b"".join(profile(name, mode) for name, mode in declared)
-    found = [(one.name, one.mode, one.attached) for one in policy.read(blob)]
-    assert found == [(name, policy.MODES[mode], False) for name, mode in declared]
+    found = [(one.name, one.mode, one.attached) for one in compiled_policy.read(blob)]
+    assert found == [(name, compiled_policy.MODES[mode], False) for name, mode in declared]
 
 
 @given(names)
@@ -68,8 +74,8 @@ def test_a_name_is_hidden_by_no_cut(name):
     header = whole.index(b"profile") - 3
     for end in range(header + 1, len(whole)):
         try:
-            policy.read(whole[:end])
-        except policy.PolicyError:
+            compiled_policy.read(whole[:end])
+        except compiled_policy.PolicyError:
             continue
         raise AssertionError(end)
 
@@ -77,35 +83,41 @@ def test_a_name_is_hidden_by_no_cut(name):
 @given(st.text(max_size=400))
 def test_any_text_is_scanned(source):
     """The checks on text answer every text."""
-    text.refusals(source.encode("utf-8", "surrogatepass"))
-    leaving.warnings(source)
-    text.variable_names(source)
+    source_checks.refusals(source.encode("utf-8", "surrogatepass"))
+    escape_rules.warnings(source)
+    source_checks.variable_names(source)
 
 
 @given(st.binary(max_size=2000), st.binary(max_size=200))
 def test_a_parser_message_is_one_bounded_printable_line(stderr, source):
     """Whatever the parser prints becomes one printable line of bounded length."""
-    known = messages.Known(source=source, words={"error"}, include_dir="/etc/apparmor.d")
-    said = messages.message(b"error " + stderr, known)
+    known = parser_messages.Known(source=source, words={"error"}, include_dir="/etc/apparmor.d")
+    said = parser_messages.message(b"error " + stderr, known)
     assert said.isprintable()
     assert len(said) <= 601
 
 
-@given(st.lists(st.tuples(names, st.sampled_from(sorted(policy.MODES))), min_size=1, max_size=4))
+@given(
+    st.lists(
+        st.tuples(names, st.sampled_from(sorted(compiled_policy.MODES))), min_size=1, max_size=4
+    )
+)
 def test_what_the_cache_says_of_a_policy_is_what_is_read_from_it(declared):
     """Names, modes, attachments and hashes."""
     between = zip(declared, BETWEEN, strict=False)
     blob = b"".join(profile(name, mode, more) for (name, mode), more in between)
     with tempfile.TemporaryDirectory() as root:
-        cache.Cache(Host(root), "/state", write=True).store("key", cache.Compiled(policy=blob))
-        found = cache.Cache(Host(root), "/state", write=True).find("key")
-    read = policy.read(blob)
-    assert found == cache.Compiled(policy=blob, sha256=digest(blob), declared=read)
+        policy_cache.PolicyCache(Host(root), "/state", write=True).store(
+            "key", policy_cache.Compiled(policy=blob)
+        )
+        found = policy_cache.PolicyCache(Host(root), "/state", write=True).find("key")
+    read = compiled_policy.read(blob)
+    assert found == policy_cache.Compiled(policy=blob, sha256=digest(blob), declared=read)
 
 
 @given(
     st.lists(
-        st.tuples(names, st.sampled_from(sorted(policy.MODES))),
+        st.tuples(names, st.sampled_from(sorted(compiled_policy.MODES))),
         min_size=1,
         max_size=6,
         unique_by=lambda one: one[0],
@@ -117,7 +129,7 @@ def test_a_rewrapped_policy_declares_the_same_in_other_bytes(declared, data):
     blobs = [profile(name, mode) for name, mode in declared]
     wanted = data.draw(st.sets(st.sampled_from([name for name, _ in declared]), min_size=1))
     filler = data.draw(st.binary(min_size=8, max_size=40))
-    made = policy.rewrapped([b"".join(blobs[:3]), b"".join(blobs[3:])], wanted, filler)
+    made = compiled_policy.rewrapped([b"".join(blobs[:3]), b"".join(blobs[3:])], wanted, filler)
 
     def own(found):
         return {
@@ -126,9 +138,11 @@ def test_a_rewrapped_policy_declares_the_same_in_other_bytes(declared, data):
             if one.name in wanted
         }
 
-    before = {name: value for blob in blobs for name, value in own(policy.read(blob)).items()}
-    assert own(policy.read(made)) == before
-    assert policy.names(made) == wanted
+    before = {
+        name: value for blob in blobs for name, value in own(compiled_policy.read(blob)).items()
+    }
+    assert own(compiled_policy.read(made)) == before
+    assert compiled_policy.names(made) == wanted
     # One version header each, with the filler in it.
     assert made.count(b"version\0" + filler) >= len(wanted)
     sources = b"".join(blobs[:3]), b"".join(blobs[3:])

@@ -7,10 +7,10 @@ from dataclasses import replace
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from agent.core.action import Adopt, Hold, Keep, Put
-from agent.core.model import Blind, Blob, Emptied, Missing, Read, Unreadable
-from agent.core.ownership import owned
-from agent.core.problems import Problem
+from agent.core.actions import Adopt, Hold, Install, Keep
+from agent.core.findings import Finding
+from agent.core.model import Emptied, Missing, Read, SourceKey, Unobservable, Unreadable
+from agent.core.ownership import owned_names
 from tests.world import Killed, Node, Steps, settled, token, turn
 
 NAMES = st.sampled_from(["a", "b", "c"])
@@ -27,9 +27,10 @@ TEXTS = st.one_of(
 
 def read(keys, origin="dir /p"):
     blobs = tuple(
-        Blob(origin=origin, key=key, content=content) for key, content in sorted(keys.items())
+        SourceKey(profile_set=origin, key=key, content=content)
+        for key, content in sorted(keys.items())
     )
-    return Read(origin=origin, revision="r", blobs=blobs)
+    return Read(profile_set=origin, revision="r", source_keys=blobs)
 
 
 SETS = st.dictionaries(KEYS, TEXTS, min_size=1, max_size=3)
@@ -41,9 +42,9 @@ def snapshots(origin):
         SETS.map(lambda keys: read(keys, origin)),
         SETS.map(lambda keys: read(keys, origin)),
         SETS.map(lambda keys: read(keys, origin)),
-        st.just(Emptied(origin=origin, revision="")),
-        st.just(Missing(origin=origin, why="gone")),
-        st.just(Unreadable(origin=origin, why="EIO")),
+        st.just(Emptied(profile_set=origin, revision="")),
+        st.just(Missing(profile_set=origin, reason="gone")),
+        st.just(Unreadable(profile_set=origin, reason="EIO")),
     )
 
 
@@ -109,7 +110,7 @@ def hardly(history, foreign):
 
 
 def mine(node):
-    return {name for entry in node.entries.values() for name in owned(entry)}
+    return {name for entry in node.entries.values() for name in owned_names(entry)}
 
 
 @example(
@@ -123,7 +124,10 @@ def mine(node):
 @example(
     [
         ([read({"one.profile": b"a:x"})], []),
-        ([Missing(origin="dir /p", why="gone"), read({"one.profile": b"a:y"}, "dir /q")], []),
+        (
+            [Missing(profile_set="dir /p", reason="gone"), read({"one.profile": b"a:y"}, "dir /q")],
+            [],
+        ),
     ],
     {},
     True,
@@ -160,11 +164,14 @@ def test_what_is_not_ours_is_never_touched(history, foreign):
             for name, content in node.loaded.items()
             if name not in mine(node)
             or any(
-                entry.how == "adopted" and name in owned(entry) for entry in node.entries.values()
+                entry.provenance == "adopted" and name in owned_names(entry)
+                for entry in node.entries.values()
             )
         }
         node.removed.clear()
-        adopted = {n for e in node.entries.values() if e.how == "adopted" for n in owned(e)}
+        adopted = {
+            n for e in node.entries.values() if e.provenance == "adopted" for n in owned_names(e)
+        }
         turn(node, snapshot)
         still = {name: node.loaded.get(name) for name in theirs if name not in adopted}
         assert {name: theirs[name] for name in still} == still
@@ -194,7 +201,7 @@ def test_only_known_content_of_another_program_is_overwritten(history, foreign, 
         known = {
             (name, one)
             for entry in node.entries.values()
-            for name, evidence in owned(entry).items()
+            for name, evidence in owned_names(entry).items()
             for one in evidence
         }
         created = set(node.created)
@@ -266,7 +273,7 @@ def test_what_is_told_to_be_there_is_there(history, foreign):
     for node, snapshot in hardly(history, foreign):
         for outcome in turn(node, [snapshot]):
             action = outcome.action
-            if outcome.result == "done" and isinstance(action, Put | Keep | Adopt):
+            if outcome.result == "done" and isinstance(action, Install | Keep | Adopt):
                 told = outcome.version.evidence
                 assert all(token(node.loaded[one]) & told[one] for one in action.names)
             elif isinstance(action, Hold) and action.state in ("held", "outdated"):
@@ -282,7 +289,7 @@ def test_passes_over_an_unchanged_node_come_to_rest(history, foreign):
             turn(node, [snapshot])
         before = dict(node.loaded)
         outcomes = turn(node, [snapshot])
-        put = [one for one in outcomes if isinstance(one.action, Put) and one.result == "done"]
+        put = [one for one in outcomes if isinstance(one.action, Install) and one.result == "done"]
         assert (put, node.loaded) == ([], before)
 
 
@@ -293,7 +300,7 @@ def test_no_name_of_a_current_key_is_removed(history, foreign):
     for node, snapshot in hardly(history, foreign):
         node.removed.clear()
         turn(node, [snapshot])
-        texts = [blob.content.decode() for blob in snapshot.blobs if blob.content != b"!bad"]
+        texts = [blob.content.decode() for blob in snapshot.source_keys if blob.content != b"!bad"]
         wanted = {name for text in texts for name in text.split(":")[0].split(",")}
         assert wanted.isdisjoint(node.removed)
 
@@ -306,7 +313,9 @@ def test_a_blind_kind_is_left_alone(history, foreign, last):
         meddle(node, deeds)
         turn(node, snapshot)
     before = copy.deepcopy((node.loaded, node.entries))
-    blind = Blind(problem=Problem(code="kind_unobservable", where="kernel", what="EACCES"))
+    blind = Unobservable(
+        finding=Finding(code="kind_unobservable", location="kernel", message="EACCES")
+    )
     turn(node, last, observed=blind)
     assert before == (node.loaded, node.entries)
 
@@ -349,7 +358,7 @@ def test_renamed_keys_keep_their_profiles(keys, order):
         return
     node.removed.clear()
     outcomes = turn(node, [read(renamed)])
-    puts = [one for one in outcomes if isinstance(one.action, Put)]
+    puts = [one for one in outcomes if isinstance(one.action, Install)]
     assert (loaded, [], []) == (node.loaded, node.removed, puts)
 
 
@@ -391,6 +400,6 @@ def test_a_kill_at_any_step_ends_in_the_same_state(history, foreign, step):
     loaded, entries = settled(node)
     expected = settled(undisturbed)[1]
     for id_, entry in entries.items():
-        if entry.how == "adopted" and id_ in expected:
-            expected[id_] = replace(expected[id_], how="adopted")
+        if entry.provenance == "adopted" and id_ in expected:
+            expected[id_] = replace(expected[id_], provenance="adopted")
     assert (undisturbed.loaded, expected) == (loaded, entries)

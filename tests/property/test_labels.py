@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from agent.core import labels, selector
-from agent.core.report import UNKNOWN_WISH, Report, Row, SetStatus, Support
+from agent.core.report import UNKNOWN_WISH, KindSupport, ProfileSetStatus, ProfileStatus, Report
 from agent.core.selector import Selector, Term
 
 D = "example.org"
@@ -37,16 +37,16 @@ def rows(draw):
     state = draw(st.sampled_from(STATES))
     # A key of which no name is known can only have been refused.
     name = draw(st.text("ab/_", min_size=0 if state == "rejected" else 1, max_size=3))
-    return Row(
+    return ProfileStatus(
         kind=kind,
-        origin=draw(st.sampled_from(["configmap ns/web", "configmap ns/api", "dir /p"])),
+        profile_set=draw(st.sampled_from(["configmap ns/web", "configmap ns/api", "dir /p"])),
         key=name,
         name=name,
         localhost_profile=name,
         state=state,
         action="keep",
-        why=draw(st.sampled_from(["", UNKNOWN_WISH])),
-        source=draw(st.sampled_from(["", "a" * 64, "b" * 64])),
+        reason=draw(st.sampled_from(["", UNKNOWN_WISH])),
+        source_digest=draw(st.sampled_from(["", "a" * 64, "b" * 64])),
         mode=draw(st.sampled_from(MODES)) if kind == "apparmor" else "",
         desired=draw(st.booleans()),
     )
@@ -57,11 +57,13 @@ def reports(draw):
     # One name has one content on a node.
     found = tuple(draw(st.lists(rows(), max_size=8, unique_by=lambda row: (row.kind, row.name))))
     states = st.sampled_from(["read", "missing", "unreadable", "emptied"])
-    origins = sorted({row.origin for row in found})
+    origins = sorted({row.profile_set for row in found})
     return Report(
-        rows=found,
-        sets=tuple(SetStatus(origin=one, state=draw(states)) for one in origins),
-        supports={"seccomp": Support(state="enabled")},
+        profiles=found,
+        profile_sets=tuple(
+            ProfileSetStatus(profile_set=one, state=draw(states)) for one in origins
+        ),
+        kind_support={"seccomp": KindSupport(state="enabled")},
     )
 
 
@@ -69,16 +71,20 @@ def reports(draw):
 def cases(draw):
     """Return a report and own labels that its Node may have."""
     found = draw(reports())
-    keys = sorted(labels.of(_verified(found), domain=D, digest=True, present={}).labels)
+    keys = sorted(labels.labels_for(_verified(found), domain=D, digest=True, present={}).labels)
     some = draw(st.lists(st.sampled_from(keys), unique=True))
     return found, dict.fromkeys(some, "enforce")
 
 
 def _verified(found):
     """Return the report that had everything in place."""
-    fine = (replace(row, state="installed", desired=True, why="") for row in found.rows if row.name)
-    sets = (replace(one, state="read") for one in found.sets)
-    return replace(found, rows=tuple(fine), sets=tuple(sets))
+    fine = (
+        replace(row, state="installed", desired=True, reason="")
+        for row in found.profiles
+        if row.name
+    )
+    sets = (replace(one, state="read") for one in found.profile_sets)
+    return replace(found, profiles=tuple(fine), profile_sets=tuple(sets))
 
 
 def valid(key):
@@ -128,21 +134,21 @@ def test_a_name_that_looks_like_another_one_s_label_has_a_label_of_its_own(text)
 def test_a_label_is_on_only_for_what_was_verified_or_is_on_and_cannot_be_seen(case, limit, digest):
     """No label lies; what is desired by nobody has none."""
     found, present = case
-    made = labels.of(found, domain=D, digest=digest, limit=limit, present=present).labels
+    made = labels.labels_for(found, domain=D, digest=digest, limit=limit, present=present).labels
     sure, stays = set(), set()  # keys that may be on; those that may only stay
-    for row in found.rows:
+    for row in found.profiles:
         both = {labels.key(row.kind, row.name, D), _digest_key(row)}
-        if row.name and row.desired and row.state in VERIFIED and row.why != UNKNOWN_WISH:
+        if row.name and row.desired and row.state in VERIFIED and row.reason != UNKNOWN_WISH:
             sure |= both
         elif row.name and row.desired and row.state in {*VERIFIED, "unobservable"}:
             stays |= both
-    for set_ in found.sets:
+    for set_ in found.profile_sets:
         mine = [
             row
-            for row in found.rows
-            if row.origin == set_.origin and row.desired and row.why != UNKNOWN_WISH
+            for row in found.profiles
+            if row.profile_set == set_.profile_set and row.desired and row.reason != UNKNOWN_WISH
         ]
-        key = f"set.{D}/{labels.name(set_.origin.removeprefix('configmap '))}"
+        key = f"set.{D}/{labels.name(set_.profile_set.removeprefix('configmap '))}"
         if mine and all(row.state in VERIFIED for row in mine) and set_.state == "read":
             sure.add(key)
         elif mine and all(row.state in {*VERIFIED, "unobservable"} for row in mine):
@@ -161,15 +167,15 @@ def test_the_limit_holds_and_what_is_there_goes_first(case, limit):
     A digest gives way to a name: without that it is of no use.
     """
     found, present = case
-    every = labels.of(found, domain=D, limit=1000, present=present)
-    some = labels.of(found, domain=D, limit=limit, present=present)
+    every = labels.labels_for(found, domain=D, limit=1000, present=present)
+    some = labels.labels_for(found, domain=D, limit=limit, present=present)
     assert len(some.labels) == min(limit, len(every.labels))
     assert some.labels.items() <= every.labels.items()
     left = every.labels.keys() - some.labels.keys()
     fresh = some.labels.keys() - present.keys() - {f"{D}/seccomp"}
     on = {key for key in left & present.keys() if f"-digest.{D}/" not in key}
     assert not (on and fresh)
-    told = "label_limit" in [one.code for one in some.problems]
+    told = "label_limit" in [one.code for one in some.findings]
     assert told is (len(every.labels) > limit)
 
 
@@ -178,28 +184,30 @@ def test_labels_that_were_published_stay(case, limit):
     """The same report on the Node that has them gives the very same labels: no flapping."""
     found, present = case
     # A lowered limit may take the label of a profile that cannot be seen, and then its set's too.
-    assume(limit > len(present) or all(row.state != "unobservable" for row in found.rows))
-    once = labels.of(found, domain=D, digest=True, limit=limit, present=present).labels
-    assert labels.of(found, domain=D, digest=True, limit=limit, present=once).labels == once
+    assume(limit > len(present) or all(row.state != "unobservable" for row in found.profiles))
+    once = labels.labels_for(found, domain=D, digest=True, limit=limit, present=present).labels
+    assert labels.labels_for(found, domain=D, digest=True, limit=limit, present=once).labels == once
 
 
 @given(reports())
 def test_blindness_takes_no_label_off(found):
     """Everything was in place; now nothing can be looked at, and nothing can be read."""
-    before = labels.of(_verified(found), domain=D, digest=True, present={}).labels
+    before = labels.labels_for(_verified(found), domain=D, digest=True, present={}).labels
     blind = replace(
         _verified(found),
-        rows=tuple(replace(row, state="unobservable") for row in _verified(found).rows),
-        sets=tuple(replace(one, state="unreadable") for one in found.sets),
+        profiles=tuple(replace(row, state="unobservable") for row in _verified(found).profiles),
+        profile_sets=tuple(replace(one, state="unreadable") for one in found.profile_sets),
     )
-    assert labels.of(blind, domain=D, digest=True, present=before).labels == before
+    assert labels.labels_for(blind, domain=D, digest=True, present=before).labels == before
 
 
 @given(cases())
 def test_every_key_and_value_is_one_that_kubernetes_accepts_and_own(case):
     """The whole set goes in one request."""
     found, present = case
-    for key, value in labels.of(found, domain=D, digest=True, present=present).labels.items():
+    for key, value in labels.labels_for(
+        found, domain=D, digest=True, present=present
+    ).labels.items():
         assert valid(key)
         assert labels.is_own(key, D)
         assert NAME.fullmatch(value)
@@ -208,11 +216,11 @@ def test_every_key_and_value_is_one_that_kubernetes_accepts_and_own(case):
 @given(reports())
 def test_the_selector_of_a_row_selects_the_node_that_has_it(found):
     """What is printed for a pod's nodeSelector is what is on the Node."""
-    made = labels.of(found, domain=D, limit=1000, present={})
-    collided = {one.where for one in made.problems if one.code == "label_collision"}
-    for row in found.rows:
+    made = labels.labels_for(found, domain=D, limit=1000, present={})
+    collided = {one.location for one in made.findings if one.code == "label_collision"}
+    for row in found.profiles:
         for key, value in labels.selector(row, D).items():
-            if key not in collided and row.why != UNKNOWN_WISH:
+            if key not in collided and row.reason != UNKNOWN_WISH:
                 assert made.labels[key] == value
 
 

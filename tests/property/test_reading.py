@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agent.doors import reading
+from agent.host import reading
 
 
 @example(b"abc", 1, 2)

@@ -6,9 +6,9 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.core.model import Blob, Profile, Rejection
-from agent.doors.host import Host
-from agent.kinds.seccomp.kind import Seccomp
+from agent.backends.seccomp.backend import SeccompBackend
+from agent.core.model import Profile, Rejection, SourceKey
+from agent.host.filesystem import Host
 
 ACTIONS = ["ALLOW", "LOG", "ERRNO", "TRAP", "TRACE", "KILL", "KILL_PROCESS", "NOTIFY"]
 NAMES = ["chmod", "read", "execve", "clone", "chmodat", "mseal", "x y"]
@@ -60,8 +60,8 @@ formats = st.sampled_from(["oci", "docker"])
 
 
 def inspect(content, machine="x86_64", **options):
-    kind = Seccomp(host=Host(Path("/nonexistent")), machine=machine, **options)
-    return kind.inspect(Blob(origin="dir /x", key="p.json", content=content))
+    kind = SeccompBackend(host=Host(Path("/nonexistent")), machine=machine, **options)
+    return kind.inspect(SourceKey(profile_set="dir /x", key="p.json", content=content))
 
 
 def effective(tree):
@@ -85,7 +85,7 @@ def test_any_bytes_get_an_answer(content):
     """Whatever the bytes are, the answer is a profile, or a rejection with an error."""
     found = inspect(content)
     if isinstance(found, Rejection):
-        assert any(problem.severity == "error" for problem in found.problems)
+        assert any(finding.severity == "error" for finding in found.findings)
     else:
         assert isinstance(found, Profile)
 

@@ -17,10 +17,10 @@ sys.path.insert(0, str(Path.cwd()))
 
 from inspection import compiled, inspected
 
-from agent.core.model import Blob, InUse, Profile, Rejection, Seen, Unused
-from agent.core.ports import Failed, Installed, Removed, StillUsed
-from agent.doors.host import Host
-from agent.kinds.apparmor.kind import AppArmor
+from agent.backends.apparmor.backend import AppArmorBackend
+from agent.core.model import InUse, Observation, Profile, Rejection, SourceKey, Unused
+from agent.core.ports import Failed, Installed, Removed, StillInUse
+from agent.host.filesystem import Host
 
 ROOT = Path("/sys/kernel/security/apparmor")
 FEATURES = ROOT / "features"
@@ -33,11 +33,11 @@ def case(function):
 
 
 def kind(**options):
-    return AppArmor(host=Host("/"), state_dir="/var/lib/profile-loader", **options)
+    return AppArmorBackend(host=Host("/"), state_dir="/var/lib/profile-loader", **options)
 
 
 def inspect(text, **options):
-    blob = Blob(origin="dir test", key="key", content=text.encode())
+    blob = SourceKey(profile_set="dir test", key="key", content=text.encode())
     (result,) = inspected(kind(**options), blob)
     return result
 
@@ -48,29 +48,29 @@ def accepted(text, **options):
     return found
 
 
-def put(text, ours=(), agent=None):
-    return (agent or kind()).put(accepted(text), ours=ours)
+def put(text, replaceable=(), agent=None):
+    return (agent or kind()).install(accepted(text), replaceable=replaceable)
 
 
-def installed(text, ours=(), agent=None):
-    found = put(text, ours, agent)
+def installed(text, replaceable=(), agent=None):
+    found = put(text, replaceable, agent)
     assert isinstance(found, Installed), found
     return found
 
 
-def removed(names, evidence, *, prove=True):
-    return kind().remove(names, evidence, prove=prove)
+def removed(names, evidence, *, require_unused=True):
+    return kind().remove(names, evidence, require_unused=require_unused)
 
 
-def look(*names, suspects=()):
-    found = kind().observe(names, suspects)
-    assert isinstance(found, Seen), found
+def look(*names, removal_candidates=()):
+    found = kind().observe(names, removal_candidates)
+    assert isinstance(found, Observation), found
     return found
 
 
 def code(failed):
     assert isinstance(failed, Failed), failed
-    return failed.problem.code
+    return failed.finding.code
 
 
 def revision():
@@ -112,9 +112,9 @@ def text(name, rules="", flags=""):
 @case
 def a_new_profile_is_loaded_and_proven_by_the_kernels_hashes():
     profile = accepted(text("new"))
-    done = kind().put(profile, ours=())
+    done = kind().install(profile, replaceable=())
     assert isinstance(done, Installed), done
-    fact = look("new").facts["new"]
+    fact = look("new").profiles["new"]
     # Both the hash of the whole blob and that of the profile alone were predicted.
     assert fact.evidence <= profile.version.evidence["new"], fact
     assert {token.split(":")[0] for token in fact.evidence} == {"raw", "own"}
@@ -125,10 +125,10 @@ def a_new_profile_is_loaded_and_proven_by_the_kernels_hashes():
 def several_profiles_hats_and_children_in_one_key_are_each_proven():
     source = text("many1", "  ^HAT { file, }\n  profile kid /bin/ls flags=(complain) { file, }\n")
     profile = accepted(source + text("many2"))
-    done = kind().put(profile, ours=())
+    done = kind().install(profile, replaceable=())
     assert isinstance(done, Installed), done
-    assert profile.version.provides == ("many1", "many1//HAT", "many1//kid", "many2")
-    facts = look(*profile.version.provides).facts
+    assert profile.version.names == ("many1", "many1//HAT", "many1//kid", "many2")
+    facts = look(*profile.version.names).profiles
     assert {name: fact.mode for name, fact in facts.items()} == {
         "many1": "enforce",
         "many1//HAT": "enforce",
@@ -143,7 +143,7 @@ def several_profiles_hats_and_children_in_one_key_are_each_proven():
 def the_parser_runs_in_a_sandbox_on_this_kernel():
     found = kind().sandbox()
     assert found is not None
-    assert found.problem is None, found
+    assert found.finding is None, found
     secret = Path("/root/secret")
     secret.write_text("xylophone rest\n")
     reading, writing = os.pipe()
@@ -174,26 +174,26 @@ def the_sandboxed_parser_reads_the_features_of_the_kernel_and_the_shipped_ones()
 @case
 def a_profile_that_someone_else_loaded_is_never_replaced():
     assert parser(text("foreign"), "-r").returncode == 0
-    before = look("foreign").facts
+    before = look("foreign").profiles
     assert code(put(text("foreign", "  deny /x w,\n"))) == "foreign_name"
-    assert look("foreign").facts == before
+    assert look("foreign").profiles == before
 
 
 @case
 def a_foreign_name_beside_one_of_ours_stops_the_whole_replace():
     installed(text("mixed1"))
     parser(text("mixed2"), "-r")
-    before = look("mixed1", "mixed2").facts
+    before = look("mixed1", "mixed2").profiles
     both = text("mixed1", "  deny /x w,\n") + text("mixed2", "  deny /x w,\n")
-    assert code(put(both, ours=["mixed1"])) == "foreign_name"
-    assert look("mixed1", "mixed2").facts == before
+    assert code(put(both, replaceable=["mixed1"])) == "foreign_name"
+    assert look("mixed1", "mixed2").profiles == before
 
 
 @case
 def a_changed_profile_replaces_ours_under_the_running_process():
     installed(text("change"))
     with confined("change") as child:
-        installed(text("change", "  deny /x w,\n", "flags=(complain)"), ours=["change"])
+        installed(text("change", "  deny /x w,\n", "flags=(complain)"), replaceable=["change"])
         label = Path(f"/proc/{child.pid}/attr/current").read_text().strip()
     assert label == "change (complain)"
 
@@ -201,7 +201,7 @@ def a_changed_profile_replaces_ours_under_the_running_process():
 @case
 def a_name_that_is_new_beside_ours_is_loaded_with_it():
     installed(text("grow"))
-    done = installed(text("grow", "  ^H { file, }\n") + text("grow2"), ours=["grow"])
+    done = installed(text("grow", "  ^H { file, }\n") + text("grow2"), replaceable=["grow"])
     assert sorted(done.evidence) == ["grow", "grow//H", "grow2"]
 
 
@@ -209,14 +209,14 @@ def a_name_that_is_new_beside_ours_is_loaded_with_it():
 def content_replaced_from_outside_is_seen():
     done = installed(text("drift"))
     parser(text("drift", "  deny /y w,\n"), "-r")
-    assert not look("drift").facts["drift"].evidence & done.evidence["drift"]
+    assert not look("drift").profiles["drift"].evidence & done.evidence["drift"]
 
 
 @case
 def complain_mode_set_from_outside_is_seen():
     done = installed(text("mode"))
     parser(text("mode"), "-r", "-C")
-    fact = look("mode").facts["mode"]
+    fact = look("mode").profiles["mode"]
     assert fact.mode == "complain"
     assert not fact.evidence & done.evidence["mode"]
 
@@ -226,7 +226,7 @@ def an_unused_profile_is_removed_and_an_absent_one_counts_as_removed():
     done = installed(text("gone") + text("gone2"))
     names = ["gone", "gone2"]
     assert removed(names, done.evidence) == Removed()
-    assert look(*names).facts == {}
+    assert look(*names).profiles == {}
     assert removed(names, done.evidence) == Removed()
 
 
@@ -235,7 +235,7 @@ def other_content_is_never_removed():
     done = installed(text("other"))
     parser(text("other", "  deny /y w,\n"), "-r")
     assert code(removed(["other"], done.evidence)) == "foreign_name"
-    assert "other" in look("other").facts
+    assert "other" in look("other").profiles
 
 
 @case
@@ -249,32 +249,32 @@ def a_child_that_someone_else_added_bars_the_removal_of_its_parent():
         input=text("host", "  profile kid { file, }\n").encode(),
     ).stdout
     (ROOT / ".replace").write_bytes(blob)
-    facts = look("host", "host//kid").facts
+    facts = look("host", "host//kid").profiles
     evidence = {"host": facts["host"].evidence}
     assert code(removed(["host"], evidence)) == "foreign_name"
-    assert set(look("host", "host//kid").facts) == {"host", "host//kid"}
+    assert set(look("host", "host//kid").profiles) == {"host", "host//kid"}
     assert done.evidence["host"]
 
 
 @case
 def a_dropped_hat_is_removed_alone():
     first = installed(text("hatted", "  ^A { file, }\n  ^B { file, }\n"))
-    second = installed(text("hatted", "  ^A { file, }\n"), ours=["hatted", "hatted//A"])
-    assert "hatted//B" in look("hatted//B").facts
+    second = installed(text("hatted", "  ^A { file, }\n"), replaceable=["hatted", "hatted//A"])
+    assert "hatted//B" in look("hatted//B").profiles
     # Without the proof of disuse: Linux 6.1 cannot give it for a hat.
-    assert removed(["hatted//B"], first.evidence, prove=False) == Removed()
-    assert set(look("hatted", "hatted//A", "hatted//B").facts) == {"hatted", "hatted//A"}
-    assert second.evidence["hatted"] & look("hatted").facts["hatted"].evidence
+    assert removed(["hatted//B"], first.evidence, require_unused=False) == Removed()
+    assert set(look("hatted", "hatted//A", "hatted//B").profiles) == {"hatted", "hatted//A"}
+    assert second.evidence["hatted"] & look("hatted").profiles["hatted"].evidence
 
 
 @case
 def a_profile_in_use_is_not_removed():
     done = installed(text("used"))
     with confined("used") as child:
-        assert removed(["used"], done.evidence) == StillUsed(
+        assert removed(["used"], done.evidence) == StillInUse(
             uses={"used": InUse(pids=(child.pid,))}
         )
-        assert "used" in look("used").facts
+        assert "used" in look("used").profiles
     assert removed(["used"], done.evidence) == Removed()
 
 
@@ -282,9 +282,9 @@ def a_profile_in_use_is_not_removed():
 def a_parent_is_in_use_through_its_child():
     done = installed(text("par", "  profile kid { file, signal, change_profile, }\n"))
     with confined("par//kid") as child:
-        seen = look("par", "par//kid", suspects=["par", "par//kid"])
+        seen = look("par", "par//kid", removal_candidates=["par", "par//kid"])
         assert seen.uses == {"par": InUse(pids=(child.pid,)), "par//kid": InUse(pids=(child.pid,))}
-        assert isinstance(removed(["par", "par//kid"], done.evidence), StillUsed)
+        assert isinstance(removed(["par", "par//kid"], done.evidence), StillInUse)
 
 
 @case
@@ -294,7 +294,7 @@ def a_stacked_profile_is_in_use():
     with confined("stack1//&stack2") as child:
         label = Path(f"/proc/{child.pid}/attr/current").read_text()
         assert "//&" in label, label
-        assert isinstance(removed(["stack1"], done.evidence), StillUsed)
+        assert isinstance(removed(["stack1"], done.evidence), StillInUse)
 
 
 @case
@@ -314,7 +314,7 @@ def a_profile_is_in_use_through_a_single_thread():
         assert ready.wait(10)
         assert Path("/proc/self/attr/current").read_text().strip() == "unconfined"
         uses = {"thread": InUse(pids=(os.getpid(),))}
-        assert removed(["thread"], done.evidence) == StillUsed(uses=uses)
+        assert removed(["thread"], done.evidence) == StillInUse(uses=uses)
     finally:
         end.set()
         one.join()
@@ -323,7 +323,7 @@ def a_profile_is_in_use_through_a_single_thread():
 @case
 def an_unused_name_is_proven_unused():
     installed(text("idle"))
-    assert look("idle", suspects=["idle"]).uses == {"idle": Unused()}
+    assert look("idle", removal_candidates=["idle"]).uses == {"idle": Unused()}
 
 
 @case
@@ -331,7 +331,7 @@ def inspecting_and_observing_leave_the_revision_alone():
     installed(text("quiet"))
     before = revision()
     accepted(text("quiet"))
-    look("quiet", suspects=["quiet"])
+    look("quiet", removal_candidates=["quiet"])
     assert revision() == before
 
 
@@ -339,7 +339,9 @@ def inspecting_and_observing_leave_the_revision_alone():
 def a_second_inspection_starts_no_parser():
     accepted(text("cached"))
     agent = kind()
-    found = agent.inspect(Blob(origin="dir test", key="key", content=text("cached").encode()))
+    found = agent.inspect(
+        SourceKey(profile_set="dir test", key="key", content=text("cached").encode())
+    )
     assert isinstance(found, Profile), found
 
 
@@ -357,7 +359,7 @@ def names_that_jam_the_kernel_are_refused():
     for name, wanted in (("n" * 201, "name_unsafe"), ('"a//b"', "name_unsafe")):
         found = inspect(text(name))
         assert isinstance(found, Rejection), found
-        assert [one.code for one in found.problems] == [wanted], found
+        assert [one.code for one in found.findings] == [wanted], found
 
 
 def jam():
@@ -370,28 +372,28 @@ def jam():
 def a_jammed_kernel_is_cured_by_an_identical_replace_of_our_own():
     agent = kind()
     profile = accepted(text("own"))
-    assert isinstance(agent.put(profile, ours=()), Installed)
+    assert isinstance(agent.install(profile, replaceable=()), Installed)
     number = revision()
     jam()
     assert parser(text("witness"), "-a").returncode != 0, "the kernel is not jammed"
-    done = agent.put(accepted(text("after")), ours=())
+    done = agent.install(accepted(text("after")), replaceable=())
     assert isinstance(done, Installed), done
     assert revision() == number + 2
-    assert "after" in look("after").facts
+    assert "after" in look("after").profiles
 
 
 @case
 def a_jammed_replace_of_ours_is_cured():
     installed(text("jreplace"))
     jam()
-    installed(text("jreplace", "  deny /x w,\n"), ours=["jreplace"])
+    installed(text("jreplace", "  deny /x w,\n"), replaceable=["jreplace"])
 
 
 @case
 def a_jam_that_cannot_be_cured_is_reported():
     jam()
     assert code(put(text("hopeless"))) == "kernel_jammed"
-    installed(text("own", "  deny /z w,\n"), ours=["own"])  # and cured for the next case
+    installed(text("own", "  deny /z w,\n"), replaceable=["own"])  # and cured for the next case
 
 
 @case
@@ -399,31 +401,32 @@ def what_the_kernel_does_not_understand_is_refused_with_its_reason():
     profile = accepted(text("broken"))
     blob = profile.body.replace(b"\x04\x07\x00caps64\x00", b"\x04\x07\x00caps65\x00")
     broken = Profile(id=profile.id, version=profile.version, source=profile.source, body=blob)
-    failed = kind().put(broken, ours=())
+    failed = kind().install(broken, replaceable=())
     assert code(failed) == "kernel_refused", failed
-    assert "EPROTO" in failed.problem.what, failed
-    assert "broken" not in look("broken").facts
+    assert "EPROTO" in failed.finding.message, failed
+    assert "broken" not in look("broken").profiles
 
 
 @case
 def a_profile_in_unconfined_mode_is_refused():
     found = inspect(text("loose", flags="flags=(unconfined)"))
-    assert [one.code for one in found.problems] == ["unconfined_refused"], found
+    assert [one.code for one in found.findings] == ["unconfined_refused"], found
 
 
 @case
 def without_the_right_to_load_nothing_is_observed():
     script = (
         "import sys; sys.path.insert(0, '.');"
-        "from agent.kinds.apparmor.kind import AppArmor; from agent.doors.host import Host;"
+        "from agent.backends.apparmor.backend import AppArmor;"
+        "from agent.host.filesystem import Host;"
         "found = AppArmor(host=Host('/')).observe(['x'], []);"
-        "print(type(found).__name__, found.problem.code)"
+        "print(type(found).__name__, found.finding.code)"
     )
     dropped = ["setpriv", "--bounding-set=-mac_admin", "--inh-caps=-mac_admin"]
     done = subprocess.run(
         [*dropped, sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
-    assert done.stdout.strip() == "Blind kind_unobservable", done
+    assert done.stdout.strip() == "Unobservable kind_unobservable", done
 
 
 @case
@@ -431,7 +434,8 @@ def in_another_pid_namespace_nothing_is_proven_unused():
     installed(text("nsuse"))
     script = (
         "import sys; sys.path.insert(0, '.');"
-        "from agent.kinds.apparmor.kind import AppArmor; from agent.doors.host import Host;"
+        "from agent.backends.apparmor.backend import AppArmor;"
+        "from agent.host.filesystem import Host;"
         "print(type(AppArmor(host=Host('/')).observe(['nsuse'], ['nsuse']).uses['nsuse']).__name__)"
     )
     done = subprocess.run(
@@ -440,7 +444,7 @@ def in_another_pid_namespace_nothing_is_proven_unused():
         text=True,
         check=False,
     )
-    assert done.stdout.strip() == "CannotTell", done
+    assert done.stdout.strip() == "UnknownUse", done
 
 
 def main():

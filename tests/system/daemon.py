@@ -170,7 +170,7 @@ class Daemon:
         """Return the value of a series, None where there is none."""
         return self.metrics().get(f"profile_loader_{name}")
 
-    def problems(self):
+    def findings(self):
         """Return how many problems of each code there are now."""
         head = "profile_loader_problems{code="
         return {

@@ -40,7 +40,7 @@ class Moments:
         if here and event == self.swallowed and callable(signal.getsignal(signal.SIGTERM)):
             self.swallowed = ""
             Last()
-        if self.talking and event == "import" and arguments[0] == "agent.daemon":
+        if self.talking and event == "import" and arguments[0] == "agent.controller":
             self.talking = ""  # after logging was set up
             threading.Thread(target=talk, daemon=True).start()
 

@@ -76,7 +76,7 @@ class Soak:
                 calm = time.monotonic() - begin > seconds / 3  # one process for the rest
                 self.batch(calm=calm)
         except BaseException:
-            print(self.told())
+            print(self.on_report())
             raise
         finally:
             self.stop.set()
@@ -433,7 +433,7 @@ class Soak:
             wrong = self._wrong()
             return not wrong
 
-        until(holds, lambda: f"batch {self.batches}: {wrong}\n{self.told()}", patience)
+        until(holds, lambda: f"batch {self.batches}: {wrong}\n{self.on_report()}", patience)
         self._removals()
         self._collapse()
         if self.lies:
@@ -507,7 +507,7 @@ class Soak:
         if all(self.maps.values()):
             good = "broken" not in desired.values() and not desired.keys() & self.foreign.keys()
             if self.daemon.converged() != good:
-                return f"converged is {not good}: {self.daemon.problems()}"
+                return f"converged is {not good}: {self.daemon.findings()}"
         return ""
 
     def _collapse(self):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.core.model import Blob, Profile, Rejection
-from agent.doors.host import Host
-from agent.kinds.apparmor.kind import AppArmor
+from agent.backends.apparmor.backend import AppArmorBackend
+from agent.core.model import Profile, Rejection, SourceKey
+from agent.host.filesystem import Host
 from tests.inspection import inspected
 from tests.system import kept
 
@@ -107,7 +107,7 @@ def includes(corpus, tmp_path_factory):
 
 
 def outcomes(corpus, includes, tmp_path, *, allow_attachments):
-    kind = AppArmor(
+    kind = AppArmorBackend(
         host=Host(tmp_path),
         checking=True,
         include_dir=str(includes),
@@ -118,13 +118,13 @@ def outcomes(corpus, includes, tmp_path, *, allow_attachments):
         for path in sorted((corpus / place).iterdir()):
             if path.is_file():
                 key = f"{Path(place).name}/{path.name}"
-                blob = Blob(origin="corpus", key=key, content=path.read_bytes())
+                blob = SourceKey(profile_set="corpus", key=key, content=path.read_bytes())
                 (result,) = inspected(kind, blob)
                 match result:
-                    case Rejection(problems=problems):
-                        found[key] = frozenset(problem.code for problem in problems)
-                    case Profile(remarks=remarks):
-                        found[key] = frozenset(problem.code for problem in remarks)
+                    case Rejection(findings=findings):
+                        found[key] = frozenset(finding.code for finding in findings)
+                    case Profile(findings=remarks):
+                        found[key] = frozenset(finding.code for finding in remarks)
     return found
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from agent.core.model import Blob, Profile, Rejection
-from agent.doors.host import Host
-from agent.kinds.apparmor.kind import AppArmor
+from agent.backends.apparmor.backend import AppArmorBackend
+from agent.core.model import Profile, Rejection, SourceKey
+from agent.host.filesystem import Host
 from tests import include_search
 from tests.inspection import inspected
 
@@ -31,12 +31,12 @@ def test_no_hidden_include_reaches_the_parser(tmp_path, template):
     """A text that makes the real parser open a foreign file is refused before the parser runs."""
     canaries = include_search.Canaries(tmp_path)
     content = template.format(**canaries.paths(0)).encode()
-    kind = AppArmor(host=Host(tmp_path), checking=True, include_dir=str(canaries.inside))
+    kind = AppArmorBackend(host=Host(tmp_path), checking=True, include_dir=str(canaries.inside))
     opened = include_search.read_by({"host": [kind.parser.path]}, canaries, {0: content})
     assert opened == {"host": {0}}
-    (result,) = inspected(kind, Blob(origin="dir test", key="key", content=content))
+    (result,) = inspected(kind, SourceKey(profile_set="dir test", key="key", content=content))
     assert isinstance(result, Rejection)
-    assert {problem.code for problem in result.problems} == {"include_refused"}
+    assert {finding.code for finding in result.findings} == {"include_refused"}
     assert canaries.opened() == set()
 
 
@@ -57,14 +57,16 @@ ACCEPTED = {
 @pytest.mark.parametrize("content", ACCEPTED.values(), ids=ACCEPTED)
 def test_words_in_comments_and_children_of_includes_are_accepted(tmp_path, content):
     """A comment may contain any word, and an included file may declare children."""
-    kind = AppArmor(host=Host(tmp_path), checking=True)
-    (result,) = inspected(kind, Blob(origin="dir test", key="key", content=content.encode()))
+    kind = AppArmorBackend(host=Host(tmp_path), checking=True)
+    (result,) = inspected(
+        kind, SourceKey(profile_set="dir test", key="key", content=content.encode())
+    )
     assert isinstance(result, Profile), result
 
 
 def test_a_seeded_slice_of_the_search_opens_nothing(tmp_path):
     """No text of a seeded slice that the scanner accepts makes the parser open a foreign file."""
-    command = {"host": [AppArmor(host=Host(tmp_path)).parser.path]}
+    command = {"host": [AppArmorBackend(host=Host(tmp_path)).parser.path]}
     counts, failures = include_search.search(
         include_search.random_numbers(13), command, tmp_path, passing=2000
     )
@@ -76,7 +78,7 @@ def test_a_seeded_slice_of_the_search_opens_nothing(tmp_path):
 @pytest.mark.search
 def test_a_long_search_with_the_parsers_of_three_releases_opens_nothing(tmp_path):
     """None of 300,000 accepted texts makes a parser of Debian 12, 13 or unstable open a canary."""
-    commands = {"host": [AppArmor(host=Host(tmp_path)).parser.path]}
+    commands = {"host": [AppArmorBackend(host=Host(tmp_path)).parser.path]}
     commands |= include_search.other_releases()
     counts, failures = include_search.search(
         include_search.random_numbers(1234), commands, tmp_path, passing=300_000
@@ -101,7 +103,7 @@ QUOTED = (
 def test_a_message_quotes_the_key_and_no_included_file(tmp_path, rule):
     """The parser quotes a word of each rule; it is shown only where the key itself contains it."""
     (tmp_path / "host").write_text(f"{rule}\n")
-    kind = AppArmor(
+    kind = AppArmorBackend(
         host=Host(tmp_path),
         checking=True,
         include_dir=str(tmp_path),
@@ -109,13 +111,15 @@ def test_a_message_quotes_the_key_and_no_included_file(tmp_path, rule):
     )
     shown = {}
     for body in (rule, "include <host>"):
-        blob = Blob(origin="dir x", key="key", content=f"profile w {{\n{body}\n}}\n".encode())
+        blob = SourceKey(
+            profile_set="dir x", key="key", content=f"profile w {{\n{body}\n}}\n".encode()
+        )
         (result,) = inspected(kind, blob)
         assert isinstance(result, Rejection)
-        shown[body] = repr(result.problems)
+        shown[body] = repr(result.findings)
     assert HOST_WORD in shown[rule]
     assert HOST_WORD not in shown["include <host>"]
-    assert "line" not in {problem.where[:4] for problem in result.problems}
+    assert "line" not in {finding.location[:4] for finding in result.findings}
 
 
 CHANGES = {
@@ -139,13 +143,17 @@ def test_a_cached_policy_is_as_new_as_its_includes(tmp_path, rule, changed, cont
     (tmp_path / "d/broken").symlink_to(tmp_path / "nothing")
     features = "/etc/apparmor.d/abi/3.0"
     kind, other = (
-        AppArmor(host=Host(tmp_path), checking=True, include_dir=str(tmp_path / "d"), abi=features)
+        AppArmorBackend(
+            host=Host(tmp_path), checking=True, include_dir=str(tmp_path / "d"), abi=features
+        )
         for _ in range(2)
     )
-    blob = Blob(origin="dir test", key="key", content=f"profile w {{\n{rule}\n}}\n".encode())
+    blob = SourceKey(
+        profile_set="dir test", key="key", content=f"profile w {{\n{rule}\n}}\n".encode()
+    )
     (before,) = inspected(kind, blob)
     (tmp_path / changed).write_text(content)
-    kind.begin()
+    kind.begin_pass()
     (after,) = inspected(kind, blob)
     (fresh,) = inspected(other, blob)
     assert isinstance(before, Profile)

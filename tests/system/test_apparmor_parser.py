@@ -4,17 +4,17 @@ import random
 
 import pytest
 
-from agent.core.model import Blob, Profile, Rejection, Unchecked
-from agent.doors.host import Host
-from agent.kinds.apparmor import parser
-from agent.kinds.apparmor.kind import AppArmor
+from agent.backends.apparmor import parser
+from agent.backends.apparmor.backend import AppArmorBackend
+from agent.core.model import Profile, Rejection, SourceKey, Unchecked
+from agent.host.filesystem import Host
 from tests.inspection import inspected
 
 
 def inspect(tmp_path, text, *, checking=True, **options):
     content = text if isinstance(text, bytes) else text.encode()
-    kind = AppArmor(host=Host(tmp_path), checking=checking, **options)
-    (result,) = inspected(kind, Blob(origin="dir test", key="key", content=content))
+    kind = AppArmorBackend(host=Host(tmp_path), checking=checking, **options)
+    (result,) = inspected(kind, SourceKey(profile_set="dir test", key="key", content=content))
     return result
 
 
@@ -51,8 +51,8 @@ def test_each_mistake_has_its_code_and_line(tmp_path, text, code, where):
     """Every refusal names its problem and the line, where there is one."""
     found = inspect(tmp_path, text)
     assert isinstance(found, Rejection)
-    first = found.problems[0]
-    assert (first.code, first.where) == (code, where)
+    first = found.findings[0]
+    assert (first.code, first.location) == (code, where)
     assert first.hint
 
 
@@ -60,7 +60,7 @@ def test_a_variable_in_a_name_does_not_pass_the_deny_list(tmp_path):
     """What is judged is the compiled name."""
     found = inspect(tmp_path, "@{P}=docker-default\nprofile @{P} {}\n")
     assert isinstance(found, Rejection)
-    assert [one.code for one in found.problems] == ["name_variable", "name_denied"]
+    assert [one.code for one in found.findings] == ["name_variable", "name_denied"]
 
 
 def test_several_profiles_with_hats_and_children_come_from_the_compiled_policy(tmp_path):
@@ -71,19 +71,19 @@ def test_several_profiles_with_hats_and_children_come_from_the_compiled_policy(t
     )
     found = inspect(tmp_path, text)
     assert isinstance(found, Profile)
-    assert found.version.provides == ("two words", "web", "web//HAT", "web//kid")
+    assert found.version.names == ("two words", "web", "web//HAT", "web//kid")
     assert found.version.modes == {
         "web": "complain", "web//HAT": "enforce", "web//kid": "enforce", "two words": "enforce",
     }  # fmt: skip
-    assert [(one.code, one.where) for one in found.remarks] == [("complain_mode", "line 1")]
+    assert [(one.code, one.location) for one in found.findings] == [("complain_mode", "line 1")]
 
 
 def test_rules_that_the_parser_leaves_out_are_told(tmp_path):
     """A policy that lacks rules of its text is accepted, with the parser's own words."""
     found = inspect(tmp_path, "profile x {\n  file,\n  dbus,\n  dbus send,\n}\n")
     assert isinstance(found, Profile)
-    assert [(one.code, one.where) for one in found.remarks] == [("rule_not_enforced", "key")]
-    assert found.remarks[0].what.endswith("profile x (stdin): dbus rules not enforced")
+    assert [(one.code, one.location) for one in found.findings] == [("rule_not_enforced", "key")]
+    assert found.findings[0].message.endswith("profile x (stdin): dbus rules not enforced")
 
 
 def test_comments_change_the_source_and_not_the_policy(tmp_path):
@@ -92,15 +92,15 @@ def test_comments_change_the_source_and_not_the_policy(tmp_path):
     two = inspect(tmp_path, "# a comment\nprofile x {\n file, }")
     assert isinstance(one, Profile)
     assert isinstance(two, Profile)
-    assert one.version.body == two.version.body
-    assert one.version.source != two.version.source
+    assert one.version.body_digest == two.version.body_digest
+    assert one.version.source_digest != two.version.source_digest
 
 
 def test_on_a_node_without_apparmor_a_good_text_is_unchecked_and_a_bad_one_rejected(tmp_path):
     """A mistake is the text's matter wherever it is found; support is the node's."""
     good = inspect(tmp_path, "profile x { file, }", checking=False)
     assert isinstance(good, Unchecked)
-    assert good.problem.code == "kind_unsupported"
+    assert good.finding.code == "kind_unsupported"
     assert isinstance(inspect(tmp_path, "profile x {", checking=False), Rejection)
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.doors.watch import WATCHES
+from agent.host.watcher import WATCHES
 from tests.system.cluster import free_port
 from tests.system.daemon import Daemon, profile
 from tests.system.guest import pace
@@ -64,7 +64,7 @@ def settled(daemon, **numbers):
     wanted = {f"{name}.json": number for name, number in numbers.items()}
 
     def done():
-        told = daemon.converged() and "label_pending" not in daemon.problems()
+        told = daemon.converged() and "label_pending" not in daemon.findings()
         return daemon.files() == wanted and told and daemon.ready()
 
     daemon.until(done)
@@ -89,12 +89,12 @@ def test_a_full_disk_keeps_the_old_version_until_there_is_room(daemon, mounted):
     with pytest.raises(OSError, match="No space left"):
         (top / "filler").write_bytes(b"x" * (1 << 20))
     daemon.provide(a=2, b=3)
-    daemon.until(lambda: daemon.problems() == {"write_failed": 2})
+    daemon.until(lambda: daemon.findings() == {"write_failed": 2})
     assert (daemon.files(), daemon.converged(), daemon.ready()) == ({"a.json": 1}, False, True)
     assert not [*top.rglob("*.tmp")]
     (top / "filler").unlink()
     settled(daemon, a=2, b=3)
-    assert daemon.problems() == {}
+    assert daemon.findings() == {}
     left_in_peace(daemon)
 
 
@@ -106,11 +106,11 @@ def test_a_read_only_file_system_keeps_the_old_version_until_it_is_writable(daem
     settled(daemon, a=1)
     subprocess.run(["mount", "-o", "remount,ro", top], check=True)
     daemon.provide(a=2)
-    daemon.until(lambda: daemon.problems() == {"write_failed": 1})
+    daemon.until(lambda: daemon.findings() == {"write_failed": 1})
     assert (daemon.files(), daemon.converged(), daemon.ready()) == ({"a.json": 1}, False, True)
     subprocess.run(["mount", "-o", "remount,rw", top], check=True)
     settled(daemon, a=2)
-    assert daemon.problems() == {}
+    assert daemon.findings() == {}
     left_in_peace(daemon)
 
 
@@ -146,7 +146,7 @@ def test_a_ledger_entry_that_is_damaged_while_it_runs_removes_nothing(daemon, da
             path.rmdir()
         daemon.provide(a=1, b=2)
     settled(daemon, a=1, b=2)
-    assert (daemon.problems(), len(daemon.entries())) == ({}, 2)
+    assert (daemon.findings(), len(daemon.entries())) == ({}, 2)
     left_in_peace(daemon)
 
 
@@ -161,7 +161,7 @@ def test_a_ledger_of_the_next_release_changes_nothing_until_it_runs(daemon):
     path.write_text(newer)
     daemon.provide(a=2, b=2)
     daemon.start()
-    daemon.until(lambda: daemon.problems().get("ledger_newer"))
+    daemon.until(lambda: daemon.findings().get("ledger_newer"))
     assert (daemon.files(), daemon.converged(), daemon.get("/readyz")[0]) == (
         {"a.json": 1}, False, 503,
     )  # fmt: skip
@@ -215,7 +215,7 @@ def test_a_source_directory_that_is_deleted_and_made_anew_is_read_again(daemon):
     settled(daemon, a=1)
     for number in (2, 3):
         shutil.rmtree(daemon.source)
-        daemon.until(lambda: daemon.problems().get("source_missing"))
+        daemon.until(lambda: daemon.findings().get("source_missing"))
         assert (daemon.files(), daemon.converged()) == ({"a.json": number - 1}, False)
         daemon.source.mkdir()
         daemon.provide(a=number)
@@ -423,7 +423,7 @@ def test_a_source_of_many_empty_directories_takes_few_watches(daemon):
     for one in range(200):
         for two in range(100):
             (daemon.source / str(one) / str(two)).mkdir(parents=True)
-    daemon.until(lambda: daemon.problems().get("source_unreadable") == 1)
+    daemon.until(lambda: daemon.findings().get("source_unreadable") == 1)
     assert "too_many_directories" in daemon.said()
     watches = 0
     for file in Path(f"/proc/{daemon.process.pid}/fdinfo").iterdir():
@@ -457,7 +457,7 @@ def test_signals_that_are_no_request_to_end_do_not_end_it(daemon):
     before = daemon.metric(passes)
     daemon.process.send_signal(signal.SIGHUP)
     daemon.until(lambda: daemon.metric(passes) > before)
-    assert daemon.problems() == {}
+    assert daemon.findings() == {}
     left_in_peace(daemon)
 
 
@@ -519,7 +519,7 @@ def test_a_kill_at_a_named_point_ends_in_the_same_state(daemon, monkeypatch, poi
     monkeypatch.delenv("KILLED")
     daemon.start("--prune=always")
     settled(daemon, a=2, b=2)
-    assert (daemon.problems(), len(daemon.entries())) == ({}, 2)
+    assert (daemon.findings(), len(daemon.entries())) == ({}, 2)
     assert not [*daemon.root.rglob("*.tmp")]
     left_in_peace(daemon)
 
@@ -550,7 +550,7 @@ def test_with_64_descriptors_it_works_and_outlives_a_storm_of_connections(daemon
         (daemon.seccomp / "a.json").unlink()
         daemon.until(lambda: daemon.number() == 7)
     settled(daemon, a=7)
-    assert (daemon.problems(), daemon.usage()["fds"] < 40) == ({}, True)
+    assert (daemon.findings(), daemon.usage()["fds"] < 40) == ({}, True)
     left_in_peace(daemon)
 
 
@@ -564,5 +564,5 @@ def test_without_any_descriptor_left_it_is_blind_touches_nothing_and_heals(daemo
         daemon.until(lambda: "Too many open files" in daemon.said())
         assert daemon.files() == {"a.json": 1}
     settled(daemon, a=2)
-    assert daemon.problems() == {}
+    assert daemon.findings() == {}
     left_in_peace(daemon)

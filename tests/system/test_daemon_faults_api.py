@@ -203,5 +203,5 @@ def test_with_64_descriptors_it_watches_labels_and_repairs(daemon):
     daemon.until(daemon.converged)
     used = daemon.usage()["fds"]
     print(f"{used} descriptors")
-    assert (used < 32, daemon.problems()) == (True, {})
+    assert (used < 32, daemon.findings()) == (True, {})
     left_in_peace(daemon)

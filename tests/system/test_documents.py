@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from agent.doors import kube
+from agent.kube import client
 from tests.system import image
 from tests.system.cluster import Cluster
 from tests.system.guest import pace
@@ -72,7 +72,7 @@ def cluster():
         node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-a"}}
         node["metadata"]["labels"] = {LABEL: "installed"}  # as an agent that ran before
         one.kubectl(
-            "apply", "--server-side", f"--field-manager={kube.MANAGER}", "-f", "-", stdin=node
+            "apply", "--server-side", f"--field-manager={client.MANAGER}", "-f", "-", stdin=node
         )
         one.apply(*OTHER_LOADERS)
         yield one

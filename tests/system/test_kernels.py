@@ -1,4 +1,4 @@
-"""The scenarios of test_confinement.py on the kernels of other Debian releases."""
+"""The scenarios of test_apparmor_confinement_tracker.py on the kernels of other Debian releases."""
 
 import pytest
 

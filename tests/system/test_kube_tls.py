@@ -1,4 +1,4 @@
-"""agent.doors.kube over TLS, with authorities that openssl made."""
+"""agent.kube.client over TLS, with authorities that openssl made."""
 
 import http.server
 import json
@@ -10,8 +10,8 @@ import threading
 import pytest
 from kubernetes.config import kube_config
 
-from agent.doors import kube
-from agent.doors.kube import Api, Unreachable
+from agent.kube import client
+from agent.kube.client import Api, UnreachableError
 
 
 class Pages(http.server.BaseHTTPRequestHandler):
@@ -92,14 +92,14 @@ def test_an_authority_without_key_usage_is_enough(folder, port):
 def test_a_stranger_is_refused(folder, port, trusted):
     """A server that no trusted authority vouches for gets no token."""
     trust = {"certificate-authority": str(folder / f"{trusted}.crt")} if trusted else {}
-    with pytest.raises(Unreachable, match="CERTIFICATE_VERIFY_FAILED"):
+    with pytest.raises(UnreachableError, match="CERTIFICATE_VERIFY_FAILED"):
         ask(folder, f"https://127.0.0.1:{port}", **trust)
 
 
 def test_another_address_is_refused(folder, port):
     """A certificate counts for the addresses in it."""
     trust = {"certificate-authority": str(folder / "right.crt")}
-    with pytest.raises(Unreachable, match="Hostname mismatch"):
+    with pytest.raises(UnreachableError, match="Hostname mismatch"):
         ask(folder, f"https://localhost:{port}", **trust)
 
 
@@ -114,7 +114,7 @@ def test_certificates_of_a_plugin_are_renewed_and_the_former_keys_removed(
     tmp_path, monkeypatch, folder
 ):
     """A new certificate makes a new connection; the client's files are those in use."""
-    monkeypatch.setattr(kube, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(client, "FRESH_SECONDS", 0.0)
     monkeypatch.setattr(kube_config, "_temp_files", {})
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))

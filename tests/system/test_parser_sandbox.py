@@ -1,7 +1,7 @@
 """The real apparmor_parser under the real Landlock: what it can open, whatever a text says.
 
-The texts go to the parser without the check that comes before it (agent/kinds/apparmor/text.py), so
-that the sandbox alone is tested. No AppArmor kernel is needed to compile.
+The texts go to the parser without the source checks, so that the tests exercise the sandbox alone.
+Compiling needs no AppArmor kernel.
 """
 
 import errno
@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from agent.core.model import Blob, Profile, Rejection
-from agent.doors import landlock
-from agent.doors.host import Host
-from agent.kinds.apparmor import sandbox
-from agent.kinds.apparmor.kind import AppArmor
-from agent.kinds.apparmor.parser import Parser
+from agent.backends.apparmor import parser_sandbox
+from agent.backends.apparmor.backend import AppArmorBackend
+from agent.backends.apparmor.parser import Parser
+from agent.core.model import Profile, Rejection, SourceKey
+from agent.host import landlock
+from agent.host.filesystem import Host
 from tests import inspection
 from tests.unit.test_landlock import SYSTEM_CALL_NUMBERS, output_under
 
@@ -148,9 +148,9 @@ def test_directories_and_features_of_the_configuration_file_are_readable(tmp_pat
 
 def test_the_kind_reports_an_active_sandbox():
     """The report of a pass takes it from there."""
-    found = AppArmor(host=Host("/"), checking=True).sandbox()
+    found = AppArmorBackend(host=Host("/"), checking=True).sandbox()
     assert found is not None
-    assert found.problem is None
+    assert found.finding is None
 
 
 def test_a_parser_that_is_a_script_runs_without_a_sandbox_and_that_is_reported(tmp_path):
@@ -158,37 +158,37 @@ def test_a_parser_that_is_a_script_runs_without_a_sandbox_and_that_is_reported(t
     script = tmp_path / "parser"
     script.write_text(f'#!/bin/sh\nexec {parser().path} "$@"\n')
     script.chmod(0o755)
-    kind = AppArmor(host=Host("/"), parser=str(script), checking=True)
+    kind = AppArmorBackend(host=Host("/"), parser=str(script), checking=True)
     found = kind.sandbox()
     assert found is not None
-    assert found.problem is not None
-    assert found.problem.code == "parser_not_sandboxed"
-    assert "is not an ELF program" in found.problem.what
-    blob = Blob(origin="dir test", key="key", content=b"profile web { file, }\n")
+    assert found.finding is not None
+    assert found.finding.code == "parser_not_sandboxed"
+    assert "is not an ELF program" in found.finding.message
+    blob = SourceKey(profile_set="dir test", key="key", content=b"profile web { file, }\n")
     assert [type(result) for result in inspection.inspected(kind, blob)] == [Profile]
 
 
 def test_a_text_that_the_check_cannot_decide_needs_the_sandbox(tmp_path):
     """An included file may change the meaning of what follows in its line."""
     content = b"include <tunables/global> profile web { file, }\n"
-    blob = Blob(origin="dir test", key="key", content=content)
-    (found,) = inspection.inspected(AppArmor(host=Host("/"), checking=True), blob)
+    blob = SourceKey(profile_set="dir test", key="key", content=content)
+    (found,) = inspection.inspected(AppArmorBackend(host=Host("/"), checking=True), blob)
     assert isinstance(found, Profile)
     script = tmp_path / "parser"
     script.write_text(f'#!/bin/sh\necho run >> {tmp_path}/runs\nexec {parser().path} "$@"\n')
     script.chmod(0o755)
-    free = AppArmor(host=Host("/"), parser=str(script), checking=True)
+    free = AppArmorBackend(host=Host("/"), parser=str(script), checking=True)
     (refused,) = inspection.inspected(free, blob)
     assert isinstance(refused, Rejection)
-    assert [one.code for one in refused.problems] == ["include_refused"]
+    assert [one.code for one in refused.findings] == ["include_refused"]
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_policy_that_was_compiled_without_the_sandbox_is_compiled_again():
     """It may contain files that are not among its recorded inputs: its context is another one."""
     script = """
-from agent.doors.host import Host
-from agent.kinds.apparmor.parser import Parser
+from agent.host.filesystem import Host
+from agent.backends.apparmor.parser import Parser
 made = Parser(Host("/"), "", include_dir="/etc/apparmor.d")
 print(made.inputs(), end="")
 """
@@ -200,8 +200,8 @@ print(made.inputs(), end="")
 def test_the_loader_and_the_libraries_are_those_of_the_program():
     """The dynamic loader is named in the program, and lists files that exist."""
     path = parser().path
-    loader = sandbox.interpreter(path)
-    found = sandbox.libraries(Host("/"), path, loader)
+    loader = parser_sandbox.interpreter(path)
+    found = parser_sandbox.libraries(Host("/"), path, loader)
     assert [one for one in (loader, *found) if not Path(one).is_file()] == []
     assert any("libc" in one or "musl" in one for one in found)
 
@@ -211,8 +211,8 @@ def test_a_file_that_is_no_program_has_no_loader(tmp_path):
     path = tmp_path / "file"
     for content in (b"", b"#!/bin/sh\n", b"\x7fELF", b"\x7fELF" + bytes(40)):
         path.write_bytes(content)
-        with pytest.raises(sandbox.NotElfError):
-            sandbox.interpreter(str(path))
+        with pytest.raises(parser_sandbox.NotElfError):
+            parser_sandbox.interpreter(str(path))
 
 
 def test_many_runs_leave_no_thread_and_no_descriptor():

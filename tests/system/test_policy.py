@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from agent.backends.apparmor import compiled_policy
 from agent.core import labels as core
-from agent.doors import kube
-from agent.kinds.apparmor import policy
-from agent.reporters import node
+from agent.kube import client, node_labels
 from tests.reports import report
 from tests.system.cluster import NAMESPACE, Cluster, until
 
@@ -55,7 +54,7 @@ def api(cluster, token, folder):
     path = folder / "kubeconfig"
     config = json.loads(cluster.write_kubeconfig("as-agent", token).read_text())
     path.write_text(json.dumps(config))
-    return kube.Api(kubeconfig=str(path))
+    return client.Api(kubeconfig=str(path))
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +72,15 @@ def agent(cluster, tmp_path_factory):
 def labels(agent, node, **changes):
     """Merge labels into a Node; None takes one off."""
     body = {"metadata": {"labels": changes.pop("labels", changes)}}
-    return agent.send("PATCH", f"/api/v1/nodes/{node}", body, content=kube.MERGE)
+    return agent.send("PATCH", f"/api/v1/nodes/{node}", body, content=client.MERGE)
 
 
 def merged(agent, body, node="own", below=""):
-    return agent.send("PATCH", f"/api/v1/nodes/{node}{below}", body, content=kube.MERGE)
+    return agent.send("PATCH", f"/api/v1/nodes/{node}{below}", body, content=client.MERGE)
 
 
 def refusal(call):
-    with pytest.raises(kube.Refused) as refused:
+    with pytest.raises(client.RefusedError) as refused:
         call()
     return refused.value
 
@@ -90,7 +89,7 @@ def refused(call):
     """Return what the API server says against a call, or nothing where it allows it."""
     try:
         call()
-    except kube.Refused as error:
+    except client.RefusedError as error:
         return error.message
     return ""
 
@@ -121,9 +120,11 @@ def test_the_agents_own_apply_is_allowed(cluster, agent):
     assert apply(**wanted) == wanted
     changed = {**wanted, f"apparmor.{DOMAIN}/web": "complain"}
     assert apply(**changed) == changed
-    for mode in policy.MODES.values():
+    for mode in compiled_policy.MODES.values():
         assert apply(**{f"apparmor.{DOMAIN}/web": mode}) == {f"apparmor.{DOMAIN}/web": mode}
-    own = node.OwnNode(agent, node.Options(name="own", domain=DOMAIN), lambda: "boot of own")
+    own = node_labels.NodeLabeler(
+        agent, node_labels.Options(name="own", domain=DOMAIN), lambda: "boot of own"
+    )
     own.unlabel()
     assert not [key for key in cluster.labels("own") if DOMAIN in key]
     assert cluster.labels("own")["kept"] == "yes"
@@ -208,7 +209,7 @@ def test_a_wider_role_does_not_get_round_the_policy(cluster, agent):
     own = {"metadata": {"labels": {OWN: "installed"}}}
     made = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "made"}}
     calls = (
-        lambda: agent.send("PATCH", status, own, content=kube.MERGE),
+        lambda: agent.send("PATCH", status, own, content=client.MERGE),
         lambda: agent.send("POST", "/api/v1/nodes", made),
         lambda: agent.send("DELETE", "/api/v1/nodes/own", {}),
         lambda: agent.get("/api/v1/nodes/own/proxy/metrics"),
@@ -261,7 +262,7 @@ def test_the_most_labels_that_may_be_configured_pass(cluster, agent, name):
     foreign = {f"foreign.example/label-{number}": "x" * 63 for number in range(1000)}
     body = json.dumps({"metadata": {"labels": foreign}})
     cluster.kubectl("patch", "node", "own", "--type=merge", "-p", body)
-    own = node.OwnNode(agent, node.Options(name="own"), lambda: "boot of own")
+    own = node_labels.NodeLabeler(agent, node_labels.Options(name="own"), lambda: "boot of own")
     wanted = {f"seccomp.{DOMAIN}/{name.format(number)}": "installed" for number in range(core.MOST)}
     try:
         answer = own.publish(own.read(), wanted)
@@ -296,7 +297,7 @@ OLDER_POLICIES = {
 def test_under_the_policy_of_another_release_every_other_label_is_correct(cluster, agent, how):
     """The rejected label is reported; untrue labels are removed, and new ones are set."""
     old, new, key = OLDER_POLICIES[how]
-    own = node.OwnNode(agent, node.Options(name="own"), lambda: "boot of own")
+    own = node_labels.NodeLabeler(agent, node_labels.Options(name="own"), lambda: "boot of own")
     first = {OWN: "installed", f"seccomp.{DOMAIN}/untrue": "installed"}
     own.publish(own.read(), first)
     narrowed(cluster, old, new)
@@ -312,20 +313,22 @@ def test_under_the_policy_of_another_release_every_other_label_is_correct(cluste
         wanted = {OWN: "installed", f"seccomp.{DOMAIN}/new": "installed", key: "ready"}
         answer = own.publish(own.read(), wanted)
         assert own.own(answer) == {one: wanted[one] for one in wanted if one != key}
-        assert [(one.code, key in one.what) for one in own.problems()] == [("label_refused", True)]
+        assert [(one.code, key in one.message) for one in own.findings()] == [
+            ("label_refused", True)
+        ]
     finally:
         applied(cluster, "base")
     until(lambda: not refused(lambda: labels(agent, "own", labels={key: "ready"})), "the policy")
     own.retry_refused()
     assert own.own(own.publish(own.read(), wanted)) == wanted
-    assert own.problems() == ()
+    assert own.findings() == ()
     own.unlabel()
 
 
 @pytest.mark.parametrize("how", ["unlabel", "publish"])
 def test_forged_managed_fields_let_nothing_else_be_removed(cluster, agent, how):
     """No other field is removed, even with an administrator's rights, which no policy limits."""
-    own = node.OwnNode(agent, node.Options(name="own"), lambda: "boot of own")
+    own = node_labels.NodeLabeler(agent, node_labels.Options(name="own"), lambda: "boot of own")
     own.publish(own.read(), {OWN: "installed"})
     taint = {"key": "keep", "value": "", "effect": "NoSchedule"}
     restricted = "node-restriction.kubernetes.io/team"
@@ -336,7 +339,7 @@ def test_forged_managed_fields_let_nothing_else_be_removed(cluster, agent, how):
     found = cluster.get("/api/v1/nodes/own")
     fields = [
         {**one, "fieldsV1": forged}
-        if (one["manager"], one["operation"]) == (kube.MANAGER, "Apply")
+        if (one["manager"], one["operation"]) == (client.MANAGER, "Apply")
         else one
         for one in found["metadata"]["managedFields"]
     ]
@@ -346,8 +349,10 @@ def test_forged_managed_fields_let_nothing_else_be_removed(cluster, agent, how):
         "spec": {"taints": [taint], "unschedulable": True},
     }
     cluster.kubectl("patch", "node", "own", "--type=merge", "-p", json.dumps(body))
-    admin = kube.Api(kubeconfig=str(cluster.folder / "admin.kubeconfig"))
-    by_admin = node.OwnNode(admin, node.Options(name="own"), lambda: "boot of own")
+    admin = client.Api(kubeconfig=str(cluster.folder / "admin.kubeconfig"))
+    by_admin = node_labels.NodeLabeler(
+        admin, node_labels.Options(name="own"), lambda: "boot of own"
+    )
     try:
         {
             "unlabel": by_admin.unlabel,
@@ -431,7 +436,7 @@ def test_rbac_denies(agent, what):
                 method,
                 path,
                 {"metadata": {"name": "x"}},
-                content=kube.MERGE if method == "PATCH" else "",
+                content=client.MERGE if method == "PATCH" else "",
             )
         )
     )
@@ -569,7 +574,7 @@ def test_a_startup_taint_is_all_that_the_spec_may_lose(cluster, agent):
         def allowed():
             try:
                 taints(other)
-            except kube.Refused:
+            except client.RefusedError:
                 return False  # the API server has not read the policy yet
             return True
 
@@ -579,12 +584,12 @@ def test_a_startup_taint_is_all_that_the_spec_may_lose(cluster, agent):
         body = json.dumps({"spec": {"taints": both}})
         cluster.kubectl("patch", "node", "own", "--type=merge", "-p", body)
         told = cluster.get("/api/v1/nodes/own")
-        own = node.OwnNode(
+        own = node_labels.NodeLabeler(
             agent,
-            node.Options(name="own", taint=startup["key"]),
+            node_labels.Options(name="own", taint=startup["key"]),
             lambda: "boot of own",
         )
-        own.untaint(node.keep(told), report())
+        own.untaint(node_labels.keep(told), report())
         assert cluster.get("/api/v1/nodes/own")["spec"]["taints"] == [other]
         reset()
         for wrong in ([startup], [], [other, startup, {"key": "new", "effect": "NoExecute"}]):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from agent.doors import kube
+from agent.kube import client
 from tests.system.cluster import NAMESPACE, Cluster, until
 
 ROOT = Path(__file__).parents[2] / "manifests"
@@ -71,15 +71,15 @@ def token_of(cluster, account="profile-loader", namespace=NAMESPACE):
 
 
 def api(cluster, token):
-    return kube.Api(kubeconfig=str(cluster.write_kubeconfig("as-agent", token)))
+    return client.Api(kubeconfig=str(cluster.write_kubeconfig("as-agent", token)))
 
 
 def labelled(agent, node, key=OWN, value="installed"):
     """Set a label; return what the API server says against it, or nothing."""
     body = {"metadata": {"labels": {key: value}}}
     try:
-        agent.send("PATCH", f"/api/v1/nodes/{node}", body, content=kube.MERGE)
-    except kube.Refused as error:
+        agent.send("PATCH", f"/api/v1/nodes/{node}", body, content=client.MERGE)
+    except client.RefusedError as error:
         return error.message
     return ""
 
@@ -144,8 +144,8 @@ def test_a_renamed_agent_is_limited_as_before(cluster, folder, how):
     refusals = limited(agent)
     assert [is_by_policy(one) for one in refusals] == [True, True], refusals
     taint = {"spec": {"taints": [{"key": "x", "effect": "NoExecute"}]}}
-    with pytest.raises(kube.Refused, match="ValidatingAdmissionPolicy"):
-        agent.send("PATCH", "/api/v1/nodes/other", taint, content=kube.MERGE)
+    with pytest.raises(client.RefusedError, match="ValidatingAdmissionPolicy"):
+        agent.send("PATCH", "/api/v1/nodes/other", taint, content=client.MERGE)
 
 
 def test_accounts_of_others_are_not_limited(cluster, folder):

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from agent.core.problems import Problem
-from agent.core.report import Report, Row, SetStatus, Support
-from agent.reporters.board import Board
-from agent.reporters.http import READING_CONNECTIONS, Server
-from agent.reporters.metrics import Metrics
+from agent.core.findings import Finding
+from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
+from agent.reporting.http_server import READING_CONNECTIONS, HttpServer
+from agent.reporting.metrics import Metrics
+from agent.reporting.status_store import StatusStore
 from tests.system.cluster import free_port, until
 from tests.system.guest import pace
 
@@ -39,33 +39,43 @@ def promtool(*words, stdin=None, cwd=None):
 def metrics():
     """Give metrics in which everything has happened once."""
     one = Metrics("1.2.3")
-    problem = Problem(code="not_json", where="b.json", what="no JSON")
-    fields = {"origin": "configmap ns/web", "key": "k", "localhost_profile": ""}
+    finding = Finding(code="not_json", location="b.json", message="no JSON")
+    fields = {"profile_set": "configmap ns/web", "key": "k", "localhost_profile": ""}
     rows = (
-        Row(
-            kind="seccomp", name="a.json", state="installed", action="put", why="missing", **fields
+        ProfileStatus(
+            kind="seccomp",
+            name="a.json",
+            state="installed",
+            action="put",
+            reason="missing",
+            **fields,
         ),
-        Row(
-            kind="seccomp", name='odd "\\ name', state="installed", action="keep", why="", **fields
+        ProfileStatus(
+            kind="seccomp",
+            name='odd "\\ name',
+            state="installed",
+            action="keep",
+            reason="",
+            **fields,
         ),
-        Row(
+        ProfileStatus(
             kind="apparmor",
             name="web",
             state="rejected",
             action="reject",
-            why="",
-            problems=(problem,),
+            reason="",
+            findings=(finding,),
             **fields,
         ),
     )
-    enabled = Support(state="enabled", sandboxed=True)
+    enabled = KindSupport(state="enabled", sandboxed=True)
     report = Report(
-        rows=rows,
-        sets=(
-            SetStatus(origin="configmap ns/web", state="read", keys=3),
-            SetStatus(origin="dir /etc/profiles", state="missing"),
+        profiles=rows,
+        profile_sets=(
+            ProfileSetStatus(profile_set="configmap ns/web", state="read", keys=3),
+            ProfileSetStatus(profile_set="dir /etc/profiles", state="missing"),
         ),
-        supports={"apparmor": enabled, "seccomp": enabled},
+        kind_support={"apparmor": enabled, "seccomp": enabled},
         seconds={"act": 0.1},
     )
     one.passed(report, time.time())
@@ -80,7 +90,7 @@ def metrics():
 @pytest.fixture
 def server(metrics):
     """Give a server of these metrics."""
-    one = Server("127.0.0.1:0", Board(metrics, version="1.2.3", node="n", patience=60.0))
+    one = HttpServer("127.0.0.1:0", StatusStore(metrics, version="1.2.3", node="n", patience=60.0))
     one.start()
     with contextlib.closing(one):
         yield one

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.core.model import Blob, Profile
-from agent.doors.host import Host
-from agent.kinds.seccomp.kind import Seccomp
+from agent.backends.seccomp.backend import SeccompBackend
+from agent.core.model import Profile, SourceKey
+from agent.host.filesystem import Host
 
 CAPABILITIES = ["CAP_CHOWN", "CAP_FOWNER", "CAP_SETUID", "CAP_SETGID", "CAP_KILL"]
 # Controllers of a hybrid hierarchy that crun does not support; absent on other machines.
@@ -21,8 +21,8 @@ HYBRID = "/sys/fs/cgroup/unified"
 def installed(key):
     """Return what profile-loader would write for a shipped profile, as the runtimes read it."""
     content = (Path("profiles") / key).read_bytes()
-    kind = Seccomp(host=Host("/nowhere"), machine=platform.machine())
-    profile = kind.inspect(Blob(origin="dir profiles", key=key, content=content))
+    kind = SeccompBackend(host=Host("/nowhere"), machine=platform.machine())
+    profile = kind.inspect(SourceKey(profile_set="dir profiles", key=key, content=content))
     assert isinstance(profile, Profile), profile
     return json.loads(profile.body)
 
@@ -108,8 +108,8 @@ def test_the_documented_text_prevents_chmod(runtime, bundle, text):
     if text == "name":
         rules = [{"name": one, "action": "SCMP_ACT_ERRNO"} for one in names]
     content = json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules}).encode()
-    kind = Seccomp(host=Host("/nowhere"), machine=platform.machine())
-    profile = kind.inspect(Blob(origin="dir x", key="prevent-chmod", content=content))
+    kind = SeccompBackend(host=Host("/nowhere"), machine=platform.machine())
+    profile = kind.inspect(SourceKey(profile_set="dir x", key="prevent-chmod", content=content))
     assert isinstance(profile, Profile), profile
     _, output = contain(runtime, bundle, json.loads(profile.body), CHMOD)
     assert ("changed" in output, "Seccomp:\t2" in output) == (False, True), output

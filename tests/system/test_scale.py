@@ -8,18 +8,18 @@ from collections import Counter
 
 import pytest
 
-from agent.core.report import Report, Row, SetStatus, Support
-from agent.doors import kube, reflect
-from agent.reporters import node
-from agent.reporters.publisher import Publisher
-from agent.sources import cluster as config_maps
-from agent.sources.opening import Wanted
+from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
+from agent.kube import client, node_labels
+from agent.kube import reflector as reflector_module
+from agent.kube.publisher import Publisher
+from agent.sources import configmap as config_maps
+from agent.sources.source_spec import ConfigMapSpec
 from tests.system.cluster import NODE_INFO, Cluster, until
 
 AGENTS = 300
 BOOT_ID = "11111111-2222-3333-4444-555555555555"
 DOMAIN = "profile-loader.node-restriction.kubernetes.io"
-WANTED = Wanted(namespace="default", name="profiles")
+WANTED = ConfigMapSpec(namespace="default", name="profiles")
 
 
 class Agent:
@@ -27,27 +27,29 @@ class Agent:
 
     def __init__(self, kubeconfig, name):
         self.requests = Counter()
-        self.api = kube.Api(kubeconfig=kubeconfig, count=self.counted)
+        self.api = client.Api(kubeconfig=kubeconfig, count=self.counted)
         self.words = queue.SimpleQueue()
-        self.own = node.OwnNode(self.api, node.Options(name=name), lambda: BOOT_ID)
-        self.config_map = reflect.Reflector(
+        self.own = node_labels.NodeLabeler(
+            self.api, node_labels.Options(name=name), lambda: BOOT_ID
+        )
+        self.config_map = reflector_module.Reflector(
             self.api,
             WANTED.path,
             query=WANTED.query,
             keep=config_maps.keep(DOMAIN),
             changed=lambda: self.words.put("source"),
         )
-        self.node = reflect.Reflector(
+        self.node = reflector_module.Reflector(
             self.api,
             "/api/v1/nodes",
             query=(("fieldSelector", f"metadata.name={name}"),),
             one=self.own.options.path,
             metadata=True,
-            keep=node.keep,
+            keep=node_labels.keep,
             changed=self.poke,
         )
         self.publisher = Publisher(
-            self.own, self.api, copy=lambda: self.node.copy, changed=lambda: None
+            self.own, self.api, copy=lambda: self.node.store, changed=lambda: None
         )
         self.thread = threading.Thread(target=self.run, daemon=True)
 
@@ -63,8 +65,8 @@ class Agent:
 
     def run(self):
         while self.words.get() != "stop":
-            copy = self.config_map.copy
-            if copy.objects and not copy.why:
+            copy = self.config_map.store
+            if copy.objects and not copy.reason:
                 self.publisher.post(report(copy.objects["profiles"].content))
 
     def stop(self):
@@ -78,20 +80,24 @@ def report(content):
     """Return what a pass would say with every key in place."""
     origin = config_maps.origin("default", "profiles")
     rows = [
-        Row(
+        ProfileStatus(
             kind="seccomp",
-            origin=origin,
+            profile_set=origin,
             key=one.key,
             name=one.key,
             localhost_profile=one.key,
             state="installed",
             action="put",
-            why="new",
+            reason="new",
         )
-        for one in content.blobs
+        for one in content.source_keys
     ]
-    read = SetStatus(origin=origin, state="read", keys=len(rows))
-    return Report(rows=tuple(rows), sets=(read,), supports={"seccomp": Support(state="enabled")})
+    read = ProfileSetStatus(profile_set=origin, state="read", keys=len(rows))
+    return Report(
+        profiles=tuple(rows),
+        profile_sets=(read,),
+        kind_support={"seccomp": KindSupport(state="enabled")},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -121,15 +127,15 @@ def labelled(cluster, label):
 def test_a_change_costs_one_watch_event_one_patch_and_one_event_a_node(cluster, monkeypatch):
     """And nothing at all is asked while nothing changes."""
     # No watch ends by itself meanwhile, however long the machine takes.
-    monkeypatch.setattr(reflect, "WATCH_SECONDS", (3600, 3600))
-    admin = kube.Api(kubeconfig=str(cluster.folder / "admin.kubeconfig"))
+    monkeypatch.setattr(reflector_module, "WATCH_SECONDS", (3600, 3600))
+    admin = client.Api(kubeconfig=str(cluster.folder / "admin.kubeconfig"))
     info = dict.fromkeys(NODE_INFO, "x")
     names = [f"node-{number}" for number in range(AGENTS)]
     for name in names:
         made = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}
         admin.send("POST", "/api/v1/nodes", made)
         status = {"status": {"nodeInfo": {**info, "bootID": BOOT_ID}}}
-        admin.send("PATCH", f"/api/v1/nodes/{name}/status", status, content=kube.MERGE)
+        admin.send("PATCH", f"/api/v1/nodes/{name}/status", status, content=client.MERGE)
     label = change(cluster, 0)
     agents = [Agent(str(cluster.folder / "admin.kubeconfig"), name) for name in names]
     try:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.core.model import Blob, Profile
-from agent.doors.host import Host
-from agent.kinds.seccomp.kind import Seccomp
+from agent.backends.seccomp.backend import SeccompBackend
+from agent.core.model import SourceKey
+from agent.host.filesystem import Host
 from tests.system import kept
 from tests.system.seccomp_filter import generator
 from tests.system.seccomp_filter.runtimes import for_pod
@@ -71,11 +71,11 @@ def tree():
 
 
 def outcome(path, form):
-    kind = Seccomp(host=Host("/nowhere"), format=form, machine="x86_64")
-    found = kind.inspect(Blob(origin="dir x", key=path.name, content=path.read_bytes()))
-    problems = found.remarks if isinstance(found, Profile) else found.problems
-    codes = {one.code for one in problems if one.severity == "error"}
-    return codes or {"accepted"} | {one.code for one in problems if one.severity == "notice"}
+    kind = SeccompBackend(host=Host("/nowhere"), format=form, machine="x86_64")
+    found = kind.inspect(SourceKey(profile_set="dir x", key=path.name, content=path.read_bytes()))
+    findings = found.findings
+    codes = {one.code for one in findings if one.severity == "error"}
+    return codes or {"accepted"} | {one.code for one in findings if one.severity == "notice"}
 
 
 @pytest.mark.parametrize("path", EXPECTED)
@@ -87,7 +87,7 @@ def test_each_profile_ends_as_recorded(tree, path):
 @pytest.mark.parametrize("path", [path for path in EXPECTED if "accepted" in EXPECTED[path][1]])
 def test_each_accepted_profile_is_built_right(tree, path):
     """Every libseccomp builds a filter that follows the rules, whatever the pod may do."""
-    kind = Seccomp(host=Host("/nowhere"), format="docker", machine="x86_64")
+    kind = SeccompBackend(host=Host("/nowhere"), format="docker", machine="x86_64")
     body, _ = kind.check((tree / path).read_bytes())
     every = set(re.findall("CAP_[A-Z_]+", body.decode()))
     for capabilities in (set(), {"CAP_AUDIT_WRITE"}, every - {"CAP_AUDIT_WRITE"}, every):
@@ -100,9 +100,9 @@ def test_each_accepted_profile_is_built_right(tree, path):
 def test_each_shipped_profile_is_built_right(key):
     """The filters of the profiles in profiles/ follow their rules on every machine."""
     for machine in generator.MACHINES:
-        kind = Seccomp(host=Host("/nowhere"), machine=machine)
-        body, problems = kind.check((PROFILES / key).read_bytes())
-        assert body, problems
+        kind = SeccompBackend(host=Host("/nowhere"), machine=machine)
+        body, findings = kind.check((PROFILES / key).read_bytes())
+        assert body, findings
         verdict = judge(body.decode(), "0", machine)
         assert verdict.outcome is Outcome.RIGHT, verdict
 

@@ -14,9 +14,9 @@ import sys
 
 import pytest
 
-from agent.doors.host import Host
-from agent.kinds.seccomp import anchor, canonical, multiplex, syscalls
-from agent.kinds.seccomp.kind import Seccomp
+from agent.backends.seccomp import anchor, canonical, multiplex, syscalls
+from agent.backends.seccomp.backend import SeccompBackend
+from agent.host.filesystem import Host
 from tests.system.seccomp_filter import generator, libraries, reference
 from tests.system.seccomp_filter.runtimes import for_pod
 from tests.system.seccomp_filter.search import Outcome, judge, judge_all
@@ -126,20 +126,20 @@ def test_the_harness_sees_a_profile_fail_open(name):
 @pytest.mark.parametrize("name", PROBLEMATIC)
 def test_what_the_agent_writes_of_it_is_built_right(name):
     """The agent rejects such a profile, or writes a form that every libseccomp builds right."""
-    kind = Seccomp(host=Host("/"), machine="x86_64")
-    body, problems = kind.check(json.dumps(PROBLEMATIC[name]).encode())
+    kind = SeccompBackend(host=Host("/"), machine="x86_64")
+    body, findings = kind.check(json.dumps(PROBLEMATIC[name]).encode())
     if body:
         assert judged(body.decode()).outcome is Outcome.RIGHT
     else:
-        assert {one.code for one in problems if one.severity == "error"} == {"fails_open"}
+        assert {one.code for one in findings if one.severity == "error"} == {"fails_open"}
 
 
 @pytest.mark.parametrize("document", REWRITTEN)
 def test_the_hint_for_opposite_comparisons_makes_them_right(document):
     """The way out that a rejection names is accepted, and built right."""
-    kind = Seccomp(host=Host("/"), machine="x86_64")
-    body, problems = kind.check(json.dumps(document).encode())
-    assert body, problems
+    kind = SeccompBackend(host=Host("/"), machine="x86_64")
+    body, findings = kind.check(json.dumps(document).encode())
+    assert body, findings
     assert judged(body.decode()).outcome is Outcome.RIGHT
 
 
@@ -213,7 +213,7 @@ CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_BPF")
 
 def test_profiles_that_depend_on_capabilities_are_built_right_for_every_pod():
     """With --seccomp-format docker, each pod's part of an accepted profile is built right."""
-    kind = Seccomp(host=Host("/"), machine="x86_64", format="docker")
+    kind = SeccompBackend(host=Host("/"), machine="x86_64", format="docker")
     bodies = []
     for seed in range(300):
         draw = random.Random(f"capabilities/{seed}")  # noqa: S311 - the same every time

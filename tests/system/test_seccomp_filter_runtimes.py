@@ -13,9 +13,9 @@ import uuid
 
 import pytest
 
-from agent.doors.host import Host
-from agent.kinds.seccomp import syscalls
-from agent.kinds.seccomp.kind import Seccomp
+from agent.backends.seccomp import syscalls
+from agent.backends.seccomp.backend import SeccompBackend
+from agent.host.filesystem import Host
 from tests.system.seccomp_filter import generator, installed, libraries
 from tests.system.seccomp_filter.bpf import Program
 from tests.system.seccomp_filter.compare import Questions
@@ -94,7 +94,7 @@ def drawn(seed, default):
 def test_the_built_filter_is_the_installed_one(runtime, seed, default, bundle):
     """The kernel has what the harness builds: the same program, and for runc the same answers."""
     library = libraries.installed()
-    kind = Seccomp(host=Host("/"), machine="x86_64")
+    kind = SeccompBackend(host=Host("/"), machine="x86_64")
     bodies = (
         kind.check(json.dumps(drawn(f"{seed}/{draw}", default)).encode())[0] for draw in range(100)
     )
@@ -151,7 +151,7 @@ def test_a_conditional_rule_holds_where_libseccomp_would_drop_it(runtime, bundle
     """As it is written, the rule is off in a container; as the agent writes it, it is on."""
     _, output = contain(runtime, bundle, DENIES_777, CHMOD)
     assert "changed" in output
-    kind = Seccomp(host=Host("/"), machine="x86_64")
+    kind = SeccompBackend(host=Host("/"), machine="x86_64")
     body, _ = kind.check(json.dumps(DENIES_777).encode())
     status, output = contain(runtime, bundle, json.loads(body), CHMOD)
     assert (status != 0, "changed" in output) == (True, False), output

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from agent.kinds.seccomp import multiplex, syscalls
+from agent.backends.seccomp import multiplex, syscalls
 
 ALLOW, ERRNO, EQUAL = 0x7FFF0000, 0x00050001, 4
 BIG_ENDIAN = {"PPC", "PPC64", "S390", "S390X", "MIPS"}

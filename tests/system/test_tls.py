@@ -1,4 +1,4 @@
-"""agent.reporters.http over TLS, with certificates that openssl made."""
+"""agent.reporting.http_server over TLS, with certificates that openssl made."""
 
 import contextlib
 import http.client
@@ -10,9 +10,9 @@ import time
 import pytest
 import structlog
 
-from agent.reporters.http import READING_CONNECTIONS, REQUEST_SECONDS, Server
-from agent.reporters.http_tls import CertificateError, Certificates
-from tests.unit.test_http import Pages, silent
+from agent.reporting.http_server import READING_CONNECTIONS, REQUEST_SECONDS, HttpServer
+from agent.reporting.http_tls import CertificateError, Certificates
+from tests.unit.test_http_server import Pages, silent
 
 
 def certificate(folder, name, subject="localhost", alternative=""):
@@ -66,7 +66,7 @@ def client(folder, name=""):
 def test_an_idle_connection_holds_up_no_handshake(folder, pages):
     """Over TLS too: neither silence nor half a handshake delays the next one."""
     cert, key = str(folder / "server.pem"), str(folder / "server.key")
-    server = Server("127.0.0.1:0", pages, certificates=Certificates(cert, key, ""))
+    server = HttpServer("127.0.0.1:0", pages, certificates=Certificates(cert, key, ""))
     server.start()
     with contextlib.closing(server), contextlib.ExitStack() as stack:
         silent(stack, server, 2 * READING_CONNECTIONS)
@@ -78,7 +78,7 @@ def test_an_idle_connection_holds_up_no_handshake(folder, pages):
 
 def test_only_clients_of_the_authority_are_answered(folder, pages):
     """Without a certificate, or with another one, there is no answer at all."""
-    server = Server(
+    server = HttpServer(
         "127.0.0.1:0",
         pages,
         certificates=Certificates(
@@ -98,7 +98,7 @@ def test_a_renewed_certificate_is_served_and_a_broken_one_is_not(folder, tmp_pat
     cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
     shutil.copy(folder / "server.pem", cert)
     shutil.copy(folder / "server.key", key)
-    server = Server("127.0.0.1:0", pages, certificates=Certificates(str(cert), str(key), ""))
+    server = HttpServer("127.0.0.1:0", pages, certificates=Certificates(str(cert), str(key), ""))
     server.start()
     with contextlib.closing(server):
         shutil.copy(folder / "renewed.pem", cert)  # the key does not fit yet
@@ -120,7 +120,7 @@ def test_a_broken_renewed_certificate_is_logged_once_per_change(folder, tmp_path
     cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
     shutil.copy(folder / "server.pem", cert)
     shutil.copy(folder / "server.key", key)
-    server = Server("127.0.0.1:0", pages, certificates=Certificates(str(cert), str(key), ""))
+    server = HttpServer("127.0.0.1:0", pages, certificates=Certificates(str(cert), str(key), ""))
     server.start()
     with contextlib.closing(server), structlog.testing.capture_logs() as logged:
         for text in ("broken", "broken differently"):

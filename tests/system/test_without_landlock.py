@@ -11,21 +11,21 @@ GUEST = """
 import json
 from inspection import inspected
 from agent.core.model import Blob
-from agent.doors.host import Host
-from agent.kinds.apparmor.kind import AppArmor
+from agent.host.filesystem import Host
+from agent.backends.apparmor.backend import AppArmor
 
 kind = AppArmor(host=Host("/"), state_dir="/var/lib/profile-loader")
 
 def put(key, content):
     (profile,) = inspected(kind, Blob(origin="dir test", key=key, content=content.encode()))
     if hasattr(profile, "problems"):
-        return [one.code for one in profile.problems]
-    return type(kind.put(profile, ours=())).__name__
+        return [one.code for one in profile.findings]
+    return type(kind.install(profile, replaceable=())).__name__
 
 print(json.dumps({
     "modules": open("/sys/kernel/security/lsm").read().strip(),
-    "code": kind.sandbox().problem.code,
-    "what": kind.sandbox().problem.what,
+    "code": kind.sandbox().finding.code,
+    "what": kind.sandbox().finding.message,
     "plain": put("plain", "include <tunables/global>\\nprofile plain { file, }\\n"),
     "undecided": put("undecided", "include <tunables/global> profile undecided { file, }\\n"),
 }))

@@ -10,10 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-from agent.core.model import Blob
-from agent.doors.host import Host
-from agent.kinds.apparmor import leaving, text
-from agent.kinds.seccomp.kind import Seccomp
+from agent.backends.apparmor import escape_rules, source_checks
+from agent.backends.seccomp.backend import SeccompBackend
+from agent.core.model import SourceKey
+from agent.host.filesystem import Host
 
 SIZE = 1 << 20
 RULE = (
@@ -76,18 +76,18 @@ APPARMOR = {
 
 def seccomp(content):
     """Return the problems of a seccomp key."""
-    kind = Seccomp(host=Host(Path("/nonexistent")), machine="x86_64")
-    return kind.inspect(Blob(origin="o", key="a.json", content=content)).problems
+    kind = SeccompBackend(host=Host(Path("/nonexistent")), machine="x86_64")
+    return kind.inspect(SourceKey(profile_set="o", key="a.json", content=content)).findings
 
 
 def apparmor(content):
     """Return the longest of what is said of a text before the parser and beside it."""
     source = content.decode()
     return max(
-        text.refusals(content),
-        text.variable_names(source),
-        text.undecided(content),
-        leaving.warnings(source),
+        source_checks.refusals(content),
+        source_checks.variable_names(source),
+        source_checks.undecided(content),
+        escape_rules.warnings(source),
         key=len,
     )
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.core.model import Blob, Pending, Rejection, Unchecked
-from agent.kinds.apparmor import cache
+from agent.backends.apparmor import policy_cache
+from agent.core.model import Pending, Rejection, SourceKey, Unchecked
 from tests.inspection import inspected, no_progress
 from tests.unit.test_apparmor_faults import agent, node, script
 
@@ -24,7 +24,7 @@ PATIENCE_SECONDS = 60.0
 
 def blobs(*texts):
     return [
-        Blob(origin="dir test", key=f"k{number}", content=text.encode())
+        SourceKey(profile_set="dir test", key=f"k{number}", content=text.encode())
         for number, text in enumerate(texts)
     ]
 
@@ -41,7 +41,7 @@ def runs(tmp_path):
 
 
 def codes(results):
-    return [[problem.code for problem in result.problems] for result in results]
+    return [[finding.code for finding in result.findings] for result in results]
 
 
 @pytest.mark.parametrize("fault", ["exit 1", "kill -9 $$", "kill -XCPU $$"])
@@ -72,9 +72,9 @@ def test_an_inspection_never_waits_for_the_parser(tmp_path):
     made = backend(tmp_path, "exec sleep 600")
     (blob,) = blobs("profile x {}")
     result = made.inspect(blob)
-    assert result == Pending(id=result.id, source=blob.content, problems=())
-    made.begin()  # a pass that does not ask for the text ends its run
-    made.begin()
+    assert result == Pending(id=result.id, source=blob.content, findings=())
+    made.begin_pass()  # a pass that does not ask for the text ends its run
+    made.begin_pass()
 
 
 def test_a_result_wakes_the_agent_and_the_next_pass_uses_it(tmp_path):
@@ -84,7 +84,7 @@ def test_a_result_wakes_the_agent_and_the_next_pass_uses_it(tmp_path):
     (blob,) = blobs("profile x {}")
     assert isinstance(made.inspect(blob), Pending)
     assert woken.wait(PATIENCE_SECONDS)
-    made.begin()
+    made.begin_pass()
     assert codes([made.inspect(blob)]) == [["no_profile"]]
 
 
@@ -115,18 +115,18 @@ def test_a_new_text_overtakes_a_slow_one(tmp_path):
     slow, new = blobs("slow", "new")
     made.inspect(slow)
     until((tmp_path / "started").exists)
-    made.begin()
+    made.begin_pass()
     made.inspect(slow)
     made.inspect(new)
 
     def is_compiled():
-        made.begin()
+        made.begin_pass()
         return [isinstance(made.inspect(blob), Pending) for blob in (slow, new)] == [True, False]
 
     until(is_compiled)
     go.touch()
-    made.begin()
-    made.begin()
+    made.begin_pass()
+    made.begin_pass()
 
 
 def until(condition):
@@ -201,14 +201,14 @@ def test_the_seconds_of_each_run_are_reported(tmp_path):
 
 def full_pass(made, number):
     """Make a full pass over one text in its next edition."""
-    made.forget()
-    made.begin()
+    made.invalidate()
+    made.begin_pass()
     inspected(made, *blobs(f"profile x {{ # {number}\n}}\n"))
 
 
 def test_old_editions_of_a_text_leave_memory_and_disk(tmp_path, monkeypatch):
     """Texts that no full pass has used lately are kept on disk only, and there within bounds."""
-    monkeypatch.setattr(cache, "DISK_ENTRIES", 10)
+    monkeypatch.setattr(policy_cache, "DISK_ENTRIES", 10)
     made = backend(tmp_path, "cat > /dev/null")
     for number in range(30):
         full_pass(made, number)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from agent.kinds.apparmor.cache import Compiled
-from agent.kinds.apparmor.compile_queue import CompileQueue
-from agent.kinds.apparmor.parser import Exceeded, ParserRun
+from agent.backends.apparmor.compile_queue import CompileQueue
+from agent.backends.apparmor.parser import Exceeded, ParserRun
+from agent.backends.apparmor.policy_cache import Compiled
 
 POLICY = ParserRun(outcome=Compiled(policy=b"policy"), seconds=0.1)
 LIMITS = (Exceeded.CPU_TIME, Exceeded.MEMORY, Exceeded.OUTPUT)

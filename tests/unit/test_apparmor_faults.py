@@ -6,23 +6,32 @@ from pathlib import Path
 
 import pytest
 
+from agent.backends.apparmor import (
+    backend,
+    compiled_policy,
+    kernel,
+    kernel_access,
+    parser,
+    policy_cache,
+)
 from agent.core.model import (
-    Blind,
-    Blob,
-    Fact,
+    Observation,
+    ObservedProfile,
     Pending,
     Rejection,
-    Seen,
+    SourceKey,
     Unchecked,
+    Unobservable,
     Unsupported,
     digest,
 )
-from agent.doors.host import Host
-from agent.kinds.apparmor import access, cache, kernel, kind, parser, policy
+from agent.host.filesystem import Host
 from tests.inspection import inspected
 from tests.property.test_apparmor_policy import profile
 
-PROBES = access.Probes(filesystem=lambda _: access.SECURITYFS_MAGIC, rights=lambda: "")
+PROBES = kernel_access.Probes(
+    filesystem=lambda _: kernel_access.SECURITYFS_MAGIC, rights=lambda: ""
+)
 
 
 def write(root, path, content=""):
@@ -35,24 +44,24 @@ def write(root, path, content=""):
 def node(root, *, revision="7\n"):
     """Make the files that a kernel with AppArmor shows."""
     for name, content in (("revision", revision), (".load", ""), (".replace", ""), (".remove", "")):
-        write(root, f"{access.ROOT}/{name}", content)
-    write(root, f"{access.ROOT}/features/policy/set_load", "yes\n")
-    (root / access.ROOT.lstrip("/") / "policy/profiles").mkdir(parents=True)
+        write(root, f"{kernel_access.ROOT}/{name}", content)
+    write(root, f"{kernel_access.ROOT}/features/policy/set_load", "yes\n")
+    (root / kernel_access.ROOT.lstrip("/") / "policy/profiles").mkdir(parents=True)
     return Host(root)
 
 
 def loaded(root, directory, name, mode="enforce", **hashes):
-    base = f"{access.ROOT}/policy/profiles/{directory}"
+    base = f"{kernel_access.ROOT}/policy/profiles/{directory}"
     for file, content in {"name": name, "mode": mode, **hashes}.items():
         write(root, f"{base}/{file}", f"{content}\n")
 
 
 def agent(host, **options):
-    return kind.AppArmor(host=host, **{"probes": PROBES, **options})
+    return backend.AppArmorBackend(host=host, **{"probes": PROBES, **options})
 
 
 def blob(text="profile x {}"):
-    return Blob(origin="dir test", key="key", content=text.encode())
+    return SourceKey(profile_set="dir test", key="key", content=text.encode())
 
 
 def script(root, text):
@@ -69,34 +78,34 @@ def test_a_kernel_without_apparmor_is_unsupported(tmp_path):
     """No AppArmor below the host root means that this node cannot have profiles."""
     found = agent(Host(tmp_path)).observe(["x"], [])
     assert isinstance(found, Unsupported)
-    assert found.problem.code == "kind_unsupported"
+    assert found.finding.code == "kind_unsupported"
 
 
 def test_apparmor_without_its_files_is_unobservable(tmp_path):
     """AppArmor that is enabled, and cannot be looked at, is not taken for absent."""
     write(tmp_path, "/sys/module/apparmor/parameters/enabled", "Y\n")
     write(tmp_path, "/sys/kernel/security/.keep")
-    assert isinstance(agent(Host(tmp_path)).observe(["x"], []), Blind)
+    assert isinstance(agent(Host(tmp_path)).observe(["x"], []), Unobservable)
 
 
 def test_a_directory_that_is_no_securityfs_is_not_believed(tmp_path):
     """Files that look like AppArmor's prove nothing on another file system."""
-    found = agent(node(tmp_path), probes=access.Probes(rights=lambda: "")).observe(["x"], [])
-    assert isinstance(found, Blind)
-    assert "not a securityfs" in found.problem.what
+    found = agent(node(tmp_path), probes=kernel_access.Probes(rights=lambda: "")).observe(["x"], [])
+    assert isinstance(found, Unobservable)
+    assert "not a securityfs" in found.finding.message
 
 
 def test_without_the_right_to_load_the_node_is_unobservable(tmp_path):
     """An agent that could not change policy does not pretend to manage it."""
-    probes = access.Probes(filesystem=PROBES.filesystem, rights=lambda: "no right")
-    assert isinstance(agent(node(tmp_path), probes=probes).observe(["x"], []), Blind)
+    probes = kernel_access.Probes(filesystem=PROBES.filesystem, rights=lambda: "no right")
+    assert isinstance(agent(node(tmp_path), probes=probes).observe(["x"], []), Unobservable)
 
 
 def test_a_child_policy_namespace_is_unobservable(tmp_path):
     """Inside a policy namespace (LXD) the host's policy is not seen."""
     host = node(tmp_path)
-    write(tmp_path, f"{access.ROOT}/.ns_level", "1\n")
-    assert isinstance(agent(host).observe(["x"], []), Blind)
+    write(tmp_path, f"{kernel_access.ROOT}/.ns_level", "1\n")
+    assert isinstance(agent(host).observe(["x"], []), Unobservable)
 
 
 def test_names_come_from_the_name_files_and_hats_with_their_parent(tmp_path):
@@ -105,12 +114,12 @@ def test_names_come_from_the_name_files_and_hats_with_their_parent(tmp_path):
     loaded(tmp_path, "two_words.1", "two words", raw_sha1="aa", sha1="bb")
     loaded(tmp_path, "two_words.1/profiles/HAT.2", "HAT", mode="complain", sha256="cc")
     loaded(tmp_path, "other.3", "other", sha1="dd")
-    assert agent(host).observe(["two words", "two words//HAT", "gone"], []) == Seen(
-        facts={
-            "two words": Fact(
+    assert agent(host).observe(["two words", "two words//HAT", "gone"], []) == Observation(
+        profiles={
+            "two words": ObservedProfile(
                 evidence=frozenset({"raw:sha1:aa", "own:sha1:bb"}), mode="enforce", is_own=False
             ),
-            "two words//HAT": Fact(
+            "two words//HAT": ObservedProfile(
                 evidence=frozenset({"own:sha256:cc"}), mode="complain", is_own=False
             ),
         }
@@ -122,26 +131,26 @@ def test_without_any_content_the_object_and_its_last_replacement_are_the_evidenc
     host = node(tmp_path)
     boot = write(tmp_path, "/proc/sys/kernel/random/boot_id", "b-o-o-t\n")
     loaded(tmp_path, "x.1", "x")
-    mode = host.path(f"{access.ROOT}/policy/profiles/x.1/mode")
+    mode = host.path(f"{kernel_access.ROOT}/policy/profiles/x.1/mode")
     os.utime(mode, ns=(1, 5))
     found = agent(host).observe(["x"], [])
-    path = f"{access.ROOT}/policy/profiles/x.1"
-    assert found.facts == {
-        "x": Fact(
+    path = f"{kernel_access.ROOT}/policy/profiles/x.1"
+    assert found.profiles == {
+        "x": ObservedProfile(
             evidence=frozenset({f"object:b-o-o-t:{path}:5"}),
             mode="enforce",
             is_own=False,
             is_readable=False,
         )
     }
-    assert [one.code for one in found.remarks] == ["content_unverifiable"]
-    write(tmp_path, f"{access.ROOT}/revision", "9\n")  # other programs load other profiles
-    assert agent(host).observe(["x"], []).facts == found.facts
+    assert [one.code for one in found.findings] == ["content_unverifiable"]
+    write(tmp_path, f"{kernel_access.ROOT}/revision", "9\n")  # other programs load other profiles
+    assert agent(host).observe(["x"], []).profiles == found.profiles
     os.utime(mode, ns=(1, 6))
-    assert agent(host).observe(["x"], []).facts != found.facts
+    assert agent(host).observe(["x"], []).profiles != found.profiles
     boot.write_text("next\n")
     os.utime(mode, ns=(1, 5))
-    assert agent(host).observe(["x"], []).facts != found.facts
+    assert agent(host).observe(["x"], []).profiles != found.profiles
 
 
 @pytest.mark.parametrize(
@@ -156,7 +165,7 @@ def test_a_node_without_profiles_says_whether_it_will_show_content(
     for name, value in (("hash_policy", hash_policy), ("export_binary", export_binary)):
         if value:
             write(tmp_path, f"/sys/module/apparmor/parameters/{name}", f"{value}\n")
-    assert [one.code for one in agent(host).observe(["x"], []).remarks] == codes
+    assert [one.code for one in agent(host).observe(["x"], []).findings] == codes
 
 
 def test_policy_that_never_stops_changing_is_unobservable(tmp_path):
@@ -170,17 +179,17 @@ def test_policy_that_never_stops_changing_is_unobservable(tmp_path):
             self.count += 1
             return self.count
 
-    assert isinstance(Restless(host, PROBES).look(["x"]), Blind)
+    assert isinstance(Restless(host, PROBES).observe(["x"]), Unobservable)
 
 
 def test_an_unreadable_profile_is_not_an_absent_one(tmp_path):
     """A profile whose files cannot be read makes the whole look blind."""
     host = node(tmp_path)
     loaded(tmp_path, "x.1", "x", sha1="aa")
-    mode = tmp_path / access.ROOT.lstrip("/") / "policy/profiles/x.1/mode"
+    mode = tmp_path / kernel_access.ROOT.lstrip("/") / "policy/profiles/x.1/mode"
     mode.unlink()
     mode.mkdir()
-    assert isinstance(agent(host).observe(["x"], []), Blind)
+    assert isinstance(agent(host).observe(["x"], []), Unobservable)
 
 
 # --- the parser ----------------------------------------------------------------------------------
@@ -190,7 +199,7 @@ def test_without_a_parser_nothing_can_be_checked(tmp_path):
     """A missing parser is this node's matter, not the profile's fault."""
     (found,) = inspected(agent(node(tmp_path), parser="/nonexistent"), blob())
     assert isinstance(found, Unchecked)
-    assert found.problem.code == "kind_unsupported"
+    assert found.finding.code == "kind_unsupported"
 
 
 @pytest.mark.parametrize(
@@ -209,8 +218,8 @@ def test_a_text_that_exceeds_the_parser_s_limits_is_rejected_until_it_changes(tm
     for _ in range(2):
         (found,) = inspected(agent(host, **options), blob())
         assert isinstance(found, Rejection)
-        assert [problem.code for problem in found.problems] == ["parser_killed"]
-        assert why in found.problems[0].what
+        assert [finding.code for finding in found.findings] == ["parser_killed"]
+        assert why in found.findings[0].message
     assert (tmp_path / "runs").read_text() == 2 * "run\n"  # the quick run and the full run
 
 
@@ -221,9 +230,9 @@ def test_a_signal_never_condemns_a_text(tmp_path, fault):
     options = {"cpu_limit": 1.0, "state_dir": "/state"}
     (found,) = inspected(agent(host, parser=script(tmp_path, fault), **options), blob())
     assert isinstance(found, Pending)
-    assert [problem.code for problem in found.problems] == ["parser_killed"]
+    assert [finding.code for finding in found.findings] == ["parser_killed"]
     (found,) = inspected(agent(host, parser=script(tmp_path, "exit 0"), **options), blob())
-    assert [problem.code for problem in found.problems] == ["no_profile"]
+    assert [finding.code for finding in found.findings] == ["no_profile"]
 
 
 def test_a_wall_clock_limit_never_condemns_a_text(tmp_path):
@@ -232,9 +241,9 @@ def test_a_wall_clock_limit_never_condemns_a_text(tmp_path):
     options = {"cpu_limit": 0.05, "state_dir": "/state"}
     (found,) = inspected(agent(host, parser=script(tmp_path, "exec sleep 600"), **options), blob())
     assert isinstance(found, Pending)
-    assert [problem.code for problem in found.problems] == ["parser_killed"]
+    assert [finding.code for finding in found.findings] == ["parser_killed"]
     (found,) = inspected(agent(host, parser=script(tmp_path, "exit 0"), **options), blob())
-    assert [problem.code for problem in found.problems] == ["no_profile"]
+    assert [finding.code for finding in found.findings] == ["no_profile"]
 
 
 def test_a_parser_that_cannot_be_started_makes_the_key_unchecked(tmp_path):
@@ -257,8 +266,8 @@ def test_a_message_is_bounded_printable_and_has_its_line(tmp_path):
     made = agent(node(tmp_path), parser=path, state_dir="/state")
     (found,) = inspected(made, blob(text))
     assert isinstance(found, Rejection)
-    assert [(one.code, one.where) for one in found.problems] == [("parser_rejected", "line 7")]
-    what = found.problems[0].what
+    assert [(one.code, one.location) for one in found.findings] == [("parser_rejected", "line 7")]
+    what = found.findings[0].message
     assert what.startswith("AppArmor parser error at line 7: \ufffd a\\u200bb yyy")
     assert len(what) == 601
 
@@ -268,7 +277,7 @@ def test_output_that_is_no_policy_is_refused(tmp_path):
     path = script(tmp_path, "echo something else")
     (found,) = inspected(agent(node(tmp_path), parser=path, state_dir="/state"), blob())
     assert isinstance(found, Rejection)
-    assert [one.code for one in found.problems] == ["policy_unreadable"]
+    assert [one.code for one in found.findings] == ["policy_unreadable"]
 
 
 def test_a_second_inspection_runs_no_parser_and_a_new_kernel_does(tmp_path):
@@ -279,7 +288,7 @@ def test_a_second_inspection_runs_no_parser_and_a_new_kernel_does(tmp_path):
     for _ in range(2):
         inspected(agent(host, **options), blob())
     assert (tmp_path / "runs").read_text() == "run\n"
-    write(tmp_path, f"{access.ROOT}/features/policy/versions", "v9\n")
+    write(tmp_path, f"{kernel_access.ROOT}/features/policy/versions", "v9\n")
     inspected(agent(host, **options), blob())
     assert (tmp_path / "runs").read_text() == "run\nrun\n"
 
@@ -287,18 +296,20 @@ def test_a_second_inspection_runs_no_parser_and_a_new_kernel_does(tmp_path):
 def test_the_least_recently_used_results_leave_the_disk(tmp_path, monkeypatch):
     """The cache on disk has a limit in bytes, which a restart does not reset."""
     host = Host(tmp_path)
-    monkeypatch.setattr(cache, "DISK_BYTES", 3500)
-    first = cache.Cache(host, "/state", write=True)
+    monkeypatch.setattr(policy_cache, "DISK_BYTES", 3500)
+    first = policy_cache.PolicyCache(host, "/state", write=True)
     for number, key in enumerate(("one", "two", "three")):
-        first.store(key, cache.Compiled(policy=b"x" * 700))
+        first.store(key, policy_cache.Compiled(policy=b"x" * 700))
         os.utime(tmp_path / "state/cache" / key, (number, number))
     assert first.find("one") is not None
-    first.store("four", cache.Compiled(policy=b"x" * 700))
-    first.store("five", cache.Compiled(policy=b"x" * 700))
+    first.store("four", policy_cache.Compiled(policy=b"x" * 700))
+    first.store("five", policy_cache.Compiled(policy=b"x" * 700))
     names = {file.name for file in (tmp_path / "state/cache").iterdir()}
     assert names == {"one", "four", "five"}
     os.utime(tmp_path / "state/cache/four", (9, 9))
-    cache.Cache(host, "/state", write=True).store("six", cache.Compiled(policy=b"x" * 700))
+    policy_cache.PolicyCache(host, "/state", write=True).store(
+        "six", policy_cache.Compiled(policy=b"x" * 700)
+    )
     names = {file.name for file in (tmp_path / "state/cache").iterdir()}
     assert names == {"four", "five", "six"}
 
@@ -306,9 +317,11 @@ def test_the_least_recently_used_results_leave_the_disk(tmp_path, monkeypatch):
 def test_a_huge_cache_entry_is_not_read(tmp_path):
     """A file that no agent of this version wrote costs no memory."""
     host = Host(tmp_path)
-    cache.Cache(host, "/state", write=True).store("key", cache.Compiled(policy=b"x"))
+    policy_cache.PolicyCache(host, "/state", write=True).store(
+        "key", policy_cache.Compiled(policy=b"x")
+    )
     os.truncate(tmp_path / "state/cache/key", 1 << 30)
-    assert cache.Cache(host, "/state", write=True).find("key") is None
+    assert policy_cache.PolicyCache(host, "/state", write=True).find("key") is None
 
 
 def test_a_discarded_profile_leaves_the_memory_and_not_the_disk(tmp_path):
@@ -325,27 +338,27 @@ def test_a_discarded_profile_leaves_the_memory_and_not_the_disk(tmp_path):
 def test_a_damaged_cache_entry_counts_as_absent(tmp_path):
     """Content is verified on reading."""
     host = Host(tmp_path)
-    stored = cache.Compiled(policy=b"policy", message="m", notes=("n",), killed="k")
-    cache.Cache(host, "/state", write=True).store("key", stored)
+    stored = policy_cache.Compiled(policy=b"policy", message="m", notes=("n",), killed="k")
+    policy_cache.PolicyCache(host, "/state", write=True).store("key", stored)
     found = replace(stored, sha256=digest(b"policy"))
-    assert cache.Cache(host, "/state", write=True).find("key") == found
+    assert policy_cache.PolicyCache(host, "/state", write=True).find("key") == found
     file = tmp_path / "state/cache/key"
     whole = file.read_bytes()
     for at in range(len(whole)):
         file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-        assert cache.Cache(host, "/state", write=True).find("key") is None
+        assert policy_cache.PolicyCache(host, "/state", write=True).find("key") is None
     for end in range(len(whole)):
         file.write_bytes(whole[:end])
-        assert cache.Cache(host, "/state", write=True).find("key") is None
+        assert policy_cache.PolicyCache(host, "/state", write=True).find("key") is None
 
 
 def test_what_an_older_edition_read_from_a_policy_is_read_again(tmp_path, monkeypatch):
     """The policy is the same; what is said of it may have been a mistake."""
-    store = cache.Cache(Host(tmp_path), "/state", write=True)
-    store.store("key", cache.Compiled(policy=profile("x")))
-    assert cache.Cache(Host(tmp_path), "/state", write=True).find("key").declared != ()
-    monkeypatch.setattr(policy, "EDITION", policy.EDITION + 1)
-    assert cache.Cache(Host(tmp_path), "/state", write=True).find("key").declared == ()
+    store = policy_cache.PolicyCache(Host(tmp_path), "/state", write=True)
+    store.store("key", policy_cache.Compiled(policy=profile("x")))
+    assert policy_cache.PolicyCache(Host(tmp_path), "/state", write=True).find("key").declared != ()
+    monkeypatch.setattr(compiled_policy, "EDITION", compiled_policy.EDITION + 1)
+    assert policy_cache.PolicyCache(Host(tmp_path), "/state", write=True).find("key").declared == ()
 
 
 def test_a_changed_include_changes_the_context(tmp_path):

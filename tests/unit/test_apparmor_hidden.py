@@ -4,18 +4,18 @@ import os
 
 import pytest
 
-from agent.core.model import Fact, Id, Profile, Version, digest
+from agent.backends.apparmor import kernel_access
+from agent.core.model import KeyId, ObservedProfile, Profile, Version, digest
 from agent.core.ports import Failed, Installed
-from agent.doors.host import Host
-from agent.kinds.apparmor import access
+from agent.host.filesystem import Host
 from tests.property.test_apparmor_policy import profile as compiled
 from tests.unit.test_apparmor_faults import agent, loaded, node, write
 
 BODY = compiled("web")
 DIRECTORY = "web.1"
 PROFILE = Profile(
-    id=Id(kind="apparmor", origin="dir test", key="key"),
-    version=Version(provides=("web",), source=digest(b""), body=digest(BODY)),
+    id=KeyId(kind="apparmor", profile_set="dir test", key="key"),
+    version=Version(names=("web",), source_digest=digest(b""), body_digest=digest(BODY)),
     source=b"",
     body=BODY,
 )
@@ -34,11 +34,11 @@ class Kernel(Host):
         assert content == BODY
         self.writes.append(path.rpartition("/")[2])
         loaded(self.root, DIRECTORY, "web")
-        mode = self.path(f"{access.ROOT}/policy/profiles/{DIRECTORY}/mode")
+        mode = self.path(f"{kernel_access.ROOT}/policy/profiles/{DIRECTORY}/mode")
         os.utime(mode, ns=(1, len(self.writes)))
         self.revision += 1 + (self.disturbed > 0)
         self.disturbed -= 1
-        write(self.root, f"{access.ROOT}/revision", f"{self.revision}\n")
+        write(self.root, f"{kernel_access.ROOT}/revision", f"{self.revision}\n")
 
 
 @pytest.fixture
@@ -54,35 +54,37 @@ def host(tmp_path):
 
 def shown(host):
     """Return what a process that just started sees."""
-    return agent(host).observe(["web"], []).facts["web"]
+    return agent(host).observe(["web"], []).profiles["web"]
 
 
 @pytest.mark.parametrize("disturbed", [0, 1, 4])
 def test_a_load_is_repeated_until_it_is_the_only_change(host, disturbed):
     """Only then the object is known to have the written content; repeating keeps the object."""
     host.disturbed = disturbed
-    done = agent(host).put(PROFILE, ours=())
-    path = f"{access.ROOT}/policy/profiles/{DIRECTORY}"
+    done = agent(host).install(PROFILE, replaceable=())
+    path = f"{kernel_access.ROOT}/policy/profiles/{DIRECTORY}"
     evidence = frozenset({f"object:b-o-o-t:{path}:{disturbed + 1}"})
     assert done == Installed(evidence={"web": evidence}, modes={"web": "enforce"})
     assert host.writes == [".load"] + [".replace"] * disturbed
-    assert shown(host) == Fact(evidence=evidence, mode="enforce", is_own=True, is_readable=False)
+    assert shown(host) == ObservedProfile(
+        evidence=evidence, mode="enforce", is_own=True, is_readable=False
+    )
 
 
 def test_a_load_that_is_always_disturbed_is_finished_by_the_next_pass(host):
     """It is not verified, and it stays this agent's own."""
     host.disturbed = 99
-    failed = agent(host).put(PROFILE, ours=())
+    failed = agent(host).install(PROFILE, replaceable=())
     assert isinstance(failed, Failed)
-    assert failed.problem.code == "verify_failed"
+    assert failed.finding.code == "verify_failed"
     assert len(host.writes) == 5
     assert shown(host).is_own is True
     host.disturbed = 0
-    assert isinstance(agent(host).put(PROFILE, ours=["web"]), Installed)
+    assert isinstance(agent(host).install(PROFILE, replaceable=["web"]), Installed)
 
 
 def test_an_object_of_another_program_stays_foreign_when_it_is_written_over(host):
     """Where a key has several names, one of them may be foreign with the same content."""
     host.write_kernel(".load", BODY)
-    assert isinstance(agent(host).put(PROFILE, ours=["web"], foreign=["web"]), Installed)
+    assert isinstance(agent(host).install(PROFILE, replaceable=["web"], foreign=["web"]), Installed)
     assert shown(host).is_own is False

@@ -1,4 +1,4 @@
-"""Specification of agent.kinds.apparmor.lexer: where versions of the parser read differently.
+"""Specification of agent.backends.apparmor.lexer: where versions of the parser read differently.
 
 The expected values are those of lexers built from the parser_lex.l of 3.0.8, 4.0.1, 4.0.3, 4.1.8,
 5.0.0 and 5.0.2.
@@ -8,8 +8,8 @@ import itertools
 
 import pytest
 
-from agent.kinds.apparmor import lexer
-from agent.kinds.apparmor.lexer import Kind
+from agent.backends.apparmor import lexer
+from agent.backends.apparmor.lexer import Kind
 
 ALL = ("3.0", "4.0.0", "4.0.2", "4.1.0", "5.0.0", "5.0.1")
 READS = {

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.core.model import CannotTell, InUse, Unused
-from agent.doors.host import Host
-from agent.kinds.apparmor import processes
+from agent.backends.apparmor import processes
+from agent.core.model import InUse, UnknownUse, Unused
+from agent.host.filesystem import Host
 
 SHOWN = {"shows_pending_exec": lambda _: True}
 
@@ -119,7 +119,7 @@ def test_the_kernel_is_tested_for_pending_execs_once(tmp_path):
 def test_from_another_namespace_nothing_is_proven(tmp_path, options):
     """Only the initial PID and user namespaces see every process."""
     use = host_of(tmp_path, **options).uses(["web"])["web"]
-    assert isinstance(use, CannotTell)
+    assert isinstance(use, UnknownUse)
 
 
 def test_a_procfs_that_hides_processes_proves_nothing(tmp_path):
@@ -127,7 +127,7 @@ def test_a_procfs_that_hides_processes_proves_nothing(tmp_path):
     device = tmp_path.stat().st_dev
     line = f"1 1 {os.major(device)}:{os.minor(device)} / /proc rw - proc proc rw,hidepid=invisible"
     use = host_of(tmp_path, mounts=line).uses(["web"])["web"]
-    assert isinstance(use, CannotTell)
+    assert isinstance(use, UnknownUse)
 
 
 def test_a_living_thread_that_cannot_be_read_makes_the_answer_unknown(tmp_path):
@@ -135,7 +135,7 @@ def test_a_living_thread_that_cannot_be_read_makes_the_answer_unknown(tmp_path):
     host = host_of(tmp_path)
     write(tmp_path, "/proc/20/stat", stat(20, "S"))
     write(tmp_path, "/proc/20/task/20/stat", stat(20, "S"))
-    assert isinstance(host.uses(["web"])["web"], CannotTell)
+    assert isinstance(host.uses(["web"])["web"], UnknownUse)
 
 
 def test_a_thread_that_ended_disturbs_nothing(tmp_path):
@@ -148,7 +148,7 @@ def test_a_thread_that_ended_disturbs_nothing(tmp_path):
 def test_without_a_procfs_nothing_is_proven(tmp_path):
     """A host root without /proc shows no process."""
     look = processes.Processes(Host(tmp_path), own=Path("/proc/self"), **SHOWN)
-    assert isinstance(look.uses(["web"])["web"], CannotTell)
+    assert isinstance(look.uses(["web"])["web"], UnknownUse)
 
 
 def test_the_last_process_of_a_chain_of_forks_is_found(tmp_path):
@@ -184,7 +184,7 @@ def test_an_endless_chain_of_forks_is_no_proof(tmp_path):
     host.after["/proc"] = fork
     uses = look.uses(["web", "other"])
     assert uses["other"] == InUse(pids=(5,))
-    assert isinstance(uses["web"], CannotTell)
+    assert isinstance(uses["web"], UnknownUse)
     assert host.listed.count("/proc") == processes.LISTINGS
 
 
@@ -248,7 +248,7 @@ def test_an_endless_chain_of_threads_is_no_proof(tmp_path):
         thread(tmp_path, 20, new, "unconfined")
 
     host.after["/proc/20/task"] = start
-    assert isinstance(look.uses(["web"])["web"], CannotTell)
+    assert isinstance(look.uses(["web"])["web"], UnknownUse)
     assert host.listed.count("/proc/20/task") == processes.LISTINGS
 
 

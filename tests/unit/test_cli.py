@@ -3,7 +3,7 @@
 import pytest
 
 from agent import cli
-from agent.settings import OPTIONS, Settings
+from agent.config import OPTIONS, Config
 
 
 def parse(*argv, environ=None, file=None):
@@ -28,12 +28,12 @@ RUN = ("--oneshot", "--source", "dir:/p")
 @pytest.mark.parametrize("argv", [RUN, ("run", *RUN)])
 def test_run_is_the_default_command(argv):
     """Without a command, options are those of run, and the defaults are the documented ones."""
-    assert parse(*argv) == cli.Run(settings=Settings(source=("dir:/p",)), oneshot=True)
+    assert parse(*argv) == cli.Run(settings=Config(source=("dir:/p",)), oneshot=True)
 
 
 def test_the_defaults_of_the_table_are_those_of_the_settings():
     """An option that is not given has the default that help prints."""
-    defaults = Settings()
+    defaults = Config()
     told = {one.field: one.default for one in OPTIONS}
     told["kinds"] = frozenset(told["kinds"])
     assert told == {name: getattr(defaults, name) for name in told}
@@ -51,7 +51,7 @@ def test_each_kind_of_option_is_read_from_flags():
         "--take-over=a",
         "--take-over=b",
     )
-    expected = Settings(
+    expected = Config(
         source=("dir:/p", "/q"),
         dry_run=True,
         kinds=frozenset({"seccomp"}),
@@ -76,7 +76,7 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_file():
         },
         file={"prune": "unused", "source": ["dir:/c"], "kinds": ["apparmor"], "deny-name": "x"},
     )
-    expected = Settings(
+    expected = Config(
         source=("dir:/a", "dir:/b"),
         prune="never",
         dry_run=True,
@@ -172,7 +172,7 @@ def test_a_machine_that_nobody_knows_is_a_mistake():
 
 def test_without_oneshot_it_is_a_daemon():
     """--oneshot alone makes the difference between one pass and passes for ever."""
-    expected = cli.Run(settings=Settings(source=("configmap:ns/a",)), oneshot=False)
+    expected = cli.Run(settings=Config(source=("configmap:ns/a",)), oneshot=False)
     assert parse("--source", "configmap:ns/a") == expected
 
 
@@ -286,10 +286,10 @@ def test_an_empty_configuration_is_one():
 def test_the_other_commands_have_arguments_of_their_own():
     """check, status, restore and render are told apart."""
     assert parse("check", "a", "b", "--arch=aarch64") == cli.Check(
-        settings=Settings(), paths=("a", "b"), arch="aarch64"
+        settings=Config(), paths=("a", "b"), arch="aarch64"
     )
-    assert parse("status", "--output=json") == cli.Status(settings=Settings(output="json"))
-    assert parse("restore") == cli.Restore(settings=Settings())
+    assert parse("status", "--output=json") == cli.Status(settings=Config(output="json"))
+    assert parse("restore") == cli.Restore(settings=Config())
     assert parse("render", "d", "--name=n", "--namespace=ns") == cli.Render(
         directory="d",
         name="n",

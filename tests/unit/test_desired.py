@@ -1,20 +1,20 @@
 """Joining snapshots: which key is a profile, and which keys contradict each other."""
 
 from agent.core.desired import Desired, join
-from agent.core.model import Blob, Emptied, Id, Pending, Read, Unchecked
-from agent.core.problems import Problem
+from agent.core.findings import Finding
+from agent.core.model import Emptied, KeyId, Pending, Read, SourceKey, Unchecked
 from tests.world import MemoryKind, Node, Steps
 
 KIND = MemoryKind(Node(), Steps())
 
 
 def key(name, origin="dir /p", kind="apparmor"):
-    return Id(kind=kind, origin=origin, key=name)
+    return KeyId(kind=kind, profile_set=origin, key=name)
 
 
 def read(keys, origin="dir /p", **more):
-    blobs = tuple(Blob(origin=origin, key=k, content=v) for k, v in keys.items())
-    return Read(origin=origin, revision="", blobs=blobs, **more)
+    blobs = tuple(SourceKey(profile_set=origin, key=k, content=v) for k, v in keys.items())
+    return Read(profile_set=origin, revision="", source_keys=blobs, **more)
 
 
 def joined(*snapshots, inspect=lambda _, blob: KIND.inspect(blob)):
@@ -23,7 +23,7 @@ def joined(*snapshots, inspect=lambda _, blob: KIND.inspect(blob)):
 
 def codes(desired):
     return {
-        id_.key: [one.code for one in desired.rejections[id_].problems]
+        id_.key: [one.code for one in desired.rejections[id_].findings]
         for id_ in desired.rejections
     }
 
@@ -45,8 +45,8 @@ def test_keys_of_a_kind_that_is_off_are_left_out():
 
 def test_a_key_that_cannot_be_checked_is_neither_accepted_nor_refused():
     """A node without a parser knows nothing about a text."""
-    problem = Problem(code="kind_unsupported", where="a", what="no parser")
-    unchecked = Unchecked(id=key("a.profile"), problem=problem)
+    finding = Finding(code="kind_unsupported", location="a", message="no parser")
+    unchecked = Unchecked(id=key("a.profile"), finding=finding)
     desired = joined(read({"a.profile": b"a:x"}), inspect=lambda *_: unchecked)
     assert desired.unchecked == {key("a.profile"): unchecked}
     assert desired.has(key("a.profile"))
@@ -61,16 +61,16 @@ def test_a_key_that_is_still_being_checked_is_pending():
 
 def test_a_key_that_its_source_refused_is_refused():
     """Its last good version is held like that of any refused key."""
-    problem = Problem(code="key_too_large", where="big.profile", what="2 MiB")
-    note = Problem(code="key_too_large", where="notes.md", what="2 MiB")
-    snapshot = read({}, refused=(("big.profile", problem), ("notes.md", note)))
+    finding = Finding(code="key_too_large", location="big.profile", message="2 MiB")
+    note = Finding(code="key_too_large", location="notes.md", message="2 MiB")
+    snapshot = read({}, refused=(("big.profile", finding), ("notes.md", note)))
     assert codes(joined(snapshot)) == {"big.profile": ["key_too_large"]}
 
 
 def test_a_refused_key_of_a_mute_name_is_refused_as_either_kind():
     """Its content is unknown, so neither kind may take its last good version for undesired."""
-    problem = Problem(code="key_not_regular", where="prevent-chmod", what="a FIFO")
-    snapshot = read({}, refused=(("prevent-chmod", problem),))
+    finding = Finding(code="key_not_regular", location="prevent-chmod", message="a FIFO")
+    snapshot = read({}, refused=(("prevent-chmod", finding),))
     both = frozenset({"apparmor", "seccomp"})
     desired = join([snapshot], lambda *_: None, both)
     assert {(id_.kind, id_.key) for id_ in desired.rejections} == {
@@ -91,7 +91,7 @@ def test_the_same_name_with_other_content_refuses_both():
 def test_identical_content_counts_once():
     """Two keys of the same content are one profile and its copy."""
     desired = joined(read({"1.profile": b"a:x"}), read({"1.profile": b"a:x"}, origin="dir /q"))
-    assert (set(desired.profiles), desired.same) == (
+    assert (set(desired.profiles), desired.duplicates) == (
         {key("1.profile")},
         {key("1.profile", "dir /q"): key("1.profile")},
     )
@@ -100,7 +100,7 @@ def test_identical_content_counts_once():
 def test_a_contested_name_is_contested_for_its_copies_too():
     """Two identical keys and a different one refuse all three."""
     desired = joined(read({"1.profile": b"a:x", "2.profile": b"a:x", "3.profile": b"a:y"}))
-    assert (desired.profiles, desired.same, set(codes(desired))) == (
+    assert (desired.profiles, desired.duplicates, set(codes(desired))) == (
         {},
         {},
         {"1.profile", "2.profile", "3.profile"},
@@ -109,5 +109,5 @@ def test_a_contested_name_is_contested_for_its_copies_too():
 
 def test_a_set_that_was_not_read_is_known_as_such():
     """Emptied is an answer of its own, not a set without keys."""
-    emptied = Emptied(origin="dir /p", revision="")
-    assert joined(emptied) == Desired(sets={"dir /p": emptied})
+    emptied = Emptied(profile_set="dir /p", revision="")
+    assert joined(emptied) == Desired(profile_sets={"dir /p": emptied})

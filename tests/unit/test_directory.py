@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from agent.core.model import Blob, Emptied, Missing, Read, Unreadable
-from agent.doors import reading
+from agent.core.model import Emptied, Missing, Read, SourceKey, Unreadable
+from agent.host import reading
 from agent.sources import limits
-from agent.sources.directory import Directory
+from agent.sources.directory import DirectorySource
 
 
 @pytest.fixture
@@ -20,17 +20,17 @@ def top(tmp_path):
 
 
 def read(path, **more):
-    (snapshot,) = Directory(str(path), **more).read()
+    (snapshot,) = DirectorySource(str(path), **more).read()
     return snapshot
 
 
 def keys(snapshot):
     assert isinstance(snapshot, Read), snapshot
-    return {blob.key: blob.content for blob in snapshot.blobs}
+    return {blob.key: blob.content for blob in snapshot.source_keys}
 
 
 def refused(snapshot):
-    return [(key, problem.code) for key, problem in snapshot.refused]
+    return [(key, finding.code) for key, finding in snapshot.refused]
 
 
 def test_keys_are_paths_below_the_directory(top):
@@ -43,11 +43,11 @@ def test_keys_are_paths_below_the_directory(top):
     (top / ".git/config").write_bytes(b"x")
     origin = f"dir {top}"
     blobs = (
-        Blob(origin=origin, key="profiles/audit.json", content=b"{}"),
-        Blob(origin=origin, key="web.profile", content=b"profile web {}"),
+        SourceKey(profile_set=origin, key="profiles/audit.json", content=b"{}"),
+        SourceKey(profile_set=origin, key="web.profile", content=b"profile web {}"),
     )
     snapshot = read(top)
-    assert snapshot == Read(origin=origin, revision=snapshot.revision, blobs=blobs)
+    assert snapshot == Read(profile_set=origin, revision=snapshot.revision, source_keys=blobs)
 
 
 def test_the_revision_follows_the_content(top):
@@ -256,14 +256,14 @@ def later():
 
 def blobs(source):
     (snapshot,) = source.read()
-    return {blob.key: blob for blob in snapshot.blobs}
+    return {blob.key: blob for blob in snapshot.source_keys}
 
 
 def test_what_did_not_change_is_not_read_again(top):
     """An unchanged directory gives the very snapshot of the last read; other files stay."""
     (top / "a.json").write_bytes(b"{}")
     (top / "b.json").write_bytes(b"{}")
-    source = Directory(str(top), clock=later)
+    source = DirectorySource(str(top), clock=later)
     first, second = source.read(), source.read()
     assert first[0] is second[0]
     before = blobs(source)
@@ -276,14 +276,14 @@ def test_what_did_not_change_is_not_read_again(top):
 def test_what_changed_a_moment_ago_is_read_again(top):
     """Within a tick of the clock two changes have one time: what is that young is not trusted."""
     (top / "a.json").write_bytes(b"{}")
-    source = Directory(str(top))
+    source = DirectorySource(str(top))
     assert blobs(source)["a.json"] is not blobs(source)["a.json"]
 
 
 def test_a_time_of_the_future_is_not_trusted(top):
     """Where the clock was set back, files are read every time."""
     (top / "a.json").write_bytes(b"{}")
-    source = Directory(str(top), clock=lambda: time.time_ns() - LATER_NS)
+    source = DirectorySource(str(top), clock=lambda: time.time_ns() - LATER_NS)
     assert blobs(source)["a.json"] is not blobs(source)["a.json"]
 
 
@@ -291,7 +291,7 @@ def test_a_change_that_hides_its_time_and_size_is_seen(top):
     """Neither the size nor the time of modification, which anybody can set, is the sign."""
     file = top / "a.json"
     file.write_bytes(b"{}")
-    source = Directory(str(top), clock=later)
+    source = DirectorySource(str(top), clock=later)
     source.read()
     status = file.stat()
     file.write_bytes(b"[]")
@@ -303,7 +303,7 @@ def test_a_file_that_another_one_replaced_is_seen(top):
     """A rename brings another file under the name."""
     (top / "a.json").write_bytes(b"{}")
     (top / "new").write_bytes(b"[]")
-    source = Directory(str(top), clock=later)
+    source = DirectorySource(str(top), clock=later)
     source.read()
     (top / "new").rename(top / "a.json")
     assert blobs(source)["a.json"].content == b"[]"
@@ -312,7 +312,7 @@ def test_a_file_that_another_one_replaced_is_seen(top):
 def test_a_file_that_became_a_link_is_refused(top):
     """What was read before answers for no link."""
     (top / "a.json").write_bytes(b"{}")
-    source = Directory(str(top), clock=later)
+    source = DirectorySource(str(top), clock=later)
     source.read()
     (top / "a.json").rename(top.parent / "a.json")
     (top / "a.json").symlink_to("../a.json")
@@ -322,7 +322,7 @@ def test_a_file_that_became_a_link_is_refused(top):
 def test_a_new_generation_of_a_volume_is_read(top):
     """The keys of a mounted volume are those of its current generation."""
     volume(top, "..1", a=b"old")
-    source = Directory(str(top), clock=later)
+    source = DirectorySource(str(top), clock=later)
     assert blobs(source)["a.json"] is blobs(source)["a.json"]
     volume(top, "..2", a=b"new")
     assert blobs(source)["a.json"].content == b"new"
@@ -331,9 +331,9 @@ def test_a_new_generation_of_a_volume_is_read(top):
 def test_after_forgetting_everything_is_read_again(top):
     """A resync trusts no signature."""
     (top / "a.json").write_bytes(b"{}")
-    source = Directory(str(top), clock=later)
+    source = DirectorySource(str(top), clock=later)
     before = blobs(source)["a.json"]
-    source.forget()
+    source.invalidate()
     assert blobs(source)["a.json"] is not before
 
 
@@ -341,7 +341,7 @@ def test_a_file_that_is_gone_is_forgotten(top):
     """A removed key leaves nothing behind."""
     (top / "a.json").write_bytes(b"{}")
     (top / "b.json").write_bytes(b"{}")
-    source = Directory(str(top), clock=later)
+    source = DirectorySource(str(top), clock=later)
     source.read()
     (top / "a.json").unlink()
     assert list(blobs(source)) == list(source._files) == ["b.json"]
@@ -352,9 +352,9 @@ def test_a_tree_of_too_many_empty_directories_is_unreadable(tmp_path):
     for one in range(51):
         for two in range(100):
             (tmp_path / str(one) / str(two)).mkdir(parents=True)
-    (snapshot,) = Directory(str(tmp_path)).read()
+    (snapshot,) = DirectorySource(str(tmp_path)).read()
     assert isinstance(snapshot, Unreadable)
-    assert snapshot.why == "too_many_directories: more than 5000 directories"
+    assert snapshot.reason == "too_many_directories: more than 5000 directories"
 
 
 def test_a_directory_of_too_many_names_is_unreadable(tmp_path, monkeypatch):
@@ -362,6 +362,6 @@ def test_a_directory_of_too_many_names_is_unreadable(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "SET_NAMES", 100)
     for number in range(101):
         (tmp_path / f"{number}.txt").touch()
-    (snapshot,) = Directory(str(tmp_path)).read()
+    (snapshot,) = DirectorySource(str(tmp_path)).read()
     assert isinstance(snapshot, Unreadable)
-    assert snapshot.why == "too_many_names: more than 100 names"
+    assert snapshot.reason == "too_many_names: more than 100 names"

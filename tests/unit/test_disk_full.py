@@ -4,11 +4,11 @@ import errno
 
 import pytest
 
-from agent.core.model import Entry, Id
-from agent.doors.host import Host, HostError
-from agent.doors.ledger import FileLedger
+from agent.core.model import KeyId, LedgerEntry
+from agent.host.filesystem import Host, HostError
+from agent.host.ledger import FileLedger
 
-ID = Id(kind="seccomp", origin="dir /p", key="audit.json")
+ID = KeyId(kind="seccomp", profile_set="dir /p", key="audit.json")
 
 
 def test_a_write_that_does_not_fit_leaves_the_old_file_and_nothing_else(fs):
@@ -26,9 +26,9 @@ def test_a_write_that_does_not_fit_leaves_the_old_file_and_nothing_else(fs):
 def test_a_ledger_on_a_full_disk_keeps_its_entries(fs):
     """An entry that cannot be replaced stays what it was, and the hint says what to do."""
     ledger = FileLedger(Host("/"), "/state")
-    assert ledger.write(Entry(id=ID, how="put")) is None
+    assert ledger.write(LedgerEntry(id=ID, provenance="put")) is None
     fs.set_disk_usage(fs.get_disk_usage().used + 10)
-    problem = ledger.write(Entry(id=ID, how="adopted", prefix="x" * 500))
-    assert problem is not None
-    assert (problem.code, problem.hint) == ("write_failed", "Free disk space.")
-    assert ledger.entries() == {ID: Entry(id=ID, how="put")}
+    finding = ledger.write(LedgerEntry(id=ID, provenance="adopted", prefix="x" * 500))
+    assert finding is not None
+    assert (finding.code, finding.hint) == ("write_failed", "Free disk space.")
+    assert ledger.entries() == {ID: LedgerEntry(id=ID, provenance="put")}

@@ -8,13 +8,13 @@ from typing import get_args, get_type_hints
 import pytest
 
 import agent
-from agent import settings
+from agent import config
+from agent.backends.apparmor import compiled_policy
 from agent.cli import EXIT_STATUSES
 from agent.core import labels, plan
-from agent.core.problems import CODES
-from agent.core.report import Report, Row, SetStatus, Support
-from agent.kinds.apparmor import policy
-from agent.reporters import document
+from agent.core.findings import CODES
+from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
+from agent.reporting import json_report
 
 PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), *sorted(Path("docs").rglob("*.md"))]
 
@@ -37,7 +37,7 @@ def test_the_readme_is_short_and_lists_every_option():
     """At most 150 lines, and each option and exit status among them."""
     text = Path("README.md").read_text()
     assert len(text.splitlines()) <= 150
-    assert [one.name for one in settings.OPTIONS if f"`--{one.name}`" not in text] == []
+    assert [one.name for one in config.OPTIONS if f"`--{one.name}`" not in text] == []
     assert re.findall(r"^\| (\d+) \|", text, re.MULTILINE) == [*EXIT_STATUSES]
 
 
@@ -113,23 +113,33 @@ def coded(cell):
 def test_the_table_of_labels_is_what_a_node_gets():
     """docs/operations.md: exactly the labels of a report with what the table has for example."""
     told = {coded(key)[0]: value for _, _, key, value in table(OPERATIONS.read_text(), "label of")}
-    set_ = SetStatus(origin="configmap profile-loader/my-profiles", state="read", keys=2)
-    shared = {"origin": set_.origin, "key": "", "localhost_profile": "", "state": "installed"}
-    shared |= {"action": "keep", "why": "", "source": "0123456789abcdef" * 4}
-    report = Report(
-        rows=(
-            Row(kind="apparmor", name="web", mode="enforce", **shared),
-            Row(kind="seccomp", name="profiles/audit.json", **shared),
-        ),
-        sets=(set_,),
-        supports={"apparmor": Support(state="enabled"), "seccomp": Support(state="enabled")},
+    set_ = ProfileSetStatus(
+        profile_set="configmap profile-loader/my-profiles", state="read", keys=2
     )
-    made = labels.of(report, domain="DOMAIN", digest=True, present={}).labels
+    shared = {
+        "profile_set": set_.profile_set,
+        "key": "",
+        "localhost_profile": "",
+        "state": "installed",
+    }
+    shared |= {"action": "keep", "reason": "", "source_digest": "0123456789abcdef" * 4}
+    report = Report(
+        profiles=(
+            ProfileStatus(kind="apparmor", name="web", mode="enforce", **shared),
+            ProfileStatus(kind="seccomp", name="profiles/audit.json", **shared),
+        ),
+        profile_sets=(set_,),
+        kind_support={
+            "apparmor": KindSupport(state="enabled"),
+            "seccomp": KindSupport(state="enabled"),
+        },
+    )
+    made = labels.labels_for(report, domain="DOMAIN", digest=True, present={}).labels
     assert told.keys() == made.keys()
     told = {key: coded(value) for key, value in told.items() if "-digest" not in key}
     assert all(made[key] in values for key, values in told.items())
-    assert told["apparmor.DOMAIN/web"] == list(policy.MODES.values())
-    states = list(get_args(get_type_hints(Support)["state"]))
+    assert told["apparmor.DOMAIN/web"] == list(compiled_policy.MODES.values())
+    states = list(get_args(get_type_hints(KindSupport)["state"]))
     assert told["DOMAIN/apparmor"] == told["DOMAIN/seccomp"] == states
 
 
@@ -175,11 +185,15 @@ def test_the_schema_page_names_every_field_of_the_report():
     """docs/report.md and the document have the same fields."""
     import json
 
-    row = Row(
-        kind="seccomp", origin="", key="", name="", localhost_profile="", state="held",
-        action="hold", why="",
+    row = ProfileStatus(
+        kind="seccomp", profile_set="", key="", name="", localhost_profile="", state="held",
+        action="hold", reason="",
     )  # fmt: skip
-    made = json.loads(document.document(Report(rows=(row,), sets=(), supports={}), exit_status=0))
+    made = json.loads(
+        json_report.document(
+            Report(profiles=(row,), profile_sets=(), kind_support={}), exit_status=0
+        )
+    )
     text = Path("docs/report.md").read_text()
     told = [
         re.split(r"[\[.]", name)[0] for name in re.findall(r"^\| `([^`]+)`", text, re.MULTILINE)

@@ -1,17 +1,17 @@
-"""Specification of agent.reporters.events."""
+"""Specification of agent.kube.events."""
 
 import re
 
 import pytest
 
-from agent.core.problems import Problem
-from agent.reporters import events
-from agent.reporters.events import BURST, NOTE_BYTES, REFILL_SECONDS, Bucket, Happened
+from agent.core.findings import Finding
+from agent.kube import events
+from agent.kube.events import BURST, NOTE_BYTES, REFILL_SECONDS, Bucket, Happened
 from tests.api_server import NAME, UID
 from tests.reports import SET, report, row
 
-BAD = (Problem(code="not_json", where="line 3", what="no comma"),)
-WORSE = (Problem(code="not_json", where="line 3", what="no bracket"),)
+BAD = (Finding(code="not_json", location="line 3", message="no comma"),)
+WORSE = (Finding(code="not_json", location="line 3", message="no bracket"),)
 WHAT = f'seccomp profile "a.json" of {SET}'
 
 
@@ -33,33 +33,33 @@ def warning(reason, action, note):
     ("after", "expected"),
     [
         (
-            row(action="put", why="new"),
+            row(action="put", reason="new"),
             normal("ProfileLoaded", "Load", f"{WHAT} is loaded (new)"),
         ),
         (
-            row(action="put", why="unfinished"),
+            row(action="put", reason="unfinished"),
             normal("ProfileLoaded", "Load", f"{WHAT} is loaded (unfinished)"),
         ),
         (
-            row(action="put", why="changed"),
+            row(action="put", reason="changed"),
             normal("ProfileUpdated", "Update", f"{WHAT} is updated (changed)"),
         ),
         (
-            row(action="put", why="recompiled"),
+            row(action="put", reason="recompiled"),
             normal("ProfileUpdated", "Update", f"{WHAT} is updated (recompiled)"),
         ),
         (
-            row(action="put", why="drifted"),
+            row(action="put", reason="drifted"),
             warning(
                 "ProfileRestored", "Restore", f"{WHAT} was changed on the node and is restored"
             ),
         ),
         (
-            row(state="held", action="put", why="missing"),
+            row(state="held", action="put", reason="missing"),
             warning("ProfileRestored", "Restore", f"{WHAT} was gone from the node and is restored"),
         ),
         (
-            row(state="outdated", action="put", why="missing", problems=BAD),
+            row(state="outdated", action="put", reason="missing", findings=BAD),
             warning("ProfileRestored", "Restore", f"{WHAT} was gone from the node and is restored"),
         ),
         (
@@ -68,7 +68,7 @@ def warning(reason, action, note):
         ),
     ],
 )
-@pytest.mark.parametrize("before", [None, row(), row(state="failed", problems=BAD)])
+@pytest.mark.parametrize("before", [None, row(), row(state="failed", findings=BAD)])
 def test_what_the_agent_did_is_told_each_time(after, before, expected):
     """Whatever was before: it happened now."""
     assert told(after, before) == expected
@@ -78,11 +78,11 @@ def test_what_the_agent_did_is_told_each_time(after, before, expected):
     ("after", "expected"),
     [
         (
-            row(state="rejected", action="reject", problems=BAD),
+            row(state="rejected", action="reject", findings=BAD),
             warning("ProfileRejected", "Reject", f"{WHAT}: rejected: no comma (line 3)"),
         ),
         (
-            row(state="outdated", action="reject", problems=BAD + WORSE),
+            row(state="outdated", action="reject", findings=BAD + WORSE),
             warning(
                 "ProfileRejected",
                 "Reject",
@@ -91,27 +91,27 @@ def test_what_the_agent_did_is_told_each_time(after, before, expected):
             ),
         ),
         (
-            row(state="foreign", problems=BAD),
+            row(state="foreign", findings=BAD),
             warning("ProfileForeign", "Hold", f"{WHAT}: foreign: no comma (line 3)"),
         ),
         (
-            row(state="failed", action="put", why="new", problems=BAD),
+            row(state="failed", action="put", reason="new", findings=BAD),
             warning("ProfileFailed", "Load", f"{WHAT}: failed: no comma (line 3)"),
         ),
         (
-            row(state="unobservable", problems=BAD),
+            row(state="unobservable", findings=BAD),
             warning("ProfileUnobservable", "Hold", f"{WHAT}: unobservable: no comma (line 3)"),
         ),
         (
-            row(state="unsupported", problems=BAD),
+            row(state="unsupported", findings=BAD),
             warning("ProfileUnsupported", "Hold", f"{WHAT}: unsupported: no comma (line 3)"),
         ),
         (
-            row(state="held", desired=False, why="prune=never"),
+            row(state="held", desired=False, reason="prune=never"),
             normal("ProfileHeld", "Hold", f"{WHAT} stays on the node: prune=never"),
         ),
         (
-            row(state="held", desired=False, problems=BAD),
+            row(state="held", desired=False, findings=BAD),
             normal("ProfileHeld", "Hold", f"{WHAT} stays on the node: no comma (line 3)"),
         ),
     ],
@@ -129,7 +129,7 @@ def test_what_got_worse_is_told_once(after, expected):
         row(state="held", desired=False),
         row(state="released", desired=False),
         row(state="accepted"),
-        row(state="failed", why="nothing is known"),
+        row(state="failed", reason="nothing is known"),
     ],
 )
 def test_the_first_report_of_a_process_repeats_nothing(after):
@@ -139,7 +139,7 @@ def test_the_first_report_of_a_process_repeats_nothing(after):
 
 def test_the_first_report_tells_what_is_wrong():
     """Whoever looks at the Node within the hour sees it."""
-    bad = row(state="rejected", action="reject", problems=BAD)
+    bad = row(state="rejected", action="reject", findings=BAD)
     found = events.transitions(None, report(row("b.json"), bad))
     assert [one.reason for one in found] == ["ProfileRejected"]
 
@@ -147,36 +147,36 @@ def test_the_first_report_tells_what_is_wrong():
 @pytest.mark.parametrize("after", [row(), row(state="released", desired=False)])
 def test_what_got_better_by_itself_is_not_told(after):
     """The next Load or Update is, and that is what follows."""
-    assert told(after, row(state="failed", problems=BAD)) == ()
+    assert told(after, row(state="failed", findings=BAD)) == ()
 
 
 def test_a_source_that_is_away_makes_no_event_of_its_profiles():
     """Nothing changed on the node; a thousand nodes would say so a hundred times each."""
-    away = row(state="held", why="source gone")
+    away = row(state="held", reason="source gone")
     assert (told(away, row()), told(row(), away)) == ((), ())
 
 
 def test_a_removal_that_waits_for_another_reason_is_told_once():
     """Not that its label comes off first, which passes; but who uses it then."""
-    first = row(state="held", desired=False, why="label_pending")
-    used = row(state="held", desired=False, why="in_use", problems=BAD)
+    first = row(state="held", desired=False, reason="label_pending")
+    used = row(state="held", desired=False, reason="in_use", findings=BAD)
     assert told(first, row()) == ()
     assert told(used, first) == normal(
         "ProfileHeld", "Hold", f"{WHAT} stays on the node: no comma (line 3)"
     )
-    assert told(row(state="held", desired=False, why="in_use", problems=WORSE), used) == ()
+    assert told(row(state="held", desired=False, reason="in_use", findings=WORSE), used) == ()
 
 
 def test_another_reason_for_the_same_refusal_is_told():
     """The author has changed something, and it is still wrong."""
     assert told(
-        row(state="rejected", problems=WORSE), row(state="rejected", problems=BAD)
+        row(state="rejected", findings=WORSE), row(state="rejected", findings=BAD)
     ) == warning("ProfileRejected", "Reject", f"{WHAT}: rejected: no bracket (line 3)")
 
 
 def test_the_same_is_told_once_for_a_key_that_provides_several_names():
     """Rows are compared by kind, set, key and name; a row without a name says its key."""
-    bad = row("", "rejected", key="a.json", problems=BAD)
+    bad = row("", "rejected", key="a.json", findings=BAD)
     assert told(bad) == warning("ProfileRejected", "Reject", f"{WHAT}: rejected: no comma (line 3)")
     assert len(events.transitions(None, report(bad, bad))) == 1
 
@@ -187,21 +187,21 @@ def test_the_same_is_told_once_for_a_key_that_provides_several_names():
 )
 def test_what_somebody_did_to_the_node_is_told_when_it_begins(code, reason):
     """Once for each, not while it lasts, whatever it says meanwhile, and not when it is over."""
-    problem = Problem(code=code, where="web", what="It happened.", hint="Find who.")
-    with_it = report(problems=(problem,))
+    finding = Finding(code=code, location="web", message="It happened.", hint="Find who.")
+    with_it = report(findings=(finding,))
     expected = warning(reason, "Repair", "It happened. Find who.")
     assert events.transitions(None, with_it) == expected
     assert events.transitions(report(), with_it) == expected
     assert events.transitions(with_it, with_it) == ()
     assert events.transitions(with_it, report()) == ()
-    more = Problem(code=code, where="web", what="It happened twice.", hint="Find who.")
-    assert events.transitions(with_it, report(problems=(more,))) == ()
+    more = Finding(code=code, location="web", message="It happened twice.", hint="Find who.")
+    assert events.transitions(with_it, report(findings=(more,))) == ()
 
 
 def test_what_is_wrong_with_the_api_server_is_no_event():
     """It is asked to store it."""
-    problem = Problem(code="node_unreachable", where="n", what="x")
-    assert events.transitions(None, report(problems=(problem,))) == ()
+    finding = Finding(code="node_unreachable", location="n", message="x")
+    assert events.transitions(None, report(findings=(finding,))) == ()
 
 
 def test_the_bucket_gives_a_burst_and_then_one_in_five_minutes():

@@ -5,14 +5,16 @@ import contextlib
 import pytest
 
 from agent.core import plan
-from agent.core.model import Blob, Read
-from agent.oneshot import Pass
+from agent.core.model import Read, SourceKey
+from agent.reconciler import Reconciler
 from tests.world import Killed, MemoryKind, MemoryLedger, Node, Steps, turn
 
 
 def read(keys, origin="dir /p"):
-    blobs = (Blob(origin=origin, key=key, content=content) for key, content in keys.items())
-    return Read(origin=origin, revision="r", blobs=tuple(blobs))
+    blobs = (
+        SourceKey(profile_set=origin, key=key, content=content) for key, content in keys.items()
+    )
+    return Read(profile_set=origin, revision="r", source_keys=tuple(blobs))
 
 
 def adopting():
@@ -69,7 +71,7 @@ def test_a_put_back_that_fails_is_told_too():
     node.loaded.clear()
     node.bodies.clear()
     (outcome,) = turn(node, [read({"one": b"a:?"})])
-    assert [one.code for one in outcome.problems] == ["kernel_refused", "ledger_damaged"]
+    assert [one.code for one in outcome.findings] == ["kernel_refused", "ledger_damaged"]
 
 
 def test_a_name_that_a_refused_key_only_left_over_is_free():
@@ -84,16 +86,16 @@ def test_a_name_that_a_refused_key_only_left_over_is_free():
 class Kind(MemoryKind):
     """A kind whose cheap signs say nothing."""
 
-    def forget(self):
+    def invalidate(self):
         pass
 
 
 class Ledger(MemoryLedger):
     """A ledger as a pass wants it."""
 
-    damaged = ()
+    findings = ()
 
-    def forget(self):
+    def invalidate(self):
         pass
 
     def sweep(self, entries):
@@ -108,10 +110,10 @@ class Source:
     def read(self):
         return (self.now,)
 
-    def forget(self):
+    def invalidate(self):
         pass
 
-    def absent(self, _):
+    def explain_absence(self, _):
         return None
 
 
@@ -119,11 +121,11 @@ def test_the_last_good_version_is_restored_when_the_node_refuses_its_update():
     """An update that the node refuses is held like one that the parser rejects."""
     for update in (b"a:?", b"!bad"):
         node, source = Node(), Source()
-        one = Pass(
+        one = Reconciler(
             sources=[source],
-            kinds={"apparmor": Kind(node, Steps())},
+            backends={"apparmor": Kind(node, Steps())},
             ledger=Ledger(node, Steps()),
-            options=plan.Options(),
+            options=plan.PlanOptions(),
         )
         source.now = read({"one": b"a:x"})
         one.run()

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from agent.core import labels
-from agent.core.problems import Problem
-from agent.core.report import Report, Row, SetStatus, Support
+from agent.core.findings import Finding
+from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
 
 D = "example.org"
 SET = "configmap ns/web"
@@ -15,23 +15,23 @@ DIGITS = "0123456789abcdef0123"
 
 
 def row(name="a.json", state="installed", kind="seccomp", origin=SET, **more):
-    fields = {"key": name, "localhost_profile": name, "action": "keep", "why": "", **more}
-    return Row(kind=kind, origin=origin, name=name, state=state, **fields)
+    fields = {"key": name, "localhost_profile": name, "action": "keep", "reason": "", **more}
+    return ProfileStatus(kind=kind, profile_set=origin, name=name, state=state, **fields)
 
 
-READ = (SetStatus(origin=SET, state="read", keys=1),)
+READ = (ProfileSetStatus(profile_set=SET, state="read", keys=1),)
 
 
 def report(*rows, sets=READ, **supports):
     return Report(
-        rows=rows,
-        sets=sets,
-        supports={kind: Support(state=state) for kind, state in supports.items()},
+        profiles=rows,
+        profile_sets=sets,
+        kind_support={kind: KindSupport(state=state) for kind, state in supports.items()},
     )
 
 
 def of(one, present=None, **more):
-    return labels.of(one, domain=D, present=present or {}, **more)
+    return labels.labels_for(one, domain=D, present=present or {}, **more)
 
 
 def hashed(cut, text):
@@ -103,14 +103,14 @@ def test_a_name_that_nobody_desires_loses_its_label_while_it_is_still_there():
 @pytest.mark.parametrize("state", ["missing", "unreadable"])
 def test_labels_survive_a_source_that_is_away(state):
     """The last good versions are verified; the set stays ready if it was."""
-    away = report(row(state="held"), sets=(SetStatus(origin=SET, state=state),))
+    away = report(row(state="held"), sets=(ProfileSetStatus(profile_set=SET, state=state),))
     own = {f"seccomp.{D}/a.json": "installed"}
     assert of(away).labels == own
     assert of(away, {f"set.{D}/ns__web": "ready"}).labels == {**own, f"set.{D}/ns__web": "ready"}
 
 
 def test_where_the_agent_cannot_look_labels_stay_and_none_is_added():
-    """Blind is no reason to take a label off, and none to put one on."""
+    """Unobservable is no reason to take a label off, and none to put one on."""
     blind = report(
         row("seen", "unobservable", kind="apparmor"),
         row("new", "unobservable", kind="apparmor"),
@@ -149,7 +149,7 @@ def test_a_set_whose_profile_was_looked_at_and_is_not_there_is_not_ready(state):
 
 def test_what_may_be_desired_by_a_source_that_cannot_be_read_keeps_its_label_and_gets_none():
     """A label that went because nobody desired the name does not come back for an outage."""
-    unknown = report(row(state="held", why="a source is unreadable"), sets=())
+    unknown = report(row(state="held", reason="a source is unreadable"), sets=())
     own = {f"seccomp.{D}/a.json": "installed"}
     assert (of(unknown).labels, of(unknown, own).labels) == ({}, own)
 
@@ -157,9 +157,9 @@ def test_what_may_be_desired_by_a_source_that_cannot_be_read_keeps_its_label_and
 def test_what_may_be_desired_keeps_the_very_value_of_its_label():
     """Its mode is not known any more, and an empty value would be no mode."""
     unknown = report(
-        row("web", "held", kind="apparmor", why="a source is unreadable"),
+        row("web", "held", kind="apparmor", reason="a source is unreadable"),
         row("other", kind="apparmor", mode="enforce"),
-        sets=(SetStatus(origin=SET, state="read"),),
+        sets=(ProfileSetStatus(profile_set=SET, state="read"),),
     )
     present = {f"apparmor.{D}/web": "complain"}
     assert of(unknown, present).labels == {
@@ -171,14 +171,14 @@ def test_what_may_be_desired_keeps_the_very_value_of_its_label():
 
 def test_a_set_that_holds_no_key_of_its_own_is_not_ready():
     """What it provided once and may be desired elsewhere is none of its keys."""
-    left = report(row(state="held", why="a source is unreadable"))
+    left = report(row(state="held", reason="a source is unreadable"))
     present = {f"seccomp.{D}/a.json": "installed", f"set.{D}/ns__web": "ready"}
     assert of(left, present).labels == {f"seccomp.{D}/a.json": "installed"}
 
 
 def test_a_set_with_keys_of_a_kind_that_is_left_out_is_not_ready():
     """With --kinds=seccomp nobody put its AppArmor profiles in place."""
-    sets = (SetStatus(origin=SET, state="read", keys=2, left_out=1),)
+    sets = (ProfileSetStatus(profile_set=SET, state="read", keys=2, left_out=1),)
     assert of(report(row(), sets=sets)).labels == {f"seccomp.{D}/a.json": "installed"}
 
 
@@ -191,7 +191,7 @@ def test_what_the_node_can_do_is_not_forgotten_when_a_look_fails():
 
 def test_digests_do_not_crowd_names_out():
     """A digest is of use only beside the name that it is of."""
-    rows = [row(name, source="0123456789abcdef") for name in ("a", "b")]
+    rows = [row(name, source_digest="0123456789abcdef") for name in ("a", "b")]
     found = of(report(*rows, sets=()), digest=True, limit=3)
     assert list(found.labels) == [
         f"seccomp.{D}/a",
@@ -207,7 +207,7 @@ def test_a_row_without_a_name_has_no_label():
 
 def test_digests_are_those_of_the_source():
     """The first 12 digits, only when asked for, and only where known."""
-    one = report(row(source="0123456789abcdef"), row("b.json"))
+    one = report(row(source_digest="0123456789abcdef"), row("b.json"))
     found = of(one, digest=True).labels
     assert {key: value for key, value in found.items() if "digest" in key} == {
         f"seccomp-digest.{D}/a.json": "0123456789ab"
@@ -228,16 +228,19 @@ def test_names_that_share_a_label_get_none_whatever_became_of_them(state):
     """A label of an accepted profile would also say that the rejected one is on the node."""
     label = f"seccomp.{D}/web.server-{'0' * 20}"
     digest = f"seccomp-digest.{D}/web.server-{'0' * 20}"
-    rows = (row("web server", source="a" * 64), row("web?server", state, source="b" * 64))
+    rows = (
+        row("web server", source_digest="a" * 64),
+        row("web?server", state, source_digest="b" * 64),
+    )
     found = of(report(*rows, row(), sets=()), {label: "installed", digest: "x"}, digest=True)
     assert found == labels.Labels(
         labels={f"seccomp.{D}/a.json": "installed"},
-        problems=(
-            Problem(
+        findings=(
+            Finding(
                 code="label_collision",
-                where=label,
-                what='This label would stand for "web server" and "web?server". None of them gets '
-                "the label.",
+                location=label,
+                message='This label would stand for "web server" and "web?server". None of them '
+                "gets the label.",
                 hint="Give one of them another name.",
             ),
         ),
@@ -248,10 +251,10 @@ def test_names_that_share_a_label_get_none_whatever_became_of_them(state):
 def test_a_desired_name_without_a_row_of_its_own_counts_for_collisions():
     """A rejected key has a row without a name; the report still knows its names."""
     one = report(row("web server"), row("", "rejected"), sets=())
-    rejected = replace(one, names={"seccomp": frozenset(["web server", "web?server"])})
+    rejected = replace(one, desired_names={"seccomp": frozenset(["web server", "web?server"])})
     assert list(of(one).labels) == [f"seccomp.{D}/web.server-{'0' * 20}"]
     assert of(rejected).labels == {}
-    assert [problem.code for problem in of(rejected).problems] == ["label_collision"]
+    assert [finding.code for finding in of(rejected).findings] == ["label_collision"]
 
 
 @pytest.mark.usefixtures("equal_digests")
@@ -260,10 +263,13 @@ def test_configmaps_that_share_a_label_get_none(state):
     """The result does not depend on the other name's result."""
     long = "a" * 60
     first, other = f"configmap {long}/web", f"configmap {long}/api"
-    sets = (SetStatus(origin=first, state="read"), SetStatus(origin=other, state=state))
+    sets = (
+        ProfileSetStatus(profile_set=first, state="read"),
+        ProfileSetStatus(profile_set=other, state=state),
+    )
     found = of(report(row(origin=first), sets=sets))
     assert found.labels == {f"seccomp.{D}/a.json": "installed"}
-    assert [problem.code for problem in found.problems] == ["label_collision"]
+    assert [finding.code for finding in found.findings] == ["label_collision"]
 
 
 def test_sets_of_the_same_name_in_two_namespaces_have_two_labels():
@@ -273,10 +279,13 @@ def test_sets_of_the_same_name_in_two_namespaces_have_two_labels():
         report(
             row(),
             row("b.json", "rejected", origin=other),
-            sets=(SetStatus(origin=SET, state="read"), SetStatus(origin=other, state="read")),
+            sets=(
+                ProfileSetStatus(profile_set=SET, state="read"),
+                ProfileSetStatus(profile_set=other, state="read"),
+            ),
         )
     )
-    assert (found.labels, found.problems) == (
+    assert (found.labels, found.findings) == (
         {f"seccomp.{D}/a.json": "installed", f"set.{D}/ns__web": "ready"},
         (),
     )
@@ -286,7 +295,9 @@ def test_an_observed_profile_has_the_mode_that_was_observed():
     """The label of a name that another source may desire too does not keep its previous value."""
     rows = [
         row("web", kind="apparmor", mode="enforce"),
-        row("web", "held", kind="apparmor", why="a source is unreadable", origin="configmap b/c"),
+        row(
+            "web", "held", kind="apparmor", reason="a source is unreadable", origin="configmap b/c"
+        ),
     ]
     for order in (rows, rows[::-1]):
         found = of(report(*order, sets=()), {f"apparmor.{D}/web": "complain"})
@@ -295,7 +306,9 @@ def test_an_observed_profile_has_the_mode_that_was_observed():
 
 def test_a_set_that_is_no_configmap_has_no_label():
     """Directories and files have no name that a pod could know."""
-    found = of(report(row(origin="dir /p"), sets=(SetStatus(origin="dir /p", state="read"),)))
+    found = of(
+        report(row(origin="dir /p"), sets=(ProfileSetStatus(profile_set="dir /p", state="read"),))
+    )
     assert found.labels == {f"seccomp.{D}/a.json": "installed"}
 
 
@@ -304,8 +317,8 @@ def test_what_is_there_keeps_its_place_when_there_are_too_many():
     one = report(row("a"), row("b"), row("c"), seccomp="enabled")
     found = of(one, {f"seccomp.{D}/c": "installed"}, limit=3)
     assert list(found.labels) == [f"{D}/seccomp", f"seccomp.{D}/c", f"set.{D}/ns__web"]
-    assert [(one.code, one.severity) for one in found.problems] == [("label_limit", "warning")]
-    assert found.problems[0].what.startswith("2 labels more than --label-limit 3")
+    assert [(one.code, one.severity) for one in found.findings] == [("label_limit", "warning")]
+    assert found.findings[0].message.startswith("2 labels more than --label-limit 3")
 
 
 def test_the_selector_of_a_row_is_ready_made():

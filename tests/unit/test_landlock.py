@@ -1,4 +1,4 @@
-"""Specification of agent.doors.landlock, against the kernel that the tests run on."""
+"""Specification of agent.host.landlock, against the kernel that the tests run on."""
 
 import contextlib
 import ctypes
@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.doors import landlock
-from agent.doors.host import Host, HostError
-from agent.doors.landlock import Access
-from agent.kinds.apparmor.sandbox import interpreter
+from agent.backends.apparmor.parser_sandbox import interpreter
+from agent.host import landlock
+from agent.host.filesystem import Host, HostError
+from agent.host.landlock import Access
 
 needs_landlock = pytest.mark.skipif(
     landlock.missing() != "", reason=f"this kernel: {landlock.missing()}"
@@ -250,7 +250,7 @@ def output_under(number, code, script):
     """Return what Python prints in a process whose seccomp filter denies a system call."""
     setup = f"""
 import ctypes
-from agent.doors import landlock
+from agent.host import landlock
 program = ctypes.create_string_buffer({seccomp(number, code)!r})
 class Filter(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("program", ctypes.c_void_p)]

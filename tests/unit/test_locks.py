@@ -111,7 +111,7 @@ def needed(roots, environment, requirements_of):
     return found, unknown
 
 
-def problem(name, specifier, pin, environment):
+def finding(name, specifier, pin, environment):
     """Return what is wrong with the pin of a requirement, or nothing."""
     where = f"on Python {environment['python_version']} ({environment['platform_machine']})"
     if pin is None or (pin.marker is not None and not pin.marker.evaluate(environment)):
@@ -123,13 +123,13 @@ def problem(name, specifier, pin, environment):
     return None
 
 
-def problems(locked, roots, requirements_of=installed_requirements):
+def findings(locked, roots, requirements_of=installed_requirements):
     """Return what a lock lacks to be installed without resolving."""
     found = set()
     for environment in environments():
         requirements, unknown = needed(roots, environment, requirements_of)
         found |= {
-            problem(name, specifier, locked.get(name), environment)
+            finding(name, specifier, locked.get(name), environment)
             for name, specifier in requirements
         }
         found |= {f"{name} is not installed: what it requires is unknown" for name in unknown}
@@ -139,7 +139,7 @@ def problems(locked, roots, requirements_of=installed_requirements):
 @pytest.mark.parametrize("name", ROOTS)
 def test_a_lock_pins_all_that_its_environment_needs(name):
     """Every requirement has a pin with hashes whose version satisfies it."""
-    assert problems(pins(Path(name).read_text()), ROOTS[name]) == []
+    assert findings(pins(Path(name).read_text()), ROOTS[name]) == []
 
 
 @pytest.mark.parametrize("name", ROOTS)
@@ -148,7 +148,7 @@ def test_a_lock_is_incomplete_without_any_one_of_its_pins(name):
     locked = pins(Path(name).read_text())
     assert len(locked) > 20
     lacking = {
-        pin: problems({one: locked[one] for one in locked.keys() - {pin}}, ROOTS[name])
+        pin: findings({one: locked[one] for one in locked.keys() - {pin}}, ROOTS[name])
         for pin in locked
     }
     assert [pin for pin, found in lacking.items() if not any(pin in text for text in found)] == []
@@ -205,18 +205,18 @@ def requirer(requirements):
 def test_a_requirement_is_judged_in_every_environment(requirements, expected):
     """Markers decide about the Python version, the machine and the system."""
     locked = pins(LOCK)
-    assert problems(locked, ["Alpha>=1"], requirer(requirements)) == expected
+    assert findings(locked, ["Alpha>=1"], requirer(requirements)) == expected
 
 
 def test_extras_bring_their_own_requirements():
     """The extra of a requirement applies to the requirements of its distribution."""
     requirements = {"alpha": ["delta; extra == 'more'"]}
-    found = problems(pins(LOCK), ["alpha[more]"], requirer(requirements))
+    found = findings(pins(LOCK), ["alpha[more]"], requirer(requirements))
     assert len(found) == len(PYTHON_VERSIONS) * len(MACHINES)
 
 
 def test_a_version_must_satisfy_its_requirement():
     """A pin of another version than required is a problem on every Python version and machine."""
-    found = problems(pins(LOCK), ["alpha<1"], requirer({}))
+    found = findings(pins(LOCK), ["alpha<1"], requirer({}))
     assert len(found) == len(PYTHON_VERSIONS) * len(MACHINES)
     assert found[0].startswith("alpha==1.0 does not satisfy alpha<1")

@@ -1,4 +1,4 @@
-"""Specification of agent.reporters.log_writer, over real pipes."""
+"""Specification of agent.reporting.log_writer, over real pipes."""
 
 import contextlib
 import json
@@ -9,9 +9,9 @@ import threading
 import pytest
 import structlog
 
-from agent.reporters import logs
-from agent.reporters.log_writer import LogWriter
-from agent.reporters.metrics import Metrics
+from agent.reporting import logs
+from agent.reporting.log_writer import LogWriter
+from agent.reporting.metrics import Metrics
 
 LINE = "x" * 99
 

@@ -289,11 +289,11 @@ def test_a_file_that_gives_no_profile_is_reported_by_its_own_path(top, capsys):
     ignored = f"{top}/source/README.md"
     Path(ignored).write_text("read me")
     assert main(["check", "--output=json", ignored]) == 1
-    problems = json.loads(capsys.readouterr().out)["problems"]
-    assert [(one["code"], one["where"]) for one in problems] == [("source_emptied", ignored)]
+    findings = json.loads(capsys.readouterr().out)["problems"]
+    assert [(one["code"], one["where"]) for one in findings] == [("source_emptied", ignored)]
     assert main(["check", "--output=json", "/proc/self/mem"]) == 3
-    problems = json.loads(capsys.readouterr().out)["problems"]
-    assert [(one["code"], one["where"]) for one in problems] == [
+    findings = json.loads(capsys.readouterr().out)["problems"]
+    assert [(one["code"], one["where"]) for one in findings] == [
         ("source_unreadable", "/proc/self/mem")
     ]
 

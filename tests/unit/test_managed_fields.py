@@ -1,8 +1,8 @@
-"""Specification of agent.reporters.managed_fields."""
+"""Specification of agent.kube.managed_fields."""
 
 import pytest
 
-from agent.reporters import managed_fields
+from agent.kube import managed_fields
 
 OWN = {"f:set.example.org/a__b": {}, "f:former.example/apparmor": {}}
 FAIR = {"f:metadata": {"f:labels": OWN}}

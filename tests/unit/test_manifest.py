@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.core.model import Blob, Emptied, Missing, Read, Unreadable
+from agent.core.model import Emptied, Missing, Read, SourceKey, Unreadable
 from agent.sources import limits
-from agent.sources.directory import Directory
-from agent.sources.manifest import Manifest
-from agent.sources.opening import open_source
+from agent.sources.directory import DirectorySource
+from agent.sources.manifest import ManifestSource
+from agent.sources.source_spec import open_source
 
 TWO = """
 apiVersion: v1
@@ -49,7 +49,7 @@ def path(tmp_path):
 
 def read(path, text):
     path.write_text(text)
-    (snapshot,) = Manifest(str(path)).read()
+    (snapshot,) = ManifestSource(str(path)).read()
     return snapshot
 
 
@@ -68,23 +68,23 @@ def test_every_config_map_of_every_document_is_read(path):
     origin = f"manifest {path}"
     snapshot = read(path, TWO)
     blobs = (
-        Blob(
-            origin=origin,
+        SourceKey(
+            profile_set=origin,
             key="nodes/web/audit.json",
             content=b'{"defaultAction": "SCMP_ACT_LOG"}',
             prefix="profiles/",
             name="audit.json",
         ),
-        Blob(
-            origin=origin,
+        SourceKey(
+            profile_set=origin,
             key="nodes/web/web.profile",
             content=b"profile web {}",
             prefix="profiles/",
             name="web.profile",
         ),
-        Blob(origin=origin, key="default/more/x.json", content=b"{}", name="x.json"),
+        SourceKey(profile_set=origin, key="default/more/x.json", content=b"{}", name="x.json"),
     )
-    assert snapshot == Read(origin=origin, revision=snapshot.revision, blobs=blobs)
+    assert snapshot == Read(profile_set=origin, revision=snapshot.revision, source_keys=blobs)
     assert [blob.path for blob in blobs] == [
         "profiles/audit.json",
         "profiles/web.profile",
@@ -120,7 +120,7 @@ def test_what_is_not_well_formed_is_unreadable(path, text):
 def test_bytes_that_are_no_text_are_unreadable(path):
     """YAML is UTF-8."""
     path.write_bytes(b"a: \xff")
-    assert isinstance(Manifest(str(path)).read()[0], Unreadable)
+    assert isinstance(ManifestSource(str(path)).read()[0], Unreadable)
 
 
 def test_unsafe_and_large_keys_are_refused_by_name(path, monkeypatch):
@@ -128,12 +128,12 @@ def test_unsafe_and_large_keys_are_refused_by_name(path, monkeypatch):
     monkeypatch.setattr(limits, "KEY_BYTES", 8)
     body = "data:\n  ../up.json: '{}'\n  a/b.json: '{}'\n  big.json: '123456789'\n  ok.json: '{}'"
     snapshot = read(path, config_map(body))
-    assert [(key, problem.code) for key, problem in snapshot.refused] == [
+    assert [(key, finding.code) for key, finding in snapshot.refused] == [
         ("default/web/../up.json", "key_unsafe"),
         ("default/web/a/b.json", "key_unsafe"),
         ("default/web/big.json", "key_too_large"),
     ]
-    assert [blob.key for blob in snapshot.blobs] == ["default/web/ok.json"]
+    assert [blob.key for blob in snapshot.source_keys] == ["default/web/ok.json"]
 
 
 def test_an_empty_file_is_emptied_unless_it_may_be(path):
@@ -150,9 +150,9 @@ def test_an_empty_file_is_emptied_unless_it_may_be(path):
 def test_missing_and_unreadable_files_differ(tmp_path):
     """No file, and something that is no file, are two answers."""
     os.mkfifo(tmp_path / "fifo")
-    assert isinstance(Manifest(str(tmp_path / "absent")).read()[0], Missing)
-    assert isinstance(Manifest(str(tmp_path / "fifo")).read()[0], Unreadable)
-    assert isinstance(Manifest(str(tmp_path)).read()[0], Unreadable)
+    assert isinstance(ManifestSource(str(tmp_path / "absent")).read()[0], Missing)
+    assert isinstance(ManifestSource(str(tmp_path / "fifo")).read()[0], Unreadable)
+    assert isinstance(ManifestSource(str(tmp_path)).read()[0], Unreadable)
 
 
 def test_a_file_that_is_written_during_the_read_is_unreadable(path, monkeypatch):
@@ -168,8 +168,8 @@ def test_a_file_that_is_written_during_the_read_is_unreadable(path, monkeypatch)
         return status
 
     monkeypatch.setattr(os, "fstat", written)
-    (snapshot,) = Manifest(str(path)).read()
-    assert snapshot.why == f"{path}: it changed while it was read"
+    (snapshot,) = ManifestSource(str(path)).read()
+    assert snapshot.reason == f"{path}: it changed while it was read"
 
 
 @given(text=st.text() | st.text(alphabet="{}[]:,&*!|>-'\" \nakindConfigMapdat"))
@@ -177,19 +177,19 @@ def test_any_text_gives_an_answer(tmp_path_factory, text):
     """Reading never raises, whatever the file holds."""
     path = tmp_path_factory.mktemp("any") / "x.yaml"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
-    assert isinstance(Manifest(str(path)).read(), tuple)
+    assert isinstance(ManifestSource(str(path)).read(), tuple)
 
 
 def test_a_source_is_named_by_its_scheme_or_by_what_is_there(tmp_path):
     """dir: and manifest: decide; a bare path is what fits, a missing one too."""
     (tmp_path / "f").write_text("")
     named = {
-        f"dir:{tmp_path}": Directory,
-        f"manifest:{tmp_path}/f": Manifest,
-        f"{tmp_path}": Directory,
-        f"{tmp_path}/f": Manifest,
-        f"{tmp_path}/absent.yaml": Manifest,
-        f"{tmp_path}/absent": Directory,
+        f"dir:{tmp_path}": DirectorySource,
+        f"manifest:{tmp_path}/f": ManifestSource,
+        f"{tmp_path}": DirectorySource,
+        f"{tmp_path}/f": ManifestSource,
+        f"{tmp_path}/absent.yaml": ManifestSource,
+        f"{tmp_path}/absent": DirectorySource,
     }
     assert {text: type(open_source(text)) for text in named} == named
 
@@ -214,11 +214,11 @@ def test_a_configmap_that_is_in_it_twice_makes_the_file_unreadable(path):
     one = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata: {a.json: '{}'}\n"
     snapshot = read(path, f"{one}---\n{one}")
     assert isinstance(snapshot, Unreadable)
-    assert "ConfigMap default/a is in it twice" in snapshot.why
+    assert "ConfigMap default/a is in it twice" in snapshot.reason
 
 
 def test_a_config_map_of_another_version_makes_the_file_unreadable(path):
     """Its keys may still be desired, so passing over it would remove them."""
     found = read(path, config_map("data: {}").replace("v1", "v2"))
     assert isinstance(found, Unreadable)
-    assert "another apiVersion" in found.why
+    assert "another apiVersion" in found.reason

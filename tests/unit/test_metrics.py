@@ -1,4 +1,4 @@
-"""Specification of agent.reporters.metrics and agent.reporters.board."""
+"""Specification of agent.reporting.metrics and agent.reporting.status_store."""
 
 import re
 import time
@@ -7,25 +7,33 @@ from pathlib import Path
 
 import pytest
 
-from agent.core.problems import Problem
-from agent.core.report import Report, Row, SetStatus, Support
-from agent.reporters.board import FORMATS, Board
-from agent.reporters.metrics import NAMES, SETS, Metrics
+from agent.core.findings import Finding
+from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
+from agent.reporting.metrics import NAMES, SETS, Metrics
+from agent.reporting.status_store import FORMATS, StatusStore
 
-PROBLEM = Problem(code="parser_rejected", where="web", what="refused")
+PROBLEM = Finding(code="parser_rejected", location="web", message="refused")
 
 
 def row(name="a.json", state="installed", action="keep", **more):
-    fields = {"kind": "seccomp", "origin": "configmap ns/web", "key": name, "why": "", **more}
-    return Row(name=name, localhost_profile=name, state=state, action=action, **fields)
+    fields = {
+        "kind": "seccomp",
+        "profile_set": "configmap ns/web",
+        "key": name,
+        "reason": "",
+        **more,
+    }
+    return ProfileStatus(name=name, localhost_profile=name, state=state, action=action, **fields)
 
 
 def report(*rows, sets=(), **more):
-    support = {"seccomp": Support(state="enabled")}
-    return Report(rows=rows, sets=sets, supports=support, seconds={"act": 0.25}, **more)
+    support = {"seccomp": KindSupport(state="enabled")}
+    return Report(
+        profiles=rows, profile_sets=sets, kind_support=support, seconds={"act": 0.25}, **more
+    )
 
 
-READ = SetStatus(origin="configmap ns/web", state="read", keys=1)
+READ = ProfileSetStatus(profile_set="configmap ns/web", state="read", keys=1)
 
 
 def shown(metrics):
@@ -40,8 +48,8 @@ def test_a_pass_is_counted_and_shown():
     metrics = Metrics("1.2.3")
     metrics.passed(
         report(
-            row(action="put", why="drifted"),
-            row("b.json", "rejected", "reject", problems=(PROBLEM,)),
+            row(action="put", reason="drifted"),
+            row("b.json", "rejected", "reject", findings=(PROBLEM,)),
             sets=(READ,),
         ),
         1000.0,
@@ -74,23 +82,23 @@ def test_the_sandbox_of_a_parser_is_one_or_zero_and_absent_without_a_parser():
     """A kind that starts no program has no series."""
     metrics = Metrics("1")
     supports = {
-        "apparmor": Support(state="enabled", sandboxed=True),
-        "seccomp": Support(state="enabled"),
+        "apparmor": KindSupport(state="enabled", sandboxed=True),
+        "seccomp": KindSupport(state="enabled"),
     }
-    metrics.passed(replace(report(), supports=supports), 1000.0)
+    metrics.passed(replace(report(), kind_support=supports), 1000.0)
     series = 'profile_loader_parser_sandboxed{kind="apparmor"}'
     assert {one: value for one, value in shown(metrics).items() if "sandboxed" in one} == {
         series: 1
     }
-    supports["apparmor"] = Support(state="enabled", sandboxed=False)
-    metrics.passed(replace(report(), supports=supports), 1001.0)
+    supports["apparmor"] = KindSupport(state="enabled", sandboxed=False)
+    metrics.passed(replace(report(), kind_support=supports), 1001.0)
     assert shown(metrics)[series] == 0
 
 
 def test_what_is_over_is_zero_and_what_is_gone_is_gone():
     """A problem's series stays at 0; a name's and a source's series end."""
     metrics = Metrics("1")
-    metrics.passed(report(row("old", problems=(PROBLEM,)), sets=(READ,)), 1000.0)
+    metrics.passed(report(row("old", findings=(PROBLEM,)), sets=(READ,)), 1000.0)
     metrics.passed(report(row("new")), 1300.0)
     found = shown(metrics)
     assert found['profile_loader_problems{code="parser_rejected"}'] == 0
@@ -101,8 +109,8 @@ def test_what_is_over_is_zero_and_what_is_gone_is_gone():
 def test_news_of_a_report_are_no_pass():
     """Other problems of the API change gauges and count nothing."""
     metrics = Metrics("1")
-    metrics.passed(report(row(action="put", why="missing")), 1000.0)
-    metrics.shown(report(row(action="put", why="missing"), problems=(PROBLEM,)))
+    metrics.passed(report(row(action="put", reason="missing")), 1000.0)
+    metrics.shown(report(row(action="put", reason="missing"), findings=(PROBLEM,)))
     found = shown(metrics)
     assert found['profile_loader_drift_repairs_total{cause="missing",kind="seccomp"}'] == 1
     assert found['profile_loader_problems{code="parser_rejected"}'] == 1
@@ -112,9 +120,9 @@ def test_only_a_pass_moves_the_times():
     """A stuck loop is seen by them, however often the API server has news."""
     one = board()
     done = report(row(), sets=(READ,))
-    one.told(done, 1000.0, passed=True)
+    one.on_report(done, 1000.0, passed=True)
     before = shown(one.shown)
-    one.told(done, 1001.0, passed=False)
+    one.on_report(done, 1001.0, passed=False)
     assert shown(one.shown) == before
     times = {name: value for name, value in before.items() if "_timestamp_" in name}
     assert times == {
@@ -140,12 +148,12 @@ def test_a_node_that_may_lack_a_kind_is_converged_without_it():
 
 def test_what_a_whole_kind_has_is_one_problem():
     """A node without AppArmor says so once, with no profile of it and with many."""
-    none = Problem(code="kind_unsupported", where="kernel", what="No AppArmor here.")
-    refused = row("two", "rejected", "reject", problems=(none, PROBLEM))
-    for rows in ((), (row("one", "unsupported", problems=(none,)), refused)):
+    none = Finding(code="kind_unsupported", location="kernel", message="No AppArmor here.")
+    refused = row("two", "rejected", "reject", findings=(none, PROBLEM))
+    for rows in ((), (row("one", "unsupported", findings=(none,)), refused)):
         metrics = Metrics("1")
-        support = {"apparmor": Support(state="disabled", problem=none)}
-        metrics.passed(replace(report(*rows), supports=support), 1.0)
+        support = {"apparmor": KindSupport(state="disabled", finding=none)}
+        metrics.passed(replace(report(*rows), kind_support=support), 1.0)
         assert shown(metrics)['profile_loader_problems{code="kind_unsupported"}'] == 1
     assert shown(metrics)['profile_loader_problems{code="parser_rejected"}'] == 1
 
@@ -153,9 +161,9 @@ def test_what_a_whole_kind_has_is_one_problem():
 def test_a_pass_that_found_nothing_new_counts_no_action_again():
     """It is counted as a pass; what the former one did and how long that took is not."""
     metrics = Metrics("1")
-    done = report(row(action="put", why="missing"))
+    done = report(row(action="put", reason="missing"))
     for at in (1000.0, 1001.0):
-        metrics.passed(replace(done, problems=()), at)
+        metrics.passed(replace(done, findings=()), at)
     found = shown(metrics)
     assert found['profile_loader_passes_total{result="converged"}'] == 2
     assert found['profile_loader_actions_total{action="put",kind="seccomp"}'] == 1
@@ -166,7 +174,7 @@ def test_a_pass_that_found_nothing_new_counts_no_action_again():
 def test_series_are_bounded():
     """A thousand profiles and sources have no more series of their own than a hundred and fifty."""
     metrics = Metrics("1")
-    sets = [replace(READ, origin=f"configmap ns/{number}") for number in range(1000)]
+    sets = [replace(READ, profile_set=f"configmap ns/{number}") for number in range(1000)]
     sets[-1] = replace(sets[-1], state="unreadable")
     metrics.passed(report(*(row(f"{one}.json") for one in range(1000)), sets=tuple(sets)), 1.0)
     found = shown(metrics)
@@ -179,10 +187,10 @@ def test_series_are_bounded():
 def test_with_the_defaults_there_are_few_series():
     """Both kinds, five profiles, two sources, every verb of the API: fewer than 150."""
     metrics = Metrics("1")
-    both = {"apparmor": Support(state="enabled"), "seccomp": Support(state="enabled")}
-    sets = (READ, replace(READ, origin="configmap ns/more"))
-    rows = tuple(row(f"{one}.json", problems=(PROBLEM,)) for one in range(5))
-    metrics.passed(replace(report(*rows, sets=sets), supports=both), 1.0)
+    both = {"apparmor": KindSupport(state="enabled"), "seccomp": KindSupport(state="enabled")}
+    sets = (READ, replace(READ, profile_set="configmap ns/more"))
+    rows = tuple(row(f"{one}.json", findings=(PROBLEM,)) for one in range(5))
+    metrics.passed(replace(report(*rows, sets=sets), kind_support=both), 1.0)
     for verb in ("GET", "PATCH", "POST", "WATCH"):
         metrics.request(verb, "200", 0.1)
     for what in ("configmaps", "node"):
@@ -207,7 +215,7 @@ def test_a_source_keeps_the_time_when_it_was_last_read():
     metrics = Metrics("1")
     metrics.passed(report(sets=(READ,)), 1000.0)
     away = replace(READ, state="unreadable")
-    never = replace(away, origin="configmap ns/never")
+    never = replace(away, profile_set="configmap ns/never")
     metrics.passed(report(sets=(away, never)), 1300.0)
     sources = {name: value for name, value in shown(metrics).items() if "_source_" in name}
     assert sources == {
@@ -260,17 +268,19 @@ DOCUMENT = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
 
 
 def board(**more):
-    return Board(Metrics("1"), version="1", node="n", patience=60.0, **more)
+    return StatusStore(Metrics("1"), version="1", node="n", patience=60.0, **more)
 
 
 def test_ready_is_a_complete_look_and_not_convergence():
     """Before the first pass, and while a kind cannot be seen, it is not ready; else it is."""
     one = board()
     assert one.ready() == "no pass has ended yet"
-    one.told(report(row("bad", "rejected")), 1.0, passed=True)
+    one.on_report(report(row("bad", "rejected")), 1.0, passed=True)
     assert one.ready() == ""
-    blind = Report(rows=(), sets=(), supports={"apparmor": Support(state="unknown")})
-    one.told(blind, 2.0, passed=True)
+    blind = Report(
+        profiles=(), profile_sets=(), kind_support={"apparmor": KindSupport(state="unknown")}
+    )
+    one.on_report(blind, 2.0, passed=True)
     assert one.ready() == "cannot look at apparmor on this node"
 
 
@@ -287,8 +297,8 @@ def test_passes_that_found_nothing_new_have_no_line():
     one = board()
     done = report(row())
     for at in (1.0, 2.0):
-        one.told(replace(done, problems=()), at, passed=True)
-    one.told(report(row()), 3.0, passed=True)
+        one.on_report(replace(done, findings=()), at, passed=True)
+    one.on_report(report(row()), 3.0, passed=True)
     text = one.status().decode()
     times = re.findall(r"1970-01-01 00:00:0\d UTC", text.partition("<h2>Last passes</h2>")[2])
     assert times == ["1970-01-01 00:00:03 UTC", "1970-01-01 00:00:01 UTC"]
@@ -298,10 +308,10 @@ def test_the_page_is_made_once_per_report_and_set_of_labels():
     """Requests share one bytes object until a report or the labels on the Node change."""
     labels = {}
     one = board(labels=lambda: labels)
-    one.told(report(row()), 1.0, passed=True)
+    one.on_report(report(row()), 1.0, passed=True)
     first = one.status()
     assert one.status() is first
-    one.told(report(row()), 2.0, passed=True)
+    one.on_report(report(row()), 2.0, passed=True)
     second = one.status()
     assert (second == first, one.status() is second) == (False, True)
     labels["a.example.org/b"] = "installed"
@@ -312,10 +322,10 @@ def test_the_page_is_made_once_per_report_and_set_of_labels():
 def test_a_scrape_is_shared_until_the_next_report():
     """However often a format is requested, it is rendered once; a report is visible at once."""
     one = board()
-    one.told(report(row()), 1.0, passed=True)
+    one.on_report(report(row()), 1.0, passed=True)
     scrapes = [one.metrics("")[1] for _ in range(1000)]
     assert len({id(scrape) for scrape in scrapes}) < 1000
-    one.told(report(row("bad", "rejected")), 2.0, passed=True)
+    one.on_report(report(row("bad", "rejected")), 2.0, passed=True)
     assert (
         'profile_loader_profiles{kind="seccomp",state="rejected"} 1.0'
         in one.metrics("")[1].decode()

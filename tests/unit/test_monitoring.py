@@ -6,8 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from agent.core.problems import CODES
-from agent.reporters.metrics import Metrics
+from agent.core.findings import CODES
+from agent.reporting.metrics import Metrics
 
 MONITORING = Path("manifests/monitoring")
 RULES = [

@@ -1,12 +1,12 @@
-"""Specification of agent.reporters.node, against an API server in memory."""
+"""Specification of agent.kube.node_labels, against an API server in memory."""
 
 import pytest
 
-from agent.core.problems import Problem
-from agent.core.report import SetStatus
-from agent.doors.kube import KubeError, Refused, Unreachable
-from agent.reporters import node
-from agent.reporters.node import Meta, NotOurs, Options, OwnNode
+from agent.core.findings import Finding
+from agent.core.report import ProfileSetStatus
+from agent.kube import node_labels
+from agent.kube.client import KubeError, RefusedError, UnreachableError
+from agent.kube.node_labels import NodeLabeler, NodeMetadata, Options, WrongNodeError
 from tests.api_server import BOOT_ID, NAME, UID, ApiServer
 from tests.reports import SET, D, report, row
 
@@ -18,11 +18,11 @@ OTHER = {"key": "other", "effect": "NoSchedule"}
 
 def own_node(server, *, boot_id=BOOT_ID, **options):
     options = {"name": NAME, "domain": D, **options}
-    return OwnNode(server, Options(**options), boot_id=lambda: boot_id)
+    return NodeLabeler(server, Options(**options), boot_id=lambda: boot_id)
 
 
 def seen(server):
-    return node.keep(server._node())
+    return node_labels.keep(server._node())
 
 
 def test_the_whole_set_goes_on_in_one_request_and_the_same_set_in_none():
@@ -31,7 +31,7 @@ def test_the_whole_set_goes_on_in_one_request_and_the_same_set_in_none():
     own = own_node(server)
     answer = own.publish(seen(server), {A: "installed", B: "installed"})
     assert server.requests() == ["GET", "APPLY"]
-    assert answer == Meta(
+    assert answer == NodeMetadata(
         uid=UID, labels={"kubernetes.io/os": "linux", A: "installed", B: "installed"}
     )
     assert own.publish(answer, {A: "installed", B: "installed"}) is answer
@@ -59,11 +59,11 @@ def test_a_label_of_another_below_our_prefix_is_left_and_told_once():
     own = own_node(server)
     answer = own.publish(seen(server), {A: "installed"})
     assert server.labels == {A: "installed", B: "forged"}
-    assert own.problems() == (
-        Problem(
+    assert own.findings() == (
+        Finding(
             code="label_foreign",
-            where=B,
-            what="The label is below the agent's prefix, and somebody else holds it. It is "
+            location=B,
+            message="The label is below the agent's prefix, and somebody else holds it. It is "
             "left as it is, and says nothing about this node.",
             hint=f"kubectl label node {NAME} {B}-",
         ),
@@ -81,7 +81,7 @@ def test_a_label_of_another_that_is_gone_is_told_no_more():
     server.drop_label(B)
     server.requests()
     own.publish(seen(server), {A: "installed"})
-    assert (own.problems(), server.requests()) == ((), [])
+    assert (own.findings(), server.requests()) == ((), [])
 
 
 def test_a_label_that_another_holds_too_stays_and_is_told():
@@ -93,21 +93,21 @@ def test_a_label_that_another_holds_too_stays_and_is_told():
     answer = own.publish(seen(server), {A: "installed"})
     assert answer.labels == {A: "installed", B: "installed"}
     assert own.own(answer) == {A: "installed"}
-    assert [one.where for one in own.problems()] == [B]
+    assert [one.location for one in own.findings()] == [B]
 
 
 def test_no_other_label_is_counted_as_own():
     """Neither beside nor around the own prefixes."""
     own = own_node(ApiServer())
     others = {"kubernetes.io/os": "linux", f"x.{D}/a": "1", f"x{D}/a": "1", "plain": "1"}
-    assert own.own(Meta(uid=UID, labels={**others, A: "installed"})) == {A: "installed"}
+    assert own.own(NodeMetadata(uid=UID, labels={**others, A: "installed"})) == {A: "installed"}
 
 
 @pytest.mark.parametrize("told", ["", "another"])
 def test_a_node_with_another_boot_id_is_never_labelled(told):
     """Neither one of another machine, nor one whose kubelet has not said yet."""
     server = ApiServer(boot_id=told)
-    with pytest.raises(NotOurs, match=told or "none yet"):
+    with pytest.raises(WrongNodeError, match=told or "none yet"):
         own_node(server).publish(seen(server), {A: "installed"})
     assert (server.labels, server.requests()) == ({}, ["GET"])
 
@@ -115,7 +115,7 @@ def test_a_node_with_another_boot_id_is_never_labelled(told):
 def test_without_a_boot_id_of_this_kernel_nothing_is_labelled():
     """Two unknown ids are not the same id."""
     server = ApiServer(boot_id="")
-    with pytest.raises(NotOurs, match="cannot be read"):
+    with pytest.raises(WrongNodeError, match="cannot be read"):
         own_node(server, boot_id="").publish(seen(server), {A: "installed"})
     assert server.labels == {}
 
@@ -128,7 +128,7 @@ def test_a_node_that_says_nothing_of_its_machine_is_not_labelled(part):
         del server.node["status"]
     else:
         server.node["status"] = {"nodeInfo": None}
-    with pytest.raises(NotOurs, match="none yet"):
+    with pytest.raises(WrongNodeError, match="none yet"):
         own_node(server).publish(seen(server), {A: "installed"})
     assert server.labels == {}
 
@@ -136,8 +136,8 @@ def test_a_node_that_says_nothing_of_its_machine_is_not_labelled(part):
 def test_a_node_without_a_uid_is_proven_like_any_other():
     """No uid is not the uid of a Node that was proven before."""
     server = ApiServer(boot_id="another")
-    with pytest.raises(NotOurs):
-        own_node(server).publish(Meta(uid=""), {A: "installed"})
+    with pytest.raises(WrongNodeError):
+        own_node(server).publish(NodeMetadata(uid=""), {A: "installed"})
     assert server.labels == {}
 
 
@@ -148,7 +148,7 @@ def test_a_node_made_anew_is_labelled_only_with_its_own_token():
     own.publish(seen(server), {A: "installed"})
     server.make(uid="uid-2")
     server.requests()
-    with pytest.raises(NotOurs, match="made anew"):
+    with pytest.raises(WrongNodeError, match="made anew"):
         own.publish(seen(server), {A: "installed"})
     assert (server.labels, server.requests()) == ({}, [])
     server.bound = "uid-2"
@@ -162,7 +162,7 @@ def test_a_stale_copy_labels_no_new_node_of_the_same_name():
     own = own_node(server)
     old = own.publish(seen(server), {A: "installed"})
     server.make(uid="uid-2")
-    with pytest.raises(Refused) as told:
+    with pytest.raises(RefusedError) as told:
         own.publish(old, {B: "installed"})
     assert (told.value.status, server.labels) == (409, {})
 
@@ -173,12 +173,14 @@ def test_a_node_that_is_gone_is_not_created():
     own = own_node(server)
     old = own.publish(seen(server), {A: "installed"})
     server.node = None
-    with pytest.raises(Refused):
+    with pytest.raises(RefusedError):
         own.publish(old, {})
     assert server.node is None
 
 
-@pytest.mark.parametrize("lost", [Unreachable("no answer in time"), Refused(504, "Timeout", "x")])
+@pytest.mark.parametrize(
+    "lost", [UnreachableError("no answer in time"), RefusedError(504, "Timeout", "x")]
+)
 def test_after_an_answer_that_was_lost_the_set_is_applied_again(lost):
     """The labels may be on the Node although the copy does not show them."""
     server = ApiServer()
@@ -202,8 +204,8 @@ def test_a_refusal_leaves_no_doubt():
     own = own_node(server)
     before = seen(server)
     own.prove(before)
-    server.errors = [Refused(403, "Forbidden", "cannot patch")] * 2
-    with pytest.raises(Refused):
+    server.errors = [RefusedError(403, "Forbidden", "cannot patch")] * 2
+    with pytest.raises(RefusedError):
         own.publish(before, {A: "installed"})
     server.requests()
     assert own.publish(before, {}) is before
@@ -234,11 +236,12 @@ def test_a_refused_label_concerns_no_other_one():
     answer = own.publish(before, wanted)
     assert server.labels == {key(2): "installed", key(3): "installed"}
     assert own.allowed(answer, wanted) == server.labels == answer.labels
-    assert own.problems() == (
-        Problem(
+    assert own.findings() == (
+        Finding(
             code="label_refused",
-            where=f"node {NAME}",
-            what=f"The API server refuses 1 of the agent's labels: {READY}: 403 Forbidden: denied: "
+            location=f"node {NAME}",
+            message=f"The API server refuses 1 of the agent's labels: {READY}: 403 Forbidden: "
+            "denied: "
             f"{READY}. All other labels are correct.",
             hint="Apply the admission policy of this release. The agent tries again by itself.",
         ),
@@ -261,7 +264,7 @@ def test_refused_labels_are_not_tried_again_with_every_change():
     server.policy = denies()
     own.retry_refused()
     answer = own.publish(seen(server), wanted)
-    assert (server.labels, own.problems()) == (wanted, ())
+    assert (server.labels, own.findings()) == (wanted, ())
 
 
 def test_a_label_whose_removal_is_refused_stays_and_the_others_go():
@@ -303,7 +306,7 @@ def test_many_refused_labels_are_found_within_a_few_attempts(count):
         own.retry_refused()
         meta = own.publish(meta, wanted)
         assert READY in server.labels
-        assert len(server.requests()) <= 2 + 1 + node.REFUSAL_REQUESTS
+        assert len(server.requests()) <= 2 + 1 + node_labels.REFUSAL_REQUESTS
         if server.labels.keys() == fine | {READY}:
             break
     assert server.labels.keys() == fine | {READY}
@@ -316,8 +319,8 @@ def test_what_is_no_matter_of_content_is_not_split():
     before = seen(server)
     own.prove(before)
     server.requests()
-    server.errors = [Refused(429, "TooManyRequests", "later")]
-    with pytest.raises(Refused, match="later"):
+    server.errors = [RefusedError(429, "TooManyRequests", "later")]
+    with pytest.raises(RefusedError, match="later"):
         own.publish(before, {A: "installed"})
     assert server.requests() == ["APPLY"]
 
@@ -328,17 +331,17 @@ def test_an_api_server_that_becomes_busy_ends_the_attempt():
     own = own_node(server)
     before = seen(server)
     own.prove(before)
-    server.errors = [Refused(403, "Forbidden", "denied")]
+    server.errors = [RefusedError(403, "Forbidden", "denied")]
     applies = []
 
     def busy(_, after):
         applies.append(dict(after))
         if len(applies) == 3:
-            raise Refused(429, "TooManyRequests", "later")
+            raise RefusedError(429, "TooManyRequests", "later")
         return ""
 
     server.policy = busy
-    with pytest.raises(Refused, match="later"):
+    with pytest.raises(RefusedError, match="later"):
         own.publish(before, {A: "installed", READY: "ready"})
     assert applies == [{}, {A: "installed"}, {A: "installed", READY: "ready"}]
 
@@ -385,7 +388,7 @@ def test_the_startup_taint_stays_until_everything_accepted_is_in_place():
 def test_a_node_that_is_not_ours_keeps_its_taint():
     """The proof comes before the patch."""
     server = ApiServer(taints=[TAINT], boot_id="another")
-    with pytest.raises(NotOurs):
+    with pytest.raises(WrongNodeError):
         own_node(server, taint=TAINT["key"]).untaint(seen(server), report(row()))
     assert server.node["spec"]["taints"] == [TAINT]
 
@@ -408,22 +411,22 @@ def test_a_node_that_is_not_ours_keeps_its_taint():
 )
 def test_everything_accepted_must_be_in_place(state, expected):
     """A refused key does not keep a node tainted; one that could not be put does."""
-    assert node.settled(report(row(), row("b.json", state))) is expected
+    assert node_labels.settled(report(row(), row("b.json", state))) is expected
 
 
 def test_a_kind_that_a_node_cannot_have_keeps_no_taint():
     """A node without AppArmor is as ready as it will be."""
     one = row("web", "unsupported", kind="apparmor")
-    assert node.settled(report(row(), one, apparmor="disabled")) is True
-    assert node.settled(report(row(), one, apparmor="enabled")) is False
+    assert node_labels.settled(report(row(), one, apparmor="disabled")) is True
+    assert node_labels.settled(report(row(), one, apparmor="enabled")) is False
 
 
-EMPTIED = (SetStatus(origin=SET, state="emptied"),)
+EMPTIED = (ProfileSetStatus(profile_set=SET, state="emptied"),)
 
 
 def test_an_emptied_set_whose_profiles_were_installed_keeps_no_taint():
     """An emptied set whose last good versions are on the node does not keep the taint."""
-    assert node.settled(report(row(state="held"), sets=EMPTIED)) is True
+    assert node_labels.settled(report(row(state="held"), sets=EMPTIED)) is True
 
 
 @pytest.mark.parametrize(
@@ -431,8 +434,8 @@ def test_an_emptied_set_whose_profiles_were_installed_keeps_no_taint():
 )
 def test_an_emptied_set_that_was_never_installed_keeps_the_taint(rows):
     """On a fresh node an empty ConfigMap may still be filled, so the taint stays."""
-    sets = (*EMPTIED, SetStatus(origin="configmap ns/other", state="read", keys=1))
-    assert node.settled(report(*rows, sets=sets)) is False
+    sets = (*EMPTIED, ProfileSetStatus(profile_set="configmap ns/other", state="read", keys=1))
+    assert node_labels.settled(report(*rows, sets=sets)) is False
 
 
 @pytest.mark.parametrize(
@@ -447,10 +450,10 @@ def test_an_emptied_set_that_was_never_installed_keeps_the_taint(rows):
 def test_only_a_set_that_may_still_be_read_keeps_the_taint(state, cause, expected):
     """An invalid node selector, or a set that is too large, is refused like a rejected key."""
     sets = (
-        SetStatus(origin=SET, state=state, cause=cause),
-        SetStatus(origin="dir /p", state="read"),
+        ProfileSetStatus(profile_set=SET, state=state, cause=cause),
+        ProfileSetStatus(profile_set="dir /p", state="read"),
     )
-    assert node.settled(report(row(origin="dir /p"), sets=sets)) is expected
+    assert node_labels.settled(report(row(origin="dir /p"), sets=sets)) is expected
 
 
 def test_unlabel_removes_every_label_with_an_own_prefix():
@@ -503,9 +506,9 @@ def test_unlabel_tries_again_where_a_label_changed_meanwhile():
     assert (server.labels, server.requests()) == ({}, ["GET", "PATCH"] * 4)
     server.set_label(A, "installed")
     changes = iter(range(100))
-    with pytest.raises(Refused, match="the test failed"):
+    with pytest.raises(RefusedError, match="the test failed"):
         own.unlabel()
-    assert server.requests() == ["GET", "PATCH"] * node.UNLABEL_TRIES
+    assert server.requests() == ["GET", "PATCH"] * node_labels.UNLABEL_TRIES
 
 
 def test_unlabel_of_a_node_that_was_made_anew_changes_nothing():
@@ -515,7 +518,7 @@ def test_unlabel_of_a_node_that_was_made_anew_changes_nothing():
         server.asked[-1].startswith("PATCH")
         and server.make({A: "installed"}, uid=f"uid-{len(server.asked)}")
     )
-    with pytest.raises(Refused):
+    with pytest.raises(RefusedError):
         own_node(server).unlabel()
     assert server.labels == {A: "installed"}
 
@@ -525,9 +528,9 @@ def test_unlabel_of_a_node_that_refuses_is_reported_at_once():
     server = ApiServer({A: "installed"})
     server.during = lambda: (
         server.asked[-1].startswith("PATCH")
-        and server.errors.append(Refused(403, "Forbidden", "cannot patch"))
+        and server.errors.append(RefusedError(403, "Forbidden", "cannot patch"))
     )
-    with pytest.raises(Refused, match="cannot patch"):
+    with pytest.raises(RefusedError, match="cannot patch"):
         own_node(server).unlabel()
     assert server.requests() == ["GET", "PATCH"]
 
@@ -536,7 +539,7 @@ def test_wanted_labels_keep_those_that_are_on_the_node():
     """With the limit and the domain of the options."""
     server = ApiServer({B: "installed"})
     own = own_node(server, limit=1, digest=True)
-    one = report(row(source="0123456789abcdef"), row("b.json"), sets=())
+    one = report(row(source_digest="0123456789abcdef"), row("b.json"), sets=())
     assert own.wanted(one, own.read()).labels == {B: "installed"}
     assert own.wanted(one, None).labels == {A: "installed"}
 
@@ -544,32 +547,32 @@ def test_wanted_labels_keep_those_that_are_on_the_node():
 @pytest.mark.parametrize("metadata", ["text", ["list"], {"labels": ["list"]}, {"labels": "text"}])
 def test_a_node_whose_labels_are_no_mapping_is_unreadable(metadata):
     """Unreadable labels are not missing labels, and do not end the agent."""
-    with pytest.raises(Unreachable):
-        node.keep({"metadata": metadata})
+    with pytest.raises(UnreachableError):
+        node_labels.keep({"metadata": metadata})
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"labels": None}])
 def test_an_object_without_metadata_has_no_uid_and_no_labels(metadata):
     """Nothing is assumed about it."""
-    assert node.keep({"metadata": metadata}) == Meta(uid="", labels={})
+    assert node_labels.keep({"metadata": metadata}) == NodeMetadata(uid="", labels={})
 
 
 def test_what_kept_labels_from_the_node_is_told():
     """Both ways say for which Node, and why."""
     assert [
-        node.not_ours(NotOurs("it is another"), NAME),
-        node.failed(Refused(403, "Forbidden", "denied"), NAME),
+        node_labels.not_ours(WrongNodeError("it is another"), NAME),
+        node_labels.failed(RefusedError(403, "Forbidden", "denied"), NAME),
     ] == [
-        Problem(
+        Finding(
             code="node_unknown",
-            where=f"node {NAME}",
-            what="No label was changed: it is another.",
+            location=f"node {NAME}",
+            message="No label was changed: it is another.",
             hint="It is tried again; if it stays, compare --node-name with `kubectl get nodes`.",
         ),
-        Problem(
+        Finding(
             code="node_unreachable",
-            where=f"node {NAME}",
-            what="The Node's labels could not be brought up to date: 403 Forbidden: denied.",
+            location=f"node {NAME}",
+            message="The Node's labels could not be brought up to date: 403 Forbidden: denied.",
             hint="It is tried again. A refusal is a matter of RBAC or of the admission policy.",
         ),
     ]

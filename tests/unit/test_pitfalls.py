@@ -9,16 +9,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from agent.core.model import Blob
-from agent.core.problems import Problem
-from agent.doors.host import Host
-from agent.kinds.apparmor import access, kind
-from agent.reporters import document, events, logs, table
+from agent.backends.apparmor import backend, kernel_access
+from agent.core.findings import Finding
+from agent.core.model import SourceKey
+from agent.host.filesystem import Host
+from agent.kube import events
+from agent.reporting import json_report, logs, table
 from tests.inspection import inspected
 from tests.reports import report, row
 
 MANIFESTS = Path("manifests")
-PROBES = access.Probes(filesystem=lambda _: access.SECURITYFS_MAGIC, rights=lambda: "")
+PROBES = kernel_access.Probes(
+    filesystem=lambda _: kernel_access.SECURITYFS_MAGIC, rights=lambda: ""
+)
 
 
 def test_a_reader_never_sees_a_part_of_a_profile(tmp_path):
@@ -45,7 +48,7 @@ def test_a_reader_never_sees_a_part_of_a_profile(tmp_path):
 
 WRITER = """
 import sys
-from agent.doors.host import Host
+from agent.host.filesystem import Host
 host = Host(sys.argv[1])
 for number in range(150):
     host.write_file("/d", "a.json", sys.argv[2].encode() * 20_000, durable=False)
@@ -68,7 +71,7 @@ def test_a_reader_sees_whole_versions_of_two_agents_that_share_a_directory(tmp_p
 def test_an_older_file_of_the_same_name_is_compiled_anew(tmp_path):
     """Neither a key's name nor any time says what its policy is: only its content does."""
     for name in ("revision", ".load", ".replace", ".remove", "features/policy/versions"):
-        file = tmp_path / access.ROOT.lstrip("/") / name
+        file = tmp_path / kernel_access.ROOT.lstrip("/") / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("7\n")
     parser = tmp_path / "parser"
@@ -76,37 +79,39 @@ def test_an_older_file_of_the_same_name_is_compiled_anew(tmp_path):
     parser.chmod(0o755)
     includes = tmp_path / "includes"
     includes.mkdir()
-    agent = kind.AppArmor(
+    agent = backend.AppArmorBackend(
         host=Host(tmp_path), probes=PROBES, parser=str(parser), include_dir=str(includes)
     )
     texts = ["profile x { file, }", "profile x { deny /** w, }", "profile x { file, }"]
     for text in texts:
-        inspected(agent, Blob(origin="dir test", key="x", content=text.encode()))
+        inspected(agent, SourceKey(profile_set="dir test", key="x", content=text.encode()))
         os.utime(includes, (0, 0))
     assert (tmp_path / "compiled").read_text() == "".join(texts[:2])
 
 
 def test_what_the_parser_said_is_told_everywhere(capsys):
     """The table, the document, the log and the Event have its message and its line."""
-    said = Problem(
+    said = Finding(
         code="parser_rejected",
-        where="line 7",
-        what="syntax error, unexpected TOK_ID.",
+        location="line 7",
+        message="syntax error, unexpected TOK_ID.",
         hint="Mend.",
     )
-    bad = row("web", state="rejected", kind="apparmor", action="reject", problems=(said,))
+    bad = row("web", state="rejected", kind="apparmor", action="reject", findings=(said,))
     found = report(bad)
     logs.configure("json", "info")
     logs.log(found)
     (event,) = events.transitions(None, found)
     texts = {
         "table": table.table(found, width=200),
-        "document": document.document(found, exit_status=1),
+        "document": json_report.document(found, exit_status=1),
         "log": capsys.readouterr().err,
         "Event": event.note,
     }
     assert [
-        place for place, text in texts.items() if said.what not in text or said.where not in text
+        place
+        for place, text in texts.items()
+        if said.message not in text or said.location not in text
     ] == []
 
 

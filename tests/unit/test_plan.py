@@ -5,42 +5,44 @@ from dataclasses import replace
 import pytest
 
 from agent.core import plan
-from agent.core.action import Adopt, Hold, Keep, Put, Release, Remove
+from agent.core.actions import Adopt, Hold, Install, Keep, Release, Remove
 from agent.core.desired import Desired
+from agent.core.findings import Finding
 from agent.core.model import (
-    Blind,
-    CannotTell,
     Emptied,
-    Entry,
-    Fact,
-    Id,
     InUse,
+    KeyId,
+    LedgerEntry,
     Missing,
+    Observation,
+    ObservedProfile,
     Pending,
     Profile,
     Read,
     Rejection,
-    Seen,
     Unchecked,
+    UnknownUse,
+    Unobservable,
     Unreadable,
     Unsupported,
     Unused,
     Version,
 )
-from agent.core.plan import Options
-from agent.core.problems import Problem
+from agent.core.plan import PlanOptions
 
 ORIGIN = "configmap ns/web"
-REFUSED = Problem(code="parser_rejected", where="web", what="refused")
+REFUSED = Finding(code="parser_rejected", location="web", message="refused")
 
 
 def key(name="web.profile", *, kind="apparmor", origin=ORIGIN):
-    return Id(kind=kind, origin=origin, key=name)
+    return KeyId(kind=kind, profile_set=origin, key=name)
 
 
 def version(content="v1", names=("web",), **more):
     more.setdefault("evidence", {name: frozenset({f"raw:{content}"}) for name in names})
-    return Version(provides=names, source=f"source {content}", body=f"body {content}", **more)
+    return Version(
+        names=names, source_digest=f"source {content}", body_digest=f"body {content}", **more
+    )
 
 
 def profile(id_=None, content="v1", names=("web",), **more):
@@ -48,47 +50,49 @@ def profile(id_=None, content="v1", names=("web",), **more):
 
 
 def entry(id_=None, content="v1", names=("web",), how="put", **more):
-    return Entry(id=id_ or key(), how=how, installed=version(content, names), **more)
+    return LedgerEntry(id=id_ or key(), provenance=how, installed=version(content, names), **more)
 
 
 def fact(content="v1", mode="", **more):
-    return Fact(evidence=frozenset({f"raw:{content}"}), mode=mode, **more)
+    return ObservedProfile(evidence=frozenset({f"raw:{content}"}), mode=mode, **more)
 
 
 def others(**loaded):
     """Return a node on which another program loaded this content."""
-    return Seen(facts={name: fact(content, is_own=False) for name, content in loaded.items()})
+    return Observation(
+        profiles={name: fact(content, is_own=False) for name, content in loaded.items()}
+    )
 
 
 def has(**loaded):
-    return Seen(facts={name: fact(content) for name, content in loaded.items()})
+    return Observation(profiles={name: fact(content) for name, content in loaded.items()})
 
 
 def desired(*profiles, rejected=(), unchecked=(), pending=(), sets=None, same=None):
-    sets = sets if sets is not None else [Read(origin=ORIGIN, revision="1", blobs=())]
+    sets = sets if sets is not None else [Read(profile_set=ORIGIN, revision="1", source_keys=())]
     return Desired(
         profiles={one.id: one for one in profiles},
-        rejections={id_: Rejection(id=id_, problems=(REFUSED,)) for id_ in rejected},
-        unchecked={id_: Unchecked(id=id_, problem=REFUSED) for id_ in unchecked},
+        rejections={id_: Rejection(id=id_, findings=(REFUSED,)) for id_ in rejected},
+        unchecked={id_: Unchecked(id=id_, finding=REFUSED) for id_ in unchecked},
         pending={id_: Pending(id=id_, source=b"profile new {}") for id_ in pending},
-        same=same or {},
-        sets={one.origin: one for one in sets},
+        duplicates=same or {},
+        profile_sets={one.profile_set: one for one in sets},
     )
 
 
 def decide(wanted, *entries, seen, kind="apparmor", **options):
-    return plan.plan(wanted, {one.id: one for one in entries}, {kind: seen}, Options(**options))
+    return plan.plan(wanted, {one.id: one for one in entries}, {kind: seen}, PlanOptions(**options))
 
 
 def short(actions):
     """Return each action as its type, why and names: what most rows of the table say."""
-    return [(type(one), one.why, one.names) for one in actions]
+    return [(type(one), one.reason, one.names) for one in actions]
 
 
 def test_a_new_profile_is_put():
     """A desired name that is absent and unknown is put, as nobody's."""
     wanted = profile()
-    put = Put(id=key(), why="new", names=("web",), profile=wanted, ours=frozenset())
+    put = Install(id=key(), reason="new", names=("web",), profile=wanted, replaceable=frozenset())
     assert decide(desired(wanted), seen=has()) == (put,)
 
 
@@ -97,7 +101,7 @@ def test_a_profile_of_the_same_content_is_adopted():
     wanted = profile()
     adopt = Adopt(
         id=key(),
-        why="same content",
+        reason="same content",
         names=("web",),
         profile=wanted,
         evidence={"web": frozenset({"raw:v1"})},
@@ -111,21 +115,21 @@ def test_a_profile_loaded_by_someone_else_is_held():
     assert (Hold, "foreign", ["foreign_name"]) == (
         type(hold),
         hold.state,
-        [one.code for one in hold.problems],
+        [one.code for one in hold.findings],
     )
 
 
 def test_a_profile_of_the_same_content_in_another_mode_is_foreign():
     """Equal evidence in another mode does not prove equal content."""
     wanted = profile(modes={"web": "enforce"})
-    (hold,) = decide(desired(wanted), seen=Seen(facts={"web": fact(mode="complain")}))
+    (hold,) = decide(desired(wanted), seen=Observation(profiles={"web": fact(mode="complain")}))
     assert hold.state == "foreign"
 
 
 def test_a_taken_over_name_is_replaced():
     """--take-over is the way out of a foreign name: it counts as ours."""
     actions = decide(desired(profile()), seen=has(web="theirs"), take_over=frozenset({"web"}))
-    assert [one.ours for one in actions] == [frozenset({"web"})]
+    assert [one.replaceable for one in actions] == [frozenset({"web"})]
 
 
 def test_an_unchanged_profile_is_kept():
@@ -137,8 +141,8 @@ def test_an_unchanged_profile_is_kept():
 def test_a_drifted_profile_is_put_again():
     """Other content under our name is replaced by ours."""
     actions = decide(desired(profile()), entry(), seen=has(web="other"))
-    assert [(Put, "drifted", ("web",))] == short(actions)
-    assert actions[0].ours == frozenset({"web"})
+    assert [(Install, "drifted", ("web",))] == short(actions)
+    assert actions[0].replaceable == frozenset({"web"})
 
 
 def test_an_adopted_profile_that_changed_on_the_node_is_held():
@@ -161,24 +165,36 @@ def test_other_content_that_another_program_loaded_is_held():
 
 def test_content_that_cannot_be_read_is_not_called_other_content():
     """On a kernel that shows no content, foreign means only that it is not the agent's."""
-    seen = Seen(facts={"web": fact("object", is_own=False, is_readable=False)})
+    seen = Observation(profiles={"web": fact("object", is_own=False, is_readable=False)})
     (hold,) = decide(desired(profile()), entry(), seen=seen)
-    assert "with content that cannot be verified" in hold.problems[0].what
+    assert "with content that cannot be verified" in hold.findings[0].message
 
 
 def test_an_update_replaces_the_same_content_of_another_program():
     """An update replaces it as it replaces an adopted profile (ADR 7)."""
     (put,) = decide(desired(profile(content="v2")), entry(), seen=others(web="v1"))
-    assert (put.why, put.ours, put.foreign) == ("changed", frozenset({"web"}), frozenset())
+    assert (put.reason, put.replaceable, put.foreign) == (
+        "changed",
+        frozenset({"web"}),
+        frozenset(),
+    )
 
 
 def test_a_missing_name_does_not_make_another_programs_object_the_agents():
     """Both names are loaded in one step; the foreign one stays foreign."""
     names = ("a", "b")
     (put,) = decide(desired(profile(names=names)), entry(names=names), seen=others(a="v1"))
-    assert (put.why, put.ours, put.foreign) == ("missing", frozenset({"a"}), frozenset({"a"}))
+    assert (put.reason, put.replaceable, put.foreign) == (
+        "missing",
+        frozenset({"a"}),
+        frozenset({"a"}),
+    )
     (back,) = decide(desired(rejected=[key()]), entry(names=names), seen=others(a="v1"))
-    assert (back.why, back.ours, back.foreign) == ("missing", frozenset({"a"}), frozenset({"a"}))
+    assert (back.reason, back.replaceable, back.foreign) == (
+        "missing",
+        frozenset({"a"}),
+        frozenset({"a"}),
+    )
 
 
 @pytest.mark.parametrize("content", ["v1", "other"])
@@ -187,13 +203,13 @@ def test_a_name_that_is_handed_over_becomes_the_agents(content):
     actions = decide(
         desired(profile()), entry(), seen=others(web=content), take_over=frozenset({"web"})
     )
-    assert short(actions) == [(Put, "taken over", ("web",))]
-    assert (actions[0].ours, actions[0].foreign) == (frozenset({"web"}), frozenset())
+    assert short(actions) == [(Install, "taken over", ("web",))]
+    assert (actions[0].replaceable, actions[0].foreign) == (frozenset({"web"}), frozenset())
 
 
 def test_a_staged_version_that_another_program_loaded_is_adopted():
     """A kill before the load leaves no right to what others load then."""
-    stored = Entry(id=key(), how="put", staged=version("v1"))
+    stored = LedgerEntry(id=key(), provenance="put", staged=version("v1"))
     assert short(decide(desired(profile()), stored, seen=others(web="v1"))) == [
         (Adopt, "same content", ("web",))
     ]
@@ -201,9 +217,11 @@ def test_a_staged_version_that_another_program_loaded_is_adopted():
 
 def test_a_staged_version_that_this_agent_loaded_is_finished():
     """The record of loaded objects proves it, also where the node shows no content."""
-    stored = Entry(id=key(), how="put", staged=version("v1"))
-    seen = Seen(facts={"web": fact("object", is_own=True, is_readable=False)})
-    assert short(decide(desired(profile()), stored, seen=seen)) == [(Put, "unfinished", ("web",))]
+    stored = LedgerEntry(id=key(), provenance="put", staged=version("v1"))
+    seen = Observation(profiles={"web": fact("object", is_own=True, is_readable=False)})
+    assert short(decide(desired(profile()), stored, seen=seen)) == [
+        (Install, "unfinished", ("web",))
+    ]
 
 
 def test_the_desired_content_of_another_program_is_adopted():
@@ -217,7 +235,7 @@ def test_the_desired_content_of_another_program_is_adopted():
 def test_a_refused_update_leaves_what_another_program_loaded_alone():
     """The last good version does not replace a foreign profile."""
     (hold,) = decide(desired(rejected=[key()]), entry(), seen=others(web="other"))
-    assert (hold.state, [one.code for one in hold.problems]) == (
+    assert (hold.state, [one.code for one in hold.findings]) == (
         "foreign",
         ["parser_rejected", "foreign_name"],
     )
@@ -226,40 +244,40 @@ def test_a_refused_update_leaves_what_another_program_loaded_alone():
 def test_an_absent_profile_is_put_as_new():
     """What went missing is put so that somebody else's load meanwhile is not replaced."""
     (put,) = decide(desired(profile()), entry(), seen=has())
-    assert (put.why, put.ours) == ("missing", frozenset())
+    assert (put.reason, put.replaceable) == ("missing", frozenset())
 
 
 def test_a_changed_profile_is_put():
     """A new version replaces the installed one."""
     (put,) = decide(desired(profile(content="v2")), entry(), seen=has(web="v1"))
-    assert (put.why, put.ours) == ("changed", frozenset({"web"}))
+    assert (put.reason, put.replaceable) == ("changed", frozenset({"web"}))
 
 
 def test_the_same_text_compiled_anew_is_a_put_of_its_own():
     """A new body from an unchanged source is recompiled, not drifted."""
     wanted = profile(content="v1")
     old = Version(
-        provides=("web",),
-        source="source v1",
-        body="older body",
+        names=("web",),
+        source_digest="source v1",
+        body_digest="older body",
         evidence={"web": frozenset({"raw:old"})},
     )
-    stored = Entry(id=key(), how="put", installed=old)
+    stored = LedgerEntry(id=key(), provenance="put", installed=old)
     assert short(decide(desired(wanted), stored, seen=has(web="old"))) == [
-        (Put, "recompiled", ("web",))
+        (Install, "recompiled", ("web",))
     ]
 
 
 def test_what_was_staged_and_is_on_the_node_is_finished():
     """A kill between load and commit leaves a name that is recognised by its content."""
-    stored = Entry(id=key(), how="put", staged=version("v1"))
+    stored = LedgerEntry(id=key(), provenance="put", staged=version("v1"))
     (put,) = decide(desired(profile(content="v2")), stored, seen=has(web="v1"))
-    assert (put.why, put.ours) == ("unfinished", frozenset({"web"}))
+    assert (put.reason, put.replaceable) == ("unfinished", frozenset({"web"}))
 
 
 def test_a_staged_version_that_is_not_on_the_node_is_no_ownership():
     """What was staged and never installed gives no right to a name with other content."""
-    stored = Entry(id=key(), how="put", staged=version("v1"))
+    stored = LedgerEntry(id=key(), provenance="put", staged=version("v1"))
     (hold,) = decide(desired(profile(content="v2")), stored, seen=has(web="theirs"))
     assert hold.state == "foreign"
 
@@ -267,22 +285,24 @@ def test_a_staged_version_that_is_not_on_the_node_is_no_ownership():
 def test_a_profile_with_one_foreign_name_is_held_whole():
     """A key is put whole or not at all, equal content under one name included."""
     (hold,) = decide(desired(profile(names=("a", "b"))), seen=has(a="v1"))
-    assert (hold.state, [one.where for one in hold.problems]) == ("foreign", ["a"])
+    assert (hold.state, [one.location for one in hold.findings]) == ("foreign", ["a"])
 
 
 def test_a_dropped_name_is_removed_after_the_put():
     """A new version with fewer names puts first, then removes what it dropped."""
-    seen = Seen(facts={"a": fact(), "b": fact()}, uses={"b": Unused()})
+    seen = Observation(profiles={"a": fact(), "b": fact()}, uses={"b": Unused()})
     actions = decide(
         desired(profile(content="v2", names=("a",))), entry(names=("a", "b")), seen=seen
     )
-    assert short(actions) == [(Put, "changed", ("a",)), (Remove, "not desired", ("b",))]
+    assert short(actions) == [(Install, "changed", ("a",)), (Remove, "not desired", ("b",))]
 
 
 def test_a_retired_name_is_removed():
     """A name that an earlier version left behind goes as soon as nobody uses it."""
     stored = entry(retired={"web//hat": frozenset({"raw:hat"})})
-    seen = Seen(facts={"web": fact(), "web//hat": fact("hat")}, uses={"web//hat": Unused()})
+    seen = Observation(
+        profiles={"web": fact(), "web//hat": fact("hat")}, uses={"web//hat": Unused()}
+    )
     assert short(decide(desired(profile()), stored, seen=seen)) == [
         (Keep, "unchanged", ("web",)),
         (Remove, "not desired", ("web//hat",)),
@@ -292,7 +312,9 @@ def test_a_retired_name_is_removed():
 def test_a_refused_update_holds_the_last_good_version():
     """A refused key keeps what was installed for it."""
     (hold,) = decide(desired(rejected=[key()]), entry(), seen=has(web="v1"))
-    expected = Hold(id=key(), why="rejected", names=("web",), state="outdated", problems=(REFUSED,))
+    expected = Hold(
+        id=key(), reason="rejected", names=("web",), state="outdated", findings=(REFUSED,)
+    )
     assert expected == hold
 
 
@@ -303,19 +325,21 @@ def test_a_refused_update_holds_the_last_good_version():
 def test_a_refused_update_restores_the_last_good_version(seen, why, ours):
     """The last good version is put back from the ledger when the node lost or changed it."""
     (put,) = decide(desired(rejected=[key()]), entry(), seen=seen)
-    expected = Put(id=key(), why=why, names=("web",), profile=None, ours=ours, problems=(REFUSED,))
+    expected = Install(
+        id=key(), reason=why, names=("web",), profile=None, replaceable=ours, findings=(REFUSED,)
+    )
     assert expected == put
 
 
 def test_a_new_key_that_is_still_checked_is_held():
     """The names of a pending key are not known yet."""
-    hold = Hold(id=key(), why="pending", names=(), state="pending")
+    hold = Hold(id=key(), reason="pending", names=(), state="pending")
     assert decide(desired(pending=[key()]), seen=has()) == (hold,)
 
 
 def test_an_update_that_is_still_checked_holds_the_last_good_version():
     """The installed version counts as outdated until the update is accepted."""
-    hold = Hold(id=key(), why="pending", names=("web",), state="outdated")
+    hold = Hold(id=key(), reason="pending", names=("web",), state="outdated")
     assert decide(desired(pending=[key()]), entry(), seen=has(web="v1")) == (hold,)
 
 
@@ -323,26 +347,26 @@ def test_an_update_that_is_still_checked_holds_the_last_good_version():
 def test_an_update_that_is_still_checked_restores_the_last_good_version(seen, why):
     """A profile that went missing does not wait for the check."""
     (put,) = decide(desired(pending=[key()]), entry(), seen=seen)
-    assert (type(put), put.why, put.profile) == (Put, why, None)
+    assert (type(put), put.reason, put.profile) == (Install, why, None)
 
 
 @pytest.mark.parametrize("how", ["put", "adopted"])
 def test_nothing_is_removed_or_released_while_a_key_is_checked(how):
     """The key may be the same profile under a new key; its label stays as it is."""
-    hold = Hold(id=key(), why="pending", names=("web",), state="held")
+    hold = Hold(id=key(), reason="pending", names=("web",), state="held")
     new = key("new.profile")
     actions = decide(
         desired(pending=[new]),
         entry(how=how),
-        seen=Seen(facts={"web": fact()}, uses={"web": Unused()}),
+        seen=Observation(profiles={"web": fact()}, uses={"web": Unused()}),
     )
-    assert actions == (Hold(id=new, why="pending", names=(), state="pending"), hold)
+    assert actions == (Hold(id=new, reason="pending", names=(), state="pending"), hold)
 
 
 def test_a_check_of_another_kind_holds_up_no_removal():
     """A seccomp file does not wait for AppArmor texts."""
     stored = entry(key(kind="seccomp"))
-    seen = Seen(facts={"web": fact()}, uses={"web": Unused()})
+    seen = Observation(profiles={"web": fact()}, uses={"web": Unused()})
     wanted = desired(pending=[key("new.profile")])
     assert short(decide(wanted, stored, seen=seen, kind="seccomp")) == [
         (Remove, "not desired", ("web",))
@@ -353,9 +377,9 @@ def test_a_new_name_waits_for_a_key_that_may_declare_it():
     """Two keys that declare one name are both rejected, whichever is checked first."""
     new, other = profile(key("a.profile"), names=("new",)), profile(key("b.profile"))
     actions = decide(desired(new, other, pending=[key("c.profile")]), seen=has())
-    assert [(one.id.key, type(one), one.why) for one in actions] == [
+    assert [(one.id.key, type(one), one.reason) for one in actions] == [
         ("a.profile", Hold, "pending"),
-        ("b.profile", Put, "new"),
+        ("b.profile", Install, "new"),
         ("c.profile", Hold, "pending"),
     ]
 
@@ -365,7 +389,7 @@ def test_a_name_of_a_key_that_is_checked_waits_for_it():
     actions = decide(
         desired(profile(key("a.profile"), "v2"), pending=[key()]), entry(), seen=has(web="v1")
     )
-    assert [(one.id.key, type(one), one.why) for one in actions] == [
+    assert [(one.id.key, type(one), one.reason) for one in actions] == [
         ("a.profile", Hold, "pending"),
         ("web.profile", Hold, "pending"),
     ]
@@ -374,15 +398,15 @@ def test_a_name_of_a_key_that_is_checked_waits_for_it():
 def test_an_installed_name_waits_for_no_other_key():
     """An update of a profile is installed though another key is still being checked."""
     wanted = profile(content="v2", names=("new",))
-    stored = Entry(id=key(), how="put", installed=version("v1", ("new",)))
+    stored = LedgerEntry(id=key(), provenance="put", installed=version("v1", ("new",)))
     (put, _) = decide(desired(wanted, pending=[key("c.profile")]), stored, seen=has(new="v1"))
-    assert (type(put), put.why) == (Put, "changed")
+    assert (type(put), put.reason) == (Install, "changed")
 
 
 def test_a_refused_update_of_an_adopted_profile_leaves_the_changed_one_alone():
     """The last good version of an adopted profile is not forced on its owner."""
     (hold,) = decide(desired(rejected=[key()]), entry(how="adopted"), seen=has(web="other"))
-    assert (hold.state, [one.code for one in hold.problems]) == (
+    assert (hold.state, [one.code for one in hold.findings]) == (
         "foreign",
         ["parser_rejected", "foreign_name"],
     )
@@ -391,37 +415,37 @@ def test_a_refused_update_of_an_adopted_profile_leaves_the_changed_one_alone():
 def test_a_refused_new_key_is_only_reported():
     """A key that was never accepted has nothing to keep."""
     assert decide(desired(rejected=[key()]), seen=has()) == (
-        Hold(id=key(), why="rejected", names=(), state="rejected", problems=(REFUSED,)),
+        Hold(id=key(), reason="rejected", names=(), state="rejected", findings=(REFUSED,)),
     )
 
 
 def test_a_key_that_cannot_be_checked_keeps_its_last_good_version():
     """Without the means to check, what is there stays."""
     (hold,) = decide(desired(unchecked=[key()]), entry(), seen=has(web="v1"))
-    assert (hold.why, hold.state) == ("unchecked", "outdated")
+    assert (hold.reason, hold.state) == ("unchecked", "outdated")
 
 
 def test_a_profile_no_longer_desired_is_removed():
     """A name of ours that nobody desires or uses goes, proof asked for again."""
-    seen = Seen(facts={"web": fact()}, uses={"web": Unused()})
+    seen = Observation(profiles={"web": fact()}, uses={"web": Unused()})
     assert decide(desired(), entry(), seen=seen) == (
         Remove(
             id=key(),
-            why="not desired",
+            reason="not desired",
             names=("web",),
             evidence={"web": frozenset({"raw:v1"})},
-            prove=True,
+            require_unused=True,
         ),
     )
 
 
 @pytest.mark.parametrize(
     ("use", "why"),
-    [(InUse(pids=(1, 2)), "in_use"), (CannotTell(why="no /proc"), "use_unknown")],
+    [(InUse(pids=(1, 2)), "in_use"), (UnknownUse(reason="no /proc"), "use_unknown")],
 )
 def test_a_profile_in_use_is_held(use, why):
     """Removal would unconfine its processes for good, so it waits."""
-    seen = Seen(facts={"web": fact()}, uses={"web": use})
+    seen = Observation(profiles={"web": fact()}, uses={"web": use})
     assert short(decide(desired(), entry(), seen=seen)) == [(Hold, why, ("web",))]
 
 
@@ -429,10 +453,10 @@ def test_hats_and_children_stay_with_a_profile_in_use():
     """Its processes may enter them at any time; a hat that the profile has no more may go."""
     names = ("web", "web//HAT", "web//kid", "web//kid//grandkid")
     uses = {name: Unused() for name in names} | {"web": InUse(pids=(1,))}
-    seen = Seen(facts={name: fact() for name in names}, uses=uses)
+    seen = Observation(profiles={name: fact() for name in names}, uses=uses)
     actions = decide(desired(), entry(names=names), seen=seen)
     assert short(actions) == [(Hold, "in_use", (name,)) for name in names]
-    assert [len(one.problems) for one in actions] == [1, 0, 0, 0]
+    assert [len(one.findings) for one in actions] == [1, 0, 0, 0]
     kept = decide(desired(profile()), entry(names=names), seen=seen)
     assert sorted(name for one in kept if isinstance(one, Remove) for name in one.names) == [
         *names[1:]
@@ -448,7 +472,7 @@ def test_a_use_nobody_looked_at_is_not_unused():
 
 def test_prune_never_holds():
     """--prune=never removes nothing at all."""
-    seen = Seen(facts={"web": fact()}, uses={"web": Unused()})
+    seen = Observation(profiles={"web": fact()}, uses={"web": Unused()})
     assert short(decide(desired(), entry(), seen=seen, prune="never")) == [
         (Hold, "prune=never", ("web",))
     ]
@@ -466,69 +490,74 @@ def test_prune_never_holds():
 )
 def test_a_removal_waits_for_its_label_and_the_grace_time(gone, expected):
     """First the label is off, confirmed; then the grace time; only then the profile goes."""
-    seen = Seen(facts={"web": fact()}, uses={"web": Unused()})
-    (action,) = decide(desired(), entry(), seen=seen, gone=gone, grace=60.0)
+    seen = Observation(profiles={"web": fact()}, uses={"web": Unused()})
+    (action,) = decide(desired(), entry(), seen=seen, label_absent_seconds=gone, grace_seconds=60.0)
     assert type(action) is expected
     if isinstance(action, Hold):
-        assert (action.why, action.desired) == ("label_pending", False)
-        assert [one.code for one in action.problems] == ["label_pending"]
+        assert (action.reason, action.desired) == ("label_pending", False)
+        assert [one.code for one in action.findings] == ["label_pending"]
 
 
 @pytest.mark.parametrize(
     ("wanted", "expected"),
     [
         (desired(), False),
-        (desired(sets=[Unreadable(origin=ORIGIN, why="away")]), True),
+        (desired(sets=[Unreadable(profile_set=ORIGIN, reason="away")]), True),
         (desired(rejected=[key()]), True),
     ],
 )
 def test_blind_or_not_a_hold_says_whether_the_name_is_desired(wanted, expected):
     """What labels stay while the agent cannot look depends on it."""
-    blind = Blind(problem=REFUSED)
+    blind = Unobservable(finding=REFUSED)
     (action,) = decide(wanted, entry(), seen=blind)
     assert (action.names, action.state, action.desired) == (("web",), "unobservable", expected)
 
 
 def test_a_name_that_an_unreadable_source_may_desire_keeps_its_label():
     """It may have moved there."""
-    sets = [Read(origin=ORIGIN, revision="1", blobs=()), Unreadable(origin="other", why="away")]
-    seen = Seen(facts={"web": fact()}, uses={"web": Unused()})
+    sets = [
+        Read(profile_set=ORIGIN, revision="1", source_keys=()),
+        Unreadable(profile_set="other", reason="away"),
+    ]
+    seen = Observation(profiles={"web": fact()}, uses={"web": Unused()})
     (action,) = decide(desired(sets=sets), entry(), seen=seen)
-    assert (type(action), action.why, action.desired) == (Hold, "a source is unreadable", True)
+    assert (type(action), action.reason, action.desired) == (Hold, "a source is unreadable", True)
 
 
 def test_pods_prove_the_use_of_files_and_only_add_to_that_of_policy():
     """A pod that names it holds either kind; that none does is proof for files alone."""
-    seen = Seen(facts={"web": fact()}, uses={"web": CannotTell(why="a file")})
+    seen = Observation(profiles={"web": fact()}, uses={"web": UnknownUse(reason="a file")})
     seccomp = entry(key(kind="seccomp"))
     (held,) = decide(
-        desired(), seccomp, seen=seen, kind="seccomp", pods={("seccomp", "web"): ("a",)}
+        desired(), seccomp, seen=seen, kind="seccomp", pods_by_profile={("seccomp", "web"): ("a",)}
     )
-    assert (type(held), held.why) == (Hold, "in_use")
-    (free,) = decide(desired(), seccomp, seen=seen, kind="seccomp", pods={})
-    assert (type(free), free.prove) == (Remove, False)
-    (policy,) = decide(desired(), entry(), seen=seen, pods={})
-    assert (type(policy), policy.why) == (Hold, "use_unknown")
-    unused = Seen(facts={"web": fact()}, uses={"web": Unused()})
-    (named,) = decide(desired(), entry(), seen=unused, pods={("apparmor", "web"): ("a",)})
-    assert (type(named), named.why) == (Hold, "in_use")
+    assert (type(held), held.reason) == (Hold, "in_use")
+    (free,) = decide(desired(), seccomp, seen=seen, kind="seccomp", pods_by_profile={})
+    assert (type(free), free.require_unused) == (Remove, False)
+    (policy,) = decide(desired(), entry(), seen=seen, pods_by_profile={})
+    assert (type(policy), policy.reason) == (Hold, "use_unknown")
+    unused = Observation(profiles={"web": fact()}, uses={"web": Unused()})
+    (named,) = decide(
+        desired(), entry(), seen=unused, pods_by_profile={("apparmor", "web"): ("a",)}
+    )
+    assert (type(named), named.reason) == (Hold, "in_use")
 
 
 def test_while_the_pods_are_not_known_nothing_is_removed():
     """With --pod-aware a list of pods that is refused or late is not a list without pods."""
-    seen = Seen(facts={"web": fact()}, uses={"web": Unused()})
+    seen = Observation(profiles={"web": fact()}, uses={"web": Unused()})
     (held,) = decide(desired(), entry(), seen=seen, pod_aware=True, prune="always")
-    assert (type(held), held.why) == (Hold, "use_unknown")
-    (gone,) = decide(desired(), entry(), seen=seen, pod_aware=True, pods={})
+    assert (type(held), held.reason) == (Hold, "use_unknown")
+    (gone,) = decide(desired(), entry(), seen=seen, pod_aware=True, pods_by_profile={})
     assert type(gone) is Remove
 
 
 def test_prune_always_needs_no_proof_for_seccomp_files_only():
     """--prune=always skips the in-use proof for files, never for loaded AppArmor profiles."""
-    seen = Seen(facts={"web": fact()}, uses={"web": CannotTell(why="a file")})
+    seen = Observation(profiles={"web": fact()}, uses={"web": UnknownUse(reason="a file")})
     seccomp = entry(key(kind="seccomp"))
     actions = decide(desired(), seccomp, seen=seen, kind="seccomp", prune="always")
-    assert [(Remove, False)] == [(type(one), one.prove) for one in actions]
+    assert [(Remove, False)] == [(type(one), one.require_unused) for one in actions]
     assert short(decide(desired(), entry(), seen=seen, prune="always")) == [
         (Hold, "use_unknown", ("web",))
     ]
@@ -551,21 +580,21 @@ def test_what_is_not_ours_to_remove_is_released(stored, seen, why):
 
 def test_an_entry_that_never_got_anywhere_is_dropped():
     """An entry without a name of its own is forgotten."""
-    stored = Entry(id=key(), how="put", staged=version())
+    stored = LedgerEntry(id=key(), provenance="put", staged=version())
     assert short(decide(desired(), stored, seen=has())) == [(Release, "never installed", ())]
 
 
 @pytest.mark.parametrize(
     "unread",
     [
-        Emptied(origin=ORIGIN, revision=""),
-        Missing(origin=ORIGIN, why="not found"),
-        Unreadable(origin=ORIGIN, why="EACCES"),
+        Emptied(profile_set=ORIGIN, revision=""),
+        Missing(profile_set=ORIGIN, reason="not found"),
+        Unreadable(profile_set=ORIGIN, reason="EACCES"),
     ],
 )
 def test_what_was_staged_is_remembered_while_its_set_is_not_read(unread):
     """It may be on the node: without it the next pass would take it for somebody else's."""
-    stored = Entry(id=key(), how="put", staged=version())
+    stored = LedgerEntry(id=key(), provenance="put", staged=version())
     assert decide(desired(sets=[unread]), stored, seen=has(web="v1")) == ()
 
 
@@ -577,13 +606,13 @@ def test_a_renamed_key_keeps_its_profile():
 
 @pytest.mark.parametrize(
     ("seen", "action"),
-    [(has(web="v1"), (Hold, "wanted", ("web",))), (has(), (Put, "missing", ("web",)))],
+    [(has(web="v1"), (Hold, "wanted", ("web",))), (has(), (Install, "missing", ("web",)))],
 )
 def test_a_name_that_a_refused_key_wants_stays(seen, action):
     """Renamed and refused in one change: the last good version of the former key is kept."""
-    refused = Rejection(id=key("new"), problems=(REFUSED,), provides=("web",))
+    refused = Rejection(id=key("new"), findings=(REFUSED,), names=("web",))
     wanted = replace(desired(), rejections={key("new"): refused})
-    assert short(decide(wanted, entry(key("old")), seen=seen, gone={})) == [
+    assert short(decide(wanted, entry(key("old")), seen=seen, label_absent_seconds={})) == [
         (Hold, "rejected", ()),
         action,
     ]
@@ -598,17 +627,17 @@ def test_a_name_that_a_foreign_one_keeps_from_its_key_stays():
         (Hold, "wanted", ("web",)),
     ]
     actions = decide(wanted, entry(key("old")), seen=has(helper="theirs"))
-    assert short(actions)[1:] == [(Put, "missing", ("web",))]
+    assert short(actions)[1:] == [(Install, "missing", ("web",))]
 
 
 def test_what_is_left_of_a_version_that_lost_a_name_stays_by_itself():
     """One name has moved, another is wanted by a refused key: it is held, and not put back."""
-    refused = Rejection(id=key("new"), problems=(REFUSED,), provides=("web",))
+    refused = Rejection(id=key("new"), findings=(REFUSED,), names=("web",))
     wanted = desired(profile(key("api"), "v2", ("api",)))
     wanted = replace(wanted, rejections={key("new"): refused})
     stored = entry(key("old"), names=("api", "web"))
     assert short(decide(wanted, stored, seen=has(api="v1", web="v1"))) == [
-        (Put, "changed", ("api",)),
+        (Install, "changed", ("api",)),
         (Hold, "rejected", ()),
         (Hold, "wanted", ("web",)),
         (Release, "moved", ("api",)),
@@ -623,7 +652,7 @@ def test_a_name_moves_out_of_a_set_that_this_pass_does_not_read():
     """Another origin's entry loses a name that a key of ours provides now, nothing else."""
     other = entry(key("old", origin="dir /elsewhere"), names=("web", "more"))
     actions = decide(desired(profile(content="v2")), other, seen=has(web="v1", more="v1"))
-    assert short(actions) == [(Put, "changed", ("web",)), (Release, "moved", ("web",))]
+    assert short(actions) == [(Install, "changed", ("web",)), (Release, "moved", ("web",))]
 
 
 def test_entries_of_other_origins_are_not_mentioned():
@@ -637,23 +666,29 @@ def test_a_name_of_a_refused_key_cannot_move(refused):
     """The last good version of a refused key keeps its names against other keys."""
     wanted = desired(profile(key("new"), "v2"), **{refused: [key("old")]})
     new, old = decide(wanted, entry(key("old")), seen=has(web="v1"))
-    assert (new.state, [one.code for one in new.problems]) == ("rejected", ["name_conflict"])
+    assert (new.state, [one.code for one in new.findings]) == ("rejected", ["name_conflict"])
     assert (type(old), old.names, old.state) == (Hold, ("web",), "outdated")
 
 
 def test_a_name_of_an_unreadable_set_cannot_move():
     """A set that could not be read may still provide its names."""
-    sets = [Read(origin=ORIGIN, revision="1", blobs=()), Unreadable(origin="dir /x", why="EIO")]
+    sets = [
+        Read(profile_set=ORIGIN, revision="1", source_keys=()),
+        Unreadable(profile_set="dir /x", reason="EIO"),
+    ]
     wanted = desired(profile(content="v2"), sets=sets)
     stored = entry(key("old", origin="dir /x"))
     new, old = decide(wanted, stored, seen=has(web="v1"))
-    assert (new.state, old.why, old.state) == ("rejected", "source gone", "held")
+    assert (new.state, old.reason, old.state) == ("rejected", "source gone", "held")
 
 
 def test_an_unreadable_set_blocks_every_removal():
     """A key that seems gone may have moved into the set that could not be read."""
-    sets = [Read(origin=ORIGIN, revision="1", blobs=()), Unreadable(origin="dir /x", why="EIO")]
-    seen = Seen(facts={"web": fact()}, uses={"web": Unused()})
+    sets = [
+        Read(profile_set=ORIGIN, revision="1", source_keys=()),
+        Unreadable(profile_set="dir /x", reason="EIO"),
+    ]
+    seen = Observation(profiles={"web": fact()}, uses={"web": Unused()})
     assert short(decide(desired(sets=sets), entry(), seen=seen)) == [
         (Hold, "a source is unreadable", ("web",))
     ]
@@ -662,29 +697,29 @@ def test_an_unreadable_set_blocks_every_removal():
 @pytest.mark.parametrize(
     "gone",
     [
-        Emptied(origin=ORIGIN, revision=""),
-        Missing(origin=ORIGIN, why="not found"),
-        Unreadable(origin=ORIGIN, why="EACCES"),
+        Emptied(profile_set=ORIGIN, revision=""),
+        Missing(profile_set=ORIGIN, reason="not found"),
+        Unreadable(profile_set=ORIGIN, reason="EACCES"),
     ],
 )
 def test_a_set_that_is_gone_keeps_and_restores_its_profiles(gone):
     """Emptied, missing and unreadable are never a reason to remove."""
     wanted = desired(sets=[gone])
     assert short(decide(wanted, entry(), seen=has(web="v1"))) == [(Hold, "source gone", ("web",))]
-    assert short(decide(wanted, entry(), seen=has())) == [(Put, "missing", ("web",))]
+    assert short(decide(wanted, entry(), seen=has())) == [(Install, "missing", ("web",))]
 
 
 @pytest.mark.parametrize(
     "gone",
-    [Emptied(origin="dir /x", revision=""), Missing(origin="dir /x", why="not found")],
+    [Emptied(profile_set="dir /x", revision=""), Missing(profile_set="dir /x", reason="not found")],
 )
 def test_a_set_that_is_gone_gives_its_names_to_the_key_that_replaces_it(gone):
     """A ConfigMap that was made anew under another name takes over, once and for good."""
-    sets = [Read(origin=ORIGIN, revision="1", blobs=()), gone]
+    sets = [Read(profile_set=ORIGIN, revision="1", source_keys=()), gone]
     wanted = desired(profile(content="v2"), sets=sets)
     old = entry(key("old", origin="dir /x"))
     assert short(decide(wanted, old, seen=has(web="v1"))) == [
-        (Put, "changed", ("web",)),
+        (Install, "changed", ("web",)),
         (Release, "moved", ("web",)),
     ]
     # With a name that nothing else provides it stays whole, and bars the other key.
@@ -705,8 +740,8 @@ def test_a_duplicate_key_releases_its_names_to_the_first():
 @pytest.mark.parametrize(
     ("observed", "state"),
     [
-        (Blind(problem=REFUSED), "unobservable"),
-        (Unsupported(problem=REFUSED), "unsupported"),
+        (Unobservable(finding=REFUSED), "unobservable"),
+        (Unsupported(finding=REFUSED), "unsupported"),
     ],
 )
 def test_a_kind_that_cannot_be_seen_is_held(observed, state):
@@ -725,7 +760,7 @@ def test_a_kind_that_cannot_be_seen_is_held(observed, state):
 def test_what_was_put_before_an_adoption_is_removed():
     """The adopted version stays somebody else's; what this agent put under that key does not."""
     stored = entry(how="adopted", retired={"left": frozenset({"raw:v0"})})
-    seen = Seen(facts={"web": fact(), "left": fact("v0")}, uses={"left": Unused()})
+    seen = Observation(profiles={"web": fact(), "left": fact("v0")}, uses={"left": Unused()})
     assert short(decide(desired(profile()), stored, seen=seen)) == [
         (Keep, "unchanged", ("web",)),
         (Remove, "not desired", ("left",)),
@@ -759,12 +794,16 @@ V1 = entry(names=("a", "b"))  # under the key of `profile`
 def test_a_put_knows_what_to_put_back_if_it_fails(stored, new, seen, back):
     """The last good version where the node lacks it, and nothing that is not this agent's."""
     (put, *_) = decide(desired(profile(content="v2", names=new)), stored, seen=seen)
-    assert put.former == {stored.id}
+    assert put.previous_owners == {stored.id}
     if back is None:
-        assert put.back is None
+        assert put.fallback is None
     else:
-        assert put.back == Put(
-            id=stored.id, why=put.back.why, names=("a", "b"), profile=None, ours=back
+        assert put.fallback == Install(
+            id=stored.id,
+            reason=put.fallback.reason,
+            names=("a", "b"),
+            profile=None,
+            replaceable=back,
         )
 
 
@@ -773,17 +812,17 @@ def test_what_another_key_has_by_now_is_not_put_back():
     other = profile(key("other"), "v3", ("b",))
     wanted = desired(profile(content="v2", names=("a",)), other)
     (_, put, *_) = decide(wanted, V1, seen=has())
-    assert (put.names, put.back) == (("a",), None)
+    assert (put.names, put.fallback) == (("a",), None)
     owner = entry(key("owner", origin="dir /elsewhere"), "v3", ("b",))
     (put, *_) = decide(desired(profile(content="v2", names=("a",))), V1, owner, seen=has())
-    assert put.back is None
+    assert put.fallback is None
 
 
 def test_another_keys_foreign_name_holds_back_the_whole_update():
     """An update that claims a foreign name is held; the last good version stays complete."""
     wanted = profile(content="v2", names=("web", "extra"))
     (hold,) = decide(desired(wanted), entry(), seen=has(web="v1", extra="theirs"))
-    assert (hold.why, hold.names, hold.state) == ("foreign", ("web",), "outdated")
+    assert (hold.reason, hold.names, hold.state) == ("foreign", ("web",), "outdated")
 
 
 def test_only_names_that_may_go_are_suspects():
@@ -803,8 +842,8 @@ def test_only_names_that_may_go_are_suspects():
             entry(key("far", origin="dir /far"), names=("far",)),
         )
     }
-    assert plan.suspects(wanted, stored, Options()) == frozenset({"left", "old"})
-    assert plan.suspects(wanted, stored, Options(prune="never")) == frozenset()
+    assert plan.removal_candidates(wanted, stored, PlanOptions()) == frozenset({"left", "old"})
+    assert plan.removal_candidates(wanted, stored, PlanOptions(prune="never")) == frozenset()
 
 
 def test_a_name_that_a_barred_key_still_needs_cannot_move():
@@ -823,13 +862,13 @@ def test_a_name_that_a_barred_key_still_needs_cannot_move():
 def test_a_key_that_looks_like_another_kind_now_keeps_its_last_good_version():
     """A torn write of a key without an ending is no wish to remove what it was."""
     wanted = Desired(
-        rejections={key(): Rejection(id=key(), problems=(REFUSED,))},
+        rejections={key(): Rejection(id=key(), findings=(REFUSED,))},
         keys=frozenset({(ORIGIN, "web.profile")}),
-        sets={ORIGIN: Read(origin=ORIGIN, revision="1", blobs=())},
+        profile_sets={ORIGIN: Read(profile_set=ORIGIN, revision="1", source_keys=())},
     )
     seccomp = entry(key(kind="seccomp"))
     (held,) = decide(wanted, seccomp, seen=has(web="v1"), kind="seccomp", prune="always")
-    assert (type(held), held.why, held.desired) == (Hold, "source gone", True)
+    assert (type(held), held.reason, held.desired) == (Hold, "source gone", True)
 
 
 def test_keys_below_a_refused_directory_keep_their_last_good_version():
@@ -846,8 +885,8 @@ def test_a_key_of_another_kind_that_was_accepted_replaces_the_former():
     wanted = Desired(
         profiles={other.id: other},
         keys=frozenset({(ORIGIN, "web.profile")}),
-        sets={ORIGIN: Read(origin=ORIGIN, revision="1", blobs=())},
+        profile_sets={ORIGIN: Read(profile_set=ORIGIN, revision="1", source_keys=())},
     )
-    seen = Seen(facts={"web": fact()}, uses={"web": Unused()})
+    seen = Observation(profiles={"web": fact()}, uses={"web": Unused()})
     (removed,) = decide(wanted, entry(), seen=seen)
     assert type(removed) is Remove

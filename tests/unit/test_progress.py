@@ -1,6 +1,6 @@
 """Specification of the progress lines of a command that waits for the parser."""
 
-from agent.reporters.progress import Progress
+from agent.reporting.progress import Progress
 
 
 def lines(counts):

@@ -1,22 +1,22 @@
-"""Specification of agent.reporters.publisher: called directly, without its thread."""
+"""Specification of agent.kube.publisher: called directly, without its thread."""
 
 from collections import deque
 
 import pytest
 
-from agent.core.problems import Problem
-from agent.core.report import SetStatus
-from agent.doors.kube import Refused, Unreachable
-from agent.reporters import events, publisher
-from agent.reporters.node import Options, OwnNode
-from agent.reporters.publisher import FIRST_SECONDS, LAST_SECONDS, Publisher
+from agent.core.findings import Finding
+from agent.core.report import ProfileSetStatus
+from agent.kube import events, publisher
+from agent.kube.client import RefusedError, UnreachableError
+from agent.kube.node_labels import NodeLabeler, Options
+from agent.kube.publisher import FIRST_SECONDS, LAST_SECONDS, Publisher
 from tests.api_server import BOOT_ID, NAME, ApiServer, Watched
 from tests.reports import SET, D, report, row
 
 A, B = f"seccomp.{D}/a.json", f"seccomp.{D}/b.json"
 READY = f"set.{D}/ns__web"
-DOWN = Unreachable("no answer in time")
-BAD = (Problem(code="not_json", where="line 1", what="it is no JSON"),)
+DOWN = UnreachableError("no answer in time")
+BAD = (Finding(code="not_json", location="line 1", message="it is no JSON"),)
 
 
 class Clock:
@@ -41,12 +41,12 @@ class World:
         self.node = Watched(self.server)
         self.changes = []
         self.lost = 0
-        own = OwnNode(self.server, Options(name=NAME, domain=D, **options), lambda: BOOT_ID)
+        own = NodeLabeler(self.server, Options(name=NAME, domain=D, **options), lambda: BOOT_ID)
         self.told = Publisher(
             own,
             self.server,
             copy=self.node,
-            changed=lambda: self.changes.append(self.told.on()),
+            changed=lambda: self.changes.append(self.told.labels_on_node()),
             dropped=self._dropped,
         )
 
@@ -54,7 +54,7 @@ class World:
         self.lost += number
 
     def codes(self):
-        return [one.code for one in self.told.problems]
+        return [one.code for one in self.told.findings]
 
     def settle(self):
         """Step as long as the thread would without waiting."""
@@ -92,11 +92,11 @@ def test_what_a_report_earns_is_put_on_the_node(world):
     """And is known to be on; a second report of the same asks for nothing."""
     labelled(world, row())
     assert world.server.labels == {A: "installed", READY: "ready"}
-    assert world.told.on() == {A, READY}
+    assert world.told.labels_on_node() == {A, READY}
     assert world.told.labels() == {A: "installed", READY: "ready"}
     world.server.requests()
     labelled(world, row())
-    assert (world.server.requests(), world.told.problems) == ([], ())
+    assert (world.server.requests(), world.told.findings) == ([], ())
 
 
 def test_before_the_first_report_nothing_is_asked(world):
@@ -113,8 +113,12 @@ def test_before_the_node_was_read_nothing_is_known(clock):
     world = World(clock)
     world.told.post(report(row()))
     world.told.step()
-    assert (world.told.on(), world.told.labels(), world.codes()) == (None, {}, ["node_unreachable"])
-    assert "not read yet" in world.told.problems[0].what
+    assert (world.told.labels_on_node(), world.told.labels(), world.codes()) == (
+        None,
+        {},
+        ["node_unreachable"],
+    )
+    assert "not read yet" in world.told.findings[0].message
     assert world.server.requests() == []
 
 
@@ -125,7 +129,11 @@ def test_a_node_that_does_not_exist_is_told_as_such(clock):
     world.node.deliver()
     world.told.post(report(row()))
     world.told.step()
-    assert (world.told.on(), world.codes(), world.server.requests()) == (None, ["node_unknown"], [])
+    assert (world.told.labels_on_node(), world.codes(), world.server.requests()) == (
+        None,
+        ["node_unknown"],
+        [],
+    )
 
 
 def test_an_unread_node_without_a_reason_is_told_too(world):
@@ -133,33 +141,33 @@ def test_an_unread_node_without_a_reason_is_told_too(world):
     world.node.copy = type(world.node.copy)(objects=None)
     world.told.post(report(row()))
     world.told.step()
-    assert "the Node was not read yet" in world.told.problems[0].what
+    assert "the Node was not read yet" in world.told.findings[0].message
 
 
 def test_a_label_counts_as_on_until_the_api_server_has_confirmed_it_gone(world):
     """Neither the wish nor a failed request takes it off."""
     labelled(world, row(), row("b.json"))
     world.told.post(report(row()))
-    assert world.told.on() == {A, B, READY}
+    assert world.told.labels_on_node() == {A, B, READY}
     world.server.errors = [DOWN]
     world.told.step()
-    assert world.told.on() == {A, B, READY}
+    assert world.told.labels_on_node() == {A, B, READY}
     assert world.codes() == ["node_unreachable"]
     world.told.step()
-    assert world.told.on() == {A, READY}
+    assert world.told.labels_on_node() == {A, READY}
     assert world.codes() == []
 
 
 def test_a_label_that_may_have_been_put_on_counts_as_on(world):
     """Its request was carried out, its answer lost, and the watch has not told yet."""
     world.told.post(report(row()))
-    world.told.own.prove(world.node.copy.objects[NAME])
+    world.told.labeler.prove(world.node.copy.objects[NAME])
     world.server.lost = [DOWN]
     world.told.step()
     assert world.server.labels == {A: "installed", READY: "ready"}
     world.told.post(report())
     world.told.step()
-    assert (world.told.on(), world.server.labels) == (frozenset(), {})
+    assert (world.told.labels_on_node(), world.server.labels) == (frozenset(), {})
 
 
 def test_a_wish_that_came_during_a_request_is_not_forgotten(world):
@@ -169,13 +177,13 @@ def test_a_wish_that_came_during_a_request_is_not_forgotten(world):
         world.server.during = lambda: None
         world.told.post(report())
 
-    world.told.own.prove(world.node.copy.objects[NAME])
+    world.told.labeler.prove(world.node.copy.objects[NAME])
     world.told.post(report(row()))
     world.server.during = overtake
     world.told.step()
-    assert world.told.on() == {A, READY}
+    assert world.told.labels_on_node() == {A, READY}
     world.settle()
-    assert (world.told.on(), world.server.labels) == (frozenset(), {})
+    assert (world.told.labels_on_node(), world.server.labels) == (frozenset(), {})
 
 
 def test_a_new_wish_that_came_during_a_request_may_soon_be_on(world):
@@ -185,11 +193,11 @@ def test_a_new_wish_that_came_during_a_request_may_soon_be_on(world):
         world.server.during = lambda: None
         world.told.post(report(row("b.json")))
 
-    world.told.own.prove(world.node.copy.objects[NAME])
+    world.told.labeler.prove(world.node.copy.objects[NAME])
     world.told.post(report(row()))
     world.server.during = overtake
     world.told.step()
-    assert world.told.on() == {A, B, READY}
+    assert world.told.labels_on_node() == {A, B, READY}
 
 
 def test_news_of_the_watch_during_a_request_outweigh_its_answer(world):
@@ -199,13 +207,13 @@ def test_news_of_the_watch_during_a_request_outweigh_its_answer(world):
         world.server.during = lambda: None
         world.server.set_label("pool", "a")
         world.node.deliver()
-        assert world.told.on() == {A, READY}  # the agent's loop looks at them
+        assert world.told.labels_on_node() == {A, READY}  # the agent's loop looks at them
 
-    world.told.own.prove(world.node.copy.objects[NAME])
+    world.told.labeler.prove(world.node.copy.objects[NAME])
     world.told.post(report(row()))
     world.server.during = news
     world.told.step()
-    assert world.told.on() == {A, READY}
+    assert world.told.labels_on_node() == {A, READY}
     assert world.told.labels() == {}
     world.node.deliver()
     assert world.told.labels() == {A: "installed", READY: "ready"}
@@ -215,9 +223,9 @@ def test_while_the_copy_is_not_confirmed_nobody_knows_what_is_on(world):
     """Not even right after an answer: somebody else may have changed it since."""
     labelled(world, row())
     world.node.fail()
-    assert world.told.on() is None
+    assert world.told.labels_on_node() is None
     world.node.deliver()
-    assert world.told.on() == {A, READY}
+    assert world.told.labels_on_node() == {A, READY}
 
 
 def test_a_label_taken_off_by_somebody_else_is_put_back(world):
@@ -237,8 +245,8 @@ def test_labels_do_not_flap_while_a_source_is_away_or_a_kind_is_blind(world):
     labelled(world, row(), seccomp="enabled")
     before = dict(world.server.labels)
     world.server.requests()
-    away = (SetStatus(origin=SET, state="unreadable", why="forbidden"),)
-    labelled(world, row(state="held", why="source gone"), sets=away, seccomp="enabled")
+    away = (ProfileSetStatus(profile_set=SET, state="unreadable", reason="forbidden"),)
+    labelled(world, row(state="held", reason="source gone"), sets=away, seccomp="enabled")
     labelled(world, row(state="unobservable"), seccomp="enabled")
     labelled(world, row(), seccomp="enabled")
     assert (world.server.labels, world.server.requests()) == (before, [])
@@ -248,7 +256,7 @@ def test_another_node_of_the_same_name_is_told_and_not_labelled(clock):
     """Neither labels nor Events; it is asked again later and later, never in a storm."""
     world = World(clock, ApiServer(boot_id="another"))
     world.node.deliver()
-    world.told.post(report(row(action="put", why="new")))
+    world.told.post(report(row(action="put", reason="new")))
     for _ in range(10):
         world.settle()
         clock.now += LAST_SECONDS
@@ -279,7 +287,7 @@ def test_a_failure_waits_longer_than_the_one_before_whatever_happens(world, cloc
 
 def test_the_api_server_may_ask_for_a_longer_wait(world, clock):
     """Retry-After is the least."""
-    world.server.errors = [Refused(429, "TooManyRequests", "slow down", retry_after=600.0)]
+    world.server.errors = [RefusedError(429, "TooManyRequests", "slow down", retry_after=600.0)]
     world.told.post(report(row()))
     world.told.step()
     assert world.told._retry == clock.now + 600.0
@@ -301,7 +309,9 @@ def test_changes_are_told_once(world):
 
 def test_events_follow_their_labels_one_at_a_time(world):
     """The Node has its label before anybody hears of the profile."""
-    world.told.post(report(row(action="put", why="new"), row("b.json", action="put", why="new")))
+    world.told.post(
+        report(row(action="put", reason="new"), row("b.json", action="put", reason="new"))
+    )
     world.told.step()
     assert world.server.requests() == ["GET", "APPLY", "POST"]
     world.settle()
@@ -313,19 +323,19 @@ def test_events_follow_their_labels_one_at_a_time(world):
 def test_an_event_that_is_refused_is_dropped_and_counted(world):
     """It would be refused again; labels do not wait for it."""
     labelled(world, row())
-    refused = Refused(403, "Forbidden", "events is forbidden")
+    refused = RefusedError(403, "Forbidden", "events is forbidden")
     world.server.during = lambda: _refuse_posts(world, refused)
-    labelled(world, row(), row("b.json", action="put", why="new"))
+    labelled(world, row(), row("b.json", action="put", reason="new"))
     assert world.server.labels == {A: "installed", B: "installed", READY: "ready"}
     assert (world.server.events, world.lost, world.codes()) == ([], 1, [])
 
 
-@pytest.mark.parametrize("error", [DOWN, Refused(429, "TooManyRequests", "slow", 30.0)])
+@pytest.mark.parametrize("error", [DOWN, RefusedError(429, "TooManyRequests", "slow", 30.0)])
 def test_an_event_that_found_no_ear_waits_and_does_not_speak_ill_of_the_labels(world, clock, error):
     """A busy API server is not asked for the next one at once; the labels are up to date."""
     labelled(world, row())
     world.server.requests()
-    many = [row(f"{index}.json", "rejected", problems=BAD) for index in range(20)]
+    many = [row(f"{index}.json", "rejected", findings=BAD) for index in range(20)]
     world.told.post(report(row(), *many))
     world.server.during = lambda: _refuse_posts(world, error)
     world.settle()
@@ -346,17 +356,17 @@ def test_an_event_whose_answer_was_lost_is_sent_again_as_the_same(world, clock):
     """Under its first name and time; that it is there already is as good as an answer."""
     labelled(world)
     world.server.requests()
-    world.told.post(report(row("bad.json", "rejected", problems=BAD)))
+    world.told.post(report(row("bad.json", "rejected", findings=BAD)))
     world.server.lost = [DOWN]
     world.settle()
     clock.now += 100.0
-    world.server.errors = [Refused(409, "AlreadyExists", "there is one of this name")]
+    world.server.errors = [RefusedError(409, "AlreadyExists", "there is one of this name")]
     world.settle()
     assert world.server.requests() == ["POST", "POST"]
     assert (len(world.server.events), world.lost, world.told._outbox) == (1, 0, deque())
     clock.now += 100.0
     world.server.lost = [DOWN]
-    world.told.post(report(row("worse.json", "rejected", problems=BAD)))
+    world.told.post(report(row("worse.json", "rejected", findings=BAD)))
     world.settle()
     clock.now += 100.0
     world.settle()
@@ -368,8 +378,8 @@ def test_events_are_sent_while_labels_are_refused(world, clock):
     """A policy that denies a label does not make the node silent."""
     labelled(world, row())
     world.server.requests()
-    world.server.errors = [Refused(403, "Forbidden", "the policy denies it")] * 2
-    world.told.post(report(row(), row("b.json"), row("bad.json", "rejected", problems=BAD)))
+    world.server.errors = [RefusedError(403, "Forbidden", "the policy denies it")] * 2
+    world.told.post(report(row(), row("b.json"), row("bad.json", "rejected", findings=BAD)))
     world.settle()
     assert world.server.requests() == ["APPLY", "APPLY", "POST"]
     assert world.codes() == ["node_unreachable"]
@@ -399,8 +409,8 @@ def test_labels_that_somebody_takes_off_again_and_again_are_put_back_less_and_le
 
 def test_more_events_than_the_bucket_holds_are_dropped_and_counted(world):
     """A node whose hundred profiles are new says what it may, warnings first."""
-    rows = [row(f"{index}.json", action="put", why="new") for index in range(100)]
-    labelled(world, *rows, row("bad.json", "rejected", problems=BAD))
+    rows = [row(f"{index}.json", action="put", reason="new") for index in range(100)]
+    labelled(world, *rows, row("bad.json", "rejected", findings=BAD))
     reasons = [one["reason"] for one in world.server.events]
     assert reasons == ["ProfileRejected"] + ["ProfileLoaded"] * (events.BURST - 1)
     assert world.lost == 101 - events.BURST
@@ -409,7 +419,7 @@ def test_more_events_than_the_bucket_holds_are_dropped_and_counted(world):
 def test_the_outbox_has_an_end(world, monkeypatch):
     """While nobody hears, the oldest news stay and the newest are counted."""
     monkeypatch.setattr(publisher, "OUTBOX", 3)
-    world.told.post(report(*[row(f"{n}.json", action="put", why="new") for n in range(5)]))
+    world.told.post(report(*[row(f"{n}.json", action="put", reason="new") for n in range(5)]))
     assert (len(world.told._outbox), world.lost) == (3, 2)
 
 

@@ -3,8 +3,8 @@
 import yaml
 
 from agent.commands import render
-from agent.sources.directory import Directory
-from agent.sources.manifest import DOMAIN, Manifest
+from agent.sources.directory import DirectorySource
+from agent.sources.manifest import DOMAIN, ManifestSource
 
 LABELS = {"app.kubernetes.io/component": "profiles"}
 
@@ -23,11 +23,11 @@ def test_rendered_config_maps_hold_the_same_profiles(tmp_path):
     (top / "profiles/deep/x.json").write_bytes(b"\xff\x00{")
     text, mistakes = rendered(top)
     (tmp_path / "set.yaml").write_text(text)
-    (ours,) = Directory(str(top)).read()
-    (back,) = Manifest(str(tmp_path / "set.yaml")).read()
+    (ours,) = DirectorySource(str(top)).read()
+    (back,) = ManifestSource(str(tmp_path / "set.yaml")).read()
     assert mistakes == ()
-    assert {blob.path: blob.content for blob in back.blobs} == {
-        blob.path: blob.content for blob in ours.blobs
+    assert {blob.path: blob.content for blob in back.source_keys} == {
+        blob.path: blob.content for blob in ours.source_keys
     }
 
 

@@ -6,8 +6,8 @@ from agent.core.report import combined, exit_status
 from tests.reports import report, row
 
 
-def change(name, action, state="installed", why="new"):
-    return row(name, action=action, state=state, why=why)
+def change(name, action, state="installed", reason="new"):
+    return row(name, action=action, state=state, reason=reason)
 
 
 def test_two_passes_are_reported_as_one():
@@ -15,27 +15,27 @@ def test_two_passes_are_reported_as_one():
     first = report(
         change("a", "put"),
         change("b", "put", state="failed"),
-        change("gone", "remove", state="removed", why="not desired"),
-        change("slow", "hold", state="pending", why="pending"),
-        change("back", "put", state="outdated", why="missing"),
+        change("gone", "remove", state="removed", reason="not desired"),
+        change("slow", "hold", state="pending", reason="pending"),
+        change("back", "put", state="outdated", reason="missing"),
     )
     second = report(
-        change("a", "keep", why="unchanged"),
-        change("b", "put", why="new"),
-        change("slow", "put", why="new"),
-        change("back", "hold", state="outdated", why="rejected"),
+        change("a", "keep", reason="unchanged"),
+        change("b", "put", reason="new"),
+        change("slow", "put", reason="new"),
+        change("back", "hold", state="outdated", reason="rejected"),
     )
     both = combined(
         replace(first, pending=1, seconds={"act": 1.0}), replace(second, seconds={"act": 2.0})
     )
     assert both == replace(
         second,
-        rows=(
+        profiles=(
             change("a", "put"),
             change("b", "put"),
             change("slow", "put"),
-            change("back", "put", state="outdated", why="missing"),
-            change("gone", "remove", state="removed", why="not desired"),
+            change("back", "put", state="outdated", reason="missing"),
+            change("gone", "remove", state="removed", reason="not desired"),
         ),
         seconds={"act": 3.0},
     )

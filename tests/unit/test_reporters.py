@@ -6,46 +6,49 @@ from dataclasses import replace
 
 import pytest
 
-from agent.core import labels, reasons
-from agent.core.problems import Problem
-from agent.core.report import Report, Row, SetStatus, Support
-from agent.reporters import document, events, logs, table
-from agent.reporters.board import Board
-from agent.reporters.metrics import Metrics
+from agent.core import diagnostics, labels
+from agent.core.findings import Finding
+from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
+from agent.kube import events
+from agent.reporting import json_report, logs, table
+from agent.reporting.metrics import Metrics
+from agent.reporting.status_store import StatusStore
 
-BAD = Problem(
-    code="parser_rejected", where="line 7", what="unexpected TOK_ID.", hint="Mend the text."
+BAD = Finding(
+    code="parser_rejected", location="line 7", message="unexpected TOK_ID.", hint="Mend the text."
 )
-NONE = Problem(code="kind_unsupported", where="kernel", what="No AppArmor here.", hint="Boot it.")
+NONE = Finding(
+    code="kind_unsupported", location="kernel", message="No AppArmor here.", hint="Boot it."
+)
 
 
 def row(name="profiles/audit.json", state="installed", **more):
     fields = {
         "kind": "seccomp",
-        "origin": "dir /p",
+        "profile_set": "dir /p",
         "key": "audit.json",
         "localhost_profile": name,
         "action": "put",
-        "why": "new",
+        "reason": "new",
     }
-    return Row(name=name, state=state, **{**fields, **more})
+    return ProfileStatus(name=name, state=state, **{**fields, **more})
 
 
 REPORT = Report(
-    rows=(
-        row(source="1" * 64, installed="2" * 64),
-        row(name="", key="web.profile", kind="apparmor", state="rejected", problems=(BAD,)),
+    profiles=(
+        row(source_digest="1" * 64, installed="2" * 64),
+        row(name="", key="web.profile", kind="apparmor", state="rejected", findings=(BAD,)),
     ),
-    sets=(
-        SetStatus(origin="dir /p", state="read", keys=2),
-        SetStatus(origin="dir /q", state="missing", why="/q does not exist"),
+    profile_sets=(
+        ProfileSetStatus(profile_set="dir /p", state="read", keys=2),
+        ProfileSetStatus(profile_set="dir /q", state="missing", reason="/q does not exist"),
     ),
-    supports={"apparmor": Support(state="disabled", problem=NONE)},
-    problems=(
-        Problem(
+    kind_support={"apparmor": KindSupport(state="disabled", finding=NONE)},
+    findings=(
+        Finding(
             code="source_missing",
-            where="dir /q",
-            what="The source is missing: /q does not exist.",
+            location="dir /q",
+            message="The source is missing: /q does not exist.",
             hint="Check it.",
         ),
     ),
@@ -74,15 +77,19 @@ def test_the_table_tells_profiles_problems_sets_and_a_summary():
 @pytest.mark.parametrize("width", [40, 60, 100])
 def test_the_table_fits_the_terminal(width):
     """No line is wider than the terminal."""
-    long = row(name="k8s-apparmor-example", why="a reason of many words that does not fit at all")
-    text = table.table(Report(rows=(long,), sets=(), supports={}), width=width)
+    long = row(
+        name="k8s-apparmor-example", reason="a reason of many words that does not fit at all"
+    )
+    text = table.table(Report(profiles=(long,), profile_sets=(), kind_support={}), width=width)
     assert [line for line in text.splitlines() if len(line) > width] == []
 
 
 def test_a_name_without_room_has_a_line_of_its_own():
     """One very long key changes nothing about the other rows."""
-    long = row(name="x" * 90, state="rejected", why="bad")
-    text = table.table(Report(rows=(*REPORT.rows, long), sets=(), supports={}), width=80)
+    long = row(name="x" * 90, state="rejected", reason="bad")
+    text = table.table(
+        Report(profiles=(*REPORT.profiles, long), profile_sets=(), kind_support={}), width=80
+    )
     assert text.splitlines()[:6] == [
         *table.table(REPORT, width=80).splitlines()[:3],
         "x" * 90,
@@ -93,36 +100,41 @@ def test_a_name_without_room_has_a_line_of_its_own():
 
 def test_what_has_no_full_stop_gets_one_before_the_hint():
     """Messages of others, of the parser say, end as they like."""
-    bad = Problem(code="parser_rejected", where="", what="unexpected TOK_ID", hint="Mend it.")
-    text = table.table(Report(rows=(), sets=(), supports={}, problems=(bad,)), width=80)
+    bad = Finding(code="parser_rejected", location="", message="unexpected TOK_ID", hint="Mend it.")
+    text = table.table(
+        Report(profiles=(), profile_sets=(), kind_support={}, findings=(bad,)), width=80
+    )
     assert "  unexpected TOK_ID. Mend it.\n" in text
 
 
 def test_no_control_character_reaches_the_terminal():
     """A hostile name cannot forge a line or a colour."""
     evil = row(
-        name="a\x1b[31m\nb", problems=(Problem(code="bad_value", where="\x07", what="\x00x"),)
+        name="a\x1b[31m\nb", findings=(Finding(code="bad_value", location="\x07", message="\x00x"),)
     )
-    text = table.table(Report(rows=(evil,), sets=(), supports={}), width=80)
+    text = table.table(Report(profiles=(evil,), profile_sets=(), kind_support={}), width=80)
     assert all(one.isprintable() or one == "\n" for one in text)
     assert "a\\x1b[31m\\nb" in text
 
 
 def test_an_empty_report_says_so():
     """Nothing to do is an answer, a dry run is marked."""
-    assert table.table(Report(rows=(), sets=(), supports={}), width=80) == "Nothing to do.\n"
-    dry = Report(rows=(row(state="planned"),), sets=(), supports={}, dry_run=True)
+    assert (
+        table.table(Report(profiles=(), profile_sets=(), kind_support={}), width=80)
+        == "Nothing to do.\n"
+    )
+    dry = Report(profiles=(row(state="planned"),), profile_sets=(), kind_support={}, dry_run=True)
     assert table.table(dry, width=80).endswith("Dry run: 1 planned.\n")
 
 
 def test_names_of_pods_are_in_the_log_and_reports_but_not_on_public_pages(capsys):
     """The status page, the metrics and Events are public, so they show only the number of pods."""
-    held = reasons.named_by("web", ("secret/pod-a", "secret/pod-b", "c/c", "d/d"))
-    rows = (row("web", "held", kind="apparmor", why="in_use", desired=False, problems=(held,)),)
-    found = Report(rows=rows, sets=(), supports={})
-    board = Board(Metrics("1"), version="1", node="n", patience=60.0)
-    board.told(found, 1.0, passed=True)
-    before = replace(found, rows=(row("web", kind="apparmor"),))
+    held = diagnostics.named_by("web", ("secret/pod-a", "secret/pod-b", "c/c", "d/d"))
+    rows = (row("web", "held", kind="apparmor", reason="in_use", desired=False, findings=(held,)),)
+    found = Report(profiles=rows, profile_sets=(), kind_support={})
+    board = StatusStore(Metrics("1"), version="1", node="n", patience=60.0)
+    board.on_report(found, 1.0, passed=True)
+    before = replace(found, profiles=(row("web", kind="apparmor"),))
     notes = [one.note for one in events.transitions(before, found)]
     public = [board.status().decode(), board.metrics("")[1].decode(), *notes]
     assert ["secret/pod-a" in one for one in public] == [False] * 3
@@ -131,7 +143,7 @@ def test_names_of_pods_are_in_the_log_and_reports_but_not_on_public_pages(capsys
     logs.log(found)
     private = [
         table.table(found, width=80),
-        document.document(found, exit_status=0),
+        json_report.document(found, exit_status=0),
         capsys.readouterr().err,
     ]
     assert ["Pods: secret/pod-a, secret/pod-b, c/c, ..." in one for one in private] == [True] * 3
@@ -140,9 +152,9 @@ def test_names_of_pods_are_in_the_log_and_reports_but_not_on_public_pages(capsys
 @pytest.mark.parametrize("sandboxed", [True, False, None])
 def test_the_state_of_the_sandbox_is_in_the_document_and_in_the_table(sandboxed):
     """`status` has a line for an active sandbox; a missing sandbox has a notice."""
-    support = Support(state="enabled", sandboxed=sandboxed)
-    report = Report(rows=(), sets=(), supports={"apparmor": support})
-    made = json.loads(document.document(report, exit_status=0))
+    support = KindSupport(state="enabled", sandboxed=sandboxed)
+    report = Report(profiles=(), profile_sets=(), kind_support={"apparmor": support})
+    made = json.loads(json_report.document(report, exit_status=0))
     assert made["support"]["apparmor"]["sandboxed"] is sandboxed
     line = "apparmor: the parser runs in a sandbox (Landlock)."
     told = table.table(report, width=80, domain=labels.DOMAIN)
@@ -152,7 +164,7 @@ def test_the_state_of_the_sandbox_is_in_the_document_and_in_the_table(sandboxed)
 
 def test_the_document_has_every_field():
     """A program finds what the schema page says."""
-    made = json.loads(document.document(REPORT, exit_status=3))
+    made = json.loads(json_report.document(REPORT, exit_status=3))
     assert made["profiles"][0] == {
         "kind": "seccomp",
         "origin": "dir /p",
@@ -202,21 +214,21 @@ def lines(capsys):
 def test_the_node_selector_of_each_profile_is_told_where_asked_for():
     """In the mode it has, ready to be pasted; nothing where no label is earned."""
     rows = (
-        Row(
-            kind="apparmor", origin="o", key="web.profile", name="web", localhost_profile="web",
-            state="installed", action="keep", why="", mode="complain",
+        ProfileStatus(
+            kind="apparmor", profile_set="o", key="web.profile", name="web",
+            localhost_profile="web", state="installed", action="keep", reason="", mode="complain",
         ),
-        Row(
-            kind="seccomp", origin="o", key="a.json", name="p/a.json",
-            localhost_profile="p/a.json", state="failed", action="keep", why="",
+        ProfileStatus(
+            kind="seccomp", profile_set="o", key="a.json", name="p/a.json",
+            localhost_profile="p/a.json", state="failed", action="keep", reason="",
         ),
     )  # fmt: skip
-    report = Report(rows=rows, sets=(), supports={})
+    report = Report(profiles=rows, profile_sets=(), kind_support={})
     assert "\n  apparmor.example.org/web: complain\n" in table.table(
         report, width=40, domain="example.org"
     )
     assert "nodeSelector" not in table.table(report, width=40)
-    made = json.loads(document.document(report, exit_status=1, domain="example.org"))
+    made = json.loads(json_report.document(report, exit_status=1, domain="example.org"))
     assert [one["nodeSelector"] for one in made["profiles"]] == [
         {"apparmor.example.org/web": "complain"},
         {},
@@ -243,9 +255,9 @@ def test_the_log_has_a_line_for_each_change_and_problem_and_a_summary(capsys):
 def test_no_control_character_reaches_a_terminal_by_the_log(capsys):
     """The log for people escapes hostile names too."""
     logs.configure("console", "debug")
-    bad = Problem(code="bad_value", where="\x07", what="\x1b[2J")
-    evil = row(name="a\x1b[31mb", key="k\x9b\nx", problems=(bad,))
-    logs.log(Report(rows=(evil,), sets=(), supports={}))
+    bad = Finding(code="bad_value", location="\x07", message="\x1b[2J")
+    evil = row(name="a\x1b[31mb", key="k\x9b\nx", findings=(bad,))
+    logs.log(Report(profiles=(evil,), profile_sets=(), kind_support={}))
     text = capsys.readouterr().err
     assert all(one.isprintable() or one == "\n" for one in text)
     assert len(text.splitlines()) == 3

@@ -4,18 +4,18 @@ import json
 
 import pytest
 
-from agent.doors.host import Host
-from agent.kinds.seccomp.kind import Seccomp
+from agent.backends.seccomp.backend import SeccompBackend
+from agent.host.filesystem import Host
 
 X86_64, X86, X32 = (f"SCMP_ARCH_{name}" for name in ("X86_64", "X86", "X32"))
 BOTH, THREE = [X86_64, X86], [X86_64, X86, X32]
 
 
 def check(document, **options):
-    body, problems = Seccomp(host=Host("/"), machine="x86_64", **options).check(
+    body, findings = SeccompBackend(host=Host("/"), machine="x86_64", **options).check(
         json.dumps(document).encode()
     )
-    return body, [one for one in problems if one.severity == "error"]
+    return body, [one for one in findings if one.severity == "error"]
 
 
 def profile(*rules, architectures=(X86_64,), default="SCMP_ACT_ALLOW"):
@@ -120,7 +120,7 @@ def test_a_profile_that_no_added_rule_makes_right_is_rejected(document):
     body, errors = check(document)
     assert body == b""
     assert [one.code for one in errors] == ["fails_open"]
-    assert "On SCMP_ARCH_X32 libseccomp would drop every conditional rule" in errors[0].what
+    assert "On SCMP_ARCH_X32 libseccomp would drop every conditional rule" in errors[0].message
     assert "getpid" in errors[0].hint
 
 
@@ -149,8 +149,8 @@ def test_bounds_with_other_upper_halves_are_rejected(first, second):
     """An upper bound hides a bound whose upper 32 bits differ."""
     body, errors = check(profile(rule("personality", first), rule("personality", second)))
     assert body == b""
-    assert [(one.code, one.where) for one in errors] == [("fails_open", "syscalls[1]")]
-    assert f"{first[2]} and {second[2]}" in errors[0].what
+    assert [(one.code, one.location) for one in errors] == [("fails_open", "syscalls[1]")]
+    assert f"{first[2]} and {second[2]}" in errors[0].message
 
 
 @pytest.mark.parametrize(
@@ -186,8 +186,8 @@ def test_opposite_comparisons_behind_more_conditions_are_rejected(long, short):
     for ordered in (rules, rules[::-1]):
         body, errors = check(profile(*ordered))
         assert body == b""
-        assert [(one.code, one.where) for one in errors] == [("fails_open", "syscalls[1].args")]
-        assert "the opposite" in errors[0].what
+        assert [(one.code, one.location) for one in errors] == [("fails_open", "syscalls[1].args")]
+        assert "the opposite" in errors[0].message
         assert errors[0].hint
 
 
@@ -224,8 +224,8 @@ def test_a_comparison_before_the_last_one_is_rejected_if_another_rule_compares_i
     rules = rule("clone", (0, operator, 5), (2, "EQ", 8)), rule("clone", (0, "EQ", 8))
     body, errors = check(profile(*rules))
     assert body == b""
-    assert [(one.code, one.where) for one in errors] == [("fails_open", "syscalls[0].args")]
-    assert f"argument 0 with SCMP_CMP_{operator}" in errors[0].what
+    assert [(one.code, one.location) for one in errors] == [("fails_open", "syscalls[0].args")]
+    assert f"argument 0 with SCMP_CMP_{operator}" in errors[0].message
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_operations_of_one_multiplexed_call_count_as_rules_of_one_call(rules):
     body, errors = check(profile(*rules, architectures=BOTH))
     assert body == b""
     assert {one.code for one in errors} == {"fails_open"}
-    assert "socketcall(2)" in errors[0].what
+    assert "socketcall(2)" in errors[0].message
 
 
 BOUND, LONG = (0, "GT", 2), ((0, "EQ", 2), (1, "NE", 9))
@@ -293,7 +293,7 @@ def test_a_comparison_that_two_calls_share_is_rejected_on_short_abis(architectur
     body, errors = check(document)
     assert body == b""
     assert [one.code for one in errors] == ["fails_open"]
-    assert "argument 0 in common" in errors[0].what
+    assert "argument 0 in common" in errors[0].message
     assert check(document | {"architectures": [X86_64]})[1] == []
 
 
@@ -315,8 +315,8 @@ def test_rules_that_contradict_each_other_without_the_first_argument_are_rejecte
     """On i386 libseccomp would refuse to build the filter."""
     body, errors = check(profile(*rules, architectures=BOTH))
     assert body == b""
-    assert [(one.code, one.where) for one in errors] == [("bad_value", "syscalls[1]")]
-    assert "On SCMP_ARCH_X86" in errors[0].what
+    assert [(one.code, one.location) for one in errors] == [("bad_value", "syscalls[1]")]
+    assert "On SCMP_ARCH_X86" in errors[0].message
 
 
 def test_the_order_of_names_in_a_rule_counts():
@@ -341,8 +341,10 @@ def test_such_rules_are_accepted_behind_a_rule_for_the_multiplexed_call():
 
 
 def warnings(document):
-    _, problems = Seccomp(host=Host("/"), machine="x86_64").check(json.dumps(document).encode())
-    return [one for one in problems if one.code == "condition_surprising"]
+    _, findings = SeccompBackend(host=Host("/"), machine="x86_64").check(
+        json.dumps(document).encode()
+    )
+    return [one for one in findings if one.code == "condition_surprising"]
 
 
 MASKED = {"index": 2, "op": "SCMP_CMP_MASKED_EQ", "value": 0xFFFFFFFF, "valueTwo": 9}
@@ -355,7 +357,7 @@ MASKED = {"index": 2, "op": "SCMP_CMP_MASKED_EQ", "value": 0xFFFFFFFF, "valueTwo
 def test_an_operation_that_a_multiplexed_call_still_reaches_is_a_warning(denied, through):
     """What the profile denies by name, i386 reaches through a call that it lets through."""
     (warning,) = warnings(profile(denied, architectures=BOTH))
-    assert f"through {through}(2)" in warning.what
+    assert f"through {through}(2)" in warning.message
     assert warnings(profile(denied, rule(through), architectures=BOTH)) == []
     assert warnings(profile(denied)) == []
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.core.model import Blob, Profile, Rejection
-from agent.doors.host import Host
-from agent.kinds.seccomp.kind import Seccomp
+from agent.backends.seccomp.backend import SeccompBackend
+from agent.core.model import Profile, Rejection, SourceKey
+from agent.host.filesystem import Host
 
 
 def allow(*rules, **more):
@@ -234,13 +234,13 @@ def inspect(content, **options):
         content = json.dumps(content)
     if isinstance(content, str):
         content = content.encode()
-    kind = Seccomp(host=Host(Path("/nonexistent")), machine="x86_64", **options)
-    return kind.inspect(Blob(origin="dir /x", key="p.json", content=content))
+    kind = SeccompBackend(host=Host(Path("/nonexistent")), machine="x86_64", **options)
+    return kind.inspect(SourceKey(profile_set="dir /x", key="p.json", content=content))
 
 
 def errors(inspected):
     assert isinstance(inspected, Rejection)
-    return {problem.code for problem in inspected.problems if problem.severity == "error"}
+    return {finding.code for finding in inspected.findings if finding.severity == "error"}
 
 
 @pytest.mark.parametrize(("content", "codes"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
@@ -270,7 +270,7 @@ def test_all_mistakes_are_told_at_once_with_their_fields():
     """One look names every mistake by its field."""
     found = inspect(allow(deny(action="X"), deny(names=["chmodd"]), None, flag=1))
     assert isinstance(found, Rejection)
-    assert {(p.code, p.where) for p in found.problems if p.severity == "error"} == {
+    assert {(p.code, p.location) for p in found.findings if p.severity == "error"} == {
         ("unknown_field", "flag"),
         ("bad_value", "syscalls[0].action"),
         ("unknown_syscall", "syscalls[1].names"),
@@ -305,7 +305,7 @@ def test_a_condition_beside_a_rule_for_socketcall_itself_is_accepted(rule, codes
         }
     )
     assert isinstance(found, Profile)
-    assert {one.code for one in found.remarks} & {"condition_surprising"} == codes
+    assert {one.code for one in found.findings} & {"condition_surprising"} == codes
 
 
 @pytest.mark.parametrize(
@@ -321,9 +321,9 @@ def test_a_comparison_that_higher_bits_evade_is_remarked_on(rule, op):
     tied = {"names": ["personality"], "args": [arg(op=op)], **rule}
     found = inspect({"defaultAction": action, "syscalls": [tied]})
     assert isinstance(found, Profile)
-    assert "condition_surprising" in {one.code for one in found.remarks}
+    assert "condition_surprising" in {one.code for one in found.findings}
     masked = arg(op="SCMP_CMP_MASKED_EQ", value=0xFFFFFFFF, valueTwo=1)
     tied = {"names": ["personality"], "args": [masked], **rule}
     found = inspect({"defaultAction": action, "syscalls": [tied]})
     assert isinstance(found, Profile)
-    assert "condition_surprising" not in {one.code for one in found.remarks}
+    assert "condition_surprising" not in {one.code for one in found.findings}

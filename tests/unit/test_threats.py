@@ -5,9 +5,9 @@ import json
 import pytest
 
 from agent.__main__ import main
-from agent.core.model import Blob, Profile, Rejection
-from agent.doors.host import Host
-from agent.kinds.seccomp.kind import Seccomp
+from agent.backends.seccomp.backend import SeccompBackend
+from agent.core.model import Profile, Rejection, SourceKey
+from agent.host.filesystem import Host
 
 SECRET = "hunter2-hunter2"  # noqa: S105 - a mark to look for
 
@@ -18,12 +18,12 @@ SECRET = "hunter2-hunter2"  # noqa: S105 - a mark to look for
 def test_the_prefix_of_a_configmap_leads_no_file_elsewhere(tmp_path, prefix):
     """Whoever writes the annotation chooses a directory below the kubelet's, and no other."""
     content = b'{"defaultAction": "SCMP_ACT_LOG"}'
-    blob = Blob(origin="configmap ns/x", key="a.json", content=content, prefix=prefix)
-    found = Seccomp(host=Host(tmp_path), machine="x86_64").inspect(blob)
+    blob = SourceKey(profile_set="configmap ns/x", key="a.json", content=content, prefix=prefix)
+    found = SeccompBackend(host=Host(tmp_path), machine="x86_64").inspect(blob)
     assert isinstance(found, Rejection)
-    assert "path_unsafe" in {one.code for one in found.problems}
-    plain = Seccomp(host=Host(tmp_path), machine="x86_64").inspect(
-        Blob(origin="configmap ns/x", key="a.json", content=content, prefix="team/")
+    assert "path_unsafe" in {one.code for one in found.findings}
+    plain = SeccompBackend(host=Host(tmp_path), machine="x86_64").inspect(
+        SourceKey(profile_set="configmap ns/x", key="a.json", content=content, prefix="team/")
     )
     assert isinstance(plain, Profile)
 

@@ -22,10 +22,10 @@ import scenarios
 from inspection import inspected
 from scenarios import agent, clean, loaded, plain, rows, source
 
-from agent.core.model import Blob, CannotTell, InUse, Profile, Unused
-from agent.core.ports import Installed, Removed, StillUsed
-from agent.doors.host import Host
-from agent.kinds.apparmor.kind import AppArmor
+from agent.backends.apparmor.backend import AppArmorBackend
+from agent.core.model import InUse, Profile, SourceKey, UnknownUse, Unused
+from agent.core.ports import Installed, Removed, StillInUse
+from agent.host.filesystem import Host
 
 OPEN = "  file,\n  signal,\n  capability,\n  change_profile,\n"
 CHAINS = int(os.environ.get("CHAINS", "12"))
@@ -131,7 +131,7 @@ ctypes.CDLL(None).syscall(60, 0)
 
 def kind():
     """Return the AppArmor kind as the agent builds it."""
-    return AppArmor(host=Host("/"), state_dir="/var/lib/profile-loader")
+    return AppArmorBackend(host=Host("/"), state_dir="/var/lib/profile-loader")
 
 
 def text(name, rules="", flags=""):
@@ -139,20 +139,20 @@ def text(name, rules="", flags=""):
     return f"profile {name} {flags} {{\n{OPEN}{rules}}}\n"
 
 
-def installed(source_text, ours=()):
+def installed(source_text, replaceable=()):
     """Install a key; return its evidence."""
     agent_kind = kind()
-    blob = Blob(origin="dir test", key="key", content=source_text.encode())
+    blob = SourceKey(profile_set="dir test", key="key", content=source_text.encode())
     (found,) = inspected(agent_kind, blob)
     assert isinstance(found, Profile), found
-    done = agent_kind.put(found, ours=ours)
+    done = agent_kind.install(found, replaceable=replaceable)
     assert isinstance(done, Installed), done
     return done.evidence
 
 
 def removed(evidence, names=None):
     """Try once to remove names, or all that were installed together."""
-    return kind().remove(names or sorted(evidence), evidence, prove=True)
+    return kind().remove(names or sorted(evidence), evidence, require_unused=True)
 
 
 def until_removed(evidence, seconds=30.0):
@@ -215,13 +215,13 @@ def let_go_on(child):
 
 def held(done, *names, pids=None):
     """Require that nothing was removed, and that the answer is what this kernel allows."""
-    assert isinstance(done, StillUsed), done
+    assert isinstance(done, StillInUse), done
     for use in done.uses.values():
         if SHOWS_PENDING_EXEC or pids is None:
             assert isinstance(use, InUse), done
         else:
-            assert isinstance(use, CannotTell), done
-            assert "hides pending execs" in use.why, use
+            assert isinstance(use, UnknownUse), done
+            assert "hides pending execs" in use.reason, use
     assert set(names) <= loaded().keys(), loaded()
 
 
@@ -311,7 +311,7 @@ def a_pending_exec_of_an_earlier_version_keeps_the_profile():
     """The kernel starts the program under the newest version."""
     installed(text("versions"))
     with program(PENDING, "versions") as child:
-        evidence = installed(text("versions", "  deny /x w,\n"), ours=["versions"])
+        evidence = installed(text("versions", "  deny /x w,\n"), replaceable=["versions"])
         for _ in range(3):
             held(removed(evidence), "versions", pids={child.pid})
         let_go_on(child)
@@ -333,7 +333,7 @@ def a_held_profile_enforces_the_same_and_stays_agent_owned():
     for name in ("strict", "strict//HAT", "second"):
         with program(attempt, label=name) as child:
             assert child.said == "denied", name
-    seen = kind().observe(sorted(evidence), []).facts
+    seen = kind().observe(sorted(evidence), []).profiles
     assert all(evidence[name] & seen[name].evidence for name in evidence), (evidence, seen)
     assert {fact.mode for fact in seen.values()} == {"enforce"}
     if SHOWS_PENDING_EXEC:
@@ -343,7 +343,7 @@ def a_held_profile_enforces_the_same_and_stays_agent_owned():
 def a_dropped_hat_is_removed_and_one_with_a_pending_exec_stays():
     """Its raw data are those of an earlier version of its parent."""
     first = installed(text("hatted", "  ^A { file, }\n  ^B { file, }\n  ^C { file, }\n"))
-    installed(text("hatted", "  ^A { file, }\n"), ours=["hatted", "hatted//A"])
+    installed(text("hatted", "  ^A { file, }\n"), replaceable=["hatted", "hatted//A"])
     with program(PENDING, "hatted//C") as child:
         held(removed(first, ["hatted//C"]), "hatted//C", pids={child.pid})
     done = removed(first, ["hatted//B", "hatted//C"])
@@ -430,7 +430,7 @@ def _attack(code, *arguments, label="chain"):
         for _ in range(CHAINS):
             time.sleep(moments.random() / 20)
             done = removed(evidence)
-            assert isinstance(done, StillUsed), (done, seed)
+            assert isinstance(done, StillInUse), (done, seed)
             answers.append(type(done.uses["chain"]).__name__)
             assert "chain" in loaded()
             assert not unconfined.exists()
@@ -474,7 +474,7 @@ def without_raw_data_nothing_is_proven():
     done = removed(evidence)
     assert (done == Removed()) == SHOWS_PENDING_EXEC, done
     if not SHOWS_PENDING_EXEC:
-        assert isinstance(done.uses["bare"], CannotTell), done
+        assert isinstance(done.uses["bare"], UnknownUse), done
         assert "bare" in loaded()
 
 

@@ -73,7 +73,7 @@ def metric(name):
     return None
 
 
-def problem(code):
+def finding(code):
     """Return how many problems of a code the last report has."""
     return metric(f'profile_loader_problems{{code="{code}"}}') or 0
 
@@ -174,7 +174,7 @@ def a_parser_that_fails_in_any_way_keeps_the_last_good_version():
             if mode == "missing":
                 PARSER.rename("/tmp/parser-away")  # noqa: S108
             put(number + 1)
-            until(lambda code=code: problem(code) == 1, 60, mode)
+            until(lambda code=code: finding(code) == 1, 60, mode)
             assert (content("web"), loaded()) == (good, {"web": "enforce"}), mode
             assert metric("profile_loader_converged") == 0, mode
             assert (probe("/healthz"), probe("/readyz")) == (200, 200), mode
@@ -185,7 +185,7 @@ def a_parser_that_fails_in_any_way_keeps_the_last_good_version():
             put(number)
             until(lambda good=good: content("web") != good, 60, f"healed after {mode}")
             settled()
-            assert problem(code) == 0, mode
+            assert finding(code) == 0, mode
         lines = LOG.read_text().splitlines()
         assert max(map(len, lines)) < 4000
         assert (

@@ -42,7 +42,7 @@ def actions(report):
 
 def codes(report):
     """Return the codes of every finding, those of the node among them."""
-    found = [problem["code"] for problem in report["problems"]]
+    found = [finding["code"] for finding in report["problems"]]
     return found + [one["code"] for row in report["profiles"] for one in row["problems"]]
 
 

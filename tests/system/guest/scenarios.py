@@ -163,7 +163,7 @@ def rows(report):
 def codes(report):
     """Return the problem codes by key."""
     return {
-        one["key"]: [problem["code"] for problem in one["problems"]]
+        one["key"]: [finding["code"] for finding in one["problems"]]
         for one in report["profiles"]
         if one["problems"]
     }

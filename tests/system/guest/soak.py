@@ -45,7 +45,7 @@ from scenarios import (  # noqa: E402
     parser,
 )
 
-from agent.kinds.apparmor import policy  # noqa: E402
+from agent.backends.apparmor import compiled_policy  # noqa: E402
 
 NAMES = [f"n{number}" for number in range(7)]
 MARK = "z"
@@ -72,7 +72,7 @@ def evidence(name, version):
     command = ["/sbin/apparmor_parser", "-QKS"]
     source = text(name, version).encode()
     done = subprocess.run(command, input=source, capture_output=True, check=True)
-    (profile,) = policy.read(done.stdout)
+    (profile,) = compiled_policy.read(done.stdout)
     return {token.rpartition(":")[2] for token in profile.evidence if token.startswith("own:")}
 
 

@@ -20,9 +20,9 @@ from daemon import LOG, Daemon, metric, ready, until
 from disuse import DEAD_LEADER, SLEEP, current, installed, kind, program, text
 from scenarios import loaded, parser, plain, source
 
+from agent.backends.apparmor.confinement_tracker import ConfinementTracker
 from agent.core.ports import Removed
-from agent.doors.host import Host
-from agent.kinds.apparmor.confinement import ConfinementTracker
+from agent.host.filesystem import Host
 
 STATE = Path("/var/lib/profile-loader")
 RECORD = scenarios.STATE / "confinement.json"  # of the daemon
@@ -49,9 +49,9 @@ def tracker():
 def pids(made):
     """Return the PIDs that are reported, by name."""
     found = {}
-    for problem in made.problems():
-        words = problem.what.partition("pid ")[2].partition(".")[0].replace(",", " ").split()
-        found[problem.where] = {int(word) for word in words if word.isdigit()}
+    for finding in made.findings():
+        words = finding.message.partition("pid ")[2].partition(".")[0].replace(",", " ").split()
+        found[finding.location] = {int(word) for word in words if word.isdigit()}
     return found
 
 
@@ -81,9 +81,9 @@ def every_kind_of_thread_is_reported():
     ):
         pace.until(lambda: disuse.state(dead.pid) == "Z", "the leader's end")
         made = tracker()
-        made.look(NAMES)
+        made.observe(NAMES)
         unload("web")
-        made.removed(["web"])
+        made.record_removals(["web"])
         assert pids(made) == {"web": {plain_one.pid, second.pid, mixed.pid, dead.pid}}, pids(made)
         assert made.count() == 4
         assert current(kept.pid) == "other (enforce)"
@@ -94,11 +94,11 @@ def a_vanished_part_of_a_stack_is_reported():
     fresh()
     with program(SLEEP, label="web//&other") as child:
         made = tracker()
-        made.look(NAMES)
+        made.observe(NAMES)
         unload("web")
         label = Path(f"/proc/{child.pid}/attr/current").read_text().strip()
         print(json.dumps({"note": f"label after the removal: {label}"}))
-        made.removed(["web"])
+        made.record_removals(["web"])
         assert pids(made) == {"web": {child.pid}}, (pids(made), label)
 
 
@@ -118,8 +118,8 @@ def a_part_of_a_stack_is_known_where_the_label_is_longer_than_a_page():
         last = label.rpartition(" (")[0].rpartition("//&")[2]
         assert label.index(last) > 4096, label
         made = tracker()
-        made.look([last])
-        assert last in made.confining(), label
+        made.observe([last])
+        assert last in made.names_in_use(), label
 
 
 def a_profile_that_was_removed_and_loaded_again_is_noticed():
@@ -128,15 +128,15 @@ def a_profile_that_was_removed_and_loaded_again_is_noticed():
         fresh()
         with program(SLEEP, label="web") as child:
             made = tracker()
-            made.look(NAMES)
+            made.observe(NAMES)
             unload("web")
             assert parser(text("web"), "-a")[0] == 0
             made = tracker() if away else made
-            made.removed([])
+            made.record_removals([])
             assert pids(made) == {"web": {child.pid}}, (away, pids(made))
             again = tracker()
-            again.removed([])
-            again.look(NAMES)
+            again.record_removals([])
+            again.observe(NAMES)
             assert pids(again) == {"web": {child.pid}}, away
         assert pids(again) == {}
         unload("web")
@@ -148,12 +148,12 @@ def a_replacement_is_no_removal():
     fresh()
     with program(SLEEP, label="web") as child:
         made = tracker()
-        made.look(NAMES)
-        installed(text("web", "  deny /x w,\n"), ours=["web"])
+        made.observe(NAMES)
+        installed(text("web", "  deny /x w,\n"), replaceable=["web"])
         assert parser(text("web", "  deny /y w,\n"), "-r")[0] == 0
         for one in (made, tracker()):
-            one.removed([])
-            one.look(NAMES)
+            one.record_removals([])
+            one.observe(NAMES)
             assert pids(one) == {}
         assert current(child.pid) == "web (enforce)"
 
@@ -163,10 +163,10 @@ def a_thread_that_the_agents_own_removal_unconfined_is_reported():
     evidence = fresh()
     with program(SLEEP, label="web") as child:
         made = tracker()
-        made.look(NAMES)
-        assert kind().remove(["web"], evidence["web"], prove=False) == Removed()
-        made.removed(["web"])
-        made.look(["other"])
+        made.observe(NAMES)
+        assert kind().remove(["web"], evidence["web"], require_unused=False) == Removed()
+        made.record_removals(["web"])
+        made.observe(["other"])
         assert pids(made) == {"web": {child.pid}}
 
 
@@ -180,14 +180,14 @@ def an_unchanged_node_is_looked_at_without_a_write():
     try:
         with program(SLEEP, label="web"):
             made = tracker()
-            made.look(NAMES)
+            made.observe(NAMES)
             before = (STATE / "confinement.json").stat()
             tasks = len(list(Path("/proc").glob("[0-9]*/task/*")))
             begin = time.process_time()
             for _ in range(5):
-                made.look(NAMES)
+                made.observe(NAMES)
             spent = (time.process_time() - begin) / 5
-            made.removed([])
+            made.record_removals([])
             assert (STATE / "confinement.json").stat() == before
     finally:
         ended.set()

@@ -10,11 +10,11 @@ import os
 import signal
 import sys
 
-from agent import oneshot, wiring  # noqa: F401 - imports are no effects
+from agent import app, reconciler  # noqa: F401 - an import is no effect
 from agent.__main__ import main
-from agent.kinds.apparmor import kind as apparmor  # noqa: F401
-from agent.kinds.seccomp import kind as seccomp  # noqa: F401
-from agent.reporters import document, logs  # noqa: F401
+from agent.backends.apparmor import backend as apparmor  # noqa: F401
+from agent.backends.seccomp import backend as seccomp  # noqa: F401
+from agent.reporting import json_report, logs  # noqa: F401
 
 FILES = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.symlink"}
 CHILDREN = {"subprocess.Popen", "os.fork", "os.posix_spawn", "os.system", "os.exec"}

@@ -7,7 +7,7 @@ have, and calls that a 32-bit ABI reaches through socketcall(2) or ipc(2).
 import random
 from typing import Any
 
-from agent.kinds.seccomp import syscalls
+from agent.backends.seccomp import syscalls
 
 # Calls that each of the ABIs has.
 COMMON = ("personality", "socket", "clone", "ptrace", "ioctl", "setuid", "mount", "getpid", "prctl")

@@ -21,10 +21,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agent.core.problems import Problem
-from agent.doors.host import Host
-from agent.kinds.seccomp import canonical, model, syscalls
-from agent.kinds.seccomp.kind import Seccomp
+from agent.backends.seccomp import canonical, syntax, syscalls
+from agent.backends.seccomp.backend import SeccompBackend
+from agent.core.findings import Finding
+from agent.host.filesystem import Host
 from tests.system.seccomp_filter import generator, libraries
 from tests.system.seccomp_filter.bpf import Program
 from tests.system.seccomp_filter.compare import Difference, Questions, differences
@@ -185,22 +185,22 @@ def _judge_in_child(bodies: Sequence[tuple[str, str]], machine: str, writer: int
 
 def written(content: bytes, machine: str) -> str:
     """Return what the agent would write for a profile if it did not reject it."""
-    document, _ = model.read(content)
+    document, _ = syntax.read(content)
     if document is None:
         return ""
     return canonical.encode(canonical.expand(document, machine)[0]).decode()
 
 
-def reason(problem: Problem) -> str:
+def reason(finding: Finding) -> str:
     """Return a problem without what differs from profile to profile."""
-    words = re.split(r"([a-z0-9_]+)", problem.what)
+    words = re.split(r"([a-z0-9_]+)", finding.message)
     general = "".join("NAME" if word in syscalls.KNOWN else word for word in words)
-    return f"{problem.code}: {re.sub(r'[0-9]+|SCMP_[A-Z0-9_]+', 'X', general)[:90]}"
+    return f"{finding.code}: {re.sub(r'[0-9]+|SCMP_[A-Z0-9_]+', 'X', general)[:90]}"
 
 
 def search(count: int, seed: int, machine: str, *, rejected: bool) -> Result:
     """Draw profiles, check them as the agent does, and judge the filters."""
-    kind = Seccomp(host=Host(Path("/nonexistent")), machine=machine)
+    kind = SeccompBackend(host=Host(Path("/nonexistent")), machine=machine)
     result = Result()
     for first in range(0, count, _BATCH):
         accepted: list[tuple[str, str]] = []
@@ -209,12 +209,12 @@ def search(count: int, seed: int, machine: str, *, rejected: bool) -> Result:
         for index in range(first, min(first + _BATCH, count)):
             draw = random.Random(f"{seed}/{index}")  # noqa: S311 - the same every time
             content = json.dumps(generator.profile(draw, machine)).encode()
-            body, problems = kind.check(content)
+            body, findings = kind.check(content)
             result.generated += 1
             if body:
                 accepted.append((body.decode(), f"{seed}/{index}/calls"))
                 continue
-            found = {reason(one) for one in problems if one.severity == "error"}
+            found = {reason(one) for one in findings if one.severity == "error"}
             key = found.pop() if len(found) == 1 else "several reasons"
             result.rejected[key] += 1
             if rejected and key != "several reasons" and (form := written(content, machine)):

@@ -1,0 +1,190 @@
+"""Decides which AppArmor text the parser compiles next, and for how long.
+
+Pure scheduling: no thread, no process and no clock of its own; `compile_worker` runs the parser.
+A text starts on level 0 with a short time slice. A text that exceeds its slice moves up one level,
+where the slice is longer, and waits behind all texts on lower levels, so that a text that is slow
+to compile never delays the others. On one level, the profile set that has used the least parser
+time goes first. Only the parser's own use of CPU time, memory or output condemns a text, and only
+in the longest slice, and only a run that had all of the memory that the parser may use. A run that
+ended at its wall-clock limit or by a signal says nothing about the text: another process, such as
+the kernel's OOM killer, may have ended the parser. The daemon compiles such a text again later; a
+command leaves it without a result.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Final
+
+from agent.backends.apparmor.parser import Exceeded, ParserRun
+from agent.backends.apparmor.policy_cache import Compiled
+
+FIRST_SLICE_SECONDS: Final = 2.0  # CPU time; 1,000 public profiles needed 0.2 s at most
+SLICE_FACTOR: Final = 4.0
+# A slow text waits this many times the duration of its last run: slow texts together use at most a
+# quarter of one core.
+REST_FACTOR: Final = 3.0
+FIRST_RETRY_SECONDS: Final = 10.0
+LONGEST_RETRY_SECONDS: Final = 600.0
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class CompileTask:
+    """One text to compile, and what its previous runs have shown."""
+
+    key: str  # identifies the text and the features that it is compiled for
+    text: bytes
+    features: tuple[str, ...]
+    context: str
+    origin: str  # the profile set that provides the text
+    number: int  # in the order of submission
+    level: int = 0
+    is_quick: bool = True  # the next run omits the simplification of expressions
+    retry_at: float = 0.0
+    inconclusive_runs: int = 0  # runs that say nothing about the text
+    failure: ParserRun | None = None  # the last run, if it reached a limit or did not start
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether a run of this text reached a limit before."""
+        return self.level > 0 or self.inconclusive_runs > 0
+
+
+class CompileQueue:
+    """The texts that wait for the parser or are in it. Times are monotonic seconds."""
+
+    def __init__(self, *, cpu_limit: float, rests: bool) -> None:
+        """Create an empty queue.
+
+        Args:
+            cpu_limit: CPU seconds that the longest time slice has.
+            rests: whether slow texts pause between their runs (a daemon), or not (a command
+                that somebody waits for).
+        """
+        self.cpu_limit = cpu_limit
+        self.rests = rests
+        self.submitted = 0
+        self._waiting: dict[str, CompileTask] = {}
+        self._running: dict[str, CompileTask] = {}
+        self._used_seconds: defaultdict[str, float] = defaultdict(float)  # by origin
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._running)
+
+    def find(self, key: str) -> CompileTask | None:
+        """Return the task with this key."""
+        return self._waiting.get(key) or self._running.get(key)
+
+    def submit(
+        self, *, key: str, text: bytes, features: tuple[str, ...], context: str, origin: str
+    ) -> None:
+        """Add a text, unless it is in the queue already."""
+        if self.find(key) is not None:
+            return
+        self.submitted += 1
+        self._waiting[key] = CompileTask(
+            key=key,
+            text=text,
+            features=features,
+            context=context,
+            origin=origin,
+            number=self.submitted,
+        )
+
+    def retain(self, keys: Collection[str]) -> None:
+        """Forget every text that is not among keys."""
+        self._waiting = {key: task for key, task in self._waiting.items() if key in keys}
+        self._running = {key: task for key, task in self._running.items() if key in keys}
+        origins = {task.origin for task in (*self._waiting.values(), *self._running.values())}
+        for origin in self._used_seconds.keys() - origins:
+            del self._used_seconds[origin]
+
+    def forget(self, key: str) -> None:
+        """Remove a waiting text."""
+        self._waiting.pop(key, None)
+
+    def take(self, now: float) -> CompileTask | None:
+        """Move the next text to the parser; return None if no text may run now.
+
+        At most one run without the shortcut is started at a time: it may use all of the memory.
+        """
+        only_quick = any(not task.is_quick for task in self._running.values())
+        ready = [
+            task
+            for task in self._waiting.values()
+            if task.retry_at <= now and (task.is_quick or not only_quick)
+        ]
+        if not ready:
+            return None
+        task = min(ready, key=self._rank)
+        self._running[task.key] = self._waiting.pop(task.key)
+        return task
+
+    def _rank(self, task: CompileTask) -> tuple[bool, int, float, int]:
+        return (task.is_slow, task.level, self._used_seconds[task.origin], task.number)
+
+    def next_retry(self) -> float | None:
+        """Return when the first waiting text may run; None if no time will let one run."""
+        retry = min((task.retry_at for task in self._waiting.values()), default=math.inf)
+        return retry if math.isfinite(retry) else None
+
+    def is_idle(self, now: float) -> bool:
+        """Return whether no text runs, and none may run now."""
+        return not self._running and all(task.retry_at > now for task in self._waiting.values())
+
+    def is_cancelled(self, task: CompileTask, now: float) -> bool:
+        """Return whether a running text must make room: it is unwanted, or slow and others wait."""
+        if self._running.get(task.key) is not task:
+            return True
+        return task.is_slow and any(
+            not other.is_slow and other.retry_at <= now for other in self._waiting.values()
+        )
+
+    def slice_seconds(self, task: CompileTask) -> float:
+        """Return the CPU seconds that the task's next run may use."""
+        return min(self.cpu_limit, FIRST_SLICE_SECONDS * SLICE_FACTOR**task.level)
+
+    def ended(self, task: CompileTask, run: ParserRun, now: float) -> Compiled | None:
+        """Take the result of a run; return the final result of the text, or None if it waits again.
+
+        A text that was forgotten in the meantime has no result.
+        """
+        if self._running.get(task.key) is not task:
+            return None
+        del self._running[task.key]
+        self._used_seconds[task.origin] += run.seconds
+        match run.outcome:
+            case Compiled() if not (run.outcome.message and task.is_quick):
+                return run.outcome
+            case Compiled():  # only a run without the shortcut decides that a text is wrong
+                task.is_quick = False
+            case Exceeded.CANCELLED:
+                pass
+            case Exceeded.SIGNAL if task.is_quick:
+                task.is_quick = False
+                task.level += 1
+            case Exceeded.WALL_CLOCK | Exceeded.NOT_STARTED | Exceeded.SIGNAL:
+                self._postpone(task, run, now)
+            case Exceeded.CPU_TIME | Exceeded.MEMORY | Exceeded.OUTPUT:
+                if not task.is_quick and self.slice_seconds(task) >= self.cpu_limit:
+                    return Compiled(killed=run.detail)
+                if self.rests and not task.is_quick:
+                    task.retry_at = now + REST_FACTOR * run.seconds
+                task.is_quick = False
+                task.level += 1
+                task.failure = run
+        self._waiting[task.key] = task
+        return None
+
+    def _postpone(self, task: CompileTask, run: ParserRun, now: float) -> None:
+        """Plan the next run of a text after a run that says nothing about it."""
+        delay = FIRST_RETRY_SECONDS * 2.0 ** min(task.inconclusive_runs, 10)
+        # A command that has many such texts would never end.
+        task.retry_at = now + min(LONGEST_RETRY_SECONDS, delay) if self.rests else math.inf
+        task.inconclusive_runs += 1
+        task.failure = run
+        if run.outcome is not Exceeded.NOT_STARTED:
+            task.is_quick = False  # a parser that lacks memory can hang; the next run gets more
+        if run.outcome is Exceeded.SIGNAL and self.slice_seconds(task) < self.cpu_limit:
+            task.level += 1  # it may have been the signal of the CPU limit

@@ -1,0 +1,202 @@
+"""Compiles AppArmor texts in the background, so that no pass waits for the parser.
+
+The main thread submits texts and collects results; worker threads only run `apparmor_parser`. A
+second parser runs beside the first one only where the container's memory limit leaves enough for
+both. What runs next, and for how long, is decided in `compile_queue`.
+"""
+
+import atexit
+import os
+import threading
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Final
+
+from agent.backends.apparmor import memory_budget
+from agent.backends.apparmor.compile_queue import CompileQueue, CompileTask
+from agent.backends.apparmor.parser import Exceeded, Parser, ParserRun
+from agent.backends.apparmor.policy_cache import Compiled
+
+PARSERS: Final = 2  # at a time, where processors and memory allow
+BACKLOG_BYTES: Final = 4 << 20  # of results that no pass has collected; then no parser starts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileResult:
+    """The final result of one text, for the context that it was submitted with."""
+
+    key: str
+    context: str
+    compiled: Compiled
+
+
+class CompileWorker:
+    """Runs the parser in threads of its own, which start with the first text.
+
+    All methods may be called from any thread. completed: called from a worker thread after each
+    result, and after the first run of a text that failed.
+    """
+
+    def __init__(
+        self,
+        parser: Parser,
+        *,
+        cpu_limit: float,
+        rests: bool,
+        completed: Callable[[], None],
+        free_memory: Callable[[], int],
+    ) -> None:
+        self._parser = parser
+        self._completed = completed
+        self._free_memory = free_memory
+        self._queue = CompileQueue(cpu_limit=cpu_limit, rests=rests)
+        self._changed = threading.Condition()
+        self._results: list[CompileResult] = []
+        self._finished = 0
+        self._has_new_outcome = False  # a run has ended since the last call of collect()
+        self._reserved: dict[int, int] = {}  # number of a running task -> bytes of memory
+        self._threads: list[threading.Thread] = []
+        self._is_stopped = False
+        self._is_registered = False
+
+    def submit(
+        self, *, key: str, text: bytes, features: tuple[str, ...], context: str, origin: str
+    ) -> ParserRun | None:
+        """Queue a text, unless it is queued already; return its last run, if that failed."""
+        with self._changed:
+            self._queue.submit(
+                key=key, text=text, features=features, context=context, origin=origin
+            )
+            try:
+                self._start_threads()
+            except RuntimeError as error:  # the system has no thread left
+                self._queue.forget(key)
+                return ParserRun(outcome=Exceeded.NOT_STARTED, detail=str(error))
+            self._changed.notify_all()
+            task = self._queue.find(key)
+            return task.failure if task is not None else None
+
+    def retain(self, keys: Collection[str]) -> None:
+        """Forget every queued text that is not among keys; the parser stops compiling it."""
+        with self._changed:
+            self._queue.retain(keys)
+
+    def collect(self) -> list[CompileResult]:
+        """Return the results since the last call."""
+        with self._changed:
+            results, self._results = self._results, []
+            self._has_new_outcome = False
+            self._changed.notify_all()
+            return results
+
+    def wait(self, progress: Callable[[int, int], None]) -> bool:
+        """Wait until every queued text has a result, or can only be tried again later.
+
+        Args:
+            progress: called at least once a second with the numbers of finished and of all texts.
+
+        Returns:
+            Whether inspections may say more than before.
+        """
+        while True:
+            with self._changed:
+                if self._queue.is_idle(time.monotonic()) or self._has_backlog():
+                    return self._has_new_outcome
+                self._changed.wait(1.0)
+                finished, left = self._finished, len(self._queue)
+            progress(finished, finished + left)
+
+    def _start_threads(self) -> None:
+        if self._threads:
+            return
+        if not self._is_registered:
+            # The process may end at any moment: no parser outlives it.
+            atexit.register(self._stop)
+            self._is_registered = True
+        for number in range(min(PARSERS, len(os.sched_getaffinity(0)))):
+            thread = threading.Thread(target=self._run, name=f"compile-{number}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                if not self._threads:
+                    raise
+                return
+            self._threads.append(thread)
+
+    def _stop(self) -> None:
+        with self._changed:
+            self._is_stopped = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._reserved, timeout=1.0)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                task, memory = self._next()
+            if task is None:
+                return
+            run = self._compile(task, memory)
+            with self._changed:
+                del self._reserved[task.number]
+                has_failed_before = task.failure is not None
+                compiled = self._queue.ended(task, run, time.monotonic())
+                if compiled is not None:
+                    self._finished += 1
+                    self._results.append(
+                        CompileResult(key=task.key, context=task.context, compiled=compiled)
+                    )
+                has_failed_first = task.failure is not None and not has_failed_before
+                self._has_new_outcome = True
+                self._changed.notify_all()
+            if compiled is not None or has_failed_first:
+                self._completed()
+
+    def _compile(self, task: CompileTask, memory: int) -> ParserRun:
+        """Run the parser. What this process lacks says nothing about the text."""
+        try:
+            return self._parser.run(
+                task.text,
+                task.features,
+                cpu_seconds=self._queue.slice_seconds(task),
+                memory_bytes=memory,
+                is_quick=task.is_quick,
+                is_cancelled=lambda: self._is_cancelled(task),
+            )
+        except (RuntimeError, MemoryError) as error:  # no thread or no memory is left
+            detail = f"the agent could not run the parser: {error!r}"
+            return ParserRun(outcome=Exceeded.NOT_STARTED, detail=detail)
+
+    def _next(self) -> tuple[CompileTask | None, int]:
+        """Wait for a text that may run now; return it with its memory limit. None: stop."""
+        while not self._is_stopped:
+            memory = 0 if self._has_backlog() else self._memory_left()
+            task = self._queue.take(time.monotonic()) if memory else None
+            if task is not None:
+                if task.is_quick:
+                    memory = memory_budget.LEAST
+                elif (
+                    not self._reserved
+                    and memory >= 2 * memory_budget.LEAST
+                    and len(self._threads) > 1
+                ):
+                    memory -= memory_budget.LEAST  # a second parser may start beside this one
+                self._reserved[task.number] = memory
+                return task, memory
+            retry = self._queue.next_retry()
+            left = None if retry is None else max(0.01, retry - time.monotonic())
+            self._changed.wait(left if memory else None)
+        return None, 0
+
+    def _has_backlog(self) -> bool:
+        """Return whether results wait that take much memory."""
+        return sum(len(each.compiled.policy) for each in self._results) > BACKLOG_BYTES
+
+    def _memory_left(self) -> int:
+        """Return how many bytes one more parser may use; 0 if none may run beside the others."""
+        left = self._free_memory() - sum(self._reserved.values())
+        return left if left >= memory_budget.LEAST else 0 if self._reserved else memory_budget.LEAST
+
+    def _is_cancelled(self, task: CompileTask) -> bool:
+        with self._changed:
+            return self._is_stopped or self._queue.is_cancelled(task, time.monotonic())

@@ -1,0 +1,178 @@
+"""The cache of parser results: compiled policies, error messages and exceeded limits.
+
+A cache key is a digest of everything that the result depends on; names and times are not part of
+it. Each file is verified when it is read, and a damaged file counts as missing. The profiles that
+a policy declares are stored with it, so that the policy need not be parsed again. If the cache
+cannot be written, texts are compiled again after a restart; nothing else changes. Unused results
+are removed from memory at the next full pass. They are removed from the disk only when there are
+too many of them, the least recently used first.
+"""
+
+import contextlib
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from agent.backends.apparmor import compiled_policy
+from agent.backends.apparmor.compiled_policy import Declared
+from agent.core.model import digest
+from agent.host.filesystem import Host, HostError
+from agent.host.stat_signature import modified_ns
+
+_ENTRY_BYTES: Final = 10 << 20  # more than the parser may print
+DISK_BYTES: Final = 64 << 20
+DISK_ENTRIES: Final = 8192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compiled:
+    """What the parser did with a text: the policy, or its message, or how it was killed.
+
+    notes: what it said beside the policy, a line each. killed: which limit the text exceeded.
+    sha256: of the policy; declared: what it declares. Both are there if they came from the cache.
+    """
+
+    policy: bytes = b""
+    sha256: str = ""
+    declared: tuple[Declared, ...] = ()
+    notes: tuple[str, ...] = ()
+    message: str = ""
+    killed: str = ""
+
+
+class PolicyCache:
+    """Compiled policy below <state directory>/cache; with write=False it is only read."""
+
+    def __init__(self, host: Host, state_dir: str, *, write: bool) -> None:
+        self.host = host
+        self.base = f"{state_dir}/cache"
+        self.write = write
+        self.memory: dict[str, Compiled] = {}
+        self._used: set[str] = set()  # keys of memory, since the last full pass began
+        self._sizes: dict[str, int] | None = None  # bytes on disk, the least recently used first
+
+    def find(self, key: str) -> Compiled | None:
+        """Return what is stored under key, or None if it is absent or damaged."""
+        self._touch(key)
+        if key in self.memory:
+            self._used.add(key)
+            return self.memory[key]
+        try:
+            content = self.host.read_regular(self.base, key, limit=_ENTRY_BYTES, private=True)
+        except HostError:
+            return None
+        found = _decode(content) if content is not None else None
+        if found is not None:
+            self._keep(key, found)
+        return found
+
+    def discard(self, key: str) -> None:
+        """Remove what is stored under key from memory."""
+        self.memory.pop(key, None)
+        self._used.discard(key)
+
+    def store(self, key: str, compiled: Compiled) -> None:
+        """Store what the parser said: on disk, or in memory where that is not possible.
+
+        A result that no inspection asks for again takes no memory.
+        """
+        self.discard(key)
+        try:
+            if self.write:
+                content = _encode(compiled)
+                sizes = self._make_room(key, len(content))
+                self.host.write_file(self.base, key, content, mode=0o600, durable=False)
+                sizes[key] = len(content)
+                return
+        except (HostError, UnicodeEncodeError):
+            pass
+        self._keep(key, compiled)
+
+    def invalidate(self) -> None:
+        """Begin a full pass: what was not used since the last one began leaves the memory."""
+        self.memory = {key: self.memory[key] for key in self._used}
+        self._used = set()
+
+    def _keep(self, key: str, compiled: Compiled) -> None:
+        self.memory[key] = compiled
+        self._used.add(key)
+
+    def _touch(self, key: str) -> None:
+        """Make an entry the most recently used one."""
+        if self._sizes is not None and key in self._sizes:
+            self._sizes[key] = self._sizes.pop(key)
+
+    def _make_room(self, key: str, size: int) -> dict[str, int]:
+        """Remove the least recently used entries until a new one fits; return the sizes.
+
+        Raises HostError.
+        """
+        if self._sizes is None:
+            signatures = self.host.signatures(self.base) or {}
+            oldest_first = sorted(signatures.items(), key=lambda item: modified_ns(item[1]))
+            self._sizes = {name: status[2] for name, status in oldest_first if name}
+        sizes = self._sizes
+        sizes.pop(key, None)
+        total = sum(sizes.values()) + size
+        while sizes and (total > DISK_BYTES or len(sizes) >= DISK_ENTRIES):
+            name = next(iter(sizes))
+            self.host.remove_file(self.base, name)
+            total -= sizes.pop(name)
+        return sizes
+
+
+class _Head(msgspec.Struct, forbid_unknown_fields=True):
+    """The first line but one: everything but the policy."""
+
+    message: str
+    notes: tuple[str, ...]
+    killed: str
+    sha256: str  # of the policy
+    reader: int  # which edition of agent.backends.apparmor.compiled_policy said what is declared
+    declared: tuple[tuple[str, str, bool, list[str]], ...]
+
+
+def _encode(compiled: Compiled) -> bytes:
+    declared: tuple[Declared, ...] = ()
+    with contextlib.suppress(compiled_policy.PolicyError):  # whoever judges it finds that too
+        declared = compiled_policy.read(compiled.policy)
+    head = msgspec.json.encode(
+        _Head(
+            message=compiled.message,
+            notes=compiled.notes,
+            killed=compiled.killed,
+            sha256=digest(compiled.policy),
+            reader=compiled_policy.EDITION,
+            declared=tuple(
+                (one.name, one.mode, one.attached, sorted(one.evidence)) for one in declared
+            ),
+        )
+    )
+    return digest(head).encode() + b"\n" + head + b"\n" + compiled.policy
+
+
+def _decode(content: bytes) -> Compiled | None:
+    first = content.find(b"\n")
+    second = content.find(b"\n", first + 1)
+    line, body = content[first + 1 : second], content[second + 1 :]
+    if second < 0 or content[:first].decode("ascii", "replace") != digest(line):
+        return None
+    try:
+        head = msgspec.json.decode(line, type=_Head)
+    except msgspec.MsgspecError:
+        return None
+    if head.sha256 != digest(body):
+        return None
+    known = head.declared if head.reader == compiled_policy.EDITION else ()
+    return Compiled(
+        policy=body,
+        sha256=head.sha256,
+        declared=tuple(
+            Declared(name=name, mode=mode, attached=attached, evidence=frozenset(evidence))
+            for name, mode, attached, evidence in known
+        ),
+        message=head.message,
+        notes=head.notes,
+        killed=head.killed,
+    )

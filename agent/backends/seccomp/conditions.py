@@ -1,0 +1,227 @@
+"""Conditions that libseccomp does not apply as they read.
+
+libseccomp merges all rules of one call into a decision tree, and compares a 64-bit argument in two
+halves (db.c: _db_tree_add, _db_tree_prune). Some combinations of rules lose a branch in there. This
+module rejects those that tests/system/seccomp_filter found, for every libseccomp from 2.5.1 to
+2.6.1, and warns of comparisons that the kernel reads otherwise than a person does.
+"""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from agent.backends.seccomp import multiplex
+from agent.backends.seccomp.syntax import STRICTNESS, Condition, Document, Rule, answer
+from agent.core.findings import Finding
+
+_WIDE: Final = 0xFFFFFFFF
+# ABIs whose arguments have 32 bits; seccomp_data has 64, and libseccomp cuts the comparison.
+_SHORT: Final = frozenset(
+    f"SCMP_ARCH_{name}"
+    for name in ("X86", "X32", "ARM", "MIPS", "MIPSEL", "MIPS64N32", "MIPSEL64N32", "PPC", "S390")
+)
+_EQUALITIES: Final = frozenset({"SCMP_CMP_EQ", "SCMP_CMP_MASKED_EQ"})
+_UPPER_BOUNDS: Final = frozenset({"SCMP_CMP_LT", "SCMP_CMP_LE"})
+_OPPOSITES: Final = (
+    {"SCMP_CMP_EQ", "SCMP_CMP_NE"},
+    {"SCMP_CMP_GT", "SCMP_CMP_LE"},
+    {"SCMP_CMP_GE", "SCMP_CMP_LT"},
+)
+_RANGES: Final = _UPPER_BOUNDS | {"SCMP_CMP_GT", "SCMP_CMP_GE"}
+
+
+def findings(document: Document, native: str) -> Iterator[Finding]:
+    """Return what is wrong with the conditions of a document as it will be written.
+
+    native: the node's own architecture, which counts together with those listed.
+    """
+    trees = [(name, rules) for name, rules in _trees(document, native) if len(rules) > 1]
+    for name, rules in trees:
+        yield from _tangled(name, rules)
+        yield from _distant_bounds(name, rules)
+        yield from _complements(name, rules)
+    short = sorted(_SHORT.intersection(document.architectures))
+    if short:
+        yield from _shared_comparisons(trees, short[0])
+    for rule in document.rules:
+        if short:
+            yield from _too_wide(rule, short[0])
+        yield from _high_bits(rule, document.default_action)
+
+
+def _trees(document: Document, native: str) -> Iterator[tuple[str, Sequence[Rule]]]:
+    """Return the rules that libseccomp puts into one tree each, and for which call."""
+    default = answer(document.default_action, document.default_errno_ret)
+    conditional: dict[str, list[Rule]] = defaultdict(list)
+    for rule in document.rules:
+        if rule.args and answer(rule.action, rule.errno_ret) != default:
+            for name in rule.names:
+                conditional[name].append(rule)
+    yield from conditional.items()
+    if not multiplex.ABIS.isdisjoint((*document.architectures, native)):
+        for through in multiplex.OPERATIONS:
+            yield f"{through}(2) and its operations", multiplex.merged(document, through)
+
+
+def _tangled(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
+    """Reject a range or inequality before a rule's last argument that another rule compares too.
+
+    Both outcomes of such a comparison lead to the next condition, so that libseccomp has one part
+    of the tree in two places. Where the other rule joins it, rules are lost, or it never finishes.
+    """
+    for rule in rules:
+        last = max(arg.index for arg in rule.args)
+        forked = {arg.index: arg.op for arg in rule.args if arg.op not in _EQUALITIES}
+        forked.pop(last, None)
+        for other in rules:
+            shared = forked.keys() & {arg.index for arg in other.args}
+            if other is rule or not shared:
+                continue
+            index = min(shared)
+            yield Finding(
+                code="fails_open",
+                location=f"{rule.where}.args",
+                message=f"This rule for {name[:60]} compares argument {index} with {forked[index]} "
+                f"and argument {last} too, and {other.where} compares argument {index} as well: "
+                "libseccomp mixes such rules up, or never ends building the filter.",
+                hint="Use SCMP_CMP_EQ or SCMP_CMP_MASKED_EQ for all but the last argument of a "
+                "rule, or one rule.",
+            )
+            return
+
+
+def _distant_bounds(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
+    """Reject an upper bound together with a bound that has other upper 32 bits.
+
+    The comparisons of the upper halves end up in one level of the tree, where the one of the
+    upper bound hides the other.
+    """
+    bounds = [(rule, arg) for rule in rules for arg in rule.args if arg.op in _RANGES]
+    for (rule, first), (other, second) in itertools.combinations(bounds, 2):
+        if (
+            rule is not other
+            and first.index == second.index
+            and first.value >> 32 != second.value >> 32
+            and not _UPPER_BOUNDS.isdisjoint((first.op, second.op))
+        ):
+            yield Finding(
+                code="fails_open",
+                location=other.where,
+                message=f"Two rules compare argument {first.index} of {name[:60]} with "
+                f"{first.value} "
+                f"and {second.value}, one of them from above: where the upper 32 bits of such "
+                "values differ, libseccomp applies only parts of the rules.",
+                hint="Compare with values that have the same upper 32 bits, or use one rule.",
+            )
+            return
+
+
+def _complements(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
+    """Reject opposite comparisons in two rules, one of which has more conditions before them.
+
+    An example is `a and x == v` next to `x != v`. libseccomp takes the longer rule for a special
+    case of the other one, and drops it.
+    """
+    for position, rule in enumerate(rules):
+        for other in rules[position + 1 :]:
+            if answer(rule.action, rule.errno_ret) != answer(other.action, other.errno_ret):
+                continue
+            for first, second in itertools.product(rule.args, other.args):
+                if _are_opposite(first, second) and _is_longer_before(rule, other, first.index):
+                    yield Finding(
+                        code="fails_open",
+                        location=f"{other.where}.args",
+                        message=f"{rule.where} compares argument {first.index} of {name[:60]} with "
+                        f"{first.op} {first.value}, and this rule with the opposite: libseccomp "
+                        "drops the rule that has more conditions.",
+                        hint="Write one of the two otherwise: SCMP_CMP_GE with the next number for "
+                        "SCMP_CMP_GT, SCMP_CMP_LT for SCMP_CMP_LE, or SCMP_CMP_MASKED_EQ with a "
+                        "mask of all bits for SCMP_CMP_EQ.",
+                    )
+                    return
+
+
+def _shared_comparisons(trees: Sequence[tuple[str, Sequence[Rule]]], abi: str) -> Iterator[Finding]:
+    """Reject a comparison of two calls that one of them reaches with another argument loaded.
+
+    libseccomp writes equal instructions of two calls once, and looks at one of the jumps to them
+    to decide whether the argument has to be loaded again (_gen_bpf_build_bpf in gen_bpf.c). In the
+    call that has more conditions on a path, the comparison then sees the wrong argument. On 64-bit
+    ABIs a comparison of the lower half is always in between.
+    """
+    different = {frozenset(map(_meaning, rules)): (name, rules) for name, rules in trees}
+    for (name, rules), (other, other_rules) in itertools.permutations(different.values(), 2):
+        left = {arg.index for rule in rules for arg in rule.args if _is_followed(arg, rule)}
+        shared = _comparisons(rules) & _comparisons(other_rules)
+        arguments = {argument.index for argument, _ in shared} & left
+        if arguments:
+            yield Finding(
+                code="fails_open",
+                location=rules[-1].where,
+                message=f"{name[:60]} and {other[:60]} have a comparison of argument "
+                f"{min(arguments)} in common, but not all their rules: on {abi} libseccomp writes "
+                "it once, and may compare another argument.",
+                hint=f"Give both calls the same rules, or leave {abi} out of architectures.",
+            )
+            return
+
+
+def _meaning(rule: Rule) -> tuple[frozenset[Condition], tuple[str, int]]:
+    return frozenset(rule.args), answer(rule.action, rule.errno_ret)
+
+
+def _comparisons(rules: Sequence[Rule]) -> set[tuple[Condition, tuple[str, int]]]:
+    return {(arg, answer(rule.action, rule.errno_ret)) for rule in rules for arg in rule.args}
+
+
+def _is_followed(condition: Condition, rule: Rule) -> bool:
+    """Return whether the rule compares a later argument too."""
+    return any(arg.index > condition.index for arg in rule.args)
+
+
+def _are_opposite(first: Condition, second: Condition) -> bool:
+    return (first.index, first.value) == (second.index, second.value) and {
+        first.op,
+        second.op,
+    } in _OPPOSITES
+
+
+def _is_longer_before(rule: Rule, other: Rule, index: int) -> bool:
+    """Return whether one rule has the other's conditions before an argument, and more of them."""
+    before, other_before = (
+        {
+            arg
+            for arg in one.args
+            if arg.index < index and (arg.op, arg.value) != ("SCMP_CMP_MASKED_EQ", 0)
+        }
+        for one in (rule, other)
+    )
+    return before < other_before or other_before < before
+
+
+def _too_wide(rule: Rule, abi: str) -> Iterator[Finding]:
+    for number, arg in enumerate(rule.args):
+        if max(arg.value, arg.value_two) > _WIDE:
+            yield Finding(
+                code="fails_open",
+                location=f"{rule.where}.args[{number}]",
+                message=f"On {abi} arguments have 32 bits, and the comparison loses the bits "
+                "above.",
+                hint=f"Leave {abi} out of architectures, or compare with 32 bits.",
+            )
+
+
+def _high_bits(rule: Rule, default: str) -> Iterator[Finding]:
+    """Warn where a program chooses whether a comparison holds by bits that the kernel ignores."""
+    denies = STRICTNESS.get(rule.action, 0) > STRICTNESS.get(default, 0)
+    evaded = "SCMP_CMP_EQ" if denies else "SCMP_CMP_NE"
+    for number, arg in enumerate(rule.args):
+        if arg.op == evaded and arg.value <= _WIDE:
+            yield Finding(
+                code="condition_surprising",
+                location=f"{rule.where}.args[{number}]",
+                message="All 64 bits are compared; where the kernel takes an int, a program gets "
+                "around this by setting bits above the lower 32.",
+                hint="SCMP_CMP_MASKED_EQ with mask 4294967295 compares the lower 32 bits.",
+            )

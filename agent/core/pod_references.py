@@ -1,0 +1,69 @@
+"""Which profiles a pod names: every place where Kubernetes lets it.
+
+Rule 1: init and ephemeral containers count, and the annotations of older API servers
+(kubernetes, pkg/apis/core/annotation_key_constants.go). Rule 2: a pod that has ended for good
+names nothing; one that waits or restarts does.
+"""
+
+import posixpath
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from agent.core.model import ProfileKind
+
+Named = frozenset[tuple[ProfileKind, str]]
+
+_CONTAINERS: Final = ("containers", "initContainers", "ephemeralContainers")
+_FIELDS: Final[tuple[tuple[ProfileKind, str], ...]] = (
+    ("apparmor", "appArmorProfile"),
+    ("seccomp", "seccompProfile"),
+)
+_ANNOTATIONS: Final[tuple[tuple[str, ProfileKind], ...]] = (
+    ("container.apparmor.security.beta.kubernetes.io/", "apparmor"),
+    ("container.seccomp.security.alpha.kubernetes.io/", "seccomp"),
+    ("seccomp.security.alpha.kubernetes.io/pod", "seccomp"),
+)
+_LOCALHOST: Final = "localhost/"
+_ENDED: Final = ("Succeeded", "Failed")
+
+
+def referenced_profiles(pod: Mapping[str, object]) -> Named:
+    """Return every profile that a pod may start a container with."""
+    if _mapping(pod.get("status")).get("phase") in _ENDED:
+        return frozenset()
+    spec = _mapping(pod.get("spec"))
+    contexts = [_mapping(spec.get("securityContext"))]
+    for field in _CONTAINERS:
+        containers = spec.get(field)
+        for one in containers if isinstance(containers, list) else []:
+            contexts.append(_mapping(_mapping(one).get("securityContext")))  # noqa: PERF401 - reads better
+    return frozenset([*_fields(contexts), *_annotations(pod)])
+
+
+def _fields(contexts: Iterable[Mapping[str, object]]) -> Iterable[tuple[ProfileKind, str]]:
+    for context in contexts:
+        for kind, field in _FIELDS:
+            profile = _mapping(context.get(field))
+            name = profile.get("localhostProfile")
+            if profile.get("type") == "Localhost" and isinstance(name, str):
+                yield kind, _meant(kind, name)
+
+
+def _annotations(pod: Mapping[str, object]) -> Iterable[tuple[ProfileKind, str]]:
+    annotations = _mapping(_mapping(pod.get("metadata")).get("annotations"))
+    for key, value in annotations.items():
+        for prefix, kind in _ANNOTATIONS:
+            if key.startswith(prefix) and str(value).startswith(_LOCALHOST):
+                yield kind, _meant(kind, str(value).removeprefix(_LOCALHOST))
+
+
+def _meant(kind: ProfileKind, name: str) -> str:
+    """Return what a runtime makes of a name: the kubelet cleans the path of a seccomp file.
+
+    kubernetes, pkg/kubelet/kuberuntime/helpers.go: filepath.Join.
+    """
+    return posixpath.normpath(name) if kind == "seccomp" else name
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,372 @@
+"""The ledger: what this agent put on the node, in small files that survive a crash.
+
+STATE/entries/<sha256 of kind, origin and key>.json holds one entry; STATE/bodies/<sha256> holds
+bytes that entries refer to; STATE/lock keeps a second agent out.
+
+Rule 1: an entry of a newer schema is not damaged: nothing may be concluded, so nothing is done.
+Rule 2: a damaged entry counts as absent, and is reported; nothing is removed for it.
+Rule 3: bytes are believed only if their sha256 is their name.
+Rule 4: an entry is proof of ownership only while nobody but root and this agent can write it.
+"""
+
+import contextlib
+import errno
+import re
+from collections.abc import Mapping
+from typing import Final, Literal
+
+import msgspec
+
+from agent.core import model
+from agent.core.admission import LIMITS
+from agent.core.findings import Finding
+from agent.core.model import Evidence, KeyId, LedgerEntry, ProfileKind, Version
+from agent.host.filesystem import TEMPORARY_PREFIX, Host, HostError
+from agent.host.stat_signature import Signature
+
+SCHEMA = 1
+_LIMIT = 16 << 20
+# Of all entries, in bytes of their files; 6,000 names take about 8 MiB.
+READ_BYTES: Final = 32 << 20
+READ_ENTRIES: Final = 2 * LIMITS.ledger_entries
+_ENTRIES = "entries"
+_BODIES = "bodies"
+# What may be removed from there: a digest, or a temporary file of a write that was cut off.
+_OWN_BODY: Final = re.compile(rf"[0-9a-f]{{64}}|{re.escape(TEMPORARY_PREFIX)}.*")
+# What msgspec raises: also for bytes that are not UTF-8, and for what is nested too deep.
+_DAMAGE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+Signs = dict[str, Signature]
+
+
+class _StoredVersion(msgspec.Struct, forbid_unknown_fields=True):
+    provides: list[str]
+    source: str
+    body: str
+    context: str
+    modes: dict[str, str]
+    evidence: dict[str, list[str]]
+
+
+class _StoredEntry(msgspec.Struct, forbid_unknown_fields=True):
+    schema: int
+    kind: ProfileKind
+    origin: str
+    key: str
+    how: Literal["put", "adopted"]
+    prefix: str
+    installed: _StoredVersion | None
+    staged: _StoredVersion | None
+    retired: dict[str, list[str]]
+
+
+class _Schema(msgspec.Struct):
+    schema: int
+
+
+class FileLedger:
+    """The ledger below a state directory of the host. Fulfils agent.core.ports.Ledger."""
+
+    def __init__(self, host: Host, directory: str) -> None:
+        self.host = host
+        self.directory = directory
+        self.findings: list[Finding] = []
+        self._left: Signs | None = None  # of the entries as we left them
+        self._cached: tuple[Signs, Mapping[KeyId, LedgerEntry]] | None = None
+        self._bodies: set[str] | None = None  # the names of what is kept, since `forget`
+
+    def entries(self) -> Mapping[KeyId, LedgerEntry] | Finding:
+        """Return every whole entry; the damaged ones are in self.damaged afterwards.
+
+        The signatures of the directory and of each file stand for their content.
+        """
+        base = f"{self.directory}/{_ENTRIES}"
+        sign = self._left = self._signs()
+        if self._cached is not None and self._cached[0] == sign:
+            return self._cached[1]
+        self._cached = None
+        self.findings = []
+        found: dict[KeyId, LedgerEntry] = {}
+        barrier = self._barrier(base, sign)
+        if barrier is not None:
+            return barrier
+        try:
+            names = self.host.names(base) if self.host.exists(base) else []
+            for name in names:
+                if not name.endswith(".json") or name.startswith("."):
+                    continue
+                entry = self._entry(base, name)
+                if isinstance(entry, Finding):
+                    return entry
+                if entry is not None:
+                    found[entry.id] = entry
+        except HostError as error:
+            return Finding(
+                code="kind_unobservable",
+                location=error.path,
+                message=f"The ledger cannot be read ({error}), so what is ours is not known. "
+                "Nothing is changed.",
+                hint="Make the state directory readable, or name another with --state-dir.",
+            )
+        if sign is not None:
+            self._cached = (sign, found)
+        return found
+
+    def _barrier(self, base: str, signatures: Signs | None) -> Finding | None:
+        """Return why the entries must not be read, or None."""
+        for directory in (self.directory, base):
+            if self.host.is_owned_by_others(directory):
+                return _not_private(directory)
+        is_too_large = signatures is not None and _is_too_large(signatures)
+        return _too_large(base) if is_too_large else None
+
+    def make_private(self) -> tuple[str, ...]:
+        """Make the ledger's directories private to their user; return those whose mode changed.
+
+        An emptyDir volume has mode 0777. Entries that others wrote before stay damaged.
+        """
+        directories = (self.directory, f"{self.directory}/{_ENTRIES}")
+        changed = []
+        for directory in directories:
+            with contextlib.suppress(HostError):  # read-only: each write reports that
+                if self.host.make_private(directory):
+                    changed.append(directory)
+        return tuple(changed)
+
+    def is_unchanged(self) -> bool:
+        """Return whether nobody else changed an entry since it was last read or written."""
+        return self._signs() == self._left
+
+    def _signs(self) -> Signs | None:
+        """Return the signature of the directory (under "") and of each name in it."""
+        return self.host.signatures(f"{self.directory}/{_ENTRIES}")
+
+    def _wrote(self, name: str) -> None:
+        """Note what our own change of one name left, and nothing else: others may write too."""
+        base = f"{self.directory}/{_ENTRIES}"
+        if self._left is None or (self._cached is not None and self._left is self._cached[0]):
+            self._left = dict(self._left or {})
+        for one, path in ((name, f"{base}/{name}"), ("", base)):
+            now = self.host.signature(path)
+            if now is not None:
+                self._left[one] = now
+            else:
+                self._left.pop(one, None)
+
+    def invalidate(self) -> None:
+        """Read every entry again, and look again what is kept."""
+        self._cached = self._bodies = None
+
+    def _entry(self, base: str, name: str) -> LedgerEntry | Finding | None:
+        """Read one entry. An entry that other users may write counts as damaged."""
+        try:
+            content = self.host.read_regular(base, name, limit=_LIMIT, private=True)
+        except HostError as error:
+            if error.errno != errno.EPERM:
+                raise
+            content = b""
+        return self._read(name, content or b"")
+
+    def _read(self, name: str, content: bytes) -> LedgerEntry | Finding | None:
+        path = f"{self.directory}/{_ENTRIES}/{name}"
+        stored = _decoded(content)
+        schema = stored.schema if stored is not None else _schema(content)
+        if schema > SCHEMA:
+            return Finding(
+                code="ledger_newer",
+                location=path,
+                message=f"The entry has schema {schema}; this version knows up to {SCHEMA}. "
+                "Nothing is changed.",
+                hint="Run the newer version of profile-loader that wrote it.",
+            )
+        entry = _from_stored(stored) if stored is not None else None
+        if entry is None or _file_name(entry.id) != name:
+            self.findings.append(
+                Finding(
+                    code="ledger_damaged",
+                    location=path,
+                    message="The entry is incomplete, or users other than root may write it. It "
+                    "counts as absent, and nothing is removed for it.",
+                    hint="Delete the file once its profile is in place or no longer wanted.",
+                )
+            )
+            return None
+        return entry
+
+    def write(self, entry: LedgerEntry) -> Finding | None:
+        """Store an entry durably."""
+        content = msgspec.json.format(msgspec.json.encode(_to_stored(entry)), indent=1)
+        finding = self._write(_ENTRIES, _file_name(entry.id), content)
+        self._wrote(_file_name(entry.id))
+        return finding
+
+    def delete(self, id_: KeyId) -> Finding | None:
+        """Forget an entry."""
+        try:
+            self.host.remove_file(f"{self.directory}/{_ENTRIES}", _file_name(id_))
+        except HostError as error:
+            return _write_failed(error)
+        self._wrote(_file_name(id_))
+        return None
+
+    def store_content(self, content: bytes) -> Finding | None:
+        """Store bytes under their sha256 unless they are there and whole."""
+        digest = model.digest(content)
+        if self.content(digest) is not None:
+            return None
+        self._bodies = None
+        return self._write(_BODIES, digest, content)
+
+    def has_content(self, digest: str) -> bool:
+        """Return whether bytes of that sha256 are kept, by name; what cannot be read may be."""
+        if self._bodies is None:
+            base = f"{self.directory}/{_BODIES}"
+            try:
+                self._bodies = set(self.host.names(base) if self.host.exists(base) else ())
+            except HostError:
+                return True
+        return digest in self._bodies
+
+    def content(self, digest: str) -> bytes | None:
+        """Return the bytes of a sha256, or None if they are absent, unreadable or damaged."""
+        try:
+            content = self.host.read_regular(f"{self.directory}/{_BODIES}", digest, limit=_LIMIT)
+        except HostError:
+            return None
+        return content if content is not None and model.digest(content) == digest else None
+
+    def sweep(self, entries: Mapping[KeyId, LedgerEntry]) -> None:
+        """Remove bytes that no entry refers to. A failure only costs disk space."""
+        used = {
+            digest
+            for entry in entries.values()
+            for version in (entry.installed, entry.staged)
+            if version is not None
+            for digest in (version.source_digest, version.body_digest)
+        }
+        base = f"{self.directory}/{_BODIES}"
+        try:
+            for name in self.host.names(base) if self.host.exists(base) else []:
+                if name not in used and _OWN_BODY.fullmatch(name):
+                    self.host.remove_file(base, name)
+        except HostError:
+            return
+
+    def _write(self, folder: str, name: str, content: bytes) -> Finding | None:
+        try:
+            self.host.write_file(f"{self.directory}/{folder}", name, content, mode=0o600)
+        except HostError as error:
+            return _write_failed(error)
+        return None
+
+
+def _is_too_large(signatures: Signs) -> bool:
+    """Return whether reading all entries would take more memory than the agent has."""
+    sizes = [signature[2] for name, signature in signatures.items() if name.endswith(".json")]
+    return len(sizes) > READ_ENTRIES or sum(sizes) > READ_BYTES
+
+
+def _too_large(directory: str) -> Finding:
+    return Finding(
+        code="limit_exceeded",
+        location=directory,
+        message=f"The ledger has more than {READ_ENTRIES} entries or {READ_BYTES} bytes. It is not "
+        "read, and nothing is changed.",
+        hint="Remove what deleted profile sets left on the node; the runbook describes how "
+        "(limit_exceeded).",
+    )
+
+
+def _not_private(directory: str) -> Finding:
+    """Report a ledger that could contain forged entries: the agent would remove foreign files."""
+    return Finding(
+        code="kind_unobservable",
+        location=directory,
+        message="This directory belongs to a user other than root and the agent's own, so the "
+        "ledger "
+        "in it proves nothing. Nothing is changed.",
+        hint=f"Check what is in it, then: chown -R root: {directory} && chmod -R go-w {directory}",
+    )
+
+
+def _decoded(content: bytes) -> _StoredEntry | None:
+    try:
+        return msgspec.json.decode(content, type=_StoredEntry)
+    except _DAMAGE:
+        return None
+
+
+def _schema(content: bytes) -> int:
+    """Return the schema of an entry that this version does not understand, or 0 for damage."""
+    try:
+        return msgspec.json.decode(content, type=_Schema).schema
+    except _DAMAGE:
+        return 0
+
+
+def _file_name(id_: KeyId) -> str:
+    return model.digest(f"{id_.kind}\0{id_.profile_set}\0{id_.key}".encode()) + ".json"
+
+
+def _write_failed(error: HostError) -> Finding:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return Finding(
+        code="write_failed",
+        location=error.path,
+        message=f"It could not be written: {error}. The profile was not put.",
+        hint="Free disk space." if full else "Check the file system and the agent's rights.",
+    )
+
+
+def _to_stored(entry: LedgerEntry) -> _StoredEntry:
+    return _StoredEntry(
+        schema=SCHEMA,
+        kind=entry.id.kind,
+        origin=entry.id.profile_set,
+        key=entry.id.key,
+        how=entry.provenance,
+        prefix=entry.prefix,
+        installed=_version_to_stored(entry.installed),
+        staged=_version_to_stored(entry.staged),
+        retired=_sorted(entry.retired),
+    )
+
+
+def _from_stored(stored: _StoredEntry) -> LedgerEntry:
+    return LedgerEntry(
+        id=KeyId(kind=stored.kind, profile_set=stored.origin, key=stored.key),
+        provenance=stored.how,
+        prefix=stored.prefix,
+        installed=_version_from_stored(stored.installed),
+        staged=_version_from_stored(stored.staged),
+        retired={name: frozenset(one) for name, one in stored.retired.items()},
+    )
+
+
+def _version_to_stored(version: Version | None) -> _StoredVersion | None:
+    if version is None:
+        return None
+    return _StoredVersion(
+        provides=list(version.names),
+        source=version.source_digest,
+        body=version.body_digest,
+        context=version.context,
+        modes=dict(version.modes),
+        evidence=_sorted(version.evidence),
+    )
+
+
+def _version_from_stored(stored: _StoredVersion | None) -> Version | None:
+    if stored is None:
+        return None
+    return Version(
+        names=tuple(stored.provides),
+        source_digest=stored.source,
+        body_digest=stored.body,
+        context=stored.context,
+        modes=stored.modes,
+        evidence={name: frozenset(one) for name, one in stored.evidence.items()},
+    )
+
+
+def _sorted(evidence: Mapping[str, Evidence]) -> dict[str, list[str]]:
+    return {name: sorted(one) for name, one in evidence.items()}

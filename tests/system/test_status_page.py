@@ -1,0 +1,249 @@
+"""The status page in a real browser (Debian's chromium, headless)."""
+
+import contextlib
+import hashlib
+import html
+import json
+import re
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from agent.core.findings import Finding
+from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
+from agent.reporting.http_server import HttpServer
+from agent.reporting.metrics import Metrics
+from agent.reporting.status_store import StatusStore
+
+CHROMIUM = [
+    "chromium",
+    "--headless",
+    "--no-sandbox",  # as root
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+]
+PATIENCE_SECONDS = 600
+AXE_LOCK = Path("tests/system/requirements-axe.lock")
+AXE_FILE = Path.home() / ".cache/profile-loader/axe-4.4.3.js"
+AXE_SHA256 = "697ea6c7edff0fe289b7bbecf1ff7b9015249bc834b409a348cd060df80aeba0"
+EVIL = (
+    "</title></td><img src=x onerror=\"document.title='stolen'\">"
+    "<script>document.title='run'</script>"
+)
+LONG = "anamewithoutanyplacetobreakitinto" * 6
+SCHEMES = ("light", "dark")
+WIDTHS = (400, 1400)
+
+
+def board():
+    """Return what serves a page with everything on it, a hostile and a long name among it."""
+    finding = Finding(
+        code="parser_rejected",
+        location="line 7",
+        message=f'apparmor_parser, line 7: unexpected "{EVIL}". The previous version stays loaded.',
+        hint="Mend the text; apparmor_parser -Q -K FILE says the same.",
+    )
+    fields = {"profile_set": "configmap profile-loader/node-profiles", "localhost_profile": ""}
+    rows = [
+        ProfileStatus(kind="seccomp", key=f"audit-{one}.json", name=f"profiles/audit-{one}.json",
+            state="installed", action="keep", reason="unchanged", **fields)
+        for one in range(5)
+    ] + [
+        ProfileStatus(kind="apparmor", key="web", name="web", state="outdated", action="hold",
+            reason="rejected", mode="enforce", findings=(finding,), **fields),
+        ProfileStatus(kind="apparmor", key="evil", name=EVIL, state="failed", action="put",
+            reason=EVIL, **fields),
+        ProfileStatus(kind="apparmor", key="long", name=LONG, state="held", action="hold",
+            reason="in_use", mode="complain", **fields),
+    ]  # fmt: skip
+    labels = {
+        f"seccomp.profile-loader.node-restriction.kubernetes.io/{row.key}": "installed"
+        for row in rows
+    }
+    one = StatusStore(
+        Metrics("1.2.3"), version="1.2.3", node="node-1", patience=60.0, labels=lambda: labels
+    )
+    enabled = KindSupport(state="enabled")
+    for at in range(3):
+        report = Report(
+            profiles=tuple(rows),
+            profile_sets=(
+                ProfileSetStatus(
+                    profile_set="configmap profile-loader/node-profiles", state="read", keys=8
+                ),
+            ),
+            kind_support={"apparmor": enabled, "seccomp": enabled},
+            seconds={"act": 0.25},
+        )
+        one.on_report(report, 1_800_000_000.0 + at, passed=True)
+    return one
+
+
+def chromium(folder, *words):
+    """Run a browser that knows nothing yet; return what it printed."""
+    done = subprocess.run(
+        [*CHROMIUM, f"--user-data-dir={folder / 'browser'}", *words],
+        capture_output=True,
+        timeout=PATIENCE_SECONDS,
+        check=True,
+    )
+    return done.stdout.decode()
+
+
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory):
+    """Give axe-core's text, from the cache or from the package that is pinned."""
+    if not AXE_FILE.exists():
+        AXE_FILE.parent.mkdir(parents=True, exist_ok=True)
+        folder = tmp_path_factory.mktemp("axe")
+        words = ["download", "-q", "--no-deps", "--require-hashes", "-r", AXE_LOCK, "-d", folder]
+        subprocess.run([sys.executable, "-m", "pip", *words], check=True)
+        (wheel,) = folder.glob("*.whl")
+        with zipfile.ZipFile(wheel) as opened:
+            text = opened.read("axe_core_python/axe.min.js")
+        new = AXE_FILE.with_suffix(".new")
+        new.write_bytes(text)
+        new.replace(AXE_FILE)
+    text = AXE_FILE.read_bytes()
+    assert hashlib.sha256(text).hexdigest() == AXE_SHA256
+    return text.decode()
+
+
+MEASURE = """
+const sizes = [...document.querySelectorAll('main *')].filter(one => one.textContent.trim())
+  .map(one => parseFloat(getComputedStyle(one).fontSize));
+const hidden = [...document.querySelectorAll('tbody th, tbody td, h1, h2, p')]
+  .filter(one => one.getBoundingClientRect().width < 20).length;
+const broken = [];
+for (const cell of document.querySelectorAll('thead th, .short')) {
+  const text = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT).nextNode();
+  for (const word of text.data.matchAll(/\\S+/g)) {
+    const range = document.createRange();
+    range.setStart(text, word.index);
+    range.setEnd(text, word.index + word[0].length);
+    if (range.getClientRects().length > 1) broken.push(word[0]);
+  }
+}
+const tell = found => { parent.document.getElementById('told').textContent = JSON.stringify({
+  width: innerWidth,
+  dark: matchMedia('(prefers-color-scheme: dark)').matches,
+  overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+  smallest: Math.min(...sizes),
+  hidden: hidden,
+  broken: broken,
+  headers: getComputedStyle(document.querySelector('thead')).position === 'static',
+  passed: found.passes.length,
+  violations: found.violations.map(one => [one.id, one.nodes.map(node => node.html)]),
+  unsure: found.incomplete.map(one => [one.id, one.nodes.map(node => node.html)]),
+})};
+axe.run(document, {iframes: false}).then(tell, error => tell({
+  passes: [], incomplete: [], violations: [{id: String(error), nodes: []}]}));
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What a browser says of the page at one width in one colour scheme."""
+
+    told: dict
+    picture: tuple[int, int]
+
+
+def framed(folder, text, width, height):
+    """Write a page that shows another one in a frame of this size; return its address.
+
+    A window of a headless Chromium is at least 500 px wide, a frame may be narrower.
+    """
+    (folder / "frame.html").write_text(
+        "<!DOCTYPE html><style>:root{color-scheme:light dark}body{margin:0}"
+        f"iframe{{border:0;width:{width}px;height:{height}px;display:block}}</style>"
+        f'<iframe srcdoc="{html.escape(text)}"></iframe><pre id="told"></pre>'
+    )
+    return (folder / "frame.html").as_uri()
+
+
+@pytest.fixture(scope="module", params=[(w, s) for w in WIDTHS for s in SCHEMES], ids=str)
+def look(request, axe, tmp_path_factory):
+    """Give a look at the page, at 400 px and 1,400 px, in light and dark."""
+    width, scheme = request.param
+    folder = tmp_path_factory.mktemp("page")
+    scheme = f"--blink-settings=preferredColorScheme={SCHEMES[::-1].index(scheme)}"
+    page = board().status().decode()
+    with_axe = page.replace("</body>", f"<script>{axe}</script><script>{MEASURE}</script></body>")
+    address = framed(folder, with_axe, width, 2000)
+    words = [scheme, "--window-size=1600,2000", "--virtual-time-budget=20000", "--dump-dom"]
+    dom = chromium(folder, *words, address)
+    told = json.loads(html.unescape(re.search(r'<pre id="told">(.*?)</pre>', dom, re.DOTALL)[1]))
+    picture = folder / "page.png"
+    chromium(
+        folder,
+        scheme,
+        f"--window-size={max(width, 500)},2000",
+        f"--screenshot={picture}",
+        framed(folder, page, width, 2000),
+    )
+    print(f"picture of {request.param}: {picture}")
+    return Look(told=told, picture=struct.unpack(">II", picture.read_bytes()[16:24]))
+
+
+def test_the_page_is_readable_at_its_width(look, request):
+    """Nothing to scroll sideways, no text under 14 px, no word cut in two; headers if wide."""
+    width, scheme = request.node.callspec.params["look"]
+    keys = ("width", "dark", "overflow", "hidden", "broken", "headers")
+    assert {key: look.told[key] for key in keys} == {
+        "width": width,
+        "dark": scheme == "dark",
+        "overflow": 0,
+        "hidden": 0,
+        "broken": [],
+        "headers": width == 1400,
+    }
+    assert look.told["smallest"] >= 14
+    assert look.picture == (max(width, 500), 2000)
+
+
+def test_the_page_passes_an_accessibility_check(look):
+    """axe-core finds no violation, and nothing that it cannot decide."""
+    assert look.told["violations"] == []
+    assert look.told["unsure"] == []
+    assert look.told["passed"] > 15
+
+
+def test_a_hostile_name_is_shown_and_does_nothing(tmp_path):
+    """Served by the daemon's server, without a frame: it is text, and the title is the page's."""
+    server = HttpServer("127.0.0.1:0", board())
+    server.start()
+    with contextlib.closing(server):
+        begin = time.monotonic()
+        dom = chromium(tmp_path, "--dump-dom", f"http://127.0.0.1:{server.port}/")
+        print(f"shown in {time.monotonic() - begin:.1f} s")
+    assert "<title>profile-loader on node-1</title>" in dom
+    assert re.findall(r"<(script|img)", dom) == []
+    assert html.escape(EVIL, quote=False) in dom
+    assert "Everything desired is in place." not in dom
+
+
+def test_even_a_script_that_slipped_through_would_not_run(tmp_path):
+    """The server's policy forbids it, whatever the page says."""
+
+    class Careless(StatusStore):
+        def status(self):
+            return f"<!DOCTYPE html><title>mine</title><body>{EVIL}</body>".encode()
+
+    server = HttpServer("127.0.0.1:0", Careless(Metrics("1"), version="1", node="n", patience=1.0))
+    server.start()
+    with contextlib.closing(server):
+        dom = chromium(tmp_path, "--dump-dom", f"http://127.0.0.1:{server.port}/statusz")
+    assert "<script>" in dom
+    assert "<title>mine</title>" in dom

@@ -1,0 +1,606 @@
+"""Acting on a plan: the order inside an action, and what a failure leaves behind."""
+
+import contextlib
+from dataclasses import replace
+
+from agent.core import model
+from agent.core.actions import MOVED, Adopt, Hold, Install, Keep, Outcome, Release, Remove
+from agent.core.findings import Finding
+from agent.core.model import KeyId, LedgerEntry, SourceKey, Unchecked, UnknownUse
+from agent.core.ports import Failed, StillInUse
+from agent.executor import Executor
+from tests.world import Killed, MemoryKind, MemoryLedger, Node, Steps, token
+
+ORIGIN = "dir /p"
+REFUSED = Finding(code="kernel_refused", location="a", message="EPROTO")
+
+
+def inspected(text=b"a:x", key="one.profile"):
+    return MemoryKind(Node(), Steps()).inspect(SourceKey(profile_set=ORIGIN, key=key, content=text))
+
+
+class FailingKind(MemoryKind):
+    """A kind whose kernel gives a fixed answer."""
+
+    answer = Failed(finding=REFUSED)
+    fitting = True
+
+    def install(self, profile, *, replaceable, foreign=()):
+        return self.answer
+
+    def remove(self, names, evidence, *, require_unused):
+        return self.answer
+
+    def accepts_context(self, context):
+        return self.fitting
+
+    def inspect(self, blob):
+        return Unchecked(
+            id=KeyId(kind=self.name, profile_set=blob.profile_set, key=blob.key), finding=REFUSED
+        )
+
+
+class FailingLedger(MemoryLedger):
+    """A ledger that fails from the write number `works` on."""
+
+    works = 0
+
+    def _fails(self):
+        self.works -= 1
+        return replace(REFUSED, code="write_failed") if self.works < 0 else None
+
+    def write(self, entry):
+        return self._fails() or super().write(entry)
+
+    def store_content(self, content):
+        return self._fails() or super().store_content(content)
+
+    def delete(self, id_):
+        return self._fails() or super().drop(id_)
+
+
+def act(node, *actions, kind=MemoryKind, ledger=MemoryLedger, dry_run=False):
+    runner = Executor(
+        kinds={"apparmor": kind(node, Steps())},
+        ledger=ledger(node, Steps()),
+        entries=node.entries,
+        clock=lambda: 0.0,
+    )
+    return runner.execute(actions, dry_run=dry_run)
+
+
+def put(profile, **more):
+    more = {"reason": "new", "replaceable": frozenset(), **more}
+    return Install(id=profile.id, names=profile.version.names, profile=profile, **more)
+
+
+def stored(profile, **more):
+    return LedgerEntry(id=profile.id, provenance="put", installed=profile.version, **more)
+
+
+def keep_bodies(node, profile):
+    node.bodies |= {
+        profile.version.source_digest: profile.source,
+        profile.version.body_digest: profile.body,
+    }
+
+
+def test_a_put_ends_with_the_verified_version_installed():
+    """After a put the ledger holds what the node showed, and nothing staged."""
+    node, profile = Node(), inspected()
+    outcomes = act(node, put(profile))
+    assert outcomes == (Outcome(action=put(profile), result="done", version=profile.version),)
+    assert node.entries == {profile.id: stored(profile)}
+    assert node.loaded == {"a": profile.body}
+
+
+def test_a_failed_put_never_loses_the_last_good_version():
+    """When the kernel refuses, the installed slot is what it was and nothing stays staged."""
+    node, old, new = Node(), inspected(), inspected(b"a:y")
+    node.entries = {old.id: stored(old)}
+    outcomes = act(node, put(new, replaceable=frozenset({"a"})), kind=FailingKind)
+    assert [(one.result, one.findings) for one in outcomes] == [("failed", (REFUSED,))]
+    assert node.entries == {old.id: stored(old)}
+
+
+def test_a_failed_put_of_a_lost_profile_puts_the_last_good_version_back():
+    """After a reboot, when the kernel refuses the newer version."""
+    node, old, new = Node(), inspected(b"a,b:x"), inspected(b"a:?")
+    node.entries = {old.id: stored(old)}
+    keep_bodies(node, old)
+    back = Install(
+        id=old.id, reason="missing", names=("a", "b"), profile=None, replaceable=frozenset()
+    )
+    (outcome,) = act(node, put(new, reason="changed", fallback=back))
+    assert (outcome.result, [one.code for one in outcome.findings]) == (
+        "failed",
+        ["kernel_refused"],
+    )
+    assert (outcome.version, node.loaded) == (old.version, {"a": old.body, "b": old.body})
+    assert node.entries == {old.id: stored(old)}
+
+
+def test_a_put_that_the_ledger_cannot_take_puts_the_last_good_version_back():
+    """That needs no write of the ledger."""
+    node, old, new = Node(full=True), inspected(), inspected(b"a:y")
+    node.entries = {old.id: stored(old)}
+    keep_bodies(node, old)
+    back = Install(id=old.id, reason="missing", names=("a",), profile=None, replaceable=frozenset())
+    (outcome,) = act(node, put(new, reason="changed", fallback=back))
+    assert (outcome.result, node.loaded) == ("failed", {"a": old.body})
+
+
+def test_what_a_failed_put_would_have_taken_over_stays_with_its_former_key():
+    """A renamed key that is refused takes nothing away from the version that is there."""
+    node, old, new = Node(), inspected(b"a,b:x", "old"), inspected(b"a:?", "new")
+    node.entries, node.loaded = {old.id: stored(old)}, {"a": old.body, "b": old.body}
+    refused = put(
+        new, reason="changed", replaceable=frozenset({"a"}), previous_owners=frozenset({old.id})
+    )
+    release = Release(id=old.id, reason=MOVED, names=("a",))
+    remove = Remove(
+        id=old.id,
+        reason="not desired",
+        names=("b",),
+        evidence={"b": token(old.body)},
+        require_unused=True,
+    )
+    assert [one.result for one in act(node, refused, release, remove)] == [
+        "failed",
+        "held",
+        "held",
+    ]
+    assert (node.entries, sorted(node.loaded)) == ({old.id: stored(old)}, ["a", "b"])
+
+
+def test_what_a_failed_put_would_have_left_over_stays():
+    """It is part of the last good version, which would be lost with it."""
+    node, old, new = Node(), inspected(b"a,b:x"), inspected(b"a:?")
+    node.entries, node.loaded = {old.id: stored(old)}, {"a": old.body, "b": old.body}
+    remove = Remove(
+        id=old.id,
+        reason="not desired",
+        names=("b",),
+        evidence={"b": token(old.body)},
+        require_unused=True,
+    )
+    outcomes = act(node, put(new, reason="changed", replaceable=frozenset({"a"})), remove)
+    assert [one.result for one in outcomes] == ["failed", "held"]
+    assert (node.entries, sorted(node.loaded)) == ({old.id: stored(old)}, ["a", "b"])
+
+
+def test_what_an_older_version_left_over_goes_though_a_put_failed():
+    """It is no part of the last good version."""
+    node, old, new = Node(), inspected(), inspected(b"a:?")
+    node.entries = {old.id: stored(old, retired={"b": token(b"older")})}
+    node.install({"a": old.body, "b": b"older"})
+    remove = Remove(
+        id=old.id,
+        reason="not desired",
+        names=("b",),
+        evidence={"b": token(b"older")},
+        require_unused=True,
+    )
+    outcomes = act(node, put(new, reason="changed", replaceable=frozenset({"a"})), remove)
+    assert [one.result for one in outcomes] == ["failed", "done"]
+    assert (node.entries, sorted(node.loaded)) == ({old.id: stored(old)}, ["a"])
+
+
+def test_a_name_moves_only_once_another_entry_has_it():
+    """A put that fails leaves it with the entry that had it, so that it stays this agent's."""
+    node, old = Node(), inspected()
+    node.entries, node.loaded = {old.id: stored(old)}, {"a": old.body}
+    release = Release(id=old.id, reason=MOVED, names=("a",))
+    failed = put(inspected(b"a:?", "new"), reason="changed", replaceable=frozenset({"a"}))
+    assert [one.result for one in act(node, failed, release)] == ["failed", "held"]
+    assert node.entries == {old.id: stored(old)}
+    new = inspected(b"a:y", "new")
+    moved = put(new, reason="changed", replaceable=frozenset({"a"}))
+    assert [one.result for one in act(node, moved, release)] == ["done", "done"]
+    assert node.entries == {new.id: stored(new)}
+
+
+def test_a_failed_first_put_leaves_no_entry():
+    """What never was on the node is not in the ledger."""
+    node = Node()
+    act(node, put(inspected()), kind=FailingKind)
+    assert node.entries == {}
+
+
+def test_a_put_that_could_not_be_verified_stays_staged():
+    """What may be on the node is remembered, so that it is recognised as replaceable."""
+    kind = type(
+        "Kind", (FailingKind,), {"answer": Failed(finding=replace(REFUSED, code="verify_failed"))}
+    )
+    node, profile = Node(), inspected()
+    act(node, put(profile), kind=kind)
+    assert node.entries == {
+        profile.id: LedgerEntry(id=profile.id, provenance="put", staged=profile.version)
+    }
+
+
+def test_each_failed_write_of_the_ledger_fails_the_put():
+    """A put is done only if it is on record; the node is untouched unless it was staged."""
+    results = []
+    for works in range(4):
+        node = Node()
+        ledger = type("Ledger", (FailingLedger,), {"works": works})
+        (outcome,) = act(node, put(inspected()), ledger=ledger)
+        results.append((outcome.result, sorted(node.loaded), len(node.entries)))
+    assert results == [
+        ("failed", [], 0),
+        ("failed", [], 0),
+        ("failed", [], 0),
+        ("failed", ["a"], 1),
+    ]
+
+
+def test_names_that_a_version_drops_stay_ours_to_remove():
+    """The kernel keeps a dropped child loaded, so the ledger remembers it."""
+    node, old, new = Node(), inspected(b"a,b:x"), inspected(b"a:y")
+    node.loaded = {"a": old.body, "b": old.body}
+    node.entries = {old.id: stored(old)}
+    act(node, put(new, replaceable=frozenset({"a"})))
+    assert node.entries == {new.id: stored(new, retired={"b": token(old.body)})}
+
+
+def test_names_that_were_only_adopted_are_not_ours_to_remove():
+    """Replacing an adopted profile makes its new names replaceable, not its former ones."""
+    node, old, new = Node(), inspected(b"a,b:x"), inspected(b"a:y")
+    node.entries = {old.id: replace(stored(old), provenance="adopted")}
+    act(node, put(new, replaceable=frozenset({"a"})))
+    assert node.entries == {new.id: stored(new)}
+
+
+def restoring(profile):
+    return Install(
+        id=profile.id,
+        reason="missing",
+        names=profile.version.names,
+        profile=None,
+        replaceable=frozenset(),
+    )
+
+
+def test_the_last_good_version_is_restored_from_the_ledger_alone():
+    """Restoring needs neither the source nor a compilation."""
+    node, profile = Node(), inspected()
+    keep_bodies(node, profile)
+    node.entries = {profile.id: stored(profile)}
+    (outcome,) = act(node, restoring(profile))
+    assert (outcome.result, node.loaded) == ("done", {"a": profile.body})
+
+
+def test_a_version_made_for_another_kernel_is_checked_anew():
+    """A body that does not fit this node is made again from the source in the ledger."""
+    kind = type("Kind", (MemoryKind,), {"fits": lambda _, __: False})
+    node, profile = Node(), inspected()
+    keep_bodies(node, profile)
+    node.entries = {profile.id: stored(profile)}
+    (outcome,) = act(node, restoring(profile), kind=kind)
+    assert (outcome.result, node.loaded) == ("done", {"a": profile.body})
+
+
+def test_what_cannot_be_restored_says_why():
+    """Lost bytes, a refused text, another name and a missing parser each fail with a problem."""
+    profile = inspected()
+    bad = inspected(b"a:x")
+    never = type("Kind", (FailingKind,), {"fitting": False})
+    misfit = type("Kind", (MemoryKind,), {"fits": lambda _, __: False})
+    cases = []
+    for kind, bodies in (
+        (MemoryKind, {}),
+        (never, None),
+        (misfit, {bad.version.source_digest: b"!"}),
+        (misfit, {bad.version.source_digest: b"b:x"}),  # as a source that names keys otherwise
+    ):
+        node = Node(entries={profile.id: stored(profile)})
+        keep_bodies(node, profile)
+        if bodies is not None:
+            node.bodies = bodies
+        (outcome,) = act(node, restoring(profile), kind=kind)
+        cases.append((outcome.result, outcome.findings[0].code))
+    node = Node(entries={profile.id: LedgerEntry(id=profile.id, provenance="put")})
+    (outcome,) = act(node, restoring(profile))
+    cases.append((outcome.result, outcome.findings[0].code))
+    assert cases == [
+        ("failed", "ledger_damaged"),
+        ("failed", "kernel_refused"),
+        ("failed", "parser_rejected"),
+        ("failed", "ledger_damaged"),
+        ("failed", "ledger_damaged"),
+    ]
+
+
+def test_adopting_only_writes_the_ledger():
+    """An adopted profile is on record as somebody else's."""
+    node, profile = Node(), inspected()
+    node.loaded = {"a": profile.body}
+    adopt = Adopt(
+        id=profile.id,
+        reason="same content",
+        names=("a",),
+        profile=profile,
+        evidence={"a": token(profile.body)},
+    )
+    act(node, adopt)
+    assert node.entries == {profile.id: replace(stored(profile), provenance="adopted")}
+
+
+def test_keeping_an_unchanged_profile_writes_nothing():
+    """A pass over an unchanged node costs no write."""
+    node, profile = Node(), inspected()
+    node.entries = {profile.id: stored(profile)}
+    keep_bodies(node, profile)
+    keep = Keep(
+        id=profile.id,
+        reason="unchanged",
+        names=("a",),
+        profile=profile,
+        evidence={"a": token(profile.body)},
+        provenance="put",
+    )
+    (outcome,) = act(node, keep, ledger=FailingLedger)
+    assert (outcome.result, outcome.findings) == ("done", ())
+
+
+def test_adopting_another_version_takes_its_mode():
+    """The mode on record is that of the version on record."""
+    node, old, new = Node(), inspected(), inspected(b"a:y")
+    old = replace(old, version=replace(old.version, modes={"a": "complain"}))
+    new = replace(new, version=replace(new.version, modes={"a": "enforce"}))
+    node.loaded = {"a": new.body}
+    node.entries = {old.id: stored(old)}
+    adopt = Adopt(
+        id=new.id, reason="same", names=("a",), profile=new, evidence={"a": token(new.body)}
+    )
+    act(node, adopt)
+    assert node.entries == {
+        new.id: LedgerEntry(id=new.id, provenance="adopted", installed=new.version)
+    }
+
+
+def test_an_adoption_keeps_what_was_put_before_under_that_key():
+    """What stays for its users until then is not forgotten."""
+    node, old, new = Node(), inspected(), inspected(b"b:x")
+    node.entries = {old.id: stored(old)}
+    evidence = {"b": token(new.body)}
+    adopt = Adopt(id=new.id, reason="same", names=("b",), profile=new, evidence=evidence)
+    assert [one.result for one in act(node, adopt)] == ["done"]
+    assert node.entries == {
+        new.id: LedgerEntry(
+            id=new.id, provenance="adopted", installed=new.version, retired={"a": token(old.body)}
+        )
+    }
+
+
+def removing(profile):
+    return Remove(
+        id=profile.id,
+        reason="not desired",
+        names=profile.version.names,
+        evidence=profile.version.evidence,
+        require_unused=True,
+    )
+
+
+def test_a_removed_profile_leaves_node_and_ledger():
+    """After a removal nothing of it is left."""
+    node, profile = Node(), inspected()
+    node.install({"a": profile.body})
+    node.entries = {profile.id: stored(profile)}
+    (outcome,) = act(node, removing(profile))
+    assert (outcome.result, node.loaded, node.entries) == ("done", {}, {})
+
+
+def test_a_profile_found_in_use_at_the_last_look_is_held():
+    """The look right before the removal has the last word."""
+    answer = StillInUse(uses={"a": UnknownUse(reason="a new process")})
+    kind = type("Kind", (FailingKind,), {"answer": answer})
+    node, profile = Node(), inspected()
+    node.entries = {profile.id: stored(profile)}
+    (outcome,) = act(node, removing(profile), kind=kind)
+    assert (outcome.result, [one.code for one in outcome.findings]) == ("held", ["use_unknown"])
+    assert node.entries == {profile.id: stored(profile)}
+
+
+def test_a_failed_removal_stays_on_record():
+    """What could not be removed is tried again."""
+    node, profile = Node(), inspected()
+    node.entries = {profile.id: stored(profile)}
+    (outcome,) = act(node, removing(profile), kind=FailingKind)
+    assert (outcome.result, node.entries) == ("failed", {profile.id: stored(profile)})
+
+
+def test_a_part_that_stays_is_still_ours():
+    """Of a key that goes, the names that must stay remain on record."""
+    node, profile = Node(), inspected(b"a,b:x")
+    node.install({"a": profile.body, "b": profile.body})
+    node.entries = {profile.id: stored(profile)}
+    action = replace(removing(profile), names=("a",))
+    act(node, action)
+    expected = LedgerEntry(id=profile.id, provenance="put", retired={"b": token(profile.body)})
+    assert node.entries == {profile.id: expected}
+
+
+def test_releasing_forgets_only_the_names_told():
+    """A released name leaves the ledger; the installed version stays."""
+    node, profile = Node(), inspected()
+    node.entries = {profile.id: stored(profile, retired={"b": token(b"b")})}
+    release = Release(id=profile.id, reason="absent", names=("b",))
+    act(node, release)
+    assert node.entries == {profile.id: stored(profile)}
+    assert [one.result for one in act(Node(), release)] == ["done"]
+
+
+def test_a_failed_release_is_reported():
+    """A ledger that cannot be written fails the action, not the pass."""
+    node, profile = Node(), inspected()
+    node.entries = {profile.id: stored(profile)}
+    release = Release(id=profile.id, reason="absent", names=("a",))
+    (outcome,) = act(node, release, ledger=FailingLedger)
+    assert (outcome.result, [one.code for one in outcome.findings]) == ("failed", ["write_failed"])
+
+
+def test_a_dry_run_changes_nothing_and_says_what_it_would_do():
+    """Every action has a preview; none is carried out."""
+    node, profile = Node(), inspected()
+    node.entries = {profile.id: stored(profile)}
+    hold = Hold(id=profile.id, reason="rejected", names=("a",), state="outdated")
+    other = KeyId(kind="apparmor", profile_set=ORIGIN, key="other")
+    keep = Keep(
+        id=profile.id,
+        reason="unchanged",
+        names=("a",),
+        profile=profile,
+        evidence={},
+        provenance="put",
+    )
+    actions = (put(profile), keep, hold, replace(hold, id=other), removing(profile))
+    outcomes = act(node, *actions, dry_run=True, kind=FailingKind, ledger=FailingLedger)
+    assert [(one.result, one.version) for one in outcomes] == [
+        ("planned", profile.version),
+        ("done", profile.version),
+        ("held", profile.version),
+        ("held", None),
+        ("planned", profile.version),
+    ]
+    release = Release(id=other, reason="absent", names=("a",))
+    assert [one.version for one in act(node, release, dry_run=True)] == [None]
+
+
+def test_held_profiles_are_told_with_their_version():
+    """A hold does nothing and says what is there."""
+    node, profile = Node(), inspected()
+    node.entries = {profile.id: stored(profile)}
+    hold = Hold(id=profile.id, reason="rejected", names=("a",), state="outdated")
+    assert act(node, hold) == (Outcome(action=hold, result="held", version=profile.version),)
+
+
+def test_the_digest_of_a_body_is_its_sha256():
+    """Bodies are named by content, never by place or time."""
+    assert model.digest(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+# --- what went missing ----------------------------------------------------------------------------
+
+
+class NoWrites(MemoryLedger):
+    """A ledger that may be read alone."""
+
+    def write(self, entry):
+        raise AssertionError(f"written: {entry}")
+
+
+def put_back(node, profile, ledger):
+    return act(node, put(profile, reason="missing"), ledger=ledger)
+
+
+def test_what_only_went_missing_is_put_back_without_a_write():
+    """The ledger holds that very version already, with what the node showed of it."""
+    node, profile = Node(), inspected()
+    node.entries = {profile.id: stored(profile)}
+    (outcome,) = put_back(node, profile, NoWrites)
+    assert (outcome.result, node.loaded) == ("done", {"a": profile.body})
+
+
+def test_a_version_of_which_too_little_is_known_is_staged_first():
+    """What the node will show is on record before it is put, so that it is known as replaceable."""
+    node, profile = Node(), inspected()
+    less = replace(profile, version=replace(profile.version, evidence={}))
+    node.entries = {profile.id: stored(less)}
+    steps = Steps(fatal=3)  # both bodies are kept, the entry is staged, then the process ends
+    runner = Executor(
+        kinds={"apparmor": MemoryKind(node, steps)},
+        ledger=MemoryLedger(node, steps),
+        entries=node.entries,
+        clock=lambda: 0.0,
+    )
+    with contextlib.suppress(Killed):
+        runner.execute([put(profile, reason="missing")])
+    assert node.entries[profile.id].staged == profile.version
+
+
+def test_an_entry_that_differs_in_anything_is_written():
+    """What was retired or staged is settled by the put."""
+    node, profile = Node(), inspected()
+    node.entries = {profile.id: stored(profile, retired={"b": token(b"x")}, staged=profile.version)}
+    put_back(node, profile, MemoryLedger)
+    assert node.entries == {profile.id: stored(profile, retired={"b": token(b"x")})}
+
+
+def test_what_is_missing_waits_for_nothing_that_is_only_recorded():
+    """Puts come first, and everything else stays in its order."""
+    node, profile = Node(), inspected()
+    hold = Hold(id=profile.id, reason="rejected", names=("a",), state="outdated")
+    actions = (hold, removing(profile), put(profile), replace(hold, reason="other"))
+    outcomes = act(node, *actions, dry_run=True)
+    expected = [actions[2], actions[0], actions[1], actions[3]]
+    assert [one.action for one in outcomes] == expected
+
+
+def test_another_text_of_the_same_policy_is_staged_first():
+    """Only the very version that is on record is put without a word to the ledger."""
+    node, profile = Node(), inspected()
+    node.entries = {profile.id: stored(profile)}
+    other = replace(profile, version=replace(profile.version, source_digest="other"))
+    steps = Steps(fatal=3)
+    runner = Executor(
+        kinds={"apparmor": MemoryKind(node, steps)},
+        ledger=MemoryLedger(node, steps),
+        entries=node.entries,
+        clock=lambda: 0.0,
+    )
+    with contextlib.suppress(Killed):
+        runner.execute([put(other, reason="changed")])
+    assert node.entries[profile.id].staged == other.version
+
+
+class SlowKind(FailingKind):
+    """A kind that is still checking every text."""
+
+    fitting = False
+
+    def inspect(self, blob):
+        id_ = KeyId(kind=self.name, profile_set=blob.profile_set, key=blob.key)
+        return model.Pending(id=id_, source=blob.content, findings=(REFUSED,))
+
+
+def test_a_last_good_version_that_must_be_compiled_again_is_pending():
+    """After a change of the kernel the source is compiled first; nothing fails meanwhile."""
+    node = Node()
+    good = inspected()
+    act(
+        node, Install(id=good.id, reason="new", names=("a",), profile=good, replaceable=frozenset())
+    )
+    restore = Install(
+        id=good.id, reason="missing", names=("a",), profile=None, replaceable=frozenset()
+    )
+    release = Release(id=good.id, reason="absent", names=("a",))
+    outcomes = act(node, restore, release, kind=SlowKind)
+    assert [(one.result, one.findings) for one in outcomes] == [
+        ("pending", (REFUSED,)),
+        ("held", ()),
+    ]
+
+
+def test_a_replacement_updates_the_entries_of_the_same_version():
+    """A ledger that cannot be written for one of them is reported, and the next pass repeats it."""
+    node = Node(readable=False)
+    first, second = inspected(key="a.profile"), inspected(key="b.profile")
+    act(
+        node,
+        Install(id=first.id, reason="new", names=("a",), profile=first, replaceable=frozenset()),
+    )
+    put = Install(
+        id=second.id, reason="new", names=("a",), profile=second, replaceable=frozenset({"a"})
+    )
+
+    class FullAtLast(FailingLedger):
+        works = 4  # source, body, staged version, installed version
+
+    (failed,) = act(node, put, ledger=FullAtLast)
+    assert (failed.result, [one.code for one in failed.findings]) == ("failed", ["write_failed"])
+    act(node, replace(put, reason="drifted"))
+    evidence = [entry.installed.evidence for entry in node.entries.values()]
+    assert evidence[0] == evidence[1]

@@ -1,0 +1,68 @@
+"""Specification of agent.core.pod_references."""
+
+import pytest
+
+from agent.core import pod_references
+
+
+def local(name):
+    return {"type": "Localhost", "localhostProfile": name}
+
+
+def test_every_place_where_a_pod_names_a_profile_counts():
+    """The pod, containers of three sorts, and the annotations of older servers."""
+    pod = {
+        "metadata": {
+            "annotations": {
+                "container.apparmor.security.beta.kubernetes.io/web": "localhost/old-web",
+                "container.seccomp.security.alpha.kubernetes.io/web": "localhost/old.json",
+                "seccomp.security.alpha.kubernetes.io/pod": "localhost/old-pod.json",
+                "container.apparmor.security.beta.kubernetes.io/other": "runtime/default",
+                "example.org/x": "localhost/no",
+            }
+        },
+        "spec": {
+            "securityContext": {"seccompProfile": local("pod.json")},
+            "containers": [{"securityContext": {"appArmorProfile": local("web")}}, {}],
+            "initContainers": [{"securityContext": {"seccompProfile": local("init.json")}}],
+            "ephemeralContainers": [{"securityContext": {"appArmorProfile": local("debug")}}],
+        },
+        "status": {"phase": "Pending"},
+    }
+    assert pod_references.referenced_profiles(pod) == {
+        ("apparmor", "old-web"),
+        ("seccomp", "old.json"),
+        ("seccomp", "old-pod.json"),
+        ("seccomp", "pod.json"),
+        ("apparmor", "web"),
+        ("seccomp", "init.json"),
+        ("apparmor", "debug"),
+    }
+
+
+@pytest.mark.parametrize("written", ["./a/b.json", "a//b.json", "a/./b.json", "a/b.json/"])
+def test_the_path_of_a_seccomp_file_is_read_as_the_kubelet_reads_it(written):
+    """The API server takes a path that is not clean; the file is the same."""
+    pod = {"spec": {"securityContext": {"seccompProfile": local(written)}}}
+    assert pod_references.referenced_profiles(pod) == {("seccomp", "a/b.json")}
+
+
+@pytest.mark.parametrize(
+    "pod",
+    [
+        {},
+        {"spec": {"securityContext": {"seccompProfile": {"type": "RuntimeDefault"}}}},
+        {"spec": {"securityContext": None, "containers": None}, "metadata": {"annotations": None}},
+        {
+            "spec": {"securityContext": {"seccompProfile": local("a")}},
+            "status": {"phase": "Failed"},
+        },
+        {
+            "spec": {"securityContext": {"seccompProfile": local("a")}},
+            "status": {"phase": "Succeeded"},
+        },
+    ],
+)
+def test_a_pod_that_names_none_or_has_ended_names_nothing(pod):
+    """What will not start a container again holds nothing back."""
+    assert pod_references.referenced_profiles(pod) == frozenset()

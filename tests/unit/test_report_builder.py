@@ -1,0 +1,311 @@
+"""What a report says of each action and its outcome, and the exit status that follows."""
+
+import pytest
+
+from agent.core import report_builder
+from agent.core.actions import Adopt, Hold, Install, Keep, Outcome, Release, Remove
+from agent.core.desired import Desired
+from agent.core.findings import Finding
+from agent.core.model import (
+    Emptied,
+    KeyId,
+    Missing,
+    Observation,
+    Profile,
+    Read,
+    Rejection,
+    Unobservable,
+    Unreadable,
+    Unsupported,
+    Version,
+)
+from agent.core.ports import Sandbox
+from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report, exit_status
+
+ID = KeyId(kind="seccomp", profile_set="dir /p", key="audit.json")
+WARNED = Finding(code="not_enforcing", location="audit.json", message="It only logs.")
+UNLABELLED = Finding(code="node_unreachable", location="n1", message="The API server is away.")
+FAILED = Finding(code="write_failed", location="audit.json", message="The disk is full.")
+VERSION = Version(names=("audit.json",), source_digest="s", body_digest="b")
+PROFILE = Profile(id=ID, version=VERSION, source=b"", body=b"", findings=(WARNED,))
+PUT = Install(id=ID, reason="new", names=("audit.json",), profile=PROFILE, replaceable=frozenset())
+RESTORE = Install(
+    id=ID, reason="missing", names=("audit.json",), profile=None, replaceable=frozenset()
+)
+ADOPT = Adopt(id=ID, reason="same content", names=("audit.json",), profile=PROFILE, evidence={})
+KEEP = Keep(
+    id=ID, reason="unchanged", names=("audit.json",), profile=PROFILE, evidence={}, provenance="put"
+)
+HOLD = Hold(id=ID, reason="rejected", names=(), state="rejected", findings=(FAILED,))
+REMOVE = Remove(
+    id=ID, reason="not desired", names=("audit.json",), evidence={}, require_unused=True
+)
+RELEASE = Release(id=ID, reason="absent", names=("audit.json",))
+
+
+def told(action, result, desired=None, findings=()):
+    outcome = Outcome(action=action, result=result, version=VERSION, findings=findings)
+    report = report_builder.build_report(
+        desired=desired or Desired(), observed={}, sandboxes={}, outcomes=[outcome]
+    )
+    return [(row.state, row.action) for row in report.profiles]
+
+
+@pytest.mark.parametrize(
+    ("action", "result", "expected"),
+    [
+        (PUT, "done", ("installed", "put")),
+        (PUT, "failed", ("failed", "put")),
+        (RESTORE, "pending", ("pending", "hold")),
+        (PUT, "planned", ("planned", "put")),
+        (RESTORE, "done", ("held", "put")),
+        (ADOPT, "done", ("installed", "adopt")),
+        (ADOPT, "failed", ("failed", "adopt")),
+        (ADOPT, "planned", ("planned", "adopt")),
+        (KEEP, "done", ("installed", "keep")),
+        (KEEP, "failed", ("failed", "keep")),
+        (HOLD, "held", ("rejected", "reject")),
+        (
+            Hold(id=ID, reason="x", names=(), state="foreign"),
+            "held",
+            ("foreign", "hold"),
+        ),
+        (REMOVE, "done", ("removed", "remove")),
+        (REMOVE, "held", ("held", "hold")),
+        (REMOVE, "failed", ("failed", "remove")),
+        (REMOVE, "planned", ("planned", "remove")),
+        (RELEASE, "done", ("released", "release")),
+        (RELEASE, "failed", ("failed", "release")),
+        (RELEASE, "planned", ("planned", "release")),
+    ],
+)
+def test_each_outcome_has_a_state_and_an_action(action, result, expected):
+    """A row says installed only when the node was seen to hold the desired version."""
+    assert told(action, result) == [expected]
+
+
+def test_a_moved_name_is_not_told_twice():
+    """The key that has the name now tells of it."""
+    assert told(Release(id=ID, reason="moved", names=("audit.json",)), "done") == []
+
+
+def test_a_restored_version_of_a_refused_key_is_outdated():
+    """The last good version is in place, the desired one is not."""
+    refused = Desired(rejections={ID: Rejection(id=ID, findings=(FAILED,))})
+    assert told(RESTORE, "done", refused) == [("outdated", "put")]
+
+
+def test_a_row_tells_what_pods_need_and_what_was_verified():
+    """Kind, key, localhostProfile, digests, mode and problems stand in one row."""
+    version = Version(
+        names=("web", "web//hat"), source_digest="s", body_digest="p", modes={"web": "enforce"}
+    )
+    id_ = KeyId(kind="apparmor", profile_set="dir /p", key="web.profile")
+    profile = Profile(id=id_, version=version, source=b"", body=b"", findings=(WARNED,))
+    action = Install(
+        id=id_, reason="new", names=version.names, profile=profile, replaceable=frozenset()
+    )
+    outcome = Outcome(action=action, result="done", version=version)
+    report = report_builder.build_report(
+        desired=Desired(profiles={id_: profile}), observed={}, sandboxes={}, outcomes=[outcome]
+    )
+    common = {
+        "kind": "apparmor",
+        "profile_set": "dir /p",
+        "key": "web.profile",
+        "state": "installed",
+        "action": "put",
+        "reason": "new",
+        "source_digest": "s",
+        "policy": "p",
+    }
+    assert report.profiles == (
+        ProfileStatus(
+            name="web", localhost_profile="web", mode="enforce", findings=(WARNED,), **common
+        ),
+        ProfileStatus(name="web//hat", localhost_profile="web//hat", **common),
+    )
+
+
+def test_a_duplicate_key_has_rows_of_its_own():
+    """Two keys with the same content are both told, one as the other's copy."""
+    twin = KeyId(kind="seccomp", profile_set="dir /p", key="zwin.json")
+    wanted = Desired(profiles={ID: PROFILE}, duplicates={twin: ID})
+    outcome = Outcome(action=PUT, result="done", version=VERSION)
+    report = report_builder.build_report(
+        desired=wanted, observed={}, sandboxes={}, outcomes=[outcome]
+    )
+    assert [(row.key, row.reason, row.installed) for row in report.profiles] == [
+        ("audit.json", "new", "b"),
+        ("zwin.json", 'same content as "audit.json"', "b"),
+    ]
+
+
+def test_a_removal_does_not_repeat_the_remarks_of_the_profile():
+    """Remarks are about what is put, not about what goes."""
+    outcome = Outcome(action=REMOVE, result="done", version=VERSION)
+    report = report_builder.build_report(
+        desired=Desired(profiles={ID: PROFILE}), observed={}, sandboxes={}, outcomes=[outcome]
+    )
+    assert report.profiles[0].findings == ()
+
+
+def test_sets_and_support_are_told_as_four_and_three_answers():
+    """Read, emptied, missing and unreadable differ, as do enabled, disabled and unknown."""
+    sets = [
+        Read(profile_set="a", revision="", source_keys=(), refused=(("k", FAILED),)),
+        Emptied(profile_set="b", revision=""),
+        Missing(profile_set="c", reason="no such file"),
+        Unreadable(profile_set="d", reason="EIO"),
+    ]
+    report = report_builder.build_report(
+        desired=Desired(profile_sets={one.profile_set: one for one in sets}),
+        sandboxes={},
+        observed={
+            "seccomp": Observation(profiles={}),
+            "apparmor": Unsupported(finding=FAILED),
+        },
+        outcomes=[],
+        findings=[WARNED],
+        dry_run=True,
+        seconds={"read": 1.0},
+    )
+    expected = Report(
+        profiles=(),
+        profile_sets=(
+            ProfileSetStatus(profile_set="a", state="read", keys=1),
+            ProfileSetStatus(profile_set="b", state="emptied", reason="it holds no profile"),
+            ProfileSetStatus(profile_set="c", state="missing", reason="no such file"),
+            ProfileSetStatus(profile_set="d", state="unreadable", reason="EIO", cause="unanswered"),
+        ),
+        kind_support={
+            "seccomp": KindSupport(state="enabled"),
+            "apparmor": KindSupport(state="disabled", finding=FAILED),
+        },
+        findings=report.findings,
+        dry_run=True,
+        seconds={"read": 1.0},
+    )
+    assert expected == report
+    assert [(one.code, one.location) for one in report.findings] == [
+        ("not_enforcing", "audit.json"),
+        ("source_emptied", "b"),
+        ("source_missing", "c"),
+        ("source_unreadable", "d"),
+    ]
+    blind = report_builder.build_report(
+        desired=Desired(),
+        observed={"apparmor": Unobservable(finding=FAILED)},
+        sandboxes={},
+        outcomes=[],
+    )
+    assert blind.kind_support == {"apparmor": KindSupport(state="unknown", finding=FAILED)}
+
+
+def test_the_state_of_a_sandbox_is_in_the_support_and_a_missing_one_is_a_problem():
+    """A sandbox is active, missing with a problem, or not needed by the kind."""
+    seen = {"apparmor": Observation(profiles={}), "seccomp": Observation(profiles={})}
+    for sandbox, sandboxed, findings in (
+        (Sandbox(), True, ()),
+        (Sandbox(finding=WARNED), False, (WARNED,)),
+        (None, None, ()),
+    ):
+        found = report_builder.build_report(
+            desired=Desired(),
+            observed=seen,
+            sandboxes={"apparmor": sandbox, "seccomp": None},
+            outcomes=[],
+        )
+        assert found.kind_support == {
+            "apparmor": KindSupport(state="enabled", sandboxed=sandboxed),
+            "seccomp": KindSupport(state="enabled"),
+        }
+        assert found.findings == findings
+
+
+def report(*states, sets=("read",), findings=()):
+    rows = tuple(
+        ProfileStatus(
+            kind="seccomp",
+            profile_set="",
+            key="",
+            name="",
+            localhost_profile="",
+            state=state,
+            action="hold",
+            reason="",
+        )
+        for state in states
+    )
+    status = tuple(
+        ProfileSetStatus(profile_set=str(i), state=state) for i, state in enumerate(sets)
+    )
+    return Report(profiles=rows, profile_sets=status, kind_support={}, findings=tuple(findings))
+
+
+@pytest.mark.parametrize(
+    ("given", "flags", "status"),
+    [
+        (report("installed", "held", "removed", "released", "planned"), {}, 0),
+        (report("rejected"), {}, 1),
+        (report("outdated"), {}, 1),
+        (report("foreign"), {}, 1),
+        (report("failed"), {}, 1),
+        (report("unobservable"), {"allow_unsupported": True}, 1),
+        (report("unsupported"), {}, 1),
+        (report("unsupported"), {"allow_unsupported": True}, 0),
+        (report(sets=("emptied",)), {}, 1),
+        (report(sets=("missing",)), {}, 3),
+        (report("rejected", sets=("read", "unreadable")), {}, 3),
+        (report(findings=[FAILED]), {}, 1),
+        (report(findings=[WARNED]), {}, 0),
+        (report("installed", findings=[UNLABELLED]), {}, 3),
+    ],
+)
+def test_the_exit_status_follows_from_the_report(given, flags, status):
+    """0 all in place, 1 something is not, 3 a source or the API server could not be had."""
+    assert exit_status(given, **({"allow_unsupported": False} | flags)) == status
+
+
+def test_a_pass_has_converged_when_everything_desired_is_in_place():
+    """An empty pass has; a Node that could not be labelled changes nothing of what is in place."""
+    unlabelled = report("installed", findings=[UNLABELLED])
+    reports = [report(), report("installed"), unlabelled, report("failed")]
+    assert [one.converged for one in reports] == [True, True, True, False]
+
+
+def test_a_code_outside_the_table_is_no_problem():
+    """Every problem has a code that logs, metrics and the runbook know."""
+    with pytest.raises(ValueError, match="no such problem code: nonsense"):
+        Finding(code="nonsense", location="", message="")
+
+
+def test_a_report_has_the_names_of_accepted_and_rejected_keys():
+    """A label that stands for a rejected name must not say that its profile is on the node."""
+    other = KeyId(kind="seccomp", profile_set=ID.profile_set, key="other.json")
+    report = report_builder.build_report(
+        desired=Desired(
+            profiles={ID: PROFILE},
+            rejections={other: Rejection(id=other, findings=(FAILED,), names=("other.json",))},
+        ),
+        observed={"seccomp": Observation(profiles={}), "apparmor": Observation(profiles={})},
+        sandboxes={},
+        outcomes=[],
+    )
+    assert report.desired_names == {"seccomp": frozenset(["audit.json", "other.json"])}
+
+
+@pytest.mark.parametrize(
+    ("cause", "code"),
+    [
+        ("unanswered", "source_unreadable"),
+        ("invalid", "source_unreadable"),
+        ("over_limit", "source_over_limit"),
+    ],
+)
+def test_a_set_beyond_a_limit_has_a_code_of_its_own(cause, code):
+    """A limit that is exceeded has a code of its own, since another action is needed."""
+    found = report_builder.unread_source(
+        Unreadable(profile_set="d", reason="it is so", cause=cause)
+    )
+    assert (found.code, found.location, "it is so" in found.message) == (code, "d", True)

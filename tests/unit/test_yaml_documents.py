@@ -1,0 +1,116 @@
+"""Parsing YAML within bounds: every text has an answer, and none of them kills the reader."""
+
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.core.model import Unreadable
+from agent.sources import yaml_documents
+from agent.sources.directory import DirectorySource
+from agent.sources.manifest import ManifestSource
+
+LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12)
+)
+MERGES = "a0: &a0 {k: v}\n" + "".join(
+    f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}\n" for n in range(1, 12)
+)
+COPIES = f"big: &big {'x' * (1 << 20)}\nall: [{', '.join(['*big'] * 100)}]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("[" * 200_000, "it nests more than 100 levels deep"),
+        ("{a: " * 100_000, "it nests more than 100 levels deep"),
+        (LAUGHS, "it expands to more than"),
+        (MERGES, "it expands to more than"),
+        (COPIES, "it expands to more than"),
+        ("[x, " * 50 + "x, " * 200_000, "it expands to more than"),
+        ("a: &a [*a]", "the alias *a names nothing, or what it is part of"),
+        ("a: *b", "the alias *b names nothing, or what it is part of"),
+        ("a: !!bool foo", "line 1: a value is not of the type of its tag"),
+        ("a: !!map foo", "line 1: a value is not of the type of its tag"),
+        ("a: !!str [b]", "line 1: a value is not of the type of its tag"),
+        ("a: !!set {b}", "line 1: the tag 'tag:yaml.org,2002:set' is not supported"),
+        ("a: !!binary YQ==", "line 1: the tag 'tag:yaml.org,2002:binary' is not supported"),
+        ("a: !!python/object:os.system {}", "line 1: the tag 'tag:yaml.org,2002:python/object:os"),
+        ("a: 1\na: 2", "line 2: the key 'a' occurs twice"),
+        ("\n1: a", "line 2: the key '1' is not a string; quote it"),
+        ("true: a", "line 1: the key 'true' is not a string; quote it"),
+        ("[a]: b", "line 1: the key is not a string; quote it"),
+        ("a: {<<: {1: b}}", "line 1: a merged key is not a string; quote it"),
+    ],
+    ids=lambda text: text[:24],
+)
+def test_a_text_beyond_the_bounds_is_not_yaml(text, why):
+    """Nesting, aliases, merges and PyYAML's own mishaps end in one answer that says why."""
+    with pytest.raises(yaml_documents.InvalidYamlError) as caught:
+        yaml_documents.parse(text.encode())
+    assert str(caught.value).startswith(why)
+
+
+SLOW = {
+    "a number of base 60": "a: " + "1:" * 400_000 + "1",
+    "a long number": "a: " + "1" * 1_000_000,
+    "a number with underscores": "a: 1" + "_1" * 400_000,
+}
+
+
+@pytest.mark.parametrize("text", SLOW.values(), ids=SLOW)
+def test_a_number_that_is_slow_to_convert_is_not_converted(text):
+    """Numbers stay the text that was written, whatever their length and base."""
+    assert yaml_documents.parse(text.encode()) == [{"a": yaml_documents.NotAString(text[3:])}]
+
+
+def test_integer_keys_of_one_hash_value_are_rejected():
+    """Keys that are not strings make no mapping, so that they cannot collide in one."""
+    modulus = sys.hash_info.modulus
+    text = "{" + ", ".join(f"{number * modulus}: a" for number in range(50_000)) + "}"
+    with pytest.raises(yaml_documents.InvalidYamlError, match="the key '0' is not a string"):
+        yaml_documents.parse(text.encode())
+
+
+def test_only_a_few_types_are_constructed():
+    """Strings, lists, mappings, booleans and null; a number or a date keeps its text."""
+    text = b"{a: b, c: [true, No, null, ~, ], d: 1, e: 1.5, f: 2024-13-45, g: =, 'h': '1'}"
+    unquoted = [yaml_documents.NotAString(text) for text in ("1", "1.5", "2024-13-45")]
+    assert yaml_documents.parse(text) == [
+        {"a": "b", "c": [True, False, None, None], "g": "=", "h": "1"}
+        | dict(zip("def", unquoted, strict=True))
+    ]
+
+
+def test_ordinary_aliases_and_merges_are_read():
+    """Within the bounds an alias is what it names, and ends with its document."""
+    text = b"a: &a {k: v}\nb: {<<: *a, l: w}\n---\n&a x: *a\n"
+    assert yaml_documents.parse(text) == [{"a": {"k": "v"}, "b": {"k": "v", "l": "w"}}, {"x": "x"}]
+
+
+@given(st.text("ab:{}[]&*<!?-'\"\\|>#% \n\t0.\ufeff\x85é", max_size=60))
+def test_any_text_is_documents_or_not_yaml(text):
+    """Nothing but InvalidYamlError is ever raised."""
+    try:
+        answer = yaml_documents.parse(text.encode())
+    except yaml_documents.InvalidYamlError as error:
+        answer = [str(error)]
+    assert isinstance(answer, list)
+
+
+def test_a_manifest_beyond_the_bounds_is_unreadable(tmp_path):
+    """What cannot be parsed removes nothing."""
+    path = tmp_path / "m.yaml"
+    path.write_text("[" * 200_000)
+    (snapshot,) = ManifestSource(str(path)).read()
+    assert isinstance(snapshot, Unreadable)
+
+
+def test_a_directory_whose_name_is_no_text_is_refused(tmp_path):
+    """No key carries what cannot be printed, not in its directories either."""
+    below = tmp_path / "b\udcff\n"
+    below.mkdir()
+    (below / "x.json").write_text("{}")
+    (snapshot,) = DirectorySource(str(tmp_path)).read()
+    assert (snapshot.source_keys, [key for key, _ in snapshot.refused]) == ((), ["b\\udcff\\n"])
