@@ -417,9 +417,9 @@ def a_profile_in_unconfined_mode_is_refused():
 def without_the_right_to_load_nothing_is_observed():
     script = (
         "import sys; sys.path.insert(0, '.');"
-        "from agent.backends.apparmor.backend import AppArmor;"
+        "from agent.backends.apparmor.backend import AppArmorBackend;"
         "from agent.host.filesystem import Host;"
-        "found = AppArmor(host=Host('/')).observe(['x'], []);"
+        "found = AppArmorBackend(host=Host('/')).observe(['x'], []);"
         "print(type(found).__name__, found.finding.code)"
     )
     dropped = ["setpriv", "--bounding-set=-mac_admin", "--inh-caps=-mac_admin"]
@@ -434,9 +434,10 @@ def in_another_pid_namespace_nothing_is_proven_unused():
     installed(text("nsuse"))
     script = (
         "import sys; sys.path.insert(0, '.');"
-        "from agent.backends.apparmor.backend import AppArmor;"
+        "from agent.backends.apparmor.backend import AppArmorBackend;"
         "from agent.host.filesystem import Host;"
-        "print(type(AppArmor(host=Host('/')).observe(['nsuse'], ['nsuse']).uses['nsuse']).__name__)"
+        "uses = AppArmorBackend(host=Host('/')).observe(['nsuse'], ['nsuse']).uses;"
+        "print(type(uses['nsuse']).__name__)"
     )
     done = subprocess.run(
         ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", script],

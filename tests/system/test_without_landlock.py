@@ -10,15 +10,16 @@ from tests.system import vm
 GUEST = """
 import json
 from inspection import inspected
-from agent.core.model import Blob
+from agent.core.model import SourceKey
 from agent.host.filesystem import Host
-from agent.backends.apparmor.backend import AppArmor
+from agent.backends.apparmor.backend import AppArmorBackend
 
-kind = AppArmor(host=Host("/"), state_dir="/var/lib/profile-loader")
+kind = AppArmorBackend(host=Host("/"), state_dir="/var/lib/profile-loader")
 
 def put(key, content):
-    (profile,) = inspected(kind, Blob(origin="dir test", key=key, content=content.encode()))
-    if hasattr(profile, "problems"):
+    source_key = SourceKey(profile_set="dir test", key=key, content=content.encode())
+    (profile,) = inspected(kind, source_key)
+    if not hasattr(profile, "version"):
         return [one.code for one in profile.findings]
     return type(kind.install(profile, replaceable=())).__name__
 

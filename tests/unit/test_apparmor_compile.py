@@ -98,7 +98,7 @@ def test_a_failed_start_of_the_parser_is_reported_by_the_next_pass(tmp_path):
     assert isinstance(made.inspect(blob), Pending)
     assert woken.wait(PATIENCE_SECONDS)
     assert made.wait(no_progress)
-    made.begin()
+    made.begin_pass()
     assert isinstance(made.inspect(blob), Unchecked)
     assert not made.wait(no_progress)
 
