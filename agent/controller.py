@@ -175,13 +175,17 @@ class Controller:
         self._confinement(raw, full=full)
         self._fought(raw)
         self.report = self._whole(raw)
-        if self.publisher is not None and raw is not self._pass_report:
+        if self.publisher is not None and self._is_new(raw):
             self.publisher.post(self.report)
             self.report = self._whole(raw)
         self._pass_report = raw
         self.last_heartbeat = time.monotonic()
         self._gone(self.last_heartbeat)
         return self.report
+
+    def _is_new(self, raw: Report) -> bool:
+        """Return whether a pass found anything changed since the one before."""
+        return self._pass_report is None or raw.pass_number != self._pass_report.pass_number
 
     def _whole(self, raw: Report) -> Report:
         """Add what the API and the watch over the node have to say."""
@@ -194,7 +198,7 @@ class Controller:
 
         Then look at the threads that are confined now.
         """
-        if self.confinement is None or (raw is self._pass_report and not full):
+        if self.confinement is None or (not full and not self._is_new(raw)):
             return
         self.confinement.record_removals(removed_names(raw.profiles))
         self._tracked_names = tracked_names(raw.profiles)

@@ -56,6 +56,7 @@ class Reconciler:
         self._joined: tuple[Sequence[model.Snapshot], desired.Desired] | None = None
         self._last: tuple[_Seen, Report] | None = None
         self._questions: _Questions | None = None
+        self._passes = 0  # that made a report of their own
 
     def run(self, *, dry_run: bool = False, full: bool = True) -> Report:
         """Run the pass. With dry_run nothing on the host changes.
@@ -115,6 +116,7 @@ class Reconciler:
             pending=report.pending,
             dry_run=dry_run,
             seconds=report.seconds,
+            pass_number=report.pass_number,
         )
 
     def completed(self, run: Callable[[], Report], progress: Progress) -> Report:
@@ -189,6 +191,8 @@ class Reconciler:
             dry_run=dry_run,
             seconds=seconds,
         )
+        self._passes += 1
+        report = replace(report, pass_number=self._passes)
         is_final = _settled(actions, report) and not report.pending and not dry_run
         self._last = (now, report) if is_final else None
         return report

@@ -108,6 +108,11 @@ class Report:
     dry_run: bool = False
     desired_names: Mapping[ProfileKind, frozenset[str]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)  # read, inspect, observe, act
+    pass_number: int = 0
+    """The number of the pass that made this report, from 1; 0 if no pass made it.
+
+    A pass that finds nothing changed returns the previous report with its number.
+    """
 
     @property
     def converged(self) -> bool:

@@ -51,6 +51,7 @@ class Publisher:
         self.dropped = dropped
         self.findings: tuple[Finding, ...] = ()
         self._report: Report | None = None
+        self._post_number = 0  # how many reports were posted
         self._told: Report | None = None  # the report that Events were made of last
         self._wanted: frozenset[str] = frozenset()
         self._meta: NodeMetadata | None = None  # the Node as last answered or watched
@@ -79,6 +80,7 @@ class Publisher:
         sent, left = events.chosen(happened, self._bucket)
         with self._wake:
             self._report = report
+            self._post_number += 1
             wanted = self.labeler.wanted(report, self._known())
             self._wanted |= frozenset(wanted.labels)
             room = max(0, OUTBOX - len(self._outbox))
@@ -180,7 +182,7 @@ class Publisher:
 
     def _labels(self) -> tuple[Finding, ...]:
         with self._wake:
-            report, meta = self._report, self._known()
+            report, meta, post_number = self._report, self._known(), self._post_number
         if report is None:
             return self.findings
         if meta is None:
@@ -199,7 +201,7 @@ class Publisher:
         with self._wake:
             if self._known() is meta:  # nothing newer came from the watch meanwhile
                 self._meta = answer
-            if self._report is report:
+            if self._post_number == post_number:  # no newer report was posted
                 self._wanted = frozenset(wanted.labels)
         self.labeler.untaint(answer, report)
         fought = (node_labels.fought(self.labeler.options.name),) * (len(self._fights) >= FIGHTS)

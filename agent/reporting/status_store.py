@@ -79,7 +79,7 @@ class StatusStore:
         self.shown.confinement_lost(self.lost())
         if passed:
             self.shown.passed(report, at)
-            if before is None or report.seconds is not before.seconds:  # else nothing had changed
+            if before is None or report.pass_number != before.pass_number:
                 seconds = sum(report.seconds.values())
                 self._passes.append(PassSummary(at=at, seconds=seconds, converged=report.converged))
         else:

@@ -295,10 +295,8 @@ def test_health_is_the_turning_of_the_loop():
 def test_passes_that_found_nothing_new_have_no_line():
     """The last passes of the page are those that did or compared something."""
     one = board()
-    done = report(row())
-    for at in (1.0, 2.0):
-        one.on_report(replace(done, findings=()), at, passed=True)
-    one.on_report(report(row()), 3.0, passed=True)
+    for at, number in ((1.0, 1), (2.0, 1), (3.0, 2)):
+        one.on_report(report(row(), pass_number=number), at, passed=True)
     text = one.status().decode()
     times = re.findall(r"1970-01-01 00:00:0\d UTC", text.partition("<h2>Last passes</h2>")[2])
     assert times == ["1970-01-01 00:00:03 UTC", "1970-01-01 00:00:01 UTC"]

@@ -1,0 +1,44 @@
+"""The only back-off of the program: delays that double after each consecutive failure.
+
+This module computes delays. It never sleeps and reads no clock: the caller adds the delay to its
+own time. A random part keeps many agents from sending their requests at the same moment.
+"""
+
+import random
+from dataclasses import dataclass
+
+_MAX_DOUBLINGS = 60  # a larger exponent would overflow a float long after the longest delay
+
+
+def delay_seconds(failures: int, *, first_seconds: float, longest_seconds: float) -> float:
+    """Return the delay after this many consecutive failures (1 or more), without a random part."""
+    return min(longest_seconds, first_seconds * 2.0 ** min(failures - 1, _MAX_DOUBLINGS))
+
+
+@dataclass(slots=True, kw_only=True)
+class Backoff:
+    """Counts consecutive failures of one operation. Only one thread may use an instance."""
+
+    first_seconds: float
+    """The delay after the first failure."""
+
+    longest_seconds: float
+    """The delay after many failures."""
+
+    jitter: float = 0.0
+    """The fraction of each delay that is random: 0.5 makes a delay of 8 s last 4 s to 8 s."""
+
+    failures: int = 0
+    """The number of consecutive failures."""
+
+    def next_delay(self) -> float:
+        """Record one more failure, and return how many seconds to wait before the next attempt."""
+        self.failures += 1
+        longest = delay_seconds(
+            self.failures, first_seconds=self.first_seconds, longest_seconds=self.longest_seconds
+        )
+        return random.uniform(longest * (1.0 - self.jitter), longest)  # noqa: S311 - spreads load
+
+    def reset(self) -> None:
+        """Forget all failures: the next delay is the first one again."""
+        self.failures = 0

@@ -1,0 +1,35 @@
+"""Specification of agent.backoff."""
+
+import pytest
+
+from agent.backoff import Backoff, delay_seconds
+
+
+def test_delays_double_up_to_the_longest():
+    """Each consecutive failure doubles the delay until it reaches the limit."""
+    backoff = Backoff(first_seconds=2.0, longest_seconds=10.0)
+    assert [backoff.next_delay() for _ in range(5)] == [2.0, 4.0, 8.0, 10.0, 10.0]
+
+
+def test_a_success_starts_the_delays_again():
+    """After a reset, the next failure has the first delay."""
+    backoff = Backoff(first_seconds=1.0, longest_seconds=60.0)
+    for _ in range(4):
+        backoff.next_delay()
+    backoff.reset()
+    assert (backoff.next_delay(), backoff.failures) == (1.0, 1)
+
+
+@pytest.mark.parametrize(("jitter", "least"), [(0.5, 4.0), (1.0, 0.0)])
+def test_the_random_part_only_shortens_a_delay(jitter, least):
+    """A delay is never longer than the one without a random part."""
+    delays = []
+    for _ in range(200):
+        backoff = Backoff(first_seconds=8.0, longest_seconds=8.0, jitter=jitter)
+        delays.append(backoff.next_delay())
+    assert least <= min(delays) < max(delays) <= 8.0
+
+
+def test_a_very_long_outage_does_not_overflow():
+    """An operation that fails for months still has its longest delay."""
+    assert delay_seconds(1_000_000, first_seconds=1.0, longest_seconds=60.0) == 60.0
