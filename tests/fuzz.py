@@ -136,8 +136,8 @@ def before_the_parser(manifest):
 
     def texts(content):
         source = content.decode("utf-8", "replace")
-        source_checks.refusals(source.encode("utf-8", "surrogatepass"))
-        source_checks.undecided(content)
+        source_checks.errors(source.encode("utf-8", "surrogatepass"))
+        source_checks.undecided_includes(content)
         source_checks.variable_names(source)
         escape_rules.warnings(source)
 
@@ -146,7 +146,7 @@ def before_the_parser(manifest):
             declared = compiled_policy.read(content)
         except compiled_policy.PolicyError:
             return
-        validation.refusals(declared, "", validation.ValidationRules())
+        validation.errors(declared, "", validation.ValidationRules())
         validation.warnings(declared, "")
 
     def manifests(content):
@@ -198,8 +198,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         functions = before_the_parser(Path(folder) / "manifest.yaml")
         kind = AppArmorBackend(host=Host("/"), cpu_limit=10.0, checking=True)
-        if kind.parser.missing():
-            print(kind.parser.missing(), file=sys.stderr)
+        if kind.parser.unavailable_reason():
+            print(kind.parser.unavailable_reason(), file=sys.stderr)
             return 2
         functions["parser"] = lambda content: inspected(
             kind, SourceKey(profile_set="dir fuzz", key="key", content=content)

@@ -343,12 +343,12 @@ def search(random_, commands, root, passing):
         groups = {"passed": {}, "undecided": {}, "refused": {}}
         for number in range(BATCH):
             content = generated(random_, canaries.paths(number)).encode("utf-8", "replace")
-            findings = source_checks.refusals(content)
+            findings = source_checks.errors(content)
             group = (
                 "refused"
                 if findings
                 else "undecided"
-                if source_checks.undecided(content)
+                if source_checks.undecided_includes(content)
                 else "passed"
             )
             groups[group][number] = content
@@ -375,7 +375,7 @@ def main():
     arguments.add_argument("--passing", type=int, default=20_000)
     arguments.add_argument("--only-host", action="store_true")
     chosen = arguments.parse_args()
-    commands = {"host": [next(path for path in parser.PLACES if os.access(path, os.X_OK))]}
+    commands = {"host": [next(path for path in parser.DEFAULT_PATHS if os.access(path, os.X_OK))]}
     if not chosen.only_host:
         commands |= other_releases()
     print(f"seed {chosen.seed}", flush=True)

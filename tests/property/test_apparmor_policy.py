@@ -63,7 +63,7 @@ def test_mutated_policy_is_answered(name, data):
 def test_every_declared_profile_is_found(declared):
     """Names and modes come back as they were written, in their order."""
     blob = b"".join(profile(name, mode) for name, mode in declared)
-    found = [(one.name, one.mode, one.attached) for one in compiled_policy.read(blob)]
+    found = [(one.name, one.mode, one.has_attachment) for one in compiled_policy.read(blob)]
     assert found == [(name, compiled_policy.MODES[mode], False) for name, mode in declared]
 
 
@@ -83,7 +83,7 @@ def test_a_name_is_hidden_by_no_cut(name):
 @given(st.text(max_size=400))
 def test_any_text_is_scanned(source):
     """The checks on text answer every text."""
-    source_checks.refusals(source.encode("utf-8", "surrogatepass"))
+    source_checks.errors(source.encode("utf-8", "surrogatepass"))
     escape_rules.warnings(source)
     source_checks.variable_names(source)
 
@@ -91,8 +91,10 @@ def test_any_text_is_scanned(source):
 @given(st.binary(max_size=2000), st.binary(max_size=200))
 def test_a_parser_message_is_one_bounded_printable_line(stderr, source):
     """Whatever the parser prints becomes one printable line of bounded length."""
-    known = parser_messages.Known(source=source, words={"error"}, include_dir="/etc/apparmor.d")
-    said = parser_messages.message(b"error " + stderr, known)
+    known = parser_messages.QuotableWords(
+        source=source, words={"error"}, include_dir="/etc/apparmor.d"
+    )
+    said = parser_messages.error_message(b"error " + stderr, known)
     assert said.isprintable()
     assert len(said) <= 601
 
@@ -108,11 +110,11 @@ def test_what_the_cache_says_of_a_policy_is_what_is_read_from_it(declared):
     blob = b"".join(profile(name, mode, more) for (name, mode), more in between)
     with tempfile.TemporaryDirectory() as root:
         policy_cache.PolicyCache(Host(root), "/state", write=True).store(
-            "key", policy_cache.Compiled(policy=blob)
+            "key", policy_cache.ParserResult(policy=blob)
         )
         found = policy_cache.PolicyCache(Host(root), "/state", write=True).find("key")
     read = compiled_policy.read(blob)
-    assert found == policy_cache.Compiled(policy=blob, sha256=digest(blob), declared=read)
+    assert found == policy_cache.ParserResult(policy=blob, sha256=digest(blob), declared=read)
 
 
 @given(
@@ -129,7 +131,7 @@ def test_a_rewrapped_policy_declares_the_same_in_other_bytes(declared, data):
     blobs = [profile(name, mode) for name, mode in declared]
     wanted = data.draw(st.sets(st.sampled_from([name for name, _ in declared]), min_size=1))
     filler = data.draw(st.binary(min_size=8, max_size=40))
-    made = compiled_policy.rewrapped([b"".join(blobs[:3]), b"".join(blobs[3:])], wanted, filler)
+    made = compiled_policy.rewrap([b"".join(blobs[:3]), b"".join(blobs[3:])], wanted, filler)
 
     def own(found):
         return {

@@ -153,7 +153,7 @@ def the_parser_runs_in_a_sandbox_on_this_kernel():
     for path in (secret, f"{process}/root{secret}", f"{process}/fd/{reading}", "/root/missing"):
         source = f'profile x {{\n  capability # see the abi\n  include "{path}"\n  ,\n}}\n'
         run = compiled(kind().parser, source.encode(), ("--kernel-features", str(FEATURES)))
-        assert run.message.endswith(f"Could not open '{path}'"), (path, run.message)
+        assert run.error.endswith(f"Could not open '{path}'"), (path, run.error)
 
 
 @case
@@ -168,7 +168,7 @@ def the_sandboxed_parser_reads_the_features_of_the_kernel_and_the_shipped_ones()
             check=True,
             capture_output=True,
         )
-        assert (run.message, run.policy) == ("", free.stdout), abi
+        assert (run.error, run.policy) == ("", free.stdout), abi
 
 
 @case

@@ -136,10 +136,10 @@ def test_the_cpu_limit_of_the_parser_is_reported_as_such(is_quick):
     made = parser.Parser(Host("/"), "", include_dir="/etc/apparmor.d")
     run = made.run(
         f"profile slow {{\n{3 * SLOW}}}\n".encode(),
-        ("--kernel-features", made.abi()),
+        ("--kernel-features", made.newest_features_file()),
         cpu_seconds=1.0,
         memory_bytes=1 << 30,
         is_quick=is_quick,
         is_cancelled=lambda: False,
     )
-    assert (run.outcome, run.detail) == (parser.Exceeded.CPU_TIME, "more than 1 s of CPU time")
+    assert (run.outcome, run.detail) == (parser.RunFailure.CPU_TIME, "more than 1 s of CPU time")

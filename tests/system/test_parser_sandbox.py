@@ -45,7 +45,7 @@ def compiled(form, path):
     """Compile a text that opens a path; return what becomes of it, without the path."""
     text = FORMS[form].replace("PATH", str(path)).encode()
     found = inspection.compiled(parser(), text, FEATURES)
-    return found.message.replace(str(path), "PATH"), bool(found.policy), found.killed
+    return found.error.replace(str(path), "PATH"), bool(found.policy), found.exceeded_limit
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_links_of_the_include_directory_are_followed(tmp_path, outside):
     }.items():
         text = f"profile web {{\n  include <{name}>\n}}\n"
         found = inspection.compiled(parser(str(include)), text.encode(), FEATURES)
-        assert (expected in found.message, bool(found.policy)) == (True, not expected), name
+        assert (expected in found.error, bool(found.policy)) == (True, not expected), name
 
 
 def test_directories_and_features_of_the_configuration_file_are_readable(tmp_path, outside):
@@ -190,11 +190,11 @@ def test_a_policy_that_was_compiled_without_the_sandbox_is_compiled_again():
 from agent.host.filesystem import Host
 from agent.backends.apparmor.parser import Parser
 made = Parser(Host("/"), "", include_dir="/etc/apparmor.d")
-print(made.inputs(), end="")
+print(made.input_digest(), end="")
 """
     without = output_under(SYSTEM_CALL_NUMBERS["create"], errno.ENOSYS, script)
-    assert len(without) == len(parser().inputs())
-    assert without != parser().inputs()
+    assert len(without) == len(parser().input_digest())
+    assert without != parser().input_digest()
 
 
 def test_the_loader_and_the_libraries_are_those_of_the_program():

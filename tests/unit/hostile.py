@@ -84,9 +84,9 @@ def apparmor(content):
     """Return the longest of what is said of a text before the parser and beside it."""
     source = content.decode()
     return max(
-        source_checks.refusals(content),
+        source_checks.errors(content),
         source_checks.variable_names(source),
-        source_checks.undecided(content),
+        source_checks.undecided_includes(content),
         escape_rules.warnings(source),
         key=len,
     )

@@ -208,7 +208,7 @@ def full_pass(made, number):
 
 def test_old_editions_of_a_text_leave_memory_and_disk(tmp_path, monkeypatch):
     """Texts that no full pass has used lately are kept on disk only, and there within bounds."""
-    monkeypatch.setattr(policy_cache, "DISK_ENTRIES", 10)
+    monkeypatch.setattr(policy_cache, "MAX_DISK_ENTRIES", 10)
     made = backend(tmp_path, "cat > /dev/null")
     for number in range(30):
         full_pass(made, number)

@@ -3,16 +3,16 @@
 import pytest
 
 from agent.backends.apparmor.compile_queue import CompileQueue
-from agent.backends.apparmor.parser import Exceeded, ParserRun
-from agent.backends.apparmor.policy_cache import Compiled
+from agent.backends.apparmor.parser import ParserRun, RunFailure
+from agent.backends.apparmor.policy_cache import ParserResult
 
-POLICY = ParserRun(outcome=Compiled(policy=b"policy"), seconds=0.1)
-LIMITS = (Exceeded.CPU_TIME, Exceeded.MEMORY, Exceeded.OUTPUT)
+POLICY = ParserRun(outcome=ParserResult(policy=b"policy"), seconds=0.1)
+LIMITS = (RunFailure.CPU_TIME, RunFailure.MEMORY, RunFailure.OUTPUT)
 
 
 def queue_of(*keys, rests=False, cpu_limit=30.0):
     """Return a queue with one text per key; the part before the colon is the profile set."""
-    queue = CompileQueue(cpu_limit=cpu_limit, rests=rests)
+    queue = CompileQueue(cpu_limit=cpu_limit, pauses_slow_texts=rests)
     for key in keys:
         submit(queue, key)
     return queue
@@ -31,7 +31,7 @@ def order(queue, run=POLICY, now=0.0):
     keys = []
     while (task := queue.take(now)) is not None:
         keys.append(task.key)
-        queue.ended(task, run, now)
+        queue.record_run(task, run, now)
     return keys
 
 
@@ -56,7 +56,7 @@ def test_the_profile_set_that_used_the_least_time_goes_first():
 def test_a_text_that_exceeds_its_slice_waits_behind_all_others(limit):
     """A slow text delays no other one, however many there are."""
     queue = queue_of("a:slow", "a:1", "a:2")
-    queue.ended(queue.take(0.0), limited(limit), 0.0)
+    queue.record_run(queue.take(0.0), limited(limit), 0.0)
     assert order(queue) == ["a:1", "a:2", "a:slow"]
 
 
@@ -68,35 +68,41 @@ def test_each_slice_is_longer_up_to_the_limit():
     while compiled is None:
         task = queue.take(0.0)
         runs.append((task.is_quick, queue.slice_seconds(task)))
-        compiled = queue.ended(task, limited(Exceeded.CPU_TIME), 0.0)
+        compiled = queue.record_run(task, limited(RunFailure.CPU_TIME), 0.0)
     assert runs == [(True, 2.0), (False, 8.0), (False, 30.0)]
-    assert compiled == Compiled(killed="too much: cpu_time")
+    assert compiled == ParserResult(exceeded_limit="too much: cpu_time")
     assert len(queue) == 0
 
 
 def test_only_a_full_run_rejects_a_text():
     """A quick run that reports an error is repeated without the shortcut."""
     queue = queue_of("a:1")
-    wrong = ParserRun(outcome=Compiled(message="syntax error"))
-    assert queue.ended(queue.take(0.0), wrong, 0.0) is None
-    assert queue.ended(queue.take(0.0), wrong, 0.0) == Compiled(message="syntax error")
+    wrong = ParserRun(outcome=ParserResult(error="syntax error"))
+    assert queue.record_run(queue.take(0.0), wrong, 0.0) is None
+    assert queue.record_run(queue.take(0.0), wrong, 0.0) == ParserResult(error="syntax error")
 
 
 def test_an_empty_policy_is_a_result():
     """A text of comments compiles to nothing."""
     queue = queue_of("a:1")
-    assert queue.ended(queue.take(0.0), ParserRun(outcome=Compiled()), 0.0) == Compiled()
+    assert (
+        queue.record_run(queue.take(0.0), ParserRun(outcome=ParserResult()), 0.0) == ParserResult()
+    )
 
 
-@pytest.mark.parametrize("failure", [Exceeded.WALL_CLOCK, Exceeded.NOT_STARTED, Exceeded.SIGNAL])
+@pytest.mark.parametrize(
+    "failure", [RunFailure.WALL_CLOCK, RunFailure.NOT_STARTED, RunFailure.SIGNAL]
+)
 def test_a_failure_that_is_not_the_text_s_fault_is_retried_with_back_off(failure):
     """A busy node, a missing program or the OOM killer never condemns a text."""
     queue = queue_of("a:1", rests=True)
-    if failure is Exceeded.SIGNAL:
-        queue.ended(queue.take(0.0), limited(failure), 0.0)  # the quick run is repeated at once
+    if failure is RunFailure.SIGNAL:
+        queue.record_run(
+            queue.take(0.0), limited(failure), 0.0
+        )  # the quick run is repeated at once
     now, waits = 0.0, []
     for _ in range(9):
-        assert queue.ended(queue.take(now), limited(failure), now) is None
+        assert queue.record_run(queue.take(now), limited(failure), now) is None
         assert queue.take(now) is None
         waits.append(queue.next_retry() - now)
         now = queue.next_retry()
@@ -107,20 +113,20 @@ def test_a_failure_that_is_not_the_text_s_fault_is_retried_with_back_off(failure
 def test_slow_texts_rest_between_their_runs():
     """Together they use at most a quarter of one processor."""
     queue = queue_of("a:slow", rests=True)
-    queue.ended(queue.take(0.0), limited(Exceeded.CPU_TIME), 0.0)  # the quick run
-    queue.ended(queue.take(0.0), limited(Exceeded.CPU_TIME, seconds=8.0), 8.0)
+    queue.record_run(queue.take(0.0), limited(RunFailure.CPU_TIME), 0.0)  # the quick run
+    queue.record_run(queue.take(0.0), limited(RunFailure.CPU_TIME, seconds=8.0), 8.0)
     assert queue.next_retry() == 8.0 + 3 * 8.0
 
 
 def test_a_slow_text_makes_room_for_a_new_one():
     """The run of the slow text is lost, and counts for nothing."""
     queue = queue_of("a:slow")
-    queue.ended(queue.take(0.0), limited(Exceeded.CPU_TIME), 0.0)
+    queue.record_run(queue.take(0.0), limited(RunFailure.CPU_TIME), 0.0)
     slow = queue.take(0.0)
     before = (slow.level, queue.is_cancelled(slow, 0.0))
     submit(queue, "b:new")
     assert queue.is_cancelled(slow, 0.0)
-    assert queue.ended(slow, limited(Exceeded.CANCELLED), 0.0) is None
+    assert queue.record_run(slow, limited(RunFailure.CANCELLED), 0.0) is None
     assert (slow.level, False) == before
     assert order(queue) == ["b:new", "a:slow"]
 
@@ -137,7 +143,7 @@ def test_what_no_source_provides_any_more_is_not_compiled():
     running = queue.take(0.0)
     queue.retain({"a:3"})
     assert queue.is_cancelled(running, 0.0)
-    assert queue.ended(running, POLICY, 0.0) is None
+    assert queue.record_run(running, POLICY, 0.0) is None
     assert order(queue) == ["a:3"]
 
 
@@ -148,10 +154,10 @@ def test_a_text_that_comes_back_while_its_old_run_ends_is_compiled_again():
     queue.retain(())
     submit(queue, "a:1")
     new = queue.take(0.0)
-    assert queue.ended(old, POLICY, 0.0) is None
+    assert queue.record_run(old, POLICY, 0.0) is None
     assert queue.is_cancelled(old, 0.0)
     assert not queue.is_cancelled(new, 0.0)
-    assert queue.ended(new, POLICY, 0.0) == POLICY.outcome
+    assert queue.record_run(new, POLICY, 0.0) == POLICY.outcome
 
 
 def test_the_queue_is_idle_when_nothing_may_run_now():
@@ -159,14 +165,14 @@ def test_the_queue_is_idle_when_nothing_may_run_now():
     queue = queue_of("a:1", rests=True)
     task = queue.take(0.0)
     assert not queue.is_idle(0.0)
-    queue.ended(task, limited(Exceeded.WALL_CLOCK), 0.0)
+    queue.record_run(task, limited(RunFailure.WALL_CLOCK), 0.0)
     assert (queue.is_idle(0.0), queue.is_idle(10.0)) == (True, False)
 
 
 def test_a_command_does_not_repeat_runs_that_say_nothing_about_the_text():
     """With a hanging parser and many texts, the command would never exit."""
     queue = queue_of("a:1")
-    queue.ended(queue.take(0.0), limited(Exceeded.WALL_CLOCK), 0.0)
+    queue.record_run(queue.take(0.0), limited(RunFailure.WALL_CLOCK), 0.0)
     assert queue.is_idle(1e9)
     assert queue.next_retry() is None
 
@@ -175,11 +181,11 @@ def test_two_runs_without_the_shortcut_never_share_the_memory():
     """A text is condemned for its memory only by a run that could use all of it."""
     queue = queue_of("a:1", "a:2")
     for _ in range(2):
-        queue.ended(queue.take(0.0), limited(Exceeded.MEMORY), 0.0)
+        queue.record_run(queue.take(0.0), limited(RunFailure.MEMORY), 0.0)
     first = queue.take(0.0)
     assert queue.take(0.0) is None
     submit(queue, "a:quick")
     quick = queue.take(0.0)
     assert quick.key == "a:quick"
-    queue.ended(first, POLICY, 0.0)
+    queue.record_run(first, POLICY, 0.0)
     assert queue.take(0.0).key == "a:2"

@@ -296,19 +296,19 @@ def test_a_second_inspection_runs_no_parser_and_a_new_kernel_does(tmp_path):
 def test_the_least_recently_used_results_leave_the_disk(tmp_path, monkeypatch):
     """The cache on disk has a limit in bytes, which a restart does not reset."""
     host = Host(tmp_path)
-    monkeypatch.setattr(policy_cache, "DISK_BYTES", 3500)
+    monkeypatch.setattr(policy_cache, "MAX_DISK_BYTES", 3500)
     first = policy_cache.PolicyCache(host, "/state", write=True)
     for number, key in enumerate(("one", "two", "three")):
-        first.store(key, policy_cache.Compiled(policy=b"x" * 700))
+        first.store(key, policy_cache.ParserResult(policy=b"x" * 700))
         os.utime(tmp_path / "state/cache" / key, (number, number))
     assert first.find("one") is not None
-    first.store("four", policy_cache.Compiled(policy=b"x" * 700))
-    first.store("five", policy_cache.Compiled(policy=b"x" * 700))
+    first.store("four", policy_cache.ParserResult(policy=b"x" * 700))
+    first.store("five", policy_cache.ParserResult(policy=b"x" * 700))
     names = {file.name for file in (tmp_path / "state/cache").iterdir()}
     assert names == {"one", "four", "five"}
     os.utime(tmp_path / "state/cache/four", (9, 9))
     policy_cache.PolicyCache(host, "/state", write=True).store(
-        "six", policy_cache.Compiled(policy=b"x" * 700)
+        "six", policy_cache.ParserResult(policy=b"x" * 700)
     )
     names = {file.name for file in (tmp_path / "state/cache").iterdir()}
     assert names == {"four", "five", "six"}
@@ -318,7 +318,7 @@ def test_a_huge_cache_entry_is_not_read(tmp_path):
     """A file that no agent of this version wrote costs no memory."""
     host = Host(tmp_path)
     policy_cache.PolicyCache(host, "/state", write=True).store(
-        "key", policy_cache.Compiled(policy=b"x")
+        "key", policy_cache.ParserResult(policy=b"x")
     )
     os.truncate(tmp_path / "state/cache/key", 1 << 30)
     assert policy_cache.PolicyCache(host, "/state", write=True).find("key") is None
@@ -338,7 +338,9 @@ def test_a_discarded_profile_leaves_the_memory_and_not_the_disk(tmp_path):
 def test_a_damaged_cache_entry_counts_as_absent(tmp_path):
     """Content is verified on reading."""
     host = Host(tmp_path)
-    stored = policy_cache.Compiled(policy=b"policy", message="m", notes=("n",), killed="k")
+    stored = policy_cache.ParserResult(
+        policy=b"policy", error="m", omitted_rules=("n",), exceeded_limit="k"
+    )
     policy_cache.PolicyCache(host, "/state", write=True).store("key", stored)
     found = replace(stored, sha256=digest(b"policy"))
     assert policy_cache.PolicyCache(host, "/state", write=True).find("key") == found
@@ -355,9 +357,9 @@ def test_a_damaged_cache_entry_counts_as_absent(tmp_path):
 def test_what_an_older_edition_read_from_a_policy_is_read_again(tmp_path, monkeypatch):
     """The policy is the same; what is said of it may have been a mistake."""
     store = policy_cache.PolicyCache(Host(tmp_path), "/state", write=True)
-    store.store("key", policy_cache.Compiled(policy=profile("x")))
+    store.store("key", policy_cache.ParserResult(policy=profile("x")))
     assert policy_cache.PolicyCache(Host(tmp_path), "/state", write=True).find("key").declared != ()
-    monkeypatch.setattr(compiled_policy, "EDITION", compiled_policy.EDITION + 1)
+    monkeypatch.setattr(compiled_policy, "READER_VERSION", compiled_policy.READER_VERSION + 1)
     assert policy_cache.PolicyCache(Host(tmp_path), "/state", write=True).find("key").declared == ()
 
 
@@ -365,10 +367,10 @@ def test_a_changed_include_changes_the_context(tmp_path):
     """A compiled policy is only as current as the files that it included."""
     include = write(tmp_path, "apparmor.d/abstractions/base", "one")
     one = parser.Parser(Host(tmp_path), "/bin/true", include_dir=str(tmp_path / "apparmor.d"))
-    before = one.inputs()
-    assert one.inputs() == before
+    before = one.input_digest()
+    assert one.input_digest() == before
     include.write_text("two!")
-    assert one.inputs() != before
+    assert one.input_digest() != before
 
 
 def test_an_include_behind_a_linked_directory_counts_too(tmp_path):
@@ -379,6 +381,6 @@ def test_an_include_behind_a_linked_directory_counts_too(tmp_path):
     (top / "local").symlink_to(include.parent)
     (top / "circle").symlink_to(top)
     one = parser.Parser(Host(tmp_path), "/bin/true", include_dir=str(top))
-    before = one.inputs()
+    before = one.input_digest()
     include.write_text("two!")
-    assert one.inputs() != before
+    assert one.input_digest() != before

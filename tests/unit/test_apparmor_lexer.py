@@ -9,7 +9,7 @@ import itertools
 import pytest
 
 from agent.backends.apparmor import lexer
-from agent.backends.apparmor.lexer import Kind
+from agent.backends.apparmor.lexer import TokenKind
 
 ALL = ("3.0", "4.0.0", "4.0.2", "4.1.0", "5.0.0", "5.0.1")
 READS = {
@@ -36,6 +36,6 @@ def test_each_version_reads_its_own_includes(text, readers):
     found = tuple(
         dialect.name
         for dialect in lexer.DIALECTS
-        if any(token.kind is Kind.INCLUDE_PATH for token in lexer.tokens(text, dialect))
+        if any(token.kind is TokenKind.INCLUDE_PATH for token in lexer.tokens(text, dialect))
     )
     assert found == readers

@@ -13,8 +13,10 @@ PROGRAM = (
 
 
 def known(source):
-    return parser_messages.Known(
-        source=source.encode(), words=parser_messages.words(PROGRAM), include_dir="/etc/apparmor.d/"
+    return parser_messages.QuotableWords(
+        source=source.encode(),
+        words=parser_messages.words_of_program(PROGRAM),
+        include_dir="/etc/apparmor.d/",
     )
 
 
@@ -46,13 +48,13 @@ def known(source):
 def test_only_words_of_the_parser_and_of_the_key_are_shown(said, source, shown):
     """A word that is only in an included file is replaced, whatever the message says."""
     prefix = "AppArmor parser error at line 3: "
-    assert parser_messages.message((prefix + said).encode(), known(source)) == prefix + shown
+    assert parser_messages.error_message((prefix + said).encode(), known(source)) == prefix + shown
 
 
 def test_notes_name_the_profile_of_the_key():
     """A note about a rule that was left out keeps the names that the key declares."""
     line = b"profile web (stdin): dbus rules not enforced\nprofile host (stdin): x not enforced\n"
-    assert parser_messages.notes(line, known("profile web {")) == (
+    assert parser_messages.omitted_rules(line, known("profile web {")) == (
         "profile web (stdin): dbus rules not enforced",
         f"profile {REPLACED} (stdin): {REPLACED} not enforced",
     )
@@ -64,9 +66,9 @@ def test_notes_name_the_profile_of_the_key():
 )
 def test_a_line_behind_the_end_of_the_text_is_not_named(said, place):
     """Such a line is one of an included file."""
-    assert parser_messages.place(said, "a\nb\n") == place
+    assert parser_messages.line_reference(said, "a\nb\n") == place
 
 
 def test_a_line_number_of_any_length_is_read():
     """A line number beyond the text is not reported."""
-    assert parser_messages.place(f" at line {'9' * 5000}: x", "a\n") == ""
+    assert parser_messages.line_reference(f" at line {'9' * 5000}: x", "a\n") == ""

@@ -42,7 +42,7 @@ HINT = "Include only files below /etc/apparmor.d, as in include <abstractions/ba
 )
 def test_an_include_outside_the_hosts_own_directory_is_refused(line):
     """Absolute, climbing and working-directory paths are refused in every spelling."""
-    found = source_checks.refusals(f"\n{line}\nprofile y {{}}\n".encode())
+    found = source_checks.errors(f"\n{line}\nprofile y {{}}\n".encode())
     assert [(one.code, one.location) for one in found] == [("include_refused", "line 2")]
 
 
@@ -66,12 +66,12 @@ def test_an_include_outside_the_hosts_own_directory_is_refused(line):
 )
 def test_what_is_below_the_hosts_own_directory_or_no_include_is_not_refused(line):
     """Includes by angle brackets, comments and paths that hold the word are left alone."""
-    assert source_checks.refusals(line.encode()) == ()
+    assert source_checks.errors(line.encode()) == ()
 
 
 def test_a_refusal_says_what_and_how_to_mend_it():
     """The message names the rule, what is wrong with its path, and what is allowed."""
-    assert source_checks.refusals(b'include "/etc/shadow"') == (
+    assert source_checks.errors(b'include "/etc/shadow"') == (
         Finding(
             code="include_refused",
             location="line 1",
@@ -173,9 +173,7 @@ def test_a_variable_in_a_name_is_refused(line, refused):
 )
 def test_an_include_is_found_wherever_a_parser_reads_it(content, line):
     """Comments, quotes, escapes and rules hide no include that some parser would read."""
-    found = [
-        (finding.code, finding.location) for finding in source_checks.refusals(content.encode())
-    ]
+    found = [(finding.code, finding.location) for finding in source_checks.errors(content.encode())]
     assert found == [("include_refused", f"line {line}")]
 
 
@@ -192,8 +190,8 @@ def test_an_include_is_found_wherever_a_parser_reads_it(content, line):
 )
 def test_text_behind_an_include_of_the_preamble_is_undecided(content, undecided):
     """An included file that ends within an assignment would take the rest of the line."""
-    assert bool(source_checks.undecided(content.encode())) is undecided
-    assert source_checks.refusals(content.encode()) == ()
+    assert bool(source_checks.undecided_includes(content.encode())) is undecided
+    assert source_checks.errors(content.encode()) == ()
 
 
 def test_a_very_long_text_is_undecided_unless_its_includes_are_usual():
@@ -201,10 +199,10 @@ def test_a_very_long_text_is_undecided_unless_its_includes_are_usual():
     usual = b"include <tunables/global>\nprofile x {\n  /a r,\n}\n"
     unusual = b"# include fonts\n" + usual
     long = b"#" + b" " * (1 << 18) + b"\n"
-    assert [bool(source_checks.undecided(part)) for part in (usual, usual + long, unusual)] == 3 * [
-        False
-    ]
-    found = source_checks.undecided(unusual + long)
+    assert [
+        bool(source_checks.undecided_includes(part)) for part in (usual, usual + long, unusual)
+    ] == 3 * [False]
+    found = source_checks.undecided_includes(unusual + long)
     assert [(finding.code, finding.location) for finding in found] == [
         ("include_refused", "line 1")
     ]
@@ -212,7 +210,7 @@ def test_a_very_long_text_is_undecided_unless_its_includes_are_usual():
 
 def test_a_carriage_return_alone_is_refused():
     """A reader sees a line break where the parser sees none."""
-    found = source_checks.refusals(b'profile x {\n # comment\r include "/etc/shadow"\n}\n')
+    found = source_checks.errors(b'profile x {\n # comment\r include "/etc/shadow"\n}\n')
     assert [(finding.code, finding.location) for finding in found] == [("text_unsafe", "line 2")]
 
 
@@ -227,7 +225,7 @@ def test_a_carriage_return_alone_is_refused():
 )
 def test_a_text_that_reads_otherwise_than_it_looks_is_refused(content, code, where):
     """The parser ends a word at a NUL: deny /secret would hold instead of /secret/foo."""
-    assert [(one.code, one.location) for one in source_checks.refusals(content)] == [(code, where)]
+    assert [(one.code, one.location) for one in source_checks.errors(content)] == [(code, where)]
 
 
 def test_many_escapes_in_a_line_take_no_long_time():

@@ -3,15 +3,15 @@
 import pytest
 
 from agent.backends.apparmor import validation
-from agent.backends.apparmor.compiled_policy import Declared
+from agent.backends.apparmor.compiled_policy import DeclaredProfile
 
 
 def declared(name, *, mode="enforce", attached=False):
-    return Declared(name=name, mode=mode, attached=attached, evidence=frozenset())
+    return DeclaredProfile(name=name, mode=mode, has_attachment=attached, evidence=frozenset())
 
 
 def codes(*given, **options):
-    found = validation.refusals(given, "", validation.ValidationRules(**options))
+    found = validation.errors(given, "", validation.ValidationRules(**options))
     return [one.code for one in found]
 
 
@@ -57,7 +57,7 @@ def test_a_plain_name_is_accepted(name):
 
 def test_a_key_of_too_many_names_is_refused():
     """Each is a load for the kernel, a row and a label; up to the limit they are fine."""
-    names = [declared(f"n{number}") for number in range(validation.MOST_NAMES + 1)]
+    names = [declared(f"n{number}") for number in range(validation.MAX_NAMES + 1)]
     assert (codes(*names), codes(*names[:-1])) == (["key_too_large"], [])
 
 

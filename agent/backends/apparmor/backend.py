@@ -26,8 +26,8 @@ from agent.backends.apparmor import (
 )
 from agent.backends.apparmor import parser as apparmor_parser
 from agent.backends.apparmor.compile_worker import CompileWorker
-from agent.backends.apparmor.parser import Exceeded
-from agent.backends.apparmor.policy_cache import Compiled, PolicyCache
+from agent.backends.apparmor.parser import RunFailure
+from agent.backends.apparmor.policy_cache import ParserResult, PolicyCache
 from agent.core.findings import Finding, limited
 from agent.core.model import (
     Evidence,
@@ -97,7 +97,7 @@ class AppArmorBackend:
         self.worker = CompileWorker(
             self.parser,
             cpu_limit=cpu_limit,
-            rests=completed is not None,
+            pauses_slow_texts=completed is not None,
             completed=completed or (lambda: None),
             free_memory=free_memory,
         )
@@ -123,7 +123,7 @@ class AppArmorBackend:
     @property
     def abi(self) -> str:
         """Return the features file that profiles are checked against, or nothing."""
-        return self._abi or self.parser.abi()
+        return self._abi or self.parser.newest_features_file()
 
     # --- check -----------------------------------------------------------------------------------
 
@@ -144,18 +144,20 @@ class AppArmorBackend:
             for result in results:
                 # An include that changed in the meantime: the text is compiled again.
                 if result.context == context:
-                    key = self._condemned(result.key) if result.compiled.killed else result.key
-                    self.cache.store(key, result.compiled)
+                    key = (
+                        self._condemned(result.key) if result.result.exceeded_limit else result.key
+                    )
+                    self.cache.store(key, result.result)
 
     def _refusals(self, content: bytes) -> tuple[Finding, ...]:
         """Return why a text must not reach the parser.
 
         The sandbox contains an undecided text, so without a sandbox such a text is rejected.
         """
-        findings = source_checks.refusals(content)
-        undecided = () if findings else source_checks.undecided(content)
+        findings = source_checks.errors(content)
+        undecided = () if findings else source_checks.undecided_includes(content)
         try:
-            return undecided if undecided and self.parser.unsandboxed() else findings
+            return undecided if undecided and self.parser.unsandboxed_reason() else findings
         except apparmor_parser.ParserError:  # the worker reports it, and does not start the parser
             return findings
 
@@ -170,14 +172,14 @@ class AppArmorBackend:
         if findings:
             return Rejection(id=id_, findings=findings)
         absent = self._absent()
-        why = self.parser.missing()
+        why = self.parser.unavailable_reason()
         try:
             features, context = ((), "") if why else self._current_target()
         except (HostError, apparmor_parser.ParserError) as error:
             why, features, context = str(error), (), ""
         if not features:
             why = why or absent or "no features file to compile against"
-            return diagnostics.unchecked(id_, f"The profile cannot be checked: {why}.")
+            return diagnostics.cannot_check(id_, f"The profile cannot be checked: {why}.")
         key = _key(context, blob.content)
         compiled = self.cache.find(key) or self.cache.find(self._condemned(key))
         if compiled is None:
@@ -189,15 +191,21 @@ class AppArmorBackend:
                 context=context,
                 origin=blob.profile_set,
             )
-            if failure is not None and failure.outcome is Exceeded.NOT_STARTED:
-                return diagnostics.unchecked(
+            if failure is not None and failure.outcome is RunFailure.NOT_STARTED:
+                return diagnostics.cannot_check(
                     id_, f"The profile cannot be checked: {failure.detail}."
                 )
-            retry = (diagnostics.retried(id_, failure.detail),) if failure is not None else ()
+            retry = (
+                (diagnostics.compiled_again_later(id_, failure.detail),)
+                if failure is not None
+                else ()
+            )
             return Pending(id=id_, source=blob.content, findings=retry)
         judged = self._judge(id_, blob, compiled, context)
         if absent and isinstance(judged, Profile):
-            return diagnostics.unchecked(id_, f"The profile compiles, but cannot be put: {absent}.")
+            return diagnostics.cannot_check(
+                id_, f"The profile compiles, but cannot be put: {absent}."
+            )
         if isinstance(judged, Profile):
             self.changes.checked |= dict.fromkeys(judged.version.names, judged.body)
         return judged
@@ -216,13 +224,13 @@ class AppArmorBackend:
 
     def sandbox(self) -> Sandbox | None:
         """Return whether the parser can open only its includes and configuration."""
-        if self.parser.missing():
+        if self.parser.unavailable_reason():
             return None
         try:
-            why = self.parser.unsandboxed()
+            why = self.parser.unsandboxed_reason()
         except apparmor_parser.ParserError as error:
             why = str(error)
-        return Sandbox(finding=diagnostics.not_sandboxed(why) if why else None)
+        return Sandbox(finding=diagnostics.parser_not_sandboxed(why) if why else None)
 
     def accepts_context(self, context: str) -> bool:
         """Return whether a body of that context was made for this kernel's features.
@@ -244,12 +252,12 @@ class AppArmorBackend:
         return self._target
 
     def _read_target(self) -> _Target:
-        inputs = self.parser.inputs()
+        inputs = self.parser.input_digest()
         if self.checking or self.access.missing():
             abi = self.abi
             if not abi:
                 return (), ""
-            content = apparmor_parser.content(abi)
+            content = apparmor_parser.file_content(abi)
             return ("--kernel-features", abi), f"{_features(content)}:{digest(inputs.encode())}"
         if self._features is None:
             self._features = self.access.features()  # they cannot change while the kernel runs
@@ -262,24 +270,24 @@ class AppArmorBackend:
         return digest(f"{key} {self.cpu_limit:g} {memory_budget.limit_bytes()}".encode())
 
     def _judge(
-        self, id_: KeyId, blob: SourceKey, compiled: Compiled, context: str
+        self, id_: KeyId, blob: SourceKey, compiled: ParserResult, context: str
     ) -> Profile | Rejection:
         source = blob.content.decode("utf-8", "replace")
-        if compiled.killed:
-            return Rejection(id=id_, findings=(diagnostics.killed(compiled),))
-        if compiled.message:
+        if compiled.exceeded_limit:
+            return Rejection(id=id_, findings=(diagnostics.parser_killed(compiled),))
+        if compiled.error:
             finding = Finding(
                 code="parser_rejected",
-                location=parser_messages.place(compiled.message, source) or id_.key,
-                message=compiled.message,
+                location=parser_messages.line_reference(compiled.error, source) or id_.key,
+                message=compiled.error,
                 hint="Mend the text; apparmor_parser -Q -K FILE says the same.",
             )
             return Rejection(id=id_, findings=(finding,))
         try:
             declared = compiled.declared or compiled_policy.read(compiled.policy)
         except compiled_policy.PolicyError as error:
-            return Rejection(id=id_, findings=(diagnostics.unreadable(id_, error),))
-        findings = source_checks.variable_names(source) + validation.refusals(
+            return Rejection(id=id_, findings=(diagnostics.policy_unreadable(id_, error),))
+        findings = source_checks.variable_names(source) + validation.errors(
             declared, source, self.rules
         )
         if not declared:
@@ -309,7 +317,7 @@ class AppArmorBackend:
             body=compiled.policy,
             findings=validation.warnings(declared, source)
             + escape_rules.warnings(source)
-            + limited(diagnostics.not_enforced(id_, note) for note in compiled.notes),
+            + limited(diagnostics.rule_not_enforced(id_, note) for note in compiled.omitted_rules),
             prefix=blob.prefix,
         )
 
@@ -339,7 +347,7 @@ class AppArmorBackend:
         hidden = hidden or (not facts and self.access.hides_content())
         return Observation(
             profiles={name: replace(fact, is_own=name in own) for name, fact in facts.items()},
-            findings=(diagnostics.unverifiable(),) if hidden else (),
+            findings=(diagnostics.content_unverifiable(),) if hidden else (),
         )
 
     def is_unchanged(self) -> bool:
@@ -350,7 +358,7 @@ class AppArmorBackend:
         """Compare the whole content at the next look; keep nothing that is not asked for again."""
         self._seen = None
         self.kernel.invalidate()
-        self.cache.invalidate()
+        self.cache.drop_unused()
         self.changes.checked = {}  # each inspect of the full pass adds its own
 
     # --- change ----------------------------------------------------------------------------------

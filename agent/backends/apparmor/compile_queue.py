@@ -17,16 +17,16 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
-from agent.backends.apparmor.parser import Exceeded, ParserRun
-from agent.backends.apparmor.policy_cache import Compiled
+from agent.backends.apparmor.parser import ParserRun, RunFailure
+from agent.backends.apparmor.policy_cache import ParserResult
 
 FIRST_SLICE_SECONDS: Final = 2.0  # CPU time; 1,000 public profiles needed 0.2 s at most
 SLICE_FACTOR: Final = 4.0
 # A slow text waits this many times the duration of its last run: slow texts together use at most a
 # quarter of one core.
-REST_FACTOR: Final = 3.0
+PAUSE_FACTOR: Final = 3.0
 FIRST_RETRY_SECONDS: Final = 10.0
-LONGEST_RETRY_SECONDS: Final = 600.0
+MAX_RETRY_SECONDS: Final = 600.0
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -54,16 +54,16 @@ class CompileTask:
 class CompileQueue:
     """The texts that wait for the parser or are in it. Times are monotonic seconds."""
 
-    def __init__(self, *, cpu_limit: float, rests: bool) -> None:
+    def __init__(self, *, cpu_limit: float, pauses_slow_texts: bool) -> None:
         """Create an empty queue.
 
         Args:
             cpu_limit: CPU seconds that the longest time slice has.
-            rests: whether slow texts pause between their runs (a daemon), or not (a command
-                that somebody waits for).
+            pauses_slow_texts: whether slow texts pause between their runs. A daemon sets it; a
+                command does not, because its user waits.
         """
         self.cpu_limit = cpu_limit
-        self.rests = rests
+        self.pauses_slow_texts = pauses_slow_texts
         self.submitted = 0
         self._waiting: dict[str, CompileTask] = {}
         self._running: dict[str, CompileTask] = {}
@@ -145,7 +145,7 @@ class CompileQueue:
         """Return the CPU seconds that the task's next run may use."""
         return min(self.cpu_limit, FIRST_SLICE_SECONDS * SLICE_FACTOR**task.level)
 
-    def ended(self, task: CompileTask, run: ParserRun, now: float) -> Compiled | None:
+    def record_run(self, task: CompileTask, run: ParserRun, now: float) -> ParserResult | None:
         """Take the result of a run; return the final result of the text, or None if it waits again.
 
         A text that was forgotten in the meantime has no result.
@@ -155,22 +155,22 @@ class CompileQueue:
         del self._running[task.key]
         self._used_seconds[task.origin] += run.seconds
         match run.outcome:
-            case Compiled() if not (run.outcome.message and task.is_quick):
+            case ParserResult() if not (run.outcome.error and task.is_quick):
                 return run.outcome
-            case Compiled():  # only a run without the shortcut decides that a text is wrong
+            case ParserResult():  # only a run without the shortcut decides that a text is wrong
                 task.is_quick = False
-            case Exceeded.CANCELLED:
+            case RunFailure.CANCELLED:
                 pass
-            case Exceeded.SIGNAL if task.is_quick:
+            case RunFailure.SIGNAL if task.is_quick:
                 task.is_quick = False
                 task.level += 1
-            case Exceeded.WALL_CLOCK | Exceeded.NOT_STARTED | Exceeded.SIGNAL:
+            case RunFailure.WALL_CLOCK | RunFailure.NOT_STARTED | RunFailure.SIGNAL:
                 self._postpone(task, run, now)
-            case Exceeded.CPU_TIME | Exceeded.MEMORY | Exceeded.OUTPUT:
+            case RunFailure.CPU_TIME | RunFailure.MEMORY | RunFailure.OUTPUT:
                 if not task.is_quick and self.slice_seconds(task) >= self.cpu_limit:
-                    return Compiled(killed=run.detail)
-                if self.rests and not task.is_quick:
-                    task.retry_at = now + REST_FACTOR * run.seconds
+                    return ParserResult(exceeded_limit=run.detail)
+                if self.pauses_slow_texts and not task.is_quick:
+                    task.retry_at = now + PAUSE_FACTOR * run.seconds
                 task.is_quick = False
                 task.level += 1
                 task.failure = run
@@ -181,10 +181,10 @@ class CompileQueue:
         """Plan the next run of a text after a run that says nothing about it."""
         delay = FIRST_RETRY_SECONDS * 2.0 ** min(task.inconclusive_runs, 10)
         # A command that has many such texts would never end.
-        task.retry_at = now + min(LONGEST_RETRY_SECONDS, delay) if self.rests else math.inf
+        task.retry_at = now + min(MAX_RETRY_SECONDS, delay) if self.pauses_slow_texts else math.inf
         task.inconclusive_runs += 1
         task.failure = run
-        if run.outcome is not Exceeded.NOT_STARTED:
+        if run.outcome is not RunFailure.NOT_STARTED:
             task.is_quick = False  # a parser that lacks memory can hang; the next run gets more
-        if run.outcome is Exceeded.SIGNAL and self.slice_seconds(task) < self.cpu_limit:
+        if run.outcome is RunFailure.SIGNAL and self.slice_seconds(task) < self.cpu_limit:
             task.level += 1  # it may have been the signal of the CPU limit

@@ -15,11 +15,13 @@ from typing import Final
 
 from agent.backends.apparmor import memory_budget
 from agent.backends.apparmor.compile_queue import CompileQueue, CompileTask
-from agent.backends.apparmor.parser import Exceeded, Parser, ParserRun
-from agent.backends.apparmor.policy_cache import Compiled
+from agent.backends.apparmor.parser import Parser, ParserRun, RunFailure
+from agent.backends.apparmor.policy_cache import ParserResult
 
-PARSERS: Final = 2  # at a time, where processors and memory allow
-BACKLOG_BYTES: Final = 4 << 20  # of results that no pass has collected; then no parser starts
+MAX_PARSERS: Final = 2  # at a time, where processors and memory allow
+MAX_UNCOLLECTED_BYTES: Final = (
+    4 << 20
+)  # of results that no pass has collected; then no parser starts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +30,7 @@ class CompileResult:
 
     key: str
     context: str
-    compiled: Compiled
+    result: ParserResult
 
 
 class CompileWorker:
@@ -43,14 +45,14 @@ class CompileWorker:
         parser: Parser,
         *,
         cpu_limit: float,
-        rests: bool,
+        pauses_slow_texts: bool,
         completed: Callable[[], None],
         free_memory: Callable[[], int],
     ) -> None:
         self._parser = parser
         self._completed = completed
         self._free_memory = free_memory
-        self._queue = CompileQueue(cpu_limit=cpu_limit, rests=rests)
+        self._queue = CompileQueue(cpu_limit=cpu_limit, pauses_slow_texts=pauses_slow_texts)
         self._changed = threading.Condition()
         self._results: list[CompileResult] = []
         self._finished = 0
@@ -72,7 +74,7 @@ class CompileWorker:
                 self._start_threads()
             except RuntimeError as error:  # the system has no thread left
                 self._queue.forget(key)
-                return ParserRun(outcome=Exceeded.NOT_STARTED, detail=str(error))
+                return ParserRun(outcome=RunFailure.NOT_STARTED, detail=str(error))
             self._changed.notify_all()
             task = self._queue.find(key)
             return task.failure if task is not None else None
@@ -114,7 +116,7 @@ class CompileWorker:
             # The process may end at any moment: no parser outlives it.
             atexit.register(self._stop)
             self._is_registered = True
-        for number in range(min(PARSERS, len(os.sched_getaffinity(0)))):
+        for number in range(min(MAX_PARSERS, len(os.sched_getaffinity(0)))):
             thread = threading.Thread(target=self._run, name=f"compile-{number}", daemon=True)
             try:
                 thread.start()
@@ -140,11 +142,11 @@ class CompileWorker:
             with self._changed:
                 del self._reserved[task.number]
                 has_failed_before = task.failure is not None
-                compiled = self._queue.ended(task, run, time.monotonic())
+                compiled = self._queue.record_run(task, run, time.monotonic())
                 if compiled is not None:
                     self._finished += 1
                     self._results.append(
-                        CompileResult(key=task.key, context=task.context, compiled=compiled)
+                        CompileResult(key=task.key, context=task.context, result=compiled)
                     )
                 has_failed_first = task.failure is not None and not has_failed_before
                 self._has_new_outcome = True
@@ -165,7 +167,7 @@ class CompileWorker:
             )
         except (RuntimeError, MemoryError) as error:  # no thread or no memory is left
             detail = f"the agent could not run the parser: {error!r}"
-            return ParserRun(outcome=Exceeded.NOT_STARTED, detail=detail)
+            return ParserRun(outcome=RunFailure.NOT_STARTED, detail=detail)
 
     def _next(self) -> tuple[CompileTask | None, int]:
         """Wait for a text that may run now; return it with its memory limit. None: stop."""
@@ -174,13 +176,15 @@ class CompileWorker:
             task = self._queue.take(time.monotonic()) if memory else None
             if task is not None:
                 if task.is_quick:
-                    memory = memory_budget.LEAST
+                    memory = memory_budget.MIN_PARSER_BYTES
                 elif (
                     not self._reserved
-                    and memory >= 2 * memory_budget.LEAST
+                    and memory >= 2 * memory_budget.MIN_PARSER_BYTES
                     and len(self._threads) > 1
                 ):
-                    memory -= memory_budget.LEAST  # a second parser may start beside this one
+                    memory -= (
+                        memory_budget.MIN_PARSER_BYTES
+                    )  # a second parser may start beside this one
                 self._reserved[task.number] = memory
                 return task, memory
             retry = self._queue.next_retry()
@@ -190,12 +194,18 @@ class CompileWorker:
 
     def _has_backlog(self) -> bool:
         """Return whether results wait that take much memory."""
-        return sum(len(each.compiled.policy) for each in self._results) > BACKLOG_BYTES
+        return sum(len(each.result.policy) for each in self._results) > MAX_UNCOLLECTED_BYTES
 
     def _memory_left(self) -> int:
         """Return how many bytes one more parser may use; 0 if none may run beside the others."""
         left = self._free_memory() - sum(self._reserved.values())
-        return left if left >= memory_budget.LEAST else 0 if self._reserved else memory_budget.LEAST
+        return (
+            left
+            if left >= memory_budget.MIN_PARSER_BYTES
+            else 0
+            if self._reserved
+            else memory_budget.MIN_PARSER_BYTES
+        )
 
     def _is_cancelled(self, task: CompileTask) -> bool:
         with self._changed:

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 
 from agent.core.model import Evidence
 
-EDITION = 1  # of what is read out of a policy: count up when the same bytes give another answer
+READER_VERSION = (
+    1  # of what is read out of a policy: count up when the same bytes give another answer
+)
 MODES = {0: "enforce", 1: "complain", 2: "kill", 3: "unconfined", 4: "user"}
 
 _NAME, _STRING, _BLOB, _STRUCT, _STRUCT_END, _LIST, _LIST_END, _ARRAY, _ARRAY_END = range(4, 13)
@@ -32,7 +34,7 @@ class PolicyError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Declared:
+class DeclaredProfile:
     """One profile, hat or child of a compiled policy.
 
     attached: it has an attachment of its own, a match or a rename. evidence: what the kernel shows
@@ -42,7 +44,7 @@ class Declared:
 
     name: str
     mode: str
-    attached: bool
+    has_attachment: bool
     evidence: Evidence
 
 
@@ -56,12 +58,12 @@ class _Element:
 
 
 @functools.lru_cache(maxsize=1)  # one body is read for several reasons, one after the other
-def read(policy: bytes) -> tuple[Declared, ...]:
+def read(policy: bytes) -> tuple[DeclaredProfile, ...]:
     """Return every profile in the blob, in its order. Raises PolicyError.
 
     A profile of a policy namespace is named `:namespace:name`.
     """
-    found: list[Declared] = []
+    found: list[DeclaredProfile] = []
     raw = raw_evidence(policy)
     for version, namespace, element, fields in _profiles(policy):
         own = struct.pack("<I", version) + policy[element.start : element.end]
@@ -74,7 +76,7 @@ def names(policy: bytes) -> frozenset[str]:
     return frozenset(_name(namespace, fields) for _, namespace, _, fields in _profiles(policy))
 
 
-def rewrapped(blobs: Iterable[bytes], wanted: Collection[str], filler: bytes) -> bytes:
+def rewrap(blobs: Iterable[bytes], included_names: Collection[str], filler: bytes) -> bytes:
     """Return one blob with the wanted profiles, byte for byte as they are in the given blobs.
 
     Each profile gets a version header of its own, with the same version but with filler (at least
@@ -88,7 +90,7 @@ def rewrapped(blobs: Iterable[bytes], wanted: Collection[str], filler: bytes) ->
         for version, namespace, element, fields in _profiles(blob):
             if namespace:
                 raise PolicyError("it belongs to a policy namespace")
-            if _name(namespace, fields) in wanted:
+            if _name(namespace, fields) in included_names:
                 # Tables in a profile are aligned to 8 bytes from the beginning of the blob.
                 size = len(made) + len(_header(version, filler))
                 padding = filler[: (element.start - size) % 8]
@@ -158,13 +160,13 @@ def ancestors(name: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _declared(namespace: str, fields: tuple[_Element, ...], evidence: Evidence) -> Declared:
+def _declared(namespace: str, fields: tuple[_Element, ...], evidence: Evidence) -> DeclaredProfile:
     name = _name(namespace, fields)
     attached = False
     for field in fields[1:]:
         if field.name == "flags" and isinstance(field.value, tuple):
-            return Declared(
-                name=name, mode=_mode(field.value), attached=attached, evidence=evidence
+            return DeclaredProfile(
+                name=name, mode=_mode(field.value), has_attachment=attached, evidence=evidence
             )
         attached = attached or field.name not in _HARMLESS
     raise PolicyError(f'profile "{name}" has no flags')

@@ -4,36 +4,36 @@ Rule 1: pure; each says what, what follows and what to do next.
 """
 
 from agent.backends.apparmor import compiled_policy, kernel
-from agent.backends.apparmor.policy_cache import Compiled
+from agent.backends.apparmor.policy_cache import ParserResult
 from agent.core.findings import Finding
 from agent.core.model import KeyId, Unchecked
 from agent.host.filesystem import HostError
 
 
-def unchecked(id_: KeyId, what: str) -> Unchecked:
+def cannot_check(id_: KeyId, message: str) -> Unchecked:
     """Return the finding that this node cannot check a key."""
     hint = "Install apparmor (apparmor_parser) and boot a kernel with AppArmor."
     return Unchecked(
-        id=id_, finding=Finding(code="kind_unsupported", location=id_.key, message=what, hint=hint)
+        id=id_,
+        finding=Finding(code="kind_unsupported", location=id_.key, message=message, hint=hint),
     )
 
 
-def killed(compiled: Compiled) -> Finding:
+def parser_killed(compiled: ParserResult) -> Finding:
     """Return the finding that compiling a text exceeds a limit of the parser."""
     more = "raise --parser-timeout"
-    if compiled.killed.endswith("memory"):
+    if compiled.exceeded_limit.endswith("memory"):
         more = "raise the memory limit of the agent's container: the parser may use what is left"
     return Finding(
         code="parser_killed",
         location="apparmor_parser",
-        message=f"apparmor_parser exceeded a limit: {compiled.killed}. The text is not compiled "
-        "again "
-        "until it changes.",
+        message=f"apparmor_parser exceeded a limit: {compiled.exceeded_limit}. "
+        "The text is not compiled again until it changes.",
         hint=f"Simplify the rules (alternations, many ** in one rule), or {more}.",
     )
 
 
-def not_sandboxed(why: str) -> Finding:
+def parser_not_sandboxed(why: str) -> Finding:
     """Return that the parser runs without a sandbox."""
     return Finding(
         code="parser_not_sandboxed",
@@ -45,7 +45,7 @@ def not_sandboxed(why: str) -> Finding:
     )
 
 
-def retried(id_: KeyId, failure: str) -> Finding:
+def compiled_again_later(id_: KeyId, failure: str) -> Finding:
     """Return the finding that a text has no result yet and is compiled again later."""
     return Finding(
         code="parser_killed",
@@ -55,7 +55,7 @@ def retried(id_: KeyId, failure: str) -> Finding:
     )
 
 
-def not_enforced(id_: KeyId, note: str) -> Finding:
+def rule_not_enforced(id_: KeyId, note: str) -> Finding:
     """Return that the parser left rules out, in its own words."""
     return Finding(
         code="rule_not_enforced",
@@ -67,7 +67,7 @@ def not_enforced(id_: KeyId, note: str) -> Finding:
     )
 
 
-def unreadable(id_: KeyId, error: compiled_policy.PolicyError) -> Finding:
+def policy_unreadable(id_: KeyId, error: compiled_policy.PolicyError) -> Finding:
     """Return that the compiled policy cannot be understood."""
     return Finding(
         code="policy_unreadable",
@@ -77,7 +77,7 @@ def unreadable(id_: KeyId, error: compiled_policy.PolicyError) -> Finding:
     )
 
 
-def refused(id_: KeyId, error: HostError) -> Finding:
+def kernel_refused(id_: KeyId, error: HostError) -> Finding:
     """Return what the kernel said to a write."""
     return Finding(
         code="kernel_refused",
@@ -87,7 +87,7 @@ def refused(id_: KeyId, error: HostError) -> Finding:
     )
 
 
-def jammed(id_: KeyId) -> Finding:
+def kernel_jammed(id_: KeyId) -> Finding:
     """Return that a leaked raw_data directory blocks loads (facts of 6.1 to 7.2)."""
     return Finding(
         code="kernel_jammed",
@@ -98,7 +98,7 @@ def jammed(id_: KeyId) -> Finding:
     )
 
 
-def foreign(id_: KeyId, names: list[str]) -> Finding:
+def foreign_name(id_: KeyId, names: list[str]) -> Finding:
     """Return that a name is loaded that is not ours."""
     return Finding(
         code="foreign_name",
@@ -108,7 +108,7 @@ def foreign(id_: KeyId, names: list[str]) -> Finding:
     )
 
 
-def others(names: list[str]) -> Finding:
+def foreign_content(names: list[str]) -> Finding:
     """Return that content to remove is not ours."""
     return Finding(
         code="foreign_name",
@@ -119,7 +119,7 @@ def others(names: list[str]) -> Finding:
     )
 
 
-def unverified(id_: KeyId, why: str) -> Finding:
+def verify_failed(id_: KeyId, why: str) -> Finding:
     """Return that a write cannot be seen."""
     return Finding(
         code="verify_failed",
@@ -129,7 +129,7 @@ def unverified(id_: KeyId, why: str) -> Finding:
     )
 
 
-def unverifiable() -> Finding:
+def content_unverifiable() -> Finding:
     """Return that the kernel shows nothing of the content of loaded profiles."""
     return Finding(
         code="content_unverifiable",
@@ -142,7 +142,7 @@ def unverifiable() -> Finding:
     )
 
 
-def not_removed(name: str, why: str) -> Finding:
+def remove_failed(name: str, why: str) -> Finding:
     """Return that a removal did not happen."""
     return Finding(
         code="remove_failed",

@@ -8,7 +8,7 @@ import itertools
 import re
 from collections.abc import Iterator
 
-from agent.backends.apparmor.source_checks import Place, without_comments
+from agent.backends.apparmor.source_checks import LineCounter, without_comments
 from agent.core.findings import MAX_FINDINGS, Finding, limited
 
 _UNCONFINED = "unconfined"
@@ -35,7 +35,7 @@ def warnings(source: str) -> tuple[Finding, ...]:
 
 
 def _executions(bare: str) -> Iterator[Finding]:
-    place = Place(bare)
+    place = LineCounter(bare)
     for match in _EXECUTE.finditer(bare):
         target = match["target"]
         if "u" not in match["mode"].lower() and (target is None or not _leaves(target)):
@@ -50,7 +50,7 @@ def _executions(bare: str) -> Iterator[Finding]:
 
 
 def _changes(bare: str) -> Iterator[Finding]:
-    place = Place(bare)
+    place = LineCounter(bare)
     for match in _CHANGE.finditer(bare):
         if match["deny"] or (match["target"] is not None and not _leaves(match["target"])):
             continue

@@ -50,7 +50,7 @@ class State(enum.Enum):
     ASSIGN_EXPR_START = enum.auto()
 
 
-class Kind(enum.Enum):
+class TokenKind(enum.Enum):
     """What a token is, as far as this package needs to know."""
 
     COMMENT = enum.auto()
@@ -69,7 +69,7 @@ class Kind(enum.Enum):
 class Token(NamedTuple):
     """One token and its place in the text."""
 
-    kind: Kind
+    kind: TokenKind
     start: int
     end: int
 
@@ -78,14 +78,14 @@ class Token(NamedTuple):
 class Rule:
     """One pattern of the lexer, and what it does to the stack of states."""
 
-    first: re.Pattern[str]
+    first_characters: re.Pattern[str]
     """The characters with which a match can begin."""
     pattern: re.Pattern[str]
     """The token; a lookahead with the group `context` is flex's trailing context."""
-    kind: Kind
+    kind: TokenKind
     pop: bool
     push: State | None
-    by_keyword: bool
+    pushes_by_keyword: bool
     """The word itself decides which state is pushed."""
     first_wins: bool
     """No other rule is longer, and no later one is taken; it needs a line break behind it."""
@@ -132,7 +132,11 @@ _PATH: Final = (
 
 
 def _rule(
-    first: str, pattern: str, kind: Kind = Kind.OTHER, *flags: str, to: State | None = None
+    first: str,
+    pattern: str,
+    kind: TokenKind = TokenKind.OTHER,
+    *flags: str,
+    to: State | None = None,
 ) -> Rule:
     """Build a rule.
 
@@ -140,12 +144,12 @@ def _rule(
     current one.
     """
     return Rule(
-        first=re.compile(first),
+        first_characters=re.compile(first),
         pattern=re.compile(pattern),
         kind=kind,
         pop="pop" in flags,
         push=to,
-        by_keyword="by_keyword" in flags,
+        pushes_by_keyword="by_keyword" in flags,
         first_wins="first_wins" in flags,
     )
 
@@ -153,7 +157,7 @@ def _rule(
 _SPACES: Final = _rule(r"[ \t\r\n]", _SPACE)
 _BLANKS: Final = _rule(_BLANK, rf"{_BLANK}+")
 _COMMA: Final = _rule(",", ",+")
-_END_OF_RULE: Final = _rule(",", ",", Kind.END, "pop")
+_END_OF_RULE: Final = _rule(",", ",", TokenKind.END, "pop")
 _ANY_ID: Final = (_rule(_IDS_FIRST, _IDS), _rule('"', _QUOTED))
 _CONDITIONS: Final = (
     _rule("[px]", rf"(?:peer|xattrs)(?={_BLANK}*={_BLANK}*\()", to=State.EXTCONDLIST_MODE),
@@ -162,42 +166,42 @@ _CONDITIONS: Final = (
 )
 _PRIORITY: Final = _rule("p", rf"priority(?={_BLANK}*=)", to=State.INTEGER_MODE)
 _LIST: Final = _rule(r"\(", r"\(", to=State.LIST_VAL_MODE)
-_COMMENT: Final = _rule("#", r"#[^\n]*\n(?:[ \t]*#(?!include)[^\n]*\n)*+", Kind.COMMENT)
-_LAST_COMMENT: Final = _rule("#", r"#[^\n]*\n", Kind.COMMENT, "pop")  # ends an assignment
+_COMMENT: Final = _rule("#", r"#[^\n]*\n(?:[ \t]*#(?!include)[^\n]*\n)*+", TokenKind.COMMENT)
+_LAST_COMMENT: Final = _rule("#", r"#[^\n]*\n", TokenKind.COMMENT, "pop")  # ends an assignment
 _CONTINUED: Final = _rule(r"\\", r"\\\n")
-_LAST_LINE_BREAK: Final = _rule(r"[\r\n]", r"\r?\n", Kind.OTHER, "pop")
+_LAST_LINE_BREAK: Final = _rule(r"[\r\n]", r"\r?\n", TokenKind.OTHER, "pop")
 
 _INITIAL: Final = (
     _SPACES,
-    _rule("#", rf"#include{_BLANK}+if{_BLANK}+exists(?={_BLANK})", Kind.OTHER, "first_wins",
+    _rule("#", rf"#include{_BLANK}+if{_BLANK}+exists(?={_BLANK})", TokenKind.OTHER, "first_wins",
           to=State.INCLUDE),
-    _rule("#", "#include", Kind.OTHER, "first_wins", to=State.INCLUDE),
+    _rule("#", "#include", TokenKind.OTHER, "first_wins", to=State.INCLUDE),
     _COMMENT,
     _rule("i", rf"include{_BLANK}+if{_BLANK}+exists(?={_BLANK})", to=State.INCLUDE),
     _rule("i", rf"include(?={_BLANK})", to=State.INCLUDE),
     _rule("[hp]", rf"(?:hat|profile)(?![A-Za-z0-9_]|{_BLANK}*=|{_BLANK}+in{_BLANK}*\(){_BLANK}*",
           to=State.SUB_ID),
-    _rule("[A-Za-z]", _WORD, Kind.OTHER, "by_keyword"),
+    _rule("[A-Za-z]", _WORD, TokenKind.OTHER, "by_keyword"),
     _rule(r"\^", r"\^", to=State.SUB_ID),
     _rule("-", "->", to=State.SUB_ID_WS),
-    _rule("=", "=", Kind.ASSIGN, to=State.ASSIGN_MODE),
-    _rule(r"\+", r"\+=", Kind.ASSIGN, to=State.ASSIGN_MODE),
-    _rule("@", _VARIABLE, Kind.LABEL),
+    _rule("=", "=", TokenKind.ASSIGN, to=State.ASSIGN_MODE),
+    _rule(r"\+", r"\+=", TokenKind.ASSIGN, to=State.ASSIGN_MODE),
+    _rule("@", _VARIABLE, TokenKind.LABEL),
     _rule(r"\$", _BOOLEAN),
-    _rule(r"\{", r"\{", Kind.OPEN),
-    _rule(r"\}", r"\}", Kind.CLOSE),
-    _rule('"', _QUOTED_LABEL, Kind.LABEL),
+    _rule(r"\{", r"\{", TokenKind.OPEN),
+    _rule(r"\}", r"\}", TokenKind.CLOSE),
+    _rule('"', _QUOTED_LABEL, TokenKind.LABEL),
     _rule(":", ":"),
     _LIST,
-    _rule(",", ",+", Kind.END),
+    _rule(",", ",+", TokenKind.END),
 )  # fmt: skip
 _SUB_ID: Final = (
-    _rule(_IDS_FIRST, _IDS, Kind.NAME, "pop"),
-    _rule('"', _QUOTED, Kind.NAME, "pop"),
+    _rule(_IDS_FIRST, _IDS, TokenKind.NAME, "pop"),
+    _rule('"', _QUOTED, TokenKind.NAME, "pop"),
 )
 _SUB_VALUE: Final = (
-    _rule(_IDS_FIRST, _IDS, Kind.OTHER, "pop"),
-    _rule('"', _QUOTED, Kind.OTHER, "pop"),
+    _rule(_IDS_FIRST, _IDS, TokenKind.OTHER, "pop"),
+    _rule('"', _QUOTED, TokenKind.OTHER, "pop"),
 )
 _LIST_VALUES: Final = (_rule(_LIST_VALUE_FIRST, _LIST_VALUE), _rule('"', _QUOTED_VALUE))
 _COMMON: Final[Table] = {
@@ -206,26 +210,26 @@ _COMMON: Final[Table] = {
     State.SUB_VALUE: _SUB_VALUE,
     State.EXTCOND_MODE: (
         _SPACES,
-        _rule("=", rf"={_BLANK}*(?=[^(\n \t])", Kind.OTHER, "pop", to=State.SUB_VALUE),
+        _rule("=", rf"={_BLANK}*(?=[^(\n \t])", TokenKind.OTHER, "pop", to=State.SUB_VALUE),
         _rule("=", "="),
-        _rule(r"\(", r"\(", Kind.OTHER, "pop", to=State.LIST_VAL_MODE),
+        _rule(r"\(", r"\(", TokenKind.OTHER, "pop", to=State.LIST_VAL_MODE),
         _rule("i", "in"),
     ),
     State.EXTCONDLIST_MODE: (
         _SPACES,
         _rule("=", "="),
-        _rule(r"\(", r"\(", Kind.OTHER, "pop", to=State.LIST_COND_MODE),
+        _rule(r"\(", r"\(", TokenKind.OTHER, "pop", to=State.LIST_COND_MODE),
     ),
     State.LIST_VAL_MODE: (
         _SPACES,
-        _rule(r"\)", r"\)", Kind.OTHER, "pop"),
+        _rule(r"\)", r"\)", TokenKind.OTHER, "pop"),
         _COMMA,
         _rule(_LIST_VALUE_FIRST, _LIST_VALUE),
         _rule('"', _QUOTED),
     ),
     State.LIST_COND_MODE: (
         _SPACES,
-        _rule(r"\)", r"\)", Kind.OTHER, "pop"),
+        _rule(r"\)", r"\)", TokenKind.OTHER, "pop"),
         _COMMA,
         _rule(r'[^ \t\n"!,=)]', r'[^ \t\n"!,=)]+'),
         _rule("=", rf"={_BLANK}*\(", to=State.LIST_COND_PAREN_VAL),
@@ -233,10 +237,14 @@ _COMMON: Final[Table] = {
     ),
     State.LIST_COND_VAL: (
         _SPACES,
-        _rule(_LIST_VALUE_FIRST, _LIST_VALUE, Kind.OTHER, "pop"),
-        _rule('"', _QUOTED_VALUE, Kind.OTHER, "pop"),
+        _rule(_LIST_VALUE_FIRST, _LIST_VALUE, TokenKind.OTHER, "pop"),
+        _rule('"', _QUOTED_VALUE, TokenKind.OTHER, "pop"),
     ),
-    State.LIST_COND_PAREN_VAL: (_SPACES, _rule(r"\)", r"\)", Kind.OTHER, "pop"), *_LIST_VALUES),
+    State.LIST_COND_PAREN_VAL: (
+        _SPACES,
+        _rule(r"\)", r"\)", TokenKind.OTHER, "pop"),
+        *_LIST_VALUES,
+    ),
     State.RLIMIT_MODE: (
         _SPACES,
         _rule("[-0-9]", "-?[0-9]+"),
@@ -250,8 +258,8 @@ _COMMON: Final[Table] = {
         *_ANY_ID,
         _END_OF_RULE,
     ),
-    State.INCLUDE: (_SPACES, _rule(r"[^ \t\r\n!>]", _PATH, Kind.INCLUDE_PATH, "pop")),
-    State.ABI_MODE: (_SPACES, _rule(r"[^ \t\r\n!>]", _PATH, Kind.ABI_PATH), _END_OF_RULE),
+    State.INCLUDE: (_SPACES, _rule(r"[^ \t\r\n!>]", _PATH, TokenKind.INCLUDE_PATH, "pop")),
+    State.ABI_MODE: (_SPACES, _rule(r"[^ \t\r\n!>]", _PATH, TokenKind.ABI_PATH), _END_OF_RULE),
 }  # fmt: skip
 
 
@@ -299,7 +307,7 @@ def _version_3() -> Dialect:
     table = {
         **_COMMON,
         **_modes(identifier, _CONDITIONS),
-        State.INITIAL: (*_CONDITIONS, _rule(_LABEL_FIRST, _LABEL, Kind.LABEL), *_INITIAL),
+        State.INITIAL: (*_CONDITIONS, _rule(_LABEL_FIRST, _LABEL, TokenKind.LABEL), *_INITIAL),
         State.ASSIGN_MODE: _ASSIGNED,
         State.NETWORK_MODE: (_SPACES, _ANY_ID[0], _END_OF_RULE),
     }
@@ -320,7 +328,7 @@ _COMMON_4: Final[Table] = {
     State.INTEGER_MODE: (
         _BLANKS,
         _rule("=", "="),
-        _rule(r"[-+0-9]", r"[-+]?[0-9]+", Kind.OTHER, "pop"),
+        _rule(r"[-+0-9]", r"[-+]?[0-9]+", TokenKind.OTHER, "pop"),
     ),
 }
 
@@ -335,7 +343,7 @@ def _version_4(name: str, common: Table, conditions: Sequence[Rule]) -> Dialect:
     table = {
         **common,
         **_modes(identifier, conditions),
-        State.INITIAL: (*conditions, _rule(_LABEL_FIRST, _LABEL, Kind.LABEL), *_INITIAL),
+        State.INITIAL: (*conditions, _rule(_LABEL_FIRST, _LABEL, TokenKind.LABEL), *_INITIAL),
         State.NETWORK_MODE: listing,
         State.MQUEUE_MODE: listing,
     }
@@ -362,33 +370,33 @@ def _version_5(name: str, word: str, condition: Rule) -> Dialect:
         State.INITIAL: (
             *_CONDITIONS_4,
             _rule(r"\$", rf"{_BOOLEAN}(?={_BLANK}*[+?:]?=)", to=State.ASSIGN_EXPR_START),
-            _rule(_LABEL_FIRST, _LABEL_5, Kind.LABEL),
+            _rule(_LABEL_FIRST, _LABEL_5, TokenKind.LABEL),
             _rule(r"\+", r"\+", to=State.IDENTITY_VALUE),
-            _rule("[?:]", "[?:]=", Kind.ASSIGN, to=State.ASSIGN_MODE),
+            _rule("[?:]", "[?:]=", TokenKind.ASSIGN, to=State.ASSIGN_MODE),
             *_INITIAL,
         ),
         State.NETWORK_MODE: listing,
         State.MQUEUE_MODE: listing,
         State.IDENTITY_VALUE: (
             _BLANKS,
-            _rule("i", rf"identities(?={_BLANK}*=)", Kind.OTHER, "pop", to=State.EXTCOND_MODE),
-            _rule(r'[^ \t\r\n"!,{}\\=]', r'[^ \t\r\n"!,{}\\=]+', Kind.OTHER, "pop"),
-            _rule('"', _QUOTED, Kind.OTHER, "pop"),
+            _rule("i", rf"identities(?={_BLANK}*=)", TokenKind.OTHER, "pop", to=State.EXTCOND_MODE),
+            _rule(r'[^ \t\r\n"!,{}\\=]', r'[^ \t\r\n"!,{}\\=]+', TokenKind.OTHER, "pop"),
+            _rule('"', _QUOTED, TokenKind.OTHER, "pop"),
         ),
         State.EXTCOND_MODE: (
             *_COMMON[State.EXTCOND_MODE],
-            _rule(":", rf":={_BLANK}*(?=[^(\n \t])", Kind.OTHER, "pop", to=State.SUB_VALUE),
+            _rule(":", rf":={_BLANK}*(?=[^(\n \t])", TokenKind.OTHER, "pop", to=State.SUB_VALUE),
             _rule(":", ":="),
         ),
         State.LIST_COND_MODE: (
             _SPACES,
-            _rule(r"\)", r"\)", Kind.OTHER, "pop"),
+            _rule(r"\)", r"\)", TokenKind.OTHER, "pop"),
             _COMMA,
             condition,
             _rule("[=:]", rf":?={_BLANK}*\(", to=State.LIST_COND_PAREN_VAL),
             _rule("[=:]", ":?=", to=State.LIST_COND_VAL),
         ),
-        State.EXPR_MODE: (_SPACES, _rule(r"\{", r"\{", Kind.OPEN, "pop"), *expression),
+        State.EXPR_MODE: (_SPACES, _rule(r"\{", r"\{", TokenKind.OPEN, "pop"), *expression),
         State.ASSIGN_EXPR_MODE: (
             _BLANKS,
             _LAST_COMMENT,
@@ -398,7 +406,7 @@ def _version_5(name: str, word: str, condition: Rule) -> Dialect:
         ),
         State.ASSIGN_EXPR_START: (
             _SPACES,
-            _rule(r"[=+?:]", r"[+?:]?=", Kind.OTHER, "pop", to=State.ASSIGN_EXPR_MODE),
+            _rule(r"[=+?:]", r"[+?:]?=", TokenKind.OTHER, "pop", to=State.ASSIGN_EXPR_MODE),
         ),
     }
     return Dialect(name=name, table=table, keywords={**_KEYWORDS_4, "if": State.EXPR_MODE})
@@ -418,7 +426,9 @@ DIALECTS: Final = (
 def _candidates(dialect: Dialect, state: State, character: str) -> tuple[Rule, ...]:
     """Return the rules of a state that a character can begin, in their order."""
     return tuple(
-        rule for rule in dialect.table.get(state, ()) if rule.first.match(character) is not None
+        rule
+        for rule in dialect.table.get(state, ())
+        if rule.first_characters.match(character) is not None
     )
 
 
@@ -431,15 +441,15 @@ def tokens(text: str, dialect: Dialect) -> Iterator[Token]:
         rule, end = _longest(rules, text, position, has_line_break=position < last_line_break)
         if rule is None:
             break
-        push = dialect.keywords.get(text[position:end]) if rule.by_keyword else rule.push
+        push = dialect.keywords.get(text[position:end]) if rule.pushes_by_keyword else rule.push
         if rule.pop:
             states.pop()
         if push is not None:
             states.append(push)
-        if rule.kind is not Kind.OTHER:
+        if rule.kind is not TokenKind.OTHER:
             yield Token(rule.kind, position, end)
         position = end
-    yield Token(Kind.REST, position, size)
+    yield Token(TokenKind.REST, position, size)
 
 
 def _longest(

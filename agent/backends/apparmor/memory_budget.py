@@ -8,8 +8,8 @@ version 1 ends the largest process alone, and counts as without a limit here.
 from pathlib import Path
 from typing import Final
 
-LEAST: Final = 64 << 20
-MOST: Final = 1 << 30
+MIN_PARSER_BYTES: Final = 64 << 20
+MAX_PARSER_BYTES: Final = 1 << 30
 _RESERVE: Final = 16 << 20  # for what the agent itself takes meanwhile, the output among it
 
 
@@ -41,7 +41,11 @@ def available_bytes(
         used -= int(stat["inactive_file"]) + int(stat["active_file"])
     except (OSError, ValueError, KeyError):
         used = 0 if most is None else most
-    return MOST if most is None else max(LEAST, min(MOST, most - used - _RESERVE))
+    return (
+        MAX_PARSER_BYTES
+        if most is None
+        else max(MIN_PARSER_BYTES, min(MAX_PARSER_BYTES, most - used - _RESERVE))
+    )
 
 
 def _directory(own: Path, root: Path) -> Path:

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.backends.apparmor import parser_messages, parser_sandbox
-from agent.backends.apparmor.policy_cache import Compiled
+from agent.backends.apparmor.policy_cache import ParserResult
 from agent.core.model import digest
 from agent.host import landlock, reading, stat_signature
 from agent.host.filesystem import Exited, Host, HostError
 
-PLACES = ("/sbin/apparmor_parser", "/usr/sbin/apparmor_parser")
+DEFAULT_PATHS = ("/sbin/apparmor_parser", "/usr/sbin/apparmor_parser")
 _OPTIONS = ("-Q", "-K", "-S", "--warn=rule-not-enforced")
 _QUICK_OPTIONS = ("-O", "no-expr-simplify")
 _OUTPUT_BYTES = 8 << 20
@@ -42,7 +42,7 @@ class ParserError(Exception):
     """The parser cannot be started."""
 
 
-class Exceeded(enum.Enum):
+class RunFailure(enum.Enum):
     """Why a parser run says nothing final about the text."""
 
     WALL_CLOCK = "wall_clock"
@@ -58,7 +58,7 @@ class Exceeded(enum.Enum):
 class ParserRun:
     """One finished run. detail: the reason in words, where there is no result."""
 
-    outcome: Compiled | Exceeded
+    outcome: ParserResult | RunFailure
     detail: str = ""
     seconds: float = 0.0
 
@@ -75,7 +75,7 @@ class Parser:
         config_file: str = "/etc/apparmor/parser.conf",
     ) -> None:
         self.host = host
-        self.path = path or next((one for one in PLACES if os.access(one, os.X_OK)), "")
+        self.path = path or next((one for one in DEFAULT_PATHS if os.access(one, os.X_OK)), "")
         self.include_dir = include_dir
         self.config_file = config_file
         self.ran: Callable[[float], None] = lambda _: None  # told the seconds of each run
@@ -83,7 +83,7 @@ class Parser:
         self._digest = ""
         self._needed: tuple[object, tuple[str, ...]] = (None, ())
 
-    def missing(self) -> str:
+    def unavailable_reason(self) -> str:
         """Return why there is no parser, or nothing."""
         if not self.path:
             return "apparmor_parser is not installed"
@@ -91,7 +91,7 @@ class Parser:
             return f"{self.path} is not an executable file"
         return ""
 
-    def abi(self) -> str:
+    def newest_features_file(self) -> str:
         """Return the newest features file below the include directory, or nothing."""
         found = [
             path for path in Path(self.include_dir, "abi").glob("*") if re.match(r"\d", path.name)
@@ -99,27 +99,27 @@ class Parser:
         newest = max(found, key=lambda path: [int(one) for one in _numbers(path)], default=None)
         return str(newest) if newest is not None else ""
 
-    def inputs(self) -> str:
+    def input_digest(self) -> str:
         """Return a digest of the parser, its configuration and every file it may include.
 
         Contents are read again only when some file's identity, size or times changed. Without the
         sandbox a policy may have other inputs, so the digest is another one. Raises ParserError.
         """
-        confined = not self.unsandboxed()
-        configuration = content(self.config_file)
+        confined = not self.unsandboxed_reason()
+        configuration = file_content(self.config_file)
         files = [self.path, self.config_file, *_configured(_FEATURES, configuration)]
-        files += parser_sandbox.tree(self._roots(configuration)).files
+        files += parser_sandbox.include_tree(self._roots(configuration)).files
         signatures = (confined, *((path, _identity(path)) for path in files))
         if signatures != self._signatures:
-            contents = (os.fsencode(path) + b"\0" + content(path) for path in files)
+            contents = (os.fsencode(path) + b"\0" + file_content(path) for path in files)
             self._digest = digest(b"".join((b"sandboxed\0" * confined, *contents)))
             self._signatures = signatures
         return self._digest
 
-    def unsandboxed(self) -> str:
+    def unsandboxed_reason(self) -> str:
         """Return why the parser runs without a sandbox here, or nothing. Raises ParserError."""
         try:
-            return parser_sandbox.missing(self.path)
+            return parser_sandbox.unavailable_reason(self.path)
         except OSError as error:
             raise ParserError(f"{self.path}: {error.strerror}") from error
 
@@ -151,9 +151,9 @@ class Parser:
         cpu = max(1, math.ceil(cpu_seconds))
         seconds = WALL_CLOCK_FACTOR * cpu_seconds
         try:
-            access = None if self.unsandboxed() else self.access(features)
+            access = None if self.unsandboxed_reason() else self.access(features)
         except ParserError as error:
-            return ParserRun(outcome=Exceeded.NOT_STARTED, detail=str(error))
+            return ParserRun(outcome=RunFailure.NOT_STARTED, detail=str(error))
         try:
             with self.host.started(
                 argv,
@@ -166,24 +166,24 @@ class Parser:
             ) as running:
                 done = running.result(is_cancelled)
         except HostError as error:
-            return ParserRun(outcome=Exceeded.NOT_STARTED, detail=str(error))
+            return ParserRun(outcome=RunFailure.NOT_STARTED, detail=str(error))
         self.ran(done.seconds)
         outcome = _outcome(done, self._known(text), cpu)
         detail = ""
-        if isinstance(outcome, Exceeded):
+        if isinstance(outcome, RunFailure):
             detail = {
-                Exceeded.WALL_CLOCK: f"it took more than {seconds:g} s on this busy node",
-                Exceeded.CPU_TIME: f"more than {cpu} s of CPU time",
-                Exceeded.MEMORY: f"more than {memory_bytes >> 20} MiB of memory",
-                Exceeded.OUTPUT: f"more than {_OUTPUT_BYTES >> 20} MiB of output",
-                Exceeded.SIGNAL: f"signal {-done.status}" if done.status < 0 else "a signal",
+                RunFailure.WALL_CLOCK: f"it took more than {seconds:g} s on this busy node",
+                RunFailure.CPU_TIME: f"more than {cpu} s of CPU time",
+                RunFailure.MEMORY: f"more than {memory_bytes >> 20} MiB of memory",
+                RunFailure.OUTPUT: f"more than {_OUTPUT_BYTES >> 20} MiB of output",
+                RunFailure.SIGNAL: f"signal {-done.status}" if done.status < 0 else "a signal",
             }.get(outcome, "")
         return ParserRun(outcome=outcome, detail=detail, seconds=done.seconds)
 
-    def _known(self, text: bytes) -> parser_messages.Known:
+    def _known(self, text: bytes) -> parser_messages.QuotableWords:
         """Return what a message about a text may contain."""
         words = _words(self.path, _identity(self.path))
-        return parser_messages.Known(source=text, words=words, include_dir=self.include_dir)
+        return parser_messages.QuotableWords(source=text, words=words, include_dir=self.include_dir)
 
     def _roots(self, configuration: bytes) -> tuple[str, ...]:
         """Return the directories that includes are looked up in."""
@@ -191,11 +191,11 @@ class Parser:
 
     def access(self, features: Sequence[str]) -> landlock.Access:
         """Return what the parser may open in its next runs. Raises ParserError."""
-        configuration = content(self.config_file)
-        return parser_sandbox.access(
+        configuration = file_content(self.config_file)
+        return parser_sandbox.allowed_access(
             self.path,
             self._libraries(),
-            parser_sandbox.tree(self._roots(configuration)),
+            parser_sandbox.include_tree(self._roots(configuration)),
             (self.config_file, *_configured(_FEATURES, configuration), *features[1:]),
         )
 
@@ -205,7 +205,7 @@ class Parser:
             loader = parser_sandbox.interpreter(self.path)
             if not loader:
                 return ()
-            files = (self.path, loader, parser_sandbox.CACHE_OF_LIBRARIES)
+            files = (self.path, loader, parser_sandbox.LIBRARY_CACHE)
             signatures = [_identity(file) for file in files]
             if signatures != self._needed[0]:
                 found = parser_sandbox.libraries(self.host, self.path, loader)
@@ -220,35 +220,39 @@ def _configured(option: re.Pattern[bytes], configuration: bytes) -> list[str]:
     return [os.fsdecode(path) for path in option.findall(configuration)]
 
 
-def _ended_child(done: Exited, cpu_seconds: float) -> Exceeded:
+def _ended_child(done: Exited, cpu_seconds: float) -> RunFailure:
     """Return why a signal ended the child process in which the parser compiles.
 
     The parser does not report which signal it was (parser_main.c, the macro work_sync_one). The
     kernel counts the CPU time for the limit by sampling, so the exact time can be smaller: 0.87 s
     was measured for a limit of 1 s.
     """
-    return Exceeded.CPU_TIME if done.cpu_seconds >= cpu_seconds / 2 else Exceeded.SIGNAL
+    return RunFailure.CPU_TIME if done.cpu_seconds >= cpu_seconds / 2 else RunFailure.SIGNAL
 
 
-def _outcome(done: Exited, known: parser_messages.Known, cpu_seconds: float) -> Compiled | Exceeded:
+def _outcome(
+    done: Exited, known: parser_messages.QuotableWords, cpu_seconds: float
+) -> ParserResult | RunFailure:
     # A parser that ran out of memory may hang as well: memory is the reason then.
     if done.status != 0 and _NO_MEMORY.search(done.stderr):
-        return Exceeded.MEMORY
+        return RunFailure.MEMORY
     if done.limit is not None:
-        return Exceeded(done.limit.value)
+        return RunFailure(done.limit.value)
     if done.status < 0:
-        return Exceeded.SIGNAL
+        return RunFailure.SIGNAL
     if done.status != 0:
-        shown = parser_messages.message(done.stderr, known)
+        shown = parser_messages.error_message(done.stderr, known)
         if not shown and done.status == errno.ECHILD:
             return _ended_child(done, cpu_seconds)
-        return Compiled(message=shown or f"exit status {done.status}")
-    return Compiled(policy=done.stdout, notes=parser_messages.notes(done.stderr, known))
+        return ParserResult(error=shown or f"exit status {done.status}")
+    return ParserResult(
+        policy=done.stdout, omitted_rules=parser_messages.omitted_rules(done.stderr, known)
+    )
 
 
 @functools.lru_cache(maxsize=1)
 def _words(path: str, identity: tuple[int, ...]) -> frozenset[str]:  # noqa: ARG001 - for the cache
-    return parser_messages.words(content(path)) | {path, Path(path).name}
+    return parser_messages.words_of_program(file_content(path)) | {path, Path(path).name}
 
 
 def _numbers(path: Path) -> list[str]:
@@ -262,7 +266,7 @@ def _identity(path: str) -> tuple[int, ...]:
         return (error.errno or errno.EIO,)
 
 
-def content(path: str) -> bytes:
+def file_content(path: str) -> bytes:
     """Return a file's digest-worthy content; what cannot be read is an error the parser meets."""
     try:
         if not os.path.isfile(path):  # noqa: PTH113 - as above

@@ -26,7 +26,7 @@ _PUNCTUATION: Final = "'\"(),.:;`"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
+class QuotableWords:
     """What may be shown of a message about one text."""
 
     source: bytes
@@ -36,7 +36,7 @@ class Known:
     include_dir: str
 
 
-def words(program: bytes) -> frozenset[str]:
+def words_of_program(program: bytes) -> frozenset[str]:
     """Return every word of the printable strings of a program."""
     found: set[str] = set()
     for string in _STRING.findall(program):
@@ -44,7 +44,7 @@ def words(program: bytes) -> frozenset[str]:
     return frozenset(found)
 
 
-def message(stderr: bytes, known: Known) -> str:
+def error_message(stderr: bytes, known: QuotableWords) -> str:
     """Return the parser's first error: bounded, printable, valid UTF-8."""
     lines = _lines(stderr)
     chosen = next((line for line in lines if "error" in line.lower()), "")
@@ -53,13 +53,13 @@ def message(stderr: bytes, known: Known) -> str:
     return _shown(_ERRNO.sub(r"\1", chosen), known)
 
 
-def notes(stderr: bytes, known: Known) -> tuple[str, ...]:
+def omitted_rules(stderr: bytes, known: QuotableWords) -> tuple[str, ...]:
     """Return the parser's reports of rules that it left out: the kernel does not mediate them."""
     found = dict.fromkeys(_shown(line, known) for line in _lines(stderr) if "not enforced" in line)
     return tuple(found)[:_MOST_NOTES]
 
 
-def place(shown: str, source: str) -> str:
+def line_reference(shown: str, source: str) -> str:
     """Return `line N` of the text where a message names one that the text has, else nothing.
 
     The parser reads the text on its standard input and then names no files: a line may be one of an
@@ -76,7 +76,7 @@ def _lines(stderr: bytes) -> list[str]:
     return [line for line in lines if line]
 
 
-def _shown(line: str, known: Known) -> str:
+def _shown(line: str, known: QuotableWords) -> str:
     """Return a line with each word replaced that is neither the parser's nor the key's."""
     source = known.source.decode("utf-8", "replace")
     pieces: list[str] = []
@@ -100,7 +100,7 @@ def _printable(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-def _is_known(word: str, source: str, known: Known) -> bool:
+def _is_known(word: str, source: str, known: QuotableWords) -> bool:
     """Return whether a word may be shown."""
     if not word.strip("\ufffd") or word in known.words:  # nothing but bytes that are not UTF-8
         return True

@@ -17,7 +17,7 @@ from pathlib import Path
 from agent.host import landlock
 from agent.host.filesystem import Host, HostError
 
-CACHE_OF_LIBRARIES = "/etc/ld.so.cache"
+LIBRARY_CACHE = "/etc/ld.so.cache"
 # Where `abi <kernel>` reads (libapparmor, features.c: aa_features_new_from_kernel).
 KERNEL_FEATURES = "/sys/kernel/security/apparmor/features"
 _LISTED = re.compile(r"(?:^|\s)(/\S+) \(0x[0-9a-f]+\)\s*$", re.MULTILINE)
@@ -32,7 +32,7 @@ class NotElfError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tree:
+class IncludeTree:
     """The files that an include can reach, and the links among them."""
 
     roots: tuple[str, ...]
@@ -40,7 +40,7 @@ class Tree:
     links: tuple[str, ...]
 
 
-def missing(parser: str) -> str:
+def unavailable_reason(parser: str) -> str:
     """Return why this parser cannot be sandboxed here, or nothing. Raises OSError."""
     why = landlock.missing()
     if why:
@@ -107,7 +107,7 @@ def libraries(host: Host, program: str, loader: str) -> tuple[str, ...]:
     return tuple(_LISTED.findall(os.fsdecode(done.stdout)))
 
 
-def tree(roots: Iterable[str]) -> Tree:
+def include_tree(roots: Iterable[str]) -> IncludeTree:
     """Return every file below the roots, through linked directories too."""
     visited: set[tuple[int, int]] = set()
     files: list[str] = []
@@ -123,7 +123,9 @@ def tree(roots: Iterable[str]) -> Tree:
                 todo.append(entry.path)
             else:
                 files.append(entry.path)
-    return Tree(roots=roots, files=tuple(sorted(files, key=_order)), links=tuple(sorted(links)))
+    return IncludeTree(
+        roots=roots, files=tuple(sorted(files, key=_order)), links=tuple(sorted(links))
+    )
 
 
 def _entries(directory: str, visited: set[tuple[int, int]]) -> Iterator[os.DirEntry[str]]:
@@ -143,8 +145,8 @@ def _order(path: str) -> list[str]:
     return path.split("/")
 
 
-def access(
-    parser: str, needed: Sequence[str], included: Tree, others: Iterable[str]
+def allowed_access(
+    parser: str, needed: Sequence[str], included: IncludeTree, others: Iterable[str]
 ) -> landlock.Access:
     """Return what the parser may open.
 
@@ -165,5 +167,5 @@ def access(
     ]
     return landlock.Access(
         execute=(parser, *needed[:1]),
-        read=(*included.roots, *linked, *needed[1:], CACHE_OF_LIBRARIES, KERNEL_FEATURES, *others),
+        read=(*included.roots, *linked, *needed[1:], LIBRARY_CACHE, KERNEL_FEATURES, *others),
     )

@@ -15,18 +15,18 @@ from typing import Final
 import msgspec
 
 from agent.backends.apparmor import compiled_policy
-from agent.backends.apparmor.compiled_policy import Declared
+from agent.backends.apparmor.compiled_policy import DeclaredProfile
 from agent.core.model import digest
 from agent.host.filesystem import Host, HostError
 from agent.host.stat_signature import modified_ns
 
 _ENTRY_BYTES: Final = 10 << 20  # more than the parser may print
-DISK_BYTES: Final = 64 << 20
-DISK_ENTRIES: Final = 8192
+MAX_DISK_BYTES: Final = 64 << 20
+MAX_DISK_ENTRIES: Final = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Compiled:
+class ParserResult:
     """What the parser did with a text: the policy, or its message, or how it was killed.
 
     notes: what it said beside the policy, a line each. killed: which limit the text exceeded.
@@ -35,10 +35,10 @@ class Compiled:
 
     policy: bytes = b""
     sha256: str = ""
-    declared: tuple[Declared, ...] = ()
-    notes: tuple[str, ...] = ()
-    message: str = ""
-    killed: str = ""
+    declared: tuple[DeclaredProfile, ...] = ()
+    omitted_rules: tuple[str, ...] = ()
+    error: str = ""
+    exceeded_limit: str = ""
 
 
 class PolicyCache:
@@ -46,20 +46,20 @@ class PolicyCache:
 
     def __init__(self, host: Host, state_dir: str, *, write: bool) -> None:
         self.host = host
-        self.base = f"{state_dir}/cache"
+        self.directory = f"{state_dir}/cache"
         self.write = write
-        self.memory: dict[str, Compiled] = {}
+        self.memory: dict[str, ParserResult] = {}
         self._used: set[str] = set()  # keys of memory, since the last full pass began
         self._sizes: dict[str, int] | None = None  # bytes on disk, the least recently used first
 
-    def find(self, key: str) -> Compiled | None:
+    def find(self, key: str) -> ParserResult | None:
         """Return what is stored under key, or None if it is absent or damaged."""
         self._touch(key)
         if key in self.memory:
             self._used.add(key)
             return self.memory[key]
         try:
-            content = self.host.read_regular(self.base, key, limit=_ENTRY_BYTES, private=True)
+            content = self.host.read_regular(self.directory, key, limit=_ENTRY_BYTES, private=True)
         except HostError:
             return None
         found = _decode(content) if content is not None else None
@@ -72,7 +72,7 @@ class PolicyCache:
         self.memory.pop(key, None)
         self._used.discard(key)
 
-    def store(self, key: str, compiled: Compiled) -> None:
+    def store(self, key: str, compiled: ParserResult) -> None:
         """Store what the parser said: on disk, or in memory where that is not possible.
 
         A result that no inspection asks for again takes no memory.
@@ -82,19 +82,19 @@ class PolicyCache:
             if self.write:
                 content = _encode(compiled)
                 sizes = self._make_room(key, len(content))
-                self.host.write_file(self.base, key, content, mode=0o600, durable=False)
+                self.host.write_file(self.directory, key, content, mode=0o600, durable=False)
                 sizes[key] = len(content)
                 return
         except (HostError, UnicodeEncodeError):
             pass
         self._keep(key, compiled)
 
-    def invalidate(self) -> None:
+    def drop_unused(self) -> None:
         """Begin a full pass: what was not used since the last one began leaves the memory."""
         self.memory = {key: self.memory[key] for key in self._used}
         self._used = set()
 
-    def _keep(self, key: str, compiled: Compiled) -> None:
+    def _keep(self, key: str, compiled: ParserResult) -> None:
         self.memory[key] = compiled
         self._used.add(key)
 
@@ -109,15 +109,15 @@ class PolicyCache:
         Raises HostError.
         """
         if self._sizes is None:
-            signatures = self.host.signatures(self.base) or {}
+            signatures = self.host.signatures(self.directory) or {}
             oldest_first = sorted(signatures.items(), key=lambda item: modified_ns(item[1]))
             self._sizes = {name: status[2] for name, status in oldest_first if name}
         sizes = self._sizes
         sizes.pop(key, None)
         total = sum(sizes.values()) + size
-        while sizes and (total > DISK_BYTES or len(sizes) >= DISK_ENTRIES):
+        while sizes and (total > MAX_DISK_BYTES or len(sizes) >= MAX_DISK_ENTRIES):
             name = next(iter(sizes))
-            self.host.remove_file(self.base, name)
+            self.host.remove_file(self.directory, name)
             total -= sizes.pop(name)
         return sizes
 
@@ -133,26 +133,26 @@ class _Head(msgspec.Struct, forbid_unknown_fields=True):
     declared: tuple[tuple[str, str, bool, list[str]], ...]
 
 
-def _encode(compiled: Compiled) -> bytes:
-    declared: tuple[Declared, ...] = ()
+def _encode(compiled: ParserResult) -> bytes:
+    declared: tuple[DeclaredProfile, ...] = ()
     with contextlib.suppress(compiled_policy.PolicyError):  # whoever judges it finds that too
         declared = compiled_policy.read(compiled.policy)
     head = msgspec.json.encode(
         _Head(
-            message=compiled.message,
-            notes=compiled.notes,
-            killed=compiled.killed,
+            message=compiled.error,
+            notes=compiled.omitted_rules,
+            killed=compiled.exceeded_limit,
             sha256=digest(compiled.policy),
-            reader=compiled_policy.EDITION,
+            reader=compiled_policy.READER_VERSION,
             declared=tuple(
-                (one.name, one.mode, one.attached, sorted(one.evidence)) for one in declared
+                (one.name, one.mode, one.has_attachment, sorted(one.evidence)) for one in declared
             ),
         )
     )
     return digest(head).encode() + b"\n" + head + b"\n" + compiled.policy
 
 
-def _decode(content: bytes) -> Compiled | None:
+def _decode(content: bytes) -> ParserResult | None:
     first = content.find(b"\n")
     second = content.find(b"\n", first + 1)
     line, body = content[first + 1 : second], content[second + 1 :]
@@ -164,15 +164,17 @@ def _decode(content: bytes) -> Compiled | None:
         return None
     if head.sha256 != digest(body):
         return None
-    known = head.declared if head.reader == compiled_policy.EDITION else ()
-    return Compiled(
+    known = head.declared if head.reader == compiled_policy.READER_VERSION else ()
+    return ParserResult(
         policy=body,
         sha256=head.sha256,
         declared=tuple(
-            Declared(name=name, mode=mode, attached=attached, evidence=frozenset(evidence))
+            DeclaredProfile(
+                name=name, mode=mode, has_attachment=attached, evidence=frozenset(evidence)
+            )
             for name, mode, attached, evidence in known
         ),
-        message=head.message,
-        notes=head.notes,
-        killed=head.killed,
+        error=head.message,
+        omitted_rules=head.notes,
+        exceeded_limit=head.killed,
     )

@@ -65,7 +65,7 @@ class PolicyChanges:
             if sorted(expected) != sorted(names):
                 raise compiled_policy.PolicyError("it declares other names than were checked")  # noqa: TRY301
         except compiled_policy.PolicyError as error:
-            return Failed(finding=diagnostics.unreadable(profile.id, error))
+            return Failed(finding=diagnostics.policy_unreadable(profile.id, error))
         # Each pass begins with a look; from then on the kernel itself refuses what is not allowed.
         barrier = None if self.access.passed else self.access.barrier()
         if barrier is not None:
@@ -79,7 +79,7 @@ class PolicyChanges:
         done = _verified(profile.id, expected, modes, facts)
         if isinstance(done, Installed) and not self._is_proven(facts):
             why = "other programs change policy at the same time, and it shows no content"
-            return Failed(finding=diagnostics.unverified(profile.id, why))
+            return Failed(finding=diagnostics.verify_failed(profile.id, why))
         return done
 
     def _loaded(
@@ -104,7 +104,7 @@ class PolicyChanges:
             return failed
         facts = self.kernel.observe(names)
         if isinstance(facts, Unobservable):
-            return Failed(finding=diagnostics.unverified(profile.id, facts.finding.message))
+            return Failed(finding=diagnostics.verify_failed(profile.id, facts.finding.message))
         self.objects.record(self.kernel.objects(own.keys() & facts.keys()))
         return facts
 
@@ -155,9 +155,9 @@ class PolicyChanges:
             except (HostError, ValueError) as error:
                 self.objects.record({})
                 if not isinstance(error, HostError):
-                    return Failed(finding=diagnostics.unverified(id_, str(error)))
+                    return Failed(finding=diagnostics.verify_failed(id_, str(error)))
                 if error.errno != errno.EEXIST:
-                    return Failed(finding=diagnostics.refused(id_, error))
+                    return Failed(finding=diagnostics.kernel_refused(id_, error))
                 taken = self._taken(id_, new)
                 if taken is not None:
                     return taken
@@ -165,7 +165,7 @@ class PolicyChanges:
                     continue
                 break
             return None
-        return Failed(finding=diagnostics.jammed(id_))
+        return Failed(finding=diagnostics.kernel_jammed(id_))
 
     def _taken(self, id_: KeyId, new: frozenset[str]) -> Failed | None:
         if not new:
@@ -173,7 +173,7 @@ class PolicyChanges:
         facts = self.kernel.observe(new)
         if isinstance(facts, Unobservable):
             return Failed(finding=facts.finding)
-        return Failed(finding=diagnostics.foreign(id_, sorted(facts))) if facts else None
+        return Failed(finding=diagnostics.foreign_name(id_, sorted(facts))) if facts else None
 
     def _cure(self, ours: frozenset[str]) -> bool:
         """Clear a leaked raw_data directory: replace something of ours by the same bytes.
@@ -236,7 +236,7 @@ class PolicyChanges:
             for name, fact in facts.items()
             if name not in own or not evidence.get(name, _NONE) & fact.evidence
         )
-        return Failed(finding=diagnostics.others(other)) if other else facts
+        return Failed(finding=diagnostics.foreign_content(other)) if other else facts
 
     def _held(
         self, facts: Mapping[str, ObservedProfile], evidence: Mapping[str, Evidence]
@@ -262,12 +262,12 @@ class PolicyChanges:
                 self.kernel.remove(name)
             except HostError as error:
                 if error.errno != errno.ENOENT:
-                    return Failed(finding=diagnostics.not_removed(name, kernel.meaning(error)))
+                    return Failed(finding=diagnostics.remove_failed(name, kernel.meaning(error)))
         left = self.kernel.observe(names)
         if isinstance(left, Unobservable):
             return Failed(finding=left.finding)
         if left:
-            return Failed(finding=diagnostics.not_removed(min(left), "it is still loaded"))
+            return Failed(finding=diagnostics.remove_failed(min(left), "it is still loaded"))
         return Removed()
 
 
@@ -289,12 +289,12 @@ def _verified(
     for name, want in expected.items():
         fact = facts.get(name)
         if fact is None:
-            return Failed(finding=diagnostics.unverified(id_, f'"{name}" is not loaded'))
+            return Failed(finding=diagnostics.verify_failed(id_, f'"{name}" is not loaded'))
         if fact.is_readable and not want & fact.evidence:
-            return Failed(finding=diagnostics.unverified(id_, f'"{name}" holds other content'))
+            return Failed(finding=diagnostics.verify_failed(id_, f'"{name}" holds other content'))
         if fact.mode != modes[name]:
             return Failed(
-                finding=diagnostics.unverified(
+                finding=diagnostics.verify_failed(
                     id_, f'"{name}" is in {fact.mode} mode, not {modes[name]}'
                 )
             )

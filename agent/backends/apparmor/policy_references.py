@@ -64,7 +64,7 @@ class PolicyReferences:
         directories = dict.fromkeys(earlier.values())
         blobs = [self.host.read(f"{_RAW_DATA}/{one}/raw_data") for one in directories]
         filler = secrets.token_hex(_FILLER_BYTES // 2).encode()
-        blob = compiled_policy.rewrapped(blobs, names, filler)
+        blob = compiled_policy.rewrap(blobs, names, filler)
         if compiled_policy.names(blob) != names:
             return "the loaded policy does not declare it"
         self.kernel.replace(blob)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from agent.backends.apparmor import lexer
-from agent.backends.apparmor.lexer import Kind, Token
+from agent.backends.apparmor.lexer import Token, TokenKind
 from agent.core.findings import Finding, limited
 
 # Control characters, line breaks that only a reader sees, and characters that turn the direction
@@ -41,7 +41,7 @@ _LONGEST: Final = 1 << 18  # characters that are split into tokens in every dial
 _ENCODING: Final = "Save the file as UTF-8."
 
 
-def refusals(content: bytes) -> tuple[Finding, ...]:
+def errors(content: bytes) -> tuple[Finding, ...]:
     """Return why a text may not be given to the parser at all."""
     try:
         text = content.decode("utf-8")
@@ -53,7 +53,7 @@ def refusals(content: bytes) -> tuple[Finding, ...]:
     return limited(itertools.chain(_odd(text), _refused(text)))
 
 
-def undecided(content: bytes) -> tuple[Finding, ...]:
+def undecided_includes(content: bytes) -> tuple[Finding, ...]:
     """Return where this module cannot tell what the parser would read of an accepted text.
 
     A text can be too long to be split into tokens in every dialect. And an included file that ends
@@ -78,7 +78,7 @@ def _odd(text: str) -> Iterator[Finding]:
 
 
 def _refused(text: str) -> Iterator[Finding]:
-    place = Place(text)
+    place = LineCounter(text)
     for start, (word, path) in sorted(_paths(text).refused.items()):
         yield Finding(
             code="include_refused",
@@ -98,7 +98,7 @@ def _undecided(text: str) -> Iterator[Finding]:
             "abi rules are of the usual form.",
             hint="Split the text, and write each include rule in a line of its own.",
         )
-    place = Place(text)
+    place = LineCounter(text)
     for start in sorted(_paths(text).undecided):
         yield Finding(
             code="include_refused",
@@ -127,14 +127,14 @@ def _paths(text: str) -> _Paths:
         for dialect in lexer.DIALECTS:
             depth = 0
             for token in lexer.tokens(text, dialect):
-                depth += (token.kind is Kind.OPEN) - (token.kind is Kind.CLOSE)
-                if token.kind not in (Kind.INCLUDE_PATH, Kind.ABI_PATH):
+                depth += (token.kind is TokenKind.OPEN) - (token.kind is TokenKind.CLOSE)
+                if token.kind not in (TokenKind.INCLUDE_PATH, TokenKind.ABI_PATH):
                     continue
                 path = text[token.start : token.end]
                 if _outside(path):
-                    word = "abi" if token.kind is Kind.ABI_PATH else "include"
+                    word = "abi" if token.kind is TokenKind.ABI_PATH else "include"
                     refused[token.start] = word, path
-                elif token.kind is Kind.ABI_PATH or depth > 0:
+                elif token.kind is TokenKind.ABI_PATH or depth > 0:
                     continue
                 elif not _ALONE.match(text, token.end):
                     undecided.add(token.start)
@@ -178,7 +178,7 @@ def variable_names(text: str) -> tuple[Finding, ...]:
         for token in _names(text)
         if "@{" in (name := text[token.start : token.end]) or _can_spell_variable(name)
     ]
-    place = Place(text)
+    place = LineCounter(text)
     return limited(
         Finding(
             code="name_variable",
@@ -204,20 +204,20 @@ def _names(text: str) -> Iterator[Token]:
     header: Token | None = None  # the first word of what could be the head of a profile
     for token in lexer.tokens(text, _dialect(text)):
         match token.kind:
-            case Kind.NAME:
+            case TokenKind.NAME:
                 yield token
                 header = header or token
-            case Kind.LABEL if depth <= 0:
+            case TokenKind.LABEL if depth <= 0:
                 header = header or token
-            case Kind.OPEN:
-                if header is not None and header.kind is Kind.LABEL:
+            case TokenKind.OPEN:
+                if header is not None and header.kind is TokenKind.LABEL:
                     yield header
                 depth, header = depth + 1, None
-            case Kind.CLOSE:
+            case TokenKind.CLOSE:
                 depth, header = depth - 1, None
-            case Kind.ASSIGN | Kind.INCLUDE_PATH | Kind.ABI_PATH | Kind.END:
+            case TokenKind.ASSIGN | TokenKind.INCLUDE_PATH | TokenKind.ABI_PATH | TokenKind.END:
                 header = None
-            case Kind.COMMENT | Kind.LABEL | Kind.OTHER | Kind.REST:
+            case TokenKind.COMMENT | TokenKind.LABEL | TokenKind.OTHER | TokenKind.REST:
                 pass
 
 
@@ -249,15 +249,15 @@ def without_comments(text: str) -> str:
     pieces: list[str] = []
     end = 0
     for token in lexer.tokens(text, _dialect(text)):
-        if token.kind is Kind.COMMENT:
+        if token.kind is TokenKind.COMMENT:
             pieces += text[end : token.start], "\n" * text.count("\n", token.start, token.end)
             end = token.end
-        elif token.kind is Kind.REST:
+        elif token.kind is TokenKind.REST:
             pieces.append(text[end : token.start if _END.match(text, token.start) else None])
     return "".join(pieces)
 
 
-class Place:
+class LineCounter:
     """Reports the line numbers of places in a text, from its beginning to its end."""
 
     def __init__(self, text: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from agent.backends.apparmor import compiled_policy, source_checks
-from agent.backends.apparmor.compiled_policy import Declared
+from agent.backends.apparmor.compiled_policy import DeclaredProfile
 from agent.core.findings import MAX_FINDINGS, Finding, limited
 
 DENY_NAMES = (
@@ -25,7 +25,7 @@ DENY_NAMES = (
 _LONGEST = 200
 
 
-MOST_NAMES = 1000  # of one key: each is a load for the kernel, a row and a label
+MAX_NAMES = 1000  # of one key: each is a load for the kernel, a row and a label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,21 +37,19 @@ class ValidationRules:
     allow_unconfined_mode: bool = False
 
 
-def refusals(
-    declared: Sequence[Declared], source: str, rules: ValidationRules
+def errors(
+    declared: Sequence[DeclaredProfile], source: str, rules: ValidationRules
 ) -> tuple[Finding, ...]:
     """Return why a compiled policy may not be put."""
-    if len(declared) > MOST_NAMES:
-        what = (
-            f"It declares {len(declared)} profiles, hats and children; {MOST_NAMES} are the most."
-        )
+    if len(declared) > MAX_NAMES:
+        what = f"It declares {len(declared)} profiles, hats and children; {MAX_NAMES} are the most."
         hint = "Split it into keys of fewer."
         return (Finding(code="key_too_large", location="profile", message=what, hint=hint),)
     names = frozenset(one.name for one in declared)
     return limited(finding for one in declared for finding in _refusals(one, names, source, rules))
 
 
-def warnings(declared: Sequence[Declared], source: str) -> tuple[Finding, ...]:
+def warnings(declared: Sequence[DeclaredProfile], source: str) -> tuple[Finding, ...]:
     """Return what is allowed and does not protect."""
     found = (
         Finding(
@@ -67,7 +65,7 @@ def warnings(declared: Sequence[Declared], source: str) -> tuple[Finding, ...]:
 
 
 def _refusals(
-    one: Declared, names: frozenset[str], source: str, rules: ValidationRules
+    one: DeclaredProfile, names: frozenset[str], source: str, rules: ValidationRules
 ) -> Iterator[Finding]:
     shown = ascii(one.name)[1:-1] if not one.name.isprintable() else one.name
     above = compiled_policy.ancestors(one.name)
@@ -105,7 +103,11 @@ def _refusals(
             hint="Give the profile a name of its own.",
         )
     # A child's attachment only chooses among the children of its parent (cx rules).
-    if not above and (one.attached or one.name.startswith("/")) and not rules.allow_attachments:
+    if (
+        not above
+        and (one.has_attachment or one.name.startswith("/"))
+        and not rules.allow_attachments
+    ):
         yield Finding(
             code="attachment_refused",
             location=source_checks.line_of(source, one.name),
