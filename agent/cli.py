@@ -1,82 +1,25 @@
-"""The command line: arguments become one value that says what to run.
+"""The command line: arguments become one value that says which command to run.
 
-Rule 1: nothing runs here and nothing is printed. Rule 2: a wrong call is told completely, with
-what would be right, in one go.
+Nothing runs here and nothing is printed. A wrong call yields every mistake at once, each with the
+next step. agent.config declares the options of all commands; agent.command_help writes the help.
 """
 
-import argparse
 import re
-import shutil
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NoReturn
+from dataclasses import dataclass, field
 
-from agent import config as options
-from agent.config import Config
+from agent import command_help
+from agent.command_help import COMMANDS, FLAG_ONLY_OPTIONS, options_of
+from agent.config import OPTIONS, Config, Option
+from agent.config_loader import RawValues, read
+from agent.config_values import VARIABLE_PREFIX, suggestion
 from agent.reporting import table
 from agent.sources import source_spec
-
-EXIT_STATUSES = {
-    "0": "everything desired is in place (a removal that waits for its users does not count)",
-    "1": "something was rejected, is foreign, failed or is unsupported, or a source is emptied",
-    "2": "usage or configuration",
-    "3": "a source is missing or unreadable (what was there stays and is restored), or the API "
-    "server did not do what was asked",
-    "4": "another agent holds the lock",
-    "70": "a bug",
-    "130": "interrupted (Ctrl-C)",
-}
-EXAMPLES = """\
-examples:
-  profile-loader --oneshot --source profiles --dry-run
-  profile-loader --oneshot --source dir:/etc/profiles --source manifest:more.yaml
-  profile-loader --source configmap:profile-loader/node-profiles --node-name "$NODE_NAME"
-  profile-loader check profiles
-  profile-loader status --output json
-"""
-ENVIRONMENT = (
-    "Each option{but} is also an environment variable (PROFILE_LOADER_STATE_DIR; lists have one "
-    "value a line) and a key of the same name in the --config file. A flag wins over the "
-    "environment, the environment over the file."
-)
-_OWN = {  # flags of one command, and whether each takes a value
-    "run": {"--oneshot": False},
-    "check": {"--arch": True},
-    "render": {"--name": True, "--namespace": True},
-}
-COMMANDS = {
-    "run": "install profiles (the default): as a daemon, or once with --oneshot",
-    "check": "check profiles without touching the host",
-    "status": "tell what is installed here, from the ledger and the kernel",
-    "restore": "put back what the ledger holds, without any source",
-    "render": "print ConfigMaps made from a directory",
-    "unlabel": "take the agent's labels off the Node, for an uninstall",
-}
-_SETTINGS_OF = {
-    "run": {option.name for option in options.OPTIONS},
-    "status": {
-        "host-root", "state-dir", "seccomp-dir", "kinds", "output", "apparmor-parser",
-        "label-domain",
-    },
-    "restore": {
-        "host-root", "state-dir", "seccomp-dir", "kinds", "output", "dry-run", "apparmor-parser",
-        "parser-timeout", "seccomp-format", "log-format", "log-level", "allow-unsupported",
-        "deny-name", "allow-attachments", "allow-unconfined-mode", "allow-unknown-syscalls",
-    },
-    "check": {
-        "output", "kinds", "apparmor-parser", "parser-timeout", "seccomp-format", "seccomp-prefix",
-        "deny-name", "allow-attachments", "allow-unconfined-mode", "allow-unknown-syscalls",
-        "allow-unsupported",
-    },
-    "render": {"label-domain"},
-    "unlabel": {"node-name", "kubeconfig", "label-domain"},
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Install profiles, once or again and again."""
+    """Install profiles: once, or as a daemon."""
 
     settings: Config
     oneshot: bool
@@ -84,23 +27,24 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """Check files, directories and manifests. arch: as `uname -m` prints it, empty: this one."""
+    """Check files, directories and manifests."""
 
     settings: Config
     paths: tuple[str, ...]
     arch: str
+    """The machine name that `uname -m` prints; empty for this machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """Tell what is installed."""
+    """Show the installed profiles."""
 
     settings: Config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restore:
-    """Put back what the ledger holds."""
+    """Reinstall the profiles of the ledger."""
 
     settings: Config
 
@@ -117,14 +61,17 @@ class Render:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unlabel:
-    """Take the labels off the Node."""
+    """Remove the agent's labels from the Node."""
 
     settings: Config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Print a text and end: help and version on standard output, mistakes on standard error."""
+    """A text to print before the process exits.
+
+    Help and version belong on standard output, and mistakes on standard error.
+    """
 
     text: str
     status: int
@@ -133,334 +80,249 @@ class Usage:
 Parsed = Run | Check | Status | Restore | Render | Unlabel | Usage
 
 
-class _UsageError(Exception):
-    pass
+@dataclass(slots=True, kw_only=True)
+class _Arguments:
+    """The arguments of one command, split into flags and positional arguments."""
 
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise _UsageError(message)
+    flags: dict[str, object] = field(default_factory=dict)
+    """Raw values by option name, as agent.config_loader expects them."""
+    positional: list[str] = field(default_factory=list)
+    unfinished: set[str] = field(default_factory=set)
+    """The options that were passed in a wrong form, and are therefore not missing."""
+    mistakes: list[str] = field(default_factory=list)
 
 
 def parse(
     argv: Sequence[str], environ: Mapping[str, str], read_config: Callable[[str], object]
 ) -> Parsed:
-    """Return what the arguments ask for.
+    """Return the command that the arguments select, with its checked options.
 
-    read_config returns the parsed YAML of a path; it raises OSError or ValueError.
+    Args:
+        argv: the arguments without the name of the program.
+        environ: the environment.
+        read_config: returns the parsed YAML of a path. It raises OSError or ValueError.
     """
-    command, rest = _command(argv)
+    if list(argv) in (["--help"], ["-h"]):
+        return Usage(text=command_help.overview(), status=0)
+    command, rest = (argv[0], argv[1:]) if argv and argv[0][:1] != "-" else ("run", argv)
     if command not in COMMANDS:
-        near = options.near(command, COMMANDS)
-        return _usage([f'there is no command "{command}".{near}'], "run")
-    parser = _parser(command)
-    if any(word in ("-h", "--help") for word in rest):
-        return Usage(text=parser.format_help(), status=0)
+        mistake = f'there is no command "{command}".{suggestion(command, COMMANDS)}'
+        return _usage([mistake], "")
+    if "-h" in rest or "--help" in rest:
+        return Usage(text=command_help.command_page(command), status=0)
     if "--version" in rest:
-        from importlib import metadata
+        return Usage(text=_version(), status=0)
+    return _checked(command, _split(command, rest), environ, read_config)
 
-        return Usage(text=f"profile-loader {metadata.version('profile-loader')}\n", status=0)
-    words, odd = _well_formed(rest, _flags(command))
-    mistakes = list(odd.values())
-    try:
-        found, unknown = parser.parse_known_args(words)
-    except _UsageError as error:
-        return _usage([str(error)], command)
-    mistakes += [
-        options.unknown_flag(word, command, _flags(command))
-        if word.startswith("-")
-        else f'"{word}" is one argument too many'
-        for word in unknown
-        if not _is_value(word, rest, unknown)
-    ]
-    given = {name.replace("_", "-"): one for name, one in vars(found).items() if one is not None}
-    told = frozenset(odd) | {name for name, one in given.items() if one not in ([], "")}
-    file, wrong = _file(given.pop("config", environ.get(options.PREFIX + "CONFIG")), read_config)
-    mistakes += wrong
-    joined = options.settings(
-        {name: one for name, one in given.items() if name in options.BY_NAME}, environ, file
-    )
-    told = told.union(file, (one.name for one in options.OPTIONS if one.variable in environ))
-    mistakes += joined if not isinstance(joined, Config) else ()
-    mistakes += _needed(command, told)
-    if not isinstance(joined, Config):
+
+def _version() -> str:
+    from importlib import metadata
+
+    return f"profile-loader {metadata.version('profile-loader')}\n"
+
+
+def _checked(
+    command: str,
+    arguments: _Arguments,
+    environ: Mapping[str, str],
+    read_config: Callable[[str], object],
+) -> Parsed:
+    """Add the environment and the configuration file to the arguments, and check everything."""
+    path = arguments.flags.pop("config", environ.get(VARIABLE_PREFIX + "CONFIG"))
+    file, unreadable = _config_file(path, read_config)
+    raw = RawValues(flags=arguments.flags, environ=environ, file=file, file_name=str(path))
+    values, wrong = read([*FLAG_ONLY_OPTIONS, *OPTIONS.values()], raw)
+    mistakes = [*arguments.mistakes, *unreadable, *wrong]
+    if not unreadable:  # the file may contain the missing options
+        passed = {*arguments.unfinished, *arguments.flags, *file}
+        passed |= {option.name for option in OPTIONS.values() if option.variable in environ}
+        passed |= {COMMANDS[command].positional} if arguments.positional else set()
+        needs = COMMANDS[command].needs
+        mistakes += [message for name, message in needs.items() if name not in passed]
+    if wrong:
         return _usage(mistakes, command)
-    mistakes += _no_sources("--source", joined.source) if command == "run" else []
-    mistakes += _no_sources("PATH", _paths(given))
-    mistakes += _no_daemon(joined, given) if command == "run" else []
-    mistakes += _no_names(given) if command == "render" else []
-    mistakes += _no_arch(str(given["arch"])) if "arch" in given else []
-    return _usage(mistakes, command) if mistakes else _parsed(command, joined, given)
+    shared = {name.replace("-", "_"): values[name] for name in values.keys() & OPTIONS.keys()}
+    config = Config(**shared)  # type: ignore[arg-type] # each value type has checked its value
+    mistakes += _inconsistent(command, config, values, arguments.positional)
+    return _usage(mistakes, command) if mistakes else _parsed(command, config, values, arguments)
 
 
-def _command(argv: Sequence[str]) -> tuple[str, Sequence[str]]:
-    if argv and not argv[0].startswith("-"):
-        return argv[0], argv[1:]
-    return "run", argv
-
-
-def _flags(command: str) -> dict[str, bool]:
-    """Return the flags of a command, and whether each takes a value."""
-    flags = {
-        f"--{one.name}": one.shape != "flag"
-        for one in options.OPTIONS
-        if one.name in _SETTINGS_OF[command]
-    }
-    own = _OWN.get(command, {})
-    return flags | own | {"--config": True, "--help": False, "--version": False}
-
-
-def _is_value(word: str, rest: Sequence[str], unknown: Sequence[str]) -> bool:
-    """Return whether a word was meant as the value of a flag that is unknown itself."""
-    before = rest[rest.index(word) - 1] if word in rest[1:] else ""
-    return not word.startswith("-") and before.startswith("--") and before in unknown
-
-
-def _well_formed(
-    rest: Sequence[str], flags: Mapping[str, bool]
-) -> tuple[list[str], dict[str, str]]:
-    """Return the arguments without flags that lack a value or have one too many, and those.
-
-    argparse ends at the first of them, and would hide every other mistake.
-    """
-    words: list[str] = []
-    mistakes: dict[str, str] = {}
-    for index, word in enumerate(rest):
+def _split(command: str, rest: Sequence[str]) -> _Arguments:
+    """Split the arguments after the command into flags and positional arguments."""
+    options = {f"--{option.name}": option for option in options_of(command)}
+    declared = COMMANDS[command]
+    result = _Arguments()
+    words = list(rest)
+    while words:
+        word = words.pop(0)
         if word == "--":
-            return words + list(rest[index:]), mistakes
-        name, equals, _ = word.partition("=")
-        after = rest[index + 1 : index + 2]
-        if flags.get(name) is False and equals:
-            mistakes[name[2:]] = f"{name} takes no value"
-        elif flags.get(word) and (not after or after[0].startswith("-")):
-            mistakes[word[2:]] = f"{word}: a value is needed"
+            result.positional += words
+            break
+        name, equals, value = word.partition("=")
+        if word[:1] != "-":
+            result.positional.append(word)
+        elif name in options:
+            _read_flag(result, options[name], value if equals else None, words)
         else:
-            words.append(word)
-    return words, mistakes
+            result.mistakes.append(_unknown_flag(name, command, options))
+            if not equals and words and words[0][:1] != "-" and not declared.positional:
+                words.pop(0)  # probably the value of the unknown flag
+    most = 0 if not declared.positional else len(rest) if declared.is_repeatable else 1
+    result.mistakes += [f'unexpected argument "{word}"' for word in result.positional[most:]]
+    return result
 
 
-def _needed(command: str, given: frozenset[str]) -> list[str]:
-    """Return what a command needs and was not given, as flag, in the environment or the file."""
-    needs = {
-        "run": {
-            "at least one --source is needed, for example --source profiles": "source" in given,
-        },
-        "unlabel": {"--node-name is needed": "node-name" in given},
-        "check": {
-            "at least one PATH is needed: profile-loader check profiles": "paths" in given,
-        },
-        "render": {
-            "a DIR is needed": "directory" in given,
-            "--name is needed": "name" in given,
-            "--namespace is needed": "namespace" in given,
-        },
-    }
-    return [text for text, there in needs.get(command, {}).items() if not there]
+def _read_flag(result: _Arguments, option: Option, value: str | None, words: list[str]) -> None:
+    """Record a flag, with the next argument as its value if it needs one."""
+    if option.value.is_flag and value is None:
+        result.flags[option.name] = True
+    elif option.value.is_flag:
+        result.mistakes.append(f"--{option.name} takes no value. Pass --{option.name} alone.")
+        result.unfinished.add(option.name)
+    elif value is not None:
+        _add(result, option, value)
+    elif words and (words[0][:1] != "-" or re.match(r"-\d", words[0])):
+        _add(result, option, words.pop(0))
+    else:
+        result.mistakes.append(f"--{option.name} needs a value: --{option.name} {option.metavar}")
+        result.unfinished.add(option.name)
 
 
-def _paths(given: Mapping[str, object]) -> tuple[str, ...]:
-    paths = given.get("paths")
-    return tuple(map(str, paths)) if isinstance(paths, list) else ()
+def _add(result: _Arguments, option: Option, value: str) -> None:
+    """Record the value of a flag; an option with one value can have only one."""
+    if option.value.is_list:
+        values = result.flags.setdefault(option.name, [])
+        if isinstance(values, list):
+            values.append(value)
+    elif result.flags.setdefault(option.name, value) != value:
+        result.mistakes.append(
+            f'--{option.name} has two values: "{result.flags[option.name]}" and "{value}". '
+            "Pass it once."
+        )
 
 
-def _no_sources(where: str, texts: Sequence[str]) -> list[str]:
-    """Return what is wrong with the texts of --source, or the paths to check."""
+def _unknown_flag(name: str, command: str, known: Mapping[str, object]) -> str:
+    owners = [
+        other
+        for other in COMMANDS
+        if other != command and any(f"--{one.name}" == name for one in options_of(other))
+    ]
+    if owners:
+        return f"{name} is not an option of {command}, only of {' and '.join(owners)}."
+    return f"{name} is unknown.{suggestion(name, [*known, '--help', '--version'])}"
+
+
+def _config_file(
+    path: object, read_config: Callable[[str], object]
+) -> tuple[Mapping[str, object], list[str]]:
+    """Return the content of the configuration file, and why it cannot be used."""
+    if path is None:
+        return {}, []
+    problem = "the file must map options to values, as in `prune: never`"
+    try:
+        content = read_config(str(path)) if path else None
+        if path and content is None:
+            return {}, []
+        if isinstance(content, dict):
+            return {str(key): value for key, value in content.items()}, []
+    except OSError as error:
+        problem = error.strerror or str(error)
+    except ValueError as error:
+        problem = " ".join(str(error).split())
+    return {}, [f"--config {path}: {problem}" if path else "--config: the path must not be empty"]
+
+
+def _inconsistent(
+    command: str, config: Config, values: Mapping[str, object], positional: Sequence[str]
+) -> list[str]:
+    """Return the mistakes that only show when all options are known."""
+    match command:
+        case "run":
+            mistakes = [] if "oneshot" in values else _daemon_mistakes(config)
+            return _source_mistakes(config.source) + mistakes + _cluster_mistakes(config)
+        case "check":
+            return _path_mistakes(positional)
+        case _:
+            return []
+
+
+def _source_mistakes(texts: Sequence[str]) -> list[str]:
     mistakes = []
     for text in texts:
         try:
-            found = source_spec.open_source(text)
+            source_spec.open_source(text)
         except ValueError as error:
-            mistakes.append(f"{where}: {error}")
-            continue
-        if where == "PATH" and isinstance(found, source_spec.ConfigMapSpec):
-            mistakes.append(f'{where}: "{text}" is in the API server; only files are checked')
+            mistakes.append(f"--source: {error}")
     return mistakes
 
 
-def _no_arch(arch: str) -> list[str]:
-    """Return why nothing can be checked for a machine of that name."""
-    from agent.backends.seccomp.canonical import MACHINES
-
-    if arch in MACHINES:
-        return []
-    near = options.near(arch, MACHINES)
-    return [f'--arch: "{arch}" must be one of: {", ".join(sorted(MACHINES))}.{near}']
-
-
-def _no_daemon(joined: Config, given: Mapping[str, object]) -> list[str]:
-    """Return which options do not go together."""
+def _path_mistakes(paths: Sequence[str]) -> list[str]:
     mistakes = []
-    if joined.dry_run and "oneshot" not in given:
-        mistakes.append("--dry-run needs --oneshot: a daemon that changes nothing is of no use")
-    if joined.https_address != "off" and not joined.tls_cert:
-        mistakes.append("--https-address needs --tls-cert")
-    if joined.tls_client_ca and joined.https_address == "off":
-        mistakes.append("--tls-client-ca needs --https-address: --http-address answers everybody")
-    elif (joined.tls_cert or joined.tls_key) and joined.https_address == "off":
-        mistakes.append("--tls-cert and --tls-key need --https-address")
-    if joined.pod_aware and not joined.node_name:
-        mistakes.append("--pod-aware needs --node-name")
-    if joined.startup_taint and not joined.node_name:
-        mistakes.append("--startup-taint needs --node-name")
+    for path in paths:
+        try:
+            source = source_spec.open_source(path)
+        except ValueError as error:
+            mistakes.append(f"PATH: {error}")
+            continue
+        if isinstance(source, source_spec.ConfigMapSpec):
+            mistakes.append(
+                f'PATH: "{path}" is in the cluster, and check reads only files. Save it first: '
+                "kubectl get configmap NAME -o yaml > FILE.yaml"
+            )
     return mistakes
 
 
-# What an API server accepts: kubernetes, apimachinery/pkg/util/validation/validation.go,
-# IsDNS1123Subdomain and IsDNS1123Label.
-_LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
-_SUBDOMAIN = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*")
-_NAMESPACE = re.compile(rf"(?=.{{1,63}}\Z){_LABEL}")
+def _daemon_mistakes(config: Config) -> list[str]:
+    if config.dry_run:
+        return ["--dry-run needs --oneshot. A daemon that changes nothing has no purpose."]
+    return []
 
 
-def _no_names(given: Mapping[str, object]) -> list[str]:
-    """Return which names no ConfigMap can have."""
-    rules = {"name": _SUBDOMAIN, "namespace": _NAMESPACE}
-    return [
-        f'--{name}: "{given[name]}" must be lower-case letters, digits and "-"'
-        + (", with" if name == "namespace" else ', in parts joined by ".", each with')
-        + " a letter or digit at both ends"
-        for name, rule in rules.items()
-        if name in given and not rule.fullmatch(str(given[name]))
-    ]
+def _cluster_mistakes(config: Config) -> list[str]:
+    """Return a mistake for each option that needs another one."""
+    mistakes = []
+    if config.https_address != "off" and not config.tls_cert:
+        mistakes.append("--https-address needs --tls-cert")
+    if config.https_address == "off":
+        if config.tls_client_ca:
+            mistakes.append(
+                "--tls-client-ca needs --https-address. Clients of --http-address show no "
+                "certificate."
+            )
+        elif config.tls_cert or config.tls_key:
+            mistakes.append("--tls-cert and --tls-key need --https-address")
+    if not config.node_name:
+        mistakes += ["--pod-aware needs --node-name"] * config.pod_aware
+        mistakes += ["--startup-taint needs --node-name"] * bool(config.startup_taint)
+    return mistakes
 
 
-def _parsed(command: str, joined: Config, given: Mapping[str, object]) -> Parsed:
+def _parsed(
+    command: str, config: Config, values: Mapping[str, object], arguments: _Arguments
+) -> Parsed:
     match command:
         case "check":
-            return Check(settings=joined, paths=_paths(given), arch=str(given.get("arch", "")))
+            return Check(
+                settings=config, paths=tuple(arguments.positional), arch=str(values.get("arch", ""))
+            )
         case "status":
-            return Status(settings=joined)
+            return Status(settings=config)
         case "restore":
-            return Restore(settings=joined)
+            return Restore(settings=config)
         case "unlabel":
-            return Unlabel(settings=joined)
+            return Unlabel(settings=config)
         case "render":
             return Render(
-                directory=str(given["directory"]),
-                name=str(given["name"]),
-                namespace=str(given["namespace"]),
-                domain=joined.label_domain,
+                directory=arguments.positional[0],
+                name=str(values["name"]),
+                namespace=str(values["namespace"]),
+                domain=config.label_domain,
             )
         case _:
-            return Run(settings=joined, oneshot="oneshot" in given)
-
-
-def _file(
-    path: object, read_config: Callable[[str], object]
-) -> tuple[Mapping[str, object], list[str]]:
-    if path is None:
-        return {}, []
-    if not path:
-        return {}, ["--config: it must not be empty"]
-    try:
-        content = read_config(str(path))
-    except OSError as error:
-        return {}, [f"--config {path}: {error.strerror}"]
-    except ValueError as error:
-        return {}, [f"--config {path}: {' '.join(str(error).split())}"]
-    content = {} if content is None else content
-    if not isinstance(content, dict):
-        return {}, [f"--config {path}: it must map options to values"]
-    return {str(key): value for key, value in content.items()}, []
+            return Run(settings=config, oneshot=bool(values.get("oneshot")))
 
 
 def _usage(mistakes: Sequence[str], command: str) -> Usage:
-    lines = [f"profile-loader: {table.clean(one)}" for one in mistakes]
-    see = f"See {_program(command)} --help."
+    lines = [f"profile-loader: {table.clean(mistake)}" for mistake in mistakes]
+    see = "See profile-loader --help." if not command else f"See profile-loader {command} --help."
     return Usage(text="\n".join([*lines, see]) + "\n", status=2)
-
-
-def _program(command: str) -> str:
-    return "profile-loader" if command == "run" else f"profile-loader {command}"
-
-
-def _parser(command: str) -> argparse.ArgumentParser:
-    about = {
-        "run": "Install AppArmor and seccomp profiles on this node, prove that they are there, "
-        "and say so.",
-    }.get(command, f"{COMMANDS[command][0].upper()}{COMMANDS[command][1:]}.")
-    parser = _Parser(
-        prog=_program(command),
-        usage={
-            "run": "profile-loader [run] [--oneshot] --source SOURCE... [options]",
-            "unlabel": "profile-loader unlabel --node-name NODE [options]",
-            "check": "profile-loader check PATH... [options]",
-            "render": "profile-loader render DIR --name NAME --namespace NAMESPACE [options]",
-        }.get(command, f"profile-loader {command} [options]"),
-        description=textwrap.fill(about, max(shutil.get_terminal_size((80, 24)).columns - 2, 30)),
-        epilog=_epilog(command),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=False,
-        allow_abbrev=False,
-    )
-    _positional(parser, command)
-    groups: dict[str, argparse._ArgumentGroup] = {}
-    for option in options.OPTIONS:
-        if option.name not in _SETTINGS_OF[command]:
-            continue
-        if option.group not in groups:
-            groups[option.group] = parser.add_argument_group(option.group)
-        _add(groups[option.group], option)
-    general = parser.add_argument_group("general")
-    general.add_argument("--config", metavar="FILE", help="options from a YAML file")
-    general.add_argument("--version", action="store_true", default=None, help="print the version")
-    general.add_argument("-h", "--help", action="store_true", default=None, help="print this")
-    return parser
-
-
-def _epilog(command: str) -> str:
-    """Return what help says below the options, as wide as the terminal."""
-    width = max(shutil.get_terminal_size((80, 24)).columns - 2, 30)
-    but = f" but {', '.join(_OWN[command])}" if command in _OWN else ""
-    parts = [textwrap.fill(ENVIRONMENT.format(but=but), width)]
-    if command == "run":
-        parts.insert(0, f"commands:\n{_listed(COMMANDS, width)}")
-        parts.append(EXAMPLES.rstrip())
-    parts.append(f"exit status:\n{_listed(EXIT_STATUSES, width)}")
-    return "\n\n".join(parts)
-
-
-def _listed(entries: Mapping[str, str], width: int) -> str:
-    indent = max(map(len, entries)) + 4
-    return "\n".join(
-        textwrap.fill(
-            text,
-            width,
-            initial_indent=f"  {name}".ljust(indent),
-            subsequent_indent=" " * indent,
-        )
-        for name, text in entries.items()
-    )
-
-
-def _positional(parser: argparse.ArgumentParser, command: str) -> None:
-    if command == "run":
-        parser.add_argument(
-            "--oneshot", action="store_true", default=None, help="make one pass and exit"
-        )
-    if command == "check":
-        parser.add_argument("paths", metavar="PATH", nargs="*", help="file, directory or manifest")
-        parser.add_argument(
-            "--arch", metavar="ARCH", help="check for this machine (x86_64, aarch64), not this one"
-        )
-    if command == "render":
-        parser.add_argument("directory", metavar="DIR", nargs="?", help="directory of profiles")
-        parser.add_argument("--name", metavar="NAME", help="name of the ConfigMap")
-        parser.add_argument("--namespace", metavar="NAMESPACE", help="its namespace")
-
-
-def _add(group: argparse._ArgumentGroup, option: options.Option) -> None:
-    name = f"--{option.name}"
-    help_ = option.help.replace("%", "%%")
-    if option.shape == "flag":
-        group.add_argument(name, action="store_true", default=None, help=help_)
-        return
-    if option.shape != "list" and option.default:
-        default = option.default
-        shown = ",".join(default) if isinstance(default, tuple) else str(default)
-        if isinstance(default, float):
-            shown = f"{default:g}" + "s" * (option.shape == "seconds")
-        help_ += f" (default: {shown})"
-    metavar = option.metavar or "{" + ",".join(option.choices) + "}"
-    action = "append" if option.shape == "list" else "store"
-    group.add_argument(name, metavar=metavar, action=action, help=help_)

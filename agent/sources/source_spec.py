@@ -2,19 +2,17 @@
 
 import difflib
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
 from agent.core import ports, selector
+from agent.core.dns_names import is_dns_label, is_dns_subdomain
 from agent.core.labels import DOMAIN
 from agent.sources.directory import DirectorySource
 
 SCHEMES: Final = ("dir", "manifest", "configmap", "configmaps")
-_NAME: Final = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
-_NAMESPACE: Final = re.compile(r"(?=.{1,63}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +41,11 @@ def _wanted(text: str) -> ConfigMapSpec:
     scheme, _, rest = text.partition(":")
     if scheme == "configmap":
         namespace, slash, name = rest.partition("/")
-        if not slash or not _NAMESPACE.fullmatch(namespace) or not _NAME.fullmatch(name):
+        if not slash or not is_dns_label(namespace) or not is_dns_subdomain(name):
             raise ValueError(f'"{text}": write configmap:NAMESPACE/NAME')
         return ConfigMapSpec(namespace=namespace, name=name)
     namespace, _, chosen = rest.partition("?")
-    if not _NAMESPACE.fullmatch(namespace):
+    if not is_dns_label(namespace):
         raise ValueError(f'"{text}": write configmaps:NAMESPACE?SELECTOR')
     try:
         selector.parse(chosen)

@@ -1,12 +1,19 @@
-"""Arguments, environment and file become one checked value, or every mistake at once."""
+"""Specification of the command line: one checked value, or every mistake at once."""
+
+import dataclasses
 
 import pytest
 
 from agent import cli
+from agent.command_help import COMMANDS, options_of
 from agent.config import OPTIONS, Config
+
+RUN = ("--oneshot", "--source", "dir:/p")
 
 
 def parse(*argv, environ=None, file=None):
+    """Parse arguments; `file` is the parsed configuration file, or the error of reading it."""
+
     def read(path):
         if isinstance(file, Exception):
             raise file
@@ -15,32 +22,28 @@ def parse(*argv, environ=None, file=None):
     return cli.parse(argv, environ or {}, read)
 
 
-def mistakes(*argv, **more):
-    parsed = parse(*argv, **more)
+def mistakes(*argv, **places):
+    """Return the mistakes that a wrong call reports."""
+    parsed = parse(*argv, **places)
     assert isinstance(parsed, cli.Usage), parsed
     assert parsed.status == 2
     return [line.removeprefix("profile-loader: ") for line in parsed.text.splitlines()[:-1]]
 
 
-RUN = ("--oneshot", "--source", "dir:/p")
-
-
 @pytest.mark.parametrize("argv", [RUN, ("run", *RUN)])
 def test_run_is_the_default_command(argv):
-    """Without a command, options are those of run, and the defaults are the documented ones."""
+    """Without a command, the options are those of `run`, and the defaults apply."""
     assert parse(*argv) == cli.Run(settings=Config(source=("dir:/p",)), oneshot=True)
 
 
-def test_the_defaults_of_the_table_are_those_of_the_settings():
-    """An option that is not given has the default that help prints."""
-    defaults = Config()
-    told = {one.field: one.default for one in OPTIONS}
-    told["kinds"] = frozenset(told["kinds"])
-    assert told == {name: getattr(defaults, name) for name in told}
+def test_every_option_has_the_default_that_the_help_shows():
+    """The declaration of an option is the source of its default."""
+    shown = {name.replace("-", "_"): option.default for name, option in OPTIONS.items()}
+    assert shown == dataclasses.asdict(Config())
 
 
-def test_each_kind_of_option_is_read_from_flags():
-    """Flags, texts, lists, choices, times and comma lists arrive as what they mean."""
+def test_each_type_of_option_is_read_from_flags():
+    """Flags, texts, lists, choices, times and comma-separated lists become typed values."""
     parsed = parse(
         *RUN,
         "--source=/q",
@@ -62,8 +65,8 @@ def test_each_kind_of_option_is_read_from_flags():
     assert parsed == cli.Run(settings=expected, oneshot=True)
 
 
-def test_a_flag_wins_over_the_environment_and_that_over_the_file():
-    """Each place is asked only where the stronger ones are silent."""
+def test_a_flag_has_priority_over_a_variable_and_a_variable_over_the_file():
+    """Each option is read from the place with the highest priority that sets it."""
     parsed = parse(
         "--oneshot",
         "--prune=never",
@@ -86,8 +89,8 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_file():
     assert parsed == cli.Run(settings=expected, oneshot=True)
 
 
-def test_every_mistake_is_told_at_once_with_a_suggestion():
-    """Flags, variables and keys that are unknown or wrong are one list."""
+def test_every_mistake_is_reported_at_once_with_a_suggestion():
+    """Unknown and wrong flags, variables and keys are reported together."""
     assert mistakes(
         "--onshot",
         "--prune=some",
@@ -98,61 +101,109 @@ def test_every_mistake_is_told_at_once_with_a_suggestion():
         file={"seccomp-prefx": "x", "take-over": 5},
     ) == [
         "--onshot is unknown. Did you mean --oneshot?",
-        "environment variable PROFILE_LOADER_SOURC is unknown. Did you mean PROFILE_LOADER_SOURCE?",
-        'key "seccomp-prefx" of the configuration file is unknown. Did you mean seccomp-prefix?',
+        (
+            "the environment variable PROFILE_LOADER_SOURC is unknown. "
+            "Did you mean PROFILE_LOADER_SOURCE?"
+        ),
+        'f: the key "seccomp-prefx" is unknown. Did you mean seccomp-prefix?',
         '--state-dir: "relative" must be an absolute path',
         '--prune: "some" must be one of: unused, always, never.',
-        'key "take-over" of the configuration file: "5" must be a list',
+        'f: take-over: "5" must be a list',
         '--parser-timeout: "never" must be a time such as 30s, more than 0 and at most 60m',
-        'PROFILE_LOADER_ALLOW_EMPTY: "maybe" is neither true nor false',
+        'PROFILE_LOADER_ALLOW_EMPTY: "maybe" must be true or false',
         "at least one --source is needed, for example --source profiles",
     ]
+
+
+NAME_RULE = (
+    'must be lower-case letters, digits and "-", in parts joined by ".", each with a letter or '
+    "digit at both ends"
+)
 
 
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
         (("chekc",), ['there is no command "chekc". Did you mean check?']),
-        ((*RUN, "extra"), ['"extra" is one argument too many']),
+        ((*RUN, "extra"), ['unexpected argument "extra"']),
         ((*RUN, "--kinds=selinux"), ['--kinds: "selinux" must be one of: apparmor, seccomp.']),
-        ((*RUN, "--kinds=,"), ["--kinds: at least one is needed"]),
-        ((*RUN, "--take-over=a\nb"), ["--take-over: 'a\\nb' holds control characters"]),
-        (("--oneshot", "--source=dri:/p"), None),
+        ((*RUN, "--kinds=,"), ["--kinds: at least one value is needed"]),
+        ((*RUN, "--take-over=a\nb"), ["--take-over: 'a\\nb' contains control characters"]),
         (("check",), ["at least one PATH is needed: profile-loader check profiles"]),
-        (("render",), ["a DIR is needed", "--name is needed", "--namespace is needed"]),
-        ((*RUN, "--config="), ["--config: it must not be empty"]),
-        ((*RUN, "--host-root="), ["--host-root: it must not be empty"]),
-        ((*RUN, "--deny-name="), ["--deny-name: it must not be empty"]),
-        (("status", "--prune=never"), ["--prune is not an option of status."]),
+        (
+            ("render",),
+            [
+                "a DIR is needed: the directory with the profiles",
+                "--name is needed: the name of the ConfigMap",
+                "--namespace is needed: the namespace of the ConfigMap",
+            ],
+        ),
+        (
+            ("render", "d", "e", "--name=n", "--namespace=n"),
+            ['unexpected argument "e"'],
+        ),
+        ((*RUN, "--config="), ["--config: the path must not be empty"]),
+        ((*RUN, "--host-root="), ["--host-root: the value must not be empty"]),
+        ((*RUN, "--deny-name="), ["--deny-name: the value must not be empty"]),
+        (("status", "--prune=never"), ["--prune is not an option of status, only of run."]),
         (("check", "p", "--arc=x"), ["--arc is unknown. Did you mean --arch?"]),
         (("check", "p", "--sorce=x"), ["--sorce is unknown."]),
         (("status", "--foo", "bar"), ["--foo is unknown."]),
-        ((*RUN, "bar", "--foo"), ['"bar" is one argument too many', "--foo is unknown."]),
+        ((*RUN, "bar", "--foo"), ["--foo is unknown.", 'unexpected argument "bar"']),
         (("check", ""), ["PATH: a source must not be empty"]),
-        (("check", "dri:p"), None),
+        (
+            ("check", "configmap:ns/a"),
+            [
+                (
+                    'PATH: "configmap:ns/a" is in the cluster, and check reads only files. Save it '
+                    "first: kubectl get configmap NAME -o yaml > FILE.yaml"
+                )
+            ],
+        ),
         (
             ("render", "d", "--name=N_x", "--namespace=a.b"),
             [
-                (
-                    '--name: "N_x" must be lower-case letters, digits and "-", in parts joined by '
-                    '".", each with a letter or digit at both ends'
-                ),
+                f'--name: "N_x" {NAME_RULE}',
                 (
                     '--namespace: "a.b" must be lower-case letters, digits and "-", with a letter '
                     "or digit at both ends"
                 ),
             ],
         ),
+        (
+            (*RUN, "--resync", "-5"),
+            ['--resync: "-5" must be a time such as 30s, more than 0 and at most 60m'],
+        ),
+        (
+            (*RUN, "--prune=never", "--prune", "always"),
+            ['--prune has two values: "never" and "always". Pass it once.'],
+        ),
     ],
 )
-def test_what_is_wrong_is_said(argv, expected):
-    """A wrong call ends with 2 and names what is wrong."""
-    told = mistakes(*argv)
-    assert told == expected if expected is not None else "dri:" in told[0]
+def test_a_wrong_call_reports_what_is_wrong(argv, expected):
+    """The process would exit with status 2, and each message contains the argument."""
+    assert mistakes(*argv) == expected
 
 
-def test_variables_that_a_service_of_the_same_name_brings_are_no_mistake():
-    """The kubelet tells each pod of the Services beside it, under names that begin as ours do."""
+@pytest.mark.parametrize("argv", [("--oneshot", "--source=dri:/p"), ("check", "dri:/p")])
+def test_an_unknown_scheme_of_a_source_is_a_mistake(argv):
+    """The message suggests the scheme that was probably meant."""
+    (mistake,) = mistakes(*argv)
+    assert 'did you mean "dir:/p"?' in mistake
+
+
+def test_the_same_value_twice_is_no_mistake():
+    """A repeated flag with one value is unambiguous."""
+    assert parse(*RUN, "--prune=never", "--prune=never").settings.prune == "never"
+
+
+def test_arguments_after_two_dashes_are_paths():
+    """A file whose name begins with a dash can be checked."""
+    assert parse("check", "--", "-a.json").paths == ("-a.json",)
+
+
+def test_variables_of_a_service_with_the_same_name_are_ignored():
+    """The kubelet adds such variables to each pod of a namespace with this Service."""
     links = {
         "PROFILE_LOADER_SERVICE_HOST": "10.0.0.1",
         "PROFILE_LOADER_SERVICE_PORT": "9808",
@@ -163,23 +214,34 @@ def test_variables_that_a_service_of_the_same_name_brings_are_no_mistake():
     assert isinstance(parse(*RUN, environ=links), cli.Run)
 
 
-def test_a_machine_that_nobody_knows_is_a_mistake():
-    """A check for it could say nothing."""
+def test_an_unknown_machine_is_a_mistake():
+    """`check --arch` accepts only machines whose system calls are known."""
     (mistake,) = mistakes("check", "p", "--arch=x86-64")
     assert mistake.startswith('--arch: "x86-64" must be one of: aarch64, ')
     assert mistake.endswith("Did you mean x86_64?")
 
 
-def test_without_oneshot_it_is_a_daemon():
-    """--oneshot alone makes the difference between one pass and passes for ever."""
+def test_without_oneshot_the_command_is_a_daemon():
+    """Only --oneshot distinguishes one pass from a daemon."""
     expected = cli.Run(settings=Config(source=("configmap:ns/a",)), oneshot=False)
     assert parse("--source", "configmap:ns/a") == expected
 
 
-def test_options_that_do_not_go_together_are_told():
-    """A daemon that changes nothing, and a taint of an unknown Node, are mistakes."""
+def test_oneshot_can_only_be_passed_as_a_flag():
+    """The message for a key or a variable names the flag to pass instead."""
+    found = mistakes(
+        "--source=/p", "--config=f", file={"oneshot": True}, environ={"PROFILE_LOADER_ARCH": "x"}
+    )
+    assert found == [
+        "the environment variable PROFILE_LOADER_ARCH is unknown. Pass the flag --arch instead.",
+        'f: the key "oneshot" is unknown. Pass the flag --oneshot instead.',
+    ]
+
+
+def test_options_that_contradict_each_other_are_reported():
+    """A dry run as a daemon, and options that need another option, are mistakes."""
     assert mistakes("--source=/p", "--dry-run", "--startup-taint=fresh", "--tls-key=k") == [
-        "--dry-run needs --oneshot: a daemon that changes nothing is of no use",
+        "--dry-run needs --oneshot. A daemon that changes nothing has no purpose.",
         "--tls-cert and --tls-key need --https-address",
         "--startup-taint needs --node-name",
     ]
@@ -188,103 +250,111 @@ def test_options_that_do_not_go_together_are_told():
 @pytest.mark.parametrize(
     "text", ["a.org/b=:NoSchedule", "b:NoSchedule", "a.org/", "A/b", "b=", "/b"]
 )
-def test_a_startup_taint_that_no_node_can_have_is_a_mistake(text):
-    """The key alone is compared: anything else would wait on the Node for ever."""
+def test_a_startup_taint_must_be_the_key_of_a_taint(text):
+    """The agent compares only the key; any other text would never match a taint."""
     (mistake,) = mistakes(*RUN, "--node-name=n", f"--startup-taint={text}")
     assert mistake.startswith("--startup-taint: ")
 
 
-def test_a_mistake_leads_to_the_help_of_its_command():
-    """What a command knows, only its own help lists."""
+def test_a_mistake_refers_to_the_help_of_its_command():
+    """Only the help of a command lists the options of that command."""
     assert parse("status", "--prune=never").text.endswith("\nSee profile-loader status --help.\n")
-    assert parse("--prune=x").text.endswith("\nSee profile-loader --help.\n")
+    assert parse("--prune=x").text.endswith("\nSee profile-loader run --help.\n")
+    assert parse("chekc").text.endswith("\nSee profile-loader --help.\n")
 
 
 @pytest.mark.parametrize(
     "text",
     ["configmap:ns", "configmap:ns/", "configmap:NS/a", "configmaps:/", "configmaps:ns?a in b"],
 )
-def test_a_configmap_source_that_cannot_exist_is_told(text):
-    """The names are checked before the API server is asked."""
+def test_a_configmap_source_must_have_a_valid_name(text):
+    """Names are checked before any request to the API server."""
     (mistake,) = mistakes("--oneshot", "--source", text)
     assert mistake.startswith(f'--source: "{text}"')
 
 
 @pytest.mark.parametrize(
-    ("argv", "given"),
+    ("argv", "places"),
     [
         (["--node-name=n1"], {}),
         ([], {"environ": {"PROFILE_LOADER_NODE_NAME": "n1"}}),
         (["--config=c"], {"file": {"node-name": "n1"}}),
     ],
 )
-def test_unlabel_takes_its_node_from_wherever_options_come(argv, given):
-    """In the agent's pod the environment names the Node."""
-    assert parse("unlabel", *argv, **given).settings.node_name == "n1"
-    assert mistakes("unlabel") == ["--node-name is needed"]
+def test_unlabel_reads_the_node_from_every_place_of_options(argv, places):
+    """The environment of the agent's pod contains the name of the Node."""
+    assert parse("unlabel", *argv, **places).settings.node_name == "n1"
+    assert mistakes("unlabel") == ["--node-name is needed: the name of the Node object"]
 
 
-def test_a_flag_without_its_value_hides_no_other_mistake():
-    """A missing value, and one too many, are told beside everything else."""
+def test_a_flag_without_a_value_hides_no_other_mistake():
+    """A missing value and a superfluous value are reported with all other mistakes."""
     assert mistakes("--onshot", "--dry-run=yes", "--source", "--prune") == [
-        "--dry-run takes no value",
-        "--source: a value is needed",
-        "--prune: a value is needed",
         "--onshot is unknown. Did you mean --oneshot?",
+        "--dry-run takes no value. Pass --dry-run alone.",
+        "--source needs a value: --source SOURCE",
+        "--prune needs a value: --prune {unused,always,never}",
     ]
 
 
 @pytest.mark.parametrize("value", ["", "\n"])
 @pytest.mark.parametrize("name", ["DENY_NAME", "SOURCE", "TAKE_OVER"])
-def test_a_blank_variable_empties_no_list(name, value):
-    """A variable that a manifest leaves blank does not take the deny list away."""
+def test_a_blank_variable_does_not_empty_a_list(name, value):
+    """A manifest that leaves the variable blank does not empty the deny list."""
     variable = f"PROFILE_LOADER_{name}"
     assert mistakes(*RUN[:1], "--host-root=/", environ={variable: value})[0] == (
-        f"{variable}: it must not be empty"
+        f"{variable}: the value must not be empty"
     )
 
 
 def test_a_blank_config_variable_is_a_mistake():
-    """A configuration that was meant is never left out in silence."""
+    """An empty path never means that there is no configuration file."""
     environ = {"PROFILE_LOADER_CONFIG": ""}
-    assert mistakes(*RUN, environ=environ) == ["--config: it must not be empty"]
+    assert mistakes(*RUN, environ=environ) == ["--config: the path must not be empty"]
 
 
 @pytest.mark.parametrize("prefix", ["../x", "/abs", "a//b", "./a", "/"])
-def test_a_prefix_that_leads_elsewhere_is_a_mistake(prefix):
-    """What every key would be refused for is said once, before anything is read."""
+def test_a_seccomp_prefix_must_stay_in_the_seccomp_directory(prefix):
+    """The prefix is checked once, before any profile is read."""
     assert mistakes(*RUN, f"--seccomp-prefix={prefix}") == [
         f'--seccomp-prefix: "{prefix}" must be a relative path without empty parts, "." and ".."'
     ]
 
 
-def test_no_control_character_of_a_mistake_reaches_the_terminal():
-    """Keys and values of a file, and flags, are escaped where they are repeated."""
+@pytest.mark.parametrize("address", ["9808", "a b:1", ":65536", "::1:9808"])
+def test_an_address_must_have_a_port(address):
+    """An IPv6 address needs brackets, and a port is at most 65535."""
+    (mistake,) = mistakes("--source=/p", f"--http-address={address}")
+    assert mistake.startswith(f'--http-address: "{address}" must be HOST:PORT, :PORT or off')
+
+
+def test_messages_contain_no_control_characters():
+    """Keys and values of the file, and flags, are escaped before they reach the terminal."""
     parsed = parse(*RUN, "--\x1b[31m", "--config=f", file={"a\x1b": 1, "dry-run": "\x1b[2J"})
     assert isinstance(parsed, cli.Usage)
-    assert all(one.isprintable() or one == "\n" for one in parsed.text)
+    assert all(character.isprintable() or character == "\n" for character in parsed.text)
 
 
 @pytest.mark.parametrize(
     ("file", "text"),
     [
-        (OSError(2, "No such file or directory"), "--config f: No such file or directory"),
-        (ValueError("line 1:\n  bad"), "--config f: line 1: bad"),
-        (["x"], "--config f: it must map options to values"),
+        (OSError(2, "No such file or directory"), "No such file or directory"),
+        (ValueError("line 1:\n  bad"), "line 1: bad"),
+        (["x"], "the file must map options to values, as in `prune: never`"),
     ],
 )
-def test_a_configuration_that_cannot_be_read_is_a_mistake(file, text):
-    """A missing, broken or odd file is never an empty one."""
-    assert mistakes(*RUN, "--config=f", file=file) == [text]
+def test_an_unreadable_configuration_file_is_one_mistake(file, text):
+    """The file could contain the sources, so that missing sources are not reported as well."""
+    assert mistakes("--oneshot", "--config=f", file=file) == [f"--config f: {text}"]
 
 
-def test_an_empty_configuration_is_one():
+def test_an_empty_configuration_file_is_valid():
     """A file without any key changes nothing."""
     assert parse(*RUN, "--config=f", file=None) == parse(*RUN)
 
 
-def test_the_other_commands_have_arguments_of_their_own():
-    """check, status, restore and render are told apart."""
+def test_each_command_has_its_own_arguments():
+    """The arguments of check, status, restore and render become typed values."""
     assert parse("check", "a", "b", "--arch=aarch64") == cli.Check(
         settings=Config(), paths=("a", "b"), arch="aarch64"
     )
@@ -298,36 +368,61 @@ def test_the_other_commands_have_arguments_of_their_own():
     )
 
 
-@pytest.mark.parametrize("command", ["run", "check", "status", "restore", "render"])
-@pytest.mark.parametrize("columns", ["40", "80"])
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
+@pytest.mark.parametrize("columns", [40, 50, 80])
 def test_help_fits_the_terminal(command, columns, monkeypatch):
-    """Help ends with 0; only option names and examples are wider than a small terminal."""
-    monkeypatch.setenv("COLUMNS", columns)
-    parsed = parse(command, "--help")
+    """Only option names, long words and examples are wider than a narrow terminal."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    parsed = parse(*command, "--help")
     assert (type(parsed), parsed.status) == (cli.Usage, 0)
-    wide = [line for line in parsed.text.splitlines() if len(line) > int(columns)]
+    wide = [line for line in parsed.text.splitlines() if len(line) > columns]
     assert [line for line in wide if "profile-loader" not in line and "--" not in line] == []
 
 
-def test_the_version_is_the_distributions():
-    """--version prints name and version."""
+def test_the_first_help_fits_one_screen(monkeypatch):
+    """It lists the commands before anything else, and refers to the help of each command."""
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = parse("--help").text.splitlines()
+    assert len(lines) <= 28
+    assert lines.index("Commands:") < 6
+    assert parse("-h") == parse("--help")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_lists_its_options_and_no_others(command):
+    """Every option in the help is accepted by the command."""
+    text = parse(command, "--help").text
+    own = {f"--{option.name}" for option in options_of(command)}
+    others = {f"--{name}" for name in OPTIONS} - own
+    listed = {line.split()[0] for line in text.splitlines() if line.startswith("  --")}
+    assert listed == own | {"--version"}
+    assert not listed & others
+
+
+def test_the_version_is_that_of_the_distribution():
+    """--version prints the name and the version."""
     assert parse("--version").text.startswith("profile-loader 0.")
 
 
-def test_a_client_authority_without_tls_is_a_mistake():
-    """Whoever gives one means that not everybody is answered; plain HTTP answers everybody."""
-    told = ["--tls-client-ca needs --https-address: --http-address answers everybody"]
-    assert mistakes("--source=dir:/p", "--tls-client-ca=/ca.pem") == told
+def test_a_client_authority_needs_tls():
+    """Plain HTTP would accept clients without a certificate."""
+    message = (
+        "--tls-client-ca needs --https-address. Clients of --http-address show no certificate."
+    )
+    assert mistakes("--source=dir:/p", "--tls-client-ca=/ca.pem") == [message]
     safe = ("--https-address=:9809", "--tls-cert=/tls.pem", "--tls-client-ca=/ca.pem")
     assert isinstance(parse("--source=dir:/p", *safe), cli.Run)
+    assert mistakes("--source=dir:/p", "--https-address=:9809", "--tls-key=k") == [
+        "--https-address needs --tls-cert"
+    ]
 
 
-@pytest.mark.parametrize(("text", "fine"), [("800", True), ("801", False), ("x", False)])
-def test_the_label_limit_is_below_the_cost_limit_of_the_policy(text, fine):
-    """With more labels in one request the API server would deny all of them."""
+@pytest.mark.parametrize(("text", "is_valid"), [("800", True), ("801", False), ("x", False)])
+def test_the_label_limit_is_below_the_cost_limit_of_the_policy(text, is_valid):
+    """The API server would deny a request with more labels."""
     argv = (*RUN, f"--label-limit={text}")
-    if fine:
-        assert parse(*argv).settings.label_limit == float(text)
+    if is_valid:
+        assert parse(*argv).settings.label_limit == int(text)
     else:
-        wrong = f'--label-limit: "{text}" must be a whole number of at most 800'
-        assert mistakes(*argv) == [wrong]
+        message = f'--label-limit: "{text}" must be a whole number from 0 to 800, for example 200'
+        assert mistakes(*argv) == [message]

@@ -470,7 +470,7 @@ def test_a_wrong_call_ends_with_2_and_help_with_0(capsys):
     """Usage goes to standard error, help to standard output."""
     assert (main(["--nonsense"]), main(["--help"])) == (2, 0)
     told = capsys.readouterr()
-    assert ("--nonsense is unknown" in told.err, told.out.startswith("usage:")) == (True, True)
+    assert ("--nonsense is unknown" in told.err, told.out.startswith("Usage:")) == (True, True)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,271 @@
+"""The declaration of every command, and the help texts of the command line.
+
+agent.cli parses the arguments; agent.config declares the options that are part of the
+configuration. docs/reference.md is made from the same declarations.
+"""
+
+import shutil
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from agent.config import OPTIONS, Option
+from agent.config_values import FLAG, MACHINE, NAMESPACE, SUBDOMAIN, TEXT, ValueType
+
+DESCRIPTION: Final = (
+    "Install AppArmor and seccomp profiles on this node, verify them, and report the result."
+)
+ENVIRONMENT: Final = (
+    "An option can also be set by an environment variable, such as PROFILE_LOADER_STATE_DIR, or by "
+    "a key of the same name in the file of --config. A flag has priority over a variable, and a "
+    "variable over the file. A variable for an option that can be repeated has one value per line."
+)
+_NARROW: Final = 70  # in fewer columns an explanation begins below the term
+_TERM_COLUMNS: Final = 24
+_COMMON_STATUSES: Final = {
+    2: "The command line, the environment or the configuration file has a mistake. Nothing was "
+    "changed.",
+    70: "The agent has a bug. The message asks for a report.",
+    130: "The process was interrupted, for example with Ctrl-C.",
+}
+_LOCKED: Final = {4: "Another agent holds the lock of the state directory. Nothing was changed."}
+
+
+def _own_option(name: str, value: ValueType[object], help_: str, command: str) -> Option:
+    """Declare an option that exists only as a flag."""
+    return Option(
+        name=name,
+        value=value,
+        default=None,
+        help=help_,
+        commands=(command,),
+        group="Command",
+        metavar=value.metavar,
+        is_flag_only=True,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """The declaration of one command."""
+
+    summary: str
+    usage: str
+    """The arguments in the usage line."""
+    examples: tuple[str, ...]
+    statuses: Mapping[int, str]
+    """The meaning of each exit status that the command can have."""
+    positional: str = ""
+    """The placeholder of the positional arguments; empty if there are none."""
+    is_repeatable: bool = False
+    """Whether there can be more than one positional argument."""
+    options: tuple[Option, ...] = ()
+    """The options that only this command has. They exist only as flags."""
+    needs: Mapping[str, str] = field(default_factory=dict)
+    """For each required option or positional argument, the message if it is missing."""
+
+
+COMMANDS: Final[Mapping[str, Command]] = {
+    "run": Command(
+        summary="Install profiles: as a daemon, or once with --oneshot. This is the default.",
+        usage="[--oneshot] --source SOURCE... [options]",
+        examples=(
+            "profile-loader --oneshot --source profiles --dry-run",
+            "profile-loader --oneshot --source dir:/etc/profiles --source manifest:more.yaml",
+            'profile-loader --source configmaps:profile-loader --node-name "$NODE_NAME"',
+        ),
+        statuses={
+            0: "Every profile of the sources is installed and verified. A removal that waits for "
+            "the processes of a profile does not count.",
+            1: "A profile was rejected, is foreign, failed or is not supported, or a source "
+            "provides no profiles any more.",
+            3: "A source is missing or cannot be read, or the API server did not carry out a "
+            "request. Installed profiles stay.",
+            **_LOCKED,
+        },
+        options=(_own_option("oneshot", FLAG, "Run one pass and exit.", "run"),),
+        needs={"source": "at least one --source is needed, for example --source profiles"},
+    ),
+    "check": Command(
+        summary="Check profiles without changing the node.",
+        usage="PATH... [options]",
+        examples=(
+            "profile-loader check profiles",
+            "profile-loader check --kinds seccomp --arch aarch64 audit.json",
+            "profile-loader check configmap.yaml --output json",
+        ),
+        statuses={
+            0: "Every profile is accepted.",
+            1: "A profile was rejected, or no profile was found.",
+            3: "A path is missing or cannot be read.",
+        },
+        positional="PATH",
+        is_repeatable=True,
+        options=(
+            _own_option(
+                "arch", MACHINE, "The machine to check for, as `uname -m` prints it.", "check"
+            ),
+        ),
+        needs={"PATH": "at least one PATH is needed: profile-loader check profiles"},
+    ),
+    "status": Command(
+        summary="Show the profiles that the agent installed on this node.",
+        usage="[options]",
+        examples=("profile-loader status", "profile-loader status --output json"),
+        statuses={
+            0: "Every profile in the ledger is installed and unchanged.",
+            1: "A profile is missing or was changed, or the node or the ledger cannot be read.",
+        },
+    ),
+    "restore": Command(
+        summary="Reinstall the profiles in the ledger, without reading any source.",
+        usage="[options]",
+        examples=("profile-loader restore", "profile-loader restore --dry-run"),
+        statuses={
+            0: "Every profile in the ledger is installed and verified.",
+            1: "A profile could not be installed, or the node or the ledger cannot be read.",
+            **_LOCKED,
+        },
+    ),
+    "render": Command(
+        summary="Print ConfigMaps with the profiles of a directory.",
+        usage="DIR --name NAME --namespace NAMESPACE [options]",
+        examples=(
+            "profile-loader render profiles --name web --namespace web | kubectl apply -f -",
+        ),
+        statuses={
+            0: "Every profile is part of a ConfigMap.",
+            1: "A file cannot be part of a ConfigMap, or no profile was found.",
+            3: "The directory is missing or cannot be read.",
+        },
+        positional="DIR",
+        options=(
+            _own_option("name", SUBDOMAIN, "The name of the ConfigMap.", "render"),
+            _own_option("namespace", NAMESPACE, "The namespace of the ConfigMap.", "render"),
+        ),
+        needs={
+            "DIR": "a DIR is needed: the directory with the profiles",
+            "name": "--name is needed: the name of the ConfigMap",
+            "namespace": "--namespace is needed: the namespace of the ConfigMap",
+        },
+    ),
+    "unlabel": Command(
+        summary="Remove the agent's labels from the Node, for example before an uninstall.",
+        usage="--node-name NODE [options]",
+        examples=('profile-loader unlabel --node-name "$NODE_NAME"',),
+        statuses={
+            0: "The Node has no label of the agent.",
+            3: "The API server did not carry out the request.",
+        },
+        needs={"node-name": "--node-name is needed: the name of the Node object"},
+    ),
+}
+CONFIG: Final = Option(
+    name="config",
+    value=TEXT,
+    default=None,
+    help="A YAML file with options.",
+    commands=tuple(COMMANDS),
+    group="General",
+    metavar="FILE",
+    is_flag_only=True,
+)
+FLAG_ONLY_OPTIONS: Final = [option for command in COMMANDS.values() for option in command.options]
+
+
+def options_of(command: str) -> list[Option]:
+    """Return the options of a command, in the order of its help."""
+    shared = [option for option in OPTIONS.values() if command in option.commands]
+    return [*COMMANDS[command].options, *shared, CONFIG]
+
+
+def statuses_of(command: str) -> dict[int, str]:
+    """Return the exit statuses that a command can have, and their meaning."""
+    return dict(sorted({**_COMMON_STATUSES, **COMMANDS[command].statuses}.items()))
+
+
+def overview() -> str:
+    """Return the help of the whole program: the commands, and where each is explained."""
+    summaries = {name: command.summary for name, command in COMMANDS.items()}
+    examples = [command.examples[0] for command in COMMANDS.values()]
+    return _page(
+        "Usage: profile-loader COMMAND [options]",
+        _paragraph(DESCRIPTION),
+        _section("Commands", summaries),
+        _examples(examples),
+        _paragraph(
+            "The help of a command lists its options and exit statuses: profile-loader run --help"
+        ),
+    )
+
+
+def command_page(command: str) -> str:
+    """Return the help of one command."""
+    declared = COMMANDS[command]
+    groups: dict[str, dict[str, str]] = {}
+    for option in options_of(command):
+        groups.setdefault(option.group, {})[_flag(option)] = _explanation(option)
+    groups["General"] |= {"--version": "Print the version.", "-h, --help": "Print this help."}
+    statuses = {str(status): text for status, text in statuses_of(command).items()}
+    return _page(
+        f"Usage: profile-loader {command} {declared.usage}",
+        _paragraph(declared.summary),
+        _examples(declared.examples),
+        *(_section(heading, entries) for heading, entries in groups.items()),
+        _paragraph(ENVIRONMENT),
+        _section("Exit status", statuses),
+    )
+
+
+def _flag(option: Option) -> str:
+    return f"--{option.name} {option.metavar}".rstrip()
+
+
+def _explanation(option: Option) -> str:
+    default = f" Default: {option.default_text}" if option.default_text else ""
+    return option.help + default
+
+
+def _width() -> int:
+    return max(shutil.get_terminal_size((80, 24)).columns - 2, 30)
+
+
+def _page(*parts: str) -> str:
+    return "\n\n".join(parts) + "\n"
+
+
+def _paragraph(text: str) -> str:
+    return textwrap.fill(text, _width(), break_long_words=False, break_on_hyphens=False)
+
+
+def _examples(lines: Iterable[str]) -> str:
+    return "\n".join(["Examples:", *(f"  {line}" for line in lines)])
+
+
+def _section(heading: str, entries: Mapping[str, str]) -> str:
+    """Return a heading, and below it each term with its explanation."""
+    width = _width()
+    longest = max(map(len, entries))
+    column = min(longest, _TERM_COLUMNS) + 4 if width >= _NARROW - 2 else 6
+    return "\n".join([f"{heading}:", *_entries(entries, column, width)])
+
+
+def _entries(entries: Mapping[str, str], column: int, width: int) -> Sequence[str]:
+    lines: list[str] = []
+    for term, explanation in entries.items():
+        term_line = f"  {term}"
+        if len(term_line) + 2 > column:
+            lines.append(term_line)
+            term_line = ""
+        lines.append(
+            textwrap.fill(
+                explanation,
+                width,
+                initial_indent=term_line.ljust(column),
+                subsequent_indent=" " * column,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        )
+    return lines

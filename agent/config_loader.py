@@ -1,0 +1,82 @@
+"""Read the values of options from flags, environment variables and the configuration file.
+
+Arguments, environment and the parsed file come in as parameters. Every mistake is returned, so that
+the operator can correct all of them at once.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from agent.config import Option
+from agent.config_values import VARIABLE_PREFIX, suggestion
+
+# A kubelet adds these variables to each pod of a namespace that has a Service called
+# "profile-loader": kubernetes, pkg/kubelet/envvars/envvars.go.
+_SERVICE_LINK: Final = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_[0-9]+_.*)?)$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawValues:
+    """The values of options as they were passed. A flag has the highest priority."""
+
+    flags: Mapping[str, object]
+    """By option name: True for a flag without a value, a list if the option can be repeated."""
+    environ: Mapping[str, str] = field(default_factory=dict)
+    file: Mapping[str, object] = field(default_factory=dict)
+    file_name: str = ""
+    """The path of the configuration file, for messages."""
+
+    def of(self, option: Option) -> Iterator[tuple[str, object]]:
+        """Yield the places that set an option, and the raw value; highest priority first."""
+        if option.name in self.flags:
+            yield f"--{option.name}", self.flags[option.name]
+        if option.is_flag_only:
+            return
+        if option.variable in self.environ:
+            text = self.environ[option.variable]
+            # An empty variable is a mistake, not an empty list: a manifest that leaves the
+            # variable blank must not empty the deny list.
+            lines = [line for line in text.split("\n") if line] or [""]
+            yield option.variable, lines if option.value.is_list else text
+        if option.name in self.file:
+            yield f"{self.file_name}: {option.name}", self.file[option.name]
+
+
+def read(options: Iterable[Option], raw: RawValues) -> tuple[dict[str, object], list[str]]:
+    """Return the value of each option that is set, by option name, and every mistake."""
+    known = {option.name: option for option in options}
+    mistakes = [*_unknown_variables(known.values(), raw), *_unknown_keys(known, raw)]
+    values: dict[str, object] = {}
+    for option in known.values():
+        for place, value in raw.of(option):
+            try:
+                values[option.name] = option.value.read(value)
+            except ValueError as error:
+                mistakes.append(f"{place}: {error}")
+            break  # the next places have a lower priority
+    return values, mistakes
+
+
+def _unknown_variables(options: Iterable[Option], raw: RawValues) -> Iterator[str]:
+    by_variable = {option.variable: option for option in options}
+    allowed = {name for name, option in by_variable.items() if not option.is_flag_only}
+    allowed.add(VARIABLE_PREFIX + "CONFIG")
+    for name in sorted(raw.environ):
+        if not name.startswith(VARIABLE_PREFIX) or name in allowed or _SERVICE_LINK.search(name):
+            continue
+        hint = _pass_flag(by_variable.get(name)) or suggestion(name, allowed)
+        yield f"the environment variable {name} is unknown.{hint}"
+
+
+def _unknown_keys(options: Mapping[str, Option], raw: RawValues) -> Iterator[str]:
+    allowed = {name for name, option in options.items() if not option.is_flag_only}
+    for key in raw.file:
+        if key not in allowed:
+            hint = _pass_flag(options.get(key)) or suggestion(key, allowed)
+            yield f'{raw.file_name}: the key "{key}" is unknown.{hint}'
+
+
+def _pass_flag(option: Option | None) -> str:
+    return f" Pass the flag --{option.name} instead." if option is not None else ""

@@ -1,0 +1,188 @@
+"""How the value of an option is read, alike for flags, environment variables and YAML keys.
+
+Each value type has one function that accepts text or a value that YAML has parsed already. The
+function raises ValueError with a message that says what is expected. The options themselves are
+declared in agent.config.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+from agent.core.dns_names import is_dns_label, is_dns_subdomain, is_qualified_name
+
+T_co = TypeVar("T_co", covariant=True)
+Word = TypeVar("Word", bound=str)
+VARIABLE_PREFIX: Final = "PROFILE_LOADER_"
+LONGEST_SECONDS: Final = 3600
+HIGHEST_PORT: Final = 65535
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m)?")
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0}
+_ADDRESS: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]*):([0-9]{1,5})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValueType(Generic[T_co]):
+    """A type of option values."""
+
+    read: Callable[[object], T_co]
+    metavar: str
+    is_flag: bool = False
+    """Whether the flag takes no value."""
+    is_list: bool = False
+    """Whether the flag can be passed more than once, and a variable has one value per line."""
+    unit: str = ""
+    """The unit that follows the default value where it is shown."""
+
+
+def suggestion(text: str, known: Iterable[str]) -> str:
+    """Return the known word that resembles a text, as a sentence to append; or an empty text."""
+    import difflib  # only after a mistake
+
+    words = {_without_prefix(word): word for word in known}
+    close = difflib.get_close_matches(_without_prefix(text), list(words), n=1)
+    return f" Did you mean {words[close[0]]}?" if close else ""
+
+
+def _without_prefix(word: str) -> str:
+    """Return a word without the prefix that all flags, or all variables, have in common."""
+    return word.removeprefix("--").removeprefix(VARIABLE_PREFIX)
+
+
+def _read_flag(raw: object) -> bool:
+    if isinstance(raw, bool):
+        return raw
+    if raw in ("true", "false", "1", "0"):
+        return raw in ("true", "1")
+    raise ValueError(f'"{raw}" must be true or false')
+
+
+def _read_text(raw: object) -> str:
+    if not isinstance(raw, str):
+        raise ValueError(f'"{raw}" must be text')  # noqa: TRY004 - a mistake of the operator
+    if not raw.isprintable():
+        raise ValueError(f"{raw!a} contains control characters")
+    return raw
+
+
+def _read_list(raw: object) -> tuple[str, ...]:
+    values = [raw] if isinstance(raw, str) else raw
+    if not isinstance(values, list):
+        raise ValueError(f'"{raw}" must be a list')  # noqa: TRY004 - a mistake of the operator
+    if not values or "" in values:
+        raise ValueError("the value must not be empty")
+    return tuple(_read_text(value) for value in values)
+
+
+def _read_seconds(raw: object) -> float:
+    match = _DURATION.fullmatch(str(raw))
+    seconds = float(match[1]) * _UNITS[match[2] or "s"] if match else math.nan
+    if isinstance(raw, bool) or not 0 < seconds <= LONGEST_SECONDS:
+        raise ValueError(f'"{raw}" must be a time such as 30s, more than 0 and at most 60m')
+    return seconds
+
+
+def _read_machine(raw: object) -> str:
+    from agent.backends.seccomp.canonical import MACHINES
+
+    return choice(*sorted(MACHINES)).read(raw)
+
+
+def _text_type(metavar: str, is_valid: Callable[[str], bool], expectation: str) -> ValueType[str]:
+    """Return the type of a text that a predicate accepts."""
+
+    def read(raw: object) -> str:
+        text = _read_text(raw)
+        if not is_valid(text):
+            raise ValueError(f'"{text}" {expectation}' if text else "the value must not be empty")
+        return text
+
+    return ValueType(read=read, metavar=metavar)
+
+
+def _is_address(text: str) -> bool:
+    match = _ADDRESS.fullmatch(text)
+    return text == "off" or (match is not None and int(match[2]) <= HIGHEST_PORT)
+
+
+def _is_relative(text: str) -> bool:
+    return not text or {"", ".", ".."}.isdisjoint(text.removesuffix("/").split("/"))
+
+
+FLAG: Final = ValueType(read=_read_flag, metavar="", is_flag=True)
+TEXT: Final = ValueType(read=_read_text, metavar="TEXT")
+LIST: Final = ValueType(read=_read_list, metavar="TEXT", is_list=True)
+SECONDS: Final = ValueType(read=_read_seconds, metavar="TIME", unit="s")
+MACHINE: Final = ValueType(read=_read_machine, metavar="ARCH")
+PATH: Final = _text_type("DIR", bool, "")
+ABSOLUTE_PATH: Final = _text_type(
+    "DIR", lambda text: text.startswith("/"), "must be an absolute path"
+)
+PREFIX: Final = _text_type(
+    "PREFIX", _is_relative, 'must be a relative path without empty parts, "." and ".."'
+)
+ADDRESS: Final = _text_type(
+    "HOST:PORT",
+    _is_address,
+    f"must be HOST:PORT, :PORT or off, and a port is at most {HIGHEST_PORT}",
+)
+SUBDOMAIN: Final = _text_type(
+    "NAME",
+    is_dns_subdomain,
+    'must be lower-case letters, digits and "-", in parts joined by ".", each with a letter or '
+    "digit at both ends",
+)
+NAMESPACE: Final = _text_type(
+    "NAMESPACE",
+    is_dns_label,
+    'must be lower-case letters, digits and "-", with a letter or digit at both ends',
+)
+TAINT: Final = _text_type(
+    "KEY",
+    lambda text: not text or is_qualified_name(text),
+    'must be only the key of a taint, without "=" and ":"',
+)
+
+
+def choice(*words: Word) -> ValueType[Word]:
+    """Return the type of a value that is one of a few words."""
+
+    def read(raw: object) -> Word:
+        text = _read_text(raw)
+        for word in words:
+            if word == text:
+                return word
+        raise ValueError(f'"{text}" must be one of: {", ".join(words)}.{suggestion(text, words)}')
+
+    return ValueType(read=read, metavar="{" + ",".join(words) + "}")
+
+
+def choices(*words: str) -> ValueType[frozenset[str]]:
+    """Return the type of a value that is a list of some of a few words, separated by commas."""
+    one_word = choice(*words)
+
+    def read(raw: object) -> frozenset[str]:
+        if not isinstance(raw, str | list):
+            raise ValueError(f'"{raw}" must be text or a list')  # noqa: TRY004 - as above
+        parts = re.split("[,\n]", raw) if isinstance(raw, str) else raw
+        values = [part.strip() if isinstance(part, str) else part for part in parts]
+        selected = frozenset(one_word.read(value) for value in values if value != "")
+        if not selected:
+            raise ValueError("at least one value is needed")
+        return selected
+
+    return ValueType(read=read, metavar=",".join(words))
+
+
+def whole_number(most: int) -> ValueType[int]:
+    """Return the type of a whole number from 0 to a limit."""
+
+    def read(raw: object) -> int:
+        text = str(raw)
+        if isinstance(raw, bool) or not re.fullmatch("[0-9]{1,6}", text) or int(text) > most:
+            raise ValueError(f'"{raw}" must be a whole number from 0 to {most}, for example 200')
+        return int(text)
+
+    return ValueType(read=read, metavar="NUMBER")
