@@ -158,7 +158,7 @@ def is_converged(report: Report, *, allow_unsupported: bool) -> bool:
 
 
 def exit_status(report: Report, *, allow_unsupported: bool) -> Literal[0, 1, 3]:
-    """Return 0, 1 or 3, as the README's table of exit statuses says."""
+    """Return 0, 1 or 3, as docs/reference.md says."""
     if any(one.code in ("node_unreachable", "label_refused") for one in report.findings):
         return 3
     return _of_profiles(report, allow_unsupported=allow_unsupported)
