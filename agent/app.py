@@ -20,6 +20,7 @@ from agent.core.model import ProfileKind
 from agent.core.ownership import owned_names
 from agent.core.pod_references import Named, referenced_profiles
 from agent.core.report import Report
+from agent.core.vocabulary import PruneMode
 from agent.host.filesystem import Host, HostError
 from agent.host.ledger import FileLedger
 from agent.sources import source_spec
@@ -265,7 +266,7 @@ def one_pass(
         backends=kinds(settings, completed),
         ledger=ledger(settings),
         options=plan.PlanOptions(
-            prune=settings.prune,
+            prune=PruneMode(settings.prune),
             take_over=frozenset(settings.take_over),
             grace_seconds=settings.removal_grace,
             pod_aware=settings.pod_aware,

@@ -17,6 +17,7 @@ from agent.core import labels
 from agent.core.findings import Finding
 from agent.core.model import ProfileKind
 from agent.core.report import ProfileStatus, Report
+from agent.core.vocabulary import ActionName, ProfileState, Reason, SupportState
 from agent.reconciler import Reconciler, removed_names, tracked_names
 
 QUIET_SECONDS: Final = 0.01  # a storm is over when nothing came for so long ...
@@ -226,14 +227,16 @@ class Controller:
     def _freed(self, confining: Collection[str]) -> bool:
         """Return whether what stayed for its processes confines nobody any more, since lately."""
         rows = self.report.profiles if self.report is not None else ()
-        stayed = {row.name for row in rows if row.kind == "apparmor" and row.reason == "in_use"}
+        stayed = {
+            row.name for row in rows if row.kind == "apparmor" and row.reason == Reason.IN_USE
+        }
         before, self._unused_names = self._unused_names, stayed.difference(confining)
         return not self._unused_names <= before
 
     def _blind(self) -> bool:
         """Return whether the last pass could not look: the next is due by its failures alone."""
         supports = self._pass_report.kind_support.values() if self._pass_report is not None else ()
-        return any(one.state == "unknown" for one in supports)
+        return any(one.state == SupportState.UNKNOWN for one in supports)
 
     def _tell(self, *, passed: bool) -> None:
         for one in self.sinks:
@@ -328,7 +331,11 @@ class Controller:
     def _leaving(self) -> list[tuple[ProfileKind, str]]:
         """Return the names that are on the node and that nobody desires any more."""
         rows = self.report.profiles if self.report is not None else ()
-        return [(row.kind, row.name) for row in rows if row.state == "held" and not row.desired]
+        return [
+            (row.kind, row.name)
+            for row in rows
+            if row.state == ProfileState.HELD and not row.desired
+        ]
 
     def _gone(self, now: float) -> dict[tuple[ProfileKind, str], float]:
         """Return for how many seconds the label of each name is known to be off the Node.
@@ -421,12 +428,16 @@ def _place(row: ProfileStatus) -> tuple[str, ...]:
 
 
 def _repaired(row: ProfileStatus) -> bool:
-    return row.action == "put" and row.reason in ("missing", "drifted") and row.state != "failed"
+    return row.action == ActionName.RESTORE and row.state != ProfileState.FAILED
 
 
 def _failing(report: Report) -> frozenset[tuple[str, ...]]:
     """Return what another look alone may find better, though nothing says that it changed."""
-    rows = [row for row in report.profiles if row.state in ("failed", "unobservable")]
+    rows = [
+        row
+        for row in report.profiles
+        if row.state in (ProfileState.FAILED, ProfileState.UNOBSERVABLE)
+    ]
     findings = [one for one in report.findings if one.code in _PASSING]
     return frozenset((row.kind, row.name, row.key) for row in rows) | frozenset(
         (one.code, one.location) for one in findings

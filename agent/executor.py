@@ -8,9 +8,9 @@ every point of a kill the ledger says at least what is ours, and never more than
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Literal, assert_never
+from typing import assert_never
 
-from agent.core.actions import MOVED, Action, Adopt, Hold, Install, Keep, Outcome, Release, Remove
+from agent.core.actions import Action, Adopt, Hold, Install, Keep, Outcome, Release, Remove
 from agent.core.diagnostics import kept_in_use
 from agent.core.findings import Finding
 from agent.core.model import (
@@ -28,6 +28,7 @@ from agent.core.model import (
 )
 from agent.core.ownership import is_installed_by_agent, owned_names
 from agent.core.ports import Failed, Installed, Ledger, ProfileBackend, Removed, StillInUse
+from agent.core.vocabulary import OutcomeResult, Provenance, Reason
 
 
 class Executor:
@@ -61,10 +62,10 @@ class Executor:
             if dry_run:
                 outcome = self._preview(action)
             elif action.id in failed and self._is_needed(action):
-                outcome = Outcome(action=action, result="held")
+                outcome = Outcome(action=action, result=OutcomeResult.HELD)
             else:
                 outcome = self._act(action)
-            if outcome.result in ("failed", "pending"):
+            if outcome.result in (OutcomeResult.FAILED, OutcomeResult.PENDING):
                 failed |= {action.id} | (
                     action.previous_owners if isinstance(action, Install) else set()
                 )
@@ -76,7 +77,7 @@ class Executor:
 
         Whether one has moved is looked at for each.
         """
-        if not isinstance(action, Remove | Release) or action.reason == MOVED:
+        if not isinstance(action, Remove | Release) or action.reason == Reason.MOVED:
             return False
         entry = self.entries.get(action.id)
         installed = entry.installed if entry is not None else None
@@ -86,28 +87,28 @@ class Executor:
         entry = self.entries.get(action.id)
         match action:
             case Keep(profile=profile):
-                return Outcome(action=action, result="done", version=profile.version)
+                return Outcome(action=action, result=OutcomeResult.DONE, version=profile.version)
             case Hold():
                 version = entry.installed if entry is not None else None
-                return Outcome(action=action, result="held", version=version)
+                return Outcome(action=action, result=OutcomeResult.HELD, version=version)
             case Install(profile=Profile() as profile) | Adopt(profile=profile):
-                return Outcome(action=action, result="planned", version=profile.version)
+                return Outcome(action=action, result=OutcomeResult.PLANNED, version=profile.version)
             case _:
                 version = entry.installed if entry is not None else None
-                return Outcome(action=action, result="planned", version=version)
+                return Outcome(action=action, result=OutcomeResult.PLANNED, version=version)
 
     def _act(self, action: Action) -> Outcome:
         match action:
             case Install():
                 return self._put(action)
             case Adopt():
-                return self._record(action, action.profile, action.evidence, "adopted")
+                return self._record(action, action.profile, action.evidence, Provenance.ADOPTED)
             case Keep():
                 return self._record(action, action.profile, action.evidence, action.provenance)
             case Hold():
                 entry = self.entries.get(action.id)
                 version = entry.installed if entry is not None else None
-                return Outcome(action=action, result="held", version=version)
+                return Outcome(action=action, result=OutcomeResult.HELD, version=version)
             case Remove():
                 return self._remove(action)
             case Release():
@@ -124,14 +125,16 @@ class Executor:
             case Profile():
                 return self._install(action, profile, entry)
             case Pending(findings=findings):
-                return Outcome(action=action, result="pending", findings=findings)
+                return Outcome(action=action, result=OutcomeResult.PENDING, findings=findings)
             case Finding():
                 return _ended(action, profile)
             case unreachable:
                 assert_never(unreachable)
 
     def _install(self, action: Install, profile: Profile, entry: LedgerEntry | None) -> Outcome:
-        before = entry or LedgerEntry(id=action.id, provenance="put", prefix=profile.prefix)
+        before = entry or LedgerEntry(
+            id=action.id, provenance=Provenance.INSTALLED, prefix=profile.prefix
+        )
         if not _is(before.installed, profile.version):
             finding = self._store(profile) or self._write(replace(before, staged=profile.version))
             if finding is not None:
@@ -155,7 +158,7 @@ class Executor:
                 finding = finding or self._update_same_version(action.id, version)
                 if finding is not None:
                     return _ended(action, finding)
-                return Outcome(action=action, result="done", version=version)
+                return Outcome(action=action, result=OutcomeResult.DONE, version=version)
             case unreachable:
                 assert_never(unreachable)
 
@@ -188,7 +191,11 @@ class Executor:
     def _committed(self, before: LedgerEntry, version: Version, prefix: str) -> LedgerEntry:
         retired = _retired(before, version)
         return LedgerEntry(
-            id=before.id, provenance="put", installed=version, retired=retired, prefix=prefix
+            id=before.id,
+            provenance=Provenance.INSTALLED,
+            installed=version,
+            retired=retired,
+            prefix=prefix,
         )
 
     def _unstage(self, before: LedgerEntry) -> None:
@@ -227,12 +234,14 @@ class Executor:
         action: Adopt | Keep,
         profile: Profile,
         evidence: Mapping[str, Evidence],
-        how: Literal["put", "adopted"],
+        provenance: Provenance,
     ) -> Outcome:
         """Bring the ledger in step with a node that is right already; write only what differs."""
         before = self.entries.get(action.id)
         version = replace(profile.version, evidence=evidence)
-        entry = LedgerEntry(id=action.id, provenance=how, installed=version, prefix=profile.prefix)
+        entry = LedgerEntry(
+            id=action.id, provenance=provenance, installed=version, prefix=profile.prefix
+        )
         if before is not None:
             entry = replace(entry, retired=_retired(before, version))
         installed = before.installed if before is not None else None
@@ -260,7 +269,7 @@ class Executor:
                 return _ended(action, self._forget(action.id, action.names))
             case StillInUse(uses=uses):
                 findings = tuple(kept_in_use(name, use) for name, use in sorted(uses.items()))
-                return Outcome(action=action, result="held", findings=findings)
+                return Outcome(action=action, result=OutcomeResult.HELD, findings=findings)
             case Failed(finding=finding):
                 return _ended(action, finding)
             case unreachable:
@@ -269,10 +278,10 @@ class Executor:
     def _release(self, action: Release) -> Outcome:
         """Forget names; those that moved only once another entry owns them."""
         names = action.names
-        if action.reason == MOVED:
+        if action.reason == Reason.MOVED:
             names = tuple(name for name in names if self._has_another(action.id, name))
             if not names:
-                return Outcome(action=action, result="held")
+                return Outcome(action=action, result=OutcomeResult.HELD)
         return _ended(action, self._forget(action.id, names))
 
     def _has_another(self, id_: KeyId, name: str) -> bool:
@@ -371,8 +380,8 @@ def _again(found: Inspected, version: Version) -> Profile | Pending | Finding:
 
 def _ended(action: Action, finding: Finding | None, version: Version | None = None) -> Outcome:
     if finding is None:
-        return Outcome(action=action, result="done", version=version)
-    return Outcome(action=action, result="failed", findings=(finding,), version=version)
+        return Outcome(action=action, result=OutcomeResult.DONE, version=version)
+    return Outcome(action=action, result=OutcomeResult.FAILED, findings=(finding,), version=version)
 
 
 def _damaged(id_: KeyId) -> Finding:

@@ -25,7 +25,8 @@ from agent.core.model import (
     Unobservable,
     Unreadable,
 )
-from agent.core.report import UNKNOWN_WISH, ProfileStatus, Report, combined, of_source
+from agent.core.report import ProfileStatus, Report, combined, of_source
+from agent.core.vocabulary import ProfileState, Reason
 from agent.host.ledger import FileLedger
 
 Progress = Callable[[int, int], None]
@@ -325,7 +326,8 @@ class _Seen:
 def _settled(taken: Sequence[actions.Action], report: Report) -> bool:
     """Return whether a pass changed nothing and waits for nothing."""
     return all(isinstance(action, actions.Keep | actions.Hold) for action in taken) and all(
-        row.state not in ("failed", "unobservable") and row.desired for row in report.profiles
+        row.state not in (ProfileState.FAILED, ProfileState.UNOBSERVABLE) and row.desired
+        for row in report.profiles
     )
 
 
@@ -336,7 +338,9 @@ def removed_names(rows: Iterable[ProfileStatus]) -> list[str]:
         for row in rows
         if row.kind == "apparmor"
         and row.name
-        and (row.reason in ("missing", "absent") or row.state == "removed")
+        and (
+            row.reason in (Reason.WENT_MISSING, Reason.ABSENT) or row.state == ProfileState.REMOVED
+        )
     ]
 
 
@@ -345,15 +349,16 @@ def tracked_names(rows: Iterable[ProfileStatus]) -> list[str]:
     return [
         row.name
         for row in rows
-        if row.kind == "apparmor" and row.name and (row.desired or row.state == "held")
+        if row.kind == "apparmor" and row.name and (row.desired or row.state == ProfileState.HELD)
     ]
 
 
 def _put_back(row: ProfileStatus) -> ProfileStatus:
     """Return a row as restore tells it: no source was meant to be read, so none is gone."""
-    if row.state != "held" or not row.desired or row.reason == UNKNOWN_WISH:
+    if row.state != ProfileState.HELD or not row.desired or row.reason == Reason.SOURCE_UNREADABLE:
         return row
-    return replace(row, state="installed", reason="" if row.reason == "source gone" else row.reason)
+    reason = Reason.NONE if row.reason == Reason.SOURCE_UNAVAILABLE else row.reason
+    return replace(row, state=ProfileState.INSTALLED, reason=reason)
 
 
 @contextlib.contextmanager

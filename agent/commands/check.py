@@ -15,7 +15,8 @@ from agent.config import Config
 from agent.core import classify, desired, report_builder
 from agent.core.findings import Finding
 from agent.core.model import Emptied, Inspected, KeyId, ProfileKind, Snapshot, SourceKey, Unreadable
-from agent.core.report import PENDING, ProfileStatus, Report, State
+from agent.core.report import ProfileStatus, Report
+from agent.core.vocabulary import ActionName, ProfileState, Reason
 from agent.host.filesystem import Host
 from agent.sources import limits, source_spec
 
@@ -183,9 +184,9 @@ def _rows(joined: desired.Desired) -> list[ProfileStatus]:
                 key=id_.key,
                 name=name,
                 localhost_profile=name,
-                state="accepted",
-                action="keep",
-                reason="",
+                state=ProfileState.ACCEPTED,
+                action=ActionName.KEEP,
+                reason=Reason.NONE,
                 source_digest=version.source_digest,
                 mode=version.modes.get(name, ""),
                 findings=profile.findings * (index == 0),
@@ -193,17 +194,21 @@ def _rows(joined: desired.Desired) -> list[ProfileStatus]:
             for index, name in enumerate(version.names)
         ]
     for id_, first in joined.duplicates.items():
-        rows += [_row(id_, "accepted", f'same content as "{first.key}"', ())]
+        row = _row(id_, ProfileState.ACCEPTED, Reason.SAME_CONTENT, ())
+        rows.append(replace(row, reason_text=f'same content as "{first.key}"'))
     for id_, rejection in joined.rejections.items():
-        rows.append(replace(_row(id_, "rejected", "", rejection.findings), action="reject"))
+        row = _row(id_, ProfileState.REJECTED, Reason.NONE, rejection.findings)
+        rows.append(replace(row, action=ActionName.REJECT))
     for id_, unchecked in joined.unchecked.items():
-        rows.append(_row(id_, "unsupported", "", (unchecked.finding,)))
+        rows.append(_row(id_, ProfileState.UNSUPPORTED, Reason.NONE, (unchecked.finding,)))
     for id_, pending in joined.pending.items():
-        rows.append(_row(id_, "pending", PENDING, pending.findings))
+        rows.append(_row(id_, ProfileState.PENDING, Reason.PENDING, pending.findings))
     return rows
 
 
-def _row(id_: KeyId, state: State, why: str, findings: tuple[Finding, ...]) -> ProfileStatus:
+def _row(
+    id_: KeyId, state: ProfileState, why: Reason, findings: tuple[Finding, ...]
+) -> ProfileStatus:
     return ProfileStatus(
         kind=id_.kind,
         profile_set=id_.profile_set,
@@ -211,7 +216,7 @@ def _row(id_: KeyId, state: State, why: str, findings: tuple[Finding, ...]) -> P
         name="",
         localhost_profile="",
         state=state,
-        action="keep",
+        action=ActionName.KEEP,
         reason=why,
         findings=findings,
     )

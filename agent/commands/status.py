@@ -6,7 +6,8 @@ from agent.core import report_builder
 from agent.core.findings import Finding
 from agent.core.model import LedgerEntry, Observation, Observed, ProfileKind
 from agent.core.ownership import has_same_content, owned_names
-from agent.core.report import KindSupport, ProfileStatus, Report, State
+from agent.core.report import KindSupport, ProfileStatus, Report
+from agent.core.vocabulary import ActionName, ProfileState, Provenance, Reason
 
 
 def status(settings: Config) -> Report:
@@ -38,7 +39,9 @@ def _rows(entry: LedgerEntry, observed: Observed) -> list[ProfileStatus]:
     rows = []
     for name, evidence in owned_names(entry).items():
         current = version is not None and name in version.names
-        state, why = _state(name, evidence, observed, entry.provenance, retired=not current)
+        state, reason, text = _state(
+            name, evidence, observed, entry.provenance, retired=not current
+        )
         held = version if current else None
         rows.append(
             ProfileStatus(
@@ -48,8 +51,9 @@ def _rows(entry: LedgerEntry, observed: Observed) -> list[ProfileStatus]:
                 name=name,
                 localhost_profile=name,
                 state=state,
-                action="keep",
-                reason=why or entry.provenance,
+                action=ActionName.KEEP,
+                reason=reason,
+                reason_text=text,
                 source_digest=held.source_digest if held is not None else "",
                 installed=held.body_digest
                 if held is not None and entry.id.kind == "seccomp"
@@ -63,18 +67,27 @@ def _rows(entry: LedgerEntry, observed: Observed) -> list[ProfileStatus]:
 
 
 def _state(
-    name: str, evidence: frozenset[str], observed: Observed, how: str, *, retired: bool
-) -> tuple[State, str]:
+    name: str,
+    evidence: frozenset[str],
+    observed: Observed,
+    provenance: Provenance,
+    *,
+    retired: bool,
+) -> tuple[ProfileState, Reason, str]:
+    """Return the state, its reason, and a text that says more than the reason or is empty."""
     if not isinstance(observed, Observation):
-        return "unobservable", observed.finding.message
+        return ProfileState.UNOBSERVABLE, Reason.UNOBSERVABLE, observed.finding.message
     fact = observed.profiles.get(name)
     if fact is None:
-        return "failed", "absent on the node"
+        return ProfileState.FAILED, Reason.NOT_ON_NODE, ""
     if not has_same_content(evidence, fact):
-        return "failed", "other content on the node"
-    if fact.is_own is False and how == "put":
-        return "installed", "loaded by another program"
-    return ("held", "no longer desired") if retired else ("installed", "")
+        return ProfileState.FAILED, Reason.OTHER_CONTENT, ""
+    if fact.is_own is False and provenance == Provenance.INSTALLED:
+        return ProfileState.INSTALLED, Reason.OTHER_PROGRAM, ""
+    if retired:
+        return ProfileState.HELD, Reason.NO_LONGER_DESIRED, ""
+    adopted = provenance == Provenance.ADOPTED
+    return ProfileState.INSTALLED, Reason.ADOPTED if adopted else Reason.INSTALLED, ""
 
 
 def _mode(name: str, observed: Observed) -> str:

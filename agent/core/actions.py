@@ -2,13 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
 
 from agent.core.findings import Finding
 from agent.core.model import Evidence, KeyId, Profile, Version
-from agent.core.report import State
-
-MOVED: Final = "moved"  # another key has the name, once its entry says so
+from agent.core.vocabulary import OutcomeResult, ProfileState, Provenance, Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +19,7 @@ class Install:
     """
 
     id: KeyId
-    reason: str
+    reason: Reason
     names: tuple[str, ...]
     profile: Profile | None
     replaceable: frozenset[str]
@@ -37,7 +34,7 @@ class Adopt:
     """Track content that is on the node already; it stays somebody else's."""
 
     id: KeyId
-    reason: str
+    reason: Reason
     names: tuple[str, ...]
     profile: Profile
     evidence: Mapping[str, Evidence]
@@ -48,11 +45,11 @@ class Keep:
     """Nothing to do on the node. inherited: what is known of names that other keys had."""
 
     id: KeyId
-    reason: str
+    reason: Reason
     names: tuple[str, ...]
     profile: Profile
     evidence: Mapping[str, Evidence]
-    provenance: Literal["put", "adopted"]
+    provenance: Provenance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +57,9 @@ class Hold:
     """Leave the node as it is, for a reason that people should see."""
 
     id: KeyId
-    reason: str
+    reason: Reason
     names: tuple[str, ...]
-    state: State
+    state: ProfileState
     findings: tuple[Finding, ...] = ()
     desired: bool = True
 
@@ -72,7 +69,7 @@ class Remove:
     """Remove names that are ours and no longer desired; prove: only if nobody uses them."""
 
     id: KeyId
-    reason: str
+    reason: Reason
     names: tuple[str, ...]
     evidence: Mapping[str, Evidence]
     require_unused: bool
@@ -83,7 +80,7 @@ class Release:
     """Forget names; the node stays as it is."""
 
     id: KeyId
-    reason: str
+    reason: Reason
     names: tuple[str, ...]
 
 
@@ -95,7 +92,7 @@ class Outcome:
     """One action and what became of it. version: what the node holds now, where that is known."""
 
     action: Action
-    result: Literal["done", "held", "failed", "planned", "pending"]
+    result: OutcomeResult
     findings: tuple[Finding, ...] = ()
     version: Version | None = None
     seconds: float = 0.0

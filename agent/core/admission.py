@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from agent.core import classify
-from agent.core.findings import Finding
+from agent.core.findings import Finding, Severity
 from agent.core.model import (
     Inspected,
     KeyId,
@@ -186,7 +186,7 @@ class AdmissionBudget:
     def _trimmed(self, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
         left = max(0, self.limits.findings - self._findings)
         if len(findings) > 1 + left:
-            ranked = sorted(findings, key=lambda finding: finding.severity != "error")
+            ranked = sorted(findings, key=lambda finding: finding.severity != Severity.ERROR)
             findings = tuple(ranked[: 1 + left])
         self._findings += max(0, len(findings) - 1)
         return findings

@@ -8,91 +8,100 @@ profile body or a secret.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, Literal
+from enum import StrEnum
+from typing import Final
 
-Severity = Literal["error", "warning", "notice"]
+
+class Severity(StrEnum):
+    """How bad a finding is."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTICE = "notice"
+
+
 MAX_FINDINGS: Final = 50  # problems of one key: a hostile one could make hundreds of thousands
 
 CODES: Final[dict[str, Severity]] = {
     # sources
-    "key_unsafe": "error",  # the key's name leads out of the tree or cannot be a file name
-    "key_not_regular": "error",  # a device, FIFO, socket or a link out of the tree
-    "key_too_large": "error",
-    "limit_exceeded": "error",  # all profile sets together, or the ledger, exceed a total
-    "source_missing": "error",
-    "source_unreadable": "error",
-    "source_over_limit": "error",  # more bytes, keys or ConfigMaps than are read
-    "source_emptied": "error",
+    "key_unsafe": Severity.ERROR,  # the key's name leads out of the tree or cannot be a file name
+    "key_not_regular": Severity.ERROR,  # a device, FIFO, socket or a link out of the tree
+    "key_too_large": Severity.ERROR,
+    "limit_exceeded": Severity.ERROR,  # all profile sets together, or the ledger, exceed a total
+    "source_missing": Severity.ERROR,
+    "source_unreadable": Severity.ERROR,
+    "source_over_limit": Severity.ERROR,  # more bytes, keys or ConfigMaps than are read
+    "source_emptied": Severity.ERROR,
     # both kinds
-    "not_utf8": "error",
-    "name_conflict": "error",  # the same name in two keys with different content
-    "foreign_name": "error",  # on the node, and not put there by this agent
-    "kind_unsupported": "error",  # this node cannot have profiles of this kind
-    "kind_unobservable": "error",  # it may have them, but the agent cannot look
-    "write_failed": "error",
-    "verify_failed": "error",  # written, but the node does not show it
-    "remove_failed": "error",
-    "in_use": "notice",  # removal held: a process is confined by it
-    "use_unknown": "notice",  # removal held: cannot prove that nobody uses it
+    "not_utf8": Severity.ERROR,
+    "name_conflict": Severity.ERROR,  # the same name in two keys with different content
+    "foreign_name": Severity.ERROR,  # on the node, and not put there by this agent
+    "kind_unsupported": Severity.ERROR,  # this node cannot have profiles of this kind
+    "kind_unobservable": Severity.ERROR,  # it may have them, but the agent cannot look
+    "write_failed": Severity.ERROR,
+    "verify_failed": Severity.ERROR,  # written, but the node does not show it
+    "remove_failed": Severity.ERROR,
+    "in_use": Severity.NOTICE,  # removal held: a process is confined by it
+    "use_unknown": Severity.NOTICE,  # removal held: cannot prove that nobody uses it
     # AppArmor
-    "text_unsafe": "error",  # invisible characters in the text: a NUL ends a word for the parser
-    "parser_rejected": "error",  # apparmor_parser's own message
-    "parser_killed": "error",  # CPU, memory, output or wall-clock limit
-    "parser_not_sandboxed": "notice",  # the parser could open any file that a text includes
-    "no_profile": "error",  # compiles, declares nothing
-    "name_denied": "error",
-    "name_unsafe": "error",  # control characters, // without a parent, over 200 bytes
-    "name_variable": "error",
-    "namespace_refused": "error",
-    "attachment_refused": "error",
-    "include_refused": "error",
-    "unconfined_refused": "error",  # flags=(unconfined) and default_allow
-    "kernel_refused": "error",  # the kernel's errno for the load
-    "kernel_jammed": "error",
-    "policy_unreadable": "error",  # compiled policy of a layout this agent does not know
-    "content_unverifiable": "warning",  # the kernel shows neither hashes nor loaded policy
-    "complain_mode": "warning",
-    "rule_not_enforced": "warning",  # the parser left out rules that this kernel does not mediate
-    "unconfined_exec": "warning",  # ux, Ux and friends
-    "unconfined_transition": "warning",  # change_profile -> unconfined
+    "text_unsafe": Severity.ERROR,  # invisible characters: a NUL ends a word for the parser
+    "parser_rejected": Severity.ERROR,  # apparmor_parser's own message
+    "parser_killed": Severity.ERROR,  # CPU, memory, output or wall-clock limit
+    "parser_not_sandboxed": Severity.NOTICE,  # the parser could open any file that a text includes
+    "no_profile": Severity.ERROR,  # compiles, declares nothing
+    "name_denied": Severity.ERROR,
+    "name_unsafe": Severity.ERROR,  # control characters, // without a parent, over 200 bytes
+    "name_variable": Severity.ERROR,
+    "namespace_refused": Severity.ERROR,
+    "attachment_refused": Severity.ERROR,
+    "include_refused": Severity.ERROR,
+    "unconfined_refused": Severity.ERROR,  # flags=(unconfined) and default_allow
+    "kernel_refused": Severity.ERROR,  # the kernel's errno for the load
+    "kernel_jammed": Severity.ERROR,
+    "policy_unreadable": Severity.ERROR,  # compiled policy of a layout this agent does not know
+    "content_unverifiable": Severity.WARNING,  # the kernel shows neither hashes nor loaded policy
+    "complain_mode": Severity.WARNING,
+    "rule_not_enforced": Severity.WARNING,  # rules that this kernel does not mediate were left out
+    "unconfined_exec": Severity.WARNING,  # ux, Ux and friends
+    "unconfined_transition": Severity.WARNING,  # change_profile -> unconfined
     # seccomp
-    "not_json": "error",
-    "duplicate_key": "error",
-    "unknown_field": "error",
-    "bad_value": "error",
-    "fails_open": "error",  # some runtime would run the container without the filter meant
-    "runtime_hang": "error",
-    "runtime_crash": "error",
-    "not_portable": "error",  # only CRI-O understands it: --seccomp-format docker
-    "notify_refused": "error",
-    "unknown_syscall": "error",  # under an allow default
-    "filter_too_large": "error",
-    "path_unsafe": "error",  # the path a pod would have to name is not allowed
-    "name_rewritten": "notice",
-    "expanded_for_arch": "notice",
-    "rule_added": "notice",
-    "syscall_ignored": "warning",  # unknown name under a deny default
-    "start_impossible": "warning",  # no execve or exit_group in an allow list
-    "not_enforcing": "warning",  # LOG default
-    "abi_missing": "warning",
-    "dangerous_syscalls": "warning",
-    "newer_call_allowed": "warning",  # an older variant of an allowed call is denied
-    "condition_surprising": "warning",
+    "not_json": Severity.ERROR,
+    "duplicate_key": Severity.ERROR,
+    "unknown_field": Severity.ERROR,
+    "bad_value": Severity.ERROR,
+    "fails_open": Severity.ERROR,  # some runtime would run the container without the filter meant
+    "runtime_hang": Severity.ERROR,
+    "runtime_crash": Severity.ERROR,
+    "not_portable": Severity.ERROR,  # only CRI-O understands it: --seccomp-format docker
+    "notify_refused": Severity.ERROR,
+    "unknown_syscall": Severity.ERROR,  # under an allow default
+    "filter_too_large": Severity.ERROR,
+    "path_unsafe": Severity.ERROR,  # the path a pod would have to name is not allowed
+    "name_rewritten": Severity.NOTICE,
+    "expanded_for_arch": Severity.NOTICE,
+    "rule_added": Severity.NOTICE,
+    "syscall_ignored": Severity.WARNING,  # unknown name under a deny default
+    "start_impossible": Severity.WARNING,  # no execve or exit_group in an allow list
+    "not_enforcing": Severity.WARNING,  # LOG default
+    "abi_missing": Severity.WARNING,
+    "dangerous_syscalls": Severity.WARNING,
+    "newer_call_allowed": Severity.WARNING,  # an older variant of an allowed call is denied
+    "condition_surprising": Severity.WARNING,
     # as a daemon
-    "drift_fought": "error",  # repaired again and again: somebody else writes it too
-    "confinement_lost": "error",  # processes run unconfined since their profile was removed
+    "drift_fought": Severity.ERROR,  # repaired again and again: somebody else writes it too
+    "confinement_lost": Severity.ERROR,  # processes run unconfined since their profile was removed
     # in a cluster
-    "node_unknown": "error",  # no Node of this name, or it is not this machine
-    "node_unreachable": "warning",  # the API server does not answer, or refuses the labels
-    "label_foreign": "warning",  # somebody else's label below the agent's prefix
-    "label_fought": "warning",  # somebody else takes the labels off, again and again
-    "label_refused": "warning",  # the API server refuses some of the labels
-    "label_collision": "error",  # two names would have the same label
-    "label_limit": "warning",  # more labels than --label-limit
-    "label_pending": "notice",  # removal held: its label is not gone, or not for long enough
+    "node_unknown": Severity.ERROR,  # no Node of this name, or it is not this machine
+    "node_unreachable": Severity.WARNING,  # the API server does not answer, or refuses the labels
+    "label_foreign": Severity.WARNING,  # somebody else's label below the agent's prefix
+    "label_fought": Severity.WARNING,  # somebody else takes the labels off, again and again
+    "label_refused": Severity.WARNING,  # the API server refuses some of the labels
+    "label_collision": Severity.ERROR,  # two names would have the same label
+    "label_limit": Severity.WARNING,  # more labels than --label-limit
+    "label_pending": Severity.NOTICE,  # removal held: its label is not gone, or not for long enough
     # state
-    "ledger_damaged": "error",
-    "ledger_newer": "error",
+    "ledger_damaged": Severity.ERROR,
+    "ledger_newer": Severity.ERROR,
 }
 
 
@@ -132,10 +141,10 @@ def limited(found: Iterable[Finding]) -> tuple[Finding, ...]:
     for one in found:
         if len(kept) < MAX_FINDINGS:
             kept.append(one)
-            refused = refused or one.severity == "error"
+            refused = refused or one.severity == Severity.ERROR
             continue
         more = True
-        if not refused and one.severity == "error":
+        if not refused and one.severity == Severity.ERROR:
             kept[-1], refused = one, True
         if refused:
             break

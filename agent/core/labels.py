@@ -14,7 +14,8 @@ from typing import Final
 
 from agent.core.findings import Finding
 from agent.core.model import ProfileKind
-from agent.core.report import PENDING, UNKNOWN_WISH, ProfileSetStatus, ProfileStatus, Report
+from agent.core.report import ProfileSetStatus, ProfileStatus, Report
+from agent.core.vocabulary import ON_NODE, ProfileSetState, ProfileState, Reason, SupportState
 
 DOMAIN: Final = "profile-loader.node-restriction.kubernetes.io"
 LIMIT: Final = 200
@@ -28,7 +29,6 @@ _SUFFIX_DIGITS: Final = 20
 _LIKE_SUFFIX: Final = re.compile(rf"(.*-)?[0-9a-f]{{{_SUFFIX_DIGITS}}}")
 _CUT: Final = 63 - 1 - _SUFFIX_DIGITS
 _CONFIG_MAP: Final = "configmap "
-_VERIFIED: Final = frozenset({"installed", "outdated", "held"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +114,11 @@ def labels_for(
             labels[label] = "ready"
     for kind, support in report.kind_support.items():
         label = f"{domain}/{kind}"
-        known = present.get(label, support.state) if support.state == "unknown" else support.state
+        known = (
+            present.get(label, support.state)
+            if support.state == SupportState.UNKNOWN
+            else support.state
+        )
         labels[label] = known
     kept, left = _limited(labels, domain, limit, present)
     findings = [_collision(label, sorted(names)) for label, names in sorted(collisions.items())]
@@ -142,16 +146,18 @@ def _collisions(report: Report, domain: str) -> dict[str, frozenset[str]]:
 
 
 def _labelled(row: ProfileStatus) -> bool:
-    return row.desired and bool(row.name) and row.state in _VERIFIED
+    return row.desired and bool(row.name) and row.state in ON_NODE
 
 
 def _is_observed(row: ProfileStatus) -> bool:
-    return row.state != "unobservable" and not _may_be_undesired(row)
+    return row.state != ProfileState.UNOBSERVABLE and not _may_be_undesired(row)
 
 
 def _may_be_undesired(row: ProfileStatus) -> bool:
     """Return whether it is unknown if a source desires the name."""
-    return row.reason == UNKNOWN_WISH or (row.state == "held" and row.reason == PENDING)
+    return row.reason == Reason.SOURCE_UNREADABLE or (
+        row.state == ProfileState.HELD and row.reason == Reason.PENDING
+    )
 
 
 def _value(row: ProfileStatus) -> str:
@@ -165,7 +171,7 @@ def _of_row(
         return
     label = key(row.kind, row.name, domain)
     digest_label = f"{row.kind}-digest.{domain}/{name(row.name)}"
-    if row.state == "unobservable" and row.desired:
+    if row.state == ProfileState.UNOBSERVABLE and row.desired:
         for one in (label, digest_label):
             if one in present:
                 yield one, present[one]
@@ -204,19 +210,19 @@ def _is_ready(
         for row in report.profiles
         if row.profile_set == status.profile_set and row.desired and not _may_be_undesired(row)
     ]
-    unseen = [row for row in rows if row.state not in _VERIFIED]
+    unseen = [row for row in rows if row.state not in ON_NODE]
     if not rows or not all(_unseen(row, domain, present) for row in unseen):
         return False
     if status.left_out or status.unlisted:
         return False
-    return (status.state == "read" and not unseen) or _set_key(
+    return (status.state == ProfileSetState.READ and not unseen) or _set_key(
         status.profile_set, domain
     ) in present
 
 
 def _unseen(row: ProfileStatus, domain: str, present: Mapping[str, str]) -> bool:
     """Return whether a profile was verified before, and cannot be looked at now."""
-    return row.state == "unobservable" and key(row.kind, row.name, domain) in present
+    return row.state == ProfileState.UNOBSERVABLE and key(row.kind, row.name, domain) in present
 
 
 def _limited(

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from agent.core.findings import Finding
+from agent.core.vocabulary import Provenance, UnreadableCause
 
 ProfileKind = Literal["apparmor", "seccomp"]
-UnreadableCause = Literal["unanswered", "invalid", "over_limit"]
 
 # What proves content: opaque tokens such as "raw:sha256:<hex>" (the kernel's hash of the loaded
 # blob), "own:sha256:<hex>" (its hash of one profile), "bytes:<hex>" (a file's sha256),
@@ -110,7 +110,7 @@ class Unreadable:
 
     profile_set: str
     reason: str
-    cause: UnreadableCause = "unanswered"
+    cause: UnreadableCause = UnreadableCause.UNANSWERED
 
 
 Snapshot = Read | Emptied | Missing | Unreadable
@@ -272,7 +272,7 @@ class LedgerEntry:
     """
 
     id: KeyId
-    provenance: Literal["put", "adopted"]
+    provenance: Provenance
     installed: Version | None = None
     staged: Version | None = None
     retired: Mapping[str, Evidence] = field(default_factory=dict)

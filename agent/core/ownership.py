@@ -6,6 +6,7 @@ under the same name is foreign, even with the same content.
 """
 
 from agent.core.model import Evidence, LedgerEntry, ObservedProfile, Version
+from agent.core.vocabulary import Provenance
 
 
 def has_same_content(evidence: Evidence, fact: ObservedProfile, mode: str = "") -> bool:
@@ -32,7 +33,7 @@ def evidence_of(entry: LedgerEntry, name: str) -> Evidence:
 
 def is_installed_by_agent(entry: LedgerEntry, name: str) -> bool:
     """Return whether this agent installed a name that an entry owns; retired names always are."""
-    return entry.provenance == "put" or name in entry.retired
+    return entry.provenance == Provenance.INSTALLED or name in entry.retired
 
 
 def is_agent_owned(entry: LedgerEntry, name: str, fact: ObservedProfile) -> bool:

@@ -36,8 +36,8 @@ any current key provides, even by its last good version, is never removed.
 | read     | -              | adopted         | present               | Release                   |
 | read     | -              | ours            | absent                | Release (absent)          |
 | read     | -              | ours, elsewhere | another key has it    | Release (moved)           |
-| read     | -              | ours            | a refused key has it  | Hold (wanted)             |
-| not read | ?              | installed       | same                  | Hold (source gone)        |
+| read     | -              | ours            | a refused key has it  | Hold (still needed)       |
+| not read | ?              | installed       | same                  | Hold (source unavailable) |
 | not read | ?              | installed       | absent or other       | Put the installed version |
 | missing  | ?, elsewhere   | installed       | another key has it    | Release (moved)           |
 | not ours | any            | any             | any                   | nothing                   |
@@ -46,10 +46,10 @@ any current key provides, even by its last good version, is never removed.
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, assert_never
+from typing import assert_never
 
 from agent.core import diagnostics
-from agent.core.actions import MOVED, Action, Adopt, Hold, Install, Keep, Release, Remove
+from agent.core.actions import Action, Adopt, Hold, Install, Keep, Release, Remove
 from agent.core.desired import Desired
 from agent.core.findings import Finding
 from agent.core.model import (
@@ -79,7 +79,7 @@ from agent.core.ownership import (
     is_staged,
     owned_names,
 )
-from agent.core.report import PENDING, UNKNOWN_WISH, State
+from agent.core.vocabulary import ProfileState, PruneMode, Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +92,7 @@ class PlanOptions:
     known, so that nothing is removed while it is not.
     """
 
-    prune: Literal["unused", "always", "never"] = "unused"
+    prune: PruneMode = PruneMode.UNUSED
     take_over: frozenset[str] = frozenset()
     grace_seconds: float = 0.0
     label_absent_seconds: Mapping[tuple[ProfileKind, str], float] | None = None
@@ -108,7 +108,7 @@ def removal_candidates(
     return frozenset(
         name
         for entry in entries.values()
-        if options.prune != "never" and entry.id.profile_set in desired.profile_sets
+        if options.prune != PruneMode.NEVER and entry.id.profile_set in desired.profile_sets
         for name in owned_names(entry)
         if (entry.id.kind, name) not in claimed and is_installed_by_agent(entry, name)
     )
@@ -220,14 +220,18 @@ class _Planner:
         yield from self._profiles(seen)
         for id_ in self._sorted(self.desired.rejections):
             yield self._refused(
-                id_, "rejected", "rejected", self.desired.rejections[id_].findings, seen
+                id_,
+                Reason.REJECTED,
+                ProfileState.REJECTED,
+                self.desired.rejections[id_].findings,
+                seen,
             )
         for id_ in self._sorted(self.desired.unchecked):
             findings = (self.desired.unchecked[id_].finding,)
-            yield self._refused(id_, "unchecked", "unsupported", findings, seen)
+            yield self._refused(id_, Reason.UNCHECKED, ProfileState.UNSUPPORTED, findings, seen)
         for id_ in self._sorted(self.desired.pending):
             pending = self.desired.pending[id_]
-            yield self._refused(id_, PENDING, "pending", pending.findings, seen)
+            yield self._refused(id_, Reason.PENDING, ProfileState.PENDING, pending.findings, seen)
         leftovers = [
             action
             for id_ in self._sorted(self.entries)
@@ -290,10 +294,10 @@ class _Planner:
     def _profile(self, profile: Profile, seen: Observation) -> Action:
         version, id_ = profile.version, profile.id
         if self._waits_for_pending(profile):
-            return self._refused(id_, PENDING, "pending", (), seen)
+            return self._refused(id_, Reason.PENDING, ProfileState.PENDING, (), seen)
         blocker = self._blocker(profile)
         if blocker is not None:
-            return self._refused(id_, "conflict", "rejected", (blocker,), seen)
+            return self._refused(id_, Reason.CONFLICT, ProfileState.REJECTED, (blocker,), seen)
         judged = self._judge(profile, seen)
         names = version.names
         if judged.equal and len(judged.equal) < len(names):
@@ -303,10 +307,14 @@ class _Planner:
                 diagnostics.foreign(name, id_, seen.profiles[name])
                 for name in sorted(judged.foreign)
             )
-            return self._refused(id_, "foreign", "foreign", findings, seen)
+            return self._refused(id_, Reason.FOREIGN, ProfileState.FOREIGN, findings, seen)
         if judged.equal:
             return Adopt(
-                id=id_, reason="same content", names=names, profile=profile, evidence=judged.equal
+                id=id_,
+                reason=Reason.SAME_CONTENT,
+                names=names,
+                profile=profile,
+                evidence=judged.equal,
             )
         holders = self._holders(profile)
         untouched = all(
@@ -317,11 +325,11 @@ class _Planner:
         )
         if holders and untouched and len(judged.same) == len(names):
             mine = self.entries.get(id_)
-            why = "unchanged" if mine is not None and mine.installed is not None else "renamed"
+            is_known = mine is not None and mine.installed is not None
             how = holders[0].provenance
             return Keep(
                 id=id_,
-                reason=why,
+                reason=Reason.UNCHANGED if is_known else Reason.RENAMED,
                 names=names,
                 profile=profile,
                 evidence=judged.same,
@@ -360,22 +368,23 @@ class _Planner:
                 return None
             if name not in provides and fact is not None and not is_intact(entry, name, fact):
                 return None
-        action = self._last_good(entry, "refused", "outdated", (), seen)
+        action = self._last_good(entry, Reason.REJECTED, ProfileState.OUTDATED, (), seen)
         return action if isinstance(action, Install) else None
 
     def _why(
         self, judged: _Judged, holders: list[LedgerEntry], version: Version, *, untouched: bool
-    ) -> str:
+    ) -> Reason:
         if judged.unfinished and not holders:
-            return "unfinished"
+            return Reason.UNFINISHED
         if not holders:
-            return "taken over" if judged.taken else "new"
+            return Reason.TAKEN_OVER if judged.taken else Reason.NEW
         if not untouched:
             sources = {one.installed.source_digest for one in holders if one.installed is not None}
-            return "recompiled" if sources == {version.source_digest} else "changed"
+            same_source = sources == {version.source_digest}
+            return Reason.RECOMPILED if same_source else Reason.CHANGED
         if judged.missing:
-            return "missing"
-        return "drifted" if judged.drifted else "taken over"
+            return Reason.WENT_MISSING
+        return Reason.DRIFTED if judged.drifted else Reason.TAKEN_OVER
 
     def _holders(self, profile: Profile) -> list[LedgerEntry]:
         """Return the entries that own any of the profile's names, its own entry first."""
@@ -478,20 +487,25 @@ class _Planner:
     # --- a key whose last good version must stay --------------------------------------------------
 
     def _refused(
-        self, id_: KeyId, why: str, state: State, findings: tuple[Finding, ...], seen: Observation
+        self,
+        id_: KeyId,
+        why: Reason,
+        state: ProfileState,
+        findings: tuple[Finding, ...],
+        seen: Observation,
     ) -> Action:
         entry = self.entries.get(id_)
         if entry is None or entry.installed is None:
             profile = self.desired.profiles.get(id_)
             names = profile.version.names if profile is not None else ()
             return Hold(id=id_, reason=why, names=names, state=state, findings=findings)
-        return self._last_good(entry, why, "outdated", findings, seen)
+        return self._last_good(entry, why, ProfileState.OUTDATED, findings, seen)
 
     def _last_good(
         self,
         entry: LedgerEntry,
-        why: str,
-        state: State,
+        why: Reason,
+        state: ProfileState,
         findings: tuple[Finding, ...],
         seen: Observation,
     ) -> Action:
@@ -511,9 +525,9 @@ class _Planner:
         if foreign:
             return Hold(
                 id=entry.id,
-                reason="foreign",
+                reason=Reason.FOREIGN,
                 names=names,
-                state="foreign",
+                state=ProfileState.FOREIGN,
                 findings=findings + foreign,
             )
         missing = [name for name, fact in facts.items() if fact is None]
@@ -521,7 +535,7 @@ class _Planner:
             return Hold(id=entry.id, reason=why, names=names, state=state, findings=findings)
         return Install(
             id=entry.id,
-            reason="missing" if missing else "drifted",
+            reason=Reason.WENT_MISSING if missing else Reason.DRIFTED,
             names=names,
             profile=None,
             replaceable=frozenset(name for name, fact in facts.items() if fact is not None),
@@ -537,36 +551,39 @@ class _Planner:
             return  # as nearly always: nothing of it is left over
         whole = self._whole(entry)
         if whole:
-            yield self._last_good(entry, whole, "held", (), seen)
+            yield self._last_good(entry, whole, ProfileState.HELD, (), seen)
         names = entry.retired if whole else owned_names(entry)
         evidence = owned_names(entry)
-        going: dict[str, list[str]] = {}  # by why; "" is removal
+        going: dict[Reason | None, list[str]] = {}  # by reason; None is removal
         stay: dict[str, Hold] = {}
         for name in sorted(set(names) - self._provided_by(entry.id)):
             why = self._release(entry, name, evidence[name], seen)
             held = None if why else self._stays(entry, name, stay, seen)
-            if self.pending and why in ("", "adopted"):
+            if self.pending and why in (None, Reason.ADOPTED):
                 # A pending key may be this profile under a new key.
-                held = Hold(id=entry.id, reason=PENDING, names=(name,), state="held")
+                held = Hold(
+                    id=entry.id, reason=Reason.PENDING, names=(name,), state=ProfileState.HELD
+                )
             if held is not None:
                 stay[name] = held
                 yield held
             else:
                 going.setdefault(why, []).append(name)
-        remove = going.pop("", [])
-        for why, some in going.items():
-            yield Release(id=entry.id, reason=why, names=tuple(some))
+        remove = going.pop(None, [])
+        for reason, some in going.items():
+            if reason is not None:
+                yield Release(id=entry.id, reason=reason, names=tuple(some))
         known = isinstance(self.desired.profile_sets[entry.id.profile_set], Read)
         if known and not owned_names(entry) and not self.desired.has(entry.id):
-            yield Release(id=entry.id, reason="never installed", names=())
+            yield Release(id=entry.id, reason=Reason.NEVER_INSTALLED, names=())
         if remove:
             yield Remove(
                 id=entry.id,
-                reason="not desired",
+                reason=Reason.NOT_DESIRED,
                 names=tuple(remove),
                 evidence={name: evidence[name] for name in remove},
                 require_unused=self.kind != "seccomp"
-                or not (self.options.prune == "always" or self._proven_by_pods()),
+                or not (self.options.prune == PruneMode.ALWAYS or self._proven_by_pods()),
             )
 
     def _pods(self, name: str) -> tuple[str, ...]:
@@ -577,16 +594,19 @@ class _Planner:
         """Return whether "no pod names it" proves "not in use": for files, which leave no trace."""
         return self.kind == "seccomp" and self.options.pods_by_profile is not None
 
-    def _release(self, entry: LedgerEntry, name: str, evidence: Evidence, seen: Observation) -> str:
-        """Return why a name of ours is only to be forgotten, or an empty string."""
+    def _release(
+        self, entry: LedgerEntry, name: str, evidence: Evidence, seen: Observation
+    ) -> Reason | None:
+        """Return why a name of ours is only to be forgotten; None: it is to be removed."""
         fact = seen.profiles.get(name)
         if (self.kind, name) in self.claimed and not self._waits(entry, name):
-            return MOVED
+            return Reason.MOVED
         if fact is None:
-            return "absent"
+            return Reason.ABSENT
         if not is_installed_by_agent(entry, name):
-            return "adopted"
-        return "" if has_same_content(evidence, fact) and fact.is_own is not False else "foreign"
+            return Reason.ADOPTED
+        is_proven = has_same_content(evidence, fact) and fact.is_own is not False
+        return None if is_proven else Reason.FOREIGN
 
     def _is_left(self, id_: KeyId) -> bool:
         """Return whether a key is not desired for itself: gone, or the same as another one."""
@@ -599,22 +619,29 @@ class _Planner:
         """
         return name in self.wanted and all(one is entry for one in self.owners.get(name, ()))
 
-    def _whole(self, entry: LedgerEntry) -> str:
+    def _whole(self, entry: LedgerEntry) -> Reason | None:
         """Return why the installed version of a key that is not desired stays whole, or nothing."""
         if entry.installed is None or not self._is_left(entry.id):
-            return ""
+            return None
         if self._standing(entry):
-            return "source gone"
+            return Reason.SOURCE_UNAVAILABLE
         names = entry.installed.names
         waits = any(self._waits(entry, name) for name in names)
-        return "wanted" if waits and self.taken.isdisjoint(names) else ""
+        is_needed = waits and self.taken.isdisjoint(names)
+        return Reason.STILL_NEEDED if is_needed else None
 
     def _stays(
         self, entry: LedgerEntry, name: str, stay: Mapping[str, Hold], seen: Observation
     ) -> Hold | None:
         """Return why a name of ours that is on the node must stay there, or None if it may go."""
         if self._waits(entry, name):
-            return Hold(id=entry.id, reason="wanted", names=(name,), state="held", desired=False)
+            return Hold(
+                id=entry.id,
+                reason=Reason.STILL_NEEDED,
+                names=(name,),
+                state=ProfileState.HELD,
+                desired=False,
+            )
         above = stay.get(name.rpartition("//")[0])
         if above is not None:  # who runs below it may enter its hats and children any time
             return replace(above, names=(name,), findings=())
@@ -622,7 +649,7 @@ class _Planner:
 
     def _is_proven_move(self, action: Action, seen: Observation) -> bool:
         """Return whether an entry gives up a name whose content on the node it has on record."""
-        if not isinstance(action, Release) or action.reason != MOVED:
+        if not isinstance(action, Release) or action.reason != Reason.MOVED:
             return False
         evidence = owned_names(self.entries[action.id])
         return any(
@@ -635,7 +662,7 @@ class _Planner:
     def _moved(self, entry: LedgerEntry) -> Iterable[Action]:
         taken = sorted(owned_names(entry).keys() & self.taken)
         if taken:
-            yield Release(id=entry.id, reason=MOVED, names=tuple(taken))
+            yield Release(id=entry.id, reason=Reason.MOVED, names=tuple(taken))
 
     def _standing(self, entry: LedgerEntry) -> bool:
         return _standing(entry, self.desired) and not self._replaced(entry)
@@ -665,44 +692,56 @@ class _Planner:
         """Return why a name of ours that nobody desires must stay, or None if it may go."""
         if self.unreadable:
             # It may be desired there: its label stays too.
-            return Hold(id=id_, reason=UNKNOWN_WISH, names=(name,), state="held")
-        if self.options.prune == "never":
-            return _left(id_, name, "prune=never")
+            return Hold(
+                id=id_, reason=Reason.SOURCE_UNREADABLE, names=(name,), state=ProfileState.HELD
+            )
+        if self.options.prune == PruneMode.NEVER:
+            return _left(id_, name, Reason.PRUNE_NEVER)
         if self.options.label_absent_seconds is not None and (
             self.options.label_absent_seconds.get((self.kind, name), -1.0)
             < self.options.grace_seconds
         ):
-            return _left(id_, name, "label_pending", diagnostics.pending(name))
+            return _left(id_, name, Reason.LABEL_PENDING, diagnostics.pending(name))
         if self.options.pod_aware and self.options.pods_by_profile is None:
-            return _left(id_, name, "use_unknown", diagnostics.pods_unknown(name))
+            return _left(id_, name, Reason.USE_UNKNOWN, diagnostics.pods_unknown(name))
         if self._pods(name):
-            return _left(id_, name, "in_use", diagnostics.named_by(name, self._pods(name)))
+            return _left(id_, name, Reason.IN_USE, diagnostics.named_by(name, self._pods(name)))
         match seen.uses.get(name, UnknownUse(reason="its use was not looked at")):
             case Unused():
                 return None
             case UnknownUse() if self._proven_by_pods():
                 return None
-            case UnknownUse() if self.options.prune == "always" and self.kind == "seccomp":
+            case UnknownUse() if self.options.prune == PruneMode.ALWAYS and self.kind == "seccomp":
                 return None
             case InUse() | UnknownUse() as use:
-                finding = diagnostics.kept_in_use(name, use)
+                is_used = isinstance(use, InUse)
+                reason = Reason.IN_USE if is_used else Reason.USE_UNKNOWN
+                return _left(id_, name, reason, diagnostics.kept_in_use(name, use))
             case unreachable:
                 assert_never(unreachable)
-        return _left(id_, name, finding.code, finding)
 
     # --- a kind that cannot be seen ---------------------------------------------------------------
 
     def _blindly(self, observed: Unobservable | Unsupported) -> Iterable[Action]:
-        state: State = "unobservable" if isinstance(observed, Unobservable) else "unsupported"
+        if isinstance(observed, Unobservable):
+            reason, state = Reason.UNOBSERVABLE, ProfileState.UNOBSERVABLE
+        else:
+            reason, state = Reason.UNSUPPORTED, ProfileState.UNSUPPORTED
         for id_ in self._sorted(self.desired.rejections):
             findings = self.desired.rejections[id_].findings
             last = self.entries[id_].installed if id_ in self.entries else None
             if last is None:
-                yield Hold(id=id_, reason="rejected", names=(), state="rejected", findings=findings)
+                yield Hold(
+                    id=id_,
+                    reason=Reason.REJECTED,
+                    names=(),
+                    state=ProfileState.REJECTED,
+                    findings=findings,
+                )
             else:
                 yield Hold(
                     id=id_,
-                    reason="rejected",
+                    reason=Reason.REJECTED,
                     names=last.names,
                     state=state,
                     findings=(*findings, observed.finding),
@@ -711,13 +750,15 @@ class _Planner:
         for id_ in self._sorted(undecided):
             profile = self.desired.profiles.get(id_)
             names = profile.version.names if profile is not None else ()
-            yield Hold(id=id_, reason=state, names=names, state=state, findings=(observed.finding,))
+            yield Hold(
+                id=id_, reason=reason, names=names, state=state, findings=(observed.finding,)
+            )
         for id_ in self._sorted(self.entries):
             entry = self.entries[id_]
             if id_.profile_set in self.desired.profile_sets and not self.desired.has(id_):
                 yield Hold(
                     id=id_,
-                    reason=state,
+                    reason=reason,
                     names=tuple(sorted(owned_names(entry))),
                     state=state,
                     findings=(observed.finding,),
@@ -747,6 +788,8 @@ def _is_barred(action: Action) -> bool:
     return isinstance(action, Hold) or (isinstance(action, Install) and action.profile is None)
 
 
-def _left(id_: KeyId, name: str, why: str, *findings: Finding) -> Hold:
+def _left(id_: KeyId, name: str, why: Reason, *findings: Finding) -> Hold:
     """Hold a name that nobody desires any more."""
-    return Hold(id=id_, reason=why, names=(name,), state="held", findings=findings, desired=False)
+    return Hold(
+        id=id_, reason=why, names=(name,), state=ProfileState.HELD, findings=findings, desired=False
+    )

@@ -8,32 +8,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
-from agent.core.findings import Finding
-from agent.core.model import ProfileKind, UnreadableCause
+from agent.core.findings import Finding, Severity
+from agent.core.model import ProfileKind
+from agent.core.vocabulary import (
+    INSTALLS,
+    ActionName,
+    ProfileSetState,
+    ProfileState,
+    Reason,
+    SupportState,
+    UnreadableCause,
+)
 
-State = Literal[
-    "installed",  # verified on the node, the desired version
-    # verified on the node, but the last good version: the desired one is refused or pending
-    "outdated",
-    "held",  # no longer desired, still there on purpose (in use, source gone, prune=never)
-    "pending",  # the check goes on, and no last good version is on the node
-    "rejected",  # refused, and no last good version is on the node
-    "foreign",  # the name is on the node and is not ours
-    "failed",  # wanted, tried, not there (or cannot be verified)
-    "unsupported",  # this node cannot have it
-    "unobservable",  # it may be there; the agent cannot look
-    "removed",
-    "released",  # left on the node, no longer tracked
-    "planned",  # --dry-run: what would be done
-    "accepted",  # check: nothing is wrong with it; no node was looked at
-]
-ActionName = Literal["put", "adopt", "keep", "hold", "remove", "release", "reject"]
-_CHANGES: Final = frozenset({"put", "adopt", "remove", "release"})
-
-# Why a row is held: no source that was read desires it, and one that was not read may.
-UNKNOWN_WISH: Final = "a source is unreadable"
-# Why a row is held or outdated: a key is still being checked, and it may provide the name.
-PENDING: Final = "pending"
+_CHANGES: Final = INSTALLS | {ActionName.ADOPT, ActionName.REMOVE, ActionName.RELEASE}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,15 +40,22 @@ class ProfileStatus:
     key: str
     name: str
     localhost_profile: str
-    state: State
+    state: ProfileState
     action: ActionName
-    reason: str
+    reason: Reason
     source_digest: str = ""
     installed: str = ""
     policy: str = ""
     mode: str = ""
     desired: bool = True
     findings: tuple[Finding, ...] = ()
+    reason_text: str = ""
+    """What to show instead of the reason, where more is known."""
+
+    @property
+    def why(self) -> str:
+        """Return the text of the reason, as people read it."""
+        return self.reason_text or self.reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +66,7 @@ class ProfileSetStatus:
     """
 
     profile_set: str
-    state: Literal["read", "emptied", "missing", "unreadable"]
+    state: ProfileSetState
     reason: str = ""
     keys: int = 0
     left_out: int = 0
@@ -85,7 +79,7 @@ class ProfileSetStatus:
 class KindSupport:
     """Whether this node can have profiles of a kind; the problem says why not."""
 
-    state: Literal["enabled", "disabled", "unknown"]
+    state: SupportState
     finding: Finding | None = None
     sandboxed: bool | None = None
     """Whether the program that reads the texts runs in a sandbox; None if there is no program."""
@@ -133,10 +127,11 @@ def combined(first: Report, second: Report) -> Report:
     rows = {place(row): row for row in second.profiles}
     for where, row in changed.items():
         now = rows.get(where)
-        if now is None and row.state in ("removed", "released"):
+        if now is None and row.state in (ProfileState.REMOVED, ProfileState.RELEASED):
             rows[where] = row
         elif now is not None and (
-            now.action == "keep" or (now.action == "hold" and now.state == row.state)
+            now.action == ActionName.KEEP
+            or (now.action == ActionName.HOLD and now.state == row.state)
         ):
             rows[where] = replace(now, action=row.action, reason=row.reason)
     seconds = {step: first.seconds.get(step, 0.0) + spent for step, spent in second.seconds.items()}
@@ -149,7 +144,16 @@ def of_source(finding: Finding) -> bool:
 
 
 # A held row is fine when its removal waits for its users; the sets speak for missing sources.
-_FINE = frozenset({"installed", "held", "removed", "released", "planned", "accepted"})
+_FINE = frozenset(
+    {
+        ProfileState.INSTALLED,
+        ProfileState.HELD,
+        ProfileState.REMOVED,
+        ProfileState.RELEASED,
+        ProfileState.PLANNED,
+        ProfileState.ACCEPTED,
+    }
+)
 
 
 def is_converged(report: Report, *, allow_unsupported: bool) -> bool:
@@ -165,14 +169,17 @@ def exit_status(report: Report, *, allow_unsupported: bool) -> Literal[0, 1, 3]:
 
 
 def _of_profiles(report: Report, *, allow_unsupported: bool) -> Literal[0, 1, 3]:
-    if any(one.state in ("missing", "unreadable") for one in report.profile_sets):
+    if any(
+        one.state in (ProfileSetState.MISSING, ProfileSetState.UNREADABLE)
+        for one in report.profile_sets
+    ):
         return 3
-    if any(one.state == "emptied" for one in report.profile_sets):
+    if any(one.state == ProfileSetState.EMPTIED for one in report.profile_sets):
         return 1
     others = [one for one in report.findings if not of_source(one)]
-    if any(finding.severity == "error" for finding in others):
+    if any(finding.severity == Severity.ERROR for finding in others):
         return 1
     if report.pending:
         return 1
-    fine = _FINE | ({"unsupported"} if allow_unsupported else set())
+    fine = _FINE | ({ProfileState.UNSUPPORTED} if allow_unsupported else set())
     return 0 if all(row.state in fine for row in report.profiles) else 1

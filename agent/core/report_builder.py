@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import assert_never
 
 from agent.core import admission
-from agent.core.actions import MOVED, Adopt, Hold, Install, Keep, Outcome, Release, Remove
+from agent.core.actions import Adopt, Hold, Install, Keep, Outcome, Release, Remove
 from agent.core.desired import Desired
 from agent.core.findings import Finding
 from agent.core.model import (
@@ -26,13 +26,16 @@ from agent.core.model import (
     Version,
 )
 from agent.core.ports import Sandbox
-from agent.core.report import (
+from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
+from agent.core.vocabulary import (
+    DRIFTS,
     ActionName,
-    KindSupport,
-    ProfileSetStatus,
-    ProfileStatus,
-    Report,
-    State,
+    OutcomeResult,
+    ProfileSetState,
+    ProfileState,
+    Reason,
+    SupportState,
+    UnreadableCause,
 )
 
 
@@ -54,11 +57,12 @@ def build_report(  # noqa: PLR0913 - what a pass consists of
                 row,
                 profile_set=other.profile_set,
                 key=other.key,
-                reason=f'same content as "{first.key}"',
+                reason=Reason.SAME_CONTENT,
+                reason_text=f'same content as "{first.key}"',
             )
             for row in rows
             if (row.kind, row.profile_set, row.key) == (first.kind, first.profile_set, first.key)
-            and row.action != "remove"
+            and row.action != ActionName.REMOVE
         ]
     return Report(
         profiles=tuple(sorted(rows, key=lambda row: (row.kind, row.name or row.key, row.key))),
@@ -83,7 +87,7 @@ def build_report(  # noqa: PLR0913 - what a pass consists of
                 for one in seen.findings
             ),
         ),
-        pending=len(desired.pending) + sum(one.result == "pending" for one in outcomes),
+        pending=len(desired.pending) + sum(one.result == OutcomeResult.PENDING for one in outcomes),
         dry_run=dry_run,
         desired_names={
             kind: names for kind in observed if (names := _desired_names(kind, desired))
@@ -102,8 +106,8 @@ def _desired_names(kind: ProfileKind, desired: Desired) -> frozenset[str]:
 def _rows(outcome: Outcome, desired: Desired) -> Iterable[ProfileStatus]:
     action = outcome.action
     state, name = _state(outcome, desired)
-    if outcome.result == "pending":
-        state, name = "pending", "hold"
+    if outcome.result == OutcomeResult.PENDING:
+        state, name = ProfileState.PENDING, ActionName.HOLD
     if state is None:
         return
     findings = _findings(outcome, desired)
@@ -142,9 +146,9 @@ def _row(id_: KeyId, name: str, held: Version | None) -> ProfileStatus:
         key=id_.key,
         name=name,
         localhost_profile=name,
-        state="held",
-        action="hold",
-        reason="",
+        state=ProfileState.HELD,
+        action=ActionName.HOLD,
+        reason=Reason.NONE,
         source_digest=held.source_digest if held is not None else "",
         installed=held.body_digest if held is not None and id_.kind == "seccomp" else "",
         policy=held.body_digest if held is not None and id_.kind == "apparmor" else "",
@@ -152,38 +156,66 @@ def _row(id_: KeyId, name: str, held: Version | None) -> ProfileStatus:
     )
 
 
-def _state(outcome: Outcome, desired: Desired) -> tuple[State | None, ActionName]:  # noqa: PLR0911 - one return a case
-    """Return a row's state (None: nothing to tell) and its action."""
+def _state(outcome: Outcome, desired: Desired) -> tuple[ProfileState | None, ActionName]:
+    """Return the state of an outcome's rows (None: no row) and the name of its action."""
     action = outcome.action
-    failed = outcome.result == "failed"
-    planned = outcome.result == "planned"
     match action:
-        case Install(profile=profile):
-            if failed or planned:
-                return ("failed" if failed else "planned"), "put"
-            return ("installed" if profile is not None else _stays(action.id, desired)), "put"
+        case Install(reason=reason, profile=profile):
+            is_desired_version = profile is not None
+            done = ProfileState.INSTALLED if is_desired_version else _last_good(action.id, desired)
+            return _or_not_done(outcome, done), _install_name(reason)
         case Adopt():
-            return ("failed" if failed else "planned" if planned else "installed"), "adopt"
+            return _or_not_done(outcome, ProfileState.INSTALLED), ActionName.ADOPT
         case Keep():
-            return ("failed" if failed else "installed"), "keep"
+            return _or_not_done(outcome, ProfileState.INSTALLED), ActionName.KEEP
         case Hold(state=state):
-            return state, "reject" if state == "rejected" else "hold"
+            rejected = state == ProfileState.REJECTED
+            return state, ActionName.REJECT if rejected else ActionName.HOLD
         case Remove():
-            if outcome.result == "held":
-                return "held", "hold"
-            return ("failed" if failed else "planned" if planned else "removed"), "remove"
-        case Release(reason=why):
-            if failed:
-                return "failed", "release"
-            quiet = why in (MOVED, "never installed") or outcome.result == "held"
-            return (None if quiet else "planned" if planned else "released"), "release"
+            held = outcome.result == OutcomeResult.HELD
+            removed = _or_not_done(outcome, ProfileState.REMOVED)
+            return (ProfileState.HELD, ActionName.HOLD) if held else (removed, ActionName.REMOVE)
+        case Release():
+            return _release_state(action, outcome), ActionName.RELEASE
         case unreachable:
             assert_never(unreachable)
 
 
-def _stays(id_: KeyId, desired: Desired) -> State:
+def _or_not_done(outcome: Outcome, done: ProfileState) -> ProfileState:
+    """Return the state of an action that was carried out, unless it failed or is only planned."""
+    match outcome.result:
+        case OutcomeResult.FAILED:
+            return ProfileState.FAILED
+        case OutcomeResult.PLANNED:
+            return ProfileState.PLANNED
+        case OutcomeResult.PENDING:
+            return ProfileState.PENDING
+        case OutcomeResult.DONE | OutcomeResult.HELD:
+            return done
+        case unreachable:
+            assert_never(unreachable)
+
+
+def _release_state(action: Release, outcome: Outcome) -> ProfileState | None:
+    """Return the state of a released profile; None: it belongs to another key by now."""
+    if outcome.result == OutcomeResult.FAILED:
+        return ProfileState.FAILED
+    is_internal = action.reason in (Reason.MOVED, Reason.NEVER_INSTALLED)
+    if is_internal or outcome.result == OutcomeResult.HELD:
+        return None
+    return _or_not_done(outcome, ProfileState.RELEASED)
+
+
+def _install_name(reason: Reason) -> ActionName:
+    """Return whether an installation with this reason installs, replaces or restores."""
+    if reason in DRIFTS:
+        return ActionName.RESTORE
+    return ActionName.INSTALL if reason == Reason.NEW else ActionName.REPLACE
+
+
+def _last_good(id_: KeyId, desired: Desired) -> ProfileState:
     """Return the state of a last good version that is in place."""
-    return "outdated" if desired.has(id_) else "held"
+    return ProfileState.OUTDATED if desired.has(id_) else ProfileState.HELD
 
 
 _HINTS = {
@@ -197,9 +229,9 @@ _HINTS = {
 def unread_source(snapshot: Snapshot) -> Finding | None:
     """Return why a set gave no profiles, or None if it was read."""
     told = profile_set_status(snapshot)
-    if told.state == "read":
+    if told.state == ProfileSetState.READ:
         return None
-    reason = "over_limit" if told.cause == "over_limit" else told.state
+    reason = "over_limit" if told.cause == UnreadableCause.OVER_LIMIT else told.state
     return Finding(
         code=f"source_{reason}",
         location=told.profile_set,
@@ -213,18 +245,27 @@ def profile_set_status(snapshot: Snapshot) -> ProfileSetStatus:
     match snapshot:
         case Read():
             keys = len(snapshot.source_keys) + len(snapshot.refused)
-            return ProfileSetStatus(profile_set=snapshot.profile_set, state="read", keys=keys)
+            return ProfileSetStatus(
+                profile_set=snapshot.profile_set, state=ProfileSetState.READ, keys=keys
+            )
         case Emptied():
             return ProfileSetStatus(
-                profile_set=snapshot.profile_set, state="emptied", reason="it holds no profile"
+                profile_set=snapshot.profile_set,
+                state=ProfileSetState.EMPTIED,
+                reason="it holds no profile",
             )
         case Missing():
             return ProfileSetStatus(
-                profile_set=snapshot.profile_set, state="missing", reason=snapshot.reason
+                profile_set=snapshot.profile_set,
+                state=ProfileSetState.MISSING,
+                reason=snapshot.reason,
             )
         case Unreadable(reason=why, cause=cause):
             return ProfileSetStatus(
-                profile_set=snapshot.profile_set, state="unreadable", reason=why, cause=cause
+                profile_set=snapshot.profile_set,
+                state=ProfileSetState.UNREADABLE,
+                reason=why,
+                cause=cause,
             )
         case unreachable:
             assert_never(unreachable)
@@ -241,10 +282,14 @@ def support_of(observed: Observed, sandbox: Sandbox | None) -> KindSupport:
     sandboxed = sandbox.finding is None if sandbox is not None else None
     match observed:
         case Observation():
-            return KindSupport(state="enabled", sandboxed=sandboxed)
+            return KindSupport(state=SupportState.ENABLED, sandboxed=sandboxed)
         case Unobservable():
-            return KindSupport(state="unknown", finding=observed.finding, sandboxed=sandboxed)
+            return KindSupport(
+                state=SupportState.UNKNOWN, finding=observed.finding, sandboxed=sandboxed
+            )
         case Unsupported():
-            return KindSupport(state="disabled", finding=observed.finding, sandboxed=sandboxed)
+            return KindSupport(
+                state=SupportState.DISABLED, finding=observed.finding, sandboxed=sandboxed
+            )
         case unreachable:
             assert_never(unreachable)

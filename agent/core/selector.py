@@ -7,7 +7,8 @@ Rule: the grammar is that of kubectl's --selector (kubernetes, apimachinery/pkg/
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, assert_never
+from enum import StrEnum
+from typing import assert_never
 
 _NAME = r"[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 _KEY = rf"(?:[a-z0-9][-a-z0-9.]{{0,252}}/)?{_NAME}"
@@ -19,12 +20,21 @@ _TERM = re.compile(
 )
 
 
+class Relation(StrEnum):
+    """How a term compares a label."""
+
+    IN = "in"
+    NOT_IN = "notin"
+    EXISTS = "exists"
+    ABSENT = "absent"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
     """One condition. values are empty for exists and absent."""
 
     key: str
-    relation: Literal["in", "notin", "exists", "absent"]
+    relation: Relation
     values: frozenset[str] = frozenset()
 
 
@@ -56,15 +66,15 @@ def parse(text: str) -> Selector:
 
 def _term(found: re.Match[str], text: str) -> Term:
     if found["no"]:
-        return Term(key=found["absent"], relation="absent")
+        return Term(key=found["absent"], relation=Relation.ABSENT)
     if found["set"]:
         values = frozenset(one.strip() for one in found["values"].split(","))
-        relation: Literal["in", "notin"] = "in" if found["set"] == "in" else "notin"
+        relation = Relation(found["set"])
     elif found["sign"]:
         values = frozenset([found["value"]])
-        relation = "notin" if found["sign"] == "!=" else "in"
+        relation = Relation.NOT_IN if found["sign"] == "!=" else Relation.IN
     else:
-        return Term(key=found["key"], relation="exists")
+        return Term(key=found["key"], relation=Relation.EXISTS)
     wrong = [one for one in sorted(values) if not _VALUE.fullmatch(one)]
     if wrong:
         raise ValueError(f'"{text}": "{wrong[0]}" can be no label\'s value')
@@ -78,13 +88,13 @@ def selects(selector: Selector, labels: Mapping[str, str]) -> bool:
 
 def _holds(term: Term, labels: Mapping[str, str]) -> bool:
     match term.relation:
-        case "exists":
+        case Relation.EXISTS:
             return term.key in labels
-        case "absent":
+        case Relation.ABSENT:
             return term.key not in labels
-        case "in":
+        case Relation.IN:
             return labels.get(term.key) in term.values
-        case "notin":
+        case Relation.NOT_IN:
             return labels.get(term.key) not in term.values
         case unreachable:
             assert_never(unreachable)

@@ -21,6 +21,7 @@ from agent.core import model
 from agent.core.admission import LIMITS
 from agent.core.findings import Finding
 from agent.core.model import Evidence, KeyId, LedgerEntry, ProfileKind, Version
+from agent.core.vocabulary import Provenance
 from agent.host.filesystem import TEMPORARY_PREFIX, Host, HostError
 from agent.host.stat_signature import Signature
 
@@ -38,6 +39,14 @@ _DAMAGE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 Signs = dict[str, Signature]
 
 
+_StoredProvenance = Literal["put", "adopted"]
+_PROVENANCES: Final[Mapping[_StoredProvenance, Provenance]] = {
+    "put": Provenance.INSTALLED,
+    "adopted": Provenance.ADOPTED,
+}
+_STORED_PROVENANCES: Final = {value: stored for stored, value in _PROVENANCES.items()}
+
+
 class _StoredVersion(msgspec.Struct, forbid_unknown_fields=True):
     provides: list[str]
     source: str
@@ -52,7 +61,7 @@ class _StoredEntry(msgspec.Struct, forbid_unknown_fields=True):
     kind: ProfileKind
     origin: str
     key: str
-    how: Literal["put", "adopted"]
+    how: _StoredProvenance
     prefix: str
     installed: _StoredVersion | None
     staged: _StoredVersion | None
@@ -323,7 +332,7 @@ def _to_stored(entry: LedgerEntry) -> _StoredEntry:
         kind=entry.id.kind,
         origin=entry.id.profile_set,
         key=entry.id.key,
-        how=entry.provenance,
+        how=_STORED_PROVENANCES[entry.provenance],
         prefix=entry.prefix,
         installed=_version_to_stored(entry.installed),
         staged=_version_to_stored(entry.staged),
@@ -334,7 +343,7 @@ def _to_stored(entry: LedgerEntry) -> _StoredEntry:
 def _from_stored(stored: _StoredEntry) -> LedgerEntry:
     return LedgerEntry(
         id=KeyId(kind=stored.kind, profile_set=stored.origin, key=stored.key),
-        provenance=stored.how,
+        provenance=_PROVENANCES[stored.how],
         prefix=stored.prefix,
         installed=_version_from_stored(stored.installed),
         staged=_version_from_stored(stored.staged),

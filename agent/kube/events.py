@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from agent.core.report import ProfileStatus, Report
+from agent.core.vocabulary import INSTALLS, ON_NODE, ActionName, ProfileState, Reason
 
 NOTE_BYTES: Final = 1024  # kubernetes, pkg/apis/core/validation/events.go: NoteLengthLimit
 # client-go, tools/record/events_cache.go: defaultSpamBurst, defaultSpamQPS.
@@ -28,9 +29,6 @@ class Happened:
     reason: str
     action: str
     note: str
-
-
-_GOOD: Final = frozenset({"installed", "outdated"})
 
 
 def transitions(before: Report | None, after: Report) -> tuple[Happened, ...]:
@@ -64,55 +62,60 @@ def _told(before: ProfileStatus | None, row: ProfileStatus) -> Happened | None:
     was = (before.state, _codes(before)) if before is not None else None
     now = (row.state, _codes(row))
     what = f'{row.kind} profile "{row.name or row.key}" of {row.profile_set}'
-    if row.action == "put" and row.state in (*_GOOD, "held"):
-        if row.reason in ("missing", "drifted"):
+    if row.action in INSTALLS and row.state in ON_NODE:
+        if row.action == ActionName.RESTORE:
             note = f"{what} was {_DRIFT[row.reason]} and is restored"
             return Happened(type="Warning", reason="ProfileRestored", action="Restore", note=note)
-        if row.state == "installed":
-            new = row.reason in ("new", "unfinished", "taken over")
+        if row.state == ProfileState.INSTALLED:
+            new = row.reason in (Reason.NEW, Reason.UNFINISHED, Reason.TAKEN_OVER)
             return Happened(
                 type="Normal",
                 reason="ProfileLoaded" if new else "ProfileUpdated",
                 action="Load" if new else "Update",
                 note=f"{what} is {'loaded' if new else 'updated'} ({row.reason})",
             )
-    if row.action == "remove" and row.state == "removed":
+    if row.action == ActionName.REMOVE and row.state == ProfileState.REMOVED:
         note = f"{what} is no longer desired and is removed"
         return Happened(type="Normal", reason="ProfileRemoved", action="Remove", note=note)
-    quiet = row.state in ("installed", "held", "released")
+    quiet = row.state in (ProfileState.INSTALLED, ProfileState.HELD, ProfileState.RELEASED)
     if was == now or (before is None and quiet):
         return None
-    if row.state == "held" and (row.desired or row.reason == _PENDING or _was_held(before)):
+    if row.state == ProfileState.HELD and (
+        row.desired or row.reason == _PENDING or _was_held(before)
+    ):
         return None  # a source that is away changes nothing on the node, on any of its profiles
     return _worse(row, what)
 
 
 def _was_held(before: ProfileStatus | None) -> bool:
     """Return whether it was told already that the profile stays, and why."""
-    return before is not None and before.state == "held" and before.reason != _PENDING
+    return before is not None and before.state == ProfileState.HELD and before.reason != _PENDING
 
 
-_PENDING: Final = "label_pending"  # it goes soon, or another reason will be told then
-_DRIFT: Final = {"missing": "gone from the node", "drifted": "changed on the node"}
-_REASONS: Final[Mapping[str, tuple[str, str]]] = {
-    "rejected": ("ProfileRejected", "Reject"),
-    "outdated": ("ProfileRejected", "Reject"),
-    "foreign": ("ProfileForeign", "Hold"),
-    "failed": ("ProfileFailed", "Load"),
-    "unobservable": ("ProfileUnobservable", "Hold"),
-    "unsupported": ("ProfileUnsupported", "Hold"),
+_PENDING: Final = Reason.LABEL_PENDING  # it goes soon, or another reason will be told then
+_DRIFT: Final = {
+    Reason.WENT_MISSING: "gone from the node",
+    Reason.DRIFTED: "changed on the node",
+}
+_REASONS: Final[Mapping[ProfileState, tuple[str, str]]] = {
+    ProfileState.REJECTED: ("ProfileRejected", "Reject"),
+    ProfileState.OUTDATED: ("ProfileRejected", "Reject"),
+    ProfileState.FOREIGN: ("ProfileForeign", "Hold"),
+    ProfileState.FAILED: ("ProfileFailed", "Load"),
+    ProfileState.UNOBSERVABLE: ("ProfileUnobservable", "Hold"),
+    ProfileState.UNSUPPORTED: ("ProfileUnsupported", "Hold"),
 }
 
 
 def _worse(row: ProfileStatus, what: str) -> Happened | None:
     said = "; ".join(f"{one.message} ({one.location})" for one in row.findings)
-    if row.state == "held":
-        note = f"{what} stays on the node: {said or row.reason}"
+    if row.state == ProfileState.HELD:
+        note = f"{what} stays on the node: {said or row.why}"
         return Happened(type="Normal", reason="ProfileHeld", action="Hold", note=note)
     if row.state not in _REASONS or not row.findings:
         return None
     reason, action = _REASONS[row.state]
-    stays = "; the last good version stays" if row.state == "outdated" else ""
+    stays = "; the last good version stays" if row.state == ProfileState.OUTDATED else ""
     return Happened(
         type="Warning", reason=reason, action=action, note=f"{what}: {row.state}{stays}: {said}"
     )

@@ -16,6 +16,13 @@ from urllib.parse import quote
 from agent.core import labels
 from agent.core.findings import Finding
 from agent.core.report import Report
+from agent.core.vocabulary import (
+    ON_NODE,
+    ProfileSetState,
+    ProfileState,
+    SupportState,
+    UnreadableCause,
+)
 from agent.kube import managed_fields
 from agent.kube.client import JSON_PATCH, Api, Json, KubeError, RefusedError, UnreachableError
 
@@ -29,8 +36,11 @@ UNLABEL_TRIES: Final = 5
 _OF_CONTENT: Final = frozenset({400, 403, 413, 422})
 
 # Everything accepted is in place; one refused key must not taint new nodes for ever.
-_ON_NODE: Final = frozenset({"installed", "outdated", "held"})
-_SETTLED: Final = frozenset({"installed", "outdated", "held", "rejected", "removed", "released"})
+_SETTLED: Final = ON_NODE | {
+    ProfileState.REJECTED,
+    ProfileState.REMOVED,
+    ProfileState.RELEASED,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -348,17 +358,21 @@ def settled(report: Report) -> bool:
     waiting would not help. An emptied set has nothing to wait for only if its profiles were
     installed before: on a fresh node it may be a ConfigMap that is still being filled.
     """
-    never = {kind for kind, support in report.kind_support.items() if support.state == "disabled"}
+    never = {
+        kind
+        for kind, support in report.kind_support.items()
+        if support.state == SupportState.DISABLED
+    }
     if report.pending:
         return False
-    installed = {row.profile_set for row in report.profiles if row.name and row.state in _ON_NODE}
+    installed = {row.profile_set for row in report.profiles if row.name and row.state in ON_NODE}
     return all(
-        status.state == "read"
-        or (status.state == "emptied" and status.profile_set in installed)
-        or status.cause in ("invalid", "over_limit")
+        status.state == ProfileSetState.READ
+        or (status.state == ProfileSetState.EMPTIED and status.profile_set in installed)
+        or status.cause in (UnreadableCause.INVALID, UnreadableCause.OVER_LIMIT)
         for status in report.profile_sets
     ) and all(
-        row.state in _SETTLED or (row.state == "unsupported" and row.kind in never)
+        row.state in _SETTLED or (row.state == ProfileState.UNSUPPORTED and row.kind in never)
         for row in report.profiles
     )
 

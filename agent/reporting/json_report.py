@@ -53,7 +53,7 @@ def _profile(row: ProfileStatus, domain: str) -> dict[str, object]:
         "localhostProfile": row.localhost_profile,
         "state": row.state,
         "action": row.action,
-        "why": row.reason,
+        "why": row.why,
         "digests": {"source": row.source_digest, "installed": row.installed, "policy": row.policy},
         "mode": row.mode,
         "desired": row.desired,

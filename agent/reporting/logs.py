@@ -5,13 +5,14 @@ Rule 1: no profile body, no local variable of a traceback, no environment is eve
 
 import logging
 import sys
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Final, Literal
 
 import structlog
 
-from agent.core.findings import Finding
+from agent.core.findings import Finding, Severity
 from agent.core.report import ProfileStatus, Report
+from agent.core.vocabulary import INSTALLS, ON_NODE, ActionName, ProfileState
 from agent.reporting import table
 from agent.reporting.log_writer import LogWriter, QueueHandler
 
@@ -147,20 +148,35 @@ def _problems(report: Report) -> Iterator[tuple[tuple[str, str, str, str], Findi
 
 
 def _event(row: ProfileStatus) -> str:
-    if row.action == "put" and row.state in ("installed", "outdated", "held"):
-        return "profile_put"
-    return {"removed": "profile_removed", "released": "profile_released"}.get(row.state, "")
+    if row.state in ON_NODE and row.action in INSTALLS:
+        return _INSTALL_EVENTS[row.action]
+    return _END_EVENTS.get(row.state, "")
+
+
+_INSTALL_EVENTS: Final[Mapping[ActionName, str]] = {
+    ActionName.INSTALL: "profile_installed",
+    ActionName.REPLACE: "profile_replaced",
+    ActionName.RESTORE: "profile_restored",
+}
+_END_EVENTS: Final[Mapping[ProfileState, str]] = {
+    ProfileState.REMOVED: "profile_removed",
+    ProfileState.RELEASED: "profile_released",
+}
 
 
 def _keys(row: ProfileStatus) -> dict[str, str]:
     keys = {"kind": row.kind, "origin": row.profile_set, "key": row.key, "name": row.name}
-    return {**keys, "why": row.reason, "digest": row.source_digest[:12]}
+    return {**keys, "why": row.why, "digest": row.source_digest[:12]}
 
 
 def _log_finding(
     logger: structlog.stdlib.BoundLogger, finding: Finding, keys: dict[str, str]
 ) -> None:
-    level = {"error": logging.ERROR, "warning": logging.WARNING, "notice": logging.INFO}
+    level = {
+        Severity.ERROR: logging.ERROR,
+        Severity.WARNING: logging.WARNING,
+        Severity.NOTICE: logging.INFO,
+    }
     said = {"code": finding.code, "where": finding.location, "what": finding.message}
     detail = {"detail": finding.detail} if finding.detail else {}
     level_of = level[finding.severity]

@@ -25,18 +25,36 @@ from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from agent.core.report import ProfileSetStatus, ProfileStatus, Report, is_converged
+from agent.core.vocabulary import (
+    INSTALLS,
+    ON_NODE,
+    ActionName,
+    ProfileSetState,
+    ProfileState,
+    Reason,
+    SupportState,
+)
 
 NAMES: Final = 100  # profiles that have a series of their own
 SETS: Final = 50  # sets that have series of their own
 _SECONDS: Final = (0.005, 0.02, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60)
 _PARSER_SECONDS: Final = (0.05, 0.25, 1, 5, 30)
-_IN_PLACE: Final = frozenset({"installed", "outdated", "held"})
-_DRIFTS: Final = ("missing", "drifted")
+_CAUSES: Final[Mapping[Reason, str]] = {
+    Reason.WENT_MISSING: "missing",
+    Reason.DRIFTED: "drifted",
+}
 # Labels must be known beforehand, so that a state that ends is 0 and does not stay.
 _STATES: Final = (
-    "installed", "outdated", "held", "pending", "rejected", "foreign", "failed", "unsupported",
-    "unobservable",
-)  # fmt: skip
+    ProfileState.INSTALLED,
+    ProfileState.OUTDATED,
+    ProfileState.HELD,
+    ProfileState.PENDING,
+    ProfileState.REJECTED,
+    ProfileState.FOREIGN,
+    ProfileState.FAILED,
+    ProfileState.UNSUPPORTED,
+    ProfileState.UNOBSERVABLE,
+)
 
 
 class Metrics:
@@ -117,7 +135,7 @@ class Metrics:
         self._lost = self._gauge(
             "confinement_lost_processes", "Processes that lost the confinement they had."
         )
-        for cause in _DRIFTS:
+        for cause in _CAUSES.values():
             for kind in ("apparmor", "seccomp"):
                 self._drift.labels(kind, cause)
         for result in ("converged", "not_converged"):
@@ -164,13 +182,14 @@ class Metrics:
             self._acted(row)
 
     def _acted(self, row: ProfileStatus) -> None:
-        if row.state in ("failed", "planned") or row.action not in ("put", "remove"):
+        if row.state in (ProfileState.FAILED, ProfileState.PLANNED):
             return
-        if row.action == "remove" and row.state != "removed":
+        is_removed = row.action == ActionName.REMOVE and row.state == ProfileState.REMOVED
+        if row.action not in INSTALLS and not is_removed:
             return
         self._actions.labels(row.kind, row.action).inc()
-        if row.action == "put" and row.reason in _DRIFTS:
-            self._drift.labels(row.kind, row.reason).inc()
+        if row.action == ActionName.RESTORE:
+            self._drift.labels(row.kind, _CAUSES[row.reason]).inc()
 
     def _show(self, report: Report) -> None:
         self._converged.set(self._is_converged(report))
@@ -178,7 +197,9 @@ class Metrics:
         for kind in report.kind_support:
             for state in _STATES:
                 self._profiles.labels(kind, state).set(states[kind, state])
-            self._supported.labels(kind).set(report.kind_support[kind].state == "enabled")
+            self._supported.labels(kind).set(
+                report.kind_support[kind].state == SupportState.ENABLED
+            )
             sandboxed = report.kind_support[kind].sandboxed
             if sandboxed is not None:
                 self._sandboxed.labels(kind).set(sandboxed)
@@ -188,7 +209,7 @@ class Metrics:
             if row.name and row.desired and _better(row, best.get((row.kind, row.name))):
                 best[row.kind, row.name] = row
         for row in [*best.values()][:NAMES]:
-            self._available.labels(row.kind, row.name, row.mode).set(row.state in _IN_PLACE)
+            self._available.labels(row.kind, row.name, row.mode).set(row.state in ON_NODE)
         found = _problems(report)
         for code in self._seen | set(found):
             self._problems.labels(code).set(found[code])
@@ -279,9 +300,9 @@ def _problems(report: Report) -> Count[str]:
 
 
 def _better(row: ProfileStatus, than: ProfileStatus | None) -> bool:
-    return than is None or (row.state in _IN_PLACE and than.state not in _IN_PLACE)
+    return than is None or (row.state in ON_NODE and than.state not in ON_NODE)
 
 
 def _healthy(one: ProfileSetStatus) -> bool:
     """Return whether a set was read; an emptied one was, and is told by its problem."""
-    return one.state in ("read", "emptied")
+    return one.state in (ProfileSetState.READ, ProfileSetState.EMPTIED)

@@ -13,6 +13,7 @@ from typing import Final
 
 from agent.core.findings import Finding
 from agent.core.report import ProfileStatus, Report
+from agent.core.vocabulary import ProfileState
 from agent.reporting.table import clean
 
 
@@ -64,8 +65,23 @@ TABLE_BYTES: Final = 1 << 20  # at most so much of one table is shown
 _SHORT: Final = frozenset(  # columns of single words, which are not to be cut
     {"Kind", "State", "Mode", "Code", "Keys", "Value", "Ended", "Took", "Result"}
 )
-_GOOD: Final = frozenset({"installed", "accepted", "removed", "released"})
-_BAD: Final = frozenset({"rejected", "foreign", "failed", "unobservable", "outdated"})
+_GOOD: Final[frozenset[str]] = frozenset(
+    {
+        ProfileState.INSTALLED,
+        ProfileState.ACCEPTED,
+        ProfileState.REMOVED,
+        ProfileState.RELEASED,
+    }
+)
+_BAD: Final[frozenset[str]] = frozenset(
+    {
+        ProfileState.REJECTED,
+        ProfileState.FOREIGN,
+        ProfileState.FAILED,
+        ProfileState.UNOBSERVABLE,
+        ProfileState.OUTDATED,
+    }
+)
 
 
 def page(view: StatusView) -> str:
@@ -143,7 +159,7 @@ def _row(row: ProfileStatus) -> list[str]:
         row.kind,
         row.state,
         row.mode,
-        row.reason,
+        row.why,
         f"{row.key} in {row.profile_set}",
     ]
 

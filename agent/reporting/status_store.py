@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from agent.core.report import Report
+from agent.core.vocabulary import SupportState
 from agent.reporting.metrics import Metrics
 from agent.reporting.status_page import PassSummary, StatusView, page
 
@@ -115,7 +116,9 @@ class StatusStore:
         report = self._view.report
         if report is None:
             return "no pass has ended yet"
-        unseen = [kind for kind, one in report.kind_support.items() if one.state == "unknown"]
+        unseen = [
+            kind for kind, one in report.kind_support.items() if one.state == SupportState.UNKNOWN
+        ]
         return f"cannot look at {' and '.join(unseen)} on this node" if unseen else ""
 
     def status(self) -> bytes:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from agent.core import labels
-from agent.core.findings import Finding
+from agent.core.findings import Finding, Severity
 from agent.core.report import ProfileStatus, Report
 
 _HEAD = ("KIND", "PROFILE", "STATE", "WHY")
@@ -78,8 +78,8 @@ def clean(text: str) -> str:
 
 def _why(row: ProfileStatus) -> str:
     """Return the first error's code, which the lines below explain, or the action's reason."""
-    codes = [one.code for one in row.findings if one.severity == "error"]
-    return codes[0] if codes else row.reason
+    codes = [one.code for one in row.findings if one.severity == Severity.ERROR]
+    return codes[0] if codes else row.why
 
 
 def _columns(rows: Sequence[Sequence[str]], width: int) -> Iterable[str]:

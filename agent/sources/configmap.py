@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from agent.core import selector
-from agent.core.model import Missing, Snapshot, Unreadable, UnreadableCause
+from agent.core.model import Missing, Snapshot, Unreadable
+from agent.core.vocabulary import UnreadableCause
 from agent.kube.client import Json
 from agent.kube.reflector import Store
 from agent.sources import configmap_data, limits
@@ -175,7 +176,8 @@ class ConfigMapSource:
             return Missing(profile_set=set_, reason=why)
         kept = copy.objects[name]
         if kept.malformed:
-            cause: UnreadableCause = "over_limit" if kept.has_too_many_keys else "invalid"
+            is_too_large = kept.has_too_many_keys
+            cause = UnreadableCause.OVER_LIMIT if is_too_large else UnreadableCause.INVALID
             return Unreadable(profile_set=set_, reason=kept.malformed, cause=cause)
         if kept.content is None:
             return _over_limit(set_)
@@ -202,13 +204,15 @@ def _over_limit(set_: str) -> Unreadable:
         f"together with the older ConfigMaps it exceeds {limits.SOURCE_BYTES} bytes or "
         f"{limits.SOURCE_CONFIG_MAPS} ConfigMaps, the limits of a source"
     )
-    return Unreadable(profile_set=set_, reason=why, cause="over_limit")
+    return Unreadable(profile_set=set_, reason=why, cause=UnreadableCause.OVER_LIMIT)
 
 
 def _more(set_: str) -> Unreadable:
     """Report that there are more ConfigMaps than are kept."""
     why = f"there are more than {2 * limits.SOURCE_CONFIG_MAPS} ConfigMaps, and the youngest are "
-    return Unreadable(profile_set=set_, reason=why + "not looked at", cause="over_limit")
+    return Unreadable(
+        profile_set=set_, reason=why + "not looked at", cause=UnreadableCause.OVER_LIMIT
+    )
 
 
 def _failure(copy: Store[ConfigMapEntry]) -> str:

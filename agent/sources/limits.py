@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from agent.core import model
 from agent.core.findings import Finding
 from agent.core.model import Emptied, Read, Snapshot, SourceKey, Unreadable
+from agent.core.vocabulary import UnreadableCause
 
 KEY_BYTES = 1 << 20  # a ConfigMap holds no more (Kubernetes: 1 MiB for all its data)
 SET_BYTES = 32 << 20
@@ -60,10 +61,10 @@ def snapshot(
     """
     if len(blobs) + len(refused) > SET_KEYS:
         why = f"it has more than {SET_KEYS} keys"
-        return Unreadable(profile_set=origin, reason=why, cause="over_limit")
+        return Unreadable(profile_set=origin, reason=why, cause=UnreadableCause.OVER_LIMIT)
     if sum(len(blob.content) for blob in blobs) > SET_BYTES:
         why = f"it has more than {SET_BYTES} bytes"
-        return Unreadable(profile_set=origin, reason=why, cause="over_limit")
+        return Unreadable(profile_set=origin, reason=why, cause=UnreadableCause.OVER_LIMIT)
     parts = [f"{blob.key}\0{blob.path}\0{model.digest(blob.content)}\n" for blob in blobs]
     revision = model.digest("".join(parts).encode("utf-8", "surrogateescape"))
     if not blobs and not refused and not empty:

@@ -42,7 +42,7 @@ def ledger(request, tmp_path):
 def test_an_entry_is_read_back_as_it_was_written(ledger):
     """Every field survives; a second write replaces the first."""
     assert ledger.entries() == {}
-    assert ledger.write(LedgerEntry(id=ID, provenance="put")) is None
+    assert ledger.write(LedgerEntry(id=ID, provenance="installed")) is None
     assert ledger.write(FULL) is None
     assert ledger.entries() == {ID: FULL}
 
@@ -50,7 +50,7 @@ def test_an_entry_is_read_back_as_it_was_written(ledger):
 def test_entries_of_other_keys_are_kept_apart(ledger):
     """Kind, origin and key together name an entry."""
     other = LedgerEntry(
-        id=KeyId(kind="seccomp", profile_set=ID.profile_set, key=ID.key), provenance="put"
+        id=KeyId(kind="seccomp", profile_set=ID.profile_set, key=ID.key), provenance="installed"
     )
     ledger.write(FULL)
     ledger.write(other)
@@ -140,7 +140,7 @@ def test_own_writes_leave_the_ledger_untouched_and_those_of_others_do_not(files)
     """A change of somebody else's is not taken for a part of one's own."""
     ledger, path = files
     other = LedgerEntry(
-        id=KeyId(kind="seccomp", profile_set=ID.profile_set, key=ID.key), provenance="put"
+        id=KeyId(kind="seccomp", profile_set=ID.profile_set, key=ID.key), provenance="installed"
     )
     ledger.entries()
     ledger.write(other)
@@ -243,7 +243,7 @@ def test_bodies_that_no_entry_needs_are_swept(files):
     version = Version(
         names=("x",), source_digest=model.digest(b"new"), body_digest=model.digest(b"new")
     )
-    ledger.sweep({ID: LedgerEntry(id=ID, provenance="put", installed=version)})
+    ledger.sweep({ID: LedgerEntry(id=ID, provenance="installed", installed=version)})
     assert (ledger.content(model.digest(b"old")), ledger.content(model.digest(b"new"))) == (
         None,
         b"new",

@@ -8,8 +8,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from agent.core import labels, selector
-from agent.core.report import UNKNOWN_WISH, KindSupport, ProfileSetStatus, ProfileStatus, Report
+from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
 from agent.core.selector import Selector, Term
+from agent.core.vocabulary import Reason
 
 D = "example.org"
 # kubernetes, apimachinery/pkg/util/validation/validation.go: qualifiedNameFmt, dns1123SubdomainFmt,
@@ -45,7 +46,7 @@ def rows(draw):
         localhost_profile=name,
         state=state,
         action="keep",
-        reason=draw(st.sampled_from(["", UNKNOWN_WISH])),
+        reason=draw(st.sampled_from(["", Reason.SOURCE_UNREADABLE])),
         source_digest=draw(st.sampled_from(["", "a" * 64, "b" * 64])),
         mode=draw(st.sampled_from(MODES)) if kind == "apparmor" else "",
         desired=draw(st.booleans()),
@@ -138,7 +139,12 @@ def test_a_label_is_on_only_for_what_was_verified_or_is_on_and_cannot_be_seen(ca
     sure, stays = set(), set()  # keys that may be on; those that may only stay
     for row in found.profiles:
         both = {labels.key(row.kind, row.name, D), _digest_key(row)}
-        if row.name and row.desired and row.state in VERIFIED and row.reason != UNKNOWN_WISH:
+        if (
+            row.name
+            and row.desired
+            and row.state in VERIFIED
+            and row.reason != Reason.SOURCE_UNREADABLE
+        ):
             sure |= both
         elif row.name and row.desired and row.state in {*VERIFIED, "unobservable"}:
             stays |= both
@@ -146,7 +152,9 @@ def test_a_label_is_on_only_for_what_was_verified_or_is_on_and_cannot_be_seen(ca
         mine = [
             row
             for row in found.profiles
-            if row.profile_set == set_.profile_set and row.desired and row.reason != UNKNOWN_WISH
+            if row.profile_set == set_.profile_set
+            and row.desired
+            and row.reason != Reason.SOURCE_UNREADABLE
         ]
         key = f"set.{D}/{labels.name(set_.profile_set.removeprefix('configmap '))}"
         if mine and all(row.state in VERIFIED for row in mine) and set_.state == "read":
@@ -220,7 +228,7 @@ def test_the_selector_of_a_row_selects_the_node_that_has_it(found):
     collided = {one.location for one in made.findings if one.code == "label_collision"}
     for row in found.profiles:
         for key, value in labels.selector(row, D).items():
-            if key not in collided and row.reason != UNKNOWN_WISH:
+            if key not in collided and row.reason != Reason.SOURCE_UNREADABLE:
                 assert made.labels[key] == value
 
 

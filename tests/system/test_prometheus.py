@@ -46,8 +46,8 @@ def metrics():
             kind="seccomp",
             name="a.json",
             state="installed",
-            action="put",
-            reason="missing",
+            action="restore",
+            reason="went missing",
             **fields,
         ),
         ProfileStatus(

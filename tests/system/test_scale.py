@@ -87,7 +87,7 @@ def report(content):
             name=one.key,
             localhost_profile=one.key,
             state="installed",
-            action="put",
+            action="install",
             reason="new",
         )
         for one in content.source_keys

@@ -62,7 +62,7 @@ def board():
     ] + [
         ProfileStatus(kind="apparmor", key="web", name="web", state="outdated", action="hold",
             reason="rejected", mode="enforce", findings=(finding,), **fields),
-        ProfileStatus(kind="apparmor", key="evil", name=EVIL, state="failed", action="put",
+        ProfileStatus(kind="apparmor", key="evil", name=EVIL, state="failed", action="install",
             reason=EVIL, **fields),
         ProfileStatus(kind="apparmor", key="long", name=LONG, state="held", action="hold",
             reason="in_use", mode="complain", **fields),

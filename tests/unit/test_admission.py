@@ -34,7 +34,7 @@ def version(*names):
 def entry(name, *names, origin="configmap a/web", installed=True):
     mine = version(*names) if installed else None
     return LedgerEntry(
-        id=key(name, origin), provenance="put", installed=mine, staged=version(*names)
+        id=key(name, origin), provenance="installed", installed=mine, staged=version(*names)
     )
 
 

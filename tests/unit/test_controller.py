@@ -760,7 +760,9 @@ def test_a_fight_over_a_profile_is_told_and_waited_out(world, clock):
 
 def test_a_fight_over_very_many_profiles_is_seen_too(world, clock):
     """Each name is counted by itself, however many are undone at once."""
-    rows = [row(name=f"p{number}", action="put", reason="missing") for number in range(1500)]
+    rows = [
+        row(name=f"p{number}", action="restore", reason="went missing") for number in range(1500)
+    ]
     for _ in range(FIGHT_REPAIRS):
         world.daemon._fought(report(*rows))
     assert len(world.daemon._fights()) == 1500
@@ -897,16 +899,16 @@ def test_nobody_is_looked_at_between_a_change_and_its_repair(world, clock):
 @pytest.mark.parametrize(
     "changed",
     [
-        {"reason": "changed"},
-        {"reason": "new"},
-        {"reason": "missing", "state": "failed"},
-        {"reason": "drifted", "action": "hold"},
+        {"action": "replace", "reason": "changed"},
+        {"action": "install", "reason": "new"},
+        {"action": "restore", "reason": "went missing", "state": "failed"},
+        {"action": "hold", "reason": "drifted"},
     ],
 )
 def test_updates_and_failures_are_no_fight(world, changed):
     """Only a repair that succeeded and did not last is."""
     for _ in range(2 * FIGHT_REPAIRS):
-        world.daemon._fought(report(row(**{"action": "put", **changed})))
+        world.daemon._fought(report(row(**changed)))
     assert world.daemon._fights() == ()
 
 
@@ -994,10 +996,10 @@ def test_a_slow_check_delays_nothing_else(slow):
     del slow.node.loaded["web"]
     slow.turn()
     assert actions(slow.daemon.report) == {
-        "web": ("installed", "put", "missing"),
+        "web": ("installed", "restore", "went missing"),
         "old": KEPT,
         "third": KEPT,
-        "fast": ("installed", "put", "new"),
+        "fast": ("installed", "install", "new"),
         "new": ("pending", "hold", "pending"),
     }
     assert slow.loaded() == {"web", "old", "third", "fast"}
@@ -1013,7 +1015,7 @@ def test_the_pass_after_the_check_installs_the_profile(slow):
     slow.kind.slow = frozenset()
     assert slow.daemon._concerns("compiled")
     slow.turn()
-    assert actions(slow.daemon.report)["new"] == ("installed", "put", "new")
+    assert actions(slow.daemon.report)["new"] == ("installed", "install", "new")
     assert slow.daemon.report.converged
 
 
@@ -1025,7 +1027,7 @@ def test_the_last_good_version_stays_while_its_update_is_checked(slow):
     assert actions(slow.daemon.report)["web"] == ("outdated", "hold", "pending")
     del slow.node.loaded["web"]
     slow.turn()
-    assert actions(slow.daemon.report)["web"] == ("outdated", "put", "missing")
+    assert actions(slow.daemon.report)["web"] == ("outdated", "restore", "went missing")
     assert slow.node.loaded["web"] == b"compiled web:1"
 
 

@@ -26,9 +26,9 @@ def test_a_write_that_does_not_fit_leaves_the_old_file_and_nothing_else(fs):
 def test_a_ledger_on_a_full_disk_keeps_its_entries(fs):
     """An entry that cannot be replaced stays what it was, and the hint says what to do."""
     ledger = FileLedger(Host("/"), "/state")
-    assert ledger.write(LedgerEntry(id=ID, provenance="put")) is None
+    assert ledger.write(LedgerEntry(id=ID, provenance="installed")) is None
     fs.set_disk_usage(fs.get_disk_usage().used + 10)
     finding = ledger.write(LedgerEntry(id=ID, provenance="adopted", prefix="x" * 500))
     assert finding is not None
     assert (finding.code, finding.hint) == ("write_failed", "Free disk space.")
-    assert ledger.entries() == {ID: LedgerEntry(id=ID, provenance="put")}
+    assert ledger.entries() == {ID: LedgerEntry(id=ID, provenance="installed")}

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import pytest
 
@@ -15,6 +14,7 @@ from agent.config import OPTIONS
 from agent.core import labels, plan
 from agent.core.findings import CODES
 from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
+from agent.core.vocabulary import SupportState
 from agent.reporting import json_report
 
 PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), *sorted(Path("docs").rglob("*.md"))]
@@ -145,7 +145,7 @@ def test_the_table_of_labels_is_what_a_node_gets():
     told = {key: coded(value) for key, value in told.items() if "-digest" not in key}
     assert all(made[key] in values for key, values in told.items())
     assert told["apparmor.DOMAIN/web"] == list(compiled_policy.MODES.values())
-    states = list(get_args(get_type_hints(KindSupport)["state"]))
+    states = [state.value for state in SupportState]
     assert told["DOMAIN/apparmor"] == told["DOMAIN/seccomp"] == states
 
 

@@ -33,33 +33,33 @@ def warning(reason, action, note):
     ("after", "expected"),
     [
         (
-            row(action="put", reason="new"),
+            row(action="install", reason="new"),
             normal("ProfileLoaded", "Load", f"{WHAT} is loaded (new)"),
         ),
         (
-            row(action="put", reason="unfinished"),
+            row(action="replace", reason="unfinished"),
             normal("ProfileLoaded", "Load", f"{WHAT} is loaded (unfinished)"),
         ),
         (
-            row(action="put", reason="changed"),
+            row(action="replace", reason="changed"),
             normal("ProfileUpdated", "Update", f"{WHAT} is updated (changed)"),
         ),
         (
-            row(action="put", reason="recompiled"),
+            row(action="replace", reason="recompiled"),
             normal("ProfileUpdated", "Update", f"{WHAT} is updated (recompiled)"),
         ),
         (
-            row(action="put", reason="drifted"),
+            row(action="restore", reason="drifted"),
             warning(
                 "ProfileRestored", "Restore", f"{WHAT} was changed on the node and is restored"
             ),
         ),
         (
-            row(state="held", action="put", reason="missing"),
+            row(state="held", action="restore", reason="went missing"),
             warning("ProfileRestored", "Restore", f"{WHAT} was gone from the node and is restored"),
         ),
         (
-            row(state="outdated", action="put", reason="missing", findings=BAD),
+            row(state="outdated", action="restore", reason="went missing", findings=BAD),
             warning("ProfileRestored", "Restore", f"{WHAT} was gone from the node and is restored"),
         ),
         (
@@ -95,7 +95,7 @@ def test_what_the_agent_did_is_told_each_time(after, before, expected):
             warning("ProfileForeign", "Hold", f"{WHAT}: foreign: no comma (line 3)"),
         ),
         (
-            row(state="failed", action="put", reason="new", findings=BAD),
+            row(state="failed", action="install", reason="new", findings=BAD),
             warning("ProfileFailed", "Load", f"{WHAT}: failed: no comma (line 3)"),
         ),
         (
@@ -152,7 +152,7 @@ def test_what_got_better_by_itself_is_not_told(after):
 
 def test_a_source_that_is_away_makes_no_event_of_its_profiles():
     """Nothing changed on the node; a thousand nodes would say so a hundred times each."""
-    away = row(state="held", reason="source gone")
+    away = row(state="held", reason="source unavailable")
     assert (told(away, row()), told(row(), away)) == ((), ())
 
 

@@ -4,10 +4,11 @@ import contextlib
 from dataclasses import replace
 
 from agent.core import model
-from agent.core.actions import MOVED, Adopt, Hold, Install, Keep, Outcome, Release, Remove
+from agent.core.actions import Adopt, Hold, Install, Keep, Outcome, Release, Remove
 from agent.core.findings import Finding
 from agent.core.model import KeyId, LedgerEntry, SourceKey, Unchecked, UnknownUse
 from agent.core.ports import Failed, StillInUse
+from agent.core.vocabulary import Reason
 from agent.executor import Executor
 from tests.world import Killed, MemoryKind, MemoryLedger, Node, Steps, token
 
@@ -75,7 +76,7 @@ def put(profile, **more):
 
 
 def stored(profile, **more):
-    return LedgerEntry(id=profile.id, provenance="put", installed=profile.version, **more)
+    return LedgerEntry(id=profile.id, provenance="installed", installed=profile.version, **more)
 
 
 def keep_bodies(node, profile):
@@ -109,7 +110,7 @@ def test_a_failed_put_of_a_lost_profile_puts_the_last_good_version_back():
     node.entries = {old.id: stored(old)}
     keep_bodies(node, old)
     back = Install(
-        id=old.id, reason="missing", names=("a", "b"), profile=None, replaceable=frozenset()
+        id=old.id, reason="went missing", names=("a", "b"), profile=None, replaceable=frozenset()
     )
     (outcome,) = act(node, put(new, reason="changed", fallback=back))
     assert (outcome.result, [one.code for one in outcome.findings]) == (
@@ -125,7 +126,9 @@ def test_a_put_that_the_ledger_cannot_take_puts_the_last_good_version_back():
     node, old, new = Node(full=True), inspected(), inspected(b"a:y")
     node.entries = {old.id: stored(old)}
     keep_bodies(node, old)
-    back = Install(id=old.id, reason="missing", names=("a",), profile=None, replaceable=frozenset())
+    back = Install(
+        id=old.id, reason="went missing", names=("a",), profile=None, replaceable=frozenset()
+    )
     (outcome,) = act(node, put(new, reason="changed", fallback=back))
     assert (outcome.result, node.loaded) == ("failed", {"a": old.body})
 
@@ -137,7 +140,7 @@ def test_what_a_failed_put_would_have_taken_over_stays_with_its_former_key():
     refused = put(
         new, reason="changed", replaceable=frozenset({"a"}), previous_owners=frozenset({old.id})
     )
-    release = Release(id=old.id, reason=MOVED, names=("a",))
+    release = Release(id=old.id, reason=Reason.MOVED, names=("a",))
     remove = Remove(
         id=old.id,
         reason="not desired",
@@ -190,7 +193,7 @@ def test_a_name_moves_only_once_another_entry_has_it():
     """A put that fails leaves it with the entry that had it, so that it stays this agent's."""
     node, old = Node(), inspected()
     node.entries, node.loaded = {old.id: stored(old)}, {"a": old.body}
-    release = Release(id=old.id, reason=MOVED, names=("a",))
+    release = Release(id=old.id, reason=Reason.MOVED, names=("a",))
     failed = put(inspected(b"a:?", "new"), reason="changed", replaceable=frozenset({"a"}))
     assert [one.result for one in act(node, failed, release)] == ["failed", "held"]
     assert node.entries == {old.id: stored(old)}
@@ -215,7 +218,7 @@ def test_a_put_that_could_not_be_verified_stays_staged():
     node, profile = Node(), inspected()
     act(node, put(profile), kind=kind)
     assert node.entries == {
-        profile.id: LedgerEntry(id=profile.id, provenance="put", staged=profile.version)
+        profile.id: LedgerEntry(id=profile.id, provenance="installed", staged=profile.version)
     }
 
 
@@ -255,7 +258,7 @@ def test_names_that_were_only_adopted_are_not_ours_to_remove():
 def restoring(profile):
     return Install(
         id=profile.id,
-        reason="missing",
+        reason="went missing",
         names=profile.version.names,
         profile=None,
         replaceable=frozenset(),
@@ -300,7 +303,7 @@ def test_what_cannot_be_restored_says_why():
             node.bodies = bodies
         (outcome,) = act(node, restoring(profile), kind=kind)
         cases.append((outcome.result, outcome.findings[0].code))
-    node = Node(entries={profile.id: LedgerEntry(id=profile.id, provenance="put")})
+    node = Node(entries={profile.id: LedgerEntry(id=profile.id, provenance="installed")})
     (outcome,) = act(node, restoring(profile))
     cases.append((outcome.result, outcome.findings[0].code))
     assert cases == [
@@ -338,7 +341,7 @@ def test_keeping_an_unchanged_profile_writes_nothing():
         names=("a",),
         profile=profile,
         evidence={"a": token(profile.body)},
-        provenance="put",
+        provenance="installed",
     )
     (outcome,) = act(node, keep, ledger=FailingLedger)
     assert (outcome.result, outcome.findings) == ("done", ())
@@ -419,7 +422,9 @@ def test_a_part_that_stays_is_still_ours():
     node.entries = {profile.id: stored(profile)}
     action = replace(removing(profile), names=("a",))
     act(node, action)
-    expected = LedgerEntry(id=profile.id, provenance="put", retired={"b": token(profile.body)})
+    expected = LedgerEntry(
+        id=profile.id, provenance="installed", retired={"b": token(profile.body)}
+    )
     assert node.entries == {profile.id: expected}
 
 
@@ -454,7 +459,7 @@ def test_a_dry_run_changes_nothing_and_says_what_it_would_do():
         names=("a",),
         profile=profile,
         evidence={},
-        provenance="put",
+        provenance="installed",
     )
     actions = (put(profile), keep, hold, replace(hold, id=other), removing(profile))
     outcomes = act(node, *actions, dry_run=True, kind=FailingKind, ledger=FailingLedger)
@@ -493,7 +498,7 @@ class NoWrites(MemoryLedger):
 
 
 def put_back(node, profile, ledger):
-    return act(node, put(profile, reason="missing"), ledger=ledger)
+    return act(node, put(profile, reason="went missing"), ledger=ledger)
 
 
 def test_what_only_went_missing_is_put_back_without_a_write():
@@ -517,7 +522,7 @@ def test_a_version_of_which_too_little_is_known_is_staged_first():
         clock=lambda: 0.0,
     )
     with contextlib.suppress(Killed):
-        runner.execute([put(profile, reason="missing")])
+        runner.execute([put(profile, reason="went missing")])
     assert node.entries[profile.id].staged == profile.version
 
 
@@ -574,7 +579,7 @@ def test_a_last_good_version_that_must_be_compiled_again_is_pending():
         node, Install(id=good.id, reason="new", names=("a",), profile=good, replaceable=frozenset())
     )
     restore = Install(
-        id=good.id, reason="missing", names=("a",), profile=None, replaceable=frozenset()
+        id=good.id, reason="went missing", names=("a",), profile=None, replaceable=frozenset()
     )
     release = Release(id=good.id, reason="absent", names=("a",))
     outcomes = act(node, restore, release, kind=SlowKind)

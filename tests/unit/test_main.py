@@ -134,7 +134,7 @@ def test_a_missing_source_restores_what_it_provided(run, top):
     (top / "root" / SECCOMP / "audit.json").unlink()
     (top / "source").rename(top / "away")
     status, report = run()
-    assert (status, states(report)) == (3, {"audit.json": ("held", "missing")})
+    assert (status, states(report)) == (3, {"audit.json": ("held", "went missing")})
     assert (top / "root" / SECCOMP / "audit.json").exists()
 
 
@@ -143,7 +143,7 @@ def test_an_emptied_source_removes_nothing_unless_allowed(run, top):
     run()
     (top / "source/audit.json").unlink()
     status, report = run("--prune=always")
-    assert (status, states(report)) == (1, {"audit.json": ("held", "source gone")})
+    assert (status, states(report)) == (1, {"audit.json": ("held", "source unavailable")})
     status, report = run("--prune=always", "--allow-empty")
     assert (status, states(report)) == (0, {"audit.json": ("removed", "not desired")})
     assert report["problems"] == []
@@ -179,7 +179,7 @@ def test_status_tells_what_is_there_without_a_lock(run, top):
     """A changed or missing file is told; nothing is written."""
     run()
     status, report = run(command=("status",), source=False)
-    assert (status, states(report)) == (0, {"audit.json": ("installed", "put")})
+    assert (status, states(report)) == (0, {"audit.json": ("installed", "installed")})
     (top / "root" / SECCOMP / "audit.json").write_text(DENY)
     before = tree(top / "root")
     status, report = run(command=("status",), source=False)
@@ -205,7 +205,7 @@ def test_restore_needs_no_source_and_removes_nothing(run, top):
     run()
     (top / "root" / SECCOMP / "audit.json").unlink()
     status, report = run("--output=json", command=("restore",), source=False)
-    assert (status, states(report)) == (0, {"audit.json": ("installed", "missing")})
+    assert (status, states(report)) == (0, {"audit.json": ("installed", "went missing")})
     assert report["problems"] == []
     assert (top / "root" / SECCOMP / "audit.json").exists()
 

@@ -48,7 +48,7 @@ def test_a_pass_is_counted_and_shown():
     metrics = Metrics("1.2.3")
     metrics.passed(
         report(
-            row(action="put", reason="drifted"),
+            row(action="restore", reason="drifted"),
             row("b.json", "rejected", "reject", findings=(PROBLEM,)),
             sets=(READ,),
         ),
@@ -62,7 +62,7 @@ def test_a_pass_is_counted_and_shown():
         'profile_loader_profiles{kind="seccomp",state="failed"}': 0,
         'profile_loader_profile_available{kind="seccomp",mode="",name="a.json"}': 1,
         'profile_loader_profile_available{kind="seccomp",mode="",name="b.json"}': 0,
-        'profile_loader_actions_total{action="put",kind="seccomp"}': 1,
+        'profile_loader_actions_total{action="restore",kind="seccomp"}': 1,
         'profile_loader_drift_repairs_total{cause="drifted",kind="seccomp"}': 1,
         'profile_loader_drift_repairs_total{cause="missing",kind="seccomp"}': 0,
         'profile_loader_passes_total{result="not_converged"}': 1,
@@ -109,8 +109,8 @@ def test_what_is_over_is_zero_and_what_is_gone_is_gone():
 def test_news_of_a_report_are_no_pass():
     """Other problems of the API change gauges and count nothing."""
     metrics = Metrics("1")
-    metrics.passed(report(row(action="put", reason="missing")), 1000.0)
-    metrics.shown(report(row(action="put", reason="missing"), findings=(PROBLEM,)))
+    metrics.passed(report(row(action="restore", reason="went missing")), 1000.0)
+    metrics.shown(report(row(action="restore", reason="went missing"), findings=(PROBLEM,)))
     found = shown(metrics)
     assert found['profile_loader_drift_repairs_total{cause="missing",kind="seccomp"}'] == 1
     assert found['profile_loader_problems{code="parser_rejected"}'] == 1
@@ -161,12 +161,12 @@ def test_what_a_whole_kind_has_is_one_problem():
 def test_a_pass_that_found_nothing_new_counts_no_action_again():
     """It is counted as a pass; what the former one did and how long that took is not."""
     metrics = Metrics("1")
-    done = report(row(action="put", reason="missing"))
+    done = report(row(action="restore", reason="went missing"))
     for at in (1000.0, 1001.0):
         metrics.passed(replace(done, findings=()), at)
     found = shown(metrics)
     assert found['profile_loader_passes_total{result="converged"}'] == 2
-    assert found['profile_loader_actions_total{action="put",kind="seccomp"}'] == 1
+    assert found['profile_loader_actions_total{action="restore",kind="seccomp"}'] == 1
     assert found["profile_loader_pass_duration_seconds_count"] == 1
     assert found["profile_loader_last_pass_timestamp_seconds"] == 1001
 

@@ -49,7 +49,7 @@ def profile(id_=None, content="v1", names=("web",), **more):
     return Profile(id=id_ or key(), version=version(content, names, **more), source=b"s", body=b"b")
 
 
-def entry(id_=None, content="v1", names=("web",), how="put", **more):
+def entry(id_=None, content="v1", names=("web",), how="installed", **more):
     return LedgerEntry(id=id_ or key(), provenance=how, installed=version(content, names), **more)
 
 
@@ -185,13 +185,13 @@ def test_a_missing_name_does_not_make_another_programs_object_the_agents():
     names = ("a", "b")
     (put,) = decide(desired(profile(names=names)), entry(names=names), seen=others(a="v1"))
     assert (put.reason, put.replaceable, put.foreign) == (
-        "missing",
+        "went missing",
         frozenset({"a"}),
         frozenset({"a"}),
     )
     (back,) = decide(desired(rejected=[key()]), entry(names=names), seen=others(a="v1"))
     assert (back.reason, back.replaceable, back.foreign) == (
-        "missing",
+        "went missing",
         frozenset({"a"}),
         frozenset({"a"}),
     )
@@ -209,7 +209,7 @@ def test_a_name_that_is_handed_over_becomes_the_agents(content):
 
 def test_a_staged_version_that_another_program_loaded_is_adopted():
     """A kill before the load leaves no right to what others load then."""
-    stored = LedgerEntry(id=key(), provenance="put", staged=version("v1"))
+    stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
     assert short(decide(desired(profile()), stored, seen=others(web="v1"))) == [
         (Adopt, "same content", ("web",))
     ]
@@ -217,7 +217,7 @@ def test_a_staged_version_that_another_program_loaded_is_adopted():
 
 def test_a_staged_version_that_this_agent_loaded_is_finished():
     """The record of loaded objects proves it, also where the node shows no content."""
-    stored = LedgerEntry(id=key(), provenance="put", staged=version("v1"))
+    stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
     seen = Observation(profiles={"web": fact("object", is_own=True, is_readable=False)})
     assert short(decide(desired(profile()), stored, seen=seen)) == [
         (Install, "unfinished", ("web",))
@@ -244,7 +244,7 @@ def test_a_refused_update_leaves_what_another_program_loaded_alone():
 def test_an_absent_profile_is_put_as_new():
     """What went missing is put so that somebody else's load meanwhile is not replaced."""
     (put,) = decide(desired(profile()), entry(), seen=has())
-    assert (put.reason, put.replaceable) == ("missing", frozenset())
+    assert (put.reason, put.replaceable) == ("went missing", frozenset())
 
 
 def test_a_changed_profile_is_put():
@@ -262,7 +262,7 @@ def test_the_same_text_compiled_anew_is_a_put_of_its_own():
         body_digest="older body",
         evidence={"web": frozenset({"raw:old"})},
     )
-    stored = LedgerEntry(id=key(), provenance="put", installed=old)
+    stored = LedgerEntry(id=key(), provenance="installed", installed=old)
     assert short(decide(desired(wanted), stored, seen=has(web="old"))) == [
         (Install, "recompiled", ("web",))
     ]
@@ -270,14 +270,14 @@ def test_the_same_text_compiled_anew_is_a_put_of_its_own():
 
 def test_what_was_staged_and_is_on_the_node_is_finished():
     """A kill between load and commit leaves a name that is recognised by its content."""
-    stored = LedgerEntry(id=key(), provenance="put", staged=version("v1"))
+    stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
     (put,) = decide(desired(profile(content="v2")), stored, seen=has(web="v1"))
     assert (put.reason, put.replaceable) == ("unfinished", frozenset({"web"}))
 
 
 def test_a_staged_version_that_is_not_on_the_node_is_no_ownership():
     """What was staged and never installed gives no right to a name with other content."""
-    stored = LedgerEntry(id=key(), provenance="put", staged=version("v1"))
+    stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
     (hold,) = decide(desired(profile(content="v2")), stored, seen=has(web="theirs"))
     assert hold.state == "foreign"
 
@@ -320,7 +320,7 @@ def test_a_refused_update_holds_the_last_good_version():
 
 @pytest.mark.parametrize(
     ("seen", "why", "ours"),
-    [(has(), "missing", frozenset()), (has(web="other"), "drifted", frozenset({"web"}))],
+    [(has(), "went missing", frozenset()), (has(web="other"), "drifted", frozenset({"web"}))],
 )
 def test_a_refused_update_restores_the_last_good_version(seen, why, ours):
     """The last good version is put back from the ledger when the node lost or changed it."""
@@ -343,14 +343,14 @@ def test_an_update_that_is_still_checked_holds_the_last_good_version():
     assert decide(desired(pending=[key()]), entry(), seen=has(web="v1")) == (hold,)
 
 
-@pytest.mark.parametrize(("seen", "why"), [(has(), "missing"), (has(web="v0"), "drifted")])
+@pytest.mark.parametrize(("seen", "why"), [(has(), "went missing"), (has(web="v0"), "drifted")])
 def test_an_update_that_is_still_checked_restores_the_last_good_version(seen, why):
     """A profile that went missing does not wait for the check."""
     (put,) = decide(desired(pending=[key()]), entry(), seen=seen)
     assert (type(put), put.reason, put.profile) == (Install, why, None)
 
 
-@pytest.mark.parametrize("how", ["put", "adopted"])
+@pytest.mark.parametrize("how", ["installed", "adopted"])
 def test_nothing_is_removed_or_released_while_a_key_is_checked(how):
     """The key may be the same profile under a new key; its label stays as it is."""
     hold = Hold(id=key(), reason="pending", names=("web",), state="held")
@@ -398,7 +398,7 @@ def test_a_name_of_a_key_that_is_checked_waits_for_it():
 def test_an_installed_name_waits_for_no_other_key():
     """An update of a profile is installed though another key is still being checked."""
     wanted = profile(content="v2", names=("new",))
-    stored = LedgerEntry(id=key(), provenance="put", installed=version("v1", ("new",)))
+    stored = LedgerEntry(id=key(), provenance="installed", installed=version("v1", ("new",)))
     (put, _) = decide(desired(wanted, pending=[key("c.profile")]), stored, seen=has(new="v1"))
     assert (type(put), put.reason) == (Install, "changed")
 
@@ -580,7 +580,7 @@ def test_what_is_not_ours_to_remove_is_released(stored, seen, why):
 
 def test_an_entry_that_never_got_anywhere_is_dropped():
     """An entry without a name of its own is forgotten."""
-    stored = LedgerEntry(id=key(), provenance="put", staged=version())
+    stored = LedgerEntry(id=key(), provenance="installed", staged=version())
     assert short(decide(desired(), stored, seen=has())) == [(Release, "never installed", ())]
 
 
@@ -594,7 +594,7 @@ def test_an_entry_that_never_got_anywhere_is_dropped():
 )
 def test_what_was_staged_is_remembered_while_its_set_is_not_read(unread):
     """It may be on the node: without it the next pass would take it for somebody else's."""
-    stored = LedgerEntry(id=key(), provenance="put", staged=version())
+    stored = LedgerEntry(id=key(), provenance="installed", staged=version())
     assert decide(desired(sets=[unread]), stored, seen=has(web="v1")) == ()
 
 
@@ -606,7 +606,10 @@ def test_a_renamed_key_keeps_its_profile():
 
 @pytest.mark.parametrize(
     ("seen", "action"),
-    [(has(web="v1"), (Hold, "wanted", ("web",))), (has(), (Install, "missing", ("web",)))],
+    [
+        (has(web="v1"), (Hold, "still needed", ("web",))),
+        (has(), (Install, "went missing", ("web",))),
+    ],
 )
 def test_a_name_that_a_refused_key_wants_stays(seen, action):
     """Renamed and refused in one change: the last good version of the former key is kept."""
@@ -624,10 +627,10 @@ def test_a_name_that_a_foreign_one_keeps_from_its_key_stays():
     actions = decide(wanted, entry(key("old")), seen=has(web="v1", helper="theirs"))
     assert short(actions) == [
         (Hold, "foreign", ("helper", "web")),
-        (Hold, "wanted", ("web",)),
+        (Hold, "still needed", ("web",)),
     ]
     actions = decide(wanted, entry(key("old")), seen=has(helper="theirs"))
-    assert short(actions)[1:] == [(Install, "missing", ("web",))]
+    assert short(actions)[1:] == [(Install, "went missing", ("web",))]
 
 
 def test_what_is_left_of_a_version_that_lost_a_name_stays_by_itself():
@@ -639,7 +642,7 @@ def test_what_is_left_of_a_version_that_lost_a_name_stays_by_itself():
     assert short(decide(wanted, stored, seen=has(api="v1", web="v1"))) == [
         (Install, "changed", ("api",)),
         (Hold, "rejected", ()),
-        (Hold, "wanted", ("web",)),
+        (Hold, "still needed", ("web",)),
         (Release, "moved", ("api",)),
     ]
     assert short(decide(wanted, stored, seen=has(api="v1")))[2:] == [
@@ -679,7 +682,7 @@ def test_a_name_of_an_unreadable_set_cannot_move():
     wanted = desired(profile(content="v2"), sets=sets)
     stored = entry(key("old", origin="dir /x"))
     new, old = decide(wanted, stored, seen=has(web="v1"))
-    assert (new.state, old.reason, old.state) == ("rejected", "source gone", "held")
+    assert (new.state, old.reason, old.state) == ("rejected", "source unavailable", "held")
 
 
 def test_an_unreadable_set_blocks_every_removal():
@@ -705,8 +708,10 @@ def test_an_unreadable_set_blocks_every_removal():
 def test_a_set_that_is_gone_keeps_and_restores_its_profiles(gone):
     """Emptied, missing and unreadable are never a reason to remove."""
     wanted = desired(sets=[gone])
-    assert short(decide(wanted, entry(), seen=has(web="v1"))) == [(Hold, "source gone", ("web",))]
-    assert short(decide(wanted, entry(), seen=has())) == [(Install, "missing", ("web",))]
+    assert short(decide(wanted, entry(), seen=has(web="v1"))) == [
+        (Hold, "source unavailable", ("web",))
+    ]
+    assert short(decide(wanted, entry(), seen=has())) == [(Install, "went missing", ("web",))]
 
 
 @pytest.mark.parametrize(
@@ -726,7 +731,7 @@ def test_a_set_that_is_gone_gives_its_names_to_the_key_that_replaces_it(gone):
     both = entry(key("old", origin="dir /x"), names=("also", "web"))
     assert short(decide(wanted, both, seen=has(web="v1", also="v1"))) == [
         (Hold, "conflict", ("web",)),
-        (Hold, "source gone", ("also", "web")),
+        (Hold, "source unavailable", ("also", "web")),
     ]
 
 
@@ -868,7 +873,7 @@ def test_a_key_that_looks_like_another_kind_now_keeps_its_last_good_version():
     )
     seccomp = entry(key(kind="seccomp"))
     (held,) = decide(wanted, seccomp, seen=has(web="v1"), kind="seccomp", prune="always")
-    assert (type(held), held.reason, held.desired) == (Hold, "source gone", True)
+    assert (type(held), held.reason, held.desired) == (Hold, "source unavailable", True)
 
 
 def test_keys_below_a_refused_directory_keep_their_last_good_version():
@@ -876,7 +881,7 @@ def test_keys_below_a_refused_directory_keep_their_last_good_version():
     wanted = desired(rejected=[key("sub")])
     stored = entry(key("sub/deep/web.profile"))
     actions = decide(wanted, stored, seen=has(web="v1"))
-    assert (Hold, "source gone", ("web",)) in short(actions)
+    assert (Hold, "source unavailable", ("web",)) in short(actions)
 
 
 def test_a_key_of_another_kind_that_was_accepted_replaces_the_former():

@@ -246,7 +246,7 @@ def test_labels_do_not_flap_while_a_source_is_away_or_a_kind_is_blind(world):
     before = dict(world.server.labels)
     world.server.requests()
     away = (ProfileSetStatus(profile_set=SET, state="unreadable", reason="forbidden"),)
-    labelled(world, row(state="held", reason="source gone"), sets=away, seccomp="enabled")
+    labelled(world, row(state="held", reason="source unavailable"), sets=away, seccomp="enabled")
     labelled(world, row(state="unobservable"), seccomp="enabled")
     labelled(world, row(), seccomp="enabled")
     assert (world.server.labels, world.server.requests()) == (before, [])
@@ -256,7 +256,7 @@ def test_another_node_of_the_same_name_is_told_and_not_labelled(clock):
     """Neither labels nor Events; it is asked again later and later, never in a storm."""
     world = World(clock, ApiServer(boot_id="another"))
     world.node.deliver()
-    world.told.post(report(row(action="put", reason="new")))
+    world.told.post(report(row(action="install", reason="new")))
     for _ in range(10):
         world.settle()
         clock.now += LAST_SECONDS
@@ -310,7 +310,7 @@ def test_changes_are_told_once(world):
 def test_events_follow_their_labels_one_at_a_time(world):
     """The Node has its label before anybody hears of the profile."""
     world.told.post(
-        report(row(action="put", reason="new"), row("b.json", action="put", reason="new"))
+        report(row(action="install", reason="new"), row("b.json", action="install", reason="new"))
     )
     world.told.step()
     assert world.server.requests() == ["GET", "APPLY", "POST"]
@@ -325,7 +325,7 @@ def test_an_event_that_is_refused_is_dropped_and_counted(world):
     labelled(world, row())
     refused = RefusedError(403, "Forbidden", "events is forbidden")
     world.server.during = lambda: _refuse_posts(world, refused)
-    labelled(world, row(), row("b.json", action="put", reason="new"))
+    labelled(world, row(), row("b.json", action="install", reason="new"))
     assert world.server.labels == {A: "installed", B: "installed", READY: "ready"}
     assert (world.server.events, world.lost, world.codes()) == ([], 1, [])
 
@@ -409,7 +409,7 @@ def test_labels_that_somebody_takes_off_again_and_again_are_put_back_less_and_le
 
 def test_more_events_than_the_bucket_holds_are_dropped_and_counted(world):
     """A node whose hundred profiles are new says what it may, warnings first."""
-    rows = [row(f"{index}.json", action="put", reason="new") for index in range(100)]
+    rows = [row(f"{index}.json", action="install", reason="new") for index in range(100)]
     labelled(world, *rows, row("bad.json", "rejected", findings=BAD))
     reasons = [one["reason"] for one in world.server.events]
     assert reasons == ["ProfileRejected"] + ["ProfileLoaded"] * (events.BURST - 1)
@@ -419,7 +419,7 @@ def test_more_events_than_the_bucket_holds_are_dropped_and_counted(world):
 def test_the_outbox_has_an_end(world, monkeypatch):
     """While nobody hears, the oldest news stay and the newest are counted."""
     monkeypatch.setattr(publisher, "OUTBOX", 3)
-    world.told.post(report(*[row(f"{n}.json", action="put", reason="new") for n in range(5)]))
+    world.told.post(report(*[row(f"{n}.json", action="install", reason="new") for n in range(5)]))
     assert (len(world.told._outbox), world.lost) == (3, 2)
 
 

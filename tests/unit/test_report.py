@@ -13,16 +13,16 @@ def change(name, action, state="installed", reason="new"):
 def test_two_passes_are_reported_as_one():
     """A change by the first pass is reported where the second pass found nothing to do."""
     first = report(
-        change("a", "put"),
-        change("b", "put", state="failed"),
+        change("a", "install"),
+        change("b", "install", state="failed"),
         change("gone", "remove", state="removed", reason="not desired"),
         change("slow", "hold", state="pending", reason="pending"),
-        change("back", "put", state="outdated", reason="missing"),
+        change("back", "restore", state="outdated", reason="went missing"),
     )
     second = report(
         change("a", "keep", reason="unchanged"),
-        change("b", "put", reason="new"),
-        change("slow", "put", reason="new"),
+        change("b", "install", reason="new"),
+        change("slow", "install", reason="new"),
         change("back", "hold", state="outdated", reason="rejected"),
     )
     both = combined(
@@ -31,10 +31,10 @@ def test_two_passes_are_reported_as_one():
     assert both == replace(
         second,
         profiles=(
-            change("a", "put"),
-            change("b", "put"),
-            change("slow", "put"),
-            change("back", "put", state="outdated", reason="missing"),
+            change("a", "install"),
+            change("b", "install"),
+            change("slow", "install"),
+            change("back", "restore", state="outdated", reason="went missing"),
             change("gone", "remove", state="removed", reason="not desired"),
         ),
         seconds={"act": 3.0},

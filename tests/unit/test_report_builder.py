@@ -30,11 +30,16 @@ VERSION = Version(names=("audit.json",), source_digest="s", body_digest="b")
 PROFILE = Profile(id=ID, version=VERSION, source=b"", body=b"", findings=(WARNED,))
 PUT = Install(id=ID, reason="new", names=("audit.json",), profile=PROFILE, replaceable=frozenset())
 RESTORE = Install(
-    id=ID, reason="missing", names=("audit.json",), profile=None, replaceable=frozenset()
+    id=ID, reason="went missing", names=("audit.json",), profile=None, replaceable=frozenset()
 )
 ADOPT = Adopt(id=ID, reason="same content", names=("audit.json",), profile=PROFILE, evidence={})
 KEEP = Keep(
-    id=ID, reason="unchanged", names=("audit.json",), profile=PROFILE, evidence={}, provenance="put"
+    id=ID,
+    reason="unchanged",
+    names=("audit.json",),
+    profile=PROFILE,
+    evidence={},
+    provenance="installed",
 )
 HOLD = Hold(id=ID, reason="rejected", names=(), state="rejected", findings=(FAILED,))
 REMOVE = Remove(
@@ -54,11 +59,11 @@ def told(action, result, desired=None, findings=()):
 @pytest.mark.parametrize(
     ("action", "result", "expected"),
     [
-        (PUT, "done", ("installed", "put")),
-        (PUT, "failed", ("failed", "put")),
+        (PUT, "done", ("installed", "install")),
+        (PUT, "failed", ("failed", "install")),
         (RESTORE, "pending", ("pending", "hold")),
-        (PUT, "planned", ("planned", "put")),
-        (RESTORE, "done", ("held", "put")),
+        (PUT, "planned", ("planned", "install")),
+        (RESTORE, "done", ("held", "restore")),
         (ADOPT, "done", ("installed", "adopt")),
         (ADOPT, "failed", ("failed", "adopt")),
         (ADOPT, "planned", ("planned", "adopt")),
@@ -92,7 +97,7 @@ def test_a_moved_name_is_not_told_twice():
 def test_a_restored_version_of_a_refused_key_is_outdated():
     """The last good version is in place, the desired one is not."""
     refused = Desired(rejections={ID: Rejection(id=ID, findings=(FAILED,))})
-    assert told(RESTORE, "done", refused) == [("outdated", "put")]
+    assert told(RESTORE, "done", refused) == [("outdated", "restore")]
 
 
 def test_a_row_tells_what_pods_need_and_what_was_verified():
@@ -114,7 +119,7 @@ def test_a_row_tells_what_pods_need_and_what_was_verified():
         "profile_set": "dir /p",
         "key": "web.profile",
         "state": "installed",
-        "action": "put",
+        "action": "install",
         "reason": "new",
         "source_digest": "s",
         "policy": "p",
@@ -135,7 +140,7 @@ def test_a_duplicate_key_has_rows_of_its_own():
     report = report_builder.build_report(
         desired=wanted, observed={}, sandboxes={}, outcomes=[outcome]
     )
-    assert [(row.key, row.reason, row.installed) for row in report.profiles] == [
+    assert [(row.key, row.why, row.installed) for row in report.profiles] == [
         ("audit.json", "new", "b"),
         ("zwin.json", 'same content as "audit.json"', "b"),
     ]

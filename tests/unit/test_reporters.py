@@ -28,7 +28,7 @@ def row(name="profiles/audit.json", state="installed", **more):
         "profile_set": "dir /p",
         "key": "audit.json",
         "localhost_profile": name,
-        "action": "put",
+        "action": "install",
         "reason": "new",
     }
     return ProfileStatus(name=name, state=state, **{**fields, **more})
@@ -172,7 +172,7 @@ def test_the_document_has_every_field():
         "name": "profiles/audit.json",
         "localhostProfile": "profiles/audit.json",
         "state": "installed",
-        "action": "put",
+        "action": "install",
         "why": "new",
         "digests": {"source": "1" * 64, "installed": "2" * 64, "policy": ""},
         "mode": "",
@@ -242,7 +242,7 @@ def test_the_log_has_a_line_for_each_change_and_problem_and_a_summary(capsys):
     logs.log(REPORT)
     found = lines(capsys)
     assert [(one["event"], one["level"]) for one in found] == [
-        ("profile_put", "info"),
+        ("profile_installed", "info"),
         ("profile_problem", "error"),
         ("kind_not_enabled", "warning"),
         ("profile_problem", "error"),

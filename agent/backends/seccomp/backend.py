@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from agent.backends.seccomp import canonical, rules, syntax
-from agent.core.findings import Finding, limited
+from agent.core.findings import Finding, Severity, limited
 from agent.core.model import (
     Evidence,
     Inspected,
@@ -128,7 +128,7 @@ class SeccompBackend:
                 codes,
             )
         )
-        if any(finding.severity == "error" for finding in findings):
+        if any(finding.severity == Severity.ERROR for finding in findings):
             return b"", findings, frozenset()
         body = canonical.encode(after)
         if len(body) > syntax.MOST_BYTES:
@@ -156,7 +156,7 @@ class SeccompBackend:
         if why := _unsafe(path):
             hint = "Use letters, digits, dots, underscores and hyphens."
             findings += (Finding(code="path_unsafe", location=blob.key, message=why, hint=hint),)
-        if any(finding.severity == "error" for finding in findings):
+        if any(finding.severity == Severity.ERROR for finding in findings):
             return Rejection(id=id_, findings=findings, names=() if why else (path,))
         version = Version(
             names=(path,),

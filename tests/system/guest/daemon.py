@@ -307,7 +307,7 @@ def own_changes_wake_it_no_more():
         passes = 'profile_loader_passes_total{result="converged"}'
         first = metric(passes)
         (SOURCE / "web.profile").write_text(plain("web", "deny /x r,"))
-        until(lambda: metric('profile_loader_actions_total{action="put",kind="apparmor"}') == 2)
+        until(lambda: metric('profile_loader_actions_total{action="replace",kind="apparmor"}') == 1)
         settled = metric(passes)
         before, deadline = cpu(daemon.process.pid), time.monotonic() + 8.0
         until(lambda: time.monotonic() > deadline)

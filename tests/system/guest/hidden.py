@@ -104,7 +104,7 @@ def a_replacement_by_another_program_is_repaired_once(_):
         assert parser(text, *flags)[0] == 0
         assert loaded()["web"] == mode
         report, _ = agent()
-        assert actions(report)["web"] == ("put", "drifted"), actions(report)
+        assert actions(report)["web"] == ("restore", "drifted"), actions(report)
         assert loaded()["web"] == "enforce"
         report, _ = agent()
         assert set(actions(report).values()) == {KEPT}, actions(report)
@@ -187,7 +187,7 @@ def status_only_reports(shows):
     report, said = agent(command="status", mode="list")
     assert "effect" not in said, said
     assert codes(report).count(CODE) == (shows == "nothing"), codes(report)
-    assert rows(report) == {"web": ("installed", "put")}, rows(report)
+    assert rows(report) == {"web": ("installed", "installed")}, rows(report)
     load = parser(plain("web"), "-R")[0], load_the_same_bytes("web")
     assert load == (0, None)
     report, _ = agent(command="status", status=None)

@@ -284,7 +284,7 @@ def an_outside_replacement_is_repaired():
         assert parser(text, *flags)[0] == 0
         assert content("web") != mine
         report, _ = agent()
-        assert rows(report)["web"][1] in ("drifted", "missing"), rows(report)
+        assert rows(report)["web"][1] in ("drifted", "went missing"), rows(report)
         assert (content("web"), loaded()["web"]) == (mine, "enforce")
 
 
@@ -469,7 +469,7 @@ def the_last_good_policy_needs_neither_parser_nor_includes():
         assert content("web") == mine
         assert parser(plain("web"), "-R")[0] == 0
         report, _ = agent(status=1)
-        assert rows(report)["web"] == ("outdated", "missing"), rows(report)
+        assert rows(report)["web"] == ("outdated", "went missing"), rows(report)
         assert content("web") == mine
     finally:
         include.unlink()
@@ -481,7 +481,7 @@ def a_missing_source_changes_nothing():
     agent()
     shutil.rmtree(SOURCE)
     report, _ = agent(status=3)
-    assert rows(report) == {"web": ("held", "source gone")}, rows(report)
+    assert rows(report) == {"web": ("held", "source unavailable")}, rows(report)
     assert "web" in loaded()
 
 

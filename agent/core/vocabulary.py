@@ -1,0 +1,227 @@
+"""The closed sets of words that decisions, reports and logs are made of.
+
+Each value is the text that JSON reports, metrics, logs and tables contain. Code compares members,
+never text. Findings have codes of their own: see `agent.core.findings`.
+"""
+
+from enum import StrEnum
+
+
+class ProfileState(StrEnum):
+    """The state of one profile after a pass."""
+
+    INSTALLED = "installed"
+    """The desired version is on the node, verified in this pass."""
+
+    OUTDATED = "outdated"
+    """The last good version is on the node, since the desired version is rejected or pending."""
+
+    HELD = "held"
+    """No longer desired, and left on the node on purpose. The reason says why."""
+
+    PENDING = "pending"
+    """The check is still running, and no last good version is on the node."""
+
+    REJECTED = "rejected"
+    """Rejected, and no last good version is on the node."""
+
+    FOREIGN = "foreign"
+    """Another program installed a profile of this name."""
+
+    FAILED = "failed"
+    """The action failed, or its result could not be verified."""
+
+    UNSUPPORTED = "unsupported"
+    """This node cannot have profiles of this kind."""
+
+    UNOBSERVABLE = "unobservable"
+    """The node may have the profile, but the agent cannot observe it."""
+
+    REMOVED = "removed"
+    RELEASED = "released"
+    """Left on the node, and no longer tracked."""
+
+    PLANNED = "planned"
+    """`--dry-run`: the action that a pass would take."""
+
+    ACCEPTED = "accepted"
+    """`check`: the profile has no errors. No node was observed."""
+
+
+ON_NODE = frozenset({ProfileState.INSTALLED, ProfileState.OUTDATED, ProfileState.HELD})
+"""The states of profiles that were verified on the node."""
+
+
+class ActionName(StrEnum):
+    """What a pass did about one profile."""
+
+    INSTALL = "install"
+    """Write a file or load policy that this agent had not installed before."""
+
+    REPLACE = "replace"
+    """Install another version over the installed one, or over content that is taken over."""
+
+    RESTORE = "restore"
+    """Reinstall a version that went missing or was changed on the node."""
+
+    ADOPT = "adopt"
+    KEEP = "keep"
+    HOLD = "hold"
+    REMOVE = "remove"
+    RELEASE = "release"
+    REJECT = "reject"
+
+
+INSTALLS = frozenset({ActionName.INSTALL, ActionName.REPLACE, ActionName.RESTORE})
+"""The actions that write a file or load policy."""
+
+
+class Reason(StrEnum):
+    """Why a plan contains an action."""
+
+    NONE = ""
+    """No pass decided: the row comes from a command that only reads."""
+
+    # Install
+    NEW = "new"
+    CHANGED = "changed"
+    """The source has another version."""
+
+    RECOMPILED = "recompiled"
+    """The source is the same, but the kernel, the parser or an include changed."""
+
+    UNFINISHED = "unfinished"
+    """A previous installation ended before it was recorded."""
+
+    TAKEN_OVER = "taken over"
+    """`--take-over` allows to replace the profile of another program."""
+
+    WENT_MISSING = "went missing"
+    """Installed before, and no longer on the node."""
+
+    DRIFTED = "drifted"
+    """The content or mode on the node differs from what was installed."""
+
+    # Adopt and keep
+    SAME_CONTENT = "same content"
+    """Another program, or another key, provides the same content."""
+
+    UNCHANGED = "unchanged"
+    RENAMED = "renamed"
+    """The same profile was installed for another key."""
+
+    # Hold
+    FOREIGN = "foreign"
+    REJECTED = "rejected"
+    UNCHECKED = "unchecked"
+    """This node lacks the means to check the key."""
+
+    UNSUPPORTED = "unsupported"
+    UNOBSERVABLE = "unobservable"
+    PENDING = "pending"
+    """A key is still being checked, and it may provide the name."""
+
+    CONFLICT = "conflict"
+    """The last good version of another key has the name."""
+
+    SOURCE_UNAVAILABLE = "source unavailable"
+    """The source is missing, empty or unreadable."""
+
+    STILL_NEEDED = "still needed"
+    """No longer desired by its own key, but a rejected key needs the name."""
+
+    SOURCE_UNREADABLE = "a source is unreadable"
+    """No source that was read desires the name, and a source that was not read may desire it."""
+
+    PRUNE_NEVER = "prune=never"
+    LABEL_PENDING = "label_pending"
+    """A label may still name the profile, or its grace time has not passed."""
+
+    IN_USE = "in_use"
+    USE_UNKNOWN = "use_unknown"
+
+    # Remove and release
+    NOT_DESIRED = "not desired"
+    MOVED = "moved"
+    """The ledger entry of another key has the name."""
+
+    ABSENT = "absent"
+    """No longer desired, and not on the node either."""
+
+    ADOPTED = "adopted"
+    """No longer desired, and installed by another program."""
+
+    NEVER_INSTALLED = "never installed"
+
+    # The `status` command
+    INSTALLED = "installed"
+    NOT_ON_NODE = "absent on the node"
+    OTHER_CONTENT = "other content on the node"
+    OTHER_PROGRAM = "loaded by another program"
+    NO_LONGER_DESIRED = "no longer desired"
+
+
+DRIFTS = frozenset({Reason.WENT_MISSING, Reason.DRIFTED})
+"""The reasons for which a pass restores a profile."""
+
+
+class Provenance(StrEnum):
+    """How an entry's profile came to the node."""
+
+    INSTALLED = "installed"
+    """This agent installed it."""
+
+    ADOPTED = "adopted"
+    """Another program installed the same content; the agent only tracks it."""
+
+
+class OutcomeResult(StrEnum):
+    """What became of an action."""
+
+    DONE = "done"
+    HELD = "held"
+    """The node was left as it is."""
+
+    FAILED = "failed"
+    PLANNED = "planned"
+    """`--dry-run`: the action was not carried out."""
+
+    PENDING = "pending"
+    """The last good version has to be checked again before it can be restored."""
+
+
+class ProfileSetState(StrEnum):
+    """How reading one profile set ended."""
+
+    READ = "read"
+    EMPTIED = "emptied"
+    """The set exists and contains no profile."""
+
+    MISSING = "missing"
+    UNREADABLE = "unreadable"
+
+
+class UnreadableCause(StrEnum):
+    """Why a profile set could not be read."""
+
+    UNANSWERED = "unanswered"
+    """No response came, or a file could not be read."""
+
+    INVALID = "invalid"
+    OVER_LIMIT = "over_limit"
+
+
+class SupportState(StrEnum):
+    """Whether a node can have profiles of a kind."""
+
+    ENABLED = "enabled"
+    DISABLED = "disabled"
+    UNKNOWN = "unknown"
+
+
+class PruneMode(StrEnum):
+    """Which undesired profiles a pass may remove (`--prune`)."""
+
+    UNUSED = "unused"
+    ALWAYS = "always"
+    NEVER = "never"
