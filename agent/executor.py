@@ -7,7 +7,7 @@ every point of a kill the ledger says at least what is ours, and never more than
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from agent.core.actions import Action, Adopt, Hold, Install, Keep, Outcome, Release, Remove
@@ -29,6 +29,14 @@ from agent.core.model import (
 from agent.core.ownership import is_installed_by_agent, owned_names
 from agent.core.ports import Failed, Installed, Ledger, ProfileBackend, Removed, StillInUse
 from agent.core.vocabulary import OutcomeResult, Provenance, Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prepared:
+    """A profile and the bytes to install."""
+
+    profile: Profile
+    body: bytes
 
 
 class Executor:
@@ -120,27 +128,31 @@ class Executor:
 
     def _put(self, action: Install) -> Outcome:
         entry = self.entries.get(action.id)
-        profile = action.profile if action.profile is not None else self._revive(action.id)
-        match profile:
-            case Profile():
-                return self._install(action, profile, entry)
+        profile = action.profile if action.profile is not None else self._recorded(action.id)
+        prepared = self._prepared(profile, is_recorded=action.profile is None)
+        match prepared:
+            case _Prepared():
+                return self._install(action, prepared, entry)
             case Pending(findings=findings):
+                if action.fallback is not None:
+                    self._put(action.fallback)
                 return Outcome(action=action, result=OutcomeResult.PENDING, findings=findings)
             case Finding():
-                return _ended(action, profile)
+                return self._put_back(action, prepared)
             case unreachable:
                 assert_never(unreachable)
 
-    def _install(self, action: Install, profile: Profile, entry: LedgerEntry | None) -> Outcome:
+    def _install(self, action: Install, prepared: _Prepared, entry: LedgerEntry | None) -> Outcome:
+        profile = prepared.profile
         before = entry or LedgerEntry(
             id=action.id, provenance=Provenance.INSTALLED, prefix=profile.prefix
         )
         if not _is(before.installed, profile.version):
-            finding = self._store(profile) or self._write(replace(before, staged=profile.version))
+            finding = self._store(prepared) or self._write(replace(before, staged=profile.version))
             if finding is not None:
                 return self._put_back(action, finding)
         done = self.kinds[action.id.kind].install(
-            profile, replaceable=action.replaceable, foreign=action.foreign
+            profile, prepared.body, replaceable=action.replaceable, foreign=action.foreign
         )
         match done:
             case Failed(finding=finding):
@@ -204,28 +216,51 @@ class Executor:
         else:
             self._drop(before.id)
 
-    def _revive(self, id_: KeyId) -> Profile | Pending | Finding:
-        """Make the installed version of an entry ready to be put again, from the ledger alone."""
+    def _recorded(self, id_: KeyId) -> Profile | Finding:
+        """Return the installed version of an entry as a profile, from the ledger alone."""
         entry = self.entries[id_]
         version = entry.installed
-        if version is None:
+        source = self.ledger.content(version.source_digest) if version is not None else None
+        if version is None or source is None:
             return _damaged(id_)
-        kind = self.kinds[id_.kind]
-        source, body = (
-            self.ledger.content(version.source_digest),
-            self.ledger.content(version.body_digest),
-        )
-        if source is not None and body is not None and kind.accepts_context(version.context):
-            return Profile(id=id_, version=version, source=source, body=body, prefix=entry.prefix)
-        if source is None:
-            return _damaged(id_)
-        blob = SourceKey(
-            profile_set=id_.profile_set, key=id_.key, content=source, prefix=entry.prefix
-        )
-        return _again(kind.inspect(blob), version)
+        return Profile(id=id_, version=version, source=source, body_size=0, prefix=entry.prefix)
 
-    def _store(self, profile: Profile) -> Finding | None:
-        return self.ledger.store_content(profile.source) or self.ledger.store_content(profile.body)
+    def _prepared(
+        self, profile: Profile | Finding, *, is_recorded: bool
+    ) -> _Prepared | Pending | Finding:
+        """Return a profile with its body; without a usable body, inspect its source again.
+
+        is_recorded: whether the profile is from the ledger, so that its body may have been made
+        for another context.
+        """
+        if isinstance(profile, Finding):
+            return profile
+        backend = self.kinds[profile.id.kind]
+        if not is_recorded or backend.accepts_context(profile.version.context):
+            body = self._body(profile)
+            if body is not None:
+                return _Prepared(profile=profile, body=body)
+        source_key = SourceKey(
+            profile_set=profile.id.profile_set,
+            key=profile.id.key,
+            content=profile.source,
+            prefix=profile.prefix,
+        )
+        inspected = _again(backend.inspect(source_key), profile.version)
+        if not isinstance(inspected, Profile):
+            return inspected
+        body = self._body(inspected)
+        return _Prepared(profile=inspected, body=body) if body is not None else _damaged(profile.id)
+
+    def _body(self, profile: Profile) -> bytes | None:
+        """Return the body of a profile from the ledger, or else from its backend."""
+        body = self.ledger.content(profile.version.body_digest)
+        return body if body is not None else self.kinds[profile.id.kind].body(profile)
+
+    def _store(self, prepared: _Prepared) -> Finding | None:
+        return self.ledger.store_content(prepared.profile.source) or self.ledger.store_content(
+            prepared.body
+        )
 
     # --- adopt and keep --------------------------------------------------------------------------
 
@@ -254,7 +289,17 @@ class Executor:
             self.ledger.has_content(version.source_digest)
             and self.ledger.has_content(version.body_digest)
         ):
-            finding = self._store(profile)
+            match self._prepared(profile, is_recorded=False):
+                case _Prepared() as prepared if (
+                    prepared.profile.version.body_digest == version.body_digest
+                ):
+                    finding = self._store(prepared)
+                case Finding() as failure:
+                    finding = failure
+                case Pending(findings=findings):
+                    return Outcome(action=action, result=OutcomeResult.PENDING, findings=findings)
+                case _:  # the new inspection made other bytes: the next full pass plans with them
+                    return Outcome(action=action, result=OutcomeResult.PENDING)
         if finding is None and entry != before:
             finding = self._write(entry)
         return _ended(action, finding, version)

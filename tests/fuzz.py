@@ -208,7 +208,7 @@ def main():
             SourceKey(profile_set="dir profiles", key=str(number), content=text)
             for number, text in enumerate(profiles)
         ]
-        blobs = [profile.body for profile in inspected(kind, *shipped_profiles)]
+        blobs = [kind.body(profile) for profile in inspected(kind, *shipped_profiles)]
         seeds = {"policy": blobs, "text": profiles, "parser": profiles, "manifest": [MANIFEST]}
         done = dict.fromkeys(functions, 0)
         for number in range(chosen.texts + chosen.parsed):

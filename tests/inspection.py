@@ -12,6 +12,11 @@ def inspected(kind, *blobs):
     return results
 
 
+def install(kind, profile, replaceable=()):
+    """Install a profile that the backend inspected; return the result."""
+    return kind.install(profile, kind.body(profile), replaceable=replaceable)
+
+
 def compiled(parser, text, features):
     """Return the outcome of one run of the parser without narrow limits."""
     run = parser.run(

@@ -123,6 +123,11 @@ class Node:
         return self.own.get(name) == self.objects[name]
 
 
+def body(profile):
+    """Return the bytes to install of a profile of MemoryKind."""
+    return b"compiled " + profile.source
+
+
 class MemoryKind:
     """A kind whose node is a dictionary. Loads of one key are atomic, as the kernel's are."""
 
@@ -152,9 +157,12 @@ class MemoryKind:
             body_digest=model.digest(b"compiled " + blob.content),
             evidence={name: token(b"compiled " + blob.content) for name in names},
         )
-        return Profile(
-            id=id_, version=version, source=blob.content, body=b"compiled " + blob.content
-        )
+        size = len(b"compiled " + blob.content)
+        return Profile(id=id_, version=version, source=blob.content, body_size=size)
+
+    def body(self, profile):
+        made = body(profile)
+        return made if model.digest(made) == profile.version.body_digest else None
 
     def discard(self, profile):
         pass
@@ -179,9 +187,9 @@ class MemoryKind:
         }
         return Observation(profiles=facts, uses=uses)
 
-    def install(self, profile, *, replaceable, foreign=()):
+    def install(self, profile, body, *, replaceable, foreign=()):
         names = profile.version.names
-        if profile.body.endswith(b":?"):
+        if body.endswith(b":?"):
             return Failed(
                 finding=Finding(code="kernel_refused", location=names[0], message="EPROTO")
             )
@@ -196,15 +204,15 @@ class MemoryKind:
         node.loading = (mine, node.count)
         self.steps()
         for name in names:
-            if node.loaded.get(name, profile.body) != profile.body:
+            if node.loaded.get(name, body) != body:
                 node.touched.append((name, node.objects[name], node.loaded[name]))
         # What is there with the same bytes is skipped, where the kernel keeps them.
-        there = [one for one in names if node.readable and node.loaded.get(one) == profile.body]
-        node.write({name: profile.body for name in names if name not in there})
+        there = [one for one in names if node.readable and node.loaded.get(one) == body]
+        node.write({name: body for name in names if name not in there})
         node.created |= {node.objects[name] for name in mine}
         self.steps()
         node.own |= {name: node.objects[name] for name in mine}
-        node.put |= dict.fromkeys(names, profile.body)
+        node.put |= dict.fromkeys(names, body)
         node.loading = (frozenset(), 0)
         self.steps()
         return Installed(evidence={name: node.evidence(name) for name in names}, modes={})

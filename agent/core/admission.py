@@ -138,7 +138,7 @@ class AdmissionBudget:
         mine = owned_names(entry) if entry is not None else {}
         return Size(
             names=len(profile.version.names),
-            policy_bytes=len(profile.body),
+            policy_bytes=profile.body_size,
             ledger_names=sum(name not in mine for name in profile.version.names),
         )
 

@@ -137,12 +137,14 @@ class Version:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """One accepted key, ready to be put: its version and its bytes; warnings and notices."""
+    """One accepted key. The backend provides its body when the profile is installed."""
 
     id: KeyId
     version: Version
     source: bytes
-    body: bytes
+    body_size: int
+    """Bytes of what is installed; `version.body_digest` is their digest."""
+
     findings: tuple[Finding, ...] = ()
     prefix: str = ""
 

@@ -84,6 +84,12 @@ class ProfileBackend(Protocol):
     def inspect(self, blob: SourceKey) -> Inspected:
         """Check one key without touching the node. The same blob gives the same answer."""
 
+    def body(self, profile: Profile) -> bytes | None:
+        """Return the bytes to install, whose digest is `profile.version.body_digest`.
+
+        None: the backend does not have them any more. Another `inspect` makes them again.
+        """
+
     def discard(self, profile: Profile) -> None:
         """Remove from memory what `inspect` keeps of a profile; it may be inspected again."""
 
@@ -97,9 +103,14 @@ class ProfileBackend(Protocol):
         """Look at the node: facts for every one of names that is there; uses for suspects."""
 
     def install(
-        self, profile: Profile, *, replaceable: Collection[str], foreign: Collection[str] = ()
+        self,
+        profile: Profile,
+        body: bytes,
+        *,
+        replaceable: Collection[str],
+        foreign: Collection[str] = (),
     ) -> Installed | Failed:
-        """Install and verify.
+        """Install the body of a profile, and verify it.
 
         foreign: names in ours that another program installed with this content; the backend does
         not record them as this agent's own.

@@ -114,7 +114,9 @@ def test_what_the_cache_says_of_a_policy_is_what_is_read_from_it(declared):
         )
         found = policy_cache.PolicyCache(Host(root), "/state", write=True).find("key")
     read = compiled_policy.read(blob)
-    assert found == policy_cache.ParserResult(policy=blob, sha256=digest(blob), declared=read)
+    assert found == policy_cache.ParserResult(
+        policy=blob, size=len(blob), sha256=digest(blob), declared=read
+    )
 
 
 @given(

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path.cwd()))
 
-from inspection import compiled, inspected
+from inspection import compiled, inspected, install
 
 from agent.backends.apparmor.backend import AppArmorBackend
 from agent.core.model import InUse, Observation, Profile, Rejection, SourceKey, Unused
@@ -49,7 +49,7 @@ def accepted(text, **options):
 
 
 def put(text, replaceable=(), agent=None):
-    return (agent or kind()).install(accepted(text), replaceable=replaceable)
+    return install(agent or kind(), accepted(text), replaceable)
 
 
 def installed(text, replaceable=(), agent=None):
@@ -112,7 +112,7 @@ def text(name, rules="", flags=""):
 @case
 def a_new_profile_is_loaded_and_proven_by_the_kernels_hashes():
     profile = accepted(text("new"))
-    done = kind().install(profile, replaceable=())
+    done = install(kind(), profile)
     assert isinstance(done, Installed), done
     fact = look("new").profiles["new"]
     # Both the hash of the whole blob and that of the profile alone were predicted.
@@ -125,7 +125,7 @@ def a_new_profile_is_loaded_and_proven_by_the_kernels_hashes():
 def several_profiles_hats_and_children_in_one_key_are_each_proven():
     source = text("many1", "  ^HAT { file, }\n  profile kid /bin/ls flags=(complain) { file, }\n")
     profile = accepted(source + text("many2"))
-    done = kind().install(profile, replaceable=())
+    done = install(kind(), profile)
     assert isinstance(done, Installed), done
     assert profile.version.names == ("many1", "many1//HAT", "many1//kid", "many2")
     facts = look(*profile.version.names).profiles
@@ -351,7 +351,7 @@ def what_is_compiled_mediates_as_the_parser_itself_would():
     blob = subprocess.run(
         ["apparmor_parser", "-QKS"], input=source.encode(), capture_output=True, check=True
     ).stdout
-    assert accepted(source).body == blob
+    assert kind().body(accepted(source)) == blob
 
 
 @case
@@ -372,11 +372,11 @@ def jam():
 def a_jammed_kernel_is_cured_by_an_identical_replace_of_our_own():
     agent = kind()
     profile = accepted(text("own"))
-    assert isinstance(agent.install(profile, replaceable=()), Installed)
+    assert isinstance(install(agent, profile), Installed)
     number = revision()
     jam()
     assert parser(text("witness"), "-a").returncode != 0, "the kernel is not jammed"
-    done = agent.install(accepted(text("after")), replaceable=())
+    done = install(agent, accepted(text("after")))
     assert isinstance(done, Installed), done
     assert revision() == number + 2
     assert "after" in look("after").profiles
@@ -399,9 +399,9 @@ def a_jam_that_cannot_be_cured_is_reported():
 @case
 def what_the_kernel_does_not_understand_is_refused_with_its_reason():
     profile = accepted(text("broken"))
-    blob = profile.body.replace(b"\x04\x07\x00caps64\x00", b"\x04\x07\x00caps65\x00")
-    broken = Profile(id=profile.id, version=profile.version, source=profile.source, body=blob)
-    failed = kind().install(broken, replaceable=())
+    body = kind().body(profile)
+    broken = body.replace(b"\x04\x07\x00caps64\x00", b"\x04\x07\x00caps65\x00")
+    failed = kind().install(profile, broken, replaceable=())
     assert code(failed) == "kernel_refused", failed
     assert "EPROTO" in failed.finding.message, failed
     assert "broken" not in look("broken").profiles

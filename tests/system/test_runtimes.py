@@ -24,7 +24,7 @@ def installed(key):
     kind = SeccompBackend(host=Host("/nowhere"), machine=platform.machine())
     profile = kind.inspect(SourceKey(profile_set="dir profiles", key=key, content=content))
     assert isinstance(profile, Profile), profile
-    return json.loads(profile.body)
+    return json.loads(kind.body(profile))
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_the_documented_text_prevents_chmod(runtime, bundle, text):
     kind = SeccompBackend(host=Host("/nowhere"), machine=platform.machine())
     profile = kind.inspect(SourceKey(profile_set="dir x", key="prevent-chmod", content=content))
     assert isinstance(profile, Profile), profile
-    _, output = contain(runtime, bundle, json.loads(profile.body), CHMOD)
+    _, output = contain(runtime, bundle, json.loads(kind.body(profile)), CHMOD)
     assert ("changed" in output, "Seccomp:\t2" in output) == (False, True), output
 
 

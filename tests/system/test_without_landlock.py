@@ -9,7 +9,7 @@ from tests.system import vm
 
 GUEST = """
 import json
-from inspection import inspected
+from inspection import inspected, install
 from agent.core.model import SourceKey
 from agent.host.filesystem import Host
 from agent.backends.apparmor.backend import AppArmorBackend
@@ -21,7 +21,7 @@ def put(key, content):
     (profile,) = inspected(kind, source_key)
     if not hasattr(profile, "version"):
         return [one.code for one in profile.findings]
-    return type(kind.install(profile, replaceable=())).__name__
+    return type(install(kind, profile)).__name__
 
 print(json.dumps({
     "modules": open("/sys/kernel/security/lsm").read().strip(),

@@ -42,9 +42,9 @@ def entries(*found):
     return {one.id: one for one in found}
 
 
-def profile(name, *names, body=b"", remarks=(), origin="configmap a/web"):
+def profile(name, *names, size=0, remarks=(), origin="configmap a/web"):
     return Profile(
-        id=key(name, origin), version=version(*names), source=b"", body=body, findings=remarks
+        id=key(name, origin), version=version(*names), source=b"", body_size=size, findings=remarks
     )
 
 
@@ -99,10 +99,10 @@ def test_names_and_policy_bytes_have_totals():
     """A profile that does not fit takes no room from a smaller one behind it."""
     room = AdmissionBudget(limits=Limits(names=3, policy_bytes=10))
     answers = [
-        room.admitted(profile("1", "a", "b", body=b"12345")),
-        room.admitted(profile("2", "c", "d", body=b"1")),
-        room.admitted(profile("3", "e", body=b"123456")),
-        room.admitted(profile("4", "e", body=b"12345")),
+        room.admitted(profile("1", "a", "b", size=5)),
+        room.admitted(profile("2", "c", "d", size=1)),
+        room.admitted(profile("3", "e", size=6)),
+        room.admitted(profile("4", "e", size=5)),
     ]
     assert list(map(is_limited, answers)) == [False, True, True, False]
     assert is_limited(room.rejection(key("5")))
@@ -113,7 +113,7 @@ def test_no_key_is_inspected_once_a_total_is_used_up():
     """Neither the cache is read nor the parser started for such a key."""
     room = AdmissionBudget(limits=Limits(policy_bytes=5))
     assert room.rejection(key("1")) is None
-    room.admitted(profile("1", "a", body=b"12345"))
+    room.admitted(profile("1", "a", size=5))
     assert is_limited(room.rejection(key("2")))
 
 

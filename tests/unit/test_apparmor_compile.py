@@ -228,7 +228,7 @@ def test_a_text_in_use_stays_in_memory(tmp_path):
 def test_names_that_are_gone_leave_the_memory(tmp_path):
     """A policy that was checked once, and that no source provides any more, is not kept."""
     made = backend(tmp_path, "exit 1")
-    made.changes.checked["gone"] = b"policy"
+    made.changes.checked["gone"] = "digest"
     full_pass(made, 1)
     assert made.changes.checked == {}
 

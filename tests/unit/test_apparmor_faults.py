@@ -1,5 +1,6 @@
 """Specification of the AppArmor kind's answers to faults: no kernel, no parser, odd processes."""
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -342,7 +343,7 @@ def test_a_damaged_cache_entry_counts_as_absent(tmp_path):
         policy=b"policy", error="m", omitted_rules=("n",), exceeded_limit="k"
     )
     policy_cache.PolicyCache(host, "/state", write=True).store("key", stored)
-    found = replace(stored, sha256=digest(b"policy"))
+    found = replace(stored, sha256=digest(b"policy"), size=6)
     assert policy_cache.PolicyCache(host, "/state", write=True).find("key") == found
     file = tmp_path / "state/cache/key"
     whole = file.read_bytes()
@@ -354,13 +355,44 @@ def test_a_damaged_cache_entry_counts_as_absent(tmp_path):
         assert policy_cache.PolicyCache(host, "/state", write=True).find("key") is None
 
 
-def test_what_an_older_edition_read_from_a_policy_is_read_again(tmp_path, monkeypatch):
-    """The policy is the same; what is said of it may have been a mistake."""
+def test_declarations_of_an_older_edition_are_read_from_the_policy_again(tmp_path):
+    """An older edition may have read the same policy wrongly."""
     store = policy_cache.PolicyCache(Host(tmp_path), "/state", write=True)
     store.store("key", policy_cache.ParserResult(policy=profile("x")))
-    assert policy_cache.PolicyCache(Host(tmp_path), "/state", write=True).find("key").declared != ()
-    monkeypatch.setattr(compiled_policy, "READER_VERSION", compiled_policy.READER_VERSION + 1)
-    assert policy_cache.PolicyCache(Host(tmp_path), "/state", write=True).find("key").declared == ()
+    file = tmp_path / "state/cache/key"
+    _, line, policy = file.read_bytes().split(b"\n", 2)
+    head = json.loads(line) | {"reader": compiled_policy.READER_VERSION - 1, "declared": []}
+    line = json.dumps(head).encode()
+    file.write_bytes(b"\n".join((digest(line).encode(), line, policy)))
+    found = policy_cache.PolicyCache(Host(tmp_path), "/state", write=True).find("key")
+    assert found.declared == compiled_policy.read(profile("x"))
+
+
+def test_a_policy_is_read_from_the_disk_when_it_is_installed(tmp_path):
+    """The memory holds what a check needs of a policy, but not its bytes."""
+    (tmp_path / "policy").write_bytes(profile("x"))
+    path = script(tmp_path, f"cat > /dev/null; cat {tmp_path}/policy")
+    made = agent(node(tmp_path), parser=path, state_dir="/state")
+    (found,) = inspected(made, blob())
+    (file,) = (tmp_path / "state/cache").iterdir()
+    assert found.body_size == len(profile("x"))
+    assert [one.policy for one in made.cache.memory.values()] == [b""]
+    assert made.body(found) == profile("x")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    assert made.body(found) is None
+    assert isinstance(made.inspect(blob()), Pending)
+    assert inspected(made, blob()) == [found]
+    assert file.read_bytes() == whole
+
+
+def test_a_policy_that_cannot_be_written_to_the_disk_stays_in_memory(tmp_path):
+    """A full disk does not keep the agent from installing what it compiled."""
+    (tmp_path / "policy").write_bytes(profile("x"))
+    path = script(tmp_path, f"cat > /dev/null; cat {tmp_path}/policy")
+    made = agent(node(tmp_path), parser=path, state_dir="/policy")
+    (found,) = inspected(made, blob())
+    assert made.body(found) == profile("x")
 
 
 def test_a_changed_include_changes_the_context(tmp_path):

@@ -17,7 +17,7 @@ PROFILE = Profile(
     id=KeyId(kind="apparmor", profile_set="dir test", key="key"),
     version=Version(names=("web",), source_digest=digest(b""), body_digest=digest(BODY)),
     source=b"",
-    body=BODY,
+    body_size=len(BODY),
 )
 
 
@@ -61,7 +61,7 @@ def shown(host):
 def test_a_load_is_repeated_until_it_is_the_only_change(host, disturbed):
     """Only then the object is known to have the written content; repeating keeps the object."""
     host.disturbed = disturbed
-    done = agent(host).install(PROFILE, replaceable=())
+    done = agent(host).install(PROFILE, BODY, replaceable=())
     path = f"{kernel_access.ROOT}/policy/profiles/{DIRECTORY}"
     evidence = frozenset({f"object:b-o-o-t:{path}:{disturbed + 1}"})
     assert done == Installed(evidence={"web": evidence}, modes={"web": "enforce"})
@@ -74,17 +74,19 @@ def test_a_load_is_repeated_until_it_is_the_only_change(host, disturbed):
 def test_a_load_that_is_always_disturbed_is_finished_by_the_next_pass(host):
     """It is not verified, and it stays this agent's own."""
     host.disturbed = 99
-    failed = agent(host).install(PROFILE, replaceable=())
+    failed = agent(host).install(PROFILE, BODY, replaceable=())
     assert isinstance(failed, Failed)
     assert failed.finding.code == "verify_failed"
     assert len(host.writes) == 5
     assert shown(host).is_own is True
     host.disturbed = 0
-    assert isinstance(agent(host).install(PROFILE, replaceable=["web"]), Installed)
+    assert isinstance(agent(host).install(PROFILE, BODY, replaceable=["web"]), Installed)
 
 
 def test_an_object_of_another_program_stays_foreign_when_it_is_written_over(host):
     """Where a key has several names, one of them may be foreign with the same content."""
     host.write_kernel(".load", BODY)
-    assert isinstance(agent(host).install(PROFILE, replaceable=["web"], foreign=["web"]), Installed)
+    assert isinstance(
+        agent(host).install(PROFILE, BODY, replaceable=["web"], foreign=["web"]), Installed
+    )
     assert shown(host).is_own is False

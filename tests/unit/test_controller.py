@@ -61,8 +61,8 @@ class CheapKind(MemoryKind):
         self.left = self._state()
         return self.last[1]
 
-    def install(self, profile, *, replaceable, foreign=()):
-        answer = super().install(profile, replaceable=replaceable)
+    def install(self, profile, body, *, replaceable, foreign=()):
+        answer = super().install(profile, body, replaceable=replaceable)
         self.left = self._state()
         return answer
 
@@ -675,7 +675,7 @@ def test_what_failed_is_tried_again_less_and_less_often(world, clock):
     """Up to the resync, and from the beginning after a success."""
     fail = world.kind.install
     finding = Finding(code="write_failed", location="new", message="no")
-    world.kind.install = lambda profile, replaceable, foreign: Failed(finding=finding)
+    world.kind.install = lambda *_, **__: Failed(finding=finding)
     world.keys.keys["new"] = "new:1"
     waits = []
     for _ in range(4):
@@ -697,7 +697,7 @@ def test_another_failure_is_tried_again_soon_however_long_the_first_lasts(world,
         world.daemon.step()
     assert world.daemon._next_pass == world.daemon._next_full_resync
     finding = Finding(code="write_failed", location="new", message="no")
-    world.kind.install = lambda profile, replaceable, foreign: Failed(finding=finding)
+    world.kind.install = lambda *_, **__: Failed(finding=finding)
     world.keys.keys["new"] = "new:1"
     world.daemon.step()
     assert world.daemon._next_pass - clock.now == 2.0
@@ -1076,9 +1076,9 @@ def test_a_removal_that_fell_due_while_a_pass_ran_is_done_at_once(world, clock):
     world.keys.keys["web"] = "web:2"
     put = world.kind.install
 
-    def slowly(profile, *, replaceable, foreign=()):
+    def slowly(profile, body, *, replaceable, foreign=()):
         clock.now += 30.0
-        return put(profile, replaceable=replaceable, foreign=foreign)
+        return put(profile, body, replaceable=replaceable, foreign=foreign)
 
     world.kind.install = slowly
     world.turn()

@@ -6,11 +6,11 @@ from dataclasses import replace
 from agent.core import model
 from agent.core.actions import Adopt, Hold, Install, Keep, Outcome, Release, Remove
 from agent.core.findings import Finding
-from agent.core.model import KeyId, LedgerEntry, SourceKey, Unchecked, UnknownUse
+from agent.core.model import KeyId, LedgerEntry, Pending, SourceKey, Unchecked, UnknownUse
 from agent.core.ports import Failed, StillInUse
 from agent.core.vocabulary import Reason
 from agent.executor import Executor
-from tests.world import Killed, MemoryKind, MemoryLedger, Node, Steps, token
+from tests.world import Killed, MemoryKind, MemoryLedger, Node, Steps, body, token
 
 ORIGIN = "dir /p"
 REFUSED = Finding(code="kernel_refused", location="a", message="EPROTO")
@@ -26,7 +26,7 @@ class FailingKind(MemoryKind):
     answer = Failed(finding=REFUSED)
     fitting = True
 
-    def install(self, profile, *, replaceable, foreign=()):
+    def install(self, profile, body, *, replaceable, foreign=()):
         return self.answer
 
     def remove(self, names, evidence, *, require_unused):
@@ -82,7 +82,7 @@ def stored(profile, **more):
 def keep_bodies(node, profile):
     node.bodies |= {
         profile.version.source_digest: profile.source,
-        profile.version.body_digest: profile.body,
+        profile.version.body_digest: body(profile),
     }
 
 
@@ -92,7 +92,7 @@ def test_a_put_ends_with_the_verified_version_installed():
     outcomes = act(node, put(profile))
     assert outcomes == (Outcome(action=put(profile), result="done", version=profile.version),)
     assert node.entries == {profile.id: stored(profile)}
-    assert node.loaded == {"a": profile.body}
+    assert node.loaded == {"a": body(profile)}
 
 
 def test_a_failed_put_never_loses_the_last_good_version():
@@ -117,7 +117,7 @@ def test_a_failed_put_of_a_lost_profile_puts_the_last_good_version_back():
         "failed",
         ["kernel_refused"],
     )
-    assert (outcome.version, node.loaded) == (old.version, {"a": old.body, "b": old.body})
+    assert (outcome.version, node.loaded) == (old.version, {"a": body(old), "b": body(old)})
     assert node.entries == {old.id: stored(old)}
 
 
@@ -130,13 +130,13 @@ def test_a_put_that_the_ledger_cannot_take_puts_the_last_good_version_back():
         id=old.id, reason="went missing", names=("a",), profile=None, replaceable=frozenset()
     )
     (outcome,) = act(node, put(new, reason="changed", fallback=back))
-    assert (outcome.result, node.loaded) == ("failed", {"a": old.body})
+    assert (outcome.result, node.loaded) == ("failed", {"a": body(old)})
 
 
 def test_what_a_failed_put_would_have_taken_over_stays_with_its_former_key():
     """A renamed key that is refused takes nothing away from the version that is there."""
     node, old, new = Node(), inspected(b"a,b:x", "old"), inspected(b"a:?", "new")
-    node.entries, node.loaded = {old.id: stored(old)}, {"a": old.body, "b": old.body}
+    node.entries, node.loaded = {old.id: stored(old)}, {"a": body(old), "b": body(old)}
     refused = put(
         new, reason="changed", replaceable=frozenset({"a"}), previous_owners=frozenset({old.id})
     )
@@ -145,7 +145,7 @@ def test_what_a_failed_put_would_have_taken_over_stays_with_its_former_key():
         id=old.id,
         reason="not desired",
         names=("b",),
-        evidence={"b": token(old.body)},
+        evidence={"b": token(body(old))},
         require_unused=True,
     )
     assert [one.result for one in act(node, refused, release, remove)] == [
@@ -159,12 +159,12 @@ def test_what_a_failed_put_would_have_taken_over_stays_with_its_former_key():
 def test_what_a_failed_put_would_have_left_over_stays():
     """It is part of the last good version, which would be lost with it."""
     node, old, new = Node(), inspected(b"a,b:x"), inspected(b"a:?")
-    node.entries, node.loaded = {old.id: stored(old)}, {"a": old.body, "b": old.body}
+    node.entries, node.loaded = {old.id: stored(old)}, {"a": body(old), "b": body(old)}
     remove = Remove(
         id=old.id,
         reason="not desired",
         names=("b",),
-        evidence={"b": token(old.body)},
+        evidence={"b": token(body(old))},
         require_unused=True,
     )
     outcomes = act(node, put(new, reason="changed", replaceable=frozenset({"a"})), remove)
@@ -176,7 +176,7 @@ def test_what_an_older_version_left_over_goes_though_a_put_failed():
     """It is no part of the last good version."""
     node, old, new = Node(), inspected(), inspected(b"a:?")
     node.entries = {old.id: stored(old, retired={"b": token(b"older")})}
-    node.install({"a": old.body, "b": b"older"})
+    node.install({"a": body(old), "b": b"older"})
     remove = Remove(
         id=old.id,
         reason="not desired",
@@ -192,7 +192,7 @@ def test_what_an_older_version_left_over_goes_though_a_put_failed():
 def test_a_name_moves_only_once_another_entry_has_it():
     """A put that fails leaves it with the entry that had it, so that it stays this agent's."""
     node, old = Node(), inspected()
-    node.entries, node.loaded = {old.id: stored(old)}, {"a": old.body}
+    node.entries, node.loaded = {old.id: stored(old)}, {"a": body(old)}
     release = Release(id=old.id, reason=Reason.MOVED, names=("a",))
     failed = put(inspected(b"a:?", "new"), reason="changed", replaceable=frozenset({"a"}))
     assert [one.result for one in act(node, failed, release)] == ["failed", "held"]
@@ -241,10 +241,10 @@ def test_each_failed_write_of_the_ledger_fails_the_put():
 def test_names_that_a_version_drops_stay_ours_to_remove():
     """The kernel keeps a dropped child loaded, so the ledger remembers it."""
     node, old, new = Node(), inspected(b"a,b:x"), inspected(b"a:y")
-    node.loaded = {"a": old.body, "b": old.body}
+    node.loaded = {"a": body(old), "b": body(old)}
     node.entries = {old.id: stored(old)}
     act(node, put(new, replaceable=frozenset({"a"})))
-    assert node.entries == {new.id: stored(new, retired={"b": token(old.body)})}
+    assert node.entries == {new.id: stored(new, retired={"b": token(body(old))})}
 
 
 def test_names_that_were_only_adopted_are_not_ours_to_remove():
@@ -271,17 +271,17 @@ def test_the_last_good_version_is_restored_from_the_ledger_alone():
     keep_bodies(node, profile)
     node.entries = {profile.id: stored(profile)}
     (outcome,) = act(node, restoring(profile))
-    assert (outcome.result, node.loaded) == ("done", {"a": profile.body})
+    assert (outcome.result, node.loaded) == ("done", {"a": body(profile)})
 
 
 def test_a_version_made_for_another_kernel_is_checked_anew():
     """A body that does not fit this node is made again from the source in the ledger."""
-    kind = type("Kind", (MemoryKind,), {"fits": lambda _, __: False})
+    kind = type("Kind", (MemoryKind,), {"accepts_context": lambda _, __: False})
     node, profile = Node(), inspected()
     keep_bodies(node, profile)
     node.entries = {profile.id: stored(profile)}
     (outcome,) = act(node, restoring(profile), kind=kind)
-    assert (outcome.result, node.loaded) == ("done", {"a": profile.body})
+    assert (outcome.result, node.loaded) == ("done", {"a": body(profile)})
 
 
 def test_what_cannot_be_restored_says_why():
@@ -289,7 +289,7 @@ def test_what_cannot_be_restored_says_why():
     profile = inspected()
     bad = inspected(b"a:x")
     never = type("Kind", (FailingKind,), {"fitting": False})
-    misfit = type("Kind", (MemoryKind,), {"fits": lambda _, __: False})
+    misfit = type("Kind", (MemoryKind,), {"accepts_context": lambda _, __: False})
     cases = []
     for kind, bodies in (
         (MemoryKind, {}),
@@ -315,18 +315,86 @@ def test_what_cannot_be_restored_says_why():
     ]
 
 
-def test_adopting_only_writes_the_ledger():
-    """An adopted profile is on record as somebody else's."""
+class ForgetfulKind(MemoryKind):
+    """A backend that lost the body of a profile, and has to check its source again."""
+
+    answer = None
+    """What a new inspection returns; None: the profile, whose body is there again."""
+
+    has_body = False
+
+    def body(self, profile):
+        return super().body(profile) if self.has_body else None
+
+    def inspect(self, blob):
+        if self.answer is not None:
+            return self.answer
+        self.has_body = True
+        return super().inspect(blob)
+
+
+def waits(profile):
+    """Return a backend that lost a body, and compiles it again in the background."""
+    answer = Pending(id=profile.id, source=profile.source)
+    return type("Kind", (ForgetfulKind,), {"answer": answer})
+
+
+def test_a_lost_body_is_made_again_from_its_source():
+    """The cache of compiled policies may lose an entry between a check and the installation."""
     node, profile = Node(), inspected()
-    node.loaded = {"a": profile.body}
-    adopt = Adopt(
+    (outcome,) = act(node, put(profile), kind=ForgetfulKind)
+    assert (outcome.result, node.loaded) == ("done", {"a": body(profile)})
+
+
+def test_a_profile_whose_body_is_compiled_again_is_pending():
+    """The last good version is restored at once if the node lacks it."""
+    node, old, new = Node(), inspected(), inspected(b"a:y")
+    node.entries = {old.id: stored(old)}
+    keep_bodies(node, old)
+    action = put(new, reason="changed", fallback=restoring(old))
+    (outcome,) = act(node, action, kind=waits(new))
+    assert (outcome.result, node.loaded) == ("pending", {"a": body(old)})
+    assert node.entries == {old.id: stored(old)}
+
+
+def test_an_adopted_profile_whose_body_is_compiled_again_is_pending():
+    """The ledger records a profile only together with its body."""
+    node, profile = Node(), inspected()
+    node.loaded = {"a": body(profile)}
+    (outcome,) = act(node, adopting(profile), kind=waits(profile))
+    assert (outcome.result, node.entries) == ("pending", {})
+    refuses = type("Kind", (ForgetfulKind,), {"answer": inspected(b"!")})
+    (outcome,) = act(node, adopting(profile), kind=refuses)
+    assert (outcome.result, outcome.findings[0].code) == ("failed", "parser_rejected")
+    changed = type("Kind", (MemoryKind,), {"body": lambda *_: None})
+    (outcome,) = act(node, adopting(profile), kind=changed)
+    assert (outcome.result, outcome.findings[0].code) == ("failed", "ledger_damaged")
+
+
+def test_other_bytes_from_a_new_check_are_not_recorded_for_the_old_version():
+    """The next full pass decides about the version that the new check made."""
+    node, old, new = Node(), inspected(), inspected(b"a:y")
+    node.loaded = {"a": body(old)}
+    answers = {"answer": new, "body": lambda _, profile: body(new) if profile == new else None}
+    (outcome,) = act(node, adopting(old), kind=type("Kind", (ForgetfulKind,), answers))
+    assert (outcome.result, node.entries) == ("pending", {})
+
+
+def adopting(profile):
+    return Adopt(
         id=profile.id,
         reason="same content",
         names=("a",),
         profile=profile,
-        evidence={"a": token(profile.body)},
+        evidence={"a": token(body(profile))},
     )
-    act(node, adopt)
+
+
+def test_adopting_only_writes_the_ledger():
+    """An adopted profile is on record as somebody else's."""
+    node, profile = Node(), inspected()
+    node.loaded = {"a": body(profile)}
+    act(node, adopting(profile))
     assert node.entries == {profile.id: replace(stored(profile), provenance="adopted")}
 
 
@@ -340,7 +408,7 @@ def test_keeping_an_unchanged_profile_writes_nothing():
         reason="unchanged",
         names=("a",),
         profile=profile,
-        evidence={"a": token(profile.body)},
+        evidence={"a": token(body(profile))},
         provenance="installed",
     )
     (outcome,) = act(node, keep, ledger=FailingLedger)
@@ -352,10 +420,10 @@ def test_adopting_another_version_takes_its_mode():
     node, old, new = Node(), inspected(), inspected(b"a:y")
     old = replace(old, version=replace(old.version, modes={"a": "complain"}))
     new = replace(new, version=replace(new.version, modes={"a": "enforce"}))
-    node.loaded = {"a": new.body}
+    node.loaded = {"a": body(new)}
     node.entries = {old.id: stored(old)}
     adopt = Adopt(
-        id=new.id, reason="same", names=("a",), profile=new, evidence={"a": token(new.body)}
+        id=new.id, reason="same", names=("a",), profile=new, evidence={"a": token(body(new))}
     )
     act(node, adopt)
     assert node.entries == {
@@ -367,12 +435,12 @@ def test_an_adoption_keeps_what_was_put_before_under_that_key():
     """What stays for its users until then is not forgotten."""
     node, old, new = Node(), inspected(), inspected(b"b:x")
     node.entries = {old.id: stored(old)}
-    evidence = {"b": token(new.body)}
+    evidence = {"b": token(body(new))}
     adopt = Adopt(id=new.id, reason="same", names=("b",), profile=new, evidence=evidence)
     assert [one.result for one in act(node, adopt)] == ["done"]
     assert node.entries == {
         new.id: LedgerEntry(
-            id=new.id, provenance="adopted", installed=new.version, retired={"a": token(old.body)}
+            id=new.id, provenance="adopted", installed=new.version, retired={"a": token(body(old))}
         )
     }
 
@@ -390,7 +458,7 @@ def removing(profile):
 def test_a_removed_profile_leaves_node_and_ledger():
     """After a removal nothing of it is left."""
     node, profile = Node(), inspected()
-    node.install({"a": profile.body})
+    node.install({"a": body(profile)})
     node.entries = {profile.id: stored(profile)}
     (outcome,) = act(node, removing(profile))
     assert (outcome.result, node.loaded, node.entries) == ("done", {}, {})
@@ -418,12 +486,12 @@ def test_a_failed_removal_stays_on_record():
 def test_a_part_that_stays_is_still_ours():
     """Of a key that goes, the names that must stay remain on record."""
     node, profile = Node(), inspected(b"a,b:x")
-    node.install({"a": profile.body, "b": profile.body})
+    node.install({"a": body(profile), "b": body(profile)})
     node.entries = {profile.id: stored(profile)}
     action = replace(removing(profile), names=("a",))
     act(node, action)
     expected = LedgerEntry(
-        id=profile.id, provenance="installed", retired={"b": token(profile.body)}
+        id=profile.id, provenance="installed", retired={"b": token(body(profile))}
     )
     assert node.entries == {profile.id: expected}
 
@@ -506,7 +574,7 @@ def test_what_only_went_missing_is_put_back_without_a_write():
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
     (outcome,) = put_back(node, profile, NoWrites)
-    assert (outcome.result, node.loaded) == ("done", {"a": profile.body})
+    assert (outcome.result, node.loaded) == ("done", {"a": body(profile)})
 
 
 def test_a_version_of_which_too_little_is_known_is_staged_first():

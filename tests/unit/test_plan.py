@@ -46,7 +46,9 @@ def version(content="v1", names=("web",), **more):
 
 
 def profile(id_=None, content="v1", names=("web",), **more):
-    return Profile(id=id_ or key(), version=version(content, names, **more), source=b"s", body=b"b")
+    return Profile(
+        id=id_ or key(), version=version(content, names, **more), source=b"s", body_size=1
+    )
 
 
 def entry(id_=None, content="v1", names=("web",), how="installed", **more):
@@ -886,7 +888,7 @@ def test_keys_below_a_refused_directory_keep_their_last_good_version():
 
 def test_a_key_of_another_kind_that_was_accepted_replaces_the_former():
     """A real change of kind removes what the key was before."""
-    other = Profile(id=key(kind="seccomp"), version=version(), source=b"s", body=b"b")
+    other = Profile(id=key(kind="seccomp"), version=version(), source=b"s", body_size=1)
     wanted = Desired(
         profiles={other.id: other},
         keys=frozenset({(ORIGIN, "web.profile")}),

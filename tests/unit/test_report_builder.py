@@ -27,7 +27,7 @@ WARNED = Finding(code="not_enforcing", location="audit.json", message="It only l
 UNLABELLED = Finding(code="node_unreachable", location="n1", message="The API server is away.")
 FAILED = Finding(code="write_failed", location="audit.json", message="The disk is full.")
 VERSION = Version(names=("audit.json",), source_digest="s", body_digest="b")
-PROFILE = Profile(id=ID, version=VERSION, source=b"", body=b"", findings=(WARNED,))
+PROFILE = Profile(id=ID, version=VERSION, source=b"", body_size=0, findings=(WARNED,))
 PUT = Install(id=ID, reason="new", names=("audit.json",), profile=PROFILE, replaceable=frozenset())
 RESTORE = Install(
     id=ID, reason="went missing", names=("audit.json",), profile=None, replaceable=frozenset()
@@ -106,7 +106,7 @@ def test_a_row_tells_what_pods_need_and_what_was_verified():
         names=("web", "web//hat"), source_digest="s", body_digest="p", modes={"web": "enforce"}
     )
     id_ = KeyId(kind="apparmor", profile_set="dir /p", key="web.profile")
-    profile = Profile(id=id_, version=version, source=b"", body=b"", findings=(WARNED,))
+    profile = Profile(id=id_, version=version, source=b"", body_size=0, findings=(WARNED,))
     action = Install(
         id=id_, reason="new", names=version.names, profile=profile, replaceable=frozenset()
     )

@@ -20,6 +20,7 @@ from agent.core.model import (
 )
 from agent.core.ports import Failed, Installed, Removed, StillInUse
 from agent.host.filesystem import Host
+from tests.inspection import install
 
 AUDIT = b'{"defaultAction":"SCMP_ACT_LOG"}'
 CHMOD = {
@@ -63,13 +64,16 @@ def test_prevent_chmod_is_accepted_in_both_forms(kind):
     assert codes(accepted(kind, CHMOD)) == common
     found = accepted(kind, old)
     assert codes(found) == common | {"name_rewritten"}
-    assert json.loads(found.body)["syscalls"][0] == {"names": ["chmod"], "action": "SCMP_ACT_ERRNO"}
+    assert json.loads(kind.body(found))["syscalls"][0] == {
+        "names": ["chmod"],
+        "action": "SCMP_ACT_ERRNO",
+    }
 
 
 def test_rule_less_profile_gets_one_rule_equal_to_its_default(kind):
     """A profile without rules gets one, since cri-dockerd ignores it otherwise."""
     found = accepted(kind, AUDIT)
-    assert json.loads(found.body) == {
+    assert json.loads(kind.body(found)) == {
         "defaultAction": "SCMP_ACT_LOG",
         "syscalls": [{"names": ["futex_waitv"], "action": "SCMP_ACT_LOG"}],
     }
@@ -136,7 +140,7 @@ def test_fine_grained_is_accepted(kind):
     }
     found = accepted(kind, tree)
     assert codes(found) == {"dangerous_syscalls"}
-    assert json.loads(found.body) == tree
+    assert json.loads(kind.body(found)) == tree
 
 
 @pytest.mark.parametrize(
@@ -164,7 +168,7 @@ def test_architecture_fields_are_expanded_for_the_node(tmp_path, machine, archit
             ],
         },
     )
-    tree = json.loads(found.body)
+    tree = json.loads(kind.body(found))
     assert "expanded_for_arch" in codes(found)
     assert tree["architectures"] == architectures
     assert tree["syscalls"] == [{"names": one} | errno for one in names]
@@ -175,7 +179,7 @@ def test_docker_format_keeps_capabilities(tmp_path):
     kind = SeccompBackend(host=Host(tmp_path), machine="x86_64", format="docker")
     rule = {"names": ["bpf"], "action": "SCMP_ACT_ERRNO", "excludes": {"caps": ["CAP_BPF"]}}
     tree = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule | {"errno": "EPERM"}]}
-    assert json.loads(accepted(kind, tree).body)["syscalls"] == [rule | {"errnoRet": 1}]
+    assert json.loads(kind.body(accepted(kind, tree)))["syscalls"] == [rule | {"errnoRet": 1}]
 
 
 def test_unknown_machine_is_refused(tmp_path):
@@ -208,10 +212,10 @@ def test_prefix_of_the_set_goes_before_that_of_the_kind(tmp_path):
 def test_put_writes_the_canonical_form_and_observe_sees_it(kind, tmp_path):
     """What was put is seen under the evidence that inspect promised."""
     profile = accepted(kind, AUDIT, prefix="p/")
-    token = f"bytes:{digest(profile.body)}"
-    put = kind.install(profile, replaceable=())
+    token = f"bytes:{digest(kind.body(profile))}"
+    put = install(kind, profile, replaceable=())
     assert put == Installed(evidence={"p/a.json": frozenset({token})}, modes={})
-    assert (tmp_path / "seccomp/p/a.json").read_bytes() == profile.body
+    assert (tmp_path / "seccomp/p/a.json").read_bytes() == kind.body(profile)
     seen = kind.observe(["p/a.json", "absent"], ["p/a.json", "absent"])
     assert isinstance(seen, Observation)
     assert seen.profiles == {
@@ -224,18 +228,18 @@ def test_foreign_file_is_never_replaced(kind, tmp_path):
     """A file that is not ours stays, even one that appeared after the look."""
     (tmp_path / "seccomp").mkdir()
     (tmp_path / "seccomp/a.json").write_bytes(b"theirs")
-    put = kind.install(accepted(kind, AUDIT), replaceable=())
+    put = install(kind, accepted(kind, AUDIT), replaceable=())
     assert isinstance(put, Failed)
     assert put.finding.code == "foreign_name"
     assert (tmp_path / "seccomp/a.json").read_bytes() == b"theirs"
-    assert isinstance(kind.install(accepted(kind, AUDIT), replaceable=["a.json"]), Installed)
+    assert isinstance(install(kind, accepted(kind, AUDIT), replaceable=["a.json"]), Installed)
 
 
 def test_put_that_cannot_write_says_so(kind, tmp_path):
     """A directory that is a file is a failure to write."""
     (tmp_path / "seccomp").mkdir()
     (tmp_path / "seccomp/p").write_bytes(b"")
-    put = kind.install(accepted(kind, AUDIT, prefix="p/"), replaceable=())
+    put = install(kind, accepted(kind, AUDIT, prefix="p/"), replaceable=())
     assert isinstance(put, Failed)
     assert put.finding.code == "write_failed"
 
@@ -335,7 +339,7 @@ def test_a_write_during_our_own_is_not_taken_for_it(kind, tmp_path, monkeypatch)
 
     kind.observe(["a.json"], [])
     monkeypatch.setattr(kind.host, "read_regular", weakened)
-    assert isinstance(kind.install(profile, replaceable=()), Installed)
+    assert isinstance(install(kind, profile, replaceable=()), Installed)
     monkeypatch.undo()
     assert not kind.is_unchanged()
     assert not equal(kind, CHMOD)
@@ -396,7 +400,7 @@ def test_remove_looks_again_before_it_removes(kind, tmp_path):
     profile = accepted(kind, AUDIT)
     evidence = profile.version.evidence
     assert kind.remove(["a.json"], evidence, require_unused=False) == Removed()
-    kind.install(profile, replaceable=())
+    install(kind, profile, replaceable=())
     kept = kind.remove(["a.json"], {"a.json": frozenset({"bytes:other"})}, require_unused=False)
     assert isinstance(kept, Failed)
     assert kept.finding.code == "foreign_name"

@@ -207,15 +207,20 @@ class AppArmorBackend:
                 id_, f"The profile compiles, but cannot be put: {absent}."
             )
         if isinstance(judged, Profile):
-            self.changes.checked |= dict.fromkeys(judged.version.names, judged.body)
+            self.changes.checked |= dict.fromkeys(judged.version.names, judged.version.body_digest)
         return judged
 
+    def body(self, profile: Profile) -> bytes | None:
+        """Return the compiled policy of a profile, or None if it must be compiled again."""
+        policy = self.cache.policy(_key(profile.version.context, profile.source))
+        is_whole = policy is not None and digest(policy) == profile.version.body_digest
+        return policy if is_whole else None
+
     def discard(self, profile: Profile) -> None:
-        """Remove a compiled policy from memory; the cache on disk keeps it."""
-        with contextlib.suppress(HostError, apparmor_parser.ParserError):
-            self.cache.discard(_key(self._current_target()[1], profile.source))
+        """Remove the result of a check from memory; the cache on disk keeps it."""
+        self.cache.discard(_key(profile.version.context, profile.source))
         for name in profile.version.names:
-            if self.changes.checked.get(name) is profile.body:
+            if self.changes.checked.get(name) == profile.version.body_digest:
                 del self.changes.checked[name]
 
     def _absent(self) -> str:
@@ -314,7 +319,7 @@ class AppArmorBackend:
             id=id_,
             version=version,
             source=blob.content,
-            body=compiled.policy,
+            body_size=compiled.size or len(compiled.policy),
             findings=validation.warnings(declared, source)
             + escape_rules.warnings(source)
             + limited(diagnostics.rule_not_enforced(id_, note) for note in compiled.omitted_rules),
@@ -364,11 +369,16 @@ class AppArmorBackend:
     # --- change ----------------------------------------------------------------------------------
 
     def install(
-        self, profile: Profile, *, replaceable: Collection[str], foreign: Collection[str] = ()
+        self,
+        profile: Profile,
+        body: bytes,
+        *,
+        replaceable: Collection[str],
+        foreign: Collection[str] = (),
     ) -> Installed | Failed:
         """Load or replace in one write, and verify by content."""
         self._seen = None
-        return self.changes.install(profile, replaceable=replaceable, foreign=foreign)
+        return self.changes.install(profile, body, replaceable=replaceable, foreign=foreign)
 
     def remove(
         self, names: Collection[str], evidence: Mapping[str, Evidence], *, require_unused: bool

@@ -9,7 +9,7 @@ too many of them, the least recently used first.
 """
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import msgspec
@@ -30,10 +30,14 @@ class ParserResult:
     """What the parser did with a text: the policy, or its message, or how it was killed.
 
     notes: what it said beside the policy, a line each. killed: which limit the text exceeded.
-    sha256: of the policy; declared: what it declares. Both are there if they came from the cache.
     """
 
     policy: bytes = b""
+    """Empty where `PolicyCache.policy` reads it from the disk."""
+
+    size: int = 0
+    """Bytes of the policy. This, sha256 and declared are there if they came from the cache."""
+
     sha256: str = ""
     declared: tuple[DeclaredProfile, ...] = ()
     omitted_rules: tuple[str, ...] = ()
@@ -58,14 +62,33 @@ class PolicyCache:
         if key in self.memory:
             self._used.add(key)
             return self.memory[key]
+        found = self._read(key)
+        if found is not None:
+            # Without a declaration the inspection reads the policy itself.
+            self._keep(key, replace(found, policy=b"") if found.declared else found)
+        return found
+
+    def policy(self, key: str) -> bytes | None:
+        """Return the policy that is stored under key, or None if it is absent or damaged.
+
+        If it is, nothing is stored under key any more, so that the text is compiled again.
+        """
+        known = self.memory.get(key)
+        if known is not None and known.policy:
+            return known.policy
+        found = self._read(key)
+        if found is None:
+            self.discard(key)
+            return None
+        return found.policy
+
+    def _read(self, key: str) -> ParserResult | None:
+        """Return what the disk holds under key, or None if it is absent or damaged."""
         try:
             content = self.host.read_regular(self.directory, key, limit=_ENTRY_BYTES, private=True)
         except HostError:
             return None
-        found = _decode(content) if content is not None else None
-        if found is not None:
-            self._keep(key, found)
-        return found
+        return _decode(content) if content is not None else None
 
     def discard(self, key: str) -> None:
         """Remove what is stored under key from memory."""
@@ -164,17 +187,26 @@ def _decode(content: bytes) -> ParserResult | None:
         return None
     if head.sha256 != digest(body):
         return None
-    known = head.declared if head.reader == compiled_policy.READER_VERSION else ()
     return ParserResult(
         policy=body,
+        size=len(body),
         sha256=head.sha256,
-        declared=tuple(
-            DeclaredProfile(
-                name=name, mode=mode, has_attachment=attached, evidence=frozenset(evidence)
-            )
-            for name, mode, attached, evidence in known
-        ),
+        declared=_declared(head, body),
         error=head.message,
         omitted_rules=head.notes,
         exceeded_limit=head.killed,
     )
+
+
+def _declared(head: _Head, policy: bytes) -> tuple[DeclaredProfile, ...]:
+    """Return what a policy declares; nothing if it cannot be read."""
+    if head.reader == compiled_policy.READER_VERSION:
+        return tuple(
+            DeclaredProfile(
+                name=name, mode=mode, has_attachment=attached, evidence=frozenset(evidence)
+            )
+            for name, mode, attached, evidence in head.declared
+        )
+    with contextlib.suppress(compiled_policy.PolicyError):
+        return compiled_policy.read(policy)
+    return ()

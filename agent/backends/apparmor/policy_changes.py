@@ -7,10 +7,12 @@ removal follows a check of content and use, and removes only the requested profi
 """
 
 import errno
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from agent.backends.apparmor import compiled_policy, diagnostics, kernel
+from agent.backends.apparmor.compiled_policy import DeclaredProfile
 from agent.backends.apparmor.kernel_access import KernelAccess
 from agent.backends.apparmor.loaded_objects import LoadedObjects
 from agent.backends.apparmor.policy_references import PolicyReferences
@@ -25,6 +27,7 @@ from agent.core.model import (
     Unobservable,
     Unused,
     Use,
+    digest,
 )
 from agent.core.ports import Failed, Installed, Removed, StillInUse
 from agent.host.filesystem import HostError
@@ -33,8 +36,22 @@ _NONE: Evidence = frozenset()
 _REPEATS: Final = 4  # of a write, until it is the only change of policy
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Write:
+    """One compiled policy to load."""
+
+    id: KeyId
+    body: bytes
+    names: frozenset[str]
+    own: Mapping[str, Evidence]
+    """The names, with their evidence, whose objects will be agent-owned."""
+
+
 class PolicyChanges:
-    """The writes of one agent. checked: name -> the compiled policy that it checked itself."""
+    """The writes of one agent.
+
+    checked: name -> the digest of the policy that the agent compiled or verified for it.
+    """
 
     def __init__(
         self,
@@ -49,20 +66,25 @@ class PolicyChanges:
         self.processes = processes
         self.objects = objects
         self.references = references
-        self.checked: dict[str, bytes] = {}
+        self.checked: dict[str, str] = {}
         self._before = -1  # the policy revision right before the last write
 
     def install(
-        self, profile: Profile, *, replaceable: Collection[str], foreign: Collection[str] = ()
+        self,
+        profile: Profile,
+        body: bytes,
+        *,
+        replaceable: Collection[str],
+        foreign: Collection[str] = (),
     ) -> Installed | Failed:
         """Load or replace in one write, and verify by content.
 
         foreign: names in ours whose objects another program loaded; they stay foreign.
         """
-        names, blob = profile.version.names, profile.body
+        names = profile.version.names
         try:
-            expected, modes = self._declared(profile)
-            if sorted(expected) != sorted(names):
+            declared = compiled_policy.read(body)
+            if sorted(one.name for one in declared) != sorted(names):
                 raise compiled_policy.PolicyError("it declares other names than were checked")  # noqa: TRY301
         except compiled_policy.PolicyError as error:
             return Failed(finding=diagnostics.policy_unreadable(profile.id, error))
@@ -70,42 +92,39 @@ class PolicyChanges:
         barrier = None if self.access.passed else self.access.barrier()
         if barrier is not None:
             return Failed(finding=barrier.finding)
-        own = {name: evidence for name, evidence in expected.items() if name not in foreign}
-        facts = self._loaded(profile, frozenset(replaceable), own)
+        own = {one.name: one.evidence for one in declared if one.name not in foreign}
+        write = _Write(id=profile.id, body=body, names=frozenset(names), own=own)
+        facts = self._loaded(write, frozenset(replaceable))
         if isinstance(facts, Failed):
             return facts
-        # One policy is enough to clear a jam; a restore would keep all of them in memory.
-        self.checked = self.checked or dict.fromkeys(names, blob)
-        done = _verified(profile.id, expected, modes, facts)
+        self.checked |= dict.fromkeys(names, profile.version.body_digest)
+        done = _verified(profile.id, declared, facts)
         if isinstance(done, Installed) and not self._is_proven(facts):
             why = "other programs change policy at the same time, and it shows no content"
             return Failed(finding=diagnostics.verify_failed(profile.id, why))
         return done
 
-    def _loaded(
-        self, profile: Profile, ours: frozenset[str], own: Mapping[str, Evidence]
-    ) -> dict[str, ObservedProfile] | Failed:
+    def _loaded(self, write: _Write, ours: frozenset[str]) -> dict[str, ObservedProfile] | Failed:
         """Write until the facts are proven, a few times at most; return them."""
-        facts = self._loaded_once(profile, ours, own)
+        facts = self._loaded_once(write, ours)
         for _ in range(_REPEATS):
             if isinstance(facts, Failed) or self._is_proven(facts):
                 break
             # What the write right before loaded may be replaced.
-            facts = self._loaded_once(profile, frozenset(own.keys() & facts.keys() | ours), own)
+            facts = self._loaded_once(write, frozenset(write.own.keys() & facts.keys() | ours))
         return facts
 
     def _loaded_once(
-        self, profile: Profile, ours: frozenset[str], own: Mapping[str, Evidence]
+        self, write: _Write, ours: frozenset[str]
     ) -> dict[str, ObservedProfile] | Failed:
         """Write, look, and record the objects of own names; return what the kernel shows."""
-        names = frozenset(profile.version.names)
-        failed = self._write(profile, names - ours, ours=ours, own=own)
+        failed = self._write(write, ours)
         if failed is not None:
             return failed
-        facts = self.kernel.observe(names)
+        facts = self.kernel.observe(write.names)
         if isinstance(facts, Unobservable):
-            return Failed(finding=diagnostics.verify_failed(profile.id, facts.finding.message))
-        self.objects.record(self.kernel.objects(own.keys() & facts.keys()))
+            return Failed(finding=diagnostics.verify_failed(write.id, facts.finding.message))
+        self.objects.record(self.kernel.objects(write.own.keys() & facts.keys()))
         return facts
 
     def _is_proven(self, facts: Mapping[str, ObservedProfile]) -> bool:
@@ -116,56 +135,33 @@ class PolicyChanges:
         readable = all(fact.is_readable for fact in facts.values())
         return readable or self.kernel.looked == self._before + 1
 
-    def _declared(self, profile: Profile) -> tuple[Mapping[str, Evidence], Mapping[str, str]]:
-        """Return evidence and mode of each name of a body; as they were read if this is that body.
-
-        Raises PolicyError.
-        """
-        version, blob = profile.version, profile.body
-        names = frozenset(version.names)
-        if names == version.evidence.keys() == version.modes.keys() and all(
-            self.checked.get(name) is blob for name in names
-        ):
-            return version.evidence, version.modes
-        declared = compiled_policy.read(blob)
-        return {one.name: one.evidence for one in declared}, {
-            one.name: one.mode for one in declared
-        }
-
-    def _write(
-        self,
-        profile: Profile,
-        new: frozenset[str],
-        *,
-        ours: frozenset[str],
-        own: Mapping[str, Evidence],
-    ) -> Failed | None:
+    def _write(self, write: _Write, ours: frozenset[str]) -> Failed | None:
         """Write once, and once more after curing a jam."""
-        id_ = profile.id
-        write = self.kernel.replace if ours else self.kernel.load
+        new = write.names - ours
+        load = self.kernel.replace if ours else self.kernel.load
         for cure in (True, False):
             # With .replace the kernel does not refuse a taken name: look as late as possible.
-            taken = self._taken(id_, new) if ours else None
+            taken = self._taken(write.id, new) if ours else None
             if taken is not None:
                 return taken
             try:
                 self._before = self.kernel.revision()
-                self.objects.begin(own, self._before)
-                write(profile.body)
+                self.objects.begin(write.own, self._before)
+                load(write.body)
             except (HostError, ValueError) as error:
                 self.objects.record({})
                 if not isinstance(error, HostError):
-                    return Failed(finding=diagnostics.verify_failed(id_, str(error)))
+                    return Failed(finding=diagnostics.verify_failed(write.id, str(error)))
                 if error.errno != errno.EEXIST:
-                    return Failed(finding=diagnostics.kernel_refused(id_, error))
-                taken = self._taken(id_, new)
+                    return Failed(finding=diagnostics.kernel_refused(write.id, error))
+                taken = self._taken(write.id, new)
                 if taken is not None:
                     return taken
                 if cure and self._cure(ours):
                     continue
                 break
             return None
-        return Failed(finding=diagnostics.kernel_jammed(id_))
+        return Failed(finding=diagnostics.kernel_jammed(write.id))
 
     def _taken(self, id_: KeyId, new: frozenset[str]) -> Failed | None:
         if not new:
@@ -191,7 +187,7 @@ class PolicyChanges:
             try:
                 declared = {one.name for one in compiled_policy.read(blob)}
                 raw = compiled_policy.raw_evidence(blob)
-                known = declared <= ours or self.checked.get(name) == blob
+                known = declared <= ours or self.checked.get(name) == digest(blob)
                 if known and all(one in facts and raw & facts[one].evidence for one in declared):
                     self.kernel.replace(blob)
                     return True
@@ -280,12 +276,11 @@ def _has_own_hash(evidence: Evidence) -> bool:
 
 
 def _verified(
-    id_: KeyId,
-    expected: Mapping[str, Evidence],
-    modes: Mapping[str, str],
-    facts: Mapping[str, ObservedProfile],
+    id_: KeyId, declared: Iterable[DeclaredProfile], facts: Mapping[str, ObservedProfile]
 ) -> Installed | Failed:
     """Return what the node shows, if it is what was written."""
+    expected = {one.name: one.evidence for one in declared}
+    modes = {one.name: one.mode for one in declared}
     for name, want in expected.items():
         fact = facts.get(name)
         if fact is None:
@@ -303,5 +298,5 @@ def _verified(
             name: want | facts[name].evidence if facts[name].is_readable else facts[name].evidence
             for name, want in expected.items()
         },
-        modes=dict(modes),
+        modes=modes,
     )

@@ -144,6 +144,11 @@ class SeccompBackend:
         """Return False: no check runs in the background."""
         return False
 
+    def body(self, profile: Profile) -> bytes | None:
+        """Return the canonical form of a profile, which is made again from its source."""
+        body, _ = self.check(profile.source)
+        return body if digest(body) == profile.version.body_digest else None
+
     def discard(self, profile: Profile) -> None:
         """Do nothing: `inspect` keeps nothing."""
 
@@ -168,7 +173,7 @@ class SeccompBackend:
             id=id_,
             version=version,
             source=blob.content,
-            body=body,
+            body_size=len(body),
             findings=findings,
             prefix=blob.prefix,
         )
@@ -271,6 +276,7 @@ class SeccompBackend:
     def install(
         self,
         profile: Profile,
+        body: bytes,
         *,
         replaceable: Collection[str],
         foreign: Collection[str] = (),  # noqa: ARG002 - no record of objects is kept
@@ -279,7 +285,7 @@ class SeccompBackend:
         path = profile.version.names[0]
         where = f"{self.directory}/{path}"
         try:
-            self.host.write_file(self.directory, path, profile.body, new=path not in replaceable)
+            self.host.write_file(self.directory, path, body, new=path not in replaceable)
         except HostError as error:
             if error.errno == errno.EEXIST and path not in replaceable:
                 return _foreign(where)
@@ -291,12 +297,12 @@ class SeccompBackend:
         except HostError as error:
             what = f"The profile was written, but cannot be read back: {error}."
             return Failed(finding=Finding(code="verify_failed", location=where, message=what))
-        if content != profile.body:
+        if content != body:
             what = "The profile was written, but the file holds something else."
             return Failed(finding=Finding(code="verify_failed", location=where, message=what))
-        token = f"bytes:{digest(profile.body)}"
+        token = f"bytes:{digest(body)}"
         # So that our own write wakes nobody.
-        evidence = frozenset({token, f"canonical:{digest(profile.body)}"})
+        evidence = frozenset({token, f"canonical:{digest(body)}"})
         if not self._remember(path, sign, at, ObservedProfile(evidence=evidence)):
             self._seen = None  # somebody else wrote it meanwhile: look again
         return Installed(evidence={path: frozenset({token})}, modes={})

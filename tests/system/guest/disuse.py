@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import daemon
 import pace
 import scenarios
-from inspection import inspected
+from inspection import inspected, install
 from scenarios import agent, clean, loaded, plain, rows, source
 
 from agent.backends.apparmor.backend import AppArmorBackend
@@ -145,7 +145,7 @@ def installed(source_text, replaceable=()):
     blob = SourceKey(profile_set="dir test", key="key", content=source_text.encode())
     (found,) = inspected(agent_kind, blob)
     assert isinstance(found, Profile), found
-    done = agent_kind.install(found, replaceable=replaceable)
+    done = install(agent_kind, found, replaceable)
     assert isinstance(done, Installed), done
     return done.evidence
 
