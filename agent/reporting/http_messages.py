@@ -1,9 +1,7 @@
 """HTTP requests and responses as bytes, without sockets.
 
-This module parses the head of a request within limits and builds the head of a response. Of the
-headers only Accept is interpreted: Python's http.server reads megabytes of headers and gives them
-to the e-mail parser, which a few bytes can crash or occupy for seconds. The sockets are in
-agent.reporting.http_server.
+h11 parses the head of a request. This module limits its size, keeps the parts that the server uses,
+and builds the head of a response. The sockets are in agent.reporting.http_server.
 """
 
 import email.utils
@@ -12,15 +10,14 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
-LINE_BYTES: Final = 4096  # limit of the request line
-HEADER_BYTES: Final = 8192  # limit of all headers together
+import h11
+
+HEAD_BYTES: Final = 12 << 10  # limit of the request line and all headers together
 HEADER_LINES: Final = 100
 PAGE_POLICY: Final = (
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
-_HEAD_END: Final = re.compile(rb"\n\r?\n")
-_CONTROL: Final = re.compile(r"[\0-\x08\x0a-\x1f\x7f]")  # includes a bare CR: RFC 9112, 2.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,51 +57,52 @@ class Response:
 
 HEAD_TOO_LARGE: Final = Response(
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-    f"the request line may have {LINE_BYTES} bytes, the headers {HEADER_BYTES} bytes in "
-    f"{HEADER_LINES} lines\n".encode(),
+    f"the head of a request is limited to {HEAD_BYTES} bytes and {HEADER_LINES} headers\n".encode(),
 )
-MALFORMED: Final = Response(HTTPStatus.BAD_REQUEST, b"not a request of HTTP/1.0 or 1.1\n")
+MALFORMED: Final = Response(HTTPStatus.BAD_REQUEST, b"not a valid HTTP/1.0 or HTTP/1.1 request\n")
 METHOD_NOT_ALLOWED: Final = Response(HTTPStatus.METHOD_NOT_ALLOWED, b"method not allowed\n")
 NOT_FOUND: Final = Response(HTTPStatus.NOT_FOUND, b"not found\n")
 FAILED: Final = Response(
-    HTTPStatus.INTERNAL_SERVER_ERROR, b"this page could not be made; the log says why\n"
+    HTTPStatus.INTERNAL_SERVER_ERROR,
+    b"this page could not be rendered; the log contains the error\n",
 )
 
 
-def parse(received: bytes) -> Request | Response | None:
-    """Parse the head of a request; None if it is not complete yet.
+class RequestParser:
+    """Parses the head of one request, which may arrive in pieces."""
 
-    Returns:
-        The request, or the response that rejects it.
-    """
-    end = _HEAD_END.search(received)
-    if end is None:
-        return HEAD_TOO_LARGE if len(received) >= LINE_BYTES + HEADER_BYTES else None
-    head = received[: end.end()]
-    line_length = head.index(b"\n") + 1
-    lines = [line.removesuffix("\r") for line in head.decode("latin-1").split("\n")]
-    line, *headers, _, _ = lines  # the empty line and the end of the text after it
-    header_bytes = len(head) - line_length
-    if line_length > LINE_BYTES or header_bytes > HEADER_BYTES or len(headers) > HEADER_LINES:
-        return HEAD_TOO_LARGE
-    words = line.split()
-    if len(words) != 3 or not words[2].startswith("HTTP/1."):  # noqa: PLR2004 - RFC 9112, 3
-        return MALFORMED
-    accept = _accept(headers)
-    if accept is None:
-        return MALFORMED
-    path = re.sub("^/+", "/", words[1].partition("?")[0])
-    return Request(method=words[0], path=path, accept=accept)
+    def __init__(self) -> None:
+        # h11 raises an error as soon as more bytes than this are not a complete head.
+        self._connection = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES - 1)
+        self._received = 0
 
+    @property
+    def missing_bytes(self) -> int:
+        """The largest number of bytes that the next piece may have; never 0."""
+        return HEAD_BYTES - self._received
 
-def _accept(headers: list[str]) -> str | None:
-    """Return the value of the Accept headers; None if a header is malformed."""
-    values = []
-    for header in headers:
-        name, colon, value = header.partition(":")
-        # A continued line begins with a space: RFC 9112, 5.2.
-        if not (name and colon) or name != name.strip() or _CONTROL.search(header):
+    def receive(self, piece: bytes) -> Request | Response | None:
+        """Add a piece, and parse the head if it is complete.
+
+        Returns:
+            The request, the response that rejects it, or None while the head is incomplete.
+        """
+        self._received += len(piece)
+        try:
+            self._connection.receive_data(piece)
+            event = self._connection.next_event()
+        except h11.RemoteProtocolError as error:
+            too_large = error.error_status_hint == HEAD_TOO_LARGE.status
+            return HEAD_TOO_LARGE if too_large else MALFORMED
+        if not isinstance(event, h11.Request):
             return None
-        if name.lower() == "accept":
-            values.append(value.strip())
-    return ",".join(values)
+        if len(event.headers) > HEADER_LINES:
+            return HEAD_TOO_LARGE
+        if not event.http_version.startswith(b"1."):
+            return MALFORMED
+        accept = b",".join(value for name, value in event.headers if name == b"accept")
+        return Request(
+            method=event.method.decode("ascii"),
+            path=re.sub("^/+", "/", event.target.decode("ascii").partition("?")[0]),
+            accept=accept.decode("latin-1"),
+        )

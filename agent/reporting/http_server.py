@@ -3,15 +3,15 @@
 One thread serves all connections of one address; nothing that a client does may crash the agent,
 delay its work on the node or keep a probe from being answered:
 
-- A connection is classified by its request line. Probes are answered at once. Pages and metrics
-  have a few connections of each sort; a newer request closes the oldest one of its sort.
-- Connections without a complete request are limited, expire, and make room for newer ones.
-- The body of a response is one bytes object that all connections share. A client that does not
-  read is cut with a reset, so that neither the process nor the kernel keeps bytes for it.
-- Making and sending pages takes at most a quarter of one CPU.
+- Probes are answered at once. The metrics and the status page have a few connections each; a new
+  request closes the oldest connection with the same page.
+- Connections without a complete request are limited and expire. A new one replaces the oldest.
+- All connections share the bytes of a page. The connection of a client that does not read is reset,
+  so that neither the process nor the kernel keeps bytes for it.
+- Rendering and sending pages uses at most a quarter of one CPU.
 
 The server reads the last report and never starts a pass. agent.reporting.http_messages parses
-requests; agent.reporting.status_store makes the pages.
+requests; agent.reporting.status_store renders the pages.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from typing import Final, Literal, Protocol
 import structlog
 
 from agent.reporting import http_messages
-from agent.reporting.http_messages import Request, Response
+from agent.reporting.http_messages import Request, RequestParser, Response
 from agent.reporting.http_tls import Certificates
 
 READING_CONNECTIONS: Final = 32  # connections whose request is not complete
@@ -42,56 +42,68 @@ CLOSING_CONNECTIONS: Final = 24  # connections whose response is sent and not ye
 REQUEST_SECONDS: Final = 5.0  # for the TLS handshake and the head of the request together
 RESPONSE_SECONDS: Final = 10.0  # for the whole response
 CLOSING_SECONDS: Final = 2.0
-TICK_SECONDS: Final = 0.02  # between two looks at acknowledgements, of which no event reports
-CPU_SHARE: Final = 0.25  # of one CPU, for making and sending pages
-BURST_SECONDS: Final = 0.2  # of that share may be saved up, so that a lone request never waits
+TICK_SECONDS: Final = 0.02  # poll interval for acknowledgements, which no event reports
+CPU_SHARE: Final = 0.25  # of one CPU, for rendering and sending pages
+BURST_SECONDS: Final = 0.2  # unused share that may accumulate, so that a single request never waits
 BACKLOG: Final = 128
 RECEIVE_BUFFER: Final = 16 << 10  # in the kernel, per connection
 SEND_BUFFER: Final = 64 << 10
-ACCEPTED_PER_TURN: Final = 32
+ACCEPTED_PER_ROUND: Final = 32
 _OUT_OF_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAGES: Final = {"/metrics": "metrics", "/": "page", "/statusz": "page"}
 _log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger("agent")
 
 
 class Pages(Protocol):
-    """The content that is served."""
+    """The content that the server serves."""
 
     def metrics(self, accept: str) -> tuple[str, bytes]:
         """Return content type and body."""
 
     def health(self) -> str:
-        """Return why the agent is not alive, or an empty text."""
+        """Return why the agent is not alive; empty if it is."""
 
     def ready(self) -> str:
-        """Return why the agent is not ready, or an empty text."""
+        """Return why the agent is not ready; empty if it is."""
 
     def status(self) -> bytes:
         """Return the status page as HTML."""
 
 
 _Stage = Literal["reading", "metrics", "page", "closing"]
+_LIMITS: Final[dict[_Stage, int]] = {
+    "reading": READING_CONNECTIONS,
+    "metrics": PAGE_CONNECTIONS,
+    "page": PAGE_CONNECTIONS,
+    "closing": CLOSING_CONNECTIONS,
+}
 
 
 @dataclass(slots=True, eq=False)
 class _Connection:
-    """One connection. The stage says what the server does for it next."""
+    """One connection."""
 
     socket: socket.socket
-    deadline: float  # monotonic seconds
-    is_open: bool  # the TLS handshake is done, or there is none
+    deadline: float
+    """When the connection is reset, in monotonic seconds."""
+    is_open: bool
+    """Whether the TLS handshake is complete, or there is none."""
     stage: _Stage = "reading"
-    events: int = select.POLLIN  # events that the stage waits for
-    received: bytearray = field(default_factory=bytearray)
+    """What the server does for the connection next."""
+    events: int = select.POLLIN
+    """The events that the stage waits for."""
+    parser: RequestParser = field(default_factory=RequestParser)
     request: Request | None = None
+    """A request for a page that is not rendered yet."""
     unsent: list[memoryview] = field(default_factory=list)
-    is_shut: bool = False  # the end of the response was announced to the client
+    is_shut: bool = False
+    """Whether the end of the response was announced to the client."""
 
 
 class HttpServer:
     """Serves pages on one address: plain, over TLS, or over TLS for clients of one authority.
 
-    All state belongs to the thread that `start` creates; `close` may be called from any thread.
+    All state belongs to the thread that `start` creates. The thread ends with the process.
     """
 
     def __init__(
@@ -100,60 +112,43 @@ class HttpServer:
         pages: Pages,
         *,
         certificates: Certificates | None = None,
-        request_seconds: float = REQUEST_SECONDS,
-        response_seconds: float = RESPONSE_SECONDS,
     ) -> None:
-        """Listen at once. Raises OSError."""
+        """Listen at once. Raises OSError.
+
+        Args:
+            address: HOST:PORT or :PORT, for example `[::1]:9808`.
+            pages: the content to serve.
+            certificates: for TLS; None for plain HTTP.
+        """
         self.pages = pages
-        self._request_seconds = request_seconds
-        self._response_seconds = response_seconds
         self._tls = certificates
         self._listener = _listener(address)
         self.port: int = self._listener.getsockname()[1]
-        self._limits: dict[_Stage, int] = {
-            "reading": READING_CONNECTIONS,
-            "metrics": PAGE_CONNECTIONS,
-            "page": PAGE_CONNECTIONS,
-            "closing": CLOSING_CONNECTIONS,
-        }
-        # Dictionaries as ordered sets: the oldest connection first.
-        self._stages: dict[_Stage, dict[_Connection, None]] = {one: {} for one in self._limits}
-        self._pages_at = 0.0  # monotonic seconds; until then pages wait
-        self._accept_at = 0.0  # monotonic seconds; until then no descriptor is free
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+        # Dictionaries as ordered sets: the oldest connection comes first.
+        self._stages: dict[_Stage, dict[_Connection, None]] = {stage: {} for stage in _LIMITS}
+        self._pages_at = 0.0  # no page is rendered or sent before, in monotonic seconds
+        self._accept_at = 0.0  # no connection is accepted before, in monotonic seconds
 
     def start(self) -> None:
-        """Start to serve; returns at once. The thread ends with the process."""
-        self._thread.start()
-
-    def close(self) -> None:
-        """Close the listener and every connection, and return when that is done."""
-        self._ended.set()
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread
-        if self._thread.is_alive():
-            self._thread.join()
-        self._listener.close()
+        """Start the thread that serves, and return at once."""
+        threading.Thread(target=self._run, name="http", daemon=True).start()
 
     # --- the thread -------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while not self._ended.is_set():
-            self._turn()
-        for connection in self._all():
-            self._cut(connection)
+        while True:
+            self._serve_round()
 
-    def _all(self) -> list[_Connection]:
-        return [one for stage in self._stages.values() for one in stage]
+    def _connections(self) -> list[_Connection]:
+        return [connection for stage in self._stages.values() for connection in stage]
 
-    def _turn(self) -> None:
-        """Wait for events and do what they allow: requests and probes first, then pages."""
+    def _serve_round(self) -> None:
+        """Wait for events and handle them: requests and probes first, then pages."""
         ready = self._wait()
         now = time.monotonic()
-        for connection in self._all():
+        for connection in self._connections():
             if now >= connection.deadline:
-                self._cut(connection)
+                self._reset(connection)
         if self._listener.fileno() in ready:
             self._accept()
         for connection in list(self._stages["reading"]):
@@ -165,10 +160,10 @@ class HttpServer:
             self._guarded(connection, self._finish)
 
     def _wait(self) -> set[int]:
-        """Return the descriptors that are ready, at the next deadline at the latest."""
+        """Wait for events, at most until the next deadline; return the ready descriptors."""
         now = time.monotonic()
         poll = select.poll()
-        wake_at = [one.deadline for one in self._all()]
+        wake_at = [connection.deadline for connection in self._connections()]
         if now >= self._accept_at:
             poll.register(self._listener, select.POLLIN)
         else:
@@ -188,7 +183,7 @@ class HttpServer:
         return {descriptor for descriptor, _ in events}
 
     def _guarded(self, connection: _Connection, act: Callable[[_Connection], None]) -> None:
-        """Act on one connection. Whatever happens, only that connection ends."""
+        """Act on one connection. An error ends only that connection."""
         try:
             act(connection)
         except ssl.SSLWantReadError:
@@ -198,16 +193,16 @@ class HttpServer:
         except BlockingIOError:
             pass
         except (OSError, ValueError):
-            self._cut(connection)  # the client is gone or does not speak TLS
+            self._reset(connection)  # the client closed the connection or does not use TLS
         except Exception:  # noqa: BLE001 - an error in this thread would end the agent
             _log.exception("connection_failed")
-            self._cut(connection)
+            self._reset(connection)
 
     # --- new connections --------------------------------------------------------------------------
 
     def _accept(self) -> None:
-        """Accept some connections, and read each at once: its request is often there already."""
-        for _ in range(ACCEPTED_PER_TURN):
+        """Accept some connections, and read each at once, since its request often waits already."""
+        for _ in range(ACCEPTED_PER_ROUND):
             try:
                 accepted, _ = self._listener.accept()
             except BlockingIOError:
@@ -215,8 +210,8 @@ class HttpServer:
             except OSError as error:
                 if error.errno in _OUT_OF_DESCRIPTORS:
                     self._accept_at = time.monotonic() + TICK_SECONDS
-                    self._cut_oldest("reading")
-                return  # else the client is gone already
+                    self._reset_oldest("reading")
+                return  # otherwise the client has closed the connection already
             self._begin(accepted)
 
     def _begin(self, accepted: socket.socket) -> None:
@@ -226,24 +221,24 @@ class HttpServer:
         except (OSError, ValueError):
             accepted.close()
             return
-        deadline = time.monotonic() + self._request_seconds
+        deadline = time.monotonic() + REQUEST_SECONDS
         connection = _Connection(wrapped, deadline, is_open=self._tls is None)
         self._enter("reading", connection)
         self._guarded(connection, self._read)
 
     def _enter(self, stage: _Stage, connection: _Connection) -> None:
-        """Move a connection to a stage. If the stage is full, its oldest connection is cut."""
+        """Move a connection to a stage. If the stage is full, its oldest connection is reset."""
         self._stages[connection.stage].pop(connection, None)
-        if len(self._stages[stage]) >= self._limits[stage]:
-            self._cut_oldest(stage)
+        if len(self._stages[stage]) >= _LIMITS[stage]:
+            self._reset_oldest(stage)
         connection.stage = stage
         self._stages[stage][connection] = None
 
-    def _cut_oldest(self, stage: _Stage) -> None:
+    def _reset_oldest(self, stage: _Stage) -> None:
         for connection in list(self._stages[stage])[:1]:
-            self._cut(connection)
+            self._reset(connection)
 
-    def _cut(self, connection: _Connection) -> None:
+    def _reset(self, connection: _Connection) -> None:
         """Reset a connection, so that the kernel keeps nothing for a client that does not read."""
         with contextlib.suppress(OSError):
             reset = struct.pack("ii", 1, 0)
@@ -258,26 +253,23 @@ class HttpServer:
     # --- requests ---------------------------------------------------------------------------------
 
     def _read(self, connection: _Connection) -> None:
-        """Read a request as far as it is there, and classify it once it is complete."""
+        """Read the available part of a request, and classify the request once it is complete."""
         if not connection.is_open and isinstance(connection.socket, ssl.SSLSocket):
             connection.socket.do_handshake()
             connection.is_open = True
         connection.events = select.POLLIN
-        limit = http_messages.LINE_BYTES + http_messages.HEADER_BYTES
         while True:
-            piece = connection.socket.recv(limit - len(connection.received))
+            piece = connection.socket.recv(connection.parser.missing_bytes)
             if not piece:
                 self._forget(connection)
                 return
-            connection.received += piece
-            request = http_messages.parse(bytes(connection.received))
+            request = connection.parser.receive(piece)
             if request is not None:
                 self._classify(connection, request)
                 return
 
     def _classify(self, connection: _Connection, request: Request | Response) -> None:
-        """Answer a short response at once; let a request for a page wait for its turn."""
-        connection.received = bytearray()
+        """Send a short response at once; queue a request for a page."""
         response = request if isinstance(request, Response) else self._short(request)
         if response is not None:
             head_only = isinstance(request, Request) and request.method == "HEAD"
@@ -287,36 +279,36 @@ class HttpServer:
             return
         if isinstance(request, Request):
             connection.request = request
-            connection.deadline = time.monotonic() + self._response_seconds
+            connection.deadline = time.monotonic() + RESPONSE_SECONDS
             connection.events = select.POLLOUT
             self._enter("metrics" if _PAGES[request.path] == "metrics" else "page", connection)
 
     def _short(self, request: Request) -> Response | None:
-        """Return the response to a probe or to a mistake; None for a page."""
+        """Return the response to a probe or to a wrong request; None for a page."""
         if request.method not in ("GET", "HEAD"):
             return http_messages.METHOD_NOT_ALLOWED
         match request.path:
             case "/healthz":
-                return self._made(request, lambda: _probe(self.pages.health()))
+                return self._render(request, lambda: _probe(self.pages.health()))
             case "/readyz":
-                return self._made(request, lambda: _probe(self.pages.ready()))
+                return self._render(request, lambda: _probe(self.pages.ready()))
             case path if path in _PAGES:
                 return None
             case _:
                 return http_messages.NOT_FOUND
 
-    def _made(self, request: Request, make: Callable[[], Response]) -> Response:
-        """Return a response; an error while it is made becomes a 500 and a log line."""
+    def _render(self, request: Request, render: Callable[[], Response]) -> Response:
+        """Return a response; an error becomes status 500 and a log line."""
         try:
-            return make()
-        except Exception:  # noqa: BLE001 - a broken page must not end the work on the node
+            return render()
+        except Exception:  # noqa: BLE001 - an error of a page must not end the agent
             _log.exception("page_failed", path=request.path)
             return http_messages.FAILED
 
     # --- pages ------------------------------------------------------------------------------------
 
     def _serve_pages(self, ready: set[int]) -> None:
-        """Make and send pages, and let the next ones wait if that took more than its share."""
+        """Render and send pages, and delay the next ones if this used more than the CPU share."""
         begin = time.thread_time()
         for connection in [*self._stages["metrics"], *self._stages["page"]]:
             if connection.request is not None or connection.socket.fileno() in ready:
@@ -325,11 +317,11 @@ class HttpServer:
         self._pages_at = saved_since + (time.thread_time() - begin) / CPU_SHARE
 
     def _serve(self, connection: _Connection) -> None:
-        """Make the page of a connection if that is still to be done, and send a part of it."""
+        """Render the page of a connection if that was not done yet, and send a part of it."""
         request = connection.request
         if request is not None:
             connection.request = None
-            response = self._made(request, lambda: self._page(request))
+            response = self._render(request, lambda: self._page(request))
             connection.unsent = _parts(response, head_only=request.method == "HEAD")
         self._send(connection)
         if not connection.unsent:
@@ -358,7 +350,7 @@ class HttpServer:
         if not connection.is_shut:
             connection.is_shut = True
             soon = time.monotonic() + CLOSING_SECONDS
-            connection.deadline = max(connection.deadline, soon)  # a slow link needs its time
+            connection.deadline = max(connection.deadline, soon)  # a slow network needs the time
             # SSLSocket.shutdown would drop the encryption first.
             socket.socket.shutdown(connection.socket, socket.SHUT_WR)
         unacknowledged = fcntl.ioctl(connection.socket, termios.TIOCOUTQ, bytes(4))  # tcp(7)
@@ -383,7 +375,7 @@ def _listener(address: str) -> socket.socket:
 
 
 def _parts(response: Response, *, head_only: bool) -> list[memoryview]:
-    """Return the parts of a response to send; the body is not copied."""
+    """Return the parts of a response to send, without a copy of the body."""
     parts = (response.head(), b"" if head_only else response.body)
     return [memoryview(part) for part in parts if part]
 

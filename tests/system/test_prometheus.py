@@ -89,11 +89,11 @@ def metrics():
 
 @pytest.fixture
 def server(metrics):
-    """Give a server of these metrics."""
-    one = HttpServer("127.0.0.1:0", StatusStore(metrics, version="1.2.3", node="n", patience=60.0))
-    one.start()
-    with contextlib.closing(one):
-        yield one
+    """Return a server of these metrics."""
+    store = StatusStore(metrics, version="1.2.3", node="n", patience=60.0)
+    running = HttpServer("127.0.0.1:0", store)
+    running.start()
+    return running
 
 
 @pytest.fixture

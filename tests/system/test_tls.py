@@ -63,21 +63,21 @@ def client(folder, name=""):
     return context
 
 
-def test_an_idle_connection_holds_up_no_handshake(folder, pages):
-    """Over TLS too: neither silence nor half a handshake delays the next one."""
+def test_an_idle_connection_delays_no_handshake(folder, pages):
+    """Idle connections and half a handshake do not delay the next handshake."""
     cert, key = str(folder / "server.pem"), str(folder / "server.key")
     server = HttpServer("127.0.0.1:0", pages, certificates=Certificates(cert, key, ""))
     server.start()
-    with contextlib.closing(server), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         silent(stack, server, 2 * READING_CONNECTIONS)
         begin = time.monotonic()
         status, shown = ask_tls(server, client(folder))
         assert (status, shown) == (200, (folder / "server.pem").read_text())
-        assert time.monotonic() - begin < REQUEST_SECONDS  # after which silence is cut
+        assert time.monotonic() - begin < REQUEST_SECONDS  # then idle connections end
 
 
-def test_only_clients_of_the_authority_are_answered(folder, pages):
-    """Without a certificate, or with another one, there is no answer at all."""
+def test_only_clients_of_the_authority_are_accepted(folder, pages):
+    """A client without a certificate, or with another certificate, gets no response."""
     server = HttpServer(
         "127.0.0.1:0",
         pages,
@@ -86,48 +86,46 @@ def test_only_clients_of_the_authority_are_answered(folder, pages):
         ),
     )
     server.start()
-    with contextlib.closing(server):
-        assert ask_tls(server, client(folder, "client"))[0] == 200
-        for name in ("", "renewed"):
-            with pytest.raises(OSError, match=r"(?i)alert|reset|eof|closed"):
-                ask_tls(server, client(folder, name))
+    assert ask_tls(server, client(folder, "client"))[0] == 200
+    for name in ("", "renewed"):
+        with pytest.raises(OSError, match=r"(?i)alert|reset|eof|closed"):
+            ask_tls(server, client(folder, name))
 
 
 def test_a_renewed_certificate_is_served_and_a_broken_one_is_not(folder, tmp_path, pages):
-    """Files that change are read again; while they do not fit, the former certificate stays."""
+    """Changed files are read again; the previous certificate stays while they do not match."""
     cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
     shutil.copy(folder / "server.pem", cert)
     shutil.copy(folder / "server.key", key)
     server = HttpServer("127.0.0.1:0", pages, certificates=Certificates(str(cert), str(key), ""))
     server.start()
-    with contextlib.closing(server):
-        shutil.copy(folder / "renewed.pem", cert)  # the key does not fit yet
-        former = (folder / "server.pem").read_text()
-        assert ask_tls(server, client(folder)) == (200, former)
-        shutil.copy(folder / "renewed.key", key)
-        renewed = (folder / "renewed.pem").read_text()
-        assert ask_tls(server, client(folder)) == (200, renewed)
+    shutil.copy(folder / "renewed.pem", cert)  # the key does not match yet
+    previous = (folder / "server.pem").read_text()
+    assert ask_tls(server, client(folder)) == (200, previous)
+    shutil.copy(folder / "renewed.key", key)
+    renewed = (folder / "renewed.pem").read_text()
+    assert ask_tls(server, client(folder)) == (200, renewed)
 
 
-def test_a_certificate_that_cannot_be_read_is_told_at_once(tmp_path):
-    """The error comes at the start, not at the first handshake."""
+def test_an_unreadable_certificate_is_reported_at_once(tmp_path):
+    """The constructor raises the error, not the first handshake."""
     with pytest.raises(CertificateError, match="No such file"):
         Certificates(str(tmp_path / "none"), "", "")
 
 
 def test_a_broken_renewed_certificate_is_logged_once_per_change(folder, tmp_path, pages):
-    """Connections of unauthenticated clients write no log lines; each change of the files does."""
+    """Each change of the files is logged once; connections of clients are not."""
     cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
     shutil.copy(folder / "server.pem", cert)
     shutil.copy(folder / "server.key", key)
     server = HttpServer("127.0.0.1:0", pages, certificates=Certificates(str(cert), str(key), ""))
     server.start()
-    with contextlib.closing(server), structlog.testing.capture_logs() as logged:
+    with structlog.testing.capture_logs() as logged:
         for text in ("broken", "broken differently"):
             cert.write_text(text)
             for _ in range(20):
                 assert ask_tls(server, client(folder))[0] == 200
         shutil.copy(folder / "server.pem", cert)
         assert ask_tls(server, client(folder))[0] == 200
-    events = [one["event"] for one in logged]
+    events = [line["event"] for line in logged]
     assert events == ["certificate_unreadable", "certificate_unreadable", "certificate_renewed"]

@@ -57,7 +57,15 @@ KERNEL = (
     "console=ttyS0 panic=-1 loglevel=4 no_timer_check "
     "root=/dev/nvme0n1 rootfstype=ext4 rw init=/vminit apparmor=1 security=apparmor"
 )
-LIBRARIES = ("msgspec", "prometheus-client", "pyyaml", "structlog", "system-calls", "watchdog")
+LIBRARIES = (
+    "h11",
+    "msgspec",
+    "prometheus-client",
+    "pyyaml",
+    "structlog",
+    "system-calls",
+    "watchdog",
+)
 # The modules of the network card, in the order in which they need each other.
 MODULES = (
     "net/core/failover",
