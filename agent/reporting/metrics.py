@@ -1,12 +1,10 @@
-"""Prometheus metrics, from reports and counters: the only importer of prometheus_client.
+"""Prometheus metrics: the counters of one process, and how all metrics are rendered.
 
-Rule 1: names and units follow the Prometheus conventions; every metric stands in docs/metrics.md.
-Rule 2: the number of series is bounded, whatever the profiles are called or how many there are.
-Rule 3: a scrape sees one report as a whole, never half of the next one.
+Names and units follow the Prometheus conventions; docs/metrics.md lists every metric. A scrape
+shows one report as a whole, never parts of two. The gauges are in agent.reporting.report_metrics.
 """
 
 import threading
-from collections import Counter as Count
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
@@ -24,44 +22,20 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from agent.core.report import ProfileSetStatus, ProfileStatus, Report, is_converged
-from agent.core.vocabulary import (
-    INSTALLS,
-    ON_NODE,
-    ActionName,
-    ProfileSetState,
-    ProfileState,
-    Reason,
-    SupportState,
-)
+from agent.core.report import ProfileStatus, Report, is_converged
+from agent.core.vocabulary import INSTALLS, ActionName, ProfileState, Reason
+from agent.reporting.report_metrics import ReportCollector
 
-NAMES: Final = 100  # profiles that have a series of their own
-SETS: Final = 50  # sets that have series of their own
-_SECONDS: Final = (0.005, 0.02, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60)
+_PASS_SECONDS: Final = (0.005, 0.02, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60)
 _PARSER_SECONDS: Final = (0.05, 0.25, 1, 5, 30)
 _CAUSES: Final[Mapping[Reason, str]] = {
     Reason.WENT_MISSING: "missing",
     Reason.DRIFTED: "drifted",
 }
-# Labels must be known beforehand, so that a state that ends is 0 and does not stay.
-_STATES: Final = (
-    ProfileState.INSTALLED,
-    ProfileState.OUTDATED,
-    ProfileState.HELD,
-    ProfileState.PENDING,
-    ProfileState.REJECTED,
-    ProfileState.FOREIGN,
-    ProfileState.FAILED,
-    ProfileState.UNSUPPORTED,
-    ProfileState.UNOBSERVABLE,
-)
 
 
 class Metrics:
-    """Every metric of one process.
-
-    allow_unsupported: a kind that the node cannot have leaves it converged (--allow-unsupported).
-    """
+    """Every metric of one process. Any thread may call any method."""
 
     def __init__(
         self,
@@ -70,189 +44,80 @@ class Metrics:
         allow_unsupported: bool = False,
         log_lines_dropped: Callable[[], int] = lambda: 0,
     ) -> None:
-        self.allow_unsupported = allow_unsupported
-        disable_created_metrics()  # type: ignore[no-untyped-call] # the library's own
+        """Create every metric.
+
+        Args:
+            version: the version of the agent.
+            allow_unsupported: whether a node that does not support a kind can be converged.
+            log_lines_dropped: returns how many log lines were dropped since the start.
+        """
+        disable_created_metrics()  # type: ignore[no-untyped-call] # the library has no annotation
         self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
-        self.registry.register(_LogLines(log_lines_dropped))
+        self._allow_unsupported = allow_unsupported
         self._lock = threading.Lock()
-        self._timed: Mapping[str, float] | None = None
-        self._info = self._gauge("build_info", "Version of the agent.", "version")
-        self._info.labels(version).set(1)
-        self._profiles = self._gauge("profiles", "Profiles by kind and state.", "kind", "state")
-        self._available = self._gauge(
-            "profile_available",
-            f"1: verified on the node. Of the first {NAMES} names.",
-            "kind",
-            "name",
-            "mode",
-        )
-        self._actions = self._counter("actions", "What was done on the node.", "kind", "action")
-        self._passes = self._counter("passes", "Passes by result.", "result")
-        self._seconds = Histogram(
-            "profile_loader_pass_duration_seconds",
-            "Duration of a pass that found something to do or to compare.",
-            registry=self.registry,
-            buckets=_SECONDS,
-        )
-        self._problems = self._gauge("problems", "Problems of the last pass by code.", "code")
-        self._last = self._gauge("last_pass_timestamp_seconds", "When the last pass ended.")
-        self._converged = self._gauge("converged", "1: all that is desired is in place.")
-        self._last_converged = self._gauge(
-            "last_converged_timestamp_seconds", "When a pass last ended with everything in place."
-        )
-        self._sources = self._gauge(
-            "source_up",
-            f"1: the set was read in the last pass. At most {SETS}, first those that were not.",
-            "origin",
-        )
-        self._read = self._gauge(
-            "source_last_read_timestamp_seconds", "When the set was last read.", "origin"
-        )
-        self._supported = self._gauge("kind_supported", "1: this node can have the kind.", "kind")
-        self._sandboxed = self._gauge(
-            "parser_sandboxed",
-            "1: apparmor_parser can open only its includes and its configuration.",
-            "kind",
-        )
-        self._drift = self._counter("drift_repairs", "Repairs by cause.", "kind", "cause")
-        self._requests = self._counter("api_requests", "Requests to the API.", "verb", "code")
-        self._asked = Summary(
-            "profile_loader_api_request_duration_seconds",
-            "Duration of requests to the API, watches excepted.",
-            ["verb"],
-            registry=self.registry,
-        )
+        self._report = ReportCollector()
+        self._passes = _PassCounters(self.registry)
+        self._api = _ApiCounters(self.registry)
         self._parser = Histogram(
             "profile_loader_parser_duration_seconds",
-            "Duration of a run of apparmor_parser.",
+            "Duration of one run of the parser.",
             registry=self.registry,
             buckets=_PARSER_SECONDS,
         )
-        self._restarts = self._counter("watch_restarts", "Watches that began anew.", "what")
-        self._dropped = self._counter("events_dropped", "Events that were not sent.")
-        self._lost = self._gauge(
-            "confinement_lost_processes", "Processes that lost the confinement they had."
+        self._unconfined = Gauge(
+            "profile_loader_confinement_lost_processes",
+            "Processes that lost the confinement they had.",
+            registry=self.registry,
         )
-        for cause in _CAUSES.values():
-            for kind in ("apparmor", "seccomp"):
-                self._drift.labels(kind, cause)
-        for result in ("converged", "not_converged"):
-            self._passes.labels(result)
-        self._seen: set[str] = set()
-        self._origins: dict[str, bool] = {}  # and whether it was ever read
-
-    def _gauge(self, name: str, help_: str, *labels: str) -> Gauge:
-        return Gauge(f"profile_loader_{name}", help_, labels, registry=self.registry)
-
-    def _counter(self, name: str, help_: str, *labels: str) -> Counter:
-        return Counter(f"profile_loader_{name}", help_, labels, registry=self.registry)
-
-    # --- what is told -----------------------------------------------------------------------------
+        build = Gauge(
+            "profile_loader_build_info",
+            "Version of the agent.",
+            ["version"],
+            registry=self.registry,
+        )
+        build.labels(version).set(1)
+        self.registry.register(self._report)
+        self.registry.register(_LogLines(log_lines_dropped))
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
 
     def passed(self, report: Report, at: float) -> None:
-        """Take the report of a pass that ended at `at` (Unix seconds)."""
+        """Count a pass, and show its report. `at` is when the pass ended, in Unix seconds."""
+        converged = is_converged(report, allow_unsupported=self._allow_unsupported)
         with self._lock:
-            self._count(report)
-            self._show(report)
-            self._last.set(at)
-            if self._is_converged(report):
-                self._last_converged.set(at)
-            for one in report.profile_sets:
-                if one.profile_set in self._origins and _healthy(one):
-                    self._origins[one.profile_set] = True
-                    self._read.labels(one.profile_set).set(at)
+            self._passes.count(report, is_converged=converged)
+            self._report.show_pass(report, at, is_converged=converged)
 
     def shown(self, report: Report) -> None:
-        """Show the state that a report tells: nothing was read or looked at, no pass is counted."""
+        """Show a report that has other findings than the last pass, without counting a pass."""
+        converged = is_converged(report, allow_unsupported=self._allow_unsupported)
         with self._lock:
-            self._show(report)
-
-    def _is_converged(self, report: Report) -> bool:
-        return is_converged(report, allow_unsupported=self.allow_unsupported)
-
-    def _count(self, report: Report) -> None:
-        self._passes.labels("converged" if self._is_converged(report) else "not_converged").inc()
-        if report.seconds is self._timed:
-            return  # nothing had changed: the very report of the pass before
-        self._timed = report.seconds
-        self._seconds.observe(sum(report.seconds.values()))
-        for row in report.profiles:
-            self._acted(row)
-
-    def _acted(self, row: ProfileStatus) -> None:
-        if row.state in (ProfileState.FAILED, ProfileState.PLANNED):
-            return
-        is_removed = row.action == ActionName.REMOVE and row.state == ProfileState.REMOVED
-        if row.action not in INSTALLS and not is_removed:
-            return
-        self._actions.labels(row.kind, row.action).inc()
-        if row.action == ActionName.RESTORE:
-            self._drift.labels(row.kind, _CAUSES[row.reason]).inc()
-
-    def _show(self, report: Report) -> None:
-        self._converged.set(self._is_converged(report))
-        states = Count((row.kind, row.state) for row in report.profiles)
-        for kind in report.kind_support:
-            for state in _STATES:
-                self._profiles.labels(kind, state).set(states[kind, state])
-            self._supported.labels(kind).set(
-                report.kind_support[kind].state == SupportState.ENABLED
-            )
-            sandboxed = report.kind_support[kind].sandboxed
-            if sandboxed is not None:
-                self._sandboxed.labels(kind).set(sandboxed)
-        self._available.clear()
-        best: dict[tuple[str, str], ProfileStatus] = {}  # the same name may stand in two keys
-        for row in report.profiles:
-            if row.name and row.desired and _better(row, best.get((row.kind, row.name))):
-                best[row.kind, row.name] = row
-        for row in [*best.values()][:NAMES]:
-            self._available.labels(row.kind, row.name, row.mode).set(row.state in ON_NODE)
-        found = _problems(report)
-        for code in self._seen | set(found):
-            self._problems.labels(code).set(found[code])
-        self._seen |= set(found)
-        self._sets(report)
-
-    def _sets(self, report: Report) -> None:
-        told = sorted(report.profile_sets, key=_healthy)[:SETS]
-        for gone in self._origins.keys() - {one.profile_set for one in told}:
-            self._sources.remove(gone)
-            if self._origins[gone]:
-                self._read.remove(gone)
-            del self._origins[gone]
-        for one in told:
-            self._sources.labels(one.profile_set).set(_healthy(one))
-            self._origins.setdefault(one.profile_set, False)
+            self._report.show(report, is_converged=converged)
 
     def request(self, verb: str, code: str, seconds: float) -> None:
         """Count a request to the API server."""
-        self._requests.labels(verb, code).inc()
+        self._api.requests.labels(verb, code).inc()
         if verb != "WATCH":
-            self._asked.labels(verb).observe(seconds)
+            self._api.request_seconds.labels(verb).observe(seconds)
 
     def parser_ran(self, seconds: float) -> None:
-        """Count a run of apparmor_parser."""
+        """Count a run of the parser."""
         self._parser.observe(seconds)
 
     def watch_restarted(self, what: str) -> None:
-        """Count a watch that began anew."""
-        self._restarts.labels(what).inc()
+        """Count a watch that broke or was replaced by a list."""
+        self._api.watch_restarts.labels(what).inc()
 
     def events_dropped(self, number: int) -> None:
         """Count Events that were not sent."""
-        self._dropped.inc(number)
+        self._api.events_dropped.inc(number)
 
     def confinement_lost(self, processes: int) -> None:
         """Show how many processes run without the confinement that they had."""
-        self._lost.set(processes)
-
-    # --- what is scraped --------------------------------------------------------------------------
+        self._unconfined.set(processes)
 
     def expose(self, accept: str) -> tuple[str, bytes]:
-        """Return content type and body of a scrape, in the format that an Accept header chooses."""
+        """Return content type and body of a scrape, in the format that an Accept header selects."""
         content_type, render = self.renderer(accept)
         return content_type, render()
 
@@ -269,17 +134,71 @@ class Metrics:
 
         return content_type, render
 
-    def names(self) -> Mapping[str, tuple[str, str]]:
-        """Return type and help of every metric of the agent by its name."""
-        return {
-            one.name: (one.type, one.documentation)
-            for one in self.registry.collect()
-            if one.name.startswith("profile_loader_")
-        }
+
+class _PassCounters:
+    """The counters of passes and of their actions."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._passes = _counter(registry, "passes", "Passes by result.", "result")
+        self._actions = _counter(
+            registry, "actions", "Actions on the node by kind.", "kind", "action"
+        )
+        self._repairs = _counter(registry, "drift_repairs", "Repairs by cause.", "kind", "cause")
+        self._seconds = Histogram(
+            "profile_loader_pass_duration_seconds",
+            "Duration of a pass that had something to do or to compare.",
+            registry=registry,
+            buckets=_PASS_SECONDS,
+        )
+        self._pass_number = 0  # of the last counted report
+        for result in ("converged", "not_converged"):
+            self._passes.labels(result)
+
+    def count(self, report: Report, *, is_converged: bool) -> None:
+        """Count a pass. A pass that repeats the previous report had nothing to do."""
+        self._passes.labels("converged" if is_converged else "not_converged").inc()
+        for kind in report.kind_support:
+            for cause in _CAUSES.values():
+                self._repairs.labels(kind, cause)  # 0 until the first repair
+        if report.pass_number == self._pass_number:
+            return
+        self._pass_number = report.pass_number
+        self._seconds.observe(sum(report.seconds.values()))
+        for row in report.profiles:
+            self._count_action(row)
+
+    def _count_action(self, row: ProfileStatus) -> None:
+        if row.state in (ProfileState.FAILED, ProfileState.PLANNED):
+            return
+        is_removed = row.action == ActionName.REMOVE and row.state == ProfileState.REMOVED
+        if row.action not in INSTALLS and not is_removed:
+            return
+        self._actions.labels(row.kind, row.action).inc()
+        if row.action == ActionName.RESTORE:
+            self._repairs.labels(row.kind, _CAUSES[row.reason]).inc()
+
+
+class _ApiCounters:
+    """The counters of the traffic with the API server."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.requests = _counter(
+            registry, "api_requests", "Requests to the API server.", "verb", "code"
+        )
+        self.request_seconds = Summary(
+            "profile_loader_api_request_duration_seconds",
+            "Duration of requests to the API server, without watches.",
+            ["verb"],
+            registry=registry,
+        )
+        self.watch_restarts = _counter(
+            registry, "watch_restarts", "Watches that broke or were replaced by a list.", "what"
+        )
+        self.events_dropped = _counter(registry, "events_dropped", "Events that were not sent.")
 
 
 class _LogLines(Collector):
-    """The counter of log lines that were dropped, which another thread keeps."""
+    """Collects the counter of dropped log lines, which the log writer keeps."""
 
     def __init__(self, dropped: Callable[[], int]) -> None:
         self._dropped = dropped
@@ -287,22 +206,10 @@ class _LogLines(Collector):
     def collect(self) -> Iterable[Metric]:
         yield CounterMetricFamily(
             "profile_loader_log_lines_dropped",
-            "Log lines that were dropped because nobody read standard error.",
+            "Log lines that were dropped because standard error was blocked.",
             value=self._dropped(),
         )
 
 
-def _problems(report: Report) -> Count[str]:
-    """Return how many problems there are of each code; what a whole kind has counts once."""
-    kinds = [one.finding for one in report.kind_support.values() if one.finding is not None]
-    rows = [one for row in report.profiles for one in row.findings if one not in kinds]
-    return Count(one.code for one in (*kinds, *rows, *report.findings))
-
-
-def _better(row: ProfileStatus, than: ProfileStatus | None) -> bool:
-    return than is None or (row.state in ON_NODE and than.state not in ON_NODE)
-
-
-def _healthy(one: ProfileSetStatus) -> bool:
-    """Return whether a set was read; an emptied one was, and is told by its problem."""
-    return one.state in (ProfileSetState.READ, ProfileSetState.EMPTIED)
+def _counter(registry: CollectorRegistry, name: str, help_: str, *labels: str) -> Counter:
+    return Counter(f"profile_loader_{name}", help_, labels, registry=registry)

@@ -31,7 +31,7 @@ class Progress:
 
     def show(self, finished: int, total: int) -> None:
         """Write one line, unless the previous one was written a short time ago."""
-        line = f"profile-loader: {finished} of {total} AppArmor texts compiled\n"
+        line = f"profile-loader: {finished} of {total} profile texts compiled\n"
         if line != self._line:
             self._pause = FIRST_PAUSE_SECONDS
         now = self._clock()

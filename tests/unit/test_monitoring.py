@@ -27,9 +27,10 @@ PARTS = {
 def exposed():
     """Return every sample's name of the agent, by its metric."""
     return {
-        name + part: name
-        for name, (kind, _) in Metrics("1").names().items()
-        for part in PARTS[kind]
+        metric.name + part: metric.name
+        for metric in Metrics("1").registry.collect()
+        if metric.name.startswith("profile_loader_")
+        for part in PARTS[metric.type]
     }
 
 

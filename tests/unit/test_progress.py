@@ -22,8 +22,8 @@ def test_a_command_that_ends_soon_shows_no_progress():
 def test_each_new_count_is_shown_every_few_seconds():
     """A line has the number of finished texts and of all texts."""
     assert lines(range(7)) == [
-        (3, "profile-loader: 3 of 9 AppArmor texts compiled\n"),
-        (6, "profile-loader: 6 of 9 AppArmor texts compiled\n"),
+        (3, "profile-loader: 3 of 9 profile texts compiled\n"),
+        (6, "profile-loader: 6 of 9 profile texts compiled\n"),
     ]
 
 
