@@ -27,7 +27,7 @@ def inspect(tmp_path, text, *, checking=True, **options):
         ("profile x flags=(bogus) {}\n", "parser_rejected", "line 1"),
         ("profile x {\n  /a r,\n", "parser_rejected", "line 3"),
         ("profile x {} \0", "text_unsafe", "line 1"),
-        ("\ufeffprofile x {}", "parser_rejected", "line 1"),
+        ("\ufeffprofile x {}", "not_utf8", "line 1"),
         ("profile x {\n  @{NOPE}/a r,\n}\n", "parser_rejected", "key"),
         ("profile x {}\nprofile x {}\n", "parser_rejected", "key"),
         ("", "no_profile", "key"),

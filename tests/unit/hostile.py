@@ -55,6 +55,10 @@ SECCOMP = {
 }
 APPARMOR = {
     "empty lines": b"\n" * SIZE,
+    "empty lines after a comment": b"# a\n" + b"\n" * SIZE,
+    "spaces that are not ASCII": b"# a\n" + b"\xc2\xa0" * (SIZE // 2),
+    "letters that are not ASCII": b"# a\n/" + b"\xc3\xa9" * (SIZE // 2),
+    "typographic quotes": b"# a\n" + b" \xe2\x80\x9c" * (SIZE // 4),
     "empty comments": b"#\n" * (SIZE // 2),
     "short lines": b"ab\n" * (SIZE // 3),
     "includes after empty lines": b"\n" * (SIZE // 2) + b"include /a\n" * (SIZE // 22),

@@ -1,23 +1,23 @@
-"""Specification of agent.backends.apparmor.lexer: where versions of the parser read differently.
+"""Tests of agent.backends.apparmor.lexer: texts that versions of the parser read differently.
 
-The expected values are those of lexers built from the parser_lex.l of 3.0.8, 4.0.1, 4.0.3, 4.1.8,
-5.0.0 and 5.0.2.
+The expected values come from lexers that were built from parser_lex.l of the versions 3.0.8, 4.0.1,
+4.0.3, 4.1.8, 5.0.0 and 5.0.2.
 """
 
 import itertools
 
 import pytest
 
-from agent.backends.apparmor import lexer
-from agent.backends.apparmor.lexer import TokenKind
+from agent.backends.apparmor import lexer, lexer_dialects
+from agent.backends.apparmor.lexer_rules import TokenKind
 
 ALL = ("3.0", "4.0.0", "4.0.2", "4.1.0", "5.0.0", "5.0.1")
-READS = {
+VERSIONS_THAT_READ_THE_INCLUDE = {
     'include "/p"\n': ALL,
     'include\n"/p"\n': (),
     '# include "/p"\n': (),
     '#include "/p"\n': ALL,
-    '#include "/p"': (),  # the parser wants a line break
+    '#include "/p"': (),  # the parser needs a line break
     '{ : include "/p"\n': ("3.0", "4.0.0", "4.0.2", "4.1.0"),
     'priority=#x\ninclude "/p"\n': ("3.0", "4.0.0", "4.0.2"),
     'priority=5include "/p"\n': ("4.1.0", "5.0.0", "5.0.1"),
@@ -30,12 +30,14 @@ READS = {
 }
 
 
-@pytest.mark.parametrize(("text", "readers"), READS.items(), ids=itertools.count())
-def test_each_version_reads_its_own_includes(text, readers):
-    """An include is read by exactly those versions whose lexer is in its initial state there."""
-    found = tuple(
+@pytest.mark.parametrize(
+    ("text", "versions"), VERSIONS_THAT_READ_THE_INCLUDE.items(), ids=itertools.count()
+)
+def test_each_version_reads_its_own_includes(text, versions):
+    """A version reads an include if its lexer is in the initial state there."""
+    readers = tuple(
         dialect.name
-        for dialect in lexer.DIALECTS
+        for dialect in lexer_dialects.DIALECTS
         if any(token.kind is TokenKind.INCLUDE_PATH for token in lexer.tokens(text, dialect))
     )
-    assert found == readers
+    assert readers == versions

@@ -1,4 +1,4 @@
-"""Specification of agent.backends.apparmor.source_checks."""
+"""Tests of the checks of a profile text before the parser: source_checks and escape_rules."""
 
 import time
 
@@ -7,7 +7,12 @@ import pytest
 from agent.backends.apparmor import escape_rules, source_checks
 from agent.core.findings import Finding
 
-HINT = "Include only files below /etc/apparmor.d, as in include <abstractions/base>."
+HINT = "Include only files of /etc/apparmor.d, for example: include <abstractions/base>"
+
+
+def places(findings):
+    """Return the code and the location of each finding."""
+    return [(finding.code, finding.location) for finding in findings]
 
 
 @pytest.mark.parametrize(
@@ -40,10 +45,10 @@ HINT = "Include only files below /etc/apparmor.d, as in include <abstractions/ba
         'profile x { priority=5abi "/etc/shadow",',
     ],
 )
-def test_an_include_outside_the_hosts_own_directory_is_refused(line):
-    """Absolute, climbing and working-directory paths are refused in every spelling."""
-    found = source_checks.errors(f"\n{line}\nprofile y {{}}\n".encode())
-    assert [(one.code, one.location) for one in found] == [("include_refused", "line 2")]
+def test_an_include_outside_the_include_directory_is_rejected(line):
+    """Absolute paths, `..` and paths without angle brackets are rejected in every spelling."""
+    findings = source_checks.errors(f"\n{line}\nprofile y {{}}\n".encode())
+    assert places(findings) == [("include_refused", "line 2")]
 
 
 @pytest.mark.parametrize(
@@ -64,13 +69,13 @@ def test_an_include_outside_the_hosts_own_directory_is_refused(line):
         'include\n"/etc/shadow"\n',
     ],
 )
-def test_what_is_below_the_hosts_own_directory_or_no_include_is_not_refused(line):
-    """Includes by angle brackets, comments and paths that hold the word are left alone."""
+def test_a_harmless_include_and_the_word_include_are_accepted(line):
+    """Angle brackets, comments, and paths that contain the word are harmless."""
     assert source_checks.errors(line.encode()) == ()
 
 
-def test_a_refusal_says_what_and_how_to_mend_it():
-    """The message names the rule, what is wrong with its path, and what is allowed."""
+def test_the_error_about_an_include_has_a_reason_and_an_example():
+    """The message contains what is wrong with the path, and the hint a path that is allowed."""
     assert source_checks.errors(b'include "/etc/shadow"') == (
         Finding(
             code="include_refused",
@@ -117,13 +122,13 @@ def test_a_refusal_says_what_and_how_to_mend_it():
         ("  # /bin/* ux,", []),
     ],
 )
-def test_a_way_out_of_confinement_is_remarked(line, codes):
-    """Unconfined execution and transitions to unconfined are warned about."""
-    assert [one.code for one in escape_rules.warnings(line)] == codes
+def test_a_rule_that_ends_confinement_causes_a_warning(line, codes):
+    """Such rules execute a program without a profile, or change the profile to unconfined."""
+    assert [finding.code for finding in escape_rules.warnings(line)] == codes
 
 
 @pytest.mark.parametrize(
-    ("line", "refused"),
+    ("line", "is_rejected"),
     [
         ("profile @{P} {", True),
         ('profile "a @{P}" {', True),
@@ -145,9 +150,9 @@ def test_a_way_out_of_confinement_is_remarked(line, codes):
         ("profile a {}\n@{P}/x\n{\n", True),
     ],
 )
-def test_a_variable_in_a_name_is_refused(line, refused):
-    """A name must be written out; variables in rules and attachments are fine."""
-    assert bool(source_checks.variable_names(line)) is refused
+def test_a_variable_in_a_profile_name_is_rejected(line, is_rejected):
+    """Variables in rules and in attachments are accepted."""
+    assert bool(source_checks.variable_names(line)) is is_rejected
 
 
 @pytest.mark.parametrize(
@@ -171,14 +176,14 @@ def test_a_variable_in_a_name_is_refused(line, refused):
         ('@{X}=a # \\\ninclude "/etc/shadow"\n', 2),
     ],
 )
-def test_an_include_is_found_wherever_a_parser_reads_it(content, line):
-    """Comments, quotes, escapes and rules hide no include that some parser would read."""
-    found = [(finding.code, finding.location) for finding in source_checks.errors(content.encode())]
-    assert found == [("include_refused", f"line {line}")]
+def test_an_include_that_any_parser_reads_is_rejected(content, line):
+    """Comments, quotes, escapes and rules do not hide an include from the check."""
+    findings = source_checks.errors(content.encode())
+    assert places(findings) == [("include_refused", f"line {line}")]
 
 
 @pytest.mark.parametrize(
-    ("content", "undecided"),
+    ("content", "is_undecided"),
     [
         ("include <tunables/x> include <tunables/y>\n", True),
         ('include <tunables/x> # a "\n#"\n', True),
@@ -188,48 +193,98 @@ def test_an_include_is_found_wherever_a_parser_reads_it(content, line):
         ("abi <abi/3.0>, include <tunables/x>\nprofile x {}\n", False),
     ],
 )
-def test_text_behind_an_include_of_the_preamble_is_undecided(content, undecided):
-    """An included file that ends within an assignment would take the rest of the line."""
-    assert bool(source_checks.undecided_includes(content.encode())) is undecided
+def test_text_after_an_include_on_the_same_line_is_undecided(content, is_undecided):
+    """The included file may end in an assignment, which continues with the rest of the line."""
+    assert bool(source_checks.undecided_includes(content.encode())) is is_undecided
     assert source_checks.errors(content.encode()) == ()
 
 
-def test_a_very_long_text_is_undecided_unless_its_includes_are_usual():
-    """Splitting a long text in every dialect would delay all other profiles."""
+def test_a_very_long_text_is_undecided_unless_its_includes_have_the_usual_form():
+    """Splitting a long text into tokens in every dialect would delay all other profiles."""
     usual = b"include <tunables/global>\nprofile x {\n  /a r,\n}\n"
     unusual = b"# include fonts\n" + usual
     long = b"#" + b" " * (1 << 18) + b"\n"
-    assert [
-        bool(source_checks.undecided_includes(part)) for part in (usual, usual + long, unusual)
-    ] == 3 * [False]
-    found = source_checks.undecided_includes(unusual + long)
-    assert [(finding.code, finding.location) for finding in found] == [
-        ("include_refused", "line 1")
-    ]
-
-
-def test_a_carriage_return_alone_is_refused():
-    """A reader sees a line break where the parser sees none."""
-    found = source_checks.errors(b'profile x {\n # comment\r include "/etc/shadow"\n}\n')
-    assert [(finding.code, finding.location) for finding in found] == [("text_unsafe", "line 2")]
+    for content in (usual, usual + long, unusual):
+        assert source_checks.undecided_includes(content) == ()
+    findings = source_checks.undecided_includes(unusual + long)
+    assert places(findings) == [("include_refused", "line 1")]
 
 
 @pytest.mark.parametrize(
-    ("content", "code", "where"),
+    ("content", "code", "location"),
     [
         (b"profile x {\n  deny /secret\0/foo w,\n}\n", "text_unsafe", "line 2"),
         ("profile x {\n  /a\u202e r,\n}\n".encode(), "text_unsafe", "line 2"),
         (b"profile x { # \xff\n}\n", "not_utf8", "byte 14"),
     ],
-    ids=["NUL", "direction", "no UTF-8"],
+    ids=["NUL", "direction", "not UTF-8"],
 )
-def test_a_text_that_reads_otherwise_than_it_looks_is_refused(content, code, where):
-    """The parser ends a word at a NUL: deny /secret would hold instead of /secret/foo."""
-    assert [(one.code, one.location) for one in source_checks.errors(content)] == [(code, where)]
+def test_a_text_that_means_something_else_than_it_shows_is_rejected(content, code, location):
+    """For example, the parser ends a word at a NUL, so that a deny rule has a shorter path."""
+    assert places(source_checks.errors(content)) == [(code, location)]
 
 
-def test_many_escapes_in_a_line_take_no_long_time():
-    """A comment of a mebibyte must not delay the pass; CPU time counts, not the clock."""
+@pytest.mark.parametrize(
+    ("content", "name", "hint"),
+    [
+        ("# a\r deny /etc/** w,\n", "U+000D CARRIAGE RETURN", "End the line with a line feed"),
+        ("# a\u2028 deny /b w,\n", "U+2028 LINE SEPARATOR", "End the line with a line feed"),
+        ("# a\x85 deny /b w,\n", "U+0085 NEXT LINE", "End the line with a line feed"),
+        ("# \u2066\n", "U+2066 LEFT-TO-RIGHT ISOLATE", "Remove it."),
+        ("profile x { deny /etc/\u200b** w, }\n", "U+200B ZERO WIDTH SPACE", "Remove it."),
+        ("profile x { /a\u00ad r, }\n", "U+00AD SOFT HYPHEN", "Remove it."),
+        ("profile x { /a\ufe0f r, }\n", "U+FE0F VARIATION SELECTOR-16", "Remove it."),
+        ("profile x { /a\ufeff r, }\n", "U+FEFF ZERO WIDTH NO-BREAK SPACE", "Remove it."),
+        ("profile\u00a0x { }\n", "U+00A0 NO-BREAK SPACE", "Type an ordinary space instead."),
+        ("profile x { /a\u3000r, }\n", "U+3000 IDEOGRAPHIC SPACE", "Type an ordinary space"),
+        (
+            "profile \u201cx\u201d { }\n",
+            "U+201C LEFT DOUBLE QUOTATION MARK",
+            "Type the plain quote",
+        ),
+        ("profile x { \u00ab/a b\u00bb r, }\n", "U+00AB LEFT-POINTING", "Type the plain quote"),
+    ],
+    ids=lambda value: value if value.startswith("U+") else "",
+)
+def test_a_character_that_misleads_the_reader_is_rejected_by_name(content, name, hint):
+    """The error contains the name of the character and what to type instead."""
+    (finding,) = source_checks.errors(content.encode())
+    assert (finding.code, finding.location) == ("text_unsafe", "line 1")
+    assert f"the character {name}" in finding.message
+    assert finding.hint.startswith(hint)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "# a\u00a0comment with \u201cquotes\u201d and a zero\u200bwidth space\nprofile x { }\n",
+        "profile x { /srv/caf\u00e9/\u65e5\u672c r, }\n",
+        "profile x { /srv/it\u2019s r, }\n",
+        'profile x { "/srv/a \u201cb\u201d" r, }\n',
+        "profile x { # a\u00a0comment\r\n}\r\n",
+    ],
+)
+def test_visible_characters_and_comments_are_accepted(content):
+    """Letters of every script are accepted, and a comment may contain any space and quote."""
+    assert source_checks.errors(content.encode()) == ()
+
+
+def test_a_byte_order_mark_is_reported_as_such():
+    """The error does not hide the other errors of the text."""
+    findings = source_checks.errors('\ufeffprofile x {}\ninclude "/etc/shadow"\n'.encode())
+    assert places(findings) == [("not_utf8", "line 1"), ("include_refused", "line 2")]
+    assert findings[0].message.startswith("The text begins with a byte order mark")
+
+
+def test_each_character_is_reported_once():
+    """A file that was written by a word processor does not produce hundreds of errors."""
+    content = "profile x {\n" + "  /a\u00a0r,\n" * 100 + "  /b\u200b r,\n}\n"
+    findings = source_checks.errors(content.encode())
+    assert places(findings) == [("text_unsafe", "line 2"), ("text_unsafe", "line 102")]
+
+
+def test_a_line_with_many_escapes_is_checked_in_bounded_time():
+    """A comment of one mebibyte must not delay the pass. The test measures CPU time."""
     content = "# " + "\\1" * 500_000 + "\nprofile x { }\n"
     begin = time.process_time()
     assert source_checks.variable_names(content) == ()

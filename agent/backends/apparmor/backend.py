@@ -281,12 +281,8 @@ class AppArmorBackend:
         if compiled.exceeded_limit:
             return Rejection(id=id_, findings=(diagnostics.parser_killed(compiled),))
         if compiled.error:
-            finding = Finding(
-                code="parser_rejected",
-                location=parser_messages.line_reference(compiled.error, source) or id_.key,
-                message=compiled.error,
-                hint="Mend the text; apparmor_parser -Q -K FILE says the same.",
-            )
+            line = parser_messages.line_reference(compiled.error, source)
+            finding = diagnostics.parser_rejected(id_, line, compiled.error, "")
             return Rejection(id=id_, findings=(finding,))
         try:
             declared = compiled.declared or compiled_policy.read(compiled.policy)
@@ -296,14 +292,7 @@ class AppArmorBackend:
             declared, source, self.rules
         )
         if not declared:
-            findings += (
-                Finding(
-                    code="no_profile",
-                    location=id_.key,
-                    message="The text compiles, but declares no profile.",
-                    hint="Begin a profile with: profile NAME {",
-                ),
-            )
+            findings += (diagnostics.no_profile(id_),)
         provides = tuple(sorted(one.name for one in declared))
         if findings:
             return Rejection(id=id_, findings=findings, names=provides)

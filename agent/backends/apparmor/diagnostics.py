@@ -1,6 +1,7 @@
-"""The problems that the AppArmor kind reports, in words.
+"""Builds the findings about the parser, the compiled policy and the kernel.
 
-Rule 1: pure; each says what, what follows and what to do next.
+Each function builds one finding. The findings about a profile text itself are built where the text
+is checked: source_checks.py, character_checks.py, escape_rules.py and validation.py.
 """
 
 from agent.backends.apparmor import compiled_policy, kernel
@@ -9,144 +10,184 @@ from agent.core.findings import Finding
 from agent.core.model import KeyId, Unchecked
 from agent.host.filesystem import HostError
 
+_SIMPLIFY = "Simplify the rules (alternations, or many ** in one rule)"
+
 
 def cannot_check(id_: KeyId, message: str) -> Unchecked:
-    """Return the finding that this node cannot check a key."""
-    hint = "Install apparmor (apparmor_parser) and boot a kernel with AppArmor."
+    """Return the outcome of a key that this node cannot check."""
     return Unchecked(
         id=id_,
-        finding=Finding(code="kind_unsupported", location=id_.key, message=message, hint=hint),
+        finding=Finding(
+            code="kind_unsupported",
+            location=id_.key,
+            message=message,
+            hint="Install apparmor (apparmor_parser), and boot a kernel with AppArmor.",
+        ),
     )
 
 
-def parser_killed(compiled: ParserResult) -> Finding:
-    """Return the finding that compiling a text exceeds a limit of the parser."""
-    more = "raise --parser-timeout"
-    if compiled.exceeded_limit.endswith("memory"):
-        more = "raise the memory limit of the agent's container: the parser may use what is left"
+def parser_rejected(id_: KeyId, line: str, message: str, hint: str) -> Finding:
+    """Return the error message of the parser.
+
+    Args:
+        id_: the key of the text.
+        line: the line of the text that the message is about, or an empty string.
+        message: the message of the parser.
+        hint: the correction, or an empty string if only the message can tell.
+    """
+    return Finding(
+        code="parser_rejected",
+        location=line or id_.key,
+        message=message,
+        hint=hint or "Correct the text; `apparmor_parser -Q -K FILE` reports the same error.",
+    )
+
+
+def no_profile(id_: KeyId) -> Finding:
+    """Return the error about a text that compiles and declares no profile."""
+    return Finding(
+        code="no_profile",
+        location=id_.key,
+        message="The text compiles, but declares no profile.",
+        hint="Begin a profile with: profile NAME {",
+    )
+
+
+def parser_killed(result: ParserResult) -> Finding:
+    """Return the error about a text that needs more than the parser may use."""
+    alternative = "raise --parser-timeout"
+    if result.exceeded_limit.endswith("memory"):
+        alternative = (
+            "raise the memory limit of the agent's container, because the parser may use the memory"
+            " that is left there"
+        )
     return Finding(
         code="parser_killed",
         location="apparmor_parser",
-        message=f"apparmor_parser exceeded a limit: {compiled.exceeded_limit}. "
-        "The text is not compiled again until it changes.",
-        hint=f"Simplify the rules (alternations, many ** in one rule), or {more}.",
+        message=f"apparmor_parser exceeded a limit: {result.exceeded_limit}. The text is not "
+        "compiled again until it changes.",
+        hint=f"{_SIMPLIFY}, or {alternative}.",
     )
 
 
-def parser_not_sandboxed(why: str) -> Finding:
-    """Return that the parser runs without a sandbox."""
+def compiled_again_later(id_: KeyId, failure: str) -> Finding:
+    """Return the error about a run of the parser that did not produce a result."""
+    return Finding(
+        code="parser_killed",
+        location=id_.key,
+        message=f"apparmor_parser did not produce a result: {failure}. The text is compiled again "
+        "later.",
+        hint=f"If this error persists: {_SIMPLIFY.lower()}.",
+    )
+
+
+def parser_not_sandboxed(reason: str) -> Finding:
+    """Return the notice that the parser runs without a sandbox."""
     return Finding(
         code="parser_not_sandboxed",
         location="apparmor_parser",
-        message=f"apparmor_parser runs without a sandbox: {why}. Only the check of each text keeps "
-        "the parser from opening other files, so a text that the check cannot decide is rejected.",
+        message=f"apparmor_parser runs without a sandbox: {reason}. Only the check of each text "
+        "prevents the parser from opening other files, so a text that the check cannot decide is "
+        "rejected.",
         hint="The sandbox needs Linux 5.13 or newer with `landlock` in lsm=, the landlock_* system "
         "calls in the agent's seccomp profile, and a parser that is an ELF program.",
     )
 
 
-def compiled_again_later(id_: KeyId, failure: str) -> Finding:
-    """Return the finding that a text has no result yet and is compiled again later."""
-    return Finding(
-        code="parser_killed",
-        location=id_.key,
-        message=f"apparmor_parser gave no result: {failure}. The text is compiled again later.",
-        hint="If this stays, simplify the rules (alternations, many ** in one rule).",
-    )
-
-
-def rule_not_enforced(id_: KeyId, note: str) -> Finding:
-    """Return that the parser left rules out, in its own words."""
+def rule_not_enforced(id_: KeyId, warning: str) -> Finding:
+    """Return the parser's warning that a rule is missing in the policy or weaker than written."""
     return Finding(
         code="rule_not_enforced",
         location=id_.key,
-        message="The policy lacks rules of the text, since the kernel or the abi rule does not "
-        "know "
-        f"them. apparmor_parser: {note}",
-        hint="What those rules restrict is not restricted here.",
+        message="The policy is weaker than the text, because the kernel or the abi rule does not "
+        f"know some of its rules. apparmor_parser: {warning}",
+        hint="Do not rely on those rules on this node, or use an abi and a kernel that know them.",
     )
 
 
 def policy_unreadable(id_: KeyId, error: compiled_policy.PolicyError) -> Finding:
-    """Return that the compiled policy cannot be understood."""
+    """Return the error about a compiled policy that the agent cannot read."""
     return Finding(
         code="policy_unreadable",
         location=id_.key,
-        message=f"The compiled policy has a layout that is not known: {error}. It is not put.",
-        hint="Use an apparmor_parser version that profile-loader was tested with.",
+        message=f"The compiled policy has an unknown layout: {error}. It is not installed.",
+        hint="Use a version of apparmor_parser that profile-loader was tested with.",
     )
 
 
 def kernel_refused(id_: KeyId, error: HostError) -> Finding:
-    """Return what the kernel said to a write."""
+    """Return the kernel's error for a policy load."""
     return Finding(
         code="kernel_refused",
         location=id_.key,
-        message=f"The kernel refused the compiled policy, {kernel.meaning(error)}.",
-        hint="What was loaded before stays loaded.",
+        message=f"The kernel rejected the compiled policy ({kernel.meaning(error)}). The previous "
+        "version stays loaded.",
+        hint="Read the kernel log of the node for details.",
     )
 
 
 def kernel_jammed(id_: KeyId) -> Finding:
-    """Return that a leaked raw_data directory blocks loads (facts of 6.1 to 7.2)."""
+    """Return the error about data of a failed load that block later loads (Linux 6.1 to 7.2)."""
     return Finding(
         code="kernel_jammed",
         location=id_.key,
-        message="The kernel says that the profile exists, though none of its names is loaded: an "
-        "earlier failed load of somebody left its data behind.",
-        hint="Replace any loaded profile by the same text (apparmor_parser -r -K FILE), or reboot.",
+        message="The kernel reports that the profile exists, although none of its names is loaded. "
+        "An earlier load by some program failed and left data behind in the kernel.",
+        hint="Replace any loaded profile with the same text (apparmor_parser -r -K FILE), or "
+        "reboot the node.",
     )
 
 
 def foreign_name(id_: KeyId, names: list[str]) -> Finding:
-    """Return that a name is loaded that is not ours."""
+    """Return the error about a name that another program has loaded."""
     return Finding(
         code="foreign_name",
         location=names[0],
-        message=f'The name "{names[0]}" of key "{id_.key}" is loaded, and not by this agent.',
-        hint="Rename the profile, or hand the name over with --take-over.",
+        message=f'Another program has loaded the profile "{names[0]}" that key "{id_.key}" '
+        "declares. The loaded profile is left alone.",
+        hint="Rename the profile in the key, or let the agent replace the loaded one with "
+        "--take-over.",
     )
 
 
 def foreign_content(names: list[str]) -> Finding:
-    """Return that content to remove is not ours."""
+    """Return the error about a profile that this agent must not remove."""
     return Finding(
         code="foreign_name",
         location=names[0],
-        message=f'The name "{names[0]}" holds content that this agent did not put. '
+        message=f'The profile "{names[0]}" has content that this agent did not install. '
         "Nothing is removed.",
-        hint="Remove it by hand if nobody needs it.",
+        hint="Remove the profile by hand if no program needs it.",
     )
 
 
-def verify_failed(id_: KeyId, why: str) -> Finding:
-    """Return that a write cannot be seen."""
+def verify_failed(id_: KeyId, reason: str) -> Finding:
+    """Return the error about a policy load that the kernel does not show afterwards."""
     return Finding(
         code="verify_failed",
         location=id_.key,
-        message=f"The policy was written, but the kernel does not show it: {why}.",
-        hint="Look for another program that loads the same name.",
+        message=f"The policy was loaded, but the kernel does not show it: {reason}.",
+        hint="Look for another program that loads a profile of the same name.",
     )
 
 
 def content_unverifiable() -> Finding:
-    """Return that the kernel shows nothing of the content of loaded profiles."""
+    """Return the warning that the kernel does not show the content of loaded profiles."""
     return Finding(
         code="content_unverifiable",
         location="/sys/module/apparmor/parameters",
-        message="The content of AppArmor profiles cannot be verified on this node: the kernel "
-        "shows "
-        "neither hashes nor the loaded policy. A profile counts as unchanged while its mode is "
-        "right and no other program replaced it or loaded it again.",
+        message="The content of AppArmor profiles cannot be verified on this node, because the "
+        "kernel shows neither hashes nor the loaded policy. A profile counts as unchanged while "
+        "its mode is right and no other program has replaced it or loaded it again.",
         hint="Boot without apparmor.hash_policy=0, or without apparmor.export_binary=0.",
     )
 
 
-def remove_failed(name: str, why: str) -> Finding:
-    """Return that a removal did not happen."""
+def remove_failed(name: str, reason: str) -> Finding:
+    """Return the error about a profile that could not be removed."""
     return Finding(
         code="remove_failed",
         location=name,
-        message=f'The profile "{name}" was not removed: {why}.',
+        message=f'The profile "{name}" was not removed: {reason}.',
         hint="The next pass tries again.",
     )

@@ -1,24 +1,25 @@
-"""Finds rules that let a process leave its confinement (apparmor.d(5)), and warns of them.
+"""Warns about rules that let a process leave its confinement (apparmor.d(5)).
 
-This module is pure and reads only the profile's text; included files belong to the host. A rule is
-never refused for this, so a target that could match `unconfined` causes a warning.
+This module is pure and reads only the profile's own text, because included files belong to the
+host. Such a rule is never a reason to reject a text, so a target that may match `unconfined` is
+enough for a warning.
 """
 
 import itertools
 import re
 from collections.abc import Iterator
 
-from agent.backends.apparmor.source_checks import LineCounter, without_comments
+from agent.backends.apparmor.profile_text import LineCounter, without_comments
 from agent.core.findings import MAX_FINDINGS, Finding, limited
 
 _UNCONFINED = "unconfined"
-# Permissions of a file rule with an execute mode, before or after the path.
+# The permissions of a file rule with an execute mode, before or after the path.
 _EXECUTE = re.compile(
     r"""(?<![^\s",{}])[rwalkm]*(?P<mode>[pPcC]?[iIuU]?x)[rwalkm]*
         \s*(?=(?P<end>,|->|["/@{]))(?:->\s*(?P<target>"[^"]*"|(?:[^\s,]|,(?=\S))+))?""",
     re.VERBOSE,
 )
-_CHANGE = re.compile(
+_CHANGE_PROFILE = re.compile(
     r"""(?P<deny>\bdeny\s+)?\bchange_profile\b(?:\s+(?:safe|unsafe)\b)?
         (?:\s+(?:"[^"]*"|["/@{](?:[^\s,]|,(?=\S))*))?
         \s*(?:->\s*(?P<target>"[^"]*"|(?:[^\s,]|,(?=\S))+)|,)""",
@@ -27,43 +28,47 @@ _CHANGE = re.compile(
 
 
 def warnings(source: str) -> tuple[Finding, ...]:
-    """Return what the text allows that ends confinement, each with its line."""
+    """Return a warning with its line for each rule that lets a process become unconfined."""
     bare = without_comments(source)
     return limited(
-        itertools.islice(itertools.chain(_executions(bare), _changes(bare)), MAX_FINDINGS + 1)
+        itertools.islice(
+            itertools.chain(_execute_rules(bare), _change_profile_rules(bare)), MAX_FINDINGS + 1
+        )
     )
 
 
-def _executions(bare: str) -> Iterator[Finding]:
-    place = LineCounter(bare)
+def _execute_rules(bare: str) -> Iterator[Finding]:
+    counter = LineCounter(bare)
     for match in _EXECUTE.finditer(bare):
         target = match["target"]
-        if "u" not in match["mode"].lower() and (target is None or not _leaves(target)):
+        if "u" not in match["mode"].lower() and (target is None or not _may_be_unconfined(target)):
             continue
         yield Finding(
             code="unconfined_exec",
-            location=place.line(match.start("mode")),
-            message="An execute rule with ux or Ux (or a fallback to it) starts a program "
-            "without any profile.",
+            location=counter.line(match.start("mode")),
+            message="This rule lets a process start a program without any profile (ux or Ux, "
+            "perhaps as a fallback).",
             hint="Use ix, px or cx.",
         )
 
 
-def _changes(bare: str) -> Iterator[Finding]:
-    place = LineCounter(bare)
-    for match in _CHANGE.finditer(bare):
-        if match["deny"] or (match["target"] is not None and not _leaves(match["target"])):
+def _change_profile_rules(bare: str) -> Iterator[Finding]:
+    counter = LineCounter(bare)
+    for match in _CHANGE_PROFILE.finditer(bare):
+        if match["deny"] or (
+            match["target"] is not None and not _may_be_unconfined(match["target"])
+        ):
             continue
         yield Finding(
             code="unconfined_transition",
-            location=place.line(match.start()),
-            message="A change_profile rule lets the process leave for unconfined.",
-            hint="Name the profile that it may change to.",
+            location=counter.line(match.start()),
+            message="This change_profile rule lets a process become unconfined.",
+            hint="Write the name of the profile that the process may change to.",
         )
 
 
-def _leaves(target: str) -> bool:
-    """Return whether a target, of its own or as a pattern, may mean unconfined."""
+def _may_be_unconfined(target: str) -> bool:
+    """Return whether the target of a transition is `unconfined`, or a pattern that may match it."""
     name = re.sub(r"^(?::[^:]*:)?(?://)?", "", target.strip('"'))
-    fixed = re.split(r"[*?\[{@\\^]", name, maxsplit=1)[0]
-    return name == _UNCONFINED if fixed == name else _UNCONFINED.startswith(fixed)
+    literal = re.split(r"[*?\[{@\\^]", name, maxsplit=1)[0]
+    return name == _UNCONFINED if literal == name else _UNCONFINED.startswith(literal)

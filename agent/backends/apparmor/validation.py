@@ -1,19 +1,22 @@
 """Decides whether a compiled policy may be loaded, by its profile names, attachments and modes.
 
 This module is pure. It examines the compiled policy, which is what the kernel will load; the text
-only provides line numbers. Every reason for a refusal is returned, not only the first.
+only provides line numbers. All errors are returned together, so that an author can correct them in
+one round.
 """
 
 import fnmatch
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from agent.backends.apparmor import compiled_policy, source_checks
 from agent.backends.apparmor.compiled_policy import DeclaredProfile
+from agent.backends.apparmor.profile_text import declaration_line
 from agent.core.findings import MAX_FINDINGS, Finding, limited
 
-DENY_NAMES = (
+DENY_NAMES: Final = (
     "docker-default",
     "cri-containerd.apparmor.d",
     "crio-default*",
@@ -22,17 +25,17 @@ DENY_NAMES = (
     "snap.*",
     "unconfined",
 )
-_LONGEST = 200
-
-
-MAX_NAMES = 1000  # of one key: each is a load for the kernel, a row and a label
+_MAX_NAME_BYTES: Final = 200
+# Profiles of one key: for each, the kernel loads a profile and the node gets a label.
+MAX_NAMES: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationRules:
-    """What an operator may allow and deny."""
+    """The options of the operator about compiled policies."""
 
     deny_names: Sequence[str] = DENY_NAMES
+    """Patterns (fnmatch) of names that belong to the host."""
     allow_attachments: bool = False
     allow_unconfined_mode: bool = False
 
@@ -40,106 +43,126 @@ class ValidationRules:
 def errors(
     declared: Sequence[DeclaredProfile], source: str, rules: ValidationRules
 ) -> tuple[Finding, ...]:
-    """Return why a compiled policy may not be put."""
+    """Return the errors because of which a compiled policy must not be loaded."""
     if len(declared) > MAX_NAMES:
-        what = f"It declares {len(declared)} profiles, hats and children; {MAX_NAMES} are the most."
-        hint = "Split it into keys of fewer."
-        return (Finding(code="key_too_large", location="profile", message=what, hint=hint),)
-    names = frozenset(one.name for one in declared)
-    return limited(finding for one in declared for finding in _refusals(one, names, source, rules))
+        return (
+            Finding(
+                code="key_too_large",
+                location="profile",
+                message=f"The key declares {len(declared)} profiles, hats and child profiles; at "
+                f"most {MAX_NAMES} are allowed.",
+                hint="Split it into several keys.",
+            ),
+        )
+    names = frozenset(profile.name for profile in declared)
+    return limited(
+        finding for profile in declared for finding in _errors(profile, names, source, rules)
+    )
 
 
 def warnings(declared: Sequence[DeclaredProfile], source: str) -> tuple[Finding, ...]:
-    """Return what is allowed and does not protect."""
-    found = (
+    """Return warnings about profiles that may be loaded but do not protect."""
+    findings = (
         Finding(
             code="complain_mode",
-            location=source_checks.line_of(source, one.name),
-            message=f'Profile "{one.name}" is in complain mode: it reports and hardly denies.',
-            hint="Remove flags=(complain) once its log is quiet.",
+            location=declaration_line(source, profile.name),
+            message=f'Profile "{profile.name}" is in complain mode: the kernel only logs what it '
+            "would deny, except for explicit deny rules.",
+            hint="Remove flags=(complain) when the log shows no more violations.",
         )
-        for one in declared
-        if one.mode == "complain"
+        for profile in declared
+        if profile.mode == "complain"
     )
-    return limited(itertools.islice(found, MAX_FINDINGS + 1))
+    return limited(itertools.islice(findings, MAX_FINDINGS + 1))
 
 
-def _refusals(
-    one: DeclaredProfile, names: frozenset[str], source: str, rules: ValidationRules
+def _errors(
+    profile: DeclaredProfile, names: frozenset[str], source: str, rules: ValidationRules
 ) -> Iterator[Finding]:
-    shown = ascii(one.name)[1:-1] if not one.name.isprintable() else one.name
-    above = compiled_policy.ancestors(one.name)
-    top = above[-1] if above else one.name
-    if one.name.startswith(":"):
+    shown = profile.name if profile.name.isprintable() else ascii(profile.name)[1:-1]
+    location = declaration_line(source, profile.name)
+    if profile.name.startswith(":"):
         yield Finding(
             code="namespace_refused",
-            location=source_checks.line_of(source, one.name),
-            message=f'Profile "{shown}" names a policy namespace.',
-            hint="Remove the namespace; pods use the host's.",
+            location=location,
+            message=f'Profile "{shown}" belongs to a policy namespace, and pods can use only '
+            "profiles of the host's namespace.",
+            hint="Remove the namespace from the name.",
         )
         return
-    why = _unsafe(one.name, names)
-    if why:
+    yield from _name_errors(profile.name, shown, location, names, rules)
+    yield from _confinement_errors(profile, shown, location, rules)
+
+
+def _name_errors(
+    name: str, shown: str, location: str, names: frozenset[str], rules: ValidationRules
+) -> Iterator[Finding]:
+    reason = _unsafe_reason(name, names)
+    if reason:
         yield Finding(
             code="name_unsafe",
-            location=source_checks.line_of(source, one.name),
-            message=f'The name "{shown[:_LONGEST]}" {why}.',
-            hint="Choose a shorter, plain name; declare hats and children inside their parent, "
-            "one level deep.",
+            location=location,
+            message=f'The profile name "{shown[:_MAX_NAME_BYTES]}" {reason}.',
+            hint="Choose a shorter, plain name. Declare hats and child profiles inside their "
+            "parent, one level deep.",
         )
-    if "@{" in one.name:
-        yield Finding(
-            code="name_variable",
-            location=source_checks.line_of(source, one.name),
-            message=f'The name "{shown}" holds a variable.',
-            hint="Write the name out.",
-        )
-    denied = next((rule for rule in rules.deny_names if fnmatch.fnmatchcase(top, rule)), None)
+    if "@{" in name:
+        yield source_checks.name_variable(location)
+    outermost = (name, *compiled_policy.ancestors(name))[-1]
+    denied = next(
+        (pattern for pattern in rules.deny_names if fnmatch.fnmatchcase(outermost, pattern)),
+        None,
+    )
     if denied is not None:
         yield Finding(
             code="name_denied",
-            location=source_checks.line_of(source, one.name),
-            message=f'The name "{shown}" is on the deny list ("{denied}"): it belongs to the host.',
-            hint="Give the profile a name of its own.",
+            location=location,
+            message=f'The profile name "{shown}" is reserved for the host: it matches "{denied}" '
+            "in the deny list.",
+            hint="Choose another name for the profile.",
         )
-    # A child's attachment only chooses among the children of its parent (cx rules).
-    if (
-        not above
-        and (one.has_attachment or one.name.startswith("/"))
-        and not rules.allow_attachments
-    ):
+
+
+def _confinement_errors(
+    profile: DeclaredProfile, shown: str, location: str, rules: ValidationRules
+) -> Iterator[Finding]:
+    # The attachment of a child profile only selects a child within its parent (cx rules).
+    is_child = compiled_policy.parent(profile.name) is not None
+    attaches = not is_child and (profile.has_attachment or profile.name.startswith("/"))
+    if attaches and not rules.allow_attachments:
         yield Finding(
             code="attachment_refused",
-            location=source_checks.line_of(source, one.name),
-            message=f'Profile "{shown}" has an attachment: it would confine processes of the host '
-            "that run that program.",
+            location=location,
+            message=f'Profile "{shown}" has an attachment: it would confine every process of the '
+            "host that runs the attached program.",
             hint="Remove the path after the name (profile NAME {), or set --allow-attachments.",
         )
-    if one.mode == "unconfined" and not rules.allow_unconfined_mode:
+    if profile.mode == "unconfined" and not rules.allow_unconfined_mode:
         yield Finding(
             code="unconfined_refused",
-            location=source_checks.line_of(source, one.name),
-            message=f'Profile "{shown}" is in unconfined mode (flags=(unconfined) or default_allow)'
-            ": it confines nothing.",
+            location=location,
+            message=f'Profile "{shown}" is in unconfined mode (flags=(unconfined) or '
+            "default_allow), so it does not confine any process.",
             hint="Remove the flag, or set --allow-unconfined-mode.",
         )
 
 
-def _unsafe(  # noqa: PLR0911 - one return a reason
-    name: str, names: frozenset[str]
-) -> str:
-    """Return what would jam the kernel or forge a line of its listing, or nothing."""
-    if not name:
-        return "is empty"
-    if not name.isprintable():
-        return "holds a character that cannot be printed"
-    if name != name.strip():
-        return "begins or ends with a space"
-    if len(name.encode()) > _LONGEST:
-        return f"is longer than {_LONGEST} bytes"
-    if "//&" in name:
-        return "looks like a stack of profiles (//&)"
-    above = compiled_policy.parent(name)
-    if above is not None and above not in names:
-        return f'has no parent "{above}" in the same key'
-    return ""
+def _unsafe_reason(name: str, names: frozenset[str]) -> str:
+    """Return why a name could block the kernel or forge a line of its list, or an empty string.
+
+    Names that are too long, or that have no parent, leave data behind in the kernel that block
+    later loads.
+    """
+    parent = compiled_policy.parent(name)
+    checks = (
+        (not name, "is empty"),
+        (not name.isprintable(), "contains a character that cannot be printed"),
+        (name != name.strip(), "begins or ends with a space"),
+        (len(name.encode()) > _MAX_NAME_BYTES, f"is longer than {_MAX_NAME_BYTES} bytes"),
+        ("//&" in name, "has the form of a stack of profiles (//&)"),
+        (
+            parent is not None and parent not in names,
+            f'has a parent "{parent}" that the same key does not declare',
+        ),
+    )
+    return next((reason for applies, reason in checks if applies), "")

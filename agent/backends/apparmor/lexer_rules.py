@@ -1,0 +1,105 @@
+"""The types in which lexer_dialects.py writes down the lexer of apparmor_parser.
+
+A lexer of flex is a table of rules for each start condition (here: State). A rule has a pattern,
+and says which start condition applies after its token. lexer.py applies the tables.
+"""
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+
+
+class State(enum.Enum):
+    """A start condition of the parser's lexer, under the parser's name for it."""
+
+    INITIAL = enum.auto()
+    SUB_ID = enum.auto()
+    SUB_ID_WS = enum.auto()
+    SUB_VALUE = enum.auto()
+    IDENTITY_VALUE = enum.auto()
+    EXTCOND_MODE = enum.auto()
+    EXTCONDLIST_MODE = enum.auto()
+    NETWORK_MODE = enum.auto()
+    LIST_VAL_MODE = enum.auto()
+    LIST_COND_MODE = enum.auto()
+    LIST_COND_VAL = enum.auto()
+    LIST_COND_PAREN_VAL = enum.auto()
+    ASSIGN_MODE = enum.auto()
+    RLIMIT_MODE = enum.auto()
+    MOUNT_MODE = enum.auto()
+    DBUS_MODE = enum.auto()
+    SIGNAL_MODE = enum.auto()
+    PTRACE_MODE = enum.auto()
+    UNIX_MODE = enum.auto()
+    CHANGE_PROFILE_MODE = enum.auto()
+    INCLUDE = enum.auto()
+    """Stands for INCLUDE_EXISTS too."""
+    ABI_MODE = enum.auto()
+    USERNS_MODE = enum.auto()
+    MQUEUE_MODE = enum.auto()
+    INTEGER_MODE = enum.auto()
+    EXPR_MODE = enum.auto()
+    ASSIGN_EXPR_MODE = enum.auto()
+    ASSIGN_EXPR_START = enum.auto()
+
+
+class TokenKind(enum.Enum):
+    """What a token is, as far as the checks of profile texts distinguish tokens."""
+
+    COMMENT = enum.auto()
+    INCLUDE_PATH = enum.auto()
+    ABI_PATH = enum.auto()
+    NAME = enum.auto()
+    """A word after `profile`, `hat` or `^`."""
+    LABEL = enum.auto()
+    """A word that begins with `/`, `@`, `:` or `&`, in State.INITIAL only."""
+    ASSIGN = enum.auto()
+    """The operator of an assignment to a variable."""
+    OPEN = enum.auto()
+    """The brace that begins a block."""
+    CLOSE = enum.auto()
+    """The brace that ends a block."""
+    END = enum.auto()
+    """The comma that ends a rule."""
+    OTHER = enum.auto()
+    """Any other token; the tokeniser does not return it."""
+    REST = enum.auto()
+    """The part of the text that the lexer does not read. It is empty for a readable text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One pattern of the lexer, and how its token changes the stack of states."""
+
+    first_characters: str
+    """A regular expression for the characters that a match can begin with."""
+    pattern: str
+    """A regular expression for the token. A lookahead stands for the trailing context of flex."""
+    kind: TokenKind = TokenKind.OTHER
+    _: KW_ONLY
+    pop: bool = False
+    """Whether the token ends the current state."""
+    push: State | None = None
+    """The state that begins after the token. Together with pop it replaces the current state."""
+    pushes_by_keyword: bool = False
+    """Whether the word of the token selects the state to push (Dialect.keywords)."""
+    first_wins: bool = False
+    """Whether a match is taken without a comparison of lengths.
+
+    Such a rule needs a line break somewhere after the token.
+    """
+
+
+Table = Mapping[State, Sequence[Rule]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Dialect:
+    """The lexer of one generation of apparmor_parser."""
+
+    name: str
+    """The oldest version of apparmor_parser that has this lexer."""
+    table: Table
+    """The rules of each state, in the order of the parser's own lexer."""
+    keywords: Mapping[str, State]
+    """The words that begin a rule with a state of its own."""

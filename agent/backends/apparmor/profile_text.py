@@ -1,0 +1,112 @@
+"""What the lexer finds in a profile text: comments, declared names and line numbers.
+
+This module is pure. It supports messages and warnings; source_checks.py makes the decisions that
+the safety of the host depends on, and considers every version of the parser. Here, the newest
+version whose lexer reads the whole text is enough.
+"""
+
+import functools
+import re
+from collections import deque
+from collections.abc import Iterator
+from typing import Final
+
+from agent.backends.apparmor import lexer
+from agent.backends.apparmor.lexer import Token
+from agent.backends.apparmor.lexer_dialects import DIALECTS
+from agent.backends.apparmor.lexer_rules import Dialect, TokenKind
+
+# White space and one comment may follow the last token.
+_END: Final = re.compile(r"[ \t\r\n]*(?:#[^\n]*)?\Z")
+
+
+class LineCounter:
+    """Converts positions in a text to line numbers; positions must not decrease."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._position, self._line = 0, 1
+
+    def line(self, position: int) -> str:
+        """Return `line N` for a position."""
+        self._line += self.text.count("\n", self._position, position)
+        self._position = position
+        return f"line {self._line}"
+
+
+@functools.lru_cache(maxsize=1)  # several checks examine the same text in a row
+def _dialect(text: str) -> Dialect:
+    """Return the newest dialect that can read the whole text, or else the newest dialect."""
+    for dialect in reversed(DIALECTS):
+        (rest,) = deque(lexer.tokens(text, dialect), maxlen=1)
+        if _END.match(text, rest.start):
+            return dialect
+    return DIALECTS[-1]
+
+
+@functools.lru_cache(maxsize=1)  # several checks examine the same text in a row
+def without_comments(text: str) -> str:
+    """Return the text without its comments, with the same line breaks.
+
+    A part that the lexer cannot read is returned as it is, with its comments.
+    """
+    readable, rest = _split(text)
+    return readable + rest
+
+
+def readable_part(text: str) -> str:
+    """Return the text without its comments, up to the first line that the lexer cannot read."""
+    readable, rest = _split(text)
+    return readable + rest.partition("\n")[0]
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Return the part of a text that the lexer reads, without comments, and the remaining part."""
+    if "#" not in text:
+        return text, ""
+    pieces: list[str] = []
+    end = 0
+    for token in lexer.tokens(text, _dialect(text)):
+        if token.kind is TokenKind.COMMENT:
+            pieces += text[end : token.start], "\n" * text.count("\n", token.start, token.end)
+            end = token.end
+        elif token.kind is TokenKind.REST:
+            pieces.append(text[end : token.start])
+            end = token.start
+    return "".join(pieces), "" if _END.match(text, end) else text[end:]
+
+
+def name_tokens(text: str) -> Iterator[Token]:
+    """Yield the tokens that declare a profile, a hat or a child profile, in their order."""
+    depth = 0
+    header: Token | None = None  # the first word of a rule that may declare a profile
+    for token in lexer.tokens(text, _dialect(text)):
+        match token.kind:
+            case TokenKind.NAME:
+                yield token
+                header = header or token
+            case TokenKind.LABEL if depth <= 0:
+                header = header or token
+            case TokenKind.OPEN:
+                if header is not None and header.kind is TokenKind.LABEL:
+                    yield header
+                depth, header = depth + 1, None
+            case TokenKind.CLOSE:
+                depth, header = depth - 1, None
+            case TokenKind.ASSIGN | TokenKind.INCLUDE_PATH | TokenKind.ABI_PATH | TokenKind.END:
+                header = None
+            case TokenKind.COMMENT | TokenKind.LABEL | TokenKind.OTHER | TokenKind.REST:
+                pass
+
+
+def declaration_line(text: str, name: str) -> str:
+    """Return `line N` where the text seems to declare a profile, or else its name.
+
+    Only messages use this line, because a search for the name can find another rule.
+    """
+    for part in dict.fromkeys((name, name.rsplit("//", 1)[-1])):
+        declaration = re.compile(rf'(?:^|[\s"^]){re.escape(part)}(?:["\s({{]|$)')
+        for number, line in enumerate(without_comments(text).split("\n"), 1):
+            if declaration.search(line):
+                return f"line {number}"
+    return f'"{name}"'
