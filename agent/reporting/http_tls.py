@@ -1,7 +1,7 @@
-"""The server side of TLS: a certificate, its key and an optional authority for clients.
+"""The server side of TLS: a certificate, its key, and an optional authority for clients.
 
-Files that were renewed are read again without a restart. While the new files cannot be used, the
-previous certificate stays in service, and one log line is written per change of the files.
+Renewed files are read without a restart. While the new files cannot be used, the server keeps using
+the previous certificate, and each change of the files causes one log line.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ class Certificates:
             return
         try:
             self._context = self._read()
-        except CertificateError as error:  # perhaps only one of two files is renewed so far
+        except CertificateError as error:  # perhaps only one of the two files is renewed so far
             self._rejected = signatures
             self._retry_at = time.monotonic() + RETRY_SECONDS
             if not is_known:
@@ -85,7 +85,7 @@ def _named(option: str) -> Iterator[None]:
 
 
 def _signature(file: str) -> _Signature | None:
-    """Return values that differ between two versions of a file; None if it cannot be seen."""
+    """Return values that differ between two versions of a file; None if it cannot be read."""
     try:
         status = Path(file).stat() if file else None
     except OSError:

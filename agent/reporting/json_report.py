@@ -1,6 +1,6 @@
-"""A report as a document for programs; its schema is docs/report.md.
+"""A report as JSON for programs. docs/report.md describes the schema.
 
-Rule 1: within a schema version fields are only added.
+A new version of the agent may add fields, but it changes or removes none within a schema version.
 """
 
 import json
@@ -13,7 +13,13 @@ SCHEMA = "profile-loader/report/v1"
 
 
 def document(report: Report, *, exit_status: int, domain: str = labels.DOMAIN) -> str:
-    """Return a report as JSON text with a newline at its end. domain: of the Node's labels."""
+    """Return a report as JSON text that ends with a newline.
+
+    Args:
+        report: the report.
+        exit_status: the exit status of the process.
+        domain: the domain of the Node's labels.
+    """
     content = {
         "schema": SCHEMA,
         "exit_status": exit_status,
@@ -21,24 +27,24 @@ def document(report: Report, *, exit_status: int, domain: str = labels.DOMAIN) -
         "dry_run": report.dry_run,
         "sets": [
             {
-                "origin": one.profile_set,
-                "state": one.state,
-                "why": one.reason,
-                "keys": one.keys,
-                "left_out": one.left_out,
+                "origin": profile_set.profile_set,
+                "state": profile_set.state,
+                "why": profile_set.reason,
+                "keys": profile_set.keys,
+                "left_out": profile_set.left_out,
             }
-            for one in report.profile_sets
+            for profile_set in report.profile_sets
         ],
         "support": {
             kind: {
-                "state": one.state,
-                "problem": _finding(one.finding) if one.finding is not None else None,
-                "sandboxed": one.sandboxed,
+                "state": support.state,
+                "problem": _finding(support.finding) if support.finding is not None else None,
+                "sandboxed": support.sandboxed,
             }
-            for kind, one in report.kind_support.items()
+            for kind, support in report.kind_support.items()
         },
         "profiles": [_profile(row, domain) for row in report.profiles],
-        "problems": [_finding(one) for one in report.findings],
+        "problems": [_finding(finding) for finding in report.findings],
         "seconds": {name: round(value, 6) for name, value in report.seconds.items()},
     }
     return json.dumps(content, indent=2) + "\n"
@@ -58,7 +64,7 @@ def _profile(row: ProfileStatus, domain: str) -> dict[str, object]:
         "mode": row.mode,
         "desired": row.desired,
         "nodeSelector": labels.selector(row, domain),
-        "problems": [_finding(one) for one in row.findings],
+        "problems": [_finding(finding) for finding in row.findings],
     }
 
 

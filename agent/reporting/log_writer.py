@@ -1,8 +1,8 @@
 """A bounded queue between the program and its log.
 
-A pipe that nobody reads blocks every write. This module writes lines in a thread of its own, so
-that a blocked log never blocks the work on the node: while the queue is full, new lines are dropped
-and counted. Once the log is read again, one line reports how many are missing.
+A write to a full pipe blocks until a process reads the pipe. This module writes the lines in a
+thread of its own, so that a blocked log never blocks the work on the node. While the queue is full,
+new lines are dropped and counted. The next line that can be written reports their number.
 """
 
 import logging
@@ -15,28 +15,28 @@ from typing import Final
 
 import structlog
 
-LIMIT_BYTES: Final = 1 << 20  # of lines that wait
+LIMIT_BYTES: Final = 1 << 20  # of queued lines
 FLUSH_SECONDS: Final = 0.4  # at the end of the process
 
 
 class LogWriter:
-    """Writes lines to a file descriptor. Any thread may call any method; none of them blocks long.
+    """Writes lines to a file descriptor without blocking the caller. Any thread may call it.
 
     Lines keep their order. A line is written completely, or dropped and counted.
     """
 
     def __init__(self, descriptor: int, *, limit_bytes: int = LIMIT_BYTES) -> None:
-        """Start the thread; it ends with the process."""
+        """Start the thread, which ends with the process."""
         self._descriptor = descriptor
         self._limit_bytes = limit_bytes
         self._lines: deque[bytes] = deque()
-        self._waiting_bytes = 0  # of the lines, and of the one that is being written
+        self._waiting_bytes = 0  # of queued lines, and of the line that is being written
         self._dropped = 0
         self._changed = threading.Condition()
         threading.Thread(target=self._run, name="log", daemon=True).start()
 
     def write(self, line: str) -> None:
-        """Queue a line, or drop it if too many bytes wait already."""
+        """Queue a line, or drop it if the queue is full."""
         content = line.encode("utf-8", "backslashreplace") + b"\n"
         with self._changed:
             if self._waiting_bytes + len(content) > self._limit_bytes:
@@ -51,7 +51,7 @@ class LogWriter:
         return self._dropped
 
     def flush(self, seconds: float) -> None:
-        """Return when every queued line is written, or after so many seconds."""
+        """Wait until every queued line is written, at most for a number of seconds."""
         end = time.monotonic() + seconds
         with self._changed:
             while self._waiting_bytes and (left := end - time.monotonic()) > 0:
@@ -75,14 +75,14 @@ class LogWriter:
                 structlog.stdlib.get_logger("agent").warning("log_lines_dropped", lines=missing)
 
     def _write(self, line: bytes) -> bool:
-        """Write a line, however long that takes; return whether it could be written."""
+        """Write a line, and wait as long as needed; return whether it could be written."""
         rest = memoryview(line)
         while rest:
             try:
                 rest = rest[os.write(self._descriptor, rest) :]
             except BlockingIOError:
                 select.select([], [self._descriptor], [])
-            except OSError:  # the reader is gone, or the disk is full
+            except OSError:  # the pipe has no reader, or the disk is full
                 return False
         return True
 
@@ -99,5 +99,5 @@ class QueueHandler(logging.Handler):
         self._writer.write(self.format(record))
 
     def flush(self) -> None:
-        """Wait a moment for the queue: logging calls this at the end of the process."""
+        """Wait a short time for the queue. logging calls this at the end of the process."""
         self._writer.flush(FLUSH_SECONDS)

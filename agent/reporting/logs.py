@@ -1,11 +1,14 @@
-"""Logs on standard error: JSON off a terminal, one line per event, libraries' lines included.
+"""The log on standard error: one line per event, as JSON or for people.
 
-Rule 1: no profile body, no local variable of a traceback, no environment is ever logged.
+Lines of libraries have the same format. No line contains the text of a profile, the environment or
+the local variables of a traceback.
 """
 
 import logging
+import os
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import structlog
@@ -20,9 +23,12 @@ from agent.reporting.log_writer import LogWriter, QueueHandler
 def configure(
     form: Literal["auto", "json", "console"], level: str, writer: LogWriter | None = None
 ) -> None:
-    """Set up structlog and the standard library's logging to write the same lines.
+    """Let structlog and the standard library's logging write the same lines.
 
-    writer: writes the lines to standard error in its own thread; without it each call does.
+    Args:
+        form: the format; auto is console on a terminal and otherwise json.
+        level: the lowest level that is logged.
+        writer: writes the lines in its own thread. Without it each call writes its line itself.
     """
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
     shared: list[structlog.typing.Processor] = [
@@ -34,8 +40,8 @@ def configure(
         [
             _clean,
             structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(),
-                # The default shows local variables wherever rich can be imported.
+                colors=_has_colors(),
+                # The default shows local variables if the package rich is installed.
                 exception_formatter=structlog.dev.plain_traceback,
             ),
         ]
@@ -55,7 +61,7 @@ def configure(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for library in ("urllib3", "watchdog"):  # every request and every read, else
+    for library in ("urllib3", "watchdog"):  # they log each request and each read at level debug
         logging.getLogger(library).setLevel(max(root.level, logging.INFO))
     logging.captureWarnings(capture=True)
     structlog.configure(
@@ -70,84 +76,105 @@ def configure(
     )
 
 
+def _has_colors() -> bool:
+    """Return whether standard error is a terminal with colors (https://no-color.org)."""
+    is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return sys.stderr.isatty() and not is_plain
+
+
 def _clean(
     _logger: object, _method: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """Escape what is not printable; JSON does that by itself."""
+    """Escape characters that are not printable. JSON escapes them itself."""
     return {
         key: table.clean(value) if isinstance(value, str) else value for key, value in event.items()
     }
 
 
 def log(report: Report) -> None:
-    """Log what a pass did: a line for each change and problem, one summary."""
+    """Log the report of a single pass: each change and finding, and one summary."""
     ReportLogger().on_report(report, 0.0, passed=True)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Subject:
+    """The identity of a finding in consecutive reports, whatever its text is."""
+
+    code: str
+    location: str
+    kind: str = ""
+    profile_set: str = ""
+    key: str = ""
+    is_whole_kind: bool = False
+    """Whether the node does not support any profile of the kind."""
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """The fields of a log line about the subject."""
+        fields = {"kind": self.kind, "origin": self.profile_set, "key": self.key}
+        return {name: value for name, value in fields.items() if value}
+
+
 class ReportLogger:
-    """Logs reports one after another: what a pass did, problems when they come and when they go."""
+    """Logs consecutive reports: actions, new findings, and findings that are resolved."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, str, str, str], Finding] = {}
+        self._known: dict[_Subject, Finding] = {}
 
-    def on_report(self, report: Report, at: float, *, passed: bool) -> None:  # noqa: ARG002 - an audience's
-        """Log one report: what a pass did, and problems that came or went."""
+    def on_report(self, report: Report, at: float, *, passed: bool) -> None:  # noqa: ARG002 - the interface of report sinks
+        """Log the differences between a report and the previous one.
+
+        Args:
+            report: the new report.
+            at: when the pass ended. Not logged, since each line has its own time.
+            passed: whether a pass made the report. Otherwise only its findings changed.
+        """
         logger = structlog.stdlib.get_logger("agent")
         events = [(event, row) for row in report.profiles if passed and (event := _event(row))]
         for event, row in events:
-            logger.info(event, **_keys(row))
-        found = dict(_problems(report))
-        for what, finding in found.items():
-            if self._known.get(what) == finding:
-                continue
-            if what[1] == "node":  # of a whole kind
-                logger.warning("kind_not_enabled", kind=what[0], what=finding.message)
-            else:
-                _log_finding(logger, finding, _about(what))
-        for what, finding in self._known.items():
-            if what not in found:
-                over = {"code": finding.code, "where": finding.location}
-                logger.info("problem_over", **_about(what), **over)
+            logger.info(event, **_row_fields(row))
+        findings = dict(_findings(report))
+        for subject, finding in findings.items():
+            if self._known.get(subject) != finding:
+                _log_finding(logger, subject, finding)
+        for subject in self._known:
+            if subject not in findings:
+                place = {"code": subject.code, "where": subject.location}
+                logger.info("problem_over", **subject.fields, **place)
         if passed:
-            self._summary(logger, report, changed=bool(events) or found != self._known)
-        self._known = found
-
-    def _summary(
-        self, logger: structlog.stdlib.BoundLogger, report: Report, *, changed: bool
-    ) -> None:
-        logger.log(
-            logging.INFO if changed else logging.DEBUG,
-            "pass_finished",
-            profiles=len(report.profiles),
-            converged=report.converged,
-            dry_run=report.dry_run,
-            seconds=round(sum(report.seconds.values()), 3),
-        )
+            _log_summary(logger, report, is_changed=bool(events) or findings != self._known)
+        self._known = findings
 
 
-def _about(what: tuple[str, str, str, str]) -> dict[str, str]:
-    names = ("kind", "origin", "key")
-    return {name: one for name, one in zip(names, what, strict=False) if one}
+def _findings(report: Report) -> Iterator[tuple[_Subject, Finding]]:
+    """Yield every finding and its subject.
 
-
-def _problems(report: Report) -> Iterator[tuple[tuple[str, str, str, str], Finding]]:
-    """Yield every problem with what it is about; one of a code for each key is enough."""
-    said = {kind for kind, one in report.kind_support.items() if one.finding is not None}
+    A profile's finding that the node does not support the kind repeats the finding of the kind.
+    """
+    supports = report.kind_support.items()
+    unsupported = {kind for kind, support in supports if support.finding is not None}
     for row in report.profiles:
         for finding in row.findings:
-            if finding.code != "kind_unsupported" or row.kind not in said:
-                yield (
-                    (row.kind, row.profile_set, row.key, f"{finding.code} {finding.location}"),
-                    finding,
+            if finding.code != "kind_unsupported" or row.kind not in unsupported:
+                subject = _Subject(
+                    code=finding.code,
+                    location=finding.location,
+                    kind=row.kind,
+                    profile_set=row.profile_set,
+                    key=row.key,
                 )
-    for kind, support in report.kind_support.items():
+                yield subject, finding
+    for kind, support in supports:
         if support.finding is not None:
-            yield (kind, "node", "", support.finding.code), support.finding
+            code, location = support.finding.code, support.finding.location
+            subject = _Subject(code=code, location=location, kind=kind, is_whole_kind=True)
+            yield subject, support.finding
     for finding in report.findings:
-        yield ("", "", "", f"{finding.code} {finding.location}"), finding
+        yield _Subject(code=finding.code, location=finding.location), finding
 
 
 def _event(row: ProfileStatus) -> str:
+    """Return the name of the log event for an action; empty if there is nothing to log."""
     if row.state in ON_NODE and row.action in INSTALLS:
         return _INSTALL_EVENTS[row.action]
     return _END_EVENTS.get(row.state, "")
@@ -162,22 +189,34 @@ _END_EVENTS: Final[Mapping[ProfileState, str]] = {
     ProfileState.REMOVED: "profile_removed",
     ProfileState.RELEASED: "profile_released",
 }
+_LEVELS: Final[Mapping[Severity, int]] = {
+    Severity.ERROR: logging.ERROR,
+    Severity.WARNING: logging.WARNING,
+    Severity.NOTICE: logging.INFO,
+}
 
 
-def _keys(row: ProfileStatus) -> dict[str, str]:
-    keys = {"kind": row.kind, "origin": row.profile_set, "key": row.key, "name": row.name}
-    return {**keys, "why": row.why, "digest": row.source_digest[:12]}
+def _row_fields(row: ProfileStatus) -> dict[str, str]:
+    place = {"kind": row.kind, "origin": row.profile_set, "key": row.key, "name": row.name}
+    return {**place, "why": row.why, "digest": row.source_digest[:12]}
 
 
-def _log_finding(
-    logger: structlog.stdlib.BoundLogger, finding: Finding, keys: dict[str, str]
-) -> None:
-    level = {
-        Severity.ERROR: logging.ERROR,
-        Severity.WARNING: logging.WARNING,
-        Severity.NOTICE: logging.INFO,
-    }
-    said = {"code": finding.code, "where": finding.location, "what": finding.message}
-    detail = {"detail": finding.detail} if finding.detail else {}
-    level_of = level[finding.severity]
-    logger.log(level_of, "profile_problem", **keys, **said, hint=finding.hint, **detail)
+def _log_finding(logger: structlog.stdlib.BoundLogger, subject: _Subject, finding: Finding) -> None:
+    if subject.is_whole_kind:
+        logger.warning("kind_not_enabled", kind=subject.kind, what=finding.message)
+        return
+    text = {"where": finding.location, "what": finding.message, "hint": finding.hint}
+    text |= {"detail": finding.detail} if finding.detail else {}
+    level = _LEVELS[finding.severity]
+    logger.log(level, "profile_problem", **subject.fields, code=finding.code, **text)
+
+
+def _log_summary(logger: structlog.stdlib.BoundLogger, report: Report, *, is_changed: bool) -> None:
+    logger.log(
+        logging.INFO if is_changed else logging.DEBUG,
+        "pass_finished",
+        profiles=len(report.profiles),
+        converged=report.converged,
+        dry_run=report.dry_run,
+        seconds=round(sum(report.seconds.values()), 3),
+    )

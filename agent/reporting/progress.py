@@ -1,7 +1,7 @@
-"""Lines that show how far a command is which waits for the parser.
+"""Lines that show the progress of a command while it waits for the parser.
 
-A line that repeats the previous one only shows that the command is alive, so the pause between
-such lines doubles, up to a minute.
+A line that repeats the previous line only shows that the command is alive. The pause between such
+lines doubles up to a minute.
 """
 
 import time
@@ -13,7 +13,7 @@ LONGEST_PAUSE_SECONDS: Final = 60.0
 
 
 class Progress:
-    """Shows how many texts are compiled, if that takes a while.
+    """Shows how many texts are compiled, if compiling takes more than a few seconds.
 
     Args:
         write: writes a line to the user.

@@ -1,109 +1,107 @@
-"""A report as text for people.
+"""A report as a table for people.
 
-Rule 1: no control character of a name or a message reaches the terminal.
-Rule 2: a line fits the terminal; only a name that is longer than it does not.
+No control character of a name or message reaches the terminal. Every line fits the terminal, except
+one with a name that is longer than the terminal is wide. agent.reporting.json_report is the form
+for programs.
 """
 
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from agent.core import labels
 from agent.core.findings import Finding, Severity
 from agent.core.report import ProfileStatus, Report
 
-_HEAD = ("KIND", "PROFILE", "STATE", "WHY")
-_GAP = 2
+_HEADINGS = ("KIND", "PROFILE", "STATE", "WHY")
+_GAP = 2  # columns between two cells
 
 
 def table(report: Report, *, width: int, domain: str = "", nothing: str = "Nothing to do") -> str:
-    """Return a report as lines of at most width characters where names allow it.
+    """Return a report as lines for people.
 
-    domain: of the Node's labels; with a domain the table lists the nodeSelector of each profile,
-    and the active sandboxes. nothing: what a report without rows says.
+    Args:
+        report: the report.
+        width: the columns of the terminal.
+        domain: the domain of the Node's labels. With a domain the text contains the nodeSelector of
+            each profile and the active sandboxes.
+        nothing: the summary of a report without profiles.
     """
-    lines: list[str] = []
     rows = [
         (row.kind, clean(row.name or row.key), row.state, clean(_why(row)))
         for row in report.profiles
     ]
-    if rows:
-        lines += _columns([_HEAD, *rows], width)
-    findings = [(row.key, one) for row in report.profiles for one in row.findings]
-    findings += [(one.location, one) for one in report.findings]
-    shown: set[tuple[str, Finding]] = set()
-    notes: list[str] = []
-    unsupported = {one.finding for one in report.kind_support.values() if one.finding is not None}
-    for key, finding in findings:
-        if finding in unsupported or (key, finding) in shown:
-            continue
-        shown.add((key, finding))
-        notes += _finding_lines(finding, key, width)
-    if notes:
-        lines += ["", *notes]
-    told = [
-        f"{kind}: {one.finding.message} {one.finding.hint}".rstrip()
-        for kind, one in report.kind_support.items()
-        if one.finding is not None
+    paragraphs = [list(_columns([_HEADINGS, *rows], width)) if rows else []]
+    paragraphs.append(list(_notes(report, width)))
+    paragraphs += [
+        _wrap(f"{kind}: {support.finding.message} {support.finding.hint}", width)
+        for kind, support in report.kind_support.items()
+        if support.finding is not None
     ]
-    for text in told:
-        lines += ["", *_wrap(text, width)]
     if domain:
-        lines += [*_sandboxes(report), *_selectors(report, domain)]
-    lines += ["", *_wrap(_summary(report, nothing), width)]
-    return "\n".join(lines).lstrip("\n") + "\n"
+        paragraphs += [_sandboxes(report), _selectors(report, domain)]
+    paragraphs.append(_wrap(_summary(report, nothing), width))
+    return "\n\n".join("\n".join(lines) for lines in paragraphs if lines) + "\n"
+
+
+def _notes(report: Report, width: int) -> Iterator[str]:
+    """Yield the lines of each finding once, without the findings about a whole kind."""
+    of_kinds = {one.finding for one in report.kind_support.values() if one.finding is not None}
+    findings = [(row.key, finding) for row in report.profiles for finding in row.findings]
+    findings += [(finding.location, finding) for finding in report.findings]
+    for key, finding in dict.fromkeys(findings):
+        if finding not in of_kinds:
+            yield from _finding_lines(finding, key, width)
 
 
 def _sandboxes(report: Report) -> list[str]:
-    """Return a line for each kind whose texts are read in a sandbox."""
-    kinds = [kind for kind, one in report.kind_support.items() if one.sandboxed]
-    return ["", *(f"{kind}: the parser runs in a sandbox (Landlock)." for kind in kinds)] * (
-        len(kinds) > 0
-    )
+    """Return a line for each kind whose parser runs in a sandbox."""
+    kinds = [kind for kind, support in report.kind_support.items() if support.sandboxed]
+    return [f"{kind}: the parser runs in a sandbox (Landlock)." for kind in kinds]
 
 
 def _selectors(report: Report, domain: str) -> list[str]:
-    """Return the nodeSelector of each profile, ready to be pasted and never wrapped."""
-    found = [labels.selector(row, domain) for row in report.profiles]
-    told = [f"  {clean(key)}: {value}" for one in found for key, value in one.items()]
-    return ["", "nodeSelector, where the Node is labelled:", *told] if told else []
+    """Return the nodeSelector of each profile. The lines are never wrapped, for copying."""
+    selectors = [labels.selector(row, domain).items() for row in report.profiles]
+    lines = [f"  {clean(key)}: {value}" for selector in selectors for key, value in selector]
+    return ["nodeSelector, if the Node has labels:", *lines] if lines else []
 
 
 def clean(text: str) -> str:
-    """Return text with everything that is not printable escaped."""
+    """Return a text in which every character that is not printable is escaped."""
     if text.isprintable():
         return text
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def _why(row: ProfileStatus) -> str:
-    """Return the first error's code, which the lines below explain, or the action's reason."""
-    codes = [one.code for one in row.findings if one.severity == Severity.ERROR]
+    """Return the code of the first error, which a note explains, or the reason of the action."""
+    codes = [finding.code for finding in row.findings if finding.severity == Severity.ERROR]
     return codes[0] if codes else row.why
 
 
 def _columns(rows: Sequence[Sequence[str]], width: int) -> Iterable[str]:
-    """Lay out rows; where they do not fit, the reason goes to a line of its own.
+    """Lay out the rows. If they do not fit, each reason has a line of its own.
 
-    A name for which there is no room at all has a line of its own, and widens no column.
+    A name that is too long for its column also has a line of its own, and widens no column.
     """
-    gaps = _GAP * (len(_HEAD) - 1)
-    kind, _, state, _ = (max(len(row[i]) for row in rows) for i in range(len(_HEAD)))
-    room = width - kind - state - gaps + _GAP
+    gaps = _GAP * (len(_HEADINGS) - 1)
+    kind, _, state, _ = (max(len(row[i]) for row in rows) for i in range(len(_HEADINGS)))
+    longest_name = width - kind - state - gaps + _GAP
     name, why = (
-        max((len(row[i]) for row in rows if len(row[1]) <= room), default=0) for i in (1, 3)
+        max((len(row[i]) for row in rows if len(row[1]) <= longest_name), default=0) for i in (1, 3)
     )
-    fits = kind + name + state + why + gaps <= width
+    has_reasons = kind + name + state + why + gaps <= width
     for row in rows:
-        short = len(row[1]) <= room
-        if short:
+        has_name = len(row[1]) <= longest_name
+        if has_name:
             line = (" " * _GAP).join((row[0].ljust(kind), row[1].ljust(name), row[2].ljust(state)))
-            line += f"{' ' * _GAP}{row[3]}" if fits else ""
+            line += f"{' ' * _GAP}{row[3]}" if has_reasons else ""
         else:
             yield row[1]
             line = f"  {row[0]}, {row[2]}"
         yield line.rstrip()
-        if row is not rows[0] and row[3] and not (fits and short):
+        if row is not rows[0] and row[3] and not (has_reasons and has_name):
             yield from _wrap(row[3], width, "    ")
 
 
@@ -119,8 +117,8 @@ def _finding_lines(finding: Finding, key: str, width: int) -> Iterable[str]:
 
 def _summary(report: Report, nothing: str) -> str:
     states = Counter(row.state for row in report.profiles)
-    said = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-    return f"{'Dry run: ' if report.dry_run else ''}{said or nothing}."
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    return f"{'Dry run: ' if report.dry_run else ''}{counts or nothing}."
 
 
 def _wrap(text: str, width: int, indent: str = "") -> list[str]:
