@@ -1,17 +1,18 @@
-"""The status page: plain HTML for people, without a script.
+"""The status page: HTML for people, without a script.
 
-Rule 1: everything that comes from a profile, a name or an error is escaped. Rule 2: it reads well
-at 400 px and at 1,400 px, in light and dark, and with a screen reader. Rule 3: its size is bounded,
-and it shows nothing that only the log may show, because anybody who reaches the port reads it.
+Text from profiles, names and errors is always escaped. The page is readable at 400 px and 1,400 px,
+in light and dark, and with a screen reader. Its size is limited. Every client that reaches the port
+can read the page, so it contains nothing that only the log may contain.
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Final
 
-from agent.core.findings import Finding
+from agent.core.findings import Finding, Severity
 from agent.core.report import ProfileStatus, Report
 from agent.core.vocabulary import ProfileState
 from agent.reporting.table import clean
@@ -19,26 +20,27 @@ from agent.reporting.table import clean
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassSummary:
-    """One pass: when it ended (Unix seconds), how long it took, and whether all was in place."""
+    """One pass in the list of the last passes."""
 
     at: float
+    """When the pass ended, in Unix seconds."""
     seconds: float
     converged: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusView:
-    """What the page shows.
-
-    labels: those that are or may be on the Node. at: when the last pass ended, in Unix seconds.
-    """
+    """The content of the page."""
 
     version: str
     node: str
     report: Report | None
     labels: Mapping[str, str] = field(default_factory=dict)
+    """The agent's labels that are or may be on the Node."""
     passes: tuple[PassSummary, ...] = ()
+    """The last passes, the oldest first."""
     at: float = 0.0
+    """When the last pass ended, in Unix seconds."""
 
 
 STYLE: Final = """
@@ -60,12 +62,12 @@ tr{display:block;border-bottom:1px solid var(--line);padding:.4rem 0}
 th,td{display:block;border:0;padding:.1rem 0}
 td::before,th[data-name]::before{content:attr(data-name) ": ";font-weight:400}}
 """
-ROWS: Final = 3000  # of the profiles and of the problems
-TABLE_BYTES: Final = 1 << 20  # at most so much of one table is shown
-_SHORT: Final = frozenset(  # columns of single words, which are not to be cut
+ROWS: Final = 3000  # limit of the rows of one table
+TABLE_BYTES: Final = 1 << 20  # limit of the size of one table
+_SHORT_COLUMNS: Final = frozenset(  # columns with single words, which are never broken
     {"Kind", "State", "Mode", "Code", "Keys", "Value", "Ended", "Took", "Result"}
 )
-_GOOD: Final[frozenset[str]] = frozenset(
+_GOOD: Final = frozenset(
     {
         ProfileState.INSTALLED,
         ProfileState.ACCEPTED,
@@ -73,7 +75,7 @@ _GOOD: Final[frozenset[str]] = frozenset(
         ProfileState.RELEASED,
     }
 )
-_BAD: Final[frozenset[str]] = frozenset(
+_BAD: Final = frozenset(
     {
         ProfileState.REJECTED,
         ProfileState.FOREIGN,
@@ -82,14 +84,13 @@ _BAD: Final[frozenset[str]] = frozenset(
         ProfileState.OUTDATED,
     }
 )
+_SEVERITIES: Final = (Severity.ERROR, Severity.WARNING, Severity.NOTICE)
 
 
 def page(view: StatusView) -> str:
     """Return the page as HTML."""
     parts = [_head(view)]
-    if view.report is None:
-        parts.append("<p>No pass has ended yet.</p>")
-    else:
+    if view.report is not None:
         parts += _body(view.report)
     parts += _labels(view.labels)
     parts += _passes(view.passes)
@@ -102,81 +103,80 @@ def page(view: StatusView) -> str:
 
 
 def _head(view: StatusView) -> str:
-    state = ""
-    if view.report is not None:
-        good = view.report.converged
-        state = (
-            f'<p class="{"good" if good else "bad"}">'
-            f"{'Everything desired is in place.' if good else 'Not everything is in place.'}</p>"
-            f"<p>The last pass ended at {_time(view.at)}.</p>"
-        )
     return (
-        f"<h1>profile-loader on {_text(view.node)}</h1>{state}"
+        f"<h1>profile-loader on {_text(view.node)}</h1>{_summary(view)}"
         f'<p>Version {_text(view.version)}. <a href="metrics">Metrics</a></p>'
     )
 
 
-def _body(report: Report) -> Iterable[str]:
-    yield "<h2>Profiles</h2>"
-    rows = _most_urgent(report.profiles)
-    yield _table(
-        "Each name that a profile provides",
-        ("Name", "Kind", "State", "Mode", "Why", "Source"),
-        [_row(one) for one in rows],
-        omitted=len(report.profiles) - len(rows),
+def _summary(view: StatusView) -> str:
+    """Return the answer to the first question: is the node as the sources ask for?"""
+    if view.report is None:
+        return "<p>No pass has ended yet.</p>"
+    converged = view.report.converged
+    states = Counter(row.state for row in view.report.profiles)
+    counts = ", ".join(f"{number} {state}" for state, number in states.most_common())
+    return (
+        f'<p class="{"good" if converged else "bad"}">'
+        f"{'Every profile is in place.' if converged else 'Not every profile is in place.'}</p>"
+        f"<p>{counts or 'No profiles'}. The last pass ended at {_time(view.at)}.</p>"
     )
-    findings = [("", one) for one in report.findings]
-    findings += [
-        ("", one.finding) for one in report.kind_support.values() if one.finding is not None
-    ]
-    findings += [(row.name or row.key, one) for row in rows for one in row.findings]
-    shown = [*dict.fromkeys(findings[: 2 * ROWS])][:ROWS]
+
+
+def _body(report: Report) -> Iterator[str]:
+    """Yield the sections about a report; problems come first."""
+    rows = sorted(report.profiles, key=lambda row: row.state not in _BAD)[:ROWS]
+    findings = _findings(report, rows)
     yield "<h2>Problems</h2>"
     yield _table(
-        "What is not as it should be",
+        "Findings, errors first",
         ("Where", "Code", "What", "What to do"),
-        [_finding_cells(profile, one) for profile, one in shown],
-        omitted=max(0, len(findings) - 2 * ROWS),
+        [_finding_cells(profile, finding) for profile, finding in findings[:ROWS]],
+        omitted=max(0, len(findings) - ROWS),
+    )
+    yield "<h2>Profiles</h2>"
+    yield _table(
+        "Profiles, failures first",
+        ("Name", "Kind", "State", "Mode", "Why", "Source"),
+        [_profile_cells(row) for row in rows],
+        omitted=len(report.profiles) - len(rows),
     )
     yield "<h2>Sources</h2>"
     yield _table(
-        "Where profiles come from",
+        "Profile sets of the sources",
         ("Set", "State", "Keys", "Why"),
         [[one.profile_set, one.state, str(one.keys), one.reason] for one in report.profile_sets],
     )
 
 
-def _most_urgent(rows: tuple[ProfileStatus, ...]) -> Sequence[ProfileStatus]:
-    """Return at most ROWS rows; rows that need attention come first."""
-    if len(rows) <= ROWS:
-        return rows
-    return sorted(rows, key=lambda row: row.state not in _BAD)[:ROWS]
+def _findings(report: Report, rows: Sequence[ProfileStatus]) -> list[tuple[str, Finding]]:
+    """Return each finding with the name of its profile, the most severe findings first."""
+    findings = [("", finding) for finding in report.findings]
+    supports = report.kind_support.values()
+    findings += [("", support.finding) for support in supports if support.finding is not None]
+    findings += [(row.name or row.key, finding) for row in rows for finding in row.findings]
+    unique = dict.fromkeys(findings)
+    return sorted(unique, key=lambda pair: _SEVERITIES.index(pair[1].severity))
 
 
-def _row(row: ProfileStatus) -> list[str]:
-    return [
-        row.name or row.key,
-        row.kind,
-        row.state,
-        row.mode,
-        row.why,
-        f"{row.key} in {row.profile_set}",
-    ]
+def _profile_cells(row: ProfileStatus) -> list[str]:
+    source = f"{row.key} in {row.profile_set}"
+    return [row.name or row.key, row.kind, row.state, row.mode, row.why, source]
 
 
 def _finding_cells(profile: str, finding: Finding) -> list[str]:
-    places = dict.fromkeys(one for one in (profile, finding.location) if one)
+    places = dict.fromkeys(place for place in (profile, finding.location) if place)
     return [": ".join(places), finding.code, finding.message, finding.hint]
 
 
-def _labels(labels: Mapping[str, str]) -> Iterable[str]:
+def _labels(labels: Mapping[str, str]) -> Iterator[str]:
     if labels:
         yield "<h2>Labels</h2>"
         rows = [[key, value] for key, value in sorted(labels.items())]
         yield _table("The agent's labels on the Node", ("Label", "Value"), rows)
 
 
-def _passes(passes: tuple[PassSummary, ...]) -> Iterable[str]:
+def _passes(passes: tuple[PassSummary, ...]) -> Iterator[str]:
     if passes:
         yield "<h2>Last passes</h2>"
         rows = [
@@ -191,26 +191,31 @@ def _passes(passes: tuple[PassSummary, ...]) -> Iterable[str]:
 
 
 def _table(
-    caption: str, names: tuple[str, ...], rows: Sequence[list[str]], *, omitted: int = 0
+    caption: str, columns: tuple[str, ...], rows: Sequence[list[str]], *, omitted: int = 0
 ) -> str:
-    """Return a table of at most TABLE_BYTES, and how many more rows there are.
+    """Return a table of at most TABLE_BYTES, and the number of rows that it does not contain.
 
-    omitted: the rows that were left out before.
+    Args:
+        caption: the caption.
+        columns: the headings of the columns.
+        rows: the cells of each row.
+        omitted: the number of rows that the caller has omitted already.
     """
     if not rows:
         return "<p>None.</p>"
-    # Where a narrow screen shows cells as blocks, browsers forget what they are: hence the roles.
-    head = "".join(f'<th scope="col" role="columnheader">{_text(one)}</th>' for one in names)
+    # Browsers ignore the meaning of table elements that a style sheet displays as blocks, so each
+    # element has a role.
+    head = "".join(f'<th scope="col" role="columnheader">{_text(name)}</th>' for name in columns)
     lines: list[str] = []
     size = 0
     for row in rows:
-        line = _line(names, row)
+        line = _line(columns, row)
         size += len(line.encode("utf-8", "replace"))
         if size > TABLE_BYTES:
             break
         lines.append(line)
     omitted += len(rows) - len(lines)
-    more = f"<p>{omitted} more are not shown here; the log has them.</p>" if omitted else ""
+    more = f"<p>{omitted} more are not shown here. The log contains them.</p>" if omitted else ""
     return (
         f'<table role="table"><caption>{_text(caption)}</caption>'
         f'<thead role="rowgroup"><tr role="row">{head}</tr></thead>'
@@ -218,20 +223,20 @@ def _table(
     )
 
 
-def _line(names: tuple[str, ...], row: list[str]) -> str:
-    cells = enumerate(zip(names, row, strict=True))
-    shown = (_cell(value, name, first=index == 0) for index, (name, value) in cells)
+def _line(columns: tuple[str, ...], row: list[str]) -> str:
+    cells = enumerate(zip(columns, row, strict=True))
+    shown = (_cell(value, column, is_first=index == 0) for index, (column, value) in cells)
     return f'<tr role="row">{"".join(shown)}</tr>'
 
 
-def _cell(value: str, name: str, *, first: bool) -> str:
-    tag, scope = ("th", ' scope="row" role="rowheader"') if first else ("td", ' role="cell"')
-    kind = "good" if value in _GOOD else "bad" if value in _BAD else ""
-    words = [kind] if kind and name == "State" else []
-    words += ["short"] if name in _SHORT else []
-    mark = f' class="{" ".join(words)}"' if words else ""
+def _cell(value: str, column: str, *, is_first: bool) -> str:
+    tag, scope = ("th", ' scope="row" role="rowheader"') if is_first else ("td", ' role="cell"')
+    color = "good" if value in _GOOD else "bad" if value in _BAD else ""
+    classes = [color] if color and column == "State" else []
+    classes += ["short"] if column in _SHORT_COLUMNS else []
+    attribute = f' class="{" ".join(classes)}"' if classes else ""
     shown = _text(value) or "&mdash;"
-    return f'<{tag}{scope}{mark} data-name="{_text(name)}">{shown}</{tag}>'
+    return f'<{tag}{scope}{attribute} data-name="{_text(column)}">{shown}</{tag}>'
 
 
 def _time(at: float) -> str:

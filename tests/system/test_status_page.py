@@ -229,7 +229,7 @@ def test_a_hostile_name_is_shown_and_does_nothing(tmp_path):
     assert "<title>profile-loader on node-1</title>" in dom
     assert re.findall(r"<(script|img)", dom) == []
     assert html.escape(EVIL, quote=False) in dom
-    assert "Everything desired is in place." not in dom
+    assert "Every profile is in place." not in dom
 
 
 def test_even_a_script_that_slipped_through_would_not_run(tmp_path):

@@ -1,4 +1,4 @@
-"""The status page: its text, its structure, and that markup in names is escaped."""
+"""Specification of agent.reporting.status_page: its text, its structure and its escaping."""
 
 import re
 from html.parser import HTMLParser
@@ -28,7 +28,7 @@ def row(name, state="installed", **more):
 def view(**more):
     """Return a view with something in every part of the page."""
     finding = Finding(
-        code="not_json", location="b.json", message="line 1: no JSON", hint="Mend it."
+        code="not_json", location="b.json", message="line 1: no JSON", hint="Correct it."
     )
     fields = {
         "version": "1.2.3",
@@ -53,7 +53,7 @@ def view(**more):
 
 
 class Structure(HTMLParser):
-    """Reads a page: its tags, whether they are balanced, and what each table says."""
+    """The tags of a page and the cells of its tables. It fails if a tag is not closed."""
 
     def __init__(self, text):
         super().__init__()
@@ -81,31 +81,40 @@ class Structure(HTMLParser):
             self.tables[-1][-1][-1] += data
 
 
-def test_a_problem_is_told_for_each_profile_that_has_it():
-    """The same remark about two profiles is two lines, each with its profile."""
+def test_a_finding_has_a_row_for_each_profile_that_has_it():
+    """The same finding about two profiles has two rows, each with its profile."""
     bad = Finding(code="not_enforcing", location="defaultAction", message="It logs only.")
     rows = (row("a.json", findings=(bad,)), row("b.json", findings=(bad,)))
-    made = page(view(report=Report(profiles=rows, profile_sets=(), kind_support={})))
-    assert [line[0] for line in Structure(made).tables[1]] == [
+    text = page(view(report=Report(profiles=rows, profile_sets=(), kind_support={})))
+    assert [line[0] for line in Structure(text).tables[0]] == [
         "Where",
         "a.json: defaultAction",
         "b.json: defaultAction",
     ]
 
 
-def test_the_page_tells_everything_of_the_last_pass():
-    """Profiles, problems, sources, labels and the last passes, the newest first."""
+def test_findings_are_sorted_by_severity():
+    """Errors come before warnings, and warnings before notices."""
+    codes = {"not_enforcing": "warning", "parser_not_sandboxed": "notice", "not_json": "error"}
+    findings = tuple(Finding(code=code, location="x", message="m") for code in codes)
+    report = Report(profiles=(), profile_sets=(), kind_support={}, findings=findings)
+    rows = Structure(page(view(report=report))).tables[0][1:]
+    assert [line[1] for line in rows] == ["not_json", "not_enforcing", "parser_not_sandboxed"]
+
+
+def test_the_page_shows_everything_about_the_last_pass():
+    """The summary comes first, then problems, profiles, sources, labels and the last passes."""
     none = "—"
     assert Structure(page(view())).tables == [
         [
-            ["Name", "Kind", "State", "Mode", "Why", "Source"],
-            ["a.json", "seccomp", "installed", none, "unchanged", "a.json in configmap ns/web"],
-            ["web", "apparmor", "installed", "enforce", "drifted", "web in configmap ns/web"],
-            ["b.json", "seccomp", "rejected", none, none, "b.json in configmap ns/web"],
+            ["Where", "Code", "What", "What to do"],
+            ["b.json", "not_json", "line 1: no JSON", "Correct it."],
         ],
         [
-            ["Where", "Code", "What", "What to do"],
-            ["b.json", "not_json", "line 1: no JSON", "Mend it."],
+            ["Name", "Kind", "State", "Mode", "Why", "Source"],
+            ["b.json", "seccomp", "rejected", none, none, "b.json in configmap ns/web"],
+            ["a.json", "seccomp", "installed", none, "unchanged", "a.json in configmap ns/web"],
+            ["web", "apparmor", "installed", "enforce", "drifted", "web in configmap ns/web"],
         ],
         [["Set", "State", "Keys", "Why"], ["configmap ns/web", "read", "3", none]],
         [["Label", "Value"], ["seccomp.example.org/a.json", "installed"]],
@@ -115,19 +124,20 @@ def test_the_page_tells_everything_of_the_last_pass():
             ["2027-01-15 08:00:00 UTC", "0.250 s", "in place"],
         ],
     ]
-    assert "Not everything is in place." in page(view())
-    assert "The last pass ended at 2027-01-15 08:05:01 UTC." in page(view())
+    assert "Not every profile is in place." in page(view())
+    ended = "The last pass ended at 2027-01-15 08:05:01 UTC."
+    assert f"<p>2 installed, 1 rejected. {ended}</p>" in page(view())
 
 
-def test_before_the_first_pass_the_page_says_so():
-    """And has no table."""
+def test_before_the_first_pass_the_page_has_no_table():
+    """The page reports that no pass has ended yet."""
     text = page(StatusView(version="1", node="n", report=None))
     assert "No pass has ended yet." in text
     assert Structure(text).tables == []
 
 
 def everywhere(text):
-    """Return a view that has a text wherever a text can be."""
+    """Return a view that contains a text in every place."""
     finding = Finding(code="not_json", location=text, message=text, hint=text)
     return StatusView(
         version=text,
@@ -143,8 +153,8 @@ def everywhere(text):
     )
 
 
-def test_a_hostile_name_is_text_wherever_it_stands():
-    """In no place does it make a tag, an attribute or a control character."""
+def test_a_malicious_name_is_escaped_in_every_place():
+    """The name never becomes a tag, an attribute or a control character."""
     text = page(everywhere(EVIL))
     assert [tag for tag, _ in Structure(text).tags] == [
         tag for tag, _ in Structure(page(everywhere("fine"))).tags
@@ -154,7 +164,7 @@ def test_a_hostile_name_is_text_wherever_it_stands():
 
 
 def test_the_page_is_one_file_without_a_script():
-    """No script, no handler, no file to load; the only link is to the metrics."""
+    """The page has no script, handler or resource, and its only link leads to the metrics."""
     tags = Structure(page(view())).tags
     assert {tag for tag, _ in tags}.isdisjoint({"script", "link", "img", "iframe", "form", "base"})
     names = {name for _, attributes in tags for name in attributes}
@@ -164,8 +174,8 @@ def test_the_page_is_one_file_without_a_script():
     assert "@import" not in STYLE
 
 
-def test_the_page_can_be_read_by_a_machine_that_reads_aloud():
-    """Language, title, one h1, headings in order, tables with caption and scopes."""
+def test_a_screen_reader_can_read_the_page():
+    """The page has a language, a title, ordered headings, and tables with captions and scopes."""
     tags = Structure(page(view())).tags
     names = [tag for tag, _ in tags]
     assert ("html", {"lang": "en"}) in tags
@@ -187,46 +197,50 @@ def test_the_page_can_be_read_by_a_machine_that_reads_aloud():
     assert viewport["content"] == "width=device-width,initial-scale=1"  # may be enlarged
 
 
-def luminance(colour):
+def luminance(color):
     """Return the relative luminance of `#rrggbb` (WCAG 2.2)."""
-    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-    linear = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in parts]
-    return sum(one * weight for one, weight in zip(linear, (0.2126, 0.7152, 0.0722), strict=True))
+    parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    ]
+    weights = (0.2126, 0.7152, 0.0722)
+    return sum(part * weight for part, weight in zip(linear, weights, strict=True))
 
 
-# Chromium's canvas of the two colour schemes.
-@pytest.mark.parametrize(("scheme", "ground"), [(0, "#ffffff"), (1, "#121212")])
-def test_colours_have_enough_contrast(scheme, ground):
-    """Each coloured text has 4.5:1 to the ground, each line 3:1 (WCAG 2.2, 1.4.3 and 1.4.11)."""
+# The background colors of Chromium in its two color schemes.
+@pytest.mark.parametrize(("scheme", "background"), [(0, "#ffffff"), (1, "#121212")])
+def test_colors_have_enough_contrast(scheme, background):
+    """The contrast is 4.5:1 for text and 3:1 for lines (WCAG 2.2, 1.4.3 and 1.4.11)."""
     for name, least in (("bad", 4.5), ("good", 4.5), ("line", 3.0)):
-        colour = re.findall(rf"--{name}:(#[0-9a-f]{{6}})", STYLE)[scheme]
-        light, dark = sorted((luminance(colour), luminance(ground)), reverse=True)
+        color = re.findall(rf"--{name}:(#[0-9a-f]{{6}})", STYLE)[scheme]
+        light, dark = sorted((luminance(color), luminance(background)), reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= least, (name, scheme)
 
 
-def test_a_state_is_told_by_its_word_and_not_by_colour_alone():
-    """The colour of a cell only repeats it."""
+def test_a_state_is_shown_as_a_word_and_not_only_as_a_color():
+    """The color of a cell repeats the state that the cell contains."""
     text = page(view())
     assert re.findall(r'class="(good|bad) short" data-name="State">(\w+)<', text) == [
-        ("good", "installed"),
-        ("good", "installed"),
         ("bad", "rejected"),
+        ("good", "installed"),
+        ("good", "installed"),
     ]
 
 
-def test_the_page_is_bounded_and_shows_first_what_is_not_as_it_should_be():
-    """However many profiles and problems a report has, the page has a largest size."""
+def test_the_size_of_the_page_is_limited_and_failures_come_first():
+    """The page of a report with 10,500 profiles and 10,000 findings has a limited size."""
     finding = Finding(code="not_json", location="b.json", message="<" * 400, hint="&" * 400)
     rows = [row(f"good-{one}-{'&' * 150}.json") for one in range(10_000)]
     rows += [row(f"bad-{one}.json", "rejected", findings=(finding,) * 20) for one in range(500)]
     text = page(view(report=Report(profiles=tuple(rows), profile_sets=(), kind_support={})))
     assert len(text) < 4 * TABLE_BYTES + 100_000
     assert "bad-499.json" in text
-    assert re.findall(r"<p>(\d+) more are not shown here; the log has them.</p>", text)[0] > "7500"
+    omitted = re.findall(r"<p>(\d+) more are not shown here. The log contains them.</p>", text)
+    assert int(omitted[-1]) > 7500
 
 
-def test_2500_profiles_are_shown_whole():
-    """A node with many profiles of usual names needs no omission."""
+def test_a_page_of_2500_profiles_omits_nothing():
+    """The limits are larger than a node with many profiles of usual names needs."""
     rows = tuple(row(f"profiles/audit-{one}.json", reason="unchanged") for one in range(2500))
     text = page(view(report=Report(profiles=rows, profile_sets=(), kind_support={})))
     assert ("profiles/audit-2499.json" in text, "not shown here" in text) == (True, False)
