@@ -1,11 +1,11 @@
-"""Check profiles without touching the host: for CI jobs and pre-commit.
+"""Check profiles without changing the node, for CI jobs and pre-commit hooks.
 
-Rule 1: nothing of the host is read but the AppArmor includes to compile with; nothing is written.
+Of the host, only the AppArmor parser and its include files are read. Nothing is written.
 """
 
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,28 +22,70 @@ from agent.sources import limits, source_spec
 
 _MANIFESTS = (".yaml", ".yml")
 _HINTS = {
-    "source_missing": "Name a file, a directory or a manifest.",
-    "source_unreadable": "Name a file or directory that can be read and is well-formed.",
-    "source_emptied": "A profile's name ends in .json, .profile, .apparmor, .aa or nothing known.",
+    "source_missing": "Pass an existing file, directory or manifest.",
+    "source_unreadable": "Pass a file or directory that can be read and is well-formed.",
+    "source_emptied": (
+        "The name of a profile ends in .json, .profile, .apparmor or .aa, or has no known ending."
+    ),
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """A report of every key; the AppArmor ABI compiled against, or nothing; what was left out."""
+    """The result of a check."""
 
     report: Report
+    """A row for every key."""
     abi: str
+    """The AppArmor ABI that the profiles were compiled against; empty without AppArmor profiles."""
     skipped: tuple[str, ...]
+    """A sentence about each file or key that was not checked."""
 
 
 def check(
     settings: Config, paths: Sequence[str], arch: str, progress: Callable[[int, int], None]
 ) -> Checked:
-    """Check every key below the paths. progress: see `agent.core.ports.Kind.wait`."""
-    host = Host("/")
-    apparmor = AppArmorBackend(
-        host=host,
+    """Check every key in some files, directories and manifests.
+
+    Args:
+        settings: the options.
+        paths: the files, directories and manifests.
+        arch: the machine to check for; empty for this machine.
+        progress: called with the number of compiled texts and of all texts.
+    """
+    files_by_directory, others = _split(paths)
+    sets = [snapshot for path in others for snapshot in _read_source(path)]
+    directories = [
+        snapshot
+        for directory, files in files_by_directory.items()
+        for snapshot in _read_files(directory, files)
+    ]
+    # Files that were passed one by one may belong to different nodes. Only files of the same
+    # directory are compared with each other.
+    groups = [sets, *([snapshot] for snapshot in directories)]
+    apparmor = _apparmor(settings)
+    results = _inspect(settings, groups, apparmor, _seccomp(settings, arch), progress)
+    rows = [row for result in results for row in _rows(result)]
+    if rows:  # a file without a profile, such as a README, is no problem next to profiles
+        directories = [one for one in directories if not isinstance(one, Emptied)]
+    snapshots = [*sets, *directories]
+    has_apparmor = any(row.kind == "apparmor" for row in rows)
+    unread = (_unread(snapshot) for snapshot in snapshots)
+    findings = [finding for finding in unread if finding is not None]
+    findings += report_builder.unsandboxed([apparmor.sandbox()]) if has_apparmor else ()
+    report = Report(
+        profiles=tuple(sorted(rows, key=lambda row: (row.profile_set, row.key, row.name))),
+        profile_sets=tuple(report_builder.profile_set_status(one) for one in snapshots),
+        kind_support={},
+        findings=tuple(findings),
+    )
+    skipped = (*_skipped_files(files_by_directory, others), *_skipped_keys(results))
+    return Checked(report=report, abi=apparmor.abi if has_apparmor else "", skipped=skipped)
+
+
+def _apparmor(settings: Config) -> AppArmorBackend:
+    return AppArmorBackend(
+        host=Host("/"),
         parser=settings.apparmor_parser,
         cpu_limit=settings.parser_timeout,
         deny_names=settings.deny_name,
@@ -51,163 +93,147 @@ def check(
         allow_unconfined_mode=settings.allow_unconfined_mode,
         checking=True,
     )
-    seccomp = SeccompBackend(
-        host=host,
+
+
+def _seccomp(settings: Config, arch: str) -> SeccompBackend:
+    return SeccompBackend(
+        host=Host("/"),
         prefix=settings.seccomp_prefix,
         format=settings.seccomp_format,
         allow_unknown_syscalls=settings.allow_unknown_syscalls,
         machine=arch or platform.machine(),
     )
 
-    def inspect(kind: ProfileKind, blob: SourceKey) -> Inspected:
-        return apparmor.inspect(blob) if kind == "apparmor" else seccomp.inspect(blob)
+
+def _inspect(
+    settings: Config,
+    groups: Sequence[Sequence[Snapshot]],
+    apparmor: AppArmorBackend,
+    seccomp: SeccompBackend,
+    progress: Callable[[int, int], None],
+) -> list[desired.Desired]:
+    """Inspect the keys of each group, and wait until every text is compiled."""
+
+    def inspect(kind: ProfileKind, key: SourceKey) -> Inspected:
+        return apparmor.inspect(key) if kind == "apparmor" else seccomp.inspect(key)
 
     kinds: frozenset[ProfileKind] = frozenset(
         kind for kind in ("apparmor", "seccomp") if kind in settings.kinds
     )
-    singles, others = _sorted(paths)
-    sets = [one for path in others for one in _source(path)]
-    folders = [one for folder, files in singles.items() for one in _folder(folder, files)]
-    # Single files of two directories may never come together: they are not compared.
-    groups = [sets, *([one] for one in folders)]
-
-    def join() -> list[desired.Desired]:
-        return [desired.join(group, inspect, kinds) for group in groups]
-
-    joined = join()
-    while any(one.pending for one in joined) and apparmor.wait(progress):
+    results = [desired.join(group, inspect, kinds) for group in groups]
+    while any(result.pending for result in results) and apparmor.wait(progress):
         apparmor.begin_pass()
-        joined = join()
-    rows = [row for one in joined for row in _rows(one)]
-    if rows:  # a README among the files is no mistake, if it is not all there is
-        folders = [one for one in folders if not isinstance(one, Emptied)]
-    snapshots = [*sets, *folders]
-    compiled = any(row.kind == "apparmor" for row in rows)
-    report = Report(
-        profiles=tuple(sorted(rows, key=lambda row: (row.profile_set, row.key, row.name))),
-        profile_sets=tuple(report_builder.profile_set_status(one) for one in snapshots),
-        kind_support={},
-        findings=(
-            *(one for one in map(_unread, snapshots) if one is not None),
-            *(report_builder.unsandboxed([apparmor.sandbox()]) if compiled else ()),
-        ),
-    )
-    skipped = [
-        f"{path} was not looked at: by its name it is no profile"
-        for files in singles.values()
-        for path in files
-        if classify.classify(path, b"") is None
-    ]
-    skipped += [one for path in others for one in _manifests(path)]
-    skipped += [
-        f"{origin}: --kinds leaves out {count} of its keys, which were not looked at"
-        for one in joined
-        for origin, count in one.left_out.items()
-        if count
-    ]
-    return Checked(report=report, abi=apparmor.abi if compiled else "", skipped=tuple(skipped))
+        results = [desired.join(group, inspect, kinds) for group in groups]
+    return results
 
 
-def _sorted(paths: Sequence[str]) -> tuple[dict[Path, list[str]], list[str]]:
+def _split(paths: Sequence[str]) -> tuple[dict[Path, list[str]], list[str]]:
     """Return the files that are one key each, by their directory; and all other paths."""
-    singles: dict[Path, list[str]] = {}
+    files_by_directory: dict[Path, list[str]] = {}
     others: list[str] = []
-    whole = {os.path.abspath(path): path for path in reversed(paths)}  # noqa: PTH100 - without `..`
-    for full, path in reversed(whole.items()):
-        # pathlib raises where nobody may look; there reading says why.
+    by_full_path = {os.path.abspath(path): path for path in reversed(paths)}  # noqa: PTH100 - removes `..`
+    for full_path, path in reversed(by_full_path.items()):
+        # pathlib raises an error if the directory is not accessible; reading reports it later.
         if os.path.isfile(path) and Path(path).suffix not in _MANIFESTS:  # noqa: PTH113 - see above
-            singles.setdefault(Path(full).parent, []).append(path)
+            files_by_directory.setdefault(Path(full_path).parent, []).append(path)
         else:
             others.append(path)
-    return singles, others
+    return files_by_directory, others
 
 
-def _manifests(path: str) -> list[str]:
-    """Return that manifests in a directory are no profiles, if there are any."""
-    count = sum(file.endswith(_MANIFESTS) for _, _, files in os.walk(path) for file in files)
-    what = (
-        f"{count} .yaml files below {path} were" if count > 1 else f"a .yaml file below {path} was"
-    )
-    return [f"{what} not looked at: name a manifest itself"] if count else []
+def _skipped_files(
+    files_by_directory: Mapping[Path, Sequence[str]], others: Sequence[str]
+) -> Iterator[str]:
+    for files in files_by_directory.values():
+        for path in files:
+            if classify.classify(path, b"") is None:
+                yield f"{path} was skipped, since its name is not that of a profile"
+    for path in others:
+        names = [name for _, _, names in os.walk(path) for name in names]
+        count = sum(name.endswith(_MANIFESTS) for name in names)
+        if count:
+            files = "a .yaml file was" if count == 1 else f"{count} .yaml files were"
+            yield f"{path}: {files} skipped. Pass the path of a manifest to check it"
 
 
-def _source(path: str) -> tuple[Snapshot, ...]:
+def _skipped_keys(results: Sequence[desired.Desired]) -> Iterator[str]:
+    for result in results:
+        for profile_set, count in result.left_out.items():
+            if count:
+                keys = "1 key was" if count == 1 else f"{count} keys were"
+                yield f"{profile_set}: {keys} skipped because of --kinds"
+
+
+def _read_source(path: str) -> tuple[Snapshot, ...]:
     """Read a directory or a manifest."""
     source = source_spec.open_source(path)
-    # The command line has refused ConfigMaps of the API server.
+    # The command line rejects ConfigMaps of the API server.
     return () if isinstance(source, source_spec.ConfigMapSpec) else source.read()
 
 
-def _folder(folder: Path, files: Sequence[str]) -> tuple[Snapshot, ...]:
-    """Read the given files of one directory; the key of each is its path on the command line.
+def _read_files(directory: Path, files: Sequence[str]) -> tuple[Snapshot, ...]:
+    """Read some files of one directory. The key of a file is its path on the command line.
 
-    If no file provides a key, each file is reported by its own path, and the directory is not.
+    If no file contains a profile, there is a snapshot for each file instead of the directory.
     """
-    unread: list[Snapshot] = []
-    unnamed: list[Snapshot] = []
-    blobs: list[SourceKey] = []
+    unreadable: list[Snapshot] = []
+    without_profile: list[Snapshot] = []
+    keys: list[SourceKey] = []
     refused: list[tuple[str, Finding]] = []
-    origin = f"dir {folder}"
+    profile_set = f"dir {directory}"
     for path in files:
         try:
             with Path(path).open("rb") as file:
                 content = file.read(limits.KEY_BYTES + 1)
         except OSError as error:
-            unread.append(Unreadable(profile_set=path, reason=f"{path}: {error.strerror}"))
+            unreadable.append(Unreadable(profile_set=path, reason=f"{path}: {error.strerror}"))
             continue
         if len(content) > limits.KEY_BYTES:
             refused.append((path, limits.too_large(path)))
         elif classify.classify(path, content) is not None:
             name = Path(path).name
-            blobs.append(SourceKey(profile_set=origin, key=path, name=name, content=content))
+            keys.append(SourceKey(profile_set=profile_set, key=path, name=name, content=content))
         else:
-            unnamed.append(Emptied(profile_set=path, revision=""))
-    if not blobs and not refused:
-        return (*unread, *unnamed)
-    return (*unread, limits.snapshot(origin, blobs, refused))
+            without_profile.append(Emptied(profile_set=path, revision=""))
+    if not keys and not refused:
+        return (*unreadable, *without_profile)
+    return (*unreadable, limits.snapshot(profile_set, keys, refused))
 
 
 def _unread(snapshot: Snapshot) -> Finding | None:
-    """Return why a path gave no profiles, with what to do about it here, where nothing is kept."""
+    """Return why a path provides no profiles, with a hint for this command; None if it does."""
     finding = report_builder.unread_source(snapshot)
     return replace(finding, hint=_HINTS[finding.code]) if finding is not None else None
 
 
-def _rows(joined: desired.Desired) -> list[ProfileStatus]:
+def _rows(result: desired.Desired) -> list[ProfileStatus]:
+    """Return a row for each name of an accepted key, and a row for each other key."""
     rows: list[ProfileStatus] = []
-    for id_, profile in joined.profiles.items():
+    for id_, profile in result.profiles.items():
         version = profile.version
-        rows += [
-            ProfileStatus(
-                kind=id_.kind,
-                profile_set=id_.profile_set,
-                key=id_.key,
-                name=name,
-                localhost_profile=name,
-                state=ProfileState.ACCEPTED,
-                action=ActionName.KEEP,
-                reason=Reason.NONE,
-                source_digest=version.source_digest,
-                mode=version.modes.get(name, ""),
-                findings=profile.findings * (index == 0),
-            )
-            for index, name in enumerate(version.names)
-        ]
-    for id_, first in joined.duplicates.items():
-        row = _row(id_, ProfileState.ACCEPTED, Reason.SAME_CONTENT, ())
+        for index, name in enumerate(version.names):
+            row = _row(id_, ProfileState.ACCEPTED, findings=profile.findings * (index == 0))
+            mode, digest = version.modes.get(name, ""), version.source_digest
+            named = replace(row, name=name, localhost_profile=name, mode=mode, source_digest=digest)
+            rows.append(named)
+    for id_, first in result.duplicates.items():
+        row = _row(id_, ProfileState.ACCEPTED, Reason.SAME_CONTENT)
         rows.append(replace(row, reason_text=f'same content as "{first.key}"'))
-    for id_, rejection in joined.rejections.items():
-        row = _row(id_, ProfileState.REJECTED, Reason.NONE, rejection.findings)
+    for id_, rejection in result.rejections.items():
+        row = _row(id_, ProfileState.REJECTED, findings=rejection.findings)
         rows.append(replace(row, action=ActionName.REJECT))
-    for id_, unchecked in joined.unchecked.items():
-        rows.append(_row(id_, ProfileState.UNSUPPORTED, Reason.NONE, (unchecked.finding,)))
-    for id_, pending in joined.pending.items():
+    for id_, unchecked in result.unchecked.items():
+        rows.append(_row(id_, ProfileState.UNSUPPORTED, findings=(unchecked.finding,)))
+    for id_, pending in result.pending.items():
         rows.append(_row(id_, ProfileState.PENDING, Reason.PENDING, pending.findings))
     return rows
 
 
 def _row(
-    id_: KeyId, state: ProfileState, why: Reason, findings: tuple[Finding, ...]
+    id_: KeyId,
+    state: ProfileState,
+    reason: Reason = Reason.NONE,
+    findings: tuple[Finding, ...] = (),
 ) -> ProfileStatus:
     return ProfileStatus(
         kind=id_.kind,
@@ -217,6 +243,6 @@ def _row(
         localhost_profile="",
         state=state,
         action=ActionName.KEEP,
-        reason=why,
+        reason=reason,
         findings=findings,
     )

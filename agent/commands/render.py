@@ -1,7 +1,7 @@
-"""Print ConfigMaps made from a directory: one or more for each sub-directory.
+"""Make ConfigMaps from a directory of profiles.
 
-A ConfigMap key cannot hold `/`, so the profiles of a sub-directory get a ConfigMap of their own
-with the path as its seccomp-prefix annotation. Rule 1: the same directory gives the same bytes.
+A ConfigMap key cannot contain `/`. Each sub-directory has its own ConfigMaps, and its path is the
+annotation seccomp-prefix. The same directory always yields the same text.
 """
 
 import base64
@@ -12,97 +12,116 @@ from pathlib import PurePosixPath
 
 import yaml
 
-from agent.core.model import Emptied, Read, SourceKey
+from agent.core.model import Emptied, Missing, Read, SourceKey, Unreadable
 from agent.sources.directory import DirectorySource
 
-LIMIT = 1_000_000  # below the 1 MiB of a ConfigMap (and of etcd's request), its metadata included
-# What the DaemonSet of manifests/base selects by.
+# A ConfigMap, like a request to etcd, is limited to 1 MiB including its metadata.
+LIMIT = 1_000_000
+# The DaemonSet in manifests/base selects ConfigMaps with this label.
 LABELS = {"app.kubernetes.io/component": "profiles"}
 _KEY = re.compile(r"[-._a-zA-Z0-9]{1,253}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rendered:
-    """YAML documents, what could not be rendered and why, and whether the directory was read."""
+    """The result of rendering a directory."""
 
     text: str
+    """The ConfigMaps as YAML documents."""
     mistakes: tuple[str, ...]
+    """A message for each file that is in no ConfigMap."""
     read: bool = True
+    """Whether the directory could be read."""
 
 
 def render(directory: str, name: str, namespace: str, domain: str) -> Rendered:
-    """Render every profile below a directory."""
+    """Render every profile in a directory and its sub-directories.
+
+    Args:
+        directory: the path of the directory.
+        name: the name of the first ConfigMap. The next ones have a number after it.
+        namespace: the namespace of the ConfigMaps.
+        domain: the domain of their annotations.
+    """
     (snapshot,) = DirectorySource(directory).read()
-    if not isinstance(snapshot, Read):
-        why = getattr(snapshot, "why", "it holds no profile")
-        read = isinstance(snapshot, Emptied)
-        told = why if why.startswith(directory) else f"{directory}: {why}"
-        return Rendered(text="", mistakes=(told,), read=read)
+    match snapshot:
+        case Read():
+            pass
+        case Emptied():
+            message = f"{directory}: the directory contains no profile"
+            return Rendered(text="", mistakes=(message,))
+        case Missing() | Unreadable():
+            reason = snapshot.reason
+            message = reason if reason.startswith(directory) else f"{directory}: {reason}"
+            return Rendered(text="", mistakes=(message,), read=False)
     mistakes = [f'"{key}": {finding.message}' for key, finding in snapshot.refused]
-    folders: dict[str, list[SourceKey]] = defaultdict(list)
-    for blob in snapshot.source_keys:
-        path = PurePosixPath(blob.key)
+    keys_by_prefix: dict[str, list[SourceKey]] = defaultdict(list)
+    for key in snapshot.source_keys:
+        path = PurePosixPath(key.key)
         if not _KEY.fullmatch(path.name):
-            mistakes.append(f'"{blob.key}": its name cannot be a ConfigMap key; rename the file')
+            mistakes.append(
+                f'"{key.key}": a ConfigMap cannot have this name as a key. Use only letters, '
+                'digits, "-", "_" and "."'
+            )
         else:
-            folders["" if str(path.parent) == "." else f"{path.parent}/"].append(blob)
+            keys_by_prefix["" if str(path.parent) == "." else f"{path.parent}/"].append(key)
     maps: list[dict[str, object]] = []
-    for prefix, blobs in sorted(folders.items()):
-        for part in _split(blobs):
+    for prefix, keys in sorted(keys_by_prefix.items()):
+        for part in _split(keys):
             number = f"-{len(maps) + 1}" if maps else ""
             maps.append(_config_map(f"{name}{number}", namespace, domain, prefix, part))
     text = yaml.dump_all(maps, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000)
     return Rendered(text=text, mistakes=tuple(mistakes))
 
 
-def _split(blobs: list[SourceKey]) -> list[list[SourceKey]]:
-    """Put blobs into as few parts, in their order, as the limit allows."""
+def _split(keys: list[SourceKey]) -> list[list[SourceKey]]:
+    """Divide keys, in their order, into parts that each fit a ConfigMap."""
     parts: list[list[SourceKey]] = []
     size = LIMIT
-    for blob in blobs:
-        more = len(blob.content) * 4 // 3 + len(blob.key) + 16
-        if size + more > LIMIT:
+    for key in keys:
+        key_size = len(key.content) * 4 // 3 + len(key.key) + 16  # as base64
+        if size + key_size > LIMIT:
             parts.append([])
             size = 0
-        parts[-1].append(blob)
-        size += more
+        parts[-1].append(key)
+        size += key_size
     return parts
 
 
 def _config_map(
-    name: str, namespace: str, domain: str, prefix: str, blobs: list[SourceKey]
+    name: str, namespace: str, domain: str, prefix: str, keys: list[SourceKey]
 ) -> dict[str, object]:
     metadata: dict[str, object] = {"name": name, "namespace": namespace, "labels": dict(LABELS)}
     if prefix:
         metadata["annotations"] = {f"{domain}/seccomp-prefix": prefix}
     data: dict[str, str] = {}
     binary: dict[str, str] = {}
-    for blob in blobs:
-        key = PurePosixPath(blob.key).name
-        text = _text(blob.content)
+    for key in keys:
+        file_name = PurePosixPath(key.key).name
+        text = _text(key.content)
         if text is None:
-            binary[key] = base64.b64encode(blob.content).decode("ascii")
+            binary[file_name] = base64.b64encode(key.content).decode("ascii")
         else:
-            data[key] = text
-    made: dict[str, object] = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
+            data[file_name] = text
+    config_map: dict[str, object] = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
     if data:
-        made["data"] = data
+        config_map["data"] = data
     if binary:
-        made["binaryData"] = binary
-    return made
+        config_map["binaryData"] = binary
+    return config_map
 
 
 def _text(content: bytes) -> str | None:
-    """Return content as text that YAML carries unchanged, or None."""
+    """Return the text that YAML can contain unchanged; None for other content."""
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
         return None
-    return text if all(one.isprintable() or one in "\n\t" for one in text) else None
+    return text if all(char.isprintable() or char in "\n\t" for char in text) else None
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes several lines as a block, as people do."""
+    """Writes a text of several lines as a block."""
 
 
 def _block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:

@@ -257,21 +257,21 @@ def test_checked_files_are_judged_by_their_own_names(top, capsys, monkeypatch):
     ]
 
 
-def test_a_check_says_what_it_did_not_look_at(top, capsys):
-    """Not a profile by its name, or a manifest in a directory; if that is all, it ends with 1."""
+def test_a_check_reports_skipped_files(top, capsys):
+    """Without any checked profile the exit status is 1."""
     (top / "source/README.md").write_text("read me")
     (top / "source/more.yaml").write_text("kind: List")
     (top / "README.md").write_text("read me")
     named = [f"{top}/README.md", f"{top}/source/README.md", f"{top}/source/audit.json"]
     assert main(["check", *named]) == 0
     assert capsys.readouterr().err.splitlines() == [
-        f"profile-loader: {one} was not looked at: by its name it is no profile"
-        for one in named[:2]
+        f"profile-loader: {path} was skipped, since its name is not that of a profile"
+        for path in named[:2]
     ]
     assert main(["check", f"{top}/source"]) == 0
     assert capsys.readouterr().err == (
-        f"profile-loader: a .yaml file below {top}/source was not looked at: name a manifest "
-        "itself\n"
+        f"profile-loader: {top}/source: a .yaml file was skipped. Pass the path of a manifest to "
+        "check it\n"
     )
     assert main(["check", f"{top}/source/README.md"]) == 1
     told = capsys.readouterr().out
@@ -298,13 +298,12 @@ def test_a_file_that_gives_no_profile_is_reported_by_its_own_path(top, capsys):
     ]
 
 
-def test_a_check_of_what_kinds_leave_out_is_none(top, capsys):
-    """A job that checks nothing must not pass."""
+def test_a_check_that_skips_every_key_fails(top, capsys):
+    """A CI job that checks nothing must not pass."""
     path = f"{top}/source/audit.json"
     assert main(["check", "--kinds=apparmor", path]) == 1
     assert capsys.readouterr().err == (
-        f"profile-loader: dir {top}/source: --kinds leaves out 1 of its keys, which were not "
-        "looked at\n"
+        f"profile-loader: dir {top}/source: 1 key was skipped because of --kinds\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""ConfigMaps made from a directory are read back as the same profiles."""
+"""Specification of agent.commands.render: ConfigMaps with the profiles of a directory."""
 
 import yaml
 
@@ -10,12 +10,13 @@ LABELS = {"app.kubernetes.io/component": "profiles"}
 
 
 def rendered(path):
-    made = render.render(str(path), "node-profiles", "kube-system", DOMAIN)
-    return made.text, made.mistakes
+    """Return the text and the mistakes of a rendered directory."""
+    result = render.render(str(path), "node-profiles", "kube-system", DOMAIN)
+    return result.text, result.mistakes
 
 
-def test_rendered_config_maps_hold_the_same_profiles(tmp_path):
-    """Path and content of every key survive, sub-directories and odd bytes included."""
+def test_rendered_config_maps_contain_the_same_profiles(tmp_path):
+    """Path and content of every key stay the same, also for sub-directories and binary data."""
     top = tmp_path / "set"
     (top / "profiles/deep").mkdir(parents=True)
     (top / "web.profile").write_bytes(b"profile web {\n  file,\n}\n")
@@ -23,16 +24,16 @@ def test_rendered_config_maps_hold_the_same_profiles(tmp_path):
     (top / "profiles/deep/x.json").write_bytes(b"\xff\x00{")
     text, mistakes = rendered(top)
     (tmp_path / "set.yaml").write_text(text)
-    (ours,) = DirectorySource(str(top)).read()
-    (back,) = ManifestSource(str(tmp_path / "set.yaml")).read()
+    (original,) = DirectorySource(str(top)).read()
+    (rendered_set,) = ManifestSource(str(tmp_path / "set.yaml")).read()
     assert mistakes == ()
-    assert {blob.path: blob.content for blob in back.source_keys} == {
-        blob.path: blob.content for blob in ours.source_keys
+    assert {key.path: key.content for key in rendered_set.source_keys} == {
+        key.path: key.content for key in original.source_keys
     }
 
 
-def test_each_directory_gets_a_config_map_with_its_prefix(tmp_path):
-    """The annotation carries what a key cannot; the label is what the DaemonSet selects by."""
+def test_each_directory_has_a_config_map_with_its_prefix(tmp_path):
+    """The annotation contains the directory, and the DaemonSet selects by the label."""
     (tmp_path / "profiles").mkdir()
     (tmp_path / "a.json").write_text("{}")
     (tmp_path / "profiles/b.json").write_text("{}")
@@ -62,20 +63,32 @@ def test_each_directory_gets_a_config_map_with_its_prefix(tmp_path):
     ]
 
 
-def test_a_large_set_is_split_below_the_limit_of_a_config_map(tmp_path):
-    """Every ConfigMap stays below 1 MiB, and none is empty."""
+def test_a_large_directory_is_split_into_several_config_maps(tmp_path):
+    """Every ConfigMap is smaller than 1 MiB, and none is empty."""
     for number in range(5):
         (tmp_path / f"{number}.json").write_text("x" * 300_000)
-    sizes = [len(yaml.safe_dump(one)) for one in yaml.safe_load_all(rendered(tmp_path)[0])]
+    sizes = [
+        len(yaml.safe_dump(document)) for document in yaml.safe_load_all(rendered(tmp_path)[0])
+    ]
     assert (len(sizes), max(sizes) < 1 << 20) == (3, True)
 
 
-def test_what_cannot_be_rendered_is_named(tmp_path):
-    """A key that no ConfigMap can hold is a mistake, and the others are rendered."""
+def test_a_file_that_no_config_map_can_contain_is_a_mistake(tmp_path):
+    """The other files are rendered."""
     (tmp_path / "a b.json").write_text("{}")
     (tmp_path / "c.json").write_text("{}")
     (tmp_path / "out.json").symlink_to("/nowhere")
     text, mistakes = rendered(tmp_path)
     assert list(yaml.safe_load(text)["data"]) == ["c.json"]
     assert len(mistakes) == 2
-    assert rendered(tmp_path / "absent")[0] == ""
+
+
+def test_a_directory_that_cannot_be_read_is_reported(tmp_path):
+    """A missing directory differs from a directory without profiles."""
+    absent = f"{tmp_path}/absent"
+    result = render.render(absent, "n", "ns", DOMAIN)
+    assert (result.text, result.read) == ("", False)
+    assert result.mistakes == (f"{absent} does not exist",)
+    result = render.render(str(tmp_path), "n", "ns", DOMAIN)
+    assert result.read
+    assert result.mistakes == (f"{tmp_path}: the directory contains no profile",)
