@@ -386,16 +386,16 @@ def _configuration(error: Exception) -> int:
     if isinstance(error, app.StartupError):
         sys.stderr.write(f"profile-loader: {error}\n")
         return USAGE
-    if "agent.kube.client" not in sys.modules:
+    if "agent.kube.errors" not in sys.modules:
         return 0
-    from agent.kube import client
+    from agent.kube import errors
 
-    if not isinstance(error, client.KubeError):
+    if not isinstance(error, errors.KubeError):
         return 0
-    if isinstance(error, client.NoClusterError):
+    if isinstance(error, errors.NoClusterError):
         sys.stderr.write(f"profile-loader: {error}\n")
         return USAGE
-    did = "refused" if isinstance(error, client.RefusedError) else "cannot be reached"
+    did = "refused" if isinstance(error, errors.StatusError) else "cannot be reached"
     sys.stderr.write(f"profile-loader: the API server {did}: {error}\n")
     return UNREAD
 

@@ -168,7 +168,7 @@ def cluster(
     from agent.kube.reflector import Reflector
     from agent.sources import configmap as config_maps
 
-    api = Api(kubeconfig=settings.kubeconfig, version=_version(), count=count)
+    api = Api(kubeconfig=settings.kubeconfig, version=_version(), on_request=count)
     reflectors = {
         one: Reflector(
             api,
@@ -313,7 +313,7 @@ def _once(
 
     if found is None:
         return run()
-    from agent.kube.client import KubeError
+    from agent.kube.errors import KubeError
 
     for reflector in found.parts():
         with contextlib.suppress(KubeError):  # the copy says so, and the report then
@@ -352,7 +352,7 @@ def _meta(settings: Config, found: ClusterConnections) -> "NodeMetadata | None":
 def _labelled(settings: Config, found: ClusterConnections, report: Report) -> Report:
     """Label the Node as the report says; return the report with what went wrong."""
     from agent.kube import node_labels
-    from agent.kube.client import KubeError
+    from agent.kube.errors import KubeError
 
     own, meta, name = found.own, _meta(settings, found), settings.node_name
     findings: tuple[Finding, ...] = ()

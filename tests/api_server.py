@@ -8,7 +8,8 @@ nothing; a wrong uid is a conflict; a Node that is not there would have to be cr
 import copy as copies
 
 from agent.kube import node_labels
-from agent.kube.client import JSON_PATCH, MANAGER, RefusedError
+from agent.kube.client import FIELD_MANAGER, JSON_PATCH
+from agent.kube.errors import StatusError
 from agent.kube.reflector import Store
 
 NAME = "worker"
@@ -73,40 +74,40 @@ class ApiServer:
     def apply(self, path, body):
         self._begin("APPLY", path)
         if self.node is None:
-            raise RefusedError(403, "Forbidden", "nodes is forbidden: cannot create")
+            raise StatusError(403, "Forbidden", "nodes is forbidden: cannot create")
         wanted = body["metadata"]["labels"]
         if body["metadata"].get("uid") not in (None, self.node["metadata"]["uid"]):
-            raise RefusedError(409, "Conflict", "Precondition failed: UID")
+            raise StatusError(409, "Conflict", "Precondition failed: UID")
         before = (dict(self.labels), copies.deepcopy(self.owners))
         for key, value in wanted.items():
             shared = self.owners.get(key, set()) if self.labels.get(key) == value else set()
-            self.owners[key] = shared | {MANAGER}
+            self.owners[key] = shared | {FIELD_MANAGER}
             self.labels[key] = value
-        for key in [key for key, owners in self.owners.items() if MANAGER in owners]:
+        for key in [key for key, owners in self.owners.items() if FIELD_MANAGER in owners]:
             if key not in wanted:
-                self.owners[key] -= {MANAGER}
+                self.owners[key] -= {FIELD_MANAGER}
                 if not self.owners[key]:
                     del self.owners[key], self.labels[key]
         denied = self.policy(before[0], self.labels)
         if denied:
             self.node["metadata"]["labels"], self.owners = before
-            raise RefusedError(403, "Forbidden", denied)
+            raise StatusError(403, "Forbidden", denied)
         self.version += before != (self.labels, self.owners)
         return self._end(self._node())
 
-    def send(self, method, path, body, query=(), *, content=""):
+    def send(self, method, path, body, query=(), *, content_type=""):
         self._begin(method, path)
         if method == "POST":
             self.events.append(body)
             return self._end({})
-        assert content == JSON_PATCH
+        assert content_type == JSON_PATCH
         if all(one["path"].startswith("/metadata/") for one in body):
             return self._end(self._unlabelled(body))
         taints = list(self.node["spec"]["taints"])
         for one in body:
             index = int(one["path"].removeprefix("/spec/taints/"))
             if one["op"] == "test" and taints[index] != one["value"]:
-                raise RefusedError(422, "Invalid", "the test failed")
+                raise StatusError(422, "Invalid", "the test failed")
             if one["op"] == "remove":
                 del taints[index]
         self.version += 1
@@ -124,7 +125,7 @@ class ApiServer:
             for part in parts[:-1]:
                 holder = holder[int(part) if isinstance(holder, list) else part]
             if one["op"] == "test" and holder.get(parts[-1]) != one["value"]:
-                raise RefusedError(422, "Invalid", "the test failed")
+                raise StatusError(422, "Invalid", "the test failed")
             if one["op"] == "remove":
                 del holder[parts[-1]]
             if one["op"] == "replace":
@@ -150,7 +151,7 @@ class ApiServer:
 
     def _node(self):
         if self.node is None:
-            raise RefusedError(404, "NotFound", "not found")
+            raise StatusError(404, "NotFound", "not found")
         return copies.deepcopy(self.node)
 
     def requests(self):

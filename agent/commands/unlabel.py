@@ -5,7 +5,7 @@ from agent.config import Config
 
 
 def unlabel(settings: Config) -> str:
-    """Take them off and say so. Raises agent.kube.client.KubeError."""
+    """Take them off and say so. Raises agent.kube.errors.KubeError."""
     found = app.cluster(settings, lambda _: None)
     if found is None or found.own is None:
         return ""

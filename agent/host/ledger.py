@@ -22,7 +22,8 @@ from agent.core.admission import LIMITS
 from agent.core.findings import Finding
 from agent.core.model import Evidence, KeyId, LedgerEntry, ProfileKind, Version
 from agent.core.vocabulary import Provenance
-from agent.host.filesystem import TEMPORARY_PREFIX, Host, HostError
+from agent.host import temporary_files
+from agent.host.filesystem import Host, HostError
 from agent.host.stat_signature import Signature
 
 SCHEMA = 1
@@ -33,7 +34,7 @@ READ_ENTRIES: Final = 2 * LIMITS.ledger_entries
 _ENTRIES = "entries"
 _BODIES = "bodies"
 # What may be removed from there: a digest, or a temporary file of a write that was cut off.
-_OWN_BODY: Final = re.compile(rf"[0-9a-f]{{64}}|{re.escape(TEMPORARY_PREFIX)}.*")
+_OWN_BODY: Final = re.compile(rf"[0-9a-f]{{64}}|{re.escape(temporary_files.PREFIX)}.*")
 # What msgspec raises: also for bytes that are not UTF-8, and for what is nested too deep.
 _DAMAGE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 Signs = dict[str, Signature]

@@ -1,21 +1,30 @@
-"""The content of an open regular file, in as few system calls as can be.
+"""The content of an open regular file, read with few system calls.
 
-A buffered stream asks up to six more of the kernel for each file, and maps as much memory as the
-file might at most be long.
+A buffered stream needs up to six more system calls per file, and allocates a buffer of the size
+limit.
 """
 
 import os
 import sys
+from typing import Final
 
-_CHUNK = 1 << 16
+_CHUNK: Final = 1 << 16
 
 
-def whole(fd: int, size: int, limit: int = sys.maxsize - 1) -> bytes:
-    """Return the content from here to the end; of more than limit bytes limit + 1.
+def read_all(fd: int, size: int, limit: int = sys.maxsize - 1) -> bytes:
+    """Return the content from the current position to the end.
 
-    size: what fstat(2) says. A read that was asked for more and gave exactly that much met the end;
-    of any other file (in /proc, or growing) the end is where a read gives nothing. Numbers in
-    /proc/sys are given to the first read alone, so that one is never small. Raises OSError.
+    A read that requests more than the known size and returns exactly that size has reached the end.
+    For other files, in /proc or while they grow, only an empty read marks the end. The first read
+    is never small, because /proc/sys returns a number only to a first read of sufficient size.
+
+    Args:
+        fd: the open file.
+        size: the size that fstat(2) returned.
+        limit: reading stops after limit + 1 bytes, so that the caller notices a larger file.
+
+    Raises:
+        OSError: the file could not be read.
     """
     content = os.read(fd, min(size or _CHUNK, limit) + 1)
     if len(content) == size:

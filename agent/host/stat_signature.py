@@ -1,8 +1,9 @@
-"""What stands for a file's content, so that it need not be read again.
+"""Stat signatures: values that change whenever the content of a file changes.
 
-Rule 1: any write changes the ctime, any replacement the inode (inode(7)); only a write through a
-mapping of memory may be told late. Rule 2: a write so soon after another may have the same times,
-so a signature answers for later only if the file was old when it was read (git: racy-git.txt).
+Each write changes the ctime, and each replacement changes the inode (inode(7)). Only a write
+through a memory mapping can show up late. Two writes within one tick of the clock of a file system
+can have the same times, so a signature is proof only if the file was already old when it was read
+(git, racy-git.txt).
 """
 
 import os
@@ -10,9 +11,9 @@ from typing import Final
 
 Signature = tuple[int, int, int, int, int]  # device, inode, size, mtime and ctime in nanoseconds
 
-# File times come from a clock that ticks every 10 ms at the slowest (CONFIG_HZ=100), on file
-# systems of other machines every 2 s (FAT's mtime).
-OLD_NS: Final = 2_500_000_000
+# The clock of file times ticks at least every 10 ms (CONFIG_HZ=100) on a local file system, and
+# every 2 s on the slowest foreign one (the mtime of FAT).
+SETTLE_NS: Final = 2_500_000_000
 
 
 def of(status: os.stat_result) -> Signature:
@@ -27,10 +28,15 @@ def of(status: os.stat_result) -> Signature:
 
 
 def modified_ns(signature: Signature) -> int:
-    """Return the modification time, in Unix nanoseconds."""
+    """Return the modification time in Unix nanoseconds."""
     return signature[3]
 
 
-def lasting(signature: Signature, read_ns: int) -> bool:
-    """Return whether any later write shows; read_ns: when it was read, in Unix nanoseconds."""
-    return read_ns - signature[-1] > OLD_NS
+def is_settled(signature: Signature, read_ns: int) -> bool:
+    """Return whether every later write changes the signature.
+
+    Args:
+        signature: the signature before and after the file was read.
+        read_ns: the time of reading in Unix nanoseconds.
+    """
+    return read_ns - signature[-1] > SETTLE_NS

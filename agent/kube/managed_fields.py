@@ -9,7 +9,8 @@ limit. So the agent gives up forged fields, which changes none of them, before i
 from collections.abc import Mapping, Sequence
 
 from agent.core import labels
-from agent.kube.client import MANAGER, Json
+from agent.kube.client import FIELD_MANAGER
+from agent.kube.responses import Json
 
 
 def is_forged(metadata: Mapping[str, object]) -> bool:
@@ -36,7 +37,7 @@ def _entries(metadata: Mapping[str, object]) -> Sequence[tuple[int, Json]]:
         (index, entry["fieldsV1"])
         for index, entry in enumerate(entries if isinstance(entries, list) else [])
         if isinstance(entry, dict)
-        and entry.get("manager") == MANAGER
+        and entry.get("manager") == FIELD_MANAGER
         and entry.get("operation") == "Apply"
         and isinstance(entry.get("fieldsV1"), dict)
     ]

@@ -24,7 +24,9 @@ from agent.core.vocabulary import (
     UnreadableCause,
 )
 from agent.kube import managed_fields
-from agent.kube.client import JSON_PATCH, Api, Json, KubeError, RefusedError, UnreachableError
+from agent.kube.client import JSON_PATCH, Api
+from agent.kube.errors import KubeError, StatusError, UnreachableError
+from agent.kube.responses import Json
 
 Change = tuple[str, str | None]  # a label's key, and its new value; None: it is removed
 
@@ -151,13 +153,13 @@ class NodeLabeler:
             meta = self._repaired()
         try:
             return self._apply(meta, target)
-        except RefusedError as error:
+        except StatusError as error:
             if error.status not in _OF_CONTENT:
                 raise
             return self._apply_parts(meta, wanted, error)
 
     def _apply_parts(
-        self, meta: NodeMetadata, wanted: Mapping[str, str], error: RefusedError
+        self, meta: NodeMetadata, wanted: Mapping[str, str], error: StatusError
     ) -> NodeMetadata:
         """Apply what the API server allows of a set that it refused as a whole.
 
@@ -166,7 +168,7 @@ class NodeLabeler:
         state = self.own(meta)
         try:
             answer = self._apply(meta, state)
-        except RefusedError:
+        except StatusError:
             raise error from None
         parts = deque(_parts(state, wanted, self._suspects))  # a suspect is tried last
         suspects = [one for one in _additions(state, wanted) if one in self._suspects]
@@ -179,7 +181,7 @@ class NodeLabeler:
             try:
                 answer, state = self._apply(answer, target), target
                 self._suspects.difference_update(part)
-            except RefusedError as refusal:
+            except StatusError as refusal:
                 if refusal.status not in _OF_CONTENT:
                     raise
                 error = refusal
@@ -201,14 +203,14 @@ class NodeLabeler:
         patch = managed_fields.repair(metadata if isinstance(metadata, dict) else {})
         if not patch:
             return keep(found)
-        return keep(self.api.send("PATCH", self.options.path, patch, content=JSON_PATCH))
+        return keep(self.api.send("PATCH", self.options.path, patch, content_type=JSON_PATCH))
 
     def _apply(self, meta: NodeMetadata, wanted: Mapping[str, str]) -> NodeMetadata:
         body = self._with(meta, wanted)
         doubtful, self._doubtful = self._doubtful, True
         try:
             answer = keep(self.api.apply(self.options.path, body))
-        except RefusedError as error:
+        except StatusError as error:
             # What a 4xx refuses was not carried out; what ends in a 504 may have been.
             self._doubtful = doubtful or error.status >= 500  # noqa: PLR2004 - RFC 9110
             raise
@@ -263,7 +265,7 @@ class NodeLabeler:
                 patch.append({"op": "test", "path": place, "value": taint})
                 patch.append({"op": "remove", "path": place})
         if patch:
-            self.api.send("PATCH", self.options.path, patch, content=JSON_PATCH)
+            self.api.send("PATCH", self.options.path, patch, content_type=JSON_PATCH)
         self._untainted = meta.uid
 
     def unlabel(self) -> None:
@@ -279,8 +281,8 @@ class NodeLabeler:
             if not patch:
                 return
             try:
-                self.api.send("PATCH", self.options.path, patch, content=JSON_PATCH)
-            except RefusedError as error:
+                self.api.send("PATCH", self.options.path, patch, content_type=JSON_PATCH)
+            except StatusError as error:
                 changed = error.status in (409, 422)  # Conflict, Unprocessable: a test failed
                 if not changed or attempt == UNLABEL_TRIES:
                     raise

@@ -15,7 +15,8 @@ from typing import Final
 from agent.core.findings import Finding
 from agent.core.report import Report
 from agent.kube import events, node_labels
-from agent.kube.client import Api, KubeError, RefusedError
+from agent.kube.client import Api
+from agent.kube.errors import KubeError, StatusError
 from agent.kube.node_labels import NodeLabeler, NodeMetadata
 from agent.kube.reflector import Store
 
@@ -166,9 +167,9 @@ class Publisher:
             self._later(0.0)
         except KubeError as error:
             findings = (node_labels.failed(error, self.labeler.options.name),)
-            self._later(error.retry_after if isinstance(error, RefusedError) else 0.0)
+            self._later(error.retry_after if isinstance(error, StatusError) else 0.0)
             if (
-                isinstance(error, RefusedError)
+                isinstance(error, StatusError)
                 and not _busy(error)
                 and self.labeler.is_proven(self._meta)
             ):
@@ -261,7 +262,7 @@ class Publisher:
         event = events.body(happened, node=name, uid=meta.uid, at=at, serial=serial)
         try:
             self.api.send("POST", events.PATH, event)
-        except RefusedError as error:
+        except StatusError as error:
             if _busy(error):
                 self._later(error.retry_after)
                 return False
@@ -281,6 +282,6 @@ class Publisher:
         self._retry = time.monotonic() + wait
 
 
-def _busy(error: RefusedError) -> bool:
+def _busy(error: StatusError) -> bool:
     """Return whether the same request may go well later (RFC 6585, 9110)."""
     return error.status == 429 or error.status >= 500  # noqa: PLR2004 - Too Many Requests

@@ -16,16 +16,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Generic, Protocol, TypeVar
 
-from agent.kube.client import (
-    ANSWER_BYTES,
-    Api,
-    Event,
-    Json,
-    RefusedError,
+from agent.kube.client import Api
+from agent.kube.errors import (
+    StatusError,
     TooLargeError,
-    UnansweredError,
     UnreachableError,
+    WatchNotStartedError,
 )
+from agent.kube.responses import RESPONSE_BYTES, Event, Json
 
 FIRST_SECONDS: Final = 1.0
 LAST_SECONDS: Final = 60.0
@@ -149,7 +147,7 @@ class Reflector(Generic[Kept]):
         """Read everything, keep it, and return the resource version."""
         try:
             objects, partial_, version = self._listed()
-        except (RefusedError, UnreachableError) as error:
+        except (StatusError, UnreachableError) as error:
             self._failed(error)
             raise
         self._known(objects, is_partial=partial_, anew=True)
@@ -165,7 +163,7 @@ class Reflector(Generic[Kept]):
         for _ in range(LIST_TRIES - 1):
             try:
                 return self._pages()
-            except RefusedError as error:
+            except StatusError as error:
                 if error.status != 410:  # noqa: PLR2004 - Gone: the token for the next page
                     raise
         return self._pages()
@@ -197,7 +195,7 @@ class Reflector(Generic[Kept]):
             self.path,
             (*self.query, ("limit", str(limit)), *([("continue", token)] if token else [])),
             accept=METADATA_LIST if self.metadata else "application/json",
-            most_bytes=PAGE_BYTES if limit > 1 else ANSWER_BYTES,
+            byte_limit=PAGE_BYTES if limit > 1 else RESPONSE_BYTES,
         )
         if "items" in page and not _none(page):
             raise UnreachableError("the answer is no list")
@@ -219,9 +217,9 @@ class Reflector(Generic[Kept]):
                 watching = time.monotonic()
                 self._follow(version)
                 failures, least = 0, 0.0
-            except (RefusedError, UnreachableError) as error:
+            except (StatusError, UnreachableError) as error:
                 failures = 1 if _lasted(watching, error) else failures + 1
-                least = error.retry_after if isinstance(error, RefusedError) else 0.0
+                least = error.retry_after if isinstance(error, StatusError) else 0.0
             self.is_live = False
             self._stop.wait(max(least, self.pause(failures)))
             self.restarted()
@@ -254,7 +252,7 @@ class Reflector(Generic[Kept]):
                     self._changed(event)
                     if self._has_room():
                         return
-            except RefusedError as error:
+            except StatusError as error:
                 if not (self.one and version and error.status == 410):  # noqa: PLR2004 - Gone
                     raise
                 version, ended = "", False
@@ -288,7 +286,7 @@ class Reflector(Generic[Kept]):
             query,
             silence_seconds=self.silence_seconds,
             accept=accept,
-            answered=answered,
+            on_start=answered,
         )
 
     def _changed(self, event: Event) -> None:
@@ -328,8 +326,8 @@ class Reflector(Generic[Kept]):
             self.store = copy
             self.changed()
 
-    def _failed(self, error: RefusedError | UnreachableError) -> None:
-        status = error.status if isinstance(error, RefusedError) else 0
+    def _failed(self, error: StatusError | UnreachableError) -> None:
+        status = error.status if isinstance(error, StatusError) else 0
         if not status and self.store.objects is not None and not self._doubtful:
             self._doubtful = True  # one connection that breaks is no news; the next failure is
             return
@@ -341,9 +339,9 @@ class Reflector(Generic[Kept]):
             self.changed()
 
 
-def _lasted(begin: float, error: RefusedError | UnreachableError) -> bool:
+def _lasted(begin: float, error: StatusError | UnreachableError) -> bool:
     """Return whether a watch lasted that began at begin, in monotonic seconds, and broke now."""
-    return time.monotonic() - begin > STABLE_SECONDS and not isinstance(error, UnansweredError)
+    return time.monotonic() - begin > STABLE_SECONDS and not isinstance(error, WatchNotStartedError)
 
 
 def _none(found: Json) -> bool:

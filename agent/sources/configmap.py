@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from agent.core import selector
 from agent.core.model import Missing, Snapshot, Unreadable
 from agent.core.vocabulary import UnreadableCause
-from agent.kube.client import Json
 from agent.kube.reflector import Store
+from agent.kube.responses import Json
 from agent.sources import configmap_data, limits
 from agent.sources.configmap_data import Content
 from agent.sources.source_spec import ConfigMapSpec

@@ -237,7 +237,7 @@ class _Walk:
             if status.st_size > limits.KEY_BYTES:
                 self.refused.append((key, limits.too_large(key)))
                 return
-            content = reading.whole(file, status.st_size, limits.KEY_BYTES)
+            content = reading.read_all(file, status.st_size, limits.KEY_BYTES)
             after = stat_signature.of(os.fstat(file))
         finally:
             os.close(file)
@@ -248,7 +248,7 @@ class _Walk:
             return
         blob = SourceKey(profile_set=self.origin, key=key, content=content)
         self.take(blob)
-        if stat_signature.lasting(after, now):
+        if stat_signature.is_settled(after, now):
             self.files[key] = _File(signature=after, blob=blob)
 
     def take(self, blob: SourceKey) -> None:

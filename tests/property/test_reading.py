@@ -18,14 +18,14 @@ def test_the_whole_content_comes_whatever_the_size_is_said_to_be(written, size, 
     with tempfile.TemporaryFile() as file:
         file.write(written)
         file.seek(0)
-        assert reading.whole(file.fileno(), size, limit) == written[: limit + 1]
+        assert reading.read_all(file.fileno(), size, limit) == written[: limit + 1]
 
 
 @pytest.mark.parametrize("size", [0, 1 << 20])
 def test_what_comes_piece_by_piece_is_read_to_its_end(size):
     """A file in /proc gives a part at a time, whatever its size is said to be."""
     with open("/proc/self/maps", "rb", buffering=0) as file:  # noqa: PTH123 - its descriptor
-        found = reading.whole(file.fileno(), size)
+        found = reading.read_all(file.fileno(), size)
     assert found.count(b"[stack]") == 1
     assert len(found) > os.sysconf("SC_PAGE_SIZE")
 
@@ -33,5 +33,5 @@ def test_what_comes_piece_by_piece_is_read_to_its_end(size):
 def test_a_number_in_proc_sys_is_read_whole():
     """The kernel gives it to one read and nothing to the next, and says that it has no size."""
     with open("/proc/sys/kernel/pid_max", "rb", buffering=0) as file:  # noqa: PTH123 - its descriptor
-        found = reading.whole(file.fileno(), os.fstat(file.fileno()).st_size)
+        found = reading.read_all(file.fileno(), os.fstat(file.fileno()).st_size)
     assert found == Path("/proc/sys/kernel/pid_max").read_bytes()

@@ -31,6 +31,7 @@ BUILD_USUAL = "5 to 10 minutes on two processors"
 BUILD_PACKAGES = 2800
 KUBECTL_SECONDS = 1200  # also of what waits; so that nothing waits for ever
 NAMESPACE = "profile-loader"
+MERGE_PATCH = "application/merge-patch+json"
 NODE_INFO = (
     "architecture",
     "containerRuntimeVersion",

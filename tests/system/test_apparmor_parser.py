@@ -133,7 +133,7 @@ SLOW = "".join(
 @pytest.mark.parametrize("is_quick", [True, False])
 def test_the_cpu_limit_of_the_parser_is_reported_as_such(is_quick):
     """The parser compiles in a child process, and reports only that the child ended (status 10)."""
-    made = parser.Parser(Host("/"), "", include_dir="/etc/apparmor.d")
+    made = parser.Parser("", include_dir="/etc/apparmor.d")
     run = made.run(
         f"profile slow {{\n{3 * SLOW}}}\n".encode(),
         ("--kernel-features", made.newest_features_file()),

@@ -72,7 +72,12 @@ def cluster():
         node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-a"}}
         node["metadata"]["labels"] = {LABEL: "installed"}  # as an agent that ran before
         one.kubectl(
-            "apply", "--server-side", f"--field-manager={client.MANAGER}", "-f", "-", stdin=node
+            "apply",
+            "--server-side",
+            f"--field-manager={client.FIELD_MANAGER}",
+            "-f",
+            "-",
+            stdin=node,
         )
         one.apply(*OTHER_LOADERS)
         yield one

@@ -11,7 +11,8 @@ import pytest
 from kubernetes.config import kube_config
 
 from agent.kube import client
-from agent.kube.client import Api, UnreachableError
+from agent.kube.client import Api
+from agent.kube.errors import UnreachableError
 
 
 class Pages(http.server.BaseHTTPRequestHandler):

@@ -15,7 +15,8 @@ from agent.backends.apparmor import parser_sandbox
 from agent.backends.apparmor.backend import AppArmorBackend
 from agent.backends.apparmor.parser import Parser
 from agent.core.model import Profile, Rejection, SourceKey
-from agent.host import landlock
+from agent.host import commands, landlock
+from agent.host.commands import CommandLimits
 from agent.host.filesystem import Host
 from tests import inspection
 from tests.unit.test_landlock import SYSTEM_CALL_NUMBERS, output_under
@@ -38,7 +39,7 @@ FORMS = {
 
 
 def parser(include_dir="/etc/apparmor.d", **options):
-    return Parser(Host("/"), "", include_dir=include_dir, **options)
+    return Parser("", include_dir=include_dir, **options)
 
 
 def compiled(form, path):
@@ -101,14 +102,8 @@ def test_the_files_that_the_parser_needs_are_opened():
     made = inspection.compiled(parser(), text, FEATURES)
     assert made.policy
     argv = [parser().path, "-Q", "-K", "-S", "--base", "/etc/apparmor.d", *FEATURES]
-    free = Host("/").run(
-        argv,
-        stdin=text,
-        timeout_seconds=60,
-        memory_bytes=1 << 30,
-        cpu_seconds=60,
-        output_bytes=1 << 24,
-    )
+    limits = CommandLimits(seconds=60, memory_bytes=1 << 30, cpu_seconds=60, output_bytes=1 << 24)
+    free = commands.run(argv, stdin=text, limits=limits)
     assert made.policy == free.stdout
 
 
@@ -187,9 +182,8 @@ def test_a_text_that_the_check_cannot_decide_needs_the_sandbox(tmp_path):
 def test_a_policy_that_was_compiled_without_the_sandbox_is_compiled_again():
     """It may contain files that are not among its recorded inputs: its context is another one."""
     script = """
-from agent.host.filesystem import Host
 from agent.backends.apparmor.parser import Parser
-made = Parser(Host("/"), "", include_dir="/etc/apparmor.d")
+made = Parser("", include_dir="/etc/apparmor.d")
 print(made.input_digest(), end="")
 """
     without = output_under(SYSTEM_CALL_NUMBERS["create"], errno.ENOSYS, script)
@@ -201,7 +195,7 @@ def test_the_loader_and_the_libraries_are_those_of_the_program():
     """The dynamic loader is named in the program, and lists files that exist."""
     path = parser().path
     loader = parser_sandbox.interpreter(path)
-    found = parser_sandbox.libraries(Host("/"), path, loader)
+    found = parser_sandbox.libraries(path, loader)
     assert [one for one in (loader, *found) if not Path(one).is_file()] == []
     assert any("libc" in one or "musl" in one for one in found)
 

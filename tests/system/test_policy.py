@@ -11,9 +11,9 @@ import yaml
 
 from agent.backends.apparmor import compiled_policy
 from agent.core import labels as core
-from agent.kube import client, node_labels
+from agent.kube import client, errors, node_labels
 from tests.reports import report
-from tests.system.cluster import NAMESPACE, Cluster, until
+from tests.system.cluster import MERGE_PATCH, NAMESPACE, Cluster, until
 
 ROOT = Path(__file__).parents[2] / "manifests"
 DOMAIN = "profile-loader.node-restriction.kubernetes.io"
@@ -72,15 +72,15 @@ def agent(cluster, tmp_path_factory):
 def labels(agent, node, **changes):
     """Merge labels into a Node; None takes one off."""
     body = {"metadata": {"labels": changes.pop("labels", changes)}}
-    return agent.send("PATCH", f"/api/v1/nodes/{node}", body, content=client.MERGE)
+    return agent.send("PATCH", f"/api/v1/nodes/{node}", body, content_type=MERGE_PATCH)
 
 
 def merged(agent, body, node="own", below=""):
-    return agent.send("PATCH", f"/api/v1/nodes/{node}{below}", body, content=client.MERGE)
+    return agent.send("PATCH", f"/api/v1/nodes/{node}{below}", body, content_type=MERGE_PATCH)
 
 
 def refusal(call):
-    with pytest.raises(client.RefusedError) as refused:
+    with pytest.raises(errors.StatusError) as refused:
         call()
     return refused.value
 
@@ -89,7 +89,7 @@ def refused(call):
     """Return what the API server says against a call, or nothing where it allows it."""
     try:
         call()
-    except client.RefusedError as error:
+    except errors.StatusError as error:
         return error.message
     return ""
 
@@ -209,7 +209,7 @@ def test_a_wider_role_does_not_get_round_the_policy(cluster, agent):
     own = {"metadata": {"labels": {OWN: "installed"}}}
     made = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "made"}}
     calls = (
-        lambda: agent.send("PATCH", status, own, content=client.MERGE),
+        lambda: agent.send("PATCH", status, own, content_type=MERGE_PATCH),
         lambda: agent.send("POST", "/api/v1/nodes", made),
         lambda: agent.send("DELETE", "/api/v1/nodes/own", {}),
         lambda: agent.get("/api/v1/nodes/own/proxy/metrics"),
@@ -339,7 +339,7 @@ def test_forged_managed_fields_let_nothing_else_be_removed(cluster, agent, how):
     found = cluster.get("/api/v1/nodes/own")
     fields = [
         {**one, "fieldsV1": forged}
-        if (one["manager"], one["operation"]) == (client.MANAGER, "Apply")
+        if (one["manager"], one["operation"]) == (client.FIELD_MANAGER, "Apply")
         else one
         for one in found["metadata"]["managedFields"]
     ]
@@ -436,7 +436,7 @@ def test_rbac_denies(agent, what):
                 method,
                 path,
                 {"metadata": {"name": "x"}},
-                content=client.MERGE if method == "PATCH" else "",
+                content_type=MERGE_PATCH if method == "PATCH" else "",
             )
         )
     )
@@ -574,7 +574,7 @@ def test_a_startup_taint_is_all_that_the_spec_may_lose(cluster, agent):
         def allowed():
             try:
                 taints(other)
-            except client.RefusedError:
+            except errors.StatusError:
                 return False  # the API server has not read the policy yet
             return True
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from agent.kube import client
-from tests.system.cluster import NAMESPACE, Cluster, until
+from agent.kube import client, errors
+from tests.system.cluster import MERGE_PATCH, NAMESPACE, Cluster, until
 
 ROOT = Path(__file__).parents[2] / "manifests"
 DOMAIN = "profile-loader.node-restriction.kubernetes.io"
@@ -78,8 +78,8 @@ def labelled(agent, node, key=OWN, value="installed"):
     """Set a label; return what the API server says against it, or nothing."""
     body = {"metadata": {"labels": {key: value}}}
     try:
-        agent.send("PATCH", f"/api/v1/nodes/{node}", body, content=client.MERGE)
-    except client.RefusedError as error:
+        agent.send("PATCH", f"/api/v1/nodes/{node}", body, content_type=MERGE_PATCH)
+    except errors.StatusError as error:
         return error.message
     return ""
 
@@ -144,8 +144,8 @@ def test_a_renamed_agent_is_limited_as_before(cluster, folder, how):
     refusals = limited(agent)
     assert [is_by_policy(one) for one in refusals] == [True, True], refusals
     taint = {"spec": {"taints": [{"key": "x", "effect": "NoExecute"}]}}
-    with pytest.raises(client.RefusedError, match="ValidatingAdmissionPolicy"):
-        agent.send("PATCH", "/api/v1/nodes/other", taint, content=client.MERGE)
+    with pytest.raises(errors.StatusError, match="ValidatingAdmissionPolicy"):
+        agent.send("PATCH", "/api/v1/nodes/other", taint, content_type=MERGE_PATCH)
 
 
 def test_accounts_of_others_are_not_limited(cluster, folder):

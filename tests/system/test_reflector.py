@@ -27,7 +27,7 @@ from kubernetes.config import incluster_config
 from agent import app
 from agent.config import Config
 from agent.core import pod_references
-from agent.kube import client, node_labels
+from agent.kube import client, errors, node_labels
 from agent.kube import reflector as reflector_module
 from agent.sources import configmap as cluster_source
 from tests.system.cluster import Cluster, free_port, until
@@ -205,7 +205,7 @@ def test_a_version_that_was_compacted_away_is_gone(cluster, tmp_path):
     urllib.request.urlopen(request, timeout=100).close()  # noqa: S310 - the same
     cluster.stop("kube-apiserver")
     cluster.start_api()
-    with pytest.raises(client.RefusedError) as refused:
+    with pytest.raises(errors.StatusError) as refused:
         list(api.watch(PATH, [("resourceVersion", first)], silence_seconds=20))
     assert (refused.value.status, refused.value.reason) == (410, "Expired")
     watched = Watched(api)
@@ -238,13 +238,13 @@ def test_close_wakes_a_watch_at_once(cluster, tmp_path):
             version = str(api.get(PATH)["metadata"]["resourceVersion"])
             query = [("resourceVersion", version)]
             ended.put(list(api.watch(PATH, query, silence_seconds=60)))
-        except client.UnreachableError as error:
+        except errors.UnreachableError as error:
             ended.put(error)
 
     threading.Thread(target=read, daemon=True).start()
     until(lambda: api._streams, "a watch that is read")
     api.close()
-    assert isinstance(ended.get(timeout=pace.scaled(1.0)), client.UnreachableError)
+    assert isinstance(ended.get(timeout=pace.scaled(1.0)), errors.UnreachableError)
 
 
 def test_a_token_is_read_again_and_says_to_which_node_it_is_bound(cluster, tmp_path):
@@ -261,11 +261,11 @@ def test_a_token_is_read_again_and_says_to_which_node_it_is_bound(cluster, tmp_p
 def test_refusals_say_why(cluster, tmp_path):
     """The status, the reason and the message are those of the API server."""
     api = client.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca, "nobody"))
-    with pytest.raises(client.RefusedError) as refused:
+    with pytest.raises(errors.StatusError) as refused:
         api.get(PATH)
     assert (refused.value.status, refused.value.reason) == (401, "Unauthorized")
     admin = client.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca))
-    with pytest.raises(client.RefusedError) as refused:
+    with pytest.raises(errors.StatusError) as refused:
         admin.get(f"{PATH}/none")
     assert (refused.value.status, refused.value.reason) == (404, "NotFound")
 
@@ -275,7 +275,7 @@ def test_nobody_there_is_no_refusal(tmp_path):
     port = free_port()
     api = client.Api(kubeconfig=config(tmp_path, f"https://127.0.0.1:{port}"))
     with pytest.raises(
-        client.UnreachableError, match=rf"^127\.0\.0\.1:{port}: .*Connection refused"
+        errors.UnreachableError, match=rf"^127\.0\.0\.1:{port}: .*Connection refused"
     ):
         api.get(PATH)
 
@@ -285,11 +285,11 @@ def test_a_kubeconfig_that_is_none_is_told(tmp_path):
     (tmp_path / "bad").write_text("{]")
     (tmp_path / "text").write_text("hello")
     for path in (tmp_path / "bad", tmp_path / "text", config(tmp_path, 5)):
-        with pytest.raises(client.NoClusterError):
+        with pytest.raises(errors.NoClusterError):
             client.Api(kubeconfig=str(path))
-    with pytest.raises(client.NoClusterError, match="there is no such file"):
+    with pytest.raises(errors.NoClusterError, match="there is no such file"):
         client.Api(kubeconfig=str(tmp_path / "missing"))
-    with pytest.raises(client.NoClusterError):
+    with pytest.raises(errors.NoClusterError):
         client.Api()  # this is no pod
 
 
@@ -373,7 +373,7 @@ def test_a_refusal_is_one_request_and_keeps_its_retry_after(tmp_path, given, sta
     """Nothing is retried or followed behind the caller's back; a wait that is none has an end."""
     with Script(given) as server:
         api = client.Api(kubeconfig=config(tmp_path, server.url), version="1.2.3")
-        with pytest.raises(client.RefusedError) as refused:
+        with pytest.raises(errors.StatusError) as refused:
             api.get(PATH)
         assert (refused.value.status, refused.value.retry_after) == (status, retry)
         assert (server.asked, server.named) == ([PATH], {"profile-loader/1.2.3"})
@@ -384,7 +384,7 @@ def test_an_answer_that_is_no_object_is_no_answer(tmp_path, body):
     """It is never taken for an empty list."""
     with Script(answer(200, body)) as server:
         api = client.Api(kubeconfig=config(tmp_path, server.url))
-        with pytest.raises(client.UnreachableError):
+        with pytest.raises(errors.UnreachableError):
             Watched(api).reflector.list()
 
 
@@ -402,7 +402,7 @@ def test_a_list_of_odd_items_is_no_answer(tmp_path, odd):
     """Items that are no objects with a name, or are missing, make the whole list unreadable."""
     with Script(answer(200, {"metadata": {"resourceVersion": "1"}} | odd)) as server:
         watched = Watched(client.Api(kubeconfig=config(tmp_path, server.url)))
-        with pytest.raises(client.UnreachableError):
+        with pytest.raises(errors.UnreachableError):
             watched.reflector.list()
         assert watched.reflector.store.objects is None
 
@@ -458,7 +458,7 @@ def test_whatever_types_an_object_has_the_list_is_read_or_is_no_answer(tmp_path,
         for _ in lists:
             try:
                 reflector.list()
-            except client.UnreachableError:
+            except errors.UnreachableError:
                 refused += 1
                 continue
             repr(reflector.store).encode()
@@ -513,7 +513,7 @@ def test_an_answer_that_comes_byte_by_byte_has_a_total_deadline(
     ca = tmp_path / "server.pem" if uses_tls else ""
     try:
         api = client.Api(kubeconfig=config(tmp_path, url, ca=ca))
-        with pytest.raises(client.UnreachableError, match=r"no answer in time|took too long"):
+        with pytest.raises(errors.UnreachableError, match=r"no answer in time|took too long"):
             api.get(PATH)
     finally:
         ended.set()
@@ -536,7 +536,7 @@ def test_an_error_event_ends_the_watch_with_its_status(tmp_path):
     event = {"type": "ERROR", "object": {"code": 410, "reason": "Expired", "message": "too old"}}
     with Script(answer(200, event)) as server:
         api = client.Api(kubeconfig=config(tmp_path, server.url))
-        with pytest.raises(client.RefusedError) as refused:
+        with pytest.raises(errors.StatusError) as refused:
             list(api.watch(PATH, [], silence_seconds=5))
         assert (refused.value.status, refused.value.reason) == (410, "Expired")
 
@@ -547,7 +547,7 @@ def test_an_error_event_of_an_odd_status_is_an_error_of_the_server(tmp_path, cod
     event = {"type": "ERROR", "object": {"code": code, "message": "odd"}}
     with Script(answer(200, event)) as server:
         api = client.Api(kubeconfig=config(tmp_path, server.url))
-        with pytest.raises(client.RefusedError) as refused:
+        with pytest.raises(errors.StatusError) as refused:
             list(api.watch(PATH, [], silence_seconds=5))
         assert (refused.value.status, refused.value.message) == (500, "odd")
 
@@ -560,7 +560,7 @@ def test_an_answer_beyond_the_bound_is_no_answer_and_the_copy_stays(tmp_path):
         reflector = Watched(client.Api(kubeconfig=config(tmp_path, server.url))).reflector
         reflector.list()
         for _ in range(2):
-            with pytest.raises(client.UnreachableError, match="larger than 16777216 bytes"):
+            with pytest.raises(errors.UnreachableError, match="larger than 16777216 bytes"):
                 reflector.list()
         assert (reflector.store.objects, reflector.store.status) == ({"one": {"key": "a"}}, 0)
         assert reflector.store.reason == "the answer is larger than 16777216 bytes"
@@ -680,7 +680,7 @@ def test_a_list_whose_token_always_expires_is_refused(tmp_path):
     with Script(page("z"), *rounds) as server:
         reflector = Watched(client.Api(kubeconfig=config(tmp_path, server.url))).reflector
         reflector.list()
-        with pytest.raises(client.RefusedError, match="too old"):
+        with pytest.raises(errors.StatusError, match="too old"):
             reflector.list()
         assert (list(reflector.store.objects), reflector.store.status) == (["z"], 410)
         assert len(server.asked) == 1 + 2 * reflector_module.LIST_TRIES
@@ -702,7 +702,7 @@ def test_a_list_without_an_end_is_no_answer(tmp_path, monkeypatch):
     monkeypatch.setattr(reflector_module, "PAGES", 5)
     with Script(page("a", more="x")) as server:
         reflector = Watched(client.Api(kubeconfig=config(tmp_path, server.url))).reflector
-        with pytest.raises(client.UnreachableError, match="more than 5 pages"):
+        with pytest.raises(errors.UnreachableError, match="more than 5 pages"):
             reflector.list()
         assert len(server.asked) == 5
 
@@ -712,7 +712,7 @@ def test_an_odd_token_is_no_answer(tmp_path, token):
     """It is not taken for the end of the list."""
     with Script(answer(200, {"metadata": {"continue": token}, "items": []})) as server:
         reflector = Watched(client.Api(kubeconfig=config(tmp_path, server.url))).reflector
-        with pytest.raises(client.UnreachableError, match="no list"):
+        with pytest.raises(errors.UnreachableError, match="no list"):
             reflector.list()
 
 
@@ -882,7 +882,7 @@ def test_a_token_file_is_read_again_after_a_minute_and_where_it_was_refused(tmp_
         api.get("/")
         (tmp_path / "token").write_text("two\n")
         api.get("/")
-        with pytest.raises(client.RefusedError):
+        with pytest.raises(errors.StatusError):
             api.get("/")
         api.get("/")
         (tmp_path / "token").write_text("three\n")
@@ -897,7 +897,7 @@ def test_a_refused_watch_reads_the_token_file_again(tmp_path):
     with Script(answer(401, {}), FOUND) as server:
         api = client.Api(kubeconfig=user(tmp_path, server.url, tokenFile="token"))
         (tmp_path / "token").write_text("two")
-        with pytest.raises(client.RefusedError):
+        with pytest.raises(errors.StatusError):
             list(api.watch(PATH, [], silence_seconds=5))
         api.get("/")
     assert server.bearers == ["Bearer one", "Bearer two"]
@@ -939,7 +939,7 @@ def test_credentials_that_cannot_be_read_again_stay_and_a_refusal_says_why(
         else:
             Path(path).unlink()
         api.get("/")
-        with pytest.raises(client.RefusedError) as refused:
+        with pytest.raises(errors.StatusError) as refused:
             api.get("/")
     assert server.bearers == ["Bearer one"] * 3
     assert refused.value.message == f"expired; the credentials could not be read again: {why}"
@@ -1004,7 +1004,7 @@ def test_a_plugin_that_hangs_keeps_nobody(tmp_path, monkeypatch):
             api.get("/")
             try:
                 api.get("/")
-            except client.RefusedError as refused:
+            except errors.StatusError as refused:
                 ended.put(refused.message)
 
         threading.Thread(target=ask, daemon=True).start()

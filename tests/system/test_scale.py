@@ -14,7 +14,7 @@ from agent.kube import reflector as reflector_module
 from agent.kube.publisher import Publisher
 from agent.sources import configmap as config_maps
 from agent.sources.source_spec import ConfigMapSpec
-from tests.system.cluster import NODE_INFO, Cluster, until
+from tests.system.cluster import MERGE_PATCH, NODE_INFO, Cluster, until
 
 AGENTS = 300
 BOOT_ID = "11111111-2222-3333-4444-555555555555"
@@ -135,7 +135,7 @@ def test_a_change_costs_one_watch_event_one_patch_and_one_event_a_node(cluster, 
         made = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}
         admin.send("POST", "/api/v1/nodes", made)
         status = {"status": {"nodeInfo": {**info, "bootID": BOOT_ID}}}
-        admin.send("PATCH", f"/api/v1/nodes/{name}/status", status, content=client.MERGE)
+        admin.send("PATCH", f"/api/v1/nodes/{name}/status", status, content_type=MERGE_PATCH)
     label = change(cluster, 0)
     agents = [Agent(str(cluster.folder / "admin.kubeconfig"), name) for name in names]
     try:

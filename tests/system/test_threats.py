@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.kube import client
+from agent.kube import client, errors
 from tests.system.cluster import NAMESPACE, Cluster, until
 
 ROOT = Path(__file__).parents[2] / "manifests"
@@ -114,7 +114,7 @@ def test_in_another_domain_a_kubelet_can_forge_the_label(cluster):
 
 def test_an_api_server_of_another_authority_is_not_asked(cluster, tmp_path):
     """A server in between has no certificate of the cluster's authority, and gets no token."""
-    with pytest.raises(client.UnreachableError, match="CERTIFICATE_VERIFY_FAILED"):
+    with pytest.raises(errors.UnreachableError, match="CERTIFICATE_VERIFY_FAILED"):
         api(cluster, tmp_path, authority(tmp_path)).get("/api/v1/nodes/node-b")
     assert api(cluster, tmp_path, cluster.ca).get("/api/v1/nodes/node-b")["kind"] == "Node"
 

@@ -16,7 +16,7 @@ from agent.core.report import Report
 from agent.host.filesystem import Host
 from agent.host.ledger import FileLedger
 from agent.kube import publisher
-from agent.kube.client import UnreachableError
+from agent.kube.errors import UnreachableError
 from agent.kube.node_labels import NodeLabeler, Options
 from agent.kube.publisher import Publisher
 from agent.reconciler import Reconciler

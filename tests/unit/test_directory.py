@@ -202,18 +202,18 @@ def test_a_key_that_vanishes_during_the_read_is_read_again(top):
 
 def test_a_file_that_is_written_during_the_read_is_read_again(top, monkeypatch):
     """The half of a text may be a text, and would take the other half's profiles away."""
-    whole, path = reading.whole, top / "a.json"
+    read_all, path = reading.read_all, top / "a.json"
     path.write_bytes(b"old")
     later = [b"newer"]
 
     def written(*asked):
-        content = whole(*asked)
+        content = read_all(*asked)
         for one in later:
             path.write_bytes(one)
         later.clear()
         return content
 
-    monkeypatch.setattr(reading, "whole", written)
+    monkeypatch.setattr(reading, "read_all", written)
     assert keys(read(top)) == {"a.json": b"newer"}
 
 

@@ -1,4 +1,4 @@
-"""A disk that fills up at any moment, on a file system in memory."""
+"""Writes to a full disk, on a file system in memory."""
 
 import errno
 
@@ -11,20 +11,20 @@ from agent.host.ledger import FileLedger
 ID = KeyId(kind="seccomp", profile_set="dir /p", key="audit.json")
 
 
-def test_a_write_that_does_not_fit_leaves_the_old_file_and_nothing_else(fs):
-    """ENOSPC is told with its path; the old content is whole, no temporary file stays."""
+def test_a_write_to_a_full_disk_keeps_the_old_file_and_leaves_no_other(fs):
+    """The error contains ENOSPC and the path, and no temporary file is left."""
     host = Host("/")
     host.write_file("/d", "a", b"old")
     fs.set_disk_usage(fs.get_disk_usage().used + 10)
-    with pytest.raises(HostError) as caught:
+    with pytest.raises(HostError) as error:
         host.write_file("/d", "a", b"x" * 100)
-    assert (caught.value.errno, caught.value.path) == (errno.ENOSPC, "/d/a")
+    assert (error.value.errno, error.value.path) == (errno.ENOSPC, "/d/a")
     assert host.read_regular("/d", "a", limit=9) == b"old"
     assert host.names("/d") == ["a"]
 
 
 def test_a_ledger_on_a_full_disk_keeps_its_entries(fs):
-    """An entry that cannot be replaced stays what it was, and the hint says what to do."""
+    """The previous entry stays, and the finding has a hint about disk space."""
     ledger = FileLedger(Host("/"), "/state")
     assert ledger.write(LedgerEntry(id=ID, provenance="installed")) is None
     fs.set_disk_usage(fs.get_disk_usage().used + 10)

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from agent.backends.apparmor.parser_sandbox import interpreter
-from agent.host import landlock
-from agent.host.filesystem import Host, HostError
+from agent.host import commands, landlock
+from agent.host.commands import CommandLimits
+from agent.host.filesystem import HostError
 from agent.host.landlock import Access
 
 needs_landlock = pytest.mark.skipif(
@@ -120,15 +121,11 @@ def test_no_new_privileges_is_set_in_the_restricted_thread_only(files):
 
 def run(command, sandbox, *, cpu_seconds=30):
     """Run a shell command as the agent runs the parser; return its status and its output."""
-    with Host().started(
-        [SHELL, "-c", command],
-        stdin=b"",
-        timeout_seconds=60,
-        memory_bytes=1 << 30,
-        cpu_seconds=cpu_seconds,
-        output_bytes=1 << 16,
-        sandbox=sandbox,
-    ) as running:
+    limits = CommandLimits(
+        seconds=60, memory_bytes=1 << 30, cpu_seconds=cpu_seconds, output_bytes=1 << 16
+    )
+    argv = [SHELL, "-c", command]
+    with commands.started(argv, stdin=b"", limits=limits, sandbox=sandbox) as running:
         done = running.result()
     return done.status, done.stdout.decode(), done.stderr.decode()
 
@@ -250,7 +247,7 @@ def output_under(number, code, script):
     """Return what Python prints in a process whose seccomp filter denies a system call."""
     setup = f"""
 import ctypes
-from agent.host import landlock
+from agent.host import commands, landlock
 program = ctypes.create_string_buffer({seccomp(number, code)!r})
 class Filter(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("program", ctypes.c_void_p)]

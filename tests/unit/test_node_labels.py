@@ -5,7 +5,7 @@ import pytest
 from agent.core.findings import Finding
 from agent.core.report import ProfileSetStatus
 from agent.kube import node_labels
-from agent.kube.client import KubeError, RefusedError, UnreachableError
+from agent.kube.errors import KubeError, StatusError, UnreachableError
 from agent.kube.node_labels import NodeLabeler, NodeMetadata, Options, WrongNodeError
 from tests.api_server import BOOT_ID, NAME, UID, ApiServer
 from tests.reports import SET, D, report, row
@@ -162,7 +162,7 @@ def test_a_stale_copy_labels_no_new_node_of_the_same_name():
     own = own_node(server)
     old = own.publish(seen(server), {A: "installed"})
     server.make(uid="uid-2")
-    with pytest.raises(RefusedError) as told:
+    with pytest.raises(StatusError) as told:
         own.publish(old, {B: "installed"})
     assert (told.value.status, server.labels) == (409, {})
 
@@ -173,13 +173,13 @@ def test_a_node_that_is_gone_is_not_created():
     own = own_node(server)
     old = own.publish(seen(server), {A: "installed"})
     server.node = None
-    with pytest.raises(RefusedError):
+    with pytest.raises(StatusError):
         own.publish(old, {})
     assert server.node is None
 
 
 @pytest.mark.parametrize(
-    "lost", [UnreachableError("no answer in time"), RefusedError(504, "Timeout", "x")]
+    "lost", [UnreachableError("no answer in time"), StatusError(504, "Timeout", "x")]
 )
 def test_after_an_answer_that_was_lost_the_set_is_applied_again(lost):
     """The labels may be on the Node although the copy does not show them."""
@@ -204,8 +204,8 @@ def test_a_refusal_leaves_no_doubt():
     own = own_node(server)
     before = seen(server)
     own.prove(before)
-    server.errors = [RefusedError(403, "Forbidden", "cannot patch")] * 2
-    with pytest.raises(RefusedError):
+    server.errors = [StatusError(403, "Forbidden", "cannot patch")] * 2
+    with pytest.raises(StatusError):
         own.publish(before, {A: "installed"})
     server.requests()
     assert own.publish(before, {}) is before
@@ -319,8 +319,8 @@ def test_what_is_no_matter_of_content_is_not_split():
     before = seen(server)
     own.prove(before)
     server.requests()
-    server.errors = [RefusedError(429, "TooManyRequests", "later")]
-    with pytest.raises(RefusedError, match="later"):
+    server.errors = [StatusError(429, "TooManyRequests", "later")]
+    with pytest.raises(StatusError, match="later"):
         own.publish(before, {A: "installed"})
     assert server.requests() == ["APPLY"]
 
@@ -331,17 +331,17 @@ def test_an_api_server_that_becomes_busy_ends_the_attempt():
     own = own_node(server)
     before = seen(server)
     own.prove(before)
-    server.errors = [RefusedError(403, "Forbidden", "denied")]
+    server.errors = [StatusError(403, "Forbidden", "denied")]
     applies = []
 
     def busy(_, after):
         applies.append(dict(after))
         if len(applies) == 3:
-            raise RefusedError(429, "TooManyRequests", "later")
+            raise StatusError(429, "TooManyRequests", "later")
         return ""
 
     server.policy = busy
-    with pytest.raises(RefusedError, match="later"):
+    with pytest.raises(StatusError, match="later"):
         own.publish(before, {A: "installed", READY: "ready"})
     assert applies == [{}, {A: "installed"}, {A: "installed", READY: "ready"}]
 
@@ -506,7 +506,7 @@ def test_unlabel_tries_again_where_a_label_changed_meanwhile():
     assert (server.labels, server.requests()) == ({}, ["GET", "PATCH"] * 4)
     server.set_label(A, "installed")
     changes = iter(range(100))
-    with pytest.raises(RefusedError, match="the test failed"):
+    with pytest.raises(StatusError, match="the test failed"):
         own.unlabel()
     assert server.requests() == ["GET", "PATCH"] * node_labels.UNLABEL_TRIES
 
@@ -518,7 +518,7 @@ def test_unlabel_of_a_node_that_was_made_anew_changes_nothing():
         server.asked[-1].startswith("PATCH")
         and server.make({A: "installed"}, uid=f"uid-{len(server.asked)}")
     )
-    with pytest.raises(RefusedError):
+    with pytest.raises(StatusError):
         own_node(server).unlabel()
     assert server.labels == {A: "installed"}
 
@@ -528,9 +528,9 @@ def test_unlabel_of_a_node_that_refuses_is_reported_at_once():
     server = ApiServer({A: "installed"})
     server.during = lambda: (
         server.asked[-1].startswith("PATCH")
-        and server.errors.append(RefusedError(403, "Forbidden", "cannot patch"))
+        and server.errors.append(StatusError(403, "Forbidden", "cannot patch"))
     )
-    with pytest.raises(RefusedError, match="cannot patch"):
+    with pytest.raises(StatusError, match="cannot patch"):
         own_node(server).unlabel()
     assert server.requests() == ["GET", "PATCH"]
 
@@ -561,7 +561,7 @@ def test_what_kept_labels_from_the_node_is_told():
     """Both ways say for which Node, and why."""
     assert [
         node_labels.not_ours(WrongNodeError("it is another"), NAME),
-        node_labels.failed(RefusedError(403, "Forbidden", "denied"), NAME),
+        node_labels.failed(StatusError(403, "Forbidden", "denied"), NAME),
     ] == [
         Finding(
             code="node_unknown",

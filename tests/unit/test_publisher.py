@@ -7,7 +7,7 @@ import pytest
 from agent.core.findings import Finding
 from agent.core.report import ProfileSetStatus
 from agent.kube import events, publisher
-from agent.kube.client import RefusedError, UnreachableError
+from agent.kube.errors import StatusError, UnreachableError
 from agent.kube.node_labels import NodeLabeler, Options
 from agent.kube.publisher import FIRST_SECONDS, LAST_SECONDS, Publisher
 from tests.api_server import BOOT_ID, NAME, ApiServer, Watched
@@ -287,7 +287,7 @@ def test_a_failure_waits_longer_than_the_one_before_whatever_happens(world, cloc
 
 def test_the_api_server_may_ask_for_a_longer_wait(world, clock):
     """Retry-After is the least."""
-    world.server.errors = [RefusedError(429, "TooManyRequests", "slow down", retry_after=600.0)]
+    world.server.errors = [StatusError(429, "TooManyRequests", "slow down", retry_after=600.0)]
     world.told.post(report(row()))
     world.told.step()
     assert world.told._retry == clock.now + 600.0
@@ -323,14 +323,14 @@ def test_events_follow_their_labels_one_at_a_time(world):
 def test_an_event_that_is_refused_is_dropped_and_counted(world):
     """It would be refused again; labels do not wait for it."""
     labelled(world, row())
-    refused = RefusedError(403, "Forbidden", "events is forbidden")
+    refused = StatusError(403, "Forbidden", "events is forbidden")
     world.server.during = lambda: _refuse_posts(world, refused)
     labelled(world, row(), row("b.json", action="install", reason="new"))
     assert world.server.labels == {A: "installed", B: "installed", READY: "ready"}
     assert (world.server.events, world.lost, world.codes()) == ([], 1, [])
 
 
-@pytest.mark.parametrize("error", [DOWN, RefusedError(429, "TooManyRequests", "slow", 30.0)])
+@pytest.mark.parametrize("error", [DOWN, StatusError(429, "TooManyRequests", "slow", 30.0)])
 def test_an_event_that_found_no_ear_waits_and_does_not_speak_ill_of_the_labels(world, clock, error):
     """A busy API server is not asked for the next one at once; the labels are up to date."""
     labelled(world, row())
@@ -360,7 +360,7 @@ def test_an_event_whose_answer_was_lost_is_sent_again_as_the_same(world, clock):
     world.server.lost = [DOWN]
     world.settle()
     clock.now += 100.0
-    world.server.errors = [RefusedError(409, "AlreadyExists", "there is one of this name")]
+    world.server.errors = [StatusError(409, "AlreadyExists", "there is one of this name")]
     world.settle()
     assert world.server.requests() == ["POST", "POST"]
     assert (len(world.server.events), world.lost, world.told._outbox) == (1, 0, deque())
@@ -378,7 +378,7 @@ def test_events_are_sent_while_labels_are_refused(world, clock):
     """A policy that denies a label does not make the node silent."""
     labelled(world, row())
     world.server.requests()
-    world.server.errors = [RefusedError(403, "Forbidden", "the policy denies it")] * 2
+    world.server.errors = [StatusError(403, "Forbidden", "the policy denies it")] * 2
     world.told.post(report(row(), row("b.json"), row("bad.json", "rejected", findings=BAD)))
     world.settle()
     assert world.server.requests() == ["APPLY", "APPLY", "POST"]

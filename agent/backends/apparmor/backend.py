@@ -92,7 +92,7 @@ class AppArmorBackend:
             self.objects,
             policy_references.PolicyReferences(host, self.kernel, probes),
         )
-        self.parser = apparmor_parser.Parser(host, parser, include_dir=include_dir)
+        self.parser = apparmor_parser.Parser(parser, include_dir=include_dir)
         self.cpu_limit = cpu_limit
         self.worker = CompileWorker(
             self.parser,

@@ -19,8 +19,9 @@ from pathlib import Path
 from agent.backends.apparmor import parser_messages, parser_sandbox
 from agent.backends.apparmor.policy_cache import ParserResult
 from agent.core.model import digest
-from agent.host import landlock, reading, stat_signature
-from agent.host.filesystem import Exited, Host, HostError
+from agent.host import commands, landlock, reading, stat_signature
+from agent.host.commands import CommandLimits, Exited
+from agent.host.filesystem import HostError
 
 DEFAULT_PATHS = ("/sbin/apparmor_parser", "/usr/sbin/apparmor_parser")
 _OPTIONS = ("-Q", "-K", "-S", "--warn=rule-not-enforced")
@@ -68,13 +69,11 @@ class Parser:
 
     def __init__(
         self,
-        host: Host,
         path: str,
         *,
         include_dir: str,
         config_file: str = "/etc/apparmor/parser.conf",
     ) -> None:
-        self.host = host
         self.path = path or next((one for one in DEFAULT_PATHS if os.access(one, os.X_OK)), "")
         self.include_dir = include_dir
         self.config_file = config_file
@@ -150,20 +149,18 @@ class Parser:
         argv = [self.path, *_OPTIONS, *quick, "--base", self.include_dir, *features]
         cpu = max(1, math.ceil(cpu_seconds))
         seconds = WALL_CLOCK_FACTOR * cpu_seconds
+        limits = CommandLimits(
+            seconds=seconds,
+            memory_bytes=memory_bytes,
+            cpu_seconds=cpu,
+            output_bytes=_OUTPUT_BYTES,
+        )
         try:
             access = None if self.unsandboxed_reason() else self.access(features)
         except ParserError as error:
             return ParserRun(outcome=RunFailure.NOT_STARTED, detail=str(error))
         try:
-            with self.host.started(
-                argv,
-                stdin=text,
-                timeout_seconds=seconds,
-                memory_bytes=memory_bytes,
-                cpu_seconds=cpu,
-                output_bytes=_OUTPUT_BYTES,
-                sandbox=access,
-            ) as running:
+            with commands.started(argv, stdin=text, limits=limits, sandbox=access) as running:
                 done = running.result(is_cancelled)
         except HostError as error:
             return ParserRun(outcome=RunFailure.NOT_STARTED, detail=str(error))
@@ -208,7 +205,7 @@ class Parser:
             files = (self.path, loader, parser_sandbox.LIBRARY_CACHE)
             signatures = [_identity(file) for file in files]
             if signatures != self._needed[0]:
-                found = parser_sandbox.libraries(self.host, self.path, loader)
+                found = parser_sandbox.libraries(self.path, loader)
                 self._needed = (signatures, (loader, *found))
         except (OSError, HostError, parser_sandbox.NotElfError) as error:
             raise ParserError(f"the libraries of {self.path} cannot be listed: {error}") from error
@@ -273,7 +270,7 @@ def file_content(path: str) -> bytes:
             return b"irregular"  # a FIFO or device would never end
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            content = reading.whole(fd, os.fstat(fd).st_size)
+            content = reading.read_all(fd, os.fstat(fd).st_size)
         finally:
             os.close(fd)
     except OSError as error:

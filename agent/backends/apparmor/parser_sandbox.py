@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.host import landlock
-from agent.host.filesystem import Host, HostError
+from agent.host import commands, landlock
+from agent.host.commands import CommandLimits
+from agent.host.filesystem import HostError
 
 LIBRARY_CACHE = "/etc/ld.so.cache"
 # Where `abi <kernel>` reads (libapparmor, features.c: aa_features_new_from_kernel).
@@ -89,19 +90,18 @@ def _table(head: bytes, order: str, *, wide: bool) -> tuple[int, int, int]:
     return offset, size, number
 
 
-def libraries(host: Host, program: str, loader: str) -> tuple[str, ...]:
+def libraries(program: str, loader: str) -> tuple[str, ...]:
     """Return the libraries that the dynamic loader would load for a program.
 
     glibc and musl both know `--list` (ld.so(8)). Raises HostError.
     """
-    done = host.run(
-        [loader, "--list", program],
-        stdin=b"",
-        timeout_seconds=_SECONDS,
+    limits = CommandLimits(
+        seconds=_SECONDS,
         memory_bytes=_MEMORY,
         cpu_seconds=int(_SECONDS),
         output_bytes=_BYTES,
     )
+    done = commands.run([loader, "--list", program], stdin=b"", limits=limits)
     if done.status != 0:
         raise HostError(loader, OSError(errno.EIO, f"--list ended with status {done.status}"))
     return tuple(_LISTED.findall(os.fsdecode(done.stdout)))

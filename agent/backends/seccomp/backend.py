@@ -60,7 +60,7 @@ class _Known:
     @property
     def lasting(self) -> bool:
         """Return whether any later write shows in the signature."""
-        return stat_signature.lasting(self.sign, self.read_ns)
+        return stat_signature.is_settled(self.sign, self.read_ns)
 
 
 class SeccompBackend:
@@ -249,7 +249,7 @@ class SeccompBackend:
         now = time.time_ns()
         return all(
             signs.get(name) == one.sign
-            and (one.lasting or now - one.read_ns <= stat_signature.OLD_NS)
+            and (one.lasting or now - one.read_ns <= stat_signature.SETTLE_NS)
             for name, one in self._known.items()
         )
 

@@ -1,0 +1,161 @@
+"""Credentials for the API server: read with the kubernetes package, renewed every minute.
+
+The package's own renewal compares times of day and does not cover every kind of credential, so it
+is not used: the configuration is read again as a whole. Reading may run a plugin of a kubeconfig,
+which can hang, so it happens in a thread. connections.py uses the result.
+"""
+
+import contextlib
+import math
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Final
+
+from kubernetes.client.configuration import Configuration
+from kubernetes.config import (
+    ConfigException,
+    kube_config,
+    load_incluster_config,
+    load_kube_config,
+)
+from yaml import YAMLError
+
+from agent.kube.connections import ClusterAccess
+from agent.kube.errors import NoClusterError
+
+# The age at which credentials are read again. client-go uses the same for a token file.
+REREAD_SECONDS: Final = 60.0
+# The time that a request waits for credentials that are being read.
+WAIT_SECONDS: Final = 10.0
+
+
+class Credentials:
+    """The current credentials for one API server. Safe to use from several threads."""
+
+    def __init__(self, kubeconfig: str = "") -> None:
+        """Read the configuration: of the pod, or of a kubeconfig file.
+
+        A plugin of the kubeconfig has unlimited time here, because it may ask a person. Raises
+        NoClusterError.
+        """
+        self._kubeconfig = kubeconfig
+        self._lock = threading.Lock()
+        self._read_at = time.monotonic()
+        try:
+            self._access = _read(kubeconfig)
+        except (NoClusterError, OSError) as error:
+            raise NoClusterError(_unusable(kubeconfig, str(error))) from error
+        self._reader: threading.Thread | None = None
+        self._failure = ""
+
+    def current(self) -> ClusterAccess:
+        """Return the credentials, after an attempt to read them again where they are old.
+
+        At most one thread reads, and each caller waits for it at most WAIT_SECONDS. The previous
+        credentials stay in use until the new ones have been read.
+        """
+        with self._lock:
+            reader = self._reader
+            is_old = time.monotonic() - self._read_at >= REREAD_SECONDS
+            if is_old and (reader is None or not reader.is_alive()):
+                self._read_at = time.monotonic()
+                reader = threading.Thread(target=self._reread, name="credentials", daemon=True)
+                try:
+                    reader.start()
+                except RuntimeError:  # the system has no thread left
+                    return self._access
+                self._reader = reader
+            until = self._read_at + WAIT_SECONDS
+        if reader is not None:
+            reader.join(max(0.0, until - time.monotonic()))
+        return self._access
+
+    def expire(self, access: ClusterAccess) -> str:
+        """Make the next request read credentials again that the API server did not accept.
+
+        Returns:
+            Why the last attempt to read the credentials failed; empty if it did not fail.
+        """
+        with self._lock:
+            if access == self._access:
+                self._read_at = -math.inf
+            is_reading = self._reader is not None and self._reader.is_alive()
+        return "reading them is taking too long" if is_reading else self._failure
+
+    def _reread(self) -> None:
+        """Read the credentials again. The previous ones stay where that fails."""
+        previous = self._access
+        try:
+            access = _read(self._kubeconfig)
+            # The kubernetes package logs a failure of a plugin, and continues without credentials.
+            if previous.has_credentials and not access.has_credentials:
+                raise NoClusterError("they are empty")  # noqa: TRY301 - handled like other failures
+        except Exception as error:  # noqa: BLE001 - plugins of providers raise anything
+            self._failure = " ".join(str(error).split())[:300] or type(error).__name__
+            return
+        self._failure = ""
+        if access != previous:
+            self._access = access
+            _remove_files(previous, access)
+
+
+def _read(kubeconfig: str) -> ClusterAccess:
+    """Read the configuration and its credentials. Raises NoClusterError and OSError."""
+    config = Configuration()
+    try:
+        if kubeconfig:
+            load_kube_config(  # type: ignore[no-untyped-call] # the package has no types here
+                kubeconfig, client_configuration=config, persist_config=False
+            )
+        else:
+            load_incluster_config(client_configuration=config)  # type: ignore[no-untyped-call] # the same
+    except (ConfigException, YAMLError, OSError, ValueError) as error:
+        raise NoClusterError(" ".join(str(error).split())[:300]) from error
+    except (TypeError, KeyError, AttributeError) as error:  # YAML of another structure
+        raise NoClusterError("the file is not a kubeconfig") from error
+    config.refresh_api_key_hook = None
+    # client-go also removes a line end after a token (transport/token_source.go).
+    config.api_key = {name: token.strip() for name, token in config.api_key.items()}
+    token = config.auth_settings().get("BearerToken", {}).get("value")
+    return ClusterAccess(
+        url=str(config.host),
+        authorization=str(token or ""),
+        authority_file=config.ssl_ca_cert,
+        certificate_file=config.cert_file,
+        key_file=config.key_file,
+        certificate=_content(config.cert_file),
+        key=_content(config.key_file),
+        verifies_server=config.verify_ssl,
+        server_name=config.tls_server_name,
+    )
+
+
+def _content(path: str | None) -> bytes:
+    return Path(path).read_bytes() if path else b""
+
+
+def _unusable(kubeconfig: str, reason: str) -> str:
+    """Return why there is no configuration, and what the user can do."""
+    if not kubeconfig:
+        return (
+            f"the configuration of this pod cannot be used: {reason} Outside a pod, pass "
+            "--kubeconfig FILE."
+        )
+    exists = any(Path(path).is_file() for path in kubeconfig.split(os.pathsep))
+    return f"kubeconfig {kubeconfig}: {reason if exists else 'the file does not exist'}"
+
+
+def _remove_files(previous: ClusterAccess, current: ClusterAccess) -> None:
+    """Remove the temporary files with previous credentials.
+
+    The kubernetes package writes credentials that a kubeconfig or a plugin contains to files, and
+    removes these only when the process ends.
+    """
+    unused = {previous.authority_file, previous.certificate_file, previous.key_file}
+    unused -= {current.authority_file, current.certificate_file, current.key_file}
+    written = kube_config._temp_files  # noqa: SLF001 - the package has no public function for it
+    for content in [content for content, name in written.items() if name in unused]:
+        with contextlib.suppress(OSError):
+            Path(written.pop(content)).unlink()

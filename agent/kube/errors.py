@@ -1,0 +1,38 @@
+"""The errors of requests to the API server.
+
+The module imports no library, so that callers can handle these errors without loading the client.
+"""
+
+
+class KubeError(Exception):
+    """A request to the API server failed. The text is a reason for people."""
+
+
+class NoClusterError(KubeError):
+    """No usable configuration names an API server."""
+
+
+class UnreachableError(KubeError):
+    """The API server sent no response, or one that is not a response of the Kubernetes API."""
+
+
+class TooLargeError(UnreachableError):
+    """The response is larger than the size limit of the request."""
+
+
+class WatchNotStartedError(UnreachableError):
+    """The API server did not send the status line of a watch."""
+
+
+class StatusError(KubeError):
+    """The API server responded with an error status."""
+
+    def __init__(self, status: int, reason: str, message: str, retry_after: float = 0.0) -> None:
+        super().__init__(f"{status} {reason}: {message}" if reason else f"{status}: {message}")
+        self.status = status
+        """The HTTP status, or the code in an ERROR event of a watch."""
+        self.reason = reason
+        """The reason in the Status object, for example `NotFound`; empty without one."""
+        self.message = message
+        self.retry_after = retry_after
+        """Seconds of the Retry-After header; 0 without one."""

@@ -1,0 +1,86 @@
+"""Specification of agent.host.commands: commands with limits, and their bounded output."""
+
+import dataclasses
+import errno
+import os
+import select
+
+import pytest
+
+from agent.host import commands
+from agent.host.commands import CommandLimits, Exited, Limit
+from agent.host.filesystem import HostError
+
+PYTHON = os.path.realpath("/proc/self/exe")
+LIMITS = CommandLimits(seconds=20, memory_bytes=1 << 30, cpu_seconds=10, output_bytes=1 << 16)
+
+
+def run(*argv, stdin=b"", **limits):
+    """Run a command with the usual limits, of which some can be replaced."""
+    return commands.run(argv, stdin=stdin, limits=dataclasses.replace(LIMITS, **limits))
+
+
+def test_a_command_reads_its_input_and_its_output_is_returned():
+    """The result contains both output streams and the exit status."""
+    code = "import sys; d = sys.stdin.read(); print(d.upper()); sys.stderr.write('e'); sys.exit(3)"
+    expected = Exited(status=3, stdout=b"ABC\n", stderr=b"e")
+    assert expected == run(PYTHON, "-c", code, stdin=b"abc")
+
+
+def test_a_command_that_hangs_is_killed_with_its_children():
+    """The wall-clock limit kills the whole process group."""
+    exited = run(PYTHON, "-c", "import os, signal; os.fork(); signal.pause()", seconds=0.3)
+    assert (exited.status, exited.limit) == (-9, Limit.WALL_CLOCK)
+
+
+def test_a_command_with_too_much_output_is_ended():
+    """The output limit ends the command, and the result contains only that many bytes."""
+    exited = run(PYTHON, "-c", "import os\nwhile True: os.write(1, b'x' * 4096)")
+    assert (len(exited.stdout), exited.status != 0) == (1 << 16, True)
+
+
+def test_the_cpu_time_of_a_command_is_limited():
+    """A command in an endless loop ends with the limit CPU_TIME."""
+    assert run(PYTHON, "-c", "while True: pass", cpu_seconds=1).limit is Limit.CPU_TIME
+
+
+def test_a_missing_program_is_a_host_error():
+    """The error contains the errno of the failed start."""
+    with pytest.raises(HostError) as error:
+        run("/nowhere/parser")
+    assert error.value.errno == errno.ENOENT
+
+
+@pytest.mark.parametrize("number", range(20))
+def test_a_process_that_the_command_starts_at_once_gets_the_same_limits(number):
+    """A child that was forked before the limits were set gets them as well."""
+    memory_kib = LIMITS.memory_bytes >> 10
+    script = f"{{ until [ $(ulimit -v) = {memory_kib} ]; do :; done; echo {number}; }} & wait"
+    exited = run("/bin/sh", "-c", script)
+    assert (exited.status, exited.stdout) == (0, b"%d\n" % number)
+
+
+def test_the_cpu_time_of_a_command_includes_its_children():
+    """The CPU time that a child process used is part of the result."""
+    exited = run("/bin/sh", "-c", 'sh -c "while :; do :; done"; exit 10', cpu_seconds=1)
+    assert (exited.status, exited.limit) == (10, None)
+    assert exited.cpu_seconds >= 0.5
+
+
+def test_the_output_limit_of_a_process_that_the_command_starts_is_reported():
+    """The limit is reported although the command itself only reports that its child failed."""
+    exited = run("/bin/sh", "-c", "head -c 10000000 /dev/zero; exit 10", output_bytes=4096)
+    assert (exited.status, exited.limit) == (10, Limit.OUTPUT)
+
+
+def test_a_process_that_outlives_the_command_is_killed(tmp_path):
+    """A child of a command does not continue to run after the command itself has ended."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    run("/bin/sh", "-c", f"exec 3>{path}; {{ while :; do :; done; }} & exit 0")
+    # The pipe reports a hang-up as soon as no process has its other end open.
+    ready = select.poll()
+    ready.register(reader, 0)
+    assert ready.poll(60_000) == [(reader, select.POLLHUP)]
+    os.close(reader)
