@@ -165,18 +165,19 @@ def cluster(
         return None
     from agent.kube import node_labels
     from agent.kube.client import Api
-    from agent.kube.reflector import Reflector
+    from agent.kube.lister import Resource
+    from agent.kube.reflector import Reflector, new_backoff
     from agent.sources import configmap as config_maps
 
     api = Api(kubeconfig=settings.kubeconfig, version=_version(), on_request=count)
     reflectors = {
         one: Reflector(
             api,
-            one.path,
-            query=one.query,
+            Resource(path=one.path, query=one.query),
             keep=config_maps.keep(settings.label_domain),
-            changed=lambda: wake("source"),
-            restarted=lambda: restarted("configmaps"),
+            on_change=lambda: wake("source"),
+            on_restart=lambda: restarted("configmaps"),
+            backoff=new_backoff(),
             bounds=config_maps.ConfigMapBounds(),
         )
         for one in wanted
@@ -185,7 +186,7 @@ def cluster(
         return ClusterConnections(api=api, reflectors=reflectors, own=None, node=None)
     own = node_labels.NodeLabeler(
         api,
-        node_labels.Options(
+        node_labels.NodeOptions(
             name=settings.node_name,
             domain=settings.label_domain,
             digest=settings.label_digest,
@@ -196,21 +197,27 @@ def cluster(
     )
     watched = Reflector(
         api,
-        "/api/v1/nodes",
-        query=(("fieldSelector", f"metadata.name={settings.node_name}"),),
-        one=own.options.path,
-        metadata=True,
-        keep=node_labels.keep,
-        changed=lambda: wake("node"),
-        restarted=lambda: restarted("node"),
+        Resource(
+            path="/api/v1/nodes",
+            query=(("fieldSelector", f"metadata.name={settings.node_name}"),),
+            object_path=own.options.path,
+            metadata_only=True,
+        ),
+        keep=node_labels.node_metadata,
+        on_change=lambda: wake("node"),
+        on_restart=lambda: restarted("node"),
+        backoff=new_backoff(),
     )
     pods = Reflector(
         api,
-        "/api/v1/pods",
-        query=(("fieldSelector", f"spec.nodeName={settings.node_name}"),),
+        Resource(
+            path="/api/v1/pods",
+            query=(("fieldSelector", f"spec.nodeName={settings.node_name}"),),
+        ),
         keep=referenced_profiles,
-        changed=lambda: wake("pods"),
-        restarted=lambda: restarted("pods"),
+        on_change=lambda: wake("pods"),
+        on_restart=lambda: restarted("pods"),
+        backoff=new_backoff(),
     )
     return ClusterConnections(
         api=api,
@@ -351,7 +358,7 @@ def _meta(settings: Config, found: ClusterConnections) -> "NodeMetadata | None":
 
 def _labelled(settings: Config, found: ClusterConnections, report: Report) -> Report:
     """Label the Node as the report says; return the report with what went wrong."""
-    from agent.kube import node_labels
+    from agent.kube import node_findings, node_labels
     from agent.kube.errors import KubeError
 
     own, meta, name = found.own, _meta(settings, found), settings.node_name
@@ -359,13 +366,13 @@ def _labelled(settings: Config, found: ClusterConnections, report: Report) -> Re
     try:
         if own is None or meta is None:
             raise KubeError(found.node.store.reason if found.node is not None else "")  # noqa: TRY301 - told below
-        wanted = own.wanted(report, meta)
-        own.untaint(own.publish(meta, wanted.labels), report)
+        wanted = own.desired_labels(report, meta)
+        own.remove_startup_taint(own.publish(meta, wanted.labels), report)
         findings = (*wanted.findings, *own.findings())
     except node_labels.WrongNodeError as error:
-        findings = (node_labels.not_ours(error, name),)
+        findings = (node_findings.wrong_node(str(error), name),)
     except KubeError as error:
-        findings = (node_labels.failed(error, name),)
+        findings = (node_findings.unreachable(error, name),)
     return replace(report, findings=report.findings + findings)
 
 
@@ -399,7 +406,7 @@ def daemon(settings: Config, log_lines_dropped: Callable[[], int] = lambda: 0) -
     def woken(word: str) -> None:
         if word == "node":
             for one in publishers:
-                one.poke()
+                one.notify()
         wake.put(word)
 
     found = cluster(settings, woken, count=metrics.request, restarted=metrics.watch_restarted)
@@ -410,9 +417,9 @@ def daemon(settings: Config, log_lines_dropped: Callable[[], int] = lambda: 0) -
         made_for = teller.Publisher(
             found.own,
             found.api,
-            copy=lambda: watched.store,
-            changed=lambda: wake.put("labels"),
-            dropped=metrics.events_dropped,
+            store=lambda: watched.store,
+            on_change=lambda: wake.put("labels"),
+            on_drop=metrics.events_dropped,
         )
         publishers.append(made_for)
         board.labels = made_for.labels

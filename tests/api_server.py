@@ -1,11 +1,13 @@
 """An API server in memory: one Node with field managers, and Events.
 
-Server-side apply as a real one does it: what a manager no longer applies goes, unless another
-owns it too; a forced value takes the field from the others; an apply of the same set writes
-nothing; a wrong uid is a conflict; a Node that is not there would have to be created: forbidden.
+Server-side apply behaves like that of a real API server. A label that its field manager no longer
+applies is removed, unless another manager owns it too. A forced value takes the field from the
+other managers. An apply of the same labels writes nothing. A wrong uid is a conflict, and an apply
+to a missing Node would create it, which is forbidden.
 """
 
-import copy as copies
+import copy
+import dataclasses
 
 from agent.kube import node_labels
 from agent.kube.client import FIELD_MANAGER, JSON_PATCH
@@ -18,11 +20,14 @@ BOOT_ID = "7d0c6a2e-0000-4000-8000-000000000001"
 
 
 class ApiServer:
-    """What it was asked stands in `asked`. The calls are those of agent.kube.client.Api.
+    """A fake with the methods of agent.kube.client.Api; it records each request in `asked`.
 
-    errors: raised by the next requests, one each, which are not carried out. lost: raised by the
-    next ones after they were carried out. bound: the Node uid in the caller's token. policy: says
-    why it denies a change of the labels, from before to after, or nothing.
+    Attributes that tests set:
+        errors: raised by the next requests, one each, which are not carried out.
+        lost: raised by the next requests after they were carried out.
+        bound: the uid of the Node in the token of the client.
+        policy: returns why a change of the labels is denied, from the labels before and after it.
+        during: called before each request is carried out.
     """
 
     def __init__(self, labels=(), *, taints=(), boot_id=BOOT_ID, bound=""):
@@ -32,19 +37,19 @@ class ApiServer:
         self.errors = []
         self.lost = []
         self.policy = lambda before, after: ""
-        self.during = lambda: None  # called before a request is carried out
+        self.during = lambda: None
         self.version = 0
         self.owners = {}
         self.node = None
         self.make(dict(labels), uid=UID, taints=taints, boot_id=boot_id)
 
     def make(self, labels=(), *, uid, taints=(), boot_id=BOOT_ID):
-        """Put a Node there, as a kubelet does."""
+        """Create the Node like a kubelet."""
         self.version += 1
         self.owners = {key: {"kubelet"} for key in dict(labels)}
         self.node = {
             "metadata": {"name": NAME, "uid": uid, "labels": dict(labels)},
-            "spec": {"taints": [dict(one) for one in taints]},
+            "spec": {"taints": [dict(taint) for taint in taints]},
             "status": {"nodeInfo": {"bootID": boot_id}},
         }
 
@@ -53,14 +58,14 @@ class ApiServer:
         return self.node["metadata"]["labels"]
 
     def set_label(self, key, value, manager="admin"):
-        """Somebody else sets a label: of another value it takes the field from all others."""
+        """Set a label as another client. A new value takes the field from all other managers."""
         self.version += 1
         shared = self.owners.get(key, set()) if self.labels.get(key) == value else set()
         self.owners[key] = shared | {manager}
         self.labels[key] = value
 
     def drop_label(self, key):
-        """Somebody else takes a label off, whoever owns it."""
+        """Remove a label as another client."""
         self.version += 1
         self.owners.pop(key, None)
         del self.labels[key]
@@ -69,7 +74,7 @@ class ApiServer:
 
     def get(self, path, query=(), *, accept=""):
         self._begin("GET", path)
-        return self._end(self._node())
+        return self._end(self.snapshot())
 
     def apply(self, path, body):
         self._begin("APPLY", path)
@@ -78,7 +83,7 @@ class ApiServer:
         wanted = body["metadata"]["labels"]
         if body["metadata"].get("uid") not in (None, self.node["metadata"]["uid"]):
             raise StatusError(409, "Conflict", "Precondition failed: UID")
-        before = (dict(self.labels), copies.deepcopy(self.owners))
+        before = (dict(self.labels), copy.deepcopy(self.owners))
         for key, value in wanted.items():
             shared = self.owners.get(key, set()) if self.labels.get(key) == value else set()
             self.owners[key] = shared | {FIELD_MANAGER}
@@ -93,7 +98,7 @@ class ApiServer:
             self.node["metadata"]["labels"], self.owners = before
             raise StatusError(403, "Forbidden", denied)
         self.version += before != (self.labels, self.owners)
-        return self._end(self._node())
+        return self._end(self.snapshot())
 
     def send(self, method, path, body, query=(), *, content_type=""):
         self._begin(method, path)
@@ -101,39 +106,40 @@ class ApiServer:
             self.events.append(body)
             return self._end({})
         assert content_type == JSON_PATCH
-        if all(one["path"].startswith("/metadata/") for one in body):
-            return self._end(self._unlabelled(body))
+        if all(operation["path"].startswith("/metadata/") for operation in body):
+            return self._end(self._patch_metadata(body))
         taints = list(self.node["spec"]["taints"])
-        for one in body:
-            index = int(one["path"].removeprefix("/spec/taints/"))
-            if one["op"] == "test" and taints[index] != one["value"]:
+        for operation in body:
+            index = int(operation["path"].removeprefix("/spec/taints/"))
+            if operation["op"] == "test" and taints[index] != operation["value"]:
                 raise StatusError(422, "Invalid", "the test failed")
-            if one["op"] == "remove":
+            if operation["op"] == "remove":
                 del taints[index]
         self.version += 1
         self.node["spec"]["taints"] = taints
-        return self._end(self._node())
+        return self._end(self.snapshot())
 
-    def _unlabelled(self, patch):
-        """Carry out a patch that tests and removes labels, or nothing of it."""
-        node = self._node()
-        for one in patch:
+    def _patch_metadata(self, patch):
+        """Carry out a JSON patch of the metadata completely, or not at all."""
+        node = self.snapshot()
+        for operation in patch:
             parts = [
-                part.replace("~1", "/").replace("~0", "~") for part in one["path"].split("/")[1:]
+                part.replace("~1", "/").replace("~0", "~")
+                for part in operation["path"].split("/")[1:]
             ]
-            holder = node
+            parent = node
             for part in parts[:-1]:
-                holder = holder[int(part) if isinstance(holder, list) else part]
-            if one["op"] == "test" and holder.get(parts[-1]) != one["value"]:
+                parent = parent[int(part) if isinstance(parent, list) else part]
+            if operation["op"] == "test" and parent.get(parts[-1]) != operation["value"]:
                 raise StatusError(422, "Invalid", "the test failed")
-            if one["op"] == "remove":
-                del holder[parts[-1]]
-            if one["op"] == "replace":
-                holder[parts[-1]] = one["value"]
+            if operation["op"] == "remove":
+                del parent[parts[-1]]
+            if operation["op"] == "replace":
+                parent[parts[-1]] = operation["value"]
         self.node["metadata"]["managedFields"] = node["metadata"].get("managedFields", [])
         for key in self.labels.keys() - node["metadata"]["labels"].keys():
             self.drop_label(key)
-        return self._node()
+        return self.snapshot()
 
     def token_node_uid(self):
         return self.bound
@@ -149,38 +155,39 @@ class ApiServer:
             raise self.lost.pop(0)
         return answer
 
-    def _node(self):
+    def snapshot(self):
+        """Return a copy of the Node. Raises StatusError if it does not exist."""
         if self.node is None:
             raise StatusError(404, "NotFound", "not found")
-        return copies.deepcopy(self.node)
+        return copy.deepcopy(self.node)
 
     def requests(self):
-        """Return what was asked since the last time, by method."""
-        asked, self.asked = [one.partition(" ")[0] for one in self.asked], []
-        return asked
+        """Return the methods of the requests since the last call."""
+        methods, self.asked = [request.partition(" ")[0] for request in self.asked], []
+        return methods
 
 
-class Watched:
-    """The copy of the Node that a reflector would hold; it changes by `deliver` and `fail`."""
+class WatchedNode:
+    """The store of a reflector of the Node; it changes by `deliver` and `fail`."""
 
     def __init__(self, server):
         self.server = server
-        self.copy = Store(objects=None, reason="not read yet", tried=False)
+        self.store = Store(objects=None, reason="not read yet", tried=False)
 
     def __call__(self):
-        return self.copy
+        return self.store
 
     def deliver(self):
-        """Let everything that happened on the server arrive."""
-        found = self.server.node
-        self._take(
-            Store(objects={} if found is None else {NAME: node_labels.keep(copies.deepcopy(found))})
-        )
+        """Update the store with the current state of the server."""
+        objects = {}
+        if self.server.node is not None:
+            objects = {NAME: node_labels.node_metadata(copy.deepcopy(self.server.node))}
+        self._replace(Store(objects=objects))
 
-    def fail(self, reason="no answer in time", status=0):
-        """Let the copy be unconfirmed from now on."""
-        self._take(Store(objects=self.copy.objects, reason=reason, status=status))
+    def fail(self, reason="no response in time", status=0):
+        """Make the store unconfirmed."""
+        self._replace(Store(objects=self.store.objects, reason=reason, status=status))
 
-    def _take(self, new):
-        if new != self.copy:
-            self.copy = new
+    def _replace(self, store):
+        if store != self.store:
+            self.store = dataclasses.replace(store, revision=self.store.revision + 1)

@@ -9,5 +9,5 @@ def unlabel(settings: Config) -> str:
     found = app.cluster(settings, lambda _: None)
     if found is None or found.own is None:
         return ""
-    found.own.unlabel()
+    found.own.remove_labels()
     return f"node {settings.node_name}: the labels of profile-loader are off\n"

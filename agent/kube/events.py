@@ -1,7 +1,8 @@
-"""Events on the Node: what changed from one report to the next.
+"""Events on the Node: which changes between two reports are Events, and their content.
 
-Rule 1: on transitions only; a state that stays says nothing. Rule 2: never more than the bucket
-holds, never waiting; what is left out is counted.
+Only a change is an Event; a state that stays causes none. A token bucket limits the number of
+Events, and the caller counts those that are dropped. event_outbox.py keeps Events until they are
+sent.
 """
 
 import hashlib
@@ -22,30 +23,40 @@ CONTROLLER: Final = "profile-loader.io/agent"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Happened:
-    """One thing to tell: a reason in CamelCase, what was done, and a note for people."""
+class NodeEvent:
+    """The content of one Event."""
 
     type: Literal["Normal", "Warning"]
     reason: str
+    """A word in CamelCase."""
     action: str
+    """What the agent did, as a word in CamelCase."""
     note: str
+    """The text for people."""
 
 
-def transitions(before: Report | None, after: Report) -> tuple[Happened, ...]:
-    """Return what happened between two reports; before is None for the first of a process."""
-    known = {_id(row): row for row in before.profiles} if before is not None else {}
-    found: dict[Happened, None] = {}
+def transitions(before: Report | None, after: Report) -> tuple[NodeEvent, ...]:
+    """Return the Events between two reports. The first report of a process has none before it."""
+    previous = {_id(row): row for row in before.profiles} if before is not None else {}
+    node_events: dict[NodeEvent, None] = {}
     for row in after.profiles:
-        told = _told(known.get(_id(row)), row)
-        if told is not None:
-            found[told] = None
-    old = {(one.code, one.location) for one in (before.findings if before is not None else ())}
+        event = _profile_event(previous.get(_id(row)), row)
+        if event is not None:
+            node_events[event] = None
+    reported = {
+        (finding.code, finding.location)
+        for finding in (before.findings if before is not None else ())
+    }
     for finding in after.findings:
-        if finding.code in _NODE_REASONS and (finding.code, finding.location) not in old:
-            reason = _NODE_REASONS[finding.code]
-            note = f"{finding.message} {finding.hint}"
-            found[Happened(type="Warning", reason=reason, action="Repair", note=note)] = None
-    return tuple(found)
+        if finding.code in _NODE_REASONS and (finding.code, finding.location) not in reported:
+            event = NodeEvent(
+                type="Warning",
+                reason=_NODE_REASONS[finding.code],
+                action="Repair",
+                note=f"{finding.message} {finding.hint}",
+            )
+            node_events[event] = None
+    return tuple(node_events)
 
 
 _NODE_REASONS: Final[Mapping[str, str]] = {
@@ -58,44 +69,45 @@ def _id(row: ProfileStatus) -> tuple[str, str, str, str]:
     return (row.kind, row.profile_set, row.key, row.name)
 
 
-def _told(before: ProfileStatus | None, row: ProfileStatus) -> Happened | None:
-    was = (before.state, _codes(before)) if before is not None else None
-    now = (row.state, _codes(row))
-    what = f'{row.kind} profile "{row.name or row.key}" of {row.profile_set}'
+def _profile_event(before: ProfileStatus | None, row: ProfileStatus) -> NodeEvent | None:
+    profile = f'{row.kind} profile "{row.name or row.key}" of {row.profile_set}'
     if row.action in INSTALLS and row.state in ON_NODE:
         if row.action == ActionName.RESTORE:
-            note = f"{what} was {_DRIFT[row.reason]} and is restored"
-            return Happened(type="Warning", reason="ProfileRestored", action="Restore", note=note)
+            note = f"{profile} {_DRIFT[row.reason]}, and was restored"
+            return NodeEvent(type="Warning", reason="ProfileRestored", action="Restore", note=note)
         if row.state == ProfileState.INSTALLED:
-            new = row.reason in (Reason.NEW, Reason.UNFINISHED, Reason.TAKEN_OVER)
-            return Happened(
+            is_new = row.reason in (Reason.NEW, Reason.UNFINISHED, Reason.TAKEN_OVER)
+            return NodeEvent(
                 type="Normal",
-                reason="ProfileLoaded" if new else "ProfileUpdated",
-                action="Load" if new else "Update",
-                note=f"{what} is {'loaded' if new else 'updated'} ({row.reason})",
+                reason="ProfileLoaded" if is_new else "ProfileUpdated",
+                action="Load" if is_new else "Update",
+                note=f"{profile} was {'loaded' if is_new else 'updated'} ({row.reason})",
             )
     if row.action == ActionName.REMOVE and row.state == ProfileState.REMOVED:
-        note = f"{what} is no longer desired and is removed"
-        return Happened(type="Normal", reason="ProfileRemoved", action="Remove", note=note)
-    quiet = row.state in (ProfileState.INSTALLED, ProfileState.HELD, ProfileState.RELEASED)
-    if was == now or (before is None and quiet):
+        note = f"{profile} is no longer desired, and was removed"
+        return NodeEvent(type="Normal", reason="ProfileRemoved", action="Remove", note=note)
+    is_normal = row.state in (ProfileState.INSTALLED, ProfileState.HELD, ProfileState.RELEASED)
+    state = (row.state, _codes(row))
+    if (before is None and is_normal) or (
+        before is not None and state == (before.state, _codes(before))
+    ):
         return None
     if row.state == ProfileState.HELD and (
         row.desired or row.reason == _PENDING or _was_held(before)
     ):
-        return None  # a source that is away changes nothing on the node, on any of its profiles
-    return _worse(row, what)
+        return None  # an unreadable source changes nothing on the node for any of its profiles
+    return _problem_event(row, profile)
 
 
 def _was_held(before: ProfileStatus | None) -> bool:
-    """Return whether it was told already that the profile stays, and why."""
+    """Return whether an earlier Event reported that the profile stays, and why."""
     return before is not None and before.state == ProfileState.HELD and before.reason != _PENDING
 
 
-_PENDING: Final = Reason.LABEL_PENDING  # it goes soon, or another reason will be told then
+_PENDING: Final = Reason.LABEL_PENDING  # the profile is removed soon, or another reason follows
 _DRIFT: Final = {
-    Reason.WENT_MISSING: "gone from the node",
-    Reason.DRIFTED: "changed on the node",
+    Reason.WENT_MISSING: "was missing on the node",
+    Reason.DRIFTED: "was changed on the node",
 }
 _REASONS: Final[Mapping[ProfileState, tuple[str, str]]] = {
     ProfileState.REJECTED: ("ProfileRejected", "Reject"),
@@ -107,51 +119,58 @@ _REASONS: Final[Mapping[ProfileState, tuple[str, str]]] = {
 }
 
 
-def _worse(row: ProfileStatus, what: str) -> Happened | None:
-    said = "; ".join(f"{one.message} ({one.location})" for one in row.findings)
+def _problem_event(row: ProfileStatus, profile: str) -> NodeEvent | None:
+    messages = "; ".join(f"{finding.message} ({finding.location})" for finding in row.findings)
     if row.state == ProfileState.HELD:
-        note = f"{what} stays on the node: {said or row.why}"
-        return Happened(type="Normal", reason="ProfileHeld", action="Hold", note=note)
+        note = f"{profile} stays on the node: {messages or row.why}"
+        return NodeEvent(type="Normal", reason="ProfileHeld", action="Hold", note=note)
     if row.state not in _REASONS or not row.findings:
         return None
     reason, action = _REASONS[row.state]
-    stays = "; the last good version stays" if row.state == ProfileState.OUTDATED else ""
-    return Happened(
-        type="Warning", reason=reason, action=action, note=f"{what}: {row.state}{stays}: {said}"
-    )
+    consequence = "; the last good version stays" if row.state == ProfileState.OUTDATED else ""
+    note = f"{profile}: {row.state}{consequence}: {messages}"
+    return NodeEvent(type="Warning", reason=reason, action=action, note=note)
 
 
 def _codes(row: ProfileStatus) -> tuple[str, ...]:
-    return tuple(sorted(f"{one.code} {one.message}" for one in row.findings))
+    return tuple(sorted(f"{finding.code} {finding.message}" for finding in row.findings))
 
 
-class Bucket:
-    """A token bucket: at most BURST at once, one more every REFILL_SECONDS."""
+class TokenBucket:
+    """A rate limit: at most BURST Events at once, and one more every REFILL_SECONDS."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.tokens = float(BURST)
-        self.at = clock()
+        self.refilled_at = clock()
 
     def take(self) -> bool:
-        """Return whether one more may be sent now."""
+        """Take a token; return whether there was one."""
         now = self.clock()
-        self.tokens = min(float(BURST), self.tokens + (now - self.at) / REFILL_SECONDS)
-        self.at = now
+        self.tokens = min(float(BURST), self.tokens + (now - self.refilled_at) / REFILL_SECONDS)
+        self.refilled_at = now
         if self.tokens < 1.0:
             return False
         self.tokens -= 1.0
         return True
 
 
-def body(happened: Happened, *, node: str, uid: str, at: float, serial: int) -> dict[str, object]:
-    """Return the events.k8s.io/v1 Event; at is in Unix seconds.
+def body(event: NodeEvent, *, node: str, uid: str, at: float, number: int) -> dict[str, object]:
+    """Return an Event of events.k8s.io/v1.
 
-    It lies in the namespace default, where the API server wants Events of objects without one.
+    Its namespace is `default`, which the API server demands for Events about cluster-scoped
+    objects.
+
+    Args:
+        event: the content.
+        node: the name of the Node.
+        uid: the uid of the Node.
+        at: the Unix time in seconds.
+        number: makes the name of the Event unique among those of the same time.
     """
     seconds, micro = divmod(round(at * 1_000_000), 1_000_000)
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-    digest = hashlib.sha256(f"{uid} {at!r} {serial} {happened}".encode()).hexdigest()[:16]
+    digest = hashlib.sha256(f"{uid} {at!r} {number} {event}".encode()).hexdigest()[:16]
     return {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
@@ -159,24 +178,27 @@ def body(happened: Happened, *, node: str, uid: str, at: float, serial: int) -> 
         "eventTime": f"{stamp}.{micro:06d}Z",
         "reportingController": CONTROLLER,
         "reportingInstance": f"profile-loader-{node}"[:128],
-        "type": happened.type,
-        "reason": happened.reason,
-        "action": happened.action,
-        "note": _bounded(happened.note),
+        "type": event.type,
+        "reason": event.reason,
+        "action": event.action,
+        "note": _bounded(event.note),
         "regarding": {"apiVersion": "v1", "kind": "Node", "name": node, "uid": uid},
     }
 
 
 def _bounded(note: str) -> str:
-    clean = "".join(one if one.isprintable() else " " for one in note)
-    content = clean.encode("utf-8", "replace")
+    """Return a note without control characters, cut to the limit of the API server."""
+    printable = "".join(character if character.isprintable() else " " for character in note)
+    content = printable.encode("utf-8", "replace")
     if len(content) <= NOTE_BYTES:
         return content.decode()
     return content[: NOTE_BYTES - 3].decode("utf-8", "ignore") + "..."
 
 
-def chosen(happened: Sequence[Happened], bucket: Bucket) -> tuple[list[Happened], int]:
-    """Return what may be sent now, warnings first, and how many must be dropped."""
-    order = sorted(happened, key=lambda one: one.type != "Warning")
-    sent = [one for one in order if bucket.take()]
-    return sent, len(order) - len(sent)
+def take_allowed(
+    node_events: Sequence[NodeEvent], bucket: TokenBucket
+) -> tuple[list[NodeEvent], int]:
+    """Return the Events that the bucket allows, warnings first, and the number of all others."""
+    ordered = sorted(node_events, key=lambda event: event.type != "Warning")
+    allowed = [event for event in ordered if bucket.take()]
+    return allowed, len(ordered) - len(allowed)

@@ -1,9 +1,10 @@
-"""What `metadata.managedFields` attributes to the agent, and the repair of what was forged there.
+"""Field ownership in `metadata.managedFields`: finding and releasing forged entries.
 
-Whoever may patch a Node can write its managedFields. A server-side apply removes every field that
-they attribute to its manager and that it no longer contains: taints and foreign labels, too. With
-the agent's own token the admission policy refuses that; an administrator's credentials have no such
-limit. So the agent gives up forged fields, which changes none of them, before it applies.
+Every client that may patch a Node can write its managedFields. A server-side apply removes each
+field that managedFields attributes to its field manager and that the apply does not contain, for
+example taints and foreign labels. The admission policy denies that for the agent's own token, but
+credentials of an administrator have no such limit. So before an apply the agent gives up forged
+fields, which changes none of their values.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,14 +16,14 @@ from agent.kube.responses import Json
 
 def is_forged(metadata: Mapping[str, object]) -> bool:
     """Return whether the agent's applies are said to own more than labels of the agent's form."""
-    return any(_own_part(fields) != fields for _, fields in _entries(metadata))
+    return any(_own_fields(fields) != fields for _, fields in _entries(metadata))
 
 
 def repair(metadata: Mapping[str, object]) -> list[Mapping[str, object]]:
-    """Return the JSON patch that takes everything else from the agent's applies."""
+    """Return the JSON patch that releases all other fields of the agent's applies."""
     patch: list[Mapping[str, object]] = []
     for index, fields in _entries(metadata):
-        own = _own_part(fields)
+        own = _own_fields(fields)
         if own != fields:
             path = f"/metadata/managedFields/{index}/fieldsV1"
             patch.append({"op": "test", "path": path, "value": fields})
@@ -31,7 +32,7 @@ def repair(metadata: Mapping[str, object]) -> list[Mapping[str, object]]:
 
 
 def _entries(metadata: Mapping[str, object]) -> Sequence[tuple[int, Json]]:
-    """Return the fields of the agent's applies, with the place of each entry."""
+    """Return the index and the fields of each entry for the agent's applies."""
     entries = metadata.get("managedFields")
     return [
         (index, entry["fieldsV1"])
@@ -43,18 +44,19 @@ def _entries(metadata: Mapping[str, object]) -> Sequence[tuple[int, Json]]:
     ]
 
 
-def _own_part(fields: Json) -> Json:
-    """Return of a set of fields (KEP-555, FieldsV1) the labels of the agent's form.
+def _own_fields(fields: Json) -> Json:
+    """Return the labels of the agent's form in a set of fields (KEP-555, FieldsV1).
 
-    In any domain: those of a former domain are still to be removed by an apply.
+    The domain of the labels does not matter: an apply still has to remove the labels of a previous
+    domain.
     """
     metadata = fields.get("f:metadata")
-    found = metadata.get("f:labels") if isinstance(metadata, dict) else None
-    if not isinstance(found, dict):
+    owned = metadata.get("f:labels") if isinstance(metadata, dict) else None
+    if not isinstance(owned, dict):
         return {}
     own = {
         key: value
-        for key, value in found.items()
+        for key, value in owned.items()
         if key == "." or labels.has_own_form(str(key).removeprefix("f:"))
     }
     return {"f:metadata": {"f:labels": own}}

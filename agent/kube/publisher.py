@@ -1,287 +1,293 @@
-"""The thread that tells the API server: labels, startup taint and Events of the own Node.
+"""The thread that publishes reports to the API server: labels, startup taint and Events.
 
-Rule 1: the agent's loop never waits for it: it takes the last report from a mailbox of one.
-Rule 2: labels before Events. Rule 3: a failure waits longer than the one before; news do not
-shorten that wait, so that a refusing API server sees no storm.
+The agent's loop never waits for this thread, which takes the newest report from a mailbox of one.
+Labels are published before Events. After a failure the thread waits longer each time, and a new
+report does not shorten that wait, so that an API server with problems receives few requests.
 """
 
-import random
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
+from agent.backoff import Backoff
 from agent.core.findings import Finding
 from agent.core.report import Report
-from agent.kube import events, node_labels
+from agent.kube import events, node_findings
 from agent.kube.client import Api
 from agent.kube.errors import KubeError, StatusError
-from agent.kube.node_labels import NodeLabeler, NodeMetadata
+from agent.kube.event_outbox import EventOutbox
+from agent.kube.label_contention import LabelContention
+from agent.kube.node_labels import NodeLabeler, NodeMetadata, WrongNodeError
 from agent.kube.reflector import Store
 
 FIRST_SECONDS: Final = 1.0
-LAST_SECONDS: Final = 60.0
-REFUSED_SECONDS: Final = 600.0  # longest wait before refused labels are tried again
-OUTBOX: Final = 100
-# The same labels put on again so often within that time: somebody else takes them off.
-FIGHTS: Final = 5
-FIGHT_SECONDS: Final = 600.0
+LONGEST_SECONDS: Final = 60.0
+REFUSED_LONGEST_SECONDS: Final = 600.0  # longest wait before rejected labels are sent again
+
+
+@dataclass(slots=True)
+class _Shared:
+    """The state that both threads use. The lock of the publisher protects it."""
+
+    report: Report | None = None
+    report_number: int = 0
+    """The number of reports that were posted."""
+    pending_labels: frozenset[str] = frozenset()
+    """Labels that a posted report implies, and that may be on the Node soon."""
+    node: NodeMetadata | None = None
+    """The Node of the last response or of the last event of the watch, whichever came later."""
+    node_number: int = 0
+    """The number of changes of `node`."""
+    store_revision: int = -1
+    """The revision of the store that `node` was read from."""
+    has_work: bool = False
 
 
 class Publisher:
-    """Publishes for one Node.
+    """Publishes reports for one Node.
 
-    copy: what is known of the Node (a reflector's). changed: called when `problems` or the labels
-    on the Node changed. dropped: called with a number of Events that were not sent.
+    The agent's loop calls `post`, `notify`, `labels` and `labels_on_node`. `step` runs in the
+    thread of the publisher.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword-only after the client
         self,
-        own: NodeLabeler,
+        labeler: NodeLabeler,
         api: Api,
         *,
-        copy: Callable[[], Store[NodeMetadata]],
-        changed: Callable[[], None],
-        dropped: Callable[[int], None] = lambda _: None,
+        store: Callable[[], Store[NodeMetadata]],
+        on_change: Callable[[], None],
+        on_drop: Callable[[int], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self.labeler = own
+        """Create a publisher without its thread.
+
+        Args:
+            labeler: sets the labels.
+            api: the client for Events.
+            store: returns the store of the reflector of the Node.
+            on_change: called after a change of `findings` or of the labels on the Node.
+            on_drop: called with the number of Events that were not sent.
+            clock: the monotonic time in seconds.
+            wall_clock: the Unix time in seconds.
+        """
+        self.labeler = labeler
         self.api = api
-        self.copy = copy
-        self.changed = changed
-        self.dropped = dropped
+        self.store = store
+        self.on_change = on_change
+        self.on_drop = on_drop
+        self.clock = clock
         self.findings: tuple[Finding, ...] = ()
-        self._report: Report | None = None
-        self._post_number = 0  # how many reports were posted
-        self._told: Report | None = None  # the report that Events were made of last
-        self._wanted: frozenset[str] = frozenset()
-        self._meta: NodeMetadata | None = None  # the Node as last answered or watched
-        self._seen: Store[NodeMetadata] | None = None
-        self._outbox: deque[tuple[events.Happened, float, int]] = deque()  # when, and which
-        self._bucket = events.Bucket()
-        self._serial = 0
-        self._applied: Mapping[str, str] = {}
-        self._fights: list[float] = []  # monotonic times
-        self._truce = 0.0  # monotonic time before which the same labels are not put on again
-        self._refusals = 0  # how often in a row some labels were refused
-        self._retry_refused = 0.0  # monotonic time before which refused labels are not tried again
-        self._failures = 0
-        self._retry = 0.0  # monotonic time before which nothing is asked
-        self._wake = threading.Condition()
-        self._dirty = False
-        self._stopping = False
-        self._thread: threading.Thread | None = None
+        """The problems of the last attempt to publish labels."""
+        self._outbox = EventOutbox(clock, wall_clock)
+        self._contention = LabelContention(clock)
+        self._backoff = Backoff(
+            first_seconds=FIRST_SECONDS, longest_seconds=LONGEST_SECONDS, jitter=0.5
+        )
+        self._retry_at = 0.0  # no request is sent before
+        self._refused_backoff = Backoff(
+            first_seconds=FIRST_SECONDS, longest_seconds=REFUSED_LONGEST_SECONDS, jitter=0.5
+        )
+        self._retry_refused_at = 0.0  # rejected labels are not sent again before
+        self._lock = threading.Condition()
+        self._shared = _Shared()
 
     # --- called by the agent's loop ---------------------------------------------------------------
 
     def post(self, report: Report) -> None:
-        """Take a report; what it earns is published soon."""
-        happened = events.transitions(self._told, report)
-        self._told = report
-        sent, left = events.chosen(happened, self._bucket)
-        with self._wake:
-            self._report = report
-            self._post_number += 1
-            wanted = self.labeler.wanted(report, self._known())
-            self._wanted |= frozenset(wanted.labels)
-            room = max(0, OUTBOX - len(self._outbox))
-            at = time.time()
-            for one in sent[:room]:
-                self._serial += 1
-                self._outbox.append((one, at, self._serial))
-            left += len(sent[room:])
-            self._dirty = True
-            self._wake.notify()
-        if left:
-            self.dropped(left)
+        """Replace the report to publish."""
+        with self._lock:
+            dropped = self._outbox.add(report)
+            shared = self._shared
+            shared.report = report
+            shared.report_number += 1
+            desired = self.labeler.desired_labels(report, self._node())
+            shared.pending_labels |= frozenset(desired.labels)
+            shared.has_work = True
+            self._lock.notify()
+        if dropped:
+            self.on_drop(dropped)
 
     def labels_on_node(self) -> frozenset[str] | None:
-        """Return the labels below the own prefixes that are, or soon may be, on the Node.
+        """Return the labels with the agent's prefixes that are, or soon may be, on the Node.
 
-        Those that somebody else holds are among them: while one is there it says that the profile
-        is. None: not known.
+        Labels of other field managers are included, because they also claim that a profile is
+        installed. Returns None if the labels are not known.
         """
-        with self._wake:
-            meta = self._known()
-            if meta is None or self.copy().reason:
+        with self._lock:
+            node = self._node()
+            if node is None or self.store().reason:
                 return None
-            return self.labeler.below(meta) | self._wanted
+            return self.labeler.prefixed_labels(node) | self._shared.pending_labels
 
     def labels(self) -> Mapping[str, str]:
-        """Return the own labels on the Node, as far as known."""
-        with self._wake:
-            meta = self._known()
-            return self.labeler.own(meta) if meta is not None else {}
+        """Return the agent's own labels on the Node, as far as they are known."""
+        with self._lock:
+            node = self._node()
+            return self.labeler.own_labels(node) if node is not None else {}
 
-    def poke(self) -> None:
-        """Look again: what is known of the Node changed."""
-        with self._wake:
-            self._dirty = True
-            self._wake.notify()
+    def notify(self) -> None:
+        """Wake the thread after a change of the store."""
+        with self._lock:
+            self._shared.has_work = True
+            self._lock.notify()
 
     def start(self) -> None:
-        """Begin; returns at once."""
-        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End without a last word: labels stay as they are."""
-        with self._wake:
-            self._stopping = True
-            self._wake.notify()
+        """Start the thread, which ends with the process. Labels then stay as they are."""
+        threading.Thread(target=self._run, name="publisher", daemon=True).start()
 
     # --- the thread -------------------------------------------------------------------------------
 
     def _run(self) -> None:
         while True:
-            with self._wake:
-                while not self._stopping and not self._due():
-                    self._wake.wait(self._patience())
-                if self._stopping:
-                    return
-                self._dirty = False
+            with self._lock:
+                while (seconds := self.seconds_until_due()) != 0:
+                    self._lock.wait(seconds)
             self.step()
 
-    def _due(self) -> bool:
-        at = self._due_at()
-        return at is not None and time.monotonic() >= at
+    def seconds_until_due(self) -> float | None:
+        """Return the seconds until `step` has something to do; None if there is nothing to do."""
+        due_at = self._due_at()
+        return max(0.0, due_at - self.clock()) if due_at is not None else None
 
     def _due_at(self) -> float | None:
-        """Return the monotonic time at which there is something to do; None: nothing is."""
-        if self._dirty or self._outbox or self._failures:
-            return self._retry
-        return max(self._retry, self._retry_refused) if self.labeler.refused else None
-
-    def _patience(self) -> float | None:
-        at = self._due_at()
-        return max(0.0, at - time.monotonic()) if at is not None else None
+        is_waiting = self._outbox.oldest() is not None or self._backoff.failures > 0
+        if self._shared.has_work or is_waiting:
+            return self._retry_at
+        return max(self._retry_at, self._retry_refused_at) if self.labeler.refused else None
 
     def step(self) -> None:
-        """Publish once: labels, taint, then one Event."""
+        """Publish once: the labels, the startup taint, then one Event."""
         findings: tuple[Finding, ...]
         before = (self.findings, self.labels_on_node())
+        with self._lock:
+            self._shared.has_work = False
+        node_name = self.labeler.options.name
         try:
-            findings = self._labels()
-        except node_labels.WrongNodeError as error:
-            findings = (node_labels.not_ours(error, self.labeler.options.name),)
-            self._later(0.0)
+            findings = self._publish_labels()
+        except WrongNodeError as error:
+            findings = (node_findings.wrong_node(str(error), node_name),)
+            self._delay_next_request(0.0)
         except KubeError as error:
-            findings = (node_labels.failed(error, self.labeler.options.name),)
-            self._later(error.retry_after if isinstance(error, StatusError) else 0.0)
-            if (
-                isinstance(error, StatusError)
-                and not _busy(error)
-                and self.labeler.is_proven(self._meta)
-            ):
-                self._event()  # what refuses the labels need not refuse the news
+            findings = (node_findings.unreachable(error, node_name),)
+            self._delay_next_request(error.retry_after if isinstance(error, StatusError) else 0.0)
+            if self._is_about_labels_only(error):
+                self._send_event()
         else:
-            if self._event():
-                self._failures = 0
+            if self._send_event():
+                self._backoff.reset()
         self.findings = findings
         if (self.findings, self.labels_on_node()) != before:
-            self.changed()
+            self.on_change()
 
-    def _labels(self) -> tuple[Finding, ...]:
-        with self._wake:
-            report, meta, post_number = self._report, self._known(), self._post_number
+    def _is_about_labels_only(self, error: KubeError) -> bool:
+        """Return whether the API server may accept an Event although it rejected the labels."""
+        return (
+            isinstance(error, StatusError)
+            and not _is_busy(error)
+            and self.labeler.is_proven(self._shared.node)
+        )
+
+    def _publish_labels(self) -> tuple[Finding, ...]:
+        with self._lock:
+            shared = self._shared
+            report, report_number = shared.report, shared.report_number
+            node = self._node()
+            node_number = shared.node_number
         if report is None:
             return self.findings
-        if meta is None:
-            copy = self.copy()
-            if copy.objects is not None:
-                raise node_labels.WrongNodeError("there is no Node of this name")
-            raise KubeError(copy.reason or "the Node was not read yet")
-        wanted = self.labeler.wanted(report, meta)
-        if self._fighting(meta, wanted.labels):
-            return (
-                *wanted.findings,
-                *self.labeler.findings(),
-                node_labels.fought(self.labeler.options.name),
-            )
-        answer = self._publish(meta, wanted.labels)
-        with self._wake:
-            if self._known() is meta:  # nothing newer came from the watch meanwhile
-                self._meta = answer
-            if self._post_number == post_number:  # no newer report was posted
-                self._wanted = frozenset(wanted.labels)
-        self.labeler.untaint(answer, report)
-        fought = (node_labels.fought(self.labeler.options.name),) * (len(self._fights) >= FIGHTS)
-        return (*wanted.findings, *self.labeler.findings(), *fought)
+        if node is None:
+            store = self.store()
+            if store.objects is not None:
+                raise WrongNodeError("there is no Node of this name")
+            raise KubeError(store.reason or "the Node was not read yet")
+        desired = self.labeler.desired_labels(report, node)
+        contended = (node_findings.contended(self.labeler.options.name),)
+        if self._must_wait(node, desired.labels):
+            return (*desired.findings, *self.labeler.findings(), *contended)
+        response = self._set_labels(node, desired.labels)
+        with self._lock:
+            if shared.node_number == node_number:  # the watch reported nothing newer
+                self._set_node(response)
+            if shared.report_number == report_number:
+                shared.pending_labels = frozenset(desired.labels)
+        self.labeler.remove_startup_taint(response, report)
+        return (
+            *desired.findings,
+            *self.labeler.findings(),
+            *(contended if self._contention.is_contended else ()),
+        )
 
-    def _publish(self, meta: NodeMetadata, wanted: Mapping[str, str]) -> NodeMetadata:
-        """Publish labels; plan when to try again those that the API server refuses."""
-        if time.monotonic() >= self._retry_refused:
+    def _set_labels(self, node: NodeMetadata, desired: Mapping[str, str]) -> NodeMetadata:
+        """Set the labels, and plan when to send rejected ones again."""
+        if self.clock() >= self._retry_refused_at:
             self.labeler.retry_refused()
-        before = self.labeler.refused
-        answer = self.labeler.publish(meta, wanted)
-        self._applied = self.labeler.allowed(answer, wanted)
+        refusals = self.labeler.refusals
+        response = self.labeler.publish(node, desired)
+        self._contention.record_applied(self.labeler.allowed_labels(response, desired))
         if not self.labeler.refused:
-            self._refusals, self._retry_refused = 0, 0.0
-        elif self.labeler.refused is not before:
-            self._refusals += 1
-            top = min(REFUSED_SECONDS, FIRST_SECONDS * 2 ** min(self._refusals - 1, 10))
-            wait = random.uniform(top / 2, top)  # noqa: S311 - spreads load
-            self._retry_refused = time.monotonic() + wait
-        return answer
+            self._refused_backoff.reset()
+            self._retry_refused_at = 0.0
+        elif self.labeler.refusals > refusals:
+            self._retry_refused_at = self.clock() + self._refused_backoff.next_delay()
+        return response
 
-    def _fighting(self, meta: NodeMetadata, wanted: Mapping[str, str]) -> bool:
-        """Note that labels are to be put on again; return whether that has to wait."""
-        wanted = self.labeler.allowed(meta, wanted)
-        now = time.monotonic()
-        self._fights = [at for at in self._fights if now - at < FIGHT_SECONDS]
-        if wanted != self._applied or self.labeler.own(meta) == wanted:
+    def _must_wait(self, node: NodeMetadata, desired: Mapping[str, str]) -> bool:
+        """Return whether the labels have to wait, because another client keeps removing them."""
+        allowed = self.labeler.allowed_labels(node, desired)
+        if not self._contention.must_wait(self.labeler.own_labels(node), allowed):
             return False
-        if now < self._truce:
-            with self._wake:
-                self._dirty = True
-                self._retry = self._truce
-            return True
-        self._fights.append(now)
-        if len(self._fights) >= FIGHTS:
-            top = min(LAST_SECONDS, FIRST_SECONDS * 2 ** min(len(self._fights) - FIGHTS, 10))
-            self._truce = now + random.uniform(top / 2, top)  # noqa: S311 - spreads load
-        return False
+        with self._lock:
+            self._shared.has_work = True
+            self._retry_at = self._contention.next_restore_at
+        return True
 
-    def _known(self) -> NodeMetadata | None:
-        """Return the Node as the watch or the last answer says, whichever is newer."""
-        copy = self.copy()
-        if copy is not self._seen:
-            self._seen = copy
-            self._meta = (copy.objects or {}).get(self.labeler.options.name)
-        return self._meta
+    def _node(self) -> NodeMetadata | None:
+        """Return the Node. The lock must be held."""
+        store, shared = self.store(), self._shared
+        if store.revision != shared.store_revision:
+            shared.store_revision = store.revision
+            self._set_node((store.objects or {}).get(self.labeler.options.name))
+        return shared.node
 
-    def _event(self) -> bool:
-        """Send the oldest Event; return whether that went well: a busy API server gets a rest."""
-        with self._wake:
-            oldest = self._outbox[0] if self._outbox else None
-            meta = self._known()
-        if oldest is None or meta is None:
+    def _set_node(self, node: NodeMetadata | None) -> None:
+        self._shared.node = node
+        self._shared.node_number += 1
+
+    def _send_event(self) -> bool:
+        """Send the oldest Event; return whether the next request need not be delayed."""
+        with self._lock:
+            pending = self._outbox.oldest()
+            node = self._node()
+        if pending is None or node is None:
             return True
-        happened, at, serial = oldest
         name = self.labeler.options.name
-        event = events.body(happened, node=name, uid=meta.uid, at=at, serial=serial)
+        event = events.body(
+            pending.event, node=name, uid=node.uid, at=pending.at, number=pending.number
+        )
         try:
             self.api.send("POST", events.PATH, event)
         except StatusError as error:
-            if _busy(error):
-                self._later(error.retry_after)
+            if _is_busy(error):
+                self._delay_next_request(error.retry_after)
                 return False
-            if error.status != 409:  # noqa: PLR2004 - Conflict: it arrived, and its answer did not
-                self.dropped(1)  # it would be refused again
+            # A Conflict means that the Event was created, and the response was lost.
+            if error.status != 409:  # noqa: PLR2004 - Conflict
+                self.on_drop(1)  # the API server would reject it again
         except KubeError:
-            self._later(0.0)  # the labels are up to date: no word about them
+            self._delay_next_request(0.0)  # the labels are current, so there is no finding
             return False
-        with self._wake:
-            self._outbox.popleft()
+        with self._lock:
+            self._outbox.remove_oldest()
         return True
 
-    def _later(self, least: float) -> None:
-        self._failures += 1
-        top = min(LAST_SECONDS, FIRST_SECONDS * 2 ** min(self._failures - 1, 10))
-        wait = max(least, random.uniform(top / 2, top))  # noqa: S311 - spreads load
-        self._retry = time.monotonic() + wait
+    def _delay_next_request(self, at_least: float) -> None:
+        self._retry_at = self.clock() + max(at_least, self._backoff.next_delay())
 
 
-def _busy(error: StatusError) -> bool:
-    """Return whether the same request may go well later (RFC 6585, 9110)."""
+def _is_busy(error: StatusError) -> bool:
+    """Return whether the same request may succeed later (RFC 6585, RFC 9110)."""
     return error.status == 429 or error.status >= 500  # noqa: PLR2004 - Too Many Requests

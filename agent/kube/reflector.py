@@ -1,386 +1,270 @@
-"""A copy of some objects of the API server, kept true by list and watch in a thread of its own.
+"""A copy of some objects of the API server, updated by list and watch in a thread of its own.
 
-Rule 1: an event says what changed, a list says what is; after any doubt it lists again. A broken
-connection is a doubt: the API server may have been restored to an older state. Rule 2: a copy that
-cannot be confirmed says so (`why`), and stays readable. Rule 3: every wait has an end, and every
-failure waits longer than the one before, at random, so that a thousand agents do not come back at
-once. Rule 4: a list is read in pages, and bounds decide after each page what is kept of it.
+After any doubt the reflector lists again: an event reports a change, and only a list reports the
+current state. A connection that breaks is a doubt, because the API server may have been restored
+to an older state. A copy that cannot be confirmed stays readable, and contains the reason.
+lister.py reads the lists.
 """
 
 import math
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic
 
+from agent.backoff import Backoff
 from agent.kube.client import Api
-from agent.kube.errors import (
-    StatusError,
-    TooLargeError,
-    UnreachableError,
-    WatchNotStartedError,
+from agent.kube.errors import StatusError, UnreachableError, WatchNotStartedError
+from agent.kube.lister import (
+    Bounds,
+    Kept,
+    Lister,
+    Resource,
+    Unbounded,
+    is_older,
+    resource_version,
 )
-from agent.kube.responses import RESPONSE_BYTES, Event, Json
+from agent.kube.responses import Event, Json
 
 FIRST_SECONDS: Final = 1.0
-LAST_SECONDS: Final = 60.0
-STABLE_SECONDS: Final = 10.0  # what was answered and lasted longer begins the waits anew
+LONGEST_SECONDS: Final = 60.0
+# The duration after which a watch that breaks is not one more consecutive failure.
+STABLE_SECONDS: Final = 10.0
 # The server sends a bookmark about every minute (kubernetes, staging/src/k8s.io/apiserver,
-# storage/cacher); a peer that is silent longer than this is gone.
+# storage/cacher), so a longer silence means that the connection is dead.
 SILENCE_SECONDS: Final = 90.0
 WATCH_SECONDS: Final = (240, 360)
 RELIST_SECONDS: Final = (600.0, 1800.0)
-ROOM_SECONDS: Final = 30.0  # shortest time between two lists because there is room again
-EARLY_SECONDS: Final = 1.0  # a watch that ends so long before its time was broken
-# Read and parsed, a page takes about 3.3 bytes for each of its own (measured with ConfigMaps).
-PAGE_BYTES: Final = 4 << 20
-PAGE_OBJECTS: Final = 100
-PAGES: Final = 10_000  # of one list: there is an end
-LIST_TRIES: Final = 3  # where the token for the next page expires
-METADATA: Final = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
-METADATA_LIST: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
-
-Kept = TypeVar("Kept")
+ROOM_SECONDS: Final = 30.0  # shortest time between two lists after dropped content fits again
+SHORT_WATCH_SECONDS: Final = 1.0  # a shorter watch is a failure
+EARLY_SECONDS: Final = 1.0  # a watch that ends so long before its time limit did not end normally
 
 
-class Bounds(Protocol[Kept]):
-    """Decides how much is kept of the objects of a reflector."""
-
-    def within(self, objects: Mapping[str, Kept]) -> Mapping[str, Kept]:
-        """Return the objects without what exceeds a limit: content, or whole objects."""
-
-    def has_room(self, objects: Mapping[str, Kept]) -> bool:
-        """Return whether the content of an object that was let go would fit again."""
-
-
-class Unbounded(Generic[Kept]):
-    """Keeps everything: what `keep` leaves of each object is small."""
-
-    def within(self, objects: Mapping[str, Kept]) -> Mapping[str, Kept]:
-        """Return all of them."""
-        return objects
-
-    def has_room(self, objects: Mapping[str, Kept]) -> bool:  # noqa: ARG002 - nothing is let go
-        """Return False: nothing was let go."""
-        return False
+def new_backoff() -> Backoff:
+    """Return the back-off between the lists of one reflector, with full jitter."""
+    return Backoff(first_seconds=FIRST_SECONDS, longest_seconds=LONGEST_SECONDS, jitter=1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Store(Generic[Kept]):
-    """What is known now.
-
-    objects: by name, as of the last answer; None: never listed. partial: there are more objects
-    than the bounds allow to remember. why: the last request that was to confirm it failed, and how;
-    empty: it is confirmed. status: the HTTP status of that failure, 0 for silence. tried: it was
-    asked for at least once.
-    """
+    """The copy of the objects, as far as it is known."""
 
     objects: Mapping[str, Kept] | None
+    """The kept part of each object, by name, from the last response; None before the first list."""
     partial: bool = False
+    """There are more objects than the bounds allow."""
     reason: str = ""
+    """Why the last request to confirm the copy failed; empty if it did not fail."""
     status: int = 0
+    """The HTTP status of that failure; 0 without a response."""
     tried: bool = True
+    """At least one request was made."""
+    revision: int = field(default=0, compare=False)
+    """A number that increases with each new copy. Equal copies can have different revisions."""
 
 
 class Reflector(Generic[Kept]):
-    """Lists and watches the objects of one path.
+    """Lists and watches the objects of one resource, in one thread that never ends.
 
-    query selects (labelSelector, fieldSelector). A list is a consistent read: without a
-    resourceVersion, it has what was written before it. keep makes of an object what is remembered
-    of it. one: the path of the only object, read by GET instead of a list (a right less). changed
-    is called after every change of the copy.
+    `store` and `is_live` can be read from any thread. `on_change` and `on_restart` are called in
+    the thread of the reflector.
     """
 
-    def __init__(  # noqa: PLR0913 - what is watched, and who hears of it
+    def __init__(  # noqa: PLR0913 - keyword-only after the resource
         self,
         api: Api,
-        path: str,
+        resource: Resource,
         *,
         keep: Callable[[Json], Kept],
-        changed: Callable[[], None],
-        query: tuple[tuple[str, str], ...] = (),
-        one: str = "",
-        metadata: bool = False,
-        restarted: Callable[[], None] = lambda: None,
+        on_change: Callable[[], None],
+        backoff: Backoff,
+        on_restart: Callable[[], None] = lambda: None,
         bounds: Bounds[Kept] | None = None,
-        silence_seconds: float = SILENCE_SECONDS,
     ) -> None:
+        """Create a reflector without its thread.
+
+        Args:
+            api: the client.
+            resource: the objects to list and watch.
+            keep: returns the part of an object to keep.
+            on_change: called after each change of the store.
+            backoff: the delays before the list after a failure.
+            on_restart: called before each list that follows the first one.
+            bounds: limits what is kept; None keeps everything.
+        """
         self.api = api
-        self.path = path
-        self.query = query
-        self.keep = keep
-        self.changed = changed
-        self.one = one
-        self.metadata = metadata
-        self.restarted = restarted
-        self.bounds: Bounds[Kept] = bounds if bounds is not None else Unbounded()
-        self.silence_seconds = silence_seconds
+        self.resource = resource
+        self.on_change = on_change
+        self.on_restart = on_restart
+        self.backoff = backoff
         self.store: Store[Kept] = Store(objects=None, reason="not read yet", tried=False)
-        self.is_live = False  # no event was missed since the last answer, as far as can be known
-        self._doubtful = False
-        self._listed_at = -math.inf  # monotonic time of the last list
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._random = random.Random()  # noqa: S311 - spreads load, keeps no secret
+        self.is_live = False
+        """The watch has started, and no event has been missed since the last list."""
+        self._lister = Lister(api, resource, keep, bounds if bounds is not None else Unbounded())
+        self._is_doubtful = False
+        self._listed_at = -math.inf
 
     def start(self) -> None:
-        """Begin; returns at once."""
-        self._thread = threading.Thread(target=self._run, name=f"reflect {self.path}", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ask the thread to end; closing the Api wakes it from a watch."""
-        self._stop.set()
+        """Start the thread."""
+        name = f"reflect {self.resource.path}"
+        threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def list(self) -> None:
-        """Read everything once, and keep it: for who asks at once, it is what there is.
+        """Read the list once, for a process that runs a single pass and starts no thread.
 
-        Raises Refused and Unreachable; the copy says so then too.
+        Raises StatusError and UnreachableError; the store then also contains the reason.
         """
         self._list()
         self.is_live = True
 
     def _list(self) -> str:
-        """Read everything, keep it, and return the resource version."""
+        """Read the list, replace the store, and return the resource version."""
         try:
-            objects, partial_, version = self._listed()
+            result = self._lister.list()
         except (StatusError, UnreachableError) as error:
-            self._failed(error)
+            self._record_failure(error)
             raise
-        self._known(objects, is_partial=partial_, anew=True)
+        # A list replaces the store even if it is equal: a user of the store may know a newer
+        # response, for example to a patch, which a restored API server has lost.
+        self._is_doubtful = False
+        self._replace(Store(objects=result.objects, partial=result.is_partial))
         self._listed_at = time.monotonic()
-        return version
-
-    def _listed(self) -> tuple[Mapping[str, Kept], bool, str]:
-        """Return the objects, whether there are more, and the resource version."""
-        if self.one:
-            accept = METADATA if self.metadata else "application/json"
-            found = self.api.get(self.one, accept=accept)
-            return {_name(found): self.keep(found)}, False, _version(found)
-        for _ in range(LIST_TRIES - 1):
-            try:
-                return self._pages()
-            except StatusError as error:
-                if error.status != 410:  # noqa: PLR2004 - Gone: the token for the next page
-                    raise
-        return self._pages()
-
-    def _pages(self) -> tuple[Mapping[str, Kept], bool, str]:
-        """Read a list page by page. All pages are of one state of the cluster (list chunking)."""
-        objects: Mapping[str, Kept] = {}
-        is_partial, token, limit = False, "", PAGE_OBJECTS
-        for _ in range(PAGES):
-            try:
-                items, page = self._page(limit, token)
-            except TooLargeError:
-                if limit == 1:
-                    raise
-                limit = max(1, limit // 4)
-                continue
-            limit = min(PAGE_OBJECTS, limit * 2)
-            every = {**objects, **{self._key(item): self.keep(item) for item in items}}
-            objects = self.bounds.within(every)
-            is_partial = is_partial or len(objects) < len(every)
-            token = _continue(page)
-            if not token:
-                return objects, is_partial, _version(page)
-        raise UnreachableError(f"the list has more than {PAGES} pages")
-
-    def _page(self, limit: int, token: str) -> tuple[Iterable[Json], Json]:
-        """Return the objects of a page, and the page."""
-        page, items = self.api.get_page(
-            self.path,
-            (*self.query, ("limit", str(limit)), *([("continue", token)] if token else [])),
-            accept=METADATA_LIST if self.metadata else "application/json",
-            byte_limit=PAGE_BYTES if limit > 1 else RESPONSE_BYTES,
-        )
-        if "items" in page and not _none(page):
-            raise UnreachableError("the answer is no list")
-        return items, page
-
-    def _key(self, found: Json) -> str:
-        """Return an object's name, with its namespace where the path has none."""
-        name, namespace = _name(found), str(_metadata(found).get("namespace", ""))
-        return f"{namespace}/{name}" if namespace and "/namespaces/" not in self.path else name
+        return result.version
 
     # --- the thread -------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        failures = 0
-        while not self._stop.is_set():
-            watching = math.inf
+        while True:
+            watching_since = math.inf
+            delay = 0.0
             try:
                 version = self._list()
-                watching = time.monotonic()
-                self._follow(version)
-                failures, least = 0, 0.0
+                watching_since = time.monotonic()
+                self._watch_until_relist(version)
+                self.backoff.reset()
             except (StatusError, UnreachableError) as error:
-                failures = 1 if _lasted(watching, error) else failures + 1
-                least = error.retry_after if isinstance(error, StatusError) else 0.0
+                if _was_stable(watching_since, error):
+                    self.backoff.reset()
+                delay = self.backoff.next_delay()
+                if isinstance(error, StatusError):
+                    delay = max(delay, error.retry_after)
             self.is_live = False
-            self._stop.wait(max(least, self.pause(failures)))
-            self.restarted()
+            time.sleep(delay)
+            self.on_restart()
 
-    def pause(self, failures: int) -> float:
-        """Return how many seconds to wait after so many failures in a row: full jitter."""
-        top = min(LAST_SECONDS, FIRST_SECONDS * 2 ** min(failures - 1, 10)) if failures else 0.0
-        return self._random.uniform(0.0, top)
+    def _watch_until_relist(self, version: str) -> None:
+        """Watch from a resource version until it is time to list again, or a watch fails.
 
-    def _follow(self, version: str) -> None:
-        """Watch from a resource version until it is time to list again, or something breaks.
+        After a watch that ended at its time limit, the next watch continues. After a watch that
+        broke, or that the API server ended early, only a list is safe: etcd may have been restored
+        to an older state, and a watch from a version of the lost history stays silent.
 
-        A watch that ends in its time continues with another one. After one that broke, or that the
-        API server ended early, only a list is sure: etcd may have been restored to an older state,
-        and a watch from a version of the lost history is silent. The version of a single object may
-        be older than what the API server still has; without one it first says how the object is now
+        The version of a single object may be older than the history of the API server. A watch
+        without a version begins with the current state of the object
         (kubernetes.io/docs/reference/using-api/api-concepts, semantics for watch).
         """
-        until = time.monotonic() + self._random.uniform(*RELIST_SECONDS)
-        ended = False
-        while not self._stop.is_set() and time.monotonic() < until:
+        until = time.monotonic() + random.uniform(*RELIST_SECONDS)  # noqa: S311 - spreads load
+        has_ended = False
+        while time.monotonic() < until:
             begin = time.monotonic()
-            seconds = self._random.randint(*WATCH_SECONDS)
-            self.is_live = False  # what changes before the watch is answered is not in the copy
+            seconds = random.randint(*WATCH_SECONDS)  # noqa: S311 - spreads load
+            self.is_live = False  # changes before the start of the watch are not in the store
             try:
-                for event in self._watched(version, seconds, partial(self._lives, tell=not ended)):
-                    former, version = version, _version(event["object"]) or version
-                    if _is_older(version, former):
-                        raise UnreachableError("a resource version is older than the one before it")
-                    self._changed(event)
+                for event in self._watch(version, seconds, is_continued=has_ended):
+                    previous = version
+                    version = resource_version(event["object"]) or version
+                    if is_older(version, previous):
+                        raise UnreachableError("a resource version is older than the previous one")
+                    self._apply_event(event)
                     if self._has_room():
                         return
             except StatusError as error:
-                if not (self.one and version and error.status == 410):  # noqa: PLR2004 - Gone
+                is_gone = error.status == 410  # noqa: PLR2004 - Gone
+                if not (self.resource.object_path and version and is_gone):
                     raise
-                version, ended = "", False
+                version, has_ended = "", False
                 continue
-            ended = True
-            lasted = time.monotonic() - begin
-            if lasted < FIRST_SECONDS:
-                raise UnreachableError("the API server ends every watch at once")
-            if lasted < seconds - EARLY_SECONDS:
-                raise UnreachableError("the API server ended a watch early")
+            has_ended = True
+            _require_normal_end(time.monotonic() - begin, seconds)
 
-    def _has_room(self) -> bool:
-        """Return whether to list again because content that was let go fits now."""
-        copy = self.store
-        return (
-            time.monotonic() - self._listed_at >= ROOM_SECONDS
-            and copy.objects is not None
-            and self.bounds.has_room(copy.objects)
-        )
-
-    def _watched(self, version: str, seconds: int, answered: Callable[[], None]) -> Iterator[Event]:
+    def _watch(self, version: str, seconds: int, *, is_continued: bool) -> Iterator[Event]:
         query = [
-            *self.query,
+            *self.resource.query,
             *([("resourceVersion", version)] if version else []),
             ("allowWatchBookmarks", "true"),
             ("timeoutSeconds", str(seconds)),
         ]
-        accept = METADATA if self.metadata else "application/json"
         return self.api.watch(
-            self.path,
+            self.resource.path,
             query,
-            silence_seconds=self.silence_seconds,
-            accept=accept,
-            on_start=answered,
+            silence_seconds=SILENCE_SECONDS,
+            accept=self.resource.accept,
+            on_start=partial(self._set_live, is_continued=is_continued),
         )
 
-    def _changed(self, event: Event) -> None:
-        found = event["object"]
+    def _set_live(self, *, is_continued: bool) -> None:
+        """Record that the API server reports changes from now on.
+
+        A continued watch follows one that ended at its time limit, which happens every few minutes.
+        `on_change` is not called for it: a pass that ran in between runs again at the next resync.
+        """
+        was_live, self.is_live = self.is_live, True
+        if not is_continued and not was_live:
+            self.on_change()
+
+    def _has_room(self) -> bool:
+        """Return whether a list is due, because dropped content would fit now."""
+        return (
+            time.monotonic() - self._listed_at >= ROOM_SECONDS
+            and self.store.objects is not None
+            and self._lister.bounds.has_room(self.store.objects)
+        )
+
+    def _apply_event(self, event: Event) -> None:
         if event["type"] == "BOOKMARK":
             return
-        name = self._key(found)
-        every = dict(self.store.objects or {})
+        item = event["object"]
+        key = self.resource.key(item)
+        merged = dict(self.store.objects or {})
         if event["type"] == "DELETED":
-            every.pop(name, None)
+            merged.pop(key, None)
         else:
-            every[name] = self.keep(found)
-        objects = self.bounds.within(every)
-        self._known(objects, is_partial=self.store.partial or len(objects) < len(every))
+            merged[key] = self._lister.keep(item)
+        objects = self._lister.bounds.within(merged)
+        self._is_doubtful = False
+        is_partial = self.store.partial or len(objects) < len(merged)
+        self._replace_if_different(Store(objects=objects, partial=is_partial))
 
-    def _lives(self, *, tell: bool) -> None:
-        """Note that the API server tells of changes; who waits for that hears of it.
-
-        tell: not after a watch that ended in its time, which is every few minutes, and where the
-        next one was answered at once. Who looked in between looks again at the next resync.
-        """
-        was, self.is_live = self.is_live, True
-        if tell and not was:
-            self.changed()
-
-    def _known(
-        self, objects: Mapping[str, Kept], *, is_partial: bool = False, anew: bool = False
-    ) -> None:
-        """Replace or update the copy by an answer. anew: it is a list.
-
-        A list counts as a change even if it is equal to the copy: a user of the copy may know a
-        newer answer, to a patch for example, which a restored API server has lost.
-        """
-        self._doubtful = False
-        copy: Store[Kept] = Store(objects=objects, partial=is_partial)
-        if anew or copy != self.store:
-            self.store = copy
-            self.changed()
-
-    def _failed(self, error: StatusError | UnreachableError) -> None:
+    def _record_failure(self, error: StatusError | UnreachableError) -> None:
         status = error.status if isinstance(error, StatusError) else 0
-        if not status and self.store.objects is not None and not self._doubtful:
-            self._doubtful = True  # one connection that breaks is no news; the next failure is
+        if not status and self.store.objects is not None and not self._is_doubtful:
+            self._is_doubtful = True  # one broken connection is normal; the next failure is not
             return
-        gone = self.one and status == 404  # noqa: PLR2004 - Not Found
-        objects = {} if gone else self.store.objects
-        copy: Store[Kept] = Store(objects=objects, reason=str(error), status=status)
-        if copy != self.store:
-            self.store = copy
-            self.changed()
+        is_missing = self.resource.object_path and status == 404  # noqa: PLR2004 - Not Found
+        objects = {} if is_missing else self.store.objects
+        self._replace_if_different(Store(objects=objects, reason=str(error), status=status))
+
+    def _replace_if_different(self, store: Store[Kept]) -> None:
+        if store != self.store:
+            self._replace(store)
+
+    def _replace(self, store: Store[Kept]) -> None:
+        self.store = replace(store, revision=self.store.revision + 1)
+        self.on_change()
 
 
-def _lasted(begin: float, error: StatusError | UnreachableError) -> bool:
-    """Return whether a watch lasted that began at begin, in monotonic seconds, and broke now."""
-    return time.monotonic() - begin > STABLE_SECONDS and not isinstance(error, WatchNotStartedError)
+def _was_stable(since: float, error: StatusError | UnreachableError) -> bool:
+    """Return whether the watch that just failed had been stable, as a monotonic time."""
+    lasted = time.monotonic() - since
+    return lasted > STABLE_SECONDS and not isinstance(error, WatchNotStartedError)
 
 
-def _none(found: Json) -> bool:
-    """Return whether a list says that there are no objects, by null.
-
-    The API server makes `[]` of an empty list (kubernetes, apiserver/pkg/storage/etcd3/store.go,
-    GetList), but null of one of metadata alone (apiserver/pkg/endpoints/handlers/response.go); seen
-    with a real one by a test. Any other answer without items is no empty list.
-    """
-    return (
-        found.get("items", "") is None
-        and found.get("kind") == "PartialObjectMetadataList"
-        and _version(found) != ""
-    )
-
-
-def _continue(page: Json) -> str:
-    """Return the token for the next page; empty: there is none."""
-    token = _metadata(page).get("continue") or ""
-    if not isinstance(token, str):
-        raise UnreachableError("the answer is no list")
-    return token
-
-
-def _is_older(version: str, than: str) -> bool:
-    """Return whether a resource version is older; both are decimal numbers (KEP-5504)."""
-    return version.isdecimal() and than.isdecimal() and int(version) < int(than)
-
-
-def _metadata(found: Json) -> Mapping[str, object]:
-    metadata = found.get("metadata")
-    if not isinstance(metadata, dict):
-        raise UnreachableError("an object has no metadata")
-    return metadata
-
-
-def _name(found: Json) -> str:
-    return str(_metadata(found).get("name", ""))
-
-
-def _version(found: Json) -> str:
-    return str(_metadata(found).get("resourceVersion", ""))
+def _require_normal_end(lasted: float, time_limit: int) -> None:
+    """Raise UnreachableError for a watch that ended long before its time limit, in seconds."""
+    if lasted < SHORT_WATCH_SECONDS:
+        raise UnreachableError("the API server ends every watch immediately")
+    if lasted < time_limit - EARLY_SECONDS:
+        raise UnreachableError("the API server ended a watch early")

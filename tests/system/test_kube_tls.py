@@ -1,4 +1,4 @@
-"""agent.kube.client over TLS, with authorities that openssl made."""
+"""Specification of the TLS connections of agent.kube, with authorities made by openssl."""
 
 import http.server
 import json
@@ -10,13 +10,13 @@ import threading
 import pytest
 from kubernetes.config import kube_config
 
-from agent.kube import client
+from agent.kube import credentials
 from agent.kube.client import Api
 from agent.kube.errors import UnreachableError
 
 
-class Pages(http.server.BaseHTTPRequestHandler):
-    """Answers everything with an empty object."""
+class EmptyObject(http.server.BaseHTTPRequestHandler):
+    """Responds to every GET with an empty object."""
 
     def do_GET(self):
         self.send_response(200)
@@ -26,11 +26,11 @@ class Pages(http.server.BaseHTTPRequestHandler):
         self.wfile.write(b"{}")
 
     def log_message(self, *_):
-        """Say nothing."""
+        """Write no log."""
 
 
 def authority(folder, name):
-    """Make a self-signed certificate without key usage, as authorities some years old are."""
+    """Create a self-signed certificate without key usage, like the authorities of old clusters."""
     files = (folder / f"{name}.crt", folder / f"{name}.key")
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
@@ -43,7 +43,7 @@ def authority(folder, name):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Give a directory with the authorities `right` and `wrong`."""
+    """A directory with the authorities `right` and `wrong`."""
     folder = tmp_path_factory.mktemp("tls")
     authority(folder, "right")
     authority(folder, "wrong")
@@ -52,10 +52,10 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def port(folder):
-    """Give the port of a server with the certificate of `right`."""
+    """The port of a server with the certificate of `right`."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "right.crt", folder / "right.key")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pages) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), EmptyObject) as server:
         server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -64,8 +64,8 @@ def port(folder):
         thread.join()
 
 
-def ask(folder, server, **cluster):
-    """Return what a client answers that trusts as a kubeconfig's cluster says."""
+def get(folder, server, **cluster):
+    """Send a GET with a kubeconfig whose cluster has some more fields; return the response."""
     path = folder / "kubeconfig"
     config = {
         "apiVersion": "v1",
@@ -76,60 +76,56 @@ def ask(folder, server, **cluster):
         "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
     }
     path.write_text(json.dumps(config))
-    api = Api(kubeconfig=str(path))
-    try:
-        return api.get("/")
-    finally:
-        api.close()
+    return Api(kubeconfig=str(path)).get("/")
 
 
-def test_an_authority_without_key_usage_is_enough(folder, port):
-    """As for kubectl; Python 3.13 alone would refuse it."""
+def test_an_authority_without_key_usage_is_accepted(folder, port):
+    """Kubectl accepts such an authority too; Python 3.13 rejects it by default."""
     trust = {"certificate-authority": str(folder / "right.crt")}
-    assert ask(folder, f"https://127.0.0.1:{port}", **trust) == {}
+    assert get(folder, f"https://127.0.0.1:{port}", **trust) == {}
 
 
 @pytest.mark.parametrize("trusted", ["wrong", None])
-def test_a_stranger_is_refused(folder, port, trusted):
-    """A server that no trusted authority vouches for gets no token."""
+def test_a_server_without_a_trusted_authority_is_rejected(folder, port, trusted):
+    """The client sends no token to a server with a certificate of another authority."""
     trust = {"certificate-authority": str(folder / f"{trusted}.crt")} if trusted else {}
     with pytest.raises(UnreachableError, match="CERTIFICATE_VERIFY_FAILED"):
-        ask(folder, f"https://127.0.0.1:{port}", **trust)
+        get(folder, f"https://127.0.0.1:{port}", **trust)
 
 
-def test_another_address_is_refused(folder, port):
-    """A certificate counts for the addresses in it."""
+def test_a_certificate_for_another_address_is_rejected(folder, port):
+    """The certificate is valid for 127.0.0.1 only."""
     trust = {"certificate-authority": str(folder / "right.crt")}
     with pytest.raises(UnreachableError, match="Hostname mismatch"):
-        ask(folder, f"https://localhost:{port}", **trust)
+        get(folder, f"https://localhost:{port}", **trust)
 
 
-def test_verification_ends_only_where_the_kubeconfig_says_so(folder, port):
-    """`insecure-skip-tls-verify` does, and nothing else."""
+def test_only_the_kubeconfig_disables_verification(folder, port):
+    """The field `insecure-skip-tls-verify` disables the verification of the server."""
     trust = {"insecure-skip-tls-verify": True}
     with pytest.warns(match="Unverified HTTPS request"):
-        assert ask(folder, f"https://127.0.0.1:{port}", **trust) == {}
+        assert get(folder, f"https://127.0.0.1:{port}", **trust) == {}
 
 
-def test_certificates_of_a_plugin_are_renewed_and_the_former_keys_removed(
+def test_certificates_of_a_plugin_are_renewed_and_old_keys_are_removed(
     tmp_path, monkeypatch, folder
 ):
-    """A new certificate makes a new connection; the client's files are those in use."""
-    monkeypatch.setattr(client, "FRESH_SECONDS", 0.0)
+    """A new certificate opens a new connection, and only files in use remain."""
+    monkeypatch.setattr(credentials, "REREAD_SECONDS", 0.0)
     monkeypatch.setattr(kube_config, "_temp_files", {})
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-    plugin, given = tmp_path / "plugin", tmp_path / "given"
-    plugin.write_text(f"#!/bin/sh\nexec cat {given}\n")
+    plugin, output = tmp_path / "plugin", tmp_path / "output"
+    plugin.write_text(f"#!/bin/sh\nexec cat {output}\n")
     plugin.chmod(0o755)
-    named = []
+    peers = []
 
-    class Named(Pages):
+    class RecordsPeers(EmptyObject):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self):
             ((_, name),) = self.connection.getpeercert()["subject"][0]
-            named.append((name, self.client_address))
+            peers.append((name, self.client_address))
             super().do_GET()
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -139,7 +135,7 @@ def test_certificates_of_a_plugin_are_renewed_and_the_former_keys_removed(
     users = {"user": {"exec": {"apiVersion": version, "command": str(plugin)}}}
     for name in ("first", "second"):
         context.load_verify_locations(authority(tmp_path, name)[0])
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Named) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), RecordsPeers) as server:
         server.daemon_threads = True
         server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever)
@@ -166,7 +162,7 @@ def test_certificates_of_a_plugin_are_renewed_and_the_former_keys_removed(
                     "clientCertificateData": (tmp_path / f"{name}.crt").read_text(),
                     "clientKeyData": (tmp_path / f"{name}.key").read_text(),
                 }
-                given.write_text(
+                output.write_text(
                     json.dumps({"apiVersion": version, "kind": "ExecCredential", "status": status})
                 )
                 api = api or Api(kubeconfig=str(tmp_path / "kubeconfig"))
@@ -174,7 +170,7 @@ def test_certificates_of_a_plugin_are_renewed_and_the_former_keys_removed(
         finally:
             server.shutdown()
             thread.join()
-    kept = {one.read_text() for one in (tmp_path / "tmp").iterdir()}
-    assert [name for name, _ in named] == ["first", "first", "second"]
-    assert named[0] == named[1]
+    kept = {file.read_text() for file in (tmp_path / "tmp").iterdir()}
+    assert [name for name, _ in peers] == ["first", "first", "second"]
+    assert peers[0] == peers[1]
     assert kept == {status["clientCertificateData"], status["clientKeyData"]}

@@ -123,9 +123,9 @@ def test_the_agents_own_apply_is_allowed(cluster, agent):
     for mode in compiled_policy.MODES.values():
         assert apply(**{f"apparmor.{DOMAIN}/web": mode}) == {f"apparmor.{DOMAIN}/web": mode}
     own = node_labels.NodeLabeler(
-        agent, node_labels.Options(name="own", domain=DOMAIN), lambda: "boot of own"
+        agent, node_labels.NodeOptions(name="own", domain=DOMAIN), lambda: "boot of own"
     )
-    own.unlabel()
+    own.remove_labels()
     assert not [key for key in cluster.labels("own") if DOMAIN in key]
     assert cluster.labels("own")["kept"] == "yes"
 
@@ -262,14 +262,14 @@ def test_the_most_labels_that_may_be_configured_pass(cluster, agent, name):
     foreign = {f"foreign.example/label-{number}": "x" * 63 for number in range(1000)}
     body = json.dumps({"metadata": {"labels": foreign}})
     cluster.kubectl("patch", "node", "own", "--type=merge", "-p", body)
-    own = node_labels.NodeLabeler(agent, node_labels.Options(name="own"), lambda: "boot of own")
+    own = node_labels.NodeLabeler(agent, node_labels.NodeOptions(name="own"), lambda: "boot of own")
     wanted = {f"seccomp.{DOMAIN}/{name.format(number)}": "installed" for number in range(core.MOST)}
     try:
         answer = own.publish(own.read(), wanted)
-        assert (own.own(answer), own.refused) == (wanted, frozenset())
+        assert (own.own_labels(answer), own.refused) == (wanted, frozenset())
         own.publish(answer, {})
         own.publish(own.read(), wanted)
-        own.unlabel()
+        own.remove_labels()
         assert not [key for key in cluster.labels("own") if DOMAIN in key]
     finally:
         body = json.dumps({"metadata": {"labels": dict.fromkeys(foreign)}})
@@ -297,7 +297,7 @@ OLDER_POLICIES = {
 def test_under_the_policy_of_another_release_every_other_label_is_correct(cluster, agent, how):
     """The rejected label is reported; untrue labels are removed, and new ones are set."""
     old, new, key = OLDER_POLICIES[how]
-    own = node_labels.NodeLabeler(agent, node_labels.Options(name="own"), lambda: "boot of own")
+    own = node_labels.NodeLabeler(agent, node_labels.NodeOptions(name="own"), lambda: "boot of own")
     first = {OWN: "installed", f"seccomp.{DOMAIN}/untrue": "installed"}
     own.publish(own.read(), first)
     narrowed(cluster, old, new)
@@ -312,7 +312,7 @@ def test_under_the_policy_of_another_release_every_other_label_is_correct(cluste
         until(is_refused, "the policy")
         wanted = {OWN: "installed", f"seccomp.{DOMAIN}/new": "installed", key: "ready"}
         answer = own.publish(own.read(), wanted)
-        assert own.own(answer) == {one: wanted[one] for one in wanted if one != key}
+        assert own.own_labels(answer) == {one: wanted[one] for one in wanted if one != key}
         assert [(one.code, key in one.message) for one in own.findings()] == [
             ("label_refused", True)
         ]
@@ -320,15 +320,15 @@ def test_under_the_policy_of_another_release_every_other_label_is_correct(cluste
         applied(cluster, "base")
     until(lambda: not refused(lambda: labels(agent, "own", labels={key: "ready"})), "the policy")
     own.retry_refused()
-    assert own.own(own.publish(own.read(), wanted)) == wanted
+    assert own.own_labels(own.publish(own.read(), wanted)) == wanted
     assert own.findings() == ()
-    own.unlabel()
+    own.remove_labels()
 
 
 @pytest.mark.parametrize("how", ["unlabel", "publish"])
 def test_forged_managed_fields_let_nothing_else_be_removed(cluster, agent, how):
     """No other field is removed, even with an administrator's rights, which no policy limits."""
-    own = node_labels.NodeLabeler(agent, node_labels.Options(name="own"), lambda: "boot of own")
+    own = node_labels.NodeLabeler(agent, node_labels.NodeOptions(name="own"), lambda: "boot of own")
     own.publish(own.read(), {OWN: "installed"})
     taint = {"key": "keep", "value": "", "effect": "NoSchedule"}
     restricted = "node-restriction.kubernetes.io/team"
@@ -351,7 +351,7 @@ def test_forged_managed_fields_let_nothing_else_be_removed(cluster, agent, how):
     cluster.kubectl("patch", "node", "own", "--type=merge", "-p", json.dumps(body))
     admin = client.Api(kubeconfig=str(cluster.folder / "admin.kubeconfig"))
     by_admin = node_labels.NodeLabeler(
-        admin, node_labels.Options(name="own"), lambda: "boot of own"
+        admin, node_labels.NodeOptions(name="own"), lambda: "boot of own"
     )
     try:
         {
@@ -512,12 +512,10 @@ def test_the_api_server_lists_these_rights_and_no_other(agent, namespace):
 
 def test_impersonation_is_denied(cluster, agent):
     """The agent's own claims cannot be forged with its token."""
-    agent._client.set_default_header("Impersonate-User", "system:admin")
-    try:
-        refused = refusal(lambda: agent.get("/api/v1/nodes/own"))
-    finally:
-        del agent._client.default_headers["Impersonate-User"]
-    assert (refused.status, "impersonate" in refused.message) == (403, True)
+    cluster.write_kubeconfig("impersonator", cluster.agent_token("own"))
+    arguments = ("get", "--raw", "/api/v1/nodes/own", "--as", "system:admin")
+    done = cluster.kubectl(*arguments, user="impersonator", check=False)
+    assert (done.returncode, "cannot impersonate" in done.stderr) == (1, True)
 
 
 def test_what_it_needs_is_granted(agent):
@@ -586,10 +584,10 @@ def test_a_startup_taint_is_all_that_the_spec_may_lose(cluster, agent):
         told = cluster.get("/api/v1/nodes/own")
         own = node_labels.NodeLabeler(
             agent,
-            node_labels.Options(name="own", taint=startup["key"]),
+            node_labels.NodeOptions(name="own", taint=startup["key"]),
             lambda: "boot of own",
         )
-        own.untaint(node_labels.keep(told), report())
+        own.remove_startup_taint(node_labels.node_metadata(told), report())
         assert cluster.get("/api/v1/nodes/own")["spec"]["taints"] == [other]
         reset()
         for wrong in ([startup], [], [other, startup, {"key": "new", "effect": "NoExecute"}]):

@@ -1,7 +1,7 @@
-"""The API client and the copies it keeps: against a real API server, and through every fault.
+"""The API client and the reflector, against a real API server and against faulty ones.
 
-A server of our own stands in only for answers that a real one gives too rarely: 429, 503, a watch
-that is not JSON. What both can give is asked of both by the same tests.
+A scripted server replaces the real one only for responses that a real server sends too rarely: 429,
+503, a watch that is not JSON.
 """
 
 import base64
@@ -25,10 +25,12 @@ import pytest
 from kubernetes.config import incluster_config
 
 from agent import app
+from agent.backoff import Backoff
 from agent.config import Config
 from agent.core import pod_references
-from agent.kube import client, errors, node_labels
+from agent.kube import client, credentials, errors, lister, node_labels, responses
 from agent.kube import reflector as reflector_module
+from agent.kube.lister import Resource
 from agent.sources import configmap as cluster_source
 from tests.system.cluster import Cluster, free_port, until
 from tests.system.guest import pace
@@ -40,12 +42,12 @@ PATH = "/api/v1/namespaces/default/configmaps"
 
 @pytest.fixture(scope="module")
 def cluster():
-    with Cluster() as one:
-        yield one
+    with Cluster() as running:
+        yield running
 
 
-def config(folder, server, ca="", token="admin"):  # noqa: S107 - of a test server
-    """Write a kubeconfig; return its path."""
+def config(folder, server, ca="", token="admin"):  # noqa: S107 - the token of a test server
+    """Write a kubeconfig and return its path."""
     cluster = {"server": server} | ({"certificate-authority": str(ca)} if ca else {})
     path = folder / "kubeconfig"
     path.write_text(
@@ -63,38 +65,76 @@ def config(folder, server, ca="", token="admin"):  # noqa: S107 - of a test serv
     return str(path)
 
 
-class Watched:
-    """A reflector of the data of ConfigMaps, and a queue of what it told."""
+class RecordedBackoff(Backoff):
+    """A back-off without delays that records the number of consecutive failures."""
 
-    def __init__(self, api, **more):
-        self.api = api
+    def __init__(self):
+        super().__init__(first_seconds=0.0, longest_seconds=0.0)
+        self.recorded = []
+
+    def next_delay(self):
+        delay = super().next_delay()
+        self.recorded.append(self.failures)
+        return delay
+
+
+class WatchedConfigMaps:
+    """A reflector of the data of ConfigMaps, and a queue of the stores that it reported."""
+
+    def __init__(
+        self,
+        api,
+        *,
+        backoff=None,
+        bounds=None,
+        on_change=lambda: None,
+        on_restart=lambda: None,
+        **resource,
+    ):
         self.changes = queue.SimpleQueue()
-        self.restarts = 0
+        self.on_change = on_change
+        self.on_restart = on_restart
+        self.has_ended = False
         self.reflector = reflector_module.Reflector(
             api,
-            PATH,
-            keep=lambda found: found.get("data", {}),
-            changed=lambda: self.changes.put(self.reflector.store),
-            restarted=self.restarted,
-            **more,
+            Resource(path=PATH, **resource),
+            keep=lambda item: item.get("data", {}),
+            on_change=self.changed,
+            on_restart=self.restarted,
+            backoff=backoff or reflector_module.new_backoff(),
+            bounds=bounds,
         )
 
+    def changed(self):
+        self.park_if_ended()
+        self.changes.put(self.reflector.store)
+        self.on_change()
+
     def restarted(self):
-        self.restarts += 1
+        self.park_if_ended()
+        self.on_restart()
+
+    def park_if_ended(self):
+        """Block the thread of the reflector for good, because such a thread has no other end."""
+        if self.has_ended:
+            threading.Event().wait()
+
+    def end(self):
+        """Make the thread of the reflector block after its current request."""
+        self.has_ended = True
 
     def __enter__(self):
         self.reflector.start()
         return self
 
     def __exit__(self, *_):
-        self.reflector.stop()
-        self.api.close()
+        self.end()
 
     def until(self, condition, seconds=20):
         return until(lambda: condition(self.reflector.store), lambda: self.reflector.store, seconds)
 
 
-def map_(name, **data):
+def config_map(name, **data):
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -103,60 +143,65 @@ def map_(name, **data):
     }
 
 
-def objects(copy):
+def objects(store):
+    """Return the objects of a store without those that Kubernetes itself creates."""
     return {
-        name: one for name, one in (copy.objects or {}).items() if not name.startswith("kube-root")
+        name: data
+        for name, data in (store.objects or {}).items()
+        if not name.startswith("kube-root")
     }
 
 
 # --- the real API server --------------------------------------------------------------------------
 
 
-def test_a_copy_follows_what_is_made_changed_and_deleted(cluster, tmp_path):
-    """Every change arrives as content; one that changes no content tells nothing."""
+def test_the_store_follows_created_changed_and_deleted_objects(cluster, tmp_path):
+    """Each change of the content is reported; a change of a label only is not."""
     api = client.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca))
-    with Watched(api) as watched:
-        watched.until(lambda copy: copy.objects is not None)
-        cluster.apply(map_("one", key="a"))
-        watched.until(lambda copy: objects(copy) == {"one": {"key": "a"}})
-        cluster.apply(map_("one", key="b"))
-        watched.until(lambda copy: objects(copy) == {"one": {"key": "b"}})
-        told = watched.changes.qsize()
+    with WatchedConfigMaps(api) as watched:
+        watched.until(lambda store: store.objects is not None)
+        cluster.apply(config_map("one", key="a"))
+        watched.until(lambda store: objects(store) == {"one": {"key": "a"}})
+        cluster.apply(config_map("one", key="b"))
+        watched.until(lambda store: objects(store) == {"one": {"key": "b"}})
+        reported = watched.changes.qsize()
         cluster.kubectl("label", "configmap", "one", "x=y")
-        cluster.apply(map_("two", key="c"))
-        watched.until(lambda copy: "two" in objects(copy))
-        assert watched.changes.qsize() == told + 1
+        cluster.apply(config_map("two", key="c"))
+        watched.until(lambda store: "two" in objects(store))
+        assert watched.changes.qsize() == reported + 1
         cluster.kubectl("delete", "configmap", "one", "two")
-        watched.until(lambda copy: objects(copy) == {})
+        watched.until(lambda store: objects(store) == {})
 
 
-def test_a_restart_of_the_api_server_is_survived(cluster, tmp_path):
-    """The connection breaks, the copy stays, and what changed meanwhile arrives."""
+def test_the_store_follows_changes_after_a_restart_of_the_api_server(cluster, tmp_path):
+    """The store keeps its objects while the API server is stopped."""
     api = client.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca))
-    with Watched(api) as watched:
-        watched.until(lambda copy: copy.objects is not None)
+    with WatchedConfigMaps(api) as watched:
+        watched.until(lambda store: store.objects is not None)
         cluster.stop("kube-apiserver")
-        watched.until(lambda copy: copy.reason != "" and copy.objects is not None)
+        watched.until(lambda store: store.reason != "" and store.objects is not None)
         cluster.start_api()
-        cluster.apply(map_("later", key="a"))
-        watched.until(lambda copy: objects(copy) == {"later": {"key": "a"}}, 60)
+        cluster.apply(config_map("later", key="a"))
+        watched.until(lambda store: objects(store) == {"later": {"key": "a"}}, 60)
         cluster.kubectl("delete", "configmap", "later")
 
 
 def test_a_single_object_is_followed_across_a_restart_of_the_api_server(cluster, tmp_path):
-    """Its version is older than all that the new server remembers; changes arrive at once."""
+    """Changes arrive although the version of the object is older than the history of the server."""
     cluster.node("seldom")
-    cluster.apply(map_("newer", key="a"))
+    cluster.apply(config_map("newer", key="a"))
     api = client.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca))
-    path = "/api/v1/nodes/seldom"
     reflector = reflector_module.Reflector(
         api,
-        "/api/v1/nodes",
-        keep=lambda found: found["metadata"].get("labels", {}).get("x", ""),
-        changed=lambda: None,
-        query=(("fieldSelector", "metadata.name=seldom"),),
-        one=path,
-        metadata=True,
+        Resource(
+            path="/api/v1/nodes",
+            query=(("fieldSelector", "metadata.name=seldom"),),
+            object_path="/api/v1/nodes/seldom",
+            metadata_only=True,
+        ),
+        keep=lambda item: item["metadata"].get("labels", {}).get("x", ""),
+        on_change=lambda: None,
+        backoff=reflector_module.new_backoff(),
     )
     reflector.start()
     until(lambda: reflector.store.objects == {"seldom": ""}, lambda: reflector.store)
@@ -167,88 +212,66 @@ def test_a_single_object_is_followed_across_a_restart_of_the_api_server(cluster,
     for value in ("1", "2"):
         cluster.kubectl("label", "node", "seldom", f"x={value}", "--overwrite")
         until(lambda value=value: reflector.store.objects == {"seldom": value}, "the change", 5)
-    reflector.stop()
-    api.close()
     cluster.kubectl("delete", "configmap", "newer")
 
 
-@pytest.mark.parametrize("metadata", [False, True])
-def test_a_list_without_objects_is_empty(cluster, tmp_path, metadata):
-    """The API server gives `[]`, and null where it makes a list of metadata alone."""
+@pytest.mark.parametrize("metadata_only", [False, True])
+def test_a_list_without_objects_is_empty(cluster, tmp_path, metadata_only):
+    """The API server sends `[]` for an empty list, and null for an empty list of metadata."""
     api = client.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca))
-    reflector = Watched(api, metadata=metadata, query=(("labelSelector", "no=one"),)).reflector
+    reflector = WatchedConfigMaps(
+        api, metadata_only=metadata_only, query=(("labelSelector", "no=match"),)
+    ).reflector
     reflector.list()
     assert reflector.store == reflector_module.Store(objects={})
 
 
 def compact(cluster, version):
-    """Let the store forget every state before a version."""
+    """Make etcd forget every state before a version."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{cluster.etcd_port}/v3/kv/compaction",
         data=json.dumps({"revision": version, "physical": True}).encode(),
     )
-    urllib.request.urlopen(request, timeout=10).close()  # noqa: S310 - the same
+    urllib.request.urlopen(request, timeout=100).close()  # noqa: S310 - the scheme is http
 
 
-def test_a_version_that_was_compacted_away_is_gone(cluster, tmp_path):
-    """A watch from before the compaction is refused with 410, and a list puts it right."""
+def test_a_watch_from_a_compacted_version_is_rejected(cluster, tmp_path):
+    """The API server responds with 410, and a list returns the current objects."""
     api = client.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca))
-    cluster.apply(map_("old", key="a"))
+    cluster.apply(config_map("old", key="a"))
     first = api.get(f"{PATH}/old")["metadata"]["resourceVersion"]
     for number in range(3):
-        cluster.apply(map_("old", key=str(number)))
+        cluster.apply(config_map("old", key=str(number)))
     last = api.get(f"{PATH}/old")["metadata"]["resourceVersion"]
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{cluster.etcd_port}/v3/kv/compaction",
-        data=json.dumps({"revision": last, "physical": True}).encode(),
-    )
-    urllib.request.urlopen(request, timeout=100).close()  # noqa: S310 - the same
+    compact(cluster, last)
     cluster.stop("kube-apiserver")
     cluster.start_api()
-    with pytest.raises(errors.StatusError) as refused:
+    with pytest.raises(errors.StatusError) as error:
         list(api.watch(PATH, [("resourceVersion", first)], silence_seconds=20))
-    assert (refused.value.status, refused.value.reason) == (410, "Expired")
-    watched = Watched(api)
+    assert (error.value.status, error.value.reason) == (410, "Expired")
+    watched = WatchedConfigMaps(api)
     watched.reflector.list()
     assert objects(watched.reflector.store) == {"old": {"key": "2"}}
     cluster.kubectl("delete", "configmap", "old")
 
 
-def test_a_silent_peer_is_detected(cluster, tmp_path):
-    """A connection on which nothing comes any more, not even bookmarks, is given up."""
+def test_a_silent_peer_is_detected(cluster, tmp_path, monkeypatch):
+    """A connection on which not even bookmarks arrive is closed and opened again."""
+    monkeypatch.setattr(reflector_module, "SILENCE_SECONDS", 1.0)
     with Proxy(cluster.port) as proxy:
         api = client.Api(kubeconfig=config(tmp_path, f"https://127.0.0.1:{proxy.port}", cluster.ca))
-        with Watched(api, silence_seconds=1.0) as watched:
-            watched.until(lambda copy: copy.objects is not None)
+        with WatchedConfigMaps(api) as watched:
+            watched.until(lambda store: store.objects is not None)
             proxy.silence()
-            cluster.apply(map_("unseen", key="a"))
-            watched.until(lambda copy: "no answer in time" in copy.reason, 40)
+            cluster.apply(config_map("unseen", key="a"))
+            watched.until(lambda store: "no response in time" in store.reason, 40)
             proxy.forward()
-            watched.until(lambda copy: objects(copy) == {"unseen": {"key": "a"}}, 75)
+            watched.until(lambda store: objects(store) == {"unseen": {"key": "a"}}, 75)
         cluster.kubectl("delete", "configmap", "unseen")
 
 
-def test_close_wakes_a_watch_at_once(cluster, tmp_path):
-    """Whoever reads a watch hears of the end within a second."""
-    api = client.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca))
-    ended = queue.SimpleQueue()
-
-    def read():
-        try:
-            version = str(api.get(PATH)["metadata"]["resourceVersion"])
-            query = [("resourceVersion", version)]
-            ended.put(list(api.watch(PATH, query, silence_seconds=60)))
-        except errors.UnreachableError as error:
-            ended.put(error)
-
-    threading.Thread(target=read, daemon=True).start()
-    until(lambda: api._streams, "a watch that is read")
-    api.close()
-    assert isinstance(ended.get(timeout=pace.scaled(1.0)), errors.UnreachableError)
-
-
-def test_a_token_is_read_again_and_says_to_which_node_it_is_bound(cluster, tmp_path):
-    """The claims of a token that the kubelet would hand out hold the uid of the Node."""
+def test_the_token_contains_the_uid_of_the_node_that_it_is_bound_to(cluster, tmp_path):
+    """A token like those of the kubelet contains the uid; an unbound token does not."""
     uid = cluster.node("bound")
     token = cluster.agent_token("bound")
     api = client.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca, token))
@@ -258,20 +281,20 @@ def test_a_token_is_read_again_and_says_to_which_node_it_is_bound(cluster, tmp_p
     assert api.token_node_uid() == ""
 
 
-def test_refusals_say_why(cluster, tmp_path):
-    """The status, the reason and the message are those of the API server."""
-    api = client.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca, "nobody"))
-    with pytest.raises(errors.StatusError) as refused:
+def test_a_status_error_contains_the_reason_of_the_api_server(cluster, tmp_path):
+    """The error contains the HTTP status and the reason of the Status object."""
+    api = client.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca, "unknown"))
+    with pytest.raises(errors.StatusError) as error:
         api.get(PATH)
-    assert (refused.value.status, refused.value.reason) == (401, "Unauthorized")
+    assert (error.value.status, error.value.reason) == (401, "Unauthorized")
     admin = client.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca))
-    with pytest.raises(errors.StatusError) as refused:
+    with pytest.raises(errors.StatusError) as error:
         admin.get(f"{PATH}/none")
-    assert (refused.value.status, refused.value.reason) == (404, "NotFound")
+    assert (error.value.status, error.value.reason) == (404, "NotFound")
 
 
-def test_nobody_there_is_no_refusal(tmp_path):
-    """A closed port is unreachable, and the text says where in one line."""
+def test_a_closed_port_is_unreachable(tmp_path):
+    """The message contains the address and the reason in one line."""
     port = free_port()
     api = client.Api(kubeconfig=config(tmp_path, f"https://127.0.0.1:{port}"))
     with pytest.raises(
@@ -280,33 +303,33 @@ def test_nobody_there_is_no_refusal(tmp_path):
         api.get(PATH)
 
 
-def test_a_kubeconfig_that_is_none_is_told(tmp_path):
-    """Missing, not YAML, a text, a number for an address, without a cluster: no traceback."""
+def test_an_unusable_kubeconfig_is_an_error(tmp_path):
+    """A missing file, other content and a wrong type of the address raise NoClusterError."""
     (tmp_path / "bad").write_text("{]")
     (tmp_path / "text").write_text("hello")
     for path in (tmp_path / "bad", tmp_path / "text", config(tmp_path, 5)):
         with pytest.raises(errors.NoClusterError):
             client.Api(kubeconfig=str(path))
-    with pytest.raises(errors.NoClusterError, match="there is no such file"):
+    with pytest.raises(errors.NoClusterError, match="the file does not exist"):
         client.Api(kubeconfig=str(tmp_path / "missing"))
     with pytest.raises(errors.NoClusterError):
-        client.Api()  # this is no pod
+        client.Api()  # the test does not run in a pod
 
 
-# --- answers that a real one gives too rarely -----------------------------------------------------
+# --- responses that a real API server sends too rarely --------------------------------------------
 
 
-class Script:
-    """An HTTP server that gives scripted answers, one for each request; the last one for ever.
+class ScriptedServer:
+    """An HTTP server that sends scripted responses, one per request, and repeats the last one.
 
-    None is no answer at all, until the client hangs up.
+    The response None means that the server sends nothing until the client closes the connection.
     """
 
-    def __init__(self, *answers):
-        self.answers = list(answers)
-        self.asked = []
-        self.named = set()
-        self.bearers = []
+    def __init__(self, *responses):
+        self.responses = list(responses)
+        self.paths = []
+        self.user_agents = set()
+        self.authorizations = []
         self.peers = []
         script = self
 
@@ -314,17 +337,17 @@ class Script:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self):
-                script.asked.append(self.path)
-                script.named.add(self.headers["User-Agent"])
-                script.bearers.append(self.headers["Authorization"])
+                script.paths.append(self.path)
+                script.user_agents.add(self.headers["User-Agent"])
+                script.authorizations.append(self.headers["Authorization"])
                 script.peers.append(self.client_address)
-                last = len(script.answers) == 1
-                given = script.answers[0] if last else script.answers.pop(0)
-                if given is None:
+                is_last = len(script.responses) == 1
+                response = script.responses[0] if is_last else script.responses.pop(0)
+                if response is None:
                     self.rfile.read()
                     self.close_connection = True
                     return
-                status, headers, body = given
+                status, headers, body = response
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
@@ -350,46 +373,48 @@ class Script:
         self.server.server_close()
 
 
-def answer(status, body, **headers):
+def response(status, body, **headers):
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     return status, {name.replace("_", "-"): value for name, value in headers.items()}, content
 
 
-LIST = answer(200, {"metadata": {"resourceVersion": "7"}, "items": []})
+LIST = response(200, {"metadata": {"resourceVersion": "7"}, "items": []})
 
 
 @pytest.mark.parametrize(
-    ("given", "status", "retry"),
+    ("scripted", "status", "retry_after"),
     [
-        (answer(429, {"message": "slower"}, Retry_After="3"), 429, 3.0),
-        (answer(503, b"<html>away</html>"), 503, 0.0),
-        (answer(302, b"", Location="http://127.0.0.1:1/"), 302, 0.0),
-        (answer(429, b"{}", Retry_After="9" * 400), 429, client.RETRY_SECONDS),
-        (answer(429, b"{}", Retry_After="\N{SUPERSCRIPT TWO}"), 429, 0.0),
-        (answer(503, b"{}", Retry_After="Wed, 21 Oct 2015 07:28:00 GMT"), 503, 0.0),
+        (response(429, {"message": "slower"}, Retry_After="3"), 429, 3.0),
+        (response(503, b"<html>away</html>"), 503, 0.0),
+        (response(302, b"", Location="http://127.0.0.1:1/"), 302, 0.0),
+        (response(429, b"{}", Retry_After="9" * 400), 429, responses.RETRY_AFTER_SECONDS),
+        (response(429, b"{}", Retry_After="\N{SUPERSCRIPT TWO}"), 429, 0.0),
+        (response(503, b"{}", Retry_After="Wed, 21 Oct 2015 07:28:00 GMT"), 503, 0.0),
     ],
 )
-def test_a_refusal_is_one_request_and_keeps_its_retry_after(tmp_path, given, status, retry):
-    """Nothing is retried or followed behind the caller's back; a wait that is none has an end."""
-    with Script(given) as server:
+def test_an_error_status_is_not_retried_and_contains_retry_after(
+    tmp_path, scripted, status, retry_after
+):
+    """The client sends one request, follows no redirect, and limits Retry-After."""
+    with ScriptedServer(scripted) as server:
         api = client.Api(kubeconfig=config(tmp_path, server.url), version="1.2.3")
-        with pytest.raises(errors.StatusError) as refused:
+        with pytest.raises(errors.StatusError) as error:
             api.get(PATH)
-        assert (refused.value.status, refused.value.retry_after) == (status, retry)
-        assert (server.asked, server.named) == ([PATH], {"profile-loader/1.2.3"})
+        assert (error.value.status, error.value.retry_after) == (status, retry_after)
+        assert (server.paths, server.user_agents) == ([PATH], {"profile-loader/1.2.3"})
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"[" * 100_000, b"\xff"])
-def test_an_answer_that_is_no_object_is_no_answer(tmp_path, body):
-    """It is never taken for an empty list."""
-    with Script(answer(200, body)) as server:
+def test_a_response_that_is_not_an_object_is_an_error(tmp_path, body):
+    """The response is never treated as an empty list."""
+    with ScriptedServer(response(200, body)) as server:
         api = client.Api(kubeconfig=config(tmp_path, server.url))
         with pytest.raises(errors.UnreachableError):
-            Watched(api).reflector.list()
+            WatchedConfigMaps(api).reflector.list()
 
 
 @pytest.mark.parametrize(
-    "odd",
+    "fields",
     [
         *({"items": items} for items in (5, [5], "x", [{}])),
         {},
@@ -398,10 +423,10 @@ def test_an_answer_that_is_no_object_is_no_answer(tmp_path, body):
         {"items": None, "kind": "PartialObjectMetadataList", "metadata": {}},
     ],
 )
-def test_a_list_of_odd_items_is_no_answer(tmp_path, odd):
-    """Items that are no objects with a name, or are missing, make the whole list unreadable."""
-    with Script(answer(200, {"metadata": {"resourceVersion": "1"}} | odd)) as server:
-        watched = Watched(client.Api(kubeconfig=config(tmp_path, server.url)))
+def test_a_list_with_malformed_items_is_an_error(tmp_path, fields):
+    """Missing items, and items without a name, make the whole list unreadable."""
+    with ScriptedServer(response(200, {"metadata": {"resourceVersion": "1"}} | fields)) as server:
+        watched = WatchedConfigMaps(client.Api(kubeconfig=config(tmp_path, server.url)))
         with pytest.raises(errors.UnreachableError):
             watched.reflector.list()
         assert watched.reflector.store.objects is None
@@ -423,7 +448,7 @@ def variants(value):
             )
 
 
-WHOLE = {
+COMPLETE_OBJECTS = {
     cluster_source.keep("d.org"): {
         "metadata": {
             "name": "web",
@@ -434,7 +459,10 @@ WHOLE = {
         "data": {"a.json": "{}"},
         "binaryData": {"b.json": "e30="},
     },
-    node_labels.keep: {"metadata": {"name": "n", "uid": "u", "labels": {"a": "b"}}, "spec": {}},
+    node_labels.node_metadata: {
+        "metadata": {"name": "n", "uid": "u", "labels": {"a": "b"}},
+        "spec": {},
+    },
     pod_references.referenced_profiles: {
         "metadata": {"name": "p", "namespace": "ns", "annotations": {"a": "b"}},
         "spec": {
@@ -446,43 +474,51 @@ WHOLE = {
 }
 
 
-@pytest.mark.parametrize("keep", WHOLE, ids=["configmap", "node", "pod"])
-def test_whatever_types_an_object_has_the_list_is_read_or_is_no_answer(tmp_path, keep):
-    """Nothing but the errors of the API leaves a list, since anything else ends the agent."""
-    objects = [one for one in variants(WHOLE[keep]) if isinstance(one, dict)]
-    lists = [{"metadata": {"resourceVersion": "1"}, "items": [one]} for one in objects]
-    refused = 0
-    with Script(*(answer(200, one) for one in lists)) as server:
+@pytest.mark.parametrize("keep", COMPLETE_OBJECTS, ids=["configmap", "node", "pod"])
+def test_a_list_of_objects_with_wrong_types_is_read_or_is_an_error(tmp_path, keep):
+    """No other exception leaves the reflector, since it would end the agent."""
+    items = [item for item in variants(COMPLETE_OBJECTS[keep]) if isinstance(item, dict)]
+    lists = [{"metadata": {"resourceVersion": "1"}, "items": [item]} for item in items]
+    errors_count = 0
+    with ScriptedServer(*(response(200, content) for content in lists)) as server:
         api = client.Api(kubeconfig=config(tmp_path, server.url))
-        reflector = reflector_module.Reflector(api, PATH, keep=keep, changed=lambda: None)
+        reflector = reflector_module.Reflector(
+            api,
+            Resource(path=PATH),
+            keep=keep,
+            on_change=lambda: None,
+            backoff=reflector_module.new_backoff(),
+        )
         for _ in lists:
             try:
                 reflector.list()
             except errors.UnreachableError:
-                refused += 1
+                errors_count += 1
                 continue
             repr(reflector.store).encode()
-    print(f"{len(lists)} lists, {refused} of them no answer")
-    assert 0 < refused < len(lists)
+    print(f"{len(lists)} lists, {errors_count} of them unreadable")
+    assert 0 < errors_count < len(lists)
 
 
-def test_lone_surrogates_of_an_answer_are_replaced(tmp_path):
-    """Lone surrogates are replaced as in Go: the ledger and the log could not encode them."""
-    body = rb'{"metadata": {"resourceVersion": "7"}, "items": [' + json.dumps(map_("x")).encode()
+def test_lone_surrogates_in_a_response_are_replaced(tmp_path):
+    """The ledger and the log could not encode lone surrogates; Go replaces them too."""
+    body = (
+        rb'{"metadata": {"resourceVersion": "7"}, "items": [' + json.dumps(config_map("x")).encode()
+    )
     body = body.replace(b'"x"', rb'"a\ud800b\ud83d\ude00"') + b"]}"
-    with Script(answer(200, body)) as server:
-        reflector = Watched(client.Api(kubeconfig=config(tmp_path, server.url))).reflector
+    with ScriptedServer(response(200, body)) as server:
+        reflector = WatchedConfigMaps(client.Api(kubeconfig=config(tmp_path, server.url))).reflector
         reflector.list()
     assert list(reflector.store.objects) == ["a\ufffdb\U0001f600"]
 
 
 @pytest.mark.parametrize("is_head_slow", [True, False], ids=["head", "body"])
 @pytest.mark.parametrize("uses_tls", [True, False], ids=["TLS", "plain"])
-def test_an_answer_that_comes_byte_by_byte_has_a_total_deadline(
+def test_a_response_that_arrives_byte_by_byte_has_a_deadline(
     tmp_path, monkeypatch, uses_tls, is_head_slow
 ):
-    """Each byte arrives in time, but the whole answer does not."""
-    monkeypatch.setattr(client, "ANSWER_SECONDS", 1.0)
+    """Each byte arrives within the time-out of the socket, but the whole response does not."""
+    monkeypatch.setattr(client, "RESPONSE_SECONDS", 1.0)
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http{'s' * uses_tls}://127.0.0.1:{listener.getsockname()[1]}"
     ended = threading.Event()
@@ -513,7 +549,7 @@ def test_an_answer_that_comes_byte_by_byte_has_a_total_deadline(
     ca = tmp_path / "server.pem" if uses_tls else ""
     try:
         api = client.Api(kubeconfig=config(tmp_path, url, ca=ca))
-        with pytest.raises(errors.UnreachableError, match=r"no answer in time|took too long"):
+        with pytest.raises(errors.UnreachableError, match=r"no response in time|took too long"):
             api.get(PATH)
     finally:
         ended.set()
@@ -521,121 +557,121 @@ def test_an_answer_that_comes_byte_by_byte_has_a_total_deadline(
         thread.join()
 
 
-def test_a_watch_that_ends_at_once_again_and_again_is_no_tight_loop(tmp_path):
-    """A server that closes every watch is asked less and less often."""
-    with Script(LIST, answer(200, b"")) as server:
+def test_watches_that_end_immediately_are_repeated_with_a_delay(tmp_path):
+    """A server that closes every watch receives few requests."""
+    with ScriptedServer(LIST, response(200, b"")) as server:
         api = client.Api(kubeconfig=config(tmp_path, server.url))
-        with Watched(api, silence_seconds=5) as watched:
-            until(lambda: len(server.asked) >= 3, lambda: server.asked)
-            watched.reflector.stop()
-        assert len(server.asked) < 40
+        with WatchedConfigMaps(api) as watched:
+            until(lambda: len(server.paths) >= 3, lambda: server.paths)
+            watched.end()
+        assert len(server.paths) < 40
 
 
 def test_an_error_event_ends_the_watch_with_its_status(tmp_path):
-    """410 in the stream is the same as 410 as an answer."""
+    """An ERROR event with code 410 raises the same error as a response with status 410."""
     event = {"type": "ERROR", "object": {"code": 410, "reason": "Expired", "message": "too old"}}
-    with Script(answer(200, event)) as server:
+    with ScriptedServer(response(200, event)) as server:
         api = client.Api(kubeconfig=config(tmp_path, server.url))
-        with pytest.raises(errors.StatusError) as refused:
+        with pytest.raises(errors.StatusError) as error:
             list(api.watch(PATH, [], silence_seconds=5))
-        assert (refused.value.status, refused.value.reason) == (410, "Expired")
+        assert (error.value.status, error.value.reason) == (410, "Expired")
 
 
 @pytest.mark.parametrize("code", ["no number", 10**9, 7, 410.5, None, []])
-def test_an_error_event_of_an_odd_status_is_an_error_of_the_server(tmp_path, code):
-    """What it says is not believed, and ends no thread."""
+def test_an_error_event_without_a_valid_code_has_status_500(tmp_path, code):
+    """A code of a wrong type or range does not end the thread of the reflector."""
     event = {"type": "ERROR", "object": {"code": code, "message": "odd"}}
-    with Script(answer(200, event)) as server:
+    with ScriptedServer(response(200, event)) as server:
         api = client.Api(kubeconfig=config(tmp_path, server.url))
-        with pytest.raises(errors.StatusError) as refused:
+        with pytest.raises(errors.StatusError) as error:
             list(api.watch(PATH, [], silence_seconds=5))
-        assert (refused.value.status, refused.value.message) == (500, "odd")
+        assert (error.value.status, error.value.message) == (500, "odd")
 
 
-def test_an_answer_beyond_the_bound_is_no_answer_and_the_copy_stays(tmp_path):
-    """Parsed, it would take more memory than the container has."""
-    kept = {"metadata": {"resourceVersion": "7"}, "items": [map_("one", key="a")]}
-    huge = kept | {"items": [map_("one", key="x" * client.ANSWER_BYTES)]}
-    with Script(answer(200, kept), answer(200, huge)) as server:
-        reflector = Watched(client.Api(kubeconfig=config(tmp_path, server.url))).reflector
+def test_a_response_over_the_size_limit_is_an_error_and_the_store_stays(tmp_path):
+    """A parsed response of that size would need more memory than the container has."""
+    kept = {"metadata": {"resourceVersion": "7"}, "items": [config_map("one", key="a")]}
+    huge = kept | {"items": [config_map("one", key="x" * responses.RESPONSE_BYTES)]}
+    with ScriptedServer(response(200, kept), response(200, huge)) as server:
+        reflector = WatchedConfigMaps(client.Api(kubeconfig=config(tmp_path, server.url))).reflector
         reflector.list()
         for _ in range(2):
             with pytest.raises(errors.UnreachableError, match="larger than 16777216 bytes"):
                 reflector.list()
         assert (reflector.store.objects, reflector.store.status) == ({"one": {"key": "a"}}, 0)
-        assert reflector.store.reason == "the answer is larger than 16777216 bytes"
+        assert reflector.store.reason == "the response is larger than 16777216 bytes"
 
 
-def test_waits_grow_however_long_each_try_takes(tmp_path, monkeypatch):
-    """A slow refusal is a failure as a quick one is; only a watch that lasted begins anew."""
+def test_the_delay_grows_with_each_failed_list(tmp_path, monkeypatch):
+    """A list that fails is a failure however long it took; only a stable watch resets the delay."""
     monkeypatch.setattr(reflector_module, "STABLE_SECONDS", 0.0)
-    with Script(answer(503, b"{}")) as server:
-        watched = Watched(client.Api(kubeconfig=config(tmp_path, server.url)))
-        told = []
-        watched.reflector.pause = lambda failures: told.append(failures) or 0.0
-        with watched:
-            until(lambda: len(told) >= 4, lambda: told)
-    assert told[:4] == [1, 2, 3, 4]
+    with ScriptedServer(response(503, b"{}")) as server:
+        backoff = RecordedBackoff()
+        api = client.Api(kubeconfig=config(tmp_path, server.url))
+        with WatchedConfigMaps(api, backoff=backoff):
+            until(lambda: len(backoff.recorded) >= 4, lambda: backoff.recorded)
+    assert backoff.recorded[:4] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("stable", [0.0, 60.0])
-def test_after_a_watch_that_broke_it_lists_again(tmp_path, monkeypatch, stable):
-    """Versions after a broken watch may belong to another history, however long it lasted."""
+def test_a_list_follows_a_broken_watch(tmp_path, monkeypatch, stable):
+    """Resource versions after a broken watch may belong to another history."""
     monkeypatch.setattr(reflector_module, "STABLE_SECONDS", stable)
-    event = {"type": "ADDED", "object": map_("one", key="a")}
+    event = {"type": "ADDED", "object": config_map("one", key="a")}
     event["object"]["metadata"]["resourceVersion"] = "9"
-    broken = answer(200, json.dumps(event).encode() + b"\n{")
-    with Script(LIST, broken, LIST, answer(410, b"{}")) as server:
+    broken = response(200, json.dumps(event).encode() + b"\n{")
+    with ScriptedServer(LIST, broken, LIST, response(410, b"{}")) as server:
         api = client.Api(kubeconfig=config(tmp_path, server.url))
-        with Watched(api) as watched:
-            until(lambda: len(server.asked) >= 4, lambda: server.asked)
-            watched.reflector.stop()
-    versions = [re.findall(r"resourceVersion=(\d+)", one) for one in server.asked[:4]]
+        with WatchedConfigMaps(api) as watched:
+            until(lambda: len(server.paths) >= 4, lambda: server.paths)
+            watched.end()
+    versions = [re.findall(r"resourceVersion=(\d+)", path) for path in server.paths[:4]]
     assert versions == [[], ["7"], [], ["7"]]
 
 
-def test_after_a_watch_that_ended_early_it_lists_again(tmp_path, monkeypatch):
-    """An API server that shuts down ends its watches as it does after their time limit."""
-    monkeypatch.setattr(reflector_module, "FIRST_SECONDS", 0.0)
-    with Script(LIST, answer(200, b""), LIST, None) as server:
-        watched = Watched(client.Api(kubeconfig=config(tmp_path, server.url)), silence_seconds=60)
+def test_a_list_follows_a_watch_that_ended_early(tmp_path, monkeypatch):
+    """An API server that shuts down ends a watch in the same way as after its time limit."""
+    monkeypatch.setattr(reflector_module, "SHORT_WATCH_SECONDS", 0.0)
+    with ScriptedServer(LIST, response(200, b""), LIST, None) as server:
+        watched = WatchedConfigMaps(client.Api(kubeconfig=config(tmp_path, server.url)))
         with watched:
-            until(lambda: len(server.asked) == 4, lambda: server.asked)
-            watched.reflector.stop()
-    assert ["watch=" in one for one in server.asked] == [False, True, False, True]
+            until(lambda: len(server.paths) == 4, lambda: server.paths)
+            watched.end()
+    assert ["watch=" in path for path in server.paths] == [False, True, False, True]
 
 
-def test_a_version_that_goes_backwards_is_followed_by_a_list(tmp_path):
-    """The data of the store were restored while the API server was running."""
+def test_a_list_follows_a_resource_version_that_is_older(tmp_path):
+    """An older version means that etcd was restored while the API server was running."""
 
     def event(version):
-        changed = map_("one", key=version)
+        changed = config_map("one", key=version)
         changed["metadata"]["resourceVersion"] = version
         return json.dumps({"type": "MODIFIED", "object": changed}).encode()
 
-    lost = answer(200, event("10") + b"\n" + event("8") + b"\n" + event("11"))
-    with Script(LIST, lost, LIST, None) as server:
-        watched = Watched(client.Api(kubeconfig=config(tmp_path, server.url)), silence_seconds=60)
+    lost = response(200, event("10") + b"\n" + event("8") + b"\n" + event("11"))
+    with ScriptedServer(LIST, lost, LIST, None) as server:
+        watched = WatchedConfigMaps(client.Api(kubeconfig=config(tmp_path, server.url)))
         with watched:
-            until(lambda: len(server.asked) == 4, lambda: server.asked)
+            until(lambda: len(server.paths) == 4, lambda: server.paths)
             assert watched.reflector.store.objects == {}
-            watched.reflector.stop()
-    told = []
+            watched.end()
+    reported = []
     while not watched.changes.empty():
-        told.append((watched.changes.get().objects or {}).get("one"))
-    assert {"key": "11"} not in told
-    assert {"key": "8"} not in told
+        reported.append((watched.changes.get().objects or {}).get("one"))
+    assert {"key": "11"} not in reported
+    assert {"key": "8"} not in reported
 
 
-def test_a_list_counts_as_a_change_although_it_is_equal(tmp_path):
-    """The user of the copy may know a newer answer, which a restored API server has lost."""
-    with Script(LIST) as server:
-        watched = Watched(client.Api(kubeconfig=config(tmp_path, server.url)))
-        copies = []
+def test_an_equal_list_has_a_new_revision(tmp_path):
+    """A user of the store may know a newer response, which a restored API server has lost."""
+    with ScriptedServer(LIST) as server:
+        watched = WatchedConfigMaps(client.Api(kubeconfig=config(tmp_path, server.url)))
+        stores = []
         for _ in range(2):
             watched.reflector.list()
-            copies.append(watched.reflector.store)
-        assert (copies[0] == copies[1], copies[0] is copies[1]) == (True, False)
+            stores.append(watched.reflector.store)
+        assert stores[0] == stores[1]
+        assert [store.revision for store in stores] == [1, 2]
         assert watched.changes.qsize() == 2
 
 
@@ -644,80 +680,81 @@ def test_a_list_counts_as_a_change_although_it_is_equal(tmp_path):
 
 def page(*names, more="", version="7"):
     metadata = {"resourceVersion": version} | ({"continue": more} if more else {})
-    return answer(200, {"metadata": metadata, "items": [map_(name) for name in names]})
+    return response(200, {"metadata": metadata, "items": [config_map(name) for name in names]})
 
 
-def asked_for(server, name):
-    return [re.findall(rf"{name}=(\w+)", one) for one in server.asked]
+def parameters(server, name):
+    """Return the values of a query parameter in each request."""
+    return [re.findall(rf"{name}=(\w+)", path) for path in server.paths]
 
 
 def test_a_list_is_read_in_pages(tmp_path):
     """Each page is requested with the token of the previous page."""
-    with Script(page("a", "b", more="x"), page("c", more="y"), page("d")) as server:
-        reflector = Watched(client.Api(kubeconfig=config(tmp_path, server.url))).reflector
+    with ScriptedServer(page("a", "b", more="x"), page("c", more="y"), page("d")) as server:
+        reflector = WatchedConfigMaps(client.Api(kubeconfig=config(tmp_path, server.url))).reflector
         reflector.list()
         assert list(reflector.store.objects) == ["a", "b", "c", "d"]
-        assert asked_for(server, "continue") == [[], ["x"], ["y"]]
-        assert set(map(tuple, asked_for(server, "limit"))) == {("100",)}
+        assert parameters(server, "continue") == [[], ["x"], ["y"]]
+        assert set(map(tuple, parameters(server, "limit"))) == {("100",)}
 
 
 def test_a_list_whose_token_expires_is_read_from_the_beginning(tmp_path):
     """The pages that were read belong to a state that no longer exists."""
-    expired = answer(410, {"reason": "Expired", "message": "too old"})
-    with Script(page("a", more="x"), expired, page("b", more="y"), page("c")) as server:
-        reflector = Watched(client.Api(kubeconfig=config(tmp_path, server.url))).reflector
+    expired = response(410, {"reason": "Expired", "message": "too old"})
+    with ScriptedServer(page("a", more="x"), expired, page("b", more="y"), page("c")) as server:
+        reflector = WatchedConfigMaps(client.Api(kubeconfig=config(tmp_path, server.url))).reflector
         reflector.list()
         assert list(reflector.store.objects) == ["b", "c"]
-        assert asked_for(server, "continue") == [[], ["x"], [], ["y"]]
+        assert parameters(server, "continue") == [[], ["x"], [], ["y"]]
 
 
-def test_a_list_whose_token_always_expires_is_refused(tmp_path):
-    """The list is given up after some tries, and the copy stays."""
-    expired = answer(410, {"reason": "Expired", "message": "too old"})
+def test_a_list_whose_token_always_expires_fails(tmp_path):
+    """The list fails after several attempts, and the store stays."""
+    expired = response(410, {"reason": "Expired", "message": "too old"})
     rounds = [
-        one for _ in range(reflector_module.LIST_TRIES) for one in (page("a", more="x"), expired)
+        scripted for _ in range(lister.LIST_ATTEMPTS) for scripted in (page("a", more="x"), expired)
     ]
-    with Script(page("z"), *rounds) as server:
-        reflector = Watched(client.Api(kubeconfig=config(tmp_path, server.url))).reflector
+    with ScriptedServer(page("z"), *rounds) as server:
+        reflector = WatchedConfigMaps(client.Api(kubeconfig=config(tmp_path, server.url))).reflector
         reflector.list()
         with pytest.raises(errors.StatusError, match="too old"):
             reflector.list()
         assert (list(reflector.store.objects), reflector.store.status) == (["z"], 410)
-        assert len(server.asked) == 1 + 2 * reflector_module.LIST_TRIES
+        assert len(server.paths) == 1 + 2 * lister.LIST_ATTEMPTS
 
 
-def test_a_page_that_is_too_large_is_asked_for_in_smaller_ones(tmp_path):
+def test_a_page_that_is_too_large_is_requested_with_fewer_objects(tmp_path):
     """A page with a single object may be larger than a page with several objects."""
-    large = map_("large", key="x" * reflector_module.PAGE_BYTES)
-    huge = answer(200, {"metadata": {"resourceVersion": "7"}, "items": [large]})
-    with Script(huge) as server:
-        reflector = Watched(client.Api(kubeconfig=config(tmp_path, server.url))).reflector
+    large = config_map("large", key="x" * lister.PAGE_BYTES)
+    huge = response(200, {"metadata": {"resourceVersion": "7"}, "items": [large]})
+    with ScriptedServer(huge) as server:
+        reflector = WatchedConfigMaps(client.Api(kubeconfig=config(tmp_path, server.url))).reflector
         reflector.list()
         assert list(reflector.store.objects) == ["large"]
-        assert asked_for(server, "limit") == [["100"], ["25"], ["6"], ["1"]]
+        assert parameters(server, "limit") == [["100"], ["25"], ["6"], ["1"]]
 
 
-def test_a_list_without_an_end_is_no_answer(tmp_path, monkeypatch):
+def test_a_list_without_an_end_is_an_error(tmp_path, monkeypatch):
     """An API server that always has another page does not block the agent for ever."""
-    monkeypatch.setattr(reflector_module, "PAGES", 5)
-    with Script(page("a", more="x")) as server:
-        reflector = Watched(client.Api(kubeconfig=config(tmp_path, server.url))).reflector
+    monkeypatch.setattr(lister, "PAGE_LIMIT", 5)
+    with ScriptedServer(page("a", more="x")) as server:
+        reflector = WatchedConfigMaps(client.Api(kubeconfig=config(tmp_path, server.url))).reflector
         with pytest.raises(errors.UnreachableError, match="more than 5 pages"):
             reflector.list()
-        assert len(server.asked) == 5
+        assert len(server.paths) == 5
 
 
 @pytest.mark.parametrize("token", [5, ["x"], {"a": 1}])
-def test_an_odd_token_is_no_answer(tmp_path, token):
-    """It is not taken for the end of the list."""
-    with Script(answer(200, {"metadata": {"continue": token}, "items": []})) as server:
-        reflector = Watched(client.Api(kubeconfig=config(tmp_path, server.url))).reflector
-        with pytest.raises(errors.UnreachableError, match="no list"):
+def test_a_token_of_a_wrong_type_is_an_error(tmp_path, token):
+    """Such a token is not treated as the end of the list."""
+    with ScriptedServer(response(200, {"metadata": {"continue": token}, "items": []})) as server:
+        reflector = WatchedConfigMaps(client.Api(kubeconfig=config(tmp_path, server.url))).reflector
+        with pytest.raises(errors.UnreachableError, match="not a list"):
             reflector.list()
 
 
-class Two:
-    """Limits that keep two objects, and that have room if fewer objects are known."""
+class TwoObjects:
+    """Bounds that keep two objects, and that have room for another if there are fewer."""
 
     def __init__(self):
         self.most = 0
@@ -730,137 +767,149 @@ class Two:
         return len(objects) < 2
 
 
-def test_bounds_decide_after_each_page_what_is_kept(tmp_path):
-    """The copy holds at most the allowed objects and one page, and says that there are more."""
+def test_bounds_apply_after_each_page(tmp_path):
+    """Memory holds at most the allowed objects and one page, and the store is partial."""
     pages = [page(f"a{number}", f"b{number}", more="x") for number in range(9)]
-    with Script(*pages, page("c")) as server:
-        bounds = Two()
+    with ScriptedServer(*pages, page("c")) as server:
+        bounds = TwoObjects()
         api = client.Api(kubeconfig=config(tmp_path, server.url))
-        reflector = Watched(api, bounds=bounds).reflector
+        reflector = WatchedConfigMaps(api, bounds=bounds).reflector
         reflector.list()
         assert (list(reflector.store.objects), reflector.store.partial) == (["a0", "a1"], True)
         assert bounds.most == 4
 
 
-def test_it_lists_again_where_there_is_room_for_what_was_let_go(tmp_path, monkeypatch):
+def test_a_list_follows_when_dropped_content_has_room_again(tmp_path, monkeypatch):
     """No event contains the content of an object that was dropped."""
     monkeypatch.setattr(reflector_module, "ROOM_SECONDS", 0.0)
-    gone = {"type": "DELETED", "object": map_("a")}
-    with Script(page("a", "b", "c"), answer(200, gone), page("b", "c"), None) as server:
+    gone = {"type": "DELETED", "object": config_map("a")}
+    with ScriptedServer(page("a", "b", "c"), response(200, gone), page("b", "c"), None) as server:
         api = client.Api(kubeconfig=config(tmp_path, server.url))
-        with Watched(api, bounds=Two(), silence_seconds=60) as watched:
-            until(lambda: len(server.asked) == 4, lambda: server.asked)
-            watched.reflector.stop()
+        with WatchedConfigMaps(api, bounds=TwoObjects()) as watched:
+            until(lambda: len(server.paths) == 4, lambda: server.paths)
+            watched.end()
             assert list(watched.reflector.store.objects) == ["b", "c"]
             assert watched.reflector.store.partial is False
 
 
 def test_real_pages_make_the_same_list(cluster, tmp_path, monkeypatch):
-    """Lists of any size are read completely, even if the store compacts the state in between."""
+    """A list is complete for each page size, also if etcd compacts its state in between."""
     names = {f"page-{number}" for number in range(7)}
-    cluster.apply(*(map_(name, key=name) for name in names))
-    forgotten = []
+    cluster.apply(*(config_map(name, key=name) for name in names))
+    compacted = []
 
-    def forget(found):
-        if not forgotten:
-            forgotten.append(found)
-            cluster.apply(map_("page-0", key="page-0", more="x"))
+    def keep(item):
+        if not compacted:
+            compacted.append(item)
+            cluster.apply(config_map("page-0", key="page-0", more="x"))
             compact(cluster, cluster.get(f"{PATH}/page-0")["metadata"]["resourceVersion"])
-        return found.get("data", {})
+        return item.get("data", {})
 
     for size in (1, 2, 3, 7, 100):
-        monkeypatch.setattr(reflector_module, "PAGE_OBJECTS", size)
+        monkeypatch.setattr(lister, "PAGE_OBJECTS", size)
         api = client.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca))
-        reflector = reflector_module.Reflector(api, PATH, keep=forget, changed=lambda: None)
+        reflector = reflector_module.Reflector(
+            api,
+            Resource(path=PATH),
+            keep=keep,
+            on_change=lambda: None,
+            backoff=reflector_module.new_backoff(),
+        )
         reflector.list()
         assert names == objects(reflector.store).keys()
     assert objects(reflector.store)["page-0"] == {"key": "page-0", "more": "x"}
     cluster.kubectl("delete", "configmap", *names)
 
 
-def test_a_watch_that_was_never_answered_is_none_that_lasted(tmp_path, monkeypatch):
-    """However long it waited: only a list that fails tells that the API server is silent."""
+def test_a_watch_that_never_started_is_not_a_stable_watch(tmp_path, monkeypatch):
+    """The delay grows although the client waited for the watch for a long time."""
     monkeypatch.setattr(reflector_module, "STABLE_SECONDS", 0.0)
-    with Script(LIST, None, answer(503, b"{}")) as server:
-        watched = Watched(client.Api(kubeconfig=config(tmp_path, server.url)), silence_seconds=0.2)
-        failures = []
-        watched.reflector.pause = lambda failed: failures.append(failed) or 0.0
-        with watched:
-            watched.until(lambda copy: copy.status == 503)
-            watched.reflector.stop()
-    assert (["watch=" in one for one in server.asked[:3]], failures[:2]) == (
-        [False, True, False],
-        [1, 2],
-    )
-
-
-def test_from_a_watch_that_breaks_to_the_next_answer_it_does_not_live(tmp_path):
-    """What began meanwhile is not in the copy: nothing may be concluded from it."""
-    event = {"type": "ADDED", "object": map_("one", key="a")}
-    broken = answer(200, json.dumps(event).encode() + b"\n{")
-    with Script(LIST, broken, LIST, answer(200, b"")) as server:
-        watched = Watched(client.Api(kubeconfig=config(tmp_path, server.url)))
-        assert watched.reflector.is_live is False
-        paused, changed = [], []
-        watched.reflector.pause = lambda _: paused.append(watched.reflector.is_live) or 0.0
-        watched.reflector.changed = lambda: changed.append((len(paused), watched.reflector.is_live))
-        with watched:
-            until(lambda: any(number and live for number, live in changed), lambda: changed)
-            watched.reflector.stop()
-    assert (paused[0], (0, True) in changed) == (False, True)
-
-
-def test_a_single_object_whose_version_is_too_old_is_watched_from_now(tmp_path):
-    """The version of an object that seldom changes may be gone from the API server's memory."""
-    one = answer(200, map_("one", key="a") | {"metadata": {"name": "one", "resourceVersion": "3"}})
-    with Script(one, answer(410, b"{}"), answer(200, b"")) as server:
+    monkeypatch.setattr(reflector_module, "SILENCE_SECONDS", 0.2)
+    backoff = RecordedBackoff()
+    with ScriptedServer(LIST, None, response(503, b"{}")) as server:
         api = client.Api(kubeconfig=config(tmp_path, server.url))
-        with Watched(api, one=f"{PATH}/one") as watched:
-            until(lambda: len(server.asked) >= 3, lambda: server.asked)
-            watched.reflector.stop()
-    versions = [re.findall(r"resourceVersion=(\d+)", one) for one in server.asked[:3]]
+        with WatchedConfigMaps(api, backoff=backoff) as watched:
+            watched.until(lambda store: store.status == 503)
+    assert ["watch=" in path for path in server.paths[:3]] == [False, True, False]
+    assert backoff.recorded[:2] == [1, 2]
+
+
+def test_a_reflector_is_not_live_between_a_broken_watch_and_the_next_response(tmp_path):
+    """Changes in that time are not in the store, so nothing may be concluded from it."""
+    event = {"type": "ADDED", "object": config_map("one", key="a")}
+    broken = response(200, json.dumps(event).encode() + b"\n{")
+    with ScriptedServer(LIST, broken, LIST, response(200, b"")) as server:
+        live_in_delay, live_at_change = [], []
+        watched = WatchedConfigMaps(
+            client.Api(kubeconfig=config(tmp_path, server.url)),
+            backoff=RecordedBackoff(),
+            on_change=lambda: live_at_change.append(
+                (len(live_in_delay), watched.reflector.is_live)
+            ),
+            on_restart=lambda: live_in_delay.append(watched.reflector.is_live),
+        )
+        assert watched.reflector.is_live is False
+        with watched:
+            until(
+                lambda: any(delays and live for delays, live in live_at_change),
+                lambda: live_at_change,
+            )
+    assert (live_in_delay[0], (0, True) in live_at_change) == (False, True)
+
+
+def test_a_single_object_whose_version_is_too_old_is_watched_without_a_version(tmp_path):
+    """The version of an object that seldom changes may be older than the history of the server."""
+    single = response(
+        200, config_map("one", key="a") | {"metadata": {"name": "one", "resourceVersion": "3"}}
+    )
+    with ScriptedServer(single, response(410, b"{}"), response(200, b"")) as server:
+        api = client.Api(kubeconfig=config(tmp_path, server.url))
+        with WatchedConfigMaps(api, object_path=f"{PATH}/one") as watched:
+            until(lambda: len(server.paths) >= 3, lambda: server.paths)
+            watched.end()
+    versions = [re.findall(r"resourceVersion=(\d+)", path) for path in server.paths[:3]]
     assert versions == [[], ["3"], []]
 
 
-def test_a_list_alone_is_no_watch(tmp_path):
-    """What changes before the watch is answered is not in the copy."""
-    with Script(LIST, None) as server:
-        watched = Watched(client.Api(kubeconfig=config(tmp_path, server.url)), silence_seconds=60)
+def test_a_reflector_is_not_live_before_its_watch_has_started(tmp_path):
+    """Changes before the start of the watch are not in the store."""
+    with ScriptedServer(LIST, None) as server:
+        watched = WatchedConfigMaps(client.Api(kubeconfig=config(tmp_path, server.url)))
         with watched:
-            until(lambda: len(server.asked) == 2, lambda: server.asked)
+            until(lambda: len(server.paths) == 2, lambda: server.paths)
             assert (watched.reflector.store.objects, watched.reflector.is_live) == ({}, False)
-            watched.reflector.stop()
+            watched.end()
 
 
-def test_between_two_watches_it_does_not_live_and_tells_nobody(tmp_path, monkeypatch):
-    """The end of a watch in its time is no news; only what is asked before the next one waits."""
-    monkeypatch.setattr(reflector_module, "FIRST_SECONDS", 0.0)
+def test_a_reflector_is_not_live_between_two_watches_and_reports_no_change(tmp_path, monkeypatch):
+    """A watch that ends at its time limit is not a change of the store."""
+    monkeypatch.setattr(reflector_module, "SHORT_WATCH_SECONDS", 0.0)
     monkeypatch.setattr(reflector_module, "EARLY_SECONDS", math.inf)
-    with Script(LIST, answer(200, b""), answer(200, b""), None) as server:
-        watched = Watched(client.Api(kubeconfig=config(tmp_path, server.url)), silence_seconds=60)
+    with ScriptedServer(LIST, response(200, b""), response(200, b""), None) as server:
+        watched = WatchedConfigMaps(client.Api(kubeconfig=config(tmp_path, server.url)))
         with watched:
-            until(lambda: len(server.asked) == 4, lambda: server.asked)
+            until(lambda: len(server.paths) == 4, lambda: server.paths)
             assert (watched.reflector.is_live, watched.changes.qsize()) == (False, 2)
-            watched.reflector.stop()
+            watched.end()
 
 
-def test_pods_are_listed_as_they_are_and_not_from_a_cache(tmp_path):
-    """A cache may lag behind the binding of a pod: its list proves nothing."""
-    with Script(LIST) as server:
-        found = app.cluster(
+def test_pods_are_listed_with_a_consistent_read(tmp_path):
+    """A list from a cache may lack a pod that was bound a moment ago."""
+    with ScriptedServer(LIST) as server:
+        connections = app.cluster(
             Config(node_name="a", pod_aware=True, kubeconfig=config(tmp_path, server.url)),
             lambda _: None,
         )
-        found.pods.list()
-        assert server.asked == ["/api/v1/pods?fieldSelector=spec.nodeName%3Da&limit=100"]
-        assert found.users() == {}
+        connections.pods.list()
+        assert server.paths == ["/api/v1/pods?fieldSelector=spec.nodeName%3Da&limit=100"]
+        assert connections.users() == {}
 
 
 # --- credentials that are renewed -----------------------------------------------------------------
 
 
 def user(folder, server, **fields):
-    """Write a kubeconfig of a user; return its path."""
+    """Write a kubeconfig with the credentials of a user, and return its path."""
     path = Path(config(folder, server))
     path.write_text(
         json.dumps(
@@ -870,14 +919,14 @@ def user(folder, server, **fields):
     return str(path)
 
 
-FOUND = answer(200, {})
+OK = response(200, {})
 
 
-def test_a_token_file_is_read_again_after_a_minute_and_where_it_was_refused(tmp_path, monkeypatch):
-    """Not before; the end of a line is no part of a token, and a refusal is not asked twice."""
+def test_a_token_file_is_read_again_after_a_minute_and_after_a_401(tmp_path, monkeypatch):
+    """A line end is not part of the token, and a request with status 401 is not repeated."""
     (tmp_path / "token").write_text("one\n")
-    denied = answer(401, {"reason": "Unauthorized", "message": "Unauthorized"})
-    with Script(FOUND, FOUND, denied, FOUND, FOUND) as server:
+    denied = response(401, {"reason": "Unauthorized", "message": "Unauthorized"})
+    with ScriptedServer(OK, OK, denied, OK, OK) as server:
         api = client.Api(kubeconfig=user(tmp_path, server.url, tokenFile="token"))
         api.get("/")
         (tmp_path / "token").write_text("two\n")
@@ -886,67 +935,73 @@ def test_a_token_file_is_read_again_after_a_minute_and_where_it_was_refused(tmp_
             api.get("/")
         api.get("/")
         (tmp_path / "token").write_text("three\n")
-        monkeypatch.setattr(client, "FRESH_SECONDS", 0.0)
+        monkeypatch.setattr(credentials, "REREAD_SECONDS", 0.0)
         api.get("/")
-    assert server.bearers == [f"Bearer {one}" for one in ("one", "one", "one", "two", "three")]
+    assert server.authorizations == [
+        f"Bearer {token}" for token in ("one", "one", "one", "two", "three")
+    ]
 
 
-def test_a_refused_watch_reads_the_token_file_again(tmp_path):
-    """As any request."""
+def test_a_token_file_is_read_again_after_a_watch_with_status_401(tmp_path):
+    """A watch with status 401 expires the credentials like any other request."""
     (tmp_path / "token").write_text("one")
-    with Script(answer(401, {}), FOUND) as server:
+    with ScriptedServer(response(401, {}), OK) as server:
         api = client.Api(kubeconfig=user(tmp_path, server.url, tokenFile="token"))
         (tmp_path / "token").write_text("two")
         with pytest.raises(errors.StatusError):
             list(api.watch(PATH, [], silence_seconds=5))
         api.get("/")
-    assert server.bearers == ["Bearer one", "Bearer two"]
+    assert server.authorizations == ["Bearer one", "Bearer two"]
 
 
-def test_only_new_credentials_make_a_new_connection(tmp_path, monkeypatch):
-    """What is read again and is the same changes nothing."""
-    monkeypatch.setattr(client, "FRESH_SECONDS", 0.0)
+def test_only_changed_credentials_open_a_new_connection(tmp_path, monkeypatch):
+    """Credentials that were read again and are equal keep the connection."""
+    monkeypatch.setattr(credentials, "REREAD_SECONDS", 0.0)
     (tmp_path / "token").write_text("one")
-    with Script(FOUND) as server:
+    with ScriptedServer(OK) as server:
         api = client.Api(kubeconfig=user(tmp_path, server.url, tokenFile="token"), version="1")
         for token in ("one", "one", "two"):
             (tmp_path / "token").write_text(token)
             api.get("/")
     first, second, third = server.peers
-    assert (first == second, second == third, server.named) == (True, False, {"profile-loader/1"})
+    assert (first == second, second == third, server.user_agents) == (
+        True,
+        False,
+        {"profile-loader/1"},
+    )
 
 
-@pytest.mark.parametrize("broken", ["missing", "empty", "away"])
-def test_credentials_that_cannot_be_read_again_stay_and_a_refusal_says_why(
-    tmp_path, monkeypatch, broken
+@pytest.mark.parametrize("failure", ["missing", "empty", "no kubeconfig"])
+def test_unreadable_credentials_stay_in_use_and_a_401_contains_the_reason(
+    tmp_path, monkeypatch, failure
 ):
-    """An empty file is one that is just written: nobody asks without a name."""
-    monkeypatch.setattr(client, "FRESH_SECONDS", 0.0)
+    """An empty file is being written, so no request is sent without credentials."""
+    monkeypatch.setattr(credentials, "REREAD_SECONDS", 0.0)
     (tmp_path / "token").write_text("one")
-    with Script(FOUND, FOUND, answer(401, {"message": "expired"})) as server:
+    with ScriptedServer(OK, OK, response(401, {"message": "expired"})) as server:
         path = user(tmp_path, server.url, tokenFile="token")
         api = client.Api(kubeconfig=path)
         api.get("/")
-        why = {
+        reason = {
             "missing": f"[Errno 2] No such file or directory: '{tmp_path}/token'",
             "empty": "they are empty",
-            "away": "Invalid kube-config file. No configuration found.",
-        }[broken]
-        if broken == "missing":
+            "no kubeconfig": "Invalid kube-config file. No configuration found.",
+        }[failure]
+        if failure == "missing":
             (tmp_path / "token").unlink()
-        elif broken == "empty":
+        elif failure == "empty":
             (tmp_path / "token").write_text("")
         else:
             Path(path).unlink()
         api.get("/")
-        with pytest.raises(errors.StatusError) as refused:
+        with pytest.raises(errors.StatusError) as error:
             api.get("/")
-    assert server.bearers == ["Bearer one"] * 3
-    assert refused.value.message == f"expired; the credentials could not be read again: {why}"
+    assert server.authorizations == ["Bearer one"] * 3
+    assert error.value.message == f"expired; the credentials could not be read again: {reason}"
 
 
-def test_in_a_pod_a_clock_that_is_set_back_keeps_no_old_token(tmp_path, monkeypatch):
-    """The age of a token is told by a clock that nobody sets."""
+def test_a_clock_that_is_set_back_does_not_delay_the_renewal_of_a_token(tmp_path, monkeypatch):
+    """The age of a token is measured with the monotonic clock."""
 
     def token(uid):
         claims = base64.urlsafe_b64encode(
@@ -954,35 +1009,35 @@ def test_in_a_pod_a_clock_that_is_set_back_keeps_no_old_token(tmp_path, monkeypa
         )
         (tmp_path / "token").write_text(f"e30.{claims.decode().rstrip('=')}.x")
 
-    class Set:
+    class SetBack:
         behind = dt.timedelta()
 
         @classmethod
         def now(cls):
-            return dt.datetime.now() - cls.behind  # noqa: DTZ005 - as the client does
+            return dt.datetime.now() - cls.behind  # noqa: DTZ005 - like the kubernetes package
 
     (tmp_path / "ca.crt").write_text("any")
     monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
     monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "1")
-    clock = types.SimpleNamespace(datetime=Set, timedelta=dt.timedelta)
+    clock = types.SimpleNamespace(datetime=SetBack, timedelta=dt.timedelta)
     monkeypatch.setattr(incluster_config, "datetime", clock)
     token("one")
     api = client.Api()
     assert api.token_node_uid() == "one"
     token("two")
-    Set.behind = dt.timedelta(hours=1)
-    monkeypatch.setattr(client, "FRESH_SECONDS", 0.0)
+    SetBack.behind = dt.timedelta(hours=1)
+    monkeypatch.setattr(credentials, "REREAD_SECONDS", 0.0)
     assert api.token_node_uid() == "two"
 
 
-def test_a_plugin_that_hangs_keeps_nobody(tmp_path, monkeypatch):
-    """The former credentials serve on, and it is not run twice at a time."""
-    monkeypatch.setattr(client, "FRESH_SECONDS", 0.0)
-    monkeypatch.setattr(client, "WAIT_SECONDS", 0.2)
+def test_a_plugin_that_hangs_does_not_block_requests(tmp_path, monkeypatch):
+    """The previous credentials stay in use, and only one process of the plugin runs."""
+    monkeypatch.setattr(credentials, "REREAD_SECONDS", 0.0)
+    monkeypatch.setattr(credentials, "WAIT_SECONDS", 0.2)
     plugin = tmp_path / "plugin"
-    given = json.dumps(
+    credential = json.dumps(
         {
             "apiVersion": "client.authentication.k8s.io/v1",
             "kind": "ExecCredential",
@@ -991,51 +1046,53 @@ def test_a_plugin_that_hangs_keeps_nobody(tmp_path, monkeypatch):
     )
     plugin.write_text(
         f"#!/bin/sh\ncd {tmp_path}\nif [ -e ran ]; then echo $$ >> hung; exec sleep 600; fi\n"
-        f"touch ran\necho '{given}'\n"
+        f"touch ran\necho '{credential}'\n"
     )
     plugin.chmod(0o755)
     runs = {"apiVersion": "client.authentication.k8s.io/v1", "command": str(plugin)}
-    with Script(FOUND, FOUND, answer(401, {"message": "expired"})) as server:
+    with ScriptedServer(OK, OK, response(401, {"message": "expired"})) as server:
         api = client.Api(kubeconfig=user(tmp_path, server.url, exec=runs))
-        ended = queue.SimpleQueue()
+        messages = queue.SimpleQueue()
 
-        def ask():
+        def send_requests():
             api.get("/")
             api.get("/")
             try:
                 api.get("/")
-            except errors.StatusError as refused:
-                ended.put(refused.message)
+            except errors.StatusError as error:
+                messages.put(error.message)
 
-        threading.Thread(target=ask, daemon=True).start()
-        told = "expired; the credentials could not be read again: it is taking long"
+        threading.Thread(target=send_requests, daemon=True).start()
+        expected = (
+            "expired; the credentials could not be read again: reading them is taking too long"
+        )
         try:
-            assert ended.get(timeout=pace.scaled(5)) == told
+            assert messages.get(timeout=pace.scaled(5)) == expected
         finally:
             until((tmp_path / "hung").exists, "a plugin that hangs")
             hung = (tmp_path / "hung").read_text().split()
-            for one in hung:
-                os.kill(int(one), signal.SIGKILL)
-    assert (len(hung), server.bearers) == (1, ["Bearer one"] * 3)
+            for pid in hung:
+                os.kill(int(pid), signal.SIGKILL)
+    assert (len(hung), server.authorizations) == (1, ["Bearer one"] * 3)
 
 
-def test_without_room_for_a_thread_the_former_credentials_serve_on(tmp_path, monkeypatch):
-    """They are read when there is."""
-    monkeypatch.setattr(client, "FRESH_SECONDS", 0.0)
+def test_the_previous_credentials_stay_in_use_if_no_thread_can_start(tmp_path, monkeypatch):
+    """The credentials are read again as soon as a thread can start."""
+    monkeypatch.setattr(credentials, "REREAD_SECONDS", 0.0)
     (tmp_path / "token").write_text("one")
     start = threading.Thread.start
-    full = [True]
+    is_full = [True]
 
     def started(thread):
-        if thread.name == "credentials" and full:
+        if thread.name == "credentials" and is_full:
             raise RuntimeError("can't start new thread")
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", started)
-    with Script(FOUND) as server:
+    with ScriptedServer(OK) as server:
         api = client.Api(kubeconfig=user(tmp_path, server.url, tokenFile="token"))
         (tmp_path / "token").write_text("two")
         api.get("/")
-        full.clear()
+        is_full.clear()
         api.get("/")
-    assert server.bearers == ["Bearer one", "Bearer two"]
+    assert server.authorizations == ["Bearer one", "Bearer two"]

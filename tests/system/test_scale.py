@@ -11,6 +11,7 @@ import pytest
 from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
 from agent.kube import client, node_labels
 from agent.kube import reflector as reflector_module
+from agent.kube.lister import Resource
 from agent.kube.publisher import Publisher
 from agent.sources import configmap as config_maps
 from agent.sources.source_spec import ConfigMapSpec
@@ -27,37 +28,40 @@ class Agent:
 
     def __init__(self, kubeconfig, name):
         self.requests = Counter()
-        self.api = client.Api(kubeconfig=kubeconfig, count=self.counted)
+        self.api = client.Api(kubeconfig=kubeconfig, on_request=self.counted)
         self.words = queue.SimpleQueue()
         self.own = node_labels.NodeLabeler(
-            self.api, node_labels.Options(name=name), lambda: BOOT_ID
+            self.api, node_labels.NodeOptions(name=name), lambda: BOOT_ID
         )
         self.config_map = reflector_module.Reflector(
             self.api,
-            WANTED.path,
-            query=WANTED.query,
+            Resource(path=WANTED.path, query=WANTED.query),
             keep=config_maps.keep(DOMAIN),
-            changed=lambda: self.words.put("source"),
+            on_change=lambda: self.words.put("source"),
+            backoff=reflector_module.new_backoff(),
         )
         self.node = reflector_module.Reflector(
             self.api,
-            "/api/v1/nodes",
-            query=(("fieldSelector", f"metadata.name={name}"),),
-            one=self.own.options.path,
-            metadata=True,
-            keep=node_labels.keep,
-            changed=self.poke,
+            Resource(
+                path="/api/v1/nodes",
+                query=(("fieldSelector", f"metadata.name={name}"),),
+                object_path=self.own.options.path,
+                metadata_only=True,
+            ),
+            keep=node_labels.node_metadata,
+            on_change=self.node_changed,
+            backoff=reflector_module.new_backoff(),
         )
         self.publisher = Publisher(
-            self.own, self.api, copy=lambda: self.node.store, changed=lambda: None
+            self.own, self.api, store=lambda: self.node.store, on_change=lambda: None
         )
         self.thread = threading.Thread(target=self.run, daemon=True)
 
     def counted(self, verb, _code, _seconds):
         self.requests[verb] += 1
 
-    def poke(self):
-        self.publisher.poke()
+    def node_changed(self):
+        self.publisher.notify()
 
     def start(self):
         for one in (self.config_map, self.node, self.publisher, self.thread):
@@ -71,9 +75,6 @@ class Agent:
 
     def stop(self):
         self.words.put("stop")
-        for one in (self.config_map, self.node, self.publisher):
-            one.stop()
-        self.api.close()
 
 
 def report(content):

@@ -3,7 +3,7 @@
 import pytest
 
 from agent.core.model import Emptied, Missing, Read, SourceKey, Unreadable
-from agent.kube.reflector import LAST_SECONDS, Reflector, Store
+from agent.kube.reflector import Store
 from agent.sources import configmap, limits, source_spec
 from agent.sources.configmap import ConfigMapSource
 from agent.sources.source_spec import ConfigMapSpec
@@ -347,15 +347,3 @@ def test_a_text_that_names_no_configmap_is_a_mistake(text):
 def test_one_configmap_is_asked_for_by_its_name(which, query):
     """So that the right to read that one is enough."""
     assert (which.path, which.query) == ("/api/v1/namespaces/ns/configmaps", query)
-
-
-@pytest.mark.parametrize(
-    ("failures", "top"), [(0, 0.0), (1, 1.0), (2, 2.0), (6, 32.0), (7, 60.0), (10_000, 60.0)]
-)
-def test_a_reflector_pauses_longer_after_each_failure_and_at_random(failures, top):
-    """Full jitter from nothing to the top, and the top has an end."""
-    reflector = Reflector(None, "/api/v1/nodes", keep=str, changed=lambda: None)
-    pauses = [reflector.pause(failures) for _ in range(200)]
-    assert all(0.0 <= one <= top <= LAST_SECONDS for one in pauses)
-    assert max(pauses) >= 0.9 * top
-    assert min(pauses) <= 0.1 * top

@@ -17,11 +17,11 @@ from agent.host.filesystem import Host
 from agent.host.ledger import FileLedger
 from agent.kube import publisher
 from agent.kube.errors import UnreachableError
-from agent.kube.node_labels import NodeLabeler, Options
+from agent.kube.node_labels import NodeLabeler, NodeOptions
 from agent.kube.publisher import Publisher
 from agent.reconciler import Reconciler
 from agent.sources import limits
-from tests.api_server import BOOT_ID, NAME, ApiServer, Watched
+from tests.api_server import BOOT_ID, NAME, ApiServer, WatchedNode
 from tests.reports import SET, D, report, row
 from tests.world import MemoryKind, Node, Steps
 
@@ -125,6 +125,18 @@ class Reports:
         self.heard.append(report)
 
 
+class RecordingPublisher(Publisher):
+    """A publisher that records the reports it publishes."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.posted = []
+
+    def post(self, report):
+        self.posted.append(report)
+        super().post(report)
+
+
 class World:
     """A daemon, its node, its sources, its publisher without a thread, and its API server."""
 
@@ -137,14 +149,14 @@ class World:
         self.other = Keys("dir /p", {"third": "third:1"})
         self.wake = controller.WakeQueue()
         self.server = ApiServer()
-        self.watch = Watched(self.server)
+        self.watch = WatchedNode(self.server)
         self.watch.deliver()
         self.ear = Ear()
         self.nodes = {"pool": "a"}
         self.pods = None
-        own = NodeLabeler(self.server, Options(name=NAME, domain=D), lambda: BOOT_ID)
-        self.publisher = Publisher(
-            own, self.server, copy=self.watch, changed=lambda: self.wake.put("labels")
+        own = NodeLabeler(self.server, NodeOptions(name=NAME, domain=D), lambda: BOOT_ID)
+        self.publisher = RecordingPublisher(
+            own, self.server, store=self.watch, on_change=lambda: self.wake.put("labels")
         )
         (path / "state").mkdir()
         self.daemon = Controller(
@@ -626,10 +638,10 @@ def test_a_pass_over_an_unchanged_node_posts_nothing(world):
     """And so the API server is asked for nothing."""
     world.turn()
     world.server.requests()
-    first = world.publisher._report
+    posted = len(world.publisher.posted)
     for _ in range(3):
         world.turn()
-    assert world.publisher._report is first
+    assert len(world.publisher.posted) == posted
     assert world.server.requests() == []
 
 
@@ -833,7 +845,7 @@ def test_who_lost_confinement_is_looked_for_before_who_has_it_now(world):
     world.turn()
     assert lost.asked == [("removed", ("web",)), ("look", ("old", "third", "web"))]
     assert [one.code for one in world.daemon.report.findings] == ["confinement_lost"]
-    assert "confinement_lost" in [one.code for one in world.publisher._report.findings]
+    assert "confinement_lost" in [one.code for one in world.publisher.posted[-1].findings]
 
 
 def test_over_an_unchanged_node_processes_are_looked_at_every_resync_alone(world, clock):

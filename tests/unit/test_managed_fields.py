@@ -13,7 +13,7 @@ def entry(fields, manager="profile-loader", operation="Apply"):
 
 
 def applied(patch, entries):
-    """Carry out a patch on managedFields."""
+    """Return managedFields after a JSON patch."""
     found = [dict(one) for one in entries]
     for one in patch:
         index, field = one["path"].removeprefix("/metadata/managedFields/").split("/")
@@ -37,8 +37,8 @@ def applied(patch, entries):
         [entry({"f:spec": {"f:taints": {}}}, operation="Update")],
     ],
 )
-def test_fields_of_own_applies_and_of_others_are_fair(entries):
-    """What the API server writes by itself needs no repair."""
+def test_own_labels_and_entries_of_other_managers_are_not_forged(entries):
+    """The entries that the API server itself writes need no repair."""
     metadata = {"managedFields": entries}
     assert managed_fields.is_forged(metadata) is False
     assert managed_fields.repair(metadata) == []
@@ -54,8 +54,8 @@ def test_fields_of_own_applies_and_of_others_are_fair(entries):
         ({"f:metadata": "odd"}, {}),
     ],
 )
-def test_a_repair_leaves_labels_of_the_own_form(fields, left):
-    """Every other field is given up, and entries of others stay as they are."""
+def test_a_repair_keeps_the_labels_of_the_agents_form(fields, left):
+    """All other fields are released, and the entries of other managers stay."""
     entries = [entry(fields, manager="kubelet"), entry(fields), entry(FAIR)]
     metadata = {"managedFields": entries}
     assert managed_fields.is_forged(metadata) is True

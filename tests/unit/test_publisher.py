@@ -1,492 +1,480 @@
 """Specification of agent.kube.publisher: called directly, without its thread."""
 
-from collections import deque
-
 import pytest
 
 from agent.core.findings import Finding
 from agent.core.report import ProfileSetStatus
-from agent.kube import events, publisher
+from agent.kube import event_outbox, events, label_contention, publisher
 from agent.kube.errors import StatusError, UnreachableError
-from agent.kube.node_labels import NodeLabeler, Options
-from agent.kube.publisher import FIRST_SECONDS, LAST_SECONDS, Publisher
-from tests.api_server import BOOT_ID, NAME, ApiServer, Watched
+from agent.kube.node_labels import NodeLabeler, NodeOptions
+from agent.kube.publisher import FIRST_SECONDS, LONGEST_SECONDS, Publisher
+from agent.kube.reflector import Store
+from tests.api_server import BOOT_ID, NAME, ApiServer, WatchedNode
 from tests.reports import SET, D, report, row
+from tests.system.guest.pace import until
 
 A, B = f"seccomp.{D}/a.json", f"seccomp.{D}/b.json"
 READY = f"set.{D}/ns__web"
-DOWN = UnreachableError("no answer in time")
-BAD = (Finding(code="not_json", location="line 1", message="it is no JSON"),)
+DOWN = UnreachableError("no response in time")
+BAD = (Finding(code="not_json", location="line 1", message="The key is not JSON."),)
 
 
 class Clock:
-    """Stands for the module time; it moves by hand."""
+    """A clock that tests move by hand."""
 
     def __init__(self):
         self.now = 1000.0
 
-    def monotonic(self):
-        return self.now
-
-    def time(self):
+    def __call__(self):
         return self.now
 
 
 class World:
-    """A publisher, the API server it tells, and what it said."""
+    """A publisher, its API server, and the calls of its callbacks."""
 
     def __init__(self, clock, server=None, **options):
         self.clock = clock
         self.server = server or ApiServer()
-        self.node = Watched(self.server)
+        self.node = WatchedNode(self.server)
         self.changes = []
-        self.lost = 0
-        own = NodeLabeler(self.server, Options(name=NAME, domain=D, **options), lambda: BOOT_ID)
-        self.told = Publisher(
-            own,
+        self.dropped = 0
+        labeler = NodeLabeler(
+            self.server, NodeOptions(name=NAME, domain=D, **options), lambda: BOOT_ID
+        )
+        self.publisher = Publisher(
+            labeler,
             self.server,
-            copy=self.node,
-            changed=lambda: self.changes.append(self.told.labels_on_node()),
-            dropped=self._dropped,
+            store=self.node,
+            on_change=lambda: self.changes.append(self.publisher.labels_on_node()),
+            on_drop=self._on_drop,
+            clock=clock,
+            wall_clock=clock,
         )
 
-    def _dropped(self, number):
-        self.lost += number
+    def _on_drop(self, number):
+        self.dropped += number
 
     def codes(self):
-        return [one.code for one in self.told.findings]
+        return [finding.code for finding in self.publisher.findings]
+
+    def is_due(self):
+        return self.publisher.seconds_until_due() == 0
 
     def settle(self):
-        """Step as long as the thread would without waiting."""
+        """Run the steps that the thread would run without waiting."""
         for _ in range(100):
-            if not self.told._due():
+            if not self.is_due():
                 return
-            self.told._dirty = False
-            self.told.step()
+            self.publisher.step()
             self.node.deliver()
-        raise AssertionError("it never rests")
+        raise AssertionError("the publisher always has something to do")
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    """Give the publisher's time."""
-    clock = Clock()
-    monkeypatch.setattr(publisher, "time", clock)
-    return clock
+def clock():
+    return Clock()
 
 
 @pytest.fixture
 def world(clock):
-    """Give a publisher whose Node was read."""
+    """A publisher whose Node has been read."""
     world = World(clock)
     world.node.deliver()
     return world
 
 
-def labelled(world, *rows, **more):
-    world.told.post(report(*rows, **more))
+def publish(world, *rows, **more):
+    """Post a report, and run the steps that are due."""
+    world.publisher.post(report(*rows, **more))
     world.settle()
 
 
-def test_what_a_report_earns_is_put_on_the_node(world):
-    """And is known to be on; a second report of the same asks for nothing."""
-    labelled(world, row())
+def test_the_labels_of_a_report_are_set_on_the_node(world):
+    """The publisher knows the labels afterwards; an equal report needs no request."""
+    publish(world, row())
     assert world.server.labels == {A: "installed", READY: "ready"}
-    assert world.told.labels_on_node() == {A, READY}
-    assert world.told.labels() == {A: "installed", READY: "ready"}
+    assert world.publisher.labels_on_node() == {A, READY}
+    assert world.publisher.labels() == {A: "installed", READY: "ready"}
     world.server.requests()
-    labelled(world, row())
-    assert (world.server.requests(), world.told.findings) == ([], ())
+    publish(world, row())
+    assert (world.server.requests(), world.publisher.findings) == ([], ())
 
 
-def test_before_the_first_report_nothing_is_asked(world):
-    """A restart takes no label off before it has looked."""
+def test_before_the_first_report_no_request_is_sent(world):
+    """A restarted agent removes no label before its first pass."""
     world.server.set_label(A, "installed", "profile-loader")
     world.node.deliver()
-    world.told.poke()
+    world.publisher.notify()
     world.settle()
     assert (world.server.requests(), world.server.labels) == ([], {A: "installed"})
 
 
-def test_before_the_node_was_read_nothing_is_known(clock):
-    """Neither which labels are on, nor which Node it is."""
+def test_before_the_node_was_read_no_label_is_known(clock):
+    """The finding contains the reason of the store, and no request is sent."""
     world = World(clock)
-    world.told.post(report(row()))
-    world.told.step()
-    assert (world.told.labels_on_node(), world.told.labels(), world.codes()) == (
+    world.publisher.post(report(row()))
+    world.publisher.step()
+    assert (world.publisher.labels_on_node(), world.publisher.labels(), world.codes()) == (
         None,
         {},
         ["node_unreachable"],
     )
-    assert "not read yet" in world.told.findings[0].message
+    assert "not read yet" in world.publisher.findings[0].message
     assert world.server.requests() == []
 
 
-def test_a_node_that_does_not_exist_is_told_as_such(clock):
-    """It is no failure of the API server, and nothing is created."""
+def test_a_missing_node_is_reported(clock):
+    """A missing Node is not an unreachable API server, and the Node is not created."""
     world = World(clock)
     world.server.node = None
     world.node.deliver()
-    world.told.post(report(row()))
-    world.told.step()
-    assert (world.told.labels_on_node(), world.codes(), world.server.requests()) == (
+    world.publisher.post(report(row()))
+    world.publisher.step()
+    assert (world.publisher.labels_on_node(), world.codes(), world.server.requests()) == (
         None,
         ["node_unknown"],
         [],
     )
 
 
-def test_an_unread_node_without_a_reason_is_told_too(world):
-    """A copy that was never asked for has no reason yet."""
-    world.node.copy = type(world.node.copy)(objects=None)
-    world.told.post(report(row()))
-    world.told.step()
-    assert "the Node was not read yet" in world.told.findings[0].message
+def test_an_unread_node_without_a_reason_is_reported(world):
+    """A store before the first list may contain no reason."""
+    world.node.store = Store(objects=None, revision=world.node.store.revision + 1)
+    world.publisher.post(report(row()))
+    world.publisher.step()
+    assert "the Node was not read yet" in world.publisher.findings[0].message
 
 
-def test_a_label_counts_as_on_until_the_api_server_has_confirmed_it_gone(world):
-    """Neither the wish nor a failed request takes it off."""
-    labelled(world, row(), row("b.json"))
-    world.told.post(report(row()))
-    assert world.told.labels_on_node() == {A, B, READY}
+def test_a_label_counts_as_set_until_the_api_server_confirms_its_removal(world):
+    """Neither a new report nor a failed request makes the label count as removed."""
+    publish(world, row(), row("b.json"))
+    world.publisher.post(report(row()))
+    assert world.publisher.labels_on_node() == {A, B, READY}
     world.server.errors = [DOWN]
-    world.told.step()
-    assert world.told.labels_on_node() == {A, B, READY}
+    world.publisher.step()
+    assert world.publisher.labels_on_node() == {A, B, READY}
     assert world.codes() == ["node_unreachable"]
-    world.told.step()
-    assert world.told.labels_on_node() == {A, READY}
+    world.publisher.step()
+    assert world.publisher.labels_on_node() == {A, READY}
     assert world.codes() == []
 
 
-def test_a_label_that_may_have_been_put_on_counts_as_on(world):
-    """Its request was carried out, its answer lost, and the watch has not told yet."""
-    world.told.post(report(row()))
-    world.told.labeler.prove(world.node.copy.objects[NAME])
+def test_a_label_that_may_have_been_set_counts_as_set(world):
+    """The request was carried out, its response was lost, and no event has arrived yet."""
+    world.publisher.post(report(row()))
+    world.publisher.labeler.require_own_node(world.node.store.objects[NAME])
     world.server.lost = [DOWN]
-    world.told.step()
+    world.publisher.step()
     assert world.server.labels == {A: "installed", READY: "ready"}
-    world.told.post(report())
-    world.told.step()
-    assert (world.told.labels_on_node(), world.server.labels) == (frozenset(), {})
+    world.publisher.post(report())
+    world.publisher.step()
+    assert (world.publisher.labels_on_node(), world.server.labels) == (frozenset(), {})
 
 
-def test_a_wish_that_came_during_a_request_is_not_forgotten(world):
-    """What the older report asked for is on until the newer one was published."""
+def test_a_report_during_a_request_does_not_remove_pending_labels(world):
+    """The labels of the older report count as set until the newer one was published."""
 
     def overtake():
         world.server.during = lambda: None
-        world.told.post(report())
+        world.publisher.post(report())
 
-    world.told.labeler.prove(world.node.copy.objects[NAME])
-    world.told.post(report(row()))
+    world.publisher.labeler.require_own_node(world.node.store.objects[NAME])
+    world.publisher.post(report(row()))
     world.server.during = overtake
-    world.told.step()
-    assert world.told.labels_on_node() == {A, READY}
+    world.publisher.step()
+    assert world.publisher.labels_on_node() == {A, READY}
     world.settle()
-    assert (world.told.labels_on_node(), world.server.labels) == (frozenset(), {})
+    assert (world.publisher.labels_on_node(), world.server.labels) == (frozenset(), {})
 
 
-def test_a_new_wish_that_came_during_a_request_may_soon_be_on(world):
-    """The answer to the older report says nothing about it."""
+def test_the_labels_of_a_report_during_a_request_may_soon_be_set(world):
+    """The response to the older report does not contain these labels."""
 
     def overtake():
         world.server.during = lambda: None
-        world.told.post(report(row("b.json")))
+        world.publisher.post(report(row("b.json")))
 
-    world.told.labeler.prove(world.node.copy.objects[NAME])
-    world.told.post(report(row()))
+    world.publisher.labeler.require_own_node(world.node.store.objects[NAME])
+    world.publisher.post(report(row()))
     world.server.during = overtake
-    world.told.step()
-    assert world.told.labels_on_node() == {A, B, READY}
+    world.publisher.step()
+    assert world.publisher.labels_on_node() == {A, B, READY}
 
 
-def test_news_of_the_watch_during_a_request_outweigh_its_answer(world):
-    """Whichever is newer is not known; the watch goes on, the answer is the end of its story."""
+def test_an_event_of_the_watch_during_a_request_is_kept(world):
+    """It is not known which one is newer, and only the watch will report later changes."""
 
-    def news():
+    def event():
         world.server.during = lambda: None
         world.server.set_label("pool", "a")
         world.node.deliver()
-        assert world.told.labels_on_node() == {A, READY}  # the agent's loop looks at them
+        assert world.publisher.labels_on_node() == {A, READY}  # called by the agent's loop
 
-    world.told.labeler.prove(world.node.copy.objects[NAME])
-    world.told.post(report(row()))
-    world.server.during = news
-    world.told.step()
-    assert world.told.labels_on_node() == {A, READY}
-    assert world.told.labels() == {}
+    world.publisher.labeler.require_own_node(world.node.store.objects[NAME])
+    world.publisher.post(report(row()))
+    world.server.during = event
+    world.publisher.step()
+    assert world.publisher.labels_on_node() == {A, READY}
+    assert world.publisher.labels() == {}
     world.node.deliver()
-    assert world.told.labels() == {A: "installed", READY: "ready"}
+    assert world.publisher.labels() == {A: "installed", READY: "ready"}
 
 
-def test_while_the_copy_is_not_confirmed_nobody_knows_what_is_on(world):
-    """Not even right after an answer: somebody else may have changed it since."""
-    labelled(world, row())
+def test_labels_are_unknown_while_the_store_is_not_confirmed(world):
+    """Another client may have changed the labels since the last response."""
+    publish(world, row())
     world.node.fail()
-    assert world.told.labels_on_node() is None
+    assert world.publisher.labels_on_node() is None
     world.node.deliver()
-    assert world.told.labels_on_node() == {A, READY}
+    assert world.publisher.labels_on_node() == {A, READY}
 
 
-def test_a_label_taken_off_by_somebody_else_is_put_back(world):
-    """One request, after the watch has told."""
-    labelled(world, row())
+def test_a_label_that_another_client_removed_is_restored(world):
+    """One request restores the label after the event of the watch."""
+    publish(world, row())
     world.server.drop_label(A)
     world.node.deliver()
     world.server.requests()
-    world.told.poke()
+    world.publisher.notify()
     world.settle()
     assert world.server.labels == {A: "installed", READY: "ready"}
     assert world.server.requests() == ["APPLY"]
 
 
-def test_labels_do_not_flap_while_a_source_is_away_or_a_kind_is_blind(world):
-    """No request is made, and every label stays."""
-    labelled(world, row(), seccomp="enabled")
+def test_labels_stay_while_a_source_or_the_node_cannot_be_read(world):
+    """No request is sent, and every label stays."""
+    publish(world, row(), seccomp="enabled")
     before = dict(world.server.labels)
     world.server.requests()
     away = (ProfileSetStatus(profile_set=SET, state="unreadable", reason="forbidden"),)
-    labelled(world, row(state="held", reason="source unavailable"), sets=away, seccomp="enabled")
-    labelled(world, row(state="unobservable"), seccomp="enabled")
-    labelled(world, row(), seccomp="enabled")
+    publish(world, row(state="held", reason="source unavailable"), sets=away, seccomp="enabled")
+    publish(world, row(state="unobservable"), seccomp="enabled")
+    publish(world, row(), seccomp="enabled")
     assert (world.server.labels, world.server.requests()) == (before, [])
 
 
-def test_another_node_of_the_same_name_is_told_and_not_labelled(clock):
-    """Neither labels nor Events; it is asked again later and later, never in a storm."""
+def test_another_node_with_the_same_name_is_reported_and_not_labelled(clock):
+    """No label and no Event is sent, and the Node is read again at growing intervals."""
     world = World(clock, ApiServer(boot_id="another"))
     world.node.deliver()
-    world.told.post(report(row(action="install", reason="new")))
+    world.publisher.post(report(row(action="install", reason="new")))
     for _ in range(10):
         world.settle()
-        clock.now += LAST_SECONDS
+        clock.now += LONGEST_SECONDS
     assert world.codes() == ["node_unknown"]
     assert (world.server.labels, world.server.events) == ({}, [])
     assert world.server.requests() == ["GET"] * 10
 
 
-def test_a_failure_waits_longer_than_the_one_before_whatever_happens(world, clock):
-    """Reports and pokes do not shorten the wait, and it ends at a minute."""
-    waits = []
+def test_the_delay_after_a_failure_grows(world, clock):
+    """Reports and changes of the store do not shorten the delay, which is at most a minute."""
+    delays = []
     for _ in range(12):
         world.server.errors = [DOWN]
-        world.told.post(report(row()))
-        world.told.poke()
-        world.told.step()
-        waits.append(world.told._retry - clock.now)
-        assert not world.told._due()
-        assert world.told._patience() == waits[-1]
-        clock.now = world.told._retry
-        assert world.told._due()
-    world.told._dirty = False
-    tops = [min(LAST_SECONDS, FIRST_SECONDS * 2**index) for index in range(12)]
-    assert all(top / 2 <= wait <= top for wait, top in zip(waits, tops, strict=True)), waits
-    world.told.step()
-    assert (world.codes(), world.told._due(), world.told._patience()) == ([], False, None)
+        world.publisher.post(report(row()))
+        world.publisher.notify()
+        world.publisher.step()
+        delays.append(world.publisher.seconds_until_due())
+        assert not world.is_due()
+        clock.now += delays[-1]
+        assert world.is_due()
+    longest = [min(LONGEST_SECONDS, FIRST_SECONDS * 2**index) for index in range(12)]
+    assert all(limit / 2 <= delay <= limit for delay, limit in zip(delays, longest, strict=True)), (
+        delays
+    )
+    world.publisher.step()
+    assert (world.codes(), world.publisher.seconds_until_due()) == ([], None)
 
 
-def test_the_api_server_may_ask_for_a_longer_wait(world, clock):
-    """Retry-After is the least."""
+def test_retry_after_makes_the_delay_longer(world):
+    """The delay is at least the number of seconds that the API server demands."""
     world.server.errors = [StatusError(429, "TooManyRequests", "slow down", retry_after=600.0)]
-    world.told.post(report(row()))
-    world.told.step()
-    assert world.told._retry == clock.now + 600.0
+    world.publisher.post(report(row()))
+    world.publisher.step()
+    assert world.publisher.seconds_until_due() == 600.0
 
 
-def test_changes_are_told_once(world):
-    """What is on, and what is wrong; not each step."""
-    labelled(world, row())
-    assert world.changes == []  # wished for and on are one for who waits
-    world.told.post(report())
+def test_each_change_is_reported_once(world):
+    """A change of the labels or of the findings is reported, and a step without one is not."""
+    publish(world, row())
+    assert world.changes == []  # pending labels count as set
+    world.publisher.post(report())
     world.server.errors = [DOWN, DOWN]
-    world.told.step()
-    world.told.step()
+    world.publisher.step()
+    world.publisher.step()
     assert world.changes == [{A, READY}]
-    world.told.step()
-    world.told.step()
+    world.publisher.step()
+    world.publisher.step()
     assert world.changes == [{A, READY}, frozenset()]
 
 
 def test_events_follow_their_labels_one_at_a_time(world):
-    """The Node has its label before anybody hears of the profile."""
-    world.told.post(
+    """The label of a profile is set before its Event is sent."""
+    world.publisher.post(
         report(row(action="install", reason="new"), row("b.json", action="install", reason="new"))
     )
-    world.told.step()
+    world.publisher.step()
     assert world.server.requests() == ["GET", "APPLY", "POST"]
     world.settle()
-    assert [one["reason"] for one in world.server.events] == ["ProfileLoaded", "ProfileLoaded"]
-    assert len({one["metadata"]["name"] for one in world.server.events}) == 2
-    assert world.lost == 0
+    assert [event["reason"] for event in world.server.events] == ["ProfileLoaded", "ProfileLoaded"]
+    assert len({event["metadata"]["name"] for event in world.server.events}) == 2
+    assert world.dropped == 0
 
 
-def test_an_event_that_is_refused_is_dropped_and_counted(world):
-    """It would be refused again; labels do not wait for it."""
-    labelled(world, row())
-    refused = StatusError(403, "Forbidden", "events is forbidden")
-    world.server.during = lambda: _refuse_posts(world, refused)
-    labelled(world, row(), row("b.json", action="install", reason="new"))
+def test_an_event_that_is_rejected_is_dropped_and_counted(world):
+    """The API server would reject the Event again, and labels do not wait for it."""
+    publish(world, row())
+    denied = StatusError(403, "Forbidden", "events is forbidden")
+    world.server.during = lambda: _fail_posts(world, denied)
+    publish(world, row(), row("b.json", action="install", reason="new"))
     assert world.server.labels == {A: "installed", B: "installed", READY: "ready"}
-    assert (world.server.events, world.lost, world.codes()) == ([], 1, [])
+    assert (world.server.events, world.dropped, world.codes()) == ([], 1, [])
 
 
 @pytest.mark.parametrize("error", [DOWN, StatusError(429, "TooManyRequests", "slow", 30.0)])
-def test_an_event_that_found_no_ear_waits_and_does_not_speak_ill_of_the_labels(world, clock, error):
-    """A busy API server is not asked for the next one at once; the labels are up to date."""
-    labelled(world, row())
+def test_an_event_that_could_not_be_sent_waits_and_causes_no_finding(world, clock, error):
+    """The next Event waits as well, and the labels are current."""
+    publish(world, row())
     world.server.requests()
     many = [row(f"{index}.json", "rejected", findings=BAD) for index in range(20)]
-    world.told.post(report(row(), *many))
-    world.server.during = lambda: _refuse_posts(world, error)
+    world.publisher.post(report(row(), *many))
+    world.server.during = lambda: _fail_posts(world, error)
     world.settle()
     assert world.server.requests() == ["APPLY", "POST"]
-    assert (world.codes(), world.lost) == ([], 0)
+    assert (world.codes(), world.dropped) == ([], 0)
     world.server.during = lambda: None
     world.server.errors = []
-    clock.now += LAST_SECONDS
+    clock.now += LONGEST_SECONDS
     world.settle()
-    assert (len(world.server.events), world.lost) == (20, 0)
+    assert (len(world.server.events), world.dropped) == (20, 0)
 
 
-def _refuse_posts(world, error):
+def _fail_posts(world, error):
     world.server.errors = [error] if world.server.asked[-1].startswith("POST") else []
 
 
-def test_an_event_whose_answer_was_lost_is_sent_again_as_the_same(world, clock):
-    """Under its first name and time; that it is there already is as good as an answer."""
-    labelled(world)
+def test_an_event_whose_response_was_lost_is_sent_again_unchanged(world, clock):
+    """The Event keeps its name and time, and a Conflict means that it was created."""
+    publish(world)
     world.server.requests()
-    world.told.post(report(row("bad.json", "rejected", findings=BAD)))
+    world.publisher.post(report(row("bad.json", "rejected", findings=BAD)))
     world.server.lost = [DOWN]
     world.settle()
     clock.now += 100.0
-    world.server.errors = [StatusError(409, "AlreadyExists", "there is one of this name")]
+    world.server.errors = [StatusError(409, "AlreadyExists", "the name exists")]
     world.settle()
     assert world.server.requests() == ["POST", "POST"]
-    assert (len(world.server.events), world.lost, world.told._outbox) == (1, 0, deque())
+    assert (len(world.server.events), world.dropped) == (1, 0)
+    assert world.publisher.seconds_until_due() is None
     clock.now += 100.0
     world.server.lost = [DOWN]
-    world.told.post(report(row("worse.json", "rejected", findings=BAD)))
+    world.publisher.post(report(row("worse.json", "rejected", findings=BAD)))
     world.settle()
     clock.now += 100.0
     world.settle()
-    first, *again = world.server.events[1:]
-    assert again == [first]
+    first, *repeated = world.server.events[1:]
+    assert repeated == [first]
 
 
-def test_events_are_sent_while_labels_are_refused(world, clock):
-    """A policy that denies a label does not make the node silent."""
-    labelled(world, row())
+def test_events_are_sent_while_labels_are_rejected(world, clock):
+    """A policy that denies a label does not stop Events."""
+    publish(world, row())
     world.server.requests()
     world.server.errors = [StatusError(403, "Forbidden", "the policy denies it")] * 2
-    world.told.post(report(row(), row("b.json"), row("bad.json", "rejected", findings=BAD)))
+    world.publisher.post(report(row(), row("b.json"), row("bad.json", "rejected", findings=BAD)))
     world.settle()
     assert world.server.requests() == ["APPLY", "APPLY", "POST"]
     assert world.codes() == ["node_unreachable"]
 
 
-def test_labels_that_somebody_takes_off_again_and_again_are_put_back_less_and_less(world, clock):
-    """A few times at once, then after a wait that grows, and it is told."""
-    labelled(world, row())
+def test_labels_that_another_client_keeps_removing_are_restored_less_often(world, clock):
+    """The first restores are immediate, later ones wait longer, and a finding reports it."""
+    publish(world, row())
     world.server.requests()
     applied = []
     for _ in range(600):
         if A in world.server.labels:
             world.server.drop_label(A)
             world.node.deliver()
-            world.told.poke()
+            world.publisher.notify()
         world.settle()
         applied += world.server.requests()
         clock.now += 1.0
-    assert publisher.FIGHTS < len(applied) < 25
+    assert label_contention.CONTENTION_RESTORES < len(applied) < 25
     assert world.codes() == ["label_fought"]
-    clock.now += publisher.FIGHT_SECONDS
+    clock.now += label_contention.WINDOW_SECONDS
     world.settle()
-    world.told.poke()
+    world.publisher.notify()
     world.settle()
     assert (world.server.labels, world.codes()) == ({A: "installed", READY: "ready"}, [])
 
 
-def test_more_events_than_the_bucket_holds_are_dropped_and_counted(world):
-    """A node whose hundred profiles are new says what it may, warnings first."""
+def test_events_above_the_rate_limit_are_dropped_and_counted(world):
+    """A node with a hundred new profiles sends its warnings first."""
     rows = [row(f"{index}.json", action="install", reason="new") for index in range(100)]
-    labelled(world, *rows, row("bad.json", "rejected", findings=BAD))
-    reasons = [one["reason"] for one in world.server.events]
+    publish(world, *rows, row("bad.json", "rejected", findings=BAD))
+    reasons = [event["reason"] for event in world.server.events]
     assert reasons == ["ProfileRejected"] + ["ProfileLoaded"] * (events.BURST - 1)
-    assert world.lost == 101 - events.BURST
+    assert world.dropped == 101 - events.BURST
 
 
-def test_the_outbox_has_an_end(world, monkeypatch):
-    """While nobody hears, the oldest news stay and the newest are counted."""
-    monkeypatch.setattr(publisher, "OUTBOX", 3)
-    world.told.post(report(*[row(f"{n}.json", action="install", reason="new") for n in range(5)]))
-    assert (len(world.told._outbox), world.lost) == (3, 2)
+def test_the_number_of_waiting_events_is_limited(world, monkeypatch):
+    """The oldest Events stay, and the newest are dropped and counted."""
+    monkeypatch.setattr(event_outbox, "OUTBOX_LIMIT", 3)
+    world.publisher.post(
+        report(*[row(f"{n}.json", action="install", reason="new") for n in range(5)])
+    )
+    world.settle()
+    assert (len(world.server.events), world.dropped) == (3, 2)
 
 
-def test_the_startup_taint_goes_after_the_labels(clock):
-    """A pod that the taint kept away finds the label it asks for."""
+def test_the_startup_taint_is_removed_after_the_labels_are_set(clock):
+    """A pod that waited because of the taint finds the label that it selects."""
     server = ApiServer(taints=[{"key": "start", "effect": "NoSchedule"}])
     world = World(clock, server, taint="start")
     world.node.deliver()
-    labelled(world, row())
+    publish(world, row())
     assert server.requests() == ["GET", "APPLY", "GET", "PATCH"]
     assert server.node["spec"]["taints"] == []
 
 
-def test_what_the_labels_could_not_say_is_told(clock):
-    """Too many of them, and those of others."""
+def test_labels_that_could_not_be_set_are_reported(clock):
+    """Labels above the limit and labels of other field managers are reported."""
     world = World(clock, ApiServer({f"seccomp.{D}/x": "forged"}), limit=1)
     world.node.deliver()
-    labelled(world, row(), row("b.json"))
+    publish(world, row(), row("b.json"))
     assert world.codes() == ["label_limit", "label_foreign"]
 
 
-def test_stopping_changes_nothing(world):
-    """The thread ends, and every label stays as it is."""
-    labelled(world, row())
-    world.told.start()
-    world.told.stop()
-    world.told._thread.join(100)
-    assert not world.told._thread.is_alive()
-    assert world.server.labels == {A: "installed", READY: "ready"}
+def test_the_thread_publishes_a_posted_report(world):
+    """A report wakes the thread."""
+    world.publisher.start()
+    world.publisher.post(report(row()))
+    until(lambda: world.server.labels, "the labels")
+    assert (world.server.labels, world.changes) == ({A: "installed", READY: "ready"}, [])
 
 
-def test_the_thread_publishes_what_is_posted(world):
-    """A report wakes it; it then sleeps until the next."""
-    world.clock.now = 0.0
-    world.told.start()
-    reached = world.changes
-    world.told.post(report(row()))
-    for _ in range(10_000):
-        if world.server.labels:
-            break
-        world.told._thread.join(0.01)
-    world.told.stop()
-    world.told._thread.join(100)
-    assert (world.server.labels, reached) == ({A: "installed", READY: "ready"}, [])
-
-
-def test_refused_labels_are_tried_again_less_and_less_often(world, clock):
-    """Other changes do not wait for them, and are no fight; success ends it."""
+def test_rejected_labels_are_sent_again_less_and_less_often(world, clock):
+    """Other labels do not wait for the rejected ones, and are no contention."""
     world.server.policy = lambda before, after: "denied" if READY in after else ""
-    labelled(world, row())
+    publish(world, row())
     assert (world.server.labels, world.codes()) == ({A: "installed"}, ["label_refused"])
-    waits = []
+    delays = []
     for _ in range(12):
         world.server.requests()
         begin = clock.now
-        clock.now += world.told._patience() + 0.001
+        clock.now += world.publisher.seconds_until_due() + 0.001
         world.settle()
-        waits.append(clock.now - begin)
+        delays.append(clock.now - begin)
         assert world.server.requests()
-    assert waits == sorted(waits[:9]) + waits[9:]
-    assert max(waits) <= publisher.REFUSED_SECONDS + 1
-    assert min(waits[10:]) >= publisher.REFUSED_SECONDS / 2
-    labelled(world, row(), row("b.json"))
+    assert delays == sorted(delays[:9]) + delays[9:]
+    assert max(delays) <= publisher.REFUSED_LONGEST_SECONDS + 1
+    assert min(delays[10:]) >= publisher.REFUSED_LONGEST_SECONDS / 2
+    publish(world, row(), row("b.json"))
     assert world.server.labels == {A: "installed", B: "installed"}
     assert world.codes() == ["label_refused"]
     world.server.policy = lambda before, after: ""
-    clock.now += world.told._patience() + 0.001
+    clock.now += world.publisher.seconds_until_due() + 0.001
     world.settle()
     assert world.server.labels == {A: "installed", B: "installed", READY: "ready"}
-    assert (world.codes(), world.told._patience()) == ([], None)
+    assert (world.codes(), world.publisher.seconds_until_due()) == ([], None)

@@ -1,0 +1,61 @@
+"""Events that wait to be sent to the API server, within a rate limit and a size limit.
+
+events.py decides which changes between two reports are Events. publisher.py sends them.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from agent.core.report import Report
+from agent.kube import events
+
+OUTBOX_LIMIT: Final = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingEvent:
+    """An Event that has not been accepted by the API server yet."""
+
+    event: events.NodeEvent
+    at: float
+    """The Unix time of the report."""
+    number: int
+    """A number that is unique in this process, for the name of the Event."""
+
+
+class EventOutbox:
+    """The Events that wait, oldest first. The caller provides the locking."""
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._wall_clock = wall_clock
+        self._bucket = events.TokenBucket(clock)
+        self._pending: deque[PendingEvent] = deque()
+        self._last_report: Report | None = None
+        self._number = 0
+
+    def add(self, report: Report) -> int:
+        """Add the Events of a report; return how many of them were dropped."""
+        changes = events.transitions(self._last_report, report)
+        self._last_report = report
+        allowed, dropped = events.take_allowed(changes, self._bucket)
+        room = max(0, OUTBOX_LIMIT - len(self._pending))
+        at = self._wall_clock()
+        for event in allowed[:room]:
+            self._number += 1
+            self._pending.append(PendingEvent(event=event, at=at, number=self._number))
+        return dropped + len(allowed[room:])
+
+    def oldest(self) -> PendingEvent | None:
+        """Return the next Event to send."""
+        return self._pending[0] if self._pending else None
+
+    def remove_oldest(self) -> None:
+        """Remove the Event that was sent, or that the API server rejected."""
+        self._pending.popleft()

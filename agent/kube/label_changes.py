@@ -1,0 +1,48 @@
+"""Changes between two sets of labels, as values and as JSON patches. All functions are pure."""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+
+Change = tuple[str, str | None]  # the key of a label, and its new value; None: it is removed
+JsonPatch = list[Mapping[str, object]]
+
+
+def in_parts(
+    observed: Mapping[str, str], desired: Mapping[str, str], excluded: Collection[Change]
+) -> list[tuple[Change, ...]]:
+    """Return the changes from the observed to the desired labels, in parts.
+
+    The first part removes the labels that are untrue, also those with another value. The other
+    parts add labels, grouped by prefix and value, because an admission policy of another release
+    differs in these. Excluded additions are omitted.
+    """
+    removals: list[Change] = [
+        (key, None) for key, value in sorted(observed.items()) if desired.get(key) != value
+    ]
+    groups: dict[tuple[str, str], list[Change]] = defaultdict(list)
+    for key, value in additions(observed, desired):
+        prefix = key.partition("/")[0]
+        if (key, value) not in excluded:
+            groups[prefix, "" if "-digest." in prefix else value].append((key, value))
+    return [tuple(part) for part in (removals, *groups.values()) if part]
+
+
+def additions(observed: Mapping[str, str], desired: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return the desired labels that are missing or have another value."""
+    return [(key, value) for key, value in sorted(desired.items()) if observed.get(key) != value]
+
+
+def changed(labels: Mapping[str, str], changes: Iterable[Change]) -> dict[str, str]:
+    """Return the labels after some changes."""
+    result: dict[str, str | None] = {**labels, **dict(changes)}
+    return {key: value for key, value in result.items() if value is not None}
+
+
+def removal_patch(uid: str, labels: Mapping[str, str]) -> JsonPatch:
+    """Return the JSON patch that removes labels from a Node if they still have these values."""
+    patch: JsonPatch = []
+    for key, value in sorted(labels.items()):
+        path = "/metadata/labels/" + key.replace("~", "~0").replace("/", "~1")
+        patch.append({"op": "test", "path": path, "value": value})
+        patch.append({"op": "remove", "path": path})
+    return [{"op": "test", "path": "/metadata/uid", "value": uid}, *patch] if patch else []

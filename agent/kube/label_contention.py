@@ -1,0 +1,56 @@
+"""Contention about labels: another client removes the agent's labels again and again.
+
+The agent restores the labels each time, but less and less often, so that two clients with different
+opinions do not flood the API server.
+"""
+
+import random
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from agent.backoff import delay_seconds
+
+CONTENTION_RESTORES: Final = 5  # restores within the window that count as contention
+WINDOW_SECONDS: Final = 600.0
+FIRST_SECONDS: Final = 1.0
+LONGEST_SECONDS: Final = 60.0
+
+
+class LabelContention:
+    """Counts how often the same labels are restored. Only one thread may use it."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._applied: Mapping[str, str] = {}
+        self._restored_at: list[float] = []
+        self.next_restore_at = 0.0
+        """The time of the clock before which the same labels are not restored."""
+
+    @property
+    def is_contended(self) -> bool:
+        """Return whether the labels were restored too often."""
+        return len(self._restored_at) >= CONTENTION_RESTORES
+
+    def record_applied(self, labels: Mapping[str, str]) -> None:
+        """Record the labels that were set last."""
+        self._applied = labels
+
+    def must_wait(self, observed: Mapping[str, str], desired: Mapping[str, str]) -> bool:
+        """Record an attempt to set labels; return whether it has to wait until `next_restore_at`.
+
+        Only the restoring of labels that were set before, and that changed since then, has to wait.
+        """
+        now = self._clock()
+        self._restored_at = [at for at in self._restored_at if now - at < WINDOW_SECONDS]
+        if desired != self._applied or observed == desired:
+            return False
+        if now < self.next_restore_at:
+            return True
+        self._restored_at.append(now)
+        excess = len(self._restored_at) - CONTENTION_RESTORES + 1
+        if excess > 0:
+            longest = delay_seconds(
+                excess, first_seconds=FIRST_SECONDS, longest_seconds=LONGEST_SECONDS
+            )
+            self.next_restore_at = now + random.uniform(longest / 2, longest)  # noqa: S311 - spreads load
+        return False

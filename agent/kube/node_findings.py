@@ -1,0 +1,66 @@
+"""Findings about the labels of the Node."""
+
+from collections.abc import Collection
+from typing import Final
+
+from agent.core.findings import Finding
+from agent.kube.errors import KubeError
+from agent.kube.label_changes import Change
+
+_SHOWN_KEYS: Final = 5
+
+
+def wrong_node(reason: str, node: str) -> Finding:
+    """Report that the Node object does not belong to this machine, or not yet."""
+    return Finding(
+        code="node_unknown",
+        location=f"node {node}",
+        message=f"No label was changed: {reason}.",
+        hint="The agent tries again. If the finding stays, compare --node-name with `kubectl get "
+        "nodes`.",
+    )
+
+
+def unreachable(error: KubeError, node: str) -> Finding:
+    """Report that the API server could not be reached, or rejected the request."""
+    return Finding(
+        code="node_unreachable",
+        location=f"node {node}",
+        message=f"The Node's labels could not be updated: {error}.",
+        hint="The agent tries again. For an error status, check RBAC and the admission policy.",
+    )
+
+
+def contended(node: str) -> Finding:
+    """Report that another client removes the agent's labels again and again."""
+    return Finding(
+        code="label_fought",
+        location=f"node {node}",
+        message="Another client removes the agent's labels again and again. The agent restores "
+        "them less and less often.",
+        hint="`kubectl get node --show-managed-fields -o yaml` shows the other field manager.",
+    )
+
+
+def foreign_label(key: str, node: str) -> Finding:
+    """Report a label with the agent's prefix that another field manager owns."""
+    return Finding(
+        code="label_foreign",
+        location=key,
+        message="The label has the agent's prefix, and another field manager owns it. The agent "
+        "leaves it unchanged, and it describes no profile of this node.",
+        hint=f"kubectl label node {node} {key}-",
+    )
+
+
+def refused_labels(changes: Collection[Change], reason: str, node: str) -> Finding:
+    """Report the labels that the API server rejects."""
+    keys = sorted({key for key, _ in changes})
+    more = f" and {len(keys) - _SHOWN_KEYS} more" if len(keys) > _SHOWN_KEYS else ""
+    return Finding(
+        code="label_refused",
+        location=f"node {node}",
+        message=f"The API server rejects {len(keys)} of the agent's labels: "
+        f"{', '.join(keys[:_SHOWN_KEYS])}{more}: {reason}. All other labels are correct.",
+        hint="Apply the admission policy of this release. The agent then tries again by itself.",
+    )

@@ -1,0 +1,69 @@
+"""The startup taint: when it can be removed, and the JSON patch that removes it.
+
+Both functions are pure; node_labels.py sends the patch.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from agent.core.report import Report
+from agent.core.vocabulary import (
+    ON_NODE,
+    ProfileSetState,
+    ProfileState,
+    SupportState,
+    UnreadableCause,
+)
+from agent.kube.label_changes import JsonPatch
+from agent.kube.responses import Json
+
+# A rejected key must not keep the taint on new nodes for ever.
+_SETTLED: Final = ON_NODE | {
+    ProfileState.REJECTED,
+    ProfileState.REMOVED,
+    ProfileState.RELEASED,
+}
+
+
+def is_removable(report: Report) -> bool:
+    """Return whether each profile set has been read, and each accepted profile is installed.
+
+    A profile kind that this node does not support does not keep the taint; a kind that could not be
+    observed does. A profile set that is rejected as a whole (an invalid node selector, too large)
+    is like a rejected key: waiting does not help. An emptied profile set is complete only if its
+    profiles were installed earlier: on a new node its ConfigMap may be filled later.
+    """
+    if report.pending:
+        return False
+    unsupported = {
+        kind
+        for kind, support in report.kind_support.items()
+        if support.state == SupportState.DISABLED
+    }
+    installed = {row.profile_set for row in report.profiles if row.name and row.state in ON_NODE}
+    return all(
+        status.state == ProfileSetState.READ
+        or (status.state == ProfileSetState.EMPTIED and status.profile_set in installed)
+        or status.cause in (UnreadableCause.INVALID, UnreadableCause.OVER_LIMIT)
+        for status in report.profile_sets
+    ) and all(
+        row.state in _SETTLED or (row.state == ProfileState.UNSUPPORTED and row.kind in unsupported)
+        for row in report.profiles
+    )
+
+
+def removal_patch(node: Json, key: str) -> JsonPatch:
+    """Return the JSON patch that removes every effect of a taint; empty if there is none.
+
+    The policy of the overlay demands all effects in one request. The patch begins at the end of the
+    list, so that each removal leaves the earlier indexes unchanged.
+    """
+    spec = node.get("spec")
+    taints = spec.get("taints") if isinstance(spec, dict) else None
+    patch: list[Mapping[str, object]] = []
+    for index, taint in reversed(list(enumerate(taints if isinstance(taints, list) else []))):
+        if isinstance(taint, dict) and taint.get("key") == key:
+            path = f"/spec/taints/{index}"
+            patch.append({"op": "test", "path": path, "value": taint})
+            patch.append({"op": "remove", "path": path})
+    return patch
