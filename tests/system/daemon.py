@@ -1,6 +1,6 @@
-"""One real daemon process on a host root of its own: started, asked, ended.
+"""One real daemon process with its own host root.
 
-Rule: what a test asserts is what an operator sees: files, /metrics, probes, the log, exit statuses.
+Tests assert only what an operator can observe: files, /metrics, probes, the log and exit statuses.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ RIGHTS = [
 
 
 def profile(number=1):
-    """Return a seccomp profile without any remark, whose refusals have a number of its own."""
+    """Return a seccomp profile without findings; the number is its default errno."""
     rule = {"names": ["read", "write", "execve", "exit_group"], "action": "SCMP_ACT_ALLOW"}
     return json.dumps(
         {
@@ -67,9 +67,9 @@ def profile(number=1):
 
 
 def number_of(content):
-    """Return the number of a profile as it stands on the node.
+    """Return the number of an installed profile.
 
-    None if there is no file; -1 if it is none of these profiles, or not whole.
+    None if there is no file; -1 if the file is incomplete or is another profile.
     """
     if content is None:
         return None
@@ -80,7 +80,7 @@ def number_of(content):
 
 
 class Daemon:
-    """The agent as a daemon, for seccomp; its source is a directory unless more says otherwise."""
+    """The agent as a daemon for seccomp profiles, with a directory as its source."""
 
     def __init__(self, folder, *, root=None):
         self.root = root or folder / "root"
@@ -96,7 +96,7 @@ class Daemon:
         self.options = [f"--source=dir:{self.source}"]
         self.process = None
 
-    # --- its life ---------------------------------------------------------------------------------
+    # --- the process ------------------------------------------------------------------------------
 
     def command(self, *more):
         """Return the command without the interpreter."""
@@ -111,7 +111,14 @@ class Daemon:
         ]
 
     def start(self, *more, module="agent", before=(), limits=None):
-        """Start it. before: words before the interpreter; limits: values by resource."""
+        """Start the daemon.
+
+        Args:
+            more: further options.
+            module: the module to run.
+            before: a command that runs the interpreter, for example in a control group.
+            limits: resource limits by resource.
+        """
 
         def limit():
             for which, value in (limits or {}).items():
@@ -127,7 +134,7 @@ class Daemon:
         return self
 
     def stop(self, number=signal.SIGTERM):
-        """End it with a signal; return its exit status and how many seconds that took."""
+        """Send a signal; return the exit status, and the seconds until the process ended."""
         begin = time.monotonic()
         self.process.send_signal(number)
         status = self.process.wait(pace.scaled(30))
@@ -135,43 +142,43 @@ class Daemon:
         return status, time.monotonic() - begin
 
     def kill(self):
-        """End it if it runs."""
+        """Kill the daemon if it is running."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
 
     def alive(self):
-        """Return whether it runs."""
+        """Return whether the daemon is running."""
         return self.process is not None and self.process.poll() is None
 
-    # --- what it shows ----------------------------------------------------------------------------
+    # --- observation ------------------------------------------------------------------------------
 
     def get(self, path):
-        """Return status and text of a page; (0, why) where there is no answer."""
+        """Return status and text of a page; (0, reason) without a response."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=100) as one:
-                return one.status, one.read().decode()
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=100) as page:
+                return page.status, page.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
         except OSError as error:
             return 0, str(error)
 
     def ready(self):
-        """Return whether it says that it is ready."""
+        """Return whether /readyz succeeds."""
         return self.get("/readyz")[0] == 200
 
     def metrics(self):
-        """Return the value of every series of the agent; nothing while there is no answer."""
+        """Return the value of every series; nothing without a response."""
         status, text = self.get("/metrics")
-        lines = [one for one in text.splitlines() if not one.startswith("#")] if status else []
-        return {name: float(value) for name, _, value in (one.rpartition(" ") for one in lines)}
+        lines = [line for line in text.splitlines() if not line.startswith("#")] if status else []
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
     def metric(self, name):
-        """Return the value of a series, None where there is none."""
+        """Return the value of a series; None if it does not exist."""
         return self.metrics().get(f"profile_loader_{name}")
 
     def findings(self):
-        """Return how many problems of each code there are now."""
+        """Return the number of findings of each code."""
         head = "profile_loader_problems{code="
         return {
             name.removeprefix(head).strip('"}'): int(value)
@@ -180,25 +187,25 @@ class Daemon:
         }
 
     def converged(self):
-        """Return whether the last pass found everything desired in place."""
+        """Return whether the last pass was converged."""
         return self.metric("converged") == 1.0
 
     def file(self, name):
-        """Return what the node holds under a name; None if nothing."""
+        """Return the content of an installed file; None if there is none."""
         with contextlib.suppress(FileNotFoundError):
             return (self.seccomp / name).read_bytes()
         return None
 
     def number(self, name="a.json"):
-        """Return the number of the profile of a name; None if there is no file."""
+        """Return the number of an installed profile; None if there is no file."""
         return number_of(self.file(name))
 
     def files(self):
-        """Return the number of every profile below the seccomp directory by its path."""
+        """Return the number of every profile in the seccomp directory by its path."""
         return {
-            str(one.relative_to(self.seccomp)): self.number(one.relative_to(self.seccomp))
-            for one in sorted(self.seccomp.rglob("*"))
-            if one.is_file()
+            str(path.relative_to(self.seccomp)): self.number(path.relative_to(self.seccomp))
+            for path in sorted(self.seccomp.rglob("*"))
+            if path.is_file()
         }
 
     def entries(self):
@@ -206,16 +213,16 @@ class Daemon:
         return sorted((self.state / "entries").glob("*.json"))
 
     def said(self):
-        """Return its whole log."""
+        """Return the whole log."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def lines(self, event):
-        """Return the lines of one event of the log."""
-        found = [json.loads(line) for line in self.said().splitlines() if line.startswith("{")]
-        return [one for one in found if one["event"] == event]
+        """Return the log lines of one event."""
+        lines = [json.loads(line) for line in self.said().splitlines() if line.startswith("{")]
+        return [line for line in lines if line["event"] == event]
 
     def usage(self):
-        """Return its resident KiB, threads and descriptors, and the highest resident KiB."""
+        """Return resident KiB, peak resident KiB, threads and file descriptors of the process."""
         proc = Path(f"/proc/{self.process.pid}")
         fields = dict(
             line.split(":", 1) for line in (proc / "status").read_text().splitlines() if ":" in line
@@ -230,27 +237,27 @@ class Daemon:
     # --- waiting ----------------------------------------------------------------------------------
 
     def until(self, condition, seconds=20.0):
-        """Return when condition is true; a bug of the agent ends the wait at once."""
+        """Wait until a condition is true. A bug of the agent ends the wait at once."""
 
-        def asked():
+        def checked():
             assert BUG not in self.said(), self.said()[-6000:]
             return condition()
 
-        def told():
+        def description():
             files = "unreadable"
             with contextlib.suppress(Exception):
                 files = self.files()
-            return f"files {files}, problems {self.problems()}, log:\n{self.said()[-5000:]}"
+            return f"files {files}, findings {self.findings()}, log:\n{self.said()[-5000:]}"
 
-        return until(asked, told, seconds)
+        return until(checked, description, seconds)
 
-    # --- its source -------------------------------------------------------------------------------
+    # --- the source -------------------------------------------------------------------------------
 
     def provide(self, **numbers):
-        """Make the source directory hold these keys (without .json), by renaming."""
-        for one in self.source.iterdir():
-            if one.name.removesuffix(".json") not in numbers:
-                one.unlink()
+        """Replace the content of the source directory; keys are file names without .json."""
+        for path in self.source.iterdir():
+            if path.name.removesuffix(".json") not in numbers:
+                path.unlink()
         for key, number in numbers.items():
             text = profile(number) if isinstance(number, int) else number
             path = self.source / f"{key}.json"
@@ -261,7 +268,7 @@ class Daemon:
 
 
 class Client:
-    """Speaks to an API server over one connection, as its administrator."""
+    """A connection to the API server as its administrator."""
 
     def __init__(self, cluster):
         context = ssl.create_default_context(cafile=str(cluster.ca))
@@ -270,30 +277,30 @@ class Client:
         )
 
     def ask(self, method, path, body=None, type_="application/json"):
-        """Return status and answer."""
+        """Send a request; return the status and the body of the response."""
         headers = {"Authorization": "Bearer admin", "Content-Type": type_}
         text = json.dumps(body) if body is not None else None
         self.connection.request(method, path, text, headers)
-        answer = self.connection.getresponse()
-        return answer.status, json.loads(answer.read())
+        response = self.connection.getresponse()
+        return response.status, json.loads(response.read())
 
     def done(self, method, path, body=None, type_="application/json"):
-        """Return the answer; anything but success is an error."""
-        status, answer = self.ask(method, path, body, type_)
-        assert 200 <= status < 300, f"{method} {path}: {status} {answer}"
-        return answer
+        """Send a request that must succeed; return the body of the response."""
+        status, content = self.ask(method, path, body, type_)
+        assert 200 <= status < 300, f"{method} {path}: {status} {content}"
+        return content
 
     def apply(self, path, body):
-        """Create or change one object, as its only owner."""
+        """Create or change an object as the only owner of its fields."""
         self.done("PATCH", f"{path}?fieldManager=test&force=true", body, APPLY)
 
     def merge(self, path, body):
-        """Change a part of one object."""
+        """Change some fields of an object."""
         self.done("PATCH", path, body, "application/merge-patch+json")
 
 
 class OnNode(Daemon):
-    """A daemon for one Node and one namespace of its own, whose source is the API server."""
+    """A daemon with its own Node and namespace, and a ConfigMap as its source."""
 
     def __init__(self, folder, cluster, name):
         super().__init__(folder)
@@ -305,7 +312,7 @@ class OnNode(Daemon):
         self.wanted = f"--source=configmap:{name}/web"
 
     def kill(self):
-        """End it if it runs, and the connection of this test."""
+        """Kill the daemon if it is running, and close the connection to the API server."""
         super().kill()
         self.client.connection.close()
 
@@ -319,13 +326,13 @@ class OnNode(Daemon):
         return super().command(*more)
 
     def through(self, proxy):
-        """Let it speak through a proxy from its next start."""
+        """Let the daemon connect through a proxy after its next start."""
         config = json.loads(self.kubeconfig.read_text())
         config["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{proxy.port}"
         self.kubeconfig.write_text(json.dumps(config))
 
     def config_map(self, data, name="web", **metadata):
-        """Make a ConfigMap hold exactly data."""
+        """Create a ConfigMap, or replace its data."""
         self.client.apply(
             f"/api/v1/namespaces/{self.name}/configmaps/{name}",
             {
@@ -337,11 +344,11 @@ class OnNode(Daemon):
         )
 
     def node(self):
-        """Return its Node."""
+        """Return the Node object."""
         return self.client.done("GET", f"/api/v1/nodes/{self.name}")
 
     def labels(self):
-        """Return its own labels without the domain, and without the namespace of a profile set."""
+        """Return the agent's labels without the domain and the namespace of a profile set."""
         return {
             key.replace(f".{DOMAIN}", "")
             .replace(DOMAIN, "node")
@@ -351,5 +358,5 @@ class OnNode(Daemon):
         }
 
     def until_labels(self, expected, seconds=20.0):
-        """Wait for exactly these labels."""
+        """Wait until the Node has exactly these labels of the agent."""
         self.until(lambda: self.labels() == expected, seconds)

@@ -1,9 +1,8 @@
-"""Random changes around one daemon, and a model of what must hold once each batch has settled.
+"""Random changes around one daemon, and a model of the state after each batch of changes.
 
-Rule 1: the model knows what was done, never what the agent thinks: it reads files, the labels of
-the Node, /metrics and the log. Rule 2: where the order of two events cannot be known, the model
-allows each end, and no other: `could` holds every version that a file may have, None for no file.
-Rule 3: the same seed makes the same choices.
+The model is compared with files, the labels of the Node, /metrics and the log, never with internal
+state of the agent. If the order of two events is unknown, the model allows both results.
+The same seed always makes the same changes.
 """
 
 import json
@@ -27,69 +26,70 @@ MAPS = {
 MOVERS = ["m0.json", "m1.json"]
 THEIRS = f"seccomp.{DOMAIN}/theirs"
 OPTIONS = ("--pod-aware", "--removal-grace=200ms", "--resync=3s", "--log-level=debug")
-FIGHT_SECONDS, FIGHT_EDITS = 130.0, 7  # more edits of one name would be a fight
-TRUCE_SECONDS, RELABELS = 610.0, 3  # as would be more changes of own labels
+# With more edits of one file, or more changes of own labels, the agent would delay its repairs.
+FIGHT_SECONDS, FIGHT_EDITS = 130.0, 7
+TRUCE_SECONDS, RELABELS = 610.0, 3
 WARM = 12  # batches before growth is measured
 
 
-class Broken(AssertionError):  # noqa: N818 - reads as what it is
-    """Something does not hold that must."""
+class InvariantError(AssertionError):
+    """The node, its labels or the daemon violate an invariant of the model."""
 
 
 class Soak:
-    """One daemon, two ConfigMaps, pods, foreign files, a proxy before the API server."""
+    """One daemon with two ConfigMaps, pods, foreign files and a proxy to the API server."""
 
     def __init__(self, daemon, proxy, seed):
         self.daemon, self.proxy, self.seed = daemon, proxy, seed
-        self.chance = random.Random(seed)  # noqa: S311 - reproducible, no secret
+        self.random = random.Random(seed)  # noqa: S311 - reproducible, no secret
         self.client = daemon.client
-        self.maps = {name: {} for name in MAPS}  # None: deleted
-        self.could = {}  # name: versions that the file may have; None: no file
-        self.foreign = {}  # name: what its file must remain
-        self.pods = {}  # name: whether it was used since before this batch
-        self.released = set()  # names a pod of which ended in this batch
-        self.edits = {}  # name: when it was edited
+        self.maps = {name: {} for name in MAPS}  # the keys of each ConfigMap; None: deleted
+        self.possible = {}  # by name: the versions that the file may have; None: no file
+        self.foreign = {}  # by name: the signature that the foreign file must keep
+        self.pods = {}  # by name: whether a pod has used it since before this batch
+        self.released = set()  # names whose pod ended in this batch
+        self.edits = {}  # by name: when its file was edited
         self.relabelled = []  # when own labels were changed
-        self.steady = set()  # names that were desired all the time since the last settling
-        self.touched = set()  # names that this batch must leave alone from now on
-        self.disturbed = set()  # names whose file may be missing through no fault of the agent
+        self.steady = set()  # names that were desired since the last settled batch
+        self.touched = set()  # names that this batch does not change again
+        self.disturbed = set()  # names whose file this test may have removed
         self.note = "0"
         self.version = 0
         self.changes = self.batches = 0
         self.history = []
         self.samples = []
-        self.read = 0  # how much of the log was judged
+        self.log_offset = 0  # bytes of the log that were checked
         self.generation = 0
-        self.lies = []
+        self.wrong_labels = []
         self.stop = threading.Event()
 
     # --- running ----------------------------------------------------------------------------------
 
     def run(self, seconds):
-        """Make batches of changes for so many seconds; return what was counted."""
+        """Make batches of changes for a number of seconds; return the counts and the growth."""
         begin = time.monotonic()
         watcher = threading.Thread(target=self._watch)
         self._begin()
         watcher.start()
         try:
             while time.monotonic() - begin < seconds:
-                calm = time.monotonic() - begin > seconds / 3  # one process for the rest
+                calm = time.monotonic() - begin > seconds / 3  # the same process until the end
                 self.batch(calm=calm)
         except BaseException:
-            print(self.on_report())
+            print(self.description())
             raise
         finally:
             self.stop.set()
             watcher.join()
         return {"changes": self.changes, "batches": self.batches, **self.growth()}
 
-    def told(self):
+    def description(self):
         """Return the seed, the history and the end of the log."""
         lines = [f"seed {self.seed}, {self.changes} changes in {self.batches} batches"]
         return "\n".join([*lines, *self.history[-400:], self.daemon.said()[-4000:]])
 
-    def say(self, text):
-        """Note a change."""
+    def record(self, text):
+        """Add a change to the history."""
         self.changes += 1
         self.history.append(f"{self.batches}: {text}")
 
@@ -100,23 +100,23 @@ class Soak:
         for name, keys in MAPS.items():
             for key in keys[::2]:
                 self.maps[name][key] = self._new()
-                self.could[key] = {None, self.maps[name][key]}
+                self.possible[key] = {None, self.maps[name][key]}
             self._mark(name)
         self.daemon.start(*OPTIONS)
         self._settle(60)
 
     def batch(self, *, calm):
-        """Make some changes, and see that what must hold does."""
+        """Make some changes, and check the invariants."""
         self.batches += 1
         self.touched, self.released = set(), set()
         self.pods = dict.fromkeys(self.pods, True)
         heavy = [self.restart, self.reboot] * (not calm) + [self.cut] * 2
         patience = 30.0
-        if self.chance.random() < 0.06:
-            self.chance.choice(heavy)()
+        if self.random.random() < 0.06:
+            self.random.choice(heavy)()
             patience = 90.0
-        for _ in range(self.chance.randint(4, 44)):
-            self.chance.choices([one for one, _ in CHANGES], [weight for _, weight in CHANGES])[0](
+        for _ in range(self.random.randint(4, 44)):
+            self.random.choices([one for one, _ in CHANGES], [weight for _, weight in CHANGES])[0](
                 self
             )
         for name, keys in self.maps.items():
@@ -124,7 +124,7 @@ class Soak:
                 self._mark(name)
         if self.proxy.mode != "forward" or self.proxy.seconds:
             self.proxy.forward()
-            self.say("the API answers again")
+            self.record("the API server responds again")
         if not self.daemon.alive():
             self.daemon.start(*OPTIONS)
         self._settle(patience)
@@ -149,19 +149,19 @@ class Soak:
         self.daemon.config_map(data, name, labels={"use": "profiles"})
 
     def _mark(self, name):
-        """Change a key that nothing else concerns: once it is there, the rest was read."""
+        """Change a key that only marks the batch. Its file shows that the ConfigMap was read."""
         key = f"z-{name}.json"
         self.maps[name][key] = self._new()
-        self.could.setdefault(key, {None}).add(self.maps[name][key])
+        self.possible.setdefault(key, {None}).add(self.maps[name][key])
         self._apply(name)
 
     def _free(self, names):
-        """Return one of the names that this batch may still change, or None."""
+        """Return a random name that this batch may still change, or None."""
         names = [name for name in names if name not in self.touched]
-        return self.chance.choice(names) if names else None
+        return self.random.choice(names) if names else None
 
     def _map(self):
-        return self.chance.choice([name for name, keys in self.maps.items() if keys])
+        return self.random.choice([name for name, keys in self.maps.items() if keys])
 
     def provide(self):
         """Add or change a key."""
@@ -170,9 +170,9 @@ class Soak:
         if key is None:
             return
         version = self.maps[name][key] = self._new()
-        self.could.setdefault(key, {None}).add(version)
+        self.possible.setdefault(key, {None}).add(version)
         self._apply(name)
-        self.say(f"{name} provides {key} {version}")
+        self.record(f"{name} provides {key} {version}")
 
     def spoil(self):
         """Break a key."""
@@ -182,10 +182,10 @@ class Soak:
             return
         self.maps[name][key] = "broken"
         self._apply(name)
-        self.say(f"{name} breaks {key}")
+        self.record(f"{name} breaks {key}")
 
     def withdraw(self):
-        """Take a key away."""
+        """Remove a key."""
         name = self._map()
         key = self._free([one for one in self.maps[name] if one in MAPS[name]])
         if key is None or len(self.maps[name]) < 3:
@@ -194,24 +194,24 @@ class Soak:
         self.steady.discard(key)
         self._may_go(key)
         self._apply(name)
-        self.say(f"{name} has no {key} any more")
+        self.record(f"{name} has no {key} any more")
 
     def _may_go(self, key):
-        # What a reboot took is put back only as long as it is desired.
+        # A file that a reboot removed is restored only while it is desired.
         if not self._used(key) or key in self.disturbed:
-            self.could.setdefault(key, {None}).add(None)
+            self.possible.setdefault(key, {None}).add(None)
 
     def _versions(self, key):
-        """Return what is provided for a key now, without what is broken."""
+        """Return the versions that the ConfigMaps provide for a key, without broken ones."""
         versions = [(keys or {}).get(key) for keys in self.maps.values()]
         return {one for one in versions if isinstance(one, int)}
 
     def _used(self, key):
-        """Return whether a pod has named it since before this batch, and still does."""
+        """Return whether a pod has used a key since before this batch, and still uses it."""
         return self.pods.get(key) is True and key not in self.released
 
     def move(self):
-        """Move a key to the other ConfigMap, with its content, in either order."""
+        """Move a key with its content to the other ConfigMap, in either order."""
         maps = [name for name, keys in self.maps.items() if keys]
         key = self._free(MOVERS)
         if len(maps) < 2 or key is None:
@@ -219,9 +219,9 @@ class Soak:
         old = next((name for name in maps if key in self.maps[name]), None)
         new = next(name for name in maps if name != old)
         version = self._new() if old is None else self.maps[old][key]
-        self.could.setdefault(key, {None}).add(version)
+        self.possible.setdefault(key, {None}).add(version)
         self.touched.add(key)
-        first = self.chance.random() < 0.5
+        first = self.random.random() < 0.5
         if old is not None and first:
             del self.maps[old][key]
             self._may_go(key)
@@ -231,48 +231,48 @@ class Soak:
         if old is not None and not first:
             del self.maps[old][key]
             self._apply(old)
-        self.say(f"{key} {version} moves from {old} to {new}")
+        self.record(f"{key} {version} moves from {old} to {new}")
 
     def empty(self):
-        """Empty a ConfigMap, or delete it; one of them stays."""
+        """Empty or delete a ConfigMap, unless it is the last one with keys."""
         full = [name for name, keys in self.maps.items() if keys]
         if len(full) < 2:
             return
-        name = self.chance.choice(full)
+        name = self.random.choice(full)
         if self.touched & {*self.maps[name], *MAPS[name]}:
             return
         self.touched |= {*self.maps[name], *MAPS[name]}
-        self.maps[name] = {} if self.chance.random() < 0.5 else None
+        self.maps[name] = {} if self.random.random() < 0.5 else None
         self._apply(name)
-        self.say(f"{name} is {'deleted' if self.maps[name] is None else 'emptied'}")
+        self.record(f"{name} is {'deleted' if self.maps[name] is None else 'emptied'}")
 
     def refill(self):
-        """Make a ConfigMap again that is emptied or deleted."""
+        """Fill a ConfigMap that was emptied or deleted."""
         name = next((name for name, keys in self.maps.items() if not keys), None)
         if name is None or self.touched & {*MAPS[name]}:
             return
-        # What the set had and has no more is removed then.
+        # The agent then removes the previous keys that the ConfigMap does not contain.
         keys = [*MAPS[name], *MOVERS]
-        wanted = [key for key in MAPS[name] if self.chance.random() < 0.6] or MAPS[name][:2]
+        wanted = [key for key in MAPS[name] if self.random.random() < 0.6] or MAPS[name][:2]
         self.maps[name] = {}
         for key in wanted:
             self.maps[name][key] = self._new()
-            self.could.setdefault(key, {None}).add(self.maps[name][key])
+            self.possible.setdefault(key, {None}).add(self.maps[name][key])
         for key in keys:
             if key not in wanted:
                 self._may_go(key)
         self._mark(name)
-        self.say(f"{name} is back with {self.maps[name]}")
+        self.record(f"{name} is back with {self.maps[name]}")
 
     def edit(self):
-        """Delete or overwrite a file of the agent's behind its back."""
+        """Delete or overwrite an agent-owned file."""
         now = time.monotonic()
-        # What is not desired and has other content is released, as somebody else's.
+        # The agent would release an edited file that is not desired, since it is foreign then.
         names = [
             name
             for name in sorted(self.steady)
             if name not in self.foreign
-            and None not in self.could.get(name, {None})
+            and None not in self.possible.get(name, {None})
             and len([at for at in self.edits.get(name, ()) if now - at < FIGHT_SECONDS])
             < FIGHT_EDITS
         ]
@@ -283,9 +283,9 @@ class Soak:
         self.edits.setdefault(name, []).append(now)
         self.touched.add(name)
         self.disturbed.add(name)
-        how = self.chance.choice(["delete", "cut", "garbage", "replace", "touch"])
+        change = self.random.choice(["delete", "cut", "garbage", "replace", "touch"])
         content = path.read_bytes()
-        match how:
+        match change:
             case "delete":
                 path.unlink()
             case "cut":
@@ -298,17 +298,17 @@ class Soak:
                 new.rename(path)
             case "touch":
                 path.write_bytes(content)
-        self.say(f"somebody does to {name}: {how}")
+        self.record(f"edit of {name}: {change}")
 
     def intrude(self):
-        """Put a foreign file where nothing of the agent's is."""
+        """Create a foreign file where the agent has no file."""
         known = {key for keys in self.maps.values() for key in keys or ()}
         names = [
             name
-            for name in (*MAPS["web"], *MAPS["db"], "theirs.json")
+            for name in (*MAPS["web"], *MAPS["db"], "foreign.json")
             if name not in known
             and name not in self.foreign
-            and self.could.get(name, {None}) == {None}
+            and self.possible.get(name, {None}) == {None}
             and not (self.daemon.seccomp / name).exists()
         ]
         name = self._free(names)
@@ -319,10 +319,10 @@ class Soak:
         path.write_text(profile(4001) + " " * self._new())
         self.foreign[name] = self._sign(name)
         self.touched.add(name)
-        self.say(f"a foreign file {name}")
+        self.record(f"a foreign file {name}")
 
     def retreat(self):
-        """Take a foreign file away."""
+        """Remove a foreign file."""
         name = self._free(sorted(self.foreign))
         if name is None:
             return
@@ -330,11 +330,11 @@ class Soak:
         del self.foreign[name]
         self._freed(name)
         self.touched.add(name)
-        self.say(f"the foreign file {name} goes")
+        self.record(f"the foreign file {name} is removed")
 
     def _freed(self, name):
-        """Note that nothing foreign bars a name now: what was provided meanwhile may be put."""
-        self.could.setdefault(name, set()).add(None)
+        """Allow that a file is missing, since a foreign file was in its place until now."""
+        self.possible.setdefault(name, set()).add(None)
 
     def _sign(self, name):
         path = self.daemon.seccomp / name
@@ -342,31 +342,31 @@ class Soak:
         return path.read_bytes(), status.st_ino, status.st_mtime_ns, status.st_ctime_ns
 
     def relabel(self):
-        """Change a label of the agent's, or one that is not."""
+        """Change a label of the agent, or a foreign label."""
         change = {"note": str(self._new())}
         self.note = change["note"]
         now = time.monotonic()
         recent = [at for at in self.relabelled if now - at < TRUCE_SECONDS]
-        # Who labels last holds the label: a name that goes meanwhile would leave theirs behind.
-        there = {one for one, versions in self.could.items() if None not in versions}
+        # The last writer owns a label. If the profile were removed now, the label would stay.
+        there = {one for one, versions in self.possible.items() if None not in versions}
         name = self._free(sorted(self.steady & there - self.foreign.keys()))
         if name is not None and len(recent) < RELABELS:
             self.touched.add(name)
             self.relabelled.append(now)
-            change[f"seccomp.{DOMAIN}/{name}"] = self.chance.choice([None, "lies"])
+            change[f"seccomp.{DOMAIN}/{name}"] = self.random.choice([None, "wrong"])
         self.client.merge(f"/api/v1/nodes/{self.daemon.name}", {"metadata": {"labels": change}})
-        self.say(f"somebody labels {change}")
+        self.record(f"another client sets the labels {change}")
 
     def pod(self):
-        """Start or end a pod that names a profile."""
-        name = self.chance.choice([*MAPS["web"], *MAPS["db"]])
+        """Start or end a pod that uses a profile."""
+        name = self.random.choice([*MAPS["web"], *MAPS["db"]])
         pods = f"/api/v1/namespaces/{self.daemon.name}/pods"
         if name in self.pods:
             self.client.done("DELETE", f"{pods}/{name}", {"gracePeriodSeconds": 0})
             del self.pods[name]
             self.released.add(name)
             self._may_go(name)
-            self.say(f"the pod of {name} ends")
+            self.record(f"the pod of {name} ends")
             return
         used = {"type": "Localhost", "localhostProfile": name}
         container = {"name": "c", "image": "i", "securityContext": {"seccompProfile": used}}
@@ -374,103 +374,102 @@ class Soak:
         body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
         self.client.done("POST", pods, body)
         self.pods[name] = False
-        self.say(f"a pod names {name}")
+        self.record(f"a pod uses {name}")
 
     def cut(self):
-        """Let the API server be away, mute or slow for a part of this batch."""
-        how = self.chance.choice(["refuse", "silence", "delay"])
-        if how == "delay":
+        """Make the API server unreachable, silent or slow for a part of this batch."""
+        fault = self.random.choice(["refuse", "silence", "delay"])
+        if fault == "delay":
             self.proxy.delay(0.3)
         else:
-            getattr(self.proxy, how)()
-        self.say(f"the API: {how}")
-        until_passed(self.chance.uniform(0.1, 1.0))
+            getattr(self.proxy, fault)()
+        self.record(f"the API server: {fault}")
+        until_passed(self.random.uniform(0.1, 1.0))
 
     def restart(self):
         """End the daemon, and start it again at once or at the end of the batch."""
-        number = self.chance.choice([signal.SIGTERM, signal.SIGKILL])
+        number = self.random.choice([signal.SIGTERM, signal.SIGKILL])
         status, seconds = self.daemon.stop(number)
         if number == signal.SIGTERM and (status, pace.in_time(seconds, 5.0)) != (0, True):
-            raise Broken(f"SIGTERM ended it with {status} after {seconds:.1f} s")
-        self.say(f"the daemon is ended with {number.name}")
-        if self.chance.random() < 0.5:
+            raise InvariantError(f"exit status {status} {seconds:.1f} s after SIGTERM")
+        self.record(f"the daemon is ended with {number.name}")
+        if self.random.random() < 0.5:
             self.daemon.start(*OPTIONS)
 
     def reboot(self):
-        """Another boot, after which the node's files may be gone."""
+        """Simulate a reboot, which may also remove the node's files."""
         self.daemon.stop(signal.SIGKILL)
-        boot = str(uuid.UUID(int=self.chance.getrandbits(128)))
+        boot = str(uuid.UUID(int=self.random.getrandbits(128)))
         (self.daemon.root / "proc/sys/kernel/random/boot_id").write_text(boot + "\n")
         node = f"/api/v1/nodes/{self.daemon.name}"
         info = {**self.daemon.node()["status"]["nodeInfo"], "bootID": boot}
         self.client.merge(f"{node}/status", {"status": {"nodeInfo": info}})
-        gone = self.chance.random() < 0.5
-        if gone:
-            self.disturbed |= set(self.could)
+        removes_files = self.random.random() < 0.5
+        if removes_files:
+            self.disturbed |= set(self.possible)
             shutil.rmtree(self.daemon.seccomp)
             for name in self.foreign:
                 self._freed(name)
             self.foreign.clear()
-            # What was held, and is desired no more, is not put back.
+            # A held profile that is not desired is not restored.
             desired = {key for keys in self.maps.values() for key in keys or ()}
-            for name, versions in self.could.items():
+            for name, versions in self.possible.items():
                 if name not in desired:
                     versions.add(None)
-        self.say(f"reboot, {'without' if gone else 'with'} the files")
-        if self.chance.random() < 0.5:
+        self.record(f"reboot, {'without' if removes_files else 'with'} the files")
+        if self.random.random() < 0.5:
             self.daemon.start(*OPTIONS)
 
-    # --- what must hold ---------------------------------------------------------------------------
+    # --- the invariants ---------------------------------------------------------------------------
 
     def _settle(self, patience):
         wrong = ""
 
         def holds():
             nonlocal wrong
-            said = self.daemon.said()
-            if BUG in said or not self.daemon.alive():
-                raise Broken("the daemon has ended by itself")
+            if BUG in self.daemon.said() or not self.daemon.alive():
+                raise InvariantError("the daemon has ended")
             wrong = self._wrong()
             return not wrong
 
-        until(holds, lambda: f"batch {self.batches}: {wrong}\n{self.on_report()}", patience)
+        until(holds, lambda: f"batch {self.batches}: {wrong}\n{self.description()}", patience)
         self._removals()
         self._collapse()
-        if self.lies:
-            raise Broken(f"a label without its file: {self.lies[:5]}")
+        if self.wrong_labels:
+            raise InvariantError(f"a label without its file: {self.wrong_labels[:5]}")
         self.generation += 1
         self.disturbed = set()
 
     def _wanted(self):
-        """Return what the file of each name may be, as versions."""
+        """Return the versions that each file may have, and the desired version of each name."""
         desired = {}
         for keys in self.maps.values():
             desired.update(keys or {})
         wanted = {}
-        for name in {*self.could, *desired}:
+        for name in {*self.possible, *desired}:
             if name in self.foreign:
                 continue
             one = desired.get(name)
             if isinstance(one, int):
                 wanted[name] = {one}
             elif one == "broken" or name in self.pods or self._unread(name):
-                wanted[name] = self.could.get(name, {None})
+                wanted[name] = self.possible.get(name, {None})
             else:
                 wanted[name] = {None}
         return wanted, desired
 
     def _unread(self, name):
-        """Return whether the set that had a name may still wish it: it is emptied or deleted."""
+        """Return whether the ConfigMap that provided a name is emptied or deleted."""
         return any(
             not keys and (name in (*MAPS[map_], *MOVERS, f"z-{map_}.json"))
             for map_, keys in self.maps.items()
         )
 
     def _wrong(self):
-        """Return what does not hold (yet)."""
+        """Return a difference from the model that may still disappear; empty if there is none."""
         for name, sign in self.foreign.items():
             if self._sign(name) != sign:
-                raise Broken(f"the foreign file {name} was touched")
+                raise InvariantError(f"the foreign file {name} was touched")
         files = self.daemon.files()
         wanted, desired = self._wanted()
         ours = {name: number for name, number in files.items() if name not in self.foreign}
@@ -478,24 +477,24 @@ class Soak:
             if ours.get(name) not in versions:
                 return f"{name} is {ours.get(name)}, and not one of {versions}"
         if not ours.keys() <= wanted.keys():
-            return f"files that nobody knows: {ours.keys() - wanted.keys()}"
+            return f"unexpected files: {ours.keys() - wanted.keys()}"
         return self._labels_wrong(ours, desired) or self._report_wrong(desired)
 
     def _labels_wrong(self, ours, desired):
         labels = self.daemon.node()["metadata"]["labels"]
         if labels.get(THEIRS) != "installed" or labels.get("note", "0") != self.note:
-            raise Broken(f"labels of others were touched: {labels}")
+            raise InvariantError(f"foreign labels were changed: {labels}")
         must = {name for name in ours if name in desired}
         may = {name for name in ours if self._unread(name)}
         prefix = f"seccomp.{DOMAIN}/"
         found = {key.removeprefix(prefix) for key in labels if key.startswith(prefix)} - {"theirs"}
         if not must <= found <= must | may:
-            return f"labels of {found}, and must {must}, may {may}"
+            return f"labels of {found}; required {must}, allowed {may}"
         values = {labels[prefix + name] for name in found}
         if values - {"installed"}:
             return f"values {values}"
         for map_, keys in self.maps.items():
-            # A last good version counts.
+            # A last good version is sufficient.
             whole = all(key in ours for key in keys or ())
             if keys and (f"set.{DOMAIN}/{self.daemon.name}__{map_}" in labels) != whole:
                 return f"the label of the set {map_} says {not whole}"
@@ -511,30 +510,30 @@ class Soak:
         return ""
 
     def _collapse(self):
-        """Forget what the files might have been; not where more may come."""
-        files = {name: number_of(self.daemon.file(name)) for name in self.could}
+        """Keep only the current version of each file, unless another one may follow."""
+        files = {name: number_of(self.daemon.file(name)) for name in self.possible}
         desired = {key: name for name, keys in self.maps.items() for key in keys or ()}
         self.steady = set(desired)
-        for name in self.could:
+        for name in self.possible:
             if name in self.foreign:
-                # The agent may see it go before it sees its key go, and put that meanwhile.
-                self.could[name] = {None, *self._versions(name)}
+                # The agent may see the removal of the foreign file before the removal of the key.
+                self.possible[name] = {None, *self._versions(name)}
             elif name in desired or not (name in self.pods or self._unread(name)):
-                self.could[name] = {files[name]}
+                self.possible[name] = {files[name]}
 
     def _removals(self):
-        """See in the log that nothing was removed that is desired or in use."""
-        said = self.daemon.log.read_bytes()
-        lines, self.read = said[self.read :].splitlines(), len(said)
+        """Check in the log that no desired or used profile was removed."""
+        log = self.daemon.log.read_bytes()
+        lines, self.log_offset = log[self.log_offset :].splitlines(), len(log)
         for line in lines:
             if b'"profile_removed"' not in line:
                 continue
             name = json.loads(line)["name"]
-            if None not in self.could.get(name, {None}) or self._used(name):
-                raise Broken(f"{name} was removed: {line!r}")
+            if None not in self.possible.get(name, {None}) or self._used(name):
+                raise InvariantError(f"{name} was removed: {line!r}")
 
     def _watch(self):
-        """Look all the while whether a label says what is not so."""
+        """Check continuously that each label has its file."""
         client = Client(self.daemon.cluster)
         while not self.stop.wait(0.05):
             generation, disturbed = self.generation, set(self.disturbed)
@@ -543,9 +542,9 @@ class Soak:
             after = self._there()
             prefix = f"seccomp.{DOMAIN}/"
             named = {key.removeprefix(prefix) for key in labels if key.startswith(prefix)}
-            lies = named - {"theirs"} - before - after - disturbed - self.disturbed
-            if lies and generation == self.generation:
-                self.lies.append((self.batches, sorted(lies)))
+            wrong = named - {"theirs"} - before - after - disturbed - self.disturbed
+            if wrong and generation == self.generation:
+                self.wrong_labels.append((self.batches, sorted(wrong)))
         client.connection.close()
 
     def _there(self):
@@ -557,7 +556,7 @@ class Soak:
     # --- growth -----------------------------------------------------------------------------------
 
     def growth(self):
-        """Return how the last process grew: medians of its first and last settled batches."""
+        """Return the growth of the last process: medians of its first and last settled batches."""
         pid = self.daemon.process.pid
         own = [usage for one, usage in self.samples if one == pid][WARM:]
         size = max(1, len(own) // 4)
@@ -576,7 +575,7 @@ class Soak:
 
 
 def until_passed(seconds):
-    """Return after so many seconds."""
+    """Wait for a number of seconds."""
     end = time.monotonic() + seconds
     until(lambda: time.monotonic() > end, "time passes", seconds + 10)
 

@@ -1,7 +1,7 @@
 """Attacks on the agent's memory through ConfigMaps, with a real API server.
 
-The agent has the memory limit of the manifest where the machine can make a control group; its own
-peak is measured everywhere.
+The agent has the memory limit of the manifest if the machine can create a control group. The peak
+of its memory is always measured.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ NODE, NAMESPACE = "node-limits", "limits"
 BOOT_ID = "11111111-2222-3333-4444-555555555555"
 DOMAIN = "profile-loader.node-restriction.kubernetes.io"
 SELECTED = {"profiles": "true"}
-# Of the limits of agent/core/admission.py, restated so that a change of them is seen.
+# Limits of agent/core/admission.py, repeated here so that a change of the limits fails a test.
 KEYS = 3000
 LEDGER_ENTRIES = 6000
 
@@ -37,15 +37,15 @@ def seccomp(call="chmod"):
 
 @pytest.fixture
 def cluster():
-    with Cluster() as one:
-        yield one
+    with Cluster() as cluster:
+        yield cluster
 
 
 @pytest.fixture
 def agent(cluster, tmp_path):
-    one = Agent(cluster, tmp_path)
-    yield one
-    one.stop()
+    agent = Agent(cluster, tmp_path)
+    yield agent
+    agent.stop()
 
 
 class Agent:
@@ -63,9 +63,9 @@ class Agent:
         self.kubeconfig = cluster.write_kubeconfig("agent", "admin")
 
     def start(self, *more, is_alone=True):
-        """Start the agent, with the memory limit if no parser runs beside it.
+        """Start the agent, with the memory limit if the agent starts no parser.
 
-        A control group of version 1 ends the largest process, and the parser cannot see its limit.
+        A control group of version 1 kills the largest process, and the parser cannot read it.
         """
         group = self.end.enter_context(memory_group(manifest_limit())) if is_alone else None
         command = [
@@ -133,9 +133,9 @@ def send(cluster, method, path, body=None):
     with contextlib.closing(connection):
         headers = {"Authorization": "Bearer admin", "Content-Type": "application/json"}
         connection.request(method, path, body=json.dumps(body), headers=headers)
-        answer = connection.getresponse()
-        text = answer.read()
-    assert answer.status < 300, text[:1000]
+        response = connection.getresponse()
+        text = response.read()
+    assert response.status < 300, text[:1000]
 
 
 def config_map(cluster, name, data, method="POST"):
@@ -155,12 +155,12 @@ def is_kept(agent, call="chmod"):
     return agent.has_file("web.json", call) and agent.label("web.json") == "installed"
 
 
-def test_hundred_thousands_of_keys_leave_the_agent_in_its_memory(cluster, agent):
-    """Seven ConfigMaps of 100,000 keys stop neither a start nor a profile that came after them."""
+def test_hundreds_of_thousands_of_keys_do_not_exceed_the_memory_limit(cluster, agent):
+    """With seven ConfigMaps of 100,000 keys the agent starts and installs newer profiles."""
     config_map(cluster, "web", {"web.json": seccomp()})
     for number in range(7):
         config_map(cluster, f"a{number}", {f"k{one:06}": "" for one in range(100_000)})
-    # Before the next ones by its name too: the time of creation is in whole seconds.
+    # The name also sorts before the next ones, since times of creation are in whole seconds.
     config_map(cluster, "a-late", {"late.json": seccomp()})
     for number in range(12):
         config_map(cluster, f"b{number}", {f"k{one:04}.json": "" for one in range(4900)})
@@ -177,9 +177,9 @@ def test_hundred_thousands_of_keys_leave_the_agent_in_its_memory(cluster, agent)
 
 
 def features(agent):
-    """Show the agent the features of a kernel with AppArmor, from the parser's own file.
+    """Create the features of an AppArmor kernel for the agent, from a file of the parser.
 
-    The file has `name {content}` at each level; the kernel has a directory or a file for each name.
+    The file contains `name {content}` at each level; the kernel has a directory or file per name.
     """
     words = Path("/etc/apparmor.d/abi/3.0").read_text().replace("{", " { ").replace("}", " } ")
     folder = agent.root / "sys/kernel/security/apparmor/features"
@@ -200,8 +200,8 @@ def features(agent):
         (folder.parent / name).touch()
 
 
-def test_many_compiled_profiles_leave_the_agent_in_its_memory(cluster, agent):
-    """A ConfigMap of 55,000 AppArmor profiles stops neither a start nor a seccomp profile."""
+def test_many_compiled_profiles_do_not_exceed_the_memory_limit(cluster, agent):
+    """With a ConfigMap of 55,000 AppArmor profiles the agent starts and installs a seccomp file."""
     features(agent)
     config_map(cluster, "web", {"web.json": seccomp()})
     text = {
@@ -222,7 +222,7 @@ def test_many_compiled_profiles_leave_the_agent_in_its_memory(cluster, agent):
 
 
 def test_deleted_config_maps_do_not_fill_the_memory(cluster, agent):
-    """Ledger entries of ConfigMaps that come and go have a limit, and starts succeed with it."""
+    """The number of ledger entries of deleted ConfigMaps is limited, and later starts succeed."""
     config_map(cluster, "web", {"web.json": seccomp()})
     agent.start()
     agent.until(lambda: is_kept(agent))

@@ -1,4 +1,4 @@
-"""The command on a real AppArmor kernel, end to end."""
+"""One-shot runs on a real AppArmor kernel."""
 
 import json
 from pathlib import Path
@@ -13,16 +13,17 @@ BUDGET_SECONDS = 300
 
 
 def files():
-    found = {f"guest/{one.name}": one.read_bytes() for one in GUEST.glob("*.py")}
-    for one in Path("profiles").rglob("*"):
-        if one.is_file():
-            found[str(one)] = one.read_bytes()
-    return found
+    """Return the files of the guest by path."""
+    contents = {f"guest/{path.name}": path.read_bytes() for path in GUEST.glob("*.py")}
+    for path in Path("profiles").rglob("*"):
+        if path.is_file():
+            contents[str(path)] = path.read_bytes()
+    return contents
 
 
 @pytest.fixture(scope="module")
 def outcomes():
-    """Give what every scenario ended with, from one run of the guest."""
+    """Return the error of each scenario, or None, from one run of the guest."""
     result = vm.run(files(), "python3 guest/scenarios.py", timeout_seconds=LIMIT_SECONDS)
     lines = [json.loads(line) for line in result.output.splitlines() if line.startswith("{")]
     for line in lines:
@@ -56,23 +57,23 @@ SCENARIOS = [
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_on_a_real_kernel(outcomes, scenario):
-    """Each scenario holds; tests/system/guest/scenarios.py says in a sentence what it is."""
+    """Each scenario succeeds; tests/system/guest/scenarios.py describes it."""
     assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)
 
 
 def test_every_scenario_is_expected(outcomes):
-    """No scenario runs unseen."""
+    """The list of scenarios is complete."""
     assert sorted(SCENARIOS) == sorted(outcomes)
 
 
 def test_without_apparmor_seccomp_still_works():
-    """A kernel with AppArmor off gets its seccomp files, and is told about the rest."""
+    """With AppArmor disabled, seccomp profiles are installed and the others are unsupported."""
     command = "python3 -m agent --oneshot --source profiles --output json --allow-unsupported"
     result = vm.run(
         files(), f"{command} 2>/dev/null", timeout_seconds=LIMIT_SECONDS, append="apparmor=0"
     )
     report = json.loads(result.output)
-    states = {one["name"] or one["key"]: one["state"] for one in report["profiles"]}
+    states = {row["name"] or row["key"]: row["state"] for row in report["profiles"]}
     assert (result.status, states) == (
         0,
         {
