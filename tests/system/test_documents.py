@@ -1,8 +1,8 @@
-"""Every command in the fenced `sh` blocks of the README, operations and platforms runs from there.
+"""The commands in the `sh` blocks of the README and of the pages for operators succeed.
 
-A page's blocks run in their order, each in a shell, in a copy of the tree: against a real API
-server, below a throw-away host root (without AppArmor), and with an /etc, a /usr/local and a
-/var/lib of their own. What cannot run is in NOT_RUN with the reason: a block is run or listed.
+The blocks of a page run in order, each in a shell, in a copy of the tree. They use a real API
+server, a temporary host root without AppArmor, and private copies of /etc, /usr/local and /var/lib.
+NOT_RUN lists each block that cannot run, with the reason.
 """
 
 import os
@@ -25,23 +25,23 @@ PAGES = ["README.md", "docs/operations.md", "docs/platforms.md"]
 TREE = ["README.md", "docs", "manifests", "profiles", "scripts"]
 BUDGET_SECONDS = 180
 LABEL = "seccomp.profile-loader.node-restriction.kubernetes.io/prevent-chmod"
-NOT_RUN = {  # page, first line of a block: why
-    ("README.md", "sh scripts/test --install"): "it is what runs this test",
+NOT_RUN = {  # by page and first line of a block: the reason
+    ("README.md", "sh scripts/test --install"): "it runs this test",
     (
         "docs/operations.md",
         f"podman save --format oci-archive -o profile-loader.tar {image.NAME}",
-    ): "no podman and no containerd beside the tests; test_image.py makes the archive with buildah",
+    ): "the test environment has no podman and no containerd; test_image.py uses buildah",
     (
         "docs/operations.md",
         "pod=$(kubectl -n profile-loader get pods --field-selector spec.nodeName=node-a -o name)",
-    ): "it needs a kubelet and does not end; node/test_base.py runs status in the agent's pod",
+    ): "it needs a kubelet and does not exit; node/test_base.py runs status in the agent's pod",
 }
-# What an operator has in the PATH: the command of the wheel under test, and the real kubectl.
+# The commands in the PATH of an operator: the wheel under test, and the real kubectl.
 COMMANDS = {
     "profile-loader": 'exec "{python}" -m agent "$@"',
     "kubectl": 'exec {kubectl} --kubeconfig "$KUBECONFIG" "$@"',
 }
-OTHER_LOADERS = [  # what the migrations of the operations page find
+OTHER_LOADERS = [  # objects of other loaders, which the operations page migrates
     {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -57,12 +57,13 @@ def blocks(page):
 
 
 def runs(page):
-    return [one for one in blocks(page) if (page, one.splitlines()[0]) not in NOT_RUN]
+    """Return the blocks of a page that run."""
+    return [block for block in blocks(page) if (page, block.splitlines()[0]) not in NOT_RUN]
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A control plane with the controllers that the commands of an operator wait for."""
+    """A control plane with the controllers that the commands of an operator need."""
     with Cluster() as one:
         one.kubectl("create", "priorityclass", "unused", "--value", "1")
         one.start_controllers(
@@ -70,7 +71,7 @@ def cluster():
         )
         one.node("node-a", labels={"kept": "yes"})
         node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-a"}}
-        node["metadata"]["labels"] = {LABEL: "installed"}  # as an agent that ran before
+        node["metadata"]["labels"] = {LABEL: "installed"}  # as set by a previous agent
         one.kubectl(
             "apply",
             "--server-side",
@@ -83,7 +84,7 @@ def cluster():
         yield one
 
 
-# Directories that are the machine's until something is written, which goes with the shell.
+# Overlays keep the writes of the blocks away from the directories of this machine.
 PRIVATE = """
 set -eu
 mount -t tmpfs tmpfs "$WRITES"
@@ -93,30 +94,30 @@ for place in etc usr/local var/lib; do
         -o "lowerdir=/$place,upperdir=$WRITES/upper/$place,workdir=$WRITES/work/$place"
 done
 ln -sf "$COMMANDS/profile-loader" /usr/local/bin/profile-loader
-# What the security-profiles-operator leaves on a node.
+# The files of the security-profiles-operator on a node.
 mkdir -p /var/lib/kubelet/seccomp /var/lib/security-profiles-operator
 echo '{"defaultAction": "SCMP_ACT_LOG"}' > /var/lib/security-profiles-operator/profile1.json
 ln -s ../../security-profiles-operator /var/lib/kubelet/seccomp/operator
 for block in "$@"; do
-    sh -eu "$block" || { echo "ended with $?:"; cat "$block"; exit 1; }
+    sh -eu "$block" || { echo "exit status $?:"; cat "$block"; exit 1; }
 done
 """
 
 
 def run(cluster, folder, blocks):
-    """Run blocks in a copy of the tree, files of the host being below folder/host."""
+    """Run blocks in a copy of the tree, with folder/host as the host root."""
     top, commands = folder / "tree", folder / "bin"
     top.mkdir()
     for name in TREE:
         copy = shutil.copytree if Path(name).is_dir() else shutil.copy
         copy(name, top / name)
-    (top / "scripts/python").write_text("# sets up .venv from a package index; here it is there\n")
+    (top / "scripts/python").write_text("# The test has created .venv already.\n")
     for place in (commands, top / ".venv/bin"):
         place.mkdir(parents=True)
         for name, text in COMMANDS.items():
             kubectl = shlex.join(cluster.program("kubectl"))
-            made = text.format(python=sys.executable, kubectl=kubectl)
-            (place / name).write_text(f"#!/bin/sh\n{made}\n")
+            script = text.format(python=sys.executable, kubectl=kubectl)
+            (place / name).write_text(f"#!/bin/sh\n{script}\n")
             (place / name).chmod(0o755)
     for name in ("host", "writes", "blocks"):
         (folder / name).mkdir()
@@ -144,23 +145,23 @@ def run(cluster, folder, blocks):
 
 @pytest.fixture(scope="module")
 def ran(cluster, tmp_path_factory):
-    """Give, by page, the folder that its blocks ran in, and how they ended."""
-    found = {}
+    """Return, by page, the folder and the result of its blocks."""
+    results = {}
     for page in PAGES:
         folder = tmp_path_factory.mktemp("page")
-        found[page] = folder, run(cluster, folder, runs(page))
-    return found
+        results[page] = folder, run(cluster, folder, runs(page))
+    return results
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_commands_of_a_page_run(page, ran):
-    """Each block that is not listed ends with 0, one after the other, as an operator runs them."""
+def test_the_commands_of_a_page_succeed(page, ran):
+    """Each block that is not listed exits with status 0, in the order of the page."""
     assert runs(page)
     assert ran[page][1].returncode == 0, ran[page][1].stdout
 
 
-def test_one_host_of_the_readme_has_its_profiles(ran):
-    """What the page promises for one host is there."""
+def test_the_host_of_the_readme_has_its_profiles(ran):
+    """The profiles that the page shows are installed."""
     folder, _ = ran["README.md"]
     assert seccomp(folder) == [
         "prevent-chmod",
@@ -170,41 +171,41 @@ def test_one_host_of_the_readme_has_its_profiles(ran):
     ]
 
 
-def test_an_uninstall_leaves_nothing_in_the_cluster_and_everything_on_the_host(ran, cluster):
-    """The namespace, the rights, the policy and the labels are gone; files and ledger are not."""
+def test_an_uninstall_removes_the_objects_of_the_cluster_and_no_file_of_the_host(ran, cluster):
+    """Namespace, roles, policy and labels are removed; profiles and the ledger stay."""
     folder, _ = ran["docs/operations.md"]
-    gone = (
+    removed = (
         "/api/v1/namespaces/profile-loader",
         "/apis/rbac.authorization.k8s.io/v1/clusterroles/profile-loader",
         "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/profile-loader",
         "/apis/rbac.authorization.k8s.io/v1/namespaces/default/roles/profile-loader-events",
     )
-    assert [path for path in gone if cluster.get(path) is not None] == []
+    assert [path for path in removed if cluster.get(path) is not None] == []
     assert cluster.labels("node-a") == {"kept": "yes"}
     assert "profiles/audit.json" in seccomp(folder)
     assert (folder / "host/var/lib/profile-loader/entries").is_dir()
 
 
-def test_profiles_of_another_loader_move(ran):
-    """The migration's blocks make of kapparmor's ConfigMap one of this program's."""
+def test_profiles_of_another_loader_are_migrated(ran):
+    """The migration converts kapparmor's ConfigMap to a ConfigMap for this agent."""
     folder, _ = ran["docs/operations.md"]
-    made = yaml.safe_load((folder / "tree/moved.yaml").read_text())
-    assert (made["metadata"]["namespace"], made["data"]) == (
+    config_map = yaml.safe_load((folder / "tree/moved.yaml").read_text())
+    assert (config_map["metadata"]["namespace"], config_map["data"]) == (
         "profile-loader",
         OTHER_LOADERS[0]["data"],
     )
 
 
 def seccomp(folder):
-    """Return the files of the kubelet's directory below a folder's host root."""
+    """Return the files in the kubelet's seccomp directory of a host root."""
     base = folder / "host/var/lib/kubelet/seccomp"
-    return sorted(str(one.relative_to(base)) for one in base.rglob("*") if one.is_file())
+    return sorted(str(path.relative_to(base)) for path in base.rglob("*") if path.is_file())
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_what_is_not_run_is_listed_with_its_reason(page):
-    """No block of the list has gone from its page, and each has a reason."""
-    there = {(page, one.splitlines()[0]) for one in blocks(page)}
-    listed = {one for one in NOT_RUN if one[0] == page}
-    assert listed <= there
+def test_each_block_that_does_not_run_is_listed_with_its_reason(page):
+    """Each block of the list is on its page, and has a reason."""
+    on_page = {(page, block.splitlines()[0]) for block in blocks(page)}
+    listed = {block for block in NOT_RUN if block[0] == page}
+    assert listed <= on_page
     assert all(NOT_RUN.values())

@@ -1,4 +1,4 @@
-"""Documents are part of the program: what they list is what there is."""
+"""The documents list what the program contains, and name tests and files that exist."""
 
 import itertools
 import re
@@ -21,17 +21,17 @@ PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), *sorted(Path("docs").rglob(
 
 
 def test_the_runbook_has_one_heading_for_each_code():
-    """No code without a heading, no heading without a code, in the same order."""
+    """Every code has a heading, and every heading of this form is a code."""
     headings = re.findall(r"^### ([a-z0-9_]+)$", Path("docs/runbook.md").read_text(), re.MULTILINE)
     assert sorted(CODES) == sorted(headings)
 
 
-def test_the_runbook_says_of_each_code_how_grave_it_is():
-    """The text of a warning or a notice begins with that word, and no other text does."""
+def test_the_runbook_has_the_severity_of_each_code():
+    """The entry of a warning or a notice begins with that word, and no other entry does."""
     text = Path("docs/runbook.md").read_text().partition("## Alerts")[0]
-    begins = dict(re.findall(r"^### ([a-z0-9_]+)\n(\S+)", text, re.MULTILINE))
+    first_words = dict(re.findall(r"^### ([a-z0-9_]+)\n(\S+)", text, re.MULTILINE))
     words = {"Warning:": "warning", "Notice:": "notice"}
-    assert {code: words.get(first, "error") for code, first in begins.items()} == CODES
+    assert {code: words.get(first, "error") for code, first in first_words.items()} == CODES
 
 
 def test_the_readme_is_short():
@@ -40,7 +40,7 @@ def test_the_readme_is_short():
 
 
 def test_the_reference_page_is_generated_from_the_declarations():
-    """docs/reference.md is what scripts/reference.py writes; run the script after a change."""
+    """docs/reference.md is the output of scripts/reference.py. Run the script after a change."""
     command = [sys.executable, "scripts/reference.py", "--print"]
     generated = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert Path("docs/reference.md").read_text() == generated
@@ -48,8 +48,8 @@ def test_the_reference_page_is_generated_from_the_declarations():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
-def test_links_lead_somewhere(page):
-    """Each relative link of a page names a file that exists, and a heading that is in it."""
+def test_relative_links_have_a_target(page):
+    """The file of each relative link exists, and contains the heading of the link."""
     links = re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text())
     dead = []
     for path, heading in links:
@@ -62,13 +62,13 @@ def test_links_lead_somewhere(page):
 
 
 def anchors(page):
-    """Return the anchors of a page's headings, as GitHub makes them."""
+    """Return the anchors that GitHub makes from the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
 
 
-def test_the_architecture_names_every_module():
-    """docs/architecture.md: each module and package stands in the row of its folder."""
+def test_the_architecture_page_lists_every_module():
+    """In docs/architecture.md each module and package is in the row of its folder."""
     rows = dict(table(Path("docs/architecture.md").read_text(), "folder"))
     root = Path(agent.__file__).parent
     inner = [one for one in root.glob("*/*") if one.suffix == ".py" or (one / "kind.py").exists()]
@@ -88,7 +88,7 @@ def test_the_architecture_names_every_module():
 
 @pytest.mark.parametrize("page", sorted(Path("docs/adr").glob("*.md")), ids=lambda one: one.stem)
 def test_a_decision_has_its_number_and_its_status(page):
-    """As its file's name has it, and where it stands."""
+    """The number in the heading is that of the file name."""
     lines = page.read_text().splitlines()
     assert lines[0].startswith(f"# {int(page.stem[:4])}. ")
     assert lines[1:4] == ["", "Status: accepted", ""]
@@ -96,12 +96,12 @@ def test_a_decision_has_its_number_and_its_status(page):
 
 def test_the_decision_table_is_that_of_the_code():
     """docs/architecture.md has the rows of agent/core/plan.py, each with its test."""
-    told = [row[:-1] for row in table(Path("docs/architecture.md").read_text(), "its set")]
-    assert told == table(plan.__doc__, "its set")
+    documented = [row[:-1] for row in table(Path("docs/architecture.md").read_text(), "its set")]
+    assert documented == table(plan.__doc__, "its set")
 
 
 def table(text, first):
-    """Return the rows, as cells, of the table whose first column has this heading."""
+    """Return the cells of the rows of the table whose first column has a heading."""
     lines = [line.strip() for line in text.splitlines()]
     start = next(n for n, line in enumerate(lines) if re.match(rf"\| {first} *\|", line))
     rows = itertools.takewhile(lambda line: line.startswith("|"), lines[start + 2 :])
@@ -112,12 +112,12 @@ OPERATIONS = Path("docs/operations.md")
 
 
 def coded(cell):
-    """Return what stands between backticks in a cell."""
+    """Return the texts between backticks in a cell."""
     return re.findall(r"`([^`]+)`", cell)
 
 
-def test_the_table_of_labels_is_what_a_node_gets():
-    """docs/operations.md: exactly the labels of a report with what the table has for example."""
+def test_the_table_of_labels_is_complete():
+    """docs/operations.md lists exactly the labels of a report with the examples of the table."""
     told = {coded(key)[0]: value for _, _, key, value in table(OPERATIONS.read_text(), "label of")}
     set_ = ProfileSetStatus(
         profile_set="configmap profile-loader/my-profiles", state="read", keys=2
@@ -149,8 +149,8 @@ def test_the_table_of_labels_is_what_a_node_gets():
     assert told["DOMAIN/apparmor"] == told["DOMAIN/seccomp"] == states
 
 
-def test_the_table_of_names_is_what_the_code_makes_of_them():
-    """docs/operations.md: how a name becomes the last part of a label's key."""
+def test_the_table_of_names_has_the_label_of_each_name():
+    """docs/operations.md shows how a name becomes the last part of a label's key."""
     rows = [[coded(cell)[0] for cell in row] for row in table(OPERATIONS.read_text(), "name")]
     assert len(rows) == 6
     assert [[name, labels.name(name)] for name, _ in rows] == rows
@@ -162,8 +162,8 @@ NAMED = re.compile(
 )
 
 
-def test_every_test_that_a_page_names_exists():
-    """A name of a test is a proof that can be looked at: file, function and case are there."""
+def test_every_test_that_a_page_references_exists():
+    """The file, the function and the case of each reference exist."""
     named = {(str(page), *one) for page in PAGES for one in re.findall(NAMED, page.read_text())}
     assert named
     gone = [one for one in sorted(named) if not exists(*one[1:])]
@@ -178,7 +178,7 @@ def test_every_test_that_a_page_names_exists():
 
 
 def exists(file, function, case):
-    """Return whether a test is there; the cases of one that runs in a guest are functions there."""
+    """Return whether a test exists. The cases of a test in a guest are functions in the guest."""
     path = TESTS / file
     if not path.exists() or f"\ndef {function}(" not in path.read_text():
         return False
@@ -187,8 +187,8 @@ def exists(file, function, case):
     return not case or re.search(rf"\b{case}\b", path.read_text() + guest) is not None
 
 
-def test_the_schema_page_names_every_field_of_the_report():
-    """docs/report.md and the document have the same fields."""
+def test_the_schema_page_lists_every_field_of_the_report():
+    """docs/report.md and the JSON report have the same fields."""
     import json
 
     row = ProfileStatus(
@@ -208,7 +208,7 @@ def test_the_schema_page_names_every_field_of_the_report():
 
 
 def test_every_code_is_used():
-    """A code that nothing reports is no code."""
+    """The program reports each code somewhere."""
     root = Path(agent.__file__).parent
     code = "".join(one.read_text() for one in root.rglob("*.py") if one.name != "problems.py")
     sources = {f"source_{why}" for why in ("missing", "unreadable", "emptied", "over_limit")}

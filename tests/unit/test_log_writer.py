@@ -18,26 +18,26 @@ LINE = "x" * 99
 
 @pytest.fixture
 def pipe():
-    """Give both ends of a pipe; they are closed, and logging is as before, at the end."""
+    """Yield both ends of a pipe. At the end they are closed, and logging is restored."""
     handlers = list(logging.getLogger().handlers)
     reader, writer = os.pipe()
     yield reader, writer
     logging.getLogger().handlers[:] = handlers
-    for one in (reader, writer):
+    for descriptor in (reader, writer):
         with contextlib.suppress(OSError):
-            os.close(one)
+            os.close(descriptor)
 
 
 def read_until(reader, last):
-    """Return the lines of a pipe up to one that contains a text."""
-    found = b""
-    while last not in found:
-        found += os.read(reader, 1 << 16)
-    return found.decode().splitlines()
+    """Read a pipe until it has a line that contains a text; return all lines."""
+    content = b""
+    while last not in content:
+        content += os.read(reader, 1 << 16)
+    return content.decode().splitlines()
 
 
-def test_a_log_that_nobody_reads_blocks_no_caller_and_is_counted(pipe):
-    """Lines beyond the limit are dropped; the others arrive in order once the log is read."""
+def test_a_blocked_log_blocks_no_caller_and_its_lines_are_counted(pipe):
+    """Lines beyond the limit are dropped. The others arrive in order once the log is read."""
     reader, descriptor = pipe
     writer = LogWriter(descriptor, limit_bytes=10_000)
     capacity = 1 << 16  # pipe(7)
@@ -55,8 +55,8 @@ def test_a_log_that_nobody_reads_blocks_no_caller_and_is_counted(pipe):
     assert f"profile_loader_log_lines_dropped_total {float(dropped)}" in metrics
 
 
-def test_a_log_whose_reader_is_gone_costs_lines_alone(pipe):
-    """A broken pipe is counted, and later lines are tried all the same."""
+def test_a_broken_pipe_only_drops_lines(pipe):
+    """Each line is tried, and counted as dropped."""
     reader, descriptor = pipe
     os.close(reader)
     writer = LogWriter(descriptor)
@@ -66,8 +66,8 @@ def test_a_log_whose_reader_is_gone_costs_lines_alone(pipe):
     assert writer.dropped() == 2
 
 
-def test_a_pipe_that_does_not_block_is_waited_for(pipe):
-    """Whoever opened standard error may have made it non-blocking."""
+def test_the_writer_waits_for_a_full_pipe_that_does_not_block(pipe):
+    """The process that opened standard error may have made it non-blocking."""
     reader, descriptor = pipe
     os.set_blocking(descriptor, False)
     writer = LogWriter(descriptor)
@@ -78,8 +78,8 @@ def test_a_pipe_that_does_not_block_is_waited_for(pipe):
     assert writer.dropped() == 0
 
 
-def test_the_end_of_the_process_waits_a_moment_for_the_log(pipe):
-    """The last lines are written before the process ends, if somebody reads them."""
+def test_the_process_waits_for_the_log_before_it_ends(pipe):
+    """The last lines are written if another process reads them."""
     reader, descriptor = pipe
     writer = LogWriter(descriptor)
     logs.configure("json", "info", writer)
@@ -90,17 +90,17 @@ def test_the_end_of_the_process_waits_a_moment_for_the_log(pipe):
 
 
 def test_every_thread_may_log(pipe):
-    """Lines of several threads are never mixed."""
+    """The lines of several threads are never mixed."""
     reader, descriptor = pipe
     writer = LogWriter(descriptor)
     threads = [
         threading.Thread(target=lambda: [writer.write(LINE) for _ in range(500)]) for _ in range(4)
     ]
-    for one in threads:
-        one.start()
+    for thread in threads:
+        thread.start()
     lines = read_until(reader, (LINE + "\n").encode())
     while len(lines) < 2000:
         lines += os.read(reader, 100).decode().splitlines()
-    for one in threads:
-        one.join()
+    for thread in threads:
+        thread.join()
     assert set(lines) == {LINE}

@@ -1,4 +1,4 @@
-"""manifests/monitoring speaks of metrics, labels and headings that exist."""
+"""The alerts and panels of manifests/monitoring use metrics, labels and headings that exist."""
 
 import json
 import re
@@ -25,7 +25,7 @@ PARTS = {
 
 
 def exposed():
-    """Return every sample's name of the agent, by its metric."""
+    """Return the metric of each sample, by the name of the sample."""
     return {
         metric.name + part: metric.name
         for metric in Metrics("1").registry.collect()
@@ -35,38 +35,38 @@ def exposed():
 
 
 def expressions():
-    """Return every expression of alerts and dashboard."""
-    asked = [one["expr"] for panel in DASHBOARD["panels"] for one in panel["targets"]]
-    return [*(rule["expr"] for rule in RULES), *asked]
+    """Return every expression of the alerts and the dashboard."""
+    targets = [target for panel in DASHBOARD["panels"] for target in panel["targets"]]
+    return [rule_or_target["expr"] for rule_or_target in (*RULES, *targets)]
 
 
-def test_alerts_and_panels_ask_for_metrics_that_exist_and_for_all_of_them():
-    """No name without a metric, and no metric that nobody looks at."""
-    asked = {name for one in expressions() for name in re.findall(r"profile_loader_\w+", one)}
-    there = exposed()
-    assert sorted(asked - there.keys()) == []
-    assert sorted(set(there.values()) - {there[name] for name in asked}) == []
+def test_alerts_and_panels_use_every_metric_and_no_other():
+    """Each metric of the agent is part of an alert or a panel."""
+    used = {name for text in expressions() for name in re.findall(r"profile_loader_\w+", text)}
+    metrics = exposed()
+    assert sorted(used - metrics.keys()) == []
+    assert sorted(set(metrics.values()) - {metrics[name] for name in used}) == []
 
 
-def test_alerts_name_codes_that_exist():
-    """A code that was renamed would silence its alert."""
-    codes = [code for one in expressions() for code in re.findall(r'code="(\w+)"', one)]
+def test_alerts_use_codes_that_exist():
+    """An alert for a renamed code would never fire."""
+    codes = [code for text in expressions() for code in re.findall(r'code="(\w+)"', text)]
     assert codes != []
     assert set(codes) <= set(CODES)
 
 
 def test_the_runbook_has_one_heading_for_each_alert_in_the_same_order():
-    """And each alert's annotation leads to its own."""
+    """The annotation of each alert is a link to its heading."""
     alerts = [rule["alert"] for rule in RULES]
     text = Path("docs/runbook.md").read_text()
     assert re.findall(r"^### (ProfileLoader\w+)$", text, re.MULTILINE) == alerts
     assert [rule["annotations"]["runbook"] for rule in RULES] == [
-        f"docs/runbook.md#{one.lower()}" for one in alerts
+        f"docs/runbook.md#{alert.lower()}" for alert in alerts
     ]
 
 
-def test_every_alert_says_what_and_how_bad():
-    """Summary, description and severity."""
+def test_every_alert_has_a_severity_and_a_summary():
+    """Each alert also has a description and a link to the runbook."""
     for rule in RULES:
         assert rule["labels"]["severity"] in ("critical", "warning")
         assert rule["annotations"].keys() == {"summary", "description", "runbook"}
@@ -74,38 +74,38 @@ def test_every_alert_says_what_and_how_bad():
 
 
 def test_the_monitor_scrapes_the_port_of_the_daemon_set():
-    """By the labels, the namespace and the port's name that the DaemonSet has."""
+    """The PodMonitor uses the labels, the namespace and the port name of the DaemonSet."""
     monitor = yaml.safe_load((MONITORING / "podmonitor.yaml").read_text())
     daemon = yaml.safe_load(Path("manifests/base/daemonset.yaml").read_text())
     template = daemon["spec"]["template"]
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
     (container,) = template["spec"]["containers"]
     assert monitor["metadata"]["namespace"] == daemon["metadata"]["namespace"]
-    chosen = monitor["spec"]["selector"]["matchLabels"]
-    assert chosen.items() <= template["metadata"]["labels"].items()
-    assert endpoint["port"] in [one["name"] for one in container["ports"]]
-    # The alerts' job.
+    selected = monitor["spec"]["selector"]["matchLabels"]
+    assert selected.items() <= template["metadata"]["labels"].items()
+    assert endpoint["port"] in [port["name"] for port in container["ports"]]
+    # The alerts select by this job.
     assert template["metadata"]["labels"][monitor["spec"]["jobLabel"]] == "profile-loader"
 
 
-def test_the_kustomization_takes_everything():
-    """Both manifests, and the dashboard as a ConfigMap that Grafana's sidecar finds."""
-    made = yaml.safe_load((MONITORING / "kustomization.yaml").read_text())
-    (dashboard,) = made["configMapGenerator"]
-    taken = {*made["resources"], *(one.partition("=")[2] for one in dashboard["files"])}
-    assert taken == {one.name for one in MONITORING.iterdir()} - {"kustomization.yaml"}
+def test_the_kustomization_contains_every_file():
+    """The dashboard is a ConfigMap with the label that Grafana's sidecar selects."""
+    content = yaml.safe_load((MONITORING / "kustomization.yaml").read_text())
+    (dashboard,) = content["configMapGenerator"]
+    files = {*content["resources"], *(entry.partition("=")[2] for entry in dashboard["files"])}
+    assert files == {path.name for path in MONITORING.iterdir()} - {"kustomization.yaml"}
     assert dashboard["options"]["labels"] == {"grafana_dashboard": "1"}
 
 
 def test_panels_do_not_overlap():
-    """Each has a number and a place of its own, within 24 columns."""
+    """Each panel has its own number and its own cells in a grid of 24 columns."""
     panels = DASHBOARD["panels"]
-    assert [one["id"] for one in panels] == list(range(1, len(panels) + 1))
-    taken = [
-        (one["gridPos"]["x"] + column, one["gridPos"]["y"] + line)
-        for one in panels
-        for column in range(one["gridPos"]["w"])
-        for line in range(one["gridPos"]["h"])
+    assert [panel["id"] for panel in panels] == list(range(1, len(panels) + 1))
+    cells = [
+        (panel["gridPos"]["x"] + column, panel["gridPos"]["y"] + line)
+        for panel in panels
+        for column in range(panel["gridPos"]["w"])
+        for line in range(panel["gridPos"]["h"])
     ]
-    assert len(taken) == len(set(taken))
-    assert max(column for column, _ in taken) < 24
+    assert len(cells) == len(set(cells))
+    assert max(column for column, _ in cells) < 24
