@@ -18,6 +18,7 @@ from typing import Final, NoReturn
 from agent import cli
 from agent.config import Config
 from agent.core.report import Report, exit_status
+from agent.wake_queue import WakeReason
 
 USAGE: Final = 2
 UNREAD: Final = 3  # a source, or the API server
@@ -111,7 +112,7 @@ def _render(wanted: cli.Render) -> int:
 
 def _pass(settings: Config, *, restore: bool) -> int:
     """Run one pass under the lock, or, for a dry run, without it."""
-    from agent import app
+    from agent import oneshot
     from agent.reporting import logs
     from agent.reporting.progress import Progress
 
@@ -119,7 +120,7 @@ def _pass(settings: Config, *, restore: bool) -> int:
     with contextlib.ExitStack() as stack:
         if not settings.dry_run and not stack.enter_context(_lock(settings)):
             return LOCKED
-        run = app.restore if restore else app.once
+        run = oneshot.restore if restore else oneshot.run_once
         report = run(settings, Progress(sys.stderr.write).show)
     logs.log(report)
     return _tell(report, settings)
@@ -173,7 +174,7 @@ def _passes(settings: Config) -> int:
         if not mine:
             return LOCKED
         daemon = app.daemon(settings, writer.dropped)
-        _receive_signals(daemon.wake.put, daemon.request_full_pass)
+        _receive_signals(daemon.wake_queue.put, daemon.request_full_pass)
         daemon.run()
     return 0
 
@@ -234,7 +235,9 @@ def _later(seconds: float, do: Callable[[], None]) -> None:
     _thread.start_new_thread(run, ())
 
 
-def _receive_signals(wake: Callable[[str], None], request_full_pass: Callable[[], None]) -> None:
+def _receive_signals(
+    wake: Callable[[WakeReason], None], request_full_pass: Callable[[], None]
+) -> None:
     """Start the thread that receives signals, and wakes the main thread for its own handlers.
 
     The kernel interrupts a main thread that waits already; a signal that comes right before, or
@@ -255,7 +258,7 @@ def _receive_signals(wake: Callable[[str], None], request_full_pass: Callable[[]
                 case number if number in _HANDLED:
                     _log("signal_ignored", signal=signal.Signals(number).name)
                 case _:
-                    wake("signal")
+                    wake(WakeReason.SIGNAL)
 
     threading.Thread(target=run, name="signals", daemon=True).start()
 

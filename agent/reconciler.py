@@ -1,369 +1,329 @@
-"""One pass: read what should be, read what is, decide, act, report.
+"""One pass: read, inspect, observe, plan, execute, report.
 
-Rule 1: everything is read once; what was checked is what is installed.
-Rule 2: without a trustworthy ledger nothing is touched.
+The reconciler runs each step once, in this order, on the main thread. It decides nothing itself:
+agent.core.plan decides, and agent.executor acts. Without a readable ledger it changes nothing,
+because it cannot know which profiles the agent owns. agent.controller decides when a pass runs.
 """
 
 import contextlib
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from agent import executor
 from agent.core import actions, desired, model, ownership, plan, ports, report_builder
-from agent.core.admission import AdmissionBudget, Size
 from agent.core.findings import Finding
-from agent.core.model import (
-    Inspected,
-    KeyId,
-    LedgerEntry,
-    Observed,
-    Profile,
-    ProfileKind,
-    Rejection,
-    SourceKey,
-    Unobservable,
-    Unreadable,
-)
+from agent.core.model import KeyId, LedgerEntry, Observed, ProfileKind, Unobservable, Unreadable
 from agent.core.report import ProfileStatus, Report, combined, of_source
 from agent.core.vocabulary import ProfileState, Reason
+from agent.heartbeat import Heartbeat
 from agent.host.ledger import FileLedger
+from agent.inspector import Inspector
 
 Progress = Callable[[int, int], None]
+"""Shows how many background checks have finished, and how many there are."""
+
+_LedgerContent = Mapping[KeyId, LedgerEntry] | Finding
+_ReadSnapshots = Callable[[_LedgerContent], Sequence[model.Snapshot]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemovalConditions:
+    """What the cluster knows about profiles that are to be removed."""
+
+    label_absent_seconds: Mapping[tuple[ProfileKind, str], float] | None = None
+    """For how long the label of a name is known to be absent; None: removals need no label."""
+
+    pods_by_profile: Mapping[tuple[ProfileKind, str], tuple[str, ...]] | None = None
+    """Which pods of this node name a profile; None: unknown."""
 
 
 class Reconciler:
-    """One pass over one host. Nothing happens before `run`."""
+    """Runs passes over one node. Only the main thread uses it."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts of a pass
         self,
         *,
         sources: Sequence[ports.Source],
         backends: Mapping[ProfileKind, ports.ProfileBackend],
         ledger: FileLedger,
         options: plan.PlanOptions,
-        allow_empty: bool = False,
+        allow_empty: bool,
+        heartbeat: Heartbeat,
     ) -> None:
+        """Build a reconciler, which touches nothing before its first pass.
+
+        Args:
+            sources: where profiles come from.
+            backends: the code of each profile kind, in the order of the plan.
+            ledger: the record of what the agent installed.
+            options: what the operator decided about removals and ownership.
+            allow_empty: whether an emptied profile set means that its profiles are removed.
+            heartbeat: beats between keys and between actions.
+        """
         self.sources = sources
         self.backends = backends
         self.ledger = ledger
         self.options = options
         self.allow_empty = allow_empty
-        self.pulse: Callable[[], None] = lambda: None  # called between keys and between actions
-        self._room = AdmissionBudget()  # of this pass
-        self._inspected: dict[tuple[ProfileKind, SourceKey], Inspected] = {}
-        # Profiles without room: nothing but their size stays in memory.
-        self._refused: dict[tuple[ProfileKind, SourceKey], tuple[Size, Rejection]] = {}
-        self._joined: tuple[Sequence[model.Snapshot], desired.Desired] | None = None
-        self._last: tuple[_Seen, Report] | None = None
-        self._questions: _Questions | None = None
-        self._passes = 0  # that made a report of their own
+        self.heartbeat = heartbeat
+        self.inspector = Inspector(backends, heartbeat)
+        self._pass_number = 0
+        self._converged: tuple[_PassInputs, Report] | None = None
+        self._observed_names: _ObservedNames | None = None
 
-    def run(self, *, dry_run: bool = False, full: bool = True) -> Report:
-        """Run the pass. With dry_run nothing on the host changes.
+    def run(
+        self,
+        *,
+        dry_run: bool = False,
+        full: bool = True,
+        conditions: RemovalConditions = RemovalConditions(),
+    ) -> Report:
+        """Run one pass.
 
-        Unless full, cheap signs stand for content: what they call unchanged is not read again,
-        and a pass over an unchanged node and source gives the very report of the last one.
+        Args:
+            dry_run: change nothing on the node, and report what would be done.
+            full: read everything again. Otherwise the pass trusts stat signatures and revisions;
+                over an unchanged node and source it returns the report of the previous pass.
+            conditions: what a removal waits for.
         """
         if full:
-            self._forget()
-        for kind in self.backends.values():
-            kind.begin_pass()
-        seconds: dict[str, float] = {}
-        found = self.ledger.entries()
-        with _timed(seconds, "read"):
-            snapshots = [self._meant(one) for source in self.sources for one in source.read()]
-            if not isinstance(found, Finding):
-                snapshots += self._absent(found, {one.profile_set for one in snapshots})
-        with _timed(seconds, "inspect"):
-            wanted = self._wanted(snapshots, found)
-        return self._reconcile(wanted, found, seconds, dry_run=dry_run)
-
-    def is_unchanged(self) -> bool:
-        """Return whether the host is as the last pass saw or left it, by cheap signs."""
-        return (
-            all(one.is_unchanged() for one in self.backends.values()) and self.ledger.is_unchanged()
+            self._invalidate()
+        options = replace(
+            self.options,
+            label_absent_seconds=conditions.label_absent_seconds,
+            pods_by_profile=conditions.pods_by_profile,
         )
-
-    def _forget(self) -> None:
-        self._inspected.clear()
-        self._refused.clear()
-        self._joined = None
-        self._last = None
-        self._questions = None
-        self.ledger.invalidate()
-        for source in self.sources:
-            source.invalidate()
-        for kind in self.backends.values():
-            kind.invalidate()
+        return self._reconcile(self._read_sources, options, dry_run=dry_run)
 
     def restore(self, *, dry_run: bool = False) -> Report:
-        """Put back what the ledger holds, without any source; nothing is removed."""
-        for kind in self.backends.values():
-            kind.begin_pass()
-        found = self.ledger.entries()
-        origins = set() if isinstance(found, Finding) else {id_.profile_set for id_ in found}
-        snapshots = [
-            Unreadable(profile_set=origin, reason="restore reads no source")
-            for origin in sorted(origins)
-        ]
-        wanted = desired.join(snapshots, self._inspect, frozenset(self.backends))
-        report = self._reconcile(wanted, found, {}, dry_run=dry_run)
-        return Report(
-            profiles=tuple(_put_back(row) for row in report.profiles),
+        """Reinstall the profiles that the ledger records, without any source; remove nothing."""
+        report = self._reconcile(_unread_sources, self.options, dry_run=dry_run)
+        return replace(
+            report,
+            profiles=tuple(_restored(row) for row in report.profiles),
             profile_sets=(),
-            kind_support=report.kind_support,
-            findings=tuple(one for one in report.findings if not of_source(one)),
-            pending=report.pending,
-            dry_run=dry_run,
-            seconds=report.seconds,
-            pass_number=report.pass_number,
+            findings=tuple(finding for finding in report.findings if not of_source(finding)),
+            desired_names={},
         )
 
-    def completed(self, run: Callable[[], Report], progress: Progress) -> Report:
-        """Run passes until no key is being checked in the background; return what they did.
+    def run_to_completion(self, run: Callable[[], Report], progress: Progress) -> Report:
+        """Run passes until no key is pending; return the combined report.
 
         Args:
             run: runs one pass.
-            progress: see `ports.Kind.wait`.
+            progress: called while background checks are running.
         """
         report = run()
-        while report.pending and self._wait(progress):
+        while report.pending and any(backend.wait(progress) for backend in self.backends.values()):
             report = combined(report, run())
         return report
 
-    def _wait(self, progress: Progress) -> bool:
-        return any(kind.wait(progress) for kind in self.backends.values())
+    def is_unchanged(self) -> bool:
+        """Return whether the node is as the last pass saw or left it, by signatures alone."""
+        backends = self.backends.values()
+        return all(backend.is_unchanged() for backend in backends) and self.ledger.is_unchanged()
 
-    def _sandboxes(self) -> dict[ProfileKind, ports.Sandbox | None]:
-        return {name: kind.sandbox() for name, kind in self.backends.items()}
+    def _reconcile(
+        self, read: _ReadSnapshots, options: plan.PlanOptions, *, dry_run: bool
+    ) -> Report:
+        """Run the steps of a pass; return the previous report if their inputs are unchanged."""
+        timer = _StepTimer(self.heartbeat)
+        for backend in self.backends.values():
+            backend.begin_pass()
+        with timer.step("read"):
+            ledger = self.ledger.entries()
+            entries = {} if isinstance(ledger, Finding) else ledger
+            snapshots = read(ledger)
+        with timer.step("inspect"):
+            wanted = self.inspector.desired(snapshots, entries)
+        with timer.step("observe"):
+            observed = self._observe(wanted, ledger, options)
+        inputs = _PassInputs(revisions=self._revisions(options), observed=observed)
+        if self._converged is not None and self._converged[0] == inputs:
+            return self._converged[1]
+        planned = plan.plan(wanted, entries, observed, options)
+        with timer.step("act"):
+            outcomes = self._execute(planned, entries, dry_run=dry_run)
+        self._pass_number += 1
+        report = report_builder.build_report(
+            desired=wanted,
+            observed=observed,
+            sandboxes={kind: backend.sandbox() for kind, backend in self.backends.items()},
+            outcomes=outcomes,
+            findings=[*self.ledger.findings, *([ledger] if isinstance(ledger, Finding) else [])],
+            dry_run=dry_run,
+            seconds=timer.seconds,
+        )
+        report = replace(report, pass_number=self._pass_number)
+        is_final = _changed_nothing(planned, report) and not report.pending and not dry_run
+        self._converged = (inputs, report) if is_final else None
+        return report
 
-    def _meant(self, snapshot: model.Snapshot) -> model.Snapshot:
-        """Return an emptied set as one that was read, where that is allowed."""
+    # --- read ------------------------------------------------------------------------------------
+
+    def _invalidate(self) -> None:
+        """Trust no signature, revision or earlier result in the next pass."""
+        self._converged = None
+        self._observed_names = None
+        self.inspector.invalidate()
+        self.ledger.invalidate()
+        for source in self.sources:
+            source.invalidate()
+        for backend in self.backends.values():
+            backend.invalidate()
+
+    def _read_sources(self, ledger: _LedgerContent) -> list[model.Snapshot]:
+        """Return every profile set of the sources, and what they know about recorded sets."""
+        snapshots = [
+            self._as_intended(snapshot) for source in self.sources for snapshot in source.read()
+        ]
+        if not isinstance(ledger, Finding):
+            recorded = {id_.profile_set for id_ in ledger}
+            snapshots += self._absent(recorded - {one.profile_set for one in snapshots})
+        return snapshots
+
+    def _as_intended(self, snapshot: model.Snapshot) -> model.Snapshot:
+        """Return an emptied profile set as one that was read, if --allow-empty permits it."""
         if not self.allow_empty or not isinstance(snapshot, model.Emptied):
             return snapshot
         return model.Read(
             profile_set=snapshot.profile_set, revision=snapshot.revision, source_keys=()
         )
 
-    def _absent(self, entries: Mapping[KeyId, LedgerEntry], read: set[str]) -> list[model.Snapshot]:
-        """Return what the sources say of sets that the ledger knows and no source gave."""
-        found: list[model.Snapshot] = []
-        for origin in sorted({id_.profile_set for id_ in entries} - read):
-            answers = [source.explain_absence(origin) for source in self.sources]
-            told = [one for one in answers if one is not None]
-            # One source that cannot tell outweighs another that does not have it.
-            found += sorted(told, key=lambda one: not isinstance(one, Unreadable))[:1]
-        return found
+    def _absent(self, profile_sets: set[str]) -> list[model.Snapshot]:
+        """Return what the sources know about profile sets that they did not provide."""
+        snapshots: list[model.Snapshot] = []
+        for profile_set in sorted(profile_sets):
+            answers = [source.explain_absence(profile_set) for source in self.sources]
+            known = [answer for answer in answers if answer is not None]
+            # One source that cannot be read outweighs another that does not have the set.
+            known.sort(key=lambda answer: not isinstance(answer, Unreadable))
+            snapshots += known[:1]
+        return snapshots
 
-    def _reconcile(
-        self,
-        wanted: desired.Desired,
-        found: Mapping[KeyId, LedgerEntry] | Finding,
-        seconds: dict[str, float],
-        *,
-        dry_run: bool,
-    ) -> Report:
-        findings = list(self.ledger.findings)
-        entries: Mapping[KeyId, LedgerEntry] = {}
-        if isinstance(found, Finding):
-            findings.append(found)
-        else:
-            entries = found
-        with _timed(seconds, "observe"):
-            observed = self._observe(wanted, entries, found)
-        now = _Seen(wanted=wanted, entries=found, observed=observed, options=self.options)
-        if self._last is not None and self._last[0].same(now):
-            return self._last[1]
-        actions = plan.plan(wanted, entries, observed, self.options)
-        runner = executor.Executor(
-            kinds=self.backends, ledger=self.ledger, entries=entries, clock=self._clock
+    # --- observe and execute ---------------------------------------------------------------------
+
+    def _revisions(self, options: plan.PlanOptions) -> "_Revisions":
+        return _Revisions(
+            desired=self.inspector.revision, ledger=self.ledger.revision, options=options
         )
-        with _timed(seconds, "act"):
-            outcomes = runner.execute(actions, dry_run=dry_run)
-        if not dry_run and runner.entries != entries:
-            self.ledger.sweep(runner.entries)
-        report = report_builder.build_report(
-            desired=wanted,
-            observed=observed,
-            sandboxes=self._sandboxes(),
-            outcomes=outcomes,
-            findings=findings,
-            dry_run=dry_run,
-            seconds=seconds,
-        )
-        self._passes += 1
-        report = replace(report, pass_number=self._passes)
-        is_final = _settled(actions, report) and not report.pending and not dry_run
-        self._last = (now, report) if is_final else None
-        return report
-
-    def _wanted(
-        self, snapshots: Sequence[model.Snapshot], found: Mapping[KeyId, LedgerEntry] | Finding
-    ) -> desired.Desired:
-        """Join the snapshots; what was joined or inspected before is not again."""
-        if self._joined is not None and self._joined[0] == snapshots:
-            return self._joined[1]
-        entries = {} if isinstance(found, Finding) else found
-        self._room = AdmissionBudget(entries=entries)
-        wanted = desired.join(snapshots, self._inspect, frozenset(self.backends), self._room)
-        blobs = {
-            blob for one in snapshots if isinstance(one, model.Read) for blob in one.source_keys
-        }
-        self._inspected = {
-            key: one
-            for key, one in self._inspected.items()
-            if key[1] in blobs and not isinstance(one, model.Unchecked | model.Pending)
-        }
-        self._refused = {key: one for key, one in self._refused.items() if key[1] in blobs}
-        self._joined = None if wanted.unchecked or wanted.pending else (snapshots, wanted)
-        return wanted
-
-    def _inspect(self, kind: ProfileKind, blob: SourceKey) -> Inspected:
-        """Inspect a key within the room that is left, or return the previous result."""
-        self.pulse()
-        key = (kind, blob)
-        refused = self._refused.get(key)
-        if refused is not None and not self._room.fits(refused[1].id, refused[0]):
-            return refused[1]
-        inspected = self._inspected.get(key) or self.backends[kind].inspect(blob)
-        admitted = self._room.admitted(inspected)
-        if isinstance(inspected, Profile) and isinstance(admitted, Rejection):
-            self._refused[key] = (self._room.size(inspected), admitted)
-            self._inspected.pop(key, None)
-            self.backends[kind].discard(inspected)
-        else:
-            self._refused.pop(key, None)
-            self._inspected[key] = admitted
-        return admitted
-
-    def _clock(self) -> float:
-        self.pulse()
-        return time.monotonic()
 
     def _observe(
-        self,
-        wanted: desired.Desired,
-        entries: Mapping[KeyId, LedgerEntry],
-        found: Mapping[KeyId, LedgerEntry] | Finding,
+        self, wanted: desired.Desired, ledger: _LedgerContent, options: plan.PlanOptions
     ) -> dict[ProfileKind, Observed]:
-        if isinstance(found, Finding):
-            return {name: Unobservable(finding=found) for name in self.backends}
-        last = self._questions
-        if last is None or not last.same(wanted, entries, self.options):
-            last = self._questions = _Questions.of(wanted, entries, self.options, self.backends)
+        """Return what the node has of every desired and every recorded name."""
+        if isinstance(ledger, Finding):
+            return {kind: Unobservable(finding=ledger) for kind in self.backends}
+        revisions = self._revisions(options)
+        names = self._observed_names
+        if names is None or names.revisions != revisions:
+            names = _names_to_observe(wanted, ledger, revisions, frozenset(self.backends))
+            self._observed_names = names
         return {
-            name: kind.observe(last.names[name], last.suspects[name])
-            for name, kind in self.backends.items()
+            kind: backend.observe(names.names[kind], names.removal_candidates[kind])
+            for kind, backend in self.backends.items()
         }
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Questions:
-    """What is asked of each kind, and what that follows from."""
-
-    wanted: desired.Desired
-    entries: Mapping[KeyId, LedgerEntry]
-    options: plan.PlanOptions
-    names: Mapping[ProfileKind, frozenset[str]]
-    suspects: Mapping[ProfileKind, frozenset[str]]
-
-    def same(
+    def _execute(
         self,
-        wanted: desired.Desired,
+        planned: Sequence[actions.Action],
         entries: Mapping[KeyId, LedgerEntry],
-        options: plan.PlanOptions,
-    ) -> bool:
-        """Return whether it follows from the very same objects."""
-        return self.wanted is wanted and self.entries is entries and self.options == options
-
-    @classmethod
-    def of(
-        cls,
-        wanted: desired.Desired,
-        entries: Mapping[KeyId, LedgerEntry],
-        options: plan.PlanOptions,
-        kinds: Iterable[ProfileKind],
-    ) -> "_Questions":
-        """Ask about every name that a profile provides or an entry owns; doubt what may go."""
-        provided: dict[ProfileKind, set[str]] = {kind: set() for kind in kinds}
-        owned: dict[ProfileKind, set[str]] = {kind: set() for kind in kinds}
-        for id_, profile in wanted.profiles.items():
-            provided[id_.kind].update(profile.version.names)
-        for entry in entries.values():
-            if entry.id.kind in owned:
-                owned[entry.id.kind].update(ownership.owned_names(entry))
-        doubtful = plan.removal_candidates(wanted, entries, options)
-        return cls(
-            wanted=wanted,
-            entries=entries,
-            options=options,
-            names={kind: frozenset(names | owned[kind]) for kind, names in provided.items()},
-            suspects={kind: frozenset(doubtful & names) for kind, names in owned.items()},
+        *,
+        dry_run: bool,
+    ) -> tuple[actions.Outcome, ...]:
+        """Carry out the plan, and remove stored content that no entry needs any more."""
+        runner = executor.Executor(
+            kinds=self.backends, ledger=self.ledger, entries=entries, clock=self.heartbeat.beat
         )
+        outcomes = runner.execute(planned, dry_run=dry_run)
+        if not dry_run and runner.entries != entries:
+            self.ledger.sweep(runner.entries)
+        return outcomes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Seen:
-    """What a pass decides upon."""
+class _Revisions:
+    """Identifies what the names to observe follow from, without its content."""
 
-    wanted: desired.Desired
-    entries: Mapping[KeyId, LedgerEntry] | Finding
-    observed: Mapping[ProfileKind, Observed]
+    desired: int
+    ledger: int
     options: plan.PlanOptions
 
-    def same(self, other: "_Seen") -> bool:
-        """Return whether these are the very same objects: nothing was read anew."""
-        return (
-            self.wanted is other.wanted
-            and self.entries is other.entries
-            and self.options == other.options
-            and self.observed.keys() == other.observed.keys()
-            and all(one is other.observed[kind] for kind, one in self.observed.items())
-        )
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PassInputs:
+    """Everything that the plan of a pass depends on."""
+
+    revisions: _Revisions
+    observed: Mapping[ProfileKind, Observed]
 
 
-def _settled(taken: Sequence[actions.Action], report: Report) -> bool:
-    """Return whether a pass changed nothing and waits for nothing."""
-    return all(isinstance(action, actions.Keep | actions.Hold) for action in taken) and all(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ObservedNames:
+    """The names that each backend observes."""
+
+    revisions: _Revisions
+    names: Mapping[ProfileKind, frozenset[str]]
+    removal_candidates: Mapping[ProfileKind, frozenset[str]]
+
+
+def _names_to_observe(
+    wanted: desired.Desired,
+    entries: Mapping[KeyId, LedgerEntry],
+    revisions: _Revisions,
+    kinds: frozenset[ProfileKind],
+) -> _ObservedNames:
+    """Return every name that a profile provides or an entry owns, and those that may go."""
+    names: dict[ProfileKind, set[str]] = {kind: set() for kind in kinds}
+    owned: dict[ProfileKind, set[str]] = {kind: set() for kind in kinds}
+    for id_, profile in wanted.profiles.items():
+        names[id_.kind].update(profile.version.names)
+    for entry in entries.values():
+        if entry.id.kind in owned:
+            owned[entry.id.kind].update(ownership.owned_names(entry))
+    candidates = plan.removal_candidates(wanted, entries, revisions.options)
+    return _ObservedNames(
+        revisions=revisions,
+        names={kind: frozenset(names[kind] | owned[kind]) for kind in kinds},
+        removal_candidates={kind: frozenset(candidates & owned[kind]) for kind in kinds},
+    )
+
+
+def _changed_nothing(planned: Sequence[actions.Action], report: Report) -> bool:
+    """Return whether a pass changed nothing, and no later pass has anything to do or to retry."""
+    return all(isinstance(action, actions.Keep | actions.Hold) for action in planned) and all(
         row.state not in (ProfileState.FAILED, ProfileState.UNOBSERVABLE) and row.desired
         for row in report.profiles
     )
 
 
-def removed_names(rows: Iterable[ProfileStatus]) -> list[str]:
-    """Return the AppArmor names that a pass found missing, or removed itself."""
+def _unread_sources(ledger: _LedgerContent) -> list[model.Snapshot]:
+    """Return every recorded profile set as unreadable, so that its profiles stay."""
+    profile_sets = set() if isinstance(ledger, Finding) else {id_.profile_set for id_ in ledger}
     return [
-        row.name
-        for row in rows
-        if row.kind == "apparmor"
-        and row.name
-        and (
-            row.reason in (Reason.WENT_MISSING, Reason.ABSENT) or row.state == ProfileState.REMOVED
-        )
+        Unreadable(profile_set=profile_set, reason="restore reads no source")
+        for profile_set in sorted(profile_sets)
     ]
 
 
-def tracked_names(rows: Iterable[ProfileStatus]) -> list[str]:
-    """Return the AppArmor names that are on the node after a pass as far as its rows say."""
-    return [
-        row.name
-        for row in rows
-        if row.kind == "apparmor" and row.name and (row.desired or row.state == ProfileState.HELD)
-    ]
-
-
-def _put_back(row: ProfileStatus) -> ProfileStatus:
-    """Return a row as restore tells it: no source was meant to be read, so none is gone."""
+def _restored(row: ProfileStatus) -> ProfileStatus:
+    """Return a row without the remark that its source was not read: `restore` reads none."""
     if row.state != ProfileState.HELD or not row.desired or row.reason == Reason.SOURCE_UNREADABLE:
         return row
     reason = Reason.NONE if row.reason == Reason.SOURCE_UNAVAILABLE else row.reason
     return replace(row, state=ProfileState.INSTALLED, reason=reason)
 
 
-@contextlib.contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    """Note the seconds that a block takes under its name."""
-    begin = time.monotonic()
-    yield
-    seconds[name] = time.monotonic() - begin
+class _StepTimer:
+    """Measures the seconds of each step of a pass."""
+
+    def __init__(self, heartbeat: Heartbeat) -> None:
+        self.heartbeat = heartbeat
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Record how long the block takes."""
+        begin = self.heartbeat.beat()
+        yield
+        self.seconds[name] = self.heartbeat.beat() - begin

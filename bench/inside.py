@@ -36,13 +36,17 @@ def _settings(source: str, root: str, kinds: str) -> "Config":
 def _pass(source: str, root: str, kinds: str) -> "Reconciler":
     """Return a pass as the daemon has it; the source `api:DIR` gives a directory as ConfigMaps."""
     from agent import app
+    from agent.heartbeat import Heartbeat
 
     scheme, _, path = source.partition(":")
-    if scheme != "api":
-        return app.one_pass(_settings(source, root, kinds))
-    made = app.one_pass(_settings(f"dir:{path}", root, kinds))
-    made.sources = [_config_maps(Path(path))]
-    return made
+    is_api = scheme == "api"
+    settings = _settings(f"dir:{path}" if is_api else source, root, kinds)
+    return app.build_reconciler(
+        settings,
+        parts=app.backend_parts(settings),
+        sources=[_config_maps(Path(path))] if is_api else app.open_sources(settings, None),
+        heartbeat=Heartbeat(time.monotonic),
+    )
 
 
 def _config_maps(directory: Path) -> "ConfigMapSource":

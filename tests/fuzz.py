@@ -128,8 +128,9 @@ def _places(value):
 
 def before_the_parser(manifest):
     """Return every function that meets bytes before, beside or without the parser."""
-    seccomp = app.kinds(Config(kinds=frozenset({"seccomp"})))["seccomp"]
-    docker = app.kinds(Config(kinds=frozenset({"seccomp"}), seccomp_format="docker"))
+    seccomp = app.backend_parts(Config(kinds=frozenset({"seccomp"})))["seccomp"].backend
+    docker_settings = Config(kinds=frozenset({"seccomp"}), seccomp_format="docker")
+    docker = app.backend_parts(docker_settings)["seccomp"].backend
 
     def blob(content):
         return SourceKey(profile_set="dir fuzz", key="key", content=content)
@@ -155,7 +156,7 @@ def before_the_parser(manifest):
 
     return {
         "seccomp": lambda content: seccomp.inspect(blob(content)),
-        "seccomp docker": lambda content: docker["seccomp"].inspect(blob(content)),
+        "seccomp docker": lambda content: docker.inspect(blob(content)),
         "text": texts,
         "policy": compiled,
         "manifest": manifests,

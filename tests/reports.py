@@ -1,6 +1,10 @@
 """Builders of reports for specifications of what reads them."""
 
+import time
+
 from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
+from agent.heartbeat import Heartbeat
+from agent.reporting.status_store import StatusStore
 
 D = "example.org"
 SET = "configmap ns/web"
@@ -19,3 +23,16 @@ def report(*rows, sets=READ, findings=(), **supports):
         kind_support={kind: KindSupport(state=state) for kind, state in supports.items()},
         findings=findings,
     )
+
+
+def status_store(metrics, store_class=StatusStore, **more):
+    """Return a store of reports in a process whose loop runs, without labels on the Node."""
+    fields = {
+        "version": "1",
+        "node": "n",
+        "patience": 60.0,
+        "heartbeat": Heartbeat(time.monotonic),
+        "labels": dict,
+        "unconfined_processes": lambda: 0,
+    }
+    return store_class(metrics, **{**fields, **more})

@@ -4,6 +4,7 @@ A profile's text is `NAME[,NAME]:CONTENT`; a text that begins with `!` is refuse
 is `?` is refused by the node.
 """
 
+import time
 from dataclasses import dataclass, field, replace
 
 from agent.core import model, plan
@@ -23,6 +24,8 @@ from agent.core.model import (
 from agent.core.ownership import owned_names
 from agent.core.ports import Failed, Installed, Removed, StillInUse
 from agent.executor import Executor
+from agent.heartbeat import Heartbeat
+from agent.reconciler import Reconciler
 
 
 class Killed(BaseException):
@@ -167,6 +170,9 @@ class MemoryKind:
     def discard(self, profile):
         pass
 
+    def invalidate(self):
+        pass
+
     def sandbox(self):
         return None
 
@@ -242,10 +248,20 @@ FULL = Finding(code="write_failed", location="ledger", message="ENOSPC")
 class MemoryLedger:
     """The ledger's contract over dictionaries; the file ledger passes the same contract tests."""
 
+    findings = ()
+
     def __init__(self, node, steps):
         self.node, self.steps = node, steps
+        self.revision = 0
+
+    def invalidate(self):
+        pass
+
+    def sweep(self, entries):
+        pass
 
     def entries(self):
+        self.revision += 1
         return dict(self.node.entries)
 
     def write(self, entry):
@@ -294,4 +310,16 @@ def settled(node):
     return (
         dict(node.loaded),
         {id_: replace(entry, staged=None) for id_, entry in node.entries.items()},
+    )
+
+
+def build_reconciler(sources, backend, ledger, options=None, heartbeat=None):
+    """Return a reconciler with one backend."""
+    return Reconciler(
+        sources=sources,
+        backends={backend.name: backend},
+        ledger=ledger,
+        options=options or plan.PlanOptions(),
+        allow_empty=False,
+        heartbeat=heartbeat or Heartbeat(time.monotonic),
     )

@@ -12,7 +12,9 @@ from agent.core.vocabulary import ActionName, ProfileState, Provenance, Reason
 
 def status(settings: Config) -> Report:
     """Return a report whose rows are the ledger's entries, each compared with the node."""
-    kinds, ledger = app.kinds(settings, write=False), app.ledger(settings)
+    parts = app.backend_parts(settings, may_write_state=False)
+    kinds = {kind: part.backend for kind, part in parts.items()}
+    ledger = app.ledger(settings)
     found = ledger.entries()
     if isinstance(found, Finding):
         return Report(profiles=(), profile_sets=(), kind_support={}, findings=(found,))

@@ -6,8 +6,8 @@ from agent.config import Config
 
 def unlabel(settings: Config) -> str:
     """Take them off and say so. Raises agent.kube.errors.KubeError."""
-    found = app.cluster(settings, lambda _: None)
-    if found is None or found.own is None:
+    connections = app.connect(settings)
+    if connections is None or connections.own_node is None:
         return ""
-    found.own.remove_labels()
+    connections.own_node.labeler.remove_labels()
     return f"node {settings.node_name}: the labels of profile-loader are off\n"

@@ -137,6 +137,25 @@ class ProfileBackend(Protocol):
         """Trust no cheap sign at the next look."""
 
 
+class ConfinementTracker(Protocol):
+    """Finds processes that lost their confinement, because their profile was removed."""
+
+    def observe(self, names: Collection[str]) -> None:
+        """Record every thread that runs under one of these profiles now."""
+
+    def names_in_use(self) -> frozenset[str]:
+        """Return the profiles under which a thread ran at the last observation."""
+
+    def record_removals(self, names: Collection[str]) -> None:
+        """Find the threads that ran under one of these profiles, and are unconfined now."""
+
+    def findings(self) -> tuple[Finding, ...]:
+        """Return a finding for each profile whose processes lost their confinement."""
+
+    def count(self) -> int:
+        """Return how many running processes have lost their confinement."""
+
+
 class Source(Protocol):
     """One place that profiles come from."""
 

@@ -80,6 +80,9 @@ class FileLedger:
         self.host = host
         self.directory = directory
         self.findings: list[Finding] = []
+        self.revision = 0
+        """How often the entries were read: an equal revision means equal entries."""
+
         self._left: Signs | None = None  # of the entries as we left them
         self._cached: tuple[Signs, Mapping[KeyId, LedgerEntry]] | None = None
         self._bodies: set[str] | None = None  # the names of what is kept, since `forget`
@@ -93,6 +96,7 @@ class FileLedger:
         sign = self._left = self._signs()
         if self._cached is not None and self._cached[0] == sign:
             return self._cached[1]
+        self.revision += 1
         self._cached = None
         self.findings = []
         found: dict[KeyId, LedgerEntry] = {}

@@ -1,4 +1,4 @@
-"""Wake-ups from the host: AppArmor's policy revision, and files.
+"""Wake-ups from the host: files and directories that changed.
 
 Rule 1: a wake-up says "look again" and nothing else. Rule 2: inotify is quick and may fail without
 a word (a directory made anew, no room for a watch, a queue that overflowed); a cheap poll is the
@@ -11,7 +11,6 @@ all processes of root share one limit of the kernel; beyond that, everything is 
 import contextlib
 import errno
 import os
-import select
 import stat
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -27,12 +26,13 @@ from watchdog.observers.inotify import InotifyEmitter
 from watchdog.observers.inotify_c import InotifyFD
 from watchdog.utils import BaseThread
 
+from agent.wake_queue import WakeReason
+
 if TYPE_CHECKING:
     from watchdog.observers.inotify import InotifyWatchGroup
     from watchdog.observers.inotify_c import CallbackId, Mask, WatchCallback, WatchDescriptor
 
 POLL_SECONDS: Final = 5.0
-ABSENT_SECONDS: Final = 30.0
 WATCHES: Final = 1000  # fs.inotify.max_user_watches may be 8,192 for the whole host
 _MOST_LOST: Final = 10_000  # directories that watchdog lost count of: there is an end
 _CHANGES: Final[list[type[FileSystemEvent]]] = [
@@ -47,48 +47,6 @@ _CHANGES: Final[list[type[FileSystemEvent]]] = [
     events.FileMovedEvent,
 ]
 _log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger("agent")
-
-
-class PolicyRevisionWatcher:
-    """Wakes when the kernel's AppArmor policy changes; it costs nothing while it does not.
-
-    The file is readable whenever the revision is another than the one read last
-    (Linux, security/apparmor/apparmorfs.c: ns_revision_poll).
-    """
-
-    def __init__(self, path: Path, changed: Callable[[], None]) -> None:
-        self.path = path
-        self.changed = changed
-
-    def start(self) -> None:
-        """Begin; returns at once. The thread ends with the process."""
-        threading.Thread(target=self._run, name="revision", daemon=True).start()
-
-    def _run(self) -> None:
-        pause = threading.Event()
-        while True:
-            with contextlib.suppress(OSError):
-                self._follow()
-            # No such file (no AppArmor, not mounted yet), or one that ended.
-            pause.wait(ABSENT_SECONDS)
-
-    def _follow(self) -> None:
-        fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            poll = select.poll()
-            poll.register(fd, select.POLLIN)
-            with contextlib.suppress(BlockingIOError):
-                os.read(fd, 64)
-            self.changed()  # what came before it was opened
-            while True:
-                for _, events in poll.poll():
-                    if not events & select.POLLIN:
-                        return
-                    with contextlib.suppress(BlockingIOError):
-                        os.read(fd, 64)
-                    self.changed()
-        finally:
-            os.close(fd)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +108,9 @@ class FileWatcher(FileSystemEventHandler):
     it lies in would tell of everything else there.
     """
 
-    def __init__(self, words: Mapping[Path, str], wake: Callable[[str], None]) -> None:
+    def __init__(
+        self, words: Mapping[Path, WakeReason], wake: Callable[[WakeReason], None]
+    ) -> None:
         self.words = words
         self.wake = wake
         self._signatures = {path: signature(path) for path in words}

@@ -13,6 +13,7 @@ from typing import Final
 
 from agent.core.report import Report
 from agent.core.vocabulary import SupportState
+from agent.heartbeat import Heartbeat
 from agent.reporting.metrics import Metrics
 from agent.reporting.status_page import PassSummary, StatusView, page
 
@@ -44,14 +45,16 @@ class StatusStore:
     `told` is called by the main thread; everything else by the threads of the servers.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what the pages show
         self,
         metrics: Metrics,
         *,
         version: str,
         node: str,
         patience: float,
-        labels: Callable[[], Mapping[str, str]] = dict,
+        heartbeat: Heartbeat,
+        labels: Callable[[], Mapping[str, str]],
+        unconfined_processes: Callable[[], int],
     ) -> None:
         """Show no report yet.
 
@@ -60,13 +63,15 @@ class StatusStore:
             version: of the agent.
             node: the name of the node, for people.
             patience: seconds that one turn of the daemon's loop may take.
+            heartbeat: the sign of life of the daemon's loop.
             labels: the agent's labels that are or may be on the Node.
+            unconfined_processes: returns how many processes lost their confinement.
         """
         self.shown = metrics
         self.patience = patience
         self.labels = labels
-        self.beat: Callable[[], float] = time.monotonic  # when the daemon's loop last turned
-        self.lost: Callable[[], int] = lambda: 0  # processes without the confinement they had
+        self.heartbeat = heartbeat
+        self.unconfined_processes = unconfined_processes
         self._view = StatusView(version=version, node=node, report=None)
         self._number = 0  # of reports that were told
         self._passes: deque[PassSummary] = deque(maxlen=20)
@@ -77,7 +82,7 @@ class StatusStore:
     def on_report(self, report: Report, at: float, *, passed: bool) -> None:
         """Take a report: of a pass, or the same one with other problems of the API."""
         before = self._view.report
-        self.shown.confinement_lost(self.lost())
+        self.shown.confinement_lost(self.unconfined_processes())
         if passed:
             self.shown.passed(report, at)
             if before is None or report.pass_number != before.pass_number:
@@ -105,7 +110,7 @@ class StatusStore:
 
     def health(self) -> str:
         """Return why the agent is not alive: its loop has not turned for too long."""
-        silent = time.monotonic() - self.beat()
+        silent = self.heartbeat.silent_seconds()
         return f"the loop has not turned for {silent:.0f} s" if silent > self.patience else ""
 
     def ready(self) -> str:

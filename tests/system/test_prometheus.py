@@ -19,7 +19,7 @@ from agent.core.findings import Finding
 from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
 from agent.reporting.http_server import READING_CONNECTIONS, HttpServer
 from agent.reporting.metrics import Metrics
-from agent.reporting.status_store import StatusStore
+from tests.reports import status_store
 from tests.system.cluster import free_port, until
 from tests.system.guest import pace
 
@@ -91,7 +91,7 @@ def metrics():
 @pytest.fixture
 def server(metrics):
     """Return a server of these metrics."""
-    store = StatusStore(metrics, version="1.2.3", node="n", patience=60.0)
+    store = status_store(metrics, version="1.2.3")
     running = HttpServer("127.0.0.1:0", store)
     running.start()
     return running

@@ -896,13 +896,12 @@ def test_a_reflector_is_not_live_between_two_watches_and_reports_no_change(tmp_p
 def test_pods_are_listed_with_a_consistent_read(tmp_path):
     """A list from a cache may lack a pod that was bound a moment ago."""
     with ScriptedServer(LIST) as server:
-        connections = app.cluster(
-            Config(node_name="a", pod_aware=True, kubeconfig=config(tmp_path, server.url)),
-            lambda _: None,
+        connections = app.connect(
+            Config(node_name="a", pod_aware=True, kubeconfig=config(tmp_path, server.url))
         )
-        connections.pods.list()
+        connections.own_node.pods.list()
         assert server.paths == ["/api/v1/pods?fieldSelector=spec.nodeName%3Da&limit=100"]
-        assert connections.users() == {}
+        assert connections.pods_by_profile() == {}
 
 
 # --- credentials that are renewed -----------------------------------------------------------------

@@ -19,6 +19,7 @@ from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Repo
 from agent.reporting.http_server import HttpServer
 from agent.reporting.metrics import Metrics
 from agent.reporting.status_store import StatusStore
+from tests.reports import status_store
 
 CHROMIUM = [
     "chromium",
@@ -70,9 +71,7 @@ def board():
         f"seccomp.profile-loader.node-restriction.kubernetes.io/{row.key}": "installed"
         for row in rows
     }
-    one = StatusStore(
-        Metrics("1.2.3"), version="1.2.3", node="node-1", patience=60.0, labels=lambda: labels
-    )
+    one = status_store(Metrics("1.2.3"), version="1.2.3", node="node-1", labels=lambda: labels)
     enabled = KindSupport(state="enabled")
     for at in range(3):
         report = Report(
@@ -239,7 +238,7 @@ def test_even_a_script_that_slipped_through_would_not_run(tmp_path):
         def status(self):
             return f"<!DOCTYPE html><title>mine</title><body>{EVIL}</body>".encode()
 
-    server = HttpServer("127.0.0.1:0", Careless(Metrics("1"), version="1", node="n", patience=1.0))
+    server = HttpServer("127.0.0.1:0", status_store(Metrics("1"), Careless))
     server.start()
     dom = chromium(tmp_path, "--dump-dom", f"http://127.0.0.1:{server.port}/statusz")
     assert "<script>" in dom

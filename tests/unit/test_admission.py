@@ -1,6 +1,6 @@
 """Which keys have room: totals over all profile sets, and the order in which room is given."""
 
-from agent.core import admission, plan
+from agent.core import admission
 from agent.core.admission import AdmissionBudget, Limits, Size
 from agent.core.desired import join
 from agent.core.findings import Finding
@@ -17,8 +17,7 @@ from agent.core.model import (
 )
 from agent.host.filesystem import Host
 from agent.host.ledger import FileLedger
-from agent.reconciler import Reconciler
-from tests.world import MemoryKind, Node, Steps
+from tests.world import MemoryKind, Node, Steps, build_reconciler
 
 KINDS = frozenset({"apparmor"})
 
@@ -218,12 +217,7 @@ def test_a_pass_drops_what_has_no_room_and_inspects_it_again_once_there_is_room(
     """A profile without room is inspected once per full pass, and its last version stays."""
     (tmp_path / "state").mkdir()
     kind, source = RecordingKind(), OneSet()
-    one = Reconciler(
-        sources=[source],
-        backends={"apparmor": kind},
-        ledger=FileLedger(Host(str(tmp_path)), "/state"),
-        options=plan.PlanOptions(),
-    )
+    one = build_reconciler([source], kind, FileLedger(Host(str(tmp_path)), "/state"))
     half = b"x" * (admission.LIMITS.policy_bytes // 2 + 1)
     source.provide(a=b"a:" + half, b=b"b:1")
     assert {row.state for row in one.run().profiles} == {"installed"}

@@ -193,8 +193,11 @@ def test_a_result_for_includes_that_changed_in_the_meantime_is_not_used(tmp_path
 def test_the_seconds_of_each_run_are_reported(tmp_path):
     """A run that ended at once does not count the wait for a slow one."""
     seconds = []
-    made = backend(tmp_path, f'{QUICK}[ "$(cat)$quick" = slow1 ] || exit 0\nsleep 1; exit 1')
-    made.parser.ran = seconds.append
+    made = backend(
+        tmp_path,
+        f'{QUICK}[ "$(cat)$quick" = slow1 ] || exit 0\nsleep 1; exit 1',
+        parser_ran=seconds.append,
+    )
     inspected(made, *blobs("slow", "fast"))
     assert [each > 0.9 for each in sorted(seconds)] == [False, False, True]
 

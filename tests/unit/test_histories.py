@@ -4,10 +4,8 @@ import contextlib
 
 import pytest
 
-from agent.core import plan
 from agent.core.model import Read, SourceKey
-from agent.reconciler import Reconciler
-from tests.world import Killed, MemoryKind, MemoryLedger, Node, Steps, turn
+from tests.world import Killed, MemoryKind, MemoryLedger, Node, Steps, build_reconciler, turn
 
 
 def read(keys, origin="dir /p"):
@@ -83,25 +81,6 @@ def test_a_name_that_a_refused_key_only_left_over_is_free():
     assert node.loaded == {"a": b"compiled a:x", "b": b"compiled b:y"}
 
 
-class Kind(MemoryKind):
-    """A kind whose cheap signs say nothing."""
-
-    def invalidate(self):
-        pass
-
-
-class Ledger(MemoryLedger):
-    """A ledger as a pass wants it."""
-
-    findings = ()
-
-    def invalidate(self):
-        pass
-
-    def sweep(self, entries):
-        pass
-
-
 class Source:
     """A source that gives what it is told to."""
 
@@ -121,12 +100,7 @@ def test_the_last_good_version_is_restored_when_the_node_refuses_its_update():
     """An update that the node refuses is held like one that the parser rejects."""
     for update in (b"a:?", b"!bad"):
         node, source = Node(), Source()
-        one = Reconciler(
-            sources=[source],
-            backends={"apparmor": Kind(node, Steps())},
-            ledger=Ledger(node, Steps()),
-            options=plan.PlanOptions(),
-        )
+        one = build_reconciler([source], MemoryKind(node, Steps()), MemoryLedger(node, Steps()))
         source.now = read({"one": b"a:x"})
         one.run()
         source.now = read({"one": update})

@@ -403,7 +403,7 @@ def test_a_state_directory_that_is_none_is_a_mistake(run, top, capsys):
     for more in ([], ["--dry-run"]):
         command = ["--oneshot", f"--source=dir:{top}/source", f"--host-root={top}/none", *more]
         assert main(command) == 2
-        assert capsys.readouterr().err.endswith("none is no directory\n")
+        assert capsys.readouterr().err.endswith("none is not a directory\n")
     assert not (top / "none").exists()
 
 

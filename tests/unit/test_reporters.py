@@ -12,7 +12,7 @@ from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Repo
 from agent.kube import events
 from agent.reporting import json_report, logs, table
 from agent.reporting.metrics import Metrics
-from agent.reporting.status_store import StatusStore
+from tests.reports import status_store
 
 BAD = Finding(
     code="parser_rejected", location="line 7", message="unexpected TOK_ID.", hint="Mend the text."
@@ -132,7 +132,7 @@ def test_names_of_pods_are_in_the_log_and_reports_but_not_on_public_pages(capsys
     held = diagnostics.named_by("web", ("secret/pod-a", "secret/pod-b", "c/c", "d/d"))
     rows = (row("web", "held", kind="apparmor", reason="in_use", desired=False, findings=(held,)),)
     found = Report(profiles=rows, profile_sets=(), kind_support={})
-    board = StatusStore(Metrics("1"), version="1", node="n", patience=60.0)
+    board = status_store(Metrics("1"))
     board.on_report(found, 1.0, passed=True)
     before = replace(found, profiles=(row("web", kind="apparmor"),))
     notes = [one.note for one in events.transitions(before, found)]

@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import errno
-import os
 import queue
 import shutil
 import threading
@@ -18,7 +17,7 @@ from watchdog.observers import inotify_c
 from watchdog.utils import BaseThread
 
 from agent.host import watcher
-from agent.host.watcher import WATCHES, FileWatcher, PolicyRevisionWatcher
+from agent.host.watcher import WATCHES, FileWatcher
 from agent.sources.manifest import ManifestSource
 
 SECONDS = 10.0  # how long a word that has to come is waited for
@@ -288,23 +287,6 @@ def test_what_is_watched_needs_no_word_each_period(listen, tmp_path):
     told.words()
     told.files._unwatched()
     assert told.words() == []
-
-
-def test_what_changed_before_the_revision_was_opened_is_told(tmp_path):
-    """The first read takes it away from the poll."""
-    os.mkfifo(tmp_path / "revision")
-    writer = os.open(tmp_path / "revision", os.O_RDWR)
-    told = queue.SimpleQueue()
-    os.write(writer, b"7")
-    revision = PolicyRevisionWatcher(tmp_path / "revision", lambda: told.put("kernel"))
-    thread = threading.Thread(target=revision._follow, daemon=True)
-    thread.start()
-    assert told.get(timeout=SECONDS) == "kernel"
-    os.write(writer, b"8")
-    assert told.get(timeout=SECONDS) == "kernel"
-    os.close(writer)
-    thread.join(SECONDS)
-    assert not thread.is_alive()
 
 
 def watches(process="self"):

@@ -66,6 +66,7 @@ class AppArmorBackend:
         *,
         host: Host,
         parser: str = "",
+        parser_ran: Callable[[float], None] = lambda _: None,
         cpu_limit: float = 30.0,
         state_dir: str = "/var/lib/profile-loader",
         deny_names: Collection[str] = validation.DENY_NAMES,
@@ -92,7 +93,7 @@ class AppArmorBackend:
             self.objects,
             policy_references.PolicyReferences(host, self.kernel, probes),
         )
-        self.parser = apparmor_parser.Parser(parser, include_dir=include_dir)
+        self.parser = apparmor_parser.Parser(parser, include_dir=include_dir, ran=parser_ran)
         self.cpu_limit = cpu_limit
         self.worker = CompileWorker(
             self.parser,

@@ -73,11 +73,12 @@ class Parser:
         *,
         include_dir: str,
         config_file: str = "/etc/apparmor/parser.conf",
+        ran: Callable[[float], None] = lambda _: None,
     ) -> None:
         self.path = path or next((one for one in DEFAULT_PATHS if os.access(one, os.X_OK)), "")
         self.include_dir = include_dir
         self.config_file = config_file
-        self.ran: Callable[[float], None] = lambda _: None  # told the seconds of each run
+        self.ran = ran
         self._signatures: object = None
         self._digest = ""
         self._needed: tuple[object, tuple[str, ...]] = (None, ())

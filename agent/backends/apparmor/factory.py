@@ -1,0 +1,63 @@
+"""Builds the AppArmor backend, its confinement tracker and the watcher of the kernel's policy."""
+
+from collections.abc import Collection
+from typing import Protocol
+
+from agent.backends.apparmor.backend import AppArmorBackend
+from agent.backends.apparmor.confinement_tracker import ConfinementTracker
+from agent.backends.apparmor.kernel_access import ROOT
+from agent.backends.apparmor.policy_revision import PolicyRevisionWatcher
+from agent.backends.parts import BackendContext, BackendParts
+
+
+class Settings(Protocol):
+    """The options of the agent that concern AppArmor; agent.config.Config fulfils it."""
+
+    @property
+    def state_dir(self) -> str:
+        """The directory of the agent's state."""
+
+    @property
+    def apparmor_parser(self) -> str:
+        """The path of apparmor_parser; empty: search for it."""
+
+    @property
+    def parser_timeout(self) -> float:
+        """The CPU seconds that apparmor_parser may use for one text."""
+
+    @property
+    def deny_name(self) -> Collection[str]:
+        """The patterns of names that a profile must not have."""
+
+    @property
+    def allow_attachments(self) -> bool:
+        """Whether a profile may attach to programs by their path."""
+
+    @property
+    def allow_unconfined_mode(self) -> bool:
+        """Whether a profile may have the mode `unconfined`."""
+
+
+def build(settings: Settings, context: BackendContext) -> BackendParts:
+    """Build the parts; nothing runs or is written before they are used."""
+    backend = AppArmorBackend(
+        host=context.host,
+        parser=settings.apparmor_parser,
+        parser_ran=context.program_ran,
+        cpu_limit=settings.parser_timeout,
+        completed=context.check_completed,
+        state_dir=settings.state_dir,
+        deny_names=settings.deny_name,
+        allow_attachments=settings.allow_attachments,
+        allow_unconfined_mode=settings.allow_unconfined_mode,
+        remember=context.may_write_state,
+    )
+    tracker = ConfinementTracker(
+        context.host, state_dir=settings.state_dir, places=backend.kernel.directories
+    )
+    revision = context.host.path(f"{ROOT}/revision")
+    return BackendParts(
+        backend=backend,
+        confinement_tracker=tracker,
+        watchers=(PolicyRevisionWatcher(revision, context.policy_changed),),
+    )

@@ -1,0 +1,65 @@
+"""Notices every change of the AppArmor policy that the kernel has loaded.
+
+The watcher says only that the policy has changed; a pass finds out what changed. It sleeps in
+poll(2), and so it costs nothing while the policy stays the same.
+"""
+
+import contextlib
+import os
+import select
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+ABSENT_SECONDS: Final = 30.0
+"""The pause before the file is opened again, if it is missing or came to its end."""
+
+_REVISION_BYTES: Final = 64
+
+
+class PolicyRevisionWatcher:
+    """Calls a function when the revision of the kernel's policy changes.
+
+    The file is readable while the revision differs from the last one that was read
+    (Linux, security/apparmor/apparmorfs.c: ns_revision_poll).
+    """
+
+    def __init__(self, path: Path, changed: Callable[[], None]) -> None:
+        self.path = path
+        self.changed = changed
+
+    def start(self) -> None:
+        """Start the thread, and return at once; the thread ends with the process."""
+        threading.Thread(target=self._run, name="revision", daemon=True).start()
+
+    def _run(self) -> None:
+        pause = threading.Event()
+        while True:
+            with contextlib.suppress(OSError):
+                self._follow()
+            # The file is missing without AppArmor, or before securityfs is mounted.
+            pause.wait(ABSENT_SECONDS)
+
+    def _follow(self) -> None:
+        """Wait for changes until the file cannot be read any more."""
+        fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            self._read(fd)
+            self.changed()  # the policy may have changed before the file was opened
+            while True:
+                for _, events in poll.poll():
+                    if not events & select.POLLIN:
+                        return
+                    self._read(fd)
+                    self.changed()
+        finally:
+            os.close(fd)
+
+    @staticmethod
+    def _read(fd: int) -> None:
+        """Read the current revision, so that the next poll waits for another one."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(fd, _REVISION_BYTES)

@@ -1,0 +1,38 @@
+"""Builds the seccomp backend."""
+
+from typing import Literal, Protocol
+
+from agent.backends.parts import BackendContext, BackendParts
+from agent.backends.seccomp.backend import SeccompBackend
+
+
+class Settings(Protocol):
+    """The options of the agent that concern seccomp; agent.config.Config fulfils it."""
+
+    @property
+    def seccomp_dir(self) -> str:
+        """The kubelet's directory of seccomp profiles."""
+
+    @property
+    def seccomp_prefix(self) -> str:
+        """The directory below it in which profiles are installed."""
+
+    @property
+    def seccomp_format(self) -> Literal["oci", "docker"]:
+        """The format of the source files."""
+
+    @property
+    def allow_unknown_syscalls(self) -> bool:
+        """Whether a profile may name system calls that this agent does not know."""
+
+
+def build(settings: Settings, context: BackendContext) -> BackendParts:
+    """Build the parts; nothing is read or written before they are used."""
+    backend = SeccompBackend(
+        host=context.host,
+        directory=settings.seccomp_dir,
+        prefix=settings.seccomp_prefix,
+        format=settings.seccomp_format,
+        allow_unknown_syscalls=settings.allow_unknown_syscalls,
+    )
+    return BackendParts(backend=backend, watched_paths=(context.host.path(settings.seccomp_dir),))

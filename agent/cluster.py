@@ -1,0 +1,212 @@
+"""The connections to the API server, and what the agent knows from them.
+
+Only a mode that needs the API server imports this module, because the client needs memory.
+Building the connections sends no request: `list` of a reflector or its thread does.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from agent.config import Config
+from agent.core.labels import is_own
+from agent.core.model import ProfileKind
+from agent.core.pod_references import Named, referenced_profiles
+from agent.host.filesystem import Host, HostError
+from agent.kube import node_labels
+from agent.kube.client import Api
+from agent.kube.lister import Resource
+from agent.kube.node_labels import NodeLabeler, NodeMetadata
+from agent.kube.reflector import Reflector, new_backoff
+from agent.sources import configmap
+from agent.sources.configmap import ConfigMapEntry, ConfigMapSource
+from agent.sources.source_spec import ConfigMapSpec
+from agent.version import version
+from agent.wake_queue import WakeReason
+
+if TYPE_CHECKING:
+    from agent.kube.publisher import Publisher
+
+AnyReflector = Reflector[ConfigMapEntry] | Reflector[NodeMetadata] | Reflector[Named]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterCallbacks:
+    """What the connections report. Other threads call the functions."""
+
+    changed: Callable[[WakeReason], None]
+    """Called when objects of the API server have changed."""
+
+    request_ended: Callable[[str, str, float], None]
+    """Called with the verb, the result and the seconds of each request."""
+
+    watch_restarted: Callable[[str], None]
+    """Called with the kind of object whose watch started again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConnections:
+    """The connections that concern this node; they exist only with --node-name."""
+
+    labeler: NodeLabeler
+    node: Reflector[NodeMetadata]
+    pods: Reflector[Named] | None
+    """The pods of this node; None without --pod-aware."""
+
+    def metadata(self) -> NodeMetadata | None:
+        """Return the metadata of the Node, as far as known."""
+        return (self.node.store.objects or {}).get(self.labeler.options.name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterConnections:
+    """All connections to the API server. Fulfils agent.controller.ClusterView."""
+
+    api: Api
+    config_maps: Mapping[ConfigMapSpec, Reflector[ConfigMapEntry]]
+    own_node: NodeConnections | None
+
+    def reflectors(self) -> list[AnyReflector]:
+        """Return everything that lists and watches objects."""
+        found: list[AnyReflector] = [*self.config_maps.values()]
+        if self.own_node is not None:
+            found.append(self.own_node.node)
+            if self.own_node.pods is not None:
+                found.append(self.own_node.pods)
+        return found
+
+    def source(self, spec: ConfigMapSpec) -> ConfigMapSource:
+        """Return the source of some ConfigMaps, which reads the copy of their reflector."""
+        reflector = self.config_maps[spec]
+        return ConfigMapSource(spec, copy=lambda: reflector.store, node_labels=self.node_labels)
+
+    def publisher(
+        self, *, changed: Callable[[], None], events_dropped: Callable[[int], None]
+    ) -> "Publisher | None":
+        """Return a publisher that labels this node; None without --node-name.
+
+        Args:
+            changed: called when the publisher's findings or the labels on the Node have changed.
+            events_dropped: called with the number of Events that were not sent.
+        """
+        if self.own_node is None:
+            return None
+        from agent.kube.publisher import Publisher
+
+        node = self.own_node.node
+        return Publisher(
+            self.own_node.labeler,
+            self.api,
+            store=lambda: node.store,
+            on_change=changed,
+            on_drop=events_dropped,
+        )
+
+    def has_answered(self) -> bool:
+        """Return whether each first request has been answered, or has failed."""
+        stores = [reflector.store for reflector in self.reflectors()]
+        return all(store.objects is not None or store.tried for store in stores)
+
+    def node_labels(self) -> Mapping[str, str] | None:
+        """Return the Node's labels that the agent does not own; None: unknown."""
+        if self.own_node is None:
+            return None
+        metadata = self.own_node.metadata()
+        if metadata is None:
+            return None
+        domain = self.own_node.labeler.options.domain
+        return {key: value for key, value in metadata.labels.items() if not is_own(key, domain)}
+
+    def pods_by_profile(self) -> dict[tuple[ProfileKind, str], tuple[str, ...]] | None:
+        """Return which pods of this node name a profile; None: unknown.
+
+        While no watch is running, a new pod would be missed, and its profile removed. So the pods
+        count as unknown then.
+        """
+        pods = self.own_node.pods if self.own_node is not None else None
+        if pods is None or not pods.is_live:
+            return None
+        store = pods.store
+        if store.objects is None or store.reason:
+            return None
+        by_profile: dict[tuple[ProfileKind, str], tuple[str, ...]] = {}
+        for pod, profiles in sorted(store.objects.items()):
+            for profile in profiles:
+                by_profile[profile] = (*by_profile.get(profile, ()), pod)
+        return by_profile
+
+
+def connect(
+    settings: Config,
+    host: Host,
+    config_maps: list[ConfigMapSpec],
+    callbacks: ClusterCallbacks,
+) -> ClusterConnections:
+    """Return the connections that the options ask for.
+
+    Raises:
+        agent.kube.errors.NoClusterError: the client has no configuration.
+    """
+    api = Api(kubeconfig=settings.kubeconfig, version=version(), on_request=callbacks.request_ended)
+    reflectors = {
+        spec: Reflector(
+            api,
+            Resource(path=spec.path, query=spec.query),
+            keep=configmap.keep(settings.label_domain),
+            on_change=lambda: callbacks.changed(WakeReason.SOURCE),
+            on_restart=lambda: callbacks.watch_restarted("configmaps"),
+            backoff=new_backoff(),
+            bounds=configmap.ConfigMapBounds(),
+        )
+        for spec in config_maps
+    }
+    own_node = _connect_node(settings, host, api, callbacks) if settings.node_name else None
+    return ClusterConnections(api=api, config_maps=reflectors, own_node=own_node)
+
+
+def _connect_node(
+    settings: Config, host: Host, api: Api, callbacks: ClusterCallbacks
+) -> NodeConnections:
+    labeler = NodeLabeler(
+        api,
+        node_labels.NodeOptions(
+            name=settings.node_name,
+            domain=settings.label_domain,
+            digest=settings.label_digest,
+            limit=int(settings.label_limit),
+            taint=settings.startup_taint,
+        ),
+        boot_id=lambda: _boot_id(host),
+    )
+    node = Reflector(
+        api,
+        Resource(
+            path="/api/v1/nodes",
+            query=(("fieldSelector", f"metadata.name={settings.node_name}"),),
+            object_path=labeler.options.path,
+            metadata_only=True,
+        ),
+        keep=node_labels.node_metadata,
+        on_change=lambda: callbacks.changed(WakeReason.NODE),
+        on_restart=lambda: callbacks.watch_restarted("node"),
+        backoff=new_backoff(),
+    )
+    pods = Reflector(
+        api,
+        Resource(
+            path="/api/v1/pods",
+            query=(("fieldSelector", f"spec.nodeName={settings.node_name}"),),
+        ),
+        keep=referenced_profiles,
+        on_change=lambda: callbacks.changed(WakeReason.PODS),
+        on_restart=lambda: callbacks.watch_restarted("pods"),
+        backoff=new_backoff(),
+    )
+    return NodeConnections(labeler=labeler, node=node, pods=pods if settings.pod_aware else None)
+
+
+def _boot_id(host: Host) -> str:
+    try:
+        return host.read("/proc/sys/kernel/random/boot_id", limit=64).decode("ascii").strip()
+    except (HostError, UnicodeDecodeError):
+        return ""

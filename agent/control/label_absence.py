@@ -1,0 +1,69 @@
+"""Measures for how long the labels of profiles that are to be removed are absent from the Node.
+
+A profile is removed only some time after its label: a pod that was scheduled because of the label
+may still be about to start. This module knows which labels are absent since when; the plan decides
+about removals. All times are monotonic seconds.
+"""
+
+from collections.abc import Callable, Mapping
+
+from agent.core import labels
+from agent.core.model import ProfileKind
+from agent.core.report import Report
+from agent.core.vocabulary import ProfileState
+
+ProfileName = tuple[ProfileKind, str]
+
+
+class LabelAbsence:
+    """Remembers since when each label is known to be absent. Only the main thread uses it."""
+
+    def __init__(self, *, domain: str, labels_on_node: Callable[[], frozenset[str] | None]) -> None:
+        """Start without any knowledge.
+
+        Args:
+            domain: the domain of the agent's labels.
+            labels_on_node: returns the labels that are or may be on the Node; None: unknown.
+        """
+        self.domain = domain
+        self.labels_on_node = labels_on_node
+        self.absent_since: Mapping[ProfileName, float] = {}
+        """By profile: since when its label is known to be absent."""
+
+    def update(self, report: Report | None, now: float) -> bool:
+        """Compare the Node's labels with the profiles that no source desires any more.
+
+        A label that was once known to be absent counts as absent while the Node cannot be read.
+
+        Returns:
+            Whether the labels of other profiles than before are known to be absent.
+        """
+        before = self.absent_since.keys()
+        on_node = self.labels_on_node()
+        self.absent_since = {
+            name: self.absent_since.get(name, now)
+            for name in undesired(report)
+            if (
+                labels.key(*name, self.domain) not in on_node
+                if on_node is not None
+                else name in self.absent_since
+            )
+        }
+        return self.absent_since.keys() != before
+
+    def seconds(self, now: float) -> dict[ProfileName, float]:
+        """Return for how many seconds each absent label is known to be absent."""
+        # Rounded, because (since + grace) - since may be less than grace in floating point.
+        return {name: round(now - since, 6) for name, since in self.absent_since.items()}
+
+    def removal_times(self, grace_seconds: float) -> list[float]:
+        """Return when the grace time of each absent label ends."""
+        return [since + grace_seconds for since in self.absent_since.values()]
+
+
+def undesired(report: Report | None) -> list[ProfileName]:
+    """Return the profiles that are on the node although no source desires them any more."""
+    rows = report.profiles if report is not None else ()
+    return [
+        (row.kind, row.name) for row in rows if row.state == ProfileState.HELD and not row.desired
+    ]

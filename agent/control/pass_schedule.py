@@ -1,0 +1,90 @@
+"""Decides when the next pass is due, and whether it reads everything again.
+
+A pass is due when the resync interval has passed, when a failure is to be retried, or when another
+deadline that the controller knows has come. This module computes times and runs nothing; see
+agent.controller for the loop. All times are monotonic seconds.
+"""
+
+import random
+from collections.abc import Iterable
+from typing import Final
+
+from agent.backoff import Backoff
+from agent.core.report import Report
+from agent.core.vocabulary import ProfileState
+
+FIRST_RETRY_SECONDS: Final = 2.0
+NODE_CHECK_SECONDS: Final = 10.0
+"""The node is compared with the last pass this often, in case a notification was lost."""
+
+_RETRIED_CODES: Final = frozenset({"ledger_damaged", "kind_unobservable", "source_unreadable"})
+
+_Failure = tuple[str, ...]
+
+
+class PassSchedule:
+    """The deadlines of the next pass. Only `request_full_pass` may be called by any thread."""
+
+    def __init__(self, *, resync_seconds: float) -> None:
+        self.resync_seconds = resync_seconds
+        self.next_pass = 0.0
+        """When the next pass is due, if no wake reason calls for one earlier."""
+
+        self.next_full_resync = 0.0
+        """When the next pass reads everything again."""
+
+        self.next_node_check = 0.0
+        """When the node is compared with the last pass."""
+
+        self._failures: frozenset[_Failure] = frozenset()
+        self._backoff = Backoff(
+            first_seconds=FIRST_RETRY_SECONDS,
+            longest_seconds=max(FIRST_RETRY_SECONDS, resync_seconds),
+        )
+        self._full_passes_requested = 0
+        self._full_passes_begun = 0
+
+    def request_full_pass(self) -> None:
+        """Let the next pass read everything again."""
+        self._full_passes_requested += 1
+
+    def begin_pass(self, now: float) -> bool:
+        """Return whether the pass that begins now reads everything again."""
+        requested = self._full_passes_requested
+        is_full = now >= self.next_full_resync or requested != self._full_passes_begun
+        self._full_passes_begun = requested
+        if is_full:
+            spread = random.uniform(0.9, 1.0)  # noqa: S311 - nodes do not resync all at once
+            self.next_full_resync = now + self.resync_seconds * spread
+        return is_full
+
+    def end_pass(self, report: Report, now: float, deadlines: Iterable[float]) -> None:
+        """Compute when the next pass is due.
+
+        Args:
+            report: the result of the pass that has ended.
+            now: when the pass ended.
+            deadlines: other times at which a pass is needed.
+        """
+        failures = _failures(report)
+        if failures != self._failures:
+            self._backoff.reset()
+        self._failures = failures
+        retries = [now + self._backoff.next_delay()] if failures else []
+        self.next_pass = min([self.next_full_resync, *retries, *deadlines])
+
+
+def _failures(report: Report) -> frozenset[_Failure]:
+    """Return the failures that only a retry can clear: no notification reports their end."""
+    rows = [
+        row
+        for row in report.profiles
+        if row.state in (ProfileState.FAILED, ProfileState.UNOBSERVABLE)
+    ]
+    findings = [finding for finding in report.findings if finding.code in _RETRIED_CODES]
+    return frozenset(
+        [
+            *((row.kind, row.name, row.key) for row in rows),
+            *((finding.code, finding.location) for finding in findings),
+        ]
+    )

@@ -1,0 +1,80 @@
+"""Detects that another program changes the same profiles as this agent.
+
+If the agent repairs a profile again and again, another program undoes each repair. Repairs of the
+node then wait longer and longer, and a finding names the profile. This module counts repairs and
+changes nothing; the controller delays the passes. All times are monotonic seconds.
+"""
+
+from collections import deque
+from typing import Final
+
+from agent.backoff import delay_seconds
+from agent.core.findings import Finding
+from agent.core.report import ProfileStatus, Report
+from agent.core.vocabulary import ActionName, ProfileState
+
+FIGHT_SECONDS: Final = 120.0
+FIGHT_REPAIRS: Final = 10
+"""This many repairs of one name within FIGHT_SECONDS are a fight."""
+
+LONGEST_PAUSE_SECONDS: Final = 60.0
+_RECORDED_REPAIRS: Final = 2 * FIGHT_REPAIRS  # with more repairs, the pause is the longest anyway
+
+
+class RepairFights:
+    """Counts the repairs of each name. Only the main thread uses it."""
+
+    def __init__(self) -> None:
+        self.paused_until = 0.0
+        """Until this time, changes of the node call for no pass."""
+
+        self._repairs: dict[str, deque[float]] = {}  # by name: when it was repaired
+
+    def record(self, report: Report, now: float) -> None:
+        """Count the repairs of a pass; after too many repairs of one name, begin a pause."""
+        repaired = [row.name for row in report.profiles if _is_repair(row)]
+        for name in repaired:
+            self._repairs.setdefault(name, deque(maxlen=_RECORDED_REPAIRS)).append(now)
+        counts = self._counts(now)
+        most = max((counts[name] for name in repaired), default=0)
+        if most >= FIGHT_REPAIRS and now >= self.paused_until:
+            self.paused_until = now + delay_seconds(
+                most - FIGHT_REPAIRS + 1, first_seconds=1.0, longest_seconds=LONGEST_PAUSE_SECONDS
+            )
+
+    def deadlines(self) -> list[float]:
+        """Return when the pause ends, and when each fight ends if nothing is repaired any more."""
+        ends = [
+            times[-FIGHT_REPAIRS] + FIGHT_SECONDS
+            for times in self._repairs.values()
+            if len(times) >= FIGHT_REPAIRS
+        ]
+        return [self.paused_until, *ends]
+
+    def findings(self, now: float) -> tuple[Finding, ...]:
+        """Return one finding for each name that is fought over."""
+        return tuple(
+            Finding(
+                code="drift_fought",
+                location=name,
+                message=f'Another program keeps changing "{name}": the agent repaired it {count} '
+                f"times in the last {FIGHT_SECONDS:g} s. Repairs are delayed now.",
+                hint="Find the program that loads or writes it, for example with auditd, or remove "
+                "the profile from the sources.",
+            )
+            for name, count in sorted(self._counts(now).items())
+            if count >= FIGHT_REPAIRS
+        )
+
+    def _counts(self, now: float) -> dict[str, int]:
+        """Return how often each name was repaired in the last FIGHT_SECONDS; forget the rest."""
+        for times in self._repairs.values():
+            while times and times[0] + FIGHT_SECONDS <= now:
+                times.popleft()
+        self._repairs = {name: times for name, times in self._repairs.items() if times}
+        return {name: len(times) for name, times in self._repairs.items()}
+
+
+def _is_repair(row: ProfileStatus) -> bool:
+    """Return whether a pass reinstalled a profile that went missing or was changed on the node."""
+    return row.action == ActionName.RESTORE and row.state != ProfileState.FAILED

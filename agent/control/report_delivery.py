@@ -1,0 +1,108 @@
+"""Completes the report of each pass, and delivers it to the publisher and the report sinks.
+
+Some findings appear and end between passes, for example a failed request to the API server. They
+are added to the report of the last pass, and the sinks receive it again when they change. The
+publisher receives a report only after a pass that found something changed, so that an unchanged
+node sends no request.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from agent.control.clock import Clock
+from agent.core.findings import Finding
+from agent.core.report import Report
+from agent.core.vocabulary import SupportState
+
+
+class StatusPublisher(Protocol):
+    """Publishes labels and Events; agent.kube.publisher.Publisher fulfils it."""
+
+    findings: tuple[Finding, ...]
+    """The publisher's own problems."""
+
+    def post(self, report: Report) -> None:
+        """Publish a report soon; return at once."""
+
+    def labels_on_node(self) -> frozenset[str] | None:
+        """Return the agent's labels that are or may be on the Node; None: unknown."""
+
+
+class ReportSink(Protocol):
+    """Receives reports on the main thread."""
+
+    def on_report(self, report: Report, at: float, *, passed: bool) -> None:
+        """Handle a report.
+
+        Args:
+            report: the complete report.
+            at: the time in Unix seconds.
+            passed: whether a pass has ended. Otherwise only findings have changed.
+        """
+
+
+class ReportDelivery:
+    """The last report, and everything that receives it. Only the main thread uses it."""
+
+    def __init__(
+        self,
+        *,
+        publisher: StatusPublisher | None,
+        sinks: Sequence[ReportSink],
+        findings: Callable[[], tuple[Finding, ...]],
+        clock: Clock,
+    ) -> None:
+        """Start without a report.
+
+        Args:
+            publisher: receives new reports; None: nothing is published.
+            sinks: receive every report, and each change of findings.
+            findings: returns the current findings that belong to no pass.
+            clock: the clock of the process.
+        """
+        self.publisher = publisher
+        self.sinks = sinks
+        self.findings = findings
+        self.clock = clock
+        self.report: Report | None = None
+        """The complete report of the last pass."""
+
+        self._pass_report: Report | None = None  # as the pass returned it
+
+    def is_new(self, report: Report) -> bool:
+        """Return whether a pass found anything changed since the pass before."""
+        return self._pass_report is None or report.pass_number != self._pass_report.pass_number
+
+    def is_observed(self) -> bool:
+        """Return whether the last pass could observe the node."""
+        supports = self._pass_report.kind_support.values() if self._pass_report is not None else ()
+        return all(support.state != SupportState.UNKNOWN for support in supports)
+
+    def accept(self, report: Report) -> Report:
+        """Complete the report of a pass, and give it to the publisher if it is new."""
+        complete = self._completed(report)
+        if self.publisher is not None and self.is_new(report):
+            self.publisher.post(complete)
+            complete = self._completed(report)
+        self._pass_report, self.report = report, complete
+        return complete
+
+    def deliver(self, *, passed: bool = True) -> None:
+        """Deliver the last report to all sinks."""
+        if self.report is not None:
+            for sink in self.sinks:
+                sink.on_report(self.report, self.clock.time(), passed=passed)
+
+    def refresh(self) -> None:
+        """Deliver the last report again if its findings have changed since."""
+        if self._pass_report is None or self.report is None:
+            return
+        complete = self._completed(self._pass_report)
+        if complete.findings != self.report.findings:
+            self.report = complete
+            self.deliver(passed=False)
+
+    def _completed(self, report: Report) -> Report:
+        published = self.publisher.findings if self.publisher is not None else ()
+        return replace(report, findings=(*report.findings, *published, *self.findings()))

@@ -1,0 +1,89 @@
+"""Turns the snapshots of the sources into the desired state of one pass.
+
+Unchanged keys are not inspected again: their results are kept between passes. Totals over all keys
+(agent.core.admission) are applied here. This module decides nothing about the node and does not
+touch it; agent.core.desired joins the results.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from agent.core import desired, model, ports
+from agent.core.admission import AdmissionBudget, Size
+from agent.core.model import Inspected, KeyId, LedgerEntry, Profile, ProfileKind, Rejection
+from agent.heartbeat import Heartbeat
+
+_Key = tuple[ProfileKind, model.SourceKey]
+
+
+class Inspector:
+    """Inspects keys, and remembers the results. Only the main thread uses it."""
+
+    def __init__(
+        self, backends: Mapping[ProfileKind, ports.ProfileBackend], heartbeat: Heartbeat
+    ) -> None:
+        self.backends = backends
+        self.heartbeat = heartbeat
+        self.revision = 0
+        """How many desired states were made: an equal revision means an equal desired state."""
+
+        self._budget = AdmissionBudget()
+        self._results: dict[_Key, Inspected] = {}
+        # Profiles that exceeded a total. Only their size stays in memory.
+        self._rejected: dict[_Key, tuple[Size, Rejection]] = {}
+        self._previous: tuple[Sequence[model.Snapshot], desired.Desired] | None = None
+
+    def invalidate(self) -> None:
+        """Forget all results, so that the next pass inspects every key."""
+        self._results.clear()
+        self._rejected.clear()
+        self._previous = None
+
+    def desired(
+        self, snapshots: Sequence[model.Snapshot], entries: Mapping[KeyId, LedgerEntry]
+    ) -> desired.Desired:
+        """Return the desired state; equal snapshots return the previous one."""
+        if self._previous is not None and self._previous[0] == snapshots:
+            return self._previous[1]
+        self.revision += 1
+        self._budget = AdmissionBudget(entries=entries)
+        joined = desired.join(snapshots, self._inspect, frozenset(self.backends), self._budget)
+        self._forget_absent(snapshots)
+        # The result of an undecided key may change although its source does not.
+        is_final = not joined.unchecked and not joined.pending
+        self._previous = (snapshots, joined) if is_final else None
+        return joined
+
+    def _forget_absent(self, snapshots: Sequence[model.Snapshot]) -> None:
+        """Forget the results of keys that no source has any more, and undecided results."""
+        current = {
+            source_key
+            for snapshot in snapshots
+            if isinstance(snapshot, model.Read)
+            for source_key in snapshot.source_keys
+        }
+        self._results = {
+            key: result
+            for key, result in self._results.items()
+            if key[1] in current and not isinstance(result, model.Unchecked | model.Pending)
+        }
+        self._rejected = {
+            key: rejected for key, rejected in self._rejected.items() if key[1] in current
+        }
+
+    def _inspect(self, kind: ProfileKind, source_key: model.SourceKey) -> Inspected:
+        """Return the result for one key, within what is left of the totals."""
+        self.heartbeat.beat()
+        key = (kind, source_key)
+        rejected = self._rejected.get(key)
+        if rejected is not None and not self._budget.fits(rejected[1].id, rejected[0]):
+            return rejected[1]
+        inspected = self._results.get(key) or self.backends[kind].inspect(source_key)
+        admitted = self._budget.admitted(inspected)
+        if isinstance(inspected, Profile) and isinstance(admitted, Rejection):
+            self._rejected[key] = (self._budget.size(inspected), admitted)
+            self._results.pop(key, None)
+            self.backends[kind].discard(inspected)
+        else:
+            self._rejected.pop(key, None)
+            self._results[key] = admitted
+        return admitted

@@ -1,0 +1,120 @@
+"""Runs the commands that end after their work: `--oneshot` and `restore`.
+
+Without a daemon there is no time to wait: a pass is repeated until no key is pending, and a profile
+is removed only if an earlier run has taken its label off the Node. The Node is labelled at the end.
+"""
+
+import contextlib
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from agent import app, reconciler
+from agent.config import Config
+from agent.control.confinement_checks import ConfinementChecks
+from agent.core.findings import Finding
+from agent.core.labels import key
+from agent.core.model import ProfileKind
+from agent.core.ownership import owned_names
+from agent.core.report import Report
+from agent.heartbeat import Heartbeat
+
+if TYPE_CHECKING:
+    from agent.cluster import ClusterConnections, NodeConnections
+
+
+def restore(settings: Config, progress: reconciler.Progress) -> Report:
+    """Reinstall what the ledger records, without any source."""
+    passes = app.build_reconciler(
+        settings,
+        parts=app.backend_parts(settings),
+        sources=(),
+        heartbeat=Heartbeat(time.monotonic),
+    )
+    return passes.run_to_completion(lambda: passes.restore(dry_run=settings.dry_run), progress)
+
+
+def run_once(settings: Config, progress: reconciler.Progress) -> Report:
+    """Install what the sources provide; with --node-name, label the Node too."""
+    connections = app.connect(settings)
+    parts = app.backend_parts(settings)
+    passes = app.build_reconciler(
+        settings,
+        parts=parts,
+        sources=app.open_sources(settings, connections),
+        heartbeat=Heartbeat(time.monotonic),
+        grace_seconds=0.0,
+    )
+    confinement = ConfinementChecks({} if settings.dry_run else app.confinement_trackers(parts))
+    entries = passes.ledger.entries()
+    confinement.observe_recorded(() if isinstance(entries, Finding) else entries.values())
+    conditions = reconciler.RemovalConditions()
+    if connections is not None:
+        _list_all(connections)
+        conditions = _conditions(settings, passes, connections)
+    report = passes.run_to_completion(
+        lambda: passes.run(dry_run=settings.dry_run, conditions=conditions), progress
+    )
+    if connections is not None and connections.own_node is not None and not settings.dry_run:
+        report = _label_node(connections.own_node, report)
+    confinement.end_pass(report)
+    return replace(report, findings=(*report.findings, *confinement.findings()))
+
+
+def _list_all(connections: "ClusterConnections") -> None:
+    """Read all objects once. The report describes a failure, because the copies record it."""
+    from agent.kube.errors import KubeError
+
+    for reflector in connections.reflectors():
+        with contextlib.suppress(KubeError):
+            reflector.list()
+
+
+def _conditions(
+    settings: Config, passes: reconciler.Reconciler, connections: "ClusterConnections"
+) -> reconciler.RemovalConditions:
+    """Return what a removal waits for; without --node-name, it waits for no label."""
+    if connections.own_node is None:
+        return reconciler.RemovalConditions()
+    return reconciler.RemovalConditions(
+        label_absent_seconds=_absent_labels(settings, passes, connections.own_node),
+        pods_by_profile=connections.pods_by_profile(),
+    )
+
+
+def _absent_labels(
+    settings: Config, passes: reconciler.Reconciler, own_node: "NodeConnections"
+) -> dict[tuple[ProfileKind, str], float]:
+    """Return the recorded names that have no label on the Node: an earlier run removed it."""
+    entries = passes.ledger.entries()
+    metadata = own_node.metadata()
+    if isinstance(entries, Finding) or metadata is None:
+        return {}
+    return {
+        (entry.id.kind, name): 0.0
+        for entry in entries.values()
+        for name in owned_names(entry)
+        if key(entry.id.kind, name, settings.label_domain) not in metadata.labels
+    }
+
+
+def _label_node(own_node: "NodeConnections", report: Report) -> Report:
+    """Label the Node as the report says; return the report with what went wrong."""
+    from agent.kube import node_findings, node_labels
+    from agent.kube.errors import KubeError
+
+    labeler, metadata = own_node.labeler, own_node.metadata()
+    name = labeler.options.name
+    findings: tuple[Finding, ...] = ()
+    if metadata is None:
+        findings = (node_findings.unreachable(KubeError(own_node.node.store.reason), name),)
+        return replace(report, findings=report.findings + findings)
+    try:
+        wanted = labeler.desired_labels(report, metadata)
+        labeler.remove_startup_taint(labeler.publish(metadata, wanted.labels), report)
+        findings = (*wanted.findings, *labeler.findings())
+    except node_labels.WrongNodeError as error:
+        findings = (node_findings.wrong_node(str(error), name),)
+    except KubeError as error:
+        findings = (node_findings.unreachable(error, name),)
+    return replace(report, findings=report.findings + findings)

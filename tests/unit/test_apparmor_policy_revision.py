@@ -1,0 +1,21 @@
+"""Specification of agent.backends.apparmor.policy_revision."""
+
+import os
+import queue
+
+from agent.backends.apparmor.policy_revision import PolicyRevisionWatcher
+
+SECONDS = 60.0
+
+
+def test_changes_before_and_after_the_file_was_opened_are_reported(tmp_path):
+    """The first read would hide an earlier change, so the watcher always reports one."""
+    os.mkfifo(tmp_path / "revision")
+    writer = os.open(tmp_path / "revision", os.O_RDWR)
+    changes = queue.SimpleQueue()
+    os.write(writer, b"7")
+    PolicyRevisionWatcher(tmp_path / "revision", lambda: changes.put("changed")).start()
+    assert changes.get(timeout=SECONDS) == "changed"
+    os.write(writer, b"8")
+    assert changes.get(timeout=SECONDS) == "changed"
+    os.close(writer)

@@ -1,0 +1,257 @@
+"""Specification of agent.control.label_absence, within a daemon: removals wait for their label."""
+
+import pytest
+
+from agent.core.model import Missing, Unreadable
+from agent.wake_queue import WakeReason
+from tests.daemon_world import GRACE_SECONDS, UNREACHABLE, DaemonWorld, converged_world
+from tests.reports import SET, D
+
+ALL = {"web", "old", "third"}
+
+
+@pytest.fixture
+def world(tmp_path):
+    """Return a daemon that has installed and labelled three profiles."""
+    return converged_world(tmp_path)
+
+
+def test_a_profile_is_removed_a_grace_time_after_its_label(world):
+    """First the label goes, then the grace time passes, and then the profile is removed."""
+    del world.source.keys["old"]
+    world.controller.run_pass()
+    assert (world.labels(), world.loaded(), world.reason()) == (ALL, ALL, "label_pending")
+    world.publish()
+    assert world.labels() == {"web", "third"}
+    assert world.calls_for_pass()
+    world.run_pass()
+    assert (world.reason(), world.loaded()) == ("label_pending", ALL)
+    assert world.sleep() == GRACE_SECONDS
+    world.run_pass()
+    assert world.loaded() == {"web", "third"}
+    assert world.node.removed == ["old"]
+
+
+def test_a_due_removal_is_not_delayed_by_rounding(tmp_path):
+    """With floating point numbers, (start + grace) - start may be less than the grace time."""
+    world = converged_world(tmp_path, resync_seconds=1e9)
+    del world.source.keys["old"]
+    world.clock.now = 1000.004
+    assert (world.clock.now + GRACE_SECONDS) - world.clock.now < GRACE_SECONDS
+    world.run_pass()
+    world.run_pass()
+    world.sleep()
+    world.run_pass()
+    assert world.loaded() == {"web", "third"}
+
+
+def test_nothing_is_removed_while_its_label_cannot_be_removed(world):
+    """The duration of an outage of the API server does not matter."""
+    del world.source.keys["old"]
+    for _ in range(5):
+        world.server.errors = [UNREACHABLE]
+        world.run_pass()
+        world.clock.now += 10 * GRACE_SECONDS
+    assert (world.labels(), world.loaded()) == (ALL, ALL)
+
+
+def test_a_lost_response_does_not_prove_that_a_label_is_absent(world):
+    """A request may have set a label although its response was lost."""
+    world.source.keys["new"] = "new:1"
+    world.controller.run_pass()
+    world.server.lost = [UNREACHABLE]
+    world.publisher.step()
+    assert "new" in world.labels()
+    del world.source.keys["new"]
+    for _ in range(3):
+        world.server.errors = [UNREACHABLE]
+        world.controller.run_pass()
+        world.publisher.step()
+        world.clock.now += 10 * GRACE_SECONDS
+    assert "new" in world.loaded() & world.labels()
+
+
+def test_a_label_known_to_be_absent_stays_so_during_an_outage(world):
+    """The grace time goes on, and the profile is removed after it."""
+    del world.source.keys["old"]
+    world.run_pass()
+    world.controller.run_pass()
+    world.watch.fail()
+    world.clock.now += GRACE_SECONDS
+    world.controller.run_pass()
+    assert (world.publisher.labels_on_node(), world.loaded()) == (None, {"web", "third"})
+
+
+def test_a_label_that_was_never_seen_absent_counts_as_present_during_an_outage(world):
+    """An unknown label is not an absent label."""
+    world.watch.fail()
+    del world.source.keys["old"]
+    for _ in range(4):
+        world.controller.run_pass()
+        world.clock.now += 10 * GRACE_SECONDS
+    assert world.loaded() == ALL
+
+
+def test_a_label_that_returns_starts_the_grace_time_again(world):
+    """Whatever set the label, the scheduler may have sent a pod because of it."""
+    del world.source.keys["old"]
+    world.run_pass()
+    world.controller.run_pass()
+    world.clock.now += GRACE_SECONDS - 1.0
+    world.server.set_label(f"apparmor.{D}/old", "enforce", "profile-loader")
+    world.watch.deliver()
+    assert world.calls_for_pass(WakeReason.LABELS)
+    world.controller.run_pass()
+    world.publish()
+    world.controller.run_pass()
+    world.clock.now += 2.0
+    world.run_pass()
+    assert (world.labels(), world.loaded()) == ({"web", "third"}, ALL)
+    world.clock.now += GRACE_SECONDS
+    world.run_pass()
+    assert world.loaded() == {"web", "third"}
+
+
+def test_a_profile_that_is_desired_again_gets_its_label_back(world):
+    """If it becomes undesired once more, its grace time starts at zero."""
+    del world.source.keys["old"]
+    world.run_pass()
+    world.controller.run_pass()
+    world.source.keys["old"] = "old:1"
+    world.run_pass()
+    assert "old" in world.labels()
+    world.clock.now += GRACE_SECONDS
+    del world.source.keys["old"]
+    world.controller.run_pass()
+    assert world.reason() == "label_pending"
+    world.publish()
+    world.controller.run_pass()
+    assert world.loaded() == ALL
+
+
+def test_a_profile_in_use_loses_its_label_and_stays_loaded(world):
+    """The scheduler sends no more pods, and the running pods keep their profile."""
+    world.node.used = {"old"}
+    del world.source.keys["old"]
+    for _ in range(3):
+        world.run_pass()
+        world.clock.now += GRACE_SECONDS
+    assert (world.labels(), world.loaded()) == ({"web", "third"}, ALL)
+    world.node.used = set()
+    world.run_pass()
+    assert world.loaded() == {"web", "third"}
+
+
+def test_an_unreadable_source_does_not_bring_a_removed_label_back(world):
+    """Labels do not change because a source is unavailable."""
+    world.node.used = {"old"}
+    del world.source.keys["old"]
+    world.run_pass()
+    world.run_pass()
+    world.other_source.keys = Unreadable(profile_set="dir /p", reason="no permission")
+    world.clock.now += GRACE_SECONDS
+    world.run_pass()
+    world.node.used = set()
+    world.clock.now += GRACE_SECONDS
+    world.run_pass()
+    assert (world.labels(), world.loaded()) == ({"web", "third"}, ALL)
+
+
+def test_a_label_stays_if_a_source_becomes_unreadable_before_it_was_removed(world):
+    """The unreadable source may desire the profile."""
+    del world.source.keys["old"]
+    world.controller.run_pass()
+    world.other_source.keys = Unreadable(profile_set="dir /p", reason="no permission")
+    world.run_pass()
+    assert world.labels() == ALL
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [Missing(profile_set=SET, reason="gone"), Unreadable(profile_set=SET, reason="403"), {}],
+)
+def test_an_unavailable_source_removes_no_label_and_no_profile(world, keys):
+    """Missing, unreadable and emptied profile sets keep their profiles and labels."""
+    world.source.keys = keys
+    world.server.requests()
+    for _ in range(3):
+        world.run_pass()
+        world.clock.now += GRACE_SECONDS
+    assert world.labels() == world.loaded() == ALL
+    assert world.server.requests() == []
+
+
+def test_without_labels_a_removal_waits_for_the_grace_time_alone(tmp_path):
+    """A container that is about to start may still name the profile."""
+    world = DaemonWorld(tmp_path, is_published=False)
+    world.controller.run_pass()
+    del world.source.keys["old"]
+    world.controller.run_pass()
+    assert (world.reason(), world.loaded()) == ("label_pending", ALL)
+    assert world.sleep() == GRACE_SECONDS
+    world.controller.run_pass()
+    assert world.loaded() == {"web", "third"}
+
+
+def test_a_profile_that_a_pod_names_stays(world):
+    """Each pass uses the current list of pods."""
+    world.cluster.pods = {("apparmor", "old"): ("ns/pod",)}
+    del world.source.keys["old"]
+    for _ in range(3):
+        world.run_pass()
+        world.clock.now += GRACE_SECONDS
+    assert "old" in world.loaded()
+    world.cluster.pods = {}
+    world.run_pass()
+    assert "old" not in world.loaded()
+
+
+def test_a_removal_that_became_due_during_a_pass_is_done_by_the_next_pass(tmp_path):
+    """The next pass runs at once, long before the resync."""
+    world = converged_world(tmp_path, resync_seconds=1e9)
+    del world.source.keys["old"]
+    world.run_pass()
+    world.run_pass()
+    world.clock.now += GRACE_SECONDS - 1.0
+    world.source.keys["web"] = "web:2"
+
+    def take_30_seconds():
+        world.clock.now += 30.0
+
+    world.backend.during_install = take_30_seconds
+    world.run_pass()
+    assert world.sleep() == 0.0
+    world.run_pass()
+    assert world.loaded() == {"web", "third"}
+
+
+def test_a_change_in_the_set_of_absent_labels_calls_for_a_pass(world):
+    """One label may return while another one disappears, so the number is not enough."""
+    world.node.used = {"web"}
+    world.source.keys = {"stays": "stays:1"}
+    world.run_pass()
+    world.controller.run_pass()
+    assert not world.calls_for_pass(WakeReason.LABELS)
+    old = f"apparmor.{D}/old"
+    world.server.set_label(old, "enforce", "profile-loader")
+    world.watch.deliver()
+    assert world.calls_for_pass(WakeReason.LABELS)
+    world.server.drop_label(old)
+    world.server.set_label(f"apparmor.{D}/web", "enforce", "profile-loader")
+    world.watch.deliver()
+    assert world.calls_for_pass(WakeReason.LABELS)
+
+
+def test_a_label_that_disappeared_during_an_outage_counts_once_the_node_is_readable(world):
+    """While the copy of the Node is unconfirmed, the publisher reports no change."""
+    world.watch.fail()
+    del world.source.keys["old"]
+    world.controller.run_pass()
+    world.publisher.step()
+    assert (world.labels(), world.publisher.labels_on_node()) == ({"web", "third"}, None)
+    assert not world.calls_for_pass()
+    world.watch.deliver()
+    assert world.calls_for_pass(WakeReason.NODE)
+    assert not world.calls_for_pass(WakeReason.NODE)
+    world.controller.run_pass()
+    assert world.sleep() == GRACE_SECONDS

@@ -1,0 +1,94 @@
+"""Specification of passes while the text of a key is checked in the background."""
+
+import pytest
+
+from agent.wake_queue import WakeReason
+from tests.daemon_world import GRACE_SECONDS, converged_world
+
+KEPT = ("installed", "keep", "unchanged")
+
+
+@pytest.fixture
+def world(tmp_path):
+    """Return a daemon with a new key that is still being checked, after one pass."""
+    world = converged_world(tmp_path)
+    world.backend.slow_texts = frozenset({"new:1"})
+    world.source.keys["new"] = "new:1"
+    world.run_pass()
+    return world
+
+
+def test_a_slow_check_delays_no_other_profile(world):
+    """Lost profiles are restored and other new keys are installed while one key is pending."""
+    world.source.keys["fast"] = "fast:1"
+    del world.node.loaded["web"]
+    world.run_pass()
+    assert world.rows() == {
+        "web": ("installed", "restore", "went missing"),
+        "old": KEPT,
+        "third": KEPT,
+        "fast": ("installed", "install", "new"),
+        "new": ("pending", "hold", "pending"),
+    }
+    assert world.loaded() == {"web", "old", "third", "fast"}
+
+
+def test_a_node_with_a_pending_key_is_not_converged(world):
+    """Nothing may rely on a profile that is not installed yet."""
+    assert (world.report.pending, world.report.converged) == (1, False)
+
+
+def test_the_pass_after_the_check_installs_the_profile(world):
+    """The end of a background check calls for a pass."""
+    world.backend.slow_texts = frozenset()
+    assert world.calls_for_pass(WakeReason.COMPILED)
+    world.run_pass()
+    assert world.rows()["new"] == ("installed", "install", "new")
+    assert world.report.converged
+
+
+def test_the_last_good_version_stays_while_an_update_is_checked(world):
+    """If the node loses the last good version, the agent restores it."""
+    world.backend.slow_texts = frozenset({"new:1", "web:2"})
+    world.source.keys["web"] = "web:2"
+    world.run_pass()
+    assert world.rows()["web"] == ("outdated", "hold", "pending")
+    del world.node.loaded["web"]
+    world.run_pass()
+    assert world.rows()["web"] == ("outdated", "restore", "went missing")
+    assert world.node.loaded["web"] == b"compiled web:1"
+
+
+def test_no_profile_is_removed_while_a_key_is_pending(world):
+    """The pending key may provide the same profile under a new key."""
+    del world.source.keys["old"]
+    world.node.removed.clear()
+    for _ in range(3):
+        world.run_pass()
+        world.clock.now += GRACE_SECONDS
+    assert world.rows()["old"] == ("held", "hold", "pending")
+    world.backend.slow_texts = frozenset()
+    for _ in range(3):
+        world.run_pass()
+        world.clock.now += GRACE_SECONDS
+    assert world.node.removed == ["old"]
+
+
+def test_a_new_profile_waits_for_a_pending_key_that_may_declare_it(world):
+    """If two keys declare one name, the key that is checked first must not win."""
+    world.backend.slow_texts = frozenset({"new,b:1"})
+    world.source.keys |= {"new": "new,b:1", "other": "b:2"}
+    world.run_pass()
+    assert world.rows()["b"] == ("pending", "hold", "pending")
+    world.backend.slow_texts = frozenset()
+    world.run_pass()
+    states = {row.key: row.state for row in world.report.profiles}
+    assert (states["new"], states["other"]) == ("rejected", "rejected")
+    assert "b" not in world.node.loaded
+
+
+def test_every_pass_over_a_pending_key_is_a_new_pass(world):
+    """The report of the previous pass is reused only if no result can change it."""
+    first = world.run_pass()
+    second = world.run_pass()
+    assert second.pass_number == first.pass_number + 1

@@ -1,0 +1,104 @@
+"""Specification of agent.control.repair_fights, alone and within a daemon."""
+
+import pytest
+
+from agent.control.repair_fights import (
+    FIGHT_REPAIRS,
+    FIGHT_SECONDS,
+    LONGEST_PAUSE_SECONDS,
+    RepairFights,
+)
+from agent.wake_queue import WakeReason
+from tests.daemon_world import converged_world
+from tests.reports import report, row
+
+FOREIGN = b"written by another program"
+
+
+@pytest.fixture
+def world(tmp_path):
+    """Return a daemon that has installed and labelled three profiles."""
+    return converged_world(tmp_path)
+
+
+def fight(world, seconds):
+    """Undo each repair at once for some time; return how many passes ran."""
+    passes, end = 0, world.clock.now + seconds
+    while world.clock.now < end:
+        world.node.loaded["web"] = FOREIGN
+        if not world.calls_for_pass(WakeReason.KERNEL):
+            world.sleep()
+        world.run_pass()
+        passes += 1
+    return passes
+
+
+def test_a_fight_is_reported_and_repaired_less_and_less_often(world):
+    """Once nothing has changed for a while, repairs are immediate again."""
+    for _ in range(FIGHT_REPAIRS):
+        world.node.loaded["web"] = FOREIGN
+        assert world.calls_for_pass(WakeReason.KERNEL)
+        world.run_pass()
+        assert world.node.loaded["web"] == b"compiled web:1"
+    world.node.loaded["web"] = FOREIGN
+    assert not world.calls_for_pass(WakeReason.KERNEL)
+    assert world.sleep() == 1.0
+    fight(world, 10.0)
+    fought = [one.location for one in world.report.findings if one.code == "drift_fought"]
+    assert fought == ["web"]
+    assert fight(world, 600.0) < 10 * FIGHT_REPAIRS
+    for _ in range(2):
+        world.clock.now += FIGHT_SECONDS + LONGEST_PAUSE_SECONDS
+        world.run_pass()
+    assert world.report.findings == ()
+    world.node.loaded["web"] = FOREIGN
+    assert world.calls_for_pass(WakeReason.KERNEL)
+
+
+def test_a_fight_is_reported_no_longer_than_it_lasts(tmp_path):
+    """When the fight is over, a pass runs by itself, long before the resync."""
+    world = converged_world(tmp_path, resync_seconds=1e6)
+    began = world.clock.now
+    for _ in range(FIGHT_REPAIRS):
+        world.node.loaded["web"] = FOREIGN
+        world.run_pass()
+    world.sleep()
+    world.run_pass()
+    assert [one.code for one in world.report.findings] == ["drift_fought"]
+    world.sleep()
+    assert world.clock.now == began + FIGHT_SECONDS
+    world.sink.received.clear()
+    world.run_pass()
+    assert world.sink.received == [(True, ())]
+    assert world.report.converged
+    assert world.sleep() > 1e5
+
+
+def test_very_many_profiles_can_be_fought_over_at_once():
+    """Repairs are counted per name."""
+    fights, now = RepairFights(), 1000.0
+    rows = [
+        row(name=f"p{number}", action="restore", reason="went missing") for number in range(1500)
+    ]
+    for _ in range(FIGHT_REPAIRS):
+        fights.record(report(*rows), now)
+    assert len(fights.findings(now)) == 1500
+    assert fights.paused_until == now + 1.0
+    assert fights.findings(now + FIGHT_SECONDS) == ()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"action": "replace", "reason": "changed"},
+        {"action": "install", "reason": "new"},
+        {"action": "restore", "reason": "went missing", "state": "failed"},
+        {"action": "hold", "reason": "drifted"},
+    ],
+)
+def test_updates_and_failures_do_not_count_as_repairs(fields):
+    """Only a successful repair that did not last indicates another program."""
+    fights, now = RepairFights(), 1000.0
+    for _ in range(2 * FIGHT_REPAIRS):
+        fights.record(report(row(**fields)), now)
+    assert fights.findings(now) == ()
