@@ -99,16 +99,17 @@ class Daemon:
     # --- the process ------------------------------------------------------------------------------
 
     def command(self, *more):
-        """Return the command without the interpreter."""
-        return [
-            *self.options,
+        """Return the options of the command. Further options replace those of the same name."""
+        options = [
             f"--host-root={self.root}",
             "--kinds=seccomp",
             "--log-format=json",
             "--removal-grace=1s",
             f"--http-address=127.0.0.1:{self.port}",
-            *more,
         ]
+        replaced = {option.partition("=")[0] for option in more}
+        kept = [option for option in options if option.partition("=")[0] not in replaced]
+        return [*self.options, *kept, *more]
 
     def start(self, *more, module="agent", before=(), limits=None):
         """Start the daemon.
