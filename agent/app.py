@@ -137,7 +137,7 @@ def connect(
         agent.kube.errors.NoClusterError: the client has no configuration.
     """
     config_maps = [
-        source for source in _sources(settings) if isinstance(source, source_spec.ConfigMapSpec)
+        spec for spec in _source_specs(settings) if isinstance(spec, source_spec.ConfigMapSpec)
     ]
     if not config_maps and not settings.node_name:
         return None
@@ -152,16 +152,16 @@ def connect(
 def open_sources(settings: Config, connections: "ClusterConnections | None") -> list[ports.Source]:
     """Return the sources that --source selects."""
     opened: list[ports.Source] = []
-    for source in _sources(settings):
-        if not isinstance(source, source_spec.ConfigMapSpec):
-            opened.append(source)
+    for spec in _source_specs(settings):
+        if not isinstance(spec, source_spec.ConfigMapSpec):
+            opened.append(source_spec.local_source(spec, settings.label_domain))
         elif connections is not None:
-            opened.append(connections.source(source))
+            opened.append(connections.source(spec))
     return opened
 
 
-def _sources(settings: Config) -> list[ports.Source | source_spec.ConfigMapSpec]:
-    return [source_spec.open_source(text, settings.label_domain) for text in settings.source]
+def _source_specs(settings: Config) -> list[source_spec.SourceSpec]:
+    return [source_spec.parse_source(text) for text in settings.source]
 
 
 def build_reconciler(

@@ -250,7 +250,7 @@ def _source_mistakes(texts: Sequence[str]) -> list[str]:
     mistakes = []
     for text in texts:
         try:
-            source_spec.open_source(text)
+            source_spec.parse_source(text)
         except ValueError as error:
             mistakes.append(f"--source: {error}")
     return mistakes
@@ -260,7 +260,7 @@ def _path_mistakes(paths: Sequence[str]) -> list[str]:
     mistakes = []
     for path in paths:
         try:
-            source = source_spec.open_source(path)
+            source = source_spec.parse_source(path)
         except ValueError as error:
             mistakes.append(f"PATH: {error}")
             continue

@@ -78,7 +78,7 @@ class ClusterConnections:
     def source(self, spec: ConfigMapSpec) -> ConfigMapSource:
         """Return the source of some ConfigMaps, which reads the copy of their reflector."""
         reflector = self.config_maps[spec]
-        return ConfigMapSource(spec, copy=lambda: reflector.store, node_labels=self.node_labels)
+        return ConfigMapSource(spec, store=lambda: reflector.store, node_labels=self.node_labels)
 
     def publisher(
         self, *, changed: Callable[[], None], events_dropped: Callable[[int], None]
@@ -152,7 +152,7 @@ def connect(
         spec: Reflector(
             api,
             Resource(path=spec.path, query=spec.query),
-            keep=configmap.keep(settings.label_domain),
+            keep=configmap.entry_for(settings.label_domain),
             on_change=lambda: callbacks.changed(WakeReason.SOURCE),
             on_restart=lambda: callbacks.watch_restarted("configmaps"),
             backoff=new_backoff(),

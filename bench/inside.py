@@ -53,7 +53,7 @@ def _config_maps(directory: Path) -> "ConfigMapSource":
     """Return a source that knows what an API server said long ago."""
     from agent.core.labels import DOMAIN
     from agent.kube.reflector import Store
-    from agent.sources.configmap import ConfigMapSource, keep
+    from agent.sources.configmap import ConfigMapSource, entry_for
     from agent.sources.source_spec import ConfigMapSpec
 
     files = sorted(directory.iterdir())
@@ -63,9 +63,9 @@ def _config_maps(directory: Path) -> "ConfigMapSource":
         data = {one.name: one.read_text() for one in files[begin : begin + _KEYS]}
         meta = {"name": name, "namespace": NAMESPACE}
         document = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": data}
-        objects[name] = keep(DOMAIN)(document)
+        objects[name] = entry_for(DOMAIN)(document)
     copy = Store(objects=objects)
-    return ConfigMapSource(ConfigMapSpec(namespace=NAMESPACE), copy=lambda: copy, node_labels=dict)
+    return ConfigMapSource(ConfigMapSpec(namespace=NAMESPACE), store=lambda: copy, node_labels=dict)
 
 
 def passes(source: str, root: str, kinds: str, runs: str) -> None:

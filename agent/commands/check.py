@@ -166,9 +166,11 @@ def _skipped_keys(results: Sequence[desired.Desired]) -> Iterator[str]:
 
 def _read_source(path: str) -> tuple[Snapshot, ...]:
     """Read a directory or a manifest."""
-    source = source_spec.open_source(path)
+    spec = source_spec.parse_source(path)
     # The command line rejects ConfigMaps of the API server.
-    return () if isinstance(source, source_spec.ConfigMapSpec) else source.read()
+    if isinstance(spec, source_spec.ConfigMapSpec):
+        return ()
+    return source_spec.local_source(spec).read()
 
 
 def _read_files(directory: Path, files: Sequence[str]) -> tuple[Snapshot, ...]:

@@ -1,10 +1,10 @@
-"""ConfigMaps of the API server: one by its name, or several by a label selector.
+"""ConfigMaps of the API server: one with a name, or several that match a label selector.
 
-Rule 1: each ConfigMap is a set of its own. Missing, emptied, malformed and not confirmed by the
-API server are four answers, judged for each. Rule 2: nothing is asked here; the copy that a
-reflector keeps is read, once per pass. Rule 3: a ConfigMap whose node selector does not match is
-read and provides nothing here; where the Node's labels are not known it is unreadable. Rule 4: what
-is kept of all ConfigMaps is bounded; the youngest that exceed the bounds are refused one by one.
+Each ConfigMap is a separate profile set, and missing, emptied, malformed and unconfirmed are four
+different results. No request is sent here: a read uses the store of a reflector. A ConfigMap whose
+node selector does not match provides no profiles on this node; if the labels of the Node are not
+known, it is unreadable. The memory for all ConfigMaps of a source is limited, and the youngest
+ConfigMaps above the limit are rejected.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,70 +16,70 @@ from agent.core.vocabulary import UnreadableCause
 from agent.kube.reflector import Store
 from agent.kube.responses import Json
 from agent.sources import configmap_data, limits
-from agent.sources.configmap_data import Content
+from agent.sources.configmap_data import ConfigMapData
 from agent.sources.source_spec import ConfigMapSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigMapEntry:
-    """What is remembered of one ConfigMap.
+    """The part of one ConfigMap that is kept in memory."""
 
-    content: what it says; None: it is malformed, or beyond the bounds. malformed: what is wrong
-    with it. has_too_many_keys: it is malformed because it has more keys than a profile set may
-    have. created: its creationTimestamp, which the API server sets. size: bytes of its content.
-    """
-
-    content: Content | None = None
+    content: ConfigMapData | None = None
+    """None if the ConfigMap is malformed or over the limit."""
     malformed: str = ""
+    """Why the ConfigMap is malformed; empty if it is well-formed."""
     has_too_many_keys: bool = False
+    """The ConfigMap is malformed because it has more keys than a profile set may have."""
     created: str = ""
+    """The creationTimestamp, which the API server sets."""
     size: int = 0
+    """The approximate memory for the content, in bytes."""
 
     @property
-    def is_let_go(self) -> bool:
-        """Return whether its content was too much to be kept."""
+    def is_dropped(self) -> bool:
+        """Return whether the content was over the limit, and was not kept."""
         return self.content is None and not self.malformed
 
 
 class ConfigMapBounds:
-    """How many ConfigMaps of one source are kept, and how many bytes. Fulfils reflect.Bounds.
+    """Limits the number and the size of the ConfigMaps of one source. Implements lister.Bounds.
 
-    A ConfigMap has room if it and all that are older fit together: which ones have room depends on
-    the ConfigMaps alone, and a new one takes no room from those that were there before. For as
-    many again, only the names are kept; beyond that, nothing.
+    A ConfigMap has room if it fits together with all older ConfigMaps. So the ConfigMaps alone
+    decide which of them have room, and a new one never displaces an older one. Only the names are
+    kept of the ConfigMaps above the limit, up to the same number again.
     """
 
     def __init__(
         self,
         *,
-        most_bytes: int = limits.SOURCE_BYTES,
-        most_config_maps: int = limits.SOURCE_CONFIG_MAPS,
+        byte_limit: int = limits.SOURCE_BYTES,
+        config_map_limit: int = limits.SOURCE_CONFIG_MAPS,
     ) -> None:
-        self.most_bytes = most_bytes
-        self.most_config_maps = most_config_maps
+        self.byte_limit = byte_limit
+        self.config_map_limit = config_map_limit
 
     def within(self, objects: Mapping[str, ConfigMapEntry]) -> Mapping[str, ConfigMapEntry]:
-        """Return the ConfigMaps that fit; of the next ones their names."""
-        fitting = self._fitting(objects)
+        """Return the ConfigMaps that have room, and the next ones without content."""
+        fitting = self._count_fitting(objects)
         if fitting == len(objects):
             return objects
-        oldest = _by_age(objects)[: 2 * self.most_config_maps]
+        oldest = _by_age(objects)[: 2 * self.config_map_limit]
         return {
             name: objects[name] if number < fitting else replace(objects[name], content=None)
             for number, name in enumerate(oldest)
         }
 
     def has_room(self, objects: Mapping[str, ConfigMapEntry]) -> bool:
-        """Return whether a ConfigMap that was let go would fit again."""
-        oldest = _by_age(objects)[: self._fitting(objects)]
-        return any(objects[name].is_let_go for name in oldest)
+        """Return whether a ConfigMap without content would have room now."""
+        oldest = _by_age(objects)[: self._count_fitting(objects)]
+        return any(objects[name].is_dropped for name in oldest)
 
-    def _fitting(self, objects: Mapping[str, ConfigMapEntry]) -> int:
-        """Return how many of the ConfigMaps fit, the oldest first."""
+    def _count_fitting(self, objects: Mapping[str, ConfigMapEntry]) -> int:
+        """Return how many of the oldest ConfigMaps have room."""
         size = 0
         for number, name in enumerate(_by_age(objects)):
             size += objects[name].size
-            if size > self.most_bytes or number == self.most_config_maps:
+            if size > self.byte_limit or number == self.config_map_limit:
                 return number
         return len(objects)
 
@@ -88,138 +88,155 @@ def _by_age(objects: Mapping[str, ConfigMapEntry]) -> list[str]:
     return sorted(objects, key=lambda name: (objects[name].created, name))
 
 
-def _size(content: Content) -> int:
-    """Return about how many bytes of memory the keys of a ConfigMap take."""
+def _size(content: ConfigMapData) -> int:
+    """Return the approximate memory for the keys of a ConfigMap, in bytes."""
     keys = sum(
-        len(blob.key) + len(blob.content) + limits.KEY_OVERHEAD for blob in content.source_keys
+        len(source_key.key) + len(source_key.content) + limits.KEY_OVERHEAD
+        for source_key in content.source_keys
     )
-    return keys + limits.KEY_OVERHEAD * len(content.refused)
+    return keys + limits.KEY_OVERHEAD * len(content.rejected)
 
 
-def origin(namespace: str, name: str) -> str:
-    """Return what identifies a ConfigMap as a set, for people and in the ledger."""
+def profile_set_of(namespace: str, name: str) -> str:
+    """Return the profile set of a ConfigMap, for messages and for the ledger."""
     return f"configmap {namespace}/{name}"
 
 
-def keep(domain: str) -> Callable[[Json], ConfigMapEntry]:
-    """Return what makes of a ConfigMap what is remembered of it: its content alone."""
+def entry_for(domain: str) -> Callable[[Json], ConfigMapEntry]:
+    """Return a function from a ConfigMap to its entry.
 
-    def kept(found: Json) -> ConfigMapEntry:
-        metadata = found.get("metadata")
-        named = metadata if isinstance(metadata, dict) else {}
-        set_ = origin(str(named.get("namespace", "")), str(named.get("name", "")))
-        created = str(named.get("creationTimestamp", ""))
+    Args:
+        domain: the domain of the annotations.
+    """
+
+    def entry(item: Json) -> ConfigMapEntry:
+        value = item.get("metadata")
+        metadata = value if isinstance(value, dict) else {}
+        name, namespace = str(metadata.get("name", "")), str(metadata.get("namespace", ""))
+        created = str(metadata.get("creationTimestamp", ""))
         try:
-            content = configmap_data.content(found, origin=set_, domain=domain, qualified=False)
+            content = configmap_data.parse(
+                item, profile_set=profile_set_of(namespace, name), domain=domain, qualified=False
+            )
         except configmap_data.TooManyKeysError as error:
             return ConfigMapEntry(malformed=str(error), has_too_many_keys=True, created=created)
         except configmap_data.MalformedError as error:
             return ConfigMapEntry(malformed=str(error), created=created)
         return ConfigMapEntry(content=content, created=created, size=_size(content))
 
-    return kept
+    return entry
 
 
 class ConfigMapSource:
-    """The ConfigMaps that Wanted says. Fulfils agent.core.ports.Source.
-
-    copy: what is known of them. node_labels: the labels of the own Node, None where unknown.
-    """
+    """The ConfigMaps of one `--source`. Implements agent.core.ports.Source."""
 
     def __init__(
         self,
-        which: ConfigMapSpec,
+        spec: ConfigMapSpec,
         *,
-        copy: Callable[[], Store[ConfigMapEntry]],
+        store: Callable[[], Store[ConfigMapEntry]],
         node_labels: Callable[[], Mapping[str, str] | None],
     ) -> None:
-        self.which = which
-        self.copy = copy
+        self.spec = spec
+        self.store = store
+        """Returns the store of the reflector."""
         self.node_labels = node_labels
-        self.watched_path = None  # the API server wakes by itself
-        self._made: dict[str, tuple[Content, Snapshot]] = {}
+        """Returns the labels of the agent's own Node; None if they are not known."""
+        self.watched_path = None  # the reflector wakes the agent
+        self._snapshots: dict[str, tuple[ConfigMapData, Snapshot]] = {}
 
     def invalidate(self) -> None:
-        """Do nothing: what is known of the ConfigMaps is what the API server said."""
+        """Do nothing: the store contains the last response of the API server."""
 
     def read(self) -> tuple[Snapshot, ...]:
-        """Return a snapshot of every ConfigMap that is known."""
-        copy = self.copy()
-        if not self.which.name and not copy.objects:
-            chosen = f"?{self.which.selector}" if self.which.selector else ""
-            asked = f"configmaps {self.which.namespace}{chosen}"
-            if copy.objects is None or copy.reason:
-                # Which there are is not known: that is not the same as none.
-                return (Unreadable(profile_set=asked, reason=_failure(copy)),)
-            return (Missing(profile_set=asked, reason="there is no such ConfigMap"),)
-        names = [self.which.name] if self.which.name else sorted(copy.objects or {})
-        self._made = {name: self._made[name] for name in names if name in self._made}
-        found = tuple(self._snapshot(name, copy) for name in names)
-        return (*found, _more(f"configmaps {self.which.namespace}")) if copy.partial else found
+        """Return a snapshot of each known ConfigMap."""
+        store = self.store()
+        spec = self.spec
+        if not spec.name and not store.objects:
+            query = f"?{spec.selector}" if spec.selector else ""
+            profile_set = f"configmaps {spec.namespace}{query}"
+            if store.objects is None or store.reason:
+                # An unknown number of ConfigMaps is not the same as none.
+                return (Unreadable(profile_set=profile_set, reason=_failure(store)),)
+            return (Missing(profile_set=profile_set, reason="there is no such ConfigMap"),)
+        names = [spec.name] if spec.name else sorted(store.objects or {})
+        self._snapshots = {name: self._snapshots[name] for name in names if name in self._snapshots}
+        snapshots = tuple(self._snapshot(name, store) for name in names)
+        if store.partial:
+            return (*snapshots, _too_many(f"configmaps {spec.namespace}"))
+        return snapshots
 
     def explain_absence(self, set_: str) -> Snapshot | None:
-        """Return what is known of a set that `read` did not give; None: not of this source."""
-        prefix = origin(self.which.namespace, "")
-        if self.which.name or not set_.startswith(prefix):
+        """Return the snapshot of a profile set that `read` did not return.
+
+        Returns None if the profile set does not belong to this source.
+        """
+        prefix = profile_set_of(self.spec.namespace, "")
+        if self.spec.name or not set_.startswith(prefix):
             return None
-        return self._snapshot(set_.removeprefix(prefix), self.copy())
+        return self._snapshot(set_.removeprefix(prefix), self.store())
 
-    def _snapshot(self, name: str, copy: Store[ConfigMapEntry]) -> Snapshot:
-        set_ = origin(self.which.namespace, name)
-        if copy.objects is None or copy.reason:
-            return Unreadable(profile_set=set_, reason=_failure(copy))
-        if name not in copy.objects and copy.partial:
-            return _more(set_)
-        if name not in copy.objects:
-            selected = f' that "{self.which.selector}" selects' if not self.which.name else ""
-            why = f"there is no ConfigMap {self.which.namespace}/{name}{selected}"
-            return Missing(profile_set=set_, reason=why)
-        kept = copy.objects[name]
-        if kept.malformed:
-            is_too_large = kept.has_too_many_keys
+    def _snapshot(self, name: str, store: Store[ConfigMapEntry]) -> Snapshot:
+        profile_set = profile_set_of(self.spec.namespace, name)
+        if store.objects is None or store.reason:
+            return Unreadable(profile_set=profile_set, reason=_failure(store))
+        if name not in store.objects and store.partial:
+            return _too_many(profile_set)
+        if name not in store.objects:
+            matching = f' that matches "{self.spec.selector}"' if not self.spec.name else ""
+            reason = f"there is no ConfigMap {self.spec.namespace}/{name}{matching}"
+            return Missing(profile_set=profile_set, reason=reason)
+        entry = store.objects[name]
+        if entry.malformed:
+            is_too_large = entry.has_too_many_keys
             cause = UnreadableCause.OVER_LIMIT if is_too_large else UnreadableCause.INVALID
-            return Unreadable(profile_set=set_, reason=kept.malformed, cause=cause)
-        if kept.content is None:
-            return _over_limit(set_)
-        return self._of_content(set_, name, kept.content, kept.created)
+            return Unreadable(profile_set=profile_set, reason=entry.malformed, cause=cause)
+        if entry.content is None:
+            return _over_limit(profile_set)
+        return self._snapshot_of_content(profile_set, name, entry.content, entry.created)
 
-    def _of_content(self, set_: str, name: str, found: Content, created: str) -> Snapshot:
-        if found.node_selector.terms:
+    def _snapshot_of_content(
+        self, profile_set: str, name: str, content: ConfigMapData, created: str
+    ) -> Snapshot:
+        if content.node_selector.terms:
             labels = self.node_labels()
             if labels is None:
-                why = "it is for some nodes only, and the labels of this Node are not known"
-                return Unreadable(profile_set=set_, reason=why)
-            if not selector.selects(found.node_selector, labels):
-                return limits.snapshot(set_, [], [], empty=True)
-        if name not in self._made or self._made[name][0] is not found:
+                reason = "it has a node selector, and the labels of this Node are not known"
+                return Unreadable(profile_set=profile_set, reason=reason)
+            if not selector.selects(content.node_selector, labels):
+                return limits.snapshot(profile_set, [], [], allow_empty=True)
+        if name not in self._snapshots or self._snapshots[name][0] != content:
             snapshot = limits.snapshot(
-                set_, found.source_keys, found.refused, empty=found.allow_empty, created=created
+                profile_set,
+                content.source_keys,
+                content.rejected,
+                allow_empty=content.allow_empty,
+                created=created,
             )
-            self._made[name] = (found, snapshot)
-        return self._made[name][1]
+            self._snapshots[name] = (content, snapshot)
+        return self._snapshots[name][1]
 
 
-def _over_limit(set_: str) -> Unreadable:
-    why = (
+def _over_limit(profile_set: str) -> Unreadable:
+    reason = (
         f"together with the older ConfigMaps it exceeds {limits.SOURCE_BYTES} bytes or "
         f"{limits.SOURCE_CONFIG_MAPS} ConfigMaps, the limits of a source"
     )
-    return Unreadable(profile_set=set_, reason=why, cause=UnreadableCause.OVER_LIMIT)
+    return Unreadable(profile_set=profile_set, reason=reason, cause=UnreadableCause.OVER_LIMIT)
 
 
-def _more(set_: str) -> Unreadable:
+def _too_many(profile_set: str) -> Unreadable:
     """Report that there are more ConfigMaps than are kept."""
-    why = f"there are more than {2 * limits.SOURCE_CONFIG_MAPS} ConfigMaps, and the youngest are "
-    return Unreadable(
-        profile_set=set_, reason=why + "not looked at", cause=UnreadableCause.OVER_LIMIT
-    )
+    number = 2 * limits.SOURCE_CONFIG_MAPS
+    reason = f"there are more than {number} ConfigMaps, and the youngest are not read"
+    return Unreadable(profile_set=profile_set, reason=reason, cause=UnreadableCause.OVER_LIMIT)
 
 
-def _failure(copy: Store[ConfigMapEntry]) -> str:
-    match copy.status:
+def _failure(store: Store[ConfigMapEntry]) -> str:
+    match store.status:
         case 401 | 403:
-            return f"the API server forbids to read it: {copy.reason}"
+            return f"the API server denies reading it: {store.reason}"
         case 0:
-            return f"the API server gave no usable answer: {copy.reason}"
+            return f"the API server sent no usable response: {store.reason}"
         case _:
-            return f"the API server refused: {copy.reason}"
+            return f"the API server responded with an error: {store.reason}"

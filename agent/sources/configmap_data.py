@@ -1,7 +1,7 @@
-"""What one ConfigMap says: its keys as blobs, and the annotations that belong to the agent.
+"""The content of one ConfigMap: its keys, and the annotations for the agent.
 
-Rule 1: a ConfigMap that is not well-formed is unreadable as a whole, since its keys may still be
-desired; one odd key is refused alone. Rule 2: keys that are no profiles are passed over.
+A malformed ConfigMap is unreadable as a whole, because its keys may still be desired. A key with an
+unusual name is rejected alone. Keys that are not profiles are ignored.
 """
 
 import base64
@@ -19,7 +19,7 @@ _KEY = re.compile(r"[-._a-zA-Z0-9]{1,253}")  # kubernetes: IsConfigMapKey
 
 
 class MalformedError(ValueError):
-    """What is wrong with a ConfigMap."""
+    """A ConfigMap is malformed. The text is the reason."""
 
 
 class TooManyKeysError(MalformedError):
@@ -27,90 +27,126 @@ class TooManyKeysError(MalformedError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Content:
-    """A well-formed ConfigMap. node_selector: which nodes it is for; empty: for all."""
+class ConfigMapData:
+    """A well-formed ConfigMap."""
 
     name: str
     namespace: str
     source_keys: tuple[SourceKey, ...]
-    refused: tuple[tuple[str, Finding], ...]
+    rejected: tuple[tuple[str, Finding], ...]
+    """Keys that were rejected before their content was read, and why."""
+    allow_empty: bool
+    node_selector: selector.Selector
+    """The nodes that the ConfigMap is for; an empty selector matches all nodes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Annotations:
+    prefix: str
     allow_empty: bool
     node_selector: selector.Selector
 
 
-def content(
-    document: Mapping[str, object], *, origin: str, domain: str, qualified: bool
-) -> Content:
-    """Return what a ConfigMap says. Raises MalformedError and TooManyKeysError.
+def parse(
+    document: Mapping[str, object], *, profile_set: str, domain: str, qualified: bool
+) -> ConfigMapData:
+    """Return the content of a ConfigMap. Raises MalformedError and TooManyKeysError.
 
-    qualified: the set holds several ConfigMaps, so that namespace and name belong to each key.
+    Args:
+        document: the object.
+        profile_set: the profile set of the keys.
+        domain: the domain of the annotations.
+        qualified: the profile set contains several ConfigMaps, so the id of each key starts with
+            the namespace and the name.
     """
-    metadata = _strings(document, "metadata")
+    metadata = _mapping(document, "metadata")
     name, namespace = metadata.get("name"), metadata.get("namespace") or "default"
     if not isinstance(name, str) or not name or not isinstance(namespace, str):
         raise MalformedError("a ConfigMap has no metadata.name")
-    where = f"{namespace}/{name}"
-    annotations = _strings(metadata, "annotations")
-    prefix = annotations.get(f"{domain}/seccomp-prefix", "")
-    allow = annotations.get(f"{domain}/allow-empty", "false")
-    nodes = annotations.get(f"{domain}/node-selector", "")
-    if not isinstance(prefix, str) or not isinstance(nodes, str) or allow not in ("true", "false"):
-        raise MalformedError(f"ConfigMap {where} has an annotation of a wrong value")
-    try:
-        chosen = selector.parse(nodes)
-    except ValueError as error:
-        raise MalformedError(f"ConfigMap {where}, annotation node-selector: {error}") from error
-    blobs: list[SourceKey] = []
-    refused: list[tuple[str, Finding]] = []
-    for key, value in _keys(document, where):
+    full_name = f"{namespace}/{name}"
+    annotations = _annotations(metadata, full_name, domain)
+    source_keys: list[SourceKey] = []
+    rejected: list[tuple[str, Finding]] = []
+    for key, value in _keys(document, full_name):
         if classify.classify(key, value) is None:
             continue
-        if len(blobs) + len(refused) == limits.SET_KEYS:
+        if len(source_keys) + len(rejected) == limits.SET_KEYS:
             raise TooManyKeysError(f"it has more than {limits.SET_KEYS} keys")
-        id_ = f"{where}/{key}" if qualified else key
+        key_id = f"{full_name}/{key}" if qualified else key
         if not _KEY.fullmatch(key) or key.startswith(".."):
-            shown = ascii(id_)[1:-1]
-            refused.append((shown, limits.unsafe(shown, "is not a ConfigMap key")))
+            shown = ascii(key_id)[1:-1]
+            rejected.append((shown, limits.unsafe(shown, "is not a ConfigMap key")))
         elif len(value) > limits.KEY_BYTES:
-            refused.append((id_, limits.too_large(id_)))
+            rejected.append((key_id, limits.too_large(key_id)))
         else:
-            own = key if qualified else ""
-            blobs.append(
-                SourceKey(profile_set=origin, key=id_, content=value, prefix=prefix, name=own)
+            source_keys.append(
+                SourceKey(
+                    profile_set=profile_set,
+                    key=key_id,
+                    content=value,
+                    prefix=annotations.prefix,
+                    name=key if qualified else "",
+                )
             )
-    return Content(
+    return ConfigMapData(
         name=name,
         namespace=namespace,
-        source_keys=tuple(blobs),
-        refused=tuple(refused),
-        allow_empty=allow == "true",
-        node_selector=chosen,
+        source_keys=tuple(source_keys),
+        rejected=tuple(rejected),
+        allow_empty=annotations.allow_empty,
+        node_selector=annotations.node_selector,
     )
 
 
-def _keys(document: Mapping[str, object], where: str) -> Iterable[tuple[str, bytes]]:
-    data, binary = _strings(document, "data"), _strings(document, "binaryData")
-    both = data.keys() & binary.keys()
-    if both:
-        raise MalformedError(f"ConfigMap {where} has {min(both)!r} in data and in binaryData")
+def _annotations(metadata: Mapping[str, object], full_name: str, domain: str) -> _Annotations:
+    """Return the annotations for the agent. Raises MalformedError."""
+    annotations = _mapping(metadata, "annotations")
+    prefix = annotations.get(f"{domain}/seccomp-prefix", "")
+    allow_empty = annotations.get(f"{domain}/allow-empty", "false")
+    nodes = annotations.get(f"{domain}/node-selector", "")
+    if (
+        not isinstance(prefix, str)
+        or not isinstance(nodes, str)
+        or allow_empty not in ("true", "false")
+    ):
+        raise MalformedError(f"ConfigMap {full_name} has an annotation with a wrong value")
+    try:
+        node_selector = selector.parse(nodes)
+    except ValueError as error:
+        raise MalformedError(f"ConfigMap {full_name}, annotation node-selector: {error}") from error
+    return _Annotations(
+        prefix=prefix, allow_empty=allow_empty == "true", node_selector=node_selector
+    )
+
+
+def _keys(document: Mapping[str, object], full_name: str) -> Iterable[tuple[str, bytes]]:
+    """Yield the keys of data and binaryData with their content. Raises MalformedError."""
+    data, binary = _mapping(document, "data"), _mapping(document, "binaryData")
+    duplicates = data.keys() & binary.keys()
+    if duplicates:
+        raise MalformedError(
+            f"ConfigMap {full_name} has {min(duplicates)!r} in data and in binaryData"
+        )
     for key in sorted([*data, *binary]):
         value = data[key] if key in data else binary[key]
         if not isinstance(value, str):
-            raise MalformedError(f"ConfigMap {where}: the value of {key!r} is no string")
+            raise MalformedError(f"ConfigMap {full_name}: the value of {key!r} is not a string")
         if key in data:
             yield key, value.encode("utf-8", "surrogatepass")
             continue
         try:
             yield key, base64.b64decode("".join(value.split()), validate=True)
         except (binascii.Error, ValueError) as error:
-            raise MalformedError(f"ConfigMap {where}: binaryData {key!r} is not base64") from error
+            raise MalformedError(
+                f"ConfigMap {full_name}: binaryData {key!r} is not base64"
+            ) from error
 
 
-def _strings(document: Mapping[str, object], field: str) -> dict[str, object]:
-    """Return a field that maps strings to anything; absent and null are empty."""
+def _mapping(document: Mapping[str, object], field: str) -> dict[str, object]:
+    """Return a field with a mapping; a missing field and null are empty. Raises MalformedError."""
     value = document.get(field)
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise MalformedError(f"{field} of a ConfigMap is no mapping of strings")
+        raise MalformedError(f"the field {field} of a ConfigMap is not a mapping with string keys")
     return value

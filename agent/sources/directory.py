@@ -1,25 +1,23 @@
-"""A directory of profiles, read once through descriptors; a mounted ConfigMap volume included.
+"""A directory of profiles, also a mounted ConfigMap volume.
 
-The kubelet swaps a volume's `..data` link to a new generation (kubernetes:
-pkg/volume/util/atomic_writer.go): one generation is opened once and everything is read through
-it, so the keys of one read always belong together.
-
-Rule 1: nothing outside the tree is read, and nothing that is not a regular file.
-Rule 2: a key that cannot be read makes the set unreadable: it may still be desired.
-Rule 3: between two `forget`s a file is not read again while its signature stands, once its last
-change is so long ago that another one must have another time (git: racy-git.txt).
+Everything is read through open directories, and nothing outside the directory is read. The kubelet
+replaces the `..data` link of a volume to switch to a new generation (kubernetes,
+pkg/volume/util/atomic_writer.go). The source opens one generation and reads all keys from it, so
+the keys of one read always belong together. A key that cannot be read makes the whole profile set
+unreadable, because it may still be desired. A file whose stat signature is unchanged is not read
+again.
 """
 
 import contextlib
 import errno
 import itertools
-import operator
 import os
 import stat
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Final
 
 from agent.core import classify
 from agent.core.findings import Finding
@@ -28,11 +26,11 @@ from agent.host import reading, stat_signature
 from agent.host.stat_signature import Signature
 from agent.sources import limits
 
-_DATA = "..data"
-_TRIES = 5
-_DEPTH = 16
-_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_DATA: Final = "..data"
+_ATTEMPTS: Final = 5
+_DEPTH_LIMIT: Final = 16
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class _ChangedError(Exception):
@@ -44,248 +42,265 @@ class _TooLargeError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _File:
-    """What was read of one file, and the signature it had before and after."""
+class _CachedFile:
+    """The key that was read from a file, and the signature of the file before and after that."""
 
     signature: Signature
-    blob: SourceKey
+    source_key: SourceKey
+
+
+@dataclass(slots=True)
+class _Collected:
+    """The keys that have been read so far."""
+
+    source_keys: list[SourceKey] = field(default_factory=list)
+    rejected: list[tuple[str, Finding]] = field(default_factory=list)
+    files: dict[str, _CachedFile] = field(default_factory=dict)
+    """The files, by key, that the next read need not read again."""
+    size: int = 0
+    directories: int = 0
+    names: int = 0
+
+    def add(self, source_key: SourceKey) -> None:
+        self.source_keys.append(source_key)
+        self.size += len(source_key.content)
+
+    def reject(self, key: str, finding: Finding) -> None:
+        self.rejected.append((key, finding))
+
+    def is_over_limit(self) -> bool:
+        """Return whether the profile set will be rejected, so that no more of it is read."""
+        count = len(self.source_keys) + len(self.rejected)
+        return count > limits.SET_KEYS or self.size > limits.SET_BYTES
+
+    def count_directory(self) -> None:
+        """Count a directory. Raises _TooLargeError."""
+        self.directories += 1
+        if self.directories > limits.SET_DIRECTORIES:
+            raise _TooLargeError(
+                f"too_many_directories: more than {limits.SET_DIRECTORIES} directories"
+            )
+
+    def count_names(self, number: int) -> None:
+        """Count the names of a directory. Raises _TooLargeError."""
+        self.names += number
+        if self.names > limits.SET_NAMES:
+            raise _TooLargeError(f"too_many_names: more than {limits.SET_NAMES} names")
 
 
 class DirectorySource:
-    """Profiles below a directory of this machine. Fulfils agent.core.ports.Source.
+    """The profiles in a directory of this machine. Implements agent.core.ports.Source."""
 
-    clock: nanoseconds since 1970, as file times count them.
-    """
-
-    def __init__(
-        self,
-        path: str,
-        after_read: Callable[[], None] = lambda: None,
-        clock: Callable[[], int] = time.time_ns,
-    ) -> None:
+    def __init__(self, path: str, clock: Callable[[], int] = time.time_ns) -> None:
         self.path = path
-        self.origin = f"dir {Path(path).absolute()}"
+        self.profile_set = f"dir {Path(path).absolute()}"
         self.watched_path = Path(path).absolute()
-        self._after_read = after_read  # called once per try, before the look whether it changed
-        self._clock = clock
-        self._files: dict[str, _File] = {}  # by key
+        self._clock = clock  # Unix time in nanoseconds, like the times of files
+        self._files: dict[str, _CachedFile] = {}
         self._last: tuple[list[SourceKey], list[tuple[str, Finding]], Snapshot] | None = None
 
     def invalidate(self) -> None:
-        """Read every file again at the next read."""
+        """Make the next read read every file."""
         self._files = {}
         self._last = None
 
-    def explain_absence(self, set_: str) -> Snapshot | None:  # noqa: ARG002 - the port's
-        """Return None: this source has one set, and always answers for it."""
+    def explain_absence(self, set_: str) -> Snapshot | None:  # noqa: ARG002 - part of the protocol
+        """Return None: this source has one profile set, and `read` always returns it."""
         return None
 
     def read(self) -> tuple[Snapshot, ...]:
-        """Read the set once; a set that changes meanwhile is read again, a few times."""
-        for _ in range(_TRIES):
+        """Read the profile set once. A set that changes during that is read again a few times."""
+        for _ in range(_ATTEMPTS):
             try:
                 return (self._read(),)
             except FileNotFoundError:
-                return (Missing(profile_set=self.origin, reason=f"{self.path} does not exist"),)
+                reason = f"{self.path} does not exist"
+                return (Missing(profile_set=self.profile_set, reason=reason),)
             except OSError as error:
-                why = f"{error.filename or self.path}: {error.strerror}"
-                return (Unreadable(profile_set=self.origin, reason=why),)
+                return (self._unreadable(f"{error.filename or self.path}: {error.strerror}"),)
             except _TooLargeError as error:
-                return (Unreadable(profile_set=self.origin, reason=str(error)),)
+                return (self._unreadable(str(error)),)
             except _ChangedError:
                 continue
-        return (
-            Unreadable(
-                profile_set=self.origin, reason=f"{self.path} keeps changing while it is read"
-            ),
-        )
+        return (self._unreadable(f"{self.path} keeps changing while it is read"),)
+
+    def _unreadable(self, reason: str) -> Unreadable:
+        return Unreadable(profile_set=self.profile_set, reason=reason)
 
     def _read(self) -> Snapshot:
         top = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         with contextlib.ExitStack() as stack:
             stack.callback(os.close, top)
-            walk = _Walk(self.origin, top, stack, self._files, self._clock)
-            walk.directory(top, "")
-            self._after_read()
-            walk.verify()
-        self._files = walk.files
-        return self._snapshot(walk.blobs, walk.refused)
+            walk = _Walk(self.profile_set, top, stack, self._files, self._clock)
+            walk.read_directory(top, "")
+            walk.require_unchanged()
+        self._files = walk.collected.files
+        return self._snapshot(walk.collected)
 
-    def _snapshot(self, blobs: list[SourceKey], refused: list[tuple[str, Finding]]) -> Snapshot:
-        """Return the very snapshot of the last read if nothing was read anew."""
-        last = self._last
-        if last is None or not _same(last[0], blobs) or last[1] != refused:
-            self._last = last = (blobs, refused, limits.snapshot(self.origin, blobs, refused))
-        return last[2]
+    def _snapshot(self, collected: _Collected) -> Snapshot:
+        """Return the snapshot of the last read if all keys are equal, so that it is not hashed."""
+        keys, rejected = collected.source_keys, collected.rejected
+        if self._last is None or self._last[0] != keys or self._last[1] != rejected:
+            self._last = (keys, rejected, limits.snapshot(self.profile_set, keys, rejected))
+        return self._last[2]
 
 
 class _Walk:
-    """Collects the keys below one directory."""
+    """Reads the keys in one directory and its subdirectories."""
 
     def __init__(
         self,
-        origin: str,
+        profile_set: str,
         top: int,
         stack: contextlib.ExitStack,
-        known: Mapping[str, _File],
+        cached: Mapping[str, _CachedFile],
         clock: Callable[[], int],
     ) -> None:
-        self.origin = origin
-        self.top = top
-        self.known = known  # what earlier reads may still answer for
-        self.clock = clock
-        self.files: dict[str, _File] = {}  # what the next read may answer for
-        self.stack = stack  # closes what must stay open until the end
-        self.volumes: list[tuple[int, str]] = []
-        self.blobs: list[SourceKey] = []
-        self.refused: list[tuple[str, Finding]] = []
-        self.size = 0
-        self.directories = 0
-        self.names = 0
+        self._profile_set = profile_set
+        self._top = top
+        self._stack = stack  # closes descriptors at the end of the read
+        self._cached = cached
+        self._clock = clock
+        self._volumes: list[tuple[int, str]] = []  # descriptor and generation of each volume
+        self.collected = _Collected()
 
-    def directory(self, fd: int, above: str) -> None:
-        """Collect a directory's keys; those of a mounted volume through its generation.
+    def read_directory(self, fd: int, parent: str) -> None:
+        """Read the keys of a directory, or of the current generation of a mounted volume.
 
-        above: what comes before a name in its key, with a slash at the end.
+        Args:
+            fd: the directory.
+            parent: the part of the keys before the name of a file; empty, or with a final slash.
         """
-        self.directories += 1
-        if self.directories > limits.SET_DIRECTORIES:
-            most = limits.SET_DIRECTORIES
-            raise _TooLargeError(f"too_many_directories: more than {most} directories")
+        self.collected.count_directory()
         generation = _generation(fd)
         if generation is None:
-            self.entries(fd, above)
+            self._read_entries(fd, parent)
             return
-        held = os.dup(fd)
-        self.stack.callback(os.close, held)
-        self.volumes.append((held, generation))
-        inner = _open(generation, _DIR, fd)
+        volume = os.dup(fd)
+        self._stack.callback(os.close, volume)
+        self._volumes.append((volume, generation))
+        inner = _open(generation, _DIRECTORY, fd)
         try:
-            self.entries(inner, above)
+            self._read_entries(inner, parent)
         finally:
             os.close(inner)
 
-    def verify(self) -> None:
-        """Raise _ChangedError if a volume was swapped, or the directory removed, meanwhile."""
-        swapped = any(_generation(fd) != generation for fd, generation in self.volumes)
-        if swapped or os.fstat(self.top).st_nlink == 0:
+    def require_unchanged(self) -> None:
+        """Raise _ChangedError if a volume has a new generation, or the directory was removed."""
+        is_replaced = any(_generation(fd) != generation for fd, generation in self._volumes)
+        if is_replaced or os.fstat(self._top).st_nlink == 0:
             raise _ChangedError
 
-    def entries(self, fd: int, above: str) -> None:
-        for name in self.sorted_names(fd):
+    def _read_entries(self, fd: int, parent: str) -> None:
+        for name in self._sorted_names(fd):
             if name.startswith("."):
                 continue
-            if len(self.blobs) + len(self.refused) > limits.SET_KEYS:
+            if self.collected.is_over_limit():
                 return
-            if self.size > limits.SET_BYTES:  # enough to refuse the set; keep no more of it
-                return
-            self.entry(fd, name, above + name)
+            self._read_entry(fd, name, parent + name)
 
-    def sorted_names(self, fd: int) -> list[str]:
-        """Return the names in a directory. Raises _TooLargeError before they take much memory."""
-        with os.scandir(fd) as found:
-            names = [one.name for one in itertools.islice(found, limits.SET_NAMES + 1)]
-        self.names += len(names)
-        if self.names > limits.SET_NAMES:
-            raise _TooLargeError(f"too_many_names: more than {limits.SET_NAMES} names")
+    def _sorted_names(self, fd: int) -> list[str]:
+        """Return the names in a directory. Raises _TooLargeError before they need much memory."""
+        with os.scandir(fd) as entries:
+            names = [entry.name for entry in itertools.islice(entries, limits.SET_NAMES + 1)]
+        self.collected.count_names(len(names))
         return sorted(names)
 
-    def entry(self, fd: int, name: str, key: str) -> None:
+    def _read_entry(self, fd: int, name: str, key: str) -> None:
         status = _stat(name, fd)
         mode = status.st_mode
-        if self.still(key, status):
+        if self._add_cached(key, status):
             return
         if classify.classify(key, b"") is None and not stat.S_ISDIR(mode):
             return
         if not name.isprintable():
-            shown = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in key)
-            self.refused.append(
-                (shown, limits.unsafe(shown, "holds characters that cannot be printed"))
-            )
+            shown = "".join(part if part.isprintable() else ascii(part)[1:-1] for part in key)
+            self.collected.reject(shown, limits.unsafe(shown, "contains unprintable characters"))
         elif stat.S_ISDIR(mode):
-            if key.count("/") >= _DEPTH:
-                self.refused.append((key, limits.unsafe(key, f"is over {_DEPTH} levels deep")))
-                return
-            below = _open(name, _DIR, fd)
-            try:
-                self.directory(below, f"{key}/")
-            finally:
-                os.close(below)
+            self._read_subdirectory(fd, name, key)
         elif stat.S_ISREG(mode):
-            self.file(fd, name, key)
+            self._read_file(fd, name, key)
         elif stat.S_ISLNK(mode):
-            self.link(fd, name, key)
+            self._read_link(fd, name, key)
         else:
-            self.refused.append((key, _not_regular(key, "is no regular file")))
+            self.collected.reject(key, _not_regular(key, "is not a regular file"))
 
-    def still(self, key: str, status: os.stat_result) -> bool:
-        """Take a key from an earlier read, if its file's signature stands."""
-        known = self.known.get(key)
-        if known is None or known.signature != stat_signature.of(status):
+    def _read_subdirectory(self, fd: int, name: str, key: str) -> None:
+        if key.count("/") >= _DEPTH_LIMIT:
+            reason = f"is more than {_DEPTH_LIMIT} levels deep"
+            self.collected.reject(key, limits.unsafe(key, reason))
+            return
+        below = _open(name, _DIRECTORY, fd)
+        try:
+            self.read_directory(below, f"{key}/")
+        finally:
+            os.close(below)
+
+    def _add_cached(self, key: str, status: os.stat_result) -> bool:
+        """Add a key of an earlier read if the signature of its file is unchanged."""
+        cached = self._cached.get(key)
+        if cached is None or cached.signature != stat_signature.of(status):
             return False
-        self.take(known.blob)
-        self.files[key] = known
+        self.collected.add(cached.source_key)
+        self.collected.files[key] = cached
         return True
 
-    def file(self, fd: int, name: str, key: str) -> None:
-        now = self.clock()
+    def _read_file(self, fd: int, name: str, key: str) -> None:
+        now = self._clock()
         file = _open(name, _FILE, fd)
         try:
             status = os.fstat(file)
             if not stat.S_ISREG(status.st_mode):
                 raise _ChangedError
             if status.st_size > limits.KEY_BYTES:
-                self.refused.append((key, limits.too_large(key)))
+                self.collected.reject(key, limits.too_large(key))
                 return
             content = reading.read_all(file, status.st_size, limits.KEY_BYTES)
-            after = stat_signature.of(os.fstat(file))
+            signature = stat_signature.of(os.fstat(file))
         finally:
             os.close(file)
-        if after != stat_signature.of(status):
-            raise _ChangedError  # the half of two texts may be a text
+        if signature != stat_signature.of(status):
+            raise _ChangedError  # the content may be a mixture of two versions
         if len(content) > limits.KEY_BYTES:
-            self.refused.append((key, limits.too_large(key)))
+            self.collected.reject(key, limits.too_large(key))
             return
-        blob = SourceKey(profile_set=self.origin, key=key, content=content)
-        self.take(blob)
-        if stat_signature.is_settled(after, now):
-            self.files[key] = _File(signature=after, blob=blob)
+        source_key = SourceKey(profile_set=self._profile_set, key=key, content=content)
+        self.collected.add(source_key)
+        if stat_signature.is_settled(signature, now):
+            self.collected.files[key] = _CachedFile(signature=signature, source_key=source_key)
 
-    def take(self, blob: SourceKey) -> None:
-        self.blobs.append(blob)
-        self.size += len(blob.content)
-
-    def link(self, fd: int, name: str, key: str) -> None:
-        """Read a link whose target is a regular file of this tree; refuse every other."""
-        top = os.path.realpath(f"/proc/self/fd/{self.top}")
-        real = os.path.realpath(f"/proc/self/fd/{fd}/{name}")
-        if os.path.commonpath([top, real]) != top:
-            self.refused.append((key, _not_regular(key, "is a link that leads out of the source")))
+    def _read_link(self, fd: int, name: str, key: str) -> None:
+        """Read a link to a regular file in this directory; reject every other link."""
+        top = os.path.realpath(f"/proc/self/fd/{self._top}")
+        target = os.path.realpath(f"/proc/self/fd/{fd}/{name}")
+        if os.path.commonpath([top, target]) != top:
+            reason = "is a link that leads out of the source"
+            self.collected.reject(key, _not_regular(key, reason))
             return
-        if not Path(real).is_file():
-            self.refused.append((key, _not_regular(key, "is a link to no regular file")))
+        if not Path(target).is_file():
+            reason = "is a link, and its target is not a regular file"
+            self.collected.reject(key, _not_regular(key, reason))
             return
-        parts = PurePosixPath(os.path.relpath(real, top)).parts
-        here = os.dup(self.top)
+        parts = PurePosixPath(os.path.relpath(target, top)).parts
+        directory = os.dup(self._top)
         try:
             for part in parts[:-1]:
-                below = _open(part, _DIR, here)
-                os.close(here)
-                here = below
-            if not self.still(key, _stat(parts[-1], here)):
-                self.file(here, parts[-1], key)
+                below = _open(part, _DIRECTORY, directory)
+                os.close(directory)
+                directory = below
+            if not self._add_cached(key, _stat(parts[-1], directory)):
+                self._read_file(directory, parts[-1], key)
         finally:
-            os.close(here)
+            os.close(directory)
 
 
-def _same(one: list[SourceKey], other: list[SourceKey]) -> bool:
-    return len(one) == len(other) and all(map(operator.is_, one, other))
+def _generation(fd: int) -> str | None:
+    """Return the name of the current generation of a mounted volume; None for other directories.
 
-
-def _generation(top: int) -> str | None:
-    """Return the name of the current generation of a mounted volume, or None for a directory."""
+    Raises OSError.
+    """
     try:
-        target = os.readlink(_DATA, dir_fd=top)
+        target = os.readlink(_DATA, dir_fd=fd)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.EINVAL):
             return None
@@ -296,6 +311,7 @@ def _generation(top: int) -> str | None:
 
 
 def _stat(name: str, fd: int) -> os.stat_result:
+    """Return the status of a name that was listed. Raises _ChangedError and OSError."""
     try:
         return os.stat(name, dir_fd=fd, follow_symlinks=False)
     except FileNotFoundError as error:
@@ -303,7 +319,7 @@ def _stat(name: str, fd: int) -> os.stat_result:
 
 
 def _open(name: str, flags: int, fd: int) -> int:
-    """Open below a directory; what was there a moment ago and is gone, or a link now, changed."""
+    """Open a name that was listed. Raises OSError, and _ChangedError if it was replaced."""
     try:
         return os.open(name, flags, dir_fd=fd)
     except OSError as error:
@@ -312,10 +328,10 @@ def _open(name: str, flags: int, fd: int) -> int:
         raise
 
 
-def _not_regular(key: str, why: str) -> Finding:
+def _not_regular(key: str, reason: str) -> Finding:
     return Finding(
         code="key_not_regular",
         location=key,
-        message=f'"{key}" {why}. It is not read.',
-        hint="Put the profile itself there, as a regular file.",
+        message=f'"{key}" {reason}. It is not read.',
+        hint="Replace it by a regular file with the profile.",
     )

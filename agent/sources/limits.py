@@ -1,78 +1,82 @@
-"""How large a set may be, and the words for what is too large.
+"""The size limits of sources, and the findings about what exceeds them.
 
-Rule 1: a limit on one key refuses that key; a limit on a set makes the whole set unreadable, so
-that nothing is removed for what was not read.
+A limit on one key rejects that key. A limit on a profile set makes the whole set unreadable, so
+that no profile is removed because a key was not read.
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 from agent.core import model
 from agent.core.findings import Finding
 from agent.core.model import Emptied, Read, Snapshot, SourceKey, Unreadable
 from agent.core.vocabulary import UnreadableCause
 
-KEY_BYTES = 1 << 20  # a ConfigMap holds no more (Kubernetes: 1 MiB for all its data)
-SET_BYTES = 32 << 20
-SET_KEYS = 5000
-SET_DIRECTORIES = 5000  # of one directory source; empty ones cost as much as others
-SET_NAMES = 100_000  # of files and directories that are looked at, profiles or not
-# What is kept of all ConfigMaps that one source selects.
-SOURCE_BYTES = 16 << 20
-SOURCE_CONFIG_MAPS = 1000
-KEY_OVERHEAD = 256  # bytes of memory for each key, besides its name and its content
+KEY_BYTES: Final = 1 << 20  # the limit of Kubernetes for all data of a ConfigMap
+SET_BYTES: Final = 32 << 20
+SET_KEYS: Final = 5000
+SET_DIRECTORIES: Final = 5000  # of one directory source, including empty directories
+SET_NAMES: Final = 100_000  # files and directories of one source, profiles or not
+# The limits of all ConfigMaps that one source selects.
+SOURCE_BYTES: Final = 16 << 20
+SOURCE_CONFIG_MAPS: Final = 1000
+KEY_OVERHEAD: Final = 256  # bytes of memory per key, in addition to its name and content
 
 
 def too_large(key: str) -> Finding:
-    """Say that one key is larger than a profile may be."""
+    """Report a key that is larger than a profile may be."""
     return Finding(
         code="key_too_large",
         location=key,
-        message=f"The key is larger than {KEY_BYTES} bytes. It is not put.",
-        hint="Split it; the common rules of AppArmor profiles may be an abstraction on the host.",
+        message=f"The key is larger than {KEY_BYTES} bytes. It is not installed.",
+        hint="Split the profile. Common rules of AppArmor profiles can be an abstraction on the "
+        "host.",
     )
 
 
-def unsafe(key: str, why: str) -> Finding:
-    """Say that a key's name cannot be a profile's name or path."""
+def unsafe(key: str, reason: str) -> Finding:
+    """Report a key whose name cannot be the name or the path of a profile."""
     return Finding(
         code="key_unsafe",
         location=key,
-        message=f"The key's name {why}. It is not put.",
+        message=f"The name of the key {reason}. It is not installed.",
         hint="Use letters, digits, '.', '_' and '-' in the name of a key.",
     )
 
 
 def snapshot(
-    origin: str,
-    blobs: Sequence[SourceKey],
-    refused: Sequence[tuple[str, Finding]],
+    profile_set: str,
+    source_keys: Sequence[SourceKey],
+    rejected: Sequence[tuple[str, Finding]],
     *,
-    empty: bool = False,
+    allow_empty: bool = False,
     created: str = "",
 ) -> Snapshot:
-    """Return what was read of a set, within the limits.
+    """Return the snapshot of a profile set that was read, within the limits.
 
     Args:
-        origin: the profile set.
-        blobs: its keys.
-        refused: keys that were rejected before their content was read, and why.
-        empty: allows the set to contain nothing.
+        profile_set: the profile set.
+        source_keys: its keys.
+        rejected: keys that were rejected before their content was read, and why.
+        allow_empty: the profile set may contain no profile.
         created: see `model.Read`.
     """
-    if len(blobs) + len(refused) > SET_KEYS:
-        why = f"it has more than {SET_KEYS} keys"
-        return Unreadable(profile_set=origin, reason=why, cause=UnreadableCause.OVER_LIMIT)
-    if sum(len(blob.content) for blob in blobs) > SET_BYTES:
-        why = f"it has more than {SET_BYTES} bytes"
-        return Unreadable(profile_set=origin, reason=why, cause=UnreadableCause.OVER_LIMIT)
-    parts = [f"{blob.key}\0{blob.path}\0{model.digest(blob.content)}\n" for blob in blobs]
+    if len(source_keys) + len(rejected) > SET_KEYS:
+        return _over_limit(profile_set, f"it has more than {SET_KEYS} keys")
+    if sum(len(source_key.content) for source_key in source_keys) > SET_BYTES:
+        return _over_limit(profile_set, f"it has more than {SET_BYTES} bytes")
+    parts = [f"{item.key}\0{item.path}\0{model.digest(item.content)}\n" for item in source_keys]
     revision = model.digest("".join(parts).encode("utf-8", "surrogateescape"))
-    if not blobs and not refused and not empty:
-        return Emptied(profile_set=origin, revision=revision)
+    if not source_keys and not rejected and not allow_empty:
+        return Emptied(profile_set=profile_set, revision=revision)
     return Read(
-        profile_set=origin,
+        profile_set=profile_set,
         revision=revision,
-        source_keys=tuple(blobs),
-        refused=tuple(refused),
+        source_keys=tuple(source_keys),
+        refused=tuple(rejected),
         created=created,
     )
+
+
+def _over_limit(profile_set: str, reason: str) -> Unreadable:
+    return Unreadable(profile_set=profile_set, reason=reason, cause=UnreadableCause.OVER_LIMIT)

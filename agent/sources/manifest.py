@@ -1,81 +1,97 @@
-"""ConfigMaps in a YAML file: `data` and `binaryData` of every ConfigMap of every document.
+"""ConfigMaps in a YAML file: `data` and `binaryData` of each ConfigMap in each document.
 
-Rule 1: the file is one set: a ConfigMap that leaves the file is a removal of its keys, a file that
-is missing or cannot be understood removes nothing.
-Rule 2: other kinds of objects are passed over; a ConfigMap that is not well-formed makes the whole
-file unreadable, since its keys may still be desired.
+The file is one profile set. A ConfigMap that was removed from the file removes its profiles; a file
+that is missing or malformed removes nothing. Objects of other kinds are ignored. A malformed
+ConfigMap makes the whole file unreadable, because its keys may still be desired.
 """
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.core.findings import Finding
 from agent.core.labels import DOMAIN
 from agent.core.model import Missing, Snapshot, SourceKey, Unreadable
 from agent.sources import configmap_data, limits, yaml_documents
+from agent.sources.configmap_data import MalformedError
+
+
+@dataclass(slots=True)
+class _Collected:
+    """The keys of the ConfigMaps that have been read so far."""
+
+    source_keys: list[SourceKey] = field(default_factory=list)
+    rejected: list[tuple[str, Finding]] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)
+    allow_empty: bool = False
 
 
 class ManifestSource:
-    """The ConfigMaps of one file of this machine. Fulfils agent.core.ports.Source."""
+    """The ConfigMaps of one file of this machine. Implements agent.core.ports.Source."""
 
     def __init__(self, path: str, domain: str = DOMAIN) -> None:
         self.path = path
-        self.origin = f"manifest {Path(path).absolute()}"
+        self.profile_set = f"manifest {Path(path).absolute()}"
         self.domain = domain
-        self._seen: set[str] = set()
+        """The domain of the annotations."""
         self.watched_path = Path(path).absolute()
 
-    def explain_absence(self, set_: str) -> Snapshot | None:  # noqa: ARG002 - the port's
-        """Return None: this source has one set, and always answers for it."""
+    def explain_absence(self, set_: str) -> Snapshot | None:  # noqa: ARG002 - part of the protocol
+        """Return None: this source has one profile set, and `read` always returns it."""
         return None
 
     def invalidate(self) -> None:
-        """Do nothing: the file is read every time."""
+        """Do nothing, because each read reads the whole file."""
 
     def read(self) -> tuple[Snapshot, ...]:
         """Read the file once."""
         try:
             content = yaml_documents.read(self.path)
         except FileNotFoundError:
-            return (Missing(profile_set=self.origin, reason=f"{self.path} does not exist"),)
+            return (Missing(profile_set=self.profile_set, reason=f"{self.path} does not exist"),)
         except OSError as error:
-            return (Unreadable(profile_set=self.origin, reason=f"{self.path}: {error.strerror}"),)
-        blobs: list[SourceKey] = []
-        refused: list[tuple[str, Finding]] = []
-        empty = False
-        self._seen = set()
+            return (self._unreadable(str(error.strerror)),)
+        collected = _Collected()
         try:
             for document in yaml_documents.parse(content):
-                empty = self._object(document, blobs, refused) or empty
-        except (yaml_documents.InvalidYamlError, configmap_data.MalformedError) as error:
-            why = " ".join(str(error).split())[:300]
-            return (Unreadable(profile_set=self.origin, reason=f"{self.path}: {why}"),)
-        return (limits.snapshot(self.origin, blobs, refused, empty=empty),)
+                self._collect(document, collected)
+        except (yaml_documents.InvalidYamlError, MalformedError) as error:
+            return (self._unreadable(" ".join(str(error).split())[:300]),)
+        return (
+            limits.snapshot(
+                self.profile_set,
+                collected.source_keys,
+                collected.rejected,
+                allow_empty=collected.allow_empty,
+            ),
+        )
 
-    def _object(
-        self, document: object, blobs: list[SourceKey], refused: list[tuple[str, Finding]]
-    ) -> bool:
-        """Collect the keys of one object; return whether it may be empty."""
+    def _unreadable(self, reason: str) -> Unreadable:
+        return Unreadable(profile_set=self.profile_set, reason=f"{self.path}: {reason}")
+
+    def _collect(self, document: object, collected: _Collected) -> None:
+        """Add the keys of one object. Raises MalformedError."""
         if document is None:
-            return False
+            return
         if not isinstance(document, dict):
-            raise configmap_data.MalformedError("a document is no Kubernetes object")
+            raise MalformedError("a document is not a Kubernetes object")
         if document.get("kind") in ("List", "ConfigMapList"):
             items = document.get("items")
             if not isinstance(items, list):
-                raise configmap_data.MalformedError("a List has no items")
-            answers = [self._object(item, blobs, refused) for item in items]
-            return any(answers)
+                raise MalformedError("a List has no items")
+            for item in items:
+                self._collect(item, collected)
+            return
         if document.get("kind") != "ConfigMap":
-            return False
+            return
         if document.get("apiVersion") != "v1":
-            raise configmap_data.MalformedError("a ConfigMap has another apiVersion than v1")
-        found = configmap_data.content(
-            document, origin=self.origin, domain=self.domain, qualified=True
+            raise MalformedError("a ConfigMap has an apiVersion other than v1")
+        config_map = configmap_data.parse(
+            document, profile_set=self.profile_set, domain=self.domain, qualified=True
         )
-        blobs += found.source_keys
-        refused += found.refused
-        where = f"{found.namespace}/{found.name}"
-        if where in self._seen:
-            raise configmap_data.MalformedError(f"ConfigMap {where} is in it twice")
-        self._seen.add(where)
-        return found.allow_empty
+        name = f"{config_map.namespace}/{config_map.name}"
+        if name in collected.names:
+            raise MalformedError(f"the ConfigMap {name} occurs twice")
+        collected.names.add(name)
+        collected.source_keys += config_map.source_keys
+        collected.rejected += config_map.rejected
+        collected.allow_empty = collected.allow_empty or config_map.allow_empty

@@ -1,4 +1,8 @@
-"""Which source an operator means by a `--source` text."""
+"""The meaning of one `--source` text: a directory, a manifest, or ConfigMaps of the API server.
+
+Parsing a text reads no profile. `local_source` returns the source for a directory or a manifest;
+app.py builds the sources for ConfigMaps, which need a client.
+"""
 
 import difflib
 import os
@@ -16,75 +20,105 @@ SCHEMES: Final = ("dir", "manifest", "configmap", "configmaps")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DirectorySpec:
+    """A directory of this machine."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManifestSpec:
+    """A YAML file of this machine with ConfigMaps."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigMapSpec:
-    """Which ConfigMaps of which namespace: one by its name, or those that a selector selects."""
+    """ConfigMaps of one namespace: one with a name, or those that match a selector."""
 
     namespace: str
     name: str = ""
+    """The name of the only ConfigMap; empty for a selector."""
     selector: str = ""
+    """A label selector; empty for all ConfigMaps of the namespace."""
 
     @property
     def path(self) -> str:
-        """Return the path of the namespace's ConfigMaps."""
+        """The path of the namespace's ConfigMaps in the API."""
         return f"/api/v1/namespaces/{quote(self.namespace)}/configmaps"
 
     @property
     def query(self) -> tuple[tuple[str, str], ...]:
-        """Return what selects them."""
+        """The field selector or label selector of a list."""
         if self.name:
             return (("fieldSelector", f"metadata.name={self.name}"),)
         return (("labelSelector", self.selector),) if self.selector else ()
 
 
-def _wanted(text: str) -> ConfigMapSpec:
-    """Read `configmap:NAMESPACE/NAME` or `configmaps:NAMESPACE[?SELECTOR]`. Raises ValueError."""
-    scheme, _, rest = text.partition(":")
-    if scheme == "configmap":
-        namespace, slash, name = rest.partition("/")
-        if not slash or not is_dns_label(namespace) or not is_dns_subdomain(name):
-            raise ValueError(f'"{text}": write configmap:NAMESPACE/NAME')
-        return ConfigMapSpec(namespace=namespace, name=name)
-    namespace, _, chosen = rest.partition("?")
-    if not is_dns_label(namespace):
-        raise ValueError(f'"{text}": write configmaps:NAMESPACE?SELECTOR')
-    try:
-        selector.parse(chosen)
-    except ValueError as error:
-        raise ValueError(f'"{text}": {error}') from error
-    return ConfigMapSpec(namespace=namespace, selector=chosen)
+LocalSpec = DirectorySpec | ManifestSpec
+SourceSpec = LocalSpec | ConfigMapSpec
 
 
-def open_source(text: str, domain: str = DOMAIN) -> ports.Source | ConfigMapSpec:
-    """Return the source that a text names; for ConfigMaps of the API server which are wanted.
+def parse_source(text: str) -> SourceSpec:
+    """Return the source that a text describes. Raises ValueError with the mistake.
 
-    A bare path is a manifest if it is a file, or names one by its ending; else a directory. What
-    does not exist is a source that is missing when it is read. Raises ValueError, with the
-    mistake, for a text that names no source. domain: of the ConfigMaps' annotations.
+    A text without a scheme is a manifest if it is the path of a file, or if it ends like a YAML
+    file. Otherwise it is a directory. The path need not exist: the source is then missing when it
+    is read.
     """
     scheme, colon, rest = text.partition(":")
     if colon and scheme in ("configmap", "configmaps"):
-        return _wanted(text)
+        return _parse_config_maps(text)
     if colon and scheme in SCHEMES:
         if not rest:
             raise ValueError(f'"{text}": a path must follow "{scheme}:"')
-        return DirectorySource(rest) if scheme == "dir" else _manifest(rest, domain)
+        return DirectorySpec(path=rest) if scheme == "dir" else ManifestSpec(path=rest)
     if not text:
         raise ValueError("a source must not be empty")
-    # pathlib raises where nobody may look; there reading says why.
+    # pathlib raises an error for a directory without permission; reading it reports the reason.
     if colon and "/" not in scheme and not os.path.exists(text):  # noqa: PTH110 - see above
-        near = difflib.get_close_matches(scheme, SCHEMES, n=1)
-        hint = f'; did you mean "{near[0]}:{rest}"?' if near else ""
+        similar = difflib.get_close_matches(scheme, SCHEMES, n=1)
+        hint = f'; did you mean "{similar[0]}:{rest}"?' if similar else ""
         raise ValueError(
             f'"{text}": there is no source "{scheme}:"; use configmap:NAMESPACE/NAME, '
             f"configmaps:NAMESPACE?SELECTOR, dir:PATH or manifest:FILE{hint}"
         )
-    named = Path(text).suffix in (".yaml", ".yml")
-    if os.path.isfile(text) or (named and not os.path.isdir(text)):  # noqa: PTH112, PTH113 - see above
-        return _manifest(text, domain)
-    return DirectorySource(text)
+    is_yaml = Path(text).suffix in (".yaml", ".yml")
+    if os.path.isfile(text) or (is_yaml and not os.path.isdir(text)):  # noqa: PTH112, PTH113 - see above
+        return ManifestSpec(path=text)
+    return DirectorySpec(path=text)
 
 
-def _manifest(path: str, domain: str) -> ports.Source:
-    from agent.sources.manifest import ManifestSource  # with it comes yaml
+def _parse_config_maps(text: str) -> ConfigMapSpec:
+    """Parse `configmap:NAMESPACE/NAME` or `configmaps:NAMESPACE[?SELECTOR]`. Raises ValueError."""
+    scheme, _, rest = text.partition(":")
+    if scheme == "configmap":
+        namespace, slash, name = rest.partition("/")
+        if not slash or not is_dns_label(namespace) or not is_dns_subdomain(name):
+            raise ValueError(f'"{text}": the form is configmap:NAMESPACE/NAME')
+        return ConfigMapSpec(namespace=namespace, name=name)
+    namespace, _, selected = rest.partition("?")
+    if not is_dns_label(namespace):
+        raise ValueError(f'"{text}": the form is configmaps:NAMESPACE?SELECTOR')
+    try:
+        selector.parse(selected)
+    except ValueError as error:
+        raise ValueError(f'"{text}": {error}') from error
+    return ConfigMapSpec(namespace=namespace, selector=selected)
 
-    return ManifestSource(path, domain)
+
+def local_source(spec: LocalSpec, domain: str = DOMAIN) -> ports.Source:
+    """Return the source for a directory or a manifest.
+
+    Args:
+        spec: the parsed text.
+        domain: the domain of the annotations of ConfigMaps.
+    """
+    match spec:
+        case DirectorySpec():
+            return DirectorySource(spec.path)
+        case ManifestSpec():
+            from agent.sources.manifest import ManifestSource  # it imports yaml
+
+            return ManifestSource(spec.path, domain)

@@ -1,10 +1,10 @@
 """The documents of a YAML text, parsed within limits.
 
 The result consists of strings, lists, mappings with string keys, booleans and None. Numbers and
-dates are not converted: PyYAML needs minutes for some short texts (base-60 integers, integer keys
-of one hash value). The result is the documents or InvalidYamlError; nothing else is raised, and the
-interpreter does not crash (libyaml's composer recurses in C, so the nesting depth is
-checked before it runs). What aliases and merge keys expand to counts as if it were written out.
+dates are not converted, because PyYAML needs minutes for some short texts (base-60 integers, keys
+with equal hashes). Parsing returns documents or raises InvalidYamlError, and nothing else.
+libyaml's composer is recursive C code, so the nesting depth is checked before it runs. The content
+of aliases and merge keys counts against the limits each time they are used.
 """
 
 import os
@@ -26,12 +26,12 @@ _TAG: Final = "tag:yaml.org,2002:"
 
 
 class InvalidYamlError(ValueError):
-    """The reason why a text cannot be read as YAML."""
+    """A text is not YAML within the limits. The message is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class NotAString:
-    """A number or a date, which YAML does not quote, as the text that was written."""
+    """The text of an unquoted number or date."""
 
     text: str
 
@@ -40,7 +40,7 @@ class NotAString:
 
 
 class _Loader(_Base):  # type: ignore[misc, valid-type] # the C loader where PyYAML has it
-    """A loader of few types. It rejects duplicate keys: the last one would win in silence."""
+    """A loader for few types. It rejects duplicate keys, because only the last one would count."""
 
     yaml_constructors: ClassVar[dict[str | None, Callable[..., object]]] = {}
     yaml_multi_constructors: ClassVar[dict[str, Callable[..., object]]] = {}
@@ -119,41 +119,63 @@ def parse(content: bytes) -> list[object]:
         raise InvalidYamlError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
-def _measure(text: str) -> None:  # noqa: C901, PLR0912 - one case for each kind of event
-    """Raise InvalidYamlError if a text nests too deep or is too large once aliases expand."""
-    nodes = size = 0
-    open_: list[tuple[str | None, int, int]] = []  # anchor, nodes and size before it
-    whole: dict[str, tuple[int, int]] = {}  # what an anchor's node expands to
+def _measure(text: str) -> None:
+    """Raise InvalidYamlError if a text nests too deep, or is too large with expanded aliases."""
+    measure = _Measure()
     for event in yaml.parse(text, _Loader):
+        measure.add(event)
+
+
+class _Measure:
+    """Counts the nodes and characters of a YAML text with expanded aliases."""
+
+    def __init__(self) -> None:
+        self._nodes = 0
+        self._size = 0
+        self._open: list[tuple[str | None, int, int]] = []
+        """For each open collection: its anchor, and the nodes and the size before it."""
+        self._anchors: dict[str, tuple[int, int]] = {}
+        """For each complete anchor: the nodes and the size that an alias expands to."""
+
+    def add(self, event: yaml.Event) -> None:
+        """Count one event of the parser. Raises InvalidYamlError."""
         match event:
             case yaml.AliasEvent():
-                if event.anchor not in whole:
-                    raise InvalidYamlError(
-                        f"the alias *{event.anchor} names nothing, or what it is part of"
-                    )
-                more, larger = whole[event.anchor]
-                nodes, size = nodes + more, size + larger
+                self._add_alias(str(event.anchor))
             case yaml.ScalarEvent():
-                nodes, size = nodes + 1, size + len(event.value)
+                self._nodes += 1
+                self._size += len(event.value)
                 if event.anchor:
-                    whole[event.anchor] = (1, len(event.value))
+                    self._anchors[event.anchor] = (1, len(event.value))
             case yaml.CollectionStartEvent():
-                if event.anchor:
-                    whole.pop(event.anchor, None)  # not to be named before its end
-                open_.append((event.anchor, nodes, size))
-                nodes += 1
+                self._begin_collection(event.anchor)
             case yaml.CollectionEndEvent():
-                anchor, before, smaller = open_.pop()
+                anchor, nodes, size = self._open.pop()
                 if anchor:
-                    whole[anchor] = (nodes - before, size - smaller)
+                    self._anchors[anchor] = (self._nodes - nodes, self._size - size)
             case yaml.DocumentStartEvent():
-                whole.clear()
+                self._anchors.clear()
             case _:
                 pass
-        if len(open_) > DEPTH:
+        if len(self._open) > DEPTH:
             raise InvalidYamlError(f"it nests more than {DEPTH} levels deep")
-        if nodes > NODES or size > BYTES:
+        if self._nodes > NODES or self._size > BYTES:
             raise InvalidYamlError(f"it expands to more than {NODES} nodes or {BYTES} characters")
+
+    def _add_alias(self, anchor: str) -> None:
+        if anchor not in self._anchors:
+            raise InvalidYamlError(
+                f"the alias *{anchor} has no anchor, or is part of its own anchor"
+            )
+        nodes, size = self._anchors[anchor]
+        self._nodes += nodes
+        self._size += size
+
+    def _begin_collection(self, anchor: str | None) -> None:
+        if anchor:
+            self._anchors.pop(anchor, None)  # an alias is not valid before the end of the anchor
+        self._open.append((anchor, self._nodes, self._size))
+        self._nodes += 1
 
 
 def read(path: str) -> bytes:

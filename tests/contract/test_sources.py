@@ -1,4 +1,4 @@
-"""What every source keeps: the same answers, whatever profiles come from."""
+"""The behaviour that all sources have in common."""
 
 import json
 import os
@@ -13,7 +13,7 @@ HEAD = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "web"}}
 
 
 class Tree:
-    """Profiles as files below a directory."""
+    """Profiles in the files of a directory."""
 
     def __init__(self, top):
         self.path = top / "set"
@@ -25,7 +25,7 @@ class Tree:
         for key, text in keys.items():
             (self.path / key).write_text(text)
 
-    def spoil(self):
+    def make_unreadable(self):
         self.path.write_text("not a directory")
 
     def source(self):
@@ -33,7 +33,7 @@ class Tree:
 
 
 class Volume(Tree):
-    """Profiles as the kubelet mounts a ConfigMap."""
+    """Profiles in a ConfigMap volume of the kubelet."""
 
     def fill(self, **keys):
         self.path.mkdir(exist_ok=True)
@@ -48,21 +48,21 @@ class Volume(Tree):
 
 
 class File(Tree):
-    """Profiles as a ConfigMap in a file; JSON is YAML."""
+    """Profiles in a ConfigMap in a file; JSON is YAML."""
 
     def fill(self, **keys):
         self.path.write_text(json.dumps({**HEAD, "data": keys}))
 
-    def spoil(self):
+    def make_unreadable(self):
         self.path.write_text("{")
 
     def source(self):
         return ManifestSource(str(self.path))
 
 
-@pytest.fixture(params=[Tree, Volume, File], ids=lambda one: one.__name__.lower())
+@pytest.fixture(params=[Tree, Volume, File], ids=lambda kind: kind.__name__.lower())
 def place(request, tmp_path):
-    """Give each place that profiles come from, not there yet."""
+    """Each type of source, before it contains anything."""
     return request.param(tmp_path)
 
 
@@ -71,33 +71,33 @@ def read(place):
     return snapshot
 
 
-def test_a_set_that_is_read_holds_its_profiles_byte_for_byte(place):
-    """Profiles become blobs of the set's origin; what is no profile does not."""
+def test_a_snapshot_contains_the_unchanged_content_of_each_profile(place):
+    """Files that are not profiles are ignored."""
     place.fill(**{"a.json": '{"é": 1}\n', "mute": "[", "README.md": "x", "b.txt": "x"})
     snapshot = read(place)
     assert isinstance(snapshot, Read)
     assert snapshot.refused == ()
-    assert {(one.profile_set, one.path, one.content) for one in snapshot.source_keys} == {
+    assert {(key.profile_set, key.path, key.content) for key in snapshot.source_keys} == {
         (snapshot.profile_set, "a.json", '{"é": 1}\n'.encode()),
         (snapshot.profile_set, "mute", b"["),
     }
 
 
-def test_empty_missing_and_unreadable_are_three_answers_of_one_origin(place):
-    """Nobody has to guess why there is nothing."""
-    answers = [read(place)]
+def test_empty_missing_and_unreadable_differ_and_have_the_same_profile_set(place):
+    """The type of the snapshot is the reason why there are no profiles."""
+    snapshots = [read(place)]
     place.fill(**{"README.md": "x"})
-    answers.append(read(place))
+    snapshots.append(read(place))
     if place.path.is_dir():
         place.path.rename(place.path.with_name("old"))
-    place.spoil()
-    answers.append(read(place))
-    assert [type(one) for one in answers] == [Missing, Emptied, Unreadable]
-    assert len({one.profile_set for one in answers}) == 1
+    place.make_unreadable()
+    snapshots.append(read(place))
+    assert [type(snapshot) for snapshot in snapshots] == [Missing, Emptied, Unreadable]
+    assert len({snapshot.profile_set for snapshot in snapshots}) == 1
 
 
 def test_the_revision_follows_names_and_content_only(place):
-    """The same keys give the same revision; another byte or another name gives another one."""
+    """Equal keys have an equal revision; other content or another name has another one."""
     revisions = []
     for keys in ({"a.json": "1"}, {"a.json": "1"}, {"a.json": "2"}, {"b.json": "2"}):
         place.fill(**keys)
@@ -106,8 +106,8 @@ def test_the_revision_follows_names_and_content_only(place):
     assert len(set(revisions)) == 3
 
 
-def test_a_source_reads_anew_each_time(place):
-    """One source serves many passes."""
+def test_each_read_returns_the_current_profiles(place):
+    """One source is read in many passes."""
     source = place.source()
     place.fill(**{"a.json": "1"})
     first = source.read()
@@ -115,11 +115,11 @@ def test_a_source_reads_anew_each_time(place):
     (second,) = source.read()
     assert isinstance(second, Read)
     assert source.read() != first
-    assert [one.path for one in second.source_keys] == ["a.json", "b.json"]
+    assert [key.path for key in second.source_keys] == ["a.json", "b.json"]
 
 
-def test_an_origin_does_not_depend_on_where_the_agent_runs(place, monkeypatch):
-    """A relative and an absolute path name the same set."""
+def test_the_profile_set_does_not_depend_on_the_working_directory(place, monkeypatch):
+    """A relative and an absolute path have the same profile set."""
     place.fill(**{"a.json": "1"})
     monkeypatch.chdir(place.path.parent)
     (absolute,) = place.source().read()

@@ -616,7 +616,7 @@ def test_many_full_configmaps_are_refused_one_by_one_and_nothing_else_stops(agen
     print(f"32 ConfigMaps of 1 MiB: {len(sets)} sets are ready, peak {peak:.0f} MiB")
     assert sets[:2] == ["set/first", "set/n00"]
     assert 14 <= len(sets) <= 19
-    assert "gave no usable answer" not in agent.said()
+    assert "sent no usable response" not in agent.said()
     assert peak < 128
     for number in range(16):
         agent.cluster.kubectl("-n", agent.name, "delete", "configmap", f"n{number:02}")
@@ -782,7 +782,7 @@ def test_forbidden_is_told_and_removes_nothing(agent):
     told = {one["code"]: one["what"] for one in json.loads(done.stdout)["problems"]}
     assert (done.returncode, agent.files(), agent.labels()) == (3, ["a.json"], READY)
     assert sorted(told) == ["node_unreachable", "source_unreadable"]
-    assert "the API server forbids to read it: 403 Forbidden" in told["source_unreadable"]
+    assert "the API server denies reading it: 403 Forbidden" in told["source_unreadable"]
 
 
 def test_the_agent_holds_few_connections_and_needs_no_request_while_nothing_changes(agent):

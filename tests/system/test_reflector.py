@@ -449,7 +449,7 @@ def variants(value):
 
 
 COMPLETE_OBJECTS = {
-    cluster_source.keep("d.org"): {
+    cluster_source.entry_for("d.org"): {
         "metadata": {
             "name": "web",
             "namespace": "ns",

@@ -36,7 +36,7 @@ class Agent:
         self.config_map = reflector_module.Reflector(
             self.api,
             Resource(path=WANTED.path, query=WANTED.query),
-            keep=config_maps.keep(DOMAIN),
+            keep=config_maps.entry_for(DOMAIN),
             on_change=lambda: self.words.put("source"),
             backoff=reflector_module.new_backoff(),
         )
@@ -79,7 +79,7 @@ class Agent:
 
 def report(content):
     """Return what a pass would say with every key in place."""
-    origin = config_maps.origin("default", "profiles")
+    origin = config_maps.profile_set_of("default", "profiles")
     rows = [
         ProfileStatus(
             kind="seccomp",

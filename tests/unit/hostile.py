@@ -1,7 +1,8 @@
-"""Keys of 1 MiB that would take the agent's time or memory: `python -m` this module NAME.
+"""Check one key of 1 MiB that would need much time or memory: `python -m` this module NAME.
 
-It looks at one of them as the agent does, in a process of its own, and prints as JSON how many
-problems were told, how much CPU time that took (s) and how much more memory (MiB).
+The key is checked in this process, and the number of problems, the CPU time in seconds and the
+additional memory in MiB are printed as JSON.
+
 """
 
 import json
@@ -21,9 +22,9 @@ RULE = (
 )
 
 
-def filled(head, one, tail):
-    """Return bytes of at most SIZE with as many of one (or of what it makes of a number) as fit."""
-    make = one if callable(one) else lambda _: one
+def filled(head, item, tail):
+    """Return at most SIZE bytes: a head, as many items as fit, and a tail."""
+    make = item if callable(item) else lambda _: item
     parts, left, number = [], SIZE - len(head) - len(tail), 0
     while (left := left - len(part := make(number)) - 1) >= 0:
         parts.append(part)
@@ -85,7 +86,7 @@ def seccomp(content):
 
 
 def apparmor(content):
-    """Return the longest of what is said of a text before the parser and beside it."""
+    """Return the longest list of problems that one of the checks of a text reports."""
     source = content.decode()
     return max(
         source_checks.errors(content),
@@ -97,13 +98,13 @@ def apparmor(content):
 
 
 def main(name):
-    """Look at one key."""
-    look, content = (seccomp, SECCOMP[name]) if name in SECCOMP else (apparmor, APPARMOR[name])
+    """Check one key."""
+    check, content = (seccomp, SECCOMP[name]) if name in SECCOMP else (apparmor, APPARMOR[name])
     before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    found = look(content)
+    problems = check(content)
     seconds, after = time.process_time() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    told = {"problems": len(found), "seconds": seconds, "memory": (after - before) / 1024}
-    sys.stdout.write(json.dumps(told))
+    result = {"problems": len(problems), "seconds": seconds, "memory": (after - before) / 1024}
+    sys.stdout.write(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Specification of agent.sources.configmap and opening, and of a reflector's pauses."""
+"""Specification of agent.sources.configmap and agent.sources.source_spec."""
+
+import gc
 
 import pytest
 
@@ -16,50 +18,56 @@ ALL = ConfigMapSpec(namespace="ns")
 
 
 def config_map(name="web", data=None, **annotations):
+    """Return the name and the entry of a ConfigMap."""
     keys = {"a.json": PLAIN} if data is None else data
     own = {f"{D}/{key.replace('_', '-')}": value for key, value in annotations.items()}
-    return name, configmap.keep(D)(
+    return name, configmap.entry_for(D)(
         {"metadata": {"name": name, "namespace": "ns", "annotations": own}, "data": keys}
     )
 
 
-def source(which, copy, labels=None):
-    return ConfigMapSource(which, copy=lambda: copy, node_labels=lambda: labels)
+def source(spec, store, labels=None):
+    return ConfigMapSource(spec, store=lambda: store, node_labels=lambda: labels)
 
 
-def read(which, copy, labels=None):
-    return source(which, copy, labels).read()
+def read(spec, store, labels=None):
+    return source(spec, store, labels).read()
 
 
-def as_read(name, *keys, empty=False):
-    origin = f"configmap ns/{name}"
-    blobs = [SourceKey(profile_set=origin, key=key, content=PLAIN.encode()) for key in keys]
-    return limits.snapshot(origin, blobs, [], empty=empty)
+def expected_snapshot(name, *keys, allow_empty=False):
+    profile_set = f"configmap ns/{name}"
+    source_keys = [
+        SourceKey(profile_set=profile_set, key=key, content=PLAIN.encode()) for key in keys
+    ]
+    return limits.snapshot(profile_set, source_keys, [], allow_empty=allow_empty)
 
 
-def known(*found, **more):
-    return Store(objects=dict(found), **more)
+def stored(*entries, **more):
+    return Store(objects=dict(entries), **more)
 
 
 FORBIDDEN = Store(objects=None, reason="403 Forbidden: no", status=403)
 
 
-def test_each_configmap_is_a_set_of_its_own():
-    """In the order of their names, one missing nothing of the other."""
-    copy = known(config_map("web"), config_map("api", {"b.json": PLAIN}))
-    assert read(SEVERAL, copy) == (as_read("api", "b.json"), as_read("web", "a.json"))
-    assert read(ONE, copy) == (as_read("web", "a.json"),)
+def test_each_configmap_is_a_separate_profile_set():
+    """The sets are in the order of their names."""
+    store = stored(config_map("web"), config_map("api", {"b.json": PLAIN}))
+    assert read(SEVERAL, store) == (
+        expected_snapshot("api", "b.json"),
+        expected_snapshot("web", "a.json"),
+    )
+    assert read(ONE, store) == (expected_snapshot("web", "a.json"),)
 
 
-def test_a_configmap_without_profiles_is_emptied_unless_it_says_that_it_may_be():
-    """Emptying is a wish only where the annotation says so."""
-    emptied, wish = config_map(data={}), config_map(data={}, allow_empty="true")
-    assert isinstance(read(ONE, known(emptied))[0], Emptied)
-    assert read(ONE, known(wish)) == (as_read("web", empty=True),)
+def test_a_configmap_without_profiles_is_emptied_unless_an_annotation_allows_it():
+    """Only the annotation makes an empty ConfigMap a valid profile set."""
+    emptied, allowed = config_map(data={}), config_map(data={}, allow_empty="true")
+    assert isinstance(read(ONE, stored(emptied))[0], Emptied)
+    assert read(ONE, stored(allowed)) == (expected_snapshot("web", allow_empty=True),)
 
 
 def test_a_configmap_that_does_not_exist_is_missing():
-    """A confirmed answer without it; not the same as no answer."""
+    """A confirmed list without the ConfigMap differs from a failed request."""
     assert read(ONE, Store(objects={})) == (
         Missing(profile_set="configmap ns/web", reason="there is no ConfigMap ns/web"),
     )
@@ -68,89 +76,93 @@ def test_a_configmap_that_does_not_exist_is_missing():
 @pytest.mark.parametrize(
     ("status", "expected"),
     [
-        (401, "the API server forbids to read it: because"),
-        (403, "the API server forbids to read it: because"),
-        (404, "the API server refused: because"),
-        (429, "the API server refused: because"),
-        (500, "the API server refused: because"),
-        (0, "the API server gave no usable answer: because"),
+        (401, "the API server denies reading it: because"),
+        (403, "the API server denies reading it: because"),
+        (404, "the API server responded with an error: because"),
+        (429, "the API server responded with an error: because"),
+        (500, "the API server responded with an error: because"),
+        (0, "the API server sent no usable response: because"),
     ],
 )
 @pytest.mark.parametrize("objects", [None, {}, {"web": config_map()}])
-def test_what_the_api_server_does_not_confirm_is_unreadable(objects, status, expected):
-    """Neither an old copy nor an empty one is an answer."""
-    copy = Store(objects=objects, reason="because", status=status)
-    assert read(ONE, copy) == (Unreadable(profile_set="configmap ns/web", reason=expected),)
+def test_a_configmap_that_is_not_confirmed_is_unreadable(objects, status, expected):
+    """A store that could not be confirmed is unreadable, whether it contains objects or not."""
+    store = Store(objects=objects, reason="because", status=status)
+    assert read(ONE, store) == (Unreadable(profile_set="configmap ns/web", reason=expected),)
 
 
 @pytest.mark.parametrize(
-    "copy", [FORBIDDEN, Store(objects={}, reason="403 Forbidden: no", status=403)]
+    "store", [FORBIDDEN, Store(objects={}, reason="403 Forbidden: no", status=403)]
 )
 @pytest.mark.parametrize(
-    ("which", "origin"), [(SEVERAL, "configmaps ns?use=profiles"), (ALL, "configmaps ns")]
+    ("spec", "profile_set"), [(SEVERAL, "configmaps ns?use=profiles"), (ALL, "configmaps ns")]
 )
-def test_several_configmaps_of_which_none_is_known_are_unreadable_not_none(which, origin, copy):
-    """A node that was never told its profiles is not one that has none."""
-    assert read(which, copy) == (
+def test_a_selector_without_a_confirmed_list_is_unreadable(spec, profile_set, store):
+    """A node that never received its profiles differs from a node without profiles."""
+    assert read(spec, store) == (
         Unreadable(
-            profile_set=origin, reason="the API server forbids to read it: 403 Forbidden: no"
+            profile_set=profile_set, reason="the API server denies reading it: 403 Forbidden: no"
         ),
     )
 
 
-def test_before_the_first_answer_several_configmaps_are_unreadable():
-    """The first pass may come before it."""
-    copy = Store(objects=None, reason="not read yet", tried=False)
-    assert [type(one) for one in read(SEVERAL, copy)] == [Unreadable]
+def test_a_selector_is_unreadable_before_the_first_list():
+    """The first pass may run before the first list."""
+    store = Store(objects=None, reason="not read yet", tried=False)
+    assert [type(snapshot) for snapshot in read(SEVERAL, store)] == [Unreadable]
 
 
-def test_a_selector_that_selects_none_is_a_missing_source():
-    """A misspelt selector is told, as a misspelt name is, and keeps the startup taint on."""
+def test_a_selector_without_matches_is_a_missing_source():
+    """A misspelt selector is reported like a misspelt name, and keeps the startup taint."""
     assert read(SEVERAL, Store(objects={})) == (
         Missing(profile_set="configmaps ns?use=profiles", reason="there is no such ConfigMap"),
     )
 
 
-def test_known_configmaps_that_are_not_confirmed_are_unreadable_each():
-    """So each of them keeps what it provided."""
-    copy = known(config_map("web"), config_map("api"), reason="no answer in time")
-    why = "the API server gave no usable answer: no answer in time"
-    assert read(SEVERAL, copy) == (
-        Unreadable(profile_set="configmap ns/api", reason=why),
-        Unreadable(profile_set="configmap ns/web", reason=why),
+def test_each_known_configmap_that_is_not_confirmed_is_unreadable():
+    """So the profiles of each ConfigMap stay."""
+    store = stored(config_map("web"), config_map("api"), reason="no response in time")
+    reason = "the API server sent no usable response: no response in time"
+    assert read(SEVERAL, store) == (
+        Unreadable(profile_set="configmap ns/api", reason=reason),
+        Unreadable(profile_set="configmap ns/web", reason=reason),
     )
 
 
 def test_a_malformed_configmap_is_unreadable_and_the_others_are_read():
-    """Its keys may still be desired."""
-    odd = configmap.keep(D)({"metadata": {"name": "odd", "namespace": "ns"}, "data": ["x"]})
-    copy = Store(objects={"odd": odd, **dict([config_map()])})
-    assert read(SEVERAL, copy) == (
+    """The keys of the malformed ConfigMap may still be desired."""
+    odd = configmap.entry_for(D)({"metadata": {"name": "odd", "namespace": "ns"}, "data": ["x"]})
+    store = Store(objects={"odd": odd, **dict([config_map()])})
+    assert read(SEVERAL, store) == (
         Unreadable(
             profile_set="configmap ns/odd",
-            reason="data of a ConfigMap is no mapping of strings",
+            reason="the field data of a ConfigMap is not a mapping with string keys",
             cause="invalid",
         ),
-        as_read("web", "a.json"),
+        expected_snapshot("web", "a.json"),
     )
 
 
-def test_an_object_without_metadata_is_malformed_not_a_crash():
-    """What is kept of it is what is wrong with it."""
-    assert configmap.keep(D)({"metadata": None}).malformed == "a ConfigMap has no metadata.name"
+def test_an_object_without_metadata_is_malformed():
+    """The entry contains the reason."""
+    assert (
+        configmap.entry_for(D)({"metadata": None}).malformed == "a ConfigMap has no metadata.name"
+    )
 
 
 def aged(number, size=100, **more):
-    """Return a ConfigMap that was created in that second."""
-    content = configmap.keep(D)({"metadata": {"name": f"m{number}", "namespace": "ns"}}).content
+    """Return the name and the entry of a ConfigMap that was created in a certain second."""
+    content = configmap.entry_for(D)(
+        {"metadata": {"name": f"m{number}", "namespace": "ns"}}
+    ).content
     created = f"2026-01-01T00:00:{number:02}Z"
     return f"m{number}", configmap.ConfigMapEntry(
         content=content, created=created, size=size, **more
     )
 
 
-def let_go(objects):
-    return sorted(name for name, one in objects.items() if one.is_let_go)
+def dropped(objects):
+    return sorted(name for name, entry in objects.items() if entry.is_dropped)
 
 
 @pytest.mark.parametrize(
@@ -166,112 +178,121 @@ def let_go(objects):
     ],
 )
 def test_the_oldest_configmaps_have_room(sizes, expected):
-    """The order in which they become known does not matter, nor how often it is decided."""
-    bounds = configmap.ConfigMapBounds(most_bytes=300, most_config_maps=10)
-    found = [aged(number, size) for number, size in enumerate(sizes)]
-    for order in (found, found[::-1]):
+    """The result does not depend on the order in which the ConfigMaps become known."""
+    bounds = configmap.ConfigMapBounds(byte_limit=300, config_map_limit=10)
+    entries = [aged(number, size) for number, size in enumerate(sizes)]
+    for order in (entries, entries[::-1]):
         whole = bounds.within(dict(order))
-        assert (let_go(whole), len(whole)) == (expected, len(sizes))
+        assert (dropped(whole), len(whole)) == (expected, len(sizes))
         assert bounds.within(whole) == whole
         paged = {}
-        for name, one in order:
-            paged = bounds.within({**paged, name: one})
+        for name, entry in order:
+            paged = bounds.within({**paged, name: entry})
         assert paged == whole
         assert bounds.has_room(whole) is False
 
 
-def test_room_that_becomes_free_is_noticed():
-    """A deleted or smaller ConfigMap leaves room for one that was let go."""
-    bounds = configmap.ConfigMapBounds(most_bytes=300, most_config_maps=10)
-    found = bounds.within(dict(aged(number, 150) for number in range(3)))
-    assert let_go(found) == ["m2"]
-    left = {name: one for name, one in found.items() if name != "m0"}
+def test_free_room_is_noticed():
+    """A deleted or smaller ConfigMap makes room for one whose content was dropped."""
+    bounds = configmap.ConfigMapBounds(byte_limit=300, config_map_limit=10)
+    kept = bounds.within(dict(aged(number, 150) for number in range(3)))
+    assert dropped(kept) == ["m2"]
+    left = {name: entry for name, entry in kept.items() if name != "m0"}
     assert bounds.has_room(left) is True
-    assert bounds.has_room({**found, "m0": aged(0, 0)[1]}) is True
+    assert bounds.has_room({**kept, "m0": aged(0, 0)[1]}) is True
 
 
-def test_of_too_many_configmaps_not_even_the_names_are_remembered():
-    """The newest ConfigMaps are left out; the oldest ones are remembered."""
-    bounds = configmap.ConfigMapBounds(most_bytes=300, most_config_maps=2)
-    found = bounds.within(dict(aged(number, 0) for number in range(9)))
-    assert (sorted(found), let_go(found)) == (["m0", "m1", "m2", "m3"], ["m2", "m3"])
+def test_names_of_too_many_configmaps_are_not_kept():
+    """The names of the newest ConfigMaps are dropped, and those of the oldest are kept."""
+    bounds = configmap.ConfigMapBounds(byte_limit=300, config_map_limit=2)
+    kept = bounds.within(dict(aged(number, 0) for number in range(9)))
+    assert (sorted(kept), dropped(kept)) == (["m0", "m1", "m2", "m3"], ["m2", "m3"])
 
 
-def test_configmaps_beyond_the_bounds_are_refused_one_by_one():
-    """All other ConfigMaps are read, none is missing, and the code is that of a limit."""
+def test_configmaps_above_the_limits_are_rejected_separately():
+    """All other ConfigMaps are read, none is missing, and the cause is a limit."""
     name, old = config_map("old")
-    copy = Store(
+    store = Store(
         objects={name: old, "young": aged(5)[1], "huge": configmap.ConfigMapEntry(created="x")}
     )
-    known_by = source(ALL, copy)
-    told = {one.profile_set: getattr(one, "cause", "") for one in known_by.read()}
-    assert told == {
+    several = source(ALL, store)
+    causes = {snapshot.profile_set: getattr(snapshot, "cause", "") for snapshot in several.read()}
+    assert causes == {
         "configmap ns/old": "",
         "configmap ns/young": "",
         "configmap ns/huge": "over_limit",
     }
-    assert known_by.explain_absence("configmap ns/gone") == Missing(
-        profile_set="configmap ns/gone", reason='there is no ConfigMap ns/gone that "" selects'
+    assert several.explain_absence("configmap ns/gone") == Missing(
+        profile_set="configmap ns/gone", reason='there is no ConfigMap ns/gone that matches ""'
     )
     more = source(ALL, Store(objects={name: old}, partial=True))
-    assert [getattr(one, "cause", "") for one in more.read()] == ["", "over_limit"]
+    assert [getattr(snapshot, "cause", "") for snapshot in more.read()] == ["", "over_limit"]
     assert more.explain_absence("configmap ns/gone").cause == "over_limit"
 
 
 @pytest.mark.parametrize(
     ("labels", "expected"),
     [
-        ({"pool": "a"}, as_read("web", "a.json")),
-        ({"pool": "b"}, as_read("web", empty=True)),
-        ({}, as_read("web", empty=True)),
+        ({"pool": "a"}, expected_snapshot("web", "a.json")),
+        ({"pool": "b"}, expected_snapshot("web", allow_empty=True)),
+        ({}, expected_snapshot("web", allow_empty=True)),
         (
             None,
             Unreadable(
                 profile_set="configmap ns/web",
-                reason="it is for some nodes only, and the labels of this Node are not known",
+                reason="it has a node selector, and the labels of this Node are not known",
             ),
         ),
     ],
 )
-def test_a_node_selector_decides_for_which_nodes_a_configmap_is(labels, expected):
-    """A selector that no longer matches is a wish; one that cannot be judged is none."""
-    assert read(ONE, known(config_map(node_selector="pool=a")), labels) == (expected,)
+def test_a_node_selector_decides_which_nodes_a_configmap_is_for(labels, expected):
+    """A selector that does not match provides no profiles; without labels the set is unreadable."""
+    assert read(ONE, stored(config_map(node_selector="pool=a")), labels) == (expected,)
 
 
 def test_without_a_node_selector_the_node_labels_are_not_needed():
-    """A directory of a host that is no Node has none."""
-    assert isinstance(read(ONE, known(config_map()))[0], Read)
+    """A host that is not a Node has no labels."""
+    assert isinstance(read(ONE, stored(config_map()))[0], Read)
 
 
-def test_a_configmap_that_did_not_change_gives_the_very_same_snapshot():
-    """Nothing is digested again in a pass over unchanged sources."""
-    copies = [known(config_map())]
-    reader = ConfigMapSource(ONE, copy=lambda: copies[0], node_labels=lambda: None)
+def test_an_unchanged_configmap_has_the_same_snapshot_object():
+    """A pass over unchanged sources calculates no digest."""
+    stores = [stored(config_map())]
+    reader = ConfigMapSource(ONE, store=lambda: stores[0], node_labels=lambda: None)
     first = reader.read()[0]
     assert reader.read()[0] is first
-    copies[0] = known(config_map(data={"b.json": PLAIN}))
-    assert reader.read() == (as_read("web", "b.json"),)
+    stores[0] = stored(config_map(data={"b.json": PLAIN}))
+    assert reader.read() == (expected_snapshot("web", "b.json"),)
 
 
-def test_a_configmap_that_is_gone_is_not_kept_in_memory():
-    """Names that hold a hash come and go for months."""
-    copies = [known(config_map("web-1"))]
-    reader = ConfigMapSource(SEVERAL, copy=lambda: copies[0], node_labels=lambda: None)
+def test_the_keys_of_a_deleted_configmap_are_not_kept_in_memory():
+    """Names that contain a hash come and go for months."""
+    stores = [stored(config_map("web-1"))]
+    reader = ConfigMapSource(SEVERAL, store=lambda: stores[0], node_labels=lambda: None)
     reader.read()
-    copies[0] = known(config_map("web-2"))
+    assert keys_in_memory("configmap ns/web-1") == 1
+    stores[0] = stored(config_map("web-2"))
     reader.read()
-    assert reader._made.keys() == {"web-2"}
+    gc.collect()
+    assert keys_in_memory("configmap ns/web-1") == 0
+
+
+def keys_in_memory(profile_set):
+    return sum(
+        isinstance(value, SourceKey) and value.profile_set == profile_set
+        for value in gc.get_objects()
+    )
 
 
 @pytest.mark.parametrize(
-    ("which", "set_", "expected"),
+    ("spec", "profile_set", "expected"),
     [
         (
             SEVERAL,
             "configmap ns/gone",
             Missing(
                 profile_set="configmap ns/gone",
-                reason='there is no ConfigMap ns/gone that "use=profiles" selects',
+                reason='there is no ConfigMap ns/gone that matches "use=profiles"',
             ),
         ),
         (SEVERAL, "configmap other/gone", None),
@@ -280,16 +301,16 @@ def test_a_configmap_that_is_gone_is_not_kept_in_memory():
         (ONE, "configmap ns/gone", None),
     ],
 )
-def test_a_set_that_is_gone_is_missing_for_its_own_source_alone(which, set_, expected):
-    """What another source provided is not this one's to judge."""
-    assert source(which, known(config_map())).explain_absence(set_) == expected
+def test_a_deleted_set_is_missing_only_for_its_own_source(spec, profile_set, expected):
+    """A source explains no profile sets of other sources."""
+    assert source(spec, stored(config_map())).explain_absence(profile_set) == expected
 
 
-def test_a_set_of_the_ledger_is_unreadable_while_nothing_is_known():
-    """After a reboot in an outage it is not missing."""
+def test_a_set_of_the_ledger_is_unreadable_before_the_first_list():
+    """After a reboot without the API server the profile set is not missing."""
     assert source(SEVERAL, FORBIDDEN).explain_absence("configmap ns/web") == Unreadable(
         profile_set="configmap ns/web",
-        reason="the API server forbids to read it: 403 Forbidden: no",
+        reason="the API server denies reading it: 403 Forbidden: no",
     )
 
 
@@ -304,9 +325,9 @@ def test_a_set_of_the_ledger_is_unreadable_while_nothing_is_known():
         ("configmaps:ns?a in (b,c),!d", ConfigMapSpec(namespace="ns", selector="a in (b,c),!d")),
     ],
 )
-def test_a_text_says_which_configmaps_are_wanted(text, expected):
-    """One by its name, or several by kubectl's selectors."""
-    assert source_spec.open_source(text, D) == expected
+def test_a_source_text_selects_configmaps(text, expected):
+    """A text contains a name, or a selector in the syntax of kubectl."""
+    assert source_spec.parse_source(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -330,20 +351,20 @@ def test_a_text_says_which_configmaps_are_wanted(text, expected):
         "configmaps:ns?a=b&watch=true",
     ],
 )
-def test_a_text_that_names_no_configmap_is_a_mistake(text):
-    """It never becomes another path of the API, nor a selector that selects all."""
+def test_an_invalid_source_text_is_an_error(text):
+    """The text never becomes another path of the API, nor a selector that matches everything."""
     with pytest.raises(ValueError, match="configmap"):
-        source_spec.open_source(text, D)
+        source_spec.parse_source(text)
 
 
 @pytest.mark.parametrize(
-    ("which", "query"),
+    ("spec", "query"),
     [
         (ONE, (("fieldSelector", "metadata.name=web"),)),
         (SEVERAL, (("labelSelector", "use=profiles"),)),
         (ALL, ()),
     ],
 )
-def test_one_configmap_is_asked_for_by_its_name(which, query):
-    """So that the right to read that one is enough."""
-    assert (which.path, which.query) == ("/api/v1/namespaces/ns/configmaps", query)
+def test_one_configmap_is_listed_by_its_name(spec, query):
+    """The permission to read that one ConfigMap is sufficient."""
+    assert (spec.path, spec.query) == ("/api/v1/namespaces/ns/configmaps", query)

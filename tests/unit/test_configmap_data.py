@@ -8,16 +8,16 @@ import pytest
 from agent.core import selector
 from agent.core.model import SourceKey
 from agent.sources import configmap_data, limits
-from agent.sources.configmap_data import Content, MalformedError
+from agent.sources.configmap_data import ConfigMapData, MalformedError
 
 D = "example.org"
 ORIGIN = "configmap ns/web"
 PLAIN = b'{"defaultAction": "SCMP_ACT_ALLOW"}'
-NOTHING = Content(
+NOTHING = ConfigMapData(
     name="web",
     namespace="ns",
     source_keys=(),
-    refused=(),
+    rejected=(),
     allow_empty=False,
     node_selector=selector.Selector(),
 )
@@ -35,15 +35,15 @@ def document(data=None, binary=None, annotations=None, **metadata):
 
 
 def read(found, *, qualified=False):
-    return configmap_data.content(found, origin=ORIGIN, domain=D, qualified=qualified)
+    return configmap_data.parse(found, profile_set=ORIGIN, domain=D, qualified=qualified)
 
 
 def blob(key, content=PLAIN, **more):
     return SourceKey(profile_set=ORIGIN, key=key, content=content, **more)
 
 
-def test_keys_of_data_and_binary_data_are_blobs_in_the_order_of_their_names():
-    """Byte for byte; base64 may be broken into lines."""
+def test_data_and_binary_data_are_keys_in_the_order_of_their_names():
+    """The content is unchanged, and base64 may have line breaks."""
     wrapped = base64.encodebytes(b"profile web {}\n" * 9).decode()
     found = read(document({"b.json": PLAIN.decode()}, {"a.profile": wrapped}))
     assert found == replace(
@@ -52,25 +52,25 @@ def test_keys_of_data_and_binary_data_are_blobs_in_the_order_of_their_names():
 
 
 @pytest.mark.parametrize(("data", "binary"), [(None, None), ({}, {}), ({}, None)])
-def test_absent_and_empty_fields_hold_no_key(data, binary):
-    """The API server leaves an empty field out."""
+def test_missing_and_empty_fields_contain_no_key(data, binary):
+    """The API server omits an empty field."""
     assert read(document(data, binary)) == NOTHING
 
 
-def test_a_null_field_holds_no_key():
-    """As kubectl takes it."""
+def test_a_null_field_contains_no_key():
+    """Kubectl treats null as an empty field too."""
     assert read({**document(), "data": None, "binaryData": None}) == NOTHING
 
 
-def test_keys_that_are_no_profiles_are_passed_over():
-    """A README beside the profiles is no mistake."""
+def test_keys_that_are_not_profiles_are_ignored():
+    """A README next to the profiles is not an error."""
     assert read(
         document({"README.md": "x", "..x.json": "{", "a.json": PLAIN.decode()})
     ).source_keys == (blob("a.json"),)
 
 
-def test_annotations_say_prefix_emptiness_and_nodes():
-    """Those of the agent's domain; others say nothing."""
+def test_annotations_set_prefix_allow_empty_and_node_selector():
+    """Only annotations with the agent's domain count."""
     found = document(
         {"a.json": PLAIN.decode()},
         annotations={"seccomp-prefix": "team/", "allow-empty": "true", "node-selector": "pool=a"},
@@ -84,14 +84,14 @@ def test_annotations_say_prefix_emptiness_and_nodes():
     )
 
 
-def test_in_a_set_of_several_each_key_is_qualified_and_keeps_its_path():
+def test_keys_of_several_configmaps_are_qualified_and_keep_their_paths():
     """Two ConfigMaps of one manifest may have the same key."""
     found = read(document({"a.json": PLAIN.decode()}), qualified=True)
     assert found.source_keys == (blob("ns/web/a.json", name="a.json"),)
 
 
-def test_without_a_namespace_it_is_in_default():
-    """As kubectl takes a manifest."""
+def test_a_configmap_without_a_namespace_is_in_default():
+    """Kubectl uses the same namespace for such a manifest."""
     assert read(document(namespace=None)).namespace == "default"
 
 
@@ -104,53 +104,53 @@ def test_without_a_namespace_it_is_in_default():
         ("a" * 249 + ".json", "a" * 249 + ".json"),
     ],
 )
-def test_an_odd_key_is_refused_alone(key, shown):
-    """What no API server accepts names no path here; the others are read."""
+def test_a_key_with_an_invalid_name_is_rejected_alone(key, shown):
+    """The API server would not accept such a name, and the other keys are read."""
     found = read(document({key: "{}", "a.json": PLAIN.decode()}))
     assert found.source_keys == (blob("a.json"),)
-    assert found.refused == ((shown, limits.unsafe(shown, "is not a ConfigMap key")),)
+    assert found.rejected == ((shown, limits.unsafe(shown, "is not a ConfigMap key")),)
 
 
-def test_a_key_that_is_too_large_is_refused_alone():
-    """One byte more than a whole ConfigMap may hold."""
+def test_a_key_that_is_too_large_is_rejected_alone():
+    """The key is one byte larger than a whole ConfigMap may be."""
     most = "{" + " " * (limits.KEY_BYTES - 1)
     found = read(document({"a.json": most, "b.json": most + " "}))
     assert found.source_keys == (blob("a.json", most.encode()),)
-    assert found.refused == (("b.json", limits.too_large("b.json")),)
+    assert found.rejected == (("b.json", limits.too_large("b.json")),)
 
 
 @pytest.mark.parametrize(
-    ("found", "why"),
+    ("document_", "reason"),
     [
         ({}, "no metadata.name"),
         ({"metadata": {"name": ""}}, "no metadata.name"),
         ({"metadata": {"name": 1}}, "no metadata.name"),
         ({"metadata": {"name": "web", "namespace": 1}}, "no metadata.name"),
-        ({"metadata": "web"}, "metadata of a ConfigMap is no mapping"),
-        ({"metadata": {1: "web"}}, "metadata of a ConfigMap is no mapping"),
-        (document(data=["a"]), "data of a ConfigMap is no mapping"),
-        (document(binary="a"), "binaryData of a ConfigMap is no mapping"),
-        (document(data={"a.json": 1}), "ns/web: the value of 'a.json' is no string"),
-        (document(data={"a.json": None}), "ns/web: the value of 'a.json' is no string"),
+        ({"metadata": "web"}, "metadata of a ConfigMap is not a mapping"),
+        ({"metadata": {1: "web"}}, "metadata of a ConfigMap is not a mapping"),
+        (document(data=["a"]), "data of a ConfigMap is not a mapping"),
+        (document(binary="a"), "binaryData of a ConfigMap is not a mapping"),
+        (document(data={"a.json": 1}), "ns/web: the value of 'a.json' is not a string"),
+        (document(data={"a.json": None}), "ns/web: the value of 'a.json' is not a string"),
         (document({"a.json": "x"}, {"a.json": "eA=="}), "'a.json' in data and in binaryData"),
         (document(binary={"a.json": "x"}), "binaryData 'a.json' is not base64"),
         (document(binary={"a.json": "eA==eA=="}), "binaryData 'a.json' is not base64"),
         (document(binary={"a.json": "ü"}), "binaryData 'a.json' is not base64"),
-        (document(annotations={"seccomp-prefix": 1}), "an annotation of a wrong value"),
-        (document(annotations={"node-selector": 1}), "an annotation of a wrong value"),
-        (document(annotations={"allow-empty": "yes"}), "an annotation of a wrong value"),
-        (document(annotations={"allow-empty": True}), "an annotation of a wrong value"),
+        (document(annotations={"seccomp-prefix": 1}), "an annotation with a wrong value"),
+        (document(annotations={"node-selector": 1}), "an annotation with a wrong value"),
+        (document(annotations={"allow-empty": "yes"}), "an annotation with a wrong value"),
+        (document(annotations={"allow-empty": True}), "an annotation with a wrong value"),
         (document(annotations={"node-selector": "a b"}), "annotation node-selector"),
     ],
 )
-def test_what_is_not_well_formed_is_no_content_at_all(found, why):
-    """Its keys may still be desired, so nothing is concluded from the part that can be read."""
-    with pytest.raises(MalformedError, match=why):
-        read(found)
+def test_a_malformed_configmap_has_no_content(document_, reason):
+    """Its keys may still be desired, so no part of it is used."""
+    with pytest.raises(MalformedError, match=reason):
+        read(document_)
 
 
 def test_the_keys_of_one_config_map_have_a_limit():
-    """Keys beyond the limit of a profile set are not built; keys that are no profiles are free."""
+    """Keys above the limit are not created, and keys that are not profiles do not count."""
     most = {f"{number:06}": "x" for number in range(limits.SET_KEYS)}
     assert len(read(document({**most, "README.md": "x"})).source_keys) == limits.SET_KEYS
     with pytest.raises(configmap_data.TooManyKeysError, match="more than 5000 keys"):

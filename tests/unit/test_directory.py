@@ -1,4 +1,4 @@
-"""Reading a directory: one generation, nothing outside, nothing that is no regular file."""
+"""Specification of agent.sources.directory."""
 
 import os
 import socket
@@ -14,7 +14,7 @@ from agent.sources.directory import DirectorySource
 
 @pytest.fixture
 def top(tmp_path):
-    """Give an empty directory."""
+    """An empty directory."""
     (tmp_path / "set").mkdir()
     return tmp_path / "set"
 
@@ -24,17 +24,27 @@ def read(path, **more):
     return snapshot
 
 
+def during(action):
+    """Return a clock that also runs an action; a source calls it before it reads a file."""
+
+    def clock():
+        action()
+        return time.time_ns()
+
+    return clock
+
+
 def keys(snapshot):
     assert isinstance(snapshot, Read), snapshot
-    return {blob.key: blob.content for blob in snapshot.source_keys}
+    return {source_key.key: source_key.content for source_key in snapshot.source_keys}
 
 
 def refused(snapshot):
     return [(key, finding.code) for key, finding in snapshot.refused]
 
 
-def test_keys_are_paths_below_the_directory(top):
-    """Relative paths are kept; what is no profile is left out."""
+def test_keys_are_paths_relative_to_the_directory(top):
+    """Files that are not profiles are ignored."""
     (top / "profiles").mkdir()
     (top / "profiles/audit.json").write_bytes(b"{}")
     (top / "web.profile").write_bytes(b"profile web {}")
@@ -51,7 +61,7 @@ def test_keys_are_paths_below_the_directory(top):
 
 
 def test_the_revision_follows_the_content(top):
-    """The same content has the same revision, other content another."""
+    """Equal content has an equal revision, and other content has another one."""
     (top / "a.json").write_bytes(b"{}")
     first = read(top).revision
     assert read(top).revision == first
@@ -60,7 +70,7 @@ def test_the_revision_follows_the_content(top):
 
 
 def volume(top, generation, **files):
-    """Put a generation of a ConfigMap volume in place, as the kubelet does."""
+    """Create a generation of a ConfigMap volume, and switch to it like the kubelet."""
     (top / generation).mkdir()
     for name, content in files.items():
         (top / generation / f"{name}.json").write_bytes(content)
@@ -71,14 +81,14 @@ def volume(top, generation, **files):
             (top / f"{name}.json").symlink_to(f"..data/{name}.json")
 
 
-def test_a_mounted_volume_is_read_through_its_generation(top):
-    """Keys of a ConfigMap volume are those of the generation that ..data names."""
+def test_a_mounted_volume_is_read_from_its_current_generation(top):
+    """The keys are those of the directory that `..data` points to."""
     volume(top, "..1", a=b"{}", b=b"[]")
     assert keys(read(top)) == {"a.json": b"{}", "b.json": b"[]"}
 
 
-def test_a_volume_that_is_swapped_during_the_read_is_read_again(top):
-    """No read mixes two generations."""
+def test_a_volume_with_a_new_generation_during_the_read_is_read_again(top):
+    """No read contains keys of two generations."""
     volume(top, "..1", a=b"old", b=b"old")
     generations = ["..2"]
 
@@ -87,35 +97,35 @@ def test_a_volume_that_is_swapped_during_the_read_is_read_again(top):
             volume(top, generation, a=b"new", b=b"new")
         generations.clear()
 
-    assert keys(read(top, after_read=swap)) == {"a.json": b"new", "b.json": b"new"}
+    assert keys(read(top, clock=during(swap))) == {"a.json": b"new", "b.json": b"new"}
 
 
-def test_a_volume_that_never_rests_is_unreadable(top):
-    """Endless change is no answer about any key."""
+def test_a_volume_that_keeps_changing_is_unreadable(top):
+    """No key of such a volume is known."""
     numbers = iter(range(100))
     volume(top, "..x", a=b"x")
-    snapshot = read(top, after_read=lambda: volume(top, f"..{next(numbers)}", a=b"x"))
+    snapshot = read(top, clock=during(lambda: volume(top, f"..{next(numbers)}", a=b"x")))
     assert isinstance(snapshot, Unreadable)
 
 
 def test_a_generation_outside_the_volume_is_unreadable(top, tmp_path):
-    """A ..data link that leads out is not followed."""
+    """A `..data` link that leads out of the volume is not followed."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out/a.json").write_bytes(b"{}")
     (top / "..data").symlink_to("../out")
     assert isinstance(read(top), Unreadable)
 
 
-def test_a_link_inside_the_tree_is_its_target(top):
-    """A link to a regular file of the same tree is read."""
+def test_a_link_to_a_file_in_the_directory_is_read(top):
+    """The key contains the content of the target."""
     (top / "sub").mkdir()
     (top / "sub/a.json").write_bytes(b"{}")
     (top / "b.json").symlink_to("sub/a.json")
     assert keys(read(top)) == {"b.json": b"{}", "sub/a.json": b"{}"}
 
 
-def test_what_is_no_regular_file_of_the_tree_is_refused_by_name(top, tmp_path):
-    """Links out, dangling links, FIFOs and sockets are refused; none blocks the read."""
+def test_keys_that_are_not_regular_files_are_rejected(top, tmp_path):
+    """Links out of the directory, dangling links, FIFOs and sockets do not block the read."""
     (tmp_path / "secret.json").write_bytes(b"{}")
     (top / "good.json").write_bytes(b"{}")
     (top / "out.json").symlink_to("../secret.json")
@@ -135,20 +145,20 @@ def test_what_is_no_regular_file_of_the_tree_is_refused_by_name(top, tmp_path):
     ]
 
 
-def test_names_with_control_characters_are_refused(top):
-    """A name that could forge a line of a report is told in escaped form."""
+def test_names_with_control_characters_are_rejected(top):
+    """The report shows the name escaped, since it could forge a line of the report."""
     (top / "a\nb.json").write_bytes(b"{}")
     assert refused(read(top)) == [("a\\nb.json", "key_unsafe")]
 
 
-def test_names_that_are_no_text_are_refused(top):
-    """A name of arbitrary bytes is told in escaped form."""
+def test_names_that_are_not_unicode_are_rejected(top):
+    """The report shows the name escaped."""
     (top / os.fsdecode(b"\xff.json")).write_bytes(b"{}")
     assert refused(read(top)) == [("\\udcff.json", "key_unsafe")]
 
 
-def test_a_large_key_is_refused_and_the_others_are_read(top):
-    """A limit on a key concerns that key only."""
+def test_a_large_key_is_rejected_and_the_others_are_read(top):
+    """The limit of a key affects only that key."""
     (top / "large.json").write_bytes(b" " * (limits.KEY_BYTES + 1))
     (top / "small.json").write_bytes(b"{}")
     snapshot = read(top)
@@ -159,7 +169,7 @@ def test_a_large_key_is_refused_and_the_others_are_read(top):
 
 
 def test_too_many_keys_make_the_set_unreadable(top, monkeypatch):
-    """Part of a set is not the set."""
+    """A part of the keys is not the profile set."""
     monkeypatch.setattr(limits, "SET_KEYS", 2)
     for name in "abc":
         (top / f"{name}.json").write_bytes(b"{}")
@@ -167,14 +177,14 @@ def test_too_many_keys_make_the_set_unreadable(top, monkeypatch):
 
 
 def test_a_set_that_is_too_large_is_unreadable(top, monkeypatch):
-    """Part of a set is not the set."""
+    """A part of the keys is not the profile set."""
     monkeypatch.setattr(limits, "SET_BYTES", 3)
     (top / "a.json").write_bytes(b"{  }")
     assert isinstance(read(top), Unreadable)
 
 
-def test_a_tree_that_is_too_deep_is_refused_there(top):
-    """Depth is bounded."""
+def test_a_directory_that_is_too_deep_is_rejected(top):
+    """Only the keys below that directory are rejected."""
     path = top
     for _ in range(18):
         path /= "d"
@@ -184,8 +194,8 @@ def test_a_tree_that_is_too_deep_is_refused_there(top):
     assert key[1].code == "key_unsafe"
 
 
-def test_empty_missing_and_unreadable_are_three_answers(top, tmp_path):
-    """A directory without profiles, none, and something else instead of it differ."""
+def test_empty_missing_and_unreadable_differ(top, tmp_path):
+    """An empty directory, a missing one and a file have different snapshots."""
     (top / "README").write_bytes(b"x")
     assert isinstance(read(top), Emptied)
     assert isinstance(read(tmp_path / "absent"), Missing)
@@ -193,15 +203,15 @@ def test_empty_missing_and_unreadable_are_three_answers(top, tmp_path):
     assert isinstance(read(tmp_path / "file"), Unreadable)
 
 
-def test_a_key_that_vanishes_during_the_read_is_read_again(top):
-    """What was listed and is gone is a change, not an absence of everything."""
+def test_a_directory_whose_file_is_removed_during_the_read_is_read_again(top):
+    """A file that was listed and is missing is a change."""
     (top / "a.json").write_bytes(b"{}")
     (top / "b.json").symlink_to("a.json")
     assert keys(read(top)) == {"a.json": b"{}", "b.json": b"{}"}
 
 
 def test_a_file_that_is_written_during_the_read_is_read_again(top, monkeypatch):
-    """The half of a text may be a text, and would take the other half's profiles away."""
+    """The first part of a profile may be valid, and would remove the other profiles of the file."""
     read_all, path = reading.read_all, top / "a.json"
     path.write_bytes(b"old")
     later = [b"newer"]
@@ -217,8 +227,8 @@ def test_a_file_that_is_written_during_the_read_is_read_again(top, monkeypatch):
     assert keys(read(top)) == {"a.json": b"newer"}
 
 
-def test_a_volume_below_the_directory_is_read_through_one_generation_too(top):
-    """A ConfigMap mounted in a sub-directory is never a mix of two generations."""
+def test_a_volume_in_a_subdirectory_is_read_from_one_generation(top):
+    """The keys of a mounted subdirectory belong to one generation too."""
     inner = top / "mounted"
     inner.mkdir()
     volume(inner, "..1", a=b"old", b=b"old")
@@ -229,11 +239,14 @@ def test_a_volume_below_the_directory_is_read_through_one_generation_too(top):
             volume(inner, generation, a=b"new", b=b"new")
         generations.clear()
 
-    assert keys(read(top, after_read=swap)) == {"mounted/a.json": b"new", "mounted/b.json": b"new"}
+    assert keys(read(top, clock=during(swap))) == {
+        "mounted/a.json": b"new",
+        "mounted/b.json": b"new",
+    }
 
 
-def test_a_directory_that_is_removed_during_the_read_is_not_empty(top):
-    """What vanished in the middle says nothing about its keys."""
+def test_a_directory_that_is_removed_during_the_read_is_missing(top):
+    """A directory that is removed during the read is not an empty directory."""
     (top / "a.json").write_bytes(b"{}")
 
     def remove():
@@ -241,78 +254,85 @@ def test_a_directory_that_is_removed_during_the_read_is_not_empty(top):
             (top / "a.json").unlink()
             top.rmdir()
 
-    assert isinstance(read(top, after_read=remove), Missing)
+    assert isinstance(read(top, clock=during(remove)), Missing)
 
 
-# --- what need not be read again ------------------------------------------------------------------
+# --- unchanged files ------------------------------------------------------------------------------
 
 LATER_NS = 3_000_000_000
 
 
-def later():
-    """Tell the time of a look three seconds after everything was written."""
-    return time.time_ns() + LATER_NS
+class Clock:
+    """A clock with an offset. It counts the files that are read, since a source asks it for each.
+
+    The default offset makes all files three seconds old.
+    """
+
+    def __init__(self, offset_ns=LATER_NS):
+        self.offset_ns = offset_ns
+        self.files_read = 0
+
+    def __call__(self):
+        self.files_read += 1
+        return time.time_ns() + self.offset_ns
 
 
-def blobs(source):
+def contents(source):
+    """Read a source; return the content of each key."""
     (snapshot,) = source.read()
-    return {blob.key: blob for blob in snapshot.source_keys}
+    return {source_key.key: source_key.content for source_key in snapshot.source_keys}
 
 
-def test_what_did_not_change_is_not_read_again(top):
-    """An unchanged directory gives the very snapshot of the last read; other files stay."""
+def test_an_unchanged_file_is_not_read_again(top):
+    """An unchanged directory has the same snapshot object, and only changed files are read."""
     (top / "a.json").write_bytes(b"{}")
     (top / "b.json").write_bytes(b"{}")
-    source = DirectorySource(str(top), clock=later)
+    clock = Clock()
+    source = DirectorySource(str(top), clock=clock)
     first, second = source.read(), source.read()
     assert first[0] is second[0]
-    before = blobs(source)
+    assert clock.files_read == 2
     (top / "b.json").write_bytes(b"[]")
-    after = blobs(source)
-    assert after["a.json"] is before["a.json"]
-    assert after["b.json"].content == b"[]"
+    assert contents(source) == {"a.json": b"{}", "b.json": b"[]"}
+    assert clock.files_read == 3
 
 
-def test_what_changed_a_moment_ago_is_read_again(top):
-    """Within a tick of the clock two changes have one time: what is that young is not trusted."""
+@pytest.mark.parametrize("offset_ns", [0, -LATER_NS], ids=["now", "clock set back"])
+def test_a_file_that_changed_a_moment_ago_is_read_again(top, offset_ns):
+    """Two changes within one tick of the clock have the same time."""
     (top / "a.json").write_bytes(b"{}")
-    source = DirectorySource(str(top))
-    assert blobs(source)["a.json"] is not blobs(source)["a.json"]
+    clock = Clock(offset_ns)
+    source = DirectorySource(str(top), clock=clock)
+    assert contents(source) == contents(source)
+    assert clock.files_read == 2
 
 
-def test_a_time_of_the_future_is_not_trusted(top):
-    """Where the clock was set back, files are read every time."""
-    (top / "a.json").write_bytes(b"{}")
-    source = DirectorySource(str(top), clock=lambda: time.time_ns() - LATER_NS)
-    assert blobs(source)["a.json"] is not blobs(source)["a.json"]
-
-
-def test_a_change_that_hides_its_time_and_size_is_seen(top):
-    """Neither the size nor the time of modification, which anybody can set, is the sign."""
+def test_a_change_with_the_same_size_and_modification_time_is_noticed(top):
+    """Every user can set the modification time of a file, so the ctime counts."""
     file = top / "a.json"
     file.write_bytes(b"{}")
-    source = DirectorySource(str(top), clock=later)
+    source = DirectorySource(str(top), clock=Clock())
     source.read()
     status = file.stat()
     file.write_bytes(b"[]")
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert blobs(source)["a.json"].content == b"[]"
+    assert contents(source)["a.json"] == b"[]"
 
 
-def test_a_file_that_another_one_replaced_is_seen(top):
-    """A rename brings another file under the name."""
+def test_a_replaced_file_is_noticed(top):
+    """A rename gives the name to another file."""
     (top / "a.json").write_bytes(b"{}")
     (top / "new").write_bytes(b"[]")
-    source = DirectorySource(str(top), clock=later)
+    source = DirectorySource(str(top), clock=Clock())
     source.read()
     (top / "new").rename(top / "a.json")
-    assert blobs(source)["a.json"].content == b"[]"
+    assert contents(source)["a.json"] == b"[]"
 
 
-def test_a_file_that_became_a_link_is_refused(top):
-    """What was read before answers for no link."""
+def test_a_file_that_became_a_link_is_rejected(top):
+    """The cached content of the file is not used for a link."""
     (top / "a.json").write_bytes(b"{}")
-    source = DirectorySource(str(top), clock=later)
+    source = DirectorySource(str(top), clock=Clock())
     source.read()
     (top / "a.json").rename(top.parent / "a.json")
     (top / "a.json").symlink_to("../a.json")
@@ -322,43 +342,49 @@ def test_a_file_that_became_a_link_is_refused(top):
 def test_a_new_generation_of_a_volume_is_read(top):
     """The keys of a mounted volume are those of its current generation."""
     volume(top, "..1", a=b"old")
-    source = DirectorySource(str(top), clock=later)
-    assert blobs(source)["a.json"] is blobs(source)["a.json"]
+    source = DirectorySource(str(top), clock=Clock())
+    assert contents(source)["a.json"] == b"old"
     volume(top, "..2", a=b"new")
-    assert blobs(source)["a.json"].content == b"new"
+    assert contents(source)["a.json"] == b"new"
 
 
-def test_after_forgetting_everything_is_read_again(top):
-    """A resync trusts no signature."""
+def test_every_file_is_read_again_after_invalidate(top):
+    """A full resync trusts no stat signature."""
     (top / "a.json").write_bytes(b"{}")
-    source = DirectorySource(str(top), clock=later)
-    before = blobs(source)["a.json"]
+    clock = Clock()
+    source = DirectorySource(str(top), clock=clock)
+    source.read()
     source.invalidate()
-    assert blobs(source)["a.json"] is not before
+    source.read()
+    assert clock.files_read == 2
 
 
-def test_a_file_that_is_gone_is_forgotten(top):
-    """A removed key leaves nothing behind."""
+def test_a_removed_file_leaves_no_key(top):
+    """The content of a removed file is not kept, and a file created later is read."""
     (top / "a.json").write_bytes(b"{}")
     (top / "b.json").write_bytes(b"{}")
-    source = DirectorySource(str(top), clock=later)
+    clock = Clock()
+    source = DirectorySource(str(top), clock=clock)
     source.read()
-    (top / "a.json").unlink()
-    assert list(blobs(source)) == list(source._files) == ["b.json"]
+    (top / "a.json").rename(top.parent / "a.json")
+    assert contents(source) == {"b.json": b"{}"}
+    (top.parent / "a.json").rename(top / "a.json")
+    assert contents(source) == {"a.json": b"{}", "b.json": b"{}"}
+    assert clock.files_read == 3
 
 
-def test_a_tree_of_too_many_empty_directories_is_unreadable(tmp_path):
-    """Empty directories have no key and still cost time; nothing is removed for such a source."""
-    for one in range(51):
-        for two in range(100):
-            (tmp_path / str(one) / str(two)).mkdir(parents=True)
+def test_too_many_empty_directories_are_unreadable(tmp_path):
+    """Empty directories contain no key and still cost time, and no profile is removed."""
+    for outer in range(51):
+        for inner in range(100):
+            (tmp_path / str(outer) / str(inner)).mkdir(parents=True)
     (snapshot,) = DirectorySource(str(tmp_path)).read()
     assert isinstance(snapshot, Unreadable)
     assert snapshot.reason == "too_many_directories: more than 5000 directories"
 
 
-def test_a_directory_of_too_many_names_is_unreadable(tmp_path, monkeypatch):
-    """Names that are no profiles take memory too."""
+def test_a_directory_with_too_many_names_is_unreadable(tmp_path, monkeypatch):
+    """Names of files that are not profiles need memory too."""
     monkeypatch.setattr(limits, "SET_NAMES", 100)
     for number in range(101):
         (tmp_path / f"{number}.txt").touch()

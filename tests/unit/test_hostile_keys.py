@@ -1,6 +1,7 @@
-"""One key of 1 MiB, as a ConfigMap may hold it, that would take the agent's time or memory.
+"""Keys of 1 MiB, the size limit of a ConfigMap, that would need much time or memory.
 
-The container has 128 MiB, and what looks at one key holds up all others and the probes.
+The container of the agent has 128 MiB, and checking one key delays all other keys.
+
 """
 
 import json
@@ -12,13 +13,15 @@ import pytest
 from agent.core.findings import MAX_FINDINGS, Finding, limited
 from tests.unit import hostile
 
-SECONDS = 5.0  # of CPU; each seccomp key takes less than half a second
-TEXT_SECONDS = 20.0  # of CPU; a text is split in three ways, each token takes some microseconds
+SECONDS = 5.0  # of CPU time; each seccomp key needs less than half a second
+TEXT_SECONDS = (
+    20.0  # of CPU time; a text is split in three ways, and each token needs a few microseconds
+)
 MEBIBYTES = 64
 
 
-def looked_at(name, seconds=SECONDS):
-    """Return what a process of its own says about looking at a key."""
+def checked(name, seconds=SECONDS):
+    """Return the result of checking one key in a separate process."""
     command = [sys.executable, "-m", "tests.unit.hostile", name]
     done = subprocess.run(command, capture_output=True, check=True, timeout=600)
     told = json.loads(done.stdout)
@@ -27,23 +30,23 @@ def looked_at(name, seconds=SECONDS):
 
 
 @pytest.mark.parametrize("name", hostile.SECCOMP)
-def test_a_hostile_seccomp_key_is_refused_quickly(name):
-    """With some of its mistakes, in little time and memory."""
-    assert 0 < looked_at(name) <= MAX_FINDINGS + 1
+def test_a_hostile_seccomp_key_is_rejected_quickly(name):
+    """The check reports some of the mistakes within little time and memory."""
+    assert 0 < checked(name) <= MAX_FINDINGS + 1
 
 
 @pytest.mark.parametrize("name", hostile.APPARMOR)
-def test_a_hostile_text_is_looked_through_quickly(name):
-    """Before the parser, and beside it."""
-    assert looked_at(name, TEXT_SECONDS) <= MAX_FINDINGS + 1
+def test_a_hostile_apparmor_text_is_checked_quickly(name):
+    """The checks in front of the parser need little time and memory."""
+    assert checked(name, TEXT_SECONDS) <= MAX_FINDINGS + 1
 
 
 def finding(code, number):
     return Finding(code=code, location=str(number), message="it is so")
 
 
-def test_an_error_is_told_however_many_warnings_come_before():
-    """A key with an error is refused: no flood of warnings may hide it."""
+def test_an_error_is_reported_whatever_number_of_warnings_precedes_it():
+    """A key with an error is rejected, and warnings cannot hide the error."""
     warnings = [finding("complain_mode", number) for number in range(MAX_FINDINGS * 2)]
     error = finding("not_json", 0)
     more = Finding(code="not_json", location="0", message="There is more, which is not told.")
@@ -59,14 +62,14 @@ def test_an_error_is_told_however_many_warnings_come_before():
     )
 
 
-def test_what_has_few_problems_tells_them_all():
-    """Nothing is added where nothing is left out."""
+def test_few_problems_are_all_reported():
+    """The notice about omitted problems is absent."""
     found = tuple(finding("not_json", number) for number in range(MAX_FINDINGS))
     assert (limited(found), limited(())) == (found, ())
 
 
-def test_nothing_more_is_looked_for_once_an_error_and_enough_is_known():
-    """What finds problems one by one may stop there."""
+def test_the_search_ends_after_an_error_and_enough_problems():
+    """A generator of problems is not iterated to its end."""
     found = iter([finding("not_json", number) for number in range(MAX_FINDINGS + 5)])
     assert len(limited(found)) == MAX_FINDINGS + 1
     assert len([*found]) == 4

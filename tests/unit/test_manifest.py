@@ -1,4 +1,4 @@
-"""Reading ConfigMaps from a YAML file."""
+"""Specification of agent.sources.manifest."""
 
 import os
 
@@ -10,7 +10,7 @@ from agent.core.model import Emptied, Missing, Read, SourceKey, Unreadable
 from agent.sources import limits
 from agent.sources.directory import DirectorySource
 from agent.sources.manifest import ManifestSource
-from agent.sources.source_spec import open_source
+from agent.sources.source_spec import local_source, parse_source
 
 TWO = """
 apiVersion: v1
@@ -43,7 +43,7 @@ items:
 
 @pytest.fixture
 def path(tmp_path):
-    """Give the path of a manifest."""
+    """The path of a manifest."""
     return tmp_path / "set.yaml"
 
 
@@ -63,8 +63,8 @@ def config_map(body, name="web"):
     return f"apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\n{body}\n"
 
 
-def test_every_config_map_of_every_document_is_read(path):
-    """data, binaryData, several documents and Lists are read; other kinds are passed over."""
+def test_each_configmap_of_each_document_is_read(path):
+    """data, binaryData, several documents and Lists are read, and other kinds are ignored."""
     origin = f"manifest {path}"
     snapshot = read(path, TWO)
     blobs = (
@@ -112,19 +112,19 @@ def test_every_config_map_of_every_document_is_read(path):
         "[" * 3000,
     ],
 )
-def test_what_is_not_well_formed_is_unreadable(path, text):
-    """A file that cannot be understood removes nothing."""
+def test_a_malformed_file_is_unreadable(path, text):
+    """A file that cannot be parsed removes no profile."""
     assert isinstance(read(path, text), Unreadable)
 
 
-def test_bytes_that_are_no_text_are_unreadable(path):
+def test_bytes_that_are_not_utf_8_are_unreadable(path):
     """YAML is UTF-8."""
     path.write_bytes(b"a: \xff")
     assert isinstance(ManifestSource(str(path)).read()[0], Unreadable)
 
 
-def test_unsafe_and_large_keys_are_refused_by_name(path, monkeypatch):
-    """A key that is no ConfigMap key, or too large, does not stop the others."""
+def test_unsafe_and_large_keys_are_rejected_alone(path, monkeypatch):
+    """A rejected key does not affect the other keys."""
     monkeypatch.setattr(limits, "KEY_BYTES", 8)
     body = "data:\n  ../up.json: '{}'\n  a/b.json: '{}'\n  big.json: '123456789'\n  ok.json: '{}'"
     snapshot = read(path, config_map(body))
@@ -136,8 +136,8 @@ def test_unsafe_and_large_keys_are_refused_by_name(path, monkeypatch):
     assert [blob.key for blob in snapshot.source_keys] == ["default/web/ok.json"]
 
 
-def test_an_empty_file_is_emptied_unless_it_may_be(path):
-    """A ConfigMap without profiles is emptied; its annotation allows that."""
+def test_a_file_without_profiles_is_emptied_unless_an_annotation_allows_it(path):
+    """The annotation of one ConfigMap is sufficient."""
     assert isinstance(read(path, config_map("data: {notes.md: x}")), Emptied)
     assert isinstance(read(path, ""), Emptied)
     allowed = (
@@ -148,7 +148,7 @@ def test_an_empty_file_is_emptied_unless_it_may_be(path):
 
 
 def test_missing_and_unreadable_files_differ(tmp_path):
-    """No file, and something that is no file, are two answers."""
+    """A missing file and a directory have different snapshots."""
     os.mkfifo(tmp_path / "fifo")
     assert isinstance(ManifestSource(str(tmp_path / "absent")).read()[0], Missing)
     assert isinstance(ManifestSource(str(tmp_path / "fifo")).read()[0], Unreadable)
@@ -156,7 +156,7 @@ def test_missing_and_unreadable_files_differ(tmp_path):
 
 
 def test_a_file_that_is_written_during_the_read_is_unreadable(path, monkeypatch):
-    """The half of a text may be a text; the next pass reads it again."""
+    """The first part of a file may be valid; the next pass reads the file again."""
     path.write_text(config_map("data: {a.json: old}"))
     fstat, later = os.fstat, [config_map("data: {}")]
 
@@ -173,15 +173,15 @@ def test_a_file_that_is_written_during_the_read_is_unreadable(path, monkeypatch)
 
 
 @given(text=st.text() | st.text(alphabet="{}[]:,&*!|>-'\" \nakindConfigMapdat"))
-def test_any_text_gives_an_answer(tmp_path_factory, text):
-    """Reading never raises, whatever the file holds."""
+def test_reading_raises_no_exception_for_any_content(tmp_path_factory, text):
+    """The result is always a snapshot."""
     path = tmp_path_factory.mktemp("any") / "x.yaml"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     assert isinstance(ManifestSource(str(path)).read(), tuple)
 
 
-def test_a_source_is_named_by_its_scheme_or_by_what_is_there(tmp_path):
-    """dir: and manifest: decide; a bare path is what fits, a missing one too."""
+def test_a_scheme_or_the_type_of_the_path_selects_the_source(tmp_path):
+    """Without a scheme, an existing path or the ending of the name decides."""
     (tmp_path / "f").write_text("")
     named = {
         f"dir:{tmp_path}": DirectorySource,
@@ -191,7 +191,7 @@ def test_a_source_is_named_by_its_scheme_or_by_what_is_there(tmp_path):
         f"{tmp_path}/absent.yaml": ManifestSource,
         f"{tmp_path}/absent": DirectorySource,
     }
-    assert {text: type(open_source(text)) for text in named} == named
+    assert {text: type(local_source(parse_source(text))) for text in named} == named
 
 
 @pytest.mark.parametrize(
@@ -203,22 +203,22 @@ def test_a_source_is_named_by_its_scheme_or_by_what_is_there(tmp_path):
         ("http:x", 'there is no source "http:"'),
     ],
 )
-def test_a_text_that_names_no_source_is_a_mistake(text, mistake):
-    """What is wrong is said together with what is right."""
+def test_an_invalid_source_text_is_an_error(text, mistake):
+    """The error contains a correct form."""
     with pytest.raises(ValueError, match=mistake):
-        open_source(text)
+        parse_source(text)
 
 
-def test_a_configmap_that_is_in_it_twice_makes_the_file_unreadable(path):
-    """Neither of the two silently wins."""
+def test_a_configmap_that_occurs_twice_makes_the_file_unreadable(path):
+    """None of the two silently replaces the other one."""
     one = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata: {a.json: '{}'}\n"
     snapshot = read(path, f"{one}---\n{one}")
     assert isinstance(snapshot, Unreadable)
-    assert "ConfigMap default/a is in it twice" in snapshot.reason
+    assert "the ConfigMap default/a occurs twice" in snapshot.reason
 
 
-def test_a_config_map_of_another_version_makes_the_file_unreadable(path):
-    """Its keys may still be desired, so passing over it would remove them."""
+def test_a_configmap_with_another_api_version_makes_the_file_unreadable(path):
+    """Its keys may still be desired, and ignoring the ConfigMap would remove them."""
     found = read(path, config_map("data: {}").replace("v1", "v2"))
     assert isinstance(found, Unreadable)
-    assert "another apiVersion" in found.reason
+    assert "an apiVersion other than v1" in found.reason

@@ -1,4 +1,4 @@
-"""Parsing YAML within bounds: every text has an answer, and none of them kills the reader."""
+"""Specification of agent.sources.yaml_documents: every text is parsed or rejected within limits."""
 
 import sys
 
@@ -29,8 +29,8 @@ COPIES = f"big: &big {'x' * (1 << 20)}\nall: [{', '.join(['*big'] * 100)}]\n"
         (MERGES, "it expands to more than"),
         (COPIES, "it expands to more than"),
         ("[x, " * 50 + "x, " * 200_000, "it expands to more than"),
-        ("a: &a [*a]", "the alias *a names nothing, or what it is part of"),
-        ("a: *b", "the alias *b names nothing, or what it is part of"),
+        ("a: &a [*a]", "the alias *a has no anchor, or is part of its own anchor"),
+        ("a: *b", "the alias *b has no anchor, or is part of its own anchor"),
         ("a: !!bool foo", "line 1: a value is not of the type of its tag"),
         ("a: !!map foo", "line 1: a value is not of the type of its tag"),
         ("a: !!str [b]", "line 1: a value is not of the type of its tag"),
@@ -45,8 +45,8 @@ COPIES = f"big: &big {'x' * (1 << 20)}\nall: [{', '.join(['*big'] * 100)}]\n"
     ],
     ids=lambda text: text[:24],
 )
-def test_a_text_beyond_the_bounds_is_not_yaml(text, why):
-    """Nesting, aliases, merges and PyYAML's own mishaps end in one answer that says why."""
+def test_a_text_over_the_limits_is_rejected(text, why):
+    """The error contains the reason, also where PyYAML itself would fail."""
     with pytest.raises(yaml_documents.InvalidYamlError) as caught:
         yaml_documents.parse(text.encode())
     assert str(caught.value).startswith(why)
@@ -61,12 +61,12 @@ SLOW = {
 
 @pytest.mark.parametrize("text", SLOW.values(), ids=SLOW)
 def test_a_number_that_is_slow_to_convert_is_not_converted(text):
-    """Numbers stay the text that was written, whatever their length and base."""
+    """A number stays text, whatever its length and base."""
     assert yaml_documents.parse(text.encode()) == [{"a": yaml_documents.NotAString(text[3:])}]
 
 
-def test_integer_keys_of_one_hash_value_are_rejected():
-    """Keys that are not strings make no mapping, so that they cannot collide in one."""
+def test_integer_keys_with_equal_hashes_are_rejected():
+    """Only strings are keys of a mapping, so keys cannot collide."""
     modulus = sys.hash_info.modulus
     text = "{" + ", ".join(f"{number * modulus}: a" for number in range(50_000)) + "}"
     with pytest.raises(yaml_documents.InvalidYamlError, match="the key '0' is not a string"):
@@ -74,7 +74,7 @@ def test_integer_keys_of_one_hash_value_are_rejected():
 
 
 def test_only_a_few_types_are_constructed():
-    """Strings, lists, mappings, booleans and null; a number or a date keeps its text."""
+    """Strings, lists, mappings, booleans and null are constructed; numbers and dates stay text."""
     text = b"{a: b, c: [true, No, null, ~, ], d: 1, e: 1.5, f: 2024-13-45, g: =, 'h': '1'}"
     unquoted = [yaml_documents.NotAString(text) for text in ("1", "1.5", "2024-13-45")]
     assert yaml_documents.parse(text) == [
@@ -84,14 +84,14 @@ def test_only_a_few_types_are_constructed():
 
 
 def test_ordinary_aliases_and_merges_are_read():
-    """Within the bounds an alias is what it names, and ends with its document."""
+    """An alias within the limits expands to its anchor, and ends with its document."""
     text = b"a: &a {k: v}\nb: {<<: *a, l: w}\n---\n&a x: *a\n"
     assert yaml_documents.parse(text) == [{"a": {"k": "v"}, "b": {"k": "v", "l": "w"}}, {"x": "x"}]
 
 
 @given(st.text("ab:{}[]&*<!?-'\"\\|>#% \n\t0.\ufeff\x85é", max_size=60))
-def test_any_text_is_documents_or_not_yaml(text):
-    """Nothing but InvalidYamlError is ever raised."""
+def test_any_text_is_parsed_or_rejected(text):
+    """No exception other than InvalidYamlError is raised."""
     try:
         answer = yaml_documents.parse(text.encode())
     except yaml_documents.InvalidYamlError as error:
@@ -99,16 +99,16 @@ def test_any_text_is_documents_or_not_yaml(text):
     assert isinstance(answer, list)
 
 
-def test_a_manifest_beyond_the_bounds_is_unreadable(tmp_path):
-    """What cannot be parsed removes nothing."""
+def test_a_manifest_over_the_limits_is_unreadable(tmp_path):
+    """A manifest that cannot be parsed removes no profile."""
     path = tmp_path / "m.yaml"
     path.write_text("[" * 200_000)
     (snapshot,) = ManifestSource(str(path)).read()
     assert isinstance(snapshot, Unreadable)
 
 
-def test_a_directory_whose_name_is_no_text_is_refused(tmp_path):
-    """No key carries what cannot be printed, not in its directories either."""
+def test_a_directory_with_an_unprintable_name_is_rejected(tmp_path):
+    """No key contains unprintable characters, also not in the names of its directories."""
     below = tmp_path / "b\udcff\n"
     below.mkdir()
     (below / "x.json").write_text("{}")
