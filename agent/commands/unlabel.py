@@ -1,4 +1,4 @@
-"""Take the agent's labels off a Node: the last step of an uninstall."""
+"""Remove the agent's labels from a Node, before an uninstall."""
 
 from agent import app
 from agent.config import Config
@@ -10,4 +10,4 @@ def unlabel(settings: Config) -> str:
     if connections is None or connections.own_node is None:
         return ""
     connections.own_node.labeler.remove_labels()
-    return f"node {settings.node_name}: the labels of profile-loader are off\n"
+    return f"node {settings.node_name}: the labels of profile-loader were removed\n"

@@ -81,14 +81,14 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
 
-    def passed(self, report: Report, at: float) -> None:
+    def count_pass(self, report: Report, at: float) -> None:
         """Count a pass, and show its report. `at` is when the pass ended, in Unix seconds."""
         converged = is_converged(report, allow_unsupported=self._allow_unsupported)
         with self._lock:
             self._passes.count(report, is_converged=converged)
             self._report.show_pass(report, at, is_converged=converged)
 
-    def shown(self, report: Report) -> None:
+    def show_report(self, report: Report) -> None:
         """Show a report that has other findings than the last pass, without counting a pass."""
         converged = is_converged(report, allow_unsupported=self._allow_unsupported)
         with self._lock:
@@ -112,7 +112,7 @@ class Metrics:
         """Count Events that were not sent."""
         self._api.events_dropped.inc(number)
 
-    def confinement_lost(self, processes: int) -> None:
+    def show_unconfined_processes(self, processes: int) -> None:
         """Show how many processes run without the confinement that they had."""
         self._unconfined.set(processes)
 

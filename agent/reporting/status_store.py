@@ -1,12 +1,11 @@
-"""The content that the daemon's HTTP servers serve: the last report as metrics, probes and a page.
+"""The last report, and the content that the HTTP servers serve from it.
 
-Each rendering is made on request, at most once per report, and shared by all connections. The
-threads of the servers read nothing but the last report, and never touch the node.
+A page or a scrape is rendered on request, at most once per report, and shared by all connections.
+The threads of the servers only read the last report, and never touch the node.
 """
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
@@ -17,32 +16,34 @@ from agent.heartbeat import Heartbeat
 from agent.reporting.metrics import Metrics
 from agent.reporting.status_page import PassSummary, StatusView, page
 
-METRICS_SECONDS: Final = 1.0  # the age up to which a rendering of the metrics is served
-FORMATS: Final = 4  # renderings of the metrics that are kept: clients choose among many formats
+METRICS_SECONDS: Final = 1.0  # rendered metrics are served again up to this age
+FORMATS: Final = 4  # formats of which rendered metrics are kept; clients can request many formats
+LISTED_PASSES: Final = 20  # on the status page
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Page:
-    """A rendered page, and what it was rendered from."""
+    """A rendered page."""
 
-    number: int
+    report_number: int
     labels: Mapping[str, str]
     content: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Scrape:
-    """Rendered metrics, and what they were rendered from."""
+    """Rendered metrics."""
 
-    number: int
-    at: float  # monotonic seconds
+    report_number: int
+    at: float
+    """When they were rendered, in monotonic seconds."""
     content: bytes
 
 
 class StatusStore:
-    """Fulfils agent.reporting.http_server.Pages.
+    """Provides the pages of agent.reporting.http_server.
 
-    `told` is called by the main thread; everything else by the threads of the servers.
+    The main thread calls `on_report`. The threads of the servers call all other methods.
     """
 
     def __init__(  # noqa: PLR0913 - what the pages show
@@ -56,82 +57,94 @@ class StatusStore:
         labels: Callable[[], Mapping[str, str]],
         unconfined_processes: Callable[[], int],
     ) -> None:
-        """Show no report yet.
+        """Start without a report.
 
         Args:
-            metrics: the counters and gauges of the process.
-            version: of the agent.
+            metrics: the metrics of the process.
+            version: the version of the agent.
             node: the name of the node, for people.
-            patience: seconds that one turn of the daemon's loop may take.
-            heartbeat: the sign of life of the daemon's loop.
-            labels: the agent's labels that are or may be on the Node.
+            patience: after so many seconds without a heartbeat the agent is not alive.
+            heartbeat: the heartbeat of the main loop.
+            labels: returns the agent's labels that are or may be on the Node.
             unconfined_processes: returns how many processes lost their confinement.
         """
-        self.shown = metrics
-        self.patience = patience
-        self.labels = labels
-        self.heartbeat = heartbeat
-        self.unconfined_processes = unconfined_processes
+        self._metrics = metrics
+        self._patience = patience
+        self._labels = labels
+        self._heartbeat = heartbeat
+        self._unconfined_processes = unconfined_processes
         self._view = StatusView(version=version, node=node, report=None)
-        self._number = 0  # of reports that were told
-        self._passes: deque[PassSummary] = deque(maxlen=20)
+        self._report_number = 0  # counts the calls of on_report
         self._rendering = threading.Lock()
         self._page: _Page | None = None
         self._scrapes: dict[str, _Scrape] = {}  # by content type, the oldest first
 
     def on_report(self, report: Report, at: float, *, passed: bool) -> None:
-        """Take a report: of a pass, or the same one with other problems of the API."""
-        before = self._view.report
-        self.shown.confinement_lost(self.unconfined_processes())
+        """Replace the last report.
+
+        Args:
+            report: the new report.
+            at: when the pass ended, in Unix seconds.
+            passed: whether a pass made the report. Otherwise only its findings changed.
+        """
+        view = self._view
+        self._metrics.show_unconfined_processes(self._unconfined_processes())
         if passed:
-            self.shown.passed(report, at)
-            if before is None or report.pass_number != before.pass_number:
-                seconds = sum(report.seconds.values())
-                self._passes.append(PassSummary(at=at, seconds=seconds, converged=report.converged))
+            self._metrics.count_pass(report, at)
+            is_new = view.report is None or report.pass_number != view.report.pass_number
+            seconds = sum(report.seconds.values())
+            summary = PassSummary(at=at, seconds=seconds, converged=report.converged)
+            passes = (*view.passes, summary)[-LISTED_PASSES:] if is_new else view.passes
+            self._view = replace(view, report=report, at=at, passes=passes)
         else:
-            self.shown.shown(report)
-        at = at if passed else self._view.at
-        self._view = replace(self._view, report=report, passes=tuple(self._passes), at=at)
-        self._number += 1  # last: what is rendered from now on shows the new report
+            self._metrics.show_report(report)
+            self._view = replace(view, report=report)
+        self._report_number += 1  # at the end, so that a new number means a new view
 
     def metrics(self, accept: str) -> tuple[str, bytes]:
         """Return content type and body of a scrape."""
-        content_type, render = self.shown.renderer(accept)
+        content_type, render = self._metrics.renderer(accept)
         with self._rendering:
-            number, now = self._number, time.monotonic()
-            known = self._scrapes.get(content_type)
-            if known is None or known.number != number or now - known.at >= METRICS_SECONDS:
+            number, now = self._report_number, time.monotonic()
+            scrape = self._scrapes.get(content_type)
+            is_fresh = scrape is not None and now - scrape.at < METRICS_SECONDS
+            if scrape is None or scrape.report_number != number or not is_fresh:
                 self._scrapes.pop(content_type, None)
                 for oldest in list(self._scrapes)[: len(self._scrapes) + 1 - FORMATS]:
                     del self._scrapes[oldest]
-                known = _Scrape(number=number, at=now, content=render())
-                self._scrapes[content_type] = known
-            return content_type, known.content
+                scrape = _Scrape(report_number=number, at=now, content=render())
+                self._scrapes[content_type] = scrape
+            return content_type, scrape.content
 
     def health(self) -> str:
-        """Return why the agent is not alive: its loop has not turned for too long."""
-        silent = self.heartbeat.silent_seconds()
-        return f"the loop has not turned for {silent:.0f} s" if silent > self.patience else ""
+        """Return why the agent is not alive: the main loop shows no heartbeat."""
+        silent = self._heartbeat.silent_seconds()
+        return (
+            f"no heartbeat of the main loop for {silent:.0f} s" if silent > self._patience else ""
+        )
 
     def ready(self) -> str:
-        """Return why the agent is not ready: no complete observation and pass since its start.
+        """Return why the agent is not ready: no pass has observed the whole node yet.
 
-        Convergence is a metric and an alert: one bad key never blocks a rollout.
+        Convergence is a metric and an alert instead, so that one bad key never blocks a rollout.
         """
         report = self._view.report
         if report is None:
             return "no pass has ended yet"
-        unseen = [
-            kind for kind, one in report.kind_support.items() if one.state == SupportState.UNKNOWN
+        unobservable = [
+            kind
+            for kind, support in report.kind_support.items()
+            if support.state == SupportState.UNKNOWN
         ]
-        return f"cannot look at {' and '.join(unseen)} on this node" if unseen else ""
+        return f"cannot observe {' and '.join(unobservable)} on this node" if unobservable else ""
 
     def status(self) -> bytes:
         """Return the status page."""
         with self._rendering:
-            number, labels = self._number, dict(self.labels())
-            known = self._page
-            if known is None or known.number != number or known.labels != labels:
+            number, labels = self._report_number, dict(self._labels())
+            rendered = self._page
+            if rendered is None or rendered.report_number != number or rendered.labels != labels:
                 content = page(replace(self._view, labels=labels)).encode("utf-8", "replace")
-                known = self._page = _Page(number=number, labels=labels, content=content)
-            return known.content
+                rendered = _Page(report_number=number, labels=labels, content=content)
+                self._page = rendered
+            return rendered.content

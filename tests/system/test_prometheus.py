@@ -79,11 +79,11 @@ def metrics():
         seconds={"act": 0.1},
         pass_number=1,
     )
-    one.passed(report, time.time())
+    one.count_pass(report, time.time())
     one.request("GET", "200", 0.1)
     one.watch_restarted("node")
     one.events_dropped(1)
-    one.confinement_lost(0)
+    one.show_unconfined_processes(0)
     one.parser_ran(0.2)
     return one
 

@@ -50,10 +50,11 @@ class Daemon:
         self.more, self.environ = more, {**environ, "PYTHONFAULTHANDLER": "1"}
 
     def __enter__(self):
+        grace = [] if any("--removal-grace" in one for one in self.more) else ["--removal-grace=1s"]
         command = [
             sys.executable, "-m", "agent", f"--source=dir:{SOURCE}", f"--state-dir={STATE}",
             f"--seccomp-dir={SECCOMP}", "--log-format=json", f"--http-address={HTTP}",
-            "--removal-grace=1s", *self.more,
+            *grace, *self.more,
         ]  # fmt: skip
         # If the guest has no bytecode (tests.system.vm), what the first agent compiles is kept.
         environ = {**os.environ, **self.environ}
