@@ -1,8 +1,8 @@
-"""`python -m bench`: measure every row, print it, and write docs/performance.md.
+"""`python -m bench`: measures every row, prints it, and writes bench/results.md.
 
-Run it from the top of the repository, as root, on a machine that does nothing else, in an
-environment of requirements-run.lock alone (docs/performance.md). It is no test: nothing fails
-because of a figure.
+Run it from the top of the repository, as root, on an idle machine, in an environment with the
+packages of requirements-run.lock only (docs/performance.md). It is not a test: no figure makes it
+fail.
 """
 
 import argparse
@@ -47,10 +47,9 @@ def main() -> int:
         sys.stdout.write(f"{row.name}: measured in {time.monotonic() - begin:.0f} s\n")
         sys.stdout.flush()
         if not options.print:
-            text = document.PATH.read_text()
-            document.PATH.write_text(document.written(text, {row.name: result}, said))
+            document.write({row.name: result}, said)
             if result.svg:
-                document.PATH.with_name(f"{row.name}.svg").write_text(result.svg)
+                document.PAGE.with_name(f"{row.name}.svg").write_text(result.svg)
     return status
 
 

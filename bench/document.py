@@ -1,7 +1,8 @@
-"""docs/performance.md: its tables stand between markers and are written by `python -m bench`.
+"""Writes the figures of a benchmark run into bench/results.md and docs/performance.md.
 
-Rule 1: a row that was not measured in a run stays as it is, with the machine and day of its own
-run. Rule 2: what the table at the top says of a row is what the row's own claims say.
+bench/results.md has a section for each row, between markers. A row that was not measured in a run
+keeps its section, with the machine and the day of its own run. The table at the top of
+docs/performance.md shows for each row whether its claims were reached, as the sections say it.
 """
 
 import re
@@ -12,69 +13,84 @@ from typing import Final
 from bench.measure import median
 from bench.rows import Claim, Figure, Result
 
-PATH: Final = Path("docs/performance.md")
-_MARKED: Final = re.compile(r"(<!-- bench:([a-z-]+) -->\n)(.*?)(<!-- /bench -->)", re.DOTALL)
-_ROW: Final = re.compile(r"^\| \[([a-z]+)\]\(#[a-z]+\) \| (.*) \| (.*) \| (.*) \|$", re.MULTILINE)
+PAGE: Final = Path("docs/performance.md")
+RESULTS: Final = Path("bench/results.md")
+_LINK: Final = r"\.\./bench/results\.md"
+_SECTION: Final = re.compile(r"(<!-- bench:([a-z-]+) -->\n)(.*?)(<!-- /bench -->)", re.DOTALL)
+_ROW: Final = re.compile(
+    rf"^\| \[([a-z]+)\]\({_LINK}#[a-z]+\) \| (.*) \| (.*) \| (.*) \|$", re.MULTILINE
+)
 _CLAIM: Final = re.compile(r"^\| (.*) \| .* \| at most .* \| (yes|\*\*no\*\*) \|$", re.MULTILINE)
 
 
-def written(text: str, results: Mapping[str, Result], about: str) -> str:
-    """Return the document with the sections of what was measured written anew.
+def write(results: Mapping[str, Result], about: str) -> None:
+    """Write the results of a run into both pages; about: the sentence about the machine."""
+    text = results_page(RESULTS.read_text(), results, about)
+    RESULTS.write_text(text)
+    PAGE.write_text(performance_page(PAGE.read_text(), text))
 
-    The table at the top follows them.
-    """
 
-    def section(found: re.Match[str]) -> str:
-        name = found[2]
-        body = found[3]
-        if name in results:
-            body = measured(results[name], about)
-        return found[1] + body + found[4]
+def results_page(text: str, results: Mapping[str, Result], about: str) -> str:
+    """Return bench/results.md with new sections for the measured rows."""
 
-    text = _MARKED.sub(section, text)
-    reached = {found[2]: _reached(found[3]) for found in _MARKED.finditer(text)}
-    return _ROW.sub(
-        lambda row: f"| [{row[1]}](#{row[1]}) | {row[2]} | {row[3]} | {reached[row[1]]} |", text
-    )
+    def section(match: re.Match[str]) -> str:
+        name = match[2]
+        body = measured(results[name], about) if name in results else match[3]
+        return match[1] + body + match[4]
+
+    return _SECTION.sub(section, text)
+
+
+def performance_page(text: str, results: str) -> str:
+    """Return docs/performance.md with the last column of its table as bench/results.md has it."""
+    reached = {match[2]: _reached(match[3]) for match in _SECTION.finditer(results)}
+
+    def row(match: re.Match[str]) -> str:
+        name = match[1]
+        link = f"[{name}](../bench/results.md#{name})"
+        return f"| {link} | {match[2]} | {match[3]} | {reached[name]} |"
+
+    return _ROW.sub(row, text)
 
 
 def _reached(section: str) -> str:
-    """Return `yes`, or the labels of the claims that were not reached; nothing without claims."""
-    claims = _CLAIM.findall(section)
-    missed = [label for label, said in claims if said != "yes"]
-    return f"**no**: {'; '.join(missed)}" if missed else "yes" if claims else ""
+    """Return `yes`, or how many claims of a section were not reached; empty without claims."""
+    claims = [reached == "yes" for _, reached in _CLAIM.findall(section)]
+    if all(claims):
+        return "yes" if claims else ""
+    return f"**no** ({claims.count(False)} of {len(claims)})"
 
 
 def sections(text: str) -> list[str]:
-    """Return the names of the sections, in their order."""
-    return [found[2] for found in _MARKED.finditer(text)]
+    """Return the names of the sections of bench/results.md, in their order."""
+    return [match[2] for match in _SECTION.finditer(text)]
 
 
 def rows(text: str) -> list[tuple[str, str, str]]:
-    """Return name, what and reach of each row of the table at the top."""
-    return [(found[1], found[2], found[3]) for found in _ROW.finditer(text)]
+    """Return name, subject and limit of each row of the table in docs/performance.md."""
+    return [(match[1], match[2], match[3]) for match in _ROW.finditer(text)]
 
 
 def measured(result: Result, about: str) -> str:
-    """Return what stands between a row's markers."""
-    lines = ["| figure | median | from | to | runs |", "| --- | --- | --- | --- | --- |"]
-    lines += [_figure(one) for one in result.figures]
-    lines += ["", "| to reach | measured | limit | reached |", "| --- | --- | --- | --- |"]
-    lines += [_claim(one) for one in result.claims]
-    lines += ["", *(f"{one}\n" for one in result.said), about]
+    """Return the text between the markers of a row."""
+    lines = ["| figure | median | smallest | largest | runs |", "| --- | --- | --- | --- | --- |"]
+    lines += [_figure(figure) for figure in result.figures]
+    lines += ["", "| claim | measured | limit | reached |", "| --- | --- | --- | --- |"]
+    lines += [_claim(claim) for claim in result.claims]
+    lines += ["", *(f"{sentence}\n" for sentence in result.said), about]
     return "\n".join(lines) + "\n"
 
 
-def _figure(one: Figure) -> str:
-    cells = [median(one.samples), min(one.samples), max(one.samples)]
-    shown = " | ".join(number(value, one.unit) for value in cells)
-    return f"| {one.label} | {shown} | {len(one.samples)} |"
+def _figure(figure: Figure) -> str:
+    values = [median(figure.samples), min(figure.samples), max(figure.samples)]
+    shown = " | ".join(number(value, figure.unit) for value in values)
+    return f"| {figure.label} | {shown} | {len(figure.samples)} |"
 
 
-def _claim(one: Claim) -> str:
-    reached = "yes" if one.reached else "**no**"
-    value, limit = number(one.value, one.unit), number(one.limit, one.unit)
-    return f"| {one.label} | {value} | at most {limit} | {reached} |"
+def _claim(claim: Claim) -> str:
+    reached = "yes" if claim.reached else "**no**"
+    value, limit = number(claim.value, claim.unit), number(claim.limit, claim.unit)
+    return f"| {claim.label} | {value} | at most {limit} | {reached} |"
 
 
 def number(value: float, unit: str) -> str:

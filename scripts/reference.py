@@ -55,9 +55,9 @@ def _command(name: str) -> list[str]:
         *([""] if own else []),
         f"Options: {', '.join(shared)}.",
         "",
-        "| exit status | meaning |",
-        "| --- | --- |",
-        *(f"| {status} | {meaning} |" for status, meaning in statuses_of(name).items()),
+        "Exit statuses:",
+        "",
+        *(f"- {int(status)}: {meaning}" for status, meaning in statuses_of(name).items()),
         "",
     ]
 

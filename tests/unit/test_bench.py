@@ -1,4 +1,4 @@
-"""The benchmark measures what docs/performance.md tells, and can be started."""
+"""Checks that the benchmark can be started and that its pages match its rows."""
 
 import ast
 import importlib
@@ -11,73 +11,75 @@ from bench import document, rows
 from bench.rows import Claim, Figure, Result
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "docs/performance.md").read_text()
+PAGE = (ROOT / "docs/performance.md").read_text()
+RESULTS = (ROOT / "bench/results.md").read_text()
 
 
-def test_the_page_has_every_row_in_its_order_and_no_other():
-    """Name, what and what is to be reached stand in the table as in bench/rows.py."""
-    assert document.rows(TEXT) == [(one.name, one.what, one.reach) for one in rows.ROWS]
+def test_the_page_lists_every_row_in_order():
+    """docs/performance.md shows name, subject and limit of each row of bench/rows.py."""
+    assert document.rows(PAGE) == [(row.name, row.what, row.reach) for row in rows.ROWS]
 
 
-def test_each_row_has_a_section_of_its_own():
-    """What is measured has a place to be written to."""
-    assert document.sections(TEXT) == [one.name for one in rows.ROWS]
+def test_each_row_has_a_section_in_the_results():
+    """bench/results.md has one section for each row."""
+    assert document.sections(RESULTS) == [row.name for row in rows.ROWS]
 
 
-def test_each_row_has_its_function():
-    """A row names a function that there is; it is read, not run."""
+def test_each_row_has_a_function():
+    """The function that a row names exists in its module."""
     for row in rows.ROWS:
         module, _, function = row.place.partition(":")
         tree = ast.parse((ROOT / f"bench/{module}.py").read_text())
-        names = {one.name for one in tree.body if isinstance(one, ast.FunctionDef)}
+        names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
         assert function in names, row.place
 
 
-def test_a_measured_row_is_written_and_the_others_stay():
-    """Only what lies between the markers of that row changes."""
+def test_only_the_section_of_a_measured_row_changes():
+    """A new result replaces the section of its row; other sections stay."""
     result = Result(
         figures=(Figure(label="time", samples=(3.0, 1.0, 2.0), unit="ms"),),
         claims=(
             Claim(label="time", value=2.0, limit=1.5, unit="ms"),
             Claim(label="CPU", value=1.0, limit=1.5, unit="x"),
         ),
-        said=("So it was.",),
+        said=("A remark.",),
     )
     before = (
         "a\n<!-- bench:start -->\nold\n<!-- /bench -->\n<!-- bench:idle -->\nx\n<!-- /bench -->"
     )
     expected = """a
 <!-- bench:start -->
-| figure | median | from | to | runs |
+| figure | median | smallest | largest | runs |
 | --- | --- | --- | --- | --- |
 | time | 2 ms | 1 ms | 3 ms | 3 |
 
-| to reach | measured | limit | reached |
+| claim | measured | limit | reached |
 | --- | --- | --- | --- |
 | time | 2 ms | at most 1.50 ms | **no** |
 | CPU | 1 x | at most 1.50 x | yes |
 
-So it was.
+A remark.
 
 Machine.
 <!-- /bench -->
 <!-- bench:idle -->
 x
 <!-- /bench -->"""
-    assert document.written(before, {"start": result}, "Machine.") == expected
+    assert document.results_page(before, {"start": result}, "Machine.") == expected
 
 
-def test_the_table_at_the_top_says_which_claims_are_not_reached():
-    """The last column is made of the claims of each section, that of a row measured before too."""
+def test_the_page_shows_how_many_claims_are_not_reached():
+    """The last column of docs/performance.md counts the claims of each section of the results."""
     missed = Claim(label="a: b / c", value=2.0, limit=1.5, unit="ms")
     reached = Claim(label="b", value=1.0, limit=1.5, unit="ms")
     figure = Figure(label="time", samples=(1.0,), unit="ms")
     start = Result(figures=(figure,), claims=(missed, reached, missed))
     idle = Result(figures=(figure,), claims=(reached,))
-    text = """| [label](#label) | what | to reach | yes |
-| [start](#start) | what | to reach |  |
-| [idle](#idle) | what | to reach | **no**: b |
-<!-- bench:label -->
+    page = """| [label](../bench/results.md#label) | what | to reach | yes |
+| [start](../bench/results.md#start) | what | to reach |  |
+| [idle](../bench/results.md#idle) | what | to reach | **no** (1 of 1) |
+"""
+    results = """<!-- bench:label -->
 never measured
 <!-- /bench -->
 <!-- bench:start -->
@@ -85,40 +87,40 @@ never measured
 <!-- bench:idle -->
 <!-- /bench -->
 """
-    once = document.written(text, {"start": start}, "Machine.")
-    top = document.written(once, {"idle": idle}, "Machine.").split("\n")[:3]
-    assert top == [
-        "| [label](#label) | what | to reach |  |",
-        "| [start](#start) | what | to reach | **no**: a: b / c; a: b / c |",
-        "| [idle](#idle) | what | to reach | yes |",
+    results = document.results_page(results, {"start": start}, "Machine.")
+    results = document.results_page(results, {"idle": idle}, "Machine.")
+    assert document.performance_page(page, results).splitlines() == [
+        "| [label](../bench/results.md#label) | what | to reach |  |",
+        "| [start](../bench/results.md#start) | what | to reach | **no** (2 of 3) |",
+        "| [idle](../bench/results.md#idle) | what | to reach | yes |",
     ]
 
 
-def test_the_table_at_the_top_is_that_of_the_sections():
-    """Nobody wrote into it by hand."""
-    assert document.written(TEXT, {}, "") == TEXT
+def test_the_page_matches_the_results():
+    """The last column of docs/performance.md is what bench/results.md shows."""
+    assert document.performance_page(PAGE, RESULTS) == PAGE
 
 
 def test_numbers_have_three_digits():
-    """More would be noise."""
-    shown = [document.number(one, "ms") for one in (1234.5, 123.4, 12.34, 1.234, 0.1234, 2.0)]
+    """Numbers are rounded to three significant digits."""
+    shown = [document.number(value, "ms") for value in (1234.5, 123.4, 12.34, 1.234, 0.1234, 2.0)]
     assert shown == ["1,234 ms", "123 ms", "12.3 ms", "1.23 ms", "0.123 ms", "2 ms"]
 
 
-@pytest.mark.parametrize("path", sorted(Path("bench").glob("*.py")), ids=lambda one: one.stem)
-def test_what_the_benchmark_takes_from_elsewhere_is_there(path):
-    """Names that it imports, and what it asks of the tests' modules; it is no part of CI."""
+@pytest.mark.parametrize("path", sorted(Path("bench").glob("*.py")), ids=lambda path: path.stem)
+def test_imported_names_of_the_benchmark_exist(path):
+    """CI does not run the benchmark, so this checks the names that it imports and uses."""
     tree = ast.parse(path.read_text())
     modules = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] in ("tests", "agent"):
-            for one in node.names:
-                found = importlib.import_module(node.module)
-                if not hasattr(found, one.name):
-                    found = importlib.import_module(f"{node.module}.{one.name}")
+            for name in node.names:
+                value = importlib.import_module(node.module)
+                if hasattr(value, name.name):
+                    value = getattr(value, name.name)
                 else:
-                    found = getattr(found, one.name)
-                modules[one.asname or one.name] = found
+                    value = importlib.import_module(f"{node.module}.{name.name}")
+                modules[name.asname or name.name] = value
     missing = [
         f"{node.value.id}.{node.attr}"
         for node in ast.walk(tree)

@@ -1,9 +1,11 @@
-"""The documents list what the program contains, and name tests and files that exist."""
+"""Checks that the documents match the program: codes, labels, options, modules and tests."""
 
 import itertools
+import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,27 +13,53 @@ import pytest
 import agent
 from agent.backends.apparmor import compiled_policy
 from agent.config import OPTIONS
-from agent.core import labels, plan
+from agent.core import labels
 from agent.core.findings import CODES
 from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
 from agent.core.vocabulary import SupportState
 from agent.reporting import json_report
 
-PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), *sorted(Path("docs").rglob("*.md"))]
+DOCS = Path("docs")
+PAGES = [
+    *map(Path, ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
+    *map(Path, ("manifests/README.md", "profiles/README.md")),
+    *sorted(DOCS.rglob("*.md")),
+]
+EVIDENCE = Path("tests/evidence.toml")
+OPERATIONS = DOCS / "operations.md"
+TESTS = Path(__file__).parents[1]
+CELL_LIMIT = 120
+CODE_SPAN = re.compile(r"`([^`]+)`")
+TEST_NAME = re.compile(
+    r"((?:unit|property|contract|system|system/node)/test_\w+\.py)::(test_\w+)(?:\[(\w+)\])?"
+)
+
+
+def table(text, first):
+    """Return the rows of the table whose first column has this heading, as cells."""
+    lines = [line.strip() for line in text.splitlines()]
+    start = next(n for n, line in enumerate(lines) if re.match(rf"\| {first} *\|", line))
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines[start + 2 :])
+    return [cells(row) for row in rows]
+
+
+def cells(line):
+    """Return the cells of a line of a table."""
+    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 def test_the_runbook_has_one_heading_for_each_code():
-    """Every code has a heading, and every heading of this form is a code."""
-    headings = re.findall(r"^### ([a-z0-9_]+)$", Path("docs/runbook.md").read_text(), re.MULTILINE)
+    """The headings of the runbook are exactly the codes of findings."""
+    headings = re.findall(r"^### ([a-z0-9_]+)$", (DOCS / "runbook.md").read_text(), re.MULTILINE)
     assert sorted(CODES) == sorted(headings)
 
 
-def test_the_runbook_has_the_severity_of_each_code():
+def test_the_runbook_names_the_severity_of_each_code():
     """The entry of a warning or a notice begins with that word, and no other entry does."""
-    text = Path("docs/runbook.md").read_text().partition("## Alerts")[0]
-    first_words = dict(re.findall(r"^### ([a-z0-9_]+)\n(\S+)", text, re.MULTILINE))
-    words = {"Warning:": "warning", "Notice:": "notice"}
-    assert {code: words.get(first, "error") for code, first in first_words.items()} == CODES
+    text = (DOCS / "runbook.md").read_text().partition("## Alerts")[0]
+    first_words = dict(re.findall(r"^### ([a-z0-9_]+)\n\n?(\S+)", text, re.MULTILINE))
+    severities = {"Warning:": "warning", "Notice:": "notice"}
+    assert {code: severities.get(word, "error") for code, word in first_words.items()} == CODES
 
 
 def test_the_readme_is_short():
@@ -40,16 +68,24 @@ def test_the_readme_is_short():
 
 
 def test_the_reference_page_is_generated_from_the_declarations():
-    """docs/reference.md is the output of scripts/reference.py. Run the script after a change."""
+    """docs/reference.md is what scripts/reference.py writes; run the script after a change."""
     command = [sys.executable, "scripts/reference.py", "--print"]
     generated = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert Path("docs/reference.md").read_text() == generated
+    assert (DOCS / "reference.md").read_text() == generated
     assert [name for name in OPTIONS if f"### --{name}\n" not in generated] == []
 
 
+@pytest.mark.parametrize("page", ["docs/evidence.md", "docs/architecture.md"])
+def test_the_generated_pages_are_current(page):
+    """scripts/evidence.py writes both pages; run the script after a change."""
+    command = [sys.executable, "scripts/evidence.py", "--print", page]
+    generated = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert Path(page).read_text() == generated
+
+
 @pytest.mark.parametrize("page", PAGES, ids=str)
-def test_relative_links_have_a_target(page):
-    """The file of each relative link exists, and contains the heading of the link."""
+def test_links_have_a_target(page):
+    """Each relative link of a page names an existing file, and a heading of that file."""
     links = re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text())
     dead = []
     for path, heading in links:
@@ -62,68 +98,66 @@ def test_relative_links_have_a_target(page):
 
 
 def anchors(page):
-    """Return the anchors that GitHub makes from the headings of a page."""
+    """Return the anchors of a page's headings, as GitHub generates them."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_the_architecture_page_lists_every_module():
-    """In docs/architecture.md each module and package is in the row of its folder."""
-    rows = dict(table(Path("docs/architecture.md").read_text(), "folder"))
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_table_cells_are_short(page):
+    """No cell of a table shows more than 120 characters; longer text belongs in a paragraph."""
+    rows = [line for line in page.read_text().splitlines() if line.startswith("|")]
+    shown = [re.sub(r"\]\([^)]*\)", "", cell) for row in rows for cell in cells(row)]
+    assert [cell for cell in shown if len(cell.replace("[", "")) > CELL_LIMIT] == []
+
+
+def test_the_architecture_page_names_every_module():
+    """docs/architecture.md names each module in the row or the section of its folder."""
+    text = (DOCS / "architecture.md").read_text()
+    rows = dict(table(text, "folder or module"))
+    sections = dict(re.findall(r"^### (agent/\w+)\n(.*?)(?=^#)", text, re.MULTILINE | re.DOTALL))
     root = Path(agent.__file__).parent
-    inner = [one for one in root.glob("*/*") if one.suffix == ".py" or (one / "kind.py").exists()]
+    modules = [path for path in root.glob("*/*.py") if path.stem != "__init__"]
+    modules += [path.parent for path in root.glob("*/*/backend.py")]
     missing = [
-        f"{one.parent.name}/{one.name}"
-        for one in inner
-        if one.stem != "__init__"
-        and not re.search(rf"\b{one.stem}\b", rows[f"`agent/{one.parent.name}`"])
+        f"{path.parent.name}/{path.name}"
+        for path in modules
+        if not re.search(
+            rf"\b{path.stem}\b",
+            rows[f"`agent/{path.parent.name}`"] + sections.get(f"agent/{path.parent.name}", ""),
+        )
     ]
     missing += [
-        one.name
-        for one in root.glob("*.py")
-        if one.stem != "__init__" and one.name not in str(rows)
+        path.name
+        for path in root.glob("*.py")
+        if path.stem != "__init__" and path.name not in str(rows)
     ]
     assert missing == []
 
 
-@pytest.mark.parametrize("page", sorted(Path("docs/adr").glob("*.md")), ids=lambda one: one.stem)
-def test_a_decision_has_its_number_and_its_status(page):
-    """The number in the heading is that of the file name."""
+@pytest.mark.parametrize("page", sorted((DOCS / "adr").glob("*.md")), ids=lambda page: page.stem)
+def test_a_decision_has_a_number_and_a_status(page):
+    """A decision record begins with the number in its file name and with its status."""
     lines = page.read_text().splitlines()
     assert lines[0].startswith(f"# {int(page.stem[:4])}. ")
     assert lines[1:4] == ["", "Status: accepted", ""]
 
 
-def test_the_decision_table_is_that_of_the_code():
-    """docs/architecture.md has the rows of agent/core/plan.py, each with its test."""
-    documented = [row[:-1] for row in table(Path("docs/architecture.md").read_text(), "its set")]
-    assert documented == table(plan.__doc__, "its set")
-
-
-def table(text, first):
-    """Return the cells of the rows of the table whose first column has a heading."""
-    lines = [line.strip() for line in text.splitlines()]
-    start = next(n for n, line in enumerate(lines) if re.match(rf"\| {first} *\|", line))
-    rows = itertools.takewhile(lambda line: line.startswith("|"), lines[start + 2 :])
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in rows]
-
-
-OPERATIONS = Path("docs/operations.md")
-
-
-def coded(cell):
+def code_spans(cell):
     """Return the texts between backticks in a cell."""
-    return re.findall(r"`([^`]+)`", cell)
+    return CODE_SPAN.findall(cell)
 
 
-def test_the_table_of_labels_is_complete():
+def test_the_table_of_labels_lists_the_labels_of_a_node():
     """docs/operations.md lists exactly the labels of a report with the examples of the table."""
-    told = {coded(key)[0]: value for _, _, key, value in table(OPERATIONS.read_text(), "label of")}
-    set_ = ProfileSetStatus(
+    documented = {
+        code_spans(key)[0]: value for _, _, key, value in table(OPERATIONS.read_text(), "label of")
+    }
+    profile_set = ProfileSetStatus(
         profile_set="configmap profile-loader/my-profiles", state="read", keys=2
     )
     shared = {
-        "profile_set": set_.profile_set,
+        "profile_set": profile_set.profile_set,
         "key": "",
         "localhost_profile": "",
         "state": "installed",
@@ -134,82 +168,78 @@ def test_the_table_of_labels_is_complete():
             ProfileStatus(kind="apparmor", name="web", mode="enforce", **shared),
             ProfileStatus(kind="seccomp", name="profiles/audit.json", **shared),
         ),
-        profile_sets=(set_,),
+        profile_sets=(profile_set,),
         kind_support={
             "apparmor": KindSupport(state="enabled"),
             "seccomp": KindSupport(state="enabled"),
         },
     )
-    made = labels.labels_for(report, domain="DOMAIN", digest=True, present={}).labels
-    assert told.keys() == made.keys()
-    told = {key: coded(value) for key, value in told.items() if "-digest" not in key}
-    assert all(made[key] in values for key, values in told.items())
-    assert told["apparmor.DOMAIN/web"] == list(compiled_policy.MODES.values())
+    actual = labels.labels_for(report, domain="DOMAIN", digest=True, present={}).labels
+    assert documented.keys() == actual.keys()
+    values = {key: code_spans(cell) for key, cell in documented.items() if "-digest" not in key}
+    assert all(actual[key] in expected for key, expected in values.items())
+    assert values["apparmor.DOMAIN/web"] == list(compiled_policy.MODES.values())
     states = [state.value for state in SupportState]
-    assert told["DOMAIN/apparmor"] == told["DOMAIN/seccomp"] == states
+    assert values["DOMAIN/apparmor"] == values["DOMAIN/seccomp"] == states
 
 
-def test_the_table_of_names_has_the_label_of_each_name():
-    """docs/operations.md shows how a name becomes the last part of a label's key."""
-    rows = [[coded(cell)[0] for cell in row] for row in table(OPERATIONS.read_text(), "name")]
+def test_the_table_of_label_names_matches_the_code():
+    """docs/operations.md shows how a profile's name becomes the last part of a label key."""
+    rows = [[code_spans(cell)[0] for cell in row] for row in table(OPERATIONS.read_text(), "name")]
     assert len(rows) == 6
     assert [[name, labels.name(name)] for name, _ in rows] == rows
 
 
-TESTS = Path(__file__).parents[1]
-NAMED = re.compile(
-    r"`((?:unit|property|contract|system|system/node)/test_\w+\.py)::(test_\w+)(?:\[(\w+)\])?`"
-)
+def test_every_test_in_the_evidence_exists():
+    """The file, the function and the case of each test that tests/evidence.toml names exist."""
+    names = evidence()
+    assert names
+    assert [name for name in names if not TEST_NAME.fullmatch(name)] == []
+    assert [name for name in names if not exists(*TEST_NAME.fullmatch(name).groups())] == []
 
 
-def test_every_test_that_a_page_references_exists():
-    """The file, the function and the case of each reference exist."""
-    named = {(str(page), *one) for page in PAGES for one in re.findall(NAMED, page.read_text())}
-    assert named
-    gone = [one for one in sorted(named) if not exists(*one[1:])]
-    assert gone == []
-    loose = [
-        (str(page), one)
-        for page in PAGES
-        for one in re.findall(r"\S*test_\w+\.py::\S*|`test_\w+`", page.read_text())
-        if not re.search(NAMED, f"`{one.strip('`.,;|()')}`")
-    ]
-    assert loose == []
+def evidence():
+    """Return the names of all tests in tests/evidence.toml."""
+    document = tomllib.loads(EVIDENCE.read_text())
+    claims = [claim for section in document["sections"] for claim in section["claims"]]
+    return [*document["decisions"], *(test for claim in claims for test in claim["tests"])]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_guides_contain_no_test_names(page):
+    """Only the evidence page names the functions of tests."""
+    expected = page == DOCS / "evidence.md"
+    assert bool(re.search(r"test_\w+\.py::|`test_\w+`", page.read_text())) == expected
 
 
 def exists(file, function, case):
-    """Return whether a test exists. The cases of a test in a guest are functions in the guest."""
+    """Return whether a test exists; cases of a virtual machine test are functions in the guest."""
     path = TESTS / file
     if not path.exists() or f"\ndef {function}(" not in path.read_text():
         return False
-    beside = [*(TESTS / "system/guest").glob("*.py"), TESTS / "system/apparmor_guest.py"]
-    guest = "".join(one.read_text() for one in beside) if file.startswith("system/") else ""
+    guest_files = [*(TESTS / "system/guest").glob("*.py"), TESTS / "system/apparmor_guest.py"]
+    guest = "".join(path.read_text() for path in guest_files) if file.startswith("system/") else ""
     return not case or re.search(rf"\b{case}\b", path.read_text() + guest) is not None
 
 
-def test_the_schema_page_lists_every_field_of_the_report():
-    """docs/report.md and the JSON report have the same fields."""
-    import json
-
+def test_the_report_page_names_every_field():
+    """docs/report.md lists the fields of the JSON document in their order."""
     row = ProfileStatus(
         kind="seccomp", profile_set="", key="", name="", localhost_profile="", state="held",
         action="hold", reason="",
     )  # fmt: skip
-    made = json.loads(
-        json_report.document(
-            Report(profiles=(row,), profile_sets=(), kind_support={}), exit_status=0
-        )
-    )
-    text = Path("docs/report.md").read_text()
-    told = [
+    report = Report(profiles=(row,), profile_sets=(), kind_support={})
+    document = json.loads(json_report.document(report, exit_status=0))
+    text = (DOCS / "report.md").read_text().partition("## States")[0]
+    documented = [
         re.split(r"[\[.]", name)[0] for name in re.findall(r"^\| `([^`]+)`", text, re.MULTILINE)
     ]
-    assert told == [*made, *made["profiles"][0]]
+    assert documented == [*document, *document["profiles"][0]]
 
 
 def test_every_code_is_used():
-    """The program reports each code somewhere."""
+    """Each code of a finding occurs in the code outside its declaration."""
     root = Path(agent.__file__).parent
-    code = "".join(one.read_text() for one in root.rglob("*.py") if one.name != "problems.py")
+    code = "".join(path.read_text() for path in root.rglob("*.py") if path.name != "findings.py")
     sources = {f"source_{why}" for why in ("missing", "unreadable", "emptied", "over_limit")}
-    assert [one for one in CODES if f'"{one}"' not in code and one not in sources] == []
+    assert [name for name in CODES if f'"{name}"' not in code and name not in sources] == []
