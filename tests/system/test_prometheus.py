@@ -1,4 +1,4 @@
-"""Real Prometheus: it likes the metrics, the alerts fire when they should, and it scrapes them."""
+"""A real Prometheus accepts the metrics and the rules, and scrapes the agent."""
 
 import contextlib
 import json
@@ -29,6 +29,7 @@ PATIENCE_SECONDS = 60.0
 
 
 def promtool(*words, stdin=None, cwd=None):
+    """Run promtool; return its exit status and its output."""
     done = subprocess.run(
         ["promtool", *words], input=stdin, cwd=cwd, capture_output=True, check=False
     )
@@ -37,7 +38,7 @@ def promtool(*words, stdin=None, cwd=None):
 
 @pytest.fixture
 def metrics():
-    """Give metrics in which everything has happened once."""
+    """Return metrics with a value for every series."""
     one = Metrics("1.2.3")
     finding = Finding(code="not_json", location="b.json", message="no JSON")
     fields = {"profile_set": "configmap ns/web", "key": "k", "localhost_profile": ""}
@@ -90,7 +91,7 @@ def metrics():
 
 @pytest.fixture
 def server(metrics):
-    """Return a server of these metrics."""
+    """Return an HTTP server of these metrics."""
     store = status_store(metrics, version="1.2.3")
     running = HttpServer("127.0.0.1:0", store)
     running.start()
@@ -99,48 +100,50 @@ def server(metrics):
 
 @pytest.fixture
 def rules(tmp_path):
-    """Give a directory with the groups of the PrometheusRule as rules.yaml."""
-    made = yaml.safe_load((MONITORING / "prometheusrule.yaml").read_text())
-    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(made["spec"]))
+    """Return a directory with the groups of the PrometheusRule as rules.yaml."""
+    manifest = yaml.safe_load((MONITORING / "prometheusrule.yaml").read_text())
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(manifest["spec"]))
     return tmp_path
 
 
-def test_promtool_has_nothing_to_say_about_the_metrics(metrics):
-    """Names, types, units and helps are as the conventions want them."""
+def test_promtool_accepts_the_metrics(metrics):
+    """Names, types, units and help texts follow the conventions."""
     _, body = metrics.expose("text/plain")
     assert promtool("check", "metrics", stdin=body) == (0, "")
 
 
 def test_promtool_accepts_the_rules(rules):
-    """Every expression and template is read; lint is an error."""
-    status, said = promtool("check", "rules", "--lint=all", "--lint-fatal", "rules.yaml", cwd=rules)
+    """Every expression and template is valid, and has no lint warning."""
+    status, output = promtool(
+        "check", "rules", "--lint=all", "--lint-fatal", "rules.yaml", cwd=rules
+    )
     number = len(yaml.safe_load((rules / "rules.yaml").read_text())["groups"][0]["rules"])
-    assert (status, re.findall(r"SUCCESS: (\d+) rules", said)) == (0, [str(number)]), said
+    assert (status, re.findall(r"SUCCESS: (\d+) rules", output)) == (0, [str(number)]), output
 
 
 def test_every_alert_fires_in_its_case_and_in_no_other(rules):
-    """Each has a case of its own in alerts.yaml, and is silent when all is well."""
+    """Each alert has a case in alerts.yaml in which it fires, and one in which it does not."""
     shutil.copy(ALERTS, rules)
-    status, said = promtool("test", "rules", ALERTS.name, cwd=rules)
-    assert (status, "SUCCESS" in said) == (0, True), said
+    status, output = promtool("test", "rules", ALERTS.name, cwd=rules)
+    assert (status, "SUCCESS" in output) == (0, True), output
     alerts = {
-        one["alert"]
-        for one in yaml.safe_load((rules / "rules.yaml").read_text())["groups"][0]["rules"]
+        rule["alert"]
+        for rule in yaml.safe_load((rules / "rules.yaml").read_text())["groups"][0]["rules"]
     }
     cases = [
-        one
+        check
         for case in yaml.safe_load(ALERTS.read_text())["tests"]
-        for one in case["alert_rule_test"]
+        for check in case["alert_rule_test"]
     ]
-    assert {one["alertname"] for one in cases if "exp_alerts" in one} == alerts
-    assert {one["alertname"] for one in cases if "exp_alerts" not in one} == alerts
+    assert {check["alertname"] for check in cases if "exp_alerts" in check} == alerts
+    assert {check["alertname"] for check in cases if "exp_alerts" not in check} == alerts
 
 
 # --- a Prometheus that scrapes --------------------------------------------------------------------
 
 
 class Prometheus:
-    """One that scrapes a server every second, with the rules loaded."""
+    """A Prometheus that scrapes a server every second and evaluates the rules."""
 
     def __init__(self, folder, target):
         self.url = f"http://127.0.0.1:{free_port()}"
@@ -165,29 +168,24 @@ class Prometheus:
         )
 
     def query(self, expression):
-        """Return what it answers: value by labels."""
+        """Return the result of a query: values by labels."""
         words = urllib.parse.urlencode({"query": expression})
         with urllib.request.urlopen(  # noqa: S310 - http only
             f"{self.url}/api/v1/query?{words}", timeout=50
-        ) as answer:
-            found = json.load(answer)["data"]["result"]
-        return {
-            tuple(sorted((key, value) for key, value in one["metric"].items())): float(
-                one["value"][1]
-            )
-            for one in found
-        }
+        ) as response:
+            series = json.load(response)["data"]["result"]
+        return {tuple(sorted(one["metric"].items())): float(one["value"][1]) for one in series}
 
     def until(self, expression, expected):
-        """Ask again and again until the answer's values are these."""
+        """Repeat a query until its result has these values."""
 
-        def asked():
+        def is_expected():
             assert self.process.poll() is None, self.said()
             with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
                 return list(self.query(expression).values()) == expected
             return False
 
-        until(asked, lambda: f"{expression} is {expected}: {self.said()}", PATIENCE_SECONDS)
+        until(is_expected, lambda: f"{expression} is {expected}: {self.said()}", PATIENCE_SECONDS)
 
     def said(self):
         self.log.seek(0)
@@ -201,28 +199,28 @@ class Prometheus:
 
 @pytest.fixture
 def prometheus(rules, server):
-    """Give a Prometheus that scrapes the server."""
-    one = Prometheus(rules, f"127.0.0.1:{server.port}")
+    """Yield a Prometheus that scrapes the server."""
+    running = Prometheus(rules, f"127.0.0.1:{server.port}")
     try:
-        yield one
+        yield running
     finally:
-        one.stop()
+        running.stop()
 
 
 def dashboard():
-    """Return the dashboard's expressions, with its variables filled in as Grafana does."""
-    made = json.loads((MONITORING / "dashboard.json").read_text())
+    """Return the expressions of the dashboard with the values of its variables."""
+    content = json.loads((MONITORING / "dashboard.json").read_text())
     return [
         target["expr"].replace("$node", ".*").replace("$__rate_interval", "1m")
-        for panel in made["panels"]
+        for panel in content["panels"]
         for target in panel["targets"]
     ]
 
 
 def test_a_real_prometheus_scrapes_the_agent(prometheus, server, metrics):
-    """While idle connections are open, too; names and values arrive as they are meant.
+    """Scraping works while many idle connections are open, and names keep their characters.
 
-    Every expression of the dashboard has an answer.
+    Every expression of the dashboard has a result.
     """
     with contextlib.ExitStack() as stack:
         for _ in range(2 * READING_CONNECTIONS):
@@ -233,16 +231,16 @@ def test_a_real_prometheus_scrapes_the_agent(prometheus, server, metrics):
         prometheus.query('profile_loader_profile_available{name="odd \\"\\\\ name"}').values()
     ) == [1.0]
     assert prometheus.query("profile_loader_build_info").popitem()[1] == 1.0
-    # What there is nothing of (no rate yet) is an answer too; what cannot be read is an error.
-    empty = [one for one in dashboard() if not prometheus.query(one)]
-    assert [one for one in empty if "rate(" not in one] == []
+    # A rate has no value yet. An invalid expression would raise an error.
+    empty = [text for text in dashboard() if not prometheus.query(text)]
+    assert [text for text in empty if "rate(" not in text] == []
 
 
 def test_an_alert_is_pending_in_a_real_prometheus(prometheus):
-    """The rules are loaded, and their labels fit the metrics as they are scraped."""
+    """The labels of the rules match the labels of the scraped metrics."""
     prometheus.until('ALERTS{alertname="ProfileLoaderNotConverged", alertstate="pending"}', [1.0])
     prometheus.until('ALERTS{alertname="ProfileLoaderSourceStale"}', [1.0])
-    assert {dict(one)["alertname"] for one in prometheus.query("ALERTS")} == {
+    assert {dict(labels)["alertname"] for labels in prometheus.query("ALERTS")} == {
         "ProfileLoaderNotConverged",
         "ProfileLoaderProfileRejected",
         "ProfileLoaderSourceStale",

@@ -89,7 +89,7 @@ def board():
 
 
 def chromium(folder, *words):
-    """Run a browser that knows nothing yet; return what it printed."""
+    """Run a browser with a new profile; return its output."""
     done = subprocess.run(
         [*CHROMIUM, f"--user-data-dir={folder / 'browser'}", *words],
         capture_output=True,
@@ -101,7 +101,7 @@ def chromium(folder, *words):
 
 @pytest.fixture(scope="module")
 def axe(tmp_path_factory):
-    """Give axe-core's text, from the cache or from the package that is pinned."""
+    """Return the script of axe-core, from the cache or from the pinned package."""
     if not AXE_FILE.exists():
         AXE_FILE.parent.mkdir(parents=True, exist_ok=True)
         folder = tmp_path_factory.mktemp("axe")
@@ -152,16 +152,16 @@ axe.run(document, {iframes: false}).then(tell, error => tell({
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What a browser says of the page at one width in one colour scheme."""
+    """The measurements of the page in a browser at one width and in one color scheme."""
 
     told: dict
     picture: tuple[int, int]
 
 
 def framed(folder, text, width, height):
-    """Write a page that shows another one in a frame of this size; return its address.
+    """Write a page with a frame of a size, and return its address.
 
-    A window of a headless Chromium is at least 500 px wide, a frame may be narrower.
+    The window of a headless Chromium is at least 500 px wide; a frame can be narrower.
     """
     (folder / "frame.html").write_text(
         "<!DOCTYPE html><style>:root{color-scheme:light dark}body{margin:0}"
@@ -173,7 +173,7 @@ def framed(folder, text, width, height):
 
 @pytest.fixture(scope="module", params=[(w, s) for w in WIDTHS for s in SCHEMES], ids=str)
 def look(request, axe, tmp_path_factory):
-    """Give a look at the page, at 400 px and 1,400 px, in light and dark."""
+    """Return the measurements at 400 px and 1,400 px, in light and dark."""
     width, scheme = request.param
     folder = tmp_path_factory.mktemp("page")
     scheme = f"--blink-settings=preferredColorScheme={SCHEMES[::-1].index(scheme)}"
@@ -196,7 +196,7 @@ def look(request, axe, tmp_path_factory):
 
 
 def test_the_page_is_readable_at_its_width(look, request):
-    """Nothing to scroll sideways, no text under 14 px, no word cut in two; headers if wide."""
+    """No text is smaller than 14 px, no word is broken, and nothing scrolls sideways."""
     width, scheme = request.node.callspec.params["look"]
     keys = ("width", "dark", "overflow", "hidden", "broken", "headers")
     assert {key: look.told[key] for key in keys} == {
@@ -212,14 +212,14 @@ def test_the_page_is_readable_at_its_width(look, request):
 
 
 def test_the_page_passes_an_accessibility_check(look):
-    """axe-core finds no violation, and nothing that it cannot decide."""
+    """axe-core reports no violation and no undecided check."""
     assert look.told["violations"] == []
     assert look.told["unsure"] == []
     assert look.told["passed"] > 15
 
 
-def test_a_hostile_name_is_shown_and_does_nothing(tmp_path):
-    """Served by the daemon's server, without a frame: it is text, and the title is the page's."""
+def test_a_browser_shows_a_malicious_name_as_text(tmp_path):
+    """The name adds no element, and does not change the title of the page."""
     server = HttpServer("127.0.0.1:0", board())
     server.start()
     begin = time.monotonic()
@@ -231,8 +231,8 @@ def test_a_hostile_name_is_shown_and_does_nothing(tmp_path):
     assert "Every profile is in place." not in dom
 
 
-def test_even_a_script_that_slipped_through_would_not_run(tmp_path):
-    """The server's policy forbids it, whatever the page says."""
+def test_a_script_that_is_not_escaped_does_not_run(tmp_path):
+    """The content security policy of the server blocks it."""
 
     class Careless(StatusStore):
         def status(self):

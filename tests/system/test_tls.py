@@ -1,4 +1,4 @@
-"""agent.reporting.http_server over TLS, with certificates that openssl made."""
+"""Specification of agent.reporting.http_server over TLS, with certificates of openssl."""
 
 import contextlib
 import http.client
@@ -32,7 +32,7 @@ def certificate(folder, name, subject="localhost", alternative=""):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Give a directory with the certificates `server`, `renewed` and `client`."""
+    """Return a directory with the certificates `server`, `renewed` and `client`."""
     folder = tmp_path_factory.mktemp("tls")
     certificate(folder, "server")
     certificate(folder, "renewed", "renewed")
@@ -46,7 +46,7 @@ def pages():
 
 
 def ask_tls(server, context):
-    """Return the status of a probe and the certificate that was shown."""
+    """Return the status of a probe and the certificate of the server."""
     connection = http.client.HTTPSConnection("127.0.0.1", server.port, timeout=300, context=context)
     with contextlib.closing(connection):
         connection.request("GET", "/healthz")
@@ -55,6 +55,7 @@ def ask_tls(server, context):
 
 
 def client(folder, name=""):
+    """Return the TLS settings of a client, with its certificate if it has a name."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

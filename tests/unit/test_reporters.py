@@ -1,5 +1,6 @@
-"""What people and programs get to see of a report."""
+"""Specification of the table, the JSON report and the log."""
 
+import io
 import json
 import logging
 from dataclasses import replace
@@ -15,7 +16,10 @@ from agent.reporting.metrics import Metrics
 from tests.reports import status_store
 
 BAD = Finding(
-    code="parser_rejected", location="line 7", message="unexpected TOK_ID.", hint="Mend the text."
+    code="parser_rejected",
+    location="line 7",
+    message="unexpected TOK_ID.",
+    hint="Correct the text.",
 )
 NONE = Finding(
     code="kind_unsupported", location="kernel", message="No AppArmor here.", hint="Boot it."
@@ -56,15 +60,15 @@ REPORT = Report(
 )
 
 
-def test_the_table_tells_profiles_problems_sets_and_a_summary():
-    """A person sees what is in place, what is not and why, and what to do."""
+def test_the_table_contains_profiles_findings_and_a_summary():
+    """The table shows the state of each profile, each finding, and the next step."""
     assert table.table(REPORT, width=80) == (
         "KIND      PROFILE              STATE      WHY\n"
         "seccomp   profiles/audit.json  installed  new\n"
         "apparmor  web.profile          rejected   parser_rejected\n"
         "\n"
         "error: parser_rejected: web.profile at line 7\n"
-        "  unexpected TOK_ID. Mend the text.\n"
+        "  unexpected TOK_ID. Correct the text.\n"
         "error: source_missing: dir /q\n"
         "  The source is missing: /q does not exist. Check it.\n"
         "\n"
@@ -84,8 +88,8 @@ def test_the_table_fits_the_terminal(width):
     assert [line for line in text.splitlines() if len(line) > width] == []
 
 
-def test_a_name_without_room_has_a_line_of_its_own():
-    """One very long key changes nothing about the other rows."""
+def test_a_name_that_is_too_long_has_a_line_of_its_own():
+    """The other rows stay as they are."""
     long = row(name="x" * 90, state="rejected", reason="bad")
     text = table.table(
         Report(profiles=(*REPORT.profiles, long), profile_sets=(), kind_support={}), width=80
@@ -98,27 +102,29 @@ def test_a_name_without_room_has_a_line_of_its_own():
     ]
 
 
-def test_what_has_no_full_stop_gets_one_before_the_hint():
-    """Messages of others, of the parser say, end as they like."""
-    bad = Finding(code="parser_rejected", location="", message="unexpected TOK_ID", hint="Mend it.")
+def test_a_message_without_a_full_stop_gets_one_before_the_hint():
+    """Messages of other programs, such as the parser, may have none."""
+    bad = Finding(
+        code="parser_rejected", location="", message="unexpected TOK_ID", hint="Correct it."
+    )
     text = table.table(
         Report(profiles=(), profile_sets=(), kind_support={}, findings=(bad,)), width=80
     )
-    assert "  unexpected TOK_ID. Mend it.\n" in text
+    assert "  unexpected TOK_ID. Correct it.\n" in text
 
 
 def test_no_control_character_reaches_the_terminal():
-    """A hostile name cannot forge a line or a colour."""
+    """A malicious name cannot fake a line or a color."""
     evil = row(
         name="a\x1b[31m\nb", findings=(Finding(code="bad_value", location="\x07", message="\x00x"),)
     )
     text = table.table(Report(profiles=(evil,), profile_sets=(), kind_support={}), width=80)
-    assert all(one.isprintable() or one == "\n" for one in text)
+    assert all(char.isprintable() or char == "\n" for char in text)
     assert "a\\x1b[31m\\nb" in text
 
 
-def test_an_empty_report_says_so():
-    """Nothing to do is an answer, a dry run is marked."""
+def test_a_report_without_profiles_has_a_summary():
+    """The summary of a dry run begins with these words."""
     assert (
         table.table(Report(profiles=(), profile_sets=(), kind_support={}), width=80)
         == "Nothing to do.\n"
@@ -132,13 +138,13 @@ def test_names_of_pods_are_in_the_log_and_reports_but_not_on_public_pages(capsys
     held = diagnostics.named_by("web", ("secret/pod-a", "secret/pod-b", "c/c", "d/d"))
     rows = (row("web", "held", kind="apparmor", reason="in_use", desired=False, findings=(held,)),)
     found = Report(profiles=rows, profile_sets=(), kind_support={})
-    board = status_store(Metrics("1"))
-    board.on_report(found, 1.0, passed=True)
+    store = status_store(Metrics("1"))
+    store.on_report(found, 1.0, passed=True)
     before = replace(found, profiles=(row("web", kind="apparmor"),))
     notes = [one.note for one in events.transitions(before, found)]
-    public = [board.status().decode(), board.metrics("")[1].decode(), *notes]
-    assert ["secret/pod-a" in one for one in public] == [False] * 3
-    assert ["4 pod(s) of this node name it" in one for one in public] == [True, False, True]
+    public = [store.status().decode(), store.metrics("")[1].decode(), *notes]
+    assert ["secret/pod-a" in text for text in public] == [False] * 3
+    assert ["4 pod(s) of this node name it" in text for text in public] == [True, False, True]
     logs.configure("json", "info")
     logs.log(found)
     private = [
@@ -146,26 +152,26 @@ def test_names_of_pods_are_in_the_log_and_reports_but_not_on_public_pages(capsys
         json_report.document(found, exit_status=0),
         capsys.readouterr().err,
     ]
-    assert ["Pods: secret/pod-a, secret/pod-b, c/c, ..." in one for one in private] == [True] * 3
+    assert ["Pods: secret/pod-a, secret/pod-b, c/c, ..." in text for text in private] == [True] * 3
 
 
 @pytest.mark.parametrize("sandboxed", [True, False, None])
 def test_the_state_of_the_sandbox_is_in_the_document_and_in_the_table(sandboxed):
-    """`status` has a line for an active sandbox; a missing sandbox has a notice."""
+    """`status` prints a line for an active sandbox."""
     support = KindSupport(state="enabled", sandboxed=sandboxed)
     report = Report(profiles=(), profile_sets=(), kind_support={"apparmor": support})
-    made = json.loads(json_report.document(report, exit_status=0))
-    assert made["support"]["apparmor"]["sandboxed"] is sandboxed
+    document = json.loads(json_report.document(report, exit_status=0))
+    assert document["support"]["apparmor"]["sandboxed"] is sandboxed
     line = "apparmor: the parser runs in a sandbox (Landlock)."
-    told = table.table(report, width=80, domain=labels.DOMAIN)
-    assert (line in told.splitlines()) == (sandboxed is True)
+    text = table.table(report, width=80, domain=labels.DOMAIN)
+    assert (line in text.splitlines()) == (sandboxed is True)
     assert line not in table.table(report, width=80)
 
 
 def test_the_document_has_every_field():
-    """A program finds what the schema page says."""
-    made = json.loads(json_report.document(REPORT, exit_status=3))
-    assert made["profiles"][0] == {
+    """A program finds every field of the schema page."""
+    document = json.loads(json_report.document(REPORT, exit_status=3))
+    assert document["profiles"][0] == {
         "kind": "seccomp",
         "origin": "dir /p",
         "key": "audit.json",
@@ -180,17 +186,17 @@ def test_the_document_has_every_field():
         "nodeSelector": {f"seccomp.{labels.DOMAIN}/profiles__audit.json": "installed"},
         "problems": [],
     }
-    assert made["profiles"][1]["problems"] == [
+    assert document["profiles"][1]["problems"] == [
         {
             "code": "parser_rejected",
             "severity": "error",
             "where": "line 7",
             "what": "unexpected TOK_ID.",
-            "hint": "Mend the text.",
+            "hint": "Correct the text.",
             "detail": "",
         }
     ]
-    assert (made["schema"], made["exit_status"], made["converged"]) == (
+    assert (document["schema"], document["exit_status"], document["converged"]) == (
         "profile-loader/report/v1",
         3,
         False,
@@ -199,7 +205,7 @@ def test_the_document_has_every_field():
 
 @pytest.fixture
 def root():
-    """Give the root logger, and put it back afterwards."""
+    """Yield the root logger, and restore it at the end."""
     logger = logging.getLogger()
     before = logger.handlers[:], logger.level
     yield logger
@@ -211,8 +217,8 @@ def lines(capsys):
     return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
 
 
-def test_the_node_selector_of_each_profile_is_told_where_asked_for():
-    """In the mode it has, ready to be pasted; nothing where no label is earned."""
+def test_the_table_lists_the_node_selector_of_each_installed_profile_on_request():
+    """The lines are not wrapped, and a profile without a label has none."""
     rows = (
         ProfileStatus(
             kind="apparmor", profile_set="o", key="web.profile", name="web",
@@ -228,20 +234,20 @@ def test_the_node_selector_of_each_profile_is_told_where_asked_for():
         report, width=40, domain="example.org"
     )
     assert "nodeSelector" not in table.table(report, width=40)
-    made = json.loads(json_report.document(report, exit_status=1, domain="example.org"))
-    assert [one["nodeSelector"] for one in made["profiles"]] == [
+    document = json.loads(json_report.document(report, exit_status=1, domain="example.org"))
+    assert [profile["nodeSelector"] for profile in document["profiles"]] == [
         {"apparmor.example.org/web": "complain"},
         {},
     ]
 
 
 @pytest.mark.usefixtures("root")
-def test_the_log_has_a_line_for_each_change_and_problem_and_a_summary(capsys):
-    """A program reads events with keys, one object a line."""
+def test_the_log_has_a_line_for_each_change_and_finding_and_a_summary(capsys):
+    """Each line is one JSON object."""
     logs.configure("json", "debug")
     logs.log(REPORT)
     found = lines(capsys)
-    assert [(one["event"], one["level"]) for one in found] == [
+    assert [(line["event"], line["level"]) for line in found] == [
         ("profile_installed", "info"),
         ("profile_problem", "error"),
         ("kind_not_enabled", "warning"),
@@ -252,25 +258,25 @@ def test_the_log_has_a_line_for_each_change_and_problem_and_a_summary(capsys):
 
 
 @pytest.mark.usefixtures("root")
-def test_no_control_character_reaches_a_terminal_by_the_log(capsys):
-    """The log for people escapes hostile names too."""
+def test_no_control_character_in_the_log_reaches_the_terminal(capsys):
+    """The log for people escapes malicious names."""
     logs.configure("console", "debug")
     bad = Finding(code="bad_value", location="\x07", message="\x1b[2J")
     evil = row(name="a\x1b[31mb", key="k\x9b\nx", findings=(bad,))
     logs.log(Report(profiles=(evil,), profile_sets=(), kind_support={}))
     text = capsys.readouterr().err
-    assert all(one.isprintable() or one == "\n" for one in text)
+    assert all(char.isprintable() or char == "\n" for char in text)
     assert len(text.splitlines()) == 3
 
 
 @pytest.mark.usefixtures("root")
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_a_traceback_shows_no_local_variable(capsys, form):
-    """What was in a variable when something failed stays there."""
+    """The values of variables are not logged when an error is logged."""
     logs.configure(form, "debug")
 
     def fail():
-        private = "what-nobody-may-see".upper()  # as no line of the source has it
+        private = "what-nobody-may-see".upper()  # the source code does not contain this text
         raise ValueError(len(private))
 
     try:
@@ -279,3 +285,46 @@ def test_a_traceback_shows_no_local_variable(capsys, form):
         logging.getLogger("urllib3").exception("failed")
     text = capsys.readouterr().err
     assert ("failed" in text, "ValueError" in text, "WHAT-NOBODY" in text) == (True, True, False)
+
+
+@pytest.mark.usefixtures("root")
+def test_a_finding_is_logged_when_it_is_new_and_when_it_is_resolved(capsys):
+    """A finding that stays the same is logged once."""
+    logs.configure("json", "info")
+    logger = logs.ReportLogger()
+    for report in (REPORT, REPORT, replace(REPORT, profiles=(), kind_support={}, findings=())):
+        logger.on_report(report, 1.0, passed=False)
+    events = [(line["event"], line.get("code")) for line in lines(capsys)]
+    assert events == [
+        ("profile_problem", "parser_rejected"),
+        ("kind_not_enabled", None),
+        ("profile_problem", "source_missing"),
+        ("problem_over", "parser_rejected"),
+        ("problem_over", "kind_unsupported"),
+        ("problem_over", "source_missing"),
+    ]
+
+
+class Terminal(io.StringIO):
+    """Standard error that is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.usefixtures("root")
+@pytest.mark.parametrize(
+    ("variables", "has_colors"),
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)],
+)
+def test_a_terminal_can_disable_colors(monkeypatch, variables, has_colors):
+    """NO_COLOR and TERM=dumb are honoured."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    logs.configure("auto", "info")
+    logs.log(REPORT)
+    assert ("\x1b[" in terminal.getvalue()) == has_colors
