@@ -340,7 +340,7 @@ def test_a_damaged_cache_entry_counts_as_absent(tmp_path):
     """Content is verified on reading."""
     host = Host(tmp_path)
     stored = policy_cache.ParserResult(
-        policy=b"policy", error="m", omitted_rules=("n",), exceeded_limit="k"
+        policy=b"policy", error="m", warnings=("n",), exceeded_limit="k"
     )
     policy_cache.PolicyCache(host, "/state", write=True).store("key", stored)
     found = replace(stored, sha256=digest(b"policy"), size=6)

@@ -161,6 +161,10 @@ def _unsafe_reason(name: str, names: frozenset[str]) -> str:
         (len(name.encode()) > _MAX_NAME_BYTES, f"is longer than {_MAX_NAME_BYTES} bytes"),
         ("//&" in name, "has the form of a stack of profiles (//&)"),
         (
+            name.startswith("localhost/"),
+            "begins with localhost/, which container runtimes remove from the name in a pod",
+        ),
+        (
             parent is not None and parent not in names,
             f'has a parent "{parent}" that the same key does not declare',
         ),
