@@ -62,7 +62,7 @@ def _sandboxes(report: Report) -> list[str]:
 
 def _selectors(report: Report, domain: str) -> list[str]:
     """Return the nodeSelector of each profile. The lines are never wrapped, for copying."""
-    selectors = [labels.selector(row, domain).items() for row in report.profiles]
+    selectors = [labels.node_selector(row, domain).items() for row in report.profiles]
     lines = [f"  {clean(key)}: {value}" for selector in selectors for key, value in selector]
     return ["nodeSelector, if the Node has labels:", *lines] if lines else []
 

@@ -263,7 +263,9 @@ def test_the_most_labels_that_may_be_configured_pass(cluster, agent, name):
     body = json.dumps({"metadata": {"labels": foreign}})
     cluster.kubectl("patch", "node", "own", "--type=merge", "-p", body)
     own = node_labels.NodeLabeler(agent, node_labels.NodeOptions(name="own"), lambda: "boot of own")
-    wanted = {f"seccomp.{DOMAIN}/{name.format(number)}": "installed" for number in range(core.MOST)}
+    wanted = {
+        f"seccomp.{DOMAIN}/{name.format(number)}": "installed" for number in range(core.MAX_LIMIT)
+    }
     try:
         answer = own.publish(own.read(), wanted)
         assert (own.own_labels(answer), own.refused) == (wanted, frozenset())

@@ -135,7 +135,7 @@ def test_a_report_without_profiles_has_a_summary():
 
 def test_names_of_pods_are_in_the_log_and_reports_but_not_on_public_pages(capsys):
     """The status page, the metrics and Events are public, so they show only the number of pods."""
-    held = diagnostics.named_by("web", ("secret/pod-a", "secret/pod-b", "c/c", "d/d"))
+    held = diagnostics.referenced_by_pods("web", ("secret/pod-a", "secret/pod-b", "c/c", "d/d"))
     rows = (row("web", "held", kind="apparmor", reason="in_use", desired=False, findings=(held,)),)
     found = Report(profiles=rows, profile_sets=(), kind_support={})
     store = status_store(Metrics("1"))

@@ -29,7 +29,7 @@ from agent.backends.apparmor import parser as apparmor_parser
 from agent.backends.apparmor.compile_worker import CompileWorker
 from agent.backends.apparmor.parser import RunFailure
 from agent.backends.apparmor.policy_cache import ParserResult, PolicyCache
-from agent.core.findings import Finding, limited
+from agent.core.findings import Finding, limit_findings
 from agent.core.model import (
     Evidence,
     Inspected,
@@ -321,7 +321,7 @@ class AppArmorBackend:
             body_size=compiled.size or len(compiled.policy),
             findings=validation.warnings(declared, source)
             + escape_rules.warnings(source)
-            + limited(
+            + limit_findings(
                 diagnostics.rule_not_enforced(
                     id_, parser_messages.weaker_rule_line(warning, source), warning
                 )
@@ -355,7 +355,9 @@ class AppArmorBackend:
         hidden = not all(fact.is_readable for fact in facts.values())
         hidden = hidden or (not facts and self.access.hides_content())
         return Observation(
-            profiles={name: replace(fact, is_own=name in own) for name, fact in facts.items()},
+            profiles={
+                name: replace(fact, is_agent_object=name in own) for name, fact in facts.items()
+            },
             findings=(diagnostics.content_unverifiable(),) if hidden else (),
         )
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from agent.backends.seccomp import canonical, rules, syntax
-from agent.core.findings import Finding, Severity, limited
+from agent.core.findings import Finding, Severity, limit_findings
 from agent.core.model import (
     Evidence,
     Inspected,
@@ -114,10 +114,10 @@ class SeccompBackend:
             )
         document, found = syntax.read(content)
         if document is None:
-            return b"", limited(found), frozenset()
+            return b"", limit_findings(found), frozenset()
         after, remarks = canonical.expand(document, self.machine)
         codes: set[str] = set()
-        findings = limited(
+        findings = limit_findings(
             _noted(
                 itertools.chain(
                     found,
