@@ -234,7 +234,7 @@ def test_a_node_that_was_made_anew_is_another(cluster, tmp_path):
     cluster.kubectl("delete", "node", "anew")
     cluster.node("anew")
     refused = refusal(lambda: labels(agent, "anew", labels={OWN: "installed"}))
-    assert "former Node" in refused.message
+    assert "previous Node" in refused.message
 
 
 def test_labels_of_a_former_domain_may_go_and_not_come(cluster, agent, tmp_path):
