@@ -357,7 +357,7 @@ def test_forged_managed_fields_let_nothing_else_be_removed(cluster, agent, how):
     )
     try:
         {
-            "unlabel": by_admin.unlabel,
+            "unlabel": by_admin.remove_labels,
             "publish": lambda: by_admin.publish(by_admin.read(), {}),
         }[how]()
         after = cluster.get("/api/v1/nodes/own")

@@ -1,7 +1,6 @@
 """Keys of 1 MiB, the size limit of a ConfigMap, that would need much time or memory.
 
 The container of the agent has 128 MiB, and checking one key delays all other keys.
-
 """
 
 import json

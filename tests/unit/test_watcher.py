@@ -195,7 +195,6 @@ def test_a_failed_thread_of_watchdog_is_logged_and_replaced(watch, tmp_path, mon
 
     watchdog 7.1.0 raises KeyError for the path of each moved directory, also while it stops. Its
     other threads continue without reporting events. No thread and no descriptor of them may remain.
-
     """
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     top, sub, away = tmp_path / "top", tmp_path / "top/sub", tmp_path / "away"
@@ -254,7 +253,6 @@ def test_without_watches_each_period_wakes_the_agent(tmp_path, monkeypatch):
     """The signature of a directory does not cover its subdirectories; a missing path wakes nothing.
 
     A poll after a pass wakes nothing either, because that would cause endless passes.
-
     """
 
     def full():
