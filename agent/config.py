@@ -156,7 +156,7 @@ class Config:
     node_name: str = _option(
         SUBDOMAIN,
         "",
-        "The name of this machine's Node object. With it the agent sets labels on the Node and "
+        "The name of this machine's Node object. The agent then sets labels on the Node and "
         "creates Events.",
         commands=("run", "unlabel"),
         group=_CLUSTER,

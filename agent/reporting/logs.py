@@ -149,7 +149,7 @@ class ReportLogger:
 def _findings(report: Report) -> Iterator[tuple[_Subject, Finding]]:
     """Yield every finding and its subject.
 
-    A profile's finding that the node does not support the kind repeats the finding of the kind.
+    If the node does not support a kind, one finding about the kind replaces those of its profiles.
     """
     supports = report.kind_support.items()
     unsupported = {kind for kind, support in supports if support.finding is not None}
