@@ -40,7 +40,7 @@ def configure(
         [
             _clean,
             structlog.dev.ConsoleRenderer(
-                colors=_has_colors(),
+                colors=table.has_colors(sys.stderr, os.environ),
                 # The default shows local variables if the package rich is installed.
                 exception_formatter=structlog.dev.plain_traceback,
             ),
@@ -74,12 +74,6 @@ def configure(
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-
-
-def _has_colors() -> bool:
-    """Return whether standard error is a terminal with colors (https://no-color.org)."""
-    is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-    return sys.stderr.isatty() and not is_plain
 
 
 def _clean(

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 from dataclasses import replace
 
 import pytest
@@ -76,6 +77,18 @@ def test_the_table_contains_profiles_findings_and_a_summary():
         "\n"
         "1 installed, 1 rejected.\n"
     )
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_only_the_states_are_colored(width):
+    """Colors change neither the layout nor any other word."""
+    plain = table.table(REPORT, width=width)
+    colored = table.table(REPORT, width=width, has_colors=True)
+    assert re.sub("\x1b\\[[0-9]+m", "", colored) == plain
+    assert re.findall("\x1b\\[([0-9]+)m(\\w+)\x1b\\[0m", colored) == [
+        ("32", "installed"),
+        ("31", "rejected"),
+    ]
 
 
 @pytest.mark.parametrize("width", [40, 60, 100])
