@@ -80,18 +80,18 @@ def _run(parsed: cli.Parsed) -> int:  # noqa: PLR0911 - one return a command
             )
         case cli.Unlabel(settings=settings):
             return _unlabel(settings)
-        case cli.Check(settings=settings, paths=paths, arch=arch):
+        case cli.Check(settings=settings, paths=paths, arch=arch, kernel=kernel):
             from agent.commands import check
             from agent.reporting.progress import Progress
 
-            checked = check.check(settings, paths, arch, Progress(sys.stderr.write).show)
+            checked = check.check(settings, paths, arch, kernel, Progress(sys.stderr.write).show)
             if checked.abi:
                 sys.stderr.write(f"AppArmor profiles were compiled against {checked.abi}\n")
             _say(checked.skipped)
             status = _tell(checked.report, settings, nothing="Nothing was checked")
             return status or int(not checked.report.profiles)
-        case cli.Render():
-            return _render(parsed)
+        case cli.Render() | cli.Convert():
+            return _render(parsed) if isinstance(parsed, cli.Render) else _convert(parsed)
 
 
 def _unlabel(settings: Config) -> int:
@@ -99,6 +99,24 @@ def _unlabel(settings: Config) -> int:
 
     _print(unlabel.unlabel(settings))
     return 0
+
+
+def _convert(call: cli.Convert) -> int:
+    from agent.commands import convert
+    from agent.reporting import table
+
+    try:
+        result = convert.convert(
+            call.path, arch=call.arch, kernel=call.kernel, capabilities=call.capabilities
+        )
+    except OSError as error:
+        _say([f"{call.path}: {error.strerror}"])
+        return UNREAD
+    _print(result.text)
+    for finding in result.findings:
+        text = f"{finding.severity}: {finding.code}: {finding.location}: {finding.message}"
+        sys.stderr.write(table.clean(f"{text} {finding.hint}".rstrip()) + "\n")
+    return int(result.has_errors)
 
 
 def _render(wanted: cli.Render) -> int:
@@ -333,11 +351,7 @@ def _tell(
 
         width = shutil.get_terminal_size((80, 24)).columns
         domain = settings.label_domain if selectors else ""
-        has_colors = table.has_colors(sys.stdout, os.environ)
-        text = table.table(
-            report, width=width, domain=domain, nothing=nothing, has_colors=has_colors
-        )
-        _print(text)
+        _print(table.table(report, width=width, domain=domain, nothing=nothing))
     return status
 
 

@@ -33,6 +33,19 @@ class Check:
     paths: tuple[str, ...]
     arch: str
     """The machine name that `uname -m` prints; empty for this machine."""
+    kernel: str = ""
+    """The kernel version; empty for the running kernel."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Convert:
+    """Print a seccomp profile that all runtimes read alike."""
+
+    path: str
+    arch: str
+    kernel: str
+    capabilities: tuple[str, ...] | None
+    """The capabilities of the pods; None if the flag was not passed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +90,7 @@ class Usage:
     status: int
 
 
-Parsed = Run | Check | Status | Restore | Render | Unlabel | Usage
+Parsed = Run | Check | Convert | Status | Restore | Render | Unlabel | Usage
 
 
 @dataclass(slots=True, kw_only=True)
@@ -301,10 +314,8 @@ def _parsed(
     command: str, config: Config, values: Mapping[str, object], arguments: _Arguments
 ) -> Parsed:
     match command:
-        case "check":
-            return Check(
-                settings=config, paths=tuple(arguments.positional), arch=str(values.get("arch", ""))
-            )
+        case "check" | "convert":
+            return _file_command(command, config, values, arguments.positional)
         case "status":
             return Status(settings=config)
         case "restore":
@@ -320,6 +331,21 @@ def _parsed(
             )
         case _:
             return Run(settings=config, oneshot=bool(values.get("oneshot")))
+
+
+def _file_command(
+    command: str, config: Config, values: Mapping[str, object], paths: Sequence[str]
+) -> Check | Convert:
+    arch, kernel = str(values.get("arch", "")), str(values.get("kernel", ""))
+    if command == "check":
+        return Check(settings=config, paths=tuple(paths), arch=arch, kernel=kernel)
+    capabilities = values.get("caps")
+    return Convert(
+        path=paths[0],
+        arch=arch,
+        kernel=kernel,
+        capabilities=capabilities if isinstance(capabilities, tuple) else None,
+    )
 
 
 def _usage(mistakes: Sequence[str], command: str) -> Usage:

@@ -11,7 +11,16 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from agent.config import OPTIONS, Option
-from agent.config_values import FLAG, MACHINE, NAMESPACE, SUBDOMAIN, TEXT, ValueType
+from agent.config_values import (
+    CAPABILITIES,
+    FLAG,
+    KERNEL,
+    MACHINE,
+    NAMESPACE,
+    SUBDOMAIN,
+    TEXT,
+    ValueType,
+)
 
 DESCRIPTION: Final = (
     "Install AppArmor and seccomp profiles on this node, verify them, and report the result."
@@ -32,18 +41,30 @@ _COMMON_STATUSES: Final = {
 _LOCKED: Final = {4: "Another agent holds the lock of the state directory. Nothing was changed."}
 
 
-def _own_option(name: str, value: ValueType[object], help_: str, command: str) -> Option:
+def _own_option(name: str, value: ValueType[object], help_: str, *commands: str) -> Option:
     """Declare an option that exists only as a flag."""
     return Option(
         name=name,
         value=value,
         default=None,
         help=help_,
-        commands=(command,),
+        commands=commands,
         group="Command",
         metavar=value.metavar,
         is_flag_only=True,
     )
+
+
+_ARCH: Final = _own_option(
+    "arch", MACHINE, "The machine to check for, as `uname -m` prints it.", "check", "convert"
+)
+_KERNEL: Final = _own_option(
+    "kernel",
+    KERNEL,
+    "The Linux version for which conditions on the kernel are resolved, such as 6.1.",
+    "check",
+    "convert",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +97,8 @@ COMMANDS: Final[Mapping[str, Command]] = {
             'profile-loader --source configmaps:profile-loader --node-name "$NODE_NAME"',
         ),
         statuses={
-            0: "Every profile of the sources is installed and verified. Removals may still be "
-            "pending.",
+            0: "Every profile of the sources is installed and verified. A removal that waits for "
+            "the processes of a profile does not count.",
             1: "A profile was rejected, is foreign, failed or is not supported, or a source "
             "provides no profiles any more.",
             3: "A source is missing or cannot be read, or the API server did not carry out a "
@@ -102,12 +123,35 @@ COMMANDS: Final[Mapping[str, Command]] = {
         },
         positional="PATH",
         is_repeatable=True,
+        options=(_ARCH, _KERNEL),
+        needs={"PATH": "at least one PATH is needed: profile-loader check profiles"},
+    ),
+    "convert": Command(
+        summary="Print a seccomp profile in the form that all runtimes read alike.",
+        usage="FILE [--caps CAP_A,CAP_B] [options]",
+        examples=(
+            "profile-loader convert docker-default.json --caps CAP_CHOWN,CAP_SETUID > web.json",
+            "profile-loader convert seccompprofile.yaml > web.json",
+            "profile-loader convert config.json --arch aarch64 --kernel 6.1 > web.json",
+        ),
+        statuses={
+            0: "The profile is on standard output, and the changes on standard error.",
+            1: "The file contains no profile that can be converted.",
+            3: "The file is missing or cannot be read.",
+        },
+        positional="FILE",
         options=(
             _own_option(
-                "arch", MACHINE, "The machine to check for, as `uname -m` prints it.", "check"
+                "caps",
+                CAPABILITIES,
+                "The capabilities of the pods that use the profile. Rules for other capabilities "
+                "are omitted.",
+                "convert",
             ),
+            _ARCH,
+            _KERNEL,
         ),
-        needs={"PATH": "at least one PATH is needed: profile-loader check profiles"},
+        needs={"FILE": "a FILE is needed: profile-loader convert profile.json"},
     ),
     "status": Command(
         summary="Show the profiles that the agent installed on this node.",
@@ -171,7 +215,9 @@ CONFIG: Final = Option(
     metavar="FILE",
     is_flag_only=True,
 )
-FLAG_ONLY_OPTIONS: Final = [option for command in COMMANDS.values() for option in command.options]
+FLAG_ONLY_OPTIONS: Final = list(
+    {option.name: option for command in COMMANDS.values() for option in command.options}.values()
+)
 
 
 def options_of(command: str) -> list[Option]:

@@ -19,6 +19,7 @@ VARIABLE_PREFIX: Final = "PROFILE_LOADER_"
 LONGEST_SECONDS: Final = 3600
 HIGHEST_PORT: Final = 65535
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m)?")
+_CAPABILITY: Final = re.compile("CAP_[A-Z][A-Z_]*")
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0}
 _ADDRESS: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]*):([0-9]{1,5})")
 
@@ -85,9 +86,26 @@ def _read_seconds(raw: object) -> float:
 
 
 def _read_machine(raw: object) -> str:
-    from agent.backends.seccomp.canonical import MACHINES
+    from agent.backends.seccomp.resolve import MACHINES
 
     return choice(*sorted(MACHINES)).read(raw)
+
+
+def _read_kernel(raw: object) -> str:
+    from agent.backends.seccomp import resolve
+
+    text = _read_text(raw)
+    if resolve.kernel(text) is None:
+        raise ValueError(f'"{text}" must be a kernel version such as 6.1')
+    return text
+
+
+def _read_capabilities(raw: object) -> tuple[str, ...]:
+    names = tuple(filter(None, _read_text(raw).split(",")))
+    for name in names:
+        if not _CAPABILITY.fullmatch(name):
+            raise ValueError(f'"{name}" must be a capability such as CAP_NET_ADMIN')
+    return names
 
 
 def _text_type(metavar: str, is_valid: Callable[[str], bool], expectation: str) -> ValueType[str]:
@@ -116,6 +134,8 @@ TEXT: Final = ValueType(read=_read_text, metavar="TEXT")
 LIST: Final = ValueType(read=_read_list, metavar="TEXT", is_list=True)
 SECONDS: Final = ValueType(read=_read_seconds, metavar="TIME", unit="s")
 MACHINE: Final = ValueType(read=_read_machine, metavar="ARCH")
+KERNEL: Final = ValueType(read=_read_kernel, metavar="VERSION")
+CAPABILITIES: Final = ValueType(read=_read_capabilities, metavar="CAP_A,CAP_B")
 PATH: Final = _text_type("DIR", bool, "")
 ABSOLUTE_PATH: Final = _text_type(
     "DIR", lambda text: text.startswith("/"), "must be an absolute path"

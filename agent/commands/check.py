@@ -43,7 +43,11 @@ class Checked:
 
 
 def check(
-    settings: Config, paths: Sequence[str], arch: str, progress: Callable[[int, int], None]
+    settings: Config,
+    paths: Sequence[str],
+    arch: str,
+    kernel: str,
+    progress: Callable[[int, int], None],
 ) -> Checked:
     """Check every key in some files, directories and manifests.
 
@@ -51,6 +55,7 @@ def check(
         settings: the options.
         paths: the files, directories and manifests.
         arch: the machine to check for; empty for this machine.
+        kernel: the kernel version to check for; empty for the running kernel.
         progress: called with the number of compiled texts and of all texts.
     """
     files_by_directory, others = _split(paths)
@@ -64,7 +69,7 @@ def check(
     # directory are compared with each other.
     groups = [sets, *([snapshot] for snapshot in directories)]
     apparmor = _apparmor(settings)
-    results = _inspect(settings, groups, apparmor, _seccomp(settings, arch), progress)
+    results = _inspect(settings, groups, apparmor, _seccomp(settings, arch, kernel), progress)
     rows = [row for result in results for row in _rows(result)]
     if rows:  # a file without a profile, such as a README, is no problem next to profiles
         directories = [one for one in directories if not isinstance(one, Emptied)]
@@ -72,7 +77,7 @@ def check(
     has_apparmor = any(row.kind == "apparmor" for row in rows)
     unread = (_unread(snapshot) for snapshot in snapshots)
     findings = [finding for finding in unread if finding is not None]
-    findings += report_builder.sandbox_findings([apparmor.sandbox()]) if has_apparmor else ()
+    findings += report_builder.unsandboxed([apparmor.sandbox()]) if has_apparmor else ()
     report = Report(
         profiles=tuple(sorted(rows, key=lambda row: (row.profile_set, row.key, row.name))),
         profile_sets=tuple(report_builder.profile_set_status(one) for one in snapshots),
@@ -95,13 +100,14 @@ def _apparmor(settings: Config) -> AppArmorBackend:
     )
 
 
-def _seccomp(settings: Config, arch: str) -> SeccompBackend:
+def _seccomp(settings: Config, arch: str, kernel: str) -> SeccompBackend:
     return SeccompBackend(
         host=Host("/"),
         prefix=settings.seccomp_prefix,
         format=settings.seccomp_format,
         allow_unknown_syscalls=settings.allow_unknown_syscalls,
         machine=arch or platform.machine(),
+        kernel=kernel,
     )
 
 
@@ -204,7 +210,7 @@ def _read_files(directory: Path, files: Sequence[str]) -> tuple[Snapshot, ...]:
 
 def _unread(snapshot: Snapshot) -> Finding | None:
     """Return why a path provides no profiles, with a hint for this command; None if it does."""
-    finding = report_builder.source_finding(snapshot)
+    finding = report_builder.unread_source(snapshot)
     return replace(finding, hint=_HINTS[finding.code]) if finding is not None else None
 
 

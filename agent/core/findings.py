@@ -66,6 +66,7 @@ CODES: Final[dict[str, Severity]] = {
     "unconfined_transition": Severity.WARNING,  # change_profile -> unconfined
     # seccomp
     "not_json": Severity.ERROR,
+    "not_a_profile": Severity.ERROR,  # another format; a profile may be inside it
     "duplicate_key": Severity.ERROR,
     "unknown_field": Severity.ERROR,
     "bad_value": Severity.ERROR,
@@ -79,9 +80,16 @@ CODES: Final[dict[str, Severity]] = {
     "path_unsafe": Severity.ERROR,  # the path a pod would have to name is not allowed
     "name_rewritten": Severity.NOTICE,
     "expanded_for_arch": Severity.NOTICE,
+    "expanded_for_kernel": Severity.NOTICE,
+    "expanded_for_caps": Severity.NOTICE,
+    "errno_rewritten": Severity.NOTICE,
+    "comments_removed": Severity.NOTICE,
     "rule_added": Severity.NOTICE,
     "syscall_ignored": Severity.WARNING,  # unknown name under a deny default
-    "start_impossible": Severity.WARNING,  # no execve or exit_group in an allow list
+    "start_impossible": Severity.WARNING,  # no runtime can start a container
+    "start_limited": Severity.WARNING,  # one runtime cannot start a container
+    "clone3_denied": Severity.WARNING,  # with another error than ENOSYS
+    "nothing_denied": Severity.WARNING,  # the architecture lacks all denied calls
     "not_enforcing": Severity.WARNING,  # LOG default
     "abi_missing": Severity.WARNING,
     "dangerous_syscalls": Severity.WARNING,
@@ -131,7 +139,7 @@ class Finding:
         return CODES[self.code]
 
 
-def limit_findings(found: Iterable[Finding]) -> tuple[Finding, ...]:
+def limited(found: Iterable[Finding]) -> tuple[Finding, ...]:
     """Return at most MOST of the problems of one key, and one more that says that there are more.
 
     An error is among them if there is one. Nothing more is asked for once that is sure.

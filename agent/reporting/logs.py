@@ -40,7 +40,7 @@ def configure(
         [
             _clean,
             structlog.dev.ConsoleRenderer(
-                colors=table.has_colors(sys.stderr, os.environ),
+                colors=_has_colors(),
                 # The default shows local variables if the package rich is installed.
                 exception_formatter=structlog.dev.plain_traceback,
             ),
@@ -74,6 +74,12 @@ def configure(
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+def _has_colors() -> bool:
+    """Return whether standard error is a terminal with colors (https://no-color.org)."""
+    is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return sys.stderr.isatty() and not is_plain
 
 
 def _clean(
@@ -143,7 +149,7 @@ class ReportLogger:
 def _findings(report: Report) -> Iterator[tuple[_Subject, Finding]]:
     """Yield every finding and its subject.
 
-    If the node does not support a kind, one finding about the kind replaces those of its profiles.
+    A profile's finding that the node does not support the kind repeats the finding of the kind.
     """
     supports = report.kind_support.items()
     unsupported = {kind for kind, support in supports if support.finding is not None}

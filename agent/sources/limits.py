@@ -73,7 +73,7 @@ def snapshot(
         profile_set=profile_set,
         revision=revision,
         source_keys=tuple(source_keys),
-        rejected_keys=tuple(rejected),
+        refused=tuple(rejected),
         created=created,
     )
 

@@ -14,7 +14,7 @@ import sys
 
 import pytest
 
-from agent.backends.seccomp import anchor, canonical, multiplex, syscalls
+from agent.backends.seccomp import anchor, multiplex, resolve, syscalls
 from agent.backends.seccomp.backend import SeccompBackend
 from agent.host.filesystem import Host
 from tests.system.seccomp_filter import generator, libraries, reference
@@ -150,10 +150,10 @@ def test_contradicting_rules_have_no_filter():
 
 
 @pytest.mark.parametrize("library", libraries.every(), ids=lambda one: one.version)
-@pytest.mark.parametrize("machine", sorted(canonical.MACHINES))
+@pytest.mark.parametrize("machine", sorted(resolve.MACHINES))
 def test_the_tables_of_calls_are_libseccomp_s(library, machine):
     """The agent knows which calls an ABI has, and which libseccomp adds through another call."""
-    for abi in canonical.abis(machine):
+    for abi in resolve.abis(machine):
         if not library.token(abi):
             continue  # an older libseccomp
         found = set(reference.numbers_by_name(library, abi))

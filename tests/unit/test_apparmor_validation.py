@@ -42,22 +42,10 @@ def test_the_deny_list_can_be_changed():
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "a\tb",
-        "a\nb",
-        "a\u202eb",
-        "a\x7f",
-        " a",
-        "a ",
-        "a//b",
-        "n" * 201,
-        "é" * 101,
-        "a//&b",
-        "localhost/web",
-    ],
+    ["a\tb", "a\nb", "a\u202eb", "a\x7f", " a", "a ", "a//b", "n" * 201, "é" * 101, "a//&b"],
 )
-def test_an_unsafe_name_is_rejected(name):
-    """It would block the kernel, forge a line of its list, or not be found by a runtime."""
+def test_a_name_that_blocks_the_kernel_or_forges_a_line_of_its_list_is_rejected(name):
+    """Control characters, outer spaces, a missing parent and more than 200 bytes are unsafe."""
     assert codes(declared(name)) == ["name_unsafe"]
 
 

@@ -1,14 +1,13 @@
 """Profiles in whose filter libseccomp forgets to load the system call number.
 
-For each ABI libseccomp sorts the calls that have rules: fewest comparisons first, then by number.
-The program of the first call loads the number. A call that the ABI lacks has no program, and if
-such a call is first, the number is never loaded: no rule of that ABI applies any more
-(_gen_bpf_syscalls in gen_bpf.c, in every version up to 2.6.1). x86_64 and x32 are one such list
-if both are there; either alone loads the number elsewhere.
+For each ABI, libseccomp sorts the calls that have rules: fewest comparisons first, then by number.
+The program of the first call loads the number. A call that the ABI lacks has no program; if such
+a call comes first, the number is never loaded, and no rule of that ABI applies (_gen_bpf_syscalls
+in gen_bpf.c, in every version up to 2.6.1). x86_64 and x32 share one list if a profile has both;
+each of them alone loads the number elsewhere.
 
-A rule without conditions for a call that the ABI has always comes first. `anchored` adds one where
-that changes nothing; `problems` rejects what remains. The search in
-tests/system/seccomp_filter found no other way to reach this fault.
+A rule without conditions for a call that the ABI has always comes first. `anchored` adds such a
+rule where that changes no answer; `findings` rejects the remaining profiles.
 """
 
 import itertools
@@ -17,31 +16,30 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from agent.backends.seccomp import multiplex, syscalls
-from agent.backends.seccomp.syntax import Document, Rule, answer
+from agent.backends.seccomp.document import Document, Rule
 from agent.core.findings import Finding
 
-# No kernel since Linux 3.1 has this call, so that it answers ENOSYS without any filter. Every
-# libseccomp knows it on every ABI but x32.
+# No kernel since Linux 3.1 has this call: it fails with ENOSYS without any filter. Every libseccomp
+# knows its name on every ABI except x32.
 ANCHOR: Final = "nfsservctl"
 _ENOSYS: Final = 38
-_PERMISSIVE: Final = frozenset({"SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE"})
 _X86_64: Final = "SCMP_ARCH_X86_64"
 _X32: Final = "SCMP_ARCH_X32"
 
 
 @dataclass(slots=True)
 class _Calls:
-    """What one ABI's list of calls holds, as far as it decides which call is first."""
+    """The parts of one ABI's list of calls that decide which call comes first."""
 
     missing: Rule | None = None  # a rule for a call that the ABI lacks
-    has_comparisons: bool = False  # a call that the ABI has, and that has conditions
-    is_anchored: bool = False  # a call that the ABI has, and that has none
+    has_comparisons: bool = False  # whether a call of the ABI has a rule with conditions
+    is_anchored: bool = False  # whether a call of the ABI has a rule without conditions
 
 
 def anchored(document: Document, abis: Collection[str]) -> tuple[Document, tuple[Finding, ...]]:
-    """Return the document with a rule added if one is needed and harmless, and a notice.
+    """Return the document, with a rule and a notice added if that is necessary and harmless.
 
-    abis: those that the node's kernel runs, the native one first.
+    abis: the ABIs of the node's kernel, the native one first.
     """
     if not _unanchored(document, abis) or not _may_add(document):
         return document, ()
@@ -51,11 +49,12 @@ def anchored(document: Document, abis: Collection[str]) -> tuple[Document, tuple
         action="SCMP_ACT_ERRNO",
         errno_ret=_ENOSYS,
     )
-    what = (
-        f"A rule for {ANCHOR} was added; kernels answer it with ENOSYS anyway. Without a rule that "
-        "has no conditions libseccomp would drop the conditional rules of an architecture."
+    message = (
+        f"A rule for {ANCHOR} was added, a call that every kernel answers with ENOSYS. Without a "
+        "rule that has no conditions, libseccomp would drop the conditional rules of an "
+        "architecture."
     )
-    notice = Finding(code="rule_added", location="syscalls", message=what)
+    notice = Finding(code="rule_added", location="syscalls", message=message)
     return replace(document, rules=(*document.rules, rule)), (notice,)
 
 
@@ -65,24 +64,24 @@ def findings(document: Document, abis: Collection[str]) -> Iterator[Finding]:
         yield Finding(
             code="fails_open",
             location=rule.where,
-            message=f"On {abi} libseccomp would drop every conditional rule: this rule names a "
-            "call "
-            f"that {abi} lacks, and no rule without conditions names a call that it has.",
+            message=f"On {abi} libseccomp would drop every conditional rule, because this rule "
+            f"names a call that {abi} lacks, and no rule without conditions names a call that it "
+            "has.",
             hint="Add a rule without conditions for a call that every architecture has, for "
-            f"example getpid, or leave {abi} out of architectures.",
+            f"example getpid, or remove {abi} from the architectures.",
         )
 
 
 def _may_add(document: Document) -> bool:
-    """Return whether a rule for the anchor changes nothing that the profile says."""
-    named = any(ANCHOR in rule.names for rule in document.rules)
-    return document.default_action in _PERMISSIVE and not named
+    """Return whether a rule for the anchor leaves the meaning of the profile unchanged."""
+    is_named = any(ANCHOR in rule.names for rule in document.rules)
+    return document.default.is_permissive and not is_named
 
 
 def _unanchored(document: Document, abis: Collection[str]) -> dict[str, Rule]:
-    """Return the ABIs whose number is not loaded, each with a rule that is the reason."""
+    """Return the ABIs whose filter does not load the number, each with the rule that causes it."""
     listed = {*document.architectures, *itertools.islice(abis, 1)}
-    found = {}
+    unanchored = {}
     for abi in abis:
         if abi not in listed or abi == _X32 or (abi == _X86_64 and _X32 not in listed):
             continue
@@ -92,17 +91,14 @@ def _unanchored(document: Document, abis: Collection[str]) -> dict[str, Rule]:
             calls.missing = calls.missing or other.missing
             calls.has_comparisons |= other.has_comparisons
         if calls.missing and calls.has_comparisons and not calls.is_anchored:
-            found[_X32 if abi == _X86_64 else abi] = calls.missing
-    return found
+            unanchored[_X32 if abi == _X86_64 else abi] = calls.missing
+    return unanchored
 
 
 def _calls(document: Document, abi: str) -> _Calls:
     calls = _Calls()
-    default = answer(document.default_action, document.default_errno_ret)
     names = syscalls.of(abi) | ({ANCHOR} if abi != _X32 else set())
-    for rule in document.rules:
-        if answer(rule.action, rule.errno_ret) == default:
-            continue  # runtimes leave such a rule out
+    for rule in document.effective_rules:
         for name in rule.names:
             if name not in names:
                 calls.missing = calls.missing or rule

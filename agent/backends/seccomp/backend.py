@@ -1,22 +1,21 @@
-"""The seccomp kind: check, look, put, remove.
+"""Checks, observes, installs and removes the seccomp files of a node.
 
-Rule 1: what is written is the canonical form of what was checked, never the original bytes.
-Rule 2: nobody can tell whether a file is in use: every runtime reads it again at each start of a
-container, and a running one keeps no trace of its path. Rule 3: a file that is not what the
-ledger says is somebody else's, and stays.
+The written bytes are the canonical form of a checked profile, never the original bytes. Whether a
+file is in use is not observable: a runtime reads it at each start of a container, and a running
+container keeps no trace of its path. A file that differs from the ledger belongs to another
+program, and stays. The checks of a profile are in `fields`, `comparisons` and `conditions`.
 """
 
 import errno
-import itertools
 import platform
 import re
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from agent.backends.seccomp import canonical, rules, syntax
-from agent.core.findings import Finding, Severity, limit_findings
+from agent.backends.seccomp import fields, inspection, resolve, syntax
+from agent.core.findings import Finding
 from agent.core.model import (
     Evidence,
     Inspected,
@@ -39,38 +38,37 @@ from agent.host.filesystem import Host, HostError
 from agent.host.stat_signature import Signature
 
 _SEGMENT: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
-_LONGEST_SEGMENT: Final = 200  # a file name has 255 bytes
+_LONGEST_SEGMENT: Final = 200  # bytes; temporary names add to it, and the limit is 255
 _LONGEST_PATH: Final = 1024
 _NOT_COMPARABLE: Final = frozenset(
     {errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EFBIG, errno.ENXIO}
 )
-# What some runtime reads otherwise than its canonical form says: such a file is no equal of it.
-_READ_OTHERWISE: Final = frozenset({"name_rewritten", "expanded_for_arch", "rule_added"})
-_WHY: Final = "a runtime reads the file at every start of a container, and leaves no trace of it"
+_USE_UNKNOWN: Final = (
+    "a runtime reads the file at every start of a container, and leaves no trace of it"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Known:
-    """What a file held, its signature then, and when that was (Unix nanoseconds)."""
+class _CachedFile:
+    """The facts about a file, which hold while its stat signature is unchanged."""
 
-    sign: Signature
-    read_ns: int
+    signature: Signature
+    read_ns: int  # when the file was read, in Unix nanoseconds
     fact: ObservedProfile
 
     @property
-    def lasting(self) -> bool:
-        """Return whether any later write shows in the signature."""
-        return stat_signature.is_settled(self.sign, self.read_ns)
+    def is_lasting(self) -> bool:
+        """Whether any later write changes the signature."""
+        return stat_signature.is_settled(self.signature, self.read_ns)
 
 
 class SeccompBackend:
-    """Seccomp files below one directory of a host; fulfils agent.core.ports.Kind.
+    """The seccomp files in one directory of a node; implements agent.core.ports.ProfileBackend.
 
-    prefix: put before the path of a profile whose set has no prefix of its own. format: `oci`
-    for what every runtime understands, `docker` for CRI-O only. machine: as uname -m says it.
+    Only the main thread calls it.
     """
 
-    def __init__(  # noqa: PLR0913 - each is an option of its own
+    def __init__(  # noqa: PLR0913 - keyword-only, and each is an option
         self,
         *,
         host: Host,
@@ -79,15 +77,32 @@ class SeccompBackend:
         format: Literal["oci", "docker"] = "oci",  # noqa: A002 - the option's name
         allow_unknown_syscalls: bool = False,
         machine: str = "",
+        kernel: str = "",
+        clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        self.host = host
-        self.directory = directory
-        self.prefix = prefix
-        self.machine = machine or platform.machine()
-        self._known: dict[str, _Known] = {}
-        self._seen: Observation | None = None
-        self.options = rules.Options(
-            format=format, allow_unknown_syscalls=allow_unknown_syscalls, machine=self.machine
+        """Create the backend.
+
+        Args:
+            host: the node's file system.
+            directory: the kubelet's seccomp directory.
+            prefix: the beginning of the path of a profile whose profile set has no prefix.
+            format: `oci` for fields that every runtime reads alike, `docker` for CRI-O only.
+            allow_unknown_syscalls: accept names that libseccomp 2.5.4 does not know.
+            machine: as `uname -m` prints it; this machine by default.
+            kernel: a version such as 6.1; the running kernel by default.
+            clock_ns: the time in Unix nanoseconds.
+        """
+        self._host = host
+        self._directory = directory
+        self._prefix = prefix
+        self._clock_ns = clock_ns
+        self._files: dict[str, _CachedFile] = {}
+        self._observation: Observation | None = None
+        self._options = fields.Options(
+            format=format,
+            allow_unknown_syscalls=allow_unknown_syscalls,
+            machine=machine or platform.machine(),
+            kernel=resolve.kernel(kernel or platform.release()) or (0, 0),
         )
 
     @property
@@ -95,47 +110,12 @@ class SeccompBackend:
         """Return the kind's name."""
         return "seccomp"
 
-    # --- check -----------------------------------------------------------------------------------
+    # --- inspect ---------------------------------------------------------------------------------
 
     def check(self, content: bytes) -> tuple[bytes, tuple[Finding, ...]]:
-        """Return the canonical form, or nothing with at least one error; and the problems."""
-        body, findings, _ = self._check(content)
-        return body, findings
-
-    def _check(self, content: bytes) -> tuple[bytes, tuple[Finding, ...], frozenset[str]]:
-        """Return what check does, and the codes of every problem of what has a canonical form."""
-        if self.machine not in canonical.MACHINES:
-            known = ", ".join(sorted(canonical.MACHINES))
-            what = f"The architecture {self.machine[:40]} is not among {known}."
-            return (
-                b"",
-                (Finding(code="not_portable", location="profile", message=what),),
-                frozenset(),
-            )
-        document, found = syntax.read(content)
-        if document is None:
-            return b"", limit_findings(found), frozenset()
-        after, remarks = canonical.expand(document, self.machine)
-        codes: set[str] = set()
-        findings = limit_findings(
-            _noted(
-                itertools.chain(
-                    found,
-                    rules.written(document, self.options),
-                    remarks,
-                    rules.expanded(after, self.options),
-                ),
-                codes,
-            )
-        )
-        if any(finding.severity == Severity.ERROR for finding in findings):
-            return b"", findings, frozenset()
-        body = canonical.encode(after)
-        if len(body) > syntax.MOST_BYTES:
-            what = f"The canonical form has {len(body)} bytes; at most {syntax.MOST_BYTES} fit."
-            large = Finding(code="key_too_large", location="profile", message=what)
-            return b"", (*findings, large), frozenset()
-        return body, findings, frozenset(codes)
+        """Return the written form and the findings; without a form, one of them is an error."""
+        checked = inspection.check(content, self._options)
+        return checked.body, checked.findings
 
     def begin_pass(self) -> None:
         """Do nothing: every check ends within the pass."""
@@ -145,7 +125,7 @@ class SeccompBackend:
         return False
 
     def body(self, profile: Profile) -> bytes | None:
-        """Return the canonical form of a profile, which is made again from its source."""
+        """Return the written form of a profile, which is derived again from its source."""
         body, _ = self.check(profile.source)
         return body if digest(body) == profile.version.body_digest else None
 
@@ -155,120 +135,125 @@ class SeccompBackend:
     def inspect(self, blob: SourceKey) -> Inspected:
         """Check one key without touching the node."""
         id_ = KeyId(kind="seccomp", profile_set=blob.profile_set, key=blob.key)
-        prefix = blob.prefix or self.prefix
+        prefix = blob.prefix or self._prefix
         path = prefix + (blob.name or blob.key)
-        body, findings = self.check(blob.content)
-        if why := _unsafe(path):
+        checked = inspection.check(blob.content, self._options)
+        reason = _unsafe(path)
+        if reason:
             hint = "Use letters, digits, dots, underscores and hyphens."
-            findings += (Finding(code="path_unsafe", location=blob.key, message=why, hint=hint),)
-        if any(finding.severity == Severity.ERROR for finding in findings):
-            return Rejection(id=id_, findings=findings, names=() if why else (path,))
+            unsafe = Finding(code="path_unsafe", location=blob.key, message=reason, hint=hint)
+            return Rejection(id=id_, findings=(*checked.errors, unsafe), names=())
+        if checked.errors:
+            return Rejection(id=id_, findings=checked.findings, names=(path,))
+        body_digest = digest(checked.body)
         version = Version(
             names=(path,),
             source_digest=digest(blob.content),
-            body_digest=digest(body),
-            evidence={path: frozenset({f"bytes:{digest(body)}", f"canonical:{digest(body)}"})},
+            body_digest=body_digest,
+            evidence={path: frozenset({f"bytes:{body_digest}", f"canonical:{body_digest}"})},
+            context=self._kernel_context if checked.depends_on_kernel else "",
         )
         return Profile(
             id=id_,
             version=version,
             source=blob.content,
-            body_size=len(body),
-            findings=findings,
+            body_size=len(checked.body),
+            findings=checked.findings,
             prefix=blob.prefix,
         )
 
-    def accepts_context(self, context: str) -> bool:  # noqa: ARG002 - the protocol's signature
-        """Return True: a canonical form depends on the machine only, which does not change."""
-        return True
+    @property
+    def _kernel_context(self) -> str:
+        return "linux " + ".".join(map(str, self._options.kernel))
 
-    # --- look ------------------------------------------------------------------------------------
+    def accepts_context(self, context: str) -> bool:
+        """Return whether a written form from that context is right for this node.
+
+        It depends on the machine, which does not change, and sometimes on the kernel version.
+        """
+        return context in ("", self._kernel_context)
+
+    # --- observe ---------------------------------------------------------------------------------
 
     def observe(self, names: Collection[str], removal_candidates: Collection[str]) -> Observed:
-        """Look at the node: facts for every one of names that is there; uses for suspects."""
+        """Return the facts about the named files that exist, and the use of removal candidates."""
         facts: dict[str, ObservedProfile] = {}
         try:
-            if self.host.exists(self.directory):
-                self.host.names(self.directory)
+            if self._host.exists(self._directory):
+                self._host.names(self._directory)
         except HostError as error:
-            what = f"The seccomp directory could not be looked at: {error}."
-            where = self.directory
-            return Unobservable(
-                finding=Finding(code="kind_unobservable", location=where, message=what)
-            )
-        signs = self.host.signatures(self.directory, names) or {}
+            return _unobservable(self._directory, error)
+        signatures = self._host.signatures(self._directory, names) or {}
         for name in names:
-            sign = signs.get(name)
-            known = self._known.pop(name, None)
-            if known is not None and known.sign == sign and known.lasting:
-                facts[name], self._known[name] = known.fact, known
+            signature = signatures.get(name)
+            cached = self._files.pop(name, None)
+            if cached is not None and cached.signature == signature and cached.is_lasting:
+                facts[name], self._files[name] = cached.fact, cached
                 continue
-            at = time.time_ns()
+            read_ns = self._clock_ns()
             try:
                 evidence = self._evidence(name)
             except HostError as error:
                 if error.errno not in _NOT_COMPARABLE:
-                    what = f"The seccomp files could not be looked at: {error}."
-                    where = f"{self.directory}/{name}"
-                    return Unobservable(
-                        finding=Finding(code="kind_unobservable", location=where, message=what)
-                    )
+                    return _unobservable(f"{self._directory}/{name}", error)
                 evidence = frozenset()
             if evidence is not None:
                 facts[name] = ObservedProfile(evidence=evidence)
-                self._remember(name, sign, at, facts[name])
+                self._cache(name, signature, read_ns, facts[name])
         uses: dict[str, Use] = {
-            name: UnknownUse(reason=_WHY) for name in removal_candidates if name in facts
+            name: UnknownUse(reason=_USE_UNKNOWN) for name in removal_candidates if name in facts
         }
-        seen = Observation(profiles=facts, uses=uses)
-        if seen != self._seen:
-            self._seen = seen
-        return self._seen
+        observation = Observation(profiles=facts, uses=uses)
+        if observation != self._observation:
+            self._observation = observation
+        return self._observation
 
-    def _remember(self, name: str, sign: Signature | None, at: int, fact: ObservedProfile) -> bool:
-        """Remember what was read, if the file did not change from before until after that."""
-        if sign is None or self._sign(name) != sign:
+    def _cache(
+        self, name: str, signature: Signature | None, read_ns: int, fact: ObservedProfile
+    ) -> bool:
+        """Keep a fact, if the file did not change while it was read; return whether it is kept."""
+        if signature is None or self._signature(name) != signature:
             return False
-        self._known[name] = _Known(sign=sign, read_ns=at, fact=fact)
+        self._files[name] = _CachedFile(signature=signature, read_ns=read_ns, fact=fact)
         return True
 
-    def _sign(self, name: str) -> Signature | None:
-        return self.host.signature(f"{self.directory}/{name}")
+    def _signature(self, name: str) -> Signature | None:
+        return self._host.signature(f"{self._directory}/{name}")
 
     def sandbox(self) -> None:
         """Return None: no program reads the files."""
 
     def is_unchanged(self) -> bool:
-        """Return whether every file that was there has the signature it had.
+        """Return whether every observed file has the same signature as before.
 
-        Not for a file that was young when it was read, once it is not: it has to be read again.
+        A file that was young when it was read counts as changed once it is old: its signature
+        does not show a second write within one clock tick, so that it must be read again.
         """
-        if self._seen is None or not self._seen.profiles.keys() <= self._known.keys():
+        if self._observation is None or not self._observation.profiles.keys() <= self._files.keys():
             return False
-        signs = self.host.signatures(self.directory, self._known) or {}
-        now = time.time_ns()
+        signatures = self._host.signatures(self._directory, self._files) or {}
+        now = self._clock_ns()
         return all(
-            signs.get(name) == one.sign
-            and (one.lasting or now - one.read_ns <= stat_signature.SETTLE_NS)
-            for name, one in self._known.items()
+            signatures.get(name) == cached.signature
+            and (cached.is_lasting or now - cached.read_ns <= stat_signature.SETTLE_NS)
+            for name, cached in self._files.items()
         )
 
     def invalidate(self) -> None:
-        """Read every file again at the next look."""
-        self._known.clear()
-        self._seen = None
+        """Read every file again in the next pass."""
+        self._files.clear()
+        self._observation = None
 
     def _evidence(self, name: str) -> Evidence | None:
         """Return the tokens of a file's content; None if it is absent. Raises HostError."""
-        content = self.host.read_regular(self.directory, name, limit=syntax.MOST_BYTES)
+        content = self._host.read_regular(self._directory, name, limit=syntax.MOST_BYTES)
         if content is None:
             return None
-        if self.host.is_loose(f"{self.directory}/{name}"):
-            return frozenset()  # anybody's by now
-        body, _, codes = self._check(content)
+        if self._host.is_loose(f"{self._directory}/{name}"):
+            return frozenset()  # other users may change the file at any time
         tokens = {f"bytes:{digest(content)}"}
-        if body and _READ_OTHERWISE.isdisjoint(codes):
-            tokens.add(f"canonical:{digest(body)}")
+        if form := inspection.canonical_form(content, self._options):
+            tokens.add(f"canonical:{digest(form)}")
         return frozenset(tokens)
 
     # --- change ----------------------------------------------------------------------------------
@@ -281,85 +266,95 @@ class SeccompBackend:
         replaceable: Collection[str],
         foreign: Collection[str] = (),  # noqa: ARG002 - no record of objects is kept
     ) -> Installed | Failed:
-        """Write the file atomically, and verify by reading it back."""
+        """Write the file atomically, and verify it by reading it back."""
         path = profile.version.names[0]
-        where = f"{self.directory}/{path}"
+        where = f"{self._directory}/{path}"
         try:
-            self.host.write_file(self.directory, path, body, new=path not in replaceable)
+            self._host.write_file(self._directory, path, body, new=path not in replaceable)
         except HostError as error:
             if error.errno == errno.EEXIST and path not in replaceable:
                 return _foreign(where)
-            what = f"The profile could not be written: {error}."
-            return Failed(finding=Finding(code="write_failed", location=where, message=what))
-        sign, at = self._sign(path), time.time_ns()
+            return _failed("write_failed", where, f"The profile could not be written: {error}.")
+        signature, read_ns = self._signature(path), self._clock_ns()
         try:
-            content = self.host.read_regular(self.directory, path, limit=syntax.MOST_BYTES * 8)
+            content = self._host.read_regular(self._directory, path, limit=syntax.MOST_BYTES * 8)
         except HostError as error:
-            what = f"The profile was written, but cannot be read back: {error}."
-            return Failed(finding=Finding(code="verify_failed", location=where, message=what))
+            message = f"The profile was written, but the file could not be read back: {error}."
+            return _failed("verify_failed", where, message)
         if content != body:
-            what = "The profile was written, but the file holds something else."
-            return Failed(finding=Finding(code="verify_failed", location=where, message=what))
+            message = "The profile was written, but the file has other content."
+            return _failed("verify_failed", where, message)
         token = f"bytes:{digest(body)}"
-        # So that our own write wakes nobody.
+        # With the new signature cached, the agent's own write does not start a pass.
         evidence = frozenset({token, f"canonical:{digest(body)}"})
-        if not self._remember(path, sign, at, ObservedProfile(evidence=evidence)):
-            self._seen = None  # somebody else wrote it meanwhile: look again
+        if not self._cache(path, signature, read_ns, ObservedProfile(evidence=evidence)):
+            self._observation = None  # another process changed the file: read it again
         return Installed(evidence={path: frozenset({token})}, modes={})
 
     def remove(
         self, names: Collection[str], evidence: Mapping[str, Evidence], *, require_unused: bool
     ) -> Removed | StillInUse | Failed:
-        """Remove names after a last look at their content; with prove nothing is removed."""
-        there = []
+        """Remove files after a last check of their content.
+
+        With `require_unused` no file is removed: its disuse cannot be proven.
+        """
+        present = []
         for name in names:
-            where = f"{self.directory}/{name}"
+            where = f"{self._directory}/{name}"
             try:
-                found = self._evidence(name)
+                actual = self._evidence(name)
             except HostError as error:
                 if error.errno in _NOT_COMPARABLE:
                     return _foreign(where)
-                what = f"The profile could not be looked at: {error}."
-                return Failed(finding=Finding(code="remove_failed", location=where, message=what))
-            if found is None:
+                message = f"The profile could not be read before its removal: {error}."
+                return _failed("remove_failed", where, message)
+            if actual is None:
                 continue
-            if not found & evidence.get(name, frozenset()):
+            if not actual & evidence.get(name, frozenset()):
                 return _foreign(where)
-            there.append(name)
-        if require_unused and there:
-            return StillInUse(uses={name: UnknownUse(reason=_WHY) for name in there})
-        for name in there:
+            present.append(name)
+        if require_unused and present:
+            return StillInUse(uses={name: UnknownUse(reason=_USE_UNKNOWN) for name in present})
+        for name in present:
             try:
-                self.host.remove_file(self.directory, name)
+                self._host.remove_file(self._directory, name)
             except HostError as error:
-                what = f"The profile could not be removed: {error}."
-                where = f"{self.directory}/{name}"
-                return Failed(finding=Finding(code="remove_failed", location=where, message=what))
-            self._known.pop(name, None)
-            if self._seen is not None:
-                facts = {one: fact for one, fact in self._seen.profiles.items() if one != name}
-                self._seen = Observation(profiles=facts, uses=self._seen.uses)
+                where = f"{self._directory}/{name}"
+                return _failed("remove_failed", where, f"The file could not be removed: {error}.")
+            self._forget(name)
         return Removed()
 
+    def _forget(self, name: str) -> None:
+        """Remove a file from the cache and from the last observation."""
+        self._files.pop(name, None)
+        if self._observation is not None:
+            facts = {key: fact for key, fact in self._observation.profiles.items() if key != name}
+            self._observation = Observation(profiles=facts, uses=self._observation.uses)
 
-def _noted(findings: Iterable[Finding], codes: set[str]) -> Iterator[Finding]:
-    for one in findings:
-        codes.add(one.code)
-        yield one
+
+def _unobservable(where: str, error: HostError) -> Unobservable:
+    message = f"The seccomp files could not be read: {error}."
+    return Unobservable(finding=Finding(code="kind_unobservable", location=where, message=message))
+
+
+def _failed(code: str, where: str, message: str) -> Failed:
+    return Failed(finding=Finding(code=code, location=where, message=message))
 
 
 def _foreign(where: str) -> Failed:
-    what = "The file there was not put by this agent, or was changed since; it stays."
-    return Failed(finding=Finding(code="foreign_name", location=where, message=what))
+    message = (
+        "This agent did not write the file, or another program changed it since. The file stays."
+    )
+    return _failed("foreign_name", where, message)
 
 
 def _unsafe(path: str) -> str:
-    """Return why a pod may not name that path, or nothing."""
+    """Return why a pod cannot name the path; empty if it can."""
     if len(path) > _LONGEST_PATH:
         return f"The path has more than {_LONGEST_PATH} bytes."
     for segment in path.split("/"):
         if not _SEGMENT.fullmatch(segment) or len(segment) > _LONGEST_SEGMENT:
             return f"{ascii(segment)[:80]} cannot be a part of a seccomp profile's path."
         if ".." in segment:
-            return "The API server refuses a localhostProfile with two dots in a row."
+            return "The API server rejects a localhostProfile with two dots in a row."
     return ""

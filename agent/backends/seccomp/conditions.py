@@ -12,15 +12,11 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from agent.backends.seccomp import multiplex
-from agent.backends.seccomp.syntax import STRICTNESS, Condition, Document, Rule, answer
+from agent.backends.seccomp.document import Answer, Condition, Document, Rule
+from agent.backends.seccomp.meaning import SHORT_ABIS
 from agent.core.findings import Finding
 
 _WIDE: Final = 0xFFFFFFFF
-# ABIs whose arguments have 32 bits; seccomp_data has 64, and libseccomp cuts the comparison.
-_SHORT: Final = frozenset(
-    f"SCMP_ARCH_{name}"
-    for name in ("X86", "X32", "ARM", "MIPS", "MIPSEL", "MIPS64N32", "MIPSEL64N32", "PPC", "S390")
-)
 _EQUALITIES: Final = frozenset({"SCMP_CMP_EQ", "SCMP_CMP_MASKED_EQ"})
 _UPPER_BOUNDS: Final = frozenset({"SCMP_CMP_LT", "SCMP_CMP_LE"})
 _OPPOSITES: Final = (
@@ -41,21 +37,20 @@ def findings(document: Document, native: str) -> Iterator[Finding]:
         yield from _tangled(name, rules)
         yield from _distant_bounds(name, rules)
         yield from _complements(name, rules)
-    short = sorted(_SHORT.intersection(document.architectures))
+    short = sorted(SHORT_ABIS.intersection(document.architectures))
     if short:
         yield from _shared_comparisons(trees, short[0])
     for rule in document.rules:
         if short:
             yield from _too_wide(rule, short[0])
-        yield from _high_bits(rule, document.default_action)
+        yield from _high_bits(rule, document.default)
 
 
 def _trees(document: Document, native: str) -> Iterator[tuple[str, Sequence[Rule]]]:
     """Return the rules that libseccomp puts into one tree each, and for which call."""
-    default = answer(document.default_action, document.default_errno_ret)
     conditional: dict[str, list[Rule]] = defaultdict(list)
-    for rule in document.rules:
-        if rule.args and answer(rule.action, rule.errno_ret) != default:
+    for rule in document.effective_rules:
+        if rule.args:
             for name in rule.names:
                 conditional[name].append(rule)
     yield from conditional.items()
@@ -125,7 +120,7 @@ def _complements(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
     """
     for position, rule in enumerate(rules):
         for other in rules[position + 1 :]:
-            if answer(rule.action, rule.errno_ret) != answer(other.action, other.errno_ret):
+            if rule.answer != other.answer:
                 continue
             for first, second in itertools.product(rule.args, other.args):
                 if _are_opposite(first, second) and _is_longer_before(rule, other, first.index):
@@ -167,12 +162,12 @@ def _shared_comparisons(trees: Sequence[tuple[str, Sequence[Rule]]], abi: str) -
             return
 
 
-def _meaning(rule: Rule) -> tuple[frozenset[Condition], tuple[str, int]]:
-    return frozenset(rule.args), answer(rule.action, rule.errno_ret)
+def _meaning(rule: Rule) -> tuple[frozenset[Condition], Answer]:
+    return frozenset(rule.args), rule.answer
 
 
-def _comparisons(rules: Sequence[Rule]) -> set[tuple[Condition, tuple[str, int]]]:
-    return {(arg, answer(rule.action, rule.errno_ret)) for rule in rules for arg in rule.args}
+def _comparisons(rules: Sequence[Rule]) -> set[tuple[Condition, Answer]]:
+    return {(arg, rule.answer) for rule in rules for arg in rule.args}
 
 
 def _is_followed(condition: Condition, rule: Rule) -> bool:
@@ -212,9 +207,9 @@ def _too_wide(rule: Rule, abi: str) -> Iterator[Finding]:
             )
 
 
-def _high_bits(rule: Rule, default: str) -> Iterator[Finding]:
+def _high_bits(rule: Rule, default: Answer) -> Iterator[Finding]:
     """Warn where a program chooses whether a comparison holds by bits that the kernel ignores."""
-    denies = STRICTNESS.get(rule.action, 0) > STRICTNESS.get(default, 0)
+    denies = rule.answer.strictness > default.strictness
     evaded = "SCMP_CMP_EQ" if denies else "SCMP_CMP_NE"
     for number, arg in enumerate(rule.args):
         if arg.op == evaded and arg.value <= _WIDE:

@@ -1,28 +1,28 @@
-"""Conditions that a multiplexed system call walks around.
+"""Socket and IPC calls that some ABIs also reach through socketcall(2) and ipc(2).
 
-On some ABIs sockets and System V IPC are also reached through one call, socketcall(2) or ipc(2),
-whose arguments lie in memory where no filter can look. There libseccomp adds each rule for an
-operation to the rules of that call too, with the number of the operation in place of the first
-argument (abi_rule_add in syscalls.c). A condition on the first argument is dropped: a rule that
-denies only denies more, and a rule that lets through opens the whole operation. Other conditions
-then compare arguments that the operation does not have.
+The arguments of such a call are in memory, where no filter can read them. libseccomp therefore
+adds each rule for an operation to the rules of the multiplexing call too, with the number of the
+operation in place of the first argument (abi_rule_add in syscalls.c). A condition on the first
+argument is dropped: a rule that denies then denies more, and a rule that allows opens the whole
+operation. Other conditions compare arguments that the operation does not have.
 
-What the text itself allows is a warning. What only libseccomp opens is rejected, and so are rules
-whose rest, without the first argument, contradict each other: libseccomp does not build those.
+A profile that opens an operation itself gets a warning. A profile whose operation only libseccomp
+opens is rejected, and so are rules that libseccomp cannot put into one filter.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
-from agent.backends.seccomp.syntax import STRICTNESS, Condition, Document, Rule, answer
+from agent.backends.seccomp import regions
+from agent.backends.seccomp.document import Answer, Condition, Document, Rule
 from agent.core.findings import Finding
 
 ABIS: Final = frozenset(
     f"SCMP_ARCH_{name}"
     for name in ("X86", "PPC", "PPC64", "PPC64LE", "S390", "S390X", "MIPS", "MIPSEL")
 )
-# The number that stands for each operation (linux/net.h, linux/ipc.h).
+# The number of each operation (linux/net.h, linux/ipc.h).
 OPERATIONS: Final[Mapping[str, Mapping[str, int]]] = {
     "socketcall": {
         name: number
@@ -46,132 +46,141 @@ IPC: Final = frozenset(OPERATIONS["ipc"])
 NAMES: Final = SOCKETCALL | IPC
 
 
-def findings(document: Document, native: str) -> Iterator[Finding]:
-    """Return what a document's conditions do not hold for.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Through:
+    """One multiplexing call on one ABI, and the profile's own rule for it."""
 
-    native: the node's own architecture, which counts beside those listed.
+    name: str
+    abi: str
+    default: Answer
+    rule: Rule | None  # without conditions; None if the default action decides
+
+    @property
+    def answer(self) -> Answer:
+        """The answer to the multiplexing call as the profile reads."""
+        return self.default if self.rule is None else self.rule.answer
+
+    def operation(self, rule: Rule) -> str | None:
+        """Return the first operation that a rule names."""
+        return next((name for name in rule.names if name in OPERATIONS[self.name]), None)
+
+
+def findings(document: Document, native: str) -> Iterator[Finding]:
+    """Return the conditions that do not hold for calls through socketcall(2) or ipc(2).
+
+    native: the node's own architecture, which counts together with those listed.
     """
     abis = sorted(ABIS.intersection((*document.architectures, native)))
     if not abis:
         return
-    default = STRICTNESS.get(document.default_action, 0)
-    plain = {
-        name: rule
-        for rule in document.rules
-        if not rule.args and rule.action != document.default_action
-        for name in rule.names
-    }
-    for rule in document.rules:
-        if rule.args and STRICTNESS.get(rule.action, 0) < default:
-            yield from _walked_around(rule, plain, abis[0])
-        elif STRICTNESS.get(rule.action, 0) > default:
-            yield from _reached_otherwise(rule, plain, abis[0], default)
-    for through in OPERATIONS:
-        yield from _contradictions(document, through, abis[0])
+    for name in OPERATIONS:
+        own = [
+            rule
+            for rule in document.effective_rules
+            if not rule.args and not rule.depends_on_capabilities and name in rule.names
+        ]
+        through = _Through(
+            name=name, abi=abis[0], default=document.default, rule=own[0] if own else None
+        )
+        for rule in document.rules:
+            difference = rule.answer.strictness - document.default.strictness
+            if rule.args and difference < 0:
+                yield from _opened(rule, through)
+            elif difference > 0:
+                yield from _still_reached(rule, through)
+        yield from _contradictions(document, through)
 
 
-def _walked_around(rule: Rule, plain: dict[str, Rule], abi: str) -> Iterator[Finding]:
-    for through, names in (("socketcall", SOCKETCALL), ("ipc", IPC)):
-        found = next((name for name in rule.names if name in names), None)
-        own = plain.get(through)
-        if found is None:
-            continue
-        if own is None:
-            yield Finding(
-                code="fails_open",
-                location=f"{rule.where}.args",
-                message=f"On {abi} the condition on {found} does not hold for calls through "
-                f"{through}(2): libseccomp lets all of them through.",
-                hint=f"Leave {abi} out of architectures, or give {through} a rule of its own.",
-            )
-        elif STRICTNESS.get(own.action, 0) <= STRICTNESS.get(rule.action, 0):
-            yield Finding(
-                code="condition_surprising",
-                location=f"{rule.where}.args",
-                message=f"On {abi} the condition on {found} does not hold for calls through "
-                f"{through}(2), which {own.where} lets through.",
-                hint=f"Leave {abi} out of architectures, or deny {through}.",
-            )
-
-
-def _reached_otherwise(
-    rule: Rule, plain: dict[str, Rule], abi: str, default: int
-) -> Iterator[Finding]:
-    """Warn of denied operations that the multiplexed call reaches, which the text lets through."""
-    compares = any(arg.index > 0 for arg in rule.args)
-    for through, names in (("socketcall", SOCKETCALL), ("ipc", IPC)):
-        found = next((name for name in rule.names if name in names), None)
-        own = plain.get(through)
-        strictness = default if own is None else STRICTNESS.get(own.action, 0)
-        if found is None or strictness >= STRICTNESS.get(rule.action, 0):
-            continue
-        if compares:
-            what = f"compares the arguments of {through}(2) instead of those of {found}"
-        elif names is IPC:
-            what = "compares the whole first argument, whose upper 16 bits the kernel ignores"
-        else:
-            continue
+def _opened(rule: Rule, through: _Through) -> Iterator[Finding]:
+    """Report an allowing rule whose condition libseccomp drops."""
+    operation = through.operation(rule)
+    if operation is None:
+        return
+    if through.rule is None:
+        yield Finding(
+            code="fails_open",
+            location=f"{rule.where}.args",
+            message=f"On {through.abi} the condition on {operation} does not hold for calls "
+            f"through {through.name}(2): libseccomp allows all of them.",
+            hint=f"Deny {through.name} in a rule without conditions, with SCMP_ACT_ERRNO and an "
+            f"errnoRet that differs from the default's, or remove {through.abi} from the "
+            "architectures.",
+        )
+    elif through.answer.strictness <= rule.answer.strictness:
         yield Finding(
             code="condition_surprising",
-            location=rule.where,
-            message=f"On {abi} a program reaches {found} through {through}(2) in spite of this "
-            "rule: "
-            f"libseccomp {what}.",
-            hint=f"Leave {abi} out of architectures, or deny {through} too.",
+            location=f"{rule.where}.args",
+            message=f"On {through.abi} the condition on {operation} does not hold for calls "
+            f"through {through.name}(2), which {through.rule.where} allows.",
+            hint=f"Remove {through.abi} from the architectures, or deny {through.name}.",
         )
 
 
+def _still_reached(rule: Rule, through: _Through) -> Iterator[Finding]:
+    """Warn of a denied operation that a program reaches through the multiplexing call."""
+    operation = through.operation(rule)
+    if operation is None or through.answer.strictness >= rule.answer.strictness:
+        return
+    if any(arg.index > 0 for arg in rule.args):
+        reason = f"compares the arguments of {through.name}(2) instead of those of {operation}"
+    elif through.name == "ipc":
+        reason = "compares the whole first argument, whose upper 16 bits the kernel ignores"
+    else:
+        return
+    yield Finding(
+        code="condition_surprising",
+        location=rule.where,
+        message=f"On {through.abi} a program reaches {operation} through {through.name}(2) in "
+        f"spite of this rule: libseccomp {reason}.",
+        hint=f"Remove {through.abi} from the architectures, or deny {through.name} too.",
+    )
+
+
 def merged(document: Document, through: str) -> list[Rule]:
-    """Return the rules with conditions that libseccomp has for a multiplexed call."""
-    default = answer(document.default_action, document.default_errno_ret)
+    """Return the rules with conditions that libseccomp has for a multiplexing call."""
     operations = OPERATIONS[through]
-    found = []
-    for rule in document.rules:
-        if answer(rule.action, rule.errno_ret) == default:
-            continue  # runtimes leave such a rule out
+    rules = []
+    for rule in document.effective_rules:
         for name in rule.names:
             if name in operations:
                 operation = Condition(
                     index=0, op="SCMP_CMP_EQ", value=operations[name], value_two=0
                 )
                 others = (arg for arg in rule.args if arg.index != 0)
-                found.append(replace(rule, args=(operation, *others)))
+                rules.append(replace(rule, args=(operation, *others)))
             elif name == through and rule.args:
-                found.append(rule)
+                rules.append(rule)
             elif name == through and not rule.depends_on_capabilities:
-                return found  # it covers every operation; libseccomp drops what follows
-    return found
+                return rules  # it covers every operation; libseccomp drops later rules
+    return rules
 
 
-def _contradictions(document: Document, through: str, abi: str) -> Iterator[Finding]:
-    """Reject rules that libseccomp does not put into one filter."""
-    rules = merged(document, through)
+def _contradictions(document: Document, through: _Through) -> Iterator[Finding]:
+    """Reject rules that libseccomp refuses to put into one filter."""
+    rules = merged(document, through.name)
     for position, rule in enumerate(rules):
-        other = next((one for one in rules[:position] if _contradict(one, rule)), None)
+        other = next((r for r in rules[:position] if _contradict(r, rule)), None)
         if other is not None:
             yield Finding(
                 code="bad_value",
                 location=rule.where,
-                message=f"On {abi} this rule contradicts {other.where}: calls through {through}(2) "
-                "are compared without the first argument, and two actions are left for the same "
-                "call. libseccomp rejects that; no container would start.",
-                hint=f"Leave {abi} out of architectures, or use one action in both rules.",
+                message=f"On {through.abi} this rule contradicts {other.where}: libseccomp "
+                f"compares calls through {through.name}(2) without their first argument, and "
+                "would need two actions for one call. No container would start.",
+                hint=f"Remove {through.abi} from the architectures, or use one action in both "
+                "rules.",
             )
             return
 
 
 def _contradict(earlier: Rule, later: Rule) -> bool:
     """Return whether libseccomp rejects the later rule because of the earlier one."""
-    if answer(earlier.action, earlier.errno_ret) == answer(later.action, later.errno_ret):
-        return False
-    if not earlier.may_meet(later):
+    if earlier.answer == later.answer or not earlier.may_meet(later):
         return False
     if set(earlier.args) < set(later.args):
         return False  # libseccomp drops the later, longer rule
-    first, second = _only_values(earlier), _only_values(later)
-    return not any(second.get(index, wanted) != wanted for index, wanted in first.items())
+    return regions.can_hold_together(_equalities(earlier), _equalities(later))
 
 
-def _only_values(rule: Rule) -> dict[int, int]:
-    """Return the value of each argument for which a single value is right."""
-    return {arg.index: arg.value for arg in rule.args if arg.op == "SCMP_CMP_EQ"}
+def _equalities(rule: Rule) -> list[Condition]:
+    return [arg for arg in rule.args if arg.op == "SCMP_CMP_EQ"]

@@ -1,39 +1,26 @@
-"""The bytes of a seccomp profile, read strictly into a model; every mistake is collected.
+"""Reads the bytes of a seccomp profile strictly, and collects every mistake.
 
-Rule 1: bytes are UTF-8 without a byte order mark, JSON without duplicate keys, NaN or trailing
-text: Go's decoder matches keys without regard to case and lets the last duplicate win, so what
-is looked at must have one meaning only.
-Rule 2: a key that is not in the tables below is refused; runtimes ignore it and run without it.
-Rule 3: null means absent, as in Go, but a null rule or condition makes CRI-O and moby panic.
-Rule 4: the walk is total: any bytes give a Document, problems, or both.
+The bytes must be UTF-8 JSON with one meaning only: Go matches keys without regard to case and
+lets the last duplicate win, so that duplicate and unknown keys are errors here. null means absent,
+as in Go. Whatever the bytes are, the result is a Document, findings, or both. `fields` checks the
+values, and `wrapped` recognises files that contain a profile in another format.
 """
 
 import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Final
 
-from agent.backends.seccomp import syscalls
+from agent.backends.seccomp import syscalls, wrapped
+from agent.backends.seccomp.document import Condition, Document, Only, Rule
 from agent.core.findings import MAX_FINDINGS, Finding
 
 MOST_BYTES: Final = 1 << 20
-MOST_ERRNO: Final = 4095  # MAX_ERRNO of linux/err.h; libseccomp refuses or cuts more
-MOST_ENTRIES: Final = 20_000  # of all lists; the kernel takes no filter of a fifth of that
+MOST_ERRNO: Final = 4095  # MAX_ERRNO of linux/err.h; libseccomp rejects or truncates larger ones
+MOST_ENTRIES: Final = 20_000  # in all lists; the kernel rejects a filter a fifth of that size
 
-# How much an action denies; runc, crun and seccomp(2) know these and SCMP_ACT_NOTIFY.
-STRICTNESS: Final = {
-    "SCMP_ACT_ALLOW": 0,
-    "SCMP_ACT_LOG": 1,
-    "SCMP_ACT_TRACE": 2,
-    "SCMP_ACT_ERRNO": 3,
-    "SCMP_ACT_TRAP": 4,
-    "SCMP_ACT_KILL": 5,
-    "SCMP_ACT_KILL_THREAD": 5,
-    "SCMP_ACT_KILL_PROCESS": 6,
-}
-
+_LISTENER: Final = ("listenerPath", "listenerMetadata")
 _TOP: Final = frozenset(
     {
         "defaultAction",
@@ -43,8 +30,7 @@ _TOP: Final = frozenset(
         "archMap",
         "syscalls",
         "flags",
-        "listenerPath",
-        "listenerMetadata",
+        *_LISTENER,
         "comment",
     }
 )
@@ -55,121 +41,75 @@ _ARG: Final = frozenset({"index", "value", "valueTwo", "op"})
 _FILTER: Final = frozenset({"arches", "caps", "minKernel"})
 _ARCH_MAP: Final = frozenset({"architecture", "subArchitectures"})
 _NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,63}")
+# Keys that people use for remarks. A prefix before the name of a field is not a remark.
+_REMARK: Final = re.compile(
+    r"(?:[$_#/@-].*|comments?|description|title|notes?|name|version|author|\$schema)",
+    re.IGNORECASE | re.DOTALL,
+)
+_PREFIX: Final = "$_#/@- "
 
-Json = object  # what json.loads gives; every use is checked with isinstance
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Condition:
-    """One comparison of one argument (args[])."""
-
-    index: int
-    value: int
-    value_two: int
-    op: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Only:
-    """What includes or excludes names."""
-
-    arches: tuple[str, ...] = ()
-    caps: tuple[str, ...] = ()
-    min_kernel: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
-    """One entry of syscalls[]; where is its field path."""
-
-    where: str
-    names: tuple[str, ...]
-    action: str
-    errno_ret: int | None = None
-    errno: str = ""
-    args: tuple[Condition, ...] = ()
-    includes: Only = field(default_factory=Only)
-    excludes: Only = field(default_factory=Only)
-
-    @property
-    def depends_on_capabilities(self) -> bool:
-        """Whether only some pods get this rule."""
-        return bool(self.includes.caps or self.excludes.caps)
-
-    def may_meet(self, other: "Rule") -> bool:
-        """Return whether some pod has both rules, as far as capabilities decide it."""
-        return set(self.includes.caps).isdisjoint(other.excludes.caps) and set(
-            other.includes.caps
-        ).isdisjoint(self.excludes.caps)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Document:
-    """A whole profile as it was written."""
-
-    default_action: str
-    default_errno_ret: int | None = None
-    default_errno: str = ""
-    architectures: tuple[str, ...] = ()
-    arch_map: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    has_arch_map: bool = False
-    flags: tuple[str, ...] = ()
-    rules: tuple[Rule, ...] = ()
-
-
-def answer(action: str, errno_ret: int | None) -> tuple[str, int]:
-    """Return what the kernel is told for an action: the same for actions that are the same."""
-    if action in ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE"):
-        return action, 1 if errno_ret is None else errno_ret  # EPERM
-    return ("SCMP_ACT_KILL_THREAD" if action == "SCMP_ACT_KILL" else action), 0
+Json = object  # a value of json.loads; every use is checked with isinstance
 
 
 class _NotJsonError(ValueError):
-    """Valid for Python's decoder, but not JSON."""
+    """The text is valid for Python's decoder, but it is not JSON."""
 
 
-def read(  # noqa: PLR0911 - one return per gate
-    content: bytes,
-) -> tuple[Document | None, tuple[Finding, ...]]:
-    """Return the document and what is to be said about it; no document if it has no shape."""
+def read(content: bytes) -> tuple[Document | None, tuple[Finding, ...]]:
+    """Return the document and the findings; no document if the JSON is not a profile."""
+    walk = _Walk()
+    decoded = decode(content, walk.pairs)
+    if isinstance(decoded, Finding):
+        return None, (decoded,)
+    (tree,) = decoded
+    wrapper = wrapped.finding(tree)
+    if wrapper is not None:
+        return None, (wrapper,)
+    document = walk.document(tree)
+    return document, (*walk.findings, *walk.notices())
+
+
+def decode(content: bytes, pairs: "wrapped.PairsHook | None" = None) -> tuple[Json] | Finding:
+    """Return the decoded JSON in a tuple, or the reason why the bytes are not JSON."""
+    text = _text(content)
+    if isinstance(text, Finding):
+        return text
+    try:
+        return (json.loads(text, object_pairs_hook=pairs, parse_constant=_reject_constant),)
+    except json.JSONDecodeError as error:
+        message = f"This is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
+        return Finding(
+            code="not_json",
+            location=f"line {error.lineno}",
+            message=message,
+            hint="Correct the JSON; `python3 -m json.tool FILE` reports the same place.",
+        )
+    except RecursionError:
+        return _whole("not_json", "The JSON is nested too deeply.", "Remove levels from it.")
+    except ValueError as error:
+        return _whole("not_json", f"This is not JSON: {error}."[:200], "Correct the JSON.")
+
+
+def _text(content: bytes) -> str | Finding:
+    """Return the text of the file, or the reason why it has none."""
     if len(content) > MOST_BYTES:
-        what = f"The profile has {len(content)} bytes; at most {MOST_BYTES} are read."
-        return None, (Finding(code="key_too_large", location="profile", message=what),)
+        message = f"The profile has {len(content)} bytes; the limit is {MOST_BYTES} bytes."
+        return _whole("key_too_large", message, "Remove rules or comments from the profile.")
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        what = f"Byte {error.start} is not UTF-8."
-        return None, (Finding(code="not_utf8", location="profile", message=what),)
+        return _whole("not_utf8", f"Byte {error.start} is not UTF-8.", "Save the file as UTF-8.")
     if text.startswith("\ufeff"):
-        what = "The file begins with a byte order mark, which no runtime accepts."
-        hint = "Save it as UTF-8 without a BOM."
-        return None, (Finding(code="not_utf8", location="profile", message=what, hint=hint),)
-    walk = _Walk()
-    try:
-        tree: Json = json.loads(text, object_pairs_hook=walk.pairs, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}"
-        what = f"This is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
-        return None, (Finding(code="not_json", location=where, message=what),)
-    except RecursionError:
-        what = "The JSON is nested too deeply."
-        return None, (Finding(code="not_json", location="profile", message=what),)
-    except ValueError as error:
-        what = f"This is not JSON: {error}."
-        return None, (Finding(code="not_json", location="profile", message=what[:200]),)
-    document = walk.document(tree)
-    if walk.rewritten:
-        what = (
-            f"name was rewritten to names in {len(walk.rewritten)} rules: containerd ignores a "
-            "rule that has name only."
-        )
-        walk.findings.append(
-            Finding(code="name_rewritten", location=walk.rewritten[0], message=what)
-        )
-    return document, tuple(walk.findings)
+        message = "The file begins with a byte order mark, which no runtime accepts."
+        return _whole("not_utf8", message, "Save it as UTF-8 without a BOM.")
+    return text
 
 
-def _refuse_constant(text: str) -> float:
+def _whole(code: str, message: str, hint: str) -> Finding:
+    return Finding(code=code, location="profile", message=message, hint=hint)
+
+
+def _reject_constant(text: str) -> float:
     raise _NotJsonError(f"{text} is not a JSON number")
 
 
@@ -179,91 +119,121 @@ def shown(value: Json) -> str:
 
 
 class _Walk:
-    """The walk over the decoded JSON, with the mistakes found so far."""
+    """A walk over the decoded JSON that collects the mistakes."""
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
-        self.rewritten: list[str] = []
+        self.rewritten: list[str] = []  # the rules that have `name` instead of `names`
+        self.remarks: list[str] = []  # the comment keys
         self.entries = 0
 
     @property
-    def full(self) -> bool:
-        """Whether nobody will be told what is found from here on."""
+    def is_full(self) -> bool:
+        """Whether further mistakes are not reported."""
         return len(self.findings) > MAX_FINDINGS
 
-    def say(self, code: str, where: str, what: str, hint: str = "") -> None:
-        if not self.full:
-            self.findings.append(Finding(code=code, location=where, message=what, hint=hint))
+    def report(self, code: str, where: str, message: str, hint: str = "") -> None:
+        if not self.is_full:
+            self.findings.append(Finding(code=code, location=where, message=message, hint=hint))
+
+    def notices(self) -> Iterator[Finding]:
+        """Return what the written form of the profile changes without changing its meaning."""
+        if self.rewritten:
+            message = (
+                f"`name` was rewritten to `names` in {len(self.rewritten)} rules: containerd "
+                "ignores a rule that has only `name`."
+            )
+            yield Finding(code="name_rewritten", location=self.rewritten[0], message=message)
+        if self.remarks:
+            keys = ", ".join(self.remarks[:8]) + (", ..." if self.remarks[8:] else "")
+            message = f"Comment keys were removed, because no runtime reads them: {keys}."
+            yield Finding(code="comments_removed", location=self.remarks[0], message=message)
 
     def pairs(self, pairs: list[tuple[str, Json]]) -> dict[str, Json]:
-        """Build an object, and refuse a key that is there twice."""
-        found = dict(pairs)
-        if len(found) != len(pairs):
+        """Return an object, and report keys that it contains twice."""
+        built = dict(pairs)
+        if len(built) != len(pairs):
             for key, times in Counter(key for key, _ in pairs).items():
                 if times > 1:
-                    self.say(
+                    self.report(
                         "duplicate_key",
                         shown(key),
-                        f"The key {shown(key)} is in one object more than once; the last one wins.",
-                        "Keep one of them.",
+                        f"One object contains the key {shown(key)} more than once, and runtimes "
+                        "use the last one.",
+                        "Remove all but one.",
                     )
-        return found
+        return built
 
     # --- values ----------------------------------------------------------------------------------
 
     def object(self, value: Json, where: str, keys: frozenset[str]) -> Mapping[str, Json] | None:
         if not isinstance(value, dict):
-            self.say("bad_value", where or "profile", f"An object is wanted, not {shown(value)}.")
+            self.report(
+                "bad_value", where or "profile", f"An object is expected here, not {shown(value)}."
+            )
             return None
         prefix = f"{where}." if where else ""
         for key in value:
-            if key not in keys and not self.full:
-                self.say(
-                    "unknown_field",
-                    f"{prefix}{shown(key)[1:-1]}",
-                    "Runtimes ignore this key, and then the profile does not mean what it says.",
-                    syscalls.nearest(key, keys),
-                )
+            if key in keys or self.is_full:
+                continue
+            place = f"{prefix}{shown(key)[1:-1]}"
+            if _is_remark(key, keys):
+                self.remarks.append(place)
+                continue
+            self.report(
+                "unknown_field",
+                place,
+                "No seccomp profile has this key. Runtimes ignore it, and the profile would not "
+                "mean what it says.",
+                syscalls.nearest(key, keys) or "Remove the key.",
+            )
         return value
 
     def items(self, value: Json, where: str) -> Iterator[tuple[str, Json]]:
         if value is None:
             return
         if not isinstance(value, list):
-            self.say("bad_value", where, f"A list is wanted, not {shown(value)}.")
+            self.report("bad_value", where, f"A list is expected here, not {shown(value)}.")
             return
-        for index, one in enumerate(value):
+        for index, item in enumerate(value):
             if self.entries == MOST_ENTRIES:
-                what = f"The lists have more than {MOST_ENTRIES} entries; no kernel takes that."
-                self.findings.append(Finding(code="filter_too_large", location=where, message=what))
+                message = f"The lists have more than {MOST_ENTRIES} entries, too many for a filter."
+                self.findings.append(
+                    Finding(
+                        code="filter_too_large",
+                        location=where,
+                        message=message,
+                        hint="Remove entries.",
+                    )
+                )
             self.entries += 1
             if self.entries > MOST_ENTRIES:
                 return
-            yield f"{where}[{index}]", one
+            yield f"{where}[{index}]", item
 
     def text(self, value: Json, where: str) -> str:
         if value is None:
             return ""
         if not isinstance(value, str):
-            self.say("bad_value", where, f"A string is wanted, not {shown(value)}.")
+            self.report("bad_value", where, f"A string is expected here, not {shown(value)}.")
             return ""
         return value
 
     def texts(self, value: Json, where: str) -> tuple[str, ...]:
-        found = []
-        for place, one in self.items(value, where):
-            if isinstance(one, str) and one:
-                found.append(one)
+        texts = []
+        for place, item in self.items(value, where):
+            if isinstance(item, str) and item:
+                texts.append(item)
             else:
-                self.say("bad_value", place, f"A name is wanted, not {shown(one)}.")
-        return tuple(found)
+                self.report("bad_value", place, f"A name is expected here, not {shown(item)}.")
+        return tuple(texts)
 
     def number(self, value: Json, where: str, most: int) -> int | None:
         if value is None:
             return None
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
-            what = f"A whole number from 0 to {most} is wanted, not {shown(value)}."
-            self.say("bad_value", where, what)
+            message = f"A whole number from 0 to {most} is expected here, not {shown(value)}."
+            self.report("bad_value", where, message)
             return None
         return value
 
@@ -271,20 +241,25 @@ class _Walk:
 
     def document(self, tree: Json) -> Document | None:
         if tree is None:
-            self.say("fails_open", "profile", "null is a profile that confines nothing.")
+            self.report(
+                "fails_open",
+                "profile",
+                "The profile is null, and runtimes run the container unconfined.",
+                "Write a profile with a defaultAction.",
+            )
             return None
         top = self.object(tree, "", _TOP)
         if top is None:
             return None
-        for key in ("listenerPath", "listenerMetadata"):
-            if top.get(key) not in (None, ""):
-                what = "A listener decides outside the profile; without it nothing starts."
-                self.say("notify_refused", key, what)
-        self.text(top.get("comment"), "comment")
+        self.listener(top)
         default = self.text(top.get("defaultAction"), "defaultAction")
         if not default:
-            what = "Without a default action, runc and CRI-O run the container unconfined."
-            self.say("fails_open", "defaultAction", what, "Say what happens to all other calls.")
+            self.report(
+                "fails_open",
+                "defaultAction",
+                "Without a default action, runc and CRI-O run the container unconfined.",
+                "Add a defaultAction, for example SCMP_ACT_ERRNO.",
+            )
         return Document(
             default_action=default,
             default_errno_ret=self.number(
@@ -298,9 +273,25 @@ class _Walk:
             rules=tuple(self.rules(top.get("syscalls"))),
         )
 
+    def listener(self, top: Mapping[str, Json]) -> None:
+        """Report keys of a listener, unless a rule needs that listener: `fields` reports that."""
+        keys = [key for key in _LISTENER if top.get(key) not in (None, "")]
+        rules = top.get("syscalls")
+        needs_it = isinstance(rules, list) and any(
+            isinstance(rule, dict) and rule.get("action") == "SCMP_ACT_NOTIFY" for rule in rules
+        )
+        if keys and not needs_it:
+            self.report(
+                "notify_refused",
+                keys[0],
+                f"{' and '.join(keys)} names a listener, and no container starts where it does "
+                "not run.",
+                f"Remove {' and '.join(keys)}: no rule of this profile uses the listener.",
+            )
+
     def arch_map(self, value: Json) -> Iterator[tuple[str, tuple[str, ...]]]:
-        for where, one in self.items(value, "archMap"):
-            if (entry := self.object(one, where, _ARCH_MAP)) is not None:
+        for where, item in self.items(value, "archMap"):
+            if (entry := self.object(item, where, _ARCH_MAP)) is not None:
                 subs = f"{where}.subArchitectures"
                 yield (
                     self.text(entry.get("architecture"), f"{where}.architecture"),
@@ -308,11 +299,15 @@ class _Walk:
                 )
 
     def rules(self, value: Json) -> Iterator[Rule]:
-        for where, one in self.items(value, "syscalls"):
-            if one is None:
-                what = "A null rule makes the profile readers of CRI-O and moby panic."
-                self.say("runtime_crash", where, what)
-            elif (rule := self.object(one, where, _RULE)) is not None:
+        for where, item in self.items(value, "syscalls"):
+            if item is None:
+                self.report(
+                    "runtime_crash",
+                    where,
+                    "A null rule makes CRI-O and Docker crash.",
+                    "Remove the null.",
+                )
+            elif (rule := self.object(item, where, _RULE)) is not None:
                 self.text(rule.get("comment"), f"{where}.comment")
                 yield Rule(
                     where=where,
@@ -326,41 +321,47 @@ class _Walk:
                 )
 
     def names(self, rule: Mapping[str, Json], where: str) -> tuple[str, ...]:
-        """Return names, or name as names: containerd knows only the former."""
+        """Return `names`, or `name` as its only entry: containerd does not know `name`."""
         old = rule.get("name")
         given = list(self.items(rule.get("names"), f"{where}.names"))
         if old not in (None, ""):
             if given:
-                what = "The rule has both name and names; CRI-O refuses that."
-                self.say("bad_value", f"{where}.name", what, "Keep names.")
+                message = "The rule has both `name` and `names`, which CRI-O rejects."
+                self.report("bad_value", f"{where}.name", message, "Remove `name`.")
             else:
                 self.rewritten.append(f"{where}.name")
             given.append((f"{where}.name", old))
         if not given:
-            what = "A rule without names applies to nothing, and runtimes run it so."
-            self.say("fails_open", f"{where}.names", what)
-        found: dict[str, None] = {}
+            message = "The rule has no names, and runtimes run the container without the rule."
+            hint = "Name the system calls, or remove the rule."
+            self.report("fails_open", f"{where}.names", message, hint)
+        names: dict[str, None] = {}
         for place, name in given:
             if isinstance(name, str) and _NAME.fullmatch(name):
-                found[name] = None
+                names[name] = None
             else:
-                self.say(
+                self.report(
                     "fails_open",
                     place,
-                    f"{shown(name)} is no system call name: a runtime skips it, or cuts it short.",
-                    "Names have small letters, digits and underscores, at most 64.",
+                    f"{shown(name)} is not the name of a system call, and runtimes ignore or "
+                    "truncate it.",
+                    "Use small letters, digits and underscores, at most 64 characters.",
                 )
-        return tuple(found)
+        return tuple(names)
 
     def args(self, value: Json, where: str) -> Iterator[Condition]:
-        for place, one in self.items(value, where):
-            if one is None:
-                what = "A null condition makes the profile readers of CRI-O and moby panic."
-                self.say("runtime_crash", place, what)
-            elif (arg := self.object(one, place, _ARG)) is not None:
+        for place, item in self.items(value, where):
+            if item is None:
+                self.report(
+                    "runtime_crash",
+                    place,
+                    "A null condition makes CRI-O and Docker crash.",
+                    "Remove the null.",
+                )
+            elif (arg := self.object(item, place, _ARG)) is not None:
                 for key in ("index", "value", "op"):
                     if arg.get(key) is None:
-                        self.say("bad_value", f"{place}.{key}", f"A condition needs {key}.")
+                        self.report("bad_value", f"{place}.{key}", f"A condition needs {key}.")
                 yield Condition(
                     index=self.number(arg.get("index"), f"{place}.index", 5) or 0,
                     value=self.number(arg.get("value"), f"{place}.value", 2**64 - 1) or 0,
@@ -371,11 +372,18 @@ class _Walk:
     def only(self, value: Json, where: str) -> Only:
         if value is None:
             return Only()
-        found = self.object(value, where, _FILTER)
-        if found is None:
+        tree = self.object(value, where, _FILTER)
+        if tree is None:
             return Only()
         return Only(
-            arches=self.texts(found.get("arches"), f"{where}.arches"),
-            caps=self.texts(found.get("caps"), f"{where}.caps"),
-            min_kernel=self.text(found.get("minKernel"), f"{where}.minKernel"),
+            arches=self.texts(tree.get("arches"), f"{where}.arches"),
+            caps=self.texts(tree.get("caps"), f"{where}.caps"),
+            min_kernel=self.text(tree.get("minKernel"), f"{where}.minKernel"),
         )
+
+
+def _is_remark(key: str, keys: frozenset[str]) -> bool:
+    """Return whether a key is a comment, and cannot be a misspelt or disabled field."""
+    bare = key.lstrip(_PREFIX).casefold()
+    fields = {field.casefold() for field in keys if field != "comment"}
+    return _REMARK.fullmatch(key) is not None and bare not in fields

@@ -1,14 +1,15 @@
-"""Which system call names libseccomp 2.5.4 knows, the oldest that supported runtimes use.
+"""The names of system calls: which libseccomp knows them, and which ABI has them.
 
-Rule 1: a name counts as known when libseccomp 2.5.4 resolves it on any architecture; one that
-exists elsewhere only (`arm_fadvise64_64` on x86_64) is resolved, and never made.
-Rule 2: the tables are data. seccomp_syscall_resolve_name(3) of Debian's libseccomp2
-2.5.4-1+deb12u1 was asked for each of the 538 names of system-calls 7.2 (Linux 7.2), and
-seccomp_syscall_resolve_num_arch(3) of 19 architectures for the names that system-calls lacks.
+libseccomp 2.5.4 is the oldest version that supported runtimes use. A name counts as known if that
+version resolves it on any architecture; a call that exists elsewhere only is resolved, and never
+made. The tables are data: seccomp_syscall_resolve_name(3) of Debian's libseccomp2 2.5.4-1+deb12u1
+was called for each of the 538 names of system-calls 7.2 (Linux 7.2), and
+seccomp_syscall_resolve_num_arch(3) for the names that system-calls lacks, on 19 architectures.
 """
 
 import difflib
 import functools
+from collections.abc import Sequence
 from typing import Final
 
 import system_calls  # type: ignore[import-untyped]  # it has no stubs
@@ -18,7 +19,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# In system-calls 7.2, not in libseccomp 2.5.4. A name newer than Linux 7.2 is unknown anyway.
+# Names in system-calls 7.2 that libseccomp 2.5.4 lacks. Names newer than Linux 7.2 are unknown.
 _NOT_IN_2_5_4: Final = _words(
     """
     arc_gettls arc_settls arc_usr_cmpxchg atomic_barrier atomic_cmpxchg_32 dipc exec_with_loader
@@ -35,13 +36,13 @@ _NOT_IN_2_5_4: Final = _words(
     """
 )
 
-# Debian's 2.5.4-1+deb12u1 knows these through a later table; upstream's 2.5.4 follows Linux 5.17
-# (its CHANGELOG), and other distributions ship that.
+# Debian's 2.5.4-1+deb12u1 knows these names from a newer table. Upstream's 2.5.4 follows Linux 5.17
+# (its CHANGELOG), and other distributions ship it unchanged.
 _ONLY_IN_DEBIANS_2_5_4: Final = frozenset(
     ["cachestat", "fchmodat2", "futex_requeue", "futex_wait", "futex_wake", "map_shadow_stack"]
 )
 
-# In libseccomp 2.5.4, not in system-calls 7.2.
+# Names in libseccomp 2.5.4 that system-calls 7.2 lacks.
 _ONLY_IN_LIBSECCOMP: Final = _words(
     """
     _sysctl afs_syscall arm_sync_file_range bdflush break create_module ftime get_kernel_syms
@@ -56,26 +57,45 @@ KNOWN: Final = (
     frozenset(str(name) for name in _CALLS.names()) - _NOT_IN_2_5_4 - _ONLY_IN_DEBIANS_2_5_4
 ) | _ONLY_IN_LIBSECCOMP
 
-# Names that no Linux has ever had, and that a rule may therefore carry without letting anything
-# through: the AKS document's prevent-chmod lists `chmodat` beside chmod and fchmodat. A name
-# belongs here only if a document that people copy from has it; a typing mistake does not.
+# Names that no Linux has ever had, so that a rule with such a name opens nothing: prevent-chmod of
+# the AKS documentation lists `chmodat` next to chmod and fchmodat. Only names that a document
+# for copying contains belong here; a typing mistake does not.
 INERT: Final = frozenset({"chmodat"})
 
-# The 50 that Docker documents as blocked by its default profile; AKS repeats the table.
-DANGEROUS: Final = _words(
-    """
-    acct add_key bpf clock_adjtime clock_settime clone create_module delete_module finit_module
-    get_kernel_syms get_mempolicy init_module ioperm iopl kcmp kexec_file_load kexec_load keyctl
-    lookup_dcookie mbind mount move_pages nfsservctl open_by_handle_at perf_event_open personality
-    pivot_root process_vm_readv process_vm_writev ptrace query_module quotactl reboot request_key
-    set_mempolicy setns settimeofday stime swapon swapoff sysfs _sysctl umount umount2 unshare
-    uselib userfaultfd ustat vm86 vm86old
-    """
-)
+# The libseccomp release that first knows a call, and the Linux release that has it. Source:
+# src/syscalls.csv of libseccomp's tags v2.5.4 to v2.6.1, and the man pages.
+_SINCE: Final[dict[str, tuple[str, str]]] = {
+    **dict.fromkeys(("cachestat", "map_shadow_stack", "fchmodat2"), ("2.5.5", "6.6")),
+    "cachestat": ("2.5.5", "6.5"),
+    **dict.fromkeys(("futex_requeue", "futex_wait", "futex_wake"), ("2.5.5", "6.7")),
+    **dict.fromkeys(
+        ("lsm_get_self_attr", "lsm_list_modules", "lsm_set_self_attr", "listmount", "statmount"),
+        ("2.5.6", "6.8"),
+    ),
+    "mseal": ("2.5.6", "6.10"),
+    "riscv_hwprobe": ("2.5.6", "6.4"),
+    "uretprobe": ("2.5.6", "6.11"),
+    **dict.fromkeys(
+        ("getxattrat", "listxattrat", "removexattrat", "setxattrat"), ("2.5.6", "6.13")
+    ),
+    "open_tree_attr": ("2.6.1", "6.15"),
+    **dict.fromkeys(("file_getattr", "file_setattr"), ("2.6.1", "6.17")),
+    "uprobe": ("2.6.1", "6.18"),
+    "listns": ("2.6.1", "6.19"),
+    "rseq_slice_yield": ("2.6.1", "7.0"),
+}
 
 
-# Newer calls that do what older ones do, with the Linux release that has them (the man page of
-# each). A profile that denies only the older ones lets the effect through.
+def since(name: str) -> str:
+    """Return a sentence about the releases that first had a call; empty if they are not known."""
+    if name not in _SINCE:
+        return ""
+    library, linux = _SINCE[name]
+    return f"The call exists since Linux {linux}, and libseccomp knows it since {library}."
+
+
+# Newer calls that have the effect of older calls, with the Linux release that added them (their
+# man pages). A profile that denies only the older calls still allows the effect.
 NEWER_VARIANTS: Final[dict[str, tuple[str, frozenset[str]]]] = {
     "clone3": ("5.3", frozenset({"clone"})),
     "execveat": ("3.19", frozenset({"execve"})),
@@ -113,18 +133,19 @@ _TABLES: Final = {
 }
 
 
-# From this number on, Linux gives a call the same number on every architecture. Some versions of
-# libseccomp that runtimes use do not know the calls after faccessat2, and skip them.
+# From this number on, a call has the same number on every architecture. Some versions of libseccomp
+# do not know the calls after faccessat2, and runtimes with such a version ignore the names.
 _FIRST_RECENT: Final = 440
 
 
 @functools.cache
 def of(abi: str) -> frozenset[str]:
-    """Return the names of the calls that an ABI has; without those that Linux has removed."""
-    return frozenset(name for name in KNOWN if _number(abi, name) >= 0)
+    """Return the names of the calls that an ABI has, without calls that Linux has removed."""
+    return frozenset(name for name in KNOWN if number(abi, name) >= 0)
 
 
-def _number(abi: str, name: str) -> int:
+def number(abi: str, name: str) -> int:
+    """Return the number of a call on an ABI; -1 if the ABI lacks it."""
     try:
         return int(_CALLS.get(name, _TABLES[abi]))
     except (KeyError, system_calls.NotSupportedSystemCall, system_calls.NoSuchSystemCall):
@@ -132,11 +153,21 @@ def _number(abi: str, name: str) -> int:
 
 
 RECENT: Final = frozenset(
-    name for name in KNOWN if _number("SCMP_ARCH_X86_64", name) >= _FIRST_RECENT
+    name for name in KNOWN if number("SCMP_ARCH_X86_64", name) >= _FIRST_RECENT
 )
 
 
 def nearest(word: str, words: frozenset[str]) -> str:
-    """Return `Did you mean X?`, or nothing if no word is near."""
-    found = difflib.get_close_matches(word[:64], sorted(words), n=1)
-    return f"Did you mean {found[0]}?" if found else ""
+    """Return `Did you mean X?`, or an empty string if no word is similar."""
+    matches = difflib.get_close_matches(word[:64], sorted(words), n=1)
+    return f"Did you mean {matches[0]}?" if matches else ""
+
+
+_MOST_NAMES: Final = 12  # in one message
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names for a message, and the number of further names."""
+    rest = len(names) - _MOST_NAMES
+    more = f" and {rest} more" if rest > 0 else ""
+    return ", ".join(name[:60] for name in names[:_MOST_NAMES]) + more

@@ -1,10 +1,10 @@
-"""Searches drawn profiles for one whose built filter answers otherwise than its rules say.
+"""Searches generated profiles for one whose built filter differs from the profile's meaning.
 
 `python -m tests.system.seccomp_filter.search --count 100000 --seed 1` checks each profile as the
-agent does. It builds the filters of those that the agent accepts, for every runtime and every
-libseccomp, and counts the wrong ones. With `--rejected` it also builds those that the agent
-rejects, and counts the ones that every libseccomp builds right: they are rejected for nothing.
-The exit status is 1 if an accepted profile has a wrong filter.
+agent does. It builds the filters of the accepted profiles, for every runtime and every libseccomp,
+and compares them with the rules as they are read and with the agent's model. With `--rejected` it
+also builds the rejected profiles, and counts those that every libseccomp builds right: they are
+rejected needlessly. The exit status is 1 if an accepted profile has a wrong filter.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agent.backends.seccomp import canonical, syntax, syscalls
+from agent.backends.seccomp import canonical, resolve, syntax, syscalls
 from agent.backends.seccomp.backend import SeccompBackend
 from agent.core.findings import Finding
 from agent.host.filesystem import Host
@@ -29,6 +29,7 @@ from tests.system.seccomp_filter import generator, libraries
 from tests.system.seccomp_filter.bpf import Program
 from tests.system.seccomp_filter.compare import Difference, Questions, differences
 from tests.system.seccomp_filter.libraries import Library
+from tests.system.seccomp_filter.model import Model
 from tests.system.seccomp_filter.reference import Reference
 from tests.system.seccomp_filter.runtimes import (
     BuildError,
@@ -105,9 +106,11 @@ def wrong_filters(
             asked.add((stub, program, known))
             reference = Reference(library, profile, runtime, native)
             built = Program((*stub, *program))
-            worst = _worst(differences(built, reference, questions, most))
-            if worst is not None:
-                yield library, runtime, worst
+            model = Model(library, profile, runtime, native, json.dumps(profile))
+            for expected in (reference, model):
+                worst = _worst(differences(built, expected, questions, most))
+                if worst is not None:
+                    yield library, runtime, worst
 
 
 def _worst(found: Iterable[Difference]) -> Difference | None:
@@ -188,7 +191,8 @@ def written(content: bytes, machine: str) -> str:
     document, _ = syntax.read(content)
     if document is None:
         return ""
-    return canonical.encode(canonical.expand(document, machine)[0]).decode()
+    node = resolve.Node(machine=machine, kernel=(6, 1))
+    return canonical.encode(canonical.expand(document, node).document).decode()
 
 
 def reason(finding: Finding) -> str:

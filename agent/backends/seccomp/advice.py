@@ -1,0 +1,209 @@
+"""Warnings about a profile that is accepted: what it allows, and what cannot run under it.
+
+Each warning is a question to `meaning`. The lists of calls that runtimes need to start a container
+were measured with the versions they name.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+from agent.backends.seccomp import baseline, meaning, resolve, syscalls
+from agent.backends.seccomp.document import Document
+from agent.backends.seccomp.fields import Options
+from agent.backends.seccomp.meaning import Meaning
+from agent.core.findings import Finding
+
+_ENOSYS: Final = 38
+_CLONE3: Final = 435  # its number, the same on every architecture
+# Every C and Go program sets up its thread-local storage with this call.
+_PROGRAM: Final = frozenset({"arch_prctl"})
+# Each call without which a runtime cannot start a container, found by denying one call after
+# another on x86_64, with UID 0 and 1000. A process without no_new_privs installs the filter before
+# it changes its UID and capabilities, and needs more calls.
+_NEEDED: Final = {
+    ("runc 1.1.5", True): frozenset(
+        {"close", "execve", "fstatfs", "getdents64", "openat", "write"}
+    ),
+    ("runc 1.1.5", False): frozenset(
+        {
+            *("capget", "capset", "chdir", "close", "execve", "fstat", "fstatfs", "getcwd"),
+            *("getdents64", "getppid", "newfstatat", "openat", "prctl", "read", "setgid"),
+            *("setgroups", "setuid", "write"),
+        }
+    ),
+    ("crun 1.8.1", True): frozenset({"execve"}),
+    ("crun 1.8.1", False): frozenset(
+        {
+            *("capset", "execve", "prctl", "rt_sigaction", "rt_sigprocmask", "setresgid"),
+            *("setresuid", "write"),
+        }
+    ),
+}
+# The flags of clone(2) that create namespaces. Default profiles allow clone without them.
+_NAMESPACES: Final = 0x7E020000
+
+
+def findings(document: Document, options: Options) -> Iterator[Finding]:
+    """Return what the operator should know about a document as it will be written."""
+    profile = meaning.of(document, resolve.abis(options.machine))
+    if document.default_action in ("SCMP_ACT_LOG", "SCMP_ACT_TRACE"):
+        yield Finding(
+            code="not_enforcing",
+            location="defaultAction",
+            message=f"{document.default_action} as default denies nothing by itself.",
+            hint="Use SCMP_ACT_ERRNO to deny the calls that no rule allows.",
+        )
+    if document.default.is_permissive:
+        yield from _newer_variants(document)
+        yield from _missing_calls(document, profile, options.machine)
+    else:
+        yield from _start(profile)
+        yield from _clone3(document, profile)
+    yield from _beyond_default(document, profile, options.machine)
+    yield from _clone_of_s390x(document, options.machine)
+    small = resolve.MACHINES[options.machine][2]
+    if small and small not in document.architectures:
+        yield Finding(
+            code="abi_missing",
+            location="architectures",
+            message=f"{small} is not listed, so that the kernel kills 32-bit programs, whatever "
+            "the default is.",
+            hint=f"Add {small} to architectures if containers run 32-bit programs.",
+        )
+
+
+def _start(profile: Meaning) -> Iterator[Finding]:
+    """Warn where a runtime cannot start a container, or only with no_new_privs."""
+    abi = profile.abis[0]
+    calls = profile.calls(abi)
+    missing = {
+        case: sorted(
+            name for name in (needed | _PROGRAM) & calls if profile.call(abi, name).is_always_denied
+        )
+        for case, needed in _NEEDED.items()
+    }
+    failing = {case: names for case, names in missing.items() if names}
+    if not failing:
+        return
+    reasons = "; ".join(
+        f"{runtime} {'with' if is_set else 'without'} no_new_privs needs {syscalls.listed(names)}"
+        for (runtime, is_set), names in failing.items()
+    )
+    is_impossible = len(failing) == len(missing)
+    subject = "Neither runc nor crun can" if is_impossible else "Some runtimes cannot"
+    with_privileges = all(not is_set for _, is_set in failing)
+    hint = "Allow these calls."
+    if with_privileges:
+        hint += " Pods with allowPrivilegeEscalation: false have no_new_privs, and can start."
+    yield Finding(
+        code="start_impossible" if is_impossible else "start_limited",
+        location="syscalls",
+        message=f"{subject} start a container with this profile: {reasons}.",
+        hint=hint,
+    )
+
+
+def _clone3(document: Document, profile: Meaning) -> Iterator[Finding]:
+    """Warn where clone3 fails with another error than ENOSYS, so that libraries do not use clone.
+
+    runc answers ENOSYS for calls newer than the newest call that the profile names; crun does not.
+    """
+    abi = profile.abis[0]
+    if profile.call(abi, "clone").is_always_denied:
+        return
+    answers = profile.call(abi, "clone3").every_answer()
+    if not any(one.action != "SCMP_ACT_ERRNO" or one.errno != _ENOSYS for one in answers):
+        return
+    if any(one.is_permissive for one in answers):
+        return
+    newest = max(
+        (syscalls.number(abi, name) for rule in document.rules for name in rule.names), default=0
+    )
+    where = "With crun, " if newest < _CLONE3 else ""
+    yield Finding(
+        code="clone3_denied",
+        location="syscalls",
+        message=f"{where}clone3 does not fail with ENOSYS, and so glibc 2.34 and newer cannot "
+        "start threads: they use clone only after ENOSYS.",
+        hint="Add a rule for clone3 with SCMP_ACT_ERRNO and errnoRet 38.",
+    )
+
+
+def _missing_calls(document: Document, profile: Meaning, machine: str) -> Iterator[Finding]:
+    """Warn where the architecture lacks all calls that a profile denies."""
+    names = sorted(
+        {
+            name
+            for rule in document.effective_rules
+            if not rule.answer.is_permissive and rule.names != ("nfsservctl",)
+            for name in rule.names
+        }
+    )
+    known = [name for name in names if syscalls.known(name)]
+    if not known or set(known) & profile.calls(profile.abis[0]):
+        return
+    yield Finding(
+        code="nothing_denied",
+        location="syscalls",
+        message=f"{machine} has none of the denied calls ({syscalls.listed(known)}), so that "
+        "native programs are denied nothing.",
+        hint="Deny the calls that this architecture has instead, for example fchmodat for chmod, "
+        "mkdirat for mkdir, unlinkat for unlink and openat for open.",
+    )
+
+
+def _newer_variants(document: Document) -> Iterator[Finding]:
+    """Warn of calls that stay allowed although an older variant is always denied."""
+    named = {name for rule in document.rules for name in rule.names}
+    denied = {
+        name
+        for rule in document.effective_rules
+        if not rule.answer.is_permissive and not rule.args and not rule.depends_on_capabilities
+        for name in rule.names
+    }
+    for newer, (release, older) in syscalls.NEWER_VARIANTS.items():
+        if newer in named or not older & denied:
+            continue
+        message = (
+            f"{' and '.join(sorted(older & denied))} is denied, but {newer} (Linux {release}) has "
+            "the same effect and stays allowed."
+        )
+        hint = (
+            f"Add {newer} to the rule."
+            if syscalls.known(newer)
+            else f"libseccomp 2.5.4 does not know {newer}, so that only a default that denies also "
+            "denies it on all nodes."
+        )
+        yield Finding(code="newer_call_allowed", location="syscalls", message=message, hint=hint)
+
+
+def _beyond_default(document: Document, profile: Meaning, machine: str) -> Iterator[Finding]:
+    """Warn of calls that the profile allows and containerd's default profile denies."""
+    names = list(baseline.beyond(profile, "containerd", machine))
+    if not names:
+        return
+    calls = "1 call" if len(names) == 1 else f"{len(names)} calls"
+    yield Finding(
+        code="dangerous_syscalls",
+        location="defaultAction" if document.default.is_permissive else "syscalls",
+        message=f"The profile allows {calls} that the default profile of containerd denies: "
+        f"{syscalls.listed(names)}.",
+        hint="Deny the calls that the containers do not need.",
+    )
+
+
+def _clone_of_s390x(document: Document, machine: str) -> Iterator[Finding]:
+    """Warn of conditions on the wrong argument: on s390x the flags of clone are the second one."""
+    if machine != "s390x":
+        return
+    for rule in document.rules:
+        if "clone" in rule.names and any(
+            arg.index == 0 and arg.value == _NAMESPACES for arg in rule.args
+        ):
+            yield Finding(
+                code="condition_surprising",
+                location=f"{rule.where}.args",
+                message="On s390x the flags of clone are its second argument, and this condition "
+                "compares the first one, the address of the stack.",
+                hint="Give s390x a rule of its own with includes.arches and index 1.",
+            )

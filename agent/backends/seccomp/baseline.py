@@ -1,0 +1,74 @@
+"""Compares a profile with the default profiles of container runtimes, and with other profiles.
+
+The default profiles are data in `defaults/`, with their source and version. The comparison is
+exact: it searches for arguments with which one profile allows a call that the other one denies.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from agent.backends.seccomp import meaning, regions, resolve, syntax
+from agent.backends.seccomp.document import Condition, Document
+from agent.backends.seccomp.meaning import CallMeaning, Meaning
+
+_FOLDER: Final = Path(__file__).parent / "defaults"
+NAMES: Final = ("containerd", "cri-o")
+# The capabilities that containerd and Docker give a container by default.
+CAPABILITIES: Final = frozenset(
+    f"CAP_{name}"
+    for name in (
+        *("CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID"),
+        *("SETFCAP", "SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE"),
+    )
+)
+_RECENT_KERNEL: Final = (6, 0)  # conditions on kernels concern Linux 4.8
+
+
+@functools.cache
+def document(name: str) -> Document:
+    """Return the default profile of a runtime, with its conditions."""
+    read, findings = syntax.read((_FOLDER / f"{name}.json").read_bytes())
+    if read is None:
+        raise ValueError(f"The default profile of {name} is damaged: {findings}")
+    return read
+
+
+@functools.cache
+def of(name: str, machine: str) -> Meaning:
+    """Return the meaning of a runtime's default profile for default capabilities."""
+    node = resolve.Node(machine=machine, kernel=_RECENT_KERNEL, capabilities=CAPABILITIES)
+    resolved = resolve.resolve(document(name), node).document
+    return meaning.of(resolved, resolve.abis(machine))
+
+
+def allows_more(profile: CallMeaning, other: CallMeaning) -> bool:
+    """Return whether the profile allows a call with arguments for which the other denies it."""
+    if other.is_always_allowed or profile.is_always_denied:
+        return False
+    excluded = [rule.args for rule in other.cases if rule.answer.is_permissive]
+    if other.otherwise.is_permissive:
+        # The other profile denies the cases of its denying rules, and allows everything else.
+        denied = [rule.args for rule in other.cases if not rule.answer.is_permissive]
+    else:
+        denied = [()]
+    allowed: list[tuple[Sequence[Condition], list[Sequence[Condition]]]] = [
+        (rule.args, []) for rule in profile.cases if rule.answer.is_permissive
+    ]
+    if profile.otherwise.is_permissive:
+        allowed.append(((), [rule.args for rule in profile.cases]))
+    return any(
+        regions.outside((*mine, *theirs), [*others, *excluded], profile.largest)
+        for mine, others in allowed
+        for theirs in denied
+    )
+
+
+def beyond(profile: Meaning, name: str, machine: str) -> Iterator[str]:
+    """Return the calls of the native ABI that a profile allows and a runtime's default denies."""
+    default = of(name, machine)
+    abi = profile.abis[0]
+    for call in sorted(profile.calls(abi)):
+        if allows_more(profile.call(abi, call), default.call(abi, call)):
+            yield call

@@ -1,0 +1,124 @@
+"""Compares the rules of a profile with each other: conflicts, overlaps, and the filter's size.
+
+Each comparison is a question to `regions` about argument conditions, and to the rules' normal
+answers. A pair of rules counts only if some pod has both.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Final
+
+from agent.backends.seccomp import regions
+from agent.backends.seccomp.document import Answer, Document, Rule
+from agent.core.findings import Finding
+
+# BPF_MAXINSNS of linux/bpf_common.h, less the instructions of runc's own stub
+_MOST_INSTRUCTIONS: Final = 4096 - 100
+
+
+def size(document: Document) -> Iterator[Finding]:
+    """Reject a filter that may exceed the kernel's limit, by an upper bound.
+
+    libseccomp would need seconds of CPU time to find out, at every start of a container.
+    """
+    each = sum(
+        len(rule.names) * (3 + 6 * len(rule.args) if rule.args else 2) for rule in document.rules
+    )
+    bound = max(1, len(document.architectures)) * (each + 16)
+    if bound > _MOST_INSTRUCTIONS:
+        message = (
+            f"The filter may need {bound} instructions; the kernel accepts 4096, including those "
+            "of runc."
+        )
+        hint = "Use fewer conditions or fewer architectures."
+        yield Finding(code="filter_too_large", location="syscalls", message=message, hint=hint)
+
+
+def findings(document: Document) -> Iterator[Finding]:
+    """Return the rules of a document that contradict each other."""
+    by_name: dict[str, list[Rule]] = defaultdict(list)
+    for rule in document.rules:
+        for name in rule.names:
+            by_name[name].append(rule)
+    for name, rules in by_name.items():
+        if len(rules) > 1:
+            plain = [rule for rule in rules if not rule.args]
+            conditional = [rule for rule in rules if rule.args]
+            yield from _conflicts(name, plain, document.default)
+            yield from _hidden(name, plain, conditional, document.default)
+            yield from _overlaps(name, conditional)
+
+
+def _disagree(first: Rule, second: Rule) -> bool:
+    """Return whether two rules have different answers, and apply to the same pods."""
+    return first.answer != second.answer and first.may_meet(second)
+
+
+def _conflicts(name: str, plain: list[Rule], default: Answer) -> Iterator[Finding]:
+    """Reject two rules without conditions for one call.
+
+    They may differ if one depends on capabilities, as in Podman's default profile: the first rule
+    decides in every runtime.
+    """
+    for position, rule in enumerate(plain):
+        if rule.depends_on_capabilities:
+            continue
+        first = next((r for r in plain[:position] if not r.depends_on_capabilities), rule)
+        if not _disagree(first, rule):
+            continue
+        winner, reason = (
+            (rule, f"runtimes ignore {first.where}, which equals the default action")
+            if first.answer == default
+            else (first, f"runtimes apply only {first.where}")
+        )
+        yield Finding(
+            code="bad_value",
+            location=f"{rule.where}.names",
+            message=f"{rule.where} and {first.where} have different actions for {name[:60]}: "
+            f"{reason}.",
+            hint=f"Remove {name[:60]} from the rule that is wrong; {winner.where} is in effect.",
+        )
+
+
+def _hidden(
+    name: str, plain: list[Rule], conditional: list[Rule], default: Answer
+) -> Iterator[Finding]:
+    """Report conditional rules that a rule without conditions makes ineffective."""
+    for rule in conditional:
+        for other in plain:
+            if other.answer == default or not _disagree(other, rule):
+                continue
+            is_stricter = rule.answer.strictness > other.answer.strictness
+            yield Finding(
+                code="fails_open" if is_stricter else "condition_surprising",
+                location=rule.where,
+                message=f"{other.where} decides {name[:60]} without a condition, so that this "
+                "rule has no effect.",
+                hint=f"Remove {name[:60]} from {other.where}, or remove this rule.",
+            )
+            break
+
+
+def _overlaps(name: str, conditional: list[Rule]) -> Iterator[Finding]:
+    """Reject two conditional rules with different answers that can both hold.
+
+    libseccomp chooses the rule that decides, and the more permissive one wins in runc and crun:
+    with ERRNO next to LOG the kernel runs the call.
+    """
+    for position, rule in enumerate(conditional):
+        for other in conditional[:position]:
+            if not _disagree(other, rule):
+                continue
+            arguments = regions.example((*other.args, *rule.args))
+            if arguments is None:
+                continue
+            shown = ", ".join(
+                f"argument {index} is {value}" for index, value in sorted(arguments.items())
+            )
+            yield Finding(
+                code="fails_open",
+                location=rule.where,
+                message=f"This rule and {other.where} both match {name[:60]} where {shown}, and "
+                "have different actions. libseccomp may apply the more permissive one.",
+                hint="Change the conditions so that only one of the rules can match.",
+            )

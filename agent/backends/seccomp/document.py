@@ -1,0 +1,131 @@
+"""The parts of a seccomp profile, and the normal form of an action.
+
+The types hold a profile as its JSON reads. `syntax` creates them from bytes, `resolve` removes
+the conditions that depend on the node, and `meaning` says how the kernel responds to each call.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Final
+
+# A larger number denies more. seccomp(2) orders the actions in the same way.
+STRICTNESS: Final = {
+    "SCMP_ACT_ALLOW": 0,
+    "SCMP_ACT_LOG": 1,
+    "SCMP_ACT_TRACE": 2,
+    "SCMP_ACT_ERRNO": 3,
+    "SCMP_ACT_TRAP": 4,
+    "SCMP_ACT_KILL": 5,
+    "SCMP_ACT_KILL_THREAD": 5,
+    "SCMP_ACT_KILL_PROCESS": 6,
+}
+PERMISSIVE: Final = frozenset({"SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE"})
+WITH_ERRNO: Final = frozenset({"SCMP_ACT_ERRNO", "SCMP_ACT_TRACE"})
+_EPERM: Final = 1  # runc and crun use it where a profile has no errnoRet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The kernel's response to a call. Equal answers compare equal, however a profile spells them.
+
+    SCMP_ACT_KILL is SCMP_ACT_KILL_THREAD, and SCMP_ACT_ERRNO without a number is EPERM.
+    """
+
+    action: str
+    errno: int = 0  # only SCMP_ACT_ERRNO and SCMP_ACT_TRACE have a number
+
+    @property
+    def is_permissive(self) -> bool:
+        """Whether the kernel runs the call."""
+        return self.action in PERMISSIVE
+
+    @property
+    def strictness(self) -> int:
+        """A larger number denies more."""
+        return STRICTNESS.get(self.action, 0)
+
+
+def answer(action: str, errno_ret: int | None) -> Answer:
+    """Return the normal form of an action and its errnoRet."""
+    if action in WITH_ERRNO:
+        return Answer(action=action, errno=_EPERM if errno_ret is None else errno_ret)
+    return Answer(action="SCMP_ACT_KILL_THREAD" if action == "SCMP_ACT_KILL" else action)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """A comparison of one argument: an entry of `args`."""
+
+    index: int
+    value: int
+    value_two: int
+    op: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Only:
+    """The content of `includes` or `excludes`: for which nodes and pods a rule is meant."""
+
+    arches: tuple[str, ...] = ()
+    caps: tuple[str, ...] = ()
+    min_kernel: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """One entry of `syscalls`."""
+
+    where: str  # the path of the field, for messages: syscalls[4]
+    names: tuple[str, ...]
+    action: str
+    errno_ret: int | None = None
+    errno: str = ""  # CRI-O's spelling: a name such as ENOSYS, or digits
+    args: tuple[Condition, ...] = ()
+    includes: Only = field(default_factory=Only)
+    excludes: Only = field(default_factory=Only)
+
+    @property
+    def answer(self) -> Answer:
+        """The kernel's response where the rule applies."""
+        return answer(self.action, self.errno_ret)
+
+    @property
+    def depends_on_capabilities(self) -> bool:
+        """Whether the rule applies to some pods only."""
+        return bool(self.includes.caps or self.excludes.caps)
+
+    def applies_with(self, capabilities: Collection[str]) -> bool:
+        """Return whether the rule applies to a pod with these capabilities."""
+        return set(self.includes.caps) <= set(capabilities) and set(self.excludes.caps).isdisjoint(
+            capabilities
+        )
+
+    def may_meet(self, other: "Rule") -> bool:
+        """Return whether both rules apply to the pods of some capability set."""
+        needed = {*self.includes.caps, *other.includes.caps}
+        return needed.isdisjoint((*self.excludes.caps, *other.excludes.caps))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """A whole profile."""
+
+    default_action: str
+    default_errno_ret: int | None = None
+    default_errno: str = ""
+    architectures: tuple[str, ...] = ()
+    arch_map: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    has_arch_map: bool = False
+    flags: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] = ()
+
+    @property
+    def default(self) -> Answer:
+        """The kernel's response to a call without a matching rule."""
+        return answer(self.default_action, self.default_errno_ret)
+
+    @property
+    def effective_rules(self) -> tuple[Rule, ...]:
+        """The rules that runtimes pass to libseccomp: runc and crun omit those like the default."""
+        default = self.default
+        return tuple(rule for rule in self.rules if rule.answer != default)

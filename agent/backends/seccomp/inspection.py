@@ -1,0 +1,122 @@
+"""Checks one seccomp profile, and returns its written form or the reasons against it.
+
+A rejected profile gets its errors only: warnings that follow from a mistake would hide it. The
+checks are in `syntax`, `fields`, `comparisons` and the modules about libseccomp's faults.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from agent.backends.seccomp import (
+    advice,
+    anchor,
+    canonical,
+    comparisons,
+    conditions,
+    fields,
+    multiplex,
+    resolve,
+    syntax,
+)
+from agent.backends.seccomp.document import Document
+from agent.core.findings import Finding, Severity, limited
+
+# A runtime reads a file with one of these notices differently from its canonical form.
+_READ_DIFFERENTLY: Final = frozenset(
+    {
+        *("name_rewritten", "expanded_for_arch", "expanded_for_kernel", "errno_rewritten"),
+        "rule_added",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """The result of a check."""
+
+    body: bytes  # the written form; empty if the profile is rejected
+    findings: tuple[Finding, ...]
+    depends_on_kernel: bool = False  # whether another kernel could have another written form
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """The reasons why the profile is rejected."""
+        return tuple(one for one in self.findings if one.severity == Severity.ERROR)
+
+
+def check(content: bytes, options: fields.Options) -> Checked:
+    """Check a profile for a node; an accepted one gets warnings and notices too."""
+    document, read = _read(content, options)
+    if document is None:
+        return Checked(body=b"", findings=_errors(read))
+    written = canonical.expand(document, options.node)
+    found = (*read, *fields.findings(document, options), *faults(written.document, options))
+    if errors := _errors(found):
+        return Checked(body=b"", findings=errors)
+    body = canonical.encode(written.document)
+    if large := _too_large(body):
+        return Checked(body=b"", findings=(large,))
+    remarks = (*found, *written.notices, *advice.findings(written.document, options))
+    return Checked(
+        body=body, findings=limited(remarks), depends_on_kernel=written.depends_on_kernel
+    )
+
+
+def canonical_form(content: bytes, options: fields.Options) -> bytes:
+    """Return the written form of a file, if every runtime reads the file in the same way.
+
+    Empty: the file is rejected, or some runtime reads it differently.
+    """
+    document, read = _read(content, options)
+    if document is None:
+        return b""
+    written = canonical.expand(document, options.node)
+    codes = {one.code for one in (*read, *written.notices)}
+    if not _READ_DIFFERENTLY.isdisjoint(codes):
+        return b""
+    found = itertools.chain(
+        read, fields.findings(document, options), faults(written.document, options)
+    )
+    if any(one.severity == Severity.ERROR for one in found):
+        return b""
+    body = canonical.encode(written.document)
+    return b"" if _too_large(body) else body
+
+
+def faults(document: Document, options: fields.Options) -> Iterator[Finding]:
+    """Return rules that contradict each other, and rules that libseccomp compiles wrong.
+
+    The rules of a document that is too large are not compared: that takes quadratic time.
+    """
+    large = tuple(comparisons.size(document))
+    yield from large
+    if large:
+        return
+    native = resolve.MACHINES[options.machine][0]
+    yield from comparisons.findings(document)
+    yield from multiplex.findings(document, native)
+    yield from anchor.findings(document, resolve.abis(options.machine))
+    yield from conditions.findings(document, native)
+
+
+def _read(content: bytes, options: fields.Options) -> tuple[Document | None, tuple[Finding, ...]]:
+    if options.machine in resolve.MACHINES:
+        return syntax.read(content)
+    known = ", ".join(sorted(resolve.MACHINES))
+    message = f"The agent has no tables for the architecture {options.machine[:40]}."
+    hint = f"Use nodes with one of {known}."
+    return None, (Finding(code="not_portable", location="profile", message=message, hint=hint),)
+
+
+def _errors(found: Iterable[Finding]) -> tuple[Finding, ...]:
+    return limited(one for one in found if one.severity == Severity.ERROR)
+
+
+def _too_large(body: bytes) -> Finding | None:
+    if len(body) <= syntax.MOST_BYTES:
+        return None
+    message = f"The written form has {len(body)} bytes; the limit is {syntax.MOST_BYTES} bytes."
+    hint = "Name each system call in one rule only."
+    return Finding(code="key_too_large", location="profile", message=message, hint=hint)

@@ -1,0 +1,203 @@
+"""Exact answers about argument conditions: can they hold together, does one include the other?
+
+A filter compares unsigned words of 64 bits, and each condition concerns one argument. All
+conditions on one argument together select an interval, some fixed bits, and single excluded words.
+The smallest word of such a set is computed directly, so that nothing is approximated.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from agent.backends.seccomp.document import Condition
+
+BITS: Final = 64
+LARGEST: Final = (1 << BITS) - 1
+SHORT: Final = (1 << 32) - 1
+_MOST_STEPS: Final = 5000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Words:
+    """A set of argument values: an interval, restricted to fixed bits, without single words."""
+
+    lowest: int = 0
+    highest: int = LARGEST
+    mask: int = 0  # the fixed bits
+    value: int = 0  # their values
+    excluded: frozenset[int] = frozenset()
+
+    def __and__(self, other: "Words") -> "Words":
+        """Return the words that are in both sets."""
+        if (self.value ^ other.value) & self.mask & other.mask:
+            return NONE
+        return Words(
+            lowest=max(self.lowest, other.lowest),
+            highest=min(self.highest, other.highest),
+            mask=self.mask | other.mask,
+            value=self.value | other.value,
+            excluded=self.excluded | other.excluded,
+        )
+
+    def __contains__(self, word: int) -> bool:
+        """Return whether a word is in the set."""
+        return (
+            self.lowest <= word <= self.highest
+            and word & self.mask == self.value
+            and word not in self.excluded
+        )
+
+    def smallest(self) -> int | None:
+        """Return the smallest word of the set; None if the set is empty."""
+        word = self._next(self.lowest)
+        while word is not None and word in self.excluded:
+            word = self._next(word + 1)
+        return word
+
+    def _next(self, start: int) -> int | None:
+        """Return the smallest word from start on that has the fixed bits; None if none has."""
+        if start > self.highest:
+            return None
+        word = start
+        if start & self.mask != self.value:
+            # The word keeps the upper bits of start, has a 1 in place of the 0 that follows
+            # them, and the smallest possible bits below. The lowest such place is the best one.
+            for place in range(BITS):
+                bit = 1 << place
+                above = start & ~((bit << 1) - 1)
+                word = above | bit | self.value & (bit - 1)
+                if not start & bit and word & self.mask == self.value:
+                    break
+            else:
+                return None
+        return word if word <= self.highest else None
+
+
+ALL: Final = Words()
+NONE: Final = Words(lowest=1, highest=0)
+
+
+def words(condition: Condition) -> Words:
+    """Return the values of the argument for which a condition holds."""
+    value = condition.value
+    if condition.op == "SCMP_CMP_MASKED_EQ":
+        if condition.value_two & ~value:
+            return NONE
+        return Words(mask=value, value=condition.value_two)
+    simple = {
+        "SCMP_CMP_EQ": Words(lowest=value, highest=value),
+        "SCMP_CMP_NE": Words(excluded=frozenset({value})),
+        "SCMP_CMP_LT": Words(highest=value - 1),  # empty for 0
+        "SCMP_CMP_LE": Words(highest=value),
+        "SCMP_CMP_GT": Words(lowest=value + 1),
+        "SCMP_CMP_GE": Words(lowest=value),
+    }
+    return simple.get(condition.op, ALL)  # `fields` rejects an unknown operator
+
+
+_OPPOSITES: Final = {
+    "SCMP_CMP_EQ": "SCMP_CMP_NE",
+    "SCMP_CMP_NE": "SCMP_CMP_EQ",
+    "SCMP_CMP_LT": "SCMP_CMP_GE",
+    "SCMP_CMP_GE": "SCMP_CMP_LT",
+    "SCMP_CMP_GT": "SCMP_CMP_LE",
+    "SCMP_CMP_LE": "SCMP_CMP_GT",
+}
+
+
+def complement(condition: Condition) -> Iterator[Words]:
+    """Return sets that together contain the values for which a condition does not hold."""
+    if condition.op in _OPPOSITES:
+        yield words(replace(condition, op=_OPPOSITES[condition.op]))
+    elif condition.op == "SCMP_CMP_MASKED_EQ":
+        if condition.value_two & ~condition.value:
+            yield ALL
+        for place in range(BITS):
+            bit = 1 << place
+            if condition.value & bit:
+                yield Words(mask=bit, value=bit & ~condition.value_two)
+
+
+def by_argument(conditions: Iterable[Condition], largest: int = LARGEST) -> dict[int, Words]:
+    """Return the values of each argument for which all conditions hold.
+
+    largest: the largest value of an argument: `SHORT` for an ABI whose arguments have 32 bits.
+    """
+    found: dict[int, Words] = {}
+    for condition in conditions:
+        before = found.get(condition.index, replace(ALL, highest=largest))
+        found[condition.index] = before & words(condition)
+    return found
+
+
+def example(conditions: Iterable[Condition], largest: int = LARGEST) -> dict[int, int] | None:
+    """Return arguments for which all conditions hold; None if there are none."""
+    found = {}
+    for index, values in by_argument(conditions, largest).items():
+        smallest = values.smallest()
+        if smallest is None:
+            return None
+        found[index] = smallest
+    return found
+
+
+def can_hold_together(
+    first: Iterable[Condition], second: Iterable[Condition], largest: int = LARGEST
+) -> bool:
+    """Return whether some arguments fulfil the conditions of both."""
+    return example((*first, *second), largest) is not None
+
+
+def implies(
+    first: Iterable[Condition], second: Iterable[Condition], largest: int = LARGEST
+) -> bool:
+    """Return whether all arguments that fulfil the first conditions fulfil the second ones."""
+    values = by_argument(first, largest)
+    if any(one.smallest() is None for one in values.values()):
+        return True
+    return all(
+        (values.get(condition.index, replace(ALL, highest=largest)) & rest).smallest() is None
+        for condition in second
+        for rest in complement(condition)
+    )
+
+
+def outside(
+    conditions: Iterable[Condition],
+    others: Sequence[Iterable[Condition]],
+    largest: int = LARGEST,
+) -> bool:
+    """Return whether some arguments fulfil the conditions, and not all of any of the others.
+
+    The question can take exponential time. After `_MOST_STEPS` steps the answer is True.
+    """
+    search = _Search(others=[tuple(one) for one in others], largest=largest)
+    return search.finds(by_argument(conditions, largest), 0)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Search:
+    """A search for arguments that violate a condition of each of several rules."""
+
+    others: Sequence[tuple[Condition, ...]]
+    largest: int
+    steps: int = 0
+
+    def finds(self, values: Mapping[int, Words], position: int) -> bool:
+        """Return whether such arguments exist among the values; position: of the next rule."""
+        self.steps += 1
+        if self.steps > _MOST_STEPS:
+            return True
+        if any(one.smallest() is None for one in values.values()):
+            return False
+        if position == len(self.others):
+            return True
+        before = replace(ALL, highest=self.largest)
+        return any(
+            self.finds(
+                {**values, condition.index: values.get(condition.index, before) & rest},
+                position + 1,
+            )
+            for condition in self.others[position]
+            for rest in complement(condition)
+        )

@@ -1,0 +1,125 @@
+"""Turns a seccomp profile of any runtime into one plain profile that all runtimes read alike.
+
+The input is a profile of Docker, Podman or CRI-O, a SeccompProfile resource (JSON or YAML), or
+the config.json of an OCI runtime. Conditions are resolved for one architecture, one kernel version
+and one capability set. Nothing on the node is read or changed except the input file.
+"""
+
+import json
+import platform
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from agent.backends.seccomp import fields, inspection, resolve, syntax, wrapped
+from agent.core.findings import Finding, Severity
+from agent.sources import yaml_documents
+
+_YAML = (".yaml", ".yml")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Converted:
+    """The result of a conversion."""
+
+    text: str  # the plain profile; empty if there is an error
+    findings: tuple[Finding, ...]
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether the file could not be converted."""
+        return any(one.severity == Severity.ERROR for one in self.findings)
+
+
+def convert(
+    path: str, *, arch: str, kernel: str, capabilities: Collection[str] | None
+) -> Converted:
+    """Convert the file at a path. Raises OSError.
+
+    Args:
+        path: of the file; the ending .yaml or .yml says that it is YAML.
+        arch: the machine, as `uname -m` prints it; this machine if empty.
+        kernel: the kernel version; the running kernel if empty.
+        capabilities: those of the pods; None if they are not known.
+    """
+    with Path(path).open("rb") as file:
+        content = file.read(yaml_documents.BYTES + 1)
+    profile = _profile(path, content)
+    if isinstance(profile, Finding):
+        return Converted(text="", findings=(profile,))
+    options = fields.Options(
+        machine=arch or platform.machine(),
+        kernel=resolve.kernel(kernel or platform.release()) or (0, 0),
+        capabilities=None if capabilities is None else frozenset(capabilities),
+    )
+    checked = inspection.check(profile, options)
+    findings = checked.findings
+    if capabilities is None and any(one.code == "not_portable" for one in findings):
+        findings = tuple(_with_names(profile, one) for one in findings)
+    return Converted(text=checked.body.decode(), findings=findings)
+
+
+def _profile(path: str, content: bytes) -> bytes | Finding:
+    """Return the JSON of the profile in a file, or the reason why there is none."""
+    if path.endswith(_YAML):
+        return _from_yaml(content)
+    decoded = syntax.decode(content)
+    if isinstance(decoded, Finding):
+        return decoded
+    wrapper = wrapped.find(decoded[0])
+    if wrapper is None:
+        return content  # with duplicate keys, which `syntax` reports
+    return _unwrapped(wrapper)
+
+
+def _unwrapped(wrapper: wrapped.Wrapper) -> bytes | Finding:
+    if wrapper.where:
+        return json.dumps(wrapper.profile).encode()
+    message = f"This is {wrapper.what}, which contains no seccomp profile."
+    hint = "Pass a profile, a SeccompProfile resource or the config.json of a container."
+    return Finding(code="not_a_profile", location="profile", message=message, hint=hint)
+
+
+def _from_yaml(content: bytes) -> bytes | Finding:
+    try:
+        documents = [_plain(one) for one in yaml_documents.parse(content) if one is not None]
+    except yaml_documents.InvalidYamlError as error:
+        message = f"This is not YAML: {' '.join(str(error).split())[:200]}."
+        hint = "Correct the YAML."
+        return Finding(code="not_a_profile", location="profile", message=message, hint=hint)
+    if len(documents) != 1:
+        message = f"The file contains {len(documents)} YAML documents, and not one."
+        hint = "Write the SeccompProfile resource to a file of its own."
+        return Finding(code="not_a_profile", location="profile", message=message, hint=hint)
+    wrapper = wrapped.find(documents[0])
+    return json.dumps(documents[0]).encode() if wrapper is None else _unwrapped(wrapper)
+
+
+def _plain(value: object) -> object:
+    """Return a YAML value as JSON has it: with numbers."""
+    match value:
+        case dict():
+            return {key: _plain(item) for key, item in value.items()}
+        case list():
+            return [_plain(item) for item in value]
+        case yaml_documents.NotAString(text=text):
+            return int(text) if text.isascii() and text.isdecimal() and len(text) < 21 else text  # noqa: PLR2004 - digits of 2^64
+        case _:
+            return value
+
+
+def _with_names(profile: bytes, finding: Finding) -> Finding:
+    """Return the finding about capabilities with the names that this profile depends on."""
+    document, _ = syntax.read(profile)
+    if finding.code != "not_portable" or document is None:
+        return finding
+    names = sorted(
+        {name for rule in document.rules for name in (*rule.includes.caps, *rule.excludes.caps)}
+    )
+    if not names:
+        return finding
+    hint = (
+        "State the capabilities of the pods with --caps, for example --caps CAP_CHOWN,CAP_SETUID, "
+        f"or --caps '' for none. The profile depends on {', '.join(names)}."
+    )
+    return replace(finding, hint=hint)

@@ -1,0 +1,52 @@
+"""The answers of the agent's own model of a profile, in the form of the reference.
+
+The reference and the model are written independently of each other, and both must permit every
+answer of a built filter.
+"""
+
+from collections.abc import Collection, Sequence
+
+from agent.backends.seccomp import meaning, syntax
+from agent.backends.seccomp.document import Answer
+from tests.system.seccomp_filter.libraries import Library
+from tests.system.seccomp_filter.reference import Reference
+from tests.system.seccomp_filter.runtimes import (
+    ENOSYS,
+    NUMBERED_ACTIONS,
+    Profile,
+    Runtime,
+    action_value,
+)
+
+
+class Model(Reference):
+    """A reference whose answers are those of agent.backends.seccomp.meaning."""
+
+    def __init__(
+        self, library: Library, profile: Profile, runtime: Runtime, native: str, body: str
+    ) -> None:
+        super().__init__(library, profile, runtime, native)
+        document, findings = syntax.read(body.encode())
+        if document is None:
+            raise ValueError(f"The model cannot read the profile: {findings}")
+        self._calls: dict[tuple[str, str], meaning.CallMeaning] = {}
+        self._meaning = meaning.Meaning(
+            document=document,
+            abis=self.architectures,
+            is_known=lambda name: library.resolves(name) != -1,
+        )
+
+    def answers(self, architecture: str, number: int, arguments: Sequence[int]) -> Collection[int]:
+        """Return the answers that the model permits."""
+        newest = self.newest.get(architecture)
+        if newest is not None and number > newest:
+            return (NUMBERED_ACTIONS["SCMP_ACT_ERRNO"] | ENOSYS,)
+        name = self.tables[architecture].get(number, "")
+        call = self._calls.get((architecture, name))
+        if call is None:
+            call = self._calls[architecture, name] = self._meaning.call(architecture, name)
+        return {_number(one) for one in call.answers(arguments)}
+
+
+def _number(answer: Answer) -> int:
+    return action_value(answer.action, answer.errno)

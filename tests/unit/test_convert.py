@@ -1,0 +1,130 @@
+"""`profile-loader convert` prints one plain profile that all runtimes read alike."""
+
+import json
+
+import pytest
+
+from agent.__main__ import main
+from agent.backends.seccomp.backend import SeccompBackend
+from agent.host.filesystem import Host
+
+PROFILE = {
+    "defaultAction": "SCMP_ACT_ERRNO",
+    "archMap": [
+        {"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86"]},
+        {"architecture": "SCMP_ARCH_AARCH64", "subArchitectures": None},
+    ],
+    "syscalls": [
+        {"names": ["read", "execve"], "action": "SCMP_ACT_ALLOW"},
+        {"names": ["ptrace"], "action": "SCMP_ACT_ALLOW", "includes": {"minKernel": "4.8"}},
+        {"names": ["bpf"], "action": "SCMP_ACT_ALLOW", "includes": {"caps": ["CAP_BPF"]}},
+        {"names": ["acct"], "action": "SCMP_ACT_ALLOW", "excludes": {"caps": ["CAP_BPF"]}},
+    ],
+}
+PLAIN = {
+    "defaultAction": "SCMP_ACT_ERRNO",
+    "syscalls": [{"names": ["personality"], "action": "SCMP_ACT_ALLOW", "args": []}],
+}
+RESOURCE = """
+apiVersion: security-profiles-operator.x-k8s.io/v1beta1
+kind: SeccompProfile
+metadata: {name: web}
+spec:
+  defaultAction: SCMP_ACT_ERRNO
+  syscalls:
+  - action: SCMP_ACT_ALLOW
+    names: [personality]
+    args:
+    - {index: 0, value: 8, op: SCMP_CMP_EQ}
+"""
+
+
+def written(tmp_path, content, name="profile.json"):
+    path = tmp_path / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return str(path)
+
+
+def converted(capsys, *words):
+    status = main(["convert", *words])
+    output = capsys.readouterr()
+    return status, output.out, output.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "architectures", "names"),
+    [
+        (
+            ["--caps=CAP_BPF", "--arch=x86_64", "--kernel=6.1"],
+            ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
+            [["read", "execve"], ["ptrace"], ["bpf"]],
+        ),
+        (
+            ["--caps=", "--arch=aarch64", "--kernel=4.7"],
+            ["SCMP_ARCH_AARCH64"],
+            [["read", "execve"], ["acct"]],
+        ),
+    ],
+)
+def test_conditions_are_resolved(tmp_path, capsys, flags, architectures, names):
+    """The output has no conditions, and standard error lists what was resolved."""
+    status, output, notices = converted(capsys, written(tmp_path, PROFILE), *flags)
+    tree = json.loads(output)
+    assert (status, tree["architectures"]) == (0, architectures)
+    assert [rule["names"] for rule in tree["syscalls"]] == names
+    for code in ("expanded_for_arch", "expanded_for_kernel", "expanded_for_caps"):
+        assert f"notice: {code}: " in notices
+
+
+def test_the_output_is_accepted_unchanged(tmp_path, capsys):
+    """The agent writes the converted profile as it is."""
+    _, output, _ = converted(capsys, written(tmp_path, PROFILE), "--caps=", "--arch=x86_64")
+    body, _ = SeccompBackend(host=Host("/"), machine="x86_64").check(output.encode())
+    assert body.decode() == output
+
+
+def test_capabilities_must_be_stated_if_the_profile_depends_on_them(tmp_path, capsys):
+    """The message lists the capabilities of the profile, and nothing is printed."""
+    status, output, message = converted(capsys, written(tmp_path, PROFILE))
+    assert (status, output) == (1, "")
+    assert "--caps" in message
+    assert "The profile depends on CAP_BPF." in message
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ({"kind": "SeccompProfile", "apiVersion": "x/v1", "spec": PLAIN}, "resource.json"),
+        ({"ociVersion": "1.0.2", "linux": {"seccomp": PLAIN}}, "config.json"),
+        (RESOURCE, "resource.yaml"),
+    ],
+)
+def test_a_profile_is_extracted_from_other_formats(tmp_path, capsys, content, name):
+    """A SeccompProfile resource and a runtime's config.json contain a profile."""
+    status, output, _ = converted(capsys, written(tmp_path, content, name))
+    assert status == 0
+    assert json.loads(output)["syscalls"][0]["names"] == ["personality"]
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        ({"ociVersion": "1.0.2"}, "config.json", "contains no seccomp profile"),
+        ("a: 1\n---\nb: 1\n", "two.yaml", "2 YAML documents"),
+        ("{", "broken.json", "not_json"),
+        ("a: [", "broken.yaml", "This is not YAML"),
+        (PLAIN | {"syscalls": [{"names": ["x y"], "action": "X"}]}, "bad.json", "bad_value"),
+    ],
+)
+def test_a_file_without_a_profile_is_an_error(tmp_path, capsys, content, name, message):
+    """The exit status is 1, and standard output is empty."""
+    status, output, errors = converted(capsys, written(tmp_path, content, name))
+    assert (status, output) == (1, "")
+    assert message in errors
+
+
+def test_a_missing_file_has_its_own_exit_status(tmp_path, capsys):
+    """The exit status is 3, as for other commands."""
+    status, output, errors = converted(capsys, str(tmp_path / "missing"))
+    assert (status, output) == (3, "")
+    assert "No such file" in errors

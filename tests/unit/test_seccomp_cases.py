@@ -1,0 +1,355 @@
+"""Profiles of real users, by the kind of fault that earlier versions had with them."""
+
+import json
+
+import pytest
+
+from agent.backends.seccomp.backend import SeccompBackend
+from agent.host.filesystem import Host
+
+# An allow list under which every container starts.
+USUAL = (
+    *("access", "arch_prctl", "brk", "capget", "capset", "chdir", "clone", "close", "dup2"),
+    *("dup3", "epoll_create1", "epoll_ctl", "epoll_pwait", "execve", "exit", "exit_group"),
+    *("faccessat2", "fchdir", "fchown", "fcntl", "fstat", "fstatfs", "futex", "getcwd"),
+    *("getdents64", "getegid", "geteuid", "getgid", "getpid", "getppid", "getrandom"),
+    *("gettid", "getuid", "ioctl", "lseek", "lstat", "mmap", "mprotect", "munmap"),
+    *("nanosleep", "newfstatat", "openat", "pipe2", "prctl", "pread64", "prlimit64", "read"),
+    *("readlinkat", "rseq", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn"),
+    *("sched_getaffinity", "sched_yield", "set_robust_list", "set_tid_address", "setgid"),
+    *("setgroups", "setresgid", "setresuid", "setuid", "sigaltstack", "stat", "statfs"),
+    *("tgkill", "umask", "uname", "wait4", "write"),
+)
+BOTH = ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"]
+NAMESPACES = 2114060288  # the flags of clone that create namespaces
+
+
+def profile(*rules, **more):
+    allowed = {"names": USUAL, "action": "SCMP_ACT_ALLOW"}
+    tree = {"defaultAction": "SCMP_ACT_ERRNO", "architectures": BOTH, "syscalls": [allowed, *rules]}
+    return tree | more
+
+
+def rule(*names, action="SCMP_ACT_ALLOW", args=(), **more):
+    conditions = [
+        {"index": index, "op": f"SCMP_CMP_{op}", "value": value}
+        | ({"valueTwo": two} if two else {})
+        for index, op, value, *rest in args
+        for two in [rest[0] if rest else 0]
+    ]
+    return {"names": list(names), "action": action} | ({"args": conditions} if args else {}) | more
+
+
+def denying(*names, **more):
+    denied = rule(*names, action="SCMP_ACT_ERRNO")
+    return {"defaultAction": "SCMP_ACT_ALLOW", "architectures": BOTH, "syscalls": [denied]} | more
+
+
+def check(tree, *, machine="x86_64", form="oci", kernel="6.1", **options):
+    content = tree if isinstance(tree, bytes) else json.dumps(tree).encode()
+    backend = SeccompBackend(
+        host=Host("/nowhere"), machine=machine, format=form, kernel=kernel, **options
+    )
+    return backend.check(content)
+
+
+def errors(tree, **options):
+    body, findings = check(tree, **options)
+    assert body == b""
+    assert {one.severity for one in findings} == {"error"}
+    return findings
+
+
+def codes(tree, **options):
+    body, findings = check(tree, **options)
+    assert body, findings
+    return {one.code for one in findings}
+
+
+ENOSYS = {"action": "SCMP_ACT_ERRNO", "errnoRet": 38}
+ACCEPTED = {
+    "a default by another error number denies socketcall": profile(
+        rule("socketcall", **ENOSYS), rule("socket", args=[(0, "LT", 38)])
+    ),
+    "ERRNO without a number is EPERM": denying("swapon")
+    | {
+        "syscalls": [
+            rule("swapon", action="SCMP_ACT_ERRNO"),
+            rule("swapon", "reboot", action="SCMP_ACT_ERRNO", errnoRet=1),
+        ]
+    },
+    "a rule that equals the default next to a condition": profile(
+        rule("unshare", "personality", action="SCMP_ACT_ERRNO", errnoRet=1),
+        rule("personality", args=[(0, "EQ", 8)]),
+    ),
+    "KILL is KILL_THREAD": denying("swapon")
+    | {
+        "syscalls": [
+            rule("swapon", action="SCMP_ACT_KILL"),
+            rule("swapon", action="SCMP_ACT_KILL_THREAD"),
+        ]
+    },
+    "an equality and its complement": profile(
+        rule("socket", args=[(0, "EQ", 40)], action="SCMP_ACT_ERRNO", errnoRet=1),
+        rule("socket", args=[(0, "NE", 40)]),
+        defaultErrnoRet=38,
+        architectures=BOTH[:1],
+    ),
+    "a bound and its complement": profile(
+        rule("socket", args=[(0, "GE", 40)], action="SCMP_ACT_ERRNO", errnoRet=1),
+        rule("socket", args=[(0, "LT", 40)]),
+        defaultErrnoRet=38,
+        architectures=BOTH[:1],
+    ),
+    "two values of one mask": profile(
+        rule("socket", args=[(0, "MASKED_EQ", 0xFFFFFFFF, 1)]),
+        rule(
+            "socket", args=[(0, "MASKED_EQ", 0xFFFFFFFF, 40)], action="SCMP_ACT_ERRNO", errnoRet=1
+        ),
+        defaultErrnoRet=38,
+        architectures=BOTH[:1],
+    ),
+    "masks that share one bit with other values": profile(
+        rule("socket", args=[(0, "MASKED_EQ", 6, 2)]),
+        rule("socket", args=[(0, "MASKED_EQ", 12, 4)], action="SCMP_ACT_ERRNO", errnoRet=1),
+        defaultErrnoRet=38,
+        architectures=BOTH[:1],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_rules_that_do_not_contradict_each_other_are_accepted(name):
+    """Actions are compared in their normal form, and conditions exactly."""
+    codes(ACCEPTED[name])
+
+
+def test_rules_of_different_pods_are_not_compared():
+    """A rule for pods with a capability never meets a rule for pods without it."""
+    capability = {"caps": ["CAP_AUDIT_WRITE"]}
+    tree = profile(
+        rule("socket", args=[(0, "EQ", 16), (2, "NE", 9)], excludes=capability),
+        rule("socket", args=[(0, "NE", 40)], includes=capability),
+        architectures=BOTH[:1],
+    )
+    codes(tree, form="docker")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "count"), [("4.7", 1), ("4.8", 2), ("4.19.0-27-amd64", 2), ("6.1", 2)]
+)
+@pytest.mark.parametrize("form", ["oci", "docker"])
+def test_a_condition_on_the_kernel_is_resolved_for_the_node(form, kernel, count):
+    """The rule is written where the kernel is new enough, and a notice says so."""
+    tree = profile(rule("ptrace", includes={"minKernel": "4.8"}))
+    body, findings = check(tree, form=form, kernel=kernel)
+    assert len(json.loads(body)["syscalls"]) == count
+    assert "includes" not in body.decode()
+    assert "expanded_for_kernel" in {one.code for one in findings}
+
+
+def test_an_excluded_kernel_is_resolved_too():
+    """A minKernel in excludes omits the rule on newer kernels."""
+    tree = profile(rule("ptrace", excludes={"minKernel": "4.8"}))
+    assert len(json.loads(check(tree, kernel="4.7")[0])["syscalls"]) == 2
+    assert len(json.loads(check(tree, kernel="4.8")[0])["syscalls"]) == 1
+
+
+def test_names_of_error_numbers_are_rewritten():
+    """Names become numbers, and an equal number next to a name is no contradiction."""
+    swapon = rule("swapon", action="SCMP_ACT_ERRNO", errno="EOPNOTSUPP", errnoRet=95)
+    body, findings = check(profile(swapon, defaultErrno="ENOSYS"))
+    assert json.loads(body)["defaultErrnoRet"] == 38
+    assert json.loads(body)["syscalls"][1]["errnoRet"] == 95
+    assert "errno_rewritten" in {one.code for one in findings}
+
+
+@pytest.mark.parametrize("key", ["$schema", "_comment", "//", "description", "Comment", "#"])
+def test_comment_keys_are_removed_with_one_notice(key):
+    """A comment is removed wherever it is."""
+    tree = profile(rule("personality", args=[(0, "EQ", 8)]) | {key: "why"})
+    tree["syscalls"][1]["args"][0][key] = "why"
+    body, findings = check(tree | {key: "why"})
+    notices = [one for one in findings if one.code == "comments_removed"]
+    assert (bool(body), len(notices), b"why" in body) == (True, 1, False)
+
+
+@pytest.mark.parametrize("key", ["_syscalls", "$defaultAction", "//flags", "DefaultAction", "x"])
+def test_a_disabled_or_misspelt_field_is_not_a_comment(key):
+    """A field with a prefix could be meant to count."""
+    assert [one.code for one in errors(profile() | {key: []})] == ["unknown_field"]
+
+
+SPEC = {"defaultAction": "SCMP_ACT_ERRNO"}
+OTHER_FORMATS = [
+    ({"apiVersion": "x/v1beta1", "kind": "SeccompProfile", "spec": SPEC}, "spec", "convert"),
+    ({"ociVersion": "1.0.2", "linux": {"seccomp": SPEC}}, "linux.seccomp", "convert"),
+    ({"ociVersion": "1.0.2", "linux": {}}, "profile", "of its own"),
+    ({"apiVersion": "v1", "kind": "Pod", "spec": {}}, "profile", "of its own"),
+    ({"version": "1.0.0", "hook": {"path": "/x"}, "when": {}}, "profile", "of its own"),
+]
+
+
+@pytest.mark.parametrize(("tree", "where", "hint"), OTHER_FORMATS)
+def test_a_file_of_a_known_format_gets_one_message(tree, where, hint):
+    """The message says what the file is, and where the profile is inside it."""
+    (error,) = errors(tree)
+    assert (error.code, error.location) == ("not_a_profile", where)
+    assert hint in error.hint
+
+
+REJECTED = {
+    "an error number for ALLOW": (
+        denying("swapon", defaultErrnoRet=1),
+        ("bad_value", "defaultErrnoRet", "Remove defaultErrnoRet."),
+    ),
+    "architectures of several nodes": (
+        profile(architectures=["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64", "SCMP_ARCH_S390X"]),
+        ("bad_value", "architectures", "archMap"),
+    ),
+    "a condition on capabilities": (
+        profile(
+            rule("bpf", includes={"caps": ["CAP_BPF"]}), rule("acct", excludes={"caps": ["CAP_X"]})
+        ),
+        ("not_portable", "syscalls[1].includes.caps", "profile-loader convert FILE --caps"),
+    ),
+    "a call that is newer than the oldest libseccomp": (
+        denying("chmod", "fchmodat2"),
+        ("unknown_syscall", "syscalls[0].names", "since Linux 6.6"),
+    ),
+    "a listener": (
+        {
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "listenerPath": "/run/x.sock",
+            "listenerMetadata": "x",
+            "flags": ["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"],
+            "syscalls": [rule("mknod", "mknodat", action="SCMP_ACT_NOTIFY")],
+        },
+        ("notify_refused", "syscalls[0].action", "SCMP_ACT_LOG"),
+    ),
+    "a condition that socketcall evades": (
+        profile(rule("socket", args=[(0, "EQ", 1)])),
+        ("fails_open", "syscalls[1].args", "Deny socketcall"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REJECTED)
+def test_a_rejection_is_one_message_with_the_next_step(name):
+    """One mistake gives one error, and no warnings that follow from it."""
+    tree, (code, where, hint) = REJECTED[name]
+    (error,) = errors(tree)
+    assert (error.code, error.location) == (code, where)
+    assert hint in error.hint
+
+
+NEXT_STEPS = {
+    "Remove defaultErrnoRet": denying("swapon"),
+    "use archMap": profile(
+        archMap=[
+            {"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86"]},
+            {"architecture": "SCMP_ARCH_AARCH64", "subArchitectures": None},
+            {"architecture": "SCMP_ARCH_S390X", "subArchitectures": ["SCMP_ARCH_S390"]},
+        ],
+        architectures=None,
+    ),
+    "use SCMP_ACT_LOG": {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [rule("mknod", "mknodat", action="SCMP_ACT_LOG")],
+    },
+    "Deny socketcall": profile(
+        rule("socket", args=[(0, "EQ", 1)]),
+        rule("socketcall", action="SCMP_ACT_ERRNO", errnoRet=38),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NEXT_STEPS)
+def test_the_next_step_of_a_rejection_works(name):
+    """The profile that follows the hint is accepted."""
+    codes(NEXT_STEPS[name])
+
+
+def test_allow_unknown_syscalls_accepts_a_newer_call():
+    """The hint of unknown_syscall names this option."""
+    codes(denying("chmod", "fchmodat2"), allow_unknown_syscalls=True)
+
+
+@pytest.mark.parametrize(
+    ("missing", "code"),
+    [
+        ((), None),
+        (("exit_group",), None),
+        (("setuid",), "start_limited"),
+        (("setresuid",), "start_limited"),
+        (("execve",), "start_impossible"),
+        (("arch_prctl",), "start_impossible"),
+    ],
+)
+def test_start_warnings_follow_the_measured_lists(missing, code):
+    """A warning appears where a runtime cannot start a container, and only there."""
+    allowed = rule(*(name for name in USUAL if name not in missing))
+    found = codes(profile() | {"syscalls": [allowed, rule("clone3", **ENOSYS)]})
+    assert {one for one in found if one.startswith("start_")} == ({code} if code else set())
+
+
+@pytest.mark.parametrize(
+    ("rules", "is_warned"),
+    [
+        ([], True),
+        ([rule("clone3", **ENOSYS)], False),
+        ([rule("clone3")], False),
+        ([rule("clone3", action="SCMP_ACT_KILL_PROCESS")], True),
+    ],
+)
+def test_clone3_must_fail_with_enosys(rules, is_warned):
+    """Glibc uses clone only after ENOSYS; with EPERM threads cannot start."""
+    assert ("clone3_denied" in codes(profile(*rules))) == is_warned
+
+
+def without_clone(*rules):
+    allowed = rule(*(name for name in USUAL if name != "clone"))
+    return profile() | {"syscalls": [allowed, rule("clone3", **ENOSYS), *rules]}
+
+
+@pytest.mark.parametrize(
+    ("rules", "names"),
+    [
+        ([rule("clone", args=[(0, "MASKED_EQ", NAMESPACES)])], None),
+        ([rule("clone")], "clone"),
+        ([rule("clone", args=[(0, "MASKED_EQ", NAMESPACES >> 1)])], "clone"),
+        ([rule("personality", args=[(0, "EQ", 8)])], None),
+        ([rule("personality", args=[(0, "EQ", 9)])], "personality"),
+        ([rule("mount", "bpf")], "bpf, mount"),
+        ([rule("ptrace")], None),
+    ],
+)
+def test_a_profile_is_compared_with_the_default_of_containerd(rules, names):
+    """Only calls that the default denies for the same arguments are listed."""
+    _, findings = check(without_clone(*rules))
+    messages = [one.message for one in findings if one.code == "dangerous_syscalls"]
+    assert [one.partition(": ")[2] for one in messages] == ([f"{names}."] if names else [])
+
+
+@pytest.mark.parametrize(
+    ("names", "machine", "is_warned"),
+    [
+        (("chmod", "mkdir", "unlink", "open"), "aarch64", True),
+        (("chmod", "mkdir", "unlink", "open"), "riscv64", True),
+        (("chmod", "fchmodat"), "aarch64", False),
+        (("chmod",), "x86_64", False),
+    ],
+)
+def test_calls_that_the_architecture_lacks_deny_nothing(names, machine, is_warned):
+    """arm64 has fchmodat instead of chmod."""
+    tree = denying(*names, architectures=None)
+    assert ("nothing_denied" in codes(tree, machine=machine)) == is_warned
+
+
+def test_the_flags_of_clone_are_another_argument_on_s390x():
+    """A condition on the first argument compares the address of the stack there."""
+    tree = profile(rule("clone", args=[(0, "MASKED_EQ", NAMESPACES)]), architectures=None)
+    tree["syscalls"][0] = rule(*(name for name in USUAL if name != "clone"))
+    _, findings = check(tree, machine="s390x")
+    messages = [one.message for one in findings if one.code == "condition_surprising"]
+    assert ["second argument" in one for one in messages] == [True]

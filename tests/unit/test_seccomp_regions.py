@@ -1,0 +1,111 @@
+"""Argument conditions are decided exactly, by comparison with the evaluation of single values."""
+
+import itertools
+import random
+
+import pytest
+
+from agent.backends.seccomp import regions
+from agent.backends.seccomp.document import Condition
+
+OPERATORS = ("NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ")
+SMALL = 16  # values of the exhaustive tests
+
+
+def condition(op, value, value_two=0, index=0):
+    return Condition(index=index, op=f"SCMP_CMP_{op}", value=value, value_two=value_two)
+
+
+def holds(one, word):
+    return {
+        "SCMP_CMP_NE": word != one.value,
+        "SCMP_CMP_LT": word < one.value,
+        "SCMP_CMP_LE": word <= one.value,
+        "SCMP_CMP_EQ": word == one.value,
+        "SCMP_CMP_GE": word >= one.value,
+        "SCMP_CMP_GT": word > one.value,
+        "SCMP_CMP_MASKED_EQ": word & one.value == one.value_two,
+    }[one.op]
+
+
+def drawn(draw, count):
+    found = []
+    for _ in range(count):
+        op = draw.choice(OPERATORS)
+        value = draw.randrange(SMALL)
+        value_two = draw.randrange(SMALL)
+        if op == "MASKED_EQ" and draw.random() < 0.8:
+            value_two &= value
+        found.append(condition(op, value, value_two, draw.choice((0, 0, 1))))
+    return found
+
+
+def fulfilling(conditions):
+    """Return all pairs of small arguments that fulfil the conditions."""
+    return {
+        pair
+        for pair in itertools.product(range(SMALL), repeat=2)
+        if all(holds(one, pair[one.index]) for one in conditions)
+    }
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_conditions_hold_together_exactly_where_some_arguments_fulfil_them(seed):
+    """The smallest arguments are found, or there are none."""
+    draw = random.Random(seed)  # noqa: S311 - the same every time
+    conditions = drawn(draw, draw.randint(1, 5))
+    found = regions.example(conditions, SMALL - 1)
+    expected = fulfilling(conditions)
+    assert (found is not None) == bool(expected)
+    if found is not None:
+        assert (found.get(0, 0), found.get(1, 0)) in expected
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_implication_is_inclusion(seed):
+    """Conditions imply others exactly where all arguments that fulfil them fulfil the others."""
+    draw = random.Random(f"implies/{seed}")  # noqa: S311 - the same every time
+    first, second = drawn(draw, draw.randint(0, 3)), drawn(draw, draw.randint(0, 2))
+    assert regions.implies(first, second, SMALL - 1) == (fulfilling(first) <= fulfilling(second))
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_outside_is_difference(seed):
+    """Arguments outside of several rules are found exactly where there are some."""
+    draw = random.Random(f"outside/{seed}")  # noqa: S311 - the same every time
+    first = drawn(draw, draw.randint(0, 2))
+    others = [drawn(draw, draw.randint(1, 2)) for _ in range(draw.randint(0, 4))]
+    expected = fulfilling(first).difference(*map(fulfilling, others))
+    assert regions.outside(first, others, SMALL - 1) == bool(expected)
+
+
+LARGEST = 2**64 - 1
+
+
+@pytest.mark.parametrize(
+    ("conditions", "smallest"),
+    [
+        ([condition("GT", LARGEST)], None),
+        ([condition("LT", 0)], None),
+        ([condition("GE", LARGEST)], LARGEST),
+        ([condition("MASKED_EQ", 0xFFFFFFFF, 5), condition("GE", 2**32)], 2**32 + 5),
+        ([condition("MASKED_EQ", 1 << 63, 1 << 63), condition("LT", 1 << 63)], None),
+        ([condition("MASKED_EQ", 0xF0, 0x10), condition("MASKED_EQ", 0x18, 0x08)], None),
+        ([condition("MASKED_EQ", LARGEST, 7), condition("NE", 7)], None),
+        ([condition("MASKED_EQ", LARGEST - 1, 6), condition("NE", 6)], 7),
+        ([condition("GE", 5), condition("LE", 7), *(condition("NE", n) for n in (5, 6))], 7),
+        ([condition("GE", 5), condition("LE", 6), *(condition("NE", n) for n in (5, 6))], None),
+    ],
+)
+def test_the_smallest_word_of_64_bits(conditions, smallest):
+    """Intervals, fixed bits and excluded words are combined at the ends of the range too."""
+    expected = None if smallest is None else {0: smallest}
+    assert regions.example(conditions) == expected
+
+
+def test_a_search_that_would_take_too_long_reports_arguments():
+    """Hard questions end, and their answer is the careful one."""
+    others = [
+        [condition("MASKED_EQ", LARGEST >> shift, 1 << shift % 7)] for shift in range(1, 60)
+    ] + [[condition("GE", 0)]]
+    assert regions.outside([], others)
