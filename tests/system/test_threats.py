@@ -1,8 +1,8 @@
-"""What a hostile kubelet, or somebody between agent and API server, can make of the agent.
+"""The limits of a hostile kubelet and of an attacker between the agent and the API server.
 
-A kubelet's credential is that of one Node (system:node:NAME). The node authorizer and the plugin
-NodeRestriction, both of the API server, limit it; these tests hold that their limits and those of
-the manifests leave no gap between them.
+A kubelet has the credential of one Node (system:node:NAME). The node authorizer and the admission
+plugin NodeRestriction of the API server limit that credential. These tests check that these limits
+and those of the manifests leave no gap.
 """
 
 import json
@@ -22,19 +22,22 @@ OWN = f"seccomp.{DOMAIN}/a.json"
 @pytest.fixture(scope="module")
 def cluster():
     """A control plane with the manifests, the Nodes a and b, and an agent's pod on each."""
-    with Cluster() as one:
-        one.kubectl("create", "priorityclass", "unused", "--value", "1")
-        one.kubectl("apply", "--server-side", "-k", ROOT / "base")
+    with Cluster() as control_plane:
+        control_plane.kubectl("create", "priorityclass", "unused", "--value", "1")
+        control_plane.kubectl("apply", "--server-side", "-k", ROOT / "base")
         for name in ("node-a", "node-b"):
-            one.node(name)
-            one.apply(agent_pod(name))
-        one.write_kubeconfig("kubelet", "kubelet-a")
-        until(lambda: token(one, "node-a").stdout, lambda: token(one, "node-a").stderr)
-        yield one
+            control_plane.node(name)
+            control_plane.apply(agent_pod(name))
+        control_plane.write_kubeconfig("kubelet", "kubelet-a")
+        until(
+            lambda: token(control_plane, "node-a").stdout,
+            lambda: token(control_plane, "node-a").stderr,
+        )
+        yield control_plane
 
 
 def agent_pod(node):
-    """Return a pod on a Node that the agent's token is mounted into, as the DaemonSet's."""
+    """Return a pod of the agent on a Node, with the token of the agent like in the DaemonSet."""
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -49,15 +52,15 @@ def agent_pod(node):
 
 
 def label(cluster, node, key, *, user="kubelet"):
-    """Label a Node as somebody; return what the API server said against it."""
-    done = cluster.kubectl(
+    """Label a Node as a user; return the error of the API server, or an empty string."""
+    result = cluster.kubectl(
         "label", "node", node, f"{key}=installed", "--overwrite", user=user, check=False
     )
-    return done.stderr if done.returncode else ""
+    return result.stderr if result.returncode else ""
 
 
 def token(cluster, node):
-    """Ask as the kubelet of node-a for the token of the agent's pod on a Node."""
+    """Request the token of the agent's pod on a Node, as the kubelet of node-a."""
     pod = cluster.get(f"/api/v1/namespaces/{NAMESPACE}/pods/agent-{node}")
     return cluster.kubectl(
         "-n", NAMESPACE, "create", "token", "profile-loader", "--bound-object-kind", "Pod",
@@ -68,31 +71,31 @@ def token(cluster, node):
 
 @pytest.mark.parametrize("node", ["node-a", "node-b"])
 def test_a_kubelet_cannot_label_a_node_as_having_a_profile(cluster, node):
-    """Neither its own Node, since the domain is one of node-restriction, nor another."""
+    """NodeRestriction denies the label on the kubelet's own Node and on other Nodes."""
     assert "forbidden" in label(cluster, node, OWN)
     assert OWN not in cluster.labels(node)
 
 
-def test_a_kubelet_cannot_bring_the_label_with_a_new_node(cluster):
-    """Registering its Node again is no way round."""
+def test_a_kubelet_cannot_register_a_node_with_the_label(cluster):
+    """A kubelet that deletes its Node cannot create it again with the label."""
     body = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-a", "labels": {OWN: ""}}}
     cluster.kubectl("delete", "node", "node-a", user="admin")
     try:
-        done = cluster.kubectl("create", "-f", "-", stdin=body, user="kubelet", check=False)
-        assert "is not allowed to set the following labels" in done.stderr
+        result = cluster.kubectl("create", "-f", "-", stdin=body, user="kubelet", check=False)
+        assert "is not allowed to set the following labels" in result.stderr
     finally:
         cluster.node("node-a")
 
 
 def test_a_kubelet_gets_no_token_of_another_nodes_agent(cluster):
-    """The API server gives it tokens of pods on its own Node alone."""
+    """The API server issues tokens to a kubelet only for pods on its own Node."""
     assert token(cluster, "node-a").stdout.count(".") == 2
-    refused = token(cluster, "node-b")
-    assert (refused.stdout, "forbidden" in refused.stderr) == ("", True)
+    denied = token(cluster, "node-b")
+    assert (denied.stdout, "forbidden" in denied.stderr) == ("", True)
 
 
-def test_with_its_own_agents_token_a_kubelet_reaches_its_own_node_alone(cluster):
-    """That is what root on a node has: it may say of itself what it likes, and of no other Node."""
+def test_with_the_token_of_its_agent_a_kubelet_can_label_its_own_node_only(cluster):
+    """Root on a node can use the token of its agent, but only for the labels of its own Node."""
     cluster.write_kubeconfig("stolen", token(cluster, "node-a").stdout.strip())
 
     def patch(node):
@@ -101,26 +104,26 @@ def test_with_its_own_agents_token_a_kubelet_reaches_its_own_node_alone(cluster)
             "patch", "node", node, "--type=merge", "-p", body, user="stolen", check=False
         ).stderr
 
-    until(lambda: "not to" in patch("node-b"), "the policy to hold")
+    until(lambda: "not to" in patch("node-b"), "the policy is not effective")
     assert patch("node-a") == ""
     assert OWN not in cluster.labels("node-b")
 
 
 def test_in_another_domain_a_kubelet_can_forge_the_label(cluster):
-    """What is given up with a label domain outside node-restriction.kubernetes.io."""
+    """A label domain outside node-restriction.kubernetes.io does not protect the own Node."""
     assert label(cluster, "node-a", "seccomp.example.org/a.json") == ""
     assert "forbidden" in label(cluster, "node-b", "seccomp.example.org/a.json")
 
 
-def test_an_api_server_of_another_authority_is_not_asked(cluster, tmp_path):
-    """A server in between has no certificate of the cluster's authority, and gets no token."""
+def test_an_api_server_of_another_authority_gets_no_request(cluster, tmp_path):
+    """The client sends neither a request nor a token to a server of another authority."""
     with pytest.raises(errors.UnreachableError, match="CERTIFICATE_VERIFY_FAILED"):
         api(cluster, tmp_path, authority(tmp_path)).get("/api/v1/nodes/node-b")
     assert api(cluster, tmp_path, cluster.ca).get("/api/v1/nodes/node-b")["kind"] == "Node"
 
 
 def api(cluster, folder, ca):
-    """Return the agent's client, told to believe an authority."""
+    """Return the agent's client with an authority that it trusts."""
     config = json.loads(cluster.write_kubeconfig("between", "admin").read_text())
     config["clusters"][0]["cluster"]["certificate-authority"] = str(ca)
     path = folder / "kubeconfig"
@@ -129,7 +132,7 @@ def api(cluster, folder, ca):
 
 
 def authority(folder):
-    """Return the certificate of an authority that signed nothing here."""
+    """Return the certificate of an authority that signed no certificate of the cluster."""
     command = (
         "openssl req -x509 -newkey rsa:2048 -nodes -keyout other.key -out other.crt -subj /CN=other"
     )

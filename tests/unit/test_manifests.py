@@ -1,4 +1,4 @@
-"""Manifests that ship call the command as it is."""
+"""The shipped manifests use the command line, the image and the paths that exist."""
 
 import configparser
 import re
@@ -20,7 +20,7 @@ def parsed(argv):
 
 
 def test_the_unit_runs_restore_before_the_kubelet():
-    """Its command is understood, and it comes in time."""
+    """The command of the unit is valid, and the unit runs before the kubelet."""
     unit = configparser.ConfigParser(interpolation=None)
     unit.optionxform = str
     unit.read_string(UNIT.read_text())
@@ -29,7 +29,7 @@ def test_the_unit_runs_restore_before_the_kubelet():
 
 
 def test_the_user_data_installs_what_it_writes():
-    """The directory it writes is the one source of the pass that it runs."""
+    """The directory that the user data write is the only source of their pass."""
     text = USER_DATA.read_text()
     assert text.startswith("#cloud-config\n")
     data = yaml.safe_load(text)
@@ -37,19 +37,19 @@ def test_the_user_data_installs_what_it_writes():
     assert isinstance(run, cli.Run), run
     (source,) = run.settings.source
     below = source.removeprefix("dir:") + "/"
-    assert [one["path"].removeprefix(below) for one in data["write_files"]] == [
+    assert [file["path"].removeprefix(below) for file in data["write_files"]] == [
         "profiles/audit.json"
     ]
 
 
 def test_the_page_lists_every_manifest():
-    """Each file below manifests/ lies below a path of its README, and each such path exists."""
+    """The README of manifests/ lists a path for each file, and each path exists."""
     top = Path("manifests")
-    told = re.findall(r"\]\(([^)]+)\)", (top / "README.md").read_text())
-    there = {str(one.relative_to(top)) for one in top.rglob("*") if one.is_file()}
-    assert [one for one in told if not (top / one).exists()] == []
-    known = tuple(f"{one}/" for one in told if (top / one).is_dir())
-    assert {one for one in there if not one.startswith(known)} <= {*told, "README.md"}
+    listed = re.findall(r"\]\(([^)]+)\)", (top / "README.md").read_text())
+    files = {str(path.relative_to(top)) for path in top.rglob("*") if path.is_file()}
+    assert [path for path in listed if not (top / path).exists()] == []
+    known = tuple(f"{path}/" for path in listed if (top / path).is_dir())
+    assert {path for path in files if not path.startswith(known)} <= {*listed, "README.md"}
 
 
 VERSION = tomllib.loads(Path("pyproject.toml").read_text())["project"]["version"]
@@ -57,26 +57,26 @@ IMAGE = f"localhost/profile-loader:{VERSION}"
 
 
 def test_the_manifests_name_the_image_of_this_version():
-    """A full name, so that what is built and what the kubelet looks for is one; never `latest`."""
-    made = yaml.safe_load(Path("manifests/base/kustomization.yaml").read_text())
-    assert made["images"] == [
+    """The kustomization sets the full name of the image, with the version as tag."""
+    kustomization = yaml.safe_load(Path("manifests/base/kustomization.yaml").read_text())
+    assert kustomization["images"] == [
         {"name": "profile-loader", "newName": IMAGE.rpartition(":")[0], "newTag": VERSION}
     ]
-    there = {
-        one
+    images = {
+        image
         for path in Path("manifests").rglob("*.yaml")
-        for one in re.findall(r"^ *(?:- )?image: *(\S+)", path.read_text(), re.MULTILINE)
-        if "profile-loader" in one
+        for image in re.findall(r"^ *(?:- )?image: *(\S+)", path.read_text(), re.MULTILINE)
+        if "profile-loader" in image
     }
-    assert there == {"profile-loader"}
+    assert images == {"profile-loader"}
     assert f"\nARG VERSION={VERSION}\n" in Path("Containerfile").read_text()
 
 
-def test_the_documents_build_carry_and_show_the_image_that_the_manifests_name():
-    """Each command and each mention of it in a page has the same full name."""
+def test_the_documents_use_the_image_name_of_the_manifests():
+    """Each command and each sentence about the image uses the same full name."""
     pages = [Path("README.md"), *Path("docs").rglob("*.md"), Path("manifests/README.md")]
-    text = "\n".join(one.read_text() for one in pages)
+    text = "\n".join(page.read_text() for page in pages)
     commands = re.findall(r"^(?:podman|buildah|docker) .*$", text, re.MULTILINE)
     assert commands != []
-    assert [one for one in commands if IMAGE not in one.split()] == []
+    assert [command for command in commands if IMAGE not in command.split()] == []
     assert set(re.findall(r"(?<![\w=./-])[\w./-]*profile-loader:[\w.-]+", text)) == {IMAGE}

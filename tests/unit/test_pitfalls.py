@@ -1,4 +1,4 @@
-"""Mistakes of this field that no other test keeps out; docs/pitfalls.md lists all of them."""
+"""Tests for those pitfalls of docs/pitfalls.md that no other test covers."""
 
 import os
 import subprocess
@@ -25,15 +25,15 @@ PROBES = kernel_access.Probes(
 
 
 def test_a_reader_never_sees_a_part_of_a_profile(tmp_path):
-    """A runtime that opens a file while it is replaced reads one whole version of it."""
+    """A reader that opens a file while it is replaced reads one complete version."""
     host = Host(tmp_path)
     versions = [b"{}" * 8, b'{"a": 1}' * 8000]
     host.write_file("/d", "a.json", versions[0])
-    done, seen = threading.Event(), set()
+    done, contents = threading.Event(), set()
 
     def read():
         while not done.is_set():
-            seen.add((tmp_path / "d/a.json").read_bytes())
+            contents.add((tmp_path / "d/a.json").read_bytes())
 
     reader = threading.Thread(target=read)
     reader.start()
@@ -43,7 +43,7 @@ def test_a_reader_never_sees_a_part_of_a_profile(tmp_path):
     finally:
         done.set()
         reader.join()
-    assert seen <= set(versions)
+    assert contents <= set(versions)
 
 
 WRITER = """
@@ -56,20 +56,20 @@ for number in range(150):
 
 
 def test_a_reader_sees_whole_versions_of_two_agents_that_share_a_directory(tmp_path):
-    """Two processes that write the same file at once never publish a part of it, nor fail."""
+    """Two processes that write the same file at the same time publish complete versions only."""
     Host(tmp_path).write_file("/d", "a.json", b"a" * 20_000)
-    seen = set()
+    contents = set()
     command = [sys.executable, "-c", WRITER, str(tmp_path)]
     writers = [subprocess.Popen([*command, letter], stderr=subprocess.PIPE) for letter in "ab"]
-    while any(one.poll() is None for one in writers):
-        seen.add((tmp_path / "d/a.json").read_bytes())
-    assert [one.communicate()[1] for one in writers] == [b"", b""]
-    assert seen <= {b"a" * 20_000, b"b" * 20_000}
-    assert [one.name for one in (tmp_path / "d").iterdir()] == ["a.json"]
+    while any(writer.poll() is None for writer in writers):
+        contents.add((tmp_path / "d/a.json").read_bytes())
+    assert [writer.communicate()[1] for writer in writers] == [b"", b""]
+    assert contents <= {b"a" * 20_000, b"b" * 20_000}
+    assert [path.name for path in (tmp_path / "d").iterdir()] == ["a.json"]
 
 
-def test_an_older_file_of_the_same_name_is_compiled_anew(tmp_path):
-    """Neither a key's name nor any time says what its policy is: only its content does."""
+def test_a_changed_text_with_the_same_name_is_compiled_again(tmp_path):
+    """A text is compiled again if its content changed, whatever its name and its file times are."""
     for name in ("revision", ".load", ".replace", ".remove", "features/policy/versions"):
         file = tmp_path / kernel_access.ROOT.lstrip("/") / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -89,33 +89,33 @@ def test_an_older_file_of_the_same_name_is_compiled_anew(tmp_path):
     assert (tmp_path / "compiled").read_text() == "".join(texts[:2])
 
 
-def test_what_the_parser_said_is_told_everywhere(capsys):
-    """The table, the document, the log and the Event have its message and its line."""
-    said = Finding(
+def test_the_message_of_the_parser_is_in_every_output(capsys):
+    """The table, the JSON document, the log and the Event contain the message and the line."""
+    finding = Finding(
         code="parser_rejected",
         location="line 7",
         message="syntax error, unexpected TOK_ID.",
-        hint="Mend.",
+        hint="Correct it.",
     )
-    bad = row("web", state="rejected", kind="apparmor", action="reject", findings=(said,))
-    found = report(bad)
+    rejected = row("web", state="rejected", kind="apparmor", action="reject", findings=(finding,))
+    result = report(rejected)
     logs.configure("json", "info")
-    logs.log(found)
-    (event,) = events.transitions(None, found)
+    logs.log(result)
+    (event,) = events.transitions(None, result)
     texts = {
-        "table": table.table(found, width=200),
-        "document": json_report.document(found, exit_status=1),
+        "table": table.table(result, width=200),
+        "document": json_report.document(result, exit_status=1),
         "log": capsys.readouterr().err,
         "Event": event.note,
     }
     assert [
         place
         for place, text in texts.items()
-        if said.message not in text or said.location not in text
+        if finding.message not in text or finding.location not in text
     ] == []
 
 
-ENDS = {  # kinds whose objects end with the namespace or are named by `kubectl delete -k`
+REMOVED_KINDS = {  # objects that end with the namespace, or that `kubectl delete -k` names
     "Namespace", "ConfigMap", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role",
     "RoleBinding", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding",
     "ResourceQuota", "DaemonSet", "Kustomization", "PodMonitor", "PrometheusRule", "Pod",
@@ -124,13 +124,19 @@ ENDS = {  # kinds whose objects end with the namespace or are named by `kubectl 
 
 @pytest.mark.parametrize("path", sorted(MANIFESTS.rglob("*.yaml")), ids=str)
 def test_nothing_in_the_manifests_outlives_an_uninstall(path):
-    """No custom resource, no webhook, no finalizer: nothing that waits for a program that is gone.
+    """The manifests contain no custom resource, no webhook and no finalizer.
 
-    The admission policy asks no program, and only about the agent's own requests.
+    The admission policy calls no program, and applies to requests of the agent only.
     """
-    documents = [one for one in yaml.safe_load_all(path.read_text()) if one and "kind" in one]
-    assert {one["kind"] for one in documents} <= ENDS
-    assert [one for one in documents if "finalizers" in one.get("metadata", {})] == []
-    for one in documents:
-        if one["kind"] == "ValidatingAdmissionPolicy":
-            assert [match["name"] for match in one["spec"]["matchConditions"]] == ["the-agent"]
+    documents = [
+        document
+        for document in yaml.safe_load_all(path.read_text())
+        if document and "kind" in document
+    ]
+    assert {document["kind"] for document in documents} <= REMOVED_KINDS
+    assert [
+        document for document in documents if "finalizers" in document.get("metadata", {})
+    ] == []
+    for document in documents:
+        if document["kind"] == "ValidatingAdmissionPolicy":
+            assert [match["name"] for match in document["spec"]["matchConditions"]] == ["the-agent"]

@@ -1,4 +1,4 @@
-"""Claims of docs/security.md that no other test shows."""
+"""Tests for those claims of docs/security.md that no other test covers."""
 
 import json
 
@@ -9,19 +9,19 @@ from agent.backends.seccomp.backend import SeccompBackend
 from agent.core.model import Profile, Rejection, SourceKey
 from agent.host.filesystem import Host
 
-SECRET = "hunter2-hunter2"  # noqa: S105 - a mark to look for
+SECRET = "hunter2-hunter2"  # noqa: S105 - the tests search the output for it
 
 
 @pytest.mark.parametrize(
     "prefix", ["../", "/etc/", "a/../../", "..", ".hidden/", "a//", "a\0/", "a\n/", "%2e%2e/"]
 )
-def test_the_prefix_of_a_configmap_leads_no_file_elsewhere(tmp_path, prefix):
-    """Whoever writes the annotation chooses a directory below the kubelet's, and no other."""
+def test_the_prefix_of_a_configmap_cannot_leave_the_seccomp_directory(tmp_path, prefix):
+    """The annotation can only select a directory inside the kubelet's seccomp directory."""
     content = b'{"defaultAction": "SCMP_ACT_LOG"}'
-    blob = SourceKey(profile_set="configmap ns/x", key="a.json", content=content, prefix=prefix)
-    found = SeccompBackend(host=Host(tmp_path), machine="x86_64").inspect(blob)
-    assert isinstance(found, Rejection)
-    assert "path_unsafe" in {one.code for one in found.findings}
+    key = SourceKey(profile_set="configmap ns/x", key="a.json", content=content, prefix=prefix)
+    result = SeccompBackend(host=Host(tmp_path), machine="x86_64").inspect(key)
+    assert isinstance(result, Rejection)
+    assert "path_unsafe" in {finding.code for finding in result.findings}
     plain = SeccompBackend(host=Host(tmp_path), machine="x86_64").inspect(
         SourceKey(profile_set="configmap ns/x", key="a.json", content=content, prefix="team/")
     )
@@ -30,7 +30,7 @@ def test_the_prefix_of_a_configmap_leads_no_file_elsewhere(tmp_path, prefix):
 
 @pytest.mark.parametrize("form", ["table", "json"])
 def test_no_output_shows_a_profiles_body(tmp_path, capsys, form):
-    """Neither the result nor the log has the text of a profile, accepted or refused."""
+    """Neither the result nor the log contains the text of an accepted or rejected profile."""
     source = tmp_path / "source"
     source.mkdir()
     good = {
@@ -43,6 +43,6 @@ def test_no_output_shows_a_profiles_body(tmp_path, capsys, form):
         ["--oneshot", "--kinds=seccomp", f"--host-root={tmp_path}", f"--source=dir:{source}",
          f"--output={form}", "--log-format=json", "--log-level=debug"]
     )  # fmt: skip
-    told = capsys.readouterr()
-    assert (status, "good.json" in told.out, "bad.json" in told.out) == (1, True, True)
-    assert SECRET not in told.out + told.err
+    output = capsys.readouterr()
+    assert (status, "good.json" in output.out, "bad.json" in output.out) == (1, True, True)
+    assert SECRET not in output.out + output.err
