@@ -1,4 +1,4 @@
-"""On what was measured: the kind of machine and the versions; no name of a machine or a person."""
+"""The machine and the versions of a measurement, without names of machines or persons."""
 
 import os
 import platform
@@ -23,8 +23,8 @@ def sentence(load: float, more: Sequence[str]) -> str:
     versions = ", ".join([*(f"{name} {metadata.version(name)}" for name in _LIBRARIES), *more])
     return (
         f"Machine: {cores} cores of {_model()}, {memory:.0f} GiB, Linux {_linux()}; "
-        f"the virtual machine (VM) is emulated (QEMU {_qemu()}, TCG), with one core; user-mode "
-        "Linux (UML) is not, and has one core too. Versions: CPython "
+        f"the virtual machine (VM) is emulated (QEMU {_qemu()}, TCG) and has one core; user-mode "
+        "Linux (UML) is not emulated and has one core. Versions: CPython "
         f"{platform.python_version()}, {_parser()}, {versions}. {time.strftime('%Y-%m-%d')}."
         + (f" The machine was busy (load {load:.1f})." if load > QUIET_LOAD else "")
     )

@@ -1,4 +1,4 @@
-"""What needs an API server: a real one, on this machine's loopback."""
+"""The rows that need an API server, on this machine's loopback interface."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ _KEYS: Final = 50  # of one ConfigMap
 _SYSCALLS: Final = 100
 _SETTLED_SECONDS: Final = 5.0
 _KINDS_SAID: Final = (
-    "The agent has both kinds, as the DaemonSet has; AppArmor is not supported by this machine."
+    "The agent has both kinds, like the DaemonSet. This machine does not support AppArmor."
 )
 
 
@@ -61,7 +61,7 @@ def daemon(count: int, *, start: bool = True) -> "Iterator[OnNode]":
 
 
 def labelled(one: "OnNode", count: int) -> bool:
-    """Return whether the Node has so many labels of profiles."""
+    """Return whether the Node has this number of profile labels."""
     return sum(key.startswith("seccomp.") for key in one.cluster.labels(one.name)) == count
 
 
@@ -76,7 +76,7 @@ def label(runs: int) -> Result:
             key = f"more{number}.json"
             samples.append(_told(one, key, {key: made.seccomp(number, _SYSCALLS)}))
     return Result(
-        figures=(machine.milliseconds("from the API server's answer to the label", samples),),
+        figures=(machine.milliseconds("from the API server's response to the label", samples),),
         claims=(Claim(label="median", value=median(samples) * 1000, limit=100, unit="ms"),),
         said=(_KINDS_SAID,),
         versions=(about.api_server(),),
@@ -84,7 +84,7 @@ def label(runs: int) -> Result:
 
 
 def _told(one: "OnNode", key: str, data: dict[str, str]) -> float:
-    """Put a ConfigMap; return the seconds from the answer until a watch tells of the label."""
+    """Apply a ConfigMap; return the seconds from the response until a watch shows the label."""
     import http.client
     import ssl
 
@@ -119,18 +119,18 @@ def verified(runs: int) -> Result:
     over = [label - compiling for label, compiling in zip(seen.label, seen.compile, strict=True)]
     return Result(
         figures=(
-            machine.milliseconds("from the answer to the policy in the kernel", seen.kernel),
-            machine.milliseconds("from the answer to the label", seen.label),
-            machine.milliseconds("one run of apparmor_parser there, before it", seen.compile),
-            machine.milliseconds("label, over the compile time of its turn", over),
+            machine.milliseconds("from the response to the policy in the kernel", seen.kernel),
+            machine.milliseconds("from the response to the label", seen.label),
+            machine.milliseconds("one run of apparmor_parser in the VM before it", seen.compile),
+            machine.milliseconds("label, minus the compile time of the same turn", over),
             machine.seconds(
-                "beside it: a new file in a directory that apparmor-loader polls every 30 s",
+                "for comparison: a new file in a directory that apparmor-loader polls every 30 s",
                 beside["poll"],
             ),
         ),
         claims=(
             Claim(
-                label="label, over the compile time",
+                label="label, minus the compile time",
                 value=median(over) * 1000,
                 limit=300,
                 unit="ms",
@@ -138,13 +138,13 @@ def verified(runs: int) -> Result:
         ),
         said=(
             (
-                "The new files of the poll come at moments spread evenly over its 30 s. "
-                "apparmor-loader loads what has a new name only, and never a changed profile (its "
-                "loader.go: unloadedProfiles compares names)."
+                "The new files are created at times that are spread evenly over the 30 s of the "
+                "poll. apparmor-loader loads only profiles with new names, and never a changed "
+                "profile (its loader.go: unloadedProfiles compares names)."
             ),
             (
-                "A mounted ConfigMap volume follows its ConfigMap when the kubelet syncs the pod, "
-                "every 60 s to 90 s unless something else of the pod changes; then comes the poll."
+                "The kubelet updates a mounted ConfigMap volume when it syncs the pod, every 60 s "
+                "to 90 s unless the pod changes. The poll follows after that."
             ),
         ),
         versions=(about.api_server(), *machine.versions("VM")),
@@ -173,7 +173,7 @@ def memory(runs: int) -> Result:
     beside = machine.thousand("UML", runs)
     few_there, many_there = beside["few memory"], beside["passes memory"]
     more_there = [many - few for many, few in zip(many_there, few_there, strict=True)]
-    there = "UML, AppArmor from a directory, a process that makes passes"
+    there = "UML, AppArmor from a directory, a process that only runs passes"
 
     def mib(text: str, samples: Sequence[float]) -> Figure:
         return Figure(label=text, samples=tuple(samples), unit="MiB")
@@ -203,9 +203,9 @@ def memory(runs: int) -> Result:
             ),
         ),
         said=(
-            f"Seccomp profiles of {_SYSCALLS} system calls, {_KEYS} a ConfigMap.",
+            f"Each seccomp profile has {_SYSCALLS} system calls. {_KEYS} are in each ConfigMap.",
             _KINDS_SAID,
-            "The growth is that of a process that makes passes only, one after the other.",
+            "The growth was measured in a process that only runs passes.",
         ),
         versions=(about.api_server(), *machine.versions("UML")),
     )
@@ -246,7 +246,7 @@ def idle(runs: int) -> Result:
             ),
             Figure(label="wake-ups", samples=ratios(woken, seconds), unit="a second"),
             machine.milliseconds(
-                "a look at 1,000 processes, each 10 s on a node with AppArmor: CPU", looks
+                "check of 1,000 processes, every 10 s on a node with AppArmor: CPU", looks
             ),
         ),
         claims=(
@@ -254,16 +254,15 @@ def idle(runs: int) -> Result:
             Claim(label="wake-ups, in all", value=wakes, limit=2.0, unit="a second"),
         ),
         said=(
-            f"{FEW} profiles, API source. {_KINDS_SAID}",
+            f"{FEW} profiles from ConfigMaps. {_KINDS_SAID}",
             (
-                f"{WINDOWS} windows of {WINDOW_SECONDS} s, two resyncs among them. /readyz is "
-                "asked each 10 s, /healthz and /metrics each 30 s, as by the DaemonSet's probes "
-                "and by a Prometheus. A thread of its own answers each and ends: its wake-ups are "
-                "not counted."
+                f"{WINDOWS} windows of {WINDOW_SECONDS} s, including two resyncs. /readyz is "
+                "requested every 10 s, /healthz and /metrics every 30 s, as the DaemonSet's probes "
+                "and Prometheus do. Wake-ups of the threads that respond are not counted."
             ),
             (
-                "The look reads plain files in place of procfs: 950 processes are unconfined, and "
-                "50 have a container runtime's own profile."
+                "The check of processes reads plain files instead of procfs: 950 processes are "
+                "unconfined, and 50 run under the profile of a container runtime."
             ),
         ),
         versions=(about.api_server(),),
@@ -308,15 +307,18 @@ def start(runs: int) -> Result:
         figures=(
             machine.seconds("`--oneshot` from a directory", walls),
             machine.seconds("`--oneshot`: CPU", [spent.cpu for spent in once]),
-            machine.seconds("daemon, API source: first pass done", first),
+            machine.seconds("daemon with ConfigMaps: first pass done", first),
         ),
         claims=(
             Claim(label="`--oneshot`", value=median(walls), limit=0.4, unit="s"),
             Claim(label="daemon", value=median(first), limit=1.0, unit="s"),
         ),
         said=(
-            *tuple(f"{what} imports {names or 'none of them'}." for what, names in imports.items()),
-            "Looked for were kubernetes, prometheus_client, watchdog, yaml and structlog.",
+            *tuple(
+                f"{what} imports {names or 'none of these libraries'}."
+                for what, names in imports.items()
+            ),
+            "The libraries are kubernetes, prometheus_client, watchdog, yaml and structlog.",
             _KINDS_SAID,
         ),
         versions=(about.api_server(),),

@@ -15,8 +15,8 @@ FEATURES: Final = "/etc/apparmor.d/abi/3.0"
 BARE: Final = (PARSER, "-Q", "-K", "-S", "--kernel-features", FEATURES)
 FAST: Final = ("-O", "no-expr-simplify")
 _LEAST: Final = (
-    "Least is a start of Python that imports nothing (`-I -S -c pass`), and then one run of "
-    "apparmor_parser with its quicker option."
+    "Least is a start of Python that imports nothing (`-I -S -c pass`), followed by one run of "
+    "apparmor_parser with its faster option."
 )
 
 
@@ -107,14 +107,13 @@ def _host(runs: int) -> tuple[list[Figure], list[Claim], tuple[str, ...]]:
     ]
     said = (
         (
-            f"`-O no-expr-simplify` was held against the parser's own choice on {same + other} "
-            f"profiles, those of this machine's /etc/apparmor.d included: {same} policies are the "
-            "same byte for byte."
+            f"`-O no-expr-simplify` was compared with the parser's default for {same + other} "
+            f"profiles, including those in /etc/apparmor.d of this machine. {same} policies are "
+            "identical."
         ),
         (
-            "apparmor_parser runs with `-Q -K`: nothing is loaded and no cache is read. The parser "
-            "compiles what it is given in one process, whatever the number of cores, as long as it "
-            "loads nothing."
+            "apparmor_parser runs with `-Q -K`, so it loads nothing and reads no cache. It then "
+            "compiles all files in one process, whatever the number of cores."
         ),
         (
             "The Kubernetes project's apparmor-loader is built from the k8s.io/kubernetes module. "

@@ -101,7 +101,7 @@ def reboot(runs: int) -> Result:
                 unit="x",
             ),
             Figure(
-                label=f"{where}: processes and threads begun by it",
+                label=f"{where}: processes and threads that it starts",
                 samples=tuple(found["reboot processes"]),
                 unit="",
             ),
@@ -110,7 +110,10 @@ def reboot(runs: int) -> Result:
         claims += [
             Claim(label=f"{where}: start / writing", value=median(over), limit=2.0, unit="x"),
             Claim(
-                label=f"{where}: processes begun, itself included", value=begun, limit=1.0, unit=""
+                label=f"{where}: started processes, including itself",
+                value=begun,
+                limit=1.0,
+                unit="",
             ),
         ]
     return Result(
@@ -118,13 +121,13 @@ def reboot(runs: int) -> Result:
         claims=tuple(claims),
         said=(
             (
-                "The reboot is played by removing every profile from the kernel: what the agent "
-                "finds is the same, but the page cache is warm."
+                "The row removes every profile from the kernel instead of a reboot. The agent sees "
+                "the same state, but the page cache is warm."
             ),
             (
-                "A plain Python loop of the same steps (`bench/least.py`) reads ledger and text, "
-                "verifies the kept policy, loads it and verifies by content what is loaded: no "
-                "judgement, no plan, no log, no report."
+                "The plain Python loop (`bench/least.py`) reads ledger and text, verifies the "
+                "cached policy, loads it and verifies the loaded content. It does not check texts, "
+                "plan, log or report."
             ),
         ),
         versions=versions(*MACHINES),
@@ -138,7 +141,7 @@ def loaded(runs: int) -> Result:
         found = thousand(where, runs)
         figures += [
             seconds(f"{where}: start with 1,000 loaded profiles", found["loaded"]),
-            seconds(f"{where}: CPU of it", found["loaded CPU"]),
+            seconds(f"{where}: CPU", found["loaded CPU"]),
             seconds(
                 f"{where}: for comparison: the first start, which compiles them", found["cold"]
             ),
@@ -163,7 +166,7 @@ def unchanged(runs: int) -> tuple[Figure, ...]:
         label = f"{where}, AppArmor, directory: CPU"
         figures += [
             milliseconds(label, found["unchanged"]),
-            milliseconds(f"{label} of a pass that trusts no cheap sign", found["unchanged full"]),
+            milliseconds(f"{label} of a full pass", found["unchanged full"]),
         ]
     return tuple(figures)
 
@@ -175,18 +178,25 @@ def repair(runs: int) -> Result:
         found = guest("repair", runs, where)
         over = (median(found["repair"]) - median(found["load"])) * 1000
         figures += [
-            milliseconds(f"{where}: from the removal to the profile's return", found["repair"]),
+            milliseconds(
+                f"{where}: from the removal until the profile is restored", found["repair"]
+            ),
             milliseconds(f"{where}: the load itself", found["load"]),
         ]
         claims.append(
-            Claim(label=f"{where}: over the load itself", value=over, limit=_REPAIR_MS, unit="ms")
+            Claim(
+                label=f"{where}: minus the time of the load itself",
+                value=over,
+                limit=_REPAIR_MS,
+                unit="ms",
+            )
         )
     return Result(
         figures=tuple(figures),
         claims=tuple(claims),
         said=(
-            "50 small profiles from a directory; one is removed each second.",
-            "What goes less than 0.25 s after a pass may be part of a storm: that is waited for.",
+            "50 small profiles come from a directory. One is removed every second.",
+            "After a removal less than 0.25 s after a pass, the agent waits for more changes.",
         ),
         versions=versions(*MACHINES),
     )

@@ -63,7 +63,7 @@ def unchanged(runs: int) -> Result:
     with scratch() as top:
         source = made.fill_seccomp(top / "source", MANY)
         time.sleep(YOUNG_SECONDS)
-        for name, text in (("directory", f"dir:{source}"), ("API source", f"api:{source}")):
+        for name, text in (("directory", f"dir:{source}"), ("ConfigMaps", f"api:{source}")):
             found = inside("passes", text, top / name, "seccomp", runs)
             if found["states"] != {"installed": MANY}:
                 raise AssertionError(found["states"])
@@ -71,7 +71,7 @@ def unchanged(runs: int) -> Result:
             figures.append(Figure(label=f"host, seccomp, {name}: CPU", samples=cpu, unit="ms"))
             figures.append(
                 Figure(
-                    label=f"host, seccomp, {name}: CPU of a pass that trusts no cheap sign",
+                    label=f"host, seccomp, {name}: CPU of a full pass",
                     samples=_milliseconds([found["full"]], 1),
                     unit="ms",
                 )
@@ -137,8 +137,8 @@ def seccomp(runs: int) -> Result:
         claims=claims,
         said=(
             (
-                "The same files are the text, the canonical form and the profile, whole, and the "
-                f"ledger's entry of 1 KiB, {SMALL} times."
+                "The same files are the text, the canonical form, the profile, and the entry of "
+                f"the ledger (1 KiB), {SMALL} times."
             ),
         ),
     )
@@ -192,8 +192,8 @@ def growth(runs: int) -> Result:
         figures=figures,
         claims=claims,
         said=(
-            "An exponent of 1 is linear, of 2 a square; n log n would have 1.16 here.",
-            "What 10 profiles cost is mostly what does not grow.",
+            "An exponent of 1 is linear growth, and 2 is quadratic. n log n would have 1.16 here.",
+            "The cost of 10 profiles is mostly a fixed cost.",
         ),
         svg=drawn,
     )
