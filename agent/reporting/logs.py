@@ -30,32 +30,19 @@ def configure(
         level: the lowest level that is logged.
         writer: writes the lines in its own thread. Without it each call writes its line itself.
     """
-    console = form == "console" or (form == "auto" and sys.stderr.isatty())
+    is_console = form == "console" or (form == "auto" and sys.stderr.isatty())
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    frames = structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=20)
-    last: list[structlog.typing.Processor] = (
-        [
-            _clean,
-            structlog.dev.ConsoleRenderer(
-                colors=_has_colors(),
-                # The default shows local variables if the package rich is installed.
-                exception_formatter=structlog.dev.plain_traceback,
-            ),
-        ]
-        if console
-        else [
-            structlog.processors.ExceptionRenderer(frames),
-            structlog.processors.JSONRenderer(sort_keys=False),
-        ]
-    )
     handler = logging.StreamHandler(sys.stderr) if writer is None else QueueHandler(writer)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *(_console_renderers() if is_console else _json_renderers()),
+            ],
         )
     )
     root = logging.getLogger()
@@ -76,10 +63,23 @@ def configure(
     )
 
 
-def _has_colors() -> bool:
-    """Return whether standard error is a terminal with colors (https://no-color.org)."""
-    is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-    return sys.stderr.isatty() and not is_plain
+def _console_renderers() -> list[structlog.typing.Processor]:
+    return [
+        _clean,
+        structlog.dev.ConsoleRenderer(
+            colors=table.has_colors(sys.stderr, os.environ),
+            # The default shows local variables if the package rich is installed.
+            exception_formatter=structlog.dev.plain_traceback,
+        ),
+    ]
+
+
+def _json_renderers() -> list[structlog.typing.Processor]:
+    frames = structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=20)
+    return [
+        structlog.processors.ExceptionRenderer(frames),
+        structlog.processors.JSONRenderer(sort_keys=False),
+    ]
 
 
 def _clean(
@@ -149,7 +149,7 @@ class ReportLogger:
 def _findings(report: Report) -> Iterator[tuple[_Subject, Finding]]:
     """Yield every finding and its subject.
 
-    A profile's finding that the node does not support the kind repeats the finding of the kind.
+    If the node does not support a kind, one finding about the kind replaces those of its profiles.
     """
     supports = report.kind_support.items()
     unsupported = {kind for kind, support in supports if support.finding is not None}
