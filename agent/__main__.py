@@ -351,7 +351,11 @@ def _tell(
 
         width = shutil.get_terminal_size((80, 24)).columns
         domain = settings.label_domain if selectors else ""
-        _print(table.table(report, width=width, domain=domain, nothing=nothing))
+        has_colors = table.has_colors(sys.stdout, os.environ)
+        text = table.table(
+            report, width=width, domain=domain, nothing=nothing, has_colors=has_colors
+        )
+        _print(text)
     return status
 
 

@@ -339,5 +339,7 @@ def _servers(settings: Config, store: "StatusStore") -> "list[HttpServer]":
         except CertificateError as error:
             raise StartupError(str(error)) from error
         except OSError as error:
-            raise StartupError(f"{option} {address}: {error.strerror or error}") from error
+            raise StartupError(
+                f"{option} {address}: {error.strerror or error}. Pass another address, or off"
+            ) from error
     return servers

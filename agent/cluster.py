@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.config import Config
-from agent.core.labels import is_own
+from agent.core.labels import is_agent_label
 from agent.core.model import ProfileKind
-from agent.core.pod_references import Named, referenced_profiles
+from agent.core.pod_references import ProfileReferences, referenced_profiles
 from agent.host.filesystem import Host, HostError
 from agent.kube import node_labels
 from agent.kube.client import Api
@@ -27,7 +27,7 @@ from agent.wake_queue import WakeReason
 if TYPE_CHECKING:
     from agent.kube.publisher import Publisher
 
-AnyReflector = Reflector[ConfigMapEntry] | Reflector[NodeMetadata] | Reflector[Named]
+AnyReflector = Reflector[ConfigMapEntry] | Reflector[NodeMetadata] | Reflector[ProfileReferences]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ class NodeConnections:
 
     labeler: NodeLabeler
     node: Reflector[NodeMetadata]
-    pods: Reflector[Named] | None
+    pods: Reflector[ProfileReferences] | None
     """The pods of this node; None without --pod-aware."""
 
     def metadata(self) -> NodeMetadata | None:
@@ -115,7 +115,9 @@ class ClusterConnections:
         if metadata is None:
             return None
         domain = self.own_node.labeler.options.domain
-        return {key: value for key, value in metadata.labels.items() if not is_own(key, domain)}
+        return {
+            key: value for key, value in metadata.labels.items() if not is_agent_label(key, domain)
+        }
 
     def pods_by_profile(self) -> dict[tuple[ProfileKind, str], tuple[str, ...]] | None:
         """Return which pods of this node name a profile; None: unknown.

@@ -26,7 +26,7 @@ from agent.config_values import (
     choices,
     whole_number,
 )
-from agent.core.labels import DOMAIN, MOST
+from agent.core.labels import DOMAIN, MAX_LIMIT
 
 T = TypeVar("T")
 # The commands that an option belongs to.
@@ -156,7 +156,7 @@ class Config:
     node_name: str = _option(
         SUBDOMAIN,
         "",
-        "The name of this machine's Node object. With it the agent sets labels on the Node and "
+        "The name of this machine's Node object. The agent then sets labels on the Node and "
         "creates Events.",
         commands=("run", "unlabel"),
         group=_CLUSTER,
@@ -187,9 +187,10 @@ class Config:
         group=_CLUSTER,
     )
     label_limit: int = _option(
-        whole_number(MOST),
+        whole_number(MAX_LIMIT),
         200,
-        f"The largest number of labels on the Node. The admission policy allows at most {MOST}.",
+        "The largest number of labels on the Node. The admission policy allows at most "
+        f"{MAX_LIMIT}.",
         group=_CLUSTER,
     )
     startup_taint: str = _option(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import assert_never
 
 from agent.core.actions import Action, Adopt, Hold, Install, Keep, Outcome, Release, Remove
-from agent.core.diagnostics import kept_in_use
+from agent.core.diagnostics import still_in_use
 from agent.core.findings import Finding
 from agent.core.model import (
     Evidence,
@@ -45,12 +45,12 @@ class Executor:
     def __init__(
         self,
         *,
-        kinds: Mapping[ProfileKind, ProfileBackend],
+        backends: Mapping[ProfileKind, ProfileBackend],
         ledger: Ledger,
         entries: Mapping[KeyId, LedgerEntry],
         clock: Callable[[], float],
     ) -> None:
-        self.kinds = kinds
+        self.backends = backends
         self.ledger = ledger
         self.entries = dict(entries)
         self.clock = clock
@@ -151,7 +151,7 @@ class Executor:
             finding = self._store(prepared) or self._write(replace(before, staged=profile.version))
             if finding is not None:
                 return self._put_back(action, finding)
-        done = self.kinds[action.id.kind].install(
+        done = self.backends[action.id.kind].install(
             profile, prepared.body, replaceable=action.replaceable, foreign=action.foreign
         )
         match done:
@@ -235,7 +235,7 @@ class Executor:
         """
         if isinstance(profile, Finding):
             return profile
-        backend = self.kinds[profile.id.kind]
+        backend = self.backends[profile.id.kind]
         if not is_recorded or backend.accepts_context(profile.version.context):
             body = self._body(profile)
             if body is not None:
@@ -255,7 +255,7 @@ class Executor:
     def _body(self, profile: Profile) -> bytes | None:
         """Return the body of a profile from the ledger, or else from its backend."""
         body = self.ledger.content(profile.version.body_digest)
-        return body if body is not None else self.kinds[profile.id.kind].body(profile)
+        return body if body is not None else self.backends[profile.id.kind].body(profile)
 
     def _store(self, prepared: _Prepared) -> Finding | None:
         return self.ledger.store_content(prepared.profile.source) or self.ledger.store_content(
@@ -307,13 +307,13 @@ class Executor:
     # --- remove and release ----------------------------------------------------------------------
 
     def _remove(self, action: Remove) -> Outcome:
-        kind = self.kinds[action.id.kind]
+        kind = self.backends[action.id.kind]
         done = kind.remove(action.names, action.evidence, require_unused=action.require_unused)
         match done:
             case Removed():
                 return _ended(action, self._forget(action.id, action.names))
             case StillInUse(uses=uses):
-                findings = tuple(kept_in_use(name, use) for name, use in sorted(uses.items()))
+                findings = tuple(still_in_use(name, use) for name, use in sorted(uses.items()))
                 return Outcome(action=action, result=OutcomeResult.HELD, findings=findings)
             case Failed(finding=finding):
                 return _ended(action, finding)

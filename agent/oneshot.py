@@ -13,7 +13,7 @@ from agent import app, reconciler
 from agent.config import Config
 from agent.control.confinement_checks import ConfinementChecks
 from agent.core.findings import Finding
-from agent.core.labels import key
+from agent.core.labels import label_key
 from agent.core.model import ProfileKind
 from agent.core.ownership import owned_names
 from agent.core.report import Report
@@ -94,7 +94,7 @@ def _absent_labels(
         (entry.id.kind, name): 0.0
         for entry in entries.values()
         for name in owned_names(entry)
-        if key(entry.id.kind, name, settings.label_domain) not in metadata.labels
+        if label_key(entry.id.kind, name, settings.label_domain) not in metadata.labels
     }
 
 

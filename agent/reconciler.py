@@ -13,7 +13,7 @@ from agent import executor
 from agent.core import actions, desired, model, ownership, plan, ports, report_builder
 from agent.core.findings import Finding
 from agent.core.model import KeyId, LedgerEntry, Observed, ProfileKind, Unobservable, Unreadable
-from agent.core.report import ProfileStatus, Report, combined, of_source
+from agent.core.report import ProfileStatus, Report, merge_reports, repeats_source_state
 from agent.core.vocabulary import ProfileState, Reason
 from agent.heartbeat import Heartbeat
 from agent.host.ledger import FileLedger
@@ -102,7 +102,9 @@ class Reconciler:
             report,
             profiles=tuple(_restored(row) for row in report.profiles),
             profile_sets=(),
-            findings=tuple(finding for finding in report.findings if not of_source(finding)),
+            findings=tuple(
+                finding for finding in report.findings if not repeats_source_state(finding)
+            ),
             desired_names={},
         )
 
@@ -115,7 +117,7 @@ class Reconciler:
         """
         report = run()
         while report.pending and any(backend.wait(progress) for backend in self.backends.values()):
-            report = combined(report, run())
+            report = merge_reports(report, run())
         return report
 
     def is_unchanged(self) -> bool:
@@ -233,7 +235,7 @@ class Reconciler:
     ) -> tuple[actions.Outcome, ...]:
         """Carry out the plan, and remove stored content that no entry needs any more."""
         runner = executor.Executor(
-            kinds=self.backends, ledger=self.ledger, entries=entries, clock=self.heartbeat.beat
+            backends=self.backends, ledger=self.ledger, entries=entries, clock=self.heartbeat.beat
         )
         outcomes = runner.execute(planned, dry_run=dry_run)
         if not dry_run and runner.entries != entries:

@@ -182,7 +182,9 @@ class MemoryKind:
         node.settle()
         facts = {
             name: ObservedProfile(
-                evidence=node.evidence(name), is_own=node.is_own(name), is_readable=node.readable
+                evidence=node.evidence(name),
+                is_agent_object=node.is_own(name),
+                is_readable=node.readable,
             )
             for name in names
             if name in node.loaded
@@ -301,7 +303,7 @@ def turn(node, snapshots, *, steps=None, observed=None, options=None):
     names |= {n for entry in entries.values() for n in owned_names(entry)}
     seen = observed or kind.observe(names, plan.removal_candidates(wanted, entries, options))
     actions = plan.plan(wanted, entries, {kind.name: seen}, options)
-    runner = Executor(kinds={kind.name: kind}, ledger=ledger, entries=entries, clock=lambda: 0.0)
+    runner = Executor(backends={kind.name: kind}, ledger=ledger, entries=entries, clock=lambda: 0.0)
     return runner.execute(actions)
 
 

@@ -77,7 +77,7 @@ def check(
     has_apparmor = any(row.kind == "apparmor" for row in rows)
     unread = (_unread(snapshot) for snapshot in snapshots)
     findings = [finding for finding in unread if finding is not None]
-    findings += report_builder.unsandboxed([apparmor.sandbox()]) if has_apparmor else ()
+    findings += report_builder.sandbox_findings([apparmor.sandbox()]) if has_apparmor else ()
     report = Report(
         profiles=tuple(sorted(rows, key=lambda row: (row.profile_set, row.key, row.name))),
         profile_sets=tuple(report_builder.profile_set_status(one) for one in snapshots),
@@ -210,7 +210,7 @@ def _read_files(directory: Path, files: Sequence[str]) -> tuple[Snapshot, ...]:
 
 def _unread(snapshot: Snapshot) -> Finding | None:
     """Return why a path provides no profiles, with a hint for this command; None if it does."""
-    finding = report_builder.unread_source(snapshot)
+    finding = report_builder.source_finding(snapshot)
     return replace(finding, hint=_HINTS[finding.code]) if finding is not None else None
 
 

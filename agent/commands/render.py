@@ -54,7 +54,7 @@ def render(directory: str, name: str, namespace: str, domain: str) -> Rendered:
             reason = snapshot.reason
             message = reason if reason.startswith(directory) else f"{directory}: {reason}"
             return Rendered(text="", mistakes=(message,), read=False)
-    mistakes = [f'"{key}": {finding.message}' for key, finding in snapshot.refused]
+    mistakes = [f'"{key}": {finding.message}' for key, finding in snapshot.rejected_keys]
     keys_by_prefix: dict[str, list[SourceKey]] = defaultdict(list)
     for key in snapshot.source_keys:
         path = PurePosixPath(key.key)

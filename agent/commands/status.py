@@ -22,12 +22,12 @@ def status(settings: Config) -> Report:
     rows: list[ProfileStatus] = []
     supports: dict[ProfileKind, KindSupport] = {}
     sandboxes = {kind: part.backend.sandbox() for kind, part in parts.items()}
-    findings = [*ledger.findings, *report_builder.unsandboxed(sandboxes.values())]
+    findings = [*ledger.findings, *report_builder.sandbox_findings(sandboxes.values())]
     for kind, part in parts.items():
         of_kind = [entry for id_, entry in entries.items() if id_.kind == kind]
         names = {name for entry in of_kind for name in owned_names(entry)}
         observed = part.backend.observe(names, ())
-        supports[kind] = report_builder.support_of(observed, sandboxes[kind])
+        supports[kind] = report_builder.kind_support(observed, sandboxes[kind])
         findings += observed.findings if isinstance(observed, Observation) else ()
         rows += [row for entry in of_kind for row in _rows(entry, observed)]
     rows.sort(key=lambda row: (row.kind, row.name))
@@ -80,7 +80,7 @@ def _state(
         return ProfileState.FAILED, Reason.NOT_ON_NODE, ""
     if not has_same_content(evidence, profile):
         return ProfileState.FAILED, Reason.OTHER_CONTENT, ""
-    if profile.is_own is False and provenance == Provenance.INSTALLED:
+    if profile.is_agent_object is False and provenance == Provenance.INSTALLED:
         return ProfileState.INSTALLED, Reason.OTHER_PROGRAM, ""
     if not is_current:
         return ProfileState.HELD, Reason.NO_LONGER_DESIRED, ""

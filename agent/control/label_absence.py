@@ -44,7 +44,7 @@ class LabelAbsence:
             name: self.absent_since.get(name, now)
             for name in undesired(report)
             if (
-                labels.key(*name, self.domain) not in on_node
+                labels.label_key(*name, self.domain) not in on_node
                 if on_node is not None
                 else name in self.absent_since
             )

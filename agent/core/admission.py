@@ -71,15 +71,17 @@ class Candidate:
     """One key of a kind that the agent handles."""
 
     kind: ProfileKind
-    blob: SourceKey
+    source_key: SourceKey
 
     @property
     def id(self) -> KeyId:
         """Return the identity of the key."""
-        return KeyId(kind=self.kind, profile_set=self.blob.profile_set, key=self.blob.key)
+        return KeyId(
+            kind=self.kind, profile_set=self.source_key.profile_set, key=self.source_key.key
+        )
 
 
-def in_order_of_room(
+def in_admission_order(
     snapshots: Iterable[Snapshot],
     kinds: Collection[ProfileKind],
     entries: Mapping[KeyId, LedgerEntry],
@@ -91,9 +93,9 @@ def in_order_of_room(
         if isinstance(snapshot, Read)
         for blob in snapshot.source_keys
         if (kind := classify.classify(blob.key, blob.content)) is not None and kind in kinds
-        for candidate in (Candidate(kind=kind, blob=blob),)
+        for candidate in (Candidate(kind=kind, source_key=blob),)
     ]
-    ranked.sort(key=lambda item: (*item[0], item[1].blob.profile_set, item[1].blob.key))
+    ranked.sort(key=lambda item: (*item[0], item[1].source_key.profile_set, item[1].source_key.key))
     return [candidate for _, candidate in ranked]
 
 
@@ -211,7 +213,7 @@ def _rejection(id_: KeyId, reason: str, hint: str = _FEWER) -> Rejection:
     return Rejection(id=id_, findings=(finding,))
 
 
-def unlisted(origin: str, count: int) -> Finding:
+def unlisted_keys(origin: str, count: int) -> Finding:
     """Return the finding about keys of one profile set that are not reported one by one."""
     return Finding(
         code="limit_exceeded",

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Final, assert_never
 
 from agent.core import classify
-from agent.core.admission import AdmissionBudget, in_order_of_room
-from agent.core.findings import Finding, limited
+from agent.core.admission import AdmissionBudget, in_admission_order
+from agent.core.findings import Finding, limit_findings
 from agent.core.model import (
     Inspected,
     KeyId,
@@ -47,12 +47,12 @@ class Desired:
     left_out: Mapping[str, int] = field(default_factory=dict)
     unlisted: Mapping[str, int] = field(default_factory=dict)
 
-    def has(self, id_: KeyId) -> bool:
+    def contains(self, id_: KeyId) -> bool:
         """Return whether the key is there, accepted or not."""
         keys = (self.profiles, self.rejections, self.unchecked, self.pending, self.duplicates)
         return any(id_ in mapping for mapping in keys)
 
-    def is_unlisted(self, id_: KeyId) -> bool:
+    def is_present_unaccepted(self, id_: KeyId) -> bool:
         """Return whether a key's last good version stands, by what is in its place now.
 
         It is there and not accepted, as whatever kind its content looks now; or a directory
@@ -81,7 +81,7 @@ def join(
     snapshots: Iterable[Snapshot],
     inspect: Callable[[ProfileKind, SourceKey], Inspected],
     kinds: frozenset[ProfileKind],
-    room: AdmissionBudget | None = None,
+    budget: AdmissionBudget | None = None,
 ) -> Desired:
     """Inspect every key of every set that was read, then compare them with each other.
 
@@ -89,20 +89,20 @@ def join(
     a rejection of each kind it could be, so that its last good version is held. Keys are inspected
     in the order in which they get room; a key without room is not inspected.
     """
-    room = room if room is not None else AdmissionBudget()
+    budget = budget if budget is not None else AdmissionBudget()
     sets = {snapshot.profile_set: snapshot for snapshot in snapshots}
     found = _Found()
     unlisted: Counter[str] = Counter()
     listed = 0
-    for candidate in in_order_of_room(sets.values(), kinds, room.entries):
-        rejection = room.rejection(candidate.id)
+    for candidate in in_admission_order(sets.values(), kinds, budget.entries):
+        rejection = budget.rejection(candidate.id)
         if rejection is None:
-            found.add(inspect(candidate.kind, candidate.blob))
-        elif candidate.id in room.entries or listed < room.limits.listed:
+            found.add(inspect(candidate.kind, candidate.source_key))
+        elif candidate.id in budget.entries or listed < budget.limits.listed:
             listed += 1
             found.add(rejection)
         else:
-            unlisted[candidate.blob.profile_set] += 1
+            unlisted[candidate.source_key.profile_set] += 1
     for snapshot in sets.values():
         for rejection in _refused_by_source(snapshot, kinds):
             found.add(rejection)
@@ -135,7 +135,7 @@ def _left_out(snapshots: Iterable[Snapshot], kinds: frozenset[ProfileKind]) -> C
 
 def _refused_by_source(snapshot: Snapshot, kinds: frozenset[ProfileKind]) -> Iterable[Rejection]:
     """Return the rejections of keys that their source did not read, of each possible kind."""
-    for key, finding in snapshot.refused if isinstance(snapshot, Read) else ():
+    for key, finding in snapshot.rejected_keys if isinstance(snapshot, Read) else ():
         could_be = {classify.classify(key, b""), classify.classify(key, b"{")}
         for kind in sorted(kind for kind in could_be if kind is not None and kind in kinds):
             yield Rejection(
@@ -187,7 +187,7 @@ def _settle(
             conflicts[id_][_conflict(name, other)] = None
     for id_, findings in conflicts.items():
         provides = profiles[id_].version.names
-        rejections[id_] = Rejection(id=id_, findings=limited(findings), names=provides)
+        rejections[id_] = Rejection(id=id_, findings=limit_findings(findings), names=provides)
     for id_ in conflicts.keys() | same.keys():
         del profiles[id_]
     return {one: first for one, first in same.items() if one not in conflicts}

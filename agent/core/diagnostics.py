@@ -4,7 +4,7 @@ from agent.core.findings import Finding
 from agent.core.model import InUse, KeyId, ObservedProfile, UnknownUse
 
 
-def named_by(name: str, pods: tuple[str, ...]) -> Finding:
+def referenced_by_pods(name: str, pods: tuple[str, ...]) -> Finding:
     """Report the number of pods that still name a profile, and the first of them in the detail."""
     return Finding(
         code="in_use",
@@ -27,7 +27,7 @@ def pods_unknown(name: str) -> Finding:
     )
 
 
-def pending(name: str) -> Finding:
+def label_pending(name: str) -> Finding:
     """Say that a label may still name it."""
     return Finding(
         code="label_pending",
@@ -37,7 +37,7 @@ def pending(name: str) -> Finding:
     )
 
 
-def foreign(name: str, id_: KeyId, fact: ObservedProfile) -> Finding:
+def foreign_profile(name: str, id_: KeyId, fact: ObservedProfile) -> Finding:
     """Report that a foreign profile has the name."""
     content = "with other content" if fact.is_readable else "with content that cannot be verified"
     return Finding(
@@ -49,7 +49,7 @@ def foreign(name: str, id_: KeyId, fact: ObservedProfile) -> Finding:
     )
 
 
-def kept_in_use(name: str, use: InUse | UnknownUse) -> Finding:
+def still_in_use(name: str, use: InUse | UnknownUse) -> Finding:
     """Say why a name that nobody desires any more stays on the node."""
     if isinstance(use, InUse):
         pids = ", ".join(str(pid) for pid in use.pids[:5])

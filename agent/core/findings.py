@@ -139,7 +139,7 @@ class Finding:
         return CODES[self.code]
 
 
-def limited(found: Iterable[Finding]) -> tuple[Finding, ...]:
+def limit_findings(found: Iterable[Finding]) -> tuple[Finding, ...]:
     """Return at most MOST of the problems of one key, and one more that says that there are more.
 
     An error is among them if there is one. Nothing more is asked for once that is sure.

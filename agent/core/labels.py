@@ -18,8 +18,8 @@ from agent.core.report import ProfileSetStatus, ProfileStatus, Report
 from agent.core.vocabulary import ON_NODE, ProfileSetState, ProfileState, Reason, SupportState
 
 DOMAIN: Final = "profile-loader.node-restriction.kubernetes.io"
-LIMIT: Final = 200
-MOST: Final = 800  # the admission policy's cost limit allows no more in one request (measured)
+DEFAULT_LIMIT: Final = 200
+MAX_LIMIT: Final = 800  # the admission policy's cost limit allows no more in one request (measured)
 DIGEST_DIGITS: Final = 12
 
 # kubernetes, apimachinery/pkg/util/validation/validation.go: IsQualifiedName, IsValidLabelValue.
@@ -39,7 +39,7 @@ class Labels:
     findings: tuple[Finding, ...] = ()
 
 
-def name(text: str) -> str:
+def label_name(text: str) -> str:
     """Return the last part of a label's key for a profile or ConfigMap, the same every time.
 
     A label key allows most texts as they are, with `__` for each `/`. A text that it does not
@@ -58,12 +58,12 @@ def name(text: str) -> str:
     return f"{cut or 'name'}-{digits[:_SUFFIX_DIGITS]}"
 
 
-def key(kind: ProfileKind, text: str, domain: str) -> str:
+def label_key(kind: ProfileKind, text: str, domain: str) -> str:
     """Return the key of the label of a profile."""
-    return f"{kind}.{domain}/{name(text)}"
+    return f"{kind}.{domain}/{label_name(text)}"
 
 
-def is_own(label: str, domain: str) -> bool:
+def is_agent_label(label: str, domain: str) -> bool:
     """Return whether a label's key lies below one of the agent's prefixes."""
     prefix, _, _ = label.rpartition("/")
     return prefix == domain or (
@@ -71,7 +71,7 @@ def is_own(label: str, domain: str) -> bool:
     )
 
 
-def has_own_form(label: str) -> bool:
+def has_agent_label_form(label: str) -> bool:
     """Return whether a label's key has the form of the agent's, whatever its domain is."""
     prefix, _, text = label.rpartition("/")
     return prefix.partition(".")[0] in _PREFIXES or (prefix != "" and text in _KINDS)
@@ -81,11 +81,11 @@ _KINDS: Final = ("apparmor", "seccomp")
 _PREFIXES: Final = ("apparmor", "seccomp", "set", "apparmor-digest", "seccomp-digest")
 
 
-def selector(row: ProfileStatus, domain: str) -> dict[str, str]:
+def node_selector(row: ProfileStatus, domain: str) -> dict[str, str]:
     """Return the nodeSelector that finds nodes with this row's profile; empty: there is none."""
     if not _labelled(row):
         return {}
-    return {key(row.kind, row.name, domain): _value(row)}
+    return {label_key(row.kind, row.name, domain): _value(row)}
 
 
 def labels_for(
@@ -93,7 +93,7 @@ def labels_for(
     *,
     domain: str = DOMAIN,
     digest: bool = False,
-    limit: int = LIMIT,
+    limit: int = DEFAULT_LIMIT,
     present: Mapping[str, str],
 ) -> Labels:
     """Return the labels that a report earns.
@@ -106,7 +106,7 @@ def labels_for(
     for row in sorted(
         report.profiles, key=_is_observed
     ):  # what was observed replaces what was kept
-        if key(row.kind, row.name, domain) not in collisions:
+        if label_key(row.kind, row.name, domain) not in collisions:
             labels.update(_of_row(row, domain, present, digest=digest))
     for status in report.profile_sets:
         label = _set_key(status.profile_set, domain)
@@ -135,10 +135,10 @@ def _collisions(report: Report, domain: str) -> dict[str, frozenset[str]]:
     meanings: dict[str, set[str]] = defaultdict(set)
     for kind, names in report.desired_names.items():
         for text in names:
-            meanings[key(kind, text, domain)].add(text)
+            meanings[label_key(kind, text, domain)].add(text)
     for row in report.profiles:
         if row.desired and row.name:
-            meanings[key(row.kind, row.name, domain)].add(row.name)
+            meanings[label_key(row.kind, row.name, domain)].add(row.name)
     for status in report.profile_sets:
         meanings[_set_key(status.profile_set, domain)].add(status.profile_set)
     meanings.pop("", None)  # sets that have no label
@@ -169,8 +169,8 @@ def _of_row(
 ) -> Iterable[tuple[str, str]]:
     if not row.name:
         return
-    label = key(row.kind, row.name, domain)
-    digest_label = f"{row.kind}-digest.{domain}/{name(row.name)}"
+    label = label_key(row.kind, row.name, domain)
+    digest_label = f"{row.kind}-digest.{domain}/{label_name(row.name)}"
     if row.state == ProfileState.UNOBSERVABLE and row.desired:
         for one in (label, digest_label):
             if one in present:
@@ -195,7 +195,7 @@ def _set_key(origin: str, domain: str) -> str:
     """
     if not origin.startswith(_CONFIG_MAP):
         return ""
-    return f"set.{domain}/{name(origin.removeprefix(_CONFIG_MAP))}"
+    return f"set.{domain}/{label_name(origin.removeprefix(_CONFIG_MAP))}"
 
 
 def _is_ready(
@@ -222,7 +222,9 @@ def _is_ready(
 
 def _unseen(row: ProfileStatus, domain: str, present: Mapping[str, str]) -> bool:
     """Return whether a profile was verified before, and cannot be looked at now."""
-    return row.state == ProfileState.UNOBSERVABLE and key(row.kind, row.name, domain) in present
+    return (
+        row.state == ProfileState.UNOBSERVABLE and label_key(row.kind, row.name, domain) in present
+    )
 
 
 def _limited(

@@ -80,7 +80,7 @@ class Read:
     profile_set: str
     revision: str
     source_keys: tuple[SourceKey, ...]
-    refused: tuple[tuple[str, Finding], ...] = ()
+    rejected_keys: tuple[tuple[str, Finding], ...] = ()
     created: str = ""
 
 
@@ -206,7 +206,7 @@ class ObservedProfile:
 
     evidence: Evidence
     mode: str = ""
-    is_own: bool | None = None
+    is_agent_object: bool | None = None
     is_readable: bool = True
 
 

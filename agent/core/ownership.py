@@ -38,14 +38,16 @@ def is_installed_by_agent(entry: LedgerEntry, name: str) -> bool:
 
 def is_agent_owned(entry: LedgerEntry, name: str, fact: ObservedProfile) -> bool:
     """Return whether this agent created the object that is loaded under one of an entry's names."""
-    return is_installed_by_agent(entry, name) and fact.is_own is not False
+    return is_installed_by_agent(entry, name) and fact.is_agent_object is not False
 
 
 def is_staged(version: Version | None, name: str, fact: ObservedProfile) -> bool:
     """Return whether the object on the node comes from an unfinished installation of a version."""
-    if version is None or name not in version.names or fact.is_own is False:
+    if version is None or name not in version.names or fact.is_agent_object is False:
         return False
-    return fact.is_own is True or has_same_content(version.evidence.get(name, frozenset()), fact)
+    return fact.is_agent_object is True or has_same_content(
+        version.evidence.get(name, frozenset()), fact
+    )
 
 
 def is_intact(entry: LedgerEntry, name: str, fact: ObservedProfile) -> bool:

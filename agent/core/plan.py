@@ -134,7 +134,7 @@ def _standing(entry: LedgerEntry, desired: Desired) -> bool:
         return False
     if entry.id in desired.rejections or entry.id in desired.unchecked:
         return True
-    if entry.id in desired.pending or desired.is_unlisted(entry.id):
+    if entry.id in desired.pending or desired.is_present_unaccepted(entry.id):
         return True
     return _gone(entry, desired)
 
@@ -304,7 +304,7 @@ class _Planner:
             judged.foreign += judged.equal
         if judged.foreign:
             findings = tuple(
-                diagnostics.foreign(name, id_, seen.profiles[name])
+                diagnostics.foreign_profile(name, id_, seen.profiles[name])
                 for name in sorted(judged.foreign)
             )
             return self._refused(id_, Reason.FOREIGN, ProfileState.FOREIGN, findings, seen)
@@ -446,7 +446,7 @@ class _Planner:
                 (judged.new if owner is None else judged.missing).append(name)
                 continue
             witness = self._witness(owner, name, fact) if owner is not None else None
-            if witness is not None and not (handed_over and fact.is_own is False):
+            if witness is not None and not (handed_over and fact.is_agent_object is False):
                 judged.same[name] = evidence_of(witness, name)
             elif is_staged(staged, name, fact):
                 (judged.unfinished if owner is None else judged.drifted).append(name)
@@ -518,7 +518,7 @@ class _Planner:
             if fact is not None and self._witness(entry, name, fact) is None
         }
         foreign = tuple(
-            diagnostics.foreign(name, entry.id, fact)
+            diagnostics.foreign_profile(name, entry.id, fact)
             for name, fact in broken.items()
             if not is_agent_owned(entry, name, fact)
         )
@@ -574,7 +574,7 @@ class _Planner:
             if reason is not None:
                 yield Release(id=entry.id, reason=reason, names=tuple(some))
         known = isinstance(self.desired.profile_sets[entry.id.profile_set], Read)
-        if known and not owned_names(entry) and not self.desired.has(entry.id):
+        if known and not owned_names(entry) and not self.desired.contains(entry.id):
             yield Release(id=entry.id, reason=Reason.NEVER_INSTALLED, names=())
         if remove:
             yield Remove(
@@ -605,12 +605,12 @@ class _Planner:
             return Reason.ABSENT
         if not is_installed_by_agent(entry, name):
             return Reason.ADOPTED
-        is_proven = has_same_content(evidence, fact) and fact.is_own is not False
+        is_proven = has_same_content(evidence, fact) and fact.is_agent_object is not False
         return None if is_proven else Reason.FOREIGN
 
     def _is_left(self, id_: KeyId) -> bool:
         """Return whether a key is not desired for itself: gone, or the same as another one."""
-        return id_ in self.desired.duplicates or not self.desired.has(id_)
+        return id_ in self.desired.duplicates or not self.desired.contains(id_)
 
     def _waits(self, entry: LedgerEntry, name: str) -> bool:
         """Return whether a name is wanted by keys that cannot have it now, and nobody else has it.
@@ -701,11 +701,13 @@ class _Planner:
             self.options.label_absent_seconds.get((self.kind, name), -1.0)
             < self.options.grace_seconds
         ):
-            return _left(id_, name, Reason.LABEL_PENDING, diagnostics.pending(name))
+            return _left(id_, name, Reason.LABEL_PENDING, diagnostics.label_pending(name))
         if self.options.pod_aware and self.options.pods_by_profile is None:
             return _left(id_, name, Reason.USE_UNKNOWN, diagnostics.pods_unknown(name))
         if self._pods(name):
-            return _left(id_, name, Reason.IN_USE, diagnostics.named_by(name, self._pods(name)))
+            return _left(
+                id_, name, Reason.IN_USE, diagnostics.referenced_by_pods(name, self._pods(name))
+            )
         match seen.uses.get(name, UnknownUse(reason="its use was not looked at")):
             case Unused():
                 return None
@@ -716,7 +718,7 @@ class _Planner:
             case InUse() | UnknownUse() as use:
                 is_used = isinstance(use, InUse)
                 reason = Reason.IN_USE if is_used else Reason.USE_UNKNOWN
-                return _left(id_, name, reason, diagnostics.kept_in_use(name, use))
+                return _left(id_, name, reason, diagnostics.still_in_use(name, use))
             case unreachable:
                 assert_never(unreachable)
 
@@ -755,7 +757,7 @@ class _Planner:
             )
         for id_ in self._sorted(self.entries):
             entry = self.entries[id_]
-            if id_.profile_set in self.desired.profile_sets and not self.desired.has(id_):
+            if id_.profile_set in self.desired.profile_sets and not self.desired.contains(id_):
                 yield Hold(
                     id=id_,
                     reason=reason,
@@ -775,7 +777,9 @@ class _Planner:
 def _foreign(names: Iterable[str], seen: Observation) -> frozenset[str]:
     """Return the names whose objects other programs created."""
     return frozenset(
-        name for name in names if name in seen.profiles and seen.profiles[name].is_own is False
+        name
+        for name in names
+        if name in seen.profiles and seen.profiles[name].is_agent_object is False
     )
 
 

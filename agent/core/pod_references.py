@@ -11,7 +11,7 @@ from typing import Final
 
 from agent.core.model import ProfileKind
 
-Named = frozenset[tuple[ProfileKind, str]]
+ProfileReferences = frozenset[tuple[ProfileKind, str]]
 
 _CONTAINERS: Final = ("containers", "initContainers", "ephemeralContainers")
 _FIELDS: Final[tuple[tuple[ProfileKind, str], ...]] = (
@@ -27,7 +27,7 @@ _LOCALHOST: Final = "localhost/"
 _ENDED: Final = ("Succeeded", "Failed")
 
 
-def referenced_profiles(pod: Mapping[str, object]) -> Named:
+def referenced_profiles(pod: Mapping[str, object]) -> ProfileReferences:
     """Return every profile that a pod may start a container with."""
     if _mapping(pod.get("status")).get("phase") in _ENDED:
         return frozenset()

@@ -81,7 +81,7 @@ class ProfileBackend(Protocol):
             Whether the next pass has new results.
         """
 
-    def inspect(self, blob: SourceKey) -> Inspected:
+    def inspect(self, source_key: SourceKey) -> Inspected:
         """Check one key without touching the node. The same blob gives the same answer."""
 
     def body(self, profile: Profile) -> bytes | None:
@@ -169,7 +169,7 @@ class Source(Protocol):
     def invalidate(self) -> None:
         """Trust no cheap sign at the next read."""
 
-    def explain_absence(self, set_: str) -> Snapshot | None:
+    def explain_absence(self, profile_set: str) -> Snapshot | None:
         """Return what is known of a set of the ledger that `read` did not give.
 
         None: it is no set of this source, and so nothing of it is touched.

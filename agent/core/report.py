@@ -114,7 +114,7 @@ class Report:
         return is_converged(self, allow_unsupported=False)
 
 
-def combined(first: Report, second: Report) -> Report:
+def merge_reports(first: Report, second: Report) -> Report:
     """Merge the reports of two consecutive passes: the actions of both, the state of the second.
 
     A change by the first pass is part of it, where the second found nothing to do.
@@ -138,7 +138,7 @@ def combined(first: Report, second: Report) -> Report:
     return replace(second, profiles=tuple(rows.values()), seconds=seconds)
 
 
-def of_source(finding: Finding) -> bool:
+def repeats_source_state(finding: Finding) -> bool:
     """Return whether a problem only repeats what a set's state says."""
     return finding.code.startswith("source_")
 
@@ -176,7 +176,7 @@ def _of_profiles(report: Report, *, allow_unsupported: bool) -> Literal[0, 1, 3]
         return 3
     if any(one.state == ProfileSetState.EMPTIED for one in report.profile_sets):
         return 1
-    others = [one for one in report.findings if not of_source(one)]
+    others = [one for one in report.findings if not repeats_source_state(one)]
     if any(finding.severity == Severity.ERROR for finding in others):
         return 1
     if report.pending:

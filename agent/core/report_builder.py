@@ -74,12 +74,14 @@ def build_report(  # noqa: PLR0913 - what a pass consists of
             )
             for origin, one in desired.profile_sets.items()
         ),
-        kind_support={kind: support_of(one, sandboxes.get(kind)) for kind, one in observed.items()},
+        kind_support={
+            kind: kind_support(one, sandboxes.get(kind)) for kind, one in observed.items()
+        },
         findings=(
             *findings,
-            *(one for one in map(unread_source, desired.profile_sets.values()) if one),
-            *(admission.unlisted(origin, count) for origin, count in desired.unlisted.items()),
-            *unsandboxed(sandboxes.values()),
+            *(one for one in map(source_finding, desired.profile_sets.values()) if one),
+            *(admission.unlisted_keys(origin, count) for origin, count in desired.unlisted.items()),
+            *sandbox_findings(sandboxes.values()),
             *(
                 one
                 for seen in observed.values()
@@ -215,7 +217,7 @@ def _install_name(reason: Reason) -> ActionName:
 
 def _last_good(id_: KeyId, desired: Desired) -> ProfileState:
     """Return the state of a last good version that is in place."""
-    return ProfileState.OUTDATED if desired.has(id_) else ProfileState.HELD
+    return ProfileState.OUTDATED if desired.contains(id_) else ProfileState.HELD
 
 
 _HINTS = {
@@ -226,7 +228,7 @@ _HINTS = {
 }
 
 
-def unread_source(snapshot: Snapshot) -> Finding | None:
+def source_finding(snapshot: Snapshot) -> Finding | None:
     """Return why a set gave no profiles, or None if it was read."""
     told = profile_set_status(snapshot)
     if told.state == ProfileSetState.READ:
@@ -244,7 +246,7 @@ def profile_set_status(snapshot: Snapshot) -> ProfileSetStatus:
     """Return how reading a set went."""
     match snapshot:
         case Read():
-            keys = len(snapshot.source_keys) + len(snapshot.refused)
+            keys = len(snapshot.source_keys) + len(snapshot.rejected_keys)
             return ProfileSetStatus(
                 profile_set=snapshot.profile_set, state=ProfileSetState.READ, keys=keys
             )
@@ -271,13 +273,13 @@ def profile_set_status(snapshot: Snapshot) -> ProfileSetStatus:
             assert_never(unreachable)
 
 
-def unsandboxed(sandboxes: Iterable[Sandbox | None]) -> tuple[Finding, ...]:
+def sandbox_findings(sandboxes: Iterable[Sandbox | None]) -> tuple[Finding, ...]:
     """Return why programs that read texts run without a sandbox."""
     found = (one.finding for one in sandboxes if one is not None)
     return tuple(one for one in found if one is not None)
 
 
-def support_of(observed: Observed, sandbox: Sandbox | None) -> KindSupport:
+def kind_support(observed: Observed, sandbox: Sandbox | None) -> KindSupport:
     """Return whether a node that shows this can have profiles of the kind."""
     sandboxed = sandbox.finding is None if sandbox is not None else None
     match observed:

@@ -81,7 +81,7 @@ def _term(found: re.Match[str], text: str) -> Term:
     return Term(key=found["key"], relation=relation, values=values)
 
 
-def selects(selector: Selector, labels: Mapping[str, str]) -> bool:
+def matches(selector: Selector, labels: Mapping[str, str]) -> bool:
     """Return whether labels fulfil every condition. `notin` holds where the label is absent."""
     return all(_holds(term, labels) for term in selector.terms)
 

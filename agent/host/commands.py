@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Final
 
@@ -94,7 +94,8 @@ def started(
         argv: the arguments; the first one is an absolute path on this machine.
         stdin: the standard input.
         limits: also apply to each process that the command starts.
-        sandbox: the only files that the command can open; None for no restriction.
+        sandbox: the only files that the command can open, besides its standard input; None for no
+            restriction.
 
     Raises:
         HostError: the command could not be started.
@@ -121,8 +122,13 @@ def started(
             children.add(child)
 
         try:
-            # The child inherits the restrictions of the thread that starts it.
-            start() if sandbox is None else landlock.run(start, sandbox)
+            if sandbox is None:
+                start()
+            else:
+                # The child inherits the restrictions of the thread that starts it. It may open its
+                # standard input by name (/proc/self/fd/0).
+                readable = (*sandbox.read, f"/proc/self/fd/{standard_input.fileno()}")
+                landlock.run(start, replace(sandbox, read=readable))
             # The limits are set by this process: code between fork and exec could deadlock on a
             # lock that another thread held during the fork.
             yield Running(children[0], (out, err), limits)

@@ -1,10 +1,10 @@
-"""Landlock: run a function in a thread that has given up access to files for good.
+"""Landlock: run a function in a thread that has permanently given up access to files.
 
 A restricted thread, and every program that it starts, can open only the listed files. The other
-threads of the agent are not affected, and no capability is needed. The rules follow the kernel's
-Documentation/userspace-api/landlock.rst and landlock(7). Landlock does not restrict stat(2),
-chmod(2), chown(2) or access(2); it restricts opening, reading, writing, creating, removing and
-executing files, and from the named ABI versions on also the network and signals.
+threads of the agent are not affected, and no capability is necessary. The rules follow the kernel's
+Documentation/userspace-api/landlock.rst and landlock(7). Landlock restricts opening, reading,
+writing, creating, removing and executing files, and in newer ABI versions the network and signals.
+It does not restrict stat(2), chmod(2), chown(2) or access(2).
 """
 
 import ctypes
@@ -48,9 +48,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """What a restricted thread can still open; everything else, and every write, is denied.
+    """The files that a restricted thread can open. All other access, and every write, is denied.
 
-    Missing paths are left out. A symbolic link stands for the file that it leads to.
+    Missing paths are omitted. A symbolic link stands for its target.
     """
 
     read: Sequence[str]
@@ -60,7 +60,7 @@ class Access:
 
 
 class Handled(NamedTuple):
-    """What a ruleset denies unless a rule allows it: three bit masks of linux/landlock.h."""
+    """The access that a ruleset denies unless a rule allows it: bit masks of linux/landlock.h."""
 
     files: int
     network: int
@@ -68,7 +68,7 @@ class Handled(NamedTuple):
 
 
 def handled(version: int) -> Handled:
-    """Everything that a Landlock ABI version can deny, as far as version 6 of it."""
+    """Return all access that a Landlock ABI version can deny, up to version 6."""
     files = (1 << 13) - 1
     if version >= 2:  # noqa: PLR2004 - versions are numbers
         files |= 1 << 13  # REFER: link or rename between directories
@@ -85,7 +85,7 @@ def run(function: Callable[[], _Result], access: Access) -> _Result:
     """Call a function in a new restricted thread and return its result.
 
     Raises OSError if the thread cannot be restricted; the function is not called then. If a signal
-    handler raises in the calling thread, the function may go on after that.
+    handler raises in the calling thread, the function may continue after that.
     """
     results: list[_Result] = []
     errors: list[BaseException] = []
@@ -110,10 +110,10 @@ def run(function: Callable[[], _Result], access: Access) -> _Result:
 
 @functools.cache
 def missing() -> str:
-    """Return why threads of this process cannot be restricted, or nothing.
+    """Return why threads of this process cannot be restricted; empty if they can.
 
-    A thread restricts itself and tries to open a directory. Raises OSError if that cannot be
-    tried now (no memory, no descriptor), which says nothing about the kernel.
+    A thread restricts itself and tries to open a directory. Raises OSError if that fails for
+    another reason (no memory, no descriptor), which says nothing about the kernel.
     """
     try:
         effective = run(_is_denied, Access(read=()))

@@ -1,12 +1,10 @@
-"""The ledger: what this agent put on the node, in small files that survive a crash.
+"""The ledger: the record of what this agent installed, in small files that survive a crash.
 
-STATE/entries/<sha256 of kind, origin and key>.json holds one entry; STATE/bodies/<sha256> holds
-bytes that entries refer to; STATE/lock keeps a second agent out.
-
-Rule 1: an entry of a newer schema is not damaged: nothing may be concluded, so nothing is done.
-Rule 2: a damaged entry counts as absent, and is reported; nothing is removed for it.
-Rule 3: bytes are believed only if their sha256 is their name.
-Rule 4: an entry is proof of ownership only while nobody but root and this agent can write it.
+STATE/entries/<sha256 of kind, profile set and key>.json contains one entry. STATE/bodies/<sha256>
+contains bytes that entries refer to. STATE/lock keeps a second agent out. An entry of a newer
+schema stops all changes, because it may contain anything. A damaged entry counts as absent, is
+reported, and removes nothing. An entry proves ownership only if no user except root and the agent's
+own can write it.
 """
 
 import contextlib
@@ -28,16 +26,16 @@ from agent.host.stat_signature import Signature
 
 SCHEMA = 1
 _LIMIT = 16 << 20
-# Of all entries, in bytes of their files; 6,000 names take about 8 MiB.
+# The size of all files with entries. 6,000 names need about 8 MiB.
 READ_BYTES: Final = 32 << 20
 READ_ENTRIES: Final = 2 * LIMITS.ledger_entries
 _ENTRIES = "entries"
 _BODIES = "bodies"
-# What may be removed from there: a digest, or a temporary file of a write that was cut off.
-_OWN_BODY: Final = re.compile(rf"[0-9a-f]{{64}}|{re.escape(temporary_files.PREFIX)}.*")
-# What msgspec raises: also for bytes that are not UTF-8, and for what is nested too deep.
-_DAMAGE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-Signs = dict[str, Signature]
+# The files that may be removed: bytes under a digest, and temporary files of interrupted writes.
+_REMOVABLE_BODY: Final = re.compile(rf"[0-9a-f]{{64}}|{re.escape(temporary_files.PREFIX)}.*")
+# The errors of msgspec, also for bytes that are not UTF-8 and for deep nesting.
+_DECODING_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+Signatures = dict[str, Signature]
 
 
 _StoredProvenance = Literal["put", "adopted"]
@@ -74,7 +72,7 @@ class _Schema(msgspec.Struct):
 
 
 class FileLedger:
-    """The ledger below a state directory of the host. Fulfils agent.core.ports.Ledger."""
+    """The ledger in a state directory of the host. Implements agent.core.ports.Ledger."""
 
     def __init__(self, host: Host, directory: str) -> None:
         self.host = host
@@ -83,26 +81,27 @@ class FileLedger:
         self.revision = 0
         """How often the entries were read: an equal revision means equal entries."""
 
-        self._left: Signs | None = None  # of the entries as we left them
-        self._cached: tuple[Signs, Mapping[KeyId, LedgerEntry]] | None = None
-        self._bodies: set[str] | None = None  # the names of what is kept, since `forget`
+        self._last_signatures: Signatures | None = None  # the entries after the last read or write
+        self._cached: tuple[Signatures, Mapping[KeyId, LedgerEntry]] | None = None
+        self._bodies: set[str] | None = None  # names of the stored bytes, once listed
 
     def entries(self) -> Mapping[KeyId, LedgerEntry] | Finding:
-        """Return every whole entry; the damaged ones are in self.damaged afterwards.
+        """Return all complete entries, or the reason why they cannot be used.
 
-        The signatures of the directory and of each file stand for their content.
+        `findings` contains the damaged entries afterwards. The files are read only if the signature
+        of the directory or of a file changed.
         """
         base = f"{self.directory}/{_ENTRIES}"
-        sign = self._left = self._signs()
-        if self._cached is not None and self._cached[0] == sign:
+        signatures = self._last_signatures = self._read_signatures()
+        if self._cached is not None and self._cached[0] == signatures:
             return self._cached[1]
         self.revision += 1
         self._cached = None
         self.findings = []
-        found: dict[KeyId, LedgerEntry] = {}
-        barrier = self._barrier(base, sign)
-        if barrier is not None:
-            return barrier
+        entries: dict[KeyId, LedgerEntry] = {}
+        reason = self._refusal_reason(base, signatures)
+        if reason is not None:
+            return reason
         try:
             names = self.host.names(base) if self.host.exists(base) else []
             for name in names:
@@ -112,21 +111,21 @@ class FileLedger:
                 if isinstance(entry, Finding):
                     return entry
                 if entry is not None:
-                    found[entry.id] = entry
+                    entries[entry.id] = entry
         except HostError as error:
             return Finding(
                 code="kind_unobservable",
                 location=error.path,
-                message=f"The ledger cannot be read ({error}), so what is ours is not known. "
-                "Nothing is changed.",
-                hint="Make the state directory readable, or name another with --state-dir.",
+                message=f"The ledger cannot be read ({error}), so it is not known what the agent "
+                "installed. Nothing is changed.",
+                hint="Make the state directory readable, or pass another one with --state-dir.",
             )
-        if sign is not None:
-            self._cached = (sign, found)
-        return found
+        if signatures is not None:
+            self._cached = (signatures, entries)
+        return entries
 
-    def _barrier(self, base: str, signatures: Signs | None) -> Finding | None:
-        """Return why the entries must not be read, or None."""
+    def _refusal_reason(self, base: str, signatures: Signatures | None) -> Finding | None:
+        """Return why the entries must not be read; None if they can be read."""
         for directory in (self.directory, base):
             if self.host.is_owned_by_others(directory):
                 return _not_private(directory)
@@ -134,40 +133,41 @@ class FileLedger:
         return _too_large(base) if is_too_large else None
 
     def make_private(self) -> tuple[str, ...]:
-        """Make the ledger's directories private to their user; return those whose mode changed.
+        """Make the directories private to the agent's user; return those whose mode changed.
 
-        An emptyDir volume has mode 0777. Entries that others wrote before stay damaged.
+        An emptyDir volume has mode 0777. Entries that other users wrote earlier stay damaged.
         """
         directories = (self.directory, f"{self.directory}/{_ENTRIES}")
         changed = []
         for directory in directories:
-            with contextlib.suppress(HostError):  # read-only: each write reports that
+            # For a read-only file system, each write reports the error.
+            with contextlib.suppress(HostError):
                 if self.host.make_private(directory):
                     changed.append(directory)
         return tuple(changed)
 
     def is_unchanged(self) -> bool:
-        """Return whether nobody else changed an entry since it was last read or written."""
-        return self._signs() == self._left
+        """Return whether no other process changed an entry since the last read or write."""
+        return self._read_signatures() == self._last_signatures
 
-    def _signs(self) -> Signs | None:
-        """Return the signature of the directory (under "") and of each name in it."""
+    def _read_signatures(self) -> Signatures | None:
+        """Return the signature of the directory (under "") and of each file in it."""
         return self.host.signatures(f"{self.directory}/{_ENTRIES}")
 
-    def _wrote(self, name: str) -> None:
-        """Note what our own change of one name left, and nothing else: others may write too."""
+    def _record_write(self, name: str) -> None:
+        """Record the signatures after a write by this process, and no other changes."""
         base = f"{self.directory}/{_ENTRIES}"
-        if self._left is None or (self._cached is not None and self._left is self._cached[0]):
-            self._left = dict(self._left or {})
-        for one, path in ((name, f"{base}/{name}"), ("", base)):
-            now = self.host.signature(path)
-            if now is not None:
-                self._left[one] = now
+        signatures = dict(self._last_signatures or {})
+        for key, path in ((name, f"{base}/{name}"), ("", base)):
+            signature = self.host.signature(path)
+            if signature is not None:
+                signatures[key] = signature
             else:
-                self._left.pop(one, None)
+                signatures.pop(key, None)
+        self._last_signatures = signatures
 
     def invalidate(self) -> None:
-        """Read every entry again, and look again what is kept."""
+        """Make the next read read every entry, and list the stored bytes again."""
         self._cached = self._bodies = None
 
     def _entry(self, base: str, name: str) -> LedgerEntry | Finding | None:
@@ -200,7 +200,7 @@ class FileLedger:
                     location=path,
                     message="The entry is incomplete, or users other than root may write it. It "
                     "counts as absent, and nothing is removed for it.",
-                    hint="Delete the file once its profile is in place or no longer wanted.",
+                    hint="Delete the file once its profile is installed or no longer desired.",
                 )
             )
             return None
@@ -210,20 +210,20 @@ class FileLedger:
         """Store an entry durably."""
         content = msgspec.json.format(msgspec.json.encode(_to_stored(entry)), indent=1)
         finding = self._write(_ENTRIES, _file_name(entry.id), content)
-        self._wrote(_file_name(entry.id))
+        self._record_write(_file_name(entry.id))
         return finding
 
     def delete(self, id_: KeyId) -> Finding | None:
-        """Forget an entry."""
+        """Remove an entry."""
         try:
             self.host.remove_file(f"{self.directory}/{_ENTRIES}", _file_name(id_))
         except HostError as error:
             return _write_failed(error)
-        self._wrote(_file_name(id_))
+        self._record_write(_file_name(id_))
         return None
 
     def store_content(self, content: bytes) -> Finding | None:
-        """Store bytes under their sha256 unless they are there and whole."""
+        """Store bytes under their sha256 unless they are already stored completely."""
         digest = model.digest(content)
         if self.content(digest) is not None:
             return None
@@ -231,7 +231,7 @@ class FileLedger:
         return self._write(_BODIES, digest, content)
 
     def has_content(self, digest: str) -> bool:
-        """Return whether bytes of that sha256 are kept, by name; what cannot be read may be."""
+        """Return whether bytes are stored, by their name; True if the directory cannot be read."""
         if self._bodies is None:
             base = f"{self.directory}/{_BODIES}"
             try:
@@ -241,7 +241,7 @@ class FileLedger:
         return digest in self._bodies
 
     def content(self, digest: str) -> bytes | None:
-        """Return the bytes of a sha256, or None if they are absent, unreadable or damaged."""
+        """Return the bytes of a sha256; None if they are missing, unreadable or damaged."""
         try:
             content = self.host.read_regular(f"{self.directory}/{_BODIES}", digest, limit=_LIMIT)
         except HostError:
@@ -260,7 +260,7 @@ class FileLedger:
         base = f"{self.directory}/{_BODIES}"
         try:
             for name in self.host.names(base) if self.host.exists(base) else []:
-                if name not in used and _OWN_BODY.fullmatch(name):
+                if name not in used and _REMOVABLE_BODY.fullmatch(name):
                     self.host.remove_file(base, name)
         except HostError:
             return
@@ -273,8 +273,8 @@ class FileLedger:
         return None
 
 
-def _is_too_large(signatures: Signs) -> bool:
-    """Return whether reading all entries would take more memory than the agent has."""
+def _is_too_large(signatures: Signatures) -> bool:
+    """Return whether reading all entries would need more memory than the agent has."""
     sizes = [signature[2] for name, signature in signatures.items() if name.endswith(".json")]
     return len(sizes) > READ_ENTRIES or sum(sizes) > READ_BYTES
 
@@ -291,29 +291,28 @@ def _too_large(directory: str) -> Finding:
 
 
 def _not_private(directory: str) -> Finding:
-    """Report a ledger that could contain forged entries: the agent would remove foreign files."""
+    """Report a ledger that may contain forged entries, for which foreign files would be removed."""
     return Finding(
         code="kind_unobservable",
         location=directory,
         message="This directory belongs to a user other than root and the agent's own, so the "
-        "ledger "
-        "in it proves nothing. Nothing is changed.",
-        hint=f"Check what is in it, then: chown -R root: {directory} && chmod -R go-w {directory}",
+        "ledger in it proves nothing. Nothing is changed.",
+        hint=f"Check its content, then: chown -R root: {directory} && chmod -R go-w {directory}",
     )
 
 
 def _decoded(content: bytes) -> _StoredEntry | None:
     try:
         return msgspec.json.decode(content, type=_StoredEntry)
-    except _DAMAGE:
+    except _DECODING_ERRORS:
         return None
 
 
 def _schema(content: bytes) -> int:
-    """Return the schema of an entry that this version does not understand, or 0 for damage."""
+    """Return the schema of an entry that this version cannot read; 0 if the entry is damaged."""
     try:
         return msgspec.json.decode(content, type=_Schema).schema
-    except _DAMAGE:
+    except _DECODING_ERRORS:
         return 0
 
 
@@ -326,7 +325,7 @@ def _write_failed(error: HostError) -> Finding:
     return Finding(
         code="write_failed",
         location=error.path,
-        message=f"It could not be written: {error}. The profile was not put.",
+        message=f"The ledger could not be written: {error}. The profile was not installed.",
         hint="Free disk space." if full else "Check the file system and the agent's rights.",
     )
 
@@ -352,7 +351,7 @@ def _from_stored(stored: _StoredEntry) -> LedgerEntry:
         prefix=stored.prefix,
         installed=_version_from_stored(stored.installed),
         staged=_version_from_stored(stored.staged),
-        retired={name: frozenset(one) for name, one in stored.retired.items()},
+        retired={name: frozenset(items) for name, items in stored.retired.items()},
     )
 
 
@@ -378,9 +377,9 @@ def _version_from_stored(stored: _StoredVersion | None) -> Version | None:
         body_digest=stored.body,
         context=stored.context,
         modes=stored.modes,
-        evidence={name: frozenset(one) for name, one in stored.evidence.items()},
+        evidence={name: frozenset(items) for name, items in stored.evidence.items()},
     )
 
 
 def _sorted(evidence: Mapping[str, Evidence]) -> dict[str, list[str]]:
-    return {name: sorted(one) for name, one in evidence.items()}
+    return {name: sorted(items) for name, items in evidence.items()}

@@ -1,11 +1,10 @@
-"""Wake-ups from the host: files and directories that changed.
+"""Wake-ups after changes of files and directories.
 
-Rule 1: a wake-up says "look again" and nothing else. Rule 2: inotify is quick and may fail without
-a word (a directory made anew, no room for a watch, a queue that overflowed); a cheap poll is the
-truth, and what has no watch is looked at each period. A thread of watchdog's that dies is told, and
-watching begins anew. Rule 3: looking is no change: the kernel is not asked to tell of opening and
-reading, so that no thread wakes for them. Rule 4: at most WATCHES directories are watched, since
-all processes of root share one limit of the kernel; beyond that, everything is polled.
+A wake-up only says that something may have changed. inotify reports changes quickly, and can fail
+silently: a directory is replaced, the kernel has no watch left, or its queue overflows. So a poll
+compares stat signatures, and wakes the agent in each period for everything without a watch. At most
+WATCH_LIMIT directories are watched, because all processes of root share one limit of the kernel.
+Events of opening and reading are not requested, so that reads of the agent wake no thread.
 """
 
 import contextlib
@@ -26,6 +25,8 @@ from watchdog.observers.inotify import InotifyEmitter
 from watchdog.observers.inotify_c import InotifyFD
 from watchdog.utils import BaseThread
 
+from agent.host import stat_signature
+from agent.host.stat_signature import Signature
 from agent.wake_queue import WakeReason
 
 if TYPE_CHECKING:
@@ -33,9 +34,10 @@ if TYPE_CHECKING:
     from watchdog.observers.inotify_c import CallbackId, Mask, WatchCallback, WatchDescriptor
 
 POLL_SECONDS: Final = 5.0
-WATCHES: Final = 1000  # fs.inotify.max_user_watches may be 8,192 for the whole host
-_MOST_LOST: Final = 10_000  # directories that watchdog lost count of: there is an end
-_CHANGES: Final[list[type[FileSystemEvent]]] = [
+WATCH_LIMIT: Final = 1000  # fs.inotify.max_user_watches can be 8,192 for the whole host
+# The most directories that watchdog can have lost track of, so that releasing watches ends.
+_LOST_LIMIT: Final = 10_000
+CHANGE_EVENTS: Final[list[type[FileSystemEvent]]] = [
     events.DirCreatedEvent,
     events.DirDeletedEvent,
     events.DirModifiedEvent,
@@ -50,26 +52,27 @@ _log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger("agent")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Place:
-    """The directory that a path leads to now: another one may come to have the same path."""
+class _Target:
+    """The directory that a path leads to now. The path can lead to another directory later."""
 
-    path: Path  # without symbolic links: inotify is asked to follow none
+    path: Path
+    """The path without symbolic links, because the watch does not follow links."""
     device: int
     inode: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Watched:
-    """A watch, and the directory that it lives on."""
+class _ActiveWatch:
+    """A watch, and the directory that it belongs to."""
 
-    place: _Place
+    target: _Target
     watch: ObservedWatch
 
 
 class _BoundedInotify(InotifyFD):
-    """An inotify instance of at most WATCHES directories.
+    """An inotify instance with at most WATCH_LIMIT directories.
 
-    watchdog ignores a directory that cannot be watched; `is_full` says that there was one.
+    watchdog silently ignores a directory that cannot be watched; `is_full` reports that.
     """
 
     def __init__(self) -> None:
@@ -79,8 +82,8 @@ class _BoundedInotify(InotifyFD):
     def add_callback(
         self, path: bytes, mask: "Mask", callback: "WatchCallback", id_: "CallbackId"
     ) -> "WatchDescriptor":
-        """Watch one directory. Raises OSError (ENOSPC) beyond the limit."""
-        if len(self._watch_for_wd) >= WATCHES:
+        """Watch one directory. Raises OSError (ENOSPC) above the limit."""
+        if len(self._watch_for_wd) >= WATCH_LIMIT:
             self.is_full = True
             raise OSError(errno.ENOSPC, "too many directories to watch")
         return super().add_callback(path, mask, callback, id_)
@@ -102,213 +105,224 @@ class _Observer(BaseObserver):
 
 
 class FileWatcher(FileSystemEventHandler):
-    """Wakes when something below one of the directories changes. words: what to say for each.
+    """Wakes the agent when something below one of the paths changes.
 
-    A path that is a file, or nothing yet, is looked at every POLL_SECONDS instead: a watch of what
-    it lies in would tell of everything else there.
+    A path that is a file, or missing, is polled every POLL_SECONDS instead: a watch of its parent
+    directory would report changes of all other files there.
     """
 
     def __init__(
-        self, words: Mapping[Path, WakeReason], wake: Callable[[WakeReason], None]
+        self, reasons: Mapping[Path, WakeReason], wake: Callable[[WakeReason], None]
     ) -> None:
-        self.words = words
+        self.reasons = reasons
+        """The reason to wake the agent for, by path."""
         self.wake = wake
-        self._signatures = {path: signature(path) for path in words}
+        self._signatures = {path: signature(path) for path in reasons}
         self._observer: _Observer | None = None
-        self._is_crowded = False  # there are more directories than may be watched
-        self._watched: dict[Path, _Watched] = {}
-        self._again = threading.Event()
-        self._died: BaseThread | None = None
+        self._is_over_limit = False
+        self._watches: dict[Path, _ActiveWatch] = {}
+        self._poll_request = threading.Event()
+        self._failed_thread: BaseThread | None = None
 
     def start(self) -> None:
-        """Begin; returns at once. The threads end with the process."""
-        self._outlive()
-        self._schedule()
+        """Start the threads, which end with the process."""
+        self.install_excepthook()
+        self.update_watches()
         threading.Thread(target=self._run, name="files", daemon=True).start()
 
     def on_any_event(self, event: FileSystemEvent) -> None:
-        """Say the word of the directory that an event lies in."""
-        told = Path(os.fsdecode(event.src_path))
-        for path, watched in tuple(self._watched.items()):
-            if told == watched.place.path or watched.place.path in told.parents:
-                self.wake(self.words[path])
+        """Wake the agent for each path whose directory contains the changed file."""
+        changed = Path(os.fsdecode(event.src_path))
+        for path, active in tuple(self._watches.items()):
+            if changed == active.target.path or active.target.path in changed.parents:
+                self.wake(self.reasons[path])
 
     def _run(self) -> None:
         while True:
-            self._turn()
+            self.run_period()
 
-    def _turn(self) -> None:
-        asked = self._again.wait(POLL_SECONDS)
-        self._again.clear()
-        self._poll()
-        if not asked:  # words after each pass would make passes without end
-            self._unwatched()
-            self._count()
+    def run_period(self) -> None:
+        """Wait for one period, or until `on_report`, and poll."""
+        is_requested = self._poll_request.wait(POLL_SECONDS)
+        self._poll_request.clear()
+        self.poll()
+        if not is_requested:  # a wake-up after each pass would cause endless passes
+            self.wake_for_unwatched()
+            self.check_limit()
 
     def on_report(self, *_: object, **__: object) -> None:
-        """Look at once: a pass has ended, and may have made a directory."""
-        self._again.set()
+        """Poll immediately: a pass has ended, and may have created a directory."""
+        self._poll_request.set()
 
-    def _outlive(self) -> None:
-        """Hear of each thread of watchdog's that dies; of any other the former hook does."""
-        former = threading.excepthook
+    def install_excepthook(self) -> None:
+        """Notice failed threads of watchdog. The previous hook handles all other threads."""
+        previous_hook = threading.excepthook
 
-        def died(args: threading.ExceptHookArgs) -> None:
+        def hook(args: threading.ExceptHookArgs) -> None:
             if not isinstance(args.thread, BaseThread):
-                former(args)
-            elif args.thread.should_keep_running():  # else it was told to end, and did
-                self._died = args.thread
+                previous_hook(args)
+            elif args.thread.should_keep_running():  # otherwise the thread was being stopped
+                self._failed_thread = args.thread
                 thread, error = type(args.thread).__name__, args.exc_value
                 _log.warning("watch_broken", thread=thread, error=repr(error), exc_info=error)
-                self._again.set()
+                self._poll_request.set()
 
-        threading.excepthook = died
+        threading.excepthook = hook
 
-    def _part(self) -> None:
-        """Give up an observer of which a thread died: the others live on, and may be deaf."""
-        died, self._died = self._died, None
+    def _discard_observer(self) -> None:
+        """Discard an observer with a failed thread. Its other threads may report no more events."""
+        failed, self._failed_thread = self._failed_thread, None
         observer, self._observer = self._observer, None
-        self._watched = {}
-        if died is not None and observer is not None:
-            # In a thread of its own: what stumbled once may do so again, or wait without end.
-            end = threading.Thread(target=_end, args=(died, observer), name="end", daemon=True)
-            with contextlib.suppress(RuntimeError):  # no room for it
-                end.start()
+        self._watches = {}
+        if failed is not None and observer is not None:
+            # In a separate thread, because stopping the observer can fail or block.
+            stop = threading.Thread(target=_stop, args=(failed, observer), name="end", daemon=True)
+            with contextlib.suppress(RuntimeError):  # the system has no thread left
+                stop.start()
 
-    def _poll(self) -> None:
-        for path, word in self.words.items():
+    def poll(self) -> None:
+        """Wake the agent for each path with a new signature, and update the watches."""
+        for path, reason in self.reasons.items():
             now = signature(path)
             if now != self._signatures[path]:
                 self._signatures[path] = now
-                self.wake(word)
-        self._schedule()
+                self.wake(reason)
+        self.update_watches()
 
-    def _unwatched(self) -> None:
-        """Say the word of what is there and has no watch: a signature tells of its top alone."""
-        for path, word in self.words.items():
-            if (path not in self._watched or self._is_crowded) and _place(path) is not None:
-                self.wake(word)
+    def wake_for_unwatched(self) -> None:
+        """Wake the agent for each directory without a complete watch.
 
-    def _count(self) -> None:
-        """Note whether there are too many directories; watch again once there are few enough."""
+        The signature of a directory does not cover its subdirectories.
+        """
+        for path, reason in self.reasons.items():
+            if (path not in self._watches or self._is_over_limit) and _target(path) is not None:
+                self.wake(reason)
+
+    def check_limit(self) -> None:
+        """Check the number of directories, and watch them again once it is within the limit."""
         observer = self._observer
         is_full = observer is not None and observer.inotify.is_full
-        if not self._is_crowded and not is_full:
+        if not self._is_over_limit and not is_full:
             return
-        if self._is_crowded and _has_few_directories(self.words):
-            self._is_crowded = False
+        if self._is_over_limit and _is_within_limit(self.reasons):
+            self._is_over_limit = False
             _log.info("watch_complete")
             if is_full and observer is not None:
-                self._died = observer  # as one that died: its watches are incomplete
-        elif not self._is_crowded:
-            self._crowd()
+                self._failed_thread = observer  # its watches are incomplete, so it is replaced
+        elif not self._is_over_limit:
+            self._set_over_limit()
 
-    def _crowd(self) -> None:
-        if not self._is_crowded:
-            _log.warning("watch_incomplete", directories_at_most=WATCHES)
-        self._is_crowded = True
+    def _set_over_limit(self) -> None:
+        if not self._is_over_limit:
+            _log.warning("watch_incomplete", directories_at_most=WATCH_LIMIT)
+        self._is_over_limit = True
 
-    def _schedule(self) -> None:
-        """Watch what is there and is not watched; where inotify has no room the poll remains."""
-        if self._died is not None:
-            self._part()
+    def update_watches(self) -> None:
+        """Watch each existing directory without a watch. Without inotify only the poll remains."""
+        if self._failed_thread is not None:
+            self._discard_observer()
         if self._observer is None:
-            with contextlib.suppress(OSError, RuntimeError):  # no instance, no thread
+            with contextlib.suppress(OSError, RuntimeError):  # no inotify instance, or no thread
                 observer = _Observer()
                 observer.daemon = True
                 observer.start()
                 self._observer = observer
         if self._observer is None:
             return
-        places = {path: _place(path) for path in self.words}
-        for path, place in places.items():
-            self._drop(self._observer, path, place)
-        new = {
-            path: place
-            for path, place in places.items()
-            if place is not None and path not in self._watched
+        targets = {path: _target(path) for path in self.reasons}
+        for path, target in targets.items():
+            self._remove_stale_watch(self._observer, path, target)
+        unwatched = {
+            path: target
+            for path, target in targets.items()
+            if target is not None and path not in self._watches
         }
-        if new and not _has_few_directories(self.words):
-            self._crowd()
+        if unwatched and not _is_within_limit(self.reasons):
+            self._set_over_limit()
             return
-        for path, place in new.items():
+        for path, target in unwatched.items():
             with contextlib.suppress(OSError, RuntimeError):
                 watch = self._observer.schedule(
-                    self, str(place.path), recursive=True, event_filter=_CHANGES
+                    self, str(target.path), recursive=True, event_filter=CHANGE_EVENTS
                 )
-                self._watched[path] = _Watched(place=place, watch=watch)
-                self.wake(self.words[path])  # what came before the watch
+                self._watches[path] = _ActiveWatch(target=target, watch=watch)
+                self.wake(self.reasons[path])  # for changes before the watch
 
-    def _drop(self, observer: BaseObserver, path: Path, place: _Place | None) -> None:
-        """End a watch that died, or that lives on another directory than the path's."""
-        held = self._watched.get(path)
-        alive = {one.watch for one in observer.emitters if one.is_alive()}
-        if held is None or (held.place == place and held.watch in alive):
+    def _remove_stale_watch(
+        self, observer: BaseObserver, path: Path, target: _Target | None
+    ) -> None:
+        """Remove a watch whose thread has ended, or that belongs to another directory."""
+        active = self._watches.get(path)
+        live = {emitter.watch for emitter in observer.emitters if emitter.is_alive()}
+        if active is None or (active.target == target and active.watch in live):
             return
-        del self._watched[path]
-        with contextlib.suppress(OSError, KeyError):  # two paths that lead to one share its watch
-            observer.unschedule(held.watch)
+        del self._watches[path]
+        with contextlib.suppress(OSError, KeyError):  # two paths to one directory share its watch
+            observer.unschedule(active.watch)
 
 
-def _has_few_directories(tops: Iterable[Path]) -> bool:
-    """Return whether there are at most WATCHES directories below these paths, itself included."""
-    left = [str(path) for path in tops]
+def _is_within_limit(paths: Iterable[Path]) -> bool:
+    """Return whether there are at most WATCH_LIMIT directories below some paths, with the paths."""
+    remaining = [str(path) for path in paths]
     count = 0
-    while left:
+    while remaining:
         count += 1
-        if count + len(left) > WATCHES + 1:
+        if count + len(remaining) > WATCH_LIMIT + 1:
             return False
-        with contextlib.suppress(OSError), os.scandir(left.pop()) as entries:
+        with contextlib.suppress(OSError), os.scandir(remaining.pop()) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
-                    left.append(entry.path)
-                    if count + len(left) > WATCHES:
+                    remaining.append(entry.path)
+                    if count + len(remaining) > WATCH_LIMIT:
                         return False
     return True
 
 
-def _end(died: BaseThread, observer: BaseObserver) -> None:
-    """End the threads of an observer of which one died, and give back its watches.
-
-    Each directory that watchdog lost count of ends the attempt (KeyError), and is forgotten by it.
-    """
+def _stop(failed: BaseThread, observer: BaseObserver) -> None:
+    """Stop the threads of an observer with a failed thread, and release its watches."""
     with contextlib.suppress(Exception):
         for emitter in tuple(observer.emitters):
-            group = emitter._inotify if isinstance(emitter, InotifyEmitter) else None  # noqa: SLF001 - a test holds it
+            group = emitter._inotify if isinstance(emitter, InotifyEmitter) else None  # noqa: SLF001 - watchdog has no public access
             if group is not None:
-                _give_back(group)
-    for one in (died, observer):
+                _release(group)
+    for thread in (failed, observer):
         with contextlib.suppress(Exception):
-            one.stop()
+            thread.stop()
 
 
-def _give_back(group: "InotifyWatchGroup") -> None:
-    for _ in range(_MOST_LOST):
+def _release(group: "InotifyWatchGroup") -> None:
+    """Release the watches of a group.
+
+    Each directory that watchdog lost track of ends one attempt with a KeyError, and is forgotten.
+    """
+    for _ in range(_LOST_LIMIT):
         with contextlib.suppress(KeyError):
             group.deactivate()
             return
 
 
-def _place(path: Path) -> _Place | None:
-    """Return the directory that a path leads to; None if it leads to none."""
+def _target(path: Path) -> _Target | None:
+    """Return the directory that a path leads to; None if there is none."""
     try:
-        real = Path(os.path.realpath(path, strict=True))
-        status = real.stat()
+        resolved = Path(os.path.realpath(path, strict=True))
+        status = resolved.stat()
     except OSError:
         return None
     if not stat.S_ISDIR(status.st_mode):
         return None
-    return _Place(path=real, device=status.st_dev, inode=status.st_ino)
+    return _Target(path=resolved, device=status.st_dev, inode=status.st_ino)
 
 
-def signature(path: Path) -> tuple[object, ...]:
-    """Return what changes when a file, a directory, or the generation it links to, changes."""
+def signature(path: Path) -> tuple[Signature, str] | int | None:
+    """Return a value that changes with a file, a directory, or the generation of a mounted volume.
+
+    Returns the errno if the path cannot be read.
+    """
     try:
         status = path.stat()
     except OSError as error:
-        return (error.errno,)
-    link = ""
+        return error.errno
+    generation = ""
     with contextlib.suppress(OSError):
-        link = str((path / "..data").readlink())  # kubelet: AtomicWriter
-    size = status.st_size if stat.S_ISREG(status.st_mode) else 0
-    return (status.st_dev, status.st_ino, status.st_mtime_ns, size, link)
+        generation = str((path / "..data").readlink())  # the link of the kubelet's AtomicWriter
+    return (stat_signature.of(status), generation)

@@ -57,6 +57,6 @@ def _own_fields(fields: Json) -> Json:
     own = {
         key: value
         for key, value in owned.items()
-        if key == "." or labels.has_own_form(str(key).removeprefix("f:"))
+        if key == "." or labels.has_agent_label_form(str(key).removeprefix("f:"))
     }
     return {"f:metadata": {"f:labels": own}}

@@ -46,7 +46,7 @@ class NodeOptions:
     domain: str = labels.DOMAIN
     digest: bool = False
     """Also set labels with the digest of each profile."""
-    limit: int = labels.LIMIT
+    limit: int = labels.DEFAULT_LIMIT
     taint: str = ""
     """The key of the startup taint; empty without one."""
 
@@ -112,7 +112,9 @@ class NodeLabeler:
 
     def prefixed_labels(self, node: NodeMetadata) -> frozenset[str]:
         """Return the labels with the agent's prefixes, of any field manager."""
-        return frozenset(key for key in node.labels if labels.is_own(key, self.options.domain))
+        return frozenset(
+            key for key in node.labels if labels.is_agent_label(key, self.options.domain)
+        )
 
     def own_labels(self, node: NodeMetadata) -> dict[str, str]:
         """Return the labels with the agent's prefixes that no other field manager owns."""

@@ -4,17 +4,18 @@ Renewed files are read without a restart. While the new files cannot be used, th
 the previous certificate, and each change of the files causes one log line.
 """
 
-import contextlib
 import socket
 import ssl
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import structlog
 
 RETRY_SECONDS: Final = 10.0
+MOST_BYTES: Final = 1 << 20  # of a file that is searched for certificates and keys
+_CERTIFICATE: Final = b"CERTIFICATE"
+_KEY: Final = b"PRIVATE KEY"
 _Signature = tuple[int, int, int, int]
 _log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger("agent")
 
@@ -67,21 +68,45 @@ class Certificates:
         certfile, keyfile, client_ca = self._files
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        with _named(f"--tls-cert {certfile}" + (f", --tls-key {keyfile}" if keyfile else "")):
-            context.load_cert_chain(certfile, keyfile or None)
+        _require_pem("--tls-cert", certfile, _CERTIFICATE)
+        if keyfile:
+            _require_pem("--tls-key", keyfile, _KEY)
+        else:
+            _require_pem("--tls-cert", certfile, _KEY, hint=". Pass the file with it as --tls-key")
+        option = f"--tls-cert {certfile}" + (f", --tls-key {keyfile}" if keyfile else "")
+        try:
+            # Without a password OpenSSL would ask for one on the terminal.
+            context.load_cert_chain(certfile, keyfile or None, password="")
+        except OSError as error:  # ssl.SSLError is a subclass
+            raise CertificateError(f"{option}: {_explanation(error)}") from error
         if client_ca:
-            with _named(f"--tls-client-ca {client_ca}"):
+            _require_pem("--tls-client-ca", client_ca, _CERTIFICATE)
+            try:
                 context.load_verify_locations(client_ca)
+            except OSError as error:
+                option = f"--tls-client-ca {client_ca}"
+                raise CertificateError(f"{option}: {_explanation(error)}") from error
             context.verify_mode = ssl.CERT_REQUIRED
         return context
 
 
-@contextlib.contextmanager
-def _named(option: str) -> Iterator[None]:
+def _require_pem(option: str, file: str, label: bytes, hint: str = "") -> None:
+    """Raise CertificateError if a file cannot be read, or contains no PEM object of a type."""
     try:
-        yield
-    except OSError as error:  # ssl.SSLError is a subclass
-        raise CertificateError(f"{option}: {error.strerror or error}") from error
+        with Path(file).open("rb") as opened:
+            content = opened.read(MOST_BYTES)
+    except OSError as error:
+        raise CertificateError(f"{option} {file}: {error.strerror}") from error
+    if label + b"-----" not in content:
+        name = label.decode("ascii").lower()
+        raise CertificateError(f"{option} {file}: the file contains no {name} in PEM format{hint}")
+
+
+def _explanation(error: OSError) -> str:
+    """Return why OpenSSL rejects the files."""
+    if isinstance(error, ssl.SSLError) and error.reason == "KEY_VALUES_MISMATCH":
+        return "the private key does not belong to the certificate"
+    return f"OpenSSL cannot use them: {error.strerror or error}"
 
 
 def _signature(file: str) -> _Signature | None:

@@ -63,7 +63,7 @@ def _profile(row: ProfileStatus, domain: str) -> dict[str, object]:
         "digests": {"source": row.source_digest, "installed": row.installed, "policy": row.policy},
         "mode": row.mode,
         "desired": row.desired,
-        "nodeSelector": labels.selector(row, domain),
+        "nodeSelector": labels.node_selector(row, domain),
         "problems": [_finding(finding) for finding in row.findings],
     }
 

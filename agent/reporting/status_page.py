@@ -14,8 +14,7 @@ from typing import Final
 
 from agent.core.findings import Finding, Severity
 from agent.core.report import ProfileStatus, Report
-from agent.core.vocabulary import ProfileState
-from agent.reporting.table import clean
+from agent.reporting.table import BAD_STATES, GOOD_STATES, clean
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,23 +66,6 @@ TABLE_BYTES: Final = 1 << 20  # limit of the size of one table
 _SHORT_COLUMNS: Final = frozenset(  # columns with single words, which are never broken
     {"Kind", "State", "Mode", "Code", "Keys", "Value", "Ended", "Took", "Result"}
 )
-_GOOD: Final = frozenset(
-    {
-        ProfileState.INSTALLED,
-        ProfileState.ACCEPTED,
-        ProfileState.REMOVED,
-        ProfileState.RELEASED,
-    }
-)
-_BAD: Final = frozenset(
-    {
-        ProfileState.REJECTED,
-        ProfileState.FOREIGN,
-        ProfileState.FAILED,
-        ProfileState.UNOBSERVABLE,
-        ProfileState.OUTDATED,
-    }
-)
 _SEVERITIES: Final = (Severity.ERROR, Severity.WARNING, Severity.NOTICE)
 
 
@@ -125,7 +107,7 @@ def _summary(view: StatusView) -> str:
 
 def _body(report: Report) -> Iterator[str]:
     """Yield the sections about a report; problems come first."""
-    rows = sorted(report.profiles, key=lambda row: row.state not in _BAD)[:ROWS]
+    rows = sorted(report.profiles, key=lambda row: row.state not in BAD_STATES)[:ROWS]
     findings = _findings(report, rows)
     yield "<h2>Problems</h2>"
     yield _table(
@@ -231,7 +213,7 @@ def _line(columns: tuple[str, ...], row: list[str]) -> str:
 
 def _cell(value: str, column: str, *, is_first: bool) -> str:
     tag, scope = ("th", ' scope="row" role="rowheader"') if is_first else ("td", ' role="cell"')
-    color = "good" if value in _GOOD else "bad" if value in _BAD else ""
+    color = "good" if value in GOOD_STATES else "bad" if value in BAD_STATES else ""
     classes = [color] if color and column == "State" else []
     classes += ["short"] if column in _SHORT_COLUMNS else []
     attribute = f' class="{" ".join(classes)}"' if classes else ""

@@ -7,17 +7,54 @@ for programs.
 
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final, TextIO
 
 from agent.core import labels
 from agent.core.findings import Finding, Severity
 from agent.core.report import ProfileStatus, Report
+from agent.core.vocabulary import ProfileState
 
+GOOD_STATES: Final = frozenset(
+    {
+        ProfileState.INSTALLED,
+        ProfileState.ACCEPTED,
+        ProfileState.REMOVED,
+        ProfileState.RELEASED,
+    }
+)
+BAD_STATES: Final = frozenset(
+    {
+        ProfileState.REJECTED,
+        ProfileState.FOREIGN,
+        ProfileState.FAILED,
+        ProfileState.UNOBSERVABLE,
+        ProfileState.OUTDATED,
+    }
+)
+_COLORS: Final[Mapping[str, str]] = {  # ECMA-48, 8.3.117: green and red
+    **dict.fromkeys(GOOD_STATES, "\x1b[32m"),
+    **dict.fromkeys(BAD_STATES, "\x1b[31m"),
+}
+_PLAIN: Final = "\x1b[0m"
 _HEADINGS = ("KIND", "PROFILE", "STATE", "WHY")
 _GAP = 2  # columns between two cells
 
 
-def table(report: Report, *, width: int, domain: str = "", nothing: str = "Nothing to do") -> str:
+def has_colors(stream: TextIO, environ: Mapping[str, str]) -> bool:
+    """Return whether a stream is a terminal on which colors are wanted (https://no-color.org)."""
+    is_plain = environ.get("NO_COLOR") or environ.get("TERM") == "dumb"
+    return stream.isatty() and not is_plain
+
+
+def table(
+    report: Report,
+    *,
+    width: int,
+    domain: str = "",
+    nothing: str = "Nothing to do",
+    has_colors: bool = False,
+) -> str:
     """Return a report as lines for people.
 
     Args:
@@ -26,12 +63,14 @@ def table(report: Report, *, width: int, domain: str = "", nothing: str = "Nothi
         domain: the domain of the Node's labels. With a domain the text contains the nodeSelector of
             each profile and the active sandboxes.
         nothing: the summary of a report without profiles.
+        has_colors: whether the states of profiles are colored.
     """
     rows = [
         (row.kind, clean(row.name or row.key), row.state, clean(_why(row)))
         for row in report.profiles
     ]
-    paragraphs = [list(_columns([_HEADINGS, *rows], width)) if rows else []]
+    colors = _COLORS if has_colors else {}
+    paragraphs = [list(_columns([_HEADINGS, *rows], width, colors)) if rows else []]
     paragraphs.append(list(_notes(report, width)))
     paragraphs += [
         _wrap(f"{kind}: {support.finding.message} {support.finding.hint}", width)
@@ -62,7 +101,7 @@ def _sandboxes(report: Report) -> list[str]:
 
 def _selectors(report: Report, domain: str) -> list[str]:
     """Return the nodeSelector of each profile. The lines are never wrapped, for copying."""
-    selectors = [labels.selector(row, domain).items() for row in report.profiles]
+    selectors = [labels.node_selector(row, domain).items() for row in report.profiles]
     lines = [f"  {clean(key)}: {value}" for selector in selectors for key, value in selector]
     return ["nodeSelector, if the Node has labels:", *lines] if lines else []
 
@@ -80,7 +119,7 @@ def _why(row: ProfileStatus) -> str:
     return codes[0] if codes else row.why
 
 
-def _columns(rows: Sequence[Sequence[str]], width: int) -> Iterable[str]:
+def _columns(rows: Sequence[Sequence[str]], width: int, colors: Mapping[str, str]) -> Iterable[str]:
     """Lay out the rows. If they do not fit, each reason has a line of its own.
 
     A name that is too long for its column also has a line of its own, and widens no column.
@@ -95,14 +134,18 @@ def _columns(rows: Sequence[Sequence[str]], width: int) -> Iterable[str]:
     for row in rows:
         has_name = len(row[1]) <= longest_name
         if has_name:
-            line = (" " * _GAP).join((row[0].ljust(kind), row[1].ljust(name), row[2].ljust(state)))
-            line += f"{' ' * _GAP}{row[3]}" if has_reasons else ""
+            line = f"{row[0].ljust(kind)}{' ' * _GAP}{row[1].ljust(name)}{' ' * _GAP}"
+            reason = f"{' ' * (state - len(row[2]) + _GAP)}{row[3]}" if has_reasons else ""
         else:
             yield row[1]
-            line = f"  {row[0]}, {row[2]}"
-        yield line.rstrip()
+            line, reason = f"  {row[0]}, ", ""
+        yield f"{line}{_colored(row[2], colors)}{reason}".rstrip()
         if row is not rows[0] and row[3] and not (has_reasons and has_name):
             yield from _wrap(row[3], width, "    ")
+
+
+def _colored(state: str, colors: Mapping[str, str]) -> str:
+    return f"{colors[state]}{state}{_PLAIN}" if state in colors else state
 
 
 def _finding_lines(finding: Finding, key: str, width: int) -> Iterable[str]:

@@ -166,15 +166,15 @@ class ConfigMapSource:
             return (*snapshots, _too_many(f"configmaps {spec.namespace}"))
         return snapshots
 
-    def explain_absence(self, set_: str) -> Snapshot | None:
+    def explain_absence(self, profile_set: str) -> Snapshot | None:
         """Return the snapshot of a profile set that `read` did not return.
 
         Returns None if the profile set does not belong to this source.
         """
         prefix = profile_set_of(self.spec.namespace, "")
-        if self.spec.name or not set_.startswith(prefix):
+        if self.spec.name or not profile_set.startswith(prefix):
             return None
-        return self._snapshot(set_.removeprefix(prefix), self.store())
+        return self._snapshot(profile_set.removeprefix(prefix), self.store())
 
     def _snapshot(self, name: str, store: Store[ConfigMapEntry]) -> Snapshot:
         profile_set = profile_set_of(self.spec.namespace, name)
@@ -203,7 +203,7 @@ class ConfigMapSource:
             if labels is None:
                 reason = "it has a node selector, and the labels of this Node are not known"
                 return Unreadable(profile_set=profile_set, reason=reason)
-            if not selector.selects(content.node_selector, labels):
+            if not selector.matches(content.node_selector, labels):
                 return limits.snapshot(profile_set, [], [], allow_empty=True)
         if name not in self._snapshots or self._snapshots[name][0] != content:
             snapshot = limits.snapshot(

@@ -104,7 +104,7 @@ class DirectorySource:
         self._files = {}
         self._last = None
 
-    def explain_absence(self, set_: str) -> Snapshot | None:  # noqa: ARG002 - part of the protocol
+    def explain_absence(self, profile_set: str) -> Snapshot | None:  # noqa: ARG002 - part of the protocol
         """Return None: this source has one profile set, and `read` always returns it."""
         return None
 

@@ -73,7 +73,7 @@ def snapshot(
         profile_set=profile_set,
         revision=revision,
         source_keys=tuple(source_keys),
-        refused=tuple(rejected),
+        rejected_keys=tuple(rejected),
         created=created,
     )
 

@@ -35,7 +35,7 @@ class ManifestSource:
         """The domain of the annotations."""
         self.watched_path = Path(path).absolute()
 
-    def explain_absence(self, set_: str) -> Snapshot | None:  # noqa: ARG002 - part of the protocol
+    def explain_absence(self, profile_set: str) -> Snapshot | None:  # noqa: ARG002 - part of the protocol
         """Return None: this source has one profile set, and `read` always returns it."""
         return None
 

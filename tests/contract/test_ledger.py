@@ -1,4 +1,4 @@
-"""What every ledger keeps: the file ledger, and the one in memory that stands for it."""
+"""The behaviour that the file ledger and the ledger in memory have in common."""
 
 import json
 import os
@@ -33,22 +33,22 @@ FULL = LedgerEntry(
 
 @pytest.fixture(params=["file", "memory"])
 def ledger(request, tmp_path):
-    """Give a fresh ledger."""
+    """An empty ledger."""
     if request.param == "memory":
         return MemoryLedger(Node(), Steps())
     return FileLedger(Host(tmp_path), "/state")
 
 
-def test_an_entry_is_read_back_as_it_was_written(ledger):
-    """Every field survives; a second write replaces the first."""
+def test_an_entry_is_read_back_unchanged(ledger):
+    """Every field is stored, and a second write replaces the first."""
     assert ledger.entries() == {}
     assert ledger.write(LedgerEntry(id=ID, provenance="installed")) is None
     assert ledger.write(FULL) is None
     assert ledger.entries() == {ID: FULL}
 
 
-def test_entries_of_other_keys_are_kept_apart(ledger):
-    """Kind, origin and key together name an entry."""
+def test_entries_of_different_keys_are_separate(ledger):
+    """The kind, the profile set and the key identify an entry."""
     other = LedgerEntry(
         id=KeyId(kind="seccomp", profile_set=ID.profile_set, key=ID.key), provenance="installed"
     )
@@ -60,8 +60,8 @@ def test_entries_of_other_keys_are_kept_apart(ledger):
     assert ledger.entries() == {other.id: other}
 
 
-def test_bodies_are_kept_under_their_digest(ledger):
-    """Bytes come back by their sha256; unknown ones are None."""
+def test_content_is_stored_under_its_digest(ledger):
+    """The content is read back by its sha256, and an unknown digest is None."""
     digests = [model.digest(b"policy"), model.digest(b"other")]
     assert [ledger.has_content(one) for one in digests] == [False, False]
     assert ledger.store_content(b"policy") is None
@@ -72,7 +72,7 @@ def test_bodies_are_kept_under_their_digest(ledger):
 
 @pytest.fixture
 def files(tmp_path):
-    """Give a file ledger that holds one entry, and the path of that entry's file."""
+    """A file ledger with one entry, and the path of the file of that entry."""
     ledger = FileLedger(Host(tmp_path), "/state")
     ledger.write(FULL)
     (path,) = (tmp_path / "state/entries").iterdir()
@@ -81,15 +81,15 @@ def files(tmp_path):
 
 @pytest.mark.parametrize("cut", [0, 1, 100, -1])
 def test_a_damaged_entry_counts_as_absent_and_is_reported(files, cut):
-    """A file that was cut short says nothing, and says so."""
+    """The file of the entry was truncated."""
     ledger, path = files
     path.write_bytes(path.read_bytes()[:cut])
     assert ledger.entries() == {}
     assert [one.code for one in ledger.findings] == ["ledger_damaged"]
 
 
-def test_a_bad_byte_anywhere_in_an_entry_is_damage(files):
-    """Also one that is no text at all: no entry may end the agent."""
+def test_an_invalid_byte_anywhere_in_an_entry_is_damage(files):
+    """No entry may end the agent, also if it is not text."""
     ledger, path = files
     whole = path.read_bytes()
     for at in range(len(whole)):
@@ -107,8 +107,8 @@ def test_a_bad_byte_anywhere_in_an_entry_is_damage(files):
         (b'{"schema": 2, "origin": "\xff"}', "ledger_newer"),
     ],
 )
-def test_what_no_version_would_write_is_damage_or_newer(files, content, code):
-    """Nesting without end is no entry; of a newer one the schema alone is understood."""
+def test_a_malformed_entry_is_damaged_or_newer(files, content, code):
+    """Deep nesting is damage, and only the schema of a newer entry is read."""
     ledger, path = files
     path.write_bytes(content)
     found = ledger.entries()
@@ -117,8 +117,8 @@ def test_what_no_version_would_write_is_damage_or_newer(files, content, code):
 
 
 @pytest.mark.parametrize("change", ["in place", "removed", "added", "replaced"])
-def test_what_others_do_to_entries_is_noticed_and_read(files, change):
-    """An entry changed in place leaves its directory as it was, and is noticed all the same."""
+def test_changes_of_other_processes_are_noticed(files, change):
+    """A change of a file's content does not change its directory, and is noticed too."""
     ledger, path = files
     kept = ledger.entries()
     assert (ledger.is_unchanged(), ledger.entries() is kept) == (True, True)
@@ -136,8 +136,8 @@ def test_what_others_do_to_entries_is_noticed_and_read(files, change):
     assert ledger.entries() is not kept
 
 
-def test_own_writes_leave_the_ledger_untouched_and_those_of_others_do_not(files):
-    """A change of somebody else's is not taken for a part of one's own."""
+def test_own_writes_are_not_changes_and_those_of_other_processes_are(files):
+    """A write of another process at the same time is noticed."""
     ledger, path = files
     other = LedgerEntry(
         id=KeyId(kind="seccomp", profile_set=ID.profile_set, key=ID.key), provenance="installed"
@@ -152,15 +152,15 @@ def test_own_writes_leave_the_ledger_untouched_and_those_of_others_do_not(files)
     assert ledger.is_unchanged() is False
 
 
-def test_an_entry_in_another_entrys_file_is_damaged(files):
-    """The file's name is the digest of what it is about."""
+def test_an_entry_in_the_file_of_another_entry_is_damaged(files):
+    """The name of the file is the digest of the entry's id."""
     ledger, path = files
     path.rename(path.with_name("0" * 64 + ".json"))
     assert (ledger.entries(), [one.code for one in ledger.findings]) == ({}, ["ledger_damaged"])
 
 
-def test_an_entry_of_a_newer_schema_stops_everything(files):
-    """A ledger that a newer version wrote is not understood, which is not damage."""
+def test_an_entry_of_a_newer_schema_stops_all_changes(files):
+    """A ledger of a newer version cannot be read, and is not damaged."""
     ledger, path = files
     newer = json.loads(path.read_text()) | {"schema": 2, "unheard": "of"}
     path.write_text(json.dumps(newer))
@@ -169,8 +169,8 @@ def test_an_entry_of_a_newer_schema_stops_everything(files):
     assert (found.code, ledger.findings) == ("ledger_newer", [])
 
 
-def test_an_unreadable_ledger_is_not_an_empty_one(files):
-    """Something that is no file among the entries makes the whole ledger untrustworthy."""
+def test_an_unreadable_ledger_is_not_empty(files):
+    """A directory instead of an entry makes the whole ledger unreadable."""
     ledger, path = files
     path.unlink()
     path.mkdir()
@@ -180,8 +180,8 @@ def test_an_unreadable_ledger_is_not_an_empty_one(files):
 
 
 @pytest.mark.parametrize("folder", ["state", "state/entries"])
-def test_a_ledger_of_another_user_proves_nothing(files, tmp_path, folder):
-    """A forged entry would make the agent remove a foreign file; so nothing is concluded."""
+def test_a_ledger_of_another_user_is_not_read(files, tmp_path, folder):
+    """A forged entry would make the agent remove a foreign file."""
     ledger, _ = files
     os.chown(tmp_path / folder, 1234, -1)
     found = FileLedger(ledger.host, ledger.directory).entries()
@@ -189,8 +189,8 @@ def test_a_ledger_of_another_user_proves_nothing(files, tmp_path, folder):
     assert (found.code, found.location) == ("kind_unobservable", f"/{folder}")
 
 
-def test_a_ledger_that_others_may_write_is_made_private(files, tmp_path):
-    """An emptyDir volume has mode 0777; whole entries in it stay, and it stays private."""
+def test_a_ledger_that_others_can_write_is_made_private(files, tmp_path):
+    """An emptyDir volume has mode 0777; its undamaged entries stay."""
     ledger, _ = files
     for folder in ("state", "state/entries"):
         (tmp_path / folder).chmod(0o777)
@@ -200,8 +200,8 @@ def test_a_ledger_that_others_may_write_is_made_private(files, tmp_path):
 
 
 @pytest.mark.parametrize("change", ["mode", "owner"])
-def test_an_entry_that_others_may_write_is_damaged(files, change):
-    """An entry that was forged while the directory was writable by others stays untrusted."""
+def test_an_entry_that_others_can_write_is_damaged(files, change):
+    """An entry from the time before the directory was private is not trusted."""
     ledger, path = files
     assert set(ledger.entries()) == {ID}
     if change == "mode":
@@ -212,20 +212,20 @@ def test_an_entry_that_others_may_write_is_damaged(files, change):
 
 
 def test_a_link_to_the_state_directory_is_followed(files, tmp_path):
-    """The mode of a symbolic link says nothing; that of its target counts."""
+    """The mode of the target counts, not that of the link."""
     (tmp_path / "link").symlink_to("state")
     assert set(FileLedger(Host(tmp_path), "/link").entries()) == {ID}
 
 
-def test_left_over_temporary_files_are_no_entries(files):
-    """What a kill left behind is passed over."""
+def test_temporary_files_are_not_entries(files):
+    """A killed process may have left them."""
     ledger, path = files
     path.with_name(".profile-loader.00.tmp").write_bytes(b"{")
     assert (set(ledger.entries()), ledger.findings) == ({ID}, [])
 
 
-def test_a_damaged_body_is_absent(files, tmp_path):
-    """Bytes whose digest is not their name are not believed, and are written anew."""
+def test_damaged_content_is_missing(files, tmp_path):
+    """Content whose digest is not its name is stored again."""
     ledger, _ = files
     ledger.store_content(b"policy")
     digest = model.digest(b"policy")
@@ -235,8 +235,8 @@ def test_a_damaged_body_is_absent(files, tmp_path):
     assert ledger.content(digest) == b"policy"
 
 
-def test_bodies_that_no_entry_needs_are_swept(files):
-    """Bytes of former versions do not pile up."""
+def test_content_that_no_entry_needs_is_removed(files):
+    """The content of previous versions does not accumulate."""
     ledger, _ = files
     ledger.store_content(b"old")
     ledger.store_content(b"new")
@@ -251,15 +251,15 @@ def test_bodies_that_no_entry_needs_are_swept(files):
 
 
 def test_a_state_directory_that_is_a_file_fails_each_write(tmp_path):
-    """A write that fails is a problem with its path, not an exception."""
+    """A failed write is a finding with the path, and no exception."""
     (tmp_path / "state").write_bytes(b"")
     ledger = FileLedger(Host(tmp_path), "/state")
     findings = [ledger.write(FULL), ledger.store_content(b"x")]
     assert [one.code for one in findings] == ["write_failed", "write_failed"]
 
 
-def test_a_ledger_of_too_many_entries_is_not_read(tmp_path):
-    """Entries of an earlier version, or of an attack on it, do not end the agent at its start."""
+def test_a_ledger_with_too_many_entries_is_not_read(tmp_path):
+    """Entries of an earlier version, or of an attack, do not end the agent at its start."""
     ledger = FileLedger(Host(tmp_path), "/state")
     folder = tmp_path / "state/entries"
     folder.mkdir(parents=True)
@@ -270,7 +270,7 @@ def test_a_ledger_of_too_many_entries_is_not_read(tmp_path):
     assert (found.code, found.location) == ("limit_exceeded", "/state/entries")
 
 
-def test_a_ledger_of_too_many_bytes_is_not_read(tmp_path):
+def test_a_ledger_with_too_many_bytes_is_not_read(tmp_path):
     """A few huge entries count like many small ones."""
     ledger = FileLedger(Host(tmp_path), "/state")
     (tmp_path / "state/entries").mkdir(parents=True)

@@ -76,7 +76,7 @@ def test_a_snapshot_contains_the_unchanged_content_of_each_profile(place):
     place.fill(**{"a.json": '{"é": 1}\n', "mute": "[", "README.md": "x", "b.txt": "x"})
     snapshot = read(place)
     assert isinstance(snapshot, Read)
-    assert snapshot.refused == ()
+    assert snapshot.rejected_keys == ()
     assert {(key.profile_set, key.path, key.content) for key in snapshot.source_keys} == {
         (snapshot.profile_set, "a.json", '{"é": 1}\n'.encode()),
         (snapshot.profile_set, "mute", b"["),

@@ -101,16 +101,16 @@ def valid(key):
 def test_every_name_gives_a_key_that_kubernetes_accepts(text):
     """One odd name must not make the API server refuse the whole set of labels."""
     for kind in ("apparmor", "seccomp"):
-        key = labels.key(kind, text, D)
+        key = labels.label_key(kind, text, D)
         assert valid(key)
-        assert labels.is_own(key, D)
+        assert labels.is_agent_label(key, D)
 
 
 @given(names)
 def test_the_same_name_gives_the_same_key_and_shows_what_it_is(text):
     """It is the name with its slashes written differently, or a cut form and its own hash."""
-    found = labels.name(text)
-    assert labels.name(text) == found
+    found = labels.label_name(text)
+    assert labels.label_name(text) == found
     digits = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
     assert found.replace("__", "/") == text or found.endswith(f"-{digits}")
 
@@ -118,7 +118,7 @@ def test_the_same_name_gives_the_same_key_and_shows_what_it_is(text):
 @given(names, names)
 def test_two_names_meet_only_in_their_hash(one, other):
     """A name that stands for itself is nobody else's, whatever others are called."""
-    if one != other and labels.name(one) == labels.name(other):
+    if one != other and labels.label_name(one) == labels.label_name(other):
         both = {hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
                 for text in (one, other)}  # fmt: skip
         assert len(both) == 1
@@ -127,8 +127,8 @@ def test_two_names_meet_only_in_their_hash(one, other):
 @given(names)
 def test_a_name_that_looks_like_another_one_s_label_has_a_label_of_its_own(text):
     """Nobody can take the label of a name by being called like it."""
-    made = labels.name(text)
-    assert made == text or labels.name(made) != made or made.replace("__", "/") == text
+    made = labels.label_name(text)
+    assert made == text or labels.label_name(made) != made or made.replace("__", "/") == text
 
 
 @given(cases(), st.integers(0, 12), st.booleans())
@@ -138,7 +138,7 @@ def test_a_label_is_on_only_for_what_was_verified_or_is_on_and_cannot_be_seen(ca
     made = labels.labels_for(found, domain=D, digest=digest, limit=limit, present=present).labels
     sure, stays = set(), set()  # keys that may be on; those that may only stay
     for row in found.profiles:
-        both = {labels.key(row.kind, row.name, D), _digest_key(row)}
+        both = {labels.label_key(row.kind, row.name, D), _digest_key(row)}
         if (
             row.name
             and row.desired
@@ -156,7 +156,7 @@ def test_a_label_is_on_only_for_what_was_verified_or_is_on_and_cannot_be_seen(ca
             and row.desired
             and row.reason != Reason.SOURCE_UNREADABLE
         ]
-        key = f"set.{D}/{labels.name(set_.profile_set.removeprefix('configmap '))}"
+        key = f"set.{D}/{labels.label_name(set_.profile_set.removeprefix('configmap '))}"
         if mine and all(row.state in VERIFIED for row in mine) and set_.state == "read":
             sure.add(key)
         elif mine and all(row.state in {*VERIFIED, "unobservable"} for row in mine):
@@ -165,7 +165,7 @@ def test_a_label_is_on_only_for_what_was_verified_or_is_on_and_cannot_be_seen(ca
 
 
 def _digest_key(row):
-    return f"{row.kind}-digest.{D}/{labels.name(row.name)}"
+    return f"{row.kind}-digest.{D}/{labels.label_name(row.name)}"
 
 
 @given(cases(), st.integers(0, 12))
@@ -217,7 +217,7 @@ def test_every_key_and_value_is_one_that_kubernetes_accepts_and_own(case):
         found, domain=D, digest=True, present=present
     ).labels.items():
         assert valid(key)
-        assert labels.is_own(key, D)
+        assert labels.is_agent_label(key, D)
         assert NAME.fullmatch(value)
 
 
@@ -227,7 +227,7 @@ def test_the_selector_of_a_row_selects_the_node_that_has_it(found):
     made = labels.labels_for(found, domain=D, limit=1000, present={})
     collided = {one.location for one in made.findings if one.code == "label_collision"}
     for row in found.profiles:
-        for key, value in labels.selector(row, D).items():
+        for key, value in labels.node_selector(row, D).items():
             if key not in collided and row.reason != Reason.SOURCE_UNREADABLE:
                 assert made.labels[key] == value
 
@@ -237,9 +237,9 @@ def test_a_label_outside_the_own_prefixes_is_not_own(prefix, name):
     """Neither a domain that ends or begins like ours, nor ours without a name."""
     own = {D, *(f"{one}.{D}" for one in
                 ("apparmor", "seccomp", "set", "apparmor-digest", "seccomp-digest"))}  # fmt: skip
-    last = labels.name(name)
+    last = labels.label_name(name)
     for key in (f"{prefix}{D}/{last}", f"{D}{prefix}/{last}", prefix, D):
-        assert labels.is_own(key, D) is (key.rpartition("/")[0] in own)
+        assert labels.is_agent_label(key, D) is (key.rpartition("/")[0] in own)
 
 
 # --- selectors ------------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ def test_a_selector_selects_what_its_terms_say(chosen, told):
         }[term.relation]
         for term in chosen
     )
-    assert selector.selects(Selector(terms=tuple(chosen)), told) is expected
+    assert selector.matches(Selector(terms=tuple(chosen)), told) is expected
 
 
 @given(st.text("ab=!,()- in/", max_size=16) | st.text(max_size=16))

@@ -78,12 +78,12 @@ def test_several_profiles_with_hats_and_children_come_from_the_compiled_policy(t
     assert [(one.code, one.location) for one in found.findings] == [("complain_mode", "line 1")]
 
 
-def test_rules_that_the_parser_leaves_out_are_told(tmp_path):
-    """A policy that lacks rules of its text is accepted, with the parser's own words."""
+def test_rules_that_the_parser_omits_cause_a_warning(tmp_path):
+    """A policy that lacks rules of its text is accepted, with the warning of the parser."""
     found = inspect(tmp_path, "profile x {\n  file,\n  dbus,\n  dbus send,\n}\n")
     assert isinstance(found, Profile)
-    assert [(one.code, one.location) for one in found.findings] == [("rule_not_enforced", "key")]
-    assert found.findings[0].message.endswith("profile x (stdin): dbus rules not enforced")
+    assert [(one.code, one.location) for one in found.findings] == [("rule_not_enforced", "line 3")]
+    assert found.findings[0].message.endswith("profile x: dbus rules not enforced")
 
 
 def test_comments_change_the_source_and_not_the_policy(tmp_path):

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.host.watcher import WATCHES
+from agent.host.watcher import WATCH_LIMIT
 from tests.system.cluster import free_port
 from tests.system.daemon import Daemon, profile
 from tests.system.guest import pace
@@ -429,7 +429,7 @@ def test_a_source_of_many_empty_directories_takes_few_watches(daemon):
     for file in Path(f"/proc/{daemon.process.pid}/fdinfo").iterdir():
         with contextlib.suppress(FileNotFoundError):  # a descriptor that was closed
             watches += file.read_text().count("inotify wd:")
-    assert watches <= WATCHES
+    assert watches <= WATCH_LIMIT
     (daemon.seccomp / "a.json").unlink()
     daemon.until(lambda: daemon.number() == 1)
     for one in range(200):

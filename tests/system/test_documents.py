@@ -21,14 +21,23 @@ from tests.system import image
 from tests.system.cluster import Cluster
 from tests.system.guest import pace
 
-PAGES = ["README.md", "docs/operations.md", "docs/platforms.md"]
+PAGES = [  # the operations page uninstalls the agent, so it comes after the others
+    "README.md", "docs/quickstart.md", "docs/how-to.md", "docs/operations.md", "docs/platforms.md",
+]  # fmt: skip
 TREE = ["README.md", "docs", "manifests", "profiles", "scripts"]
 BUDGET_SECONDS = 180
 LABEL = "seccomp.profile-loader.node-restriction.kubernetes.io/prevent-chmod"
 NOT_RUN = {  # by page and first line of a block: the reason
     ("README.md", "sh scripts/test --install"): "it runs this test",
+    ("docs/quickstart.md", f"podman build -t {image.NAME} ."): "test_image.py uses buildah",
+    ("docs/quickstart.md", "kind create cluster"): "the test environment has no kind",
+    ("docs/quickstart.md", "minikube start --driver=kvm2"): "the test environment has no minikube",
     (
-        "docs/operations.md",
+        "docs/quickstart.md",
+        f"podman save --format oci-archive -o profile-loader.tar {image.NAME}",
+    ): "the test environment has no podman and no k3s",
+    (
+        "docs/how-to.md",
         f"podman save --format oci-archive -o profile-loader.tar {image.NAME}",
     ): "the test environment has no podman and no containerd; test_image.py uses buildah",
     (
@@ -41,7 +50,7 @@ COMMANDS = {
     "profile-loader": 'exec "{python}" -m agent "$@"',
     "kubectl": 'exec {kubectl} --kubeconfig "$KUBECONFIG" "$@"',
 }
-OTHER_LOADERS = [  # objects of other loaders, which the operations page migrates
+OTHER_LOADERS = [  # objects of other loaders, which the how-to page migrates
     {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -188,7 +197,7 @@ def test_an_uninstall_removes_the_objects_of_the_cluster_and_no_file_of_the_host
 
 def test_profiles_of_another_loader_are_migrated(ran):
     """The migration converts kapparmor's ConfigMap to a ConfigMap for this agent."""
-    folder, _ = ran["docs/operations.md"]
+    folder, _ = ran["docs/how-to.md"]
     config_map = yaml.safe_load((folder / "tree/moved.yaml").read_text())
     assert (config_map["metadata"]["namespace"], config_map["data"]) == (
         "profile-loader",

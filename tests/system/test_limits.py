@@ -65,7 +65,7 @@ class Agent:
     def start(self, *more, is_alone=True):
         """Start the agent, with the memory limit if the agent starts no parser.
 
-        A control group of version 1 kills the largest process, and the parser cannot read it.
+        In a control group of version 1, the kernel kills the largest process.
         """
         group = self.end.enter_context(memory_group(manifest_limit())) if is_alone else None
         command = [

@@ -192,4 +192,4 @@ def test_an_example_asks_for_the_label_of_the_profile_that_it_names(path):
     spec = yaml.safe_load(path.read_text())["spec"]
     ((kind, name),) = references(spec)
     value = {"apparmor": "enforce", "seccomp": "installed"}[kind]
-    assert spec["nodeSelector"] == {labels.key(kind, name, labels.DOMAIN): value}
+    assert spec["nodeSelector"] == {labels.label_key(kind, name, labels.DOMAIN): value}

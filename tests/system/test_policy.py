@@ -234,7 +234,7 @@ def test_a_node_that_was_made_anew_is_another(cluster, tmp_path):
     cluster.kubectl("delete", "node", "anew")
     cluster.node("anew")
     refused = refusal(lambda: labels(agent, "anew", labels={OWN: "installed"}))
-    assert "former Node" in refused.message
+    assert "previous Node" in refused.message
 
 
 def test_labels_of_a_former_domain_may_go_and_not_come(cluster, agent, tmp_path):
@@ -263,7 +263,9 @@ def test_the_most_labels_that_may_be_configured_pass(cluster, agent, name):
     body = json.dumps({"metadata": {"labels": foreign}})
     cluster.kubectl("patch", "node", "own", "--type=merge", "-p", body)
     own = node_labels.NodeLabeler(agent, node_labels.NodeOptions(name="own"), lambda: "boot of own")
-    wanted = {f"seccomp.{DOMAIN}/{name.format(number)}": "installed" for number in range(core.MOST)}
+    wanted = {
+        f"seccomp.{DOMAIN}/{name.format(number)}": "installed" for number in range(core.MAX_LIMIT)
+    }
     try:
         answer = own.publish(own.read(), wanted)
         assert (own.own_labels(answer), own.refused) == (wanted, frozenset())
@@ -355,7 +357,7 @@ def test_forged_managed_fields_let_nothing_else_be_removed(cluster, agent, how):
     )
     try:
         {
-            "unlabel": by_admin.unlabel,
+            "unlabel": by_admin.remove_labels,
             "publish": lambda: by_admin.publish(by_admin.read(), {}),
         }[how]()
         after = cluster.get("/api/v1/nodes/own")

@@ -52,7 +52,7 @@ def board():
         code="parser_rejected",
         location="line 7",
         message=f'apparmor_parser, line 7: unexpected "{EVIL}". The previous version stays loaded.',
-        hint="Mend the text; apparmor_parser -Q -K FILE says the same.",
+        hint="Correct the text. apparmor_parser -Q -K FILE reports the same error.",
     )
     fields = {"profile_set": "configmap profile-loader/node-profiles", "localhost_profile": ""}
     rows = [

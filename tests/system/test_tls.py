@@ -108,10 +108,38 @@ def test_a_renewed_certificate_is_served_and_a_broken_one_is_not(folder, tmp_pat
     assert ask_tls(server, client(folder)) == (200, renewed)
 
 
-def test_an_unreadable_certificate_is_reported_at_once(tmp_path):
-    """The constructor raises the error, not the first handshake."""
-    with pytest.raises(CertificateError, match="No such file"):
-        Certificates(str(tmp_path / "none"), "", "")
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (("none", "", ""), "--tls-cert {}/none: No such file or directory"),
+        (("text", "server.key", ""), "--tls-cert {}/text: the file contains no certificate in PEM"),
+        (
+            ("server.pem", "", ""),
+            "--tls-cert {}/server.pem: the file contains no private key in PEM format. Pass",
+        ),
+        (
+            ("server.pem", "text", ""),
+            "--tls-key {}/text: the file contains no private key in PEM format",
+        ),
+        (("server.pem", "client.key", ""), "the private key does not belong to the certificate"),
+        (
+            ("server.pem", "encrypted.key", ""),
+            "--tls-key {}/encrypted.key: OpenSSL cannot use them: ",
+        ),
+        (
+            ("server.pem", "server.key", "text"),
+            "--tls-client-ca {}/text: the file contains no certificate in PEM format",
+        ),
+    ],
+)
+def test_an_unusable_certificate_is_reported_at_once(folder, files, message):
+    """The constructor raises the error, and the message names the option and the file."""
+    (folder / "text").write_text("text")
+    command = ["openssl", "pkey", "-in", "server.key", "-aes256", "-passout", "pass:secret"]
+    subprocess.run([*command, "-out", "encrypted.key"], cwd=folder, check=True)
+    with pytest.raises(CertificateError) as raised:
+        Certificates(*(str(folder / name) if name else "" for name in files))
+    assert message.format(folder) in str(raised.value)
 
 
 def test_a_broken_renewed_certificate_is_logged_once_per_change(folder, tmp_path, pages):

@@ -2,7 +2,6 @@
 
 The key is checked in this process, and the number of problems, the CPU time in seconds and the
 additional memory in MiB are printed as JSON.
-
 """
 
 import json

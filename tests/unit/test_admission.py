@@ -72,8 +72,14 @@ def test_installed_keys_come_first_then_older_sets_then_names():
         entry("installed.aa", "x", origin="configmap a/new"),
         entry("staged.aa", "y", origin="configmap a/old", installed=False),
     )
-    found = admission.in_order_of_room(snapshots, KINDS, known)
-    assert [one.blob.key for one in found] == ["installed.aa", "z.aa", "b.aa", "staged.aa", "a.aa"]
+    found = admission.in_admission_order(snapshots, KINDS, known)
+    assert [one.source_key.key for one in found] == [
+        "installed.aa",
+        "z.aa",
+        "b.aa",
+        "staged.aa",
+        "a.aa",
+    ]
 
 
 def test_a_key_beyond_the_total_is_rejected_before_it_is_inspected():
@@ -162,7 +168,7 @@ def test_a_pending_key_takes_no_room():
 
 def test_keys_that_are_not_listed_are_reported_for_their_set():
     """The finding has the number of keys and the code."""
-    finding = admission.unlisted("configmap a/web", 7)
+    finding = admission.unlisted_keys("configmap a/web", 7)
     assert (finding.code, finding.location) == ("limit_exceeded", "configmap a/web")
     assert finding.message.startswith("7 more keys")
 

@@ -118,10 +118,12 @@ def test_names_come_from_the_name_files_and_hats_with_their_parent(tmp_path):
     assert agent(host).observe(["two words", "two words//HAT", "gone"], []) == Observation(
         profiles={
             "two words": ObservedProfile(
-                evidence=frozenset({"raw:sha1:aa", "own:sha1:bb"}), mode="enforce", is_own=False
+                evidence=frozenset({"raw:sha1:aa", "own:sha1:bb"}),
+                mode="enforce",
+                is_agent_object=False,
             ),
             "two words//HAT": ObservedProfile(
-                evidence=frozenset({"own:sha256:cc"}), mode="complain", is_own=False
+                evidence=frozenset({"own:sha256:cc"}), mode="complain", is_agent_object=False
             ),
         }
     )
@@ -140,7 +142,7 @@ def test_without_any_content_the_object_and_its_last_replacement_are_the_evidenc
         "x": ObservedProfile(
             evidence=frozenset({f"object:b-o-o-t:{path}:5"}),
             mode="enforce",
-            is_own=False,
+            is_agent_object=False,
             is_readable=False,
         )
     }
@@ -340,7 +342,7 @@ def test_a_damaged_cache_entry_counts_as_absent(tmp_path):
     """Content is verified on reading."""
     host = Host(tmp_path)
     stored = policy_cache.ParserResult(
-        policy=b"policy", error="m", omitted_rules=("n",), exceeded_limit="k"
+        policy=b"policy", error="m", warnings=("n",), exceeded_limit="k"
     )
     policy_cache.PolicyCache(host, "/state", write=True).store("key", stored)
     found = replace(stored, sha256=digest(b"policy"), size=6)

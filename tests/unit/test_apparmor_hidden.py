@@ -67,7 +67,7 @@ def test_a_load_is_repeated_until_it_is_the_only_change(host, disturbed):
     assert done == Installed(evidence={"web": evidence}, modes={"web": "enforce"})
     assert host.writes == [".load"] + [".replace"] * disturbed
     assert shown(host) == ObservedProfile(
-        evidence=evidence, mode="enforce", is_own=True, is_readable=False
+        evidence=evidence, mode="enforce", is_agent_object=True, is_readable=False
     )
 
 
@@ -78,7 +78,7 @@ def test_a_load_that_is_always_disturbed_is_finished_by_the_next_pass(host):
     assert isinstance(failed, Failed)
     assert failed.finding.code == "verify_failed"
     assert len(host.writes) == 5
-    assert shown(host).is_own is True
+    assert shown(host).is_agent_object is True
     host.disturbed = 0
     assert isinstance(agent(host).install(PROFILE, BODY, replaceable=["web"]), Installed)
 
@@ -89,4 +89,4 @@ def test_an_object_of_another_program_stays_foreign_when_it_is_written_over(host
     assert isinstance(
         agent(host).install(PROFILE, BODY, replaceable=["web"], foreign=["web"]), Installed
     )
-    assert shown(host).is_own is False
+    assert shown(host).is_agent_object is False

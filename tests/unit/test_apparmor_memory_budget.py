@@ -1,11 +1,13 @@
-"""Specification of the memory that apparmor_parser may take."""
+"""Tests of the memory that apparmor_parser may use."""
+
+import os
 
 import pytest
 
 from agent.backends.apparmor import memory_budget
 from agent.core.model import Rejection
 from tests.inspection import inspected
-from tests.unit.test_apparmor_compile import backend as one
+from tests.unit.test_apparmor_compile import backend as compiling_backend
 from tests.unit.test_apparmor_compile import blobs, runs
 from tests.unit.test_apparmor_faults import write
 
@@ -15,10 +17,18 @@ WAIT = 'until [ "$(ulimit -v)" != unlimited ]; do :; done\n'
 
 
 def cgroup(tmp_path, path, **files):
-    """Make a list of cgroups with one of version 2 at path, and its files."""
-    own = write(tmp_path, "proc/self/cgroup", f"4:memory:/other\n0::{path}\n")
+    """Create a cgroup of version 2 with its files, and the list of cgroups of this process."""
+    own = write(tmp_path, "proc/self/cgroup", f"4:cpu:/other\n0::{path}\n")
     for name, content in files.items():
         write(tmp_path, f"cgroup{path}/memory.{name}", f"{content}\n")
+    return own, tmp_path / "cgroup"
+
+
+def cgroup_v1(tmp_path, directory, **files):
+    """Create a cgroup of version 1 with its files, and the list of cgroups of this process."""
+    own = write(tmp_path, "proc/self/cgroup", "9:cpu,memory:/kubepods/pod1\n0::/kubepods/pod1\n")
+    for name, content in files.items():
+        write(tmp_path, f"cgroup/memory{directory}/memory.{name}", f"{content}\n")
     return own, tmp_path / "cgroup"
 
 
@@ -30,8 +40,8 @@ def stat(inactive, active):
 @pytest.mark.parametrize(
     ("most", "expected"), [(512 * MIB, 396 * MIB), (128 * MIB, 64 * MIB), (8 << 30, 1 << 30)]
 )
-def test_the_parser_has_what_the_container_has_left(tmp_path, path, most, expected):
-    """Limit less use, less a reserve; the page cache is no use; between 64 MiB and 1 GiB."""
+def test_the_parser_may_use_the_memory_that_the_container_has_left(tmp_path, path, most, expected):
+    """The limit minus the usage without page cache, minus a reserve; from 64 MiB to 1 GiB."""
     files = {"max": most, "current": 150 * MIB, "stat": stat(30 * MIB, 20 * MIB)}
     assert memory_budget.available_bytes(*cgroup(tmp_path, path, **files)) == expected
 
@@ -45,33 +55,44 @@ def test_the_parser_has_what_the_container_has_left(tmp_path, path, most, expect
         ({"max": 512 * MIB, "current": MIB, "stat": "anon 1"}, 64 * MIB),
     ],
 )
-def test_no_limit_is_plenty_and_an_unknown_use_is_all(tmp_path, files, expected):
-    """Only a limit that is known restricts the parser, and then as if nothing were left."""
+def test_an_unknown_usage_leaves_the_minimum(tmp_path, files, expected):
+    """Without a known limit, the parser may use the maximum."""
     assert memory_budget.available_bytes(*cgroup(tmp_path, "/", **files)) == expected
 
 
-def test_without_a_cgroup_of_version_2_there_is_plenty(tmp_path):
-    """Version 1 ends the parser alone."""
-    own = write(tmp_path, "cgroup", "4:memory:/pod\n")
-    assert (
-        memory_budget.available_bytes(own, tmp_path)
-        == memory_budget.available_bytes(tmp_path / "none", tmp_path)
-        == 1 << 30
-    )
+@pytest.mark.parametrize("directory", ["", "/kubepods/pod1"])
+@pytest.mark.parametrize(
+    ("limit", "expected"), [(512 * MIB, 396 * MIB), (0x7FFFFFFFFFFFF000, 1 << 30)]
+)
+def test_a_limit_of_cgroup_version_1_counts(tmp_path, directory, limit, expected):
+    """In a container, the files of its own cgroup may be those at the mount point."""
+    files = {
+        "limit_in_bytes": limit,
+        "usage_in_bytes": 150 * MIB,
+        "stat": f"cache 1\ntotal_inactive_file {30 * MIB}\ntotal_active_file {20 * MIB}",
+    }
+    assert memory_budget.available_bytes(*cgroup_v1(tmp_path, directory, **files)) == expected
+
+
+def test_without_a_memory_cgroup_the_parser_may_use_the_maximum(tmp_path):
+    """The list of cgroups is missing, or has no memory cgroup."""
+    own = write(tmp_path, "cgroup", "4:cpu:/pod\n")
+    for file in (own, tmp_path / "none"):
+        assert memory_budget.available_bytes(file, tmp_path) == 1 << 30
 
 
 @pytest.mark.parametrize(
     ("left", "expected"), [(1024, [64, 960]), (128, [64, 64]), (100, [64, 100]), (10, [64, 64])]
 )
 def test_each_run_gets_the_memory_that_is_left(tmp_path, left, expected):
-    """A quick run gets 64 MiB; a full run leaves 64 MiB for a second parser, if there is enough."""
+    """A quick run gets 64 MiB; a full run leaves 64 MiB for a second parser if possible."""
     made = backend(tmp_path, f"{WAIT}ulimit -v >> {tmp_path}/runs; exit 1", left)
     inspected(made, *blobs("profile x {}"))
     assert [int(kib) // 1024 for kib in runs(tmp_path)] == expected
 
 
-def test_no_second_parser_runs_where_the_memory_is_short(tmp_path):
-    """64 MiB for each is the least."""
+def test_a_second_parser_needs_64_mib(tmp_path):
+    """With less memory, texts are compiled one after the other."""
     made = backend(
         tmp_path,
         f"cd {tmp_path}; mkdir busy || touch both; sleep 0.2; rmdir busy",
@@ -81,37 +102,53 @@ def test_no_second_parser_runs_where_the_memory_is_short(tmp_path):
     assert not (tmp_path / "both").exists()
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor runs one parser")
+def test_the_memory_of_a_running_parser_is_subtracted_once(tmp_path):
+    """The free memory is already smaller by what the running parser uses."""
+    text = (
+        f"cd {tmp_path}; mkdir busy || touch both\n"
+        "for i in $(seq 100); do [ -e both ] && break; sleep 0.05; done\nrmdir busy"
+    )
+    made = compiling_backend(
+        tmp_path,
+        text,
+        free_memory=lambda: (70 if (tmp_path / "busy").exists() else 128) * MIB,
+    )
+    inspected(made, *blobs("1", "2"))
+    assert (tmp_path / "both").exists()
+
+
 def backend(tmp_path, text, left=1024):
-    """Return a backend whose parser may use so many MiB."""
-    return one(tmp_path, text, free_memory=lambda: left * MIB)
+    """Return a backend whose parsers may use a number of MiB together."""
+    return compiling_backend(tmp_path, text, free_memory=lambda: left * MIB)
 
 
-WHAT = (
+MESSAGE = (
     "apparmor_parser exceeded a limit: more than 80 MiB of memory. The text is not compiled again "
     "until it changes."
 )
 HINT = (
-    "Simplify the rules (alternations, many ** in one rule), or raise the memory limit of the "
-    "agent's container: the parser may use what is left."
+    "Simplify the rules (alternations, or many ** in one rule), or raise the memory limit of the "
+    "agent's container, because the parser may use the memory that is left there."
 )
 
 
-@pytest.mark.parametrize("said", ["what():  std::bad_alloc", "Out of memory", "Memory allocation"])
-def test_a_text_that_needs_too_much_memory_is_told_so(tmp_path, said):
-    """It is no mistake of the text's language, and more memory would help."""
-    made = one(tmp_path, f"echo '{said}' >&2; exit 10", cpu_limit=1.0, free_memory=lambda: 80 * MIB)
-    (found,) = inspected(made, *blobs("profile x {}"))
-    assert isinstance(found, Rejection)
-    (finding,) = found.findings
-    assert (finding.code, finding.message, finding.hint) == (
-        "parser_killed",
-        WHAT,
-        HINT,
+@pytest.mark.parametrize(
+    "output", ["what():  std::bad_alloc", "Out of memory", "Memory allocation"]
+)
+def test_a_text_that_needs_too_much_memory_is_rejected_with_that_reason(tmp_path, output):
+    """The hint is to simplify the text or to raise the limit."""
+    made = compiling_backend(
+        tmp_path, f"echo '{output}' >&2; exit 10", cpu_limit=1.0, free_memory=lambda: 80 * MIB
     )
+    (result,) = inspected(made, *blobs("profile x {}"))
+    assert isinstance(result, Rejection)
+    (finding,) = result.findings
+    assert (finding.code, finding.message, finding.hint) == ("parser_killed", MESSAGE, HINT)
 
 
-def test_a_parser_that_hangs_for_want_of_memory_is_told_so(tmp_path):
-    """Now and then apparmor_parser says bad_alloc and does not end: memory is the reason."""
-    made = one(tmp_path, "echo std::bad_alloc >&2; exec sleep 600", cpu_limit=0.1)
-    (found,) = inspected(made, *blobs("profile x {}"))
-    assert "MiB of memory" in found.findings[0].message
+def test_a_parser_that_hangs_without_memory_is_reported_with_that_reason(tmp_path):
+    """Sometimes apparmor_parser reports bad_alloc and does not exit."""
+    made = compiling_backend(tmp_path, "echo std::bad_alloc >&2; exec sleep 600", cpu_limit=0.1)
+    (result,) = inspected(made, *blobs("profile x {}"))
+    assert "MiB of memory" in result.findings[0].message

@@ -1,8 +1,8 @@
-"""Specification of agent.backends.apparmor.parser_messages."""
+"""Tests of agent.backends.apparmor.parser_messages and parser_hints."""
 
 import pytest
 
-from agent.backends.apparmor import parser_messages
+from agent.backends.apparmor import parser_hints, parser_messages
 from agent.backends.apparmor.parser_messages import REPLACED
 
 PROGRAM = (
@@ -12,7 +12,8 @@ PROGRAM = (
 )
 
 
-def known(source):
+def quotable(source):
+    """Return the words that a message about a text may contain."""
     return parser_messages.QuotableWords(
         source=source.encode(),
         words=parser_messages.words_of_program(PROGRAM),
@@ -21,7 +22,7 @@ def known(source):
 
 
 @pytest.mark.parametrize(
-    ("said", "source", "shown"),
+    ("message", "source", "shown"),
     [
         ("Invalid capability chwon.", "capability chwon,", "Invalid capability chwon."),
         ("Invalid capability hunter2.", "capability,", f"Invalid capability {REPLACED}"),
@@ -45,30 +46,153 @@ def known(source):
          f"Lexer found unexpected character: {REPLACED}"),
     ],
 )  # fmt: skip
-def test_only_words_of_the_parser_and_of_the_key_are_shown(said, source, shown):
-    """A word that is only in an included file is replaced, whatever the message says."""
+def test_only_words_of_the_parser_and_of_the_key_are_shown(message, source, shown):
+    """A word that only an included file contains is replaced in every message."""
     prefix = "AppArmor parser error at line 3: "
-    assert parser_messages.error_message((prefix + said).encode(), known(source)) == prefix + shown
+    assert (
+        parser_messages.error_message((prefix + message).encode(), quotable(source))
+        == prefix + shown
+    )
 
 
-def test_notes_name_the_profile_of_the_key():
-    """A note about a rule that was left out keeps the names that the key declares."""
-    line = b"profile web (stdin): dbus rules not enforced\nprofile host (stdin): x not enforced\n"
-    assert parser_messages.omitted_rules(line, known("profile web {")) == (
-        "profile web (stdin): dbus rules not enforced",
-        f"profile {REPLACED} (stdin): {REPLACED} not enforced",
+def test_a_warning_contains_the_names_of_the_key():
+    """A warning about a missing rule may contain the names that the key declares."""
+    stderr = (
+        b"Warning from profile web (stdin): dbus rules not enforced\n"
+        b"Warning from profile host (stdin): x not enforced\n"
+    )
+    assert parser_messages.weaker_rules(stderr, quotable("profile web {")) == (
+        "profile web: dbus rules not enforced",
+        f"profile {REPLACED} not enforced",
+    )
+
+
+DOWNGRADED = (
+    "Warning from profile web (stdin): downgrading extended network unix socket rule to generic "
+    "network rule\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("stderr", "source", "lines"),
+    [
+        (DOWNGRADED, "profile web {\n  unix (connect) peer=(label=a),\n}\n", ["line 2"]),
+        (DOWNGRADED, "profile web {\n  unix,\n  # unix (connect),\n}\n", []),
+        (
+            "Warning from profile web (stdin): error flag not supported. Ignoring\n",
+            "\n\nprofile web flags=(error=EPERM) {\n}\n",
+            ["line 3"],
+        ),
+        (
+            "Warning from profile web (stdin): mqueue rules not enforced\n",
+            "profile web {\n  # mqueue\n  audit mqueue /a,\n}\n",
+            ["line 3"],
+        ),
+        ("Warning from profile web (stdin): x rules not enforced\n", "profile web {}\n", [""]),
+        ("Warning from stdin: deprecated use of '#include'\n", "#include <a>\n", []),
+    ],
+)
+def test_a_warning_about_a_weaker_rule_has_the_line_of_the_rule(stderr, source, lines):
+    """Rules of included files and warnings without effect are omitted."""
+    warnings = parser_messages.weaker_rules(stderr.encode(), everything(source))
+    assert [parser_messages.weaker_rule_line(warning, source) for warning in warnings] == lines
+
+
+def everything(source):
+    """Return a value that lets a message contain every word of the parser's messages in a test."""
+    words = {"profile", "web", "rules", "not", "enforced", "downgrading", "extended", "network"}
+    words |= {"unix", "socket", "rule", "to", "generic", "error", "flag", "supported", "Ignoring"}
+    return parser_messages.QuotableWords(
+        source=source.encode(), words=words | {"x", "mqueue"}, include_dir="/etc/apparmor.d"
     )
 
 
 @pytest.mark.parametrize(
-    ("said", "place"),
-    [("at line 3: x", ""), (" at line 3: x", "line 3"), (" at line 4: x", ""), ("x", "")],
+    ("message", "location"),
+    [
+        ("at line 3: x", ""),
+        (" at line 3: x", "line 3"),
+        (" at line 4: x", ""),
+        ("error in /etc/apparmor.d/a at line 1: x", ""),
+        ("x", ""),
+    ],
 )
-def test_a_line_behind_the_end_of_the_text_is_not_named(said, place):
-    """Such a line is one of an included file."""
-    assert parser_messages.line_reference(said, "a\nb\n") == place
+def test_a_line_of_an_included_file_is_not_a_line_of_the_text(message, location):
+    """Such a line has the name of the file, or is behind the end of the text."""
+    assert parser_messages.line_reference(message, "a\nb\n") == location
 
 
 def test_a_line_number_of_any_length_is_read():
-    """A line number beyond the text is not reported."""
+    """A line number behind the end of the text is not reported."""
     assert parser_messages.line_reference(f" at line {'9' * 5000}: x", "a\n") == ""
+
+
+# Output of apparmor_parser 3.0.8 and 5.0.2, with the message and the beginning of the hint.
+OUTPUTS = {
+    "every line is a reason": (
+        (
+            "profile web: has merged rule /bin/a with conflicting x modifiers\n"
+            "ERROR merging rules for profile web, failed to load\n"
+        ),
+        (
+            "profile web: has merged rule /bin/a with conflicting x modifiers; "
+            "ERROR merging rules for profile web, failed to load"
+        ),
+        "Two rules give the same path",
+    ),
+    "a warning is not a reason": (
+        (
+            "Warning from profile error-pages (stdin): dbus rules not enforced\n\n"
+            "Cache read/write disabled: interface file missing.\n"
+            "Encoding of mount rule failed\n"
+        ),
+        "Encoding of mount rule failed",
+        "Remove the source from the mount rule",
+    ),
+    "an included file is named": (
+        (
+            "AppArmor parser error for /proc/self/fd/0 in profile /etc/apparmor.d/tunables/home at "
+            "line 13: variable @{HOMEDIRS} was previously declared\n"
+        ),
+        (
+            "AppArmor parser error in /etc/apparmor.d/tunables/home at line 13: "
+            "variable @{HOMEDIRS} was previously declared"
+        ),
+        "An included file declares this variable",
+    ),
+    "the input is not named": (
+        (
+            "AppArmor parser error for /proc/self/fd/0 in profile /proc/self/fd/0 at line 3: "
+            "Could not open 'abstractions/nope'\n"
+        ),
+        "AppArmor parser error at line 3: Could not open 'abstractions/nope'",
+        "The node has no file abstractions/nope in /etc/apparmor.d.",
+    ),
+    "a forgotten include of the tunables": (
+        "Found reference to variable HOMEDIRS, but is never declared\n",
+        "Found reference to variable HOMEDIRS, but is never declared",
+        "Begin the text with: include <tunables/global>.",
+    ),
+    "an undeclared variable of the text": (
+        (
+            "Failed to find declaration for: @{B}\n"
+            "terminate called after throwing an instance of 'std::bad_alloc'\n"
+            "  what():  std::bad_alloc\n"
+        ),
+        "Failed to find declaration for: @{B}",
+        "Assign a value to @{B} before the first profile.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("stderr", "message", "hint"), OUTPUTS.values(), ids=OUTPUTS)
+def test_an_error_has_every_reason_and_a_next_step(stderr, message, hint):
+    """All lines of the output are reasons, except warnings and the end of the program."""
+    words = parser_messages.words_of_program(stderr.encode())
+    source = "profile web { /a@{B} r, }"
+    known = parser_messages.QuotableWords(
+        source=source.encode(), words=words | {"x", "mqueue"}, include_dir="/etc/apparmor.d"
+    )
+    assert parser_messages.error_message(stderr.encode(), known) == message
+    assert not parser_messages.is_out_of_memory(stderr.encode())
+    assert parser_hints.hint(message, source, "/etc/apparmor.d").startswith(hint)

@@ -49,7 +49,7 @@ def test_a_key_that_cannot_be_checked_is_neither_accepted_nor_refused():
     unchecked = Unchecked(id=key("a.profile"), finding=finding)
     desired = joined(read({"a.profile": b"a:x"}), inspect=lambda *_: unchecked)
     assert desired.unchecked == {key("a.profile"): unchecked}
-    assert desired.has(key("a.profile"))
+    assert desired.contains(key("a.profile"))
 
 
 def test_a_key_that_is_still_being_checked_is_pending():
@@ -63,14 +63,14 @@ def test_a_key_that_its_source_refused_is_refused():
     """Its last good version is held like that of any refused key."""
     finding = Finding(code="key_too_large", location="big.profile", message="2 MiB")
     note = Finding(code="key_too_large", location="notes.md", message="2 MiB")
-    snapshot = read({}, refused=(("big.profile", finding), ("notes.md", note)))
+    snapshot = read({}, rejected_keys=(("big.profile", finding), ("notes.md", note)))
     assert codes(joined(snapshot)) == {"big.profile": ["key_too_large"]}
 
 
 def test_a_refused_key_of_a_mute_name_is_refused_as_either_kind():
     """Its content is unknown, so neither kind may take its last good version for undesired."""
     finding = Finding(code="key_not_regular", location="prevent-chmod", message="a FIFO")
-    snapshot = read({}, refused=(("prevent-chmod", finding),))
+    snapshot = read({}, rejected_keys=(("prevent-chmod", finding),))
     both = frozenset({"apparmor", "seccomp"})
     desired = join([snapshot], lambda *_: None, both)
     assert {(id_.kind, id_.key) for id_ in desired.rejections} == {

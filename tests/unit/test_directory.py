@@ -40,7 +40,7 @@ def keys(snapshot):
 
 
 def refused(snapshot):
-    return [(key, finding.code) for key, finding in snapshot.refused]
+    return [(key, finding.code) for key, finding in snapshot.rejected_keys]
 
 
 def test_keys_are_paths_relative_to_the_directory(top):
@@ -190,7 +190,7 @@ def test_a_directory_that_is_too_deep_is_rejected(top):
         path /= "d"
     path.mkdir(parents=True)
     (path / "a.json").write_bytes(b"{}")
-    (key,) = read(top).refused
+    (key,) = read(top).rejected_keys
     assert key[1].code == "key_unsafe"
 
 

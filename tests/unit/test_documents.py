@@ -187,7 +187,7 @@ def test_the_table_of_label_names_matches_the_code():
     """docs/operations.md shows how a profile's name becomes the last part of a label key."""
     rows = [[code_spans(cell)[0] for cell in row] for row in table(OPERATIONS.read_text(), "name")]
     assert len(rows) == 6
-    assert [[name, labels.name(name)] for name, _ in rows] == rows
+    assert [[name, labels.label_name(name)] for name, _ in rows] == rows
 
 
 def test_every_test_in_the_evidence_exists():

@@ -62,7 +62,7 @@ class FailingLedger(MemoryLedger):
 
 def act(node, *actions, kind=MemoryKind, ledger=MemoryLedger, dry_run=False):
     runner = Executor(
-        kinds={"apparmor": kind(node, Steps())},
+        backends={"apparmor": kind(node, Steps())},
         ledger=ledger(node, Steps()),
         entries=node.entries,
         clock=lambda: 0.0,
@@ -584,7 +584,7 @@ def test_a_version_of_which_too_little_is_known_is_staged_first():
     node.entries = {profile.id: stored(less)}
     steps = Steps(fatal=3)  # both bodies are kept, the entry is staged, then the process ends
     runner = Executor(
-        kinds={"apparmor": MemoryKind(node, steps)},
+        backends={"apparmor": MemoryKind(node, steps)},
         ledger=MemoryLedger(node, steps),
         entries=node.entries,
         clock=lambda: 0.0,
@@ -619,7 +619,7 @@ def test_another_text_of_the_same_policy_is_staged_first():
     other = replace(profile, version=replace(profile.version, source_digest="other"))
     steps = Steps(fatal=3)
     runner = Executor(
-        kinds={"apparmor": MemoryKind(node, steps)},
+        backends={"apparmor": MemoryKind(node, steps)},
         ledger=MemoryLedger(node, steps),
         entries=node.entries,
         clock=lambda: 0.0,

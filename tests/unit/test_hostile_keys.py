@@ -1,7 +1,6 @@
 """Keys of 1 MiB, the size limit of a ConfigMap, that would need much time or memory.
 
 The container of the agent has 128 MiB, and checking one key delays all other keys.
-
 """
 
 import json
@@ -10,7 +9,7 @@ import sys
 
 import pytest
 
-from agent.core.findings import MAX_FINDINGS, Finding, limited
+from agent.core.findings import MAX_FINDINGS, Finding, limit_findings
 from tests.unit import hostile
 
 SECONDS = 5.0  # of CPU time; each seccomp key needs less than half a second
@@ -50,8 +49,8 @@ def test_an_error_is_reported_whatever_number_of_warnings_precedes_it():
     warnings = [finding("complain_mode", number) for number in range(MAX_FINDINGS * 2)]
     error = finding("not_json", 0)
     more = Finding(code="not_json", location="0", message="There is more, which is not told.")
-    assert limited([*warnings, error]) == (*warnings[: MAX_FINDINGS - 1], error, more)
-    assert limited([error, *warnings]) == (
+    assert limit_findings([*warnings, error]) == (*warnings[: MAX_FINDINGS - 1], error, more)
+    assert limit_findings([error, *warnings]) == (
         error,
         *warnings[: MAX_FINDINGS - 1],
         Finding(
@@ -65,11 +64,11 @@ def test_an_error_is_reported_whatever_number_of_warnings_precedes_it():
 def test_few_problems_are_all_reported():
     """The notice about omitted problems is absent."""
     found = tuple(finding("not_json", number) for number in range(MAX_FINDINGS))
-    assert (limited(found), limited(())) == (found, ())
+    assert (limit_findings(found), limit_findings(())) == (found, ())
 
 
 def test_the_search_ends_after_an_error_and_enough_problems():
     """A generator of problems is not iterated to its end."""
     found = iter([finding("not_json", number) for number in range(MAX_FINDINGS + 5)])
-    assert len(limited(found)) == MAX_FINDINGS + 1
+    assert len(limit_findings(found)) == MAX_FINDINGS + 1
     assert len([*found]) == 4

@@ -60,7 +60,7 @@ def hashed(cut, text):
 )
 def test_a_name_is_itself_where_a_label_allows_it_and_hashed_elsewhere(text, expected):
     """The form depends on the name alone."""
-    assert labels.name(text) == expected
+    assert labels.label_name(text) == expected
 
 
 def test_what_is_verified_is_labelled():
@@ -324,7 +324,7 @@ def test_what_is_there_keeps_its_place_when_there_are_too_many():
 def test_the_selector_of_a_row_is_ready_made():
     """What a pod's nodeSelector needs; nothing where no label is earned."""
     rows = [row("web", kind="apparmor", mode="enforce"), row(), row(state="failed")]
-    assert [labels.selector(one, D) for one in rows] == [
+    assert [labels.node_selector(one, D) for one in rows] == [
         {f"apparmor.{D}/web": "enforce"},
         {f"seccomp.{D}/a.json": "installed"},
         {},
@@ -344,7 +344,7 @@ def test_the_selector_of_a_row_is_ready_made():
 )
 def test_labels_of_a_former_domain_have_the_form_of_own_ones(label, expected):
     """Labels of a previous domain are still removed by an apply."""
-    assert labels.has_own_form(label) is expected
+    assert labels.has_agent_label_form(label) is expected
 
 
 @pytest.mark.parametrize(
@@ -364,4 +364,4 @@ def test_labels_of_a_former_domain_have_the_form_of_own_ones(label, expected):
 )
 def test_own_labels_are_those_below_the_own_prefixes(label, expected):
     """No other label is ever counted as ours."""
-    assert labels.is_own(label, D) is expected
+    assert labels.is_agent_label(label, D) is expected

@@ -342,17 +342,16 @@ def test_a_host_root_that_cannot_be_looked_at_is_a_mistake(top, capsys):
 
 
 @pytest.mark.parametrize("more", [[], ["--tls-key=/no/key"]])
-def test_a_certificate_that_cannot_be_read_is_told_with_its_option(top, more):
-    """Not the address is wrong: 2, before anything is done."""
+def test_an_unreadable_certificate_is_reported_with_its_option(top, more):
+    """The exit status is 2, and nothing was changed."""
     serve = ["--http-address=off", "--https-address=127.0.0.1:0", "--tls-cert=/no/cert", *more]
     done = subprocess.run(
         [sys.executable, "-m", "agent", f"--host-root={top}/root", "--source=/p", *serve],
         capture_output=True, text=True, check=False, timeout=200,
     )  # fmt: skip
-    named = ", ".join(["--tls-cert /no/cert", *(one.replace("=", " ") for one in more)])
     assert (done.returncode, done.stderr) == (
         2,
-        f"profile-loader: {named}: No such file or directory\n",
+        "profile-loader: --tls-cert /no/cert: No such file or directory\n",
     )
 
 

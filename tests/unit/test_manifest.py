@@ -128,7 +128,7 @@ def test_unsafe_and_large_keys_are_rejected_alone(path, monkeypatch):
     monkeypatch.setattr(limits, "KEY_BYTES", 8)
     body = "data:\n  ../up.json: '{}'\n  a/b.json: '{}'\n  big.json: '123456789'\n  ok.json: '{}'"
     snapshot = read(path, config_map(body))
-    assert [(key, finding.code) for key, finding in snapshot.refused] == [
+    assert [(key, finding.code) for key, finding in snapshot.rejected_keys] == [
         ("default/web/../up.json", "key_unsafe"),
         ("default/web/a/b.json", "key_unsafe"),
         ("default/web/big.json", "key_too_large"),

@@ -62,7 +62,7 @@ def fact(content="v1", mode="", **more):
 def others(**loaded):
     """Return a node on which another program loaded this content."""
     return Observation(
-        profiles={name: fact(content, is_own=False) for name, content in loaded.items()}
+        profiles={name: fact(content, is_agent_object=False) for name, content in loaded.items()}
     )
 
 
@@ -167,7 +167,7 @@ def test_other_content_that_another_program_loaded_is_held():
 
 def test_content_that_cannot_be_read_is_not_called_other_content():
     """On a kernel that shows no content, foreign means only that it is not the agent's."""
-    seen = Observation(profiles={"web": fact("object", is_own=False, is_readable=False)})
+    seen = Observation(profiles={"web": fact("object", is_agent_object=False, is_readable=False)})
     (hold,) = decide(desired(profile()), entry(), seen=seen)
     assert "with content that cannot be verified" in hold.findings[0].message
 
@@ -220,7 +220,7 @@ def test_a_staged_version_that_another_program_loaded_is_adopted():
 def test_a_staged_version_that_this_agent_loaded_is_finished():
     """The record of loaded objects proves it, also where the node shows no content."""
     stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
-    seen = Observation(profiles={"web": fact("object", is_own=True, is_readable=False)})
+    seen = Observation(profiles={"web": fact("object", is_agent_object=True, is_readable=False)})
     assert short(decide(desired(profile()), stored, seen=seen)) == [
         (Install, "unfinished", ("web",))
     ]

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from agent.core.report import combined, exit_status
+from agent.core.report import exit_status, merge_reports
 from tests.reports import report, row
 
 
@@ -25,7 +25,7 @@ def test_two_passes_are_reported_as_one():
         change("slow", "install", reason="new"),
         change("back", "hold", state="outdated", reason="rejected"),
     )
-    both = combined(
+    both = merge_reports(
         replace(first, pending=1, seconds={"act": 1.0}), replace(second, seconds={"act": 2.0})
     )
     assert both == replace(

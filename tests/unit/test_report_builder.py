@@ -158,7 +158,7 @@ def test_a_removal_does_not_repeat_the_remarks_of_the_profile():
 def test_sets_and_support_are_told_as_four_and_three_answers():
     """Read, emptied, missing and unreadable differ, as do enabled, disabled and unknown."""
     sets = [
-        Read(profile_set="a", revision="", source_keys=(), refused=(("k", FAILED),)),
+        Read(profile_set="a", revision="", source_keys=(), rejected_keys=(("k", FAILED),)),
         Emptied(profile_set="b", revision=""),
         Missing(profile_set="c", reason="no such file"),
         Unreadable(profile_set="d", reason="EIO"),
@@ -310,7 +310,7 @@ def test_a_report_has_the_names_of_accepted_and_rejected_keys():
 )
 def test_a_set_beyond_a_limit_has_a_code_of_its_own(cause, code):
     """A limit that is exceeded has a code of its own, since another action is needed."""
-    found = report_builder.unread_source(
+    found = report_builder.source_finding(
         Unreadable(profile_set="d", reason="it is so", cause=cause)
     )
     assert (found.code, found.location, "it is so" in found.message) == (code, "d", True)

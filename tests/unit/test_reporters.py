@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 from dataclasses import replace
 
 import pytest
@@ -78,6 +79,18 @@ def test_the_table_contains_profiles_findings_and_a_summary():
     )
 
 
+@pytest.mark.parametrize("width", [40, 80])
+def test_only_the_states_are_colored(width):
+    """Colors change neither the layout nor any other word."""
+    plain = table.table(REPORT, width=width)
+    colored = table.table(REPORT, width=width, has_colors=True)
+    assert re.sub("\x1b\\[[0-9]+m", "", colored) == plain
+    assert re.findall("\x1b\\[([0-9]+)m(\\w+)\x1b\\[0m", colored) == [
+        ("32", "installed"),
+        ("31", "rejected"),
+    ]
+
+
 @pytest.mark.parametrize("width", [40, 60, 100])
 def test_the_table_fits_the_terminal(width):
     """No line is wider than the terminal."""
@@ -135,7 +148,7 @@ def test_a_report_without_profiles_has_a_summary():
 
 def test_names_of_pods_are_in_the_log_and_reports_but_not_on_public_pages(capsys):
     """The status page, the metrics and Events are public, so they show only the number of pods."""
-    held = diagnostics.named_by("web", ("secret/pod-a", "secret/pod-b", "c/c", "d/d"))
+    held = diagnostics.referenced_by_pods("web", ("secret/pod-a", "secret/pod-b", "c/c", "d/d"))
     rows = (row("web", "held", kind="apparmor", reason="in_use", desired=False, findings=(held,)),)
     found = Report(profiles=rows, profile_sets=(), kind_support={})
     store = status_store(Metrics("1"))

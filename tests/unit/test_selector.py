@@ -36,7 +36,7 @@ LABELS = {"pool": "a", "kubernetes.io/os": "linux", "empty": ""}
 )
 def test_a_selector_selects_as_kubectl_does(text, expected):
     """Every relation of the grammar, and all conditions together."""
-    assert selector.selects(selector.parse(text), LABELS) is expected
+    assert selector.matches(selector.parse(text), LABELS) is expected
 
 
 @pytest.mark.parametrize(

@@ -113,4 +113,7 @@ def test_a_directory_with_an_unprintable_name_is_rejected(tmp_path):
     below.mkdir()
     (below / "x.json").write_text("{}")
     (snapshot,) = DirectorySource(str(tmp_path)).read()
-    assert (snapshot.source_keys, [key for key, _ in snapshot.refused]) == ((), ["b\\udcff\\n"])
+    assert (snapshot.source_keys, [key for key, _ in snapshot.rejected_keys]) == (
+        (),
+        ["b\\udcff\\n"],
+    )

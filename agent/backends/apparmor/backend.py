@@ -17,6 +17,7 @@ from agent.backends.apparmor import (
     kernel_access,
     loaded_objects,
     memory_budget,
+    parser_hints,
     parser_messages,
     policy_changes,
     policy_references,
@@ -28,7 +29,7 @@ from agent.backends.apparmor import parser as apparmor_parser
 from agent.backends.apparmor.compile_worker import CompileWorker
 from agent.backends.apparmor.parser import RunFailure
 from agent.backends.apparmor.policy_cache import ParserResult, PolicyCache
-from agent.core.findings import Finding, limited
+from agent.core.findings import Finding, limit_findings
 from agent.core.model import (
     Evidence,
     Inspected,
@@ -282,9 +283,17 @@ class AppArmorBackend:
         if compiled.exceeded_limit:
             return Rejection(id=id_, findings=(diagnostics.parser_killed(compiled),))
         if compiled.error:
-            line = parser_messages.line_reference(compiled.error, source)
-            finding = diagnostics.parser_rejected(id_, line, compiled.error, "")
-            return Rejection(id=id_, findings=(finding,))
+            return Rejection(
+                id=id_,
+                findings=(
+                    diagnostics.parser_rejected(
+                        id_,
+                        line=parser_messages.line_reference(compiled.error, source),
+                        message=compiled.error,
+                        hint=parser_hints.hint(compiled.error, source, self.parser.include_dir),
+                    ),
+                ),
+            )
         try:
             declared = compiled.declared or compiled_policy.read(compiled.policy)
         except compiled_policy.PolicyError as error:
@@ -312,7 +321,12 @@ class AppArmorBackend:
             body_size=compiled.size or len(compiled.policy),
             findings=validation.warnings(declared, source)
             + escape_rules.warnings(source)
-            + limited(diagnostics.rule_not_enforced(id_, note) for note in compiled.omitted_rules),
+            + limit_findings(
+                diagnostics.rule_not_enforced(
+                    id_, parser_messages.weaker_rule_line(warning, source), warning
+                )
+                for warning in compiled.warnings
+            ),
             prefix=blob.prefix,
         )
 
@@ -341,7 +355,9 @@ class AppArmorBackend:
         hidden = not all(fact.is_readable for fact in facts.values())
         hidden = hidden or (not facts and self.access.hides_content())
         return Observation(
-            profiles={name: replace(fact, is_own=name in own) for name, fact in facts.items()},
+            profiles={
+                name: replace(fact, is_agent_object=name in own) for name, fact in facts.items()
+            },
             findings=(diagnostics.content_unverifiable(),) if hidden else (),
         )
 

@@ -1,14 +1,15 @@
 """Decides which AppArmor text the parser compiles next, and for how long.
 
-Pure scheduling: no thread, no process and no clock of its own; `compile_worker` runs the parser.
-A text starts on level 0 with a short time slice. A text that exceeds its slice moves up one level,
-where the slice is longer, and waits behind all texts on lower levels, so that a text that is slow
-to compile never delays the others. On one level, the profile set that has used the least parser
-time goes first. Only the parser's own use of CPU time, memory or output condemns a text, and only
-in the longest slice, and only a run that had all of the memory that the parser may use. A run that
-ended at its wall-clock limit or by a signal says nothing about the text: another process, such as
-the kernel's OOM killer, may have ended the parser. The daemon compiles such a text again later; a
-command leaves it without a result.
+This module only schedules: it has no thread, no process and no clock; compile_worker.py runs the
+parser. A text starts on level 0 with a short time slice. After a run that exceeds the slice, the
+text moves up one level, where the slice is longer, and waits until all texts on lower levels have
+run. So a text that is slow to compile never delays the others. On each level, the profile set that
+has used the least parser time goes first.
+
+A text is rejected only because of the parser's own use of CPU time, memory or output, in a run with
+the longest slice and all of the memory that the parser may use. A run that ended at its wall-clock
+limit or by a signal is inconclusive: another process, such as the kernel's OOM killer, may have
+ended the parser. The daemon compiles such a text again later; a command leaves it without a result.
 """
 
 import math
@@ -20,10 +21,10 @@ from typing import Final
 from agent.backends.apparmor.parser import ParserRun, RunFailure
 from agent.backends.apparmor.policy_cache import ParserResult
 
-FIRST_SLICE_SECONDS: Final = 2.0  # CPU time; 1,000 public profiles needed 0.2 s at most
+FIRST_SLICE_SECONDS: Final = 2.0  # CPU time; 1,000 public profiles needed at most 0.2 s
 SLICE_FACTOR: Final = 4.0
-# A slow text waits this many times the duration of its last run: slow texts together use at most a
-# quarter of one core.
+# The pause of a slow text as a multiple of the duration of its last run. With this factor, slow
+# texts together use at most a quarter of one core.
 PAUSE_FACTOR: Final = 3.0
 FIRST_RETRY_SECONDS: Final = 10.0
 MAX_RETRY_SECONDS: Final = 600.0
@@ -31,28 +32,33 @@ MAX_RETRY_SECONDS: Final = 600.0
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class CompileTask:
-    """One text to compile, and what its previous runs have shown."""
+    """One text to compile, with the results of its previous runs."""
 
-    key: str  # identifies the text and the features that it is compiled for
+    key: str
+    """Identifies the text and the features that it is compiled for."""
     text: bytes
     features: tuple[str, ...]
     context: str
-    origin: str  # the profile set that provides the text
-    number: int  # in the order of submission
+    origin: str
+    """The profile set that contains the text."""
+    number: int
+    """The position in the order of submission."""
     level: int = 0
-    is_quick: bool = True  # the next run omits the simplification of expressions
+    is_quick: bool = True
+    """Whether the next run omits the simplification of expressions."""
     retry_at: float = 0.0
-    inconclusive_runs: int = 0  # runs that say nothing about the text
-    failure: ParserRun | None = None  # the last run, if it reached a limit or did not start
+    inconclusive_runs: int = 0
+    failure: ParserRun | None = None
+    """The last run, if it reached a limit or did not start."""
 
     @property
     def is_slow(self) -> bool:
-        """Whether a run of this text reached a limit before."""
+        """Whether an earlier run of this text reached a limit."""
         return self.level > 0 or self.inconclusive_runs > 0
 
 
 class CompileQueue:
-    """The texts that wait for the parser or are in it. Times are monotonic seconds."""
+    """The texts that wait for the parser or are being compiled. Times are monotonic seconds."""
 
     def __init__(self, *, cpu_limit: float, pauses_slow_texts: bool) -> None:
         """Create an empty queue.
@@ -93,7 +99,7 @@ class CompileQueue:
         )
 
     def retain(self, keys: Collection[str]) -> None:
-        """Forget every text that is not among keys."""
+        """Remove every text whose key is not among keys."""
         self._waiting = {key: task for key, task in self._waiting.items() if key in keys}
         self._running = {key: task for key, task in self._running.items() if key in keys}
         origins = {task.origin for task in (*self._waiting.values(), *self._running.values())}
@@ -105,9 +111,10 @@ class CompileQueue:
         self._waiting.pop(key, None)
 
     def take(self, now: float) -> CompileTask | None:
-        """Move the next text to the parser; return None if no text may run now.
+        """Return the next text and count it as running, or return None if no text may run now.
 
-        At most one run without the shortcut is started at a time: it may use all of the memory.
+        At most one full run is started at a time, because it may use all of the memory. A full run
+        is one that does not omit the simplification of expressions.
         """
         only_quick = any(not task.is_quick for task in self._running.values())
         ready = [
@@ -125,16 +132,19 @@ class CompileQueue:
         return (task.is_slow, task.level, self._used_seconds[task.origin], task.number)
 
     def next_retry(self) -> float | None:
-        """Return when the first waiting text may run; None if no time will let one run."""
+        """Return when the first waiting text may run; None if no text waits for a retry."""
         retry = min((task.retry_at for task in self._waiting.values()), default=math.inf)
         return retry if math.isfinite(retry) else None
 
     def is_idle(self, now: float) -> bool:
-        """Return whether no text runs, and none may run now."""
+        """Return whether no text is running or may run now."""
         return not self._running and all(task.retry_at > now for task in self._waiting.values())
 
     def is_cancelled(self, task: CompileTask, now: float) -> bool:
-        """Return whether a running text must make room: it is unwanted, or slow and others wait."""
+        """Return whether the run of a text must end.
+
+        The text was removed, or it is slow and a text that is not slow waits.
+        """
         if self._running.get(task.key) is not task:
             return True
         return task.is_slow and any(
@@ -146,9 +156,11 @@ class CompileQueue:
         return min(self.cpu_limit, FIRST_SLICE_SECONDS * SLICE_FACTOR**task.level)
 
     def record_run(self, task: CompileTask, run: ParserRun, now: float) -> ParserResult | None:
-        """Take the result of a run; return the final result of the text, or None if it waits again.
+        """Record the end of a run.
 
-        A text that was forgotten in the meantime has no result.
+        Returns:
+            The final result of the text. None if the text waits for another run, or if it was
+            removed during the run.
         """
         if self._running.get(task.key) is not task:
             return None
@@ -157,7 +169,7 @@ class CompileQueue:
         match run.outcome:
             case ParserResult() if not (run.outcome.error and task.is_quick):
                 return run.outcome
-            case ParserResult():  # only a run without the shortcut decides that a text is wrong
+            case ParserResult():  # only a full run decides that a text has an error
                 task.is_quick = False
             case RunFailure.CANCELLED:
                 pass
@@ -178,13 +190,13 @@ class CompileQueue:
         return None
 
     def _postpone(self, task: CompileTask, run: ParserRun, now: float) -> None:
-        """Plan the next run of a text after a run that says nothing about it."""
+        """Schedule the next run of a text after an inconclusive run."""
         delay = FIRST_RETRY_SECONDS * 2.0 ** min(task.inconclusive_runs, 10)
-        # A command that has many such texts would never end.
+        # With many such texts, a command would never end.
         task.retry_at = now + min(MAX_RETRY_SECONDS, delay) if self.pauses_slow_texts else math.inf
         task.inconclusive_runs += 1
         task.failure = run
         if run.outcome is not RunFailure.NOT_STARTED:
-            task.is_quick = False  # a parser that lacks memory can hang; the next run gets more
+            task.is_quick = False  # a parser without memory may hang; the next run gets more
         if run.outcome is RunFailure.SIGNAL and self.slice_seconds(task) < self.cpu_limit:
-            task.level += 1  # it may have been the signal of the CPU limit
+            task.level += 1  # the signal may come from the CPU limit

@@ -1,8 +1,8 @@
 """Compiles AppArmor texts in the background, so that no pass waits for the parser.
 
 The main thread submits texts and collects results; worker threads only run `apparmor_parser`. A
-second parser runs beside the first one only where the container's memory limit leaves enough for
-both. What runs next, and for how long, is decided in `compile_queue`.
+second parser runs at the same time only if the memory limit of the container leaves enough for
+both. compile_queue.py decides which text is compiled next, and for how long.
 """
 
 import atexit
@@ -18,15 +18,14 @@ from agent.backends.apparmor.compile_queue import CompileQueue, CompileTask
 from agent.backends.apparmor.parser import Parser, ParserRun, RunFailure
 from agent.backends.apparmor.policy_cache import ParserResult
 
-MAX_PARSERS: Final = 2  # at a time, where processors and memory allow
-MAX_UNCOLLECTED_BYTES: Final = (
-    4 << 20
-)  # of results that no pass has collected; then no parser starts
+MAX_PARSERS: Final = 2  # at the same time, if processors and memory allow
+# No parser starts while the results that no pass has collected have more bytes than this.
+MAX_UNCOLLECTED_BYTES: Final = 4 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompileResult:
-    """The final result of one text, for the context that it was submitted with."""
+    """The final result of one text, with the key and the context of its submission."""
 
     key: str
     context: str
@@ -34,10 +33,9 @@ class CompileResult:
 
 
 class CompileWorker:
-    """Runs the parser in threads of its own, which start with the first text.
+    """Runs the parser in its own threads, which start with the first text.
 
-    All methods may be called from any thread. completed: called from a worker thread after each
-    result, and after the first run of a text that failed.
+    All methods may be called from any thread.
     """
 
     def __init__(
@@ -49,6 +47,17 @@ class CompileWorker:
         completed: Callable[[], None],
         free_memory: Callable[[], int],
     ) -> None:
+        """Create a worker without texts.
+
+        Args:
+            parser: the parser to run.
+            cpu_limit: CPU seconds that the parser may use for one text.
+            pauses_slow_texts: see CompileQueue.
+            completed: called from a worker thread after each result, and after the first failed
+                run of a text.
+            free_memory: returns the memory that new parsers may use now; the memory that running
+                parsers already use is not part of it.
+        """
         self._parser = parser
         self._completed = completed
         self._free_memory = free_memory
@@ -56,8 +65,9 @@ class CompileWorker:
         self._changed = threading.Condition()
         self._results: list[CompileResult] = []
         self._finished = 0
-        self._has_new_outcome = False  # a run has ended since the last call of collect()
-        self._reserved: dict[int, int] = {}  # number of a running task -> bytes of memory
+        self._has_new_outcome = False  # whether a run has ended since the last call of collect()
+        self._reserved: dict[int, int] = {}  # bytes of memory, by the number of the running task
+        self._idle_memory = 0  # the free memory when the last parser started that ran alone
         self._threads: list[threading.Thread] = []
         self._is_stopped = False
         self._is_registered = False
@@ -65,7 +75,7 @@ class CompileWorker:
     def submit(
         self, *, key: str, text: bytes, features: tuple[str, ...], context: str, origin: str
     ) -> ParserRun | None:
-        """Queue a text, unless it is queued already; return its last run, if that failed."""
+        """Queue a text unless it is queued already; return its last run if that failed."""
         with self._changed:
             self._queue.submit(
                 key=key, text=text, features=features, context=context, origin=origin
@@ -80,7 +90,7 @@ class CompileWorker:
             return task.failure if task is not None else None
 
     def retain(self, keys: Collection[str]) -> None:
-        """Forget every queued text that is not among keys; the parser stops compiling it."""
+        """Remove every queued text whose key is not among keys, also if it is being compiled."""
         with self._changed:
             self._queue.retain(keys)
 
@@ -93,13 +103,13 @@ class CompileWorker:
             return results
 
     def wait(self, progress: Callable[[int, int], None]) -> bool:
-        """Wait until every queued text has a result, or can only be tried again later.
+        """Wait until every queued text has a result or must wait for a retry.
 
         Args:
             progress: called at least once a second with the numbers of finished and of all texts.
 
         Returns:
-            Whether inspections may say more than before.
+            Whether a run has ended since the last call of collect().
         """
         while True:
             with self._changed:
@@ -113,7 +123,7 @@ class CompileWorker:
         if self._threads:
             return
         if not self._is_registered:
-            # The process may end at any moment: no parser outlives it.
+            # A parser must not outlive this process.
             atexit.register(self._stop)
             self._is_registered = True
         for number in range(min(MAX_PARSERS, len(os.sched_getaffinity(0)))):
@@ -155,7 +165,7 @@ class CompileWorker:
                 self._completed()
 
     def _compile(self, task: CompileTask, memory: int) -> ParserRun:
-        """Run the parser. What this process lacks says nothing about the text."""
+        """Run the parser. A lack of threads or memory is not a fault of the text."""
         try:
             return self._parser.run(
                 task.text,
@@ -165,12 +175,12 @@ class CompileWorker:
                 is_quick=task.is_quick,
                 is_cancelled=lambda: self._is_cancelled(task),
             )
-        except (RuntimeError, MemoryError) as error:  # no thread or no memory is left
+        except (RuntimeError, MemoryError) as error:  # RuntimeError: no thread is left
             detail = f"the agent could not run the parser: {error!r}"
             return ParserRun(outcome=RunFailure.NOT_STARTED, detail=detail)
 
     def _next(self) -> tuple[CompileTask | None, int]:
-        """Wait for a text that may run now; return it with its memory limit. None: stop."""
+        """Wait for a text that may run now; return it with its memory limit, or None to stop."""
         while not self._is_stopped:
             memory = 0 if self._has_backlog() else self._memory_left()
             task = self._queue.take(time.monotonic()) if memory else None
@@ -193,19 +203,22 @@ class CompileWorker:
         return None, 0
 
     def _has_backlog(self) -> bool:
-        """Return whether results wait that take much memory."""
+        """Return whether uncollected results use too much memory."""
         return sum(len(each.result.policy) for each in self._results) > MAX_UNCOLLECTED_BYTES
 
     def _memory_left(self) -> int:
-        """Return how many bytes one more parser may use; 0 if none may run beside the others."""
-        left = self._free_memory() - sum(self._reserved.values())
-        return (
-            left
-            if left >= memory_budget.MIN_PARSER_BYTES
-            else 0
-            if self._reserved
-            else memory_budget.MIN_PARSER_BYTES
-        )
+        """Return how many bytes one more parser may use; 0 if it must wait for another parser.
+
+        Running parsers may use everything that is reserved for them. The free memory is already
+        smaller by what they use now, so the reservations are subtracted from the free memory at
+        the time when no parser ran.
+        """
+        free = self._free_memory()
+        if not self._reserved:
+            self._idle_memory = free
+            return max(free, memory_budget.MIN_PARSER_BYTES)
+        left = min(free, self._idle_memory - sum(self._reserved.values()))
+        return left if left >= memory_budget.MIN_PARSER_BYTES else 0
 
     def _is_cancelled(self, task: CompileTask) -> bool:
         with self._changed:

@@ -1,11 +1,11 @@
-"""Read what a compiled AppArmor policy really declares: names, attachments, modes, hashes.
+"""Reads what a compiled AppArmor policy declares: names, attachments, modes and hashes.
 
-Rule 1: pure and total: any bytes give an answer or one `PolicyError`, never another exception.
-Rule 2: what is not understood is an error, never skipped: a layout that this module does not know
-could hide a name.
+This module is pure. For any bytes it returns profiles or raises PolicyError, and no other
+exception. An element that it does not know is an error, because a skipped element could contain a
+profile.
 
 The layout is that of the kernel's security/apparmor/policy_unpack.c: a stream of tagged elements
-(an optional name, then a value), where every profile is a struct named `profile`.
+(an optional name, then a value), in which every profile is a struct named `profile`.
 """
 
 import functools
@@ -16,17 +16,15 @@ from dataclasses import dataclass
 
 from agent.core.model import Evidence
 
-READER_VERSION = (
-    1  # of what is read out of a policy: count up when the same bytes give another answer
-)
+READER_VERSION = 1  # increase it when the same bytes give a different result
 MODES = {0: "enforce", 1: "complain", 2: "kill", 3: "unconfined", 4: "user"}
 
 _NAME, _STRING, _BLOB, _STRUCT, _STRUCT_END, _LIST, _LIST_END, _ARRAY, _ARRAY_END = range(4, 13)
-_FIXED = {0: 1, 1: 2, 2: 4, 3: 8}  # tag -> bytes of an integer
+_INTEGER_BYTES = {0: 1, 1: 2, 2: 4, 3: 8}  # by tag
 _ENDS = {_STRUCT: _STRUCT_END, _LIST: _LIST_END, _ARRAY: _ARRAY_END}
-_DEPTH = 16
-# What may stand between a profile's name and its flags without giving it an attachment.
-_HARMLESS = frozenset({"disconnected", "learning_offset"})
+_MAX_DEPTH = 16
+# Fields between the name and the flags of a profile that are not part of an attachment.
+_NOT_ATTACHMENT = frozenset({"disconnected", "learning_offset"})
 
 
 class PolicyError(Exception):
@@ -35,17 +33,18 @@ class PolicyError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeclaredProfile:
-    """One profile, hat or child of a compiled policy.
-
-    attached: it has an attachment of its own, a match or a rename. evidence: what the kernel shows
-    when it holds it: the hash of this one profile (aa_calc_profile_hash: the version word, then the
-    profile's bytes), and that of the whole blob.
-    """
+    """One profile, hat or child profile of a compiled policy."""
 
     name: str
     mode: str
     has_attachment: bool
+    """Whether the profile has a match or a rename of its own."""
     evidence: Evidence
+    """The hashes that the kernel shows once the profile is loaded.
+
+    One is the hash of this profile (aa_calc_profile_hash: the version word, then the bytes of the
+    profile), the other one is the hash of the whole policy.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,45 +56,45 @@ class _Element:
     end: int
 
 
-@functools.lru_cache(maxsize=1)  # one body is read for several reasons, one after the other
+@functools.lru_cache(maxsize=1)  # several callers read the same policy in a row
 def read(policy: bytes) -> tuple[DeclaredProfile, ...]:
-    """Return every profile in the blob, in its order. Raises PolicyError.
+    """Return the profiles of a policy in their order. Raises PolicyError.
 
-    A profile of a policy namespace is named `:namespace:name`.
+    The name of a profile in a policy namespace is `:namespace:name`.
     """
-    found: list[DeclaredProfile] = []
+    profiles: list[DeclaredProfile] = []
     raw = raw_evidence(policy)
     for version, namespace, element, fields in _profiles(policy):
         own = struct.pack("<I", version) + policy[element.start : element.end]
-        found.append(_declared(namespace, fields, raw | _own_evidence(own)))
-    return tuple(found)
+        profiles.append(_declared(namespace, fields, raw | _own_evidence(own)))
+    return tuple(profiles)
 
 
 def names(policy: bytes) -> frozenset[str]:
-    """Return the names of the profiles in the blob. Raises PolicyError."""
+    """Return the names of the profiles in a policy. Raises PolicyError."""
     return frozenset(_name(namespace, fields) for _, namespace, _, fields in _profiles(policy))
 
 
 def rewrap(blobs: Iterable[bytes], included_names: Collection[str], filler: bytes) -> bytes:
-    """Return one blob with the wanted profiles, byte for byte as they are in the given blobs.
+    """Return a policy with the included profiles, byte for byte as in the given policies.
 
-    Each profile gets a version header of its own, with the same version but with filler (at least
-    8 bytes) behind the NUL that ends the header's name. The kernel compares names with strcmp
-    (aa_unpack_nameX), and its hash of one profile covers the version and the profile alone. So what
-    the kernel enforces and that hash stay the same, while the blob as a whole is another one.
-    Raises PolicyError, also for a policy namespace.
+    Each profile gets its own version header. The header has the same version, and has the filler
+    (at least 8 bytes) after the NUL that ends its name. The kernel compares names with strcmp
+    (aa_unpack_nameX), and its hash of one profile covers only the version and the profile. So the
+    kernel enforces the same rules and shows the same hash of each profile, while the bytes of the
+    policy as a whole differ. Raises PolicyError, also for profiles of a policy namespace.
     """
-    made = b""
+    policy = b""
     for blob in blobs:
         for version, namespace, element, fields in _profiles(blob):
             if namespace:
                 raise PolicyError("it belongs to a policy namespace")
             if _name(namespace, fields) in included_names:
-                # Tables in a profile are aligned to 8 bytes from the beginning of the blob.
-                size = len(made) + len(_header(version, filler))
+                # Tables in a profile are aligned to 8 bytes from the beginning of the policy.
+                size = len(policy) + len(_header(version, filler))
                 padding = filler[: (element.start - size) % 8]
-                made += _header(version, filler + padding) + blob[element.start : element.end]
-    return made
+                policy += _header(version, filler + padding) + blob[element.start : element.end]
+    return policy
 
 
 def _header(version: int, filler: bytes) -> bytes:
@@ -106,7 +105,7 @@ def _header(version: int, filler: bytes) -> bytes:
 def _profiles(
     blob: bytes,
 ) -> Iterator[tuple[int, str, "_Element", tuple["_Element", ...]]]:
-    """Give the version, the namespace (`:name:` or nothing), the element and the fields of each."""
+    """Yield the version, the namespace (`:name:` or empty), the element and the fields of each."""
     version, namespace = None, ""
     for element in _Reader(blob).elements(None, 0):
         match element:
@@ -121,7 +120,7 @@ def _profiles(
 
 
 def raw_evidence(blob: bytes) -> Evidence:
-    """Return what the kernel's raw_sha1 or raw_sha256 shows when it holds this whole blob."""
+    """Return the hashes that the kernel shows as raw_sha1 or raw_sha256 of this policy."""
     return frozenset(
         {
             f"raw:sha256:{hashlib.sha256(blob).hexdigest()}",
@@ -140,35 +139,35 @@ def _own_evidence(own: bytes) -> Evidence:
 
 
 def parent(name: str) -> str | None:
-    """Return the parent of a hat or child, or None for a profile of its own.
+    """Return the parent of a hat or child profile; None for other profiles.
 
-    The kernel splits at every `//` from the left (__lookup_parent).
+    The kernel splits names at every `//` from the left (__lookup_parent).
     """
-    at, start = -1, 0
-    while (found := name.find("//", start)) >= 0:
-        at, start = found, found + 2
-    return name[:at] if at >= 0 else None
+    separator, start = -1, 0
+    while (position := name.find("//", start)) >= 0:
+        separator, start = position, position + 2
+    return name[:separator] if separator >= 0 else None
 
 
 def ancestors(name: str) -> tuple[str, ...]:
-    """Return the parents of a hat or child, the nearest first."""
-    found: list[str] = []
-    above = parent(name)
-    while above is not None:
-        found.append(above)
-        above = parent(above)
-    return tuple(found)
+    """Return the ancestors of a hat or child profile, the parent first."""
+    names_of_ancestors: list[str] = []
+    ancestor = parent(name)
+    while ancestor is not None:
+        names_of_ancestors.append(ancestor)
+        ancestor = parent(ancestor)
+    return tuple(names_of_ancestors)
 
 
 def _declared(namespace: str, fields: tuple[_Element, ...], evidence: Evidence) -> DeclaredProfile:
     name = _name(namespace, fields)
-    attached = False
+    has_attachment = False
     for field in fields[1:]:
         if field.name == "flags" and isinstance(field.value, tuple):
             return DeclaredProfile(
-                name=name, mode=_mode(field.value), has_attachment=attached, evidence=evidence
+                name=name, mode=_mode(field.value), has_attachment=has_attachment, evidence=evidence
             )
-        attached = attached or field.name not in _HARMLESS
+        has_attachment = has_attachment or field.name not in _NOT_ATTACHMENT
     raise PolicyError(f'profile "{name}" has no flags')
 
 
@@ -186,38 +185,40 @@ def _mode(fields: tuple[_Element, ...]) -> str:
         raise PolicyError("a profile's flags are not three numbers")
     mode = fields[1].value
     if mode not in MODES:
-        raise PolicyError(f"a profile's mode is {mode}, which is not known")
+        raise PolicyError(f"a profile's mode is {mode}, which is unknown")
     return MODES[mode]
 
 
 class _Reader:
+    """Reads the elements of a policy, and raises PolicyError where the layout is unknown."""
+
     def __init__(self, blob: bytes) -> None:
         self.blob = blob
-        self.at = 0
+        self.position = 0
 
     def elements(self, until: int | None, depth: int) -> tuple[_Element, ...]:
-        """Read elements up to the tag that ends their parent, or to the end of the blob."""
-        if depth > _DEPTH:
-            raise PolicyError("it is nested too deep")
-        found: list[_Element] = []
-        while self.at < len(self.blob):
-            start = self.at
+        """Read elements up to the tag that ends their parent, or to the end of the policy."""
+        if depth > _MAX_DEPTH:
+            raise PolicyError("it is nested too deeply")
+        elements: list[_Element] = []
+        while self.position < len(self.blob):
+            start = self.position
             tag = self._take(1)[0]
             if tag == until:
-                return tuple(found)
+                return tuple(elements)
             name = ""
             if tag == _NAME:
                 name = self._tag().decode("latin-1")
                 tag = self._take(1)[0]
-            found.append(self._element(name, tag, start, depth))
+            elements.append(self._element(name, tag, start, depth))
         if until is not None:
             raise PolicyError("it ends inside a struct, list or array")
-        return tuple(found)
+        return tuple(elements)
 
     def _element(self, name: str, tag: int, start: int, depth: int) -> _Element:
         value: int | bytes | tuple[_Element, ...]
-        if tag in _FIXED:
-            value = int.from_bytes(self._take(_FIXED[tag]), "little")
+        if tag in _INTEGER_BYTES:
+            value = int.from_bytes(self._take(_INTEGER_BYTES[tag]), "little")
         elif tag == _STRING:
             value = self._string()
         elif tag == _BLOB:
@@ -228,24 +229,24 @@ class _Reader:
             value = self.elements(_ENDS[tag], depth + 1)
         else:
             raise PolicyError(f"unknown tag {tag} at byte {start}")
-        return _Element(name=name, tag=tag, value=value, start=start, end=self.at)
+        return _Element(name=name, tag=tag, value=value, start=start, end=self.position)
 
     def _tag(self) -> bytes:
-        """Return an element's name: the kernel reads it up to its first NUL."""
+        """Return the name of an element, which ends at its first NUL for the kernel."""
         text = self._take(int.from_bytes(self._take(2), "little"))
         if not text.endswith(b"\0"):
-            raise PolicyError(f"a name before byte {self.at} does not end with NUL")
+            raise PolicyError(f"a name before byte {self.position} does not end with NUL")
         return text.partition(b"\0")[0]
 
     def _string(self) -> bytes:
         text = self._take(int.from_bytes(self._take(2), "little"))
         if not text.endswith(b"\0") or b"\0" in text[:-1]:
-            raise PolicyError(f"a string before byte {self.at} does not end with one NUL")
+            raise PolicyError(f"a string before byte {self.position} does not end with one NUL")
         return text[:-1]
 
     def _take(self, size: int) -> bytes:
-        taken = self.blob[self.at : self.at + size]
-        if len(taken) != size:
+        content = self.blob[self.position : self.position + size]
+        if len(content) != size:
             raise PolicyError("it ends too early")
-        self.at += size
-        return taken
+        self.position += size
+        return content

@@ -26,7 +26,7 @@ def cannot_check(id_: KeyId, message: str) -> Unchecked:
     )
 
 
-def parser_rejected(id_: KeyId, line: str, message: str, hint: str) -> Finding:
+def parser_rejected(id_: KeyId, *, line: str, message: str, hint: str) -> Finding:
     """Return the error message of the parser.
 
     Args:
@@ -94,11 +94,11 @@ def parser_not_sandboxed(reason: str) -> Finding:
     )
 
 
-def rule_not_enforced(id_: KeyId, warning: str) -> Finding:
+def rule_not_enforced(id_: KeyId, line: str, warning: str) -> Finding:
     """Return the parser's warning that a rule is missing in the policy or weaker than written."""
     return Finding(
         code="rule_not_enforced",
-        location=id_.key,
+        location=line or id_.key,
         message="The policy is weaker than the text, because the kernel or the abi rule does not "
         f"know some of its rules. apparmor_parser: {warning}",
         hint="Do not rely on those rules on this node, or use an abi and a kernel that know them.",

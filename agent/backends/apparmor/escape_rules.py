@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 
 from agent.backends.apparmor.profile_text import LineCounter, without_comments
-from agent.core.findings import MAX_FINDINGS, Finding, limited
+from agent.core.findings import MAX_FINDINGS, Finding, limit_findings
 
 _UNCONFINED = "unconfined"
 # The permissions of a file rule with an execute mode, before or after the path.
@@ -30,7 +30,7 @@ _CHANGE_PROFILE = re.compile(
 def warnings(source: str) -> tuple[Finding, ...]:
     """Return a warning with its line for each rule that lets a process become unconfined."""
     bare = without_comments(source)
-    return limited(
+    return limit_findings(
         itertools.islice(
             itertools.chain(_execute_rules(bare), _change_profile_rules(bare)), MAX_FINDINGS + 1
         )

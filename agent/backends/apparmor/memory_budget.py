@@ -1,54 +1,96 @@
-"""How much memory the parser may take, so that it never takes the agent's.
+"""Limits the memory of the parser, so that the parser cannot use up the agent's memory.
 
-Rule: with memory.oom.group (kubelet since 1.28, cgroup v2) one process over the limit ends all of
-the container, so the parser's own limit stays below what the container has left. A cgroup of
-version 1 ends the largest process alone, and counts as without a limit here.
+With memory.oom.group (set by the kubelet since 1.28 under cgroup v2), one process that exceeds the
+limit ends the whole container. Without it, the kernel ends the largest process, which can be the
+agent. So the parser's own limit stays below the memory that the container has left.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 MIN_PARSER_BYTES: Final = 64 << 20
 MAX_PARSER_BYTES: Final = 1 << 30
-_RESERVE: Final = 16 << 20  # for what the agent itself takes meanwhile, the output among it
+_RESERVE_BYTES: Final = 16 << 20  # for the agent itself while a parser runs, with its output
+# Version 1 shows a page-aligned LONG_MAX where there is no limit (page_counter.h).
+_UNLIMITED_V1: Final = 1 << 62
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Files:
+    """The files of one memory cgroup."""
+
+    limit: Path
+    usage: Path
+    statistics: Path
+    page_cache: tuple[str, ...]
+    """Fields of the statistics: memory that the kernel reclaims when a process needs it."""
 
 
 def limit_bytes(
     own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
 ) -> int | None:
-    """Return the memory limit of this process's cgroup; None where there is none or it is unknown.
+    """Return the memory limit of this process's cgroup; None if it has no limit or it is unknown.
 
-    own: lists the cgroups as cgroups(7) says, `0::PATH` is the one of version 2.
+    Args:
+        own: the file that lists the cgroups of this process (cgroups(7)).
+        root: the directory in which the cgroup file systems are mounted.
     """
     try:
-        return int((_directory(own, root) / "memory.max").read_text())
-    except (OSError, ValueError):  # "max" is no number either
+        limit = int(_files(own, root).limit.read_text())
+    except (OSError, ValueError):  # version 2 shows "max" where there is no limit
         return None
+    return limit if limit < _UNLIMITED_V1 else None
 
 
 def available_bytes(
     own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
 ) -> int:
-    """Return how many bytes the parser may take, between LEAST and MOST.
+    """Return the memory that parsers may use together now, between the minimum and the maximum.
 
-    The page cache on the lists of memory.stat makes room by itself (cgroup-v2.rst).
+    Parsers that run already count as used memory. The page cache does not count as used, because
+    the kernel reclaims it (cgroup-v2.rst). If the usage is unknown, no memory counts as left.
     """
-    most = limit_bytes(own, root)
+    limit = limit_bytes(own, root)
+    if limit is None:
+        return MAX_PARSER_BYTES
     try:
-        directory = _directory(own, root)
-        used = int((directory / "memory.current").read_text())
-        stat = dict(line.split() for line in (directory / "memory.stat").read_text().splitlines())
-        used -= int(stat["inactive_file"]) + int(stat["active_file"])
+        files = _files(own, root)
+        used = int(files.usage.read_text())
+        fields = dict(line.split() for line in files.statistics.read_text().splitlines())
+        used -= sum(int(fields[field]) for field in files.page_cache)
     except (OSError, ValueError, KeyError):
-        used = 0 if most is None else most
-    return (
-        MAX_PARSER_BYTES
-        if most is None
-        else max(MIN_PARSER_BYTES, min(MAX_PARSER_BYTES, most - used - _RESERVE))
+        used = limit
+    return max(MIN_PARSER_BYTES, min(MAX_PARSER_BYTES, limit - used - _RESERVE_BYTES))
+
+
+def _files(own: Path, root: Path) -> _Files:
+    """Return the files of this process's memory cgroup. Raises OSError and ValueError.
+
+    The memory controller is either in a hierarchy of version 1 or in that of version 2. Inside a
+    cgroup namespace or a container, the path of version 1 can belong to the host, so the files at
+    the mount point are used where the path does not exist.
+    """
+    paths = {}
+    for line in own.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        paths.update(dict.fromkeys(controllers.split(","), path))
+    mount = root / "memory"
+    if "memory" in paths and mount.is_dir():
+        directory = mount / paths["memory"].lstrip("/")
+        directory = directory if directory.is_dir() else mount
+        return _Files(
+            limit=directory / "memory.limit_in_bytes",
+            usage=directory / "memory.usage_in_bytes",
+            statistics=directory / "memory.stat",
+            page_cache=("total_inactive_file", "total_active_file"),
+        )
+    if "" not in paths:
+        raise ValueError("this process has no memory cgroup")
+    directory = root / paths[""].lstrip("/")
+    return _Files(
+        limit=directory / "memory.max",
+        usage=directory / "memory.current",
+        statistics=directory / "memory.stat",
+        page_cache=("inactive_file", "active_file"),
     )
-
-
-def _directory(own: Path, root: Path) -> Path:
-    """Return the directory of this process's cgroup. Raises OSError, ValueError."""
-    (path,) = (line[3:] for line in own.read_text().splitlines() if line.startswith("0::"))
-    return root / path.lstrip("/")

@@ -1,9 +1,9 @@
 """Runs apparmor_parser, which turns a profile text into a compiled policy or an error message.
 
 The parser neither loads policy (`-Q`) nor uses its own cache (`-K`), because that cache identifies
-a text by file name and time only. The parser is always given kernel features: without features, it
-leaves rules out of the policy and reports nothing. It runs within limits, and its output is
-bounded and escaped. It compiles in a child process, so the limits must hold for that process too.
+a text by file name and time only. The parser always gets kernel features: without features, it
+omits rules from the policy and reports nothing. It compiles in a child process, so the limits apply
+to that process too. parser_messages.py selects the output that is shown.
 """
 
 import enum
@@ -24,19 +24,16 @@ from agent.host.commands import CommandLimits, Exited
 from agent.host.filesystem import HostError
 
 DEFAULT_PATHS = ("/sbin/apparmor_parser", "/usr/sbin/apparmor_parser")
-_OPTIONS = ("-Q", "-K", "-S", "--warn=rule-not-enforced")
+_OPTIONS = ("-Q", "-K", "-S", "--warn=rule-not-enforced", "--warn=rule-downgraded")
 _QUICK_OPTIONS = ("-O", "no-expr-simplify")
-_OUTPUT_BYTES = 8 << 20
-WALL_CLOCK_FACTOR = 10.0  # of the CPU time: a node may be busy with other work
-# Options in the parser's configuration file (apparmor_parser(8)) that name files.
+_MAX_OUTPUT_BYTES = 8 << 20
+# The wall-clock limit as a multiple of the CPU limit, because other work may keep the node busy.
+WALL_CLOCK_FACTOR = 10.0
+# Options of the parser's configuration file (apparmor_parser(8)) that contain paths.
 _FEATURES = re.compile(
     rb"^\s*(?:policy|kernel|override-policy)?-?(?:features|abi|features-file)=(\S+)", re.MULTILINE
 )
 _INCLUDES = re.compile(rb"^\s*(?:include|Include|I)[= ]\s*(/\S+)", re.MULTILINE)
-# What C++, libc, flex and the parser itself say when an allocation fails.
-_NO_MEMORY = re.compile(
-    rb"(?i)bad_alloc|out of (dynamic )?memory|memory allocation|allocate memory|memory exhausted"
-)
 
 
 class ParserError(Exception):
@@ -44,28 +41,31 @@ class ParserError(Exception):
 
 
 class RunFailure(enum.Enum):
-    """Why a parser run says nothing final about the text."""
+    """Why a run of the parser ended without a result."""
 
     WALL_CLOCK = "wall_clock"
     CPU_TIME = "cpu_time"
     MEMORY = "memory"
     OUTPUT = "output"
-    SIGNAL = "signal"  # the parser crashed, or another process killed it
+    SIGNAL = "signal"
+    """The parser crashed, or another process killed it."""
     CANCELLED = "cancelled"
     NOT_STARTED = "not_started"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParserRun:
-    """One finished run. detail: the reason in words, where there is no result."""
+    """One finished run of the parser."""
 
     outcome: ParserResult | RunFailure
     detail: str = ""
+    """A description of the failure for people; empty if there is a result."""
     seconds: float = 0.0
+    """The duration of the run."""
 
 
 class Parser:
-    """One apparmor_parser of this machine, with the includes that it reads."""
+    """The apparmor_parser of this machine, with the include directories that it reads."""
 
     def __init__(
         self,
@@ -75,16 +75,25 @@ class Parser:
         config_file: str = "/etc/apparmor/parser.conf",
         ran: Callable[[float], None] = lambda _: None,
     ) -> None:
-        self.path = path or next((one for one in DEFAULT_PATHS if os.access(one, os.X_OK)), "")
+        """Describe a parser.
+
+        Args:
+            path: the parser program; empty for the first of DEFAULT_PATHS that exists.
+            include_dir: the directory of the parser's option --base.
+            config_file: the parser's configuration file.
+            ran: called with the duration of each run in seconds.
+        """
+        self.path = path or next(
+            (default for default in DEFAULT_PATHS if os.access(default, os.X_OK)), ""
+        )
         self.include_dir = include_dir
         self.config_file = config_file
         self.ran = ran
-        self._signatures: object = None
-        self._digest = ""
-        self._needed: tuple[object, tuple[str, ...]] = (None, ())
+        self._input_digest: tuple[object, str] = (None, "")  # with the signatures of the files
+        self._library_files: tuple[object, tuple[str, ...]] = (None, ())  # likewise
 
     def unavailable_reason(self) -> str:
-        """Return why there is no parser, or nothing."""
+        """Return why the parser cannot be used, or an empty string."""
         if not self.path:
             return "apparmor_parser is not installed"
         if not Path(self.path).is_file() or not os.access(self.path, os.X_OK):
@@ -92,32 +101,35 @@ class Parser:
         return ""
 
     def newest_features_file(self) -> str:
-        """Return the newest features file below the include directory, or nothing."""
-        found = [
+        """Return the features file with the highest version in the include directory.
+
+        An empty string means that there is none.
+        """
+        files = [
             path for path in Path(self.include_dir, "abi").glob("*") if re.match(r"\d", path.name)
         ]
-        newest = max(found, key=lambda path: [int(one) for one in _numbers(path)], default=None)
+        newest = max(files, key=_version, default=None)
         return str(newest) if newest is not None else ""
 
     def input_digest(self) -> str:
-        """Return a digest of the parser, its configuration and every file it may include.
+        """Return a digest of the parser, its configuration and every file that it may include.
 
-        Contents are read again only when some file's identity, size or times changed. Without the
-        sandbox a policy may have other inputs, so the digest is another one. Raises ParserError.
+        The files are read again only after a stat signature changed. Without the sandbox a policy
+        may have other inputs, so the digest is a different one. Raises ParserError.
         """
-        confined = not self.unsandboxed_reason()
+        is_sandboxed = not self.unsandboxed_reason()
         configuration = file_content(self.config_file)
         files = [self.path, self.config_file, *_configured(_FEATURES, configuration)]
         files += parser_sandbox.include_tree(self._roots(configuration)).files
-        signatures = (confined, *((path, _identity(path)) for path in files))
-        if signatures != self._signatures:
+        signatures = (is_sandboxed, *((path, _signature(path)) for path in files))
+        if signatures != self._input_digest[0]:
             contents = (os.fsencode(path) + b"\0" + file_content(path) for path in files)
-            self._digest = digest(b"".join((b"sandboxed\0" * confined, *contents)))
-            self._signatures = signatures
-        return self._digest
+            inputs = b"".join((b"sandboxed\0" * is_sandboxed, *contents))
+            self._input_digest = (signatures, digest(inputs))
+        return self._input_digest[1]
 
     def unsandboxed_reason(self) -> str:
-        """Return why the parser runs without a sandbox here, or nothing. Raises ParserError."""
+        """Return why the parser runs without a sandbox, or an empty string. Raises ParserError."""
         try:
             return parser_sandbox.unavailable_reason(self.path)
         except OSError as error:
@@ -137,58 +149,62 @@ class Parser:
 
         Args:
             text: the profile text.
-            features: the options that name the features to compile for.
+            features: the options that select the features to compile for.
             cpu_seconds: CPU time that the parser may use. The wall-clock limit is longer, so that
-                a busy node does not condemn a text.
+                a busy node does not cause a text to be rejected.
             memory_bytes: address space that the parser may use.
-            is_quick: omit the simplification of expressions. That takes half the time and gives
+            is_quick: omit the simplification of expressions. That takes half the time and produces
                 the same policy byte for byte (docs/performance.md), but some patterns then need
                 much more time and memory.
-            is_cancelled: asked while the parser runs; true ends the run.
+            is_cancelled: called while the parser runs; true ends the run.
         """
+        limits = CommandLimits(
+            seconds=WALL_CLOCK_FACTOR * cpu_seconds,
+            memory_bytes=memory_bytes,
+            cpu_seconds=max(1, math.ceil(cpu_seconds)),
+            output_bytes=_MAX_OUTPUT_BYTES,
+        )
         quick = _QUICK_OPTIONS if is_quick else ()
         argv = [self.path, *_OPTIONS, *quick, "--base", self.include_dir, *features]
-        cpu = max(1, math.ceil(cpu_seconds))
-        seconds = WALL_CLOCK_FACTOR * cpu_seconds
-        limits = CommandLimits(
-            seconds=seconds,
-            memory_bytes=memory_bytes,
-            cpu_seconds=cpu,
-            output_bytes=_OUTPUT_BYTES,
-        )
         try:
             access = None if self.unsandboxed_reason() else self.access(features)
-        except ParserError as error:
+            done = self._done(argv, text, limits, access, is_cancelled)
+            stderr = done.stderr
+            if not is_quick and done.status > 0 and b" at line " in stderr and b"include" in text:
+                argv.append(parser_messages.INPUT_PATH)
+                located = self._done(argv, text, limits, access, is_cancelled)
+                stderr = located.stderr if b" in profile " in located.stderr else stderr
+        except (HostError, ParserError) as error:
             return ParserRun(outcome=RunFailure.NOT_STARTED, detail=str(error))
-        try:
-            with commands.started(argv, stdin=text, limits=limits, sandbox=access) as running:
-                done = running.result(is_cancelled)
-        except HostError as error:
-            return ParserRun(outcome=RunFailure.NOT_STARTED, detail=str(error))
-        self.ran(done.seconds)
-        outcome = _outcome(done, self._known(text), cpu)
-        detail = ""
-        if isinstance(outcome, RunFailure):
-            detail = {
-                RunFailure.WALL_CLOCK: f"it took more than {seconds:g} s on this busy node",
-                RunFailure.CPU_TIME: f"more than {cpu} s of CPU time",
-                RunFailure.MEMORY: f"more than {memory_bytes >> 20} MiB of memory",
-                RunFailure.OUTPUT: f"more than {_OUTPUT_BYTES >> 20} MiB of output",
-                RunFailure.SIGNAL: f"signal {-done.status}" if done.status < 0 else "a signal",
-            }.get(outcome, "")
+        outcome = _outcome(done, stderr, self._quotable(text), limits)
+        detail = _detail(outcome, done, limits) if isinstance(outcome, RunFailure) else ""
         return ParserRun(outcome=outcome, detail=detail, seconds=done.seconds)
 
-    def _known(self, text: bytes) -> parser_messages.QuotableWords:
-        """Return what a message about a text may contain."""
-        words = _words(self.path, _identity(self.path))
+    def _done(
+        self,
+        argv: Sequence[str],
+        text: bytes,
+        limits: CommandLimits,
+        access: landlock.Access | None,
+        is_cancelled: Callable[[], bool],
+    ) -> Exited:
+        """Run the parser once. Raises HostError."""
+        with commands.started(argv, stdin=text, limits=limits, sandbox=access) as running:
+            done = running.result(is_cancelled)
+        self.ran(done.seconds)
+        return done
+
+    def _quotable(self, text: bytes) -> parser_messages.QuotableWords:
+        """Return the words that a message about a text may contain."""
+        words = _words(self.path, _signature(self.path))
         return parser_messages.QuotableWords(source=text, words=words, include_dir=self.include_dir)
 
     def _roots(self, configuration: bytes) -> tuple[str, ...]:
-        """Return the directories that includes are looked up in."""
+        """Return the include directories."""
         return (self.include_dir, *_configured(_INCLUDES, configuration))
 
     def access(self, features: Sequence[str]) -> landlock.Access:
-        """Return what the parser may open in its next runs. Raises ParserError."""
+        """Return the files that the sandbox lets the parser open. Raises ParserError."""
         configuration = file_content(self.config_file)
         return parser_sandbox.allowed_access(
             self.path,
@@ -204,21 +220,21 @@ class Parser:
             if not loader:
                 return ()
             files = (self.path, loader, parser_sandbox.LIBRARY_CACHE)
-            signatures = [_identity(file) for file in files]
-            if signatures != self._needed[0]:
-                found = parser_sandbox.libraries(self.path, loader)
-                self._needed = (signatures, (loader, *found))
+            signatures = [_signature(file) for file in files]
+            if signatures != self._library_files[0]:
+                libraries = parser_sandbox.libraries(self.path, loader)
+                self._library_files = (signatures, (loader, *libraries))
         except (OSError, HostError, parser_sandbox.NotElfError) as error:
             raise ParserError(f"the libraries of {self.path} cannot be listed: {error}") from error
-        return self._needed[1]
+        return self._library_files[1]
 
 
 def _configured(option: re.Pattern[bytes], configuration: bytes) -> list[str]:
-    """Return the paths that the parser's configuration file gives for an option."""
+    """Return the paths that the parser's configuration file contains for an option."""
     return [os.fsdecode(path) for path in option.findall(configuration)]
 
 
-def _ended_child(done: Exited, cpu_seconds: float) -> RunFailure:
+def _failure_of_child(done: Exited, cpu_seconds: float) -> RunFailure:
     """Return why a signal ended the child process in which the parser compiles.
 
     The parser does not report which signal it was (parser_main.c, the macro work_sync_one). The
@@ -229,46 +245,63 @@ def _ended_child(done: Exited, cpu_seconds: float) -> RunFailure:
 
 
 def _outcome(
-    done: Exited, known: parser_messages.QuotableWords, cpu_seconds: float
+    done: Exited, stderr: bytes, quotable: parser_messages.QuotableWords, limits: CommandLimits
 ) -> ParserResult | RunFailure:
-    # A parser that ran out of memory may hang as well: memory is the reason then.
-    if done.status != 0 and _NO_MEMORY.search(done.stderr):
+    # A parser that runs out of memory may also hang; memory is the reason then.
+    if done.status != 0 and parser_messages.is_out_of_memory(done.stderr):
         return RunFailure.MEMORY
     if done.limit is not None:
         return RunFailure(done.limit.value)
     if done.status < 0:
         return RunFailure.SIGNAL
     if done.status != 0:
-        shown = parser_messages.error_message(done.stderr, known)
-        if not shown and done.status == errno.ECHILD:
-            return _ended_child(done, cpu_seconds)
-        return ParserResult(error=shown or f"exit status {done.status}")
+        message = parser_messages.error_message(stderr, quotable)
+        if not message and done.status == errno.ECHILD:
+            return _failure_of_child(done, limits.cpu_seconds)
+        return ParserResult(error=message or f"exit status {done.status}")
     return ParserResult(
-        policy=done.stdout, omitted_rules=parser_messages.omitted_rules(done.stderr, known)
+        policy=done.stdout, warnings=parser_messages.weaker_rules(done.stderr, quotable)
     )
 
 
+def _detail(failure: RunFailure, done: Exited, limits: CommandLimits) -> str:
+    """Return a description of a failure for people."""
+    return {
+        RunFailure.WALL_CLOCK: f"it took more than {limits.seconds:g} s on this busy node",
+        RunFailure.CPU_TIME: f"more than {limits.cpu_seconds} s of CPU time",
+        RunFailure.MEMORY: f"more than {limits.memory_bytes >> 20} MiB of memory",
+        RunFailure.OUTPUT: f"more than {_MAX_OUTPUT_BYTES >> 20} MiB of output",
+        RunFailure.SIGNAL: f"signal {-done.status}" if done.status < 0 else "a signal",
+    }.get(failure, "")
+
+
 @functools.lru_cache(maxsize=1)
-def _words(path: str, identity: tuple[int, ...]) -> frozenset[str]:  # noqa: ARG001 - for the cache
+def _words(path: str, signature: tuple[int, ...]) -> frozenset[str]:  # noqa: ARG001 - for the cache
     return parser_messages.words_of_program(file_content(path)) | {path, Path(path).name}
 
 
-def _numbers(path: Path) -> list[str]:
-    return re.findall(r"\d+", path.name)
+def _version(path: Path) -> list[int]:
+    """Return the numbers in the name of a features file, for comparison."""
+    return [int(number) for number in re.findall(r"\d+", path.name)]
 
 
-def _identity(path: str) -> tuple[int, ...]:
+def _signature(path: str) -> tuple[int, ...]:
+    """Return the stat signature of a file, or the errno if it has none."""
     try:
-        return stat_signature.of(os.stat(path))  # noqa: PTH116 - quicker, asked of each include
+        return stat_signature.of(os.stat(path))  # noqa: PTH116 - faster, called for each include
     except OSError as error:
         return (error.errno or errno.EIO,)
 
 
 def file_content(path: str) -> bytes:
-    """Return a file's digest-worthy content; what cannot be read is an error the parser meets."""
+    """Return the content of a file as input for a digest.
+
+    A file that is not regular or cannot be read has a description of that as its content, because
+    the parser will report the error.
+    """
     try:
         if not os.path.isfile(path):  # noqa: PTH113 - as above
-            return b"irregular"  # a FIFO or device would never end
+            return b"irregular"  # reading a FIFO or a device may never end
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             content = reading.read_all(fd, os.fstat(fd).st_size)

@@ -1,9 +1,9 @@
-"""Choose what of apparmor_parser's output is shown, and never quote an included file.
+"""Selects what the agent shows of apparmor_parser's output, and never quotes an included file.
 
 The parser quotes words of the file that it reads at that moment, which may be a file of the host.
 A word is shown only if it is in the key's own text, if it is one of the parser's fixed words (they
-are in the program itself), or if it is the path of a file below the include directory. All others
-are replaced. This module is pure.
+are in the program itself), or if it is the path of a file in the include directory. Other words
+are replaced. This module is pure; parser_hints.py has the next steps for known messages.
 """
 
 import re
@@ -11,14 +11,52 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
+from agent.backends.apparmor.profile_text import without_comments
+
 REPLACED: Final = "(a word of an included file)"
-_MOST_CHARACTERS: Final = 600
-_MOST_NOTES: Final = 8
-_MOST_BYTES: Final = 65536
-_LINE: Final = re.compile(r" at line (\d+)")
-# The errno would tell whether a file exists that the parser may not open (parser_yacc.y: abi).
+# The name of standard input as an argument: the parser then reports which file a line belongs to.
+INPUT_PATH: Final = "/proc/self/fd/0"
+_MAX_CHARACTERS: Final = 600
+_MAX_WARNINGS: Final = 8
+_MAX_BYTES: Final = 65536
+_LINE: Final = re.compile(r"(?: in (?P<file>\S+))? at line (?P<number>\d+)")
+_INPUT: Final = re.compile(rf" for {INPUT_PATH}(?: in profile (?P<file>\S+))?(?= at line )")
+_SOURCE_OF_WARNING: Final = re.compile(rf" \((?:stdin|{INPUT_PATH})\)(?=:)")
+# The errno would reveal whether a file exists that the parser may not open (parser_yacc.y: abi).
 _ERRNO: Final = re.compile(
     r"((?:Could not open|fstat failed for|failed to find features abi) '.*'): [^']*$"
+)
+# Lines that are never the reason of an error: warnings, and the last words of a C++ program.
+_NOT_A_REASON: Final = re.compile(
+    r"(?i)warning|cache read/write disabled|terminate called after throwing|what\(\):"
+)
+# The messages of C++, libc, flex and the parser itself about a failed allocation.
+_NO_MEMORY: Final = re.compile(
+    r"(?i)bad_alloc|out of (dynamic )?memory|memory allocation|allocate memory|memory exhausted"
+)
+# Warnings that a rule is missing in the policy or weaker than written (apparmor 3.0.8 to 5.0.2).
+_WEAKER: Final = re.compile(r"(?i)not enforced|downgrad|not supported|ignor")
+# Abstractions contain such rules for newer kernels, so it matters only in the key's own text.
+_DOWNGRADED_UNIX: Final = re.compile(r"downgrading extended network unix socket rule")
+_PROFILE_OF_WARNING: Final = re.compile(r"(?i)^warning from (?=profile )")
+_UNIX_CONDITION: Final = re.compile(r"^[^#]*\bunix\b[^,]*[(=]", re.MULTILINE)
+# Words of warnings, and the word that begins the rule in question.
+_RULE_KEYWORDS: Final = {
+    "unix": "unix",
+    "dbus": "dbus",
+    "mount": "mount",
+    "signal": "signal",
+    "ptrace": "ptrace",
+    "userns": "userns",
+    "mqueue": "mqueue",
+    "io_uring": "io_uring",
+    "network": "network",
+    "flag": "flags",
+}
+# Variables of apparmor's own tunables. Their names are public, so a message may contain them.
+STANDARD_VARIABLES: Final = frozenset(
+    {"HOME", "HOMEDIRS", "PROC", "bin", "etc_ro", "etc_rw", "exec_path", "int", "lib", "multiarch"}
+    | {"pid", "pids", "profile_name", "run", "securityfs", "apparmorfs", "sys", "tid", "uid"}
 )
 _STRING: Final = re.compile(rb"[\x20-\x7e\n\t]{4,}")
 _CHARACTER: Final = re.compile(r"0x(?:ffffff)?([0-9a-f]{1,2})")
@@ -27,71 +65,121 @@ _PUNCTUATION: Final = "'\"(),.:;`"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuotableWords:
-    """What may be shown of a message about one text."""
+    """The words that a message about one text may contain."""
 
     source: bytes
     """The key's own text."""
     words: Collection[str]
-    """The parser's fixed words, see words()."""
+    """The parser's fixed words, see words_of_program()."""
     include_dir: str
+    """Paths in this directory may be shown."""
 
 
 def words_of_program(program: bytes) -> frozenset[str]:
-    """Return every word of the printable strings of a program."""
-    found: set[str] = set()
+    """Return every word in the printable strings of a program file."""
+    words: set[str] = set()
     for string in _STRING.findall(program):
-        found.update(word.strip(_PUNCTUATION) for word in string.decode("ascii").split())
-    return frozenset(found)
+        words.update(word.strip(_PUNCTUATION) for word in string.decode("ascii").split())
+    return frozenset(words)
 
 
-def error_message(stderr: bytes, known: QuotableWords) -> str:
-    """Return the parser's first error: bounded, printable, valid UTF-8."""
-    lines = _lines(stderr)
-    chosen = next((line for line in lines if "error" in line.lower()), "")
-    if not chosen:
-        chosen = next((line for line in lines if not line.lower().startswith("warning")), "")
-    return _shown(_ERRNO.sub(r"\1", chosen), known)
+def is_out_of_memory(stderr: bytes) -> bool:
+    """Return whether the first reason that the parser reports is a failed allocation.
 
-
-def omitted_rules(stderr: bytes, known: QuotableWords) -> tuple[str, ...]:
-    """Return the parser's reports of rules that it left out: the kernel does not mediate them."""
-    found = dict.fromkeys(_shown(line, known) for line in _lines(stderr) if "not enforced" in line)
-    return tuple(found)[:_MOST_NOTES]
-
-
-def line_reference(shown: str, source: str) -> str:
-    """Return `line N` of the text where a message names one that the text has, else nothing.
-
-    The parser reads the text on its standard input and then names no files: a line may be one of an
-    included file. It is one if the text does not have so many, or if the message quotes that file.
+    Parser 5.0 reports an undeclared variable, and then ends with std::bad_alloc.
     """
-    found = _LINE.search(shown)
-    if found is None or REPLACED in shown or len(found[1]) > len(str(len(source) + 1)):
+    reasons = [line for line in _lines(stderr) if not _is_warning(line)]
+    return bool(reasons) and _NO_MEMORY.search(reasons[0]) is not None
+
+
+def error_message(stderr: bytes, quotable: QuotableWords) -> str:
+    """Return the reasons that the parser reports, in one bounded, printable line.
+
+    Warnings are omitted.
+    """
+    reasons = [line for line in _lines(stderr) if not _NOT_A_REASON.match(line)]
+    shown = dict.fromkeys(_shown(_located(line), quotable) for line in reasons)
+    return _bounded("; ".join(shown))
+
+
+def weaker_rules(stderr: bytes, quotable: QuotableWords) -> tuple[str, ...]:
+    """Return the parser's warnings that the policy is weaker than the text."""
+    source = quotable.source.decode("utf-8", "replace")
+    has_unix_condition = _UNIX_CONDITION.search(without_comments(source)) is not None
+    warnings = dict.fromkeys(
+        _shown(_SOURCE_OF_WARNING.sub("", _PROFILE_OF_WARNING.sub("", line)), quotable)
+        for line in _lines(stderr)
+        if _WEAKER.search(line) and (has_unix_condition or not _DOWNGRADED_UNIX.search(line))
+    )
+    return tuple(warnings)[:_MAX_WARNINGS]
+
+
+def weaker_rule_line(warning: str, source: str) -> str:
+    """Return `line N` of the first rule that a warning can be about, or an empty string."""
+    words = frozenset(re.findall(r"\w+", warning.rpartition(":")[2]))
+    keyword = next((_RULE_KEYWORDS[word] for word in _RULE_KEYWORDS if word in words), None)
+    if keyword is None:
         return ""
-    return f"line {found[1]}" if int(found[1]) <= source.count("\n") + 1 else ""
+    rule = re.compile(rf"(?:^|[\s{{,]){keyword}(?![\w/.-])")
+    for number, line in enumerate(without_comments(source).split("\n"), 1):
+        if rule.search(line):
+            return f"line {number}"
+    return ""
+
+
+def line_reference(message: str, source: str) -> str:
+    """Return `line N` if a message is about a line of the text, or an empty string.
+
+    Without INPUT_PATH the parser does not report which file a line belongs to. The line belongs to
+    an included file if the text is shorter, or if the message quotes an included file.
+    """
+    match = _LINE.search(message)
+    if match is None or match["file"] or REPLACED in message:
+        return ""
+    number = match["number"]
+    if len(number) > len(str(len(source) + 1)) or int(number) > source.count("\n") + 1:
+        return ""
+    return f"line {number}"
 
 
 def _lines(stderr: bytes) -> list[str]:
-    lines = [line.strip() for line in stderr[:_MOST_BYTES].decode("utf-8", "replace").splitlines()]
+    lines = [line.strip() for line in stderr[:_MAX_BYTES].decode("utf-8", "replace").splitlines()]
     return [line for line in lines if line]
 
 
-def _shown(line: str, known: QuotableWords) -> str:
-    """Return a line with each word replaced that is neither the parser's nor the key's."""
-    source = known.source.decode("utf-8", "replace")
+def _is_warning(line: str) -> bool:
+    return line.lower().startswith(("warning", "cache read/write disabled"))
+
+
+def _located(line: str) -> str:
+    """Return a line in which an included file is named, and the name of the input is not."""
+    match = _INPUT.search(line)
+    if match is not None:
+        file = match["file"] or INPUT_PATH
+        place = "" if file == INPUT_PATH else f" in {file}"
+        line = f"{line[: match.start()]}{place}{line[match.end() :]}"
+    return _ERRNO.sub(r"\1", line)
+
+
+def _shown(line: str, quotable: QuotableWords) -> str:
+    """Return a line in which words of included files are replaced."""
+    source = quotable.source.decode("utf-8", "replace")
     pieces: list[str] = []
     is_line_number = False
-    if len(line) > 2 * _MOST_CHARACTERS:
-        line = line[: 2 * _MOST_CHARACTERS].rpartition(" ")[0]  # the last word is not whole
+    if len(line) > 2 * _MAX_CHARACTERS:
+        line = line[: 2 * _MAX_CHARACTERS].rpartition(" ")[0]  # the last word is incomplete
     for piece in line.split():
         word = piece.strip(_PUNCTUATION)
-        if (is_line_number and word.isdecimal()) or _is_known(word, source, known):
+        if (is_line_number and word.isdecimal()) or _is_quotable(word, source, quotable):
             pieces.append(piece)
         elif pieces[-1:] != [REPLACED]:
             pieces.append(REPLACED)
         is_line_number = word == "line"
-    text = "".join(map(_printable, " ".join(pieces)))
-    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}…"
+    return _bounded("".join(map(_printable, " ".join(pieces))))
+
+
+def _bounded(text: str) -> str:
+    return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}…"
 
 
 def _printable(character: str) -> str:
@@ -100,18 +188,20 @@ def _printable(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-def _is_known(word: str, source: str, known: QuotableWords) -> bool:
+def _is_quotable(word: str, source: str, quotable: QuotableWords) -> bool:
     """Return whether a word may be shown."""
-    if not word.strip("\ufffd") or word in known.words:  # nothing but bytes that are not UTF-8
+    if not word.strip("\ufffd") or word in quotable.words:  # only bytes that are not UTF-8
         return True
-    if word.startswith(f"{known.include_dir.rstrip('/')}/"):
+    if word.removeprefix("@{").removesuffix("}") in STANDARD_VARIABLES:
+        return True
+    if word.startswith(f"{quotable.include_dir.rstrip('/')}/"):
         return ".." not in word.split("/")
     if len(word) == 1:
         return word in source
     character = _CHARACTER.fullmatch(word)
     if character is not None:
-        return int(character[1], 16) in known.source
-    # A part of a longer word is not the same word.
+        return int(character[1], 16) in quotable.source
+    # A part of a longer word in the text is not the same word.
     before = r"(?<!\w)" if word[0].isalnum() else ""
     after = r"(?!\w)" if word[-1].isalnum() else ""
     return word in source and re.search(f"{before}{re.escape(word)}{after}", source) is not None

@@ -1,9 +1,9 @@
-"""What apparmor_parser may open, and whether it can be held to that.
+"""Lists the files that apparmor_parser may open in its sandbox.
 
-The parser runs as root and opens every file that a text includes. So it runs in a thread that
-Landlock restricts to: the include directories, the parser with its libraries and configuration,
-and the kernel's AppArmor features. It may write nothing and execute nothing but itself. Which
-files the parser opens was recorded with strace for the versions 3.0.8, 4.1.0 and 5.0.2.
+The parser runs as root and opens every file that a text includes. So Landlock restricts it to the
+include directories, to its own program, libraries and configuration, and to the kernel's AppArmor
+features. The parser cannot write to any file or execute another program. The list follows strace
+records of the versions 3.0.8, 4.1.0 and 5.0.2. host/landlock.py applies the restriction.
 """
 
 import errno
@@ -19,33 +19,35 @@ from agent.host.commands import CommandLimits
 from agent.host.filesystem import HostError
 
 LIBRARY_CACHE = "/etc/ld.so.cache"
-# Where `abi <kernel>` reads (libapparmor, features.c: aa_features_new_from_kernel).
+# The files of `abi <kernel>` (libapparmor, features.c: aa_features_new_from_kernel).
 KERNEL_FEATURES = "/sys/kernel/security/apparmor/features"
 _LISTED = re.compile(r"(?:^|\s)(/\S+) \(0x[0-9a-f]+\)\s*$", re.MULTILINE)
-_SECONDS = 10.0
-_BYTES = 1 << 20
-_MEMORY = 256 << 20
+_LIST_SECONDS = 10.0
+_LIST_OUTPUT_BYTES = 1 << 20
+_LIST_MEMORY_BYTES = 256 << 20
 _PT_INTERP = 3  # elf(5)
 
 
 class NotElfError(Exception):
-    """The file is not an ELF program: a script, whose interpreter could be anything."""
+    """The file is not an ELF program, for example a script with an unknown interpreter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IncludeTree:
-    """The files that an include can reach, and the links among them."""
+    """The files that an include can reach."""
 
     roots: tuple[str, ...]
+    """The include directories."""
     files: tuple[str, ...]
     links: tuple[str, ...]
+    """Symbolic links in the include directories."""
 
 
 def unavailable_reason(parser: str) -> str:
-    """Return why this parser cannot be sandboxed here, or nothing. Raises OSError."""
-    why = landlock.missing()
-    if why:
-        return why
+    """Return why the parser cannot run in a sandbox, or an empty string. Raises OSError."""
+    reason = landlock.missing()
+    if reason:
+        return reason
     try:
         interpreter(parser)
     except NotElfError:
@@ -54,7 +56,7 @@ def unavailable_reason(parser: str) -> str:
 
 
 def interpreter(program: str) -> str:
-    """Return the path of the dynamic loader that an ELF program names, or nothing if static.
+    """Return the path of the dynamic loader of an ELF program, or an empty string if static.
 
     Raises NotElfError and OSError.
     """
@@ -63,43 +65,43 @@ def interpreter(program: str) -> str:
         if len(head) < 52 or head[:4] != b"\x7fELF":  # noqa: PLR2004 - a 32-bit header
             raise NotElfError
         order = "<" if head[5] == 1 else ">"
-        wide = head[4] == 2  # noqa: PLR2004 - ELFCLASS64
-        offset, size, number = _table(head, order, wide=wide)
-        for index in range(number):
+        is_64_bit = head[4] == 2  # noqa: PLR2004 - ELFCLASS64
+        offset, size, count = _program_headers(head, order, is_64_bit=is_64_bit)
+        for index in range(count):
             file.seek(offset + index * size)
             entry = file.read(size)
             if struct.unpack_from(f"{order}I", entry)[0] == _PT_INTERP:
-                layout = (8, 32, "Q") if wide else (4, 16, "I")
+                layout = (8, 32, "Q") if is_64_bit else (4, 16, "I")
                 begin, length = (
-                    struct.unpack_from(f"{order}{layout[2]}", entry, place)[0]
-                    for place in layout[:2]
+                    struct.unpack_from(f"{order}{layout[2]}", entry, position)[0]
+                    for position in layout[:2]
                 )
                 file.seek(begin)
                 return os.fsdecode(file.read(length).rstrip(b"\0"))
     return ""
 
 
-def _table(head: bytes, order: str, *, wide: bool) -> tuple[int, int, int]:
-    """Return offset, entry size and length of the program header table."""
-    if wide:
+def _program_headers(head: bytes, order: str, *, is_64_bit: bool) -> tuple[int, int, int]:
+    """Return the offset, the entry size and the length of the program header table (elf(5))."""
+    if is_64_bit:
         (offset,) = struct.unpack_from(f"{order}Q", head, 32)
-        size, number = struct.unpack_from(f"{order}HH", head, 54)
+        size, count = struct.unpack_from(f"{order}HH", head, 54)
     else:
         (offset,) = struct.unpack_from(f"{order}I", head, 28)
-        size, number = struct.unpack_from(f"{order}HH", head, 42)
-    return offset, size, number
+        size, count = struct.unpack_from(f"{order}HH", head, 42)
+    return offset, size, count
 
 
 def libraries(program: str, loader: str) -> tuple[str, ...]:
     """Return the libraries that the dynamic loader would load for a program.
 
-    glibc and musl both know `--list` (ld.so(8)). Raises HostError.
+    Both glibc and musl have the option `--list` (ld.so(8)). Raises HostError.
     """
     limits = CommandLimits(
-        seconds=_SECONDS,
-        memory_bytes=_MEMORY,
-        cpu_seconds=int(_SECONDS),
-        output_bytes=_BYTES,
+        seconds=_LIST_SECONDS,
+        memory_bytes=_LIST_MEMORY_BYTES,
+        cpu_seconds=int(_LIST_SECONDS),
+        output_bytes=_LIST_OUTPUT_BYTES,
     )
     done = commands.run([loader, "--list", program], stdin=b"", limits=limits)
     if done.status != 0:
@@ -108,19 +110,19 @@ def libraries(program: str, loader: str) -> tuple[str, ...]:
 
 
 def include_tree(roots: Iterable[str]) -> IncludeTree:
-    """Return every file below the roots, through linked directories too."""
+    """Return every file in the roots, including files in linked directories."""
     visited: set[tuple[int, int]] = set()
     files: list[str] = []
     links: list[str] = []
-    todo = [*roots]
-    roots = tuple(todo)
-    while todo:
-        directory = todo.pop()
+    directories = [*roots]
+    roots = tuple(directories)
+    while directories:
+        directory = directories.pop()
         for entry in _entries(directory, visited):
             if entry.is_symlink():
                 links.append(entry.path)
-            if os.path.isdir(entry.path):  # noqa: PTH112 - False, not an error, for a looping link
-                todo.append(entry.path)
+            if os.path.isdir(entry.path):  # noqa: PTH112 - returns False for a link that leads to itself
+                directories.append(entry.path)
             else:
                 files.append(entry.path)
     return IncludeTree(
@@ -129,9 +131,9 @@ def include_tree(roots: Iterable[str]) -> IncludeTree:
 
 
 def _entries(directory: str, visited: set[tuple[int, int]]) -> Iterator[os.DirEntry[str]]:
-    """Yield what a directory contains; nothing if it was visited or cannot be read."""
+    """Yield the entries of a directory, unless it was visited before or cannot be read."""
     try:
-        status = os.stat(directory)  # noqa: PTH116 - quicker, called for each directory
+        status = os.stat(directory)  # noqa: PTH116 - faster, called for each directory
         if (status.st_dev, status.st_ino) in visited:
             return
         visited.add((status.st_dev, status.st_ino))
@@ -146,26 +148,33 @@ def _order(path: str) -> list[str]:
 
 
 def allowed_access(
-    parser: str, needed: Sequence[str], included: IncludeTree, others: Iterable[str]
+    parser: str, library_files: Sequence[str], included: IncludeTree, others: Iterable[str]
 ) -> landlock.Access:
-    """Return what the parser may open.
+    """Return the files that the parser may open.
 
     Args:
-        parser: its path.
-        needed: the dynamic loader, if there is one, and the libraries.
-        included: the include directories. The administrator of the host made their links, so the
-            parser may follow them; a link to a directory above them would allow much more than
-            includes, and is not followed.
+        parser: the path of the parser.
+        library_files: the dynamic loader, if the parser has one, and then the libraries.
+        included: the include directories. The administrator of the host created their links, so the
+            parser may follow them. It may not follow a link to a parent of an include directory,
+            because that would permit much more than includes.
         others: configuration and features files.
     """
     roots = [f"{os.path.realpath(root)}/" for root in included.roots]
     targets = dict.fromkeys(f"{os.path.realpath(link)}/" for link in included.links)
     linked = [
-        one.rstrip("/")
-        for one in targets
-        if not any(one.startswith(root) or root.startswith(one) for root in roots)
+        target.rstrip("/")
+        for target in targets
+        if not any(target.startswith(root) or root.startswith(target) for root in roots)
     ]
     return landlock.Access(
-        execute=(parser, *needed[:1]),
-        read=(*included.roots, *linked, *needed[1:], LIBRARY_CACHE, KERNEL_FEATURES, *others),
+        execute=(parser, *library_files[:1]),
+        read=(
+            *included.roots,
+            *linked,
+            *library_files[1:],
+            LIBRARY_CACHE,
+            KERNEL_FEATURES,
+            *others,
+        ),
     )

@@ -3,9 +3,7 @@
 A cache key is a digest of everything that the result depends on; names and times are not part of
 it. Each file is verified when it is read, and a damaged file counts as missing. The profiles that
 a policy declares are stored with it, so that the policy need not be parsed again. If the cache
-cannot be written, texts are compiled again after a restart; nothing else changes. Unused results
-are removed from memory at the next full pass. They are removed from the disk only when there are
-too many of them, the least recently used first.
+cannot be written, texts are compiled again after a restart; nothing else changes.
 """
 
 import contextlib
@@ -20,105 +18,116 @@ from agent.core.model import digest
 from agent.host.filesystem import Host, HostError
 from agent.host.stat_signature import modified_ns
 
-_ENTRY_BYTES: Final = 10 << 20  # more than the parser may print
+_MAX_ENTRY_BYTES: Final = 10 << 20  # more than the output limit of the parser
 MAX_DISK_BYTES: Final = 64 << 20
 MAX_DISK_ENTRIES: Final = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParserResult:
-    """What the parser did with a text: the policy, or its message, or how it was killed.
+    """The final result of the parser for one text: a policy, an error or an exceeded limit.
 
-    notes: what it said beside the policy, a line each. killed: which limit the text exceeded.
+    Results that were read from the cache also have size, sha256 and declared.
     """
 
     policy: bytes = b""
-    """Empty where `PolicyCache.policy` reads it from the disk."""
-
+    """The compiled policy; empty if PolicyCache.policy must read it from the disk."""
     size: int = 0
-    """Bytes of the policy. This, sha256 and declared are there if they came from the cache."""
-
+    """The length of the policy in bytes."""
     sha256: str = ""
+    """The digest of the policy."""
     declared: tuple[DeclaredProfile, ...] = ()
-    omitted_rules: tuple[str, ...] = ()
+    """The profiles in the policy."""
+    warnings: tuple[str, ...] = ()
+    """Warnings of the parser that the policy is weaker than the text."""
     error: str = ""
+    """The error message of the parser."""
     exceeded_limit: str = ""
+    """A description of the limit that the text exceeded."""
 
 
 class PolicyCache:
-    """Compiled policy below <state directory>/cache; with write=False it is only read."""
+    """Parser results in memory and in STATE_DIR/cache.
+
+    Results that a full pass has not used are removed from memory at the next full pass. They are
+    removed from the disk only when the cache is too large, the least recently used first.
+    """
 
     def __init__(self, host: Host, state_dir: str, *, write: bool) -> None:
+        """Open the cache; without write, its files are only read."""
         self.host = host
         self.directory = f"{state_dir}/cache"
         self.write = write
         self.memory: dict[str, ParserResult] = {}
-        self._used: set[str] = set()  # keys of memory, since the last full pass began
-        self._sizes: dict[str, int] | None = None  # bytes on disk, the least recently used first
+        self._used: set[str] = set()  # keys that were used since the last full pass began
+        # Bytes of each file, the least recently used first; None until the directory is listed.
+        self._sizes: dict[str, int] | None = None
 
     def find(self, key: str) -> ParserResult | None:
-        """Return what is stored under key, or None if it is absent or damaged."""
+        """Return the stored result, or None if it is missing or damaged."""
         self._touch(key)
         if key in self.memory:
             self._used.add(key)
             return self.memory[key]
-        found = self._read(key)
-        if found is not None:
-            # Without a declaration the inspection reads the policy itself.
-            self._keep(key, replace(found, policy=b"") if found.declared else found)
-        return found
+        result = self._read(key)
+        if result is not None:
+            # An inspection needs the policy only if the declared profiles are not stored.
+            self._keep(key, replace(result, policy=b"") if result.declared else result)
+        return result
 
     def policy(self, key: str) -> bytes | None:
-        """Return the policy that is stored under key, or None if it is absent or damaged.
+        """Return the stored policy, or None if it is missing or damaged.
 
-        If it is, nothing is stored under key any more, so that the text is compiled again.
+        A missing or damaged result is also removed from memory, so that the text is compiled again.
         """
-        known = self.memory.get(key)
-        if known is not None and known.policy:
-            return known.policy
-        found = self._read(key)
-        if found is None:
+        result = self.memory.get(key)
+        if result is not None and result.policy:
+            return result.policy
+        result = self._read(key)
+        if result is None:
             self.discard(key)
             return None
-        return found.policy
+        return result.policy
 
     def _read(self, key: str) -> ParserResult | None:
-        """Return what the disk holds under key, or None if it is absent or damaged."""
+        """Return the result in a file, or None if the file is missing or damaged."""
         try:
-            content = self.host.read_regular(self.directory, key, limit=_ENTRY_BYTES, private=True)
+            content = self.host.read_regular(
+                self.directory, key, limit=_MAX_ENTRY_BYTES, private=True
+            )
         except HostError:
             return None
         return _decode(content) if content is not None else None
 
     def discard(self, key: str) -> None:
-        """Remove what is stored under key from memory."""
+        """Remove a result from memory; the file stays."""
         self.memory.pop(key, None)
         self._used.discard(key)
 
-    def store(self, key: str, compiled: ParserResult) -> None:
-        """Store what the parser said: on disk, or in memory where that is not possible.
+    def store(self, key: str, result: ParserResult) -> None:
+        """Store a result on disk, or in memory if the disk cannot be written.
 
-        A result that no inspection asks for again takes no memory.
+        A result on disk uses no memory until an inspection needs it.
         """
         self.discard(key)
         try:
             if self.write:
-                content = _encode(compiled)
+                content = _encode(result)
                 sizes = self._make_room(key, len(content))
                 self.host.write_file(self.directory, key, content, mode=0o600, durable=False)
                 sizes[key] = len(content)
                 return
         except (HostError, UnicodeEncodeError):
             pass
-        self._keep(key, compiled)
+        self._keep(key, result)
 
     def drop_unused(self) -> None:
-        """Begin a full pass: what was not used since the last one began leaves the memory."""
+        """Begin a full pass: remove results from memory that the previous one did not use."""
         self.memory = {key: self.memory[key] for key in self._used}
         self._used = set()
 
-    def _keep(self, key: str, compiled: ParserResult) -> None:
-        self.memory[key] = compiled
+    def _keep(self, key: str, result: ParserResult) -> None:
+        self.memory[key] = result
         self._used.add(key)
 
     def _touch(self, key: str) -> None:
@@ -146,33 +155,37 @@ class PolicyCache:
 
 
 class _Head(msgspec.Struct, forbid_unknown_fields=True):
-    """The first line but one: everything but the policy."""
+    """The second line of a file: the result without the policy."""
 
     message: str
     notes: tuple[str, ...]
     killed: str
-    sha256: str  # of the policy
-    reader: int  # which edition of agent.backends.apparmor.compiled_policy said what is declared
+    sha256: str
+    """The digest of the policy."""
+    reader: int
+    """The READER_VERSION of compiled_policy that read the declared profiles."""
     declared: tuple[tuple[str, str, bool, list[str]], ...]
 
 
-def _encode(compiled: ParserResult) -> bytes:
+def _encode(result: ParserResult) -> bytes:
+    """Return the content of a file: the digest of the head, the head and the policy."""
     declared: tuple[DeclaredProfile, ...] = ()
-    with contextlib.suppress(compiled_policy.PolicyError):  # whoever judges it finds that too
-        declared = compiled_policy.read(compiled.policy)
+    with contextlib.suppress(compiled_policy.PolicyError):  # the backend reports this error
+        declared = compiled_policy.read(result.policy)
     head = msgspec.json.encode(
         _Head(
-            message=compiled.error,
-            notes=compiled.omitted_rules,
-            killed=compiled.exceeded_limit,
-            sha256=digest(compiled.policy),
+            message=result.error,
+            notes=result.warnings,
+            killed=result.exceeded_limit,
+            sha256=digest(result.policy),
             reader=compiled_policy.READER_VERSION,
             declared=tuple(
-                (one.name, one.mode, one.has_attachment, sorted(one.evidence)) for one in declared
+                (profile.name, profile.mode, profile.has_attachment, sorted(profile.evidence))
+                for profile in declared
             ),
         )
     )
-    return digest(head).encode() + b"\n" + head + b"\n" + compiled.policy
+    return digest(head).encode() + b"\n" + head + b"\n" + result.policy
 
 
 def _decode(content: bytes) -> ParserResult | None:
@@ -193,13 +206,13 @@ def _decode(content: bytes) -> ParserResult | None:
         sha256=head.sha256,
         declared=_declared(head, body),
         error=head.message,
-        omitted_rules=head.notes,
+        warnings=head.notes,
         exceeded_limit=head.killed,
     )
 
 
 def _declared(head: _Head, policy: bytes) -> tuple[DeclaredProfile, ...]:
-    """Return what a policy declares; nothing if it cannot be read."""
+    """Return the profiles in a policy; an empty tuple if the policy cannot be read."""
     if head.reader == compiled_policy.READER_VERSION:
         return tuple(
             DeclaredProfile(

@@ -17,7 +17,7 @@ from agent.backends.apparmor import character_checks, lexer
 from agent.backends.apparmor.lexer_dialects import DIALECTS
 from agent.backends.apparmor.lexer_rules import TokenKind
 from agent.backends.apparmor.profile_text import LineCounter, name_tokens
-from agent.core.findings import Finding, limited
+from agent.core.findings import Finding, limit_findings
 
 # Every position where the parser could begin to read the path of an include or abi rule.
 _CANDIDATE: Final = re.compile(r"#include|include(?=[ \t])|abi(?![A-Za-z0-9_])")
@@ -49,7 +49,7 @@ def errors(content: bytes) -> tuple[Finding, ...]:
             ),
         )
     rest = text.removeprefix(character_checks.BYTE_ORDER_MARK)
-    return limited(itertools.chain(character_checks.errors(text), _rejected_includes(rest)))
+    return limit_findings(itertools.chain(character_checks.errors(text), _rejected_includes(rest)))
 
 
 def undecided_includes(content: bytes) -> tuple[Finding, ...]:
@@ -60,7 +60,7 @@ def undecided_includes(content: bytes) -> tuple[Finding, ...]:
     values of that variable. Such a text is safe only if a sandbox keeps the parser from opening
     files outside the include directory.
     """
-    return limited(_undecided_includes(content.decode("utf-8", "replace")))
+    return limit_findings(_undecided_includes(content.decode("utf-8", "replace")))
 
 
 def _rejected_includes(text: str) -> Iterator[Finding]:
@@ -166,7 +166,7 @@ def variable_names(text: str) -> tuple[Finding, ...]:
         if "@{" in (name := text[token.start : token.end]) or _can_spell_variable(name)
     ]
     counter = LineCounter(text)
-    return limited(name_variable(counter.line(start)) for start in sorted(starts))
+    return limit_findings(name_variable(counter.line(start)) for start in sorted(starts))
 
 
 def name_variable(location: str) -> Finding:

@@ -14,7 +14,7 @@ from typing import Final
 from agent.backends.apparmor import compiled_policy, source_checks
 from agent.backends.apparmor.compiled_policy import DeclaredProfile
 from agent.backends.apparmor.profile_text import declaration_line
-from agent.core.findings import MAX_FINDINGS, Finding, limited
+from agent.core.findings import MAX_FINDINGS, Finding, limit_findings
 
 DENY_NAMES: Final = (
     "docker-default",
@@ -55,7 +55,7 @@ def errors(
             ),
         )
     names = frozenset(profile.name for profile in declared)
-    return limited(
+    return limit_findings(
         finding for profile in declared for finding in _errors(profile, names, source, rules)
     )
 
@@ -73,7 +73,7 @@ def warnings(declared: Sequence[DeclaredProfile], source: str) -> tuple[Finding,
         for profile in declared
         if profile.mode == "complain"
     )
-    return limited(itertools.islice(findings, MAX_FINDINGS + 1))
+    return limit_findings(itertools.islice(findings, MAX_FINDINGS + 1))
 
 
 def _errors(
@@ -160,6 +160,10 @@ def _unsafe_reason(name: str, names: frozenset[str]) -> str:
         (name != name.strip(), "begins or ends with a space"),
         (len(name.encode()) > _MAX_NAME_BYTES, f"is longer than {_MAX_NAME_BYTES} bytes"),
         ("//&" in name, "has the form of a stack of profiles (//&)"),
+        (
+            name.startswith("localhost/"),
+            "begins with localhost/, which container runtimes remove from the name in a pod",
+        ),
         (
             parent is not None and parent not in names,
             f'has a parent "{parent}" that the same key does not declare',

@@ -21,7 +21,7 @@ from agent.backends.seccomp import (
     syntax,
 )
 from agent.backends.seccomp.document import Document
-from agent.core.findings import Finding, Severity, limited
+from agent.core.findings import Finding, Severity, limit_findings
 
 # A runtime reads a file with one of these notices differently from its canonical form.
 _READ_DIFFERENTLY: Final = frozenset(
@@ -60,7 +60,7 @@ def check(content: bytes, options: fields.Options) -> Checked:
         return Checked(body=b"", findings=(large,))
     remarks = (*found, *written.notices, *advice.findings(written.document, options))
     return Checked(
-        body=body, findings=limited(remarks), depends_on_kernel=written.depends_on_kernel
+        body=body, findings=limit_findings(remarks), depends_on_kernel=written.depends_on_kernel
     )
 
 
@@ -111,7 +111,7 @@ def _read(content: bytes, options: fields.Options) -> tuple[Document | None, tup
 
 
 def _errors(found: Iterable[Finding]) -> tuple[Finding, ...]:
-    return limited(one for one in found if one.severity == Severity.ERROR)
+    return limit_findings(one for one in found if one.severity == Severity.ERROR)
 
 
 def _too_large(body: bytes) -> Finding | None:
