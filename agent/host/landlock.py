@@ -36,10 +36,10 @@ _UNREACHABLE: Final = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.EBADFD}
 )
 _REASONS: Final = {
-    errno.ENOSYS: "the kernel has no Landlock, or a seccomp profile hides it",
+    errno.ENOSYS: "the kernel has no Landlock, or a system call filter hides it",
     errno.EOPNOTSUPP: "Landlock is not among the active modules of the kernel (lsm=)",
-    errno.EPERM: "a seccomp profile denies the system calls of Landlock",
-    errno.EACCES: "a seccomp profile denies the system calls of Landlock",
+    errno.EPERM: "a system call filter denies the system calls of Landlock",
+    errno.EACCES: "a system call filter denies the system calls of Landlock",
 }
 
 _Result = TypeVar("_Result")

@@ -1,7 +1,7 @@
-"""How short of CPUs this machine is while something is measured against the clock.
+"""The shortage of CPU time on this machine during a measurement.
 
-Rule: a bound of the agent is kept as it is while there is a CPU to spare. Where there is none, what
-comes late shows what the machine is short of, and the bound is wider.
+A time limit of the agent is unchanged while a CPU is idle. Without an idle CPU, a late result shows
+the shortage of the machine, and the limit is longer.
 """
 
 import os
@@ -9,17 +9,17 @@ import re
 import time
 from pathlib import Path
 
-PRESSURE = Path("/proc/pressure/cpu")  # a kernel may lack it
+PRESSURE = Path("/proc/pressure/cpu")  # missing in some kernels
 STAT = Path("/proc/stat")
-SHORT = 0.6  # the part of the time in which something waited for a CPU
+SHORT = 0.6  # the fraction of the time in which a task waited for a CPU
 WIDER = 5
 
 
 def waited():
-    """Return a clock of the seconds in which something waited for a CPU.
+    """Return the seconds in which a task waited for a CPU.
 
-    Where the kernel does not say it: of those, at least, in which no CPU was idle. A CPU of which a
-    hypervisor took a part (steal) was not.
+    Without that information of the kernel, return the seconds in which no CPU was idle. A CPU whose
+    time a hypervisor used for other machines (steal) was not idle.
     """
     if PRESSURE.exists():
         return int(re.search(r"some .*total=(\d+)", PRESSURE.read_text())[1]) / 1e6
@@ -35,17 +35,17 @@ def within(seconds, short):
 
 
 class Since:
-    """What passes from the making of this on."""
+    """A measurement that starts when the object is created."""
 
     def __init__(self):
         self.begin, self.waited = time.monotonic(), waited()
 
     def seconds(self):
-        """Return how many seconds have passed."""
+        """Return the seconds since the start."""
         return time.monotonic() - self.begin
 
     def short(self):
-        """Return the part of the time in which something waited for a CPU."""
+        """Return the fraction of the time in which a task waited for a CPU."""
         return (waited() - self.waited) / self.seconds()
 
     def within(self, seconds):

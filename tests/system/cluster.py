@@ -1,8 +1,8 @@
-"""A real etcd, kube-apiserver and kube-scheduler on this machine's loopback.
+"""A real etcd, kube-apiserver and kube-scheduler on the loopback interface.
 
-The programs come from KUBEBUILDER_ASSETS when it is set (envtest's convention). Otherwise one
-binary with all of them is built once from the Go modules of tests/system/controlplane, whose
-go.sum holds their hashes, and kept below ~/.cache/profile-loader with its checksum.
+The programs come from KUBEBUILDER_ASSETS if it is set (the convention of envtest). Otherwise one
+binary with all programs is built once from the Go modules of tests/system/controlplane, whose
+go.sum contains their hashes. It is kept below ~/.cache/profile-loader with its checksum.
 """
 
 import contextlib
@@ -26,10 +26,10 @@ from tests.system.guest.pace import until
 CACHE = kept.CACHE / "controlplane"
 MODULE = Path(__file__).parent / "controlplane"
 OLDER = Path(__file__).parent / "controlplane-old"  # an API server of an older minor
-KEPT = 2  # builds of each; another checkout may use the other one
+KEPT = 2  # builds of each version, since another checkout may use another build
 BUILD_USUAL = "5 to 10 minutes on two processors"
 BUILD_PACKAGES = 2800
-KUBECTL_SECONDS = 1200  # also of what waits; so that nothing waits for ever
+KUBECTL_SECONDS = 1200  # also for commands that wait, so that each of them ends
 NAMESPACE = "profile-loader"
 MERGE_PATCH = "application/merge-patch+json"
 NODE_INFO = (
@@ -46,9 +46,10 @@ NODE_INFO = (
 
 
 def programs(*, older=False):
-    """Return how each program is called, as a function from its name to the first arguments.
+    """Return a function from the name of a program to the first arguments of its command.
 
-    older: the API server of an older minor.
+    Args:
+        older: use the API server of an older minor version.
     """
     assets = os.environ.get("KUBEBUILDER_ASSETS")
 
@@ -63,11 +64,11 @@ def programs(*, older=False):
 
 
 def go():
-    """Return the go command: this machine's if it is new enough, else the one in the venv."""
+    """Return the go command of this machine if it is new enough, or else that of the venv."""
     wanted = next(
         line.split()[1] for line in (MODULE / "go.mod").read_text().splitlines() if "go 1" in line
     )
-    # The one of requirements-go.lock stands beside this Python.
+    # The go of requirements-go.lock is in the directory of this Python.
     for path in (shutil.which("go"), str(Path(sys.executable).parent / "go")):
         if path is None or not Path(path).exists():
             continue
@@ -119,14 +120,14 @@ def _build(module, path):
 
 
 def free_port():
-    """Return a port of the loopback that nobody listens on now."""
+    """Return a port of the loopback interface that no process listens on."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return one.getsockname()[1]
 
 
 class Cluster:
-    """One control plane with an empty store. Ends with its context."""
+    """A control plane with an empty store. It ends with its context."""
 
     def __init__(self, folder=None, *, older=False):
         self.folder = Path(folder or tempfile.mkdtemp(prefix="cluster-"))
@@ -164,7 +165,7 @@ class Cluster:
         log.close()
 
     def stop(self, name, *, kill=True):
-        """End a program and wait for its end."""
+        """Stop a program and wait for its end."""
         process = self.running.pop(name, None)
         if process is None:
             return
@@ -172,11 +173,11 @@ class Cluster:
         process.wait()
 
     def log(self, name):
-        """Return what a program said."""
+        """Return the log of a program."""
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
     def start_etcd(self):
-        """Start the store on the same ports and with the same data as before."""
+        """Start etcd with the previous ports and data."""
         self._start(
             "etcd",
             "--data-dir", self.folder / "etcd",
@@ -187,11 +188,11 @@ class Cluster:
         )  # fmt: skip
 
     def save(self):
-        """Copy the data of the store, as a backup does."""
+        """Copy the data of etcd, like a backup."""
         self._replace(self.folder / "etcd", self.folder / "saved")
 
     def restore(self):
-        """Set the store back to the copy, as an administrator does after a loss of data."""
+        """Replace the data of etcd by the copy, like an administrator after a loss of data."""
         self._replace(self.folder / "saved", self.folder / "etcd")
 
     def _replace(self, source, target):
@@ -203,7 +204,7 @@ class Cluster:
         self.start_api()
 
     def start_api(self, *more):
-        """Start the API server on the same port and store as before, and wait until it is ready."""
+        """Start the API server with the previous port and store, and wait until it is ready."""
         f = self.folder
         self._start(
             "kube-apiserver",
@@ -240,7 +241,7 @@ class Cluster:
         )  # fmt: skip
 
     def start_controllers(self, *names):
-        """Start the controller manager with these controllers alone."""
+        """Start the controller manager with these controllers only."""
         self.write_kubeconfig("controllers", "controllers")
         self._start(
             "kube-controller-manager",
@@ -284,7 +285,7 @@ class Cluster:
             "controllers,system:kube-controller-manager,4,\n"
         )
 
-    # --- speaking to it ---------------------------------------------------------------------------
+    # --- requests ---------------------------------------------------------------------------------
 
     @property
     def ca(self):
@@ -292,9 +293,9 @@ class Cluster:
         return self.folder / "ca.crt"
 
     def get(self, path, token="admin"):  # noqa: S107 - of this test server only
-        """Return the answer to a GET, or None where the API server refuses it.
+        """Return the response to a GET; None if the API server responds with an error status.
 
-        It is asked again while nobody answers, or it answers that it cannot now.
+        The request is repeated while the API server is unreachable or busy.
         """
         why = ""
 
@@ -318,7 +319,7 @@ class Cluster:
             return answer.read().decode()
 
     def write_kubeconfig(self, name, token):
-        """Write a kubeconfig for a token; return its path."""
+        """Write a kubeconfig with a token, and return its path."""
         path = self.folder / f"{name}.kubeconfig"
         config = {
             "apiVersion": "v1",
@@ -337,7 +338,7 @@ class Cluster:
         return path
 
     def kubectl(self, *words, stdin=None, user="admin", check=True):
-        """Run kubectl; return what it printed, or the whole result where check is false."""
+        """Run kubectl; return its output, or the whole result if check is false."""
         done = subprocess.run(
             [
                 *self.program("kubectl"),
@@ -354,12 +355,12 @@ class Cluster:
         return done.stdout
 
     def apply(self, *objects):
-        """Create or change objects; returns nothing."""
+        """Create or change objects."""
         content = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
         self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=content)
 
     def node(self, name, boot_id="", labels=None):
-        """Create a Node as a kubelet would, with its boot id in the status; return its uid."""
+        """Create a Node like a kubelet, with the boot id in its status; return its uid."""
         made = {
             "apiVersion": "v1",
             "kind": "Node",
@@ -373,7 +374,7 @@ class Cluster:
         return self.get(f"/api/v1/nodes/{name}")["metadata"]["uid"]
 
     def agent_token(self, node, *, account="profile-loader", pod="agent", bound=True):
-        """Return a token as the kubelet of that node gets it for the agent's pod."""
+        """Return a token like the one of the agent's pod on a Node."""
         if self.get(f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{account}") is None:
             self.kubectl("-n", NAMESPACE, "create", "serviceaccount", account)
         words = ["-n", NAMESPACE, "create", "token", account]
@@ -406,6 +407,6 @@ class Cluster:
 
 @contextlib.contextmanager
 def shared():
-    """Give a running control plane."""
+    """A running control plane."""
     with Cluster() as one:
         yield one

@@ -1,9 +1,9 @@
-"""From the API server to a real kernel and back to the label, in one run.
+"""From a change on the API server to a real kernel and the label of the Node, in one run.
 
-A real API server with the base manifests is on this machine; the agent runs in a virtual machine
-with AppArmor, as the DaemonSet runs it and with digest labels. A ConfigMap is changed here; what
-the kernel holds is looked at there. Both clocks are compared right before each change, so that
-the moment of the kernel is known as "at the latest then" in this machine's time.
+A real API server with the base manifests runs on this machine. The agent runs in a virtual machine
+with AppArmor, with the options of the DaemonSet and with digest labels. The test changes a
+ConfigMap here, and the guest observes its kernel. Both clocks are compared right before each
+change, so that an upper bound of the kernel's time is known in the time of this machine.
 """
 
 import concurrent.futures
@@ -27,23 +27,23 @@ from tests.system.proxy import Proxy
 ROOT = Path(__file__).parents[2] / "manifests"
 GUEST = Path(__file__).parent / "guest"
 DOMAIN = "profile-loader.node-restriction.kubernetes.io"
-NODE = "node-a"  # whose kubelet has a token in tests/system/cluster.py
+NODE = "node-a"  # the Node with a token in tests/system/cluster.py
 NAME = "changed"
 CHANGES = int(os.environ.get("CHANGES", "20"))
-AWAY = 5  # repairs without an API server
+AWAY = 5  # restores without an API server
 LIMIT_SECONDS = 600
 FIRST_SECONDS = 1500  # emulated: the kernel, the compilation of every module to bytecode
 ABSENT = ["", ""]
 
 
 def text(number):
-    """Return the profile's version of a number; the mode is another one each time."""
+    """Return a numbered version of the profile; the mode changes with each version."""
     flags = "flags=(complain) " if number % 2 else ""
     return f"profile {NAME} {flags}{{\n  file,\n  signal,\n  deny /etc/secret{number} r,\n}}\n"
 
 
 def expected(number):
-    """Return the labels of the changed profile when its version of a number is in place."""
+    """Return the labels of the changed profile while a version of it is installed."""
     return {
         f"apparmor.{DOMAIN}/{NAME}": "complain" if number % 2 else "enforce",
         f"apparmor-digest.{DOMAIN}/{NAME}": hashlib.sha256(text(number).encode()).hexdigest()[:12],
@@ -52,26 +52,26 @@ def expected(number):
 
 @dataclass
 class Seen:
-    """What was measured: seconds after the answer to each change, and what came back when."""
+    """The measurements: seconds after the response to each change, and the observed states."""
 
     kernel: list[float] = field(default_factory=list)
     label: list[float] = field(default_factory=list)
-    compile: list[float] = field(default_factory=list)  # seconds of one parser run, before each
-    kernels: list[list[str]] = field(default_factory=list)  # each state of the kernel in turn
-    labels: list[dict[str, str]] = field(default_factory=list)  # each state of the labels in turn
+    compile: list[float] = field(default_factory=list)  # seconds of a parser run per change
+    kernels: list[list[str]] = field(default_factory=list)  # each state of the kernel, in order
+    labels: list[dict[str, str]] = field(default_factory=list)  # each state of the labels, in order
     held: list[list[str]] = field(default_factory=list)  # hash and mode of each version
     restored: list[float] = field(default_factory=list)
-    away: list[dict[str, str]] = field(default_factory=list)  # labels after each such repair
+    away: list[dict[str, str]] = field(default_factory=list)  # the labels after each restore
     started: float = 0.0
     caught_up: float = 0.0
     shipped: dict[str, str] = field(default_factory=dict)
-    # The part of the time in which something waited for a CPU: of the changes, without an API.
+    # The fraction of the time in which a task waited for a CPU, with and without the API server.
     short: float = 0.0
     away_short: float = 0.0
 
 
 class Api:
-    """The administrator's view of the API server: one ConfigMap to change, one Node to watch."""
+    """The administrator's view of the API server: a ConfigMap to change, and a Node to watch."""
 
     def __init__(self, cluster):
         self.cluster = cluster
@@ -100,7 +100,7 @@ class Api:
         )
 
     def change(self, number):
-        """Put the version of a number; return when that was answered."""
+        """Write a version of the profile; return the time of the response."""
         body = {
             "apiVersion": "v1",
             "kind": "ConfigMap",
@@ -120,7 +120,7 @@ class Api:
         return at
 
     def watch(self):
-        """Begin to watch the Node anew; its labels come first."""
+        """Start to watch the Node; its labels come first."""
         self._unwatch()
         self.watching = self._connection()
         path = f"/api/v1/nodes?watch=true&fieldSelector=metadata.name%3D{NODE}"
@@ -129,7 +129,7 @@ class Api:
         assert self.events.status == 200, self.events.status
 
     def until(self, wanted):
-        """Read the watch until the Node has all of these labels; return when that was told."""
+        """Read the watch until the Node has all of these labels; return the time of the event."""
         at = time.monotonic()
         while not wanted.items() <= self.labels.items():
             line = self.events.readline()
@@ -142,7 +142,7 @@ class Api:
         return at
 
     def now(self):
-        """Return the own labels of the changed profile as they are now."""
+        """Return the current labels of the changed profile."""
         found = self.cluster.labels(NODE)
         return {key: found.get(key, "") for key in expected(0)}
 
@@ -168,7 +168,7 @@ class Guest:
         self.socket.close()
 
     def ask(self, do, wanted, **more):
-        """Ask for one thing; return the answer."""
+        """Send a request to the guest; return the response."""
         self.socket.sendall(json.dumps({"do": do, **more}).encode() + b"\n")
         while True:
             said = self._said()
@@ -177,14 +177,14 @@ class Guest:
             self.told.append(said)
 
     def kernel(self, wanted):
-        """Wait until the kernel holds a version; return by when, in the guest's time."""
+        """Wait until the kernel has a version; return the time of the guest."""
         while True:
             said = self.told.pop(0) if self.told else self._said()
             if said["kernel"] == wanted:
                 return said["at"]
 
     def offset(self):
-        """Return how much must be added to the guest's time for the latest time here it can be."""
+        """Return the largest possible difference of the time here and the time of the guest."""
         found = []
         for _ in range(5):
             at = self.ask("clock", "clock")
@@ -202,7 +202,7 @@ class Guest:
 
 
 def drive(guest, api, proxy):
-    """Change, look and measure; return what was seen."""
+    """Change the ConfigMap, observe and measure; return the measurements."""
     seen = Seen()
     number = CHANGES + 2
     texts = [text(one) for one in range(number)]
@@ -217,7 +217,7 @@ def drive(guest, api, proxy):
     guest.kernel(held[0])
     since = busy.Since()
     for version in range(1, CHANGES + 1):
-        # Once more, while the agent waits: it was starting when all were compiled.
+        # Again while the agent waits: it was starting when all versions were compiled.
         ((_, seconds),) = guest.ask("compile", "compiled", texts=[text(version)])
         seen.compile.append(seconds)
         offset = guest.offset()
@@ -230,14 +230,14 @@ def drive(guest, api, proxy):
     seen.shipped = {key: value for key, value in api.labels.items() if DOMAIN in key}
     outage(guest, api, proxy, seen)
     guest.ask("end", "ended")
-    # A guest that was started again finds the labels of the one before.
+    # A guest that was started again finds the labels of the previous guest.
     seen.labels = api.history[api.history.index(expected(0)) :]
     seen.kernels = guest.history[guest.history.index(held[0]) :]
     return seen
 
 
 def outage(guest, api, proxy, seen):
-    """Cut the agent off; take its profile away again and again; kill it; let the API back."""
+    """Disconnect the agent, remove its profile several times, kill the agent, and reconnect it."""
     proxy.refuse()
     since = busy.Since()
     for _ in range(AWAY):
@@ -269,7 +269,7 @@ def arguments(objects):
 
 
 def files(cluster, proxy, listener, objects):
-    """Return what the guest needs to be this Node: its settings, a kubeconfig, the authority."""
+    """Return the files that make the guest this Node: settings, a kubeconfig, the authority."""
     config = json.loads(cluster.write_kubeconfig("agent", cluster.agent_token(NODE)).read_text())
     config["clusters"][0]["cluster"] = {
         "server": f"https://{vm.HOST}:{proxy.port}",
@@ -294,7 +294,7 @@ def files(cluster, proxy, listener, objects):
 
 
 def measured():
-    """Return what was measured in one run of the guest beside the API server."""
+    """Return the measurements of one run of the guest with the API server."""
     with contextlib.ExitStack() as stack:
         cluster = stack.enter_context(Cluster())
         cluster.kubectl("create", "priorityclass", "unused", "--value", "1")
@@ -312,7 +312,7 @@ def measured():
             vm.run, given, "python3 guest/cluster.py", timeout_seconds=LIMIT_SECONDS, network=True
         )
         found, error = None, None
-        while not run.done():  # a guest that dies is started again, and calls again
+        while not run.done():  # a guest that ends is started again, and connects again
             with contextlib.suppress(TimeoutError):
                 connection, _ = listener.accept()
                 found, error = None, None
@@ -328,16 +328,16 @@ def measured():
         assert error is None, f"{error!r}\n{log}"
         assert result.status == 0, log
         assert found is not None, log
-    tell("policy in the kernel after the answer to the change", found.kernel)
-    tell("digest on the label after the answer to the change", found.label)
+    print_distribution("policy in the kernel after the answer to the change", found.kernel)
+    print_distribution("digest on the label after the answer to the change", found.label)
     print(f"meanwhile CPUs of this machine were short for {found.short:.0%} of the time")
-    tell("restored without an API server", found.restored)
+    print_distribution("restored without an API server", found.restored)
     print(f"restored by a new agent without an API server: {found.started:.1f} s after the kill")
     print(f"the API server is back, until the label has what it says: {found.caught_up:.2f} s")
     return found
 
 
-def tell(what, seconds):
+def print_distribution(what, seconds):
     """Print a distribution."""
     ms = [round(one * 1000) for one in sorted(seconds)]
     print(f"{what}: {len(ms)} times, median {ms[len(ms) // 2]} ms, from {ms[0]} to {ms[-1]} ms")

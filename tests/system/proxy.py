@@ -1,4 +1,4 @@
-"""A TCP relay on the loopback that can go away, fall silent or be slow: faults of a network."""
+"""A TCP relay on the loopback interface that simulates the faults of a network."""
 
 import contextlib
 import socket
@@ -7,7 +7,7 @@ import time
 
 
 class Proxy:
-    """Relays to one port of this machine, as it is told."""
+    """A relay to one port of this machine."""
 
     def __init__(self, to):
         self.to = to
@@ -38,20 +38,20 @@ class Proxy:
             thread.join()
 
     def forward(self):
-        """Relay at once."""
+        """Relay without a delay."""
         self.mode, self.seconds = "forward", 0.0
 
     def delay(self, seconds):
-        """Relay what the server says so many seconds later."""
+        """Relay the data of the server after a number of seconds."""
         self.mode, self.seconds = "forward", seconds
 
     def refuse(self):
-        """Cut every connection, and every new one."""
+        """Close all connections, and each new one."""
         self.mode = "refuse"
         self._cut()
 
     def silence(self):
-        """Keep connections, and relay nothing: a peer behind a broken network."""
+        """Keep the connections, and relay nothing, like a broken network."""
         self.mode = "silence"
 
     def sent(self):
@@ -59,11 +59,11 @@ class Proxy:
         return self.bytes
 
     def idle(self):
-        """Return for how many seconds no client has sent anything."""
+        """Return for how many seconds no client has sent data."""
         return time.monotonic() - self.last
 
     def open(self):
-        """Return how many connections are open."""
+        """Return the number of open connections."""
         return len(self.pairs)
 
     def _cut(self):

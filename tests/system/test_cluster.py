@@ -1,4 +1,4 @@
-"""The agent beside a real API server: sources, labels, Events, and what happens when it is away."""
+"""The agent with a real API server: sources, labels, Events, and an unreachable API server."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ BOOT_ID = "11111111-2222-3333-4444-555555555555"
 
 
 def profile(errno=1):
-    """Return a seccomp profile that refuses mkdir with a number of its own."""
+    """Return a seccomp profile that denies mkdir with a given errno."""
     rule = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": errno}
     return json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]})
 
@@ -67,7 +67,7 @@ def cluster():
 
 
 class Agent:
-    """One agent on a host root of its own, for one Node and one namespace of its own."""
+    """An agent with its own host root, Node and namespace."""
 
     def __init__(self, cluster, folder, name):
         self.cluster, self.name = cluster, name
@@ -81,7 +81,7 @@ class Agent:
         self.kubeconfig = None
 
     def node(self, labels=None):
-        """Create its Node, and a token that is bound to it."""
+        """Create the agent's Node, and a token that is bound to it."""
         uid = self.cluster.node(self.name, BOOT_ID, labels)
         token = self.cluster.agent_token(self.name)
         self.kubeconfig = self.cluster.write_kubeconfig(self.name, token)
@@ -128,7 +128,7 @@ class Agent:
         )
 
     def labels(self):
-        """Return its own labels without the domain, and without the namespace of a profile set."""
+        """Return the agent's labels without the domain and the namespaces of profile sets."""
         return {
             key.replace(f".{DOMAIN}", "")
             .replace(DOMAIN, "node")
@@ -142,7 +142,7 @@ class Agent:
         return sorted(str(one.relative_to(top)) for one in top.rglob("*") if one.is_file())
 
     def events(self, reason):
-        """Return the notes of its Events of a reason."""
+        """Return the notes of the agent's Events with a reason."""
         found = self.cluster.get("/apis/events.k8s.io/v1/namespaces/default/events")
         return [
             one["note"]
@@ -168,13 +168,13 @@ class Agent:
         self.until(lambda: self.labels() == expected, seconds)
 
     def took(self, condition):
-        """Return after how many seconds condition was true."""
+        """Return after how many seconds a condition was true."""
         begin = time.monotonic()
         self.until(condition)
         return time.monotonic() - begin
 
     def soon_labels(self, expected):
-        """Wait for labels that follow a change, for longer only where no CPU is to spare."""
+        """Wait for the labels of a change; longer only if no CPU is idle."""
         since = busy.Since()
         seconds = self.took(lambda: self.labels() == expected)
         assert seconds < since.within(SOON_SECONDS), (seconds, since.short())
@@ -195,7 +195,7 @@ READY = {"node/seccomp": "enabled", "seccomp/a.json": "installed", "set/web": "r
 
 
 def test_a_change_is_on_the_node_and_on_its_label_within_a_second(agent):
-    """A new key, a changed key and a removed key each show at once, again and again."""
+    """A new, a changed and a removed key each arrive within a second, repeatedly."""
     agent.node()
     agent.config_map({"a.json": profile()})
     agent.start("--removal-grace", "3s", "--prune", "always")
@@ -219,8 +219,8 @@ def test_a_change_is_on_the_node_and_on_its_label_within_a_second(agent):
     agent.until(lambda: agent.events("ProfileRemoved"))
 
 
-def test_a_configmap_may_come_later_go_and_be_emptied(agent):
-    """Missing and emptied are told and change nothing that is there."""
+def test_a_configmap_can_be_created_later_deleted_and_emptied(agent):
+    """A missing or emptied ConfigMap is reported, and removes no profile."""
     agent.node()
     agent.start()
     agent.until(lambda: [one["code"] for one in agent.lines("profile_problem")])
@@ -235,8 +235,8 @@ def test_a_configmap_may_come_later_go_and_be_emptied(agent):
     assert (agent.labels(), agent.files()) == (READY, ["a.json"])
 
 
-def test_an_emptied_configmap_that_says_so_is_a_removal(agent):
-    """The annotation allow-empty turns emptying into a wish."""
+def test_an_emptied_configmap_with_the_annotation_removes_its_profiles(agent):
+    """The annotation allow-empty makes an empty ConfigMap valid."""
     agent.node()
     agent.config_map({"a.json": profile()})
     agent.start("--removal-grace", "1s", "--prune", "always")
@@ -247,7 +247,7 @@ def test_an_emptied_configmap_that_says_so_is_a_removal(agent):
 
 
 def test_a_rejected_update_keeps_the_last_good_version_and_its_label(agent):
-    """The label says what is verified in place; the Event says what was refused, and why."""
+    """The label describes the installed version, and the Event contains the reason."""
     agent.node()
     agent.config_map({"a.json": profile()})
     agent.start()
@@ -261,8 +261,8 @@ def test_a_rejected_update_keeps_the_last_good_version_and_its_label(agent):
     assert "the last good version stays" in told
 
 
-def test_kubectl_describe_node_tells_what_became_of_profiles(agent):
-    """Loaded, updated, put back after drift, held, removed: each as an Event of the Node."""
+def test_kubectl_describe_node_shows_the_events_of_profiles(agent):
+    """Installed, updated, restored, held and removed profiles each cause an Event on the Node."""
     agent.node()
     agent.config_map({"a.json": profile(), "b.json": profile()})
     agent.start("--prune=always", "--removal-grace=100ms")
@@ -278,8 +278,8 @@ def test_kubectl_describe_node_tells_what_became_of_profiles(agent):
         assert reason in told
 
 
-def test_several_configmaps_are_several_sets(agent):
-    """A selector's ConfigMaps together are the set; each has its own label."""
+def test_each_configmap_of_a_selector_is_a_separate_set(agent):
+    """Each profile set has its own label."""
     agent.node()
     agent.config_map({"a.json": profile()}, labels={"use": "profiles"})
     agent.config_map({"b.json": profile()}, "db", labels={"use": "profiles"})
@@ -297,7 +297,7 @@ def test_several_configmaps_are_several_sets(agent):
 
 
 def test_a_full_and_immutable_configmap_is_read(agent):
-    """Just below 1 MiB in one key, and one that cannot be changed any more."""
+    """One ConfigMap has a key of nearly 1 MiB, and another one is immutable."""
     agent.node()
     rules = [
         {"names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "comment": "x" * 1000} for _ in range(980)
@@ -316,8 +316,8 @@ def test_a_full_and_immutable_configmap_is_read(agent):
     agent.until_labels(READY)
 
 
-def test_a_node_selector_makes_sets_for_pools(agent):
-    """A set is here while the Node's labels match, and an invalid selector removes nothing."""
+def test_a_node_selector_limits_a_set_to_some_nodes(agent):
+    """A set is installed while the labels match, and an invalid selector removes no profile."""
     agent.node({"pool": "a"})
     chosen = f"{DOMAIN}/node-selector"
     agent.config_map({"a.json": profile()}, annotations={chosen: "pool in (b,c)"})
@@ -334,32 +334,32 @@ def test_a_node_selector_makes_sets_for_pools(agent):
     agent.until(lambda: agent.files() == [])
 
 
-# --- labels and whose they are -------------------------------------------------------------------
+# --- own and foreign labels -----------------------------------------------------------------------
 
 
-def test_a_label_taken_off_or_changed_is_put_back(agent):
-    """The own Node is watched, so that drift of a label lasts for milliseconds."""
+def test_a_removed_or_changed_label_is_restored(agent):
+    """The agent watches its own Node, so a wrong label lasts for milliseconds."""
     agent.node()
     agent.config_map({"a.json": profile()})
     agent.start()
     agent.until_labels(READY)
     key = f"seccomp.{DOMAIN}/a.json"
     since, seconds = busy.Since(), []
-    for drift in (f"{key}-", f"{key}=lies", f"{key}-"):  # two more would be a fight
+    for drift in (f"{key}-", f"{key}=lies", f"{key}-"):  # two more would be contention
         agent.cluster.kubectl("label", "node", agent.name, drift, "--overwrite")
         seconds.append(agent.took(lambda: agent.labels() == READY))
     assert statistics.median(seconds) < since.within(AT_ONCE_SECONDS), seconds
 
 
-def test_labels_of_others_are_never_touched(agent):
-    """Neither beside nor below the own prefix; what lies below it is told."""
+def test_foreign_labels_are_never_changed(agent):
+    """A foreign label with the agent's prefix is reported."""
     agent.node({"kept": "yes", f"seccomp.{DOMAIN}/theirs": "installed"})
     agent.config_map({"a.json": profile(), "b.json": profile()})
     agent.start("--removal-grace", "1s", "--prune", "always")
     agent.until(lambda: "label_foreign" in agent.said())
     both = {**READY, "seccomp/b.json": "installed", "seccomp/theirs": "installed"}
     agent.until_labels(both)
-    # Somebody else applies the same value: the label is theirs too, and stays when ours goes.
+    # Another manager applies the same value, so the label stays when the agent gives it up.
     body = {
         "apiVersion": "v1",
         "kind": "Node",
@@ -371,15 +371,15 @@ def test_labels_of_others_are_never_touched(agent):
     agent.config_map({"a.json": profile()})
     agent.until(lambda: "label_pending" in agent.said())
     assert (agent.labels(), agent.files()) == (both, ["a.json", "b.json"])
-    # While the label says that the profile is there, it is there.
+    # The profile is installed for as long as the label exists.
     agent.cluster.kubectl("label", "node", agent.name, f"seccomp.{DOMAIN}/b.json-")
     agent.until(lambda: agent.files() == ["a.json"])
     assert agent.labels() == {**READY, "seccomp/theirs": "installed"}
     assert agent.cluster.labels(agent.name)["kept"] == "yes"
 
 
-def test_a_node_that_is_made_anew_is_labelled_when_the_token_is_its_own(agent):
-    """The uid in the token's claims decides; until then it is told, without a storm."""
+def test_a_node_that_is_created_again_is_labelled_with_its_own_token(agent):
+    """The uid in the token decides, and until then a finding reports the other Node."""
     agent.node()
     agent.config_map({"a.json": profile()})
     agent.start()
@@ -399,7 +399,7 @@ def test_a_node_that_is_made_anew_is_labelled_when_the_token_is_its_own(agent):
 
 
 def test_a_node_of_another_machine_is_not_labelled(agent):
-    """The name alone is no proof: the boot id must be this kernel's."""
+    """An equal name is no proof: the boot id must be that of this kernel."""
     agent.node()
     agent.config_map({"a.json": profile()})
     (agent.root / "proc/sys/kernel/random/boot_id").write_text("another\n")
@@ -409,7 +409,7 @@ def test_a_node_of_another_machine_is_not_labelled(agent):
 
 
 def test_labels_survive_a_restart_and_a_kill(agent):
-    """Leaving changes nothing, and coming back sends no patch when nothing differs."""
+    """Neither the end nor the start of the agent sends a patch if all labels are correct."""
     agent.node()
     agent.config_map({"a.json": profile()})
     agent.start()
@@ -426,7 +426,7 @@ def test_labels_survive_a_restart_and_a_kill(agent):
 
 
 def test_label_keys_of_previous_releases_disappear(agent):
-    """Keys without a namespace, and keys with the short suffix, go with the first apply."""
+    """The first apply removes keys without a namespace, and keys with the short suffix."""
     agent.node({"kept": "yes"})
     previous = {
         f"set.{DOMAIN}/web": "ready",
@@ -448,8 +448,8 @@ def test_label_keys_of_previous_releases_disappear(agent):
     assert agent.cluster.labels(agent.name)["kept"] == "yes"
 
 
-def test_a_refused_configmap_does_not_borrow_the_label_of_its_namesake(agent):
-    """Two namespaces have a ConfigMap of the same name, and one of them is refused."""
+def test_a_rejected_configmap_has_no_label_of_the_same_name(agent):
+    """Two namespaces have a ConfigMap with the same name, and one of them is rejected."""
     agent.node()
     other = f"{agent.name[:50]}-b"
     agent.cluster.kubectl("create", "namespace", other)
@@ -469,8 +469,8 @@ def test_a_refused_configmap_does_not_borrow_the_label_of_its_namesake(agent):
     agent.until_labels({**READY, "seccomp/b.json": "installed", f"set/{other}__web": "ready"})
 
 
-def test_digest_labels_name_the_source(agent):
-    """The first 12 digits of the sha256 of the key's bytes."""
+def test_digest_labels_contain_the_digest_of_the_source(agent):
+    """The value is the first 12 digits of the sha256 of the key's content."""
     agent.node()
     agent.config_map({"a.json": profile()})
     agent.start("--label-digest")
@@ -478,8 +478,8 @@ def test_digest_labels_name_the_source(agent):
     agent.until_labels({**READY, "seccomp-digest/a.json": digest[:12]})
 
 
-def test_unlabel_takes_every_own_label_off_and_no_other(agent):
-    """What an uninstall Job runs last."""
+def test_unlabel_removes_all_own_labels_and_no_other(agent):
+    """An uninstall Job runs the command at its end."""
     agent.node({"kept": "yes"})
     agent.config_map({"a.json": profile()})
     agent.start()
@@ -494,8 +494,8 @@ def test_unlabel_takes_every_own_label_off_and_no_other(agent):
     assert agent.cluster.labels(agent.name)["kept"] == "yes"
 
 
-def test_unlabel_of_a_node_that_there_is_not_makes_none(agent):
-    """A misspelt name is told."""
+def test_unlabel_of_a_missing_node_creates_none(agent):
+    """A misspelt name of a Node is reported."""
     agent.node()
     command = [
         sys.executable, "-m", "agent", "unlabel",
@@ -507,8 +507,8 @@ def test_unlabel_of_a_node_that_there_is_not_makes_none(agent):
     assert "misspelt" not in agent.cluster.kubectl("get", "nodes", "-o", "name")
 
 
-def test_a_startup_taint_goes_once_everything_accepted_is_in_place(agent):
-    """Other taints stay, and one rejected key does not keep new nodes tainted."""
+def test_the_startup_taint_is_removed_once_accepted_profiles_are_installed(agent):
+    """Other taints stay, and one rejected key does not keep the taint."""
     agent.node()
     taints = [
         {"key": "example.org/profiles", "effect": "NoSchedule"},
@@ -536,7 +536,7 @@ STARTUP = "example.org/profiles"
 
 
 def taint(agent):
-    """Taint the Node as a cloud does when it makes one."""
+    """Add a taint to the Node, like a cloud provider for a new Node."""
     taints = [{"key": STARTUP, "effect": "NoSchedule"}]
     agent.cluster.kubectl(
         "patch", "node", agent.name, "-p", json.dumps({"spec": {"taints": taints}})
@@ -548,8 +548,8 @@ def is_tainted(agent):
     return STARTUP in [one["key"] for one in spec.get("taints", [])]
 
 
-def test_a_startup_taint_stays_while_a_set_is_empty_that_was_never_installed(agent):
-    """An empty ConfigMap may still be filled, so it keeps the taint unless it may be empty."""
+def test_the_startup_taint_stays_for_an_empty_set_that_was_never_installed(agent):
+    """An empty ConfigMap may be filled later, unless its annotation allows that it is empty."""
     agent.node()
     taint(agent)
     agent.config_map({})
@@ -567,8 +567,8 @@ def test_a_startup_taint_stays_while_a_set_is_empty_that_was_never_installed(age
     agent.until(lambda: not is_tainted(agent))
 
 
-def test_an_invalid_node_selector_keeps_no_startup_taint(agent):
-    """An invalid node selector concerns its own profile set only, as a rejected key does."""
+def test_an_invalid_node_selector_does_not_keep_the_startup_taint(agent):
+    """An invalid node selector affects only its own profile set, like a rejected key."""
     agent.node()
     taint(agent)
     chosen = {
@@ -583,7 +583,7 @@ def test_an_invalid_node_selector_keeps_no_startup_taint(agent):
     assert "source_unreadable" in agent.said()
 
 
-# --- more than the agent keeps, and a store that loses data ---------------------------------------
+# --- limits, and a store that loses data ----------------------------------------------------------
 
 
 def large():
@@ -594,7 +594,7 @@ def large():
     return json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules})
 
 
-def test_many_full_configmaps_are_refused_one_by_one_and_nothing_else_stops(agent):
+def test_many_full_configmaps_are_rejected_separately(agent):
     """The oldest ConfigMaps are read, changes arrive, and memory stays below the pod's limit."""
     agent.node()
     agent.config_map({"a.json": profile()})
@@ -623,8 +623,8 @@ def test_many_full_configmaps_are_refused_one_by_one_and_nothing_else_stops(agen
     agent.until(lambda: "set/n31" in agent.labels(), 180)
 
 
-def test_after_a_restore_of_the_store_everything_is_true_at_once(agent):
-    """Labels follow the restored state, and a key that is new in it is seen."""
+def test_labels_and_keys_follow_a_restored_store(agent):
+    """Labels match the restored state, and a key that only that state contains is installed."""
     agent.node()
     agent.config_map({"a.json": profile()})
     agent.start("--prune", "never")
@@ -632,10 +632,10 @@ def test_after_a_restore_of_the_store_everything_is_true_at_once(agent):
     agent.until(lambda: len(agent.lines("pass_finished")) >= 1)
     agent.cluster.save()
     agent.until(lambda: agent.cluster.labels(agent.name), 60)
-    for number in range(20):  # the store is far ahead of its copy
+    for number in range(20):  # the store is far ahead of its backup
         agent.config_map({"a.json": profile(), "b.json": profile(number)})
     agent.until_labels({**READY, "seccomp/b.json": "installed"}, 75)
-    lasted = time.monotonic() + 11.0  # longer than reflect.STABLE_SECONDS
+    lasted = time.monotonic() + 11.0  # longer than reflector.STABLE_SECONDS
     agent.until(lambda: time.monotonic() > lasted)
     agent.cluster.restore()
     agent.until_labels(READY, 30)
@@ -643,8 +643,8 @@ def test_after_a_restore_of_the_store_everything_is_true_at_once(agent):
     agent.until_labels({**READY, "seccomp/c.json": "installed"}, 30)
 
 
-def test_a_profile_that_a_pod_names_is_in_use(agent):
-    """With --pod-aware a file stays while a pod of this Node names it, and goes afterwards."""
+def test_a_profile_that_a_pod_references_is_in_use(agent):
+    """With --pod-aware, a file stays while a pod of this Node references it."""
     agent.node()
     agent.config_map({"a.json": profile(), "b.json": profile()})
     agent.start("--pod-aware", "--removal-grace", "1s")
@@ -676,8 +676,8 @@ def test_a_profile_that_a_pod_names_is_in_use(agent):
 # --- one pass, for init jobs ---------------------------------------------------------------------
 
 
-def test_oneshot_labels_too_and_leaves_a_removal_to_a_later_run(agent):
-    """The label goes first; the file goes in the run that finds it gone."""
+def test_oneshot_sets_labels_and_leaves_a_removal_to_a_later_run(agent):
+    """One run removes the label, and the next run, which finds no label, removes the file."""
     agent.node()
     agent.config_map({"a.json": profile(), "b.json": profile()})
     assert agent.once("--prune", "always").returncode == 0
@@ -689,8 +689,8 @@ def test_oneshot_labels_too_and_leaves_a_removal_to_a_later_run(agent):
     assert (agent.labels(), agent.files()) == (READY, ["a.json"])
 
 
-def test_oneshot_without_an_api_server_restores_and_says_so(agent):
-    """What the ledger holds is put back; the exit status is that of an unreadable source."""
+def test_oneshot_without_an_api_server_restores_profiles(agent):
+    """The profiles of the ledger are restored, and the exit status reports the source."""
     agent.node()
     agent.config_map({"a.json": profile()})
     assert agent.once().returncode == 0
@@ -704,19 +704,19 @@ def test_oneshot_without_an_api_server_restores_and_says_so(agent):
     assert [one["code"] for one in report["problems"]] == ["source_unreadable", "node_unreachable"]
 
 
-# --- an API server that is away, refuses, or is slow ---------------------------------------------
+# --- an API server that is unreachable, denies requests, or is slow -------------------------------
 
 
 def through(agent, proxy):
-    """Let the agent speak through a proxy."""
+    """Make the agent connect through a proxy."""
     config = json.loads(Path(agent.kubeconfig).read_text())
     config["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{proxy.port}"
     agent.kubeconfig = agent.root.parent / "through.kubeconfig"
     agent.kubeconfig.write_text(json.dumps(config))
 
 
-def test_an_outage_changes_nothing_and_restores_what_is_missing(agent):
-    """No answer at all: labels and files stay, a lost file is put back, and news come after it."""
+def test_an_outage_changes_nothing_and_missing_files_are_restored(agent):
+    """Without any response, labels and files stay; changes arrive after the outage."""
     agent.node()
     agent.config_map({"a.json": profile()})
     with Proxy(agent.cluster.port) as proxy:
@@ -735,8 +735,8 @@ def test_an_outage_changes_nothing_and_restores_what_is_missing(agent):
         agent.until_labels({**READY, "seccomp/b.json": "installed"}, 75)
 
 
-def test_a_start_without_an_api_server_restores_from_the_ledger(agent):
-    """A reboot during an outage: the last good profiles are back before the API is."""
+def test_a_start_without_an_api_server_restores_the_last_good_profiles(agent):
+    """After a reboot in an outage the profiles are installed before the API server responds."""
     agent.node()
     agent.config_map({"a.json": profile()})
     with Proxy(agent.cluster.port) as proxy:
@@ -754,7 +754,7 @@ def test_a_start_without_an_api_server_restores_from_the_ledger(agent):
 
 
 def test_a_slow_api_server_delays_no_repair(agent):
-    """While every answer takes 15 s, a file that was taken away is back at once."""
+    """Each response takes 15 s, and a removed file is restored immediately."""
     agent.node()
     agent.config_map({"a.json": profile()})
     with Proxy(agent.cluster.port) as proxy:
@@ -770,8 +770,8 @@ def test_a_slow_api_server_delays_no_repair(agent):
         assert begun.returncode == 0
 
 
-def test_forbidden_is_told_and_removes_nothing(agent):
-    """Without the right to read it, the ConfigMap is unreadable, not empty."""
+def test_a_forbidden_configmap_is_reported_and_removes_nothing(agent):
+    """Without the permission to read it, the ConfigMap is unreadable and not empty."""
     agent.node()
     agent.config_map({"a.json": profile()})
     assert agent.once().returncode == 0
@@ -785,8 +785,8 @@ def test_forbidden_is_told_and_removes_nothing(agent):
     assert "the API server denies reading it: 403 Forbidden" in told["source_unreadable"]
 
 
-def test_the_agent_holds_few_connections_and_needs_no_request_while_nothing_changes(agent):
-    """After it has settled there are two watches, and no request in ten seconds."""
+def test_an_idle_agent_has_few_connections_and_sends_no_request(agent):
+    """A settled agent has two watches, and sends no request in ten seconds."""
     agent.node()
     agent.config_map({"a.json": profile()})
     with Proxy(agent.cluster.port) as proxy:
@@ -805,8 +805,8 @@ def test_the_agent_holds_few_connections_and_needs_no_request_while_nothing_chan
 # --- in a pod -------------------------------------------------------------------------------------
 
 
-def test_in_a_pod_the_token_is_read_again_and_the_old_one_is_not_needed(agent):
-    """The kubelet replaces the token's file; the agent goes on with the new one."""
+def test_in_a_pod_the_token_is_read_again(agent):
+    """The kubelet replaces the file of the token, and the agent uses the new token."""
     agent.node()
     agent.config_map({"a.json": profile()})
     mounted = agent.root.parent / "serviceaccount"
@@ -834,14 +834,14 @@ def test_in_a_pod_the_token_is_read_again_and_the_old_one_is_not_needed(agent):
     (mounted / "token").write_text(agent.cluster.agent_token(agent.name, pod="next"))
     agent.cluster.kubectl("-n", NAMESPACE, "delete", "pod", f"agent-{agent.name}", "--force")
     key = f"seccomp.{DOMAIN}/a.json"
-    # The file is read again after a minute (kubernetes, config/incluster_config.py).
+    # The file is read again after a minute (agent.kube.credentials).
     agent.until(lambda: time.monotonic() - begin > 61.0, 70)
     agent.cluster.kubectl("label", "node", agent.name, f"{key}-")
     agent.until_labels(READY, 75)
 
 
-def test_outside_a_pod_and_without_a_kubeconfig_it_says_so(agent):
-    """Exit status 2, one line, no traceback."""
+def test_the_agent_reports_a_missing_configuration(agent):
+    """Outside a pod without a kubeconfig, the exit status is 2, with one line and no traceback."""
     done = subprocess.run(
         [sys.executable, "-m", "agent", "--source", "configmap:a/b", "--oneshot"],
         capture_output=True, text=True, check=False,

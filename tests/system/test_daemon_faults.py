@@ -1,7 +1,7 @@
-"""Faults while the daemon runs: each is told, changes nothing that is good, and heals by itself.
+"""Faults while the daemon runs: each is reported, changes no valid profile, and is repaired.
 
-Every test asserts on the node, the report, the metrics and the exit. Real processes, file systems
-and limits; what needs an AppArmor kernel is in tests/system/guest/faults.py.
+The tests check the node, the report, the metrics and the exit status, with real processes, file
+systems and limits. tests/system/guest/faults.py contains the faults that need an AppArmor kernel.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ TGKILL = {"x86_64": 234, "aarch64": 131}[os.uname().machine]  # a signal to one 
 
 @pytest.fixture
 def daemon(tmp_path):
-    """Give a daemon that is not started yet, with the profile a.json in its source."""
+    """A daemon that is not started yet, with the profile a.json in its source."""
     one = Daemon(tmp_path)
     one.provide(a=1)
     yield one
@@ -44,7 +44,7 @@ def daemon(tmp_path):
 
 @pytest.fixture
 def mounted(daemon):
-    """Give a function that mounts a small file system below the daemon's root."""
+    """A function that mounts a small file system below the daemon's root."""
     paths = []
 
     def mount(path):
@@ -60,7 +60,7 @@ def mounted(daemon):
 
 
 def settled(daemon, **numbers):
-    """Wait until the node holds exactly these profiles and the daemon says so."""
+    """Wait until the node has exactly these profiles and the daemon reports them."""
     wanted = {f"{name}.json": number for name, number in numbers.items()}
 
     def done():
@@ -70,8 +70,8 @@ def settled(daemon, **numbers):
     daemon.until(done)
 
 
-def left_in_peace(daemon):
-    """End it: within two seconds, with 0, and the node as it was."""
+def stopped_cleanly(daemon):
+    """Stop the daemon: it exits with 0 within two seconds, and the node is unchanged."""
     before = daemon.files()
     status, seconds = daemon.stop()
     assert (status, pace.in_time(seconds, SECONDS)) == (0, True), (status, seconds)
@@ -81,8 +81,8 @@ def left_in_peace(daemon):
 # --- file systems ---------------------------------------------------------------------------------
 
 
-def test_a_full_disk_keeps_the_old_version_until_there_is_room(daemon, mounted):
-    """The update fails and says why; it is there soon after room was made, without a wake-up."""
+def test_a_full_disk_keeps_the_previous_version_until_there_is_space(daemon, mounted):
+    """The update fails with a reason, and is installed soon after space was freed."""
     top = mounted(daemon.root / "var")
     daemon.start()
     settled(daemon, a=1)
@@ -95,12 +95,12 @@ def test_a_full_disk_keeps_the_old_version_until_there_is_room(daemon, mounted):
     (top / "filler").unlink()
     settled(daemon, a=2, b=3)
     assert daemon.findings() == {}
-    left_in_peace(daemon)
+    stopped_cleanly(daemon)
 
 
 @pytest.mark.parametrize("where", ["var/lib/kubelet", "var/lib/profile-loader/entries"])
-def test_a_read_only_file_system_keeps_the_old_version_until_it_is_writable(daemon, mounted, where):
-    """Remounted under the running daemon, as a kernel does after an error of the disk."""
+def test_a_read_only_file_system_keeps_the_previous_version(daemon, mounted, where):
+    """The file system is remounted under the running daemon, like a kernel after a disk error."""
     top = mounted(daemon.root / where)
     daemon.start()
     settled(daemon, a=1)
@@ -111,15 +111,15 @@ def test_a_read_only_file_system_keeps_the_old_version_until_it_is_writable(daem
     subprocess.run(["mount", "-o", "remount,rw", top], check=True)
     settled(daemon, a=2)
     assert daemon.findings() == {}
-    left_in_peace(daemon)
+    stopped_cleanly(daemon)
 
 
 # --- the ledger -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "emptied", "a directory"])
-def test_a_ledger_entry_that_is_damaged_while_it_runs_removes_nothing(daemon, damage):
-    """It is told, the profile stays, and what is desired is tracked again by its content."""
+def test_a_damaged_ledger_entry_removes_nothing(daemon, damage):
+    """The damage is reported, the profile stays, and its content is adopted again."""
     daemon.provide(a=1, b=2)
     daemon.start()
     settled(daemon, a=1, b=2)
@@ -147,11 +147,11 @@ def test_a_ledger_entry_that_is_damaged_while_it_runs_removes_nothing(daemon, da
         daemon.provide(a=1, b=2)
     settled(daemon, a=1, b=2)
     assert (daemon.findings(), len(daemon.entries())) == ({}, 2)
-    left_in_peace(daemon)
+    stopped_cleanly(daemon)
 
 
-def test_a_ledger_of_the_next_release_changes_nothing_until_it_runs(daemon):
-    """A downgrade: the node is not touched, and it says that a newer version is needed."""
+def test_a_ledger_of_a_newer_release_stops_all_changes(daemon):
+    """After a downgrade the node is unchanged, and a finding asks for the newer version."""
     daemon.start()
     settled(daemon, a=1)
     assert daemon.stop()[0] == 0
@@ -169,7 +169,7 @@ def test_a_ledger_of_the_next_release_changes_nothing_until_it_runs(daemon):
     assert path.read_text() == newer
     path.write_bytes(whole)  # what the next release would have left to this one
     settled(daemon, a=2, b=2)
-    left_in_peace(daemon)
+    stopped_cleanly(daemon)
 
 
 # What 0.1.0 wrote for one seccomp key. Never to be changed: later releases must read it.
@@ -183,8 +183,8 @@ RELEASED = {
 }
 
 
-def test_a_ledger_of_a_former_release_is_kept_as_it_is(daemon):
-    """An upgrade: what the former release put is ours; no file and no entry is written anew."""
+def test_a_ledger_of_a_previous_release_stays_unchanged(daemon):
+    """After an upgrade no file and no entry is written again, and the profiles are agent-owned."""
     daemon.start()
     settled(daemon, a=1)
     assert daemon.stop()[0] == 0
@@ -203,14 +203,14 @@ def test_a_ledger_of_a_former_release_is_kept_as_it_is(daemon):
     assert daemon.stop()[0] == 0
     daemon.start("--prune=always")
     settled(daemon, b=1)
-    left_in_peace(daemon)
+    stopped_cleanly(daemon)
 
 
 # --- where profiles come from ---------------------------------------------------------------------
 
 
-def test_a_source_directory_that_is_deleted_and_made_anew_is_read_again(daemon):
-    """Its profiles stay while it is away, and its new content is there within seconds."""
+def test_a_source_directory_that_is_created_again_is_read(daemon):
+    """Its profiles stay while it is missing, and its new content is installed within seconds."""
     daemon.start("--prune=always")
     settled(daemon, a=1)
     for number in (2, 3):
@@ -222,11 +222,11 @@ def test_a_source_directory_that_is_deleted_and_made_anew_is_read_again(daemon):
         settled(daemon, a=number)
     daemon.provide(a=4)  # and its changes are seen at once, as before
     daemon.until(lambda: daemon.number() == 4, SECONDS)
-    left_in_peace(daemon)
+    stopped_cleanly(daemon)
 
 
-def test_a_watch_that_breaks_is_told_and_watching_goes_on(daemon):
-    """Watchdog stumbles over a directory that was moved out of the tree; the agent does not."""
+def test_a_failed_watch_is_logged_and_replaced(daemon):
+    """Watchdog fails for a directory that was moved out of the tree; the agent does not."""
     daemon.start()
     settled(daemon, a=1)
     sub, away = daemon.source / "sub", daemon.root / "away"
@@ -242,17 +242,17 @@ def test_a_watch_that_breaks_is_told_and_watching_goes_on(daemon):
         daemon.provide(a=number)
         daemon.until(lambda number=number: daemon.number() == number, SECONDS)
     settled(daemon, a=3)
-    left_in_peace(daemon)
+    stopped_cleanly(daemon)
 
 
 class Volume:
-    """A ConfigMap as a kubelet mounts it (AtomicWriter)."""
+    """A ConfigMap volume of a kubelet (AtomicWriter)."""
 
     def __init__(self, path):
         self.path, self.last = path, None
 
     def swap(self, number, *keys):
-        """Replace the whole content at once: the same number for every key."""
+        """Replace the whole content: the same number for every key."""
         new = self.path / f"..generation{number}"
         new.mkdir()
         for key in keys:
@@ -266,8 +266,8 @@ class Volume:
         self.last = new
 
 
-def test_a_volume_swapped_a_thousand_times_in_a_minute_is_never_read_in_half(daemon):
-    """Each pass puts both keys of one generation, the last one is there at once, nothing grows."""
+def test_a_volume_that_changes_a_thousand_times_is_read_consistently(daemon):
+    """Each pass installs both keys of one generation, and neither memory nor descriptors grow."""
     (daemon.source / "a.json").unlink()
     volume = Volume(daemon.source)
     keys = ("a.json", "b.json")
@@ -296,14 +296,14 @@ def test_a_volume_swapped_a_thousand_times_in_a_minute_is_never_read_in_half(dae
     for line in daemon.lines("profile_installed") + daemon.lines("profile_replaced"):
         put.setdefault(line["digest"], set()).add(line["key"])
     assert {tuple(sorted(one)) for one in put.values()} == {keys}
-    left_in_peace(daemon)
+    stopped_cleanly(daemon)
 
 
 # --- the process ----------------------------------------------------------------------------------
 
 
-def test_sigterm_at_any_moment_leaves_whole_files_and_a_next_start_finishes(daemon):
-    """At random moments from the start on; 0, or the signal's own end before Python runs."""
+def test_sigterm_at_any_moment_leaves_complete_files(daemon):
+    """The exit status is 0, or that of the signal; the next start completes the work."""
     seed = int(os.environ.get("SOAK_SEED", "105")) or int(time.time())
     print(f"seed {seed}")
     chance, ends = random.Random(seed), []  # noqa: S311 - reproducible, no secret
@@ -320,25 +320,25 @@ def test_sigterm_at_any_moment_leaves_whole_files_and_a_next_start_finishes(daem
     daemon.start()
     settled(daemon, **{f"k{one}": 12 for one in range(20)})
     assert not [*daemon.root.rglob("*.tmp")]
-    left_in_peace(daemon)
+    stopped_cleanly(daemon)
 
 
-def began(thread):
-    """Return when a thread began, in ticks, and its id: numbers begin anew, times do not."""
+def started_at(thread):
+    """Return the start time of a thread in ticks, and its id: ids are reused, times are not."""
     with contextlib.suppress(OSError):
         # starttime of proc_pid_stat(5); a name may have spaces and brackets
         return int((thread / "stat").read_text().rpartition(")")[2].split()[19]), int(thread.name)
     return math.inf, 0  # it ended
 
 
-def test_a_signal_that_comes_right_before_it_waits_ends_it_as_soon(daemon):
-    """As one that another thread takes: neither interrupts the main thread's waiting."""
+def test_a_signal_right_before_the_main_thread_waits_ends_the_daemon(daemon):
+    """Such a signal, and one that another thread receives, do not interrupt the wait."""
     daemon.start()
     settled(daemon, a=1)
     pid = daemon.process.pid
     # The second oldest is the HTTP server's, which lives as long as the process; the newest may be
     # that of the last connection, and gone when the signal is sent.
-    _, server, *_ = sorted(Path(f"/proc/{pid}/task").iterdir(), key=began)
+    _, server, *_ = sorted(Path(f"/proc/{pid}/task").iterdir(), key=started_at)
     begin = time.monotonic()
     assert ctypes.CDLL(None).syscall(TGKILL, pid, int(server.name), signal.SIGTERM) == 0
     status = daemon.process.wait(pace.scaled(30))
@@ -349,15 +349,15 @@ def test_a_signal_that_comes_right_before_it_waits_ends_it_as_soon(daemon):
     )
 
 
-def test_a_signal_that_comes_while_python_ignores_exceptions_ends_it_too(daemon, monkeypatch):
-    """What is raised while an object ends is ignored; the signal is not, and says nothing."""
+def test_a_signal_while_python_ignores_exceptions_ends_the_daemon(daemon, monkeypatch):
+    """Python ignores exceptions in finalizers; the signal is handled, and prints nothing."""
     monkeypatch.setenv("SWALLOWED", "import")
     daemon.start(module="tests.system.ended")
     assert (daemon.process.wait(pace.scaled(30)), daemon.said()) == (0, "")
 
 
 def parsers(daemon):
-    """Return the processes that run the daemon's parser."""
+    """Return the processes of the daemon's parser."""
     found = []
     for one in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -366,8 +366,8 @@ def parsers(daemon):
 
 
 @pytest.mark.parametrize("swallowed", ["", "os.listdir"])
-def test_a_parser_that_runs_ends_with_the_daemon(daemon, monkeypatch, swallowed):
-    """Wherever the signal comes: while it is waited for, or where Python ignores exceptions."""
+def test_a_running_parser_ends_with_the_daemon(daemon, monkeypatch, swallowed):
+    """The signal arrives in the wait for the parser, or where Python ignores exceptions."""
     kernel = daemon.root / "sys/kernel/security/apparmor"
     (kernel / "features/policy/versions").mkdir(parents=True)
     (kernel / "features/policy/versions/v8").write_text("yes")
@@ -387,20 +387,20 @@ def test_a_parser_that_runs_ends_with_the_daemon(daemon, monkeypatch, swallowed)
     assert "Traceback" not in daemon.said()
 
 
-def test_a_log_that_nobody_reads_does_not_keep_it(daemon, monkeypatch):
-    """Python's own end would wait for the thread that writes to it."""
+def test_an_unread_log_does_not_delay_the_end(daemon, monkeypatch):
+    """Python would wait at its end for the thread that writes the log."""
     monkeypatch.setenv("TALKING", "1")
     told, tells = os.pipe()
     command = [sys.executable, "-m", "tests.system.ended", *daemon.command()]
     daemon.process = subprocess.Popen(command, stderr=tells)
     daemon.until(lambda: daemon.number() == 1 and not select.select([], [tells], [], 0)[1])
-    left_in_peace(daemon)
+    stopped_cleanly(daemon)
     os.close(told)
     os.close(tells)
 
 
-def test_a_log_that_nobody_reads_stops_no_repair(daemon, monkeypatch):
-    """Lines are dropped and counted; files come back, and metrics and probes are served."""
+def test_an_unread_log_delays_no_repair(daemon, monkeypatch):
+    """Log lines are dropped and counted; files are restored, and metrics and probes are served."""
     monkeypatch.setenv("TALKING", "1")
     received, sender = os.pipe()
     command = [sys.executable, "-m", "tests.system.ended", *daemon.command()]
@@ -411,13 +411,13 @@ def test_a_log_that_nobody_reads_stops_no_repair(daemon, monkeypatch):
         (daemon.seccomp / "a.json").unlink()
         daemon.until(lambda: daemon.number() == 1)
     assert (daemon.get("/healthz")[0], daemon.ready()) == (200, True)
-    left_in_peace(daemon)
+    stopped_cleanly(daemon)
     os.close(received)
     os.close(sender)
 
 
-def test_a_source_of_many_empty_directories_takes_few_watches(daemon):
-    """The source is unreadable and says why, the profiles stay, and repairs go on by polling."""
+def test_a_source_with_many_empty_directories_uses_few_watches(daemon):
+    """The source is unreadable with a reason, the profiles stay, and polling continues."""
     daemon.start()
     settled(daemon, a=1)
     for one in range(200):
@@ -435,7 +435,7 @@ def test_a_source_of_many_empty_directories_takes_few_watches(daemon):
     for one in range(200):
         shutil.rmtree(daemon.source / str(one))
     settled(daemon, a=1)
-    left_in_peace(daemon)
+    stopped_cleanly(daemon)
 
 
 IGNORED = (
@@ -443,8 +443,8 @@ IGNORED = (
 )  # fmt: skip
 
 
-def test_signals_that_are_no_request_to_end_do_not_end_it(daemon):
-    """SIGHUP makes a pass, SIGQUIT logs the stack of each thread, and other signals are logged."""
+def test_other_signals_do_not_end_the_daemon(daemon):
+    """SIGHUP starts a pass, SIGQUIT logs the stack of each thread, and other signals are logged."""
     daemon.start("--resync=60m")
     settled(daemon, a=1)
     for name in IGNORED:
@@ -458,11 +458,11 @@ def test_signals_that_are_no_request_to_end_do_not_end_it(daemon):
     daemon.process.send_signal(signal.SIGHUP)
     daemon.until(lambda: daemon.metric(passes) > before)
     assert daemon.findings() == {}
-    left_in_peace(daemon)
+    stopped_cleanly(daemon)
 
 
-def test_keys_of_a_kubeconfig_do_not_stay_behind(daemon, tmp_path, monkeypatch):
-    """The client writes them to files, which it removes when Python ends."""
+def test_the_files_with_keys_of_a_kubeconfig_are_removed(daemon, tmp_path, monkeypatch):
+    """The kubernetes package writes the keys to files, and removes these when Python ends."""
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     config = {
@@ -477,12 +477,12 @@ def test_keys_of_a_kubeconfig_do_not_stay_behind(daemon, tmp_path, monkeypatch):
     daemon.start("--node-name=x", f"--kubeconfig={tmp_path}/kubeconfig")
     daemon.until(lambda: daemon.number() == 1)
     assert [one.read_text() for one in (tmp_path / "tmp").rglob("*")] == ["key"]
-    left_in_peace(daemon)
+    stopped_cleanly(daemon)
     assert [*(tmp_path / "tmp").rglob("*")] == []
 
 
-def test_a_second_agent_refuses_and_the_first_one_goes_on(daemon):
-    """Exit status 4, a sentence, and no change; the first one still repairs."""
+def test_a_second_agent_exits_and_the_first_one_continues(daemon):
+    """The second agent exits with 4 and a message, and the first one still restores files."""
     daemon.start()
     settled(daemon, a=1)
     command = [sys.executable, "-m", "agent", *daemon.command("--http-address=off")]
@@ -491,7 +491,7 @@ def test_a_second_agent_refuses_and_the_first_one_goes_on(daemon):
     assert "another agent is running" in done.stderr
     (daemon.seccomp / "a.json").unlink()
     settled(daemon, a=1)
-    left_in_peace(daemon)
+    stopped_cleanly(daemon)
 
 
 ON_FILES = [
@@ -500,8 +500,8 @@ ON_FILES = [
 
 
 @pytest.mark.parametrize("point", ON_FILES)
-def test_a_kill_at_a_named_point_ends_in_the_same_state(daemon, monkeypatch, point):
-    """Files are old or new, never half; the next start does the rest and tidies up."""
+def test_a_kill_at_any_step_ends_in_the_same_state(daemon, monkeypatch, point):
+    """Files are old or new and always complete; the next start completes the work."""
     daemon.provide(a=1, c=3)
     armed = daemon.root / "armed"
     monkeypatch.setenv("KILLED", point)
@@ -521,12 +521,12 @@ def test_a_kill_at_a_named_point_ends_in_the_same_state(daemon, monkeypatch, poi
     settled(daemon, a=2, b=2)
     assert (daemon.findings(), len(daemon.entries())) == ({}, 2)
     assert not [*daemon.root.rglob("*.tmp")]
-    left_in_peace(daemon)
+    stopped_cleanly(daemon)
 
 
 @contextlib.contextmanager
 def connections(daemon, number):
-    """Hold so many idle connections, or as many as can be had."""
+    """Open a number of idle connections, or as many as possible."""
     idle = [socket.socket() for _ in range(number)]
     try:
         for one in idle:
@@ -539,8 +539,8 @@ def connections(daemon, number):
             one.close()
 
 
-def test_with_64_descriptors_it_works_and_outlives_a_storm_of_connections(daemon):
-    """Idle connections take what is left; repairs go on, and afterwards it answers again."""
+def test_with_64_descriptors_the_daemon_survives_many_connections(daemon):
+    """Idle connections use the free descriptors; restores continue, and HTTP recovers."""
     daemon.start(limits={resource.RLIMIT_NOFILE: 64})
     settled(daemon, a=1)
     with connections(daemon, 100):
@@ -551,11 +551,11 @@ def test_with_64_descriptors_it_works_and_outlives_a_storm_of_connections(daemon
         daemon.until(lambda: daemon.number() == 7)
     settled(daemon, a=7)
     assert (daemon.findings(), daemon.usage()["fds"] < 40) == ({}, True)
-    left_in_peace(daemon)
+    stopped_cleanly(daemon)
 
 
-def test_without_any_descriptor_left_it_is_blind_touches_nothing_and_heals(daemon):
-    """Far below 64: it says that it cannot look, lives, and repairs once it can."""
+def test_without_free_descriptors_nothing_is_changed(daemon):
+    """The daemon reports that it cannot observe the node, stays alive, and recovers later."""
     daemon.start(limits={resource.RLIMIT_NOFILE: 28})
     settled(daemon, a=1)
     with connections(daemon, 60):
@@ -565,4 +565,4 @@ def test_without_any_descriptor_left_it_is_blind_touches_nothing_and_heals(daemo
         assert daemon.files() == {"a.json": 1}
     settled(daemon, a=2)
     assert daemon.findings() == {}
-    left_in_peace(daemon)
+    stopped_cleanly(daemon)

@@ -1,6 +1,6 @@
-"""Faults of a daemon beside a real API server: kills around labels, slow answers, few means.
+"""Faults of a daemon with a real API server: kills around labels, slow responses, small limits.
 
-Every test asserts on the node, its labels as the API has them, the metrics and the exit.
+The tests check the node, its labels on the API server, the metrics and the exit status.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from tests.system.daemon import DOMAIN, RIGHTS, OnNode, profile
 from tests.system.memory import MIB, joining, manifest_limit, memory_group
 from tests.system.proxy import Proxy
 
-SECONDS = 2.0  # how long a repair, a change or an end by SIGTERM may take
+SECONDS = 2.0  # the time limit of a restore, of a change and of the end after SIGTERM
 LABELS = {"node/seccomp": "enabled", "seccomp/a.json": "installed", "set/web": "ready"}
 
 
@@ -33,7 +33,7 @@ def cluster():
 
 @pytest.fixture
 def daemon(cluster, tmp_path, request):
-    """Give a daemon that is not started yet, whose ConfigMap has the profile a.json."""
+    """A daemon that is not started yet, whose ConfigMap has the profile a.json."""
     name = "n" + hashlib.sha256(request.node.name.encode()).hexdigest()[:12]
     one = OnNode(tmp_path, cluster, name)
     one.config_map({"a.json": profile(1)})
@@ -41,8 +41,8 @@ def daemon(cluster, tmp_path, request):
     one.kill()
 
 
-def left_in_peace(daemon):
-    """End it: within two seconds, with 0, node and labels as they were."""
+def stopped_cleanly(daemon):
+    """Stop the daemon: it exits with 0 within two seconds; node and labels are unchanged."""
     before = daemon.files(), daemon.labels()
     since = busy.Since()
     status, seconds = daemon.stop()
@@ -50,8 +50,8 @@ def left_in_peace(daemon):
     assert (daemon.files(), daemon.labels()) == before
 
 
-def at_once(daemon, condition):
-    """Wait for what no API server delays; return how many seconds that took."""
+def undelayed(daemon, condition):
+    """Wait for a change that the API server must not delay; return how many seconds that took."""
     since = busy.Since()
     daemon.until(condition)
     seconds = since.seconds()
@@ -60,8 +60,8 @@ def at_once(daemon, condition):
 
 
 @pytest.mark.parametrize("point", ["before_the_node_is_labelled", "before_an_event_is_sent"])
-def test_a_kill_at_a_named_point_of_publishing_ends_in_the_same_state(daemon, monkeypatch, point):
-    """No label is there without its profile; the next start labels what is in place."""
+def test_a_kill_at_any_step_of_publishing_ends_in_the_same_state(daemon, monkeypatch, point):
+    """No label exists without its profile, and the next start labels the installed profiles."""
     daemon.start("--removal-grace=1s", "--prune=always")
     daemon.until_labels(LABELS)
     daemon.stop()
@@ -72,16 +72,16 @@ def test_a_kill_at_a_named_point_of_publishing_ends_in_the_same_state(daemon, mo
     assert daemon.process.returncode == -signal.SIGKILL
     labelled = {key.partition("/")[2] for key in daemon.labels() if key.startswith("seccomp/")}
     assert labelled <= set(daemon.files())
-    assert daemon.number("a.json") == 1  # not removed before its label went
+    assert daemon.number("a.json") == 1  # not removed before its label
     monkeypatch.delenv("KILLED")
     daemon.start("--removal-grace=1s", "--prune=always")
     daemon.until_labels({key.replace("a.json", "b.json"): one for key, one in LABELS.items()})
     daemon.until(lambda: daemon.files() == {"b.json": 2} and daemon.converged())
-    left_in_peace(daemon)
+    stopped_cleanly(daemon)
 
 
 class SlowPatches(Proxy):
-    """Ends TLS, so as to answer each patch of a Node, and nothing else, so many seconds later."""
+    """A TLS proxy that delays the response to each patch of a Node, and nothing else."""
 
     def __init__(self, cluster, seconds):
         super().__init__(cluster.port)
@@ -104,7 +104,7 @@ class SlowPatches(Proxy):
             self._between(client, server)
 
     def _between(self, client, server):
-        """Relay both ways in one thread: OpenSSL has no lock for two on one connection."""
+        """Relay both ways in one thread: OpenSSL has no lock for two threads on one connection."""
         slow = False
         while True:
             waiting = [one for one in (client, server) if one.pending()]
@@ -127,8 +127,8 @@ class SlowPatches(Proxy):
                 (server if source is client else client).sendall(chunk)
 
 
-def test_label_patches_answered_after_15_seconds_are_sent_once_each_and_delay_no_repair(daemon):
-    """The label is on the Node although no answer comes in time; repairs go on meanwhile."""
+def test_slow_label_patches_are_sent_once_each_and_delay_no_repair(daemon):
+    """The label is set although no response arrives in time, and restores continue."""
     key = f"seccomp.{DOMAIN}/a.json"
     with SlowPatches(daemon.cluster, 15.0) as proxy:
         daemon.through(proxy)
@@ -138,9 +138,9 @@ def test_label_patches_answered_after_15_seconds_are_sent_once_each_and_delay_no
         repairs, labelled = [], []
         for number in (2, 3):
             (daemon.seccomp / "a.json").unlink()
-            repairs.append(at_once(daemon, lambda: daemon.file("a.json")))
+            repairs.append(undelayed(daemon, lambda: daemon.file("a.json")))
             daemon.config_map({"a.json": profile(number)})
-            at_once(daemon, lambda number=number: daemon.number() == number)
+            undelayed(daemon, lambda number=number: daemon.number() == number)
             daemon.client.merge(
                 f"/api/v1/nodes/{daemon.name}", {"metadata": {"labels": {key: None}}}
             )
@@ -152,11 +152,11 @@ def test_label_patches_answered_after_15_seconds_are_sent_once_each_and_delay_no
         print(f"{seconds:.0f} s: repairs within {max(repairs):.2f} s, labels within "
               f"{max(labelled):.0f} s, {proxy.patches} patches")  # fmt: skip
         assert proxy.patches <= 9
-        left_in_peace(daemon)
+        stopped_cleanly(daemon)
 
 
-def test_it_lives_within_the_memory_of_the_manifest(daemon):
-    """With a ConfigMap near the largest, 150 profiles and updates it stays below the limit."""
+def test_memory_stays_below_the_limit_of_the_manifest(daemon):
+    """The ConfigMap is nearly the largest possible, with 150 profiles and updates."""
     limit = manifest_limit()
     rules = [{"names": ["read"], "action": "SCMP_ACT_ALLOW", "comment": "x" * 2000}] * 400
     large = json.dumps(json.loads(profile(7)) | {"syscalls": rules})
@@ -188,11 +188,11 @@ def test_it_lives_within_the_memory_of_the_manifest(daemon):
         print(f"peak {peak:.0f} MiB of {limit // MIB} MiB; control group: {kind}")
         assert peak < limit / MIB
         assert daemon.alive()
-        left_in_peace(daemon)
+        stopped_cleanly(daemon)
 
 
-def test_with_64_descriptors_it_watches_labels_and_repairs(daemon):
-    """Watches, publisher, inotify and HTTP together need less than half of them."""
+def test_with_64_descriptors_the_daemon_watches_labels_and_restores(daemon):
+    """Watches, publisher, inotify and HTTP together need less than half of the descriptors."""
     daemon.start(limits={resource.RLIMIT_NOFILE: 64})
     daemon.until_labels(LABELS)
     for number in range(2, 6):
@@ -204,4 +204,4 @@ def test_with_64_descriptors_it_watches_labels_and_repairs(daemon):
     used = daemon.usage()["fds"]
     print(f"{used} descriptors")
     assert (used < 32, daemon.findings()) == (True, {})
-    left_in_peace(daemon)
+    stopped_cleanly(daemon)

@@ -1,4 +1,4 @@
-"""A change from the API server is in a real kernel, and on the label, within a second."""
+"""A change on the API server arrives in a real kernel, and on the label, within a second."""
 
 import pytest
 
@@ -11,7 +11,7 @@ SECONDS = 1.0
 
 @pytest.fixture(scope="module")
 def seen():
-    """Give what was measured, once for all tests."""
+    """The measurements, once for all tests."""
     return measured()
 
 
@@ -20,7 +20,7 @@ def median(seconds):
 
 
 def test_a_changed_profile_is_in_the_kernel_and_on_the_label_within_a_second(seen):
-    """From the API server's answer to the policy in the kernel and its digest on the Node."""
+    """The time is measured from the response of the API server to the new digest on the Node."""
     assert len(seen.label) == len(seen.kernel) == CHANGES
     most = busy.within(SECONDS, seen.short)  # an emulated guest needs a CPU of its own
     assert median(seen.kernel) < most, sorted(seen.kernel)
@@ -28,34 +28,34 @@ def test_a_changed_profile_is_in_the_kernel_and_on_the_label_within_a_second(see
 
 
 def test_the_label_follows_the_kernel(seen):
-    """No label is seen before the kernel holds what it says: verified first, told then."""
+    """A label exists only after the kernel has the profile that it describes."""
     early = [pair for pair in zip(seen.kernel, seen.label, strict=True) if pair[0] >= pair[1]]
     assert early == []
 
 
-def test_mode_and_digest_change_together_and_never_go(seen):
-    """No change takes the labels off, or shows the mode of one version with another's digest."""
+def test_mode_and_digest_change_together(seen):
+    """No change removes the labels, or combines the mode of one version with another digest."""
     assert seen.labels == [expected(one) for one in range(CHANGES + 2)]
 
 
-def test_the_kernel_goes_from_each_version_to_the_next(seen):
-    """Nothing lies between two versions; while the API is away, what goes is the last again."""
+def test_the_kernel_changes_from_each_version_to_the_next(seen):
+    """No state is between two versions; without the API server the last version returns."""
     away = [ABSENT, seen.held[CHANGES]] * (AWAY + 1)
     assert seen.kernels == [*seen.held[: CHANGES + 1], *away, seen.held[CHANGES + 1]]
 
 
-def test_the_profiles_of_the_manifests_are_there_too(seen):
-    """The sets beside the one that changes are ready, by the rights of the manifests alone."""
+def test_the_profiles_of_the_manifests_are_installed(seen):
+    """The permissions of the manifests are sufficient for the other profile sets."""
     sets = {key: value for key, value in seen.shipped.items() if key.startswith("set.")}
     names = ("node-profiles", "node-profiles-2", "web")
     assert sets == {f"set.{DOMAIN}/{NAMESPACE}__{name}": "ready" for name in names}
     assert seen.shipped[f"{DOMAIN}/apparmor"] == "enabled"
 
 
-def test_without_an_api_server_what_is_taken_away_comes_back(seen):
-    """The last good version is restored, also by an agent that has but its ledger; labels stay.
+def test_without_an_api_server_a_removed_profile_is_restored(seen):
+    """The last good version is restored, also by an agent with nothing but its ledger; labels stay.
 
-    The change that was made meanwhile comes when the API server is back.
+    A change during the outage is installed as soon as the API server responds.
     """
     assert median(seen.restored) < busy.within(SECONDS, seen.away_short), sorted(seen.restored)
     assert seen.away == [expected(CHANGES)] * (AWAY + 1)

@@ -1,4 +1,4 @@
-"""What the agent's token may do, with the manifests applied to a real API server."""
+"""The permissions of the agent's token, with the manifests applied to a real API server."""
 
 import itertools
 import json
@@ -37,7 +37,7 @@ def cluster(request):
 
 
 def applied(cluster, folder, root=ROOT):
-    """Apply an overlay as a user would; return what kubectl said beside it."""
+    """Apply an overlay like a user, and return what kubectl wrote to standard error."""
     done = cluster.kubectl(
         "apply", "--server-side", "--force-conflicts", "--validate=strict", "-f", "-",
         stdin=kustomized(cluster, folder, root), check=False,
@@ -61,16 +61,16 @@ def api(cluster, token, folder):
 def agent(cluster, tmp_path_factory):
     """The client of an agent whose pod runs on the Node `own`."""
     own = api(cluster, cluster.agent_token("own"), tmp_path_factory.mktemp("own"))
-    # The API server reads a policy a moment after it is made, and it does not hold before. Another
-    # value each time, since a change of nothing is always allowed.
+    # The policy becomes effective a moment after it was created. Each attempt uses another value,
+    # because an unchanged Node is always allowed.
     tries = itertools.count()
-    until(lambda: refused(lambda: labels(own, "own", early=str(next(tries)))), "the policy to hold")
+    until(lambda: denial(lambda: labels(own, "own", early=str(next(tries)))), "the policy to hold")
     cluster.kubectl("label", "node", "own", "early-")
     return own
 
 
 def labels(agent, node, **changes):
-    """Merge labels into a Node; None takes one off."""
+    """Merge labels into a Node; the value None removes a label."""
     body = {"metadata": {"labels": changes.pop("labels", changes)}}
     return agent.send("PATCH", f"/api/v1/nodes/{node}", body, content_type=MERGE_PATCH)
 
@@ -80,13 +80,13 @@ def merged(agent, body, node="own", below=""):
 
 
 def refusal(call):
-    with pytest.raises(errors.StatusError) as refused:
+    with pytest.raises(errors.StatusError) as denial:
         call()
-    return refused.value
+    return denial.value
 
 
-def refused(call):
-    """Return what the API server says against a call, or nothing where it allows it."""
+def denial(call):
+    """Return the message with which the API server denies a call; empty if it allows the call."""
     try:
         call()
     except errors.StatusError as error:
@@ -98,7 +98,7 @@ def refused(call):
 
 
 def test_the_agents_own_apply_is_allowed(cluster, agent):
-    """Its labels go on, change, and come off, in one apply each."""
+    """One apply each sets, changes and removes the agent's labels."""
     path = "/api/v1/nodes/own"
 
     def apply(**wanted):
@@ -181,25 +181,25 @@ DENIED = {
 
 @pytest.mark.parametrize("what", DENIED)
 def test_the_policy_denies(agent, cluster, what):
-    """Anything but own labels on the own Node, each with its reason."""
+    """Each change other than own labels on the agent's own Node is denied with its reason."""
     call, why = DENIED[what]
     before = cluster.get("/api/v1/nodes/own")
-    refused = refusal(lambda: call(agent))
-    assert (refused.status, refused.reason) == (403, "Forbidden")
-    assert "ValidatingAdmissionPolicy 'profile-loader'" in refused.message
-    assert why in refused.message
+    denial = refusal(lambda: call(agent))
+    assert (denial.status, denial.reason) == (403, "Forbidden")
+    assert "ValidatingAdmissionPolicy 'profile-loader'" in denial.message
+    assert why in denial.message
     assert cluster.get("/api/v1/nodes/own") == before
 
 
 def test_a_token_that_is_bound_to_no_pod_may_change_nothing(cluster, tmp_path):
-    """A token somebody made by hand names no Node."""
+    """A token that a person created contains no Node."""
     loose = api(cluster, cluster.agent_token("own", bound=False), tmp_path)
-    refused = refusal(lambda: labels(loose, "own", labels={OWN: "installed"}))
-    assert (refused.status, "bound to node" in refused.message) == (403, True)
+    denial = refusal(lambda: labels(loose, "own", labels={OWN: "installed"}))
+    assert (denial.status, "bound to node" in denial.message) == (403, True)
 
 
-def test_a_wider_role_does_not_get_round_the_policy(cluster, agent):
-    """Were every right on Nodes granted by mistake: no status, no Node made or deleted."""
+def test_a_wider_role_does_not_bypass_the_policy(cluster, agent):
+    """Even with all permissions on Nodes, the agent cannot change the status or create a Node."""
     cluster.kubectl(
         "create", "clusterrole", "wide", "--verb=*", "--resource=nodes,nodes/status,nodes/proxy"
     )
@@ -216,29 +216,29 @@ def test_a_wider_role_does_not_get_round_the_policy(cluster, agent):
     )
     before = cluster.get("/api/v1/nodes/own")
     try:
-        until(lambda: "cannot" not in refused(calls[0]), "the role to be read")
-        told = [refused(call) for call in calls]
+        until(lambda: "cannot" not in denial(calls[0]), "the role to be read")
+        told = [denial(call) for call in calls]
     finally:
         cluster.kubectl("delete", "clusterrolebinding/wide", "clusterrole/wide")
     assert ["ValidatingAdmissionPolicy 'profile-loader'" in one for one in told] == [True] * 4, told
     assert "only update Nodes themselves" in told[0]
     assert cluster.get("/api/v1/nodes/own") == before
-    until(lambda: "cannot" in refused(calls[0]), "the role to be gone")
+    until(lambda: "cannot" in denial(calls[0]), "the role to be gone")
 
 
-def test_a_node_that_was_made_anew_is_another(cluster, tmp_path):
-    """The uid in the token's claims is that of the former one."""
+def test_a_node_that_was_created_again_is_another_node(cluster, tmp_path):
+    """The claims of the token contain the uid of the previous Node."""
     cluster.node("anew")
     agent = api(cluster, cluster.agent_token("anew"), tmp_path)
     labels(agent, "anew", labels={OWN: "installed"})
     cluster.kubectl("delete", "node", "anew")
     cluster.node("anew")
-    refused = refusal(lambda: labels(agent, "anew", labels={OWN: "installed"}))
-    assert "previous Node" in refused.message
+    denial = refusal(lambda: labels(agent, "anew", labels={OWN: "installed"}))
+    assert "previous Node" in denial.message
 
 
-def test_labels_of_a_former_domain_may_go_and_not_come(cluster, agent, tmp_path):
-    """A change of the domain needs no wider rights for ever."""
+def test_labels_of_a_previous_domain_can_be_removed_and_not_added(cluster, agent, tmp_path):
+    """A change of the domain needs no wider permissions."""
     shutil.copytree(ROOT, tmp_path / "manifests")
     place = tmp_path / "manifests/base/labels.yaml"
     content = place.read_text()
@@ -248,17 +248,17 @@ def test_labels_of_a_former_domain_may_go_and_not_come(cluster, agent, tmp_path)
     applied(cluster, "base", tmp_path / "manifests")
     removal = {"set.former.example/own": None}
     try:
-        until(lambda: not refused(lambda: labels(agent, "own", labels=removal)), "the new policy")
+        until(lambda: not denial(lambda: labels(agent, "own", labels=removal)), "the new policy")
         assert "set.former.example/own" not in cluster.labels("own")
-        message = refused(lambda: labels(agent, "own", labels={"set.former.example/own": "ready"}))
+        message = denial(lambda: labels(agent, "own", labels={"set.former.example/own": "ready"}))
         assert "added or changed" in message
     finally:
         applied(cluster, "base")
 
 
 @pytest.mark.parametrize("name", ["profiles__audit-{}.json", "x" * 42 + "-{:020}"])
-def test_the_most_labels_that_may_be_configured_pass(cluster, agent, name):
-    """800 own labels in one request stay below the policy's cost limit, with 1,000 foreign ones."""
+def test_the_largest_number_of_labels_is_allowed(cluster, agent, name):
+    """800 own labels with 1,000 foreign ones are below the cost limit of the policy."""
     foreign = {f"foreign.example/label-{number}": "x" * 63 for number in range(1000)}
     body = json.dumps({"metadata": {"labels": foreign}})
     cluster.kubectl("patch", "node", "own", "--type=merge", "-p", body)
@@ -279,7 +279,7 @@ def test_the_most_labels_that_may_be_configured_pass(cluster, agent, name):
 
 
 def narrowed(cluster, old, new):
-    """Apply the policy of the manifests with another expression, as of another release."""
+    """Apply the policy of the manifests with another expression, like another release."""
     content = kustomized(cluster, "base")
     assert old in content
     done = cluster.kubectl(
@@ -289,7 +289,7 @@ def narrowed(cluster, old, new):
 
 
 OLDER_POLICIES = {
-    # The change, and the label that it refuses.
+    # The change of the policy, and the label that the policy then denies.
     "a prefix is unknown": ("''set.'', ''apparmor", "''apparmor", f"set.{DOMAIN}/ns__web"),
     "a value is unknown": ("|installed|ready|", "|installed|", f"set.{DOMAIN}/ns__web"),
 }
@@ -305,9 +305,9 @@ def test_under_the_policy_of_another_release_every_other_label_is_correct(cluste
     narrowed(cluster, old, new)
 
     def is_refused():
-        if refused(lambda: labels(agent, "own", labels={key: "ready"})):
+        if denial(lambda: labels(agent, "own", labels={key: "ready"})):
             return True
-        cluster.kubectl("label", "node", "own", f"{key}-")  # to set it again would change nothing
+        cluster.kubectl("label", "node", "own", f"{key}-")  # setting it again would change nothing
         return False
 
     try:
@@ -320,7 +320,7 @@ def test_under_the_policy_of_another_release_every_other_label_is_correct(cluste
         ]
     finally:
         applied(cluster, "base")
-    until(lambda: not refused(lambda: labels(agent, "own", labels={key: "ready"})), "the policy")
+    until(lambda: not denial(lambda: labels(agent, "own", labels={key: "ready"})), "the policy")
     own.retry_refused()
     assert own.own_labels(own.publish(own.read(), wanted)) == wanted
     assert own.findings() == ()
@@ -328,8 +328,8 @@ def test_under_the_policy_of_another_release_every_other_label_is_correct(cluste
 
 
 @pytest.mark.parametrize("how", ["unlabel", "publish"])
-def test_forged_managed_fields_let_nothing_else_be_removed(cluster, agent, how):
-    """No other field is removed, even with an administrator's rights, which no policy limits."""
+def test_forged_managed_fields_remove_no_other_field(cluster, agent, how):
+    """The other fields stay even with the rights of an administrator, which no policy limits."""
     own = node_labels.NodeLabeler(agent, node_labels.NodeOptions(name="own"), lambda: "boot of own")
     own.publish(own.read(), {OWN: "installed"})
     taint = {"key": "keep", "value": "", "effect": "NoSchedule"}
@@ -370,8 +370,8 @@ def test_forged_managed_fields_let_nothing_else_be_removed(cluster, agent, how):
         cluster.kubectl("patch", "node", "own", "--type=merge", "-p", json.dumps(body))
 
 
-def test_the_policy_has_no_warning_of_its_types(cluster):
-    """The controller that type-checks policies finds nothing to say."""
+def test_the_policy_has_no_type_warnings(cluster):
+    """The controller that checks the types of policies reports no warning."""
     cluster.start_controllers("validatingadmissionpolicy-status-controller")
 
     def checked():
@@ -428,9 +428,9 @@ FORBIDDEN = {
 
 @pytest.mark.parametrize("what", FORBIDDEN)
 def test_rbac_denies(agent, what):
-    """What the agent does not need it cannot do."""
+    """The agent has no permission that it does not need."""
     method, path = FORBIDDEN[what]
-    refused = refusal(
+    denial = refusal(
         lambda: (
             agent.get(path)
             if method == "GET"
@@ -442,20 +442,20 @@ def test_rbac_denies(agent, what):
             )
         )
     )
-    assert (refused.status, refused.reason) == (403, "Forbidden"), refused
-    assert "cannot" in refused.message
+    assert (denial.status, denial.reason) == (403, "Forbidden"), denial
+    assert "cannot" in denial.message
 
 
 EVERYWHERE = {
     "/nodes": {"get", "watch", "patch"},
-    "profile-loader.io/nodelabels": {"limit"},  # the mark of the admission policy
+    "profile-loader.io/nodelabels": {"limit"},  # marks the account for the admission policy
 }
 GRANTED = {
     NAMESPACE: {**EVERYWHERE, "/configmaps": {"get", "list", "watch"}},
     "default": {**EVERYWHERE, "events.k8s.io/events": {"create"}},
     "kube-system": EVERYWHERE,
 }
-# system:basic-user: what every authenticated user may ask about itself.
+# system:basic-user: the requests of every authenticated user about itself.
 ANYBODY = {
     "authorization.k8s.io/selfsubjectaccessreviews": {"create"},
     "authorization.k8s.io/selfsubjectrulesreviews": {"create"},
@@ -463,8 +463,8 @@ ANYBODY = {
 }
 
 
-def test_the_pod_aware_overlay_grants_pods_and_nothing_else(cluster, agent):
-    """Listing and watching pods of every namespace is its only further right."""
+def test_the_pod_aware_overlay_grants_only_pods(cluster, agent):
+    """Its only additional permission is to list and watch the pods of all namespaces."""
     assert refusal(lambda: agent.get("/api/v1/pods")).status == 403
     applied(cluster, "overlays/pod-aware")
     try:
@@ -493,8 +493,8 @@ def test_the_pod_aware_overlay_grants_pods_and_nothing_else(cluster, agent):
 
 
 @pytest.mark.parametrize("namespace", GRANTED)
-def test_the_api_server_lists_these_rights_and_no_other(agent, namespace):
-    """The whole list, so that a right that somebody adds is a decision."""
+def test_the_api_server_lists_exactly_these_permissions(agent, namespace):
+    """The complete list makes each added permission a decision."""
     asked = {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SelfSubjectRulesReview",
@@ -513,15 +513,15 @@ def test_the_api_server_lists_these_rights_and_no_other(agent, namespace):
 
 
 def test_impersonation_is_denied(cluster, agent):
-    """The agent's own claims cannot be forged with its token."""
+    """The claims of the agent's token cannot be replaced with its own permissions."""
     cluster.write_kubeconfig("impersonator", cluster.agent_token("own"))
     arguments = ("get", "--raw", "/api/v1/nodes/own", "--as", "system:admin")
     done = cluster.kubectl(*arguments, user="impersonator", check=False)
     assert (done.returncode, "cannot impersonate" in done.stderr) == (1, True)
 
 
-def test_what_it_needs_is_granted(agent):
-    """Its Node, the ConfigMaps beside it, and Events about the Node."""
+def test_the_necessary_permissions_are_granted(agent):
+    """The agent can read its Node and the ConfigMaps of its namespace, and can create Events."""
     assert agent.get("/api/v1/nodes/own")["kind"] == "Node"
     assert agent.get(CONFIG_MAPS)["kind"] == "ConfigMapList"
     query = [("fieldSelector", "metadata.name=own"), ("timeoutSeconds", "1")]
@@ -535,7 +535,7 @@ def test_what_it_needs_is_granted(agent):
 
 @pytest.mark.parametrize("folder", ["base", *OVERLAYS])
 def test_manifests_apply_without_a_warning(cluster, folder):
-    """Server-side, with strict validation, as a user applies them."""
+    """The manifests are applied on the server side with strict validation."""
     try:
         assert applied(cluster, folder) == ""
     finally:
@@ -543,8 +543,8 @@ def test_manifests_apply_without_a_warning(cluster, folder):
             applied(cluster, "base")
 
 
-def test_the_overlay_knows_every_field_of_a_nodes_spec(cluster):
-    """It compares field by field; one that a new release adds would be open to the agent."""
+def test_the_overlay_compares_every_field_of_the_node_spec(cluster):
+    """A field that a new release adds is not protected until the policy lists it."""
     schemas = cluster.get("/openapi/v3/api/v1")["components"]["schemas"]
     fields = schemas["io.k8s.api.core.v1.NodeSpec"]["properties"]
     (found,) = [
@@ -555,8 +555,8 @@ def test_the_overlay_knows_every_field_of_a_nodes_spec(cluster):
     assert set(re.findall(r"oldObject\.spec\.\?(\w+)", found)) == set(fields)
 
 
-def test_a_startup_taint_is_all_that_the_spec_may_lose(cluster, agent):
-    """With the overlay the agent takes that taint off, and no other; nothing comes."""
+def test_only_the_startup_taint_can_be_removed_from_the_spec(cluster, agent):
+    """The overlay allows the removal of that taint, and no other change of the spec."""
     applied(cluster, "overlays/startup-taint")
     startup = {"key": "profile-loader.io/startup", "effect": "NoSchedule"}
     other = {"key": "keep", "effect": "NoSchedule"}
@@ -603,15 +603,15 @@ def test_a_startup_taint_is_all_that_the_spec_may_lose(cluster, agent):
         applied(cluster, "base")
 
 
-def test_the_daemonsets_pod_is_what_the_namespace_allows(cluster):
-    """Privileged is needed for exactly what docs/security.md names; baseline says what that is."""
+def test_the_namespace_allows_the_pod_of_the_daemonset(cluster):
+    """The violations of the level baseline are exactly those that docs/security.md lists."""
     (daemonset,) = [
         one for one in yaml.safe_load_all(kustomized(cluster, "base")) if one["kind"] == "DaemonSet"
     ]
     spec = {**daemonset["spec"]["template"]["spec"], "serviceAccountName": "default"}
     spec.pop("priorityClassName")
     told = violations(cluster, "baseline", {"metadata": {"name": "pod"}, "spec": spec})
-    # An older API server says "profiles" of one profile too.
+    # An older API server writes "profiles" for one profile too.
     assert sorted(re.sub("profile$", "profiles", one) for one in told) == [
         "forbidden AppArmor profiles",
         "host namespaces",
@@ -625,12 +625,12 @@ def test_the_daemonsets_pod_is_what_the_namespace_allows(cluster):
     "path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda one: one.stem
 )
 def test_examples_are_admitted_under_restricted(cluster, path):
-    """The strictest level of Pod Security takes them as they are."""
+    """The strictest level of Pod Security admits all example pods."""
     assert violations(cluster, "restricted", yaml.safe_load(path.read_text())) == []
 
 
 def violations(cluster, level, pod):
-    """Return what Pod Security says of a pod at a level."""
+    """Return the violations of a Pod Security level by a pod."""
     name = f"level-{level}"
     cluster.apply(
         {

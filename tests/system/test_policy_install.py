@@ -1,4 +1,4 @@
-"""How the admission policy behaves while the manifests are installed, renamed and removed."""
+"""The admission policy while the manifests are installed, renamed and removed."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def cluster(request):
 
 @pytest.fixture
 def folder(cluster, tmp_path):
-    """A copy of the manifests; what a test applied from it is deleted afterwards."""
+    """A copy of the manifests; everything that a test applied from it is deleted afterwards."""
     shutil.copytree(ROOT, tmp_path / "manifests")
     yield tmp_path / "manifests"
     cluster.kubectl(
@@ -43,18 +43,18 @@ def folder(cluster, tmp_path):
 
 
 def end_pod(cluster, namespace=NAMESPACE):
-    """Let the agent's pod be gone, as its kubelet does in a cluster."""
+    """Delete the agent's pod completely, like its kubelet."""
     words = ["--force", "--grace-period=0", "--ignore-not-found"]
     cluster.kubectl("-n", namespace, "delete", "pod", "agent", *words)
 
 
 def applied(cluster, folder):
-    """Apply a folder as the documents say."""
+    """Apply a folder as the documents describe it."""
     cluster.kubectl("apply", "--server-side", "--force-conflicts", "-k", folder)
 
 
 def token_of(cluster, account="profile-loader", namespace=NAMESPACE):
-    """Return a token as the kubelet of the Node `own` gives it to the agent's pod."""
+    """Return a token of the agent's pod on the Node `own`."""
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -75,7 +75,7 @@ def api(cluster, token):
 
 
 def labelled(agent, node, key=OWN, value="installed"):
-    """Set a label; return what the API server says against it, or nothing."""
+    """Set a label; return why the API server denies it, or nothing."""
     body = {"metadata": {"labels": {key: value}}}
     try:
         agent.send("PATCH", f"/api/v1/nodes/{node}", body, content_type=MERGE_PATCH)
@@ -85,7 +85,7 @@ def labelled(agent, node, key=OWN, value="installed"):
 
 
 def limited(agent):
-    """Wait until own labels pass; return the refusals of a foreign label and of another Node."""
+    """Wait until own labels are allowed; return the denials of all other changes."""
     until(lambda: labelled(agent, "own") == "", lambda: labelled(agent, "own"))
     until(lambda: labelled(agent, "other"), "a policy")
     return [labelled(agent, "own", "mine", "x"), labelled(agent, "other")]
@@ -95,8 +95,8 @@ def is_by_policy(message):
     return "ValidatingAdmissionPolicy" in message
 
 
-def test_after_uninstall_and_install_the_policy_is_as_before(cluster, folder):
-    """Own labels pass and others do not, again and again, without a restart of the API server."""
+def test_the_policy_is_effective_after_uninstall_and_install(cluster, folder):
+    """Repeated installations need no restart of the API server."""
     for _ in range(3):
         applied(cluster, folder / "base")
         refusals = limited(api(cluster, token_of(cluster)))
@@ -107,7 +107,7 @@ def test_after_uninstall_and_install_the_policy_is_as_before(cluster, folder):
         cluster.kubectl("delete", "-k", folder / "base", "--ignore-not-found")
 
 
-def test_a_policy_that_is_applied_again_alone_is_as_before(cluster, folder):
+def test_a_policy_that_is_applied_again_is_effective(cluster, folder):
     """An administrator who deleted only the policy repairs it by applying the manifests."""
     applied(cluster, folder / "base")
     agent = api(cluster, token_of(cluster))
@@ -132,7 +132,7 @@ RENAMED = {
 
 
 @pytest.mark.parametrize("how", RENAMED)
-def test_a_renamed_agent_is_limited_as_before(cluster, folder, how):
+def test_a_renamed_agent_is_limited(cluster, folder, how):
     """Kustomize renames the account and the policy, and the policy still limits the account."""
     change, account, namespace = RENAMED[how]
     overlay = folder / "renamed"
@@ -148,8 +148,8 @@ def test_a_renamed_agent_is_limited_as_before(cluster, folder, how):
         agent.send("PATCH", "/api/v1/nodes/other", taint, content_type=MERGE_PATCH)
 
 
-def test_accounts_of_others_are_not_limited(cluster, folder):
-    """Neither an account that may patch Nodes by another role, nor one that may do everything."""
+def test_other_accounts_are_not_limited(cluster, folder):
+    """Accounts that can patch Nodes through another role, and administrators, are not limited."""
     applied(cluster, folder / "base")
     limited(api(cluster, token_of(cluster)))
     cluster.kubectl("create", "clusterrole", "patches", "--verb=get,patch", "--resource=nodes")
@@ -163,7 +163,7 @@ def test_accounts_of_others_are_not_limited(cluster, folder):
 
 
 class Attempts:
-    """Patches of another Node, one after the other, with the agent's token."""
+    """Repeated patches of another Node with the agent's token."""
 
     def __init__(self, agent):
         self.agent = agent
@@ -193,10 +193,10 @@ ENFORCED_SECONDS = 5.0  # an API server reads new policies once a second
 
 
 @pytest.mark.parametrize("first", ["policy", "everything"])
-def test_the_policy_is_there_before_the_rights(cluster, folder, first):
-    """A token that exists before patches no other Node, if the policy was applied alone first.
+def test_the_policy_exists_before_the_permissions(cluster, folder, first):
+    """A token from before patches no other Node if the policy was applied alone first.
 
-    Where everything is applied at once, the API server knows the policy before the rights, and
+    If everything is applied at once, the API server knows the policy before the permissions, and
     enforces it up to a second later.
     """
     cluster.kubectl("create", "namespace", NAMESPACE)

@@ -1,4 +1,4 @@
-"""Three hundred agents' worth of watches and labels against one API server, in one process."""
+"""The watches and labels of 300 agents with one API server, in one process."""
 
 import json
 import queue
@@ -24,7 +24,7 @@ WANTED = ConfigMapSpec(namespace="default", name="profiles")
 
 
 class Agent:
-    """What one agent asks of the API server: two watches, a publisher, and no host below it."""
+    """The part of an agent that talks to the API server: two watches and a publisher."""
 
     def __init__(self, kubeconfig, name):
         self.requests = Counter()
@@ -78,7 +78,7 @@ class Agent:
 
 
 def report(content):
-    """Return what a pass would say with every key in place."""
+    """Return the report of a pass that installed every key."""
     origin = config_maps.profile_set_of("default", "profiles")
     rows = [
         ProfileStatus(
@@ -125,9 +125,9 @@ def labelled(cluster, label):
     return sum(label in one["metadata"].get("labels", {}) for one in found)
 
 
-def test_a_change_costs_one_watch_event_one_patch_and_one_event_a_node(cluster, monkeypatch):
-    """And nothing at all is asked while nothing changes."""
-    # No watch ends by itself meanwhile, however long the machine takes.
+def test_a_change_costs_one_watch_event_one_patch_and_one_event_per_node(cluster, monkeypatch):
+    """No request is sent while nothing changes."""
+    # No watch ends at its time limit during the test, even on a slow machine.
     monkeypatch.setattr(reflector_module, "WATCH_SECONDS", (3600, 3600))
     admin = client.Api(kubeconfig=str(cluster.folder / "admin.kubeconfig"))
     info = dict.fromkeys(NODE_INFO, "x")
@@ -156,7 +156,7 @@ def test_a_change_costs_one_watch_event_one_patch_and_one_event_a_node(cluster, 
             settle(agents, before)
             after = requests(agents) - before
             print(f"scale: change {number}: {dict(after)}")
-            # A removal of the label before and the new label are one patch; one event a name.
+            # One patch removes the previous label and sets the new one; each name causes one Event.
             assert after == Counter(PATCH=AGENTS, POST=AGENTS)
         print(f"scale: last of {AGENTS} nodes labelled after {seconds} s")
         before, end = requests(agents), time.monotonic() + 10.0
@@ -175,9 +175,10 @@ def requests(agents):
 
 
 def settle(agents, before):
-    """Wait until each agent has sent its patch and its event, and none anything for a second.
+    """Wait until each agent has sent its patch and its Event, and none sent anything for a second.
 
-    A request is counted at its end: without the first, a pause of the machine would look like one.
+    A request is counted when it ends. Without the first condition, a pause of the machine would
+    look like the end.
     """
     last = [requests(agents), time.monotonic()]
 

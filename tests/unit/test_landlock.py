@@ -272,8 +272,8 @@ def missing_under(number, code):
     ("code", "reason"),
     [
         (errno.ENOSYS, "the kernel has no Landlock"),
-        (errno.EPERM, "a seccomp profile denies"),
-        (errno.EACCES, "a seccomp profile denies"),
+        (errno.EPERM, "a system call filter denies"),
+        (errno.EACCES, "a system call filter denies"),
         (errno.EOPNOTSUPP, "not among the active modules"),
     ],
 )
