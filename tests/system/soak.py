@@ -1,69 +1,33 @@
-"""Random changes around one daemon, and a model of the state after each batch of changes.
+"""Random changes around one daemon, in batches, with a check of the model after each batch.
 
-The model is compared with files, the labels of the Node, /metrics and the log, never with internal
-state of the agent. If the order of two events is unknown, the model allows both results.
-The same seed always makes the same changes.
+The same seed always makes the same changes. tests/system/soak_model.py has the invariants.
 """
 
-import json
-import os
-import random
 import shutil
 import signal
-import statistics
 import threading
 import time
 import uuid
 
 from tests.system.cluster import until
-from tests.system.daemon import BUG, DOMAIN, Client, number_of, profile
+from tests.system.daemon import DOMAIN, profile
 from tests.system.guest import pace
-
-MAPS = {
-    "web": [f"p{number}.json" for number in range(12)],
-    "db": [f"q{number}.json" for number in range(6)],
-}
-MOVERS = ["m0.json", "m1.json"]
-THEIRS = f"seccomp.{DOMAIN}/theirs"
-OPTIONS = ("--pod-aware", "--removal-grace=200ms", "--resync=3s", "--log-level=debug")
-# With more edits of one file, or more changes of own labels, the agent would delay its repairs.
-FIGHT_SECONDS, FIGHT_EDITS = 130.0, 7
-TRUCE_SECONDS, RELABELS = 610.0, 3
-WARM = 12  # batches before growth is measured
-
-
-class InvariantError(AssertionError):
-    """The node, its labels or the daemon violate an invariant of the model."""
+from tests.system.soak_model import (
+    FIGHT_EDITS,
+    FIGHT_SECONDS,
+    MAPS,
+    MOVERS,
+    OPTIONS,
+    RELABELS,
+    THEIRS,
+    TRUCE_SECONDS,
+    InvariantError,
+    SoakModel,
+)
 
 
-class Soak:
-    """One daemon with two ConfigMaps, pods, foreign files and a proxy to the API server."""
-
-    def __init__(self, daemon, proxy, seed):
-        self.daemon, self.proxy, self.seed = daemon, proxy, seed
-        self.random = random.Random(seed)  # noqa: S311 - reproducible, no secret
-        self.client = daemon.client
-        self.maps = {name: {} for name in MAPS}  # the keys of each ConfigMap; None: deleted
-        self.possible = {}  # by name: the versions that the file may have; None: no file
-        self.foreign = {}  # by name: the signature that the foreign file must keep
-        self.pods = {}  # by name: whether a pod has used it since before this batch
-        self.released = set()  # names whose pod ended in this batch
-        self.edits = {}  # by name: when its file was edited
-        self.relabelled = []  # when own labels were changed
-        self.steady = set()  # names that were desired since the last settled batch
-        self.touched = set()  # names that this batch does not change again
-        self.disturbed = set()  # names whose file this test may have removed
-        self.note = "0"
-        self.version = 0
-        self.changes = self.batches = 0
-        self.history = []
-        self.samples = []
-        self.log_offset = 0  # bytes of the log that were checked
-        self.generation = 0
-        self.wrong_labels = []
-        self.stop = threading.Event()
-
-    # --- running ----------------------------------------------------------------------------------
+class Soak(SoakModel):
+    """Makes random changes to the ConfigMaps, pods, files and processes of the model."""
 
     def run(self, seconds):
         """Make batches of changes for a number of seconds; return the counts and the growth."""
@@ -82,16 +46,6 @@ class Soak:
             self.stop.set()
             watcher.join()
         return {"changes": self.changes, "batches": self.batches, **self.growth()}
-
-    def description(self):
-        """Return the seed, the history and the end of the log."""
-        lines = [f"seed {self.seed}, {self.changes} changes in {self.batches} batches"]
-        return "\n".join([*lines, *self.history[-400:], self.daemon.said()[-4000:]])
-
-    def record(self, text):
-        """Add a change to the history."""
-        self.changes += 1
-        self.history.append(f"{self.batches}: {text}")
 
     def _begin(self):
         self.client.merge(
@@ -129,8 +83,6 @@ class Soak:
             self.daemon.start(*OPTIONS)
         self._settle(patience)
         self.samples.append((self.daemon.process.pid, self.daemon.usage()))
-
-    # --- changes ----------------------------------------------------------------------------------
 
     def _new(self):
         self.version += 1
@@ -200,15 +152,6 @@ class Soak:
         # A file that a reboot removed is restored only while it is desired.
         if not self._used(key) or key in self.disturbed:
             self.possible.setdefault(key, {None}).add(None)
-
-    def _versions(self, key):
-        """Return the versions that the ConfigMaps provide for a key, without broken ones."""
-        versions = [(keys or {}).get(key) for keys in self.maps.values()]
-        return {one for one in versions if isinstance(one, int)}
-
-    def _used(self, key):
-        """Return whether a pod has used a key since before this batch, and still uses it."""
-        return self.pods.get(key) is True and key not in self.released
 
     def move(self):
         """Move a key with its content to the other ConfigMap, in either order."""
@@ -336,11 +279,6 @@ class Soak:
         """Allow that a file is missing, since a foreign file was in its place until now."""
         self.possible.setdefault(name, set()).add(None)
 
-    def _sign(self, name):
-        path = self.daemon.seccomp / name
-        status = path.stat()
-        return path.read_bytes(), status.st_ino, status.st_mtime_ns, status.st_ctime_ns
-
     def relabel(self):
         """Change a label of the agent, or a foreign label."""
         change = {"note": str(self._new())}
@@ -419,159 +357,6 @@ class Soak:
         self.record(f"reboot, {'without' if removes_files else 'with'} the files")
         if self.random.random() < 0.5:
             self.daemon.start(*OPTIONS)
-
-    # --- the invariants ---------------------------------------------------------------------------
-
-    def _settle(self, patience):
-        wrong = ""
-
-        def holds():
-            nonlocal wrong
-            if BUG in self.daemon.said() or not self.daemon.alive():
-                raise InvariantError("the daemon has ended")
-            wrong = self._wrong()
-            return not wrong
-
-        until(holds, lambda: f"batch {self.batches}: {wrong}\n{self.description()}", patience)
-        self._removals()
-        self._collapse()
-        if self.wrong_labels:
-            raise InvariantError(f"a label without its file: {self.wrong_labels[:5]}")
-        self.generation += 1
-        self.disturbed = set()
-
-    def _wanted(self):
-        """Return the versions that each file may have, and the desired version of each name."""
-        desired = {}
-        for keys in self.maps.values():
-            desired.update(keys or {})
-        wanted = {}
-        for name in {*self.possible, *desired}:
-            if name in self.foreign:
-                continue
-            one = desired.get(name)
-            if isinstance(one, int):
-                wanted[name] = {one}
-            elif one == "broken" or name in self.pods or self._unread(name):
-                wanted[name] = self.possible.get(name, {None})
-            else:
-                wanted[name] = {None}
-        return wanted, desired
-
-    def _unread(self, name):
-        """Return whether the ConfigMap that provided a name is emptied or deleted."""
-        return any(
-            not keys and (name in (*MAPS[map_], *MOVERS, f"z-{map_}.json"))
-            for map_, keys in self.maps.items()
-        )
-
-    def _wrong(self):
-        """Return a difference from the model that may still disappear; empty if there is none."""
-        for name, sign in self.foreign.items():
-            if self._sign(name) != sign:
-                raise InvariantError(f"the foreign file {name} was touched")
-        files = self.daemon.files()
-        wanted, desired = self._wanted()
-        ours = {name: number for name, number in files.items() if name not in self.foreign}
-        for name, versions in wanted.items():
-            if ours.get(name) not in versions:
-                return f"{name} is {ours.get(name)}, and not one of {versions}"
-        if not ours.keys() <= wanted.keys():
-            return f"unexpected files: {ours.keys() - wanted.keys()}"
-        return self._labels_wrong(ours, desired) or self._report_wrong(desired)
-
-    def _labels_wrong(self, ours, desired):
-        labels = self.daemon.node()["metadata"]["labels"]
-        if labels.get(THEIRS) != "installed" or labels.get("note", "0") != self.note:
-            raise InvariantError(f"foreign labels were changed: {labels}")
-        must = {name for name in ours if name in desired}
-        may = {name for name in ours if self._unread(name)}
-        prefix = f"seccomp.{DOMAIN}/"
-        found = {key.removeprefix(prefix) for key in labels if key.startswith(prefix)} - {"theirs"}
-        if not must <= found <= must | may:
-            return f"labels of {found}; required {must}, allowed {may}"
-        values = {labels[prefix + name] for name in found}
-        if values - {"installed"}:
-            return f"values {values}"
-        for map_, keys in self.maps.items():
-            # A last good version is sufficient.
-            whole = all(key in ours for key in keys or ())
-            if keys and (f"set.{DOMAIN}/{self.daemon.name}__{map_}" in labels) != whole:
-                return f"the label of the set {map_} says {not whole}"
-        return ""
-
-    def _report_wrong(self, desired):
-        if not self.daemon.ready():
-            return "not ready"
-        if all(self.maps.values()):
-            good = "broken" not in desired.values() and not desired.keys() & self.foreign.keys()
-            if self.daemon.converged() != good:
-                return f"converged is {not good}: {self.daemon.findings()}"
-        return ""
-
-    def _collapse(self):
-        """Keep only the current version of each file, unless another one may follow."""
-        files = {name: number_of(self.daemon.file(name)) for name in self.possible}
-        desired = {key: name for name, keys in self.maps.items() for key in keys or ()}
-        self.steady = set(desired)
-        for name in self.possible:
-            if name in self.foreign:
-                # The agent may see the removal of the foreign file before the removal of the key.
-                self.possible[name] = {None, *self._versions(name)}
-            elif name in desired or not (name in self.pods or self._unread(name)):
-                self.possible[name] = {files[name]}
-
-    def _removals(self):
-        """Check in the log that no desired or used profile was removed."""
-        log = self.daemon.log.read_bytes()
-        lines, self.log_offset = log[self.log_offset :].splitlines(), len(log)
-        for line in lines:
-            if b'"profile_removed"' not in line:
-                continue
-            name = json.loads(line)["name"]
-            if None not in self.possible.get(name, {None}) or self._used(name):
-                raise InvariantError(f"{name} was removed: {line!r}")
-
-    def _watch(self):
-        """Check continuously that each label has its file."""
-        client = Client(self.daemon.cluster)
-        while not self.stop.wait(0.05):
-            generation, disturbed = self.generation, set(self.disturbed)
-            before = self._there()
-            labels = client.done("GET", f"/api/v1/nodes/{self.daemon.name}")["metadata"]["labels"]
-            after = self._there()
-            prefix = f"seccomp.{DOMAIN}/"
-            named = {key.removeprefix(prefix) for key in labels if key.startswith(prefix)}
-            wrong = named - {"theirs"} - before - after - disturbed - self.disturbed
-            if wrong and generation == self.generation:
-                self.wrong_labels.append((self.batches, sorted(wrong)))
-        client.connection.close()
-
-    def _there(self):
-        try:
-            return set(os.listdir(self.daemon.seccomp))
-        except FileNotFoundError:
-            return set()
-
-    # --- growth -----------------------------------------------------------------------------------
-
-    def growth(self):
-        """Return the growth of the last process: medians of its first and last settled batches."""
-        pid = self.daemon.process.pid
-        own = [usage for one, usage in self.samples if one == pid][WARM:]
-        size = max(1, len(own) // 4)
-        first, last = own[:size], own[-size:]
-
-        def middle(part, what):
-            return statistics.median(one[what] for one in part) if part else 0
-
-        return {
-            "settled": len(own),
-            **{
-                what: (middle(first, what), middle(last, what))
-                for what in ("rss", "threads", "fds")
-            },
-        }
 
 
 def until_passed(seconds):
