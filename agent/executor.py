@@ -307,13 +307,16 @@ class Executor:
     # --- remove and release ----------------------------------------------------------------------
 
     def _remove(self, action: Remove) -> Outcome:
-        kind = self.backends[action.id.kind]
-        done = kind.remove(action.names, action.evidence, require_unused=action.require_unused)
+        backend = self.backends[action.id.kind]
+        done = backend.remove(action.names, action.evidence, require_unused=action.require_unused)
         match done:
             case Removed():
                 return _ended(action, self._forget(action.id, action.names))
             case StillInUse(uses=uses):
-                findings = tuple(still_in_use(name, use) for name, use in sorted(uses.items()))
+                findings = tuple(
+                    still_in_use(name, use, backend.capabilities)
+                    for name, use in sorted(uses.items())
+                )
                 return Outcome(action=action, result=OutcomeResult.HELD, findings=findings)
             case Failed(finding=finding):
                 return _ended(action, finding)

@@ -138,18 +138,20 @@ class Reconciler:
             snapshots = read(ledger)
         with timer.step("inspect"):
             wanted = self.inspector.desired(snapshots, entries)
+        capabilities = {kind: backend.capabilities for kind, backend in self.backends.items()}
         with timer.step("observe"):
             observed = self._observe(wanted, ledger, options)
         inputs = _PassInputs(revisions=self._revisions(options), observed=observed)
         if self._converged is not None and self._converged[0] == inputs:
             return self._converged[1]
-        planned = plan.plan(wanted, entries, observed, options)
+        planned = plan.plan(wanted, entries, observed, options, capabilities)
         with timer.step("act"):
             outcomes = self._execute(planned, entries, dry_run=dry_run)
         self._pass_number += 1
         report = report_builder.build_report(
             desired=wanted,
             observed=observed,
+            capabilities=capabilities,
             sandboxes={kind: backend.sandbox() for kind, backend in self.backends.items()},
             outcomes=outcomes,
             findings=[*self.ledger.findings, *([ledger] if isinstance(ledger, Finding) else [])],

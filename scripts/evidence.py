@@ -1,7 +1,7 @@
 """Write docs/evidence.md and the decision table of docs/architecture.md.
 
 The evidence page lists the tests that prove the claims of the documents. The claims are in
-tests/evidence.toml. The decision table is the one at the top of agent/core/plan.py.
+tests/evidence.toml. The decision table is the one at the top of agent/core/plan/__init__.py.
 
 usage: .venv/bin/python scripts/evidence.py [--print PAGE]
 """  # noqa: INP001 - a script
@@ -16,7 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 CLAIMS = ROOT / "tests/evidence.toml"
-PLAN = ROOT / "agent/core/plan.py"
+PLAN = ROOT / "agent/core/plan/__init__.py"
 MARKED = re.compile(r"(<!-- decision table: .* -->\n).*?(<!-- /decision table -->)", re.DOTALL)
 INTRODUCTION = """\
 # Evidence
@@ -85,7 +85,7 @@ def decisions() -> list[list[str]]:
 
 
 def documentation() -> str:
-    """Return the docstring of agent/core/plan.py."""
+    """Return the docstring of agent/core/plan/__init__.py."""
     return ast.get_docstring(ast.parse(PLAN.read_text(encoding="utf-8"))) or ""
 
 

@@ -22,7 +22,7 @@ from agent.core.model import (
     Version,
 )
 from agent.core.ownership import owned_names
-from agent.core.ports import Failed, Installed, Removed, StillInUse
+from agent.core.ports import Capabilities, Failed, Installed, InstalledForm, Removed, StillInUse
 from agent.executor import Executor
 from agent.heartbeat import Heartbeat
 from agent.reconciler import Reconciler
@@ -131,10 +131,17 @@ def body(profile):
     return b"compiled " + profile.source
 
 
+CAPABILITIES = {
+    "apparmor": Capabilities(removal_unconfines=True, installed_form=InstalledForm.POLICY),
+    "seccomp": Capabilities(removal_unconfines=False, installed_form=InstalledForm.FILE),
+}
+
+
 class MemoryKind:
     """A kind whose node is a dictionary. Loads of one key are atomic, as the kernel's are."""
 
     name = "apparmor"
+    capabilities = CAPABILITIES[name]
 
     def __init__(self, node, steps):
         self.node, self.steps = node, steps
@@ -302,7 +309,7 @@ def turn(node, snapshots, *, steps=None, observed=None, options=None):
     names = {n for profile in wanted.profiles.values() for n in profile.version.names}
     names |= {n for entry in entries.values() for n in owned_names(entry)}
     seen = observed or kind.observe(names, plan.removal_candidates(wanted, entries, options))
-    actions = plan.plan(wanted, entries, {kind.name: seen}, options)
+    actions = plan.plan(wanted, entries, {kind.name: seen}, options, CAPABILITIES)
     runner = Executor(backends={kind.name: kind}, ledger=ledger, entries=entries, clock=lambda: 0.0)
     return runner.execute(actions)
 

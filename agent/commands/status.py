@@ -8,6 +8,7 @@ from agent.core import report_builder
 from agent.core.findings import Finding
 from agent.core.model import LedgerEntry, Observation, Observed, ProfileKind
 from agent.core.ownership import has_same_content, owned_names
+from agent.core.ports import Capabilities
 from agent.core.report import KindSupport, ProfileStatus, Report
 from agent.core.vocabulary import ActionName, ProfileState, Provenance, Reason
 
@@ -29,14 +30,18 @@ def status(settings: Config) -> Report:
         observed = part.backend.observe(names, ())
         supports[kind] = report_builder.kind_support(observed, sandboxes[kind])
         findings += observed.findings if isinstance(observed, Observation) else ()
-        rows += [row for entry in of_kind for row in _rows(entry, observed)]
+        rows += [
+            row for entry in of_kind for row in _rows(entry, observed, part.backend.capabilities)
+        ]
     rows.sort(key=lambda row: (row.kind, row.name))
     return Report(
         profiles=tuple(rows), profile_sets=(), kind_support=supports, findings=tuple(findings)
     )
 
 
-def _rows(entry: LedgerEntry, observed: Observed) -> Iterator[ProfileStatus]:
+def _rows(
+    entry: LedgerEntry, observed: Observed, capabilities: Capabilities
+) -> Iterator[ProfileStatus]:
     """Yield a row for each name that the agent owns through a ledger entry."""
     version = entry.installed
     for name, evidence in owned_names(entry).items():
@@ -45,7 +50,6 @@ def _rows(entry: LedgerEntry, observed: Observed) -> Iterator[ProfileStatus]:
             name, evidence, observed, entry.provenance, is_current=is_current
         )
         current = version if is_current else None
-        body_digest = current.body_digest if current is not None else ""
         yield ProfileStatus(
             kind=entry.id.kind,
             profile_set=entry.id.profile_set,
@@ -57,8 +61,8 @@ def _rows(entry: LedgerEntry, observed: Observed) -> Iterator[ProfileStatus]:
             reason=reason,
             reason_text=text,
             source_digest=current.source_digest if current is not None else "",
-            installed=body_digest if entry.id.kind == "seccomp" else "",
-            policy=body_digest if entry.id.kind == "apparmor" else "",
+            installed=report_builder.installed_digest(current, capabilities),
+            policy=report_builder.policy_digest(current, capabilities),
             mode=_mode(name, observed),
             desired=is_current,
         )

@@ -8,12 +8,13 @@ once. Neither silently wins.
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, assert_never
+from typing import assert_never
 
 from agent.core import classify
 from agent.core.admission import AdmissionBudget, in_admission_order
 from agent.core.findings import Finding, limit_findings
 from agent.core.model import (
+    KINDS,
     Inspected,
     KeyId,
     Pending,
@@ -60,7 +61,7 @@ class Desired:
         """
         accepted = any(
             KeyId(kind=kind, profile_set=id_.profile_set, key=id_.key) in one
-            for kind in _KINDS
+            for kind in KINDS
             for one in (self.profiles, self.duplicates)
         )
         if (id_.profile_set, id_.key) in self.keys and not accepted:
@@ -70,11 +71,8 @@ class Desired:
             KeyId(kind=kind, profile_set=id_.profile_set, key="/".join(above[:depth]))
             in self.rejections
             for depth in range(1, len(above) + 1)
-            for kind in _KINDS
+            for kind in KINDS
         )
-
-
-_KINDS: Final[tuple[ProfileKind, ...]] = ("apparmor", "seccomp")
 
 
 def join(

@@ -1,68 +1,109 @@
-"""Why a name stays on the node, or is not put: what people read."""
+"""The findings of plans and of removals: why a profile is not installed, or stays on the node."""
 
 from agent.core.findings import Finding
 from agent.core.model import InUse, KeyId, ObservedProfile, UnknownUse
+from agent.core.ports import Capabilities
+
+SHOWN_PODS = 3
+SHOWN_PIDS = 5
 
 
 def referenced_by_pods(name: str, pods: tuple[str, ...]) -> Finding:
-    """Report the number of pods that still name a profile, and the first of them in the detail."""
+    """Report how many pods still reference a profile; the detail has the first pod names."""
+    more = ", ..." if len(pods) > SHOWN_PODS else ""
     return Finding(
         code="in_use",
         location=name,
-        message=f'"{name}" is no longer desired, but {len(pods)} pod(s) of this node name it.',
-        hint="Delete those pods, and the profile is removed. The log and the report name the first "
-        "of them.",
-        detail=f"Pods: {', '.join(pods[:3])}{', ...' if len(pods) > 3 else ''}",  # noqa: PLR2004 - as shown
+        message=f'"{name}" is no longer desired, but {len(pods)} pod(s) of this node reference it. '
+        "It stays on the node.",
+        hint="Delete those pods; the profile is removed afterwards. The log and the report list "
+        f"the first {SHOWN_PODS} pods.",
+        detail=f"Pods: {', '.join(pods[:SHOWN_PODS])}{more}",
     )
 
 
 def pods_unknown(name: str) -> Finding:
-    """Say that --pod-aware does not know the pods."""
+    """Report that `--pod-aware` cannot check which pods reference a profile."""
     return Finding(
         code="use_unknown",
         location=name,
-        message=f'"{name}" is no longer desired, but which pods of this node name it is not known.',
-        hint="It is once the API server answers; listing and watching pods must be allowed "
-        "(manifests/overlays/pod-aware).",
+        message=f'"{name}" is no longer desired, but the pods of this node that reference it are '
+        "not known. It stays on the node.",
+        hint="The agent checks again when the API server responds. Listing and watching pods must "
+        "be allowed (manifests/overlays/pod-aware).",
     )
 
 
 def label_pending(name: str) -> Finding:
-    """Say that a label may still name it."""
+    """Report that a removal waits for its label and the grace time."""
     return Finding(
         code="label_pending",
         location=name,
-        message=f'"{name}" is no longer desired. It stays for the grace time, which begins when no '
-        "label of this Node names it.",
+        message=f'"{name}" is no longer desired. It stays on the node for the grace time, which '
+        "begins when the Node no longer has the label of the profile.",
     )
 
 
-def foreign_profile(name: str, id_: KeyId, fact: ObservedProfile) -> Finding:
+def foreign_profile(name: str, id_: KeyId, observed: ObservedProfile) -> Finding:
     """Report that a foreign profile has the name."""
-    content = "with other content" if fact.is_readable else "with content that cannot be verified"
+    content = (
+        "with other content" if observed.is_readable else "with content that cannot be verified"
+    )
     return Finding(
         code="foreign_name",
         location=name,
-        message=f'"{name}" is on this node {content} and was not put there by '
-        f"profile-loader. It is left alone, and {id_} is not put.",
-        hint=f'Rename the profile, remove the other one, or run with --take-over "{name}".',
+        message=f'"{name}" is on this node {content}, and profile-loader did not install it. '
+        f"It is left alone, and {id_} is not installed.",
+        hint=f'Rename the profile, remove the other profile, or pass --take-over "{name}".',
     )
 
 
-def still_in_use(name: str, use: InUse | UnknownUse) -> Finding:
-    """Say why a name that nobody desires any more stays on the node."""
-    if isinstance(use, InUse):
-        pids = ", ".join(str(pid) for pid in use.pids[:5])
-        return Finding(
-            code="in_use",
-            location=name,
-            message=f'"{name}" is no longer desired, but confines {len(use.pids)} process(es) '
-            f"(first pids: {pids}). Removing it would unconfine them.",
-            hint="End or restart those workloads; then it is removed.",
-        )
+def in_use(name: str, use: InUse) -> Finding:
+    """Report that processes run under a profile that is no longer desired."""
+    pids = ", ".join(str(pid) for pid in use.pids[:SHOWN_PIDS])
+    return Finding(
+        code="in_use",
+        location=name,
+        message=f'"{name}" is no longer desired, but {len(use.pids)} process(es) run under it '
+        f"(first PIDs: {pids}). It stays on the node, because a removal would unconfine them.",
+        hint="Stop or restart those workloads; the profile is removed afterwards.",
+    )
+
+
+def use_unknown(name: str, use: UnknownUse, capabilities: Capabilities) -> Finding:
+    """Report that it is not known whether a process uses a profile that is no longer desired."""
+    hint = "Remove the profile by hand when no workload needs it"
     return Finding(
         code="use_unknown",
         location=name,
-        message=f'"{name}" is no longer desired, but its use is unknown: {use.reason}.',
-        hint="Remove it by hand when no workload needs it (seccomp: or use --prune=always).",
+        message=f'"{name}" is no longer desired, but its use is not known: {use.reason}. '
+        "It stays on the node.",
+        hint=f"{hint}." if capabilities.removal_unconfines else f"{hint}, or pass --prune=always.",
+    )
+
+
+def still_in_use(name: str, use: InUse | UnknownUse, capabilities: Capabilities) -> Finding:
+    """Report why a backend did not remove a profile."""
+    if isinstance(use, InUse):
+        return in_use(name, use)
+    return use_unknown(name, use, capabilities)
+
+
+def name_of_rejected_key(name: str, owner: KeyId) -> Finding:
+    """Report that the last good version of a rejected key has the name."""
+    return _name_conflict(name, owner, "whose new version is rejected")
+
+
+def name_of_unavailable_source(name: str, owner: KeyId) -> Finding:
+    """Report that the last good version of a key has the name, and its source is unavailable."""
+    return _name_conflict(name, owner, "whose source is missing, empty or unreadable")
+
+
+def _name_conflict(name: str, owner: KeyId, why: str) -> Finding:
+    return Finding(
+        code="name_conflict",
+        location=name,
+        message=f'The name "{name}" belongs to the last good version of {owner}, {why}. '
+        "That version stays, and this key is not installed.",
+        hint="Correct or delete the other key; the name is free afterwards.",
     )

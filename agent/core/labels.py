@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from agent.core.findings import Finding
-from agent.core.model import ProfileKind
+from agent.core.model import KINDS, ProfileKind
 from agent.core.report import ProfileSetStatus, ProfileStatus, Report
 from agent.core.vocabulary import ON_NODE, ProfileSetState, ProfileState, Reason, SupportState
 
@@ -74,11 +74,10 @@ def is_agent_label(label: str, domain: str) -> bool:
 def has_agent_label_form(label: str) -> bool:
     """Return whether a label's key has the form of the agent's, whatever its domain is."""
     prefix, _, text = label.rpartition("/")
-    return prefix.partition(".")[0] in _PREFIXES or (prefix != "" and text in _KINDS)
+    return prefix.partition(".")[0] in _PREFIXES or (prefix != "" and text in KINDS)
 
 
-_KINDS: Final = ("apparmor", "seccomp")
-_PREFIXES: Final = ("apparmor", "seccomp", "set", "apparmor-digest", "seccomp-digest")
+_PREFIXES: Final = (*KINDS, "set", *(f"{kind}-digest" for kind in KINDS))
 
 
 def node_selector(row: ProfileStatus, domain: str) -> dict[str, str]:
@@ -161,7 +160,7 @@ def _may_be_undesired(row: ProfileStatus) -> bool:
 
 
 def _value(row: ProfileStatus) -> str:
-    return row.mode if row.kind == "apparmor" else "installed"
+    return row.mode or "installed"
 
 
 def _of_row(

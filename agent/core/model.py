@@ -8,12 +8,13 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal, get_args
 
 from agent.core.findings import Finding
 from agent.core.vocabulary import Provenance, UnreadableCause
 
 ProfileKind = Literal["apparmor", "seccomp"]
+KINDS: Final[tuple[ProfileKind, ...]] = get_args(ProfileKind)
 
 # What proves content: opaque tokens such as "raw:sha256:<hex>" (the kernel's hash of the loaded
 # blob), "own:sha256:<hex>" (its hash of one profile), "bytes:<hex>" (a file's sha256),

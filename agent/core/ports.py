@@ -6,6 +6,7 @@ Unreadable); only a bug is an exception.
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
@@ -60,12 +61,37 @@ class Sandbox:
     """Why it is not; None where the sandbox is active."""
 
 
+class InstalledForm(StrEnum):
+    """What a backend installs for a profile."""
+
+    FILE = "file"
+    POLICY = "policy"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """How profile kinds differ, as far as decisions and reports depend on it."""
+
+    removal_unconfines: bool
+    """Whether removing a profile ends the confinement of its processes for good.
+
+    The removal of such a profile needs proof that no process uses it.
+    """
+
+    installed_form: InstalledForm
+    """Which digest of a report identifies the installed version: of the file or of the policy."""
+
+
 class ProfileBackend(Protocol):
     """One kind of profile: recognises nothing, decides nothing; checks, looks, writes, verifies."""
 
     @property
     def name(self) -> ProfileKind:
-        """Return `apparmor` or `seccomp`."""
+        """Return the kind."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Return how this kind differs from others. The value never changes."""
 
     def begin_pass(self) -> None:
         """Begin a pass: use what background checks have found since the last one."""

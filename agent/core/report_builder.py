@@ -25,7 +25,7 @@ from agent.core.model import (
     Unsupported,
     Version,
 )
-from agent.core.ports import Sandbox
+from agent.core.ports import Capabilities, InstalledForm, Sandbox
 from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
 from agent.core.vocabulary import (
     DRIFTS,
@@ -43,6 +43,7 @@ def build_report(  # noqa: PLR0913 - what a pass consists of
     *,
     desired: Desired,
     observed: Mapping[ProfileKind, Observed],
+    capabilities: Mapping[ProfileKind, Capabilities],
     sandboxes: Mapping[ProfileKind, Sandbox | None],
     outcomes: Sequence[Outcome],
     findings: Iterable[Finding] = (),
@@ -50,7 +51,11 @@ def build_report(  # noqa: PLR0913 - what a pass consists of
     seconds: Mapping[str, float] | None = None,
 ) -> Report:
     """Return the report of one pass, its rows in the order of kind, name and key."""
-    rows = [row for outcome in outcomes for row in _rows(outcome, desired)]
+    rows = [
+        row
+        for outcome in outcomes
+        for row in _rows(outcome, desired, capabilities[outcome.action.id.kind])
+    ]
     for other, first in desired.duplicates.items():
         rows += [
             replace(
@@ -105,7 +110,9 @@ def _desired_names(kind: ProfileKind, desired: Desired) -> frozenset[str]:
     return frozenset(name for names in (*accepted, *rejected) for name in names)
 
 
-def _rows(outcome: Outcome, desired: Desired) -> Iterable[ProfileStatus]:
+def _rows(
+    outcome: Outcome, desired: Desired, capabilities: Capabilities
+) -> Iterable[ProfileStatus]:
     action = outcome.action
     state, name = _state(outcome, desired)
     if outcome.result == OutcomeResult.PENDING:
@@ -118,7 +125,7 @@ def _rows(outcome: Outcome, desired: Desired) -> Iterable[ProfileStatus]:
     )
     held = frozenset(outcome.version.names) if outcome.version is not None else frozenset()
     for index, provided in enumerate(action.names or ("",)):
-        row = _row(action.id, provided, outcome.version if provided in held else None)
+        row = _row(action.id, provided, outcome.version if provided in held else None, capabilities)
         yield replace(
             row,
             state=state,
@@ -140,8 +147,22 @@ def _findings(outcome: Outcome, desired: Desired) -> tuple[Finding, ...]:
     return tuple(dict.fromkeys(outcome.findings + said + remarks))
 
 
-def _row(id_: KeyId, name: str, held: Version | None) -> ProfileStatus:
-    """Return what is known of a name, before what was done about it is filled in."""
+def installed_digest(version: Version | None, capabilities: Capabilities) -> str:
+    """Return the digest of the installed file; empty for kinds that install policy."""
+    is_file = capabilities.installed_form == InstalledForm.FILE
+    return version.body_digest if version is not None and is_file else ""
+
+
+def policy_digest(version: Version | None, capabilities: Capabilities) -> str:
+    """Return the digest of the compiled policy; empty for kinds that install files."""
+    is_policy = capabilities.installed_form == InstalledForm.POLICY
+    return version.body_digest if version is not None and is_policy else ""
+
+
+def _row(
+    id_: KeyId, name: str, version: Version | None, capabilities: Capabilities
+) -> ProfileStatus:
+    """Return the row of a name without the outcome of its action."""
     return ProfileStatus(
         kind=id_.kind,
         profile_set=id_.profile_set,
@@ -151,10 +172,10 @@ def _row(id_: KeyId, name: str, held: Version | None) -> ProfileStatus:
         state=ProfileState.HELD,
         action=ActionName.HOLD,
         reason=Reason.NONE,
-        source_digest=held.source_digest if held is not None else "",
-        installed=held.body_digest if held is not None and id_.kind == "seccomp" else "",
-        policy=held.body_digest if held is not None and id_.kind == "apparmor" else "",
-        mode=held.modes.get(name, "") if held is not None else "",
+        source_digest=version.source_digest if version is not None else "",
+        installed=installed_digest(version, capabilities),
+        policy=policy_digest(version, capabilities),
+        mode=version.modes.get(name, "") if version is not None else "",
     )
 
 

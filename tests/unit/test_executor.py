@@ -3,10 +3,12 @@
 import contextlib
 from dataclasses import replace
 
+import pytest
+
 from agent.core import model
 from agent.core.actions import Adopt, Hold, Install, Keep, Outcome, Release, Remove
 from agent.core.findings import Finding
-from agent.core.model import KeyId, LedgerEntry, Pending, SourceKey, Unchecked, UnknownUse
+from agent.core.model import InUse, KeyId, LedgerEntry, Pending, SourceKey, Unchecked, UnknownUse
 from agent.core.ports import Failed, StillInUse
 from agent.core.vocabulary import Reason
 from agent.executor import Executor
@@ -464,14 +466,18 @@ def test_a_removed_profile_leaves_node_and_ledger():
     assert (outcome.result, node.loaded, node.entries) == ("done", {}, {})
 
 
-def test_a_profile_found_in_use_at_the_last_look_is_held():
-    """The look right before the removal has the last word."""
-    answer = StillInUse(uses={"a": UnknownUse(reason="a new process")})
+@pytest.mark.parametrize(
+    ("use", "code"),
+    [(InUse(pids=(7,)), "in_use"), (UnknownUse(reason="a new process"), "use_unknown")],
+)
+def test_a_profile_that_the_backend_finds_in_use_is_held(use, code):
+    """The backend checks the use once more right before the removal."""
+    answer = StillInUse(uses={"a": use})
     kind = type("Kind", (FailingKind,), {"answer": answer})
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
     (outcome,) = act(node, removing(profile), kind=kind)
-    assert (outcome.result, [one.code for one in outcome.findings]) == ("held", ["use_unknown"])
+    assert (outcome.result, [one.code for one in outcome.findings]) == ("held", [code])
     assert node.entries == {profile.id: stored(profile)}
 
 

@@ -29,6 +29,7 @@ from agent.core.model import (
     Version,
 )
 from agent.core.plan import PlanOptions
+from tests.world import CAPABILITIES
 
 ORIGIN = "configmap ns/web"
 REFUSED = Finding(code="parser_rejected", location="web", message="refused")
@@ -83,7 +84,8 @@ def desired(*profiles, rejected=(), unchecked=(), pending=(), sets=None, same=No
 
 
 def decide(wanted, *entries, seen, kind="apparmor", **options):
-    return plan.plan(wanted, {one.id: one for one in entries}, {kind: seen}, PlanOptions(**options))
+    ids = {one.id: one for one in entries}
+    return plan.plan(wanted, ids, {kind: seen}, PlanOptions(**options), CAPABILITIES)
 
 
 def short(actions):

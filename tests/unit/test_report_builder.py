@@ -21,6 +21,7 @@ from agent.core.model import (
 )
 from agent.core.ports import Sandbox
 from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report, exit_status
+from tests.world import CAPABILITIES
 
 ID = KeyId(kind="seccomp", profile_set="dir /p", key="audit.json")
 WARNED = Finding(code="not_enforcing", location="audit.json", message="It only logs.")
@@ -51,7 +52,11 @@ RELEASE = Release(id=ID, reason="absent", names=("audit.json",))
 def told(action, result, desired=None, findings=()):
     outcome = Outcome(action=action, result=result, version=VERSION, findings=findings)
     report = report_builder.build_report(
-        desired=desired or Desired(), observed={}, sandboxes={}, outcomes=[outcome]
+        desired=desired or Desired(),
+        observed={},
+        capabilities=CAPABILITIES,
+        sandboxes={},
+        outcomes=[outcome],
     )
     return [(row.state, row.action) for row in report.profiles]
 
@@ -112,7 +117,11 @@ def test_a_row_tells_what_pods_need_and_what_was_verified():
     )
     outcome = Outcome(action=action, result="done", version=version)
     report = report_builder.build_report(
-        desired=Desired(profiles={id_: profile}), observed={}, sandboxes={}, outcomes=[outcome]
+        desired=Desired(profiles={id_: profile}),
+        observed={},
+        capabilities=CAPABILITIES,
+        sandboxes={},
+        outcomes=[outcome],
     )
     common = {
         "kind": "apparmor",
@@ -138,7 +147,7 @@ def test_a_duplicate_key_has_rows_of_its_own():
     wanted = Desired(profiles={ID: PROFILE}, duplicates={twin: ID})
     outcome = Outcome(action=PUT, result="done", version=VERSION)
     report = report_builder.build_report(
-        desired=wanted, observed={}, sandboxes={}, outcomes=[outcome]
+        desired=wanted, observed={}, capabilities=CAPABILITIES, sandboxes={}, outcomes=[outcome]
     )
     assert [(row.key, row.why, row.installed) for row in report.profiles] == [
         ("audit.json", "new", "b"),
@@ -150,7 +159,11 @@ def test_a_removal_does_not_repeat_the_remarks_of_the_profile():
     """Remarks are about what is put, not about what goes."""
     outcome = Outcome(action=REMOVE, result="done", version=VERSION)
     report = report_builder.build_report(
-        desired=Desired(profiles={ID: PROFILE}), observed={}, sandboxes={}, outcomes=[outcome]
+        desired=Desired(profiles={ID: PROFILE}),
+        observed={},
+        capabilities=CAPABILITIES,
+        sandboxes={},
+        outcomes=[outcome],
     )
     assert report.profiles[0].findings == ()
 
@@ -165,6 +178,7 @@ def test_sets_and_support_are_told_as_four_and_three_answers():
     ]
     report = report_builder.build_report(
         desired=Desired(profile_sets={one.profile_set: one for one in sets}),
+        capabilities=CAPABILITIES,
         sandboxes={},
         observed={
             "seccomp": Observation(profiles={}),
@@ -201,6 +215,7 @@ def test_sets_and_support_are_told_as_four_and_three_answers():
     blind = report_builder.build_report(
         desired=Desired(),
         observed={"apparmor": Unobservable(finding=FAILED)},
+        capabilities=CAPABILITIES,
         sandboxes={},
         outcomes=[],
     )
@@ -218,6 +233,7 @@ def test_the_state_of_a_sandbox_is_in_the_support_and_a_missing_one_is_a_problem
         found = report_builder.build_report(
             desired=Desired(),
             observed=seen,
+            capabilities=CAPABILITIES,
             sandboxes={"apparmor": sandbox, "seccomp": None},
             outcomes=[],
         )
@@ -294,6 +310,7 @@ def test_a_report_has_the_names_of_accepted_and_rejected_keys():
             rejections={other: Rejection(id=other, findings=(FAILED,), names=("other.json",))},
         ),
         observed={"seccomp": Observation(profiles={}), "apparmor": Observation(profiles={})},
+        capabilities=CAPABILITIES,
         sandboxes={},
         outcomes=[],
     )

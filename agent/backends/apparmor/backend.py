@@ -45,7 +45,15 @@ from agent.core.model import (
     Version,
     digest,
 )
-from agent.core.ports import Failed, Installed, Removed, Sandbox, StillInUse
+from agent.core.ports import (
+    Capabilities,
+    Failed,
+    Installed,
+    InstalledForm,
+    Removed,
+    Sandbox,
+    StillInUse,
+)
 from agent.host.filesystem import Host, HostError
 
 _Target = tuple[tuple[str, ...], str]  # the options that name the features, the context's digest
@@ -121,6 +129,11 @@ class AppArmorBackend:
     def name(self) -> Literal["apparmor"]:
         """Return the kind's name."""
         return "apparmor"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Return how this kind differs from others."""
+        return Capabilities(removal_unconfines=True, installed_form=InstalledForm.POLICY)
 
     @property
     def abi(self) -> str:

@@ -32,7 +32,7 @@ from agent.core.model import (
     Version,
     digest,
 )
-from agent.core.ports import Failed, Installed, Removed, StillInUse
+from agent.core.ports import Capabilities, Failed, Installed, InstalledForm, Removed, StillInUse
 from agent.host import stat_signature
 from agent.host.filesystem import Host, HostError
 from agent.host.stat_signature import Signature
@@ -109,6 +109,11 @@ class SeccompBackend:
     def name(self) -> Literal["seccomp"]:
         """Return the kind's name."""
         return "seccomp"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Return how this kind differs from others."""
+        return Capabilities(removal_unconfines=False, installed_form=InstalledForm.FILE)
 
     # --- inspect ---------------------------------------------------------------------------------
 

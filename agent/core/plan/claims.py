@@ -1,0 +1,79 @@
+"""Which names the current keys provide, by an accepted version or by a last good version.
+
+A name that a current key provides is never removed. See `agent.core.plan` for the decision table.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from agent.core.desired import Desired
+from agent.core.model import KeyId, LedgerEntry, ProfileKind, Read, Unreadable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claims:
+    """The names of one kind that current keys provide or need in this pass."""
+
+    claimed_names: frozenset[str]
+    """Names that a current key provides, by its last good version too."""
+
+    accepted_names: frozenset[str]
+    """Names that this pass installs or keeps for accepted keys."""
+
+    needed_names: frozenset[str]
+    """Names of keys that cannot be installed now, and that no accepted key provides."""
+
+    blocked_keys: frozenset[KeyId]
+    """Accepted keys that are not installed in this pass. Their last good versions stay."""
+
+
+def has_unavailable_source(entry: LedgerEntry, desired: Desired) -> bool:
+    """Return whether the profile set of an entry is missing, empty or unreadable."""
+    snapshot = desired.profile_sets.get(entry.id.profile_set)
+    return snapshot is not None and not isinstance(snapshot, Read)
+
+
+def is_replaced(entry: LedgerEntry, desired: Desired, accepted_names: Collection[str]) -> bool:
+    """Return whether accepted keys of other sets provide every name of a set that is gone.
+
+    An unreadable set is not gone, because its current content is not known.
+    """
+    if entry.installed is None or not has_unavailable_source(entry, desired):
+        return False
+    if isinstance(desired.profile_sets[entry.id.profile_set], Unreadable):
+        return False
+    return frozenset(entry.installed.names) <= frozenset(accepted_names)
+
+
+def has_last_good_version(entry: LedgerEntry, desired: Desired) -> bool:
+    """Return whether the installed version of an entry is the last good version of its key.
+
+    It is not if the key has an accepted version, or if the key no longer exists.
+    """
+    if entry.installed is None or entry.id in desired.profiles:
+        return False
+    if entry.id in desired.rejections or entry.id in desired.unchecked:
+        return True
+    if entry.id in desired.pending or desired.is_present_unaccepted(entry.id):
+        return True
+    return has_unavailable_source(entry, desired)
+
+
+def claimed_names(
+    desired: Desired, entries: Mapping[KeyId, LedgerEntry]
+) -> frozenset[tuple[ProfileKind, str]]:
+    """Return every name that a current key provides, by its last good version too."""
+    names = {
+        (id_.kind, name)
+        for id_, profile in desired.profiles.items()
+        for name in profile.version.names
+    }
+    names |= {
+        (id_.kind, name)
+        for id_, rejection in desired.rejections.items()
+        for name in rejection.names
+    }
+    for entry in entries.values():
+        if entry.installed is not None and has_last_good_version(entry, desired):
+            names |= {(entry.id.kind, name) for name in entry.installed.names}
+    return frozenset(names)

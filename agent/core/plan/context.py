@@ -1,0 +1,110 @@
+"""The input of the plan for one kind, with the indexes that the decisions look up."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from agent.core.desired import Desired
+from agent.core.model import KeyId, LedgerEntry, Observation, ObservedProfile, ProfileKind
+from agent.core.ownership import is_intact, owned_names
+from agent.core.plan.options import PlanOptions
+from agent.core.ports import Capabilities
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanContext:
+    """Everything that the decisions about one kind depend on. Nothing in it changes."""
+
+    kind: ProfileKind
+    capabilities: Capabilities
+    options: PlanOptions
+    desired: Desired
+    entries: Mapping[KeyId, LedgerEntry]
+    """The ledger entries of this kind."""
+
+    observation: Observation
+    owners: Mapping[str, Sequence[LedgerEntry]]
+    """The entries that own each name."""
+
+    providers: Mapping[str, KeyId]
+    """The accepted key that provides each name."""
+
+    def owners_of(self, name: str) -> Sequence[LedgerEntry]:
+        """Return the entries that own a name."""
+        return self.owners.get(name, ())
+
+    def observed(self, name: str) -> ObservedProfile | None:
+        """Return the profile that the node has under a name, or None if it is absent."""
+        return self.observation.profiles.get(name)
+
+    def sorted_keys(self, ids: Collection[KeyId]) -> list[KeyId]:
+        """Return the keys of this kind in a stable order."""
+        return sorted_keys(ids, self.kind)
+
+    def is_undesired_or_duplicate(self, id_: KeyId) -> bool:
+        """Return whether a key does not exist any more, or repeats the content of another key."""
+        return id_ in self.desired.duplicates or not self.desired.contains(id_)
+
+    def foreign_objects(self, names: Iterable[str]) -> frozenset[str]:
+        """Return the names whose objects on the node were created by other programs."""
+        return frozenset(
+            name
+            for name in names
+            if (profile := self.observed(name)) is not None and profile.is_agent_object is False
+        )
+
+    def matching_entry(
+        self, entry: LedgerEntry, name: str, profile: ObservedProfile
+    ) -> LedgerEntry | None:
+        """Return an entry whose record matches the profile on the node, or None.
+
+        The entry of another key with the same version counts as well. Where the node shows no
+        content, only the key that was installed last has a record of the loaded object.
+        """
+        body = entry.installed.body_digest if entry.installed is not None else ""
+        same_version = (
+            other
+            for other in self.owners_of(name)
+            if other.installed is not None
+            and other.installed.body_digest == body
+            and name in other.installed.names
+        )
+        candidates = (entry, *same_version)
+        return next((other for other in candidates if is_intact(other, name, profile)), None)
+
+
+def plan_context(  # noqa: PLR0913 - keyword-only
+    *,
+    kind: ProfileKind,
+    capabilities: Capabilities,
+    options: PlanOptions,
+    desired: Desired,
+    entries: Mapping[KeyId, LedgerEntry],
+    observation: Observation,
+) -> PlanContext:
+    """Build the context of one kind from the input of all kinds."""
+    own_entries = {id_: entry for id_, entry in entries.items() if id_.kind == kind}
+    owners: dict[str, list[LedgerEntry]] = {}
+    for entry in own_entries.values():
+        for name in owned_names(entry):
+            owners.setdefault(name, []).append(entry)
+    return PlanContext(
+        kind=kind,
+        capabilities=capabilities,
+        options=options,
+        desired=desired,
+        entries=own_entries,
+        observation=observation,
+        owners=owners,
+        providers={
+            name: id_
+            for id_, profile in desired.profiles.items()
+            if id_.kind == kind
+            for name in profile.version.names
+        },
+    )
+
+
+def sorted_keys(ids: Collection[KeyId], kind: ProfileKind) -> list[KeyId]:
+    """Return the keys of one kind in a stable order."""
+    of_kind = (id_ for id_ in ids if id_.kind == kind)
+    return sorted(of_kind, key=lambda id_: (id_.profile_set, id_.key))

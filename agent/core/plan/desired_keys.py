@@ -1,0 +1,288 @@
+"""Decisions about accepted keys: install, adopt or keep them, or hold their last good version.
+
+One key can block another: a profile is not installed while the last good version of another key
+has one of its names. `DesiredKeyPlanner` repeats the decisions until no further key is blocked.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from agent.core import diagnostics
+from agent.core.actions import Action, Adopt, Hold, Install, Keep
+from agent.core.findings import Finding
+from agent.core.model import KeyId, LedgerEntry, Pending, Profile, Version
+from agent.core.ownership import is_intact, owned_names
+from agent.core.plan.claims import (
+    Claims,
+    claimed_names,
+    has_last_good_version,
+    has_unavailable_source,
+    is_replaced,
+)
+from agent.core.plan.context import PlanContext
+from agent.core.plan.last_good import hold_or_restore, plan_without_version
+from agent.core.plan.name_states import NameStates, name_states
+from agent.core.vocabulary import ProfileState, Reason
+
+
+class DesiredKeyPlanner:
+    """Decides about every accepted key of one kind."""
+
+    def __init__(self, context: PlanContext) -> None:
+        self.context = context
+        self.blocked_keys: set[KeyId] = set()
+        self.accepted_names = set(context.providers)
+        self.pending_keys: Sequence[Pending] = [
+            pending for id_, pending in context.desired.pending.items() if id_.kind == context.kind
+        ]
+
+    def actions(self) -> list[Action]:
+        """Return one action per accepted key."""
+        profiles = self.context.desired.profiles
+        ids = self.context.sorted_keys(profiles)
+        actions = {id_: self._action(profiles[id_]) for id_ in ids}
+        newly_blocked = [id_ for id_ in ids if _is_blocked(actions[id_])]
+        while newly_blocked:
+            self.blocked_keys.update(newly_blocked)
+            for id_ in newly_blocked:
+                self.accepted_names.difference_update(profiles[id_].version.names)
+            affected = self._affected_by(newly_blocked) - self.blocked_keys
+            actions |= {id_: self._action(profiles[id_]) for id_ in affected}
+            newly_blocked = [id_ for id_ in affected if _is_blocked(actions[id_])]
+        return list(actions.values())
+
+    def claims(self) -> Claims:
+        """Return the claims that follow from the actions. Call `actions` first."""
+        desired, kind = self.context.desired, self.context.kind
+        claimed = {
+            name
+            for name_kind, name in claimed_names(desired, self.context.entries)
+            if name_kind == kind
+        }
+        for id_ in self.blocked_keys & self.context.entries.keys():
+            claimed |= provided_names(
+                self.context, id_, self.accepted_names, is_blocked=id_ in self.blocked_keys
+            )
+        not_installed = [
+            rejection.names for id_, rejection in desired.rejections.items() if id_.kind == kind
+        ]
+        not_installed += [desired.profiles[id_].version.names for id_ in self.blocked_keys]
+        needed = frozenset(name for names in not_installed for name in names)
+        return Claims(
+            claimed_names=frozenset(claimed),
+            accepted_names=frozenset(self.accepted_names),
+            needed_names=needed - self.accepted_names,
+            blocked_keys=frozenset(self.blocked_keys),
+        )
+
+    def _affected_by(self, blocked: Iterable[KeyId]) -> set[KeyId]:
+        """Return the accepted keys that newly blocked keys may block in turn.
+
+        Such a key has a name that the last good version of a blocked key keeps, or a name of a
+        missing set that the blocked key does not replace after all.
+        """
+        names: set[str] = set()
+        for id_ in blocked:
+            entries = [self.context.entries[id_]] if id_ in self.context.entries else []
+            for name in self.context.desired.profiles[id_].version.names:
+                entries += self.context.owners_of(name)
+            names.update(name for entry in entries for name in owned_names(entry))
+        providers = self.context.providers
+        return {providers[name] for name in names if name in providers}
+
+    def _action(self, profile: Profile) -> Action:
+        """Decide about one accepted key."""
+        context, id_, names = self.context, profile.id, profile.version.names
+        if self._waits_for_pending_key(profile):
+            return plan_without_version(context, id_, Reason.PENDING, ProfileState.PENDING, ())
+        conflict = self._conflict(profile)
+        if conflict is not None:
+            return plan_without_version(
+                context, id_, Reason.CONFLICT, ProfileState.REJECTED, (conflict,)
+            )
+        states = name_states(context, profile)
+        if states.foreign:
+            findings = tuple(
+                diagnostics.foreign_profile(name, id_, context.observation.profiles[name])
+                for name in sorted(states.foreign)
+            )
+            return plan_without_version(
+                context, id_, Reason.FOREIGN, ProfileState.FOREIGN, findings
+            )
+        if states.same_content:
+            return Adopt(
+                id=id_,
+                reason=Reason.SAME_CONTENT,
+                names=names,
+                profile=profile,
+                evidence=states.same_content,
+            )
+        return self._keep_or_install(profile, states)
+
+    def _keep_or_install(self, profile: Profile, states: NameStates) -> Keep | Install:
+        """Keep a profile that is installed and intact; install any other profile."""
+        id_, version = profile.id, profile.version
+        owners = self._owners(profile)
+        has_version = all(_has_version(owner, version) for owner in owners)
+        if owners and has_version and len(states.intact) == len(version.names):
+            entry = self.context.entries.get(id_)
+            is_installed = entry is not None and entry.installed is not None
+            return Keep(
+                id=id_,
+                reason=Reason.UNCHANGED if is_installed else Reason.RENAMED,
+                names=version.names,
+                profile=profile,
+                evidence=states.intact,
+                provenance=owners[0].provenance,
+            )
+        keeps_foreign = owners and has_version
+        return Install(
+            id=id_,
+            reason=_install_reason(states, owners, version, has_version=has_version),
+            names=version.names,
+            profile=profile,
+            replaceable=states.replaceable,
+            foreign=self.context.foreign_objects(states.intact) if keeps_foreign else frozenset(),
+            previous_owners=frozenset(owner.id for owner in owners),
+            fallback=self._fallback(profile, owners),
+        )
+
+    def _fallback(self, profile: Profile, owners: Sequence[LedgerEntry]) -> Install | None:
+        """Return the restoration of the last good version, for the case that installing fails.
+
+        None: the node has the last good version, or one of its names belongs to another key or to
+        another program.
+        """
+        context = self.context
+        previous = [
+            owner
+            for owner in owners
+            if owner.id == profile.id or context.is_undesired_or_duplicate(owner.id)
+        ]
+        if not previous or (len(previous) > 1 and previous[0].id != profile.id):
+            return None
+        entry = previous[0]
+        if entry.installed is None or _is_same_version(entry.installed, profile.version):
+            return None
+        if not all(self._may_restore(entry, name, profile) for name in entry.installed.names):
+            return None
+        action = hold_or_restore(context, entry, Reason.REJECTED, ProfileState.OUTDATED)
+        return action if isinstance(action, Install) else None
+
+    def _may_restore(self, entry: LedgerEntry, name: str, profile: Profile) -> bool:
+        """Return whether a name of the last good version still belongs to this key alone."""
+        if self.context.providers.get(name, profile.id) != profile.id:
+            return False
+        if any(owner is not entry for owner in self.context.owners_of(name)):
+            return False
+        observed = self.context.observed(name)
+        is_replaced_by_profile = name in profile.version.names
+        return is_replaced_by_profile or observed is None or is_intact(entry, name, observed)
+
+    def _owners(self, profile: Profile) -> list[LedgerEntry]:
+        """Return the entries that own a name of the profile, its own entry first."""
+        owners: dict[KeyId, LedgerEntry] = {}
+        entry = self.context.entries.get(profile.id)
+        if entry is not None and owned_names(entry):
+            owners[entry.id] = entry
+        for name in profile.version.names:
+            for owner in self.context.owners_of(name):
+                owners[owner.id] = owner
+        return list(owners.values())
+
+    def _waits_for_pending_key(self, profile: Profile) -> bool:
+        """Return whether a pending key owns, or may declare, a name that the profile adds."""
+        for name in profile.version.names:
+            owners = {entry.id for entry in self.context.owners_of(name)}
+            if profile.id in owners:
+                continue
+            if owners & self.context.desired.pending.keys():
+                return True
+            if not owners and any(pending.may_provide(name) for pending in self.pending_keys):
+                return True
+        return False
+
+    def _conflict(self, profile: Profile) -> Finding | None:
+        """Return why the last good version of another key blocks this profile, or None."""
+        body = profile.version.body_digest
+        for name in profile.version.names:
+            for entry in self.context.owners_of(name):
+                installed = entry.installed
+                if entry.id == profile.id or installed is None or name not in installed.names:
+                    continue
+                if installed.body_digest == body:
+                    continue
+                if self._is_rejected(entry.id):
+                    return diagnostics.name_of_rejected_key(name, entry.id)
+                if self._is_kept_for_unavailable_source(entry):
+                    return diagnostics.name_of_unavailable_source(name, entry.id)
+        return None
+
+    def _is_rejected(self, id_: KeyId) -> bool:
+        desired = self.context.desired
+        return id_ in desired.rejections or id_ in desired.unchecked or id_ in self.blocked_keys
+
+    def _is_kept_for_unavailable_source(self, entry: LedgerEntry) -> bool:
+        desired = self.context.desired
+        return has_unavailable_source(entry, desired) and not is_replaced(
+            entry, desired, self.accepted_names
+        )
+
+
+def provided_names(
+    context: PlanContext, id_: KeyId, accepted_names: Iterable[str], *, is_blocked: bool
+) -> frozenset[str]:
+    """Return the names that a key provides now, by its last good version too."""
+    entry = context.entries[id_]
+    names: set[str] = set()
+    if id_ in context.desired.profiles:
+        names.update(context.desired.profiles[id_].version.names)
+    if entry.installed is not None and (
+        is_blocked or keeps_last_good_version(context, entry, accepted_names)
+    ):
+        names.update(entry.installed.names)
+    return frozenset(names)
+
+
+def keeps_last_good_version(
+    context: PlanContext, entry: LedgerEntry, accepted_names: Iterable[str]
+) -> bool:
+    """Return whether an entry's last good version stays, since no other key replaces it."""
+    return has_last_good_version(entry, context.desired) and not is_replaced(
+        entry, context.desired, frozenset(accepted_names)
+    )
+
+
+def _has_version(entry: LedgerEntry, version: Version) -> bool:
+    """Return whether an entry has this version installed, with at least the version's names."""
+    installed = entry.installed
+    return (
+        installed is not None
+        and installed.body_digest == version.body_digest
+        and set(version.names) <= set(installed.names)
+    )
+
+
+def _install_reason(
+    states: NameStates, owners: Sequence[LedgerEntry], version: Version, *, has_version: bool
+) -> Reason:
+    """Return why a profile is to be installed."""
+    if not owners:
+        if states.unfinished:
+            return Reason.UNFINISHED
+        return Reason.TAKEN_OVER if states.taken_over else Reason.NEW
+    if not has_version:
+        installed = (owner.installed for owner in owners)
+        sources = {old.source_digest for old in installed if old is not None}
+        return Reason.RECOMPILED if sources == {version.source_digest} else Reason.CHANGED
+    if states.missing:
+        return Reason.WENT_MISSING
+    return Reason.DRIFTED if states.drifted else Reason.TAKEN_OVER
+
+
+def _is_same_version(installed: Version, version: Version) -> bool:
+    return (installed.body_digest, installed.names) == (version.body_digest, version.names)
+
+
+def _is_blocked(action: Action) -> bool:
+    """Return whether the desired version of an accepted key is not installed in this pass."""
+    return isinstance(action, Hold) or (isinstance(action, Install) and action.profile is None)

@@ -1,0 +1,108 @@
+"""What the ledger and the node say about each name of one accepted profile."""
+
+from dataclasses import dataclass, field
+
+from agent.core.model import Evidence, KeyId, LedgerEntry, ObservedProfile, Profile
+from agent.core.ownership import evidence_of, has_same_content, is_agent_owned, is_staged
+from agent.core.plan.context import PlanContext
+
+
+@dataclass(slots=True)
+class NameStates:
+    """The names of one profile, sorted by their state. Each name is in exactly one collection."""
+
+    intact: dict[str, Evidence] = field(default_factory=dict)
+    """Owned, and on the node as recorded."""
+
+    drifted: list[str] = field(default_factory=list)
+    """Owned, and changed on the node."""
+
+    missing: list[str] = field(default_factory=list)
+    """Owned, and absent from the node."""
+
+    new: list[str] = field(default_factory=list)
+    """Neither owned nor on the node."""
+
+    same_content: dict[str, Evidence] = field(default_factory=dict)
+    """Not owned, but on the node with the desired content."""
+
+    unfinished: list[str] = field(default_factory=list)
+    """On the node from an installation that did not finish."""
+
+    taken_over: list[str] = field(default_factory=list)
+    """Foreign, and named by `--take-over`."""
+
+    foreign: list[str] = field(default_factory=list)
+
+    @property
+    def replaceable(self) -> frozenset[str]:
+        """The names whose content on the node may be replaced."""
+        return frozenset([*self.intact, *self.drifted, *self.unfinished, *self.taken_over])
+
+
+def name_states(context: PlanContext, profile: Profile) -> NameStates:
+    """Sort the names of a profile by their state."""
+    sorter = _NameSorter(context, profile)
+    for name in profile.version.names:
+        sorter.sort(name)
+    states = sorter.states
+    if len(states.same_content) < len(profile.version.names):
+        # A profile is adopted as a whole or not at all.
+        states.foreign += states.same_content
+        states.same_content.clear()
+    return states
+
+
+class _NameSorter:
+    """Sorts the names of one profile."""
+
+    def __init__(self, context: PlanContext, profile: Profile) -> None:
+        self.context = context
+        self.profile = profile
+        self.states = NameStates()
+
+    def sort(self, name: str) -> None:
+        """Sort one name."""
+        observed = self.context.observed(name)
+        owner = _owner(self.context, self.profile.id, name)
+        if observed is not None:
+            self._sort_present(name, observed, owner)
+        elif owner is None:
+            self.states.new.append(name)
+        else:
+            self.states.missing.append(name)
+
+    def _sort_present(
+        self, name: str, observed: ObservedProfile, owner: LedgerEntry | None
+    ) -> None:
+        """Sort one name that the node has."""
+        states = self.states
+        take_over = name in self.context.options.take_over
+        match = self.context.matching_entry(owner, name, observed) if owner is not None else None
+        if match is not None and not (take_over and observed.is_agent_object is False):
+            states.intact[name] = evidence_of(match, name)
+        elif self._is_staged(name, observed):
+            (states.unfinished if owner is None else states.drifted).append(name)
+        elif owner is not None and is_agent_owned(owner, name, observed):
+            states.drifted.append(name)
+        elif take_over:
+            states.taken_over.append(name)
+        elif self._has_desired_content(name, observed):
+            states.same_content[name] = observed.evidence
+        else:
+            states.foreign.append(name)
+
+    def _is_staged(self, name: str, observed: ObservedProfile) -> bool:
+        entry = self.context.entries.get(self.profile.id)
+        return entry is not None and is_staged(entry.staged, name, observed)
+
+    def _has_desired_content(self, name: str, observed: ObservedProfile) -> bool:
+        version = self.profile.version
+        evidence = version.evidence.get(name, frozenset())
+        return has_same_content(evidence, observed, version.modes.get(name, ""))
+
+
+def _owner(context: PlanContext, id_: KeyId, name: str) -> LedgerEntry | None:
+    """Return the entry that owns a name; the key's own entry is preferred."""
+    owners = context.owners_of(name)
+    return min(owners, key=lambda entry: (entry.id != id_, entry.provenance), default=None)

@@ -1,0 +1,28 @@
+"""What the operator and the cluster decide about removals and ownership."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from agent.core.model import ProfileKind
+from agent.core.vocabulary import PruneMode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    """The options of one plan."""
+
+    prune: PruneMode = PruneMode.UNUSED
+    take_over: frozenset[str] = frozenset()
+    """Names of foreign profiles that may be replaced."""
+
+    grace_seconds: float = 0.0
+    """How long a removal waits after the label of the profile was removed from the Node."""
+
+    label_absent_seconds: Mapping[tuple[ProfileKind, str], float] | None = None
+    """How long each profile has verifiably had no label. None: removals wait for no label."""
+
+    pods_by_profile: Mapping[tuple[ProfileKind, str], tuple[str, ...]] | None = None
+    """The pods of this node that reference each profile. None: the pods are not known."""
+
+    pod_aware: bool = False
+    """Remove nothing while the pods of this node are not known."""

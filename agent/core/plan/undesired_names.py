@@ -1,0 +1,177 @@
+"""Decisions about names that the ledger owns and that no accepted key provides.
+
+Such a name is removed only if this agent installed it, its content is unchanged, and nothing needs
+or uses it any more. Otherwise it is held, or released without a change of the node.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from agent.core.actions import Action, Hold, Release, Remove
+from agent.core.model import Evidence, LedgerEntry, Read
+from agent.core.ownership import has_same_content, is_installed_by_agent, owned_names
+from agent.core.plan.claims import Claims
+from agent.core.plan.context import PlanContext
+from agent.core.plan.desired_keys import keeps_last_good_version, provided_names
+from agent.core.plan.last_good import hold_or_restore
+from agent.core.plan.removal_checks import RemovalChecks
+from agent.core.vocabulary import ProfileState, Reason
+
+
+class UndesiredNamePlanner:
+    """Decides about the undesired names of one kind."""
+
+    def __init__(self, context: PlanContext, claims: Claims) -> None:
+        self.context = context
+        self.claims = claims
+        self.checks = RemovalChecks(context)
+        self.has_pending_keys = any(id_.kind == context.kind for id_ in context.desired.pending)
+
+    def actions(self) -> list[Action]:
+        """Return the actions; every Remove comes last."""
+        context, desired = self.context, self.context.desired
+        actions: list[Action] = []
+        for id_ in context.sorted_keys(context.entries.keys()):
+            if id_.profile_set in desired.profile_sets or id_ in desired.duplicates:
+                actions += self._of_entry(context.entries[id_])
+        for id_ in context.sorted_keys(context.entries.keys()):
+            if id_.profile_set not in desired.profile_sets:
+                # No source provides this set any more, but another key may have its names.
+                actions += self._moved_names(context.entries[id_])
+        removals = [action for action in actions if isinstance(action, Remove)]
+        others = [action for action in actions if not isinstance(action, Remove)]
+        # Of several entries that own a name, the entry that matches the node is released last.
+        others.sort(key=self._matches_node)
+        return [*others, *removals]
+
+    def _of_entry(self, entry: LedgerEntry) -> Iterable[Action]:
+        """Decide about the names of one entry that its key does not provide."""
+        profile = self.context.desired.profiles.get(entry.id)
+        evidence = owned_names(entry)
+        if profile is not None and evidence.keys() <= frozenset(profile.version.names):
+            return  # The usual case: the key provides every name of its entry.
+        reason_to_stay = self._reason_to_stay_whole(entry)
+        if reason_to_stay is not None:
+            yield hold_or_restore(self.context, entry, reason_to_stay, ProfileState.HELD)
+        names = entry.retired if reason_to_stay is not None else evidence
+        provided = provided_names(
+            self.context,
+            entry.id,
+            self.claims.accepted_names,
+            is_blocked=entry.id in self.claims.blocked_keys,
+        )
+        decided = self._decide_names(entry, sorted(set(names) - provided), evidence)
+        yield from decided.holds.values()
+        for reason, released in decided.releases.items():
+            yield Release(id=entry.id, reason=reason, names=tuple(released))
+        is_read = isinstance(self.context.desired.profile_sets[entry.id.profile_set], Read)
+        if is_read and not evidence and not self.context.desired.contains(entry.id):
+            yield Release(id=entry.id, reason=Reason.NEVER_INSTALLED, names=())
+        if decided.removals:
+            yield Remove(
+                id=entry.id,
+                reason=Reason.NOT_DESIRED,
+                names=tuple(decided.removals),
+                evidence={name: evidence[name] for name in decided.removals},
+                require_unused=self.checks.requires_proof_of_disuse,
+            )
+
+    def _decide_names(
+        self, entry: LedgerEntry, names: Iterable[str], evidence: Mapping[str, Evidence]
+    ) -> "_NameDecisions":
+        """Decide about each name: hold, release or remove it."""
+        decided = _NameDecisions(holds={}, releases={}, removals=[])
+        for name in names:
+            reason = self._reason_to_release(entry, name, evidence[name])
+            hold = None if reason is not None else self._hold(entry, name, decided.holds)
+            if self.has_pending_keys and reason in (None, Reason.ADOPTED):
+                # A pending key may be this profile under a new key.
+                hold = Hold(
+                    id=entry.id, reason=Reason.PENDING, names=(name,), state=ProfileState.HELD
+                )
+            if hold is not None:
+                decided.holds[name] = hold
+            elif reason is not None:
+                decided.releases.setdefault(reason, []).append(name)
+            else:
+                decided.removals.append(name)
+        return decided
+
+    def _reason_to_release(
+        self, entry: LedgerEntry, name: str, evidence: Evidence
+    ) -> Reason | None:
+        """Return why a name is released without a change of the node; None: it is not."""
+        observed = self.context.observed(name)
+        if name in self.claims.claimed_names and not self._is_last_owner_of_needed(entry, name):
+            return Reason.MOVED
+        if observed is None:
+            return Reason.ABSENT
+        if not is_installed_by_agent(entry, name):
+            return Reason.ADOPTED
+        is_agent_owned = (
+            has_same_content(evidence, observed) and observed.is_agent_object is not False
+        )
+        return None if is_agent_owned else Reason.FOREIGN
+
+    def _hold(self, entry: LedgerEntry, name: str, holds: Mapping[str, Hold]) -> Hold | None:
+        """Return the Hold of a name that must stay on the node, or None if it may be removed."""
+        if self._is_last_owner_of_needed(entry, name):
+            return Hold(
+                id=entry.id,
+                reason=Reason.STILL_NEEDED,
+                names=(name,),
+                state=ProfileState.HELD,
+                desired=False,
+            )
+        parent = holds.get(name.rpartition("//")[0])
+        if parent is not None:
+            # A process under the parent may change to its hats and children at any time.
+            return replace(parent, names=(name,), findings=())
+        return self.checks.hold(entry.id, name)
+
+    def _is_last_owner_of_needed(self, entry: LedgerEntry, name: str) -> bool:
+        """Return whether keys that cannot be installed need a name that only this entry owns.
+
+        A key that is renamed and rejected in one change removes nothing from the node.
+        """
+        owners = self.context.owners_of(name)
+        return name in self.claims.needed_names and all(owner is entry for owner in owners)
+
+    def _reason_to_stay_whole(self, entry: LedgerEntry) -> Reason | None:
+        """Return why the installed version of an undesired key stays complete, or None."""
+        if entry.installed is None or not self.context.is_undesired_or_duplicate(entry.id):
+            return None
+        if keeps_last_good_version(self.context, entry, self.claims.accepted_names):
+            return Reason.SOURCE_UNAVAILABLE
+        names = entry.installed.names
+        is_needed = any(self._is_last_owner_of_needed(entry, name) for name in names)
+        if is_needed and self.claims.accepted_names.isdisjoint(names):
+            return Reason.STILL_NEEDED
+        return None
+
+    def _matches_node(self, action: Action) -> bool:
+        """Return whether an action releases a moved name whose recorded content the node has."""
+        if not isinstance(action, Release) or action.reason != Reason.MOVED:
+            return False
+        evidence = owned_names(self.context.entries[action.id])
+        return any(
+            len(self.context.owners_of(name)) > 1
+            and (observed := self.context.observed(name)) is not None
+            and has_same_content(evidence[name], observed)
+            for name in action.names
+        )
+
+    def _moved_names(self, entry: LedgerEntry) -> Iterable[Release]:
+        """Release the names of an entry that accepted keys provide."""
+        moved = sorted(owned_names(entry).keys() & self.claims.accepted_names)
+        if moved:
+            yield Release(id=entry.id, reason=Reason.MOVED, names=tuple(moved))
+
+
+@dataclass(slots=True, kw_only=True)
+class _NameDecisions:
+    """What happens to the undesired names of one entry."""
+
+    holds: dict[str, Hold]
+    releases: dict[Reason, list[str]]
+    removals: list[str]
