@@ -1,12 +1,12 @@
-"""Search for profile texts that pass the scanner and make apparmor_parser open a foreign file.
+"""Searches for profile texts that pass the source checks and open a file outside the includes.
 
 usage: python -m tests.include_search [--seed N] [--passing N] [--only-host]
 
-Each text of a seeded grammar names a canary of its own: by its absolute path, by a path that climbs
-out of the include directory, or relative to the working directory. The real parsers read the text:
-that of this machine, and those of Debian 13 and unstable. inotify reports which canaries were
-opened. The search ends with status 1 where a text that `text.refusals` accepts and that
-`text.undecided` does not name opened its canary.
+Each text of a seeded grammar includes its own canary file: by the absolute path, by a path that
+leaves the include directory, or relative to the working directory. Real parsers read the text: the
+parser of this machine, and those of Debian 13 and unstable. inotify reports which canaries they
+open. The search ends with status 1 if a text opens its canary although `source_checks.errors`
+accepts it and `source_checks.undecided_includes` does not report it.
 """
 
 import argparse
@@ -171,12 +171,12 @@ FILES = {
 
 
 def random_numbers(seed):
-    """Return the source of randomness of a search."""
-    return random.Random(seed)  # noqa: S311 - to be repeated, not to be secret
+    """Return the random numbers of a search."""
+    return random.Random(seed)  # noqa: S311 - repeatable, not secret
 
 
 def generated(random_, paths):
-    """Return one text. paths: the spellings of the path of its canary."""
+    """Return one text that includes its canary by one of the paths."""
     lines = random_.sample(PREAMBLE, random_.randint(0, 2))
     lines.append(random_.choice(HEADS))
     lines += [random_.choice(RULES) for _ in range(random_.randint(1, 4))]
@@ -193,7 +193,7 @@ def generated(random_, paths):
 
 
 def disguised(random_, payload):
-    """Return a payload, perhaps behind what could hide it: a comment, a quote, a keyword."""
+    """Return a payload, perhaps after a comment, a quote or a keyword that could hide it."""
     noise = [random_.choice(WORDS) for _ in range(random_.randint(0, 4))]
     match random_.randrange(6):
         case 0:
@@ -211,19 +211,19 @@ def disguised(random_, payload):
 
 
 def joined(random_, pieces):
-    """Return the pieces with something between them that the grammar allows there."""
-    made = []
+    """Return the pieces with spaces, line breaks or comments between them."""
+    parts = []
     for piece in pieces:
-        made.append(piece)
+        parts.append(piece)
         chance = random_.random()
         if chance < 0.85:
-            made.append(" ")
+            parts.append(" ")
         elif chance < 0.95:
-            made.append(random_.choice(GAPS))
+            parts.append(random_.choice(GAPS))
         else:
             noise = " ".join(random_.choice(WORDS) for _ in range(random_.randint(0, 3)))
-            made.append(f" #{random_.choice(('', ' '))}{noise}{random_.choice(BREAKS)}")
-    return "".join(made)
+            parts.append(f" #{random_.choice(('', ' '))}{noise}{random_.choice(BREAKS)}")
+    return "".join(parts)
 
 
 def mutated(random_, content):
@@ -244,7 +244,7 @@ def mutated(random_, content):
 
 
 class Canaries:
-    """One file for each text of a batch, and what was opened of them."""
+    """One canary file for each text of a batch, and a watch on all of them."""
 
     def __init__(self, root):
         self.root = root
@@ -275,22 +275,22 @@ class Canaries:
 
     def opened(self):
         """Return the numbers of the canaries that were opened since the last call."""
-        found = set()
+        numbers = set()
         while True:
             try:
                 events = os.read(self.watch, 1 << 16)
             except BlockingIOError:
-                return found
+                return numbers
             at = 0
             while at < len(events):
                 _, _, _, length = EVENT.unpack_from(events, at)
                 name = events[at + EVENT.size : at + EVENT.size + length].rstrip(b"\0")
-                found.add(int(name[1:] or b"-1"))
+                numbers.add(int(name[1:] or b"-1"))
                 at += EVENT.size + length
 
 
 def other_releases():
-    """Return the commands of the parsers of other releases, unpacked into the cache once."""
+    """Return the commands of the parsers of other releases, which are unpacked once."""
     folder = kept.CACHE / "apparmor"
     commands = {}
     with kept.locked(folder):
@@ -310,7 +310,7 @@ def other_releases():
 
 
 def read_by(commands, canaries, contents):
-    """Let every parser read texts; return the numbers of those whose canary one of them opened."""
+    """Let every parser read the texts; return the numbers of the canaries that each one opened."""
     folder = canaries.root / "texts"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -318,7 +318,7 @@ def read_by(commands, canaries, contents):
         (folder / f"t{number}").write_bytes(content)
     names = [str(folder / f"t{number}") for number in contents]
     canaries.opened()
-    found = {}
+    opened = {}
     for name, argv in commands.items():
         if names:
             subprocess.run(
@@ -329,23 +329,23 @@ def read_by(commands, canaries, contents):
                 check=False,
                 timeout=600,
             )
-        found[name] = canaries.opened()
-    return found
+        opened[name] = canaries.opened()
+    return opened
 
 
 def search(random_, commands, root, passing):
-    """Generate texts until enough passed; return the counts, and the texts that opened a canary."""
+    """Generate texts until enough passed; return the counts and the texts that opened a canary."""
     canaries = Canaries(root)
     counts, failures = collections.Counter(), []
     for batch in itertools.count():
         if counts["passed"] >= passing or failures:
             break
-        groups = {"passed": {}, "undecided": {}, "refused": {}}
+        groups = {"passed": {}, "undecided": {}, "rejected": {}}
         for number in range(BATCH):
             content = generated(random_, canaries.paths(number)).encode("utf-8", "replace")
             findings = source_checks.errors(content)
             group = (
-                "refused"
+                "rejected"
                 if findings
                 else "undecided"
                 if source_checks.undecided_includes(content)
@@ -356,8 +356,8 @@ def search(random_, commands, root, passing):
                 del groups[group][number]
                 counts["unsafe"] += 1
         for group, contents in groups.items():
-            if group == "refused" and batch % 8:
-                continue  # these only show how often a refusal was needed
+            if group == "rejected" and batch % 8:
+                continue  # rejected texts only show how often a rejection was necessary
             opened = read_by(commands, canaries, contents)
             counts[group] += len(contents)
             hits = set().union(*opened.values())

@@ -1,4 +1,4 @@
-"""Properties of the reader of compiled policy."""
+"""Properties of the checks of profile texts and of the reader of compiled policies."""
 
 import struct
 import tempfile
@@ -18,12 +18,14 @@ from agent.host.filesystem import Host
 
 
 def named(name, rest):
+    """Return a named element of a policy."""
     return b"\x04" + struct.pack("<H", len(name) + 1) + name + b"\0" + rest
 
 
 def profile(name, mode=0, between=b""):
+    """Return a policy with one profile; between: the fields between its name and its flags."""
     encoded = name.encode()
-    flags = b"".join(b"\x02" + struct.pack("<I", one) for one in (0, mode, 0))
+    flags = b"".join(b"\x02" + struct.pack("<I", flag) for flag in (0, mode, 0))
     body = b"\x05" + struct.pack("<H", len(encoded) + 1) + encoded + b"\0" + between
     body += named(b"flags", b"\x07" + flags + b"\x08")
     return named(b"version", b"\x02" + struct.pack("<I", 0x200007)) + named(
@@ -31,12 +33,13 @@ def profile(name, mode=0, between=b""):
     )
 
 
-# What stands between a name and its flags: nothing, or an attachment.
+# The fields between a name and its flags: none, or an attachment.
 BETWEEN = (b"", named(b"xmatch_id", b"\x02" + struct.pack("<I", 1)), b"", b"")
 names = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=40)
 
 
-def answered(blob):
+def is_handled(blob):
+    """Return whether the reader returns profiles or raises PolicyError."""
     try:
         compiled_policy.read(blob)
     except compiled_policy.PolicyError:
@@ -45,31 +48,34 @@ def answered(blob):
 
 
 @given(st.binary(max_size=400))
-def test_any_bytes_are_answered(blob):
-    """Arbitrary bytes give profiles or one PolicyError, never another exception."""
-    assert answered(blob)
+def test_any_bytes_are_handled(blob):
+    """The reader returns profiles or raises PolicyError, and no other exception."""
+    assert is_handled(blob)
 
 
 @given(names, st.data())
-def test_mutated_policy_is_answered(name, data):
-    """Policy with bytes changed, cut or repeated is answered too."""
+def test_a_mutated_policy_is_handled(name, data):
+    """Bytes of the policy are changed, cut or repeated."""
     blob = bytearray(profile(name) * 2)
     for _ in range(data.draw(st.integers(1, 4))):
         blob[data.draw(st.integers(0, len(blob) - 1))] = data.draw(st.integers(0, 255))
-    assert answered(bytes(blob[: data.draw(st.integers(0, len(blob)))]))
+    assert is_handled(bytes(blob[: data.draw(st.integers(0, len(blob)))]))
 
 
 @given(st.lists(st.tuples(names, st.sampled_from(sorted(compiled_policy.MODES))), max_size=4))
 def test_every_declared_profile_is_found(declared):
-    """Names and modes come back as they were written, in their order."""
+    """Names and modes are those of the policy, in their order."""
     blob = b"".join(profile(name, mode) for name, mode in declared)
-    found = [(one.name, one.mode, one.has_attachment) for one in compiled_policy.read(blob)]
-    assert found == [(name, compiled_policy.MODES[mode], False) for name, mode in declared]
+    declarations = [
+        (profile.name, profile.mode, profile.has_attachment)
+        for profile in compiled_policy.read(blob)
+    ]
+    assert declarations == [(name, compiled_policy.MODES[mode], False) for name, mode in declared]
 
 
 @given(names)
-def test_a_name_is_hidden_by_no_cut(name):
-    """A blob cut anywhere inside a profile is refused rather than read as fewer profiles."""
+def test_a_cut_policy_is_an_error(name):
+    """A policy that ends inside a profile is not read as a policy with fewer profiles."""
     whole = profile(name)
     header = whole.index(b"profile") - 3
     for end in range(header + 1, len(whole)):
@@ -81,8 +87,8 @@ def test_a_name_is_hidden_by_no_cut(name):
 
 
 @given(st.text(max_size=400))
-def test_any_text_is_scanned(source):
-    """The checks on text answer every text."""
+def test_any_text_is_checked(source):
+    """The checks of a text raise no exception."""
     source_checks.errors(source.encode("utf-8", "surrogatepass"))
     escape_rules.warnings(source)
     source_checks.variable_names(source)
@@ -90,13 +96,13 @@ def test_any_text_is_scanned(source):
 
 @given(st.binary(max_size=2000), st.binary(max_size=200))
 def test_a_parser_message_is_one_bounded_printable_line(stderr, source):
-    """Whatever the parser prints becomes one printable line of bounded length."""
-    known = parser_messages.QuotableWords(
+    """Every output of the parser becomes one printable line of bounded length."""
+    quotable = parser_messages.QuotableWords(
         source=source, words={"error"}, include_dir="/etc/apparmor.d"
     )
-    said = parser_messages.error_message(b"error " + stderr, known)
-    assert said.isprintable()
-    assert len(said) <= 601
+    message = parser_messages.error_message(b"error " + stderr, quotable)
+    assert message.isprintable()
+    assert len(message) <= 601
 
 
 @given(
@@ -104,17 +110,17 @@ def test_a_parser_message_is_one_bounded_printable_line(stderr, source):
         st.tuples(names, st.sampled_from(sorted(compiled_policy.MODES))), min_size=1, max_size=4
     )
 )
-def test_what_the_cache_says_of_a_policy_is_what_is_read_from_it(declared):
-    """Names, modes, attachments and hashes."""
+def test_the_cache_returns_the_declared_profiles_of_a_policy(declared):
+    """Their names, modes, attachments and hashes are the same as in the policy."""
     between = zip(declared, BETWEEN, strict=False)
-    blob = b"".join(profile(name, mode, more) for (name, mode), more in between)
+    blob = b"".join(profile(name, mode, fields) for (name, mode), fields in between)
     with tempfile.TemporaryDirectory() as root:
         policy_cache.PolicyCache(Host(root), "/state", write=True).store(
             "key", policy_cache.ParserResult(policy=blob)
         )
-        found = policy_cache.PolicyCache(Host(root), "/state", write=True).find("key")
+        result = policy_cache.PolicyCache(Host(root), "/state", write=True).find("key")
     read = compiled_policy.read(blob)
-    assert found == policy_cache.ParserResult(
+    assert result == policy_cache.ParserResult(
         policy=blob, size=len(blob), sha256=digest(blob), declared=read
     )
 
@@ -124,34 +130,37 @@ def test_what_the_cache_says_of_a_policy_is_what_is_read_from_it(declared):
         st.tuples(names, st.sampled_from(sorted(compiled_policy.MODES))),
         min_size=1,
         max_size=6,
-        unique_by=lambda one: one[0],
+        unique_by=lambda declaration: declaration[0],
     ),
     st.data(),
 )
-def test_a_rewrapped_policy_declares_the_same_in_other_bytes(declared, data):
-    """The kernel's hash of each profile stays, and so does the alignment of its tables."""
+def test_a_rewrapped_policy_declares_the_same_profiles_in_other_bytes(declared, data):
+    """The kernel's hash of each profile and the alignment of its tables do not change."""
     blobs = [profile(name, mode) for name, mode in declared]
-    wanted = data.draw(st.sets(st.sampled_from([name for name, _ in declared]), min_size=1))
+    included = data.draw(st.sets(st.sampled_from([name for name, _ in declared]), min_size=1))
     filler = data.draw(st.binary(min_size=8, max_size=40))
-    made = compiled_policy.rewrap([b"".join(blobs[:3]), b"".join(blobs[3:])], wanted, filler)
+    rewrapped = compiled_policy.rewrap([b"".join(blobs[:3]), b"".join(blobs[3:])], included, filler)
 
-    def own(found):
+    def hashes(profiles):
         return {
-            one.name: (one.mode, {token for token in one.evidence if token.startswith("own:")})
-            for one in found
-            if one.name in wanted
+            profile.name: (
+                profile.mode,
+                {token for token in profile.evidence if token.startswith("own:")},
+            )
+            for profile in profiles
+            if profile.name in included
         }
 
     before = {
-        name: value for blob in blobs for name, value in own(compiled_policy.read(blob)).items()
+        name: value for blob in blobs for name, value in hashes(compiled_policy.read(blob)).items()
     }
-    assert own(compiled_policy.read(made)) == before
-    assert compiled_policy.names(made) == wanted
-    # One version header each, with the filler in it.
-    assert made.count(b"version\0" + filler) >= len(wanted)
+    assert hashes(compiled_policy.read(rewrapped)) == before
+    assert compiled_policy.names(rewrapped) == included
+    # Each profile has a version header with the filler.
+    assert rewrapped.count(b"version\0" + filler) >= len(included)
     sources = b"".join(blobs[:3]), b"".join(blobs[3:])
-    for name in wanted:
-        body = next(blob for (one, _), blob in zip(declared, blobs, strict=True) if one == name)
+    for name in included:
+        body = next(blob for (other, _), blob in zip(declared, blobs, strict=True) if other == name)
         body = body[body.index(b"\x04\x08\x00profile\0") :]
         origin = next(source for source in sources if body in source)
-        assert made.index(body) % 8 == origin.index(body) % 8
+        assert rewrapped.index(body) % 8 == origin.index(body) % 8

@@ -1,6 +1,6 @@
-"""Every profile of Debian's apparmor-profiles and apparmor-profiles-extra goes through check.
+"""Checks every profile of Debian's packages apparmor-profiles and apparmor-profiles-extra.
 
-The packages are fetched with apt-get download once, into ~/.cache/profile-loader.
+The packages are downloaded once with `apt-get download`, into ~/.cache/profile-loader.
 """
 
 import shutil
@@ -16,10 +16,10 @@ from tests.inspection import inspected
 from tests.system import kept
 
 PACKAGES = ("apparmor-profiles", "apparmor-profiles-extra")
-PLACES = ("etc/apparmor.d", "usr/share/apparmor/extra-profiles")
+DIRECTORIES = ("etc/apparmor.d", "usr/share/apparmor/extra-profiles")
 
-# What is special about a profile once attachments are allowed; all others are accepted without a
-# remark. Debian ships these in complain mode:
+# The findings about profiles when attachments are allowed. All other profiles are accepted without
+# a finding. Debian ships these in complain mode:
 COMPLAIN = [
     "bin.ping",
     "php-fpm",
@@ -67,15 +67,15 @@ COMPLAIN_EXTRA = [
 EXPECTED = {
     **{f"apparmor.d/{name}": {"complain_mode"} for name in COMPLAIN},
     **{f"extra-profiles/{name}": {"complain_mode"} for name in COMPLAIN_EXTRA},
-    # English prose, no policy; a source leaves README out by its name.
+    # A text in English; a source ignores README because of its name.
     "extra-profiles/README": {"parser_rejected"},
-    # These start a shell, a mailer or a script without a profile (ux, Ux, PUx).
+    # These profiles start a shell, a mailer or a script without a profile (ux, Ux, PUx).
     "apparmor.d/usr.bin.totem": {"unconfined_exec", "rule_not_enforced"},
     "extra-profiles/etc.cron.daily.logrotate": {"unconfined_exec"},
     "extra-profiles/sbin.dhclient-script": {"unconfined_exec"},
     "extra-profiles/sbin.dhcpcd": {"unconfined_exec"},
     "extra-profiles/usr.sbin.sshd": {"unconfined_exec"},
-    # These have D-Bus rules, which the features that Debian's parser.conf pins do not know.
+    # These profiles have D-Bus rules, which are not in the features of Debian's parser.conf.
     "apparmor.d/usr.bin.irssi": {"complain_mode", "rule_not_enforced"},
     "apparmor.d/usr.bin.pidgin": {"rule_not_enforced"},
     "apparmor.d/usr.bin.totem-previewers": {"rule_not_enforced"},
@@ -85,7 +85,7 @@ EXPECTED = {
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Fetch and unpack the packages; give one tree of them."""
+    """Download and unpack the packages into one tree."""
     tree = tmp_path_factory.mktemp("corpus")
     for package in PACKAGES:
         (archive,) = kept.package(package).glob("*.deb")
@@ -95,11 +95,11 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def includes(corpus, tmp_path_factory):
-    """Give an include directory as it is once the packages are installed."""
+    """Create the include directory of a machine on which the packages are installed."""
     directory = tmp_path_factory.mktemp("apparmor.d")
     for origin in (Path("/etc/apparmor.d"), corpus / "etc/apparmor.d"):
         shutil.copytree(origin, directory, dirs_exist_ok=True)
-    # The packages' post-installation scripts make an empty local file for each profile.
+    # The scripts of the packages create an empty local file for each profile.
     for path in (corpus / "etc/apparmor.d").iterdir():
         if path.is_file():
             (directory / "local" / path.name).touch()
@@ -107,37 +107,38 @@ def includes(corpus, tmp_path_factory):
 
 
 def outcomes(corpus, includes, tmp_path, *, allow_attachments):
-    kind = AppArmorBackend(
+    """Return the codes of the findings about each profile."""
+    backend = AppArmorBackend(
         host=Host(tmp_path),
         checking=True,
         include_dir=str(includes),
         allow_attachments=allow_attachments,
     )
-    found = {}
-    for place in PLACES:
-        for path in sorted((corpus / place).iterdir()):
+    codes_by_key = {}
+    for directory in DIRECTORIES:
+        for path in sorted((corpus / directory).iterdir()):
             if path.is_file():
-                key = f"{Path(place).name}/{path.name}"
-                blob = SourceKey(profile_set="corpus", key=key, content=path.read_bytes())
-                (result,) = inspected(kind, blob)
+                key = f"{Path(directory).name}/{path.name}"
+                source_key = SourceKey(profile_set="corpus", key=key, content=path.read_bytes())
+                (result,) = inspected(backend, source_key)
                 match result:
                     case Rejection(findings=findings):
-                        found[key] = frozenset(finding.code for finding in findings)
-                    case Profile(findings=remarks):
-                        found[key] = frozenset(finding.code for finding in remarks)
-    return found
+                        codes_by_key[key] = frozenset(finding.code for finding in findings)
+                    case Profile(findings=findings):
+                        codes_by_key[key] = frozenset(finding.code for finding in findings)
+    return codes_by_key
 
 
-def test_with_attachments_allowed_only_explained_profiles_are_special(corpus, includes, tmp_path):
-    """Every packaged profile is accepted, or refused or remarked for a recorded reason."""
-    found = outcomes(corpus, includes, tmp_path, allow_attachments=True)
-    assert len(found) == 141
-    assert {key: set(codes) for key, codes in found.items() if codes} == EXPECTED
+def test_with_attachments_allowed_every_finding_is_expected(corpus, includes, tmp_path):
+    """Each packaged profile has exactly the findings in the list above."""
+    codes_by_key = outcomes(corpus, includes, tmp_path, allow_attachments=True)
+    assert len(codes_by_key) == 141
+    assert {key: set(codes) for key, codes in codes_by_key.items() if codes} == EXPECTED
 
 
-def test_by_default_a_packaged_profile_for_host_programs_is_refused(corpus, includes, tmp_path):
-    """A profile that would attach to programs of the host is refused unless that is allowed."""
-    found = outcomes(corpus, includes, tmp_path, allow_attachments=False)
-    assert [key for key, codes in found.items() if "attachment_refused" not in codes] == [
+def test_by_default_a_profile_for_programs_of_the_host_is_rejected(corpus, includes, tmp_path):
+    """It would confine programs of the host. The option --allow-attachments allows it."""
+    codes_by_key = outcomes(corpus, includes, tmp_path, allow_attachments=False)
+    assert [key for key, codes in codes_by_key.items() if "attachment_refused" not in codes] == [
         "extra-profiles/README"
     ]

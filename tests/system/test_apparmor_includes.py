@@ -1,4 +1,4 @@
-"""The scanner and the real apparmor_parser agree on which files a text makes the parser open."""
+"""Tests of the source checks against the files that the real apparmor_parser opens."""
 
 import pytest
 
@@ -28,13 +28,13 @@ HIDDEN = {
 
 @pytest.mark.parametrize("template", HIDDEN.values(), ids=HIDDEN)
 def test_no_hidden_include_reaches_the_parser(tmp_path, template):
-    """A text that makes the real parser open a foreign file is refused before the parser runs."""
+    """A text that opens a file outside the includes is rejected before the parser runs."""
     canaries = include_search.Canaries(tmp_path)
     content = template.format(**canaries.paths(0)).encode()
-    kind = AppArmorBackend(host=Host(tmp_path), checking=True, include_dir=str(canaries.inside))
-    opened = include_search.read_by({"host": [kind.parser.path]}, canaries, {0: content})
+    backend = AppArmorBackend(host=Host(tmp_path), checking=True, include_dir=str(canaries.inside))
+    opened = include_search.read_by({"host": [backend.parser.path]}, canaries, {0: content})
     assert opened == {"host": {0}}
-    (result,) = inspected(kind, SourceKey(profile_set="dir test", key="key", content=content))
+    (result,) = inspected(backend, SourceKey(profile_set="dir test", key="key", content=content))
     assert isinstance(result, Rejection)
     assert {finding.code for finding in result.findings} == {"include_refused"}
     assert canaries.opened() == set()
@@ -56,28 +56,28 @@ ACCEPTED = {
 
 @pytest.mark.parametrize("content", ACCEPTED.values(), ids=ACCEPTED)
 def test_words_in_comments_and_children_of_includes_are_accepted(tmp_path, content):
-    """A comment may contain any word, and an included file may declare children."""
-    kind = AppArmorBackend(host=Host(tmp_path), checking=True)
+    """A comment may contain any word, and an included file may declare child profiles."""
+    backend = AppArmorBackend(host=Host(tmp_path), checking=True)
     (result,) = inspected(
-        kind, SourceKey(profile_set="dir test", key="key", content=content.encode())
+        backend, SourceKey(profile_set="dir test", key="key", content=content.encode())
     )
     assert isinstance(result, Profile), result
 
 
-def test_a_seeded_slice_of_the_search_opens_nothing(tmp_path):
-    """No text of a seeded slice that the scanner accepts makes the parser open a foreign file."""
+def test_no_accepted_text_of_a_short_search_opens_a_canary(tmp_path):
+    """The search has a fixed seed."""
     command = {"host": [AppArmorBackend(host=Host(tmp_path)).parser.path]}
     counts, failures = include_search.search(
         include_search.random_numbers(13), command, tmp_path, passing=2000
     )
     assert failures == []
-    assert counts["refused, canary opened"] > 0
+    assert counts["rejected, canary opened"] > 0
     print(dict(counts))
 
 
 @pytest.mark.search
-def test_a_long_search_with_the_parsers_of_three_releases_opens_nothing(tmp_path):
-    """None of 300,000 accepted texts makes a parser of Debian 12, 13 or unstable open a canary."""
+def test_no_accepted_text_of_a_long_search_opens_a_canary(tmp_path):
+    """The parsers of Debian 12, 13 and unstable read 300,000 accepted texts."""
     commands = {"host": [AppArmorBackend(host=Host(tmp_path)).parser.path]}
     commands |= include_search.other_releases()
     counts, failures = include_search.search(
@@ -101,9 +101,9 @@ QUOTED = (
 
 @pytest.mark.parametrize("rule", QUOTED)
 def test_a_message_quotes_the_key_and_no_included_file(tmp_path, rule):
-    """The parser quotes a word of each rule; it is shown only where the key itself contains it."""
+    """A word that the parser quotes is shown only if the key itself contains it."""
     (tmp_path / "host").write_text(f"{rule}\n")
-    kind = AppArmorBackend(
+    backend = AppArmorBackend(
         host=Host(tmp_path),
         checking=True,
         include_dir=str(tmp_path),
@@ -111,10 +111,10 @@ def test_a_message_quotes_the_key_and_no_included_file(tmp_path, rule):
     )
     shown = {}
     for body in (rule, "include <host>"):
-        blob = SourceKey(
+        source_key = SourceKey(
             profile_set="dir x", key="key", content=f"profile w {{\n{body}\n}}\n".encode()
         )
-        (result,) = inspected(kind, blob)
+        (result,) = inspected(backend, source_key)
         assert isinstance(result, Rejection)
         shown[body] = repr(result.findings)
     assert HOST_WORD in shown[rule]
@@ -133,8 +133,8 @@ CHANGES = {
 
 
 @pytest.mark.parametrize(("rule", "changed", "content"), CHANGES.values(), ids=CHANGES)
-def test_a_cached_policy_is_as_new_as_its_includes(tmp_path, rule, changed, content):
-    """Whatever changes below the include directory, the key is compiled again."""
+def test_a_changed_include_invalidates_the_cached_policy(tmp_path, rule, changed, content):
+    """After any change in the include directory, the key is compiled again."""
     (tmp_path / "d/dir").mkdir(parents=True)
     (tmp_path / "d/dir/old").write_text("/old r,\n")
     (tmp_path / "d/outer").write_text("include if exists <inner>\n")
@@ -142,23 +142,23 @@ def test_a_cached_policy_is_as_new_as_its_includes(tmp_path, rule, changed, cont
     (tmp_path / "d/link").symlink_to(tmp_path / "target")
     (tmp_path / "d/broken").symlink_to(tmp_path / "nothing")
     features = "/etc/apparmor.d/abi/3.0"
-    kind, other = (
+    backend, other = (
         AppArmorBackend(
             host=Host(tmp_path), checking=True, include_dir=str(tmp_path / "d"), abi=features
         )
         for _ in range(2)
     )
-    blob = SourceKey(
+    source_key = SourceKey(
         profile_set="dir test", key="key", content=f"profile w {{\n{rule}\n}}\n".encode()
     )
-    (before,) = inspected(kind, blob)
-    first = kind.body(before)
+    (before,) = inspected(backend, source_key)
+    first = backend.body(before)
     (tmp_path / changed).write_text(content)
-    kind.begin_pass()
-    (after,) = inspected(kind, blob)
-    (fresh,) = inspected(other, blob)
+    backend.begin_pass()
+    (after,) = inspected(backend, source_key)
+    (fresh,) = inspected(other, source_key)
     assert isinstance(before, Profile)
     assert isinstance(after, Profile)
     assert isinstance(fresh, Profile)
-    assert (first == kind.body(after), kind.body(after) == other.body(fresh)) == (False, True)
+    assert (first == backend.body(after), backend.body(after) == other.body(fresh)) == (False, True)
     assert before.version.context != after.version.context

@@ -1,4 +1,4 @@
-"""The AppArmor kind with the real apparmor_parser, which needs no AppArmor kernel to compile."""
+"""Tests of the AppArmor backend with the real apparmor_parser, which needs no AppArmor kernel."""
 
 import random
 
@@ -12,14 +12,15 @@ from tests.inspection import inspected
 
 
 def inspect(tmp_path, text, *, checking=True, **options):
+    """Return the result of the inspection of one text."""
     content = text if isinstance(text, bytes) else text.encode()
-    kind = AppArmorBackend(host=Host(tmp_path), checking=checking, **options)
-    (result,) = inspected(kind, SourceKey(profile_set="dir test", key="key", content=content))
+    backend = AppArmorBackend(host=Host(tmp_path), checking=checking, **options)
+    (result,) = inspected(backend, SourceKey(profile_set="dir test", key="key", content=content))
     return result
 
 
 @pytest.mark.parametrize(
-    ("text", "code", "where"),
+    ("text", "code", "location"),
     [
         ("profile x {\n  nonsense here\n}\n", "parser_rejected", "line 2"),
         ("profile x {\n  include <abstractions/nope>\n}\n", "parser_rejected", "line 2"),
@@ -47,47 +48,51 @@ def inspect(tmp_path, text, *, checking=True, **options):
         ('#include "/etc/shadow"\n', "include_refused", "line 1"),
     ],
 )  # fmt: skip
-def test_each_mistake_has_its_code_and_line(tmp_path, text, code, where):
-    """Every refusal names its problem and the line, where there is one."""
-    found = inspect(tmp_path, text)
-    assert isinstance(found, Rejection)
-    first = found.findings[0]
-    assert (first.code, first.location) == (code, where)
+def test_each_mistake_has_a_code_a_line_and_a_hint(tmp_path, text, code, location):
+    """The location is the key if the parser does not report a line."""
+    result = inspect(tmp_path, text)
+    assert isinstance(result, Rejection)
+    first = result.findings[0]
+    assert (first.code, first.location) == (code, location)
     assert first.hint
 
 
-def test_a_variable_in_a_name_does_not_pass_the_deny_list(tmp_path):
-    """What is judged is the compiled name."""
-    found = inspect(tmp_path, "@{P}=docker-default\nprofile @{P} {}\n")
-    assert isinstance(found, Rejection)
-    assert [one.code for one in found.findings] == ["name_variable", "name_denied"]
+def test_a_variable_in_a_name_does_not_bypass_the_deny_list(tmp_path):
+    """The deny list applies to the compiled name."""
+    result = inspect(tmp_path, "@{P}=docker-default\nprofile @{P} {}\n")
+    assert isinstance(result, Rejection)
+    assert [finding.code for finding in result.findings] == ["name_variable", "name_denied"]
 
 
-def test_several_profiles_with_hats_and_children_come_from_the_compiled_policy(tmp_path):
-    """Names and modes of everything that one key declares are known."""
+def test_names_and_modes_are_read_from_the_compiled_policy(tmp_path):
+    """One key can declare several profiles with hats and child profiles."""
     text = (
         "profile web flags=(complain) {\n  ^HAT { file, }\n  profile kid /bin/ls { file, }\n}\n"
         'profile "two words" { file, }\r\n'
     )
-    found = inspect(tmp_path, text)
-    assert isinstance(found, Profile)
-    assert found.version.names == ("two words", "web", "web//HAT", "web//kid")
-    assert found.version.modes == {
+    result = inspect(tmp_path, text)
+    assert isinstance(result, Profile)
+    assert result.version.names == ("two words", "web", "web//HAT", "web//kid")
+    assert result.version.modes == {
         "web": "complain", "web//HAT": "enforce", "web//kid": "enforce", "two words": "enforce",
     }  # fmt: skip
-    assert [(one.code, one.location) for one in found.findings] == [("complain_mode", "line 1")]
+    assert [(finding.code, finding.location) for finding in result.findings] == [
+        ("complain_mode", "line 1")
+    ]
 
 
 def test_rules_that_the_parser_omits_cause_a_warning(tmp_path):
     """A policy that lacks rules of its text is accepted, with the warning of the parser."""
-    found = inspect(tmp_path, "profile x {\n  file,\n  dbus,\n  dbus send,\n}\n")
-    assert isinstance(found, Profile)
-    assert [(one.code, one.location) for one in found.findings] == [("rule_not_enforced", "line 3")]
-    assert found.findings[0].message.endswith("profile x: dbus rules not enforced")
+    result = inspect(tmp_path, "profile x {\n  file,\n  dbus,\n  dbus send,\n}\n")
+    assert isinstance(result, Profile)
+    assert [(finding.code, finding.location) for finding in result.findings] == [
+        ("rule_not_enforced", "line 3")
+    ]
+    assert result.findings[0].message.endswith("profile x: dbus rules not enforced")
 
 
 def test_comments_change_the_source_and_not_the_policy(tmp_path):
-    """Compiling is deterministic, so that equal content is recognised."""
+    """The same rules compile to the same policy."""
     one = inspect(tmp_path, "profile x { file, }")
     two = inspect(tmp_path, "# a comment\nprofile x {\n file, }")
     assert isinstance(one, Profile)
@@ -96,8 +101,8 @@ def test_comments_change_the_source_and_not_the_policy(tmp_path):
     assert one.version.source_digest != two.version.source_digest
 
 
-def test_on_a_node_without_apparmor_a_good_text_is_unchecked_and_a_bad_one_rejected(tmp_path):
-    """A mistake is the text's matter wherever it is found; support is the node's."""
+def test_a_node_without_apparmor_rejects_only_texts_with_errors(tmp_path):
+    """A text without errors is reported as not supported by the node."""
     good = inspect(tmp_path, "profile x { file, }", checking=False)
     assert isinstance(good, Unchecked)
     assert good.finding.code == "kind_unsupported"
@@ -105,24 +110,24 @@ def test_on_a_node_without_apparmor_a_good_text_is_unchecked_and_a_bad_one_rejec
 
 
 def test_checking_writes_nothing(tmp_path):
-    """A check for a CI job leaves the host alone."""
+    """The command `check` leaves the machine of a CI job unchanged."""
     inspect(tmp_path, "profile x { file, }")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_mutated_texts_are_answered(tmp_path):
-    """Texts with bytes changed, cut or repeated give a profile or a rejection, never an error."""
+def test_mutated_texts_are_accepted_or_rejected(tmp_path):
+    """Bytes of the text are changed or cut. The inspection raises no exception."""
     seed = (
         b"#include <tunables/global>\nprofile web flags=(attach_disconnected) {\n"
         b"  #include <abstractions/base>\n  file,\n  deny /** w,\n  ^hat { network, }\n}\n"
     )
-    chance = random.Random(7)  # noqa: S311 - the same inputs in every run
+    random_ = random.Random(7)  # noqa: S311 - the same texts in every run
     for _ in range(100):
         text = bytearray(seed)
-        for _ in range(chance.randint(1, 6)):
-            text[chance.randrange(len(text))] = chance.randrange(256)
-        found = inspect(tmp_path, bytes(text[: chance.randint(1, len(text))]))
-        assert isinstance(found, Profile | Rejection)
+        for _ in range(random_.randint(1, 6)):
+            text[random_.randrange(len(text))] = random_.randrange(256)
+        result = inspect(tmp_path, bytes(text[: random_.randint(1, len(text))]))
+        assert isinstance(result, Profile | Rejection)
 
 
 SLOW = "".join(
@@ -132,7 +137,7 @@ SLOW = "".join(
 
 @pytest.mark.parametrize("is_quick", [True, False])
 def test_the_cpu_limit_of_the_parser_is_reported_as_such(is_quick):
-    """The parser compiles in a child process, and reports only that the child ended (status 10)."""
+    """The parser compiles in a child process and only reports that the child ended (status 10)."""
     made = parser.Parser("", include_dir="/etc/apparmor.d")
     run = made.run(
         f"profile slow {{\n{3 * SLOW}}}\n".encode(),

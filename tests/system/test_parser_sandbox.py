@@ -1,6 +1,6 @@
-"""The real apparmor_parser under the real Landlock: what it can open, whatever a text says.
+"""Tests of the files that the real apparmor_parser can open under the real Landlock.
 
-The texts go to the parser without the source checks, so that the tests exercise the sandbox alone.
+The parser reads the texts without the source checks, so that the tests cover only the sandbox.
 Compiling needs no AppArmor kernel.
 """
 
@@ -24,7 +24,7 @@ from tests.unit.test_landlock import SYSTEM_CALL_NUMBERS, output_under
 pytestmark = pytest.mark.skipif(landlock.missing() != "", reason=landlock.missing() or "active")
 FEATURES = ("--kernel-features", "/etc/apparmor.d/abi/3.0")
 CANARY = "xylophone"
-# Each opens PATH. The first one passed the check of texts in the version before the sandbox.
+# Each text opens PATH. The first text passed the source checks of an earlier version.
 FORMS = {
     "after the word abi in a comment": (
         'profile web {\n  capability # see the abi\n  include "PATH"\n  ,\n}\n'
@@ -43,15 +43,15 @@ def parser(include_dir="/etc/apparmor.d", **options):
 
 
 def compiled(form, path):
-    """Compile a text that opens a path; return what becomes of it, without the path."""
+    """Compile a text that opens a path, and return the result without the path."""
     text = FORMS[form].replace("PATH", str(path)).encode()
-    found = inspection.compiled(parser(), text, FEATURES)
-    return found.error.replace(str(path), "PATH"), bool(found.policy), found.exceeded_limit
+    result = inspection.compiled(parser(), text, FEATURES)
+    return result.error.replace(str(path), "PATH"), bool(result.policy), result.exceeded_limit
 
 
 @pytest.fixture
 def outside(tmp_path):
-    """Make files outside the include directory: a secret, an unreadable one, directories."""
+    """Create files outside the include directory: a secret, a pipe and a directory."""
     (tmp_path / "secret").write_text(f"{CANARY} rest\n")
     (tmp_path / "directory").mkdir()
     (tmp_path / "directory/secret").write_text(f"{CANARY} rest\n")
@@ -61,40 +61,40 @@ def outside(tmp_path):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_file_outside_the_include_directory_is_not_opened(form, outside):
-    """A secret file, a directory of secrets, a pipe and a missing path have the same outcome."""
+    """A secret file, a directory, a pipe and a missing path have the same result."""
     missing = compiled(form, outside / "missing")
     for name in ("secret", "directory", "pipe"):
-        found = compiled(form, outside / name)
-        assert CANARY not in found[0]
-        assert found == missing, name
+        result = compiled(form, outside / name)
+        assert CANARY not in result[0]
+        assert result == missing, name
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("place", ["root", "environ", "cwd", "fd", "maps"])
 def test_the_files_of_other_processes_are_not_opened(form, place, outside):
-    """/proc/PID of the agent itself, which runs as the same user, is as good as missing."""
+    """Files of the agent in /proc/PID, which has the same user, count as missing."""
     below = {"root": f"root{outside}/secret"}.get(place, place)
-    found = compiled(form, f"/proc/{os.getpid()}/{below}")
-    assert found == compiled(form, "/proc/0/missing")
+    result = compiled(form, f"/proc/{os.getpid()}/{below}")
+    assert result == compiled(form, "/proc/0/missing")
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_pipes_of_other_processes_are_not_opened(form):
-    """Landlock has no rule for a pipe; the kernel denies the way to it, /proc/PID/fd."""
+    """Landlock has no rule for pipes; the kernel denies the access to /proc/PID/fd."""
     reading, writing = os.pipe()
     try:
         os.write(writing, f"{CANARY} rest\n".encode())
         os.close(writing)
-        found = compiled(form, f"/proc/{os.getpid()}/fd/{reading}")
-        assert CANARY not in found[0]
-        assert found == compiled(form, f"/proc/{os.getpid()}/fd/9999")
+        result = compiled(form, f"/proc/{os.getpid()}/fd/{reading}")
+        assert CANARY not in result[0]
+        assert result == compiled(form, f"/proc/{os.getpid()}/fd/9999")
         assert os.read(reading, 64).startswith(CANARY.encode())
     finally:
         os.close(reading)
 
 
 def test_the_files_that_the_parser_needs_are_opened():
-    """A text with abstractions, tunables and an abi gives the policy that it gives elsewhere."""
+    """A text with abstractions, tunables and an abi has the same policy as without the sandbox."""
     text = (
         b"abi <abi/3.0>,\ninclude <tunables/global>\n"
         b"profile web {\n  include <abstractions/base>\n  include if exists <local/web>\n}\n"
@@ -108,7 +108,7 @@ def test_the_files_that_the_parser_needs_are_opened():
 
 
 def test_links_of_the_include_directory_are_followed(tmp_path, outside):
-    """The administrator of the host makes them; a link to a directory above it is not followed."""
+    """The administrator creates them. A link to a parent directory is not followed."""
     include = tmp_path / "apparmor.d"
     include.mkdir()
     (outside / "rules").write_text("  deny /secret/** rw,\n")
@@ -125,12 +125,12 @@ def test_links_of_the_include_directory_are_followed(tmp_path, outside):
         "above/secret": "Could not open",
     }.items():
         text = f"profile web {{\n  include <{name}>\n}}\n"
-        found = inspection.compiled(parser(str(include)), text.encode(), FEATURES)
-        assert (expected in found.error, bool(found.policy)) == (True, not expected), name
+        result = inspection.compiled(parser(str(include)), text.encode(), FEATURES)
+        assert (expected in result.error, bool(result.policy)) == (True, not expected), name
 
 
 def test_directories_and_features_of_the_configuration_file_are_readable(tmp_path, outside):
-    """The parser's own configuration may name more include directories, and a features file."""
+    """The configuration of the parser can have more include directories and a features file."""
     (tmp_path / "more").mkdir()
     (tmp_path / "more/rules").write_text("  deny /secret/** rw,\n")
     features = tmp_path / "features"
@@ -141,46 +141,46 @@ def test_directories_and_features_of_the_configuration_file_are_readable(tmp_pat
     assert {f"{tmp_path}/more", str(features), str(configuration)} <= set(access.read)
 
 
-def test_the_kind_reports_an_active_sandbox():
-    """The report of a pass takes it from there."""
-    found = AppArmorBackend(host=Host("/"), checking=True).sandbox()
-    assert found is not None
-    assert found.finding is None
+def test_the_backend_reports_an_active_sandbox():
+    """The report of a pass contains this result."""
+    result = AppArmorBackend(host=Host("/"), checking=True).sandbox()
+    assert result is not None
+    assert result.finding is None
 
 
 def test_a_parser_that_is_a_script_runs_without_a_sandbox_and_that_is_reported(tmp_path):
-    """What its interpreter needs is not known; the profile is compiled all the same."""
+    """The files of its interpreter are not known. The profile is compiled nevertheless."""
     script = tmp_path / "parser"
     script.write_text(f'#!/bin/sh\nexec {parser().path} "$@"\n')
     script.chmod(0o755)
-    kind = AppArmorBackend(host=Host("/"), parser=str(script), checking=True)
-    found = kind.sandbox()
-    assert found is not None
-    assert found.finding is not None
-    assert found.finding.code == "parser_not_sandboxed"
-    assert "is not an ELF program" in found.finding.message
-    blob = SourceKey(profile_set="dir test", key="key", content=b"profile web { file, }\n")
-    assert [type(result) for result in inspection.inspected(kind, blob)] == [Profile]
+    backend = AppArmorBackend(host=Host("/"), parser=str(script), checking=True)
+    result = backend.sandbox()
+    assert result is not None
+    assert result.finding is not None
+    assert result.finding.code == "parser_not_sandboxed"
+    assert "is not an ELF program" in result.finding.message
+    source_key = SourceKey(profile_set="dir test", key="key", content=b"profile web { file, }\n")
+    assert [type(result) for result in inspection.inspected(backend, source_key)] == [Profile]
 
 
 def test_a_text_that_the_check_cannot_decide_needs_the_sandbox(tmp_path):
-    """An included file may change the meaning of what follows in its line."""
+    """An included file may change the meaning of the text after it on the same line."""
     content = b"include <tunables/global> profile web { file, }\n"
-    blob = SourceKey(profile_set="dir test", key="key", content=content)
-    (found,) = inspection.inspected(AppArmorBackend(host=Host("/"), checking=True), blob)
-    assert isinstance(found, Profile)
+    source_key = SourceKey(profile_set="dir test", key="key", content=content)
+    (result,) = inspection.inspected(AppArmorBackend(host=Host("/"), checking=True), source_key)
+    assert isinstance(result, Profile)
     script = tmp_path / "parser"
     script.write_text(f'#!/bin/sh\necho run >> {tmp_path}/runs\nexec {parser().path} "$@"\n')
     script.chmod(0o755)
     free = AppArmorBackend(host=Host("/"), parser=str(script), checking=True)
-    (refused,) = inspection.inspected(free, blob)
+    (refused,) = inspection.inspected(free, source_key)
     assert isinstance(refused, Rejection)
-    assert [one.code for one in refused.findings] == ["include_refused"]
+    assert [finding.code for finding in refused.findings] == ["include_refused"]
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_policy_that_was_compiled_without_the_sandbox_is_compiled_again():
-    """It may contain files that are not among its recorded inputs: its context is another one."""
+    """The policy may contain files that are not in its context, so the context differs."""
     script = """
 from agent.backends.apparmor.parser import Parser
 made = Parser("", include_dir="/etc/apparmor.d")
@@ -192,16 +192,16 @@ print(made.input_digest(), end="")
 
 
 def test_the_loader_and_the_libraries_are_those_of_the_program():
-    """The dynamic loader is named in the program, and lists files that exist."""
+    """The program contains the path of the dynamic loader, which lists existing files."""
     path = parser().path
     loader = parser_sandbox.interpreter(path)
-    found = parser_sandbox.libraries(path, loader)
-    assert [one for one in (loader, *found) if not Path(one).is_file()] == []
-    assert any("libc" in one or "musl" in one for one in found)
+    result = parser_sandbox.libraries(path, loader)
+    assert [path for path in (loader, *result) if not Path(path).is_file()] == []
+    assert any("libc" in path or "musl" in path for path in result)
 
 
-def test_a_file_that_is_no_program_has_no_loader(tmp_path):
-    """Scripts, empty files and cut programs are not taken for static programs."""
+def test_a_file_that_is_not_a_program_has_no_loader(tmp_path):
+    """Scripts, empty files and cut programs do not count as static programs."""
     path = tmp_path / "file"
     for content in (b"", b"#!/bin/sh\n", b"\x7fELF", b"\x7fELF" + bytes(40)):
         path.write_bytes(content)
@@ -210,7 +210,7 @@ def test_a_file_that_is_no_program_has_no_loader(tmp_path):
 
 
 def test_many_runs_leave_no_thread_and_no_descriptor():
-    """Each run has a thread of its own, which ends with the start of the parser."""
+    """Each run has its own thread, which ends after the start of the parser."""
     made = parser()
     inspection.compiled(made, b"profile web {}\n", FEATURES)
     threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))

@@ -1,4 +1,4 @@
-"""A real kernel whose active modules do not contain Landlock, in a virtual machine."""
+"""Tests in a virtual machine with a kernel in which Landlock is not active."""
 
 import json
 from pathlib import Path
@@ -14,28 +14,30 @@ from agent.core.model import SourceKey
 from agent.host.filesystem import Host
 from agent.backends.apparmor.backend import AppArmorBackend
 
-kind = AppArmorBackend(host=Host("/"), state_dir="/var/lib/profile-loader")
+backend = AppArmorBackend(host=Host("/"), state_dir="/var/lib/profile-loader")
 
-def put(key, content):
+def install_key(key, content):
     source_key = SourceKey(profile_set="dir test", key=key, content=content.encode())
-    (profile,) = inspected(kind, source_key)
+    (profile,) = inspected(backend, source_key)
     if not hasattr(profile, "version"):
-        return [one.code for one in profile.findings]
-    return type(install(kind, profile)).__name__
+        return [finding.code for finding in profile.findings]
+    return type(install(backend, profile)).__name__
 
 print(json.dumps({
     "modules": open("/sys/kernel/security/lsm").read().strip(),
-    "code": kind.sandbox().finding.code,
-    "what": kind.sandbox().finding.message,
-    "plain": put("plain", "include <tunables/global>\\nprofile plain { file, }\\n"),
-    "undecided": put("undecided", "include <tunables/global> profile undecided { file, }\\n"),
+    "code": backend.sandbox().finding.code,
+    "what": backend.sandbox().finding.message,
+    "plain": install_key("plain", "include <tunables/global>\\nprofile plain { file, }\\n"),
+    "undecided": install_key(
+        "undecided", "include <tunables/global> profile undecided { file, }\\n"
+    ),
 }))
 """
 
 
 @pytest.fixture(scope="module")
-def found():
-    """Return what the agent does in a guest that was started with `lsm=apparmor`."""
+def results():
+    """Run the agent in a guest that was started with `lsm=apparmor`, and return its results."""
     files = {
         "guest.py": GUEST.encode(),
         "inspection.py": Path("tests/inspection.py").read_bytes(),
@@ -45,18 +47,18 @@ def found():
     return json.loads(result.output.splitlines()[-1])
 
 
-def test_the_kernel_has_apparmor_and_not_landlock(found):
-    """The list of active modules is the one of the kernel's command line."""
-    assert ("apparmor" in found["modules"], "landlock" in found["modules"]) == (True, False)
+def test_the_kernel_has_apparmor_and_not_landlock(results):
+    """The command line of the kernel contains the list of active modules."""
+    assert ("apparmor" in results["modules"], "landlock" in results["modules"]) == (True, False)
 
 
-def test_a_profile_is_installed_without_the_sandbox_and_that_is_reported(found):
-    """The notice says what to change; an ordinary profile does not need the sandbox."""
-    assert found["plain"] == "Installed"
-    assert found["code"] == "parser_not_sandboxed"
-    assert "Landlock is not among the active modules of the kernel (lsm=)" in found["what"]
+def test_a_profile_is_installed_without_the_sandbox_and_that_is_reported(results):
+    """The notice contains the reason. An ordinary profile does not need the sandbox."""
+    assert results["plain"] == "Installed"
+    assert results["code"] == "parser_not_sandboxed"
+    assert "Landlock is not among the active modules of the kernel (lsm=)" in results["what"]
 
 
-def test_a_text_that_the_check_cannot_decide_is_rejected_there(found):
-    """Nothing would keep the parser from opening other files."""
-    assert found["undecided"] == ["include_refused"]
+def test_a_text_that_the_check_cannot_decide_is_rejected_there(results):
+    """Without the sandbox, the parser could open other files."""
+    assert results["undecided"] == ["include_refused"]

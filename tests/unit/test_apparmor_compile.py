@@ -1,6 +1,6 @@
-"""Specification of how texts are compiled in the background: once each, and none waits for another.
+"""Tests of the compilation of texts in the background.
 
-A shell script stands in for the parser, so that its faults and its speed can be chosen.
+A shell script replaces the parser, so that each test can choose its faults and its speed.
 """
 
 import contextlib
@@ -16,117 +16,124 @@ import pytest
 from agent.backends.apparmor import policy_cache
 from agent.core.model import Pending, Rejection, SourceKey, Unchecked
 from tests.inspection import inspected, no_progress
-from tests.unit.test_apparmor_faults import agent, node, script
+from tests.unit.test_apparmor_faults import apparmor_backend, node, script
 
 QUICK = 'case "$*" in *no-expr-simplify*) quick=1;; *) quick=;; esac\n'
 PATIENCE_SECONDS = 60.0
 
 
-def blobs(*texts):
+def source_keys(*texts):
+    """Return one key for each text."""
     return [
         SourceKey(profile_set="dir test", key=f"k{number}", content=text.encode())
         for number, text in enumerate(texts)
     ]
 
 
-def backend(tmp_path, text, **options):
-    return agent(
+def script_backend(tmp_path, text, **options):
+    """Return a backend whose parser is a shell script with the given text."""
+    return apparmor_backend(
         node(tmp_path), parser=script(tmp_path, text), **{"state_dir": "/state", **options}
     )
 
 
 def runs(tmp_path):
+    """Return the lines that the runs of the script have written."""
     file = tmp_path / "runs"
     return file.read_text().splitlines() if file.exists() else []
 
 
 def codes(results):
+    """Return the codes of the findings of each result."""
     return [[finding.code for finding in result.findings] for result in results]
 
 
 @pytest.mark.parametrize("fault", ["exit 1", "kill -9 $$", "kill -XCPU $$"])
-def test_a_text_that_fails_in_the_quick_run_is_compiled_again_without_the_shortcut(tmp_path, fault):
-    """Only the full run decides about a text."""
+def test_a_text_that_fails_in_the_quick_run_gets_a_full_run(tmp_path, fault):
+    """Only a full run decides about a text."""
     text = f'{QUICK}echo "run$quick" >> {tmp_path}/runs\n[ -z $quick ] || {fault}'
-    made = backend(tmp_path, text)
-    assert codes(inspected(made, *blobs("profile x {}"))) == [["no_profile"]]
+    backend = script_backend(tmp_path, text)
+    assert codes(inspected(backend, *source_keys("profile x {}"))) == [["no_profile"]]
     assert runs(tmp_path) == ["run1", "run"]
 
 
 def test_a_text_that_succeeds_in_the_quick_run_is_compiled_once(tmp_path):
-    """A full run would give the same policy."""
-    made = backend(tmp_path, f'{QUICK}echo "run$quick" >> {tmp_path}/runs')
-    inspected(made, *blobs("profile x {}"))
+    """A full run would produce the same policy."""
+    backend = script_backend(tmp_path, f'{QUICK}echo "run$quick" >> {tmp_path}/runs')
+    inspected(backend, *source_keys("profile x {}"))
     assert runs(tmp_path) == ["run1"]
 
 
 def test_equal_texts_are_compiled_once(tmp_path):
     """Two keys with the same text share the result."""
-    made = backend(tmp_path, f"cat >> {tmp_path}/runs")
-    inspected(made, *blobs("profile x {}\n", "profile y {}\n", "profile x {}\n"))
+    backend = script_backend(tmp_path, f"cat >> {tmp_path}/runs")
+    inspected(backend, *source_keys("profile x {}\n", "profile y {}\n", "profile x {}\n"))
     assert sorted(runs(tmp_path)) == ["profile x {}", "profile y {}"]
 
 
 def test_an_inspection_never_waits_for_the_parser(tmp_path):
-    """A text that hangs the parser leaves its key pending, and says so."""
-    made = backend(tmp_path, "exec sleep 600")
-    (blob,) = blobs("profile x {}")
-    result = made.inspect(blob)
-    assert result == Pending(id=result.id, source=blob.content, findings=())
-    made.begin_pass()  # a pass that does not ask for the text ends its run
-    made.begin_pass()
+    """A key is pending while the parser hangs."""
+    backend = script_backend(tmp_path, "exec sleep 600")
+    (source_key,) = source_keys("profile x {}")
+    result = backend.inspect(source_key)
+    assert result == Pending(id=result.id, source=source_key.content, findings=())
+    backend.begin_pass()  # a pass that does not inspect the text ends its run
+    backend.begin_pass()
 
 
 def test_a_result_wakes_the_agent_and_the_next_pass_uses_it(tmp_path):
-    """The worker only reports that there is a result."""
+    """The worker wakes the agent and does not install anything."""
     woken = threading.Event()
-    made = backend(tmp_path, "cat > /dev/null", completed=woken.set)
-    (blob,) = blobs("profile x {}")
-    assert isinstance(made.inspect(blob), Pending)
+    backend = script_backend(tmp_path, "cat > /dev/null", completed=woken.set)
+    (source_key,) = source_keys("profile x {}")
+    assert isinstance(backend.inspect(source_key), Pending)
     assert woken.wait(PATIENCE_SECONDS)
-    made.begin_pass()
-    assert codes([made.inspect(blob)]) == [["no_profile"]]
+    backend.begin_pass()
+    assert codes([backend.inspect(source_key)]) == [["no_profile"]]
 
 
 def test_a_failed_start_of_the_parser_is_reported_by_the_next_pass(tmp_path):
-    """A failed start wakes the daemon, and a command that waits afterwards runs another pass."""
+    """A failed start wakes the daemon, and makes a waiting command run another pass."""
     woken = threading.Event()
     path = script(tmp_path, "exit 0")
     Path(path).write_text("#!/absent/interpreter\n")
-    made = agent(node(tmp_path), parser=path, state_dir="/state", completed=woken.set)
-    (blob,) = blobs("profile x {}")
-    assert isinstance(made.inspect(blob), Pending)
+    backend = apparmor_backend(node(tmp_path), parser=path, state_dir="/state", completed=woken.set)
+    (source_key,) = source_keys("profile x {}")
+    assert isinstance(backend.inspect(source_key), Pending)
     assert woken.wait(PATIENCE_SECONDS)
-    assert made.wait(no_progress)
-    made.begin_pass()
-    assert isinstance(made.inspect(blob), Unchecked)
-    assert not made.wait(no_progress)
+    assert backend.wait(no_progress)
+    backend.begin_pass()
+    assert isinstance(backend.inspect(source_key), Unchecked)
+    assert not backend.wait(no_progress)
 
 
 def test_a_new_text_overtakes_a_slow_one(tmp_path):
-    """The parser of the slow text is ended: it starts again when nothing else waits."""
+    """The run of the slow text ends, and starts again when no other text waits."""
     go = tmp_path / "go"
-    made = backend(
+    backend = script_backend(
         tmp_path,
         f'{QUICK}[ "$(cat)" = slow ] || exit 0\n[ -n "$quick" ] && kill -XCPU $$\n'
         f"touch {tmp_path}/started; until [ -e {go} ]; do sleep 0.01; done",
         completed=lambda: None,
     )
-    slow, new = blobs("slow", "new")
-    made.inspect(slow)
+    slow, new = source_keys("slow", "new")
+    backend.inspect(slow)
     until((tmp_path / "started").exists)
-    made.begin_pass()
-    made.inspect(slow)
-    made.inspect(new)
+    backend.begin_pass()
+    backend.inspect(slow)
+    backend.inspect(new)
 
     def is_compiled():
-        made.begin_pass()
-        return [isinstance(made.inspect(blob), Pending) for blob in (slow, new)] == [True, False]
+        backend.begin_pass()
+        return [isinstance(backend.inspect(source_key), Pending) for source_key in (slow, new)] == [
+            True,
+            False,
+        ]
 
     until(is_compiled)
     go.touch()
-    made.begin_pass()
-    made.begin_pass()
+    backend.begin_pass()
+    backend.begin_pass()
 
 
 def until(condition):
@@ -137,28 +144,28 @@ def until(condition):
 
 
 def test_at_most_two_parsers_run_at_a_time(tmp_path):
-    """Each run counts the runs beside it."""
-    made = backend(
+    """Each run records how many runs are active."""
+    backend = script_backend(
         tmp_path,
         f"cat > /dev/null\ncd {tmp_path}\necho start >> runs\n"
         "now() { echo $(($(grep -c start runs) - $(grep -c end runs))); }\n"
         "for i in $(seq 20); do now >> at-once; sleep 0.01; done\necho end >> runs",
     )
-    inspected(made, *blobs("1", "2", "3", "4"))
+    inspected(backend, *source_keys("1", "2", "3", "4"))
     assert max((tmp_path / "at-once").read_text().split()) <= "2"
     assert runs(tmp_path).count("start") == 4
 
 
-def test_a_text_that_is_refused_is_never_given_to_the_parser(tmp_path):
-    """The parser would read the file that an include names."""
-    made = backend(tmp_path, f"echo run >> {tmp_path}/runs")
-    (result,) = inspected(made, *blobs('include "/etc/shadow"\nprofile x {}\n'))
+def test_a_rejected_text_does_not_reach_the_parser(tmp_path):
+    """The parser would read the included file."""
+    backend = script_backend(tmp_path, f"echo run >> {tmp_path}/runs")
+    (result,) = inspected(backend, *source_keys('include "/etc/shadow"\nprofile x {}\n'))
     assert isinstance(result, Rejection)
     assert runs(tmp_path) == []
 
 
 def test_no_parser_outlives_the_agent(tmp_path):
-    """A process that ends while a text is compiled ends the parser, too."""
+    """An agent that exits while a text is compiled ends the parser."""
     path = script(
         tmp_path,
         f"echo $$ > {tmp_path}/pid.new; mv {tmp_path}/pid.new {tmp_path}/pid\nexec sleep 600",
@@ -166,10 +173,11 @@ def test_no_parser_outlives_the_agent(tmp_path):
     node(tmp_path)
     program = (
         "import sys, pathlib\n"
-        "from tests.unit.test_apparmor_faults import agent, Host\n"
-        "from tests.unit.test_apparmor_compile import blobs, until\n"
-        f"made = agent(Host({str(tmp_path)!r}), parser={path!r}, state_dir='/state')\n"
-        "made.inspect(*blobs('a'))\n"
+        "from tests.unit.test_apparmor_faults import apparmor_backend, Host\n"
+        "from tests.unit.test_apparmor_compile import source_keys, until\n"
+        f"host = Host({str(tmp_path)!r})\n"
+        f"backend = apparmor_backend(host, parser={path!r}, state_dir='/state')\n"
+        "backend.inspect(*source_keys('a'))\n"
         f"until(pathlib.Path({str(tmp_path)!r}, 'pid').exists)\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=PATIENCE_SECONDS)
@@ -177,77 +185,79 @@ def test_no_parser_outlives_the_agent(tmp_path):
     until(lambda: not Path(f"/proc/{pid}").exists())
 
 
-def test_a_result_for_includes_that_changed_in_the_meantime_is_not_used(tmp_path):
-    """The text is compiled again for the includes of today."""
+def test_a_result_for_outdated_includes_is_not_used(tmp_path):
+    """The text is compiled again with the new content of the included file."""
     include = tmp_path / "includes"
     include.mkdir()
     path = script(
         tmp_path,
         f"echo run >> {tmp_path}/runs\n[ -e {include}/a ] || echo > {include}/a",
     )
-    made = agent(node(tmp_path), parser=path, state_dir="/state", include_dir=str(include))
-    inspected(made, *blobs("profile x {}"))
+    backend = apparmor_backend(
+        node(tmp_path), parser=path, state_dir="/state", include_dir=str(include)
+    )
+    inspected(backend, *source_keys("profile x {}"))
     assert runs(tmp_path) == ["run", "run"]
 
 
-def test_the_seconds_of_each_run_are_reported(tmp_path):
-    """A run that ended at once does not count the wait for a slow one."""
+def test_the_duration_of_each_run_is_reported(tmp_path):
+    """The duration of a fast run does not include the time of a slow run."""
     seconds = []
-    made = backend(
+    backend = script_backend(
         tmp_path,
         f'{QUICK}[ "$(cat)$quick" = slow1 ] || exit 0\nsleep 1; exit 1',
         parser_ran=seconds.append,
     )
-    inspected(made, *blobs("slow", "fast"))
-    assert [each > 0.9 for each in sorted(seconds)] == [False, False, True]
+    inspected(backend, *source_keys("slow", "fast"))
+    assert [duration > 0.9 for duration in sorted(seconds)] == [False, False, True]
 
 
-def full_pass(made, number):
-    """Make a full pass over one text in its next edition."""
-    made.invalidate()
-    made.begin_pass()
-    inspected(made, *blobs(f"profile x {{ # {number}\n}}\n"))
+def full_pass(backend, number):
+    """Run a full pass over one text with a new comment."""
+    backend.invalidate()
+    backend.begin_pass()
+    inspected(backend, *source_keys(f"profile x {{ # {number}\n}}\n"))
 
 
-def test_old_editions_of_a_text_leave_memory_and_disk(tmp_path, monkeypatch):
-    """Texts that no full pass has used lately are kept on disk only, and there within bounds."""
+def test_old_versions_of_a_text_are_removed_from_memory_and_disk(tmp_path, monkeypatch):
+    """Results that the last full pass did not use stay on disk only, within the limits."""
     monkeypatch.setattr(policy_cache, "MAX_DISK_ENTRIES", 10)
-    made = backend(tmp_path, "cat > /dev/null")
+    backend = script_backend(tmp_path, "cat > /dev/null")
     for number in range(30):
-        full_pass(made, number)
-    assert len(made.cache.memory) == 2
+        full_pass(backend, number)
+    assert len(backend.cache.memory) == 2
     assert len(list((tmp_path / "state/cache").iterdir())) <= 10
 
 
 def test_a_text_in_use_stays_in_memory(tmp_path):
-    """Full passes over the same text do not read the disk again."""
-    made = backend(tmp_path, f"echo run >> {tmp_path}/runs")
+    """A full pass over the same text does not read the disk again."""
+    backend = script_backend(tmp_path, f"echo run >> {tmp_path}/runs")
     for _ in range(3):
-        full_pass(made, 1)
+        full_pass(backend, 1)
         shutil.rmtree(tmp_path / "state/cache", ignore_errors=True)
     assert runs(tmp_path) == ["run"]
 
 
-def test_names_that_are_gone_leave_the_memory(tmp_path):
-    """A policy that was checked once, and that no source provides any more, is not kept."""
-    made = backend(tmp_path, "exit 1")
-    made.changes.checked["gone"] = "digest"
-    full_pass(made, 1)
-    assert made.changes.checked == {}
+def test_names_without_a_source_are_removed_from_memory(tmp_path):
+    """The check of a policy that no source contains any more is forgotten."""
+    backend = script_backend(tmp_path, "exit 1")
+    backend.changes.checked["removed"] = "digest"
+    full_pass(backend, 1)
+    assert backend.changes.checked == {}
 
 
-def test_a_text_that_was_too_much_is_compiled_again_with_a_higher_limit(tmp_path):
-    """A raised --parser-timeout takes effect at once, without a change of the text."""
+def test_a_text_that_exceeded_a_limit_is_compiled_again_with_a_higher_limit(tmp_path):
+    """A higher --parser-timeout is effective without a change of the text."""
     path, host = script(tmp_path, f"echo run >> {tmp_path}/runs\nkill -XCPU $$"), node(tmp_path)
     for limit, expected in ((1.0, 2), (1.0, 2), (2.0, 4)):
-        made = agent(host, parser=path, state_dir="/state", cpu_limit=limit)
-        assert codes(inspected(made, *blobs("profile x {}"))) == [["parser_killed"]]
+        backend = apparmor_backend(host, parser=path, state_dir="/state", cpu_limit=limit)
+        assert codes(inspected(backend, *source_keys("profile x {}"))) == [["parser_killed"]]
         assert len(runs(tmp_path)) == expected
 
 
 @pytest.fixture
 def no_thread_left():
-    """Return a context in which no thread can be started: no address space has so large a stack."""
+    """Return a context in which no thread can start, because its stack would be too large."""
 
     @contextlib.contextmanager
     def limited():
@@ -261,30 +271,30 @@ def no_thread_left():
 
 
 def test_a_worker_that_cannot_start_is_started_by_a_later_pass(tmp_path, no_thread_left):
-    """A lack of threads is this node's matter, and may be over at the next pass."""
-    made = backend(tmp_path, "exit 0")
+    """A lack of threads is not a fault of the text, and may be over in the next pass."""
+    backend = script_backend(tmp_path, "exit 0")
     with no_thread_left():
-        (result,) = inspected(made, *blobs("profile x {}"))
+        (result,) = inspected(backend, *source_keys("profile x {}"))
     assert isinstance(result, Unchecked)
-    assert codes(inspected(made, *blobs("profile x {}"))) == [["no_profile"]]
+    assert codes(inspected(backend, *source_keys("profile x {}"))) == [["no_profile"]]
 
 
 def test_a_worker_survives_a_lack_of_threads_during_a_run(tmp_path, no_thread_left):
     """The text is not rejected, and the worker compiles the next one."""
-    made = backend(tmp_path, "exit 0")
-    inspected(made, *blobs("profile x {}"))
+    backend = script_backend(tmp_path, "exit 0")
+    inspected(backend, *source_keys("profile x {}"))
     with no_thread_left():
-        (result,) = inspected(made, *blobs("profile y {}"))
+        (result,) = inspected(backend, *source_keys("profile y {}"))
     assert isinstance(result, Unchecked)
-    assert codes(inspected(made, *blobs("profile z {}"))) == [["no_profile"]]
+    assert codes(inspected(backend, *source_keys("profile z {}"))) == [["no_profile"]]
 
 
 def test_the_parser_pauses_until_a_pass_collects_large_results(tmp_path):
-    """Results do not fill the memory while a pass takes long."""
-    made = backend(tmp_path, f"echo run >> {tmp_path}/runs; yes | head -c 3000000")
-    texts = blobs(*(f"profile x{number} {{}}" for number in range(8)))
-    for blob in texts:
-        made.inspect(blob)
-    assert made.wait(lambda *_: None)
+    """Results do not fill the memory during a long pass."""
+    backend = script_backend(tmp_path, f"echo run >> {tmp_path}/runs; yes | head -c 3000000")
+    texts = source_keys(*(f"profile x{number} {{}}" for number in range(8)))
+    for source_key in texts:
+        backend.inspect(source_key)
+    assert backend.wait(lambda *_: None)
     assert len(runs(tmp_path)) < len(texts)
-    assert codes(inspected(made, *texts)) == [["policy_unreadable"]] * len(texts)
+    assert codes(inspected(backend, *texts)) == [["policy_unreadable"]] * len(texts)

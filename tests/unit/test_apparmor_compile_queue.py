@@ -1,4 +1,4 @@
-"""Specification of the order in which texts are compiled, and of what condemns a text."""
+"""Tests of the order in which texts are compiled, and of the reasons to reject a text."""
 
 import pytest
 
@@ -10,9 +10,9 @@ POLICY = ParserRun(outcome=ParserResult(policy=b"policy"), seconds=0.1)
 LIMITS = (RunFailure.CPU_TIME, RunFailure.MEMORY, RunFailure.OUTPUT)
 
 
-def queue_of(*keys, rests=False, cpu_limit=30.0):
-    """Return a queue with one text per key; the part before the colon is the profile set."""
-    queue = CompileQueue(cpu_limit=cpu_limit, pauses_slow_texts=rests)
+def queue_of(*keys, pauses=False, cpu_limit=30.0):
+    """Return a queue with one text per key; a key is PROFILE_SET:NUMBER."""
+    queue = CompileQueue(cpu_limit=cpu_limit, pauses_slow_texts=pauses)
     for key in keys:
         submit(queue, key)
     return queue
@@ -27,7 +27,7 @@ def limited(limit, seconds=2.0):
 
 
 def order(queue, run=POLICY, now=0.0):
-    """Return the keys in the order in which the queue gives them out."""
+    """Return the keys in the order in which the queue returns them."""
     keys = []
     while (task := queue.take(now)) is not None:
         keys.append(task.key)
@@ -36,32 +36,32 @@ def order(queue, run=POLICY, now=0.0):
 
 
 def test_texts_are_compiled_in_the_order_of_their_submission():
-    """Texts of one profile set are equals."""
+    """The texts of one profile set have the same rank."""
     assert order(queue_of("a:3", "a:1", "a:2")) == ["a:3", "a:1", "a:2"]
 
 
 def test_a_text_is_queued_once():
-    """Two keys with the same text need one result."""
+    """Two keys with the same text share one result."""
     queue = queue_of("a:1", "a:1")
     assert (len(queue), queue.submitted) == (1, 1)
 
 
 def test_the_profile_set_that_used_the_least_time_goes_first():
-    """A set of a thousand texts delays another set by one text."""
+    """A profile set with a thousand texts delays another profile set by one text."""
     queue = queue_of("big:1", "big:2", "big:3", "small:1")
     assert order(queue) == ["big:1", "small:1", "big:2", "big:3"]
 
 
 @pytest.mark.parametrize("limit", LIMITS)
 def test_a_text_that_exceeds_its_slice_waits_behind_all_others(limit):
-    """A slow text delays no other one, however many there are."""
+    """A slow text does not delay any other text."""
     queue = queue_of("a:slow", "a:1", "a:2")
     queue.record_run(queue.take(0.0), limited(limit), 0.0)
     assert order(queue) == ["a:1", "a:2", "a:slow"]
 
 
 def test_each_slice_is_longer_up_to_the_limit():
-    """A text that needs long is compiled at last; the first run omits the simplification."""
+    """A text that needs much time is compiled in the end. The first run is a quick run."""
     queue = queue_of("a:slow")
     runs = []
     compiled = None
@@ -75,7 +75,7 @@ def test_each_slice_is_longer_up_to_the_limit():
 
 
 def test_only_a_full_run_rejects_a_text():
-    """A quick run that reports an error is repeated without the shortcut."""
+    """A quick run that reports an error is followed by a full run."""
     queue = queue_of("a:1")
     wrong = ParserRun(outcome=ParserResult(error="syntax error"))
     assert queue.record_run(queue.take(0.0), wrong, 0.0) is None
@@ -83,7 +83,7 @@ def test_only_a_full_run_rejects_a_text():
 
 
 def test_an_empty_policy_is_a_result():
-    """A text of comments compiles to nothing."""
+    """A text that contains only comments compiles to an empty policy."""
     queue = queue_of("a:1")
     assert (
         queue.record_run(queue.take(0.0), ParserRun(outcome=ParserResult()), 0.0) == ParserResult()
@@ -93,33 +93,33 @@ def test_an_empty_policy_is_a_result():
 @pytest.mark.parametrize(
     "failure", [RunFailure.WALL_CLOCK, RunFailure.NOT_STARTED, RunFailure.SIGNAL]
 )
-def test_a_failure_that_is_not_the_text_s_fault_is_retried_with_back_off(failure):
-    """A busy node, a missing program or the OOM killer never condemns a text."""
-    queue = queue_of("a:1", rests=True)
+def test_an_inconclusive_run_is_repeated_with_back_off(failure):
+    """A busy node, a missing program or the OOM killer is never a reason to reject a text."""
+    queue = queue_of("a:1", pauses=True)
     if failure is RunFailure.SIGNAL:
         queue.record_run(
             queue.take(0.0), limited(failure), 0.0
-        )  # the quick run is repeated at once
-    now, waits = 0.0, []
+        )  # a full run follows without a delay
+    now, delays = 0.0, []
     for _ in range(9):
         assert queue.record_run(queue.take(now), limited(failure), now) is None
         assert queue.take(now) is None
-        waits.append(queue.next_retry() - now)
+        delays.append(queue.next_retry() - now)
         now = queue.next_retry()
-    assert waits == [10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 600.0, 600.0, 600.0]
+    assert delays == [10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 600.0, 600.0, 600.0]
     assert queue.find("a:1").failure == limited(failure)
 
 
-def test_slow_texts_rest_between_their_runs():
-    """Together they use at most a quarter of one processor."""
-    queue = queue_of("a:slow", rests=True)
+def test_slow_texts_pause_between_their_runs():
+    """Slow texts together use at most a quarter of one processor."""
+    queue = queue_of("a:slow", pauses=True)
     queue.record_run(queue.take(0.0), limited(RunFailure.CPU_TIME), 0.0)  # the quick run
     queue.record_run(queue.take(0.0), limited(RunFailure.CPU_TIME, seconds=8.0), 8.0)
     assert queue.next_retry() == 8.0 + 3 * 8.0
 
 
-def test_a_slow_text_makes_room_for_a_new_one():
-    """The run of the slow text is lost, and counts for nothing."""
+def test_the_run_of_a_slow_text_is_cancelled_for_a_new_text():
+    """The cancelled run does not change the level of the slow text."""
     queue = queue_of("a:slow")
     queue.record_run(queue.take(0.0), limited(RunFailure.CPU_TIME), 0.0)
     slow = queue.take(0.0)
@@ -131,14 +131,14 @@ def test_a_slow_text_makes_room_for_a_new_one():
     assert order(queue) == ["b:new", "a:slow"]
 
 
-def test_a_new_text_never_makes_room_for_another():
-    """Each new text keeps its first slice."""
+def test_the_run_of_a_new_text_is_not_cancelled_for_another_text():
+    """Each new text gets its whole first slice."""
     queue = queue_of("a:1", "a:2")
     assert not queue.is_cancelled(queue.take(0.0), 0.0)
 
 
-def test_what_no_source_provides_any_more_is_not_compiled():
-    """A deleted text is forgotten, also while the parser compiles it."""
+def test_a_text_without_a_source_is_not_compiled():
+    """A deleted text is removed, also while the parser compiles it."""
     queue = queue_of("a:1", "a:2", "a:3")
     running = queue.take(0.0)
     queue.retain({"a:3"})
@@ -147,8 +147,8 @@ def test_what_no_source_provides_any_more_is_not_compiled():
     assert order(queue) == ["a:3"]
 
 
-def test_a_text_that_comes_back_while_its_old_run_ends_is_compiled_again():
-    """The old run's end is not taken for the new one's."""
+def test_a_text_that_returns_before_its_old_run_ends_is_compiled_again():
+    """The end of the old run does not count as the end of the new run."""
     queue = queue_of("a:1")
     old = queue.take(0.0)
     queue.retain(())
@@ -162,14 +162,14 @@ def test_a_text_that_comes_back_while_its_old_run_ends_is_compiled_again():
 
 def test_the_queue_is_idle_when_nothing_may_run_now():
     """The daemon's queue stays idle until the first retry is due."""
-    queue = queue_of("a:1", rests=True)
+    queue = queue_of("a:1", pauses=True)
     task = queue.take(0.0)
     assert not queue.is_idle(0.0)
     queue.record_run(task, limited(RunFailure.WALL_CLOCK), 0.0)
     assert (queue.is_idle(0.0), queue.is_idle(10.0)) == (True, False)
 
 
-def test_a_command_does_not_repeat_runs_that_say_nothing_about_the_text():
+def test_a_command_does_not_repeat_inconclusive_runs():
     """With a hanging parser and many texts, the command would never exit."""
     queue = queue_of("a:1")
     queue.record_run(queue.take(0.0), limited(RunFailure.WALL_CLOCK), 0.0)
@@ -177,8 +177,8 @@ def test_a_command_does_not_repeat_runs_that_say_nothing_about_the_text():
     assert queue.next_retry() is None
 
 
-def test_two_runs_without_the_shortcut_never_share_the_memory():
-    """A text is condemned for its memory only by a run that could use all of it."""
+def test_two_full_runs_never_share_the_memory():
+    """A text is rejected for its memory only after a run that could use all of it."""
     queue = queue_of("a:1", "a:2")
     for _ in range(2):
         queue.record_run(queue.take(0.0), limited(RunFailure.MEMORY), 0.0)

@@ -9,7 +9,7 @@ from agent.core.model import KeyId, ObservedProfile, Profile, Version, digest
 from agent.core.ports import Failed, Installed
 from agent.host.filesystem import Host
 from tests.property.test_apparmor_policy import profile as compiled
-from tests.unit.test_apparmor_faults import agent, loaded, node, write
+from tests.unit.test_apparmor_faults import apparmor_backend, loaded, node, write
 
 BODY = compiled("web")
 DIRECTORY = "web.1"
@@ -54,14 +54,14 @@ def host(tmp_path):
 
 def shown(host):
     """Return what a process that just started sees."""
-    return agent(host).observe(["web"], []).profiles["web"]
+    return apparmor_backend(host).observe(["web"], []).profiles["web"]
 
 
 @pytest.mark.parametrize("disturbed", [0, 1, 4])
 def test_a_load_is_repeated_until_it_is_the_only_change(host, disturbed):
     """Only then the object is known to have the written content; repeating keeps the object."""
     host.disturbed = disturbed
-    done = agent(host).install(PROFILE, BODY, replaceable=())
+    done = apparmor_backend(host).install(PROFILE, BODY, replaceable=())
     path = f"{kernel_access.ROOT}/policy/profiles/{DIRECTORY}"
     evidence = frozenset({f"object:b-o-o-t:{path}:{disturbed + 1}"})
     assert done == Installed(evidence={"web": evidence}, modes={"web": "enforce"})
@@ -74,19 +74,20 @@ def test_a_load_is_repeated_until_it_is_the_only_change(host, disturbed):
 def test_a_load_that_is_always_disturbed_is_finished_by_the_next_pass(host):
     """It is not verified, and it stays this agent's own."""
     host.disturbed = 99
-    failed = agent(host).install(PROFILE, BODY, replaceable=())
+    failed = apparmor_backend(host).install(PROFILE, BODY, replaceable=())
     assert isinstance(failed, Failed)
     assert failed.finding.code == "verify_failed"
     assert len(host.writes) == 5
     assert shown(host).is_agent_object is True
     host.disturbed = 0
-    assert isinstance(agent(host).install(PROFILE, BODY, replaceable=["web"]), Installed)
+    assert isinstance(apparmor_backend(host).install(PROFILE, BODY, replaceable=["web"]), Installed)
 
 
 def test_an_object_of_another_program_stays_foreign_when_it_is_written_over(host):
     """Where a key has several names, one of them may be foreign with the same content."""
     host.write_kernel(".load", BODY)
     assert isinstance(
-        agent(host).install(PROFILE, BODY, replaceable=["web"], foreign=["web"]), Installed
+        apparmor_backend(host).install(PROFILE, BODY, replaceable=["web"], foreign=["web"]),
+        Installed,
     )
     assert shown(host).is_agent_object is False

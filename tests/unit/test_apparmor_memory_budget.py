@@ -7,12 +7,11 @@ import pytest
 from agent.backends.apparmor import memory_budget
 from agent.core.model import Rejection
 from tests.inspection import inspected
-from tests.unit.test_apparmor_compile import backend as compiling_backend
-from tests.unit.test_apparmor_compile import blobs, runs
+from tests.unit.test_apparmor_compile import runs, script_backend, source_keys
 from tests.unit.test_apparmor_faults import write
 
 MIB = 1 << 20
-# The limit is set from outside, right after the start.
+# Another process sets the limit right after the start of the script.
 WAIT = 'until [ "$(ulimit -v)" != unlimited ]; do :; done\n'
 
 
@@ -38,11 +37,11 @@ def stat(inactive, active):
 
 @pytest.mark.parametrize("path", ["/", "/system.slice/agent.service"])
 @pytest.mark.parametrize(
-    ("most", "expected"), [(512 * MIB, 396 * MIB), (128 * MIB, 64 * MIB), (8 << 30, 1 << 30)]
+    ("limit", "expected"), [(512 * MIB, 396 * MIB), (128 * MIB, 64 * MIB), (8 << 30, 1 << 30)]
 )
-def test_the_parser_may_use_the_memory_that_the_container_has_left(tmp_path, path, most, expected):
+def test_the_parser_may_use_the_memory_that_the_container_has_left(tmp_path, path, limit, expected):
     """The limit minus the usage without page cache, minus a reserve; from 64 MiB to 1 GiB."""
-    files = {"max": most, "current": 150 * MIB, "stat": stat(30 * MIB, 20 * MIB)}
+    files = {"max": limit, "current": 150 * MIB, "stat": stat(30 * MIB, 20 * MIB)}
     assert memory_budget.available_bytes(*cgroup(tmp_path, path, **files)) == expected
 
 
@@ -86,19 +85,19 @@ def test_without_a_memory_cgroup_the_parser_may_use_the_maximum(tmp_path):
 )
 def test_each_run_gets_the_memory_that_is_left(tmp_path, left, expected):
     """A quick run gets 64 MiB; a full run leaves 64 MiB for a second parser if possible."""
-    made = backend(tmp_path, f"{WAIT}ulimit -v >> {tmp_path}/runs; exit 1", left)
-    inspected(made, *blobs("profile x {}"))
+    backend = backend_with(tmp_path, f"{WAIT}ulimit -v >> {tmp_path}/runs; exit 1", left)
+    inspected(backend, *source_keys("profile x {}"))
     assert [int(kib) // 1024 for kib in runs(tmp_path)] == expected
 
 
 def test_a_second_parser_needs_64_mib(tmp_path):
     """With less memory, texts are compiled one after the other."""
-    made = backend(
+    backend = backend_with(
         tmp_path,
         f"cd {tmp_path}; mkdir busy || touch both; sleep 0.2; rmdir busy",
         100,
     )
-    inspected(made, *blobs("1", "2", "3"))
+    inspected(backend, *source_keys("1", "2", "3"))
     assert not (tmp_path / "both").exists()
 
 
@@ -109,18 +108,18 @@ def test_the_memory_of_a_running_parser_is_subtracted_once(tmp_path):
         f"cd {tmp_path}; mkdir busy || touch both\n"
         "for i in $(seq 100); do [ -e both ] && break; sleep 0.05; done\nrmdir busy"
     )
-    made = compiling_backend(
+    backend = script_backend(
         tmp_path,
         text,
         free_memory=lambda: (70 if (tmp_path / "busy").exists() else 128) * MIB,
     )
-    inspected(made, *blobs("1", "2"))
+    inspected(backend, *source_keys("1", "2"))
     assert (tmp_path / "both").exists()
 
 
-def backend(tmp_path, text, left=1024):
+def backend_with(tmp_path, text, left=1024):
     """Return a backend whose parsers may use a number of MiB together."""
-    return compiling_backend(tmp_path, text, free_memory=lambda: left * MIB)
+    return script_backend(tmp_path, text, free_memory=lambda: left * MIB)
 
 
 MESSAGE = (
@@ -138,10 +137,10 @@ HINT = (
 )
 def test_a_text_that_needs_too_much_memory_is_rejected_with_that_reason(tmp_path, output):
     """The hint is to simplify the text or to raise the limit."""
-    made = compiling_backend(
+    backend = script_backend(
         tmp_path, f"echo '{output}' >&2; exit 10", cpu_limit=1.0, free_memory=lambda: 80 * MIB
     )
-    (result,) = inspected(made, *blobs("profile x {}"))
+    (result,) = inspected(backend, *source_keys("profile x {}"))
     assert isinstance(result, Rejection)
     (finding,) = result.findings
     assert (finding.code, finding.message, finding.hint) == ("parser_killed", MESSAGE, HINT)
@@ -149,6 +148,6 @@ def test_a_text_that_needs_too_much_memory_is_rejected_with_that_reason(tmp_path
 
 def test_a_parser_that_hangs_without_memory_is_reported_with_that_reason(tmp_path):
     """Sometimes apparmor_parser reports bad_alloc and does not exit."""
-    made = compiling_backend(tmp_path, "echo std::bad_alloc >&2; exec sleep 600", cpu_limit=0.1)
-    (result,) = inspected(made, *blobs("profile x {}"))
+    backend = script_backend(tmp_path, "echo std::bad_alloc >&2; exec sleep 600", cpu_limit=0.1)
+    (result,) = inspected(backend, *source_keys("profile x {}"))
     assert "MiB of memory" in result.findings[0].message

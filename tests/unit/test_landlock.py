@@ -1,4 +1,4 @@
-"""Specification of agent.host.landlock, against the kernel that the tests run on."""
+"""Tests of agent.host.landlock on the kernel of this machine."""
 
 import contextlib
 import ctypes
@@ -29,7 +29,7 @@ SYSTEM_CALL_NUMBERS = {"create": 444, "add": 445, "restrict": 446}
 
 
 def opened(path, flags=os.O_RDONLY):
-    """Open a path; return whether that is permitted."""
+    """Open a path, and return whether that is permitted."""
     try:
         os.close(os.open(path, flags, 0o600))
     except PermissionError:
@@ -39,7 +39,7 @@ def opened(path, flags=os.O_RDONLY):
 
 @pytest.fixture
 def files(tmp_path):
-    """Make a directory that the tests list, and a secret file outside of it."""
+    """Create a directory that the tests permit, and a secret file outside it."""
     (tmp_path / "tree/below").mkdir(parents=True)
     (tmp_path / "tree/below/file").write_text("listed")
     (tmp_path / "secret").write_text("canary")
@@ -47,18 +47,18 @@ def files(tmp_path):
 
 
 @needs_landlock
-def test_a_restricted_thread_opens_only_what_is_listed(files):
-    """Files outside the listed tree are denied, by path, through a link and through `..`."""
+def test_a_restricted_thread_can_only_open_listed_files(files):
+    """Other files are denied by path, through a link and through `..`."""
     (files / "tree/link").symlink_to(files / "secret")
     tree = f"{files}/tree"
     paths = (f"{tree}/below/file", tree, f"{files}/secret", f"{tree}/link", f"{tree}/../secret")
-    found = landlock.run(lambda: [opened(path) for path in paths], Access(read=[tree]))
-    assert found == [True, True, False, False, False]
+    permitted = landlock.run(lambda: [opened(path) for path in paths], Access(read=[tree]))
+    assert permitted == [True, True, False, False, False]
 
 
 @needs_landlock
 def test_a_link_that_is_listed_stands_for_its_target(files):
-    """The rule of a link is a rule for the file that the link leads to."""
+    """A rule for a link applies to the file that the link leads to."""
     link = files / "link"
     link.symlink_to(files / "secret")
     assert landlock.run(lambda: opened(files / "secret"), Access(read=[str(link)]))
@@ -66,19 +66,19 @@ def test_a_link_that_is_listed_stands_for_its_target(files):
 
 @needs_landlock
 def test_a_restricted_thread_writes_nothing(files):
-    """Writing, truncating, creating and removing are denied in the listed tree too."""
+    """Writing, truncating, creating and removing are also denied in the listed directory."""
     file = files / "tree/below/file"
 
     def attempts():
-        done = [opened(file, os.O_WRONLY), opened(file, os.O_RDONLY | os.O_TRUNC)]
-        done.append(opened(files / "tree/new", os.O_WRONLY | os.O_CREAT))
+        permitted = [opened(file, os.O_WRONLY), opened(file, os.O_RDONLY | os.O_TRUNC)]
+        permitted.append(opened(files / "tree/new", os.O_WRONLY | os.O_CREAT))
         for attempt in (file.unlink, (files / "tree/directory").mkdir):
             try:
                 attempt()
-                done.append(True)
+                permitted.append(True)
             except PermissionError:
-                done.append(False)
-        return done
+                permitted.append(False)
+        return permitted
 
     assert landlock.run(attempts, Access(read=[str(files / "tree")])) == [False] * 5
     assert file.read_text() == "listed"
@@ -86,29 +86,29 @@ def test_a_restricted_thread_writes_nothing(files):
 
 @needs_landlock
 def test_other_threads_are_not_restricted(files):
-    """While a restricted thread runs, and after it, every other thread opens what it likes."""
+    """During and after the run of a restricted thread, other threads can open every file."""
     access, inside, done = Access(read=[]), threading.Event(), threading.Event()
-    found = []
+    permitted = []
 
     def restricted():
         inside.set()
         done.wait()
         return opened(files / "secret")
 
-    thread = threading.Thread(target=lambda: found.append(landlock.run(restricted, access)))
+    thread = threading.Thread(target=lambda: permitted.append(landlock.run(restricted, access)))
     thread.start()
     inside.wait()
     assert opened(files / "secret")
     assert opened(files / "new", os.O_WRONLY | os.O_CREAT)
     done.set()
     thread.join()
-    assert found == [False]
+    assert permitted == [False]
     assert opened(files / "secret")
 
 
 @needs_landlock
 def test_no_new_privileges_is_set_in_the_restricted_thread_only(files):
-    """The agent keeps its own state of that flag."""
+    """The other threads of the agent keep their state of that flag."""
 
     def flag():
         with open("/proc/thread-self/status") as file:  # noqa: PTH123 - before the restriction
@@ -120,7 +120,7 @@ def test_no_new_privileges_is_set_in_the_restricted_thread_only(files):
 
 
 def run(command, sandbox, *, cpu_seconds=30):
-    """Run a shell command as the agent runs the parser; return its status and its output."""
+    """Run a shell command as the agent runs the parser, and return its status and its output."""
     limits = CommandLimits(
         seconds=60, memory_bytes=1 << 30, cpu_seconds=cpu_seconds, output_bytes=1 << 16
     )
@@ -131,8 +131,8 @@ def run(command, sandbox, *, cpu_seconds=30):
 
 
 @needs_landlock
-def test_a_program_inherits_the_restriction_with_the_programs_that_it_starts(files):
-    """A command in a sandbox reads listed files, and no other file; it starts no other program."""
+def test_a_program_and_the_programs_that_it_starts_are_restricted(files):
+    """A command in a sandbox can read only listed files, and cannot start another program."""
     programs = [SHELL, interpreter(SHELL)]
     sandbox = Access(read=[*LIBRARIES, f"{files}/tree"], execute=programs)
     reading = f'read -r word < {files}/tree/below/file; echo "$word"'
@@ -153,7 +153,7 @@ def test_a_program_inherits_the_restriction_with_the_programs_that_it_starts(fil
 
 @needs_landlock
 def test_a_program_that_is_not_listed_is_not_started(files):
-    """The error of the kernel is reported, and nothing is left running."""
+    """The error of the kernel is reported."""
     with pytest.raises(HostError) as raised:
         run("exit 0", Access(read=["/"]))
     assert raised.value.errno == errno.EACCES
@@ -166,7 +166,7 @@ class InterruptedRunError(Exception):
 @needs_landlock
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a finalizer
 def test_a_signal_handler_that_raises_leaves_no_program_running():
-    """The agent ends by such an exception, also while the other thread still starts the program."""
+    """Such an exception can occur while the other thread is still starting the program."""
 
     def interrupted(_number, _frame):
         raise InterruptedRunError
@@ -194,7 +194,7 @@ def test_a_signal_handler_that_raises_leaves_no_program_running():
 
 @needs_landlock
 def test_a_thousand_runs_leave_no_thread_and_no_descriptor(files):
-    """The cost of a run ends with it."""
+    """A run releases its resources when it ends."""
     access = Access(read=[str(files / "tree"), str(files / "missing")], execute=[SHELL])
     landlock.run(lambda: None, access)
     threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
@@ -225,8 +225,8 @@ def test_an_error_of_the_function_is_raised_in_the_calling_thread(files):
         (99, 16, 2, 2),
     ],
 )
-def test_each_version_denies_everything_that_it_knows(version, files, network, scoped):
-    """The numbers of rights are those of linux/landlock.h; a later version adds none here."""
+def test_each_version_denies_all_of_its_rights(version, files, network, scoped):
+    """The numbers of rights are those of linux/landlock.h up to version 6."""
     found = landlock.handled(version)
     assert found == ((1 << files) - 1, (1 << network) - 1, (1 << scoped) - 1)
 
@@ -240,7 +240,7 @@ def seccomp(number, code):
         (ret, 0, 0, 0x00050000 | code),
         (ret, 0, 0, 0x7FFF0000),
     )
-    return b"".join(struct.pack("=HBBI", *one) for one in instructions)
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
 
 
 def output_under(number, code, script):
@@ -263,7 +263,7 @@ assert libc.prctl(22, 2, ctypes.byref(filter_), 0, 0) == 0
 
 
 def missing_under(number, code):
-    """Return what landlock.missing says in a process whose seccomp filter denies a call."""
+    """Return the result of landlock.missing in a process whose seccomp filter denies a call."""
     return output_under(number, code, 'print(landlock.missing(), end="")')
 
 
@@ -277,18 +277,18 @@ def missing_under(number, code):
         (errno.EOPNOTSUPP, "not among the active modules"),
     ],
 )
-def test_a_kernel_or_a_filter_without_landlock_is_recognised(call, code, reason):
-    """Each errno has its reason, and none of them is taken for an active sandbox."""
+def test_a_kernel_or_a_filter_without_landlock_is_detected(call, code, reason):
+    """Each errno has its reason, and none of them counts as an active sandbox."""
     if landlock.missing() and call != "create":
         pytest.skip(landlock.missing())
-    if call == "add":  # no rule is needed to find out
+    if call == "add":  # the probe adds no rule
         assert missing_under(SYSTEM_CALL_NUMBERS[call], code) == ""
     else:
         assert reason in missing_under(SYSTEM_CALL_NUMBERS[call], code)
 
 
-def test_this_kernels_answer_is_the_one_of_the_system_call():
-    """Landlock is missing exactly where asking for its version fails."""
+def test_landlock_is_missing_if_the_kernel_has_no_version_of_it():
+    """The system call returns the version, or an error."""
     libc = ctypes.CDLL(None, use_errno=True)
     version = libc.syscall(SYSTEM_CALL_NUMBERS["create"], None, ctypes.c_long(0), 1)
     assert (landlock.missing() == "") == (version >= 1)
