@@ -31,7 +31,7 @@ READ_FILE: Final = 1 << 2
 READ_DIR: Final = 1 << 3
 # linux/prctl.h
 _PR_SET_NO_NEW_PRIVS: Final = 38
-# A rule for a path that has one of these errors is left out: the path stays inaccessible.
+# A path with such an error gets no rule, so it stays inaccessible.
 _UNREACHABLE: Final = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.EBADFD}
 )
@@ -50,7 +50,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Access:
     """The files that a restricted thread can open. All other access, and every write, is denied.
 
-    Missing paths are omitted. A symbolic link stands for its target.
+    Missing paths are omitted. A symbolic link gives access to its target.
     """
 
     read: Sequence[str]

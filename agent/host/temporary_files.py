@@ -19,7 +19,7 @@ def create(directory: int) -> tuple[str, int]:
     """Create and lock a temporary file; return its name, unique among agents, and a descriptor.
 
     The lock marks a file that a process is writing: `sweep` removes all others. If the
-    file was removed between its creation and its lock, another one is created.
+    file was removed between its creation and its lock, another file is created.
     """
     while True:
         name = f"{PREFIX}{secrets.token_hex(8)}{SUFFIX}"

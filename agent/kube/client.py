@@ -237,7 +237,7 @@ class Api:
         request: _Request,
         read_seconds: float,
     ) -> urllib3.BaseHTTPResponse:
-        """Send a request; return its response, of which only the headers have been read."""
+        """Send a request; return its response after the headers have been read."""
         headers = {"Accept": request.accept, "User-Agent": self._user_agent}
         if access.authorization:
             headers["Authorization"] = access.authorization

@@ -112,7 +112,7 @@ class _PlainConnection(HTTPConnection):
     """A connection without TLS, for a kubeconfig whose server is `kubectl proxy`."""
 
     def connect(self) -> None:
-        """Connect, and replace the socket by one that respects the deadline."""
+        """Connect, and replace the socket by a socket that respects the deadline."""
         super().connect()
         connected = self.sock
         timeout = connected.gettimeout()

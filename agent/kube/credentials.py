@@ -137,7 +137,7 @@ def _content(path: str | None) -> bytes:
 
 
 def _unusable(kubeconfig: str, reason: str) -> str:
-    """Return why there is no configuration, and what the user can do."""
+    """Return why the configuration cannot be used, and what the user can do."""
     if not kubeconfig:
         return (
             f"the configuration of this pod cannot be used: {reason} Outside a pod, pass "

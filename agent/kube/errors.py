@@ -13,7 +13,7 @@ class NoClusterError(KubeError):
 
 
 class UnreachableError(KubeError):
-    """The API server sent no response, or one that is not a response of the Kubernetes API."""
+    """The API server sent no response, or a response of something other than the Kubernetes API."""
 
 
 class TooLargeError(UnreachableError):

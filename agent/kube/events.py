@@ -1,7 +1,7 @@
 """Events on the Node: which changes between two reports are Events, and their content.
 
 Only a change is an Event; a state that stays causes none. A token bucket limits the number of
-Events, and the caller counts those that are dropped. event_outbox.py keeps Events until they are
+Events, and the caller counts the dropped Events. event_outbox.py keeps Events until they are
 sent.
 """
 
@@ -30,7 +30,7 @@ class NodeEvent:
     reason: str
     """A word in CamelCase."""
     action: str
-    """What the agent did, as a word in CamelCase."""
+    """The action of the agent, as a word in CamelCase."""
     note: str
     """The text for people."""
 
@@ -166,7 +166,7 @@ def body(event: NodeEvent, *, node: str, uid: str, at: float, number: int) -> di
         node: the name of the Node.
         uid: the uid of the Node.
         at: the Unix time in seconds.
-        number: makes the name of the Event unique among those of the same time.
+        number: makes the name unique among Events of the same time.
     """
     seconds, micro = divmod(round(at * 1_000_000), 1_000_000)
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))

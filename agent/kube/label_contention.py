@@ -38,7 +38,7 @@ class LabelContention:
     def must_wait(self, observed: Mapping[str, str], desired: Mapping[str, str]) -> bool:
         """Record an attempt to set labels; return whether it has to wait until `next_restore_at`.
 
-        Only the restoring of labels that were set before, and that changed since then, has to wait.
+        Only restoring the labels of `record_applied` has to wait; other labels are set immediately.
         """
         now = self._clock()
         self._restored_at = [at for at in self._restored_at if now - at < WINDOW_SECONDS]

@@ -34,7 +34,7 @@ class Bounds(Protocol[Kept]):
 
 
 class Unbounded(Generic[Kept]):
-    """Keeps all objects, for resources of which only a small part is kept."""
+    """Keeps all objects, for resources whose kept part is small."""
 
     def within(self, objects: Mapping[str, Kept]) -> Mapping[str, Kept]:
         """Return all objects."""

@@ -208,7 +208,7 @@ class Reflector(Generic[Kept]):
     def _set_live(self, *, is_continued: bool) -> None:
         """Record that the API server reports changes from now on.
 
-        A continued watch follows one that ended at its time limit, which happens every few minutes.
+        A continued watch follows a watch that ended at its time limit, every few minutes.
         `on_change` is not called for it: a pass that ran in between runs again at the next resync.
         """
         was_live, self.is_live = self.is_live, True

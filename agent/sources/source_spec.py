@@ -35,7 +35,7 @@ class ManifestSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigMapSpec:
-    """ConfigMaps of one namespace: one with a name, or those that match a selector."""
+    """ConfigMaps of one namespace: a single name, or a label selector."""
 
     namespace: str
     name: str = ""

@@ -84,7 +84,7 @@ def test_a_snapshot_contains_the_unchanged_content_of_each_profile(place):
 
 
 def test_empty_missing_and_unreadable_differ_and_have_the_same_profile_set(place):
-    """The type of the snapshot is the reason why there are no profiles."""
+    """The type of the snapshot shows why the set contains no profiles."""
     snapshots = [read(place)]
     place.fill(**{"README.md": "x"})
     snapshots.append(read(place))

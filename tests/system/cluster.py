@@ -374,7 +374,7 @@ class Cluster:
         return self.get(f"/api/v1/nodes/{name}")["metadata"]["uid"]
 
     def agent_token(self, node, *, account="profile-loader", pod="agent", bound=True):
-        """Return a token like the one of the agent's pod on a Node."""
+        """Return a token like that of the agent's pod on a Node."""
         if self.get(f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{account}") is None:
             self.kubectl("-n", NAMESPACE, "create", "serviceaccount", account)
         words = ["-n", NAMESPACE, "create", "token", account]

@@ -261,7 +261,7 @@ def outage(guest, api, proxy, seen):
 
 
 def arguments(objects):
-    """Return the arguments of the agent's container, and those of this test."""
+    """Return the arguments of the agent's container with the arguments of this test."""
     (daemon,) = (one for one in objects if one["kind"] == "DaemonSet")
     (container,) = daemon["spec"]["template"]["spec"]["containers"]
     source = [one.replace("$(POD_NAMESPACE)", NAMESPACE) for one in container["args"]]

@@ -297,7 +297,7 @@ def test_each_configmap_of_a_selector_is_a_separate_set(agent):
 
 
 def test_a_full_and_immutable_configmap_is_read(agent):
-    """One ConfigMap has a key of nearly 1 MiB, and another one is immutable."""
+    """The first ConfigMap has a key of nearly 1 MiB, and the second is immutable."""
     agent.node()
     rules = [
         {"names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "comment": "x" * 1000} for _ in range(980)
@@ -399,7 +399,7 @@ def test_a_node_that_is_created_again_is_labelled_with_its_own_token(agent):
 
 
 def test_a_node_of_another_machine_is_not_labelled(agent):
-    """An equal name is no proof: the boot id must be that of this kernel."""
+    """An equal name proves nothing: the boot id must be that of this kernel."""
     agent.node()
     agent.config_map({"a.json": profile()})
     (agent.root / "proc/sys/kernel/random/boot_id").write_text("another\n")
@@ -449,7 +449,7 @@ def test_label_keys_of_previous_releases_disappear(agent):
 
 
 def test_a_rejected_configmap_has_no_label_of_the_same_name(agent):
-    """Two namespaces have a ConfigMap with the same name, and one of them is rejected."""
+    """Two namespaces have a ConfigMap with the same name, and the second is rejected."""
     agent.node()
     other = f"{agent.name[:50]}-b"
     agent.cluster.kubectl("create", "namespace", other)

@@ -172,7 +172,7 @@ def test_a_ledger_of_a_newer_release_stops_all_changes(daemon):
     stopped_cleanly(daemon)
 
 
-# What 0.1.0 wrote for one seccomp key. Never to be changed: later releases must read it.
+# The ledger entry of 0.1.0 for a seccomp key. Never change it: later releases must read it.
 RELEASED = {
     "schema": 1,
     "kind": "seccomp",
@@ -332,7 +332,7 @@ def started_at(thread):
 
 
 def test_a_signal_right_before_the_main_thread_waits_ends_the_daemon(daemon):
-    """Such a signal, and one that another thread receives, do not interrupt the wait."""
+    """Such a signal does not interrupt the wait, nor does a signal to another thread."""
     daemon.start()
     settled(daemon, a=1)
     pid = daemon.process.pid

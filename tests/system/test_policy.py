@@ -258,7 +258,7 @@ def test_labels_of_a_previous_domain_can_be_removed_and_not_added(cluster, agent
 
 @pytest.mark.parametrize("name", ["profiles__audit-{}.json", "x" * 42 + "-{:020}"])
 def test_the_largest_number_of_labels_is_allowed(cluster, agent, name):
-    """800 own labels with 1,000 foreign ones are below the cost limit of the policy."""
+    """800 own labels with 1,000 foreign labels are below the cost limit of the policy."""
     foreign = {f"foreign.example/label-{number}": "x" * 63 for number in range(1000)}
     body = json.dumps({"metadata": {"labels": foreign}})
     cluster.kubectl("patch", "node", "own", "--type=merge", "-p", body)
@@ -297,7 +297,7 @@ OLDER_POLICIES = {
 
 @pytest.mark.parametrize("how", OLDER_POLICIES)
 def test_under_the_policy_of_another_release_every_other_label_is_correct(cluster, agent, how):
-    """The rejected label is reported; untrue labels are removed, and new ones are set."""
+    """The rejected label is reported; untrue labels are removed, and new labels are set."""
     old, new, key = OLDER_POLICIES[how]
     own = node_labels.NodeLabeler(agent, node_labels.NodeOptions(name="own"), lambda: "boot of own")
     first = {OWN: "installed", f"seccomp.{DOMAIN}/untrue": "installed"}
@@ -604,7 +604,7 @@ def test_only_the_startup_taint_can_be_removed_from_the_spec(cluster, agent):
 
 
 def test_the_namespace_allows_the_pod_of_the_daemonset(cluster):
-    """The violations of the level baseline are exactly those that docs/security.md lists."""
+    """docs/security.md lists exactly the violations of the level baseline."""
     (daemonset,) = [
         one for one in yaml.safe_load_all(kustomized(cluster, "base")) if one["kind"] == "DaemonSet"
     ]

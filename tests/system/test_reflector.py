@@ -144,7 +144,7 @@ def config_map(name, **data):
 
 
 def objects(store):
-    """Return the objects of a store without those that Kubernetes itself creates."""
+    """Return the objects of a store without the objects that Kubernetes itself creates."""
     return {
         name: data
         for name, data in (store.objects or {}).items()
@@ -271,7 +271,7 @@ def test_a_silent_peer_is_detected(cluster, tmp_path, monkeypatch):
 
 
 def test_the_token_contains_the_uid_of_the_node_that_it_is_bound_to(cluster, tmp_path):
-    """A token like those of the kubelet contains the uid; an unbound token does not."""
+    """A token like a kubelet's contains the uid; an unbound token does not."""
     uid = cluster.node("bound")
     token = cluster.agent_token("bound")
     api = client.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca, token))

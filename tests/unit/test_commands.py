@@ -16,7 +16,7 @@ LIMITS = CommandLimits(seconds=20, memory_bytes=1 << 30, cpu_seconds=10, output_
 
 
 def run(*argv, stdin=b"", **limits):
-    """Run a command with the usual limits, of which some can be replaced."""
+    """Run a command with the usual limits, or with some other limits."""
     return commands.run(argv, stdin=stdin, limits=dataclasses.replace(LIMITS, **limits))
 
 

@@ -203,7 +203,7 @@ def test_free_room_is_noticed():
 
 
 def test_names_of_too_many_configmaps_are_not_kept():
-    """The names of the newest ConfigMaps are dropped, and those of the oldest are kept."""
+    """The names of the newest ConfigMaps are dropped, and the oldest names are kept."""
     bounds = configmap.ConfigMapBounds(byte_limit=300, config_map_limit=2)
     kept = bounds.within(dict(aged(number, 0) for number in range(9)))
     assert (sorted(kept), dropped(kept)) == (["m0", "m1", "m2", "m3"], ["m2", "m3"])

@@ -82,7 +82,7 @@ def volume(top, generation, **files):
 
 
 def test_a_mounted_volume_is_read_from_its_current_generation(top):
-    """The keys are those of the directory that `..data` points to."""
+    """The keys come from the directory that `..data` points to."""
     volume(top, "..1", a=b"{}", b=b"[]")
     assert keys(read(top)) == {"a.json": b"{}", "b.json": b"[]"}
 
@@ -340,7 +340,7 @@ def test_a_file_that_became_a_link_is_rejected(top):
 
 
 def test_a_new_generation_of_a_volume_is_read(top):
-    """The keys of a mounted volume are those of its current generation."""
+    """The keys of a mounted volume come from its current generation."""
     volume(top, "..1", a=b"old")
     source = DirectorySource(str(top), clock=Clock())
     assert contents(source)["a.json"] == b"old"

@@ -121,7 +121,7 @@ def test_each_action_of_the_agent_is_an_event(after, before, expected):
     ],
 )
 def test_a_problem_is_one_event(after, expected):
-    """The Event contains each finding with its location, and a state that stays is no Event."""
+    """The Event contains each finding with its location, and a state that stays causes no Event."""
     assert event_of(after, row()) == expected
     assert event_of(after, after) == ()
 
@@ -137,7 +137,7 @@ def test_a_problem_is_one_event(after, expected):
     ],
 )
 def test_the_first_report_of_a_process_has_no_events_of_normal_states(after):
-    """A restart is no change, and a state without a finding is no warning."""
+    """A restart and a state without a finding cause no Event."""
     assert events.transitions(None, report(after)) == ()
 
 
@@ -161,7 +161,7 @@ def test_an_unreadable_source_causes_no_events_of_its_profiles():
 
 
 def test_a_removal_that_waits_for_another_reason_is_one_event():
-    """The removal of the label is no Event; a process that uses the profile is one."""
+    """The removal of the label causes no Event; a process that uses the profile does."""
     first = row(state="held", desired=False, reason="label_pending")
     used = row(state="held", desired=False, reason="in_use", findings=BAD)
     assert event_of(first, row()) == ()

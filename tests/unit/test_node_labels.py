@@ -229,7 +229,7 @@ def key(number):
 
 
 def test_a_rejected_label_does_not_affect_the_others():
-    """Untrue labels are removed, new ones are set, and the rejected one is reported."""
+    """Untrue labels are removed, new labels are set, and the rejected label is reported."""
     server = ApiServer()
     own = own_node(server)
     before = own.publish(observed(server), {key(1): "installed", key(2): "installed"})

@@ -202,7 +202,7 @@ def test_the_labels_of_a_report_during_a_request_may_soon_be_set(world):
 
 
 def test_an_event_of_the_watch_during_a_request_is_kept(world):
-    """It is not known which one is newer, and only the watch will report later changes."""
+    """It is not known which Node is newer, and only the watch will report later changes."""
 
     def event():
         world.server.during = lambda: None
@@ -295,7 +295,7 @@ def test_retry_after_makes_the_delay_longer(world):
 
 
 def test_each_change_is_reported_once(world):
-    """A change of the labels or of the findings is reported, and a step without one is not."""
+    """A change of the labels or of the findings is reported; a step without a change is not."""
     publish(world, row())
     assert world.changes == []  # pending labels count as set
     world.publisher.post(report())
@@ -455,7 +455,7 @@ def test_the_thread_publishes_a_posted_report(world):
 
 
 def test_rejected_labels_are_sent_again_less_and_less_often(world, clock):
-    """Other labels do not wait for the rejected ones, and are no contention."""
+    """Other labels do not wait for rejected labels, and do not count as contention."""
     world.server.policy = lambda before, after: "denied" if READY in after else ""
     publish(world, row())
     assert (world.server.labels, world.codes()) == ({A: "installed"}, ["label_refused"])

@@ -42,7 +42,7 @@ class Wakes:
         return [self.queue.get() for _ in range(self.queue.qsize())]
 
     def poll(self):
-        """Poll, and return the reasons; reasons of late events can be among them."""
+        """Poll, and return the reasons, also those of delayed events."""
         self.pending()
         self.watcher.poll()
         return set(self.pending())
@@ -131,7 +131,7 @@ def test_two_paths_to_one_directory_are_both_watched(watch, tmp_path):
     wakes.poll()
     assert changed(wakes, tmp_path / "two/file") == "source"
     (tmp_path / "one/file").write_text("changed")
-    while wakes.next() != "files":  # until it comes; those of the other may still
+    while wakes.next() != "files":  # wake-ups for the other path may come first
         pass
 
 
