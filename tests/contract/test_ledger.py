@@ -63,11 +63,11 @@ def test_entries_of_different_keys_are_separate(ledger):
 def test_content_is_stored_under_its_digest(ledger):
     """The content is read back by its sha256, and an unknown digest is None."""
     digests = [model.digest(b"policy"), model.digest(b"other")]
-    assert [ledger.has_content(one) for one in digests] == [False, False]
+    assert [ledger.has_content(item) for item in digests] == [False, False]
     assert ledger.store_content(b"policy") is None
     assert ledger.store_content(b"policy") is None
-    assert [ledger.has_content(one) for one in digests] == [True, False]
-    assert [ledger.content(one) for one in digests] == [b"policy", None]
+    assert [ledger.has_content(entry) for entry in digests] == [True, False]
+    assert [ledger.content(value) for value in digests] == [b"policy", None]
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_a_damaged_entry_counts_as_absent_and_is_reported(files, cut):
     ledger, path = files
     path.write_bytes(path.read_bytes()[:cut])
     assert ledger.entries() == {}
-    assert [one.code for one in ledger.findings] == ["ledger_damaged"]
+    assert [finding.code for finding in ledger.findings] == ["ledger_damaged"]
 
 
 def test_an_invalid_byte_anywhere_in_an_entry_is_damage(files):
@@ -95,8 +95,8 @@ def test_an_invalid_byte_anywhere_in_an_entry_is_damage(files):
     for at in range(len(whole)):
         path.write_bytes(whole[:at] + b"\xff" + whole[at + 1 :])
         ledger.invalidate()
-        found = ledger.entries(), [one.code for one in ledger.findings]
-        assert found == ({}, ["ledger_damaged"]), at
+        result = ledger.entries(), [finding.code for finding in ledger.findings]
+        assert result == ({}, ["ledger_damaged"]), at
 
 
 @pytest.mark.parametrize(
@@ -111,8 +111,12 @@ def test_a_malformed_entry_is_damaged_or_newer(files, content, code):
     """Deep nesting is damage, and only the schema of a newer entry is read."""
     ledger, path = files
     path.write_bytes(content)
-    found = ledger.entries()
-    codes = [found.code] if isinstance(found, Finding) else [one.code for one in ledger.findings]
+    result = ledger.entries()
+    codes = (
+        [result.code]
+        if isinstance(result, Finding)
+        else [finding.code for finding in ledger.findings]
+    )
     assert codes == [code]
 
 
@@ -156,7 +160,10 @@ def test_an_entry_in_the_file_of_another_entry_is_damaged(files):
     """The name of the file is the digest of the entry's id."""
     ledger, path = files
     path.rename(path.with_name("0" * 64 + ".json"))
-    assert (ledger.entries(), [one.code for one in ledger.findings]) == ({}, ["ledger_damaged"])
+    assert (ledger.entries(), [finding.code for finding in ledger.findings]) == (
+        {},
+        ["ledger_damaged"],
+    )
 
 
 def test_an_entry_of_a_newer_schema_stops_all_changes(files):
@@ -164,9 +171,9 @@ def test_an_entry_of_a_newer_schema_stops_all_changes(files):
     ledger, path = files
     newer = json.loads(path.read_text()) | {"schema": 2, "unheard": "of"}
     path.write_text(json.dumps(newer))
-    found = ledger.entries()
-    assert isinstance(found, Finding)
-    assert (found.code, ledger.findings) == ("ledger_newer", [])
+    result = ledger.entries()
+    assert isinstance(result, Finding)
+    assert (result.code, ledger.findings) == ("ledger_newer", [])
 
 
 def test_an_unreadable_ledger_is_not_empty(files):
@@ -174,9 +181,9 @@ def test_an_unreadable_ledger_is_not_empty(files):
     ledger, path = files
     path.unlink()
     path.mkdir()
-    found = ledger.entries()
-    assert isinstance(found, Finding)
-    assert found.code == "kind_unobservable"
+    result = ledger.entries()
+    assert isinstance(result, Finding)
+    assert result.code == "kind_unobservable"
 
 
 @pytest.mark.parametrize("folder", ["state", "state/entries"])
@@ -184,9 +191,9 @@ def test_a_ledger_of_another_user_is_not_read(files, tmp_path, folder):
     """A forged entry would make the agent remove a foreign file."""
     ledger, _ = files
     os.chown(tmp_path / folder, 1234, -1)
-    found = FileLedger(ledger.host, ledger.directory).entries()
-    assert isinstance(found, Finding)
-    assert (found.code, found.location) == ("kind_unobservable", f"/{folder}")
+    result = FileLedger(ledger.host, ledger.directory).entries()
+    assert isinstance(result, Finding)
+    assert (result.code, result.location) == ("kind_unobservable", f"/{folder}")
 
 
 def test_a_ledger_that_others_can_write_is_made_private(files, tmp_path):
@@ -195,7 +202,7 @@ def test_a_ledger_that_others_can_write_is_made_private(files, tmp_path):
     for folder in ("state", "state/entries"):
         (tmp_path / folder).chmod(0o777)
     assert ledger.make_private() == ("/state", "/state/entries")
-    modes = [(tmp_path / one).stat().st_mode & 0o777 for one in ("state", "state/entries")]
+    modes = [(tmp_path / item).stat().st_mode & 0o777 for item in ("state", "state/entries")]
     assert (modes, ledger.make_private(), set(ledger.entries())) == ([0o755] * 2, (), {ID})
 
 
@@ -208,7 +215,10 @@ def test_an_entry_that_others_can_write_is_damaged(files, change):
         path.chmod(0o666)
     else:
         os.chown(path, 1234, -1)
-    assert (ledger.entries(), [one.code for one in ledger.findings]) == ({}, ["ledger_damaged"])
+    assert (ledger.entries(), [finding.code for finding in ledger.findings]) == (
+        {},
+        ["ledger_damaged"],
+    )
 
 
 def test_a_link_to_the_state_directory_is_followed(files, tmp_path):
@@ -255,7 +265,7 @@ def test_a_state_directory_that_is_a_file_fails_each_write(tmp_path):
     (tmp_path / "state").write_bytes(b"")
     ledger = FileLedger(Host(tmp_path), "/state")
     findings = [ledger.write(FULL), ledger.store_content(b"x")]
-    assert [one.code for one in findings] == ["write_failed", "write_failed"]
+    assert [finding.code for finding in findings] == ["write_failed", "write_failed"]
 
 
 def test_a_ledger_with_too_many_entries_is_not_read(tmp_path):
@@ -265,9 +275,9 @@ def test_a_ledger_with_too_many_entries_is_not_read(tmp_path):
     folder.mkdir(parents=True)
     for number in range(READ_ENTRIES + 1):
         (folder / f"{number}.json").touch()
-    found = ledger.entries()
-    assert isinstance(found, Finding)
-    assert (found.code, found.location) == ("limit_exceeded", "/state/entries")
+    result = ledger.entries()
+    assert isinstance(result, Finding)
+    assert (result.code, result.location) == ("limit_exceeded", "/state/entries")
 
 
 def test_a_ledger_with_too_many_bytes_is_not_read(tmp_path):
@@ -276,6 +286,6 @@ def test_a_ledger_with_too_many_bytes_is_not_read(tmp_path):
     (tmp_path / "state/entries").mkdir(parents=True)
     with (tmp_path / "state/entries/a.json").open("wb") as file:
         file.truncate(READ_BYTES + 1)
-    found = ledger.entries()
-    assert isinstance(found, Finding)
-    assert found.code == "limit_exceeded"
+    result = ledger.entries()
+    assert isinstance(result, Finding)
+    assert result.code == "limit_exceeded"

@@ -72,16 +72,16 @@ def go():
     for path in (shutil.which("go"), str(Path(sys.executable).parent / "go")):
         if path is None or not Path(path).exists():
             continue
-        said = subprocess.run(
+        output = subprocess.run(
             [path, "env", "GOVERSION"], capture_output=True, text=True, check=True
         )
-        if _number(said.stdout.strip().removeprefix("go")) >= _number(wanted):
+        if _number(output.stdout.strip().removeprefix("go")) >= _number(wanted):
             return path
     raise AssertionError(f"go {wanted} or newer is needed to build the control plane")
 
 
 def _number(version):
-    return tuple(int("0" + "".join(filter(str.isdigit, one))) for one in version.split(".")[:3])
+    return tuple(int("0" + "".join(filter(str.isdigit, word))) for word in version.split(".")[:3])
 
 
 @functools.cache
@@ -97,7 +97,7 @@ def _built(module):
             mark.write_text(vm.sha256(path))
         os.utime(path.parent)
         folders = (CACHE / module.name).iterdir()
-        for old in sorted(folders, key=lambda one: -one.stat().st_mtime)[KEPT:]:
+        for old in sorted(folders, key=lambda item: -item.stat().st_mtime)[KEPT:]:
             shutil.rmtree(old)
     return path
 
@@ -361,12 +361,12 @@ class Cluster:
 
     def node(self, name, boot_id="", labels=None):
         """Create a Node like a kubelet, with the boot id in its status; return its uid."""
-        made = {
+        created = {
             "apiVersion": "v1",
             "kind": "Node",
             "metadata": {"name": name, "labels": labels or {}},
         }
-        self.kubectl("create", "-f", "-", stdin=made)
+        self.kubectl("create", "-f", "-", stdin=created)
         if boot_id:
             info = dict.fromkeys(NODE_INFO, "x")
             status = {"status": {"nodeInfo": {**info, "bootID": boot_id}}}
@@ -401,8 +401,8 @@ class Cluster:
 
     def labels(self, node):
         """Return the labels of a Node."""
-        found = self.get(f"/api/v1/nodes/{node}")
-        return (found or {}).get("metadata", {}).get("labels", {})
+        item = self.get(f"/api/v1/nodes/{node}")
+        return (item or {}).get("metadata", {}).get("labels", {})
 
 
 @contextlib.contextmanager

@@ -143,8 +143,8 @@ class Api:
 
     def now(self):
         """Return the current labels of the changed profile."""
-        found = self.cluster.labels(NODE)
-        return {key: found.get(key, "") for key in expected(0)}
+        result = self.cluster.labels(NODE)
+        return {key: result.get(key, "") for key in expected(0)}
 
 
 class Guest:
@@ -171,44 +171,44 @@ class Guest:
         """Send a request to the guest; return the response."""
         self.socket.sendall(json.dumps({"do": do, **more}).encode() + b"\n")
         while True:
-            said = self._said()
-            if wanted in said:
-                return said[wanted]
-            self.told.append(said)
+            output = self._said()
+            if wanted in output:
+                return output[wanted]
+            self.told.append(output)
 
     def kernel(self, wanted):
         """Wait until the kernel has a version; return the time of the guest."""
         while True:
-            said = self.told.pop(0) if self.told else self._said()
-            if said["kernel"] == wanted:
-                return said["at"]
+            output = self.told.pop(0) if self.told else self._said()
+            if output["kernel"] == wanted:
+                return output["at"]
 
     def offset(self):
         """Return the largest possible difference of the time here and the time of the guest."""
-        found = []
+        result = []
         for _ in range(5):
             at = self.ask("clock", "clock")
-            found.append(time.monotonic() - at)
-        return min(found)
+            result.append(time.monotonic() - at)
+        return min(result)
 
     def _said(self):
         line = self.lines.readline()
         if not line:
             raise ConnectionError("the guest is gone")
-        said = json.loads(line)
-        if "kernel" in said:
-            self.history.append(said["kernel"])
-        return said
+        output = json.loads(line)
+        if "kernel" in output:
+            self.history.append(output["kernel"])
+        return output
 
 
 def drive(guest, api, proxy):
     """Change the ConfigMap, observe and measure; return the measurements."""
     seen = Seen()
     number = CHANGES + 2
-    texts = [text(one) for one in range(number)]
+    texts = [text(item) for item in range(number)]
     contents = [content for content, _ in guest.ask("compile", "compiled", texts=texts)]
     assert len(set(contents)) == number
-    modes = [expected(one)[f"apparmor.{DOMAIN}/{NAME}"] for one in range(number)]
+    modes = [expected(entry)[f"apparmor.{DOMAIN}/{NAME}"] for entry in range(number)]
     held = seen.held = [list(one) for one in zip(contents, modes, strict=True)]
     api.labels, api.history = {}, []
     api.change(0)
@@ -222,10 +222,10 @@ def drive(guest, api, proxy):
         seen.compile.append(seconds)
         offset = guest.offset()
         answered = api.change(version)
-        told = api.until(expected(version))
+        reported = api.until(expected(version))
         kernel = guest.kernel(held[version]) + offset
         seen.kernel.append(kernel - answered)
-        seen.label.append(told - answered)
+        seen.label.append(reported - answered)
     seen.short = since.short()
     seen.shipped = {key: value for key, value in api.labels.items() if DOMAIN in key}
     outage(guest, api, proxy, seen)
@@ -262,9 +262,9 @@ def outage(guest, api, proxy, seen):
 
 def arguments(objects):
     """Return the arguments of the agent's container with the arguments of this test."""
-    (daemon,) = (one for one in objects if one["kind"] == "DaemonSet")
+    (daemon,) = (item for item in objects if item["kind"] == "DaemonSet")
     (container,) = daemon["spec"]["template"]["spec"]["containers"]
-    source = [one.replace("$(POD_NAMESPACE)", NAMESPACE) for one in container["args"]]
+    source = [arg.replace("$(POD_NAMESPACE)", NAMESPACE) for arg in container["args"]]
     return [*source, "--label-digest"]
 
 
@@ -286,7 +286,7 @@ def files(cluster, proxy, listener, objects):
         "arguments": arguments(objects),
     }
     return {
-        **{f"guest/{one.name}": one.read_bytes() for one in GUEST.glob("*.py")},
+        **{f"guest/{path.name}": path.read_bytes() for path in GUEST.glob("*.py")},
         "setting.json": json.dumps(setting).encode(),
         "agent.kubeconfig": json.dumps(config).encode(),
         "ca.crt": cluster.ca.read_bytes(),
@@ -298,27 +298,29 @@ def measured():
     with contextlib.ExitStack() as stack:
         cluster = stack.enter_context(Cluster())
         cluster.kubectl("create", "priorityclass", "unused", "--value", "1")
-        made = cluster.kubectl("kustomize", ROOT / "base")
-        cluster.kubectl("apply", "--server-side", "--validate=strict", "-f", "-", stdin=made)
+        created = cluster.kubectl("kustomize", ROOT / "base")
+        cluster.kubectl("apply", "--server-side", "--validate=strict", "-f", "-", stdin=created)
         cluster.node(NODE)
         proxy = stack.enter_context(Proxy(cluster.port))
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         listener.settimeout(1.0)
         api = stack.enter_context(Api(cluster))
         cluster.kubectl("-n", NAMESPACE, "create", "configmap", "web")
-        given = files(cluster, proxy, listener, [one for one in yaml.safe_load_all(made) if one])
+        given = files(
+            cluster, proxy, listener, [item for item in yaml.safe_load_all(created) if item]
+        )
         pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
         run = pool.submit(
             vm.run, given, "python3 guest/cluster.py", timeout_seconds=LIMIT_SECONDS, network=True
         )
-        found, error = None, None
+        value, error = None, None
         while not run.done():  # a guest that ends is started again, and connects again
             with contextlib.suppress(TimeoutError):
                 connection, _ = listener.accept()
-                found, error = None, None
+                value, error = None, None
                 with Guest(connection) as guest:
                     try:
-                        found = drive(guest, api, proxy)
+                        value = drive(guest, api, proxy)
                     except (AssertionError, OSError) as failure:
                         error = failure
                     finally:
@@ -327,17 +329,17 @@ def measured():
         log = result.output[-6000:]
         assert error is None, f"{error!r}\n{log}"
         assert result.status == 0, log
-        assert found is not None, log
-    print_distribution("policy in the kernel after the answer to the change", found.kernel)
-    print_distribution("digest on the label after the answer to the change", found.label)
-    print(f"meanwhile CPUs of this machine were short for {found.short:.0%} of the time")
-    print_distribution("restored without an API server", found.restored)
-    print(f"restored by a new agent without an API server: {found.started:.1f} s after the kill")
-    print(f"the API server is back, until the label has what it says: {found.caught_up:.2f} s")
-    return found
+        assert value is not None, log
+    print_distribution("policy in the kernel after the answer to the change", value.kernel)
+    print_distribution("digest on the label after the answer to the change", value.label)
+    print(f"meanwhile CPUs of this machine were short for {value.short:.0%} of the time")
+    print_distribution("restored without an API server", value.restored)
+    print(f"restored by a new agent without an API server: {value.started:.1f} s after the kill")
+    print(f"the API server is back, until the label has what it says: {value.caught_up:.2f} s")
+    return value
 
 
 def print_distribution(what, seconds):
     """Print a distribution."""
-    ms = [round(one * 1000) for one in sorted(seconds)]
+    ms = [round(second * 1000) for second in sorted(seconds)]
     print(f"{what}: {len(ms)} times, median {ms[len(ms) // 2]} ms, from {ms[0]} to {ms[-1]} ms")

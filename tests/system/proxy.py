@@ -68,8 +68,8 @@ class Proxy:
 
     def _cut(self):
         for pair in list(self.pairs):
-            for one in pair:
-                _shut(one)
+            for item in pair:
+                _shut(item)
 
     def _accept(self):
         while not self.ended:

@@ -139,23 +139,23 @@ class Agent:
 
     def files(self):
         top = self.root / "var/lib/kubelet/seccomp"
-        return sorted(str(one.relative_to(top)) for one in top.rglob("*") if one.is_file())
+        return sorted(str(path.relative_to(top)) for path in top.rglob("*") if path.is_file())
 
     def events(self, reason):
         """Return the notes of the agent's Events with a reason."""
-        found = self.cluster.get("/apis/events.k8s.io/v1/namespaces/default/events")
+        item = self.cluster.get("/apis/events.k8s.io/v1/namespaces/default/events")
         return [
-            one["note"]
-            for one in found["items"]
-            if one["regarding"]["name"] == self.name and one["reason"] == reason
+            entry["note"]
+            for entry in item["items"]
+            if entry["regarding"]["name"] == self.name and entry["reason"] == reason
         ]
 
     def said(self):
         return self.log.read_text() if self.log.exists() else ""
 
     def lines(self, event):
-        found = [json.loads(line) for line in self.said().splitlines() if line.startswith("{")]
-        return [one for one in found if one["event"] == event]
+        result = [json.loads(line) for line in self.said().splitlines() if line.startswith("{")]
+        return [item for item in result if item["event"] == event]
 
     def until(self, condition, seconds=20.0):
         return until(
@@ -223,7 +223,7 @@ def test_a_configmap_can_be_created_later_deleted_and_emptied(agent):
     """A missing or emptied ConfigMap is reported, and removes no profile."""
     agent.node()
     agent.start()
-    agent.until(lambda: [one["code"] for one in agent.lines("profile_problem")])
+    agent.until(lambda: [line["code"] for line in agent.lines("profile_problem")])
     assert agent.lines("profile_problem")[0]["code"] == "source_missing"
     agent.config_map({"a.json": profile()})
     agent.soon_labels(READY)
@@ -256,9 +256,9 @@ def test_a_rejected_update_keeps_the_last_good_version_and_its_label(agent):
     agent.until(lambda: len(agent.events("ProfileRejected")) == 2)
     assert agent.labels() == {"node/seccomp": "enabled", "seccomp/a.json": "installed"}
     assert agent.files() == ["a.json"]
-    told = agent.cluster.kubectl("describe", "node", agent.name)
-    assert "ProfileRejected" in told
-    assert "the last good version stays" in told
+    reported = agent.cluster.kubectl("describe", "node", agent.name)
+    assert "ProfileRejected" in reported
+    assert "the last good version stays" in reported
 
 
 def test_kubectl_describe_node_shows_the_events_of_profiles(agent):
@@ -273,9 +273,9 @@ def test_kubectl_describe_node_shows_the_events_of_profiles(agent):
     agent.until(lambda: agent.events("ProfileRestored"))
     agent.config_map({"a.json": profile(2)})
     agent.until(lambda: agent.events("ProfileRemoved"))
-    told = agent.cluster.kubectl("describe", "node", agent.name)
+    reported = agent.cluster.kubectl("describe", "node", agent.name)
     for reason in ("ProfileLoaded", "ProfileUpdated", "ProfileRestored", "ProfileRemoved"):
-        assert reason in told
+        assert reason in reported
 
 
 def test_each_configmap_of_a_selector_is_a_separate_set(agent):
@@ -523,7 +523,7 @@ def test_the_startup_taint_is_removed_once_accepted_profiles_are_installed(agent
 
     def keys():
         spec = agent.cluster.get(f"/api/v1/nodes/{agent.name}")["spec"]
-        return [one["key"] for one in spec.get("taints", [])]
+        return [item["key"] for item in spec.get("taints", [])]
 
     assert "example.org/profiles" in keys()
     agent.config_map({"a.json": profile(), "bad.json": "{"})
@@ -545,7 +545,7 @@ def taint(agent):
 
 def is_tainted(agent):
     spec = agent.cluster.get(f"/api/v1/nodes/{agent.name}")["spec"]
-    return STARTUP in [one["key"] for one in spec.get("taints", [])]
+    return STARTUP in [item["key"] for item in spec.get("taints", [])]
 
 
 def test_the_startup_taint_stays_for_an_empty_set_that_was_never_installed(agent):
@@ -610,7 +610,7 @@ def test_many_full_configmaps_are_rejected_separately(agent):
     agent.until(lambda: len(agent.lines("pass_finished")) >= 1, 120)
     agent.config_map({"a.json": profile(7), "b.json": profile()})
     agent.until(lambda: "seccomp/b.json" in agent.labels(), 120)
-    sets = sorted(one for one in agent.labels() if one.startswith("set/"))
+    sets = sorted(label for label in agent.labels() if label.startswith("set/"))
     status = Path(f"/proc/{agent.process.pid}/status").read_text()
     peak = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
     print(f"32 ConfigMaps of 1 MiB: {len(sets)} sets are ready, peak {peak:.0f} MiB")
@@ -701,7 +701,10 @@ def test_oneshot_without_an_api_server_restores_profiles(agent):
     done = agent.once()
     report = json.loads(done.stdout)
     assert (done.returncode, agent.files()) == (3, ["a.json"])
-    assert [one["code"] for one in report["problems"]] == ["source_unreadable", "node_unreachable"]
+    assert [problem["code"] for problem in report["problems"]] == [
+        "source_unreadable",
+        "node_unreachable",
+    ]
 
 
 # --- an API server that is unreachable, denies requests, or is slow -------------------------------
@@ -779,10 +782,10 @@ def test_a_forbidden_configmap_is_reported_and_removes_nothing(agent):
         f"{agent.name}-weak", agent.cluster.agent_token(agent.name, account="weak", pod="weak")
     )
     done = agent.once()
-    told = {one["code"]: one["what"] for one in json.loads(done.stdout)["problems"]}
+    reported = {problem["code"]: problem["what"] for problem in json.loads(done.stdout)["problems"]}
     assert (done.returncode, agent.files(), agent.labels()) == (3, ["a.json"], READY)
-    assert sorted(told) == ["node_unreachable", "source_unreadable"]
-    assert "the API server denies reading it: 403 Forbidden" in told["source_unreadable"]
+    assert sorted(reported) == ["node_unreachable", "source_unreadable"]
+    assert "the API server denies reading it: 403 Forbidden" in reported["source_unreadable"]
 
 
 def test_an_idle_agent_has_few_connections_and_sends_no_request(agent):

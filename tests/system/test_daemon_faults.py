@@ -64,8 +64,8 @@ def settled(daemon, **numbers):
     wanted = {f"{name}.json": number for name, number in numbers.items()}
 
     def done():
-        told = daemon.converged() and "label_pending" not in daemon.findings()
-        return daemon.files() == wanted and told and daemon.ready()
+        reported = daemon.converged() and "label_pending" not in daemon.findings()
+        return daemon.files() == wanted and reported and daemon.ready()
 
     daemon.until(done)
 
@@ -135,8 +135,8 @@ def test_a_damaged_ledger_entry_removes_nothing(daemon, damage):
             case "a directory":
                 path.unlink()
                 path.mkdir()
-    told = "kind_unobservable" if damage == "a directory" else "ledger_damaged"
-    daemon.until(lambda: f'"code": "{told}"' in daemon.said())
+    reported = "kind_unobservable" if damage == "a directory" else "ledger_damaged"
+    daemon.until(lambda: f'"code": "{reported}"' in daemon.said())
     assert daemon.files() == {"a.json": 1, "b.json": 2}
     if damage == "a directory":
         daemon.provide(a=1)
@@ -195,10 +195,10 @@ def test_a_ledger_of_a_previous_release_stays_unchanged(daemon):
     assert sorted(former["installed"]) == [
         "body", "context", "evidence", "modes", "provides", "source",
     ]  # fmt: skip
-    before = [one.stat().st_mtime_ns for one in (path, daemon.seccomp / "a.json")]
+    before = [item.stat().st_mtime_ns for item in (path, daemon.seccomp / "a.json")]
     daemon.start()
     settled(daemon, a=1)
-    assert [one.stat().st_mtime_ns for one in (path, daemon.seccomp / "a.json")] == before
+    assert [entry.stat().st_mtime_ns for entry in (path, daemon.seccomp / "a.json")] == before
     daemon.provide(b=1)  # removed, since it is ours
     assert daemon.stop()[0] == 0
     daemon.start("--prune=always")
@@ -295,7 +295,7 @@ def test_a_volume_that_changes_a_thousand_times_is_read_consistently(daemon):
     put = {}
     for line in daemon.lines("profile_installed") + daemon.lines("profile_replaced"):
         put.setdefault(line["digest"], set()).add(line["key"])
-    assert {tuple(sorted(one)) for one in put.values()} == {keys}
+    assert {tuple(sorted(item)) for item in put.values()} == {keys}
     stopped_cleanly(daemon)
 
 
@@ -308,7 +308,7 @@ def test_sigterm_at_any_moment_leaves_complete_files(daemon):
     print(f"seed {seed}")
     chance, ends = random.Random(seed), []  # noqa: S311 - reproducible, no secret
     for number in range(1, 13):
-        daemon.provide(**{f"k{one}": number for one in range(20)})
+        daemon.provide(**{f"k{entry}": number for entry in range(20)})
         daemon.start()
         time.sleep(chance.uniform(0.0, 1.6))
         status, seconds = daemon.stop()
@@ -318,7 +318,7 @@ def test_sigterm_at_any_moment_leaves_complete_files(daemon):
         assert set(daemon.files().values()) <= set(range(number + 1)), (seed, ends)
     print(f"ended with {ends}")
     daemon.start()
-    settled(daemon, **{f"k{one}": 12 for one in range(20)})
+    settled(daemon, **{f"k{item}": 12 for item in range(20)})
     assert not [*daemon.root.rglob("*.tmp")]
     stopped_cleanly(daemon)
 
@@ -358,11 +358,11 @@ def test_a_signal_while_python_ignores_exceptions_ends_the_daemon(daemon, monkey
 
 def parsers(daemon):
     """Return the processes of the daemon's parser."""
-    found = []
-    for one in Path("/proc").glob("[0-9]*/cmdline"):
+    result = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            found += [one.parent.name] * (f"{daemon.root}/parser" in one.read_text().split("\0"))
-    return found
+            result += [path.parent.name] * (f"{daemon.root}/parser" in path.read_text().split("\0"))
+    return result
 
 
 @pytest.mark.parametrize("swallowed", ["", "os.listdir"])
@@ -390,13 +390,13 @@ def test_a_running_parser_ends_with_the_daemon(daemon, monkeypatch, swallowed):
 def test_an_unread_log_does_not_delay_the_end(daemon, monkeypatch):
     """Python would wait at its end for the thread that writes the log."""
     monkeypatch.setenv("TALKING", "1")
-    told, tells = os.pipe()
+    read_end, write_end = os.pipe()
     command = [sys.executable, "-m", "tests.system.ended", *daemon.command()]
-    daemon.process = subprocess.Popen(command, stderr=tells)
-    daemon.until(lambda: daemon.number() == 1 and not select.select([], [tells], [], 0)[1])
+    daemon.process = subprocess.Popen(command, stderr=write_end)
+    daemon.until(lambda: daemon.number() == 1 and not select.select([], [write_end], [], 0)[1])
     stopped_cleanly(daemon)
-    os.close(told)
-    os.close(tells)
+    os.close(read_end)
+    os.close(write_end)
 
 
 def test_an_unread_log_delays_no_repair(daemon, monkeypatch):
@@ -420,9 +420,9 @@ def test_a_source_with_many_empty_directories_uses_few_watches(daemon):
     """The source is unreadable with a reason, the profiles stay, and polling continues."""
     daemon.start()
     settled(daemon, a=1)
-    for one in range(200):
+    for item in range(200):
         for two in range(100):
-            (daemon.source / str(one) / str(two)).mkdir(parents=True)
+            (daemon.source / str(item) / str(two)).mkdir(parents=True)
     daemon.until(lambda: daemon.findings().get("source_unreadable") == 1)
     assert "too_many_directories" in daemon.said()
     watches = 0
@@ -432,8 +432,8 @@ def test_a_source_with_many_empty_directories_uses_few_watches(daemon):
     assert watches <= WATCH_LIMIT
     (daemon.seccomp / "a.json").unlink()
     daemon.until(lambda: daemon.number() == 1)
-    for one in range(200):
-        shutil.rmtree(daemon.source / str(one))
+    for entry in range(200):
+        shutil.rmtree(daemon.source / str(entry))
     settled(daemon, a=1)
     stopped_cleanly(daemon)
 
@@ -450,9 +450,9 @@ def test_other_signals_do_not_end_the_daemon(daemon):
     for name in IGNORED:
         daemon.process.send_signal(getattr(signal, name))
     daemon.until(lambda: len(daemon.lines("signal_ignored")) == len(IGNORED))
-    assert {one["signal"] for one in daemon.lines("signal_ignored")} == set(IGNORED)
+    assert {line["signal"] for line in daemon.lines("signal_ignored")} == set(IGNORED)
     daemon.process.send_signal(signal.SIGQUIT)
-    daemon.until(lambda: "MainThread" in {one["thread"] for one in daemon.lines("thread_stack")})
+    daemon.until(lambda: "MainThread" in {line["thread"] for line in daemon.lines("thread_stack")})
     passes = 'passes_total{result="converged"}'
     before = daemon.metric(passes)
     daemon.process.send_signal(signal.SIGHUP)
@@ -476,7 +476,7 @@ def test_the_files_with_keys_of_a_kubeconfig_are_removed(daemon, tmp_path, monke
     (tmp_path / "kubeconfig").write_text(json.dumps(config))
     daemon.start("--node-name=x", f"--kubeconfig={tmp_path}/kubeconfig")
     daemon.until(lambda: daemon.number() == 1)
-    assert [one.read_text() for one in (tmp_path / "tmp").rglob("*")] == ["key"]
+    assert [path.read_text() for path in (tmp_path / "tmp").rglob("*")] == ["key"]
     stopped_cleanly(daemon)
     assert [*(tmp_path / "tmp").rglob("*")] == []
 
@@ -512,10 +512,10 @@ def test_a_kill_at_any_step_ends_in_the_same_state(daemon, monkeypatch, point):
     daemon.provide(a=2, b=2)
     daemon.until(lambda: not daemon.alive())
     assert daemon.process.returncode == -signal.SIGKILL
-    found = daemon.files()
-    assert found["a.json"] in (1, 2)
-    assert found.get("b.json", 2) == 2
-    assert found.get("c.json", 3) == 3
+    result = daemon.files()
+    assert result["a.json"] in (1, 2)
+    assert result.get("b.json", 2) == 2
+    assert result.get("c.json", 3) == 3
     monkeypatch.delenv("KILLED")
     daemon.start("--prune=always")
     settled(daemon, a=2, b=2)
@@ -529,14 +529,14 @@ def connections(daemon, number):
     """Open a number of idle connections, or as many as possible."""
     idle = [socket.socket() for _ in range(number)]
     try:
-        for one in idle:
-            one.settimeout(0.2)
-            if one.connect_ex(("127.0.0.1", daemon.port)):
+        for item in idle:
+            item.settimeout(0.2)
+            if item.connect_ex(("127.0.0.1", daemon.port)):
                 break
         yield
     finally:
-        for one in idle:
-            one.close()
+        for entry in idle:
+            entry.close()
 
 
 def test_with_64_descriptors_the_daemon_survives_many_connections(daemon):

@@ -75,7 +75,7 @@ def test_a_kill_at_any_step_of_publishing_ends_in_the_same_state(daemon, monkeyp
     assert daemon.number("a.json") == 1  # not removed before its label
     monkeypatch.delenv("KILLED")
     daemon.start("--removal-grace=1s", "--prune=always")
-    daemon.until_labels({key.replace("a.json", "b.json"): one for key, one in LABELS.items()})
+    daemon.until_labels({key.replace("a.json", "b.json"): item for key, item in LABELS.items()})
     daemon.until(lambda: daemon.files() == {"b.json": 2} and daemon.converged())
     stopped_cleanly(daemon)
 
@@ -94,8 +94,8 @@ class SlowPatches(Proxy):
     def _serve(self, pair):
         self.pairs.discard(pair)
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-            for one in pair:
-                stack.callback(one.close)
+            for item in pair:
+                stack.callback(item.close)
             client = stack.enter_context(self.near.wrap_socket(pair[0], server_side=True))
             far = self.far.wrap_socket(pair[1], server_hostname="127.0.0.1")
             server = stack.enter_context(far)
@@ -107,7 +107,7 @@ class SlowPatches(Proxy):
         """Relay both ways in one thread: OpenSSL has no lock for two threads on one connection."""
         slow = False
         while True:
-            waiting = [one for one in (client, server) if one.pending()]
+            waiting = [item for item in (client, server) if item.pending()]
             for source in waiting or select.select([client, server], [], [])[0]:
                 source.settimeout(0)
                 try:

@@ -18,7 +18,7 @@ from tests.system.cluster import MERGE_PATCH, NAMESPACE, Cluster, until
 ROOT = Path(__file__).parents[2] / "manifests"
 DOMAIN = "profile-loader.node-restriction.kubernetes.io"
 OWN = f"seccomp.{DOMAIN}/a.json"
-OVERLAYS = sorted(f"overlays/{one.name}" for one in (ROOT / "overlays").iterdir())
+OVERLAYS = sorted(f"overlays/{entry.name}" for entry in (ROOT / "overlays").iterdir())
 
 
 @pytest.fixture(scope="module", params=["current", pytest.param("older", marks=pytest.mark.older)])
@@ -207,21 +207,23 @@ def test_a_wider_role_does_not_bypass_the_policy(cluster, agent):
     cluster.kubectl("create", "clusterrolebinding", "wide", "--clusterrole=wide", who)
     status = "/api/v1/nodes/own/status"
     own = {"metadata": {"labels": {OWN: "installed"}}}
-    made = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "made"}}
+    created = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "made"}}
     calls = (
         lambda: agent.send("PATCH", status, own, content_type=MERGE_PATCH),
-        lambda: agent.send("POST", "/api/v1/nodes", made),
+        lambda: agent.send("POST", "/api/v1/nodes", created),
         lambda: agent.send("DELETE", "/api/v1/nodes/own", {}),
         lambda: agent.get("/api/v1/nodes/own/proxy/metrics"),
     )
     before = cluster.get("/api/v1/nodes/own")
     try:
         until(lambda: "cannot" not in denial(calls[0]), "the role to be read")
-        told = [denial(call) for call in calls]
+        reported = [denial(call) for call in calls]
     finally:
         cluster.kubectl("delete", "clusterrolebinding/wide", "clusterrole/wide")
-    assert ["ValidatingAdmissionPolicy 'profile-loader'" in one for one in told] == [True] * 4, told
-    assert "only update Nodes themselves" in told[0]
+    assert ["ValidatingAdmissionPolicy 'profile-loader'" in item for item in reported] == [
+        True
+    ] * 4, reported
+    assert "only update Nodes themselves" in reported[0]
     assert cluster.get("/api/v1/nodes/own") == before
     until(lambda: "cannot" in denial(calls[0]), "the role to be gone")
 
@@ -314,8 +316,8 @@ def test_under_the_policy_of_another_release_every_other_label_is_correct(cluste
         until(is_refused, "the policy")
         wanted = {OWN: "installed", f"seccomp.{DOMAIN}/new": "installed", key: "ready"}
         answer = own.publish(own.read(), wanted)
-        assert own.own_labels(answer) == {one: wanted[one] for one in wanted if one != key}
-        assert [(one.code, key in one.message) for one in own.findings()] == [
+        assert own.own_labels(answer) == {item: wanted[item] for item in wanted if item != key}
+        assert [(finding.code, key in finding.message) for finding in own.findings()] == [
             ("label_refused", True)
         ]
     finally:
@@ -338,14 +340,14 @@ def test_forged_managed_fields_remove_no_other_field(cluster, agent, how):
         "f:metadata": {"f:labels": {f"f:{restricted}": {}, "f:kept": {}, f"f:{OWN}": {}}},
         "f:spec": {"f:taints": {}, "f:unschedulable": {}},
     }
-    found = cluster.get("/api/v1/nodes/own")
+    item = cluster.get("/api/v1/nodes/own")
     fields = [
-        {**one, "fieldsV1": forged}
-        if (one["manager"], one["operation"]) == (client.FIELD_MANAGER, "Apply")
-        else one
-        for one in found["metadata"]["managedFields"]
+        {**managedField, "fieldsV1": forged}
+        if (managedField["manager"], managedField["operation"]) == (client.FIELD_MANAGER, "Apply")
+        else managedField
+        for managedField in item["metadata"]["managedFields"]
     ]
-    assert fields != found["metadata"]["managedFields"]
+    assert fields != item["metadata"]["managedFields"]
     body = {
         "metadata": {"labels": {restricted: "a"}, "managedFields": fields},
         "spec": {"taints": [taint], "unschedulable": True},
@@ -525,7 +527,7 @@ def test_the_necessary_permissions_are_granted(agent):
     assert agent.get("/api/v1/nodes/own")["kind"] == "Node"
     assert agent.get(CONFIG_MAPS)["kind"] == "ConfigMapList"
     query = [("fieldSelector", "metadata.name=own"), ("timeoutSeconds", "1")]
-    assert [one["type"] for one in agent.watch("/api/v1/nodes", query, silence_seconds=5)] == [
+    assert [item["type"] for item in agent.watch("/api/v1/nodes", query, silence_seconds=5)] == [
         "ADDED"
     ]
 
@@ -547,12 +549,12 @@ def test_the_overlay_compares_every_field_of_the_node_spec(cluster):
     """A field that a new release adds is not protected until the policy lists it."""
     schemas = cluster.get("/openapi/v3/api/v1")["components"]["schemas"]
     fields = schemas["io.k8s.api.core.v1.NodeSpec"]["properties"]
-    (found,) = [
-        one["spec"]["validations"][6]["expression"]
-        for one in yaml.safe_load_all(kustomized(cluster, "overlays/startup-taint"))
-        if one["kind"] == "ValidatingAdmissionPolicy"
+    (result,) = [
+        item["spec"]["validations"][6]["expression"]
+        for item in yaml.safe_load_all(kustomized(cluster, "overlays/startup-taint"))
+        if item["kind"] == "ValidatingAdmissionPolicy"
     ]
-    assert set(re.findall(r"oldObject\.spec\.\?(\w+)", found)) == set(fields)
+    assert set(re.findall(r"oldObject\.spec\.\?(\w+)", result)) == set(fields)
 
 
 def test_only_the_startup_taint_can_be_removed_from_the_spec(cluster, agent):
@@ -583,13 +585,13 @@ def test_only_the_startup_taint_can_be_removed_from_the_spec(cluster, agent):
         both = [other, startup, {**startup, "effect": "NoExecute"}]
         body = json.dumps({"spec": {"taints": both}})
         cluster.kubectl("patch", "node", "own", "--type=merge", "-p", body)
-        told = cluster.get("/api/v1/nodes/own")
+        reported = cluster.get("/api/v1/nodes/own")
         own = node_labels.NodeLabeler(
             agent,
             node_labels.NodeOptions(name="own", taint=startup["key"]),
             lambda: "boot of own",
         )
-        own.remove_startup_taint(node_labels.node_metadata(told), report())
+        own.remove_startup_taint(node_labels.node_metadata(reported), report())
         assert cluster.get("/api/v1/nodes/own")["spec"]["taints"] == [other]
         reset()
         for wrong in ([startup], [], [other, startup, {"key": "new", "effect": "NoExecute"}]):
@@ -606,13 +608,15 @@ def test_only_the_startup_taint_can_be_removed_from_the_spec(cluster, agent):
 def test_the_namespace_allows_the_pod_of_the_daemonset(cluster):
     """docs/security.md lists exactly the violations of the level baseline."""
     (daemonset,) = [
-        one for one in yaml.safe_load_all(kustomized(cluster, "base")) if one["kind"] == "DaemonSet"
+        item
+        for item in yaml.safe_load_all(kustomized(cluster, "base"))
+        if item["kind"] == "DaemonSet"
     ]
     spec = {**daemonset["spec"]["template"]["spec"], "serviceAccountName": "default"}
     spec.pop("priorityClassName")
-    told = violations(cluster, "baseline", {"metadata": {"name": "pod"}, "spec": spec})
+    reported = violations(cluster, "baseline", {"metadata": {"name": "pod"}, "spec": spec})
     # An older API server writes "profiles" for one profile too.
-    assert sorted(re.sub("profile$", "profiles", one) for one in told) == [
+    assert sorted(re.sub("profile$", "profiles", value) for value in reported) == [
         "forbidden AppArmor profiles",
         "host namespaces",
         "hostPath volumes",
@@ -622,7 +626,7 @@ def test_the_namespace_allows_the_pod_of_the_daemonset(cluster):
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda one: one.stem
+    "path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda item: item.stem
 )
 def test_examples_are_admitted_under_restricted(cluster, path):
     """The strictest level of Pod Security admits all example pods."""
@@ -654,5 +658,5 @@ def violations(cluster, level, pod):
     if done.returncode == 0:
         return []
     assert "violates PodSecurity" in done.stderr, done.stderr
-    told = done.stderr.split('latest": ', 1)[1]
-    return [one.split(" (", 1)[0] for one in told.strip().split("), ") if " (" in one]
+    reported = done.stderr.split('latest": ', 1)[1]
+    return [word.split(" (", 1)[0] for word in reported.strip().split("), ") if " (" in word]

@@ -100,7 +100,7 @@ def test_the_policy_is_effective_after_uninstall_and_install(cluster, folder):
     for _ in range(3):
         applied(cluster, folder / "base")
         refusals = limited(api(cluster, token_of(cluster)))
-        assert [is_by_policy(one) for one in refusals] == [True, True], refusals
+        assert [is_by_policy(refusal) for refusal in refusals] == [True, True], refusals
         cluster.kubectl("-n", NAMESPACE, "delete", "daemonset", "profile-loader")
         end_pod(cluster)
         cluster.kubectl("delete", "clusterrolebinding", "profile-loader")
@@ -116,7 +116,7 @@ def test_a_policy_that_is_applied_again_is_effective(cluster, folder):
     until(lambda: labelled(agent, "other") == "", "the end of the policy")
     applied(cluster, folder / "base")
     refusals = limited(agent)
-    assert [is_by_policy(one) for one in refusals] == [True, True], refusals
+    assert [is_by_policy(refusal) for refusal in refusals] == [True, True], refusals
 
 
 RENAMED = {
@@ -142,7 +142,7 @@ def test_a_renamed_agent_is_limited(cluster, folder, how):
     applied(cluster, overlay)
     agent = api(cluster, token_of(cluster, account, namespace))
     refusals = limited(agent)
-    assert [is_by_policy(one) for one in refusals] == [True, True], refusals
+    assert [is_by_policy(refusal) for refusal in refusals] == [True, True], refusals
     taint = {"spec": {"taints": [{"key": "x", "effect": "NoExecute"}]}}
     with pytest.raises(errors.StatusError, match="ValidatingAdmissionPolicy"):
         agent.send("PATCH", "/api/v1/nodes/other", taint, content_type=MERGE_PATCH)
@@ -215,5 +215,5 @@ def test_the_policy_exists_before_the_permissions(cluster, folder, first):
         json.loads(cluster.kubectl("get", kind, "profile-loader", "-o", "json"))["metadata"]
         for kind in (*POLICIES.split(","), "clusterrolebinding")
     ]
-    versions = [int(one["resourceVersion"]) for one in order]
+    versions = [int(item["resourceVersion"]) for item in order]
     assert versions == sorted(versions)

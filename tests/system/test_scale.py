@@ -64,8 +64,8 @@ class Agent:
         self.publisher.notify()
 
     def start(self):
-        for one in (self.config_map, self.node, self.publisher, self.thread):
-            one.start()
+        for item in (self.config_map, self.node, self.publisher, self.thread):
+            item.start()
 
     def run(self):
         while self.words.get() != "stop":
@@ -84,14 +84,14 @@ def report(content):
         ProfileStatus(
             kind="seccomp",
             profile_set=origin,
-            key=one.key,
-            name=one.key,
-            localhost_profile=one.key,
+            key=source_key.key,
+            name=source_key.key,
+            localhost_profile=source_key.key,
             state="installed",
             action="install",
             reason="new",
         )
-        for one in content.source_keys
+        for source_key in content.source_keys
     ]
     read = ProfileSetStatus(profile_set=origin, state="read", keys=len(rows))
     return Report(
@@ -121,8 +121,8 @@ def change(cluster, number):
 
 
 def labelled(cluster, label):
-    found = cluster.get("/api/v1/nodes")["items"]
-    return sum(label in one["metadata"].get("labels", {}) for one in found)
+    result = cluster.get("/api/v1/nodes")["items"]
+    return sum(label in item["metadata"].get("labels", {}) for item in result)
 
 
 def test_a_change_costs_one_watch_event_one_patch_and_one_event_per_node(cluster, monkeypatch):
@@ -133,8 +133,8 @@ def test_a_change_costs_one_watch_event_one_patch_and_one_event_per_node(cluster
     info = dict.fromkeys(NODE_INFO, "x")
     names = [f"node-{number}" for number in range(AGENTS)]
     for name in names:
-        made = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}
-        admin.send("POST", "/api/v1/nodes", made)
+        created = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}
+        admin.send("POST", "/api/v1/nodes", created)
         status = {"status": {"nodeInfo": {**info, "bootID": BOOT_ID}}}
         admin.send("PATCH", f"/api/v1/nodes/{name}/status", status, content_type=MERGE_PATCH)
     label = change(cluster, 0)

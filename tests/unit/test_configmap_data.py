@@ -24,18 +24,20 @@ NOTHING = ConfigMapData(
 
 
 def document(data=None, binary=None, annotations=None, **metadata):
-    found = {"metadata": {"name": "web", "namespace": "ns", **metadata}}
+    result = {"metadata": {"name": "web", "namespace": "ns", **metadata}}
     if annotations is not None:
-        found["metadata"]["annotations"] = {f"{D}/{key}": one for key, one in annotations.items()}
+        result["metadata"]["annotations"] = {
+            f"{D}/{key}": annotation for key, annotation in annotations.items()
+        }
     return (
-        found
+        result
         | ({"data": data} if data is not None else {})
         | ({"binaryData": binary} if binary is not None else {})
     )
 
 
-def read(found, *, qualified=False):
-    return configmap_data.parse(found, profile_set=ORIGIN, domain=D, qualified=qualified)
+def read(result, *, qualified=False):
+    return configmap_data.parse(result, profile_set=ORIGIN, domain=D, qualified=qualified)
 
 
 def blob(key, content=PLAIN, **more):
@@ -45,8 +47,8 @@ def blob(key, content=PLAIN, **more):
 def test_data_and_binary_data_are_keys_in_the_order_of_their_names():
     """The content is unchanged, and base64 may have line breaks."""
     wrapped = base64.encodebytes(b"profile web {}\n" * 9).decode()
-    found = read(document({"b.json": PLAIN.decode()}, {"a.profile": wrapped}))
-    assert found == replace(
+    result = read(document({"b.json": PLAIN.decode()}, {"a.profile": wrapped}))
+    assert result == replace(
         NOTHING, source_keys=(blob("a.profile", b"profile web {}\n" * 9), blob("b.json"))
     )
 
@@ -71,12 +73,12 @@ def test_keys_that_are_not_profiles_are_ignored():
 
 def test_annotations_set_prefix_allow_empty_and_node_selector():
     """Only annotations with the agent's domain count."""
-    found = document(
+    result = document(
         {"a.json": PLAIN.decode()},
         annotations={"seccomp-prefix": "team/", "allow-empty": "true", "node-selector": "pool=a"},
     )
-    found["metadata"]["annotations"]["other.org/seccomp-prefix"] = "no/"
-    assert read(found) == replace(
+    result["metadata"]["annotations"]["other.org/seccomp-prefix"] = "no/"
+    assert read(result) == replace(
         NOTHING,
         source_keys=(blob("a.json", prefix="team/"),),
         allow_empty=True,
@@ -86,8 +88,8 @@ def test_annotations_set_prefix_allow_empty_and_node_selector():
 
 def test_keys_of_several_configmaps_are_qualified_and_keep_their_paths():
     """Two ConfigMaps of one manifest may have the same key."""
-    found = read(document({"a.json": PLAIN.decode()}), qualified=True)
-    assert found.source_keys == (blob("ns/web/a.json", name="a.json"),)
+    result = read(document({"a.json": PLAIN.decode()}), qualified=True)
+    assert result.source_keys == (blob("ns/web/a.json", name="a.json"),)
 
 
 def test_a_configmap_without_a_namespace_is_in_default():
@@ -106,17 +108,17 @@ def test_a_configmap_without_a_namespace_is_in_default():
 )
 def test_a_key_with_an_invalid_name_is_rejected_alone(key, shown):
     """The API server would not accept such a name, and the other keys are read."""
-    found = read(document({key: "{}", "a.json": PLAIN.decode()}))
-    assert found.source_keys == (blob("a.json"),)
-    assert found.rejected == ((shown, limits.unsafe(shown, "is not a ConfigMap key")),)
+    result = read(document({key: "{}", "a.json": PLAIN.decode()}))
+    assert result.source_keys == (blob("a.json"),)
+    assert result.rejected == ((shown, limits.unsafe(shown, "is not a ConfigMap key")),)
 
 
 def test_a_key_that_is_too_large_is_rejected_alone():
     """The key is one byte larger than a whole ConfigMap may be."""
     most = "{" + " " * (limits.KEY_BYTES - 1)
-    found = read(document({"a.json": most, "b.json": most + " "}))
-    assert found.source_keys == (blob("a.json", most.encode()),)
-    assert found.rejected == (("b.json", limits.too_large("b.json")),)
+    result = read(document({"a.json": most, "b.json": most + " "}))
+    assert result.source_keys == (blob("a.json", most.encode()),)
+    assert result.rejected == (("b.json", limits.too_large("b.json")),)
 
 
 @pytest.mark.parametrize(

@@ -218,8 +218,8 @@ def test_a_file_that_is_written_during_the_read_is_read_again(top, monkeypatch):
 
     def written(*asked):
         content = read_all(*asked)
-        for one in later:
-            path.write_bytes(one)
+        for item in later:
+            path.write_bytes(item)
         later.clear()
         return content
 

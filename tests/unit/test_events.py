@@ -144,8 +144,8 @@ def test_the_first_report_of_a_process_has_no_events_of_normal_states(after):
 def test_the_first_report_of_a_process_reports_problems():
     """The Event of an earlier process may have expired."""
     bad = row(state="rejected", action="reject", findings=BAD)
-    found = events.transitions(None, report(row("b.json"), bad))
-    assert [one.reason for one in found] == ["ProfileRejected"]
+    result = events.transitions(None, report(row("b.json"), bad))
+    assert [item.reason for item in result] == ["ProfileRejected"]
 
 
 @pytest.mark.parametrize("after", [row(), row(state="released", desired=False)])
@@ -240,10 +240,10 @@ def body(note="said", node=NAME, at=1_700_000_000.25, number=1):
 
 def test_an_event_is_about_the_node_in_the_namespace_default():
     """`kubectl describe node` finds such Events, and their time always has six fraction digits."""
-    found = body()
-    name = found["metadata"]["name"]
+    result = body()
+    name = result["metadata"]["name"]
     assert re.fullmatch(rf"{NAME}\.[0-9a-f]{{16}}", name)
-    assert found == {
+    assert result == {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
         "metadata": {"name": name, "namespace": "default"},
@@ -279,8 +279,8 @@ def test_no_two_events_have_the_same_name():
 
 def test_a_long_node_name_is_cut():
     """The name of an object has at most 253 characters, a reporting instance 128."""
-    found = body(node="n" * 253)
-    assert (len(found["metadata"]["name"]), len(found["reportingInstance"])) == (217, 128)
+    result = body(node="n" * 253)
+    assert (len(result["metadata"]["name"]), len(result["reportingInstance"])) == (217, 128)
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,9 @@ def checked(name, seconds=SECONDS):
     """Return the result of checking one key in a separate process."""
     command = [sys.executable, "-m", "tests.unit.hostile", name]
     done = subprocess.run(command, capture_output=True, check=True, timeout=600)
-    told = json.loads(done.stdout)
-    assert (told["seconds"] < seconds, told["memory"] < MEBIBYTES) == (True, True), told
-    return told["problems"]
+    reported = json.loads(done.stdout)
+    assert (reported["seconds"] < seconds, reported["memory"] < MEBIBYTES) == (True, True), reported
+    return reported["problems"]
 
 
 @pytest.mark.parametrize("name", hostile.SECCOMP)
@@ -63,12 +63,12 @@ def test_an_error_is_reported_whatever_number_of_warnings_precedes_it():
 
 def test_few_problems_are_all_reported():
     """The notice about omitted problems is absent."""
-    found = tuple(finding("not_json", number) for number in range(MAX_FINDINGS))
-    assert (limit_findings(found), limit_findings(())) == (found, ())
+    result = tuple(finding("not_json", number) for number in range(MAX_FINDINGS))
+    assert (limit_findings(result), limit_findings(())) == (result, ())
 
 
 def test_the_search_ends_after_an_error_and_enough_problems():
     """A generator of problems is not iterated to its end."""
-    found = iter([finding("not_json", number) for number in range(MAX_FINDINGS + 5)])
-    assert len(limit_findings(found)) == MAX_FINDINGS + 1
-    assert len([*found]) == 4
+    result = iter([finding("not_json", number) for number in range(MAX_FINDINGS + 5)])
+    assert len(limit_findings(result)) == MAX_FINDINGS + 1
+    assert len([*result]) == 4

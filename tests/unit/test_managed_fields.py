@@ -14,14 +14,14 @@ def entry(fields, manager="profile-loader", operation="Apply"):
 
 def applied(patch, entries):
     """Return managedFields after a JSON patch."""
-    found = [dict(one) for one in entries]
-    for one in patch:
-        index, field = one["path"].removeprefix("/metadata/managedFields/").split("/")
-        if one["op"] == "test":
-            assert found[int(index)][field] == one["value"]
+    result = [dict(value) for value in entries]
+    for item in patch:
+        index, field = item["path"].removeprefix("/metadata/managedFields/").split("/")
+        if item["op"] == "test":
+            assert result[int(index)][field] == item["value"]
         else:
-            found[int(index)][field] = one["value"]
-    return found
+            result[int(index)][field] = item["value"]
+    return result
 
 
 @pytest.mark.parametrize(

@@ -162,8 +162,8 @@ def test_a_file_that_is_written_during_the_read_is_unreadable(path, monkeypatch)
 
     def written(fd):
         status = fstat(fd)
-        for one in later:
-            path.write_text(one)
+        for item in later:
+            path.write_text(item)
         later.clear()
         return status
 
@@ -219,6 +219,6 @@ def test_a_configmap_that_occurs_twice_makes_the_file_unreadable(path):
 
 def test_a_configmap_with_another_api_version_makes_the_file_unreadable(path):
     """Its keys may still be desired, and ignoring the ConfigMap would remove them."""
-    found = read(path, config_map("data: {}").replace("v1", "v2"))
-    assert isinstance(found, Unreadable)
-    assert "an apiVersion other than v1" in found.reason
+    result = read(path, config_map("data: {}").replace("v1", "v2"))
+    assert isinstance(result, Unreadable)
+    assert "an apiVersion other than v1" in result.reason
