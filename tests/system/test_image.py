@@ -23,7 +23,7 @@ def parts(root):
     """Return the size in bytes of what the image consists of; the last is the sum of the others."""
     sizes = dict.fromkeys(
         (
-            "Python's bytecode, of everything below",
+            "bytecode of all Python code",
             "kubernetes, the API client",
             "other Python packages",
             "the agent",
