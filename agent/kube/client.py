@@ -176,9 +176,8 @@ class Api:
             UnreachableError: the connection broke, or was silent for too long.
         """
         access, pools = self._connection()
-        request = _Request(
-            method="GET", path=path, query=[*query, ("watch", "true")], accept=accept
-        )
+        watch_query = [*query, ("watch", "true")]
+        request = _Request(method="GET", path=path, query=watch_query, accept=accept)
         begin = time.monotonic()
         code = "unreachable"
         try:
