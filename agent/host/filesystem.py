@@ -135,7 +135,7 @@ class Host:
         except OSError:
             return None
 
-    def is_loose(self, path: str) -> bool:
+    def is_writable_by_others(self, path: str) -> bool:
         """Return whether users other than root and the agent's own can write a file.
 
         Returns False if the mode of the file cannot be read.
