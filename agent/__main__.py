@@ -90,8 +90,8 @@ def _run(parsed: cli.Parsed) -> int:  # noqa: PLR0911 - one return a command
             _say(checked.skipped)
             status = _tell(checked.report, settings, nothing="Nothing was checked")
             return status or int(not checked.report.profiles)
-        case cli.Render() | cli.Convert():
-            return _render(parsed) if isinstance(parsed, cli.Render) else _convert(parsed)
+        case cli.Render() | cli.Convert() | cli.Diff():
+            return _print_files(parsed)
 
 
 def _unlabel(settings: Config) -> int:
@@ -99,6 +99,17 @@ def _unlabel(settings: Config) -> int:
 
     _print(unlabel.unlabel(settings))
     return 0
+
+
+def _print_files(call: cli.Render | cli.Convert | cli.Diff) -> int:
+    """Run a command that reads files and prints a text."""
+    match call:
+        case cli.Render():
+            return _render(call)
+        case cli.Convert():
+            return _convert(call)
+        case _:
+            return _diff(call)
 
 
 def _convert(call: cli.Convert) -> int:
@@ -117,6 +128,29 @@ def _convert(call: cli.Convert) -> int:
         text = f"{finding.severity}: {finding.code}: {finding.location}: {finding.message}"
         sys.stderr.write(table.clean(f"{text} {finding.hint}".rstrip()) + "\n")
     return int(result.has_errors)
+
+
+def _diff(call: cli.Diff) -> int:
+    from agent.commands import diff
+
+    options = {"arch": call.arch, "kernel": call.kernel}
+    try:
+        if call.baseline:
+            compared = diff.with_baseline(
+                call.baseline, call.paths[0], **options, capabilities=call.capabilities
+            )
+        else:
+            compared = {"": diff.diff(*call.paths, **options, capabilities=call.capabilities)}
+    except OSError as error:
+        _say([f"{error.filename}: {error.strerror}"])
+        return UNREAD
+    except diff.NotAProfileError as error:
+        _say([str(error)])
+        return 1
+    _print(diff.as_json(compared) if call.is_json else diff.table(compared))
+    if call.fails_only_if_more_permissive:
+        return int(any(one.is_more_permissive for one in compared.values()))
+    return int(any(one.differences for one in compared.values()))
 
 
 def _render(wanted: cli.Render) -> int:

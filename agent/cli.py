@@ -49,6 +49,22 @@ class Convert:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Diff:
+    """Compare seccomp profiles."""
+
+    paths: tuple[str, ...]
+    """Two files; one file with a baseline."""
+    baseline: str
+    """The runtime with whose default profile to compare; empty for two files."""
+    fails_only_if_more_permissive: bool
+    is_json: bool
+    arch: str
+    kernel: str
+    capabilities: tuple[str, ...] | None
+    """The capabilities of the pods; None if the flag was not passed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """Show the installed profiles."""
 
@@ -90,7 +106,7 @@ class Usage:
     status: int
 
 
-Parsed = Run | Check | Convert | Status | Restore | Render | Unlabel | Usage
+Parsed = Run | Check | Convert | Diff | Status | Restore | Render | Unlabel | Usage
 
 
 @dataclass(slots=True, kw_only=True)
@@ -255,8 +271,18 @@ def _inconsistent(
             return _source_mistakes(config.source) + mistakes + _cluster_mistakes(config)
         case "check":
             return _path_mistakes(positional)
+        case "diff":
+            return _number_of_files(positional, has_baseline="baseline" in values)
         case _:
             return []
+
+
+def _number_of_files(paths: Sequence[str], *, has_baseline: bool) -> list[str]:
+    wanted = 1 if has_baseline else 2
+    if len(paths) == wanted:
+        return []
+    words = "one FILE" if has_baseline else "two files A and B, or --baseline and one FILE"
+    return [f"diff needs {words}: profile-loader diff old.json new.json"]
 
 
 def _source_mistakes(texts: Sequence[str]) -> list[str]:
@@ -314,7 +340,7 @@ def _parsed(
     command: str, config: Config, values: Mapping[str, object], arguments: _Arguments
 ) -> Parsed:
     match command:
-        case "check" | "convert":
+        case "check" | "convert" | "diff":
             return _file_command(command, config, values, arguments.positional)
         case "status":
             return Status(settings=config)
@@ -335,16 +361,22 @@ def _parsed(
 
 def _file_command(
     command: str, config: Config, values: Mapping[str, object], paths: Sequence[str]
-) -> Check | Convert:
+) -> Check | Convert | Diff:
     arch, kernel = str(values.get("arch", "")), str(values.get("kernel", ""))
     if command == "check":
         return Check(settings=config, paths=tuple(paths), arch=arch, kernel=kernel)
-    capabilities = values.get("caps")
-    return Convert(
-        path=paths[0],
+    caps = values.get("caps")
+    capabilities = caps if isinstance(caps, tuple) else None
+    if command == "convert":
+        return Convert(path=paths[0], arch=arch, kernel=kernel, capabilities=capabilities)
+    return Diff(
+        paths=tuple(paths),
+        baseline=str(values.get("baseline", "")),
+        fails_only_if_more_permissive="fail-if" in values,
+        is_json=values.get("format") == "json",
         arch=arch,
         kernel=kernel,
-        capabilities=capabilities if isinstance(capabilities, tuple) else None,
+        capabilities=capabilities,
     )
 
 

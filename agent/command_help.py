@@ -20,6 +20,7 @@ from agent.config_values import (
     SUBDOMAIN,
     TEXT,
     ValueType,
+    choice,
 )
 
 DESCRIPTION: Final = (
@@ -32,6 +33,7 @@ ENVIRONMENT: Final = (
 )
 _NARROW: Final = 70  # in fewer columns an explanation begins below the term
 _TERM_COLUMNS: Final = 24
+_OVERVIEW_EXAMPLES: Final = 6  # more would not fit on a screen
 _COMMON_STATUSES: Final = {
     2: "The command line, the environment or the configuration file has a mistake. Nothing was "
     "changed.",
@@ -55,8 +57,20 @@ def _own_option(name: str, value: ValueType[object], help_: str, *commands: str)
     )
 
 
+_CAPS: Final = _own_option(
+    "caps",
+    CAPABILITIES,
+    "The capabilities of the pods that use the profile. Rules for other capabilities are omitted.",
+    "convert",
+    "diff",
+)
 _ARCH: Final = _own_option(
-    "arch", MACHINE, "The machine to check for, as `uname -m` prints it.", "check", "convert"
+    "arch",
+    MACHINE,
+    "The machine to check for, as `uname -m` prints it.",
+    "check",
+    "convert",
+    "diff",
 )
 _KERNEL: Final = _own_option(
     "kernel",
@@ -64,6 +78,7 @@ _KERNEL: Final = _own_option(
     "The Linux version for which conditions on the kernel are resolved, such as 6.1.",
     "check",
     "convert",
+    "diff",
 )
 
 
@@ -141,17 +156,47 @@ COMMANDS: Final[Mapping[str, Command]] = {
         },
         positional="FILE",
         options=(
-            _own_option(
-                "caps",
-                CAPABILITIES,
-                "The capabilities of the pods that use the profile. Rules for other capabilities "
-                "are omitted.",
-                "convert",
-            ),
+            _CAPS,
             _ARCH,
             _KERNEL,
         ),
         needs={"FILE": "a FILE is needed: profile-loader convert profile.json"},
+    ),
+    "diff": Command(
+        summary="Show the system calls that a second seccomp profile answers differently.",
+        usage="A B [options], or --baseline RUNTIME FILE [options]",
+        examples=(
+            "profile-loader diff old.json new.json --fail-if more-permissive",
+            "profile-loader diff --baseline runtime-default web.json",
+            "profile-loader diff --baseline containerd web.json --format json",
+        ),
+        statuses={
+            0: "The profiles have the same meaning; with --fail-if, the second one is not more "
+            "permissive.",
+            1: "The profiles differ; with --fail-if, the second one is more permissive. Or a file "
+            "contains no profile.",
+            3: "A file is missing or cannot be read.",
+        },
+        positional="FILE",
+        is_repeatable=True,
+        options=(
+            _own_option(
+                "baseline",
+                choice("runtime-default", "containerd", "cri-o"),
+                "Compare with the default profile of containerd, of CRI-O, or of both.",
+                "diff",
+            ),
+            _own_option(
+                "fail-if",
+                choice("more-permissive"),
+                "Exit with status 1 only if the second profile allows more.",
+                "diff",
+            ),
+            _own_option("format", choice("table", "json"), "The form of the output.", "diff"),
+            _CAPS,
+            _ARCH,
+            _KERNEL,
+        ),
     ),
     "status": Command(
         summary="Show the profiles that the agent installed on this node.",
@@ -234,7 +279,7 @@ def statuses_of(command: str) -> dict[int, str]:
 def overview() -> str:
     """Return the help of the whole program: the commands, and where each is explained."""
     summaries = {name: command.summary for name, command in COMMANDS.items()}
-    examples = [command.examples[0] for command in COMMANDS.values()]
+    examples = [command.examples[0] for command in COMMANDS.values()][:_OVERVIEW_EXAMPLES]
     return _page(
         "Usage: profile-loader COMMAND [options]",
         _paragraph(DESCRIPTION),

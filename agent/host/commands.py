@@ -111,7 +111,15 @@ def started(
         children = _Children()
 
         def start() -> None:
-            children.add(_popen(argv, standard_input, (out, err)))
+            child = subprocess.Popen(  # noqa: S603 - an absolute path and a list, no shell
+                list(argv),
+                stdin=standard_input,
+                stdout=out,
+                stderr=err,
+                env=_ENVIRONMENT,
+                start_new_session=True,
+            )
+            children.add(child)
 
         try:
             if sandbox is None:
@@ -126,19 +134,6 @@ def started(
             yield Running(children[0], (out, err), limits)
         finally:
             children.end()
-
-
-def _popen(
-    argv: Sequence[str], stdin: IO[bytes], output: tuple[IO[bytes], IO[bytes]]
-) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(  # noqa: S603 - an absolute path and a list, no shell
-        list(argv),
-        stdin=stdin,
-        stdout=output[0],
-        stderr=output[1],
-        env=_ENVIRONMENT,
-        start_new_session=True,
-    )
 
 
 class _Children:

@@ -14,10 +14,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from agent.host import paths, reading, stat_signature, temporary_files
+from agent.host import reading, stat_signature, temporary_files
 from agent.host.stat_signature import Signature
-from agent.host.temporary_files import WriteOptions
 
+_LINK_LIMIT: Final = 40  # the limit of the kernel: path_resolution(7)
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -54,7 +54,28 @@ class Host:
         root, and `..` does not lead out of it. A link in the last component is not resolved.
         Raises OSError (ELOOP).
         """
-        return Path(path) if self._is_system_root else paths.resolve(self.root, path)
+        if self._is_system_root:
+            return Path(path)
+        remaining = [part for part in reversed(PurePosixPath(path).parts) if part != "/"]
+        resolved: list[str] = []
+        links = 0
+        while len(remaining) > 1:
+            part = remaining.pop()
+            if part == "..":
+                resolved = resolved[:-1]
+                continue
+            try:
+                target = self.root.joinpath(*resolved, part).readlink()
+            except OSError:  # not a link, or missing: opening the path reports the error
+                resolved.append(part)
+                continue
+            links += 1
+            if links > _LINK_LIMIT:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+            if target.is_absolute():
+                resolved = []
+            remaining += [step for step in reversed(target.parts) if step != "/"]
+        return self.root.joinpath(*resolved, *remaining)
 
     def _resolve(self, path: str) -> str:
         """Return the result of `path` as a string, without work where the root is `/`."""
@@ -135,7 +156,7 @@ class Host:
         except OSError:
             return None
 
-    def is_writable_by_others(self, path: str) -> bool:
+    def is_loose(self, path: str) -> bool:
         """Return whether users other than root and the agent's own can write a file.
 
         Returns False if the mode of the file cannot be read.
@@ -241,10 +262,17 @@ class Host:
 
     # --- writing ---------------------------------------------------------------------------------
 
-    def write_file(
-        self, base: str, name: str, content: bytes, *, new: bool = False, mode: int = 0o644
+    def write_file(  # noqa: PLR0913 - keyword-only after the content
+        self,
+        base: str,
+        name: str,
+        content: bytes,
+        *,
+        new: bool = False,
+        mode: int = 0o644,
+        durable: bool = True,
     ) -> None:
-        """Write a regular file below a directory, atomically and durably.
+        """Write a regular file below a directory, atomically.
 
         Args:
             base: the directory; it is created with mode 0755 if it is missing.
@@ -254,6 +282,8 @@ class Host:
                 another program creates at the same time is never replaced. Otherwise rename(2)
                 replaces the file.
             mode: the permissions of the file.
+            durable: wait until the content is on disk. Without that, a crash of the machine can
+                leave any content under the name.
 
         Raises:
             HostError: the file was not written.
@@ -261,18 +291,21 @@ class Host:
         with translated_errors(f"{base}/{name}"), self._parent(base, name, create=True) as parent:
             fd, last = parent
             self._sweep_once(fd)
-            temporary_files.write(fd, last, content, WriteOptions(mode=mode, new=new))
-            os.fsync(fd)
-
-    def write_cache(self, base: str, name: str, content: bytes) -> None:
-        """Write a file with mode 0600 atomically, without waiting for the disk. Raises HostError.
-
-        A crash of the machine can leave any content under the name, so a reader must check it.
-        """
-        with translated_errors(f"{base}/{name}"), self._parent(base, name, create=True) as parent:
-            fd, last = parent
-            self._sweep_once(fd)
-            temporary_files.write(fd, last, content, WriteOptions(mode=0o600, durable=False))
+            temporary, file = temporary_files.create(fd)
+            try:
+                with open(file, "wb") as stream:  # noqa: PTH123 - a descriptor, not a path
+                    stream.write(content)
+                    stream.flush()
+                    os.fchmod(file, mode)
+                    if durable:
+                        os.fsync(file)
+                    temporary_files.publish(temporary, last, fd, new=new)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary, dir_fd=fd)
+                raise
+            if durable:
+                os.fsync(fd)
 
     def _sweep_once(self, fd: int) -> None:
         """Remove the temporary files that a crash left in a directory, once per process."""

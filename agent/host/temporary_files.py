@@ -9,42 +9,13 @@ import fcntl
 import os
 import secrets
 import stat
-from dataclasses import dataclass
 from typing import Final
 
 PREFIX: Final = ".profile-loader."
 SUFFIX: Final = ".tmp"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WriteOptions:
-    """The properties of a written file."""
-
-    mode: int
-    new: bool = False
-    """Fail with EEXIST if the name exists."""
-    durable: bool = True
-    """Wait until the content is on disk."""
-
-
-def write(directory: int, name: str, content: bytes, options: WriteOptions) -> None:
-    """Write a file completely, and then give it its name. Raises OSError."""
-    temporary, file = _create(directory)
-    try:
-        with open(file, "wb") as stream:  # noqa: PTH123 - a descriptor, not a path
-            stream.write(content)
-            stream.flush()
-            os.fchmod(file, options.mode)
-            if options.durable:
-                os.fsync(file)
-            _publish(temporary, name, directory, new=options.new)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary, dir_fd=directory)
-        raise
-
-
-def _create(directory: int) -> tuple[str, int]:
+def create(directory: int) -> tuple[str, int]:
     """Create and lock a temporary file; return its name, unique among agents, and a descriptor.
 
     The lock marks a file that a process is writing: `sweep` removes all others. If the
@@ -82,7 +53,7 @@ def _remove_if_stale(name: str, directory: int) -> None:
         os.close(file)
 
 
-def _publish(temporary: str, name: str, directory: int, *, new: bool) -> None:
+def publish(temporary: str, name: str, directory: int, *, new: bool) -> None:
     """Give a complete temporary file its final name. Raises OSError (EEXIST with new)."""
     if new:
         os.link(temporary, name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)

@@ -176,8 +176,9 @@ class Api:
             UnreachableError: the connection broke, or was silent for too long.
         """
         access, pools = self._connection()
-        watch_query = [*query, ("watch", "true")]
-        request = _Request(method="GET", path=path, query=watch_query, accept=accept)
+        request = _Request(
+            method="GET", path=path, query=[*query, ("watch", "true")], accept=accept
+        )
         begin = time.monotonic()
         code = "unreachable"
         try:

@@ -139,7 +139,10 @@ def _content(path: str | None) -> bytes:
 def _unusable(kubeconfig: str, reason: str) -> str:
     """Return why the configuration cannot be used, and what the user can do."""
     if not kubeconfig:
-        return f"no API server is configured: {reason} Outside a pod, pass --kubeconfig FILE."
+        return (
+            f"the configuration of this pod cannot be used: {reason} Outside a pod, pass "
+            "--kubeconfig FILE."
+        )
     exists = any(Path(path).is_file() for path in kubeconfig.split(os.pathsep))
     return f"kubeconfig {kubeconfig}: {reason if exists else 'the file does not exist'}"
 

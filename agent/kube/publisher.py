@@ -45,21 +45,6 @@ class _Shared:
     has_work: bool = False
 
 
-class _Retry:
-    """The delay before the next attempt of an operation that failed."""
-
-    def __init__(self, longest_seconds: float) -> None:
-        self.backoff = Backoff(
-            first_seconds=FIRST_SECONDS, longest_seconds=longest_seconds, jitter=0.5
-        )
-        self.at = 0.0
-        """The time of the clock before which the operation is not tried again."""
-
-    def delay(self, now: float, at_least: float = 0.0) -> None:
-        """Record a failure."""
-        self.at = now + max(at_least, self.backoff.next_delay())
-
-
 class Publisher:
     """Publishes reports for one Node.
 
@@ -99,8 +84,14 @@ class Publisher:
         """The problems of the last attempt to publish labels."""
         self._outbox = EventOutbox(clock, wall_clock)
         self._contention = LabelContention(clock)
-        self._requests = _Retry(LONGEST_SECONDS)
-        self._refused_labels = _Retry(REFUSED_LONGEST_SECONDS)
+        self._backoff = Backoff(
+            first_seconds=FIRST_SECONDS, longest_seconds=LONGEST_SECONDS, jitter=0.5
+        )
+        self._retry_at = 0.0  # no request is sent before
+        self._refused_backoff = Backoff(
+            first_seconds=FIRST_SECONDS, longest_seconds=REFUSED_LONGEST_SECONDS, jitter=0.5
+        )
+        self._retry_refused_at = 0.0  # rejected labels are not sent again before
         self._lock = threading.Condition()
         self._shared = _Shared()
 
@@ -163,10 +154,10 @@ class Publisher:
         return max(0.0, due_at - self.clock()) if due_at is not None else None
 
     def _due_at(self) -> float | None:
-        is_waiting = self._outbox.oldest() is not None or self._requests.backoff.failures > 0
+        is_waiting = self._outbox.oldest() is not None or self._backoff.failures > 0
         if self._shared.has_work or is_waiting:
-            return self._requests.at
-        return max(self._requests.at, self._refused_labels.at) if self.labeler.refused else None
+            return self._retry_at
+        return max(self._retry_at, self._retry_refused_at) if self.labeler.refused else None
 
     def step(self) -> None:
         """Publish once: the labels, the startup taint, then one Event."""
@@ -187,7 +178,7 @@ class Publisher:
                 self._send_event()
         else:
             if self._send_event():
-                self._requests.backoff.reset()
+                self._backoff.reset()
         self.findings = findings
         if (self.findings, self.labels_on_node()) != before:
             self.on_change()
@@ -232,15 +223,16 @@ class Publisher:
 
     def _set_labels(self, node: NodeMetadata, desired: Mapping[str, str]) -> NodeMetadata:
         """Set the labels, and plan when to send rejected ones again."""
-        if self.clock() >= self._refused_labels.at:
+        if self.clock() >= self._retry_refused_at:
             self.labeler.retry_refused()
         refusals = self.labeler.refusals
         response = self.labeler.publish(node, desired)
         self._contention.record_applied(self.labeler.allowed_labels(response, desired))
         if not self.labeler.refused:
-            self._refused_labels = _Retry(REFUSED_LONGEST_SECONDS)
+            self._refused_backoff.reset()
+            self._retry_refused_at = 0.0
         elif self.labeler.refusals > refusals:
-            self._refused_labels.delay(self.clock())
+            self._retry_refused_at = self.clock() + self._refused_backoff.next_delay()
         return response
 
     def _must_wait(self, node: NodeMetadata, desired: Mapping[str, str]) -> bool:
@@ -250,7 +242,7 @@ class Publisher:
             return False
         with self._lock:
             self._shared.has_work = True
-            self._requests.at = self._contention.next_restore_at
+            self._retry_at = self._contention.next_restore_at
         return True
 
     def _node(self) -> NodeMetadata | None:
@@ -293,7 +285,7 @@ class Publisher:
         return True
 
     def _delay_next_request(self, at_least: float) -> None:
-        self._requests.delay(self.clock(), at_least)
+        self._retry_at = self.clock() + max(at_least, self._backoff.next_delay())
 
 
 def _is_busy(error: StatusError) -> bool:

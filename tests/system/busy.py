@@ -30,7 +30,7 @@ def waited():
 
 
 def within(seconds, short):
-    """Return a time limit that allows for a fraction of the time without an idle CPU."""
+    """Return the seconds to keep on a machine that was short of CPUs for a part of the time."""
     return seconds if short < SHORT else seconds * WIDER
 
 
@@ -49,5 +49,5 @@ class Since:
         return (waited() - self.waited) / self.seconds()
 
     def within(self, seconds):
-        """Return a time limit that allows for the shortage since the start."""
+        """Return the seconds to keep by what was measured meanwhile."""
         return within(seconds, self.short())

@@ -23,7 +23,7 @@ def parts(root):
     """Return the size in bytes of what the image consists of; the last is the sum of the others."""
     sizes = dict.fromkeys(
         (
-            "bytecode of all Python code",
+            "Python's bytecode, of everything below",
             "kubernetes, the API client",
             "other Python packages",
             "the agent",

@@ -51,7 +51,7 @@ import sys
 from agent.host.filesystem import Host
 host = Host(sys.argv[1])
 for number in range(150):
-    host.write_cache("/d", "a.json", sys.argv[2].encode() * 20_000)
+    host.write_file("/d", "a.json", sys.argv[2].encode() * 20_000, durable=False)
 """
 
 

@@ -217,7 +217,7 @@ class ConfinementTracker:
         if content == self._recorded or not self._boot or not (self._places or self._recorded):
             return
         try:
-            self.host.write_cache(self.state_dir, RECORD, content)
+            self.host.write_file(self.state_dir, RECORD, content, mode=0o600, durable=False)
         except HostError as error:
             self._problem = Finding(
                 code="write_failed",

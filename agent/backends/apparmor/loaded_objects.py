@@ -103,7 +103,7 @@ class LoadedObjects:
         whole = [_Line(boot=self._boot, loaded=self._own), line]
         content = b"".join(msgspec.json.encode(one) + b"\n" for one in whole)
         with contextlib.suppress(HostError):
-            self.host.write_cache(self.state_dir, FILE, content)
+            self.host.write_file(self.state_dir, FILE, content, mode=0o600, durable=False)
             self._lines = len(whole)
 
     def _open(self) -> None:

@@ -114,7 +114,7 @@ class PolicyCache:
             if self.write:
                 content = _encode(result)
                 sizes = self._make_room(key, len(content))
-                self.host.write_cache(self.directory, key, content)
+                self.host.write_file(self.directory, key, content, mode=0o600, durable=False)
                 sizes[key] = len(content)
                 return
         except (HostError, UnicodeEncodeError):

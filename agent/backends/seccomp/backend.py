@@ -254,7 +254,7 @@ class SeccompBackend:
         content = self._host.read_regular(self._directory, name, limit=syntax.MOST_BYTES)
         if content is None:
             return None
-        if self._host.is_writable_by_others(f"{self._directory}/{name}"):
+        if self._host.is_loose(f"{self._directory}/{name}"):
             return frozenset()  # other users may change the file at any time
         tokens = {f"bytes:{digest(content)}"}
         if form := inspection.canonical_form(content, self._options):

@@ -1,9 +1,10 @@
-"""Conditions that libseccomp does not apply as they read.
+"""Conditions that libseccomp compiles wrong, although their meaning is clear.
 
 libseccomp merges all rules of one call into a decision tree, and compares a 64-bit argument in two
-halves (db.c: _db_tree_add, _db_tree_prune). Some combinations of rules lose a branch in there. This
-module rejects those that tests/system/seccomp_filter found, for every libseccomp from 2.5.1 to
-2.6.1, and warns of comparisons that the kernel reads otherwise than a person does.
+halves (_db_tree_add and _db_tree_prune in db.c). Some combinations of rules lose a branch of that
+tree. This module rejects the combinations that tests/system/seccomp_filter found in libseccomp
+2.5.1 to 2.6.1. It also warns of comparisons that a program can evade with higher bits. Two rules
+that apply to different pods only are never in one filter.
 """
 
 import itertools
@@ -28,7 +29,7 @@ _RANGES: Final = _UPPER_BOUNDS | {"SCMP_CMP_GT", "SCMP_CMP_GE"}
 
 
 def findings(document: Document, native: str) -> Iterator[Finding]:
-    """Return what is wrong with the conditions of a document as it will be written.
+    """Return the faults of the conditions of a document as it will be written.
 
     native: the node's own architecture, which counts together with those listed.
     """
@@ -47,7 +48,7 @@ def findings(document: Document, native: str) -> Iterator[Finding]:
 
 
 def _trees(document: Document, native: str) -> Iterator[tuple[str, Sequence[Rule]]]:
-    """Return the rules that libseccomp puts into one tree each, and for which call."""
+    """Return each call with the rules that libseccomp merges into one tree."""
     conditional: dict[str, list[Rule]] = defaultdict(list)
     for rule in document.effective_rules:
         if rule.args:
@@ -62,8 +63,9 @@ def _trees(document: Document, native: str) -> Iterator[tuple[str, Sequence[Rule
 def _tangled(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
     """Reject a range or inequality before a rule's last argument that another rule compares too.
 
-    Both outcomes of such a comparison lead to the next condition, so that libseccomp has one part
-    of the tree in two places. Where the other rule joins it, rules are lost, or it never finishes.
+    Both outcomes of such a comparison lead to the next condition, so that the tree contains one
+    part in two places. Where the other rule joins this part, libseccomp loses rules or never
+    finishes.
     """
     for rule in rules:
         last = max(arg.index for arg in rule.args)
@@ -71,7 +73,7 @@ def _tangled(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
         forked.pop(last, None)
         for other in rules:
             shared = forked.keys() & {arg.index for arg in other.args}
-            if other is rule or not shared:
+            if other is rule or not shared or not rule.may_meet(other):
                 continue
             index = min(shared)
             yield Finding(
@@ -89,13 +91,14 @@ def _tangled(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
 def _distant_bounds(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
     """Reject an upper bound together with a bound that has other upper 32 bits.
 
-    The comparisons of the upper halves end up in one level of the tree, where the one of the
-    upper bound hides the other.
+    The comparisons of the upper halves are in one level of the tree, and the comparison of the
+    upper bound hides the other one.
     """
     bounds = [(rule, arg) for rule in rules for arg in rule.args if arg.op in _RANGES]
     for (rule, first), (other, second) in itertools.combinations(bounds, 2):
         if (
             rule is not other
+            and rule.may_meet(other)
             and first.index == second.index
             and first.value >> 32 != second.value >> 32
             and not _UPPER_BOUNDS.isdisjoint((first.op, second.op))
@@ -120,7 +123,7 @@ def _complements(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
     """
     for position, rule in enumerate(rules):
         for other in rules[position + 1 :]:
-            if rule.answer != other.answer:
+            if rule.answer != other.answer or not rule.may_meet(other):
                 continue
             for first, second in itertools.product(rule.args, other.args):
                 if _are_opposite(first, second) and _is_longer_before(rule, other, first.index):
@@ -130,9 +133,9 @@ def _complements(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
                         message=f"{rule.where} compares argument {first.index} of {name[:60]} with "
                         f"{first.op} {first.value}, and this rule with the opposite: libseccomp "
                         "drops the rule that has more conditions.",
-                        hint="Write one of the two otherwise: SCMP_CMP_GE with the next number for "
-                        "SCMP_CMP_GT, SCMP_CMP_LT for SCMP_CMP_LE, or SCMP_CMP_MASKED_EQ with a "
-                        "mask of all bits for SCMP_CMP_EQ.",
+                        hint="Write one of the two in another way: SCMP_CMP_GE with the next "
+                        "number for SCMP_CMP_GT, SCMP_CMP_LT for SCMP_CMP_LE, or "
+                        "SCMP_CMP_MASKED_EQ with a mask of all bits for SCMP_CMP_EQ.",
                     )
                     return
 
@@ -140,9 +143,9 @@ def _complements(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
 def _shared_comparisons(trees: Sequence[tuple[str, Sequence[Rule]]], abi: str) -> Iterator[Finding]:
     """Reject a comparison of two calls that one of them reaches with another argument loaded.
 
-    libseccomp writes equal instructions of two calls once, and looks at one of the jumps to them
-    to decide whether the argument has to be loaded again (_gen_bpf_build_bpf in gen_bpf.c). In the
-    call that has more conditions on a path, the comparison then sees the wrong argument. On 64-bit
+    libseccomp writes equal instructions of two calls once. It considers one of the jumps to them
+    when it decides whether the argument must be loaded again (_gen_bpf_build_bpf in gen_bpf.c). In
+    the call with more conditions on a path, the comparison then uses the wrong argument. On 64-bit
     ABIs a comparison of the lower half is always in between.
     """
     different = {frozenset(map(_meaning, rules)): (name, rules) for name, rules in trees}
@@ -157,7 +160,7 @@ def _shared_comparisons(trees: Sequence[tuple[str, Sequence[Rule]]], abi: str) -
                 message=f"{name[:60]} and {other[:60]} have a comparison of argument "
                 f"{min(arguments)} in common, but not all their rules: on {abi} libseccomp writes "
                 "it once, and may compare another argument.",
-                hint=f"Give both calls the same rules, or leave {abi} out of architectures.",
+                hint=f"Give both calls the same rules, or remove {abi} from the architectures.",
             )
             return
 
@@ -201,9 +204,9 @@ def _too_wide(rule: Rule, abi: str) -> Iterator[Finding]:
             yield Finding(
                 code="fails_open",
                 location=f"{rule.where}.args[{number}]",
-                message=f"On {abi} arguments have 32 bits, and the comparison loses the bits "
-                "above.",
-                hint=f"Leave {abi} out of architectures, or compare with 32 bits.",
+                message=f"On {abi} arguments have 32 bits, and the comparison ignores the higher "
+                "bits of this value.",
+                hint=f"Remove {abi} from the architectures, or compare with 32 bits.",
             )
 
 
@@ -216,7 +219,7 @@ def _high_bits(rule: Rule, default: Answer) -> Iterator[Finding]:
             yield Finding(
                 code="condition_surprising",
                 location=f"{rule.where}.args[{number}]",
-                message="All 64 bits are compared; where the kernel takes an int, a program gets "
-                "around this by setting bits above the lower 32.",
+                message="The filter compares 64 bits. Where the kernel uses only an int, a program "
+                "evades this condition by setting higher bits.",
                 hint="SCMP_CMP_MASKED_EQ with mask 4294967295 compares the lower 32 bits.",
             )

@@ -100,8 +100,11 @@ class Meaning:
         return self.call(abi, name).answers(arguments)
 
     def calls(self, abi: str) -> frozenset[str]:
-        """Return the names of the calls that the ABI has."""
-        return syscalls.of(abi)
+        """Return the names of the calls that the ABI has, and that libseccomp 2.5.4 knows.
+
+        Newer calls are among them if a rule names them.
+        """
+        return syscalls.of(abi) | {name for name in self._rules if syscalls.number(abi, name) >= 0}
 
 
 def of(document: Document, abis: Sequence[str], capabilities: Collection[str] = ()) -> Meaning:

@@ -1,0 +1,113 @@
+"""Finds the system calls that two profiles answer differently, exactly.
+
+Each profile divides the arguments of a call into cases with one answer each. Two cases with
+different answers are a difference if some arguments belong to both.
+"""
+
+import enum
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from agent.backends.seccomp import regions
+from agent.backends.seccomp.document import Answer, Condition
+from agent.backends.seccomp.meaning import CallMeaning, Meaning
+
+_SIGNS = {
+    "SCMP_CMP_EQ": "==",
+    "SCMP_CMP_NE": "!=",
+    "SCMP_CMP_LT": "<",
+    "SCMP_CMP_LE": "<=",
+    "SCMP_CMP_GT": ">",
+    "SCMP_CMP_GE": ">=",
+}
+
+
+class Direction(enum.StrEnum):
+    """How the second profile differs from the first one."""
+
+    MORE_PERMISSIVE = "more-permissive"
+    MORE_RESTRICTIVE = "more-restrictive"
+    OTHER_ERROR = "other-error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """A case of one call that the two profiles answer differently."""
+
+    abi: str
+    call: str
+    conditions: tuple[Condition, ...]
+    """The arguments of the case; empty for the remaining or for all arguments."""
+    before: Answer
+    after: Answer
+
+    @property
+    def direction(self) -> Direction:
+        """Whether the second answer denies less or more than the first one."""
+        if self.after.strictness < self.before.strictness:
+            return Direction.MORE_PERMISSIVE
+        if self.after.strictness > self.before.strictness:
+            return Direction.MORE_RESTRICTIVE
+        return Direction.OTHER_ERROR
+
+    @property
+    def arguments(self) -> str:
+        """The conditions as text."""
+        return " and ".join(map(_shown, self.conditions))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Case:
+    """The arguments that fulfil the conditions and no other case, and the answer to them."""
+
+    conditions: tuple[Condition, ...]
+    others: Sequence[tuple[Condition, ...]]
+    answer: Answer
+
+
+def differences(first: Meaning, second: Meaning) -> Iterator[Difference]:
+    """Return the cases that the second profile answers differently from the first one.
+
+    An ABI that only one of the filters handles counts as a whole: the kernel ends each thread that
+    makes a call of an ABI that the filter does not handle.
+    """
+    killed = Answer(action="SCMP_ACT_KILL_THREAD")
+    for abi in dict.fromkeys((*first.abis, *second.abis)):
+        if abi not in first.abis or abi not in second.abis:
+            is_new = abi in second.abis
+            default = (second if is_new else first).document.default
+            before, after = (killed, default) if is_new else (default, killed)
+            yield Difference(abi=abi, call="*", conditions=(), before=before, after=after)
+            continue
+        for call in sorted(first.calls(abi) | second.calls(abi)):
+            yield from _of_call(abi, call, first.call(abi, call), second.call(abi, call))
+
+
+def _of_call(abi: str, call: str, first: CallMeaning, second: CallMeaning) -> Iterator[Difference]:
+    for before in _cases(first):
+        for after in _cases(second):
+            if before.answer != after.answer and regions.outside(
+                (*before.conditions, *after.conditions),
+                [*before.others, *after.others],
+                first.largest,
+            ):
+                yield Difference(
+                    abi=abi,
+                    call=call,
+                    conditions=tuple(dict.fromkeys((*before.conditions, *after.conditions))),
+                    before=before.answer,
+                    after=after.answer,
+                )
+
+
+def _cases(call: CallMeaning) -> Iterator[_Case]:
+    for rule in call.cases:
+        yield _Case(conditions=rule.args, others=(), answer=rule.answer)
+    yield _Case(conditions=(), others=[rule.args for rule in call.cases], answer=call.otherwise)
+
+
+def _shown(condition: Condition) -> str:
+    name = f"arg{condition.index}"
+    if condition.op == "SCMP_CMP_MASKED_EQ":
+        return f"{name} & {condition.value:#x} == {condition.value_two:#x}"
+    return f"{name} {_SIGNS.get(condition.op, condition.op)} {condition.value}"

@@ -1,0 +1,147 @@
+"""Compares two seccomp profiles, or a profile with a container runtime's default profile.
+
+The profiles are resolved for one architecture, one kernel version and one capability set. Nothing
+on the node is read except the two files.
+"""
+
+import json
+import platform
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from agent.backends.seccomp import baseline, difference, meaning, resolve, syntax, wrapped
+from agent.backends.seccomp.difference import Difference, Direction
+from agent.backends.seccomp.document import Answer, Document
+from agent.core.findings import Finding, Severity
+
+BASELINES: Final = {
+    "runtime-default": baseline.NAMES,
+    "containerd": ("containerd",),
+    "cri-o": ("cri-o",),
+}
+_HEADINGS: Final = {
+    Direction.MORE_PERMISSIVE: "More permissive",
+    Direction.MORE_RESTRICTIVE: "More restrictive",
+    Direction.OTHER_ERROR: "Denied in another way",
+}
+
+
+class NotAProfileError(ValueError):
+    """A file contains no profile that can be compared."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """The differences of the second profile from the first one."""
+
+    differences: tuple[Difference, ...]
+
+    @property
+    def is_more_permissive(self) -> bool:
+        """Whether the second profile allows something that the first one denies."""
+        return any(one.direction is Direction.MORE_PERMISSIVE for one in self.differences)
+
+
+def diff(
+    first: str | Document,
+    second: str,
+    *,
+    arch: str,
+    kernel: str,
+    capabilities: Collection[str] | None,
+) -> Compared:
+    """Compare two profiles. Raises OSError or NotAProfileError.
+
+    Args:
+        first: the path of a file, or a Document: the default profile of a runtime.
+        second: the path of a file.
+        arch: the machine, as `uname -m` prints it; this machine if empty.
+        kernel: the kernel version; the running kernel if empty.
+        capabilities: those of the pods; None for the default capabilities of containers.
+    """
+    node = resolve.Node(
+        machine=arch or platform.machine(),
+        kernel=resolve.kernel(kernel or platform.release()) or (0, 0),
+        capabilities=baseline.CAPABILITIES if capabilities is None else frozenset(capabilities),
+    )
+    before = first if isinstance(first, Document) else _read(first)
+    meanings = [
+        meaning.of(resolve.resolve(document, node).document, resolve.abis(node.machine))
+        for document in (before, _read(second))
+    ]
+    return Compared(differences=tuple(difference.differences(*meanings)))
+
+
+def _read(path: str) -> Document:
+    with Path(path).open("rb") as file:
+        content = file.read(syntax.MOST_BYTES + 1)
+    decoded = syntax.decode(content)
+    wrapper = None if isinstance(decoded, Finding) else wrapped.find(decoded[0])
+    if wrapper is not None and wrapper.where:
+        content = json.dumps(wrapper.profile).encode()
+    document, findings = syntax.read(content)
+    errors = [one for one in findings if one.severity == Severity.ERROR]
+    if document is None or errors:
+        raise NotAProfileError(f"{path}: {errors[0].message} {errors[0].hint}".rstrip())
+    return document
+
+
+def with_baseline(
+    name: str, path: str, *, arch: str, kernel: str, capabilities: Collection[str] | None
+) -> dict[str, Compared]:
+    """Compare a profile with the default profiles of runtimes, by the runtime's name."""
+    return {
+        runtime: diff(
+            baseline.document(runtime), path, arch=arch, kernel=kernel, capabilities=capabilities
+        )
+        for runtime in BASELINES[name]
+    }
+
+
+def table(comparisons: Mapping[str, Compared]) -> str:
+    """Return the differences for people. The keys are runtimes; empty for two files."""
+    return "\n".join(_section(*item) for item in comparisons.items())
+
+
+def _section(runtime: str, compared: Compared) -> str:
+    lines = [f"Compared with the default profile of {runtime}", ""] if runtime else []
+    if not compared.differences:
+        lines += ["The profiles have the same meaning.", ""]
+    for direction, heading in _HEADINGS.items():
+        rows = [one for one in compared.differences if one.direction is direction]
+        if rows:
+            lines += [f"{heading}:", *map(_row, rows), ""]
+    return "\n".join(lines)
+
+
+def _row(one: Difference) -> str:
+    abi = one.abi.removeprefix("SCMP_ARCH_").lower()
+    where = f" where {one.arguments}" if one.arguments else ""
+    return f"  {abi}  {one.call}: {_shown(one.before)} -> {_shown(one.after)}{where}"
+
+
+def _shown(answer: Answer) -> str:
+    action = answer.action.removeprefix("SCMP_ACT_")
+    return f"{action}({answer.errno})" if answer.errno else action
+
+
+def as_json(comparisons: Mapping[str, Compared]) -> str:
+    """Return the differences for programs. The keys are runtimes; empty for two files."""
+    tree = [
+        {"baseline": runtime, "differences": [_object(one) for one in compared.differences]}
+        for runtime, compared in comparisons.items()
+    ]
+    return json.dumps({"comparisons": tree}, indent=1) + "\n"
+
+
+def _object(one: Difference) -> dict[str, str]:
+    return {
+        "architecture": one.abi,
+        "syscall": one.call,
+        "direction": str(one.direction),
+        "arguments": one.arguments,
+        "before": _shown(one.before),
+        "after": _shown(one.after),
+    }
