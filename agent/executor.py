@@ -1,46 +1,27 @@
-"""Act on a plan, and say what happened. The only module that drives kinds and ledger.
+"""Carries out a plan, and returns the outcome of each action.
 
-Rule 1: a Put is stage, install, verify, commit; the installed slot is replaced only after the
-node was seen to hold the new version. Rule 2: one failed action never stops the next. Rule 3: at
-every point of a kill the ledger says at least what is ours, and never more than was staged.
+This module and the backends are the only code that changes profiles on the node. An installation
+has four steps: stage the version in the ledger, install it, verify it, and commit it. After a kill
+at any point, the ledger covers every profile that this agent may have installed. An action that
+fails does not stop the actions after it.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import assert_never
 
 from agent.core.actions import Action, Adopt, Hold, Install, Keep, Outcome, Release, Remove
 from agent.core.diagnostics import still_in_use
 from agent.core.findings import Finding
-from agent.core.model import (
-    Evidence,
-    Inspected,
-    KeyId,
-    LedgerEntry,
-    Pending,
-    Profile,
-    ProfileKind,
-    Rejection,
-    SourceKey,
-    Unchecked,
-    Version,
-)
-from agent.core.ownership import is_installed_by_agent, owned_names
+from agent.core.model import KeyId, LedgerEntry, Pending, Profile, ProfileKind, Version
 from agent.core.ports import Failed, Installed, Ledger, ProfileBackend, Removed, StillInUse
 from agent.core.vocabulary import OutcomeResult, Provenance, Reason
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Prepared:
-    """A profile and the bytes to install."""
-
-    profile: Profile
-    body: bytes
+from agent.ledger_entries import LedgerEntries, retired_names
+from agent.profile_preparer import PreparedProfile, ProfilePreparer
 
 
 class Executor:
-    """Carries the kinds, the ledger and its entries (kept in step with every write)."""
+    """Carries out the actions of one pass."""
 
     def __init__(
         self,
@@ -52,71 +33,70 @@ class Executor:
     ) -> None:
         self.backends = backends
         self.ledger = ledger
-        self.entries = dict(entries)
         self.clock = clock
-        self._owners: dict[tuple[ProfileKind, str], set[KeyId]] | None = (
-            None  # once it was asked for
-        )
+        self._entries = LedgerEntries(ledger, entries)
+        self._preparer = ProfilePreparer(backends, ledger)
+
+    @property
+    def entries(self) -> Mapping[KeyId, LedgerEntry]:
+        """The ledger entries after the actions that were carried out so far."""
+        return self._entries.by_key
 
     def execute(self, actions: Iterable[Action], *, dry_run: bool = False) -> tuple[Outcome, ...]:
-        """Carry out the actions in their order, puts first; with dry_run, none of them.
+        """Carry out the actions: installations first, the others in their order.
 
-        What is missing on the node waits for nothing that is only to be recorded.
+        With `dry_run`, nothing is changed, and each outcome is the expected one.
         """
         outcomes: list[Outcome] = []
-        failed: set[KeyId] = set()
-        for action in sorted(actions, key=lambda one: not isinstance(one, Install)):
+        failed_keys: set[KeyId] = set()
+        for action in sorted(actions, key=lambda action: not isinstance(action, Install)):
             begin = self.clock()
             if dry_run:
                 outcome = self._preview(action)
-            elif action.id in failed and self._is_needed(action):
+            elif action.id in failed_keys and self._affects_last_good_version(action):
                 outcome = Outcome(action=action, result=OutcomeResult.HELD)
             else:
                 outcome = self._act(action)
             if outcome.result in (OutcomeResult.FAILED, OutcomeResult.PENDING):
-                failed |= {action.id} | (
-                    action.previous_owners if isinstance(action, Install) else set()
-                )
+                failed_keys.add(action.id)
+                failed_keys |= action.previous_owners if isinstance(action, Install) else set()
             outcomes.append(replace(outcome, seconds=self.clock() - begin))
         return tuple(outcomes)
 
-    def _is_needed(self, action: Action) -> bool:
-        """Return whether names that a failed put leaves over are part of the last good version.
+    def _affects_last_good_version(self, action: Action) -> bool:
+        """Return whether an action would remove or release names of the last good version.
 
-        Whether one has moved is looked at for each.
+        `_release` checks names that moved to another key one by one.
         """
         if not isinstance(action, Remove | Release) or action.reason == Reason.MOVED:
             return False
-        entry = self.entries.get(action.id)
-        installed = entry.installed if entry is not None else None
+        installed = self._entries.installed_version(action.id)
         return installed is not None and not set(installed.names).isdisjoint(action.names)
 
     def _preview(self, action: Action) -> Outcome:
-        entry = self.entries.get(action.id)
+        """Return the expected outcome of an action that is not carried out."""
+        installed = self._entries.installed_version(action.id)
         match action:
             case Keep(profile=profile):
                 return Outcome(action=action, result=OutcomeResult.DONE, version=profile.version)
             case Hold():
-                version = entry.installed if entry is not None else None
-                return Outcome(action=action, result=OutcomeResult.HELD, version=version)
+                return Outcome(action=action, result=OutcomeResult.HELD, version=installed)
             case Install(profile=Profile() as profile) | Adopt(profile=profile):
                 return Outcome(action=action, result=OutcomeResult.PLANNED, version=profile.version)
             case _:
-                version = entry.installed if entry is not None else None
-                return Outcome(action=action, result=OutcomeResult.PLANNED, version=version)
+                return Outcome(action=action, result=OutcomeResult.PLANNED, version=installed)
 
     def _act(self, action: Action) -> Outcome:
         match action:
             case Install():
-                return self._put(action)
+                return self._install(action)
             case Adopt():
-                return self._record(action, action.profile, action.evidence, Provenance.ADOPTED)
+                return self._record(action, Provenance.ADOPTED)
             case Keep():
-                return self._record(action, action.profile, action.evidence, action.provenance)
+                return self._record(action, action.provenance)
             case Hold():
-                entry = self.entries.get(action.id)
-                version = entry.installed if entry is not None else None
-                return Outcome(action=action, result=OutcomeResult.HELD, version=version)
+                installed = self._entries.installed_version(action.id)
+                return Outcome(action=action, result=OutcomeResult.HELD, version=installed)
             case Remove():
                 return self._remove(action)
             case Release():
@@ -124,194 +104,111 @@ class Executor:
             case unreachable:
                 assert_never(unreachable)
 
-    # --- put -------------------------------------------------------------------------------------
+    # --- install ---------------------------------------------------------------------------------
 
-    def _put(self, action: Install) -> Outcome:
-        entry = self.entries.get(action.id)
-        profile = action.profile if action.profile is not None else self._recorded(action.id)
-        prepared = self._prepared(profile, is_recorded=action.profile is None)
+    def _install(self, action: Install) -> Outcome:
+        """Prepare and install the desired version, or else the last good version."""
+        if action.profile is not None:
+            prepared = self._preparer.prepare(action.profile)
+        else:
+            prepared = self._preparer.prepare_installed(action.id, self._entries.get(action.id))
         match prepared:
-            case _Prepared():
-                return self._install(action, prepared, entry)
+            case PreparedProfile():
+                return self._install_prepared(action, prepared)
             case Pending(findings=findings):
                 if action.fallback is not None:
-                    self._put(action.fallback)
+                    self._install(action.fallback)
                 return Outcome(action=action, result=OutcomeResult.PENDING, findings=findings)
             case Finding():
-                return self._put_back(action, prepared)
+                return self._fall_back(action, prepared)
             case unreachable:
                 assert_never(unreachable)
 
-    def _install(self, action: Install, prepared: _Prepared, entry: LedgerEntry | None) -> Outcome:
+    def _install_prepared(self, action: Install, prepared: PreparedProfile) -> Outcome:
+        """Stage, install, verify and commit one version."""
         profile = prepared.profile
-        before = entry or LedgerEntry(
+        before = self._entries.get(action.id) or LedgerEntry(
             id=action.id, provenance=Provenance.INSTALLED, prefix=profile.prefix
         )
-        if not _is(before.installed, profile.version):
-            finding = self._store(prepared) or self._write(replace(before, staged=profile.version))
+        if not _is_recorded(before.installed, profile.version):
+            finding = self._stage(before, prepared)
             if finding is not None:
-                return self._put_back(action, finding)
-        done = self.backends[action.id.kind].install(
+                return self._fall_back(action, finding)
+        result = self.backends[action.id.kind].install(
             profile, prepared.body, replaceable=action.replaceable, foreign=action.foreign
         )
-        match done:
+        match result:
+            case Failed(finding=finding) if finding.code == "verify_failed":
+                # The staged version may be on the node, so it stays recorded as staged.
+                return _outcome(action, finding)
             case Failed(finding=finding):
-                # Not verified is not absent: what was staged may be on the node, and is ours then.
-                if finding.code == "verify_failed":
-                    return _ended(action, finding)
-                self._unstage(before)
-                return self._put_back(action, finding)
+                self._entries.unstage(before)
+                return self._fall_back(action, finding)
             case Installed(evidence=evidence, modes=modes):
                 version = replace(profile.version, evidence=evidence, modes=modes)
-                committed = self._committed(before, version, profile.prefix)
-                finding = (
-                    self._write(committed) if committed != self.entries.get(action.id) else None
-                )
-                finding = finding or self._update_same_version(action.id, version)
-                if finding is not None:
-                    return _ended(action, finding)
-                return Outcome(action=action, result=OutcomeResult.DONE, version=version)
+                finding = self._entries.commit(before, version, profile.prefix)
+                return _outcome(action, finding, version if finding is None else None)
             case unreachable:
                 assert_never(unreachable)
 
-    def _update_same_version(self, id_: KeyId, version: Version) -> Finding | None:
-        """Record the new evidence in every other entry that has the same version installed.
+    def _stage(self, before: LedgerEntry, prepared: PreparedProfile) -> Finding | None:
+        """Record in the ledger that a version is about to be installed."""
+        staged = replace(before, staged=prepared.profile.version)
+        return self._store(prepared) or self._entries.write(staged)
 
-        On a kernel that shows no content, a replacement changes the evidence of equal content.
-        """
-        ids = {other for name in version.names for other in self._owners_of(id_.kind, name)}
-        for other in sorted(ids - {id_}, key=str):
-            entry = self.entries[other]
-            installed = entry.installed
-            if installed is None or installed.body_digest != version.body_digest:
-                continue
-            updated = replace(installed, evidence=version.evidence)
-            if updated != installed:
-                finding = self._write(replace(entry, installed=updated))
-                if finding is not None:
-                    return finding
-        return None
+    def _store(self, prepared: PreparedProfile) -> Finding | None:
+        """Store source and body in the ledger, so that the version can be restored."""
+        source, body = prepared.profile.source, prepared.body
+        return self.ledger.store_content(source) or self.ledger.store_content(body)
 
-    def _put_back(self, action: Install, finding: Finding) -> Outcome:
-        """Tell that a put failed, after the last good version was put where the node lacks it."""
+    def _fall_back(self, action: Install, finding: Finding) -> Outcome:
+        """Report a failed installation, and restore the last good version if it is missing."""
         if action.fallback is None:
-            return _ended(action, finding)
-        back = self._put(action.fallback)
-        findings = dict.fromkeys((finding, *back.findings))
-        return replace(_ended(action, finding, back.version), findings=tuple(findings))
-
-    def _committed(self, before: LedgerEntry, version: Version, prefix: str) -> LedgerEntry:
-        retired = _retired(before, version)
-        return LedgerEntry(
-            id=before.id,
-            provenance=Provenance.INSTALLED,
-            installed=version,
-            retired=retired,
-            prefix=prefix,
-        )
-
-    def _unstage(self, before: LedgerEntry) -> None:
-        if before.staged is not None or before.installed is not None or before.retired:
-            self._write(before)  # what an earlier put left staged may be on the node still
-        else:
-            self._drop(before.id)
-
-    def _recorded(self, id_: KeyId) -> Profile | Finding:
-        """Return the installed version of an entry as a profile, from the ledger alone."""
-        entry = self.entries[id_]
-        version = entry.installed
-        source = self.ledger.content(version.source_digest) if version is not None else None
-        if version is None or source is None:
-            return _damaged(id_)
-        return Profile(id=id_, version=version, source=source, body_size=0, prefix=entry.prefix)
-
-    def _prepared(
-        self, profile: Profile | Finding, *, is_recorded: bool
-    ) -> _Prepared | Pending | Finding:
-        """Return a profile with its body; without a usable body, inspect its source again.
-
-        is_recorded: whether the profile is from the ledger, so that its body may have been made
-        for another context.
-        """
-        if isinstance(profile, Finding):
-            return profile
-        backend = self.backends[profile.id.kind]
-        if not is_recorded or backend.accepts_context(profile.version.context):
-            body = self._body(profile)
-            if body is not None:
-                return _Prepared(profile=profile, body=body)
-        source_key = SourceKey(
-            profile_set=profile.id.profile_set,
-            key=profile.id.key,
-            content=profile.source,
-            prefix=profile.prefix,
-        )
-        inspected = _again(backend.inspect(source_key), profile.version)
-        if not isinstance(inspected, Profile):
-            return inspected
-        body = self._body(inspected)
-        return _Prepared(profile=inspected, body=body) if body is not None else _damaged(profile.id)
-
-    def _body(self, profile: Profile) -> bytes | None:
-        """Return the body of a profile from the ledger, or else from its backend."""
-        body = self.ledger.content(profile.version.body_digest)
-        return body if body is not None else self.backends[profile.id.kind].body(profile)
-
-    def _store(self, prepared: _Prepared) -> Finding | None:
-        return self.ledger.store_content(prepared.profile.source) or self.ledger.store_content(
-            prepared.body
-        )
+            return _outcome(action, finding)
+        restored = self._install(action.fallback)
+        findings = dict.fromkeys((finding, *restored.findings))
+        return replace(_outcome(action, finding, restored.version), findings=tuple(findings))
 
     # --- adopt and keep --------------------------------------------------------------------------
 
-    def _record(
-        self,
-        action: Adopt | Keep,
-        profile: Profile,
-        evidence: Mapping[str, Evidence],
-        provenance: Provenance,
-    ) -> Outcome:
-        """Bring the ledger in step with a node that is right already; write only what differs."""
-        before = self.entries.get(action.id)
-        version = replace(profile.version, evidence=evidence)
-        entry = LedgerEntry(
-            id=action.id, provenance=provenance, installed=version, prefix=profile.prefix
-        )
-        if before is not None:
-            entry = replace(entry, retired=_retired(before, version))
-        installed = before.installed if before is not None else None
-        if installed is not None and installed.body_digest == version.body_digest:
-            entry = replace(
-                entry, installed=replace(version, modes=installed.modes or version.modes)
-            )
-        finding = None
-        if entry != before or not (
-            self.ledger.has_content(version.source_digest)
-            and self.ledger.has_content(version.body_digest)
-        ):
-            match self._prepared(profile, is_recorded=False):
-                case _Prepared() as prepared if (
-                    prepared.profile.version.body_digest == version.body_digest
-                ):
-                    finding = self._store(prepared)
-                case Finding() as failure:
-                    finding = failure
-                case Pending(findings=findings):
-                    return Outcome(action=action, result=OutcomeResult.PENDING, findings=findings)
-                case _:  # the new inspection made other bytes: the next full pass plans with them
-                    return Outcome(action=action, result=OutcomeResult.PENDING)
+    def _record(self, action: Adopt | Keep, provenance: Provenance) -> Outcome:
+        """Record a profile that the node already has. Write only entries that differ."""
+        before = self._entries.get(action.id)
+        entry, version = _entry_for(action, provenance, before)
+        if entry == before and self._has_content(version):
+            return _outcome(action, None, version)
+        prepared = self._preparer.prepare(action.profile)
+        match prepared:
+            case PreparedProfile(profile=profile) if (
+                profile.version.body_digest == version.body_digest
+            ):
+                finding = self._store(prepared)
+            case PreparedProfile():
+                # The new inspection compiled other bytes. The next full pass plans with them.
+                return Outcome(action=action, result=OutcomeResult.PENDING)
+            case Pending(findings=findings):
+                return Outcome(action=action, result=OutcomeResult.PENDING, findings=findings)
+            case Finding():
+                finding = prepared
+            case unreachable:
+                assert_never(unreachable)
         if finding is None and entry != before:
-            finding = self._write(entry)
-        return _ended(action, finding, version)
+            finding = self._entries.write(entry)
+        return _outcome(action, finding, version)
+
+    def _has_content(self, version: Version) -> bool:
+        """Return whether the ledger has the source and the body of a version."""
+        digests = (version.source_digest, version.body_digest)
+        return all(self.ledger.has_content(digest) for digest in digests)
 
     # --- remove and release ----------------------------------------------------------------------
 
     def _remove(self, action: Remove) -> Outcome:
         backend = self.backends[action.id.kind]
-        done = backend.remove(action.names, action.evidence, require_unused=action.require_unused)
-        match done:
+        result = backend.remove(action.names, action.evidence, require_unused=action.require_unused)
+        match result:
             case Removed():
-                return _ended(action, self._forget(action.id, action.names))
+                return _outcome(action, self._entries.forget(action.id, action.names))
             case StillInUse(uses=uses):
                 findings = tuple(
                     still_in_use(name, use, backend.capabilities)
@@ -319,124 +216,59 @@ class Executor:
                 )
                 return Outcome(action=action, result=OutcomeResult.HELD, findings=findings)
             case Failed(finding=finding):
-                return _ended(action, finding)
+                return _outcome(action, finding)
             case unreachable:
                 assert_never(unreachable)
 
     def _release(self, action: Release) -> Outcome:
-        """Forget names; those that moved only once another entry owns them."""
+        """Stop tracking names. A moved name is released only if another entry owns it."""
         names = action.names
         if action.reason == Reason.MOVED:
-            names = tuple(name for name in names if self._has_another(action.id, name))
+            kind = action.id.kind
+            names = tuple(
+                name for name in names if self._entries.owners_of(kind, name) - {action.id}
+            )
             if not names:
                 return Outcome(action=action, result=OutcomeResult.HELD)
-        return _ended(action, self._forget(action.id, names))
-
-    def _has_another(self, id_: KeyId, name: str) -> bool:
-        """Return whether another entry owns a name."""
-        return bool(self._owners_of(id_.kind, name) - {id_})
-
-    def _owners_of(self, kind: ProfileKind, name: str) -> set[KeyId]:
-        """Return the entries that own a name."""
-        if self._owners is None:
-            self._owners = defaultdict(set)
-            for entry in self.entries.values():
-                self._note(None, entry)
-        return self._owners[kind, name]
-
-    def _note(self, before: LedgerEntry | None, after: LedgerEntry | None) -> None:
-        """Keep the owners of each name in step, where they have been asked for."""
-        if self._owners is None:
-            return
-        if before is not None:
-            for name in owned_names(before):
-                self._owners[before.id.kind, name].discard(before.id)
-        if after is not None:
-            for name in owned_names(after):
-                self._owners[after.id.kind, name].add(after.id)
-
-    def _forget(self, id_: KeyId, names: tuple[str, ...]) -> Finding | None:
-        entry = self.entries.get(id_)
-        if entry is None:
-            return None
-        left = {name: one for name, one in owned_names(entry).items() if name not in names}
-        installed = entry.installed
-        if installed is not None and set(installed.names) & set(names):
-            installed = None
-        provided = installed.names if installed is not None else ()
-        retired = {
-            name: one
-            for name, one in left.items()
-            if name not in provided and is_installed_by_agent(entry, name)
-        }
-        if installed is None and entry.staged is None and not retired:
-            return self._drop(id_)
-        return self._write(replace(entry, installed=installed, retired=retired))
-
-    def _write(self, entry: LedgerEntry) -> Finding | None:
-        finding = self.ledger.write(entry)
-        if finding is None:
-            self._note(self.entries.get(entry.id), entry)
-            self.entries[entry.id] = entry
-        return finding
-
-    def _drop(self, id_: KeyId) -> Finding | None:
-        finding = self.ledger.delete(id_)
-        if finding is None:
-            self._note(self.entries.pop(id_, None), None)
-        return finding
+        return _outcome(action, self._entries.forget(action.id, names))
 
 
-def _retired(before: LedgerEntry, version: Version) -> dict[str, Evidence]:
-    """Return what this agent put for an entry, and its next version does not provide."""
-    return {
-        name: evidence
-        for name, evidence in owned_names(before).items()
-        if is_installed_by_agent(before, name) and name not in version.names
-    }
+def _entry_for(
+    action: Adopt | Keep, provenance: Provenance, before: LedgerEntry | None
+) -> tuple[LedgerEntry, Version]:
+    """Return the entry that records a kept or adopted profile, and the version it has."""
+    version = replace(action.profile.version, evidence=action.evidence)
+    installed = before.installed if before is not None else None
+    recorded = version
+    if installed is not None and installed.body_digest == version.body_digest:
+        recorded = replace(version, modes=installed.modes or version.modes)
+    entry = LedgerEntry(
+        id=action.id,
+        provenance=provenance,
+        installed=recorded,
+        retired=retired_names(before, version) if before is not None else {},
+        prefix=action.profile.prefix,
+    )
+    return entry, version
 
 
-def _is(installed: Version | None, version: Version) -> bool:
-    """Return whether a version is the installed one, which the node would show by what is known.
+def _is_recorded(installed: Version | None, version: Version) -> bool:
+    """Return whether the ledger has a version as installed, with all the evidence it expects.
 
-    What was seen on the node is known of an installed version beside what is expected of it.
+    The installed version also has the evidence and the modes that the node showed.
     """
     if installed is None:
         return False
-    known = all(
-        one <= installed.evidence.get(name, frozenset()) for name, one in version.evidence.items()
+    has_evidence = all(
+        evidence <= installed.evidence.get(name, frozenset())
+        for name, evidence in version.evidence.items()
     )
-    seen = replace(version, evidence=installed.evidence, modes=installed.modes)
-    return known and seen == installed
+    observed = replace(version, evidence=installed.evidence, modes=installed.modes)
+    return has_evidence and observed == installed
 
 
-def _again(found: Inspected, version: Version) -> Profile | Pending | Finding:
-    """Return what a new check of the installed version's source allows to install."""
-    match found:
-        case Profile():
-            # A source may have named it otherwise than its key.
-            return found if found.version.names == version.names else _damaged(found.id)
-        case Rejection(findings=findings):
-            return findings[0]
-        case Unchecked(finding=finding):
-            return finding
-        case Pending():
-            return found
-        case unreachable:
-            assert_never(unreachable)
-
-
-def _ended(action: Action, finding: Finding | None, version: Version | None = None) -> Outcome:
+def _outcome(action: Action, finding: Finding | None, version: Version | None = None) -> Outcome:
+    """Return the outcome of an action that failed with a finding, or that was done."""
     if finding is None:
         return Outcome(action=action, result=OutcomeResult.DONE, version=version)
     return Outcome(action=action, result=OutcomeResult.FAILED, findings=(finding,), version=version)
-
-
-def _damaged(id_: KeyId) -> Finding:
-    return Finding(
-        code="ledger_damaged",
-        location=str(id_),
-        message="The last good version is not whole in the state directory, so it cannot be put "
-        "back.",
-        hint="Make its source readable again; the next pass puts it from there.",
-    )

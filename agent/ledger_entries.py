@@ -1,0 +1,136 @@
+"""The ledger entries of one pass, in memory and on disk.
+
+Every change is written to the ledger first. If the write fails, the entries in memory stay as they
+were, and the caller gets the finding. Only the main thread uses this module.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+from agent.core.findings import Finding
+from agent.core.model import Evidence, KeyId, LedgerEntry, ProfileKind, Version
+from agent.core.ownership import is_installed_by_agent, owned_names
+from agent.core.ports import Ledger
+from agent.core.vocabulary import Provenance
+
+
+class LedgerEntries:
+    """The entries of the ledger, kept equal to the ledger by every change."""
+
+    def __init__(self, ledger: Ledger, entries: Mapping[KeyId, LedgerEntry]) -> None:
+        self.ledger = ledger
+        self.by_key = dict(entries)
+        self._owners: dict[tuple[ProfileKind, str], set[KeyId]] | None = None
+        """The entries that own each name. Built when it is needed for the first time."""
+
+    def get(self, id_: KeyId) -> LedgerEntry | None:
+        """Return the entry of a key, or None."""
+        return self.by_key.get(id_)
+
+    def installed_version(self, id_: KeyId) -> Version | None:
+        """Return the installed version of a key, or None."""
+        entry = self.by_key.get(id_)
+        return entry.installed if entry is not None else None
+
+    def owners_of(self, kind: ProfileKind, name: str) -> set[KeyId]:
+        """Return the keys whose entries own a name."""
+        if self._owners is None:
+            self._owners = defaultdict(set)
+            for entry in self.by_key.values():
+                self._update_owners(None, entry)
+        return self._owners[kind, name]
+
+    def write(self, entry: LedgerEntry) -> Finding | None:
+        """Write an entry; return the finding of a failed write."""
+        finding = self.ledger.write(entry)
+        if finding is None:
+            self._update_owners(self.by_key.get(entry.id), entry)
+            self.by_key[entry.id] = entry
+        return finding
+
+    def delete(self, id_: KeyId) -> Finding | None:
+        """Delete an entry; return the finding of a failed deletion."""
+        finding = self.ledger.delete(id_)
+        if finding is None:
+            self._update_owners(self.by_key.pop(id_, None), None)
+        return finding
+
+    def commit(self, before: LedgerEntry, version: Version, prefix: str) -> Finding | None:
+        """Record a version as installed and verified, in all entries that have this version."""
+        committed = LedgerEntry(
+            id=before.id,
+            provenance=Provenance.INSTALLED,
+            installed=version,
+            retired=retired_names(before, version),
+            prefix=prefix,
+        )
+        if committed != self.by_key.get(before.id):
+            finding = self.write(committed)
+            if finding is not None:
+                return finding
+        return self._update_evidence(before.id, version)
+
+    def unstage(self, before: LedgerEntry) -> None:
+        """Restore the entry that was recorded before an installation that failed."""
+        if before.staged is not None or before.installed is not None or before.retired:
+            # The version that an earlier installation staged may still be on the node.
+            self.write(before)
+        else:
+            self.delete(before.id)
+
+    def forget(self, id_: KeyId, names: Collection[str]) -> Finding | None:
+        """Remove names from an entry; delete the entry if nothing is left of it."""
+        entry = self.by_key.get(id_)
+        if entry is None:
+            return None
+        installed = entry.installed
+        if installed is not None and not set(installed.names).isdisjoint(names):
+            installed = None
+        provided = installed.names if installed is not None else ()
+        retired = {
+            name: evidence
+            for name, evidence in owned_names(entry).items()
+            if name not in names and name not in provided and is_installed_by_agent(entry, name)
+        }
+        if installed is None and entry.staged is None and not retired:
+            return self.delete(id_)
+        return self.write(replace(entry, installed=installed, retired=retired))
+
+    def _update_evidence(self, id_: KeyId, version: Version) -> Finding | None:
+        """Record the new evidence in every other entry that has the same version installed.
+
+        On a kernel that shows no content, a replacement changes the evidence of equal content.
+        """
+        ids = {other for name in version.names for other in self.owners_of(id_.kind, name)}
+        for other in sorted(ids - {id_}, key=str):
+            entry = self.by_key[other]
+            installed = entry.installed
+            if installed is None or installed.body_digest != version.body_digest:
+                continue
+            updated = replace(installed, evidence=version.evidence)
+            if updated != installed:
+                finding = self.write(replace(entry, installed=updated))
+                if finding is not None:
+                    return finding
+        return None
+
+    def _update_owners(self, before: LedgerEntry | None, after: LedgerEntry | None) -> None:
+        """Apply the change of one entry to the index of owners, if the index exists."""
+        if self._owners is None:
+            return
+        if before is not None:
+            for name in owned_names(before):
+                self._owners[before.id.kind, name].discard(before.id)
+        if after is not None:
+            for name in owned_names(after):
+                self._owners[after.id.kind, name].add(after.id)
+
+
+def retired_names(before: LedgerEntry, version: Version) -> dict[str, Evidence]:
+    """Return the names that this agent installed for an entry and that a version lacks."""
+    return {
+        name: evidence
+        for name, evidence in owned_names(before).items()
+        if is_installed_by_agent(before, name) and name not in version.names
+    }

@@ -1,0 +1,112 @@
+"""Makes profiles ready to install: finds their bytes, or inspects their source again.
+
+A profile has no body in memory. The body comes from the ledger, from the backend, or from another
+inspection of the source. This module changes nothing on the node and nothing in the ledger.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import assert_never
+
+from agent.core.findings import Finding
+from agent.core.model import (
+    Inspected,
+    KeyId,
+    LedgerEntry,
+    Pending,
+    Profile,
+    ProfileKind,
+    Rejection,
+    SourceKey,
+    Unchecked,
+    Version,
+)
+from agent.core.ports import Ledger, ProfileBackend
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedProfile:
+    """A profile and the bytes to install."""
+
+    profile: Profile
+    body: bytes
+
+
+class ProfilePreparer:
+    """Prepares profiles of accepted keys, and installed versions from the ledger alone."""
+
+    def __init__(self, backends: Mapping[ProfileKind, ProfileBackend], ledger: Ledger) -> None:
+        self.backends = backends
+        self.ledger = ledger
+
+    def prepare(self, profile: Profile) -> PreparedProfile | Pending | Finding:
+        """Prepare the profile of an accepted key."""
+        body = self._body(profile)
+        if body is not None:
+            return PreparedProfile(profile=profile, body=body)
+        return self._prepare_again(profile)
+
+    def prepare_installed(
+        self, id_: KeyId, entry: LedgerEntry | None
+    ) -> PreparedProfile | Pending | Finding:
+        """Prepare the installed version of an entry.
+
+        Its body may have been compiled for another kernel. Such a body is compiled again.
+        """
+        version = entry.installed if entry is not None else None
+        source = self.ledger.content(version.source_digest) if version is not None else None
+        if entry is None or version is None or source is None:
+            return _damaged(id_)
+        profile = Profile(id=id_, version=version, source=source, body_size=0, prefix=entry.prefix)
+        if self.backends[id_.kind].accepts_context(version.context):
+            return self.prepare(profile)
+        return self._prepare_again(profile)
+
+    def _prepare_again(self, profile: Profile) -> PreparedProfile | Pending | Finding:
+        """Inspect the source of a profile again, to get its body."""
+        source_key = SourceKey(
+            profile_set=profile.id.profile_set,
+            key=profile.id.key,
+            content=profile.source,
+            prefix=profile.prefix,
+        )
+        inspected = self.backends[profile.id.kind].inspect(source_key)
+        checked = _checked_again(inspected, profile.version)
+        if not isinstance(checked, Profile):
+            return checked
+        body = self._body(checked)
+        if body is None:
+            return _damaged(profile.id)
+        return PreparedProfile(profile=checked, body=body)
+
+    def _body(self, profile: Profile) -> bytes | None:
+        """Return the body of a profile from the ledger, or else from its backend."""
+        body = self.ledger.content(profile.version.body_digest)
+        return body if body is not None else self.backends[profile.id.kind].body(profile)
+
+
+def _checked_again(inspected: Inspected, version: Version) -> Profile | Pending | Finding:
+    """Return the profile of another inspection if it still provides the same names."""
+    match inspected:
+        case Profile():
+            # A source can name a file differently from its key; the ledger has only the key.
+            same_names = inspected.version.names == version.names
+            return inspected if same_names else _damaged(inspected.id)
+        case Rejection(findings=findings):
+            return findings[0]
+        case Unchecked(finding=finding):
+            return finding
+        case Pending():
+            return inspected
+        case unreachable:
+            assert_never(unreachable)
+
+
+def _damaged(id_: KeyId) -> Finding:
+    return Finding(
+        code="ledger_damaged",
+        location=str(id_),
+        message="The last good version is incomplete in the state directory, so it cannot be "
+        "restored.",
+        hint="Make its source readable; the next pass installs the profile from there.",
+    )
