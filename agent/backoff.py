@@ -10,9 +10,19 @@ from dataclasses import dataclass
 _MAX_DOUBLINGS = 60  # a larger exponent would overflow a float long after the longest delay
 
 
-def delay_seconds(failures: int, *, first_seconds: float, longest_seconds: float) -> float:
-    """Return the delay after this many consecutive failures (1 or more), without a random part."""
-    return min(longest_seconds, first_seconds * 2.0 ** min(failures - 1, _MAX_DOUBLINGS))
+def delay_seconds(
+    failures: int, *, first_seconds: float, longest_seconds: float, jitter: float = 0.0
+) -> float:
+    """Return the delay after some consecutive failures, for callers that count them elsewhere.
+
+    Args:
+        failures: the number of failures, 1 or more.
+        first_seconds: see Backoff.
+        longest_seconds: see Backoff.
+        jitter: see Backoff.
+    """
+    longest = min(longest_seconds, first_seconds * 2.0 ** min(failures - 1, _MAX_DOUBLINGS))
+    return random.uniform(longest * (1.0 - jitter), longest)  # noqa: S311 - spreads load
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,10 +44,12 @@ class Backoff:
     def next_delay(self) -> float:
         """Record one more failure, and return how many seconds to wait before the next attempt."""
         self.failures += 1
-        longest = delay_seconds(
-            self.failures, first_seconds=self.first_seconds, longest_seconds=self.longest_seconds
+        return delay_seconds(
+            self.failures,
+            first_seconds=self.first_seconds,
+            longest_seconds=self.longest_seconds,
+            jitter=self.jitter,
         )
-        return random.uniform(longest * (1.0 - self.jitter), longest)  # noqa: S311 - spreads load
 
     def reset(self) -> None:
         """Forget all failures: the next delay is the first one again."""

@@ -1,8 +1,8 @@
 """The version of the installed package."""
 
-from importlib import metadata
-
 
 def version() -> str:
     """Return the version of profile-loader."""
+    from importlib import metadata  # needs 2 MiB, which most commands can save
+
     return metadata.version("profile-loader")

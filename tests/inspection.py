@@ -1,4 +1,4 @@
-"""Inspects profiles whose check runs in the background, and waits for the results."""
+"""Helpers for tests of a backend: inspections that wait for background checks."""
 
 from agent.core.model import Pending
 

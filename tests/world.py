@@ -1,7 +1,7 @@
-"""A node in memory, for properties of the core: one kind, one ledger, one source.
+"""A node in memory with one backend and one ledger, for properties of the core.
 
-A profile's text is `NAME[,NAME]:CONTENT`; a text that begins with `!` is refused, and content that
-is `?` is refused by the node.
+The text of a profile is `NAME[,NAME]:CONTENT`. The backend rejects a text that begins with `!`, and
+the node rejects the content `?`.
 """
 
 import time
@@ -29,7 +29,7 @@ from agent.reconciler import Reconciler
 
 
 class Killed(BaseException):
-    """The process ended here, as by kill -9."""
+    """The process ended here, as if by kill -9."""
 
 
 @dataclass
@@ -51,28 +51,28 @@ def token(content):
 
 @dataclass
 class Node:
-    """What survives the agent: loaded content by name, who uses what, and the ledger's files."""
+    """The state that survives the agent: loaded profiles, their users, and the ledger."""
 
     loaded: dict = field(default_factory=dict)
     used: set = field(default_factory=set)
-    readable: bool = True  # whether it shows what is loaded, or a hash of it
-    objects: dict = field(default_factory=dict)  # name -> the number of what is loaded
+    readable: bool = True  # whether the content of loaded profiles can be read
+    objects: dict = field(default_factory=dict)  # name -> the number of the loaded object
     stamps: dict = field(default_factory=dict)  # name -> the number of its last write
     count: int = 0  # of objects and writes
     own: dict = field(default_factory=dict)  # the agent's record: name -> number
     loading: tuple = (frozenset(), 0)  # names whose load is not recorded yet; the count before
-    # What is true, whatever the agent knows of it.
+    # Facts that the agent does not know.
     created: set = field(default_factory=set)  # objects that this agent loaded or overwrote
     touched: list = field(default_factory=list)  # (name, object, content) that it overwrote
     lost: list = field(default_factory=list)  # objects that it removed
     entries: dict = field(default_factory=dict)
     bodies: dict = field(default_factory=dict)
     removed: list = field(default_factory=list)
-    put: dict = field(default_factory=dict)  # name -> what this agent loaded last
-    full: bool = False  # the ledger cannot be written; a file can be removed still
+    put: dict = field(default_factory=dict)  # name -> the content that this agent loaded last
+    full: bool = False  # no ledger entry can be written, but a file can be removed
 
     def number(self):
-        """Number what is loaded: each name that was not loaded before is another object."""
+        """Number the loaded objects; a name that was not loaded before gets a new number."""
         for name in self.objects.keys() - self.loaded.keys():
             del self.objects[name]
         for name in sorted(self.loaded.keys() - self.objects.keys()):
@@ -80,13 +80,13 @@ class Node:
             self.objects[name] = self.stamps[name] = self.count
 
     def evidence(self, name):
-        """Return what the node shows of a loaded name."""
+        """Return the evidence that the node shows for a loaded profile."""
         if self.readable:
             return token(self.loaded[name])
         return frozenset({f"object:{self.objects[name]}:{self.stamps[name]}"})
 
     def write(self, contents):
-        """Load or replace names in one step, as any program may."""
+        """Load or replace profiles in one step, like any program on the node."""
         self.number()
         self.count += 1
         for name, content in contents.items():
@@ -95,19 +95,19 @@ class Node:
             self.stamps[name] = self.count
 
     def unload(self, name):
-        """Remove a name, as any program may."""
+        """Remove a profile, like any program on the node."""
         self.loaded.pop(name, None)
         self.count += 1
         self.number()
 
     def install(self, contents):
-        """Load names as this agent does, without its ledger."""
+        """Load profiles like this agent, but without a ledger entry."""
         self.write(contents)
         self.own |= {name: self.objects[name] for name in contents}
         self.created |= {self.objects[name] for name in contents}
 
     def reboot(self):
-        """Lose what a machine loses when it restarts."""
+        """Lose everything that a restart of the machine loses."""
         self.loaded.clear()
         self.used.clear()
         self.own.clear()
@@ -115,14 +115,14 @@ class Node:
         self.number()
 
     def settle(self):
-        """Record a load that a killed agent left, if nothing else was loaded or removed since."""
+        """Record the load of a killed agent, if nothing was loaded or removed since."""
         names, count = self.loading
         self.loading = (frozenset(), 0)
         if self.count == count + 1:
             self.own |= {name: self.objects[name] for name in names if name in self.objects}
 
     def is_own(self, name):
-        """Return whether the agent's record has what is loaded under a name now."""
+        """Return whether this agent loaded the object that has the name now."""
         return self.own.get(name) == self.objects[name]
 
 
@@ -138,7 +138,7 @@ CAPABILITIES = {
 
 
 class MemoryKind:
-    """A kind whose node is a dictionary. Loads of one key are atomic, as the kernel's are."""
+    """A backend whose node is a dictionary. Like the kernel, it loads a key atomically."""
 
     name = "apparmor"
     capabilities = CAPABILITIES[name]
@@ -221,7 +221,7 @@ class MemoryKind:
         for name in names:
             if node.loaded.get(name, body) != body:
                 node.touched.append((name, node.objects[name], node.loaded[name]))
-        # What is there with the same bytes is skipped, where the kernel keeps them.
+        # A kernel that stores the bytes skips profiles whose bytes are the same.
         there = [one for one in names if node.readable and node.loaded.get(one) == body]
         node.write({name: body for name in names if name not in there})
         node.created |= {node.objects[name] for name in mine}
@@ -255,7 +255,7 @@ FULL = Finding(code="write_failed", location="ledger", message="ENOSPC")
 
 
 class MemoryLedger:
-    """The ledger's contract over dictionaries; the file ledger passes the same contract tests."""
+    """A ledger in memory; the file ledger passes the same contract tests."""
 
     findings = ()
 
@@ -315,7 +315,7 @@ def turn(node, snapshots, *, steps=None, observed=None, options=None):
 
 
 def settled(node):
-    """Return what must not differ between two ways to the same end."""
+    """Return the state that two different sequences of passes must both reach."""
     return (
         dict(node.loaded),
         {id_: replace(entry, staged=None) for id_, entry in node.entries.items()},

@@ -4,7 +4,6 @@ The agent restores the labels each time, but less and less often, so that two cl
 opinions do not flood the API server.
 """
 
-import random
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -49,8 +48,7 @@ class LabelContention:
         self._restored_at.append(now)
         excess = len(self._restored_at) - CONTENTION_RESTORES + 1
         if excess > 0:
-            longest = delay_seconds(
-                excess, first_seconds=FIRST_SECONDS, longest_seconds=LONGEST_SECONDS
+            self.next_restore_at = now + delay_seconds(
+                excess, first_seconds=FIRST_SECONDS, longest_seconds=LONGEST_SECONDS, jitter=0.5
             )
-            self.next_restore_at = now + random.uniform(longest / 2, longest)  # noqa: S311 - spreads load
         return False

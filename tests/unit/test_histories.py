@@ -1,4 +1,4 @@
-"""Histories of a node that would lose something, with the real plan and reconciler."""
+"""Sequences of passes after which a wrong plan would lose a profile, with the real plan."""
 
 import contextlib
 
@@ -16,14 +16,14 @@ def read(keys, origin="dir /p"):
 
 
 def adopting():
-    """Return a node on which one key has adopted two names of somebody else's."""
+    """Return a node on which one key has adopted two profiles of another program."""
     node = Node(loaded={"a": b"compiled a,b:x", "b": b"compiled a,b:x"})
     turn(node, [read({"one": b"a,b:x"}, "dir /q")])
     return node
 
 
-def test_what_is_left_of_an_adoption_stays_somebody_elses():
-    """One of its names moves to another set; then its key is gone."""
+def test_the_rest_of_an_adopted_key_stays_adopted():
+    """One of its names moves to another profile set, and then its key is deleted."""
     node = adopting()
     turn(node, [read({"k": b"a:y"}, "dir /p")])
     turn(node, [read({"z": b"c:y"}, "dir /q")])
@@ -31,8 +31,8 @@ def test_what_is_left_of_an_adoption_stays_somebody_elses():
 
 
 @pytest.mark.parametrize("step", range(12))
-def test_no_kill_makes_an_adopted_name_this_agents(step):
-    """Between the releases of two names of one entry, say."""
+def test_no_kill_turns_an_adopted_profile_into_an_own_one(step):
+    """The process may end between the releases of two names of one ledger entry."""
     node = adopting()
     after = [read({"two": b"a:y"}, "dir /q")]
     with contextlib.suppress(Killed):
@@ -42,8 +42,8 @@ def test_no_kill_makes_an_adopted_name_this_agents(step):
     assert (node.removed, sorted(node.loaded)) == ([], ["a", "b"])
 
 
-def test_a_duplicate_of_a_barred_key_keeps_its_last_good_version():
-    """Two keys of the same content wait for a name; what one of them had is put back meanwhile."""
+def test_a_duplicate_of_a_conflicting_key_keeps_its_last_good_version():
+    """Two keys with the same content wait for a name; the installed profile is restored."""
     node = Node(loaded={"b": b"foreign"})
     turn(node, [read({"two": b"a:x"})])
     both = [read({"one": b"a,b:y", "two": b"a,b:y"})]
@@ -53,8 +53,8 @@ def test_a_duplicate_of_a_barred_key_keeps_its_last_good_version():
     assert node.loaded == {"a": b"compiled a:x", "b": b"foreign"}
 
 
-def test_a_duplicate_of_a_refused_key_has_its_last_good_version_put_back():
-    """After a reboot, when the node refuses the content that both have now."""
+def test_the_last_good_version_of_a_duplicate_of_a_rejected_key_is_restored():
+    """After a reboot, the node rejects the new content of both keys."""
     node = Node()
     turn(node, [read({"two": b"a:x"})])
     node.loaded.clear()
@@ -62,18 +62,18 @@ def test_a_duplicate_of_a_refused_key_has_its_last_good_version_put_back():
     assert node.loaded == {"a": b"compiled a:x"}
 
 
-def test_a_put_back_that_fails_is_told_too():
-    """The last good version is not whole: neither it nor the new one is there."""
+def test_a_failed_restoration_is_reported():
+    """The stored last good version is damaged, so neither version can be installed."""
     node = Node()
     turn(node, [read({"one": b"a:x"})])
     node.loaded.clear()
     node.bodies.clear()
     (outcome,) = turn(node, [read({"one": b"a:?"})])
-    assert [one.code for one in outcome.findings] == ["kernel_refused", "ledger_damaged"]
+    assert [finding.code for finding in outcome.findings] == ["kernel_refused", "ledger_damaged"]
 
 
-def test_a_name_that_a_refused_key_only_left_over_is_free():
-    """It is no part of the version that stays."""
+def test_a_name_that_a_rejected_key_has_dropped_is_free():
+    """The version that stays does not provide the name."""
     node = Node(used={"b"})
     turn(node, [read({"two": b"a,b:x"})])
     turn(node, [read({"two": b"a:x"})])
@@ -82,29 +82,31 @@ def test_a_name_that_a_refused_key_only_left_over_is_free():
 
 
 class Source:
-    """A source that gives what it is told to."""
+    """A source that returns one snapshot, which a test sets."""
 
-    now = None
+    snapshot = None
 
     def read(self):
-        return (self.now,)
+        return (self.snapshot,)
 
     def invalidate(self):
         pass
 
-    def explain_absence(self, _):
+    def explain_absence(self, profile_set):
         return None
 
 
 def test_the_last_good_version_is_restored_when_the_node_refuses_its_update():
-    """An update that the node refuses is held like one that the parser rejects."""
+    """A version that the node rejects is handled like one that the parser rejects."""
     for update in (b"a:?", b"!bad"):
         node, source = Node(), Source()
-        one = build_reconciler([source], MemoryKind(node, Steps()), MemoryLedger(node, Steps()))
-        source.now = read({"one": b"a:x"})
-        one.run()
-        source.now = read({"one": update})
-        one.run()
+        reconciler = build_reconciler(
+            [source], MemoryKind(node, Steps()), MemoryLedger(node, Steps())
+        )
+        source.snapshot = read({"one": b"a:x"})
+        reconciler.run()
+        source.snapshot = read({"one": update})
+        reconciler.run()
         node.loaded.clear()
-        one.run()
+        reconciler.run()
         assert node.loaded == {"a": b"compiled a:x"}, update

@@ -1,4 +1,4 @@
-"""A mode imports only what it needs: the rest costs memory and time on every node."""
+"""Each mode imports only the libraries that it needs, since they cost memory and time."""
 
 import json
 import subprocess
@@ -11,15 +11,15 @@ RUN = """
 import json, sys
 from agent.__main__ import main
 main(sys.argv[2:])
-print("\\n" + json.dumps([one for one in sys.argv[1].split() if one in sys.modules]))
+print("\\n" + json.dumps([name for name in sys.argv[1].split() if name in sys.modules]))
 """
 
 
 @pytest.mark.parametrize(
     "command", ["--oneshot --source=dir:{0}", "check {0}", "restore", "status"]
 )
-def test_what_needs_no_cluster_imports_no_client(tmp_path, command):
-    """Neither the API server's client, nor what only a daemon serves or watches with."""
+def test_commands_without_a_cluster_import_no_client(tmp_path, command):
+    """They import neither the API client nor the libraries that only a daemon needs."""
     (tmp_path / "set").mkdir()
     (tmp_path / "set/a.json").write_text('{"defaultAction": "SCMP_ACT_LOG"}')
     words = command.format(tmp_path / "set").split()

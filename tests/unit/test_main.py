@@ -1,4 +1,4 @@
-"""The command as a whole, on seccomp profiles below a host root of its own."""
+"""Specification of the whole command, with seccomp profiles in its own host root."""
 
 import fcntl
 import json
@@ -20,7 +20,7 @@ STATE = "var/lib/profile-loader"
 
 @pytest.fixture
 def top(tmp_path):
-    """Give a directory with a source of one profile and an empty host root."""
+    """Return a directory with a source of one profile and an empty host root."""
     (tmp_path / "source").mkdir()
     (tmp_path / "source/audit.json").write_text(ALLOW)
     (tmp_path / "root").mkdir()
@@ -29,33 +29,33 @@ def top(tmp_path):
 
 @pytest.fixture
 def run(top, capsys):
-    """Give a function that runs the command and returns exit status and report."""
+    """Return a function that runs the command and returns its exit status and its report."""
 
     def call(*arguments, command=("--oneshot",), source=True):
         argv = [*command, f"--host-root={top}/root", "--kinds=seccomp", "--output=json"]
         if source:
             argv.append(f"--source=dir:{top}/source")
         status = main([*argv, *arguments])
-        told = capsys.readouterr().out
-        return status, json.loads(told) if told.startswith("{") else told
+        output = capsys.readouterr().out
+        return status, json.loads(output) if output.startswith("{") else output
 
     return call
 
 
 def states(report):
-    return {one["name"] or one["key"]: (one["state"], one["why"]) for one in report["profiles"]}
+    return {row["name"] or row["key"]: (row["state"], row["why"]) for row in report["profiles"]}
 
 
 def tree(path):
     return {
-        str(one.relative_to(path)): (one.read_bytes(), one.stat().st_mtime_ns)
-        for one in sorted(path.rglob("*"))
-        if one.is_file()
+        str(file.relative_to(path)): (file.read_bytes(), file.stat().st_mtime_ns)
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
     }
 
 
-def test_a_first_pass_installs_and_ends_with_0(run, top):
-    """The file is where a kubelet looks for it, readable, in canonical form."""
+def test_a_first_pass_installs_the_profile_and_exits_with_0(run, top):
+    """The file is in the kubelet's directory, in canonical form."""
     status, report = run()
     assert (status, states(report)) == (0, {"audit.json": ("installed", "new")})
     written = json.loads((top / "root" / SECCOMP / "audit.json").read_text())
@@ -63,7 +63,7 @@ def test_a_first_pass_installs_and_ends_with_0(run, top):
 
 
 def test_a_second_pass_writes_nothing(run, top):
-    """An unchanged source and node leave every file, its time included, alone."""
+    """If source and node are unchanged, every file keeps its content and its time."""
     run()
     before = tree(top / "root")
     status, report = run()
@@ -72,14 +72,14 @@ def test_a_second_pass_writes_nothing(run, top):
 
 
 def test_a_dry_run_changes_nothing(run, top):
-    """Not even a directory is made."""
+    """A dry run does not even create a directory."""
     status, report = run("--dry-run")
     assert (status, states(report)) == (0, {"audit.json": ("planned", "new")})
     assert list((top / "root").rglob("*")) == []
 
 
-def test_a_foreign_file_is_held_and_may_be_taken_over(run, top):
-    """What somebody else wrote stays until an operator says otherwise."""
+def test_a_foreign_file_stays_until_it_is_taken_over(run, top):
+    """The agent replaces a file of another program only with --take-over."""
     path = top / "root" / SECCOMP / "audit.json"
     path.parent.mkdir(parents=True)
     path.write_text(DENY)
@@ -91,7 +91,7 @@ def test_a_foreign_file_is_held_and_may_be_taken_over(run, top):
 
 
 def test_a_file_of_the_same_meaning_is_adopted_unchanged(run, top):
-    """Another spelling of the same profile stays as it is, and is never removed."""
+    """A file with the same rules in another format stays as it is, and is never removed."""
     run()
     canonical = (top / "root" / SECCOMP / "audit.json").read_text()
     (top / "root" / STATE / "entries").rename(top / "entries")
@@ -106,8 +106,8 @@ def test_a_file_of_the_same_meaning_is_adopted_unchanged(run, top):
     assert (top / "root" / SECCOMP / "audit.json").read_text() == spelling
 
 
-def test_what_is_no_longer_desired_is_held_or_pruned(run, top):
-    """A seccomp file's use cannot be known, so it stays unless --prune=always."""
+def test_an_undesired_file_stays_unless_prune_is_always(run, top):
+    """Nothing shows whether a seccomp file is in use."""
     (top / "source/other.json").write_text(DENY)
     run()
     (top / "source/other.json").unlink()
@@ -115,11 +115,11 @@ def test_what_is_no_longer_desired_is_held_or_pruned(run, top):
     assert (status, states(report)["other.json"]) == (0, ("held", "use_unknown"))
     status, report = run("--prune=always")
     assert (status, states(report)["other.json"]) == (0, ("removed", "not desired"))
-    assert sorted(one.name for one in (top / "root" / SECCOMP).iterdir()) == ["audit.json"]
+    assert sorted(path.name for path in (top / "root" / SECCOMP).iterdir()) == ["audit.json"]
 
 
-def test_a_refused_update_keeps_the_last_good_version(run, top):
-    """The file stays as it was, and the exit status says that something was refused."""
+def test_a_rejected_update_keeps_the_last_good_version(run, top):
+    """The file is unchanged, and the exit status is 1."""
     run()
     before = (top / "root" / SECCOMP / "audit.json").read_bytes()
     (top / "source/audit.json").write_text("{}")
@@ -128,8 +128,8 @@ def test_a_refused_update_keeps_the_last_good_version(run, top):
     assert (top / "root" / SECCOMP / "audit.json").read_bytes() == before
 
 
-def test_a_missing_source_restores_what_it_provided(run, top):
-    """Everything stays, what went missing is put back, and the exit status is 3."""
+def test_profiles_of_a_missing_source_are_restored(run, top):
+    """Its profiles stay, a lost profile is restored, and the exit status is 3."""
     run()
     (top / "root" / SECCOMP / "audit.json").unlink()
     (top / "source").rename(top / "away")
@@ -139,7 +139,7 @@ def test_a_missing_source_restores_what_it_provided(run, top):
 
 
 def test_an_emptied_source_removes_nothing_unless_allowed(run, top):
-    """Emptied is 1 and a hold; with --allow-empty it is a wish."""
+    """Its profiles stay and the exit status is 1; with --allow-empty they are removed."""
     run()
     (top / "source/audit.json").unlink()
     status, report = run("--prune=always")
@@ -149,8 +149,8 @@ def test_an_emptied_source_removes_nothing_unless_allowed(run, top):
     assert report["problems"] == []
 
 
-def test_a_second_agent_is_refused(run, top):
-    """While the lock is held, nothing is done and the exit status is 4."""
+def test_a_second_agent_exits_with_4(run, top):
+    """While another process holds the lock, the command changes nothing."""
     run()
     (top / "source/audit.json").write_text(DENY)
     before = tree(top / "root")
@@ -163,20 +163,20 @@ def test_a_second_agent_is_refused(run, top):
     assert tree(top / "root") == before
 
 
-def test_a_ledger_of_a_newer_version_stops_everything(run, top):
-    """What a newer version wrote is not damage, and nothing is touched."""
+def test_a_ledger_of_a_newer_version_stops_every_change(run, top):
+    """An entry of a newer version is not damaged, so the agent changes nothing."""
     run()
     (path,) = (top / "root" / STATE / "entries").iterdir()
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 99}))
     (top / "source/audit.json").write_text(DENY)
     before = tree(top / "root")
     status, report = run("--prune=always")
-    assert (status, [one["code"] for one in report["problems"]]) == (1, ["ledger_newer"])
+    assert (status, [finding["code"] for finding in report["problems"]]) == (1, ["ledger_newer"])
     assert tree(top / "root") == before
 
 
-def test_status_tells_what_is_there_without_a_lock(run, top):
-    """A changed or missing file is told; nothing is written."""
+def test_status_reports_changed_and_missing_files_without_a_lock(run, top):
+    """The command writes nothing."""
     run()
     status, report = run(command=("status",), source=False)
     assert (status, states(report)) == (0, {"audit.json": ("installed", "installed")})
@@ -190,8 +190,8 @@ def test_status_tells_what_is_there_without_a_lock(run, top):
     assert set(tree(top / "root")) < set(before)
 
 
-def test_bytes_that_somebody_removed_are_kept_again(run, top):
-    """Without them nothing could be put back while the source cannot be read."""
+def test_removed_content_of_the_ledger_is_stored_again(run, top):
+    """Without it, no profile could be restored while the source is unreadable."""
     run()
     bodies = top / "root" / STATE / "bodies"
     before = tree(bodies).keys()
@@ -201,7 +201,7 @@ def test_bytes_that_somebody_removed_are_kept_again(run, top):
 
 
 def test_restore_needs_no_source_and_removes_nothing(run, top):
-    """What the ledger holds is put back; what is there stays."""
+    """Profiles of the ledger are reinstalled, and every other file stays."""
     run()
     (top / "root" / SECCOMP / "audit.json").unlink()
     status, report = run("--output=json", command=("restore",), source=False)
@@ -210,15 +210,15 @@ def test_restore_needs_no_source_and_removes_nothing(run, top):
     assert (top / "root" / SECCOMP / "audit.json").exists()
 
 
-def test_check_touches_nothing_and_tells_each_file(top, capsys, monkeypatch):
-    """Single files, directories and manifests are checked; the worst decides."""
+def test_check_reports_each_file(top, capsys, monkeypatch):
+    """Files and directories are checked, and the worst result decides about the exit status."""
     monkeypatch.chdir(top)
     (top / "bad.json").write_text("{}")
     assert main(["check", "source", "source/audit.json", "--output=json"]) == 0
     capsys.readouterr()
     assert main(["check", "source", "bad.json", "--output=json"]) == 1
     report = json.loads(capsys.readouterr().out)
-    assert {one["key"]: one["state"] for one in report["profiles"]} == {
+    assert {row["key"]: row["state"] for row in report["profiles"]} == {
         "audit.json": "accepted",
         "bad.json": "rejected",
     }
@@ -234,24 +234,24 @@ def test_check_reports_a_parser_that_runs_without_a_sandbox(top, capsys, monkeyp
     options = ["--apparmor-parser", str(top / "parser"), "--output=json"]
     assert main(["check", "web.profile", *options]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert [one["code"] for one in report["problems"]] == ["parser_not_sandboxed"]
+    assert [finding["code"] for finding in report["problems"]] == ["parser_not_sandboxed"]
     assert main(["check", "source/audit.json", *options]) == 0
     assert json.loads(capsys.readouterr().out)["problems"] == []
 
 
-def test_checked_files_are_judged_by_their_own_names(top, capsys, monkeypatch):
-    """Wherever they lie, and though others have the same name: where they will go is not known."""
+def test_checked_files_are_checked_under_their_base_names(top, capsys, monkeypatch):
+    """Their directories do not matter, because their target directory is unknown."""
     monkeypatch.chdir(top / "source")
     (top / ".hidden/two words").mkdir(parents=True)
     (top / ".hidden/two words/audit.json").write_text(DENY)
     files = ["../.hidden/two words/audit.json", f"{top}/source/audit.json", "audit.json"]
     assert main(["check", *files, "--output=json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert [(one["key"], one["localhostProfile"], one["state"]) for one in told["profiles"]] == [
+    output = json.loads(capsys.readouterr().out)
+    assert [(row["key"], row["localhostProfile"], row["state"]) for row in output["profiles"]] == [
         ("../.hidden/two words/audit.json", "audit.json", "accepted"),
         (f"{top}/source/audit.json", "audit.json", "accepted"),
     ]
-    assert [one["origin"] for one in told["sets"]] == [
+    assert [row["origin"] for row in output["sets"]] == [
         f"dir {top}/.hidden/two words",
         f"dir {top}/source",
     ]
@@ -274,26 +274,28 @@ def test_a_check_reports_skipped_files(top, capsys):
         "check it\n"
     )
     assert main(["check", f"{top}/source/README.md"]) == 1
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
-        told.startswith("error: source_emptied:"),
-        told.endswith("Nothing was checked.\n"),
+        output.startswith("error: source_emptied:"),
+        output.endswith("Nothing was checked.\n"),
     ) == (
         True,
         True,
     )
 
 
-def test_a_file_that_gives_no_profile_is_reported_by_its_own_path(top, capsys):
+def test_a_file_without_a_profile_is_reported_by_its_own_path(top, capsys):
     """A file without a profile name, and an unreadable file, are one finding each."""
     ignored = f"{top}/source/README.md"
     Path(ignored).write_text("read me")
     assert main(["check", "--output=json", ignored]) == 1
     findings = json.loads(capsys.readouterr().out)["problems"]
-    assert [(one["code"], one["where"]) for one in findings] == [("source_emptied", ignored)]
+    assert [(finding["code"], finding["where"]) for finding in findings] == [
+        ("source_emptied", ignored)
+    ]
     assert main(["check", "--output=json", "/proc/self/mem"]) == 3
     findings = json.loads(capsys.readouterr().out)["problems"]
-    assert [(one["code"], one["where"]) for one in findings] == [
+    assert [(finding["code"], finding["where"]) for finding in findings] == [
         ("source_unreadable", "/proc/self/mem")
     ]
 
@@ -307,23 +309,23 @@ def test_a_check_that_skips_every_key_fails(top, capsys):
     )
 
 
-def test_an_unreadable_file_hides_no_other(top, capsys):
-    """The others of its directory are checked; it is 3 all the same."""
+def test_an_unreadable_file_does_not_hide_other_files(top, capsys):
+    """The other files of its directory are checked, and the exit status is 3."""
     (top / "source/loop.json").symlink_to("loop.json")
     bad = top / "source/bad.json"
     bad.write_text("{}")
     files = [str(bad), f"{top}/source/audit.json"]
     assert main(["check", *files, f"{top}/source/loop.json", "--output=json"]) == 3
-    told = json.loads(capsys.readouterr().out)
-    assert {one["key"]: one["state"] for one in told["profiles"]} == {
+    output = json.loads(capsys.readouterr().out)
+    assert {row["key"]: row["state"] for row in output["profiles"]} == {
         files[0]: "rejected",
         files[1]: "accepted",
     }
 
 
 @pytest.mark.parametrize("path", ["x" * 300, "x" * 300 + ".yaml", "shut/x.json"])
-def test_a_path_that_cannot_be_looked_at_is_unreadable_and_no_bug(top, capsys, path):
-    """Checked or as a source it is 3, as every source that cannot be read."""
+def test_an_impossible_path_is_an_unreadable_source(top, capsys, path):
+    """The exit status is 3, for a checked path and for a source."""
     (top / "shut").symlink_to("shut")
     for command in (
         ["check"],
@@ -333,8 +335,8 @@ def test_a_path_that_cannot_be_looked_at_is_unreadable_and_no_bug(top, capsys, p
         assert "this is a bug" not in capsys.readouterr().err
 
 
-def test_a_host_root_that_cannot_be_looked_at_is_a_mistake(top, capsys):
-    """The option is named, with what the system said."""
+def test_an_impossible_host_root_is_a_usage_error(top, capsys):
+    """The message has the option and the error of the system."""
     assert main(["status", f"--host-root={top}/{'x' * 300}"]) == 2
     assert capsys.readouterr().err == (
         f"profile-loader: --host-root {top}/{'x' * 300}: File name too long\n"
@@ -355,8 +357,8 @@ def test_an_unreadable_certificate_is_reported_with_its_option(top, more):
     )
 
 
-def test_an_interrupt_ends_it_without_a_word(tmp_path):
-    """Ctrl-C is no bug: 130, as shells have it; what was started ends too."""
+def test_an_interrupt_ends_a_command_silently(tmp_path):
+    """Ctrl-C exits with 130, as in shells, and ends the parser too."""
     os.mkfifo(tmp_path / "began")
     parser = tmp_path / "parser"
     parser.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/began\nexec sleep 600\n")
@@ -365,36 +367,37 @@ def test_an_interrupt_ends_it_without_a_word(tmp_path):
     command = [sys.executable, "-m", "agent", "check", f"{tmp_path}/x.profile"]
     with subprocess.Popen(
         [*command, f"--apparmor-parser={parser}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as one:
+    ) as command_process:
         started = int((tmp_path / "began").read_text())
-        while one.poll() is None and len([*Path(f"/proc/{one.pid}/task").iterdir()]) == 1:
-            pass  # not yet at waiting for it
-        one.send_signal(signal.SIGINT)
-        assert (one.wait(200), one.stdout.read()) == (130, b"")
+        pid = command_process.pid
+        while command_process.poll() is None and len([*Path(f"/proc/{pid}/task").iterdir()]) == 1:
+            pass  # the command does not wait for the parser yet
+        command_process.send_signal(signal.SIGINT)
+        assert (command_process.wait(200), command_process.stdout.read()) == (130, b"")
     assert not Path(f"/proc/{started}").exists()
 
 
 def test_the_same_name_in_two_checked_files_is_a_conflict(top, capsys):
-    """What would be refused on a node is refused in a CI job."""
+    """A CI job rejects the files that a node would reject."""
     (top / "more").mkdir()
     (top / "more/audit.json").write_text(DENY)
     assert main(["check", f"{top}/source", f"{top}/more", "--output=json"]) == 1
     report = json.loads(capsys.readouterr().out)
-    assert {code["code"] for one in report["profiles"] for code in one["problems"]} == {
+    assert {finding["code"] for row in report["profiles"] for finding in row["problems"]} == {
         "name_conflict"
     }
 
 
 def test_render_prints_config_maps(top, capsys):
-    """The output is YAML; a directory that cannot be read is 3, as for every source."""
+    """The output is YAML, and the exit status for an unreadable directory is 3."""
     arguments = ["--name=n", "--namespace=ns"]
     assert main(["render", f"{top}/source", *arguments]) == 0
     assert "kind: ConfigMap" in capsys.readouterr().out
     assert main(["render", f"{top}/absent", *arguments]) == 3
 
 
-def test_a_state_directory_that_is_none_is_a_mistake(run, top, capsys):
-    """What lies in its place is told, and not taken for another agent."""
+def test_a_file_in_place_of_the_state_directory_is_a_usage_error(run, top, capsys):
+    """The message does not claim that another agent is running."""
     (top / "root" / STATE).parent.mkdir(parents=True)
     (top / "root" / STATE).write_text("")
     assert run() == (2, "")
@@ -406,8 +409,8 @@ def test_a_state_directory_that_is_none_is_a_mistake(run, top, capsys):
     assert not (top / "none").exists()
 
 
-def test_what_others_keep_beside_the_ledger_stays(run, top):
-    """Only bytes that the agent wrote, and needs no more, are removed."""
+def test_foreign_files_in_the_state_directory_stay(run, top):
+    """The agent removes only content that it stored itself and no longer needs."""
     run()
     bodies = top / "root" / STATE / "bodies"
     (bodies / "mine.txt").write_text("")
@@ -418,8 +421,8 @@ def test_what_others_keep_beside_the_ledger_stays(run, top):
     assert not (bodies / ("0" * 64)).exists()
 
 
-def test_restore_calls_nothing_installed_that_is_retired(run, top):
-    """A file under a former prefix is held, whoever may still desire it."""
+def test_restore_reports_a_retired_file_as_held(run, top):
+    """A file with a previous prefix belongs to no current version."""
     run("--seccomp-prefix=a/")
     run("--seccomp-prefix=b/")
     status, report = run("--output=json", command=("restore",), source=False)
@@ -432,8 +435,8 @@ def test_restore_calls_nothing_installed_that_is_retired(run, top):
 COMMAND = [sys.executable, "-m", "agent", "check", "--kinds=seccomp"]
 
 
-def test_an_output_that_cannot_be_written_is_told_and_no_bug(top):
-    """A full device under standard output is the operator's matter: 1, and why."""
+def test_unwritable_output_is_reported(top):
+    """If standard output is on a full device, the exit status is 1."""
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [*COMMAND, f"{top}/source"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
@@ -444,8 +447,8 @@ def test_an_output_that_cannot_be_written_is_told_and_no_bug(top):
     )
 
 
-def test_closed_streams_change_nothing(top):
-    """A caller that closed standard output or error gets the exit status all the same."""
+def test_closed_streams_do_not_change_the_exit_status(top):
+    """A caller may close standard output and standard error."""
     for closed in (">&-", "2>&-", ">&- 2>&- <&-"):
         command = f'"$@" {closed}'
         done = subprocess.run(
@@ -454,8 +457,8 @@ def test_closed_streams_change_nothing(top):
         assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_a_configuration_file_that_would_never_end_is_a_mistake(top, capsys):
-    """A FIFO or device as --config is told; the command does not wait for it."""
+def test_a_configuration_file_without_an_end_is_a_usage_error(top, capsys):
+    """The command does not wait for a FIFO or a device."""
     os.mkfifo(top / "fifo")
     for path in (f"{top}/fifo", "/dev/zero"):
         assert main(["--oneshot", "--source=x", f"--config={path}"]) == 2
@@ -464,11 +467,11 @@ def test_a_configuration_file_that_would_never_end_is_a_mistake(top, capsys):
         )
 
 
-def test_a_wrong_call_ends_with_2_and_help_with_0(capsys):
-    """Usage goes to standard error, help to standard output."""
+def test_a_usage_error_exits_with_2_and_help_with_0(capsys):
+    """Errors go to standard error, and help goes to standard output."""
     assert (main(["--nonsense"]), main(["--help"])) == (2, 0)
-    told = capsys.readouterr()
-    assert ("--nonsense is unknown" in told.err, told.out.startswith("Usage:")) == (True, True)
+    output = capsys.readouterr()
+    assert ("--nonsense is unknown" in output.err, output.out.startswith("Usage:")) == (True, True)
 
 
 @pytest.mark.parametrize(
@@ -476,6 +479,6 @@ def test_a_wrong_call_ends_with_2_and_help_with_0(capsys):
     [("prune: never\n", 0), ("prune: [", 2), ("a: 1\n---\nb: 2\n", 2), ("!!bool foo", 2)],
 )
 def test_a_configuration_file_is_read(run, top, text, status):
-    """A file that is well-formed counts; any other is a mistake, never a crash."""
+    """A malformed file is a usage error, never a crash."""
     (top / "config.yaml").write_text(text)
     assert run(f"--config={top}/config.yaml")[0] == status

@@ -20,6 +20,7 @@ from typing import Final
 
 from agent.backends.apparmor.parser import ParserRun, RunFailure
 from agent.backends.apparmor.policy_cache import ParserResult
+from agent.backoff import delay_seconds
 
 FIRST_SLICE_SECONDS: Final = 2.0  # CPU time; 1,000 public profiles needed at most 0.2 s
 SLICE_FACTOR: Final = 4.0
@@ -191,10 +192,14 @@ class CompileQueue:
 
     def _postpone(self, task: CompileTask, run: ParserRun, now: float) -> None:
         """Schedule the next run of a text after an inconclusive run."""
-        delay = FIRST_RETRY_SECONDS * 2.0 ** min(task.inconclusive_runs, 10)
-        # With many such texts, a command would never end.
-        task.retry_at = now + min(MAX_RETRY_SECONDS, delay) if self.pauses_slow_texts else math.inf
         task.inconclusive_runs += 1
+        delay = delay_seconds(
+            task.inconclusive_runs,
+            first_seconds=FIRST_RETRY_SECONDS,
+            longest_seconds=MAX_RETRY_SECONDS,
+        )
+        # With many such texts, a command would never end.
+        task.retry_at = now + delay if self.pauses_slow_texts else math.inf
         task.failure = run
         if run.outcome is not RunFailure.NOT_STARTED:
             task.is_quick = False  # a parser without memory may hang; the next run gets more

@@ -1,0 +1,195 @@
+"""How the daemon's process receives signals, and how it ends.
+
+The process ends like one that receives SIGKILL: nothing on the node is undone or finished, because
+every step of a pass survives that. Python itself must not delay the end, so the functions here
+work around the cases in which its own shutdown can hang or crash. agent.__main__ decides about
+exit statuses.
+"""
+
+import _thread
+import atexit
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Final, NoReturn
+
+from agent.wake_queue import WakeReason
+
+REPEAT_SECONDS: Final = 0.01
+"""A signal whose exception Python ignored is sent again after this time."""
+
+FLUSH_SECONDS: Final = 0.5
+"""The process ends after this time, even if nothing reads its standard error."""
+
+HANDLED_SIGNALS: Final = (
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGALRM,
+    signal.SIGVTALRM,
+    signal.SIGPROF,
+    signal.SIGIO,
+    signal.SIGPWR,
+)
+"""Signals that would end the process by default. SIGHUP and SIGQUIT have a meaning; others none."""
+
+
+class TerminatedError(SystemExit):
+    """A signal ends the process."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        """The number of the signal."""
+
+        self.status = 0 if number == signal.SIGTERM else 128 + number
+        """The exit status of the process."""
+
+        super().__init__(self.status)
+
+
+def handle_signals() -> None:
+    """Let SIGTERM and SIGINT end the process, and let no other signal end it."""
+
+    def terminate(number: int, _frame: object) -> None:
+        raise TerminatedError(number)
+
+    _repeat_ignored_signals()
+    signal.signal(signal.SIGTERM, terminate)
+    signal.signal(signal.SIGINT, terminate)
+    for number in HANDLED_SIGNALS:
+        signal.signal(number, _leave_to_thread)
+
+
+def end_with_broken_threads(report_bug: Callable[[Exception], int], bug_status: int) -> None:
+    """End the process if one of its threads ends with an exception.
+
+    Nothing would report a missing thread, while a new process has all of them.
+
+    Args:
+        report_bug: writes the exception to standard error, and returns the exit status.
+        bug_status: the exit status for an exception that is not an Exception.
+    """
+
+    def end(args: threading.ExceptHookArgs) -> None:
+        error = args.exc_value
+        if isinstance(error, SystemExit):
+            return
+        with contextlib.suppress(RuntimeError):  # there are too many threads for another one
+            _run_later(FLUSH_SECONDS, lambda: os._exit(bug_status))
+        logging.shutdown()
+        os._exit(report_bug(error) if isinstance(error, Exception) else bug_status)
+
+    threading.excepthook = end
+
+
+def receive_signals(
+    wake: Callable[[WakeReason], None], request_full_pass: Callable[[], None]
+) -> None:
+    """Start the thread that receives signals, and wakes the main thread for its own handlers.
+
+    The kernel interrupts a main thread that is waiting. A signal that arrives right before the
+    wait, or that another thread receives, would be noticed only at the end of the wait (Python,
+    signal.set_wakeup_fd).
+    """
+    received, sender = os.pipe()
+    os.set_blocking(sender, False)
+    signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
+
+    def run() -> None:
+        while numbers := os.read(received, 1):
+            match numbers[0]:
+                case signal.SIGHUP:
+                    request_full_pass()
+                case signal.SIGQUIT:
+                    _log_stacks()
+                case number if number in HANDLED_SIGNALS:
+                    _log_warning("signal_ignored", signal=signal.Signals(number).name)
+                case _:
+                    wake(WakeReason.SIGNAL)
+
+    threading.Thread(target=run, name="signals", daemon=True).start()
+
+
+def end_process(status: int) -> NoReturn:
+    """End the process at once, after the exit functions of modules have run.
+
+    The rest of Python's shutdown removes objects that daemon threads still use, such as OpenSSL or
+    the lock of a stream. A thread may then crash, or Python may wait for it forever (Python, C
+    API, Py_FinalizeEx: bugs and caveats).
+    """
+    try:
+        with contextlib.suppress(RuntimeError):  # there are too many threads for another one
+            _run_later(FLUSH_SECONDS, lambda: os._exit(status))
+        atexit._run_exitfuncs()  # noqa: SLF001 - removes the client's key files; a test checks it
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(status)
+
+
+def _leave_to_thread(_number: int, _frame: object) -> None:
+    """Do nothing: the thread of `receive_signals` acts, whatever the main thread is doing.
+
+    The commands that the agent runs do not inherit a handler, while they would inherit SIG_IGN.
+    """
+
+
+def _repeat_ignored_signals() -> None:
+    """Send a signal again if Python ignored the exception of its handler.
+
+    Python ignores exceptions while an object is deleted, and in callbacks of weak references; an
+    import makes hundreds of those.
+    """
+    previous_hook, main_thread = sys.unraisablehook, threading.get_ident()
+
+    def handle(unraisable: "sys.UnraisableHookArgs") -> None:
+        error = unraisable.exc_value
+        if not isinstance(error, TerminatedError):
+            previous_hook(unraisable)
+            return
+        try:
+            _run_later(REPEAT_SECONDS, lambda: signal.pthread_kill(main_thread, error.number))
+        except RuntimeError:  # there are too many threads for another one
+            os._exit(error.status)
+
+    sys.unraisablehook = handle
+
+
+def _run_later(seconds: float, function: Callable[[], None]) -> None:
+    """Call a function in a new thread after some seconds.
+
+    The module threading is not used, because the main thread may hold its locks when a signal
+    interrupts it.
+
+    Raises:
+        RuntimeError: there are too many threads for another one.
+    """
+
+    def run() -> None:
+        time.sleep(seconds)
+        function()
+
+    _thread.start_new_thread(run, ())
+
+
+def _log_warning(event: str, **fields: object) -> None:
+    import structlog
+
+    structlog.stdlib.get_logger("agent").warning(event, **fields)
+
+
+def _log_stacks() -> None:
+    """Log the stack of every thread, without the values of variables."""
+    import traceback
+
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    for ident, frame in sys._current_frames().items():  # noqa: SLF001 - documented in sys
+        frames = traceback.StackSummary.extract(traceback.walk_stack(frame), lookup_lines=False)
+        stack = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
+        _log_warning("thread_stack", thread=names.get(ident, str(ident)), stack=stack)
