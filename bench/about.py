@@ -9,14 +9,16 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-QUIET_LOAD = 1.5  # what a row itself leaves behind of load is no more
+QUIET_LOAD = 1.5  # the load that a row itself causes is lower
 _LIBRARIES = ("kubernetes", "msgspec", "prometheus-client", "structlog", "watchdog")
 
 
 def sentence(load: float, more: Sequence[str]) -> str:
     """Return one sentence about the machine and one about the versions.
 
-    load: how busy it was before the measurement. more: versions beside those of this machine.
+    Args:
+        load: the load of the machine before the measurement.
+        more: versions of programs that this machine does not have.
     """
     cores = len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / (1 << 30)
@@ -31,12 +33,12 @@ def sentence(load: float, more: Sequence[str]) -> str:
 
 
 def busy() -> float:
-    """Return how many processes wanted to run during the last minute."""
+    """Return the average number of runnable processes during the last minute."""
     return os.getloadavg()[0]
 
 
 def api_server() -> str:
-    """Return the version of the API server of the tests, as its go.mod has it."""
+    """Return the version of the API server of the tests, from its go.mod."""
     from tests.system import cluster
 
     found = re.search(r"k8s\.io/kubernetes (v[\d.]+)", (cluster.MODULE / "go.mod").read_text())

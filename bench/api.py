@@ -39,7 +39,7 @@ _KINDS_SAID: Final = (
 
 @contextmanager
 def daemon(count: int, *, start: bool = True) -> "Iterator[OnNode]":
-    """Give a daemon whose source is an API server with so many seccomp profiles."""
+    """Provide a daemon that reads a number of seccomp profiles from the API server."""
     from tests.system.cluster import Cluster
     from tests.system.daemon import RIGHTS, OnNode
 
@@ -69,7 +69,7 @@ def labelled(one: "OnNode", count: int) -> bool:
 
 
 def label(runs: int) -> Result:
-    """Change a ConfigMap to another profile each time, and see when the Node has its label."""
+    """Change a ConfigMap to another profile each time, and wait until the Node has its label."""
     samples = []
     with daemon(FEW) as one:
         for number in range(runs):
@@ -95,7 +95,7 @@ def _told(one: "OnNode", key: str, data: dict[str, str]) -> float:
     watch.request("GET", path, headers={"Authorization": "Bearer admin"})
     events = watch.getresponse()
     try:
-        events.readline()  # the Node as it is
+        events.readline()  # the current state of the Node
         one.config_map(data, name="more", labels={"app": "profiles"})
         begin = time.monotonic()
         while line := events.readline():
@@ -110,7 +110,7 @@ def _told(one: "OnNode", key: str, data: dict[str, str]) -> float:
 
 
 def verified(runs: int) -> Result:
-    """Change an AppArmor profile; see it in the kernel of the VM, and on the label."""
+    """Change an AppArmor profile, and wait until the kernel of the VM and the label show it."""
     from tests.system import label_kernel
 
     label_kernel.CHANGES = runs
@@ -151,11 +151,11 @@ def verified(runs: int) -> Result:
     )
 
 
-# --- what it costs to have it ---------------------------------------------------------------------
+# --- the cost of the daemon -----------------------------------------------------------------------
 
 
 def memory(runs: int) -> Result:
-    """Resident memory with few profiles, after very many passes, and with many profiles."""
+    """Measure the resident memory with few and many profiles, and after very many passes."""
     steady, peak, large, peaks = [], [], [], []
     grown = [_growth() for _ in range(runs)]
     for _ in range(runs):
@@ -212,7 +212,7 @@ def memory(runs: int) -> Result:
 
 
 def _growth() -> float:
-    """Return how much more memory a process has after very many passes than after the first."""
+    """Return how much the memory of a process grows between the first pass and very many passes."""
     with scratch() as top:
         source = made.fill_seccomp(top / "source", FEW, syscalls=_SYSCALLS)
         found = inside("grown", f"api:{source}", top / "root", KINDS, PASSES)
@@ -220,7 +220,7 @@ def _growth() -> float:
 
 
 def idle(runs: int) -> Result:
-    """What a daemon uses while nothing happens but the questions that a node asks it."""
+    """Measure a daemon that handles only the requests of the kubelet and of Prometheus."""
     seconds: list[float] = []
     cpu: list[float] = []
     woken: list[float] = []
@@ -270,7 +270,7 @@ def idle(runs: int) -> Result:
 
 
 def _window(one: "OnNode") -> tuple[float, float, float]:
-    """Ask what probes and a Prometheus ask; return seconds, seconds of the CPU, and wake-ups."""
+    """Send the requests of probes and Prometheus; return elapsed and CPU seconds and wake-ups."""
     pid = one.process.pid
     cpu, woken, begin = cpu_seconds(pid), wakeups(pid), time.monotonic()
     for second in range(0, WINDOW_SECONDS, 10):
@@ -284,7 +284,7 @@ def _window(one: "OnNode") -> tuple[float, float, float]:
 
 
 def start(runs: int) -> Result:
-    """From the start of the process to the end of the first pass."""
+    """Measure the time from the start of the process to the end of the first pass."""
     with scratch() as top:
         source = made.fill_seccomp(top / "source", FEW, syscalls=_SYSCALLS)
         time.sleep(YOUNG_SECONDS)
@@ -332,9 +332,9 @@ def _imported(arguments: list[str]) -> str:
 
 
 def _first(one: "OnNode") -> float:
-    """Start the daemon on a root made anew; return the seconds until its first pass_finished.
+    """Start the daemon on an empty host root; return the seconds until its first pass_finished.
 
-    That line of the log is written at the end of a pass.
+    The agent logs that event at the end of a pass.
     """
     for path in (one.seccomp, one.state):
         shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The first installation of AppArmor profiles, beside those who do the same."""
+"""The row of the first installation of AppArmor profiles, compared with other loaders."""
 
 import sys
 from functools import partial
@@ -21,7 +21,7 @@ _LEAST: Final = (
 
 
 def measure(runs: int) -> Result:
-    """On the host without loading, in the virtual machine with it."""
+    """Measure on the host without loading, and in the virtual machine with loading."""
     figures, claims, said = _host(runs)
     found = machine.guest("cold", runs)
     for count in (1, 100):
@@ -125,7 +125,7 @@ def _host(runs: int) -> tuple[list[Figure], list[Claim], tuple[str, ...]]:
 
 
 def _agent(source: Path, top: Path, cores: int) -> Spent:
-    """Run the agent on a root without AppArmor: it compiles and judges, and cannot put."""
+    """Run the agent on a root without AppArmor: it compiles and checks, and installs nothing."""
     import shutil
 
     root = top / "root"
@@ -141,7 +141,7 @@ def _installed() -> list[Path]:
 
 
 def _same(files: list[Path]) -> tuple[int, int]:
-    """Return how many policies are the same with and without the flag, and how many are not."""
+    """Return how many policies the flag leaves unchanged, and how many it changes."""
     same = other = 0
     for path in files:
         plain = child([*BARE, path], fine=(0, 1))

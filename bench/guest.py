@@ -1,7 +1,7 @@
-"""What is measured in a machine with AppArmor: `python3 -m bench.guest WHAT RUNS`, as root.
+"""Measurements in a machine with AppArmor: `python3 -m bench.guest ROW RUNS`, as root.
 
-Prints a line of JSON with the samples by name, in seconds or MiB, and the machine's "versions".
-Everything is on one core; what is compared is measured turn by turn in one start of the machine.
+Prints one line of JSON with the samples by name, in seconds or MiB, and the machine's "versions".
+Everything runs on one core. Programs that are compared run in turn in one start of the machine.
 """
 
 import hashlib
@@ -32,22 +32,22 @@ MANY: Final = 1000
 FEW: Final = 20
 REPAIRED: Final = 50
 POLL_SECONDS: Final = 30
-# What `python -m agent --oneshot --kinds=apparmor` with a directory imports of the agent.
+# The modules that `python -m agent --oneshot --kinds=apparmor` imports with a directory.
 IMPORTS: Final = (
     "import agent.__main__, agent.cli, agent.app, agent.reconciler, "
     "agent.backends.apparmor.backend, "
     "agent.sources.directory, agent.reporting.table, agent.reporting.logs"
 )
-# Between two removals: what comes less than 0.25 s after the end of a pass may be one of a storm,
-# and waits for it (agent/controller.py). Where Python is emulated a pass ends long after the load.
+# The time between two removals. After a change less than 0.25 s after a pass, the agent waits for
+# more changes (agent/controller.py). In an emulated machine a pass ends long after the load.
 _GAP_SECONDS: Final = 1.0
 
 
 def main() -> None:
-    """Measure one thing."""
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an image has its bytecode
+    """Measure one row."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an image contains bytecode
     TOP.mkdir()
-    # Whoever runs first would pay for the compilation to bytecode.
+    # Otherwise the first program would spend time on the compilation to bytecode.
     agent(made.fill_seccomp(TOP / "warm", 1), "--kinds=apparmor,seccomp")
     shutil.rmtree(STATE, ignore_errors=True)
     measure = {"cold": cold, "thousand": thousand, "repair": repair, "poll": poll}[sys.argv[1]]
@@ -66,7 +66,7 @@ def agent(source: Path, *more: str, fine: tuple[int, ...] = (0,)) -> Spent:
 
 
 def cold(runs: int) -> dict[str, list[float]]:
-    """Install 1 and 100 profiles that nobody has compiled before."""
+    """Install 1 profile and 100 profiles that were never compiled before."""
     found: dict[str, list[float]] = {}
     for count in (1, 100):
         source = made.fill_apparmor(TOP / f"source{count}", count)
@@ -88,7 +88,7 @@ def cold(runs: int) -> dict[str, list[float]]:
 
 
 def least(files: list[Path]) -> Spent:
-    """Start Python with nothing imported, and run the parser once, with its quicker option."""
+    """Start Python without imports, and run the parser once with its faster option."""
     start = child([sys.executable, "-I", "-S", "-c", "pass"])
     run = child([PARSER, "-r", "-K", "-O", "no-expr-simplify", *files])
     return replace(run, wall=start.wall + run.wall)
@@ -98,10 +98,11 @@ def least(files: list[Path]) -> Spent:
 
 
 def thousand(runs: int) -> dict[str, list[float]]:
-    """Install a thousand profiles; start again with all of them loaded, and with none.
+    """Install a thousand profiles; start again with all of them loaded, and with none loaded.
 
-    runs: starts with none loaded; of starts with all loaded there are two for each, of unchanged
-    passes ten.
+    Args:
+        runs: the number of starts with none loaded. Each run also has two starts with all loaded,
+            and ten unchanged passes.
     """
     many = int(os.environ.get("MANY", MANY))
     few = made.fill_apparmor(TOP / "few", FEW)
@@ -149,9 +150,9 @@ def thousand(runs: int) -> dict[str, list[float]]:
 
 
 def passes(source: Path, count: int, runs: int) -> dict[str, Any]:
-    """Make passes over what is stored and loaded; return what bench.inside prints of them.
+    """Run passes over stored and loaded profiles; return what bench.inside prints about them.
 
-    Ten for each of runs, in the default state directory, to which the ledger is copied.
+    There are ten passes for each run. They use a copy of the ledger in the default state directory.
     """
     shutil.rmtree(DEFAULT_STATE, ignore_errors=True)
     DEFAULT_STATE.parent.mkdir(parents=True, exist_ok=True)
@@ -164,7 +165,7 @@ def passes(source: Path, count: int, runs: int) -> dict[str, Any]:
 
 
 def keep_for_least(source: Path) -> None:
-    """Keep each text's policy under the digest of the text."""
+    """Store the policy of each text under the digest of the text."""
     top = TOP / "least"
     top.mkdir()
     for path in (STATE / "entries").glob("*.json"):
@@ -175,18 +176,18 @@ def keep_for_least(source: Path) -> None:
 
 
 def cached() -> list[Path]:
-    """Return the compiled policies that the ledger holds."""
+    """Return the compiled policies in the ledger."""
     entries = [json.loads(path.read_text()) for path in (STATE / "entries").glob("*.json")]
     return [STATE / "bodies" / one["installed"]["body"] for one in entries]
 
 
 def tree() -> list[tuple[str, int]]:
-    """Return every file of the state directory with its time."""
+    """Return every file of the state directory with its modification time."""
     return sorted((str(path), path.stat().st_mtime_ns) for path in STATE.rglob("*"))
 
 
 def processes() -> float:
-    """Return how many processes and threads began since the start (proc(5): stat)."""
+    """Return how many processes and threads have started since the boot (proc(5): stat)."""
     for line in Path("/proc/stat").read_text().splitlines():
         if line.startswith("processes "):
             return float(line.split()[1])
@@ -197,7 +198,7 @@ def processes() -> float:
 
 
 def repair(runs: int) -> dict[str, list[float]]:
-    """Remove one of fifty profiles behind the daemon's back, and see when it is back."""
+    """Remove one of fifty profiles without the agent, and wait until it is restored."""
     source = TOP / "source"
     source.mkdir()
     names = [f"p{number}" for number in range(REPAIRED)]
@@ -221,7 +222,7 @@ def repair(runs: int) -> dict[str, list[float]]:
 
 
 def repaired(name: str) -> float:
-    """Remove a profile; return how long the kernel was without it."""
+    """Remove a profile; return the seconds until the kernel has it again."""
     with watched() as changed:
         begin = time.monotonic()
         (KERNEL / ".remove").write_bytes(name.encode())
@@ -234,7 +235,7 @@ def repaired(name: str) -> float:
 
 @contextmanager
 def watched() -> Iterator[Callable[[], None]]:
-    """Give a function that returns when the policy has changed since the last call."""
+    """Return a function that reports whether the policy has changed since its last call."""
     fd = os.open(KERNEL / "revision", os.O_RDONLY | os.O_NONBLOCK)
     looked = select.poll()
     looked.register(fd, select.POLLIN)
@@ -272,7 +273,7 @@ def daemon(source: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def ready(process: subprocess.Popen[bytes]) -> bool:
-    """Return whether the daemon says that it is ready."""
+    """Return whether the daemon is ready."""
     import urllib.request
 
     if process.poll() is not None:
@@ -285,7 +286,7 @@ def ready(process: subprocess.Popen[bytes]) -> bool:
 
 
 def wait(condition: Callable[[], bool], seconds: float = 600.0) -> None:
-    """Return when a condition is true."""
+    """Wait until a condition is true."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -297,9 +298,9 @@ def wait(condition: Callable[[], bool], seconds: float = 600.0) -> None:
 
 
 def poll(runs: int) -> dict[str, list[float]]:
-    """See when a loader that looks every 30 s has loaded a new file.
+    """Measure when a loader that polls every 30 s has loaded a new file.
 
-    The files come at moments that are spread evenly over the time between two looks.
+    The files are created at times that are spread evenly over the poll interval.
     """
     source = TOP / "source"
     source.mkdir()
@@ -308,7 +309,7 @@ def poll(runs: int) -> dict[str, list[float]]:
     process = subprocess.Popen(argv)  # noqa: S603 - our own
     waits = []
     try:
-        wait(lambda: "first" in loaded())  # it looks at once, and by a ticker from then on
+        wait(lambda: "first" in loaded())  # it polls at once, and then at each tick
         for number in range(runs):
             time.sleep(POLL_SECONDS * (number + 0.5) / runs)
             name = f"n{number}"
@@ -328,7 +329,7 @@ def poll(runs: int) -> dict[str, list[float]]:
 
 
 def loaded() -> set[str]:
-    """Return the names of what is loaded."""
+    """Return the names of the loaded profiles."""
     lines = (KERNEL / "profiles").read_text().splitlines()
     return {line.rsplit(" (", 1)[0] for line in lines}
 
@@ -343,7 +344,7 @@ def write(policy: bytes, how: str = "load") -> None:
 
 
 def clear() -> None:
-    """Take away everything that is loaded."""
+    """Remove every loaded profile."""
     for name in loaded():
         (KERNEL / ".remove").write_bytes(name.encode())
 

@@ -1,6 +1,7 @@
-"""What is measured within one process: `python -m bench.inside WHAT ARGUMENT...` prints JSON.
+"""Measurements within one process: `python -m bench.inside ROW ARGUMENT...` prints JSON.
 
-Rule: nothing is imported before it is needed, so that a process is as small as what it measures.
+Modules are imported only when they are needed, so that the process is as small as the measured
+code.
 """
 
 import json
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from agent.sources.configmap import ConfigMapSource
 
 NAMESPACE = "bench"
-YOUNG_SECONDS = 3.0  # a file that is younger is read again: agent/sources/directory.py
-_KEYS = 50  # a ConfigMap holds 1 MiB
+YOUNG_SECONDS = 3.0  # newer files are read again: agent/sources/directory.py
+_KEYS = 50  # a ConfigMap may have 1 MiB
 _PROCESSES = 1000
 _CONFINED = 50  # of them
 
@@ -34,7 +35,7 @@ def _settings(source: str, root: str, kinds: str) -> "Config":
 
 
 def _pass(source: str, root: str, kinds: str) -> "Reconciler":
-    """Return a pass as the daemon has it; the source `api:DIR` gives a directory as ConfigMaps."""
+    """Return a pass of the daemon; the source `api:DIR` provides a directory as ConfigMaps."""
     from agent import app
     from agent.heartbeat import Heartbeat
 
@@ -50,7 +51,7 @@ def _pass(source: str, root: str, kinds: str) -> "Reconciler":
 
 
 def _config_maps(directory: Path) -> "ConfigMapSource":
-    """Return a source that knows what an API server said long ago."""
+    """Return a source with a copy of ConfigMaps, as if an API server had sent them."""
     from agent.core.labels import DOMAIN
     from agent.kube.reflector import Store
     from agent.sources.configmap import ConfigMapSource, entry_for
@@ -69,9 +70,9 @@ def _config_maps(directory: Path) -> "ConfigMapSource":
 
 
 def passes(source: str, root: str, kinds: str, runs: str) -> None:
-    """Make a first pass, and then more; print what each costs, and what the last one said.
+    """Run a first pass and then more; print the cost of each, and the result of the last one.
 
-    What the first one wrote is no longer young at those: they compare what they remember.
+    The later passes run when the files of the first pass are old enough to trust their signatures.
     """
     one = _pass(source, root, kinds)
     begin, cpu = time.monotonic(), time.process_time()
@@ -95,9 +96,9 @@ def passes(source: str, root: str, kinds: str, runs: str) -> None:
 
 
 def grown(source: str, root: str, kinds: str, runs: str) -> None:
-    """Make very many passes; print how much more memory there is than after those of 5 s.
+    """Run very many passes; print how much more memory the process has than after 5 s of passes.
 
-    By then what is remembered of young files is remembered.
+    After 5 s, the agent has stored the signatures of all new files.
     """
     one = _pass(source, root, kinds)
     end = time.monotonic() + 5.0
@@ -110,10 +111,16 @@ def grown(source: str, root: str, kinds: str, runs: str) -> None:
 
 
 def floor(source: str, out: str, whole: str, small: str) -> None:
-    """Parse each file of a directory as JSON, and write so many files for it.
+    """Parse each file of a directory as JSON, and write several files for it.
 
-    Each is written as atomically and durably as the agent does: a temporary file, fsync, rename,
-    fsync of the directory. whole: how many hold the JSON in one line; small: how many hold 1 KiB.
+    Each file is written as atomically and durably as the agent does: a temporary file, fsync,
+    rename, and fsync of the directory.
+
+    Args:
+        source: the directory of the JSON files.
+        out: the directory for the written files.
+        whole: the number of files with the JSON in one line.
+        small: the number of files with 1 KiB.
     """
     target = Path(out)
     target.mkdir()
@@ -131,7 +138,7 @@ def floor(source: str, out: str, whole: str, small: str) -> None:
 
 
 def imports(argument: str) -> None:
-    """Run the agent with some arguments in this process; print which libraries it imported."""
+    """Run the agent with some arguments in this process; print the imported libraries."""
     from agent.__main__ import main
 
     main(argument.split("\n"))
@@ -140,10 +147,14 @@ def imports(argument: str) -> None:
 
 
 def look(top: str, threads: str = "1") -> None:
-    """Look ten times at 1,000 processes, of which 50 are confined; print seconds of the CPU each.
+    """Check 1,000 processes ten times, 50 of them confined; print the CPU seconds of each check.
 
-    They are plain files below top, as procfs has them; this process takes top as its root. threads:
-    how many each process has.
+    The processes are plain files in a directory that has the form of procfs and is the root of this
+    process.
+
+    Args:
+        top: the directory.
+        threads: the number of threads of each process.
     """
     from agent.backends.apparmor.confinement_tracker import ConfinementTracker
     from agent.host.filesystem import Host

@@ -1,9 +1,8 @@
-"""A plain Python loop of a start's steps: `python3 -I bench/least.py SOURCE STATE KEPT`.
+"""A plain Python loop with the steps of a start: `python3 -I bench/least.py SOURCE STATE KEPT`.
 
-For each entry of the ledger: read it and its text, read the policy that was kept for the text and
-verify that, load it, and verify by content what the kernel holds then. No judgement of a text, no
-plan, no log, no report, and nothing is asked twice. It is what the agent's start is held against,
-not a program to be used.
+For each entry of the ledger, it reads the entry and its text, reads and verifies the cached policy,
+loads the policy, and verifies the loaded content. It does not check texts, plan, log or report. The
+benchmark compares the start of the agent with this loop.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
-"""What is loaded into a kernel with AppArmor: in the virtual machine, and in user-mode Linux.
+"""The rows that load policy into a kernel, in the virtual machine and in user-mode Linux.
 
-Each measurement is one start of a machine; rows that share one share its samples. What is compared
-is measured in the same start.
+Each measurement is one start of a machine, and rows of the same start share its samples. Programs
+that are compared run in the same start.
 """
 
 import functools
@@ -22,12 +22,12 @@ LOADER: Final = "k8s.io/kubernetes/test/images/apparmor-loader"
 MACHINES: Final = ("VM", "UML")
 _TIMEOUT_SECONDS: Final = 3000
 _REPAIR_MS: Final = 50.0
-_VERSIONS: Final[dict[str, str]] = {}  # by machine, as each said at its last start
+_VERSIONS: Final[dict[str, str]] = {}  # by machine, from its last start
 
 
 @functools.cache
 def guest(what: str, runs: int, where: str = "VM") -> Mapping[str, Sequence[float]]:
-    """Return the samples of bench.guest in one of MACHINES."""
+    """Return the samples of bench.guest in one of the machines."""
     from bench import uml
     from tests.system import vm
 
@@ -35,7 +35,7 @@ def guest(what: str, runs: int, where: str = "VM") -> Mapping[str, Sequence[floa
     if what in ("cold", "poll"):
         files["apparmor-loader"] = apparmor_loader().read_bytes()
     command = "chmod -f +x apparmor-loader; busybox ip link set lo up; "
-    many = os.environ.get("MANY", "1000")  # fewer to try it out
+    many = os.environ.get("MANY", "1000")  # set fewer to try it
     command += f"MANY={many} python3 -m bench.guest {what} {runs}"
     run = {"VM": vm.run, "UML": uml.run}[where]
     done = run(files, command, timeout_seconds=_TIMEOUT_SECONDS)
@@ -50,7 +50,7 @@ def guest(what: str, runs: int, where: str = "VM") -> Mapping[str, Sequence[floa
 
 
 def versions(*machines: str) -> tuple[str, ...]:
-    """Return the versions in machines that were started before."""
+    """Return the versions in machines that have run before."""
     return tuple(f"{where} with {_VERSIONS[where]}" for where in machines)
 
 
@@ -79,12 +79,12 @@ def milliseconds(label: str, samples: Sequence[float]) -> Figure:
 
 
 def thousand(where: str, runs: int) -> Mapping[str, Sequence[float]]:
-    """Return what was measured with a thousand profiles, once for all rows of as many runs."""
+    """Return the samples with a thousand profiles; rows with the same number of runs share them."""
     return guest("thousand", runs, where)
 
 
 def reboot(runs: int) -> Result:
-    """All cached, none loaded."""
+    """Measure a start with all profiles cached and none loaded."""
     figures, claims = [], []
     for where in MACHINES:
         found = thousand(where, runs)
@@ -135,7 +135,7 @@ def reboot(runs: int) -> Result:
 
 
 def loaded(runs: int) -> Result:
-    """All cached, all loaded."""
+    """Measure a start with all profiles cached and loaded."""
     figures, claims = [], []
     for where in MACHINES:
         found = thousand(where, runs)
@@ -159,7 +159,7 @@ def loaded(runs: int) -> Result:
 
 
 def unchanged(runs: int) -> tuple[Figure, ...]:
-    """Passes over what did not change, ten for each of runs."""
+    """Measure ten unchanged passes for each run."""
     figures = []
     for where in MACHINES:
         found = thousand(where, runs)
@@ -172,7 +172,7 @@ def unchanged(runs: int) -> tuple[Figure, ...]:
 
 
 def repair(runs: int) -> Result:
-    """A removal behind the agent's back."""
+    """Measure the repair of a profile that another program removed."""
     figures, claims = [], []
     for where in MACHINES:
         found = guest("repair", runs, where)

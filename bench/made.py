@@ -1,4 +1,4 @@
-"""The profiles that are measured: as real ones are, each a little different from every other."""
+"""The profiles that the benchmark uses. They resemble real profiles, and all of them differ."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ profile {name} flags=(attach_disconnected,mediate_deleted) {{
 
 
 def apparmor(name: str) -> str:
-    """Return a realistic AppArmor profile: 16 rules below the usual includes."""
+    """Return a realistic AppArmor profile: 16 rules after the usual includes."""
     return APPARMOR.format(name=name)
 
 
@@ -42,7 +42,7 @@ def small(name: str, rule: str = "") -> str:
 
 
 def seccomp(number: int, syscalls: int = SYSCALLS) -> str:
-    """Return a seccomp profile that allows so many system calls, written as people write it."""
+    """Return a seccomp profile that allows a number of system calls, in the usual format."""
     names = _names()[:syscalls]
     start = number % len(names)
     rule = {"names": names[start:] + names[:start], "action": "SCMP_ACT_ALLOW"}
@@ -68,7 +68,7 @@ def _names() -> list[str]:
 
 
 def fill_apparmor(directory: Path, count: int) -> Path:
-    """Write so many realistic AppArmor profiles."""
+    """Write a number of realistic AppArmor profiles."""
     directory.mkdir(parents=True)
     for number in range(count):
         (directory / f"app{number}.profile").write_text(apparmor(f"app{number}"))
@@ -76,7 +76,7 @@ def fill_apparmor(directory: Path, count: int) -> Path:
 
 
 def fill_seccomp(directory: Path, count: int, syscalls: int = SYSCALLS) -> Path:
-    """Write so many seccomp profiles."""
+    """Write a number of seccomp profiles."""
     directory.mkdir(parents=True)
     for number in range(count):
         (directory / f"app{number}.json").write_text(seccomp(number, syscalls))

@@ -1,7 +1,7 @@
-"""Running things and measuring them: turn by turn, in processes of their own.
+"""Runs and measures programs, in turn and in separate processes.
 
-Rule: the CPU time of a child is what the kernel counted for it and for all of its children
-(wait4(2)), so it is true on a busy machine too.
+The CPU time of a child process is what the kernel counted for it and for all of its children
+(wait4(2)), so it is correct on a busy machine too.
 """
 
 import os
@@ -16,7 +16,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spent:
-    """What a child cost: seconds of the clock and of the CPU; its end and what it printed."""
+    """The elapsed and CPU seconds of a child process, its exit status and its output."""
 
     wall: float
     cpu: float
@@ -30,13 +30,19 @@ def child(
     cores: int = 0,
     fine: Sequence[int] = (0,),
 ) -> Spent:
-    """Run a command to its end. cores: how many it may use, 0 for all. fine: its good ends."""
+    """Run a command until it exits.
+
+    Args:
+        argv: the command.
+        cores: the number of cores that the command may use; 0 for all.
+        fine: the exit statuses that are not errors.
+    """
 
     def pin() -> None:
         if cores:
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
 
-    # Into files: a pipe that nobody reads would stop whoever says much.
+    # Files, because a pipe that is not read would block a program with much output.
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         begin = time.monotonic()
         process = subprocess.Popen(  # noqa: S603 - a list of our own
@@ -63,7 +69,7 @@ def child(
 
 
 def turns(runs: int, contenders: Mapping[str, Callable[[], Spent]]) -> dict[str, tuple[Spent, ...]]:
-    """Run each contender so many times, turn by turn, so that all meet the same machine."""
+    """Run each program a number of times, in turn, so that all of them use the same machine."""
     found: dict[str, list[Spent]] = {name: [] for name in contenders}
     for _ in range(runs):
         for name, run in contenders.items():
@@ -77,18 +83,18 @@ def median(samples: Sequence[float]) -> float:
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, ...]:
-    """Return the ratio of each turn."""
+    """Return the ratio for each turn."""
     return tuple(one / other for one, other in zip(ours, theirs, strict=True))
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return what a living process has used of the CPU (proc(5): stat, fields 14 and 15)."""
+    """Return the CPU seconds of a running process (proc(5): stat, fields 14 and 15)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def memory(pid: int) -> tuple[float, float]:
-    """Return the resident memory of a living process and its peak, in MiB."""
+    """Return the resident memory of a running process and its peak, in MiB."""
     status = dict(
         line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
     )
@@ -96,7 +102,7 @@ def memory(pid: int) -> tuple[float, float]:
 
 
 def wakeups(pid: int) -> int:
-    """Return how often the threads of a living process went to sleep and came back."""
+    """Return how often the threads of a running process slept and woke up."""
     total = 0
     for path in Path(f"/proc/{pid}/task").iterdir():
         for line in (path / "status").read_text().splitlines():

@@ -1,4 +1,4 @@
-"""Passes on this machine: unchanged ones, a first installation, growth."""
+"""The rows with passes on this machine: unchanged passes, a first installation, growth."""
 
 import json
 import math
@@ -17,7 +17,8 @@ from bench.measure import Spent, child, median, ratios, turns
 from bench.rows import Claim, Figure, Result
 
 MANY: Final = 1000
-# Each put writes the source, the canonical form and the profile, and the entry (1 KiB) twice.
+# Each installation writes the source, the canonical form and the profile once, and the entry (1
+# KiB) twice.
 WHOLE: Final = 3
 SMALL: Final = 2
 _UNCHANGED_MS: Final = 20.0
@@ -26,13 +27,13 @@ _SIZES: Final = (10, 100, 1000, 3000)
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """Give a directory that is gone afterwards."""
+    """Provide a directory that is deleted afterwards."""
     with tempfile.TemporaryDirectory(prefix="bench-") as path:
         yield Path(path)
 
 
 def inside(what: str, *arguments: str | Path | int) -> dict[str, object]:
-    """Return what bench.inside prints in a process of its own."""
+    """Return what bench.inside prints in a separate process."""
     done = child([sys.executable, "-m", "bench.inside", what, *map(str, arguments)])
     found = json.loads(done.stdout)
     if not isinstance(found, dict):
@@ -41,7 +42,7 @@ def inside(what: str, *arguments: str | Path | int) -> dict[str, object]:
 
 
 def install(source: Path, root: Path, *more: str, cores: int = 0) -> Spent:
-    """Run the agent once over a directory, onto a host root that is made anew."""
+    """Run the agent once over a directory, with an empty host root."""
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir()
     argv = [sys.executable, "-m", "agent", "--oneshot", f"--source=dir:{source}"]
@@ -55,7 +56,7 @@ def _milliseconds(pairs: object, part: int) -> tuple[float, ...]:
 
 
 def unchanged(runs: int) -> Result:
-    """Passes over what did not change: seccomp files from both sources, AppArmor in the VM."""
+    """Measure unchanged passes: seccomp files from both sources, AppArmor in the VM."""
     from bench import machine
 
     figures: list[Figure] = []
@@ -86,7 +87,7 @@ def unchanged(runs: int) -> Result:
 
 
 def seccomp(runs: int) -> Result:
-    """A first installation beside parsing the same JSON and writing as many files."""
+    """Compare a first installation with parsing the same JSON and writing as many files."""
     with scratch() as top:
         source = made.fill_seccomp(top / "source", MANY)
         out, root = top / "out", top / "root"
@@ -145,7 +146,7 @@ def seccomp(runs: int) -> Result:
 
 
 def growth(runs: int) -> Result:
-    """The same with more and more profiles."""
+    """Measure time and memory for increasing numbers of profiles."""
     first: dict[int, list[float]] = {size: [] for size in _SIZES}
     later: dict[int, list[float]] = {size: [] for size in _SIZES}
     memory: dict[int, list[float]] = {size: [] for size in _SIZES}

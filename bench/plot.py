@@ -1,4 +1,4 @@
-"""The plot of growth, drawn by hand, readable in a dark page too; it writes no file."""
+"""The plot of growth as SVG, which is readable on a dark page too. It writes no file."""
 
 import math
 from collections.abc import Mapping
@@ -15,9 +15,13 @@ _STYLE: Final = (
 
 
 def draw(lines: Mapping[str, Mapping[int, float]]) -> str:
-    """Draw each line on logarithmic axes; the dashed one shows what linear would be.
+    """Draw each line on logarithmic axes; a dashed line shows linear growth.
 
-    lines: values by number of profiles, by name. Returns SVG.
+    Args:
+        lines: for each name, the values by number of profiles.
+
+    Returns:
+        The text of the SVG file.
     """
     sizes = sorted({size for line in lines.values() for size in line})
     values = [value for line in lines.values() for value in line.values()]

@@ -13,7 +13,7 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """One thing measured: samples of one unit (`ms`, `s`, `MiB`, `%`, `x`, `a second`)."""
+    """One measured value: samples of one unit (`ms`, `s`, `MiB`, `%`, `x`, `a second`)."""
 
     label: str
     samples: tuple[float, ...]
@@ -22,7 +22,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """A number beside what it should be at most."""
+    """A measured value and its limit."""
 
     label: str
     value: float
@@ -31,15 +31,16 @@ class Claim:
 
     @property
     def reached(self) -> bool:
-        """Return whether it is as it should be."""
+        """Return whether the value is within the limit."""
         return self.value <= self.limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What a row gave. said: sentences about what was found on the way.
+    """The result of a row.
 
-    versions: those of what was used beside this machine's programs. svg: the row's drawing.
+    said: remarks for the page. versions: versions of programs that this machine does not have.
+    svg: the drawing of the row.
     """
 
     figures: tuple[Figure, ...]
@@ -51,9 +52,9 @@ class Result:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One row: its name, what it measures, what is to be reached, and the function's place.
+    """One row: its name, its subject, its limit, and the place of its function.
 
-    minutes: how long it takes on two idle cores, with as many runs as it wants by itself.
+    minutes: the duration on two idle cores, with the default number of runs.
     """
 
     name: str
@@ -64,7 +65,7 @@ class Row:
     minutes: float
 
     def measure(self, runs: int) -> Result:
-        """Measure it."""
+        """Measure the row."""
         module, _, function = self.place.partition(":")
         measure: Callable[[int], Result] = getattr(import_module(f"bench.{module}"), function)
         return measure(runs)

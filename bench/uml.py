@@ -1,8 +1,8 @@
-"""A machine whose processor is not emulated: Debian's kernel as a process (user-mode Linux).
+"""A machine without an emulated processor: Debian's kernel as a process (user-mode Linux).
 
-It has AppArmor as the virtual machine has, and the same disk. User code runs at the speed of this
-machine; each system call and each page fault is caught by ptrace and takes some 40 microseconds.
-It runs on one core: a second one more than doubles the time of each system call.
+It has AppArmor and the same disk as the virtual machine. User code runs at the speed of this
+machine. ptrace intercepts each system call and each page fault, which takes about 40 microseconds.
+The machine has one core, because a second core more than doubles the time of each system call.
 """
 
 import contextlib
@@ -32,11 +32,11 @@ sleep 30
 
 
 class MachineError(Exception):
-    """It did not get to the end of its command, or its kernel warned; the console is told."""
+    """The machine did not finish its command, or its kernel warned; the text has the console."""
 
 
 def run(files: Mapping[str, bytes], command: str, *, timeout_seconds: float) -> vm.GuestResult:
-    """Run a bash command in /job, where files lie, as tests.system.vm.run does."""
+    """Run a bash command in /job, the directory of the given files, like tests.system.vm.run."""
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         top, out = Path(folder), Path(folder, "out")
@@ -57,7 +57,7 @@ def run(files: Mapping[str, bytes], command: str, *, timeout_seconds: float) -> 
             except subprocess.TimeoutExpired:
                 pass
             finally:
-                # The guest's processes are processes of this machine: none may outlive its kernel.
+                # The guest's processes are processes of this machine, and must end with its kernel.
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
@@ -71,7 +71,7 @@ def run(files: Mapping[str, bytes], command: str, *, timeout_seconds: float) -> 
 
 
 def kernel() -> str:
-    """Return the kernel of Debian's package, fetched once and verified ever after."""
+    """Return the kernel of Debian's package; it is downloaded once and then always verified."""
     path, mark = CACHE / "linux.uml", CACHE / "linux.uml.sha256"
     if path.exists() and mark.exists() and mark.read_text() == vm.sha256(path):
         return str(path)
