@@ -65,10 +65,18 @@ def allows_more(profile: CallMeaning, other: CallMeaning) -> bool:
     )
 
 
+@functools.cache
+def _restricted(name: str, machine: str) -> dict[str, CallMeaning]:
+    """Return the calls that a runtime's default profile denies, or allows with conditions."""
+    default = of(name, machine)
+    abi = default.abis[0]
+    calls = {call: default.call(abi, call) for call in sorted(default.calls(abi))}
+    return {call: one for call, one in calls.items() if not one.is_always_allowed}
+
+
 def beyond(profile: Meaning, name: str, machine: str) -> Iterator[str]:
     """Return the calls of the native ABI that a profile allows and a runtime's default denies."""
-    default = of(name, machine)
     abi = profile.abis[0]
-    for call in sorted(profile.calls(abi)):
-        if allows_more(profile.call(abi, call), default.call(abi, call)):
+    for call, default in _restricted(name, machine).items():
+        if allows_more(profile.call(abi, call), default):
             yield call

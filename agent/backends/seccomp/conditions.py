@@ -71,7 +71,7 @@ def _tangled(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
         last = max(arg.index for arg in rule.args)
         forked = {arg.index: arg.op for arg in rule.args if arg.op not in _EQUALITIES}
         forked.pop(last, None)
-        for other in rules:
+        for other in rules if forked else ():
             shared = forked.keys() & {arg.index for arg in other.args}
             if other is rule or not shared or not rule.may_meet(other):
                 continue
@@ -121,6 +121,9 @@ def _complements(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
     An example is `a and x == v` next to `x != v`. libseccomp takes the longer rule for a special
     case of the other one, and drops it.
     """
+    operators = {arg.op for rule in rules for arg in rule.args}
+    if not any(pair <= operators for pair in _OPPOSITES):
+        return
     for position, rule in enumerate(rules):
         for other in rules[position + 1 :]:
             if rule.answer != other.answer or not rule.may_meet(other):

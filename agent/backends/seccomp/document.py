@@ -4,6 +4,7 @@ The types hold a profile as its JSON reads. `syntax` creates them from bytes, `r
 the conditions that depend on the node, and `meaning` says how the kernel responds to each call.
 """
 
+import functools
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Final
@@ -45,6 +46,7 @@ class Answer:
         return STRICTNESS.get(self.action, 0)
 
 
+@functools.lru_cache(maxsize=1024)
 def answer(action: str, errno_ret: int | None) -> Answer:
     """Return the normal form of an action and its errnoRet."""
     if action in WITH_ERRNO:

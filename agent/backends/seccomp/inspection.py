@@ -64,6 +64,14 @@ def check(content: bytes, options: fields.Options) -> Checked:
     )
 
 
+def unchecked_form(content: bytes, options: fields.Options) -> bytes:
+    """Return the written form of a profile that was accepted before; empty if it has none."""
+    document, _ = _read(content, options)
+    if document is None:
+        return b""
+    return canonical.encode(canonical.expand(document, options.node).document)
+
+
 def canonical_form(content: bytes, options: fields.Options) -> bytes:
     """Return the written form of a file, if every runtime reads the file in the same way.
 

@@ -104,7 +104,10 @@ class Meaning:
 
         Newer calls are among them if a rule names them.
         """
-        return syscalls.of(abi) | {name for name in self._rules if syscalls.number(abi, name) >= 0}
+        usual = syscalls.of(abi)
+        return usual | {
+            name for name in self._rules if name not in usual and syscalls.number(abi, name) >= 0
+        }
 
 
 def of(document: Document, abis: Sequence[str], capabilities: Collection[str] = ()) -> Meaning:

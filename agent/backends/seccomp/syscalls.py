@@ -144,6 +144,7 @@ def of(abi: str) -> frozenset[str]:
     return frozenset(name for name in KNOWN if number(abi, name) >= 0)
 
 
+@functools.lru_cache(maxsize=1 << 14)
 def number(abi: str, name: str) -> int:
     """Return the number of a call on an ABI; -1 if the ABI lacks it."""
     try:
