@@ -169,7 +169,7 @@ def look(top: str, threads: str = "1") -> None:
             stat = f"{pid} (app) S 1 " + " ".join(["0"] * 48)  # proc(5): 52 fields
             (thread / "stat").write_text(f"{stat}\n")
     os.chroot(top)
-    tracker = ConfinementTracker(Host("/"), state_dir="/state", places=lambda _: {})
+    tracker = ConfinementTracker(Host("/"), state_dir="/state", find_directories=lambda _: {})
     found = []
     for _ in range(10):
         cpu = time.process_time()

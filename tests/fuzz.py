@@ -199,8 +199,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         functions = before_the_parser(Path(folder) / "manifest.yaml")
         kind = AppArmorBackend(host=Host("/"), cpu_limit=10.0, checking=True)
-        if kind.parser.unavailable_reason():
-            print(kind.parser.unavailable_reason(), file=sys.stderr)
+        if kind.inspector.parser.unavailable_reason():
+            print(kind.inspector.parser.unavailable_reason(), file=sys.stderr)
             return 2
         functions["parser"] = lambda content: inspected(
             kind, SourceKey(profile_set="dir fuzz", key="key", content=content)

@@ -74,7 +74,7 @@ def code(failed):
 
 
 def revision():
-    return kind().kernel.revision()
+    return kind().view.revision()
 
 
 def parser(text, *options):
@@ -152,7 +152,9 @@ def the_parser_runs_in_a_sandbox_on_this_kernel():
     process = f"/proc/{os.getpid()}"
     for path in (secret, f"{process}/root{secret}", f"{process}/fd/{reading}", "/root/missing"):
         source = f'profile x {{\n  capability # see the abi\n  include "{path}"\n  ,\n}}\n'
-        run = compiled(kind().parser, source.encode(), ("--kernel-features", str(FEATURES)))
+        run = compiled(
+            kind().inspector.parser, source.encode(), ("--kernel-features", str(FEATURES))
+        )
         assert run.error.endswith(f"Could not open '{path}'"), (path, run.error)
 
 
@@ -161,7 +163,7 @@ def the_sandboxed_parser_reads_the_features_of_the_kernel_and_the_shipped_ones()
     for abi in ("", "abi <abi/3.0>,\n", "abi <kernel>,\n"):
         rules = "  file,\n  include <abstractions/base>\n"
         source = f"{abi}include <tunables/global>\nprofile x {{\n{rules}}}\n".encode()
-        run = compiled(kind().parser, source, ("--kernel-features", str(FEATURES)))
+        run = compiled(kind().inspector.parser, source, ("--kernel-features", str(FEATURES)))
         free = subprocess.run(
             ["apparmor_parser", "-Q", "-K", "-S", "--kernel-features", str(FEATURES)],
             input=source,

@@ -32,7 +32,9 @@ def test_no_hidden_include_reaches_the_parser(tmp_path, template):
     canaries = include_search.Canaries(tmp_path)
     content = template.format(**canaries.paths(0)).encode()
     backend = AppArmorBackend(host=Host(tmp_path), checking=True, include_dir=str(canaries.inside))
-    opened = include_search.read_by({"host": [backend.parser.path]}, canaries, {0: content})
+    opened = include_search.read_by(
+        {"host": [backend.inspector.parser.path]}, canaries, {0: content}
+    )
     assert opened == {"host": {0}}
     (result,) = inspected(backend, SourceKey(profile_set="dir test", key="key", content=content))
     assert isinstance(result, Rejection)
@@ -66,7 +68,7 @@ def test_words_in_comments_and_children_of_includes_are_accepted(tmp_path, conte
 
 def test_no_accepted_text_of_a_short_search_opens_a_canary(tmp_path):
     """The search has a fixed seed."""
-    command = {"host": [AppArmorBackend(host=Host(tmp_path)).parser.path]}
+    command = {"host": [AppArmorBackend(host=Host(tmp_path)).inspector.parser.path]}
     counts, failures = include_search.search(
         include_search.random_numbers(13), command, tmp_path, passing=2000
     )
@@ -78,7 +80,7 @@ def test_no_accepted_text_of_a_short_search_opens_a_canary(tmp_path):
 @pytest.mark.search
 def test_no_accepted_text_of_a_long_search_opens_a_canary(tmp_path):
     """The parsers of Debian 12, 13 and unstable read 300,000 accepted texts."""
-    commands = {"host": [AppArmorBackend(host=Host(tmp_path)).parser.path]}
+    commands = {"host": [AppArmorBackend(host=Host(tmp_path)).inspector.parser.path]}
     commands |= include_search.other_releases()
     counts, failures = include_search.search(
         include_search.random_numbers(1234), commands, tmp_path, passing=300_000

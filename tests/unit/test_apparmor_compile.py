@@ -225,7 +225,7 @@ def test_old_versions_of_a_text_are_removed_from_memory_and_disk(tmp_path, monke
     backend = script_backend(tmp_path, "cat > /dev/null")
     for number in range(30):
         full_pass(backend, number)
-    assert len(backend.cache.memory) == 2
+    assert len(backend.inspector.cache.memory) == 2
     assert len(list((tmp_path / "state/cache").iterdir())) <= 10
 
 
@@ -236,14 +236,6 @@ def test_a_text_in_use_stays_in_memory(tmp_path):
         full_pass(backend, 1)
         shutil.rmtree(tmp_path / "state/cache", ignore_errors=True)
     assert runs(tmp_path) == ["run"]
-
-
-def test_names_without_a_source_are_removed_from_memory(tmp_path):
-    """The check of a policy that no source contains any more is forgotten."""
-    backend = script_backend(tmp_path, "exit 1")
-    backend.changes.checked["removed"] = "digest"
-    full_pass(backend, 1)
-    assert backend.changes.checked == {}
 
 
 def test_a_text_that_exceeded_a_limit_is_compiled_again_with_a_higher_limit(tmp_path):

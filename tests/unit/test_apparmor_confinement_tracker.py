@@ -1,17 +1,18 @@
-"""Specification of agent.backends.apparmor.confinement_tracker, on a procfs made of files."""
+"""The tracker of threads that lose their confinement, on a procfs tracker of files."""
 
 import json
 import shutil
 
 import pytest
 
-from agent.backends.apparmor.confinement_tracker import (
-    RECORD,
+from agent.backends.apparmor.confinement_record import (
+    FILE,
     RECORDED_THREADS,
-    ConfinementTracker,
-    Thread,
+    ConfinementState,
     encoded,
 )
+from agent.backends.apparmor.confinement_tracker import ConfinementTracker
+from agent.backends.apparmor.thread_reader import Thread
 from agent.host.filesystem import Host
 
 CONTAINER = "ab" * 32
@@ -56,45 +57,50 @@ class Node:
         return ConfinementTracker(
             self.host,
             state_dir=STATE,
-            places=lambda names: {
-                name: at for name, at in self.directories.items() if name in names
+            find_directories=lambda names: {
+                name: directory for name, directory in self.directories.items() if name in names
             },
         )
 
     def record(self):
         """Return the record's path."""
-        return self.state / RECORD
+        return self.state / FILE
 
 
 @pytest.fixture
 def node(tmp_path):
     """A node with two processes under web, one of them in a hat, and one under other."""
-    made = Node(tmp_path)
-    made.thread(10, "web (enforce)")
-    made.thread(11, "web//HAT (complain)")
-    made.thread(12, "other (enforce)")
-    made.thread(13, "unconfined")
-    return made
+    node = Node(tmp_path)
+    node.thread(10, "web (enforce)")
+    node.thread(11, "web//HAT (complain)")
+    node.thread(12, "other (enforce)")
+    node.thread(13, "unconfined")
+    return node
 
 
 @pytest.fixture
 def tracker(node):
-    """A tracker that has looked at that node."""
-    made = node.tracker()
-    made.observe(NAMES)
-    return made
+    """A tracker that has observed that node once."""
+    return observed(node)
+
+
+def observed(node, names=NAMES):
+    """Start the agent, which observes the node once."""
+    tracker = node.tracker()
+    tracker.observe(names)
+    return tracker
 
 
 def pids(tracker):
-    """Return each problem's name and the PIDs that it shows."""
+    """Return the profile and the list of processes of each finding."""
     return [
-        (one.location, one.message.partition("pid ")[2].partition(".")[0])
-        for one in tracker.findings()
+        (finding.location, finding.message.partition("pid ")[2].partition(".")[0])
+        for finding in tracker.findings()
     ]
 
 
 def test_threads_that_lost_a_removed_profile_are_reported_until_they_end(tracker, node):
-    """The report has process and container; hats belong to their parent, other names do not."""
+    """A finding lists each process with its container. A hat counts for its parent."""
     for pid in (10, 11):
         node.thread(pid, "unconfined")
     tracker.record_removals(["web"])
@@ -102,12 +108,12 @@ def test_threads_that_lost_a_removed_profile_are_reported_until_they_end(tracker
     assert tracker.count() == 2
     node.end(10)
     assert pids(tracker) == [("web", f"11 ({SHORT})")]
-    node.thread(11, "unconfined", start=8)  # another process with that ID
+    node.thread(11, "unconfined", start=8)  # another process has this ID now
     assert (pids(tracker), tracker.count()) == ([], 0)
 
 
 def test_a_zombie_is_reported_no_longer(tracker, node):
-    """It runs nothing any more."""
+    """A zombie runs no code any more."""
     node.thread(12, "unconfined")
     tracker.record_removals(["other"])
     assert len(tracker.findings()) == 1
@@ -116,31 +122,29 @@ def test_a_zombie_is_reported_no_longer(tracker, node):
 
 
 def test_a_thread_that_is_not_the_leader_is_reported(node):
-    """A leader may be unconfined, or confined by another profile."""
+    """The leader of the thread may be unconfined, or run under another profile."""
     node.thread(20, "unconfined")
     node.thread(20, "web (enforce)", tid=21)
     node.thread(30, "other (enforce)")
     node.thread(30, "web (enforce)", tid=31)
     node.end(10)
     node.end(11)
-    made = node.tracker()
-    made.observe(NAMES)
+    tracker = observed(node)
     node.thread(20, "unconfined", tid=21)
     node.thread(30, "unconfined", tid=31)
-    made.record_removals(["web"])
-    assert pids(made) == [("web", f"20 ({SHORT}), 30 ({SHORT})")]
+    tracker.record_removals(["web"])
+    assert pids(tracker) == [("web", f"20 ({SHORT}), 30 ({SHORT})")]
 
 
 def test_a_live_thread_of_an_ended_leader_is_reported(node):
-    """The leader's state is that of a zombie."""
+    """The kernel shows a leader that ended before its threads as a zombie."""
     node.thread(20, "web (enforce)", state="Z")
     node.thread(20, "web (enforce)", tid=21)
-    made = node.tracker()
-    made.observe(NAMES)
+    tracker = observed(node)
     node.thread(20, "unconfined", state="Z")
     node.thread(20, "unconfined", tid=21)
-    made.record_removals(["web"])
-    assert pids(made) == [("web", f"20 ({SHORT})")]
+    tracker.record_removals(["web"])
+    assert pids(tracker) == [("web", f"20 ({SHORT})")]
 
 
 @pytest.mark.parametrize(
@@ -157,13 +161,12 @@ def test_a_live_thread_of_an_ended_leader_is_reported(node):
     ],
 )
 def test_a_part_of_a_stacked_label_that_vanished_is_reported(node, before, now, lost):
-    """A thread that moved on to another profile lost nothing."""
+    """A thread that changed to another profile lost nothing."""
     node.thread(20, before)
-    made = node.tracker()
-    made.observe(NAMES)
+    tracker = observed(node)
     node.thread(20, now)
-    made.record_removals(["web"])
-    assert pids(made) == ([("web", f"20 ({SHORT})")] if lost else [])
+    tracker.record_removals(["web"])
+    assert pids(tracker) == ([("web", f"20 ({SHORT})")] if lost else [])
 
 
 @pytest.mark.parametrize(
@@ -178,7 +181,7 @@ def test_a_part_of_a_stacked_label_that_vanished_is_reported(node, before, now, 
     ],
 )
 def test_the_pod_is_reported_where_the_cgroup_has_its_uid(tracker, node, path, owner):
-    """Both cgroup drivers of the kubelet have it, also as seen from another pod's namespace."""
+    """Both cgroup drivers of the kubelet name the cgroup of a pod by its UID."""
     node.thread(12, "unconfined")
     (node.root / "12/cgroup").write_text(f"0::/{path}\n")
     tracker.record_removals(["other"])
@@ -186,21 +189,21 @@ def test_the_pod_is_reported_where_the_cgroup_has_its_uid(tracker, node, path, o
 
 
 def test_a_thread_that_is_still_confined_lost_nothing(tracker):
-    """A name that was found missing may be back before the process ran."""
+    """A profile that was reported as missing may be loaded again before a process runs."""
     tracker.record_removals(["web", "other"])
     assert (pids(tracker), tracker.count()) == ([], 0)
 
 
-def test_a_removal_that_falls_into_a_look_is_not_missed(tracker, node):
-    """That look finds the process unconfined already; the look before has its label."""
+def test_a_removal_during_an_observation_is_not_missed(tracker, node):
+    """The observation finds the process unconfined; the previous one recorded its label."""
     node.thread(12, "unconfined")
     tracker.observe(NAMES)
     tracker.record_removals(["other"])
-    assert [where for where, _ in pids(tracker)] == ["other"]
+    assert [name for name, _ in pids(tracker)] == ["other"]
 
 
-def test_a_thread_that_was_confined_two_looks_ago_is_forgotten(tracker, node):
-    """A process that left its confinement as its profile allows is not reported for ever."""
+def test_a_thread_that_was_confined_three_observations_ago_is_forgotten(tracker, node):
+    """A process that left its profile by itself is not reported for a later removal."""
     node.thread(12, "unconfined")
     tracker.observe(NAMES)
     tracker.observe(NAMES)
@@ -208,7 +211,7 @@ def test_a_thread_that_was_confined_two_looks_ago_is_forgotten(tracker, node):
     assert pids(tracker) == []
 
 
-def test_the_names_that_confine_a_thread_are_those_of_the_last_look(tracker, node):
+def test_the_names_in_use_are_those_of_the_last_observation(tracker, node):
     """A hat counts for its parent."""
     assert set(NAMES) <= tracker.names_in_use()
     for pid in (11, 12):
@@ -218,55 +221,93 @@ def test_the_names_that_confine_a_thread_are_those_of_the_last_look(tracker, nod
 
 
 def test_names_of_other_programs_are_not_tracked(node):
-    """The tracker knows agent-owned profiles only."""
+    """The tracker knows only agent-owned profiles."""
     node.thread(10, "cri-containerd.apparmor.d (enforce)")
-    made = node.tracker()
-    made.observe(["web"])
+    tracker = observed(node, ["web"])
     node.thread(10, "unconfined")
-    made.record_removals(["web", "cri-containerd.apparmor.d"])
-    assert pids(made) == []
+    tracker.record_removals(["web", "cri-containerd.apparmor.d"])
+    assert pids(tracker) == []
 
 
-def test_a_host_without_a_procfs_forgets_nothing(tracker, node, tmp_path):
-    """Unreadable is not empty."""
+def test_a_procfs_that_cannot_be_read_changes_nothing(tracker, node, tmp_path):
+    """The tracker keeps its threads, because an unreadable /proc does not show that they ended."""
     node.thread(12, "unconfined")
     node.root.rename(tmp_path / "away")
     tracker.observe(["other"])
     tracker.observe(["other"])
     (tmp_path / "away").rename(node.root)
     tracker.record_removals(["other"])
-    assert [where for where, _ in pids(tracker)] == ["other"]
+    assert [name for name, _ in pids(tracker)] == ["other"]
 
 
 def test_without_names_no_process_is_read_and_nothing_is_written(node, tmp_path):
-    """A look reads every process of the node."""
+    """A node without AppArmor profiles of the agent pays nothing for the tracker."""
 
-    class Deaf(Host):
+    class UnlistableHost(Host):
         def names(self, path):
             raise AssertionError(path)
 
-    made = ConfinementTracker(Deaf(tmp_path), state_dir=STATE, places=lambda _: {})
-    made.observe([])
-    made.record_removals(["web"])
-    assert made.findings() == ()
+    tracker = ConfinementTracker(
+        UnlistableHost(tmp_path), state_dir=STATE, find_directories=lambda _: {}
+    )
+    tracker.observe([])
+    tracker.observe_before_removal([])
+    tracker.record_removals(["web"])
+    assert tracker.findings() == ()
     assert not node.state.exists()
 
 
 def test_threads_of_a_profile_that_was_loaded_again_are_reported(tracker, node):
-    """It was not found missing: another program removed and loaded it between two passes."""
+    """Another program may remove and load a profile between two passes."""
     node.thread(12, "unconfined")
     tracker.record_removals([])
     assert pids(tracker) == []
     node.directories["other"] = "other.2"
     tracker.record_removals([])
-    assert [where for where, _ in pids(tracker)] == ["other"]
+    assert [name for name, _ in pids(tracker)] == ["other"]
+
+
+def test_a_thread_that_left_a_profile_by_itself_loses_nothing_by_its_removal(tracker, node):
+    """A process may use change_profile right before the agent removes its profile."""
+    node.thread(12, "unconfined")
+    tracker.observe_before_removal(["other"])
+    tracker.record_removals(["other"])
+    assert (pids(tracker), pids(node.tracker())) == ([], [])
+
+
+def test_a_thread_that_left_a_part_of_a_stack_can_still_lose_the_other_part(node):
+    """Only the removed profile is forgotten."""
+    node.thread(12, "web//&other (enforce)")
+    tracker = observed(node)
+    node.thread(12, "web (enforce)")
+    tracker.observe_before_removal(["other"])
+    node.thread(12, "unconfined")
+    tracker.record_removals(["web", "other"])
+    assert [name for name, _ in pids(tracker)] == ["web"]
+
+
+def test_a_thread_that_started_after_the_last_observation_can_lose_its_confinement(tracker, node):
+    """The agent observes once more, right before it removes a profile itself."""
+    node.thread(20, "other (enforce)")
+    tracker.observe_before_removal(["other"])
+    node.thread(20, "unconfined")
+    tracker.record_removals(["other"])
+    assert pids(tracker) == [("other", f"20 ({SHORT})")]
+
+
+def test_an_earlier_loss_is_not_forgotten_before_a_removal(tracker, node):
+    """Another program removed the profile and loaded it again before the agent removes it."""
+    node.thread(12, "unconfined")
+    node.directories["other"] = "other.2"
+    tracker.observe_before_removal(["other"])
+    assert pids(tracker) == [("other", f"12 ({SHORT})")]
 
 
 # --- the record -----------------------------------------------------------------------------------
 
 
 def test_a_loss_is_still_reported_after_a_restart(tracker, node):
-    """Until its process ends."""
+    """The finding ends with the process."""
     node.thread(12, "unconfined")
     tracker.record_removals(["other"])
     tracker.observe(NAMES)
@@ -279,8 +320,8 @@ def test_a_loss_is_still_reported_after_a_restart(tracker, node):
 
 
 @pytest.mark.parametrize("missing", [["other"], []])
-def test_a_loss_while_the_agent_was_away_is_reported(tracker, node, missing):
-    """Whether the profile is still missing, or was loaded again in another directory."""
+def test_a_loss_while_no_agent_ran_is_reported(tracker, node, missing):
+    """The profile may still be missing, or it was loaded again in another directory."""
     node.thread(12, "unconfined")
     if not missing:
         node.directories["other"] = "other.2"
@@ -289,8 +330,8 @@ def test_a_loss_while_the_agent_was_away_is_reported(tracker, node, missing):
     assert pids(again) == [("other", f"12 ({SHORT})")]
 
 
-def test_a_removal_that_falls_into_the_last_look_before_a_restart_is_reported(tracker, node):
-    """The last look finds the process unconfined; the agent is killed before it reports that."""
+def test_a_removal_during_the_last_observation_before_a_restart_is_reported(tracker, node):
+    """The observation finds the process unconfined, and the agent is killed right afterwards."""
     node.thread(12, "unconfined")
     tracker.observe(NAMES)
     again = node.tracker()
@@ -298,19 +339,18 @@ def test_a_removal_that_falls_into_the_last_look_before_a_restart_is_reported(tr
     assert pids(again) == [("other", f"12 ({SHORT})")]
 
 
-def test_the_last_part_of_a_long_stack_is_known(node):
+def test_a_label_longer_than_a_page_is_read_completely(node):
     """A process can stack profiles until its label is longer than a page of memory."""
     before = "//&".join([*(f"{number:0250}" for number in range(20)), "web"])
     node.thread(12, f"{before} (enforce)")
-    made = node.tracker()
-    made.observe(["web"])
+    tracker = observed(node, ["web"])
     node.thread(12, before.removesuffix("web") + "unconfined")
-    made.record_removals(["web"])
-    assert pids(made) == [("web", f"12 ({SHORT})")]
+    tracker.record_removals(["web"])
+    assert pids(tracker) == [("web", f"12 ({SHORT})")]
 
 
-def test_the_record_of_another_boot_says_nothing(tracker, node):
-    """IDs and start times begin again."""
+def test_the_record_of_another_boot_is_ignored(tracker, node):
+    """The kernel uses the same IDs and start times again after a boot."""
     node.thread(12, "unconfined")
     node.boot("two")
     again = node.tracker()
@@ -318,8 +358,8 @@ def test_the_record_of_another_boot_says_nothing(tracker, node):
     assert pids(again) == []
 
 
-def test_an_unchanged_look_writes_nothing(tracker, node):
-    """The file stays the same one."""
+def test_an_unchanged_observation_writes_nothing(tracker, node):
+    """The record is written only if its content changes."""
     before = node.record().stat()
     tracker.record_removals([])
     tracker.observe(NAMES)
@@ -328,7 +368,7 @@ def test_an_unchanged_look_writes_nothing(tracker, node):
 
 
 def test_a_record_is_readable_by_root_alone(tracker, node):
-    """It names processes of other users."""
+    """The record shows which processes other users run."""
     assert node.record().stat().st_mode & 0o777 == 0o600
 
 
@@ -348,17 +388,17 @@ def test_a_record_is_readable_by_root_alone(tracker, node):
     ],
 )
 def test_a_damaged_record_is_ignored_and_replaced(node, content):
-    """What is known begins again with the next look."""
+    """The next observation writes a new record."""
     node.state.mkdir()
     node.record().write_bytes(content)
-    made = node.tracker()
-    made.record_removals(["other"])
-    made.observe(NAMES)
+    tracker = node.tracker()
+    tracker.record_removals(["other"])
+    tracker.observe(NAMES)
     assert json.loads(node.record().read_bytes())["confined"]["other (enforce)"] == [[12, 12, 7]]
 
 
 def test_a_link_in_place_of_the_record_is_not_followed(node, tmp_path):
-    """Neither on reading nor on writing."""
+    """The agent neither reads nor writes the target of the link."""
     node.state.mkdir()
     victim = tmp_path / "victim"
     victim.write_text("kept")
@@ -368,20 +408,20 @@ def test_a_link_in_place_of_the_record_is_not_followed(node, tmp_path):
     assert not node.record().is_symlink()
 
 
-def test_a_record_that_cannot_be_written_is_a_problem(node, tmp_path):
-    """The knowledge in memory is used all the same."""
+def test_a_record_that_cannot_be_written_is_reported(node, tmp_path):
+    """The tracker still finds the loss with what it has in memory."""
     (tmp_path / "state").write_text("a file in place of the directory")
-    made = node.tracker()
-    made.observe(NAMES)
+    tracker = observed(node)
     node.thread(12, "unconfined")
-    made.record_removals(["other"])
-    assert [one.code for one in made.findings()] == ["confinement_lost", "write_failed"]
+    tracker.record_removals(["other"])
+    assert [finding.code for finding in tracker.findings()] == ["confinement_lost", "write_failed"]
 
 
-def test_a_record_is_bounded_and_names_losses_first():
-    """A node may run more threads than the record has room for."""
+def test_a_record_is_bounded_and_lists_losses_first():
+    """A node may run more threads than a record can hold."""
     confined = {Thread(pid, pid, 7): "web (enforce)" for pid in range(RECORDED_THREADS)}
     lost = {Thread(pid, pid, 7): "web" for pid in range(50_000, 50_004)}
-    record = json.loads(encoded("one", {"web": "web.1"}, confined, lost))
+    state = ConfinementState(directories={"web": "web.1"}, confined=confined, lost=lost)
+    record = json.loads(encoded("one", state))
     assert len(record["lost"]["web"]) == 4
     assert len(record["confined"]["web (enforce)"]) == RECORDED_THREADS - 4

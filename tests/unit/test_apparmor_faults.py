@@ -9,12 +9,13 @@ import pytest
 
 from agent.backends.apparmor import (
     compiled_policy,
-    kernel,
     kernel_access,
     parser,
     policy_cache,
 )
 from agent.backends.apparmor.backend import AppArmorBackend
+from agent.backends.apparmor.policy_view import PolicyView
+from agent.backends.apparmor.raw_data_release import RawDataRelease
 from agent.core.model import (
     Observation,
     ObservedProfile,
@@ -185,14 +186,15 @@ def test_policy_that_never_stops_changing_is_unobservable(tmp_path):
     """A list that was read while the revision changed is not used."""
     host = node(tmp_path)
 
-    class ChangingKernel(kernel.Kernel):
+    class ChangingView(PolicyView):
         count = 0
 
         def revision(self):
             self.count += 1
             return self.count
 
-    assert isinstance(ChangingKernel(host, PROBES).observe(["x"]), Unobservable)
+    view = ChangingView(host, RawDataRelease(host, PROBES))
+    assert isinstance(view.observe(["x"]), Unobservable)
 
 
 def test_an_unreadable_profile_does_not_count_as_missing(tmp_path):
@@ -360,7 +362,7 @@ def test_a_discarded_profile_stays_on_the_disk(tmp_path):
     backend = apparmor_backend(node(tmp_path), parser=path, state_dir="/state")
     (result,) = inspected(backend, source_key())
     backend.discard(result)
-    assert (backend.cache.memory, backend.changes.checked) == ({}, {})
+    assert backend.inspector.cache.memory == {}
     assert backend.inspect(source_key()) == result
 
 
@@ -404,7 +406,7 @@ def test_a_policy_is_read_from_the_disk_when_it_is_installed(tmp_path):
     (result,) = inspected(backend, source_key())
     (file,) = (tmp_path / "state/cache").iterdir()
     assert result.body_size == len(profile("x"))
-    assert [entry.policy for entry in backend.cache.memory.values()] == [b""]
+    assert [entry.policy for entry in backend.inspector.cache.memory.values()] == [b""]
     assert backend.body(result) == profile("x")
     whole = file.read_bytes()
     file.write_bytes(whole[:-1])

@@ -1,4 +1,4 @@
-"""The record of loaded AppArmor objects: what it proves, and what it must never prove."""
+"""The record of the AppArmor objects that this agent loaded."""
 
 import contextlib
 import os
@@ -12,12 +12,12 @@ from agent.host.filesystem import Host
 STATE = "/state"
 BOOT = "/proc/sys/kernel/random/boot_id"
 EXPECTED = {"web": frozenset({"own:sha256:1", "raw:sha256:2"})}
-FACTS = {"web": ObservedProfile(evidence=frozenset({"own:sha256:1"}), mode="enforce")}
+PROFILES = {"web": ObservedProfile(evidence=frozenset({"own:sha256:1"}), mode="enforce")}
 
 
 @pytest.fixture
 def host(tmp_path):
-    """Return a host with a boot id and an empty state directory."""
+    """Return a host with a boot ID and an empty state directory."""
     (tmp_path / "state").mkdir()
     boot = tmp_path / BOOT.lstrip("/")
     boot.parent.mkdir(parents=True)
@@ -26,47 +26,50 @@ def host(tmp_path):
 
 
 def objects(host, **more):
-    """Return the record as a process that just started sees it."""
-    return LoadedObjects(host, STATE, **{"write": True, **more})
+    """Return the objects as an agent that has just started knows them."""
+    return LoadedObjects(host, STATE, **{"may_write": True, **more})
 
 
 def record(host):
-    """Return the file of the record."""
+    """Return the path of the record."""
     return host.path(f"{STATE}/{FILE}")
 
 
 def test_a_loaded_object_is_own_in_the_next_process_too(host):
-    """Only under its name, and only in its directory."""
-    one = objects(host)
-    one.record({"web": "web.1", "web//HAT": "web.1/profiles/HAT.2"})
-    one.record({"other": "other.3"})
+    """A name counts only together with the directory of its object."""
+    own_objects = objects(host)
+    own_objects.record({"web": "web.1", "web//HAT": "web.1/profiles/HAT.2"})
+    own_objects.record({"other": "other.3"})
     found = {"web": "web.4", "web//HAT": "web.1/profiles/HAT.2", "other": "other.3", "x": "web.1"}
     expected = frozenset({"web//HAT", "other"})
-    assert (one.own(found, 9, FACTS), objects(host).own(found, 9, FACTS)) == (expected, expected)
+    assert (own_objects.own(found, 9, PROFILES), objects(host).own(found, 9, PROFILES)) == (
+        expected,
+        expected,
+    )
 
 
-def test_directories_count_anew_at_each_boot(host):
-    """The record of another boot proves nothing, and is replaced."""
+def test_the_record_of_another_boot_is_ignored_and_replaced(host):
+    """The kernel numbers directories from the start again after a boot."""
     objects(host).record({"web": "web.1"})
     host.path(BOOT).write_text("second\n")
     after = objects(host)
-    assert after.own({"web": "web.1"}, 1, FACTS) == frozenset()
+    assert after.own({"web": "web.1"}, 1, PROFILES) == frozenset()
     after.record({"next": "next.1"})
-    assert objects(host).own({"web": "web.1", "next": "next.1"}, 2, FACTS) == frozenset({"next"})
+    assert objects(host).own({"web": "web.1", "next": "next.1"}, 2, PROFILES) == frozenset({"next"})
 
 
 @pytest.mark.parametrize(("revision", "own"), [(7, {"web"}), (6, set()), (8, set())])
-def test_an_interrupted_load_is_believed_if_nothing_else_changed_policy(host, revision, own):
-    """The process ended between the load and its record."""
+def test_an_interrupted_load_counts_if_it_was_the_only_change_of_policy(host, revision, own):
+    """The agent ended between the load and its record."""
     objects(host).begin(EXPECTED, 6)
     found = {"web": "web.1"}
-    assert objects(host).own(found, revision, FACTS) == own
-    # What was found out once holds when policy changes later.
-    assert objects(host).own(found, 99, FACTS) == own
+    assert objects(host).own(found, revision, PROFILES) == own
+    # The result stays the same when the policy changes later.
+    assert objects(host).own(found, 99, PROFILES) == own
 
 
 @pytest.mark.parametrize(
-    ("facts", "own"),
+    ("profiles", "own"),
     [
         ({"web": ObservedProfile(evidence=frozenset({"own:sha256:3"}), mode="enforce")}, set()),
         (
@@ -81,110 +84,127 @@ def test_an_interrupted_load_is_believed_if_nothing_else_changed_policy(host, re
     ],
     ids=["other content", "no content shown", "not loaded"],
 )
-def test_an_interrupted_load_is_believed_if_the_content_is_the_expected_one(host, facts, own):
+def test_an_interrupted_load_counts_if_the_kernel_shows_the_expected_content(host, profiles, own):
     """Another program may load the name right after the agent was killed, as the only change."""
     objects(host).begin(EXPECTED, 6)
-    assert objects(host).own({"web": "web.1"}, 7, facts) == own
+    assert objects(host).own({"web": "web.1"}, 7, profiles) == own
 
 
-def test_a_load_that_failed_proves_nothing(host):
-    """Another program may load the name next."""
-    one = objects(host)
-    one.begin(EXPECTED, 6)
-    one.record({})
-    assert objects(host).own({"web": "web.1"}, 7, FACTS) == frozenset()
+def test_a_failed_load_is_not_an_interrupted_one(host):
+    """Another program may load the name after the failure."""
+    own_objects = objects(host)
+    own_objects.begin(EXPECTED, 6)
+    own_objects.record({})
+    assert objects(host).own({"web": "web.1"}, 7, PROFILES) == frozenset()
 
 
 def test_without_a_boot_id_nothing_is_own(host):
     """Directories alone do not identify an object."""
-    one = objects(host)
-    one.record({"web": "web.1"})
+    own_objects = objects(host)
+    own_objects.record({"web": "web.1"})
     host.path(BOOT).unlink()
-    assert objects(host).own({"web": "web.1"}, 1, FACTS) == frozenset()
+    assert objects(host).own({"web": "web.1"}, 1, PROFILES) == frozenset()
 
 
 @pytest.mark.parametrize("damage", [b"\xff\xfe\n", b"[" * 100_000 + b"\n", b"{}\n", b'{"own":1}\n'])
-def test_a_damaged_line_says_nothing(host, damage):
-    """The lines around it are believed."""
-    one = objects(host)
-    one.record({"a": "a.1"})
+def test_a_damaged_line_is_ignored(host, damage):
+    """The other lines of the record stay valid."""
+    own_objects = objects(host)
+    own_objects.record({"a": "a.1"})
     with record(host).open("ab") as file:
         file.write(damage)
     found = {"a": "a.1", "b": "b.2"}
-    again = objects(host)
-    assert again.own(found, 1, FACTS) == frozenset({"a"})
-    again.record({"b": "b.2"})
-    assert objects(host).own(found, 1, FACTS) == frozenset({"a", "b"})
+    restarted = objects(host)
+    assert restarted.own(found, 1, PROFILES) == frozenset({"a"})
+    restarted.record({"b": "b.2"})
+    assert objects(host).own(found, 1, PROFILES) == frozenset({"a", "b"})
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"nonsense"])
 def test_a_damaged_first_line_makes_the_record_empty(host, content):
-    """Then it is not known of which boot it is."""
+    """Only the first line has the boot ID."""
     objects(host).record({"a": "a.1"})
     record(host).write_bytes(content)
-    again = objects(host)
-    assert again.own({"a": "a.1"}, 1, FACTS) == frozenset()
-    again.record({"b": "b.2"})
-    assert objects(host).own({"a": "a.1", "b": "b.2"}, 1, FACTS) == frozenset({"b"})
+    restarted = objects(host)
+    assert restarted.own({"a": "a.1"}, 1, PROFILES) == frozenset()
+    restarted.record({"b": "b.2"})
+    assert objects(host).own({"a": "a.1", "b": "b.2"}, 1, PROFILES) == frozenset({"b"})
 
 
-def test_a_line_that_was_cut_off_does_not_swallow_the_next_one(host):
-    """As on a full disk."""
+def test_a_line_that_was_cut_off_does_not_damage_the_next_one(host):
+    """A full disk can cut off a line."""
     objects(host).record({"a": "a.1"})
     with record(host).open("ab") as file:
         file.write(b'{"loa')
     objects(host).record({"b": "b.2"})
-    assert objects(host).own({"a": "a.1", "b": "b.2"}, 1, FACTS) == frozenset({"a", "b"})
+    assert objects(host).own({"a": "a.1", "b": "b.2"}, 1, PROFILES) == frozenset({"a", "b"})
 
 
-def test_a_record_that_somebody_deleted_is_written_whole_again(host):
-    """The process still knows what it loaded."""
-    one = objects(host)
-    one.record({"a": "a.1"})
+def test_a_deleted_record_is_written_completely_again(host):
+    """The agent still has all objects in memory."""
+    own_objects = objects(host)
+    own_objects.record({"a": "a.1"})
     record(host).unlink()
-    one.record({"b": "b.2"})
-    assert objects(host).own({"a": "a.1", "b": "b.2"}, 1, FACTS) == frozenset({"a", "b"})
+    own_objects.record({"b": "b.2"})
+    assert objects(host).own({"a": "a.1", "b": "b.2"}, 1, PROFILES) == frozenset({"a", "b"})
 
 
 @pytest.mark.parametrize("reader", [False, True])
 def test_a_fifo_in_place_of_the_record_is_replaced(host, reader):
     """An append must not wait for a reader, and must not write into the FIFO."""
-    one = objects(host)
-    one.record({"a": "a.1"})
+    own_objects = objects(host)
+    own_objects.record({"a": "a.1"})
     record(host).unlink()
     os.mkfifo(record(host))
     with contextlib.ExitStack() as stack:
         if reader:
             stack.callback(os.close, os.open(record(host), os.O_RDONLY | os.O_NONBLOCK))
-        one.record({"b": "b.2"})
-    assert objects(host).own({"a": "a.1", "b": "b.2"}, 1, FACTS) == frozenset({"a", "b"})
+        own_objects.record({"b": "b.2"})
+    assert objects(host).own({"a": "a.1", "b": "b.2"}, 1, PROFILES) == frozenset({"a", "b"})
 
 
 def test_a_record_that_cannot_be_written_is_kept_in_memory(host):
-    """It is written as soon as there is room."""
+    """The record is written completely once that is possible."""
     base = host.path(STATE)
     base.rmdir()
-    base.write_text("no directory")
-    one = objects(host)
-    one.record({"a": "a.1"})
-    assert one.own({"a": "a.1"}, 1, FACTS) == frozenset({"a"})
+    base.write_text("a file in place of the directory")
+    own_objects = objects(host)
+    own_objects.record({"a": "a.1"})
+    assert own_objects.own({"a": "a.1"}, 1, PROFILES) == frozenset({"a"})
     base.unlink()
-    one.record({"b": "b.2"})
-    assert objects(host).own({"a": "a.1", "b": "b.2"}, 1, FACTS) == frozenset({"a", "b"})
+    own_objects.record({"b": "b.2"})
+    assert objects(host).own({"a": "a.1", "b": "b.2"}, 1, PROFILES) == frozenset({"a", "b"})
+
+
+def test_a_record_that_cannot_be_written_is_reported_until_it_is_written(host):
+    """After a restart, the agent would take its own profiles for foreign ones."""
+    base = host.path(STATE)
+    base.rmdir()
+    base.write_text("a file in place of the directory")
+    own_objects = objects(host)
+    assert own_objects.finding() is None
+    own_objects.begin(EXPECTED, 6)
+    own_objects.record({"web": "web.1"})
+    assert own_objects.finding().code == "write_failed"
+    assert own_objects.finding().location == f"{STATE}/{FILE}"
+    base.unlink()
+    base.mkdir()
+    assert own_objects.finding() is None
+    assert objects(host).own({"web": "web.1"}, 9, PROFILES) == frozenset({"web"})
 
 
 def test_a_long_record_is_shortened(host):
-    """Its length depends on the number of names, not on the number of loads."""
-    one = objects(host)
+    """The length of the record depends on the number of names, not on the number of loads."""
+    own_objects = objects(host)
     for number in range(5000):
-        one.record({"web": f"web.{number}"})
+        own_objects.record({"web": f"web.{number}"})
     assert len(record(host).read_bytes().splitlines()) < 4200
-    assert objects(host).own({"web": "web.4999"}, 1, FACTS) == frozenset({"web"})
+    assert objects(host).own({"web": "web.4999"}, 1, PROFILES) == frozenset({"web"})
 
 
 def test_a_dry_run_writes_nothing(host):
-    """It reads the record, and finishes no interrupted load."""
+    """A dry run reads the record, and does not complete an interrupted load in the file."""
     objects(host).begin(EXPECTED, 6)
     before = record(host).read_bytes()
-    assert objects(host, write=False).own({"web": "web.1"}, 7, FACTS) == frozenset({"web"})
+    assert objects(host, may_write=False).own({"web": "web.1"}, 7, PROFILES) == frozenset({"web"})
     assert record(host).read_bytes() == before

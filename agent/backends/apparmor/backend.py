@@ -1,49 +1,38 @@
-"""The AppArmor kind: check, look, put, remove.
+"""The AppArmor backend: checks texts, observes the kernel, installs and removes profiles.
 
-Rule 1: what was checked is what is loaded, byte for byte. Rule 2: nothing compiled without this
-kernel's features is put. Rule 3: no parser, no kernel and no right are answers, never exceptions.
+The work is done elsewhere: `inspector` checks texts, `policy_view` reads the loaded policy,
+`processes` finds out who uses it, and `policy_changes` writes. Here these parts are connected. A
+missing parser, kernel or right is a result, never an exception.
 """
 
-import contextlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Literal
 
-from agent.backends.apparmor import (
-    compiled_policy,
-    diagnostics,
-    escape_rules,
-    kernel,
-    kernel_access,
-    loaded_objects,
-    memory_budget,
-    parser_hints,
-    parser_messages,
-    policy_changes,
-    policy_references,
-    processes,
-    source_checks,
-    validation,
-)
-from agent.backends.apparmor import parser as apparmor_parser
+from agent.backends.apparmor import diagnostics, kernel_access, memory_budget, validation
+from agent.backends.apparmor.compile_target import TargetReader
 from agent.backends.apparmor.compile_worker import CompileWorker
-from agent.backends.apparmor.parser import RunFailure
-from agent.backends.apparmor.policy_cache import ParserResult, PolicyCache
-from agent.core.findings import Finding, limit_findings
+from agent.backends.apparmor.confinement_tracker import ConfinementTracker
+from agent.backends.apparmor.inspector import Inspector
+from agent.backends.apparmor.kernel_access import KernelAccess
+from agent.backends.apparmor.loaded_objects import LoadedObjects
+from agent.backends.apparmor.parser import Parser
+from agent.backends.apparmor.policy_cache import PolicyCache
+from agent.backends.apparmor.policy_changes import PolicyChanges
+from agent.backends.apparmor.policy_references import PolicyReferences
+from agent.backends.apparmor.policy_view import PolicyView
+from agent.backends.apparmor.policy_writer import PolicyWriter
+from agent.backends.apparmor.processes import Processes
+from agent.backends.apparmor.raw_data_release import RawDataRelease
 from agent.core.model import (
     Evidence,
     Inspected,
-    KeyId,
     Observation,
     Observed,
     ObservedProfile,
-    Pending,
     Profile,
-    Rejection,
     SourceKey,
     Unobservable,
-    Version,
-    digest,
 )
 from agent.core.ports import (
     Capabilities,
@@ -54,20 +43,14 @@ from agent.core.ports import (
     Sandbox,
     StillInUse,
 )
-from agent.host.filesystem import Host, HostError
-
-_Target = tuple[tuple[str, ...], str]  # the options that name the features, the context's digest
+from agent.host.filesystem import Host
 
 
 class AppArmorBackend:
-    """AppArmor on one host; fulfils agent.core.ports.Kind.
+    """AppArmor on one host. Fulfils agent.core.ports.ProfileBackend; only the main thread uses it.
 
-    parser: the path of apparmor_parser on this machine, or "" to look for it. checking: compile
-    against a features file instead of this kernel, and accept without a kernel. remember: write
-    what the parser said below state_dir/cache. abi: the features file for checking, or "" for the
-    newest of include_dir/abi. cpu_limit: seconds of CPU time that the parser may use for one text.
-    completed: called from another thread whenever a text has been compiled. None: nobody waits for
-    single results, and slow texts are compiled without pauses.
+    Attributes are the parts of the backend: `inspector` checks texts, `view` reads the loaded
+    policy, and `tracker` finds processes that lost their confinement.
     """
 
     def __init__(  # noqa: PLR0913 - each is an option of its own
@@ -89,301 +72,170 @@ class AppArmorBackend:
         free_memory: Callable[[], int] = memory_budget.available_bytes,
         probes: kernel_access.Probes = kernel_access.Probes(),  # noqa: B008 - frozen
     ) -> None:
-        self.host = host
-        self.access = kernel_access.KernelAccess(host, probes)
-        self.kernel = kernel.Kernel(host, probes)
-        self.processes = processes.Processes(host, shows_pending_exec=probes.shows_pending_exec)
-        remember = remember and not checking
-        self.objects = loaded_objects.LoadedObjects(host, state_dir, write=remember)
-        self.changes = policy_changes.PolicyChanges(
-            self.access,
-            self.kernel,
-            self.processes,
-            self.objects,
-            policy_references.PolicyReferences(host, self.kernel, probes),
-        )
-        self.parser = apparmor_parser.Parser(parser, include_dir=include_dir, ran=parser_ran)
-        self.cpu_limit = cpu_limit
-        self.worker = CompileWorker(
-            self.parser,
+        """Build the backend; nothing is read, written or started yet.
+
+        Args:
+            host: the host root.
+            parser: the path of apparmor_parser on this machine; empty: search for it.
+            parser_ran: called from another thread with the seconds of each run of the parser.
+            cpu_limit: the CPU seconds that the parser may use for one text.
+            state_dir: the directory of the agent's records and of the policy cache.
+            deny_names: patterns of names that a profile must not have.
+            allow_attachments: whether a profile may attach to programs by their path.
+            allow_unconfined_mode: whether a profile may have the mode `unconfined`.
+            checking: compile for a features file instead of this kernel, and accept profiles
+                without a kernel.
+            remember: whether records and compiled policies are written to the state directory.
+            abi: the features file for checking; empty: the newest one of the include directory.
+            include_dir: the directory of the includes.
+            completed: called from another thread after each compiled text. None: nothing waits for
+                single results, and slow texts are compiled without pauses.
+            free_memory: returns the bytes of memory that are left for the parser.
+            probes: find out about this process and its kernel.
+        """
+        may_write = remember and not checking
+        self.access = KernelAccess(host, probes)
+        program = Parser(parser, include_dir=include_dir, ran=parser_ran)
+        self.inspector = Inspector(
+            targets=TargetReader(self.access, program, checks_only=checking, features_file=abi),
+            worker=CompileWorker(
+                program,
+                cpu_limit=cpu_limit,
+                pauses_slow_texts=completed is not None,
+                completed=completed or (lambda: None),
+                free_memory=free_memory,
+            ),
+            cache=PolicyCache(host, state_dir, write=may_write),
+            rules=validation.ValidationRules(
+                deny_names=tuple(deny_names),
+                allow_attachments=allow_attachments,
+                allow_unconfined_mode=allow_unconfined_mode,
+            ),
             cpu_limit=cpu_limit,
-            pauses_slow_texts=completed is not None,
-            completed=completed or (lambda: None),
-            free_memory=free_memory,
         )
-        self.cache = PolicyCache(host, state_dir, write=remember)
-        self.rules = validation.ValidationRules(
-            deny_names=tuple(deny_names),
-            allow_attachments=allow_attachments,
-            allow_unconfined_mode=allow_unconfined_mode,
+        release = RawDataRelease(host, probes)
+        self.view = PolicyView(host, release)
+        self.processes = Processes(host, shows_pending_exec=probes.shows_pending_exec)
+        self.objects = LoadedObjects(host, state_dir, may_write=may_write)
+        self.tracker = ConfinementTracker(
+            host,
+            state_dir=state_dir,
+            find_directories=self.view.directories,
+            may_write=may_write,
         )
-        self.checking = checking
-        self._abi = abi
-        self._features: bytes | None = None
-        self._asked: frozenset[str] = frozenset()
-        self._seen: Observation | None = None
-        self._target: _Target | None = None  # of this pass
-        self._awaited: set[str] = set()  # keys of the texts that this pass waits for
+        writer = PolicyWriter(host, self.view, release)
+        self.changes = PolicyChanges(
+            access=self.access,
+            view=self.view,
+            writer=writer,
+            processes=self.processes,
+            objects=self.objects,
+            references=PolicyReferences(host, self.view, writer, probes),
+            tracker=self.tracker,
+        )
+        self._observed_names: frozenset[str] = frozenset()
+        self._observation: Observation | None = None
+        """The last observation; None: the next one must read the policy."""
 
     @property
     def name(self) -> Literal["apparmor"]:
-        """Return the kind's name."""
+        """The kind of the profiles."""
         return "apparmor"
 
     @property
     def capabilities(self) -> Capabilities:
-        """Return how this kind differs from others."""
+        """How this kind differs from others."""
         return Capabilities(removal_unconfines=True, installed_form=InstalledForm.POLICY)
 
     @property
     def abi(self) -> str:
-        """Return the features file that profiles are checked against, or nothing."""
-        return self._abi or self.parser.newest_features_file()
+        """The features file that profiles are checked against; empty: there is none."""
+        return self.inspector.targets.features_file
 
     # --- check -----------------------------------------------------------------------------------
 
     def begin_pass(self) -> None:
-        """Begin a pass: use the results of finished parser runs from now on.
-
-        Texts that the previous pass did not ask for are not compiled any more.
-        """
-        self._target = None
-        self.worker.retain(self._awaited)
-        self._awaited = set()
-        results = self.worker.collect()
-        if not results:
-            return
-        # Each inspection reports it.
-        with contextlib.suppress(HostError, apparmor_parser.ParserError):
-            _, context = self._current_target()
-            for result in results:
-                # An include that changed in the meantime: the text is compiled again.
-                if result.context == context:
-                    key = (
-                        self._condemned(result.key) if result.result.exceeded_limit else result.key
-                    )
-                    self.cache.store(key, result.result)
-
-    def _refusals(self, content: bytes) -> tuple[Finding, ...]:
-        """Return why a text must not reach the parser.
-
-        The sandbox contains an undecided text, so without a sandbox such a text is rejected.
-        """
-        findings = source_checks.errors(content)
-        undecided = () if findings else source_checks.undecided_includes(content)
-        try:
-            return undecided if undecided and self.parser.unsandboxed_reason() else findings
-        except apparmor_parser.ParserError:  # the worker reports it, and does not start the parser
-            return findings
+        """Begin a pass, which uses the results of the parser runs that have finished."""
+        self.inspector.begin_pass()
 
     def wait(self, progress: Callable[[int, int], None]) -> bool:
-        """Wait until no text is being compiled; return whether inspections may say more."""
-        return self.worker.wait(progress)
+        """Wait until no text is being compiled; return whether there are new results."""
+        return self.inspector.wait(progress)
 
-    def inspect(self, blob: SourceKey) -> Inspected:
-        """Check one key without touching the node; a text that is not compiled yet is pending."""
-        id_ = KeyId(kind="apparmor", profile_set=blob.profile_set, key=blob.key)
-        findings = self._refusals(blob.content)
-        if findings:
-            return Rejection(id=id_, findings=findings)
-        absent = self._absent()
-        why = self.parser.unavailable_reason()
-        try:
-            features, context = ((), "") if why else self._current_target()
-        except (HostError, apparmor_parser.ParserError) as error:
-            why, features, context = str(error), (), ""
-        if not features:
-            why = why or absent or "no features file to compile against"
-            return diagnostics.cannot_check(id_, f"The profile cannot be checked: {why}.")
-        key = _key(context, blob.content)
-        compiled = self.cache.find(key) or self.cache.find(self._condemned(key))
-        if compiled is None:
-            self._awaited.add(key)
-            failure = self.worker.submit(
-                key=key,
-                text=blob.content,
-                features=features,
-                context=context,
-                origin=blob.profile_set,
-            )
-            if failure is not None and failure.outcome is RunFailure.NOT_STARTED:
-                return diagnostics.cannot_check(
-                    id_, f"The profile cannot be checked: {failure.detail}."
-                )
-            retry = (
-                (diagnostics.compiled_again_later(id_, failure.detail),)
-                if failure is not None
-                else ()
-            )
-            return Pending(id=id_, source=blob.content, findings=retry)
-        judged = self._judge(id_, blob, compiled, context)
-        if absent and isinstance(judged, Profile):
-            return diagnostics.cannot_check(
-                id_, f"The profile compiles, but cannot be put: {absent}."
-            )
-        if isinstance(judged, Profile):
-            self.changes.checked |= dict.fromkeys(judged.version.names, judged.version.body_digest)
-        return judged
+    def inspect(self, source_key: SourceKey) -> Inspected:
+        """Check one key without touching the node; it is pending until its text is compiled."""
+        inspected = self.inspector.inspect(source_key)
+        if isinstance(inspected, Profile):
+            self.changes.record_checked(inspected.version)
+        return inspected
 
     def body(self, profile: Profile) -> bytes | None:
         """Return the compiled policy of a profile, or None if it must be compiled again."""
-        policy = self.cache.policy(_key(profile.version.context, profile.source))
-        is_whole = policy is not None and digest(policy) == profile.version.body_digest
-        return policy if is_whole else None
+        return self.inspector.body(profile)
 
     def discard(self, profile: Profile) -> None:
-        """Remove the result of a check from memory; the cache on disk keeps it."""
-        self.cache.discard(_key(profile.version.context, profile.source))
-        for name in profile.version.names:
-            if self.changes.checked.get(name) == profile.version.body_digest:
-                del self.changes.checked[name]
-
-    def _absent(self) -> str:
-        """Return why there is no kernel to compile for, or nothing."""
-        return "" if self.checking else self.access.missing()
+        """Remove the result of a check from memory; the cache on the disk keeps it."""
+        self.inspector.discard(profile)
+        self.changes.forget_checked(profile.version)
 
     def sandbox(self) -> Sandbox | None:
-        """Return whether the parser can open only its includes and configuration."""
-        if self.parser.unavailable_reason():
-            return None
-        try:
-            why = self.parser.unsandboxed_reason()
-        except apparmor_parser.ParserError as error:
-            why = str(error)
-        return Sandbox(finding=diagnostics.parser_not_sandboxed(why) if why else None)
+        """Return whether the parser can open only its includes and its configuration."""
+        return self.inspector.sandbox()
 
     def accepts_context(self, context: str) -> bool:
-        """Return whether a body of that context was made for this kernel's features.
+        """Return whether a policy of that context was compiled for the features of this kernel."""
+        return self.inspector.targets.accepts(context)
 
-        Parser and includes may have changed since, or be gone: what was verified once is still
-        the last good version.
-        """
-        if self.access.missing():
-            return False
-        try:
-            return context.partition(":")[0] == _features(self.access.features())
-        except HostError:
-            return False
-
-    def _current_target(self) -> _Target:
-        """Return the target that this pass compiles for. Raises HostError and ParserError."""
-        if self._target is None:
-            self._target = self._read_target()
-        return self._target
-
-    def _read_target(self) -> _Target:
-        inputs = self.parser.input_digest()
-        if self.checking or self.access.missing():
-            abi = self.abi
-            if not abi:
-                return (), ""
-            content = apparmor_parser.file_content(abi)
-            return ("--kernel-features", abi), f"{_features(content)}:{digest(inputs.encode())}"
-        if self._features is None:
-            self._features = self.access.features()  # they cannot change while the kernel runs
-        path = str(self.host.path(f"{kernel_access.ROOT}/features"))
-        context = f"{_features(self._features)}:{digest(inputs.encode())}"
-        return ("--kernel-features", path), context
-
-    def _condemned(self, key: str) -> str:
-        """Return the cache key that says that a text exceeds today's limits of the parser."""
-        return digest(f"{key} {self.cpu_limit:g} {memory_budget.limit_bytes()}".encode())
-
-    def _judge(
-        self, id_: KeyId, blob: SourceKey, compiled: ParserResult, context: str
-    ) -> Profile | Rejection:
-        source = blob.content.decode("utf-8", "replace")
-        if compiled.exceeded_limit:
-            return Rejection(id=id_, findings=(diagnostics.parser_killed(compiled),))
-        if compiled.error:
-            return Rejection(
-                id=id_,
-                findings=(
-                    diagnostics.parser_rejected(
-                        id_,
-                        line=parser_messages.line_reference(compiled.error, source),
-                        message=compiled.error,
-                        hint=parser_hints.hint(compiled.error, source, self.parser.include_dir),
-                    ),
-                ),
-            )
-        try:
-            declared = compiled.declared or compiled_policy.read(compiled.policy)
-        except compiled_policy.PolicyError as error:
-            return Rejection(id=id_, findings=(diagnostics.policy_unreadable(id_, error),))
-        findings = source_checks.variable_names(source) + validation.errors(
-            declared, source, self.rules
-        )
-        if not declared:
-            findings += (diagnostics.no_profile(id_),)
-        provides = tuple(sorted(one.name for one in declared))
-        if findings:
-            return Rejection(id=id_, findings=findings, names=provides)
-        version = Version(
-            names=provides,
-            source_digest=digest(blob.content),
-            body_digest=compiled.sha256 or digest(compiled.policy),
-            context=context,
-            modes={one.name: one.mode for one in declared},
-            evidence={one.name: one.evidence for one in declared},
-        )
-        return Profile(
-            id=id_,
-            version=version,
-            source=blob.content,
-            body_size=compiled.size or len(compiled.policy),
-            findings=validation.warnings(declared, source)
-            + escape_rules.warnings(source)
-            + limit_findings(
-                diagnostics.rule_not_enforced(
-                    id_, parser_messages.weaker_rule_line(warning, source), warning
-                )
-                for warning in compiled.warnings
-            ),
-            prefix=blob.prefix,
-        )
-
-    # --- look ------------------------------------------------------------------------------------
+    # --- observe ---------------------------------------------------------------------------------
 
     def observe(self, names: Collection[str], removal_candidates: Collection[str]) -> Observed:
-        """Look at the node: facts for every one of names that is there; uses for suspects."""
+        """Return which names are loaded, and whether the removal candidates are in use."""
         barrier = self.access.barrier()
         if barrier is not None:
             return barrier
-        asked = frozenset(names)
-        if self._seen is None or asked != self._asked or not self.is_unchanged():
-            facts = self.kernel.observe(names, whole=True)
-            if isinstance(facts, Unobservable):
-                self._seen = None
-                return facts
-            self._asked, self._seen = asked, self._with_owners(facts)
-        loaded = [name for name in removal_candidates if name in self._seen.profiles]
+        wanted = frozenset(names)
+        observation = self._observation
+        if observation is None or wanted != self._observed_names or not self.is_unchanged():
+            profiles = self.view.observe(wanted, is_complete=True)
+            if isinstance(profiles, Unobservable):
+                self._observation = None
+                return profiles
+            observation = self._observed(profiles)
+            self._observed_names, self._observation = wanted, observation
+        loaded = [name for name in removal_candidates if name in observation.profiles]
         if not loaded:
-            return self._seen
-        return replace(self._seen, uses=self.processes.uses(loaded))
+            return observation
+        return replace(observation, uses=self.processes.uses(loaded))
 
-    def _with_owners(self, facts: Mapping[str, ObservedProfile]) -> Observation:
-        """Add to what was seen which objects this agent loaded."""
-        own = self.objects.own(self.kernel.objects(facts), self.kernel.looked, facts)
-        hidden = not all(fact.is_readable for fact in facts.values())
-        hidden = hidden or (not facts and self.access.hides_content())
+    def _observed(self, profiles: Mapping[str, ObservedProfile]) -> Observation:
+        """Return an observation that shows which objects this agent loaded."""
+        revision = self.view.observed_revision
+        own = self.objects.own(self.view.object_ids(profiles), revision, profiles)
+        is_hidden = not all(profile.is_readable for profile in profiles.values())
+        is_hidden = is_hidden or (not profiles and self.access.hides_content())
+        unwritten = self.objects.finding()
+        findings = (diagnostics.content_unverifiable(),) if is_hidden else ()
         return Observation(
             profiles={
-                name: replace(fact, is_agent_object=name in own) for name, fact in facts.items()
+                name: replace(profile, is_agent_object=name in own)
+                for name, profile in profiles.items()
             },
-            findings=(diagnostics.content_unverifiable(),) if hidden else (),
+            findings=findings if unwritten is None else (*findings, unwritten),
         )
 
     def is_unchanged(self) -> bool:
-        """Return whether the policy revision is the one of the last look or write."""
-        return self.kernel.is_unchanged() if not self.access.missing() else True
+        """Return whether the policy is as it was last observed or written."""
+        return bool(self.access.unsupported_reason()) or self.view.is_unchanged()
 
     def invalidate(self) -> None:
-        """Compare the whole content at the next look; keep nothing that is not asked for again."""
-        self._seen = None
-        self.kernel.invalidate()
-        self.cache.drop_unused()
-        self.changes.checked = {}  # each inspect of the full pass adds its own
+        """Read the content of every profile at the next observation.
+
+        Results of checks that the next full pass does not use leave the memory.
+        """
+        self._observation = None
+        self.view.invalidate()
+        self.inspector.invalidate()
+        self.changes.forget_checked()
 
     # --- change ----------------------------------------------------------------------------------
 
@@ -395,23 +247,13 @@ class AppArmorBackend:
         replaceable: Collection[str],
         foreign: Collection[str] = (),
     ) -> Installed | Failed:
-        """Load or replace in one write, and verify by content."""
-        self._seen = None
+        """Load or replace the profiles of a key in one write, and verify their content."""
+        self._observation = None
         return self.changes.install(profile, body, replaceable=replaceable, foreign=foreign)
 
     def remove(
         self, names: Collection[str], evidence: Mapping[str, Evidence], *, require_unused: bool
     ) -> Removed | StillInUse | Failed:
-        """Remove names after a last look at their content, and with prove at their use."""
-        self._seen = None
+        """Remove profiles after a last check of their content and use."""
+        self._observation = None
         return self.changes.remove(names, evidence, require_unused=require_unused)
-
-
-def _key(context: str, content: bytes) -> str:
-    """Return the cache key of the policy that the parser makes of a text in a context."""
-    return digest(context.encode() + b"\0" + content)
-
-
-def _features(content: bytes) -> str:
-    """Return the part of a context that says for which kernel features a policy was made."""
-    return digest(b"features\0" + content)

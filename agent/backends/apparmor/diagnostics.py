@@ -4,8 +4,9 @@ Each function builds one finding. The findings about a profile text itself are b
 is checked: source_checks.py, character_checks.py, escape_rules.py and validation.py.
 """
 
-from agent.backends.apparmor import compiled_policy, kernel
+from agent.backends.apparmor import compiled_policy
 from agent.backends.apparmor.policy_cache import ParserResult
+from agent.backends.apparmor.policy_writer import meaning
 from agent.core.findings import Finding
 from agent.core.model import KeyId, Unchecked
 from agent.host.filesystem import HostError
@@ -120,7 +121,7 @@ def kernel_refused(id_: KeyId, error: HostError) -> Finding:
     return Finding(
         code="kernel_refused",
         location=id_.key,
-        message=f"The kernel rejected the compiled policy ({kernel.meaning(error)}). The previous "
+        message=f"The kernel rejected the compiled policy ({meaning(error)}). The previous "
         "version stays loaded.",
         hint="Read the kernel log of the node for details.",
     )

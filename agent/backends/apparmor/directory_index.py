@@ -1,9 +1,9 @@
-"""Where below policy/profiles the kernel shows each name, while only this agent changes policy.
+"""Finds the directories of profiles that this agent loaded, without a walk over all profiles.
 
-A walk over all profiles after each of a thousand loads would make a thousand thousand steps.
-
-Rule 1: a place only saves the way: it is believed if its `name` file says the name, in a look whose
-revision is the same before and after. Rule 2: whoever cannot tell says so, and the walk decides.
+A walk after each of 1,000 loads would visit 1,000,000 directories. The index is only a shortcut: it
+returns a directory if the `name` file in it still holds the name, and `policy_view` uses the result
+only if the policy revision is the same before and after the reading. If the index is not certain,
+it returns None, and `policy_view` walks over all profiles.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -12,60 +12,87 @@ from agent.backends.apparmor import compiled_policy
 
 
 class DirectoryIndex:
-    """The directories of a complete walk, and of what this agent has loaded since.
-
-    name_of gives the last part of the name of what lies in a directory; listed gives the names in
-    a directory, the newest first (which is the order of the kernel, and only a matter of speed).
-    """
+    """The directories that a complete walk found, and those that this agent's loads added."""
 
     def __init__(
         self,
-        found: Mapping[str, str],
+        directories: Mapping[str, str],
+        *,
+        revision: int,
         top: str,
-        name_of: Callable[[str], str],
-        listed: Callable[[str], Iterable[str]],
+        last_name: Callable[[str], str],
+        newest_first: Callable[[str], Iterable[str]],
     ) -> None:
+        """Create an index of a complete walk.
+
+        Args:
+            directories: the directory of each name.
+            revision: the policy revision of the walk.
+            top: the directory above all profiles.
+            last_name: returns the last part of the name of the profile in a directory.
+            newest_first: returns the entries of a directory. The kernel lists the newest first,
+                which only makes the search faster.
+        """
+        self._directories = dict(directories)
+        self._known = set(directories.values())
+        self._revision: int | None = revision
         self._top = top
-        self._name_of = name_of
-        self._listed = listed
-        self._paths = dict(found)
-        self._directories = set(found.values())
-        self._new = False
+        self._last_name = last_name
+        self._newest_first = newest_first
+        self._may_have_new = False
 
-    def loaded(self) -> None:
-        """Note that something was loaded: there may be directories that are not known."""
-        self._new = True
+    def record_write(self, revision: int | None, *, may_add: bool) -> None:
+        """Record that this agent changed the policy.
 
-    def of(self, names: Collection[str]) -> dict[str, str] | None:
-        """Return the directory of each of names that is loaded; None where that is not sure."""
-        found: dict[str, str] = {}
+        Args:
+            revision: the policy revision after the write; None: it is not known.
+            may_add: whether the write may have added directories.
+        """
+        is_only_change = revision is not None and self._revision == revision - 1
+        self._revision = revision if is_only_change else None
+        self._may_have_new = self._may_have_new or may_add
+
+    def find(self, names: Collection[str], revision: int) -> dict[str, str] | None:
+        """Return the directories of those names that are loaded; None: this is not certain.
+
+        Args:
+            names: the names to find.
+            revision: the current policy revision. If other programs changed the policy since the
+                walk, the index is not certain.
+        """
+        if self._revision != revision:
+            return None
+        directories: dict[str, str] = {}
         for name in sorted(names, key=len):  # a parent before its children
-            path = self._paths.get(name) or (self._search(name) if self._new else None)
-            above = compiled_policy.parent(name)
-            if path is not None and self._name_of(path) == _last(name, above):
-                found[name] = path
-            elif path is not None or (self._new and above is not None):
+            directory = self._directories.get(name)
+            if directory is None and self._may_have_new:
+                directory = self._search(name)
+            parent = compiled_policy.parent(name)
+            if directory is not None and self._last_name(directory) == _last_part(name, parent):
+                directories[name] = directory
+            elif directory is not None or (self._may_have_new and parent is not None):
                 return None
-        return found
+        return directories
 
     def _search(self, name: str) -> str | None:
-        """Look through the directories that are not known yet, the newest first."""
-        above = compiled_policy.parent(name)
-        if above is not None and above not in self._paths:
+        """Search the directories that are not known yet, and add them to the index."""
+        parent = compiled_policy.parent(name)
+        if parent is not None and parent not in self._directories:
             return None
-        directory = self._top if above is None else f"{self._paths[above]}/profiles"
-        for entry in self._listed(directory):
-            path = f"{directory}/{entry}"
-            if path in self._directories:
+        above = self._top if parent is None else f"{self._directories[parent]}/profiles"
+        for entry in self._newest_first(above):
+            directory = f"{above}/{entry}"
+            if directory in self._known:
                 continue
-            found = self._name_of(path) if above is None else f"{above}//{self._name_of(path)}"
-            self._directories.add(path)
-            self._paths[found] = path
-            if found == name:
-                return path
+            last_name = self._last_name(directory)
+            full_name = last_name if parent is None else f"{parent}//{last_name}"
+            self._known.add(directory)
+            self._directories[full_name] = directory
+            if full_name == name:
+                return directory
         return None
 
 
-def _last(name: str, above: str | None) -> str:
-    """Return what the `name` file of a name's directory says: a hat's or child's last part."""
-    return name if above is None else name[len(above) + 2 :]
+def _last_part(name: str, parent: str | None) -> str:
+    """Return the content of the `name` file: of a hat or child, the part after its parent."""
+    return name if parent is None else name[len(parent) + 2 :]

@@ -4,7 +4,6 @@ from collections.abc import Collection
 from typing import Protocol
 
 from agent.backends.apparmor.backend import AppArmorBackend
-from agent.backends.apparmor.confinement_tracker import ConfinementTracker
 from agent.backends.apparmor.kernel_access import ROOT
 from agent.backends.apparmor.policy_revision import PolicyRevisionWatcher
 from agent.backends.parts import BackendContext, BackendParts
@@ -52,12 +51,9 @@ def build(settings: Settings, context: BackendContext) -> BackendParts:
         allow_unconfined_mode=settings.allow_unconfined_mode,
         remember=context.may_write_state,
     )
-    tracker = ConfinementTracker(
-        context.host, state_dir=settings.state_dir, places=backend.kernel.directories
-    )
     revision = context.host.path(f"{ROOT}/revision")
     return BackendParts(
         backend=backend,
-        confinement_tracker=tracker,
+        confinement_tracker=backend.tracker,
         watchers=(PolicyRevisionWatcher(revision, context.policy_changed),),
     )

@@ -1,6 +1,7 @@
-"""Whether AppArmor policy can be looked at and changed here.
+"""Finds out whether the AppArmor policy of this host can be observed and changed.
 
-Rule: absent, unreadable and unsupported are three answers.
+A kernel without AppArmor, policy that cannot be read, and a missing right are different results.
+Nothing here reads or changes profiles; see `policy_view` and `policy_writer`.
 """
 
 import ctypes
@@ -9,25 +10,32 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from agent.backends.apparmor import pending_exec
 from agent.core.findings import Finding
 from agent.core.model import Unobservable, Unsupported
 from agent.host.filesystem import Host, HostError
 
-SECURITYFS = "/sys/kernel/security"
-ROOT = f"{SECURITYFS}/apparmor"
-SECURITYFS_MAGIC = 0x73636673  # linux/magic.h
-_ENABLED = "/sys/module/apparmor/parameters/enabled"
-_SHOWS = tuple(
+SECURITYFS: Final = "/sys/kernel/security"
+ROOT: Final = f"{SECURITYFS}/apparmor"
+SECURITYFS_MAGIC: Final = 0x73636673  # linux/magic.h
+_ENABLED: Final = "/sys/module/apparmor/parameters/enabled"
+_CONTENT_PARAMETERS: Final = tuple(
     f"/sys/module/apparmor/parameters/{name}" for name in ("hash_policy", "export_binary")
 )
-_CAP_MAC_ADMIN = 33  # linux/capability.h
+_CAP_MAC_ADMIN: Final = 33  # linux/capability.h
+_FEATURE_BYTES: Final = 1 << 20
+_STATFS_WORDS: Final = 64  # more than struct statfs has
 
 
-def filesystem(path: Path) -> int:
-    """Return the magic number of the file system at path (statfs(2)). Raises OSError."""
-    words = (ctypes.c_long * 64)()
+def filesystem_magic(path: Path) -> int:
+    """Return the magic number of the file system at a path (statfs(2)).
+
+    Raises:
+        OSError: the path cannot be examined.
+    """
+    words = (ctypes.c_long * _STATFS_WORDS)()
     library = ctypes.CDLL(None, use_errno=True)
     if library.statfs(os.fsencode(path), ctypes.byref(words)) != 0:
         code = ctypes.get_errno()
@@ -35,8 +43,11 @@ def filesystem(path: Path) -> int:
     return int(words[0]) & 0xFFFFFFFF
 
 
-def rights() -> str:
-    """Return why this process may not change policy, or nothing (policy_admin_capable)."""
+def missing_right() -> str:
+    """Return which right this process lacks to change policy; empty if it has all of them.
+
+    The kernel checks the same rights (security/apparmor/policy.c: aa_policy_admin_capable).
+    """
     status = dict(
         line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if line
     )
@@ -49,25 +60,32 @@ def rights() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probes:
-    """What this process is told about itself; tests give other answers."""
+    """What the backend finds out about its process and its kernel. Tests pass other functions."""
 
-    filesystem: Callable[[Path], int] = filesystem
-    rights: Callable[[], str] = rights
+    filesystem: Callable[[Path], int] = filesystem_magic
+    """Returns the magic number of a file system."""
+
+    rights: Callable[[], str] = missing_right
+    """Returns which right this process lacks to change policy."""
+
     shows_pending_exec: Callable[[Host], bool] = pending_exec.is_shown
+    """Returns whether the kernel shows the pending exec of another thread."""
+
     clock: Callable[[], float] = time.monotonic
     pause: Callable[[float], None] = time.sleep
 
 
 class KernelAccess:
-    """The way to AppArmor's files below one host root."""
+    """The access to the files of AppArmor below one host root."""
 
     def __init__(self, host: Host, probes: Probes) -> None:
         self.host = host
         self.probes = probes
-        self.passed = False  # the last look found no barrier
+        self.is_open = False
+        """Whether the last call of `barrier` found no barrier."""
 
-    def missing(self) -> str:
-        """Return why there is no AppArmor below the host root, or nothing."""
+    def unsupported_reason(self) -> str:
+        """Return why there is no AppArmor below the host root; empty if there is, or may be."""
         try:
             if self.host.exists(f"{ROOT}/features"):
                 return ""
@@ -79,54 +97,60 @@ class KernelAccess:
         return "the kernel has no AppArmor, or it is switched off"
 
     def barrier(self) -> Unsupported | Unobservable | None:
-        """Return why policy cannot be looked at and changed here, or None."""
-        found = self._barrier()
-        self.passed = found is None
-        return found
+        """Return why policy cannot be observed and changed here, or None."""
+        barrier = self._barrier()
+        self.is_open = barrier is None
+        return barrier
 
     def _barrier(self) -> Unsupported | Unobservable | None:
-        why = self.missing()
-        if why:
+        reason = self.unsupported_reason()
+        if reason:
             return Unsupported(
                 finding=Finding(
                     code="kind_unsupported",
                     location=ROOT,
-                    message=f"AppArmor cannot be used on this node: {why}.",
-                    hint="Boot with AppArmor enabled, or send pods that need it elsewhere.",
+                    message=f"AppArmor cannot be used on this node: {reason}.",
+                    hint="Boot with AppArmor enabled, or schedule pods that need it elsewhere.",
                 )
             )
         try:
-            why = self._hidden()
+            reason = self._obstacle()
         except (HostError, OSError) as error:
-            why = f"it cannot be read ({error})"
-        return blind(why) if why else None
+            reason = f"it cannot be read ({error})"
+        return unobservable(reason) if reason else None
 
-    def _hidden(self) -> str:
+    def _obstacle(self) -> str:
+        """Return what keeps the agent from the policy of a kernel with AppArmor, or nothing."""
         if self.probes.filesystem(self.host.path(SECURITYFS)) != SECURITYFS_MAGIC:
             return f"{SECURITYFS} below the host root is not a securityfs"
         if not self.host.exists(f"{ROOT}/features"):
-            return "the kernel has AppArmor, but its files are not there"
+            return "the kernel has AppArmor, but its files are missing"
         level = f"{ROOT}/.ns_level"
         if self.host.exists(level) and self.host.read(level).strip() != b"0":
-            return "this is a child policy namespace, not the host's"
-        why = self.probes.rights()
-        if why:
-            return why
+            return "this is a child policy namespace, not the policy namespace of the host"
+        reason = self.probes.rights()
+        if reason:
+            return reason
         if not os.access(self.host.path(f"{ROOT}/.replace"), os.W_OK):
             return "securityfs is read-only here"
         return ""
 
     def hides_content(self) -> bool:
-        """Return whether the kernel shows neither hashes nor loaded bytes of what is loaded now."""
+        """Return whether the kernel shows neither hashes nor bytes of profiles loaded from now."""
         try:
             return all(
-                self.host.exists(file) and self.host.read(file).strip() == b"N" for file in _SHOWS
+                self.host.exists(file) and self.host.read(file).strip() == b"N"
+                for file in _CONTENT_PARAMETERS
             )
         except HostError:
             return False
 
     def features(self) -> bytes:
-        """Return everything that the kernel says about its features. Raises HostError."""
+        """Return the content of all files in which the kernel shows its features.
+
+        Raises:
+            HostError: a file cannot be read.
+        """
         parts: list[bytes] = []
         stack = [f"{ROOT}/features"]
         while stack:
@@ -134,18 +158,18 @@ class KernelAccess:
             if self.host.path(path).is_dir():
                 stack += [f"{path}/{name}" for name in self.host.names(path)]
             else:
-                content = self.host.read(path, limit=1 << 20)
+                content = self.host.read(path, limit=_FEATURE_BYTES)
                 parts.append(path.encode() + b"\0" + content + b"\0")
         return b"".join(sorted(parts))
 
 
-def blind(why: str) -> Unobservable:
-    """Return that AppArmor is there, or may be, and cannot be looked at."""
+def unobservable(reason: str) -> Unobservable:
+    """Return that the host has AppArmor, or may have it, and that it cannot be observed."""
     return Unobservable(
         finding=Finding(
             code="kind_unobservable",
             location=ROOT,
-            message=f"AppArmor policy cannot be observed: {why}. Nothing is changed.",
+            message=f"AppArmor policy cannot be observed: {reason}. Nothing is changed.",
             hint="Run as root with CAP_MAC_ADMIN, unconfined, with the host's securityfs writable.",
         )
     )

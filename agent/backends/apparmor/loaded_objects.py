@@ -1,10 +1,10 @@
 """The record of the policy objects that this agent loaded since the machine started.
 
 The kernel shows each loaded profile in a directory of its own. It keeps the directory when the
-profile is replaced, and numbers a new one when the profile is loaded again; no number is used twice
+profile is replaced, and numbers a new one when the profile is loaded again; it uses no number twice
 before the next boot (Linux, security/apparmor/apparmorfs.c: __aafs_profile_mkdir,
 __aafs_profile_migrate_dents). So the boot ID and the directory identify the object. They
-distinguish the agent's own profile from one that another program loaded with the same bytes.
+distinguish a profile of the agent from a profile that another program loaded with the same bytes.
 
 The record is a file of JSON lines in the state directory. Each line is appended without fsync,
 because the record must survive the process, but is worthless after a crash of the machine. A
@@ -17,64 +17,80 @@ from typing import Final
 
 import msgspec
 
+from agent.core.findings import Finding
 from agent.core.model import Evidence, ObservedProfile
 from agent.host.filesystem import Host, HostError
 
 FILE: Final = "objects.jsonl"
 _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 _LIMIT: Final = 64 << 20
-_MOST_LINES: Final = 4096  # more are rewritten as one
+_MOST_LINES: Final = 4096
+"""A longer file is replaced by one that has a single line for all objects."""
 
 
 class _Line(msgspec.Struct, omit_defaults=True):
-    """One line of the record.
-
-    boot: the boot that the record belongs to, in the first line only.
-    loaded: the directory below policy/profiles by name.
-    loading: the names that are about to be loaded, with the evidence of the content.
-    revision: the policy revision right before that load.
-    """
+    """One line of the record."""
 
     boot: str = ""
+    """The boot that the record belongs to; only in the first line."""
+
     loaded: dict[str, str] = {}
+    """Name -> directory below policy/profiles."""
+
     loading: dict[str, list[str]] = {}
+    """The names that are about to be loaded, with the evidence of their content."""
+
     revision: int = -1
+    """The policy revision right before that load."""
 
 
 class LoadedObjects:
-    """Which loaded objects are this agent's own. One agent at a time writes the record."""
+    """The loaded objects that are agent-owned. One agent at a time writes the record."""
 
-    def __init__(self, host: Host, state_dir: str, *, write: bool) -> None:
+    def __init__(self, host: Host, state_dir: str, *, may_write: bool) -> None:
         self.host = host
         self.state_dir = state_dir
-        self.write = write
+        self.may_write = may_write
         self._boot = ""
-        self._own: dict[str, str] = {}  # name -> directory
-        self._pending = _Line()  # an interrupted load of an earlier process
-        self._lines = 0  # number of lines in the file; 0: write the file from the start
+        self._own: dict[str, str] = {}
+        """Name -> directory."""
+
+        self._pending = _Line()
+        """A load of an earlier process that was interrupted."""
+
+        self._lines = 0
+        """Number of lines in the file; 0: the next write replaces the whole file."""
+
+        self._problem: Finding | None = None
 
     def own(
-        self, found: Mapping[str, str], revision: int, facts: Mapping[str, ObservedProfile]
+        self, found: Mapping[str, str], revision: int, profiles: Mapping[str, ObservedProfile]
     ) -> frozenset[str]:
         """Return the names whose objects this agent loaded.
 
-        found: the directories of all names, at a policy revision. facts: what the kernel shows of
-        these names. If the agent ended between a load and its record, the load counts as the
-        agent's under two conditions: it was the only change of policy, since each change increments
-        the revision; and where the kernel shows content, the content is what the agent was about to
-        load. Otherwise another program loaded the name before the agent could.
+        If an earlier process ended between a load and its record, the load counts as the agent's
+        under two conditions. It must have been the only change of policy, since each change
+        increments the revision. And where the kernel shows content, this must be the content that
+        the agent was about to load. Otherwise another program loaded the name before the agent.
+
+        Args:
+            found: the directory of each name.
+            revision: the policy revision at which these are the directories.
+            profiles: the observed profile of each name.
         """
         self._open()
         pending, self._pending = self._pending, _Line()
         if pending.loading:
-            alone = revision == pending.revision + 1
+            is_only_change = revision == pending.revision + 1
             loaded = {
                 name: found[name]
                 for name, evidence in pending.loading.items()
-                if alone and name in found and _is_expected(facts.get(name), evidence)
+                if is_only_change and name in found and _is_expected(profiles.get(name), evidence)
             }
             self.record(loaded)
-        return frozenset(name for name, at in found.items() if self._own.get(name) == at)
+        return frozenset(
+            name for name, directory in found.items() if self._own.get(name) == directory
+        )
 
     def begin(self, names: Mapping[str, Evidence], revision: int) -> None:
         """Record that names are about to be loaded, with their evidence, at a policy revision."""
@@ -84,15 +100,21 @@ class LoadedObjects:
         self._append(self._pending)
 
     def record(self, loaded: Mapping[str, str]) -> None:
-        """Record which object this agent loaded under each name, and that no load is unfinished."""
+        """Record which object this agent loaded under each name, and that the load is finished."""
         self._open()
         self._own |= loaded
         self._pending = _Line()
         self._append(_Line(loaded=dict(loaded)))
 
+    def finding(self) -> Finding | None:
+        """Return the error about a record that is not on the disk; try to write it first."""
+        if self._problem is not None:
+            self._append(self._pending)
+        return self._problem
+
     def _append(self, line: _Line) -> None:
         """Append a line, or write the whole record; if that fails, the record stays in memory."""
-        if not self.write:
+        if not self.may_write:
             return
         if 0 < self._lines < _MOST_LINES:
             with contextlib.suppress(HostError):
@@ -100,11 +122,22 @@ class LoadedObjects:
                 self._lines += 1
                 return
         self._lines = 0
-        whole = [_Line(boot=self._boot, loaded=self._own), line]
-        content = b"".join(msgspec.json.encode(one) + b"\n" for one in whole)
-        with contextlib.suppress(HostError):
+        lines = [_Line(boot=self._boot, loaded=self._own), line]
+        content = b"".join(msgspec.json.encode(each) + b"\n" for each in lines)
+        try:
             self.host.write_file(self.state_dir, FILE, content, mode=0o600, durable=False)
-            self._lines = len(whole)
+        except HostError as error:
+            self._problem = Finding(
+                code="write_failed",
+                location=f"{self.state_dir}/{FILE}",
+                message=f"The record of loaded profiles cannot be written ({error}). After a "
+                "restart of the agent, the profiles that it has loaded since then count as "
+                "foreign.",
+                hint="Free space in the state directory, and check its permissions.",
+            )
+            return
+        self._problem = None
+        self._lines = len(lines)
 
     def _open(self) -> None:
         """Read the record once; a damaged record, or a record of another boot, counts as empty."""
@@ -124,11 +157,11 @@ class LoadedObjects:
         self._lines = len(lines) if content.endswith(b"\n") else 0
 
 
-def _is_expected(fact: ObservedProfile | None, evidence: Collection[str]) -> bool:
+def _is_expected(profile: ObservedProfile | None, evidence: Collection[str]) -> bool:
     """Return whether the kernel shows the expected content, or shows no content at all."""
-    if fact is None:
+    if profile is None:
         return False
-    return not fact.is_readable or not fact.evidence.isdisjoint(evidence)
+    return not profile.is_readable or not profile.evidence.isdisjoint(evidence)
 
 
 def _decoded(line: bytes) -> _Line:

@@ -1,9 +1,10 @@
-"""Whether this kernel shows which profile another thread takes at its next execve(2).
+"""Finds out whether this kernel shows the profile that another thread takes at its next execve(2).
 
-A container runtime writes `exec PROFILE` to its own attr/exec some time before the container's
-program starts. Linux 6.1 shows every reader of attr/exec the reader's own state instead
-(apparmor_getprocattr used the context of `current`); Linux 6.12 shows the state of the thread that
-the file belongs to. Distributions backport the fix, so the version number of a kernel says nothing.
+A container runtime writes `exec PROFILE` to its own attr/exec some time before the program of the
+container starts. Linux 6.1 shows every reader of attr/exec the state of the reader instead
+(apparmor_getprocattr used the context of `current`). Linux 6.12 shows the state of the thread that
+owns the file. Distributions backport the fix, so the version of a kernel does not answer the
+question. `processes` uses the result.
 """
 
 import threading
@@ -12,20 +13,20 @@ from typing import Final
 from agent.host.filesystem import Host, HostError
 
 _FILES: Final = ("attr/apparmor/exec", "attr/exec")
-_TARGET: Final = "unconfined"  # exists without any loaded profile
+_PROFILE: Final = "unconfined"  # exists without any loaded profile
 
 
 def is_shown(host: Host) -> bool:
-    """Return whether a pending exec that one thread sets is visible to another thread.
+    """Return whether another thread can read the pending exec of a thread.
 
-    The pending exec belongs to the new thread alone and ends with it: no process that another
-    thread starts inherits it. False where the thread cannot set it.
+    The pending exec belongs to the new thread alone, and ends with it: no process that another
+    thread starts inherits it. The result is False if the thread cannot set a pending exec.
     """
     is_set, is_read = threading.Event(), threading.Event()
-    places: list[str] = []
+    files: list[str] = []
 
     def set_and_wait() -> None:
-        places.extend(_set(host))
+        files.extend(_set(host))
         is_set.set()
         is_read.wait()
 
@@ -33,7 +34,7 @@ def is_shown(host: Host) -> bool:
     thread.start()
     is_set.wait()
     try:
-        return any(_shows(host, place) for place in places)
+        return any(_shows_profile(host, file) for file in files)
     finally:
         is_read.set()
         thread.join()
@@ -41,18 +42,18 @@ def is_shown(host: Host) -> bool:
 
 def _set(host: Host) -> list[str]:
     """Set a pending exec for the calling thread; return the file that accepted it, if any."""
-    for file in _FILES:
+    for name in _FILES:
         try:
-            place = f"/proc/{host.link('/proc/thread-self')}/{file}"
-            host.write_kernel(place, f"exec {_TARGET}".encode())
+            file = f"/proc/{host.link('/proc/thread-self')}/{name}"
+            host.write_kernel(file, f"exec {_PROFILE}".encode())
         except HostError:
             continue
-        return [place]
+        return [file]
     return []
 
 
-def _shows(host: Host, place: str) -> bool:
+def _shows_profile(host: Host, file: str) -> bool:
     try:
-        return host.read(place, limit=4096).strip(b"\n\0") == _TARGET.encode()
+        return host.read(file, limit=4096).strip(b"\n\0") == _PROFILE.encode()
     except HostError:
         return False

@@ -1,9 +1,9 @@
-"""Load, replace and remove profiles in the kernel, and verify the content afterwards.
+"""Loads, replaces and removes profiles in the kernel, and verifies the content afterwards.
 
-Rule 1: new profiles are written to `.load`, so that a foreign profile is never replaced, and
-agent-owned profiles to `.replace`. A profile is never removed and loaded again, because a removal
-unconfines processes for good. Rule 2: one write changes all profiles of a key, or none. Rule 3: a
-removal follows a check of content and use, and removes only the requested profiles.
+New profiles are written to `.load`, which rejects names that are loaded, so that a foreign profile
+is never replaced. Agent-owned profiles are written to `.replace`. A profile is never removed and
+loaded again, because a removal unconfines its processes for good. One write changes all profiles of
+a key, or none. A removal follows a check of content and use, and removes only the given names.
 """
 
 import errno
@@ -11,11 +11,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from agent.backends.apparmor import compiled_policy, diagnostics, kernel
+from agent.backends.apparmor import compiled_policy, diagnostics, policy_writer
 from agent.backends.apparmor.compiled_policy import DeclaredProfile
+from agent.backends.apparmor.confinement_tracker import ConfinementTracker
 from agent.backends.apparmor.kernel_access import KernelAccess
 from agent.backends.apparmor.loaded_objects import LoadedObjects
 from agent.backends.apparmor.policy_references import PolicyReferences
+from agent.backends.apparmor.policy_view import PolicyView
+from agent.backends.apparmor.policy_writer import PolicyWriter
 from agent.backends.apparmor.processes import Processes
 from agent.core.model import (
     Evidence,
@@ -27,47 +30,69 @@ from agent.core.model import (
     Unobservable,
     Unused,
     Use,
+    Version,
     digest,
 )
 from agent.core.ports import Failed, Installed, Removed, StillInUse
 from agent.host.filesystem import HostError
 
-_NONE: Evidence = frozenset()
-_REPEATS: Final = 4  # of a write, until it is the only change of policy
+_NO_EVIDENCE: Evidence = frozenset()
+_REPEATS: Final = 4
+"""How often a write is repeated until it is the only change of policy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Write:
+class _Load:
     """One compiled policy to load."""
 
     id: KeyId
     body: bytes
     names: frozenset[str]
     own: Mapping[str, Evidence]
-    """The names, with their evidence, whose objects will be agent-owned."""
+    """The names whose objects will be agent-owned, with their evidence."""
 
 
 class PolicyChanges:
-    """The writes of one agent.
+    """The changes that this agent makes to the policy of one kernel."""
 
-    checked: name -> the digest of the policy that the agent compiled or verified for it.
-    """
-
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword-only
         self,
+        *,
         access: KernelAccess,
-        kernel: kernel.Kernel,
+        view: PolicyView,
+        writer: PolicyWriter,
         processes: Processes,
         objects: LoadedObjects,
         references: PolicyReferences,
+        tracker: ConfinementTracker,
     ) -> None:
         self.access = access
-        self.kernel = kernel
+        self.view = view
+        self.writer = writer
         self.processes = processes
         self.objects = objects
         self.references = references
-        self.checked: dict[str, str] = {}
-        self._before = -1  # the policy revision right before the last write
+        self.tracker = tracker
+        self._checked: dict[str, str] = {}
+        """Name -> digest of the policy that the agent compiled or verified for it."""
+
+        self._revision_before = -1
+        """The policy revision right before the last write."""
+
+    def record_checked(self, version: Version) -> None:
+        """Record that the agent itself compiled the policy of a version."""
+        self._checked |= dict.fromkeys(version.names, version.body_digest)
+
+    def forget_checked(self, version: Version | None = None) -> None:
+        """Forget the policy of a version, or of all versions."""
+        if version is None:
+            self._checked.clear()
+            return
+        for name in version.names:
+            if self._checked.get(name) == version.body_digest:
+                del self._checked[name]
+
+    # --- load and replace ------------------------------------------------------------------------
 
     def install(
         self,
@@ -77,193 +102,216 @@ class PolicyChanges:
         replaceable: Collection[str],
         foreign: Collection[str] = (),
     ) -> Installed | Failed:
-        """Load or replace in one write, and verify by content.
+        """Load or replace the profiles of a key in one write, and verify their content.
 
-        foreign: names in ours whose objects another program loaded; they stay foreign.
+        Args:
+            profile: the profile of the key.
+            body: its compiled policy.
+            replaceable: the names that may be replaced. Other names must not be loaded.
+            foreign: those of the replaceable names whose objects another program loaded. The
+                objects stay foreign.
         """
-        names = profile.version.names
+        names = frozenset(profile.version.names)
         try:
             declared = compiled_policy.read(body)
-            if sorted(one.name for one in declared) != sorted(names):
+            if sorted(each.name for each in declared) != sorted(profile.version.names):
                 raise compiled_policy.PolicyError("it declares other names than were checked")  # noqa: TRY301
         except compiled_policy.PolicyError as error:
             return Failed(finding=diagnostics.policy_unreadable(profile.id, error))
-        # Each pass begins with a look; from then on the kernel itself refuses what is not allowed.
-        barrier = None if self.access.passed else self.access.barrier()
+        # The observation of each pass checks the access. The kernel checks the rights again.
+        barrier = None if self.access.is_open else self.access.barrier()
         if barrier is not None:
             return Failed(finding=barrier.finding)
-        own = {one.name: one.evidence for one in declared if one.name not in foreign}
-        write = _Write(id=profile.id, body=body, names=frozenset(names), own=own)
-        facts = self._loaded(write, frozenset(replaceable))
-        if isinstance(facts, Failed):
-            return facts
-        self.checked |= dict.fromkeys(names, profile.version.body_digest)
-        done = _verified(profile.id, declared, facts)
-        if isinstance(done, Installed) and not self._is_proven(facts):
-            why = "other programs change policy at the same time, and it shows no content"
-            return Failed(finding=diagnostics.verify_failed(profile.id, why))
-        return done
+        own = {each.name: each.evidence for each in declared if each.name not in foreign}
+        load = _Load(id=profile.id, body=body, names=names, own=own)
+        loaded = self._load(load, frozenset(replaceable))
+        if isinstance(loaded, Failed):
+            return loaded
+        self.record_checked(profile.version)
+        result = _verified(profile.id, declared, loaded)
+        if isinstance(result, Installed) and not self._is_proven(loaded):
+            reason = "other programs change policy at the same time, and it shows no content"
+            return Failed(finding=diagnostics.verify_failed(profile.id, reason))
+        return result
 
-    def _loaded(self, write: _Write, ours: frozenset[str]) -> dict[str, ObservedProfile] | Failed:
-        """Write until the facts are proven, a few times at most; return them."""
-        facts = self._loaded_once(write, ours)
-        for _ in range(_REPEATS):
-            if isinstance(facts, Failed) or self._is_proven(facts):
-                break
-            # What the write right before loaded may be replaced.
-            facts = self._loaded_once(write, frozenset(write.own.keys() & facts.keys() | ours))
-        return facts
-
-    def _loaded_once(
-        self, write: _Write, ours: frozenset[str]
+    def _load(
+        self, load: _Load, replaceable: frozenset[str]
     ) -> dict[str, ObservedProfile] | Failed:
-        """Write, look, and record the objects of own names; return what the kernel shows."""
-        failed = self._write(write, ours)
-        if failed is not None:
-            return failed
-        facts = self.kernel.observe(write.names)
-        if isinstance(facts, Unobservable):
-            return Failed(finding=diagnostics.verify_failed(write.id, facts.finding.message))
-        self.objects.record(self.kernel.objects(write.own.keys() & facts.keys()))
-        return facts
+        """Write a policy, and again if other programs interfere; return the loaded profiles."""
+        loaded = self._load_once(load, replaceable)
+        for _ in range(_REPEATS):
+            if isinstance(loaded, Failed) or self._is_proven(loaded):
+                break
+            # The objects of the previous write are agent-owned.
+            loaded = self._load_once(load, replaceable | (load.own.keys() & loaded.keys()))
+        return loaded
 
-    def _is_proven(self, facts: Mapping[str, ObservedProfile]) -> bool:
-        """Return whether the facts are the result of the last write.
+    def _load_once(
+        self, load: _Load, replaceable: frozenset[str]
+    ) -> dict[str, ObservedProfile] | Failed:
+        """Write a policy, record the agent-owned objects, and return the loaded profiles."""
+        failure = self._write(load, replaceable)
+        if failure is not None:
+            return failure
+        loaded = self.view.observe(load.names)
+        if isinstance(loaded, Unobservable):
+            return Failed(finding=diagnostics.verify_failed(load.id, loaded.finding.message))
+        self.objects.record(self.view.object_ids(load.own.keys() & loaded.keys()))
+        return loaded
+
+    def _is_proven(self, loaded: Mapping[str, ObservedProfile]) -> bool:
+        """Return whether the loaded profiles are the result of the last write.
 
         Where the kernel shows no content, the write must be the only change of policy.
         """
-        readable = all(fact.is_readable for fact in facts.values())
-        return readable or self.kernel.looked == self._before + 1
+        is_readable = all(profile.is_readable for profile in loaded.values())
+        return is_readable or self.view.observed_revision == self._revision_before + 1
 
-    def _write(self, write: _Write, ours: frozenset[str]) -> Failed | None:
-        """Write once, and once more after curing a jam."""
-        new = write.names - ours
-        load = self.kernel.replace if ours else self.kernel.load
-        for cure in (True, False):
-            # With .replace the kernel does not refuse a taken name: look as late as possible.
-            taken = self._taken(write.id, new) if ours else None
-            if taken is not None:
-                return taken
+    def _write(self, load: _Load, replaceable: frozenset[str]) -> Failed | None:
+        """Write a policy once, and once more after curing a jammed kernel."""
+        new = load.names - replaceable
+        write = self.writer.replace if replaceable else self.writer.load
+        for may_cure in (True, False):
+            # `.replace` accepts names that are loaded, so they are checked right before the write.
+            failure = self._taken(load.id, new) if replaceable else None
+            if failure is not None:
+                return failure
             try:
-                self._before = self.kernel.revision()
-                self.objects.begin(write.own, self._before)
-                load(write.body)
+                self._revision_before = self.view.revision()
+                self.objects.begin(load.own, self._revision_before)
+                write(load.body)
             except (HostError, ValueError) as error:
                 self.objects.record({})
                 if not isinstance(error, HostError):
-                    return Failed(finding=diagnostics.verify_failed(write.id, str(error)))
+                    return Failed(finding=diagnostics.verify_failed(load.id, str(error)))
                 if error.errno != errno.EEXIST:
-                    return Failed(finding=diagnostics.kernel_refused(write.id, error))
-                taken = self._taken(write.id, new)
-                if taken is not None:
-                    return taken
-                if cure and self._cure(ours):
+                    return Failed(finding=diagnostics.kernel_refused(load.id, error))
+                failure = self._taken(load.id, new)
+                if failure is not None:
+                    return failure
+                if may_cure and self._cure(replaceable):
                     continue
                 break
             return None
-        return Failed(finding=diagnostics.kernel_jammed(write.id))
+        return Failed(finding=diagnostics.kernel_jammed(load.id))
 
     def _taken(self, id_: KeyId, new: frozenset[str]) -> Failed | None:
+        """Return a failure if a name that must not be loaded is loaded."""
         if not new:
             return None
-        facts = self.kernel.observe(new)
-        if isinstance(facts, Unobservable):
-            return Failed(finding=facts.finding)
-        return Failed(finding=diagnostics.foreign_name(id_, sorted(facts))) if facts else None
+        loaded = self.view.observe(new)
+        if isinstance(loaded, Unobservable):
+            return Failed(finding=loaded.finding)
+        return Failed(finding=diagnostics.foreign_name(id_, sorted(loaded))) if loaded else None
 
-    def _cure(self, ours: frozenset[str]) -> bool:
-        """Clear a leaked raw_data directory: replace something of ours by the same bytes.
+    def _cure(self, replaceable: frozenset[str]) -> bool:
+        """Cure a jammed kernel: replace an agent-owned profile by the same bytes.
 
-        The kernel keeps the loaded object, only its revision grows (seen on 6.1, 6.12 and 7.2).
-        What is ours: names that the ledger says are, and content that this agent compiled itself.
+        A failed load of any program can leave an entry in policy/raw_data that makes every later
+        load fail with EEXIST. The replacement keeps the loaded object and increments the revision,
+        which clears the entry (seen on Linux 6.1, 6.12 and 7.2). A profile counts as agent-owned if
+        the ledger says so, or if this agent compiled or verified its bytes itself.
         """
-        facts = self.kernel.observe(ours | frozenset(self.checked))
-        if isinstance(facts, Unobservable):
+        loaded = self.view.observe(replaceable | frozenset(self._checked))
+        if isinstance(loaded, Unobservable):
             return False
-        for name in sorted(facts):
-            blob = self.kernel.raw_data(name)
-            if blob is None:
+        for name in sorted(loaded):
+            policy = self.view.raw_data(name)
+            if policy is None:
                 continue
             try:
-                declared = {one.name for one in compiled_policy.read(blob)}
-                raw = compiled_policy.raw_evidence(blob)
-                known = declared <= ours or self.checked.get(name) == digest(blob)
-                if known and all(one in facts and raw & facts[one].evidence for one in declared):
-                    self.kernel.replace(blob)
+                declared = {each.name for each in compiled_policy.read(policy)}
+                raw = compiled_policy.raw_evidence(policy)
+                is_own = declared <= replaceable or self._checked.get(name) == digest(policy)
+                if is_own and all(
+                    each in loaded and raw & loaded[each].evidence for each in declared
+                ):
+                    self.writer.replace(policy)
                     return True
             except (compiled_policy.PolicyError, HostError):
                 continue
         return False
 
+    # --- remove ----------------------------------------------------------------------------------
+
     def remove(
         self, names: Collection[str], evidence: Mapping[str, Evidence], *, require_unused: bool
     ) -> Removed | StillInUse | Failed:
-        """Remove names after a last look at their content, and with prove at their use.
+        """Remove profiles after a last check of their content and use.
 
-        A parent goes first and takes its hats and children along in one step; so none that is
-        not among names may be below it.
+        The kernel removes the hats and children of a profile with it. So nothing is removed if one
+        of them is not among the names.
+
+        Args:
+            names: the profiles to remove.
+            evidence: the evidence of the agent-owned content of each name.
+            require_unused: whether it must be proven that no process uses a profile.
         """
         barrier = self.access.barrier()
         if barrier is not None:
             return Failed(finding=barrier.finding)
-        facts = self._own(names, evidence)
-        if isinstance(facts, Failed):
-            return facts
+        own = self._own(names, evidence)
+        if isinstance(own, Failed):
+            return own
         if require_unused:
-            held = self._held(facts, evidence)
-            if held:
-                return StillInUse(uses=held)
+            uses = self._uses(own, evidence)
+            if uses:
+                return StillInUse(uses=uses)
             if not self.processes.shows_pending_exec():
-                facts = self._own(names, evidence)  # the proof took a moment
-                if isinstance(facts, Failed):
-                    return facts
-        return self._remove(sorted(facts))
+                own = self._own(names, evidence)  # the proof replaced the profiles
+                if isinstance(own, Failed):
+                    return own
+        return self._remove(sorted(own))
 
     def _own(
         self, names: Collection[str], evidence: Mapping[str, Evidence]
     ) -> dict[str, ObservedProfile] | Failed:
-        """Return the loaded ones of names, if they and all profiles below them are agent-owned."""
-        facts = self.kernel.observe(names, below=True)
-        if isinstance(facts, Unobservable):
-            return Failed(finding=facts.finding)
-        own = self.objects.own(self.kernel.objects(names), self.kernel.looked, facts)
-        other = sorted(
+        """Return the loaded profiles, if they and all profiles below them are agent-owned."""
+        loaded = self.view.observe(names, with_children=True)
+        if isinstance(loaded, Unobservable):
+            return Failed(finding=loaded.finding)
+        own = self.objects.own(self.view.object_ids(names), self.view.observed_revision, loaded)
+        foreign = sorted(
             name
-            for name, fact in facts.items()
-            if name not in own or not evidence.get(name, _NONE) & fact.evidence
+            for name, profile in loaded.items()
+            if name not in own or not evidence.get(name, _NO_EVIDENCE) & profile.evidence
         )
-        return Failed(finding=diagnostics.foreign_content(other)) if other else facts
+        return Failed(finding=diagnostics.foreign_content(foreign)) if foreign else loaded
 
-    def _held(
-        self, facts: Mapping[str, ObservedProfile], evidence: Mapping[str, Evidence]
+    def _uses(
+        self, loaded: Mapping[str, ObservedProfile], evidence: Mapping[str, Evidence]
     ) -> dict[str, InUse | UnknownUse]:
-        """Return the names that are in use, or whose disuse is not proven."""
-        held = _not_unused(self.processes.uses(sorted(facts)))
-        if held or not facts or self.processes.shows_pending_exec():
-            return held
-        why = "this kernel hides pending execs, and "
-        if not all(_has_own_hash(evidence[name] & fact.evidence) for name, fact in facts.items()):
-            # Other bytes would make the profile look like one that another program loaded.
-            return dict.fromkeys(
-                facts, UnknownUse(reason=f"{why}shows no hash of a single profile")
-            )
-        unproven = self.references.why_unproven(facts.keys())
+        """Return the profiles that are in use, or whose disuse is not proven."""
+        uses = _not_unused(self.processes.uses(sorted(loaded)))
+        if uses or not loaded or self.processes.shows_pending_exec():
+            return uses
+        reason = "this kernel hides pending execs, and "
+        if not all(
+            _has_own_hash(evidence[name] & profile.evidence) for name, profile in loaded.items()
+        ):
+            # The proof writes other bytes. Only this hash would still show the same content.
+            unknown = UnknownUse(reason=f"{reason}shows no hash of a single profile")
+            return dict.fromkeys(loaded, unknown)
+        unproven = self.references.why_unproven(loaded.keys())
         if unproven:
-            return dict.fromkeys(facts, UnknownUse(reason=f"{why}{unproven}"))
-        return _not_unused(self.processes.uses(sorted(facts)))
+            return dict.fromkeys(loaded, UnknownUse(reason=f"{reason}{unproven}"))
+        return _not_unused(self.processes.uses(sorted(loaded)))
 
     def _remove(self, names: Sequence[str]) -> Removed | Failed:
+        """Remove profiles, parents first, and verify that they are not loaded any more."""
+        self.tracker.observe_before_removal(names)
         for name in names:
             try:
-                self.kernel.remove(name)
+                self.writer.remove(name)
             except HostError as error:
                 if error.errno != errno.ENOENT:
-                    return Failed(finding=diagnostics.remove_failed(name, kernel.meaning(error)))
-        left = self.kernel.observe(names)
-        if isinstance(left, Unobservable):
-            return Failed(finding=left.finding)
-        if left:
-            return Failed(finding=diagnostics.remove_failed(min(left), "it is still loaded"))
+                    reason = policy_writer.meaning(error)
+                    return Failed(finding=diagnostics.remove_failed(name, reason))
+        loaded = self.view.observe(names)
+        if isinstance(loaded, Unobservable):
+            return Failed(finding=loaded.finding)
+        if loaded:
+            return Failed(finding=diagnostics.remove_failed(min(loaded), "it is still loaded"))
         return Removed()
 
 
@@ -276,27 +324,26 @@ def _has_own_hash(evidence: Evidence) -> bool:
 
 
 def _verified(
-    id_: KeyId, declared: Iterable[DeclaredProfile], facts: Mapping[str, ObservedProfile]
+    id_: KeyId, declared: Iterable[DeclaredProfile], loaded: Mapping[str, ObservedProfile]
 ) -> Installed | Failed:
-    """Return what the node shows, if it is what was written."""
-    expected = {one.name: one.evidence for one in declared}
-    modes = {one.name: one.mode for one in declared}
-    for name, want in expected.items():
-        fact = facts.get(name)
-        if fact is None:
+    """Return what the node shows of a policy, if it is the policy that was written."""
+    expected = {each.name: each.evidence for each in declared}
+    modes = {each.name: each.mode for each in declared}
+    for name, evidence in expected.items():
+        profile = loaded.get(name)
+        if profile is None:
             return Failed(finding=diagnostics.verify_failed(id_, f'"{name}" is not loaded'))
-        if fact.is_readable and not want & fact.evidence:
+        if profile.is_readable and not evidence & profile.evidence:
             return Failed(finding=diagnostics.verify_failed(id_, f'"{name}" holds other content'))
-        if fact.mode != modes[name]:
-            return Failed(
-                finding=diagnostics.verify_failed(
-                    id_, f'"{name}" is in {fact.mode} mode, not {modes[name]}'
-                )
-            )
+        if profile.mode != modes[name]:
+            reason = f'"{name}" is in {profile.mode} mode, not {modes[name]}'
+            return Failed(finding=diagnostics.verify_failed(id_, reason))
     return Installed(
         evidence={
-            name: want | facts[name].evidence if facts[name].is_readable else facts[name].evidence
-            for name, want in expected.items()
+            name: evidence | loaded[name].evidence
+            if loaded[name].is_readable
+            else loaded[name].evidence
+            for name, evidence in expected.items()
         },
         modes=modes,
     )

@@ -1,15 +1,15 @@
-"""A second proof of disuse: whether anything in the kernel still references a profile.
+"""Proves that nothing in the kernel references a profile, where /proc does not show everything.
 
 Linux 6.1 hides the pending exec of another thread. But the kernel keeps the raw data of a policy
-version, a directory in policy/raw_data, as long as anything references a profile of it: a thread, a
-pending exec, a file that a confined process opened. So a profile is replaced by the very same
-policy in other bytes; when the raw data of every earlier version are gone, nothing but the loaded
-profile itself and threads that took the new version are left, and a look at /proc finds those.
+version, an entry of policy/raw_data, as long as anything references a profile of that version: a
+thread, a pending exec, or a file that a confined process opened. So the profile is replaced by the
+same policy in other bytes. When the raw data of every earlier version are gone, only threads that
+use the new version can be left, and `processes` finds those in /proc.
 
-The proof is one-sided. If raw data stay, the result is "cannot tell". Linux 6.1 never releases the
-first version of a profile with hats or children, so their disuse cannot be proven. The same is true
-of a profile in complain mode after the kernel created a learning profile (`NAME//null-PROGRAM`)
-below it: a replacement moves a learning profile to the new version, and it has no raw data.
+Raw data that stay prove nothing. Linux 6.1 never releases the first version of a profile with hats
+or children, so their disuse cannot be proven. Neither can the disuse of a profile in complain mode
+below which the kernel created a learning profile (`NAME//null-PROGRAM`): a replacement moves the
+learning profile to the new version, and the learning profile has no raw data.
 """
 
 import secrets
@@ -17,33 +17,42 @@ from collections.abc import Collection
 from typing import Final
 
 from agent.backends.apparmor import compiled_policy
-from agent.backends.apparmor.kernel import Kernel
 from agent.backends.apparmor.kernel_access import ROOT, Probes
+from agent.backends.apparmor.policy_view import PolicyView
+from agent.backends.apparmor.policy_writer import PolicyWriter
 from agent.host.filesystem import Host, HostError
 from agent.host.stat_signature import Signature
 
-_LOADED: Final = f"{ROOT}/profiles"  # learning profiles are listed here, and have no directory
+_LIST: Final = f"{ROOT}/profiles"  # lists learning profiles, which have no directory
 _RAW_DATA: Final = f"{ROOT}/policy/raw_data"
-RELEASE_SECONDS: Final = 1.0  # the kernel needs 4 to 32 ms where measured, in emulation
+RELEASE_SECONDS: Final = 1.0
+"""The longest wait; the kernel needed 4 to 32 ms in an emulated machine."""
+
 _POLL_SECONDS: Final = 0.002
 _FILLER_BYTES: Final = 16
 
 
 class PolicyReferences:
-    """What the kernel shows of the policy versions that something references."""
+    """The policy versions that the kernel keeps because something references them."""
 
-    def __init__(self, host: Host, kernel: Kernel, probes: Probes) -> None:
+    def __init__(self, host: Host, view: PolicyView, writer: PolicyWriter, probes: Probes) -> None:
         self.host = host
-        self.kernel = kernel
+        self.view = view
+        self.writer = writer
         self.probes = probes
-        # What each entry of policy/raw_data declares; None where its layout is not known.
         self._declared: dict[str, tuple[Signature | None, frozenset[str] | None]] = {}
+        """Entry of policy/raw_data -> its signature and the names that it declares.
+
+        The names are None if the layout of the entry is not known.
+        """
 
     def why_unproven(self, names: Collection[str]) -> str:
-        """Return why one of these loaded profiles may still be referenced, or nothing.
+        """Return why one of these profiles may still be referenced; empty: none of them is.
 
-        Replaces the profiles by the same policy in other bytes. names: loaded profiles with all
-        their hats and children, whose content is agent-owned.
+        Replaces the profiles by the same policy in other bytes.
+
+        Args:
+            names: loaded, agent-owned profiles with all their hats and children.
         """
         try:
             return self._why_unproven(frozenset(names))
@@ -53,50 +62,54 @@ class PolicyReferences:
             return f"the loaded policy cannot be read or replaced ({error})"
 
     def _why_unproven(self, names: frozenset[str]) -> str:
-        earlier = self.kernel.raw_directories(names)
+        earlier = self.view.raw_data_entries(names)
         if earlier.keys() != names:
             return "the loaded profiles changed during the check"
         if not set(earlier.values()) >= self._declaring(names):
             return "a process, a pending exec or an open file still holds an earlier version of it"
-        why = self._learning(names) or self._shared(names, frozenset(earlier.values()))
-        if why:
-            return why
-        directories = dict.fromkeys(earlier.values())
-        blobs = [self.host.read(f"{_RAW_DATA}/{one}/raw_data") for one in directories]
+        reason = self._learning_profile(names) or self._shared(names, frozenset(earlier.values()))
+        if reason:
+            return reason
+        entries = dict.fromkeys(earlier.values())
+        policies = [self.host.read(f"{_RAW_DATA}/{entry}/raw_data") for entry in entries]
         filler = secrets.token_hex(_FILLER_BYTES // 2).encode()
-        blob = compiled_policy.rewrap(blobs, names, filler)
-        if compiled_policy.names(blob) != names:
+        policy = compiled_policy.rewrap(policies, names, filler)
+        if compiled_policy.names(policy) != names:
             return "the loaded policy does not declare it"
-        self.kernel.replace(blob)
-        return self._wait(names, blob) or self._learning(names)
+        self.writer.replace(policy)
+        return self._wait(names, policy) or self._learning_profile(names)
 
-    def _learning(self, names: frozenset[str]) -> str:
+    def _learning_profile(self, names: frozenset[str]) -> str:
         """Return which learning profile below one of the names may be referenced, or nothing."""
-        content = self.host.read(_LOADED).decode("utf-8", "surrogateescape")
+        content = self.host.read(_LIST).decode("utf-8", "surrogateescape")
         loaded = {line.rpartition(" (")[0] for line in content.split("\n")}
-        below = min(
-            (
-                name
-                for name in loaded - names
-                if not names.isdisjoint(compiled_policy.ancestors(name))
-            ),
-            default="",
-        )
-        return f'a pending exec may hold the learning profile "{below}"' if below else ""
+        learning = [
+            name for name in loaded - names if not names.isdisjoint(compiled_policy.ancestors(name))
+        ]
+        if not learning:
+            return ""
+        return f'a pending exec may hold the learning profile "{min(learning)}"'
 
-    def _shared(self, names: frozenset[str], directories: frozenset[str]) -> str:
-        """Return which other loaded profile came with the same policy: it keeps the raw data."""
+    def _shared(self, names: frozenset[str], entries: frozenset[str]) -> str:
+        """Return which other loaded profile keeps the raw data, or nothing.
+
+        Profiles that were loaded in one write share their raw data.
+        """
         together: frozenset[str] = frozenset()
-        for directory in directories:
-            together |= self._declares(directory) or frozenset()
-        loaded = self.kernel.raw_directories(together - names)
-        others = sorted(name for name, directory in loaded.items() if directory in directories)
+        for entry in entries:
+            together |= self._declared_names(entry) or frozenset()
+        loaded = self.view.raw_data_entries(together - names)
+        others = sorted(name for name, entry in loaded.items() if entry in entries)
         return f'it was loaded together with "{others[0]}", which stays' if others else ""
 
-    def _wait(self, names: frozenset[str], blob: bytes) -> str:
-        """Wait until the raw data of the new blob are the only ones that declare the names."""
-        new = set(self.kernel.raw_directories(names).values())
-        if len(new) != 1 or self.host.read(f"{_RAW_DATA}/{min(new)}/raw_data") != blob:
+    def _wait(self, names: frozenset[str], policy: bytes) -> str:
+        """Wait until no raw data but those of the new policy declare the names.
+
+        Returns:
+            Why this did not happen, or nothing.
+        """
+        new = set(self.view.raw_data_entries(names).values())
+        if len(new) != 1 or self.host.read(f"{_RAW_DATA}/{min(new)}/raw_data") != policy:
             return "the loaded profiles changed during the check"
         end = self.probes.clock() + RELEASE_SECONDS
         while self._declaring(names) != new:
@@ -108,34 +121,37 @@ class PolicyReferences:
     def _declaring(self, names: frozenset[str]) -> set[str]:
         """Return the entries of policy/raw_data that declare one of the names, or may do so."""
         listed = self.host.names(_RAW_DATA)
-        self._declared = {one: self._declared[one] for one in listed if one in self._declared}
-        return {one for one in listed if self._may_declare(one, names)}
+        self._declared = {
+            entry: self._declared[entry] for entry in listed if entry in self._declared
+        }
+        return {entry for entry in listed if self._may_declare(entry, names)}
 
-    def _may_declare(self, directory: str, names: frozenset[str]) -> bool:
-        path = f"{_RAW_DATA}/{directory}/raw_data"
+    def _may_declare(self, entry: str, names: frozenset[str]) -> bool:
+        path = f"{_RAW_DATA}/{entry}/raw_data"
         try:
-            declared = self._declares(directory)
+            declared = self._declared_names(entry)
             if declared is not None:
                 return not declared.isdisjoint(names)
-            # A layout that this agent does not know: the bytes of a name must not occur in it.
+            # The layout is not known, so the policy must not contain the bytes of a name.
             content = self.host.read(path)
             return any(name.encode("utf-8", "surrogateescape") in content for name in names)
         except HostError:
-            return self.host.exists(path)  # it may have gone since it was listed
+            return self.host.exists(path)  # the kernel may have freed it since it was listed
 
-    def _declares(self, directory: str) -> frozenset[str] | None:
+    def _declared_names(self, entry: str) -> frozenset[str] | None:
         """Return the names that an entry of policy/raw_data declares; None: an unknown layout.
 
-        Raises HostError.
+        Raises:
+            HostError: the entry cannot be read.
         """
-        path = f"{_RAW_DATA}/{directory}/raw_data"
+        path = f"{_RAW_DATA}/{entry}/raw_data"
         signature = self.host.signature(path)
-        known = self._declared.get(directory)
+        known = self._declared.get(entry)
         if known is not None and signature is not None and known[0] == signature:
             return known[1]
         try:
             declared: frozenset[str] | None = compiled_policy.names(self.host.read(path))
         except compiled_policy.PolicyError:
             declared = None
-        self._declared[directory] = (signature, declared)
+        self._declared[entry] = (signature, declared)
         return declared

@@ -1,10 +1,9 @@
-"""Which profiles the host's threads run under, as a proof for removals.
+"""Reads the profiles of all threads on the host, to prove that a profile is not in use.
 
-"Not in use" is a proof: two complete looks read every thread of the host, and each look lists
-processes and threads until no new one appears. A thread that lives and cannot be read makes the
-result UnknownUse. So does a host where threads start faster than they can be read. A hat or child
-counts for its parents, a stacked label for each part. references.py covers what the kernel does not
-show here (a pending exec on Linux 6.1).
+Two complete scans read every thread of the host, and each scan lists processes and threads until no
+new one appears. If a thread is alive and cannot be read, or if threads start faster than they can
+be read, the result is UnknownUse. A hat or child counts for its parents, and a stacked label for
+each of its parts. `policy_references` covers pending execs, which Linux 6.1 does not show here.
 """
 
 import errno
@@ -18,41 +17,38 @@ from agent.backends.apparmor import compiled_policy, pending_exec
 from agent.core.model import InUse, UnknownUse, Unused, Use
 from agent.host.filesystem import Host, HostError
 
-_GONE = (errno.ENOENT, errno.ESRCH, errno.ENOTDIR)
+_ENDED_ERRNOS: Final = (errno.ENOENT, errno.ESRCH, errno.ENOTDIR)
 _INITIAL_PID = "pid:[4026531836]"  # linux/proc_ns.h: PROC_PID_INIT_INO
 _INITIAL_USER = "user:[4026531837]"  # PROC_USER_INIT_INO
 _KERNEL_THREAD = 0x00200000  # linux/sched.h: PF_KTHREAD
 _MODE = re.compile(r" \([a-z]+\)$")
-_START: Final = 19  # index among the fields after the command's name
+_START_FIELD: Final = 19  # of proc(5) stat, counted after the name of the command
 _UNCONFINED: Final = "unconfined"
-_LOOKS: Final = 2
-LISTINGS: Final = 100  # of /proc in one look, or of the threads of one process
+_SCANS: Final = 2
+LISTINGS: Final = 100
+"""How often one scan lists /proc, or the threads of one process, before it gives up."""
 
 
 class UnprovenError(Exception):
-    """A look reached its limit before every thread had been read."""
+    """A scan reached its limit before it had read every thread."""
 
 
 def parts(label: str) -> list[str]:
-    """Return the profiles that a label stacks, without the mode."""
+    """Return the stacked profiles of a label, without the mode."""
     return _MODE.sub("", label).split("//&")
 
 
 def names_in(label: str) -> frozenset[str]:
-    """Return every profile that a label confines by: stacked ones, and the parents of hats."""
-    found: set[str] = set()
+    """Return every profile that a label contains, with the parents of hats and children."""
+    names: set[str] = set()
     for part in [label, *parts(label)]:
         for name in (part, _MODE.sub("", part)):
-            found |= {name, *compiled_policy.ancestors(name)}
-    return frozenset(found)
+            names |= {name, *compiled_policy.ancestors(name)}
+    return frozenset(names)
 
 
 class Processes:
-    """The processes in one host root's /proc.
-
-    own: the agent's own directory in /proc. shows_pending_exec: whether another thread's attr/exec
-    can be read on this kernel; called at most once.
-    """
+    """The processes in /proc below one host root."""
 
     def __init__(
         self,
@@ -61,6 +57,14 @@ class Processes:
         own: Path = Path("/proc/self"),
         shows_pending_exec: Callable[[Host], bool] = pending_exec.is_shown,
     ) -> None:
+        """Create a view of /proc.
+
+        Args:
+            host: the host root.
+            own: the directory of this process in /proc.
+            shows_pending_exec: returns whether this kernel shows the pending exec of another
+                thread; called at most once.
+        """
         self.host = host
         self.own = own
         self._test_pending_exec = shows_pending_exec
@@ -73,23 +77,23 @@ class Processes:
         return self._shows_pending_exec
 
     def uses(self, names: Collection[str]) -> dict[str, Use]:
-        """Return for each name which processes run under it.
+        """Return for each name whether processes run under it.
 
-        Unused does not cover a pending exec where `shows_pending_exec` is False.
+        Where `shows_pending_exec` is False, Unused does not exclude a pending exec.
         """
         if not names:
             return {}
         users: dict[str, set[int]] = {name: set() for name in names}
-        why = ""
+        reason = ""
         try:
-            why = self._obstacle()
-            if not why:
+            reason = self._obstacle()
+            if not reason:
                 self._collect(users)
         except UnprovenError as error:
-            why = str(error)
+            reason = str(error)
         except (HostError, OSError, ValueError, IndexError) as error:
-            why, users = f"the host's processes cannot be read ({error})", {}
-        unused = UnknownUse(reason=why) if why else Unused()
+            reason, users = f"the processes of the host cannot be read ({error})", {}
+        unused = UnknownUse(reason=reason) if reason else Unused()
         return {
             name: InUse(pids=tuple(sorted(users[name]))) if users.get(name) else unused
             for name in names
@@ -98,7 +102,7 @@ class Processes:
     def _obstacle(self) -> str:
         """Return why the agent cannot see every process of the host, or nothing."""
         if not self.host.exists("/proc/1/stat"):
-            return "no procfs below the host root"
+            return "there is no procfs below the host root"
         if str((self.own / "ns/user").readlink()) != _INITIAL_USER:
             return "the agent runs in a user namespace"
         try:
@@ -106,7 +110,7 @@ class Processes:
         except HostError as error:
             if error.errno not in (errno.EACCES, errno.EPERM):
                 raise
-            # Kernel threads are only seen from the initial PID namespace, and cannot be forged.
+            # Only the initial PID namespace shows kernel threads, and no process can forge them.
             stat = self.host.read("/proc/2/stat", limit=4096).rpartition(b")")[2].split()
             initial = bool(int(stat[6]) & _KERNEL_THREAD)
         if not initial:
@@ -123,19 +127,19 @@ class Processes:
 
     def _collect(self, users: dict[str, set[int]]) -> None:
         """Add to each name the processes that run under it."""
-        for _ in range(_LOOKS):
+        for _ in range(_SCANS):
             for pid, label in self._labels():
                 for name in names_in(label) & users.keys():
                     users[name].add(int(pid))
 
     def _labels(self) -> Iterator[tuple[str, str]]:
-        """Yield each process ID with the process's labels, until a listing shows no new process.
+        """Yield each PID with a label of the process, until a listing shows no new process.
 
         A process may fork after /proc was listed, and end or leave its profile before it is read.
-        Only its child still runs under the profile then, and the child may do the same. So /proc is
-        listed again until every listed process has been read. New PIDs grow along such a chain, so
-        the newest process is read first. PIDs are reused, so the start times are compared at the
-        end.
+        Then only its child still runs under the profile, and the child may do the same. So /proc is
+        listed again until every listed process has been read. The PIDs grow along such a chain of
+        forks, so the newest process is read first. PIDs are reused, so the start times are compared
+        at the end.
         """
         seen: dict[str, bytes] = {}
         for _ in range(LISTINGS):
@@ -155,8 +159,8 @@ class Processes:
     def _process(self, pid: str) -> frozenset[str]:
         """Return the labels of a process; list its threads until a listing shows no new thread.
 
-        After a thread ended, the leader is read again, because a thread that calls execve(2) takes
-        over the leader's ID and start time.
+        After a thread has ended, the leader is read again, because a thread that calls execve(2)
+        takes over the ID and the start time of the leader.
         """
         labels: frozenset[str] = frozenset()
         read: set[str] = set()
@@ -165,7 +169,7 @@ class Processes:
             try:
                 threads = self.host.names(f"/proc/{pid}/task")
             except HostError as error:
-                if error.errno in _GONE:
+                if error.errno in _ENDED_ERRNOS:
                     return labels
                 raise
             new = [thread for thread in threads if thread not in read]
@@ -173,33 +177,33 @@ class Processes:
                 return labels
             before = len(ended)
             for thread in new:
-                found = self._thread(f"/proc/{pid}/task/{thread}")
-                if found is None:
+                labels_of_thread = self._thread(f"/proc/{pid}/task/{thread}")
+                if labels_of_thread is None:
                     ended.add(thread)
                 else:
-                    labels |= found
+                    labels |= labels_of_thread
             read.update(threads)
             if len(ended) > before:
                 read.discard(pid)
         raise UnprovenError(f"the threads of process {pid} start faster than they can be read")
 
     def _thread(self, thread: str) -> frozenset[str] | None:
-        """Return the labels of a thread, its pending one among them; None if it ended."""
+        """Return the current and the pending label of a thread; None if the thread has ended."""
         current = self._attribute(thread, "current")
         if current is None:
             return None
         pending = self._attribute(thread, "exec") if self.shows_pending_exec() else ""
         labels = {current, pending or ""} - {"", _UNCONFINED}
-        # A zombie still shows its label, but does not run any more.
+        # A zombie still shows its label, but it does not run any more.
         return frozenset(labels) if not labels or self._lives(thread) else None
 
     def _attribute(self, thread: str, file: str) -> str | None:
-        """Return one label of a thread, or None if the thread ended."""
+        """Return one label of a thread, or None if the thread has ended."""
         for path in (f"{thread}/attr/apparmor/{file}", f"{thread}/attr/{file}"):
             try:
                 content = self.host.read(path, limit=1 << 20)
             except HostError as error:
-                if error.errno in _GONE:
+                if error.errno in _ENDED_ERRNOS:
                     continue
                 if file == "exec" and error.errno == errno.EINVAL:
                     return ""  # the kernel returns EINVAL if no pending exec is set
@@ -215,15 +219,15 @@ class Processes:
         return bool(stat) and stat[0] not in (b"Z", b"X")
 
     def _start(self, pid: str) -> bytes:
-        """Return the start time of a process, or nothing if it ended (proc(5): stat, field 22)."""
+        """Return the start time of a process (proc(5) stat, field 22); empty if it has ended."""
         stat = self._stat(f"/proc/{pid}")
-        return stat[_START] if stat else b""
+        return stat[_START_FIELD] if stat else b""
 
-    def _stat(self, place: str) -> list[bytes]:
-        """Return the fields of a stat file after the command's name; none if the task ended."""
+    def _stat(self, directory: str) -> list[bytes]:
+        """Return the fields of a stat file after the command; none if the task has ended."""
         try:
-            return self.host.read(f"{place}/stat", limit=4096).rpartition(b")")[2].split()
+            return self.host.read(f"{directory}/stat", limit=4096).rpartition(b")")[2].split()
         except HostError as error:
-            if error.errno in _GONE:
+            if error.errno in _ENDED_ERRNOS:
                 return []
             raise

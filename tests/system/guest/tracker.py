@@ -43,7 +43,9 @@ time.sleep(600)
 
 def tracker():
     """Start to track, as a new process of the agent does."""
-    return ConfinementTracker(Host("/"), state_dir=str(STATE), places=kind().kernel.directories)
+    return ConfinementTracker(
+        Host("/"), state_dir=str(STATE), find_directories=kind().view.directories
+    )
 
 
 def pids(made):

@@ -1,4 +1,4 @@
-"""Installing on a kernel that shows no content, while other programs change policy too."""
+"""Installing on a kernel that shows no content, while other programs change the policy."""
 
 import os
 
@@ -22,12 +22,11 @@ PROFILE = Profile(
 
 
 class Kernel(Host):
-    """A kernel that loads one profile, and other programs that load theirs at the same time.
-
-    disturbed: during how many of the next writes another program changes policy.
-    """
+    """A kernel that loads one profile, while other programs load other profiles."""
 
     disturbed = 0
+    """During how many of the next writes another program changes the policy."""
+
     revision = 5
 
     def write_kernel(self, path, content):
@@ -47,47 +46,47 @@ def host(tmp_path):
     node(tmp_path, revision="5\n")
     write(tmp_path, "/proc/sys/kernel/random/boot_id", "b-o-o-t\n")
     (tmp_path / "var/lib/profile-loader").mkdir(parents=True)
-    one = Kernel(tmp_path)
-    one.writes = []
-    return one
+    kernel = Kernel(tmp_path)
+    kernel.writes = []
+    return kernel
 
 
-def shown(host):
-    """Return what a process that just started sees."""
+def observed(host):
+    """Return the profile as an agent that has just started observes it."""
     return apparmor_backend(host).observe(["web"], []).profiles["web"]
 
 
 @pytest.mark.parametrize("disturbed", [0, 1, 4])
 def test_a_load_is_repeated_until_it_is_the_only_change(host, disturbed):
-    """Only then the object is known to have the written content; repeating keeps the object."""
+    """Only then the object has the written content for certain. A repetition keeps the object."""
     host.disturbed = disturbed
     done = apparmor_backend(host).install(PROFILE, BODY, replaceable=())
     path = f"{kernel_access.ROOT}/policy/profiles/{DIRECTORY}"
     evidence = frozenset({f"object:b-o-o-t:{path}:{disturbed + 1}"})
     assert done == Installed(evidence={"web": evidence}, modes={"web": "enforce"})
     assert host.writes == [".load"] + [".replace"] * disturbed
-    assert shown(host) == ObservedProfile(
+    assert observed(host) == ObservedProfile(
         evidence=evidence, mode="enforce", is_agent_object=True, is_readable=False
     )
 
 
-def test_a_load_that_is_always_disturbed_is_finished_by_the_next_pass(host):
-    """It is not verified, and it stays this agent's own."""
+def test_a_load_that_is_always_disturbed_is_verified_by_the_next_pass(host):
+    """Until then the load has failed, but the object is agent-owned."""
     host.disturbed = 99
     failed = apparmor_backend(host).install(PROFILE, BODY, replaceable=())
     assert isinstance(failed, Failed)
     assert failed.finding.code == "verify_failed"
     assert len(host.writes) == 5
-    assert shown(host).is_agent_object is True
+    assert observed(host).is_agent_object is True
     host.disturbed = 0
     assert isinstance(apparmor_backend(host).install(PROFILE, BODY, replaceable=["web"]), Installed)
 
 
-def test_an_object_of_another_program_stays_foreign_when_it_is_written_over(host):
-    """Where a key has several names, one of them may be foreign with the same content."""
+def test_a_foreign_object_stays_foreign_when_the_agent_replaces_it(host):
+    """One of several names of a key may be foreign, and have the same content."""
     host.write_kernel(".load", BODY)
     assert isinstance(
         apparmor_backend(host).install(PROFILE, BODY, replaceable=["web"], foreign=["web"]),
         Installed,
     )
-    assert shown(host).is_agent_object is False
+    assert observed(host).is_agent_object is False

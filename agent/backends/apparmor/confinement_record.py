@@ -1,0 +1,141 @@
+"""The file that lets a restarted agent know which threads ran under which profile.
+
+The record belongs to one boot, because PIDs and directory numbers start again with the next boot.
+It is written without fsync, since it is worthless after a crash of the machine.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from agent.backends.apparmor.thread_reader import Thread
+from agent.core.findings import Finding
+from agent.host.filesystem import Host, HostError
+
+FILE: Final = "confinement.json"
+RECORDED_THREADS: Final = 20_000
+"""The most threads of a record; each needs about 20 bytes."""
+
+_SCHEMA: Final = 1
+_BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
+_RECORD_BYTES: Final = 8 << 20
+
+
+@dataclass(slots=True, kw_only=True)
+class ConfinementState:
+    """What the tracker knows of threads and profiles."""
+
+    directories: dict[str, str] = field(default_factory=dict)
+    """Name of a profile -> the directory in which the kernel shows it."""
+
+    confined: dict[Thread, str] = field(default_factory=dict)
+    """Thread -> its label at the last observation."""
+
+    previous: dict[Thread, str] = field(default_factory=dict)
+    """Thread -> its label at the observation before the last one."""
+
+    lost: dict[Thread, str] = field(default_factory=dict)
+    """Thread -> the profile whose confinement it lost."""
+
+
+class ConfinementRecord:
+    """The record in one state directory."""
+
+    def __init__(self, host: Host, state_dir: str, *, may_write: bool) -> None:
+        self.host = host
+        self.state_dir = state_dir
+        self.may_write = may_write
+        self.problem: Finding | None = None
+        """Why the last write failed; None: it did not fail."""
+
+        self._boot_id = ""
+        self._content = b""
+        """The content of the file, as the agent knows it."""
+
+    def load(self) -> ConfinementState:
+        """Return the state that an earlier process of the agent recorded during this boot.
+
+        A record that is missing, damaged or of another boot yields an empty state.
+        """
+        try:
+            boot_id = self.host.read(_BOOT_ID, limit=64)
+            self._boot_id = boot_id.decode("ascii", "replace").strip()
+            content = self.host.read_regular(self.state_dir, FILE, limit=_RECORD_BYTES) or b""
+        except HostError:
+            return ConfinementState()
+        state = _decoded(content, self._boot_id)
+        if state is None:
+            return ConfinementState()
+        self._content = content
+        return state
+
+    def save(self, state: ConfinementState) -> None:
+        """Write the state if it has changed."""
+        content = encoded(self._boot_id, state)
+        is_empty = not state.directories and not self._content
+        if not self.may_write or not self._boot_id or is_empty or content == self._content:
+            return
+        try:
+            self.host.write_file(self.state_dir, FILE, content, mode=0o600, durable=False)
+        except HostError as error:
+            self.problem = Finding(
+                code="write_failed",
+                location=f"{self.state_dir}/{FILE}",
+                message=f"The record of confined threads cannot be written ({error}). After a "
+                "restart the agent does not know which threads lost their confinement.",
+                hint="Free space in the state directory, and check its permissions.",
+            )
+            return
+        self.problem = None
+        self._content = content
+
+
+def encoded(boot_id: str, state: ConfinementState) -> bytes:
+    """Return a record of at most RECORDED_THREADS threads, first those that lost confinement.
+
+    Threads of the last two observations are recorded, because a removal may happen during the last
+    one.
+    """
+    confined = {**state.previous, **state.confined}
+    lost_threads = sorted(state.lost.items())[:RECORDED_THREADS]
+    confined_threads = sorted(confined.items())[: RECORDED_THREADS - len(lost_threads)]
+    record = {
+        "schema": _SCHEMA,
+        "boot": boot_id,
+        "places": dict(sorted(state.directories.items())),
+        "confined": _grouped(confined_threads),
+        "lost": _grouped(lost_threads),
+    }
+    return json.dumps(record, separators=(",", ":")).encode()
+
+
+def _grouped(threads: Iterable[tuple[Thread, str]]) -> dict[str, list[list[int]]]:
+    groups: dict[str, list[list[int]]] = {}
+    for thread, text in threads:
+        groups.setdefault(text, []).append(list(thread))
+    return groups
+
+
+def _decoded(content: bytes, boot_id: str) -> ConfinementState | None:
+    """Return the state of a record; None if the record is damaged, missing or of another boot."""
+    try:
+        record = json.loads(content)
+        if record["schema"] != _SCHEMA or record["boot"] != boot_id or not boot_id:
+            return None
+        directories = {str(name): str(path) for name, path in record["places"].items()}
+        return ConfinementState(
+            directories=directories,
+            confined=_ungrouped(record["confined"]),
+            lost=_ungrouped(record["lost"]),
+        )
+    except (ValueError, ArithmeticError, TypeError, LookupError, AttributeError, RecursionError):
+        return None
+
+
+def _ungrouped(groups: Mapping[str, Iterable[Iterable[int]]]) -> dict[Thread, str]:
+    return {
+        Thread(*map(int, thread)): str(text)
+        for text, threads in groups.items()
+        for thread in threads
+    }

@@ -1,0 +1,244 @@
+"""Checks AppArmor texts: what the parser makes of them, and whether the agent may install that.
+
+An inspection never waits for the parser: a text without a result is queued, and the key is pending.
+Nothing compiled without the features of this kernel is accepted for installation. A missing parser
+or kernel is a result, never an exception. `compile_worker` runs the parser; `source_checks`,
+`validation` and `escape_rules` hold the rules.
+"""
+
+import contextlib
+from collections.abc import Callable
+
+from agent.backends.apparmor import (
+    compiled_policy,
+    diagnostics,
+    escape_rules,
+    memory_budget,
+    parser_hints,
+    parser_messages,
+    source_checks,
+    validation,
+)
+from agent.backends.apparmor.compile_target import CompileTarget, TargetReader
+from agent.backends.apparmor.compile_worker import CompileWorker
+from agent.backends.apparmor.parser import ParserError, RunFailure
+from agent.backends.apparmor.policy_cache import ParserResult, PolicyCache
+from agent.core.findings import Finding, limit_findings
+from agent.core.model import (
+    Inspected,
+    KeyId,
+    Pending,
+    Profile,
+    Rejection,
+    SourceKey,
+    Unchecked,
+    Version,
+    digest,
+)
+from agent.core.ports import Sandbox
+from agent.host.filesystem import HostError
+
+
+class Inspector:
+    """The checks of one agent. Only the main thread uses it."""
+
+    def __init__(
+        self,
+        *,
+        targets: TargetReader,
+        worker: CompileWorker,
+        cache: PolicyCache,
+        rules: validation.ValidationRules,
+        cpu_limit: float,
+    ) -> None:
+        self.targets = targets
+        self.parser = targets.parser
+        self.worker = worker
+        self.cache = cache
+        self.rules = rules
+        self.cpu_limit = cpu_limit
+        self._target: CompileTarget | None = None
+        """The target of this pass, once it has been read."""
+
+        self._awaited: set[str] = set()
+        """The cache keys of the texts whose results this pass waits for."""
+
+    def begin_pass(self) -> None:
+        """Begin a pass, which uses the results of the parser runs that have finished.
+
+        Texts that the previous pass did not inspect are not compiled any more.
+        """
+        self._target = None
+        self.worker.retain(self._awaited)
+        self._awaited = set()
+        finished = self.worker.collect()
+        if not finished:
+            return
+        with contextlib.suppress(HostError, ParserError):  # each inspection reports the error
+            context = self._current_target().context
+            for each in finished:
+                # If an include changed during the run, the text is compiled again.
+                if each.context == context:
+                    exceeded = each.result.exceeded_limit
+                    key = self._exceeded_key(each.key) if exceeded else each.key
+                    self.cache.store(key, each.result)
+
+    def wait(self, progress: Callable[[int, int], None]) -> bool:
+        """Wait until no text is being compiled; return whether there are new results."""
+        return self.worker.wait(progress)
+
+    def inspect(self, source_key: SourceKey) -> Inspected:
+        """Check one key; the key is pending if its text has not been compiled yet."""
+        id_ = KeyId(kind="apparmor", profile_set=source_key.profile_set, key=source_key.key)
+        findings = self._text_errors(source_key.content)
+        if findings:
+            return Rejection(id=id_, findings=findings)
+        unsupported = self.targets.unsupported_reason()
+        reason = self.parser.unavailable_reason()
+        target = CompileTarget(options=(), context="")
+        try:
+            target = target if reason else self._current_target()
+        except (HostError, ParserError) as error:
+            reason = str(error)
+        if not target.options:
+            return _not_checkable(id_, reason or unsupported or "there is no features file")
+        key = _cache_key(target.context, source_key.content)
+        result = self.cache.find(key) or self.cache.find(self._exceeded_key(key))
+        if result is None:
+            return self._submit(id_, source_key, key, target)
+        judged = self._judge(id_, source_key, result, target.context)
+        if unsupported and isinstance(judged, Profile):
+            return diagnostics.cannot_check(
+                id_, f"The profile compiles, but it cannot be installed: {unsupported}."
+            )
+        return judged
+
+    def body(self, profile: Profile) -> bytes | None:
+        """Return the compiled policy of a profile, or None if it must be compiled again."""
+        policy = self.cache.policy(_cache_key(profile.version.context, profile.source))
+        is_same = policy is not None and digest(policy) == profile.version.body_digest
+        return policy if is_same else None
+
+    def discard(self, profile: Profile) -> None:
+        """Remove the result of a check from memory; the cache on the disk keeps it."""
+        self.cache.discard(_cache_key(profile.version.context, profile.source))
+
+    def invalidate(self) -> None:
+        """Remove results from memory that the next full pass does not use."""
+        self.cache.drop_unused()
+
+    def sandbox(self) -> Sandbox | None:
+        """Return whether the parser can open only its includes and its configuration."""
+        if self.parser.unavailable_reason():
+            return None
+        try:
+            reason = self.parser.unsandboxed_reason()
+        except ParserError as error:
+            reason = str(error)
+        return Sandbox(finding=diagnostics.parser_not_sandboxed(reason) if reason else None)
+
+    def _text_errors(self, content: bytes) -> tuple[Finding, ...]:
+        """Return the errors because of which a text must not reach the parser.
+
+        The sandbox confines the parser even if the check cannot decide about a text. Without the
+        sandbox such a text is rejected.
+        """
+        findings = source_checks.errors(content)
+        undecided = () if findings else source_checks.undecided_includes(content)
+        try:
+            return undecided if undecided and self.parser.unsandboxed_reason() else findings
+        except ParserError:  # the worker reports it, and does not start the parser
+            return findings
+
+    def _submit(
+        self, id_: KeyId, source_key: SourceKey, key: str, target: CompileTarget
+    ) -> Pending | Unchecked:
+        """Queue a text for the parser; return what earlier runs of it have shown."""
+        self._awaited.add(key)
+        failure = self.worker.submit(
+            key=key,
+            text=source_key.content,
+            features=target.options,
+            context=target.context,
+            origin=source_key.profile_set,
+        )
+        if failure is None:
+            return Pending(id=id_, source=source_key.content)
+        if failure.outcome is RunFailure.NOT_STARTED:
+            return _not_checkable(id_, failure.detail)
+        retried = diagnostics.compiled_again_later(id_, failure.detail)
+        return Pending(id=id_, source=source_key.content, findings=(retried,))
+
+    def _current_target(self) -> CompileTarget:
+        """Return the target of this pass.
+
+        Raises:
+            HostError: the features of the kernel cannot be read.
+            ParserError: an input of the parser cannot be read.
+        """
+        if self._target is None:
+            self._target = self.targets.read()
+        return self._target
+
+    def _exceeded_key(self, key: str) -> str:
+        """Return the cache key of the result that a text exceeds the current limits."""
+        return digest(f"{key} {self.cpu_limit:g} {memory_budget.limit_bytes()}".encode())
+
+    def _judge(
+        self, id_: KeyId, source_key: SourceKey, result: ParserResult, context: str
+    ) -> Profile | Rejection:
+        """Decide from the result of the parser whether a text is accepted."""
+        text = source_key.content.decode("utf-8", "replace")
+        if result.exceeded_limit:
+            return Rejection(id=id_, findings=(diagnostics.parser_killed(result),))
+        if result.error:
+            finding = diagnostics.parser_rejected(
+                id_,
+                line=parser_messages.line_reference(result.error, text),
+                message=result.error,
+                hint=parser_hints.hint(result.error, text, self.parser.include_dir),
+            )
+            return Rejection(id=id_, findings=(finding,))
+        try:
+            declared = result.declared or compiled_policy.read(result.policy)
+        except compiled_policy.PolicyError as error:
+            return Rejection(id=id_, findings=(diagnostics.policy_unreadable(id_, error),))
+        errors = source_checks.variable_names(text)
+        errors += validation.errors(declared, text, self.rules)
+        if not declared:
+            errors += (diagnostics.no_profile(id_),)
+        names = tuple(sorted(each.name for each in declared))
+        if errors:
+            return Rejection(id=id_, findings=errors, names=names)
+        version = Version(
+            names=names,
+            source_digest=digest(source_key.content),
+            body_digest=result.sha256 or digest(result.policy),
+            context=context,
+            modes={each.name: each.mode for each in declared},
+            evidence={each.name: each.evidence for each in declared},
+        )
+        warnings = validation.warnings(declared, text) + escape_rules.warnings(text)
+        weaker_rules = limit_findings(
+            diagnostics.rule_not_enforced(
+                id_, parser_messages.weaker_rule_line(warning, text), warning
+            )
+            for warning in result.warnings
+        )
+        return Profile(
+            id=id_,
+            version=version,
+            source=source_key.content,
+            body_size=result.size or len(result.policy),
+            findings=warnings + weaker_rules,
+            prefix=source_key.prefix,
+        )
+
+
+def _not_checkable(id_: KeyId, reason: str) -> Unchecked:
+    return diagnostics.cannot_check(id_, f"The profile cannot be checked: {reason}.")
+
+
+def _cache_key(context: str, content: bytes) -> str:
+    """Return the cache key of the result of a text in a context."""
+    return digest(context.encode() + b"\0" + content)

@@ -1,0 +1,203 @@
+"""Reads the files in which the kernel shows one loaded profile, and caches their content.
+
+Each profile has a directory below policy/profiles. Its name is read from its `name` file, because
+the kernel mangles the names of the directories. Cached content is valid for one generation of a
+profile: the target of its link `raw_data`, which differs after each change of content.
+`policy_view` decides which directories are read, and whether a reading is consistent.
+"""
+
+import errno
+import hashlib
+from collections.abc import Collection
+from typing import Final
+
+from agent.core.model import Evidence, ObservedProfile
+from agent.host import stat_signature
+from agent.host.filesystem import Host, HostError
+
+ABSENCE_ERRNOS: Final = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ESTALE)
+_BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
+_VALUE_BYTES: Final = 4096  # the kernel returns a longer value in several reads
+_LONGEST_VALUE_BYTES: Final = 1 << 20
+_EVIDENCE_PREFIXES: Final = {
+    "sha1": "own:sha1",
+    "sha256": "own:sha256",
+    "raw_sha1": "raw:sha1",
+    "raw_sha256": "raw:sha256",
+}
+_ALL_HASHES: Final = 2  # the hash of the profile alone, and the hash of the whole load
+
+
+class ProfileFiles:
+    """The directories of loaded profiles under one host root. Only the main thread uses it."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self._names: dict[str, tuple[str, str]] = {}
+        """Directory -> generation and name."""
+
+        self._profiles: dict[str, tuple[str, ObservedProfile]] = {}
+        """Directory -> generation and content."""
+
+        self._unconfirmed: dict[str, tuple[str, ObservedProfile]] | None = None
+        """Content of this reading, which `confirm` adds to the cache; None: no reading."""
+
+        self._generations: dict[str, str] = {}
+        """Directory -> generation, as this reading found it first."""
+
+        self._hash_files: tuple[str, ...] = ()
+        """The files with hashes in a directory that has all of them."""
+
+        self._boot_id = ""
+
+    def begin_reading(self, *, may_defer: bool) -> None:
+        """Begin a reading of several profiles, which reads each generation once.
+
+        Args:
+            may_defer: whether `confirm` adds the content to the cache, once the reading is known
+                to be consistent. Otherwise each content is cached at once, if the generation is
+                the same before and after it was read.
+        """
+        self._generations = {}
+        self._unconfirmed = {} if may_defer else None
+
+    def confirm(self) -> None:
+        """Cache the content of this reading, because the policy did not change during it."""
+        self._profiles |= self._unconfirmed or {}
+
+    def cached_generation(self, directory: str) -> str | None:
+        """Return the generation of the cached content; None: the content is not cached."""
+        return self._profiles[directory][0] if directory in self._profiles else None
+
+    def invalidate(self) -> None:
+        """Forget all names and contents, so that the next reading reads the files again."""
+        self._names.clear()
+        self._profiles.clear()
+
+    def name(self, directory: str) -> str:
+        """Return the name of a profile; of a hat or child, only the last part of the name.
+
+        Raises:
+            HostError: the files of the profile cannot be read.
+        """
+        generation = self._generation(directory)
+        cached = self._names.get(directory)
+        if generation and cached is not None and cached[0] == generation:
+            return cached[1]
+        content = self._value(f"{directory}/name")
+        name = content.removesuffix(b"\n").decode("utf-8", "surrogateescape")
+        self._names[directory] = (generation, name)
+        return name
+
+    def observed_profile(self, directory: str) -> ObservedProfile:
+        """Return the mode and the evidence of a profile.
+
+        Raises:
+            HostError: the files of the profile cannot be read.
+            ValueError: a file holds something else than expected.
+        """
+        is_deferred = self._unconfirmed is not None
+        generation = (
+            self._generation(directory) if is_deferred else self._read_generation(directory)
+        )
+        cached = self._profiles.get(directory)
+        if generation and cached is not None and cached[0] == generation:
+            return cached[1]
+        profile = self._read_profile(directory)
+        if generation and self._unconfirmed is not None:
+            self._unconfirmed[directory] = (generation, profile)
+        elif generation and self._read_generation(directory) == generation:
+            self._profiles[directory] = (generation, profile)
+        return profile
+
+    def _generation(self, directory: str) -> str:
+        """Return the generation of a profile, which is read once in each reading."""
+        generation = self._generations.get(directory)
+        if generation is None:
+            generation = self._generations[directory] = self._read_generation(directory)
+        return generation
+
+    def _read_generation(self, directory: str) -> str:
+        """Return the path of the raw data of a profile, raw_data/REVISION.
+
+        New content gets new raw data (Linux, security/apparmor/apparmorfs.c: rawdata_get_link).
+        The result is empty where the kernel keeps no raw data; then nothing is cached.
+        """
+        try:
+            return self.host.link(f"{directory}/raw_data")
+        except HostError as error:
+            if error.errno in (errno.ENOENT, errno.EINVAL):
+                return ""
+            raise
+
+    def _read_profile(self, directory: str) -> ObservedProfile:
+        mode = self._value(f"{directory}/mode").strip().decode("ascii", "replace")
+        evidence = self._evidence(directory) or self._raw_data_evidence(directory)
+        if evidence:
+            return ObservedProfile(evidence=evidence, mode=mode)
+        evidence = self._object_evidence(directory)
+        return ObservedProfile(evidence=evidence, mode=mode, is_readable=False)
+
+    def _evidence(self, directory: str) -> Evidence:
+        """Return the hashes that the kernel shows of a profile.
+
+        The same files are read for every profile, without listing each directory.
+        """
+        if self._hash_files:
+            try:
+                return self._read_hashes(directory, self._hash_files)
+            except HostError as error:
+                if error.errno not in ABSENCE_ERRNOS:
+                    raise
+        files = tuple(file for file in self.host.names(directory) if file in _EVIDENCE_PREFIXES)
+        # A profile that was loaded without hashes does not show whether other profiles have some.
+        self._hash_files = files if len(files) == _ALL_HASHES else ()
+        return self._read_hashes(directory, files)
+
+    def _read_hashes(self, directory: str, files: Collection[str]) -> Evidence:
+        evidence: set[str] = set()
+        for file in files:
+            value = self._value(f"{directory}/{file}").strip().decode("ascii")
+            if value:
+                evidence.add(f"{_EVIDENCE_PREFIXES[file]}:{value}")
+        return frozenset(evidence)
+
+    def _value(self, path: str) -> bytes:
+        """Return the content of a file that holds one value.
+
+        One read(2) returns the whole value if the buffer is larger than the value (Linux,
+        fs/seq_file.c: seq_read_iter).
+
+        Raises:
+            HostError: the file cannot be read.
+        """
+        value = self.host.read_once(path, size=_VALUE_BYTES)
+        if value is None or len(value) == _VALUE_BYTES:
+            return self.host.read(path, limit=_LONGEST_VALUE_BYTES)
+        return value
+
+    def _raw_data_evidence(self, directory: str) -> Evidence:
+        """Return the hash of the loaded bytes; nothing where the kernel does not show them."""
+        if not self.host.exists(f"{directory}/raw_data"):
+            return frozenset()
+        content = self.host.read(f"{directory}/raw_data")
+        return frozenset({f"raw:sha256:{hashlib.sha256(content).hexdigest()}"})
+
+    def _object_evidence(self, directory: str) -> Evidence:
+        """Identify the loaded object and its last replacement, where no file shows its content.
+
+        When a profile is replaced, the kernel keeps its directory and sets the modification time
+        of its files (Linux, security/apparmor/apparmorfs.c: __aafs_profile_migrate_dents).
+        """
+        if not self._boot_id:
+            self._boot_id = self.host.read(_BOOT_ID, limit=4096).strip().decode("ascii")
+        signature = self.host.signature(f"{directory}/mode")
+        if signature is None:
+            raise HostError(f"{directory}/mode", OSError(errno.ENOENT, "its status cannot be read"))
+        modified = stat_signature.modified_ns(signature)
+        return frozenset({f"object:{self._boot_id}:{object_id(directory)}:{modified}"})
+
+
+def object_id(directory: str) -> str:
+    """Return a directory as text for JSON; the kernel cuts a name inside a UTF-8 character."""
+    return directory.encode("utf-8", "surrogateescape").decode("ascii", "backslashreplace")

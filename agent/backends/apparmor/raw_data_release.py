@@ -1,0 +1,78 @@
+"""Waits until the kernel has released the raw data of earlier versions, before policy is loaded.
+
+Some kernels of 2026 (6.1.176, but not 6.1.192) reuse raw data that are being freed when the same
+bytes are loaded again: aa_replace_profiles in security/apparmor/policy.c increments the reference
+count even if it is zero. The kernel warns, and may crash. Raw data that another profile of the
+same load or a process still references stay, and are safe.
+"""
+
+from collections.abc import Collection, Mapping
+from pathlib import PurePosixPath
+from typing import Final
+
+from agent.backends.apparmor import compiled_policy
+from agent.backends.apparmor.kernel_access import ROOT, Probes
+from agent.host.filesystem import Host, HostError
+
+RELEASE_SECONDS: Final = 0.1
+"""The longest wait; the kernel needed 0.2 to 13 ms where this was measured."""
+
+_POLL_SECONDS: Final = 0.001
+
+
+class RawDataRelease:
+    """Which raw data the agent's profiles had, and which of them may be freed now."""
+
+    def __init__(self, host: Host, probes: Probes) -> None:
+        self.host = host
+        self.probes = probes
+        self._generations: dict[str, str] = {}
+        """Name -> the generation of the profile at the last observation."""
+
+        self._replaced: set[str] = set()
+        """Generations that were replaced or removed since the last wait."""
+
+    def record_observation(
+        self, tracked: Collection[str], loaded: Collection[str], generations: Mapping[str, str]
+    ) -> None:
+        """Record the generations of all profiles that the agent tracks.
+
+        Args:
+            tracked: the names that the agent tracks.
+            loaded: those of them that are loaded.
+            generations: the generations of the loaded names, where they are known.
+        """
+        self._replaced |= {
+            generation
+            for name, generation in self._generations.items()
+            if name in tracked
+            and (name not in loaded or generations.get(name, generation) != generation)
+        }
+        self._generations = dict(generations)
+
+    def record_removal(self, removed: str) -> None:
+        """Record that the agent removed a profile with its hats and children."""
+        names = [
+            name
+            for name in self._generations
+            if name == removed or removed in compiled_policy.ancestors(name)
+        ]
+        self._replaced |= {self._generations.pop(name) for name in names}
+
+    def wait(self) -> None:
+        """Wait until the raw data of replaced and removed profiles are gone, or the time is up."""
+        replaced = self._replaced - set(self._generations.values())
+        self._replaced = set()
+        directories = [
+            f"{ROOT}/policy/raw_data/{PurePosixPath(generation).parent.name}"
+            for generation in replaced
+        ]
+        end = self.probes.clock() + RELEASE_SECONDS
+        while any(map(self._exists, directories)) and self.probes.clock() < end:
+            self.probes.pause(_POLL_SECONDS)
+
+    def _exists(self, directory: str) -> bool:
+        try:
+            return self.host.exists(directory)
+        except HostError:
+            return False
