@@ -1,4 +1,4 @@
-"""What may be decided about one key: plain data, for reconcile to act on and account to tell."""
+"""The actions of a plan and their outcomes: values that the executor and the report use."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,28 +10,31 @@ from agent.core.vocabulary import OutcomeResult, ProfileState, Provenance, Reaso
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Install:
-    """Install profile (the desired one), or the entry's installed version when it is None.
-
-    ours: the names whose content on the node may be replaced. others are written as new. foreign:
-    those of ours that another program installed with this very content; they stay foreign. former:
-    the entries that own any of the names now. back: what to put instead if this one fails, since
-    the node lacks the last good version.
-    """
+    """Install, replace or restore one version of a profile."""
 
     id: KeyId
     reason: Reason
     names: tuple[str, ...]
     profile: Profile | None
+    """The desired version. None: the installed version of the ledger entry."""
+
     replaceable: frozenset[str]
+    """Names whose content on the node may be replaced. All other names must be absent."""
+
     foreign: frozenset[str] = frozenset()
+    """Replaceable names that another program installed with this content; they stay foreign."""
+
     findings: tuple[Finding, ...] = ()
     previous_owners: frozenset[KeyId] = frozenset()
+    """Keys whose entries own any of the names now."""
+
     fallback: "Install | None" = None
+    """The restoration of the last good version, in case this installation fails."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adopt:
-    """Track content that is on the node already; it stays somebody else's."""
+    """Track a profile that another program installed with the desired content."""
 
     id: KeyId
     reason: Reason
@@ -42,7 +45,7 @@ class Adopt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keep:
-    """Nothing to do on the node. inherited: what is known of names that other keys had."""
+    """Leave a profile on the node that is installed and intact, and update its ledger entry."""
 
     id: KeyId
     reason: Reason
@@ -54,7 +57,7 @@ class Keep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hold:
-    """Leave the node as it is, for a reason that people should see."""
+    """Leave the node as it is, for a reason that is reported."""
 
     id: KeyId
     reason: Reason
@@ -62,22 +65,24 @@ class Hold:
     state: ProfileState
     findings: tuple[Finding, ...] = ()
     desired: bool = True
+    """Whether a current key provides the names, by its last good version at least."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remove:
-    """Remove names that are ours and no longer desired; prove: only if nobody uses them."""
+    """Remove agent-owned names that are no longer desired."""
 
     id: KeyId
     reason: Reason
     names: tuple[str, ...]
     evidence: Mapping[str, Evidence]
     require_unused: bool
+    """Remove them only if the node proves that no process uses them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """Forget names; the node stays as it is."""
+    """Stop tracking names, without a change of the node."""
 
     id: KeyId
     reason: Reason
@@ -89,10 +94,12 @@ Action = Install | Adopt | Keep | Hold | Remove | Release
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """One action and what became of it. version: what the node holds now, where that is known."""
+    """The outcome of one action."""
 
     action: Action
     result: OutcomeResult
     findings: tuple[Finding, ...] = ()
     version: Version | None = None
+    """The version on the node after the action; None if it is not known."""
+
     seconds: float = 0.0

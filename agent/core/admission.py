@@ -37,7 +37,7 @@ class Limits:
     """Names that all accepted profiles provide."""
 
     policy_bytes: int = 20 << 20
-    """Bytes of what is installed: compiled policies and canonical seccomp files."""
+    """Bytes that are installed for all accepted profiles together."""
 
     findings: int = 3000
     """Findings about keys, in addition to the first finding about each key."""
@@ -176,7 +176,7 @@ class AdmissionBudget:
         if self._names + size.names > limits.names:
             return f"all profile sets together have more than {limits.names} names", _FEWER
         if self._policy_bytes + size.policy_bytes > limits.policy_bytes:
-            size_text = f"{limits.policy_bytes} bytes of compiled policy and seccomp files"
+            size_text = f"{limits.policy_bytes} bytes of installed profiles"
             return f"all profile sets together have more than {size_text}", _FEWER
         is_new = id_ not in self.entries
         if is_new and len(self.entries) + self._new_entries >= limits.ledger_entries:

@@ -1,8 +1,8 @@
-"""What should be on the node: snapshots and inspections, joined and checked against each other.
+"""The desired state: the keys of all profile sets, inspected and compared with each other.
 
-Rule 1: this module decides; it reads nothing and writes nothing.
-Rule 2: the same name with different content in two keys rejects both; identical content counts
-once. Neither silently wins.
+If two keys provide the same name with different content, both are rejected, so that neither
+replaces the other by chance. If their content is equal, one of them is a duplicate. This module
+does no input or output.
 """
 
 from collections import Counter, defaultdict
@@ -30,34 +30,35 @@ from agent.core.model import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Desired:
-    """Every current key, by its Id, in exactly one of the mappings.
-
-    same: keys whose content another key (the value) already provides. sets: every snapshot by
-    its origin. keys: (origin, key) of everything that a set holds, also of kinds left out.
-    left_out: how many keys of a set, by its origin, are of kinds left out. unlisted: how many of
-    its keys have no room and are in none of the mappings; no ledger entry belongs to them.
-    """
+    """Every current key, in exactly one of the first five mappings."""
 
     profiles: Mapping[KeyId, Profile] = field(default_factory=dict)
     rejections: Mapping[KeyId, Rejection] = field(default_factory=dict)
     unchecked: Mapping[KeyId, Unchecked] = field(default_factory=dict)
     pending: Mapping[KeyId, Pending] = field(default_factory=dict)
     duplicates: Mapping[KeyId, KeyId] = field(default_factory=dict)
+    """Keys with the same content as another key, which is the value."""
+
     keys: frozenset[tuple[str, str]] = frozenset()
+    """Profile set and name of every key, also of kinds that are not handled."""
+
     profile_sets: Mapping[str, Snapshot] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)
+    """For each profile set, the number of keys of kinds that are not handled."""
+
     unlisted: Mapping[str, int] = field(default_factory=dict)
+    """For each profile set, the number of keys over a limit that are in none of the mappings."""
 
     def contains(self, id_: KeyId) -> bool:
-        """Return whether the key is there, accepted or not."""
+        """Return whether a key exists, accepted or not."""
         keys = (self.profiles, self.rejections, self.unchecked, self.pending, self.duplicates)
         return any(id_ in mapping for mapping in keys)
 
     def is_present_unaccepted(self, id_: KeyId) -> bool:
-        """Return whether a key's last good version stands, by what is in its place now.
+        """Return whether a key may still exist although no kind accepts its content.
 
-        It is there and not accepted, as whatever kind its content looks now; or a directory
-        above it was refused, so that it cannot be seen.
+        Its last good version stays then. The content may look like another kind, or a directory
+        above the key was rejected, so that the key was not read.
         """
         accepted = any(
             KeyId(kind=kind, profile_set=id_.profile_set, key=id_.key) in one
@@ -81,11 +82,16 @@ def join(
     kinds: frozenset[ProfileKind],
     budget: AdmissionBudget | None = None,
 ) -> Desired:
-    """Inspect every key of every set that was read, then compare them with each other.
+    """Inspect every key of every profile set that was read, and compare the keys.
 
-    kinds: keys of other kinds are left out altogether. A key that the source itself refused is
-    a rejection of each kind it could be, so that its last good version is held. Keys are inspected
-    in the order in which they get room; a key without room is not inspected.
+    A key that the source itself rejected is rejected for each kind that it can belong to, so that
+    its last good version is held.
+
+    Args:
+        snapshots: the results of reading the profile sets.
+        inspect: checks one key.
+        kinds: the kinds to handle; keys of other kinds are left out.
+        budget: the limits on all keys together. A key over a limit is not inspected.
     """
     budget = budget if budget is not None else AdmissionBudget()
     sets = {snapshot.profile_set: snapshot for snapshot in snapshots}
@@ -123,7 +129,7 @@ def _blobs(snapshots: Iterable[Snapshot]) -> Iterable[SourceKey]:
 
 
 def _left_out(snapshots: Iterable[Snapshot], kinds: frozenset[ProfileKind]) -> Counter[str]:
-    """Return how many keys of each set are of kinds that are left out."""
+    """Return for each profile set the number of keys of kinds that are not handled."""
     left_out: Counter[str] = Counter()
     for blob in _blobs(snapshots):
         kind = classify.classify(blob.key, blob.content)
@@ -132,7 +138,7 @@ def _left_out(snapshots: Iterable[Snapshot], kinds: frozenset[ProfileKind]) -> C
 
 
 def _refused_by_source(snapshot: Snapshot, kinds: frozenset[ProfileKind]) -> Iterable[Rejection]:
-    """Return the rejections of keys that their source did not read, of each possible kind."""
+    """Return a rejection per possible kind for each key that its source did not read."""
     for key, finding in snapshot.rejected_keys if isinstance(snapshot, Read) else ():
         could_be = {classify.classify(key, b""), classify.classify(key, b"{")}
         for kind in sorted(kind for kind in could_be if kind is not None and kind in kinds):
@@ -167,7 +173,7 @@ class _Found:
 def _settle(
     profiles: dict[KeyId, Profile], rejections: dict[KeyId, Rejection]
 ) -> dict[KeyId, KeyId]:
-    """Move conflicting profiles to the rejections; return the duplicates of the others."""
+    """Move conflicting profiles to the rejections; return the duplicates of all others."""
     claims: dict[tuple[ProfileKind, str], list[KeyId]] = defaultdict(list)
     for id_, profile in sorted(profiles.items(), key=lambda item: _order(item[0])):
         for name in profile.version.names:
@@ -196,8 +202,8 @@ def _conflict(name: str, other: KeyId) -> Finding:
         code="name_conflict",
         location=name,
         message=f'The name "{name}" is also provided, with different content, by {other}. '
-        "Neither is put.",
-        hint="Give one of them another name, or make their content the same.",
+        "Neither version is installed.",
+        hint="Rename one of the profiles, or make their content equal.",
     )
 
 

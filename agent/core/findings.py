@@ -1,9 +1,8 @@
-"""Every problem the agent can report, in one table.
+"""Findings: the coded messages about keys, profiles, sources and the node.
 
-Rule 1: a code, once released, never changes its meaning: logs, metrics, Events and the
-runbook are keyed by it.
-Rule 2: a problem says what, where, what follows and what to do next, and never quotes a
-profile body or a secret.
+The table CODES contains every code with its severity. Logs, metrics, Events and the runbook refer
+to codes, so a released code never changes its meaning. A message states what happened, where, what
+follows and what to do next. It never quotes the text of a profile or a secret.
 """
 
 from collections.abc import Iterable
@@ -20,7 +19,7 @@ class Severity(StrEnum):
     NOTICE = "notice"
 
 
-MAX_FINDINGS: Final = 50  # problems of one key: a hostile one could make hundreds of thousands
+MAX_FINDINGS: Final = 50  # A hostile key could cause hundreds of thousands of findings.
 
 CODES: Final[dict[str, Severity]] = {
     # sources
@@ -43,9 +42,9 @@ CODES: Final[dict[str, Severity]] = {
     "remove_failed": Severity.ERROR,
     "in_use": Severity.NOTICE,  # removal held: a process is confined by it
     "use_unknown": Severity.NOTICE,  # removal held: cannot prove that nobody uses it
-    # AppArmor
+    # compiled policy
     "text_unsafe": Severity.ERROR,  # invisible characters: a NUL ends a word for the parser
-    "parser_rejected": Severity.ERROR,  # apparmor_parser's own message
+    "parser_rejected": Severity.ERROR,  # the parser's own message
     "parser_killed": Severity.ERROR,  # CPU, memory, output or wall-clock limit
     "parser_not_sandboxed": Severity.NOTICE,  # the parser could open any file that a text includes
     "no_profile": Severity.ERROR,  # compiles, declares nothing
@@ -64,7 +63,7 @@ CODES: Final[dict[str, Severity]] = {
     "rule_not_enforced": Severity.WARNING,  # rules that this kernel does not mediate were left out
     "unconfined_exec": Severity.WARNING,  # ux, Ux and friends
     "unconfined_transition": Severity.WARNING,  # change_profile -> unconfined
-    # seccomp
+    # system call filters
     "not_json": Severity.ERROR,
     "not_a_profile": Severity.ERROR,  # another format; a profile may be inside it
     "duplicate_key": Severity.ERROR,
@@ -73,7 +72,7 @@ CODES: Final[dict[str, Severity]] = {
     "fails_open": Severity.ERROR,  # some runtime would run the container without the filter meant
     "runtime_hang": Severity.ERROR,
     "runtime_crash": Severity.ERROR,
-    "not_portable": Severity.ERROR,  # only CRI-O understands it: --seccomp-format docker
+    "not_portable": Severity.ERROR,  # only CRI-O understands it
     "notify_refused": Severity.ERROR,
     "unknown_syscall": Severity.ERROR,  # under an allow default
     "filter_too_large": Severity.ERROR,
@@ -115,19 +114,25 @@ CODES: Final[dict[str, Severity]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that is not as it should be.
-
-    code: a key of CODES. where: the key, path or name it concerns, with the field or line where
-    there is one (`syscalls[4].action`, `line 7`). what: one or two sentences. hint: what to do
-    next, or empty. detail: names that the log and the reports of commands contain, but not the
-    status page and the Events, which more people can read: pods of other namespaces; or empty.
-    """
+    """One coded message: an error, a warning or a notice."""
 
     code: str
+    """A key of CODES."""
+
     location: str
+    """The key, path or name, with the field or line, for example `syscalls[4].action`."""
+
     message: str
+    """What happened and what follows, in one or two sentences."""
+
     hint: str = ""
+    """What to do next."""
+
     detail: str = ""
+    """Names for the log and for reports of commands only, such as pods of other namespaces.
+
+    More people can read the status page and the Events, so these do not contain the detail.
+    """
 
     def __post_init__(self) -> None:
         if self.code not in CODES:
@@ -135,14 +140,14 @@ class Finding:
 
     @property
     def severity(self) -> Severity:
-        """Return error, warning or notice: the code decides."""
+        """Return the severity of the code."""
         return CODES[self.code]
 
 
 def limit_findings(found: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Return at most MOST of the problems of one key, and one more that says that there are more.
+    """Return at most MAX_FINDINGS findings about one key, and a note if there are more.
 
-    An error is among them if there is one. Nothing more is asked for once that is sure.
+    If any finding is an error, at least one error is returned. The iteration stops early.
     """
     kept: list[Finding] = []
     refused = more = False
@@ -161,5 +166,7 @@ def limit_findings(found: Iterable[Finding]) -> tuple[Finding, ...]:
 
 def _more(last: Finding) -> Finding:
     return Finding(
-        code=last.code, location=last.location, message="There is more, which is not told."
+        code=last.code,
+        location=last.location,
+        message=f"More problems were found; only the first {MAX_FINDINGS} are shown.",
     )

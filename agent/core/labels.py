@@ -1,8 +1,8 @@
-"""Which labels the own Node is to have: a pure function of a report.
+"""The labels that the agent's Node should have: a pure function of a report.
 
-Rule 1: a label says what was verified in this pass; where the agent could not look, at the node or
-at what is desired, what is there stays and nothing is added. Rule 2: a name that nobody desires any
-more has no label, used or not. Rule 3: two names that meet in one label get none.
+A label states what the pass verified. If the agent could not observe the node or read a source,
+existing labels stay and no label is added. A name that is no longer desired has no label, even if
+it is in use. If two names have the same label key, neither gets a label.
 """
 
 import hashlib
@@ -33,14 +33,14 @@ _CONFIG_MAP: Final = "configmap "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Labels:
-    """The whole set of own labels, and what could not be told."""
+    """All labels of the agent, and the findings about names without a label."""
 
     labels: Mapping[str, str] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
 
 
 def label_name(text: str) -> str:
-    """Return the last part of a label's key for a profile or ConfigMap, the same every time.
+    """Return the last part of the label key of a profile or ConfigMap. It is always the same.
 
     A label key allows most texts as they are, with `__` for each `/`. A text that it does not
     allow, or that could be mistaken for another one, is shortened: the suffix is "-" and the first
@@ -64,7 +64,7 @@ def label_key(kind: ProfileKind, text: str, domain: str) -> str:
 
 
 def is_agent_label(label: str, domain: str) -> bool:
-    """Return whether a label's key lies below one of the agent's prefixes."""
+    """Return whether a label key has one of the agent's prefixes."""
     prefix, _, _ = label.rpartition("/")
     return prefix == domain or (
         prefix.endswith(f".{domain}") and prefix.removesuffix(f".{domain}") in _PREFIXES
@@ -72,7 +72,7 @@ def is_agent_label(label: str, domain: str) -> bool:
 
 
 def has_agent_label_form(label: str) -> bool:
-    """Return whether a label's key has the form of the agent's, whatever its domain is."""
+    """Return whether a label key has the form of the agent's label keys, in any domain."""
     prefix, _, text = label.rpartition("/")
     return prefix.partition(".")[0] in _PREFIXES or (prefix != "" and text in KINDS)
 
@@ -81,7 +81,7 @@ _PREFIXES: Final = (*KINDS, "set", *(f"{kind}-digest" for kind in KINDS))
 
 
 def node_selector(row: ProfileStatus, domain: str) -> dict[str, str]:
-    """Return the nodeSelector that finds nodes with this row's profile; empty: there is none."""
+    """Return the nodeSelector that selects nodes with this profile; empty if it has no label."""
     if not _labelled(row):
         return {}
     return {label_key(row.kind, row.name, domain): _value(row)}
@@ -95,16 +95,20 @@ def labels_for(
     limit: int = DEFAULT_LIMIT,
     present: Mapping[str, str],
 ) -> Labels:
-    """Return the labels that a report earns.
+    """Return the labels that follow from a report.
 
-    present: the own labels that the Node has now; they keep their place when there are more than
-    limit.
+    Args:
+        report: the report of a pass.
+        domain: the domain of the label keys.
+        digest: whether to add labels with the digest of the source.
+        limit: the largest number of labels.
+        present: the agent's labels that the Node has now. They have priority over new labels.
     """
     collisions = _collisions(report, domain)
     labels: dict[str, str] = {}
     for row in sorted(
         report.profiles, key=_is_observed
-    ):  # what was observed replaces what was kept
+    ):  # Observed rows come last, so that their labels replace the labels that were kept.
         if label_key(row.kind, row.name, domain) not in collisions:
             labels.update(_of_row(row, domain, present, digest=digest))
     for status in report.profile_sets:
@@ -126,10 +130,10 @@ def labels_for(
 
 
 def _collisions(report: Report, domain: str) -> dict[str, frozenset[str]]:
-    """Return the label keys that stand for more than one desired name or ConfigMap, and for which.
+    """Return the label keys that belong to more than one desired name or ConfigMap.
 
-    Names count whether they have a label or not: a label would say of a rejected profile that it
-    is on the node. A rejected or pending AppArmor text whose names are not known cannot count.
+    Names without a label count as well, because a shared label would claim that a rejected profile
+    is on the node. Keys whose names are not known cannot count.
     """
     meanings: dict[str, set[str]] = defaultdict(set)
     for kind, names in report.desired_names.items():
@@ -140,7 +144,7 @@ def _collisions(report: Report, domain: str) -> dict[str, frozenset[str]]:
             meanings[label_key(row.kind, row.name, domain)].add(row.name)
     for status in report.profile_sets:
         meanings[_set_key(status.profile_set, domain)].add(status.profile_set)
-    meanings.pop("", None)  # sets that have no label
+    meanings.pop("", None)  # profile sets without a label
     return {label: frozenset(texts) for label, texts in meanings.items() if len(texts) > 1}
 
 
@@ -153,7 +157,7 @@ def _is_observed(row: ProfileStatus) -> bool:
 
 
 def _may_be_undesired(row: ProfileStatus) -> bool:
-    """Return whether it is unknown if a source desires the name."""
+    """Return whether an unreadable source or a pending key may desire the name."""
     return row.reason == Reason.SOURCE_UNREADABLE or (
         row.state == ProfileState.HELD and row.reason == Reason.PENDING
     )
@@ -183,14 +187,14 @@ def _of_row(
         if not _may_be_undesired(row):
             yield one, value
         elif one in present:
-            yield one, present[one]  # whether it is desired is not known: nothing changes
+            yield one, present[one]  # Unknown whether it is desired, so the label stays.
 
 
 def _set_key(origin: str, domain: str) -> str:
-    """Return the key of the label of a profile set; empty: the set has none.
+    """Return the label key of a profile set, or an empty string if the set has no label.
 
-    Only a ConfigMap of the API server has a name that means the same on every node. A directory or
-    a manifest is a path of one host, so that its profiles have labels and the set has none.
+    Only the name of a ConfigMap means the same on every node. A directory or a manifest is a path
+    of one host, so its profiles have labels and the profile set has no label.
     """
     if not origin.startswith(_CONFIG_MAP):
         return ""
@@ -200,9 +204,10 @@ def _set_key(origin: str, domain: str) -> str:
 def _is_ready(
     report: Report, status: ProfileSetStatus, domain: str, present: Mapping[str, str]
 ) -> bool:
-    """Return whether every key of a ConfigMap has a verified version in place.
+    """Return whether every key of a ConfigMap has a verified version on the node.
 
-    What was ready stays so while the ConfigMap, or a profile that has its label, cannot be seen.
+    A ConfigMap that was ready stays ready while it cannot be read, or while its labelled profiles
+    cannot be observed.
     """
     rows = [
         row
@@ -220,7 +225,7 @@ def _is_ready(
 
 
 def _unseen(row: ProfileStatus, domain: str, present: Mapping[str, str]) -> bool:
-    """Return whether a profile was verified before, and cannot be looked at now."""
+    """Return whether a profile has a label and cannot be observed now."""
     return (
         row.state == ProfileState.UNOBSERVABLE and label_key(row.kind, row.name, domain) in present
     )
@@ -229,13 +234,15 @@ def _unseen(row: ProfileStatus, domain: str, present: Mapping[str, str]) -> bool
 def _limited(
     labels: Mapping[str, str], domain: str, limit: int, present: Mapping[str, str]
 ) -> tuple[dict[str, str], int]:
-    """Return at most limit labels, and how many were left out."""
+    """Return at most `limit` labels, and the number of labels that were left out."""
 
     def rank(label: str) -> tuple[bool, bool, bool, bool, str]:
         prefix = label.partition("/")[0]
         return (
-            prefix != domain,  # what this node can do at all comes first
-            prefix.endswith(f"-digest.{domain}"),  # a digest without its name is of no use
+            prefix != domain,  # The labels of supported kinds come first.
+            prefix.endswith(
+                f"-digest.{domain}"
+            ),  # The label of a digest is useless without the label of its name.
             label not in present,
             prefix != f"set.{domain}",
             label,
@@ -249,9 +256,9 @@ def _collision(label: str, names: list[str]) -> Finding:
     return Finding(
         code="label_collision",
         location=label,
-        message="This label would stand for " + " and ".join(f'"{text}"' for text in names) + ". "
-        "None of them gets the label.",
-        hint="Give one of them another name.",
+        message=" and ".join(f'"{text}"' for text in names) + " have the same label key. "
+        "None of them gets a label.",
+        hint="Rename one of them.",
     )
 
 
@@ -259,7 +266,7 @@ def _too_many(left: int, limit: int) -> Finding:
     return Finding(
         code="label_limit",
         location="node labels",
-        message=f"{left} labels more than --label-limit {limit} were left out.",
-        hint="Select by the ConfigMap's own label set.DOMAIN/NAMESPACE__NAME, or raise "
+        message=f"The Node has no labels for {left} names, because --label-limit is {limit}.",
+        hint="Use the label of the ConfigMap (set.DOMAIN/NAMESPACE__NAME), or increase "
         "--label-limit.",
     )

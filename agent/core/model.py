@@ -1,7 +1,7 @@
-"""The values that flow through the agent.
+"""The values that the parts of the agent exchange: keys, profiles, versions and observations.
 
-Rule 1: every value is frozen; nothing here reads, writes, logs or knows the time.
-Rule 2: empty, missing, unreadable and unsupported are four answers, each a type of its own.
+Every value is frozen, and nothing in this module does input or output. An empty, a missing, an
+unreadable and an unsupported source or node are different types, so that no code confuses them.
 """
 
 import hashlib
@@ -16,12 +16,10 @@ from agent.core.vocabulary import Provenance, UnreadableCause
 ProfileKind = Literal["apparmor", "seccomp"]
 KINDS: Final[tuple[ProfileKind, ...]] = get_args(ProfileKind)
 
-# What proves content: opaque tokens such as "raw:sha256:<hex>" (the kernel's hash of the loaded
-# blob), "own:sha256:<hex>" (its hash of one profile), "bytes:<hex>" (a file's sha256),
-# "canonical:<hex>" (sha256 of a file's canonical form). Two contents are the same when their
-# evidence shares a token. No token is ever made from a name or an exit status. Where a backend can
-# read no content, a token may identify one unchanged object on the node instead
-# (ObservedProfile.is_readable).
+# Evidence consists of opaque tokens that identify content. Each backend defines its own tokens,
+# for example "bytes:<hex>", the sha256 of a file. Two contents are the same if their evidence has
+# a token in common. No token is made from a name or an exit status. Where a backend cannot read
+# content, a token may identify one unchanged object on the node (ObservedProfile.is_readable).
 Evidence = frozenset[str]
 
 
@@ -32,62 +30,58 @@ def digest(content: bytes) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyId:
-    """Which key of which set: the identity of a profile, a rejection and a ledger entry.
-
-    origin is for people and for comparison, e.g. `dir /etc/profiles` or
-    `configmap kube-system/node-profiles`. key is the key's name, or the path relative to a
-    directory, with forward slashes.
-    """
+    """The identity of a profile, a rejection and a ledger entry."""
 
     kind: ProfileKind
     profile_set: str
+    """For example `dir /etc/profiles` or `configmap kube-system/node-profiles`."""
+
     key: str
+    """The data key, or the path relative to the directory, with forward slashes."""
 
     def __str__(self) -> str:
         return f'{self.kind} profile "{self.key}" in {self.profile_set}'
 
 
-# --- what should be -----------------------------------------------------------------------------
+# --- desired ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceKey:
-    """One key of one set, undecoded.
-
-    prefix is prepended to the path of a seccomp profile. name is the key's own name where key is
-    qualified to tell it from others of its set (`kube-system/web/audit.json` of a manifest).
-    """
+    """One key of one profile set, with its undecoded content."""
 
     profile_set: str
     key: str
     content: bytes
     prefix: str = ""
+    """A directory in front of the key, for kinds that install files."""
+
     name: str = ""
+    """The plain name of a key that is qualified, such as `audit.json` of `ns/web/audit.json`."""
 
     @property
     def path(self) -> str:
-        """Return the path that a seccomp profile of this key has below the seccomp directory."""
+        """Return the path of this key in the directory of the installed files."""
         return self.prefix + (self.name or self.key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Read:
-    """A set that was read completely, once.
-
-    refused: keys that were rejected before their content was read, and why. created: when the API
-    server created the set, as RFC 3339 in UTC; empty for files of the node.
-    """
+    """A profile set that was read completely, once."""
 
     profile_set: str
     revision: str
     source_keys: tuple[SourceKey, ...]
     rejected_keys: tuple[tuple[str, Finding], ...] = ()
+    """Keys that were rejected before their content was read, each with the reason."""
+
     created: str = ""
+    """The creation time of the ConfigMap (RFC 3339, UTC); empty for files of the node."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Emptied:
-    """A set that exists and holds no profile at all."""
+    """A profile set that exists and contains no profile."""
 
     profile_set: str
     revision: str
@@ -95,7 +89,7 @@ class Emptied:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Missing:
-    """A set that does not exist."""
+    """A profile set that does not exist."""
 
     profile_set: str
     reason: str
@@ -103,11 +97,7 @@ class Missing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unreadable:
-    """A set that may exist, but could not be read completely.
-
-    cause: no answer came, or the answer is known and is refused: the set is invalid, or it is
-    larger than a limit allows.
-    """
+    """A profile set that may exist, but could not be read completely."""
 
     profile_set: str
     reason: str
@@ -119,21 +109,25 @@ Snapshot = Read | Emptied | Missing | Unreadable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """One version of one profile: what the ledger remembers, without the bytes.
-
-    provides: names that pods refer to (AppArmor profile names with hats and children, or the one
-    seccomp localhostProfile path). source, body: sha256 of the key's bytes and of what is put on
-    the node (canonical JSON; the compiled policy). context: what body was made for (a digest of
-    kernel features, parser and includes; empty where it depends on nothing). modes: AppArmor mode
-    per name. evidence: per name, what the node shows when it holds this version.
-    """
+    """One version of one profile, as the ledger records it, without the bytes."""
 
     names: tuple[str, ...]
+    """The names that pods can reference, with the names of children."""
+
     source_digest: str
+    """The sha256 of the content of the key."""
+
     body_digest: str
+    """The sha256 of the bytes that are installed."""
+
     context: str = ""
+    """A digest of everything else that the body was made from; empty if there is nothing."""
+
     modes: Mapping[str, str] = field(default_factory=dict)
+    """The mode of each name; empty for kinds without modes."""
+
     evidence: Mapping[str, Evidence] = field(default_factory=dict)
+    """The evidence that the node shows for each name if it has this version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +138,7 @@ class Profile:
     version: Version
     source: bytes
     body_size: int
-    """Bytes of what is installed; `version.body_digest` is their digest."""
+    """The number of bytes that are installed."""
 
     findings: tuple[Finding, ...] = ()
     prefix: str = ""
@@ -152,14 +146,12 @@ class Profile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
-    """One refused key, with at least one problem of severity error.
-
-    provides: the names that it would provide, where that is known: they are still wanted.
-    """
+    """One rejected key, with at least one finding of severity error."""
 
     id: KeyId
     findings: tuple[Finding, ...]
     names: tuple[str, ...] = ()
+    """The names that the key would provide, as far as they are known. They stay claimed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,14 +164,12 @@ class Unchecked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pending:
-    """One key whose check goes on in the background.
-
-    problems: why the check has taken longer than usual, if it has.
-    """
+    """One key that is still being checked in the background."""
 
     id: KeyId
     source: bytes
     findings: tuple[Finding, ...] = ()
+    """Why the check takes longer than usual; usually empty."""
 
     def may_provide(self, name: str) -> bool:
         """Return whether the key's text mentions the last part of a name as a word."""
@@ -190,25 +180,28 @@ class Pending:
 Inspected = Profile | Rejection | Unchecked | Pending
 
 
-# --- what is ------------------------------------------------------------------------------------
+# --- observed -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObservedProfile:
-    """What the node has under one name.
-
-    evidence: empty if the content cannot be compared with any other.
-    mode: the mode of an AppArmor profile; empty for other kinds.
-    is_own: whether this agent created the object that has the name now. The same content may have
-        been installed by another program after this agent's object was gone. None: the backend
-        keeps no record of objects, and the evidence alone decides.
-    is_readable: whether the node shows the content, or a hash of it.
-    """
+    """The profile that the node has under one name."""
 
     evidence: Evidence
+    """Empty if the content cannot be compared with any other content."""
+
     mode: str = ""
+    """Empty for kinds without modes."""
+
     is_agent_object: bool | None = None
+    """Whether this agent created the object on the node.
+
+    Another program can install the same content after the agent's object was removed. None: the
+    backend keeps no record of objects, and the evidence alone decides.
+    """
+
     is_readable: bool = True
+    """Whether the node shows the content, or a hash of the content."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,14 +211,14 @@ class Unused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InUse:
-    """Processes that use the name, by process id in the host's PID namespace."""
+    """Proof that processes use the name, with their PIDs in the PID namespace of the host."""
 
     pids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnknownUse:
-    """Neither proof nor counter-proof, and why."""
+    """No proof whether a process uses the name, and the reason."""
 
     reason: str
 
@@ -235,19 +228,21 @@ Use = Unused | InUse | UnknownUse
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """A complete look: every name asked about that is not in facts is absent.
-
-    remarks: findings about the whole node.
-    """
+    """A complete observation of the requested names of one kind."""
 
     profiles: Mapping[str, ObservedProfile]
+    """The profile of each requested name. A name that is not in the mapping is absent."""
+
     uses: Mapping[str, Use] = field(default_factory=dict)
+    """The use of each name that may be removed."""
+
     findings: tuple[Finding, ...] = ()
+    """Findings about the whole node."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unobservable:
-    """The node may hold profiles of this kind, but they could not be looked at completely."""
+    """The node may have profiles of this kind, but they could not be observed completely."""
 
     finding: Finding
 
@@ -262,21 +257,24 @@ class Unsupported:
 Observed = Observation | Unobservable | Unsupported
 
 
-# --- what was done before: the ledger ------------------------------------------------------------
+# --- the ledger ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEntry:
-    """One ledger entry. A staged version that was never installed is not ownership.
-
-    retired: names that a former version provided, that are still ours to remove, with what the
-    node shows for them (AppArmor keeps a child loaded when its parent is replaced without it).
-    prefix: the seccomp prefix of its set, needed to check the source again.
-    """
+    """The ledger entry of one key. A staged version alone is no proof of ownership."""
 
     id: KeyId
     provenance: Provenance
     installed: Version | None = None
     staged: Version | None = None
+    """The version of an installation that has not been verified and committed."""
+
     retired: Mapping[str, Evidence] = field(default_factory=dict)
+    """Agent-owned names of previous versions that are still on the node, with their evidence.
+
+    A kernel can keep a child profile loaded when its parent is replaced by a version without it.
+    """
+
     prefix: str = ""
+    """The prefix of the source key, which another inspection of the source needs."""

@@ -1,7 +1,7 @@
-"""What the core asks of the world: the protocols that kinds, sources and the ledger fulfil.
+"""The protocols that backends, sources and the ledger implement, with their result types.
 
-Rule 1: nothing here decides. Rule 2: a foreseen failure is a value (a Problem, a Unobservable, an
-Unreadable); only a bug is an exception.
+Nothing in this module decides. An expected failure is a value, such as a finding, `Unobservable`
+or `Unreadable`; only a bug raises an exception.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -28,7 +28,7 @@ from agent.core.model import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Installed:
-    """A put that was verified on the node: what the node shows per name, and the modes."""
+    """A verified installation, with the evidence and the mode of each name on the node."""
 
     evidence: Mapping[str, Evidence]
     modes: Mapping[str, str]
@@ -36,29 +36,29 @@ class Installed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """A put or a removal that did not happen, or could not be verified."""
+    """An installation or a removal that failed, or that could not be verified."""
 
     finding: Finding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removed:
-    """The names are gone from the node (or were not there)."""
+    """The names are no longer on the node."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StillInUse:
-    """Nothing was removed: per name, who uses it or why that cannot be told."""
+    """Nothing was removed, because these names are in use, or their use is not known."""
 
     uses: Mapping[str, InUse | UnknownUse]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sandbox:
-    """Whether the program that reads a kind's texts is kept from opening other files."""
+    """Whether a sandbox keeps the program that reads profile texts from opening other files."""
 
     finding: Finding | None = None
-    """Why it is not; None where the sandbox is active."""
+    """Why there is no sandbox; None if the sandbox is active."""
 
 
 class InstalledForm(StrEnum):
@@ -83,7 +83,7 @@ class Capabilities:
 
 
 class ProfileBackend(Protocol):
-    """One kind of profile: recognises nothing, decides nothing; checks, looks, writes, verifies."""
+    """Inspects, observes, installs, verifies and removes the profiles of one kind."""
 
     @property
     def name(self) -> ProfileKind:
@@ -94,7 +94,7 @@ class ProfileBackend(Protocol):
         """Return how this kind differs from others. The value never changes."""
 
     def begin_pass(self) -> None:
-        """Begin a pass: use what background checks have found since the last one."""
+        """Begin a pass, and collect the results of background checks."""
 
     def wait(self, progress: Callable[[int, int], None]) -> bool:
         """Wait until no background check is running.
@@ -108,25 +108,25 @@ class ProfileBackend(Protocol):
         """
 
     def inspect(self, source_key: SourceKey) -> Inspected:
-        """Check one key without touching the node. The same blob gives the same answer."""
+        """Check one key without a change of the node. The same key gives the same result."""
 
     def body(self, profile: Profile) -> bytes | None:
         """Return the bytes to install, whose digest is `profile.version.body_digest`.
 
-        None: the backend does not have them any more. Another `inspect` makes them again.
+        None: the backend no longer has these bytes. Another `inspect` produces them again.
         """
 
     def discard(self, profile: Profile) -> None:
-        """Remove from memory what `inspect` keeps of a profile; it may be inspected again."""
+        """Free the memory that `inspect` uses for a profile. It may be inspected again later."""
 
     def accepts_context(self, context: str) -> bool:
-        """Return whether a body made in that Version.context may be put on this node now."""
+        """Return whether a body with this `Version.context` may be installed on this node now."""
 
     def sandbox(self) -> Sandbox | None:
         """Return the state of the sandbox; None for a kind that starts no program."""
 
     def observe(self, names: Collection[str], removal_candidates: Collection[str]) -> Observed:
-        """Look at the node: facts for every one of names that is there; uses for suspects."""
+        """Observe the names on the node, and the use of the names that may be removed."""
 
     def install(
         self,
@@ -138,29 +138,32 @@ class ProfileBackend(Protocol):
     ) -> Installed | Failed:
         """Install the body of a profile, and verify it.
 
-        foreign: names in ours that another program installed with this content; the backend does
-        not record them as this agent's own.
-        Names not in ours are written so that a profile of somebody else that appeared meanwhile
-        is never replaced; it gives Failed with foreign_name instead.
+        Args:
+            profile: the profile to install.
+            body: the bytes to install.
+            replaceable: names whose content on the node may be replaced. If any other name is on
+                the node, nothing is replaced, and the result is Failed with `foreign_name`.
+            foreign: replaceable names that another program installed with this content. The
+                backend does not record them as created by this agent.
         """
 
     def remove(
         self, names: Collection[str], evidence: Mapping[str, Evidence], *, require_unused: bool
     ) -> Removed | StillInUse | Failed:
-        """Remove names, after a last look at the node.
+        """Remove names after another check of the node.
 
-        They must still hold what evidence says per name (other content is foreign_name) and, with
-        prove, nobody may use them.
+        Each name must still have the content of its evidence; other content is `foreign_name`.
+        With `require_unused`, no process may use any of the names.
         """
 
     def is_unchanged(self) -> bool:
-        """Return whether the node is as this kind saw or left it last, by cheap signs.
+        """Return whether the node is unchanged since the last observation or action.
 
-        The policy revision; stat signatures of files. False where that is not known.
+        Signatures and revisions are enough; False if they cannot tell.
         """
 
     def invalidate(self) -> None:
-        """Trust no cheap sign at the next look."""
+        """Read the content itself at the next observation."""
 
 
 class ConfinementTracker(Protocol):
@@ -183,42 +186,42 @@ class ConfinementTracker(Protocol):
 
 
 class Source(Protocol):
-    """One place that profiles come from."""
+    """A place that profiles come from."""
 
     @property
     def watched_path(self) -> Path | None:
-        """Return the directory or file of this machine whose changes concern the source, if any."""
+        """Return the directory or file to watch for changes of the source, or None."""
 
     def read(self) -> tuple[Snapshot, ...]:
-        """Read every set of this source once; cheap signs may stand for content."""
+        """Read every profile set once. A set with an unchanged signature is not read again."""
 
     def invalidate(self) -> None:
-        """Trust no cheap sign at the next read."""
+        """Read the content itself at the next `read`."""
 
     def explain_absence(self, profile_set: str) -> Snapshot | None:
-        """Return what is known of a set of the ledger that `read` did not give.
+        """Return the snapshot of a profile set of the ledger that `read` did not return.
 
-        None: it is no set of this source, and so nothing of it is touched.
+        None: the set does not belong to this source, so its profiles are left alone.
         """
 
 
 class Ledger(Protocol):
-    """The memory of what this agent put on the node."""
+    """The record of the profiles that this agent installed on the node."""
 
     def entries(self) -> Mapping[KeyId, LedgerEntry] | Finding:
         """Return every entry, or why they cannot be trusted (newer schema, unreadable)."""
 
     def write(self, entry: LedgerEntry) -> Finding | None:
-        """Store the entry durably (fsync), replacing the former one atomically."""
+        """Store an entry durably (fsync), and replace its previous version atomically."""
 
     def delete(self, id_: KeyId) -> Finding | None:
-        """Forget the entry."""
+        """Delete an entry."""
 
     def store_content(self, content: bytes) -> Finding | None:
         """Store bytes under their sha256, durably; a no-op if they are there and whole."""
 
     def has_content(self, digest: str) -> bool:
-        """Return whether bytes of that sha256 are kept, as far as a cheap look tells."""
+        """Return whether bytes with this sha256 are stored. Their content is not read."""
 
     def content(self, digest: str) -> bytes | None:
         """Return the bytes of that sha256, or None if absent or damaged."""

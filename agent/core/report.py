@@ -1,7 +1,7 @@
-"""What a pass found and did: the only thing that reporters see.
+"""The report of a pass: the state of every profile and profile set, and the findings.
 
-Rule 1: a row says `installed` only if the node was seen to hold that version in this pass.
-Rule 2: the exit status is a pure function of the report.
+Reporters see nothing but the report. A profile is `installed` only if this pass verified it on the
+node. The exit status depends on the report alone.
 """
 
 from collections.abc import Mapping
@@ -25,53 +25,58 @@ _CHANGES: Final = INSTALLS | {ActionName.ADOPT, ActionName.REMOVE, ActionName.RE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfileStatus:
-    """One provided name of one key (or the key itself, where no name is known: name is empty).
-
-    name: AppArmor profile name, or seccomp path. localhost_profile: the exact string for
-    securityContext.{appArmorProfile,seccompProfile}.localhostProfile, empty where there is none.
-    source, installed, policy: sha256 hex of the key's bytes, of the file written (seccomp) and
-    of the compiled policy (AppArmor); empty where unknown or of the other kind. mode: in the
-    kernel (enforce, complain, kill, unconfined), empty for seccomp. desired: a current key, or the
-    last good version of one, provides the name.
-    """
+    """The row of one name that a key provides, or of a key that provides no known name."""
 
     kind: ProfileKind
     profile_set: str
     key: str
     name: str
+    """Empty if the names of the key are not known."""
+
     localhost_profile: str
+    """The value for `localhostProfile` in the security context of a pod; empty if there is none."""
+
     state: ProfileState
     action: ActionName
     reason: Reason
     source_digest: str = ""
+    """The sha256 of the content of the key; empty if it is not known."""
+
     installed: str = ""
+    """The sha256 of the installed file; empty for kinds that install policy."""
+
     policy: str = ""
+    """The sha256 of the compiled policy; empty for kinds that install files."""
+
     mode: str = ""
+    """The mode in the kernel; empty for kinds without modes."""
+
     desired: bool = True
+    """Whether a current key provides the name, by its last good version at least."""
+
     findings: tuple[Finding, ...] = ()
     reason_text: str = ""
-    """What to show instead of the reason, where more is known."""
+    """A text to show instead of the reason, if it says more."""
 
     @property
     def why(self) -> str:
-        """Return the text of the reason, as people read it."""
+        """Return the text of the reason that is shown to users."""
         return self.reason_text or self.reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfileSetStatus:
-    """How reading one set went.
-
-    left_out: its keys of kinds that are not handled (--kinds). cause: why an unreadable set is so.
-    """
+    """The result of reading one profile set."""
 
     profile_set: str
     state: ProfileSetState
     reason: str = ""
     keys: int = 0
     left_out: int = 0
+    """How many of its keys belong to kinds that `--kinds` excludes."""
+
     unlisted: int = 0
-    """How many of its keys have no room and no row."""
+    """How many of its keys exceed a limit and have no row of their own."""
     cause: UnreadableCause | None = None
 
 
@@ -110,41 +115,44 @@ class Report:
 
     @property
     def converged(self) -> bool:
-        """Return whether everything desired is verified in place and nothing is pending."""
+        """Return whether all accepted profiles are verified on the node and no key is pending."""
         return is_converged(self, allow_unsupported=False)
 
 
 def merge_reports(first: Report, second: Report) -> Report:
-    """Merge the reports of two consecutive passes: the actions of both, the state of the second.
+    """Merge the reports of two consecutive passes.
 
-    A change by the first pass is part of it, where the second found nothing to do.
+    The states are those of the second pass. A change by the first pass is included if the second
+    pass had nothing to do for that profile.
     """
 
-    def place(row: ProfileStatus) -> tuple[str, ...]:
+    def identity(row: ProfileStatus) -> tuple[str, ...]:
         return (row.kind, row.profile_set, row.key, row.name)
 
-    changed = {place(row): row for row in first.profiles if row.action in _CHANGES}
-    rows = {place(row): row for row in second.profiles}
-    for where, row in changed.items():
-        now = rows.get(where)
+    changed = {identity(row): row for row in first.profiles if row.action in _CHANGES}
+    rows = {identity(row): row for row in second.profiles}
+    for row_identity, row in changed.items():
+        now = rows.get(row_identity)
         if now is None and row.state in (ProfileState.REMOVED, ProfileState.RELEASED):
-            rows[where] = row
+            rows[row_identity] = row
         elif now is not None and (
             now.action == ActionName.KEEP
             or (now.action == ActionName.HOLD and now.state == row.state)
         ):
-            rows[where] = replace(now, action=row.action, reason=row.reason)
+            rows[row_identity] = replace(
+                now, action=row.action, reason=row.reason, reason_text=row.reason_text
+            )
     seconds = {step: first.seconds.get(step, 0.0) + spent for step, spent in second.seconds.items()}
     return replace(second, profiles=tuple(rows.values()), seconds=seconds)
 
 
 def repeats_source_state(finding: Finding) -> bool:
-    """Return whether a problem only repeats what a set's state says."""
+    """Return whether a finding only repeats the state of a profile set."""
     return finding.code.startswith("source_")
 
 
-# A held row is fine when its removal waits for its users; the sets speak for missing sources.
-_FINE = frozenset(
+# A held profile may wait for its users. The states of the profile sets cover missing sources.
+_CONVERGED_STATES = frozenset(
     {
         ProfileState.INSTALLED,
         ProfileState.HELD,
@@ -157,29 +165,29 @@ _FINE = frozenset(
 
 
 def is_converged(report: Report, *, allow_unsupported: bool) -> bool:
-    """Return whether everything desired is in place, whether or not the Node's labels say so."""
-    return _of_profiles(report, allow_unsupported=allow_unsupported) == 0
+    """Return whether the node is converged. The labels of the Node do not matter."""
+    return _profiles_status(report, allow_unsupported=allow_unsupported) == 0
 
 
 def exit_status(report: Report, *, allow_unsupported: bool) -> Literal[0, 1, 3]:
-    """Return 0, 1 or 3, as docs/reference.md says."""
-    if any(one.code in ("node_unreachable", "label_refused") for one in report.findings):
+    """Return the exit status of a command: 0, 1 or 3. docs/reference.md explains them."""
+    if any(finding.code in ("node_unreachable", "label_refused") for finding in report.findings):
         return 3
-    return _of_profiles(report, allow_unsupported=allow_unsupported)
+    return _profiles_status(report, allow_unsupported=allow_unsupported)
 
 
-def _of_profiles(report: Report, *, allow_unsupported: bool) -> Literal[0, 1, 3]:
+def _profiles_status(report: Report, *, allow_unsupported: bool) -> Literal[0, 1, 3]:
     if any(
-        one.state in (ProfileSetState.MISSING, ProfileSetState.UNREADABLE)
-        for one in report.profile_sets
+        status.state in (ProfileSetState.MISSING, ProfileSetState.UNREADABLE)
+        for status in report.profile_sets
     ):
         return 3
-    if any(one.state == ProfileSetState.EMPTIED for one in report.profile_sets):
+    if any(status.state == ProfileSetState.EMPTIED for status in report.profile_sets):
         return 1
-    others = [one for one in report.findings if not repeats_source_state(one)]
+    others = [finding for finding in report.findings if not repeats_source_state(finding)]
     if any(finding.severity == Severity.ERROR for finding in others):
         return 1
     if report.pending:
         return 1
-    fine = _FINE | ({ProfileState.UNSUPPORTED} if allow_unsupported else set())
-    return 0 if all(row.state in fine for row in report.profiles) else 1
+    converged = _CONVERGED_STATES | ({ProfileState.UNSUPPORTED} if allow_unsupported else set())
+    return 0 if all(row.state in converged for row in report.profiles) else 1

@@ -1,6 +1,6 @@
-"""Tell what a pass found and did: outcomes become the rows of a report.
+"""Builds the report of a pass from the desired keys, the observations and the outcomes.
 
-Rule 1: this module decides what to say; it reads nothing and writes nothing.
+This module does no input or output. See `agent.core.report` for the values that it returns.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,7 +50,7 @@ def build_report(  # noqa: PLR0913 - what a pass consists of
     dry_run: bool = False,
     seconds: Mapping[str, float] | None = None,
 ) -> Report:
-    """Return the report of one pass, its rows in the order of kind, name and key."""
+    """Return the report of one pass. Its rows are sorted by kind, name and key."""
     rows = [
         row
         for outcome in outcomes
@@ -104,7 +104,7 @@ def build_report(  # noqa: PLR0913 - what a pass consists of
 
 
 def _desired_names(kind: ProfileKind, desired: Desired) -> frozenset[str]:
-    """Return every name of a kind that an accepted or a rejected key provides."""
+    """Return every name of a kind that accepted and rejected keys provide."""
     accepted = [one.version.names for id_, one in desired.profiles.items() if id_.kind == kind]
     rejected = [one.names for id_, one in desired.rejections.items() if id_.kind == kind]
     return frozenset(name for names in (*accepted, *rejected) for name in names)
@@ -137,7 +137,7 @@ def _rows(
 
 
 def _findings(outcome: Outcome, desired: Desired) -> tuple[Finding, ...]:
-    """Return an outcome's problems, the profile's own remarks after them."""
+    """Return the findings of an outcome, and after them the findings about the profile itself."""
     action = outcome.action
     said = action.findings if isinstance(action, Install | Hold) else ()
     profile = desired.profiles.get(action.id)
@@ -237,20 +237,20 @@ def _install_name(reason: Reason) -> ActionName:
 
 
 def _last_good(id_: KeyId, desired: Desired) -> ProfileState:
-    """Return the state of a last good version that is in place."""
+    """Return the state of a last good version that is on the node."""
     return ProfileState.OUTDATED if desired.contains(id_) else ProfileState.HELD
 
 
 _HINTS = {
-    "missing": "Check --source and what is mounted there; what it provided stays.",
-    "unreadable": "Make it readable; nothing is removed until then.",
-    "over_limit": "Delete or shrink ConfigMaps; the oldest ones are read first.",
-    "emptied": "If that is meant, --allow-empty removes what it provided.",
+    "missing": "Check --source and the volume that is mounted there. Its profiles stay installed.",
+    "unreadable": "Make the source readable. Nothing is removed until then.",
+    "over_limit": "Delete ConfigMaps, or make them smaller. The oldest ConfigMaps are read first.",
+    "emptied": "If this is intended, pass --allow-empty to remove its profiles.",
 }
 
 
 def source_finding(snapshot: Snapshot) -> Finding | None:
-    """Return why a set gave no profiles, or None if it was read."""
+    """Return why a profile set was not read, or None if it was read."""
     told = profile_set_status(snapshot)
     if told.state == ProfileSetState.READ:
         return None
@@ -264,7 +264,7 @@ def source_finding(snapshot: Snapshot) -> Finding | None:
 
 
 def profile_set_status(snapshot: Snapshot) -> ProfileSetStatus:
-    """Return how reading a set went."""
+    """Return the result of reading a profile set."""
     match snapshot:
         case Read():
             keys = len(snapshot.source_keys) + len(snapshot.rejected_keys)
@@ -275,7 +275,7 @@ def profile_set_status(snapshot: Snapshot) -> ProfileSetStatus:
             return ProfileSetStatus(
                 profile_set=snapshot.profile_set,
                 state=ProfileSetState.EMPTIED,
-                reason="it holds no profile",
+                reason="it contains no profile",
             )
         case Missing():
             return ProfileSetStatus(
@@ -295,13 +295,13 @@ def profile_set_status(snapshot: Snapshot) -> ProfileSetStatus:
 
 
 def sandbox_findings(sandboxes: Iterable[Sandbox | None]) -> tuple[Finding, ...]:
-    """Return why programs that read texts run without a sandbox."""
+    """Return the findings about programs that read profile texts without a sandbox."""
     found = (one.finding for one in sandboxes if one is not None)
     return tuple(one for one in found if one is not None)
 
 
 def kind_support(observed: Observed, sandbox: Sandbox | None) -> KindSupport:
-    """Return whether a node that shows this can have profiles of the kind."""
+    """Return whether an observed node can have profiles of a kind."""
     sandboxed = sandbox.finding is None if sandbox is not None else None
     match observed:
         case Observation():

@@ -48,7 +48,11 @@ def test_an_error_is_reported_whatever_number_of_warnings_precedes_it():
     """A key with an error is rejected, and warnings cannot hide the error."""
     warnings = [finding("complain_mode", number) for number in range(MAX_FINDINGS * 2)]
     error = finding("not_json", 0)
-    more = Finding(code="not_json", location="0", message="There is more, which is not told.")
+    more = Finding(
+        code="not_json",
+        location="0",
+        message="More problems were found; only the first 50 are shown.",
+    )
     assert limit_findings([*warnings, error]) == (*warnings[: MAX_FINDINGS - 1], error, more)
     assert limit_findings([error, *warnings]) == (
         error,
@@ -56,7 +60,7 @@ def test_an_error_is_reported_whatever_number_of_warnings_precedes_it():
         Finding(
             code="complain_mode",
             location=str(MAX_FINDINGS - 2),
-            message="There is more, which is not told.",
+            message="More problems were found; only the first 50 are shown.",
         ),
     )
 

@@ -239,9 +239,9 @@ def test_names_that_share_a_label_get_none_whatever_became_of_them(state):
             Finding(
                 code="label_collision",
                 location=label,
-                message='This label would stand for "web server" and "web?server". None of them '
-                "gets the label.",
-                hint="Give one of them another name.",
+                message='"web server" and "web?server" have the same label key. None of them gets '
+                "a label.",
+                hint="Rename one of them.",
             ),
         ),
     )
@@ -318,7 +318,7 @@ def test_what_is_there_keeps_its_place_when_there_are_too_many():
     found = of(one, {f"seccomp.{D}/c": "installed"}, limit=3)
     assert list(found.labels) == [f"{D}/seccomp", f"seccomp.{D}/c", f"set.{D}/ns__web"]
     assert [(one.code, one.severity) for one in found.findings] == [("label_limit", "warning")]
-    assert found.findings[0].message.startswith("2 labels more than --label-limit 3")
+    assert found.findings[0].message.startswith("The Node has no labels for 2 names")
 
 
 def test_the_selector_of_a_row_is_ready_made():

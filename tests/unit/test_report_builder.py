@@ -193,7 +193,7 @@ def test_sets_and_support_are_told_as_four_and_three_answers():
         profiles=(),
         profile_sets=(
             ProfileSetStatus(profile_set="a", state="read", keys=1),
-            ProfileSetStatus(profile_set="b", state="emptied", reason="it holds no profile"),
+            ProfileSetStatus(profile_set="b", state="emptied", reason="it contains no profile"),
             ProfileSetStatus(profile_set="c", state="missing", reason="no such file"),
             ProfileSetStatus(profile_set="d", state="unreadable", reason="EIO", cause="unanswered"),
         ),

@@ -1,0 +1,38 @@
+"""The shared packages do not know the profile kinds; backends declare how kinds differ."""
+
+import re
+from pathlib import Path
+
+import agent
+
+ROOT = Path(agent.__file__).parent
+SHARED = ("core", "host", "kube", "reporting", "controller.py", "reconciler.py", "executor.py")
+WORDS = re.compile(r"apparmor|seccomp", re.IGNORECASE)
+ALLOWED = {
+    # The public names of the kinds.
+    "core/model.py": 2,
+    # File name rules that users rely on.
+    "core/classify.py": 7,
+    # The fields and annotations of the Kubernetes API.
+    "core/pod_references.py": 12,
+}
+
+
+def counted():
+    """Return how often each module of the shared packages mentions a kind."""
+    paths = [path for name in SHARED for path in modules(ROOT / name)]
+    words = {
+        str(path.relative_to(ROOT)): len(WORDS.findall(path.read_text(encoding="utf-8")))
+        for path in paths
+    }
+    return {path: count for path, count in words.items() if count}
+
+
+def modules(path):
+    """Return the Python files of a package, or the file itself."""
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path]
+
+
+def test_shared_packages_do_not_mention_profile_kinds():
+    """Only public names are allowed, and the allowed counts may only decrease."""
+    assert counted() == ALLOWED
