@@ -248,13 +248,21 @@ def daemon(settings: Config, log_lines_dropped: Callable[[], int]) -> "Controlle
         heartbeat=heartbeat,
         clock=time,
     )
-    threads: list[Watcher] = [*_servers(settings, store), files]
-    threads += [watcher for part in parts.values() for watcher in part.watchers]
+    watchers = [files, *(watcher for part in parts.values() for watcher in part.watchers)]
+    _start([*_servers(settings, store), *watchers], connections, publisher)
+    return controller
+
+
+def _start(
+    threads: list[Watcher],
+    connections: "ClusterConnections | None",
+    publisher: "Publisher | None",
+) -> None:
+    """Start everything that runs in a thread of its own."""
     threads += connections.reflectors() if connections is not None else []
     threads += [publisher] if publisher is not None else []
     for thread in threads:
         thread.start()
-    return controller
 
 
 def _connect_daemon(

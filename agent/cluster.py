@@ -1,4 +1,4 @@
-"""The connections to the API server, and what the agent knows from them.
+"""The connections to the API server, and the last known state of its objects.
 
 Only a mode that needs the API server imports this module, because the client needs memory.
 Building the connections sends no request: `list` of a reflector or its thread does.
@@ -32,7 +32,7 @@ AnyReflector = Reflector[ConfigMapEntry] | Reflector[NodeMetadata] | Reflector[P
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterCallbacks:
-    """What the connections report. Other threads call the functions."""
+    """Functions that receive changes and measurements. Other threads call them."""
 
     changed: Callable[[WakeReason], None]
     """Called when objects of the API server have changed."""

@@ -26,7 +26,7 @@ STARTUP_SECONDS: Final = 3.0
 
 
 class ClusterView(Protocol):
-    """What is known about this node from the API server. Nothing here waits for an answer."""
+    """The last known state of the API server. No method waits for a response."""
 
     def has_answered(self) -> bool:
         """Return whether each first request has been answered, or has failed."""
@@ -74,7 +74,7 @@ class Controller:
         Args:
             reconciler: runs one pass.
             wake_queue: the reasons that other threads have for a pass.
-            cluster: what is known from the API server.
+            cluster: the last known state of the API server.
             publisher: publishes reports to the API server; None: no labels are published.
             confinement: reports processes that lost their confinement.
             sinks: receive each report.

@@ -24,7 +24,7 @@ class Inspector:
         self.backends = backends
         self.heartbeat = heartbeat
         self.revision = 0
-        """How many desired states were made: an equal revision means an equal desired state."""
+        """The number of the last desired state: equal numbers mean equal desired states."""
 
         self._budget = AdmissionBudget()
         self._results: dict[_Key, Inspected] = {}
@@ -71,7 +71,7 @@ class Inspector:
         }
 
     def _inspect(self, kind: ProfileKind, source_key: model.SourceKey) -> Inspected:
-        """Return the result for one key, within what is left of the totals."""
+        """Return the result for one key, or a rejection if the key exceeds a total."""
         self.heartbeat.beat()
         key = (kind, source_key)
         rejected = self._rejected.get(key)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def restore(settings: Config, progress: reconciler.Progress) -> Report:
-    """Reinstall what the ledger records, without any source."""
+    """Reinstall the profiles that the ledger records, without any source."""
     passes = app.build_reconciler(
         settings,
         parts=app.backend_parts(settings),
@@ -35,7 +35,7 @@ def restore(settings: Config, progress: reconciler.Progress) -> Report:
 
 
 def run_once(settings: Config, progress: reconciler.Progress) -> Report:
-    """Install what the sources provide; with --node-name, label the Node too."""
+    """Install the profiles of the sources; with --node-name, label the Node too."""
     connections = app.connect(settings)
     parts = app.backend_parts(settings)
     passes = app.build_reconciler(
@@ -73,7 +73,7 @@ def _list_all(connections: "ClusterConnections") -> None:
 def _conditions(
     settings: Config, passes: reconciler.Reconciler, connections: "ClusterConnections"
 ) -> reconciler.RemovalConditions:
-    """Return what a removal waits for; without --node-name, it waits for no label."""
+    """Return the conditions of removals; without --node-name, they need no label."""
     if connections.own_node is None:
         return reconciler.RemovalConditions()
     return reconciler.RemovalConditions(
@@ -99,7 +99,7 @@ def _absent_labels(
 
 
 def _label_node(own_node: "NodeConnections", report: Report) -> Report:
-    """Label the Node as the report says; return the report with what went wrong."""
+    """Set the labels that follow from a report; return it with the findings."""
     from agent.kube import node_findings, node_labels
     from agent.kube.errors import KubeError
 

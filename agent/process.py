@@ -1,8 +1,8 @@
 """How the daemon's process receives signals, and how it ends.
 
-The process ends like one that receives SIGKILL: nothing on the node is undone or finished, because
-every step of a pass survives that. Python itself must not delay the end, so the functions here
-work around the cases in which its own shutdown can hang or crash. agent.__main__ decides about
+After a signal, the process ends as if by SIGKILL. Nothing on the node is undone or finished,
+because every step of a pass survives that. Python itself must not delay the end, so the functions
+here work around the cases in which its own shutdown can hang or crash. agent.__main__ decides about
 exit statuses.
 """
 
@@ -37,7 +37,7 @@ HANDLED_SIGNALS: Final = (
     signal.SIGIO,
     signal.SIGPWR,
 )
-"""Signals that would end the process by default. SIGHUP and SIGQUIT have a meaning; others none."""
+"""Signals that end a process by default. Only SIGHUP and SIGQUIT have an effect on the daemon."""
 
 
 class TerminatedError(SystemExit):
@@ -144,7 +144,7 @@ def _repeat_ignored_signals() -> None:
     """Send a signal again if Python ignored the exception of its handler.
 
     Python ignores exceptions while an object is deleted, and in callbacks of weak references; an
-    import makes hundreds of those.
+    import makes hundreds of such calls.
     """
     previous_hook, main_thread = sys.unraisablehook, threading.get_ident()
 

@@ -28,7 +28,7 @@ _ReadSnapshots = Callable[[_LedgerContent], Sequence[model.Snapshot]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemovalConditions:
-    """What the cluster knows about profiles that are to be removed."""
+    """The facts from the cluster that decide when a profile may be removed."""
 
     label_absent_seconds: Mapping[tuple[ProfileKind, str], float] | None = None
     """For how long the label of a name is known to be absent; None: removals need no label."""
@@ -56,7 +56,7 @@ class Reconciler:
             sources: where profiles come from.
             backends: the code of each profile kind, in the order of the plan.
             ledger: the record of what the agent installed.
-            options: what the operator decided about removals and ownership.
+            options: the operator's decisions about removals and ownership.
             allow_empty: whether an emptied profile set means that its profiles are removed.
             heartbeat: beats between keys and between actions.
         """
@@ -81,10 +81,10 @@ class Reconciler:
         """Run one pass.
 
         Args:
-            dry_run: change nothing on the node, and report what would be done.
+            dry_run: change nothing on the node, and report the planned actions.
             full: read everything again. Otherwise the pass trusts stat signatures and revisions;
                 over an unchanged node and source it returns the report of the previous pass.
-            conditions: what a removal waits for.
+            conditions: the facts from the cluster that a removal waits for.
         """
         if full:
             self._invalidate()
@@ -177,7 +177,7 @@ class Reconciler:
             backend.invalidate()
 
     def _read_sources(self, ledger: _LedgerContent) -> list[model.Snapshot]:
-        """Return every profile set of the sources, and what they know about recorded sets."""
+        """Return every profile set of the sources, and the state of each missing one."""
         snapshots = [
             self._as_intended(snapshot) for source in self.sources for snapshot in source.read()
         ]
@@ -187,7 +187,7 @@ class Reconciler:
         return snapshots
 
     def _as_intended(self, snapshot: model.Snapshot) -> model.Snapshot:
-        """Return an emptied profile set as one that was read, if --allow-empty permits it."""
+        """Treat an emptied profile set as completely read, if --allow-empty permits it."""
         if not self.allow_empty or not isinstance(snapshot, model.Emptied):
             return snapshot
         return model.Read(
@@ -195,7 +195,7 @@ class Reconciler:
         )
 
     def _absent(self, profile_sets: set[str]) -> list[model.Snapshot]:
-        """Return what the sources know about profile sets that they did not provide."""
+        """Return the state of profile sets that no source provided."""
         snapshots: list[model.Snapshot] = []
         for profile_set in sorted(profile_sets):
             answers = [source.explain_absence(profile_set) for source in self.sources]
@@ -215,7 +215,7 @@ class Reconciler:
     def _observe(
         self, wanted: desired.Desired, ledger: _LedgerContent, options: plan.PlanOptions
     ) -> dict[ProfileKind, Observed]:
-        """Return what the node has of every desired and every recorded name."""
+        """Observe every desired and every recorded profile on the node."""
         if isinstance(ledger, Finding):
             return {kind: Unobservable(finding=ledger) for kind in self.backends}
         revisions = self._revisions(options)
@@ -247,7 +247,7 @@ class Reconciler:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Revisions:
-    """Identifies what the names to observe follow from, without its content."""
+    """Identifies the inputs from which the names to observe follow."""
 
     desired: int
     ledger: int
@@ -277,7 +277,7 @@ def _names_to_observe(
     revisions: _Revisions,
     kinds: frozenset[ProfileKind],
 ) -> _ObservedNames:
-    """Return every name that a profile provides or an entry owns, and those that may go."""
+    """Return the names of all desired and recorded profiles, and the removal candidates."""
     names: dict[ProfileKind, set[str]] = {kind: set() for kind in kinds}
     owned: dict[ProfileKind, set[str]] = {kind: set() for kind in kinds}
     for id_, profile in wanted.profiles.items():
@@ -311,7 +311,7 @@ def _unread_sources(ledger: _LedgerContent) -> list[model.Snapshot]:
 
 
 def _restored(row: ProfileStatus) -> ProfileStatus:
-    """Return a row without the remark that its source was not read: `restore` reads none."""
+    """Remove the remark that the source was not read, because `restore` reads no source."""
     if row.state != ProfileState.HELD or not row.desired or row.reason == Reason.SOURCE_UNREADABLE:
         return row
     reason = Reason.NONE if row.reason == Reason.SOURCE_UNAVAILABLE else row.reason

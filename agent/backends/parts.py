@@ -1,4 +1,4 @@
-"""What a backend package provides, and what it needs from the program.
+"""The interface between a backend package and the rest of the program.
 
 Each package in agent.backends has a module `factory` with one function, `build`, that returns
 BackendParts. agent.app calls it by the name of the package and knows nothing else about a kind.
@@ -22,7 +22,7 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendContext:
-    """What the program gives to each backend. Other threads call the functions."""
+    """Objects and functions for each backend. Other threads call the functions."""
 
     host: Host
 

@@ -19,7 +19,7 @@ class LabelAbsence:
     """Remembers since when each label is known to be absent. Only the main thread uses it."""
 
     def __init__(self, *, domain: str, labels_on_node: Callable[[], frozenset[str] | None]) -> None:
-        """Start without any knowledge.
+        """Start with no label known to be absent.
 
         Args:
             domain: the domain of the agent's labels.
