@@ -60,6 +60,7 @@ CODES: Final[dict[str, Severity]] = {
     "policy_unreadable": Severity.ERROR,  # compiled policy of a layout this agent does not know
     "content_unverifiable": Severity.WARNING,  # the kernel shows neither hashes nor loaded policy
     "complain_mode": Severity.WARNING,
+    "name_suspicious": Severity.WARNING,  # the name has the form of a list of flags
     "rule_not_enforced": Severity.WARNING,  # rules that this kernel does not mediate were left out
     "unconfined_exec": Severity.WARNING,  # ux, Ux and friends
     "unconfined_transition": Severity.WARNING,  # change_profile -> unconfined

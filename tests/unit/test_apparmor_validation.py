@@ -2,7 +2,7 @@
 
 import pytest
 
-from agent.backends.apparmor import validation
+from agent.backends.apparmor import container_checks, validation
 from agent.backends.apparmor.compiled_policy import DeclaredProfile
 
 
@@ -21,6 +21,7 @@ def codes(*profiles, **options):
     [
         "docker-default", "cri-containerd.apparmor.d", "crio-default", "crio-default-1.30",
         "containers-default-0.50", "lxc-container-default", "snap.x.y", "unconfined",
+        "nerdctl-default", "incus-a", "libvirt-1", "lxd-a", "unprivileged_userns",
     ],
 )  # fmt: skip
 def test_a_name_of_the_host_is_denied(name):
@@ -118,3 +119,44 @@ def test_complain_mode_causes_a_warning_with_the_line():
     assert [(finding.code, finding.location) for finding in findings] == [
         ("complain_mode", "line 2")
     ]
+
+
+@pytest.mark.parametrize("name", ["flags=(complain)", "flags=(attach_disconnected,complain)"])
+def test_a_name_that_looks_like_flags_causes_a_warning(name):
+    """The name before the flags is missing, so the flags are not in effect."""
+    findings = validation.warnings([declared(name)], f"profile {name} {{\n  file,\n}}\n")
+    assert [(finding.code, finding.location) for finding in findings] == [
+        ("name_suspicious", "line 1")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rules", "can_start"),
+    [
+        ("network,", False),
+        ("deny /** w,", False),
+        ("# file,", False),
+        ("include <abstractions/base>\n  network,", False),
+        ("#include <abstractions/base>", False),
+        ("file,", True),
+        ("/** rix,", True),
+        ("deny /etc/** w,\n  /** rix,", True),
+        ("owner @{HOME}/** rw,", True),
+        ('"/a b" r,', True),
+        ("r /a,", True),
+        ("allow file,", True),
+        ("include <abstractions/container>", True),
+        ("include if exists <local/web>", True),
+    ],
+)
+def test_a_profile_without_file_rules_causes_a_warning(rules, can_start):
+    """No container can start under it. An included file may contain the file rules."""
+    source = f"#include <tunables/global>\nprofile web {{\n  {rules}\n}}\n"
+    codes_ = [finding.code for finding in container_checks.warnings([declared("web")], source)]
+    assert codes_ == ([] if can_start else ["start_impossible"])
+
+
+@pytest.mark.parametrize("mode", ["complain", "unconfined"])
+def test_a_profile_that_denies_nothing_lets_containers_start(mode):
+    """Rules are not necessary in these modes."""
+    assert container_checks.warnings([declared("web", mode=mode)], "profile web {}\n") == ()

@@ -7,6 +7,7 @@ one round.
 
 import fnmatch
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -21,11 +22,17 @@ DENY_NAMES: Final = (
     "cri-containerd.apparmor.d",
     "crio-default*",
     "containers-default*",
+    "nerdctl-default",
+    "incus-*",
+    "libvirt-*",
     "lxc-*",
+    "lxd-*",
     "snap.*",
     "unconfined",
+    "unprivileged_userns",
 )
 _MAX_NAME_BYTES: Final = 200
+_FLAGS: Final = re.compile(r"(?:flags|xattrs)\s*=")
 # Profiles of one key: for each, the kernel loads a profile and the node gets a label.
 MAX_NAMES: Final = 1000
 
@@ -62,7 +69,16 @@ def errors(
 
 def warnings(declared: Sequence[DeclaredProfile], source: str) -> tuple[Finding, ...]:
     """Return warnings about profiles that may be loaded but do not protect."""
-    findings = (
+    return limit_findings(
+        itertools.islice(
+            itertools.chain(_complain_mode(declared, source), _suspicious_names(declared, source)),
+            MAX_FINDINGS + 1,
+        )
+    )
+
+
+def _complain_mode(declared: Sequence[DeclaredProfile], source: str) -> Iterator[Finding]:
+    return (
         Finding(
             code="complain_mode",
             location=declaration_line(source, profile.name),
@@ -73,7 +89,20 @@ def warnings(declared: Sequence[DeclaredProfile], source: str) -> tuple[Finding,
         for profile in declared
         if profile.mode == "complain"
     )
-    return limit_findings(itertools.islice(findings, MAX_FINDINGS + 1))
+
+
+def _suspicious_names(declared: Sequence[DeclaredProfile], source: str) -> Iterator[Finding]:
+    return (
+        Finding(
+            code="name_suspicious",
+            location=declaration_line(source, profile.name),
+            message=f'The name of the profile is "{profile.name}", because the name before the '
+            f"flags is missing. The profile is in {profile.mode} mode.",
+            hint="Write: profile NAME flags=(...) {",
+        )
+        for profile in declared
+        if _FLAGS.match(profile.name)
+    )
 
 
 def _errors(
