@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from agent.backends.apparmor import (
     compiled_policy,
+    container_checks,
     diagnostics,
     escape_rules,
     memory_budget,
@@ -218,7 +219,11 @@ class Inspector:
             modes={each.name: each.mode for each in declared},
             evidence={each.name: each.evidence for each in declared},
         )
-        warnings = validation.warnings(declared, text) + escape_rules.warnings(text)
+        warnings = (
+            validation.warnings(declared, text)
+            + container_checks.warnings(declared, text)
+            + escape_rules.warnings(text)
+        )
         weaker_rules = limit_findings(
             diagnostics.rule_not_enforced(
                 id_, parser_messages.weaker_rule_line(warning, text), warning
