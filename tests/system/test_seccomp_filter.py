@@ -1,7 +1,7 @@
-"""No accepted profile's filter answers otherwise than its rules say, whichever runtime builds it.
+"""The filter of every accepted profile follows the profile's rules, whichever runtime builds it.
 
-The filters are built by every libseccomp at hand, as runc and crun do it, and evaluated as the
-kernel does.
+Every available libseccomp builds the filters as runc and crun do, and the tests evaluate them as
+the kernel does.
 """
 
 import concurrent.futures
@@ -39,7 +39,7 @@ def rule(name, *conditions):
     return {"names": [name], "action": "SCMP_ACT_ERRNO"} | ({"args": args} if args else {})
 
 
-# Profiles that libseccomp builds a wrong filter of, as they are written.
+# Profiles for which libseccomp builds a wrong filter if they are written unchanged.
 PROBLEMATIC = {
     "x32 next to x86_64": profile(
         rule("socket", (0, "EQ", 40)), rule("socketcall"), architectures=[X86_64, X86, X32]
@@ -59,6 +59,12 @@ PROBLEMATIC = {
         rule("clone", (2, "NE", 8)),
         architectures=[X86_64],
     ),
+    "an equality and its opposite with another action": profile(
+        rule("clone", (2, "EQ", 8)) | {"action": "SCMP_ACT_ALLOW"},
+        rule("clone", (0, "EQ", 5), (2, "NE", 8)) | {"action": "SCMP_ACT_KILL_PROCESS"},
+        architectures=[X86_64, X86],
+    )
+    | {"defaultAction": "SCMP_ACT_ERRNO"},
     "a bound and its opposite": profile(
         rule("clone", (2, "GT", 2)),
         rule("clone", (0, "EQ", 2), (2, "LE", 2)),
@@ -85,7 +91,7 @@ PROBLEMATIC = {
     )
     | {"defaultAction": "SCMP_ACT_ERRNO"},
 }
-# What the hint for opposite comparisons makes of them.
+# The same profiles after the hint for opposite comparisons was followed.
 REWRITTEN = [
     profile(
         rule("clone", (0, "EQ", 5), (2, "MASKED_EQ", (1 << 64) - 1)),
@@ -112,13 +118,13 @@ UNBUILDABLE = profile(
 
 
 def judged(body):
-    """Return the outcome, or stop the test where libseccomp never ends."""
+    """Return the outcome of one profile."""
     return judge(body, "0", "x86_64")
 
 
 @pytest.mark.parametrize("name", PROBLEMATIC)
 def test_the_harness_sees_a_profile_fail_open(name):
-    """As it is written, libseccomp lets through what the profile denies."""
+    """Without changes, libseccomp builds a filter that allows a denied call."""
     verdict = judged(json.dumps(PROBLEMATIC[name]))
     assert verdict.outcome is Outcome.FAILS_OPEN, verdict
 
@@ -136,7 +142,7 @@ def test_what_the_agent_writes_of_it_is_built_right(name):
 
 @pytest.mark.parametrize("document", REWRITTEN)
 def test_the_hint_for_opposite_comparisons_makes_them_right(document):
-    """The way out that a rejection names is accepted, and built right."""
+    """A profile that follows the hint of the rejection is accepted, and built right."""
     kind = SeccompBackend(host=Host("/"), machine="x86_64")
     body, findings = kind.check(json.dumps(document).encode())
     assert body, findings
@@ -144,7 +150,7 @@ def test_the_hint_for_opposite_comparisons_makes_them_right(document):
 
 
 def test_contradicting_rules_have_no_filter():
-    """What the agent rejects as contradicting, libseccomp does not build."""
+    """No version of libseccomp builds the rules that the agent rejects as contradicting."""
     verdict = judged(json.dumps(UNBUILDABLE))
     assert verdict.outcome is Outcome.REJECTED, verdict
 
@@ -176,14 +182,14 @@ REMOVED = {
 
 
 def test_every_version_is_compared():
-    """The versions of Debian 12, 13 and unstable are there."""
+    """The versions of Debian 12, 13 and unstable are available."""
     found = {library.version for library in libraries.every()}
     assert found >= {"2.5.4", "2.6.0"}
     assert len(found) > 2
 
 
 def search(machine, seed, count):
-    """Run a search in a process of its own; return the number of accepted profiles."""
+    """Run a search in a separate process; return the number of accepted profiles."""
     words = ["--count", str(count), "--seed", str(seed), "--machine", machine]
     done = subprocess.run(
         [sys.executable, "-B", "-m", "tests.system.seccomp_filter.search", *words],
@@ -204,7 +210,7 @@ def search(machine, seed, count):
 
 @pytest.mark.parametrize("machine", sorted(generator.MACHINES))
 def test_a_short_search_finds_no_accepted_profile_with_a_wrong_filter(machine):
-    """Of profiles near the known patterns, each accepted one has the filter that it reads like."""
+    """Each accepted profile near the known patterns has the filter that its rules describe."""
     assert search(machine, 1, 1000) > 300
 
 

@@ -218,6 +218,21 @@ def test_opposite_comparisons_with_other_actions_are_accepted():
     assert check(profile(*rules, default="SCMP_ACT_ERRNO"), format="docker")[1] == []
 
 
+@pytest.mark.parametrize(
+    ("short", "long"), [("EQ", "NE"), ("NE", "EQ"), ("GT", "LE"), ("LE", "GT"), ("GE", "LT")]
+)
+def test_opposite_comparisons_with_other_actions_need_an_order(short, long):
+    """The longer rule is dropped if it comes later; its hint is to move it to the front."""
+    rules = [
+        rule("clone", (2, short, 8), action="SCMP_ACT_ALLOW"),
+        rule("clone", (0, "EQ", 5), (2, long, 8), action="SCMP_ACT_KILL_PROCESS"),
+    ]
+    body, (error,) = check(profile(*rules, default="SCMP_ACT_ERRNO"))
+    assert (body, error.code, error.location) == (b"", "fails_open", "syscalls[1].args")
+    assert error.hint.startswith("Move this rule in front of syscalls[0]")
+    assert check(profile(*reversed(rules), default="SCMP_ACT_ERRNO"))[1] == []
+
+
 @pytest.mark.parametrize("operator", ["NE", "LT", "LE", "GE", "GT"])
 def test_a_comparison_before_the_last_one_is_rejected_if_another_rule_compares_it(operator):
     """Only an equality may come before a condition if another rule has the same argument."""

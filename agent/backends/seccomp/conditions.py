@@ -119,28 +119,35 @@ def _complements(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
     """Reject opposite comparisons in two rules, one of which has more conditions before them.
 
     An example is `a and x == v` next to `x != v`. libseccomp takes the longer rule for a special
-    case of the other one, and drops it.
+    case of the other one, and drops it. Where the actions differ, it does so only if the longer
+    rule is the later one.
     """
     operators = {arg.op for rule in rules for arg in rule.args}
     if not any(pair <= operators for pair in _OPPOSITES):
         return
     for position, rule in enumerate(rules):
         for other in rules[position + 1 :]:
-            if rule.answer != other.answer or not rule.may_meet(other):
+            if not rule.may_meet(other):
                 continue
             for first, second in itertools.product(rule.args, other.args):
-                if _are_opposite(first, second) and _is_longer_before(rule, other, first.index):
+                if _are_opposite(first, second) and _is_dropped(rule, other, first.index):
                     yield Finding(
                         code="fails_open",
                         location=f"{other.where}.args",
                         message=f"{rule.where} compares argument {first.index} of {name[:60]} with "
                         f"{first.op} {first.value}, and this rule with the opposite: libseccomp "
                         "drops the rule that has more conditions.",
-                        hint="Write one of the two in another way: SCMP_CMP_GE with the next "
+                        hint=_first_step(rule, other) + "SCMP_CMP_GE with the next "
                         "number for SCMP_CMP_GT, SCMP_CMP_LT for SCMP_CMP_LE, or "
                         "SCMP_CMP_MASKED_EQ with a mask of all bits for SCMP_CMP_EQ.",
                     )
                     return
+
+
+def _first_step(rule: Rule, later: Rule) -> str:
+    if rule.answer == later.answer:
+        return "Write one of the two in another way: "
+    return f"Move this rule in front of {rule.where}, or write one of the two in another way: "
 
 
 def _shared_comparisons(trees: Sequence[tuple[str, Sequence[Rule]]], abi: str) -> Iterator[Finding]:
@@ -188,17 +195,17 @@ def _are_opposite(first: Condition, second: Condition) -> bool:
     } in _OPPOSITES
 
 
-def _is_longer_before(rule: Rule, other: Rule, index: int) -> bool:
+def _is_dropped(rule: Rule, later: Rule, index: int) -> bool:
     """Return whether one rule has the other's conditions before an argument, and more of them."""
-    before, other_before = (
+    before, later_before = (
         {
             arg
             for arg in one.args
             if arg.index < index and (arg.op, arg.value) != ("SCMP_CMP_MASKED_EQ", 0)
         }
-        for one in (rule, other)
+        for one in (rule, later)
     )
-    return before < other_before or other_before < before
+    return before < later_before or (rule.answer == later.answer and later_before < before)
 
 
 def _too_wide(rule: Rule, abi: str) -> Iterator[Finding]:

@@ -1,7 +1,7 @@
-"""Builds the filter of a seccomp profile as runc and crun do, and asks it about system calls.
+"""Builds the filter of a seccomp profile as runc and crun do, and evaluates the filter.
 
-`libraries` finds every libseccomp at hand, `runtimes` translates a profile into calls of it,
-`bpf` interprets the exported program, `reference` evaluates the profile's rules without it, and
-`compare` reports the system calls for which the two differ. `generator` draws profiles and
-`search` runs all of that over many of them.
+`libraries` finds every available libseccomp, `runtimes` translates a profile into calls of the
+library, and `bpf` interprets the exported program. `reference` evaluates the rules of the profile
+without the library, and `model` uses the agent's model. `compare` reports the system calls for
+which the filter differs from them. `generator` generates profiles, and `search` compares many.
 """

@@ -27,9 +27,9 @@ _TESTS = {
 
 
 class Program:
-    """One filter, ready to be asked about many system calls.
+    """A filter that is evaluated for many system calls.
 
-    The instructions that only look at the architecture and the number are run once for each pair.
+    The instructions that load only the architecture and the number run once for each pair.
     """
 
     def __init__(self, instructions: Sequence[Instruction], *, is_big_endian: bool = False) -> None:
@@ -52,12 +52,12 @@ class Program:
         return self._run(position, accumulator, words)[1]
 
     def depends_on_arguments(self, architecture: int, number: int) -> bool:
-        """Return whether the filter looks at the arguments of a call."""
+        """Return whether the filter loads the arguments of a call."""
         self.answer(architecture, number, (0,) * 6)
         return self._starts[architecture, number][0] >= 0
 
     def _run(self, position: int, accumulator: int, words: Sequence[int]) -> tuple[int, int]:
-        """Run until a return (position -1), or until a word is wanted that is not given."""
+        """Run until a return (position -1), or until a load of a word that is missing."""
         instructions = self.instructions
         while True:
             code, if_true, if_false, operand = instructions[position]

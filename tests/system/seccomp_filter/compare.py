@@ -1,4 +1,4 @@
-"""Asks a built filter and the reference about the same system calls, and reports differences."""
+"""Evaluates a built filter and the reference for the same system calls, and compares them."""
 
 import itertools
 import random
@@ -24,7 +24,7 @@ _STRICTNESS = {0x7FFF: 0, 0x7FFC: 1, 0x7FF0: 2, 0x0005: 3, 0x0003: 4, 0x0000: 5,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """A system call that the filter answers otherwise than the rules say."""
+    """A system call for which the filter returns another answer than the rules."""
 
     architecture: str
     number: int
@@ -84,7 +84,7 @@ def argument_vectors(
 
 
 class Questions:
-    """The system calls that a profile's filter is asked about; the same for all its filters."""
+    """The system calls for which the filters of a profile are evaluated."""
 
     def __init__(self, profile: Profile, draw: random.Random) -> None:
         self.names = {name for rule in profile["syscalls"] for name in rule["names"]}
@@ -123,9 +123,9 @@ _ANY = [(0,) * 6, (_LARGEST,) * 6]
 def differences(
     program: Program, reference: Reference, questions: Questions, most_arguments: int | None = None
 ) -> Iterator[Difference]:
-    """Return every call of the questions that the filter answers otherwise.
+    """Return every call for which the filter and the reference differ.
 
-    most_arguments: how many arguments to try for each call; all by default.
+    most_arguments: the number of argument vectors to try for each call; all by default.
     """
     for architecture in reference.architectures:
         kernel_number = KERNEL_NUMBERS[architecture]
@@ -146,7 +146,7 @@ def differences(
 
 
 def _foreign(program: Program, reference: Reference) -> Iterator[Difference]:
-    """Architectures that the filter does not handle are killed."""
+    """Return calls of other architectures that the filter does not kill."""
     handled = {KERNEL_NUMBERS[one] for one in reference.architectures}
     for architecture, kernel_number in KERNEL_NUMBERS.items():
         number = 1

@@ -1,7 +1,7 @@
-"""Draws profiles near the patterns that libseccomp has been seen to compile wrongly.
+"""Generates profiles near the patterns that libseccomp compiles wrong.
 
-Several rules for one call, comparisons around 2^32, calls that only some of the architectures
-have, and calls that a 32-bit ABI reaches through socketcall(2) or ipc(2).
+They have several rules for one call, comparisons around 2^32, calls that only some of the
+architectures have, and calls that a 32-bit ABI reaches through socketcall(2) or ipc(2).
 """
 
 import random
@@ -64,7 +64,7 @@ ERROR_NUMBERS = (1, 22, 38)
 
 
 def profile(draw: random.Random, machine: str = "x86_64") -> dict[str, Any]:
-    """Return one profile; many of them the agent rejects."""
+    """Return one profile. The agent rejects many of them."""
     architectures = [one for one in MACHINES[machine] if draw.random() < 0.6]
     draw.shuffle(architectures)
     default = draw.choice(DEFAULTS)
@@ -90,7 +90,7 @@ def _names(draw: random.Random) -> list[str]:
 
 
 def _shared_rules(draw: random.Random, action: str, values: list[int]) -> list[dict[str, Any]]:
-    """Return rules for two calls together, and more for one of them or both."""
+    """Return rules for two calls together, and further rules for one call or for both."""
     first, second = draw.sample((*COMMON, "accept", "bind"), 2)
     groups = [[first, second]] * draw.randint(1, 3) + [[second]] * draw.randint(1, 2)
     groups += [[first]] * draw.randint(0, 1)
@@ -145,7 +145,7 @@ def _conditions(draw: random.Random, values: list[int]) -> list[dict[str, Any]]:
 
 
 def _many(draw: random.Random, action: str) -> list[dict[str, Any]]:
-    """Return enough rules for runc to ask for a binary tree."""
+    """Return so many rules that runc requests a binary tree."""
     names = (
         *("read", "write", "open", "close", "stat", "fstat", "lstat", "poll", "lseek", "mmap"),
         *("mprotect", "munmap", "brk", "pread64", "pwrite64", "readv", "writev", "access", "pipe"),

@@ -1,8 +1,8 @@
 """The versions of libseccomp that the tests compare.
 
-The installed one is always there. The others are unpacked from packages of other Debian releases
-into the cache. Later runs verify the checksums of the unpacked libraries, and fetch the packages
-again where one is damaged.
+The installed version is always available. The other versions are unpacked from packages of other
+Debian releases into the cache. Later runs verify the checksums of the unpacked libraries, and fetch
+the packages again where a library is damaged.
 """
 
 import ctypes
@@ -30,7 +30,7 @@ class Library:
         return hash(self.version)
 
     def token(self, architecture: str) -> int:
-        """Return the number that libseccomp has for SCMP_ARCH_... ."""
+        """Return libseccomp's number for an architecture named SCMP_ARCH_... ."""
         name = architecture.removeprefix("SCMP_ARCH_").lower().encode()
         return int(self.handle.seccomp_arch_resolve_name(name))
 

@@ -1,7 +1,7 @@
-"""What a profile's rules say about one system call, by reading them one after the other.
+"""The answer of a profile to one system call, from its rules one after the other.
 
-It shares no code with the agent or with libseccomp. libseccomp is only asked which number belongs
-to which name.
+The reference shares no code with the agent or with libseccomp. It uses libseccomp only to translate
+names into numbers.
 """
 
 import functools
@@ -79,7 +79,7 @@ def numbers_by_name(library: Library, architecture: str) -> dict[str, int]:
 
 
 def predicate(condition: Mapping[str, Any]) -> Callable[[int], bool]:
-    """Return the test that a condition makes of the value of its argument."""
+    """Return the test of a condition, as a function of the argument's value."""
     wanted, masked = condition["value"], condition.get("valueTwo", 0)
     predicates: dict[str, Callable[[int], bool]] = {
         "SCMP_CMP_NE": lambda value: value != wanted,
@@ -94,7 +94,7 @@ def predicate(condition: Mapping[str, Any]) -> Callable[[int], bool]:
 
 
 class Reference:
-    """A profile as it reads, for one library's names, one runtime and one kind of node."""
+    """The rules of a profile, for the names of one library, one runtime and one kind of node."""
 
     def __init__(
         self, library: Library, profile: Profile, runtime: Runtime, native: str = "SCMP_ARCH_X86_64"

@@ -48,7 +48,7 @@ _WITH_STUB = 3  # arguments for each call; runc's stub does not look at them
 
 
 class Outcome(enum.Enum):
-    """What became of the filters of a profile."""
+    """The result of comparing the filters of a profile."""
 
     RIGHT = "right"
     FAILS_OPEN = "fails open"
@@ -59,7 +59,7 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """The worst outcome of a profile's filters, and where it was seen."""
+    """The worst outcome of a profile's filters, and the library and runtime that had it."""
 
     outcome: Outcome
     text: str = ""
@@ -82,7 +82,7 @@ def wrong_filters(
 ) -> Iterator[tuple[Library, Runtime, Difference | BuildError]]:
     """Return each library and runtime whose filter is wrong, with the worst difference.
 
-    A filter that was built the same before is not asked again.
+    Equal filters are evaluated once.
     """
     questions = Questions(profile, draw)
     native = NATIVE[machine]
@@ -143,7 +143,7 @@ def judge(body: str, seed: str, machine: str) -> Verdict:
 
 
 def judge_all(bodies: Sequence[tuple[str, str]], machine: str) -> Iterator[Verdict]:
-    """Judge (body, seed) pairs in a child, and in another one after each that it dies of."""
+    """Judge (body, seed) pairs in a child process, and start a new child after each crash."""
     done = 0
     while done < len(bodies):
         for verdict in _judged_by_child(bodies[done:], machine):
@@ -152,7 +152,7 @@ def judge_all(bodies: Sequence[tuple[str, str]], machine: str) -> Iterator[Verdi
 
 
 def _judged_by_child(bodies: Sequence[tuple[str, str]], machine: str) -> Iterator[Verdict]:
-    """Return the verdicts of one child; the last one may be that it died."""
+    """Return the verdicts of one child process; the last verdict may be its crash."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -187,7 +187,7 @@ def _judge_in_child(bodies: Sequence[tuple[str, str]], machine: str, writer: int
 
 
 def written(content: bytes, machine: str) -> str:
-    """Return what the agent would write for a profile if it did not reject it."""
+    """Return the written form that a rejected profile would have."""
     document, _ = syntax.read(content)
     if document is None:
         return ""
@@ -196,14 +196,14 @@ def written(content: bytes, machine: str) -> str:
 
 
 def reason(finding: Finding) -> str:
-    """Return a problem without what differs from profile to profile."""
+    """Return the text of a finding without names and numbers."""
     words = re.split(r"([a-z0-9_]+)", finding.message)
     general = "".join("NAME" if word in syscalls.KNOWN else word for word in words)
     return f"{finding.code}: {re.sub(r'[0-9]+|SCMP_[A-Z0-9_]+', 'X', general)[:90]}"
 
 
 def search(count: int, seed: int, machine: str, *, rejected: bool) -> Result:
-    """Draw profiles, check them as the agent does, and judge the filters."""
+    """Generate profiles, check them as the agent does, and judge their filters."""
     kind = SeccompBackend(host=Host(Path("/nonexistent")), machine=machine)
     result = Result()
     for first in range(0, count, _BATCH):
@@ -249,7 +249,7 @@ def report(result: Result, show: int) -> None:
 
 
 def main() -> int:
-    """Run a search as the command line says."""
+    """Run a search with the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
