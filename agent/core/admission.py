@@ -1,9 +1,9 @@
-"""Which keys have room when the sources provide more than the agent has memory for.
+"""The limits on all keys together, which bound the memory of the agent.
 
-Limits on single keys do not bound the total, and the sources are untrusted input. Keys get room in
-a fixed order: keys that have an installed version, then keys of older profile sets, then by name.
-A key without room is rejected with the code `limit_exceeded`, and its last good version stays.
-This module decides; `agent.reconciler` removes from memory what has no room.
+Limits on single keys do not bound the total, and the sources are untrusted input. Keys are admitted
+in a fixed order: keys that have an installed version, then keys of older profile sets, then by
+name. A key over a limit is rejected with the code `limit_exceeded`, and its last good version
+stays. `agent.inspector` frees the memory of keys that are not admitted.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -47,7 +47,7 @@ class Limits:
     """Names that all ledger entries own."""
 
     listed: int = 500
-    """Keys without room that are reported one by one; of the others, the number is reported."""
+    """Keys over a limit that are reported one by one. Only the number of all others is reported."""
 
 
 LIMITS: Final = Limits()
@@ -55,7 +55,7 @@ LIMITS: Final = Limits()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """What one profile needs of the totals."""
+    """How much of the limits one profile uses."""
 
     names: int
     policy_bytes: int
@@ -86,7 +86,7 @@ def in_admission_order(
     kinds: Collection[ProfileKind],
     entries: Mapping[KeyId, LedgerEntry],
 ) -> list[Candidate]:
-    """Return the keys of all sets that were read, those that get room first in front."""
+    """Return the keys of all profile sets that were read, in the order of their admission."""
     ranked = [
         ((not _is_installed(entries.get(candidate.id)), snapshot.created), candidate)
         for snapshot in snapshots
@@ -105,7 +105,7 @@ def _is_installed(entry: LedgerEntry | None) -> bool:
 
 @dataclass(slots=True, kw_only=True)
 class AdmissionBudget:
-    """What is left of the totals during one pass. Only the main thread uses it."""
+    """The remainder of the limits during one pass. Only the main thread uses it."""
 
     limits: Limits = LIMITS
     entries: Mapping[KeyId, LedgerEntry] = field(default_factory=dict)
@@ -125,7 +125,7 @@ class AdmissionBudget:
             self._owned.update((entry.id.kind, name) for name in names)
 
     def rejection(self, id_: KeyId) -> Rejection | None:
-        """Count one key before it is inspected; return why there is no room for it, or None."""
+        """Count one key before its inspection; return a rejection if it exceeds a limit."""
         self._keys += 1
         if self._keys > self.limits.keys:
             return _rejection(
@@ -135,7 +135,7 @@ class AdmissionBudget:
         return _rejection(id_, *obstacle) if obstacle is not None else None
 
     def size(self, profile: Profile) -> Size:
-        """Return what a profile needs of the totals."""
+        """Return how much of the limits a profile uses."""
         entry = self.entries.get(profile.id)
         mine = owned_names(entry) if entry is not None else {}
         return Size(
@@ -145,13 +145,13 @@ class AdmissionBudget:
         )
 
     def fits(self, id_: KeyId, size: Size) -> bool:
-        """Return whether there is room for a profile of this size."""
+        """Return whether a profile of this size is within the limits."""
         return self._obstacle(id_, size) is None
 
     def admitted(self, inspected: Inspected) -> Inspected:
-        """Count the result of an inspection; return it, or why there is no room for it.
+        """Count the result of an inspection; return a rejection instead if it exceeds a limit.
 
-        Of findings that exceed their total, one about each key remains, an error if there is one.
+        If the findings exceed their limit, one finding per key remains, if possible an error.
         """
         if isinstance(inspected, Rejection):
             return replace(inspected, findings=self._trimmed(inspected.findings))
@@ -171,7 +171,7 @@ class AdmissionBudget:
         return replace(inspected, findings=self._trimmed(inspected.findings))
 
     def _obstacle(self, id_: KeyId, size: Size) -> tuple[str, str] | None:
-        """Return which total a profile would exceed, and a hint; None: there is room for it."""
+        """Return the limit that a profile would exceed and a hint, or None."""
         limits = self.limits
         if self._names + size.names > limits.names:
             return f"all profile sets together have more than {limits.names} names", _FEWER
@@ -195,10 +195,10 @@ class AdmissionBudget:
 
 
 _FEWER: Final = (
-    "Remove keys that no pod uses. Installed keys get room first, then older profile sets."
+    "Remove keys that no pod uses. Installed keys come first, then keys of older profile sets."
 )
 _LEDGER: Final = (
-    "Remove what deleted profile sets left on the node; the runbook describes how (limit_exceeded)."
+    "Remove the profiles of deleted profile sets; the runbook describes how (limit_exceeded)."
 )
 
 

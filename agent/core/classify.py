@@ -1,7 +1,7 @@
-"""Which kind of profile a key is, by its name, and by its first character where the name is mute.
+"""The kind of a key: its file name decides, or else the first character of its content.
 
-Rule 1: this module decides; it reads nothing and writes nothing.
-Rule 2: what is not a profile is None, never a refused profile: a README does no harm.
+A file that is not a profile, such as a README, has no kind and is ignored. This module does no
+input or output.
 """
 
 import fnmatch
@@ -17,7 +17,7 @@ _APPARMOR: Final = (".profile", ".apparmor", ".aa")
 
 
 def classify(key: str, content: bytes) -> ProfileKind | None:
-    """Return the kind of a key, or None where it is not a profile at all.
+    """Return the kind of a key, or None if the key is not a profile.
 
     The last component of key decides by its ending; any other name is decided by the first
     character that is neither white space nor part of a byte order mark.

@@ -1,8 +1,7 @@
-"""Which profiles a pod names: every place where Kubernetes lets it.
+"""The profiles that a pod references, in every place that Kubernetes allows.
 
-Rule 1: init and ephemeral containers count, and the annotations of older API servers
-(kubernetes, pkg/apis/core/annotation_key_constants.go). Rule 2: a pod that has ended for good
-names nothing; one that waits or restarts does.
+Init and ephemeral containers count, and so do the annotations of older API servers (kubernetes,
+pkg/apis/core/annotation_key_constants.go). A pod that has succeeded or failed references nothing.
 """
 
 import posixpath
@@ -58,7 +57,7 @@ def _annotations(pod: Mapping[str, object]) -> Iterable[tuple[ProfileKind, str]]
 
 
 def _meant(kind: ProfileKind, name: str) -> str:
-    """Return what a runtime makes of a name: the kubelet cleans the path of a seccomp file.
+    """Return the name that a runtime uses: the kubelet cleans the path of a seccomp file.
 
     kubernetes, pkg/kubelet/kuberuntime/helpers.go: filepath.Join.
     """

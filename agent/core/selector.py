@@ -1,7 +1,8 @@
-"""Kubernetes label selectors: which labels a text selects.
+"""Label selectors of Kubernetes: parsing and matching.
 
-Rule: the grammar is that of kubectl's --selector (kubernetes, apimachinery/pkg/labels/selector.go):
-`a=b`, `a==b`, `a!=b`, `a in (b,c)`, `a notin (b,c)`, `a`, `!a`, joined by commas that mean and.
+The grammar is that of kubectl's --selector (kubernetes, apimachinery/pkg/labels/selector.go):
+`a=b`, `a==b`, `a!=b`, `a in (b,c)`, `a notin (b,c)`, `a` and `!a`, joined by commas. All
+conditions must be true.
 """
 
 import re
@@ -31,7 +32,7 @@ class Relation(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
-    """One condition. values are empty for exists and absent."""
+    """One condition. `exists` and `absent` have no values."""
 
     key: str
     relation: Relation
@@ -40,13 +41,13 @@ class Term:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selector:
-    """Conditions that must all hold; without any it selects everything."""
+    """Conditions that must all be true. A selector without conditions selects everything."""
 
     terms: tuple[Term, ...] = ()
 
 
 def parse(text: str) -> Selector:
-    """Return the selector that a text means. Raises ValueError, with what is wrong."""
+    """Parse a selector. Raises ValueError with the reason for a text that is not valid."""
     if not text.strip():
         return Selector()
     terms: list[Term] = []
@@ -82,7 +83,7 @@ def _term(found: re.Match[str], text: str) -> Term:
 
 
 def matches(selector: Selector, labels: Mapping[str, str]) -> bool:
-    """Return whether labels fulfil every condition. `notin` holds where the label is absent."""
+    """Return whether labels fulfil every condition. `notin` is true if the label is absent."""
     return all(_holds(term, labels) for term in selector.terms)
 
 
