@@ -86,7 +86,7 @@ class AppArmorBackend:
             checking: compile for a features file instead of this kernel, and accept profiles
                 without a kernel.
             remember: whether records and compiled policies are written to the state directory.
-            abi: the features file for checking; empty: the newest one of the include directory.
+            abi: the features file for checking; empty: the newest file of the include directory.
             include_dir: the directory of the includes.
             completed: called from another thread after each compiled text. None: nothing waits for
                 single results, and slow texts are compiled without pauses.

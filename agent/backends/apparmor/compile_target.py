@@ -1,4 +1,4 @@
-"""Determines what texts are compiled for: the kernel's features, the parser and its includes.
+"""Determines the target of compilation: the kernel's features, the parser and its includes.
 
 A compiled policy is valid for one context. The first part of a context identifies the features of
 the kernel; the second part identifies the parser, its configuration and every file that a text may
@@ -17,7 +17,7 @@ from agent.host.filesystem import HostError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompileTarget:
-    """What texts are compiled for."""
+    """The features and the context that a text is compiled for."""
 
     options: tuple[str, ...]
     """The options that pass the features to the parser; empty: there are no features."""
@@ -38,7 +38,7 @@ class TargetReader:
             access: the access to the kernel.
             parser: the parser.
             checks_only: whether to compile for a features file instead of this kernel.
-            features_file: the features file; empty: the newest one of the include directory.
+            features_file: the features file; empty: the newest file of the include directory.
         """
         self.access = access
         self.parser = parser

@@ -24,7 +24,7 @@ _RECORD_BYTES: Final = 8 << 20
 
 @dataclass(slots=True, kw_only=True)
 class ConfinementState:
-    """What the tracker knows of threads and profiles."""
+    """The threads and profiles that the tracker remembers."""
 
     directories: dict[str, str] = field(default_factory=dict)
     """Name of a profile -> the directory in which the kernel shows it."""
@@ -92,7 +92,7 @@ class ConfinementRecord:
 
 
 def encoded(boot_id: str, state: ConfinementState) -> bytes:
-    """Return a record of at most RECORDED_THREADS threads, first those that lost confinement.
+    """Return a record of at most RECORDED_THREADS threads, first the threads that lost confinement.
 
     Threads of the last two observations are recorded, because a removal may happen during the last
     one.

@@ -53,7 +53,7 @@ class ConfinementTracker:
         return self._loaded_state
 
     def observe(self, names: Collection[str]) -> None:
-        """Record every thread that runs under one of the names; without names, read nothing."""
+        """Record every thread that runs under a given name; without names, read nothing."""
         state = self._state
         tracked = frozenset(names)
         confined = self._threads.under(tracked) if tracked else {}
@@ -95,7 +95,7 @@ class ConfinementTracker:
         self._record.save(state)
 
     def record_removals(self, names: Collection[str]) -> None:
-        """Find the threads that lost one of these names, or a name that was loaded again since."""
+        """Find the threads that lost a removed profile or a profile that was loaded again since."""
         self._find_lost(frozenset(names) | self._reloaded())
         self._record.save(self._state)
 
@@ -122,7 +122,7 @@ class ConfinementTracker:
         return len({thread.pid for thread in self._state.lost})
 
     def _find_lost(self, removed: frozenset[str]) -> None:
-        """Record the threads that ran under one of the removed profiles, and lost it."""
+        """Record the threads that ran under a removed profile, and lost it."""
         state = self._state
         for thread, label in (*state.previous.items(), *state.confined.items()):
             if names_in(label) & removed:

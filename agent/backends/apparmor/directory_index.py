@@ -12,7 +12,7 @@ from agent.backends.apparmor import compiled_policy
 
 
 class DirectoryIndex:
-    """The directories that a complete walk found, and those that this agent's loads added."""
+    """The directories that a complete walk found or that a load of this agent added."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class DirectoryIndex:
         self._may_have_new = self._may_have_new or may_add
 
     def find(self, names: Collection[str], revision: int) -> dict[str, str] | None:
-        """Return the directories of those names that are loaded; None: this is not certain.
+        """Return the directory of each loaded name; None: the index is not certain.
 
         Args:
             names: the names to find.

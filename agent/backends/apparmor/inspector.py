@@ -1,4 +1,4 @@
-"""Checks AppArmor texts: what the parser makes of them, and whether the agent may install that.
+"""Checks AppArmor texts with the parser, and decides whether the agent may install the result.
 
 An inspection never waits for the parser: a text without a result is queued, and the key is pending.
 Nothing compiled without the features of this kernel is accepted for installation. A missing parser
@@ -62,7 +62,7 @@ class Inspector:
         """The target of this pass, once it has been read."""
 
         self._awaited: set[str] = set()
-        """The cache keys of the texts whose results this pass waits for."""
+        """The cache keys of the results that this pass waits for."""
 
     def begin_pass(self) -> None:
         """Begin a pass, which uses the results of the parser runs that have finished.

@@ -25,7 +25,7 @@ FILE: Final = "objects.jsonl"
 _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 _LIMIT: Final = 64 << 20
 _MOST_LINES: Final = 4096
-"""A longer file is replaced by one that has a single line for all objects."""
+"""A longer file is replaced by a file with a single line for all objects."""
 
 
 class _Line(msgspec.Struct, omit_defaults=True):
@@ -75,7 +75,7 @@ class LoadedObjects:
 
         Args:
             found: the directory of each name.
-            revision: the policy revision at which these are the directories.
+            revision: the policy revision at which the directories were read.
             profiles: the observed profile of each name.
         """
         self._open()

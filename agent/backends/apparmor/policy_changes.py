@@ -108,7 +108,7 @@ class PolicyChanges:
             profile: the profile of the key.
             body: its compiled policy.
             replaceable: the names that may be replaced. Other names must not be loaded.
-            foreign: those of the replaceable names whose objects another program loaded. The
+            foreign: the replaceable names whose objects another program loaded. The
                 objects stay foreign.
         """
         names = frozenset(profile.version.names)

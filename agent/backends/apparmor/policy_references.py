@@ -7,9 +7,9 @@ same policy in other bytes. When the raw data of every earlier version are gone,
 use the new version can be left, and `processes` finds those in /proc.
 
 Raw data that stay prove nothing. Linux 6.1 never releases the first version of a profile with hats
-or children, so their disuse cannot be proven. Neither can the disuse of a profile in complain mode
-below which the kernel created a learning profile (`NAME//null-PROGRAM`): a replacement moves the
-learning profile to the new version, and the learning profile has no raw data.
+or children, so their disuse cannot be proven. The same is true of a profile in complain
+mode if the kernel created a learning profile (`NAME//null-PROGRAM`) below it, because a replacement
+moves the learning profile to the new version, and the learning profile has no raw data.
 """
 
 import secrets
@@ -47,7 +47,7 @@ class PolicyReferences:
         """
 
     def why_unproven(self, names: Collection[str]) -> str:
-        """Return why one of these profiles may still be referenced; empty: none of them is.
+        """Return why a given profile may still be referenced; empty: none is.
 
         Replaces the profiles by the same policy in other bytes.
 
@@ -80,7 +80,7 @@ class PolicyReferences:
         return self._wait(names, policy) or self._learning_profile(names)
 
     def _learning_profile(self, names: frozenset[str]) -> str:
-        """Return which learning profile below one of the names may be referenced, or nothing."""
+        """Return which learning profile below a given name may be referenced, or nothing."""
         content = self.host.read(_LIST).decode("utf-8", "surrogateescape")
         loaded = {line.rpartition(" (")[0] for line in content.split("\n")}
         learning = [
@@ -103,7 +103,7 @@ class PolicyReferences:
         return f'it was loaded together with "{others[0]}", which stays' if others else ""
 
     def _wait(self, names: frozenset[str], policy: bytes) -> str:
-        """Wait until no raw data but those of the new policy declare the names.
+        """Wait until only the raw data of the new policy declare the names.
 
         Returns:
             Why this did not happen, or nothing.
@@ -119,7 +119,7 @@ class PolicyReferences:
         return ""
 
     def _declaring(self, names: frozenset[str]) -> set[str]:
-        """Return the entries of policy/raw_data that declare one of the names, or may do so."""
+        """Return the entries of policy/raw_data that declare a given name, or may do so."""
         listed = self.host.names(_RAW_DATA)
         self._declared = {
             entry: self._declared[entry] for entry in listed if entry in self._declared

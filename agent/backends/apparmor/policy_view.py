@@ -54,12 +54,12 @@ class PolicyView:
     def observe(
         self, names: Collection[str], *, with_children: bool = False, is_complete: bool = False
     ) -> dict[str, ObservedProfile] | Unobservable:
-        """Return those of the names that are loaded.
+        """Return the loaded profiles of the given names.
 
         Args:
             names: the names to observe.
             with_children: whether the hats and children of the names are observed too.
-            is_complete: whether these are all names that the agent tracks, so that it knows every
+            is_complete: whether the names are all that the agent tracks, so that it knows every
                 change afterwards. An observation of some names does not show whether the others
                 changed.
         """

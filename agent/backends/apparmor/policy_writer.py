@@ -46,7 +46,7 @@ class PolicyWriter:
         """Load new profiles, all or none.
 
         Raises:
-            HostError: the kernel rejected the policy; EEXIST if one of the names is loaded.
+            HostError: the kernel rejected the policy; EEXIST if a name is already loaded.
         """
         self.release.wait()
         self._write("load", policy)

@@ -102,7 +102,7 @@ class Processes:
     def _obstacle(self) -> str:
         """Return why the agent cannot see every process of the host, or nothing."""
         if not self.host.exists("/proc/1/stat"):
-            return "there is no procfs below the host root"
+            return "procfs is missing below the host root"
         if str((self.own / "ns/user").readlink()) != _INITIAL_USER:
             return "the agent runs in a user namespace"
         try:

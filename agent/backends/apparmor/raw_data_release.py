@@ -39,7 +39,7 @@ class RawDataRelease:
 
         Args:
             tracked: the names that the agent tracks.
-            loaded: those of them that are loaded.
+            loaded: the tracked names that are loaded.
             generations: the generations of the loaded names, where they are known.
         """
         self._replaced |= {

@@ -40,7 +40,7 @@ class ThreadReader:
         self._files: tuple[str, ...] = _FILES
 
     def under(self, names: frozenset[str]) -> dict[Thread, str] | None:
-        """Return the threads under one of the names, with their labels.
+        """Return the threads that run under a given name, with their labels.
 
         Returns:
             None: /proc cannot be listed.
