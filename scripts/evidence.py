@@ -32,7 +32,7 @@ the tests.
 
 
 def main(arguments: list[str]) -> None:
-    """Write both pages, or print one of them."""
+    """Write both pages, or print a single page."""
     pages = {"docs/evidence.md": evidence(), "docs/architecture.md": architecture()}
     if arguments[:1] == ["--print"]:
         sys.stdout.write(pages[arguments[1]])

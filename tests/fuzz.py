@@ -1,9 +1,10 @@
-"""Mutated inputs: 100,000 through everything before the parser, 3,000 through the parser.
+"""Feeds mutated inputs to the agent: 100,000 to the checks in Python, and 3,000 to the parser.
 
 usage: python -m tests.fuzz [--seed N] [--texts N] [--parsed N] [--budget SECONDS]
 
-An input may be refused in any way that the code knows; an exception that nobody caught ends the run
-with 1 and names the seed, the number and the bytes that do it again. The seed is printed, always.
+The agent may reject an input in any way. An uncaught exception ends the run with the exit status 1;
+the message contains the seed, the number and the bytes of the input, to reproduce the failure. Each
+run prints its seed.
 """
 
 import argparse
@@ -74,7 +75,7 @@ items: [&a {kind: ConfigMap}, *a]
 
 
 def mutated(random_, seeds):
-    """Return one of seeds, changed in one to six places."""
+    """Return a random seed input with one to six changes."""
     content = bytearray(random_.choice(seeds))
     for _ in range(random_.randint(1, 6)):
         at = random_.randint(0, len(content))
@@ -98,7 +99,7 @@ def mutated(random_, seeds):
 
 
 def rearranged(random_, seeds):
-    """Return JSON of one of seeds, with other values, keys or items in one to four places."""
+    """Return a random JSON input with one to four changed values, keys or items."""
     document = json.loads(random_.choice(seeds))
     for _ in range(random_.randint(1, 4)):
         places = list(_places(document))
@@ -127,7 +128,7 @@ def _places(value):
 
 
 def before_the_parser(manifest):
-    """Return every function that meets bytes before, beside or without the parser."""
+    """Return every function that processes input bytes without the parser, by name."""
     seccomp = app.backend_parts(Config(kinds=frozenset({"seccomp"})))["seccomp"].backend
     docker_settings = Config(kinds=frozenset({"seccomp"}), seccomp_format="docker")
     docker = app.backend_parts(docker_settings)["seccomp"].backend
@@ -165,7 +166,7 @@ def before_the_parser(manifest):
 
 
 def shipped():
-    """Return the shipped profiles' bytes: seccomp, AppArmor."""
+    """Return the contents of the shipped seccomp profiles and of the shipped AppArmor profiles."""
     found = {"seccomp": [], "apparmor": []}
     for path in sorted(SHIPPED.rglob("*")):
         if path.is_file():
@@ -176,10 +177,10 @@ def shipped():
 
 
 def fed(name, function, content, where):
-    """Give content to a function; return whether an exception came out of it."""
+    """Call a function with content; return whether it raised an exception."""
     try:
         function(content)
-    except Exception:  # noqa: BLE001 - this is what is looked for
+    except Exception:  # noqa: BLE001 - the search is for any exception
         print(f"{name}, {where}: {content!r}\n{traceback.format_exc()}", file=sys.stderr)
         return True
     return False
@@ -193,7 +194,7 @@ def main():
     arguments.add_argument("--budget", type=float, default=1200.0)
     chosen = arguments.parse_args()
     print(f"seed {chosen.seed}", flush=True)
-    random_ = random.Random(chosen.seed)  # noqa: S311 - to be repeated, not to be secret
+    random_ = random.Random(chosen.seed)  # noqa: S311 - reproducible, not secret
     begin = time.monotonic()
     filters, profiles = shipped()
     with tempfile.TemporaryDirectory() as folder:

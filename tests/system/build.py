@@ -1,9 +1,9 @@
-"""Build what the system tests need and this machine has not cached yet.
+"""Build the files that the system tests need and that the cache does not contain yet.
 
 usage: python -m tests.system.build
 
-scripts/test runs this module in the background: the tests that need no control plane run meanwhile,
-and the others wait for the lock of its cache.
+scripts/test runs this module in the background while it runs the tests that need no control plane.
+The other tests wait for the lock of the cache.
 """
 
 from tests.system import cluster, vm

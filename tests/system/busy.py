@@ -1,7 +1,7 @@
-"""The shortage of CPU time on this machine during a measurement.
+"""Measures the shortage of CPU time on this machine.
 
-A time limit of the agent is unchanged while a CPU is idle. Without an idle CPU, a late result shows
-the shortage of the machine, and the limit is longer.
+While a CPU is idle, the tests check the time limits of the agent as documented. When no CPU is
+idle, a late result may be caused by the machine, so the tests allow more time.
 """
 
 import os
@@ -18,8 +18,8 @@ WIDER = 5
 def waited():
     """Return the seconds in which a task waited for a CPU.
 
-    Without that information of the kernel, return the seconds in which no CPU was idle. A CPU whose
-    time a hypervisor used for other machines (steal) was not idle.
+    If the kernel does not provide this value, return the seconds in which no CPU was idle. A CPU
+    whose time a hypervisor used for other machines (steal) was not idle.
     """
     if PRESSURE.exists():
         return int(re.search(r"some .*total=(\d+)", PRESSURE.read_text())[1]) / 1e6
@@ -30,7 +30,7 @@ def waited():
 
 
 def within(seconds, short):
-    """Return the seconds to keep on a machine that was short of CPUs for a part of the time."""
+    """Return the time limit for a machine on which tasks waited for a CPU part of the time."""
     return seconds if short < SHORT else seconds * WIDER
 
 
@@ -49,5 +49,5 @@ class Since:
         return (waited() - self.waited) / self.seconds()
 
     def within(self, seconds):
-        """Return the seconds to keep by what was measured meanwhile."""
+        """Return the time limit that follows from the measurement since the start."""
         return within(seconds, self.short())

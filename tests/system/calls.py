@@ -1,11 +1,11 @@
-"""Record what the agent calls, and write the seccomp profile of manifests/overlays/own-seccomp.
+"""Record the agent's system calls, and write the profile of manifests/overlays/own-seccomp.
 
     python -m tests.system.calls
 
-In the virtual machine strace follows runc, the agent and its children while every function is used
-and while the pod, as it ships, speaks with a real API server. What counts is called after runc has
-loaded the filter. Added are the other names of what is called (another architecture, C library or
-kernel takes those) and what only happens now and then.
+In the virtual machine, strace follows runc, the agent and its child processes while every function
+of the agent runs and while the shipped pod talks to a real API server. Only calls after runc has
+loaded the filter count. The profile also contains the variants of the recorded calls, which
+another architecture, C library or kernel may use, and calls that occur rarely.
 """
 
 import json
@@ -20,7 +20,7 @@ from tests.system import image, rights, rights_run, vm
 STRACE = "/usr/bin/strace"
 LIMIT_SECONDS = 1800
 TRACED = ("base one pass", "base daemon", "own seccomp as it ships")
-# Who calls one of a line may call all of it.
+# If a recorded call is on a line, the profile allows the whole line.
 FAMILIES = """
 access faccessat faccessat2
 open openat
@@ -51,26 +51,26 @@ futex futex_waitv
 getuid geteuid getgid getegid
 """.strip().splitlines()
 RARE = (
-    # After a signal the kernel goes on with these; SIGTERM itself, a crash, a parser that hangs.
+    # The kernel needs these calls after a signal: SIGTERM, a crash, or a parser that hangs.
     *("restart_syscall", "rt_sigreturn", "rt_sigaction", "rt_sigprocmask", "sigaltstack"),
     *("exit", "exit_group", "kill", "tgkill", "getpid", "gettid"),
-    # Clocks and processors, where the vDSO does not answer for the kernel.
+    # Clocks and processors, if the vDSO cannot respond without a system call.
     *("clock_gettime", "clock_getres", "gettimeofday", "time", "getcpu", "sched_getaffinity"),
     # Pauses, for example before a load that waits until the kernel has freed old policy.
     *("nanosleep", "clock_nanosleep"),
-    # Memory under pressure.
+    # Memory management, which depends on the memory pressure.
     *("brk", "mmap", "mprotect", "mremap", "munmap", "madvise"),
     # The sandbox of the parser, which the recorded kernel may not have.
     *("landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"),
     # The dynamic loader writes its messages and the list of libraries with this call.
     "writev",
-    # Other runtimes, and later ones than the recorded, between the filter and the agent.
+    # Calls of other runtimes and of later versions, between loading the filter and the agent.
     *("capget", "capset", "prctl", "close_range", "sched_yield", "execve", "execveat", "umask"),
 )
 
 
 def profile(called):
-    """Return the profile for what was called: anything else does not exist (ENOSYS)."""
+    """Return the profile that allows the recorded calls; every other call fails with ENOSYS."""
     names = {*called, *RARE}
     for family in FAMILIES:
         if not names.isdisjoint(family.split()):
@@ -84,7 +84,7 @@ def profile(called):
 
 
 def record():
-    """Return the names of what was called, in the virtual machine."""
+    """Return the names of the calls that were recorded in the virtual machine."""
     told = subprocess.run(["ldd", STRACE], capture_output=True, text=True, check=True).stdout
     libraries = [one for one in re.findall(r"=> (\S+)", told) if "libc.so" not in one]
     built = image.build()
@@ -96,7 +96,7 @@ def record():
     ]
     with rights_run.prepared() as cluster, tempfile.TemporaryDirectory() as folder:
         files = rights_run.files(built.config, cluster, 9)
-        files["own/agent.json"] = b'{"defaultAction": "SCMP_ACT_LOG"}'  # hinders nothing
+        files["own/agent.json"] = b'{"defaultAction": "SCMP_ACT_LOG"}'  # denies nothing
         for one in (STRACE, *libraries):
             files[f"tools/{Path(one).name}"] = Path(one).read_bytes()
         drive = rights_run.drive(built.root, Path(folder) / "image")

@@ -1,10 +1,10 @@
-"""Run the agent so that a rare moment of its end comes for certain: `python -m` this module.
+"""Runs the agent so that a rare situation during its end always occurs: `python -m` this module.
 
-Python's audit events see where it is without any hook in the agent (PEP 578). SWALLOWED names one:
-at the first such event in the main thread, once SIGTERM has a handler, the signal comes where
-Python ignores what the handler raises: while an object ends. The callbacks of weak references, of
-which importing makes hundreds (importlib._bootstrap), are the same. TALKING lets a thread log for
-ever.
+Python's audit events (PEP 578) show the progress of the agent without a hook in it. The environment
+variable SWALLOWED is the name of an event. At the first such event in the main thread after SIGTERM
+has a handler, SIGTERM arrives in a destructor, where Python ignores exceptions of the handler. The
+same happens in callbacks of weak references, which imports create by the hundreds
+(importlib._bootstrap). With TALKING, a thread logs without end.
 """
 
 import logging
@@ -17,7 +17,7 @@ from agent.__main__ import main
 
 
 class Last:
-    """Ends with a signal."""
+    """An object whose destructor sends SIGTERM to this process."""
 
     def __del__(self):
         signal.raise_signal(signal.SIGTERM)
@@ -29,7 +29,7 @@ def talk():
 
 
 class Moments:
-    """Hears of audit events."""
+    """The audit hook that causes the situations."""
 
     def __init__(self):
         self.swallowed = os.environ.get("SWALLOWED", "")

@@ -1,8 +1,8 @@
-"""The image, built from the Containerfile without any registry.
+"""Builds the image from the Containerfile without an image registry.
 
-Its base is made by mmdebstrap from Debian's packages, and Python's packages come by hash from where
-pip is configured to look. Base, wheels and the last two images are kept with their checksums below
-~/.cache/profile-loader/image.
+mmdebstrap builds the base image from Debian packages. pip downloads the Python packages from its
+configured index and verifies their hashes. The base, the wheels and the last two images are cached
+with their checksums in ~/.cache/profile-loader/image.
 """
 
 import hashlib
@@ -22,10 +22,10 @@ import agent
 from tests.system import kept, vm
 
 CACHE = kept.CACHE / "image"
-RECIPE = 3  # part of every key: count up when something is made differently
+RECIPE = 3  # part of every cache key: increase it when the build changes
 SUITE = "trixie"
 VERSION = tomllib.loads(Path("pyproject.toml").read_text())["project"]["version"]
-NAME = f"localhost/profile-loader:{VERSION}"  # as the documents build it and manifests/base has it
+NAME = f"localhost/profile-loader:{VERSION}"  # the name in the documents and in manifests/base
 INPUTS = (
     "Containerfile",
     "requirements.lock",
@@ -35,7 +35,7 @@ INPUTS = (
     "scripts/bytecode",
     "scripts/sbom",
 )
-# As debian:trixie-slim leaves them out: its /etc/dpkg/dpkg.cfg.d/docker.
+# The files that debian:trixie-slim omits, from its /etc/dpkg/dpkg.cfg.d/docker.
 SLIM = (
     "path-exclude=/usr/share/doc/*",
     "path-include=/usr/share/doc/*/copyright",
@@ -50,7 +50,7 @@ SLIM = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """A built image: its file system, its configuration, and itself as a docker-archive."""
+    """A built image: its file system, its configuration, and its docker-archive."""
 
     root: Path
     config: dict
@@ -59,8 +59,13 @@ class Image:
     def run(self, *arguments, mounts=(), check=True):
         """Run the entry point as the DaemonSet does, with the file system read-only.
 
-        mounts: (source, name) pairs; each is at /mnt/name. What is mounted lives in a namespace of
-        its own, and the rights are none but CAP_MAC_ADMIN.
+        The only capability is CAP_MAC_ADMIN. The mounts exist only in a mount namespace of the
+        command.
+
+        Args:
+            arguments: The arguments of the entry point.
+            mounts: Pairs (source, name); each source is mounted at /mnt/name.
+            check: Whether an exit status other than 0 is an error.
         """
         return self.execute(*self.config["Entrypoint"], *arguments, mounts=mounts, check=check)
 
@@ -91,7 +96,7 @@ class Image:
 
 
 def build():
-    """Return the image of this checkout, built where it is missing, damaged or of another state."""
+    """Return the image of this checkout; build it if it is missing, damaged or outdated."""
     with kept.locked(CACHE):
         folder = CACHE / f"built-{_key(_sources(), base().name)}"
         if not _whole(folder):
@@ -106,7 +111,7 @@ def build():
 
 
 def again():
-    """Return the digests of a second build of the same state; they are kept beside the first."""
+    """Return the digests of a second build of the same sources, which are cached too."""
     told = build().root.parent / "again.json"
     with kept.locked(CACHE):
         if not told.exists():
@@ -116,12 +121,12 @@ def again():
 
 
 def archive(path):
-    """Write the image as a docker-archive, for `ctr images import`; its name is NAME."""
+    """Write the image with the name NAME as a docker-archive, for `ctr images import`."""
     shutil.copyfile(build().packed, path)
 
 
 def make(folder, *, pack):
-    """Build the image into an empty folder, if wanted with its archive, and return it."""
+    """Build the image in an empty folder, optionally with its archive, and return it."""
     context = folder / "context"
     context.mkdir()
     for name in INPUTS:
@@ -164,14 +169,14 @@ def make(folder, *, pack):
 
 
 def base():
-    """Return a tar of a minimal Debian, made anew where it is missing or damaged."""
+    """Return a tar file of a minimal Debian; build it if it is missing or damaged."""
     path = CACHE / f"base-{_key(RECIPE, SUITE, *SLIM)}.tar"
     mark = path.with_suffix(".sha256")
     if not (path.exists() and mark.exists() and mark.read_text() == vm.sha256(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
         command = ["mmdebstrap", "-q", "--variant=minbase"]
         command += [f"--dpkgopt={one}" for one in SLIM]
-        # mmdebstrap copies this machine's own; an image has none.
+        # mmdebstrap copies these files from this machine, and an image does not contain them.
         command += ['--customize-hook=rm -f "$1/etc/resolv.conf" "$1/etc/hostname"']
         command += [SUITE, str(path), mirror()]
         with kept.announced("image: its Debian base", "about a minute"):
@@ -181,7 +186,7 @@ def base():
 
 
 def mirror():
-    """Return where this machine takes Debian's packages from."""
+    """Return the address of the Debian mirror that this machine uses."""
     told = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(SITE) $(CODENAME) $(COMPONENT)"],
         capture_output=True, text=True, check=True,
@@ -191,7 +196,7 @@ def mirror():
 
 
 def wheels():
-    """Return a directory with the packages of the lock files, each checked by its hash."""
+    """Return a directory with the packages of the lock files, whose hashes are verified."""
     locks = [Path(name) for name in INPUTS if name.endswith(".lock")]
     path = CACHE / f"wheels-{_key(RECIPE, *(lock.read_text() for lock in locks))}"
     if not (path / "complete").exists():
@@ -211,7 +216,7 @@ def wheels():
 
 
 def digests(root):
-    """Return what distinguishes trees: by path its mode, owner and content."""
+    """Return the mode, owner and content digest of each file of a tree, by path."""
     found = {}
     for path in sorted(root.rglob("*")):
         status = path.lstat()
@@ -231,7 +236,7 @@ def _image(folder):
 
 
 def _whole(folder):
-    """Return whether a kept image is complete and unchanged."""
+    """Return whether a cached image is complete and unchanged."""
     try:
         found = json.loads((folder / "digests.json").read_text())
         packed = (folder / "image.sha256").read_text()
@@ -241,12 +246,12 @@ def _whole(folder):
 
 
 def _package():
-    """Return the agent's directory: of the installed wheel where tests run without a checkout."""
+    """Return the directory of the agent's package, which may come from the installed wheel."""
     return Path(agent.__file__).parent
 
 
 def _sources():
-    """Return one digest of everything of the project that goes into the image."""
+    """Return one digest of all project files that the image contains."""
     package = _package()
     paths = [Path(name) for name in INPUTS]
     found = [(str(path), vm.sha256(path)) for path in paths]
@@ -258,7 +263,7 @@ def _sources():
 
 @contextmanager
 def _scratch():
-    """Give a folder beside the kept images that is gone at the end, if it was not renamed."""
+    """Yield a folder next to the cached images; delete it at the end unless it was renamed."""
     folder = Path(tempfile.mkdtemp(prefix="making-", dir=CACHE))
     folder.chmod(0o755)
     try:

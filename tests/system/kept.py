@@ -1,7 +1,8 @@
-"""What this machine keeps of the tests' makings, below ~/.cache/profile-loader.
+"""The cache of files that the system tests build, in ~/.cache/profile-loader.
 
-Rule: one process at a time looks at a folder of it and makes what is missing there; whoever waited
-for another looks again. Tests run in lanes beside each other, and each may be the first.
+Tests run in parallel lanes, and each lane may be the first to need a file. Therefore one process at
+a time checks a folder of the cache and builds the missing files. A process that waited for the lock
+checks the folder again.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ PACKAGES = CACHE / "corpora"
 
 @contextlib.contextmanager
 def locked(folder):
-    """Let one process at a time look at what a folder keeps and change it."""
+    """Lock a folder of the cache, so that one process at a time reads and changes it."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
         try:
@@ -34,10 +35,10 @@ def announced(what, usual, progress=lambda: "", *, every=60.0):
     """Print what is being made and how long that usually takes; report while the work still runs.
 
     Args:
-        what: What is being made, for example "virtual machine: root tree".
-        usual: How long that usually takes, in words.
-        progress: Describes how far the work is.
-        every: Seconds between two reports that the work still runs.
+        what: The result of the work, for example "virtual machine: root tree".
+        usual: The usual duration, in words.
+        progress: Returns a description of the progress.
+        every: The seconds between two progress reports.
     """
     begin = time.monotonic()
     print(f"{what}: making it, which usually takes {usual}", flush=True)
@@ -59,7 +60,7 @@ def announced(what, usual, progress=lambda: "", *, every=60.0):
 
 
 def package(name):
-    """Return a directory with the files of a Debian package, fetched where it is missing."""
+    """Return a directory with the files of a Debian package; download it if it is missing."""
     folder = PACKAGES / name
     with locked(PACKAGES):
         if not (folder / "complete").exists():

@@ -1,8 +1,8 @@
-"""Run the agent and end it with SIGKILL right before one named step: `python -m` this module.
+"""Runs the agent and kills it with SIGKILL right before one step: `python -m` this module.
 
-KILLED names the step; where ARMED names a file, steps count only once it is there. Python's audit
-events see each of them without any hook in the agent (PEP 578); the descriptors of directories are
-read back from /proc, so that a name tells its place.
+The environment variable KILLED is the name of the step. If ARMED is the path of a file, steps count
+only while that file exists. Python's audit events (PEP 578) show each step without a hook in the
+agent. The path of a directory's descriptor is read from /proc.
 """
 
 import os
@@ -16,7 +16,7 @@ WRITING = os.O_WRONLY | os.O_RDWR
 
 
 def _place(path, descriptor):
-    """Return the path that a name below a directory's descriptor has."""
+    """Return the path of a name that is relative to the descriptor of a directory."""
     if isinstance(path, int):
         return ""
     base = Path(f"/proc/self/fd/{descriptor}").readlink() if descriptor >= 0 else Path.cwd()
@@ -41,7 +41,7 @@ def _sent(arguments):
     return head.decode("latin-1")
 
 
-# name: (audit event, what it is about, a part of that, how many such come before it)
+# name: (audit event, function for its subject, part of the subject, number of earlier matches)
 POINTS = {
     "before_its_bytes_are_kept": ("os.rename", _written, "/bodies/", 0),
     "before_it_is_staged": ("os.rename", _written, "/entries/", 0),
@@ -60,7 +60,7 @@ POINTS = {
 
 
 class Killer:
-    """Ends the process before a step."""
+    """An audit hook that kills the process before a step."""
 
     def __init__(self, name):
         self.event, self.about, self.part, self.left = POINTS[name]

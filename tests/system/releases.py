@@ -1,6 +1,6 @@
-"""Packages of other Debian releases, unpacked beside those of this machine.
+"""Packages of other Debian releases, unpacked into a directory.
 
-They come from the archive that this machine's own apt uses. Its package indexes are signed; apt
+They come from the archive that this machine's apt uses. Its package indexes are signed, and apt
 verifies the signature and the checksum of every package.
 """
 
@@ -25,9 +25,9 @@ def archive_address() -> str:
 
 
 def unpack(packages: Sequence[str], suite: str, folder: Path) -> None:
-    """Download packages of a release with apt, in a configuration of its own, and unpack them.
+    """Download packages of a release with a separate apt configuration, and unpack them.
 
-    folder: where the files go; it must not exist.
+    The folder for the files must not exist.
     """
     apt = folder.with_name(f"{folder.name}.apt")
     for name in ("lists/partial", "archives/partial"):

@@ -1,10 +1,10 @@
-"""The agent's pod as the configuration that a container runtime runs it with.
+"""Translates the agent's pod into the OCI configuration of its containers.
 
-Rule 1: no right of the agent stands here: user, capabilities, privileges, root, seccomp, AppArmor,
-mounts, namespaces and limits are those of the pod that kustomize makes. Rule 2: what the pod leaves
-open is as containerd fills it for the kubelet (its packages pkg/oci and internal/cri).
-RuntimeDefault is the profile of CRI-O and Podman, from Debian's package, with its conditions
-resolved as they do.
+This module contains no right of the agent. The user, capabilities, privileges, root file system,
+profiles, mounts, namespaces and limits come from the pod that kustomize builds. Fields that the pod
+does not set get the defaults that containerd uses for the kubelet (its packages pkg/oci and
+internal/cri). RuntimeDefault is the seccomp profile of CRI-O and Podman from Debian's package, with
+its conditions evaluated as these runtimes do.
 """
 
 import copy
@@ -20,7 +20,8 @@ from tests.system.cluster import programs
 
 ROOT = Path(__file__).parents[2] / "manifests"
 PACKAGE = "golang-github-containers-common"
-# What a container has unless its pod says otherwise (usual), and a privileged one beside that.
+# The default capabilities of a container (usual), the additional capabilities of a privileged
+# container (other), and the default masked and read-only paths.
 WORDS = """
 usual: CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP
 usual: NET_BIND_SERVICE SYS_CHROOT KILL AUDIT_WRITE
@@ -43,7 +44,7 @@ def words(kind):
 
 
 def pod(folder):
-    """Return the pod that kustomize makes of a folder below manifests/."""
+    """Return the pod that kustomize builds from a folder in manifests/."""
     done = subprocess.run(
         [*programs()("kubectl"), "kustomize", ROOT / folder],
         capture_output=True, text=True, check=True,
@@ -53,9 +54,9 @@ def pod(folder):
 
 
 def without_api(pod, *more):
-    """Return the pod with its profiles in a mounted directory, where no API server is.
+    """Return the pod with its profiles in a mounted directory, so that it needs no API server.
 
-    As the overlay mounted-volume has it; nothing of its rights changes.
+    The overlay mounted-volume does the same. The rights of the pod do not change.
     """
     pod = copy.deepcopy(pod)
     (agent,) = pod["containers"]
@@ -67,9 +68,12 @@ def without_api(pod, *more):
 
 
 def in_cluster(pod, token, environ):
-    """Return the pod as the API server and the kubelet complete it: its token, what it refers to.
+    """Return the pod with the token and the environment that API server and kubelet add.
 
-    token: the directory of its service account's. environ: what the references are worth.
+    Args:
+        pod: The pod.
+        token: The directory with the token of the service account.
+        environ: The values of the environment variables that reference other fields.
     """
     pod = copy.deepcopy(pod)
     (agent,) = pod["containers"]
@@ -86,9 +90,14 @@ def in_cluster(pod, token, environ):
 def config(pod, container, image, places):
     """Return the OCI configuration of a container of a pod.
 
-    image: the configuration of its image. places: by name the directory of each volume that the
-    kubelet would fill (ConfigMaps). A Localhost seccomp profile is left as {"localhost": PATH} for
-    the node to read, as it does when the container is made.
+    A Localhost seccomp profile becomes {"localhost": PATH}, because the node reads the file when it
+    creates the container.
+
+    Args:
+        pod: The pod.
+        container: One of its containers.
+        image: The configuration of the container's image.
+        places: The directory of each volume that the kubelet would fill, by the volume's name.
     """
     context = {**pod.get("securityContext", {}), **container.get("securityContext", {})}
     privileged = context.get("privileged", False)
@@ -177,7 +186,7 @@ def _capabilities(wanted, *, privileged):
 
 
 def expanded(container):
-    """Return the arguments of a container with the values of its environment, as a kubelet does."""
+    """Return the arguments of a container with its environment variables expanded."""
     values = {one["name"]: one["value"] for one in container.get("env", ()) if "value" in one}
     return [
         re.sub(r"\$\((\w+)\)", lambda found: values.get(found[1], found[0]), one)
@@ -200,7 +209,7 @@ def _bytes(quantity):
 
 
 def _mount(mount, volume, places):
-    """Return one volume's mount; the path of a host's directory is its place on the node."""
+    """Return the OCI mount of one volume; a hostPath is mounted from the same path of the node."""
     access = "ro" if mount.get("readOnly") else "rw"
     if "emptyDir" in volume:
         size = _bytes(volume["emptyDir"]["sizeLimit"])

@@ -1,6 +1,7 @@
-"""What runs in the virtual machine to try the rights of the agent's pod, and what lies there.
+"""The containers and files for the tests of the agent's rights in the virtual machine.
 
-Each container is a pod of the manifests; where a right is tried, with that one right less.
+Each container comes from a pod of the manifests. To test a right, its container runs without that
+right.
 """
 
 import contextlib
@@ -36,7 +37,7 @@ def context(**changes):
 
 
 def read_only(name):
-    """Return a change of one of the agent's mounts."""
+    """Return a change that makes a mount of the agent read-only."""
 
     def change(pod):
         (agent,) = pod["containers"]
@@ -64,7 +65,7 @@ WITHOUT = {
 
 
 def bundles(config, port):
-    """Return every container that is run in the guest, by name."""
+    """Return the configuration of every container that runs in the guest, by name."""
     found = {}
 
     def add(name, pod, change=lambda pod: None):
@@ -94,7 +95,7 @@ def bundles(config, port):
 
 
 def files(config, cluster, many):
-    """Return what lies in the guest; many: how many labels its Node is to get."""
+    """Return the guest's files by path; many: the expected number of labels of its Node."""
     found = {f"guest/{one.name}": one.read_bytes() for one in GUEST.glob("*.py")}
     for one in Path("profiles").rglob("*"):
         if one.is_file():
@@ -102,7 +103,7 @@ def files(config, cluster, many):
     for name, bundle in bundles(config, cluster.port).items():
         found[f"bundles/{name}.json"] = json.dumps(bundle).encode()
     found["own/agent.json"] = (rights.ROOT / "overlays/own-seccomp/agent.json").read_bytes()
-    # The guest is the same Debian as this machine.
+    # The guest runs the same release of Debian as this machine.
     found["runc"] = Path("/usr/sbin/runc").read_bytes()
     found["libseccomp.so.2"] = Path("/usr/lib/x86_64-linux-gnu/libseccomp.so.2").read_bytes()
     found["token/token"] = cluster.agent_token("node").encode()
@@ -119,7 +120,7 @@ def files(config, cluster, many):
 
 
 def drive(root, path):
-    """Write a file system with the image's files."""
+    """Write a disk image with the files of the container image."""
     subprocess.run(
         ["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d", root, path, "500M"],
         check=True, capture_output=True,
@@ -129,7 +130,7 @@ def drive(root, path):
 
 @contextlib.contextmanager
 def prepared():
-    """Give a control plane to which the overlay was applied, with a Node."""
+    """Yield a control plane with a Node and the applied overlay own-seccomp."""
     with Cluster() as cluster:
         folder = rights.ROOT / "overlays/own-seccomp"
         cluster.kubectl(

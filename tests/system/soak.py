@@ -30,7 +30,7 @@ class Soak(SoakModel):
     """Makes random changes to the ConfigMaps, pods, files and processes of the model."""
 
     def run(self, seconds):
-        """Make batches of changes for a number of seconds; return the counts and the growth."""
+        """Make batches of changes for a number of seconds; return counts and memory growth."""
         begin = time.monotonic()
         watcher = threading.Thread(target=self._watch)
         self._begin()
@@ -276,7 +276,7 @@ class Soak(SoakModel):
         self.record(f"the foreign file {name} is removed")
 
     def _freed(self, name):
-        """Allow that a file is missing, since a foreign file was in its place until now."""
+        """Allow that a file is missing, because a foreign file was at its path until now."""
         self.possible.setdefault(name, set()).add(None)
 
     def relabel(self):

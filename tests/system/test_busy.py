@@ -1,4 +1,4 @@
-"""What is forgiven because a machine is short of CPUs or stood still, and what is not."""
+"""Time limits are longer only while the machine is short of CPUs."""
 
 import os
 
@@ -12,7 +12,7 @@ PRESSURE = "some avg10=1.00 avg60=2.00 avg300=3.00 total={}\nfull avg10=0.00 tot
 
 @pytest.fixture
 def kernel(tmp_path, monkeypatch):
-    """Give a function that says what the kernel tells of the CPUs: waited or idle seconds."""
+    """Return a function that sets the waited and idle seconds that the kernel reports."""
     clock = [100.0]
     monkeypatch.setattr(busy, "PRESSURE", tmp_path / "pressure")
     monkeypatch.setattr(busy, "STAT", tmp_path / "stat")
@@ -30,7 +30,7 @@ def kernel(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("waited", "seconds"), [(1.1, 2.0), (1.3, 10.0)])
 def test_a_bound_is_wider_where_something_waited_most_of_the_time(kernel, waited, seconds):
-    """By what the kernel says of the time between, not of the time before."""
+    """Only the pressure during the measurement counts, and not the pressure before it."""
     kernel(waited=5.0)
     since = busy.Since()
     kernel(passed=2.0, waited=5.0 + waited)
@@ -39,7 +39,7 @@ def test_a_bound_is_wider_where_something_waited_most_of_the_time(kernel, waited
 
 @pytest.mark.parametrize(("idle", "seconds"), [(3.5, 2.0), (0.9, 2.0), (0.7, 10.0)])
 def test_without_pressure_a_bound_is_wider_where_no_cpu_was_idle(kernel, idle, seconds):
-    """Seconds are added over all CPUs: so much more than the time that passed may be idle."""
+    """Idle seconds are summed over all CPUs, so the sum may exceed the time that passed."""
     kernel(idle=40.0)
     since = busy.Since()
     kernel(passed=2.0, idle=40.0 + idle)

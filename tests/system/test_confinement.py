@@ -13,5 +13,5 @@ def outcomes():
 
 @pytest.mark.parametrize("scenario", [*confinement.SCENARIOS, confinement.WITHOUT_RAW_DATA])
 def test_on_a_real_kernel(outcomes, scenario):
-    """Each scenario holds; its docstring in tests/system/guest says what it is."""
+    """Each scenario succeeds; its docstring in tests/system/guest describes it."""
     assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)

@@ -1,4 +1,4 @@
-"""Faults of a real file system: full, read-only, unreadable."""
+"""Faults of a real file system: it is full, read-only or unreadable."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ PROFILE = '{"defaultAction": "SCMP_ACT_LOG"}'
 
 @pytest.fixture
 def mount(tmp_path):
-    """Give a function that mounts a file system for this test."""
+    """Return a function that mounts a file system for the duration of a test."""
     mounted = []
 
     def call(path, *arguments):
@@ -49,7 +49,7 @@ def codes(report):
 
 
 def test_a_full_disk_fails_the_put_and_leaves_no_part(tmp_path, mount):
-    """No file is cut short, nothing temporary stays, and the reason is told."""
+    """No file is truncated, no temporary file stays, and the report contains the reason."""
     root = tmp_path / "root"
     mount(root, "-t", "tmpfs", "-o", "size=4k,nr_inodes=100", "tmpfs")
     status, report = oneshot(root, source(tmp_path, 3))
@@ -61,7 +61,7 @@ def test_a_full_disk_fails_the_put_and_leaves_no_part(tmp_path, mount):
 
 
 def test_a_read_only_disk_keeps_what_is_there(tmp_path, mount):
-    """An update that cannot be written is reported; the old file is untouched."""
+    """An update that cannot be written is reported, and the previous file is unchanged."""
     root = tmp_path / "root"
     mount(root, "-t", "tmpfs", "tmpfs")
     assert oneshot(root, source(tmp_path))[0] == 0
@@ -74,7 +74,7 @@ def test_a_read_only_disk_keeps_what_is_there(tmp_path, mount):
 
 
 def test_a_seccomp_directory_that_is_no_directory_is_not_an_empty_one(tmp_path):
-    """A file in its place makes the kind unobservable; nothing is concluded or written."""
+    """A file at the path makes seccomp unobservable, and the agent writes nothing."""
     root = tmp_path / "root"
     (root / "var/lib/kubelet").mkdir(parents=True)
     (root / "var/lib/kubelet/seccomp").write_text("x")

@@ -1,4 +1,4 @@
-"""The built image, not only the wheel: what is in it, and that it works."""
+"""The content and the function of the built image."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ PEAK = "print([l.split()[1] for l in open('/proc/self/status') if l.startswith('
 
 
 def parts(root):
-    """Return the size in bytes of what the image consists of; the last is the sum of the others."""
+    """Return the size in bytes of each part of the image; the last size is the sum."""
     sizes = dict.fromkeys(
         (
             "Python's bytecode, of everything below",
@@ -64,7 +64,7 @@ def built():
 
 
 def test_it_is_configured_as_documented(built):
-    """Entry point, environment, port and labels are these and no others."""
+    """Entry point, environment, port and labels are exactly the documented ones."""
     about = "org.opencontainers.image."
     labels = {k: v for k, v in built.config["Labels"].items() if k.startswith(about)}
     assert {**built.config, "Labels": labels} == {
@@ -84,7 +84,7 @@ def test_it_is_configured_as_documented(built):
 
 
 def test_it_checks_the_shipped_profiles_with_its_own_parser(built):
-    """apparmor_parser and its abstractions are in it: every shipped profile is accepted."""
+    """The image contains apparmor_parser and its abstractions: each shipped profile is accepted."""
     done = built.run("check", "/mnt/profiles", "--output", "json", mounts=[PROFILES])
     rows = {one["key"]: one["state"] for one in json.loads(done.stdout)["profiles"]}
     assert rows == {
@@ -98,7 +98,7 @@ def test_it_checks_the_shipped_profiles_with_its_own_parser(built):
 
 
 def test_one_pass_installs_the_shipped_profiles_with_the_rights_of_the_pod(built, tmp_path):
-    """Below a throw-away host root, with CAP_MAC_ADMIN alone and a read-only file system."""
+    """The host root is a temporary directory; the only capability is CAP_MAC_ADMIN."""
     done = built.run(
         "--oneshot", "--source", "/mnt/profiles", "--host-root", "/mnt/host",
         "--allow-unsupported", "--output", "json", mounts=[PROFILES, (tmp_path, "host")],
@@ -113,7 +113,7 @@ def test_one_pass_installs_the_shipped_profiles_with_the_rights_of_the_pod(built
 
 
 def test_every_module_has_bytecode_that_is_used_unchecked(built):
-    """PEP 552's unchecked hash: no time of a file, and no import, makes Python compile again."""
+    """Bytecode with an unchecked hash (PEP 552) stays valid when the times of files change."""
     code = """
 import glob, importlib.util as util, pathlib
 tops = [pathlib.Path(one) for one in ("/opt/profile-loader/lib", *glob.glob("/usr/lib/python3*"))]
@@ -128,14 +128,14 @@ print(len(tops))
 
 
 def test_every_module_of_the_agent_is_imported_from_bytecode(built):
-    """Python says of each import where its code came from: never from a source."""
+    """With -v Python logs the origin of each module, and no origin is a source file."""
     code = (
         "import pkgutil, importlib, agent\n"
         "for one in pkgutil.walk_packages(agent.__path__, 'agent.'):\n"
         "    if one.name != 'agent.__main__': importlib.import_module(one.name)\n" + PEAK
     )
     done = built.execute(PYTHON, "-I", "-v", "-c", code)
-    # -v names a source plainly and bytecode in quotes (importlib/_bootstrap_external.py).
+    # -v writes bytecode paths in quotes, and source paths without (importlib/_bootstrap_external).
     came = re.findall(r"^# code object from (.+)$", done.stderr, re.MULTILINE)
     assert [one for one in came if one.endswith(".py")] == []
     assert f"'{SITE}/agent/core/__pycache__/plan.cpython-313.pyc'" in came
@@ -174,7 +174,7 @@ def test_it_holds_no_tool_to_build_or_download_with(built):
 
 
 def test_nothing_in_it_is_writable_for_others(built):
-    """But sticky directories, devices, and Debian's directory for the group mail."""
+    """The exceptions are sticky directories, devices, and Debian's directory for the group mail."""
     found = {}
     for path in built.root.rglob("*"):
         mode = path.lstat().st_mode
@@ -189,7 +189,7 @@ def test_nothing_in_it_is_writable_for_others(built):
 
 
 def test_the_build_leaves_nothing_of_itself(built):
-    """No lists, logs, caches, wheels or places of the build, and no name server of its machine."""
+    """The image has no package lists, logs, caches, wheels, build directories or name servers."""
     for name in ("var/lib/apt/lists", "var/log", "var/cache/apt", "mnt", "media", "root/.cache"):
         place = built.root / name
         assert [str(one) for one in (place.rglob("*") if place.exists() else ())] == [], name
@@ -201,14 +201,14 @@ def test_the_build_leaves_nothing_of_itself(built):
 
 
 def test_two_builds_give_the_same_files(built):
-    """Mode, owner and content of every path."""
+    """Mode, owner and content of every path are equal."""
     one, two = image.digests(built.root), image.again()
     different = sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name))
     assert different == [], "\n".join(different[:60])
 
 
 def test_the_archive_is_what_was_built(built, tmp_path):
-    """A docker-archive: its layers are those of its configuration, which is the image's."""
+    """The docker-archive has the layers and the entry point of the built image."""
     path = tmp_path / "image.tar"
     image.archive(path)
     with tarfile.open(path) as tar:
@@ -217,7 +217,7 @@ def test_the_archive_is_what_was_built(built, tmp_path):
         layers = []
         for name in manifest["Layers"]:
             found = tar.getmember(name)
-            # Layers that occur twice are links.
+            # A layer that occurs twice is a link.
             file = tar.extractfile(found)
             layers.append("sha256:" + hashlib.file_digest(file, "sha256").hexdigest())
     assert manifest["RepoTags"] == [image.NAME]
@@ -227,7 +227,7 @@ def test_the_archive_is_what_was_built(built, tmp_path):
 
 
 def test_the_list_of_parts_is_complete(built):
-    """The SBOM names every package of Debian and of Python in it, once, and the image itself."""
+    """The SBOM lists every Debian and Python package once, and the image itself."""
     document = json.loads((built.root / SBOM).read_text())
     head = {key: document[key] for key in ("bomFormat", "specVersion", "version")}
     assert head == {"bomFormat": "CycloneDX", "specVersion": "1.6", "version": 1}
@@ -265,13 +265,13 @@ def test_the_list_of_parts_is_complete(built):
 
 
 def test_the_documented_command_prints_the_list_of_parts(built):
-    """`--entrypoint cat IMAGE PATH`, as docs/image.md has it."""
+    """The command `--entrypoint cat IMAGE PATH` of docs/image.md prints the SBOM."""
     assert f"--entrypoint cat {image.NAME} /{SBOM}" in Path("docs/image.md").read_text()
     assert built.execute("cat", f"/{SBOM}").stdout == (built.root / SBOM).read_text()
 
 
 def test_only_the_asynchronous_client_is_taken_from_a_package(built):
-    """Of what the packages' own records list as modules, kubernetes/aio alone is not there."""
+    """kubernetes/aio is the only module that is missing compared to the packages' records."""
     site = built.root / SITE[1:]
     missing = set()
     for record in site.glob("*.dist-info/RECORD"):
@@ -285,7 +285,7 @@ def test_only_the_asynchronous_client_is_taken_from_a_package(built):
 
 
 def test_its_size_is_as_documented(built):
-    """Each line of the table in docs/image.md holds within a tenth, or half a megabyte."""
+    """Each size in docs/image.md is accurate to ten percent, or to half a megabyte."""
     measured = parts(built.root)
     table = "\n".join(f"| {name} | {size / 1e6:.1f} |" for name, size in measured.items())
     print(table)
@@ -299,7 +299,7 @@ def test_its_size_is_as_documented(built):
 
 
 def test_everything_that_the_recipe_copies_is_let_into_the_build():
-    """.containerignore lets in what the Containerfile names, and the tests' builder the same."""
+    """.containerignore and the builder of the tests include all files that the recipe copies."""
     recipe = Path("Containerfile").read_text()
     copied = {
         word

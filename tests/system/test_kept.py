@@ -1,4 +1,4 @@
-"""What is kept between runs is made once, whichever processes want it first at the same time."""
+"""Cached files are built once, even if several processes need them at the same time."""
 
 import re
 import subprocess
@@ -27,7 +27,7 @@ with kept.locked(Path(sys.argv[1])):
 
 
 def tiny(folder, number=0):
-    """Write a Go module that is built within a second or two; return its directory."""
+    """Write a small Go module, which takes a second or two to build; return its directory."""
     module = folder / "tiny"
     module.mkdir(exist_ok=True)
     (module / "go.mod").write_text("module tiny\n\ngo 1.21\n")
@@ -37,7 +37,7 @@ def tiny(folder, number=0):
 
 
 def at_once(script, *arguments):
-    """Run a script in two processes at the same time; return what they said."""
+    """Run a script in two processes at the same time; return their outputs."""
     command = [sys.executable, "-c", script, *map(str, arguments)]
     both = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -49,7 +49,7 @@ def at_once(script, *arguments):
 
 
 def test_two_processes_build_a_control_plane_once(tmp_path):
-    """The second one waits, and takes what the first one made."""
+    """The second process waits, and uses the result of the first."""
     said = at_once(BUILD, tmp_path / "kept", tiny(tmp_path))
     (path,) = {one.splitlines()[-1] for one in said}
     subprocess.run([path], check=True)
@@ -57,7 +57,7 @@ def test_two_processes_build_a_control_plane_once(tmp_path):
 
 
 def test_only_so_many_builds_are_kept(tmp_path):
-    """What another checkout uses stays, what is older than that goes."""
+    """The newest two builds stay, since another checkout may use one; older builds are deleted."""
     found = []
     for number in range(3):
         command = [sys.executable, "-c", BUILD, tmp_path / "kept", tiny(tmp_path, number)]
@@ -68,7 +68,7 @@ def test_only_so_many_builds_are_kept(tmp_path):
 
 
 def test_one_process_at_a_time_is_at_a_folder(tmp_path):
-    """Another one says that it waits, and goes on once the first one is done."""
+    """A second process reports that it waits, and continues when the first has finished."""
     command = [sys.executable, "-c", LOOK, str(tmp_path / "folder")]
     with kept.locked(tmp_path / "folder"):
         other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -78,7 +78,7 @@ def test_one_process_at_a_time_is_at_a_folder(tmp_path):
 
 
 def test_long_work_is_announced_before_it_begins_and_reported_while_it_runs(capsys):
-    """The output says what is being made, how long that usually takes, and how far the work is."""
+    """The output contains the result to build, its usual duration, and the progress."""
     asked = threading.Event()
 
     def progress():

@@ -9,11 +9,11 @@ pytestmark = pytest.mark.kernels
 
 @pytest.fixture(scope="module", params=sorted(vm.RELEASES.keys() - {vm.STANDARD}))
 def outcomes(request):
-    """Give what every scenario ended with on the kernel of a release."""
+    """Return the error of every scenario on the kernel of a release."""
     return confinement.every_scenario(request.param)
 
 
 @pytest.mark.parametrize("scenario", [*confinement.SCENARIOS, confinement.WITHOUT_RAW_DATA])
 def test_on_another_kernel(outcomes, scenario):
-    """Each scenario holds; its docstring in tests/system/guest says what it is."""
+    """Each scenario succeeds; its docstring in tests/system/guest describes it."""
     assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)

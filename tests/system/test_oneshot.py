@@ -62,7 +62,7 @@ def test_on_a_real_kernel(outcomes, scenario):
 
 
 def test_every_scenario_is_expected(outcomes):
-    """The list of scenarios is complete."""
+    """SCENARIOS lists every scenario that the guest runs."""
     assert sorted(SCENARIOS) == sorted(outcomes)
 
 

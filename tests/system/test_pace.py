@@ -1,4 +1,4 @@
-"""The limits of the system tests hold on a machine of any speed, and still expire."""
+"""Time limits of system tests adapt to the speed of the machine, and always expire."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from tests.system.guest import pace
 
 
 class Machine:
-    """A clock and a piece of work that takes as long as the machine is slow."""
+    """A clock, and work whose duration depends on the slowness of the machine."""
 
     def __init__(self):
         self.now, self.slow = 100.0, 1.0
@@ -22,7 +22,7 @@ def machine():
 
 
 def steps(machine, limit):
-    """Return how many steps of a tenth of a second pass until a limit expires."""
+    """Return the number of steps of a tenth of a second until a limit expires."""
     for number in range(1, 1000):
         machine.now += 0.1
         if limit.expired():
@@ -49,7 +49,7 @@ def test_a_limit_grows_with_a_load_that_begins_later(machine):
 
 
 def test_a_fast_machine_shortens_no_limit(machine):
-    """A limit is never shorter than it says."""
+    """A limit is never shorter than its nominal duration."""
     machine.slow = 0.1
     assert steps(machine, pace.Limit(1.05, machine.pace)) == 11
 
@@ -73,7 +73,7 @@ def test_a_pause_of_the_whole_machine_counts_as_one_step(machine):
     [(1.0, 1.9, True), (1.0, 2.1, False), (4.0, 7.9, True), (4.0, 8.1, False)],
 )
 def test_a_measured_time_is_judged_at_the_pace_of_the_machine(machine, slow, taken, expected):
-    """Two seconds on an idle machine are eight seconds on one that is four times slower."""
+    """A machine that is four times slower may take eight seconds instead of two."""
     machine.slow = slow
     assert pace.in_time(taken, 2.0, machine.pace) is expected
 

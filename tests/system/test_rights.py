@@ -1,4 +1,4 @@
-"""The rights of the agent's pod: what works with them, and what fails without each."""
+"""The rights of the agent's pod: every function works with them, and one fails without each."""
 
 import json
 import re
@@ -24,7 +24,7 @@ LABELS = {
     f"set.{labels.DOMAIN}/profile-loader__node-profiles": "ready",
     f"set.{labels.DOMAIN}/profile-loader__node-profiles-2": "ready",
 }
-# Calls with which a process leaves its container, or changes the kernel or another process.
+# System calls that let a process leave its container, or change the kernel or another process.
 MIGHTY = {
     *("bpf", "chroot", "delete_module", "finit_module", "init_module", "kexec_load", "keyctl"),
     *("mknod", "mknodat", "mount", "move_mount", "open_by_handle_at", "open_tree", "pivot_root"),
@@ -40,8 +40,9 @@ SCENARIOS = [
 ]
 
 
-# What a pass does with every right: a profile is changed, one is new, one is lost and put back, one
-# is not desired and unused, one not desired and in use; a file is new, one not desired.
+# The result of a pass with every right. Profiles: one is changed, one is new, one went missing and
+# is restored, one is neither desired nor in use, and one is not desired but in use. Seccomp files:
+# one is new, and one is no longer desired.
 EVERYTHING = {
     "status": 0,
     "problems": [],
@@ -65,7 +66,7 @@ NO_APPARMOR = {
 }
 FOUND = {
     "nothing": {},
-    # The ledger cannot be read either, so nothing is known to be ours.
+    # The ledger cannot be read either, so no profile is known to be agent-owned.
     "uid 0": {
         "status": 1,
         "problems": ["kind_unobservable"],
@@ -73,7 +74,7 @@ FOUND = {
         "node": ["changed", "gone", "used", "old.json"],
     },
     "MAC_ADMIN": NO_APPARMOR,
-    # What the kernel knows cannot be read, so nothing is compiled and no name is known.
+    # The agent cannot read the kernel's features, so it compiles nothing and knows no names.
     "AppArmor unconfined": {
         **NO_APPARMOR,
         "rows": {
@@ -88,8 +89,8 @@ FOUND = {
     },
     "security writable": NO_APPARMOR,
     # Nothing new is installed, since the ledger could not record it. Recorded profiles are removed
-    # or restored, but the ledger cannot record a removal. The report also says that the record of
-    # confined threads cannot be written.
+    # or restored, but the ledger cannot record a removal. The report also contains that the agent
+    # cannot write the record of confined threads.
     "state writable": {
         "status": 1,
         "problems": ["write_failed"],
@@ -106,7 +107,7 @@ FOUND = {
         | {"new.json": "failed write_failed", "old.json": "failed remove_failed"},
         "node": ["changed", "fresh", "lost", "used", "changed: replaced", "old.json"],
     },
-    # Nothing can be compiled; what is compiled already is put back.
+    # The agent cannot compile anything, but it restores policy that is compiled already.
     "tmp writable": {
         "status": 1,
         "rows": {
@@ -120,7 +121,7 @@ FOUND = {
 }
 
 
-# How docs/security.md names what is taken away.
+# The names that docs/security.md uses for the tested rights.
 RIGHTS = {
     "uid 0": "runAsUser: 0",
     "MAC_ADMIN": "capabilities.add: [MAC_ADMIN]",
@@ -140,7 +141,7 @@ def built():
 
 @pytest.fixture(scope="module")
 def told(built, tmp_path_factory):
-    """Give what the guest said in one run, by line."""
+    """Return the lines that the guest printed in one run."""
     place = tmp_path_factory.mktemp("drive") / "image"
     with rights_run.prepared() as cluster:
         found = rights_run.files(built.config, cluster, len(LABELS))
@@ -161,20 +162,20 @@ def told(built, tmp_path_factory):
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_with_exactly_these_rights(told, scenario):
-    """Each scenario holds; tests/system/guest/rights.py says in a sentence what it is."""
+    """Each scenario succeeds; tests/system/guest/rights.py describes it."""
     outcomes = {line["scenario"]: line["error"] for line in told if "scenario" in line}
     assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)
 
 
 def test_the_pod_as_it_ships_labels_its_node_with_what_is_there(told):
-    """Under its own seccomp profile, with its own token, and the admission policy in force."""
+    """The pod has its own seccomp profile and token, and the admission policy is effective."""
     (line,) = [line for line in told if "labels" in line]
     assert line["labels"] == LABELS
 
 
 @pytest.mark.parametrize("right", rights_run.WITHOUT)
 def test_without_a_right_its_function_says_so_and_the_others_go_on(told, right):
-    """The outcome of a pass, row by row, and what the node has then."""
+    """A pass without the right has the expected rows, and the node the expected profiles."""
     (line,) = [line for line in told if line.get("without") == f"without {right}"]
     found = line["found"]
     wanted = EVERYTHING | FOUND[right]
@@ -188,7 +189,7 @@ def own():
 
 @pytest.mark.parametrize("runtime", ["runc", "crun"])
 def test_runtimes_start_the_agent_under_its_own_profile(runtime, own, built, tmp_path):
-    """What they call themselves after they loaded the filter is listed too: nothing is killed."""
+    """The profile also allows the runtime's own calls after loading the filter."""
     subprocess.run(["runc", "spec"], cwd=tmp_path, check=True)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
@@ -204,14 +205,14 @@ def test_runtimes_start_the_agent_under_its_own_profile(runtime, own, built, tmp
 
 
 def test_its_own_profile_is_complete_and_lists_nothing_mighty(own):
-    """Other names of what is listed are listed, and nothing with which it would leave its pod."""
+    """The profile has all variants of its calls, and no call that could leave the container."""
     (rule,) = own["syscalls"]
     assert calls.profile(rule["names"]) == own
     assert set(rule["names"]) & MIGHTY == set()
 
 
 def test_the_page_tells_each_right_that_was_taken_away():
-    """docs/security.md has one row for each, and no other."""
+    """docs/security.md has exactly one row for each tested right."""
     page = Path("docs/security.md").read_text()
     section = page.partition("## Rights")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| `([^`|]+)`", section, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Real runc and crun: what the shipped seccomp profiles do to a container."""
+"""The shipped seccomp profiles have the described effects in containers of runc and crun."""
 
 import json
 import platform
@@ -19,7 +19,7 @@ HYBRID = "/sys/fs/cgroup/unified"
 
 
 def installed(key):
-    """Return what profile-loader would write for a shipped profile, as the runtimes read it."""
+    """Return the parsed file that profile-loader would install for a shipped profile."""
     content = (Path("profiles") / key).read_bytes()
     kind = SeccompBackend(host=Host("/nowhere"), machine=platform.machine())
     profile = kind.inspect(SourceKey(profile_set="dir profiles", key=key, content=content))
@@ -29,7 +29,7 @@ def installed(key):
 
 @pytest.fixture
 def bundle(tmp_path):
-    """Give a bundle whose root file system is busybox."""
+    """Return an OCI bundle whose root file system contains busybox."""
     root = tmp_path / "rootfs"
     for name in ("bin", "proc", "sys", "dev", "tmp", "etc"):
         (root / name).mkdir(parents=True)
@@ -56,7 +56,7 @@ def configure(bundle, seccomp, words):
 
 
 def run_command(runtime, name):
-    """Return the command that runs the bundle of the current directory under a name."""
+    """Return the command that runs the bundle in the current directory with a name."""
     if runtime != "crun":
         return [runtime, "run", name]
     command = ["crun", "--cgroup-manager=cgroupfs", "run", name]
@@ -66,7 +66,7 @@ def run_command(runtime, name):
 
 
 def contain(runtime, bundle, seccomp, script):
-    """Run a shell script, or words, in a container; return its exit status and what it printed."""
+    """Run a shell script or a command in a container; return its exit status and its output."""
     configure(bundle, seccomp, ["sh", "-c", script] if isinstance(script, str) else script)
     name = f"profile-loader-{uuid.uuid4().hex[:8]}"
     try:
@@ -88,13 +88,13 @@ CHMOD = "chmod 777 /etc/hostname && echo changed; grep Seccomp: /proc/self/statu
 
 
 def test_without_a_profile_chmod_works(runtime, bundle):
-    """The container itself is able to do what the profiles prevent."""
+    """Without a profile, the container can make the calls that the profiles deny."""
     status, output = contain(runtime, bundle, None, CHMOD)
     assert (status, "changed" in output, "Seccomp:\t0" in output) == (0, True, True), output
 
 
 def test_prevent_chmod_prevents_it(runtime, bundle):
-    """The calls are refused, everything else works, and a filter is in force."""
+    """The calls are denied, everything else works, and a filter is active."""
     status, output = contain(runtime, bundle, installed("prevent-chmod"), CHMOD)
     assert (status, "changed" in output, "Seccomp:\t2" in output) == (0, False, True), output
     assert "Operation not permitted" in output
@@ -102,7 +102,7 @@ def test_prevent_chmod_prevents_it(runtime, bundle):
 
 @pytest.mark.parametrize("text", ["name", "names"])
 def test_the_documented_text_prevents_chmod(runtime, bundle, text):
-    """Both forms of the AKS document work as they stand, through the canonical form."""
+    """Both forms of the profile in the AKS documentation deny chmod after installation."""
     names = ["chmod", "fchmodat", "chmodat"]
     rules = [{"names": names, "action": "SCMP_ACT_ERRNO"}]
     if text == "name":
@@ -116,19 +116,19 @@ def test_the_documented_text_prevents_chmod(runtime, bundle, text):
 
 
 def test_audit_runs_under_a_filter(runtime, bundle):
-    """Everything is allowed, and the kernel filters."""
+    """Every call is allowed, and a filter is active."""
     status, output = contain(runtime, bundle, installed("profiles/audit.json"), CHMOD)
     assert (status, "changed" in output, "Seccomp:\t2" in output) == (0, True, True), output
 
 
 def test_violation_does_not_start(runtime, bundle):
-    """A container that may call nothing does not run its command."""
+    """A container whose profile allows no call does not run its command."""
     status, output = contain(runtime, bundle, installed("profiles/violation.json"), "echo started")
     assert (status != 0, "started" in output) == (True, False), output
 
 
 def test_fine_grained_refuses_what_it_does_not_list(runtime, bundle):
-    """A container that needs more than the list does not do what it was to do."""
+    """A call that the profile does not list fails, so the command has no effect."""
     script = "mkdir /tmp/made && echo made"
     _, output = contain(runtime, bundle, installed("profiles/fine-grained.json"), script)
     assert "made\n" not in output, output

@@ -1,4 +1,4 @@
-"""A pod goes where its profile is: a real scheduler reads the labels that a real agent writes."""
+"""A real scheduler places pods by the labels that a real agent sets."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ def cluster():
 
 
 def ready(cluster, name):
-    """Make a Node that takes pods, as a kubelet would say."""
+    """Create a Node that is ready for pods, with the status that a kubelet would report."""
     cluster.node(name, BOOT_ID)
     status = {
         "status": {
@@ -34,12 +34,12 @@ def ready(cluster, name):
         }
     }
     cluster.kubectl("patch", "node", name, "--subresource=status", "-p", json.dumps(status))
-    # The taint of a new Node, which a controller takes off when it is ready.
+    # A new Node has a taint that a controller removes when the Node is ready.
     cluster.kubectl("patch", "node", name, "--type=merge", "-p", '{"spec":{"taints":null}}')
 
 
 def scheduled(cluster, name):
-    """Return the node of a pod, and what the scheduler says of it."""
+    """Return the node of a pod, and the scheduler's message if the pod is not scheduled."""
     pod = cluster.get(f"/api/v1/namespaces/default/pods/{name}")
     told = [
         one["message"]
@@ -50,7 +50,7 @@ def scheduled(cluster, name):
 
 
 def agent(cluster, name, folder):
-    """Run the agent once on a host of its own, with the rights of the manifests."""
+    """Run the agent once on a separate host root, with the rights of the manifests."""
     boot = folder / "proc/sys/kernel/random/boot_id"
     boot.parent.mkdir(parents=True)
     boot.write_text(BOOT_ID)
@@ -65,7 +65,7 @@ def agent(cluster, name, folder):
 
 
 def test_a_pod_lands_where_its_profile_is_and_waits_where_none_has_it(cluster, tmp_path):
-    """It stays Pending until a node has the profile, and then it goes there and nowhere else."""
+    """The pod is Pending until a node has the profile, and is then scheduled to that node."""
     ready(cluster, "with")
     ready(cluster, "without")
     pod = yaml.safe_load((ROOT / "examples/fine-pod.yaml").read_text())
@@ -76,8 +76,8 @@ def test_a_pod_lands_where_its_profile_is_and_waits_where_none_has_it(cluster, t
     }
     cluster.apply(account)
     cluster.kubectl("create", "-f", "-", stdin=pod)
-    told = until(lambda: scheduled(cluster, "fine-pod")[1], "the scheduler to say why")
-    assert "2 node(s) didn't match Pod's node affinity/selector" in told
+    message = until(lambda: scheduled(cluster, "fine-pod")[1], "the scheduler to report a reason")
+    assert "2 node(s) didn't match Pod's node affinity/selector" in message
     agent(cluster, "with", tmp_path)
     node = until(lambda: scheduled(cluster, "fine-pod")[0], lambda: scheduled(cluster, "fine-pod"))
     assert node == "with"

@@ -1,4 +1,4 @@
-"""The soak: random changes, for a minute in CI and for any time by hand.
+"""The soak test: random changes for a minute in CI, or for a longer time when run manually.
 
 SOAK_SECONDS sets the time, and SOAK_SEED the seed of the random changes. The default seed is the
 same for every commit; 0 selects a new seed. A failure prints the seed and the history.
@@ -42,7 +42,7 @@ def daemon(tmp_path):
 
 
 def not_grown(counted, most=MOST_KIB):
-    """Check that a process needs no more after many changes than after a few."""
+    """Check that memory, threads and descriptors of a process do not grow with more changes."""
     (rss, later), threads, fds = counted["rss"], counted["threads"], counted["fds"]
     assert later - rss < most, counted
     # One connection may be open, with a thread that serves it.

@@ -1,13 +1,13 @@
-"""The virtual machine itself: what the tests in it take for granted."""
+"""The virtual machine has the properties on which the tests in it rely."""
 
 from tests.system import vm
 
-LIMIT_SECONDS = 300  # a guest takes some ten
+LIMIT_SECONDS = 300  # a guest takes about ten seconds
 KERNEL = "/sys/kernel/security/apparmor"
 
 
 def test_the_guest_has_apparmor_its_parser_and_the_agent():
-    """AppArmor is on, a profile can be put by the parser, and the agent can be imported."""
+    """AppArmor is enabled, the parser can load a profile, and the agent can be imported."""
     script = f"""set -e
 echo 'profile sane {{ file, }}' | apparmor_parser -r -K
 cat {KERNEL}/profiles /sys/module/apparmor/parameters/enabled
@@ -19,7 +19,7 @@ exit 7
 
 
 def test_a_guest_can_be_a_node_without_apparmor():
-    """With apparmor=0 on the kernel's command line there is no AppArmor to load into."""
+    """With apparmor=0 on its command line, the kernel has no interface to load profiles."""
     done = vm.run(
         {}, f"test ! -e {KERNEL}/.load", timeout_seconds=LIMIT_SECONDS, append="apparmor=0"
     )
@@ -27,7 +27,7 @@ def test_a_guest_can_be_a_node_without_apparmor():
 
 
 def test_a_kept_disk_survives_a_reboot_and_loaded_policy_does_not(tmp_path):
-    """What was written is there after a second boot; what was loaded is not."""
+    """After a second boot, written files still exist, and loaded profiles do not."""
     first = """set -e
 echo 'profile sane { file, }' | apparmor_parser -r -K
 echo kept > /var/lib/kept

@@ -1,11 +1,11 @@
-"""A virtual machine with a real AppArmor kernel, made from Debian's packages.
+"""A virtual machine with a real AppArmor kernel, built from Debian packages.
 
-A guest has the kernel, the parser and the Python of one Debian release: Debian 12 unless a test
-asks for another one. The root tree of a release is made once and kept in ~/.cache/profile-loader
-with its checksum; each run gets a disk of its own from it. QEMU emulates (TCG), so no right of the
-host is needed. A guest that dies (its kernel, not a test in it) is started again at most twice, and
-every start is counted. There is no network unless it is asked for; then the guest reaches this
-machine's loopback, and nothing reaches the guest.
+A guest has the kernel, the parser and the Python of one Debian release, by default Debian 12. The
+root tree of a release is built once and cached in ~/.cache/profile-loader with its checksum. Each
+run uses a new disk with a copy of that tree. QEMU emulates the processor (TCG), so a run needs no
+rights on the host. A guest whose kernel crashes is started again at most twice, and the result
+contains the number of starts. A guest has a network only if the caller requests it. Then the guest
+can connect to this machine's loopback, and no connection to the guest is possible.
 """
 
 import contextlib
@@ -50,9 +50,9 @@ STANDARD = "bookworm"
 RELEASES = {STANDARD: "3.11", "trixie": "3.13", "sid": "3.14"}  # with the version of python3
 KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"  # of every release
 STARTS = 3
-RECIPE = 4  # part of the cache's keys: count up when the tree is made differently
-# no_timer_check: on a busy host a guest gets its first timer interrupts too late for the kernel's
-# check of them, and panics ("IO-APIC + timer doesn't work").
+RECIPE = 4  # part of the cache keys: increase it when the build of the tree changes
+# no_timer_check: on a busy host, the first timer interrupts arrive too late for a check of the
+# guest's kernel, which then panics ("IO-APIC + timer doesn't work").
 KERNEL = (
     "console=ttyS0 panic=-1 loglevel=4 no_timer_check "
     "root=/dev/nvme0n1 rootfstype=ext4 rw init=/vminit apparmor=1 security=apparmor"
@@ -66,7 +66,7 @@ LIBRARIES = (
     "system-calls",
     "watchdog",
 )
-# The modules of the network card, in the order in which they need each other.
+# The modules of the network card, in the order of their dependencies.
 MODULES = (
     "net/core/failover",
     "drivers/net/net_failover",
@@ -108,7 +108,7 @@ sleep 30
 
 @dataclass(frozen=True)
 class GuestResult:
-    """How a command in the guest ended, what it printed, and how many starts it took."""
+    """The exit status and the output of a command in the guest, and the number of starts."""
 
     status: int
     output: str
@@ -117,17 +117,17 @@ class GuestResult:
 
 
 class GuestError(Exception):
-    """The guest did not get to the end of its command, three times."""
+    """The guest ended three times before its command did."""
 
 
 def sha256(path):
-    """Return the digest that stands beside what is cached."""
+    """Return the digest of a file, which the cache stores next to the file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tree(release=STANDARD):
-    """Return a release's cached root tree as a tar file; make it if it is missing or damaged."""
+    """Return the cached root tree of a release as a tar file; build it if missing or damaged."""
     recipe = f"{RECIPE} {release} {_compiles(release)} {INIT} {' '.join(PACKAGES)}"
     key = hashlib.sha256(recipe.encode()).hexdigest()[:16]
     path = TREES / f"{key}.tar"
@@ -145,7 +145,7 @@ def tree(release=STANDARD):
 
 
 def _other_release(folder, release):
-    """Return the apt options for another release from the same archive, with its lists loaded."""
+    """Return the apt options for another release of the same archive; update its package lists."""
     targets = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(CREATED_BY) $(REPO_URI)"],
         capture_output=True, text=True, check=True,
@@ -219,7 +219,7 @@ def _make(folder, release):
 def libraries(*, network=False, release=STANDARD):
     """Return a directory with the libraries that a pass needs, for the Python of a release.
 
-    network: every library of the agent, the API server's client included.
+    With network, the directory contains every library of the agent, including the API client.
     """
     lock = Path("requirements.lock").read_text()
     wanted, keep = [], False
@@ -241,7 +241,7 @@ def libraries(*, network=False, release=STANDARD):
 
 
 def _install(text, path, python):
-    """Install what a lock file names for a Python into a directory that is not there yet."""
+    """Install the packages of a lock file for a version of Python into a new directory."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write(text)
         file.flush()
@@ -256,15 +256,15 @@ def _install(text, path, python):
 
 
 def _compiles(release):
-    """Return whether this Python's bytecode is valid in the guest."""
+    """Return whether the bytecode of this Python is valid in the guest."""
     this = ".".join(map(str, sys.version_info[:2]))
     return this == RELEASES[release] and sys.implementation.name == "cpython"
 
 
 def _compile(folder, place, release):
-    """Compile modules for the guest, where they have another place: emulated, it takes minutes.
+    """Compile modules for their path in the guest, since the emulated guest needs minutes for it.
 
-    A guest with another version of Python than this one compiles its modules itself.
+    A guest with a different version of Python compiles its modules itself.
     """
     if _compiles(release):
         command = [sys.executable, "-m", "compileall", "-q", "-f", "-s", folder, "-p", place]
@@ -274,7 +274,7 @@ def _compile(folder, place, release):
 
 
 def disk(folder, files, *, network=False, release=STANDARD):
-    """Make a disk for one run: the root tree, the agent as installed here, and files."""
+    """Create the disk of one run with the root tree, the installed agent, and files."""
     root = folder / "root"
     root.mkdir()
     with tarfile.open(tree(release)) as tar:
@@ -316,13 +316,19 @@ def run(  # noqa: PLR0913 - what a guest consists of
     drives: Sequence[Path] = (),
     release: str = STANDARD,
 ) -> GuestResult:
-    """Run a bash command in a fresh guest, in /job, where files lie.
+    """Run a bash command in a new guest, in the directory /job.
 
-    append goes to the kernel's command line (`apparmor=0`: a node without AppArmor). keep is a
-    directory where the disk stays: the next run with the same one boots from it again, with its own
-    files and command. What a guest that died wrote is not kept. network: the guest has a network,
-    in which HOST is this machine's loopback, and every library of the agent. drives are further
-    disks. release is one of RELEASES.
+    Args:
+        files: The files in /job, by relative path.
+        command: The command.
+        timeout_seconds: The time limit of one start.
+        append: Added to the command line of the kernel, for example `apparmor=0`.
+        keep: A directory for the disk. A later run with the same directory boots from that disk,
+            with its own files and command. Changes by a guest that died are discarded.
+        network: Whether the guest has a network and every library of the agent. In the guest, HOST
+            is the address of this machine's loopback.
+        drives: Additional disks.
+        release: The Debian release, a key of RELEASES.
     """
     begin = time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -355,7 +361,7 @@ def run(  # noqa: PLR0913 - what a guest consists of
 
 
 def _add(folder, image, files):
-    """Write files into a kept disk, in place of those of the same name."""
+    """Write files into a kept disk; existing files with the same names are replaced."""
     source = folder / "file"
     for name, content in files.items():
         source.write_bytes(content)
@@ -364,7 +370,7 @@ def _add(folder, image, files):
 
 
 def _drive(number, path):
-    """Attach one more disk, as /dev/nvme1n1 and so on; without `keep` nothing is written to it."""
+    """Return the options for one more disk: /dev/nvme1n1 and so on; read-only without `keep`."""
     drive = f"file={path},format=raw,if=none,id=d{number}"
     return ["-drive", drive, "-device", f"nvme,drive=d{number},serial=d{number}"]
 

@@ -1,7 +1,7 @@
-"""Check one key of 1 MiB that would need much time or memory: `python -m` this module NAME.
+"""Checks one key of 1 MiB whose check could need much time or memory: `python -m` this module NAME.
 
-The key is checked in this process, and the number of problems, the CPU time in seconds and the
-additional memory in MiB are printed as JSON.
+This process checks the key, and prints the number of problems, the CPU time in seconds and the
+additional memory in MiB as JSON.
 """
 
 import json
@@ -85,7 +85,7 @@ def seccomp(content):
 
 
 def apparmor(content):
-    """Return the longest list of problems that one of the checks of a text reports."""
+    """Return the longest of the lists of problems that the checks of a text report."""
     source = content.decode()
     return max(
         source_checks.errors(content),

@@ -1,4 +1,4 @@
-"""Sequences of passes after which a wrong plan would lose a profile, with the real plan."""
+"""Sequences of passes in which a wrong plan would lose a profile, with the real planner."""
 
 import contextlib
 
@@ -23,7 +23,7 @@ def adopting():
 
 
 def test_the_rest_of_an_adopted_key_stays_adopted():
-    """One of its names moves to another profile set, and then its key is deleted."""
+    """One profile of the key moves to another profile set, and then the key is deleted."""
     node = adopting()
     turn(node, [read({"k": b"a:y"}, "dir /p")])
     turn(node, [read({"z": b"c:y"}, "dir /q")])
@@ -97,7 +97,7 @@ class Source:
 
 
 def test_the_last_good_version_is_restored_when_the_node_refuses_its_update():
-    """A version that the node rejects is handled like one that the parser rejects."""
+    """A rejection by the node and a rejection by the parser have the same effect."""
     for update in (b"a:?", b"!bad"):
         node, source = Node(), Source()
         reconciler = build_reconciler(

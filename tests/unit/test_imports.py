@@ -1,4 +1,4 @@
-"""Each mode imports only the libraries that it needs, since they cost memory and time."""
+"""Each command imports only the libraries that it needs, since imports cost memory and time."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ print("\\n" + json.dumps([name for name in sys.argv[1].split() if name in sys.mo
     "command", ["--oneshot --source=dir:{0}", "check {0}", "restore", "status"]
 )
 def test_commands_without_a_cluster_import_no_client(tmp_path, command):
-    """They import neither the API client nor the libraries that only a daemon needs."""
+    """These commands import neither the API client nor the libraries that only a daemon needs."""
     (tmp_path / "set").mkdir()
     (tmp_path / "set/a.json").write_text('{"defaultAction": "SCMP_ACT_LOG"}')
     words = command.format(tmp_path / "set").split()

@@ -1,8 +1,8 @@
-"""Every lock file pins all that its environment needs, so that pip never has to resolve.
+"""Every lock file pins all distributions that its environment needs.
 
-pip installs the lock files with --no-deps and --require-hashes. A missing pin would show as an
-import error on some Python version only; this test finds it from the metadata of the installed
-distributions, for every supported Python version and machine.
+pip installs the lock files with --no-deps and --require-hashes, so a missing pin would cause an
+import error, and perhaps only on one Python version. These tests find a missing pin for every
+supported Python version and machine, from the metadata of the installed distributions.
 """
 
 import functools
@@ -112,7 +112,7 @@ def needed(roots, environment, requirements_of):
 
 
 def finding(name, specifier, pin, environment):
-    """Return what is wrong with the pin of a requirement, or nothing."""
+    """Return the problem of the pin of a requirement, or None."""
     where = f"on Python {environment['python_version']} ({environment['platform_machine']})"
     if pin is None or (pin.marker is not None and not pin.marker.evaluate(environment)):
         return f"{name} is not pinned {where}"
@@ -124,7 +124,7 @@ def finding(name, specifier, pin, environment):
 
 
 def findings(locked, roots, requirements_of=installed_requirements):
-    """Return what a lock lacks to be installed without resolving."""
+    """Return the problems that prevent an installation of a lock file without a resolver."""
     found = set()
     for environment in environments():
         requirements, unknown = needed(roots, environment, requirements_of)
@@ -144,7 +144,7 @@ def test_a_lock_pins_all_that_its_environment_needs(name):
 
 @pytest.mark.parametrize("name", ROOTS)
 def test_a_lock_is_incomplete_without_any_one_of_its_pins(name):
-    """No pin is superfluous, and the test above finds each one that is taken out."""
+    """No pin is superfluous, and the test above finds each pin that is missing."""
     locked = pins(Path(name).read_text())
     assert len(locked) > 20
     lacking = {
@@ -155,7 +155,7 @@ def test_a_lock_is_incomplete_without_any_one_of_its_pins(name):
 
 
 def test_every_line_of_a_lock_is_understood():
-    """A line in a form that this test does not parse would be a pin that it does not see."""
+    """Every line of a lock file is parsed, so that the tests do not miss a pin."""
     for path in [*Path().glob("requirements*.lock"), *Path("tests").rglob("*.lock")]:
         rest = re.sub(r"^#.*\n|^ +#.*\n", "", PIN.sub("", path.read_text()), flags=re.MULTILINE)
         assert rest.strip() == "", path
@@ -203,7 +203,7 @@ def requirer(requirements):
     ],
 )
 def test_a_requirement_is_judged_in_every_environment(requirements, expected):
-    """Markers decide about the Python version, the machine and the system."""
+    """Markers limit a requirement to a Python version, a machine or a system."""
     locked = pins(LOCK)
     assert findings(locked, ["Alpha>=1"], requirer(requirements)) == expected
 
@@ -216,7 +216,7 @@ def test_extras_bring_their_own_requirements():
 
 
 def test_a_version_must_satisfy_its_requirement():
-    """A pin of another version than required is a problem on every Python version and machine."""
+    """A pin with an unsuitable version is a problem on every Python version and machine."""
     found = findings(pins(LOCK), ["alpha<1"], requirer({}))
     assert len(found) == len(PYTHON_VERSIONS) * len(MACHINES)
     assert found[0].startswith("alpha==1.0 does not satisfy alpha<1")

@@ -4,7 +4,7 @@ from agent.reporting.progress import Progress
 
 
 def lines(counts):
-    """Return when each line is written, if the given count is shown in each second."""
+    """Return each written line with its time, if one count is shown per second."""
     clock = [0]
     written = []
     progress = Progress(lambda line: written.append((clock[0], line)), lambda: clock[0])
@@ -34,5 +34,5 @@ def test_a_line_that_only_repeats_is_written_less_and_less_often():
 
 
 def test_a_new_count_does_not_wait_for_the_longer_pause():
-    """The next text that is compiled is shown at once."""
+    """The progress is shown immediately when the next text is compiled."""
     assert [now for now, _ in lines([0] * 50 + [1] * 7)] == [3, 6, 12, 24, 48, 51, 54]
