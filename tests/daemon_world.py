@@ -182,7 +182,7 @@ class RecordingSink:
 
 
 class ScriptedCluster:
-    """What the API server knows about the node."""
+    """The state of the node in the API server."""
 
     def __init__(self):
         self.labels = {"pool": "a"}

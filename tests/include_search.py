@@ -176,7 +176,7 @@ def random_numbers(seed):
 
 
 def generated(random_, paths):
-    """Return one text that includes its canary by one of the paths."""
+    """Return a text that includes its canary through a random path."""
     lines = random_.sample(PREAMBLE, random_.randint(0, 2))
     lines.append(random_.choice(HEADS))
     lines += [random_.choice(RULES) for _ in range(random_.randint(1, 4))]

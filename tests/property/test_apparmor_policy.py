@@ -64,7 +64,7 @@ def test_a_mutated_policy_is_handled(name, data):
 
 @given(st.lists(st.tuples(names, st.sampled_from(sorted(compiled_policy.MODES))), max_size=4))
 def test_every_declared_profile_is_found(declared):
-    """Names and modes are those of the policy, in their order."""
+    """Names and modes are read from the policy in their order."""
     blob = b"".join(profile(name, mode) for name, mode in declared)
     declarations = [
         (profile.name, profile.mode, profile.has_attachment)

@@ -1,4 +1,4 @@
-"""Properties of deciding and acting, over arbitrary histories of a node."""
+"""Properties of planning and executing passes, for arbitrary histories of a node."""
 
 import contextlib
 import copy
@@ -37,7 +37,7 @@ SETS = st.dictionaries(KEYS, TEXTS, min_size=1, max_size=3)
 
 
 def snapshots(origin):
-    """Give what reading one set may say."""
+    """Return a strategy for the results of reading one profile set."""
     return st.one_of(
         SETS.map(lambda keys: read(keys, origin)),
         SETS.map(lambda keys: read(keys, origin)),
@@ -58,7 +58,7 @@ OUTSIDE = st.one_of(
     st.tuples(st.just("use"), NAMES),
     st.tuples(st.just("free"), NAMES),
     st.tuples(st.just("reboot"), st.just("")),
-    # What other programs load: anything, or exactly what is there, over it or after its removal.
+    # Other programs load any content, or the same content, with or without a removal before.
     st.tuples(st.just("load"), NAMES),
     st.tuples(st.just("replace"), NAMES),
     st.tuples(st.just("reload"), NAMES),
@@ -68,7 +68,7 @@ HISTORY = st.lists(st.tuples(SNAPSHOTS, st.lists(OUTSIDE, max_size=2)), min_size
 REFUSABLE = st.one_of(
     TEXTS, st.sets(NAMES, min_size=1, max_size=2).map(lambda n: f"{','.join(sorted(n))}:?".encode())
 )
-HARD = st.lists(  # what the node refuses, and ledgers that cannot be written, among it
+HARD = st.lists(  # includes rejections by the node and failed writes of the ledger
     st.tuples(
         st.dictionaries(KEYS, REFUSABLE, max_size=3).map(read), st.lists(OUTSIDE), st.booleans()
     ),
@@ -101,7 +101,7 @@ def meddle(node, deeds):
 
 
 def hardly(history, foreign):
-    """Give a node and what is to be read, before each pass of a hard history."""
+    """Yield the node and the snapshots before each pass of a history with failures."""
     node = Node(loaded=dict(foreign))
     for snapshot, deeds, full in history:
         meddle(node, deeds)
@@ -142,7 +142,7 @@ def mine(node):
 )
 @given(HISTORY, FOREIGN, st.booleans())
 def test_a_pass_settles(history, foreign, readable):
-    """A second pass over the same node and source changes neither node nor ledger."""
+    """A second pass over the same node and the same sources changes neither node nor ledger."""
     node = Node(loaded=dict(foreign), readable=readable)
     for snapshot, deeds in history:
         meddle(node, deeds)
@@ -156,7 +156,7 @@ def test_a_pass_settles(history, foreign, readable):
 
 @given(HISTORY, FOREIGN)
 def test_what_is_not_ours_is_never_touched(history, foreign):
-    """Content that somebody else loaded is neither replaced nor removed, in any history."""
+    """Foreign content is neither replaced nor removed in any history."""
     node = Node(loaded=dict(foreign))
     for snapshot, _ in history:
         theirs = {
@@ -183,7 +183,7 @@ def test_what_is_not_ours_is_never_touched(history, foreign):
 @example([([read({"k": b"a:x"})], []), ([read({"l": b"b:x"})], [("reload", "a")])], {}, True)
 @example([([read({"k": b"a:x"})], []), ([read({"l": b"b:x"})], [("load", "a")])], {}, False)
 def test_no_object_of_another_program_is_removed(history, foreign, readable):
-    """A profile that was loaded with the same bytes after the agent's own was gone stays, too."""
+    """A profile that another program loaded with the same bytes after a removal stays too."""
     node = Node(loaded=dict(foreign), readable=readable)
     for snapshot, deeds in history:
         meddle(node, deeds)
@@ -234,7 +234,7 @@ def test_only_known_content_of_another_program_is_overwritten(history, foreign, 
 @settings(max_examples=300)
 @given(HISTORY, FOREIGN, st.booleans())
 def test_what_this_agent_loaded_is_removed_at_last(history, foreign, readable):
-    """The profile that the agent loaded last goes once no key desires it, whatever others did."""
+    """A profile that the agent loaded last is removed once no key desires it."""
     node = Node(loaded=dict(foreign), readable=readable)
     for snapshot, deeds in history:
         meddle(node, deeds)
@@ -254,7 +254,7 @@ def test_what_this_agent_loaded_is_removed_at_last(history, foreign, readable):
 @settings(max_examples=300)
 @given(HARD, FOREIGN)
 def test_what_this_agent_put_stays_its_own(history, foreign):
-    """Whatever is refused or cannot be written: what it loaded and is there, its ledger knows."""
+    """Despite rejections and failed writes, the ledger has each profile that the agent loaded."""
     for node, snapshot in hardly(history, foreign):
         turn(node, [snapshot])
         node.number()
@@ -269,7 +269,7 @@ def test_what_this_agent_put_stays_its_own(history, foreign):
 @settings(max_examples=300)
 @given(HARD, FOREIGN)
 def test_what_is_told_to_be_there_is_there(history, foreign):
-    """At the end of a pass, whatever came after it in that pass: with the content that is told."""
+    """At the end of a pass, each reported profile is on the node with the reported content."""
     for node, snapshot in hardly(history, foreign):
         for outcome in turn(node, [snapshot]):
             action = outcome.action
@@ -283,7 +283,7 @@ def test_what_is_told_to_be_there_is_there(history, foreign):
 @settings(max_examples=300)
 @given(HARD, FOREIGN)
 def test_passes_over_an_unchanged_node_come_to_rest(history, foreign):
-    """Also while something is refused at every pass: nothing is put again and again."""
+    """Even if every pass has a rejection, no profile is installed repeatedly."""
     for node, snapshot in hardly(history, foreign):
         for _ in range(4):
             turn(node, [snapshot])
@@ -296,7 +296,7 @@ def test_passes_over_an_unchanged_node_come_to_rest(history, foreign):
 @settings(max_examples=300)
 @given(HARD, FOREIGN)
 def test_no_name_of_a_current_key_is_removed(history, foreign):
-    """Also where the key is refused, by the node too, or contradicts another one."""
+    """This holds even if the key is rejected, by the node too, or conflicts with another key."""
     for node, snapshot in hardly(history, foreign):
         node.removed.clear()
         turn(node, [snapshot])
@@ -307,7 +307,7 @@ def test_no_name_of_a_current_key_is_removed(history, foreign):
 
 @given(HISTORY, FOREIGN, SNAPSHOTS)
 def test_a_blind_kind_is_left_alone(history, foreign, last):
-    """When the agent cannot look, neither node nor ledger changes."""
+    """If a kind is unobservable, neither the node nor the ledger changes."""
     node = Node(loaded=dict(foreign))
     for snapshot, deeds in history:
         meddle(node, deeds)
@@ -322,7 +322,7 @@ def test_a_blind_kind_is_left_alone(history, foreign, last):
 
 @given(HISTORY)
 def test_nothing_in_use_is_removed(history):
-    """A name that confines a process is never removed, whatever the source says."""
+    """A profile that confines a process is never removed, independent of the sources."""
     node = Node()
     for snapshot, deeds in history:
         meddle(node, deeds)
@@ -333,7 +333,7 @@ def test_nothing_in_use_is_removed(history):
 
 @given(SETS, KEYS)
 def test_a_refused_update_keeps_the_last_good_version(keys, broken):
-    """A key that turns bad leaves every name it provided on the node, unchanged."""
+    """If an update of a key is rejected, all its profiles stay on the node unchanged."""
     node = Node()
     turn(node, [read(keys)])
     before = dict(node.loaded)
@@ -347,7 +347,7 @@ def test_a_refused_update_keeps_the_last_good_version(keys, broken):
 
 @given(SETS, st.permutations(["one.profile", "two.profile", "three.profile"]))
 def test_renamed_keys_keep_their_profiles(keys, order):
-    """Renaming keys neither removes nor reloads what they provide."""
+    """Renaming keys neither removes nor reloads their profiles."""
     node = Node()
     turn(node, [read(keys)])
     loaded = dict(node.loaded)
@@ -379,7 +379,7 @@ def test_renamed_keys_keep_their_profiles(keys, order):
     7,
 )
 def test_a_kill_at_any_step_ends_in_the_same_state(history, foreign, step):
-    """After a kill at any effect, the next passes end where an undisturbed one ends.
+    """After a kill at any effect, the next passes reach the same state as an undisturbed pass.
 
     But for what was adopted and put back after a reboot: whether that was done, or somebody else
     loaded it again, nobody knows after a kill. It stays adopted then, and is never removed.

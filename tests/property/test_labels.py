@@ -36,7 +36,7 @@ names = texts | hashes | st.text("0123456789abcdef-", min_size=20, max_size=24)
 def rows(draw):
     kind = draw(st.sampled_from(["apparmor", "seccomp"]))
     state = draw(st.sampled_from(STATES))
-    # A key of which no name is known can only have been refused.
+    # Only a rejected key can be without a name.
     name = draw(st.text("ab/_", min_size=0 if state == "rejected" else 1, max_size=3))
     return ProfileStatus(
         kind=kind,
@@ -55,7 +55,7 @@ def rows(draw):
 
 @st.composite
 def reports(draw):
-    # One name has one content on a node.
+    # Each name has a single content on a node.
     found = tuple(draw(st.lists(rows(), max_size=8, unique_by=lambda row: (row.kind, row.name))))
     states = st.sampled_from(["read", "missing", "unreadable", "emptied"])
     origins = sorted({row.profile_set for row in found})
@@ -70,7 +70,7 @@ def reports(draw):
 
 @st.composite
 def cases(draw):
-    """Return a report and own labels that its Node may have."""
+    """Return a report and labels of the agent that its Node may have."""
     found = draw(reports())
     keys = sorted(labels.labels_for(_verified(found), domain=D, digest=True, present={}).labels)
     some = draw(st.lists(st.sampled_from(keys), unique=True))
@@ -78,7 +78,7 @@ def cases(draw):
 
 
 def _verified(found):
-    """Return the report that had everything in place."""
+    """Return the report in which everything was installed."""
     fine = (
         replace(row, state="installed", desired=True, reason="")
         for row in found.profiles
@@ -99,7 +99,7 @@ def valid(key):
 
 @given(names)
 def test_every_name_gives_a_key_that_kubernetes_accepts(text):
-    """One odd name must not make the API server refuse the whole set of labels."""
+    """A single unusual name must not make the API server reject all labels."""
     for kind in ("apparmor", "seccomp"):
         key = labels.label_key(kind, text, D)
         assert valid(key)
@@ -108,7 +108,7 @@ def test_every_name_gives_a_key_that_kubernetes_accepts(text):
 
 @given(names)
 def test_the_same_name_gives_the_same_key_and_shows_what_it_is(text):
-    """It is the name with its slashes written differently, or a cut form and its own hash."""
+    """The key contains the name with replaced slashes, or a shortened name with its hash."""
     found = labels.label_name(text)
     assert labels.label_name(text) == found
     digits = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
@@ -117,7 +117,7 @@ def test_the_same_name_gives_the_same_key_and_shows_what_it_is(text):
 
 @given(names, names)
 def test_two_names_meet_only_in_their_hash(one, other):
-    """A name that stands for itself is nobody else's, whatever others are called."""
+    """A label that contains the complete name belongs to no other name."""
     if one != other and labels.label_name(one) == labels.label_name(other):
         both = {hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
                 for text in (one, other)}  # fmt: skip
@@ -126,17 +126,17 @@ def test_two_names_meet_only_in_their_hash(one, other):
 
 @given(names)
 def test_a_name_that_looks_like_another_one_s_label_has_a_label_of_its_own(text):
-    """Nobody can take the label of a name by being called like it."""
+    """A profile cannot take the label of another profile by imitating the label."""
     made = labels.label_name(text)
     assert made == text or labels.label_name(made) != made or made.replace("__", "/") == text
 
 
 @given(cases(), st.integers(0, 12), st.booleans())
 def test_a_label_is_on_only_for_what_was_verified_or_is_on_and_cannot_be_seen(case, limit, digest):
-    """No label lies; what is desired by nobody has none."""
+    """Every label is true, and a profile that is not desired has no label."""
     found, present = case
     made = labels.labels_for(found, domain=D, digest=digest, limit=limit, present=present).labels
-    sure, stays = set(), set()  # keys that may be on; those that may only stay
+    sure, stays = set(), set()  # keys that may be added; keys that may only stay
     for row in found.profiles:
         both = {labels.label_key(row.kind, row.name, D), _digest_key(row)}
         if (
@@ -170,7 +170,7 @@ def _digest_key(row):
 
 @given(cases(), st.integers(0, 12))
 def test_the_limit_holds_and_what_is_there_goes_first(case, limit):
-    """Nothing that is on gives way to something new but what the node can do at all.
+    """Only the labels of the node's support may replace an existing label.
 
     A digest gives way to a name: without that it is of no use.
     """
@@ -189,9 +189,9 @@ def test_the_limit_holds_and_what_is_there_goes_first(case, limit):
 
 @given(cases(), st.integers(1, 12))
 def test_labels_that_were_published_stay(case, limit):
-    """The same report on the Node that has them gives the very same labels: no flapping."""
+    """The same report on a Node with these labels results in the same labels."""
     found, present = case
-    # A lowered limit may take the label of a profile that cannot be seen, and then its set's too.
+    # A lower limit may remove the label of an unobservable profile, and then of its profile set.
     assume(limit > len(present) or all(row.state != "unobservable" for row in found.profiles))
     once = labels.labels_for(found, domain=D, digest=True, limit=limit, present=present).labels
     assert labels.labels_for(found, domain=D, digest=True, limit=limit, present=once).labels == once
@@ -199,7 +199,7 @@ def test_labels_that_were_published_stay(case, limit):
 
 @given(reports())
 def test_blindness_takes_no_label_off(found):
-    """Everything was in place; now nothing can be looked at, and nothing can be read."""
+    """Everything was installed; now the node is unobservable, and no source is readable."""
     before = labels.labels_for(_verified(found), domain=D, digest=True, present={}).labels
     blind = replace(
         _verified(found),
@@ -211,7 +211,7 @@ def test_blindness_takes_no_label_off(found):
 
 @given(cases())
 def test_every_key_and_value_is_one_that_kubernetes_accepts_and_own(case):
-    """The whole set goes in one request."""
+    """One request contains all labels."""
     found, present = case
     for key, value in labels.labels_for(
         found, domain=D, digest=True, present=present
@@ -223,7 +223,7 @@ def test_every_key_and_value_is_one_that_kubernetes_accepts_and_own(case):
 
 @given(reports())
 def test_the_selector_of_a_row_selects_the_node_that_has_it(found):
-    """What is printed for a pod's nodeSelector is what is on the Node."""
+    """The printed nodeSelector is equal to the label on the Node."""
     made = labels.labels_for(found, domain=D, limit=1000, present={})
     collided = {one.location for one in made.findings if one.code == "label_collision"}
     for row in found.profiles:
@@ -234,7 +234,7 @@ def test_the_selector_of_a_row_selects_the_node_that_has_it(found):
 
 @given(st.text("aD0-./", max_size=12), names)
 def test_a_label_outside_the_own_prefixes_is_not_own(prefix, name):
-    """Neither a domain that ends or begins like ours, nor ours without a name."""
+    """A similar domain, or the agent's domain without a name, is foreign."""
     own = {D, *(f"{one}.{D}" for one in
                 ("apparmor", "seccomp", "set", "apparmor-digest", "seccomp-digest"))}  # fmt: skip
     last = labels.label_name(name)
@@ -257,7 +257,7 @@ terms = st.builds(Term, key=keys, relation=st.sampled_from(["exists", "absent"])
 
 @st.composite
 def written(draw, term):
-    """Write a term in one of the ways that mean the same."""
+    """Write a term in a random notation with the same meaning."""
     space = draw(st.sampled_from(["", " ", "  "]))
     if term.relation == "exists":
         return f"{space}{term.key}{space}"
@@ -273,14 +273,14 @@ def written(draw, term):
 
 @given(st.data(), st.lists(terms, min_size=1, max_size=4))
 def test_a_selector_means_what_was_written(data, chosen):
-    """Every way to write a term gives that term, in its order."""
+    """Every notation of the terms is parsed to these terms, in their order."""
     text = ",".join(data.draw(written(term)) for term in chosen)
     assert selector.parse(text) == Selector(terms=tuple(chosen))
 
 
 @given(st.lists(terms, max_size=4), st.dictionaries(keys, values, max_size=4))
 def test_a_selector_selects_what_its_terms_say(chosen, told):
-    """All of them; a value that is absent is in no set."""
+    """All terms must match, and a missing value is in no set."""
     expected = all(
         {
             "exists": term.key in told,
@@ -295,7 +295,7 @@ def test_a_selector_selects_what_its_terms_say(chosen, told):
 
 @given(st.text("ab=!,()- in/", max_size=16) | st.text(max_size=16))
 def test_a_text_is_a_selector_or_is_refused(text):
-    """It never means everything unless it is blank."""
+    """Only a blank selector selects everything."""
     try:
         found = selector.parse(text)
     except ValueError:

@@ -95,7 +95,7 @@ def effective(tree):
 
 @given(st.binary(max_size=200) | anything.map(lambda tree: json.dumps(tree).encode()))
 def test_any_bytes_get_an_answer(content):
-    """Whatever the bytes are, the result is a profile, or a rejection with an error."""
+    """Any input results in a profile, or in a rejection with an error."""
     found = inspect(content)
     if isinstance(found, Rejection):
         assert any(finding.severity == "error" for finding in found.findings)

@@ -365,7 +365,7 @@ def names_that_jam_the_kernel_are_refused():
 
 
 def jam():
-    """Jam the kernel as somebody else's profile with too long a name does."""
+    """Jam the kernel in the same way as a foreign profile with a name that is too long."""
     result = parser(text("j" * 300 + str(time.monotonic_ns())), "-a")
     assert result.returncode != 0, "the name was not too long"
 

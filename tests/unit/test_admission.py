@@ -83,7 +83,7 @@ def test_installed_keys_come_first_then_older_sets_then_names():
 
 
 def test_a_key_beyond_the_total_is_rejected_before_it_is_inspected():
-    """Keys that cannot be listed one by one are counted, unless they have a ledger entry."""
+    """Keys beyond the limit are only counted, unless they have a ledger entry."""
     inspected = []
 
     def inspect(_, blob):

@@ -69,7 +69,7 @@ class Node:
 
 @pytest.fixture
 def node(tmp_path):
-    """A node with two processes under web, one of them in a hat, and one under other."""
+    """A node with a process under web, a process in a hat of web, and a process under other."""
     node = Node(tmp_path)
     node.thread(10, "web (enforce)")
     node.thread(11, "web//HAT (complain)")

@@ -169,7 +169,7 @@ def test_the_last_process_of_a_chain_of_forks_is_found(tmp_path):
 
 
 def test_an_endless_chain_of_forks_is_no_proof(tmp_path):
-    """The number of listings has a bound; what was found in use before that is told."""
+    """The number of listings is limited, and uses that were found before the limit are reported."""
     host = Changing(tmp_path)
     look = host_of(tmp_path, host=host)
     thread(tmp_path, 5, 5, "other (enforce)")

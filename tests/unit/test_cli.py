@@ -32,7 +32,7 @@ def mistakes(*argv, **places):
 
 @pytest.mark.parametrize("argv", [RUN, ("run", *RUN)])
 def test_run_is_the_default_command(argv):
-    """Without a command, the options are those of `run`, and the defaults apply."""
+    """The default command is `run`, and the defaults of its options apply."""
     assert parse(*argv) == cli.Run(settings=Config(source=("dir:/p",)), oneshot=True)
 
 
@@ -308,7 +308,7 @@ def test_a_blank_variable_does_not_empty_a_list(name, value):
 
 
 def test_a_blank_config_variable_is_a_mistake():
-    """An empty path never means that there is no configuration file."""
+    """An empty path is an error, and does not disable the configuration file."""
     environ = {"PROFILE_LOADER_CONFIG": ""}
     assert mistakes(*RUN, environ=environ) == ["--config: the path must not be empty"]
 

@@ -1,4 +1,4 @@
-"""Acting on a plan: the order inside an action, and what a failure leaves behind."""
+"""Specification of the executor: the steps of each action, and the state after a failure."""
 
 import contextlib
 from dataclasses import replace
@@ -23,7 +23,7 @@ def inspected(text=b"a:x", key="one.profile"):
 
 
 class FailingKind(MemoryKind):
-    """A kind whose kernel gives a fixed answer."""
+    """A backend whose kernel returns a fixed result."""
 
     answer = Failed(finding=REFUSED)
     fitting = True
@@ -44,7 +44,7 @@ class FailingKind(MemoryKind):
 
 
 class FailingLedger(MemoryLedger):
-    """A ledger that fails from the write number `works` on."""
+    """A ledger whose writes fail after the first `works` writes."""
 
     works = 0
 
@@ -89,7 +89,7 @@ def keep_bodies(node, profile):
 
 
 def test_a_put_ends_with_the_verified_version_installed():
-    """After a put the ledger holds what the node showed, and nothing staged."""
+    """After an installation, the ledger has the observed version and no staged version."""
     node, profile = Node(), inspected()
     outcomes = act(node, put(profile))
     assert outcomes == (Outcome(action=put(profile), result="done", version=profile.version),)
@@ -98,7 +98,7 @@ def test_a_put_ends_with_the_verified_version_installed():
 
 
 def test_a_failed_put_never_loses_the_last_good_version():
-    """When the kernel refuses, the installed slot is what it was and nothing stays staged."""
+    """After a rejection by the kernel, the entry is unchanged and no version is staged."""
     node, old, new = Node(), inspected(), inspected(b"a:y")
     node.entries = {old.id: stored(old)}
     outcomes = act(node, put(new, replaceable=frozenset({"a"})), kind=FailingKind)
@@ -107,7 +107,7 @@ def test_a_failed_put_never_loses_the_last_good_version():
 
 
 def test_a_failed_put_of_a_lost_profile_puts_the_last_good_version_back():
-    """After a reboot, when the kernel refuses the newer version."""
+    """The kernel rejects the newer version after a reboot."""
     node, old, new = Node(), inspected(b"a,b:x"), inspected(b"a:?")
     node.entries = {old.id: stored(old)}
     keep_bodies(node, old)
@@ -124,7 +124,7 @@ def test_a_failed_put_of_a_lost_profile_puts_the_last_good_version_back():
 
 
 def test_a_put_that_the_ledger_cannot_take_puts_the_last_good_version_back():
-    """That needs no write of the ledger."""
+    """The restoration needs no write to the ledger."""
     node, old, new = Node(full=True), inspected(), inspected(b"a:y")
     node.entries = {old.id: stored(old)}
     keep_bodies(node, old)
@@ -136,7 +136,7 @@ def test_a_put_that_the_ledger_cannot_take_puts_the_last_good_version_back():
 
 
 def test_what_a_failed_put_would_have_taken_over_stays_with_its_former_key():
-    """A renamed key that is refused takes nothing away from the version that is there."""
+    """A rejected key under a new name does not change the installed version."""
     node, old, new = Node(), inspected(b"a,b:x", "old"), inspected(b"a:?", "new")
     node.entries, node.loaded = {old.id: stored(old)}, {"a": body(old), "b": body(old)}
     refused = put(
@@ -159,7 +159,7 @@ def test_what_a_failed_put_would_have_taken_over_stays_with_its_former_key():
 
 
 def test_what_a_failed_put_would_have_left_over_stays():
-    """It is part of the last good version, which would be lost with it."""
+    """The profile is a part of the last good version."""
     node, old, new = Node(), inspected(b"a,b:x"), inspected(b"a:?")
     node.entries, node.loaded = {old.id: stored(old)}, {"a": body(old), "b": body(old)}
     remove = Remove(
@@ -175,7 +175,7 @@ def test_what_a_failed_put_would_have_left_over_stays():
 
 
 def test_what_an_older_version_left_over_goes_though_a_put_failed():
-    """It is no part of the last good version."""
+    """The last good version does not contain the profile."""
     node, old, new = Node(), inspected(), inspected(b"a:?")
     node.entries = {old.id: stored(old, retired={"b": token(b"older")})}
     node.install({"a": body(old), "b": b"older"})
@@ -192,7 +192,7 @@ def test_what_an_older_version_left_over_goes_though_a_put_failed():
 
 
 def test_a_name_moves_only_once_another_entry_has_it():
-    """A put that fails leaves it with the entry that had it, so that it stays this agent's."""
+    """If the installation fails, the previous entry still owns the profile."""
     node, old = Node(), inspected()
     node.entries, node.loaded = {old.id: stored(old)}, {"a": body(old)}
     release = Release(id=old.id, reason=Reason.MOVED, names=("a",))
@@ -206,14 +206,14 @@ def test_a_name_moves_only_once_another_entry_has_it():
 
 
 def test_a_failed_first_put_leaves_no_entry():
-    """What never was on the node is not in the ledger."""
+    """A profile that was never on the node is not in the ledger."""
     node = Node()
     act(node, put(inspected()), kind=FailingKind)
     assert node.entries == {}
 
 
 def test_a_put_that_could_not_be_verified_stays_staged():
-    """What may be on the node is remembered, so that it is recognised as replaceable."""
+    """The ledger records a version that may be on the node, so that it can be replaced later."""
     kind = type(
         "Kind", (FailingKind,), {"answer": Failed(finding=replace(REFUSED, code="verify_failed"))}
     )
@@ -225,7 +225,7 @@ def test_a_put_that_could_not_be_verified_stays_staged():
 
 
 def test_each_failed_write_of_the_ledger_fails_the_put():
-    """A put is done only if it is on record; the node is untouched unless it was staged."""
+    """An installation is complete only with its entry, and starts only with a staged version."""
     results = []
     for works in range(4):
         node = Node()
@@ -250,7 +250,7 @@ def test_names_that_a_version_drops_stay_ours_to_remove():
 
 
 def test_names_that_were_only_adopted_are_not_ours_to_remove():
-    """Replacing an adopted profile makes its new names replaceable, not its former ones."""
+    """After the replacement of an adopted profile, the agent owns only the new profiles."""
     node, old, new = Node(), inspected(b"a,b:x"), inspected(b"a:y")
     node.entries = {old.id: replace(stored(old), provenance="adopted")}
     act(node, put(new, replaceable=frozenset({"a"})))
@@ -277,7 +277,7 @@ def test_the_last_good_version_is_restored_from_the_ledger_alone():
 
 
 def test_a_version_made_for_another_kernel_is_checked_anew():
-    """A body that does not fit this node is made again from the source in the ledger."""
+    """A body for another kernel is compiled again from the source in the ledger."""
     kind = type("Kind", (MemoryKind,), {"accepts_context": lambda _, __: False})
     node, profile = Node(), inspected()
     keep_bodies(node, profile)
@@ -287,7 +287,7 @@ def test_a_version_made_for_another_kernel_is_checked_anew():
 
 
 def test_what_cannot_be_restored_says_why():
-    """Lost bytes, a refused text, another name and a missing parser each fail with a problem."""
+    """Lost bytes, a rejected text, another name and a missing parser each cause a finding."""
     profile = inspected()
     bad = inspected(b"a:x")
     never = type("Kind", (FailingKind,), {"fitting": False})
@@ -297,7 +297,7 @@ def test_what_cannot_be_restored_says_why():
         (MemoryKind, {}),
         (never, None),
         (misfit, {bad.version.source_digest: b"!"}),
-        (misfit, {bad.version.source_digest: b"b:x"}),  # as a source that names keys otherwise
+        (misfit, {bad.version.source_digest: b"b:x"}),  # like a renamed source
     ):
         node = Node(entries={profile.id: stored(profile)})
         keep_bodies(node, profile)
@@ -318,10 +318,10 @@ def test_what_cannot_be_restored_says_why():
 
 
 class ForgetfulKind(MemoryKind):
-    """A backend that lost the body of a profile, and has to check its source again."""
+    """A backend that lost the body of a profile and must check its source again."""
 
     answer = None
-    """What a new inspection returns; None: the profile, whose body is there again."""
+    """The result of the new inspection; None: the profile with a new body."""
 
     has_body = False
 
@@ -360,7 +360,7 @@ def test_a_profile_whose_body_is_compiled_again_is_pending():
 
 
 def test_an_adopted_profile_whose_body_is_compiled_again_is_pending():
-    """The ledger records a profile only together with its body."""
+    """The ledger records a profile only with its body."""
     node, profile = Node(), inspected()
     node.loaded = {"a": body(profile)}
     (outcome,) = act(node, adopting(profile), kind=waits(profile))
@@ -393,7 +393,7 @@ def adopting(profile):
 
 
 def test_adopting_only_writes_the_ledger():
-    """An adopted profile is on record as somebody else's."""
+    """The ledger records that an adopted profile is foreign."""
     node, profile = Node(), inspected()
     node.loaded = {"a": body(profile)}
     act(node, adopting(profile))
@@ -401,7 +401,7 @@ def test_adopting_only_writes_the_ledger():
 
 
 def test_keeping_an_unchanged_profile_writes_nothing():
-    """A pass over an unchanged node costs no write."""
+    """A pass over an unchanged node needs no write."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
     keep_bodies(node, profile)
@@ -418,7 +418,7 @@ def test_keeping_an_unchanged_profile_writes_nothing():
 
 
 def test_adopting_another_version_takes_its_mode():
-    """The mode on record is that of the version on record."""
+    """The ledger records the mode of the recorded version."""
     node, old, new = Node(), inspected(), inspected(b"a:y")
     old = replace(old, version=replace(old.version, modes={"a": "complain"}))
     new = replace(new, version=replace(new.version, modes={"a": "enforce"}))
@@ -434,7 +434,7 @@ def test_adopting_another_version_takes_its_mode():
 
 
 def test_an_adoption_keeps_what_was_put_before_under_that_key():
-    """What stays for its users until then is not forgotten."""
+    """The ledger keeps the earlier version, which stays installed while processes use it."""
     node, old, new = Node(), inspected(), inspected(b"b:x")
     node.entries = {old.id: stored(old)}
     evidence = {"b": token(body(new))}
@@ -458,7 +458,7 @@ def removing(profile):
 
 
 def test_a_removed_profile_leaves_node_and_ledger():
-    """After a removal nothing of it is left."""
+    """After a removal, neither the node nor the ledger has the profile."""
     node, profile = Node(), inspected()
     node.install({"a": body(profile)})
     node.entries = {profile.id: stored(profile)}
@@ -482,7 +482,7 @@ def test_a_profile_that_the_backend_finds_in_use_is_held(use, code):
 
 
 def test_a_failed_removal_stays_on_record():
-    """What could not be removed is tried again."""
+    """A later pass repeats the removal."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
     (outcome,) = act(node, removing(profile), kind=FailingKind)
@@ -490,7 +490,7 @@ def test_a_failed_removal_stays_on_record():
 
 
 def test_a_part_that_stays_is_still_ours():
-    """Of a key that goes, the names that must stay remain on record."""
+    """If only some profiles of a key can be removed, the ledger keeps the others."""
     node, profile = Node(), inspected(b"a,b:x")
     node.install({"a": body(profile), "b": body(profile)})
     node.entries = {profile.id: stored(profile)}
@@ -522,7 +522,7 @@ def test_a_failed_release_is_reported():
 
 
 def test_a_dry_run_changes_nothing_and_says_what_it_would_do():
-    """Every action has a preview; none is carried out."""
+    """Every action has a preview, and no action is carried out."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
     hold = Hold(id=profile.id, reason="rejected", names=("a",), state="outdated")
@@ -549,7 +549,7 @@ def test_a_dry_run_changes_nothing_and_says_what_it_would_do():
 
 
 def test_held_profiles_are_told_with_their_version():
-    """A hold does nothing and says what is there."""
+    """A hold changes nothing and reports the installed version."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
     hold = Hold(id=profile.id, reason="rejected", names=("a",), state="outdated")
@@ -557,15 +557,15 @@ def test_held_profiles_are_told_with_their_version():
 
 
 def test_the_digest_of_a_body_is_its_sha256():
-    """Bodies are named by content, never by place or time."""
+    """The name of a body depends only on its content."""
     assert model.digest(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
-# --- what went missing ----------------------------------------------------------------------------
+# --- missing profiles -----------------------------------------------------------------------------
 
 
 class NoWrites(MemoryLedger):
-    """A ledger that may be read alone."""
+    """A ledger that rejects writes."""
 
     def write(self, entry):
         raise AssertionError(f"written: {entry}")
@@ -576,7 +576,7 @@ def put_back(node, profile, ledger):
 
 
 def test_what_only_went_missing_is_put_back_without_a_write():
-    """The ledger holds that very version already, with what the node showed of it."""
+    """The ledger has the same version already, with the evidence that the node showed."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
     (outcome,) = put_back(node, profile, NoWrites)
@@ -584,11 +584,11 @@ def test_what_only_went_missing_is_put_back_without_a_write():
 
 
 def test_a_version_of_which_too_little_is_known_is_staged_first():
-    """What the node will show is on record before it is put, so that it is known as replaceable."""
+    """The expected evidence is recorded before the installation, so that it proves ownership."""
     node, profile = Node(), inspected()
     less = replace(profile, version=replace(profile.version, evidence={}))
     node.entries = {profile.id: stored(less)}
-    steps = Steps(fatal=3)  # both bodies are kept, the entry is staged, then the process ends
+    steps = Steps(fatal=3)  # both bodies are stored, the entry is staged, then the process ends
     runner = Executor(
         backends={"apparmor": MemoryKind(node, steps)},
         ledger=MemoryLedger(node, steps),
@@ -601,7 +601,7 @@ def test_a_version_of_which_too_little_is_known_is_staged_first():
 
 
 def test_an_entry_that_differs_in_anything_is_written():
-    """What was retired or staged is settled by the put."""
+    """The installation also clears retired and staged versions of the entry."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile, retired={"b": token(b"x")}, staged=profile.version)}
     put_back(node, profile, MemoryLedger)
@@ -609,7 +609,7 @@ def test_an_entry_that_differs_in_anything_is_written():
 
 
 def test_what_is_missing_waits_for_nothing_that_is_only_recorded():
-    """Puts come first, and everything else stays in its order."""
+    """Installations come first, and the other actions keep their order."""
     node, profile = Node(), inspected()
     hold = Hold(id=profile.id, reason="rejected", names=("a",), state="outdated")
     actions = (hold, removing(profile), put(profile), replace(hold, reason="other"))
@@ -619,7 +619,7 @@ def test_what_is_missing_waits_for_nothing_that_is_only_recorded():
 
 
 def test_another_text_of_the_same_policy_is_staged_first():
-    """Only the very version that is on record is put without a word to the ledger."""
+    """Only the recorded version is restored without a write to the ledger."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
     other = replace(profile, version=replace(profile.version, source_digest="other"))
@@ -636,7 +636,7 @@ def test_another_text_of_the_same_policy_is_staged_first():
 
 
 class SlowKind(FailingKind):
-    """A kind that is still checking every text."""
+    """A backend whose checks have not finished yet."""
 
     fitting = False
 
@@ -646,7 +646,7 @@ class SlowKind(FailingKind):
 
 
 def test_a_last_good_version_that_must_be_compiled_again_is_pending():
-    """After a change of the kernel the source is compiled first; nothing fails meanwhile."""
+    """After a change of the kernel, the source is compiled first, and the report has no error."""
     node = Node()
     good = inspected()
     act(
@@ -664,7 +664,7 @@ def test_a_last_good_version_that_must_be_compiled_again_is_pending():
 
 
 def test_a_replacement_updates_the_entries_of_the_same_version():
-    """A ledger that cannot be written for one of them is reported, and the next pass repeats it."""
+    """A failed write of an entry is reported, and the next pass repeats it."""
     node = Node(readable=False)
     first, second = inspected(key="a.profile"), inspected(key="b.profile")
     act(

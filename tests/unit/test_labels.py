@@ -64,7 +64,7 @@ def test_a_name_is_itself_where_a_label_allows_it_and_hashed_elsewhere(text, exp
 
 
 def test_what_is_verified_is_labelled():
-    """Both kinds, the set, and what the node can do at all."""
+    """Labels show verified profiles of both kinds, the profile set, and the node's support."""
     found = of(
         report(
             row(),
@@ -90,19 +90,19 @@ def test_what_is_verified_is_labelled():
     "state", ["rejected", "foreign", "failed", "unsupported", "removed", "released", "planned"]
 )
 def test_what_is_not_verified_has_no_label_and_its_set_is_not_ready(state):
-    """One key that is not in place takes the set's label away."""
+    """A profile set with one missing profile has no label."""
     assert of(report(row(), row("b.json", state))).labels == {f"seccomp.{D}/a.json": "installed"}
 
 
 def test_a_name_that_nobody_desires_loses_its_label_while_it_is_still_there():
-    """Held because it is in use is not a promise to the scheduler."""
+    """A profile that is only held for its users must not attract new pods."""
     found = of(report(row(), row("gone.json", "held", desired=False)))
     assert found.labels == {f"seccomp.{D}/a.json": "installed", f"set.{D}/ns__web": "ready"}
 
 
 @pytest.mark.parametrize("state", ["missing", "unreadable"])
 def test_labels_survive_a_source_that_is_away(state):
-    """The last good versions are verified; the set stays ready if it was."""
+    """The last good versions are verified, and a profile set that was ready stays ready."""
     away = report(row(state="held"), sets=(ProfileSetStatus(profile_set=SET, state=state),))
     own = {f"seccomp.{D}/a.json": "installed"}
     assert of(away).labels == own
@@ -110,7 +110,7 @@ def test_labels_survive_a_source_that_is_away(state):
 
 
 def test_where_the_agent_cannot_look_labels_stay_and_none_is_added():
-    """Unobservable is no reason to take a label off, and none to put one on."""
+    """If a kind is unobservable, its labels stay and no label is added."""
     blind = report(
         row("seen", "unobservable", kind="apparmor"),
         row("new", "unobservable", kind="apparmor"),
@@ -134,7 +134,7 @@ def test_where_the_agent_cannot_look_labels_stay_and_none_is_added():
     ],
 )
 def test_a_set_stays_ready_while_the_agent_cannot_look_at_what_it_had_verified(present, expected):
-    """A key that was never verified is not hidden by that, and no set becomes ready blindly."""
+    """A key that was never verified still counts, and no profile set becomes ready unverified."""
     blind = report(row(state="unobservable"), row("web", kind="apparmor", mode="enforce"))
     found = of(blind, dict.fromkeys(present, "x")).labels
     assert (f"set.{D}/ns__web" in found) is expected
@@ -142,20 +142,20 @@ def test_a_set_stays_ready_while_the_agent_cannot_look_at_what_it_had_verified(p
 
 @pytest.mark.parametrize("state", ["failed", "foreign", "rejected"])
 def test_a_set_whose_profile_was_looked_at_and_is_not_there_is_not_ready(state):
-    """Whatever labels are on the Node."""
+    """The labels that the Node has already make no difference."""
     present = dict.fromkeys((f"seccomp.{D}/a.json", f"set.{D}/ns__web"), "x")
     assert of(report(row(state=state)), present).labels == {}
 
 
 def test_what_may_be_desired_by_a_source_that_cannot_be_read_keeps_its_label_and_gets_none():
-    """A label that went because nobody desired the name does not come back for an outage."""
+    """The label of a profile that was not desired does not return because of an outage."""
     unknown = report(row(state="held", reason="a source is unreadable"), sets=())
     own = {f"seccomp.{D}/a.json": "installed"}
     assert (of(unknown).labels, of(unknown, own).labels) == ({}, own)
 
 
 def test_what_may_be_desired_keeps_the_very_value_of_its_label():
-    """Its mode is not known any more, and an empty value would be no mode."""
+    """The mode of the profile is unknown, and an empty value is not a valid mode."""
     unknown = report(
         row("web", "held", kind="apparmor", reason="a source is unreadable"),
         row("other", kind="apparmor", mode="enforce"),
@@ -170,27 +170,27 @@ def test_what_may_be_desired_keeps_the_very_value_of_its_label():
 
 
 def test_a_set_that_holds_no_key_of_its_own_is_not_ready():
-    """What it provided once and may be desired elsewhere is none of its keys."""
+    """Profiles of its previous keys, which another source may desire, do not count."""
     left = report(row(state="held", reason="a source is unreadable"))
     present = {f"seccomp.{D}/a.json": "installed", f"set.{D}/ns__web": "ready"}
     assert of(left, present).labels == {f"seccomp.{D}/a.json": "installed"}
 
 
 def test_a_set_with_keys_of_a_kind_that_is_left_out_is_not_ready():
-    """With --kinds=seccomp nobody put its AppArmor profiles in place."""
+    """With --kinds=seccomp, the AppArmor profiles of the profile set are not installed."""
     sets = (ProfileSetStatus(profile_set=SET, state="read", keys=2, left_out=1),)
     assert of(report(row(), sets=sets)).labels == {f"seccomp.{D}/a.json": "installed"}
 
 
 def test_what_the_node_can_do_is_not_forgotten_when_a_look_fails():
-    """One failed read takes no label away that pods were placed by."""
+    """A single failed read does not remove a label that schedules pods."""
     blind = report(apparmor="unknown", seccomp="unknown", sets=())
     found = of(blind, {f"{D}/apparmor": "enabled"}).labels
     assert found == {f"{D}/apparmor": "enabled", f"{D}/seccomp": "unknown"}
 
 
 def test_digests_do_not_crowd_names_out():
-    """A digest is of use only beside the name that it is of."""
+    """The digest of a profile is useless without the label of the profile."""
     rows = [row(name, source_digest="0123456789abcdef") for name in ("a", "b")]
     found = of(report(*rows, sets=()), digest=True, limit=3)
     assert list(found.labels) == [
@@ -201,12 +201,12 @@ def test_digests_do_not_crowd_names_out():
 
 
 def test_a_row_without_a_name_has_no_label():
-    """A key that could not be read names nothing."""
+    """The profile name of an unreadable key is unknown."""
     assert of(report(row("", "rejected"))).labels == {}
 
 
 def test_digests_are_those_of_the_source():
-    """The first 12 digits, only when asked for, and only where known."""
+    """The label has the first 12 digits; it is optional, and needs a known digest."""
     one = report(row(source_digest="0123456789abcdef"), row("b.json"))
     found = of(one, digest=True).labels
     assert {key: value for key, value in found.items() if "digest" in key} == {
@@ -216,7 +216,7 @@ def test_digests_are_those_of_the_source():
 
 @pytest.fixture
 def equal_digests(monkeypatch):
-    """Let every sha256 be the same, as an attacker with unlimited time could make two of them."""
+    """Make all SHA-256 digests equal, like an attacker who found a collision."""
     monkeypatch.setattr(
         hashlib, "sha256", lambda _: type("Same", (), {"hexdigest": lambda _: "0" * 64})()
     )
@@ -225,7 +225,7 @@ def equal_digests(monkeypatch):
 @pytest.mark.usefixtures("equal_digests")
 @pytest.mark.parametrize("state", ["installed", "rejected", "foreign", "unobservable"])
 def test_names_that_share_a_label_get_none_whatever_became_of_them(state):
-    """A label of an accepted profile would also say that the rejected one is on the node."""
+    """The label of the accepted profile would also announce the rejected profile."""
     label = f"seccomp.{D}/web.server-{'0' * 20}"
     digest = f"seccomp-digest.{D}/web.server-{'0' * 20}"
     rows = (
@@ -249,7 +249,7 @@ def test_names_that_share_a_label_get_none_whatever_became_of_them(state):
 
 @pytest.mark.usefixtures("equal_digests")
 def test_a_desired_name_without_a_row_of_its_own_counts_for_collisions():
-    """A rejected key has a row without a name; the report still knows its names."""
+    """The row of a rejected key has no name, but the report contains the desired names."""
     one = report(row("web server"), row("", "rejected"), sets=())
     rejected = replace(one, desired_names={"seccomp": frozenset(["web server", "web?server"])})
     assert list(of(one).labels) == [f"seccomp.{D}/web.server-{'0' * 20}"]
@@ -305,7 +305,7 @@ def test_an_observed_profile_has_the_mode_that_was_observed():
 
 
 def test_a_set_that_is_no_configmap_has_no_label():
-    """Directories and files have no name that a pod could know."""
+    """Directories and files have no name that pods can reference."""
     found = of(
         report(row(origin="dir /p"), sets=(ProfileSetStatus(profile_set="dir /p", state="read"),))
     )
@@ -313,7 +313,7 @@ def test_a_set_that_is_no_configmap_has_no_label():
 
 
 def test_what_is_there_keeps_its_place_when_there_are_too_many():
-    """The node's own state first, then what is on the Node already, then sets, then names."""
+    """The order is: support of the node, existing labels, profile sets, profiles."""
     one = report(row("a"), row("b"), row("c"), seccomp="enabled")
     found = of(one, {f"seccomp.{D}/c": "installed"}, limit=3)
     assert list(found.labels) == [f"{D}/seccomp", f"seccomp.{D}/c", f"set.{D}/ns__web"]
@@ -322,7 +322,7 @@ def test_what_is_there_keeps_its_place_when_there_are_too_many():
 
 
 def test_the_selector_of_a_row_is_ready_made():
-    """What a pod's nodeSelector needs; nothing where no label is earned."""
+    """The row has the nodeSelector for pods; it is empty if the profile has no label."""
     rows = [row("web", kind="apparmor", mode="enforce"), row(), row(state="failed")]
     assert [labels.node_selector(one, D) for one in rows] == [
         {f"apparmor.{D}/web": "enforce"},
@@ -363,5 +363,5 @@ def test_labels_of_a_former_domain_have_the_form_of_own_ones(label, expected):
     ],
 )
 def test_own_labels_are_those_below_the_own_prefixes(label, expected):
-    """No other label is ever counted as ours."""
+    """Any other label is foreign."""
     assert labels.is_agent_label(label, D) is expected

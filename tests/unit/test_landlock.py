@@ -226,13 +226,13 @@ def test_an_error_of_the_function_is_raised_in_the_calling_thread(files):
     ],
 )
 def test_each_version_denies_all_of_its_rights(version, files, network, scoped):
-    """The numbers of rights are those of linux/landlock.h up to version 6."""
+    """The numbers of the rights are equal to linux/landlock.h up to version 6."""
     found = landlock.handled(version)
     assert found == ((1 << files) - 1, (1 << network) - 1, (1 << scoped) - 1)
 
 
 def seccomp(number, code):
-    """Return a BPF program by which one system call fails with an errno (seccomp(2))."""
+    """Return a BPF program that makes one system call fail with an errno (seccomp(2))."""
     load, equal, ret = 0x20, 0x15, 0x06
     instructions = (
         (load, 0, 0, 0),  # the number of the system call

@@ -299,7 +299,7 @@ def test_health_depends_only_on_the_heartbeat_of_the_loop():
 
 
 def test_a_pass_that_repeats_a_report_has_no_row_on_the_page():
-    """The last passes on the page are those that changed or compared something."""
+    """The page shows the last passes that changed or compared something."""
     store = store_of()
     for at, number in ((1.0, 1), (2.0, 1), (3.0, 2)):
         store.on_report(report(row(), pass_number=number), at, passed=True)

@@ -89,19 +89,19 @@ def decide(wanted, *entries, seen, kind="apparmor", **options):
 
 
 def short(actions):
-    """Return each action as its type, why and names: what most rows of the table say."""
+    """Return the type, the reason and the names of each action, which most rows specify."""
     return [(type(one), one.reason, one.names) for one in actions]
 
 
 def test_a_new_profile_is_put():
-    """A desired name that is absent and unknown is put, as nobody's."""
+    """A desired profile that is neither on the node nor in the ledger is installed."""
     wanted = profile()
     put = Install(id=key(), reason="new", names=("web",), profile=wanted, replaceable=frozenset())
     assert decide(desired(wanted), seen=has()) == (put,)
 
 
 def test_a_profile_of_the_same_content_is_adopted():
-    """A desired name that somebody else loaded with the same content is only tracked."""
+    """A desired profile that another program loaded with the same content is adopted."""
     wanted = profile()
     adopt = Adopt(
         id=key(),
@@ -114,7 +114,7 @@ def test_a_profile_of_the_same_content_is_adopted():
 
 
 def test_a_profile_loaded_by_someone_else_is_held():
-    """A name that is loaded with other content, and not by us, is never replaced."""
+    """A foreign profile with other content is never replaced."""
     (hold,) = decide(desired(profile()), seen=has(web="theirs"))
     assert (Hold, "foreign", ["foreign_name"]) == (
         type(hold),
@@ -131,26 +131,26 @@ def test_a_profile_of_the_same_content_in_another_mode_is_foreign():
 
 
 def test_a_taken_over_name_is_replaced():
-    """--take-over is the way out of a foreign name: it counts as ours."""
+    """With --take-over, a foreign profile counts as agent-owned."""
     actions = decide(desired(profile()), seen=has(web="theirs"), take_over=frozenset({"web"}))
     assert [one.replaceable for one in actions] == [frozenset({"web"})]
 
 
 def test_an_unchanged_profile_is_kept():
-    """What is installed, desired and on the node needs nothing."""
+    """An installed profile that is desired and on the node needs no action."""
     actions = decide(desired(profile()), entry(), seen=has(web="v1"))
     assert short(actions) == [(Keep, "unchanged", ("web",))]
 
 
 def test_a_drifted_profile_is_put_again():
-    """Other content under our name is replaced by ours."""
+    """Other content under an agent-owned name is replaced by the agent's version."""
     actions = decide(desired(profile()), entry(), seen=has(web="other"))
     assert [(Install, "drifted", ("web",))] == short(actions)
     assert actions[0].replaceable == frozenset({"web"})
 
 
 def test_an_adopted_profile_that_changed_on_the_node_is_held():
-    """What was only adopted still belongs to somebody else, who may change it."""
+    """An adopted profile belongs to another program, which may change it."""
     (hold,) = decide(desired(profile()), entry(how="adopted"), seen=has(web="other"))
     assert (hold.state, hold.names) == ("foreign", ("web",))
 
@@ -175,7 +175,7 @@ def test_content_that_cannot_be_read_is_not_called_other_content():
 
 
 def test_an_update_replaces_the_same_content_of_another_program():
-    """An update replaces it as it replaces an adopted profile (ADR 7)."""
+    """An update replaces this content in the same way as an adopted profile (ADR 7)."""
     (put,) = decide(desired(profile(content="v2")), entry(), seen=others(web="v1"))
     assert (put.reason, put.replaceable, put.foreign) == (
         "changed",
@@ -185,7 +185,7 @@ def test_an_update_replaces_the_same_content_of_another_program():
 
 
 def test_a_missing_name_does_not_make_another_programs_object_the_agents():
-    """Both names are loaded in one step; the foreign one stays foreign."""
+    """Both profiles are loaded in one step, and the foreign profile stays foreign."""
     names = ("a", "b")
     (put,) = decide(desired(profile(names=names)), entry(names=names), seen=others(a="v1"))
     assert (put.reason, put.replaceable, put.foreign) == (
@@ -203,7 +203,7 @@ def test_a_missing_name_does_not_make_another_programs_object_the_agents():
 
 @pytest.mark.parametrize("content", ["v1", "other"])
 def test_a_name_that_is_handed_over_becomes_the_agents(content):
-    """With --take-over it is replaced, whatever its content is."""
+    """With --take-over, the profile is replaced, independent of its content."""
     actions = decide(
         desired(profile()), entry(), seen=others(web=content), take_over=frozenset({"web"})
     )
@@ -212,7 +212,7 @@ def test_a_name_that_is_handed_over_becomes_the_agents(content):
 
 
 def test_a_staged_version_that_another_program_loaded_is_adopted():
-    """A kill before the load leaves no right to what others load then."""
+    """After a kill before the load, the agent does not own a profile that another program loads."""
     stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
     assert short(decide(desired(profile()), stored, seen=others(web="v1"))) == [
         (Adopt, "same content", ("web",))
@@ -220,7 +220,7 @@ def test_a_staged_version_that_another_program_loaded_is_adopted():
 
 
 def test_a_staged_version_that_this_agent_loaded_is_finished():
-    """The record of loaded objects proves it, also where the node shows no content."""
+    """The record of loaded objects proves ownership even if the node shows no content."""
     stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
     seen = Observation(profiles={"web": fact("object", is_agent_object=True, is_readable=False)})
     assert short(decide(desired(profile()), stored, seen=seen)) == [
@@ -229,7 +229,7 @@ def test_a_staged_version_that_this_agent_loaded_is_finished():
 
 
 def test_the_desired_content_of_another_program_is_adopted():
-    """The other program has the new version already: there is nothing to refuse."""
+    """The other program has loaded the new version already, so no conflict exists."""
     stored = entry(how="adopted")
     assert short(decide(desired(profile(content="v2")), stored, seen=others(web="v2"))) == [
         (Adopt, "same content", ("web",))
@@ -246,7 +246,7 @@ def test_a_refused_update_leaves_what_another_program_loaded_alone():
 
 
 def test_an_absent_profile_is_put_as_new():
-    """What went missing is put so that somebody else's load meanwhile is not replaced."""
+    """A missing profile is restored without replacing a profile that was loaded since then."""
     (put,) = decide(desired(profile()), entry(), seen=has())
     assert (put.reason, put.replaceable) == ("went missing", frozenset())
 
@@ -258,7 +258,7 @@ def test_a_changed_profile_is_put():
 
 
 def test_the_same_text_compiled_anew_is_a_put_of_its_own():
-    """A new body from an unchanged source is recompiled, not drifted."""
+    """A new body from an unchanged source has the reason "recompiled", and is not drift."""
     wanted = profile(content="v1")
     old = Version(
         names=("web",),
@@ -273,27 +273,27 @@ def test_the_same_text_compiled_anew_is_a_put_of_its_own():
 
 
 def test_what_was_staged_and_is_on_the_node_is_finished():
-    """A kill between load and commit leaves a name that is recognised by its content."""
+    """After a kill between load and commit, the content proves that the agent loaded it."""
     stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
     (put,) = decide(desired(profile(content="v2")), stored, seen=has(web="v1"))
     assert (put.reason, put.replaceable) == ("unfinished", frozenset({"web"}))
 
 
 def test_a_staged_version_that_is_not_on_the_node_is_no_ownership():
-    """What was staged and never installed gives no right to a name with other content."""
+    """A staged version that was never installed does not prove ownership of other content."""
     stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
     (hold,) = decide(desired(profile(content="v2")), stored, seen=has(web="theirs"))
     assert hold.state == "foreign"
 
 
 def test_a_profile_with_one_foreign_name_is_held_whole():
-    """A key is put whole or not at all, equal content under one name included."""
+    """All profiles of a key are installed together or not at all."""
     (hold,) = decide(desired(profile(names=("a", "b"))), seen=has(a="v1"))
     assert (hold.state, [one.location for one in hold.findings]) == ("foreign", ["a"])
 
 
 def test_a_dropped_name_is_removed_after_the_put():
-    """A new version with fewer names puts first, then removes what it dropped."""
+    """A new version is installed before the profiles that it no longer contains are removed."""
     seen = Observation(profiles={"a": fact(), "b": fact()}, uses={"b": Unused()})
     actions = decide(
         desired(profile(content="v2", names=("a",))), entry(names=("a", "b")), seen=seen
@@ -302,7 +302,7 @@ def test_a_dropped_name_is_removed_after_the_put():
 
 
 def test_a_retired_name_is_removed():
-    """A name that an earlier version left behind goes as soon as nobody uses it."""
+    """A profile that only an earlier version contains is removed once it is unused."""
     stored = entry(retired={"web//hat": frozenset({"raw:hat"})})
     seen = Observation(
         profiles={"web": fact(), "web//hat": fact("hat")}, uses={"web//hat": Unused()}
@@ -314,7 +314,7 @@ def test_a_retired_name_is_removed():
 
 
 def test_a_refused_update_holds_the_last_good_version():
-    """A refused key keeps what was installed for it."""
+    """The last good version of a rejected key stays installed."""
     (hold,) = decide(desired(rejected=[key()]), entry(), seen=has(web="v1"))
     expected = Hold(
         id=key(), reason="rejected", names=("web",), state="outdated", findings=(REFUSED,)
@@ -327,7 +327,7 @@ def test_a_refused_update_holds_the_last_good_version():
     [(has(), "went missing", frozenset()), (has(web="other"), "drifted", frozenset({"web"}))],
 )
 def test_a_refused_update_restores_the_last_good_version(seen, why, ours):
-    """The last good version is put back from the ledger when the node lost or changed it."""
+    """A missing or changed last good version is restored from the ledger."""
     (put,) = decide(desired(rejected=[key()]), entry(), seen=seen)
     expected = Install(
         id=key(), reason=why, names=("web",), profile=None, replaceable=ours, findings=(REFUSED,)
@@ -356,7 +356,7 @@ def test_an_update_that_is_still_checked_restores_the_last_good_version(seen, wh
 
 @pytest.mark.parametrize("how", ["installed", "adopted"])
 def test_nothing_is_removed_or_released_while_a_key_is_checked(how):
-    """The key may be the same profile under a new key; its label stays as it is."""
+    """The key may provide the same profile under a new name, so the label stays too."""
     hold = Hold(id=key(), reason="pending", names=("web",), state="held")
     new = key("new.profile")
     actions = decide(
@@ -389,7 +389,7 @@ def test_a_new_name_waits_for_a_key_that_may_declare_it():
 
 
 def test_a_name_of_a_key_that_is_checked_waits_for_it():
-    """The check may show that the key gives the name up."""
+    """The new version of the key may no longer contain the profile."""
     actions = decide(
         desired(profile(key("a.profile"), "v2"), pending=[key()]), entry(), seen=has(web="v1")
     )
@@ -408,7 +408,7 @@ def test_an_installed_name_waits_for_no_other_key():
 
 
 def test_a_refused_update_of_an_adopted_profile_leaves_the_changed_one_alone():
-    """The last good version of an adopted profile is not forced on its owner."""
+    """The last good version does not replace an adopted profile that its owner changed."""
     (hold,) = decide(desired(rejected=[key()]), entry(how="adopted"), seen=has(web="other"))
     assert (hold.state, [one.code for one in hold.findings]) == (
         "foreign",
@@ -417,20 +417,20 @@ def test_a_refused_update_of_an_adopted_profile_leaves_the_changed_one_alone():
 
 
 def test_a_refused_new_key_is_only_reported():
-    """A key that was never accepted has nothing to keep."""
+    """A key that was never accepted has no last good version."""
     assert decide(desired(rejected=[key()]), seen=has()) == (
         Hold(id=key(), reason="rejected", names=(), state="rejected", findings=(REFUSED,)),
     )
 
 
 def test_a_key_that_cannot_be_checked_keeps_its_last_good_version():
-    """Without the means to check, what is there stays."""
+    """If the node cannot check the key, its installed profiles stay."""
     (hold,) = decide(desired(unchecked=[key()]), entry(), seen=has(web="v1"))
     assert (hold.reason, hold.state) == ("unchecked", "outdated")
 
 
 def test_a_profile_no_longer_desired_is_removed():
-    """A name of ours that nobody desires or uses goes, proof asked for again."""
+    """An agent-owned profile that is neither desired nor in use is removed after a new check."""
     seen = Observation(profiles={"web": fact()}, uses={"web": Unused()})
     assert decide(desired(), entry(), seen=seen) == (
         Remove(
@@ -448,13 +448,13 @@ def test_a_profile_no_longer_desired_is_removed():
     [(InUse(pids=(1, 2)), "in_use"), (UnknownUse(reason="no /proc"), "use_unknown")],
 )
 def test_a_profile_in_use_is_held(use, why):
-    """Removal would unconfine its processes for good, so it waits."""
+    """A removal would unconfine the processes permanently, so the profile is held."""
     seen = Observation(profiles={"web": fact()}, uses={"web": use})
     assert short(decide(desired(), entry(), seen=seen)) == [(Hold, why, ("web",))]
 
 
 def test_hats_and_children_stay_with_a_profile_in_use():
-    """Its processes may enter them at any time; a hat that the profile has no more may go."""
+    """Processes may enter hats and children at any time; a hat of an older version is removable."""
     names = ("web", "web//HAT", "web//kid", "web//kid//grandkid")
     uses = {name: Unused() for name in names} | {"web": InUse(pids=(1,))}
     seen = Observation(profiles={name: fact() for name in names}, uses=uses)
@@ -468,7 +468,7 @@ def test_hats_and_children_stay_with_a_profile_in_use():
 
 
 def test_a_use_nobody_looked_at_is_not_unused():
-    """Without an answer about its use a name stays."""
+    """A profile whose use is unknown stays installed."""
     assert short(decide(desired(), entry(), seen=has(web="v1"))) == [
         (Hold, "use_unknown", ("web",))
     ]
@@ -493,7 +493,7 @@ def test_prune_never_holds():
     ],
 )
 def test_a_removal_waits_for_its_label_and_the_grace_time(gone, expected):
-    """First the label is off, confirmed; then the grace time; only then the profile goes."""
+    """A profile is removed when its label is confirmed absent and the grace time has passed."""
     seen = Observation(profiles={"web": fact()}, uses={"web": Unused()})
     (action,) = decide(desired(), entry(), seen=seen, label_absent_seconds=gone, grace_seconds=60.0)
     assert type(action) is expected
@@ -511,14 +511,14 @@ def test_a_removal_waits_for_its_label_and_the_grace_time(gone, expected):
     ],
 )
 def test_blind_or_not_a_hold_says_whether_the_name_is_desired(wanted, expected):
-    """What labels stay while the agent cannot look depends on it."""
+    """While the node is unobservable, this information decides which labels stay."""
     blind = Unobservable(finding=REFUSED)
     (action,) = decide(wanted, entry(), seen=blind)
     assert (action.names, action.state, action.desired) == (("web",), "unobservable", expected)
 
 
 def test_a_name_that_an_unreadable_source_may_desire_keeps_its_label():
-    """It may have moved there."""
+    """The profile may have moved to the unreadable source."""
     sets = [
         Read(profile_set=ORIGIN, revision="1", source_keys=()),
         Unreadable(profile_set="other", reason="away"),
@@ -529,7 +529,7 @@ def test_a_name_that_an_unreadable_source_may_desire_keeps_its_label():
 
 
 def test_pods_prove_the_use_of_files_and_only_add_to_that_of_policy():
-    """A pod that names it holds either kind; that none does is proof for files alone."""
+    """A pod's reference holds both kinds; only files are unused when no pod references them."""
     seen = Observation(profiles={"web": fact()}, uses={"web": UnknownUse(reason="a file")})
     seccomp = entry(key(kind="seccomp"))
     (held,) = decide(
@@ -548,7 +548,7 @@ def test_pods_prove_the_use_of_files_and_only_add_to_that_of_policy():
 
 
 def test_while_the_pods_are_not_known_nothing_is_removed():
-    """With --pod-aware a list of pods that is refused or late is not a list without pods."""
+    """With --pod-aware, a failed or late list of pods does not count as an empty list."""
     seen = Observation(profiles={"web": fact()}, uses={"web": Unused()})
     (held,) = decide(desired(), entry(), seen=seen, pod_aware=True, prune="always")
     assert (type(held), held.reason) == (Hold, "use_unknown")
@@ -578,12 +578,12 @@ def test_prune_always_needs_no_proof_for_seccomp_files_only():
     ],
 )
 def test_what_is_not_ours_to_remove_is_released(stored, seen, why):
-    """Adopted, absent and replaced names are forgotten; the node stays as it is."""
+    """Adopted, absent and replaced profiles leave the ledger, and the node does not change."""
     assert short(decide(desired(), stored, seen=seen)) == [(Release, why, ("web",))]
 
 
 def test_an_entry_that_never_got_anywhere_is_dropped():
-    """An entry without a name of its own is forgotten."""
+    """An entry without installed profiles is deleted from the ledger."""
     stored = LedgerEntry(id=key(), provenance="installed", staged=version())
     assert short(decide(desired(), stored, seen=has())) == [(Release, "never installed", ())]
 
@@ -597,13 +597,13 @@ def test_an_entry_that_never_got_anywhere_is_dropped():
     ],
 )
 def test_what_was_staged_is_remembered_while_its_set_is_not_read(unread):
-    """It may be on the node: without it the next pass would take it for somebody else's."""
+    """The staged version may be on the node, and without its entry it would look foreign."""
     stored = LedgerEntry(id=key(), provenance="installed", staged=version())
     assert decide(desired(sets=[unread]), stored, seen=has(web="v1")) == ()
 
 
 def test_a_renamed_key_keeps_its_profile():
-    """The entry moves; the node is not touched."""
+    """The ledger entry gets the new key, and the node does not change."""
     actions = decide(desired(profile(key("new"))), entry(key("old")), seen=has(web="v1"))
     assert short(actions) == [(Keep, "renamed", ("web",)), (Release, "moved", ("web",))]
 
@@ -616,7 +616,7 @@ def test_a_renamed_key_keeps_its_profile():
     ],
 )
 def test_a_name_that_a_refused_key_wants_stays(seen, action):
-    """Renamed and refused in one change: the last good version of the former key is kept."""
+    """A key is renamed and rejected in one change; the version of the previous key stays."""
     refused = Rejection(id=key("new"), findings=(REFUSED,), names=("web",))
     wanted = replace(desired(), rejections={key("new"): refused})
     assert short(decide(wanted, entry(key("old")), seen=seen, label_absent_seconds={})) == [
@@ -626,7 +626,7 @@ def test_a_name_that_a_refused_key_wants_stays(seen, action):
 
 
 def test_a_name_that_a_foreign_one_keeps_from_its_key_stays():
-    """The new key needs a name that somebody else has; until then the former one stays whole."""
+    """A foreign profile blocks the new key, so the previous key keeps all its profiles."""
     wanted = desired(profile(key("new"), "v2", ("helper", "web")))
     actions = decide(wanted, entry(key("old")), seen=has(web="v1", helper="theirs"))
     assert short(actions) == [
@@ -638,7 +638,7 @@ def test_a_name_that_a_foreign_one_keeps_from_its_key_stays():
 
 
 def test_what_is_left_of_a_version_that_lost_a_name_stays_by_itself():
-    """One name has moved, another is wanted by a refused key: it is held, and not put back."""
+    """One profile has moved; the other is held for a rejected key, and is not restored."""
     refused = Rejection(id=key("new"), findings=(REFUSED,), names=("web",))
     wanted = desired(profile(key("api"), "v2", ("api",)))
     wanted = replace(wanted, rejections={key("new"): refused})
@@ -656,21 +656,21 @@ def test_what_is_left_of_a_version_that_lost_a_name_stays_by_itself():
 
 
 def test_a_name_moves_out_of_a_set_that_this_pass_does_not_read():
-    """Another origin's entry loses a name that a key of ours provides now, nothing else."""
+    """An entry of another source loses only the profile that a key of this pass provides."""
     other = entry(key("old", origin="dir /elsewhere"), names=("web", "more"))
     actions = decide(desired(profile(content="v2")), other, seen=has(web="v1", more="v1"))
     assert short(actions) == [(Install, "changed", ("web",)), (Release, "moved", ("web",))]
 
 
 def test_entries_of_other_origins_are_not_mentioned():
-    """A pass removes nothing whose origin is not among its own sources."""
+    """A pass removes only profiles that came from its own sources."""
     other = entry(key("old", origin="dir /elsewhere"))
     assert decide(desired(), other, seen=has(web="v1")) == ()
 
 
 @pytest.mark.parametrize("refused", ["rejected", "unchecked"])
 def test_a_name_of_a_refused_key_cannot_move(refused):
-    """The last good version of a refused key keeps its names against other keys."""
+    """Other keys cannot claim the profiles of a rejected key's last good version."""
     wanted = desired(profile(key("new"), "v2"), **{refused: [key("old")]})
     new, old = decide(wanted, entry(key("old")), seen=has(web="v1"))
     assert (new.state, [one.code for one in new.findings]) == ("rejected", ["name_conflict"])
@@ -678,7 +678,7 @@ def test_a_name_of_a_refused_key_cannot_move(refused):
 
 
 def test_a_name_of_an_unreadable_set_cannot_move():
-    """A set that could not be read may still provide its names."""
+    """An unreadable profile set may still provide its profiles."""
     sets = [
         Read(profile_set=ORIGIN, revision="1", source_keys=()),
         Unreadable(profile_set="dir /x", reason="EIO"),
@@ -690,7 +690,7 @@ def test_a_name_of_an_unreadable_set_cannot_move():
 
 
 def test_an_unreadable_set_blocks_every_removal():
-    """A key that seems gone may have moved into the set that could not be read."""
+    """A missing key may have moved into the unreadable profile set."""
     sets = [
         Read(profile_set=ORIGIN, revision="1", source_keys=()),
         Unreadable(profile_set="dir /x", reason="EIO"),
@@ -710,7 +710,7 @@ def test_an_unreadable_set_blocks_every_removal():
     ],
 )
 def test_a_set_that_is_gone_keeps_and_restores_its_profiles(gone):
-    """Emptied, missing and unreadable are never a reason to remove."""
+    """Profiles of an emptied, missing or unreadable profile set are never removed."""
     wanted = desired(sets=[gone])
     assert short(decide(wanted, entry(), seen=has(web="v1"))) == [
         (Hold, "source unavailable", ("web",))
@@ -723,7 +723,7 @@ def test_a_set_that_is_gone_keeps_and_restores_its_profiles(gone):
     [Emptied(profile_set="dir /x", revision=""), Missing(profile_set="dir /x", reason="not found")],
 )
 def test_a_set_that_is_gone_gives_its_names_to_the_key_that_replaces_it(gone):
-    """A ConfigMap that was made anew under another name takes over, once and for good."""
+    """A ConfigMap that was created again under another name becomes the owner permanently."""
     sets = [Read(profile_set=ORIGIN, revision="1", source_keys=()), gone]
     wanted = desired(profile(content="v2"), sets=sets)
     old = entry(key("old", origin="dir /x"))
@@ -740,7 +740,7 @@ def test_a_set_that_is_gone_gives_its_names_to_the_key_that_replaces_it(gone):
 
 
 def test_a_duplicate_key_releases_its_names_to_the_first():
-    """Of two keys with the same content one owns the names."""
+    """If two keys have the same content, only the first owns the profiles."""
     wanted = desired(profile(key("a")), same={key("b"): key("a")})
     actions = decide(wanted, entry(key("b")), seen=has(web="v1"))
     assert short(actions) == [(Keep, "renamed", ("web",)), (Release, "moved", ("web",))]
@@ -754,7 +754,7 @@ def test_a_duplicate_key_releases_its_names_to_the_first():
     ],
 )
 def test_a_kind_that_cannot_be_seen_is_held(observed, state):
-    """Without a look at the node every key and entry is held, and refused keys stay refused."""
+    """If the node is unobservable, every key and entry is held, and rejected keys stay rejected."""
     wanted = desired(profile(), rejected=[key("bad")], unchecked=[key("later")])
     far = entry(key("far", origin="dir /elsewhere"))
     actions = decide(wanted, entry(key("gone")), far, seen=observed)
@@ -767,7 +767,7 @@ def test_a_kind_that_cannot_be_seen_is_held(observed, state):
 
 
 def test_what_was_put_before_an_adoption_is_removed():
-    """The adopted version stays somebody else's; what this agent put under that key does not."""
+    """The adopted version stays; the version that the agent had installed before is removed."""
     stored = entry(how="adopted", retired={"left": frozenset({"raw:v0"})})
     seen = Observation(profiles={"web": fact(), "left": fact("v0")}, uses={"left": Unused()})
     assert short(decide(desired(profile()), stored, seen=seen)) == [
@@ -795,13 +795,13 @@ V1 = entry(names=("a", "b"))  # under the key of `profile`
         "one is gone",
         "one has drifted",
         "all are there",
-        "a dropped one is somebody else's",
+        "a dropped profile is foreign",
         "no name is common",
         "of the former key",
     ],
 )
 def test_a_put_knows_what_to_put_back_if_it_fails(stored, new, seen, back):
-    """The last good version where the node lacks it, and nothing that is not this agent's."""
+    """The agent restores only agent-owned profiles that are missing on the node."""
     (put, *_) = decide(desired(profile(content="v2", names=new)), stored, seen=seen)
     assert put.previous_owners == {stored.id}
     if back is None:
@@ -817,7 +817,7 @@ def test_a_put_knows_what_to_put_back_if_it_fails(stored, new, seen, back):
 
 
 def test_what_another_key_has_by_now_is_not_put_back():
-    """Neither a name that another key provides now, nor one that another entry owns."""
+    """Profiles that another key provides or another entry owns are not restored."""
     other = profile(key("other"), "v3", ("b",))
     wanted = desired(profile(content="v2", names=("a",)), other)
     (_, put, *_) = decide(wanted, V1, seen=has())
@@ -835,7 +835,7 @@ def test_another_keys_foreign_name_holds_back_the_whole_update():
 
 
 def test_only_names_that_may_go_are_suspects():
-    """Use is looked at for names of ours that no key provides, and for no others."""
+    """The agent checks the use only of agent-owned profiles that no key provides."""
     wanted = desired(profile())
     stored = {
         one.id: one
@@ -856,7 +856,7 @@ def test_only_names_that_may_go_are_suspects():
 
 
 def test_a_name_that_a_barred_key_still_needs_cannot_move():
-    """A key that cannot be updated keeps its names, or two keys would take turns for ever."""
+    """A key that cannot be updated keeps its profiles, or two keys would alternate forever."""
     one, two = profile(key("one"), "v2", ("b", "c")), profile(key("two"), "v2", ("a",))
     stored = entry(key("one"), names=("a",)), entry(key("three"), names=("b",))
     wanted = desired(one, two, rejected=[key("three")])
@@ -869,7 +869,7 @@ def test_a_name_that_a_barred_key_still_needs_cannot_move():
 
 
 def test_a_key_that_looks_like_another_kind_now_keeps_its_last_good_version():
-    """A torn write of a key without an ending is no wish to remove what it was."""
+    """A partial write of a key without a suffix does not remove the previous profile."""
     wanted = Desired(
         rejections={key(): Rejection(id=key(), findings=(REFUSED,))},
         keys=frozenset({(ORIGIN, "web.profile")}),
@@ -881,7 +881,7 @@ def test_a_key_that_looks_like_another_kind_now_keeps_its_last_good_version():
 
 
 def test_keys_below_a_refused_directory_keep_their_last_good_version():
-    """A directory that became a link or a FIFO cannot be seen; it is not empty."""
+    """A directory that became a link or a FIFO is unreadable, and not empty."""
     wanted = desired(rejected=[key("sub")])
     stored = entry(key("sub/deep/web.profile"))
     actions = decide(wanted, stored, seen=has(web="v1"))
@@ -889,7 +889,7 @@ def test_keys_below_a_refused_directory_keep_their_last_good_version():
 
 
 def test_a_key_of_another_kind_that_was_accepted_replaces_the_former():
-    """A real change of kind removes what the key was before."""
+    """If the kind of a key changes, its profile of the previous kind is removed."""
     other = Profile(id=key(kind="seccomp"), version=version(), source=b"s", body_size=1)
     wanted = Desired(
         profiles={other.id: other},

@@ -10,7 +10,7 @@ def local(name):
 
 
 def test_every_place_where_a_pod_names_a_profile_counts():
-    """The pod, containers of three sorts, and the annotations of older servers."""
+    """The pod, its three types of containers, and the annotations of older servers count."""
     pod = {
         "metadata": {
             "annotations": {
@@ -42,7 +42,7 @@ def test_every_place_where_a_pod_names_a_profile_counts():
 
 @pytest.mark.parametrize("written", ["./a/b.json", "a//b.json", "a/./b.json", "a/b.json/"])
 def test_the_path_of_a_seccomp_file_is_read_as_the_kubelet_reads_it(written):
-    """The API server takes a path that is not clean; the file is the same."""
+    """The API server accepts a path that is not normalized, and the file is the same."""
     pod = {"spec": {"securityContext": {"seccompProfile": local(written)}}}
     assert pod_references.referenced_profiles(pod) == {("seccomp", "a/b.json")}
 
@@ -64,5 +64,5 @@ def test_the_path_of_a_seccomp_file_is_read_as_the_kubelet_reads_it(written):
     ],
 )
 def test_a_pod_that_names_none_or_has_ended_names_nothing(pod):
-    """What will not start a container again holds nothing back."""
+    """A pod that starts no container again does not hold a profile."""
     assert pod_references.referenced_profiles(pod) == frozenset()

@@ -1,4 +1,4 @@
-"""What a report says of each action and its outcome, and the exit status that follows."""
+"""Specification of the report builder: the row of each outcome, and the exit status."""
 
 import pytest
 
@@ -90,23 +90,23 @@ def told(action, result, desired=None, findings=()):
     ],
 )
 def test_each_outcome_has_a_state_and_an_action(action, result, expected):
-    """A row says installed only when the node was seen to hold the desired version."""
+    """The state of a row is "installed" only if the desired version was observed on the node."""
     assert told(action, result) == [expected]
 
 
 def test_a_moved_name_is_not_told_twice():
-    """The key that has the name now tells of it."""
+    """Only the key that provides the profile now has a row for it."""
     assert told(Release(id=ID, reason="moved", names=("audit.json",)), "done") == []
 
 
 def test_a_restored_version_of_a_refused_key_is_outdated():
-    """The last good version is in place, the desired one is not."""
+    """The last good version is installed, and the desired version is not."""
     refused = Desired(rejections={ID: Rejection(id=ID, findings=(FAILED,))})
     assert told(RESTORE, "done", refused) == [("outdated", "restore")]
 
 
 def test_a_row_tells_what_pods_need_and_what_was_verified():
-    """Kind, key, localhostProfile, digests, mode and problems stand in one row."""
+    """A row contains kind, key, localhostProfile, digests, mode and findings."""
     version = Version(
         names=("web", "web//hat"), source_digest="s", body_digest="p", modes={"web": "enforce"}
     )
@@ -142,7 +142,7 @@ def test_a_row_tells_what_pods_need_and_what_was_verified():
 
 
 def test_a_duplicate_key_has_rows_of_its_own():
-    """Two keys with the same content are both told, one as the other's copy."""
+    """Two keys with the same content have a row each, and one row refers to the other."""
     twin = KeyId(kind="seccomp", profile_set="dir /p", key="zwin.json")
     wanted = Desired(profiles={ID: PROFILE}, duplicates={twin: ID})
     outcome = Outcome(action=PUT, result="done", version=VERSION)
@@ -156,7 +156,7 @@ def test_a_duplicate_key_has_rows_of_its_own():
 
 
 def test_a_removal_does_not_repeat_the_remarks_of_the_profile():
-    """Remarks are about what is put, not about what goes."""
+    """Warnings and notices describe installed profiles, and not removed ones."""
     outcome = Outcome(action=REMOVE, result="done", version=VERSION)
     report = report_builder.build_report(
         desired=Desired(profiles={ID: PROFILE}),
@@ -169,7 +169,7 @@ def test_a_removal_does_not_repeat_the_remarks_of_the_profile():
 
 
 def test_sets_and_support_are_told_as_four_and_three_answers():
-    """Read, emptied, missing and unreadable differ, as do enabled, disabled and unknown."""
+    """The states are read, emptied, missing, unreadable; and enabled, disabled, unknown."""
     sets = [
         Read(profile_set="a", revision="", source_keys=(), rejected_keys=(("k", FAILED),)),
         Emptied(profile_set="b", revision=""),
@@ -223,7 +223,7 @@ def test_sets_and_support_are_told_as_four_and_three_answers():
 
 
 def test_the_state_of_a_sandbox_is_in_the_support_and_a_missing_one_is_a_problem():
-    """A sandbox is active, missing with a problem, or not needed by the kind."""
+    """A sandbox is active, missing with a finding, or not needed by the backend."""
     seen = {"apparmor": Observation(profiles={}), "seccomp": Observation(profiles={})}
     for sandbox, sandboxed, findings in (
         (Sandbox(), True, ()),
@@ -284,25 +284,25 @@ def report(*states, sets=("read",), findings=()):
     ],
 )
 def test_the_exit_status_follows_from_the_report(given, flags, status):
-    """0 all in place, 1 something is not, 3 a source or the API server could not be had."""
+    """0: everything is installed; 1: a failure; 3: a source or the API server is unavailable."""
     assert exit_status(given, **({"allow_unsupported": False} | flags)) == status
 
 
 def test_a_pass_has_converged_when_everything_desired_is_in_place():
-    """An empty pass has; a Node that could not be labelled changes nothing of what is in place."""
+    """An empty pass has converged, and a failure to label the Node does not matter."""
     unlabelled = report("installed", findings=[UNLABELLED])
     reports = [report(), report("installed"), unlabelled, report("failed")]
     assert [one.converged for one in reports] == [True, True, True, False]
 
 
 def test_a_code_outside_the_table_is_no_problem():
-    """Every problem has a code that logs, metrics and the runbook know."""
+    """Every finding has a code from the table, which logs, metrics and the runbook use."""
     with pytest.raises(ValueError, match="no such problem code: nonsense"):
         Finding(code="nonsense", location="", message="")
 
 
 def test_a_report_has_the_names_of_accepted_and_rejected_keys():
-    """A label that stands for a rejected name must not say that its profile is on the node."""
+    """The name of a rejected key must not get the label of an installed profile."""
     other = KeyId(kind="seccomp", profile_set=ID.profile_set, key="other.json")
     report = report_builder.build_report(
         desired=Desired(
@@ -326,7 +326,7 @@ def test_a_report_has_the_names_of_accepted_and_rejected_keys():
     ],
 )
 def test_a_set_beyond_a_limit_has_a_code_of_its_own(cause, code):
-    """A limit that is exceeded has a code of its own, since another action is needed."""
+    """An exceeded limit has a separate code, because it needs a different action."""
     found = report_builder.source_finding(
         Unreadable(profile_set="d", reason="it is so", cause=cause)
     )

@@ -1,4 +1,4 @@
-"""The seccomp kind on a real directory: accept, look, put, remove."""
+"""The seccomp backend on a real directory: it checks, observes, installs and removes."""
 
 import json
 import os
@@ -81,7 +81,7 @@ def test_rule_less_profile_gets_one_rule_equal_to_its_default(kind):
 
 
 def test_allow_list_without_execve_is_warned_about(kind):
-    """A deny default that allows neither execve nor exit_group cannot start anything."""
+    """With a denying default and neither execve nor exit_group, no container starts."""
     assert codes(accepted(kind, b'{"defaultAction":"SCMP_ACT_ERRNO"}')) == {
         "rule_added",
         "start_impossible",
@@ -90,7 +90,7 @@ def test_allow_list_without_execve_is_warned_about(kind):
 
 
 def test_allow_list_tells_dangerous_and_ignored_calls(kind):
-    """Under a deny default, documented dangerous calls are named and unknown ones ignored."""
+    """With a denying default, dangerous calls cause a finding, and unknown calls another."""
     found = accepted(
         kind,
         {
@@ -135,7 +135,7 @@ def test_fine_grained_is_accepted(kind):
     ],
 )
 def test_architecture_fields_are_expanded_for_the_node(tmp_path, machine, architectures, names):
-    """ArchMap and arches give what this node's architecture means."""
+    """The fields archMap and arches are evaluated for the node's architecture."""
     kind = SeccompBackend(host=Host(tmp_path), machine=machine)
     errno = {"action": "SCMP_ACT_ERRNO"}
     found = accepted(
@@ -167,7 +167,7 @@ def test_docker_format_keeps_capabilities(tmp_path):
 
 
 def test_unknown_machine_is_refused(tmp_path):
-    """On an architecture without a table nothing can be expanded, so nothing is accepted."""
+    """On an architecture without a table of calls, every profile is rejected."""
     found = SeccompBackend(host=Host(tmp_path), machine="pdp11").inspect(blob(AUDIT))
     assert isinstance(found, Rejection)
     assert [finding.code for finding in found.findings] == ["not_portable"]
@@ -177,24 +177,24 @@ def test_unknown_machine_is_refused(tmp_path):
     "path", ["../a", "/a", "a//b", ".a", "a/.b", "a b", "a..b", "", "a/", "ä", "a" * 201, "a\n"]
 )
 def test_unsafe_path_is_refused(kind, path):
-    """A path that a pod cannot name, or that leads elsewhere, is refused."""
+    """A path that a pod cannot reference, or that leaves the directory, is rejected."""
     found = kind.inspect(blob(AUDIT, key="k", name=path) if path else blob(AUDIT, key=""))
     assert isinstance(found, Rejection)
     assert "path_unsafe" in {finding.code for finding in found.findings}
 
 
 def test_prefix_of_the_set_goes_before_that_of_the_kind(tmp_path):
-    """The blob's prefix is used, else the kind's."""
+    """The prefix of the source key takes precedence over the prefix of the backend."""
     kind = SeccompBackend(host=Host(tmp_path), prefix="node/", machine="x86_64")
     assert accepted(kind, AUDIT).version.names == ("node/a.json",)
     assert accepted(kind, AUDIT, prefix="set/").version.names == ("set/a.json",)
 
 
-# --- put and look --------------------------------------------------------------------------------
+# --- install and observe -------------------------------------------------------------------------
 
 
 def test_put_writes_the_canonical_form_and_observe_sees_it(kind, tmp_path):
-    """What was put is seen under the evidence that inspect promised."""
+    """An installed file is observed with the evidence that the inspection predicted."""
     profile = accepted(kind, AUDIT, prefix="p/")
     token = f"bytes:{digest(kind.body(profile))}"
     put = install(kind, profile, replaceable=())
@@ -209,7 +209,7 @@ def test_put_writes_the_canonical_form_and_observe_sees_it(kind, tmp_path):
 
 
 def test_foreign_file_is_never_replaced(kind, tmp_path):
-    """A file that is not ours stays, even one that appeared after the look."""
+    """A foreign file stays, even if it appeared after the observation."""
     (tmp_path / "seccomp").mkdir()
     (tmp_path / "seccomp/a.json").write_bytes(b"theirs")
     put = install(kind, accepted(kind, AUDIT), replaceable=())
@@ -220,7 +220,7 @@ def test_foreign_file_is_never_replaced(kind, tmp_path):
 
 
 def test_put_that_cannot_write_says_so(kind, tmp_path):
-    """A directory that is a file is a failure to write."""
+    """A file in the place of the directory is reported as a failed write."""
     (tmp_path / "seccomp").mkdir()
     (tmp_path / "seccomp/p").write_bytes(b"")
     put = install(kind, accepted(kind, AUDIT, prefix="p/"), replaceable=())
@@ -229,7 +229,7 @@ def test_put_that_cannot_write_says_so(kind, tmp_path):
 
 
 def there(tmp_path, content):
-    """Put a file where the kind looks, as somebody else does; return its path."""
+    """Write a foreign file into the directory of the backend; return its path."""
     path = tmp_path / "seccomp/a.json"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
@@ -238,7 +238,7 @@ def there(tmp_path, content):
 
 
 def equal(kind, content):
-    """Return whether the file there is an equal of a profile."""
+    """Return whether the file in the directory is equal to a profile."""
     seen = kind.observe(["a.json"], [])
     return bool(
         seen.profiles["a.json"].evidence & accepted(kind, content).version.evidence["a.json"]
@@ -249,7 +249,7 @@ ALLOW = "SCMP_ACT_ALLOW"
 
 
 def flood(rule):
-    """Return a profile with a rule behind a hundred names that nobody knows."""
+    """Return a profile with a rule after a hundred unknown names."""
     names = [f"unknown{number}" for number in range(100)]
     return {
         "defaultAction": "SCMP_ACT_ERRNO",
@@ -258,7 +258,7 @@ def flood(rule):
 
 
 def test_file_of_the_same_meaning_shares_the_canonical_token(kind, tmp_path):
-    """A file written differently that means the same to every runtime can be adopted."""
+    """A file with another form but the same meaning for every runtime can be adopted."""
     there(tmp_path, json.dumps(CHMOD, indent=2).encode())
     assert equal(kind, CHMOD)
 
@@ -289,10 +289,10 @@ def test_file_of_the_same_meaning_shares_the_canonical_token(kind, tmp_path):
             flood({"names": ["chmod"], "action": ALLOW}),
         ),
     ],
-    ids=["name", "arches", "without rules", "arches behind more warnings than are told"],
+    ids=["name", "arches", "without rules", "arches after more warnings than a report contains"],
 )
 def test_a_file_that_some_runtime_reads_otherwise_is_no_equal(kind, tmp_path, file, source):
-    """What containerd or cri-dockerd makes something else of is not adopted."""
+    """A file that containerd or cri-dockerd reads differently is not adopted."""
     path = there(tmp_path, file)
     tokens = {f"bytes:{digest(path.read_bytes())}"}
     seen = kind.observe(["a.json"], [])
@@ -301,7 +301,7 @@ def test_a_file_that_some_runtime_reads_otherwise_is_no_equal(kind, tmp_path, fi
 
 
 def test_a_file_that_others_may_change_is_no_equal_and_drift(kind, tmp_path):
-    """Neither adopted nor taken for what was put: its content is anybody's."""
+    """Others can change the file at any time, so it is neither adopted nor unchanged."""
     path = there(tmp_path, CHMOD)
     assert equal(kind, CHMOD)
     path.chmod(0o666)
@@ -367,7 +367,7 @@ def test_a_file_that_was_young_when_it_was_read_is_read_again(tmp_path):
 
 @pytest.mark.parametrize("what", ["link", "directory", "fifo", "large", "linked parent"])
 def test_what_is_no_regular_file_is_there_but_not_comparable(kind, tmp_path, what):
-    """Links, directories, FIFOs and huge files are there, and never waited on."""
+    """Links, directories, FIFOs and huge files are observed without blocking."""
     base = tmp_path / "seccomp"
     base.mkdir()
     match what:
@@ -388,7 +388,7 @@ def test_what_is_no_regular_file_is_there_but_not_comparable(kind, tmp_path, wha
 
 
 def test_unreadable_is_blind(tmp_path):
-    """A path that cannot be looked at is not an absent one."""
+    """An unreadable path makes the backend unobservable, and is not an absent file."""
     kind = SeccompBackend(host=Host(tmp_path), directory="/seccomp", machine="x86_64")
     (tmp_path / "seccomp").mkdir()
     seen = kind.observe(["a" * 300], [])
@@ -400,7 +400,7 @@ def test_unreadable_is_blind(tmp_path):
 
 
 def test_remove_looks_again_before_it_removes(kind, tmp_path):
-    """Our content is removed, other content is held, and absent is fine."""
+    """Agent-owned content is removed, other content is held, and an absent file is no error."""
     profile = accepted(kind, AUDIT)
     evidence = profile.version.evidence
     assert kind.remove(["a.json"], evidence, require_unused=False) == Removed()
@@ -417,7 +417,7 @@ def test_remove_looks_again_before_it_removes(kind, tmp_path):
 
 
 def test_link_in_place_of_our_file_is_not_removed(kind, tmp_path):
-    """What somebody put in place of our file stays."""
+    """A link that replaced an agent-owned file stays."""
     (tmp_path / "seccomp").mkdir()
     (tmp_path / "seccomp/a.json").symlink_to("elsewhere")
     kept = kind.remove(["a.json"], accepted(kind, AUDIT).version.evidence, require_unused=False)
@@ -427,7 +427,7 @@ def test_link_in_place_of_our_file_is_not_removed(kind, tmp_path):
 
 
 def test_every_context_fits(kind):
-    """A canonical form is for this machine and nothing else."""
+    """The canonical form depends only on the machine, so every context fits."""
     assert kind.accepts_context("")
 
 

@@ -370,7 +370,7 @@ MASKED = {"index": 2, "op": "SCMP_CMP_MASKED_EQ", "value": 0xFFFFFFFF, "valueTwo
     [(rule("socket") | {"args": [MASKED]}, "socketcall"), (rule("shmat"), "ipc")],
 )
 def test_an_operation_that_a_multiplexed_call_still_reaches_is_a_warning(denied, through):
-    """What the profile denies by name, i386 reaches through a call that it lets through."""
+    """On i386, a denied call is also possible through another call that the profile allows."""
     (warning,) = warnings(profile(denied, architectures=BOTH))
     assert f"through {through}(2)" in warning.message
     assert warnings(profile(denied, rule(through), architectures=BOTH)) == []

@@ -42,7 +42,7 @@ class Wakes:
         return [self.queue.get() for _ in range(self.queue.qsize())]
 
     def poll(self):
-        """Poll, and return the reasons, also those of delayed events."""
+        """Poll, and return the reasons, including the reasons of delayed events."""
         self.pending()
         self.watcher.poll()
         return set(self.pending())
@@ -121,7 +121,7 @@ def test_the_new_target_of_a_link_is_watched(watch, tmp_path):
 
 
 def test_two_paths_to_one_directory_are_both_watched(watch, tmp_path):
-    """They share a watch until one of them gets another target."""
+    """Both paths share a watch until the target of one path changes."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     (tmp_path / "a").symlink_to("one")
