@@ -21,7 +21,7 @@ from agent.backends.seccomp import (
     syntax,
 )
 from agent.backends.seccomp.document import Document
-from agent.core.findings import Finding, Severity, limit_findings
+from agent.core.findings import MAX_FINDINGS, Finding, Severity, limit_findings
 
 # A runtime reads a file with one of these notices differently from its canonical form.
 _READ_DIFFERENTLY: Final = frozenset(
@@ -52,7 +52,9 @@ def check(content: bytes, options: fields.Options) -> Checked:
     if document is None:
         return Checked(body=b"", findings=_errors(read))
     written = canonical.expand(document, options.node)
-    found = (*read, *fields.findings(document, options), *faults(written.document, options))
+    found = _until_enough_errors(
+        itertools.chain(read, fields.findings(document, options), faults(written.document, options))
+    )
     if errors := _errors(found):
         return Checked(body=b"", findings=errors)
     body = canonical.encode(written.document)
@@ -120,6 +122,18 @@ def _read(content: bytes, options: fields.Options) -> tuple[Document | None, tup
 
 def _errors(found: Iterable[Finding]) -> tuple[Finding, ...]:
     return limit_findings(one for one in found if one.severity == Severity.ERROR)
+
+
+def _until_enough_errors(found: Iterable[Finding]) -> list[Finding]:
+    """Return findings up to the last error that is reported: a hostile profile has thousands."""
+    findings = []
+    errors = 0
+    for finding in found:
+        findings.append(finding)
+        errors += finding.severity == Severity.ERROR
+        if errors > MAX_FINDINGS:
+            break
+    return findings
 
 
 def _too_large(body: bytes) -> Finding | None:
