@@ -1,4 +1,4 @@
-"""One lab for all tests of a node; `--keep` leaves it running for people."""
+"""The fixtures of the node tests: one cluster for all tests. `--keep` leaves it running."""
 
 import pytest
 
@@ -20,13 +20,13 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(items):
-    """Let tests that need a node of another kind come last: each makes one anew."""
+    """Run tests that need a different node last, because each of them creates a new node."""
     items.sort(key=lambda item: "node" not in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")
 def lab(request):
-    """Give a control plane; nodes come as tests ask for them."""
+    """Yield a control plane; its node is created when a test needs it."""
     one = Lab()
     one.__enter__()
     kept = False
@@ -34,7 +34,7 @@ def lab(request):
         yield one
         print(f"\nnode: {Node.starts} start(s) of machines, {Node.deaths} died")
         if request.config.getoption("--keep"):
-            # Whatever the last test left: an ordinary node, with the agent on it.
+            # The kept cluster has a standard node with the agent, whichever test ran last.
             one.want()
             one.install()
             kept = True
@@ -44,7 +44,7 @@ def lab(request):
     if kept:
         processes = [*one.cluster.running.values(), one.node.machine.process]
         for process in processes:
-            process.returncode = 0  # else Python warns that they still run, which fails the run
+            process.returncode = 0  # avoids Python's warning about running processes
         print(
             KEEP.format(
                 folder=one.cluster.folder,
@@ -57,7 +57,7 @@ def lab(request):
 
 @pytest.fixture
 def node(lab):
-    """Give a node with AppArmor on which the base of the manifests is installed."""
+    """Return a node with AppArmor on which manifests/base is installed."""
     one = lab.want()
     lab.install()
     return one
@@ -65,7 +65,7 @@ def node(lab):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem):
-    """Begin a test again, with a fresh node, whose guest died by itself; at most twice in a run."""
+    """Repeat a test with a new node if its guest crashed; at most twice in a run."""
     lab = pyfuncitem.funcargs.get("lab")
     try:
         return (yield)
@@ -86,7 +86,7 @@ def pytest_pyfunc_call(pyfuncitem):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """Keep logs and the states of all pods when a test fails."""
+    """Save the logs and the states of all pods when a test fails."""
     report = yield
     lab = getattr(item, "funcargs", {}).get("lab")
     if report.failed and lab is not None:

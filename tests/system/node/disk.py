@@ -1,7 +1,7 @@
-"""The node's disk: Debian 12's packages, the kubelet, and every image already imported.
+"""The node's disk with Debian 12 packages, the kubelet, and all imported images.
 
-Rule 1: a kept disk is used only if it was made from the same content as is here now. Rule 2: it is
-never written to; a machine boots from a snapshot of it.
+A cached disk is used only if it was built from the current content. Nothing writes to the disk: a
+machine boots from a snapshot of it.
 """
 
 import contextlib
@@ -39,9 +39,9 @@ SIZE = "4G"  # sparse
 UPGRADE = "localhost/profile-loader:upgrade"
 IMPORT_SECONDS = 1800
 KEPT = 2
-RECIPE = 2  # part of the packages' key: count up when they are unpacked differently
+RECIPE = 2  # part of the packages' cache key: increase it when they are unpacked differently
 
-# What the kubelet talks to is not needed, and would want a network.
+# The import does not need the CRI plugin, which would require a network.
 CONFIG = 'version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
 IMPORT = """set -e
 mount --bind {root} {root}
@@ -73,7 +73,7 @@ class Disk:
 
 @functools.cache
 def prepared():
-    """Return the prepared disk, made where it is missing, damaged or of other content."""
+    """Return the prepared disk; build it if it is missing, damaged or outdated."""
     agent = image.build().packed
     with kept.locked(CACHE):
         packages = tree()
@@ -92,7 +92,7 @@ def prepared():
 
 
 def tree():
-    """Return the packages' files as a tar, made anew where it is missing or damaged."""
+    """Return a tar file with the packages' files; build it if it is missing or damaged."""
     path = CACHE / f"tree-{_key(RECIPE, *PACKAGES, *NOT)}.tar"
     mark = path.with_suffix(".sha256")
     if path.exists() and mark.exists() and mark.read_text() == vm.sha256(path):
@@ -128,7 +128,7 @@ def _unpack(folder, root):
         (root / "usr" / name).mkdir(parents=True)
         (root / name).symlink_to(f"usr/{name}")
     for package in sorted(archives.glob("*.deb")):
-        # dpkg-deb -x would put a directory in the place of a link.
+        # dpkg-deb -x would replace a link with a directory.
         files = subprocess.run(["dpkg-deb", "--fsys-tarfile", package], stdout=PIPE, check=True)
         subprocess.run(
             ["tar", "-x", "--keep-directory-symlink", "-C", root], input=files.stdout, check=True
@@ -137,7 +137,7 @@ def _unpack(folder, root):
     shutil.rmtree(root / "usr/share/locale", ignore_errors=True)
     shutil.rmtree(root / "usr/share/man", ignore_errors=True)
     (kernel,) = (root / "usr/lib/modules").iterdir()
-    # The kernel's package leaves this to its installation.
+    # The installation scripts of the kernel's package, which do not run here, would do this.
     subprocess.run(["chroot", root, "depmod", "-a", kernel.name], check=True)
 
 
@@ -180,7 +180,7 @@ def _make(folder, packages, agent):
 
 
 def _install(root):
-    """Install the agent on the node itself too, as manifests/systemd expects it."""
+    """Install the agent on the node itself too, where manifests/systemd expects it."""
     place = "/usr/local/lib/profile-loader"
     libraries = Path(f"{root}{place}")
     shutil.copytree(vm.libraries(), libraries)
@@ -199,9 +199,9 @@ def _install(root):
 
 
 def _import(root):
-    """Import what lies in /images with the node's own containerd.
+    """Import the archives in /images with the node's containerd.
 
-    It runs on this machine, in namespaces of its own: under emulation it would take minutes.
+    containerd runs on this machine in separate namespaces, since it takes minutes in an emulator.
     """
     (root / "images/config.toml").write_text(CONFIG)
     script = IMPORT.format(root=shlex.quote(str(root)))
@@ -219,7 +219,7 @@ def _kubelet():
 
 
 def _here():
-    """Return a digest of what this folder puts on the disk."""
+    """Return a digest of the files that this package copies to the disk."""
     found = [
         (str(path.relative_to(ROOT)), path.stat().st_mode, vm.sha256(path))
         for path in sorted(ROOT.rglob("*"))
@@ -231,7 +231,7 @@ def _here():
 
 @contextlib.contextmanager
 def _scratch():
-    """Give a folder beside the kept disks that is gone at the end, if it was not renamed."""
+    """Yield a folder next to the cached disks; delete it at the end unless it was renamed."""
     folder = Path(tempfile.mkdtemp(prefix="making-", dir=CACHE))
     folder.chmod(0o755)
     try:

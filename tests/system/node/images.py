@@ -1,8 +1,8 @@
-"""Images of other people's pods, made without a registry as archives for `ctr images import`.
+"""Builds the images of workloads as archives for `ctr images import`, without a registry.
 
-They have the names that the tutorials use and do what those do: busybox from Debian's package, and
-a small program in place of http-echo. `upgrade` is the project's own image with another label, so
-that its id is another one.
+The images have the names that the tutorials use: busybox comes from Debian's package, and a small
+program replaces http-echo. `upgrade` writes the agent's image with one more label, so that it has
+a different ID.
 """
 
 import hashlib
@@ -22,7 +22,14 @@ ECHO_SOURCE = Path(__file__).parent / "echo"
 
 
 def pack(path, name, files, config):
-    """Write a docker-archive with one layer: content by path; a str is a symbolic link's target."""
+    """Write a docker-archive with one layer.
+
+    Args:
+        path: The path of the archive.
+        name: The name of the image.
+        files: The content by path; a str is the target of a symbolic link.
+        config: The configuration of the image.
+    """
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
         for folder, mode in (("bin", 0o755), ("tmp", 0o1777), ("proc", 0o555), ("sys", 0o555)):
@@ -52,9 +59,9 @@ def pack(path, name, files, config):
 
 
 def upgrade(archive, path, name):
-    """Write an image like that of a docker-archive with one label more, without the layers.
+    """Write an image with one more label than the image of a docker-archive, without its layers.
 
-    They are found by their digests where the other image was imported before.
+    containerd finds the layers by their digests, because the other image was imported before.
     """
     with tarfile.open(archive) as source:
         (told,) = json.load(source.extractfile("manifest.json"))
@@ -84,7 +91,7 @@ def upgrade(archive, path, name):
 
 
 def write(folder, busybox):
-    """Write the archives of other people's images; busybox: the program's content."""
+    """Write the archives of the workloads' images; busybox is the content of the program."""
     said = subprocess.run(["busybox", "--list"], capture_output=True, text=True, check=True).stdout
     shell = {"bin/busybox": busybox} | {
         f"bin/{one}": "busybox" for one in said.split() if one != "busybox"

@@ -1,7 +1,7 @@
-"""The control plane, its node, and what tests do with both: apply, wait, look, keep on failure.
+"""The control plane, its node, and the operations of the tests on both.
 
-Rule 1: one node at a time; a test says what kind it needs and gets the one that is there if it is
-of that kind and alive. Rule 2: the manifests are applied as they are in the repository.
+A lab has one node at a time. A test requests a node with certain properties, and gets the existing
+node if it has these properties and is alive. The manifests are applied without changes.
 """
 
 import tempfile
@@ -16,18 +16,18 @@ from tests.system.node.node import NAME, Node
 BASE = "manifests/base"
 DOMAIN = "profile-loader.node-restriction.kubernetes.io"
 AGENT = "app.kubernetes.io/name=profile-loader"
-# The ConfigMaps of profiles that tests put, without those of the base.
+# Selects the ConfigMaps of profiles that tests created, without the ConfigMaps of the base.
 PUT = "app.kubernetes.io/component=profiles,app.kubernetes.io/part-of!=profile-loader"
-PATIENCE_SECONDS = 300.0  # alone on two cores everything takes a tenth of it
+PATIENCE_SECONDS = 300.0  # ten times longer than on an idle machine with two cores
 
 
 def until(condition, what, seconds=PATIENCE_SECONDS):
-    """Return the first true result of a condition that is checked again and again."""
+    """Check a condition repeatedly, and return its first true result."""
     return pace.until(condition, what, seconds, 0.3)
 
 
 class Lab:
-    """A running control plane, and a node from when one is first asked for."""
+    """A running control plane, and a node after the first request for it."""
 
     def __init__(self):
         self.cluster = Cluster()
@@ -58,7 +58,7 @@ class Lab:
     # --- the node ---------------------------------------------------------------------------------
 
     def want(self, *, append=APPARMOR, taints="", fresh=False):
-        """Return a living node of this kind: the present one, or a new one in its place."""
+        """Return a running node with these properties: the existing node, or a new one."""
         kind = (append, taints)
         if fresh or self.node is None or self.kind != kind or not self.alive():
             self.drop()
@@ -67,14 +67,14 @@ class Lab:
         return self.node
 
     def alive(self):
-        """Return whether there is a node whose machine runs."""
+        """Return whether the node's machine is running."""
         machine = self.node.machine if self.node is not None else None
         return machine is not None and machine.process.poll() is None
 
     def drop(self):
-        """End the node that there is, and take what was on it, or is told of it, away.
+        """End the node, and delete its pods, Events and the ConfigMaps of tests.
 
-        So a test that begins again on another node finds nothing of its first try.
+        A test that is repeated on another node must not find objects of its first attempt.
         """
         if self.node is None:
             return
@@ -91,7 +91,7 @@ class Lab:
         return found is not None and "deletionTimestamp" in found["metadata"]
 
     def install(self, path=BASE):
-        """Apply manifests and wait until the DaemonSet's pod of today's template is ready."""
+        """Apply manifests, and wait until the DaemonSet's pod of the new template is ready."""
         self.kubectl("apply", "--server-side", "--force-conflicts", "-k", path)
         return self.until_agent()
 
@@ -104,8 +104,8 @@ class Lab:
     def get(self, path):
         """Return an object of the API server, or None.
 
-        Raises GuestDiedError where the node's machine is not there any more: who waits for what a
-        dead node should do waits no longer.
+        Raises:
+            GuestDiedError: The node's machine has ended, so waiting for the node is useless.
         """
         if self.node is not None and self.node.machine is not None:
             self.node.machine.check()
@@ -121,7 +121,7 @@ class Lab:
         }
 
     def events(self):
-        """Return (reason, note) of every Event about the Node that the agent made, oldest first."""
+        """Return (reason, note) of every Event of the agent about the Node, oldest first."""
         found = self.get("/apis/events.k8s.io/v1/namespaces/default/events") or {"items": []}
         ours = [
             one
@@ -133,7 +133,7 @@ class Lab:
         return [(one["reason"], one["note"]) for one in ours]
 
     def config_map(self, name, data, **annotations):
-        """Create a ConfigMap of profiles, or change it to hold exactly this."""
+        """Create a ConfigMap of profiles, or replace its content."""
         self.cluster.apply(
             {
                 "apiVersion": "v1",
@@ -183,7 +183,7 @@ class Lab:
         return f"{namespace}/{name}\n{found.stdout[-3000:]}{found.stderr}"
 
     def delete(self, *names, wait=True):
-        """Delete pods; wait until they are gone, unless nobody will miss them."""
+        """Delete pods, and wait until they are gone if wanted."""
         self.kubectl(
             "delete",
             "pod",
@@ -201,7 +201,7 @@ class Lab:
         return (self.get(path) or {"items": []})["items"]
 
     def until_agent(self, seconds=PATIENCE_SECONDS, *, other_than=None):
-        """Wait until the one pod of the DaemonSet's present template is ready; return it."""
+        """Wait until the pod of the DaemonSet's current template is ready; return it."""
 
         def ready():
             path = f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/profile-loader"
@@ -227,7 +227,7 @@ class Lab:
         ) or self.kubectl("-n", NAMESPACE, "describe", "daemonset", "profile-loader")
 
     def metrics(self):
-        """Return the agent's metrics: value by series."""
+        """Return the value of each metric of the agent, by series."""
         address = self.until_agent()["status"]["podIP"]
         told = self.node.run(f"busybox wget -q -O - http://{address}:9808/metrics")
         lines = [line for line in told.splitlines() if line and not line.startswith("#")]
@@ -236,7 +236,7 @@ class Lab:
     # --- after a failure --------------------------------------------------------------------------
 
     def keep(self, what):
-        """Keep the logs and the states of all pods below one folder; return where."""
+        """Save the logs and the states of all pods in a folder; return the folder."""
         self.kept = self.kept or Path(tempfile.mkdtemp(prefix="profile-loader-node-"))
         folder = self.kept / what
         folder.mkdir(parents=True, exist_ok=True)
@@ -274,7 +274,7 @@ class Lab:
 
 
 def is_ready(pod):
-    """Return whether a pod is ready and stays."""
+    """Return whether a pod is ready and is not being deleted."""
     conditions = pod.get("status", {}).get("conditions", [])
     told = {one["type"]: one["status"] for one in conditions}
     return told.get("Ready") == "True" and "deletionTimestamp" not in pod["metadata"]

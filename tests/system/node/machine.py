@@ -1,7 +1,7 @@
-"""A virtual machine: QEMU with a command server inside, reached over a free port of the loopback.
+"""A virtual machine: QEMU with a command server, which listens on a port of the loopback.
 
-Rule 1: whoever starts one ends it. Rule 2: a guest that ends without being told to has died, and
-the next command says so, with the end of its console.
+The code that starts a machine must end it. If a guest ends unexpectedly, the next command raises
+GuestDiedError with the end of the guest's console.
 """
 
 import contextlib
@@ -25,15 +25,15 @@ KERNEL = (
 
 
 class GuestDiedError(Exception):
-    """The guest ended by itself: its kernel or the emulator, not a test in it."""
+    """The guest's kernel or the emulator ended unexpectedly."""
 
 
 class CommandFailedError(Exception):
-    """A command in the guest ended with another status than 0."""
+    """A command in the guest ended with an exit status other than 0."""
 
 
 class Machine:
-    """One guest. Ends with its context."""
+    """One guest; it ends with its context."""
 
     def __init__(self, disk, *, append=APPARMOR, ports=()):
         self.disk, self.append = disk, append
@@ -76,14 +76,14 @@ class Machine:
         log.close()
 
     def end(self):
-        """End the guest at once, as if its power failed."""
+        """End the guest immediately, like a power failure."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
             self.process = None
 
     def reboot(self):
-        """Reboot the guest, with its disk as it is, and wait until it answers again."""
+        """Reboot the guest with its current disk, and wait until it responds again."""
         before = self.run("cat /proc/sys/kernel/random/boot_id")
         self._told("set-action", reboot="reset")
         with contextlib.suppress(GuestDiedError, OSError):
@@ -95,7 +95,7 @@ class Machine:
         self._told("set-action", reboot="shutdown")
 
     def wait(self):
-        """Wait until the command server answers."""
+        """Wait until the command server responds."""
         until(lambda: self._boot() is not None, lambda: self.said()[-2000:], BOOT_SECONDS)
 
     def _boot(self):
@@ -105,23 +105,23 @@ class Machine:
             return None
 
     def said(self):
-        """Return the console's text."""
+        """Return the output on the console."""
         return self.console.read_text("utf-8", "replace") if self.console.exists() else ""
 
     def check(self):
-        """Raise GuestDiedError if the guest is not there any more."""
+        """Raise GuestDiedError if the guest has ended."""
         if self.process is None or self.process.poll() is not None:
             log = (self.folder / "qemu.log").read_text()
             raise GuestDiedError(f"{log}\n{self.said()[-3000:]}")
 
     def _settle(self):
-        """Raise GuestDiedError if the guest ends about now: its network ends a little earlier."""
+        """Raise GuestDiedError if the guest ends now; its network ends a little earlier."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(pace.scaled(2))
         self.check()
 
     def run(self, script, *, seconds=180.0, check=True):
-        """Run a bash script in the guest as root; return what it printed."""
+        """Run a bash script in the guest as root; return its output."""
         self.check()
         content = script.encode()
         answer = b""
@@ -143,13 +143,13 @@ class Machine:
         text, mark, status = answer.decode("utf-8", "replace").rpartition("\nstatus ")
         if not mark:
             self._settle()
-            raise ConnectionError(f"no whole answer within {seconds} s: {answer[-500:]!r}")
+            raise ConnectionError(f"no complete response within {seconds} s: {answer[-500:]!r}")
         if check and int(status) != 0:
             raise CommandFailedError(f"{script}\nended with {status.strip()}:\n{text[-3000:]}")
         return text
 
     def _told(self, command, **arguments):
-        """Tell the emulator something over QMP (docs/interop/qmp-spec.txt of QEMU)."""
+        """Send a command to the emulator over QMP (docs/interop/qmp-spec.txt of QEMU)."""
         with socket.socket(socket.AF_UNIX) as line:
             line.settimeout(pace.scaled(5))
             line.connect(str(self.folder / "qmp"))

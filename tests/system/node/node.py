@@ -1,7 +1,7 @@
-"""A cluster with one real node: control plane on this machine, kubelet and containerd in a machine.
+"""A real node: kubelet and containerd in a virtual machine, control plane on this machine.
 
-Rule 1: a node is what its machine is: a fresh one gets a fresh Node object. Rule 2: what tests look
-at inside a container they look at through the kubelet or from the node, never through the agent.
+Each new machine gets a new Node object. Tests examine containers through the kubelet or from the
+node, and never through the agent.
 """
 
 import contextlib
@@ -16,13 +16,13 @@ from tests.system.cluster import until
 from tests.system.node import disk
 from tests.system.node.machine import APPARMOR, CommandFailedError, GuestDiedError, Machine
 
-NAME = "node-a"  # the one of the cluster's tokens
+NAME = "node-a"  # the name in the tokens of the cluster
 STARTS = 3
-LOOKS = 20  # at a process, at least, before its label was "the same all the time"
+LOOKS = 20  # the minimum number of observations of an unchanged label
 READY_SECONDS = 300.0
 KUBELET = 10250
 METRICS = 9808
-SERVICE = "10.0.0.1"  # of the API server; what kube-proxy would do, nftables does
+SERVICE = "10.0.0.1"  # the address of the API server; nftables replaces kube-proxy
 NETWORK = """
 table ip node {
     chain out { type nat hook output priority -100; ip daddr SERVICE tcp dport 443 dnat to 10.0.2.2:PORT; }
@@ -30,7 +30,7 @@ table ip node {
     chain post { type nat hook postrouting priority 100; ip saddr 10.88.0.0/16 ip daddr != 10.88.0.0/16 masquerade; }
 }
 """  # noqa: E501 - a line a rule
-# 20 looks a second; the pause forks nothing.
+# Reads each label 20 times per second; the pause forks no process.
 WATCH = """(
 declare -A seen
 mkfifo {folder}/pause; exec 9<> {folder}/pause
@@ -48,9 +48,9 @@ mv {folder}/told {folder}/seen
 
 
 class Node:
-    """One machine that is a Node of a cluster. Ends with its context."""
+    """A machine that is a Node of a cluster; it ends with its context."""
 
-    starts = 0  # of all machines, those after a death included
+    starts = 0  # of all machines, including replacements of crashed machines
     deaths = 0
 
     def __init__(self, cluster, *, append=APPARMOR, taints=""):
@@ -95,7 +95,7 @@ class Node:
         return self.machine.run(script, **more)
 
     def start_kubelet(self):
-        """Give the node its way to the API server, and start its kubelet."""
+        """Configure the connection to the API server, and start the kubelet."""
         config = {
             "apiVersion": "v1",
             "kind": "Config",
@@ -126,7 +126,7 @@ class Node:
         )
 
     def until_ready(self):
-        """Wait until the API server calls the node Ready and pods may be scheduled to it."""
+        """Wait until the Node is Ready and pods can be scheduled to it."""
 
         def ready():
             self.machine.check()
@@ -151,7 +151,7 @@ class Node:
             return answer.read().decode("utf-8", "replace")
 
     def execute(self, pod, command, *, namespace="default", container=None):
-        """Run a command in a container as `kubectl exec` does; return what it printed."""
+        """Run a command in a container like `kubectl exec`; return its output."""
         path = f"/run/{namespace}/{pod}/{container or pod}"
         try:
             return self._kubelet(path, "POST", cmd=command)
@@ -159,18 +159,18 @@ class Node:
             return error.read().decode("utf-8", "replace")
 
     def log(self, pod, *, namespace="default", container=None):
-        """Return what a container said."""
+        """Return the log of a container."""
         return self._kubelet(f"/containerLogs/{namespace}/{pod}/{container or pod}")
 
     def pid(self, pod, *, namespace="default"):
-        """Return the process id, on the node, of the first process of a pod's first container."""
+        """Return the PID, on the node, of the first process in a pod's first container."""
         found = self.cluster.get(f"/api/v1/namespaces/{namespace}/pods/{pod}")
         container = found["status"]["containerStatuses"][0]["containerID"].partition("://")[2]
         text = self.run(f"ctr -n k8s.io tasks ls | grep ^{container}")
         return int(text.split()[1])
 
     def attribute(self, pid):
-        """Return a process's AppArmor label, as the node sees it."""
+        """Return the AppArmor label of a process, read on the node."""
         try:
             return self.run(f"cat /proc/{pid}/attr/current").strip("\0\n ")
         except CommandFailedError:
@@ -178,9 +178,9 @@ class Node:
 
     @contextlib.contextmanager
     def watched(self, *pids):
-        """Read the AppArmor labels of processes all the time; gives how often each was seen.
+        """Read the AppArmor labels of processes continuously; yield the number of observations.
 
-        It is filled at the end, by "PID LABEL", or "PID ended".
+        The dictionary is filled at the end. Its keys are "PID LABEL" or "PID ended".
         """
         seen = {}
         folder = self.run("mktemp -d").strip()
@@ -202,21 +202,21 @@ class Node:
         print(f"\nlooks at labels: {seen}")
 
     def loaded(self, name):
-        """Return whether the kernel has an AppArmor profile."""
+        """Return whether an AppArmor profile is loaded."""
         return any(
             line.rpartition(" (")[0] == name
             for line in self.run("cat /sys/kernel/security/apparmor/profiles").splitlines()
         )
 
     def errno(self, name):
-        """Return the error number that the first rule of an installed seccomp file answers with."""
+        """Return the error number of the first rule in an installed seccomp file."""
         return json.loads(self.run(f"cat /var/lib/kubelet/seccomp/{name}"))["syscalls"][0][
             "errnoRet"
         ]
 
     @contextlib.contextmanager
     def relayed(self, address):
-        """Make the metrics port of a pod reachable; gives the address on this machine."""
+        """Forward the metrics port of a pod; yield its address on this machine."""
         relay = self.run(
             f"busybox nc -ll -p {METRICS} -e busybox nc {address} {METRICS} "
             "> /dev/null 2>&1 < /dev/null & echo $!"

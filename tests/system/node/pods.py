@@ -1,4 +1,4 @@
-"""Pods of other people, as tests need them: busybox, confined by a profile."""
+"""Builds workloads for the node tests: pods of busybox with a profile."""
 
 from tests.system.node.lab import DOMAIN
 
@@ -23,7 +23,7 @@ def pod(name, command=SLEEP, *, apparmor="", seccomp="", selector=None, **spec):
         "spec": {
             "terminationGracePeriodSeconds": 1,
             "automountServiceAccountToken": False,
-            "hostNetwork": True,  # no network of its own: an emulated second less
+            "hostNetwork": True,  # a separate network takes an emulated second more
             "nodeSelector": selector or {},
             "containers": [
                 {
@@ -49,13 +49,13 @@ def installed(name):
 
 
 def text(name, *rules):
-    """Return an AppArmor profile that allows files and signals, with more rules."""
+    """Return an AppArmor profile that allows files and signals, with additional rules."""
     lines = "".join(f"  {rule},\n" for rule in rules)
     return f"profile {name} flags=(attach_disconnected) {{\n  file,\n  signal,\n{lines}}}\n"
 
 
 def refusing_mkdir(errno):
-    """Return a seccomp profile that refuses mkdir with this error number."""
+    """Return a seccomp profile that denies mkdir with an error number."""
     return (
         '{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], '
         f'"action": "SCMP_ACT_ERRNO", "errnoRet": {errno}}}]}}'

@@ -1,4 +1,4 @@
-"""The agent's own life: upgraded, killed, evicted, deleted with its namespace; and its token."""
+"""The agent's pod is upgraded, killed, evicted or deleted; and the limits of its token."""
 
 import json
 
@@ -10,7 +10,7 @@ from tests.system.node.pods import enforced, pod, text
 
 
 def test_whatever_happens_to_the_agent_nobody_loses_confinement(lab, node):
-    """Upgraded, killed, evicted, deleted with its namespace: every label stays, all the time."""
+    """Pods stay confined while the agent is upgraded, killed, evicted or deleted."""
     lab.config_map("stay", {"pl-stay": text("pl-stay", "deny /tmp/** w")})
     names = ("stay-1", "stay-2")
     lab.cluster.apply(
@@ -52,7 +52,7 @@ def test_whatever_happens_to_the_agent_nobody_loses_confinement(lab, node):
         lab.kubectl("delete", "namespace", NAMESPACE)
         assert lab.labels() == labels
         assert node.loaded("pl-stay")
-        # As people do it who know of no other way; every other test applies from the server's side.
+        # Many users apply on the client side. All other tests apply on the server side.
         lab.kubectl("apply", "-k", BASE)
         lab.until_agent()
     assert set(seen) == {f"{pid} pl-stay (enforce)" for pid in pids}
@@ -60,20 +60,20 @@ def test_whatever_happens_to_the_agent_nobody_loses_confinement(lab, node):
     assert [node.pid(name) for name in names] == pids
     for name in names:
         assert "Permission denied" in node.execute(name, "touch /tmp/x")
-    # The namespace took its ConfigMap along, which the agent tells until it is there again.
+    # The ConfigMap was deleted with its namespace, which the agent reports until it exists again.
     lab.config_map("stay", {"pl-stay": text("pl-stay", "deny /tmp/** w")})
     lab.delete(*names, wait=False)
 
 
 def token(lab, node):
-    """Return the token of the agent's pod, as a thief on the node reads it."""
+    """Return the token of the agent's pod, read by an attacker on the node."""
     uid = lab.until_agent()["metadata"]["uid"]
     folder = f"/var/lib/kubelet/pods/{uid}/volumes/kubernetes.io~projected"
     return node.run(f"cat {folder}/kube-api-access-*/token").strip()
 
 
 def test_the_agents_token_can_do_nothing_but_label_its_own_node(lab, node):
-    """Taken from its pod it cannot touch another Node, other labels, taints or secrets."""
+    """A stolen token can change no other Node, no other labels or taints, and read no secrets."""
     lab.cluster.write_kubeconfig("thief", token(lab, node))
     if lab.get("/api/v1/nodes/node-b") is None:
         lab.cluster.node("node-b")

@@ -6,7 +6,7 @@ from tests.system.cluster import NAMESPACE
 from tests.system.node.lab import DOMAIN, until
 
 PROFILE = "k8s-apparmor-example-deny-write"
-# Of /proc/PID/status (proc(5)): CAP_MAC_ADMIN, 33, alone; no_new_privs; the runtime's filter.
+# Fields of /proc/PID/status (proc(5)): only CAP_MAC_ADMIN (33), no_new_privs, a seccomp filter.
 RIGHTS = {
     "Uid": "0\t0\t0\t0",
     "CapInh": "0000000000000000",
@@ -20,9 +20,9 @@ RIGHTS = {
 
 
 def test_the_daemonset_becomes_ready_with_the_rights_of_the_base(lab, node):
-    """One capability, not privileged; labels are on the Node, Events in `kubectl describe node`.
+    """The unprivileged agent, with one capability, labels its Node and sends Events.
 
-    The agent's process has these rights and no more. `status` in its pod tells what is there.
+    The agent's process has exactly the expected rights. `status` in its pod lists the profiles.
     """
     pod = lab.until_agent()
     security = pod["spec"]["containers"][0]["securityContext"]
@@ -48,7 +48,7 @@ def test_the_daemonset_becomes_ready_with_the_rights_of_the_base(lab, node):
         f"set.{DOMAIN}/profile-loader__node-profiles": "ready",
         f"set.{DOMAIN}/profile-loader__node-profiles-2": "ready",
     }
-    labels = lab.labels()  # and those of profiles that other tests put
+    labels = lab.labels()  # including labels for the profiles of other tests
     assert {key: labels.get(key) for key in expected} == expected
 
     def described():

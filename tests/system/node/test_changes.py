@@ -9,16 +9,16 @@ from tests.system.node.lab import until
 from tests.system.node.node import LOOKS
 from tests.system.node.pods import SLEEP, enforced, pod, refusing_mkdir, text
 
-LABEL_SECONDS = 15.0  # from a removed key to the label that is off
+LABEL_SECONDS = 15.0  # from the removal of a key to the removal of its label
 WRITER = (
     "while true; do echo x 2> /dev/null > /tmp/x && echo could || echo could not; sleep 1; done"
 )
 
 
 def test_an_update_holds_for_running_pods(lab, node):
-    """The running process stays confined all the time, and the new AppArmor rule holds for it.
+    """The running process stays confined, and the new AppArmor rule applies to it.
 
-    A container keeps its seccomp filter until it is restarted, and then gets the new file.
+    A container keeps its seccomp filter until its restart, and then uses the new file.
     """
     lab.config_map("update", {"pl-update": text("pl-update")})
     lab.config_map("update-2", {"update.json": refusing_mkdir(95)})
@@ -55,7 +55,7 @@ def test_an_update_holds_for_running_pods(lab, node):
 def test_a_broken_update_changes_nothing_for_pods(lab, node):
     """Running pods stay confined and new ones start under the last good version.
 
-    An Event and the metrics say what is refused and why.
+    An Event and the metrics show the rejected profile and the reason.
     """
     lab.config_map("broken", {"pl-broken": text("pl-broken", "deny /tmp/** w")})
     lab.cluster.apply(pod("old", apparmor="pl-broken", selector=enforced("pl-broken")))
@@ -90,9 +90,9 @@ def test_a_broken_update_changes_nothing_for_pods(lab, node):
 
 
 def test_a_removed_profile_stays_until_its_pod_is_gone(lab, node):
-    """Its label goes at once; the profile by itself soon after the pod.
+    """The label is removed immediately, and the profile soon after its pod has ended.
 
-    The pod is never unconfined, seen from outside all the time.
+    Continuous observation from the node shows that the pod is never unconfined.
     """
     lab.config_map("removed", {"pl-stays": text("pl-stays"), "pl-goes": text("pl-goes")})
     lab.cluster.apply(pod("user", apparmor="pl-goes", selector=enforced("pl-goes")))
@@ -121,6 +121,6 @@ def test_a_removed_profile_stays_until_its_pod_is_gone(lab, node):
 
 @pytest.fixture(autouse=True)
 def _tidy(lab):
-    """Take away what a test put."""
+    """Delete the pods of a test."""
     yield
     lab.delete("writer", "filtered", "old", "new", "user", wait=False)

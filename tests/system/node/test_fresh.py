@@ -1,4 +1,4 @@
-"""Nodes of other kinds: one that is made with the startup taint, and one with AppArmor off."""
+"""Special nodes: a new node with the startup taint, and a node with AppArmor disabled."""
 
 import json
 
@@ -17,14 +17,14 @@ def tainted(lab):
 
 
 def test_a_fresh_node_takes_no_ordinary_pod_before_its_profiles_are_there(lab):
-    """Made with the startup taint it is taken off by the agent; then pods start at once."""
+    """The agent removes the startup taint once the profiles are installed; then pods start."""
     lab.drop()
     lab.kubectl("apply", "--server-side", "--force-conflicts", "-k", OVERLAY)
     lab.config_map("fresh", {"pl-fresh": text("pl-fresh")})
     lab.cluster.apply(pod("ordinary", apparmor="pl-fresh"))
     try:
         node = lab.want(taints=f"{TAINT}=:NoSchedule")
-        # It is Ready now, and the agent has seconds of work before it.
+        # The Node is Ready now, and the agent needs some seconds to install the profiles.
         assert (tainted(lab), lab.pod("ordinary")["spec"].get("nodeName")) == (True, None)
         until(lambda: lab.pod("ordinary")["spec"].get("nodeName"), "ordinary is scheduled")
         labels = lab.labels()
@@ -44,7 +44,7 @@ def test_a_fresh_node_takes_no_ordinary_pod_before_its_profiles_are_there(lab):
 
 
 def test_a_node_without_apparmor_has_seccomp_and_says_so(lab):
-    """Labels tell it; a pod that needs AppArmor stays away, one that needs seccomp runs."""
+    """Labels show the support: a pod with AppArmor stays pending, and a pod with seccomp runs."""
     node = lab.want(append="apparmor=0")
     lab.config_map("off", {"pl-off": text("pl-off")})
     lab.config_map("off-2", {"off.json": refusing_mkdir(95)})

@@ -1,4 +1,4 @@
-"""Somebody else unloads a profile; and what a real Prometheus makes of that and of a broken one."""
+"""Another program unloads a profile, and a real Prometheus raises alerts about faults."""
 
 import contextlib
 import tempfile
@@ -10,7 +10,7 @@ from tests.system.node.lab import until
 from tests.system.node.pods import enforced, pod, text
 from tests.system.test_prometheus import Prometheus
 
-# Looks at the kernel's list until the name is back; forks nothing in between.
+# Reads the kernel's list until it contains the name again, without a fork in between.
 UNLOADED = """
 pause=$(mktemp -u); mkfifo $pause; exec 9<> $pause; rm $pause
 list=/sys/kernel/security/apparmor/profiles
@@ -26,14 +26,14 @@ echo $(( ($(date +%s%N) - gone) / 1000000 ))
 
 
 def unloaded(node, name):
-    """Unload a profile as an outsider; return after how many milliseconds it was back."""
+    """Unload a profile like another program; return the milliseconds until it is restored."""
     return int(node.run(UNLOADED.replace("NAME", name), seconds=30))
 
 
 def seen(lab, name):
-    """Put one more profile in a ConfigMap, and wait until it is labelled.
+    """Add a profile to a ConfigMap, and wait for its label.
 
-    In that pass the agent sees who is confined by what; it does that every few seconds anyway.
+    In that pass the agent records the confined processes, which it also does every few seconds.
     """
     more = f"{name}-2"
     lab.config_map(name, {name: text(name), more: text(more)})
@@ -41,13 +41,13 @@ def seen(lab, name):
 
 
 def container(lab, name):
-    """Return the beginning of the id of a pod's container."""
+    """Return the first 12 digits of the ID of a pod's container."""
     (status,) = lab.pod(name)["status"]["containerStatuses"]
     return status["containerID"].partition("://")[2][:12]
 
 
 def test_an_unloaded_profile_is_back_and_who_lost_it_is_named(lab, node):
-    """It is back in milliseconds; an Event names the pod; restarting the pod confines it."""
+    """The profile is restored, an Event contains the pod, and a restarted pod is confined."""
     lab.config_map("pl-out", {"pl-out": text("pl-out")})
     lab.cluster.apply(pod("victim", apparmor="pl-out", selector=enforced("pl-out")))
     lab.until_running("victim")
@@ -56,8 +56,8 @@ def test_an_unloaded_profile_is_back_and_who_lost_it_is_named(lab, node):
     with node.watched(pid) as looks:
         milliseconds = unloaded(node, "pl-out")
     print(f"\nan unloaded profile: back after {milliseconds} ms")
-    assert milliseconds < 2_000  # hundreds on a machine without other work; all is emulated
-    # So the looks that find nobody unconfined elsewhere would find it.
+    assert milliseconds < 2_000  # an emulated guest on an idle machine takes hundreds
+    # This shows that the observations in other tests would find an unconfined process.
     assert (node.attribute(pid), f"{pid} unconfined" in looks) == ("unconfined", True)
 
     def told():
@@ -77,7 +77,7 @@ def test_an_unloaded_profile_is_back_and_who_lost_it_is_named(lab, node):
 
 @contextlib.contextmanager
 def scraping(lab, node, folder):
-    """Give a Prometheus with the shipped rules that scrapes the agent's pod."""
+    """Yield a Prometheus with the shipped rules that scrapes the agent's pod."""
     folder = Path(tempfile.mkdtemp(dir=folder))
     made = yaml.safe_load(Path("manifests/monitoring/prometheusrule.yaml").read_text())
     (folder / "rules.yaml").write_text(yaml.safe_dump(made["spec"]))
@@ -90,7 +90,7 @@ def scraping(lab, node, folder):
 
 
 def until_alerts(prometheus, *expected):
-    """Wait until these alerts, with their states, and no others are told."""
+    """Wait until Prometheus has exactly these alerts with their states."""
 
     def told():
         found = [dict(one) for one in prometheus.query("ALERTS")]
@@ -100,7 +100,7 @@ def until_alerts(prometheus, *expected):
 
 
 def test_prometheus_sees_a_refused_update_and_lost_confinement(lab, node, tmp_path):
-    """Exactly the alerts that should are told while it is so, and none before and after."""
+    """The expected alerts are active during a fault, and no alerts before and after it."""
     lab.config_map("pl-seen", {"pl-seen": text("pl-seen")})
     lab.cluster.apply(pod("seen", apparmor="pl-seen", selector=enforced("pl-seen")))
     lab.until_running("seen")
@@ -109,7 +109,7 @@ def test_prometheus_sees_a_refused_update_and_lost_confinement(lab, node, tmp_pa
         prometheus.until("profile_loader_converged", [1.0])
         until_alerts(prometheus)
 
-        # They fire when it lasts: 5 and 15 minutes.
+        # These alerts fire after 5 and 15 minutes.
         lab.config_map("pl-seen", {"pl-seen": "profile pl-seen { fil, }"})
         until_alerts(
             prometheus,

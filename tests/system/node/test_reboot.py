@@ -3,7 +3,7 @@
 from tests.system.node.lab import until
 from tests.system.node.pods import enforced, installed, pod, refusing_mkdir, text
 
-# What systemd does with the unit: its condition, then its command.
+# Like systemd, evaluates the unit's condition and then runs its command.
 UNIT = """set -e
 unit=/etc/profile-loader-restore.service
 [ -e "$(sed -n s/^ConditionPathExists=//p $unit)" ]
@@ -12,7 +12,7 @@ $(sed -n s/^ExecStart=//p $unit)
 
 
 def test_the_last_good_profiles_are_back_before_the_api_server(lab, node):
-    """`restore` puts them back without any source; pods start confined when the API returns."""
+    """`restore` needs no source, and pods start confined when the API server returns."""
     lab.config_map("boot", {"pl-boot": text("pl-boot", "deny /tmp/** w")})
     lab.config_map("boot-2", {"boot.json": refusing_mkdir(95)})
     lab.cluster.apply(

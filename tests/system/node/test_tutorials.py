@@ -1,4 +1,4 @@
-"""The tutorials of the Kubernetes and AKS documentation, as users follow them."""
+"""The tutorials of the Kubernetes and AKS documentation work with the shipped profiles."""
 
 import contextlib
 
@@ -10,7 +10,7 @@ NO_START = {"StartError", "RunContainerError", "CrashLoopBackOff", "CreateContai
 
 @contextlib.contextmanager
 def examples(lab):
-    """Apply all example pods; take them away at the end."""
+    """Apply all example pods, and delete them at the end."""
     lab.kubectl("apply", "-f", "manifests/examples")
     try:
         yield
@@ -19,10 +19,10 @@ def examples(lab):
 
 
 def test_the_pods_of_the_tutorials_do_what_the_tutorials_say(lab, node):
-    """Each is scheduled by its nodeSelector, and what its profile refuses is refused.
+    """Each pod is scheduled by its nodeSelector, and its profile denies the documented calls.
 
-    hello-apparmor may not write; audit-pod's calls are in the kernel's log; fine-pod answers;
-    violation-pod does not start; chmod-prevented cannot chmod.
+    hello-apparmor cannot write. The calls of audit-pod are in the kernel's log. fine-pod responds
+    to requests. violation-pod does not start. chmod-prevented cannot change modes.
     """
     with examples(lab):
         lab.until_running("hello-apparmor")
@@ -45,7 +45,7 @@ def test_the_pods_of_the_tutorials_do_what_the_tutorials_say(lab, node):
             assert "Seccomp:\t2" in node.run(f"cat /proc/{node.pid(name)}/status")
 
         def logged():
-            # Without auditd the kernel prints some lines of a burst only (printk_ratelimit).
+            # Without auditd, the kernel prints only some lines of a burst (printk_ratelimit).
             asked("audit-pod")
             lines = node.run("dmesg | grep type=1326").splitlines()
             return [one for one in lines if ' comm="http-echo" ' in one]

@@ -1,4 +1,4 @@
-"""Pods that want a profile which is not there yet."""
+"""Pods that need a profile which is not installed yet."""
 
 import time
 
@@ -7,9 +7,9 @@ from tests.system.node.pods import enforced, pod, refusing_mkdir, text
 
 
 def test_a_pod_waits_for_a_label_and_runs_when_the_profile_comes(lab, node):
-    """It is Pending while no node has the profile; the ConfigMap gets it, and it runs confined.
+    """The pod is Pending until a ConfigMap provides its profile, and then runs confined.
 
-    Nobody touches the pod. How long each step took is printed.
+    The pod is not changed. The test prints the duration of each step.
     """
     lab.cluster.apply(pod("later", apparmor="pl-later", selector=enforced("pl-later")))
 
@@ -42,9 +42,9 @@ def test_a_pod_waits_for_a_label_and_runs_when_the_profile_comes(lab, node):
 
 
 def test_pods_whose_profile_is_missing_recover_by_themselves(lab, node):
-    """Without a nodeSelector they fail to start on the node, until the ConfigMap has the profile.
+    """Pods without a nodeSelector fail to start until a ConfigMap provides their profiles.
 
-    It is the same pod then, not restarted.
+    Then the same pods run without a restart.
     """
     lab.cluster.apply(
         pod("lost", apparmor="pl-lost"), pod("lost-file", seccomp="lost/refusing.json")
