@@ -1,8 +1,9 @@
-"""A node of a cluster, in the virtual machine: the agent as a daemon on a real AppArmor kernel.
+"""A node of a cluster, in the virtual machine: the daemon on a real AppArmor kernel.
 
-It plays the kubelet's part (the boot id in the Node's status), starts the agent as the DaemonSet
-does, and speaks with the test outside in lines of JSON: it does what it is told, and says on its
-own whenever the kernel holds another version of the profile. Its clock is its own monotonic one.
+The program reports the boot ID in the Node's status like a kubelet, and starts the agent with the
+arguments of the DaemonSet. It exchanges lines of JSON with the test on the host: it carries out
+commands, and reports each new version of the profile in the kernel. Times come from the monotonic
+clock of the guest.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from scenarios import SECURITY, parser
 
-LOG = Path("/tmp/agent.log")  # noqa: S108 - the guest is ours alone
+LOG = Path("/tmp/agent.log")  # noqa: S108 - no other user in the guest
 ABSENT = ["", ""]
 
 
@@ -31,7 +32,7 @@ def boot_id():
 
 
 def register(setting):
-    """Say in the Node's status which boot this is, as its kubelet does."""
+    """Report the boot ID in the Node's status, like a kubelet."""
     status = {"status": {"nodeInfo": {**setting["info"], "bootID": boot_id()}}}
     request = urllib.request.Request(  # noqa: S310 - https only
         f"{setting['url']}/api/v1/nodes/{setting['node']}/status",
@@ -48,18 +49,18 @@ def register(setting):
 
 
 def held(name):
-    """Return the hash and mode of what the kernel holds under a plain name."""
+    """Return the hash and the mode of the profile that the kernel has under a plain name."""
     for path in (SECURITY / "policy/profiles").glob(f"{name}.*"):
         try:
             content = next(path.glob("sha*")).read_text().strip()
             return [content, (path / "mode").read_text().strip()]
         except (OSError, StopIteration):
-            return ABSENT  # it went in this moment; the next revision is being told already
+            return ABSENT  # the profile was removed just now, which is a new revision
     return ABSENT
 
 
 def compiled(text):
-    """Return [hash, seconds]: a text of one profile as the kernel hashes it, and the parser's time.
+    """Return the kernel's hash of a profile text, and the seconds that the parser needed.
 
     The kernel leaves out the 12 bytes of the version header: security/apparmor/policy_unpack.c,
     aa_calc_profile_hash.
@@ -74,7 +75,7 @@ def compiled(text):
 
 
 class Line:
-    """The connection to the test outside; any thread may speak."""
+    """The connection to the test on the host, which any thread may use."""
 
     def __init__(self, address):
         self.socket = socket.create_connection(address, 300)
@@ -93,7 +94,7 @@ class Line:
 
 
 def watch(name, line):
-    """Say what the kernel holds whenever that changes, before anybody else of this node runs."""
+    """Report each change of the profile in the kernel, before other processes of this node run."""
     os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     fd = os.open(SECURITY / "revision", os.O_RDONLY | os.O_NONBLOCK)
     poll = select.poll()
@@ -101,7 +102,7 @@ def watch(name, line):
     last = None
     while True:
         now = held(name)
-        at = time.monotonic()  # it was so by this time
+        at = time.monotonic()  # the version was loaded before this time
         if now != last:
             line.say(kernel=now, at=at)
             last = now
@@ -121,7 +122,7 @@ class Agent:
 
     def start(self):
         environ = dict(os.environ)
-        environ.pop("PYTHONDONTWRITEBYTECODE", None)  # the guest has no bytecode: it is kept
+        environ.pop("PYTHONDONTWRITEBYTECODE", None)  # the guest has no bytecode, so it is stored
         with LOG.open("a") as log:
             self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env=environ)
 
@@ -131,7 +132,7 @@ class Agent:
 
 
 def serve(agent, line):
-    """Do what the test asks for, until it has enough."""
+    """Carry out the commands of the test, until it closes the connection or requests the end."""
     for asked in line.heard():
         match asked["do"]:
             case "clock":
@@ -141,7 +142,7 @@ def serve(agent, line):
             case "remove":
                 status, said = parser(asked["text"], "-R")
                 line.say(removed=[status, said])
-            case "restart":  # with nothing in memory, and the profile gone meanwhile
+            case "restart":  # the profile is removed before the new process starts
                 agent.kill()
                 status, said = parser(asked["text"], "-R")
                 agent.start()

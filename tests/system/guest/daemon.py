@@ -1,6 +1,6 @@
-"""The daemon on a real AppArmor kernel; runs as root inside the virtual machine.
+"""Scenarios of the daemon on a real AppArmor kernel, run as root in the virtual machine.
 
-Prints a line of JSON for each scenario, and {"note": ...} with what it measured.
+The program prints a line of JSON for each scenario, and {"note": ...} with measurements.
 """
 
 import contextlib
@@ -34,15 +34,15 @@ from scenarios import (
     source,
 )
 
-LOG = Path("/tmp/daemon.log")  # noqa: S108 - the guest is ours alone
-REPAIRS = int(os.environ.get("REPAIRS", "10"))  # 50 by hand
-LOOK_SECONDS = 10.0  # of the agent, between two looks at who is confined
+LOG = Path("/tmp/daemon.log")  # noqa: S108 - no other user in the guest
+REPAIRS = int(os.environ.get("REPAIRS", "10"))  # 50 in manual runs
+LOOK_SECONDS = 10.0  # between two observations of confined processes by the agent
 HTTP = "127.0.0.1:9808"
 SOURCE = scenarios.SOURCE
 
 
 class Daemon:
-    """The agent without --oneshot, until the block ends."""
+    """The agent as a daemon, until the block ends."""
 
     running: ClassVar = []  # processes, the newest last
 
@@ -69,13 +69,13 @@ class Daemon:
         self.process.wait()
 
     def stop(self, number=signal.SIGTERM):
-        """End it with a signal; return its exit status and how long that took."""
+        """End the daemon with a signal; return its exit status and the seconds it took."""
         self.process.send_signal(number)
         return pace.ended(self.process)
 
 
 def until(condition, seconds=30.0, what=""):
-    """Return how many seconds it took until condition was true."""
+    """Wait until a condition is true; return the seconds it took."""
     limit = pace.Limit(seconds)
     while True:
         if condition():
@@ -86,7 +86,7 @@ def until(condition, seconds=30.0, what=""):
 
 
 def last_words():
-    """Return how the newest daemon ended, or what its threads are at, and the end of its log."""
+    """Return the exit status or the stacks of the newest daemon, and the end of its log."""
     process = Daemon.running[-1] if Daemon.running else None
     status = process.poll() if process is not None else None
     if process is not None and status is None:
@@ -96,7 +96,7 @@ def last_words():
 
 
 def metric(name):
-    """Return the value of a series."""
+    """Return the value of a metric."""
     with urllib.request.urlopen(f"http://{HTTP}/metrics", timeout=100) as answer:
         for line in answer.read().decode().splitlines():
             if line.startswith(f"{name} "):
@@ -105,14 +105,14 @@ def metric(name):
 
 
 def ready():
-    """Return whether the daemon says that it is ready."""
+    """Return whether the daemon's readiness probe succeeds."""
     with contextlib.suppress(OSError):
         return urllib.request.urlopen(f"http://{HTTP}/readyz", timeout=50).status == 200
     return False
 
 
 def told(name, seconds):
-    """Print a distribution."""
+    """Print the distribution of measured seconds."""
     ordered = sorted(seconds)
     ms = [round(one * 1000) for one in ordered]
     print(
@@ -127,10 +127,10 @@ def told(name, seconds):
 
 
 def back(what, name, good):
-    """Return, by as little reading as may be, whether a profile is what it was."""
+    """Return whether a profile is restored, with as few reads as possible."""
     if what == "removed":
         return name in loaded()
-    (path,) = (SECURITY / "policy/profiles").glob(f"{name}.*")  # kept over a replacement
+    (path,) = (SECURITY / "policy/profiles").glob(f"{name}.*")  # a replacement keeps it
     return next(path.glob("sha*")).read_text() == good
 
 
@@ -138,7 +138,7 @@ def back(what, name, good):
 
 
 def outside_changes_are_repaired_within_a_second():
-    """Removed, replaced by other text, put into complain mode: each is back, again and again."""
+    """A profile that is removed, replaced or set to complain mode is restored every time."""
     names = [f"p{number}" for number in range(REPAIRS)]
     source(**{name: plain(name) for name in names})
     with Daemon():
@@ -162,7 +162,7 @@ def outside_changes_are_repaired_within_a_second():
 
 
 def a_seccomp_file_that_is_deleted_or_altered_is_back_in_seconds():
-    """Each of them, by its content, again and again."""
+    """Every file is restored with its content, every time."""
     files = [SECCOMP / f"s{number}.json" for number in range(REPAIRS)]
     source()
     for one in files:
@@ -188,7 +188,7 @@ def _holds(path, content):
 
 
 def a_change_of_the_source_is_loaded_at_once():
-    """Inotify wakes it; there is no wait for a resync."""
+    """An inotify event starts a pass without a wait for the resync."""
     source(web=plain("web"))
     with Daemon():
         until(lambda: ready() and "web" in loaded())
@@ -201,7 +201,7 @@ def a_change_of_the_source_is_loaded_at_once():
 
 
 def a_process_stays_confined_all_the_time():
-    """Through updates, a rejected one, kills, restarts: its label never says unconfined."""
+    """Updates, a rejected update, kills and restarts never unconfine a process."""
     source(web=plain("web"))
     stop = threading.Event()
     seen = set()
@@ -236,7 +236,7 @@ def a_process_stays_confined_all_the_time():
 
 
 def who_lost_confinement_is_told_until_it_ends():
-    """The profile is loaded again, the process stays unconfined, and the agent says so."""
+    """The profile is restored, and the process that stays unconfined is reported."""
     source(web=plain("web"))
     lost = "profile_loader_confinement_lost_processes"
     with Daemon("--resync=3s"):
@@ -244,7 +244,7 @@ def who_lost_confinement_is_told_until_it_ends():
         with Confined("web") as process:
             label = Path(f"/proc/{process.pid}/attr/current")
             passes = 'profile_loader_passes_total{result="converged"}'
-            before = metric(passes)  # one of them may have looked already who is confined
+            before = metric(passes)  # a previous pass may have recorded the process already
             until(lambda: metric(passes) >= before + 2, 60, "two resyncs")
             assert metric(lost) == 0
             assert parser(plain("web"), "-R")[0] == 0
@@ -256,7 +256,7 @@ def who_lost_confinement_is_told_until_it_ends():
 
 
 def what_stayed_for_its_processes_goes_soon_after_them():
-    """By the look at who is confined; the next resync is minutes away."""
+    """The observation of confined processes causes the removal, minutes before the next resync."""
     source(web=plain("web"), other=plain("other"))
     with Daemon():
         until(lambda: ready() and "web" in loaded())
@@ -270,7 +270,7 @@ def what_stayed_for_its_processes_goes_soon_after_them():
 
 
 def sigterm_in_the_middle_of_a_parser_run_ends_within_two_seconds():
-    """The parser is ended too, and the node is as it was."""
+    """The parser is terminated too, and the node does not change."""
     slow = Path("/tmp/slow-parser")  # noqa: S108
     slow.write_text("#!/bin/bash\ntouch /tmp/in-parser\nsleep 60\n")
     slow.chmod(0o755)
@@ -288,7 +288,7 @@ def sigterm_in_the_middle_of_a_parser_run_ends_within_two_seconds():
 
 
 def a_second_daemon_refuses():
-    """The lock is held; the first one goes on."""
+    """The first daemon holds the lock, and continues to run."""
     source(web=plain("web"))
     with Daemon() as first:
         until(lambda: ready() and "web" in loaded())
@@ -301,7 +301,7 @@ def a_second_daemon_refuses():
 
 
 def own_changes_wake_it_no_more():
-    """After a change of its own it makes no further pass, and idle it makes none."""
+    """The daemon's own changes cause no further pass, and an idle daemon makes no pass."""
     source(web=plain("web"))
     with Daemon() as daemon:
         until(lambda: ready() and "web" in loaded())
@@ -317,7 +317,7 @@ def own_changes_wake_it_no_more():
 
 
 def cpu(pid):
-    """Return user and system ticks of a process."""
+    """Return the CPU time of a process in ticks."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
 
@@ -336,7 +336,7 @@ SCENARIOS = [
 
 
 def main():
-    """Run every scenario, or those named."""
+    """Run all or the named scenarios."""
     subprocess.run(["busybox", "ip", "link", "set", "lo", "up"], check=True)
     for scenario in SCENARIOS:
         if sys.argv[1:] and scenario.__name__ not in sys.argv[1:]:
@@ -345,7 +345,7 @@ def main():
         try:
             clean()
             scenario()
-        except BaseException:  # noqa: BLE001 - told to the test outside
+        except BaseException:  # noqa: BLE001 - reported to the test on the host
             error = traceback.format_exc()
         seconds = round(time.monotonic() - begin, 1)
         line = {"scenario": scenario.__name__, "error": error, "seconds": seconds}

@@ -1,4 +1,4 @@
-"""Attacks on the proof that a profile is not in use; runs as root inside the virtual machine.
+"""Attacks on the proof that a profile is not in use, run as root in the virtual machine.
 
 Each scenario is a function; `disuse.py` runs all of them and prints one line of JSON per scenario:
 {"scenario": name, "error": null or the reason}.
@@ -31,7 +31,7 @@ OPEN = "  file,\n  signal,\n  capability,\n  change_profile,\n"
 CHAINS = int(os.environ.get("CHAINS", "12"))
 SHOWS_PENDING_EXEC = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 12)
 
-# Each program prints a line when it is ready, and goes on when it reads a line.
+# Each program prints a line when it is ready, and continues after it has read a line.
 PENDING = """
 import os, sys
 open('/proc/thread-self/attr/exec', 'w').write('exec ' + sys.argv[1])
@@ -130,12 +130,12 @@ ctypes.CDLL(None).syscall(60, 0)
 
 
 def kind():
-    """Return the AppArmor kind as the agent builds it."""
+    """Return the AppArmor backend with the agent's configuration."""
     return AppArmorBackend(host=Host("/"), state_dir="/var/lib/profile-loader")
 
 
 def text(name, rules="", flags=""):
-    """Return a profile that allows nearly everything."""
+    """Return the text of a profile that allows nearly everything."""
     return f"profile {name} {flags} {{\n{OPEN}{rules}}}\n"
 
 
@@ -151,12 +151,12 @@ def installed(source_text, replaceable=()):
 
 
 def removed(evidence, names=None):
-    """Try once to remove names, or all that were installed together."""
+    """Try once to remove the named profiles, or all profiles of an installation."""
     return kind().remove(names or sorted(evidence), evidence, require_unused=True)
 
 
 def until_removed(evidence, seconds=30.0):
-    """Try until everything is removed."""
+    """Repeat the removal until all profiles are removed."""
     limit = pace.Limit(seconds)
     while (done := removed(evidence)) != Removed():
         assert not limit.expired(), (done, str(limit))
@@ -164,13 +164,13 @@ def until_removed(evidence, seconds=30.0):
 
 
 def state(pid):
-    """Return the state of a process: Z for a zombie."""
+    """Return the state of a process, for example Z for a zombie."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 @contextlib.contextmanager
 def program(code, *arguments, label=""):
-    """Run a Python program, under a label if one is given; give it once it is ready."""
+    """Run a Python program, optionally under a label, and yield it when it is ready."""
     start = (
         "import os, sys\n"
         "if sys.argv[1]: open('/proc/self/attr/exec', 'w').write('exec ' + sys.argv[1])\n"
@@ -185,7 +185,7 @@ def program(code, *arguments, label=""):
         assert child.said, "the program did not start"
         yield child
     finally:
-        # The members of a chain have the same session, and each of them may just be starting one.
+        # All processes of a chain have the same session, and any of them may be forking now.
         for _ in range(1000):
             try:
                 os.killpg(child.pid, 9)
@@ -197,7 +197,7 @@ def program(code, *arguments, label=""):
 
 
 def label_of(pid):
-    """Return the label of a process, after it left `python3`."""
+    """Wait until a process runs another program than `python3`; return its label."""
     pace.until(lambda: "python" not in Path(f"/proc/{pid}/comm").read_text(), "execve")
     return current(pid)
 
@@ -208,13 +208,13 @@ def current(pid):
 
 
 def let_go_on(child):
-    """Let a program call execve."""
+    """Make a waiting program call execve."""
     child.stdin.write("\n")
     child.stdin.flush()
 
 
 def held(done, *names, pids=None):
-    """Require that nothing was removed, and that the answer is what this kernel allows."""
+    """Require that no profile was removed, for the reason that this kernel can prove."""
     assert isinstance(done, StillInUse), done
     for use in done.uses.values():
         if SHOWS_PENDING_EXEC or pids is None:
@@ -229,7 +229,7 @@ def held(done, *names, pids=None):
 
 
 def an_unused_profile_is_removed_at_once():
-    """Of one key, alone or with others; the time is measured."""
+    """The profiles of a key are removed, alone or together; the duration is measured."""
     single = installed(text("single"))
     many = installed(
         text("many1", "  deny /x w,\n")
@@ -256,7 +256,7 @@ def a_profile_with_hats_and_children_is_removed_where_its_disuse_can_be_proven()
 
 
 def a_pending_exec_keeps_its_profile():
-    """Of a leader, of a forked child whose parent ended, and of another thread."""
+    """The exec is pending in a leader, in an orphaned child, or in another thread."""
     for code in (PENDING, FORKED_PENDING, THREAD_PENDING):
         evidence = installed(text("pend"))
         with program(code, "pend") as child:
@@ -341,7 +341,7 @@ def a_held_profile_enforces_the_same_and_stays_agent_owned():
 
 
 def a_dropped_hat_is_removed_and_one_with_a_pending_exec_stays():
-    """Its raw data are those of an earlier version of its parent."""
+    """The hat has the raw data of an earlier version of its parent."""
     first = installed(text("hatted", "  ^A { file, }\n  ^B { file, }\n  ^C { file, }\n"))
     installed(text("hatted", "  ^A { file, }\n"), replaceable=["hatted", "hatted//A"])
     with program(PENDING, "hatted//C") as child:
@@ -352,12 +352,12 @@ def a_dropped_hat_is_removed_and_one_with_a_pending_exec_stays():
 
 
 def an_open_file_of_a_confined_process_removes_nothing_by_mistake():
-    """Where pending execs are hidden, a file that another process keeps open prevents the proof."""
+    """If the kernel hides pending execs, an open file of another process prevents the proof."""
     evidence = installed(text("file"))
     code = "f = open('/tmp/kept', 'w'); print(f.fileno(), flush=True); import time; time.sleep(600)"
     with program(code, label="file") as child:
         fd = os.open(f"/proc/{child.pid}/fd/{child.said}", os.O_RDONLY)
-        os.close(fd)  # an open file of its own, of this process
+        os.close(fd)  # the open file now belongs to this process
         import ctypes
 
         kept = ctypes.CDLL(None).syscall(438, os.pidfd_open(child.pid), int(child.said), 0)
@@ -369,7 +369,7 @@ def an_open_file_of_a_confined_process_removes_nothing_by_mistake():
 
 
 def a_dropped_key_with_a_pending_exec_is_held_by_one_pass_and_by_the_daemon():
-    """The command as users run it: the process starts confined."""
+    """The process starts confined, with the command that users run."""
     source(web=plain("web"), other=plain("other"))
     agent()
     with program(PENDING, "web") as child:
@@ -441,7 +441,7 @@ def _attack(code, *arguments, label="chain"):
 
 
 def a_zombie_holds_no_profile_where_that_can_be_proven():
-    """It can never run again; on Linux 6.1 it looks like a hidden pending exec."""
+    """A zombie never runs again, but on Linux 6.1 it looks like a hidden pending exec."""
     evidence = installed(text("zombie"))
     with program(ZOMBIE, label="zombie") as child:
         pace.until(lambda: state(child.pid) == "Z", "the leader's end")
@@ -453,7 +453,7 @@ def a_zombie_holds_no_profile_where_that_can_be_proven():
 
 
 def a_live_thread_of_a_zombie_leader_keeps_its_profile():
-    """The leader's state is that of a zombie, and the thread runs."""
+    """The leader is a zombie, and another thread of the process runs."""
     evidence = installed(text("leader"))
     with program(DEAD_LEADER, label="leader") as child:
         pace.until(lambda: state(child.pid) == "Z", "the leader's end")
@@ -462,14 +462,14 @@ def a_live_thread_of_a_zombie_leader_keeps_its_profile():
 
 
 def the_kernel_says_whether_it_shows_pending_execs():
-    """The agent finds it out without any loaded profile, and leaves no trace."""
+    """The agent detects this without any loaded profile, and leaves no files behind."""
     before = scenarios.revision()
     assert kind().processes.shows_pending_exec() is SHOWS_PENDING_EXEC
     assert scenarios.revision() == before
 
 
 def without_raw_data_nothing_is_proven():
-    """Booted with apparmor.export_binary=0; a kernel that shows pending execs needs none."""
+    """With apparmor.export_binary=0, only a kernel that shows pending execs proves disuse."""
     evidence = installed(text("bare"))
     done = removed(evidence)
     assert (done == Removed()) == SHOWS_PENDING_EXEC, done
@@ -489,7 +489,7 @@ SCENARIOS = [
 
 
 def main(found):
-    """Run these scenarios, or the named ones among them."""
+    """Run all or the named scenarios."""
     subprocess.run(["busybox", "ip", "link", "set", "lo", "up"], check=True)
     named = [globals()[name] for name in sys.argv[1:] if name in globals()]
     for scenario in named or found:
@@ -497,7 +497,7 @@ def main(found):
         try:
             clean()
             scenario()
-        except BaseException:  # noqa: BLE001 - the test outside reports it
+        except BaseException:  # noqa: BLE001 - reported to the test on the host
             error = traceback.format_exc()
         seconds = round(time.monotonic() - begin, 1)
         line = {"scenario": scenario.__name__, "error": error, "seconds": seconds}

@@ -1,7 +1,7 @@
-"""Faults of a daemon on a real AppArmor kernel; runs as root inside the virtual machine.
+"""Faults of the daemon on a real AppArmor kernel, run as root in the virtual machine.
 
-Prints a line of JSON for each scenario, and {"note": ...} with what it measured. Each asserts on
-the kernel, the metrics (which are the report), probes and the exit.
+The program prints a line of JSON for each scenario, and {"note": ...} with measurements. Each
+scenario checks the kernel, the metrics, the probes and the exit status.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from scenarios import (  # noqa: E402
     source,
 )
 
-MODE = Path("/tmp/parser-mode")  # noqa: S108 - the guest is ours alone
+MODE = Path("/tmp/parser-mode")  # noqa: S108 - no other user in the guest
 PARSER = Path("/tmp/parser")  # noqa: S108
 ARMED = Path("/tmp/armed")  # noqa: S108
 PARSERS = """#!/bin/bash
@@ -67,39 +67,39 @@ def probe(path):
 
 
 def metric(name):
-    """Return the value of a series, None where it is not there, or nobody answers yet."""
+    """Return the value of a metric; None if it is missing or the server does not respond yet."""
     with contextlib.suppress(OSError):
         return daemon.metric(name)
     return None
 
 
 def finding(code):
-    """Return how many problems of a code the last report has."""
+    """Return the number of findings with a code in the last report."""
     return metric(f'profile_loader_problems{{code="{code}"}}') or 0
 
 
 def put(number):
-    """Change the one profile in the source."""
+    """Change the only profile in the source."""
     new = SOURCE / ".new"
     new.write_text(text(number))
     new.rename(SOURCE / "web.profile")
 
 
 def text(number):
-    """Return a version of the one profile."""
+    """Return a version of the only profile."""
     return plain("web", f"deny /etc/shadow{number} r,")
 
 
 def settled():
-    """Wait until the daemon says that all that is desired is in place."""
-    # The first start of all compiles the standard library.
+    """Wait until the daemon reports that it has converged."""
+    # The first start compiles the standard library.
     until(
         lambda: probe("/readyz") == 200 and metric("profile_loader_converged") == 1, 180, "settle"
     )
 
 
 def left_in_peace(running):
-    """End it with SIGTERM: within two seconds, with 0, and the kernel's policy as it was."""
+    """End the daemon with SIGTERM: in two seconds, with status 0, and without a policy change."""
     before = {name: content(name) for name in loaded()}
     status, seconds = running.stop()
     assert (status, in_time(seconds, 2.0)) == (0, True), (status, seconds)
@@ -110,7 +110,7 @@ def left_in_peace(running):
 
 
 def a_securityfs_that_goes_away_or_is_another_leaves_what_is_loaded():
-    """Unmounted, and covered by an empty file system: told, nothing is done, and it heals."""
+    """An unmounted or hidden securityfs is reported, and the daemon recovers without changes."""
     top = SECURITY.parent
     source(web=text(1))
     with Daemon("--resync=3s") as running:
@@ -135,7 +135,7 @@ def a_securityfs_that_goes_away_or_is_another_leaves_what_is_loaded():
 
 
 def a_start_without_securityfs_puts_nothing_and_heals():
-    """What is loaded stays; profiles come once it is mounted."""
+    """Loaded profiles stay, and new profiles are loaded once securityfs is mounted."""
     top = SECURITY.parent
     subprocess.run(["umount", "-l", top], check=True)
     source(web=text(1))
@@ -152,7 +152,7 @@ def a_start_without_securityfs_puts_nothing_and_heals():
 
 
 def a_parser_that_fails_in_any_way_keeps_the_last_good_version():
-    """Missing, hanging, killed, printing megabytes or no UTF-8: told, kept, and healed."""
+    """A parser that is missing, hangs, is killed or prints garbage is reported, until it works."""
     PARSER.write_text(PARSERS)
     PARSER.chmod(0o755)
     MODE.write_text("good")
@@ -197,7 +197,7 @@ def a_parser_that_fails_in_any_way_keeps_the_last_good_version():
 
 
 def a_repair_waits_for_no_parser_that_hangs():
-    """It is put back while another text hangs, and told as what it is."""
+    """A profile is restored and reported while the parser hangs on another text."""
     PARSER.write_text(PARSERS)
     PARSER.chmod(0o755)
     MODE.write_text("good")
@@ -207,7 +207,7 @@ def a_repair_waits_for_no_parser_that_hangs():
         settled()
         good = content("web")
         with Confined("web") as process:
-            pause(2 * LOOK_SECONDS)  # who is confined was looked at
+            pause(2 * LOOK_SECONDS)  # the confined processes are recorded
             MODE.write_text("hanging")
             (SOURCE / "slow.profile").write_text(plain("slow"))
             until(hanging, 30, "the parser hangs")
@@ -225,7 +225,7 @@ def a_repair_waits_for_no_parser_that_hangs():
 
 
 def hanging():
-    """Return the processes in which the parser hangs."""
+    """Return the processes of hanging parsers."""
     found = []
     for one in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -235,7 +235,7 @@ def hanging():
 
 
 def a_clock_set_back_or_forth_disturbs_nothing():
-    """CLOCK_REALTIME jumps by a year and by a day; repairs, updates and the end are as before."""
+    """Jumps of CLOCK_REALTIME by a year or a day affect no repair, no update and no exit."""
     source(web=text(1))
     now = time.time()
     with Daemon("--resync=5s") as running:
@@ -268,7 +268,7 @@ def a_clock_set_back_or_forth_disturbs_nothing():
 
 
 class Killed(Daemon):
-    """A daemon that ends itself right before a named step (killed.py), once it is armed."""
+    """A daemon that is killed right before a named step (killed.py), after it is armed."""
 
     def __init__(self, point, *more):
         super().__init__(*more, KILLED=point, ARMED=str(ARMED))
@@ -289,7 +289,7 @@ class Killed(Daemon):
 
 
 def a_kill_at_a_named_point_ends_in_the_same_state():
-    """Before each write to the kernel: nobody is unconfined, and the next start ends it."""
+    """A kill before any write to the kernel unconfines no process, and the next start continues."""
     for point in (
         "before_a_policy_is_loaded",
         "before_it_is_committed",
@@ -306,7 +306,7 @@ def a_kill_at_a_named_point_ends_in_the_same_state():
                 until(lambda running=running: running.process.poll() is not None, 60, point)
                 assert running.process.returncode == -signal.SIGKILL, point
                 assert {"web"} <= set(loaded()) <= {"web", "old", "new"}, (point, loaded())
-                # What the last one left is judged beside a text that has to be compiled.
+                # The next start also has to compile a text.
                 (SOURCE / "more.profile").write_text(plain("more"))
                 with Daemon("--prune=always") as after:
                     until(lambda: set(loaded()) == {"web", "new", "more"}, 60, point)
@@ -318,7 +318,7 @@ def a_kill_at_a_named_point_ends_in_the_same_state():
 
 
 def source_changed():
-    """Change one profile, add one and take one away."""
+    """Change a profile, add a profile, and remove a profile."""
     (SOURCE / "new.profile").write_text(plain("new"))
     put(2)
     (SOURCE / "old.profile").unlink()
@@ -326,7 +326,7 @@ def source_changed():
 
 @contextlib.contextmanager
 def watched(name):
-    """Keep a process under a profile, and collect every label that it ever has."""
+    """Run a process under a profile, and record all its labels."""
     stop, seen = threading.Event(), set()
     with Confined(name) as process:
         path = Path(f"/proc/{process.pid}/attr/current")
@@ -346,7 +346,7 @@ def watched(name):
 
 
 def a_process_stays_confined_through_upgrades_and_downgrades():
-    """Another version, another parser and so another compilation; and back again."""
+    """Upgrade to another version with another parser, and then downgrade."""
     other = Path("/tmp/other")  # noqa: S108
     shutil.rmtree(other, ignore_errors=True)
     libraries = Path(os.environ["PYTHONPATH"])
@@ -375,7 +375,7 @@ def a_process_stays_confined_through_upgrades_and_downgrades():
                 settled()
                 assert metric('profile_loader_build_info{version="99.0.0"}') == 1
                 upgraded.stop(signal.SIGKILL)
-            with Daemon() as former:  # and back, with its own parser
+            with Daemon() as former:  # the downgrade, with the first parser
                 settled()
                 left_in_peace(former)
             time.sleep(0.1)
@@ -383,7 +383,7 @@ def a_process_stays_confined_through_upgrades_and_downgrades():
 
 
 def who_began_after_the_last_pass_lost_confinement_too():
-    """A look every ten seconds knows processes that no pass was made for."""
+    """The observation every ten seconds also finds processes that started after the last pass."""
     source(web=text(1))
     lost = "profile_loader_confinement_lost_processes"
     with Daemon() as running:

@@ -1,7 +1,7 @@
-"""Who loaded a profile, on kernels that show much, little or nothing of what is loaded.
+"""Ownership of profiles on kernels that show the loaded content, or parts of it, or nothing.
 
-Runs as root inside the virtual machine, in the way of scenarios.py: one line of JSON per scenario.
-The first argument says what the kernel shows: `content` or `nothing`.
+The program runs as root in the virtual machine, and prints one line of JSON per scenario. The first
+argument is `content` or `nothing`: what the kernel shows.
 """
 
 import json
@@ -36,18 +36,18 @@ def kids(name, rule=""):
 
 
 def actions(report):
-    """Return what was done, and why, by name."""
+    """Return the action and the reason of each profile, by name."""
     return {one["name"]: (one["action"], one["why"]) for one in report["profiles"]}
 
 
 def codes(report):
-    """Return the codes of every finding, those of the node among them."""
+    """Return the codes of all findings, including findings about the node."""
     found = [finding["code"] for finding in report["problems"]]
     return found + [one["code"] for row in report["profiles"] for one in row["problems"]]
 
 
 def load_the_same_bytes(name):
-    """Load what the agent loaded under a name, as another program."""
+    """Load the same bytes under a name that the agent has loaded, like another program."""
     for path in (STATE / "entries").glob("*.json"):
         installed = json.loads(path.read_text())["installed"]
         if installed is not None and name in installed["provides"]:
@@ -58,9 +58,9 @@ KEPT = ("keep", "unchanged")
 
 
 def assert_own(report, *names):
-    """Dropped profiles of the agent are removed, or held where this kernel proves no disuse.
+    """Check that undesired profiles are removed, or held if this kernel cannot prove disuse.
 
-    A profile that the agent took for another program's would be released.
+    A profile that looked foreign to the agent would be released.
     """
     for name in names:
         state = rows(report)[name][0]
@@ -68,7 +68,7 @@ def assert_own(report, *names):
 
 
 def loads_of_other_programs_are_no_drift(shows):
-    """Whatever others load: nothing of the agent's changed, and nothing is repaired."""
+    """Loads of other programs cause no repair while the agent's profiles are unchanged."""
     source(web=kids("web"), other=plain("other") + plain("second"))
     agent()
     names = ("web", "web//HAT", "web//kid", "other", "second")
@@ -86,7 +86,7 @@ def loads_of_other_programs_are_no_drift(shows):
 
 
 def a_fresh_node_says_whether_content_can_be_verified(shows):
-    """The first pass reports it, though it finds nothing on the node."""
+    """The first pass reports this information, even if the node has no profiles."""
     source(web=plain("web"))
     report, _ = agent()
     assert codes(report).count(CODE) == (shows == "nothing"), codes(report)
@@ -94,7 +94,7 @@ def a_fresh_node_says_whether_content_can_be_verified(shows):
 
 
 def a_replacement_by_another_program_is_repaired_once(_):
-    """Other rules and another mode are replaced; then the profile is unchanged again."""
+    """A version with other rules and another mode is replaced once."""
     for text, mode, flags in (
         (kids("web", "deny /x r,"), "enforce", ["-r"]),
         (kids("web"), "complain", ["-C", "-r"]),
@@ -111,7 +111,7 @@ def a_replacement_by_another_program_is_repaired_once(_):
 
 
 def another_object_of_other_content_is_foreign(_):
-    """What another program loaded after a removal is neither replaced nor removed."""
+    """A profile that another program loaded after a removal is neither replaced nor removed."""
     source(web=plain("web"), other=plain("other"))
     agent()
     assert parser(plain("web"), "-R")[0] == 0
@@ -126,7 +126,7 @@ def another_object_of_other_content_is_foreign(_):
 
 
 def an_object_that_is_handed_over_becomes_the_agents(_):
-    """--take-over replaces it; when its key is dropped, it is removed."""
+    """With --take-over, the profile is replaced, and later removed with its key."""
     source(web=plain("web"), other=plain("other"))
     agent()
     assert parser(plain("web"), "-R")[0] == 0
@@ -140,7 +140,7 @@ def an_object_that_is_handed_over_becomes_the_agents(_):
 
 
 def the_same_bytes_of_another_program_stay(shows):
-    """While the key is there they serve its pods; when it is dropped, they stay loaded."""
+    """The profile of another program serves the pods of the key, and stays when the key goes."""
     source(web=kids("web"), other=plain("other"))
     agent()
     assert parser(kids("web"), "-R")[0] == 0
@@ -155,7 +155,7 @@ def the_same_bytes_of_another_program_stay(shows):
 
 
 def the_same_bytes_loaded_over_the_agents_stay_the_agents(_):
-    """The kernel keeps the object: another program replaced it, and did not create it."""
+    """A replacement by another program keeps the kernel object, which the agent created."""
     source(web=plain("web"), other=plain("other"))
     agent()
     assert parser(plain("web"), "-r")[0] == 0
@@ -166,7 +166,7 @@ def the_same_bytes_loaded_over_the_agents_stay_the_agents(_):
 
 
 def a_restored_profile_is_the_agents_again(_):
-    """What was missing and is loaded again from the ledger is removed with its key."""
+    """A profile that was restored from the ledger is removed with its key."""
     source(web=kids("web"), other=plain("other"))
     agent()
     assert parser(kids("web"), "-R")[0] == 0
@@ -178,7 +178,7 @@ def a_restored_profile_is_the_agents_again(_):
 
 
 def status_only_reports(shows):
-    """It writes nothing, not even about a load that was interrupted, and has the node's finding."""
+    """`status` writes nothing, even after an interrupted load, and shows the node's finding."""
     source(web=plain("web"))
     agent()
     record = STATE / "objects.jsonl"
@@ -197,9 +197,9 @@ def status_only_reports(shows):
 
 
 def a_kill_at_any_step_leaves_nothing_behind(shows):
-    """SIGKILL before each effect of an update: the next passes install it, and own it later.
+    """After SIGKILL before any effect of an update, the next passes install and own the profile.
 
-    Where the kernel shows content, scenarios.py does the same.
+    scenarios.py does the same for kernels that show content.
     """
     if shows == "content":
         return
@@ -233,7 +233,7 @@ def before_a_reboot():
 
 
 def after_a_reboot():
-    """The host loads one of them before the agent restores the other; both keys are dropped."""
+    """The host loads a profile before the agent restores the other; then both keys are removed."""
     assert loaded() == {}
     load_the_same_bytes("web")
     agent(command="restore")
@@ -261,7 +261,7 @@ SCENARIOS = (
 
 
 def main():
-    """Run every scenario, or those named."""
+    """Run all or the named scenarios."""
     shows, *names = sys.argv[1:]
     if shows in BOOTS:
         BOOTS[shows]()
@@ -275,7 +275,7 @@ def main():
             clean()
             SOURCE.mkdir(exist_ok=True)
             scenario(shows)
-        except BaseException:  # noqa: BLE001 - reported by the test outside
+        except BaseException:  # noqa: BLE001 - reported to the test on the host
             error = traceback.format_exc()
         seconds = round(time.monotonic() - begin, 1)
         line = {"scenario": scenario.__name__, "error": error, "seconds": seconds}

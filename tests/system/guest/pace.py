@@ -12,21 +12,21 @@ from pathlib import Path
 
 IN_GUEST = Path("/vminit").exists()
 ROUNDS = 20_000
-# How long the rounds take on an idle machine (two cores, Python 3.11), measured in November 2026:
+# The duration of the work on an idle machine (two cores, Python 3.11), measured in November 2026:
 # on the host, and in a guest that QEMU emulates.
 IDLE_SECONDS = 0.014 if IN_GUEST else 0.001
 SAMPLE_SECONDS = 0.2
-SLOWEST = 20.0  # a limit is at most so many times longer, so that a failing test ends
-# A step of a wait that took longer than this stood still with the whole machine.
+SLOWEST = 20.0  # the largest factor for a limit, so that a failing test ends
+# If a step of a wait takes longer than this, the whole machine was paused.
 STEP_SECONDS = 0.5 if IN_GUEST else 5.0
 
 
 class Pace:
-    """How many times slower than an idle machine this one is.
+    """Measures how many times slower than an idle machine this machine is.
 
     Args:
         work: Does a fixed piece of work.
-        idle_seconds: How long the work takes on an idle machine.
+        idle_seconds: The duration of the work on an idle machine.
         clock: Returns the time in seconds.
     """
 
@@ -35,7 +35,7 @@ class Pace:
         self.slowest = 0.0  # nothing is measured yet
 
     def measure(self):
-        """Time the work; return how slow the machine was at the slowest measurement so far."""
+        """Measure the work; return the largest measured factor so far."""
         begin, times = self.clock(), 0
         while self.clock() - begin < SAMPLE_SECONDS:
             self.work()
@@ -45,7 +45,7 @@ class Pace:
         return self.slowest
 
     def measured(self):
-        """Return how slow the machine was at the slowest measurement; measure if there is none."""
+        """Return the largest measured factor; measure if no measurement exists."""
         return self.slowest or self.measure()
 
 
@@ -63,7 +63,7 @@ PACE = Pace(_work, IDLE_SECONDS, _clock)
 
 
 class Limit:
-    """A time limit, in seconds of an idle machine, that begins when it is made."""
+    """A time limit in seconds of an idle machine, which starts when the object is created."""
 
     def __init__(self, seconds, pace=PACE):
         self.limit, self.pace = seconds, pace
@@ -88,21 +88,21 @@ class Limit:
 
 
 def scaled(seconds):
-    """Return how long something may take here that takes at most so many seconds when idle."""
+    """Return the time limit on this machine for a limit in seconds of an idle machine."""
     return seconds * PACE.measured()
 
 
 def in_time(taken, seconds, pace=PACE):
-    """Return whether something took at most so many seconds, at the pace of this machine."""
+    """Return whether a duration is within a limit, at the pace of this machine."""
     return taken < seconds * pace.measured() or taken < seconds * pace.measure()
 
 
 def until(condition, what, seconds=30.0, interval=0.02):
-    """Return the first true result of a condition that is checked again and again.
+    """Check a condition repeatedly, and return its first true result.
 
     Args:
         condition: Called without arguments.
-        what: Describes what was awaited, or returns a description; for the error.
+        what: A description of the condition for the error, or a function that returns it.
         seconds: The limit, in seconds of an idle machine.
         interval: The pause between two checks.
     """
@@ -117,14 +117,14 @@ def until(condition, what, seconds=30.0, interval=0.02):
 
 
 def pause(seconds):
-    """Return when so many seconds of an idle machine have passed."""
+    """Wait for a number of seconds of an idle machine."""
     limit = Limit(seconds)
     while not limit.expired():
         time.sleep(0.002)
 
 
 def ended(process, seconds=30.0):
-    """Wait for the end of a process; return its exit status and how many seconds that took."""
+    """Wait for the end of a process; return its exit status and the seconds it took."""
     limit = Limit(seconds)
     while process.poll() is None:
         if limit.expired():

@@ -1,7 +1,8 @@
-"""Pods of the manifests, run by runc in the virtual machine, and the node they run on.
+"""Runs pods of the manifests with runc in the virtual machine, and prepares their node.
 
-/job/bundles/NAME.json are configurations that rights.py made outside; /image is the file system of
-the image. With TRACE in the environment, the command line of strace, it follows each container.
+/job/bundles/NAME.json are the OCI configurations that tests/system/rights.py created on the host.
+/image is the file system of the image. If the environment variable TRACE has the command line of
+strace, strace follows each container.
 """
 
 import json
@@ -23,7 +24,7 @@ SECCOMP = Path("/var/lib/kubelet/seccomp")
 TRACE = os.environ.get("TRACE", "").split()
 CALLS = Path("/job/calls")
 WAIT_SECONDS = 400.0 if TRACE else 90.0
-# What matters here of the profile that containerd loads (contrib/apparmor/template.go).
+# The relevant rules of the profile that containerd loads (contrib/apparmor/template.go).
 RUNTIME = "cri-containerd.apparmor.d"
 DEFAULT = f"""profile {RUNTIME} flags=(attach_disconnected,mediate_deleted) {{
   network,
@@ -42,7 +43,7 @@ DEFAULT = f"""profile {RUNTIME} flags=(attach_disconnected,mediate_deleted) {{
 
 
 def node():
-    """Make what a node has: cgroups, the image, and a network for the pod, which is its own."""
+    """Prepare the node: control groups, the image, and a network namespace for the pod."""
     for line in (
         "mount -t cgroup2 cgroup2 /sys/fs/cgroup",
         "mkdir /image /run/netns",
@@ -56,7 +57,7 @@ def node():
 
 
 class Container:
-    """A container from a bundle, with changes to its configuration, until the block ends."""
+    """A container that runs from a changed bundle until the block ends."""
 
     def __init__(self, bundle, change=lambda config: None):
         self.name = f"{bundle}-{time.monotonic_ns()}".replace(" ", "-").replace(",", "")
@@ -75,7 +76,7 @@ class Container:
         self.command = [*trace, "runc", "run", "--bundle", str(self.folder), self.name]
 
     def run(self):
-        """Run it to its end; return its exit status and what it printed."""
+        """Run the container until it ends; return its exit status and its output."""
         done = subprocess.run(
             self.command, capture_output=True, text=True, timeout=3000, check=False
         )
@@ -104,17 +105,17 @@ class Container:
         pace.until(is_true, described, WAIT_SECONDS, 0.05)
 
     def stop(self):
-        """End it as the kubelet does; return its exit status and how many seconds that took."""
+        """End the container like the kubelet; return its exit status and the seconds it took."""
         subprocess.run(["runc", "kill", self.name, "TERM"], check=True)
         return pace.ended(self.process)
 
     def peak(self):
-        """Return the most memory that it needed, in MiB, as its limit counts it."""
+        """Return the peak memory of the container's control group in MiB."""
         return int(Path(f"/sys/fs/cgroup/{self.name}/memory.peak").read_text()) / 2**20
 
 
 def get(path):
-    """Return what the agent's HTTP answers, or nothing."""
+    """Return the response of the agent's HTTP server; empty if it does not respond."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:9808{path}", timeout=50) as answer:
             return answer.read().decode()
@@ -123,12 +124,12 @@ def get(path):
 
 
 def policy():
-    """Return mode by name of what is loaded beside the runtime's own profile."""
+    """Return the mode of each loaded profile by name, without the runtime's own profile."""
     return {name: mode for name, mode in loaded().items() if name != RUNTIME}
 
 
 def clean():
-    """Leave nothing in the kernel and in the agent's directories."""
+    """Remove all profiles from the kernel, and empty the agent's directories."""
     for path in (STATE, SECCOMP, SOURCE):
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
@@ -138,7 +139,7 @@ def clean():
 
 
 def audited():
-    """Return what the kernel said last of seccomp's and AppArmor's denials."""
+    """Return the last denials by seccomp and AppArmor in the kernel's log."""
     done = subprocess.run(["busybox", "dmesg"], capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if "audit" in line]
     return "\n".join(lines[-5:])
@@ -148,19 +149,19 @@ def note(text):
     print(json.dumps({"note": text}), flush=True)
 
 
-# --- what they call ------------------------------------------------------------------------------
+# --- recorded calls ------------------------------------------------------------------------------
 
 FILTER = re.compile(r"(seccomp\(SECCOMP_SET_MODE|prctl\(PR_SET_SECCOMP, SECCOMP_MODE)_FILTER")
 
 
 def calls():
-    """Return what the agent called, and runc on its behalf after it had loaded the filter."""
+    """Return the calls of the agent, and the calls of runc after it had loaded the filter."""
     found = set()
     for path in CALLS.iterdir():
         if "/bin/profile-loader" not in path.read_text(errors="replace"):
             continue
         children = set()
-        for _ in range(2):  # a child may call before its parent was told its number
+        for _ in range(2):  # a child may make calls before its parent knows its PID
             inside = set(children)
             for line in path.open(errors="replace"):
                 pid, _, text = line.strip().partition(" ")
@@ -168,7 +169,7 @@ def calls():
                 name = re.match(r"(?:<\.\.\. )?([a-z]\w+)[( ]", text)
                 if name is None:
                     continue
-                if FILTER.match(text) and "NULL" not in text:  # NULL asks what the kernel knows
+                if FILTER.match(text) and "NULL" not in text:  # NULL: only a test
                     inside.add(pid)
                 elif pid in inside:
                     found.add(name[1])

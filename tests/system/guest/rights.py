@@ -1,8 +1,8 @@
-"""The agent's pod, run by runc on a real AppArmor kernel; runs as root inside the virtual machine.
+"""Runs the agent's pod with runc on a real AppArmor kernel, as root in the virtual machine.
 
-Prints a line of JSON for each scenario, {"without": NAME, "found": ...} for each right that
-was taken away, and {"note": ...} with what it measured. With TRACE in the environment (the command
-line of strace) it prints {"calls": ...}: what the containers called.
+The program prints a line of JSON for each scenario, {"without": NAME, "found": ...} for each
+missing right, and {"note": ...} with measurements. If the environment variable TRACE has the
+command line of strace, it also prints {"calls": ...} with the system calls of the containers.
 """
 
 import json
@@ -44,11 +44,11 @@ TRY = (
 )
 
 
-# --- what is done with every right ----------------------------------------------------------------
+# --- scenarios with every right -------------------------------------------------------------------
 
 
 def one_pass_puts_what_ships_and_it_confines(bundle):
-    """Every shipped profile is installed; under two of them a container may not write or chmod."""
+    """Every shipped profile is installed, and two of them deny writing and chmod in a container."""
     shutil.copytree(SHIPPED, SOURCE, dirs_exist_ok=True)
     begin = time.monotonic()
     status, told, said = Container(f"{bundle}-oneshot").run()
@@ -76,13 +76,16 @@ def one_pass_puts_what_ships_and_it_confines(bundle):
 
 
 def strictly(config):
-    """Let a call that is not listed end the agent instead of failing."""
+    """Make unlisted calls kill the agent instead of failing."""
     if "seccomp" in config["linux"] and not TRACE:
         config["linux"]["seccomp"]["defaultAction"] = "SCMP_ACT_KILL_PROCESS"
 
 
 def every_function_works(bundle, change=lambda config: None):
-    """Load, replace, refuse, repair, cure, hold, remove, for both kinds; probes and SIGTERM."""
+    """The daemon installs, replaces, rejects, repairs, holds and removes profiles of both kinds.
+
+    It also recovers a jammed kernel, and handles probes and SIGTERM.
+    """
     (SOURCE / "web.profile").write_text(plain("web"))
     (SOURCE / "audit.json").write_text(LOG)
     begin = time.monotonic()
@@ -95,7 +98,7 @@ def every_function_works(bundle, change=lambda config: None):
         assert (SECCOMP / "audit.json").exists()
         assert 'parser_sandboxed{kind="apparmor"} 1.0' in get("/metrics"), "the sandbox is active"
         first, file = content("web"), (SECCOMP / "audit.json").read_bytes()
-        # Another text, one that is refused, and one more profile although the kernel is jammed.
+        # An update, a rejected update, and a new profile although the kernel is jammed.
         (SOURCE / "web.profile").write_text(plain("web", "deny /etc/shadow r,"))
         wait(lambda: content("web") != first, "replaced")
         good = content("web")
@@ -114,7 +117,7 @@ def every_function_works(bundle, change=lambda config: None):
         wait(lambda: (SECCOMP / "audit.json").read_bytes() == file, "the file is what it was")
         (SECCOMP / "audit.json").unlink()
         wait((SECCOMP / "audit.json").exists, "the file is back")
-        # A removal waits for the process, and is done then.
+        # The removal waits until the process ends.
         with Confined("web") as process:
             for name in ("web.profile", "bad.profile", "bad.json", "audit.json"):
                 (SOURCE / name).unlink()
@@ -134,7 +137,7 @@ def every_function_works(bundle, change=lambda config: None):
 
 
 def its_own_profile_is_put_by_its_init_container():
-    """Before the agent runs on a fresh node the file that its container names is there."""
+    """On a new node, the init container installs the agent's seccomp file before the agent runs."""
     status, told, said = Container("own-seccomp-init").run()
     assert status == 0, (told, said)
     installed = json.loads((SECCOMP / "profile-loader/agent.json").read_text())
@@ -143,7 +146,7 @@ def its_own_profile_is_put_by_its_init_container():
 
 
 def the_pod_as_it_ships_labels_its_node():
-    """With the arguments of the manifests, beside an API server, strictly under that profile."""
+    """The pod runs with the arguments of the manifests, an API server, and a strict profile."""
     api = json.loads(Path("api.json").read_text())
     node = f"{api['url']}/api/v1/nodes/node"
     tls = ssl.create_default_context(cafile="token/ca.crt")
@@ -179,7 +182,7 @@ def the_pod_as_it_ships_labels_its_node():
         assert pod.stop()[0] == 0, pod.log.read_text()[-2000:]
 
 
-# --- what fails without a right -------------------------------------------------------------------
+# --- scenarios with a missing right ---------------------------------------------------------------
 
 BEFORE = {
     "changed.profile": plain("changed"),
@@ -229,7 +232,7 @@ def prepare_row():
 
 
 def without(bundle):
-    """Return what a pass from BEFORE to AFTER does with one right less, and what the node has."""
+    """Return the result of a pass from BEFORE to AFTER without one right, and the node's state."""
     prepare_row()
     first = content("changed")
     with Confined("used"):
@@ -265,7 +268,7 @@ SCENARIOS = {
 
 
 def main():
-    """Run every scenario, or those named, and take away every right."""
+    """Run all or the named scenarios, and the passes with a missing right."""
     node()
     CALLS.mkdir()
     wanted = sys.argv[1:]

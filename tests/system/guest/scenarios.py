@@ -1,7 +1,7 @@
-"""What the agent does on a real AppArmor kernel; runs as root inside the virtual machine.
+"""Scenarios of single passes on a real AppArmor kernel, run as root in the virtual machine.
 
-Each scenario is a function; `scenarios.py` runs them all on a fresh state and prints a line of
-JSON for each: {"scenario": name, "error": null or what went wrong}.
+Each scenario is a function. `scenarios.py` runs all of them, each with a clean state, and prints a
+line of JSON for each scenario: {"scenario": name, "error": null or the reason}.
 """
 
 import ctypes
@@ -22,20 +22,20 @@ import watched
 
 HERE = Path(__file__).parent
 SECURITY = Path("/sys/kernel/security/apparmor")
-SOURCE = Path("/tmp/source")  # noqa: S108 - the guest is ours alone
+SOURCE = Path("/tmp/source")  # noqa: S108 - no other user in the guest
 STATE = Path("/tmp/state")  # noqa: S108
 SECCOMP = Path("/tmp/seccomp")  # noqa: S108
-# Where the kernel hides the pending exec of another thread, a profile with hats or children stays:
+# If the kernel hides pending execs of other threads, a profile with hats or children stays:
 # Linux 6.1 never releases the first version of such a profile.
 SHOWS_PENDING_EXEC = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 12)
 PLAIN = "profile {name} {{\n  file,\n  signal,\n  {rule}\n}}\n"
 
 
-# --- the guest's own means -----------------------------------------------------------------------
+# --- helpers -------------------------------------------------------------------------------------
 
 
 def loaded():
-    """Return mode by name, as the kernel's own list has it."""
+    """Return the mode of each profile in the kernel's list, by name."""
     lines = (SECURITY / "profiles").read_text().splitlines()
     return {line.rsplit(" (", 1)[0]: line.rsplit(" (", 1)[1][:-1] for line in lines}
 
@@ -52,7 +52,7 @@ def revision():
 
 
 def parser(text, *arguments):
-    """Run the host's own apparmor_parser over a text, as an administrator would."""
+    """Run the host's apparmor_parser on a text, like an administrator."""
     done = subprocess.run(
         ["/sbin/apparmor_parser", "-K", *arguments],
         input=text.encode(),
@@ -63,7 +63,7 @@ def parser(text, *arguments):
 
 
 def content(name):
-    """Return the kernel's hash of what is loaded under a name."""
+    """Return the kernel's hash of a loaded profile."""
     for path in (SECURITY / "policy/profiles").rglob("name"):
         if path.read_text().strip() == name:
             return next(iter(sorted(path.parent.glob("sha*")))).read_text()
@@ -79,7 +79,7 @@ def change_profile(name):
 
 
 class Confined:
-    """A process (or one thread of it) under a profile, until the block ends."""
+    """A process, or a thread of it, that runs under a profile until the block ends."""
 
     def __init__(self, name, *, thread=False, hat=""):
         self.name, self.thread, self.hat = name, thread, hat
@@ -112,7 +112,7 @@ class Confined:
                 else:
                     change_profile(self.name)
                 os.write(told, b"ready")
-            except BaseException as error:  # noqa: BLE001 - told to the parent
+            except BaseException as error:  # noqa: BLE001 - reported to the parent
                 os.write(told, repr(error).encode()[:200])
             os.read(wait, 1)
 
@@ -129,7 +129,7 @@ class Confined:
 
 
 def agent(*arguments, mode="", status=0, command="run"):
-    """Run the agent once, in a process of its own; return its report and its standard error."""
+    """Run the agent once in a separate process; return its report and its standard error."""
     argv = [command, f"--state-dir={STATE}", f"--seccomp-dir={SECCOMP}", "--output=json"]
     if command == "run":
         argv += ["--oneshot", f"--source=dir:{SOURCE}"]
@@ -156,7 +156,7 @@ def agent(*arguments, mode="", status=0, command="run"):
 
 
 def rows(report):
-    """Return state and reason by name (or key, where no name is known)."""
+    """Return the state and the reason of each row, by name, or by key if the name is unknown."""
     return {one["name"] or one["key"]: (one["state"], one["why"]) for one in report["profiles"]}
 
 
@@ -170,7 +170,7 @@ def codes(report):
 
 
 def source(**keys):
-    """Make the source directory hold exactly these AppArmor keys."""
+    """Replace the content of the source directory with AppArmor keys."""
     shutil.rmtree(SOURCE, ignore_errors=True)
     SOURCE.mkdir()
     for key, text in keys.items():
@@ -178,12 +178,12 @@ def source(**keys):
 
 
 def plain(name, rule=""):
-    """Return a small profile."""
+    """Return the text of a small profile."""
     return PLAIN.format(name=name, rule=rule)
 
 
 def clean():
-    """Unload everything and forget everything but what the parser said."""
+    """Remove all profiles and all state of the agent, except the cached compilations."""
     for path in (STATE / "entries", STATE / "bodies", SECCOMP, SOURCE):
         shutil.rmtree(path, ignore_errors=True)
     for _ in range(3):
@@ -226,7 +226,7 @@ def shipped_profiles_are_loaded_and_confine():
 
 
 def an_update_replaces_what_is_loaded():
-    """A new rule is in the kernel after the next pass, under the same name."""
+    """After the next pass, the kernel has the new version under the same name."""
     source(web=plain("web"))
     agent()
     old = content("web")
@@ -237,7 +237,7 @@ def an_update_replaces_what_is_loaded():
 
 
 def enforce_and_complain_follow_the_source():
-    """The mode in the kernel is the source's, both ways, and is told."""
+    """The mode in the kernel follows the source in both directions, and is reported."""
     source(web="profile web flags=(complain) {\n  file,\n}\n")
     report, _ = agent()
     assert (loaded()["web"], report["profiles"][0]["mode"]) == ("complain", "complain")
@@ -247,7 +247,7 @@ def enforce_and_complain_follow_the_source():
 
 
 def a_foreign_profile_is_left_alone():
-    """What an administrator loaded is neither replaced nor removed."""
+    """A profile that an administrator loaded is neither replaced nor removed."""
     assert parser(plain("web", "deny /x r,"), "-a")[0] == 0
     old = content("web")
     source(web=plain("web"), other=plain("other"))
@@ -261,7 +261,7 @@ def a_foreign_profile_is_left_alone():
 
 
 def a_foreign_profile_of_the_same_content_is_adopted():
-    """Equal content is tracked, and stays when it is no longer desired."""
+    """A profile with equal content is adopted, and stays when it is no longer desired."""
     assert parser(plain("web"), "-a")[0] == 0
     source(web=plain("web"), other=plain("other"))
     report, _ = agent()
@@ -272,7 +272,7 @@ def a_foreign_profile_of_the_same_content_is_adopted():
 
 
 def an_outside_replacement_is_repaired():
-    """Other text, complain mode and removal by hand are each put right."""
+    """Another text, complain mode and a manual removal are each repaired."""
     source(web=plain("web"))
     agent()
     mine = content("web")
@@ -289,7 +289,7 @@ def an_outside_replacement_is_repaired():
 
 
 def a_profile_in_use_is_held_until_its_processes_end():
-    """Removal waits for a process, and for a single thread."""
+    """The removal waits for a process, and for a single thread."""
     for thread in (False, True):
         source(web=plain("web"), other=plain("other"))
         agent()
@@ -310,7 +310,7 @@ HATS = (
 
 
 def a_hat_in_use_holds_its_parent():
-    """A process in a hat keeps hat and parent."""
+    """While a process is in a hat, the hat and its parent stay."""
     source(web=HATS, other=plain("other"))
     agent()
     assert {"web", "web//HAT"} <= set(loaded())
@@ -324,7 +324,7 @@ def a_hat_in_use_holds_its_parent():
 
 
 def a_dropped_hat_is_removed():
-    """A hat that the new text does not have is removed where that is proven; its parent stays."""
+    """A hat that the new text omits is removed if its disuse is proven, and its parent stays."""
     source(web=HATS)
     agent()
     source(web=plain("web"))
@@ -336,7 +336,7 @@ def a_dropped_hat_is_removed():
 
 
 def a_renamed_key_keeps_its_profile_loaded():
-    """The kernel is not touched when only the key's name changes."""
+    """If only the key's name changes, the kernel's policy does not change."""
     source(old=plain("web"))
     agent()
     before = revision()
@@ -359,7 +359,7 @@ def names_that_jam_the_kernel_are_refused():
 
 
 def a_jammed_kernel_is_cured():
-    """After somebody jammed the kernel, a pass that has a profile of its own loads the next."""
+    """After another program jammed the kernel, a pass of the agent still loads a profile."""
     source(first=plain("first"))
     agent()
     status, _ = parser(plain("x" * 300), "-a")
@@ -372,7 +372,7 @@ def a_jammed_kernel_is_cured():
 
 
 def an_unchanged_pass_touches_nothing():
-    """The second identical pass starts no child, writes no file, and leaves the revision alone."""
+    """A second identical pass starts no process, writes no file, and keeps the policy revision."""
     source(web=HATS, other=plain("other"))
     (SOURCE / "audit.json").write_text('{"defaultAction": "SCMP_ACT_LOG"}')
     agent()
@@ -397,7 +397,7 @@ def _tree(path):
 
 
 def _end():
-    """Return what a finished pass leaves: the kernel's content, files and entries."""
+    """Return the state after a pass: the kernel's content, files and ledger entries."""
     policy = {name: (mode, content(name)) for name, mode in loaded().items()}
     entries = sorted(
         json.dumps(json.loads(one.read_text()), sort_keys=True)
@@ -407,7 +407,7 @@ def _end():
 
 
 def a_kill_at_any_step_ends_in_the_same_state():
-    """SIGKILL before each single effect, then another pass: it ends like an undisturbed run."""
+    """After SIGKILL before any effect, another pass reaches the state of an undisturbed run."""
 
     def first():
         source(stays=plain("stays"), goes=plain("goes"), changes=plain("changes"))
@@ -445,7 +445,7 @@ def a_kill_at_any_step_ends_in_the_same_state():
 
 
 def a_reboot_is_restored_without_any_source():
-    """The ledger alone puts back what an empty kernel lost."""
+    """With only the ledger, the agent restores all profiles in an empty kernel."""
     source(web=plain("web"))
     agent()
     mine = content("web")
@@ -456,7 +456,7 @@ def a_reboot_is_restored_without_any_source():
 
 
 def the_last_good_policy_needs_neither_parser_nor_includes():
-    """After an include broke, what an empty kernel lost is put back from the ledger."""
+    """If an include is broken, the profiles of an empty kernel are restored from the ledger."""
     include = Path("/etc/apparmor.d/abstractions/for-the-test")
     include.write_text("/etc/hostname r,\n")
     try:
@@ -476,7 +476,7 @@ def the_last_good_policy_needs_neither_parser_nor_includes():
 
 
 def a_missing_source_changes_nothing():
-    """When the source is away everything stays, and the exit status says so."""
+    """If the source is missing, all profiles stay, and the exit status shows the failure."""
     source(web=plain("web"))
     agent()
     shutil.rmtree(SOURCE)
@@ -486,7 +486,7 @@ def a_missing_source_changes_nothing():
 
 
 def a_broken_update_keeps_the_last_good_version():
-    """A text that does not compile leaves the loaded profile alone."""
+    """A text that does not compile does not change the loaded profile."""
     source(web=plain("web"))
     agent()
     mine = content("web")
@@ -507,7 +507,7 @@ SCENARIOS = [
 
 
 def main():
-    """Run every scenario, or those named."""
+    """Run all or the named scenarios."""
     SOURCE.mkdir(exist_ok=True)
     names = set(sys.argv[1:])
     for scenario in SCENARIOS:
@@ -519,7 +519,7 @@ def main():
             clean()
             SOURCE.mkdir(exist_ok=True)
             scenario()
-        except BaseException:  # noqa: BLE001 - told to the test outside
+        except BaseException:  # noqa: BLE001 - reported to the test on the host
             error = traceback.format_exc()
         line = {
             "scenario": scenario.__name__,

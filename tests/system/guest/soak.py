@@ -1,9 +1,9 @@
-"""Random changes around one daemon on a real AppArmor kernel, and a model of what must hold.
+"""Makes random changes around a daemon on a real AppArmor kernel, and checks a model.
 
-Rule 1: the model knows what was done and reads the kernel's own list, the labels of processes, and
-/metrics. Rule 2: each version of a profile has a rule of its own, so that the kernel's hash says
-which version is loaded. Rule 3: where the order of two events cannot be known, each end is allowed,
-no other.
+The model records the changes, and is compared with the kernel's list of profiles, the labels of
+processes, and /metrics. Each version of a profile has a different rule, so that the kernel's hash
+identifies the loaded version. If the order of two events is unknown, the model allows the results
+of both orders, and no other result.
 """
 
 import contextlib
@@ -49,26 +49,26 @@ from agent.backends.apparmor import compiled_policy  # noqa: E402
 
 NAMES = [f"n{number}" for number in range(7)]
 MARK = "z"
-BOOT = Path("/tmp/boot-id")  # noqa: S108 - the guest is ours alone
-FIGHT_SECONDS, FIGHT_EDITS = 130.0, 7  # more edits of one name would be a fight
-KNOWN_SECONDS = 2 * LOOK_SECONDS  # who is confined for so long was looked at
+BOOT = Path("/tmp/boot-id")  # noqa: S108 - no other user in the guest
+FIGHT_SECONDS, FIGHT_EDITS = 130.0, 7  # more edits of one name would count as a repair fight
+KNOWN_SECONDS = 2 * LOOK_SECONDS  # after this time the agent has recorded a process
 WARM = 3
 OPTIONS = ("--removal-grace=200ms", "--resync=4s", "--log-level=debug")
 
 
-class Broken(AssertionError):  # noqa: N818 - reads as what it is
-    """Something does not hold that must."""
+class Broken(AssertionError):  # noqa: N818 - the name is clear
+    """An invariant of the model does not hold."""
 
 
 def text(name, version):
-    """Return a version: every third complains."""
+    """Return a version of a profile; every third version is in complain mode."""
     flags = "flags=(complain) " if version % 3 == 0 else ""
     return f"profile {name} {flags}{{\n  file,\n  signal,\n  deny /v{version} r,\n}}\n"
 
 
 @functools.cache
 def evidence(name, version):
-    """Return the hashes by which the kernel may show a version."""
+    """Return the hashes that the kernel may show for a version."""
     command = ["/sbin/apparmor_parser", "-QKS"]
     source = text(name, version).encode()
     done = subprocess.run(command, input=source, capture_output=True, check=True)
@@ -77,7 +77,7 @@ def evidence(name, version):
 
 
 def hashes():
-    """Return the kernel's hash of each loaded profile; others may come and go meanwhile."""
+    """Return the kernel's hash of each loaded profile; profiles may change during the read."""
     found = {}
     for place in (SECURITY / "policy/profiles").iterdir():
         with contextlib.suppress(OSError, StopIteration):
@@ -87,7 +87,7 @@ def hashes():
 
 
 def hashed(name):
-    """Return the kernel's hash of a name; others may come and go while its files are read."""
+    """Return the kernel's hash of one profile; other profiles may change during the read."""
     for _ in range(50):
         with contextlib.suppress(OSError):
             return content(name)
@@ -95,7 +95,7 @@ def hashed(name):
 
 
 def usage(pid):
-    """Return resident KiB, threads and descriptors of a process."""
+    """Return the resident memory in KiB, the threads and the descriptors of a process."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
     return {
@@ -111,7 +111,7 @@ class Soak:
     def __init__(self, seed):
         self.seed, self.chance = seed, random.Random(seed)  # noqa: S311 - reproducible, no secret
         self.keys = {}  # name: version or "broken"
-        self.could = {}  # name: versions that may be loaded; None: nothing
+        self.could = {}  # name: versions that may be loaded; None: no version
         self.foreign = {}  # name: hash of what must stay loaded
         self.processes = []  # Running
         self.edits = {}
@@ -119,7 +119,7 @@ class Soak:
         self.version = self.changes = self.batches = 0
         self.history, self.samples = [], []
         self.daemon = None
-        self.read = 0  # how much of the log was judged
+        self.read = 0  # the size of the part of the log that was checked
         self.away = False  # the source directory
         self.stop = threading.Event()
         self.unconfined = []
@@ -127,7 +127,7 @@ class Soak:
     # --- running ----------------------------------------------------------------------------------
 
     def run(self, seconds):
-        """Make batches of changes for so many seconds."""
+        """Make batches of changes for a number of seconds."""
         SOURCE.mkdir(exist_ok=True)
         for name in NAMES[:3]:
             self.provide(name)
@@ -136,7 +136,7 @@ class Soak:
         watcher = threading.Thread(target=self._watch)
         watcher.start()
         try:
-            self._settle(180)  # the first start of all compiles the standard library
+            self._settle(180)  # the first start compiles the standard library
             begin = time.monotonic()
             while (spent := time.monotonic() - begin) < seconds:
                 self.batch(calm=spent > seconds / 3)
@@ -154,12 +154,12 @@ class Soak:
         self.daemon.stop(number)
 
     def say(self, said):
-        """Note a change."""
+        """Record a change."""
         self.changes += 1
         self.history.append(f"{self.batches}: {said}")
 
     def batch(self, *, calm):
-        """Make some changes, and see that what must hold does."""
+        """Make some changes, and check the invariants."""
         self.batches += 1
         self.touched = set()
         if not calm and self.chance.random() < 0.2:
@@ -219,7 +219,7 @@ class Soak:
             self.say(f"{name} is broken")
 
     def withdraw(self):
-        """Take a key away."""
+        """Remove a key."""
         name = self._free([one for one in self.keys if one != MARK])
         if name is None:
             return
@@ -235,9 +235,9 @@ class Soak:
             self.could.setdefault(name, {None}).add(None)
 
     def vanish(self):
-        """Delete the source directory; it is back at the end of the batch."""
+        """Delete the source directory; the end of the batch restores it."""
         if not self.away:
-            # At once: file by file a pass between would see keys withdrawn.
+            # A rename is atomic. With single deletions, a pass in between would see removed keys.
             old = SOURCE.with_name("source.old")
             SOURCE.rename(old)
             shutil.rmtree(old)
@@ -256,7 +256,7 @@ class Soak:
         self.say("the source is made anew")
 
     def edit(self):
-        """Remove or replace a profile of the agent's behind its back."""
+        """Remove or replace an agent-owned profile, like another program."""
         now = time.monotonic()
         name = self._free(
             [
@@ -287,7 +287,7 @@ class Soak:
         self.say(f"somebody does to {name}: {how}")
 
     def intrude(self):
-        """Load a foreign profile where nothing of the agent's is."""
+        """Load a foreign profile with a name that the agent does not use."""
         names = [
             name
             for name in (*NAMES, "theirs1", "theirs2")
@@ -307,7 +307,7 @@ class Soak:
         self.say(f"a foreign profile {name}")
 
     def confine(self):
-        """Start a process below a profile of the agent's, or end one."""
+        """Start a process under an agent-owned profile, or end such a process."""
         if len(self.processes) > 4 or (self.processes and self.chance.random() < 0.4):
             one = self.processes.pop(self.chance.randrange(len(self.processes)))
             one.end()
@@ -330,7 +330,7 @@ class Soak:
         self.say(f"the daemon is ended with {number.name}")
 
     def reboot(self):
-        """Another boot: no process, an empty kernel, another boot id; the disk stays."""
+        """Simulate a reboot: no processes, no loaded profiles, a new boot ID, the same disk."""
         self.daemon.stop(signal.SIGKILL)
         for one in self.processes:
             one.end()
@@ -346,13 +346,13 @@ class Soak:
         self.foreign.clear()
         for name, versions in self.could.items():
             if name not in self.keys:
-                versions.add(None)  # what was held, and is desired no more, is not put back
+                versions.add(None)  # a held profile that is not desired is not restored
         BOOT.write_text(f"{uuid.UUID(int=self.chance.getrandbits(128))}\n")
         target = "/proc/sys/kernel/random/boot_id"
         subprocess.run(["mount", "--bind", BOOT, target], check=True)
         self.say("reboot")
 
-    # --- what must hold ---------------------------------------------------------------------------
+    # --- invariants -------------------------------------------------------------------------------
 
     def _settle(self, patience):
         wrong = ""
@@ -382,7 +382,7 @@ class Soak:
                 self.could[name] = found.get(name, {None})
 
     def _versions(self):
-        """Return which version of each name is loaded, {None} where it is none of the agent's."""
+        """Return the loaded version of each name; {None} for a version of another program."""
         found = {}
         for name, hash_ in hashes().items():
             if name not in self.foreign:
@@ -392,7 +392,7 @@ class Soak:
         return found
 
     def _wrong(self):
-        """Return what does not hold (yet)."""
+        """Return the differences from the model, which may still disappear."""
         modes = loaded()
         for name, hash_ in self.foreign.items():
             if name not in modes or hashed(name) != hash_:
@@ -435,7 +435,7 @@ class Soak:
         return ""
 
     def _removals(self):
-        """See in the log that nothing was removed that is desired or in use."""
+        """Check in the log that no profile was removed while it was desired or in use."""
         said = LOG.read_bytes()
         start = self.read if self.read <= len(said) else 0  # a new daemon, a new log
         self.read = len(said)
@@ -447,7 +447,7 @@ class Soak:
                 raise Broken(f"{name} was removed: {line!r}")
 
     def _watch(self):
-        """Look all the while whether somebody runs unconfined whom no edit unconfined."""
+        """Continuously check that only the edits of this program unconfine processes."""
         while not self.stop.wait(0.02):
             for one in list(self.processes):
                 label = one.label()
@@ -455,7 +455,7 @@ class Soak:
                     self.unconfined.append((self.batches, one.pid, one.name, label))
 
     def counted(self):
-        """Return what was done, and how the last process grew."""
+        """Return the number of changes, and the growth of the last process."""
         pid = self.daemon.process.pid
         own = [one for of, one in self.samples if of == pid][WARM:]
         size = max(1, len(own) // 4)
@@ -478,29 +478,29 @@ class Running:
         self.pid = self.within.pid
 
     def confined(self):
-        """Return whether its profile confines it."""
+        """Return whether the process runs under its profile."""
         return not self.lost and not self.ended
 
     def lose(self, name):
-        """Its profile is about to be removed from outside."""
+        """Record that this program is about to remove the profile of the process."""
         if name == self.name and not self.lost:
             self.lost = True
             self.known = time.monotonic() - self.begin > KNOWN_SECONDS
 
     def label(self):
-        """Return its label, nothing where it ended."""
+        """Return the label of the process; empty if the process has ended."""
         with contextlib.suppress(OSError):
             return Path(f"/proc/{self.pid}/attr/current").read_text().strip()
         return ""
 
     def wrong(self, label):
-        """Return whether a label is one that it must not have."""
+        """Return whether the process must not have a label."""
         return not self.lost and not self.ended and label.partition(" (")[0] != self.name
 
     def end(self):
-        """End it."""
+        """End the process."""
         self.ended = True
-        os.kill(self.pid, signal.SIGKILL)  # others that were forked hold its pipe open
+        os.kill(self.pid, signal.SIGKILL)  # other forked processes keep its pipe open
         self.within.__exit__()
 
 
@@ -516,14 +516,14 @@ CHANGES = [
 
 
 def main():
-    """Run for SECONDS from SEED, and tell as one scenario."""
+    """Run for SECONDS with SEED, and report the result as one scenario."""
     seed, seconds = int(sys.argv[1]), float(sys.argv[2])
     subprocess.run(["busybox", "ip", "link", "set", "lo", "up"], check=True)
     clean()
     soak, begin, error, counted = Soak(seed), time.monotonic(), None, None
     try:
         counted = soak.run(seconds)
-    except BaseException:  # noqa: BLE001 - told to the test outside
+    except BaseException:  # noqa: BLE001 - reported to the test on the host
         history = "\n".join(soak.history[-300:])
         error = f"seed {seed}, {soak.changes} changes\n{history}\n{traceback.format_exc()}"
     finally:

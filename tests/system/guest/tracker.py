@@ -1,4 +1,4 @@
-"""Threads that lose their confinement on a real kernel; runs as root inside the virtual machine.
+"""Threads that lose their confinement on a real kernel, run as root in the virtual machine.
 
 Each scenario is a function; `tracker.py` runs all of them and prints one line of JSON per scenario:
 {"scenario": name, "error": null or the reason}.
@@ -29,7 +29,7 @@ RECORD = scenarios.STATE / "confinement.json"  # of the daemon
 LOST = "profile_loader_confinement_lost_processes"
 NAMES = ("web", "other")
 
-# The leader stays as it was started; a second thread moves under the profile that is named.
+# The label of the leader does not change; a second thread changes to the named profile.
 MIXED = """
 import sys, threading, time
 def run():
@@ -42,14 +42,14 @@ time.sleep(600)
 
 
 def tracker():
-    """Start to track, as a new process of the agent does."""
+    """Return a new confinement tracker, like a new process of the agent."""
     return ConfinementTracker(
         Host("/"), state_dir=str(STATE), find_directories=kind().view.directories
     )
 
 
 def pids(made):
-    """Return the PIDs that are reported, by name."""
+    """Return the reported PIDs by profile name."""
     found = {}
     for finding in made.findings():
         words = finding.message.partition("pid ")[2].partition(".")[0].replace(",", " ").split()
@@ -58,12 +58,12 @@ def pids(made):
 
 
 def unload(name):
-    """Remove a profile as an administrator does."""
+    """Remove a profile like an administrator."""
     assert parser(text(name), "-R")[0] == 0
 
 
 def fresh():
-    """Install two profiles, without any record."""
+    """Install two profiles without a record of confined threads."""
     (STATE / "confinement.json").unlink(missing_ok=True)
     return {name: installed(text(name)) for name in NAMES}
 
@@ -92,7 +92,7 @@ def every_kind_of_thread_is_reported():
 
 
 def a_vanished_part_of_a_stack_is_reported():
-    """The kernel shows `unconfined` in its place."""
+    """The kernel shows `unconfined` in place of the removed profile."""
     fresh()
     with program(SLEEP, label="web//&other") as child:
         made = tracker()
@@ -125,7 +125,7 @@ def a_part_of_a_stack_is_known_where_the_label_is_longer_than_a_page():
 
 
 def a_profile_that_was_removed_and_loaded_again_is_noticed():
-    """Between two looks, and while the agent was away."""
+    """The removal happens between two observations, or while the agent is not running."""
     for away in (False, True):
         fresh()
         with program(SLEEP, label="web") as child:
@@ -146,7 +146,7 @@ def a_profile_that_was_removed_and_loaded_again_is_noticed():
 
 
 def a_replacement_is_no_removal():
-    """By the agent, by another program, and by the proof of disuse."""
+    """The agent, another program or the proof of disuse replaces the profile."""
     fresh()
     with program(SLEEP, label="web") as child:
         made = tracker()
@@ -161,7 +161,7 @@ def a_replacement_is_no_removal():
 
 
 def a_thread_that_the_agents_own_removal_unconfined_is_reported():
-    """Without the proof, as if the proof had failed."""
+    """The removal skips the proof of disuse, as if the proof had failed."""
     evidence = fresh()
     with program(SLEEP, label="web") as child:
         made = tracker()
@@ -173,7 +173,7 @@ def a_thread_that_the_agents_own_removal_unconfined_is_reported():
 
 
 def an_unchanged_node_is_looked_at_without_a_write():
-    """With many processes and threads; what a look takes is measured."""
+    """The node has many processes and threads; the duration of an observation is measured."""
     fresh()
     ended = threading.Event()
     threads = [threading.Thread(target=ended.wait) for _ in range(200)]
@@ -199,7 +199,7 @@ def an_unchanged_node_is_looked_at_without_a_write():
 
 
 def a_loss_is_reported_across_a_restart_of_the_daemon():
-    """Lost before it, and lost while no agent ran; until the processes end."""
+    """The confinement is lost before the restart or during it; the report lasts until they end."""
     RECORD.unlink(missing_ok=True)
     source(web=plain("web"), other=plain("other"))
     with Daemon("--resync=3s"):

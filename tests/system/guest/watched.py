@@ -1,16 +1,16 @@
-"""Run the agent and watch, or end, what it does to the host.
+"""Runs the agent, and lists its effects on the host or kills it before an effect.
 
-The mode `list` writes each effect (a child process, a file opened for writing, renamed, linked or
-removed) as a line to standard error; `kill:N` ends the process with SIGKILL right before its
-effect number N (from 0). Python's audit events see every one of them, without any hook in the
-agent (PEP 578).
+An effect is a child process, or a file that is opened for writing, renamed, linked or removed. The
+mode `list` writes each effect as a line to standard error. The mode `kill:N` kills the process with
+SIGKILL right before the effect number N, counted from 0. Python's audit events (PEP 578) show every
+effect without a hook in the agent.
 """
 
 import os
 import signal
 import sys
 
-from agent import app, reconciler  # noqa: F401 - an import is no effect
+from agent import app, reconciler  # noqa: F401 - imports are not effects
 from agent.__main__ import main
 from agent.backends.apparmor import backend as apparmor  # noqa: F401
 from agent.backends.seccomp import backend as seccomp  # noqa: F401
@@ -23,7 +23,7 @@ QUIET = ("/dev/null", "/dev/urandom")
 
 
 class Watch:
-    """Counts effects; lists them, or ends the process before one of them."""
+    """Counts effects, and lists them or kills the process before an effect."""
 
     def __init__(self, mode):
         self.fatal = int(mode.split(":")[1]) if mode.startswith("kill:") else None
@@ -49,7 +49,7 @@ class Watch:
 
 
 def run(arguments, mode):
-    """Run the agent under a watch, if a mode asks for one; return its exit status."""
+    """Run the agent, with an audit hook if a mode is set; return its exit status."""
     if not mode:
         return main(arguments)
     watch = Watch(mode)
