@@ -1,9 +1,9 @@
 """Carries out a plan, and returns the outcome of each action.
 
 This module and the backends are the only code that changes profiles on the node. An installation
-has four steps: stage the version in the ledger, install it, verify it, and commit it. After a kill
-at any point, the ledger covers every profile that this agent may have installed. An action that
-fails does not stop the actions after it.
+has four steps: stage the version in the ledger, install it, verify it, and commit it. If the agent
+is killed at any point, the ledger contains every profile that it may have installed. A failed
+action does not prevent later actions.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -39,13 +39,13 @@ class Executor:
 
     @property
     def entries(self) -> Mapping[KeyId, LedgerEntry]:
-        """The ledger entries after the actions that were carried out so far."""
+        """The ledger entries after the actions so far."""
         return self._entries.by_key
 
     def execute(self, actions: Iterable[Action], *, dry_run: bool = False) -> tuple[Outcome, ...]:
-        """Carry out the actions: installations first, the others in their order.
+        """Carry out installations first, and all other actions in their order.
 
-        With `dry_run`, nothing is changed, and each outcome is the expected one.
+        With `dry_run`, nothing is changed, and the outcomes are predictions.
         """
         outcomes: list[Outcome] = []
         failed_keys: set[KeyId] = set()
@@ -66,7 +66,7 @@ class Executor:
     def _affects_last_good_version(self, action: Action) -> bool:
         """Return whether an action would remove or release names of the last good version.
 
-        `_release` checks names that moved to another key one by one.
+        `_release` checks each name that moved to another key.
         """
         if not isinstance(action, Remove | Release) or action.reason == Reason.MOVED:
             return False
@@ -107,7 +107,7 @@ class Executor:
     # --- install ---------------------------------------------------------------------------------
 
     def _install(self, action: Install) -> Outcome:
-        """Prepare and install the desired version, or else the last good version."""
+        """Prepare and install the desired version, or the last good version if there is none."""
         if action.profile is not None:
             prepared = self._preparer.prepare(action.profile)
         else:
@@ -139,7 +139,7 @@ class Executor:
         )
         match result:
             case Failed(finding=finding) if finding.code == "verify_failed":
-                # The staged version may be on the node, so it stays recorded as staged.
+                # The staged version may be on the node, so its record stays in the ledger.
                 return _outcome(action, finding)
             case Failed(finding=finding):
                 self._entries.unstage(before)
@@ -157,7 +157,7 @@ class Executor:
         return self._store(prepared) or self._entries.write(staged)
 
     def _store(self, prepared: PreparedProfile) -> Finding | None:
-        """Store source and body in the ledger, so that the version can be restored."""
+        """Store the source and the body in the ledger, so that the version can be restored."""
         source, body = prepared.profile.source, prepared.body
         return self.ledger.store_content(source) or self.ledger.store_content(body)
 
@@ -172,7 +172,7 @@ class Executor:
     # --- adopt and keep --------------------------------------------------------------------------
 
     def _record(self, action: Adopt | Keep, provenance: Provenance) -> Outcome:
-        """Record a profile that the node already has. Write only entries that differ."""
+        """Record a profile that the node already has. An unchanged entry is not written."""
         before = self._entries.get(action.id)
         entry, version = _entry_for(action, provenance, before)
         if entry == before and self._has_content(version):
@@ -184,7 +184,7 @@ class Executor:
             ):
                 finding = self._store(prepared)
             case PreparedProfile():
-                # The new inspection compiled other bytes. The next full pass plans with them.
+                # The inspection compiled different bytes. The next full pass uses them in its plan.
                 return Outcome(action=action, result=OutcomeResult.PENDING)
             case Pending(findings=findings):
                 return Outcome(action=action, result=OutcomeResult.PENDING, findings=findings)
@@ -236,7 +236,7 @@ class Executor:
 def _entry_for(
     action: Adopt | Keep, provenance: Provenance, before: LedgerEntry | None
 ) -> tuple[LedgerEntry, Version]:
-    """Return the entry that records a kept or adopted profile, and the version it has."""
+    """Return the entry that records a kept or adopted profile, and the profile's version."""
     version = replace(action.profile.version, evidence=action.evidence)
     installed = before.installed if before is not None else None
     recorded = version
@@ -253,9 +253,9 @@ def _entry_for(
 
 
 def _is_recorded(installed: Version | None, version: Version) -> bool:
-    """Return whether the ledger has a version as installed, with all the evidence it expects.
+    """Return whether the ledger records a version as installed, with all expected evidence.
 
-    The installed version also has the evidence and the modes that the node showed.
+    The recorded version also has the evidence and the modes that were observed on the node.
     """
     if installed is None:
         return False

@@ -1,7 +1,7 @@
 """The ledger entries of one pass, in memory and on disk.
 
-Every change is written to the ledger first. If the write fails, the entries in memory stay as they
-were, and the caller gets the finding. Only the main thread uses this module.
+Every change is written to the ledger first. If the write fails, the entries in memory do not
+change, and the caller receives a finding. Only the main thread uses this module.
 """
 
 from collections import defaultdict
@@ -16,13 +16,13 @@ from agent.core.vocabulary import Provenance
 
 
 class LedgerEntries:
-    """The entries of the ledger, kept equal to the ledger by every change."""
+    """The entries of the ledger. Every change applies to the memory and to the ledger."""
 
     def __init__(self, ledger: Ledger, entries: Mapping[KeyId, LedgerEntry]) -> None:
         self.ledger = ledger
         self.by_key = dict(entries)
         self._owners: dict[tuple[ProfileKind, str], set[KeyId]] | None = None
-        """The entries that own each name. Built when it is needed for the first time."""
+        """The keys whose entries own each name. The first use builds this index."""
 
     def get(self, id_: KeyId) -> LedgerEntry | None:
         """Return the entry of a key, or None."""
@@ -42,7 +42,7 @@ class LedgerEntries:
         return self._owners[kind, name]
 
     def write(self, entry: LedgerEntry) -> Finding | None:
-        """Write an entry; return the finding of a failed write."""
+        """Write an entry. Return a finding if the write failed."""
         finding = self.ledger.write(entry)
         if finding is None:
             self._update_owners(self.by_key.get(entry.id), entry)
@@ -50,7 +50,7 @@ class LedgerEntries:
         return finding
 
     def delete(self, id_: KeyId) -> Finding | None:
-        """Delete an entry; return the finding of a failed deletion."""
+        """Delete an entry. Return a finding if the deletion failed."""
         finding = self.ledger.delete(id_)
         if finding is None:
             self._update_owners(self.by_key.pop(id_, None), None)
@@ -80,7 +80,7 @@ class LedgerEntries:
             self.delete(before.id)
 
     def forget(self, id_: KeyId, names: Collection[str]) -> Finding | None:
-        """Remove names from an entry; delete the entry if nothing is left of it."""
+        """Remove names from an entry. Delete the entry if it becomes empty."""
         entry = self.by_key.get(id_)
         if entry is None:
             return None
@@ -100,7 +100,7 @@ class LedgerEntries:
     def _update_evidence(self, id_: KeyId, version: Version) -> Finding | None:
         """Record the new evidence in every other entry that has the same version installed.
 
-        On a kernel that shows no content, a replacement changes the evidence of equal content.
+        If the kernel shows no content, a replacement changes the evidence of unchanged content.
         """
         ids = {other for name in version.names for other in self.owners_of(id_.kind, name)}
         for other in sorted(ids - {id_}, key=str):

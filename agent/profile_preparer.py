@@ -1,7 +1,7 @@
-"""Makes profiles ready to install: finds their bytes, or inspects their source again.
+"""Prepares profiles for their installation by finding the bytes to install.
 
-A profile has no body in memory. The body comes from the ledger, from the backend, or from another
-inspection of the source. This module changes nothing on the node and nothing in the ledger.
+These bytes, the body of a profile, come from the ledger, from the backend, or from another
+inspection of the source. This module changes neither the node nor the ledger.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ class PreparedProfile:
 
 
 class ProfilePreparer:
-    """Prepares profiles of accepted keys, and installed versions from the ledger alone."""
+    """Prepares profiles of accepted keys, and installed versions of ledger entries."""
 
     def __init__(self, backends: Mapping[ProfileKind, ProfileBackend], ledger: Ledger) -> None:
         self.backends = backends
@@ -51,7 +51,7 @@ class ProfilePreparer:
     ) -> PreparedProfile | Pending | Finding:
         """Prepare the installed version of an entry.
 
-        Its body may have been compiled for another kernel. Such a body is compiled again.
+        A body that was compiled for another kernel is compiled again.
         """
         version = entry.installed if entry is not None else None
         source = self.ledger.content(version.source_digest) if version is not None else None
@@ -86,10 +86,10 @@ class ProfilePreparer:
 
 
 def _checked_again(inspected: Inspected, version: Version) -> Profile | Pending | Finding:
-    """Return the profile of another inspection if it still provides the same names."""
+    """Return the profile of another inspection, if it provides the same names."""
     match inspected:
         case Profile():
-            # A source can name a file differently from its key; the ledger has only the key.
+            # The file name of a source can differ from its key, and the ledger has only the key.
             same_names = inspected.version.names == version.names
             return inspected if same_names else _damaged(inspected.id)
         case Rejection(findings=findings):

@@ -1,4 +1,4 @@
-"""The actions of a plan and their outcomes: values that the executor and the report use."""
+"""The actions of a plan and their outcomes: the values that the executor and the report use."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Install:
 
     findings: tuple[Finding, ...] = ()
     previous_owners: frozenset[KeyId] = frozenset()
-    """Keys whose entries own any of the names now."""
+    """Keys whose ledger entries own any of the names before the installation."""
 
     fallback: "Install | None" = None
     """The restoration of the last good version, in case this installation fails."""
@@ -45,7 +45,7 @@ class Adopt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keep:
-    """Leave a profile on the node that is installed and intact, and update its ledger entry."""
+    """Keep a profile that is installed and intact, and update its ledger entry."""
 
     id: KeyId
     reason: Reason
@@ -57,7 +57,7 @@ class Keep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hold:
-    """Leave the node as it is, for a reason that is reported."""
+    """Leave the node unchanged, and report the reason."""
 
     id: KeyId
     reason: Reason
@@ -65,7 +65,7 @@ class Hold:
     state: ProfileState
     findings: tuple[Finding, ...] = ()
     desired: bool = True
-    """Whether a current key provides the names, by its last good version at least."""
+    """Whether a current key provides the names, at least in its last good version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,12 +77,12 @@ class Remove:
     names: tuple[str, ...]
     evidence: Mapping[str, Evidence]
     require_unused: bool
-    """Remove them only if the node proves that no process uses them."""
+    """Whether a name is removed only with proof that no process uses it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """Stop tracking names, without a change of the node."""
+    """Stop tracking names, without changing the node."""
 
     id: KeyId
     reason: Reason

@@ -47,7 +47,7 @@ class Limits:
     """Names that all ledger entries own."""
 
     listed: int = 500
-    """Keys over a limit that are reported one by one. Only the number of all others is reported."""
+    """Keys over a limit that are reported one by one. The report only counts the others."""
 
 
 LIMITS: Final = Limits()
@@ -55,7 +55,7 @@ LIMITS: Final = Limits()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """How much of the limits one profile uses."""
+    """The amounts that one profile adds to the totals."""
 
     names: int
     policy_bytes: int
@@ -91,9 +91,9 @@ def in_admission_order(
         ((not _is_installed(entries.get(candidate.id)), snapshot.created), candidate)
         for snapshot in snapshots
         if isinstance(snapshot, Read)
-        for blob in snapshot.source_keys
-        if (kind := classify.classify(blob.key, blob.content)) is not None and kind in kinds
-        for candidate in (Candidate(kind=kind, source_key=blob),)
+        for key in snapshot.source_keys
+        if (kind := classify.classify(key.key, key.content)) is not None and kind in kinds
+        for candidate in (Candidate(kind=kind, source_key=key),)
     ]
     ranked.sort(key=lambda item: (*item[0], item[1].source_key.profile_set, item[1].source_key.key))
     return [candidate for _, candidate in ranked]
@@ -105,7 +105,10 @@ def _is_installed(entry: LedgerEntry | None) -> bool:
 
 @dataclass(slots=True, kw_only=True)
 class AdmissionBudget:
-    """The remainder of the limits during one pass. Only the main thread uses it."""
+    """The rest of the limits that the keys of one pass can still use.
+
+    Only the main thread uses this class.
+    """
 
     limits: Limits = LIMITS
     entries: Mapping[KeyId, LedgerEntry] = field(default_factory=dict)
@@ -135,13 +138,13 @@ class AdmissionBudget:
         return _rejection(id_, *obstacle) if obstacle is not None else None
 
     def size(self, profile: Profile) -> Size:
-        """Return how much of the limits a profile uses."""
+        """Return the amounts that a profile adds to the totals."""
         entry = self.entries.get(profile.id)
-        mine = owned_names(entry) if entry is not None else {}
+        owned = owned_names(entry) if entry is not None else {}
         return Size(
             names=len(profile.version.names),
             policy_bytes=profile.body_size,
-            ledger_names=sum(name not in mine for name in profile.version.names),
+            ledger_names=sum(name not in owned for name in profile.version.names),
         )
 
     def fits(self, id_: KeyId, size: Size) -> bool:
@@ -186,10 +189,10 @@ class AdmissionBudget:
         return None
 
     def _trimmed(self, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
-        left = max(0, self.limits.findings - self._findings)
-        if len(findings) > 1 + left:
+        remaining = max(0, self.limits.findings - self._findings)
+        if len(findings) > 1 + remaining:
             ranked = sorted(findings, key=lambda finding: finding.severity != Severity.ERROR)
-            findings = tuple(ranked[: 1 + left])
+            findings = tuple(ranked[: 1 + remaining])
         self._findings += max(0, len(findings) - 1)
         return findings
 

@@ -1,4 +1,4 @@
-"""The kind of a key: its file name decides, or else the first character of its content.
+"""Determines the kind of a key from its file name, or else from its content.
 
 A file that is not a profile, such as a README, has no kind and is ignored. This module does no
 input or output.
@@ -19,8 +19,8 @@ _APPARMOR: Final = (".profile", ".apparmor", ".aa")
 def classify(key: str, content: bytes) -> ProfileKind | None:
     """Return the kind of a key, or None if the key is not a profile.
 
-    The last component of key decides by its ending; any other name is decided by the first
-    character that is neither white space nor part of a byte order mark.
+    The file name extension determines the kind. For any other file name, the first character of the
+    content determines it, after white space and a byte order mark.
     """
     name = PurePosixPath(key).name if "/" in key or key == "." else key
     if _NOT_PROFILES.match(name):

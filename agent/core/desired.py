@@ -1,8 +1,8 @@
 """The desired state: the keys of all profile sets, inspected and compared with each other.
 
 If two keys provide the same name with different content, both are rejected, so that neither
-replaces the other by chance. If their content is equal, one of them is a duplicate. This module
-does no input or output.
+replaces the other by chance. If their content is equal, one key is a duplicate of the other. This
+module does no input or output.
 """
 
 from collections import Counter, defaultdict
@@ -30,48 +30,52 @@ from agent.core.model import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Desired:
-    """Every current key, in exactly one of the first five mappings."""
+    """The current keys. Each handled key is in exactly one mapping.
+
+    The mappings are profiles, rejections, unchecked, pending and duplicates. Unlisted keys and keys
+    of kinds that are not handled are in no mapping.
+    """
 
     profiles: Mapping[KeyId, Profile] = field(default_factory=dict)
     rejections: Mapping[KeyId, Rejection] = field(default_factory=dict)
     unchecked: Mapping[KeyId, Unchecked] = field(default_factory=dict)
     pending: Mapping[KeyId, Pending] = field(default_factory=dict)
     duplicates: Mapping[KeyId, KeyId] = field(default_factory=dict)
-    """Keys with the same content as another key, which is the value."""
+    """Each key with the same content as another key, and that other key."""
 
     keys: frozenset[tuple[str, str]] = frozenset()
-    """Profile set and name of every key, also of kinds that are not handled."""
+    """The profile set and the name of every key, including kinds that are not handled."""
 
     profile_sets: Mapping[str, Snapshot] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)
-    """For each profile set, the number of keys of kinds that are not handled."""
+    """The number of keys of kinds that are not handled, per profile set."""
 
     unlisted: Mapping[str, int] = field(default_factory=dict)
-    """For each profile set, the number of keys over a limit that are in none of the mappings."""
+    """The number of keys over a limit that are in none of the mappings, per profile set."""
 
     def contains(self, id_: KeyId) -> bool:
-        """Return whether a key exists, accepted or not."""
+        """Return whether a key exists, even if it is not accepted."""
         keys = (self.profiles, self.rejections, self.unchecked, self.pending, self.duplicates)
         return any(id_ in mapping for mapping in keys)
 
     def is_present_unaccepted(self, id_: KeyId) -> bool:
         """Return whether a key may still exist although no kind accepts its content.
 
-        Its last good version stays then. The content may look like another kind, or a directory
-        above the key was rejected, so that the key was not read.
+        The last good version of such a key stays. Its content may look like another kind, or its
+        directory was rejected, so that the key was not read.
         """
         accepted = any(
-            KeyId(kind=kind, profile_set=id_.profile_set, key=id_.key) in one
+            KeyId(kind=kind, profile_set=id_.profile_set, key=id_.key) in mapping
             for kind in KINDS
-            for one in (self.profiles, self.duplicates)
+            for mapping in (self.profiles, self.duplicates)
         )
         if (id_.profile_set, id_.key) in self.keys and not accepted:
             return True
-        above = id_.key.split("/")[:-1]
+        directories = id_.key.split("/")[:-1]
         return any(
-            KeyId(kind=kind, profile_set=id_.profile_set, key="/".join(above[:depth]))
+            KeyId(kind=kind, profile_set=id_.profile_set, key="/".join(directories[:depth]))
             in self.rejections
-            for depth in range(1, len(above) + 1)
+            for depth in range(1, len(directories) + 1)
             for kind in KINDS
         )
 
@@ -84,8 +88,8 @@ def join(
 ) -> Desired:
     """Inspect every key of every profile set that was read, and compare the keys.
 
-    A key that the source itself rejected is rejected for each kind that it can belong to, so that
-    its last good version is held.
+    If the source itself rejected a key, the key is rejected for each kind that it can belong to.
+    Its last good version is then held.
 
     Args:
         snapshots: the results of reading the profile sets.
@@ -95,61 +99,63 @@ def join(
     """
     budget = budget if budget is not None else AdmissionBudget()
     sets = {snapshot.profile_set: snapshot for snapshot in snapshots}
-    found = _Found()
+    results = _Inspections()
     unlisted: Counter[str] = Counter()
     listed = 0
     for candidate in in_admission_order(sets.values(), kinds, budget.entries):
         rejection = budget.rejection(candidate.id)
         if rejection is None:
-            found.add(inspect(candidate.kind, candidate.source_key))
+            results.add(inspect(candidate.kind, candidate.source_key))
         elif candidate.id in budget.entries or listed < budget.limits.listed:
             listed += 1
-            found.add(rejection)
+            results.add(rejection)
         else:
             unlisted[candidate.source_key.profile_set] += 1
     for snapshot in sets.values():
-        for rejection in _refused_by_source(snapshot, kinds):
-            found.add(rejection)
-    same = _settle(found.profiles, found.rejections)
+        for rejection in _rejected_by_source(snapshot, kinds):
+            results.add(rejection)
+    duplicates = _resolve_shared_names(results.profiles, results.rejections)
     return Desired(
-        profiles=found.profiles,
-        rejections=found.rejections,
-        unchecked=found.unchecked,
-        pending=found.pending,
-        duplicates=same,
-        keys=frozenset((one.profile_set, one.key) for one in _blobs(sets.values())),
+        profiles=results.profiles,
+        rejections=results.rejections,
+        unchecked=results.unchecked,
+        pending=results.pending,
+        duplicates=duplicates,
+        keys=frozenset((key.profile_set, key.key) for key in _source_keys(sets.values())),
         profile_sets=sets,
         left_out=dict(_left_out(sets.values(), kinds)),
         unlisted=dict(unlisted),
     )
 
 
-def _blobs(snapshots: Iterable[Snapshot]) -> Iterable[SourceKey]:
-    return (blob for one in snapshots if isinstance(one, Read) for blob in one.source_keys)
+def _source_keys(snapshots: Iterable[Snapshot]) -> Iterable[SourceKey]:
+    return (
+        key for snapshot in snapshots if isinstance(snapshot, Read) for key in snapshot.source_keys
+    )
 
 
 def _left_out(snapshots: Iterable[Snapshot], kinds: frozenset[ProfileKind]) -> Counter[str]:
-    """Return for each profile set the number of keys of kinds that are not handled."""
+    """Return the number of keys of kinds that are not handled, per profile set."""
     left_out: Counter[str] = Counter()
-    for blob in _blobs(snapshots):
-        kind = classify.classify(blob.key, blob.content)
-        left_out[blob.profile_set] += kind is not None and kind not in kinds
+    for key in _source_keys(snapshots):
+        kind = classify.classify(key.key, key.content)
+        left_out[key.profile_set] += kind is not None and kind not in kinds
     return left_out
 
 
-def _refused_by_source(snapshot: Snapshot, kinds: frozenset[ProfileKind]) -> Iterable[Rejection]:
-    """Return a rejection per possible kind for each key that its source did not read."""
+def _rejected_by_source(snapshot: Snapshot, kinds: frozenset[ProfileKind]) -> Iterable[Rejection]:
+    """Return the rejections of the keys that the source rejected, one per possible kind."""
     for key, finding in snapshot.rejected_keys if isinstance(snapshot, Read) else ():
-        could_be = {classify.classify(key, b""), classify.classify(key, b"{")}
-        for kind in sorted(kind for kind in could_be if kind is not None and kind in kinds):
+        possible_kinds = {classify.classify(key, b""), classify.classify(key, b"{")}
+        for kind in sorted(kind for kind in possible_kinds if kind is not None and kind in kinds):
             yield Rejection(
                 id=KeyId(kind=kind, profile_set=snapshot.profile_set, key=key), findings=(finding,)
             )
 
 
 @dataclass(slots=True)
-class _Found:
-    """The results of all inspections, by their type."""
+class _Inspections:
+    """The results of all inspections, grouped by type."""
 
     profiles: dict[KeyId, Profile] = field(default_factory=dict)
     rejections: dict[KeyId, Rejection] = field(default_factory=dict)
@@ -170,31 +176,34 @@ class _Found:
                 assert_never(unreachable)
 
 
-def _settle(
+def _resolve_shared_names(
     profiles: dict[KeyId, Profile], rejections: dict[KeyId, Rejection]
 ) -> dict[KeyId, KeyId]:
-    """Move conflicting profiles to the rejections; return the duplicates of all others."""
+    """Move conflicting profiles to the rejections, and return the duplicate keys.
+
+    Each duplicate is mapped to the key whose profile is installed.
+    """
     claims: dict[tuple[ProfileKind, str], list[KeyId]] = defaultdict(list)
     for id_, profile in sorted(profiles.items(), key=lambda item: _order(item[0])):
         for name in profile.version.names:
             claims[id_.kind, name].append(id_)
-    same: dict[KeyId, KeyId] = {}
+    duplicates: dict[KeyId, KeyId] = {}
     conflicts: dict[KeyId, dict[Finding, None]] = defaultdict(dict)
     for (_, name), ids in claims.items():
         if len(ids) == 1:
             continue
         contents = {(profiles[id_].version.body_digest, profiles[id_].version.names) for id_ in ids}
         for id_ in ids[1:] if len(contents) == 1 else ():
-            same[id_] = ids[0]
+            duplicates[id_] = ids[0]
         for id_ in ids if len(contents) > 1 else ():
-            other = next(one for one in ids if one != id_)
+            other = next(candidate for candidate in ids if candidate != id_)
             conflicts[id_][_conflict(name, other)] = None
     for id_, findings in conflicts.items():
-        provides = profiles[id_].version.names
-        rejections[id_] = Rejection(id=id_, findings=limit_findings(findings), names=provides)
-    for id_ in conflicts.keys() | same.keys():
+        names = profiles[id_].version.names
+        rejections[id_] = Rejection(id=id_, findings=limit_findings(findings), names=names)
+    for id_ in conflicts.keys() | duplicates.keys():
         del profiles[id_]
-    return {one: first for one, first in same.items() if one not in conflicts}
+    return {id_: first for id_, first in duplicates.items() if id_ not in conflicts}
 
 
 def _conflict(name: str, other: KeyId) -> Finding:

@@ -9,7 +9,7 @@ SHOWN_PIDS = 5
 
 
 def referenced_by_pods(name: str, pods: tuple[str, ...]) -> Finding:
-    """Report how many pods still reference a profile; the detail has the first pod names."""
+    """Report how many pods still reference a profile; the detail lists the first pods."""
     more = ", ..." if len(pods) > SHOWN_PODS else ""
     return Finding(
         code="in_use",
@@ -45,7 +45,7 @@ def label_pending(name: str) -> Finding:
 
 
 def foreign_profile(name: str, id_: KeyId, observed: ObservedProfile) -> Finding:
-    """Report that a foreign profile has the name."""
+    """Report that a foreign profile already has the desired name."""
     content = (
         "with other content" if observed.is_readable else "with content that cannot be verified"
     )
@@ -53,7 +53,7 @@ def foreign_profile(name: str, id_: KeyId, observed: ObservedProfile) -> Finding
         code="foreign_name",
         location=name,
         message=f'"{name}" is on this node {content}, and profile-loader did not install it. '
-        f"It is left alone, and {id_} is not installed.",
+        f"It stays unchanged, and {id_} is not installed.",
         hint=f'Rename the profile, remove the other profile, or pass --take-over "{name}".',
     )
 
@@ -90,12 +90,12 @@ def still_in_use(name: str, use: InUse | UnknownUse, capabilities: Capabilities)
 
 
 def name_of_rejected_key(name: str, owner: KeyId) -> Finding:
-    """Report that the last good version of a rejected key has the name."""
+    """Report that the name belongs to the last good version of a rejected key."""
     return _name_conflict(name, owner, "whose new version is rejected")
 
 
 def name_of_unavailable_source(name: str, owner: KeyId) -> Finding:
-    """Report that the last good version of a key has the name, and its source is unavailable."""
+    """Report that the name belongs to a key whose source is unavailable."""
     return _name_conflict(name, owner, "whose source is missing, empty or unreadable")
 
 

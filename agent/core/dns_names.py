@@ -1,4 +1,4 @@
-"""Checks of names that the API server accepts only in one form.
+"""Checks of the syntax that the API server requires of names.
 
 Source: kubernetes, apimachinery/pkg/util/validation/validation.go (IsDNS1123Label,
 IsDNS1123Subdomain, IsQualifiedName).
@@ -19,7 +19,7 @@ def is_dns_label(text: str) -> bool:
 
 
 def is_dns_subdomain(text: str) -> bool:
-    """Return whether a text can be the name of a Node or a ConfigMap, or a label's domain."""
+    """Return whether a text can be the name of a Node or ConfigMap, or a label key domain."""
     return _DNS_SUBDOMAIN.fullmatch(text) is not None
 
 

@@ -23,31 +23,31 @@ MAX_FINDINGS: Final = 50  # A hostile key could cause hundreds of thousands of f
 
 CODES: Final[dict[str, Severity]] = {
     # sources
-    "key_unsafe": Severity.ERROR,  # the key's name leads out of the tree or cannot be a file name
-    "key_not_regular": Severity.ERROR,  # a device, FIFO, socket or a link out of the tree
+    "key_unsafe": Severity.ERROR,  # the path leaves the directory, or is not a valid file name
+    "key_not_regular": Severity.ERROR,  # a device, FIFO, socket, or a link out of the directory
     "key_too_large": Severity.ERROR,
-    "limit_exceeded": Severity.ERROR,  # all profile sets together, or the ledger, exceed a total
+    "limit_exceeded": Severity.ERROR,  # the keys of all profile sets, or the ledger, exceed a limit
     "source_missing": Severity.ERROR,
     "source_unreadable": Severity.ERROR,
-    "source_over_limit": Severity.ERROR,  # more bytes, keys or ConfigMaps than are read
+    "source_over_limit": Severity.ERROR,  # more bytes, keys or ConfigMaps than the agent reads
     "source_emptied": Severity.ERROR,
     # both kinds
     "not_utf8": Severity.ERROR,
     "name_conflict": Severity.ERROR,  # the same name in two keys with different content
-    "foreign_name": Severity.ERROR,  # on the node, and not put there by this agent
+    "foreign_name": Severity.ERROR,  # on the node, and not installed by this agent
     "kind_unsupported": Severity.ERROR,  # this node cannot have profiles of this kind
-    "kind_unobservable": Severity.ERROR,  # it may have them, but the agent cannot look
+    "kind_unobservable": Severity.ERROR,  # the agent cannot observe profiles of this kind
     "write_failed": Severity.ERROR,
-    "verify_failed": Severity.ERROR,  # written, but the node does not show it
+    "verify_failed": Severity.ERROR,  # written, but the node does not have the content
     "remove_failed": Severity.ERROR,
-    "in_use": Severity.NOTICE,  # removal held: a process is confined by it
-    "use_unknown": Severity.NOTICE,  # removal held: cannot prove that nobody uses it
+    "in_use": Severity.NOTICE,  # not removed: a process runs under the profile
+    "use_unknown": Severity.NOTICE,  # not removed: no proof that the profile is unused
     # compiled policy
     "text_unsafe": Severity.ERROR,  # invisible characters: a NUL ends a word for the parser
     "parser_rejected": Severity.ERROR,  # the parser's own message
     "parser_killed": Severity.ERROR,  # CPU, memory, output or wall-clock limit
     "parser_not_sandboxed": Severity.NOTICE,  # the parser could open any file that a text includes
-    "no_profile": Severity.ERROR,  # compiles, declares nothing
+    "no_profile": Severity.ERROR,  # the text compiles, but declares no profile
     "name_denied": Severity.ERROR,
     "name_unsafe": Severity.ERROR,  # control characters, // without a parent, over 200 bytes
     "name_variable": Severity.ERROR,
@@ -57,27 +57,27 @@ CODES: Final[dict[str, Severity]] = {
     "unconfined_refused": Severity.ERROR,  # flags=(unconfined) and default_allow
     "kernel_refused": Severity.ERROR,  # the kernel's errno for the load
     "kernel_jammed": Severity.ERROR,
-    "policy_unreadable": Severity.ERROR,  # compiled policy of a layout this agent does not know
+    "policy_unreadable": Severity.ERROR,  # the layout of the compiled policy is not known
     "content_unverifiable": Severity.WARNING,  # the kernel shows neither hashes nor loaded policy
     "complain_mode": Severity.WARNING,
     "name_suspicious": Severity.WARNING,  # the name has the form of a list of flags
-    "rule_not_enforced": Severity.WARNING,  # rules that this kernel does not mediate were left out
-    "unconfined_exec": Severity.WARNING,  # ux, Ux and friends
+    "rule_not_enforced": Severity.WARNING,  # the kernel does not mediate some rules
+    "unconfined_exec": Severity.WARNING,  # ux, Ux and similar modes
     "unconfined_transition": Severity.WARNING,  # change_profile -> unconfined
     # system call filters
     "not_json": Severity.ERROR,
-    "not_a_profile": Severity.ERROR,  # another format; a profile may be inside it
+    "not_a_profile": Severity.ERROR,  # another format, which may contain a profile
     "duplicate_key": Severity.ERROR,
     "unknown_field": Severity.ERROR,
     "bad_value": Severity.ERROR,
-    "fails_open": Severity.ERROR,  # some runtime would run the container without the filter meant
+    "fails_open": Severity.ERROR,  # a runtime would start the container without this filter
     "runtime_hang": Severity.ERROR,
     "runtime_crash": Severity.ERROR,
     "not_portable": Severity.ERROR,  # only CRI-O understands it
     "notify_refused": Severity.ERROR,
-    "unknown_syscall": Severity.ERROR,  # under an allow default
+    "unknown_syscall": Severity.ERROR,  # unknown name, with a default that allows
     "filter_too_large": Severity.ERROR,
-    "path_unsafe": Severity.ERROR,  # the path a pod would have to name is not allowed
+    "path_unsafe": Severity.ERROR,  # a pod cannot reference a file with this path
     "name_rewritten": Severity.NOTICE,
     "expanded_for_arch": Severity.NOTICE,
     "expanded_for_kernel": Severity.NOTICE,
@@ -85,28 +85,28 @@ CODES: Final[dict[str, Severity]] = {
     "errno_rewritten": Severity.NOTICE,
     "comments_removed": Severity.NOTICE,
     "rule_added": Severity.NOTICE,
-    "syscall_ignored": Severity.WARNING,  # unknown name under a deny default
+    "syscall_ignored": Severity.WARNING,  # unknown name, with a default that denies
     "start_impossible": Severity.WARNING,  # no runtime can start a container
     "start_limited": Severity.WARNING,  # one runtime cannot start a container
-    "clone3_denied": Severity.WARNING,  # with another error than ENOSYS
+    "clone3_denied": Severity.WARNING,  # with an error other than ENOSYS
     "nothing_denied": Severity.WARNING,  # the architecture lacks all denied calls
-    "not_enforcing": Severity.WARNING,  # LOG default
+    "not_enforcing": Severity.WARNING,  # the default only logs
     "abi_missing": Severity.WARNING,
     "dangerous_syscalls": Severity.WARNING,
     "newer_call_allowed": Severity.WARNING,  # an older variant of an allowed call is denied
     "condition_surprising": Severity.WARNING,
     # as a daemon
-    "drift_fought": Severity.ERROR,  # repaired again and again: somebody else writes it too
-    "confinement_lost": Severity.ERROR,  # processes run unconfined since their profile was removed
+    "drift_fought": Severity.ERROR,  # another program keeps changing a repaired profile
+    "confinement_lost": Severity.ERROR,  # processes whose profile was removed run unconfined
     # in a cluster
-    "node_unknown": Severity.ERROR,  # no Node of this name, or it is not this machine
-    "node_unreachable": Severity.WARNING,  # the API server does not answer, or refuses the labels
-    "label_foreign": Severity.WARNING,  # somebody else's label below the agent's prefix
-    "label_fought": Severity.WARNING,  # somebody else takes the labels off, again and again
-    "label_refused": Severity.WARNING,  # the API server refuses some of the labels
-    "label_collision": Severity.ERROR,  # two names would have the same label
+    "node_unknown": Severity.ERROR,  # the Node is missing, or is another machine
+    "node_unreachable": Severity.WARNING,  # the API server sends no response, or rejects requests
+    "label_foreign": Severity.WARNING,  # another client set a label with the agent's prefix
+    "label_fought": Severity.WARNING,  # another client keeps removing labels
+    "label_refused": Severity.WARNING,  # the API server rejects some labels
+    "label_collision": Severity.ERROR,  # two names have the same label key
     "label_limit": Severity.WARNING,  # more labels than --label-limit
-    "label_pending": Severity.NOTICE,  # removal held: its label is not gone, or not for long enough
+    "label_pending": Severity.NOTICE,  # not removed: a label, or the grace time, remains
     # state
     "ledger_damaged": Severity.ERROR,
     "ledger_newer": Severity.ERROR,
@@ -124,10 +124,10 @@ class Finding:
     """The key, path or name, with the field or line, for example `syscalls[4].action`."""
 
     message: str
-    """What happened and what follows, in one or two sentences."""
+    """The event and its consequence, in one or two sentences."""
 
     hint: str = ""
-    """What to do next."""
+    """The next step for the reader of the message."""
 
     detail: str = ""
     """Names for the log and for reports of commands only, such as pods of other namespaces.
@@ -137,7 +137,7 @@ class Finding:
 
     def __post_init__(self) -> None:
         if self.code not in CODES:
-            raise ValueError(f"no such problem code: {self.code}")
+            raise ValueError(f"unknown finding code: {self.code}")
 
     @property
     def severity(self) -> Severity:
@@ -145,27 +145,27 @@ class Finding:
         return CODES[self.code]
 
 
-def limit_findings(found: Iterable[Finding]) -> tuple[Finding, ...]:
+def limit_findings(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Return at most MAX_FINDINGS findings about one key, and a note if there are more.
 
     If any finding is an error, at least one error is returned. The iteration stops early.
     """
     kept: list[Finding] = []
-    refused = more = False
-    for one in found:
+    has_error = has_more = False
+    for finding in findings:
         if len(kept) < MAX_FINDINGS:
-            kept.append(one)
-            refused = refused or one.severity == Severity.ERROR
+            kept.append(finding)
+            has_error = has_error or finding.severity == Severity.ERROR
             continue
-        more = True
-        if not refused and one.severity == Severity.ERROR:
-            kept[-1], refused = one, True
-        if refused:
+        has_more = True
+        if not has_error and finding.severity == Severity.ERROR:
+            kept[-1], has_error = finding, True
+        if has_error:
             break
-    return (*kept, _more(kept[-1])) if more else tuple(kept)
+    return (*kept, _more_findings(kept[-1])) if has_more else tuple(kept)
 
 
-def _more(last: Finding) -> Finding:
+def _more_findings(last: Finding) -> Finding:
     return Finding(
         code=last.code,
         location=last.location,

@@ -1,8 +1,8 @@
-"""The labels that the agent's Node should have: a pure function of a report.
+"""Computes the labels of the agent's Node from a report.
 
-A label states what the pass verified. If the agent could not observe the node or read a source,
-existing labels stay and no label is added. A name that is no longer desired has no label, even if
-it is in use. If two names have the same label key, neither gets a label.
+A label states that the pass verified a profile. If the agent could not observe the node or read a
+source, existing labels stay and no label is added. A name that is no longer desired has no label,
+even if it is in use. If two names have the same label key, neither name has a label.
 """
 
 import hashlib
@@ -19,12 +19,12 @@ from agent.core.vocabulary import ON_NODE, ProfileSetState, ProfileState, Reason
 
 DOMAIN: Final = "profile-loader.node-restriction.kubernetes.io"
 DEFAULT_LIMIT: Final = 200
-MAX_LIMIT: Final = 800  # the admission policy's cost limit allows no more in one request (measured)
+MAX_LIMIT: Final = 800  # measured: the cost limit of admission policies allows no more per request
 DIGEST_DIGITS: Final = 12
 
 # kubernetes, apimachinery/pkg/util/validation/validation.go: IsQualifiedName, IsValidLabelValue.
 _ALLOWED: Final = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
-# 80 bits: finding a name with the suffix of a given other name takes 2**80 hashes on average.
+# 80 bits: it takes 2**80 hashes on average to find a name with the suffix of a given name.
 _SUFFIX_DIGITS: Final = 20
 _LIKE_SUFFIX: Final = re.compile(rf"(.*-)?[0-9a-f]{{{_SUFFIX_DIGITS}}}")
 _CUT: Final = 63 - 1 - _SUFFIX_DIGITS
@@ -40,11 +40,11 @@ class Labels:
 
 
 def label_name(text: str) -> str:
-    """Return the last part of the label key of a profile or ConfigMap. It is always the same.
+    """Return the last part of the label key of a profile or ConfigMap.
 
-    A label key allows most texts as they are, with `__` for each `/`. A text that it does not
-    allow, or that could be mistaken for another one, is shortened: the suffix is "-" and the first
-    20 hex digits of the sha256 of the whole text.
+    Most texts stay unchanged, except that each `/` becomes `__`. A text that is not valid in a
+    label key, or that is ambiguous, is shortened; it then ends with "-" and the first 20 hex digits
+    of the sha256 of the whole text. The same text always has the same label key.
     """
     plain = text.replace("/", "__")
     if (
@@ -64,7 +64,7 @@ def label_key(kind: ProfileKind, text: str, domain: str) -> str:
 
 
 def is_agent_label(label: str, domain: str) -> bool:
-    """Return whether a label key has one of the agent's prefixes."""
+    """Return whether a label key has a prefix of the agent."""
     prefix, _, _ = label.rpartition("/")
     return prefix == domain or (
         prefix.endswith(f".{domain}") and prefix.removesuffix(f".{domain}") in _PREFIXES
@@ -72,7 +72,7 @@ def is_agent_label(label: str, domain: str) -> bool:
 
 
 def has_agent_label_form(label: str) -> bool:
-    """Return whether a label key has the form of the agent's label keys, in any domain."""
+    """Return whether a label key looks like a label key of the agent, in any domain."""
     prefix, _, text = label.rpartition("/")
     return prefix.partition(".")[0] in _PREFIXES or (prefix != "" and text in KINDS)
 
@@ -82,7 +82,7 @@ _PREFIXES: Final = (*KINDS, "set", *(f"{kind}-digest" for kind in KINDS))
 
 def node_selector(row: ProfileStatus, domain: str) -> dict[str, str]:
     """Return the nodeSelector that selects nodes with this profile; empty if it has no label."""
-    if not _labelled(row):
+    if not _is_labelled(row):
         return {}
     return {label_key(row.kind, row.name, domain): _value(row)}
 
@@ -95,14 +95,14 @@ def labels_for(
     limit: int = DEFAULT_LIMIT,
     present: Mapping[str, str],
 ) -> Labels:
-    """Return the labels that follow from a report.
+    """Return the labels that the Node should have after the pass of a report.
 
     Args:
         report: the report of a pass.
         domain: the domain of the label keys.
         digest: whether to add labels with the digest of the source.
         limit: the largest number of labels.
-        present: the agent's labels that the Node has now. They have priority over new labels.
+        present: the current labels of the agent on the Node. They have priority over new labels.
     """
     collisions = _collisions(report, domain)
     labels: dict[str, str] = {}
@@ -117,38 +117,37 @@ def labels_for(
             labels[label] = "ready"
     for kind, support in report.kind_support.items():
         label = f"{domain}/{kind}"
-        known = (
+        labels[label] = (
             present.get(label, support.state)
             if support.state == SupportState.UNKNOWN
             else support.state
         )
-        labels[label] = known
-    kept, left = _limited(labels, domain, limit, present)
+    kept, omitted = _limited(labels, domain, limit, present)
     findings = [_collision(label, sorted(names)) for label, names in sorted(collisions.items())]
-    findings += [_too_many(left, limit)] if left else []
+    findings += [_too_many(omitted, limit)] if omitted else []
     return Labels(labels=kept, findings=tuple(findings))
 
 
 def _collisions(report: Report, domain: str) -> dict[str, frozenset[str]]:
-    """Return the label keys that belong to more than one desired name or ConfigMap.
+    """Return the label keys that more than one desired name or ConfigMap has.
 
-    Names without a label count as well, because a shared label would claim that a rejected profile
-    is on the node. Keys whose names are not known cannot count.
+    The names of rejected profiles count as well: a shared label would claim that the rejected
+    profile is on the node. Keys whose names are not known cannot be considered.
     """
-    meanings: dict[str, set[str]] = defaultdict(set)
+    names_by_label: dict[str, set[str]] = defaultdict(set)
     for kind, names in report.desired_names.items():
-        for text in names:
-            meanings[label_key(kind, text, domain)].add(text)
+        for name in names:
+            names_by_label[label_key(kind, name, domain)].add(name)
     for row in report.profiles:
         if row.desired and row.name:
-            meanings[label_key(row.kind, row.name, domain)].add(row.name)
+            names_by_label[label_key(row.kind, row.name, domain)].add(row.name)
     for status in report.profile_sets:
-        meanings[_set_key(status.profile_set, domain)].add(status.profile_set)
-    meanings.pop("", None)  # profile sets without a label
-    return {label: frozenset(texts) for label, texts in meanings.items() if len(texts) > 1}
+        names_by_label[_set_key(status.profile_set, domain)].add(status.profile_set)
+    names_by_label.pop("", None)  # profile sets without a label
+    return {label: frozenset(texts) for label, texts in names_by_label.items() if len(texts) > 1}
 
 
-def _labelled(row: ProfileStatus) -> bool:
+def _is_labelled(row: ProfileStatus) -> bool:
     return row.desired and bool(row.name) and row.state in ON_NODE
 
 
@@ -175,26 +174,27 @@ def _of_row(
     label = label_key(row.kind, row.name, domain)
     digest_label = f"{row.kind}-digest.{domain}/{label_name(row.name)}"
     if row.state == ProfileState.UNOBSERVABLE and row.desired:
-        for one in (label, digest_label):
-            if one in present:
-                yield one, present[one]
-    if not _labelled(row):
+        for kept_label in (label, digest_label):
+            if kept_label in present:
+                yield kept_label, present[kept_label]
+    if not _is_labelled(row):
         return
-    earned = [(label, _value(row))]
+    labels = [(label, _value(row))]
     if digest and row.source_digest:
-        earned.append((digest_label, row.source_digest[:DIGEST_DIGITS]))
-    for one, value in earned:
+        labels.append((digest_label, row.source_digest[:DIGEST_DIGITS]))
+    for row_label, value in labels:
         if not _may_be_undesired(row):
-            yield one, value
-        elif one in present:
-            yield one, present[one]  # Unknown whether it is desired, so the label stays.
+            yield row_label, value
+        elif row_label in present:
+            # The profile may or may not be desired, so an existing label stays unchanged.
+            yield row_label, present[row_label]
 
 
 def _set_key(origin: str, domain: str) -> str:
     """Return the label key of a profile set, or an empty string if the set has no label.
 
     Only the name of a ConfigMap means the same on every node. A directory or a manifest is a path
-    of one host, so its profiles have labels and the profile set has no label.
+    on one host, so that its profiles have labels, but the profile set has no label.
     """
     if not origin.startswith(_CONFIG_MAP):
         return ""
@@ -214,18 +214,18 @@ def _is_ready(
         for row in report.profiles
         if row.profile_set == status.profile_set and row.desired and not _may_be_undesired(row)
     ]
-    unseen = [row for row in rows if row.state not in ON_NODE]
-    if not rows or not all(_unseen(row, domain, present) for row in unseen):
+    unverified = [row for row in rows if row.state not in ON_NODE]
+    if not rows or not all(_keeps_label(row, domain, present) for row in unverified):
         return False
     if status.left_out or status.unlisted:
         return False
-    return (status.state == ProfileSetState.READ and not unseen) or _set_key(
+    return (status.state == ProfileSetState.READ and not unverified) or _set_key(
         status.profile_set, domain
     ) in present
 
 
-def _unseen(row: ProfileStatus, domain: str, present: Mapping[str, str]) -> bool:
-    """Return whether a profile has a label and cannot be observed now."""
+def _keeps_label(row: ProfileStatus, domain: str, present: Mapping[str, str]) -> bool:
+    """Return whether a profile that cannot be observed now keeps its existing label."""
     return (
         row.state == ProfileState.UNOBSERVABLE and label_key(row.kind, row.name, domain) in present
     )
@@ -234,7 +234,7 @@ def _unseen(row: ProfileStatus, domain: str, present: Mapping[str, str]) -> bool
 def _limited(
     labels: Mapping[str, str], domain: str, limit: int, present: Mapping[str, str]
 ) -> tuple[dict[str, str], int]:
-    """Return at most `limit` labels, and the number of labels that were left out."""
+    """Return at most `limit` labels, and the number of omitted labels."""
 
     def rank(label: str) -> tuple[bool, bool, bool, bool, str]:
         prefix = label.partition("/")[0]
@@ -258,15 +258,15 @@ def _collision(label: str, names: list[str]) -> Finding:
         location=label,
         message=" and ".join(f'"{text}"' for text in names) + " have the same label key. "
         "None of them gets a label.",
-        hint="Rename one of them.",
+        hint="Rename all but one of these profiles or ConfigMaps.",
     )
 
 
-def _too_many(left: int, limit: int) -> Finding:
+def _too_many(omitted: int, limit: int) -> Finding:
     return Finding(
         code="label_limit",
         location="node labels",
-        message=f"The Node has no labels for {left} names, because --label-limit is {limit}.",
+        message=f"The Node has no labels for {omitted} names, because --label-limit is {limit}.",
         hint="Use the label of the ConfigMap (set.DOMAIN/NAMESPACE__NAME), or increase "
         "--label-limit.",
     )

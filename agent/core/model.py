@@ -1,7 +1,8 @@
 """The values that the parts of the agent exchange: keys, profiles, versions and observations.
 
-Every value is frozen, and nothing in this module does input or output. An empty, a missing, an
-unreadable and an unsupported source or node are different types, so that no code confuses them.
+Every value is frozen, and nothing in this module does input or output. Sources that
+are empty, missing or unreadable have different types, and so have nodes that cannot be observed or
+do not support a kind. No code can confuse them.
 """
 
 import hashlib
@@ -17,9 +18,9 @@ ProfileKind = Literal["apparmor", "seccomp"]
 KINDS: Final[tuple[ProfileKind, ...]] = get_args(ProfileKind)
 
 # Evidence consists of opaque tokens that identify content. Each backend defines its own tokens,
-# for example "bytes:<hex>", the sha256 of a file. Two contents are the same if their evidence has
-# a token in common. No token is made from a name or an exit status. Where a backend cannot read
-# content, a token may identify one unchanged object on the node (ObservedProfile.is_readable).
+# for example "bytes:<hex>", the sha256 of a file. Two contents are equal if their evidence shares a
+# token. No token is made from a name or an exit status. If a backend cannot read content, a token
+# may identify one unchanged object on the node (ObservedProfile.is_readable).
 Evidence = frozenset[str]
 
 
@@ -57,7 +58,7 @@ class SourceKey:
     """A directory in front of the key, for kinds that install files."""
 
     name: str = ""
-    """The plain name of a key that is qualified, such as `audit.json` of `ns/web/audit.json`."""
+    """The plain name of a qualified key, such as `audit.json` for `ns/web/audit.json`."""
 
     @property
     def path(self) -> str:
@@ -112,7 +113,7 @@ class Version:
     """One version of one profile, as the ledger records it, without the bytes."""
 
     names: tuple[str, ...]
-    """The names that pods can reference, with the names of children."""
+    """The names that pods can reference, including the names of child profiles."""
 
     source_digest: str
     """The sha256 of the content of the key."""
@@ -121,7 +122,7 @@ class Version:
     """The sha256 of the bytes that are installed."""
 
     context: str = ""
-    """A digest of everything else that the body was made from; empty if there is nothing."""
+    """A digest of every other input of the body, such as the kernel; empty if there is none."""
 
     modes: Mapping[str, str] = field(default_factory=dict)
     """The mode of each name; empty for kinds without modes."""
@@ -146,17 +147,17 @@ class Profile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
-    """One rejected key, with at least one finding of severity error."""
+    """One rejected key. At least one finding is an error."""
 
     id: KeyId
     findings: tuple[Finding, ...]
     names: tuple[str, ...] = ()
-    """The names that the key would provide, as far as they are known. They stay claimed."""
+    """The names that the key would provide, if known. They are not removed from the node."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unchecked:
-    """One key that this node has no means to check (no parser, no kernel support)."""
+    """One key that this node cannot check, because a parser or kernel support is missing."""
 
     id: KeyId
     finding: Finding
@@ -169,7 +170,7 @@ class Pending:
     id: KeyId
     source: bytes
     findings: tuple[Finding, ...] = ()
-    """Why the check takes longer than usual; usually empty."""
+    """Why the check takes longer than usual. Usually, there is no such finding."""
 
     def may_provide(self, name: str) -> bool:
         """Return whether the key's text mentions the last part of a name as a word."""
@@ -188,7 +189,7 @@ class ObservedProfile:
     """The profile that the node has under one name."""
 
     evidence: Evidence
-    """Empty if the content cannot be compared with any other content."""
+    """The evidence of the content; empty if the content cannot be compared."""
 
     mode: str = ""
     """Empty for kinds without modes."""
@@ -218,7 +219,7 @@ class InUse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnknownUse:
-    """No proof whether a process uses the name, and the reason."""
+    """The reason why it is not known whether a process uses the name."""
 
     reason: str
 
@@ -262,7 +263,7 @@ Observed = Observation | Unobservable | Unsupported
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEntry:
-    """The ledger entry of one key. A staged version alone is no proof of ownership."""
+    """The ledger entry of one key. A staged version alone does not prove ownership."""
 
     id: KeyId
     provenance: Provenance
@@ -277,4 +278,4 @@ class LedgerEntry:
     """
 
     prefix: str = ""
-    """The prefix of the source key, which another inspection of the source needs."""
+    """The prefix of the source key. It is needed to inspect the stored source again."""

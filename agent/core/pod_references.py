@@ -1,7 +1,8 @@
-"""The profiles that a pod references, in every place that Kubernetes allows.
+"""Finds the profiles that a pod references, in every place that Kubernetes allows.
 
-Init and ephemeral containers count, and so do the annotations of older API servers (kubernetes,
-pkg/apis/core/annotation_key_constants.go). A pod that has succeeded or failed references nothing.
+These places include init containers, ephemeral containers and the annotations of older API servers
+(kubernetes, pkg/apis/core/annotation_key_constants.go). A pod that has succeeded or failed
+references no profile.
 """
 
 import posixpath
@@ -34,8 +35,9 @@ def referenced_profiles(pod: Mapping[str, object]) -> ProfileReferences:
     contexts = [_mapping(spec.get("securityContext"))]
     for field in _CONTAINERS:
         containers = spec.get(field)
-        for one in containers if isinstance(containers, list) else []:
-            contexts.append(_mapping(_mapping(one).get("securityContext")))  # noqa: PERF401 - reads better
+        for container in containers if isinstance(containers, list) else []:
+            context = _mapping(container).get("securityContext")
+            contexts.append(_mapping(context))
     return frozenset([*_fields(contexts), *_annotations(pod)])
 
 
@@ -45,7 +47,7 @@ def _fields(contexts: Iterable[Mapping[str, object]]) -> Iterable[tuple[ProfileK
             profile = _mapping(context.get(field))
             name = profile.get("localhostProfile")
             if profile.get("type") == "Localhost" and isinstance(name, str):
-                yield kind, _meant(kind, name)
+                yield kind, _runtime_name(kind, name)
 
 
 def _annotations(pod: Mapping[str, object]) -> Iterable[tuple[ProfileKind, str]]:
@@ -53,13 +55,13 @@ def _annotations(pod: Mapping[str, object]) -> Iterable[tuple[ProfileKind, str]]
     for key, value in annotations.items():
         for prefix, kind in _ANNOTATIONS:
             if key.startswith(prefix) and str(value).startswith(_LOCALHOST):
-                yield kind, _meant(kind, str(value).removeprefix(_LOCALHOST))
+                yield kind, _runtime_name(kind, str(value).removeprefix(_LOCALHOST))
 
 
-def _meant(kind: ProfileKind, name: str) -> str:
-    """Return the name that a runtime uses: the kubelet cleans the path of a seccomp file.
+def _runtime_name(kind: ProfileKind, name: str) -> str:
+    """Return the name that a runtime uses. The kubelet normalizes the path of a seccomp file.
 
-    kubernetes, pkg/kubelet/kuberuntime/helpers.go: filepath.Join.
+    Source: kubernetes, pkg/kubelet/kuberuntime/helpers.go (filepath.Join).
     """
     return posixpath.normpath(name) if kind == "seccomp" else name
 

@@ -1,6 +1,6 @@
 """The protocols that backends, sources and the ledger implement, with their result types.
 
-Nothing in this module decides. An expected failure is a value, such as a finding, `Unobservable`
+This module contains no logic. An expected failure is a value, such as a finding, `Unobservable`
 or `Unreadable`; only a bug raises an exception.
 """
 
@@ -48,21 +48,21 @@ class Removed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StillInUse:
-    """Nothing was removed, because these names are in use, or their use is not known."""
+    """Nothing was removed, because names are in use, or their use is not known."""
 
     uses: Mapping[str, InUse | UnknownUse]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sandbox:
-    """Whether a sandbox keeps the program that reads profile texts from opening other files."""
+    """The state of the sandbox that limits which files the parser of profile texts can open."""
 
     finding: Finding | None = None
-    """Why there is no sandbox; None if the sandbox is active."""
+    """The reason for a missing sandbox; None if the sandbox is active."""
 
 
 class InstalledForm(StrEnum):
-    """What a backend installs for a profile."""
+    """The form in which a backend installs a profile."""
 
     FILE = "file"
     POLICY = "policy"
@@ -70,16 +70,16 @@ class InstalledForm(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """How profile kinds differ, as far as decisions and reports depend on it."""
+    """The differences between profile kinds that decisions and reports depend on."""
 
     removal_unconfines: bool
-    """Whether removing a profile ends the confinement of its processes for good.
+    """Whether the processes of a removed profile stay unconfined, even if it is installed again.
 
-    The removal of such a profile needs proof that no process uses it.
+    The removal of such a profile requires proof that no process uses it.
     """
 
     installed_form: InstalledForm
-    """Which digest of a report identifies the installed version: of the file or of the policy."""
+    """Whether the digest of a file or of a policy identifies the installed version in reports."""
 
 
 class ProfileBackend(Protocol):
@@ -91,7 +91,7 @@ class ProfileBackend(Protocol):
 
     @property
     def capabilities(self) -> Capabilities:
-        """Return how this kind differs from others. The value never changes."""
+        """Return the differences from other kinds. The value never changes."""
 
     def begin_pass(self) -> None:
         """Begin a pass, and collect the results of background checks."""
@@ -100,20 +100,20 @@ class ProfileBackend(Protocol):
         """Wait until no background check is running.
 
         Args:
-            progress: called at least once a second, with how many checks have finished, and how
-                many there are.
+            progress: called at least once a second, with the number of finished checks and the
+                number of all checks.
 
         Returns:
             Whether the next pass has new results.
         """
 
     def inspect(self, source_key: SourceKey) -> Inspected:
-        """Check one key without a change of the node. The same key gives the same result."""
+        """Check one key without changing the node. The same key has the same result."""
 
     def body(self, profile: Profile) -> bytes | None:
         """Return the bytes to install, whose digest is `profile.version.body_digest`.
 
-        None: the backend no longer has these bytes. Another `inspect` produces them again.
+        None means that the backend no longer has these bytes; `inspect` produces them again.
         """
 
     def discard(self, profile: Profile) -> None:
@@ -126,7 +126,12 @@ class ProfileBackend(Protocol):
         """Return the state of the sandbox; None for a kind that starts no program."""
 
     def observe(self, names: Collection[str], removal_candidates: Collection[str]) -> Observed:
-        """Observe the names on the node, and the use of the names that may be removed."""
+        """Observe profiles on the node.
+
+        Args:
+            names: the names to observe.
+            removal_candidates: the names whose use is observed as well.
+        """
 
     def install(
         self,
@@ -152,31 +157,31 @@ class ProfileBackend(Protocol):
     ) -> Removed | StillInUse | Failed:
         """Remove names after another check of the node.
 
-        Each name must still have the content of its evidence; other content is `foreign_name`.
-        With `require_unused`, no process may use any of the names.
+        Each name must still have the content of its evidence; otherwise the result is Failed with
+        `foreign_name`. With `require_unused`, nothing is removed if a process may use a name.
         """
 
     def is_unchanged(self) -> bool:
         """Return whether the node is unchanged since the last observation or action.
 
-        Signatures and revisions are enough; False if they cannot tell.
+        The check may rely on signatures and revisions. In doubt, the result is False.
         """
 
     def invalidate(self) -> None:
-        """Read the content itself at the next observation."""
+        """Read the content at the next observation, even if its signature is unchanged."""
 
 
 class ConfinementTracker(Protocol):
     """Finds processes that lost their confinement, because their profile was removed."""
 
     def observe(self, names: Collection[str]) -> None:
-        """Record every thread that runs under one of these profiles now."""
+        """Record every thread that currently runs under a profile of these names."""
 
     def names_in_use(self) -> frozenset[str]:
-        """Return the profiles under which a thread ran at the last observation."""
+        """Return the profiles that confined a thread at the last observation."""
 
     def record_removals(self, names: Collection[str]) -> None:
-        """Find the threads that ran under one of these profiles, and are unconfined now."""
+        """Find the threads that the removal of these profiles left unconfined."""
 
     def findings(self) -> tuple[Finding, ...]:
         """Return a finding for each profile whose processes lost their confinement."""
@@ -186,7 +191,7 @@ class ConfinementTracker(Protocol):
 
 
 class Source(Protocol):
-    """A place that profiles come from."""
+    """A place that provides profile sets, for example a directory."""
 
     @property
     def watched_path(self) -> Path | None:
@@ -196,12 +201,12 @@ class Source(Protocol):
         """Read every profile set once. A set with an unchanged signature is not read again."""
 
     def invalidate(self) -> None:
-        """Read the content itself at the next `read`."""
+        """Read the content at the next `read`, even if its signature is unchanged."""
 
     def explain_absence(self, profile_set: str) -> Snapshot | None:
         """Return the snapshot of a profile set of the ledger that `read` did not return.
 
-        None: the set does not belong to this source, so its profiles are left alone.
+        None means that the set does not belong to this source, so that its profiles stay.
         """
 
 
@@ -209,7 +214,7 @@ class Ledger(Protocol):
     """The record of the profiles that this agent installed on the node."""
 
     def entries(self) -> Mapping[KeyId, LedgerEntry] | Finding:
-        """Return every entry, or why they cannot be trusted (newer schema, unreadable)."""
+        """Return every entry, or a finding if the ledger is unreadable or has a newer schema."""
 
     def write(self, entry: LedgerEntry) -> Finding | None:
         """Store an entry durably (fsync), and replace its previous version atomically."""
@@ -218,10 +223,10 @@ class Ledger(Protocol):
         """Delete an entry."""
 
     def store_content(self, content: bytes) -> Finding | None:
-        """Store bytes under their sha256, durably; a no-op if they are there and whole."""
+        """Store bytes durably under their sha256, unless intact bytes are already stored."""
 
     def has_content(self, digest: str) -> bool:
         """Return whether bytes with this sha256 are stored. Their content is not read."""
 
     def content(self, digest: str) -> bytes | None:
-        """Return the bytes of that sha256, or None if absent or damaged."""
+        """Return the bytes with this sha256, or None if they are absent or damaged."""

@@ -1,6 +1,6 @@
 """The report of a pass: the state of every profile and profile set, and the findings.
 
-Reporters see nothing but the report. A profile is `installed` only if this pass verified it on the
+Reporters use nothing but the report. A profile is `installed` only if this pass verified it on the
 node. The exit status depends on the report alone.
 """
 
@@ -31,7 +31,7 @@ class ProfileStatus:
     profile_set: str
     key: str
     name: str
-    """Empty if the names of the key are not known."""
+    """The name that pods can reference; empty if the names of the key are not known."""
 
     localhost_profile: str
     """The value for `localhostProfile` in the security context of a pod; empty if there is none."""
@@ -52,11 +52,11 @@ class ProfileStatus:
     """The mode in the kernel; empty for kinds without modes."""
 
     desired: bool = True
-    """Whether a current key provides the name, by its last good version at least."""
+    """Whether a current key provides the name, at least in its last good version."""
 
     findings: tuple[Finding, ...] = ()
     reason_text: str = ""
-    """A text to show instead of the reason, if it says more."""
+    """A more precise text that is shown instead of the reason; empty if there is none."""
 
     @property
     def why(self) -> str:
@@ -73,44 +73,50 @@ class ProfileSetStatus:
     reason: str = ""
     keys: int = 0
     left_out: int = 0
-    """How many of its keys belong to kinds that `--kinds` excludes."""
+    """The number of keys of kinds that `--kinds` excludes."""
 
     unlisted: int = 0
-    """How many of its keys exceed a limit and have no row of their own."""
+    """The number of keys that exceed a limit and have no row in the report."""
+
     cause: UnreadableCause | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KindSupport:
-    """Whether this node can have profiles of a kind; the problem says why not."""
+    """Whether this node can have profiles of a kind."""
 
     state: SupportState
     finding: Finding | None = None
+    """The reason if the kind is not supported, or if its profiles cannot be observed."""
+
     sandboxed: bool | None = None
-    """Whether the program that reads the texts runs in a sandbox; None if there is no program."""
+    """Whether the parser of the kind runs in a sandbox; None for a kind without a parser."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """One pass.
-
-    problems: those that belong to no row (sources, ledger). names: every name that a key desires,
-    by kind, as far as names are known: of accepted, rejected and pending keys. pending: how many
-    keys are still being checked in the background.
-    """
+    """The results of one pass."""
 
     profiles: tuple[ProfileStatus, ...]
     profile_sets: tuple[ProfileSetStatus, ...]
     kind_support: Mapping[ProfileKind, KindSupport]
     findings: tuple[Finding, ...] = ()
+    """The findings that belong to no row, for example about sources or the ledger."""
+
     pending: int = 0
+    """The number of keys that are still being checked in the background."""
+
     dry_run: bool = False
     desired_names: Mapping[ProfileKind, frozenset[str]] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)  # read, inspect, observe, act
-    pass_number: int = 0
-    """The number of the pass that made this report, from 1; 0 if no pass made it.
+    """The known names of accepted and rejected keys, per kind."""
 
-    A pass that finds nothing changed returns the previous report with its number.
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """The duration of each step of the pass: read, inspect, observe and act."""
+
+    pass_number: int = 0
+    """The number of the pass that made this report, starting with 1; 0 if no pass made it.
+
+    A pass that finds no change returns the previous report with its number.
     """
 
     @property
@@ -122,8 +128,8 @@ class Report:
 def merge_reports(first: Report, second: Report) -> Report:
     """Merge the reports of two consecutive passes.
 
-    The states are those of the second pass. A change by the first pass is included if the second
-    pass had nothing to do for that profile.
+    The states come from the second pass. A change by the first pass is included if the second pass
+    left that profile unchanged.
     """
 
     def identity(row: ProfileStatus) -> tuple[str, ...]:
@@ -132,17 +138,19 @@ def merge_reports(first: Report, second: Report) -> Report:
     changed = {identity(row): row for row in first.profiles if row.action in _CHANGES}
     rows = {identity(row): row for row in second.profiles}
     for row_identity, row in changed.items():
-        now = rows.get(row_identity)
-        if now is None and row.state in (ProfileState.REMOVED, ProfileState.RELEASED):
+        current = rows.get(row_identity)
+        if current is None and row.state in (ProfileState.REMOVED, ProfileState.RELEASED):
             rows[row_identity] = row
-        elif now is not None and (
-            now.action == ActionName.KEEP
-            or (now.action == ActionName.HOLD and now.state == row.state)
+        elif current is not None and (
+            current.action == ActionName.KEEP
+            or (current.action == ActionName.HOLD and current.state == row.state)
         ):
             rows[row_identity] = replace(
-                now, action=row.action, reason=row.reason, reason_text=row.reason_text
+                current, action=row.action, reason=row.reason, reason_text=row.reason_text
             )
-    seconds = {step: first.seconds.get(step, 0.0) + spent for step, spent in second.seconds.items()}
+    seconds = {
+        step: first.seconds.get(step, 0.0) + duration for step, duration in second.seconds.items()
+    }
     return replace(second, profiles=tuple(rows.values()), seconds=seconds)
 
 
@@ -151,7 +159,7 @@ def repeats_source_state(finding: Finding) -> bool:
     return finding.code.startswith("source_")
 
 
-# A held profile may wait for its users. The states of the profile sets cover missing sources.
+# A held profile may wait until it is unused. The states of the profile sets cover missing sources.
 _CONVERGED_STATES = frozenset(
     {
         ProfileState.INSTALLED,
@@ -165,12 +173,12 @@ _CONVERGED_STATES = frozenset(
 
 
 def is_converged(report: Report, *, allow_unsupported: bool) -> bool:
-    """Return whether the node is converged. The labels of the Node do not matter."""
+    """Return whether the node is converged. The labels of the Node are not considered."""
     return _profiles_status(report, allow_unsupported=allow_unsupported) == 0
 
 
 def exit_status(report: Report, *, allow_unsupported: bool) -> Literal[0, 1, 3]:
-    """Return the exit status of a command: 0, 1 or 3. docs/reference.md explains them."""
+    """Return the exit status of a command. docs/reference.md explains the statuses."""
     if any(finding.code in ("node_unreachable", "label_refused") for finding in report.findings):
         return 3
     return _profiles_status(report, allow_unsupported=allow_unsupported)

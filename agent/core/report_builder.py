@@ -39,7 +39,7 @@ from agent.core.vocabulary import (
 )
 
 
-def build_report(  # noqa: PLR0913 - what a pass consists of
+def build_report(  # noqa: PLR0913 - keyword-only
     *,
     desired: Desired,
     observed: Mapping[ProfileKind, Observed],
@@ -73,28 +73,30 @@ def build_report(  # noqa: PLR0913 - what a pass consists of
         profiles=tuple(sorted(rows, key=lambda row: (row.kind, row.name or row.key, row.key))),
         profile_sets=tuple(
             replace(
-                profile_set_status(one),
+                profile_set_status(snapshot),
                 left_out=desired.left_out.get(origin, 0),
                 unlisted=desired.unlisted.get(origin, 0),
             )
-            for origin, one in desired.profile_sets.items()
+            for origin, snapshot in desired.profile_sets.items()
         ),
         kind_support={
-            kind: kind_support(one, sandboxes.get(kind)) for kind, one in observed.items()
+            kind: kind_support(observation, sandboxes.get(kind))
+            for kind, observation in observed.items()
         },
         findings=(
             *findings,
-            *(one for one in map(source_finding, desired.profile_sets.values()) if one),
+            *filter(None, map(source_finding, desired.profile_sets.values())),
             *(admission.unlisted_keys(origin, count) for origin, count in desired.unlisted.items()),
             *sandbox_findings(sandboxes.values()),
             *(
-                one
-                for seen in observed.values()
-                if isinstance(seen, Observation)
-                for one in seen.findings
+                finding
+                for observation in observed.values()
+                if isinstance(observation, Observation)
+                for finding in observation.findings
             ),
         ),
-        pending=len(desired.pending) + sum(one.result == OutcomeResult.PENDING for one in outcomes),
+        pending=len(desired.pending)
+        + sum(outcome.result == OutcomeResult.PENDING for outcome in outcomes),
         dry_run=dry_run,
         desired_names={
             kind: names for kind in observed if (names := _desired_names(kind, desired))
@@ -105,8 +107,12 @@ def build_report(  # noqa: PLR0913 - what a pass consists of
 
 def _desired_names(kind: ProfileKind, desired: Desired) -> frozenset[str]:
     """Return every name of a kind that accepted and rejected keys provide."""
-    accepted = [one.version.names for id_, one in desired.profiles.items() if id_.kind == kind]
-    rejected = [one.names for id_, one in desired.rejections.items() if id_.kind == kind]
+    accepted = [
+        profile.version.names for id_, profile in desired.profiles.items() if id_.kind == kind
+    ]
+    rejected = [
+        rejection.names for id_, rejection in desired.rejections.items() if id_.kind == kind
+    ]
     return frozenset(name for names in (*accepted, *rejected) for name in names)
 
 
@@ -114,47 +120,48 @@ def _rows(
     outcome: Outcome, desired: Desired, capabilities: Capabilities
 ) -> Iterable[ProfileStatus]:
     action = outcome.action
-    state, name = _state(outcome, desired)
+    state, action_name = _state(outcome, desired)
     if outcome.result == OutcomeResult.PENDING:
-        state, name = ProfileState.PENDING, ActionName.HOLD
+        state, action_name = ProfileState.PENDING, ActionName.HOLD
     if state is None:
         return
     findings = _findings(outcome, desired)
-    desires = not isinstance(action, Remove | Release) and (
+    is_desired = not isinstance(action, Remove | Release) and (
         not isinstance(action, Hold) or action.desired
     )
-    held = frozenset(outcome.version.names) if outcome.version is not None else frozenset()
-    for index, provided in enumerate(action.names or ("",)):
-        row = _row(action.id, provided, outcome.version if provided in held else None, capabilities)
+    version_names = frozenset(outcome.version.names) if outcome.version is not None else frozenset()
+    for index, name in enumerate(action.names or ("",)):
+        version = outcome.version if name in version_names else None
+        row = _row(action.id, name, version, capabilities)
         yield replace(
             row,
             state=state,
-            action=name,
+            action=action_name,
             reason=action.reason,
-            desired=desires,
+            desired=is_desired,
             findings=findings * (index == 0),
         )
 
 
 def _findings(outcome: Outcome, desired: Desired) -> tuple[Finding, ...]:
-    """Return the findings of an outcome, and after them the findings about the profile itself."""
+    """Return the findings of an outcome, followed by the findings about the profile itself."""
     action = outcome.action
-    said = action.findings if isinstance(action, Install | Hold) else ()
+    action_findings = action.findings if isinstance(action, Install | Hold) else ()
     profile = desired.profiles.get(action.id)
-    remarks = profile.findings if profile is not None else ()
+    profile_findings = profile.findings if profile is not None else ()
     if isinstance(action, Remove | Release):
-        remarks = ()
-    return tuple(dict.fromkeys(outcome.findings + said + remarks))
+        profile_findings = ()
+    return tuple(dict.fromkeys(outcome.findings + action_findings + profile_findings))
 
 
 def installed_digest(version: Version | None, capabilities: Capabilities) -> str:
-    """Return the digest of the installed file; empty for kinds that install policy."""
+    """Return the digest of the installed file, or an empty text for kinds that install policy."""
     is_file = capabilities.installed_form == InstalledForm.FILE
     return version.body_digest if version is not None and is_file else ""
 
 
 def policy_digest(version: Version | None, capabilities: Capabilities) -> str:
-    """Return the digest of the compiled policy; empty for kinds that install files."""
+    """Return the digest of the compiled policy, or an empty text for kinds that install files."""
     is_policy = capabilities.installed_form == InstalledForm.POLICY
     return version.body_digest if version is not None and is_policy else ""
 
@@ -162,7 +169,7 @@ def policy_digest(version: Version | None, capabilities: Capabilities) -> str:
 def _row(
     id_: KeyId, name: str, version: Version | None, capabilities: Capabilities
 ) -> ProfileStatus:
-    """Return the row of a name without the outcome of its action."""
+    """Return the row of a name. The caller adds the outcome of the action."""
     return ProfileStatus(
         kind=id_.kind,
         profile_set=id_.profile_set,
@@ -180,7 +187,7 @@ def _row(
 
 
 def _state(outcome: Outcome, desired: Desired) -> tuple[ProfileState | None, ActionName]:
-    """Return the state of an outcome's rows (None: no row) and the name of its action."""
+    """Return the state of the rows of an outcome, or None for no row, and the action's name."""
     action = outcome.action
     match action:
         case Install(reason=reason, profile=profile):
@@ -220,7 +227,7 @@ def _or_not_done(outcome: Outcome, done: ProfileState) -> ProfileState:
 
 
 def _release_state(action: Release, outcome: Outcome) -> ProfileState | None:
-    """Return the state of a released profile; None: it belongs to another key by now."""
+    """Return the state of a released profile, or None if the profile has no row."""
     if outcome.result == OutcomeResult.FAILED:
         return ProfileState.FAILED
     is_internal = action.reason in (Reason.MOVED, Reason.NEVER_INSTALLED)
@@ -230,7 +237,7 @@ def _release_state(action: Release, outcome: Outcome) -> ProfileState | None:
 
 
 def _install_name(reason: Reason) -> ActionName:
-    """Return whether an installation with this reason installs, replaces or restores."""
+    """Return the name of an installation with this reason: install, replace or restore."""
     if reason in DRIFTS:
         return ActionName.RESTORE
     return ActionName.INSTALL if reason == Reason.NEW else ActionName.REPLACE
@@ -251,14 +258,14 @@ _HINTS = {
 
 def source_finding(snapshot: Snapshot) -> Finding | None:
     """Return why a profile set was not read, or None if it was read."""
-    told = profile_set_status(snapshot)
-    if told.state == ProfileSetState.READ:
+    status = profile_set_status(snapshot)
+    if status.state == ProfileSetState.READ:
         return None
-    reason = "over_limit" if told.cause == UnreadableCause.OVER_LIMIT else told.state
+    reason = "over_limit" if status.cause == UnreadableCause.OVER_LIMIT else status.state
     return Finding(
         code=f"source_{reason}",
-        location=told.profile_set,
-        message=f"The source is {reason.replace('_', ' the ')}: {told.reason}.",
+        location=status.profile_set,
+        message=f"The source is {reason.replace('_', ' the ')}: {status.reason}.",
         hint=_HINTS[reason],
     )
 
@@ -283,11 +290,11 @@ def profile_set_status(snapshot: Snapshot) -> ProfileSetStatus:
                 state=ProfileSetState.MISSING,
                 reason=snapshot.reason,
             )
-        case Unreadable(reason=why, cause=cause):
+        case Unreadable(reason=reason, cause=cause):
             return ProfileSetStatus(
                 profile_set=snapshot.profile_set,
                 state=ProfileSetState.UNREADABLE,
-                reason=why,
+                reason=reason,
                 cause=cause,
             )
         case unreachable:
@@ -296,12 +303,12 @@ def profile_set_status(snapshot: Snapshot) -> ProfileSetStatus:
 
 def sandbox_findings(sandboxes: Iterable[Sandbox | None]) -> tuple[Finding, ...]:
     """Return the findings about programs that read profile texts without a sandbox."""
-    found = (one.finding for one in sandboxes if one is not None)
-    return tuple(one for one in found if one is not None)
+    findings = (sandbox.finding for sandbox in sandboxes if sandbox is not None)
+    return tuple(finding for finding in findings if finding is not None)
 
 
 def kind_support(observed: Observed, sandbox: Sandbox | None) -> KindSupport:
-    """Return whether an observed node can have profiles of a kind."""
+    """Return from an observation whether the node can have profiles of a kind."""
     sandboxed = sandbox.finding is None if sandbox is not None else None
     match observed:
         case Observation():

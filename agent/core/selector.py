@@ -1,4 +1,4 @@
-"""Label selectors of Kubernetes: parsing and matching.
+"""Parses Kubernetes label selectors, and matches labels against them.
 
 The grammar is that of kubectl's --selector (kubernetes, apimachinery/pkg/labels/selector.go):
 `a=b`, `a==b`, `a!=b`, `a in (b,c)`, `a notin (b,c)`, `a` and `!a`, joined by commas. All
@@ -47,47 +47,55 @@ class Selector:
 
 
 def parse(text: str) -> Selector:
-    """Parse a selector. Raises ValueError with the reason for a text that is not valid."""
+    """Parse a selector.
+
+    Raises:
+        ValueError: the text is not a valid selector. The message explains why.
+    """
     if not text.strip():
         return Selector()
     terms: list[Term] = []
     position = 0
     while True:
-        found = _TERM.match(text, position)
-        if found is None:
-            raise ValueError(f'"{text}" is no label selector, from character {position + 1} on')
-        terms.append(_term(found, text))
-        position = found.end()
+        match = _TERM.match(text, position)
+        if match is None:
+            raise ValueError(_syntax_error(text, position))
+        terms.append(_term(match, text))
+        position = match.end()
         if position == len(text):
             return Selector(terms=tuple(terms))
         if text[position] != ",":
-            raise ValueError(f'"{text}" is no label selector, from character {position + 1} on')
+            raise ValueError(_syntax_error(text, position))
         position += 1
 
 
-def _term(found: re.Match[str], text: str) -> Term:
-    if found["no"]:
-        return Term(key=found["absent"], relation=Relation.ABSENT)
-    if found["set"]:
-        values = frozenset(one.strip() for one in found["values"].split(","))
-        relation = Relation(found["set"])
-    elif found["sign"]:
-        values = frozenset([found["value"]])
-        relation = Relation.NOT_IN if found["sign"] == "!=" else Relation.IN
+def _syntax_error(text: str, position: int) -> str:
+    return f'"{text}" is not a valid label selector (error at character {position + 1})'
+
+
+def _term(match: re.Match[str], text: str) -> Term:
+    if match["no"]:
+        return Term(key=match["absent"], relation=Relation.ABSENT)
+    if match["set"]:
+        values = frozenset(value.strip() for value in match["values"].split(","))
+        relation = Relation(match["set"])
+    elif match["sign"]:
+        values = frozenset([match["value"]])
+        relation = Relation.NOT_IN if match["sign"] == "!=" else Relation.IN
     else:
-        return Term(key=found["key"], relation=Relation.EXISTS)
-    wrong = [one for one in sorted(values) if not _VALUE.fullmatch(one)]
-    if wrong:
-        raise ValueError(f'"{text}": "{wrong[0]}" can be no label\'s value')
-    return Term(key=found["key"], relation=relation, values=values)
+        return Term(key=match["key"], relation=Relation.EXISTS)
+    invalid = [value for value in sorted(values) if not _VALUE.fullmatch(value)]
+    if invalid:
+        raise ValueError(f'"{text}": "{invalid[0]}" is not a valid label value')
+    return Term(key=match["key"], relation=relation, values=values)
 
 
 def matches(selector: Selector, labels: Mapping[str, str]) -> bool:
-    """Return whether labels fulfil every condition. `notin` is true if the label is absent."""
-    return all(_holds(term, labels) for term in selector.terms)
+    """Return whether labels fulfil every condition. An absent label fulfils `notin`."""
+    return all(_is_fulfilled(term, labels) for term in selector.terms)
 
 
-def _holds(term: Term, labels: Mapping[str, str]) -> bool:
+def _is_fulfilled(term: Term, labels: Mapping[str, str]) -> bool:
     match term.relation:
         case Relation.EXISTS:
             return term.key in labels

@@ -1,6 +1,6 @@
-"""The closed sets of words that decisions, reports and logs are made of.
+"""The closed sets of words in decisions, reports and logs.
 
-Each value is the text that JSON reports, metrics, logs and tables contain. Code compares members,
+The value of a member is the text in JSON reports, metrics, logs and tables. Code compares members,
 never text. Findings have codes of their own: see `agent.core.findings`.
 """
 
@@ -14,10 +14,10 @@ class ProfileState(StrEnum):
     """The desired version is on the node, verified in this pass."""
 
     OUTDATED = "outdated"
-    """The last good version is on the node, since the desired version is rejected or pending."""
+    """The last good version is on the node, because the desired version is not installed."""
 
     HELD = "held"
-    """No longer desired, and left on the node on purpose. The reason says why."""
+    """No longer desired, and left on the node. The reason explains why."""
 
     PENDING = "pending"
     """The check is still running, and no last good version is on the node."""
@@ -53,13 +53,13 @@ ON_NODE = frozenset({ProfileState.INSTALLED, ProfileState.OUTDATED, ProfileState
 
 
 class ActionName(StrEnum):
-    """What a pass did about one profile."""
+    """The action of a pass for one profile."""
 
     INSTALL = "install"
     """Write a file or load policy that this agent had not installed before."""
 
     REPLACE = "replace"
-    """Install another version over the installed one, or over content that is taken over."""
+    """Replace the installed version, or a foreign profile that is taken over."""
 
     RESTORE = "restore"
     """Reinstall a version that went missing or was changed on the node."""
@@ -80,12 +80,12 @@ class Reason(StrEnum):
     """Why a plan contains an action."""
 
     NONE = ""
-    """No pass decided: the row comes from a command that only reads."""
+    """No plan made the row. It comes from a command that only reads."""
 
     # Install
     NEW = "new"
     CHANGED = "changed"
-    """The source has another version."""
+    """The source provides another version."""
 
     RECOMPILED = "recompiled"
     """The source is the same, but the kernel, the parser or an include changed."""
@@ -94,13 +94,13 @@ class Reason(StrEnum):
     """A previous installation ended before it was recorded."""
 
     TAKEN_OVER = "taken over"
-    """`--take-over` allows to replace the profile of another program."""
+    """`--take-over` permits the replacement of a foreign profile."""
 
     WENT_MISSING = "went missing"
-    """Installed before, and no longer on the node."""
+    """This agent installed the profile, but the node no longer has it."""
 
     DRIFTED = "drifted"
-    """The content or mode on the node differs from what was installed."""
+    """The content or mode on the node differs from the installed version."""
 
     # Adopt and keep
     SAME_CONTENT = "same content"
@@ -122,20 +122,20 @@ class Reason(StrEnum):
     """A key is still being checked, and it may provide the name."""
 
     CONFLICT = "conflict"
-    """The last good version of another key has the name."""
+    """The name belongs to the last good version of another key."""
 
     SOURCE_UNAVAILABLE = "source unavailable"
     """The source is missing, empty or unreadable."""
 
     STILL_NEEDED = "still needed"
-    """No longer desired by its own key, but a rejected key needs the name."""
+    """Its own key no longer provides the name, but a rejected key needs it."""
 
     SOURCE_UNREADABLE = "a source is unreadable"
-    """No source that was read desires the name, and a source that was not read may desire it."""
+    """No source that was read provides the name, but an unreadable source may provide it."""
 
     PRUNE_NEVER = "prune=never"
     LABEL_PENDING = "label_pending"
-    """A label may still name the profile, or its grace time has not passed."""
+    """The Node may still have the profile's label, or the grace time has not passed."""
 
     IN_USE = "in_use"
     USE_UNKNOWN = "use_unknown"
@@ -143,10 +143,10 @@ class Reason(StrEnum):
     # Remove and release
     NOT_DESIRED = "not desired"
     MOVED = "moved"
-    """The ledger entry of another key has the name."""
+    """The ledger entry of another key owns the name."""
 
     ABSENT = "absent"
-    """No longer desired, and not on the node either."""
+    """No longer desired, and already absent from the node."""
 
     ADOPTED = "adopted"
     """No longer desired, and installed by another program."""
@@ -162,11 +162,11 @@ class Reason(StrEnum):
 
 
 DRIFTS = frozenset({Reason.WENT_MISSING, Reason.DRIFTED})
-"""The reasons for which a pass restores a profile."""
+"""The reasons to restore a profile."""
 
 
 class Provenance(StrEnum):
-    """How an entry's profile came to the node."""
+    """Which program installed the profile of a ledger entry."""
 
     INSTALLED = "installed"
     """This agent installed it."""
@@ -176,22 +176,22 @@ class Provenance(StrEnum):
 
 
 class OutcomeResult(StrEnum):
-    """What became of an action."""
+    """The result of an action."""
 
     DONE = "done"
     HELD = "held"
-    """The node was left as it is."""
+    """The node was not changed."""
 
     FAILED = "failed"
     PLANNED = "planned"
     """`--dry-run`: the action was not carried out."""
 
     PENDING = "pending"
-    """The last good version has to be checked again before it can be restored."""
+    """The version has to be checked again before it can be installed or recorded."""
 
 
 class ProfileSetState(StrEnum):
-    """How reading one profile set ended."""
+    """The result of reading one profile set."""
 
     READ = "read"
     EMPTIED = "emptied"
@@ -205,7 +205,7 @@ class UnreadableCause(StrEnum):
     """Why a profile set could not be read."""
 
     UNANSWERED = "unanswered"
-    """No response came, or a file could not be read."""
+    """The API server did not respond, or a file could not be read."""
 
     INVALID = "invalid"
     OVER_LIMIT = "over_limit"

@@ -241,7 +241,7 @@ def test_names_that_share_a_label_get_none_whatever_became_of_them(state):
                 location=label,
                 message='"web server" and "web?server" have the same label key. None of them gets '
                 "a label.",
-                hint="Rename one of them.",
+                hint="Rename all but one of these profiles or ConfigMaps.",
             ),
         ),
     )

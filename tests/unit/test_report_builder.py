@@ -297,7 +297,7 @@ def test_a_pass_has_converged_when_everything_desired_is_in_place():
 
 def test_a_code_outside_the_table_is_no_problem():
     """Every finding has a code from the table, which logs, metrics and the runbook use."""
-    with pytest.raises(ValueError, match="no such problem code: nonsense"):
+    with pytest.raises(ValueError, match="unknown finding code: nonsense"):
         Finding(code="nonsense", location="", message="")
 
 

@@ -1,8 +1,8 @@
 """The plan: one pure function from desired keys, ledger entries and observed profiles to actions.
 
-This package decides; it reads nothing and changes nothing, and the same input gives the same plan.
-What the ledger does not prove to be installed by this agent is never replaced or removed, and a
-name that a current key provides is never removed. `agent.executor` carries out the actions.
+This package reads and changes nothing, and the same input has the same plan. A profile is replaced
+or removed only if the ledger proves that this agent installed it. A name that a current key
+provides is never removed. `agent.executor` carries out the actions.
 
 | profile set | desired       | ledger        | on the node           | action                     |
 | ----------- | ------------- | ------------- | --------------------- | -------------------------- |
@@ -46,10 +46,10 @@ name that a current key provides is never removed. `agent.executor` carries out 
 Profile set: a set that is missing, empty or unreadable was "not read"; a set that no configured
 source provides is "unrelated". Desired: the accepted version of a key is "desired". A key is
 "rejected" also if it conflicts with another key, or if this node cannot check it. A version "may
-conflict" if a pending key may declare one of its new names. Ledger: the version that the entry of
-the key has installed. On the node: "same content" is the content of the desired version, or of the
-installed version where none is desired. A "foreign" object was created by another program.
-"Replace (changed)" includes versions that were compiled again from the same source.
+conflict" if a pending key may declare a name that the version adds. Ledger: the installed version
+in the ledger entry of the key. On the node: "same content" is the content of the desired version,
+or of the installed version if no version is desired. A "foreign" object was created by another
+program. "Replace (changed)" includes versions that were compiled again from the same source.
 """
 
 from collections.abc import Iterable, Mapping
@@ -74,7 +74,7 @@ __all__ = ["PlanOptions", "plan", "removal_candidates"]
 def removal_candidates(
     desired: Desired, entries: Mapping[KeyId, LedgerEntry], options: PlanOptions
 ) -> frozenset[str]:
-    """Return the names that a plan may remove, so that their use has to be observed."""
+    """Return the names that a plan may remove. Their use must be observed before the plan."""
     claimed = claimed_names(desired, entries)
     return frozenset(
         name
@@ -92,7 +92,7 @@ def plan(
     options: PlanOptions,
     capabilities: Mapping[ProfileKind, Capabilities],
 ) -> tuple[Action, ...]:
-    """Return the actions: per kind, installations come first and removals come last."""
+    """Return the actions. For each kind, installations come first and removals come last."""
     actions: list[Action] = []
     for kind, observation in observed.items():
         if isinstance(observation, Observation):

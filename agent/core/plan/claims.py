@@ -1,4 +1,4 @@
-"""Which names the current keys provide, by an accepted version or by a last good version.
+"""Determines which names the current keys provide, in accepted or last good versions.
 
 A name that a current key provides is never removed. See `agent.core.plan` for the decision table.
 """
@@ -15,13 +15,13 @@ class Claims:
     """The names of one kind that current keys provide or need in this pass."""
 
     claimed_names: frozenset[str]
-    """Names that a current key provides, by its last good version too."""
+    """Names that a current key provides, including names of its last good version."""
 
     accepted_names: frozenset[str]
     """Names that this pass installs or keeps for accepted keys."""
 
     needed_names: frozenset[str]
-    """Names of keys that cannot be installed now, and that no accepted key provides."""
+    """Names that keys without an installation need, and that no accepted key provides."""
 
     blocked_keys: frozenset[KeyId]
     """Accepted keys that are not installed in this pass. Their last good versions stay."""
@@ -34,9 +34,9 @@ def has_unavailable_source(entry: LedgerEntry, desired: Desired) -> bool:
 
 
 def is_replaced(entry: LedgerEntry, desired: Desired, accepted_names: Collection[str]) -> bool:
-    """Return whether accepted keys of other sets provide every name of a set that is gone.
+    """Return whether accepted keys provide every name of an entry whose set is missing or empty.
 
-    An unreadable set is not gone, because its current content is not known.
+    The entries of an unreadable set are not replaced, because the content of the set is not known.
     """
     if entry.installed is None or not has_unavailable_source(entry, desired):
         return False
@@ -48,7 +48,7 @@ def is_replaced(entry: LedgerEntry, desired: Desired, accepted_names: Collection
 def has_last_good_version(entry: LedgerEntry, desired: Desired) -> bool:
     """Return whether the installed version of an entry is the last good version of its key.
 
-    It is not if the key has an accepted version, or if the key no longer exists.
+    A key that has an accepted version, or that no longer exists, has no last good version.
     """
     if entry.installed is None or entry.id in desired.profiles:
         return False
@@ -62,7 +62,7 @@ def has_last_good_version(entry: LedgerEntry, desired: Desired) -> bool:
 def claimed_names(
     desired: Desired, entries: Mapping[KeyId, LedgerEntry]
 ) -> frozenset[tuple[ProfileKind, str]]:
-    """Return every name that a current key provides, by its last good version too."""
+    """Return every name that a current key provides, including names of last good versions."""
     names = {
         (id_.kind, name)
         for id_, profile in desired.profiles.items()

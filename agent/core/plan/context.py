@@ -1,4 +1,4 @@
-"""The input of the plan for one kind, with the indexes that the decisions look up."""
+"""The input of the plan for one kind, with the indexes that the decisions use."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from agent.core.ports import Capabilities
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanContext:
-    """Everything that the decisions about one kind depend on. Nothing in it changes."""
+    """The complete input of the decisions about one kind. It is never modified."""
 
     kind: ProfileKind
     capabilities: Capabilities
@@ -41,7 +41,7 @@ class PlanContext:
         return sorted_keys(ids, self.kind)
 
     def is_undesired_or_duplicate(self, id_: KeyId) -> bool:
-        """Return whether a key does not exist any more, or repeats the content of another key."""
+        """Return whether a key no longer exists, or has the same content as another key."""
         return id_ in self.desired.duplicates or not self.desired.contains(id_)
 
     def foreign_objects(self, names: Iterable[str]) -> frozenset[str]:
@@ -55,10 +55,10 @@ class PlanContext:
     def matching_entry(
         self, entry: LedgerEntry, name: str, profile: ObservedProfile
     ) -> LedgerEntry | None:
-        """Return an entry whose record matches the profile on the node, or None.
+        """Return an entry whose evidence matches the profile on the node, or None.
 
-        The entry of another key with the same version counts as well. Where the node shows no
-        content, only the key that was installed last has a record of the loaded object.
+        The result may be the entry of another key with the same version. If the node shows no
+        content, only the key that was installed last has the evidence of the loaded object.
         """
         body = entry.installed.body_digest if entry.installed is not None else ""
         same_version = (

@@ -1,7 +1,8 @@
 """Decisions about accepted keys: install, adopt or keep them, or hold their last good version.
 
 One key can block another: a profile is not installed while the last good version of another key
-has one of its names. `DesiredKeyPlanner` repeats the decisions until no further key is blocked.
+has a name of that profile. `DesiredKeyPlanner` repeats the decisions until no more keys are
+blocked.
 """
 
 from collections.abc import Iterable, Sequence
@@ -77,8 +78,8 @@ class DesiredKeyPlanner:
     def _affected_by(self, blocked: Iterable[KeyId]) -> set[KeyId]:
         """Return the accepted keys that newly blocked keys may block in turn.
 
-        Such a key has a name that the last good version of a blocked key keeps, or a name of a
-        missing set that the blocked key does not replace after all.
+        Such a key provides a name of the last good version of a blocked key, or a name of a missing
+        set that the blocked key can no longer replace.
         """
         names: set[str] = set()
         for id_ in blocked:
@@ -147,10 +148,10 @@ class DesiredKeyPlanner:
         )
 
     def _fallback(self, profile: Profile, owners: Sequence[LedgerEntry]) -> Install | None:
-        """Return the restoration of the last good version, for the case that installing fails.
+        """Return the action that restores the last good version if the installation fails.
 
-        None: the node has the last good version, or one of its names belongs to another key or to
-        another program.
+        The result is None if the node has the last good version, or if a name of that version
+        belongs to another key or to another program.
         """
         context = self.context
         previous = [
@@ -179,7 +180,7 @@ class DesiredKeyPlanner:
         return is_replaced_by_profile or observed is None or is_intact(entry, name, observed)
 
     def _owners(self, profile: Profile) -> list[LedgerEntry]:
-        """Return the entries that own a name of the profile, its own entry first."""
+        """Return the entries that own a name of the profile, starting with its own entry."""
         owners: dict[KeyId, LedgerEntry] = {}
         entry = self.context.entries.get(profile.id)
         if entry is not None and owned_names(entry):
@@ -190,7 +191,7 @@ class DesiredKeyPlanner:
         return list(owners.values())
 
     def _waits_for_pending_key(self, profile: Profile) -> bool:
-        """Return whether a pending key owns, or may declare, a name that the profile adds."""
+        """Return whether a pending key may provide a name that the profile adds."""
         for name in profile.version.names:
             owners = {entry.id for entry in self.context.owners_of(name)}
             if profile.id in owners:
@@ -202,7 +203,7 @@ class DesiredKeyPlanner:
         return False
 
     def _conflict(self, profile: Profile) -> Finding | None:
-        """Return why the last good version of another key blocks this profile, or None."""
+        """Return a finding if the last good version of another key blocks this profile."""
         body = profile.version.body_digest
         for name in profile.version.names:
             for entry in self.context.owners_of(name):
@@ -231,7 +232,7 @@ class DesiredKeyPlanner:
 def provided_names(
     context: PlanContext, id_: KeyId, accepted_names: Iterable[str], *, is_blocked: bool
 ) -> frozenset[str]:
-    """Return the names that a key provides now, by its last good version too."""
+    """Return the names that a key provides now, including names of its last good version."""
     entry = context.entries[id_]
     names: set[str] = set()
     if id_ in context.desired.profiles:
@@ -246,7 +247,7 @@ def provided_names(
 def keeps_last_good_version(
     context: PlanContext, entry: LedgerEntry, accepted_names: Iterable[str]
 ) -> bool:
-    """Return whether an entry's last good version stays, since no other key replaces it."""
+    """Return whether the last good version of an entry stays, because no key replaces it."""
     return has_last_good_version(entry, context.desired) and not is_replaced(
         entry, context.desired, frozenset(accepted_names)
     )

@@ -23,7 +23,7 @@ def plan_without_version(
         id_: the key.
         reason: why the key has no version to install.
         state: the state of the key if it has no last good version either.
-        findings: what to report.
+        findings: the findings to report.
     """
     entry = context.entries.get(id_)
     if entry is None or entry.installed is None:

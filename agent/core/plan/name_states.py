@@ -1,4 +1,4 @@
-"""What the ledger and the node say about each name of one accepted profile."""
+"""Determines the state of each name of an accepted profile from the ledger and the node."""
 
 from dataclasses import dataclass, field
 
@@ -9,10 +9,10 @@ from agent.core.plan.context import PlanContext
 
 @dataclass(slots=True)
 class NameStates:
-    """The names of one profile, sorted by their state. Each name is in exactly one collection."""
+    """The names of one profile, grouped by state. Each name is in exactly one collection."""
 
     intact: dict[str, Evidence] = field(default_factory=dict)
-    """Owned, and on the node as recorded."""
+    """Owned, and on the node with the recorded content."""
 
     drifted: list[str] = field(default_factory=list)
     """Owned, and changed on the node."""
@@ -30,7 +30,7 @@ class NameStates:
     """On the node from an installation that did not finish."""
 
     taken_over: list[str] = field(default_factory=list)
-    """Foreign, and named by `--take-over`."""
+    """Foreign, and listed in `--take-over`."""
 
     foreign: list[str] = field(default_factory=list)
 
@@ -41,13 +41,13 @@ class NameStates:
 
 
 def name_states(context: PlanContext, profile: Profile) -> NameStates:
-    """Sort the names of a profile by their state."""
+    """Group the names of a profile by state."""
     sorter = _NameSorter(context, profile)
     for name in profile.version.names:
         sorter.sort(name)
     states = sorter.states
     if len(states.same_content) < len(profile.version.names):
-        # A profile is adopted as a whole or not at all.
+        # A profile is adopted only if all of its names can be adopted.
         states.foreign += states.same_content
         states.same_content.clear()
     return states

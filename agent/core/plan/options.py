@@ -1,4 +1,4 @@
-"""What the operator and the cluster decide about removals and ownership."""
+"""The settings of the operator and the cluster for removals and ownership."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ class PlanOptions:
     """How long a removal waits after the label of the profile was removed from the Node."""
 
     label_absent_seconds: Mapping[tuple[ProfileKind, str], float] | None = None
-    """How long each profile has verifiably had no label. None: removals wait for no label."""
+    """How long each profile has verifiably had no label. None: removals do not wait for labels."""
 
     pods_by_profile: Mapping[tuple[ProfileKind, str], tuple[str, ...]] | None = None
     """The pods of this node that reference each profile. None: the pods are not known."""
 
     pod_aware: bool = False
-    """Remove nothing while the pods of this node are not known."""
+    """Whether nothing is removed while the pods of this node are not known."""

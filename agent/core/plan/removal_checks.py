@@ -1,4 +1,4 @@
-"""Whether an undesired name that this agent installed may be removed from the node now."""
+"""Decides whether an undesired, agent-owned name may be removed from the node now."""
 
 from typing import assert_never
 
@@ -11,7 +11,7 @@ from agent.core.vocabulary import ProfileState, PruneMode, Reason
 
 
 class RemovalChecks:
-    """The checks in front of a removal, for the names of one kind."""
+    """The checks before a removal, for the names of one kind."""
 
     def __init__(self, context: PlanContext) -> None:
         self.context = context
@@ -23,8 +23,8 @@ class RemovalChecks:
     def requires_proof_of_disuse(self) -> bool:
         """Whether a removal needs proof from the node that no process uses the profile.
 
-        A kind whose removal unconfines processes always needs it. For other kinds the list of
-        pods, or `--prune=always`, is enough.
+        A kind whose removal unconfines processes always needs this proof. For other kinds, the list
+        of pods or `--prune=always` is enough.
         """
         options = self.context.options
         if self.context.capabilities.removal_unconfines:

@@ -1,7 +1,7 @@
 """Decisions about names that the ledger owns and that no accepted key provides.
 
-Such a name is removed only if this agent installed it, its content is unchanged, and nothing needs
-or uses it any more. Otherwise it is held, or released without a change of the node.
+Such a name is removed only if this agent installed it, its content is unchanged, no key needs it,
+and no process uses it. Otherwise the name is held, or released without changing the node.
 """
 
 from collections.abc import Iterable, Mapping
@@ -28,7 +28,7 @@ class UndesiredNamePlanner:
         self.has_pending_keys = any(id_.kind == context.kind for id_ in context.desired.pending)
 
     def actions(self) -> list[Action]:
-        """Return the actions; every Remove comes last."""
+        """Return the actions, with the removals last."""
         context, desired = self.context, self.context.desired
         actions: list[Action] = []
         for id_ in context.sorted_keys(context.entries.keys()):
@@ -36,11 +36,11 @@ class UndesiredNamePlanner:
                 actions += self._of_entry(context.entries[id_])
         for id_ in context.sorted_keys(context.entries.keys()):
             if id_.profile_set not in desired.profile_sets:
-                # No source provides this set any more, but another key may have its names.
+                # No configured source provides this set, but another key may provide its names.
                 actions += self._moved_names(context.entries[id_])
         removals = [action for action in actions if isinstance(action, Remove)]
         others = [action for action in actions if not isinstance(action, Remove)]
-        # Of several entries that own a name, the entry that matches the node is released last.
+        # If several entries own a name, the entry that matches the node is released last.
         others.sort(key=self._matches_node)
         return [*others, *removals]
 
@@ -100,7 +100,7 @@ class UndesiredNamePlanner:
     def _reason_to_release(
         self, entry: LedgerEntry, name: str, evidence: Evidence
     ) -> Reason | None:
-        """Return why a name is released without a change of the node; None: it is not."""
+        """Return the reason to release a name without changing the node, or None."""
         observed = self.context.observed(name)
         if name in self.claims.claimed_names and not self._is_last_owner_of_needed(entry, name):
             return Reason.MOVED
@@ -125,20 +125,20 @@ class UndesiredNamePlanner:
             )
         parent = holds.get(name.rpartition("//")[0])
         if parent is not None:
-            # A process under the parent may change to its hats and children at any time.
+            # A process of the parent may change to its hats and child profiles at any time.
             return replace(parent, names=(name,), findings=())
         return self.checks.hold(entry.id, name)
 
     def _is_last_owner_of_needed(self, entry: LedgerEntry, name: str) -> bool:
         """Return whether keys that cannot be installed need a name that only this entry owns.
 
-        A key that is renamed and rejected in one change removes nothing from the node.
+        Therefore, a key that is renamed and rejected in one change removes no profile.
         """
         owners = self.context.owners_of(name)
         return name in self.claims.needed_names and all(owner is entry for owner in owners)
 
     def _reason_to_stay_whole(self, entry: LedgerEntry) -> Reason | None:
-        """Return why the installed version of an undesired key stays complete, or None."""
+        """Return the reason to keep all names of an undesired key's installed version, or None."""
         if entry.installed is None or not self.context.is_undesired_or_duplicate(entry.id):
             return None
         if keeps_last_good_version(self.context, entry, self.claims.accepted_names):
@@ -150,7 +150,7 @@ class UndesiredNamePlanner:
         return None
 
     def _matches_node(self, action: Action) -> bool:
-        """Return whether an action releases a moved name whose recorded content the node has."""
+        """Return whether an action releases a moved name from the entry that matches the node."""
         if not isinstance(action, Release) or action.reason != Reason.MOVED:
             return False
         evidence = owned_names(self.context.entries[action.id])
@@ -170,7 +170,7 @@ class UndesiredNamePlanner:
 
 @dataclass(slots=True, kw_only=True)
 class _NameDecisions:
-    """What happens to the undesired names of one entry."""
+    """The decisions about the undesired names of one entry."""
 
     holds: dict[str, Hold]
     releases: dict[Reason, list[str]]

@@ -1,6 +1,6 @@
 """Decisions about a kind that this node cannot have, or that the agent cannot observe.
 
-What cannot be observed is not touched: every action is a Hold.
+Every action is a Hold, because profiles that cannot be observed are not changed.
 """
 
 from collections.abc import Iterable, Mapping
@@ -52,7 +52,7 @@ def _hold_rejected(
     observed: Unobservable | Unsupported,
     state: ProfileState,
 ) -> Hold:
-    """Hold a rejected key; its last good version, if it has one, is in an unknown state."""
+    """Hold a rejected key. The state of its last good version, if any, is not known."""
     findings = desired.rejections[id_].findings
     installed = entries[id_].installed if id_ in entries else None
     if installed is None:
