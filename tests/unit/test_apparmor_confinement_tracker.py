@@ -287,7 +287,7 @@ def test_a_thread_that_left_a_part_of_a_stack_can_still_lose_the_other_part(node
 
 
 def test_a_thread_that_started_after_the_last_observation_can_lose_its_confinement(tracker, node):
-    """The agent observes once more, right before it removes a profile itself."""
+    """The agent observes once more before it removes a profile itself."""
     node.thread(20, "other (enforce)")
     tracker.observe_before_removal(["other"])
     node.thread(20, "unconfined")

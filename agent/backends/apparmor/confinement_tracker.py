@@ -66,7 +66,7 @@ class ConfinementTracker:
         self._record.save(state)
 
     def observe_before_removal(self, names: Collection[str]) -> None:
-        """Observe the threads of profiles that the agent itself removes right afterwards.
+        """Observe the threads of profiles that the agent itself is about to remove.
 
         A thread that has left such a profile by itself, as its policy allows, loses nothing by the
         removal. A thread that started since the last observation may lose its confinement.

@@ -253,6 +253,9 @@ class PolicyChanges:
         own = self._own(names, evidence)
         if isinstance(own, Failed):
             return own
+        # The observation comes before the proof: a process that starts between the proof and the
+        # removal would run unconfined.
+        self.tracker.observe_before_removal(sorted(own))
         if require_unused:
             uses = self._uses(own, evidence)
             if uses:
@@ -299,7 +302,6 @@ class PolicyChanges:
 
     def _remove(self, names: Sequence[str]) -> Removed | Failed:
         """Remove profiles, parents first, and verify that they are not loaded any more."""
-        self.tracker.observe_before_removal(names)
         for name in names:
             try:
                 self.writer.remove(name)
