@@ -322,7 +322,7 @@ def test_a_blind_kind_is_left_alone(history, foreign, last):
 
 @given(HISTORY)
 def test_nothing_in_use_is_removed(history):
-    """A profile that confines a process is never removed, independent of the sources."""
+    """A profile that confines a process is never removed, whether or not a source desires it."""
     node = Node()
     for snapshot, deeds in history:
         meddle(node, deeds)
@@ -381,8 +381,9 @@ def test_renamed_keys_keep_their_profiles(keys, order):
 def test_a_kill_at_any_step_ends_in_the_same_state(history, foreign, step):
     """After a kill at any effect, the next passes reach the same state as an undisturbed pass.
 
-    But for what was adopted and put back after a reboot: whether that was done, or somebody else
-    loaded it again, nobody knows after a kill. It stays adopted then, and is never removed.
+    The exception are adopted profiles that are restored after a reboot. After a kill it is unknown
+    whether the agent restored such a profile or another program loaded it. The profile then stays
+    adopted, and is never removed.
     """
     node = Node(loaded=dict(foreign))
     for snapshot, deeds in history[:-1]:

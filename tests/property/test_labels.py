@@ -172,7 +172,7 @@ def _digest_key(row):
 def test_the_limit_holds_and_what_is_there_goes_first(case, limit):
     """Only the labels of the node's support may replace an existing label.
 
-    A digest gives way to a name: without that it is of no use.
+    Labels of names precede labels of digests, because a digest without its name is useless.
     """
     found, present = case
     every = labels.labels_for(found, domain=D, limit=1000, present=present)

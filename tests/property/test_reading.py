@@ -1,4 +1,4 @@
-"""Specification of agent.host.reading: the whole content, whatever size fstat reported."""
+"""Specification of agent.host.reading: it reads all content, even if fstat reports another size."""
 
 import os
 import tempfile

@@ -1,7 +1,7 @@
 """Runs inside the virtual machine: the AppArmor kind against a real kernel, case by case.
 
-Prints one line a case, `PASS name` or `FAIL name` with the reason below it; ends with 1 if one
-failed. Needs nothing but the standard library, the agent package and apparmor_parser.
+The program prints `PASS name`, or `FAIL name` with the reason, for each case. The exit status
+is 1 after a failure. It needs only the standard library, the agent package and apparmor_parser.
 """
 
 import contextlib
@@ -263,7 +263,7 @@ def a_dropped_hat_is_removed_alone():
     first = installed(text("hatted", "  ^A { file, }\n  ^B { file, }\n"))
     second = installed(text("hatted", "  ^A { file, }\n"), replaceable=["hatted", "hatted//A"])
     assert "hatted//B" in look("hatted//B").profiles
-    # Without the proof of disuse: Linux 6.1 cannot give it for a hat.
+    # The removal needs no proof of disuse here, since Linux 6.1 cannot prove the disuse of a hat.
     assert removed(["hatted//B"], first.evidence, require_unused=False) == Removed()
     assert set(look("hatted", "hatted//A", "hatted//B").profiles) == {"hatted", "hatted//A"}
     assert second.evidence["hatted"] & look("hatted").profiles["hatted"].evidence

@@ -77,7 +77,7 @@ def profile(number=1):
 def number_of(content):
     """Return the number of an installed profile.
 
-    None if there is no file; -1 if the file is incomplete or is another profile.
+    The result is None if the file is missing, and -1 if it is incomplete or another profile.
     """
     if content is None:
         return None
@@ -107,7 +107,7 @@ class Daemon:
     # --- the process ------------------------------------------------------------------------------
 
     def command(self, *more):
-        """Return the options of the command. Further options replace those of the same name."""
+        """Return the options of the command. Further options replace options with the same name."""
         options = [
             f"--host-root={self.root}",
             "--kinds=seccomp",

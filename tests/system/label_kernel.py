@@ -155,7 +155,7 @@ class Guest:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.settimeout(FIRST_SECONDS)
         self.lines = connection.makefile()
-        self.told = []  # what the kernel held and when, as far as not asked for
+        self.told = []  # reports of the guest that no caller has read yet
         self.history = []
 
     def __enter__(self):

@@ -135,7 +135,7 @@ class SoakModel:
         ours = {name: number for name, number in files.items() if name not in self.foreign}
         for name, versions in wanted.items():
             if ours.get(name) not in versions:
-                return f"{name} is {ours.get(name)}, and not one of {versions}"
+                return f"{name} is {ours.get(name)}, expected: {versions}"
         if not ours.keys() <= wanted.keys():
             return f"unexpected files: {ours.keys() - wanted.keys()}"
         return self._labels_wrong(ours, desired) or self._report_wrong(desired)

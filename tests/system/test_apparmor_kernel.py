@@ -13,7 +13,7 @@ CASES = re.findall(r"^@case\ndef (\w+)", GUEST.read_text(), re.MULTILINE)
 
 @pytest.fixture(scope="module")
 def output():
-    """Run all cases in one guest; give what it printed."""
+    """Return the output of one guest that runs all cases."""
     files = {
         GUEST.name: GUEST.read_bytes(),
         "inspection.py": Path("tests/inspection.py").read_bytes(),

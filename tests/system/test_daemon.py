@@ -24,7 +24,7 @@ SCENARIOS = [
 
 @pytest.fixture(scope="module")
 def outcomes():
-    """Give what every scenario ended with, from one run of the guest."""
+    """Return the error of every scenario, from one run of the guest."""
     files = {f"guest/{one.name}": one.read_bytes() for one in GUEST.glob("*.py")}
     result = vm.run(files, "python3 guest/daemon.py", timeout_seconds=LIMIT_SECONDS)
     lines = [json.loads(line) for line in result.output.splitlines() if line.startswith("{")]
@@ -35,5 +35,5 @@ def outcomes():
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_on_a_real_kernel(outcomes, scenario):
-    """Each scenario holds; tests/system/guest/daemon.py says in a sentence what it is."""
+    """Each scenario succeeds; tests/system/guest/daemon.py describes it."""
     assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)

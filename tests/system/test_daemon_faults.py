@@ -199,7 +199,7 @@ def test_a_ledger_of_a_previous_release_stays_unchanged(daemon):
     daemon.start()
     settled(daemon, a=1)
     assert [entry.stat().st_mtime_ns for entry in (path, daemon.seccomp / "a.json")] == before
-    daemon.provide(b=1)  # removed, since it is ours
+    daemon.provide(b=1)  # removes the agent-owned file a.json
     assert daemon.stop()[0] == 0
     daemon.start("--prune=always")
     settled(daemon, b=1)
@@ -336,8 +336,8 @@ def test_a_signal_right_before_the_main_thread_waits_ends_the_daemon(daemon):
     daemon.start()
     settled(daemon, a=1)
     pid = daemon.process.pid
-    # The second oldest is the HTTP server's, which lives as long as the process; the newest may be
-    # that of the last connection, and gone when the signal is sent.
+    # The second oldest thread is the HTTP server, which runs as long as the process. The newest
+    # thread may serve the last connection, and may have ended when the signal is sent.
     _, server, *_ = sorted(Path(f"/proc/{pid}/task").iterdir(), key=started_at)
     begin = time.monotonic()
     assert ctypes.CDLL(None).syscall(TGKILL, pid, int(server.name), signal.SIGTERM) == 0

@@ -23,7 +23,7 @@ SCENARIOS = [
 
 @pytest.fixture(scope="module")
 def outcomes():
-    """Give what every scenario ended with, from one run of the guest."""
+    """Return the error of every scenario, from one run of the guest."""
     files = {f"guest/{one.name}": one.read_bytes() for one in GUEST.glob("*.py")}
     files["guest/killed.py"] = Path("tests/system/killed.py").read_bytes()
     result = vm.run(files, "python3 guest/faults.py", timeout_seconds=LIMIT_SECONDS)
@@ -35,5 +35,5 @@ def outcomes():
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_on_a_real_kernel(outcomes, scenario):
-    """Each scenario holds; tests/system/guest/faults.py says in a sentence what it is."""
+    """Each scenario succeeds; tests/system/guest/faults.py describes it."""
     assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)

@@ -1,4 +1,4 @@
-"""What the manifests say, made by the real kubectl and read by the agent's own command line."""
+"""The manifests, rendered by the real kubectl and parsed by the agent's command line."""
 
 import shutil
 import subprocess

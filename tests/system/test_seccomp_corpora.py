@@ -83,13 +83,13 @@ def outcome(path, form):
 
 @pytest.mark.parametrize("path", EXPECTED)
 def test_each_profile_ends_as_recorded(tree, path):
-    """The outcome under both formats is what the table says."""
+    """The outcome in both formats is as in the table."""
     assert (outcome(tree / path, "oci"), outcome(tree / path, "docker")) == EXPECTED[path]
 
 
 @pytest.mark.parametrize("path", [path for path in EXPECTED if "accepted" in EXPECTED[path][1]])
 def test_each_accepted_profile_is_built_right(tree, path):
-    """Every libseccomp builds a filter that follows the rules, whatever the pod may do."""
+    """Every libseccomp builds a filter that follows the rules, for each set of capabilities."""
     kind = SeccompBackend(host=Host("/nowhere"), format="docker", machine="x86_64")
     body, _ = kind.check((tree / path).read_bytes())
     every = set(re.findall("CAP_[A-Z_]+", body.decode()))

@@ -35,7 +35,7 @@ ALL_CALLS = sorted(syscalls.KNOWN - {*UNUSED, "futex_waitv", "process_mrelease"}
 
 @contextlib.contextmanager
 def sleeping(runtime, folder, seccomp):
-    """Run a container that waits; give its process ID on the host."""
+    """Run a container that waits, and yield its process ID on the host."""
     configure(folder, seccomp, ["sh", "-c", "echo ready; read line"])
     name = f"profile-loader-{uuid.uuid4().hex[:8]}"
     with subprocess.Popen(
@@ -160,7 +160,7 @@ def test_a_conditional_rule_holds_where_libseccomp_would_drop_it(runtime, bundle
 
 # No kernel implements this call: what it answers is the filter's answer, or ENOSYS.
 UNIMPLEMENTED, ITS_NUMBER = "afs_syscall", 183
-REFUSED = 99  # EADDRNOTAVAIL, which nothing else answers here
+REFUSED = 99  # EADDRNOTAVAIL, which no other call returns here
 
 
 def kernel_answers(program, vectors):
@@ -200,7 +200,7 @@ C = ctypes.CDLL(None, use_errno=True)
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the call's number is that of x86_64")
 @pytest.mark.parametrize("seed", range(10))
 def test_the_interpreter_answers_as_the_kernel_does(seed):
-    """A program gives the same answers in the interpreter and in the kernel."""
+    """A program returns the same results in the interpreter and in the kernel."""
     draw = random.Random(seed)  # noqa: S311 - the same every time
     conditions = [
         {"index": index, "op": f"SCMP_CMP_{draw.choice(generator.OPERATORS)}", "value": value}

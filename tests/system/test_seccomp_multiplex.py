@@ -46,7 +46,7 @@ def filter_code(path, abi, name):
 
 @pytest.mark.parametrize("abi", ABIS)
 def test_the_calls_that_lose_their_condition_are_those_of_the_table(tmp_path, abi):
-    """A condition on a call is lost through socketcall or ipc exactly where the table says so."""
+    """The table lists exactly the calls whose conditions socketcall or ipc bypasses."""
     found = {"socketcall": set(), "ipc": set()}
     for name in sorted(syscalls.KNOWN - {"socketcall", "ipc"}):
         code = filter_code(tmp_path / "pfc", abi, name)

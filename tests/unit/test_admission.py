@@ -148,7 +148,7 @@ def test_names_of_ledger_entries_stay_claimed_by_a_profile_without_room():
 
 
 def test_findings_have_a_total_and_an_error_remains():
-    """Beyond the total one finding about each key remains, an error if there is one."""
+    """Above the total limit, one finding for each key remains, and errors take precedence."""
     room = AdmissionBudget(limits=Limits(findings=1))
     one, two = (
         Rejection(id=key(str(n)), findings=findings(1, "complain_mode") + findings(2))

@@ -34,7 +34,7 @@ class Node:
         self.host = Host(root)
 
     def boot(self, boot_id):
-        """Give the host a boot ID."""
+        """Set the boot ID of the host."""
         file = self.root / "sys/kernel/random/boot_id"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"{boot_id}\n")

@@ -1,4 +1,4 @@
-"""Specification of the look at the host's processes, on procfs trees made of files."""
+"""Specification of agent.backends.apparmor.processes, with procfs trees of files."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ def own_of(root, *, user="user:[4026531837]", mounts=""):
 
 
 def host_of(root, *, initial=True, host=None, shown=True, **own):
-    """Make a host with one process; give the look at its processes."""
+    """Create a host with one process, and return the observer of its processes."""
     place = own_of(root, **own)
     thread(root, 1, 1, "unconfined")
     (root / "proc/1/ns").mkdir()

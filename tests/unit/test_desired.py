@@ -60,7 +60,7 @@ def test_a_key_that_is_still_being_checked_is_pending():
 
 
 def test_a_key_that_its_source_refused_is_refused():
-    """Its last good version is held like that of any refused key."""
+    """The last good version of the key is held, as for any rejected key."""
     finding = Finding(code="key_too_large", location="big.profile", message="2 MiB")
     note = Finding(code="key_too_large", location="notes.md", message="2 MiB")
     snapshot = read({}, rejected_keys=(("big.profile", finding), ("notes.md", note)))
@@ -98,7 +98,7 @@ def test_identical_content_counts_once():
 
 
 def test_a_contested_name_is_contested_for_its_copies_too():
-    """Two identical keys and a different one refuse all three."""
+    """If two keys are equal and a third is different, all three are rejected."""
     desired = joined(read({"1.profile": b"a:x", "2.profile": b"a:x", "3.profile": b"a:y"}))
     assert (desired.profiles, desired.duplicates, set(codes(desired))) == (
         {},

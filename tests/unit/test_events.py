@@ -155,7 +155,7 @@ def test_a_problem_that_ends_is_no_event(after):
 
 
 def test_an_unreadable_source_causes_no_events_of_its_profiles():
-    """Nothing changed on the node, and a thousand nodes would each send a hundred Events."""
+    """The profiles on the node do not change, and many nodes would send many Events at once."""
     away = row(state="held", reason="source unavailable")
     assert (event_of(away, row()), event_of(row(), away)) == ((), ())
 

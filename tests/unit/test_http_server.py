@@ -156,7 +156,7 @@ def test_a_malicious_mail_header_is_ignored(server, died):
 
 
 def test_an_unexpected_error_ends_only_its_connection(server, pages, died):
-    """The error is logged, and the thread of the server goes on."""
+    """The error is logged, and the thread of the server continues."""
     pages.metrics = lambda _accept: ("text/plain", None)
     with structlog.testing.capture_logs() as logged:
         assert send(server, head(request="GET /metrics HTTP/1.0")) == b""

@@ -17,7 +17,7 @@ def world(tmp_path):
 
 
 def test_a_profile_is_removed_a_grace_time_after_its_label(world):
-    """First the label goes, then the grace time passes, and then the profile is removed."""
+    """The label is removed first, and the profile is removed when the grace time has passed."""
     del world.source.keys["old"]
     world.controller.run_pass()
     assert (world.labels(), world.loaded(), world.reason()) == (ALL, ALL, "label_pending")
@@ -72,7 +72,7 @@ def test_a_lost_response_does_not_prove_that_a_label_is_absent(world):
 
 
 def test_a_label_known_to_be_absent_stays_so_during_an_outage(world):
-    """The grace time goes on, and the profile is removed after it."""
+    """The grace time continues, and then the profile is removed."""
     del world.source.keys["old"]
     world.run_pass()
     world.controller.run_pass()

@@ -226,7 +226,7 @@ def test_check_reports_each_file(top, capsys, monkeypatch):
 
 
 def test_check_reports_a_parser_that_runs_without_a_sandbox(top, capsys, monkeypatch):
-    """On a laptop the parser may be a script; profiles are compiled, and a notice says so."""
+    """On a laptop, the parser may be a script: profiles are compiled, and a notice reports it."""
     monkeypatch.chdir(top)
     (top / "parser").write_text('#!/bin/sh\nexec apparmor_parser "$@"\n')
     (top / "parser").chmod(0o755)

@@ -69,7 +69,7 @@ def test_a_reader_sees_whole_versions_of_two_agents_that_share_a_directory(tmp_p
 
 
 def test_a_changed_text_with_the_same_name_is_compiled_again(tmp_path):
-    """A text is compiled again if its content changed, whatever its name and its file times are."""
+    """A text is compiled again if its content changed, even with the same name and file times."""
     for name in ("revision", ".load", ".replace", ".remove", "features/policy/versions"):
         file = tmp_path / kernel_access.ROOT.lstrip("/") / name
         file.parent.mkdir(parents=True, exist_ok=True)

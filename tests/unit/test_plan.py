@@ -485,8 +485,8 @@ def test_prune_never_holds():
 @pytest.mark.parametrize(
     ("gone", "expected"),
     [
-        (None, Remove),  # nobody publishes labels
-        ({}, Hold),  # not confirmed to be off
+        (None, Remove),  # labels are not published
+        ({}, Hold),  # not confirmed to be absent
         ({("apparmor", "web"): 59.9}, Hold),
         ({("seccomp", "web"): 99.0}, Hold),  # another kind's
         ({("apparmor", "web"): 60.0}, Remove),

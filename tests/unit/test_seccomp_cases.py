@@ -140,7 +140,7 @@ def test_rules_of_different_pods_are_not_compared():
 )
 @pytest.mark.parametrize("form", ["oci", "docker"])
 def test_a_condition_on_the_kernel_is_resolved_for_the_node(form, kernel, count):
-    """The rule is written where the kernel is new enough, and a notice says so."""
+    """The rule is written if the kernel is new enough, and a notice reports this."""
     tree = profile(rule("ptrace", includes={"minKernel": "4.8"}))
     body, findings = check(tree, form=form, kernel=kernel)
     assert len(json.loads(body)["syscalls"]) == count
@@ -156,7 +156,7 @@ def test_an_excluded_kernel_is_resolved_too():
 
 
 def test_names_of_error_numbers_are_rewritten():
-    """Names become numbers, and an equal number next to a name is no contradiction."""
+    """Names become numbers, so an equal number next to a name is not a contradiction."""
     swapon = rule("swapon", action="SCMP_ACT_ERRNO", errno="EOPNOTSUPP", errnoRet=95)
     body, findings = check(profile(swapon, defaultErrno="ENOSYS"))
     assert json.loads(body)["defaultErrnoRet"] == 38
@@ -192,7 +192,7 @@ OTHER_FORMATS = [
 
 @pytest.mark.parametrize(("tree", "where", "hint"), OTHER_FORMATS)
 def test_a_file_of_a_known_format_gets_one_message(tree, where, hint):
-    """The message says what the file is, and where the profile is inside it."""
+    """The message contains the type of the file, and the place of the profile in it."""
     (error,) = errors(tree)
     assert (error.code, error.location) == ("not_a_profile", where)
     assert hint in error.hint
@@ -236,7 +236,7 @@ REJECTED = {
 
 @pytest.mark.parametrize("name", REJECTED)
 def test_a_rejection_is_one_message_with_the_next_step(name):
-    """One mistake gives one error, and no warnings that follow from it."""
+    """One mistake causes one error, and no warnings that follow from it."""
     tree, (code, where, hint) = REJECTED[name]
     (error,) = errors(tree)
     assert (error.code, error.location) == (code, where)

@@ -1,7 +1,7 @@
-"""Nothing that some runtime runs open, hangs on or crashes on is accepted: case by case.
+"""A profile that a runtime does not enforce, or on which it hangs or crashes, is rejected.
 
-Each row is one measured case of containerd 1.6 and HEAD, CRI-O, cri-dockerd, runc 1.1.5 and HEAD,
-or crun 1.8.1: what it is, the profile, and the codes of the errors it must be refused with.
+Each row is a measured case of containerd 1.6 and HEAD, CRI-O, cri-dockerd, runc 1.1.5 and HEAD, or
+crun 1.8.1. It has a description, the profile, and the codes of the expected errors.
 """
 
 import json
@@ -36,7 +36,7 @@ TEXT = (
 TWO_DEFAULTS = '{"defaultAction":"SCMP_ACT_ERRNO","%s":"SCMP_ACT_ALLOW"}'
 
 CASES = [
-    # which of two rules that hold at once decides is libseccomp's choice: it lets the call through
+    # if two rules match, libseccomp chooses the rule that decides, and allows the call
     (
         "two conditions that may hold at once",
         allow(
@@ -60,7 +60,7 @@ CASES = [
         {"fails_open"},
     ),
     (
-        "two rules of which libseccomp forgets one",
+        "two rules, and libseccomp loses one",
         allow(
             deny(args=[arg(index=2, op="SCMP_CMP_LE"), arg(index=1, op="SCMP_CMP_LE")]),
             deny(args=[arg(index=1, value=2, op="SCMP_CMP_GE")]),
@@ -245,7 +245,7 @@ def errors(inspected):
 
 @pytest.mark.parametrize(("content", "codes"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
 def test_case_is_refused(content, codes):
-    """Every measured case is refused, and with the codes that explain it."""
+    """Every measured case is rejected with the expected codes."""
     assert errors(inspect(content)) == codes
 
 
@@ -266,7 +266,7 @@ def test_docker_format_refuses_what_crio_opens_or_panics_on(content, codes):
 
 
 def test_all_mistakes_are_told_at_once_with_their_fields():
-    """One look names every mistake by its field."""
+    """One inspection reports every mistake with its field."""
     found = inspect(allow(deny(action="X"), deny(names=["chmodd"]), None, flag=1))
     assert isinstance(found, Rejection)
     assert {(p.code, p.location) for p in found.findings if p.severity == "error"} == {

@@ -1,4 +1,4 @@
-"""Specification of agent.host.watcher: no change is missed, whatever is watched."""
+"""Specification of agent.host.watcher: it misses no change of a watched path."""
 
 import contextlib
 import ctypes

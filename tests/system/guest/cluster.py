@@ -111,7 +111,7 @@ def watch(name, line):
 
 
 class Agent:
-    """The agent with the arguments of the DaemonSet, and those of this test."""
+    """The agent with the arguments of the DaemonSet and of this test."""
 
     def __init__(self, setting):
         self.command = [
@@ -132,7 +132,7 @@ class Agent:
 
 
 def serve(agent, line):
-    """Carry out the commands of the test, until it closes the connection or requests the end."""
+    """Carry out the commands of the test until the command `end`."""
     for asked in line.heard():
         match asked["do"]:
             case "clock":

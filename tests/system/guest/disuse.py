@@ -406,7 +406,7 @@ def a_chain_of_threads_keeps_its_profile():
 def a_chain_whose_members_leave_the_profile_is_never_unused():
     """Each process or thread starts the next one, becomes unconfined and lives for a second."""
     installed(text("chain"))
-    # Many processes are read slowly, so there are fewer looks at them.
+    # Reading many processes takes long, so this test makes fewer attempts.
     for code, label, looks in ((LEAVING_FORKS, "chain", 3), (LEAVING_THREADS, "", CHAINS)):
         processes = kind().processes
         assert processes.shows_pending_exec() is SHOWS_PENDING_EXEC

@@ -253,7 +253,7 @@ class Soak:
             said = text(name, version) if isinstance(version, int) else "profile { nonsense\n"
             (new / f"{name}.profile").write_text(said)
         new.rename(SOURCE)
-        self.say("the source is made anew")
+        self.say("the source is created again")
 
     def edit(self):
         """Remove or replace an agent-owned profile, like another program."""
@@ -415,7 +415,7 @@ class Soak:
             else:
                 may = {None}
             if not seen <= may:
-                return f"{name} is {seen}, and not one of {may}"
+                return f"{name} is {seen}, expected: {may}"
         return self._report_wrong()
 
     def _report_wrong(self):

@@ -183,7 +183,7 @@ class Lab:
         return f"{namespace}/{name}\n{found.stdout[-3000:]}{found.stderr}"
 
     def delete(self, *names, wait=True):
-        """Delete pods, and wait until they are gone if wanted."""
+        """Delete pods; with `wait`, return when the pods are gone."""
         self.kubectl(
             "delete",
             "pod",

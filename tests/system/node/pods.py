@@ -6,7 +6,7 @@ SLEEP = "sleep 1000000"
 
 
 def pod(name, command=SLEEP, *, apparmor="", seccomp="", selector=None, **spec):
-    """Return a pod with one container of busybox that runs a shell command as nobody."""
+    """Return a pod with one busybox container that runs a shell command as the user nobody."""
     security = {
         "allowPrivilegeEscalation": False,
         "runAsUser": 65534,

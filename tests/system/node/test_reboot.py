@@ -1,4 +1,4 @@
-"""A node that reboots while the API server is away."""
+"""A node reboots while the API server is unavailable."""
 
 from tests.system.node.lab import until
 from tests.system.node.pods import enforced, installed, pod, refusing_mkdir, text

@@ -115,12 +115,11 @@ class Reference:
                 self.rules.setdefault(name, []).append((action, tests))
 
     def answers(self, architecture: str, number: int, arguments: Sequence[int]) -> Collection[int]:
-        """Return the answers that the rules permit.
+        """Return the answers that the rules permit on an architecture of the filter.
 
-        architecture: one of those that the filter handles. A rule without conditions decides for
-        its call. Otherwise a rule decides whose conditions are all true. Where a conditional rule
-        names an operation of socketcall(2) or ipc(2), its arguments cannot be seen: any of its
-        answers is permitted.
+        A rule without conditions decides for its call. Otherwise, a rule decides if all its
+        conditions are true. If a conditional rule applies to an operation of socketcall(2) or
+        ipc(2), the filter cannot read the arguments, so any answer of the rule is permitted.
         """
         newest = self.newest.get(architecture)
         if newest is not None and number > newest:

@@ -1,4 +1,4 @@
-"""The steps by which a container runtime turns a profile into a filter.
+"""Translates a profile into a filter in the same steps as a container runtime.
 
 Written after the sources of runc 1.1.5 and 1.5.1 (libcontainer/seccomp with its patchbpf, and
 libseccomp-golang) and of crun 1.8.1 and 1.20 (src/libcrun/seccomp.c). A profile is the JSON object
@@ -44,7 +44,7 @@ KERNEL_NUMBERS = {
 X32_BIT = 1 << 30
 _OPTIMIZE = 8  # SCMP_FLTATR_CTL_OPTIMIZE of seccomp.h
 _BINARY_TREE = 2
-_MOST_LINEAR_CALLS = 32  # runc 1.2 and later ask for a binary tree above it
+_MOST_LINEAR_CALLS = 32  # with more calls, runc 1.2 and later request a binary tree
 
 # Classic BPF, linux/bpf_common.h
 LOAD, AND, RETURN, JUMP = 0x20, 0x54, 0x06, 0x05

@@ -1,4 +1,4 @@
-"""Searches generated profiles for one whose built filter differs from the profile's meaning.
+"""Searches for generated profiles whose built filter differs from the profile's meaning.
 
 `python -m tests.system.seccomp_filter.search --count 100000 --seed 1` checks each profile as the
 agent does. It builds the filters of the accepted profiles, for every runtime and every libseccomp,
@@ -44,7 +44,7 @@ from tests.system.seccomp_filter.runtimes import (
 NATIVE = {machine: abis[0] for machine, abis in generator.MACHINES.items()}
 _SECONDS = 10  # of processor time; libseccomp loops for ever with some that the agent rejects
 _BATCH = 200
-_WITH_STUB = 3  # arguments for each call; runc's stub does not look at them
+_WITH_STUB = 3  # arguments for each call; runc's stub ignores them
 
 
 class Outcome(enum.Enum):
@@ -52,7 +52,7 @@ class Outcome(enum.Enum):
 
     RIGHT = "right"
     FAILS_OPEN = "fails open"
-    DIFFERS = "differs"  # but lets nothing through that the rules deny
+    DIFFERS = "differs"  # but allows no call that the rules deny
     REJECTED = "no filter"  # libseccomp does not build it; no container starts
     DIED = "died"  # libseccomp crashed or did not finish
 
@@ -71,7 +71,8 @@ class Result:
 
     generated: int = 0
     accepted: collections.Counter[Outcome] = field(default_factory=collections.Counter)
-    # By reason, for profiles that have one only: all, and those that every libseccomp builds right.
+    # The number of profiles that were rejected for a single reason, and how many of these profiles
+    # every libseccomp builds correctly.
     rejected: collections.Counter[str] = field(default_factory=collections.Counter)
     needlessly: collections.Counter[str] = field(default_factory=collections.Counter)
     wrong: list[tuple[str, Verdict]] = field(default_factory=list)
