@@ -165,8 +165,8 @@ class Config:
     kubeconfig: str = _option(
         TEXT,
         "",
-        "The kubeconfig file for access to the API server. Without it the agent uses the service "
-        "account of its pod.",
+        "The kubeconfig file for access to the API server. Without this option the agent uses "
+        "the service account of its pod.",
         commands=("run", "unlabel"),
         group=_CLUSTER,
         metavar="FILE",
@@ -256,7 +256,8 @@ class Config:
     apparmor_parser: str = _option(
         TEXT,
         "",
-        "The path of apparmor_parser. Without it the agent looks in /sbin and /usr/sbin.",
+        "The path of apparmor_parser. Without this option the agent looks in /sbin and "
+        "/usr/sbin.",
         commands=(*_ON_NODE, "check"),
         group=_CHECKS,
         metavar="PATH",
@@ -264,8 +265,8 @@ class Config:
     parser_timeout: float = _option(
         SECONDS,
         30.0,
-        "The CPU time that apparmor_parser may use for one text. The parser is also stopped after "
-        "ten times as much elapsed time, and the agent tries again later.",
+        "The CPU time that apparmor_parser may use for one text. The agent also stops the parser "
+        "when ten times this value has elapsed, and tries again later.",
         commands=_JUDGE,
         group=_CHECKS,
     )
@@ -305,15 +306,15 @@ class Config:
         FLAG,
         False,
         "Accept names of system calls that libseccomp 2.5.4 does not know, in profiles whose "
-        "default action allows.",
+        "default action allows calls.",
         commands=_JUDGE,
         group=_CHECKS,
     )
     allow_empty: bool = _option(
         FLAG,
         False,
-        "Remove the profiles of a source that provides no profiles any more. Without this option "
-        "they stay installed.",
+        "Remove the profiles of a source that provides no profiles any more. Without this option, "
+        "these profiles stay installed.",
         group=_CHECKS,
     )
     allow_unsupported: bool = _option(

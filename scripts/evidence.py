@@ -24,10 +24,10 @@ INTRODUCTION = """\
 For auditors and contributors: this page lists the tests that prove the claims of the other pages.
 Guides for operators contain no test names.
 
-The name of a test is a path in `tests/`, the name of a function, and in brackets one of its cases.
-`scripts/evidence.py` writes this page from `tests/evidence.toml`. A unit test checks that the page
-is current and that every test on it exists. [CONTRIBUTING](../CONTRIBUTING.md) explains how to run
-the tests.
+The name of a test consists of a path in `tests/`, the name of a function, and in brackets the name
+of one of its cases. `scripts/evidence.py` writes this page from `tests/evidence.toml`. A unit test
+checks that the page is current and that every test on it exists. [CONTRIBUTING](../CONTRIBUTING.md)
+explains how to run the tests.
 """
 
 
