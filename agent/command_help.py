@@ -163,7 +163,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
         needs={"FILE": "a FILE is needed: profile-loader convert profile.json"},
     ),
     "diff": Command(
-        summary="Show the system calls that a second seccomp profile answers differently.",
+        summary="Show the system calls that a second seccomp profile handles differently.",
         usage="A B [options], or --baseline RUNTIME FILE [options]",
         examples=(
             "profile-loader diff old.json new.json --fail-if more-permissive",

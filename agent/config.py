@@ -209,8 +209,8 @@ class Config:
     resync: float = _option(
         SECONDS,
         300.0,
-        "The longest time between two passes that read everything. The agent shortens it by up to "
-        "10 % at random.",
+        "The longest time between two passes that read everything. The agent shortens this time by "
+        "up to 10 % at random.",
         group=_DAEMON,
     )
     removal_grace: float = _option(
@@ -256,8 +256,7 @@ class Config:
     apparmor_parser: str = _option(
         TEXT,
         "",
-        "The path of apparmor_parser. Without this option the agent looks in /sbin and "
-        "/usr/sbin.",
+        "The path of apparmor_parser. Without this option the agent looks in /sbin and /usr/sbin.",
         commands=(*_ON_NODE, "check"),
         group=_CHECKS,
         metavar="PATH",
