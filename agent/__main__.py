@@ -71,16 +71,16 @@ def _run(parsed: cli.Parsed) -> int:
     match parsed:
         case cli.Usage():
             status = _show_usage(parsed)
-        case cli.Run(settings=settings, oneshot=True):
-            status = _run_passes(settings, restore=False)
-        case cli.Run(settings=settings):
-            status = _run_daemon(settings)
-        case cli.Restore(settings=settings):
-            status = _run_passes(settings, restore=True)
-        case cli.Status(settings=settings):
-            status = _show_status(settings)
-        case cli.Unlabel(settings=settings):
-            status = _unlabel(settings)
+        case cli.Run(config=config, oneshot=True):
+            status = _run_passes(config, restore=False)
+        case cli.Run(config=config):
+            status = _run_daemon(config)
+        case cli.Restore(config=config):
+            status = _run_passes(config, restore=True)
+        case cli.Status(config=config):
+            status = _show_status(config)
+        case cli.Unlabel(config=config):
+            status = _unlabel(config)
         case cli.Check():
             status = _check(parsed)
         case cli.Render() | cli.Convert() | cli.Diff():
@@ -101,17 +101,17 @@ def _show_usage(usage: cli.Usage) -> int:
     return usage.status
 
 
-def _show_status(settings: Config) -> int:
+def _show_status(config: Config) -> int:
     from agent.commands import status
 
-    report = status.status(settings)
-    return _print_report(report, settings, selectors=True, nothing="Nothing is installed")
+    report = status.status(config)
+    return _print_report(report, config, selectors=True, nothing="Nothing is installed")
 
 
-def _unlabel(settings: Config) -> int:
+def _unlabel(config: Config) -> int:
     from agent.commands import unlabel
 
-    _print(unlabel.unlabel(settings))
+    _print(unlabel.unlabel(config))
     return 0
 
 
@@ -120,11 +120,11 @@ def _check(command: cli.Check) -> int:
     from agent.reporting.progress import Progress
 
     progress = Progress(sys.stderr.write).show
-    checked = check.check(command.settings, command.paths, command.arch, command.kernel, progress)
+    checked = check.check(command.config, command.paths, command.arch, command.kernel, progress)
     if checked.abi:
         sys.stderr.write(f"AppArmor profiles were compiled against {checked.abi}\n")
     _warn(checked.skipped)
-    status = _print_report(checked.report, command.settings, nothing="Nothing was checked")
+    status = _print_report(checked.report, command.config, nothing="Nothing was checked")
     return status or int(not checked.report.profiles)
 
 
@@ -195,23 +195,23 @@ def _diff(command: cli.Diff) -> int:
     return int(any(result.differences for result in comparisons.values()))
 
 
-def _run_passes(settings: Config, *, restore: bool) -> int:
+def _run_passes(config: Config, *, restore: bool) -> int:
     """Run a command that ends after its work. A dry run needs no lock."""
     from agent import oneshot
     from agent.reporting import logs
     from agent.reporting.progress import Progress
 
-    logs.configure(settings.log_format, settings.log_level)
+    logs.configure(config.log_format, config.log_level)
     with contextlib.ExitStack() as stack:
-        if not settings.dry_run and not stack.enter_context(_lock(settings)):
+        if not config.dry_run and not stack.enter_context(_lock(config)):
             return LOCKED
         run = oneshot.restore if restore else oneshot.run_once
-        report = run(settings, Progress(sys.stderr.write).show)
+        report = run(config, Progress(sys.stderr.write).show)
     logs.log(report)
-    return _print_report(report, settings)
+    return _print_report(report, config)
 
 
-def _run_daemon(settings: Config) -> int:
+def _run_daemon(config: Config) -> int:
     """Run passes until a signal ends the process."""
     from agent import app
     from agent.reporting import logs
@@ -220,18 +220,18 @@ def _run_daemon(settings: Config) -> int:
     process.end_with_broken_threads(_report_bug, BUG)
     process.handle_signals()
     writer = LogWriter(sys.stderr.fileno())
-    logs.configure(settings.log_format, settings.log_level, writer)
-    with _lock(settings) as is_locked:
+    logs.configure(config.log_format, config.log_level, writer)
+    with _lock(config) as is_locked:
         if not is_locked:
             return LOCKED
-        controller = app.daemon(settings, writer.dropped)
+        controller = app.daemon(config, writer.dropped)
         process.receive_signals(controller.wake_queue.put, controller.request_full_pass)
         controller.run()
     return 0
 
 
 @contextlib.contextmanager
-def _lock(settings: Config) -> Iterator[bool]:
+def _lock(config: Config) -> Iterator[bool]:
     """Yield whether this process may write to the state directory.
 
     Raises:
@@ -240,13 +240,13 @@ def _lock(settings: Config) -> Iterator[bool]:
     from agent import app
     from agent.host.filesystem import HostError
 
-    place = settings.state_dir
-    if settings.host_root != "/":
-        place = f"{settings.state_dir} in {settings.host_root}"
+    place = config.state_dir
+    if config.host_root != "/":
+        place = f"{config.state_dir} in {config.host_root}"
     with contextlib.ExitStack() as stack:
         is_locked = True
         try:
-            is_locked = stack.enter_context(app.host(settings).lock(settings.state_dir, "lock"))
+            is_locked = stack.enter_context(app.host(config).lock(config.state_dir, "lock"))
         except HostError as error:
             if error.errno not in _NOT_WRITABLE:
                 raise app.StartupError(
@@ -258,7 +258,7 @@ def _lock(settings: Config) -> Iterator[bool]:
         if not is_locked:
             holder = f"another agent is running on {place} and holds its lock"
             _warn([f"{holder}. Nothing was changed. Wait for it, or pass another --state-dir."])
-        for directory in app.ledger(settings).make_private() if is_locked else ():
+        for directory in app.ledger(config).make_private() if is_locked else ():
             _warn([f"other users could write to {directory}; the agent changed its mode"])
         yield is_locked
 
@@ -274,7 +274,7 @@ def _warn(lines: Iterable[str]) -> None:
 
 def _print_report(
     report: Report,
-    settings: Config,
+    config: Config,
     *,
     selectors: bool = False,
     nothing: str = "Nothing to do",
@@ -283,20 +283,20 @@ def _print_report(
 
     Args:
         report: the report.
-        settings: the options.
+        config: the options.
         selectors: whether a table has the node selector of each profile.
         nothing: the text of a table without rows.
     """
-    status = exit_status(report, allow_unsupported=settings.allow_unsupported)
-    if settings.output == "json":
+    status = exit_status(report, allow_unsupported=config.allow_unsupported)
+    if config.output == "json":
         from agent.reporting import json_report
 
-        _print(json_report.document(report, exit_status=status, domain=settings.label_domain))
+        _print(json_report.document(report, exit_status=status, domain=config.label_domain))
     else:
         from agent.reporting import table
 
         width = shutil.get_terminal_size((80, 24)).columns
-        domain = settings.label_domain if selectors else ""
+        domain = config.label_domain if selectors else ""
         has_colors = table.has_colors(sys.stdout, os.environ)
         text = table.table(
             report, width=width, domain=domain, nothing=nothing, has_colors=has_colors

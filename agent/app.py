@@ -51,32 +51,32 @@ class StartupError(Exception):
 class BackendFactory(Protocol):
     """The function `build` in the module `factory` of each backend package."""
 
-    def __call__(self, settings: Config, context: BackendContext) -> BackendParts:
+    def __call__(self, config: Config, context: BackendContext) -> BackendParts:
         """Build the parts of one backend."""
 
 
-def host(settings: Config) -> Host:
+def host(config: Config) -> Host:
     """Return the host below --host-root.
 
     Raises:
         StartupError: --host-root is not a directory.
     """
     try:
-        is_directory = Path(settings.host_root).is_dir()
+        is_directory = Path(config.host_root).is_dir()
     except OSError as error:
-        raise StartupError(f"--host-root {settings.host_root}: {error.strerror}") from error
+        raise StartupError(f"--host-root {config.host_root}: {error.strerror}") from error
     if not is_directory:
-        raise StartupError(f"--host-root {settings.host_root} is not a directory")
-    return Host(settings.host_root)
+        raise StartupError(f"--host-root {config.host_root} is not a directory")
+    return Host(config.host_root)
 
 
-def ledger(settings: Config) -> FileLedger:
+def ledger(config: Config) -> FileLedger:
     """Return the ledger in --state-dir."""
-    return FileLedger(host(settings), settings.state_dir)
+    return FileLedger(host(config), config.state_dir)
 
 
 def backend_parts(
-    settings: Config,
+    config: Config,
     *,
     may_write_state: bool = True,
     check_completed: Callable[[], None] | None = None,
@@ -86,24 +86,24 @@ def backend_parts(
     """Return the backends that --kinds selects.
 
     Args:
-        settings: the options.
+        config: the options of this run.
         may_write_state: whether the backends may write to the state directory.
         check_completed: see BackendContext.
         policy_changed: see BackendContext.
         program_ran: see BackendContext.
     """
     context = BackendContext(
-        host=host(settings),
-        may_write_state=may_write_state and not settings.dry_run,
+        host=host(config),
+        may_write_state=may_write_state and not config.dry_run,
         check_completed=check_completed,
         policy_changed=policy_changed,
         program_ran=program_ran,
     )
     parts = {}
     for kind, package in BACKEND_PACKAGES.items():
-        if kind in settings.kinds:
+        if kind in config.kinds:
             build: BackendFactory = importlib.import_module(f"{package}.factory").build
-            parts[kind] = build(settings, context)
+            parts[kind] = build(config, context)
     return parts
 
 
@@ -119,7 +119,7 @@ def confinement_trackers(
 
 
 def connect(
-    settings: Config,
+    config: Config,
     *,
     changed: Callable[[WakeReason], None] = lambda _: None,
     request_ended: Callable[[str, str, float], None] = lambda *_: None,
@@ -128,7 +128,7 @@ def connect(
     """Return the connections to the API server; None if no option needs it.
 
     Args:
-        settings: the options.
+        config: the options of this run.
         changed: called from another thread when objects of the API server have changed.
         request_ended: called with the verb, the result and the seconds of each request.
         watch_restarted: called with the kind of object whose watch started again.
@@ -137,35 +137,35 @@ def connect(
         agent.kube.errors.NoClusterError: the client has no configuration.
     """
     config_maps = [
-        spec for spec in _source_specs(settings) if isinstance(spec, source_spec.ConfigMapSpec)
+        spec for spec in _source_specs(config) if isinstance(spec, source_spec.ConfigMapSpec)
     ]
-    if not config_maps and not settings.node_name:
+    if not config_maps and not config.node_name:
         return None
     from agent import cluster
 
     callbacks = cluster.ClusterCallbacks(
         changed=changed, request_ended=request_ended, watch_restarted=watch_restarted
     )
-    return cluster.connect(settings, host(settings), config_maps, callbacks)
+    return cluster.connect(config, host(config), config_maps, callbacks)
 
 
-def open_sources(settings: Config, connections: "ClusterConnections | None") -> list[ports.Source]:
+def open_sources(config: Config, connections: "ClusterConnections | None") -> list[ports.Source]:
     """Return the sources that --source selects."""
     opened: list[ports.Source] = []
-    for spec in _source_specs(settings):
+    for spec in _source_specs(config):
         if not isinstance(spec, source_spec.ConfigMapSpec):
-            opened.append(source_spec.local_source(spec, settings.label_domain))
+            opened.append(source_spec.local_source(spec, config.label_domain))
         elif connections is not None:
             opened.append(connections.source(spec))
     return opened
 
 
-def _source_specs(settings: Config) -> list[source_spec.SourceSpec]:
-    return [source_spec.parse_source(text) for text in settings.source]
+def _source_specs(config: Config) -> list[source_spec.SourceSpec]:
+    return [source_spec.parse_source(text) for text in config.source]
 
 
 def build_reconciler(
-    settings: Config,
+    config: Config,
     *,
     parts: Mapping[ProfileKind, BackendParts],
     sources: Sequence[ports.Source],
@@ -175,7 +175,7 @@ def build_reconciler(
     """Return a reconciler.
 
     Args:
-        settings: the options.
+        config: the options of this run.
         parts: the backends.
         sources: where profiles come from.
         heartbeat: the sign of life of the main loop.
@@ -184,23 +184,23 @@ def build_reconciler(
     return reconciler.Reconciler(
         sources=sources,
         backends={kind: part.backend for kind, part in parts.items()},
-        ledger=ledger(settings),
+        ledger=ledger(config),
         options=plan.PlanOptions(
-            prune=PruneMode(settings.prune),
-            take_over=frozenset(settings.take_over),
+            prune=PruneMode(config.prune),
+            take_over=frozenset(config.take_over),
             grace_seconds=grace_seconds,
-            pod_aware=settings.pod_aware,
+            pod_aware=config.pod_aware,
         ),
-        allow_empty=settings.allow_empty,
+        allow_empty=config.allow_empty,
         heartbeat=heartbeat,
     )
 
 
-def daemon(settings: Config, log_lines_dropped: Callable[[], int]) -> "Controller":
+def daemon(config: Config, log_lines_dropped: Callable[[], int]) -> "Controller":
     """Return the controller of a daemon whose servers and threads have started.
 
     Args:
-        settings: the options.
+        config: the options of this run.
         log_lines_dropped: returns how many log lines were dropped since the start.
 
     Raises:
@@ -215,41 +215,41 @@ def daemon(settings: Config, log_lines_dropped: Callable[[], int]) -> "Controlle
 
     metrics = Metrics(
         version(),
-        allow_unsupported=settings.allow_unsupported,
+        allow_unsupported=config.allow_unsupported,
         log_lines_dropped=log_lines_dropped,
     )
     wake_queue, heartbeat = WakeQueue(), Heartbeat(time.monotonic)
     parts = backend_parts(
-        settings,
+        config,
         check_completed=lambda: wake_queue.put(WakeReason.COMPILED),
         policy_changed=lambda: wake_queue.put(WakeReason.KERNEL),
         program_ran=metrics.parser_ran,
     )
-    connections, publisher = _connect_daemon(settings, wake_queue, metrics)
-    sources = open_sources(settings, connections)
+    connections, publisher = _connect_daemon(config, wake_queue, metrics)
+    sources = open_sources(config, connections)
     confinement = ConfinementChecks(confinement_trackers(parts))
-    store = _status_store(settings, metrics, publisher, confinement, heartbeat)
-    files = FileWatcher(_watched_paths(settings, parts, sources), wake_queue.put)
+    store = _status_store(config, metrics, publisher, confinement, heartbeat)
+    files = FileWatcher(_watched_paths(config, parts, sources), wake_queue.put)
     controller = Controller(
         reconciler=build_reconciler(
-            settings,
+            config,
             parts=parts,
             sources=sources,
             heartbeat=heartbeat,
-            grace_seconds=settings.removal_grace,
+            grace_seconds=config.removal_grace,
         ),
         wake_queue=wake_queue,
         cluster=connections if connections is not None else NoCluster(),
         publisher=publisher,
         confinement=confinement,
         sinks=(ReportLogger(), store, files),
-        resync_seconds=settings.resync,
-        label_domain=settings.label_domain,
+        resync_seconds=config.resync,
+        label_domain=config.label_domain,
         heartbeat=heartbeat,
         clock=time,
     )
     watchers = [files, *(watcher for part in parts.values() for watcher in part.watchers)]
-    _start([*_servers(settings, store), *watchers], connections, publisher)
+    _start([*_servers(config, store), *watchers], connections, publisher)
     return controller
 
 
@@ -266,7 +266,7 @@ def _start(
 
 
 def _connect_daemon(
-    settings: Config, wake_queue: WakeQueue, metrics: "Metrics"
+    config: Config, wake_queue: WakeQueue, metrics: "Metrics"
 ) -> "tuple[ClusterConnections | None, Publisher | None]":
     """Return the connections to the API server and the publisher of this node's labels."""
 
@@ -277,7 +277,7 @@ def _connect_daemon(
 
     publisher: Publisher | None = None
     connections = connect(
-        settings,
+        config,
         changed=changed,
         request_ended=metrics.request,
         watch_restarted=metrics.watch_restarted,
@@ -291,7 +291,7 @@ def _connect_daemon(
 
 
 def _status_store(
-    settings: Config,
+    config: Config,
     metrics: "Metrics",
     publisher: "Publisher | None",
     confinement: "ConfinementChecks",
@@ -302,7 +302,7 @@ def _status_store(
     return StatusStore(
         metrics,
         version=version(),
-        node=settings.node_name or platform.node(),
+        node=config.node_name or platform.node(),
         patience=STALLED_SECONDS,
         labels=publisher.labels if publisher is not None else dict,
         unconfined_processes=confinement.unconfined_processes,
@@ -311,10 +311,10 @@ def _status_store(
 
 
 def _watched_paths(
-    settings: Config, parts: Mapping[ProfileKind, BackendParts], sources: Sequence[ports.Source]
+    config: Config, parts: Mapping[ProfileKind, BackendParts], sources: Sequence[ports.Source]
 ) -> dict[Path, WakeReason]:
     """Return the files and directories to watch, and the reason for a pass that each one is."""
-    reasons = {host(settings).path(settings.state_dir) / "entries": WakeReason.FILES}
+    reasons = {host(config).path(config.state_dir) / "entries": WakeReason.FILES}
     reasons |= {path: WakeReason.FILES for part in parts.values() for path in part.watched_paths}
     reasons |= {
         source.watched_path: WakeReason.SOURCE
@@ -324,7 +324,7 @@ def _watched_paths(
     return reasons
 
 
-def _servers(settings: Config, store: "StatusStore") -> "list[HttpServer]":
+def _servers(config: Config, store: "StatusStore") -> "list[HttpServer]":
     """Return the HTTP servers that the options ask for, bound to their addresses.
 
     Raises:
@@ -335,13 +335,13 @@ def _servers(settings: Config, store: "StatusStore") -> "list[HttpServer]":
 
     servers: list[HttpServer] = []
     for option, address, uses_tls in (
-        ("--http-address", settings.http_address, False),
-        ("--https-address", settings.https_address, True),
+        ("--http-address", config.http_address, False),
+        ("--https-address", config.https_address, True),
     ):
         if address == "off":
             continue
         try:
-            files = (settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+            files = (config.tls_cert, config.tls_key, config.tls_client_ca)
             certificates = Certificates(*files) if uses_tls else None
             servers.append(HttpServer(address, store, certificates=certificates))
         except CertificateError as error:

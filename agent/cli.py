@@ -21,7 +21,7 @@ from agent.sources import source_spec
 class Run:
     """Install profiles: once, or as a daemon."""
 
-    settings: Config
+    config: Config
     oneshot: bool
 
 
@@ -29,7 +29,7 @@ class Run:
 class Check:
     """Check files, directories and manifests."""
 
-    settings: Config
+    config: Config
     paths: tuple[str, ...]
     arch: str
     """The machine name that `uname -m` prints; empty for this machine."""
@@ -68,14 +68,14 @@ class Diff:
 class Status:
     """Show the installed profiles."""
 
-    settings: Config
+    config: Config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restore:
     """Reinstall the profiles of the ledger."""
 
-    settings: Config
+    config: Config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +92,7 @@ class Render:
 class Unlabel:
     """Remove the agent's labels from the Node."""
 
-    settings: Config
+    config: Config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -343,11 +343,11 @@ def _parsed(
         case "check" | "convert" | "diff":
             return _file_command(command, config, values, arguments.positional)
         case "status":
-            return Status(settings=config)
+            return Status(config=config)
         case "restore":
-            return Restore(settings=config)
+            return Restore(config=config)
         case "unlabel":
-            return Unlabel(settings=config)
+            return Unlabel(config=config)
         case "render":
             return Render(
                 directory=arguments.positional[0],
@@ -356,7 +356,7 @@ def _parsed(
                 domain=config.label_domain,
             )
         case _:
-            return Run(settings=config, oneshot=bool(values.get("oneshot")))
+            return Run(config=config, oneshot=bool(values.get("oneshot")))
 
 
 def _file_command(
@@ -364,7 +364,7 @@ def _file_command(
 ) -> Check | Convert | Diff:
     arch, kernel = str(values.get("arch", "")), str(values.get("kernel", ""))
     if command == "check":
-        return Check(settings=config, paths=tuple(paths), arch=arch, kernel=kernel)
+        return Check(config=config, paths=tuple(paths), arch=arch, kernel=kernel)
     caps = values.get("caps")
     capabilities = caps if isinstance(caps, tuple) else None
     if command == "convert":

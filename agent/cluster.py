@@ -139,7 +139,7 @@ class ClusterConnections:
 
 
 def connect(
-    settings: Config,
+    config: Config,
     host: Host,
     config_maps: list[ConfigMapSpec],
     callbacks: ClusterCallbacks,
@@ -149,12 +149,12 @@ def connect(
     Raises:
         agent.kube.errors.NoClusterError: the client has no configuration.
     """
-    api = Api(kubeconfig=settings.kubeconfig, version=version(), on_request=callbacks.request_ended)
+    api = Api(kubeconfig=config.kubeconfig, version=version(), on_request=callbacks.request_ended)
     reflectors = {
         spec: Reflector(
             api,
             Resource(path=spec.path, query=spec.query),
-            keep=configmap.entry_for(settings.label_domain),
+            keep=configmap.entry_for(config.label_domain),
             on_change=lambda: callbacks.changed(WakeReason.SOURCE),
             on_restart=lambda: callbacks.watch_restarted("configmaps"),
             backoff=new_backoff(),
@@ -162,21 +162,21 @@ def connect(
         )
         for spec in config_maps
     }
-    own_node = _connect_node(settings, host, api, callbacks) if settings.node_name else None
+    own_node = _connect_node(config, host, api, callbacks) if config.node_name else None
     return ClusterConnections(api=api, config_maps=reflectors, own_node=own_node)
 
 
 def _connect_node(
-    settings: Config, host: Host, api: Api, callbacks: ClusterCallbacks
+    config: Config, host: Host, api: Api, callbacks: ClusterCallbacks
 ) -> NodeConnections:
     labeler = NodeLabeler(
         api,
         node_labels.NodeOptions(
-            name=settings.node_name,
-            domain=settings.label_domain,
-            digest=settings.label_digest,
-            limit=int(settings.label_limit),
-            taint=settings.startup_taint,
+            name=config.node_name,
+            domain=config.label_domain,
+            digest=config.label_digest,
+            limit=int(config.label_limit),
+            taint=config.startup_taint,
         ),
         boot_id=lambda: _boot_id(host),
     )
@@ -184,7 +184,7 @@ def _connect_node(
         api,
         Resource(
             path="/api/v1/nodes",
-            query=(("fieldSelector", f"metadata.name={settings.node_name}"),),
+            query=(("fieldSelector", f"metadata.name={config.node_name}"),),
             object_path=labeler.options.path,
             metadata_only=True,
         ),
@@ -197,14 +197,14 @@ def _connect_node(
         api,
         Resource(
             path="/api/v1/pods",
-            query=(("fieldSelector", f"spec.nodeName={settings.node_name}"),),
+            query=(("fieldSelector", f"spec.nodeName={config.node_name}"),),
         ),
         keep=referenced_profiles,
         on_change=lambda: callbacks.changed(WakeReason.PODS),
         on_restart=lambda: callbacks.watch_restarted("pods"),
         backoff=new_backoff(),
     )
-    return NodeConnections(labeler=labeler, node=node, pods=pods if settings.pod_aware else None)
+    return NodeConnections(labeler=labeler, node=node, pods=pods if config.pod_aware else None)
 
 
 def _boot_id(host: Host) -> str:

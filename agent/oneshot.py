@@ -23,39 +23,39 @@ if TYPE_CHECKING:
     from agent.cluster import ClusterConnections, NodeConnections
 
 
-def restore(settings: Config, progress: reconciler.Progress) -> Report:
+def restore(config: Config, progress: reconciler.Progress) -> Report:
     """Reinstall the profiles that the ledger records, without any source."""
     passes = app.build_reconciler(
-        settings,
-        parts=app.backend_parts(settings),
+        config,
+        parts=app.backend_parts(config),
         sources=(),
         heartbeat=Heartbeat(time.monotonic),
     )
-    return passes.run_to_completion(lambda: passes.restore(dry_run=settings.dry_run), progress)
+    return passes.run_to_completion(lambda: passes.restore(dry_run=config.dry_run), progress)
 
 
-def run_once(settings: Config, progress: reconciler.Progress) -> Report:
+def run_once(config: Config, progress: reconciler.Progress) -> Report:
     """Install the profiles of the sources; with --node-name, label the Node too."""
-    connections = app.connect(settings)
-    parts = app.backend_parts(settings)
+    connections = app.connect(config)
+    parts = app.backend_parts(config)
     passes = app.build_reconciler(
-        settings,
+        config,
         parts=parts,
-        sources=app.open_sources(settings, connections),
+        sources=app.open_sources(config, connections),
         heartbeat=Heartbeat(time.monotonic),
         grace_seconds=0.0,
     )
-    confinement = ConfinementChecks({} if settings.dry_run else app.confinement_trackers(parts))
+    confinement = ConfinementChecks({} if config.dry_run else app.confinement_trackers(parts))
     entries = passes.ledger.entries()
     confinement.observe_recorded(() if isinstance(entries, Finding) else entries.values())
     conditions = reconciler.RemovalConditions()
     if connections is not None:
         _list_all(connections)
-        conditions = _conditions(settings, passes, connections)
+        conditions = _conditions(config, passes, connections)
     report = passes.run_to_completion(
-        lambda: passes.run(dry_run=settings.dry_run, conditions=conditions), progress
+        lambda: passes.run(dry_run=config.dry_run, conditions=conditions), progress
     )
-    if connections is not None and connections.own_node is not None and not settings.dry_run:
+    if connections is not None and connections.own_node is not None and not config.dry_run:
         report = _label_node(connections.own_node, report)
     confinement.end_pass(report)
     return replace(report, findings=(*report.findings, *confinement.findings()))
@@ -71,19 +71,19 @@ def _list_all(connections: "ClusterConnections") -> None:
 
 
 def _conditions(
-    settings: Config, passes: reconciler.Reconciler, connections: "ClusterConnections"
+    config: Config, passes: reconciler.Reconciler, connections: "ClusterConnections"
 ) -> reconciler.RemovalConditions:
     """Return the conditions of removals; without --node-name, they need no label."""
     if connections.own_node is None:
         return reconciler.RemovalConditions()
     return reconciler.RemovalConditions(
-        label_absent_seconds=_absent_labels(settings, passes, connections.own_node),
+        label_absent_seconds=_absent_labels(config, passes, connections.own_node),
         pods_by_profile=connections.pods_by_profile(),
     )
 
 
 def _absent_labels(
-    settings: Config, passes: reconciler.Reconciler, own_node: "NodeConnections"
+    config: Config, passes: reconciler.Reconciler, own_node: "NodeConnections"
 ) -> dict[tuple[ProfileKind, str], float]:
     """Return the recorded names that have no label on the Node: an earlier run removed it."""
     entries = passes.ledger.entries()
@@ -94,7 +94,7 @@ def _absent_labels(
         (entry.id.kind, name): 0.0
         for entry in entries.values()
         for name in owned_names(entry)
-        if label_key(entry.id.kind, name, settings.label_domain) not in metadata.labels
+        if label_key(entry.id.kind, name, config.label_domain) not in metadata.labels
     }
 
 

@@ -23,7 +23,7 @@ _PROCESSES = 1000
 _CONFINED = 50  # of them
 
 
-def _settings(source: str, root: str, kinds: str) -> "Config":
+def _config(source: str, root: str, kinds: str) -> "Config":
     from agent import cli
 
     Path(root).mkdir(exist_ok=True)
@@ -31,7 +31,7 @@ def _settings(source: str, root: str, kinds: str) -> "Config":
     parsed = cli.parse([*argv, "--allow-unsupported"], {}, lambda _: None)
     if not isinstance(parsed, cli.Run):
         raise TypeError(parsed)
-    return parsed.settings
+    return parsed.config
 
 
 def _pass(source: str, root: str, kinds: str) -> "Reconciler":
@@ -41,11 +41,11 @@ def _pass(source: str, root: str, kinds: str) -> "Reconciler":
 
     scheme, _, path = source.partition(":")
     is_api = scheme == "api"
-    settings = _settings(f"dir:{path}" if is_api else source, root, kinds)
+    config = _config(f"dir:{path}" if is_api else source, root, kinds)
     return app.build_reconciler(
-        settings,
-        parts=app.backend_parts(settings),
-        sources=[_config_maps(Path(path))] if is_api else app.open_sources(settings, None),
+        config,
+        parts=app.backend_parts(config),
+        sources=[_config_maps(Path(path))] if is_api else app.open_sources(config, None),
         heartbeat=Heartbeat(time.monotonic),
     )
 

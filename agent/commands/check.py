@@ -43,7 +43,7 @@ class Checked:
 
 
 def check(
-    settings: Config,
+    config: Config,
     paths: Sequence[str],
     arch: str,
     kernel: str,
@@ -52,7 +52,7 @@ def check(
     """Check every key in some files, directories and manifests.
 
     Args:
-        settings: the options.
+        config: the options of this run.
         paths: the files, directories and manifests.
         arch: the machine to check for; empty for this machine.
         kernel: the kernel version to check for; empty for the running kernel.
@@ -68,8 +68,8 @@ def check(
     # Files that were passed one by one may belong to different nodes. Only files of the same
     # directory are compared with each other.
     groups = [sets, *([snapshot] for snapshot in directories)]
-    apparmor = _apparmor(settings)
-    results = _inspect(settings, groups, apparmor, _seccomp(settings, arch, kernel), progress)
+    apparmor = _apparmor(config)
+    results = _inspect(config, groups, apparmor, _seccomp(config, arch, kernel), progress)
     rows = [row for result in results for row in _rows(result)]
     if rows:  # a file without a profile, such as a README, is no problem next to profiles
         directories = [one for one in directories if not isinstance(one, Emptied)]
@@ -88,31 +88,31 @@ def check(
     return Checked(report=report, abi=apparmor.abi if has_apparmor else "", skipped=skipped)
 
 
-def _apparmor(settings: Config) -> AppArmorBackend:
+def _apparmor(config: Config) -> AppArmorBackend:
     return AppArmorBackend(
         host=Host("/"),
-        parser=settings.apparmor_parser,
-        cpu_limit=settings.parser_timeout,
-        deny_names=settings.deny_name,
-        allow_attachments=settings.allow_attachments,
-        allow_unconfined_mode=settings.allow_unconfined_mode,
+        parser=config.apparmor_parser,
+        cpu_limit=config.parser_timeout,
+        deny_names=config.deny_name,
+        allow_attachments=config.allow_attachments,
+        allow_unconfined_mode=config.allow_unconfined_mode,
         checking=True,
     )
 
 
-def _seccomp(settings: Config, arch: str, kernel: str) -> SeccompBackend:
+def _seccomp(config: Config, arch: str, kernel: str) -> SeccompBackend:
     return SeccompBackend(
         host=Host("/"),
-        prefix=settings.seccomp_prefix,
-        format=settings.seccomp_format,
-        allow_unknown_syscalls=settings.allow_unknown_syscalls,
+        prefix=config.seccomp_prefix,
+        format=config.seccomp_format,
+        allow_unknown_syscalls=config.allow_unknown_syscalls,
         machine=arch or platform.machine(),
         kernel=kernel,
     )
 
 
 def _inspect(
-    settings: Config,
+    config: Config,
     groups: Sequence[Sequence[Snapshot]],
     apparmor: AppArmorBackend,
     seccomp: SeccompBackend,
@@ -124,7 +124,7 @@ def _inspect(
         return apparmor.inspect(key) if kind == "apparmor" else seccomp.inspect(key)
 
     kinds: frozenset[ProfileKind] = frozenset(
-        kind for kind in ("apparmor", "seccomp") if kind in settings.kinds
+        kind for kind in ("apparmor", "seccomp") if kind in config.kinds
     )
     results = [desired.join(group, inspect, kinds) for group in groups]
     while any(result.pending for result in results) and apparmor.wait(progress):

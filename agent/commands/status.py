@@ -13,10 +13,10 @@ from agent.core.report import KindSupport, ProfileStatus, Report
 from agent.core.vocabulary import ActionName, ProfileState, Provenance, Reason
 
 
-def status(settings: Config) -> Report:
+def status(config: Config) -> Report:
     """Return a report with a row for each name in the ledger, compared with the node."""
-    parts = app.backend_parts(settings, may_write_state=False)
-    ledger = app.ledger(settings)
+    parts = app.backend_parts(config, may_write_state=False)
+    ledger = app.ledger(config)
     entries = ledger.entries()
     if isinstance(entries, Finding):
         return Report(profiles=(), profile_sets=(), kind_support={}, findings=(entries,))

@@ -4,10 +4,10 @@ from agent import app
 from agent.config import Config
 
 
-def unlabel(settings: Config) -> str:
+def unlabel(config: Config) -> str:
     """Take them off and say so. Raises agent.kube.errors.KubeError."""
-    connections = app.connect(settings)
+    connections = app.connect(config)
     if connections is None or connections.own_node is None:
         return ""
     connections.own_node.labeler.remove_labels()
-    return f"node {settings.node_name}: the labels of profile-loader were removed\n"
+    return f"node {config.node_name}: the labels of profile-loader were removed\n"

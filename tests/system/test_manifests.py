@@ -65,7 +65,7 @@ def test_the_agent_takes_its_arguments(folder):
     """Options that the manifests name exist, and go together."""
     found = parsed(made(folder))
     assert not isinstance(found, cli.Usage), found.text
-    assert (found.settings.node_name, found.settings.label_domain) == ("node", labels.DOMAIN)
+    assert (found.config.node_name, found.config.label_domain) == ("node", labels.DOMAIN)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -101,8 +101,8 @@ def test_the_policy_is_applied_before_the_rights(folder):
 def test_a_command_in_the_agents_container_looks_where_the_agent_does(folder):
     """`kubectl exec ... status` gets its environment, and none of its arguments."""
     objects = made(folder)
-    agent = parsed(objects).settings
-    status = cli.parse(["status"], environment(objects), lambda path: None).settings
+    agent = parsed(objects).config
+    status = cli.parse(["status"], environment(objects), lambda path: None).config
     asked = ("host_root", "state_dir", "seccomp_dir", "kinds", "label_domain")
     assert [getattr(status, one) for one in asked] == [getattr(agent, one) for one in asked]
 
@@ -111,7 +111,7 @@ def test_a_command_in_the_agents_container_looks_where_the_agent_does(folder):
 def test_the_agent_writes_where_the_host_is_mounted(folder):
     """Each of its directories is a host path at the same place, so that none is the pod's own."""
     objects = made(folder)
-    settings = parsed(objects).settings
+    config = parsed(objects).config
     (agent,) = pod(objects)["containers"]
     volumes = {one["name"]: one for one in pod(objects)["volumes"]}
     mounted = {one["mountPath"]: volumes[one["name"]] for one in agent["volumeMounts"]}
@@ -121,8 +121,8 @@ def test_the_agent_writes_where_the_host_is_mounted(folder):
         for mount in one["volumeMounts"]
     }
     assert {one["name"] for one in agent["volumeMounts"]} | others == set(volumes)
-    wanted = {settings.state_dir, settings.seccomp_dir}
-    if "apparmor" in settings.kinds:
+    wanted = {config.state_dir, config.seccomp_dir}
+    if "apparmor" in config.kinds:
         wanted.add("/sys/kernel/security")
     hosts = {path: one["hostPath"]["path"] for path, one in mounted.items() if "hostPath" in one}
     assert hosts == {path: path for path in wanted}
@@ -135,7 +135,7 @@ def test_the_agent_writes_where_the_host_is_mounted(folder):
 def test_no_right_to_read_configmaps_where_they_are_mounted(folder):
     """The Role exists exactly where the agent asks the API server for its profiles."""
     objects = made(folder)
-    asks = all(one.startswith("configmap") for one in parsed(objects).settings.source)
+    asks = all(one.startswith("configmap") for one in parsed(objects).config.source)
     rights = {
         ("Role", "profile-loader") in objects,
         ("RoleBinding", "profile-loader") in objects,

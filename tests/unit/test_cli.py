@@ -33,7 +33,7 @@ def mistakes(*argv, **places):
 @pytest.mark.parametrize("argv", [RUN, ("run", *RUN)])
 def test_run_is_the_default_command(argv):
     """The default command is `run`, and the defaults of its options apply."""
-    assert parse(*argv) == cli.Run(settings=Config(source=("dir:/p",)), oneshot=True)
+    assert parse(*argv) == cli.Run(config=Config(source=("dir:/p",)), oneshot=True)
 
 
 def test_every_option_has_the_default_that_the_help_shows():
@@ -62,7 +62,7 @@ def test_each_type_of_option_is_read_from_flags():
         parser_timeout=90.0,
         take_over=("a", "b"),
     )
-    assert parsed == cli.Run(settings=expected, oneshot=True)
+    assert parsed == cli.Run(config=expected, oneshot=True)
 
 
 def test_a_flag_has_priority_over_a_variable_and_a_variable_over_the_file():
@@ -86,7 +86,7 @@ def test_a_flag_has_priority_over_a_variable_and_a_variable_over_the_file():
         kinds=frozenset({"apparmor"}),
         deny_name=("x",),
     )
-    assert parsed == cli.Run(settings=expected, oneshot=True)
+    assert parsed == cli.Run(config=expected, oneshot=True)
 
 
 def test_every_mistake_is_reported_at_once_with_a_suggestion():
@@ -194,7 +194,7 @@ def test_an_unknown_scheme_of_a_source_is_a_mistake(argv):
 
 def test_the_same_value_twice_is_no_mistake():
     """A repeated flag with one value is unambiguous."""
-    assert parse(*RUN, "--prune=never", "--prune=never").settings.prune == "never"
+    assert parse(*RUN, "--prune=never", "--prune=never").config.prune == "never"
 
 
 def test_arguments_after_two_dashes_are_paths():
@@ -223,7 +223,7 @@ def test_an_unknown_machine_is_a_mistake():
 
 def test_without_oneshot_the_command_is_a_daemon():
     """Only --oneshot distinguishes one pass from a daemon."""
-    expected = cli.Run(settings=Config(source=("configmap:ns/a",)), oneshot=False)
+    expected = cli.Run(config=Config(source=("configmap:ns/a",)), oneshot=False)
     assert parse("--source", "configmap:ns/a") == expected
 
 
@@ -283,7 +283,7 @@ def test_a_configmap_source_must_have_a_valid_name(text):
 )
 def test_unlabel_reads_the_node_from_every_place_of_options(argv, places):
     """The environment of the agent's pod contains the name of the Node."""
-    assert parse("unlabel", *argv, **places).settings.node_name == "n1"
+    assert parse("unlabel", *argv, **places).config.node_name == "n1"
     assert mistakes("unlabel") == ["--node-name is needed: the name of the Node object"]
 
 
@@ -356,10 +356,10 @@ def test_an_empty_configuration_file_is_valid():
 def test_each_command_has_its_own_arguments():
     """The arguments of check, status, restore and render become typed values."""
     assert parse("check", "a", "b", "--arch=aarch64") == cli.Check(
-        settings=Config(), paths=("a", "b"), arch="aarch64"
+        config=Config(), paths=("a", "b"), arch="aarch64"
     )
-    assert parse("status", "--output=json") == cli.Status(settings=Config(output="json"))
-    assert parse("restore") == cli.Restore(settings=Config())
+    assert parse("status", "--output=json") == cli.Status(config=Config(output="json"))
+    assert parse("restore") == cli.Restore(config=Config())
     assert parse("render", "d", "--name=n", "--namespace=ns") == cli.Render(
         directory="d",
         name="n",
@@ -422,7 +422,7 @@ def test_the_label_limit_is_below_the_cost_limit_of_the_policy(text, is_valid):
     """The API server would deny a request with more labels."""
     argv = (*RUN, f"--label-limit={text}")
     if is_valid:
-        assert parse(*argv).settings.label_limit == int(text)
+        assert parse(*argv).config.label_limit == int(text)
     else:
         message = f'--label-limit: "{text}" must be a whole number from 0 to 800, for example 200'
         assert mistakes(*argv) == [message]

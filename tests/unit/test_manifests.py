@@ -35,7 +35,7 @@ def test_the_user_data_installs_what_it_writes():
     data = yaml.safe_load(text)
     run = parsed(data["runcmd"][0])
     assert isinstance(run, cli.Run), run
-    (source,) = run.settings.source
+    (source,) = run.config.source
     below = source.removeprefix("dir:") + "/"
     assert [file["path"].removeprefix(below) for file in data["write_files"]] == [
         "profiles/audit.json"

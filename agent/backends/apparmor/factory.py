@@ -9,7 +9,7 @@ from agent.backends.apparmor.policy_revision import PolicyRevisionWatcher
 from agent.backends.parts import BackendContext, BackendParts
 
 
-class Settings(Protocol):
+class AppArmorConfig(Protocol):
     """The options of the agent that concern AppArmor; agent.config.Config fulfils it."""
 
     @property
@@ -37,18 +37,18 @@ class Settings(Protocol):
         """Whether a profile may have the mode `unconfined`."""
 
 
-def build(settings: Settings, context: BackendContext) -> BackendParts:
+def build(config: AppArmorConfig, context: BackendContext) -> BackendParts:
     """Build the parts; nothing runs or is written before they are used."""
     backend = AppArmorBackend(
         host=context.host,
-        parser=settings.apparmor_parser,
+        parser=config.apparmor_parser,
         parser_ran=context.program_ran,
-        cpu_limit=settings.parser_timeout,
+        cpu_limit=config.parser_timeout,
         completed=context.check_completed,
-        state_dir=settings.state_dir,
-        deny_names=settings.deny_name,
-        allow_attachments=settings.allow_attachments,
-        allow_unconfined_mode=settings.allow_unconfined_mode,
+        state_dir=config.state_dir,
+        deny_names=config.deny_name,
+        allow_attachments=config.allow_attachments,
+        allow_unconfined_mode=config.allow_unconfined_mode,
         remember=context.may_write_state,
     )
     revision = context.host.path(f"{ROOT}/revision")

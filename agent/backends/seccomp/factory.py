@@ -6,7 +6,7 @@ from agent.backends.parts import BackendContext, BackendParts
 from agent.backends.seccomp.backend import SeccompBackend
 
 
-class Settings(Protocol):
+class SeccompConfig(Protocol):
     """The options of the agent that concern seccomp; agent.config.Config fulfils it."""
 
     @property
@@ -26,13 +26,13 @@ class Settings(Protocol):
         """Whether a profile may name system calls that this agent does not know."""
 
 
-def build(settings: Settings, context: BackendContext) -> BackendParts:
+def build(config: SeccompConfig, context: BackendContext) -> BackendParts:
     """Build the parts; nothing is read or written before they are used."""
     backend = SeccompBackend(
         host=context.host,
-        directory=settings.seccomp_dir,
-        prefix=settings.seccomp_prefix,
-        format=settings.seccomp_format,
-        allow_unknown_syscalls=settings.allow_unknown_syscalls,
+        directory=config.seccomp_dir,
+        prefix=config.seccomp_prefix,
+        format=config.seccomp_format,
+        allow_unknown_syscalls=config.allow_unknown_syscalls,
     )
-    return BackendParts(backend=backend, watched_paths=(context.host.path(settings.seccomp_dir),))
+    return BackendParts(backend=backend, watched_paths=(context.host.path(config.seccomp_dir),))
