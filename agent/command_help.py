@@ -37,7 +37,7 @@ _OVERVIEW_EXAMPLES: Final = 6  # more would not fit on a screen
 _COMMON_STATUSES: Final = {
     2: "The command line, the environment or the configuration file has a mistake. Nothing was "
     "changed.",
-    70: "The agent has a bug. The message explains how to report it.",
+    70: "The agent has a bug. The message explains how to report the bug.",
     130: "The process was interrupted, for example with Ctrl-C.",
 }
 _LOCKED: Final = {4: "Another agent holds the lock of the state directory. Nothing was changed."}
