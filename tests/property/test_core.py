@@ -155,7 +155,7 @@ def test_a_pass_settles(history, foreign, readable):
 
 
 @given(HISTORY, FOREIGN)
-def test_what_is_not_ours_is_never_touched(history, foreign):
+def test_foreign_profiles_are_never_changed(history, foreign):
     """Foreign content is neither replaced nor removed in any history."""
     node = Node(loaded=dict(foreign))
     for snapshot, _ in history:
@@ -233,7 +233,7 @@ def test_only_known_content_of_another_program_is_overwritten(history, foreign, 
 )
 @settings(max_examples=300)
 @given(HISTORY, FOREIGN, st.booleans())
-def test_what_this_agent_loaded_is_removed_at_last(history, foreign, readable):
+def test_a_profile_that_this_agent_loaded_is_removed_eventually(history, foreign, readable):
     """A profile that the agent loaded last is removed once no key desires it."""
     node = Node(loaded=dict(foreign), readable=readable)
     for snapshot, deeds in history:
@@ -253,7 +253,7 @@ def test_what_this_agent_loaded_is_removed_at_last(history, foreign, readable):
 
 @settings(max_examples=300)
 @given(HARD, FOREIGN)
-def test_what_this_agent_put_stays_its_own(history, foreign):
+def test_a_profile_that_this_agent_loaded_stays_agent_owned(history, foreign):
     """Despite rejections and failed writes, the ledger has each profile that the agent loaded."""
     for node, snapshot in hardly(history, foreign):
         turn(node, [snapshot])
@@ -268,7 +268,7 @@ def test_what_this_agent_put_stays_its_own(history, foreign):
 
 @settings(max_examples=300)
 @given(HARD, FOREIGN)
-def test_what_is_told_to_be_there_is_there(history, foreign):
+def test_every_profile_that_is_reported_as_installed_is_on_the_node(history, foreign):
     """At the end of a pass, each reported profile is on the node with the reported content."""
     for node, snapshot in hardly(history, foreign):
         for outcome in turn(node, [snapshot]):
@@ -332,7 +332,7 @@ def test_nothing_in_use_is_removed(history):
 
 
 @given(SETS, KEYS)
-def test_a_refused_update_keeps_the_last_good_version(keys, broken):
+def test_a_rejected_update_keeps_the_last_good_version(keys, broken):
     """If an update of a key is rejected, all its profiles stay on the node unchanged."""
     node = Node()
     turn(node, [read(keys)])

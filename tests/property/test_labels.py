@@ -107,7 +107,7 @@ def test_every_name_gives_a_key_that_kubernetes_accepts(text):
 
 
 @given(names)
-def test_the_same_name_gives_the_same_key_and_shows_what_it_is(text):
+def test_the_same_name_always_has_the_same_recognizable_key(text):
     """The key contains the name with replaced slashes, or a shortened name with its hash."""
     found = labels.label_name(text)
     assert labels.label_name(text) == found
@@ -125,14 +125,14 @@ def test_two_names_meet_only_in_their_hash(one, other):
 
 
 @given(names)
-def test_a_name_that_looks_like_another_one_s_label_has_a_label_of_its_own(text):
+def test_a_name_that_imitates_a_label_has_a_different_label(text):
     """A profile cannot take the label of another profile by imitating the label."""
     made = labels.label_name(text)
     assert made == text or labels.label_name(made) != made or made.replace("__", "/") == text
 
 
 @given(cases(), st.integers(0, 12), st.booleans())
-def test_a_label_is_on_only_for_what_was_verified_or_is_on_and_cannot_be_seen(case, limit, digest):
+def test_only_verified_profiles_and_existing_unobservable_ones_have_labels(case, limit, digest):
     """Every label is true, and a profile that is not desired has no label."""
     found, present = case
     made = labels.labels_for(found, domain=D, digest=digest, limit=limit, present=present).labels
@@ -169,7 +169,7 @@ def _digest_key(row):
 
 
 @given(cases(), st.integers(0, 12))
-def test_the_limit_holds_and_what_is_there_goes_first(case, limit):
+def test_the_limit_holds_and_existing_labels_have_precedence(case, limit):
     """Only the labels of the node's support may replace an existing label.
 
     Labels of names precede labels of digests, because a digest without its name is useless.
@@ -279,7 +279,7 @@ def test_a_selector_means_what_was_written(data, chosen):
 
 
 @given(st.lists(terms, max_size=4), st.dictionaries(keys, values, max_size=4))
-def test_a_selector_selects_what_its_terms_say(chosen, told):
+def test_a_selector_selects_objects_that_match_all_terms(chosen, told):
     """All terms must match, and a missing value is in no set."""
     expected = all(
         {
@@ -294,7 +294,7 @@ def test_a_selector_selects_what_its_terms_say(chosen, told):
 
 
 @given(st.text("ab=!,()- in/", max_size=16) | st.text(max_size=16))
-def test_a_text_is_a_selector_or_is_refused(text):
+def test_a_text_is_a_selector_or_is_rejected(text):
     """Only a blank selector selects everything."""
     try:
         found = selector.parse(text)

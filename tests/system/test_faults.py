@@ -48,7 +48,7 @@ def codes(report):
                    if one["severity"] == "error"})  # fmt: skip
 
 
-def test_a_full_disk_fails_the_put_and_leaves_no_part(tmp_path, mount):
+def test_a_full_disk_fails_the_installation_and_leaves_no_partial_file(tmp_path, mount):
     """No file is truncated, no temporary file stays, and the report contains the reason."""
     root = tmp_path / "root"
     mount(root, "-t", "tmpfs", "-o", "size=4k,nr_inodes=100", "tmpfs")
@@ -60,7 +60,7 @@ def test_a_full_disk_fails_the_put_and_leaves_no_part(tmp_path, mount):
         json.loads(one.read_text())
 
 
-def test_a_read_only_disk_keeps_what_is_there(tmp_path, mount):
+def test_a_read_only_disk_keeps_the_previous_file(tmp_path, mount):
     """An update that cannot be written is reported, and the previous file is unchanged."""
     root = tmp_path / "root"
     mount(root, "-t", "tmpfs", "tmpfs")
@@ -73,7 +73,7 @@ def test_a_read_only_disk_keeps_what_is_there(tmp_path, mount):
     assert (root / "var/lib/kubelet/seccomp/0.json").read_bytes() == before
 
 
-def test_a_seccomp_directory_that_is_no_directory_is_not_an_empty_one(tmp_path):
+def test_a_file_in_place_of_the_seccomp_directory_is_not_an_empty_directory(tmp_path):
     """A file at the path makes seccomp unobservable, and the agent writes nothing."""
     root = tmp_path / "root"
     (root / "var/lib/kubelet").mkdir(parents=True)

@@ -56,7 +56,7 @@ def test_on_a_real_kernel(outcomes, scenario):
     assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)
 
 
-def test_what_the_host_loads_at_the_next_boot_is_not_the_agents(tmp_path):
+def test_a_profile_that_the_host_loads_at_the_next_boot_is_foreign(tmp_path):
     """Directory numbers restart at each boot, so a record of the previous boot proves nothing."""
     for boot in ("before", "after"):
         result = vm.run(

@@ -200,7 +200,7 @@ def test_the_build_leaves_nothing_of_itself(built):
     assert [*site.rglob("direct_url.json"), *site.rglob("*.whl")] == []
 
 
-def test_two_builds_give_the_same_files(built):
+def test_two_builds_produce_the_same_files(built):
     """Mode, owner and content of every path are equal."""
     one, two = image.digests(built.root), image.again()
     different = sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name))
@@ -270,7 +270,7 @@ def test_the_documented_command_prints_the_list_of_parts(built):
     assert built.execute("cat", f"/{SBOM}").stdout == (built.root / SBOM).read_text()
 
 
-def test_only_the_asynchronous_client_is_taken_from_a_package(built):
+def test_only_the_asynchronous_client_is_removed_from_a_package(built):
     """kubernetes/aio is the only module that is missing compared to the packages' records."""
     site = built.root / SITE[1:]
     missing = set()
@@ -298,7 +298,7 @@ def test_its_size_is_as_documented(built):
         assert abs(float(size) - wanted) <= max(wanted / 10, 0.5), f"{name}: {wanted:.1f}"
 
 
-def test_everything_that_the_recipe_copies_is_let_into_the_build():
+def test_everything_that_the_recipe_copies_is_in_the_build_context():
     """.containerignore and the builder of the tests include all files that the recipe copies."""
     recipe = Path("Containerfile").read_text()
     copied = {

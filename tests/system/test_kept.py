@@ -56,7 +56,7 @@ def test_two_processes_build_a_control_plane_once(tmp_path):
     assert sum("making it" in one for one in said) == 1, said
 
 
-def test_only_so_many_builds_are_kept(tmp_path):
+def test_the_number_of_kept_builds_is_limited(tmp_path):
     """The newest two builds stay, since another checkout may use one; older builds are deleted."""
     found = []
     for number in range(3):
@@ -67,7 +67,7 @@ def test_only_so_many_builds_are_kept(tmp_path):
     assert len([*(tmp_path / "kept/tiny").iterdir()]) == 2
 
 
-def test_one_process_at_a_time_is_at_a_folder(tmp_path):
+def test_one_process_at_a_time_uses_a_folder(tmp_path):
     """A second process reports that it waits, and continues when the first has finished."""
     command = [sys.executable, "-c", LOOK, str(tmp_path / "folder")]
     with kept.locked(tmp_path / "folder"):

@@ -30,7 +30,7 @@ def steps(machine, limit):
     raise AssertionError("the limit never expires")
 
 
-def test_on_an_idle_machine_a_limit_is_as_long_as_it_says(machine):
+def test_on_an_idle_machine_a_limit_has_its_nominal_length(machine):
     """A limit of one second expires after ten steps of a tenth of a second."""
     assert steps(machine, pace.Limit(1.05, machine.pace)) == 11
 
@@ -78,7 +78,7 @@ def test_a_measured_time_is_judged_at_the_pace_of_the_machine(machine, slow, tak
     assert pace.in_time(taken, 2.0, machine.pace) is expected
 
 
-def test_a_wait_that_fails_says_what_was_awaited():
+def test_a_wait_that_fails_reports_its_condition():
     """The error contains the limit and the description."""
     with pytest.raises(AssertionError, match=r"^not within 0\.01 s \(.*\): the moon$"):
         pace.until(lambda: False, "the moon", 0.01)

@@ -167,14 +167,14 @@ def test_with_exactly_these_rights(told, scenario):
     assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)
 
 
-def test_the_pod_as_it_ships_labels_its_node_with_what_is_there(told):
+def test_the_shipped_pod_labels_its_node_with_the_installed_profiles(told):
     """The pod has its own seccomp profile and token, and the admission policy is effective."""
     (line,) = [line for line in told if "labels" in line]
     assert line["labels"] == LABELS
 
 
 @pytest.mark.parametrize("right", rights_run.WITHOUT)
-def test_without_a_right_its_function_says_so_and_the_others_go_on(told, right):
+def test_without_a_right_its_function_reports_it_and_the_others_work(told, right):
     """A pass without the right has the expected rows, and the node the expected profiles."""
     (line,) = [line for line in told if line.get("without") == f"without {right}"]
     found = line["found"]
@@ -204,14 +204,14 @@ def test_runtimes_start_the_agent_under_its_own_profile(runtime, own, built, tmp
     assert contain(runtime, tmp_path, strict, command)[0] != 0
 
 
-def test_its_own_profile_is_complete_and_lists_nothing_mighty(own):
+def test_its_own_profile_is_complete_and_allows_no_dangerous_call(own):
     """The profile has all variants of its calls, and no call that could leave the container."""
     (rule,) = own["syscalls"]
     assert calls.profile(rule["names"]) == own
     assert set(rule["names"]) & MIGHTY == set()
 
 
-def test_the_page_tells_each_right_that_was_taken_away():
+def test_the_page_lists_each_right_that_is_tested():
     """docs/security.md has exactly one row for each tested right."""
     page = Path("docs/security.md").read_text()
     section = page.partition("## Rights")[2].partition("\n## ")[0]

@@ -127,7 +127,7 @@ def test_violation_does_not_start(runtime, bundle):
     assert (status != 0, "started" in output) == (True, False), output
 
 
-def test_fine_grained_refuses_what_it_does_not_list(runtime, bundle):
+def test_fine_grained_denies_calls_that_it_does_not_list(runtime, bundle):
     """A call that the profile does not list fails, so the command has no effect."""
     script = "mkdir /tmp/made && echo made"
     _, output = contain(runtime, bundle, installed("profiles/fine-grained.json"), script)

@@ -64,7 +64,7 @@ def agent(cluster, name, folder):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_pod_lands_where_its_profile_is_and_waits_where_none_has_it(cluster, tmp_path):
+def test_a_pod_waits_for_a_node_with_its_profile(cluster, tmp_path):
     """The pod is Pending until a node has the profile, and is then scheduled to that node."""
     ready(cluster, "with")
     ready(cluster, "without")

@@ -28,7 +28,7 @@ def codes(desired):
     }
 
 
-def test_every_key_is_accepted_or_refused_on_its_own():
+def test_every_key_is_accepted_or_rejected_on_its_own():
     """One bad key does not stop a good one."""
     desired = joined(read({"good.profile": b"a:x", "bad.profile": b"!", "README.md": b"x"}))
     assert (set(desired.profiles), codes(desired)) == (
@@ -43,7 +43,7 @@ def test_keys_of_a_kind_that_is_off_are_left_out():
     assert (desired.profiles, desired.rejections) == ({}, {})
 
 
-def test_a_key_that_cannot_be_checked_is_neither_accepted_nor_refused():
+def test_a_key_that_cannot_be_checked_is_neither_accepted_nor_rejected():
     """A node without a parser knows nothing about a text."""
     finding = Finding(code="kind_unsupported", location="a", message="no parser")
     unchecked = Unchecked(id=key("a.profile"), finding=finding)
@@ -59,7 +59,7 @@ def test_a_key_that_is_still_being_checked_is_pending():
     assert (desired.pending, desired.profiles) == ({key("a.profile"): pending}, {})
 
 
-def test_a_key_that_its_source_refused_is_refused():
+def test_a_key_that_its_source_rejected_is_rejected():
     """The last good version of the key is held, as for any rejected key."""
     finding = Finding(code="key_too_large", location="big.profile", message="2 MiB")
     note = Finding(code="key_too_large", location="notes.md", message="2 MiB")
@@ -67,7 +67,7 @@ def test_a_key_that_its_source_refused_is_refused():
     assert codes(joined(snapshot)) == {"big.profile": ["key_too_large"]}
 
 
-def test_a_refused_key_of_a_mute_name_is_refused_as_either_kind():
+def test_a_rejected_key_without_a_known_suffix_is_rejected_as_either_kind():
     """Its content is unknown, so neither kind may take its last good version for undesired."""
     finding = Finding(code="key_not_regular", location="prevent-chmod", message="a FIFO")
     snapshot = read({}, rejected_keys=(("prevent-chmod", finding),))
@@ -79,7 +79,7 @@ def test_a_refused_key_of_a_mute_name_is_refused_as_either_kind():
     }
 
 
-def test_the_same_name_with_other_content_refuses_both():
+def test_the_same_name_with_other_content_rejects_both():
     """Neither of two contradicting keys silently wins; the third is not harmed."""
     desired = joined(read({"1.profile": b"a:x", "2.profile": b"a:y", "3.profile": b"b:x"}))
     assert (set(desired.profiles), codes(desired)) == (

@@ -88,7 +88,7 @@ def keep_bodies(node, profile):
     }
 
 
-def test_a_put_ends_with_the_verified_version_installed():
+def test_an_installation_ends_with_the_verified_version():
     """After an installation, the ledger has the observed version and no staged version."""
     node, profile = Node(), inspected()
     outcomes = act(node, put(profile))
@@ -97,7 +97,7 @@ def test_a_put_ends_with_the_verified_version_installed():
     assert node.loaded == {"a": body(profile)}
 
 
-def test_a_failed_put_never_loses_the_last_good_version():
+def test_a_failed_installation_never_loses_the_last_good_version():
     """After a rejection by the kernel, the entry is unchanged and no version is staged."""
     node, old, new = Node(), inspected(), inspected(b"a:y")
     node.entries = {old.id: stored(old)}
@@ -106,7 +106,7 @@ def test_a_failed_put_never_loses_the_last_good_version():
     assert node.entries == {old.id: stored(old)}
 
 
-def test_a_failed_put_of_a_lost_profile_puts_the_last_good_version_back():
+def test_a_failed_installation_of_a_missing_profile_restores_the_last_good_version():
     """The kernel rejects the newer version after a reboot."""
     node, old, new = Node(), inspected(b"a,b:x"), inspected(b"a:?")
     node.entries = {old.id: stored(old)}
@@ -123,7 +123,7 @@ def test_a_failed_put_of_a_lost_profile_puts_the_last_good_version_back():
     assert node.entries == {old.id: stored(old)}
 
 
-def test_a_put_that_the_ledger_cannot_take_puts_the_last_good_version_back():
+def test_an_installation_that_the_ledger_cannot_record_restores_the_last_good_version():
     """The restoration needs no write to the ledger."""
     node, old, new = Node(full=True), inspected(), inspected(b"a:y")
     node.entries = {old.id: stored(old)}
@@ -135,7 +135,7 @@ def test_a_put_that_the_ledger_cannot_take_puts_the_last_good_version_back():
     assert (outcome.result, node.loaded) == ("failed", {"a": body(old)})
 
 
-def test_what_a_failed_put_would_have_taken_over_stays_with_its_former_key():
+def test_names_that_a_failed_installation_would_have_moved_stay_with_their_key():
     """A rejected key under a new name does not change the installed version."""
     node, old, new = Node(), inspected(b"a,b:x", "old"), inspected(b"a:?", "new")
     node.entries, node.loaded = {old.id: stored(old)}, {"a": body(old), "b": body(old)}
@@ -158,7 +158,7 @@ def test_what_a_failed_put_would_have_taken_over_stays_with_its_former_key():
     assert (node.entries, sorted(node.loaded)) == ({old.id: stored(old)}, ["a", "b"])
 
 
-def test_what_a_failed_put_would_have_left_over_stays():
+def test_names_that_a_failed_installation_would_have_dropped_stay():
     """The profile is a part of the last good version."""
     node, old, new = Node(), inspected(b"a,b:x"), inspected(b"a:?")
     node.entries, node.loaded = {old.id: stored(old)}, {"a": body(old), "b": body(old)}
@@ -174,7 +174,7 @@ def test_what_a_failed_put_would_have_left_over_stays():
     assert (node.entries, sorted(node.loaded)) == ({old.id: stored(old)}, ["a", "b"])
 
 
-def test_what_an_older_version_left_over_goes_though_a_put_failed():
+def test_names_of_an_older_version_are_removed_although_an_installation_failed():
     """The last good version does not contain the profile."""
     node, old, new = Node(), inspected(), inspected(b"a:?")
     node.entries = {old.id: stored(old, retired={"b": token(b"older")})}
@@ -205,14 +205,14 @@ def test_a_name_moves_only_once_another_entry_has_it():
     assert node.entries == {new.id: stored(new)}
 
 
-def test_a_failed_first_put_leaves_no_entry():
+def test_a_failed_first_installation_leaves_no_entry():
     """A profile that was never on the node is not in the ledger."""
     node = Node()
     act(node, put(inspected()), kind=FailingKind)
     assert node.entries == {}
 
 
-def test_a_put_that_could_not_be_verified_stays_staged():
+def test_an_unverified_installation_stays_staged():
     """The ledger records a version that may be on the node, so that it can be replaced later."""
     kind = type(
         "Kind", (FailingKind,), {"answer": Failed(finding=replace(REFUSED, code="verify_failed"))}
@@ -224,7 +224,7 @@ def test_a_put_that_could_not_be_verified_stays_staged():
     }
 
 
-def test_each_failed_write_of_the_ledger_fails_the_put():
+def test_each_failed_write_of_the_ledger_fails_the_installation():
     """An installation is complete only with its entry, and starts only with a staged version."""
     results = []
     for works in range(4):
@@ -240,7 +240,7 @@ def test_each_failed_write_of_the_ledger_fails_the_put():
     ]
 
 
-def test_names_that_a_version_drops_stay_ours_to_remove():
+def test_names_that_a_version_drops_stay_agent_owned():
     """The kernel keeps a dropped child loaded, so the ledger remembers it."""
     node, old, new = Node(), inspected(b"a,b:x"), inspected(b"a:y")
     node.loaded = {"a": body(old), "b": body(old)}
@@ -249,7 +249,7 @@ def test_names_that_a_version_drops_stay_ours_to_remove():
     assert node.entries == {new.id: stored(new, retired={"b": token(body(old))})}
 
 
-def test_names_that_were_only_adopted_are_not_ours_to_remove():
+def test_names_that_were_only_adopted_are_not_agent_owned():
     """After the replacement of an adopted profile, the agent owns only the new profiles."""
     node, old, new = Node(), inspected(b"a,b:x"), inspected(b"a:y")
     node.entries = {old.id: replace(stored(old), provenance="adopted")}
@@ -276,7 +276,7 @@ def test_the_last_good_version_is_restored_from_the_ledger_alone():
     assert (outcome.result, node.loaded) == ("done", {"a": body(profile)})
 
 
-def test_a_version_made_for_another_kernel_is_checked_anew():
+def test_a_version_for_another_kernel_is_checked_again():
     """A body for another kernel is compiled again from the source in the ledger."""
     kind = type("Kind", (MemoryKind,), {"accepts_context": lambda _, __: False})
     node, profile = Node(), inspected()
@@ -286,7 +286,7 @@ def test_a_version_made_for_another_kernel_is_checked_anew():
     assert (outcome.result, node.loaded) == ("done", {"a": body(profile)})
 
 
-def test_what_cannot_be_restored_says_why():
+def test_a_failed_restoration_has_a_reason():
     """Lost bytes, a rejected text, another name and a missing parser each cause a finding."""
     profile = inspected()
     bad = inspected(b"a:x")
@@ -433,7 +433,7 @@ def test_adopting_another_version_takes_its_mode():
     }
 
 
-def test_an_adoption_keeps_what_was_put_before_under_that_key():
+def test_an_adoption_keeps_the_version_that_was_installed_before():
     """The ledger keeps the earlier version, which stays installed while processes use it."""
     node, old, new = Node(), inspected(), inspected(b"b:x")
     node.entries = {old.id: stored(old)}
@@ -489,7 +489,7 @@ def test_a_failed_removal_stays_on_record():
     assert (outcome.result, node.entries) == ("failed", {profile.id: stored(profile)})
 
 
-def test_a_part_that_stays_is_still_ours():
+def test_a_part_that_stays_is_still_agent_owned():
     """If only some profiles of a key can be removed, the ledger keeps the others."""
     node, profile = Node(), inspected(b"a,b:x")
     node.install({"a": body(profile), "b": body(profile)})
@@ -502,7 +502,7 @@ def test_a_part_that_stays_is_still_ours():
     assert node.entries == {profile.id: expected}
 
 
-def test_releasing_forgets_only_the_names_told():
+def test_a_release_drops_only_the_given_names():
     """A released name leaves the ledger; the installed version stays."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile, retired={"b": token(b"b")})}
@@ -521,7 +521,7 @@ def test_a_failed_release_is_reported():
     assert (outcome.result, [one.code for one in outcome.findings]) == ("failed", ["write_failed"])
 
 
-def test_a_dry_run_changes_nothing_and_says_what_it_would_do():
+def test_a_dry_run_only_reports_a_preview():
     """Every action has a preview, and no action is carried out."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
@@ -548,7 +548,7 @@ def test_a_dry_run_changes_nothing_and_says_what_it_would_do():
     assert [one.version for one in act(node, release, dry_run=True)] == [None]
 
 
-def test_held_profiles_are_told_with_their_version():
+def test_held_profiles_are_reported_with_their_version():
     """A hold changes nothing and reports the installed version."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
@@ -575,7 +575,7 @@ def put_back(node, profile, ledger):
     return act(node, put(profile, reason="went missing"), ledger=ledger)
 
 
-def test_what_only_went_missing_is_put_back_without_a_write():
+def test_a_missing_profile_is_restored_without_a_write():
     """The ledger has the same version already, with the evidence that the node showed."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
@@ -608,7 +608,7 @@ def test_an_entry_that_differs_in_anything_is_written():
     assert node.entries == {profile.id: stored(profile, retired={"b": token(b"x")})}
 
 
-def test_what_is_missing_waits_for_nothing_that_is_only_recorded():
+def test_installations_come_before_actions_that_only_write_the_ledger():
     """Installations come first, and the other actions keep their order."""
     node, profile = Node(), inspected()
     hold = Hold(id=profile.id, reason="rejected", names=("a",), state="outdated")

@@ -96,7 +96,7 @@ class Source:
         return None
 
 
-def test_the_last_good_version_is_restored_when_the_node_refuses_its_update():
+def test_the_last_good_version_is_restored_when_the_node_rejects_its_update():
     """A rejection by the node and a rejection by the parser have the same effect."""
     for update in (b"a:?", b"!bad"):
         node, source = Node(), Source()

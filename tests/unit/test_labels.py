@@ -63,7 +63,7 @@ def test_a_name_is_itself_where_a_label_allows_it_and_hashed_elsewhere(text, exp
     assert labels.label_name(text) == expected
 
 
-def test_what_is_verified_is_labelled():
+def test_verified_profiles_are_labelled():
     """Labels show verified profiles of both kinds, the profile set, and the node's support."""
     found = of(
         report(
@@ -89,19 +89,19 @@ def test_what_is_verified_is_labelled():
 @pytest.mark.parametrize(
     "state", ["rejected", "foreign", "failed", "unsupported", "removed", "released", "planned"]
 )
-def test_what_is_not_verified_has_no_label_and_its_set_is_not_ready(state):
+def test_an_unverified_profile_has_no_label_and_its_set_is_not_ready(state):
     """A profile set with one missing profile has no label."""
     assert of(report(row(), row("b.json", state))).labels == {f"seccomp.{D}/a.json": "installed"}
 
 
-def test_a_name_that_nobody_desires_loses_its_label_while_it_is_still_there():
+def test_an_undesired_profile_loses_its_label_before_it_is_removed():
     """A profile that is only held for its users must not attract new pods."""
     found = of(report(row(), row("gone.json", "held", desired=False)))
     assert found.labels == {f"seccomp.{D}/a.json": "installed", f"set.{D}/ns__web": "ready"}
 
 
 @pytest.mark.parametrize("state", ["missing", "unreadable"])
-def test_labels_survive_a_source_that_is_away(state):
+def test_labels_stay_while_a_source_is_unavailable(state):
     """The last good versions are verified, and a profile set that was ready stays ready."""
     away = report(row(state="held"), sets=(ProfileSetStatus(profile_set=SET, state=state),))
     own = {f"seccomp.{D}/a.json": "installed"}
@@ -109,7 +109,7 @@ def test_labels_survive_a_source_that_is_away(state):
     assert of(away, {f"set.{D}/ns__web": "ready"}).labels == {**own, f"set.{D}/ns__web": "ready"}
 
 
-def test_where_the_agent_cannot_look_labels_stay_and_none_is_added():
+def test_labels_stay_while_a_kind_is_unobservable_and_none_is_added():
     """If a kind is unobservable, its labels stay and no label is added."""
     blind = report(
         row("seen", "unobservable", kind="apparmor"),
@@ -133,7 +133,7 @@ def test_where_the_agent_cannot_look_labels_stay_and_none_is_added():
         ((), False),
     ],
 )
-def test_a_set_stays_ready_while_the_agent_cannot_look_at_what_it_had_verified(present, expected):
+def test_a_set_stays_ready_while_its_verified_profiles_are_unobservable(present, expected):
     """A key that was never verified still counts, and no profile set becomes ready unverified."""
     blind = report(row(state="unobservable"), row("web", kind="apparmor", mode="enforce"))
     found = of(blind, dict.fromkeys(present, "x")).labels
@@ -141,20 +141,20 @@ def test_a_set_stays_ready_while_the_agent_cannot_look_at_what_it_had_verified(p
 
 
 @pytest.mark.parametrize("state", ["failed", "foreign", "rejected"])
-def test_a_set_whose_profile_was_looked_at_and_is_not_there_is_not_ready(state):
+def test_a_set_whose_profile_is_observed_as_missing_is_not_ready(state):
     """The labels that the Node has already make no difference."""
     present = dict.fromkeys((f"seccomp.{D}/a.json", f"set.{D}/ns__web"), "x")
     assert of(report(row(state=state)), present).labels == {}
 
 
-def test_what_may_be_desired_by_a_source_that_cannot_be_read_keeps_its_label_and_gets_none():
+def test_an_unreadable_source_neither_removes_nor_adds_labels():
     """The label of a profile that was not desired does not return because of an outage."""
     unknown = report(row(state="held", reason="a source is unreadable"), sets=())
     own = {f"seccomp.{D}/a.json": "installed"}
     assert (of(unknown).labels, of(unknown, own).labels) == ({}, own)
 
 
-def test_what_may_be_desired_keeps_the_very_value_of_its_label():
+def test_a_profile_that_may_be_desired_keeps_the_value_of_its_label():
     """The mode of the profile is unknown, and an empty value is not a valid mode."""
     unknown = report(
         row("web", "held", kind="apparmor", reason="a source is unreadable"),
@@ -182,7 +182,7 @@ def test_a_set_with_keys_of_a_kind_that_is_left_out_is_not_ready():
     assert of(report(row(), sets=sets)).labels == {f"seccomp.{D}/a.json": "installed"}
 
 
-def test_what_the_node_can_do_is_not_forgotten_when_a_look_fails():
+def test_the_support_of_the_node_keeps_its_label_when_an_observation_fails():
     """A single failed read does not remove a label that schedules pods."""
     blind = report(apparmor="unknown", seccomp="unknown", sets=())
     found = of(blind, {f"{D}/apparmor": "enabled"}).labels
@@ -312,7 +312,7 @@ def test_a_set_that_is_no_configmap_has_no_label():
     assert found.labels == {f"seccomp.{D}/a.json": "installed"}
 
 
-def test_what_is_there_keeps_its_place_when_there_are_too_many():
+def test_existing_labels_have_precedence_when_there_are_too_many():
     """The order is: support of the node, existing labels, profile sets, profiles."""
     one = report(row("a"), row("b"), row("c"), seccomp="enabled")
     found = of(one, {f"seccomp.{D}/c": "installed"}, limit=3)
@@ -342,7 +342,7 @@ def test_the_selector_of_a_row_is_ready_made():
         ("kubernetes.io/os", False),
     ],
 )
-def test_labels_of_a_former_domain_have_the_form_of_own_ones(label, expected):
+def test_labels_of_a_previous_domain_have_the_form_of_own_labels(label, expected):
     """Labels of a previous domain are still removed by an apply."""
     assert labels.has_agent_label_form(label) is expected
 

@@ -93,7 +93,7 @@ def short(actions):
     return [(type(one), one.reason, one.names) for one in actions]
 
 
-def test_a_new_profile_is_put():
+def test_a_new_profile_is_installed():
     """A desired profile that is neither on the node nor in the ledger is installed."""
     wanted = profile()
     put = Install(id=key(), reason="new", names=("web",), profile=wanted, replaceable=frozenset())
@@ -142,7 +142,7 @@ def test_an_unchanged_profile_is_kept():
     assert short(actions) == [(Keep, "unchanged", ("web",))]
 
 
-def test_a_drifted_profile_is_put_again():
+def test_a_drifted_profile_is_restored():
     """Other content under an agent-owned name is replaced by the agent's version."""
     actions = decide(desired(profile()), entry(), seen=has(web="other"))
     assert [(Install, "drifted", ("web",))] == short(actions)
@@ -236,7 +236,7 @@ def test_the_desired_content_of_another_program_is_adopted():
     ]
 
 
-def test_a_refused_update_leaves_what_another_program_loaded_alone():
+def test_a_rejected_update_does_not_replace_a_profile_of_another_program():
     """The last good version does not replace a foreign profile."""
     (hold,) = decide(desired(rejected=[key()]), entry(), seen=others(web="other"))
     assert (hold.state, [one.code for one in hold.findings]) == (
@@ -245,19 +245,19 @@ def test_a_refused_update_leaves_what_another_program_loaded_alone():
     )
 
 
-def test_an_absent_profile_is_put_as_new():
+def test_an_absent_profile_is_installed_as_new():
     """A missing profile is restored without replacing a profile that was loaded since then."""
     (put,) = decide(desired(profile()), entry(), seen=has())
     assert (put.reason, put.replaceable) == ("went missing", frozenset())
 
 
-def test_a_changed_profile_is_put():
+def test_a_changed_profile_is_installed():
     """A new version replaces the installed one."""
     (put,) = decide(desired(profile(content="v2")), entry(), seen=has(web="v1"))
     assert (put.reason, put.replaceable) == ("changed", frozenset({"web"}))
 
 
-def test_the_same_text_compiled_anew_is_a_put_of_its_own():
+def test_the_same_text_compiled_again_is_installed_with_its_own_reason():
     """A new body from an unchanged source has the reason "recompiled", and is not drift."""
     wanted = profile(content="v1")
     old = Version(
@@ -272,7 +272,7 @@ def test_the_same_text_compiled_anew_is_a_put_of_its_own():
     ]
 
 
-def test_what_was_staged_and_is_on_the_node_is_finished():
+def test_a_staged_version_that_is_on_the_node_is_committed():
     """After a kill between load and commit, the content proves that the agent loaded it."""
     stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
     (put,) = decide(desired(profile(content="v2")), stored, seen=has(web="v1"))
@@ -286,13 +286,13 @@ def test_a_staged_version_that_is_not_on_the_node_is_no_ownership():
     assert hold.state == "foreign"
 
 
-def test_a_profile_with_one_foreign_name_is_held_whole():
+def test_a_profile_with_one_foreign_name_is_held_completely():
     """All profiles of a key are installed together or not at all."""
     (hold,) = decide(desired(profile(names=("a", "b"))), seen=has(a="v1"))
     assert (hold.state, [one.location for one in hold.findings]) == ("foreign", ["a"])
 
 
-def test_a_dropped_name_is_removed_after_the_put():
+def test_a_dropped_name_is_removed_after_the_installation():
     """A new version is installed before the profiles that it no longer contains are removed."""
     seen = Observation(profiles={"a": fact(), "b": fact()}, uses={"b": Unused()})
     actions = decide(
@@ -313,7 +313,7 @@ def test_a_retired_name_is_removed():
     ]
 
 
-def test_a_refused_update_holds_the_last_good_version():
+def test_a_rejected_update_holds_the_last_good_version():
     """The last good version of a rejected key stays installed."""
     (hold,) = decide(desired(rejected=[key()]), entry(), seen=has(web="v1"))
     expected = Hold(
@@ -326,7 +326,7 @@ def test_a_refused_update_holds_the_last_good_version():
     ("seen", "why", "ours"),
     [(has(), "went missing", frozenset()), (has(web="other"), "drifted", frozenset({"web"}))],
 )
-def test_a_refused_update_restores_the_last_good_version(seen, why, ours):
+def test_a_rejected_update_restores_the_last_good_version(seen, why, ours):
     """A missing or changed last good version is restored from the ledger."""
     (put,) = decide(desired(rejected=[key()]), entry(), seen=seen)
     expected = Install(
@@ -407,7 +407,7 @@ def test_an_installed_name_waits_for_no_other_key():
     assert (type(put), put.reason) == (Install, "changed")
 
 
-def test_a_refused_update_of_an_adopted_profile_leaves_the_changed_one_alone():
+def test_a_rejected_update_does_not_replace_a_changed_adopted_profile():
     """The last good version does not replace an adopted profile that its owner changed."""
     (hold,) = decide(desired(rejected=[key()]), entry(how="adopted"), seen=has(web="other"))
     assert (hold.state, [one.code for one in hold.findings]) == (
@@ -416,7 +416,7 @@ def test_a_refused_update_of_an_adopted_profile_leaves_the_changed_one_alone():
     )
 
 
-def test_a_refused_new_key_is_only_reported():
+def test_a_rejected_new_key_is_only_reported():
     """A key that was never accepted has no last good version."""
     assert decide(desired(rejected=[key()]), seen=has()) == (
         Hold(id=key(), reason="rejected", names=(), state="rejected", findings=(REFUSED,)),
@@ -467,7 +467,7 @@ def test_hats_and_children_stay_with_a_profile_in_use():
     ]
 
 
-def test_a_use_nobody_looked_at_is_not_unused():
+def test_a_profile_whose_use_was_not_observed_is_not_unused():
     """A profile whose use is unknown stays installed."""
     assert short(decide(desired(), entry(), seen=has(web="v1"))) == [
         (Hold, "use_unknown", ("web",))
@@ -510,7 +510,7 @@ def test_a_removal_waits_for_its_label_and_the_grace_time(gone, expected):
         (desired(rejected=[key()]), True),
     ],
 )
-def test_blind_or_not_a_hold_says_whether_the_name_is_desired(wanted, expected):
+def test_a_hold_always_records_whether_the_name_is_desired(wanted, expected):
     """While the node is unobservable, this information decides which labels stay."""
     blind = Unobservable(finding=REFUSED)
     (action,) = decide(wanted, entry(), seen=blind)
@@ -577,7 +577,7 @@ def test_prune_always_needs_no_proof_for_seccomp_files_only():
         (entry(retired={"web": frozenset({"raw:v1"})}), others(web="v1"), "foreign"),
     ],
 )
-def test_what_is_not_ours_to_remove_is_released(stored, seen, why):
+def test_a_profile_that_is_not_agent_owned_is_released(stored, seen, why):
     """Adopted, absent and replaced profiles leave the ledger, and the node does not change."""
     assert short(decide(desired(), stored, seen=seen)) == [(Release, why, ("web",))]
 
@@ -596,7 +596,7 @@ def test_an_entry_that_never_got_anywhere_is_dropped():
         Unreadable(profile_set=ORIGIN, reason="EACCES"),
     ],
 )
-def test_what_was_staged_is_remembered_while_its_set_is_not_read(unread):
+def test_a_staged_version_stays_recorded_while_its_set_is_unread(unread):
     """The staged version may be on the node, and without its entry it would look foreign."""
     stored = LedgerEntry(id=key(), provenance="installed", staged=version())
     assert decide(desired(sets=[unread]), stored, seen=has(web="v1")) == ()
@@ -615,7 +615,7 @@ def test_a_renamed_key_keeps_its_profile():
         (has(), (Install, "went missing", ("web",))),
     ],
 )
-def test_a_name_that_a_refused_key_wants_stays(seen, action):
+def test_a_name_that_a_rejected_key_claims_stays(seen, action):
     """A key is renamed and rejected in one change; the version of the previous key stays."""
     refused = Rejection(id=key("new"), findings=(REFUSED,), names=("web",))
     wanted = replace(desired(), rejections={key("new"): refused})
@@ -637,7 +637,7 @@ def test_a_name_that_a_foreign_one_keeps_from_its_key_stays():
     assert short(actions)[1:] == [(Install, "went missing", ("web",))]
 
 
-def test_what_is_left_of_a_version_that_lost_a_name_stays_by_itself():
+def test_the_remaining_names_of_a_version_that_lost_a_name_stay():
     """One profile has moved; the other is held for a rejected key, and is not restored."""
     refused = Rejection(id=key("new"), findings=(REFUSED,), names=("web",))
     wanted = desired(profile(key("api"), "v2", ("api",)))
@@ -669,7 +669,7 @@ def test_entries_of_other_origins_are_not_mentioned():
 
 
 @pytest.mark.parametrize("refused", ["rejected", "unchecked"])
-def test_a_name_of_a_refused_key_cannot_move(refused):
+def test_a_name_of_a_rejected_key_cannot_move(refused):
     """Other keys cannot claim the profiles of a rejected key's last good version."""
     wanted = desired(profile(key("new"), "v2"), **{refused: [key("old")]})
     new, old = decide(wanted, entry(key("old")), seen=has(web="v1"))
@@ -722,7 +722,7 @@ def test_a_set_that_is_gone_keeps_and_restores_its_profiles(gone):
     "gone",
     [Emptied(profile_set="dir /x", revision=""), Missing(profile_set="dir /x", reason="not found")],
 )
-def test_a_set_that_is_gone_gives_its_names_to_the_key_that_replaces_it(gone):
+def test_a_missing_set_yields_its_names_to_the_key_that_replaces_it(gone):
     """A ConfigMap that was created again under another name becomes the owner permanently."""
     sets = [Read(profile_set=ORIGIN, revision="1", source_keys=()), gone]
     wanted = desired(profile(content="v2"), sets=sets)
@@ -766,7 +766,7 @@ def test_a_kind_that_cannot_be_seen_is_held(observed, state):
     ]
 
 
-def test_what_was_put_before_an_adoption_is_removed():
+def test_a_version_that_was_installed_before_an_adoption_is_removed():
     """The adopted version stays; the version that the agent had installed before is removed."""
     stored = entry(how="adopted", retired={"left": frozenset({"raw:v0"})})
     seen = Observation(profiles={"web": fact(), "left": fact("v0")}, uses={"left": Unused()})
@@ -800,7 +800,7 @@ V1 = entry(names=("a", "b"))  # under the key of `profile`
         "of the former key",
     ],
 )
-def test_a_put_knows_what_to_put_back_if_it_fails(stored, new, seen, back):
+def test_an_installation_has_the_version_to_restore_after_a_failure(stored, new, seen, back):
     """The agent restores only agent-owned profiles that are missing on the node."""
     (put, *_) = decide(desired(profile(content="v2", names=new)), stored, seen=seen)
     assert put.previous_owners == {stored.id}
@@ -816,7 +816,7 @@ def test_a_put_knows_what_to_put_back_if_it_fails(stored, new, seen, back):
         )
 
 
-def test_what_another_key_has_by_now_is_not_put_back():
+def test_a_name_that_another_key_provides_is_not_restored():
     """Profiles that another key provides or another entry owns are not restored."""
     other = profile(key("other"), "v3", ("b",))
     wanted = desired(profile(content="v2", names=("a",)), other)
@@ -827,7 +827,7 @@ def test_what_another_key_has_by_now_is_not_put_back():
     assert put.fallback is None
 
 
-def test_another_keys_foreign_name_holds_back_the_whole_update():
+def test_a_foreign_name_holds_the_whole_update():
     """An update that claims a foreign name is held; the last good version stays complete."""
     wanted = profile(content="v2", names=("web", "extra"))
     (hold,) = decide(desired(wanted), entry(), seen=has(web="v1", extra="theirs"))
@@ -880,7 +880,7 @@ def test_a_key_that_looks_like_another_kind_now_keeps_its_last_good_version():
     assert (type(held), held.reason, held.desired) == (Hold, "source unavailable", True)
 
 
-def test_keys_below_a_refused_directory_keep_their_last_good_version():
+def test_keys_in_a_rejected_directory_keep_their_last_good_version():
     """A directory that became a link or a FIFO is unreadable, and not empty."""
     wanted = desired(rejected=[key("sub")])
     stored = entry(key("sub/deep/web.profile"))
@@ -888,7 +888,7 @@ def test_keys_below_a_refused_directory_keep_their_last_good_version():
     assert (Hold, "source unavailable", ("web",)) in short(actions)
 
 
-def test_a_key_of_another_kind_that_was_accepted_replaces_the_former():
+def test_an_accepted_key_of_another_kind_replaces_the_previous_profile():
     """If the kind of a key changes, its profile of the previous kind is removed."""
     other = Profile(id=key(kind="seccomp"), version=version(), source=b"s", body_size=1)
     wanted = Desired(

@@ -94,18 +94,18 @@ def test_each_outcome_has_a_state_and_an_action(action, result, expected):
     assert told(action, result) == [expected]
 
 
-def test_a_moved_name_is_not_told_twice():
+def test_a_moved_name_is_reported_once():
     """Only the key that provides the profile now has a row for it."""
     assert told(Release(id=ID, reason="moved", names=("audit.json",)), "done") == []
 
 
-def test_a_restored_version_of_a_refused_key_is_outdated():
+def test_a_restored_version_of_a_rejected_key_is_outdated():
     """The last good version is installed, and the desired version is not."""
     refused = Desired(rejections={ID: Rejection(id=ID, findings=(FAILED,))})
     assert told(RESTORE, "done", refused) == [("outdated", "restore")]
 
 
-def test_a_row_tells_what_pods_need_and_what_was_verified():
+def test_a_row_contains_what_pods_need_and_what_was_verified():
     """A row contains kind, key, localhostProfile, digests, mode and findings."""
     version = Version(
         names=("web", "web//hat"), source_digest="s", body_digest="p", modes={"web": "enforce"}
@@ -168,7 +168,7 @@ def test_a_removal_does_not_repeat_the_remarks_of_the_profile():
     assert report.profiles[0].findings == ()
 
 
-def test_sets_and_support_are_told_as_four_and_three_answers():
+def test_sets_have_four_states_and_support_has_three():
     """The states are read, emptied, missing, unreadable; and enabled, disabled, unknown."""
     sets = [
         Read(profile_set="a", revision="", source_keys=(), rejected_keys=(("k", FAILED),)),

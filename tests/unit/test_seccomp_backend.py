@@ -89,7 +89,7 @@ def test_allow_list_without_execve_is_warned_about(kind):
     }
 
 
-def test_allow_list_tells_dangerous_and_ignored_calls(kind):
+def test_allow_list_reports_dangerous_and_ignored_calls(kind):
     """With a denying default, dangerous calls cause a finding, and unknown calls another."""
     found = accepted(
         kind,
@@ -166,7 +166,7 @@ def test_docker_format_keeps_capabilities(tmp_path):
     assert json.loads(kind.body(accepted(kind, tree)))["syscalls"] == [rule | {"errnoRet": 1}]
 
 
-def test_unknown_machine_is_refused(tmp_path):
+def test_unknown_machine_is_rejected(tmp_path):
     """On an architecture without a table of calls, every profile is rejected."""
     found = SeccompBackend(host=Host(tmp_path), machine="pdp11").inspect(blob(AUDIT))
     assert isinstance(found, Rejection)
@@ -176,7 +176,7 @@ def test_unknown_machine_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "path", ["../a", "/a", "a//b", ".a", "a/.b", "a b", "a..b", "", "a/", "ä", "a" * 201, "a\n"]
 )
-def test_unsafe_path_is_refused(kind, path):
+def test_unsafe_path_is_rejected(kind, path):
     """A path that a pod cannot reference, or that leaves the directory, is rejected."""
     found = kind.inspect(blob(AUDIT, key="k", name=path) if path else blob(AUDIT, key=""))
     assert isinstance(found, Rejection)
@@ -193,7 +193,7 @@ def test_prefix_of_the_set_goes_before_that_of_the_kind(tmp_path):
 # --- install and observe -------------------------------------------------------------------------
 
 
-def test_put_writes_the_canonical_form_and_observe_sees_it(kind, tmp_path):
+def test_an_installation_writes_the_canonical_form_and_observe_reads_it(kind, tmp_path):
     """An installed file is observed with the evidence that the inspection predicted."""
     profile = accepted(kind, AUDIT, prefix="p/")
     token = f"bytes:{digest(kind.body(profile))}"
@@ -219,7 +219,7 @@ def test_foreign_file_is_never_replaced(kind, tmp_path):
     assert isinstance(install(kind, accepted(kind, AUDIT), replaceable=["a.json"]), Installed)
 
 
-def test_put_that_cannot_write_says_so(kind, tmp_path):
+def test_an_installation_that_cannot_write_reports_it(kind, tmp_path):
     """A file in the place of the directory is reported as a failed write."""
     (tmp_path / "seccomp").mkdir()
     (tmp_path / "seccomp/p").write_bytes(b"")
@@ -366,7 +366,7 @@ def test_a_file_that_was_young_when_it_was_read_is_read_again(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["link", "directory", "fifo", "large", "linked parent"])
-def test_what_is_no_regular_file_is_there_but_not_comparable(kind, tmp_path, what):
+def test_an_object_that_is_not_a_regular_file_is_observed_but_not_comparable(kind, tmp_path, what):
     """Links, directories, FIFOs and huge files are observed without blocking."""
     base = tmp_path / "seccomp"
     base.mkdir()
@@ -399,7 +399,7 @@ def test_unreadable_is_blind(tmp_path):
 # --- remove --------------------------------------------------------------------------------------
 
 
-def test_remove_looks_again_before_it_removes(kind, tmp_path):
+def test_remove_checks_the_file_again_before_it_removes(kind, tmp_path):
     """Agent-owned content is removed, other content is held, and an absent file is no error."""
     profile = accepted(kind, AUDIT)
     evidence = profile.version.evidence
@@ -449,7 +449,7 @@ def test_an_input_error_is_not_an_absent_file():
         (["mount"], ""),
     ],
 )
-def test_a_newer_call_that_does_what_a_denied_one_does_is_warned_of(kind, denied, newer):
+def test_a_newer_variant_of_a_denied_call_causes_a_warning(kind, denied, newer):
     """Under an allow default the newer call stays allowed, and no runtime reports it."""
     rule = {"names": denied, "action": "SCMP_ACT_ERRNO", "errnoRet": 1}
     found = accepted(kind, {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]})
@@ -457,7 +457,7 @@ def test_a_newer_call_that_does_what_a_denied_one_does_is_warned_of(kind, denied
     assert [f"but {newer} (" in one for one in told] == [True] * bool(newer)
 
 
-def test_the_shipped_profile_says_what_it_does_not_deny(kind):
+def test_the_shipped_profile_reports_the_calls_that_it_does_not_deny(kind):
     """prevent-chmod is accepted, with the warning that fchmodat2 stays allowed."""
     found = accepted(kind, Path("profiles/prevent-chmod").read_bytes(), key="prevent-chmod")
     (hint,) = (one.hint for one in found.findings if one.code == "newer_call_allowed")

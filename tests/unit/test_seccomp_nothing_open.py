@@ -260,12 +260,12 @@ def test_case_is_refused(content, codes):
     ],
     ids=["null rule", "unknown errno", "two errors", "caps", "flag"],
 )
-def test_docker_format_refuses_what_crio_opens_or_panics_on(content, codes):
+def test_docker_format_rejects_profiles_that_crio_ignores_or_panics_on(content, codes):
     """The docker format accepts nothing that CRI-O ignores, refuses or crashes on."""
     assert errors(inspect(content, format="docker")) == codes
 
 
-def test_all_mistakes_are_told_at_once_with_their_fields():
+def test_all_mistakes_are_reported_at_once_with_their_fields():
     """One inspection reports every mistake with its field."""
     found = inspect(allow(deny(action="X"), deny(names=["chmodd"]), None, flag=1))
     assert isinstance(found, Rejection)

@@ -56,14 +56,14 @@ def test_a_selector_selects_as_kubectl_does(text, expected):
         "a=!",
     ],
 )
-def test_what_is_no_selector_is_told(text):
+def test_an_invalid_selector_is_reported(text):
     """Nothing odd is taken for a selector that selects everything."""
     with pytest.raises(ValueError, match=r"\"") as told:
         selector.parse(text)
     assert text in str(told.value)
 
 
-def test_the_terms_say_what_was_meant():
+def test_the_terms_have_the_intended_meaning():
     """One term for each condition."""
     assert selector.parse("a=b,c notin (d,e),!f,g") == Selector(
         terms=(

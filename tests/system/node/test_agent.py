@@ -9,7 +9,7 @@ from tests.system.node.node import LOOKS, NAME
 from tests.system.node.pods import enforced, pod, text
 
 
-def test_whatever_happens_to_the_agent_nobody_loses_confinement(lab, node):
+def test_no_pod_loses_confinement_whatever_happens_to_the_agent(lab, node):
     """Pods stay confined while the agent is upgraded, killed, evicted or deleted."""
     lab.config_map("stay", {"pl-stay": text("pl-stay", "deny /tmp/** w")})
     names = ("stay-1", "stay-2")

@@ -15,7 +15,7 @@ WRITER = (
 )
 
 
-def test_an_update_holds_for_running_pods(lab, node):
+def test_an_update_applies_to_running_pods(lab, node):
     """The running process stays confined, and the new AppArmor rule applies to it.
 
     A container keeps its seccomp filter until its restart, and then uses the new file.

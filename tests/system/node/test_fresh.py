@@ -43,7 +43,7 @@ def test_a_fresh_node_takes_no_ordinary_pod_before_its_profiles_are_there(lab):
         lab.install(BASE)
 
 
-def test_a_node_without_apparmor_has_seccomp_and_says_so(lab):
+def test_a_node_without_apparmor_supports_only_seccomp(lab):
     """Labels show the support: a pod with AppArmor stays pending, and a pod with seccomp runs."""
     node = lab.want(append="apparmor=0")
     lab.config_map("off", {"pl-off": text("pl-off")})

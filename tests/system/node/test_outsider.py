@@ -46,7 +46,7 @@ def container(lab, name):
     return status["containerID"].partition("://")[2][:12]
 
 
-def test_an_unloaded_profile_is_back_and_who_lost_it_is_named(lab, node):
+def test_an_unloaded_profile_is_restored_and_the_unconfined_pod_is_reported(lab, node):
     """The profile is restored, an Event contains the pod, and a restarted pod is confined."""
     lab.config_map("pl-out", {"pl-out": text("pl-out")})
     lab.cluster.apply(pod("victim", apparmor="pl-out", selector=enforced("pl-out")))
@@ -99,7 +99,7 @@ def until_alerts(prometheus, *expected):
     until(lambda: told() == set(expected), lambda: f"{expected}, but {told()}")
 
 
-def test_prometheus_sees_a_refused_update_and_lost_confinement(lab, node, tmp_path):
+def test_prometheus_alerts_on_a_rejected_update_and_lost_confinement(lab, node, tmp_path):
     """The expected alerts are active during a fault, and no alerts before and after it."""
     lab.config_map("pl-seen", {"pl-seen": text("pl-seen")})
     lab.cluster.apply(pod("seen", apparmor="pl-seen", selector=enforced("pl-seen")))
