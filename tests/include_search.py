@@ -361,11 +361,16 @@ def search(random_, commands, root, passing):
             opened = read_by(commands, canaries, contents)
             counts[group] += len(contents)
             hits = set().union(*opened.values())
+            if group == "passed" and hits:
+                # inotify reports the opens of every process. A parser opens the same files again;
+                # another process, such as one that lists the directory, does not.
+                opened = read_by(commands, canaries, contents)
+                counts["not repeated"] += len(hits - set().union(*opened.values()))
+                hits &= set().union(*opened.values())
+                failures += [contents.get(number, b"?") for number in hits]
             counts[f"{group}, canary opened"] += len(hits)
             for name, numbers in opened.items():
                 counts[f"{group}, opened by {name}"] += len(numbers)
-            if group == "passed":
-                failures += [contents.get(number, b"?") for number in hits]
     return counts, failures
 
 
