@@ -52,149 +52,169 @@ def profile(id_=None, content="v1", names=("web",), **more):
     )
 
 
-def entry(id_=None, content="v1", names=("web",), how="installed", **more):
-    return LedgerEntry(id=id_ or key(), provenance=how, installed=version(content, names), **more)
+def entry(id_=None, content="v1", names=("web",), provenance="installed", **more):
+    return LedgerEntry(
+        id=id_ or key(), provenance=provenance, installed=version(content, names), **more
+    )
 
 
 def fact(content="v1", mode="", **more):
     return ObservedProfile(evidence=frozenset({f"raw:{content}"}), mode=mode, **more)
 
 
-def others(**loaded):
+def node_with_foreign(**loaded):
     """Return a node on which another program loaded this content."""
     return Observation(
         profiles={name: fact(content, is_agent_object=False) for name, content in loaded.items()}
     )
 
 
-def has(**loaded):
+def node_with(**loaded):
     return Observation(profiles={name: fact(content) for name, content in loaded.items()})
 
 
 def desired(*profiles, rejected=(), unchecked=(), pending=(), sets=None, same=None):
     sets = sets if sets is not None else [Read(profile_set=ORIGIN, revision="1", source_keys=())]
     return Desired(
-        profiles={one.id: one for one in profiles},
+        profiles={accepted.id: accepted for accepted in profiles},
         rejections={id_: Rejection(id=id_, findings=(REFUSED,)) for id_ in rejected},
         unchecked={id_: Unchecked(id=id_, finding=REFUSED) for id_ in unchecked},
         pending={id_: Pending(id=id_, source=b"profile new {}") for id_ in pending},
         duplicates=same or {},
-        profile_sets={one.profile_set: one for one in sets},
+        profile_sets={snapshot.profile_set: snapshot for snapshot in sets},
     )
 
 
-def decide(wanted, *entries, seen, kind="apparmor", **options):
-    ids = {one.id: one for one in entries}
-    return plan.plan(wanted, ids, {kind: seen}, PlanOptions(**options), CAPABILITIES)
+def decide(desired_keys, *entries, observation, kind="apparmor", **options):
+    by_key = {owner.id: owner for owner in entries}
+    return plan.plan(
+        desired_keys, by_key, {kind: observation}, PlanOptions(**options), CAPABILITIES
+    )
 
 
-def short(actions):
+def summary(actions):
     """Return the type, the reason and the names of each action, which most rows specify."""
-    return [(type(one), one.reason, one.names) for one in actions]
+    return [(type(action), action.reason, action.names) for action in actions]
 
 
 def test_a_new_profile_is_installed():
     """A desired profile that is neither on the node nor in the ledger is installed."""
-    wanted = profile()
-    put = Install(id=key(), reason="new", names=("web",), profile=wanted, replaceable=frozenset())
-    assert decide(desired(wanted), seen=has()) == (put,)
+    desired_profile = profile()
+    install = Install(
+        id=key(), reason="new", names=("web",), profile=desired_profile, replaceable=frozenset()
+    )
+    assert decide(desired(desired_profile), observation=node_with()) == (install,)
 
 
-def test_a_profile_of_the_same_content_is_adopted():
+def test_a_foreign_profile_with_the_desired_content_is_adopted():
     """A desired profile that another program loaded with the same content is adopted."""
-    wanted = profile()
+    desired_profile = profile()
     adopt = Adopt(
         id=key(),
         reason="same content",
         names=("web",),
-        profile=wanted,
+        profile=desired_profile,
         evidence={"web": frozenset({"raw:v1"})},
     )
-    assert decide(desired(wanted), seen=has(web="v1")) == (adopt,)
+    assert decide(desired(desired_profile), observation=node_with(web="v1")) == (adopt,)
 
 
-def test_a_profile_loaded_by_someone_else_is_held():
+def test_a_foreign_profile_with_other_content_is_held():
     """A foreign profile with other content is never replaced."""
-    (hold,) = decide(desired(profile()), seen=has(web="theirs"))
+    (hold,) = decide(desired(profile()), observation=node_with(web="foreign"))
     assert (Hold, "foreign", ["foreign_name"]) == (
         type(hold),
         hold.state,
-        [one.code for one in hold.findings],
+        [finding.code for finding in hold.findings],
     )
 
 
-def test_a_profile_of_the_same_content_in_another_mode_is_foreign():
+def test_a_profile_with_the_desired_content_in_another_mode_is_foreign():
     """Equal evidence in another mode does not prove equal content."""
-    wanted = profile(modes={"web": "enforce"})
-    (hold,) = decide(desired(wanted), seen=Observation(profiles={"web": fact(mode="complain")}))
+    desired_profile = profile(modes={"web": "enforce"})
+    (hold,) = decide(
+        desired(desired_profile), observation=Observation(profiles={"web": fact(mode="complain")})
+    )
     assert hold.state == "foreign"
 
 
-def test_a_taken_over_name_is_replaced():
+def test_a_foreign_profile_that_is_taken_over_is_replaced():
     """With --take-over, a foreign profile counts as agent-owned."""
-    actions = decide(desired(profile()), seen=has(web="theirs"), take_over=frozenset({"web"}))
-    assert [one.replaceable for one in actions] == [frozenset({"web"})]
+    actions = decide(
+        desired(profile()), observation=node_with(web="foreign"), take_over=frozenset({"web"})
+    )
+    assert [action.replaceable for action in actions] == [frozenset({"web"})]
 
 
 def test_an_unchanged_profile_is_kept():
     """An installed profile that is desired and on the node needs no action."""
-    actions = decide(desired(profile()), entry(), seen=has(web="v1"))
-    assert short(actions) == [(Keep, "unchanged", ("web",))]
+    actions = decide(desired(profile()), entry(), observation=node_with(web="v1"))
+    assert summary(actions) == [(Keep, "unchanged", ("web",))]
 
 
 def test_a_drifted_profile_is_restored():
     """Other content under an agent-owned name is replaced by the agent's version."""
-    actions = decide(desired(profile()), entry(), seen=has(web="other"))
-    assert [(Install, "drifted", ("web",))] == short(actions)
+    actions = decide(desired(profile()), entry(), observation=node_with(web="other"))
+    assert [(Install, "drifted", ("web",))] == summary(actions)
     assert actions[0].replaceable == frozenset({"web"})
 
 
 def test_an_adopted_profile_that_changed_on_the_node_is_held():
     """An adopted profile belongs to another program, which may change it."""
-    (hold,) = decide(desired(profile()), entry(how="adopted"), seen=has(web="other"))
+    (hold,) = decide(
+        desired(profile()), entry(provenance="adopted"), observation=node_with(web="other")
+    )
     assert (hold.state, hold.names) == ("foreign", ("web",))
 
 
-def test_the_same_content_of_another_program_serves_the_key():
-    """The same content that another program loaded after a loss needs no replacement."""
-    actions = decide(desired(profile()), entry(), seen=others(web="v1"))
-    assert short(actions) == [(Keep, "unchanged", ("web",))]
+def test_an_equal_profile_of_another_program_is_kept():
+    """If another program reinstalls the same content after a removal, nothing is replaced."""
+    actions = decide(desired(profile()), entry(), observation=node_with_foreign(web="v1"))
+    assert summary(actions) == [(Keep, "unchanged", ("web",))]
 
 
-def test_other_content_that_another_program_loaded_is_held():
-    """Other content that another program loaded after a loss is foreign, not drift."""
-    (hold,) = decide(desired(profile()), entry(), seen=others(web="other"))
+def test_other_content_of_another_program_is_held():
+    """If another program loads other content after a removal, the profile is foreign."""
+    (hold,) = decide(desired(profile()), entry(), observation=node_with_foreign(web="other"))
     assert (type(hold), hold.state, hold.names) == (Hold, "foreign", ("web",))
 
 
-def test_content_that_cannot_be_read_is_not_called_other_content():
-    """On a kernel that shows no content, foreign means only that it is not the agent's."""
-    seen = Observation(profiles={"web": fact("object", is_agent_object=False, is_readable=False)})
-    (hold,) = decide(desired(profile()), entry(), seen=seen)
+def test_a_message_does_not_claim_that_unreadable_content_differs():
+    """If the kernel shows no content, "foreign" means created by another program."""
+    observation = Observation(
+        profiles={"web": fact("object", is_agent_object=False, is_readable=False)}
+    )
+    (hold,) = decide(desired(profile()), entry(), observation=observation)
     assert "with content that cannot be verified" in hold.findings[0].message
 
 
-def test_an_update_replaces_the_same_content_of_another_program():
+def test_an_update_replaces_an_equal_profile_of_another_program():
     """An update replaces this content in the same way as an adopted profile (ADR 7)."""
-    (put,) = decide(desired(profile(content="v2")), entry(), seen=others(web="v1"))
-    assert (put.reason, put.replaceable, put.foreign) == (
+    (action,) = decide(
+        desired(profile(content="v2")), entry(), observation=node_with_foreign(web="v1")
+    )
+    assert (action.reason, action.replaceable, action.foreign) == (
         "changed",
         frozenset({"web"}),
         frozenset(),
     )
 
 
-def test_a_missing_name_does_not_make_another_programs_object_the_agents():
-    """Both profiles are loaded in one step, and the foreign profile stays foreign."""
+def test_a_foreign_profile_stays_foreign_while_another_name_of_its_key_is_restored():
+    """Both names are loaded in one step, and the foreign name stays foreign."""
     names = ("a", "b")
-    (put,) = decide(desired(profile(names=names)), entry(names=names), seen=others(a="v1"))
-    assert (put.reason, put.replaceable, put.foreign) == (
+    (action,) = decide(
+        desired(profile(names=names)), entry(names=names), observation=node_with_foreign(a="v1")
+    )
+    assert (action.reason, action.replaceable, action.foreign) == (
         "went missing",
         frozenset({"a"}),
         frozenset({"a"}),
     )
-    (back,) = decide(desired(rejected=[key()]), entry(names=names), seen=others(a="v1"))
-    assert (back.reason, back.replaceable, back.foreign) == (
+    (restore,) = decide(
+        desired(rejected=[key()]), entry(names=names), observation=node_with_foreign(a="v1")
+    )
+    assert (restore.reason, restore.replaceable, restore.foreign) == (
         "went missing",
         frozenset({"a"}),
         frozenset({"a"}),
@@ -202,19 +222,22 @@ def test_a_missing_name_does_not_make_another_programs_object_the_agents():
 
 
 @pytest.mark.parametrize("content", ["v1", "other"])
-def test_a_name_that_is_handed_over_becomes_the_agents(content):
-    """With --take-over, the profile is replaced, independent of its content."""
+def test_a_profile_that_is_taken_over_becomes_agent_owned(content):
+    """With --take-over, even a profile with the desired content is replaced."""
     actions = decide(
-        desired(profile()), entry(), seen=others(web=content), take_over=frozenset({"web"})
+        desired(profile()),
+        entry(),
+        observation=node_with_foreign(web=content),
+        take_over=frozenset({"web"}),
     )
-    assert short(actions) == [(Install, "taken over", ("web",))]
+    assert summary(actions) == [(Install, "taken over", ("web",))]
     assert (actions[0].replaceable, actions[0].foreign) == (frozenset({"web"}), frozenset())
 
 
 def test_a_staged_version_that_another_program_loaded_is_adopted():
     """After a kill before the load, the agent does not own a profile that another program loads."""
     stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
-    assert short(decide(desired(profile()), stored, seen=others(web="v1"))) == [
+    assert summary(decide(desired(profile()), stored, observation=node_with_foreign(web="v1"))) == [
         (Adopt, "same content", ("web",))
     ]
 
@@ -222,44 +245,46 @@ def test_a_staged_version_that_another_program_loaded_is_adopted():
 def test_a_staged_version_that_this_agent_loaded_is_finished():
     """The record of loaded objects proves ownership even if the node shows no content."""
     stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
-    seen = Observation(profiles={"web": fact("object", is_agent_object=True, is_readable=False)})
-    assert short(decide(desired(profile()), stored, seen=seen)) == [
+    observation = Observation(
+        profiles={"web": fact("object", is_agent_object=True, is_readable=False)}
+    )
+    assert summary(decide(desired(profile()), stored, observation=observation)) == [
         (Install, "unfinished", ("web",))
     ]
 
 
-def test_the_desired_content_of_another_program_is_adopted():
-    """The other program has loaded the new version already, so no conflict exists."""
-    stored = entry(how="adopted")
-    assert short(decide(desired(profile(content="v2")), stored, seen=others(web="v2"))) == [
-        (Adopt, "same content", ("web",))
-    ]
+def test_an_update_that_another_program_has_loaded_is_adopted():
+    """Another program has already loaded the new version, so the versions do not conflict."""
+    stored = entry(provenance="adopted")
+    assert summary(
+        decide(desired(profile(content="v2")), stored, observation=node_with_foreign(web="v2"))
+    ) == [(Adopt, "same content", ("web",))]
 
 
-def test_a_rejected_update_does_not_replace_a_profile_of_another_program():
-    """The last good version does not replace a foreign profile."""
-    (hold,) = decide(desired(rejected=[key()]), entry(), seen=others(web="other"))
-    assert (hold.state, [one.code for one in hold.findings]) == (
+def test_a_rejected_update_does_not_replace_a_foreign_profile():
+    """The last good version is not restored over a foreign profile."""
+    (hold,) = decide(desired(rejected=[key()]), entry(), observation=node_with_foreign(web="other"))
+    assert (hold.state, [finding.code for finding in hold.findings]) == (
         "foreign",
         ["parser_rejected", "foreign_name"],
     )
 
 
-def test_an_absent_profile_is_installed_as_new():
-    """A missing profile is restored without replacing a profile that was loaded since then."""
-    (put,) = decide(desired(profile()), entry(), seen=has())
-    assert (put.reason, put.replaceable) == ("went missing", frozenset())
+def test_a_missing_profile_is_restored():
+    """The restoration does not replace a profile that another program loads in the meantime."""
+    (action,) = decide(desired(profile()), entry(), observation=node_with())
+    assert (action.reason, action.replaceable) == ("went missing", frozenset())
 
 
-def test_a_changed_profile_is_installed():
+def test_a_changed_profile_is_replaced():
     """A new version replaces the installed one."""
-    (put,) = decide(desired(profile(content="v2")), entry(), seen=has(web="v1"))
-    assert (put.reason, put.replaceable) == ("changed", frozenset({"web"}))
+    (action,) = decide(desired(profile(content="v2")), entry(), observation=node_with(web="v1"))
+    assert (action.reason, action.replaceable) == ("changed", frozenset({"web"}))
 
 
-def test_the_same_text_compiled_again_is_installed_with_its_own_reason():
-    """A new body from an unchanged source has the reason "recompiled", and is not drift."""
-    wanted = profile(content="v1")
+def test_a_new_compilation_of_the_same_source_is_installed():
+    """The reason is "recompiled", because the source is the same and the body is different."""
+    desired_profile = profile(content="v1")
     old = Version(
         names=("web",),
         source_digest="source v1",
@@ -267,47 +292,49 @@ def test_the_same_text_compiled_again_is_installed_with_its_own_reason():
         evidence={"web": frozenset({"raw:old"})},
     )
     stored = LedgerEntry(id=key(), provenance="installed", installed=old)
-    assert short(decide(desired(wanted), stored, seen=has(web="old"))) == [
+    assert summary(decide(desired(desired_profile), stored, observation=node_with(web="old"))) == [
         (Install, "recompiled", ("web",))
     ]
 
 
-def test_a_staged_version_that_is_on_the_node_is_committed():
-    """After a kill between load and commit, the content proves that the agent loaded it."""
+def test_an_unfinished_installation_is_repeated():
+    """After a kill between load and commit, the content identifies the profile of the agent."""
     stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
-    (put,) = decide(desired(profile(content="v2")), stored, seen=has(web="v1"))
-    assert (put.reason, put.replaceable) == ("unfinished", frozenset({"web"}))
+    (action,) = decide(desired(profile(content="v2")), stored, observation=node_with(web="v1"))
+    assert (action.reason, action.replaceable) == ("unfinished", frozenset({"web"}))
 
 
-def test_a_staged_version_that_is_not_on_the_node_is_no_ownership():
-    """A staged version that was never installed does not prove ownership of other content."""
+def test_a_staged_version_does_not_prove_ownership_of_other_content():
+    """A staged version that was never loaded does not own a profile with other content."""
     stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
-    (hold,) = decide(desired(profile(content="v2")), stored, seen=has(web="theirs"))
+    (hold,) = decide(desired(profile(content="v2")), stored, observation=node_with(web="foreign"))
     assert hold.state == "foreign"
 
 
-def test_a_profile_with_one_foreign_name_is_held_completely():
-    """All profiles of a key are installed together or not at all."""
-    (hold,) = decide(desired(profile(names=("a", "b"))), seen=has(a="v1"))
-    assert (hold.state, [one.location for one in hold.findings]) == ("foreign", ["a"])
+def test_a_key_with_one_foreign_name_is_held_completely():
+    """The names of a key are installed together or not at all."""
+    (hold,) = decide(desired(profile(names=("a", "b"))), observation=node_with(a="v1"))
+    assert (hold.state, [finding.location for finding in hold.findings]) == ("foreign", ["a"])
 
 
 def test_a_dropped_name_is_removed_after_the_installation():
-    """A new version is installed before the profiles that it no longer contains are removed."""
-    seen = Observation(profiles={"a": fact(), "b": fact()}, uses={"b": Unused()})
+    """A new version is installed before the names that it no longer contains are removed."""
+    observation = Observation(profiles={"a": fact(), "b": fact()}, uses={"b": Unused()})
     actions = decide(
-        desired(profile(content="v2", names=("a",))), entry(names=("a", "b")), seen=seen
+        desired(profile(content="v2", names=("a",))),
+        entry(names=("a", "b")),
+        observation=observation,
     )
-    assert short(actions) == [(Install, "changed", ("a",)), (Remove, "not desired", ("b",))]
+    assert summary(actions) == [(Install, "changed", ("a",)), (Remove, "not desired", ("b",))]
 
 
 def test_a_retired_name_is_removed():
-    """A profile that only an earlier version contains is removed once it is unused."""
+    """A name that only an earlier version contains is removed once it is unused."""
     stored = entry(retired={"web//hat": frozenset({"raw:hat"})})
-    seen = Observation(
+    observation = Observation(
         profiles={"web": fact(), "web//hat": fact("hat")}, uses={"web//hat": Unused()}
     )
-    assert short(decide(desired(profile()), stored, seen=seen)) == [
+    assert summary(decide(desired(profile()), stored, observation=observation)) == [
         (Keep, "unchanged", ("web",)),
         (Remove, "not desired", ("web//hat",)),
     ]
@@ -315,7 +342,7 @@ def test_a_retired_name_is_removed():
 
 def test_a_rejected_update_holds_the_last_good_version():
     """The last good version of a rejected key stays installed."""
-    (hold,) = decide(desired(rejected=[key()]), entry(), seen=has(web="v1"))
+    (hold,) = decide(desired(rejected=[key()]), entry(), observation=node_with(web="v1"))
     expected = Hold(
         id=key(), reason="rejected", names=("web",), state="outdated", findings=(REFUSED,)
     )
@@ -323,94 +350,112 @@ def test_a_rejected_update_holds_the_last_good_version():
 
 
 @pytest.mark.parametrize(
-    ("seen", "why", "ours"),
-    [(has(), "went missing", frozenset()), (has(web="other"), "drifted", frozenset({"web"}))],
+    ("observation", "reason", "replaceable"),
+    [
+        (node_with(), "went missing", frozenset()),
+        (node_with(web="other"), "drifted", frozenset({"web"})),
+    ],
 )
-def test_a_rejected_update_restores_the_last_good_version(seen, why, ours):
+def test_a_rejected_update_restores_the_last_good_version(observation, reason, replaceable):
     """A missing or changed last good version is restored from the ledger."""
-    (put,) = decide(desired(rejected=[key()]), entry(), seen=seen)
+    (action,) = decide(desired(rejected=[key()]), entry(), observation=observation)
     expected = Install(
-        id=key(), reason=why, names=("web",), profile=None, replaceable=ours, findings=(REFUSED,)
+        id=key(),
+        reason=reason,
+        names=("web",),
+        profile=None,
+        replaceable=replaceable,
+        findings=(REFUSED,),
     )
-    assert expected == put
+    assert expected == action
 
 
-def test_a_new_key_that_is_still_checked_is_held():
+def test_a_new_pending_key_is_held():
     """The names of a pending key are not known yet."""
     hold = Hold(id=key(), reason="pending", names=(), state="pending")
-    assert decide(desired(pending=[key()]), seen=has()) == (hold,)
+    assert decide(desired(pending=[key()]), observation=node_with()) == (hold,)
 
 
-def test_an_update_that_is_still_checked_holds_the_last_good_version():
+def test_a_pending_update_holds_the_last_good_version():
     """The installed version counts as outdated until the update is accepted."""
     hold = Hold(id=key(), reason="pending", names=("web",), state="outdated")
-    assert decide(desired(pending=[key()]), entry(), seen=has(web="v1")) == (hold,)
+    assert decide(desired(pending=[key()]), entry(), observation=node_with(web="v1")) == (hold,)
 
 
-@pytest.mark.parametrize(("seen", "why"), [(has(), "went missing"), (has(web="v0"), "drifted")])
-def test_an_update_that_is_still_checked_restores_the_last_good_version(seen, why):
-    """A profile that went missing does not wait for the check."""
-    (put,) = decide(desired(pending=[key()]), entry(), seen=seen)
-    assert (type(put), put.reason, put.profile) == (Install, why, None)
+@pytest.mark.parametrize(
+    ("observation", "reason"), [(node_with(), "went missing"), (node_with(web="v0"), "drifted")]
+)
+def test_a_pending_update_restores_the_last_good_version(observation, reason):
+    """The restoration of a missing profile does not wait for the check of its update."""
+    (action,) = decide(desired(pending=[key()]), entry(), observation=observation)
+    assert (type(action), action.reason, action.profile) == (Install, reason, None)
 
 
-@pytest.mark.parametrize("how", ["installed", "adopted"])
-def test_nothing_is_removed_or_released_while_a_key_is_checked(how):
-    """The key may provide the same profile under a new name, so the label stays too."""
+@pytest.mark.parametrize("provenance", ["installed", "adopted"])
+def test_nothing_is_removed_or_released_while_a_key_is_pending(provenance):
+    """The pending key may provide the same profile under another key, so the label stays too."""
     hold = Hold(id=key(), reason="pending", names=("web",), state="held")
     new = key("new.profile")
     actions = decide(
         desired(pending=[new]),
-        entry(how=how),
-        seen=Observation(profiles={"web": fact()}, uses={"web": Unused()}),
+        entry(provenance=provenance),
+        observation=Observation(profiles={"web": fact()}, uses={"web": Unused()}),
     )
     assert actions == (Hold(id=new, reason="pending", names=(), state="pending"), hold)
 
 
-def test_a_check_of_another_kind_holds_up_no_removal():
-    """A seccomp file does not wait for AppArmor texts."""
+def test_a_pending_key_of_another_kind_does_not_delay_a_removal():
+    """The removal of a seccomp file does not wait for the check of an AppArmor profile."""
     stored = entry(key(kind="seccomp"))
-    seen = Observation(profiles={"web": fact()}, uses={"web": Unused()})
-    wanted = desired(pending=[key("new.profile")])
-    assert short(decide(wanted, stored, seen=seen, kind="seccomp")) == [
+    observation = Observation(profiles={"web": fact()}, uses={"web": Unused()})
+    desired_keys = desired(pending=[key("new.profile")])
+    assert summary(decide(desired_keys, stored, observation=observation, kind="seccomp")) == [
         (Remove, "not desired", ("web",))
     ]
 
 
-def test_a_new_name_waits_for_a_key_that_may_declare_it():
-    """Two keys that declare one name are both rejected, whichever is checked first."""
+def test_a_new_name_waits_for_a_pending_key_that_may_declare_it():
+    """Two keys that declare the same name are both rejected, in any order of their checks."""
     new, other = profile(key("a.profile"), names=("new",)), profile(key("b.profile"))
-    actions = decide(desired(new, other, pending=[key("c.profile")]), seen=has())
-    assert [(one.id.key, type(one), one.reason) for one in actions] == [
+    actions = decide(desired(new, other, pending=[key("c.profile")]), observation=node_with())
+    assert [(action.id.key, type(action), action.reason) for action in actions] == [
         ("a.profile", Hold, "pending"),
         ("b.profile", Install, "new"),
         ("c.profile", Hold, "pending"),
     ]
 
 
-def test_a_name_of_a_key_that_is_checked_waits_for_it():
-    """The new version of the key may no longer contain the profile."""
+def test_a_name_of_a_pending_key_cannot_move_yet():
+    """The pending version may no longer contain the name, so the other key waits for the result."""
     actions = decide(
-        desired(profile(key("a.profile"), "v2"), pending=[key()]), entry(), seen=has(web="v1")
+        desired(profile(key("a.profile"), "v2"), pending=[key()]),
+        entry(),
+        observation=node_with(web="v1"),
     )
-    assert [(one.id.key, type(one), one.reason) for one in actions] == [
+    assert [(action.id.key, type(action), action.reason) for action in actions] == [
         ("a.profile", Hold, "pending"),
         ("web.profile", Hold, "pending"),
     ]
 
 
-def test_an_installed_name_waits_for_no_other_key():
-    """An update of a profile is installed though another key is still being checked."""
-    wanted = profile(content="v2", names=("new",))
+def test_an_update_of_installed_names_does_not_wait_for_pending_keys():
+    """A profile is updated even if another key is still being checked."""
+    desired_profile = profile(content="v2", names=("new",))
     stored = LedgerEntry(id=key(), provenance="installed", installed=version("v1", ("new",)))
-    (put, _) = decide(desired(wanted, pending=[key("c.profile")]), stored, seen=has(new="v1"))
-    assert (type(put), put.reason) == (Install, "changed")
+    (action, _) = decide(
+        desired(desired_profile, pending=[key("c.profile")]),
+        stored,
+        observation=node_with(new="v1"),
+    )
+    assert (type(action), action.reason) == (Install, "changed")
 
 
 def test_a_rejected_update_does_not_replace_a_changed_adopted_profile():
-    """The last good version does not replace an adopted profile that its owner changed."""
-    (hold,) = decide(desired(rejected=[key()]), entry(how="adopted"), seen=has(web="other"))
-    assert (hold.state, [one.code for one in hold.findings]) == (
+    """The last good version does not replace an adopted profile that another program changed."""
+    (hold,) = decide(
+        desired(rejected=[key()]), entry(provenance="adopted"), observation=node_with(web="other")
+    )
+    assert (hold.state, [finding.code for finding in hold.findings]) == (
         "foreign",
         ["parser_rejected", "foreign_name"],
     )
@@ -418,21 +463,21 @@ def test_a_rejected_update_does_not_replace_a_changed_adopted_profile():
 
 def test_a_rejected_new_key_is_only_reported():
     """A key that was never accepted has no last good version."""
-    assert decide(desired(rejected=[key()]), seen=has()) == (
+    assert decide(desired(rejected=[key()]), observation=node_with()) == (
         Hold(id=key(), reason="rejected", names=(), state="rejected", findings=(REFUSED,)),
     )
 
 
-def test_a_key_that_cannot_be_checked_keeps_its_last_good_version():
-    """If the node cannot check the key, its installed profiles stay."""
-    (hold,) = decide(desired(unchecked=[key()]), entry(), seen=has(web="v1"))
+def test_an_unchecked_key_keeps_its_last_good_version():
+    """If the node cannot check the key, its installed profile stays."""
+    (hold,) = decide(desired(unchecked=[key()]), entry(), observation=node_with(web="v1"))
     assert (hold.reason, hold.state) == ("unchecked", "outdated")
 
 
-def test_a_profile_no_longer_desired_is_removed():
-    """An agent-owned profile that is neither desired nor in use is removed after a new check."""
-    seen = Observation(profiles={"web": fact()}, uses={"web": Unused()})
-    assert decide(desired(), entry(), seen=seen) == (
+def test_an_undesired_unused_profile_is_removed():
+    """The removal requires another check that no process uses the profile."""
+    observation = Observation(profiles={"web": fact()}, uses={"web": Unused()})
+    assert decide(desired(), entry(), observation=observation) == (
         Remove(
             id=key(),
             reason="not desired",
@@ -444,76 +489,84 @@ def test_a_profile_no_longer_desired_is_removed():
 
 
 @pytest.mark.parametrize(
-    ("use", "why"),
+    ("use", "reason"),
     [(InUse(pids=(1, 2)), "in_use"), (UnknownUse(reason="no /proc"), "use_unknown")],
 )
-def test_a_profile_in_use_is_held(use, why):
-    """A removal would unconfine the processes permanently, so the profile is held."""
-    seen = Observation(profiles={"web": fact()}, uses={"web": use})
-    assert short(decide(desired(), entry(), seen=seen)) == [(Hold, why, ("web",))]
-
-
-def test_hats_and_children_stay_with_a_profile_in_use():
-    """Processes may enter hats and children at any time; a hat of an older version is removable."""
-    names = ("web", "web//HAT", "web//kid", "web//kid//grandkid")
-    uses = {name: Unused() for name in names} | {"web": InUse(pids=(1,))}
-    seen = Observation(profiles={name: fact() for name in names}, uses=uses)
-    actions = decide(desired(), entry(names=names), seen=seen)
-    assert short(actions) == [(Hold, "in_use", (name,)) for name in names]
-    assert [len(one.findings) for one in actions] == [1, 0, 0, 0]
-    kept = decide(desired(profile()), entry(names=names), seen=seen)
-    assert sorted(name for one in kept if isinstance(one, Remove) for name in one.names) == [
-        *names[1:]
+def test_an_undesired_profile_is_held_while_it_may_be_in_use(use, reason):
+    """A removal would unconfine the processes of the profile permanently."""
+    observation = Observation(profiles={"web": fact()}, uses={"web": use})
+    assert summary(decide(desired(), entry(), observation=observation)) == [
+        (Hold, reason, ("web",))
     ]
 
 
-def test_a_profile_whose_use_was_not_observed_is_not_unused():
-    """A profile whose use is unknown stays installed."""
-    assert short(decide(desired(), entry(), seen=has(web="v1"))) == [
+def test_hats_and_children_stay_with_a_profile_in_use():
+    """Processes may enter a hat or a child profile at any time, unless the profile dropped it."""
+    names = ("web", "web//HAT", "web//kid", "web//kid//grandkid")
+    uses = {name: Unused() for name in names} | {"web": InUse(pids=(1,))}
+    observation = Observation(profiles={name: fact() for name in names}, uses=uses)
+    actions = decide(desired(), entry(names=names), observation=observation)
+    assert summary(actions) == [(Hold, "in_use", (name,)) for name in names]
+    assert [len(action.findings) for action in actions] == [1, 0, 0, 0]
+    kept = decide(desired(profile()), entry(names=names), observation=observation)
+    assert sorted(
+        name for action in kept if isinstance(action, Remove) for name in action.names
+    ) == [*names[1:]]
+
+
+def test_a_profile_whose_use_was_not_checked_is_held():
+    """Without a result of the check, the use of the profile is unknown."""
+    assert summary(decide(desired(), entry(), observation=node_with(web="v1"))) == [
         (Hold, "use_unknown", ("web",))
     ]
 
 
-def test_prune_never_holds():
-    """--prune=never removes nothing at all."""
-    seen = Observation(profiles={"web": fact()}, uses={"web": Unused()})
-    assert short(decide(desired(), entry(), seen=seen, prune="never")) == [
+def test_prune_never_holds_undesired_profiles():
+    """With --prune=never, nothing is removed."""
+    observation = Observation(profiles={"web": fact()}, uses={"web": Unused()})
+    assert summary(decide(desired(), entry(), observation=observation, prune="never")) == [
         (Hold, "prune=never", ("web",))
     ]
 
 
 @pytest.mark.parametrize(
-    ("gone", "expected"),
+    ("absent_seconds", "expected"),
     [
-        (None, Remove),  # labels are not published
-        ({}, Hold),  # not confirmed to be absent
+        (None, Remove),  # no labels are published
+        ({}, Hold),  # not confirmed as absent
         ({("apparmor", "web"): 59.9}, Hold),
-        ({("seccomp", "web"): 99.0}, Hold),  # another kind's
+        ({("seccomp", "web"): 99.0}, Hold),  # a label of another kind
         ({("apparmor", "web"): 60.0}, Remove),
     ],
 )
-def test_a_removal_waits_for_its_label_and_the_grace_time(gone, expected):
+def test_a_removal_waits_for_the_label_and_the_grace_time(absent_seconds, expected):
     """A profile is removed when its label is confirmed absent and the grace time has passed."""
-    seen = Observation(profiles={"web": fact()}, uses={"web": Unused()})
-    (action,) = decide(desired(), entry(), seen=seen, label_absent_seconds=gone, grace_seconds=60.0)
+    observation = Observation(profiles={"web": fact()}, uses={"web": Unused()})
+    (action,) = decide(
+        desired(),
+        entry(),
+        observation=observation,
+        label_absent_seconds=absent_seconds,
+        grace_seconds=60.0,
+    )
     assert type(action) is expected
     if isinstance(action, Hold):
         assert (action.reason, action.desired) == ("label_pending", False)
-        assert [one.code for one in action.findings] == ["label_pending"]
+        assert [finding.code for finding in action.findings] == ["label_pending"]
 
 
 @pytest.mark.parametrize(
-    ("wanted", "expected"),
+    ("desired_keys", "expected"),
     [
         (desired(), False),
         (desired(sets=[Unreadable(profile_set=ORIGIN, reason="away")]), True),
         (desired(rejected=[key()]), True),
     ],
 )
-def test_a_hold_always_records_whether_the_name_is_desired(wanted, expected):
-    """While the node is unobservable, this information decides which labels stay."""
+def test_a_hold_of_an_unobservable_profile_shows_whether_it_is_desired(desired_keys, expected):
+    """The labels that stay while the node is unobservable depend on this information."""
     blind = Unobservable(finding=REFUSED)
-    (action,) = decide(wanted, entry(), seen=blind)
+    (action,) = decide(desired_keys, entry(), observation=blind)
     assert (action.names, action.state, action.desired) == (("web",), "unobservable", expected)
 
 
@@ -523,69 +576,81 @@ def test_a_name_that_an_unreadable_source_may_desire_keeps_its_label():
         Read(profile_set=ORIGIN, revision="1", source_keys=()),
         Unreadable(profile_set="other", reason="away"),
     ]
-    seen = Observation(profiles={"web": fact()}, uses={"web": Unused()})
-    (action,) = decide(desired(sets=sets), entry(), seen=seen)
+    observation = Observation(profiles={"web": fact()}, uses={"web": Unused()})
+    (action,) = decide(desired(sets=sets), entry(), observation=observation)
     assert (type(action), action.reason, action.desired) == (Hold, "a source is unreadable", True)
 
 
-def test_pods_prove_the_use_of_files_and_only_add_to_that_of_policy():
-    """A pod's reference holds both kinds; only files are unused when no pod references them."""
-    seen = Observation(profiles={"web": fact()}, uses={"web": UnknownUse(reason="a file")})
+def test_unreferenced_files_are_unused_and_unreferenced_policy_may_be_in_use():
+    """A pod's reference holds both kinds; a missing reference proves disuse of files only."""
+    observation = Observation(profiles={"web": fact()}, uses={"web": UnknownUse(reason="a file")})
     seccomp = entry(key(kind="seccomp"))
     (held,) = decide(
-        desired(), seccomp, seen=seen, kind="seccomp", pods_by_profile={("seccomp", "web"): ("a",)}
+        desired(),
+        seccomp,
+        observation=observation,
+        kind="seccomp",
+        pods_by_profile={("seccomp", "web"): ("a",)},
     )
     assert (type(held), held.reason) == (Hold, "in_use")
-    (free,) = decide(desired(), seccomp, seen=seen, kind="seccomp", pods_by_profile={})
+    (free,) = decide(
+        desired(), seccomp, observation=observation, kind="seccomp", pods_by_profile={}
+    )
     assert (type(free), free.require_unused) == (Remove, False)
-    (policy,) = decide(desired(), entry(), seen=seen, pods_by_profile={})
+    (policy,) = decide(desired(), entry(), observation=observation, pods_by_profile={})
     assert (type(policy), policy.reason) == (Hold, "use_unknown")
     unused = Observation(profiles={"web": fact()}, uses={"web": Unused()})
     (named,) = decide(
-        desired(), entry(), seen=unused, pods_by_profile={("apparmor", "web"): ("a",)}
+        desired(), entry(), observation=unused, pods_by_profile={("apparmor", "web"): ("a",)}
     )
     assert (type(named), named.reason) == (Hold, "in_use")
 
 
-def test_while_the_pods_are_not_known_nothing_is_removed():
-    """With --pod-aware, a failed or late list of pods does not count as an empty list."""
-    seen = Observation(profiles={"web": fact()}, uses={"web": Unused()})
-    (held,) = decide(desired(), entry(), seen=seen, pod_aware=True, prune="always")
+def test_nothing_is_removed_while_the_pods_are_unknown():
+    """With --pod-aware, a failed or delayed list of pods does not count as an empty list."""
+    observation = Observation(profiles={"web": fact()}, uses={"web": Unused()})
+    (held,) = decide(desired(), entry(), observation=observation, pod_aware=True, prune="always")
     assert (type(held), held.reason) == (Hold, "use_unknown")
-    (gone,) = decide(desired(), entry(), seen=seen, pod_aware=True, pods_by_profile={})
-    assert type(gone) is Remove
+    (removal,) = decide(
+        desired(), entry(), observation=observation, pod_aware=True, pods_by_profile={}
+    )
+    assert type(removal) is Remove
 
 
-def test_prune_always_needs_no_proof_for_seccomp_files_only():
-    """--prune=always skips the in-use proof for files, never for loaded AppArmor profiles."""
-    seen = Observation(profiles={"web": fact()}, uses={"web": UnknownUse(reason="a file")})
+def test_prune_always_skips_the_proof_of_disuse_for_files_only():
+    """--prune=always removes files without proof of disuse, but not loaded AppArmor profiles."""
+    observation = Observation(profiles={"web": fact()}, uses={"web": UnknownUse(reason="a file")})
     seccomp = entry(key(kind="seccomp"))
-    actions = decide(desired(), seccomp, seen=seen, kind="seccomp", prune="always")
-    assert [(Remove, False)] == [(type(one), one.require_unused) for one in actions]
-    assert short(decide(desired(), entry(), seen=seen, prune="always")) == [
+    actions = decide(desired(), seccomp, observation=observation, kind="seccomp", prune="always")
+    assert [(Remove, False)] == [(type(action), action.require_unused) for action in actions]
+    assert summary(decide(desired(), entry(), observation=observation, prune="always")) == [
         (Hold, "use_unknown", ("web",))
     ]
 
 
 @pytest.mark.parametrize(
-    ("stored", "seen", "why"),
+    ("stored", "observation", "reason"),
     [
-        (entry(how="adopted"), has(web="v1"), "adopted"),
-        (entry(), has(), "absent"),
-        (entry(), has(web="theirs"), "foreign"),
-        (entry(), others(web="v1"), "foreign"),
-        (entry(retired={"web": frozenset({"raw:v1"})}), others(web="v1"), "foreign"),
+        (entry(provenance="adopted"), node_with(web="v1"), "adopted"),
+        (entry(), node_with(), "absent"),
+        (entry(), node_with(web="foreign"), "foreign"),
+        (entry(), node_with_foreign(web="v1"), "foreign"),
+        (entry(retired={"web": frozenset({"raw:v1"})}), node_with_foreign(web="v1"), "foreign"),
     ],
 )
-def test_a_profile_that_is_not_agent_owned_is_released(stored, seen, why):
+def test_profiles_that_the_agent_must_not_remove_are_released(stored, observation, reason):
     """Adopted, absent and replaced profiles leave the ledger, and the node does not change."""
-    assert short(decide(desired(), stored, seen=seen)) == [(Release, why, ("web",))]
+    assert summary(decide(desired(), stored, observation=observation)) == [
+        (Release, reason, ("web",))
+    ]
 
 
-def test_an_entry_that_never_got_anywhere_is_dropped():
-    """An entry without installed profiles is deleted from the ledger."""
+def test_an_entry_without_an_installed_version_is_released():
+    """An entry that owns no name is deleted from the ledger."""
     stored = LedgerEntry(id=key(), provenance="installed", staged=version())
-    assert short(decide(desired(), stored, seen=has())) == [(Release, "never installed", ())]
+    assert summary(decide(desired(), stored, observation=node_with())) == [
+        (Release, "never installed", ())
+    ]
 
 
 @pytest.mark.parametrize(
@@ -596,154 +661,167 @@ def test_an_entry_that_never_got_anywhere_is_dropped():
         Unreadable(profile_set=ORIGIN, reason="EACCES"),
     ],
 )
-def test_a_staged_version_stays_recorded_while_its_set_is_unread(unread):
-    """The staged version may be on the node, and without its entry it would look foreign."""
+def test_an_entry_with_a_staged_version_stays_while_its_set_is_not_read(unread):
+    """The staged version may be on the node. Without its entry, it would look foreign."""
     stored = LedgerEntry(id=key(), provenance="installed", staged=version())
-    assert decide(desired(sets=[unread]), stored, seen=has(web="v1")) == ()
+    assert decide(desired(sets=[unread]), stored, observation=node_with(web="v1")) == ()
 
 
 def test_a_renamed_key_keeps_its_profile():
-    """The ledger entry gets the new key, and the node does not change."""
-    actions = decide(desired(profile(key("new"))), entry(key("old")), seen=has(web="v1"))
-    assert short(actions) == [(Keep, "renamed", ("web",)), (Release, "moved", ("web",))]
+    """The ownership moves to the entry of the new key, and the node does not change."""
+    actions = decide(
+        desired(profile(key("new"))), entry(key("old")), observation=node_with(web="v1")
+    )
+    assert summary(actions) == [(Keep, "renamed", ("web",)), (Release, "moved", ("web",))]
 
 
 @pytest.mark.parametrize(
-    ("seen", "action"),
+    ("observation", "action"),
     [
-        (has(web="v1"), (Hold, "still needed", ("web",))),
-        (has(), (Install, "went missing", ("web",))),
+        (node_with(web="v1"), (Hold, "still needed", ("web",))),
+        (node_with(), (Install, "went missing", ("web",))),
     ],
 )
-def test_a_name_that_a_rejected_key_claims_stays(seen, action):
-    """A key is renamed and rejected in one change; the version of the previous key stays."""
+def test_a_name_that_a_rejected_key_needs_stays(observation, action):
+    """If a key is renamed and rejected in one change, the version of the previous key stays."""
     refused = Rejection(id=key("new"), findings=(REFUSED,), names=("web",))
-    wanted = replace(desired(), rejections={key("new"): refused})
-    assert short(decide(wanted, entry(key("old")), seen=seen, label_absent_seconds={})) == [
+    desired_keys = replace(desired(), rejections={key("new"): refused})
+    assert summary(
+        decide(desired_keys, entry(key("old")), observation=observation, label_absent_seconds={})
+    ) == [
         (Hold, "rejected", ()),
         action,
     ]
 
 
-def test_a_name_that_a_foreign_one_keeps_from_its_key_stays():
-    """A foreign profile blocks the new key, so the previous key keeps all its profiles."""
-    wanted = desired(profile(key("new"), "v2", ("helper", "web")))
-    actions = decide(wanted, entry(key("old")), seen=has(web="v1", helper="theirs"))
-    assert short(actions) == [
+def test_a_name_that_a_key_with_a_foreign_name_needs_stays():
+    """A foreign profile blocks the new key, so all names of the previous key stay."""
+    desired_keys = desired(profile(key("new"), "v2", ("helper", "web")))
+    actions = decide(
+        desired_keys, entry(key("old")), observation=node_with(web="v1", helper="foreign")
+    )
+    assert summary(actions) == [
         (Hold, "foreign", ("helper", "web")),
         (Hold, "still needed", ("web",)),
     ]
-    actions = decide(wanted, entry(key("old")), seen=has(helper="theirs"))
-    assert short(actions)[1:] == [(Install, "went missing", ("web",))]
+    actions = decide(desired_keys, entry(key("old")), observation=node_with(helper="foreign"))
+    assert summary(actions)[1:] == [(Install, "went missing", ("web",))]
 
 
-def test_the_remaining_names_of_a_version_that_lost_a_name_stay():
-    """One profile has moved; the other is held for a rejected key, and is not restored."""
+def test_an_incomplete_version_is_held_but_not_restored():
+    """One name has moved to another key. The other name is held for a rejected key."""
     refused = Rejection(id=key("new"), findings=(REFUSED,), names=("web",))
-    wanted = desired(profile(key("api"), "v2", ("api",)))
-    wanted = replace(wanted, rejections={key("new"): refused})
+    desired_keys = desired(profile(key("api"), "v2", ("api",)))
+    desired_keys = replace(desired_keys, rejections={key("new"): refused})
     stored = entry(key("old"), names=("api", "web"))
-    assert short(decide(wanted, stored, seen=has(api="v1", web="v1"))) == [
+    assert summary(decide(desired_keys, stored, observation=node_with(api="v1", web="v1"))) == [
         (Install, "changed", ("api",)),
         (Hold, "rejected", ()),
         (Hold, "still needed", ("web",)),
         (Release, "moved", ("api",)),
     ]
-    assert short(decide(wanted, stored, seen=has(api="v1")))[2:] == [
+    assert summary(decide(desired_keys, stored, observation=node_with(api="v1")))[2:] == [
         (Release, "moved", ("api",)),
         (Release, "absent", ("web",)),
     ]
 
 
-def test_a_name_moves_out_of_a_set_that_this_pass_does_not_read():
-    """An entry of another source loses only the profile that a key of this pass provides."""
+def test_a_name_of_an_unrelated_set_can_move():
+    """An entry of an unrelated set releases only the name that a current key provides."""
     other = entry(key("old", origin="dir /elsewhere"), names=("web", "more"))
-    actions = decide(desired(profile(content="v2")), other, seen=has(web="v1", more="v1"))
-    assert short(actions) == [(Install, "changed", ("web",)), (Release, "moved", ("web",))]
+    actions = decide(
+        desired(profile(content="v2")), other, observation=node_with(web="v1", more="v1")
+    )
+    assert summary(actions) == [(Install, "changed", ("web",)), (Release, "moved", ("web",))]
 
 
-def test_entries_of_other_origins_are_not_mentioned():
-    """A pass removes only profiles that came from its own sources."""
+def test_entries_of_unrelated_sets_have_no_action():
+    """A pass removes only profiles of sets that its own sources provide."""
     other = entry(key("old", origin="dir /elsewhere"))
-    assert decide(desired(), other, seen=has(web="v1")) == ()
+    assert decide(desired(), other, observation=node_with(web="v1")) == ()
 
 
 @pytest.mark.parametrize("refused", ["rejected", "unchecked"])
 def test_a_name_of_a_rejected_key_cannot_move(refused):
-    """Other keys cannot claim the profiles of a rejected key's last good version."""
-    wanted = desired(profile(key("new"), "v2"), **{refused: [key("old")]})
-    new, old = decide(wanted, entry(key("old")), seen=has(web="v1"))
-    assert (new.state, [one.code for one in new.findings]) == ("rejected", ["name_conflict"])
+    """Another key cannot claim a name of a rejected key's last good version."""
+    desired_keys = desired(profile(key("new"), "v2"), **{refused: [key("old")]})
+    new, old = decide(desired_keys, entry(key("old")), observation=node_with(web="v1"))
+    assert (new.state, [finding.code for finding in new.findings]) == (
+        "rejected",
+        ["name_conflict"],
+    )
     assert (type(old), old.names, old.state) == (Hold, ("web",), "outdated")
 
 
 def test_a_name_of_an_unreadable_set_cannot_move():
-    """An unreadable profile set may still provide its profiles."""
+    """An unreadable profile set may still provide its names."""
     sets = [
         Read(profile_set=ORIGIN, revision="1", source_keys=()),
         Unreadable(profile_set="dir /x", reason="EIO"),
     ]
-    wanted = desired(profile(content="v2"), sets=sets)
+    desired_keys = desired(profile(content="v2"), sets=sets)
     stored = entry(key("old", origin="dir /x"))
-    new, old = decide(wanted, stored, seen=has(web="v1"))
+    new, old = decide(desired_keys, stored, observation=node_with(web="v1"))
     assert (new.state, old.reason, old.state) == ("rejected", "source unavailable", "held")
 
 
 def test_an_unreadable_set_blocks_every_removal():
-    """A missing key may have moved into the unreadable profile set."""
+    """A key that is no longer in its set may have moved to the unreadable set."""
     sets = [
         Read(profile_set=ORIGIN, revision="1", source_keys=()),
         Unreadable(profile_set="dir /x", reason="EIO"),
     ]
-    seen = Observation(profiles={"web": fact()}, uses={"web": Unused()})
-    assert short(decide(desired(sets=sets), entry(), seen=seen)) == [
+    observation = Observation(profiles={"web": fact()}, uses={"web": Unused()})
+    assert summary(decide(desired(sets=sets), entry(), observation=observation)) == [
         (Hold, "a source is unreadable", ("web",))
     ]
 
 
 @pytest.mark.parametrize(
-    "gone",
+    "unread",
     [
         Emptied(profile_set=ORIGIN, revision=""),
         Missing(profile_set=ORIGIN, reason="not found"),
         Unreadable(profile_set=ORIGIN, reason="EACCES"),
     ],
 )
-def test_a_set_that_is_gone_keeps_and_restores_its_profiles(gone):
-    """Profiles of an emptied, missing or unreadable profile set are never removed."""
-    wanted = desired(sets=[gone])
-    assert short(decide(wanted, entry(), seen=has(web="v1"))) == [
+def test_profiles_of_a_set_that_was_not_read_are_kept_and_restored(unread):
+    """Profiles of an emptied, missing or unreadable set are never removed."""
+    desired_keys = desired(sets=[unread])
+    assert summary(decide(desired_keys, entry(), observation=node_with(web="v1"))) == [
         (Hold, "source unavailable", ("web",))
     ]
-    assert short(decide(wanted, entry(), seen=has())) == [(Install, "went missing", ("web",))]
+    assert summary(decide(desired_keys, entry(), observation=node_with())) == [
+        (Install, "went missing", ("web",))
+    ]
 
 
 @pytest.mark.parametrize(
-    "gone",
+    "unread",
     [Emptied(profile_set="dir /x", revision=""), Missing(profile_set="dir /x", reason="not found")],
 )
-def test_a_missing_set_yields_its_names_to_the_key_that_replaces_it(gone):
-    """A ConfigMap that was created again under another name becomes the owner permanently."""
-    sets = [Read(profile_set=ORIGIN, revision="1", source_keys=()), gone]
-    wanted = desired(profile(content="v2"), sets=sets)
+def test_names_of_a_missing_or_empty_set_can_move_together(unread):
+    """A ConfigMap that was recreated under another name owns all names permanently."""
+    sets = [Read(profile_set=ORIGIN, revision="1", source_keys=()), unread]
+    desired_keys = desired(profile(content="v2"), sets=sets)
     old = entry(key("old", origin="dir /x"))
-    assert short(decide(wanted, old, seen=has(web="v1"))) == [
+    assert summary(decide(desired_keys, old, observation=node_with(web="v1"))) == [
         (Install, "changed", ("web",)),
         (Release, "moved", ("web",)),
     ]
-    # With a name that nothing else provides it stays whole, and bars the other key.
+    # A set with a name that no other key provides stays complete, and blocks the other key.
     both = entry(key("old", origin="dir /x"), names=("also", "web"))
-    assert short(decide(wanted, both, seen=has(web="v1", also="v1"))) == [
+    assert summary(decide(desired_keys, both, observation=node_with(web="v1", also="v1"))) == [
         (Hold, "conflict", ("web",)),
         (Hold, "source unavailable", ("also", "web")),
     ]
 
 
-def test_a_duplicate_key_releases_its_names_to_the_first():
+def test_a_duplicate_key_releases_its_names_to_the_first_key():
     """If two keys have the same content, only the first owns the profiles."""
-    wanted = desired(profile(key("a")), same={key("b"): key("a")})
-    actions = decide(wanted, entry(key("b")), seen=has(web="v1"))
-    assert short(actions) == [(Keep, "renamed", ("web",)), (Release, "moved", ("web",))]
+    desired_keys = desired(profile(key("a")), same={key("b"): key("a")})
+    actions = decide(desired_keys, entry(key("b")), observation=node_with(web="v1"))
+    assert summary(actions) == [(Keep, "renamed", ("web",)), (Release, "moved", ("web",))]
 
 
 @pytest.mark.parametrize(
@@ -753,24 +831,24 @@ def test_a_duplicate_key_releases_its_names_to_the_first():
         (Unsupported(finding=REFUSED), "unsupported"),
     ],
 )
-def test_a_kind_that_cannot_be_seen_is_held(observed, state):
-    """If the node is unobservable, every key and entry is held, and rejected keys stay rejected."""
-    wanted = desired(profile(), rejected=[key("bad")], unchecked=[key("later")])
+def test_an_unobservable_or_unsupported_kind_is_held(observed, state):
+    """All keys and related entries are held, and rejected keys stay rejected."""
+    desired_keys = desired(profile(), rejected=[key("bad")], unchecked=[key("later")])
     far = entry(key("far", origin="dir /elsewhere"))
-    actions = decide(wanted, entry(key("gone")), far, seen=observed)
-    assert [(one.id.key, one.state) for one in actions] == [
+    actions = decide(desired_keys, entry(key("deleted")), far, observation=observed)
+    assert [(action.id.key, action.state) for action in actions] == [
         ("bad", "rejected"),
         ("later", state),
         ("web.profile", state),
-        ("gone", state),
+        ("deleted", state),
     ]
 
 
 def test_a_version_that_was_installed_before_an_adoption_is_removed():
-    """The adopted version stays; the version that the agent had installed before is removed."""
-    stored = entry(how="adopted", retired={"left": frozenset({"raw:v0"})})
-    seen = Observation(profiles={"web": fact(), "left": fact("v0")}, uses={"left": Unused()})
-    assert short(decide(desired(profile()), stored, seen=seen)) == [
+    """The adopted version stays, and the agent-owned version of the same key is removed."""
+    stored = entry(provenance="adopted", retired={"left": frozenset({"raw:v0"})})
+    observation = Observation(profiles={"web": fact(), "left": fact("v0")}, uses={"left": Unused()})
+    assert summary(decide(desired(profile()), stored, observation=observation)) == [
         (Keep, "unchanged", ("web",)),
         (Remove, "not desired", ("left",)),
     ]
@@ -780,122 +858,134 @@ V1 = entry(names=("a", "b"))  # under the key of `profile`
 
 
 @pytest.mark.parametrize(
-    ("stored", "new", "seen", "back"),
+    ("stored", "new", "observation", "replaceable"),
     [
-        (V1, ("a",), has(), frozenset()),
-        (V1, ("a",), has(b="v1"), frozenset({"b"})),
-        (V1, ("a",), has(a="theirs"), frozenset({"a"})),
-        (V1, ("a",), has(a="v1", b="v1"), None),
-        (V1, ("a",), has(b="theirs"), None),
-        (V1, ("c",), has(), frozenset()),
-        (entry(key("former"), names=("a", "b")), ("a",), has(), frozenset()),
+        (V1, ("a",), node_with(), frozenset()),
+        (V1, ("a",), node_with(b="v1"), frozenset({"b"})),
+        (V1, ("a",), node_with(a="foreign"), frozenset({"a"})),
+        (V1, ("a",), node_with(a="v1", b="v1"), None),
+        (V1, ("a",), node_with(b="foreign"), None),
+        (V1, ("c",), node_with(), frozenset()),
+        (entry(key("previous"), names=("a", "b")), ("a",), node_with(), frozenset()),
     ],
     ids=[
-        "all are gone",
-        "one is gone",
-        "one has drifted",
-        "all are there",
+        "all names are missing",
+        "one name is missing",
+        "one name has drifted",
+        "all names are present",
         "a dropped profile is foreign",
-        "no name is common",
-        "of the former key",
+        "no name in common",
+        "version of the previous key",
     ],
 )
-def test_an_installation_has_the_version_to_restore_after_a_failure(stored, new, seen, back):
-    """The agent restores only agent-owned profiles that are missing on the node."""
-    (put, *_) = decide(desired(profile(content="v2", names=new)), stored, seen=seen)
-    assert put.previous_owners == {stored.id}
-    if back is None:
-        assert put.fallback is None
+def test_an_installation_has_a_fallback_if_the_last_good_version_is_not_on_the_node(
+    stored, new, observation, replaceable
+):
+    """The fallback restores the last good version, and replaces no foreign profile."""
+    (action, *_) = decide(
+        desired(profile(content="v2", names=new)), stored, observation=observation
+    )
+    assert action.previous_owners == {stored.id}
+    if replaceable is None:
+        assert action.fallback is None
     else:
-        assert put.fallback == Install(
+        assert action.fallback == Install(
             id=stored.id,
-            reason=put.fallback.reason,
+            reason=action.fallback.reason,
             names=("a", "b"),
             profile=None,
-            replaceable=back,
+            replaceable=replaceable,
         )
 
 
-def test_a_name_that_another_key_provides_is_not_restored():
-    """Profiles that another key provides or another entry owns are not restored."""
+def test_a_fallback_contains_no_name_of_another_key():
+    """A version is not restored if another key provides, or another entry owns, a name of it."""
     other = profile(key("other"), "v3", ("b",))
-    wanted = desired(profile(content="v2", names=("a",)), other)
-    (_, put, *_) = decide(wanted, V1, seen=has())
-    assert (put.names, put.fallback) == (("a",), None)
+    desired_keys = desired(profile(content="v2", names=("a",)), other)
+    (_, action, *_) = decide(desired_keys, V1, observation=node_with())
+    assert (action.names, action.fallback) == (("a",), None)
     owner = entry(key("owner", origin="dir /elsewhere"), "v3", ("b",))
-    (put, *_) = decide(desired(profile(content="v2", names=("a",))), V1, owner, seen=has())
-    assert put.fallback is None
+    (action, *_) = decide(
+        desired(profile(content="v2", names=("a",))), V1, owner, observation=node_with()
+    )
+    assert action.fallback is None
 
 
-def test_a_foreign_name_holds_the_whole_update():
-    """An update that claims a foreign name is held; the last good version stays complete."""
-    wanted = profile(content="v2", names=("web", "extra"))
-    (hold,) = decide(desired(wanted), entry(), seen=has(web="v1", extra="theirs"))
+def test_an_update_with_a_foreign_name_is_held_completely():
+    """No name of the update is installed, and the last good version stays complete."""
+    desired_profile = profile(content="v2", names=("web", "extra"))
+    (hold,) = decide(
+        desired(desired_profile), entry(), observation=node_with(web="v1", extra="foreign")
+    )
     assert (hold.reason, hold.names, hold.state) == ("foreign", ("web",), "outdated")
 
 
-def test_only_names_that_may_go_are_suspects():
-    """The agent checks the use only of agent-owned profiles that no key provides."""
-    wanted = desired(profile())
+def test_removal_candidates_are_agent_owned_names_without_a_key():
+    """The use of other names is not observed."""
+    desired_keys = desired(profile())
     stored = {
-        one.id: one
-        for one in (
+        owner.id: owner
+        for owner in (
             entry(),
             entry(key("old"), names=("old",)),
             entry(
-                key("theirs"),
-                names=("theirs",),
-                how="adopted",
+                key("foreign"),
+                names=("foreign",),
+                provenance="adopted",
                 retired={"left": frozenset({"raw:v0"})},
             ),
             entry(key("far", origin="dir /far"), names=("far",)),
         )
     }
-    assert plan.removal_candidates(wanted, stored, PlanOptions()) == frozenset({"left", "old"})
-    assert plan.removal_candidates(wanted, stored, PlanOptions(prune="never")) == frozenset()
+    assert plan.removal_candidates(desired_keys, stored, PlanOptions()) == frozenset(
+        {"left", "old"}
+    )
+    assert plan.removal_candidates(desired_keys, stored, PlanOptions(prune="never")) == frozenset()
 
 
-def test_a_name_that_a_barred_key_still_needs_cannot_move():
-    """A key that cannot be updated keeps its profiles, or two keys would alternate forever."""
-    one, two = profile(key("one"), "v2", ("b", "c")), profile(key("two"), "v2", ("a",))
+def test_a_name_of_a_blocked_key_cannot_move():
+    """A key that cannot be updated keeps its names. Otherwise, two keys would alternate forever."""
+    first, second = profile(key("one"), "v2", ("b", "c")), profile(key("two"), "v2", ("a",))
     stored = entry(key("one"), names=("a",)), entry(key("three"), names=("b",))
-    wanted = desired(one, two, rejected=[key("three")])
-    actions = decide(wanted, *stored, seen=has(a="v1", b="v1"))
-    assert [(one.id.key, one.state) for one in actions] == [
+    desired_keys = desired(first, second, rejected=[key("three")])
+    actions = decide(desired_keys, *stored, observation=node_with(a="v1", b="v1"))
+    assert [(action.id.key, action.state) for action in actions] == [
         ("one", "outdated"),
         ("two", "rejected"),
         ("three", "outdated"),
     ]
 
 
-def test_a_key_that_looks_like_another_kind_now_keeps_its_last_good_version():
-    """A partial write of a key without a suffix does not remove the previous profile."""
-    wanted = Desired(
+def test_a_key_that_looks_like_another_kind_keeps_its_last_good_version():
+    """A partly written key without a file name extension may look like another kind."""
+    desired_keys = Desired(
         rejections={key(): Rejection(id=key(), findings=(REFUSED,))},
         keys=frozenset({(ORIGIN, "web.profile")}),
         profile_sets={ORIGIN: Read(profile_set=ORIGIN, revision="1", source_keys=())},
     )
     seccomp = entry(key(kind="seccomp"))
-    (held,) = decide(wanted, seccomp, seen=has(web="v1"), kind="seccomp", prune="always")
+    (held,) = decide(
+        desired_keys, seccomp, observation=node_with(web="v1"), kind="seccomp", prune="always"
+    )
     assert (type(held), held.reason, held.desired) == (Hold, "source unavailable", True)
 
 
 def test_keys_in_a_rejected_directory_keep_their_last_good_version():
-    """A directory that became a link or a FIFO is unreadable, and not empty."""
-    wanted = desired(rejected=[key("sub")])
+    """A directory that was replaced by a link or a FIFO does not count as empty."""
+    desired_keys = desired(rejected=[key("sub")])
     stored = entry(key("sub/deep/web.profile"))
-    actions = decide(wanted, stored, seen=has(web="v1"))
-    assert (Hold, "source unavailable", ("web",)) in short(actions)
+    actions = decide(desired_keys, stored, observation=node_with(web="v1"))
+    assert (Hold, "source unavailable", ("web",)) in summary(actions)
 
 
-def test_an_accepted_key_of_another_kind_replaces_the_previous_profile():
-    """If the kind of a key changes, its profile of the previous kind is removed."""
+def test_a_key_that_is_accepted_as_another_kind_replaces_its_previous_profile():
+    """The profile of the previous kind is removed."""
     other = Profile(id=key(kind="seccomp"), version=version(), source=b"s", body_size=1)
-    wanted = Desired(
+    desired_keys = Desired(
         profiles={other.id: other},
         keys=frozenset({(ORIGIN, "web.profile")}),
         profile_sets={ORIGIN: Read(profile_set=ORIGIN, revision="1", source_keys=())},
     )
-    seen = Observation(profiles={"web": fact()}, uses={"web": Unused()})
-    (removed,) = decide(wanted, entry(), seen=seen)
+    observation = Observation(profiles={"web": fact()}, uses={"web": Unused()})
+    (removed,) = decide(desired_keys, entry(), observation=observation)
     assert type(removed) is Remove
