@@ -85,8 +85,8 @@ def profile(called):
 
 def record():
     """Return the names of the calls that were recorded in the virtual machine."""
-    told = subprocess.run(["ldd", STRACE], capture_output=True, text=True, check=True).stdout
-    libraries = [one for one in re.findall(r"=> (\S+)", told) if "libc.so" not in one]
+    output = subprocess.run(["ldd", STRACE], capture_output=True, text=True, check=True).stdout
+    libraries = [one for one in re.findall(r"=> (\S+)", output) if "libc.so" not in one]
     built = image.build()
     command = [
         "install -m 0755 tools/strace /usr/bin/strace",

@@ -112,12 +112,12 @@ def build():
 
 def again():
     """Return the digests of a second build of the same sources, which are cached too."""
-    told = build().root.parent / "again.json"
+    digests_file = build().root.parent / "again.json"
     with kept.locked(CACHE):
-        if not told.exists():
+        if not digests_file.exists():
             with kept.announced("image, a second time", "about a minute"), _scratch() as scratch:
-                told.write_text(json.dumps(digests(make(scratch, pack=False).root)))
-        return json.loads(told.read_text())
+                digests_file.write_text(json.dumps(digests(make(scratch, pack=False).root)))
+        return json.loads(digests_file.read_text())
 
 
 def archive(path):
@@ -187,11 +187,11 @@ def base():
 
 def mirror():
     """Return the address of the Debian mirror that this machine uses."""
-    told = subprocess.run(
+    targets = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(SITE) $(CODENAME) $(COMPONENT)"],
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    lines = [line.split() for line in told.splitlines() if "security" not in line]
+    lines = [line.split() for line in targets.splitlines() if "security" not in line]
     return next(words[0] for words in lines if words[-1] == "main")
 
 

@@ -18,14 +18,14 @@ def kernel(tmp_path, monkeypatch):
     monkeypatch.setattr(busy, "STAT", tmp_path / "stat")
     monkeypatch.setattr(busy.time, "monotonic", lambda: clock[0])
 
-    def tells(*, passed=0.0, waited=None, idle=0.0):
+    def set_counters(*, passed=0.0, waited=None, idle=0.0):
         clock[0] += passed
         if waited is not None:
             (tmp_path / "pressure").write_text(PRESSURE.format(int(waited * 1e6)))
-        said = f"cpu  700 0 9 {int(idle * TICKS)} 0 0 0 50 0 0\ncpu0 1 2 3 4\n"
-        (tmp_path / "stat").write_text(said)
+        counters = f"cpu  700 0 9 {int(idle * TICKS)} 0 0 0 50 0 0\ncpu0 1 2 3 4\n"
+        (tmp_path / "stat").write_text(counters)
 
-    return tells
+    return set_counters
 
 
 @pytest.mark.parametrize(("waited", "seconds"), [(1.1, 2.0), (1.3, 10.0)])

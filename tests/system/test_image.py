@@ -251,11 +251,11 @@ def test_the_list_of_parts_is_complete(built):
         for one in found
         if one["Name"] != "profile-loader"
     }
-    told = [
+    listed = [
         (one["purl"].removeprefix("pkg:").partition("@")[0].replace("%2B", "+"), one["version"])
         for one in document["components"]
     ]
-    assert sorted(told) == sorted(debian | python)
+    assert sorted(listed) == sorted(debian | python)
     references = [one["bom-ref"] for one in document["components"]]
     assert len(set(references)) == len(references)
     locked = re.findall(
@@ -289,11 +289,11 @@ def test_its_size_is_as_documented(built):
     measured = parts(built.root)
     table = "\n".join(f"| {name} | {size / 1e6:.1f} |" for name, size in measured.items())
     print(table)
-    told = re.findall(
+    documented = re.findall(
         r"^\| (.+?) \| ([0-9.]+) \|$", Path("docs/image.md").read_text(), re.MULTILINE
     )
-    assert [name for name, _ in told] == list(measured), table
-    for name, size in told:
+    assert [name for name, _ in documented] == list(measured), table
+    for name, size in documented:
         wanted = measured[name] / 1e6
         assert abs(float(size) - wanted) <= max(wanted / 10, 0.5), f"{name}: {wanted:.1f}"
 

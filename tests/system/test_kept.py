@@ -43,17 +43,17 @@ def at_once(script, *arguments):
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for _ in range(2)
     ]
-    said = [one.communicate()[0] for one in both]
-    assert [one.returncode for one in both] == [0, 0], said
-    return said
+    outputs = [one.communicate()[0] for one in both]
+    assert [one.returncode for one in both] == [0, 0], outputs
+    return outputs
 
 
 def test_two_processes_build_a_control_plane_once(tmp_path):
     """The second process waits, and uses the result of the first."""
-    said = at_once(BUILD, tmp_path / "kept", tiny(tmp_path))
-    (path,) = {one.splitlines()[-1] for one in said}
+    outputs = at_once(BUILD, tmp_path / "kept", tiny(tmp_path))
+    (path,) = {one.splitlines()[-1] for one in outputs}
     subprocess.run([path], check=True)
-    assert sum("making it" in one for one in said) == 1, said
+    assert sum("making it" in one for one in outputs) == 1, outputs
 
 
 def test_the_number_of_kept_builds_is_limited(tmp_path):
@@ -79,15 +79,15 @@ def test_one_process_at_a_time_uses_a_folder(tmp_path):
 
 def test_long_work_is_announced_before_it_begins_and_reported_while_it_runs(capsys):
     """The output contains the result to build, its usual duration, and the progress."""
-    asked = threading.Event()
+    progress_requested = threading.Event()
 
     def progress():
-        asked.set()
+        progress_requested.set()
         return "(3 of 4 parts)"
 
     with kept.announced("cake", "an hour", progress, every=0.01):
         assert capsys.readouterr().out.startswith("cake: making it, which usually takes an hour\n")
-        asked.wait()
+        progress_requested.wait()
     *reports, end = re.sub(r"\d+ s", "N s", capsys.readouterr().out).splitlines()
     assert set(reports) == {"cake: still being made after N s (3 of 4 parts)"}
     assert end == "cake: made in N s"

@@ -140,7 +140,7 @@ def built():
 
 
 @pytest.fixture(scope="module")
-def told(built, tmp_path_factory):
+def guest_lines(built, tmp_path_factory):
     """Return the lines that the guest printed in one run."""
     place = tmp_path_factory.mktemp("drive") / "image"
     with rights_run.prepared() as cluster:
@@ -161,22 +161,22 @@ def told(built, tmp_path_factory):
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_with_exactly_these_rights(told, scenario):
+def test_with_exactly_these_rights(guest_lines, scenario):
     """Each scenario succeeds; tests/system/guest/rights.py describes it."""
-    outcomes = {line["scenario"]: line["error"] for line in told if "scenario" in line}
+    outcomes = {line["scenario"]: line["error"] for line in guest_lines if "scenario" in line}
     assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)
 
 
-def test_the_shipped_pod_labels_its_node_with_the_installed_profiles(told):
+def test_the_shipped_pod_labels_its_node_with_the_installed_profiles(guest_lines):
     """The pod has its own seccomp profile and token, and the admission policy is effective."""
-    (line,) = [line for line in told if "labels" in line]
+    (line,) = [line for line in guest_lines if "labels" in line]
     assert line["labels"] == LABELS
 
 
 @pytest.mark.parametrize("right", rights_run.WITHOUT)
-def test_without_a_right_its_function_reports_it_and_the_others_work(told, right):
+def test_without_a_right_its_function_reports_it_and_the_others_work(guest_lines, right):
     """A pass without the right has the expected rows, and the node the expected profiles."""
-    (line,) = [line for line in told if line.get("without") == f"without {right}"]
+    (line,) = [line for line in guest_lines if line.get("without") == f"without {right}"]
     found = line["found"]
     wanted = EVERYTHING | FOUND[right]
     assert {name: found.get(name) for name in wanted} == wanted, found

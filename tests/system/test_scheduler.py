@@ -41,12 +41,12 @@ def ready(cluster, name):
 def scheduled(cluster, name):
     """Return the node of a pod, and the scheduler's message if the pod is not scheduled."""
     pod = cluster.get(f"/api/v1/namespaces/default/pods/{name}")
-    told = [
+    messages = [
         one["message"]
         for one in pod.get("status", {}).get("conditions", [])
         if one["type"] == "PodScheduled" and one["status"] == "False"
     ]
-    return pod["spec"].get("nodeName", ""), "".join(told)
+    return pod["spec"].get("nodeName", ""), "".join(messages)
 
 
 def agent(cluster, name, folder):

@@ -229,8 +229,8 @@ class Lab:
     def metrics(self):
         """Return the value of each metric of the agent, by series."""
         address = self.until_agent()["status"]["podIP"]
-        told = self.node.run(f"busybox wget -q -O - http://{address}:9808/metrics")
-        lines = [line for line in told.splitlines() if line and not line.startswith("#")]
+        page = self.node.run(f"busybox wget -q -O - http://{address}:9808/metrics")
+        lines = [line for line in page.splitlines() if line and not line.startswith("#")]
         return {series: float(value) for series, _, value in (one.rpartition(" ") for one in lines)}
 
     # --- after a failure --------------------------------------------------------------------------
@@ -276,5 +276,5 @@ class Lab:
 def is_ready(pod):
     """Return whether a pod is ready and is not being deleted."""
     conditions = pod.get("status", {}).get("conditions", [])
-    told = {one["type"]: one["status"] for one in conditions}
-    return told.get("Ready") == "True" and "deletionTimestamp" not in pod["metadata"]
+    statuses = {one["type"]: one["status"] for one in conditions}
+    return statuses.get("Ready") == "True" and "deletionTimestamp" not in pod["metadata"]

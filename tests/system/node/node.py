@@ -133,8 +133,8 @@ class Node:
             found = self.cluster.get(f"/api/v1/nodes/{NAME}") or {}
             taints = [one["key"] for one in found.get("spec", {}).get("taints", [])]
             conditions = found.get("status", {}).get("conditions", [])
-            told = {one["type"]: one["status"] for one in conditions}
-            return told.get("Ready") == "True" and "node.kubernetes.io/not-ready" not in taints
+            statuses = {one["type"]: one["status"] for one in conditions}
+            return statuses.get("Ready") == "True" and "node.kubernetes.io/not-ready" not in taints
 
         until(ready, lambda: self.run("tail -n 20 /var/log/kubelet.log"), READY_SECONDS)
 
@@ -192,11 +192,11 @@ class Node:
         try:
             yield seen
         finally:
-            told = self.run(
+            output = self.run(
                 f"touch {folder}/stop; until [ -e {folder}/seen ]; do sleep 0.05; done; "
                 f"cat {folder}/seen; rm -r {folder}"
             )
-        for line in told.splitlines():
+        for line in output.splitlines():
             number, _, one = line.partition(" ")
             seen[one] = int(number)
         print(f"\nlooks at labels: {seen}")

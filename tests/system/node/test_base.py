@@ -53,11 +53,11 @@ def test_the_daemonset_becomes_ready_with_the_rights_of_the_base(lab, node):
 
     def described():
         text = lab.kubectl("describe", "node", "node-a")
-        told = [line for line in text.splitlines() if f'apparmor profile "{PROFILE}" of' in line]
-        return [line for line in told if "ProfileLoaded" in line]
+        lines = [line for line in text.splitlines() if f'apparmor profile "{PROFILE}" of' in line]
+        return [line for line in lines if "ProfileLoaded" in line]
 
     until(described, "the Event")
 
     name = pod["metadata"]["name"]
-    said = node.execute(name, "profile-loader status", namespace=NAMESPACE, container="agent")
-    assert re.search(rf"\b{PROFILE} +installed\b", said), said
+    output = node.execute(name, "profile-loader status", namespace=NAMESPACE, container="agent")
+    assert re.search(rf"\b{PROFILE} +installed\b", output), output

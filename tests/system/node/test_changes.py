@@ -62,13 +62,13 @@ def test_a_broken_update_changes_nothing_for_pods(lab, node):
     lab.until_running("old")
     old = node.pid("old")
 
-    def told():
+    def rejections():
         notes = [note for reason, note in lab.events() if reason == "ProfileRejected"]
         return [note for note in notes if '"pl-broken"' in note]
 
     with node.watched(old) as seen:
         lab.config_map("broken", {"pl-broken": "profile pl-broken { fil, }"})
-        (note,) = until(told, "the Event")
+        (note,) = until(rejections, "the Event")
         lab.cluster.apply(pod("new", apparmor="pl-broken", selector=enforced("pl-broken")))
         lab.until_running("new")
     assert set(seen) == {f"{old} pl-broken (enforce)"}

@@ -33,8 +33,8 @@ def test_a_fresh_node_takes_no_ordinary_pod_before_its_profiles_are_there(lab):
         assert node.loaded("pl-fresh")
         lab.until_running("ordinary")
         assert node.attribute(node.pid("ordinary")) == "pl-fresh (enforce)"
-        told = json.loads(lab.kubectl("get", "events", "-o", "json"))["items"]
-        about = [one for one in told if one["involvedObject"]["name"] == "ordinary"]
+        events = json.loads(lab.kubectl("get", "events", "-o", "json"))["items"]
+        about = [one for one in events if one["involvedObject"]["name"] == "ordinary"]
         reasons = {one["reason"] for one in about}
         assert "Failed" not in reasons
         assert not tainted(lab)

@@ -60,11 +60,11 @@ def test_an_unloaded_profile_is_restored_and_the_unconfined_pod_is_reported(lab,
     # This shows that the observations in other tests would find an unconfined process.
     assert (node.attribute(pid), f"{pid} unconfined" in looks) == ("unconfined", True)
 
-    def told():
+    def losses():
         notes = [note for reason, note in lab.events() if reason == "ConfinementLost"]
         return [note for note in notes if '"pl-out"' in note]
 
-    (note,) = until(told, "the Event")
+    (note,) = until(losses, "the Event")
     uid = lab.pod("victim")["metadata"]["uid"]
     assert f"pid {pid} (pod {uid}, container {container(lab, 'victim')})" in note
 
@@ -92,11 +92,11 @@ def scraping(lab, node, folder):
 def until_alerts(prometheus, *expected):
     """Wait until Prometheus has exactly these alerts with their states."""
 
-    def told():
+    def alerts():
         found = [dict(one) for one in prometheus.query("ALERTS")]
         return {(one["alertname"], one["alertstate"]) for one in found}
 
-    until(lambda: told() == set(expected), lambda: f"{expected}, but {told()}")
+    until(lambda: alerts() == set(expected), lambda: f"{expected}, but {alerts()}")
 
 
 def test_prometheus_alerts_on_a_rejected_update_and_lost_confinement(lab, node, tmp_path):

@@ -36,17 +36,17 @@ def test_the_pods_of_the_tutorials_do_what_the_tutorials_say(lab, node):
         refused = "chmod: /tmp: Operation not permitted\n"
         until(lambda: node.log("chmod-prevented") == refused, "its chmod is refused")
 
-        def asked(name):
+        def response_of(name):
             address = lab.until_running(name)["status"]["podIP"]
             return node.run(f"busybox wget -q -O - http://{address}:5678/")
 
         for name in ("audit-pod", "fine-pod"):
-            assert asked(name) == "just made some syscalls!\n"
+            assert response_of(name) == "just made some syscalls!\n"
             assert "Seccomp:\t2" in node.run(f"cat /proc/{node.pid(name)}/status")
 
         def logged():
             # Without auditd, the kernel prints only some lines of a burst (printk_ratelimit).
-            asked("audit-pod")
+            response_of("audit-pod")
             lines = node.run("dmesg | grep type=1326").splitlines()
             return [one for one in lines if ' comm="http-echo" ' in one]
 
@@ -57,8 +57,8 @@ def test_the_pods_of_the_tutorials_do_what_the_tutorials_say(lab, node):
             (status,) = lab.pod("violation-pod").get("status", {}).get("containerStatuses") or [
                 {"state": {}}
             ]
-            told = {one.get("reason") for one in status["state"].values()}
-            return status if told & NO_START and status.get("restartCount", 0) >= 1 else None
+            reasons = {one.get("reason") for one in status["state"].values()}
+            return status if reasons & NO_START and status.get("restartCount", 0) >= 1 else None
 
         status = until(stopped, "violation-pod fails to start")
         assert (status["ready"], status["started"]) == (False, False)
