@@ -296,7 +296,7 @@ def test_passes_over_an_unchanged_node_come_to_rest(history, foreign):
 @settings(max_examples=300)
 @given(HARD, FOREIGN)
 def test_no_name_of_a_current_key_is_removed(history, foreign):
-    """This holds even if the key is rejected, by the node too, or conflicts with another key."""
+    """This holds even if the node or the agent rejects the key, or if it conflicts with another."""
     for node, snapshot in hardly(history, foreign):
         node.removed.clear()
         turn(node, [snapshot])

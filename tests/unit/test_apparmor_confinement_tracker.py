@@ -113,7 +113,7 @@ def test_threads_that_lost_a_removed_profile_are_reported_until_they_end(tracker
 
 
 def test_a_zombie_is_reported_no_longer(tracker, node):
-    """A zombie runs no code any more."""
+    """A zombie never runs code again."""
     node.thread(12, "unconfined")
     tracker.record_removals(["other"])
     assert len(tracker.findings()) == 1

@@ -174,7 +174,7 @@ def test_without_content_the_evidence_is_the_object_and_its_last_replacement(tmp
 def test_a_node_without_profiles_reports_whether_content_can_be_verified(
     tmp_path, hash_policy, export_binary, codes
 ):
-    """The parameters of the kernel module show it before a profile is loaded."""
+    """The parameters of the kernel module show this before a profile is loaded."""
     host = node(tmp_path)
     for name, value in (("hash_policy", hash_policy), ("export_binary", export_binary)):
         if value:

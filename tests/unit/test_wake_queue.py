@@ -24,7 +24,7 @@ def test_a_reason_from_another_thread_ends_a_wait():
 
 
 def test_a_burst_that_does_not_end_is_discarded_for_a_limited_time():
-    """A source that never stops to change delays a pass by a fraction of a second only."""
+    """A source that changes all the time delays a pass only by a fraction of a second."""
     wake_queue = WakeQueue()
     ended = threading.Event()
 

@@ -26,7 +26,7 @@ def test_the_last_good_profiles_are_back_before_the_api_server(lab, node):
         lambda: any(
             "pl-boot" in note for reason, note in lab.events() if reason == "ProfileRejected"
         ),
-        "the broken update is refused",
+        "the rejection of the broken update",
     )
     lab.cluster.stop("kube-apiserver")
     try:
