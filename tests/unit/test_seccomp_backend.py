@@ -30,20 +30,20 @@ CHMOD = {
 
 
 @pytest.fixture
-def kind(tmp_path):
+def backend(tmp_path):
     return SeccompBackend(host=Host(tmp_path), directory="/seccomp", machine="x86_64")
 
 
-def blob(content, key="a.json", **more):
+def source_key(content, key="a.json", **more):
     if not isinstance(content, bytes):
         content = json.dumps(content).encode()
     return SourceKey(profile_set="dir /x", key=key, content=content, **more)
 
 
-def accepted(kind, content, **more):
-    found = kind.inspect(blob(content, **more))
-    assert isinstance(found, Profile), found
-    return found
+def accepted(backend, content, **more):
+    profile = backend.inspect(source_key(content, **more))
+    assert isinstance(profile, Profile), profile
+    return profile
 
 
 def codes(profile):
@@ -53,46 +53,46 @@ def codes(profile):
 # --- check ---------------------------------------------------------------------------------------
 
 
-def test_prevent_chmod_is_accepted_in_both_forms(kind):
-    """The old name form and the names form of the AKS document's example are accepted."""
+def test_prevent_chmod_is_accepted_with_name_and_with_names(backend):
+    """The AKS example is accepted with `name` in each rule and with `names`."""
     old = CHMOD | {
         "syscalls": [
             {"name": name, "action": "SCMP_ACT_ERRNO"} for name in CHMOD["syscalls"][0]["names"]
         ]
     }
     common = {"syscall_ignored", "dangerous_syscalls", "abi_missing", "newer_call_allowed"}
-    assert codes(accepted(kind, CHMOD)) == common
-    found = accepted(kind, old)
-    assert codes(found) == common | {"name_rewritten"}
-    assert json.loads(kind.body(found))["syscalls"][0] == {
+    assert codes(accepted(backend, CHMOD)) == common
+    profile = accepted(backend, old)
+    assert codes(profile) == common | {"name_rewritten"}
+    assert json.loads(backend.body(profile))["syscalls"][0] == {
         "names": ["chmod"],
         "action": "SCMP_ACT_ERRNO",
     }
 
 
-def test_rule_less_profile_gets_one_rule_equal_to_its_default(kind):
-    """A profile without rules gets one, since cri-dockerd ignores it otherwise."""
-    found = accepted(kind, AUDIT)
-    assert json.loads(kind.body(found)) == {
+def test_a_profile_without_rules_gets_a_rule_equal_to_its_default(backend):
+    """cri-dockerd ignores a profile without rules, so the agent adds a rule."""
+    profile = accepted(backend, AUDIT)
+    assert json.loads(backend.body(profile)) == {
         "defaultAction": "SCMP_ACT_LOG",
         "syscalls": [{"names": ["futex_waitv"], "action": "SCMP_ACT_LOG"}],
     }
-    assert codes(found) == {"rule_added", "not_enforcing", "dangerous_syscalls", "abi_missing"}
+    assert codes(profile) == {"rule_added", "not_enforcing", "dangerous_syscalls", "abi_missing"}
 
 
-def test_allow_list_without_execve_is_warned_about(kind):
-    """With a denying default and neither execve nor exit_group, no container starts."""
-    assert codes(accepted(kind, b'{"defaultAction":"SCMP_ACT_ERRNO"}')) == {
+def test_an_allow_list_without_execve_causes_a_warning(backend):
+    """If the default denies and no rule allows execve, no container can start."""
+    assert codes(accepted(backend, b'{"defaultAction":"SCMP_ACT_ERRNO"}')) == {
         "rule_added",
         "start_impossible",
         "abi_missing",
     }
 
 
-def test_allow_list_reports_dangerous_and_ignored_calls(kind):
-    """With a denying default, dangerous calls cause a finding, and unknown calls another."""
-    found = accepted(
-        kind,
+def test_dangerous_and_ignored_calls_of_an_allow_list_are_reported(backend):
+    """Dangerous calls and unknown calls each cause a finding of their own."""
+    profile = accepted(
+        backend,
         {
             "defaultAction": "SCMP_ACT_ERRNO",
             "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
@@ -104,11 +104,11 @@ def test_allow_list_reports_dangerous_and_ignored_calls(kind):
             ],
         },
     )
-    assert codes(found) == {"dangerous_syscalls", "start_impossible", "syscall_ignored"}
+    assert codes(profile) == {"dangerous_syscalls", "start_impossible", "syscall_ignored"}
 
 
-def test_fine_grained_is_accepted(kind):
-    """The fine-grained.json of the Kubernetes tutorial is accepted with three warnings."""
+def test_the_kubernetes_tutorial_profile_is_accepted(backend):
+    """The agent accepts fine-grained.json of the Kubernetes tutorial with three warnings."""
     text = """
         accept4 epoll_wait pselect6 futex madvise epoll_ctl getsockname setsockopt vfork mmap read
         write close arch_prctl sched_getaffinity munmap brk rt_sigaction rt_sigprocmask sigaltstack
@@ -122,9 +122,9 @@ def test_fine_grained_is_accepted(kind):
         "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
         "syscalls": [{"names": text.split(), "action": "SCMP_ACT_ALLOW"}],
     }
-    found = accepted(kind, tree)
-    assert codes(found) == {"clone3_denied", "dangerous_syscalls", "start_limited"}
-    assert json.loads(kind.body(found)) == tree
+    profile = accepted(backend, tree)
+    assert codes(profile) == {"clone3_denied", "dangerous_syscalls", "start_limited"}
+    assert json.loads(backend.body(profile)) == tree
 
 
 @pytest.mark.parametrize(
@@ -134,12 +134,12 @@ def test_fine_grained_is_accepted(kind):
         ("aarch64", ["SCMP_ARCH_AARCH64"], [["fchmodat"]]),
     ],
 )
-def test_architecture_fields_are_expanded_for_the_node(tmp_path, machine, architectures, names):
-    """The fields archMap and arches are evaluated for the node's architecture."""
-    kind = SeccompBackend(host=Host(tmp_path), machine=machine)
+def test_architecture_fields_are_resolved_for_the_node(tmp_path, machine, architectures, names):
+    """The agent resolves archMap and arches for the node's architecture."""
+    backend = SeccompBackend(host=Host(tmp_path), machine=machine)
     errno = {"action": "SCMP_ACT_ERRNO"}
-    found = accepted(
-        kind,
+    profile = accepted(
+        backend,
         {
             "defaultAction": "SCMP_ACT_ALLOW",
             "archMap": [
@@ -152,83 +152,85 @@ def test_architecture_fields_are_expanded_for_the_node(tmp_path, machine, archit
             ],
         },
     )
-    tree = json.loads(kind.body(found))
-    assert "expanded_for_arch" in codes(found)
+    tree = json.loads(backend.body(profile))
+    assert "expanded_for_arch" in codes(profile)
     assert tree["architectures"] == architectures
-    assert tree["syscalls"] == [{"names": one} | errno for one in names]
+    assert tree["syscalls"] == [{"names": call_names} | errno for call_names in names]
 
 
 def test_docker_format_keeps_capabilities(tmp_path):
-    """The docker format keeps caps, which CRI-O honours, and turns errno into errnoRet."""
-    kind = SeccompBackend(host=Host(tmp_path), machine="x86_64", format="docker")
+    """The docker format keeps caps, which CRI-O supports, and rewrites errno as errnoRet."""
+    backend = SeccompBackend(host=Host(tmp_path), machine="x86_64", format="docker")
     rule = {"names": ["bpf"], "action": "SCMP_ACT_ERRNO", "excludes": {"caps": ["CAP_BPF"]}}
     tree = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule | {"errno": "EPERM"}]}
-    assert json.loads(kind.body(accepted(kind, tree)))["syscalls"] == [rule | {"errnoRet": 1}]
+    assert json.loads(backend.body(accepted(backend, tree)))["syscalls"] == [rule | {"errnoRet": 1}]
 
 
-def test_unknown_machine_is_rejected(tmp_path):
-    """On an architecture without a table of calls, every profile is rejected."""
-    found = SeccompBackend(host=Host(tmp_path), machine="pdp11").inspect(blob(AUDIT))
-    assert isinstance(found, Rejection)
-    assert [finding.code for finding in found.findings] == ["not_portable"]
+def test_every_profile_is_rejected_on_an_unknown_machine(tmp_path):
+    """The agent has no table of system calls for such an architecture."""
+    rejection = SeccompBackend(host=Host(tmp_path), machine="pdp11").inspect(source_key(AUDIT))
+    assert isinstance(rejection, Rejection)
+    assert [finding.code for finding in rejection.findings] == ["not_portable"]
 
 
 @pytest.mark.parametrize(
     "path", ["../a", "/a", "a//b", ".a", "a/.b", "a b", "a..b", "", "a/", "ä", "a" * 201, "a\n"]
 )
-def test_unsafe_path_is_rejected(kind, path):
-    """A path that a pod cannot reference, or that leaves the directory, is rejected."""
-    found = kind.inspect(blob(AUDIT, key="k", name=path) if path else blob(AUDIT, key=""))
-    assert isinstance(found, Rejection)
-    assert "path_unsafe" in {finding.code for finding in found.findings}
+def test_an_unsafe_path_is_rejected(backend, path):
+    """The agent rejects a path that leaves the directory or that no pod can reference."""
+    rejection = backend.inspect(
+        source_key(AUDIT, key="k", name=path) if path else source_key(AUDIT, key="")
+    )
+    assert isinstance(rejection, Rejection)
+    assert "path_unsafe" in {finding.code for finding in rejection.findings}
 
 
-def test_prefix_of_the_set_goes_before_that_of_the_kind(tmp_path):
-    """The prefix of the source key takes precedence over the prefix of the backend."""
-    kind = SeccompBackend(host=Host(tmp_path), prefix="node/", machine="x86_64")
-    assert accepted(kind, AUDIT).version.names == ("node/a.json",)
-    assert accepted(kind, AUDIT, prefix="set/").version.names == ("set/a.json",)
+def test_the_prefix_of_the_profile_set_overrides_the_prefix_of_the_backend(tmp_path):
+    """The backend's prefix applies only to profile sets without a prefix."""
+    backend = SeccompBackend(host=Host(tmp_path), prefix="node/", machine="x86_64")
+    assert accepted(backend, AUDIT).version.names == ("node/a.json",)
+    assert accepted(backend, AUDIT, prefix="set/").version.names == ("set/a.json",)
 
 
 # --- install and observe -------------------------------------------------------------------------
 
 
-def test_an_installation_writes_the_canonical_form_and_observe_reads_it(kind, tmp_path):
-    """An installed file is observed with the evidence that the inspection predicted."""
-    profile = accepted(kind, AUDIT, prefix="p/")
-    token = f"bytes:{digest(kind.body(profile))}"
-    put = install(kind, profile, replaceable=())
-    assert put == Installed(evidence={"p/a.json": frozenset({token})}, modes={})
-    assert (tmp_path / "seccomp/p/a.json").read_bytes() == kind.body(profile)
-    seen = kind.observe(["p/a.json", "absent"], ["p/a.json", "absent"])
-    assert isinstance(seen, Observation)
-    assert seen.profiles == {
+def test_an_installed_file_has_the_canonical_form_and_is_observed(backend, tmp_path):
+    """The observed evidence of an installed file equals the evidence of its version."""
+    profile = accepted(backend, AUDIT, prefix="p/")
+    token = f"bytes:{digest(backend.body(profile))}"
+    result = install(backend, profile, replaceable=())
+    assert result == Installed(evidence={"p/a.json": frozenset({token})}, modes={})
+    assert (tmp_path / "seccomp/p/a.json").read_bytes() == backend.body(profile)
+    observation = backend.observe(["p/a.json", "absent"], ["p/a.json", "absent"])
+    assert isinstance(observation, Observation)
+    assert observation.profiles == {
         "p/a.json": ObservedProfile(evidence=profile.version.evidence["p/a.json"])
     }
-    assert {name: type(use) for name, use in seen.uses.items()} == {"p/a.json": UnknownUse}
+    assert {name: type(use) for name, use in observation.uses.items()} == {"p/a.json": UnknownUse}
 
 
-def test_foreign_file_is_never_replaced(kind, tmp_path):
-    """A foreign file stays, even if it appeared after the observation."""
+def test_a_foreign_file_is_never_replaced(backend, tmp_path):
+    """A foreign file stays unchanged, even if it was created after the observation."""
     (tmp_path / "seccomp").mkdir()
     (tmp_path / "seccomp/a.json").write_bytes(b"theirs")
-    put = install(kind, accepted(kind, AUDIT), replaceable=())
-    assert isinstance(put, Failed)
-    assert put.finding.code == "foreign_name"
+    result = install(backend, accepted(backend, AUDIT), replaceable=())
+    assert isinstance(result, Failed)
+    assert result.finding.code == "foreign_name"
     assert (tmp_path / "seccomp/a.json").read_bytes() == b"theirs"
-    assert isinstance(install(kind, accepted(kind, AUDIT), replaceable=["a.json"]), Installed)
+    assert isinstance(install(backend, accepted(backend, AUDIT), replaceable=["a.json"]), Installed)
 
 
-def test_an_installation_that_cannot_write_reports_it(kind, tmp_path):
-    """A file in the place of the directory is reported as a failed write."""
+def test_a_failed_write_is_reported(backend, tmp_path):
+    """The installation fails if a file exists where a directory is needed."""
     (tmp_path / "seccomp").mkdir()
     (tmp_path / "seccomp/p").write_bytes(b"")
-    put = install(kind, accepted(kind, AUDIT, prefix="p/"), replaceable=())
-    assert isinstance(put, Failed)
-    assert put.finding.code == "write_failed"
+    result = install(backend, accepted(backend, AUDIT, prefix="p/"), replaceable=())
+    assert isinstance(result, Failed)
+    assert result.finding.code == "write_failed"
 
 
-def there(tmp_path, content):
+def write_foreign_file(tmp_path, content):
     """Write a foreign file into the directory of the backend; return its path."""
     path = tmp_path / "seccomp/a.json"
     path.parent.mkdir(exist_ok=True)
@@ -237,18 +239,19 @@ def there(tmp_path, content):
     return path
 
 
-def equal(kind, content):
+def is_equal(backend, content):
     """Return whether the file in the directory is equal to a profile."""
-    seen = kind.observe(["a.json"], [])
+    observation = backend.observe(["a.json"], [])
     return bool(
-        seen.profiles["a.json"].evidence & accepted(kind, content).version.evidence["a.json"]
+        observation.profiles["a.json"].evidence
+        & accepted(backend, content).version.evidence["a.json"]
     )
 
 
 ALLOW = "SCMP_ACT_ALLOW"
 
 
-def flood(rule):
+def after_unknown_names(rule):
     """Return a profile with a rule after a hundred unknown names."""
     names = [f"unknown{number}" for number in range(100)]
     return {
@@ -257,10 +260,10 @@ def flood(rule):
     }
 
 
-def test_file_of_the_same_meaning_shares_the_canonical_token(kind, tmp_path):
-    """A file with another form but the same meaning for every runtime can be adopted."""
-    there(tmp_path, json.dumps(CHMOD, indent=2).encode())
-    assert equal(kind, CHMOD)
+def test_a_file_with_the_same_meaning_has_the_canonical_token(backend, tmp_path):
+    """The agent can adopt a file that every runtime reads like the canonical form."""
+    write_foreign_file(tmp_path, json.dumps(CHMOD, indent=2).encode())
+    assert is_equal(backend, CHMOD)
 
 
 @pytest.mark.parametrize(
@@ -285,30 +288,34 @@ def test_file_of_the_same_meaning_shares_the_canonical_token(kind, tmp_path):
         ),
         (AUDIT, AUDIT),
         (
-            flood({"names": ["chmod"], "action": ALLOW, "includes": {"arches": ["amd64"]}}),
-            flood({"names": ["chmod"], "action": ALLOW}),
+            after_unknown_names(
+                {"names": ["chmod"], "action": ALLOW, "includes": {"arches": ["amd64"]}}
+            ),
+            after_unknown_names({"names": ["chmod"], "action": ALLOW}),
         ),
     ],
     ids=["name", "arches", "without rules", "arches after more warnings than a report contains"],
 )
-def test_a_file_that_some_runtime_reads_otherwise_is_no_equal(kind, tmp_path, file, source):
-    """A file that containerd or cri-dockerd reads differently is not adopted."""
-    path = there(tmp_path, file)
+def test_a_file_that_a_runtime_reads_differently_is_not_equal(backend, tmp_path, file, source):
+    """The agent does not adopt a file that containerd or cri-dockerd reads differently."""
+    path = write_foreign_file(tmp_path, file)
     tokens = {f"bytes:{digest(path.read_bytes())}"}
-    seen = kind.observe(["a.json"], [])
-    assert seen == Observation(profiles={"a.json": ObservedProfile(evidence=frozenset(tokens))})
-    assert not equal(kind, source)
+    observation = backend.observe(["a.json"], [])
+    assert observation == Observation(
+        profiles={"a.json": ObservedProfile(evidence=frozenset(tokens))}
+    )
+    assert not is_equal(backend, source)
 
 
-def test_a_file_that_others_may_change_is_no_equal_and_drift(kind, tmp_path):
-    """Others can change the file at any time, so it is neither adopted nor unchanged."""
-    path = there(tmp_path, CHMOD)
-    assert equal(kind, CHMOD)
+def test_a_file_that_other_users_can_write_is_not_equal(backend, tmp_path):
+    """Other users can change the file at any time, so its content proves nothing."""
+    path = write_foreign_file(tmp_path, CHMOD)
+    assert is_equal(backend, CHMOD)
     path.chmod(0o666)
-    assert not equal(kind, CHMOD)
+    assert not is_equal(backend, CHMOD)
     path.chmod(0o644)
     os.chown(path, os.geteuid() + 1000, -1) if os.geteuid() == 0 else path.chmod(0o664)
-    assert not equal(kind, CHMOD)
+    assert not is_equal(backend, CHMOD)
 
 
 class RacingHost(Host):
@@ -323,17 +330,17 @@ class RacingHost(Host):
         return content
 
 
-def test_a_write_by_another_process_during_an_installation_is_noticed(tmp_path):
-    """The cached fact needs the same signature before and after the file is read back."""
+def test_a_write_by_another_process_during_an_installation_is_detected(tmp_path):
+    """The backend caches a file only if its signature is the same before and after reading."""
     host = RacingHost(tmp_path)
-    kind = SeccompBackend(host=host, directory="/seccomp", machine="x86_64")
-    profile = accepted(kind, CHMOD)
-    kind.observe(["a.json"], [])
+    backend = SeccompBackend(host=host, directory="/seccomp", machine="x86_64")
+    profile = accepted(backend, CHMOD)
+    backend.observe(["a.json"], [])
     host.races = True
-    assert isinstance(kind.install(profile, kind.body(profile), replaceable=()), Installed)
+    assert isinstance(backend.install(profile, backend.body(profile), replaceable=()), Installed)
     host.races = False
-    assert not kind.is_unchanged()
-    assert not equal(kind, CHMOD)
+    assert not backend.is_unchanged()
+    assert not is_equal(backend, CHMOD)
 
 
 class CoarseHost(Host):
@@ -348,26 +355,26 @@ class CoarseHost(Host):
         return self.frozen["a.json"] if self.frozen else super().signature(path)
 
 
-def test_a_file_that_was_young_when_it_was_read_is_read_again(tmp_path):
-    """Where time stamps are coarse, a second write within one tick keeps the signature."""
+def test_a_recently_written_file_is_read_again(tmp_path):
+    """With coarse time stamps, two writes within one tick have the same signature."""
     host, clock = CoarseHost(tmp_path), [time.time_ns()]
-    kind = SeccompBackend(
+    backend = SeccompBackend(
         host=host, directory="/seccomp", machine="x86_64", clock_ns=lambda: clock[0]
     )
-    path = there(tmp_path, CHMOD)
-    kind.observe(["a.json"], [])
-    assert kind.is_unchanged()
+    path = write_foreign_file(tmp_path, CHMOD)
+    backend.observe(["a.json"], [])
+    assert backend.is_unchanged()
     host.frozen = host.signatures("/seccomp", ["a.json"])
     path.write_bytes(b"{}")
     clock[0] += 10**10
-    assert not kind.is_unchanged()
-    assert not equal(kind, CHMOD)
-    assert kind.is_unchanged()
+    assert not backend.is_unchanged()
+    assert not is_equal(backend, CHMOD)
+    assert backend.is_unchanged()
 
 
 @pytest.mark.parametrize("what", ["link", "directory", "fifo", "large", "linked parent"])
-def test_an_object_that_is_not_a_regular_file_is_observed_but_not_comparable(kind, tmp_path, what):
-    """Links, directories, FIFOs and huge files are observed without blocking."""
+def test_an_irregular_or_huge_file_is_observed_without_evidence(backend, tmp_path, what):
+    """The agent observes links, directories, FIFOs and huge files without blocking."""
     base = tmp_path / "seccomp"
     base.mkdir()
     match what:
@@ -382,61 +389,65 @@ def test_an_object_that_is_not_a_regular_file_is_observed_but_not_comparable(kin
         case _:
             (base / "x").symlink_to("/etc")
     name = "x/passwd" if what == "linked parent" else "a"
-    assert kind.observe([name], []) == Observation(
+    assert backend.observe([name], []) == Observation(
         profiles={name: ObservedProfile(evidence=frozenset())}
     )
 
 
-def test_unreadable_is_blind(tmp_path):
-    """An unreadable path makes the backend unobservable, and is not an absent file."""
-    kind = SeccompBackend(host=Host(tmp_path), directory="/seccomp", machine="x86_64")
+def test_an_unreadable_path_makes_the_backend_unobservable(tmp_path):
+    """The backend does not report an unreadable file as absent."""
+    backend = SeccompBackend(host=Host(tmp_path), directory="/seccomp", machine="x86_64")
     (tmp_path / "seccomp").mkdir()
-    seen = kind.observe(["a" * 300], [])
-    assert isinstance(seen, Unobservable)
-    assert seen.finding.code == "kind_unobservable"
+    observation = backend.observe(["a" * 300], [])
+    assert isinstance(observation, Unobservable)
+    assert observation.finding.code == "kind_unobservable"
 
 
 # --- remove --------------------------------------------------------------------------------------
 
 
-def test_remove_checks_the_file_again_before_it_removes(kind, tmp_path):
-    """Agent-owned content is removed, other content is held, and an absent file is no error."""
-    profile = accepted(kind, AUDIT)
+def test_remove_checks_the_content_before_it_removes_a_file(backend, tmp_path):
+    """Only a file with the expected content is removed; an absent file is not an error."""
+    profile = accepted(backend, AUDIT)
     evidence = profile.version.evidence
-    assert kind.remove(["a.json"], evidence, require_unused=False) == Removed()
-    install(kind, profile, replaceable=())
-    kept = kind.remove(["a.json"], {"a.json": frozenset({"bytes:other"})}, require_unused=False)
-    assert isinstance(kept, Failed)
-    assert kept.finding.code == "foreign_name"
-    held = kind.remove(["a.json"], evidence, require_unused=True)
+    assert backend.remove(["a.json"], evidence, require_unused=False) == Removed()
+    install(backend, profile, replaceable=())
+    result = backend.remove(
+        ["a.json"], {"a.json": frozenset({"bytes:other"})}, require_unused=False
+    )
+    assert isinstance(result, Failed)
+    assert result.finding.code == "foreign_name"
+    held = backend.remove(["a.json"], evidence, require_unused=True)
     assert isinstance(held, StillInUse)
     assert set(held.uses) == {"a.json"}
     assert (tmp_path / "seccomp/a.json").exists()
-    assert kind.remove(["a.json"], evidence, require_unused=False) == Removed()
+    assert backend.remove(["a.json"], evidence, require_unused=False) == Removed()
     assert not (tmp_path / "seccomp/a.json").exists()
 
 
-def test_link_in_place_of_our_file_is_not_removed(kind, tmp_path):
-    """A link that replaced an agent-owned file stays."""
+def test_a_link_in_place_of_an_agent_owned_file_is_not_removed(backend, tmp_path):
+    """A link belongs to another program, even at the path of an agent-owned file."""
     (tmp_path / "seccomp").mkdir()
     (tmp_path / "seccomp/a.json").symlink_to("elsewhere")
-    kept = kind.remove(["a.json"], accepted(kind, AUDIT).version.evidence, require_unused=False)
-    assert isinstance(kept, Failed)
-    assert kept.finding.code == "foreign_name"
+    result = backend.remove(
+        ["a.json"], accepted(backend, AUDIT).version.evidence, require_unused=False
+    )
+    assert isinstance(result, Failed)
+    assert result.finding.code == "foreign_name"
     assert (tmp_path / "seccomp/a.json").is_symlink()
 
 
-def test_every_context_fits(kind):
-    """The canonical form depends only on the machine, so every context fits."""
-    assert kind.accepts_context("")
+def test_every_context_is_accepted(backend):
+    """The canonical form of these profiles depends only on the machine."""
+    assert backend.accepts_context("")
 
 
-def test_an_input_error_is_not_an_absent_file():
-    """A file whose read fails with EIO makes the kind unobservable (/proc/self/mem always does)."""
-    kind = SeccompBackend(host=Host("/proc"), directory="/self", machine="x86_64")
-    seen = kind.observe(["mem"], [])
-    assert isinstance(seen, Unobservable)
-    assert seen.finding.code == "kind_unobservable"
+def test_an_input_error_makes_the_backend_unobservable():
+    """Reading /proc/self/mem always fails with EIO."""
+    backend = SeccompBackend(host=Host("/proc"), directory="/self", machine="x86_64")
+    observation = backend.observe(["mem"], [])
+    assert isinstance(observation, Unobservable)
+    assert observation.finding.code == "kind_unobservable"
 
 
 @pytest.mark.parametrize(
@@ -449,16 +460,16 @@ def test_an_input_error_is_not_an_absent_file():
         (["mount"], ""),
     ],
 )
-def test_a_newer_variant_of_a_denied_call_causes_a_warning(kind, denied, newer):
-    """Under an allow default the newer call stays allowed, and no runtime reports it."""
+def test_a_newer_variant_of_a_denied_call_causes_a_warning(backend, denied, newer):
+    """With a default that allows, the newer call stays allowed, and no runtime reports it."""
     rule = {"names": denied, "action": "SCMP_ACT_ERRNO", "errnoRet": 1}
-    found = accepted(kind, {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]})
-    told = [one.message for one in found.findings if one.code == "newer_call_allowed"]
-    assert [f"but {newer} (" in one for one in told] == [True] * bool(newer)
+    profile = accepted(backend, {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]})
+    messages = [item.message for item in profile.findings if item.code == "newer_call_allowed"]
+    assert [f"but {newer} (" in message for message in messages] == [True] * bool(newer)
 
 
-def test_the_shipped_profile_reports_the_calls_that_it_does_not_deny(kind):
-    """prevent-chmod is accepted, with the warning that fchmodat2 stays allowed."""
-    found = accepted(kind, Path("profiles/prevent-chmod").read_bytes(), key="prevent-chmod")
-    (hint,) = (one.hint for one in found.findings if one.code == "newer_call_allowed")
+def test_the_shipped_profile_has_a_hint_about_fchmodat2(backend):
+    """The agent accepts prevent-chmod and warns that fchmodat2 stays allowed."""
+    profile = accepted(backend, Path("profiles/prevent-chmod").read_bytes(), key="prevent-chmod")
+    (hint,) = (item.hint for item in profile.findings if item.code == "newer_call_allowed")
     assert hint.startswith("libseccomp 2.5.4 does not know fchmodat2")

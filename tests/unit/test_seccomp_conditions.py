@@ -1,4 +1,4 @@
-"""Rules that libseccomp merges wrongly are rejected, each with its reason; or made right."""
+"""Rules that libseccomp merges wrongly are completed, or rejected with a reason."""
 
 import json
 
@@ -15,7 +15,7 @@ def check(document, **options):
     body, findings = SeccompBackend(host=Host("/"), machine="x86_64", **options).check(
         json.dumps(document).encode()
     )
-    return body, [one for one in findings if one.severity == "error"]
+    return body, [finding for finding in findings if finding.severity == "error"]
 
 
 def profile(*rules, architectures=(X86_64,), default="SCMP_ACT_ALLOW"):
@@ -67,16 +67,16 @@ UNANCHORED = [
 
 
 @pytest.mark.parametrize("document", UNANCHORED)
-def test_a_profile_whose_number_is_never_loaded_gets_a_harmless_rule(document):
-    """A rule that changes no answer is added where libseccomp would drop conditional rules."""
+def test_a_rule_is_added_if_the_filter_would_not_load_the_call_number(document):
+    """Without the added rule, libseccomp would drop the conditional rules."""
     body, errors = check(document)
     assert errors == []
     assert json.loads(body)["syscalls"] == [*document["syscalls"], ADDED]
 
 
 @pytest.mark.parametrize("document", UNANCHORED)
-def test_a_profile_with_the_added_rule_gets_no_other(document):
-    """The written form is a fixed point."""
+def test_a_second_rule_is_not_added_to_the_written_form(document):
+    """Checking the written form again leaves it unchanged."""
     body, _ = check(document)
     assert check(json.loads(body)) == (body, [])
 
@@ -92,8 +92,8 @@ ANCHORED = [
 
 
 @pytest.mark.parametrize("document", ANCHORED)
-def test_a_profile_that_is_built_right_gets_no_rule(document):
-    """Nothing is added where the number is loaded anyway."""
+def test_no_rule_is_added_if_the_filter_loads_the_call_number(document):
+    """The filters of these profiles load the number without help."""
     body, errors = check(document)
     assert errors == []
     assert json.loads(body)["syscalls"] == document["syscalls"]
@@ -115,17 +115,17 @@ def test_a_profile_that_is_built_right_gets_no_rule(document):
         ),
     ],
 )
-def test_a_profile_that_no_added_rule_makes_right_is_rejected(document):
-    """Where the added rule would change an answer, the profile is rejected with a way out."""
+def test_a_profile_is_rejected_if_the_added_rule_would_change_its_meaning(document):
+    """The error has a hint that corrects the profile."""
     body, errors = check(document)
     assert body == b""
-    assert [one.code for one in errors] == ["fails_open"]
+    assert [error.code for error in errors] == ["fails_open"]
     assert "On SCMP_ARCH_X32 libseccomp would drop every conditional rule" in errors[0].message
     assert "getpid" in errors[0].hint
 
 
-def test_a_rule_that_depends_on_capabilities_is_no_anchor():
-    """A rule that only some pods get does not count."""
+def test_a_rule_that_depends_on_capabilities_does_not_prevent_the_error():
+    """Pods without the capability have a filter without that rule."""
     pods = rule("getpid") | {"excludes": {"caps": ["CAP_SYS_ADMIN"]}}
     document = profile(rule("ptrace", (0, "EQ", 1)), rule("ipc"), pods, architectures=THREE)
     body, errors = check(document, format="docker")
@@ -145,11 +145,11 @@ WIDE = 1 << 32
         ((0, "LE", 3), (0, "LT", WIDE)),
     ],
 )
-def test_bounds_with_other_upper_halves_are_rejected(first, second):
-    """An upper bound hides a bound whose upper 32 bits differ."""
+def test_bounds_with_different_upper_halves_are_rejected(first, second):
+    """A filter lacks a bound whose upper 32 bits differ from those of an upper bound."""
     body, errors = check(profile(rule("personality", first), rule("personality", second)))
     assert body == b""
-    assert [(one.code, one.location) for one in errors] == [("fails_open", "syscalls[1]")]
+    assert [(error.code, error.location) for error in errors] == [("fails_open", "syscalls[1]")]
     assert f"{first[2]} and {second[2]}" in errors[0].message
 
 
@@ -163,8 +163,8 @@ def test_bounds_with_other_upper_halves_are_rejected(first, second):
         ((0, "LT", 7), (0, "GT", 9)),
     ],
 )
-def test_bounds_that_libseccomp_builds_right_are_accepted(first, second):
-    """Only a pair with other upper halves and an upper bound is rejected."""
+def test_bounds_that_libseccomp_compiles_correctly_are_accepted(first, second):
+    """Only an upper bound next to a bound with a different upper half is rejected."""
     _, errors = check(profile(rule("personality", first), rule("personality", second)))
     assert errors == []
 
@@ -180,13 +180,15 @@ def test_bounds_that_libseccomp_builds_right_are_accepted(first, second):
         (((0, "EQ", 5), (1, "EQ", 6), (2, "EQ", 8)), ((1, "EQ", 6), (2, "NE", 8))),
     ],
 )
-def test_opposite_comparisons_behind_more_conditions_are_rejected(long, short):
-    """`a and x == v` is dropped next to `x != v` with the same action."""
+def test_opposite_comparisons_after_more_conditions_are_rejected(long, short):
+    """The filter would not contain `a and x == v` next to `x != v` with the same action."""
     rules = rule("clone", *long), rule("clone", *short)
     for ordered in (rules, rules[::-1]):
         body, errors = check(profile(*ordered))
         assert body == b""
-        assert [(one.code, one.location) for one in errors] == [("fails_open", "syscalls[1].args")]
+        assert [(error.code, error.location) for error in errors] == [
+            ("fails_open", "syscalls[1].args")
+        ]
         assert "the opposite" in errors[0].message
         assert errors[0].hint
 
@@ -203,13 +205,13 @@ def test_opposite_comparisons_behind_more_conditions_are_rejected(long, short):
         (((1, "EQ", 8),), ((1, "NE", 8),)),
     ],
 )
-def test_other_comparisons_are_accepted(first, second):
-    """Other values, other arguments and the same beginning do no harm."""
+def test_comparisons_that_are_not_opposite_are_accepted(first, second):
+    """Rules with different values or arguments, or with equal first conditions, are safe."""
     assert check(profile(rule("clone", *first), rule("clone", *second)))[1] == []
 
 
-def test_opposite_comparisons_with_other_actions_are_accepted():
-    """Podman's default does so: libseccomp keeps both where the actions differ."""
+def test_opposite_comparisons_with_different_actions_are_accepted():
+    """The filter contains both rules if the actions differ, as in Podman's default profile."""
     pods = {"excludes": {"caps": ["CAP_AUDIT_WRITE"]}}
     rules = (
         rule("socket", (0, "EQ", 16), (2, "EQ", 9), errnoRet=22) | pods,
@@ -221,8 +223,8 @@ def test_opposite_comparisons_with_other_actions_are_accepted():
 @pytest.mark.parametrize(
     ("short", "long"), [("EQ", "NE"), ("NE", "EQ"), ("GT", "LE"), ("LE", "GT"), ("GE", "LT")]
 )
-def test_opposite_comparisons_with_other_actions_need_an_order(short, long):
-    """The longer rule is dropped if it comes later; its hint is to move it to the front."""
+def test_opposite_comparisons_with_different_actions_need_an_order(short, long):
+    """The filter lacks the longer rule if that rule comes later; the hint is to move it."""
     rules = [
         rule("clone", (2, short, 8), action="SCMP_ACT_ALLOW"),
         rule("clone", (0, "EQ", 5), (2, long, 8), action="SCMP_ACT_KILL_PROCESS"),
@@ -235,11 +237,13 @@ def test_opposite_comparisons_with_other_actions_need_an_order(short, long):
 
 @pytest.mark.parametrize("operator", ["NE", "LT", "LE", "GE", "GT"])
 def test_a_comparison_before_the_last_one_is_rejected_if_another_rule_compares_it(operator):
-    """Only an equality may come before a condition if another rule has the same argument."""
+    """If another rule compares the argument too, only an equality may come before a condition."""
     rules = rule("clone", (0, operator, 5), (2, "EQ", 8)), rule("clone", (0, "EQ", 8))
     body, errors = check(profile(*rules))
     assert body == b""
-    assert [(one.code, one.location) for one in errors] == [("fails_open", "syscalls[0].args")]
+    assert [(error.code, error.location) for error in errors] == [
+        ("fails_open", "syscalls[0].args")
+    ]
     assert f"argument 0 with SCMP_CMP_{operator}" in errors[0].message
 
 
@@ -252,13 +256,13 @@ def test_a_comparison_before_the_last_one_is_rejected_if_another_rule_compares_i
         [((0, "EQ", 5), (2, "EQ", 8)), ((0, "NE", 5),)],
     ],
 )
-def test_comparisons_that_libseccomp_builds_right_are_accepted(rules):
-    """A range may come last, or before an argument if no other rule compares its own."""
+def test_comparisons_that_libseccomp_compiles_correctly_are_accepted(rules):
+    """A range may come last, or earlier if no other rule compares the same argument."""
     assert check(profile(*(rule("clone", *conditions) for conditions in rules)))[1] == []
 
 
 def test_a_condition_that_always_holds_is_not_written():
-    """A rule whose only condition has an empty mask is a rule without conditions."""
+    """An empty mask matches every value, so the rule is written without conditions."""
     always = {"index": 1, "op": "SCMP_CMP_MASKED_EQ", "value": 0, "valueTwo": 0}
     document = profile(rule("clone") | {"args": [always]})
     body, errors = check(document)
@@ -267,12 +271,12 @@ def test_a_condition_that_always_holds_is_not_written():
 
 
 def test_a_condition_that_always_holds_does_not_hide_a_later_rule():
-    """Such a rule conflicts with another one for the call, as a rule without conditions does."""
+    """Like a rule without conditions, the rule conflicts with another rule for the same call."""
     always = {"index": 0, "op": "SCMP_CMP_MASKED_EQ", "value": 0, "valueTwo": 0}
     allowed = rule("setuid", action="SCMP_ACT_ALLOW") | {"args": [always]}
     body, errors = check(profile(allowed, rule("setuid"), default="SCMP_ACT_LOG"))
     assert body == b""
-    assert [one.code for one in errors] == ["bad_value"]
+    assert [error.code for error in errors] == ["bad_value"]
 
 
 @pytest.mark.parametrize(
@@ -288,12 +292,12 @@ def test_a_condition_that_always_holds_does_not_hide_a_later_rule():
         ),
     ],
 )
-def test_operations_of_one_multiplexed_call_count_as_rules_of_one_call(rules):
-    """i386 has the rules of all socket calls in one tree, with the operation as first argument."""
+def test_rules_for_socket_calls_are_compared_as_rules_for_socketcall(rules):
+    """On i386 libseccomp merges the rules of all socket calls into one tree for socketcall."""
     assert check(profile(*rules))[1] == []
     body, errors = check(profile(*rules, architectures=BOTH))
     assert body == b""
-    assert {one.code for one in errors} == {"fails_open"}
+    assert {error.code for error in errors} == {"fails_open"}
     assert "socketcall(2)" in errors[0].message
 
 
@@ -301,19 +305,19 @@ BOUND, LONG = (0, "GT", 2), ((0, "EQ", 2), (1, "NE", 9))
 
 
 @pytest.mark.parametrize("architectures", [BOTH, [X86_64, X32]])
-def test_a_comparison_that_two_calls_share_is_rejected_on_short_abis(architectures):
-    """One of the calls may compare the argument that it loaded before."""
+def test_a_comparison_that_two_calls_share_is_rejected_on_32_bit_abis(architectures):
+    """The filter may compare the wrong argument for one of the calls."""
     common = [{**rule("setuid", *args), "names": ["setuid", "setgid"]} for args in ((BOUND,), LONG)]
     document = profile(*common, rule("setgid", (0, "LT", 2)), architectures=architectures)
     body, errors = check(document)
     assert body == b""
-    assert [one.code for one in errors] == ["fails_open"]
+    assert [error.code for error in errors] == ["fails_open"]
     assert "argument 0 in common" in errors[0].message
     assert check(document | {"architectures": [X86_64]})[1] == []
 
 
 def test_two_calls_with_the_same_rules_are_accepted():
-    """Then libseccomp shares all of their comparisons."""
+    """If all rules are the same, both calls share all of their comparisons."""
     common = [{**rule("setuid", *args), "names": ["setuid", "setgid"]} for args in ((BOUND,), LONG)]
     assert check(profile(*common, architectures=BOTH))[1] == []
 
@@ -327,30 +331,30 @@ CONTRADICTIONS = [
 
 @pytest.mark.parametrize("rules", CONTRADICTIONS)
 def test_rules_that_contradict_each_other_without_the_first_argument_are_rejected(rules):
-    """On i386 libseccomp would refuse to build the filter."""
+    """On i386 libseccomp does not build the filter."""
     body, errors = check(profile(*rules, architectures=BOTH))
     assert body == b""
-    assert [(one.code, one.location) for one in errors] == [("bad_value", "syscalls[1]")]
+    assert [(error.code, error.location) for error in errors] == [("bad_value", "syscalls[1]")]
     assert "On SCMP_ARCH_X86" in errors[0].message
 
 
-def test_the_order_of_names_in_a_rule_counts():
-    """A rule for the multiplexed call covers the operations that are named after it."""
+def test_the_order_of_names_in_a_rule_matters():
+    """A rule for socketcall covers the operations whose names follow it."""
     earlier = rule("socket", (1, "NE", 40))
     later = {"action": "SCMP_ACT_TRAP"}
     for names, codes in ((["socket", "socketcall"], ["bad_value"]), (["socketcall", "socket"], [])):
         document = profile(earlier, later | {"names": names}, architectures=BOTH)
-        assert [one.code for one in check(document)[1]] == codes
+        assert [error.code for error in check(document)[1]] == codes
 
 
 @pytest.mark.parametrize("rules", CONTRADICTIONS)
-def test_such_rules_are_accepted_where_no_architecture_multiplexes(rules):
-    """x86_64 has a number for each of the calls."""
+def test_contradicting_socket_rules_are_accepted_without_32_bit_abis(rules):
+    """On x86_64 each socket call has its own number."""
     assert check(profile(*rules))[1] == []
 
 
-def test_such_rules_are_accepted_behind_a_rule_for_the_multiplexed_call():
-    """A rule without conditions for socketcall covers its operations."""
+def test_contradicting_socket_rules_are_accepted_after_a_rule_for_socketcall():
+    """A rule without conditions for socketcall applies to all of its operations."""
     rules = (rule("socketcall"), *CONTRADICTIONS[0])
     assert check(profile(*rules, architectures=BOTH))[1] == []
 
@@ -359,7 +363,7 @@ def warnings(document):
     _, findings = SeccompBackend(host=Host("/"), machine="x86_64").check(
         json.dumps(document).encode()
     )
-    return [one for one in findings if one.code == "condition_surprising"]
+    return [finding for finding in findings if finding.code == "condition_surprising"]
 
 
 MASKED = {"index": 2, "op": "SCMP_CMP_MASKED_EQ", "value": 0xFFFFFFFF, "valueTwo": 9}
@@ -369,27 +373,27 @@ MASKED = {"index": 2, "op": "SCMP_CMP_MASKED_EQ", "value": 0xFFFFFFFF, "valueTwo
     ("denied", "through"),
     [(rule("socket") | {"args": [MASKED]}, "socketcall"), (rule("shmat"), "ipc")],
 )
-def test_an_operation_that_a_multiplexed_call_still_reaches_is_a_warning(denied, through):
-    """On i386, a denied call is also possible through another call that the profile allows."""
+def test_a_denied_call_that_a_multiplexing_call_still_reaches_causes_a_warning(denied, through):
+    """On i386 a program can reach a denied call through socketcall or ipc."""
     (warning,) = warnings(profile(denied, architectures=BOTH))
     assert f"through {through}(2)" in warning.message
     assert warnings(profile(denied, rule(through), architectures=BOTH)) == []
     assert warnings(profile(denied)) == []
 
 
-def test_an_operation_that_libseccomp_denies_completely_is_no_warning():
-    """Without other conditions libseccomp denies the operation of socketcall."""
+def test_a_call_that_libseccomp_denies_completely_causes_no_warning():
+    """If the rule has no conditions, libseccomp also denies the operation of socketcall."""
     assert warnings(profile(rule("socket"), architectures=BOTH)) == []
 
 
-def with_capability(key, one):
-    return one | {key: {"caps": ["CAP_SYS_ADMIN"]}}
+def with_capability(key, entry):
+    return entry | {key: {"caps": ["CAP_SYS_ADMIN"]}}
 
 
 @pytest.mark.parametrize(
     ("rules", "codes"),
     [
-        # Some pod has both rules.
+        # A pod with the capability has both rules.
         (
             (
                 with_capability("includes", rule("clone", (0, "NE", 5))),
@@ -404,7 +408,7 @@ def with_capability(key, one):
             ),
             ["fails_open"],
         ),
-        # No pod has both.
+        # No pod has both rules.
         (
             (
                 with_capability("includes", rule("clone", (0, "NE", 5))),
@@ -422,5 +426,5 @@ def with_capability(key, one):
     ],
 )
 def test_rules_that_depend_on_capabilities_must_agree_where_a_pod_has_both(rules, codes):
-    """Rules that no pod has together may have different actions."""
-    assert [one.code for one in check(profile(*rules), format="docker")[1]] == codes
+    """Rules may have different actions if no pod has both."""
+    assert [error.code for error in check(profile(*rules), format="docker")[1]] == codes

@@ -1,4 +1,4 @@
-"""A profile that a runtime does not enforce, or on which it hangs or crashes, is rejected.
+"""Profiles that a runtime does not enforce, or that make it hang or crash, are rejected.
 
 Each row is a measured case of containerd 1.6 and HEAD, CRI-O, cri-dockerd, runc 1.1.5 and HEAD, or
 crun 1.8.1. It has a description, the profile, and the codes of the expected errors.
@@ -36,7 +36,7 @@ TEXT = (
 TWO_DEFAULTS = '{"defaultAction":"SCMP_ACT_ERRNO","%s":"SCMP_ACT_ALLOW"}'
 
 CASES = [
-    # if two rules match, libseccomp chooses the rule that decides, and allows the call
+    # If two rules match the same arguments, libseccomp may apply the rule that allows the call.
     (
         "two conditions that may hold at once",
         allow(
@@ -50,7 +50,7 @@ CASES = [
         allow(deny(args=[arg()]), {"names": ["chmod"], "action": "SCMP_ACT_LOG", "args": [arg()]}),
         {"fails_open"},
     ),
-    # libseccomp mixes several rules of several conditions up, or never ends: tried with a kernel
+    # libseccomp merges such rules wrongly or never finishes. Measured with a kernel.
     (
         "two rules that libseccomp never finishes with",
         allow(
@@ -82,7 +82,7 @@ CASES = [
         },
         {"fails_open"},
     ),
-    # libseccomp drops the condition for socketcall(2): its pseudo filter code shows it
+    # libseccomp drops the condition for socketcall(2), as its pseudo filter code shows.
     (
         "a condition on a call that 32-bit programs also reach through socketcall",
         default("SCMP_ACT_ERRNO")
@@ -104,7 +104,7 @@ CASES = [
         allow(deny(args=[arg(value=2**64 - 1, op="SCMP_CMP_GT")])),
         {"fails_open"},
     ),
-    # runs unconfined, or without the rule
+    # A runtime runs the container unconfined, or without the rule.
     ("no key at all", {}, {"fails_open"}),
     ("null", None, {"fails_open"}),
     ("an empty default", {"defaultAction": "", "syscalls": []}, {"fails_open"}),
@@ -155,7 +155,7 @@ CASES = [
         | {"syscalls": [deny(action="SCMP_ACT_ALLOW"), deny(action="SCMP_ACT_TRAP", args=[arg()])]},
         {"fails_open"},
     ),
-    # runs without the condition that the rule had
+    # A runtime applies the rule without its condition.
     ("capabilities", allow(deny(includes={"caps": ["CAP_SYS_ADMIN"]})), {"not_portable"}),
     ("lack of capabilities", allow(deny(excludes={"caps": ["CAP_BPF"]})), {"not_portable"}),
     ("not a kernel version", allow(deny(includes={"minKernel": "new"})), {"bad_value"}),
@@ -167,7 +167,7 @@ CASES = [
     ),
     ("flags", allow(deny(), flags=["SECCOMP_FILTER_FLAG_LOG"]), {"not_portable"}),
     ("a misspelt Go architecture", allow(deny(includes={"arches": ["am64"]})), {"bad_value"}),
-    # crashes and hangs
+    # A runtime crashes or hangs.
     ("a null rule", allow(None), {"runtime_crash"}),
     ("a null condition", allow(deny(args=[None])), {"runtime_crash"}),
     ("KILL as default", default("SCMP_ACT_KILL"), {"runtime_hang"}),
@@ -181,7 +181,7 @@ CASES = [
         allow(*[deny(args=[arg(value=value)]) for value in range(8000)]),
         {"filter_too_large"},
     ),
-    # no container starts
+    # No container starts.
     ("an unknown action", allow(deny(action="SCMP_ACT_DENY")), {"bad_value"}),
     ("a small action", allow(deny(action="scmp_act_errno")), {"bad_value"}),
     ("no action", allow({"names": ["chmod"]}), {"bad_value"}),
@@ -234,8 +234,8 @@ def inspect(content, **options):
         content = json.dumps(content)
     if isinstance(content, str):
         content = content.encode()
-    kind = SeccompBackend(host=Host(Path("/nonexistent")), machine="x86_64", **options)
-    return kind.inspect(SourceKey(profile_set="dir /x", key="p.json", content=content))
+    backend = SeccompBackend(host=Host(Path("/nonexistent")), machine="x86_64", **options)
+    return backend.inspect(SourceKey(profile_set="dir /x", key="p.json", content=content))
 
 
 def errors(inspected):
@@ -244,8 +244,8 @@ def errors(inspected):
 
 
 @pytest.mark.parametrize(("content", "codes"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
-def test_case_is_refused(content, codes):
-    """Every measured case is rejected with the expected codes."""
+def test_an_unsafe_profile_is_rejected(content, codes):
+    """Each error has the code that explains the measured fault."""
     assert errors(inspect(content)) == codes
 
 
@@ -260,16 +260,16 @@ def test_case_is_refused(content, codes):
     ],
     ids=["null rule", "unknown errno", "two errors", "caps", "flag"],
 )
-def test_docker_format_rejects_profiles_that_crio_ignores_or_panics_on(content, codes):
-    """The docker format accepts nothing that CRI-O ignores, refuses or crashes on."""
+def test_the_docker_format_rejects_profiles_that_are_unsafe_with_crio(content, codes):
+    """The docker format accepts no field that CRI-O ignores, rejects or crashes on."""
     assert errors(inspect(content, format="docker")) == codes
 
 
-def test_all_mistakes_are_reported_at_once_with_their_fields():
+def test_all_mistakes_are_reported_together_with_their_fields():
     """One inspection reports every mistake with its field."""
-    found = inspect(allow(deny(action="X"), deny(names=["chmodd"]), None, flag=1))
-    assert isinstance(found, Rejection)
-    assert {(p.code, p.location) for p in found.findings if p.severity == "error"} == {
+    rejection = inspect(allow(deny(action="X"), deny(names=["chmodd"]), None, flag=1))
+    assert isinstance(rejection, Rejection)
+    assert {(p.code, p.location) for p in rejection.findings if p.severity == "error"} == {
         ("unknown_field", "flag"),
         ("bad_value", "syscalls[0].action"),
         ("unknown_syscall", "syscalls[1].names"),
@@ -278,7 +278,7 @@ def test_all_mistakes_are_reported_at_once_with_their_fields():
 
 
 def test_unknown_names_can_be_allowed():
-    """With allow_unknown_syscalls an unknown name is a warning, a malformed one still an error."""
+    """With allow_unknown_syscalls, an unknown name is accepted and a malformed name is rejected."""
     assert isinstance(inspect(allow(deny(names=["mseal"])), allow_unknown_syscalls=True), Profile)
     assert errors(inspect(allow(deny(names=["MSEAL"])), allow_unknown_syscalls=True)) == {
         "fails_open"
@@ -293,18 +293,18 @@ def test_unknown_names_can_be_allowed():
     ],
     ids=["let through", "denied"],
 )
-def test_a_condition_beside_a_rule_for_socketcall_itself_is_accepted(rule, codes):
-    """Where the text itself decides socketcall a condition on socket is at most remarked on."""
+def test_a_condition_next_to_a_rule_for_socketcall_is_accepted(rule, codes):
+    """If the profile has a rule for socketcall, a condition on socket is not an error."""
     tied = {"names": ["socket"], "action": "SCMP_ACT_ALLOW", "args": [arg()]}
-    found = inspect(
+    profile = inspect(
         {
             "defaultAction": "SCMP_ACT_ERRNO",
             "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
             "syscalls": [tied, rule],
         }
     )
-    assert isinstance(found, Profile)
-    assert {one.code for one in found.findings} & {"condition_surprising"} == codes
+    assert isinstance(profile, Profile)
+    assert {finding.code for finding in profile.findings} & {"condition_surprising"} == codes
 
 
 @pytest.mark.parametrize(
@@ -314,15 +314,15 @@ def test_a_condition_beside_a_rule_for_socketcall_itself_is_accepted(rule, codes
         ({"action": "SCMP_ACT_ALLOW"}, "SCMP_CMP_NE"),
     ],
 )
-def test_a_comparison_that_higher_bits_evade_is_remarked_on(rule, op):
-    """The kernel takes an int from the lower 32 bits; a filter compares all 64."""
+def test_a_comparison_that_higher_bits_evade_causes_a_warning(rule, op):
+    """The kernel uses the lower 32 bits as an int, and a filter compares all 64 bits."""
     action = "SCMP_ACT_ALLOW" if rule["action"] == "SCMP_ACT_ERRNO" else "SCMP_ACT_ERRNO"
     tied = {"names": ["personality"], "args": [arg(op=op)], **rule}
-    found = inspect({"defaultAction": action, "syscalls": [tied]})
-    assert isinstance(found, Profile)
-    assert "condition_surprising" in {one.code for one in found.findings}
+    profile = inspect({"defaultAction": action, "syscalls": [tied]})
+    assert isinstance(profile, Profile)
+    assert "condition_surprising" in {finding.code for finding in profile.findings}
     masked = arg(op="SCMP_CMP_MASKED_EQ", value=0xFFFFFFFF, valueTwo=1)
     tied = {"names": ["personality"], "args": [masked], **rule}
-    found = inspect({"defaultAction": action, "syscalls": [tied]})
-    assert isinstance(found, Profile)
-    assert "condition_surprising" not in {one.code for one in found.findings}
+    profile = inspect({"defaultAction": action, "syscalls": [tied]})
+    assert isinstance(profile, Profile)
+    assert "condition_surprising" not in {finding.code for finding in profile.findings}
