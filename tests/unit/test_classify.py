@@ -1,4 +1,4 @@
-"""Which kind a key is."""
+"""Specification of agent.core.classify."""
 
 import pytest
 
@@ -32,6 +32,6 @@ from agent.core import classify
         ("", b"", "apparmor"),
     ],
 )
-def test_a_key_is_a_kind_by_its_name_and_then_by_its_first_character(key, content, kind):
-    """Known endings decide; other names are seccomp if the content begins like JSON."""
+def test_the_kind_of_a_key_follows_from_its_name_or_its_first_character(key, content, kind):
+    """Without a known extension, content that begins like JSON is a seccomp profile."""
     assert classify.classify(key, content) == kind

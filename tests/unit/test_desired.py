@@ -1,4 +1,4 @@
-"""Joining snapshots: which key is a profile, and which keys contradict each other."""
+"""Specification of agent.core.desired: which keys are accepted, and which keys conflict."""
 
 from agent.core.desired import Desired, join
 from agent.core.findings import Finding
@@ -13,23 +13,25 @@ def key(name, origin="dir /p", kind="apparmor"):
 
 
 def read(keys, origin="dir /p", **more):
-    blobs = tuple(SourceKey(profile_set=origin, key=k, content=v) for k, v in keys.items())
-    return Read(profile_set=origin, revision="", source_keys=blobs, **more)
+    source_keys = tuple(
+        SourceKey(profile_set=origin, key=key, content=content) for key, content in keys.items()
+    )
+    return Read(profile_set=origin, revision="", source_keys=source_keys, **more)
 
 
-def joined(*snapshots, inspect=lambda _, blob: KIND.inspect(blob)):
+def joined(*snapshots, inspect=lambda _, source_key: KIND.inspect(source_key)):
     return join(snapshots, inspect, frozenset({"apparmor"}))
 
 
 def codes(desired):
     return {
-        id_.key: [one.code for one in desired.rejections[id_].findings]
+        id_.key: [finding.code for finding in desired.rejections[id_].findings]
         for id_ in desired.rejections
     }
 
 
-def test_every_key_is_accepted_or_rejected_on_its_own():
-    """One bad key does not stop a good one."""
+def test_each_key_is_accepted_or_rejected_on_its_own():
+    """A rejected key does not affect an accepted key."""
     desired = joined(read({"good.profile": b"a:x", "bad.profile": b"!", "README.md": b"x"}))
     assert (set(desired.profiles), codes(desired)) == (
         {key("good.profile")},
@@ -37,14 +39,14 @@ def test_every_key_is_accepted_or_rejected_on_its_own():
     )
 
 
-def test_keys_of_a_kind_that_is_off_are_left_out():
-    """--kinds decides which keys count at all."""
+def test_keys_of_an_excluded_kind_are_left_out():
+    """The option --kinds determines which keys are handled."""
     desired = joined(read({"a.json": b"{}"}))
     assert (desired.profiles, desired.rejections) == ({}, {})
 
 
-def test_a_key_that_cannot_be_checked_is_neither_accepted_nor_rejected():
-    """A node without a parser knows nothing about a text."""
+def test_a_key_that_cannot_be_checked_is_unchecked():
+    """A node without a parser can neither accept nor reject the key."""
     finding = Finding(code="kind_unsupported", location="a", message="no parser")
     unchecked = Unchecked(id=key("a.profile"), finding=finding)
     desired = joined(read({"a.profile": b"a:x"}), inspect=lambda *_: unchecked)
@@ -53,22 +55,22 @@ def test_a_key_that_cannot_be_checked_is_neither_accepted_nor_rejected():
 
 
 def test_a_key_that_is_still_being_checked_is_pending():
-    """It is neither accepted nor rejected."""
+    """A pending key is neither accepted nor rejected."""
     pending = Pending(id=key("a.profile"), source=b"a:x")
     desired = joined(read({"a.profile": b"a:x"}), inspect=lambda *_: pending)
     assert (desired.pending, desired.profiles) == ({key("a.profile"): pending}, {})
 
 
 def test_a_key_that_its_source_rejected_is_rejected():
-    """The last good version of the key is held, as for any rejected key."""
+    """The last good version of such a key is held, as for every rejected key."""
     finding = Finding(code="key_too_large", location="big.profile", message="2 MiB")
     note = Finding(code="key_too_large", location="notes.md", message="2 MiB")
     snapshot = read({}, rejected_keys=(("big.profile", finding), ("notes.md", note)))
     assert codes(joined(snapshot)) == {"big.profile": ["key_too_large"]}
 
 
-def test_a_rejected_key_without_a_known_suffix_is_rejected_as_either_kind():
-    """Its content is unknown, so neither kind may take its last good version for undesired."""
+def test_an_unread_key_of_unknown_kind_is_rejected_for_both_kinds():
+    """Otherwise, its last good version would count as undesired for one kind."""
     finding = Finding(code="key_not_regular", location="prevent-chmod", message="a FIFO")
     snapshot = read({}, rejected_keys=(("prevent-chmod", finding),))
     both = frozenset({"apparmor", "seccomp"})
@@ -79,8 +81,8 @@ def test_a_rejected_key_without_a_known_suffix_is_rejected_as_either_kind():
     }
 
 
-def test_the_same_name_with_other_content_rejects_both():
-    """Neither of two contradicting keys silently wins; the third is not harmed."""
+def test_keys_with_the_same_name_and_other_content_are_rejected():
+    """Both conflicting keys are rejected, and a third key is not affected."""
     desired = joined(read({"1.profile": b"a:x", "2.profile": b"a:y", "3.profile": b"b:x"}))
     assert (set(desired.profiles), codes(desired)) == (
         {key("3.profile")},
@@ -88,8 +90,8 @@ def test_the_same_name_with_other_content_rejects_both():
     )
 
 
-def test_identical_content_counts_once():
-    """Two keys of the same content are one profile and its copy."""
+def test_a_key_with_the_same_content_is_a_duplicate():
+    """Two keys with the same content are one profile and one duplicate."""
     desired = joined(read({"1.profile": b"a:x"}), read({"1.profile": b"a:x"}, origin="dir /q"))
     assert (set(desired.profiles), desired.duplicates) == (
         {key("1.profile")},
@@ -97,8 +99,8 @@ def test_identical_content_counts_once():
     )
 
 
-def test_a_contested_name_is_contested_for_its_copies_too():
-    """If two keys are equal and a third is different, all three are rejected."""
+def test_a_conflict_rejects_duplicates_too():
+    """Two equal keys and a different key with the same name are all rejected."""
     desired = joined(read({"1.profile": b"a:x", "2.profile": b"a:x", "3.profile": b"a:y"}))
     assert (desired.profiles, desired.duplicates, set(codes(desired))) == (
         {},
@@ -107,7 +109,7 @@ def test_a_contested_name_is_contested_for_its_copies_too():
     )
 
 
-def test_a_set_that_was_not_read_is_known_as_such():
-    """Emptied is an answer of its own, not a set without keys."""
+def test_a_set_that_was_not_read_keeps_its_snapshot():
+    """An emptied set is different from a set without keys."""
     emptied = Emptied(profile_set="dir /p", revision="")
     assert joined(emptied) == Desired(profile_sets={"dir /p": emptied})

@@ -15,7 +15,7 @@ from agent.executor import Executor
 from tests.world import Killed, MemoryKind, MemoryLedger, Node, Steps, body, token
 
 ORIGIN = "dir /p"
-REFUSED = Finding(code="kernel_refused", location="a", message="EPROTO")
+FAILURE = Finding(code="kernel_refused", location="a", message="EPROTO")
 
 
 def inspected(text=b"a:x", key="one.profile"):
@@ -25,32 +25,33 @@ def inspected(text=b"a:x", key="one.profile"):
 class FailingKind(MemoryKind):
     """A backend whose kernel returns a fixed result."""
 
-    answer = Failed(finding=REFUSED)
-    fitting = True
+    result = Failed(finding=FAILURE)
+    has_valid_context = True
 
     def install(self, profile, body, *, replaceable, foreign=()):
-        return self.answer
+        return self.result
 
     def remove(self, names, evidence, *, require_unused):
-        return self.answer
+        return self.result
 
     def accepts_context(self, context):
-        return self.fitting
+        return self.has_valid_context
 
-    def inspect(self, blob):
+    def inspect(self, source_key):
         return Unchecked(
-            id=KeyId(kind=self.name, profile_set=blob.profile_set, key=blob.key), finding=REFUSED
+            id=KeyId(kind=self.name, profile_set=source_key.profile_set, key=source_key.key),
+            finding=FAILURE,
         )
 
 
 class FailingLedger(MemoryLedger):
-    """A ledger whose writes fail after the first `works` writes."""
+    """A ledger whose writes fail after the first `successful_writes` writes."""
 
-    works = 0
+    successful_writes = 0
 
     def _fails(self):
-        self.works -= 1
-        return replace(REFUSED, code="write_failed") if self.works < 0 else None
+        self.successful_writes -= 1
+        return replace(FAILURE, code="write_failed") if self.successful_writes < 0 else None
 
     def write(self, entry):
         return self._fails() or super().write(entry)
@@ -72,7 +73,7 @@ def act(node, *actions, kind=MemoryKind, ledger=MemoryLedger, dry_run=False):
     return runner.execute(actions, dry_run=dry_run)
 
 
-def put(profile, **more):
+def installing(profile, **more):
     more = {"reason": "new", "replaceable": frozenset(), **more}
     return Install(id=profile.id, names=profile.version.names, profile=profile, **more)
 
@@ -88,34 +89,36 @@ def keep_bodies(node, profile):
     }
 
 
-def test_an_installation_ends_with_the_verified_version():
+def test_an_installation_ends_with_the_verified_version_in_the_ledger():
     """After an installation, the ledger has the observed version and no staged version."""
     node, profile = Node(), inspected()
-    outcomes = act(node, put(profile))
-    assert outcomes == (Outcome(action=put(profile), result="done", version=profile.version),)
+    outcomes = act(node, installing(profile))
+    assert outcomes == (
+        Outcome(action=installing(profile), result="done", version=profile.version),
+    )
     assert node.entries == {profile.id: stored(profile)}
     assert node.loaded == {"a": body(profile)}
 
 
-def test_a_failed_installation_never_loses_the_last_good_version():
+def test_a_failed_installation_keeps_the_last_good_version():
     """After a rejection by the kernel, the entry is unchanged and no version is staged."""
     node, old, new = Node(), inspected(), inspected(b"a:y")
     node.entries = {old.id: stored(old)}
-    outcomes = act(node, put(new, replaceable=frozenset({"a"})), kind=FailingKind)
-    assert [(one.result, one.findings) for one in outcomes] == [("failed", (REFUSED,))]
+    outcomes = act(node, installing(new, replaceable=frozenset({"a"})), kind=FailingKind)
+    assert [(outcome.result, outcome.findings) for outcome in outcomes] == [("failed", (FAILURE,))]
     assert node.entries == {old.id: stored(old)}
 
 
 def test_a_failed_installation_of_a_missing_profile_restores_the_last_good_version():
-    """The kernel rejects the newer version after a reboot."""
+    """After a reboot, the kernel rejects the newer version."""
     node, old, new = Node(), inspected(b"a,b:x"), inspected(b"a:?")
     node.entries = {old.id: stored(old)}
     keep_bodies(node, old)
-    back = Install(
+    fallback = Install(
         id=old.id, reason="went missing", names=("a", "b"), profile=None, replaceable=frozenset()
     )
-    (outcome,) = act(node, put(new, reason="changed", fallback=back))
-    assert (outcome.result, [one.code for one in outcome.findings]) == (
+    (outcome,) = act(node, installing(new, reason="changed", fallback=fallback))
+    assert (outcome.result, [finding.code for finding in outcome.findings]) == (
         "failed",
         ["kernel_refused"],
     )
@@ -123,23 +126,23 @@ def test_a_failed_installation_of_a_missing_profile_restores_the_last_good_versi
     assert node.entries == {old.id: stored(old)}
 
 
-def test_an_installation_that_the_ledger_cannot_record_restores_the_last_good_version():
+def test_a_failed_write_of_the_ledger_restores_the_last_good_version():
     """The restoration needs no write to the ledger."""
     node, old, new = Node(full=True), inspected(), inspected(b"a:y")
     node.entries = {old.id: stored(old)}
     keep_bodies(node, old)
-    back = Install(
+    fallback = Install(
         id=old.id, reason="went missing", names=("a",), profile=None, replaceable=frozenset()
     )
-    (outcome,) = act(node, put(new, reason="changed", fallback=back))
+    (outcome,) = act(node, installing(new, reason="changed", fallback=fallback))
     assert (outcome.result, node.loaded) == ("failed", {"a": body(old)})
 
 
-def test_names_that_a_failed_installation_would_have_moved_stay_with_their_key():
-    """A rejected key under a new name does not change the installed version."""
+def test_a_failed_installation_leaves_names_with_their_previous_key():
+    """A renamed key with rejected content does not change the installed version."""
     node, old, new = Node(), inspected(b"a,b:x", "old"), inspected(b"a:?", "new")
     node.entries, node.loaded = {old.id: stored(old)}, {"a": body(old), "b": body(old)}
-    refused = put(
+    rejected = installing(
         new, reason="changed", replaceable=frozenset({"a"}), previous_owners=frozenset({old.id})
     )
     release = Release(id=old.id, reason=Reason.MOVED, names=("a",))
@@ -150,7 +153,7 @@ def test_names_that_a_failed_installation_would_have_moved_stay_with_their_key()
         evidence={"b": token(body(old))},
         require_unused=True,
     )
-    assert [one.result for one in act(node, refused, release, remove)] == [
+    assert [outcome.result for outcome in act(node, rejected, release, remove)] == [
         "failed",
         "held",
         "held",
@@ -158,8 +161,8 @@ def test_names_that_a_failed_installation_would_have_moved_stay_with_their_key()
     assert (node.entries, sorted(node.loaded)) == ({old.id: stored(old)}, ["a", "b"])
 
 
-def test_names_that_a_failed_installation_would_have_dropped_stay():
-    """The profile is a part of the last good version."""
+def test_names_that_a_failed_update_drops_are_not_removed():
+    """The dropped name is a part of the last good version, which stays installed."""
     node, old, new = Node(), inspected(b"a,b:x"), inspected(b"a:?")
     node.entries, node.loaded = {old.id: stored(old)}, {"a": body(old), "b": body(old)}
     remove = Remove(
@@ -169,13 +172,13 @@ def test_names_that_a_failed_installation_would_have_dropped_stay():
         evidence={"b": token(body(old))},
         require_unused=True,
     )
-    outcomes = act(node, put(new, reason="changed", replaceable=frozenset({"a"})), remove)
-    assert [one.result for one in outcomes] == ["failed", "held"]
+    outcomes = act(node, installing(new, reason="changed", replaceable=frozenset({"a"})), remove)
+    assert [outcome.result for outcome in outcomes] == ["failed", "held"]
     assert (node.entries, sorted(node.loaded)) == ({old.id: stored(old)}, ["a", "b"])
 
 
-def test_names_of_an_older_version_are_removed_although_an_installation_failed():
-    """The last good version does not contain the profile."""
+def test_a_retired_name_is_removed_even_if_an_update_failed():
+    """The last good version does not contain the retired name."""
     node, old, new = Node(), inspected(), inspected(b"a:?")
     node.entries = {old.id: stored(old, retired={"b": token(b"older")})}
     node.install({"a": body(old), "b": b"older"})
@@ -186,39 +189,39 @@ def test_names_of_an_older_version_are_removed_although_an_installation_failed()
         evidence={"b": token(b"older")},
         require_unused=True,
     )
-    outcomes = act(node, put(new, reason="changed", replaceable=frozenset({"a"})), remove)
-    assert [one.result for one in outcomes] == ["failed", "done"]
+    outcomes = act(node, installing(new, reason="changed", replaceable=frozenset({"a"})), remove)
+    assert [outcome.result for outcome in outcomes] == ["failed", "done"]
     assert (node.entries, sorted(node.loaded)) == ({old.id: stored(old)}, ["a"])
 
 
-def test_a_name_moves_only_once_another_entry_has_it():
-    """If the installation fails, the previous entry still owns the profile."""
+def test_a_name_moves_only_if_another_entry_owns_it():
+    """If the installation fails, the previous entry still owns the name."""
     node, old = Node(), inspected()
     node.entries, node.loaded = {old.id: stored(old)}, {"a": body(old)}
     release = Release(id=old.id, reason=Reason.MOVED, names=("a",))
-    failed = put(inspected(b"a:?", "new"), reason="changed", replaceable=frozenset({"a"}))
-    assert [one.result for one in act(node, failed, release)] == ["failed", "held"]
+    failed = installing(inspected(b"a:?", "new"), reason="changed", replaceable=frozenset({"a"}))
+    assert [outcome.result for outcome in act(node, failed, release)] == ["failed", "held"]
     assert node.entries == {old.id: stored(old)}
     new = inspected(b"a:y", "new")
-    moved = put(new, reason="changed", replaceable=frozenset({"a"}))
-    assert [one.result for one in act(node, moved, release)] == ["done", "done"]
+    moved = installing(new, reason="changed", replaceable=frozenset({"a"}))
+    assert [outcome.result for outcome in act(node, moved, release)] == ["done", "done"]
     assert node.entries == {new.id: stored(new)}
 
 
 def test_a_failed_first_installation_leaves_no_entry():
     """A profile that was never on the node is not in the ledger."""
     node = Node()
-    act(node, put(inspected()), kind=FailingKind)
+    act(node, installing(inspected()), kind=FailingKind)
     assert node.entries == {}
 
 
-def test_an_unverified_installation_stays_staged():
+def test_an_installation_that_was_not_verified_stays_staged():
     """The ledger records a version that may be on the node, so that it can be replaced later."""
     kind = type(
-        "Kind", (FailingKind,), {"answer": Failed(finding=replace(REFUSED, code="verify_failed"))}
+        "Kind", (FailingKind,), {"result": Failed(finding=replace(FAILURE, code="verify_failed"))}
     )
     node, profile = Node(), inspected()
-    act(node, put(profile), kind=kind)
+    act(node, installing(profile), kind=kind)
     assert node.entries == {
         profile.id: LedgerEntry(id=profile.id, provenance="installed", staged=profile.version)
     }
@@ -227,10 +230,10 @@ def test_an_unverified_installation_stays_staged():
 def test_each_failed_write_of_the_ledger_fails_the_installation():
     """An installation is complete only with its entry, and starts only with a staged version."""
     results = []
-    for works in range(4):
+    for successful_writes in range(4):
         node = Node()
-        ledger = type("Ledger", (FailingLedger,), {"works": works})
-        (outcome,) = act(node, put(inspected()), ledger=ledger)
+        ledger = type("Ledger", (FailingLedger,), {"successful_writes": successful_writes})
+        (outcome,) = act(node, installing(inspected()), ledger=ledger)
         results.append((outcome.result, sorted(node.loaded), len(node.entries)))
     assert results == [
         ("failed", [], 0),
@@ -241,19 +244,19 @@ def test_each_failed_write_of_the_ledger_fails_the_installation():
 
 
 def test_names_that_a_version_drops_stay_agent_owned():
-    """The kernel keeps a dropped child loaded, so the ledger remembers it."""
+    """The kernel keeps a dropped child profile loaded, so the ledger records it as retired."""
     node, old, new = Node(), inspected(b"a,b:x"), inspected(b"a:y")
     node.loaded = {"a": body(old), "b": body(old)}
     node.entries = {old.id: stored(old)}
-    act(node, put(new, replaceable=frozenset({"a"})))
+    act(node, installing(new, replaceable=frozenset({"a"})))
     assert node.entries == {new.id: stored(new, retired={"b": token(body(old))})}
 
 
-def test_names_that_were_only_adopted_are_not_agent_owned():
+def test_dropped_names_of_an_adopted_version_stay_foreign():
     """After the replacement of an adopted profile, the agent owns only the new profiles."""
     node, old, new = Node(), inspected(b"a,b:x"), inspected(b"a:y")
     node.entries = {old.id: replace(stored(old), provenance="adopted")}
-    act(node, put(new, replaceable=frozenset({"a"})))
+    act(node, installing(new, replaceable=frozenset({"a"})))
     assert node.entries == {new.id: stored(new)}
 
 
@@ -267,7 +270,7 @@ def restoring(profile):
     )
 
 
-def test_the_last_good_version_is_restored_from_the_ledger_alone():
+def test_the_last_good_version_is_restored_from_the_ledger():
     """Restoring needs neither the source nor a compilation."""
     node, profile = Node(), inspected()
     keep_bodies(node, profile)
@@ -276,8 +279,8 @@ def test_the_last_good_version_is_restored_from_the_ledger_alone():
     assert (outcome.result, node.loaded) == ("done", {"a": body(profile)})
 
 
-def test_a_version_for_another_kernel_is_checked_again():
-    """A body for another kernel is compiled again from the source in the ledger."""
+def test_a_version_for_another_kernel_is_compiled_again():
+    """The source for the compilation is stored in the ledger."""
     kind = type("Kind", (MemoryKind,), {"accepts_context": lambda _, __: False})
     node, profile = Node(), inspected()
     keep_bodies(node, profile)
@@ -286,18 +289,18 @@ def test_a_version_for_another_kernel_is_checked_again():
     assert (outcome.result, node.loaded) == ("done", {"a": body(profile)})
 
 
-def test_a_failed_restoration_has_a_reason():
-    """Lost bytes, a rejected text, another name and a missing parser each cause a finding."""
+def test_a_failed_restoration_has_a_finding():
+    """The causes are lost bytes, a rejected source, a changed name and a missing parser."""
     profile = inspected()
     bad = inspected(b"a:x")
-    never = type("Kind", (FailingKind,), {"fitting": False})
-    misfit = type("Kind", (MemoryKind,), {"accepts_context": lambda _, __: False})
+    uninspectable = type("Kind", (FailingKind,), {"has_valid_context": False})
+    invalid_context = type("Kind", (MemoryKind,), {"accepts_context": lambda _, __: False})
     cases = []
     for kind, bodies in (
         (MemoryKind, {}),
-        (never, None),
-        (misfit, {bad.version.source_digest: b"!"}),
-        (misfit, {bad.version.source_digest: b"b:x"}),  # like a renamed source
+        (uninspectable, None),
+        (invalid_context, {bad.version.source_digest: b"!"}),
+        (invalid_context, {bad.version.source_digest: b"b:x"}),  # like a renamed source
     ):
         node = Node(entries={profile.id: stored(profile)})
         keep_bodies(node, profile)
@@ -317,10 +320,10 @@ def test_a_failed_restoration_has_a_reason():
     ]
 
 
-class ForgetfulKind(MemoryKind):
+class KindWithoutBody(MemoryKind):
     """A backend that lost the body of a profile and must check its source again."""
 
-    answer = None
+    result = None
     """The result of the new inspection; None: the profile with a new body."""
 
     has_body = False
@@ -328,33 +331,33 @@ class ForgetfulKind(MemoryKind):
     def body(self, profile):
         return super().body(profile) if self.has_body else None
 
-    def inspect(self, blob):
-        if self.answer is not None:
-            return self.answer
+    def inspect(self, source_key):
+        if self.result is not None:
+            return self.result
         self.has_body = True
-        return super().inspect(blob)
+        return super().inspect(source_key)
 
 
-def waits(profile):
+def pending_kind(profile):
     """Return a backend that lost a body, and compiles it again in the background."""
-    answer = Pending(id=profile.id, source=profile.source)
-    return type("Kind", (ForgetfulKind,), {"answer": answer})
+    result = Pending(id=profile.id, source=profile.source)
+    return type("Kind", (KindWithoutBody,), {"result": result})
 
 
-def test_a_lost_body_is_made_again_from_its_source():
+def test_a_lost_body_is_compiled_again():
     """The cache of compiled policies may lose an entry between a check and the installation."""
     node, profile = Node(), inspected()
-    (outcome,) = act(node, put(profile), kind=ForgetfulKind)
+    (outcome,) = act(node, installing(profile), kind=KindWithoutBody)
     assert (outcome.result, node.loaded) == ("done", {"a": body(profile)})
 
 
 def test_a_profile_whose_body_is_compiled_again_is_pending():
-    """The last good version is restored at once if the node lacks it."""
+    """Until the body is available, the last good version is restored if it is missing."""
     node, old, new = Node(), inspected(), inspected(b"a:y")
     node.entries = {old.id: stored(old)}
     keep_bodies(node, old)
-    action = put(new, reason="changed", fallback=restoring(old))
-    (outcome,) = act(node, action, kind=waits(new))
+    action = installing(new, reason="changed", fallback=restoring(old))
+    (outcome,) = act(node, action, kind=pending_kind(new))
     assert (outcome.result, node.loaded) == ("pending", {"a": body(old)})
     assert node.entries == {old.id: stored(old)}
 
@@ -363,22 +366,22 @@ def test_an_adopted_profile_whose_body_is_compiled_again_is_pending():
     """The ledger records a profile only with its body."""
     node, profile = Node(), inspected()
     node.loaded = {"a": body(profile)}
-    (outcome,) = act(node, adopting(profile), kind=waits(profile))
+    (outcome,) = act(node, adopting(profile), kind=pending_kind(profile))
     assert (outcome.result, node.entries) == ("pending", {})
-    refuses = type("Kind", (ForgetfulKind,), {"answer": inspected(b"!")})
-    (outcome,) = act(node, adopting(profile), kind=refuses)
+    rejecting = type("Kind", (KindWithoutBody,), {"result": inspected(b"!")})
+    (outcome,) = act(node, adopting(profile), kind=rejecting)
     assert (outcome.result, outcome.findings[0].code) == ("failed", "parser_rejected")
     changed = type("Kind", (MemoryKind,), {"body": lambda *_: None})
     (outcome,) = act(node, adopting(profile), kind=changed)
     assert (outcome.result, outcome.findings[0].code) == ("failed", "ledger_damaged")
 
 
-def test_other_bytes_from_a_new_check_are_not_recorded_for_the_old_version():
-    """The next full pass decides about the version that the new check made."""
+def test_different_bytes_of_a_new_check_are_not_recorded_for_the_planned_version():
+    """The next full pass plans with the version that the new check returned."""
     node, old, new = Node(), inspected(), inspected(b"a:y")
     node.loaded = {"a": body(old)}
-    answers = {"answer": new, "body": lambda _, profile: body(new) if profile == new else None}
-    (outcome,) = act(node, adopting(old), kind=type("Kind", (ForgetfulKind,), answers))
+    attributes = {"result": new, "body": lambda _, profile: body(new) if profile == new else None}
+    (outcome,) = act(node, adopting(old), kind=type("Kind", (KindWithoutBody,), attributes))
     assert (outcome.result, node.entries) == ("pending", {})
 
 
@@ -392,8 +395,8 @@ def adopting(profile):
     )
 
 
-def test_adopting_only_writes_the_ledger():
-    """The ledger records that an adopted profile is foreign."""
+def test_an_adoption_changes_only_the_ledger():
+    """The ledger records that another program installed the profile."""
     node, profile = Node(), inspected()
     node.loaded = {"a": body(profile)}
     act(node, adopting(profile))
@@ -401,7 +404,7 @@ def test_adopting_only_writes_the_ledger():
 
 
 def test_keeping_an_unchanged_profile_writes_nothing():
-    """A pass over an unchanged node needs no write."""
+    """A pass over an unchanged node does not write to the ledger."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
     keep_bodies(node, profile)
@@ -417,8 +420,8 @@ def test_keeping_an_unchanged_profile_writes_nothing():
     assert (outcome.result, outcome.findings) == ("done", ())
 
 
-def test_adopting_another_version_takes_its_mode():
-    """The ledger records the mode of the recorded version."""
+def test_an_adopted_version_is_recorded_with_its_own_mode():
+    """The mode of the previously installed version is not copied."""
     node, old, new = Node(), inspected(), inspected(b"a:y")
     old = replace(old, version=replace(old.version, modes={"a": "complain"}))
     new = replace(new, version=replace(new.version, modes={"a": "enforce"}))
@@ -433,13 +436,13 @@ def test_adopting_another_version_takes_its_mode():
     }
 
 
-def test_an_adoption_keeps_the_version_that_was_installed_before():
-    """The ledger keeps the earlier version, which stays installed while processes use it."""
+def test_an_adoption_retires_the_installed_version_of_its_key():
+    """The previous version may be in use, so the ledger keeps its names."""
     node, old, new = Node(), inspected(), inspected(b"b:x")
     node.entries = {old.id: stored(old)}
     evidence = {"b": token(body(new))}
     adopt = Adopt(id=new.id, reason="same", names=("b",), profile=new, evidence=evidence)
-    assert [one.result for one in act(node, adopt)] == ["done"]
+    assert [outcome.result for outcome in act(node, adopt)] == ["done"]
     assert node.entries == {
         new.id: LedgerEntry(
             id=new.id, provenance="adopted", installed=new.version, retired={"a": token(body(old))}
@@ -457,8 +460,8 @@ def removing(profile):
     )
 
 
-def test_a_removed_profile_leaves_node_and_ledger():
-    """After a removal, neither the node nor the ledger has the profile."""
+def test_a_removal_deletes_the_profile_from_the_node_and_the_ledger():
+    """Afterwards, neither the node nor the ledger has the profile."""
     node, profile = Node(), inspected()
     node.install({"a": body(profile)})
     node.entries = {profile.id: stored(profile)}
@@ -472,16 +475,16 @@ def test_a_removed_profile_leaves_node_and_ledger():
 )
 def test_a_profile_that_the_backend_finds_in_use_is_held(use, code):
     """The backend checks the use once more right before the removal."""
-    answer = StillInUse(uses={"a": use})
-    kind = type("Kind", (FailingKind,), {"answer": answer})
+    result = StillInUse(uses={"a": use})
+    kind = type("Kind", (FailingKind,), {"result": result})
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
     (outcome,) = act(node, removing(profile), kind=kind)
-    assert (outcome.result, [one.code for one in outcome.findings]) == ("held", [code])
+    assert (outcome.result, [finding.code for finding in outcome.findings]) == ("held", [code])
     assert node.entries == {profile.id: stored(profile)}
 
 
-def test_a_failed_removal_stays_on_record():
+def test_a_failed_removal_keeps_the_ledger_entry():
     """A later pass repeats the removal."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
@@ -489,8 +492,8 @@ def test_a_failed_removal_stays_on_record():
     assert (outcome.result, node.entries) == ("failed", {profile.id: stored(profile)})
 
 
-def test_a_part_that_stays_is_still_agent_owned():
-    """If only some profiles of a key can be removed, the ledger keeps the others."""
+def test_the_rest_of_a_partly_removed_key_stays_agent_owned():
+    """If only some names of a key are removed, the ledger keeps the other names."""
     node, profile = Node(), inspected(b"a,b:x")
     node.install({"a": body(profile), "b": body(profile)})
     node.entries = {profile.id: stored(profile)}
@@ -502,27 +505,30 @@ def test_a_part_that_stays_is_still_agent_owned():
     assert node.entries == {profile.id: expected}
 
 
-def test_a_release_drops_only_the_given_names():
-    """A released name leaves the ledger; the installed version stays."""
+def test_a_release_deletes_only_its_own_names_from_the_entry():
+    """The installed version stays in the entry."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile, retired={"b": token(b"b")})}
     release = Release(id=profile.id, reason="absent", names=("b",))
     act(node, release)
     assert node.entries == {profile.id: stored(profile)}
-    assert [one.result for one in act(Node(), release)] == ["done"]
+    assert [outcome.result for outcome in act(Node(), release)] == ["done"]
 
 
 def test_a_failed_release_is_reported():
-    """A ledger that cannot be written fails the action, not the pass."""
+    """A failed write of the ledger fails the action, but not the pass."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
     release = Release(id=profile.id, reason="absent", names=("a",))
     (outcome,) = act(node, release, ledger=FailingLedger)
-    assert (outcome.result, [one.code for one in outcome.findings]) == ("failed", ["write_failed"])
+    assert (outcome.result, [finding.code for finding in outcome.findings]) == (
+        "failed",
+        ["write_failed"],
+    )
 
 
-def test_a_dry_run_only_reports_a_preview():
-    """Every action has a preview, and no action is carried out."""
+def test_a_dry_run_returns_the_expected_outcomes_without_changes():
+    """No action is carried out."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
     hold = Hold(id=profile.id, reason="rejected", names=("a",), state="outdated")
@@ -535,9 +541,9 @@ def test_a_dry_run_only_reports_a_preview():
         evidence={},
         provenance="installed",
     )
-    actions = (put(profile), keep, hold, replace(hold, id=other), removing(profile))
+    actions = (installing(profile), keep, hold, replace(hold, id=other), removing(profile))
     outcomes = act(node, *actions, dry_run=True, kind=FailingKind, ledger=FailingLedger)
-    assert [(one.result, one.version) for one in outcomes] == [
+    assert [(outcome.result, outcome.version) for outcome in outcomes] == [
         ("planned", profile.version),
         ("done", profile.version),
         ("held", profile.version),
@@ -545,11 +551,11 @@ def test_a_dry_run_only_reports_a_preview():
         ("planned", profile.version),
     ]
     release = Release(id=other, reason="absent", names=("a",))
-    assert [one.version for one in act(node, release, dry_run=True)] == [None]
+    assert [outcome.version for outcome in act(node, release, dry_run=True)] == [None]
 
 
-def test_held_profiles_are_reported_with_their_version():
-    """A hold changes nothing and reports the installed version."""
+def test_the_outcome_of_a_hold_has_the_installed_version():
+    """The node and the ledger do not change."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
     hold = Hold(id=profile.id, reason="rejected", names=("a",), state="outdated")
@@ -557,7 +563,7 @@ def test_held_profiles_are_reported_with_their_version():
 
 
 def test_the_digest_of_a_body_is_its_sha256():
-    """The name of a body depends only on its content."""
+    """The digest depends only on the content."""
     assert model.digest(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
@@ -571,19 +577,19 @@ class NoWrites(MemoryLedger):
         raise AssertionError(f"written: {entry}")
 
 
-def put_back(node, profile, ledger):
-    return act(node, put(profile, reason="went missing"), ledger=ledger)
+def restore_missing(node, profile, ledger):
+    return act(node, installing(profile, reason="went missing"), ledger=ledger)
 
 
 def test_a_missing_profile_is_restored_without_a_write():
-    """The ledger has the same version already, with the evidence that the node showed."""
+    """The ledger already records the version with the evidence of the node."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
-    (outcome,) = put_back(node, profile, NoWrites)
+    (outcome,) = restore_missing(node, profile, NoWrites)
     assert (outcome.result, node.loaded) == ("done", {"a": body(profile)})
 
 
-def test_a_version_of_which_too_little_is_known_is_staged_first():
+def test_a_version_with_new_expected_evidence_is_staged_first():
     """The expected evidence is recorded before the installation, so that it proves ownership."""
     node, profile = Node(), inspected()
     less = replace(profile, version=replace(profile.version, evidence={}))
@@ -596,29 +602,29 @@ def test_a_version_of_which_too_little_is_known_is_staged_first():
         clock=lambda: 0.0,
     )
     with contextlib.suppress(Killed):
-        runner.execute([put(profile, reason="went missing")])
+        runner.execute([installing(profile, reason="went missing")])
     assert node.entries[profile.id].staged == profile.version
 
 
-def test_an_entry_that_differs_in_anything_is_written():
-    """The installation also clears retired and staged versions of the entry."""
+def test_an_entry_with_any_difference_is_written():
+    """The installation deletes the staged version from the entry."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile, retired={"b": token(b"x")}, staged=profile.version)}
-    put_back(node, profile, MemoryLedger)
+    restore_missing(node, profile, MemoryLedger)
     assert node.entries == {profile.id: stored(profile, retired={"b": token(b"x")})}
 
 
-def test_installations_come_before_actions_that_only_write_the_ledger():
-    """Installations come first, and the other actions keep their order."""
+def test_installations_precede_all_other_actions():
+    """All other actions keep their order."""
     node, profile = Node(), inspected()
     hold = Hold(id=profile.id, reason="rejected", names=("a",), state="outdated")
-    actions = (hold, removing(profile), put(profile), replace(hold, reason="other"))
+    actions = (hold, removing(profile), installing(profile), replace(hold, reason="other"))
     outcomes = act(node, *actions, dry_run=True)
     expected = [actions[2], actions[0], actions[1], actions[3]]
-    assert [one.action for one in outcomes] == expected
+    assert [outcome.action for outcome in outcomes] == expected
 
 
-def test_another_text_of_the_same_policy_is_staged_first():
+def test_another_source_of_the_same_policy_is_staged_first():
     """Only the recorded version is restored without a write to the ledger."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
@@ -631,18 +637,18 @@ def test_another_text_of_the_same_policy_is_staged_first():
         clock=lambda: 0.0,
     )
     with contextlib.suppress(Killed):
-        runner.execute([put(other, reason="changed")])
+        runner.execute([installing(other, reason="changed")])
     assert node.entries[profile.id].staged == other.version
 
 
 class SlowKind(FailingKind):
     """A backend whose checks have not finished yet."""
 
-    fitting = False
+    has_valid_context = False
 
-    def inspect(self, blob):
-        id_ = KeyId(kind=self.name, profile_set=blob.profile_set, key=blob.key)
-        return model.Pending(id=id_, source=blob.content, findings=(REFUSED,))
+    def inspect(self, source_key):
+        id_ = KeyId(kind=self.name, profile_set=source_key.profile_set, key=source_key.key)
+        return model.Pending(id=id_, source=source_key.content, findings=(FAILURE,))
 
 
 def test_a_last_good_version_that_must_be_compiled_again_is_pending():
@@ -657,8 +663,8 @@ def test_a_last_good_version_that_must_be_compiled_again_is_pending():
     )
     release = Release(id=good.id, reason="absent", names=("a",))
     outcomes = act(node, restore, release, kind=SlowKind)
-    assert [(one.result, one.findings) for one in outcomes] == [
-        ("pending", (REFUSED,)),
+    assert [(outcome.result, outcome.findings) for outcome in outcomes] == [
+        ("pending", (FAILURE,)),
         ("held", ()),
     ]
 
@@ -671,15 +677,18 @@ def test_a_replacement_updates_the_entries_of_the_same_version():
         node,
         Install(id=first.id, reason="new", names=("a",), profile=first, replaceable=frozenset()),
     )
-    put = Install(
+    replacement = Install(
         id=second.id, reason="new", names=("a",), profile=second, replaceable=frozenset({"a"})
     )
 
-    class FullAtLast(FailingLedger):
-        works = 4  # source, body, staged version, installed version
+    class LedgerThatBecomesFull(FailingLedger):
+        successful_writes = 4  # source, body, staged version, installed version
 
-    (failed,) = act(node, put, ledger=FullAtLast)
-    assert (failed.result, [one.code for one in failed.findings]) == ("failed", ["write_failed"])
-    act(node, replace(put, reason="drifted"))
+    (failed,) = act(node, replacement, ledger=LedgerThatBecomesFull)
+    assert (failed.result, [finding.code for finding in failed.findings]) == (
+        "failed",
+        ["write_failed"],
+    )
+    act(node, replace(replacement, reason="drifted"))
     evidence = [entry.installed.evidence for entry in node.entries.values()]
     assert evidence[0] == evidence[1]

@@ -30,8 +30,8 @@ def report(*rows, sets=READ, **supports):
     )
 
 
-def of(one, present=None, **more):
-    return labels.labels_for(one, domain=D, present=present or {}, **more)
+def labels_of(report, present=None, **more):
+    return labels.labels_for(report, domain=D, present=present or {}, **more)
 
 
 def hashed(cut, text):
@@ -58,14 +58,14 @@ def hashed(cut, text):
         ("ü", hashed("name", "ü")),
     ],
 )
-def test_a_name_is_itself_where_a_label_allows_it_and_hashed_elsewhere(text, expected):
-    """The form depends on the name alone."""
+def test_a_name_that_is_not_valid_in_a_label_key_is_shortened_and_hashed(text, expected):
+    """The result depends only on the name."""
     assert labels.label_name(text) == expected
 
 
 def test_verified_profiles_are_labelled():
     """Labels show verified profiles of both kinds, the profile set, and the node's support."""
-    found = of(
+    computed = labels_of(
         report(
             row(),
             row("web", kind="apparmor", mode="complain"),
@@ -74,7 +74,7 @@ def test_verified_profiles_are_labelled():
             seccomp="enabled",
         )
     )
-    assert found == labels.Labels(
+    assert computed == labels.Labels(
         labels={
             f"{D}/apparmor": "enabled",
             f"{D}/seccomp": "enabled",
@@ -91,34 +91,39 @@ def test_verified_profiles_are_labelled():
 )
 def test_an_unverified_profile_has_no_label_and_its_set_is_not_ready(state):
     """A profile set with one missing profile has no label."""
-    assert of(report(row(), row("b.json", state))).labels == {f"seccomp.{D}/a.json": "installed"}
+    assert labels_of(report(row(), row("b.json", state))).labels == {
+        f"seccomp.{D}/a.json": "installed"
+    }
 
 
-def test_an_undesired_profile_loses_its_label_before_it_is_removed():
-    """A profile that is only held for its users must not attract new pods."""
-    found = of(report(row(), row("gone.json", "held", desired=False)))
-    assert found.labels == {f"seccomp.{D}/a.json": "installed", f"set.{D}/ns__web": "ready"}
+def test_a_held_profile_that_is_not_desired_has_no_label():
+    """A profile that is only held until it is unused must not attract new pods."""
+    computed = labels_of(report(row(), row("gone.json", "held", desired=False)))
+    assert computed.labels == {f"seccomp.{D}/a.json": "installed", f"set.{D}/ns__web": "ready"}
 
 
 @pytest.mark.parametrize("state", ["missing", "unreadable"])
 def test_labels_stay_while_a_source_is_unavailable(state):
     """The last good versions are verified, and a profile set that was ready stays ready."""
-    away = report(row(state="held"), sets=(ProfileSetStatus(profile_set=SET, state=state),))
+    unavailable = report(row(state="held"), sets=(ProfileSetStatus(profile_set=SET, state=state),))
     own = {f"seccomp.{D}/a.json": "installed"}
-    assert of(away).labels == own
-    assert of(away, {f"set.{D}/ns__web": "ready"}).labels == {**own, f"set.{D}/ns__web": "ready"}
+    assert labels_of(unavailable).labels == own
+    assert labels_of(unavailable, {f"set.{D}/ns__web": "ready"}).labels == {
+        **own,
+        f"set.{D}/ns__web": "ready",
+    }
 
 
 def test_labels_stay_while_a_kind_is_unobservable_and_none_is_added():
     """If a kind is unobservable, its labels stay and no label is added."""
-    blind = report(
+    unobservable = report(
         row("seen", "unobservable", kind="apparmor"),
         row("new", "unobservable", kind="apparmor"),
         row("gone", "unobservable", kind="apparmor", desired=False),
         apparmor="unknown",
     )
     present = {f"apparmor.{D}/seen": "enforce", f"apparmor.{D}/gone": "enforce"}
-    assert of(blind, present).labels == {
+    assert labels_of(unobservable, present).labels == {
         f"apparmor.{D}/seen": "enforce",
         f"{D}/apparmor": "unknown",
     }
@@ -135,23 +140,23 @@ def test_labels_stay_while_a_kind_is_unobservable_and_none_is_added():
 )
 def test_a_set_stays_ready_while_its_verified_profiles_are_unobservable(present, expected):
     """A key that was never verified still counts, and no profile set becomes ready unverified."""
-    blind = report(row(state="unobservable"), row("web", kind="apparmor", mode="enforce"))
-    found = of(blind, dict.fromkeys(present, "x")).labels
-    assert (f"set.{D}/ns__web" in found) is expected
+    unobservable = report(row(state="unobservable"), row("web", kind="apparmor", mode="enforce"))
+    computed = labels_of(unobservable, dict.fromkeys(present, "x")).labels
+    assert (f"set.{D}/ns__web" in computed) is expected
 
 
 @pytest.mark.parametrize("state", ["failed", "foreign", "rejected"])
-def test_a_set_whose_profile_is_observed_as_missing_is_not_ready(state):
-    """The labels that the Node has already make no difference."""
+def test_a_set_with_a_profile_that_is_not_on_the_node_is_not_ready(state):
+    """The current labels of the Node make no difference."""
     present = dict.fromkeys((f"seccomp.{D}/a.json", f"set.{D}/ns__web"), "x")
-    assert of(report(row(state=state)), present).labels == {}
+    assert labels_of(report(row(state=state)), present).labels == {}
 
 
 def test_an_unreadable_source_neither_removes_nor_adds_labels():
-    """The label of a profile that was not desired does not return because of an outage."""
+    """An outage does not restore the label of a profile that was not desired."""
     unknown = report(row(state="held", reason="a source is unreadable"), sets=())
     own = {f"seccomp.{D}/a.json": "installed"}
-    assert (of(unknown).labels, of(unknown, own).labels) == ({}, own)
+    assert (labels_of(unknown).labels, labels_of(unknown, own).labels) == ({}, own)
 
 
 def test_a_profile_that_may_be_desired_keeps_the_value_of_its_label():
@@ -162,38 +167,38 @@ def test_a_profile_that_may_be_desired_keeps_the_value_of_its_label():
         sets=(ProfileSetStatus(profile_set=SET, state="read"),),
     )
     present = {f"apparmor.{D}/web": "complain"}
-    assert of(unknown, present).labels == {
+    assert labels_of(unknown, present).labels == {
         **present,
         f"apparmor.{D}/other": "enforce",
         f"set.{D}/ns__web": "ready",
     }
 
 
-def test_a_set_that_holds_no_key_of_its_own_is_not_ready():
-    """Profiles of its previous keys, which another source may desire, do not count."""
+def test_a_set_without_current_profiles_is_not_ready():
+    """Profiles of previous keys, which another source may desire, do not count."""
     left = report(row(state="held", reason="a source is unreadable"))
     present = {f"seccomp.{D}/a.json": "installed", f"set.{D}/ns__web": "ready"}
-    assert of(left, present).labels == {f"seccomp.{D}/a.json": "installed"}
+    assert labels_of(left, present).labels == {f"seccomp.{D}/a.json": "installed"}
 
 
-def test_a_set_with_keys_of_a_kind_that_is_left_out_is_not_ready():
+def test_a_set_with_keys_of_an_excluded_kind_is_not_ready():
     """With --kinds=seccomp, the AppArmor profiles of the profile set are not installed."""
     sets = (ProfileSetStatus(profile_set=SET, state="read", keys=2, left_out=1),)
-    assert of(report(row(), sets=sets)).labels == {f"seccomp.{D}/a.json": "installed"}
+    assert labels_of(report(row(), sets=sets)).labels == {f"seccomp.{D}/a.json": "installed"}
 
 
 def test_the_support_of_the_node_keeps_its_label_when_an_observation_fails():
     """A single failed read does not remove a label that schedules pods."""
-    blind = report(apparmor="unknown", seccomp="unknown", sets=())
-    found = of(blind, {f"{D}/apparmor": "enabled"}).labels
-    assert found == {f"{D}/apparmor": "enabled", f"{D}/seccomp": "unknown"}
+    unobservable = report(apparmor="unknown", seccomp="unknown", sets=())
+    computed = labels_of(unobservable, {f"{D}/apparmor": "enabled"}).labels
+    assert computed == {f"{D}/apparmor": "enabled", f"{D}/seccomp": "unknown"}
 
 
-def test_digests_do_not_crowd_names_out():
+def test_labels_of_names_precede_labels_of_digests():
     """The digest of a profile is useless without the label of the profile."""
     rows = [row(name, source_digest="0123456789abcdef") for name in ("a", "b")]
-    found = of(report(*rows, sets=()), digest=True, limit=3)
-    assert list(found.labels) == [
+    computed = labels_of(report(*rows, sets=()), digest=True, limit=3)
+    assert list(computed.labels) == [
         f"seccomp.{D}/a",
         f"seccomp.{D}/b",
         f"seccomp-digest.{D}/a",
@@ -202,21 +207,21 @@ def test_digests_do_not_crowd_names_out():
 
 def test_a_row_without_a_name_has_no_label():
     """The profile name of an unreadable key is unknown."""
-    assert of(report(row("", "rejected"))).labels == {}
+    assert labels_of(report(row("", "rejected"))).labels == {}
 
 
-def test_digests_are_those_of_the_source():
-    """The label has the first 12 digits; it is optional, and needs a known digest."""
-    one = report(row(source_digest="0123456789abcdef"), row("b.json"))
-    found = of(one, digest=True).labels
-    assert {key: value for key, value in found.items() if "digest" in key} == {
+def test_the_label_of_a_digest_has_the_digest_of_the_source():
+    """The optional label has the first 12 digits, and exists only if the digest is known."""
+    built = report(row(source_digest="0123456789abcdef"), row("b.json"))
+    computed = labels_of(built, digest=True).labels
+    assert {key: value for key, value in computed.items() if "digest" in key} == {
         f"seccomp-digest.{D}/a.json": "0123456789ab"
     }
 
 
 @pytest.fixture
 def equal_digests(monkeypatch):
-    """Make all SHA-256 digests equal, like an attacker who found a collision."""
+    """Make all SHA-256 digests equal, like an attacker who computed a collision."""
     monkeypatch.setattr(
         hashlib, "sha256", lambda _: type("Same", (), {"hexdigest": lambda _: "0" * 64})()
     )
@@ -224,7 +229,7 @@ def equal_digests(monkeypatch):
 
 @pytest.mark.usefixtures("equal_digests")
 @pytest.mark.parametrize("state", ["installed", "rejected", "foreign", "unobservable"])
-def test_names_that_share_a_label_get_none_whatever_became_of_them(state):
+def test_names_with_the_same_label_key_have_no_label(state):
     """The label of the accepted profile would also announce the rejected profile."""
     label = f"seccomp.{D}/web.server-{'0' * 20}"
     digest = f"seccomp-digest.{D}/web.server-{'0' * 20}"
@@ -232,8 +237,10 @@ def test_names_that_share_a_label_get_none_whatever_became_of_them(state):
         row("web server", source_digest="a" * 64),
         row("web?server", state, source_digest="b" * 64),
     )
-    found = of(report(*rows, row(), sets=()), {label: "installed", digest: "x"}, digest=True)
-    assert found == labels.Labels(
+    computed = labels_of(
+        report(*rows, row(), sets=()), {label: "installed", digest: "x"}, digest=True
+    )
+    assert computed == labels.Labels(
         labels={f"seccomp.{D}/a.json": "installed"},
         findings=(
             Finding(
@@ -248,34 +255,34 @@ def test_names_that_share_a_label_get_none_whatever_became_of_them(state):
 
 
 @pytest.mark.usefixtures("equal_digests")
-def test_a_desired_name_without_a_row_of_its_own_counts_for_collisions():
+def test_a_desired_name_without_a_row_can_collide():
     """The row of a rejected key has no name, but the report contains the desired names."""
-    one = report(row("web server"), row("", "rejected"), sets=())
-    rejected = replace(one, desired_names={"seccomp": frozenset(["web server", "web?server"])})
-    assert list(of(one).labels) == [f"seccomp.{D}/web.server-{'0' * 20}"]
-    assert of(rejected).labels == {}
-    assert [finding.code for finding in of(rejected).findings] == ["label_collision"]
+    built = report(row("web server"), row("", "rejected"), sets=())
+    rejected = replace(built, desired_names={"seccomp": frozenset(["web server", "web?server"])})
+    assert list(labels_of(built).labels) == [f"seccomp.{D}/web.server-{'0' * 20}"]
+    assert labels_of(rejected).labels == {}
+    assert [finding.code for finding in labels_of(rejected).findings] == ["label_collision"]
 
 
 @pytest.mark.usefixtures("equal_digests")
 @pytest.mark.parametrize("state", ["read", "missing", "unreadable", "emptied"])
-def test_configmaps_that_share_a_label_get_none(state):
-    """The result does not depend on the other name's result."""
+def test_configmaps_with_the_same_label_key_have_no_label(state):
+    """The state of the other ConfigMap makes no difference."""
     long = "a" * 60
     first, other = f"configmap {long}/web", f"configmap {long}/api"
     sets = (
         ProfileSetStatus(profile_set=first, state="read"),
         ProfileSetStatus(profile_set=other, state=state),
     )
-    found = of(report(row(origin=first), sets=sets))
-    assert found.labels == {f"seccomp.{D}/a.json": "installed"}
-    assert [finding.code for finding in found.findings] == ["label_collision"]
+    computed = labels_of(report(row(origin=first), sets=sets))
+    assert computed.labels == {f"seccomp.{D}/a.json": "installed"}
+    assert [finding.code for finding in computed.findings] == ["label_collision"]
 
 
-def test_sets_of_the_same_name_in_two_namespaces_have_two_labels():
-    """A profile set that is not ready does not get the label of the other one."""
+def test_configmaps_of_two_namespaces_have_different_labels():
+    """A ConfigMap does not get the label of a ready ConfigMap in another namespace."""
     other = "configmap other/web"
-    found = of(
+    computed = labels_of(
         report(
             row(),
             row("b.json", "rejected", origin=other),
@@ -285,14 +292,14 @@ def test_sets_of_the_same_name_in_two_namespaces_have_two_labels():
             ),
         )
     )
-    assert (found.labels, found.findings) == (
+    assert (computed.labels, computed.findings) == (
         {f"seccomp.{D}/a.json": "installed", f"set.{D}/ns__web": "ready"},
         (),
     )
 
 
-def test_an_observed_profile_has_the_mode_that_was_observed():
-    """The label of a name that another source may desire too does not keep its previous value."""
+def test_the_label_of_an_observed_profile_has_the_observed_mode():
+    """The previous value is replaced, even if another source may desire the name too."""
     rows = [
         row("web", kind="apparmor", mode="enforce"),
         row(
@@ -300,31 +307,33 @@ def test_an_observed_profile_has_the_mode_that_was_observed():
         ),
     ]
     for order in (rows, rows[::-1]):
-        found = of(report(*order, sets=()), {f"apparmor.{D}/web": "complain"})
-        assert found.labels == {f"apparmor.{D}/web": "enforce"}
+        computed = labels_of(report(*order, sets=()), {f"apparmor.{D}/web": "complain"})
+        assert computed.labels == {f"apparmor.{D}/web": "enforce"}
 
 
-def test_a_set_that_is_no_configmap_has_no_label():
-    """Directories and files have no name that pods can reference."""
-    found = of(
+def test_only_configmaps_have_labels_of_profile_sets():
+    """The path of a directory or a manifest differs between nodes."""
+    computed = labels_of(
         report(row(origin="dir /p"), sets=(ProfileSetStatus(profile_set="dir /p", state="read"),))
     )
-    assert found.labels == {f"seccomp.{D}/a.json": "installed"}
+    assert computed.labels == {f"seccomp.{D}/a.json": "installed"}
 
 
-def test_existing_labels_have_precedence_when_there_are_too_many():
+def test_existing_labels_have_precedence_over_new_labels():
     """The order is: support of the node, existing labels, profile sets, profiles."""
-    one = report(row("a"), row("b"), row("c"), seccomp="enabled")
-    found = of(one, {f"seccomp.{D}/c": "installed"}, limit=3)
-    assert list(found.labels) == [f"{D}/seccomp", f"seccomp.{D}/c", f"set.{D}/ns__web"]
-    assert [(one.code, one.severity) for one in found.findings] == [("label_limit", "warning")]
-    assert found.findings[0].message.startswith("The Node has no labels for 2 names")
+    built = report(row("a"), row("b"), row("c"), seccomp="enabled")
+    computed = labels_of(built, {f"seccomp.{D}/c": "installed"}, limit=3)
+    assert list(computed.labels) == [f"{D}/seccomp", f"seccomp.{D}/c", f"set.{D}/ns__web"]
+    assert [(finding.code, finding.severity) for finding in computed.findings] == [
+        ("label_limit", "warning")
+    ]
+    assert computed.findings[0].message.startswith("The Node has no labels for 2 names")
 
 
-def test_the_selector_of_a_row_is_ready_made():
-    """The row has the nodeSelector for pods; it is empty if the profile has no label."""
+def test_a_labelled_profile_has_a_node_selector():
+    """The nodeSelector is empty if the profile has no label."""
     rows = [row("web", kind="apparmor", mode="enforce"), row(), row(state="failed")]
-    assert [labels.node_selector(one, D) for one in rows] == [
+    assert [labels.node_selector(profile, D) for profile in rows] == [
         {f"apparmor.{D}/web": "enforce"},
         {f"seccomp.{D}/a.json": "installed"},
         {},
@@ -334,16 +343,16 @@ def test_the_selector_of_a_row_is_ready_made():
 @pytest.mark.parametrize(
     ("label", "expected"),
     [
-        ("former.example/seccomp", True),
-        ("set.former.example/x", True),
+        ("previous.example/seccomp", True),
+        ("set.previous.example/x", True),
         (f"seccomp-digest.{D}/x", True),
         ("seccomp", False),
         ("settings.example/x", False),
         ("kubernetes.io/os", False),
     ],
 )
-def test_labels_of_a_previous_domain_have_the_form_of_own_labels(label, expected):
-    """Labels of a previous domain are still removed by an apply."""
+def test_labels_of_a_previous_domain_are_recognized(label, expected):
+    """These labels are still removed when labels are applied."""
     assert labels.has_agent_label_form(label) is expected
 
 
@@ -362,6 +371,6 @@ def test_labels_of_a_previous_domain_have_the_form_of_own_labels(label, expected
         ("kubernetes.io/os", False),
     ],
 )
-def test_own_labels_are_those_below_the_own_prefixes(label, expected):
-    """Any other label is foreign."""
+def test_only_labels_with_a_prefix_of_the_agent_are_its_own(label, expected):
+    """Every other label is foreign."""
     assert labels.is_agent_label(label, D) is expected

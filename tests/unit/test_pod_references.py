@@ -9,8 +9,8 @@ def local(name):
     return {"type": "Localhost", "localhostProfile": name}
 
 
-def test_every_place_where_a_pod_names_a_profile_counts():
-    """The pod, its three types of containers, and the annotations of older servers count."""
+def test_references_in_every_place_of_a_pod_count():
+    """The places are the pod, its three types of containers, and annotations of older servers."""
     pod = {
         "metadata": {
             "annotations": {
@@ -41,8 +41,8 @@ def test_every_place_where_a_pod_names_a_profile_counts():
 
 
 @pytest.mark.parametrize("written", ["./a/b.json", "a//b.json", "a/./b.json", "a/b.json/"])
-def test_the_path_of_a_seccomp_file_is_read_as_the_kubelet_reads_it(written):
-    """The API server accepts a path that is not normalized, and the file is the same."""
+def test_the_path_of_a_seccomp_file_is_normalized_like_in_the_kubelet(written):
+    """The API server also accepts a path that is not normalized."""
     pod = {"spec": {"securityContext": {"seccompProfile": local(written)}}}
     assert pod_references.referenced_profiles(pod) == {("seccomp", "a/b.json")}
 
@@ -63,6 +63,6 @@ def test_the_path_of_a_seccomp_file_is_read_as_the_kubelet_reads_it(written):
         },
     ],
 )
-def test_a_pod_that_names_none_or_has_ended_names_nothing(pod):
+def test_a_terminated_pod_or_a_pod_without_a_profile_has_no_references(pod):
     """A pod that starts no container again does not hold a profile."""
     assert pod_references.referenced_profiles(pod) == frozenset()

@@ -1,4 +1,4 @@
-"""Specification of reports: two passes as one, and what is converged."""
+"""Specification of agent.core.report: merging reports, and convergence."""
 
 from dataclasses import replace
 
@@ -10,8 +10,8 @@ def change(name, action, state="installed", reason="new"):
     return row(name, action=action, state=state, reason=reason)
 
 
-def test_two_passes_are_reported_as_one():
-    """A change by the first pass is reported where the second pass found nothing to do."""
+def test_the_reports_of_two_passes_are_merged():
+    """A change by the first pass is reported if the second pass left the profile unchanged."""
     first = report(
         change("a", "install"),
         change("b", "install", state="failed"),
@@ -25,10 +25,10 @@ def test_two_passes_are_reported_as_one():
         change("slow", "install", reason="new"),
         change("back", "hold", state="outdated", reason="rejected"),
     )
-    both = merge_reports(
+    merged = merge_reports(
         replace(first, pending=1, seconds={"act": 1.0}), replace(second, seconds={"act": 2.0})
     )
-    assert both == replace(
+    assert merged == replace(
         second,
         profiles=(
             change("a", "install"),
@@ -42,5 +42,5 @@ def test_two_passes_are_reported_as_one():
 
 
 def test_a_report_with_a_pending_key_is_not_converged():
-    """A restored version whose update is still checked looks complete otherwise."""
+    """The restored version of the key is installed, but its update is still pending."""
     assert exit_status(replace(report(row()), pending=1), allow_unsupported=False) == 1

@@ -25,11 +25,15 @@ from tests.world import CAPABILITIES
 
 ID = KeyId(kind="seccomp", profile_set="dir /p", key="audit.json")
 WARNED = Finding(code="not_enforcing", location="audit.json", message="It only logs.")
-UNLABELLED = Finding(code="node_unreachable", location="n1", message="The API server is away.")
+UNPUBLISHED = Finding(
+    code="node_unreachable", location="n1", message="The API server does not respond."
+)
 FAILED = Finding(code="write_failed", location="audit.json", message="The disk is full.")
 VERSION = Version(names=("audit.json",), source_digest="s", body_digest="b")
 PROFILE = Profile(id=ID, version=VERSION, source=b"", body_size=0, findings=(WARNED,))
-PUT = Install(id=ID, reason="new", names=("audit.json",), profile=PROFILE, replaceable=frozenset())
+INSTALL = Install(
+    id=ID, reason="new", names=("audit.json",), profile=PROFILE, replaceable=frozenset()
+)
 RESTORE = Install(
     id=ID, reason="went missing", names=("audit.json",), profile=None, replaceable=frozenset()
 )
@@ -49,7 +53,7 @@ REMOVE = Remove(
 RELEASE = Release(id=ID, reason="absent", names=("audit.json",))
 
 
-def told(action, result, desired=None, findings=()):
+def states_and_actions(action, result, desired=None, findings=()):
     outcome = Outcome(action=action, result=result, version=VERSION, findings=findings)
     report = report_builder.build_report(
         desired=desired or Desired(),
@@ -64,10 +68,10 @@ def told(action, result, desired=None, findings=()):
 @pytest.mark.parametrize(
     ("action", "result", "expected"),
     [
-        (PUT, "done", ("installed", "install")),
-        (PUT, "failed", ("failed", "install")),
+        (INSTALL, "done", ("installed", "install")),
+        (INSTALL, "failed", ("failed", "install")),
         (RESTORE, "pending", ("pending", "hold")),
-        (PUT, "planned", ("planned", "install")),
+        (INSTALL, "planned", ("planned", "install")),
         (RESTORE, "done", ("held", "restore")),
         (ADOPT, "done", ("installed", "adopt")),
         (ADOPT, "failed", ("failed", "adopt")),
@@ -91,21 +95,21 @@ def told(action, result, desired=None, findings=()):
 )
 def test_each_outcome_has_a_state_and_an_action(action, result, expected):
     """The state of a row is "installed" only if the desired version was observed on the node."""
-    assert told(action, result) == [expected]
+    assert states_and_actions(action, result) == [expected]
 
 
-def test_a_moved_name_is_reported_once():
+def test_a_moved_name_has_only_one_row():
     """Only the key that provides the profile now has a row for it."""
-    assert told(Release(id=ID, reason="moved", names=("audit.json",)), "done") == []
+    assert states_and_actions(Release(id=ID, reason="moved", names=("audit.json",)), "done") == []
 
 
 def test_a_restored_version_of_a_rejected_key_is_outdated():
     """The last good version is installed, and the desired version is not."""
-    refused = Desired(rejections={ID: Rejection(id=ID, findings=(FAILED,))})
-    assert told(RESTORE, "done", refused) == [("outdated", "restore")]
+    rejected = Desired(rejections={ID: Rejection(id=ID, findings=(FAILED,))})
+    assert states_and_actions(RESTORE, "done", rejected) == [("outdated", "restore")]
 
 
-def test_a_row_contains_what_pods_need_and_what_was_verified():
+def test_a_row_has_the_localhost_profile_and_the_verified_version():
     """A row contains kind, key, localhostProfile, digests, mode and findings."""
     version = Version(
         names=("web", "web//hat"), source_digest="s", body_digest="p", modes={"web": "enforce"}
@@ -141,21 +145,21 @@ def test_a_row_contains_what_pods_need_and_what_was_verified():
     )
 
 
-def test_a_duplicate_key_has_rows_of_its_own():
-    """Two keys with the same content have a row each, and one row refers to the other."""
-    twin = KeyId(kind="seccomp", profile_set="dir /p", key="zwin.json")
-    wanted = Desired(profiles={ID: PROFILE}, duplicates={twin: ID})
-    outcome = Outcome(action=PUT, result="done", version=VERSION)
+def test_a_duplicate_key_has_its_own_row():
+    """The row of the duplicate refers to the key with the same content."""
+    duplicate = KeyId(kind="seccomp", profile_set="dir /p", key="duplicate.json")
+    desired = Desired(profiles={ID: PROFILE}, duplicates={duplicate: ID})
+    outcome = Outcome(action=INSTALL, result="done", version=VERSION)
     report = report_builder.build_report(
-        desired=wanted, observed={}, capabilities=CAPABILITIES, sandboxes={}, outcomes=[outcome]
+        desired=desired, observed={}, capabilities=CAPABILITIES, sandboxes={}, outcomes=[outcome]
     )
     assert [(row.key, row.why, row.installed) for row in report.profiles] == [
         ("audit.json", "new", "b"),
-        ("zwin.json", 'same content as "audit.json"', "b"),
+        ("duplicate.json", 'same content as "audit.json"', "b"),
     ]
 
 
-def test_a_removal_does_not_repeat_the_remarks_of_the_profile():
+def test_a_removal_does_not_repeat_the_findings_of_the_profile():
     """Warnings and notices describe installed profiles, and not removed ones."""
     outcome = Outcome(action=REMOVE, result="done", version=VERSION)
     report = report_builder.build_report(
@@ -168,7 +172,7 @@ def test_a_removal_does_not_repeat_the_remarks_of_the_profile():
     assert report.profiles[0].findings == ()
 
 
-def test_sets_have_four_states_and_support_has_three():
+def test_profile_sets_have_four_states_and_kinds_have_three_states():
     """The states are read, emptied, missing, unreadable; and enabled, disabled, unknown."""
     sets = [
         Read(profile_set="a", revision="", source_keys=(), rejected_keys=(("k", FAILED),)),
@@ -177,7 +181,7 @@ def test_sets_have_four_states_and_support_has_three():
         Unreadable(profile_set="d", reason="EIO"),
     ]
     report = report_builder.build_report(
-        desired=Desired(profile_sets={one.profile_set: one for one in sets}),
+        desired=Desired(profile_sets={snapshot.profile_set: snapshot for snapshot in sets}),
         capabilities=CAPABILITIES,
         sandboxes={},
         observed={
@@ -206,42 +210,42 @@ def test_sets_have_four_states_and_support_has_three():
         seconds={"read": 1.0},
     )
     assert expected == report
-    assert [(one.code, one.location) for one in report.findings] == [
+    assert [(finding.code, finding.location) for finding in report.findings] == [
         ("not_enforcing", "audit.json"),
         ("source_emptied", "b"),
         ("source_missing", "c"),
         ("source_unreadable", "d"),
     ]
-    blind = report_builder.build_report(
+    unobservable = report_builder.build_report(
         desired=Desired(),
         observed={"apparmor": Unobservable(finding=FAILED)},
         capabilities=CAPABILITIES,
         sandboxes={},
         outcomes=[],
     )
-    assert blind.kind_support == {"apparmor": KindSupport(state="unknown", finding=FAILED)}
+    assert unobservable.kind_support == {"apparmor": KindSupport(state="unknown", finding=FAILED)}
 
 
-def test_the_state_of_a_sandbox_is_in_the_support_and_a_missing_one_is_a_problem():
+def test_a_report_has_the_state_of_the_sandbox_and_a_finding_if_it_is_missing():
     """A sandbox is active, missing with a finding, or not needed by the backend."""
-    seen = {"apparmor": Observation(profiles={}), "seccomp": Observation(profiles={})}
+    observed = {"apparmor": Observation(profiles={}), "seccomp": Observation(profiles={})}
     for sandbox, sandboxed, findings in (
         (Sandbox(), True, ()),
         (Sandbox(finding=WARNED), False, (WARNED,)),
         (None, None, ()),
     ):
-        found = report_builder.build_report(
+        built = report_builder.build_report(
             desired=Desired(),
-            observed=seen,
+            observed=observed,
             capabilities=CAPABILITIES,
             sandboxes={"apparmor": sandbox, "seccomp": None},
             outcomes=[],
         )
-        assert found.kind_support == {
+        assert built.kind_support == {
             "apparmor": KindSupport(state="enabled", sandboxed=sandboxed),
             "seccomp": KindSupport(state="enabled"),
         }
-        assert found.findings == findings
+        assert built.findings == findings
 
 
 def report(*states, sets=("read",), findings=()):
@@ -265,7 +269,7 @@ def report(*states, sets=("read",), findings=()):
 
 
 @pytest.mark.parametrize(
-    ("given", "flags", "status"),
+    ("built", "flags", "status"),
     [
         (report("installed", "held", "removed", "released", "planned"), {}, 0),
         (report("rejected"), {}, 1),
@@ -280,22 +284,22 @@ def report(*states, sets=("read",), findings=()):
         (report("rejected", sets=("read", "unreadable")), {}, 3),
         (report(findings=[FAILED]), {}, 1),
         (report(findings=[WARNED]), {}, 0),
-        (report("installed", findings=[UNLABELLED]), {}, 3),
+        (report("installed", findings=[UNPUBLISHED]), {}, 3),
     ],
 )
-def test_the_exit_status_follows_from_the_report(given, flags, status):
+def test_the_exit_status_follows_from_the_report(built, flags, status):
     """0: everything is installed; 1: a failure; 3: a source or the API server is unavailable."""
-    assert exit_status(given, **({"allow_unsupported": False} | flags)) == status
+    assert exit_status(built, **({"allow_unsupported": False} | flags)) == status
 
 
-def test_a_pass_has_converged_when_everything_desired_is_in_place():
-    """An empty pass has converged, and a failure to label the Node does not matter."""
-    unlabelled = report("installed", findings=[UNLABELLED])
-    reports = [report(), report("installed"), unlabelled, report("failed")]
-    assert [one.converged for one in reports] == [True, True, True, False]
+def test_a_pass_has_converged_if_every_desired_profile_is_installed():
+    """An empty pass has converged, and unpublished labels do not matter."""
+    unpublished = report("installed", findings=[UNPUBLISHED])
+    reports = [report(), report("installed"), unpublished, report("failed")]
+    assert [each.converged for each in reports] == [True, True, True, False]
 
 
-def test_a_code_outside_the_table_is_no_problem():
+def test_a_finding_requires_a_code_of_the_table():
     """Every finding has a code from the table, which logs, metrics and the runbook use."""
     with pytest.raises(ValueError, match="unknown finding code: nonsense"):
         Finding(code="nonsense", location="", message="")
@@ -325,9 +329,13 @@ def test_a_report_has_the_names_of_accepted_and_rejected_keys():
         ("over_limit", "source_over_limit"),
     ],
 )
-def test_a_set_beyond_a_limit_has_a_code_of_its_own(cause, code):
-    """An exceeded limit has a separate code, because it needs a different action."""
-    found = report_builder.source_finding(
-        Unreadable(profile_set="d", reason="it is so", cause=cause)
+def test_a_source_over_a_limit_has_its_own_code(cause, code):
+    """An exceeded limit needs a different action than an unreadable source."""
+    finding = report_builder.source_finding(
+        Unreadable(profile_set="d", reason="2 MiB are too much", cause=cause)
     )
-    assert (found.code, found.location, "it is so" in found.message) == (code, "d", True)
+    assert (finding.code, finding.location, "2 MiB are too much" in finding.message) == (
+        code,
+        "d",
+        True,
+    )

@@ -34,8 +34,8 @@ LABELS = {"pool": "a", "kubernetes.io/os": "linux", "empty": ""}
         ("pool=a , kubernetes.io/os=windows", False),
     ],
 )
-def test_a_selector_selects_as_kubectl_does(text, expected):
-    """Every relation of the grammar, and all conditions together."""
+def test_a_selector_matches_like_kubectl(text, expected):
+    """The cases cover every relation, and several conditions together."""
     assert selector.matches(selector.parse(text), LABELS) is expected
 
 
@@ -56,15 +56,15 @@ def test_a_selector_selects_as_kubectl_does(text, expected):
         "a=!",
     ],
 )
-def test_an_invalid_selector_is_reported(text):
-    """Nothing odd is taken for a selector that selects everything."""
-    with pytest.raises(ValueError, match=r"\"") as told:
+def test_an_invalid_selector_is_an_error(text):
+    """An invalid text is never a selector that selects everything."""
+    with pytest.raises(ValueError, match=r"\"") as error:
         selector.parse(text)
-    assert text in str(told.value)
+    assert text in str(error.value)
 
 
-def test_the_terms_have_the_intended_meaning():
-    """One term for each condition."""
+def test_a_selector_has_one_term_per_condition():
+    """Each condition of the text is parsed to one term."""
     assert selector.parse("a=b,c notin (d,e),!f,g") == Selector(
         terms=(
             Term(key="a", relation="in", values=frozenset({"b"})),
