@@ -118,10 +118,13 @@ def _read(kubeconfig: str) -> ClusterAccess:
     config.refresh_api_key_hook = None
     # client-go also removes a line end after a token (transport/token_source.go).
     config.api_key = {name: token.strip() for name, token in config.api_key.items()}
-    token = config.auth_settings().get("BearerToken", {}).get("value")
+    token = str(config.auth_settings().get("BearerToken", {}).get("value") or "")
+    if not (token.isascii() and token.isprintable()):
+        # The HTTP library would quote the token in its error.
+        raise NoClusterError("the token contains characters that an HTTP header cannot contain.")
     return ClusterAccess(
         url=str(config.host),
-        authorization=str(token or ""),
+        authorization=token,
         authority_file=config.ssl_ca_cert,
         certificate_file=config.cert_file,
         key_file=config.key_file,

@@ -12,7 +12,7 @@ from kubernetes.config import kube_config
 
 from agent.kube import credentials
 from agent.kube.client import Api
-from agent.kube.errors import UnreachableError
+from agent.kube.errors import NoClusterError, UnreachableError
 
 
 class EmptyObject(http.server.BaseHTTPRequestHandler):
@@ -64,7 +64,7 @@ def port(folder):
         thread.join()
 
 
-def get(folder, server, **cluster):
+def get(folder, server, bearer="x", **cluster):
     """Send a GET with a kubeconfig whose cluster has some more fields; return the response."""
     path = folder / "kubeconfig"
     config = {
@@ -72,11 +72,16 @@ def get(folder, server, **cluster):
         "kind": "Config",
         "current-context": "x",
         "clusters": [{"name": "x", "cluster": {"server": server, **cluster}}],
-        "users": [{"name": "x", "user": {"token": "x"}}],
+        "users": [{"name": "x", "user": {"token": bearer}}],
         "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
     }
     path.write_text(json.dumps(config))
     return Api(kubeconfig=str(path)).get("/")
+
+
+def trusting(folder):
+    """Return the field of a cluster whose authority is `right`."""
+    return {"certificate-authority": str(folder / "right.crt")}
 
 
 def test_an_authority_without_key_usage_is_accepted(folder, port):
@@ -105,6 +110,19 @@ def test_only_the_kubeconfig_disables_verification(folder, port):
     trust = {"insecure-skip-tls-verify": True}
     with pytest.warns(match="Unverified HTTPS request"):
         assert get(folder, f"https://127.0.0.1:{port}", **trust) == {}
+
+
+@pytest.mark.parametrize("token", ["secret\r\nX: y", "secret\n\n2", "secret\u20282", "secret\0"])
+def test_a_token_that_no_header_can_contain_is_not_shown(folder, port, token):
+    """The HTTP library would quote such a token in its error, which the log would contain."""
+    with pytest.raises(NoClusterError) as error:
+        get(folder, f"https://127.0.0.1:{port}", token, **trusting(folder))
+    assert "secret" not in str(error.value)
+
+
+def test_a_line_end_after_a_token_is_removed(folder, port):
+    """Editors add one to a token file."""
+    assert get(folder, f"https://127.0.0.1:{port}", "secret\n", **trusting(folder)) == {}
 
 
 def test_certificates_of_a_plugin_are_renewed_and_old_keys_are_removed(
