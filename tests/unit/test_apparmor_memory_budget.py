@@ -117,6 +117,17 @@ def test_the_memory_of_a_running_parser_is_subtracted_once(tmp_path):
     assert (tmp_path / "both").exists()
 
 
+def test_no_second_parser_starts_while_only_the_minimum_is_left(tmp_path):
+    """The minimum is also returned if the agent or the running parser has used up the memory."""
+    text = f"cd {tmp_path}; mkdir busy || touch both; sleep 0.2; rmdir busy"
+    before_the_first_run = iter([128])
+    backend = script_backend(
+        tmp_path, text, free_memory=lambda: next(before_the_first_run, 64) * MIB
+    )
+    inspected(backend, *source_keys("1", "2", "3"))
+    assert not (tmp_path / "both").exists()
+
+
 def backend_with(tmp_path, text, left=1024):
     """Return a backend whose parsers may use a number of MiB together."""
     return script_backend(tmp_path, text, free_memory=lambda: left * MIB)

@@ -211,12 +211,15 @@ class CompileWorker:
 
         Running parsers may use everything that is reserved for them. The free memory is already
         smaller by what they use now, so the reservations are subtracted from the free memory at
-        the time when no parser ran.
+        the time when no parser ran. The free memory is never reported as less than the minimum, so
+        the minimum can mean that nothing is left.
         """
         free = self._free_memory()
         if not self._reserved:
             self._idle_memory = free
             return max(free, memory_budget.MIN_PARSER_BYTES)
+        if free <= memory_budget.MIN_PARSER_BYTES:
+            return 0
         left = min(free, self._idle_memory - sum(self._reserved.values()))
         return left if left >= memory_budget.MIN_PARSER_BYTES else 0
 
