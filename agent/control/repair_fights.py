@@ -11,7 +11,7 @@ from typing import Final
 from agent.backoff import delay_seconds
 from agent.core.findings import Finding
 from agent.core.report import ProfileStatus, Report
-from agent.core.vocabulary import ActionName, ProfileState
+from agent.core.vocabulary import ProfileState
 
 FIGHT_SECONDS: Final = 120.0
 FIGHT_REPAIRS: Final = 10
@@ -77,4 +77,4 @@ class RepairFights:
 
 def _is_repair(row: ProfileStatus) -> bool:
     """Return whether a pass reinstalled a profile that went missing or was changed on the node."""
-    return row.action == ActionName.RESTORE and row.state != ProfileState.FAILED
+    return row.is_repair and row.state != ProfileState.FAILED

@@ -11,6 +11,7 @@ from typing import Final, Literal
 from agent.core.findings import Finding, Severity
 from agent.core.model import ProfileKind
 from agent.core.vocabulary import (
+    DRIFTS,
     INSTALLS,
     ActionName,
     ProfileSetState,
@@ -62,6 +63,14 @@ class ProfileStatus:
     def why(self) -> str:
         """Return the text of the reason that is shown to users."""
         return self.reason_text or self.reason
+
+    @property
+    def is_repair(self) -> bool:
+        """Return whether this row reports the repair of a profile.
+
+        The row of a duplicate repeats the action of another key, and not its reason.
+        """
+        return self.action == ActionName.RESTORE and self.reason in DRIFTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

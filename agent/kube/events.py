@@ -72,7 +72,7 @@ def _id(row: ProfileStatus) -> tuple[str, str, str, str]:
 def _profile_event(before: ProfileStatus | None, row: ProfileStatus) -> NodeEvent | None:
     profile = f'{row.kind} profile "{row.name or row.key}" of {row.profile_set}'
     if row.action in INSTALLS and row.state in ON_NODE:
-        if row.action == ActionName.RESTORE:
+        if row.is_repair:
             note = f"{profile} {_DRIFT[row.reason]}, and was restored"
             return NodeEvent(type="Warning", reason="ProfileRestored", action="Restore", note=note)
         if row.state == ProfileState.INSTALLED:

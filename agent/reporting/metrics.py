@@ -174,7 +174,7 @@ class _PassCounters:
         if row.action not in INSTALLS and not is_removed:
             return
         self._actions.labels(row.kind, row.action).inc()
-        if row.action == ActionName.RESTORE:
+        if row.is_repair:
             self._repairs.labels(row.kind, _CAUSES[row.reason]).inc()
 
 

@@ -61,6 +61,10 @@ def warning(reason, action, note):
             ),
         ),
         (
+            row(action="restore", reason="same content"),
+            normal("ProfileUpdated", "Update", f"{PROFILE} was updated (same content)"),
+        ),
+        (
             row(state="outdated", action="restore", reason="went missing", findings=BAD),
             warning(
                 "ProfileRestored", "Restore", f"{PROFILE} was missing on the node, and was restored"

@@ -117,6 +117,15 @@ def test_new_findings_between_passes_are_not_counted_as_a_pass():
     assert found['profile_loader_problems{code="parser_rejected"}'] == 1
 
 
+def test_a_duplicate_of_a_restored_key_counts_no_further_repair():
+    """A repair of content that two keys provide is one repair."""
+    metrics = Metrics("1")
+    duplicate = row(action="restore", reason="same content", reason_text='same content as "a"')
+    metrics.count_pass(report(row(action="restore", reason="drifted"), duplicate), 1000.0)
+    found = series(metrics)
+    assert found['profile_loader_drift_repairs_total{cause="drifted",kind="seccomp"}'] == 1
+
+
 def test_only_a_pass_changes_the_times():
     """The times show that the loop is stuck, even while the findings of the publisher change."""
     metrics = Metrics("1")

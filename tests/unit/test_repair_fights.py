@@ -94,6 +94,7 @@ def test_very_many_profiles_can_be_fought_over_at_once():
         {"action": "install", "reason": "new"},
         {"action": "restore", "reason": "went missing", "state": "failed"},
         {"action": "hold", "reason": "drifted"},
+        {"action": "restore", "reason": "same content"},  # of a duplicate: its first key counts
     ],
 )
 def test_updates_and_failures_do_not_count_as_repairs(fields):
