@@ -14,6 +14,9 @@ from agent.core.report import Report
 from agent.core.vocabulary import ProfileState
 
 FIRST_RETRY_SECONDS: Final = 2.0
+LONGEST_RETRY_SECONDS: Final = 3600.0
+"""A failure is retried at least this often, even if the resync interval is longer."""
+
 NODE_CHECK_SECONDS: Final = 10.0
 """The node is compared with the last pass this often, in case a notification was lost."""
 
@@ -39,7 +42,7 @@ class PassSchedule:
         self._failures: frozenset[_Failure] = frozenset()
         self._backoff = Backoff(
             first_seconds=FIRST_RETRY_SECONDS,
-            longest_seconds=max(FIRST_RETRY_SECONDS, resync_seconds),
+            longest_seconds=max(FIRST_RETRY_SECONDS, min(LONGEST_RETRY_SECONDS, resync_seconds)),
         )
         self._full_passes_requested = 0
         self._full_passes_begun = 0
