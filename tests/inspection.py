@@ -1,24 +1,24 @@
-"""Helpers for tests of a backend: inspections that wait for background checks."""
+"""Helpers for the tests of backends, which wait for background checks."""
 
 from agent.core.model import Pending
 
 
-def inspected(kind, *blobs):
-    """Return the results of all inspections, once no text is being compiled."""
-    results = [kind.inspect(blob) for blob in blobs]
+def inspected(kind, *source_keys):
+    """Inspect keys, wait for the background checks, and return the results."""
+    results = [kind.inspect(key) for key in source_keys]
     while any(isinstance(result, Pending) for result in results) and kind.wait(no_progress):
         kind.begin_pass()
-        results = [kind.inspect(blob) for blob in blobs]
+        results = [kind.inspect(key) for key in source_keys]
     return results
 
 
 def install(kind, profile, replaceable=()):
-    """Install a profile that the backend inspected; return the result."""
+    """Install a profile that the backend inspected, and return the result."""
     return kind.install(profile, kind.body(profile), replaceable=replaceable)
 
 
 def compiled(parser, text, features):
-    """Return the outcome of one run of the parser without narrow limits."""
+    """Return the outcome of one run of the parser with generous limits."""
     run = parser.run(
         text,
         features,
@@ -31,4 +31,4 @@ def compiled(parser, text, features):
 
 
 def no_progress(_finished, _total):
-    """Ignore how many texts were compiled."""
+    """Ignore the progress of the compilation."""

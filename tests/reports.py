@@ -1,4 +1,4 @@
-"""Builders of reports for specifications of what reads them."""
+"""Builders of reports for the tests of reporters, metrics and labels."""
 
 import time
 
@@ -26,7 +26,7 @@ def report(*rows, sets=READ, findings=(), **supports):
 
 
 def status_store(metrics, store_class=StatusStore, **more):
-    """Return a store of reports in a process whose loop runs, without labels on the Node."""
+    """Return a status store of a process with a running loop and an unlabelled Node."""
     fields = {
         "version": "1",
         "node": "n",

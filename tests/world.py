@@ -29,12 +29,12 @@ from agent.reconciler import Reconciler
 
 
 class Killed(BaseException):
-    """The process ended here, as if by kill -9."""
+    """The simulated end of the process, as if by kill -9."""
 
 
 @dataclass
 class Steps:
-    """Counts effects; ends the process before the effect number `fatal`."""
+    """Counts effects, and ends the process before the effect with the number `fatal`."""
 
     fatal: int = -1
     count: int = 0
@@ -55,24 +55,24 @@ class Node:
 
     loaded: dict = field(default_factory=dict)
     used: set = field(default_factory=set)
-    readable: bool = True  # whether the content of loaded profiles can be read
+    readable: bool = True  # whether the node shows the content of loaded profiles
     objects: dict = field(default_factory=dict)  # name -> the number of the loaded object
     stamps: dict = field(default_factory=dict)  # name -> the number of its last write
-    count: int = 0  # of objects and writes
-    own: dict = field(default_factory=dict)  # the agent's record: name -> number
-    loading: tuple = (frozenset(), 0)  # names whose load is not recorded yet; the count before
+    count: int = 0  # the number of objects and writes so far
+    own: dict = field(default_factory=dict)  # the agent's record of its objects: name -> number
+    loading: tuple = (frozenset(), 0)  # names of an unrecorded load, and the count before it
     # Facts that the agent does not know.
     created: set = field(default_factory=set)  # objects that this agent loaded or overwrote
-    touched: list = field(default_factory=list)  # (name, object, content) that it overwrote
-    lost: list = field(default_factory=list)  # objects that it removed
+    touched: list = field(default_factory=list)  # (name, object, content) that this agent overwrote
+    lost: list = field(default_factory=list)  # objects that this agent removed
     entries: dict = field(default_factory=dict)
     bodies: dict = field(default_factory=dict)
     removed: list = field(default_factory=list)
     put: dict = field(default_factory=dict)  # name -> the content that this agent loaded last
-    full: bool = False  # no ledger entry can be written, but a file can be removed
+    full: bool = False  # whether the disk is full: no entry can be written
 
     def number(self):
-        """Number the loaded objects; a name that was not loaded before gets a new number."""
+        """Number the loaded objects. Each newly loaded object has a new number."""
         for name in self.objects.keys() - self.loaded.keys():
             del self.objects[name]
         for name in sorted(self.loaded.keys() - self.objects.keys()):
@@ -86,7 +86,7 @@ class Node:
         return frozenset({f"object:{self.objects[name]}:{self.stamps[name]}"})
 
     def write(self, contents):
-        """Load or replace profiles in one step, like any program on the node."""
+        """Load or replace profiles in one step, like another program on the node."""
         self.number()
         self.count += 1
         for name, content in contents.items():
@@ -95,7 +95,7 @@ class Node:
             self.stamps[name] = self.count
 
     def unload(self, name):
-        """Remove a profile, like any program on the node."""
+        """Remove a profile, like another program on the node."""
         self.loaded.pop(name, None)
         self.count += 1
         self.number()
@@ -107,7 +107,7 @@ class Node:
         self.created |= {self.objects[name] for name in contents}
 
     def reboot(self):
-        """Lose everything that a restart of the machine loses."""
+        """Discard the state that does not survive a restart of the machine."""
         self.loaded.clear()
         self.used.clear()
         self.own.clear()
@@ -115,19 +115,19 @@ class Node:
         self.number()
 
     def settle(self):
-        """Record the load of a killed agent, if nothing was loaded or removed since."""
+        """Record the load of a killed agent, unless a profile was loaded or removed afterwards."""
         names, count = self.loading
         self.loading = (frozenset(), 0)
         if self.count == count + 1:
             self.own |= {name: self.objects[name] for name in names if name in self.objects}
 
     def is_own(self, name):
-        """Return whether this agent loaded the object that has the name now."""
+        """Return whether this agent loaded the current object of the name."""
         return self.own.get(name) == self.objects[name]
 
 
 def body(profile):
-    """Return the bytes to install of a profile of MemoryKind."""
+    """Return the bytes that MemoryKind installs for a profile."""
     return b"compiled " + profile.source
 
 
@@ -299,23 +299,26 @@ class MemoryLedger:
         return self.node.bodies.get(digest)
 
 
-def turn(node, snapshots, *, steps=None, observed=None, options=None):
-    """Run one pass over the node; return its outcomes."""
+def run_pass(node, snapshots, *, steps=None, observed=None, options=None):
+    """Run one pass over the node, and return the outcomes of its actions."""
     steps = steps or Steps()
     options = options or plan.PlanOptions()
     kind, ledger = MemoryKind(node, steps), MemoryLedger(node, steps)
-    wanted = join(snapshots, lambda _, blob: kind.inspect(blob), frozenset({kind.name}))
+    desired = join(snapshots, lambda _, key: kind.inspect(key), frozenset({kind.name}))
     entries = ledger.entries()
-    names = {n for profile in wanted.profiles.values() for n in profile.version.names}
-    names |= {n for entry in entries.values() for n in owned_names(entry)}
-    seen = observed or kind.observe(names, plan.removal_candidates(wanted, entries, options))
-    actions = plan.plan(wanted, entries, {kind.name: seen}, options, CAPABILITIES)
-    runner = Executor(backends={kind.name: kind}, ledger=ledger, entries=entries, clock=lambda: 0.0)
-    return runner.execute(actions)
+    names = {name for profile in desired.profiles.values() for name in profile.version.names}
+    names |= {name for entry in entries.values() for name in owned_names(entry)}
+    candidates = plan.removal_candidates(desired, entries, options)
+    observation = observed or kind.observe(names, candidates)
+    actions = plan.plan(desired, entries, {kind.name: observation}, options, CAPABILITIES)
+    executor = Executor(
+        backends={kind.name: kind}, ledger=ledger, entries=entries, clock=lambda: 0.0
+    )
+    return executor.execute(actions)
 
 
 def settled(node):
-    """Return the state that two different sequences of passes must both reach."""
+    """Return the part of the state that does not depend on the sequence of passes."""
     return (
         dict(node.loaded),
         {id_: replace(entry, staged=None) for id_, entry in node.entries.items()},

@@ -11,7 +11,7 @@ from agent.core.actions import Adopt, Hold, Install, Keep
 from agent.core.findings import Finding
 from agent.core.model import Emptied, Missing, Read, SourceKey, Unobservable, Unreadable
 from agent.core.ownership import owned_names
-from tests.world import Killed, Node, Steps, settled, token, turn
+from tests.world import Killed, Node, Steps, run_pass, settled, token
 
 NAMES = st.sampled_from(["a", "b", "c"])
 KEYS = st.sampled_from(["one.profile", "two.profile", "three.profile"])
@@ -26,11 +26,11 @@ TEXTS = st.one_of(
 
 
 def read(keys, origin="dir /p"):
-    blobs = tuple(
+    source_keys = tuple(
         SourceKey(profile_set=origin, key=key, content=content)
         for key, content in sorted(keys.items())
     )
-    return Read(profile_set=origin, revision="r", source_keys=blobs)
+    return Read(profile_set=origin, revision="r", source_keys=source_keys)
 
 
 SETS = st.dictionaries(KEYS, TEXTS, min_size=1, max_size=3)
@@ -49,11 +49,11 @@ def snapshots(origin):
 
 
 SNAPSHOTS = st.one_of(
-    snapshots("dir /p").map(lambda one: [one]),
+    snapshots("dir /p").map(lambda snapshot: [snapshot]),
     st.tuples(snapshots("dir /p"), snapshots("dir /q")).map(list),
 )
 FOREIGN = st.dictionaries(NAMES, st.sampled_from([b"foreign", b"compiled a:x"]), max_size=2)
-OUTSIDE = st.one_of(
+CHANGES = st.one_of(
     st.tuples(st.just("unload"), NAMES),
     st.tuples(st.just("use"), NAMES),
     st.tuples(st.just("free"), NAMES),
@@ -64,52 +64,55 @@ OUTSIDE = st.one_of(
     st.tuples(st.just("reload"), NAMES),
     st.tuples(st.just("stranger"), st.just("z")),
 )
-HISTORY = st.lists(st.tuples(SNAPSHOTS, st.lists(OUTSIDE, max_size=2)), min_size=1, max_size=5)
-REFUSABLE = st.one_of(
+HISTORY = st.lists(st.tuples(SNAPSHOTS, st.lists(CHANGES, max_size=2)), min_size=1, max_size=5)
+TEXTS_WITH_NODE_REJECTIONS = st.one_of(
     TEXTS, st.sets(NAMES, min_size=1, max_size=2).map(lambda n: f"{','.join(sorted(n))}:?".encode())
 )
-HARD = st.lists(  # includes rejections by the node and failed writes of the ledger
+# Includes rejections by the node and failed writes of the ledger.
+HISTORY_WITH_FAILURES = st.lists(
     st.tuples(
-        st.dictionaries(KEYS, REFUSABLE, max_size=3).map(read), st.lists(OUTSIDE), st.booleans()
+        st.dictionaries(KEYS, TEXTS_WITH_NODE_REJECTIONS, max_size=3).map(read),
+        st.lists(CHANGES),
+        st.booleans(),
     ),
     min_size=1,
     max_size=6,
 )
 
 
-def meddle(node, deeds):
-    for deed, name in deeds:
-        there = node.loaded.get(name)
-        if deed == "unload":
+def apply_changes(node, changes):
+    for change, name in changes:
+        content = node.loaded.get(name)
+        if change == "unload":
             node.unload(name)
-        elif deed == "use":
+        elif change == "use":
             node.used.add(name)
-        elif deed == "free":
+        elif change == "free":
             node.used.discard(name)
-        elif deed == "reboot":
+        elif change == "reboot":
             node.reboot()
-        elif deed == "load":
+        elif change == "load":
             node.unload(name)
             node.write({name: b"foreign"})
-        elif deed == "replace" and there is not None:
+        elif change == "replace" and content is not None:
             node.write({name: b"foreign"})
-        elif deed == "reload" and there is not None:
+        elif change == "reload" and content is not None:
             node.unload(name)
-            node.write({name: there})
-        elif deed == "stranger":
+            node.write({name: content})
+        elif change == "stranger":
             node.write({name: b"stranger"})
 
 
-def hardly(history, foreign):
+def passes_with_failures(history, foreign):
     """Yield the node and the snapshots before each pass of a history with failures."""
     node = Node(loaded=dict(foreign))
-    for snapshot, deeds, full in history:
-        meddle(node, deeds)
+    for snapshot, changes, full in history:
+        apply_changes(node, changes)
         node.full = full
         yield node, snapshot
 
 
-def mine(node):
+def owned(node):
     return {name for entry in node.entries.values() for name in owned_names(entry)}
 
 
@@ -141,28 +144,28 @@ def mine(node):
     False,
 )
 @given(HISTORY, FOREIGN, st.booleans())
-def test_a_pass_settles(history, foreign, readable):
-    """A second pass over the same node and the same sources changes neither node nor ledger."""
+def test_a_repeated_pass_changes_nothing(history, foreign, readable):
+    """If neither the node nor the sources change, a third pass has no effect."""
     node = Node(loaded=dict(foreign), readable=readable)
-    for snapshot, deeds in history:
-        meddle(node, deeds)
-        turn(node, snapshot)
-        turn(node, snapshot)
+    for snapshot, changes in history:
+        apply_changes(node, changes)
+        run_pass(node, snapshot)
+        run_pass(node, snapshot)
         before = copy.deepcopy((node.loaded, node.entries))
         steps = Steps()
-        turn(node, snapshot, steps=steps)
+        run_pass(node, snapshot, steps=steps)
         assert (before, 0) == ((node.loaded, node.entries), steps.count)
 
 
 @given(HISTORY, FOREIGN)
 def test_foreign_profiles_are_never_changed(history, foreign):
-    """Foreign content is neither replaced nor removed in any history."""
+    """Foreign content is neither replaced nor removed in any history, unless it was adopted."""
     node = Node(loaded=dict(foreign))
     for snapshot, _ in history:
-        theirs = {
+        foreign_profiles = {
             name: content
             for name, content in node.loaded.items()
-            if name not in mine(node)
+            if name not in owned(node)
             or any(
                 entry.provenance == "adopted" and name in owned_names(entry)
                 for entry in node.entries.values()
@@ -172,10 +175,12 @@ def test_foreign_profiles_are_never_changed(history, foreign):
         adopted = {
             n for e in node.entries.values() if e.provenance == "adopted" for n in owned_names(e)
         }
-        turn(node, snapshot)
-        still = {name: node.loaded.get(name) for name in theirs if name not in adopted}
-        assert {name: theirs[name] for name in still} == still
-        assert not set(node.removed) & set(theirs)
+        run_pass(node, snapshot)
+        unchanged = {
+            name: node.loaded.get(name) for name in foreign_profiles if name not in adopted
+        }
+        assert {name: foreign_profiles[name] for name in unchanged} == unchanged
+        assert not set(node.removed) & set(foreign_profiles)
 
 
 @settings(max_examples=300)
@@ -183,33 +188,33 @@ def test_foreign_profiles_are_never_changed(history, foreign):
 @example([([read({"k": b"a:x"})], []), ([read({"l": b"b:x"})], [("reload", "a")])], {}, True)
 @example([([read({"k": b"a:x"})], []), ([read({"l": b"b:x"})], [("load", "a")])], {}, False)
 def test_no_object_of_another_program_is_removed(history, foreign, readable):
-    """A profile that another program loaded with the same bytes after a removal stays too."""
+    """The agent does not remove a profile that another program reloaded with the same bytes."""
     node = Node(loaded=dict(foreign), readable=readable)
-    for snapshot, deeds in history:
-        meddle(node, deeds)
-        turn(node, snapshot)
+    for snapshot, changes in history:
+        apply_changes(node, changes)
+        run_pass(node, snapshot)
         assert node.created.issuperset(node.lost)
 
 
 @settings(max_examples=300)
 @given(HISTORY, FOREIGN, st.booleans())
-def test_only_known_content_of_another_program_is_overwritten(history, foreign, readable):
-    """Only foreign content that was adopted, or equal to the agent's own, is replaced (ADR 7)."""
+def test_only_recorded_content_of_another_program_is_replaced(history, foreign, readable):
+    """Foreign content is replaced only if the ledger has evidence of the same content (ADR 7)."""
     node = Node(loaded=dict(foreign), readable=readable)
-    for snapshot, deeds in history:
-        meddle(node, deeds)
+    for snapshot, changes in history:
+        apply_changes(node, changes)
         known = {
-            (name, one)
+            (name, part)
             for entry in node.entries.values()
             for name, evidence in owned_names(entry).items()
-            for one in evidence
+            for part in evidence
         }
         created = set(node.created)
         node.touched.clear()
-        turn(node, snapshot)
+        run_pass(node, snapshot)
         for name, number, content in node.touched:
             assert number in created or (
-                readable and {(name, one) for one in token(content)} & known
+                readable and {(name, part) for part in token(content)} & known
             )
 
 
@@ -236,13 +241,13 @@ def test_only_known_content_of_another_program_is_overwritten(history, foreign, 
 def test_a_profile_that_this_agent_loaded_is_removed_eventually(history, foreign, readable):
     """A profile that the agent loaded last is removed once no key desires it."""
     node = Node(loaded=dict(foreign), readable=readable)
-    for snapshot, deeds in history:
-        meddle(node, deeds)
-        turn(node, snapshot)
+    for snapshot, changes in history:
+        apply_changes(node, changes)
+        run_pass(node, snapshot)
     node.used.clear()
     last = [read({"other.profile": b"other:x"}, origin) for origin in ("dir /p", "dir /q")]
-    turn(node, last)
-    turn(node, last)
+    run_pass(node, last)
+    run_pass(node, last)
     left = {
         name
         for name, content in node.loaded.items()
@@ -252,95 +257,99 @@ def test_a_profile_that_this_agent_loaded_is_removed_eventually(history, foreign
 
 
 @settings(max_examples=300)
-@given(HARD, FOREIGN)
+@given(HISTORY_WITH_FAILURES, FOREIGN)
 def test_a_profile_that_this_agent_loaded_stays_agent_owned(history, foreign):
     """Despite rejections and failed writes, the ledger has each profile that the agent loaded."""
-    for node, snapshot in hardly(history, foreign):
-        turn(node, [snapshot])
+    for node, snapshot in passes_with_failures(history, foreign):
+        run_pass(node, [snapshot])
         node.number()
-        there = {
+        loaded_by_agent = {
             name
             for name, content in node.loaded.items()
             if node.put.get(name) == content and node.objects[name] in node.created
         }
-        assert there <= mine(node)
+        assert loaded_by_agent <= owned(node)
 
 
 @settings(max_examples=300)
-@given(HARD, FOREIGN)
+@given(HISTORY_WITH_FAILURES, FOREIGN)
 def test_every_profile_that_is_reported_as_installed_is_on_the_node(history, foreign):
     """At the end of a pass, each reported profile is on the node with the reported content."""
-    for node, snapshot in hardly(history, foreign):
-        for outcome in turn(node, [snapshot]):
+    for node, snapshot in passes_with_failures(history, foreign):
+        for outcome in run_pass(node, [snapshot]):
             action = outcome.action
             if outcome.result == "done" and isinstance(action, Install | Keep | Adopt):
-                told = outcome.version.evidence
-                assert all(token(node.loaded[one]) & told[one] for one in action.names)
+                evidence = outcome.version.evidence
+                assert all(token(node.loaded[name]) & evidence[name] for name in action.names)
             elif isinstance(action, Hold) and action.state in ("held", "outdated"):
                 assert node.loaded.keys() >= set(action.names)
 
 
 @settings(max_examples=300)
-@given(HARD, FOREIGN)
-def test_passes_over_an_unchanged_node_come_to_rest(history, foreign):
-    """Even if every pass has a rejection, no profile is installed repeatedly."""
-    for node, snapshot in hardly(history, foreign):
+@given(HISTORY_WITH_FAILURES, FOREIGN)
+def test_passes_over_an_unchanged_node_stop_installing(history, foreign):
+    """Even if every pass has a rejection, no profile is installed again and again."""
+    for node, snapshot in passes_with_failures(history, foreign):
         for _ in range(4):
-            turn(node, [snapshot])
+            run_pass(node, [snapshot])
         before = dict(node.loaded)
-        outcomes = turn(node, [snapshot])
-        put = [one for one in outcomes if isinstance(one.action, Install) and one.result == "done"]
-        assert (put, node.loaded) == ([], before)
+        outcomes = run_pass(node, [snapshot])
+        installed = [
+            outcome
+            for outcome in outcomes
+            if isinstance(outcome.action, Install) and outcome.result == "done"
+        ]
+        assert (installed, node.loaded) == ([], before)
 
 
 @settings(max_examples=300)
-@given(HARD, FOREIGN)
+@given(HISTORY_WITH_FAILURES, FOREIGN)
 def test_no_name_of_a_current_key_is_removed(history, foreign):
-    """This holds even if the node or the agent rejects the key, or if it conflicts with another."""
-    for node, snapshot in hardly(history, foreign):
+    """This also holds if the node or the agent rejects the key, or if two keys conflict."""
+    for node, snapshot in passes_with_failures(history, foreign):
         node.removed.clear()
-        turn(node, [snapshot])
-        texts = [blob.content.decode() for blob in snapshot.source_keys if blob.content != b"!bad"]
-        wanted = {name for text in texts for name in text.split(":")[0].split(",")}
-        assert wanted.isdisjoint(node.removed)
+        run_pass(node, [snapshot])
+        texts = [key.content.decode() for key in snapshot.source_keys if key.content != b"!bad"]
+        desired_names = {name for text in texts for name in text.split(":")[0].split(",")}
+        assert desired_names.isdisjoint(node.removed)
 
 
 @given(HISTORY, FOREIGN, SNAPSHOTS)
-def test_a_blind_kind_is_left_alone(history, foreign, last):
+def test_an_unobservable_kind_is_not_changed(history, foreign, last):
     """If a kind is unobservable, neither the node nor the ledger changes."""
     node = Node(loaded=dict(foreign))
-    for snapshot, deeds in history:
-        meddle(node, deeds)
-        turn(node, snapshot)
+    for snapshot, changes in history:
+        apply_changes(node, changes)
+        run_pass(node, snapshot)
     before = copy.deepcopy((node.loaded, node.entries))
-    blind = Unobservable(
+    unobservable = Unobservable(
         finding=Finding(code="kind_unobservable", location="kernel", message="EACCES")
     )
-    turn(node, last, observed=blind)
+    run_pass(node, last, observed=unobservable)
     assert before == (node.loaded, node.entries)
 
 
 @given(HISTORY)
-def test_nothing_in_use_is_removed(history):
+def test_no_profile_in_use_is_removed(history):
     """A profile that confines a process is never removed, whether or not a source desires it."""
     node = Node()
-    for snapshot, deeds in history:
-        meddle(node, deeds)
+    for snapshot, changes in history:
+        apply_changes(node, changes)
         node.removed.clear()
-        turn(node, snapshot)
+        run_pass(node, snapshot)
         assert not node.used & set(node.removed)
 
 
 @given(SETS, KEYS)
-def test_a_rejected_update_keeps_the_last_good_version(keys, broken):
+def test_a_rejected_update_keeps_the_last_good_version(keys, rejected_key):
     """If an update of a key is rejected, all its profiles stay on the node unchanged."""
     node = Node()
-    turn(node, [read(keys)])
+    run_pass(node, [read(keys)])
     before = dict(node.loaded)
     node.removed.clear()
-    changed = {**keys, broken: b"!bad"}
-    if broken in keys:
-        turn(node, [read(changed)])
+    changed = {**keys, rejected_key: b"!bad"}
+    if rejected_key in keys:
+        run_pass(node, [read(changed)])
         assert before == {name: node.loaded[name] for name in before}
         assert node.removed == []
 
@@ -349,7 +358,7 @@ def test_a_rejected_update_keeps_the_last_good_version(keys, broken):
 def test_renamed_keys_keep_their_profiles(keys, order):
     """Renaming keys neither removes nor reloads their profiles."""
     node = Node()
-    turn(node, [read(keys)])
+    run_pass(node, [read(keys)])
     loaded = dict(node.loaded)
     renamed = {
         f"renamed-{order.index(key)}.profile": text for key, text in keys.items() if text != b"!bad"
@@ -357,9 +366,9 @@ def test_renamed_keys_keep_their_profiles(keys, order):
     if not renamed:
         return
     node.removed.clear()
-    outcomes = turn(node, [read(renamed)])
-    puts = [one for one in outcomes if isinstance(one.action, Install)]
-    assert (loaded, [], []) == (node.loaded, node.removed, puts)
+    outcomes = run_pass(node, [read(renamed)])
+    installations = [outcome for outcome in outcomes if isinstance(outcome.action, Install)]
+    assert (loaded, [], []) == (node.loaded, node.removed, installations)
 
 
 @settings(max_examples=300)
@@ -386,18 +395,18 @@ def test_a_kill_at_any_step_ends_in_the_same_state(history, foreign, step):
     adopted, and is never removed.
     """
     node = Node(loaded=dict(foreign))
-    for snapshot, deeds in history[:-1]:
-        meddle(node, deeds)
-        turn(node, snapshot)
-    snapshot, deeds = history[-1]
-    meddle(node, deeds)
+    for snapshot, changes in history[:-1]:
+        apply_changes(node, changes)
+        run_pass(node, snapshot)
+    snapshot, changes = history[-1]
+    apply_changes(node, changes)
     undisturbed = copy.deepcopy(node)
-    turn(undisturbed, snapshot)
-    turn(undisturbed, snapshot)
+    run_pass(undisturbed, snapshot)
+    run_pass(undisturbed, snapshot)
     with contextlib.suppress(Killed):
-        turn(node, snapshot, steps=Steps(fatal=step))
-    turn(node, snapshot)
-    turn(node, snapshot)
+        run_pass(node, snapshot, steps=Steps(fatal=step))
+    run_pass(node, snapshot)
+    run_pass(node, snapshot)
     loaded, entries = settled(node)
     expected = settled(undisturbed)[1]
     for id_, entry in entries.items():

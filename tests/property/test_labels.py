@@ -56,13 +56,13 @@ def rows(draw):
 @st.composite
 def reports(draw):
     # Each name has a single content on a node.
-    found = tuple(draw(st.lists(rows(), max_size=8, unique_by=lambda row: (row.kind, row.name))))
+    built = tuple(draw(st.lists(rows(), max_size=8, unique_by=lambda row: (row.kind, row.name))))
     states = st.sampled_from(["read", "missing", "unreadable", "emptied"])
-    origins = sorted({row.profile_set for row in found})
+    origins = sorted({row.profile_set for row in built})
     return Report(
-        profiles=found,
+        profiles=built,
         profile_sets=tuple(
-            ProfileSetStatus(profile_set=one, state=draw(states)) for one in origins
+            ProfileSetStatus(profile_set=origin, state=draw(states)) for origin in origins
         ),
         kind_support={"seccomp": KindSupport(state="enabled")},
     )
@@ -71,21 +71,21 @@ def reports(draw):
 @st.composite
 def cases(draw):
     """Return a report and labels of the agent that its Node may have."""
-    found = draw(reports())
-    keys = sorted(labels.labels_for(_verified(found), domain=D, digest=True, present={}).labels)
+    built = draw(reports())
+    keys = sorted(labels.labels_for(_verified(built), domain=D, digest=True, present={}).labels)
     some = draw(st.lists(st.sampled_from(keys), unique=True))
-    return found, dict.fromkeys(some, "enforce")
+    return built, dict.fromkeys(some, "enforce")
 
 
-def _verified(found):
+def _verified(built):
     """Return the report in which everything was installed."""
-    fine = (
+    installed_rows = (
         replace(row, state="installed", desired=True, reason="")
-        for row in found.profiles
+        for row in built.profiles
         if row.name
     )
-    sets = (replace(one, state="read") for one in found.profile_sets)
-    return replace(found, profiles=tuple(fine), profile_sets=tuple(sets))
+    sets = (replace(status, state="read") for status in built.profile_sets)
+    return replace(built, profiles=tuple(installed_rows), profile_sets=tuple(sets))
 
 
 def valid(key):
@@ -98,7 +98,7 @@ def valid(key):
 
 
 @given(names)
-def test_every_name_gives_a_key_that_kubernetes_accepts(text):
+def test_every_name_has_a_valid_label_key(text):
     """A single unusual name must not make the API server reject all labels."""
     for kind in ("apparmor", "seccomp"):
         key = labels.label_key(kind, text, D)
@@ -107,37 +107,39 @@ def test_every_name_gives_a_key_that_kubernetes_accepts(text):
 
 
 @given(names)
-def test_the_same_name_always_has_the_same_recognizable_key(text):
+def test_a_name_always_has_the_same_recognizable_label_key(text):
     """The key contains the name with replaced slashes, or a shortened name with its hash."""
-    found = labels.label_name(text)
-    assert labels.label_name(text) == found
+    name = labels.label_name(text)
+    assert labels.label_name(text) == name
     digits = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
-    assert found.replace("__", "/") == text or found.endswith(f"-{digits}")
+    assert name.replace("__", "/") == text or name.endswith(f"-{digits}")
 
 
 @given(names, names)
-def test_two_names_meet_only_in_their_hash(one, other):
-    """A label that contains the complete name belongs to no other name."""
-    if one != other and labels.label_name(one) == labels.label_name(other):
-        both = {hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
-                for text in (one, other)}  # fmt: skip
-        assert len(both) == 1
+def test_two_names_with_the_same_label_key_have_the_same_hash(first, second):
+    """A label key that contains a complete name belongs to no other name."""
+    if first != second and labels.label_name(first) == labels.label_name(second):
+        hashes = {hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
+                for text in (first, second)}  # fmt: skip
+        assert len(hashes) == 1
 
 
 @given(names)
-def test_a_name_that_imitates_a_label_has_a_different_label(text):
-    """A profile cannot take the label of another profile by imitating the label."""
-    made = labels.label_name(text)
-    assert made == text or labels.label_name(made) != made or made.replace("__", "/") == text
+def test_a_name_that_imitates_a_label_key_has_a_different_label_key(text):
+    """A profile cannot get the label of another profile in this way."""
+    name = labels.label_name(text)
+    assert name == text or labels.label_name(name) != name or name.replace("__", "/") == text
 
 
 @given(cases(), st.integers(0, 12), st.booleans())
-def test_only_verified_profiles_and_existing_unobservable_ones_have_labels(case, limit, digest):
-    """Every label is true, and a profile that is not desired has no label."""
-    found, present = case
-    made = labels.labels_for(found, domain=D, digest=digest, limit=limit, present=present).labels
-    sure, stays = set(), set()  # keys that may be added; keys that may only stay
-    for row in found.profiles:
+def test_labels_are_added_for_verified_profiles_only(case, limit, digest):
+    """Existing labels of unobservable profiles stay, and undesired profiles have no label."""
+    built, present = case
+    computed = labels.labels_for(
+        built, domain=D, digest=digest, limit=limit, present=present
+    ).labels
+    addable, keepable = set(), set()  # keys that may be added; keys that may only stay
+    for row in built.profiles:
         both = {labels.label_key(row.kind, row.name, D), _digest_key(row)}
         if (
             row.name
@@ -145,23 +147,23 @@ def test_only_verified_profiles_and_existing_unobservable_ones_have_labels(case,
             and row.state in VERIFIED
             and row.reason != Reason.SOURCE_UNREADABLE
         ):
-            sure |= both
+            addable |= both
         elif row.name and row.desired and row.state in {*VERIFIED, "unobservable"}:
-            stays |= both
-    for set_ in found.profile_sets:
-        mine = [
+            keepable |= both
+    for set_ in built.profile_sets:
+        own_rows = [
             row
-            for row in found.profiles
+            for row in built.profiles
             if row.profile_set == set_.profile_set
             and row.desired
             and row.reason != Reason.SOURCE_UNREADABLE
         ]
         key = f"set.{D}/{labels.label_name(set_.profile_set.removeprefix('configmap '))}"
-        if mine and all(row.state in VERIFIED for row in mine) and set_.state == "read":
-            sure.add(key)
-        elif mine and all(row.state in {*VERIFIED, "unobservable"} for row in mine):
-            stays.add(key)
-    assert made.keys() <= {f"{D}/seccomp"} | sure | (stays & present.keys())
+        if own_rows and all(row.state in VERIFIED for row in own_rows) and set_.state == "read":
+            addable.add(key)
+        elif own_rows and all(row.state in {*VERIFIED, "unobservable"} for row in own_rows):
+            keepable.add(key)
+    assert computed.keys() <= {f"{D}/seccomp"} | addable | (keepable & present.keys())
 
 
 def _digest_key(row):
@@ -174,47 +176,47 @@ def test_the_limit_holds_and_existing_labels_have_precedence(case, limit):
 
     Labels of names precede labels of digests, because a digest without its name is useless.
     """
-    found, present = case
-    every = labels.labels_for(found, domain=D, limit=1000, present=present)
-    some = labels.labels_for(found, domain=D, limit=limit, present=present)
-    assert len(some.labels) == min(limit, len(every.labels))
-    assert some.labels.items() <= every.labels.items()
-    left = every.labels.keys() - some.labels.keys()
-    fresh = some.labels.keys() - present.keys() - {f"{D}/seccomp"}
+    built, present = case
+    unlimited = labels.labels_for(built, domain=D, limit=1000, present=present)
+    limited = labels.labels_for(built, domain=D, limit=limit, present=present)
+    assert len(limited.labels) == min(limit, len(unlimited.labels))
+    assert limited.labels.items() <= unlimited.labels.items()
+    left = unlimited.labels.keys() - limited.labels.keys()
+    fresh = limited.labels.keys() - present.keys() - {f"{D}/seccomp"}
     on = {key for key in left & present.keys() if f"-digest.{D}/" not in key}
     assert not (on and fresh)
-    told = "label_limit" in [one.code for one in some.findings]
-    assert told is (len(every.labels) > limit)
+    is_reported = "label_limit" in [finding.code for finding in limited.findings]
+    assert is_reported is (len(unlimited.labels) > limit)
 
 
 @given(cases(), st.integers(1, 12))
 def test_labels_that_were_published_stay(case, limit):
     """The same report on a Node with these labels results in the same labels."""
-    found, present = case
+    built, present = case
     # A lower limit may remove the label of an unobservable profile, and then of its profile set.
-    assume(limit > len(present) or all(row.state != "unobservable" for row in found.profiles))
-    once = labels.labels_for(found, domain=D, digest=True, limit=limit, present=present).labels
-    assert labels.labels_for(found, domain=D, digest=True, limit=limit, present=once).labels == once
+    assume(limit > len(present) or all(row.state != "unobservable" for row in built.profiles))
+    once = labels.labels_for(built, domain=D, digest=True, limit=limit, present=present).labels
+    assert labels.labels_for(built, domain=D, digest=True, limit=limit, present=once).labels == once
 
 
 @given(reports())
-def test_blindness_takes_no_label_off(found):
-    """Everything was installed; now the node is unobservable, and no source is readable."""
-    before = labels.labels_for(_verified(found), domain=D, digest=True, present={}).labels
-    blind = replace(
-        _verified(found),
-        profiles=tuple(replace(row, state="unobservable") for row in _verified(found).profiles),
-        profile_sets=tuple(replace(one, state="unreadable") for one in found.profile_sets),
+def test_labels_stay_while_nothing_can_be_observed(built):
+    """All profiles were installed; now the node is unobservable, and no source is readable."""
+    before = labels.labels_for(_verified(built), domain=D, digest=True, present={}).labels
+    unobservable = replace(
+        _verified(built),
+        profiles=tuple(replace(row, state="unobservable") for row in _verified(built).profiles),
+        profile_sets=tuple(replace(status, state="unreadable") for status in built.profile_sets),
     )
-    assert labels.labels_for(blind, domain=D, digest=True, present=before).labels == before
+    assert labels.labels_for(unobservable, domain=D, digest=True, present=before).labels == before
 
 
 @given(cases())
-def test_every_key_and_value_is_one_that_kubernetes_accepts_and_own(case):
-    """One request contains all labels."""
-    found, present = case
+def test_every_label_is_valid_and_has_a_prefix_of_the_agent(case):
+    """All labels are in one request, so that one invalid label would make the request fail."""
+    built, present = case
     for key, value in labels.labels_for(
-        found, domain=D, digest=True, present=present
+        built, domain=D, digest=True, present=present
     ).labels.items():
         assert valid(key)
         assert labels.is_agent_label(key, D)
@@ -222,20 +224,22 @@ def test_every_key_and_value_is_one_that_kubernetes_accepts_and_own(case):
 
 
 @given(reports())
-def test_the_selector_of_a_row_selects_the_node_that_has_it(found):
+def test_a_node_selector_selects_a_node_with_the_profile(built):
     """The printed nodeSelector is equal to the label on the Node."""
-    made = labels.labels_for(found, domain=D, limit=1000, present={})
-    collided = {one.location for one in made.findings if one.code == "label_collision"}
-    for row in found.profiles:
+    computed = labels.labels_for(built, domain=D, limit=1000, present={})
+    collided = {
+        finding.location for finding in computed.findings if finding.code == "label_collision"
+    }
+    for row in built.profiles:
         for key, value in labels.node_selector(row, D).items():
             if key not in collided and row.reason != Reason.SOURCE_UNREADABLE:
-                assert made.labels[key] == value
+                assert computed.labels[key] == value
 
 
 @given(st.text("aD0-./", max_size=12), names)
-def test_a_label_outside_the_own_prefixes_is_not_own(prefix, name):
-    """A similar domain, or the agent's domain without a name, is foreign."""
-    own = {D, *(f"{one}.{D}" for one in
+def test_a_label_without_a_prefix_of_the_agent_is_foreign(prefix, name):
+    """A label key with a similar domain, or without a name, is foreign."""
+    own = {D, *(f"{part}.{D}" for part in
                 ("apparmor", "seccomp", "set", "apparmor-digest", "seccomp-digest"))}  # fmt: skip
     last = labels.label_name(name)
     for key in (f"{prefix}{D}/{last}", f"{D}{prefix}/{last}", prefix, D):
@@ -272,32 +276,32 @@ def written(draw, term):
 
 
 @given(st.data(), st.lists(terms, min_size=1, max_size=4))
-def test_a_selector_means_what_was_written(data, chosen):
-    """Every notation of the terms is parsed to these terms, in their order."""
+def test_a_selector_is_parsed_to_its_terms(data, chosen):
+    """Every notation of the terms is parsed to the same terms, in their order."""
     text = ",".join(data.draw(written(term)) for term in chosen)
     assert selector.parse(text) == Selector(terms=tuple(chosen))
 
 
 @given(st.lists(terms, max_size=4), st.dictionaries(keys, values, max_size=4))
-def test_a_selector_selects_objects_that_match_all_terms(chosen, told):
-    """All terms must match, and a missing value is in no set."""
+def test_a_selector_selects_objects_that_match_all_terms(chosen, present):
+    """An absent label matches no `in` condition."""
     expected = all(
         {
-            "exists": term.key in told,
-            "absent": term.key not in told,
-            "in": term.key in told and told[term.key] in term.values,
-            "notin": term.key not in told or told[term.key] not in term.values,
+            "exists": term.key in present,
+            "absent": term.key not in present,
+            "in": term.key in present and present[term.key] in term.values,
+            "notin": term.key not in present or present[term.key] not in term.values,
         }[term.relation]
         for term in chosen
     )
-    assert selector.matches(Selector(terms=tuple(chosen)), told) is expected
+    assert selector.matches(Selector(terms=tuple(chosen)), present) is expected
 
 
 @given(st.text("ab=!,()- in/", max_size=16) | st.text(max_size=16))
 def test_a_text_is_a_selector_or_is_rejected(text):
     """Only a blank selector selects everything."""
     try:
-        found = selector.parse(text)
+        parsed = selector.parse(text)
     except ValueError:
         return
-    assert bool(found.terms) is bool(text.strip())
+    assert bool(parsed.terms) is bool(text.strip())

@@ -13,7 +13,7 @@ from agent.host import reading
 
 @example(b"abc", 1, 2)
 @given(st.binary(max_size=300), st.integers(0, 400), st.integers(0, 400))
-def test_the_whole_content_is_read_whatever_size_is_reported(written, size, limit):
+def test_the_whole_content_is_read_for_any_reported_size(written, size, limit):
     """A file that grew, shrank or is in /proc is read to its end, or one byte over the limit."""
     with tempfile.TemporaryFile() as file:
         file.write(written)

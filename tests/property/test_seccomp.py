@@ -69,7 +69,7 @@ def inspect(content, machine="x86_64", **options):
 
 
 def always_holds(condition):
-    """Return whether a condition compares no bits."""
+    """Return whether a condition compares no bits, so that it is always true."""
     return (
         condition["op"] == "SCMP_CMP_MASKED_EQ"
         and condition["value"] == condition.get("valueTwo", 0) == 0
@@ -77,13 +77,15 @@ def always_holds(condition):
 
 
 def effective(tree):
-    """Return the first unconditional rule's action per call, as x86_64 reads the profile."""
+    """Return the action of the first unconditional rule for each call on x86_64."""
     default = (tree["defaultAction"], tree.get("defaultErrnoRet"))
     actions = {}
     for rule in tree.get("syscalls") or []:
         includes = (rule.get("includes") or {}).get("arches")
         excludes = (rule.get("excludes") or {}).get("arches")
-        conditions = [one for one in rule.get("args") or [] if not always_holds(one)]
+        conditions = [
+            condition for condition in rule.get("args") or [] if not always_holds(condition)
+        ]
         if conditions or (includes and "amd64" not in includes):
             continue
         if "amd64" in (excludes or []):
@@ -94,31 +96,31 @@ def effective(tree):
 
 
 @given(st.binary(max_size=200) | anything.map(lambda tree: json.dumps(tree).encode()))
-def test_any_bytes_get_an_answer(content):
-    """Any input results in a profile, or in a rejection with an error."""
-    found = inspect(content)
-    if isinstance(found, Rejection):
-        assert any(finding.severity == "error" for finding in found.findings)
+def test_any_bytes_are_accepted_or_rejected(content):
+    """A rejection has at least one error."""
+    inspected = inspect(content)
+    if isinstance(inspected, Rejection):
+        assert any(finding.severity == "error" for finding in inspected.findings)
     else:
-        assert isinstance(found, Profile)
+        assert isinstance(inspected, Profile)
 
 
 @settings(max_examples=300)
 @given(profiles, machines, formats)
-def test_canonical_form_is_a_fixed_point(tree, machine, form):
-    """The canonical form of an accepted profile is accepted, and its own canonical form."""
-    found = inspect(json.dumps(tree).encode(), machine, format=form)
-    if isinstance(found, Profile):
-        body = backend(machine, format=form).body(found)
-        again = inspect(body, machine, format=form)
-        assert isinstance(again, Profile)
-        assert again.version.body_digest == digest(body)
+def test_the_canonical_form_is_its_own_canonical_form(tree, machine, form):
+    """The canonical form of an accepted profile is also accepted."""
+    inspected = inspect(json.dumps(tree).encode(), machine, format=form)
+    if isinstance(inspected, Profile):
+        body = backend(machine, format=form).body(inspected)
+        second = inspect(body, machine, format=form)
+        assert isinstance(second, Profile)
+        assert second.version.body_digest == digest(body)
 
 
 @settings(max_examples=300)
 @given(profiles)
-def test_canonical_form_means_the_same(tree):
-    """The canonical form has the same effect on calls without conditions as the original."""
-    found = inspect(json.dumps(tree).encode())
-    if isinstance(found, Profile):
-        assert effective(json.loads(backend().body(found))) == effective(tree)
+def test_the_canonical_form_has_the_same_effect(tree):
+    """The comparison considers the calls without conditions."""
+    inspected = inspect(json.dumps(tree).encode())
+    if isinstance(inspected, Profile):
+        assert effective(json.loads(backend().body(inspected))) == effective(tree)

@@ -1,88 +1,88 @@
-"""Sequences of passes in which a wrong plan would lose a profile, with the real planner."""
+"""Specification of the planner and the executor together, over several passes."""
 
 import contextlib
 
 import pytest
 
 from agent.core.model import Read, SourceKey
-from tests.world import Killed, MemoryKind, MemoryLedger, Node, Steps, build_reconciler, turn
+from tests.world import Killed, MemoryKind, MemoryLedger, Node, Steps, build_reconciler, run_pass
 
 
 def read(keys, origin="dir /p"):
-    blobs = (
+    source_keys = (
         SourceKey(profile_set=origin, key=key, content=content) for key, content in keys.items()
     )
-    return Read(profile_set=origin, revision="r", source_keys=tuple(blobs))
+    return Read(profile_set=origin, revision="r", source_keys=tuple(source_keys))
 
 
-def adopting():
+def node_with_adopted_profiles():
     """Return a node on which one key has adopted two profiles of another program."""
     node = Node(loaded={"a": b"compiled a,b:x", "b": b"compiled a,b:x"})
-    turn(node, [read({"one": b"a,b:x"}, "dir /q")])
+    run_pass(node, [read({"one": b"a,b:x"}, "dir /q")])
     return node
 
 
 def test_the_rest_of_an_adopted_key_stays_adopted():
     """One profile of the key moves to another profile set, and then the key is deleted."""
-    node = adopting()
-    turn(node, [read({"k": b"a:y"}, "dir /p")])
-    turn(node, [read({"z": b"c:y"}, "dir /q")])
+    node = node_with_adopted_profiles()
+    run_pass(node, [read({"k": b"a:y"}, "dir /p")])
+    run_pass(node, [read({"z": b"c:y"}, "dir /q")])
     assert (node.removed, sorted(node.loaded)) == ([], ["a", "b", "c"])
 
 
 @pytest.mark.parametrize("step", range(12))
-def test_no_kill_turns_an_adopted_profile_into_an_own_one(step):
+def test_an_adopted_profile_stays_foreign_after_a_kill(step):
     """The process may end between the releases of two names of one ledger entry."""
-    node = adopting()
-    after = [read({"two": b"a:y"}, "dir /q")]
+    node = node_with_adopted_profiles()
+    snapshots = [read({"two": b"a:y"}, "dir /q")]
     with contextlib.suppress(Killed):
-        turn(node, after, steps=Steps(fatal=step))
-    turn(node, after)
-    turn(node, after)
+        run_pass(node, snapshots, steps=Steps(fatal=step))
+    run_pass(node, snapshots)
+    run_pass(node, snapshots)
     assert (node.removed, sorted(node.loaded)) == ([], ["a", "b"])
 
 
 def test_a_duplicate_of_a_conflicting_key_keeps_its_last_good_version():
     """Two keys with the same content wait for a name; the installed profile is restored."""
     node = Node(loaded={"b": b"foreign"})
-    turn(node, [read({"two": b"a:x"})])
-    both = [read({"one": b"a,b:y", "two": b"a,b:y"})]
-    turn(node, both)
+    run_pass(node, [read({"two": b"a:x"})])
+    snapshots = [read({"one": b"a,b:y", "two": b"a,b:y"})]
+    run_pass(node, snapshots)
     node.loaded.pop("a")
-    turn(node, both)
+    run_pass(node, snapshots)
     assert node.loaded == {"a": b"compiled a:x", "b": b"foreign"}
 
 
 def test_the_last_good_version_of_a_duplicate_of_a_rejected_key_is_restored():
     """After a reboot, the node rejects the new content of both keys."""
     node = Node()
-    turn(node, [read({"two": b"a:x"})])
+    run_pass(node, [read({"two": b"a:x"})])
     node.loaded.clear()
-    turn(node, [read({"one": b"a:?", "two": b"a:?"})])
+    run_pass(node, [read({"one": b"a:?", "two": b"a:?"})])
     assert node.loaded == {"a": b"compiled a:x"}
 
 
 def test_a_failed_restoration_is_reported():
     """The stored last good version is damaged, so neither version can be installed."""
     node = Node()
-    turn(node, [read({"one": b"a:x"})])
+    run_pass(node, [read({"one": b"a:x"})])
     node.loaded.clear()
     node.bodies.clear()
-    (outcome,) = turn(node, [read({"one": b"a:?"})])
+    (outcome,) = run_pass(node, [read({"one": b"a:?"})])
     assert [finding.code for finding in outcome.findings] == ["kernel_refused", "ledger_damaged"]
 
 
-def test_a_name_that_a_rejected_key_has_dropped_is_free():
-    """The version that stays does not provide the name."""
+def test_a_name_that_a_rejected_key_has_dropped_can_move():
+    """The last good version of the rejected key no longer provides the name."""
     node = Node(used={"b"})
-    turn(node, [read({"two": b"a,b:x"})])
-    turn(node, [read({"two": b"a:x"})])
-    turn(node, [read({"two": b"!bad", "one": b"b:y"})])
+    run_pass(node, [read({"two": b"a,b:x"})])
+    run_pass(node, [read({"two": b"a:x"})])
+    run_pass(node, [read({"two": b"!bad", "one": b"b:y"})])
     assert node.loaded == {"a": b"compiled a:x", "b": b"compiled b:y"}
 
 
 class Source:
-    """A source that returns one snapshot, which a test sets."""
+    """A source with one snapshot, which the test sets."""
 
     snapshot = None
 
