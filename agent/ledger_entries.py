@@ -128,7 +128,7 @@ class LedgerEntries:
 
 
 def retired_names(before: LedgerEntry, version: Version) -> dict[str, Evidence]:
-    """Return the names that this agent installed for an entry and that a version lacks."""
+    """Return the agent-owned names of an entry that a new version does not contain."""
     return {
         name: evidence
         for name, evidence in owned_names(before).items()

@@ -138,7 +138,7 @@ CAPABILITIES = {
 
 
 class MemoryKind:
-    """A backend whose node is a dictionary. Like the kernel, it loads a key atomically."""
+    """A backend whose node is a dictionary. Like a kernel, it loads all names of a key together."""
 
     name = "apparmor"
     capabilities = CAPABILITIES[name]

@@ -19,8 +19,8 @@ _APPARMOR: Final = (".profile", ".apparmor", ".aa")
 def classify(key: str, content: bytes) -> ProfileKind | None:
     """Return the kind of a key, or None if the key is not a profile.
 
-    The file name extension determines the kind. For any other file name, the first character of the
-    content determines it, after white space and a byte order mark.
+    The file name extension determines the kind. For any other file name, the kind depends on
+    the first character of the content after white space and a byte order mark.
     """
     name = PurePosixPath(key).name if "/" in key or key == "." else key
     if _NOT_PROFILES.match(name):

@@ -170,7 +170,7 @@ class Pending:
     id: KeyId
     source: bytes
     findings: tuple[Finding, ...] = ()
-    """Why the check takes longer than usual. Usually, there is no such finding."""
+    """The reasons for a check that takes longer than usual; usually empty."""
 
     def may_provide(self, name: str) -> bool:
         """Return whether the key's text mentions the last part of a name as a word."""
@@ -278,4 +278,4 @@ class LedgerEntry:
     """
 
     prefix: str = ""
-    """The prefix of the source key. It is needed to inspect the stored source again."""
+    """The prefix of the source key, which a new inspection of the stored source needs."""

@@ -43,7 +43,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removed:
-    """The names are no longer on the node."""
+    """A successful removal: the names are no longer on the node."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +117,7 @@ class ProfileBackend(Protocol):
         """
 
     def discard(self, profile: Profile) -> None:
-        """Free the memory that `inspect` uses for a profile. It may be inspected again later."""
+        """Free the memory of an inspected profile. The profile may be inspected again later."""
 
     def accepts_context(self, context: str) -> bool:
         """Return whether a body with this `Version.context` may be installed on this node now."""
@@ -226,7 +226,7 @@ class Ledger(Protocol):
         """Store bytes durably under their sha256, unless intact bytes are already stored."""
 
     def has_content(self, digest: str) -> bool:
-        """Return whether bytes with this sha256 are stored. Their content is not read."""
+        """Return whether bytes with this sha256 are stored, without reading them."""
 
     def content(self, digest: str) -> bytes | None:
         """Return the bytes with this sha256, or None if they are absent or damaged."""

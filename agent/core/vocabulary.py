@@ -128,7 +128,7 @@ class Reason(StrEnum):
     """The source is missing, empty or unreadable."""
 
     STILL_NEEDED = "still needed"
-    """Its own key no longer provides the name, but a rejected key needs it."""
+    """The name is not desired by its own key, but a rejected key needs it."""
 
     SOURCE_UNREADABLE = "a source is unreadable"
     """No source that was read provides the name, but an unreadable source may provide it."""

@@ -390,7 +390,7 @@ def test_renamed_keys_keep_their_profiles(keys, order):
 def test_a_kill_at_any_step_ends_in_the_same_state(history, foreign, step):
     """After a kill at any effect, the next passes reach the same state as an undisturbed pass.
 
-    The exception are adopted profiles that are restored after a reboot. After a kill it is unknown
+    The exceptions are adopted profiles that are restored after a reboot. After a kill it is unknown
     whether the agent restored such a profile or another program loaded it. The profile then stays
     adopted, and is never removed.
     """

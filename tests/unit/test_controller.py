@@ -20,7 +20,7 @@ def world(tmp_path):
     return converged_world(tmp_path)
 
 
-# --- reasons that call for a pass -----------------------------------------------------------------
+# --- reasons for a pass ---------------------------------------------------------------------------
 
 
 def test_a_change_of_the_nodes_other_labels_calls_for_a_pass(world):
@@ -46,7 +46,7 @@ def test_changed_pods_call_for_a_pass_only_while_a_removal_waits(world):
 
 @pytest.mark.parametrize("reason", [WakeReason.KERNEL, WakeReason.FILES])
 def test_the_agents_own_writes_call_for_no_pass(world, reason):
-    """Only a node that differs from what the last pass left calls for a pass."""
+    """A pass runs only if the node differs from the result of the last pass."""
     assert not world.calls_for_pass(reason)
     del world.node.loaded["web"]
     assert world.calls_for_pass(reason)
@@ -60,7 +60,7 @@ def test_the_agents_own_writes_call_for_no_pass(world, reason):
     "reason", [WakeReason.SOURCE, WakeReason.COMPILED, WakeReason.REQUEST, WakeReason.SIGNAL]
 )
 def test_every_other_reason_calls_for_a_pass(world, reason):
-    """A pass finds out what has changed."""
+    """The pass then determines the changes."""
     assert world.calls_for_pass(reason)
 
 
@@ -95,7 +95,7 @@ def test_the_first_loss_of_policy_is_repaired_at_once(world):
     [(0.1, [WakeReason.KERNEL]), (1.0, [WakeReason.SOURCE, WakeReason.KERNEL])],
 )
 def test_a_change_that_may_be_one_of_many_waits_for_the_end_of_the_burst(world, seconds, reasons):
-    """That is a change right after a pass, and a source whose files come one by one."""
+    """Examples are a change right after a pass, and a source whose files arrive one by one."""
     world.run_pass()
     world.queue.reasons.clear()
     world.clock.now += seconds
@@ -189,7 +189,7 @@ def test_a_new_failure_is_retried_soon_however_long_another_one_has_lasted(tmp_p
 
 
 def test_an_unreadable_ledger_is_retried_soon(world):
-    """No notification says that the ledger is readable again."""
+    """No notification reports that the ledger is readable again."""
     world.ledger.failure = Finding(code="kind_unobservable", location="/state", message="no")
     for source in (world.source, world.other_source):
         source.keys = Missing(profile_set=source.profile_set, reason="no")
@@ -198,7 +198,7 @@ def test_an_unreadable_ledger_is_retried_soon(world):
 
 
 def test_a_damaged_ledger_entry_is_reported_until_the_next_pass(world):
-    """The pass that reports it records the profile again; the next pass follows after seconds."""
+    """The first pass reports the entry and records the profile again, and a second pass follows."""
     damaged = min((world.path / "state/entries").iterdir())
     damaged.write_bytes(b"{")
     report = world.controller.run_pass()
@@ -237,7 +237,7 @@ def test_nothing_is_delivered_before_the_first_pass(tmp_path):
 
 
 def test_passes_over_an_unchanged_node_send_no_request(world):
-    """They return the report of the previous pass, so nothing is published again."""
+    """Such a pass returns the previous report, so nothing is published again."""
     first = world.run_pass()
     world.server.requests()
     again = [world.run_pass() for _ in range(3)]
@@ -246,7 +246,7 @@ def test_passes_over_an_unchanged_node_send_no_request(world):
 
 
 def test_a_pass_over_an_unchanged_node_inspects_nothing(world):
-    """Its result is the previous report, from signatures and revisions alone."""
+    """Unchanged signatures and revisions are enough to return the previous report."""
     inspections, steps = world.backend.inspections, world.backend.steps.count
     world.run_pass()
     assert (world.backend.inspections, world.backend.steps.count) == (inspections, steps)
@@ -262,7 +262,7 @@ def test_the_report_of_an_unchanged_pass_is_delivered_too(world):
 
 
 def test_the_first_pass_waits_for_the_first_answers_of_the_api_server(world):
-    """Each wake reason may be the answer that completes them."""
+    """After each wake-up, the agent checks whether all first responses have arrived."""
     world.cluster.answers = [False, False, True]
     world.queue.later = [WakeReason.SOURCE] * 3
     world.controller.wait_for_sources()
@@ -278,7 +278,7 @@ def test_the_first_pass_does_not_wait_long_for_a_silent_api_server(world):
 
 
 def test_without_a_cluster_the_first_pass_waits_for_nothing():
-    """A node without an API server has no labels and no pods that are known."""
+    """Without an API server, there are no labels and no pods to wait for."""
     cluster = NoCluster()
     assert cluster.has_answered()
     assert (cluster.node_labels(), cluster.pods_by_profile()) == (None, None)
@@ -306,7 +306,7 @@ def test_the_heartbeat_goes_on_during_a_long_wait(world):
 
 
 def test_the_loop_runs_until_an_exception_ends_the_process(world):
-    """A signal handler raises it."""
+    """For example, a signal handler raises the exception."""
 
     class EndedError(BaseException):
         pass

@@ -78,7 +78,7 @@ def warning(reason, action, note):
 )
 @pytest.mark.parametrize("before", [None, row(), row(state="failed", findings=BAD)])
 def test_each_action_of_the_agent_is_an_event(after, before, expected):
-    """The previous state does not matter, because the action event in this pass."""
+    """The previous state does not matter, because the action happened in this pass."""
     assert event_of(after, before) == expected
 
 
@@ -154,7 +154,7 @@ def test_the_first_report_of_a_process_reports_problems():
 
 @pytest.mark.parametrize("after", [row(), row(state="released", desired=False)])
 def test_a_problem_that_ends_is_no_event(after):
-    """The next Load or Update is an Event."""
+    """The Event of the next action shows that the problem has ended."""
     assert event_of(after, row(state="failed", findings=BAD)) == ()
 
 
@@ -165,7 +165,7 @@ def test_an_unreadable_source_causes_no_events_of_its_profiles():
 
 
 def test_a_removal_that_waits_for_another_reason_is_one_event():
-    """The removal of the label causes no Event; a process that uses the profile does."""
+    """Waiting for the label causes no Event. A process that uses the profile causes one Event."""
     first = row(state="held", desired=False, reason="label_pending")
     used = row(state="held", desired=False, reason="in_use", findings=BAD)
     assert event_of(first, row()) == ()
@@ -275,8 +275,8 @@ def test_the_time_of_an_event_has_six_fraction_digits(at, expected):
     assert body(at=at)["eventTime"] == expected
 
 
-def test_no_two_events_have_the_same_name():
-    """The number makes the names differ if the time and the content are equal."""
+def test_each_event_has_its_own_name():
+    """A number makes the names unique if the time and the content are equal."""
     names = {body(number=number)["metadata"]["name"] for number in range(100)}
     assert len(names) == 100
 

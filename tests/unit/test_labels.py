@@ -352,7 +352,7 @@ def test_a_labelled_profile_has_a_node_selector():
     ],
 )
 def test_labels_of_a_previous_domain_are_recognized(label, expected):
-    """These labels are still removed when labels are applied."""
+    """An update of the labels still removes the labels of the previous domain."""
     assert labels.has_agent_label_form(label) is expected
 
 

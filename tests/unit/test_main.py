@@ -107,7 +107,7 @@ def test_a_file_of_the_same_meaning_is_adopted_unchanged(run, top):
 
 
 def test_an_undesired_file_stays_unless_prune_is_always(run, top):
-    """Nothing shows whether a seccomp file is in use."""
+    """The node does not show whether a seccomp file is in use."""
     (top / "source/other.json").write_text(DENY)
     run()
     (top / "source/other.json").unlink()

@@ -127,7 +127,7 @@ def test_a_duplicate_of_a_restored_key_counts_no_further_repair():
 
 
 def test_only_a_pass_changes_the_times():
-    """The times show that the loop is stuck, even while the findings of the publisher change."""
+    """A stuck loop is visible in the times, even while the findings of the publisher change."""
     metrics = Metrics("1")
     store = status_store(metrics)
     first = report(row(), sets=(READ,))
@@ -286,7 +286,7 @@ def store_of(**more):
 
 
 def test_the_agent_is_ready_after_a_pass_that_observed_the_whole_node():
-    """A rejected profile does not matter; a kind that cannot be observed does."""
+    """A rejected profile does not affect readiness, but a kind that cannot be observed does."""
     store = store_of()
     assert store.ready() == "no pass has ended yet"
     store.on_report(report(row("bad", "rejected")), 1.0, passed=True)
