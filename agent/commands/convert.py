@@ -75,7 +75,7 @@ def _profile(path: str, content: bytes) -> bytes | Finding:
 def _unwrapped(wrapper: wrapped.Wrapper) -> bytes | Finding:
     if wrapper.where:
         return json.dumps(wrapper.profile).encode()
-    message = f"This is {wrapper.what}, which contains no seccomp profile."
+    message = f"This is {wrapper.description}, which contains no seccomp profile."
     hint = "Pass a profile, a SeccompProfile resource or the config.json of a container."
     return Finding(code="not_a_profile", location="profile", message=message, hint=hint)
 

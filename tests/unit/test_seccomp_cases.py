@@ -184,9 +184,9 @@ SPEC = {"defaultAction": "SCMP_ACT_ERRNO"}
 OTHER_FORMATS = [
     ({"apiVersion": "x/v1beta1", "kind": "SeccompProfile", "spec": SPEC}, "spec", "convert"),
     ({"ociVersion": "1.0.2", "linux": {"seccomp": SPEC}}, "linux.seccomp", "convert"),
-    ({"ociVersion": "1.0.2", "linux": {}}, "profile", "of its own"),
-    ({"apiVersion": "v1", "kind": "Pod", "spec": {}}, "profile", "of its own"),
-    ({"version": "1.0.0", "hook": {"path": "/x"}, "when": {}}, "profile", "of its own"),
+    ({"ociVersion": "1.0.2", "linux": {}}, "profile", "Move it to a file"),
+    ({"apiVersion": "v1", "kind": "Pod", "spec": {}}, "profile", "Move it to a file"),
+    ({"version": "1.0.0", "hook": {"path": "/x"}, "when": {}}, "profile", "Move it to a file"),
 ]
 
 

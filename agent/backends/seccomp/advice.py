@@ -1,7 +1,7 @@
-"""Warnings about a profile that is accepted: what it allows, and what cannot run under it.
+"""Warnings about accepted profiles: calls that they allow, and programs that cannot run with them.
 
-Each warning is a question to `meaning`. The lists of calls that runtimes need to start a container
-were measured with the versions they name.
+`meaning` decides which calls a profile allows. The lists of calls that a runtime needs to start a
+container were measured with the listed versions.
 """
 
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ from agent.backends.seccomp.meaning import Meaning
 from agent.core.findings import Finding
 
 _ENOSYS: Final = 38
-_CLONE3: Final = 435  # its number, the same on every architecture
+_CLONE3: Final = 435  # the number of the call on every architecture
 # Every C and Go program sets up its thread-local storage with this call.
 _PROGRAM: Final = frozenset({"arch_prctl"})
-# Each call without which a runtime cannot start a container, found by denying one call after
-# another on x86_64, with UID 0 and 1000. A process without no_new_privs installs the filter before
-# it changes its UID and capabilities, and needs more calls.
+# The calls that a runtime needs to start a container, measured by denying each call separately on
+# x86_64 with UID 0 and 1000. A process without no_new_privs installs the filter before it changes
+# its UID and capabilities. It therefore needs more calls.
 _NEEDED: Final = {
     ("runc 1.1.5", True): frozenset(
         {"close", "execve", "fstatfs", "getdents64", "openat", "write"}
@@ -44,13 +44,13 @@ _NAMESPACES: Final = 0x7E020000
 
 
 def findings(document: Document, options: Options) -> Iterator[Finding]:
-    """Return what the operator should know about a document as it will be written."""
+    """Return the warnings about a document in its written form."""
     profile = meaning.of(document, resolve.abis(options.machine))
     if document.default_action in ("SCMP_ACT_LOG", "SCMP_ACT_TRACE"):
         yield Finding(
             code="not_enforcing",
             location="defaultAction",
-            message=f"{document.default_action} as default denies nothing by itself.",
+            message=f"The default action {document.default_action} denies no call.",
             hint="Use SCMP_ACT_ERRNO to deny the calls that no rule allows.",
         )
     if document.default.is_permissive:
@@ -66,14 +66,14 @@ def findings(document: Document, options: Options) -> Iterator[Finding]:
         yield Finding(
             code="abi_missing",
             location="architectures",
-            message=f"{small} is not listed, so that the kernel kills 32-bit programs, whatever "
-            "the default is.",
+            message=f"{small} is not listed, so the kernel kills 32-bit programs. The default "
+            "action does not change that.",
             hint=f"Add {small} to architectures if containers run 32-bit programs.",
         )
 
 
 def _start(profile: Meaning) -> Iterator[Finding]:
-    """Warn where a runtime cannot start a container, or only with no_new_privs."""
+    """Warn if a runtime cannot start a container, or can start it only with no_new_privs."""
     abi = profile.abis[0]
     calls = profile.calls(abi)
     missing = {
@@ -104,17 +104,18 @@ def _start(profile: Meaning) -> Iterator[Finding]:
 
 
 def _clone3(document: Document, profile: Meaning) -> Iterator[Finding]:
-    """Warn where clone3 fails with another error than ENOSYS, so that libraries do not use clone.
+    """Warn if clone3 fails with an error other than ENOSYS.
 
-    runc answers ENOSYS for calls newer than the newest call that the profile names; crun does not.
+    Libraries use clone only after ENOSYS.
+    runc returns ENOSYS for calls newer than the newest call in the profile; crun does not.
     """
     abi = profile.abis[0]
     if profile.call(abi, "clone").is_always_denied:
         return
     answers = profile.call(abi, "clone3").every_answer()
-    if not any(one.action != "SCMP_ACT_ERRNO" or one.errno != _ENOSYS for one in answers):
+    if not any(answer.action != "SCMP_ACT_ERRNO" or answer.errno != _ENOSYS for answer in answers):
         return
-    if any(one.is_permissive for one in answers):
+    if any(answer.is_permissive for answer in answers):
         return
     newest = max(
         (syscalls.number(abi, name) for rule in document.rules for name in rule.names), default=0
@@ -123,14 +124,14 @@ def _clone3(document: Document, profile: Meaning) -> Iterator[Finding]:
     yield Finding(
         code="clone3_denied",
         location="syscalls",
-        message=f"{where}clone3 does not fail with ENOSYS, and so glibc 2.34 and newer cannot "
-        "start threads: they use clone only after ENOSYS.",
+        message=f"{where}clone3 does not fail with ENOSYS. glibc 2.34 and newer then cannot "
+        "start threads, because they use clone only after ENOSYS.",
         hint="Add a rule for clone3 with SCMP_ACT_ERRNO and errnoRet 38.",
     )
 
 
 def _missing_calls(document: Document, profile: Meaning, machine: str) -> Iterator[Finding]:
-    """Warn where the architecture lacks all calls that a profile denies."""
+    """Warn if the architecture has none of the calls that a profile denies."""
     names = sorted(
         {
             name
@@ -145,15 +146,15 @@ def _missing_calls(document: Document, profile: Meaning, machine: str) -> Iterat
     yield Finding(
         code="nothing_denied",
         location="syscalls",
-        message=f"{machine} has none of the denied calls ({syscalls.listed(known)}), so that "
-        "native programs are denied nothing.",
+        message=f"{machine} has none of the denied calls ({syscalls.listed(known)}), so the "
+        "profile denies nothing to native programs.",
         hint="Deny the calls that this architecture has instead, for example fchmodat for chmod, "
         "mkdirat for mkdir, unlinkat for unlink and openat for open.",
     )
 
 
 def _newer_variants(document: Document) -> Iterator[Finding]:
-    """Warn of calls that stay allowed although an older variant is always denied."""
+    """Warn about allowed calls if an older variant of the call is always denied."""
     named = {name for rule in document.rules for name in rule.names}
     denied = {
         name
@@ -171,14 +172,14 @@ def _newer_variants(document: Document) -> Iterator[Finding]:
         hint = (
             f"Add {newer} to the rule."
             if syscalls.known(newer)
-            else f"libseccomp 2.5.4 does not know {newer}, so that only a default that denies also "
-            "denies it on all nodes."
+            else f"libseccomp 2.5.4 does not know {newer}. Only a default action that denies "
+            "can deny the call on all nodes."
         )
         yield Finding(code="newer_call_allowed", location="syscalls", message=message, hint=hint)
 
 
 def _beyond_default(document: Document, profile: Meaning, machine: str) -> Iterator[Finding]:
-    """Warn of calls that the profile allows and containerd's default profile denies."""
+    """Warn about calls that the profile allows and containerd's default profile denies."""
     names = list(baseline.beyond(profile, "containerd", machine))
     if not names:
         return
@@ -193,7 +194,10 @@ def _beyond_default(document: Document, profile: Meaning, machine: str) -> Itera
 
 
 def _clone_of_s390x(document: Document, machine: str) -> Iterator[Finding]:
-    """Warn of conditions on the wrong argument: on s390x the flags of clone are the second one."""
+    """Warn about a condition on the first argument of clone on s390x.
+
+    On s390x the flags of clone are its second argument.
+    """
     if machine != "s390x":
         return
     for rule in document.rules:
@@ -203,7 +207,7 @@ def _clone_of_s390x(document: Document, machine: str) -> Iterator[Finding]:
             yield Finding(
                 code="condition_surprising",
                 location=f"{rule.where}.args",
-                message="On s390x the flags of clone are its second argument, and this condition "
-                "compares the first one, the address of the stack.",
-                hint="Give s390x a rule of its own with includes.arches and index 1.",
+                message="On s390x the flags of clone are its second argument. This condition "
+                "compares the first argument, which is the address of the stack.",
+                hint="Add a separate rule for s390x with includes.arches and index 1.",
             )

@@ -1,13 +1,13 @@
-"""Profiles in whose filter libseccomp forgets to load the system call number.
+"""Handles profiles for which libseccomp builds a filter that does not load the call number.
 
-For each ABI, libseccomp sorts the calls that have rules: fewest comparisons first, then by number.
-The program of the first call loads the number. A call that the ABI lacks has no program; if such
-a call comes first, the number is never loaded, and no rule of that ABI applies (_gen_bpf_syscalls
-in gen_bpf.c, in every version up to 2.6.1). x86_64 and x32 share one list if a profile has both;
-each of them alone loads the number elsewhere.
+For each ABI, libseccomp sorts the calls that have rules by their number of comparisons and then by
+call number. The instructions of the first call load the call number. A call that the ABI lacks has
+no instructions. If such a call comes first, the filter never loads the number, and no rule of that
+ABI applies (_gen_bpf_syscalls in gen_bpf.c, in every version up to 2.6.1). x86_64 and x32 share one
+list if a profile has both. A profile with only x86_64 or only x32 loads the number elsewhere.
 
-A rule without conditions for a call that the ABI has always comes first. `anchored` adds such a
-rule where that changes no answer; `findings` rejects the remaining profiles.
+A rule without conditions always comes first if the ABI has its call. `anchored` adds such a rule if
+the rule does not change the meaning of the profile. `findings` rejects the other profiles.
 """
 
 import itertools
@@ -19,8 +19,8 @@ from agent.backends.seccomp import multiplex, syscalls
 from agent.backends.seccomp.document import Document, Rule
 from agent.core.findings import Finding
 
-# No kernel since Linux 3.1 has this call: it fails with ENOSYS without any filter. Every libseccomp
-# knows its name on every ABI except x32.
+# No kernel since Linux 3.1 has this call, so it fails with ENOSYS even without a filter. Every
+# version of libseccomp knows the name of the call on every ABI except x32.
 ANCHOR: Final = "nfsservctl"
 _ENOSYS: Final = 38
 _X86_64: Final = "SCMP_ARCH_X86_64"
@@ -29,7 +29,7 @@ _X32: Final = "SCMP_ARCH_X32"
 
 @dataclass(slots=True)
 class _Calls:
-    """The parts of one ABI's list of calls that decide which call comes first."""
+    """The facts about one ABI's list of calls that determine the first call."""
 
     missing: Rule | None = None  # a rule for a call that the ABI lacks
     has_comparisons: bool = False  # whether a call of the ABI has a rule with conditions
@@ -37,9 +37,11 @@ class _Calls:
 
 
 def anchored(document: Document, abis: Collection[str]) -> tuple[Document, tuple[Finding, ...]]:
-    """Return the document, with a rule and a notice added if that is necessary and harmless.
+    """Add a rule to the document, with a notice, if the rule is necessary and harmless.
 
-    abis: the ABIs of the node's kernel, the native one first.
+    Args:
+        document: the profile.
+        abis: the ABIs of the node's kernel, with the native ABI first.
     """
     if not _unanchored(document, abis) or not _may_add(document):
         return document, ()
@@ -50,8 +52,8 @@ def anchored(document: Document, abis: Collection[str]) -> tuple[Document, tuple
         errno_ret=_ENOSYS,
     )
     message = (
-        f"A rule for {ANCHOR} was added, a call that every kernel answers with ENOSYS. Without a "
-        "rule that has no conditions, libseccomp would drop the conditional rules of an "
+        f"A rule for {ANCHOR} was added, a call that fails with ENOSYS on every kernel. Without "
+        "a rule that has no conditions, libseccomp would drop the conditional rules of an "
         "architecture."
     )
     notice = Finding(code="rule_added", location="syscalls", message=message)
@@ -64,9 +66,8 @@ def findings(document: Document, abis: Collection[str]) -> Iterator[Finding]:
         yield Finding(
             code="fails_open",
             location=rule.where,
-            message=f"On {abi} libseccomp would drop every conditional rule, because this rule "
-            f"names a call that {abi} lacks, and no rule without conditions names a call that it "
-            "has.",
+            message=f"On {abi} libseccomp would drop every conditional rule. This rule names a "
+            f"call that {abi} lacks, and no rule without conditions names a call that {abi} has.",
             hint="Add a rule without conditions for a call that every architecture has, for "
             f"example getpid, or remove {abi} from the architectures.",
         )

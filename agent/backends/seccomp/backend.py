@@ -1,9 +1,9 @@
 """Checks, observes, installs and removes the seccomp files of a node.
 
 The written bytes are the canonical form of a checked profile, never the original bytes. Whether a
-file is in use is not observable: a runtime reads it at each start of a container, and a running
-container keeps no trace of its path. A file that differs from the ledger belongs to another
-program, and stays. The checks of a profile are in `fields`, `comparisons` and `conditions`.
+file is in use is not observable: a runtime reads the file when it starts a container, and the
+running container does not show the path. The backend does not change a file that differs from the
+ledger, because another program wrote it. `inspection` runs the checks of a profile.
 """
 
 import errno
@@ -38,19 +38,19 @@ from agent.host.filesystem import Host, HostError
 from agent.host.stat_signature import Signature
 
 _SEGMENT: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
-_LONGEST_SEGMENT: Final = 200  # bytes; temporary names add to it, and the limit is 255
+_LONGEST_SEGMENT: Final = 200  # bytes; a temporary file has a longer name, and the limit is 255
 _LONGEST_PATH: Final = 1024
 _NOT_COMPARABLE: Final = frozenset(
     {errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EFBIG, errno.ENXIO}
 )
 _USE_UNKNOWN: Final = (
-    "a runtime reads the file at every start of a container, and leaves no trace of it"
+    "a runtime reads the file at every start of a container, and leaves no trace of the access"
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _CachedFile:
-    """The facts about a file, which hold while its stat signature is unchanged."""
+    """The facts about a file. They are valid while the stat signature of the file is unchanged."""
 
     signature: Signature
     read_ns: int  # when the file was read, in Unix nanoseconds
@@ -65,7 +65,7 @@ class _CachedFile:
 class SeccompBackend:
     """The seccomp files in one directory of a node; implements agent.core.ports.ProfileBackend.
 
-    Only the main thread calls it.
+    Only the main thread uses the backend.
     """
 
     def __init__(  # noqa: PLR0913 - keyword-only, and each is an option
@@ -85,12 +85,12 @@ class SeccompBackend:
         Args:
             host: the node's file system.
             directory: the kubelet's seccomp directory.
-            prefix: the beginning of the path of a profile whose profile set has no prefix.
+            prefix: the first part of a profile's path if the profile set has no prefix.
             format: `oci` for fields that every runtime reads alike, `docker` for CRI-O only.
             allow_unknown_syscalls: accept names that libseccomp 2.5.4 does not know.
-            machine: as `uname -m` prints it; this machine by default.
-            kernel: a version such as 6.1; the running kernel by default.
-            clock_ns: the time in Unix nanoseconds.
+            machine: the machine name that `uname -m` prints; by default that of this machine.
+            kernel: a version such as 6.1; by default that of the running kernel.
+            clock_ns: returns the time in Unix nanoseconds.
         """
         self._host = host
         self._directory = directory
@@ -107,30 +107,30 @@ class SeccompBackend:
 
     @property
     def name(self) -> Literal["seccomp"]:
-        """Return the kind's name."""
+        """The name of the profile kind."""
         return "seccomp"
 
     @property
     def capabilities(self) -> Capabilities:
-        """Return how this kind differs from others."""
+        """The properties in which profile kinds differ."""
         return Capabilities(removal_unconfines=False, installed_form=InstalledForm.FILE)
 
     # --- inspect ---------------------------------------------------------------------------------
 
     def check(self, content: bytes) -> tuple[bytes, tuple[Finding, ...]]:
-        """Return the written form and the findings; without a form, one of them is an error."""
+        """Return the written form and the findings. The form of a rejected profile is empty."""
         checked = inspection.check(content, self._options)
         return checked.body, checked.findings
 
     def begin_pass(self) -> None:
-        """Do nothing: every check ends within the pass."""
+        """Do nothing, because every check ends within the pass."""
 
     def wait(self, progress: Callable[[int, int], None]) -> bool:  # noqa: ARG002 - the port's
-        """Return False: no check runs in the background."""
+        """Return False, because no check runs in the background."""
         return False
 
     def body(self, profile: Profile) -> bytes | None:
-        """Return the written form of a profile, which is derived again from its source.
+        """Derive the written form of a profile from its source again.
 
         The digest of the accepted form proves that the checks need not be repeated.
         """
@@ -138,7 +138,7 @@ class SeccompBackend:
         return body if digest(body) == profile.version.body_digest else None
 
     def discard(self, profile: Profile) -> None:
-        """Do nothing: `inspect` keeps nothing."""
+        """Do nothing, because `inspect` stores nothing."""
 
     def inspect(self, blob: SourceKey) -> Inspected:
         """Check one key without touching the node."""
@@ -175,16 +175,17 @@ class SeccompBackend:
         return "linux " + ".".join(map(str, self._options.kernel))
 
     def accepts_context(self, context: str) -> bool:
-        """Return whether a written form from that context is right for this node.
+        """Return whether a written form from that context is valid on this node.
 
-        It depends on the machine, which does not change, and sometimes on the kernel version.
+        The written form depends on the machine, which does not change, and in some profiles on the
+        kernel version.
         """
         return context in ("", self._kernel_context)
 
     # --- observe ---------------------------------------------------------------------------------
 
     def observe(self, names: Collection[str], removal_candidates: Collection[str]) -> Observed:
-        """Return the facts about the named files that exist, and the use of removal candidates."""
+        """Return the facts about the existing files, and the use of removal candidates."""
         facts: dict[str, ObservedProfile] = {}
         try:
             if self._host.exists(self._directory):
@@ -219,7 +220,7 @@ class SeccompBackend:
     def _cache(
         self, name: str, signature: Signature | None, read_ns: int, fact: ObservedProfile
     ) -> bool:
-        """Keep a fact, if the file did not change while it was read; return whether it is kept."""
+        """Cache a fact if the file did not change during the read; return whether it was cached."""
         if signature is None or self._signature(name) != signature:
             return False
         self._files[name] = _CachedFile(signature=signature, read_ns=read_ns, fact=fact)
@@ -229,13 +230,13 @@ class SeccompBackend:
         return self._host.signature(f"{self._directory}/{name}")
 
     def sandbox(self) -> None:
-        """Return None: no program reads the files."""
+        """Return None, because the agent starts no program that reads the files."""
 
     def is_unchanged(self) -> bool:
         """Return whether every observed file has the same signature as before.
 
-        A file that was young when it was read counts as changed once it is old: its signature
-        does not show a second write within one clock tick, so that it must be read again.
+        Two writes within one clock tick have the same signature. A file that was written shortly
+        before it was read therefore counts as changed later, and is read again.
         """
         if self._observation is None or not self._observation.profiles.keys() <= self._files.keys():
             return False
@@ -248,7 +249,7 @@ class SeccompBackend:
         )
 
     def invalidate(self) -> None:
-        """Read every file again in the next pass."""
+        """Clear the cache, so that the next pass reads every file again."""
         self._files.clear()
         self._observation = None
 
@@ -258,7 +259,7 @@ class SeccompBackend:
         if content is None:
             return None
         if self._host.is_loose(f"{self._directory}/{name}"):
-            return frozenset()  # other users may change the file at any time
+            return frozenset()  # other users can change the file at any time
         tokens = {f"bytes:{digest(content)}"}
         if form := inspection.canonical_form(content, self._options):
             tokens.add(f"canonical:{digest(form)}")
@@ -293,7 +294,7 @@ class SeccompBackend:
             message = "The profile was written, but the file has other content."
             return _failed("verify_failed", where, message)
         token = f"bytes:{digest(body)}"
-        # With the new signature cached, the agent's own write does not start a pass.
+        # The cached signature prevents a pass because of the agent's own write.
         evidence = frozenset({token, f"canonical:{digest(body)}"})
         if not self._cache(path, signature, read_ns, ObservedProfile(evidence=evidence)):
             self._observation = None  # another process changed the file: read it again
@@ -304,7 +305,7 @@ class SeccompBackend:
     ) -> Removed | StillInUse | Failed:
         """Remove files after a last check of their content.
 
-        With `require_unused` no file is removed: its disuse cannot be proven.
+        With `require_unused` the backend removes no file, because it cannot prove disuse.
         """
         present = []
         for name in names:
@@ -351,13 +352,13 @@ def _failed(code: str, where: str, message: str) -> Failed:
 
 def _foreign(where: str) -> Failed:
     message = (
-        "This agent did not write the file, or another program changed it since. The file stays."
+        "This agent did not write the file, or another program changed it later. The file stays."
     )
     return _failed("foreign_name", where, message)
 
 
 def _unsafe(path: str) -> str:
-    """Return why a pod cannot name the path; empty if it can."""
+    """Return the reason why a pod cannot reference the path; empty if a pod can."""
     if len(path) > _LONGEST_PATH:
         return f"The path has more than {_LONGEST_PATH} bytes."
     for segment in path.split("/"):

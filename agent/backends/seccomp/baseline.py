@@ -1,7 +1,7 @@
 """Compares a profile with the default profiles of container runtimes, and with other profiles.
 
 The default profiles are data in `defaults/`, with their source and version. The comparison is
-exact: it searches for arguments with which one profile allows a call that the other one denies.
+exact: it searches for arguments for which one profile allows a call and the other denies the call.
 """
 
 import functools
@@ -23,12 +23,12 @@ CAPABILITIES: Final = frozenset(
         *("SETFCAP", "SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE"),
     )
 )
-_RECENT_KERNEL: Final = (6, 0)  # conditions on kernels concern Linux 4.8
+_RECENT_KERNEL: Final = (6, 0)  # the default profiles have only conditions on Linux 4.8
 
 
 @functools.cache
 def document(name: str) -> Document:
-    """Return the default profile of a runtime, with its conditions."""
+    """Return the default profile of a runtime, with its conditions on the node and the pod."""
     read, findings = syntax.read((_FOLDER / f"{name}.json").read_bytes())
     if read is None:
         raise ValueError(f"The default profile of {name} is damaged: {findings}")
@@ -37,14 +37,14 @@ def document(name: str) -> Document:
 
 @functools.cache
 def of(name: str, machine: str) -> Meaning:
-    """Return the meaning of a runtime's default profile for default capabilities."""
+    """Return the meaning of a runtime's default profile for the default capabilities."""
     node = resolve.Node(machine=machine, kernel=_RECENT_KERNEL, capabilities=CAPABILITIES)
     resolved = resolve.resolve(document(name), node).document
     return meaning.of(resolved, resolve.abis(machine))
 
 
 def allows_more(profile: CallMeaning, other: CallMeaning) -> bool:
-    """Return whether the profile allows a call with arguments for which the other denies it."""
+    """Return whether the profile allows a call for arguments that the other profile denies."""
     if other.is_always_allowed or profile.is_always_denied:
         return False
     excluded = [rule.args for rule in other.cases if rule.answer.is_permissive]
@@ -71,7 +71,7 @@ def _restricted(name: str, machine: str) -> dict[str, CallMeaning]:
     default = of(name, machine)
     abi = default.abis[0]
     calls = {call: default.call(abi, call) for call in sorted(default.calls(abi))}
-    return {call: one for call, one in calls.items() if not one.is_always_allowed}
+    return {name: call for name, call in calls.items() if not call.is_always_allowed}
 
 
 def beyond(profile: Meaning, name: str, machine: str) -> Iterator[str]:

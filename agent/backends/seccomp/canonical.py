@@ -1,8 +1,8 @@
-"""The written form of a profile: the same bytes for the same document, and read alike everywhere.
+"""Creates the written form of a profile, which every runtime reads in the same way.
 
-Only fields of runtime-spec's LinuxSeccomp are left; with `--seccomp-format docker` also
-includes.caps and excludes.caps, which CRI-O compares with the bounding set. Rules keep their
-order. Reading the written form and writing it again gives the same bytes.
+Equal documents have equal bytes. The form contains only fields of runtime-spec's LinuxSeccomp. With
+`--seccomp-format docker` it also contains includes.caps and excludes.caps, which CRI-O compares
+with the bounding set. Rules keep their order. Writing the form again gives the same bytes.
 """
 
 import json
@@ -16,14 +16,14 @@ from agent.core.findings import Finding
 MACHINES: Final = resolve.MACHINES
 abis = resolve.abis
 
-# A call that the added rule of a profile without rules can name: it has the same number (449)
-# everywhere, and a high one, since runc answers ENOSYS for calls newer than the newest named call.
+# The call in the rule that is added to a profile without rules. Its number is 449 on every
+# architecture. The number must be high, since runc returns ENOSYS for calls with higher numbers.
 FILLER: Final = "futex_waitv"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """A profile as it will be written for a node, and notices of the changes."""
+    """A profile in its written form for a node, and notices about the changes."""
 
     document: Document
     notices: tuple[Finding, ...]
@@ -31,7 +31,7 @@ class Written:
 
 
 def expand(document: Document, node: resolve.Node) -> Written:
-    """Return the document as it will be written for a node."""
+    """Return the document in its written form for a node."""
     resolved = resolve.resolve(document, node)
     filled, filler = _filled(resolved.document)
     anchored, added = anchor.anchored(filled, resolve.abis(node.machine))
@@ -43,7 +43,7 @@ def expand(document: Document, node: resolve.Node) -> Written:
 
 
 def _filled(document: Document) -> tuple[Document, tuple[Finding, ...]]:
-    """Return the document with a rule, if it has none: cri-dockerd ignores one without rules."""
+    """Add a rule to a document without rules, because cri-dockerd ignores such a document."""
     if document.rules:
         return document, ()
     rule = Rule(
@@ -61,7 +61,7 @@ def _filled(document: Document) -> tuple[Document, tuple[Finding, ...]]:
 
 
 def encode(document: Document) -> bytes:
-    """Return the JSON of a document that is resolved for a node."""
+    """Return the JSON of a document that was resolved for a node."""
     tree: dict[str, object] = {"defaultAction": document.default_action}
     if document.default_errno_ret is not None:
         tree["defaultErrnoRet"] = document.default_errno_ret

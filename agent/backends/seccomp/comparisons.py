@@ -1,7 +1,7 @@
-"""Compares the rules of a profile with each other: conflicts, overlaps, and the filter's size.
+"""Compares the rules of a profile with each other, and limits the size of the filter.
 
-Each comparison is a question to `regions` about argument conditions, and to the rules' normal
-answers. A pair of rules counts only if some pod has both.
+Two rules contradict each other if they have different answers for the same arguments. `regions`
+decides whether arguments can fulfil both rules. Rules that no pod has together are not compared.
 """
 
 from collections import defaultdict
@@ -12,14 +12,14 @@ from agent.backends.seccomp import regions
 from agent.backends.seccomp.document import Answer, Document, Rule
 from agent.core.findings import Finding
 
-# BPF_MAXINSNS of linux/bpf_common.h, less the instructions of runc's own stub
+# BPF_MAXINSNS of linux/bpf_common.h, minus the instructions that runc adds
 _MOST_INSTRUCTIONS: Final = 4096 - 100
 
 
 def size(document: Document) -> Iterator[Finding]:
-    """Reject a filter that may exceed the kernel's limit, by an upper bound.
+    """Reject a profile if the upper bound of its filter's size exceeds the kernel's limit.
 
-    libseccomp would need seconds of CPU time to find out, at every start of a container.
+    Building such a filter would take seconds of CPU time at every start of a container.
     """
     each = sum(
         len(rule.names) * (3 + 6 * len(rule.args) if rule.args else 2) for rule in document.rules
@@ -27,8 +27,8 @@ def size(document: Document) -> Iterator[Finding]:
     bound = max(1, len(document.architectures)) * (each + 16)
     if bound > _MOST_INSTRUCTIONS:
         message = (
-            f"The filter may need {bound} instructions; the kernel accepts 4096, including those "
-            "of runc."
+            f"The filter may need {bound} instructions; the kernel accepts 4096, including the "
+            "instructions of runc."
         )
         hint = "Use fewer conditions or fewer architectures."
         yield Finding(code="filter_too_large", location="syscalls", message=message, hint=hint)
@@ -50,15 +50,15 @@ def findings(document: Document) -> Iterator[Finding]:
 
 
 def _disagree(first: Rule, second: Rule) -> bool:
-    """Return whether two rules have different answers, and apply to the same pods."""
+    """Return whether two rules have different answers and can apply to the same pod."""
     return first.answer != second.answer and first.may_meet(second)
 
 
 def _conflicts(name: str, plain: list[Rule], default: Answer) -> Iterator[Finding]:
     """Reject two rules without conditions for one call.
 
-    They may differ if one depends on capabilities, as in Podman's default profile: the first rule
-    decides in every runtime.
+    The rules may differ if a rule depends on capabilities, as in Podman's default profile. Every
+    runtime then applies the first rule.
     """
     for position, rule in enumerate(plain):
         if rule.depends_on_capabilities:
@@ -102,8 +102,8 @@ def _hidden(
 def _overlaps(name: str, conditional: list[Rule]) -> Iterator[Finding]:
     """Reject two conditional rules with different answers that can both hold.
 
-    libseccomp chooses the rule that decides, and the more permissive one wins in runc and crun:
-    with ERRNO next to LOG the kernel runs the call.
+    With runc and crun, libseccomp applies the more permissive rule. For example, the kernel runs a
+    call that has a rule with ERRNO and a rule with LOG.
     """
     for position, rule in enumerate(conditional):
         for other in conditional[:position]:
@@ -120,5 +120,5 @@ def _overlaps(name: str, conditional: list[Rule]) -> Iterator[Finding]:
                 location=rule.where,
                 message=f"This rule and {other.where} both match {name[:60]} where {shown}, and "
                 "have different actions. libseccomp may apply the more permissive one.",
-                hint="Change the conditions so that only one of the rules can match.",
+                hint="Change the conditions so that the rules cannot match the same arguments.",
             )

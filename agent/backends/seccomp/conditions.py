@@ -1,10 +1,10 @@
-"""Conditions that libseccomp compiles wrong, although their meaning is clear.
+"""Rejects conditions that libseccomp compiles wrongly although their meaning is clear.
 
 libseccomp merges all rules of one call into a decision tree, and compares a 64-bit argument in two
 halves (_db_tree_add and _db_tree_prune in db.c). Some combinations of rules lose a branch of that
 tree. This module rejects the combinations that tests/system/seccomp_filter found in libseccomp
-2.5.1 to 2.6.1. It also warns of comparisons that a program can evade with higher bits. Two rules
-that apply to different pods only are never in one filter.
+2.5.1 to 2.6.1. It also warns about comparisons that a program can evade with higher bits. Two rules
+that never apply to the same pod are never in the same filter.
 """
 
 import itertools
@@ -29,9 +29,11 @@ _RANGES: Final = _UPPER_BOUNDS | {"SCMP_CMP_GT", "SCMP_CMP_GE"}
 
 
 def findings(document: Document, native: str) -> Iterator[Finding]:
-    """Return the faults of the conditions of a document as it will be written.
+    """Return the faulty conditions of a document in its written form.
 
-    native: the node's own architecture, which counts together with those listed.
+    Args:
+        document: the profile.
+        native: the node's architecture, which the filter handles in addition to the listed ones.
     """
     trees = [(name, rules) for name, rules in _trees(document, native) if len(rules) > 1]
     for name, rules in trees:
@@ -61,10 +63,10 @@ def _trees(document: Document, native: str) -> Iterator[tuple[str, Sequence[Rule
 
 
 def _tangled(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
-    """Reject a range or inequality before a rule's last argument that another rule compares too.
+    """Reject a range or inequality before a rule's last argument if another rule compares it too.
 
-    Both outcomes of such a comparison lead to the next condition, so that the tree contains one
-    part in two places. Where the other rule joins this part, libseccomp loses rules or never
+    Both results of such a comparison can lead to the next condition, so the tree contains the
+    same subtree twice. If another rule extends this subtree, libseccomp loses rules or never
     finishes.
     """
     for rule in rules:
@@ -81,18 +83,18 @@ def _tangled(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
                 location=f"{rule.where}.args",
                 message=f"This rule for {name[:60]} compares argument {index} with {forked[index]} "
                 f"and argument {last} too, and {other.where} compares argument {index} as well: "
-                "libseccomp mixes such rules up, or never ends building the filter.",
+                "libseccomp confuses such rules, or never finishes the filter.",
                 hint="Use SCMP_CMP_EQ or SCMP_CMP_MASKED_EQ for all but the last argument of a "
-                "rule, or one rule.",
+                "rule, or use a single rule.",
             )
             return
 
 
 def _distant_bounds(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
-    """Reject an upper bound together with a bound that has other upper 32 bits.
+    """Reject an upper bound together with a bound whose upper 32 bits differ.
 
-    The comparisons of the upper halves are in one level of the tree, and the comparison of the
-    upper bound hides the other one.
+    Both upper halves are compared in the same level of the tree, and libseccomp drops the
+    comparison with the second bound.
     """
     bounds = [(rule, arg) for rule in rules for arg in rule.args if arg.op in _RANGES]
     for (rule, first), (other, second) in itertools.combinations(bounds, 2):
@@ -107,20 +109,20 @@ def _distant_bounds(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
                 code="fails_open",
                 location=other.where,
                 message=f"Two rules compare argument {first.index} of {name[:60]} with "
-                f"{first.value} "
-                f"and {second.value}, one of them from above: where the upper 32 bits of such "
-                "values differ, libseccomp applies only parts of the rules.",
+                f"{first.value} and {second.value}, and at least one value is an upper bound. If "
+                "the upper 32 bits of such values differ, libseccomp applies only parts of the "
+                "rules.",
                 hint="Compare with values that have the same upper 32 bits, or use one rule.",
             )
             return
 
 
 def _complements(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
-    """Reject opposite comparisons in two rules, one of which has more conditions before them.
+    """Reject opposite comparisons in two rules if one rule has more conditions before them.
 
-    An example is `a and x == v` next to `x != v`. libseccomp takes the longer rule for a special
-    case of the other one, and drops it. Where the actions differ, it does so only if the longer
-    rule is the later one.
+    An example is `a and x == v` next to `x != v`. libseccomp treats the longer rule as a special
+    case of the shorter rule, and drops it. If the actions differ, libseccomp drops the longer rule
+    only if it comes later.
     """
     operators = {arg.op for rule in rules for arg in rule.args}
     if not any(pair <= operators for pair in _OPPOSITES):
@@ -135,8 +137,8 @@ def _complements(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
                         code="fails_open",
                         location=f"{other.where}.args",
                         message=f"{rule.where} compares argument {first.index} of {name[:60]} with "
-                        f"{first.op} {first.value}, and this rule with the opposite: libseccomp "
-                        "drops the rule that has more conditions.",
+                        f"{first.op} {first.value}, and this rule has the opposite comparison. "
+                        "libseccomp drops the rule that has more conditions.",
                         hint=_first_step(rule, other) + "SCMP_CMP_GE with the next "
                         "number for SCMP_CMP_GT, SCMP_CMP_LT for SCMP_CMP_LE, or "
                         "SCMP_CMP_MASKED_EQ with a mask of all bits for SCMP_CMP_EQ.",
@@ -146,17 +148,18 @@ def _complements(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
 
 def _first_step(rule: Rule, later: Rule) -> str:
     if rule.answer == later.answer:
-        return "Write one of the two in another way: "
-    return f"Move this rule in front of {rule.where}, or write one of the two in another way: "
+        return "Use an equivalent comparison in either rule: "
+    return f"Move this rule in front of {rule.where}, or use an equivalent comparison: "
 
 
 def _shared_comparisons(trees: Sequence[tuple[str, Sequence[Rule]]], abi: str) -> Iterator[Finding]:
-    """Reject a comparison of two calls that one of them reaches with another argument loaded.
+    """Reject a comparison that two calls share if a different argument may be loaded before it.
 
-    libseccomp writes equal instructions of two calls once. It considers one of the jumps to them
-    when it decides whether the argument must be loaded again (_gen_bpf_build_bpf in gen_bpf.c). In
-    the call with more conditions on a path, the comparison then uses the wrong argument. On 64-bit
-    ABIs a comparison of the lower half is always in between.
+    libseccomp writes equal instructions of two calls only once. Several jumps lead to these
+    instructions, but libseccomp considers only one jump when it decides whether the argument must
+    be loaded again (_gen_bpf_build_bpf in gen_bpf.c). For the call with more conditions on its
+    path, the comparison then uses the wrong argument. On 64-bit ABIs the filter always compares
+    the lower half first.
     """
     different = {frozenset(map(_meaning, rules)): (name, rules) for name, rules in trees}
     for (name, rules), (other, other_rules) in itertools.permutations(different.values(), 2):
@@ -167,7 +170,7 @@ def _shared_comparisons(trees: Sequence[tuple[str, Sequence[Rule]]], abi: str) -
             yield Finding(
                 code="fails_open",
                 location=rules[-1].where,
-                message=f"{name[:60]} and {other[:60]} have a comparison of argument "
+                message=f"{name[:60]} and {other[:60]} share a comparison of argument "
                 f"{min(arguments)} in common, but not all their rules: on {abi} libseccomp writes "
                 "it once, and may compare another argument.",
                 hint=f"Give both calls the same rules, or remove {abi} from the architectures.",
@@ -184,7 +187,7 @@ def _comparisons(rules: Sequence[Rule]) -> set[tuple[Condition, Answer]]:
 
 
 def _is_followed(condition: Condition, rule: Rule) -> bool:
-    """Return whether the rule compares a later argument too."""
+    """Return whether the rule also compares a later argument."""
     return any(arg.index > condition.index for arg in rule.args)
 
 
@@ -196,14 +199,14 @@ def _are_opposite(first: Condition, second: Condition) -> bool:
 
 
 def _is_dropped(rule: Rule, later: Rule, index: int) -> bool:
-    """Return whether one rule has the other's conditions before an argument, and more of them."""
+    """Return whether a rule has all conditions of the other before an argument, and more."""
     before, later_before = (
         {
             arg
-            for arg in one.args
+            for arg in item.args
             if arg.index < index and (arg.op, arg.value) != ("SCMP_CMP_MASKED_EQ", 0)
         }
-        for one in (rule, later)
+        for item in (rule, later)
     )
     return before < later_before or (rule.answer == later.answer and later_before < before)
 
@@ -221,7 +224,7 @@ def _too_wide(rule: Rule, abi: str) -> Iterator[Finding]:
 
 
 def _high_bits(rule: Rule, default: Answer) -> Iterator[Finding]:
-    """Warn where a program chooses whether a comparison holds by bits that the kernel ignores."""
+    """Warn if a program can evade a comparison with bits that the kernel ignores."""
     denies = rule.answer.strictness > default.strictness
     evaded = "SCMP_CMP_EQ" if denies else "SCMP_CMP_NE"
     for number, arg in enumerate(rule.args):
@@ -229,7 +232,7 @@ def _high_bits(rule: Rule, default: Answer) -> Iterator[Finding]:
             yield Finding(
                 code="condition_surprising",
                 location=f"{rule.where}.args[{number}]",
-                message="The filter compares 64 bits. Where the kernel uses only an int, a program "
-                "evades this condition by setting higher bits.",
+                message="The filter compares 64 bits. If the kernel uses only an int, a program "
+                "can evade this condition by setting higher bits.",
                 hint="SCMP_CMP_MASKED_EQ with mask 4294967295 compares the lower 32 bits.",
             )

@@ -1,4 +1,4 @@
-"""Finds the system calls that two profiles answer differently, exactly.
+"""Finds exactly the system calls for which two profiles have different answers.
 
 Each profile divides the arguments of a call into cases with one answer each. Two cases with
 different answers are a difference if some arguments belong to both.
@@ -23,7 +23,7 @@ _SIGNS = {
 
 
 class Direction(enum.StrEnum):
-    """How the second profile differs from the first one."""
+    """The direction of a difference between two profiles."""
 
     MORE_PERMISSIVE = "more-permissive"
     MORE_RESTRICTIVE = "more-restrictive"
@@ -37,13 +37,14 @@ class Difference:
     abi: str
     call: str
     conditions: tuple[Condition, ...]
-    """The arguments of the case; empty for the remaining or for all arguments."""
+    """The conditions on the arguments of the case. Without conditions, the case contains all
+    arguments, or all arguments of no other case."""
     before: Answer
     after: Answer
 
     @property
     def direction(self) -> Direction:
-        """Whether the second answer denies less or more than the first one."""
+        """The direction of the change from the first answer to the second answer."""
         if self.after.strictness < self.before.strictness:
             return Direction.MORE_PERMISSIVE
         if self.after.strictness > self.before.strictness:
@@ -58,7 +59,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Case:
-    """The arguments that fulfil the conditions and no other case, and the answer to them."""
+    """The answer for the arguments that fulfil the conditions and belong to no other case."""
 
     conditions: tuple[Condition, ...]
     others: Sequence[tuple[Condition, ...]]
@@ -66,10 +67,10 @@ class _Case:
 
 
 def differences(first: Meaning, second: Meaning) -> Iterator[Difference]:
-    """Return the cases that the second profile answers differently from the first one.
+    """Return the cases for which the second profile has a different answer than the first profile.
 
-    An ABI that only one of the filters handles counts as a whole: the kernel ends each thread that
-    makes a call of an ABI that the filter does not handle.
+    An ABI that only one filter handles is one difference, because the kernel kills each thread
+    that makes a call of an ABI that the filter does not handle.
     """
     killed = Answer(action="SCMP_ACT_KILL_THREAD")
     for abi in dict.fromkeys((*first.abis, *second.abis)):

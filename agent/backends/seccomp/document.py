@@ -1,7 +1,8 @@
 """The parts of a seccomp profile, and the normal form of an action.
 
-The types hold a profile as its JSON reads. `syntax` creates them from bytes, `resolve` removes
-the conditions that depend on the node, and `meaning` says how the kernel responds to each call.
+A document contains the same fields as the JSON of the profile. `syntax` reads documents from bytes,
+`resolve` removes the conditions that depend on the node, and `meaning` determines the kernel's
+response to each call.
 """
 
 import functools
@@ -22,14 +23,14 @@ STRICTNESS: Final = {
 }
 PERMISSIVE: Final = frozenset({"SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE"})
 WITH_ERRNO: Final = frozenset({"SCMP_ACT_ERRNO", "SCMP_ACT_TRACE"})
-_EPERM: Final = 1  # runc and crun use it where a profile has no errnoRet
+_EPERM: Final = 1  # the default of runc and crun for a missing errnoRet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """The kernel's response to a call. Equal answers compare equal, however a profile spells them.
+    """The kernel's response to a call, in a normal form.
 
-    SCMP_ACT_KILL is SCMP_ACT_KILL_THREAD, and SCMP_ACT_ERRNO without a number is EPERM.
+    SCMP_ACT_KILL becomes SCMP_ACT_KILL_THREAD, and SCMP_ACT_ERRNO without a number becomes EPERM.
     """
 
     action: str
@@ -42,7 +43,7 @@ class Answer:
 
     @property
     def strictness(self) -> int:
-        """A larger number denies more."""
+        """The rank of the action; a larger number denies more."""
         return STRICTNESS.get(self.action, 0)
 
 
@@ -66,7 +67,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Only:
-    """The content of `includes` or `excludes`: for which nodes and pods a rule is meant."""
+    """The content of `includes` or `excludes`, which selects the nodes and pods of a rule."""
 
     arches: tuple[str, ...] = ()
     caps: tuple[str, ...] = ()
@@ -88,12 +89,12 @@ class Rule:
 
     @property
     def answer(self) -> Answer:
-        """The kernel's response where the rule applies."""
+        """The kernel's response if the rule applies."""
         return answer(self.action, self.errno_ret)
 
     @property
     def depends_on_capabilities(self) -> bool:
-        """Whether the rule applies to some pods only."""
+        """Whether the rule applies only to some pods."""
         return bool(self.includes.caps or self.excludes.caps)
 
     def applies_with(self, capabilities: Collection[str]) -> bool:
@@ -103,7 +104,7 @@ class Rule:
         )
 
     def may_meet(self, other: "Rule") -> bool:
-        """Return whether both rules apply to the pods of some capability set."""
+        """Return whether there is a capability set with which a pod has both rules."""
         needed = {*self.includes.caps, *other.includes.caps}
         return needed.isdisjoint((*self.excludes.caps, *other.excludes.caps))
 
@@ -128,6 +129,6 @@ class Document:
 
     @property
     def effective_rules(self) -> tuple[Rule, ...]:
-        """The rules that runtimes pass to libseccomp: runc and crun omit those like the default."""
+        """The rules that differ from the default action. runc and crun pass only these rules on."""
         default = self.default
         return tuple(rule for rule in self.rules if rule.answer != default)

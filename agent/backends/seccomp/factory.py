@@ -7,7 +7,7 @@ from agent.backends.seccomp.backend import SeccompBackend
 
 
 class SeccompConfig(Protocol):
-    """The options of the agent that concern seccomp; agent.config.Config fulfils it."""
+    """The options of the agent that concern seccomp; agent.config.Config has all of them."""
 
     @property
     def seccomp_dir(self) -> str:
@@ -15,7 +15,7 @@ class SeccompConfig(Protocol):
 
     @property
     def seccomp_prefix(self) -> str:
-        """The directory below it in which profiles are installed."""
+        """The directory for profiles, relative to the kubelet's directory."""
 
     @property
     def seccomp_format(self) -> Literal["oci", "docker"]:
@@ -27,7 +27,7 @@ class SeccompConfig(Protocol):
 
 
 def build(config: SeccompConfig, context: BackendContext) -> BackendParts:
-    """Build the parts; nothing is read or written before they are used."""
+    """Build the parts without reading or writing a file."""
     backend = SeccompBackend(
         host=context.host,
         directory=config.seccomp_dir,

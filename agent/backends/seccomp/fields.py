@@ -1,8 +1,8 @@
-"""Checks every value of a profile by itself, before conditions on the node are resolved.
+"""Checks each value of a profile separately, before conditions on the node are resolved.
 
-A value is rejected if any of containerd, CRI-O, cri-dockerd, runc and crun rejects it, runs the
-container weaker than the profile reads, hangs or crashes. Each check covers the whole profile, so
-that one run reports all mistakes. `comparisons` compares rules with each other.
+A value is rejected if containerd, CRI-O, cri-dockerd, runc or crun rejects it, hangs, crashes, or
+enforces less than the profile states. Each check covers the whole profile, so that one run reports
+all mistakes. `comparisons` compares rules with each other.
 """
 
 import re
@@ -47,24 +47,24 @@ _NEVER: Final = frozenset({("SCMP_CMP_LT", 0), ("SCMP_CMP_GT", 2**64 - 1)})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """The operator's decisions that a check depends on."""
+    """The options and node facts that affect a check."""
 
     format: Literal["oci", "docker"] = "oci"
     allow_unknown_syscalls: bool = False
     machine: str = "x86_64"
-    kernel: resolve.Kernel = (0, 0)  # conditions on newer kernels do not apply
-    capabilities: frozenset[str] | None = None  # of the pods; None: they are not known
+    kernel: resolve.Kernel = (0, 0)  # rules for newer kernels do not apply
+    capabilities: frozenset[str] | None = None  # of the pods; None if they are unknown
 
     @property
     def node(self) -> resolve.Node:
-        """The facts on which conditions of a profile depend."""
+        """The node facts on which conditions of a profile depend."""
         return resolve.Node(
             machine=self.machine, kernel=self.kernel, capabilities=self.capabilities
         )
 
 
 def findings(document: Document, options: Options) -> Iterator[Finding]:
-    """Return what is wrong with single values of a document as it was read."""
+    """Return the errors and warnings about single values of a document."""
     yield from _notify(document)
     yield from _defaults(document)
     yield from _flags(document, options)
@@ -95,7 +95,7 @@ def _known_action(action: str, where: str) -> Iterator[Finding]:
 
 
 def _notify(document: Document) -> Iterator[Finding]:
-    """Reject SCMP_ACT_NOTIFY once, however many parts of the profile belong to it."""
+    """Reject SCMP_ACT_NOTIFY with one error for all parts of the profile that use it."""
     places = ["defaultAction"] if document.default_action == _NOTIFY else []
     places += [f"{rule.where}.action" for rule in document.rules if rule.action == _NOTIFY]
     if places:
@@ -148,7 +148,7 @@ def _architectures(document: Document, options: Options) -> Iterator[Finding]:
         known |= {"SCMP_ARCH_RISCV64"}  # only runc of 2023 and later knows it
     if document.architectures and document.has_arch_map:
         message = "The profile has both architectures and archMap, which CRI-O rejects."
-        yield _bad("archMap", message, "Remove one of the two.")
+        yield _bad("archMap", message, "Remove architectures or archMap.")
     unknown = False
     for index, name in enumerate(document.architectures):
         if name not in known:
@@ -167,8 +167,8 @@ def _architectures(document: Document, options: Options) -> Iterator[Finding]:
     if not unknown and listed & _BIG_ENDIAN and listed - _BIG_ENDIAN:
         yield _bad(
             "architectures",
-            f"The list mixes byte orders, which libseccomp rejects: a filter is for one node, and "
-            f"this one is {native}.",
+            f"The list mixes byte orders, which libseccomp rejects. A filter is for one node, and "
+            f"the architecture of this node is {native}.",
             "Replace architectures by archMap, with one entry for each native architecture; the "
             "agent uses the entry of its node.",
         )
@@ -211,9 +211,11 @@ def _arguments(rule: Rule) -> Iterator[Finding]:
     for number, arg in enumerate(rule.args):
         place = f"{where}[{number}]"
         if arg.index in indices:
-            message = "runc applies the rule if one of two conditions on an argument holds; crun "
+            message = (
+                "runc applies the rule if either of two conditions on an argument holds; crun "
+            )
             message += "needs both."
-            hint = "Write a rule for each condition if one is enough, or use SCMP_CMP_MASKED_EQ."
+            hint = "Write a rule for each condition if either is enough, or use SCMP_CMP_MASKED_EQ."
             yield Finding(code="fails_open", location=f"{place}.index", message=message, hint=hint)
         indices.add(arg.index)
         yield from _operator(arg, place)
@@ -233,7 +235,7 @@ def _operator(arg: Condition, place: str) -> Iterator[Finding]:
             hint="Remove valueTwo.",
         )
     if (arg.op, arg.value) in _NEVER:
-        message = f"{arg.op} {arg.value} never holds, so that the rule has no effect."
+        message = f"{arg.op} {arg.value} never holds, so the rule has no effect."
         hint = "Correct the value, or remove the rule."
         yield Finding(code="fails_open", location=f"{place}.value", message=message, hint=hint)
     if arg.op == "SCMP_CMP_MASKED_EQ" and arg.value_two & ~arg.value:
@@ -258,7 +260,7 @@ def _only(only: Only, where: str) -> Iterator[Finding]:
 
 
 def _capabilities(document: Document) -> Iterator[Finding]:
-    """Reject conditions on capabilities once, with the command that resolves all of them."""
+    """Reject all conditions on capabilities with one error and the command that resolves them."""
     rules = [rule for rule in document.rules if rule.depends_on_capabilities]
     if not rules:
         return
@@ -276,7 +278,7 @@ def _capabilities(document: Document) -> Iterator[Finding]:
 
 
 def _names(document: Document, options: Options) -> Iterator[Finding]:
-    """Report names that some node may not know; warnings about them are one finding."""
+    """Report names that some nodes may not know; all warnings are in one finding."""
     may_open = document.default_action in PERMISSIVE and not options.allow_unknown_syscalls
     ignored: dict[str, str] = {}
     for rule in document.rules:
@@ -301,12 +303,12 @@ def _names(document: Document, options: Options) -> Iterator[Finding]:
 
 
 def _unknown_name(name: str, where: str) -> Finding:
-    """Return the error for a name that some node may not know, under a default that allows."""
+    """Return the error for a name that some nodes may not know, if the default action allows."""
     message = f"libseccomp 2.5.4 does not know {name[:60]}, and the call would stay allowed."
     if fact := syscalls.since(name):
         hint = (
             f"{fact} Where no node has an older libseccomp, --allow-unknown-syscalls accepts the "
-            "name. Otherwise only a default that denies also denies this call on all nodes."
+            "name. Otherwise only a default action that denies can deny this call on all nodes."
         )
     else:
         hint = syscalls.nearest(name, syscalls.KNOWN)

@@ -1,7 +1,8 @@
 """Checks one seccomp profile, and returns its written form or the reasons against it.
 
-A rejected profile gets its errors only: warnings that follow from a mistake would hide it. The
-checks are in `syntax`, `fields`, `comparisons` and the modules about libseccomp's faults.
+The result for a rejected profile contains only errors, because warnings that follow from a mistake
+would distract from it. The checks are in `syntax`, `fields` and `comparisons`, and the checks for
+faults of libseccomp are in `multiplex`, `anchor` and `conditions`.
 """
 
 import itertools
@@ -23,7 +24,7 @@ from agent.backends.seccomp import (
 from agent.backends.seccomp.document import Document
 from agent.core.findings import MAX_FINDINGS, Finding, Severity, limit_findings
 
-# A runtime reads a file with one of these notices differently from its canonical form.
+# Some runtime reads a file with such a notice differently from the file's canonical form.
 _READ_DIFFERENTLY: Final = frozenset(
     {
         *("name_rewritten", "expanded_for_arch", "expanded_for_kernel", "errno_rewritten"),
@@ -38,36 +39,36 @@ class Checked:
 
     body: bytes  # the written form; empty if the profile is rejected
     findings: tuple[Finding, ...]
-    depends_on_kernel: bool = False  # whether another kernel could have another written form
+    depends_on_kernel: bool = False  # whether the written form depends on the kernel version
 
     @property
     def errors(self) -> tuple[Finding, ...]:
         """The reasons why the profile is rejected."""
-        return tuple(one for one in self.findings if one.severity == Severity.ERROR)
+        return tuple(finding for finding in self.findings if finding.severity == Severity.ERROR)
 
 
 def check(content: bytes, options: fields.Options) -> Checked:
-    """Check a profile for a node; an accepted one gets warnings and notices too."""
+    """Check a profile for a node. The result for an accepted profile has warnings and notices."""
     document, read = _read(content, options)
     if document is None:
         return Checked(body=b"", findings=_errors(read))
     written = canonical.expand(document, options.node)
-    found = _until_enough_errors(
+    result = _until_enough_errors(
         itertools.chain(read, fields.findings(document, options), faults(written.document, options))
     )
-    if errors := _errors(found):
+    if errors := _errors(result):
         return Checked(body=b"", findings=errors)
     body = canonical.encode(written.document)
     if large := _too_large(body):
         return Checked(body=b"", findings=(large,))
-    remarks = (*found, *written.notices, *advice.findings(written.document, options))
+    remarks = (*result, *written.notices, *advice.findings(written.document, options))
     return Checked(
         body=body, findings=limit_findings(remarks), depends_on_kernel=written.depends_on_kernel
     )
 
 
 def unchecked_form(content: bytes, options: fields.Options) -> bytes:
-    """Return the written form of a profile that was accepted before; empty if it has none."""
+    """Return the written form of a profile that was accepted earlier; empty without one."""
     document, _ = _read(content, options)
     if document is None:
         return b""
@@ -75,30 +76,30 @@ def unchecked_form(content: bytes, options: fields.Options) -> bytes:
 
 
 def canonical_form(content: bytes, options: fields.Options) -> bytes:
-    """Return the written form of a file, if every runtime reads the file in the same way.
+    """Return the written form of a file if every runtime reads the file in the same way.
 
-    Empty: the file is rejected, or some runtime reads it differently.
+    The result is empty if the file is rejected or if a runtime reads the file differently.
     """
     document, read = _read(content, options)
     if document is None:
         return b""
     written = canonical.expand(document, options.node)
-    codes = {one.code for one in (*read, *written.notices)}
+    codes = {finding.code for finding in (*read, *written.notices)}
     if not _READ_DIFFERENTLY.isdisjoint(codes):
         return b""
-    found = itertools.chain(
+    candidates = itertools.chain(
         read, fields.findings(document, options), faults(written.document, options)
     )
-    if any(one.severity == Severity.ERROR for one in found):
+    if any(finding.severity == Severity.ERROR for finding in candidates):
         return b""
     body = canonical.encode(written.document)
     return b"" if _too_large(body) else body
 
 
 def faults(document: Document, options: fields.Options) -> Iterator[Finding]:
-    """Return rules that contradict each other, and rules that libseccomp compiles wrong.
+    """Return the rules that contradict each other or that libseccomp compiles wrongly.
 
-    The rules of a document that is too large are not compared: that takes quadratic time.
+    The rules of a document that is too large are not compared, because that takes quadratic time.
     """
     large = tuple(comparisons.size(document))
     yield from large
@@ -116,19 +117,19 @@ def _read(content: bytes, options: fields.Options) -> tuple[Document | None, tup
         return syntax.read(content)
     known = ", ".join(sorted(resolve.MACHINES))
     message = f"The agent has no tables for the architecture {options.machine[:40]}."
-    hint = f"Use nodes with one of {known}."
+    hint = f"Use nodes with a supported architecture: {known}."
     return None, (Finding(code="not_portable", location="profile", message=message, hint=hint),)
 
 
-def _errors(found: Iterable[Finding]) -> tuple[Finding, ...]:
-    return limit_findings(one for one in found if one.severity == Severity.ERROR)
+def _errors(candidates: Iterable[Finding]) -> tuple[Finding, ...]:
+    return limit_findings(finding for finding in candidates if finding.severity == Severity.ERROR)
 
 
-def _until_enough_errors(found: Iterable[Finding]) -> list[Finding]:
-    """Return findings up to the last error that is reported: a hostile profile has thousands."""
+def _until_enough_errors(candidates: Iterable[Finding]) -> list[Finding]:
+    """Return the findings up to the last reported error; a hostile profile can have thousands."""
     findings = []
     errors = 0
-    for finding in found:
+    for finding in candidates:
         findings.append(finding)
         errors += finding.severity == Severity.ERROR
         if errors > MAX_FINDINGS:

@@ -1,8 +1,8 @@
-"""The meaning of a profile: how the kernel responds to each system call, exactly.
+"""Defines the exact meaning of a profile: the kernel's response to each system call.
 
-`Meaning` states it for one machine, one kernel version and one capability set. Every comparison
-of rules, and every warning about what a profile allows, is a question to this module. It is pure,
-and it does not know what libseccomp compiles wrong: see `faults`, `multiplex` and `anchor`. The
+A `Meaning` is for one machine, one kernel version and one capability set. Other modules use it to
+compare profiles and to warn about allowed calls. The module is pure, and it does not model the
+faults of libseccomp: see `conditions`, `multiplex` and `anchor`. The
 tests compare it with the filters that every available libseccomp builds.
 """
 
@@ -24,15 +24,15 @@ SHORT_ABIS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallMeaning:
-    """How the kernel responds to one system call of one ABI."""
+    """The kernel's responses to one system call of one ABI."""
 
-    cases: tuple[Rule, ...]  # the rules with conditions; where two hold, both have one answer
-    otherwise: Answer  # the response where no case holds
+    cases: tuple[Rule, ...]  # the rules with conditions; rules that overlap have equal answers
+    otherwise: Answer  # the response if no case applies
     decided_by: Rule | None = None  # the rule without conditions, if there is one
     largest: int = regions.LARGEST  # the largest value of an argument
 
     def answers(self, arguments: Sequence[int]) -> frozenset[Answer]:
-        """Return the possible responses: one, unless rules contradict each other."""
+        """Return the possible responses. There is only one unless rules contradict each other."""
         holding = {
             rule.answer
             for rule in self.cases
@@ -44,7 +44,7 @@ class CallMeaning:
         return frozenset(holding or {self.otherwise})
 
     def every_answer(self) -> frozenset[Answer]:
-        """Return all responses that some arguments lead to."""
+        """Return the responses for all possible arguments."""
         possible = {
             rule.answer
             for rule in self.cases
@@ -55,13 +55,13 @@ class CallMeaning:
 
     @property
     def is_always_denied(self) -> bool:
-        """Whether the kernel runs the call with no arguments at all."""
-        return not any(one.is_permissive for one in self.every_answer())
+        """Whether the kernel denies the call for all arguments."""
+        return not any(answer.is_permissive for answer in self.every_answer())
 
     @property
     def is_always_allowed(self) -> bool:
-        """Whether the kernel runs the call with all arguments."""
-        return all(one.is_permissive for one in self.every_answer())
+        """Whether the kernel allows the call for all arguments."""
+        return all(answer.is_permissive for answer in self.every_answer())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,17 +74,17 @@ class Meaning:
 
     @functools.cached_property
     def _rules(self) -> Mapping[str, list[Rule]]:
-        found: dict[str, list[Rule]] = defaultdict(list)
+        by_name: dict[str, list[Rule]] = defaultdict(list)
         for rule in self.document.effective_rules:
             for name in rule.names:
                 if self.is_known(name):
-                    found[name].append(rule)
-        return found
+                    by_name[name].append(rule)
+        return by_name
 
     def call(self, abi: str, name: str) -> CallMeaning:
-        """Return how the kernel responds to a call that the ABI has.
+        """Return the kernel's responses to a call that the ABI has.
 
-        libseccomp lets a rule without conditions decide for all arguments of its call.
+        If the call has a rule without conditions, libseccomp applies it to all arguments.
         """
         largest = regions.SHORT if abi in SHORT_ABIS else regions.LARGEST
         rules = [*self._rules.get(name, ())]
@@ -96,14 +96,11 @@ class Meaning:
         return CallMeaning(cases=tuple(rules), otherwise=self.document.default, largest=largest)
 
     def answers(self, abi: str, name: str, arguments: Sequence[int]) -> frozenset[Answer]:
-        """Return the responses to a call with given arguments: one, for an accepted profile."""
+        """Return the responses to a call with these arguments. An accepted profile has only one."""
         return self.call(abi, name).answers(arguments)
 
     def calls(self, abi: str) -> frozenset[str]:
-        """Return the names of the calls that the ABI has, and that libseccomp 2.5.4 knows.
-
-        Newer calls are among them if a rule names them.
-        """
+        """Return the names of the ABI's calls that libseccomp 2.5.4 knows or that a rule names."""
         usual = syscalls.of(abi)
         return usual | {
             name for name in self._rules if name not in usual and syscalls.number(abi, name) >= 0
@@ -113,8 +110,12 @@ class Meaning:
 def of(document: Document, abis: Sequence[str], capabilities: Collection[str] = ()) -> Meaning:
     """Return the meaning of a document that is resolved for the node.
 
-    abis: the ABIs of the node's kernel, the native one first. The filter handles the native one
-    and those that the profile lists.
+    The filter handles the native ABI and the ABIs that the profile lists.
+
+    Args:
+        document: the profile, without conditions on the node.
+        abis: the ABIs of the node's kernel, with the native ABI first.
+        capabilities: the capabilities of the pod.
     """
     rules = tuple(rule for rule in document.rules if rule.applies_with(capabilities))
     handled = (abis[0], *(abi for abi in document.architectures if abi != abis[0]))

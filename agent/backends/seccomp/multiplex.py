@@ -1,13 +1,14 @@
-"""Socket and IPC calls that some ABIs also reach through socketcall(2) and ipc(2).
+"""Checks rules for calls that some ABIs can also make through socketcall(2) and ipc(2).
 
-The arguments of such a call are in memory, where no filter can read them. libseccomp therefore
+The arguments of such a call are in memory, and a filter cannot read memory. libseccomp therefore
 adds each rule for an operation to the rules of the multiplexing call too, with the number of the
 operation in place of the first argument (abi_rule_add in syscalls.c). A condition on the first
-argument is dropped: a rule that denies then denies more, and a rule that allows opens the whole
-operation. Other conditions compare arguments that the operation does not have.
+argument is dropped: a rule that denies then denies more calls, and a rule that allows then allows
+the whole operation. Other conditions compare arguments that the operation does not have.
 
-A profile that opens an operation itself gets a warning. A profile whose operation only libseccomp
-opens is rejected, and so are rules that libseccomp cannot put into one filter.
+A profile is rejected if libseccomp allows an operation that the profile denies, or if libseccomp
+cannot combine the rules in one filter. A profile that itself allows the multiplexing call causes a
+warning.
 """
 
 from collections.abc import Iterator, Mapping
@@ -48,7 +49,7 @@ NAMES: Final = SOCKETCALL | IPC
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Through:
-    """One multiplexing call on one ABI, and the profile's own rule for it."""
+    """A multiplexing call on one ABI, and the profile's rule for this call."""
 
     name: str
     abi: str
@@ -57,7 +58,7 @@ class _Through:
 
     @property
     def answer(self) -> Answer:
-        """The answer to the multiplexing call as the profile reads."""
+        """The profile's answer to the multiplexing call."""
         return self.default if self.rule is None else self.rule.answer
 
     def operation(self, rule: Rule) -> str | None:
@@ -68,7 +69,9 @@ class _Through:
 def findings(document: Document, native: str) -> Iterator[Finding]:
     """Return the conditions that do not hold for calls through socketcall(2) or ipc(2).
 
-    native: the node's own architecture, which counts together with those listed.
+    Args:
+        document: the profile.
+        native: the node's architecture, which the filter handles in addition to the listed ones.
     """
     abis = sorted(ABIS.intersection((*document.architectures, native)))
     if not abis:
@@ -117,12 +120,14 @@ def _opened(rule: Rule, through: _Through) -> Iterator[Finding]:
 
 
 def _still_reached(rule: Rule, through: _Through) -> Iterator[Finding]:
-    """Warn of a denied operation that a program reaches through the multiplexing call."""
+    """Warn about a denied call that a program can make through the multiplexing call."""
     operation = through.operation(rule)
     if operation is None or through.answer.strictness >= rule.answer.strictness:
         return
     if any(arg.index > 0 for arg in rule.args):
-        reason = f"compares the arguments of {through.name}(2) instead of those of {operation}"
+        reason = (
+            f"compares the arguments of {through.name}(2) instead of the arguments of {operation}"
+        )
     elif through.name == "ipc":
         reason = "compares the whole first argument, whose upper 16 bits the kernel ignores"
     else:
@@ -137,7 +142,7 @@ def _still_reached(rule: Rule, through: _Through) -> Iterator[Finding]:
 
 
 def merged(document: Document, through: str) -> list[Rule]:
-    """Return the rules with conditions that libseccomp has for a multiplexing call."""
+    """Return the conditional rules that libseccomp applies to a multiplexing call."""
     operations = OPERATIONS[through]
     rules = []
     for rule in document.effective_rules:
@@ -151,12 +156,12 @@ def merged(document: Document, through: str) -> list[Rule]:
             elif name == through and rule.args:
                 rules.append(rule)
             elif name == through and not rule.depends_on_capabilities:
-                return rules  # it covers every operation; libseccomp drops later rules
+                return rules  # the rule covers every operation, and libseccomp drops later rules
     return rules
 
 
 def _contradictions(document: Document, through: _Through) -> Iterator[Finding]:
-    """Reject rules that libseccomp refuses to put into one filter."""
+    """Reject rules that libseccomp cannot combine in one filter."""
     rules = merged(document, through.name)
     if len({rule.answer for rule in rules}) == 1:
         return

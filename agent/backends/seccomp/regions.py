@@ -1,7 +1,7 @@
-"""Exact answers about argument conditions: can they hold together, does one include the other?
+"""Decides exactly whether argument conditions can hold together, and whether they imply others.
 
 A filter compares unsigned words of 64 bits, and each condition concerns one argument. All
-conditions on one argument together select an interval, some fixed bits, and single excluded words.
+conditions on one argument select an interval, restrict some bits, and exclude single words.
 The smallest word of such a set is computed directly, so that nothing is approximated.
 """
 
@@ -19,7 +19,7 @@ _MOST_STEPS: Final = 5000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Words:
-    """A set of argument values: an interval, restricted to fixed bits, without single words."""
+    """A set of argument values: an interval with fixed bits and without some single words."""
 
     lowest: int = 0
     highest: int = LARGEST
@@ -55,7 +55,7 @@ class Words:
         return word
 
     def _next(self, start: int) -> int | None:
-        """Return the smallest word from start on that has the fixed bits; None if none has."""
+        """Return the smallest word from start on with the fixed bits; None if there is none."""
         if start > self.highest:
             return None
         word = start
@@ -106,7 +106,7 @@ _OPPOSITES: Final = {
 
 
 def complement(condition: Condition) -> Iterator[Words]:
-    """Return sets that together contain the values for which a condition does not hold."""
+    """Return sets whose union contains the values that violate a condition."""
     if condition.op in _OPPOSITES:
         yield words(replace(condition, op=_OPPOSITES[condition.op]))
     elif condition.op == "SCMP_CMP_MASKED_EQ":
@@ -144,14 +144,14 @@ def example(conditions: Iterable[Condition], largest: int = LARGEST) -> dict[int
 def can_hold_together(
     first: Iterable[Condition], second: Iterable[Condition], largest: int = LARGEST
 ) -> bool:
-    """Return whether some arguments fulfil the conditions of both."""
+    """Return whether some arguments fulfil the conditions of both rules."""
     return example((*first, *second), largest) is not None
 
 
 def implies(
     first: Iterable[Condition], second: Iterable[Condition], largest: int = LARGEST
 ) -> bool:
-    """Return whether all arguments that fulfil the first conditions fulfil the second ones."""
+    """Return whether all arguments that fulfil the first conditions also fulfil the second."""
     values = by_argument(first, largest)
     if any(one.smallest() is None for one in values.values()):
         return True
@@ -167,7 +167,7 @@ def outside(
     others: Sequence[Iterable[Condition]],
     largest: int = LARGEST,
 ) -> bool:
-    """Return whether some arguments fulfil the conditions, and not all of any of the others.
+    """Return whether some arguments fulfil the conditions and belong to none of the others.
 
     The question can take exponential time. After `_MOST_STEPS` steps the answer is True.
     """

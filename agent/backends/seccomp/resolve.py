@@ -1,9 +1,9 @@
-"""Removes from a profile the conditions that depend on the node, and rewrites spellings.
+"""Resolves the conditions of a profile that depend on the node, and normalises its fields.
 
 containerd ignores archMap, includes, excludes and the names of error numbers. Architectures and
-kernel versions are facts of the node, so that they are resolved here, each with a notice.
-Capabilities depend on the pod: they stay, unless the caller states a capability set.
-`canonical` writes the result, and `meaning` says what it means.
+kernel versions are facts of the node, so this module resolves them, each with a notice. Conditions
+on capabilities depend on the pod. They stay unless the caller passes a capability set. `canonical`
+writes the result, and `meaning` interprets it.
 """
 
 import errno
@@ -45,9 +45,9 @@ Kernel = tuple[int, int]
 class Node:
     """The facts on which conditions of a profile depend."""
 
-    machine: str  # as uname -m prints it
+    machine: str  # the machine name that `uname -m` prints
     kernel: Kernel
-    capabilities: frozenset[str] | None = None  # of a pod; None: they are not known
+    capabilities: frozenset[str] | None = None  # of a pod; None if they are unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ def kernel(text: str) -> Kernel | None:
 
 
 def minimum(text: str) -> Kernel | None:
-    """Return the version that minKernel states; None if Docker would not accept the text."""
+    """Return the version in minKernel; None if Docker would not accept the text."""
     match = _KERNEL.fullmatch(text.removesuffix(".0") if text.count(".") == _PATCH else text)
     return (int(match[1]), int(match[2])) if match else None
 
@@ -80,14 +80,14 @@ def errno_number(text: str) -> int | None:
 
 
 def abis(machine: str) -> tuple[str, ...]:
-    """Return the ABIs that a kernel of this machine runs, the native one first."""
+    """Return the ABIs that a kernel of this machine supports, with the native ABI first."""
     native, _, small = MACHINES[machine]
     x32 = ("SCMP_ARCH_X32",) if native == "SCMP_ARCH_X86_64" else ()
     return (native, *([small] if small else []), *x32)
 
 
 def applies(rule: Rule, node: Node) -> bool:
-    """Return whether a rule applies on the node, as Docker reads its conditions."""
+    """Return whether a rule applies on the node, with the semantics of Docker."""
     go_name = MACHINES[node.machine][1]
     included, excluded = rule.includes, rule.excludes
     if included.arches and go_name not in included.arches:
@@ -103,7 +103,7 @@ def applies(rule: Rule, node: Node) -> bool:
 
 
 def resolve(document: Document, node: Node) -> Resolved:
-    """Return the document as the node means it, with notices of the changes."""
+    """Return the document resolved for the node, and notices about the changes."""
     native = MACHINES[node.machine][0]
     architectures = document.architectures
     for architecture, subs in document.arch_map:
@@ -133,10 +133,10 @@ def resolve(document: Document, node: Node) -> Resolved:
 
 
 def _first_ones(rules: Collection[Rule], default: Answer) -> list[Rule]:
-    """Return the rules without names that an earlier rule decides.
+    """Return the rules, without the calls that an earlier rule decides.
 
-    Podman's default profile allows a call to all pods and denies it to some in a later rule, or
-    the other way round. In every runtime, the first rule without conditions decides.
+    In every runtime, the first rule without conditions decides. For example, a rule of Podman's
+    default profile allows a call for all pods, and a later rule denies the call for some pods.
     """
     decided: dict[str, Rule] = {}
     remaining = []
@@ -156,9 +156,9 @@ def _first_ones(rules: Collection[Rule], default: Answer) -> list[Rule]:
 
 
 def _plain(rule: Rule) -> Rule:
-    """Return the rule without conditions on the node, and without comparisons that always hold.
+    """Return the rule without conditions on the node and without comparisons that always hold.
 
-    libseccomp takes a rule whose only condition has an empty mask for a rule without conditions.
+    libseccomp treats a rule whose only condition has an empty mask as a rule without conditions.
     """
     always = ("SCMP_CMP_MASKED_EQ", 0, 0)
     return replace(

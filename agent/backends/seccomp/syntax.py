@@ -1,9 +1,9 @@
 """Reads the bytes of a seccomp profile strictly, and collects every mistake.
 
-The bytes must be UTF-8 JSON with one meaning only: Go matches keys without regard to case and
-lets the last duplicate win, so that duplicate and unknown keys are errors here. null means absent,
-as in Go. Whatever the bytes are, the result is a Document, findings, or both. `fields` checks the
-values, and `wrapped` recognises files that contain a profile in another format.
+The bytes must be unambiguous UTF-8 JSON. Go ignores the case of keys and uses the last duplicate.
+Duplicate and unknown keys are therefore errors here. As in Go, null means that a field is absent.
+Any input results in a Document, in findings, or in both. `fields` checks the values, and `wrapped`
+recognises files that contain a profile in another format.
 """
 
 import json
@@ -41,7 +41,7 @@ _ARG: Final = frozenset({"index", "value", "valueTwo", "op"})
 _FILTER: Final = frozenset({"arches", "caps", "minKernel"})
 _ARCH_MAP: Final = frozenset({"architecture", "subArchitectures"})
 _NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,63}")
-# Keys that people use for remarks. A prefix before the name of a field is not a remark.
+# Keys that people use for comments. The name of a field with a prefix is not a comment.
 _REMARK: Final = re.compile(
     r"(?:[$_#/@-].*|comments?|description|title|notes?|name|version|author|\$schema)",
     re.IGNORECASE | re.DOTALL,
@@ -52,11 +52,11 @@ Json = object  # a value of json.loads; every use is checked with isinstance
 
 
 class _NotJsonError(ValueError):
-    """The text is valid for Python's decoder, but it is not JSON."""
+    """The text is not JSON, although Python's decoder accepts it."""
 
 
 def read(content: bytes) -> tuple[Document | None, tuple[Finding, ...]]:
-    """Return the document and the findings; no document if the JSON is not a profile."""
+    """Return the document and the findings; the document is None if the JSON is not a profile."""
     walk = _Walk()
     decoded = decode(content, walk.pairs)
     if isinstance(decoded, Finding):
@@ -85,13 +85,13 @@ def decode(content: bytes, pairs: "wrapped.PairsHook | None" = None) -> tuple[Js
             hint="Correct the JSON; `python3 -m json.tool FILE` reports the same place.",
         )
     except RecursionError:
-        return _whole("not_json", "The JSON is nested too deeply.", "Remove levels from it.")
+        return _whole("not_json", "The JSON is nested too deeply.", "Reduce the depth of the JSON.")
     except ValueError as error:
         return _whole("not_json", f"This is not JSON: {error}."[:200], "Correct the JSON.")
 
 
 def _text(content: bytes) -> str | Finding:
-    """Return the text of the file, or the reason why it has none."""
+    """Return the text of the file, or the reason why the file is not text."""
     if len(content) > MOST_BYTES:
         message = f"The profile has {len(content)} bytes; the limit is {MOST_BYTES} bytes."
         return _whole("key_too_large", message, "Remove rules or comments from the profile.")
@@ -129,7 +129,7 @@ class _Walk:
 
     @property
     def is_full(self) -> bool:
-        """Whether further mistakes are not reported."""
+        """Whether the limit of reported mistakes is reached."""
         return len(self.findings) > MAX_FINDINGS
 
     def report(self, code: str, where: str, message: str, hint: str = "") -> None:
@@ -137,7 +137,7 @@ class _Walk:
             self.findings.append(Finding(code=code, location=where, message=message, hint=hint))
 
     def notices(self) -> Iterator[Finding]:
-        """Return what the written form of the profile changes without changing its meaning."""
+        """Return notices about changes in the written form that keep the meaning."""
         if self.rewritten:
             message = (
                 f"`name` was rewritten to `names` in {len(self.rewritten)} rules: containerd "
@@ -150,7 +150,7 @@ class _Walk:
             yield Finding(code="comments_removed", location=self.remarks[0], message=message)
 
     def pairs(self, pairs: list[tuple[str, Json]]) -> dict[str, Json]:
-        """Return an object, and report keys that it contains twice."""
+        """Return an object, and report duplicate keys."""
         built = dict(pairs)
         if len(built) != len(pairs):
             for key, times in Counter(key for key, _ in pairs).items():
@@ -160,7 +160,7 @@ class _Walk:
                         shown(key),
                         f"One object contains the key {shown(key)} more than once, and runtimes "
                         "use the last one.",
-                        "Remove all but one.",
+                        "Remove the duplicates.",
                     )
         return built
 
@@ -183,8 +183,8 @@ class _Walk:
             self.report(
                 "unknown_field",
                 place,
-                "No seccomp profile has this key. Runtimes ignore it, and the profile would not "
-                "mean what it says.",
+                "No seccomp profile has this key. Runtimes ignore it, and the profile would have "
+                "another effect than it states.",
                 syscalls.nearest(key, keys) or "Remove the key.",
             )
         return value
@@ -274,7 +274,7 @@ class _Walk:
         )
 
     def listener(self, top: Mapping[str, Json]) -> None:
-        """Report keys of a listener, unless a rule needs that listener: `fields` reports that."""
+        """Report the keys of a listener that no rule uses. `fields` reports a listener in use."""
         keys = [key for key in _LISTENER if top.get(key) not in (None, "")]
         rules = top.get("syscalls")
         needs_it = isinstance(rules, list) and any(
@@ -284,8 +284,8 @@ class _Walk:
             self.report(
                 "notify_refused",
                 keys[0],
-                f"{' and '.join(keys)} names a listener, and no container starts where it does "
-                "not run.",
+                f"{' and '.join(keys)} references a listener. Without the listener, no "
+                "container starts.",
                 f"Remove {' and '.join(keys)}: no rule of this profile uses the listener.",
             )
 
@@ -321,22 +321,22 @@ class _Walk:
                 )
 
     def names(self, rule: Mapping[str, Json], where: str) -> tuple[str, ...]:
-        """Return `names`, or `name` as its only entry: containerd does not know `name`."""
+        """Return `names`, or a list with `name`, because containerd does not support `name`."""
         old = rule.get("name")
-        given = list(self.items(rule.get("names"), f"{where}.names"))
+        entries = list(self.items(rule.get("names"), f"{where}.names"))
         if old not in (None, ""):
-            if given:
+            if entries:
                 message = "The rule has both `name` and `names`, which CRI-O rejects."
                 self.report("bad_value", f"{where}.name", message, "Remove `name`.")
             else:
                 self.rewritten.append(f"{where}.name")
-            given.append((f"{where}.name", old))
-        if not given:
-            message = "The rule has no names, and runtimes run the container without the rule."
-            hint = "Name the system calls, or remove the rule."
+            entries.append((f"{where}.name", old))
+        if not entries:
+            message = "The rule has no names, and runtimes ignore the rule."
+            hint = "List the system calls in `names`, or remove the rule."
             self.report("fails_open", f"{where}.names", message, hint)
         names: dict[str, None] = {}
-        for place, name in given:
+        for place, name in entries:
             if isinstance(name, str) and _NAME.fullmatch(name):
                 names[name] = None
             else:
@@ -345,7 +345,7 @@ class _Walk:
                     place,
                     f"{shown(name)} is not the name of a system call, and runtimes ignore or "
                     "truncate it.",
-                    "Use small letters, digits and underscores, at most 64 characters.",
+                    "Use lower-case letters, digits and underscores, at most 64 characters.",
                 )
         return tuple(names)
 

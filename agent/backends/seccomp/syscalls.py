@@ -1,10 +1,10 @@
-"""The names of system calls: which libseccomp knows them, and which ABI has them.
+"""Lists the system calls that each version of libseccomp knows and that each ABI has.
 
 libseccomp 2.5.4 is the oldest version that supported runtimes use. A name counts as known if that
-version resolves it on any architecture; a call that exists elsewhere only is resolved, and never
-made. The tables are data: seccomp_syscall_resolve_name(3) of Debian's libseccomp2 2.5.4-1+deb12u1
-was called for each of the 538 names of system-calls 7.2 (Linux 7.2), and
-seccomp_syscall_resolve_num_arch(3) for the names that system-calls lacks, on 19 architectures.
+version resolves the name on any architecture. The tables were measured with Debian's libseccomp2
+2.5.4-1+deb12u1: seccomp_syscall_resolve_name(3) was called for each of the 538 names of
+system-calls 7.2 (Linux 7.2), and seccomp_syscall_resolve_num_arch(3) on 19 architectures for the
+names that system-calls lacks.
 """
 
 import difflib
@@ -57,13 +57,13 @@ KNOWN: Final = (
     frozenset(str(name) for name in _CALLS.names()) - _NOT_IN_2_5_4 - _ONLY_IN_DEBIANS_2_5_4
 ) | _ONLY_IN_LIBSECCOMP
 
-# Names that no Linux has ever had, so that a rule with such a name opens nothing: prevent-chmod of
-# the AKS documentation lists `chmodat` next to chmod and fchmodat. Only names that a document
-# for copying contains belong here; a typing mistake does not.
+# Names that no Linux kernel has ever had. A rule with such a name has no effect. For example,
+# prevent-chmod of the AKS documentation lists `chmodat` next to chmod and fchmodat. Add only names
+# that published examples contain, and no other misspelt names.
 INERT: Final = frozenset({"chmodat"})
 
-# The libseccomp release that first knows a call, and the Linux release that has it. Source:
-# src/syscalls.csv of libseccomp's tags v2.5.4 to v2.6.1, and the man pages.
+# The first release of libseccomp that knows a call, and the first release of Linux that has the
+# call. Source: src/syscalls.csv of libseccomp's tags v2.5.4 to v2.6.1, and the man pages.
 _SINCE: Final[dict[str, tuple[str, str]]] = {
     **dict.fromkeys(("cachestat", "map_shadow_stack", "fchmodat2"), ("2.5.5", "6.6")),
     "cachestat": ("2.5.5", "6.5"),
@@ -87,15 +87,15 @@ _SINCE: Final[dict[str, tuple[str, str]]] = {
 
 
 def since(name: str) -> str:
-    """Return a sentence about the releases that first had a call; empty if they are not known."""
+    """Return a sentence about the first releases with a call; empty if they are unknown."""
     if name not in _SINCE:
         return ""
     library, linux = _SINCE[name]
     return f"The call exists since Linux {linux}, and libseccomp knows it since {library}."
 
 
-# Newer calls that have the effect of older calls, with the Linux release that added them (their
-# man pages). A profile that denies only the older calls still allows the effect.
+# Newer calls with the effect of older calls, and the Linux release that added each newer call
+# (source: man pages). A profile that denies only the older calls still allows the effect.
 NEWER_VARIANTS: Final[dict[str, tuple[str, frozenset[str]]]] = {
     "clone3": ("5.3", frozenset({"clone"})),
     "execveat": ("3.19", frozenset({"execve"})),
@@ -111,7 +111,7 @@ def known(name: str) -> bool:
     return name in KNOWN
 
 
-# runtime-spec's name of an ABI -> the table of system-calls
+# name of an ABI in runtime-spec -> name of its table in system-calls
 _TABLES: Final = {
     "SCMP_ARCH_X86_64": "x86_64",
     "SCMP_ARCH_X86": "i386",
@@ -140,7 +140,7 @@ _FIRST_RECENT: Final = 440
 
 @functools.cache
 def of(abi: str) -> frozenset[str]:
-    """Return the names of the calls that an ABI has, without calls that Linux has removed."""
+    """Return the names of an ABI's calls, without calls that Linux has removed."""
     return frozenset(name for name in KNOWN if number(abi, name) >= 0)
 
 
@@ -168,7 +168,7 @@ _MOST_NAMES: Final = 12  # in one message
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return names for a message, and the number of further names."""
+    """Return the first names for a message, and the number of omitted names."""
     rest = len(names) - _MOST_NAMES
     more = f" and {rest} more" if rest > 0 else ""
     return ", ".join(name[:60] for name in names[:_MOST_NAMES]) + more

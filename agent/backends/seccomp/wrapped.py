@@ -1,8 +1,8 @@
 """Recognises files that contain a seccomp profile in another format, and extracts the profile.
 
-A SeccompProfile resource of the Security Profiles Operator has it under `spec`, and the
-config.json of an OCI runtime under `linux.seccomp`. A runtime would read such a file as a profile
-without a default action, and run the container unconfined.
+A SeccompProfile resource of the Security Profiles Operator has the profile in `spec`, and the
+config.json of an OCI runtime has it in `linux.seccomp`. A runtime would read such a file as a
+profile without a default action, and run the container unconfined.
 """
 
 from collections.abc import Callable
@@ -16,47 +16,51 @@ PairsHook = Callable[[list[tuple[str, Json]]], dict[str, Json]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wrapper:
-    """A known format around a profile."""
+    """A known file format that can contain a profile."""
 
-    what: str
-    where: str  # the path of the profile inside the file; empty if there is none
+    description: str
+    where: str  # the path of the profile inside the file; empty if the file has no profile
     profile: Json = None
 
 
 def find(tree: Json) -> Wrapper | None:
-    """Return the format around a profile; None for a profile itself, and for unknown JSON."""
+    """Return the known format of a file; None for a plain profile and for unknown JSON."""
     if not isinstance(tree, dict) or "defaultAction" in tree:
         return None
     kind, spec = tree.get("kind"), tree.get("spec")
     if isinstance(kind, str) and isinstance(tree.get("apiVersion"), str):
         if kind == "SeccompProfile" and isinstance(spec, dict):
             # baseProfileName and disabled are fields of the resource, and not of a profile.
-            return Wrapper(what="a SeccompProfile resource", where="spec", profile=spec)
-        return Wrapper(what=f"a Kubernetes resource of the kind {ascii(kind)[1:40]}", where="")
+            return Wrapper(description="a SeccompProfile resource", where="spec", profile=spec)
+        return Wrapper(
+            description=f"a Kubernetes resource of the kind {ascii(kind)[1:40]}", where=""
+        )
     linux = tree.get("linux")
     if isinstance(tree.get("ociVersion"), str):
         seccomp = linux.get("seccomp") if isinstance(linux, dict) else None
         where = "linux.seccomp" if isinstance(seccomp, dict) else ""
-        return Wrapper(what="the config.json of an OCI runtime", where=where, profile=seccomp)
+        return Wrapper(
+            description="the config.json of an OCI runtime", where=where, profile=seccomp
+        )
     if isinstance(tree.get("hook"), dict):
-        return Wrapper(what="the description of an OCI hook", where="")
+        return Wrapper(description="the description of an OCI hook", where="")
     return None
 
 
 def finding(tree: Json) -> Finding | None:
-    """Return the only finding for a file that is not itself a profile."""
+    """Return the only finding for a file in a known format other than a plain profile."""
     wrapper = find(tree)
     if wrapper is None:
         return None
     if wrapper.where:
         message = (
-            f"This is {wrapper.what}; the seccomp profile inside it is at {wrapper.where}. A "
-            "runtime would run the container unconfined."
+            f"This is {wrapper.description}; the seccomp profile inside it is at "
+            f"{wrapper.where}. A runtime would run the container unconfined."
         )
         hint = "Run `profile-loader convert FILE` to get the profile."
     else:
-        message = f"This is {wrapper.what}, and not a seccomp profile."
-        hint = "Give it a key or a file of its own that is not read as a profile."
+        message = f"This is {wrapper.description}, and not a seccomp profile."
+        hint = "Move it to a file or key that is not read as a profile."
     return Finding(
         code="not_a_profile", location=wrapper.where or "profile", message=message, hint=hint
     )
