@@ -278,7 +278,7 @@ def test_the_first_pass_does_not_wait_long_for_a_silent_api_server(world):
 
 
 def test_without_a_cluster_the_first_pass_waits_for_nothing():
-    """Without an API server, there are no labels and no pods to wait for."""
+    """Without an API server, the first pass waits for neither labels nor pods."""
     cluster = NoCluster()
     assert cluster.has_answered()
     assert (cluster.node_labels(), cluster.pods_by_profile()) == (None, None)

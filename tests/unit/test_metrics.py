@@ -55,7 +55,7 @@ def test_a_pass_is_counted_and_shown():
         ),
         1000.0,
     )
-    found = series(metrics)
+    values = series(metrics)
     expected = {
         'profile_loader_build_info{version="1.2.3"}': 1,
         'profile_loader_profiles{kind="seccomp",state="installed"}': 1,
@@ -76,7 +76,7 @@ def test_a_pass_is_counted_and_shown():
         "profile_loader_last_converged_timestamp_seconds": 0,
         "profile_loader_pass_duration_seconds_sum": 0.25,
     }
-    assert {name: found.get(name) for name in expected} == expected
+    assert {name: values.get(name) for name in expected} == expected
 
 
 def test_the_series_of_the_sandbox_exists_only_for_a_kind_with_a_parser():
@@ -101,10 +101,10 @@ def test_the_series_of_a_resolved_finding_is_zero_and_that_of_a_removed_name_end
     metrics = Metrics("1")
     metrics.count_pass(report(row("old", findings=(PROBLEM,)), sets=(READ,)), 1000.0)
     metrics.count_pass(report(row("new")), 1300.0)
-    found = series(metrics)
-    assert found['profile_loader_problems{code="parser_rejected"}'] == 0
-    assert not [name for name in found if "old" in name or "source_up" in name]
-    assert found["profile_loader_last_converged_timestamp_seconds"] == 1300
+    values = series(metrics)
+    assert values['profile_loader_problems{code="parser_rejected"}'] == 0
+    assert not [name for name in values if "old" in name or "source_up" in name]
+    assert values["profile_loader_last_converged_timestamp_seconds"] == 1300
 
 
 def test_new_findings_between_passes_are_not_counted_as_a_pass():
@@ -112,9 +112,9 @@ def test_new_findings_between_passes_are_not_counted_as_a_pass():
     metrics = Metrics("1")
     metrics.count_pass(report(row(action="restore", reason="went missing")), 1000.0)
     metrics.show_report(report(row(action="restore", reason="went missing"), findings=(PROBLEM,)))
-    found = series(metrics)
-    assert found['profile_loader_drift_repairs_total{cause="missing",kind="seccomp"}'] == 1
-    assert found['profile_loader_problems{code="parser_rejected"}'] == 1
+    values = series(metrics)
+    assert values['profile_loader_drift_repairs_total{cause="missing",kind="seccomp"}'] == 1
+    assert values['profile_loader_problems{code="parser_rejected"}'] == 1
 
 
 def test_a_duplicate_of_a_restored_key_counts_no_further_repair():
@@ -122,8 +122,8 @@ def test_a_duplicate_of_a_restored_key_counts_no_further_repair():
     metrics = Metrics("1")
     duplicate = row(action="restore", reason="same content", reason_text='same content as "a"')
     metrics.count_pass(report(row(action="restore", reason="drifted"), duplicate), 1000.0)
-    found = series(metrics)
-    assert found['profile_loader_drift_repairs_total{cause="drifted",kind="seccomp"}'] == 1
+    values = series(metrics)
+    assert values['profile_loader_drift_repairs_total{cause="drifted",kind="seccomp"}'] == 1
 
 
 def test_only_a_pass_changes_the_times():
@@ -148,8 +148,8 @@ def test_a_node_without_a_kind_is_converged_if_that_is_allowed():
     for allowed in (True, False):
         metrics = Metrics("1", allow_unsupported=allowed)
         metrics.count_pass(report(row("web", "unsupported")), 1000.0)
-        found = {name: value for name, value in series(metrics).items() if "converged" in name}
-        assert found == {
+        values = {name: value for name, value in series(metrics).items() if "converged" in name}
+        assert values == {
             "profile_loader_converged": allowed,
             "profile_loader_last_converged_timestamp_seconds": 1000 * allowed,
             'profile_loader_passes_total{result="converged"}': allowed,
@@ -175,11 +175,11 @@ def test_a_pass_that_repeats_a_report_counts_no_action_again():
     first = report(row(action="restore", reason="went missing"))
     for at in (1000.0, 1001.0):
         metrics.count_pass(replace(first, findings=()), at)
-    found = series(metrics)
-    assert found['profile_loader_passes_total{result="converged"}'] == 2
-    assert found['profile_loader_actions_total{action="restore",kind="seccomp"}'] == 1
-    assert found["profile_loader_pass_duration_seconds_count"] == 1
-    assert found["profile_loader_last_pass_timestamp_seconds"] == 1001
+    values = series(metrics)
+    assert values['profile_loader_passes_total{result="converged"}'] == 2
+    assert values['profile_loader_actions_total{action="restore",kind="seccomp"}'] == 1
+    assert values["profile_loader_pass_duration_seconds_count"] == 1
+    assert values["profile_loader_last_pass_timestamp_seconds"] == 1001
 
 
 def test_the_number_of_series_is_limited():
@@ -190,11 +190,11 @@ def test_the_number_of_series_is_limited():
     metrics.count_pass(
         report(*(row(f"{number}.json") for number in range(1000)), sets=tuple(sets)), 1.0
     )
-    found = series(metrics)
-    assert len([name for name in found if "profile_available" in name]) == NAMES
-    assert len([name for name in found if "source_up" in name]) == SETS
-    assert found['profile_loader_source_up{origin="configmap ns/999"}'] == 0
-    assert len(found) < NAMES + 2 * SETS + 60
+    values = series(metrics)
+    assert len([name for name in values if "profile_available" in name]) == NAMES
+    assert len([name for name in values if "source_up" in name]) == SETS
+    assert values['profile_loader_source_up{origin="configmap ns/999"}'] == 0
+    assert len(values) < NAMES + 2 * SETS + 60
 
 
 def test_with_the_defaults_there_are_few_series():
@@ -218,9 +218,9 @@ def test_a_name_of_two_keys_is_available_if_one_of_them_is_installed():
     installed, rejected = row("web", mode="enforce"), row("web", "rejected", "reject")
     for rows in ((installed, rejected), (rejected, installed)):
         metrics.count_pass(report(*rows), 1.0)
-        found = {name: value for name, value in series(metrics).items() if "available" in name}
+        values = {name: value for name, value in series(metrics).items() if "available" in name}
         expected_name = 'profile_loader_profile_available{kind="seccomp",mode="enforce",name="web"}'
-        assert found == {expected_name: 1}
+        assert values == {expected_name: 1}
 
 
 def test_an_unreadable_source_keeps_the_time_of_its_last_read():
@@ -249,17 +249,17 @@ def test_counters_of_the_api_are_counted():
     metrics.watch_restarted("node")
     metrics.events_dropped(3)
     metrics.show_unconfined_processes(2)
-    found = series(metrics)
-    assert found['profile_loader_api_requests_total{code="200",verb="PATCH"}'] == 1
-    durations = {name: value for name, value in found.items() if "duration_seconds_sum" in name}
+    values = series(metrics)
+    assert values['profile_loader_api_requests_total{code="200",verb="PATCH"}'] == 1
+    durations = {name: value for name, value in values.items() if "duration_seconds_sum" in name}
     assert durations == {
         'profile_loader_api_request_duration_seconds_sum{verb="PATCH"}': 0.25,
         "profile_loader_parser_duration_seconds_sum": 0.5,
         "profile_loader_pass_duration_seconds_sum": 0,
     }
-    assert found['profile_loader_watch_restarts_total{what="node"}'] == 1
-    assert found["profile_loader_events_dropped_total"] == 3
-    assert found["profile_loader_confinement_lost_processes"] == 2
+    assert values['profile_loader_watch_restarts_total{what="node"}'] == 1
+    assert values["profile_loader_events_dropped_total"] == 3
+    assert values["profile_loader_confinement_lost_processes"] == 2
 
 
 def test_a_scrape_can_request_openmetrics():
@@ -273,8 +273,12 @@ def test_every_metric_is_documented():
     """docs/metrics.md has a row with the type of each metric."""
     documented = dict(re.findall(r"^\| `(profile_loader_\w+)` \| (\w+) \|", DOCUMENT, re.MULTILINE))
     suffix = {"counter": "_total"}
-    collected = [one for one in Metrics("1").registry.collect() if "profile_loader" in one.name]
-    assert documented == {one.name + suffix.get(one.type, ""): one.type for one in collected}
+    collected = [
+        metric for metric in Metrics("1").registry.collect() if "profile_loader" in metric.name
+    ]
+    assert documented == {
+        metric.name + suffix.get(metric.type, ""): metric.type for metric in collected
+    }
 
 
 DOCUMENT = (Path(__file__).parents[2] / "docs/metrics.md").read_text()

@@ -899,7 +899,7 @@ def test_an_installation_has_a_fallback_if_the_last_good_version_is_not_on_the_n
 
 
 def test_a_fallback_contains_no_name_of_another_key():
-    """A version is not restored if one of its names is provided or owned by another key."""
+    """A version is not restored if another key provides or owns any of its names."""
     other = profile(key("other"), "v3", ("b",))
     desired_keys = desired(profile(content="v2", names=("a",)), other)
     (_, action, *_) = decide(desired_keys, V1, observation=node_with())
