@@ -74,6 +74,18 @@ def test_a_fight_is_reported_no_longer_than_it_lasts(tmp_path):
     assert world.sleep() > 1e5
 
 
+def test_each_repair_of_content_in_two_keys_counts_once(world):
+    """The report has a row for each key. The publisher and the fights need one repair."""
+    world.source.keys |= {"copy": "web:1"}
+    world.run_pass()
+    for _ in range(FIGHT_REPAIRS - 1):
+        world.node.loaded["web"] = FOREIGN
+        world.run_pass()
+        assert world.node.loaded["web"] == b"compiled web:1"
+    assert world.report.findings == ()
+    assert [row.is_repair for row in world.report.profiles if row.name == "web"] == [True, False]
+
+
 def test_very_many_profiles_can_be_fought_over_at_once():
     """Repairs are counted per name."""
     fights, now = RepairFights(), 1000.0
