@@ -1,7 +1,8 @@
-"""The command line: arguments become one value that says which command to run.
+"""Parses the command line into one value that describes the command to run.
 
-Nothing runs here and nothing is printed. A wrong call yields every mistake at once, each with the
-next step. agent.config declares the options of all commands; agent.command_help writes the help.
+This module does not run a command or print anything. The result for a wrong call contains every
+mistake with the next step. agent.config declares the options of all commands, and
+agent.command_help writes the help.
 """
 
 import re
@@ -53,9 +54,9 @@ class Diff:
     """Compare seccomp profiles."""
 
     paths: tuple[str, ...]
-    """Two files; one file with a baseline."""
+    """Two files, or one file if there is a baseline."""
     baseline: str
-    """The runtime with whose default profile to compare; empty for two files."""
+    """The runtime whose default profile is the baseline; empty for two files."""
     fails_only_if_more_permissive: bool
     is_json: bool
     arch: str
@@ -162,7 +163,7 @@ def _checked(
     raw = RawValues(flags=arguments.flags, environ=environ, file=file, file_name=str(path))
     values, wrong = read([*FLAG_ONLY_OPTIONS, *OPTIONS.values()], raw)
     mistakes = [*arguments.mistakes, *unreadable, *wrong]
-    if not unreadable:  # the file may contain the missing options
+    if not unreadable:  # an unreadable file could contain the missing options
         passed = {*arguments.unfinished, *arguments.flags, *file}
         passed |= {option.name for option in OPTIONS.values() if option.variable in environ}
         passed |= {COMMANDS[command].positional} if arguments.positional else set()
@@ -218,7 +219,7 @@ def _read_flag(result: _Arguments, option: Option, value: str | None, words: lis
 
 
 def _add(result: _Arguments, option: Option, value: str) -> None:
-    """Record the value of a flag; an option with one value can have only one."""
+    """Record the value of a flag, or a mistake if the flag has two different values."""
     if option.value.is_list:
         values = result.flags.setdefault(option.name, [])
         if isinstance(values, list):
@@ -234,7 +235,7 @@ def _unknown_flag(name: str, command: str, known: Mapping[str, object]) -> str:
     owners = [
         other
         for other in COMMANDS
-        if other != command and any(f"--{one.name}" == name for one in options_of(other))
+        if other != command and any(f"--{option.name}" == name for option in options_of(other))
     ]
     if owners:
         return f"{name} is not an option of {command}, only of {' and '.join(owners)}."
@@ -244,7 +245,7 @@ def _unknown_flag(name: str, command: str, known: Mapping[str, object]) -> str:
 def _config_file(
     path: object, read_config: Callable[[str], object]
 ) -> tuple[Mapping[str, object], list[str]]:
-    """Return the content of the configuration file, and why it cannot be used."""
+    """Return the content of the configuration file, and the reasons why it cannot be used."""
     if path is None:
         return {}, []
     problem = "the file must map options to values, as in `prune: never`"
@@ -264,7 +265,7 @@ def _config_file(
 def _inconsistent(
     command: str, config: Config, values: Mapping[str, object], positional: Sequence[str]
 ) -> list[str]:
-    """Return the mistakes that only show when all options are known."""
+    """Return the mistakes in combinations of options."""
     match command:
         case "run":
             mistakes = [] if "oneshot" in values else _daemon_mistakes(config)
@@ -318,7 +319,7 @@ def _daemon_mistakes(config: Config) -> list[str]:
 
 
 def _cluster_mistakes(config: Config) -> list[str]:
-    """Return a mistake for each option that needs another one."""
+    """Return a mistake for each option that needs another option."""
     mistakes = []
     if config.https_address != "off" and not config.tls_cert:
         mistakes.append("--https-address needs --tls-cert")

@@ -31,9 +31,9 @@ ENVIRONMENT: Final = (
     "a key of the same name in the file of --config. A flag has priority over a variable, and a "
     "variable over the file. A variable for an option that can be repeated has one value per line."
 )
-_NARROW: Final = 70  # in fewer columns an explanation begins below the term
+_NARROW: Final = 70  # if the terminal has fewer columns, an explanation begins below its term
 _TERM_COLUMNS: Final = 24
-_OVERVIEW_EXAMPLES: Final = 6  # more would not fit on a screen
+_OVERVIEW_EXAMPLES: Final = 6  # a longer list would not fit on a screen
 _COMMON_STATUSES: Final = {
     2: "The command line, the environment or the configuration file has a mistake. Nothing was "
     "changed.",
@@ -277,7 +277,7 @@ def statuses_of(command: str) -> dict[int, str]:
 
 
 def overview() -> str:
-    """Return the help of the whole program: the commands, and where each is explained."""
+    """Return the help of the program: the commands, and the place of their own help."""
     summaries = {name: command.summary for name, command in COMMANDS.items()}
     examples = [command.examples[0] for command in COMMANDS.values()][:_OVERVIEW_EXAMPLES]
     return _page(

@@ -349,7 +349,7 @@ class Config:
 OPTIONS: Final = {
     option.name: option
     for option in (
-        Option(name=one.name.replace("_", "-"), default=one.default, **one.metadata)
-        for one in fields(Config)
+        Option(name=item.name.replace("_", "-"), default=item.default, **item.metadata)
+        for item in fields(Config)
     )
 }

@@ -1,4 +1,4 @@
-"""How the value of an option is read, alike for flags, environment variables and YAML keys.
+"""Reads the values of options, in the same way for flags, environment variables and YAML keys.
 
 Each value type has one function that accepts text or a value that YAML has parsed already. The
 function raises ValueError with a message that says what is expected. The options themselves are
@@ -35,12 +35,12 @@ class ValueType(Generic[T_co]):
     is_list: bool = False
     """Whether the flag can be passed more than once, and a variable has one value per line."""
     unit: str = ""
-    """The unit that follows the default value where it is shown."""
+    """The unit of the default value in the help."""
 
 
 def suggestion(text: str, known: Iterable[str]) -> str:
-    """Return the known word that resembles a text, as a sentence to append; or an empty text."""
-    import difflib  # only after a mistake
+    """Return a sentence that suggests the known word most similar to a text, or an empty text."""
+    import difflib  # imported only after a mistake
 
     words = {_without_prefix(word): word for word in known}
     close = difflib.get_close_matches(_without_prefix(text), list(words), n=1)
@@ -167,7 +167,7 @@ TAINT: Final = _text_type(
 
 
 def choice(*words: Word) -> ValueType[Word]:
-    """Return the type of a value that is one of a few words."""
+    """Return the type of a value that must be a word of a list."""
 
     def read(raw: object) -> Word:
         text = _read_text(raw)
@@ -180,7 +180,7 @@ def choice(*words: Word) -> ValueType[Word]:
 
 
 def choices(*words: str) -> ValueType[frozenset[str]]:
-    """Return the type of a value that is a list of some of a few words, separated by commas."""
+    """Return the type of a value that contains words of a list, separated by commas."""
     one_word = choice(*words)
 
     def read(raw: object) -> frozenset[str]:

@@ -71,8 +71,8 @@ def check(
     apparmor = _apparmor(config)
     results = _inspect(config, groups, apparmor, _seccomp(config, arch, kernel), progress)
     rows = [row for result in results for row in _rows(result)]
-    if rows:  # a file without a profile, such as a README, is no problem next to profiles
-        directories = [one for one in directories if not isinstance(one, Emptied)]
+    if rows:  # files without a profile, such as a README, are accepted next to profiles
+        directories = [item for item in directories if not isinstance(item, Emptied)]
     snapshots = [*sets, *directories]
     has_apparmor = any(row.kind == "apparmor" for row in rows)
     unread = (_unread(snapshot) for snapshot in snapshots)
@@ -80,7 +80,7 @@ def check(
     findings += report_builder.sandbox_findings([apparmor.sandbox()]) if has_apparmor else ()
     report = Report(
         profiles=tuple(sorted(rows, key=lambda row: (row.profile_set, row.key, row.name))),
-        profile_sets=tuple(report_builder.profile_set_status(one) for one in snapshots),
+        profile_sets=tuple(report_builder.profile_set_status(snapshot) for snapshot in snapshots),
         kind_support={},
         findings=tuple(findings),
     )

@@ -1,4 +1,4 @@
-"""Turns a seccomp profile of any runtime into one plain profile that all runtimes read alike.
+"""Converts a seccomp profile of any runtime into a form that all runtimes read in the same way.
 
 The input is a profile of Docker, Podman or CRI-O, a SeccompProfile resource (JSON or YAML), or
 the config.json of an OCI runtime. Conditions are resolved for one architecture, one kernel version
@@ -28,7 +28,7 @@ class Converted:
     @property
     def has_errors(self) -> bool:
         """Whether the file could not be converted."""
-        return any(one.severity == Severity.ERROR for one in self.findings)
+        return any(finding.severity == Severity.ERROR for finding in self.findings)
 
 
 def convert(
@@ -54,8 +54,8 @@ def convert(
     )
     checked = inspection.check(profile, options)
     findings = checked.findings
-    if capabilities is None and any(one.code == "not_portable" for one in findings):
-        findings = tuple(_with_names(profile, one) for one in findings)
+    if capabilities is None and any(finding.code == "not_portable" for finding in findings):
+        findings = tuple(_with_names(profile, finding) for finding in findings)
     return Converted(text=checked.body.decode(), findings=findings)
 
 
@@ -82,13 +82,13 @@ def _unwrapped(wrapper: wrapped.Wrapper) -> bytes | Finding:
 
 def _from_yaml(content: bytes) -> bytes | Finding:
     try:
-        documents = [_plain(one) for one in yaml_documents.parse(content) if one is not None]
+        documents = [_plain(item) for item in yaml_documents.parse(content) if item is not None]
     except yaml_documents.InvalidYamlError as error:
         message = f"This is not YAML: {' '.join(str(error).split())[:200]}."
         hint = "Correct the YAML."
         return Finding(code="not_a_profile", location="profile", message=message, hint=hint)
     if len(documents) != 1:
-        message = f"The file contains {len(documents)} YAML documents, and not one."
+        message = f"The file contains {len(documents)} YAML documents instead of a single document."
         hint = "Write the SeccompProfile resource to a file of its own."
         return Finding(code="not_a_profile", location="profile", message=message, hint=hint)
     wrapper = wrapped.find(documents[0])
@@ -96,7 +96,7 @@ def _from_yaml(content: bytes) -> bytes | Finding:
 
 
 def _plain(value: object) -> object:
-    """Return a YAML value as JSON has it: with numbers."""
+    """Return a YAML value with numbers as in JSON."""
     match value:
         case dict():
             return {key: _plain(item) for key, item in value.items()}

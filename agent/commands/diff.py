@@ -29,19 +29,21 @@ _HEADINGS: Final = {
 
 
 class NotAProfileError(ValueError):
-    """A file contains no profile that can be compared."""
+    """A file does not contain a profile that can be compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """The differences of the second profile from the first one."""
+    """The differences between two profiles."""
 
     differences: tuple[Difference, ...]
 
     @property
     def is_more_permissive(self) -> bool:
         """Whether the second profile allows something that the first one denies."""
-        return any(one.direction is Direction.MORE_PERMISSIVE for one in self.differences)
+        return any(
+            difference.direction is Direction.MORE_PERMISSIVE for difference in self.differences
+        )
 
 
 def diff(
@@ -82,7 +84,7 @@ def _read(path: str) -> Document:
     if wrapper is not None and wrapper.where:
         content = json.dumps(wrapper.profile).encode()
     document, findings = syntax.read(content)
-    errors = [one for one in findings if one.severity == Severity.ERROR]
+    errors = [finding for finding in findings if finding.severity == Severity.ERROR]
     if document is None or errors:
         raise NotAProfileError(f"{path}: {errors[0].message} {errors[0].hint}".rstrip())
     return document
@@ -110,16 +112,17 @@ def _section(runtime: str, compared: Compared) -> str:
     if not compared.differences:
         lines += ["The profiles have the same meaning.", ""]
     for direction, heading in _HEADINGS.items():
-        rows = [one for one in compared.differences if one.direction is direction]
+        rows = [item for item in compared.differences if item.direction is direction]
         if rows:
             lines += [f"{heading}:", *map(_row, rows), ""]
     return "\n".join(lines)
 
 
-def _row(one: Difference) -> str:
-    abi = one.abi.removeprefix("SCMP_ARCH_").lower()
-    where = f" where {one.arguments}" if one.arguments else ""
-    return f"  {abi}  {one.call}: {_shown(one.before)} -> {_shown(one.after)}{where}"
+def _row(difference: Difference) -> str:
+    abi = difference.abi.removeprefix("SCMP_ARCH_").lower()
+    where = f" where {difference.arguments}" if difference.arguments else ""
+    change = f"{_shown(difference.before)} -> {_shown(difference.after)}"
+    return f"  {abi}  {difference.call}: {change}{where}"
 
 
 def _shown(answer: Answer) -> str:
@@ -130,18 +133,18 @@ def _shown(answer: Answer) -> str:
 def as_json(comparisons: Mapping[str, Compared]) -> str:
     """Return the differences for programs. The keys are runtimes; empty for two files."""
     tree = [
-        {"baseline": runtime, "differences": [_object(one) for one in compared.differences]}
+        {"baseline": runtime, "differences": [_object(item) for item in compared.differences]}
         for runtime, compared in comparisons.items()
     ]
     return json.dumps({"comparisons": tree}, indent=1) + "\n"
 
 
-def _object(one: Difference) -> dict[str, str]:
+def _object(difference: Difference) -> dict[str, str]:
     return {
-        "architecture": one.abi,
-        "syscall": one.call,
-        "direction": str(one.direction),
-        "arguments": one.arguments,
-        "before": _shown(one.before),
-        "after": _shown(one.after),
+        "architecture": difference.abi,
+        "syscall": difference.call,
+        "direction": str(difference.direction),
+        "arguments": difference.arguments,
+        "before": _shown(difference.before),
+        "after": _shown(difference.after),
     }

@@ -39,7 +39,8 @@ def render(directory: str, name: str, namespace: str, domain: str) -> Rendered:
 
     Args:
         directory: the path of the directory.
-        name: the name of the first ConfigMap. The next ones have a number after it.
+        name: the name of the first ConfigMap. The names of further
+            ConfigMaps end with a number.
         namespace: the namespace of the ConfigMaps.
         domain: the domain of their annotations.
     """

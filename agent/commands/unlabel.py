@@ -5,7 +5,7 @@ from agent.config import Config
 
 
 def unlabel(config: Config) -> str:
-    """Take them off and say so. Raises agent.kube.errors.KubeError."""
+    """Remove the labels, and return a message. Raises agent.kube.errors.KubeError."""
     connections = app.connect(config)
     if connections is None or connections.own_node is None:
         return ""

@@ -83,7 +83,7 @@ def outcome(path, form):
 
 @pytest.mark.parametrize("path", EXPECTED)
 def test_each_profile_ends_as_recorded(tree, path):
-    """The outcome in both formats is as in the table."""
+    """The table lists the outcome in both formats."""
     assert (outcome(tree / path, "oci"), outcome(tree / path, "docker")) == EXPECTED[path]
 
 
@@ -104,7 +104,7 @@ def test_each_accepted_profile_is_built_right(tree, path):
 )
 @pytest.mark.parametrize("capabilities", [(), ("CAP_SYS_ADMIN", "CAP_AUDIT_WRITE")])
 def test_the_command_in_the_hint_converts_each_profile_with_capabilities(tree, path, capabilities):
-    """The output of convert is accepted unchanged, and every libseccomp builds it right."""
+    """The output of convert is accepted unchanged, and every libseccomp compiles it correctly."""
     result = convert.convert(
         str(tree / path), arch="x86_64", kernel="6.1", capabilities=capabilities
     )
@@ -127,7 +127,7 @@ def test_each_shipped_profile_is_built_right(key):
 
 
 def test_every_profile_of_the_packages_is_in_the_table(tree):
-    """No seccomp file of these packages is left out."""
+    """The table contains every seccomp file of these packages."""
     found = {
         str(one.relative_to(tree))
         for package in PACKAGES

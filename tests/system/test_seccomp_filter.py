@@ -124,14 +124,14 @@ def judged(body):
 
 @pytest.mark.parametrize("name", PROBLEMATIC)
 def test_the_harness_sees_a_profile_fail_open(name):
-    """Without changes, libseccomp builds a filter that allows a denied call."""
+    """The filter of such a profile allows a denied call if the profile is unchanged."""
     verdict = judged(json.dumps(PROBLEMATIC[name]))
     assert verdict.outcome is Outcome.FAILS_OPEN, verdict
 
 
 @pytest.mark.parametrize("name", PROBLEMATIC)
-def test_what_the_agent_writes_of_it_is_built_right(name):
-    """The agent rejects such a profile, or writes a form that every libseccomp builds right."""
+def test_a_problematic_profile_is_rejected_or_completed(name):
+    """The agent rejects the profile, or writes a form that every libseccomp compiles correctly."""
     kind = SeccompBackend(host=Host("/"), machine="x86_64")
     body, findings = kind.check(json.dumps(PROBLEMATIC[name]).encode())
     if body:
@@ -142,7 +142,7 @@ def test_what_the_agent_writes_of_it_is_built_right(name):
 
 @pytest.mark.parametrize("document", REWRITTEN)
 def test_the_hint_for_opposite_comparisons_makes_them_right(document):
-    """A profile that follows the hint of the rejection is accepted, and built right."""
+    """A profile that follows the hint of the rejection is accepted and compiled correctly."""
     kind = SeccompBackend(host=Host("/"), machine="x86_64")
     body, findings = kind.check(json.dumps(document).encode())
     assert body, findings
@@ -218,7 +218,7 @@ CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_BPF")
 
 
 def test_profiles_that_depend_on_capabilities_are_built_right_for_every_pod():
-    """With --seccomp-format docker, each pod's part of an accepted profile is built right."""
+    """With --seccomp-format docker, the filter for each pod follows the accepted profile."""
     kind = SeccompBackend(host=Host("/"), machine="x86_64", format="docker")
     bodies = []
     for seed in range(300):
@@ -243,8 +243,8 @@ def test_profiles_that_depend_on_capabilities_are_built_right_for_every_pod():
 
 @pytest.mark.search
 def test_a_long_search_finds_no_accepted_profile_with_a_wrong_filter():
-    """The same holds for more than 100,000 accepted profiles."""
-    libraries.every()  # fetched once, not by each process
+    """The filters of more than 100,000 accepted profiles follow their rules."""
+    libraries.every()  # one download for all processes
     chunks = [("x86_64", seed, 10_000) for seed in range(1001, 1019)]
     chunks += [("aarch64", seed, 10_000) for seed in range(2001, 2009)]
     chunks += [("ppc64le", 3001, 10_000), ("riscv64", 3002, 10_000)]

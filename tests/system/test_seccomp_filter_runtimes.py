@@ -1,4 +1,4 @@
-"""The filters that the tests build are those that the real runc and crun install."""
+"""The tests build the same filters as the real runc and crun."""
 
 import contextlib
 import ctypes
@@ -25,7 +25,7 @@ from tests.system.test_runtimes import bundle, configure, contain, run_command
 
 __all__ = ["bundle"]  # a fixture
 
-# Calls that no container needs once it sleeps, so that rules of any kind are harmless.
+# Calls that a sleeping container does not need, so that every rule for them is harmless.
 UNUSED = (
     *("personality", "ptrace", "bind", "connect", "accept", "shmat", "semop", "mount", "chown32"),
     *("socketcall", "ipc", "stat64", "umount", "vm86", "renameat", "waitpid", "socket", "send"),
@@ -55,7 +55,7 @@ def sleeping(runtime, folder, seccomp):
 
 
 def process_of(runtime, name):
-    """Return a container's process ID. crun starts the command before it can tell the state."""
+    """Return a container's process ID. crun starts the command before the state is available."""
     for _ in range(100):
         state = subprocess.run(
             [runtime, "state", name], capture_output=True, text=True, check=False
@@ -75,7 +75,7 @@ def family(runtime):
 
 
 def drawn(seed, default):
-    """Return a profile with drawn rules for unused calls, under a default that does not matter."""
+    """Return a profile with random rules for unused calls; its default action is not relevant."""
     draw = random.Random(seed)  # noqa: S311 - the same every time
     profile = generator.profile(draw)
     profile["defaultAction"] = default
@@ -92,7 +92,7 @@ def drawn(seed, default):
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("default", ["SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO"])
 def test_the_built_filter_is_the_installed_one(runtime, seed, default, bundle):
-    """The kernel has what the harness builds: the same program, and for runc the same answers."""
+    """The installed and the built program are equal for crun, and have equal answers for runc."""
     library = libraries.installed()
     kind = SeccompBackend(host=Host("/"), machine="x86_64")
     bodies = (
@@ -125,7 +125,7 @@ def test_the_built_filter_is_the_installed_one(runtime, seed, default, bundle):
 
 
 def every_number(architecture):
-    """Return every number that a call has or may get."""
+    """Return every number that a call has now or may have later."""
     bit = (1 << 30) if architecture == "SCMP_ARCH_X32" else 0
     return [number | bit for number in range(600)]
 
@@ -148,7 +148,7 @@ CHMOD = "chmod 777 /etc/hostname && echo changed"
 
 @pytest.mark.parametrize("runtime", ["runc", "crun"])
 def test_a_conditional_rule_holds_where_libseccomp_would_drop_it(runtime, bundle):
-    """As it is written, the rule is off in a container; as the agent writes it, it is on."""
+    """A container does not apply the original rule, and applies the rule that the agent writes."""
     _, output = contain(runtime, bundle, DENIES_777, CHMOD)
     assert "changed" in output
     kind = SeccompBackend(host=Host("/"), machine="x86_64")
@@ -158,13 +158,13 @@ def test_a_conditional_rule_holds_where_libseccomp_would_drop_it(runtime, bundle
     assert "Operation not permitted" in output
 
 
-# No kernel implements this call: what it answers is the filter's answer, or ENOSYS.
+# No kernel implements this call, so it fails with the filter's error number or with ENOSYS.
 UNIMPLEMENTED, ITS_NUMBER = "afs_syscall", 183
 REFUSED = 99  # EADDRNOTAVAIL, which no other call returns here
 
 
 def kernel_answers(program, vectors):
-    """Install a program in a child; return the error number of the call with each arguments."""
+    """Install a program in a child; return the call's error number for all arguments."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:

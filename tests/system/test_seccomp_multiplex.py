@@ -1,4 +1,4 @@
-"""Which calls libseccomp filters through socketcall(2) and ipc(2) too, without conditions."""
+"""The calls that libseccomp also filters through socketcall(2) and ipc(2), without conditions."""
 
 import ctypes
 import re

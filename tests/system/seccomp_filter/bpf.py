@@ -38,7 +38,7 @@ class Program:
         self._starts: dict[tuple[int, int], tuple[int, int]] = {}
 
     def answer(self, architecture: int, number: int, arguments: Sequence[int]) -> int:
-        """Return what the filter returns for one system call."""
+        """Return the filter's result for one system call."""
         key = (architecture, number)
         start = self._starts.get(key)
         if start is None:

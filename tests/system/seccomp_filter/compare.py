@@ -18,13 +18,14 @@ from tests.system.seccomp_filter.runtimes import KERNEL_NUMBERS, X32_BIT, Profil
 
 _LARGEST = 2**64 - 1
 _MOST_COMBINATIONS = 200
-# How much an answer denies, by its upper 16 bits (SECCOMP_RET_ACTION_FULL of linux/seccomp.h).
+# The rank of an answer by its upper 16 bits (SECCOMP_RET_ACTION_FULL of linux/seccomp.h). A larger
+# number denies more.
 _STRICTNESS = {0x7FFF: 0, 0x7FFC: 1, 0x7FF0: 2, 0x0005: 3, 0x0003: 4, 0x0000: 5, 0x8000: 6}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """A system call for which the filter returns another answer than the rules."""
+    """A system call for which the filter and the rules have different answers."""
 
     architecture: str
     number: int
@@ -35,7 +36,7 @@ class Difference:
 
     @property
     def fails_open(self) -> bool:
-        """Whether the filter lets more through than any permitted answer."""
+        """Whether the filter denies less than every permitted answer."""
         return strictness(self.actual) < min(map(strictness, self.expected))
 
     def __str__(self) -> str:
@@ -46,7 +47,7 @@ class Difference:
 
 
 def strictness(answer: int) -> int:
-    """Return how much an answer denies."""
+    """Return the rank of an answer; a larger number denies more."""
     return _STRICTNESS[answer >> 16]
 
 

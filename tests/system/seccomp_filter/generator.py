@@ -1,4 +1,4 @@
-"""Generates profiles near the patterns that libseccomp compiles wrong.
+"""Generates profiles similar to the patterns that libseccomp compiles wrongly.
 
 They have several rules for one call, comparisons around 2^32, calls that only some of the
 architectures have, and calls that a 32-bit ABI reaches through socketcall(2) or ipc(2).
@@ -13,7 +13,7 @@ from agent.backends.seccomp import syscalls
 COMMON = ("personality", "socket", "clone", "ptrace", "ioctl", "setuid", "mount", "getpid", "prctl")
 # Calls that x86_64 lacks and i386 has; many 32-bit ABIs have them.
 OTHER_ABI = ("ipc", "socketcall", "chown32", "stat64", "umount", "waitpid", "fcntl64", "ugetrlimit")
-# Calls that i386 has through socketcall(2) or ipc(2), some of them in no other way.
+# Calls that i386 has through socketcall(2) or ipc(2); some calls have no other way.
 MULTIPLEXED = (
     "semop",
     "semtimedop",
@@ -145,7 +145,7 @@ def _conditions(draw: random.Random, values: list[int]) -> list[dict[str, Any]]:
 
 
 def _many(draw: random.Random, action: str) -> list[dict[str, Any]]:
-    """Return so many rules that runc requests a binary tree."""
+    """Return enough rules to make runc request a binary tree."""
     names = (
         *("read", "write", "open", "close", "stat", "fstat", "lstat", "poll", "lseek", "mmap"),
         *("mprotect", "munmap", "brk", "pread64", "pwrite64", "readv", "writev", "access", "pipe"),

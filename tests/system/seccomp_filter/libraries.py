@@ -35,7 +35,7 @@ class Library:
         return int(self.handle.seccomp_arch_resolve_name(name))
 
     def name(self, number: int, token: int) -> str:
-        """Return the name of a system call, or nothing; token: of the architecture."""
+        """Return the name of a system call on an architecture, or nothing."""
         address = self.handle.seccomp_syscall_resolve_num_arch(token, number)
         if not address:
             return ""
@@ -67,7 +67,7 @@ class _Version(ctypes.Structure):
 
 
 def load(path: str) -> Library:
-    """Load one shared library; several versions can be loaded side by side."""
+    """Load one shared library; several versions can be loaded at the same time."""
     handle = ctypes.CDLL(path)
     handle.seccomp_version.restype = ctypes.POINTER(_Version)
     version = handle.seccomp_version().contents

@@ -20,7 +20,7 @@ from tests.system.seccomp_filter.runtimes import (
 
 
 class Model(Reference):
-    """A reference whose answers are those of agent.backends.seccomp.meaning."""
+    """A reference that takes its answers from agent.backends.seccomp.meaning."""
 
     def __init__(
         self, library: Library, profile: Profile, runtime: Runtime, native: str, body: str

@@ -1,6 +1,6 @@
-"""Translates a profile into a filter in the same steps as a container runtime.
+"""Translates a profile into a filter with the same steps as a container runtime.
 
-Written after the sources of runc 1.1.5 and 1.5.1 (libcontainer/seccomp with its patchbpf, and
+The steps follow the sources of runc 1.1.5 and 1.5.1 (libcontainer/seccomp with its patchbpf, and
 libseccomp-golang) and of crun 1.8.1 and 1.20 (src/libcrun/seccomp.c). A profile is the JSON object
 that config.json has under linux.seccomp.
 """
@@ -75,22 +75,22 @@ class _Comparison(ctypes.Structure):
 
 
 def action_value(action: str, errno: int | None) -> int:
-    """Return the number that the kernel gets for an action."""
+    """Return the number that the kernel uses for an action."""
     if action in PLAIN_ACTIONS:
         return PLAIN_ACTIONS[action]
     return NUMBERED_ACTIONS[action] | (EPERM if errno is None else errno) & 0xFFFF
 
 
 def default_value(profile: Profile) -> int:
-    """Return the number that the kernel gets for the profile's default action."""
+    """Return the number that the kernel uses for the profile's default action."""
     return action_value(profile["defaultAction"], profile.get("defaultErrnoRet"))
 
 
 def effective_rules(profile: Profile) -> Iterator[tuple[str, int, Sequence[Mapping[str, Any]]]]:
     """Return name, action and conditions of every rule that a runtime passes to libseccomp.
 
-    One entry a name, in the profile's order. Rules that equal the default are left out. Two
-    conditions on the same argument become two rules.
+    There is one entry per name, in the profile's order. Rules that equal the default are omitted.
+    Two conditions on the same argument become two rules.
     """
     default = default_value(profile)
     for rule in profile["syscalls"]:
@@ -131,7 +131,7 @@ def build(
 
 
 def wants_tree(profile: Profile, runtime: Runtime) -> bool:
-    """Return whether the runtime asks libseccomp for a binary tree of the calls."""
+    """Return whether the runtime requests a binary tree of the calls from libseccomp."""
     count = sum(len(rule["names"]) for rule in profile["syscalls"])
     return runtime is Runtime.RUNC_1_2 and count > _MOST_LINEAR_CALLS
 
@@ -167,7 +167,7 @@ def export(
 
 
 def _architectures(library: Library, context: int, profile: Profile, native: str) -> None:
-    """Add the architectures as on a node whose own one is native; libseccomp adds that first."""
+    """Add the architectures as on a node with this native architecture, which comes first."""
     handle = library.handle
     machine = handle.seccomp_arch_native()
     first = library.token(native)
@@ -201,7 +201,7 @@ def _check(code: int, what: str) -> None:
 def newest_calls(
     library: Library, profile: Profile, native: str, runtime: Runtime
 ) -> dict[int, dict[str, int]]:
-    """Return the largest number that the profile names, by kernel number and architecture.
+    """Return the largest call number in the profile, by kernel number and architecture.
 
     Rules that equal the default count too. runc 1.1 takes the listed architectures only.
     """
@@ -227,9 +227,9 @@ def newest_calls(
 def enosys_stub(
     library: Library, profile: Profile, native: str, runtime: Runtime
 ) -> tuple[Instruction, ...]:
-    """Return the instructions that runc puts in front of libseccomp's; none for crun.
+    """Return the instructions that runc adds before libseccomp's program; none for crun.
 
-    They answer ENOSYS for calls newer than every call that the profile names. runc's own layout
+    The instructions return ENOSYS for calls newer than every call in the profile. runc's own layout
     differs (it jumps to shared instructions); which calls it answers is the same.
     """
     if runtime is Runtime.CRUN or profile["defaultAction"] in PERMISSIVE:

@@ -1,10 +1,10 @@
 """Searches for generated profiles whose built filter differs from the profile's meaning.
 
 `python -m tests.system.seccomp_filter.search --count 100000 --seed 1` checks each profile as the
-agent does. It builds the filters of the accepted profiles, for every runtime and every libseccomp,
-and compares them with the rules as they are read and with the agent's model. With `--rejected` it
-also builds the rejected profiles, and counts those that every libseccomp builds right: they are
-rejected needlessly. The exit status is 1 if an accepted profile has a wrong filter.
+agent does. It builds the filters of the accepted profiles for every runtime and every version of
+libseccomp, and compares the filters with the rules and with the agent's model. With `--rejected` it
+also builds the rejected profiles, and counts the profiles that are rejected although every
+libseccomp compiles them correctly. The exit status is 1 if an accepted profile has a wrong filter.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from tests.system.seccomp_filter.runtimes import (
 )
 
 NATIVE = {machine: abis[0] for machine, abis in generator.MACHINES.items()}
-_SECONDS = 10  # of processor time; libseccomp loops for ever with some that the agent rejects
+_SECONDS = 10  # of CPU time; libseccomp never finishes some profiles that the agent rejects
 _BATCH = 200
 _WITH_STUB = 3  # arguments for each call; runc's stub ignores them
 
