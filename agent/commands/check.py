@@ -134,7 +134,7 @@ def _inspect(
 
 
 def _split(paths: Sequence[str]) -> tuple[dict[Path, list[str]], list[str]]:
-    """Return the files that are one key each, by their directory; and all other paths."""
+    """Return the paths of single files by directory, and all other paths."""
     files_by_directory: dict[Path, list[str]] = {}
     others: list[str] = []
     by_full_path = {os.path.abspath(path): path for path in reversed(paths)}  # noqa: PTH100 - removes `..`

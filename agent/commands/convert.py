@@ -40,7 +40,7 @@ def convert(
         path: of the file; the ending .yaml or .yml says that it is YAML.
         arch: the machine, as `uname -m` prints it; this machine if empty.
         kernel: the kernel version; the running kernel if empty.
-        capabilities: those of the pods; None if they are not known.
+        capabilities: the capabilities of the pods; None if they are unknown.
     """
     with Path(path).open("rb") as file:
         content = file.read(yaml_documents.BYTES + 1)

@@ -40,7 +40,7 @@ class Compared:
 
     @property
     def is_more_permissive(self) -> bool:
-        """Whether the second profile allows something that the first one denies."""
+        """Whether the second profile allows a call that the first profile denies."""
         return any(
             difference.direction is Direction.MORE_PERMISSIVE for difference in self.differences
         )
@@ -61,7 +61,7 @@ def diff(
         second: the path of a file.
         arch: the machine, as `uname -m` prints it; this machine if empty.
         kernel: the kernel version; the running kernel if empty.
-        capabilities: those of the pods; None for the default capabilities of containers.
+        capabilities: the capabilities of the pods; None for the default capabilities of containers.
     """
     node = resolve.Node(
         machine=arch or platform.machine(),

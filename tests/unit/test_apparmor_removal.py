@@ -82,7 +82,7 @@ def removal(root, starts_after):
 
 
 def test_a_process_that_starts_before_the_last_listing_keeps_its_profile(tmp_path):
-    """Another look at the processes after the proof of disuse would let new processes start."""
+    """Another listing of the processes after the proof of disuse would let new processes start."""
     result, listings = removal(tmp_path / "unused", 0)
     assert result == Removed()
     for number in range(1, listings):

@@ -125,7 +125,7 @@ def test_rules_that_do_not_contradict_each_other_are_accepted(name):
 
 
 def test_rules_of_different_pods_are_not_compared():
-    """A rule for pods with a capability never meets a rule for pods without it."""
+    """No pod has both a rule that needs a capability and a rule that excludes it."""
     capability = {"caps": ["CAP_AUDIT_WRITE"]}
     tree = profile(
         rule("socket", args=[(0, "EQ", 16), (2, "NE", 9)], excludes=capability),
@@ -166,7 +166,7 @@ def test_names_of_error_numbers_are_rewritten():
 
 @pytest.mark.parametrize("key", ["$schema", "_comment", "//", "description", "Comment", "#"])
 def test_comment_keys_are_removed_with_one_notice(key):
-    """A comment is removed wherever it is."""
+    """A comment key is removed from every object of the profile."""
     tree = profile(rule("personality", args=[(0, "EQ", 8)]) | {key: "why"})
     tree["syscalls"][1]["args"][0][key] = "why"
     body, findings = check(tree | {key: "why"})

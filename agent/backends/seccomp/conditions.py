@@ -171,8 +171,8 @@ def _shared_comparisons(trees: Sequence[tuple[str, Sequence[Rule]]], abi: str) -
                 code="fails_open",
                 location=rules[-1].where,
                 message=f"{name[:60]} and {other[:60]} share a comparison of argument "
-                f"{min(arguments)} in common, but not all their rules: on {abi} libseccomp writes "
-                "it once, and may compare another argument.",
+                f"{min(arguments)}, but not all of their rules. On {abi} libseccomp writes the "
+                "comparison once, and may compare the wrong argument.",
                 hint=f"Give both calls the same rules, or remove {abi} from the architectures.",
             )
             return

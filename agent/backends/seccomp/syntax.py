@@ -129,7 +129,7 @@ class _Walk:
 
     @property
     def is_full(self) -> bool:
-        """Whether the limit of reported mistakes is reached."""
+        """Whether there are so many mistakes that no more are reported."""
         return len(self.findings) > MAX_FINDINGS
 
     def report(self, code: str, where: str, message: str, hint: str = "") -> None:
