@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import select
 import socket
 import threading
 import time
@@ -323,7 +324,10 @@ def test_a_new_request_replaces_the_oldest_unread_page(server, pages):
     """At most PAGE_CONNECTIONS clients receive a page; older connections are reset."""
     pages.page = LARGE_PAGE
     with contextlib.ExitStack() as stack:
-        connections = [unread(stack, server, "/") for _ in range(PAGE_CONNECTIONS + 3)]
+        connections = []
+        for _ in range(PAGE_CONNECTIONS + 3):
+            connections.append(unread(stack, server, "/"))
+            select.select(connections[-1:], [], [], 60)  # its response has started
         assert ask(server, "/")[1] == LARGE_PAGE.decode()
         assert [is_reset(connection) for connection in connections[:4]] == [True] * 4
 
