@@ -35,7 +35,7 @@ POLL_SECONDS: Final = 30
 # The modules that `python -m agent --oneshot --kinds=apparmor` imports with a directory.
 IMPORTS: Final = (
     "import agent.__main__, agent.cli, agent.app, agent.reconciler, "
-    "agent.backends.apparmor.backend, "
+    "agent.oneshot, agent.backends.apparmor.backend, agent.backends.apparmor.factory, "
     "agent.sources.directory, agent.reporting.table, agent.reporting.logs"
 )
 # The time between two removals. After a change less than 0.25 s after a pass, the agent waits for
@@ -48,7 +48,7 @@ def main() -> None:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an image contains bytecode
     TOP.mkdir()
     # Otherwise the first program would spend time on the compilation to bytecode.
-    agent(made.fill_seccomp(TOP / "warm", 1), "--kinds=apparmor,seccomp")
+    agent(made.fill_seccomp(TOP / "warm", 1), kinds="apparmor,seccomp")
     shutil.rmtree(STATE, ignore_errors=True)
     measure = {"cold": cold, "thousand": thousand, "repair": repair, "poll": poll}[sys.argv[1]]
     found = measure(int(sys.argv[2]))
@@ -56,10 +56,10 @@ def main() -> None:
     sys.stdout.write(json.dumps({**found, "versions": versions}) + "\n")
 
 
-def agent(source: Path, *more: str, fine: tuple[int, ...] = (0,)) -> Spent:
+def agent(source: Path, *, kinds: str = "apparmor") -> Spent:
     """Run the agent once."""
     argv = [sys.executable, "-m", "agent", "--oneshot", f"--source=dir:{source}"]
-    return child([*argv, f"--state-dir={STATE}", "--kinds=apparmor", *more], fine=fine)
+    return child([*argv, f"--state-dir={STATE}", f"--kinds={kinds}"])
 
 
 # --- cold -----------------------------------------------------------------------------------------

@@ -41,12 +41,12 @@ def inside(what: str, *arguments: str | Path | int) -> dict[str, object]:
     return found
 
 
-def install(source: Path, root: Path, *more: str, cores: int = 0) -> Spent:
+def install(source: Path, root: Path, *more: str, kinds: str = "seccomp", cores: int = 0) -> Spent:
     """Run the agent once over a directory, with an empty host root."""
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir()
     argv = [sys.executable, "-m", "agent", "--oneshot", f"--source=dir:{source}"]
-    return child([*argv, f"--host-root={root}", "--kinds=seccomp", *more], cores=cores)
+    return child([*argv, f"--host-root={root}", f"--kinds={kinds}", *more], cores=cores)
 
 
 def _milliseconds(pairs: object, part: int) -> tuple[float, ...]:
