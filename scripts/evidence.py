@@ -6,7 +6,7 @@ tests/evidence.toml. The decision table is the one at the top of agent/core/plan
 usage: .venv/bin/python scripts/evidence.py [--print PAGE]
 """  # noqa: INP001 - a script
 
-import ast
+import inspect
 import itertools
 import re
 import sys
@@ -14,9 +14,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from agent.core import plan
+
 ROOT = Path(__file__).resolve().parents[1]
 CLAIMS = ROOT / "tests/evidence.toml"
-PLAN = ROOT / "agent/core/plan/__init__.py"
 MARKED = re.compile(r"(<!-- decision table: .* -->\n).*?(<!-- /decision table -->)", re.DOTALL)
 INTRODUCTION = """\
 # Evidence
@@ -86,7 +87,7 @@ def decisions() -> list[list[str]]:
 
 def documentation() -> str:
     """Return the docstring of agent/core/plan/__init__.py."""
-    return ast.get_docstring(ast.parse(PLAN.read_text(encoding="utf-8"))) or ""
+    return inspect.getdoc(plan) or ""
 
 
 def table(text: str) -> list[list[str]]:
