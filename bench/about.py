@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-QUIET_LOAD = 1.5  # the load that a row itself causes is lower
+QUIET_LOAD = 1.5  # The load that a row of the benchmark itself causes is lower than this limit.
 _LIBRARIES = ("kubernetes", "msgspec", "prometheus-client", "structlog", "watchdog")
 
 
 def sentence(load: float, more: Sequence[str]) -> str:
-    """Return one sentence about the machine and one about the versions.
+    """Return one sentence about the machine and one sentence about the versions.
 
     Args:
         load: the load of the machine before the measurement.

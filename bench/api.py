@@ -26,10 +26,10 @@ MANY: Final = 1000
 PASSES: Final = 10_000
 WINDOWS: Final = 10
 WINDOW_SECONDS: Final = 60
-# The DaemonSet has both kinds; this machine has no AppArmor.
+# The DaemonSet enables both profile kinds, but this machine has no AppArmor.
 KINDS: Final = "apparmor,seccomp"
 BOTH: Final = (f"--kinds={KINDS}", "--allow-unsupported")
-_KEYS: Final = 50  # of one ConfigMap
+_KEYS: Final = 50  # the keys of one ConfigMap
 _SYSCALLS: Final = 100
 _SETTLED_SECONDS: Final = 5.0
 _KINDS_SAID: Final = (
@@ -69,7 +69,7 @@ def labelled(one: "OnNode", count: int) -> bool:
 
 
 def label(runs: int) -> Result:
-    """Change a ConfigMap to another profile each time, and wait until the Node has its label."""
+    """Replace a ConfigMap's profile repeatedly; wait each time until the Node has the new label."""
     samples = []
     with daemon(FEW) as one:
         for number in range(runs):
@@ -334,9 +334,9 @@ def _imported(arguments: list[str]) -> str:
 
 
 def _first(one: "OnNode") -> float:
-    """Start the daemon on an empty host root; return the seconds until its first pass_finished.
+    """Start the daemon on an empty host root; return the seconds until its first pass ends.
 
-    The agent logs that event at the end of a pass.
+    The agent logs the event pass_finished at the end of a pass.
     """
     for path in (one.seccomp, one.state):
         shutil.rmtree(path, ignore_errors=True)

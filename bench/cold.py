@@ -125,7 +125,7 @@ def _host(runs: int) -> tuple[list[Figure], list[Claim], tuple[str, ...]]:
 
 
 def _agent(source: Path, top: Path, cores: int) -> Spent:
-    """Run the agent on a root without AppArmor: it compiles and checks, and installs nothing."""
+    """Run the agent on a root without AppArmor, so that it only compiles and checks."""
     import shutil
 
     root = top / "root"

@@ -1,8 +1,8 @@
 """Writes the figures of a benchmark run into bench/results.md and docs/performance.md.
 
-bench/results.md has a section for each row, between markers. A row that was not measured in a run
-keeps its section, with the machine and the day of its own run. The table at the top of
-docs/performance.md shows for each row whether its claims were reached, as the sections say it.
+bench/results.md has a section for each row, between markers. If a run does not measure a row, the
+row's section stays, with the machine and the day of an earlier run. The table at the top of
+docs/performance.md shows for each row whether the row's claims were reached, as in the sections.
 """
 
 import re
@@ -24,7 +24,7 @@ _CLAIM: Final = re.compile(r"^\| (.*) \| .* \| at most .* \| (yes|\*\*no\*\*) \|
 
 
 def write(results: Mapping[str, Result], about: str) -> None:
-    """Write the results of a run into both pages; about: the sentence about the machine."""
+    """Write the results of a run into both pages; `about` is the sentence about the machine."""
     text = results_page(RESULTS.read_text(), results, about)
     RESULTS.write_text(text)
     PAGE.write_text(performance_page(PAGE.read_text(), text))
@@ -62,7 +62,7 @@ def _reached(section: str) -> str:
 
 
 def sections(text: str) -> list[str]:
-    """Return the names of the sections of bench/results.md, in their order."""
+    """Return the names of the sections of bench/results.md, in the order of the page."""
     return [match[2] for match in _SECTION.finditer(text)]
 
 

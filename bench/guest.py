@@ -1,7 +1,8 @@
 """Measurements in a machine with AppArmor: `python3 -m bench.guest ROW RUNS`, as root.
 
-Prints one line of JSON with the samples by name, in seconds or MiB, and the machine's "versions".
-Everything runs on one core. Programs that are compared run in turn in one start of the machine.
+The program prints one line of JSON with the samples by name, in seconds or MiB, and the "versions"
+of the machine's programs. Everything runs on one core. Programs that are compared run in turn in
+one start of the machine.
 """
 
 import hashlib
@@ -45,9 +46,9 @@ _GAP_SECONDS: Final = 1.0
 
 def main() -> None:
     """Measure one row."""
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an image contains bytecode
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # A container image contains bytecode.
     TOP.mkdir()
-    # Otherwise the first program would spend time on the compilation to bytecode.
+    # Without stored bytecode, the first program would spend time on the compilation to bytecode.
     agent(made.fill_seccomp(TOP / "warm", 1), kinds="apparmor,seccomp")
     shutil.rmtree(STATE, ignore_errors=True)
     measure = {"cold": cold, "thousand": thousand, "repair": repair, "poll": poll}[sys.argv[1]]
@@ -98,7 +99,7 @@ def least(files: list[Path]) -> Spent:
 
 
 def thousand(runs: int) -> dict[str, list[float]]:
-    """Install a thousand profiles; start again with all of them loaded, and with none loaded.
+    """Install a thousand profiles; start the agent with all of them loaded, and with none loaded.
 
     Args:
         runs: the number of starts with none loaded. Each run also has two starts with all loaded,
@@ -152,7 +153,8 @@ def thousand(runs: int) -> dict[str, list[float]]:
 def passes(source: Path, count: int, runs: int) -> dict[str, Any]:
     """Run passes over stored and loaded profiles; return what bench.inside prints about them.
 
-    There are ten passes for each run. They use a copy of the ledger in the default state directory.
+    There are ten passes for each run. The passes use a copy of the ledger in the default state
+    directory.
     """
     shutil.rmtree(DEFAULT_STATE, ignore_errors=True)
     DEFAULT_STATE.parent.mkdir(parents=True, exist_ok=True)
@@ -213,7 +215,7 @@ def repair(runs: int) -> dict[str, list[float]]:
         loads.append(time.monotonic() - begin)
     with daemon(source) as process:
         wait(lambda: ready(process))
-        time.sleep(3.0)  # the first pass has settled
+        time.sleep(3.0)  # The first pass has finished, and its changes have settled.
         repairs = []
         for turn in range(runs):
             repairs.append(repaired(names[turn % REPAIRED]))
@@ -246,7 +248,7 @@ def watched() -> Iterator[Callable[[], None]]:
         os.read(fd, 64)
 
     try:
-        with suppress(BlockingIOError):  # nothing was loaded since the boot
+        with suppress(BlockingIOError):  # No policy was loaded since the boot.
             os.read(fd, 64)
         yield changed
     finally:
@@ -309,7 +311,7 @@ def poll(runs: int) -> dict[str, list[float]]:
     process = subprocess.Popen(argv)  # noqa: S603 - our own
     waits = []
     try:
-        wait(lambda: "first" in loaded())  # it polls at once, and then at each tick
+        wait(lambda: "first" in loaded())  # The loader polls at once, and then at each tick.
         for number in range(runs):
             time.sleep(POLL_SECONDS * (number + 0.5) / runs)
             name = f"n{number}"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from agent.sources.configmap import ConfigMapSource
 
 NAMESPACE = "bench"
-YOUNG_SECONDS = 3.0  # newer files are read again: agent/sources/directory.py
+YOUNG_SECONDS = 3.0  # The agent reads newer files again (agent/sources/directory.py).
 _KEYS = 50  # a ConfigMap may have 1 MiB
 _PROCESSES = 1000
 _CONFINED = 50  # of them
@@ -70,7 +70,7 @@ def _config_maps(directory: Path) -> "ConfigMapSource":
 
 
 def passes(source: str, root: str, kinds: str, runs: str) -> None:
-    """Run a first pass and then more; print the cost of each, and the result of the last one.
+    """Run a first pass and later passes; print the cost of each, and the result of the last pass.
 
     The later passes run when the files of the first pass are old enough to trust their signatures.
     """
@@ -96,7 +96,7 @@ def passes(source: str, root: str, kinds: str, runs: str) -> None:
 
 
 def grown(source: str, root: str, kinds: str, runs: str) -> None:
-    """Run very many passes; print how much more memory the process has than after 5 s of passes.
+    """Run very many passes; print how much the memory of the process grows after the first 5 s.
 
     After 5 s, the agent has stored the signatures of all new files.
     """
@@ -111,7 +111,7 @@ def grown(source: str, root: str, kinds: str, runs: str) -> None:
 
 
 def floor(source: str, out: str, whole: str, small: str) -> None:
-    """Parse each file of a directory as JSON, and write several files for it.
+    """Parse each file of a directory as JSON, and write several files.
 
     Each file is written as atomically and durably as the agent does: a temporary file, fsync,
     rename, and fsync of the directory.
@@ -147,10 +147,10 @@ def imports(argument: str) -> None:
 
 
 def look(top: str, threads: str = "1") -> None:
-    """Check 1,000 processes ten times, 50 of them confined; print the CPU seconds of each check.
+    """Check 1,000 processes, 50 of them confined, ten times; print the CPU seconds of each check.
 
-    The processes are plain files in a directory that has the form of procfs and is the root of this
-    process.
+    50 of the processes are confined. The processes are plain files in a directory that has the form
+    of procfs and is the root of this process.
 
     Args:
         top: the directory.

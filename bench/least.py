@@ -1,8 +1,8 @@
 """A plain Python loop with the steps of a start: `python3 -I bench/least.py SOURCE STATE KEPT`.
 
-For each entry of the ledger, it reads the entry and its text, reads and verifies the cached policy,
-loads the policy, and verifies the loaded content. It does not check texts, plan, log or report. The
-benchmark compares the start of the agent with this loop.
+For each entry of the ledger, the loop reads the entry and its text, reads and verifies the cached
+policy, loads the policy, and verifies the loaded content. Unlike the agent, the loop does not check
+texts, plan, log or report. The benchmark compares the start of the agent with this loop.
 """
 
 import hashlib

@@ -22,7 +22,7 @@ LOADER: Final = "k8s.io/kubernetes/test/images/apparmor-loader"
 MACHINES: Final = ("VM", "UML")
 _TIMEOUT_SECONDS: Final = 3000
 _REPAIR_MS: Final = 50.0
-_VERSIONS: Final[dict[str, str]] = {}  # by machine, from its last start
+_VERSIONS: Final[dict[str, str]] = {}  # the versions by machine, from the machine's last start
 
 
 @functools.cache
@@ -35,7 +35,7 @@ def guest(what: str, runs: int, where: str = "VM") -> Mapping[str, Sequence[floa
     if what in ("cold", "poll"):
         files["apparmor-loader"] = apparmor_loader().read_bytes()
     command = "chmod -f +x apparmor-loader; busybox ip link set lo up; "
-    many = os.environ.get("MANY", "1000")  # set fewer to try it
+    many = os.environ.get("MANY", "1000")  # Set fewer runs to try the benchmark.
     command += f"MANY={many} python3 -m bench.guest {what} {runs}"
     run = {"VM": vm.run, "UML": uml.run}[where]
     done = run(files, command, timeout_seconds=_TIMEOUT_SECONDS)

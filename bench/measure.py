@@ -1,7 +1,7 @@
 """Runs and measures programs, in turn and in separate processes.
 
-The CPU time of a child process is what the kernel counted for it and for all of its children
-(wait4(2)), so it is correct on a busy machine too.
+The kernel counts the CPU time of a child process and of all its descendants (wait4(2)), so the
+figures are correct on a busy machine too.
 """
 
 import os
@@ -83,7 +83,7 @@ def median(samples: Sequence[float]) -> float:
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, ...]:
-    """Return the ratio for each turn."""
+    """Return the ratio of two programs for each turn."""
     return tuple(one / other for one, other in zip(ours, theirs, strict=True))
 
 

@@ -17,8 +17,8 @@ from bench.measure import Spent, child, median, ratios, turns
 from bench.rows import Claim, Figure, Result
 
 MANY: Final = 1000
-# Each installation writes the source, the canonical form and the profile once, and the entry (1
-# KiB) twice.
+# For each profile, an installation writes the source, the canonical form and the profile once, and
+# the ledger entry (1 KiB) twice.
 WHOLE: Final = 3
 SMALL: Final = 2
 _UNCHANGED_MS: Final = 20.0

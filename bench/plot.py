@@ -1,4 +1,7 @@
-"""The plot of growth as SVG, which is readable on a dark page too. It writes no file."""
+"""The plot of growth as SVG, which is readable on a dark page too.
+
+The module does not write a file.
+"""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The rows of docs/performance.md, in their order.
+"""The rows of docs/performance.md, in the order of that page.
 
 One function measures each row and returns every sample. The programs that a figure is compared
 with run in the same benchmark run, in turn. Elapsed times are valid on an idle machine only; CPU

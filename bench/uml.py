@@ -1,8 +1,9 @@
 """A machine without an emulated processor: Debian's kernel as a process (user-mode Linux).
 
-It has AppArmor and the same disk as the virtual machine. User code runs at the speed of this
-machine. ptrace intercepts each system call and each page fault, which takes about 40 microseconds.
-The machine has one core, because a second core more than doubles the time of each system call.
+The kernel has AppArmor, and the machine has the same disk as the virtual machine. User code runs at
+the speed of this machine. ptrace intercepts each system call and each page fault, which takes about
+40 microseconds. The machine has one core, because a second core more than doubles the time of each
+system call.
 """
 
 import contextlib
@@ -71,7 +72,7 @@ def run(files: Mapping[str, bytes], command: str, *, timeout_seconds: float) -> 
 
 
 def kernel() -> str:
-    """Return the kernel of Debian's package; it is downloaded once and then always verified."""
+    """Return the kernel of Debian's package, which is downloaded once and verified each time."""
     path, mark = CACHE / "linux.uml", CACHE / "linux.uml.sha256"
     if path.exists() and mark.exists() and mark.read_text() == vm.sha256(path):
         return str(path)

@@ -1,9 +1,9 @@
 """An API server in memory: one Node with field managers, and Events.
 
 Server-side apply behaves like that of a real API server. A label that its field manager no longer
-applies is removed, unless another manager owns it too. A forced value takes the field from the
-other managers. An apply of the same labels writes nothing. A wrong uid is a conflict, and an apply
-to a missing Node would create it, which is forbidden.
+applies is removed, unless another manager owns the label too. A forced value takes the field from
+the other managers. An apply of the same labels writes nothing. A wrong uid is a conflict. An apply
+to a missing Node would create the Node, which is forbidden.
 """
 
 import copy
@@ -23,10 +23,12 @@ class ApiServer:
     """A fake with the methods of agent.kube.client.Api; it records each request in `asked`.
 
     Attributes that tests set:
-        errors: raised by the next requests, one each, which are not carried out.
+        errors: raised by the next requests, one error for each request; these requests are not
+            carried out.
         lost: raised by the next requests after they were carried out.
         bound: the uid of the Node in the token of the client.
-        policy: returns why a change of the labels is denied, from the labels before and after it.
+        policy: returns why a change of the labels is denied, from the labels before and after the
+            change.
         during: called before each request is carried out.
     """
 
@@ -168,7 +170,7 @@ class ApiServer:
 
 
 class WatchedNode:
-    """The store of a reflector of the Node; it changes by `deliver` and `fail`."""
+    """The store of a Node reflector; only `deliver` and `fail` change the store."""
 
     def __init__(self, server):
         self.server = server

@@ -1,7 +1,8 @@
 """A daemon on a node in memory, next to an API server in memory, with a clock that tests move.
 
 The controller, the reconciler, the file ledger and the publisher are the real ones. The publisher
-has no thread: `publish` runs one step of it. The wake queue moves the clock instead of sleeping.
+has no thread: `publish` runs one step of the publisher. The wake queue moves the clock instead of
+sleeping.
 """
 
 from agent.control.confinement_checks import ConfinementChecks
@@ -39,7 +40,7 @@ class Clock:
 
 
 class IdleError(Exception):
-    """The controller would wait, because no reason calls for a pass."""
+    """The controller would wait, because no reason requires a pass."""
 
 
 class ScriptedQueue:
@@ -51,8 +52,8 @@ class ScriptedQueue:
         self.waits = []  # the seconds of each wait in which no reason came
         self.bursts = 0  # how often further reasons were discarded
         self.is_sleeping = True  # whether an empty queue moves the clock
-        self.later = []  # reasons that come one after the other
-        self.later_seconds = 0.0  # the time between them
+        self.later = []  # reasons that arrive one after the other
+        self.later_seconds = 0.0  # the time between these reasons
 
     def put(self, reason):
         self.reasons.append(reason)
@@ -78,7 +79,8 @@ class ScriptedQueue:
 class RevisionBackend(MemoryKind):
     """A backend that observes the node again only if the node has changed.
 
-    Checks of the texts in `slow_texts` are pending. Each inspection, observation and check counts.
+    Checks of the texts in `slow_texts` are pending. The backend counts each inspection, observation
+    and check.
     """
 
     def __init__(self, node):
@@ -187,7 +189,8 @@ class ScriptedCluster:
     def __init__(self):
         self.labels = {"pool": "a"}
         self.pods = None
-        self.answers = []  # whether the first requests were answered, for each question
+        # whether the API server answered the first requests, for each type of request
+        self.answers = []
 
     def has_answered(self):
         return self.answers.pop(0) if self.answers else True
@@ -284,7 +287,7 @@ class DaemonWorld:
         self.watch.deliver()
 
     def calls_for_pass(self, *reasons):
-        """Return whether these reasons and those in the queue call for a pass now."""
+        """Return whether these reasons and the reasons in the queue require a pass now."""
         for reason in reasons:
             self.queue.put(reason)
         self.queue.is_sleeping = False

@@ -4,7 +4,7 @@ usage: python -m tests.fuzz [--seed N] [--texts N] [--parsed N] [--budget SECOND
 
 The agent may reject an input in any way. An uncaught exception ends the run with the exit status 1;
 the message contains the seed, the number and the bytes of the input, to reproduce the failure. Each
-run prints its seed.
+run prints its seed, so that the run can be repeated.
 """
 
 import argparse
@@ -177,7 +177,7 @@ def shipped():
 
 
 def fed(name, function, content, where):
-    """Call a function with content; return whether it raised an exception."""
+    """Call a function with content; return whether the function raised an exception."""
     try:
         function(content)
     except Exception:  # noqa: BLE001 - the search is for any exception

@@ -290,7 +290,7 @@ class Canaries:
 
 
 def other_releases():
-    """Return the commands of the parsers of other releases, which are unpacked once."""
+    """Return the commands of the parsers of other Debian releases, which are unpacked once."""
     folder = kept.CACHE / "apparmor"
     commands = {}
     with kept.locked(folder):
@@ -310,7 +310,7 @@ def other_releases():
 
 
 def read_by(commands, canaries, contents):
-    """Let every parser read the texts; return the numbers of the canaries that each one opened."""
+    """Let every parser read the texts; return the canaries that each parser opened."""
     folder = canaries.root / "texts"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -357,13 +357,13 @@ def search(random_, commands, root, passing):
                 counts["unsafe"] += 1
         for group, contents in groups.items():
             if group == "rejected" and batch % 8:
-                continue  # rejected texts only show how often a rejection was necessary
+                continue  # Rejected texts only show how often a rejection was necessary.
             opened = read_by(commands, canaries, contents)
             counts[group] += len(contents)
             hits = set().union(*opened.values())
             if group == "passed" and hits:
-                # inotify reports the opens of every process. A parser opens the same files again;
-                # another process, such as one that lists the directory, does not.
+                # inotify reports the opens of every process. A parser opens the same files again,
+                # but another process, for example a process that lists the directory, does not.
                 opened = read_by(commands, canaries, contents)
                 counts["not repeated"] += len(hits - set().union(*opened.values()))
                 hits &= set().union(*opened.values())

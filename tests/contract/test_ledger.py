@@ -89,7 +89,7 @@ def test_a_damaged_entry_counts_as_absent_and_is_reported(files, cut):
 
 
 def test_an_invalid_byte_anywhere_in_an_entry_is_damage(files):
-    """No entry may end the agent, also if it is not text."""
+    """No entry may terminate the agent, even if the entry is not text."""
     ledger, path = files
     whole = path.read_bytes()
     for at in range(len(whole)):
@@ -122,7 +122,7 @@ def test_a_malformed_entry_is_damaged_or_newer(files, content, code):
 
 @pytest.mark.parametrize("change", ["in place", "removed", "added", "replaced"])
 def test_changes_of_other_processes_are_noticed(files, change):
-    """A change of a file's content does not change its directory, and is noticed too."""
+    """A change of a file's content does not change the file's directory, but is noticed too."""
     ledger, path = files
     kept = ledger.entries()
     assert (ledger.is_unchanged(), ledger.entries() is kept) == (True, True)
@@ -141,7 +141,7 @@ def test_changes_of_other_processes_are_noticed(files, change):
 
 
 def test_own_writes_are_not_changes_and_those_of_other_processes_are(files):
-    """A write of another process at the same time is noticed."""
+    """A write of another process is noticed, even if this process writes at the same time."""
     ledger, path = files
     other = LedgerEntry(
         id=KeyId(kind="seccomp", profile_set=ID.profile_set, key=ID.key), provenance="installed"
@@ -167,7 +167,7 @@ def test_an_entry_in_the_file_of_another_entry_is_damaged(files):
 
 
 def test_an_entry_of_a_newer_schema_stops_all_changes(files):
-    """A ledger of a newer version cannot be read, and is not damaged."""
+    """A ledger of a newer version cannot be read, but does not count as damaged."""
     ledger, path = files
     newer = json.loads(path.read_text()) | {"schema": 2, "unheard": "of"}
     path.write_text(json.dumps(newer))
@@ -177,7 +177,7 @@ def test_an_entry_of_a_newer_schema_stops_all_changes(files):
 
 
 def test_an_unreadable_ledger_is_not_empty(files):
-    """A directory instead of an entry makes the whole ledger unreadable."""
+    """If an entry's path is a directory, the whole ledger is unreadable."""
     ledger, path = files
     path.unlink()
     path.mkdir()
@@ -197,7 +197,7 @@ def test_a_ledger_of_another_user_is_not_read(files, tmp_path, folder):
 
 
 def test_a_ledger_that_others_can_write_is_made_private(files, tmp_path):
-    """An emptyDir volume has mode 0777; its undamaged entries stay."""
+    """An emptyDir volume has mode 0777; the undamaged entries in the volume stay."""
     ledger, _ = files
     for folder in ("state", "state/entries"):
         (tmp_path / folder).chmod(0o777)
@@ -228,14 +228,14 @@ def test_a_link_to_the_state_directory_is_followed(files, tmp_path):
 
 
 def test_temporary_files_are_not_entries(files):
-    """A killed process may have left them."""
+    """A killed process may have left temporary files."""
     ledger, path = files
     path.with_name(".profile-loader.00.tmp").write_bytes(b"{")
     assert (set(ledger.entries()), ledger.findings) == ({ID}, [])
 
 
 def test_damaged_content_is_missing(files, tmp_path):
-    """Content whose digest is not its name is stored again."""
+    """Content in a file whose name is not the content's digest is stored again."""
     ledger, _ = files
     ledger.store_content(b"policy")
     digest = model.digest(b"policy")
@@ -261,7 +261,7 @@ def test_content_that_no_entry_needs_is_removed(files):
 
 
 def test_a_state_directory_that_is_a_file_fails_each_write(tmp_path):
-    """A failed write is a finding with the path, and no exception."""
+    """A failed write causes a finding with the path, and does not raise an exception."""
     (tmp_path / "state").write_bytes(b"")
     ledger = FileLedger(Host(tmp_path), "/state")
     findings = [ledger.write(FULL), ledger.store_content(b"x")]
@@ -269,7 +269,7 @@ def test_a_state_directory_that_is_a_file_fails_each_write(tmp_path):
 
 
 def test_a_ledger_with_too_many_entries_is_not_read(tmp_path):
-    """Entries of an earlier version, or of an attack, do not end the agent at its start."""
+    """Many entries of an earlier version or of an attack do not terminate the agent."""
     ledger = FileLedger(Host(tmp_path), "/state")
     folder = tmp_path / "state/entries"
     folder.mkdir(parents=True)
@@ -281,7 +281,7 @@ def test_a_ledger_with_too_many_entries_is_not_read(tmp_path):
 
 
 def test_a_ledger_with_too_many_bytes_is_not_read(tmp_path):
-    """A few huge entries count like many small ones."""
+    """A few huge entries reach the limit like many small entries."""
     ledger = FileLedger(Host(tmp_path), "/state")
     (tmp_path / "state/entries").mkdir(parents=True)
     with (tmp_path / "state/entries/a.json").open("wb") as file:

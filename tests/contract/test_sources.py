@@ -62,7 +62,7 @@ class File(Tree):
 
 @pytest.fixture(params=[Tree, Volume, File], ids=lambda kind: kind.__name__.lower())
 def place(request, tmp_path):
-    """Each type of source, before it contains anything."""
+    """Each type of source, before the source contains any profile."""
     return request.param(tmp_path)
 
 
@@ -97,7 +97,7 @@ def test_empty_missing_and_unreadable_differ_and_have_the_same_profile_set(place
 
 
 def test_the_revision_follows_names_and_content_only(place):
-    """Equal keys have an equal revision; other content or another name has another one."""
+    """Equal keys have an equal revision; other content or another name has a different revision."""
     revisions = []
     for keys in ({"a.json": "1"}, {"a.json": "1"}, {"a.json": "2"}, {"b.json": "2"}):
         place.fill(**keys)
@@ -107,7 +107,7 @@ def test_the_revision_follows_names_and_content_only(place):
 
 
 def test_each_read_returns_the_current_profiles(place):
-    """One source is read in many passes."""
+    """One source is read in many passes, and its profiles change between the passes."""
     source = place.source()
     place.fill(**{"a.json": "1"})
     first = source.read()

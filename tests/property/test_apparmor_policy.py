@@ -64,7 +64,7 @@ def test_a_mutated_policy_is_handled(name, data):
 
 @given(st.lists(st.tuples(names, st.sampled_from(sorted(compiled_policy.MODES))), max_size=4))
 def test_every_declared_profile_is_found(declared):
-    """Names and modes are read from the policy in their order."""
+    """Names and modes are read from the policy in the order of the policy."""
     blob = b"".join(profile(name, mode) for name, mode in declared)
     declarations = [
         (profile.name, profile.mode, profile.has_attachment)
@@ -111,7 +111,7 @@ def test_a_parser_message_is_one_bounded_printable_line(stderr, source):
     )
 )
 def test_the_cache_returns_the_declared_profiles_of_a_policy(declared):
-    """Their names, modes, attachments and hashes are the same as in the policy."""
+    """The cached names, modes, attachments and hashes are the same as in the policy."""
     between = zip(declared, BETWEEN, strict=False)
     blob = b"".join(profile(name, mode, fields) for (name, mode), fields in between)
     with tempfile.TemporaryDirectory() as root:

@@ -68,7 +68,7 @@ HISTORY = st.lists(st.tuples(SNAPSHOTS, st.lists(CHANGES, max_size=2)), min_size
 TEXTS_WITH_NODE_REJECTIONS = st.one_of(
     TEXTS, st.sets(NAMES, min_size=1, max_size=2).map(lambda n: f"{','.join(sorted(n))}:?".encode())
 )
-# Includes rejections by the node and failed writes of the ledger.
+# The history includes rejections by the node and failed writes of the ledger.
 HISTORY_WITH_FAILURES = st.lists(
     st.tuples(
         st.dictionaries(KEYS, TEXTS_WITH_NODE_REJECTIONS, max_size=3).map(read),
@@ -259,7 +259,7 @@ def test_a_profile_that_this_agent_loaded_is_removed_eventually(history, foreign
 @settings(max_examples=300)
 @given(HISTORY_WITH_FAILURES, FOREIGN)
 def test_a_profile_that_this_agent_loaded_stays_agent_owned(history, foreign):
-    """Despite rejections and failed writes, the ledger has each profile that the agent loaded."""
+    """Despite rejections and failed writes, the ledger records each profile the agent loaded."""
     for node, snapshot in passes_with_failures(history, foreign):
         run_pass(node, [snapshot])
         node.number()
@@ -288,7 +288,7 @@ def test_every_profile_that_is_reported_as_installed_is_on_the_node(history, for
 @settings(max_examples=300)
 @given(HISTORY_WITH_FAILURES, FOREIGN)
 def test_passes_over_an_unchanged_node_stop_installing(history, foreign):
-    """Even if every pass has a rejection, no profile is installed again and again."""
+    """Even if every pass has a rejection, later passes do not install the profiles again."""
     for node, snapshot in passes_with_failures(history, foreign):
         for _ in range(4):
             run_pass(node, [snapshot])
@@ -305,7 +305,7 @@ def test_passes_over_an_unchanged_node_stop_installing(history, foreign):
 @settings(max_examples=300)
 @given(HISTORY_WITH_FAILURES, FOREIGN)
 def test_no_name_of_a_current_key_is_removed(history, foreign):
-    """This also holds if the node or the agent rejects the key, or if two keys conflict."""
+    """The name stays even if the node or the agent rejects the key, or if two keys conflict."""
     for node, snapshot in passes_with_failures(history, foreign):
         node.removed.clear()
         run_pass(node, [snapshot])
@@ -390,9 +390,9 @@ def test_renamed_keys_keep_their_profiles(keys, order):
 def test_a_kill_at_any_step_ends_in_the_same_state(history, foreign, step):
     """After a kill at any effect, the next passes reach the same state as an undisturbed pass.
 
-    The exceptions are adopted profiles that are restored after a reboot. After a kill it is unknown
-    whether the agent restored such a profile or another program loaded it. The profile then stays
-    adopted, and is never removed.
+    The only exceptions are adopted profiles that are restored after a reboot. After a kill it is
+    unknown whether the agent or another program loaded an adopted profile. In this case the profile
+    stays adopted, and is never removed.
     """
     node = Node(loaded=dict(foreign))
     for snapshot, changes in history[:-1]:

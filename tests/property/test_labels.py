@@ -36,7 +36,7 @@ names = texts | hashes | st.text("0123456789abcdef-", min_size=20, max_size=24)
 def rows(draw):
     kind = draw(st.sampled_from(["apparmor", "seccomp"]))
     state = draw(st.sampled_from(STATES))
-    # Only a rejected key can be without a name.
+    # Only a rejected key can lack a profile name.
     name = draw(st.text("ab/_", min_size=0 if state == "rejected" else 1, max_size=3))
     return ProfileStatus(
         kind=kind,
@@ -55,7 +55,7 @@ def rows(draw):
 
 @st.composite
 def reports(draw):
-    # Each name has a single content on a node.
+    # On a node, each name has a single content.
     built = tuple(draw(st.lists(rows(), max_size=8, unique_by=lambda row: (row.kind, row.name))))
     states = st.sampled_from(["read", "missing", "unreadable", "emptied"])
     origins = sorted({row.profile_set for row in built})
@@ -70,7 +70,7 @@ def reports(draw):
 
 @st.composite
 def cases(draw):
-    """Return a report and labels of the agent that its Node may have."""
+    """Return a report, and agent labels that the Node may have."""
     built = draw(reports())
     keys = sorted(labels.labels_for(_verified(built), domain=D, digest=True, present={}).labels)
     some = draw(st.lists(st.sampled_from(keys), unique=True))
@@ -126,7 +126,7 @@ def test_two_names_with_the_same_label_key_have_the_same_hash(first, second):
 
 @given(names)
 def test_a_name_that_imitates_a_label_key_has_a_different_label_key(text):
-    """A profile cannot get the label of another profile in this way."""
+    """A profile with an imitating name cannot get the label of another profile."""
     name = labels.label_name(text)
     assert name == text or labels.label_name(name) != name or name.replace("__", "/") == text
 
@@ -138,7 +138,8 @@ def test_labels_are_added_for_verified_profiles_only(case, limit, digest):
     computed = labels.labels_for(
         built, domain=D, digest=digest, limit=limit, present=present
     ).labels
-    addable, keepable = set(), set()  # keys that may be added; keys that may only stay
+    # the label keys that may be added, and the label keys that may only stay
+    addable, keepable = set(), set()
     for row in built.profiles:
         both = {labels.label_key(row.kind, row.name, D), _digest_key(row)}
         if (
@@ -172,7 +173,7 @@ def _digest_key(row):
 
 @given(cases(), st.integers(0, 12))
 def test_the_limit_holds_and_existing_labels_have_precedence(case, limit):
-    """Only the labels of the node's support may replace an existing label.
+    """Only the labels that describe the node's support may replace an existing label.
 
     Labels of names precede labels of digests, because a digest without its name is useless.
     """
@@ -193,7 +194,8 @@ def test_the_limit_holds_and_existing_labels_have_precedence(case, limit):
 def test_labels_that_were_published_stay(case, limit):
     """The same report on a Node with these labels results in the same labels."""
     built, present = case
-    # A lower limit may remove the label of an unobservable profile, and then of its profile set.
+    # A lower limit may remove the label of an unobservable profile, and then the label of its
+    # profile set.
     assume(limit > len(present) or all(row.state != "unobservable" for row in built.profiles))
     once = labels.labels_for(built, domain=D, digest=True, limit=limit, present=present).labels
     assert labels.labels_for(built, domain=D, digest=True, limit=limit, present=once).labels == once
@@ -201,7 +203,7 @@ def test_labels_that_were_published_stay(case, limit):
 
 @given(reports())
 def test_labels_stay_while_nothing_can_be_observed(built):
-    """All profiles were installed; now the node is unobservable, and no source is readable."""
+    """After the installation, the node becomes unobservable and no source is readable."""
     before = labels.labels_for(_verified(built), domain=D, digest=True, present={}).labels
     unobservable = replace(
         _verified(built),
@@ -277,7 +279,7 @@ def written(draw, term):
 
 @given(st.data(), st.lists(terms, min_size=1, max_size=4))
 def test_a_selector_is_parsed_to_its_terms(data, chosen):
-    """Every notation of the terms is parsed to the same terms, in their order."""
+    """Every notation of the terms is parsed to the same terms, in the same order."""
     text = ",".join(data.draw(written(term)) for term in chosen)
     assert selector.parse(text) == Selector(terms=tuple(chosen))
 

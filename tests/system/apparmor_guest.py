@@ -1,7 +1,7 @@
 """Runs inside the virtual machine: the AppArmor kind against a real kernel, case by case.
 
-The program prints `PASS name`, or `FAIL name` with the reason, for each case. The exit status
-is 1 after a failure. It needs only the standard library, the agent package and apparmor_parser.
+The program prints `PASS name`, or `FAIL name` with the reason, for each case. The exit status is 1
+after a failure. The program needs only the standard library, the agent package and apparmor_parser.
 """
 
 import contextlib
@@ -115,7 +115,7 @@ def a_new_profile_is_loaded_and_proven_by_the_kernels_hashes():
     done = install(kind(), profile)
     assert isinstance(done, Installed), done
     fact = look("new").profiles["new"]
-    # Both the hash of the whole blob and that of the profile alone were predicted.
+    # The agent predicted both the hash of the whole blob and the hash of the profile alone.
     assert fact.evidence <= profile.version.evidence["new"], fact
     assert {token.split(":")[0] for token in fact.evidence} == {"raw", "own"}
     assert (fact.mode, done.modes) == ("enforce", {"new": "enforce"})
@@ -395,7 +395,8 @@ def a_jammed_replace_of_ours_is_cured():
 def a_jam_that_cannot_be_cured_is_reported():
     jam()
     assert code(put(text("hopeless"))) == "kernel_jammed"
-    installed(text("own", "  deny /z w,\n"), replaceable=["own"])  # and cured for the next case
+    # The kernel recovers for the next case.
+    installed(text("own", "  deny /z w,\n"), replaceable=["own"])
 
 
 @case

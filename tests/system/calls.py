@@ -3,8 +3,8 @@
     python -m tests.system.calls
 
 In the virtual machine, strace follows runc, the agent and its child processes while every function
-of the agent runs and while the shipped pod talks to a real API server. Only calls after runc has
-loaded the filter count. The profile also contains the variants of the recorded calls, which
+of the agent runs and while the shipped pod talks to a real API server. Calls before runc has loaded
+the filter are not recorded. The profile also contains the variants of the recorded calls, which
 another architecture, C library or kernel may use, and calls that occur rarely.
 """
 
@@ -96,7 +96,8 @@ def record():
     ]
     with rights_run.prepared() as cluster, tempfile.TemporaryDirectory() as folder:
         files = rights_run.files(built.config, cluster, 9)
-        files["own/agent.json"] = b'{"defaultAction": "SCMP_ACT_LOG"}'  # denies nothing
+        # This filter denies no call.
+        files["own/agent.json"] = b'{"defaultAction": "SCMP_ACT_LOG"}'
         for one in (STRACE, *libraries):
             files[f"tools/{Path(one).name}"] = Path(one).read_bytes()
         drive = rights_run.drive(built.root, Path(folder) / "image")

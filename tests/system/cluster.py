@@ -1,8 +1,9 @@
 """A real etcd, kube-apiserver and kube-scheduler on the loopback interface.
 
-The programs come from KUBEBUILDER_ASSETS if it is set (the convention of envtest). Otherwise one
-binary with all programs is built once from the Go modules of tests/system/controlplane, whose
-go.sum contains their hashes. It is kept below ~/.cache/profile-loader with its checksum.
+The programs come from KUBEBUILDER_ASSETS if it is set (the convention of envtest). If it is not
+set, one binary with all programs is built once from the Go modules in tests/system/controlplane.
+The file go.sum in that directory contains the hashes of the modules. The binary and its checksum
+are cached in ~/.cache/profile-loader.
 """
 
 import contextlib
@@ -26,10 +27,11 @@ from tests.system.guest.pace import until
 CACHE = kept.CACHE / "controlplane"
 MODULE = Path(__file__).parent / "controlplane"
 OLDER = Path(__file__).parent / "controlplane-old"  # an API server of an older minor
-KEPT = 2  # builds of each version, since another checkout may use another build
+# The number of cached builds of each version, since another checkout may use another build.
+KEPT = 2
 BUILD_USUAL = "5 to 10 minutes on two processors"
 BUILD_PACKAGES = 2800
-KUBECTL_SECONDS = 1200  # also for commands that wait, so that each of them ends
+KUBECTL_SECONDS = 1200  # This limit also applies to commands that wait, so that each command ends.
 NAMESPACE = "profile-loader"
 MERGE_PATCH = "application/merge-patch+json"
 NODE_INFO = (
@@ -56,7 +58,7 @@ def programs(*, older=False):
     def program(name):
         if older and name == "kube-apiserver":
             return [str(_built(OLDER)), name]
-        if assets and (Path(assets) / name).exists():  # envtest has no scheduler
+        if assets and (Path(assets) / name).exists():  # The assets of envtest contain no scheduler.
             return [f"{assets}/{name}"]
         return [str(_built(MODULE)), name]
 
@@ -64,11 +66,11 @@ def programs(*, older=False):
 
 
 def go():
-    """Return the go command of this machine if it is new enough, or else that of the venv."""
+    """Return the machine's go command if it is new enough, or else the go command of the venv."""
     wanted = next(
         line.split()[1] for line in (MODULE / "go.mod").read_text().splitlines() if "go 1" in line
     )
-    # The go of requirements-go.lock is in the directory of this Python.
+    # The go command of requirements-go.lock is in the directory of this Python.
     for path in (shutil.which("go"), str(Path(sys.executable).parent / "go")):
         if path is None or not Path(path).exists():
             continue
@@ -127,7 +129,7 @@ def free_port():
 
 
 class Cluster:
-    """A control plane with an empty store. It ends with its context."""
+    """A control plane with an empty store. Its processes end when its context ends."""
 
     def __init__(self, folder=None, *, older=False):
         self.folder = Path(folder or tempfile.mkdtemp(prefix="cluster-"))
@@ -374,7 +376,7 @@ class Cluster:
         return self.get(f"/api/v1/nodes/{name}")["metadata"]["uid"]
 
     def agent_token(self, node, *, account="profile-loader", pod="agent", bound=True):
-        """Return a token like that of the agent's pod on a Node."""
+        """Return a token like the token of the agent's pod on a Node."""
         if self.get(f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{account}") is None:
             self.kubectl("-n", NAMESPACE, "create", "serviceaccount", account)
         words = ["-n", NAMESPACE, "create", "token", account]

@@ -1,4 +1,4 @@
-"""One real daemon process with its own host root.
+"""Runs one real daemon process with its own host root.
 
 Tests assert only what an operator can observe: files, /metrics, probes, the log and exit statuses.
 """
@@ -53,7 +53,7 @@ RIGHTS = [
 ]
 
 
-# The calls with which every container runtime can start a container.
+# The system calls that are sufficient for every container runtime to start a container.
 START_CALLS = """
 arch_prctl capget capset chdir close execve exit_group fstat fstatfs getcwd getdents64 getppid
 newfstatat openat prctl read rt_sigaction rt_sigprocmask setgid setgroups setresgid setresuid
@@ -151,7 +151,7 @@ class Daemon:
         return status, time.monotonic() - begin
 
     def kill(self):
-        """Kill the daemon if it is running."""
+        """Kill the daemon if the daemon is running."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -177,13 +177,13 @@ class Daemon:
         return self.get("/readyz")[0] == 200
 
     def metrics(self):
-        """Return the value of every series; nothing without a response."""
+        """Return the value of every series; an empty mapping if there is no response."""
         status, text = self.get("/metrics")
         lines = [line for line in text.splitlines() if not line.startswith("#")] if status else []
         return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
     def metric(self, name):
-        """Return the value of a series; None if it does not exist."""
+        """Return the value of a series; None if the series does not exist."""
         return self.metrics().get(f"profile_loader_{name}")
 
     def findings(self):
@@ -200,13 +200,13 @@ class Daemon:
         return self.metric("converged") == 1.0
 
     def file(self, name):
-        """Return the content of an installed file; None if there is none."""
+        """Return the content of an installed file; None if the file is missing."""
         with contextlib.suppress(FileNotFoundError):
             return (self.seccomp / name).read_bytes()
         return None
 
     def number(self, name="a.json"):
-        """Return the number of an installed profile; None if there is no file."""
+        """Return the number of an installed profile; None if its file is missing."""
         return number_of(self.file(name))
 
     def files(self):

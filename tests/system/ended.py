@@ -1,10 +1,11 @@
 """Runs the agent so that a rare situation during its end always occurs: `python -m` this module.
 
 Python's audit events (PEP 578) show the progress of the agent without a hook in it. The environment
-variable SWALLOWED is the name of an event. At the first such event in the main thread after SIGTERM
-has a handler, SIGTERM arrives in a destructor, where Python ignores exceptions of the handler. The
-same happens in callbacks of weak references, which imports create by the hundreds
-(importlib._bootstrap). With TALKING, a thread logs without end.
+variable SWALLOWED is the name of an event. Once SIGTERM has a handler, the first event with that
+name in the main thread sends SIGTERM inside a destructor. Python ignores exceptions that the
+handler raises there. Python also ignores exceptions in callbacks of weak references, which imports
+create by the hundreds (importlib._bootstrap). If the environment variable TALKING is set, a thread
+logs without end.
 """
 
 import logging
@@ -29,7 +30,7 @@ def talk():
 
 
 class Moments:
-    """The audit hook that causes the situations."""
+    """The audit hook that causes the rare situations."""
 
     def __init__(self):
         self.swallowed = os.environ.get("SWALLOWED", "")
@@ -41,7 +42,7 @@ class Moments:
             self.swallowed = ""
             Last()
         if self.talking and event == "import" and arguments[0] == "agent.controller":
-            self.talking = ""  # after logging was set up
+            self.talking = ""  # The thread starts after logging was set up.
             threading.Thread(target=talk, daemon=True).start()
 
 

@@ -22,10 +22,11 @@ import agent
 from tests.system import kept, vm
 
 CACHE = kept.CACHE / "image"
-RECIPE = 3  # part of every cache key: increase it when the build changes
+RECIPE = 3  # This version is part of every cache key. Increase it when the build changes.
 SUITE = "trixie"
 VERSION = tomllib.loads(Path("pyproject.toml").read_text())["project"]["version"]
-NAME = f"localhost/profile-loader:{VERSION}"  # the name in the documents and in manifests/base
+# the name of the image in the documents and in manifests/base
+NAME = f"localhost/profile-loader:{VERSION}"
 INPUTS = (
     "Containerfile",
     "requirements.lock",
@@ -96,7 +97,7 @@ class Image:
 
 
 def build():
-    """Return the image of this checkout; build it if it is missing, damaged or outdated."""
+    """Return the image of this checkout; build the image if it is missing, damaged or outdated."""
     with kept.locked(CACHE):
         folder = CACHE / f"built-{_key(_sources(), base().name)}"
         if not _whole(folder):
@@ -111,7 +112,7 @@ def build():
 
 
 def again():
-    """Return the digests of a second build of the same sources, which are cached too."""
+    """Return the digests of a second build of the same sources; the digests are cached too."""
     digests_file = build().root.parent / "again.json"
     with kept.locked(CACHE):
         if not digests_file.exists():
@@ -126,7 +127,7 @@ def archive(path):
 
 
 def make(folder, *, pack):
-    """Build the image in an empty folder, optionally with its archive, and return it."""
+    """Build the image in an empty folder, optionally with its archive, and return the image."""
     context = folder / "context"
     context.mkdir()
     for name in INPUTS:
@@ -176,7 +177,7 @@ def base():
         path.parent.mkdir(parents=True, exist_ok=True)
         command = ["mmdebstrap", "-q", "--variant=minbase"]
         command += [f"--dpkgopt={one}" for one in SLIM]
-        # mmdebstrap copies these files from this machine, and an image does not contain them.
+        # mmdebstrap copies these files from this machine, but the image must not contain them.
         command += ['--customize-hook=rm -f "$1/etc/resolv.conf" "$1/etc/hostname"']
         command += [SUITE, str(path), mirror()]
         with kept.announced("image: its Debian base", "about a minute"):

@@ -32,7 +32,7 @@ def locked(folder):
 
 @contextlib.contextmanager
 def announced(what, usual, progress=lambda: "", *, every=60.0):
-    """Print what is being made and how long that usually takes; report while the work still runs.
+    """Print the result that is being made and the usual duration; report progress during the work.
 
     Args:
         what: The result of the work, for example "virtual machine: root tree".

@@ -1,4 +1,4 @@
-"""From a change on the API server to a real kernel and the label of the Node, in one run.
+"""Follows a change from the API server to a real kernel and the label of the Node, in one run.
 
 A real API server with the base manifests runs on this machine. The agent runs in a virtual machine
 with AppArmor, with the options of the DaemonSet and with digest labels. The test changes a
@@ -30,9 +30,10 @@ DOMAIN = "profile-loader.node-restriction.kubernetes.io"
 NODE = "node-a"  # the Node with a token in tests/system/cluster.py
 NAME = "changed"
 CHANGES = int(os.environ.get("CHANGES", "20"))
-AWAY = 5  # restores without an API server
+AWAY = 5  # the number of restores without an API server
 LIMIT_SECONDS = 600
-FIRST_SECONDS = 1500  # emulated: the kernel, the compilation of every module to bytecode
+# The guest is emulated: the kernel boots, and every module is compiled to bytecode.
+FIRST_SECONDS = 1500
 ABSENT = ["", ""]
 
 
@@ -57,8 +58,10 @@ class Seen:
     kernel: list[float] = field(default_factory=list)
     label: list[float] = field(default_factory=list)
     compile: list[float] = field(default_factory=list)  # seconds of a parser run per change
-    kernels: list[list[str]] = field(default_factory=list)  # each state of the kernel, in order
-    labels: list[dict[str, str]] = field(default_factory=list)  # each state of the labels, in order
+    # each observed state of the kernel, in order
+    kernels: list[list[str]] = field(default_factory=list)
+    # each observed state of the labels, in order
+    labels: list[dict[str, str]] = field(default_factory=list)
     held: list[list[str]] = field(default_factory=list)  # hash and mode of each version
     restored: list[float] = field(default_factory=list)
     away: list[dict[str, str]] = field(default_factory=list)  # the labels after each restore
@@ -120,7 +123,7 @@ class Api:
         return at
 
     def watch(self):
-        """Start to watch the Node; its labels come first."""
+        """Start to watch the Node; the current labels arrive first."""
         self._unwatch()
         self.watching = self._connection()
         path = f"/api/v1/nodes?watch=true&fieldSelector=metadata.name%3D{NODE}"
@@ -163,7 +166,7 @@ class Guest:
 
     def __exit__(self, *_):
         with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)  # the guest ends, with its log
+            self.socket.shutdown(socket.SHUT_RDWR)  # The guest ends and sends its log.
         self.lines.close()
         self.socket.close()
 
@@ -184,7 +187,7 @@ class Guest:
                 return output["at"]
 
     def offset(self):
-        """Return the largest possible difference of the time here and the time of the guest."""
+        """Return the largest possible difference between the host's time and the guest's time."""
         result = []
         for _ in range(5):
             at = self.ask("clock", "clock")
@@ -251,7 +254,8 @@ def outage(guest, api, proxy, seen):
     status, said = guest.ask("restart", "restarted", text=text(CHANGES))
     assert status == 0, said
     gone = guest.kernel(ABSENT)
-    seen.started = guest.kernel(seen.held[CHANGES]) - gone  # from the ledger: it has nothing else
+    # The agent restores from the ledger, because it has no other source.
+    seen.started = guest.kernel(seen.held[CHANGES]) - gone
     seen.away.append(api.now())
     proxy.forward()
     back = time.monotonic()
@@ -269,7 +273,7 @@ def arguments(objects):
 
 
 def files(cluster, proxy, listener, objects):
-    """Return the files that make the guest this Node: settings, a kubeconfig, the authority."""
+    """Return the files that configure the guest as this Node: settings, kubeconfig and CA."""
     config = json.loads(cluster.write_kubeconfig("agent", cluster.agent_token(NODE)).read_text())
     config["clusters"][0]["cluster"] = {
         "server": f"https://{vm.HOST}:{proxy.port}",
@@ -314,7 +318,7 @@ def measured():
             vm.run, given, "python3 guest/cluster.py", timeout_seconds=LIMIT_SECONDS, network=True
         )
         value, error = None, None
-        while not run.done():  # a guest that ends is started again, and connects again
+        while not run.done():  # A guest that ends is started again, and then connects again.
             with contextlib.suppress(TimeoutError):
                 connection, _ = listener.accept()
                 value, error = None, None

@@ -30,7 +30,7 @@ class Proxy:
     def __exit__(self, *_):
         self.ended = True
         self.stop.set()
-        _shut(self.listener)  # wakes accept, which close alone does not
+        _shut(self.listener)  # shutdown wakes a blocked accept, which close alone does not.
         self.accepting.join()
         self.listener.close()
         self._cut()
@@ -42,7 +42,7 @@ class Proxy:
         self.mode, self.seconds = "forward", 0.0
 
     def delay(self, seconds):
-        """Relay the data of the server after a number of seconds."""
+        """Delay the data of the server by a number of seconds."""
         self.mode, self.seconds = "forward", seconds
 
     def refuse(self):
@@ -51,7 +51,7 @@ class Proxy:
         self._cut()
 
     def silence(self):
-        """Keep the connections, and relay nothing, like a broken network."""
+        """Keep the connections open but relay nothing, like a broken network."""
         self.mode = "silence"
 
     def sent(self):

@@ -56,7 +56,7 @@ def pod(folder):
 def without_api(pod, *more):
     """Return the pod with its profiles in a mounted directory, so that it needs no API server.
 
-    The overlay mounted-volume does the same. The rights of the pod do not change.
+    The overlay mounted-volume also mounts a directory. The rights of the pod do not change.
     """
     pod = copy.deepcopy(pod)
     (agent,) = pod["containers"]

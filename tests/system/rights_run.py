@@ -1,6 +1,6 @@
 """The containers and files for the tests of the agent's rights in the virtual machine.
 
-Each container comes from a pod of the manifests. To test a right, its container runs without that
+Each container comes from a pod of the manifests. To test a right, the container runs without that
 right.
 """
 
@@ -95,7 +95,7 @@ def bundles(config, port):
 
 
 def files(config, cluster, many):
-    """Return the guest's files by path; many: the expected number of labels of its Node."""
+    """Return the guest's files by path; `many` is the expected number of labels of its Node."""
     found = {f"guest/{one.name}": one.read_bytes() for one in GUEST.glob("*.py")}
     for one in Path("profiles").rglob("*"):
         if one.is_file():

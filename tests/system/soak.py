@@ -37,7 +37,8 @@ class Soak(SoakModel):
         watcher.start()
         try:
             while time.monotonic() - begin < seconds:
-                calm = time.monotonic() - begin > seconds / 3  # the same process until the end
+                # The same process runs until the end.
+                calm = time.monotonic() - begin > seconds / 3
                 self.batch(calm=calm)
         except BaseException:
             print(self.description())
@@ -149,7 +150,7 @@ class Soak(SoakModel):
         self.record(f"{name} has no {key} any more")
 
     def _may_go(self, key):
-        # A file that a reboot removed is restored only while it is desired.
+        # A file that a reboot removed is restored only while the file is desired.
         if not self._used(key) or key in self.disturbed:
             self.possible.setdefault(key, {None}).add(None)
 
@@ -194,7 +195,7 @@ class Soak(SoakModel):
         name = next((name for name, keys in self.maps.items() if not keys), None)
         if name is None or self.touched & {*MAPS[name]}:
             return
-        # The agent then removes the previous keys that the ConfigMap does not contain.
+        # After the refill, the agent removes the previous keys that the ConfigMap does not contain.
         keys = [*MAPS[name], *MOVERS]
         wanted = [key for key in MAPS[name] if self.random.random() < 0.6] or MAPS[name][:2]
         self.maps[name] = {}
@@ -208,9 +209,10 @@ class Soak(SoakModel):
         self.record(f"{name} is back with {self.maps[name]}")
 
     def edit(self):
-        """Delete or overwrite an agent-owned file."""
+        """Delete or overwrite an agent-owned file, like another program."""
         now = time.monotonic()
-        # The agent would release an edited file that is not desired, since it is foreign then.
+        # The agent would release an edited file that is not desired, since the edit makes the file
+        # foreign.
         names = [
             name
             for name in sorted(self.steady)

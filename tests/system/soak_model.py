@@ -24,7 +24,7 @@ OPTIONS = ("--pod-aware", "--removal-grace=200ms", "--resync=3s", "--log-level=d
 # With more edits of one file, or more changes of own labels, the agent would delay its repairs.
 FIGHT_SECONDS, FIGHT_EDITS = 130.0, 7
 TRUCE_SECONDS, RELABELS = 610.0, 3
-WARM = 12  # batches before growth is measured
+WARM = 12  # the number of batches before growth is measured
 
 
 class InvariantError(AssertionError):
@@ -38,13 +38,15 @@ class SoakModel:
         self.daemon, self.proxy, self.seed = daemon, proxy, seed
         self.random = random.Random(seed)  # noqa: S311 - reproducible, no secret
         self.client = daemon.client
-        self.maps = {name: {} for name in MAPS}  # the keys of each ConfigMap; None: deleted
-        self.possible = {}  # by name: the versions that the file may have; None: no file
+        # the keys of each ConfigMap; None if the ConfigMap is deleted
+        self.maps = {name: {} for name in MAPS}
+        # by name: the versions that the file may have; None stands for a missing file
+        self.possible = {}
         self.foreign = {}  # by name: the signature that the foreign file must keep
         self.pods = {}  # by name: whether a pod has used it since before this batch
         self.released = set()  # names whose pod ended in this batch
-        self.edits = {}  # by name: when its file was edited
-        self.relabelled = []  # when own labels were changed
+        self.edits = {}  # by name: the time when the profile's file was edited
+        self.relabelled = []  # the times when the test changed the agent's labels
         self.steady = set()  # names that were desired since the last settled batch
         self.touched = set()  # names that this batch does not change again
         self.disturbed = set()  # names whose file this test may have removed
@@ -53,7 +55,7 @@ class SoakModel:
         self.changes = self.batches = 0
         self.history = []
         self.samples = []
-        self.log_offset = 0  # bytes of the log that were checked
+        self.log_offset = 0  # the number of bytes of the log that were checked
         self.generation = 0
         self.wrong_labels = []
         self.stop = threading.Event()
@@ -170,7 +172,7 @@ class SoakModel:
         return ""
 
     def _collapse(self):
-        """Keep only the current version of each file, unless another one may follow."""
+        """Keep only the current version of each file, unless another version may follow."""
         files = {name: number_of(self.daemon.file(name)) for name in self.possible}
         desired = {key: name for name, keys in self.maps.items() for key in keys or ()}
         self.steady = set(desired)

@@ -1,7 +1,7 @@
 """Tests of the findings about typical mistakes, with apparmor_parser of several releases.
 
-The mistakes come from public bug reports. The parser 3.0.8 is the one of this machine; the parsers
-of Debian 13 (4.1) and unstable (5.0) are unpacked into the cache once.
+The mistakes come from public bug reports. This machine has the parser 3.0.8; the parsers of Debian
+13 (4.1) and unstable (5.0) are unpacked into the cache once.
 """
 
 import shlex
@@ -81,7 +81,8 @@ def options(request, tmp_path_factory):
         return {"include_dir": "/etc/apparmor.d"}
     command = include_search.other_releases()[request.param]
     script = tmp_path_factory.mktemp("parser") / "apparmor_parser"
-    # The words of the program decide what a message may contain, so they follow the command.
+    # The words in the parser program decide what a message may contain, so `words` follows the
+    # command.
     start = f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n'
     script.write_bytes(start.encode() + Path(command[-1]).read_bytes())
     script.chmod(0o755)
@@ -99,7 +100,7 @@ def inspect(tmp_path, options, text):
 
 @pytest.mark.parametrize(("text", "message", "hint"), REJECTED.values(), ids=REJECTED)
 def test_a_rejected_text_has_its_reason_and_a_next_step(tmp_path, options, text, message, hint):
-    """The reason is the one that the parser reports, in every release."""
+    """In every release, the error contains the reason that the parser reports."""
     result = inspect(tmp_path, options, text)
     assert isinstance(result, Rejection)
     (finding,) = result.findings
@@ -117,7 +118,7 @@ def test_an_accepted_text_has_warnings_about_its_weaknesses(tmp_path, options, t
 
 
 def test_a_flag_that_the_parser_ignores_causes_a_warning(tmp_path, options):
-    """The parser 3.0.8 rejects this flag."""
+    """Newer parsers ignore this flag, and the parser 3.0.8 rejects it."""
     text = "profile web flags=(error=EPERM) {\n  file,\n}\n"
     result = inspect(tmp_path, options, text)
     codes = [(finding.code, finding.location) for finding in result.findings]

@@ -19,7 +19,7 @@ PACKAGES = ("apparmor-profiles", "apparmor-profiles-extra")
 DIRECTORIES = ("etc/apparmor.d", "usr/share/apparmor/extra-profiles")
 
 # The findings about profiles when attachments are allowed. All other profiles are accepted without
-# a finding. Debian ships these in complain mode:
+# a finding. Debian ships the following profiles in complain mode:
 COMPLAIN = [
     "bin.ping",
     "php-fpm",
@@ -137,7 +137,7 @@ def test_with_attachments_allowed_every_finding_is_expected(corpus, includes, tm
 
 
 def test_by_default_a_profile_for_programs_of_the_host_is_rejected(corpus, includes, tmp_path):
-    """It would confine programs of the host. The option --allow-attachments allows it."""
+    """The profile would confine programs of the host; --allow-attachments permits attachments."""
     codes_by_key = outcomes(corpus, includes, tmp_path, allow_attachments=False)
     assert [key for key, codes in codes_by_key.items() if "attachment_refused" not in codes] == [
         "extra-profiles/README"

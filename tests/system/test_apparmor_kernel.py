@@ -23,5 +23,5 @@ def output():
 
 @pytest.mark.parametrize("case", CASES)
 def test_on_a_real_kernel(output, case):
-    """The behaviour that the case is named after holds."""
+    """Each case checks the behaviour in its name."""
     assert re.search(rf"^PASS {case}\s*$", output, re.MULTILINE), output

@@ -174,7 +174,7 @@ class Agent:
         return time.monotonic() - begin
 
     def soon_labels(self, expected):
-        """Wait for the labels of a change; longer only if no CPU is idle."""
+        """Wait for the labels of a change; the time limit is longer only if no CPU is idle."""
         since = busy.Since()
         seconds = self.took(lambda: self.labels() == expected)
         assert seconds < since.within(SOON_SECONDS), (seconds, since.short())
@@ -211,7 +211,7 @@ def test_a_change_is_on_the_node_and_on_its_label_within_a_second(agent):
         seconds["changed"].append(agent.took(lambda old=old: path.read_bytes() != old))
         agent.config_map({"a.json": profile(10 + number)})
         seconds["removed"].append(agent.took(lambda: agent.labels() == READY))
-    assert agent.files() == ["a.json", "b.json"]  # the grace time
+    assert agent.files() == ["a.json", "b.json"]  # b.json stays for the grace time
     medians = {what: round(statistics.median(took), 2) for what, took in seconds.items()}
     print(f"a key on its label: {medians}, CPUs were short for {since.short():.0%} of the time")
     assert max(medians.values()) < since.within(AT_ONCE_SECONDS), seconds
@@ -345,7 +345,8 @@ def test_a_removed_or_changed_label_is_restored(agent):
     agent.until_labels(READY)
     key = f"seccomp.{DOMAIN}/a.json"
     since, seconds = busy.Since(), []
-    for drift in (f"{key}-", f"{key}=lies", f"{key}-"):  # two more would be contention
+    # Two more changes would count as contention.
+    for drift in (f"{key}-", f"{key}=lies", f"{key}-"):
         agent.cluster.kubectl("label", "node", agent.name, drift, "--overwrite")
         seconds.append(agent.took(lambda: agent.labels() == READY))
     assert statistics.median(seconds) < since.within(AT_ONCE_SECONDS), seconds
@@ -359,7 +360,8 @@ def test_foreign_labels_are_never_changed(agent):
     agent.until(lambda: "label_foreign" in agent.said())
     both = {**READY, "seccomp/b.json": "installed", "seccomp/theirs": "installed"}
     agent.until_labels(both)
-    # Another manager applies the same value, so the label stays when the agent gives it up.
+    # Another field manager applies the same value, so the label stays when the agent stops applying
+    # it.
     body = {
         "apiVersion": "v1",
         "kind": "Node",
@@ -379,7 +381,7 @@ def test_foreign_labels_are_never_changed(agent):
 
 
 def test_a_node_that_is_created_again_is_labelled_with_its_own_token(agent):
-    """The uid in the token decides, and until then a finding reports the other Node."""
+    """The uid in the token decides; until the token matches, a finding reports the other Node."""
     agent.node()
     agent.config_map({"a.json": profile()})
     agent.start()
@@ -470,7 +472,7 @@ def test_a_rejected_configmap_has_no_label_of_the_same_name(agent):
 
 
 def test_digest_labels_contain_the_digest_of_the_source(agent):
-    """The value is the first 12 digits of the sha256 of the key's content."""
+    """The label value is the first 12 digits of the sha256 of the key's content."""
     agent.node()
     agent.config_map({"a.json": profile()})
     agent.start("--label-digest")
@@ -632,10 +634,10 @@ def test_labels_and_keys_follow_a_restored_store(agent):
     agent.until(lambda: len(agent.lines("pass_finished")) >= 1)
     agent.cluster.save()
     agent.until(lambda: agent.cluster.labels(agent.name), 60)
-    for number in range(20):  # the store is far ahead of its backup
+    for number in range(20):  # The store is far ahead of its backup.
         agent.config_map({"a.json": profile(), "b.json": profile(number)})
     agent.until_labels({**READY, "seccomp/b.json": "installed"}, 75)
-    lasted = time.monotonic() + 11.0  # longer than reflector.STABLE_SECONDS
+    lasted = time.monotonic() + 11.0  # This pause is longer than reflector.STABLE_SECONDS.
     agent.until(lambda: time.monotonic() > lasted)
     agent.cluster.restore()
     agent.until_labels(READY, 30)
@@ -774,7 +776,7 @@ def test_a_slow_api_server_delays_no_repair(agent):
 
 
 def test_a_forbidden_configmap_is_reported_and_removes_nothing(agent):
-    """Without the permission to read it, the ConfigMap is unreadable and not empty."""
+    """Without the permission to read a ConfigMap, that ConfigMap is unreadable and not empty."""
     agent.node()
     agent.config_map({"a.json": profile()})
     assert agent.once().returncode == 0
@@ -817,7 +819,7 @@ def test_in_a_pod_the_token_is_read_again(agent):
     (mounted / "ca.crt").write_bytes(agent.cluster.ca.read_bytes())
     (mounted / "token").write_text(agent.cluster.agent_token(agent.name))
     place = "/run/secrets/kubernetes.io/serviceaccount"
-    # A mount namespace of its own, so that this machine has no such directory.
+    # The agent has its own mount namespace, so that the directory does not appear on this machine.
     script = (
         f'mount -t tmpfs none /run && mkdir -p {place} && mount --bind "$0" {place} && exec "$@"'
     )
@@ -837,7 +839,7 @@ def test_in_a_pod_the_token_is_read_again(agent):
     (mounted / "token").write_text(agent.cluster.agent_token(agent.name, pod="next"))
     agent.cluster.kubectl("-n", NAMESPACE, "delete", "pod", f"agent-{agent.name}", "--force")
     key = f"seccomp.{DOMAIN}/a.json"
-    # The file is read again after a minute (agent.kube.credentials).
+    # The agent reads the token file again after a minute (agent.kube.credentials).
     agent.until(lambda: time.monotonic() - begin > 61.0, 70)
     agent.cluster.kubectl("label", "node", agent.name, f"{key}-")
     agent.until_labels(READY, 75)

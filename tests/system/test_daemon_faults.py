@@ -29,7 +29,7 @@ from tests.system.daemon import Daemon, profile
 from tests.system.guest import pace
 from tests.system.killed import POINTS
 
-SECONDS = 2.0  # how long an end by SIGTERM may take
+SECONDS = 2.0  # the time limit for the end after SIGTERM
 TGKILL = {"x86_64": 234, "aarch64": 131}[os.uname().machine]  # a signal to one thread
 
 
@@ -167,7 +167,7 @@ def test_a_ledger_of_a_newer_release_stops_all_changes(daemon):
     )  # fmt: skip
     assert daemon.get("/healthz")[0] == 200
     assert path.read_text() == newer
-    path.write_bytes(whole)  # what the next release would have left to this one
+    path.write_bytes(whole)  # the ledger entry that the next release would leave to this release
     settled(daemon, a=2, b=2)
     stopped_cleanly(daemon)
 
@@ -199,7 +199,7 @@ def test_a_ledger_of_a_previous_release_stays_unchanged(daemon):
     daemon.start()
     settled(daemon, a=1)
     assert [entry.stat().st_mtime_ns for entry in (path, daemon.seccomp / "a.json")] == before
-    daemon.provide(b=1)  # removes the agent-owned file a.json
+    daemon.provide(b=1)  # This command removes the agent-owned file a.json.
     assert daemon.stop()[0] == 0
     daemon.start("--prune=always")
     settled(daemon, b=1)
@@ -210,7 +210,7 @@ def test_a_ledger_of_a_previous_release_stays_unchanged(daemon):
 
 
 def test_a_source_directory_that_is_created_again_is_read(daemon):
-    """Its profiles stay while it is missing, and its new content is installed within seconds."""
+    """The profiles stay while the directory is missing; its new content is installed in seconds."""
     daemon.start("--prune=always")
     settled(daemon, a=1)
     for number in (2, 3):
@@ -220,13 +220,13 @@ def test_a_source_directory_that_is_created_again_is_read(daemon):
         daemon.source.mkdir()
         daemon.provide(a=number)
         settled(daemon, a=number)
-    daemon.provide(a=4)  # and its changes are seen at once, as before
+    daemon.provide(a=4)  # The agent still notices changes of the directory at once.
     daemon.until(lambda: daemon.number() == 4, SECONDS)
     stopped_cleanly(daemon)
 
 
 def test_a_failed_watch_is_logged_and_replaced(daemon):
-    """Watchdog fails for a directory that was moved out of the tree; the agent does not."""
+    """The library watchdog fails for a directory that was moved out of the tree."""
     daemon.start()
     settled(daemon, a=1)
     sub, away = daemon.source / "sub", daemon.root / "away"
@@ -277,7 +277,8 @@ def test_a_volume_that_changes_a_thousand_times_is_read_consistently(daemon):
     before, begin = daemon.usage(), time.monotonic()
     for number in range(2, 1002):
         volume.swap(number, *keys)
-        while time.monotonic() - begin < number * 0.025:  # 40 a second: in less than a minute
+        # 40 changes per second take less than a minute.
+        while time.monotonic() - begin < number * 0.025:
             time.sleep(0.001)
     seconds, end = time.monotonic() - begin, time.monotonic()
     settled(daemon, a=1001, b=1001)
@@ -288,7 +289,7 @@ def test_a_volume_that_changes_a_thousand_times_is_read_consistently(daemon):
     print(f"1000 swaps in {seconds:.0f} s, {passes:.0f} passes; the last after {late:.2f} s, "
           f"{grown} KiB more")  # fmt: skip
     assert (pace.in_time(seconds, 60.0), pace.in_time(late, SECONDS)) == (True, True)
-    # A connection may be open, and a thread of its own serve it.
+    # One connection may be open, with a thread that serves it.
     assert after["threads"] <= before["threads"] + 1
     assert after["fds"] <= before["fds"] + 2
     assert grown < 4096
@@ -324,15 +325,18 @@ def test_sigterm_at_any_moment_leaves_complete_files(daemon):
 
 
 def started_at(thread):
-    """Return the start time of a thread in ticks, and its id: ids are reused, times are not."""
+    """Return the start time of a thread in ticks, and its id.
+
+    Ids are reused, start times are not.
+    """
     with contextlib.suppress(OSError):
         # starttime of proc_pid_stat(5); a name may have spaces and brackets
         return int((thread / "stat").read_text().rpartition(")")[2].split()[19]), int(thread.name)
-    return math.inf, 0  # it ended
+    return math.inf, 0  # The thread has ended.
 
 
 def test_a_signal_right_before_the_main_thread_waits_ends_the_daemon(daemon):
-    """Such a signal does not interrupt the wait, nor does a signal to another thread."""
+    """Neither a signal right before the wait nor a signal to another thread interrupts the wait."""
     daemon.start()
     settled(daemon, a=1)
     pid = daemon.process.pid
@@ -367,7 +371,7 @@ def parsers(daemon):
 
 @pytest.mark.parametrize("swallowed", ["", "os.listdir"])
 def test_a_running_parser_ends_with_the_daemon(daemon, monkeypatch, swallowed):
-    """The signal arrives in the wait for the parser, or where Python ignores exceptions."""
+    """The signal arrives during the wait for the parser, or where Python ignores exceptions."""
     kernel = daemon.root / "sys/kernel/security/apparmor"
     (kernel / "features/policy/versions").mkdir(parents=True)
     (kernel / "features/policy/versions/v8").write_text("yes")
@@ -427,7 +431,7 @@ def test_a_source_with_many_empty_directories_uses_few_watches(daemon):
     assert "too_many_directories" in daemon.said()
     watches = 0
     for file in Path(f"/proc/{daemon.process.pid}/fdinfo").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # a descriptor that was closed
+        with contextlib.suppress(FileNotFoundError):  # The name of a descriptor that was closed.
             watches += file.read_text().count("inotify wd:")
     assert watches <= WATCH_LIMIT
     (daemon.seccomp / "a.json").unlink()
@@ -462,7 +466,7 @@ def test_other_signals_do_not_end_the_daemon(daemon):
 
 
 def test_the_files_with_keys_of_a_kubeconfig_are_removed(daemon, tmp_path, monkeypatch):
-    """The kubernetes package writes the keys to files, and removes these when Python ends."""
+    """The kubernetes package writes the keys to files, and removes the files when Python ends."""
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     config = {
@@ -482,7 +486,7 @@ def test_the_files_with_keys_of_a_kubeconfig_are_removed(daemon, tmp_path, monke
 
 
 def test_a_second_agent_exits_and_the_first_one_continues(daemon):
-    """The second agent exits with 4 and a message, and the first one still restores files."""
+    """The second agent exits with 4 and a message, and the first agent still restores files."""
     daemon.start()
     settled(daemon, a=1)
     command = [sys.executable, "-m", "agent", *daemon.command("--http-address=off")]
@@ -559,7 +563,8 @@ def test_without_free_descriptors_nothing_is_changed(daemon):
     daemon.start(limits={resource.RLIMIT_NOFILE: 28})
     settled(daemon, a=1)
     with connections(daemon, 60):
-        daemon.until(lambda: daemon.usage()["fds"] >= 27)  # the server keeps the last one free
+        # The server keeps the last descriptor free.
+        daemon.until(lambda: daemon.usage()["fds"] >= 27)
         daemon.provide(a=2)
         daemon.until(lambda: "Too many open files" in daemon.said())
         assert daemon.files() == {"a.json": 1}

@@ -72,7 +72,7 @@ def test_a_kill_at_any_step_of_publishing_ends_in_the_same_state(daemon, monkeyp
     assert daemon.process.returncode == -signal.SIGKILL
     labelled = {key.partition("/")[2] for key in daemon.labels() if key.startswith("seccomp/")}
     assert labelled <= set(daemon.files())
-    assert daemon.number("a.json") == 1  # not removed before its label
+    assert daemon.number("a.json") == 1  # The file must not be removed before its label.
     monkeypatch.delenv("KILLED")
     daemon.start("--removal-grace=1s", "--prune=always")
     daemon.until_labels({key.replace("a.json", "b.json"): item for key, item in LABELS.items()})
@@ -104,7 +104,7 @@ class SlowPatches(Proxy):
             self._between(client, server)
 
     def _between(self, client, server):
-        """Relay both ways in one thread: OpenSSL has no lock for two threads on one connection."""
+        """Relay both ways in one thread: OpenSSL lacks a lock for two threads on one connection."""
         slow = False
         while True:
             waiting = [item for item in (client, server) if item.pending()]
@@ -112,7 +112,7 @@ class SlowPatches(Proxy):
                 source.settimeout(0)
                 try:
                     chunk = source.recv(1 << 16)
-                except ssl.SSLWantReadError:  # a record of TLS itself
+                except ssl.SSLWantReadError:  # The data is a record of TLS itself.
                     continue
                 finally:
                     source.settimeout(None)
@@ -192,7 +192,7 @@ def test_memory_stays_below_the_limit_of_the_manifest(daemon):
 
 
 def test_with_64_descriptors_the_daemon_watches_labels_and_restores(daemon):
-    """Watches, publisher, inotify and HTTP together need less than half of the descriptors."""
+    """Watches, publisher, inotify and HTTP together use less than half of the descriptors."""
     daemon.start(limits={resource.RLIMIT_NOFILE: 64})
     daemon.until_labels(LABELS)
     for number in range(2, 6):

@@ -1,6 +1,6 @@
 """The commands in the `sh` blocks of the README and of the pages for operators succeed.
 
-The blocks of a page run in order, each in a shell, in a copy of the tree. They use a real API
+The blocks of a page run in order, each in a shell, in a copy of the tree. The blocks use a real API
 server, a temporary host root without AppArmor, and private copies of /etc, /usr/local and /var/lib.
 NOT_RUN lists each block that cannot run, with the reason.
 """
@@ -21,7 +21,7 @@ from tests.system import image
 from tests.system.cluster import Cluster
 from tests.system.guest import pace
 
-PAGES = [  # the operations page uninstalls the agent, so it comes after the others
+PAGES = [  # The operations page uninstalls the agent, so it comes last.
     "README.md", "docs/quickstart.md", "docs/how-to.md", "docs/operations.md", "docs/platforms.md",
 ]  # fmt: skip
 TREE = ["README.md", "docs", "manifests", "profiles", "scripts"]
@@ -50,7 +50,7 @@ COMMANDS = {
     "profile-loader": 'exec "{python}" -m agent "$@"',
     "kubectl": 'exec {kubectl} --kubeconfig "$KUBECONFIG" "$@"',
 }
-OTHER_LOADERS = [  # objects of other loaders, which the how-to page migrates
+OTHER_LOADERS = [  # The objects of other loaders that the how-to page migrates.
     {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -80,7 +80,8 @@ def cluster():
         )
         one.node("node-a", labels={"kept": "yes"})
         node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-a"}}
-        node["metadata"]["labels"] = {LABEL: "installed"}  # as set by a previous agent
+        # These labels are set as by a previous agent.
+        node["metadata"]["labels"] = {LABEL: "installed"}
         one.kubectl(
             "apply",
             "--server-side",

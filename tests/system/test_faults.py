@@ -1,4 +1,4 @@
-"""Faults of a real file system: it is full, read-only or unreadable."""
+"""Faults of a real file system that is full, read-only or unreadable."""
 
 import json
 import subprocess

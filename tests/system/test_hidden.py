@@ -8,7 +8,7 @@ import pytest
 from tests.system import vm
 
 GUEST = Path("tests/system/guest")
-LIMIT_SECONDS = 1800  # the longest run took 400 s on two cores with ten competing processes
+LIMIT_SECONDS = 1800  # The longest run took 400 s on two cores with ten competing processes.
 KERNELS = {
     "apparmor.hash_policy=1 apparmor.export_binary=1": "content",
     "apparmor.hash_policy=0 apparmor.export_binary=1": "content",

@@ -145,7 +145,7 @@ def test_every_module_of_the_agent_is_imported_from_bytecode(built):
 
 
 def test_one_pass_needs_less_memory_than_the_pod_asks_for(built, tmp_path):
-    """The DaemonSet requests 64 MiB."""
+    """The DaemonSet requests 64 MiB of memory."""
     code = (
         "import sys; from agent.__main__ import main\n"
         "status = main(sys.argv[1:])\n" + PEAK + "\nsys.exit(status)"
@@ -160,7 +160,7 @@ def test_one_pass_needs_less_memory_than_the_pod_asks_for(built, tmp_path):
 
 
 def test_it_holds_no_tool_to_build_or_download_with(built):
-    """No compiler, make, pip, uv, git or download tool, as a command or as a module."""
+    """The image has no compiler, make, pip, uv, git or download tool, as a command or module."""
     tools = {"pip", "pip3", "uv", "gcc", "cc", "c++", "ld", "as", "make", "curl", "wget", "git"}
     folders = ("usr/bin", "usr/sbin", "usr/local/bin", "opt/profile-loader/bin")
     commands = {one.name for folder in folders for one in (built.root / folder).iterdir()}
@@ -174,7 +174,7 @@ def test_it_holds_no_tool_to_build_or_download_with(built):
 
 
 def test_nothing_in_it_is_writable_for_others(built):
-    """The exceptions are sticky directories, devices, and Debian's directory for the group mail."""
+    """Only sticky directories, devices, and Debian's directory for the group mail are writable."""
     found = {}
     for path in built.root.rglob("*"):
         mode = path.lstat().st_mode

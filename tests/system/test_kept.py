@@ -57,7 +57,7 @@ def test_two_processes_build_a_control_plane_once(tmp_path):
 
 
 def test_the_number_of_kept_builds_is_limited(tmp_path):
-    """The newest two builds stay, since another checkout may use one; older builds are deleted."""
+    """Two builds stay, since another checkout may use the second; older builds are deleted."""
     found = []
     for number in range(3):
         command = [sys.executable, "-c", BUILD, tmp_path / "kept", tiny(tmp_path, number)]

@@ -114,14 +114,14 @@ def test_only_the_kubeconfig_disables_verification(folder, port):
 
 @pytest.mark.parametrize("token", ["secret\r\nX: y", "secret\n\n2", "secret\u20282", "secret\0"])
 def test_a_token_that_no_header_can_contain_is_not_shown(folder, port, token):
-    """The HTTP library would quote such a token in its error, which the log would contain."""
+    """The HTTP library would quote an invalid token in its error, and the log would contain it."""
     with pytest.raises(NoClusterError) as error:
         get(folder, f"https://127.0.0.1:{port}", token, **trusting(folder))
     assert "secret" not in str(error.value)
 
 
 def test_a_line_end_after_a_token_is_removed(folder, port):
-    """Editors add one to a token file."""
+    """Editors add a line end to a token file."""
     assert get(folder, f"https://127.0.0.1:{port}", "secret\n", **trusting(folder)) == {}
 
 

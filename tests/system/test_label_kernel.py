@@ -22,7 +22,7 @@ def median(seconds):
 def test_a_changed_profile_is_in_the_kernel_and_on_the_label_within_a_second(seen):
     """The time is measured from the response of the API server to the new digest on the Node."""
     assert len(seen.label) == len(seen.kernel) == CHANGES
-    most = busy.within(SECONDS, seen.short)  # an emulated guest needs a CPU of its own
+    most = busy.within(SECONDS, seen.short)  # An emulated guest needs its own CPU.
     assert median(seen.kernel) < most, sorted(seen.kernel)
     assert median(seen.label) < most, sorted(seen.label)
 
@@ -39,7 +39,7 @@ def test_mode_and_digest_change_together(seen):
 
 
 def test_the_kernel_changes_from_each_version_to_the_next(seen):
-    """No state is between two versions; without the API server the last version returns."""
+    """No state mixes two versions, and without the API server the last version is restored."""
     away = [ABSENT, seen.held[CHANGES]] * (AWAY + 1)
     assert seen.kernels == [*seen.held[: CHANGES + 1], *away, seen.held[CHANGES + 1]]
 
@@ -53,7 +53,7 @@ def test_the_profiles_of_the_manifests_are_installed(seen):
 
 
 def test_without_an_api_server_a_removed_profile_is_restored(seen):
-    """The last good version is restored, also by an agent with nothing but its ledger; labels stay.
+    """The last good version is restored, even by an agent that has only its ledger; labels stay.
 
     A change during the outage is installed as soon as the API server responds.
     """

@@ -1,7 +1,7 @@
 """Attacks on the agent's memory through ConfigMaps, with a real API server.
 
 The agent has the memory limit of the manifest if the machine can create a control group. The peak
-of its memory is always measured.
+memory use of the agent is always measured.
 """
 
 import contextlib
@@ -85,7 +85,7 @@ class Agent:
             self.process = subprocess.Popen(command, stderr=log, env=environ)
 
     def peak(self):
-        """Return the agent's peak of resident memory in bytes; fail if the agent has ended."""
+        """Return the agent's peak of resident memory in bytes; fail if the agent is not running."""
         assert self.process.poll() is None, self.said()
         with Path(f"/proc/{self.process.pid}/status").open() as status:
             line = next(line for line in status if line.startswith("VmHWM"))
@@ -160,7 +160,7 @@ def test_hundreds_of_thousands_of_keys_do_not_exceed_the_memory_limit(cluster, a
     config_map(cluster, "web", {"web.json": seccomp()})
     for number in range(7):
         config_map(cluster, f"a{number}", {f"k{one:06}": "" for one in range(100_000)})
-    # The name also sorts before the next ones, since times of creation are in whole seconds.
+    # The name also sorts before the later names, since creation times are in whole seconds.
     config_map(cluster, "a-late", {"late.json": seccomp()})
     for number in range(12):
         config_map(cluster, f"b{number}", {f"k{one:04}.json": "" for one in range(4900)})

@@ -19,7 +19,7 @@ FOLDERS = ["base", *sorted(f"overlays/{one.name}" for one in (ROOT / "overlays")
 
 
 def made(folder, root=ROOT):
-    """Return what kustomize makes of a folder, by kind and name."""
+    """Return the objects that kustomize builds from a folder, by kind and name."""
     done = subprocess.run(
         [*programs()("kubectl"), "kustomize", root / folder],
         capture_output=True, text=True, check=True,
@@ -49,7 +49,7 @@ def environment(objects):
 
 
 def parsed(objects):
-    """Return what the agent makes of the container's arguments and environment."""
+    """Return the agent's options, parsed from the container's arguments and environment."""
     environ = environment(objects)
     arguments = rights.expanded(
         {
@@ -62,7 +62,7 @@ def parsed(objects):
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_the_agent_takes_its_arguments(folder):
-    """Options that the manifests name exist, and go together."""
+    """Every option in the manifests exists, and the options are compatible."""
     found = parsed(made(folder))
     assert not isinstance(found, cli.Usage), found.text
     assert (found.config.node_name, found.config.label_domain) == ("node", labels.DOMAIN)
@@ -70,7 +70,7 @@ def test_the_agent_takes_its_arguments(folder):
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_the_label_domain_comes_from_one_place(tmp_path, folder):
-    """Agent and policy have the domain of base/labels.yaml, which is not applied."""
+    """The agent and the policy use the domain in base/labels.yaml, which itself is not applied."""
     shutil.copytree(ROOT, tmp_path / "manifests")
     place = tmp_path / "manifests/base/labels.yaml"
     content = yaml.safe_load(place.read_text())
@@ -91,7 +91,7 @@ def test_the_label_domain_comes_from_one_place(tmp_path, folder):
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_the_policy_is_applied_before_the_rights(folder):
-    """The tool applies objects in the order in which kustomize writes them."""
+    """Kubectl applies objects in the order in which kustomize writes the objects."""
     order = [kind for kind, _ in made(folder)]
     assert order.index("ValidatingAdmissionPolicyBinding") < order.index("ClusterRoleBinding")
     assert order.index("ValidatingAdmissionPolicy") < order.index("ClusterRoleBinding")
@@ -99,7 +99,7 @@ def test_the_policy_is_applied_before_the_rights(folder):
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_a_command_in_the_agents_container_looks_where_the_agent_does(folder):
-    """`kubectl exec ... status` gets its environment, and none of its arguments."""
+    """`kubectl exec ... status` has the environment of the container, but not its arguments."""
     objects = made(folder)
     agent = parsed(objects).config
     status = cli.parse(["status"], environment(objects), lambda path: None).config
@@ -109,7 +109,7 @@ def test_a_command_in_the_agents_container_looks_where_the_agent_does(folder):
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_the_agent_writes_where_the_host_is_mounted(folder):
-    """Each of its directories is a host path at the same place, so that none is the pod's own."""
+    """Each directory that the agent writes to is a host path, mounted at the same path."""
     objects = made(folder)
     config = parsed(objects).config
     (agent,) = pod(objects)["containers"]
@@ -133,7 +133,7 @@ def test_the_agent_writes_where_the_host_is_mounted(folder):
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_no_right_to_read_configmaps_where_they_are_mounted(folder):
-    """The Role exists exactly where the agent asks the API server for its profiles."""
+    """The Role exists only where the agent reads its profiles from the API server."""
     objects = made(folder)
     asks = all(one.startswith("configmap") for one in parsed(objects).config.source)
     rights = {
@@ -144,7 +144,7 @@ def test_no_right_to_read_configmaps_where_they_are_mounted(folder):
 
 
 def test_the_mounted_volume_holds_the_profiles_that_ship():
-    """The same names as with ConfigMaps: a pod does not notice which way they came."""
+    """The volume and the ConfigMaps contain the same profile names."""
     objects = made("overlays/mounted-volume")
     (volume,) = [one for one in pod(objects)["volumes"] if one["name"] == "profiles"]
     paths = []
@@ -165,7 +165,7 @@ def test_the_mounted_volume_holds_the_profiles_that_ship():
 
 
 def test_the_profiles_are_those_that_ship():
-    """The committed ConfigMaps are what `render` makes of profiles/ now."""
+    """The committed ConfigMaps are the current output of `render` for profiles/."""
     command = [sys.executable, "-m", "agent", "render", str(PROFILES)]
     command += ["--name", "node-profiles", "--namespace", NAMESPACE]
     rendered = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -173,7 +173,7 @@ def test_the_profiles_are_those_that_ship():
 
 
 def references(spec):
-    """Yield the kind and name of each profile that a pod names."""
+    """Yield the kind and name of each profile that a pod references."""
     for one in (spec, *spec["containers"]):
         for kind in ("appArmorProfile", "seccompProfile"):
             found = one.get("securityContext", {}).get(kind, {})
@@ -188,7 +188,7 @@ def references(spec):
     "path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda one: one.stem
 )
 def test_an_example_asks_for_the_label_of_the_profile_that_it_names(path):
-    """Its nodeSelector is what the agent labels a node with that has the profile."""
+    """The pod's nodeSelector is the label that the agent sets for the profile."""
     spec = yaml.safe_load(path.read_text())["spec"]
     ((kind, name),) = references(spec)
     value = {"apparmor": "enforce", "seccomp": "installed"}[kind]

@@ -67,7 +67,7 @@ def test_every_scenario_is_expected(outcomes):
 
 
 def test_without_apparmor_seccomp_still_works():
-    """With AppArmor disabled, seccomp profiles are installed and the others are unsupported."""
+    """With AppArmor disabled, seccomp profiles are installed; AppArmor profiles are unsupported."""
     command = "python3 -m agent --oneshot --source profiles --output json --allow-unsupported"
     result = vm.run(
         files(), f"{command} 2>/dev/null", timeout_seconds=LIMIT_SECONDS, append="apparmor=0"

@@ -61,7 +61,7 @@ def test_even_on_a_machine_that_hardly_moves_a_limit_expires(machine):
 
 
 def test_a_pause_of_the_whole_machine_counts_as_one_step(machine):
-    """A virtual machine can stand still for minutes while its host is busy."""
+    """A virtual machine can pause for minutes while its host is busy."""
     limit = pace.Limit(10.0, machine.pace)
     machine.now += 600.0
     assert limit.seconds() == pace.STEP_SECONDS

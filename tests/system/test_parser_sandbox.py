@@ -72,7 +72,7 @@ def test_a_file_outside_the_include_directory_is_not_opened(form, outside):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("place", ["root", "environ", "cwd", "fd", "maps"])
 def test_the_files_of_other_processes_are_not_opened(form, place, outside):
-    """Files of the agent in /proc/PID, which has the same user, count as missing."""
+    """The agent's files in /proc/PID count as missing, although the agent has the same user."""
     below = {"root": f"root{outside}/secret"}.get(place, place)
     result = compiled(form, f"/proc/{os.getpid()}/{below}")
     assert result == compiled(form, "/proc/0/missing")
@@ -80,7 +80,7 @@ def test_the_files_of_other_processes_are_not_opened(form, place, outside):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_pipes_of_other_processes_are_not_opened(form):
-    """Landlock has no rule for pipes; the kernel denies the access to /proc/PID/fd."""
+    """Landlock has no rule for pipes, but the kernel denies the access to /proc/PID/fd."""
     reading, writing = os.pipe()
     try:
         os.write(writing, f"{CANARY} rest\n".encode())
@@ -108,7 +108,7 @@ def test_the_files_that_the_parser_needs_are_opened():
 
 
 def test_links_of_the_include_directory_are_followed(tmp_path, outside):
-    """The administrator creates them. A link to a parent directory is not followed."""
+    """The administrator creates these links. A link to a parent directory is not followed."""
     include = tmp_path / "apparmor.d"
     include.mkdir()
     (outside / "rules").write_text("  deny /secret/** rw,\n")
@@ -121,7 +121,7 @@ def test_links_of_the_include_directory_are_followed(tmp_path, outside):
     for name, expected in {
         "file": "",
         "directory/rules": "",
-        "above/rules": "",  # the target of another link, below it
+        "above/rules": "",  # The target of another link, below the first target.
         "above/secret": "Could not open",
     }.items():
         text = f"profile web {{\n  include <{name}>\n}}\n"
@@ -142,14 +142,14 @@ def test_directories_and_features_of_the_configuration_file_are_readable(tmp_pat
 
 
 def test_the_backend_reports_an_active_sandbox():
-    """The report of a pass contains this result."""
+    """The report of a pass shows whether the sandbox is active."""
     result = AppArmorBackend(host=Host("/"), checking=True).sandbox()
     assert result is not None
     assert result.finding is None
 
 
 def test_a_parser_that_is_a_script_runs_without_a_sandbox_and_that_is_reported(tmp_path):
-    """The files of its interpreter are not known. The profile is compiled nevertheless."""
+    """The agent does not know the interpreter's files. The profile is compiled nevertheless."""
     script = tmp_path / "parser"
     script.write_text(f'#!/bin/sh\nexec {parser().path} "$@"\n')
     script.chmod(0o755)

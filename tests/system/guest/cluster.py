@@ -1,9 +1,9 @@
 """A node of a cluster, in the virtual machine: the daemon on a real AppArmor kernel.
 
 The program reports the boot ID in the Node's status like a kubelet, and starts the agent with the
-arguments of the DaemonSet. It exchanges lines of JSON with the test on the host: it carries out
-commands, and reports each new version of the profile in the kernel. Times come from the monotonic
-clock of the guest.
+arguments of the DaemonSet. The program exchanges lines of JSON with the test on the host: the
+program carries out commands, and reports each new version of the profile in the kernel. Times come
+from the monotonic clock of the guest.
 """
 
 import hashlib
@@ -55,7 +55,7 @@ def held(name):
             content = next(path.glob("sha*")).read_text().strip()
             return [content, (path / "mode").read_text().strip()]
         except (OSError, StopIteration):
-            return ABSENT  # the profile was removed just now, which is a new revision
+            return ABSENT  # The profile was just removed, which increments the revision.
     return ABSENT
 
 
@@ -102,7 +102,7 @@ def watch(name, line):
     last = None
     while True:
         now = held(name)
-        at = time.monotonic()  # the version was loaded before this time
+        at = time.monotonic()  # The kernel loaded the version before this time.
         if now != last:
             line.say(kernel=now, at=at)
             last = now
@@ -122,7 +122,8 @@ class Agent:
 
     def start(self):
         environ = dict(os.environ)
-        environ.pop("PYTHONDONTWRITEBYTECODE", None)  # the guest has no bytecode, so it is stored
+        # The guest has no bytecode, so the agent stores it.
+        environ.pop("PYTHONDONTWRITEBYTECODE", None)
         with LOG.open("a") as log:
             self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env=environ)
 
@@ -142,7 +143,7 @@ def serve(agent, line):
             case "remove":
                 status, said = parser(asked["text"], "-R")
                 line.say(removed=[status, said])
-            case "restart":  # the profile is removed before the new process starts
+            case "restart":  # The profile is removed before the new agent process starts.
                 agent.kill()
                 status, said = parser(asked["text"], "-R")
                 agent.start()

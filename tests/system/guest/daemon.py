@@ -35,7 +35,7 @@ from scenarios import (
 )
 
 LOG = Path("/tmp/daemon.log")  # noqa: S108 - no other user in the guest
-REPAIRS = int(os.environ.get("REPAIRS", "10"))  # 50 in manual runs
+REPAIRS = int(os.environ.get("REPAIRS", "10"))  # Manual runs use 50.
 LOOK_SECONDS = 10.0  # between two observations of confined processes by the agent
 HTTP = "127.0.0.1:9808"
 SOURCE = scenarios.SOURCE
@@ -44,7 +44,7 @@ SOURCE = scenarios.SOURCE
 class Daemon:
     """The agent as a daemon, until the block ends."""
 
-    running: ClassVar = []  # processes, the newest last
+    running: ClassVar = []  # the started processes, the newest last
 
     def __init__(self, *more, **environ):
         self.more, self.environ = more, {**environ, "PYTHONFAULTHANDLER": "1"}
@@ -56,7 +56,8 @@ class Daemon:
             f"--seccomp-dir={SECCOMP}", "--log-format=json", f"--http-address={HTTP}",
             *grace, *self.more,
         ]  # fmt: skip
-        # If the guest has no bytecode (tests.system.vm), what the first agent compiles is kept.
+        # If the guest has no bytecode (tests.system.vm), the bytecode that the first agent compiles
+        # is stored.
         environ = {**os.environ, **self.environ}
         environ.pop("PYTHONDONTWRITEBYTECODE", None)
         with LOG.open("w") as log:
@@ -69,13 +70,13 @@ class Daemon:
         self.process.wait()
 
     def stop(self, number=signal.SIGTERM):
-        """End the daemon with a signal; return its exit status and the seconds it took."""
+        """Stop the daemon with a signal; return its exit status and the seconds until it ended."""
         self.process.send_signal(number)
         return pace.ended(self.process)
 
 
 def until(condition, seconds=30.0, what=""):
-    """Wait until a condition is true; return the seconds it took."""
+    """Wait until a condition is true; return the seconds until then."""
     limit = pace.Limit(seconds)
     while True:
         if condition():
@@ -90,7 +91,8 @@ def last_words():
     process = Daemon.running[-1] if Daemon.running else None
     status = process.poll() if process is not None else None
     if process is not None and status is None:
-        process.send_signal(signal.SIGABRT)  # faulthandler writes every stack into the log
+        # The faulthandler module writes every stack into the log.
+        process.send_signal(signal.SIGABRT)
         process.wait(300)
     return f"status {status}, loaded {sorted(loaded())}\n{LOG.read_text()[-6000:]}"
 
@@ -112,7 +114,7 @@ def ready():
 
 
 def told(name, seconds):
-    """Print the distribution of measured seconds."""
+    """Print the distribution of the measured seconds."""
     ordered = sorted(seconds)
     ms = [round(one * 1000) for one in ordered]
     print(
@@ -130,7 +132,8 @@ def back(what, name, good):
     """Return whether a profile is restored, with as few reads as possible."""
     if what == "removed":
         return name in loaded()
-    (path,) = (SECURITY / "policy/profiles").glob(f"{name}.*")  # a replacement keeps it
+    # A replacement keeps the confinement.
+    (path,) = (SECURITY / "policy/profiles").glob(f"{name}.*")
     return next(path.glob("sha*")).read_text() == good
 
 
@@ -244,7 +247,7 @@ def who_lost_confinement_is_told_until_it_ends():
         with Confined("web") as process:
             label = Path(f"/proc/{process.pid}/attr/current")
             passes = 'profile_loader_passes_total{result="converged"}'
-            before = metric(passes)  # a previous pass may have recorded the process already
+            before = metric(passes)  # A previous pass may already have recorded the process.
             until(lambda: metric(passes) >= before + 2, 60, "two resyncs")
             assert metric(lost) == 0
             assert parser(plain("web"), "-R")[0] == 0
@@ -256,7 +259,7 @@ def who_lost_confinement_is_told_until_it_ends():
 
 
 def what_stayed_for_its_processes_goes_soon_after_them():
-    """The observation of confined processes causes the removal, minutes before the next resync."""
+    """Observing confined processes triggers the removal, minutes before the next resync."""
     source(web=plain("web"), other=plain("other"))
     with Daemon():
         until(lambda: ready() and "web" in loaded())

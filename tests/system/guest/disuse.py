@@ -31,7 +31,7 @@ OPEN = "  file,\n  signal,\n  capability,\n  change_profile,\n"
 CHAINS = int(os.environ.get("CHAINS", "12"))
 SHOWS_PENDING_EXEC = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 12)
 
-# Each program prints a line when it is ready, and continues after it has read a line.
+# Each of these programs prints a line when it is ready, and continues after reading a line.
 PENDING = """
 import os, sys
 open('/proc/thread-self/attr/exec', 'w').write('exec ' + sys.argv[1])
@@ -151,7 +151,7 @@ def installed(source_text, replaceable=()):
 
 
 def removed(evidence, names=None):
-    """Try once to remove the named profiles, or all profiles of an installation."""
+    """Try once to remove the named profiles, or all profiles of an installed key."""
     return kind().remove(names or sorted(evidence), evidence, require_unused=True)
 
 
@@ -164,13 +164,13 @@ def until_removed(evidence, seconds=30.0):
 
 
 def state(pid):
-    """Return the state of a process, for example Z for a zombie."""
+    """Return the state letter of a process, for example Z for a zombie."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 @contextlib.contextmanager
 def program(code, *arguments, label=""):
-    """Run a Python program, optionally under a label, and yield it when it is ready."""
+    """Run a Python program, optionally under a label, and yield the process when it is ready."""
     start = (
         "import os, sys\n"
         "if sys.argv[1]: open('/proc/self/attr/exec', 'w').write('exec ' + sys.argv[1])\n"
@@ -229,7 +229,7 @@ def held(done, *names, pids=None):
 
 
 def an_unused_profile_is_removed_at_once():
-    """The profiles of a key are removed, alone or together; the duration is measured."""
+    """The profiles of a key are removed, separately or together; the duration is measured."""
     single = installed(text("single"))
     many = installed(
         text("many1", "  deny /x w,\n")
@@ -245,7 +245,7 @@ def an_unused_profile_is_removed_at_once():
 
 
 def a_profile_with_hats_and_children_is_removed_where_its_disuse_can_be_proven():
-    """Linux 6.1 never releases the first version of such a profile."""
+    """Linux 6.1 never releases the first version of a profile with hats or children."""
     evidence = installed(
         text("many1", "  ^HAT { file, signal, deny /x w, }\n  profile kid { file, deny /yy w, }\n")
     )
@@ -320,7 +320,7 @@ def a_pending_exec_of_an_earlier_version_keeps_the_profile():
 
 
 def a_held_profile_enforces_the_same_and_stays_agent_owned():
-    """The proof replaces the policy by the same one in other bytes."""
+    """The proof replaces the policy with an equivalent policy in other bytes."""
     rules = "  deny /tmp/forbidden w,\n  ^HAT { file, signal, deny /tmp/forbidden w, }\n"
     evidence = installed(text("strict", rules) + text("second", "  deny /tmp/forbidden w,\n"))
     with program(PENDING, "second") as child:
@@ -357,7 +357,7 @@ def an_open_file_of_a_confined_process_removes_nothing_by_mistake():
     code = "f = open('/tmp/kept', 'w'); print(f.fileno(), flush=True); import time; time.sleep(600)"
     with program(code, label="file") as child:
         fd = os.open(f"/proc/{child.pid}/fd/{child.said}", os.O_RDONLY)
-        os.close(fd)  # the open file now belongs to this process
+        os.close(fd)  # The open file now belongs to this process.
         import ctypes
 
         kept = ctypes.CDLL(None).syscall(438, os.pidfd_open(child.pid), int(child.said), 0)
@@ -369,7 +369,7 @@ def an_open_file_of_a_confined_process_removes_nothing_by_mistake():
 
 
 def a_dropped_key_with_a_pending_exec_is_held_by_one_pass_and_by_the_daemon():
-    """The process starts confined, with the command that users run."""
+    """The process with a pending exec starts confined, with the command that users run."""
     source(web=plain("web"), other=plain("other"))
     agent()
     with program(PENDING, "web") as child:
@@ -399,14 +399,14 @@ def a_chain_of_forks_keeps_its_profile():
 
 
 def a_chain_of_threads_keeps_its_profile():
-    """Each thread starts another one and ends; the leader is unconfined."""
+    """Each thread starts another thread and ends; the leader is unconfined."""
     _attack(THREADS, "chain", label="")
 
 
 def a_chain_whose_members_leave_the_profile_is_never_unused():
-    """Each process or thread starts the next one, becomes unconfined and lives for a second."""
+    """Each process or thread starts its successor, becomes unconfined and lives for a second."""
     installed(text("chain"))
-    # Reading many processes takes long, so this test makes fewer attempts.
+    # Reading many processes takes long, so this scenario makes fewer attempts.
     for code, label, looks in ((LEAVING_FORKS, "chain", 3), (LEAVING_THREADS, "", CHAINS)):
         processes = kind().processes
         assert processes.shows_pending_exec() is SHOWS_PENDING_EXEC
@@ -462,7 +462,7 @@ def a_live_thread_of_a_zombie_leader_keeps_its_profile():
 
 
 def the_kernel_says_whether_it_shows_pending_execs():
-    """The agent detects this without any loaded profile, and leaves no files behind."""
+    """The agent detects this property without loaded profiles, and leaves no files behind."""
     before = scenarios.revision()
     assert kind().processes.shows_pending_exec() is SHOWS_PENDING_EXEC
     assert scenarios.revision() == before

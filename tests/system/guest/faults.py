@@ -63,7 +63,7 @@ def probe(path):
     except urllib.error.HTTPError as error:
         return error.code
     except OSError:
-        return 0  # not listening yet
+        return 0  # The server does not listen yet.
 
 
 def metric(name):
@@ -92,14 +92,14 @@ def text(number):
 
 def settled():
     """Wait until the daemon reports that it has converged."""
-    # The first start compiles the standard library.
+    # The first start takes longer, because Python compiles the standard library.
     until(
         lambda: probe("/readyz") == 200 and metric("profile_loader_converged") == 1, 180, "settle"
     )
 
 
 def left_in_peace(running):
-    """End the daemon with SIGTERM: in two seconds, with status 0, and without a policy change."""
+    """Stop the daemon with SIGTERM: it ends in two seconds with status 0 and changes no policy."""
     before = {name: content(name) for name in loaded()}
     status, seconds = running.stop()
     assert (status, in_time(seconds, 2.0)) == (0, True), (status, seconds)
@@ -152,7 +152,7 @@ def a_start_without_securityfs_puts_nothing_and_heals():
 
 
 def a_parser_that_fails_in_any_way_keeps_the_last_good_version():
-    """A parser that is missing, hangs, is killed or prints garbage is reported, until it works."""
+    """A missing, hanging, killed or broken parser is reported until the parser works again."""
     PARSER.write_text(PARSERS)
     PARSER.chmod(0o755)
     MODE.write_text("good")
@@ -207,7 +207,7 @@ def a_repair_waits_for_no_parser_that_hangs():
         settled()
         good = content("web")
         with Confined("web") as process:
-            pause(2 * LOOK_SECONDS)  # the confined processes are recorded
+            pause(2 * LOOK_SECONDS)  # By now the agent has recorded the confined processes.
             MODE.write_text("hanging")
             (SOURCE / "slow.profile").write_text(plain("slow"))
             until(hanging, 30, "the parser hangs")
@@ -268,7 +268,7 @@ def a_clock_set_back_or_forth_disturbs_nothing():
 
 
 class Killed(Daemon):
-    """A daemon that is killed right before a named step (killed.py), after it is armed."""
+    """A daemon that, once armed, is killed right before a named step (killed.py)."""
 
     def __init__(self, point, *more):
         super().__init__(*more, KILLED=point, ARMED=str(ARMED))
@@ -306,7 +306,7 @@ def a_kill_at_a_named_point_ends_in_the_same_state():
                 until(lambda running=running: running.process.poll() is not None, 60, point)
                 assert running.process.returncode == -signal.SIGKILL, point
                 assert {"web"} <= set(loaded()) <= {"web", "old", "new"}, (point, loaded())
-                # The next start also has to compile a text.
+                # The next start takes longer, because it also compiles a text.
                 (SOURCE / "more.profile").write_text(plain("more"))
                 with Daemon("--prune=always") as after:
                     until(lambda: set(loaded()) == {"web", "new", "more"}, 60, point)
@@ -346,7 +346,7 @@ def watched(name):
 
 
 def a_process_stays_confined_through_upgrades_and_downgrades():
-    """Upgrade to another version with another parser, and then downgrade."""
+    """The agent is upgraded to another version with another parser, and then downgraded."""
     other = Path("/tmp/other")  # noqa: S108
     shutil.rmtree(other, ignore_errors=True)
     libraries = Path(os.environ["PYTHONPATH"])

@@ -1,4 +1,4 @@
-"""Ownership of profiles on kernels that show the loaded content, or parts of it, or nothing.
+"""Ownership of profiles on kernels that show all, some or none of the loaded content.
 
 The program runs as root in the virtual machine, and prints one line of JSON per scenario. The first
 argument is `content` or `nothing`: what the kernel shows.
@@ -41,7 +41,7 @@ def actions(report):
 
 
 def codes(report):
-    """Return the codes of all findings, including findings about the node."""
+    """Return the codes of all findings, including the findings about the node."""
     found = [finding["code"] for finding in report["problems"]]
     return found + [one["code"] for row in report["profiles"] for one in row["problems"]]
 
@@ -86,7 +86,7 @@ def loads_of_other_programs_are_no_drift(shows):
 
 
 def a_fresh_node_says_whether_content_can_be_verified(shows):
-    """The first pass reports this information, even if the node has no profiles."""
+    """The first pass reports whether content can be verified, even if the node has no profiles."""
     source(web=plain("web"))
     report, _ = agent()
     assert codes(report).count(CODE) == (shows == "nothing"), codes(report)
@@ -94,7 +94,7 @@ def a_fresh_node_says_whether_content_can_be_verified(shows):
 
 
 def a_replacement_by_another_program_is_repaired_once(_):
-    """A version with other rules and another mode is replaced once."""
+    """A version with other rules and another mode is replaced exactly once."""
     for text, mode, flags in (
         (kids("web", "deny /x r,"), "enforce", ["-r"]),
         (kids("web"), "complain", ["-C", "-r"]),
@@ -140,7 +140,7 @@ def an_object_that_is_handed_over_becomes_the_agents(_):
 
 
 def the_same_bytes_of_another_program_stay(shows):
-    """The profile of another program serves the pods of the key, and stays when the key goes."""
+    """Pods use the other program's profile, which stays when the key is removed."""
     source(web=kids("web"), other=plain("other"))
     agent()
     assert parser(kids("web"), "-R")[0] == 0
@@ -155,7 +155,7 @@ def the_same_bytes_of_another_program_stay(shows):
 
 
 def the_same_bytes_loaded_over_the_agents_stay_the_agents(_):
-    """A replacement by another program keeps the kernel object, which the agent created."""
+    """A replacement by another program keeps the kernel object that the agent created."""
     source(web=plain("web"), other=plain("other"))
     agent()
     assert parser(plain("web"), "-r")[0] == 0
@@ -199,7 +199,7 @@ def status_only_reports(shows):
 def a_kill_at_any_step_leaves_nothing_behind(shows):
     """After SIGKILL before any effect of an update, the next passes install and own the profile.
 
-    scenarios.py does the same for kernels that show content.
+    For kernels that show content, scenarios.py has the same scenario.
     """
     if shows == "content":
         return
@@ -233,7 +233,10 @@ def before_a_reboot():
 
 
 def after_a_reboot():
-    """The host loads a profile before the agent restores the other; then both keys are removed."""
+    """The host loads one profile before the agent restores the other.
+
+    Both keys are removed later.
+    """
     assert loaded() == {}
     load_the_same_bytes("web")
     agent(command="restore")

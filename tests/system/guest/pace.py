@@ -1,9 +1,9 @@
 """Time limits that hold on a busy machine, on the host and inside the virtual machine.
 
-Every limit is written in seconds of an idle machine. A fixed piece of work is timed when a process
-sets its first limit, and again whenever a limit is about to expire. If the work takes four times as
-long as on an idle machine, every limit is four times as long. A guest cannot see how busy its host
-is, so the work is measured by the clock and not by processor time.
+Every limit in a test is written in seconds of an idle machine. A fixed piece of work is timed when
+a process sets its first limit, and again whenever a limit is about to expire. If that work takes
+four times as long as on an idle machine, every limit is four times as long. A guest cannot see how
+busy its host is, so the work is measured by the clock and not by processor time.
 """
 
 import subprocess
@@ -16,7 +16,7 @@ ROUNDS = 20_000
 # on the host, and in a guest that QEMU emulates.
 IDLE_SECONDS = 0.014 if IN_GUEST else 0.001
 SAMPLE_SECONDS = 0.2
-SLOWEST = 20.0  # the largest factor for a limit, so that a failing test ends
+SLOWEST = 20.0  # The largest factor for a limit, so that a failing test ends.
 # If a step of a wait takes longer than this, the whole machine was paused.
 STEP_SECONDS = 0.5 if IN_GUEST else 5.0
 
@@ -32,7 +32,7 @@ class Pace:
 
     def __init__(self, work, idle_seconds, clock):
         self.work, self.idle_seconds, self.clock = work, idle_seconds, clock
-        self.slowest = 0.0  # nothing is measured yet
+        self.slowest = 0.0  # No measurement exists yet.
 
     def measure(self):
         """Measure the work; return the largest measured factor so far."""
@@ -124,7 +124,7 @@ def pause(seconds):
 
 
 def ended(process, seconds=30.0):
-    """Wait for the end of a process; return its exit status and the seconds it took."""
+    """Wait until a process ends; return its exit status and the seconds until the end."""
     limit = Limit(seconds)
     while process.poll() is None:
         if limit.expired():

@@ -93,7 +93,10 @@ class Container:
         self.process.wait(300)
 
     def wait_for(self, condition, what):
-        """Wait until a condition is true. Fail at once if the container ends before that."""
+        """Wait until a condition is true.
+
+        If the container ends before the condition is true, fail at once.
+        """
 
         def described():
             return f"{what}\n{self.log.read_text()[-3000:]}"
@@ -169,7 +172,8 @@ def calls():
                 name = re.match(r"(?:<\.\.\. )?([a-z]\w+)[( ]", text)
                 if name is None:
                     continue
-                if FILTER.match(text) and "NULL" not in text:  # NULL: only a test
+                # A NULL argument only tests whether the call exists.
+                if FILTER.match(text) and "NULL" not in text:
                     inside.add(pid)
                 elif pid in inside:
                     found.add(name[1])

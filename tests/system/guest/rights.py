@@ -2,7 +2,8 @@
 
 The program prints a line of JSON for each scenario, {"without": NAME, "found": ...} for each
 missing right, and {"note": ...} with measurements. If the environment variable TRACE has the
-command line of strace, it also prints {"calls": ...} with the system calls of the containers.
+command line of strace, the program also prints {"calls": ...} with the system calls of the
+containers.
 """
 
 import json
@@ -98,7 +99,8 @@ def every_function_works(bundle, change=lambda config: None):
         assert (SECCOMP / "audit.json").exists()
         assert 'parser_sandboxed{kind="apparmor"} 1.0' in get("/metrics"), "the sandbox is active"
         first, file = content("web"), (SECCOMP / "audit.json").read_bytes()
-        # An update, a rejected update, and a new profile although the kernel is jammed.
+        # The source provides an update, a rejected update, and a new profile although the kernel is
+        # jammed.
         (SOURCE / "web.profile").write_text(plain("web", "deny /etc/shadow r,"))
         wait(lambda: content("web") != first, "replaced")
         good = content("web")
@@ -109,7 +111,7 @@ def every_function_works(bundle, change=lambda config: None):
         assert parser(plain("stranger"), "-a")[0] != 0, "the kernel is not jammed"
         (SOURCE / "next.profile").write_text(plain("next"))
         wait(lambda: "next" in loaded(), "loaded into a jammed kernel")
-        # Changes from outside.
+        # Another program changes the node.
         for flags, text in ((("-R",), plain("web")), (("-r",), plain("web", "deny /x r,"))):
             assert parser(text, *flags)[0] == 0
             wait(lambda: content("web") == good, f"repaired after {flags}")
@@ -209,7 +211,8 @@ def source(keys):
 def install_before():
     """Let a pass with every right install BEFORE.
 
-    The agent owns only the profiles that it loaded itself, so the guest must not load them for it.
+    The agent owns only the profiles that it loaded itself, so the guest must not load these
+    profiles for the agent.
     """
     source(BEFORE)
     status, told, said = Container("base-oneshot").run()

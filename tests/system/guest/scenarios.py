@@ -25,8 +25,8 @@ SECURITY = Path("/sys/kernel/security/apparmor")
 SOURCE = Path("/tmp/source")  # noqa: S108 - no other user in the guest
 STATE = Path("/tmp/state")  # noqa: S108
 SECCOMP = Path("/tmp/seccomp")  # noqa: S108
-# If the kernel hides pending execs of other threads, a profile with hats or children stays:
-# Linux 6.1 never releases the first version of such a profile.
+# If the kernel hides pending execs of other threads, a profile with hats or children stays, because
+# Linux 6.1 never releases the first version of a profile with hats or children.
 SHOWS_PENDING_EXEC = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 12)
 PLAIN = "profile {name} {{\n  file,\n  signal,\n  {rule}\n}}\n"
 
@@ -79,7 +79,7 @@ def change_profile(name):
 
 
 class Confined:
-    """A process, or a thread of it, that runs under a profile until the block ends."""
+    """A process, or one of its threads, that runs under a profile until the block ends."""
 
     def __init__(self, name, *, thread=False, hat=""):
         self.name, self.thread, self.hat = name, thread, hat
@@ -156,7 +156,7 @@ def agent(*arguments, mode="", status=0, command="run"):
 
 
 def rows(report):
-    """Return the state and the reason of each row, by name, or by key if the name is unknown."""
+    """Return the state and the reason of each row, by name (by key if the name is unknown)."""
     return {one["name"] or one["key"]: (one["state"], one["why"]) for one in report["profiles"]}
 
 
@@ -261,7 +261,7 @@ def a_foreign_profile_is_left_alone():
 
 
 def a_foreign_profile_of_the_same_content_is_adopted():
-    """A profile with equal content is adopted, and stays when it is no longer desired."""
+    """A foreign profile with equal content is adopted, and stays when it is no longer desired."""
     assert parser(plain("web"), "-a")[0] == 0
     source(web=plain("web"), other=plain("other"))
     report, _ = agent()
@@ -324,7 +324,7 @@ def a_hat_in_use_holds_its_parent():
 
 
 def a_dropped_hat_is_removed():
-    """A hat that the new text omits is removed if its disuse is proven, and its parent stays."""
+    """A hat that the new text omits is removed if its disuse is proven; the parent stays."""
     source(web=HATS)
     agent()
     source(web=plain("web"))

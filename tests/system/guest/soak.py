@@ -50,8 +50,8 @@ from agent.backends.apparmor import compiled_policy  # noqa: E402
 NAMES = [f"n{number}" for number in range(7)]
 MARK = "z"
 BOOT = Path("/tmp/boot-id")  # noqa: S108 - no other user in the guest
-FIGHT_SECONDS, FIGHT_EDITS = 130.0, 7  # more edits of one name would count as a repair fight
-KNOWN_SECONDS = 2 * LOOK_SECONDS  # after this time the agent has recorded a process
+FIGHT_SECONDS, FIGHT_EDITS = 130.0, 7  # More edits of one name would count as a repair fight.
+KNOWN_SECONDS = 2 * LOOK_SECONDS  # After this time, the agent has recorded a process.
 WARM = 3
 OPTIONS = ("--removal-grace=200ms", "--resync=4s", "--log-level=debug")
 
@@ -111,8 +111,8 @@ class Soak:
     def __init__(self, seed):
         self.seed, self.chance = seed, random.Random(seed)  # noqa: S311 - reproducible, no secret
         self.keys = {}  # name: version or "broken"
-        self.could = {}  # name: versions that may be loaded; None: no version
-        self.foreign = {}  # name: hash of what must stay loaded
+        self.could = {}  # name: versions that may be loaded; None stands for no version
+        self.foreign = {}  # name: hash of the content that must stay loaded
         self.processes = []  # Running
         self.edits = {}
         self.steady, self.touched = set(), set()
@@ -136,7 +136,8 @@ class Soak:
         watcher = threading.Thread(target=self._watch)
         watcher.start()
         try:
-            self._settle(180)  # the first start compiles the standard library
+            # The first start takes longer, because Python compiles the standard library.
+            self._settle(180)
             begin = time.monotonic()
             while (spent := time.monotonic() - begin) < seconds:
                 self.batch(calm=spent > seconds / 3)
@@ -185,7 +186,7 @@ class Soak:
         said = text(name, version) if isinstance(version, int) else f"profile {name} {{ nonsense\n"
         path = SOURCE / f"{name}.profile"
         if self.chance.random() < 0.3:
-            path.write_text(said)  # in place, as an editor might
+            path.write_text(said)  # The file is changed in place, as an editor might do.
             return
         (SOURCE / ".new").write_text(said)
         (SOURCE / ".new").rename(path)
@@ -237,7 +238,8 @@ class Soak:
     def vanish(self):
         """Delete the source directory; the end of the batch restores it."""
         if not self.away:
-            # A rename is atomic. With single deletions, a pass in between would see removed keys.
+            # A rename is atomic. If the files were deleted one by one, a pass between two deletions
+            # would see removed keys.
             old = SOURCE.with_name("source.old")
             SOURCE.rename(old)
             shutil.rmtree(old)
@@ -307,7 +309,7 @@ class Soak:
         self.say(f"a foreign profile {name}")
 
     def confine(self):
-        """Start a process under an agent-owned profile, or end such a process."""
+        """Start a process under an agent-owned profile, or end a confined process."""
         if len(self.processes) > 4 or (self.processes and self.chance.random() < 0.4):
             one = self.processes.pop(self.chance.randrange(len(self.processes)))
             one.end()
@@ -346,7 +348,7 @@ class Soak:
         self.foreign.clear()
         for name, versions in self.could.items():
             if name not in self.keys:
-                versions.add(None)  # a held profile that is not desired is not restored
+                versions.add(None)  # A held profile that is not desired is not restored.
         BOOT.write_text(f"{uuid.UUID(int=self.chance.getrandbits(128))}\n")
         target = "/proc/sys/kernel/random/boot_id"
         subprocess.run(["mount", "--bind", BOOT, target], check=True)
@@ -392,7 +394,7 @@ class Soak:
         return found
 
     def _wrong(self):
-        """Return the differences from the model, which may still disappear."""
+        """Return the differences from the model. A difference may still disappear."""
         modes = loaded()
         for name, hash_ in self.foreign.items():
             if name not in modes or hashed(name) != hash_:
@@ -437,7 +439,7 @@ class Soak:
     def _removals(self):
         """Check in the log that no profile was removed while it was desired or in use."""
         said = LOG.read_bytes()
-        start = self.read if self.read <= len(said) else 0  # a new daemon, a new log
+        start = self.read if self.read <= len(said) else 0  # A new daemon has a new log.
         self.read = len(said)
         for line in said[start:].splitlines():
             if b'"profile_removed"' not in line:
@@ -500,7 +502,7 @@ class Running:
     def end(self):
         """End the process."""
         self.ended = True
-        os.kill(self.pid, signal.SIGKILL)  # other forked processes keep its pipe open
+        os.kill(self.pid, signal.SIGKILL)  # Other forked processes keep the process's pipe open.
         self.within.__exit__()
 
 

@@ -25,7 +25,7 @@ from agent.core.ports import Removed
 from agent.host.filesystem import Host
 
 STATE = Path("/var/lib/profile-loader")
-RECORD = scenarios.STATE / "confinement.json"  # of the daemon
+RECORD = scenarios.STATE / "confinement.json"  # written by the daemon
 LOST = "profile_loader_confinement_lost_processes"
 NAMES = ("web", "other")
 
@@ -105,7 +105,7 @@ def a_vanished_part_of_a_stack_is_reported():
 
 
 def a_part_of_a_stack_is_known_where_the_label_is_longer_than_a_page():
-    """A write to attr/current is limited to a page, but a process can stack one by one."""
+    """A write to attr/current is limited to a page, but a process can stack profiles one by one."""
     stack = (
         "import sys, time\n"
         "for name in sys.argv[1:]:\n"
@@ -146,7 +146,7 @@ def a_profile_that_was_removed_and_loaded_again_is_noticed():
 
 
 def a_replacement_is_no_removal():
-    """The agent, another program or the proof of disuse replaces the profile."""
+    """The agent, another program or the proof of disuse replaces the profile, without a finding."""
     fresh()
     with program(SLEEP, label="web") as child:
         made = tracker()
@@ -199,7 +199,7 @@ def an_unchanged_node_is_looked_at_without_a_write():
 
 
 def a_loss_is_reported_across_a_restart_of_the_daemon():
-    """The confinement is lost before the restart or during it; the report lasts until they end."""
+    """Confinement is lost before or during the restart, and reported until the threads end."""
     RECORD.unlink(missing_ok=True)
     source(web=plain("web"), other=plain("other"))
     with Daemon("--resync=3s"):

@@ -44,7 +44,7 @@ def lab(request):
     if kept:
         processes = [*one.cluster.running.values(), one.node.machine.process]
         for process in processes:
-            process.returncode = 0  # avoids Python's warning about running processes
+            process.returncode = 0  # This call avoids Python's warning about running processes.
         print(
             KEEP.format(
                 folder=one.cluster.folder,

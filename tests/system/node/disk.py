@@ -1,7 +1,7 @@
 """The node's disk with Debian 12 packages, the kubelet, and all imported images.
 
-A cached disk is used only if it was built from the current content. Nothing writes to the disk: a
-machine boots from a snapshot of it.
+A cached disk is used only if it was built from the current content. No test changes the disk,
+because each machine boots from a snapshot of the disk.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from tests.system import cluster, image, kept, vm
 from tests.system.node import images
 
 CACHE = kept.CACHE / "node"
-ROOT = Path(__file__).parent / "root"  # files of the node itself
+ROOT = Path(__file__).parent / "root"  # the files of the node itself
 PACKAGES = (
     *vm.PACKAGES,
     "containerd",
@@ -39,7 +39,9 @@ SIZE = "4G"  # sparse
 UPGRADE = "localhost/profile-loader:upgrade"
 IMPORT_SECONDS = 1800
 KEPT = 2
-RECIPE = 2  # part of the packages' cache key: increase it when they are unpacked differently
+# This version is part of the packages' cache key. Increase it when packages are unpacked
+# differently.
+RECIPE = 2
 
 # The import does not need the CRI plugin, which would require a network.
 CONFIG = 'version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n'

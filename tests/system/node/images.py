@@ -59,7 +59,7 @@ def pack(path, name, files, config):
 
 
 def upgrade(archive, path, name):
-    """Write an image with one more label than the image of a docker-archive, without its layers.
+    """Write an image that adds one label to the image of a docker-archive, without layers.
 
     containerd finds the layers by their digests, because the other image was imported before.
     """

@@ -1,7 +1,8 @@
 """The control plane, its node, and the operations of the tests on both.
 
-A lab has one node at a time. A test requests a node with certain properties, and gets the existing
-node if it has these properties and is alive. The manifests are applied without changes.
+A lab has one node at a time. A test requests a node with certain properties. The lab returns the
+existing node if that node has these properties and is alive. The manifests are applied without
+changes.
 """
 
 import tempfile
@@ -18,7 +19,7 @@ DOMAIN = "profile-loader.node-restriction.kubernetes.io"
 AGENT = "app.kubernetes.io/name=profile-loader"
 # Selects the ConfigMaps of profiles that tests created, without the ConfigMaps of the base.
 PUT = "app.kubernetes.io/component=profiles,app.kubernetes.io/part-of!=profile-loader"
-PATIENCE_SECONDS = 300.0  # ten times longer than on an idle machine with two cores
+PATIENCE_SECONDS = 300.0  # This limit is ten times the duration on an idle machine with two cores.
 
 
 def until(condition, what, seconds=PATIENCE_SECONDS):
@@ -74,7 +75,7 @@ class Lab:
     def drop(self):
         """End the node, and delete its pods, Events and the ConfigMaps of tests.
 
-        A test that is repeated on another node must not find objects of its first attempt.
+        If a test is repeated on another node, the test must not find objects of its first attempt.
         """
         if self.node is None:
             return

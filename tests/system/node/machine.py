@@ -33,7 +33,7 @@ class CommandFailedError(Exception):
 
 
 class Machine:
-    """One guest; it ends with its context."""
+    """One guest, which is stopped when its context ends."""
 
     def __init__(self, disk, *, append=APPARMOR, ports=()):
         self.disk, self.append = disk, append
@@ -115,7 +115,7 @@ class Machine:
             raise GuestDiedError(f"{log}\n{self.said()[-3000:]}")
 
     def _settle(self):
-        """Raise GuestDiedError if the guest ends now; its network ends a little earlier."""
+        """Raise GuestDiedError if the guest is ending: its network ends a little earlier."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(pace.scaled(2))
         self.check()

@@ -48,9 +48,9 @@ mv {folder}/told {folder}/seen
 
 
 class Node:
-    """A machine that is a Node of a cluster; it ends with its context."""
+    """A machine that is a Node of a cluster, and is stopped when its context ends."""
 
-    starts = 0  # of all machines, including replacements of crashed machines
+    starts = 0  # the number of all machines, including replacements of crashed machines
     deaths = 0
 
     def __init__(self, cluster, *, append=APPARMOR, taints=""):
@@ -145,7 +145,8 @@ class Node:
         if words:
             url += "?" + urllib.parse.urlencode(words)
         context = ssl.create_default_context()
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # its own certificate
+        # the kubelet's own certificate
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         request = urllib.request.Request(url, method=method)  # noqa: S310 - https only
         with urllib.request.urlopen(request, timeout=1800, context=context) as answer:  # noqa: S310 - https only
             return answer.read().decode("utf-8", "replace")

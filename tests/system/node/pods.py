@@ -23,7 +23,8 @@ def pod(name, command=SLEEP, *, apparmor="", seccomp="", selector=None, **spec):
         "spec": {
             "terminationGracePeriodSeconds": 1,
             "automountServiceAccountToken": False,
-            "hostNetwork": True,  # a separate network takes an emulated second more
+            # A separate network would take an additional second in the emulated guest.
+            "hostNetwork": True,
             "nodeSelector": selector or {},
             "containers": [
                 {

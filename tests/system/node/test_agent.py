@@ -1,4 +1,4 @@
-"""The agent's pod is upgraded, killed, evicted or deleted; and the limits of its token."""
+"""Upgrades, kills, evicts and deletes the agent's pod, and checks the limits of its token."""
 
 import json
 

@@ -48,7 +48,7 @@ def test_the_daemonset_becomes_ready_with_the_rights_of_the_base(lab, node):
         f"set.{DOMAIN}/profile-loader__node-profiles": "ready",
         f"set.{DOMAIN}/profile-loader__node-profiles-2": "ready",
     }
-    labels = lab.labels()  # including labels for the profiles of other tests
+    labels = lab.labels()  # The Node may also have labels for the profiles of other tests.
     assert {key: labels.get(key) for key in expected} == expected
 
     def described():

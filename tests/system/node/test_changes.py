@@ -16,7 +16,7 @@ WRITER = (
 
 
 def test_an_update_applies_to_running_pods(lab, node):
-    """The running process stays confined, and the new AppArmor rule applies to it.
+    """The running process stays confined, and the new AppArmor rule applies to the process.
 
     A container keeps its seccomp filter until its restart, and then uses the new file.
     """
@@ -53,7 +53,7 @@ def test_an_update_applies_to_running_pods(lab, node):
 
 
 def test_a_broken_update_changes_nothing_for_pods(lab, node):
-    """Running pods stay confined and new ones start under the last good version.
+    """Running pods stay confined, and new pods start under the last good version.
 
     An Event and the metrics show the rejected profile and the reason.
     """

@@ -17,7 +17,7 @@ def tainted(lab):
 
 
 def test_a_fresh_node_takes_no_ordinary_pod_before_its_profiles_are_there(lab):
-    """The agent removes the startup taint once the profiles are installed; then pods start."""
+    """The agent removes the startup taint once the profiles are installed, so that pods start."""
     lab.drop()
     lab.kubectl("apply", "--server-side", "--force-conflicts", "-k", OVERLAY)
     lab.config_map("fresh", {"pl-fresh": text("pl-fresh")})

@@ -10,7 +10,8 @@ from tests.system.node.lab import until
 from tests.system.node.pods import enforced, pod, text
 from tests.system.test_prometheus import Prometheus
 
-# Reads the kernel's list until it contains the name again, without a fork in between.
+# The script reads the kernel's list until it contains the name again, and forks no process
+# meanwhile.
 UNLOADED = """
 pause=$(mktemp -u); mkfifo $pause; exec 9<> $pause; rm $pause
 list=/sys/kernel/security/apparmor/profiles
@@ -33,7 +34,8 @@ def unloaded(node, name):
 def seen(lab, name):
     """Add a profile to a ConfigMap, and wait for its label.
 
-    In that pass the agent records the confined processes, which it also does every few seconds.
+    The pass that sets the label also records the confined processes. The agent also records them
+    every few seconds.
     """
     more = f"{name}-2"
     lab.config_map(name, {name: text(name), more: text(more)})
@@ -56,8 +58,9 @@ def test_an_unloaded_profile_is_restored_and_the_unconfined_pod_is_reported(lab,
     with node.watched(pid) as looks:
         milliseconds = unloaded(node, "pl-out")
     print(f"\nan unloaded profile: back after {milliseconds} ms")
-    assert milliseconds < 2_000  # an emulated guest on an idle machine takes hundreds
-    # This shows that the observations in other tests would find an unconfined process.
+    # An emulated guest on an idle machine takes hundreds of milliseconds.
+    assert milliseconds < 2_000
+    # This assertion shows that the observations in other tests would find an unconfined process.
     assert (node.attribute(pid), f"{pid} unconfined" in looks) == ("unconfined", True)
 
     def losses():
@@ -109,7 +112,7 @@ def test_prometheus_alerts_on_a_rejected_update_and_lost_confinement(lab, node, 
         prometheus.until("profile_loader_converged", [1.0])
         until_alerts(prometheus)
 
-        # These alerts fire after 5 and 15 minutes.
+        # The alerts fire after 5 and 15 minutes of the fault.
         lab.config_map("pl-seen", {"pl-seen": "profile pl-seen { fil, }"})
         until_alerts(
             prometheus,
@@ -124,7 +127,8 @@ def test_prometheus_alerts_on_a_rejected_update_and_lost_confinement(lab, node, 
         until_alerts(
             prometheus,
             ("ProfileLoaderConfinementLost", "firing"),
-            ("ProfileLoaderNotConverged", "pending"),  # until its pod is restarted
+            # The alert stays active until the pod is restarted.
+            ("ProfileLoaderNotConverged", "pending"),
         )
         lab.delete("seen")
         until_alerts(prometheus)

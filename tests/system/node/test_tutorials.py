@@ -51,7 +51,8 @@ def test_the_pods_of_the_tutorials_do_what_the_tutorials_say(lab, node):
             return [one for one in lines if ' comm="http-echo" ' in one]
 
         lines = until(logged, "the calls of audit-pod are in the kernel's log")
-        assert " code=0x7ffc0000" in lines[-1]  # SECCOMP_RET_LOG: only audit-pod logs
+        # Only audit-pod has a profile that logs calls (SECCOMP_RET_LOG).
+        assert " code=0x7ffc0000" in lines[-1]
 
         def stopped():
             (status,) = lab.pod("violation-pod").get("status", {}).get("containerStatuses") or [

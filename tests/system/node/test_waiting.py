@@ -1,4 +1,4 @@
-"""Pods that need a profile which is not installed yet."""
+"""Pods whose profile is not installed yet."""
 
 import time
 
@@ -44,7 +44,7 @@ def test_a_pod_waits_for_a_label_and_runs_when_the_profile_comes(lab, node):
 def test_pods_whose_profile_is_missing_recover_by_themselves(lab, node):
     """Pods without a nodeSelector fail to start until a ConfigMap provides their profiles.
 
-    Then the same pods run without a restart.
+    Once the profiles are installed, the same pods run without being created again.
     """
     lab.cluster.apply(
         pod("lost", apparmor="pl-lost"), pod("lost-file", seccomp="lost/refusing.json")

@@ -3,5 +3,6 @@
 `libraries` finds every available libseccomp, `runtimes` translates a profile into calls of the
 library, and `bpf` interprets the exported program. `reference` evaluates the rules of the profile
 without the library, and `model` uses the agent's model. `compare` reports the system calls for
-which the filter differs from them. `generator` generates profiles, and `search` compares many.
+which the filter differs from the reference or the model. `generator` generates profiles, and
+`search` compares many.
 """

@@ -1,7 +1,7 @@
 """Generates profiles similar to the patterns that libseccomp compiles wrongly.
 
-They have several rules for one call, comparisons around 2^32, calls that only some of the
-architectures have, and calls that a 32-bit ABI reaches through socketcall(2) or ipc(2).
+The generated profiles have several rules for one call, comparisons around 2^32, calls that only
+some architectures have, and calls that a 32-bit ABI reaches through socketcall(2) or ipc(2).
 """
 
 import random
@@ -13,7 +13,7 @@ from agent.backends.seccomp import syscalls
 COMMON = ("personality", "socket", "clone", "ptrace", "ioctl", "setuid", "mount", "getpid", "prctl")
 # Calls that x86_64 lacks and i386 has; many 32-bit ABIs have them.
 OTHER_ABI = ("ipc", "socketcall", "chown32", "stat64", "umount", "waitpid", "fcntl64", "ugetrlimit")
-# Calls that i386 has through socketcall(2) or ipc(2); some calls have no other way.
+# Calls that i386 has through socketcall(2) or ipc(2); some of these calls have no own number.
 MULTIPLEXED = (
     "semop",
     "semtimedop",
@@ -51,20 +51,22 @@ DEFAULTS = (
 )
 DENYING = ("SCMP_ACT_ERRNO", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_TRAP")
 PERMITTING = ("SCMP_ACT_ALLOW", "SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE")
-# Not s390x: libseccomp of a little-endian machine mixes the byte orders in a filter for it.
+# s390x is missing, because libseccomp on a little-endian machine mixes the byte orders in a filter
+# for s390x.
 MACHINES = {
     "x86_64": ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"),
     "aarch64": ("SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"),
     "ppc64le": ("SCMP_ARCH_PPC64LE",),
     "riscv64": ("SCMP_ARCH_RISCV64",),
 }
-# libseccomp has one pseudo number for both, so that filters for another architecture confuse them.
+# libseccomp has one pseudo number for both calls, so that filters for another architecture confuse
+# the two calls.
 _SHARED_NUMBERS = {"switch_endian", "sys_debug_setcontext"}
 ERROR_NUMBERS = (1, 22, 38)
 
 
 def profile(draw: random.Random, machine: str = "x86_64") -> dict[str, Any]:
-    """Return one profile. The agent rejects many of them."""
+    """Return one profile. The agent rejects many of the generated profiles."""
     architectures = [one for one in MACHINES[machine] if draw.random() < 0.6]
     draw.shuffle(architectures)
     default = draw.choice(DEFAULTS)

@@ -16,7 +16,10 @@ _C.ptrace.restype = ctypes.c_long
 
 
 def of_process(process: int) -> tuple[Instruction, ...]:
-    """Return the newest filter of a process. It takes root and CONFIG_CHECKPOINT_RESTORE."""
+    """Return the newest filter of a process.
+
+    Reading the filter needs root and a kernel with CONFIG_CHECKPOINT_RESTORE.
+    """
     _ptrace(_ATTACH, process, None)
     try:
         os.waitpid(process, _WAIT_ALL)

@@ -1,4 +1,4 @@
-"""The answer of a profile to one system call, from its rules one after the other.
+"""Determines the answer of a profile to one system call from the profile's rules, one by one.
 
 The reference shares no code with the agent or with libseccomp. It uses libseccomp only to translate
 names into numbers.
@@ -117,7 +117,7 @@ class Reference:
     def answers(self, architecture: str, number: int, arguments: Sequence[int]) -> Collection[int]:
         """Return the answers that the rules permit on an architecture of the filter.
 
-        A rule without conditions decides for its call. Otherwise, a rule decides if all its
+        A rule without conditions decides for its call. A rule with conditions decides if all its
         conditions are true. If a conditional rule applies to an operation of socketcall(2) or
         ipc(2), the filter cannot read the arguments, so any answer of the rule is permitted.
         """

@@ -44,7 +44,7 @@ KERNEL_NUMBERS = {
 X32_BIT = 1 << 30
 _OPTIMIZE = 8  # SCMP_FLTATR_CTL_OPTIMIZE of seccomp.h
 _BINARY_TREE = 2
-_MOST_LINEAR_CALLS = 32  # with more calls, runc 1.2 and later request a binary tree
+_MOST_LINEAR_CALLS = 32  # With more calls than this, runc 1.2 and later request a binary tree.
 
 # Classic BPF, linux/bpf_common.h
 LOAD, AND, RETURN, JUMP = 0x20, 0x54, 0x06, 0x05
@@ -89,8 +89,8 @@ def default_value(profile: Profile) -> int:
 def effective_rules(profile: Profile) -> Iterator[tuple[str, int, Sequence[Mapping[str, Any]]]]:
     """Return name, action and conditions of every rule that a runtime passes to libseccomp.
 
-    There is one entry per name, in the profile's order. Rules that equal the default are omitted.
-    Two conditions on the same argument become two rules.
+    There is one entry per name, in the profile's order. Rules that equal the default action are
+    omitted. Two conditions on the same argument become two rules.
     """
     default = default_value(profile)
     for rule in profile["syscalls"]:
@@ -151,7 +151,7 @@ def export(
         for name, action, conditions in effective_rules(profile):
             number = library.resolves(name)
             if number == -1:
-                continue  # every runtime skips an unknown name
+                continue  # Every runtime skips an unknown name.
             count = len(conditions)
             array = (_Comparison * max(1, count))(*map(_comparison, conditions))
             _check(handle.seccomp_rule_add_array(context, action, number, count, array), name)
@@ -203,7 +203,7 @@ def newest_calls(
 ) -> dict[int, dict[str, int]]:
     """Return the largest call number in the profile, by kernel number and architecture.
 
-    Rules that equal the default count too. runc 1.1 takes the listed architectures only.
+    Rules that equal the default action also count. runc 1.1 takes the listed architectures only.
     """
     architectures = list(profile.get("architectures") or [])
     if runtime is Runtime.RUNC_1_2 and native not in architectures:
@@ -227,10 +227,10 @@ def newest_calls(
 def enosys_stub(
     library: Library, profile: Profile, native: str, runtime: Runtime
 ) -> tuple[Instruction, ...]:
-    """Return the instructions that runc adds before libseccomp's program; none for crun.
+    """Return the instructions that runc adds in front of libseccomp's program; empty for crun.
 
-    The instructions return ENOSYS for calls newer than every call in the profile. runc's own layout
-    differs (it jumps to shared instructions); which calls it answers is the same.
+    The instructions return ENOSYS for calls newer than every call in the profile. runc's own
+    program has another layout with jumps to shared instructions, but handles the same calls.
     """
     if runtime is Runtime.CRUN or profile["defaultAction"] in PERMISSIVE:
         return ()

@@ -42,9 +42,9 @@ from tests.system.seccomp_filter.runtimes import (
 )
 
 NATIVE = {machine: abis[0] for machine, abis in generator.MACHINES.items()}
-_SECONDS = 10  # of CPU time; libseccomp never finishes some profiles that the agent rejects
+_SECONDS = 10  # seconds of CPU time; libseccomp never finishes some profiles that the agent rejects
 _BATCH = 200
-_WITH_STUB = 3  # arguments for each call; runc's stub ignores them
+_WITH_STUB = 3  # the number of argument vectors for each call; runc's stub ignores arguments
 
 
 class Outcome(enum.Enum):
@@ -52,9 +52,9 @@ class Outcome(enum.Enum):
 
     RIGHT = "right"
     FAILS_OPEN = "fails open"
-    DIFFERS = "differs"  # but allows no call that the rules deny
-    REJECTED = "no filter"  # libseccomp does not build it; no container starts
-    DIED = "died"  # libseccomp crashed or did not finish
+    DIFFERS = "differs"  # The filter is wrong, but allows no call that the rules deny.
+    REJECTED = "no filter"  # libseccomp does not build the filter, so no container starts.
+    DIED = "died"  # libseccomp crashed or did not finish.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +115,7 @@ def wrong_filters(
 
 
 def _worst(found: Iterable[Difference]) -> Difference | None:
-    """Return the first difference that fails open, or else the first one."""
+    """Return the first difference that fails open, or else the first difference."""
     first = None
     for one in found:
         if one.fails_open:
@@ -125,7 +125,7 @@ def _worst(found: Iterable[Difference]) -> Difference | None:
 
 
 def judge(body: str, seed: str, machine: str) -> Verdict:
-    """Build the filters of a written profile, and compare them with its rules."""
+    """Build the filters of a written profile, and compare the filters with the profile's rules."""
     draw = random.Random(seed)  # noqa: S311 - the same every time
     verdict = Verdict(outcome=Outcome.RIGHT)
     for library, runtime, wrong in wrong_filters(
@@ -153,7 +153,7 @@ def judge_all(bodies: Sequence[tuple[str, str]], machine: str) -> Iterator[Verdi
 
 
 def _judged_by_child(bodies: Sequence[tuple[str, str]], machine: str) -> Iterator[Verdict]:
-    """Return the verdicts of one child process; the last verdict may be its crash."""
+    """Return the verdicts of one child process; the last verdict may be the crash of the child."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
