@@ -1,8 +1,9 @@
 """The AppArmor backend: checks texts, observes the kernel, installs and removes profiles.
 
-The work is done elsewhere: `inspector` checks texts, `policy_view` reads the loaded policy,
-`processes` finds out who uses it, and `policy_changes` writes. Here these parts are connected. A
-missing parser, kernel or right is a result, never an exception.
+This module only connects the parts: `inspector` checks texts, `policy_view` reads the loaded
+policy, `processes` finds the processes that use a profile, and `policy_changes` writes policy. If
+the parser, the kernel support or a permission is missing, the backend returns a result that states
+the reason, and raises no exception.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -47,13 +48,14 @@ from agent.host.filesystem import Host
 
 
 class AppArmorBackend:
-    """AppArmor on one host. Fulfils agent.core.ports.ProfileBackend; only the main thread uses it.
+    """AppArmor on one host. Implements agent.core.ports.ProfileBackend. Only the main thread uses
+    the backend.
 
     Attributes are the parts of the backend: `inspector` checks texts, `view` reads the loaded
     policy, and `tracker` finds processes that lost their confinement.
     """
 
-    def __init__(  # noqa: PLR0913 - each is an option of its own
+    def __init__(  # noqa: PLR0913 - each parameter is a separate option
         self,
         *,
         host: Host,
@@ -72,26 +74,26 @@ class AppArmorBackend:
         free_memory: Callable[[], int] = memory_budget.available_bytes,
         probes: kernel_access.Probes = kernel_access.Probes(),  # noqa: B008 - frozen
     ) -> None:
-        """Build the backend; nothing is read, written or started yet.
+        """Build the backend without reading, writing or starting anything.
 
         Args:
             host: the host root.
-            parser: the path of apparmor_parser on this machine; empty: search for it.
+            parser: the path of apparmor_parser on this machine; empty to search for the parser.
             parser_ran: called from another thread with the seconds of each run of the parser.
             cpu_limit: the CPU seconds that the parser may use for one text.
             state_dir: the directory of the agent's records and of the policy cache.
             deny_names: patterns of names that a profile must not have.
             allow_attachments: whether a profile may attach to programs by their path.
             allow_unconfined_mode: whether a profile may have the mode `unconfined`.
-            checking: compile for a features file instead of this kernel, and accept profiles
-                without a kernel.
+            checking: whether to compile for a features file instead of this kernel, and to accept
+                profiles without AppArmor in the kernel.
             remember: whether records and compiled policies are written to the state directory.
-            abi: the features file for checking; empty: the newest file of the include directory.
-            include_dir: the directory of the includes.
-            completed: called from another thread after each compiled text. None: nothing waits for
-                single results, and slow texts are compiled without pauses.
+            abi: the features file for checking; empty for the newest file in the include directory.
+            include_dir: the directory that contains the includes.
+            completed: called from another thread after each compiled text. None if the caller waits
+                for all results together; slow texts are then compiled without pauses.
             free_memory: returns the bytes of memory that are left for the parser.
-            probes: find out about this process and its kernel.
+            probes: functions that examine this process and its kernel.
         """
         may_write = remember and not checking
         self.access = KernelAccess(host, probes)
@@ -135,7 +137,7 @@ class AppArmorBackend:
         )
         self._observed_names: frozenset[str] = frozenset()
         self._observation: Observation | None = None
-        """The last observation; None: the next one must read the policy."""
+        """The last observation; None if the next observation must read the policy."""
 
     @property
     def name(self) -> Literal["apparmor"]:
@@ -144,18 +146,20 @@ class AppArmorBackend:
 
     @property
     def capabilities(self) -> Capabilities:
-        """How this kind differs from others."""
+        """The properties in which profile kinds differ."""
         return Capabilities(removal_unconfines=True, installed_form=InstalledForm.POLICY)
 
     @property
     def abi(self) -> str:
-        """The features file that profiles are checked against; empty: there is none."""
+        """The features file that profiles are checked against; empty if no features file is
+        used.
+        """
         return self.inspector.targets.features_file
 
     # --- check -----------------------------------------------------------------------------------
 
     def begin_pass(self) -> None:
-        """Begin a pass, which uses the results of the parser runs that have finished."""
+        """Begin a pass that uses the results of all finished parser runs."""
         self.inspector.begin_pass()
 
     def wait(self, progress: Callable[[int, int], None]) -> bool:
@@ -163,7 +167,9 @@ class AppArmorBackend:
         return self.inspector.wait(progress)
 
     def inspect(self, source_key: SourceKey) -> Inspected:
-        """Check one key without touching the node; it is pending until its text is compiled."""
+        """Check one key without changing the node; the key is pending until its text is
+        compiled.
+        """
         inspected = self.inspector.inspect(source_key)
         if isinstance(inspected, Profile):
             self.changes.record_checked(inspected.version)
@@ -183,7 +189,7 @@ class AppArmorBackend:
         return self.inspector.sandbox()
 
     def accepts_context(self, context: str) -> bool:
-        """Return whether a policy of that context was compiled for the features of this kernel."""
+        """Return whether a policy from the context was compiled for the features of this kernel."""
         return self.inspector.targets.accepts(context)
 
     # --- observe ---------------------------------------------------------------------------------
@@ -224,13 +230,13 @@ class AppArmorBackend:
         )
 
     def is_unchanged(self) -> bool:
-        """Return whether the policy is as it was last observed or written."""
+        """Return whether the policy is unchanged since the agent last observed or wrote it."""
         return bool(self.access.unsupported_reason()) or self.view.is_unchanged()
 
     def invalidate(self) -> None:
         """Read the content of every profile at the next observation.
 
-        Results of checks that the next full pass does not use leave the memory.
+        Check results that the next full pass does not use are removed from memory.
         """
         self._observation = None
         self.view.invalidate()

@@ -1,4 +1,4 @@
-"""Rejects characters that make a profile text mean something else than it seems to say.
+"""Rejects characters that give a profile text a different meaning than its visible form suggests.
 
 This module is pure. Some characters are rejected everywhere: control characters, line breaks that
 the parser does not know, and characters that change the direction of a line. Other characters are
@@ -16,14 +16,14 @@ from agent.backends.apparmor import profile_text
 from agent.core.findings import Finding
 
 BYTE_ORDER_MARK: Final = "\ufeff"
-# The direction controls are those of UAX 9. Editors break lines at U+0085, U+2028 and U+2029.
+# The direction controls are defined in UAX 9. Editors break lines at U+0085, U+2028 and U+2029.
 _REJECTED_EVERYWHERE: Final = re.compile(
     "[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]"
     "|\\r(?!\\n)"
 )
 _NOT_ASCII: Final = re.compile("[^\\x00-\\x7f]")
 # Letters, symbols and marks that have no visible form (Unicode: Default_Ignorable_Code_Point, and
-# the empty Braille pattern). str.isprintable() covers the other characters of this kind.
+# the empty Braille pattern). str.isprintable() covers the other characters without a visible form.
 _INVISIBLE: Final = re.compile(
     "[\\u034f\\u115f\\u1160\\u17b4\\u17b5\\u180b-\\u180f\\u2800\\u3164\\ufe00-\\ufe0f\\uffa0"
     "\\U000e0100-\\U000e01ef]"

@@ -1,15 +1,16 @@
 """Decides which AppArmor text the parser compiles next, and for how long.
 
-This module only schedules: it has no thread, no process and no clock; compile_worker.py runs the
+This module only schedules texts, and has no thread, process or clock; compile_worker.py runs the
 parser. A text starts on level 0 with a short time slice. After a run that exceeds the slice, the
 text moves up one level, where the slice is longer, and waits until all texts on lower levels have
-run. So a text that is slow to compile never delays the others. On each level, the profile set that
-has used the least parser time goes first.
+run. Because of the levels, a text that is slow to compile never delays other texts. On each level,
+the profile set that has used the least parser time goes first.
 
 A text is rejected only because of the parser's own use of CPU time, memory or output, in a run with
 the longest slice and all of the memory that the parser may use. A run that ended at its wall-clock
 limit or by a signal is inconclusive: another process, such as the kernel's OOM killer, may have
-ended the parser. The daemon compiles such a text again later; a command leaves it without a result.
+ended the parser. After an inconclusive run, the daemon compiles the text again later; a command
+reports no result for the text.
 """
 
 import math
@@ -22,10 +23,11 @@ from agent.backends.apparmor.parser import ParserRun, RunFailure
 from agent.backends.apparmor.policy_cache import ParserResult
 from agent.backoff import delay_seconds
 
-FIRST_SLICE_SECONDS: Final = 2.0  # CPU time; 1,000 public profiles needed at most 0.2 s
+# CPU time; a measurement of 1,000 public profiles found at most 0.2 s
+FIRST_SLICE_SECONDS: Final = 2.0
 SLICE_FACTOR: Final = 4.0
-# The pause of a slow text as a multiple of the duration of its last run. With this factor, slow
-# texts together use at most a quarter of one core.
+# The pause of a slow text as a multiple of the duration of the text's last run. This factor limits
+# all slow texts together to a quarter of one core.
 PAUSE_FACTOR: Final = 3.0
 FIRST_RETRY_SECONDS: Final = 10.0
 MAX_RETRY_SECONDS: Final = 600.0
@@ -65,9 +67,9 @@ class CompileQueue:
         """Create an empty queue.
 
         Args:
-            cpu_limit: CPU seconds that the longest time slice has.
-            pauses_slow_texts: whether slow texts pause between their runs. A daemon sets it; a
-                command does not, because its user waits.
+            cpu_limit: the length of the longest time slice in CPU seconds.
+            pauses_slow_texts: whether slow texts pause between their runs. The daemon uses pauses;
+                a command uses none, because its user waits.
         """
         self.cpu_limit = cpu_limit
         self.pauses_slow_texts = pauses_slow_texts
@@ -86,7 +88,7 @@ class CompileQueue:
     def submit(
         self, *, key: str, text: bytes, features: tuple[str, ...], context: str, origin: str
     ) -> None:
-        """Add a text, unless it is in the queue already."""
+        """Add a text unless the text is already in the queue."""
         if self.find(key) is not None:
             return
         self.submitted += 1
@@ -112,10 +114,11 @@ class CompileQueue:
         self._waiting.pop(key, None)
 
     def take(self, now: float) -> CompileTask | None:
-        """Return the next text and count it as running, or return None if no text may run now.
+        """Return the next text and count the text as running, or return None if no text may run
+        now.
 
-        At most one full run is started at a time, because it may use all of the memory. A full run
-        is one that does not omit the simplification of expressions.
+        Only one full run is active at a time, because a full run may use all of the memory. A full
+        run is a run that does not omit the simplification of expressions.
         """
         only_quick = any(not task.is_quick for task in self._running.values())
         ready = [
@@ -144,7 +147,8 @@ class CompileQueue:
     def is_cancelled(self, task: CompileTask, now: float) -> bool:
         """Return whether the run of a text must end.
 
-        The text was removed, or it is slow and a text that is not slow waits.
+        A run must end if its text was removed, or if its text is slow and a text that is not slow
+        waits.
         """
         if self._running.get(task.key) is not task:
             return True
@@ -198,7 +202,7 @@ class CompileQueue:
             first_seconds=FIRST_RETRY_SECONDS,
             longest_seconds=MAX_RETRY_SECONDS,
         )
-        # With many such texts, a command would never end.
+        # A command does not retry, because the retries of many texts would never end.
         task.retry_at = now + delay if self.pauses_slow_texts else math.inf
         task.failure = run
         if run.outcome is not RunFailure.NOT_STARTED:

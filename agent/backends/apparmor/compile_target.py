@@ -1,8 +1,8 @@
 """Determines the target of compilation: the kernel's features, the parser and its includes.
 
-A compiled policy is valid for one context. The first part of a context identifies the features of
-the kernel; the second part identifies the parser, its configuration and every file that a text may
-include.
+A compiled policy is valid only for one combination of kernel features and parser inputs, the
+context. The first part of a context identifies the features of the kernel; the second part
+identifies the parser, its configuration and every file that a text may include.
 """
 
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ from agent.host.filesystem import HostError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompileTarget:
-    """The features and the context that a text is compiled for."""
+    """The features and the context for which a text is compiled."""
 
     options: tuple[str, ...]
-    """The options that pass the features to the parser; empty: there are no features."""
+    """The options that pass the features to the parser; empty if there are no features."""
 
     context: str
     """Identifies everything that a compiled policy depends on, except the text."""
@@ -38,7 +38,7 @@ class TargetReader:
             access: the access to the kernel.
             parser: the parser.
             checks_only: whether to compile for a features file instead of this kernel.
-            features_file: the features file; empty: the newest file of the include directory.
+            features_file: the features file; empty for the newest file in the include directory.
         """
         self.access = access
         self.parser = parser
@@ -48,11 +48,13 @@ class TargetReader:
 
     @property
     def features_file(self) -> str:
-        """The features file to compile for where this kernel is not used; empty: there is none."""
+        """The features file to compile for if texts are not compiled for this kernel; empty if
+        there is no such file.
+        """
         return self._features_file or self.parser.newest_features_file()
 
     def unsupported_reason(self) -> str:
-        """Return why there is no kernel to compile for, or nothing."""
+        """Return why texts cannot be compiled for this kernel; empty if they can."""
         return "" if self.checks_only else self.access.unsupported_reason()
 
     def read(self) -> CompileTarget:
@@ -70,17 +72,17 @@ class TargetReader:
             features = apparmor_parser.file_content(file)
         else:
             file = str(self.access.host.path(f"{kernel_access.ROOT}/features"))
-            if self._kernel_features is None:  # they cannot change while the kernel runs
+            if self._kernel_features is None:  # the features cannot change while the kernel runs
                 self._kernel_features = self.access.features()
             features = self._kernel_features
         context = f"{_features_digest(features)}:{inputs}"
         return CompileTarget(options=("--kernel-features", file), context=context)
 
     def accepts(self, context: str) -> bool:
-        """Return whether a policy of a context was compiled for the features of this kernel.
+        """Return whether a policy from a context was compiled for the features of this kernel.
 
-        The parser and the includes may have changed since then, or be missing. A policy that was
-        installed and verified remains the last good version.
+        The parser and the includes may have changed since the compilation, or may be missing. A
+        policy that was installed and verified remains the last good version.
         """
         if self.access.unsupported_reason():
             return False

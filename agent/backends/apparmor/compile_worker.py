@@ -18,8 +18,9 @@ from agent.backends.apparmor.compile_queue import CompileQueue, CompileTask
 from agent.backends.apparmor.parser import Parser, ParserRun, RunFailure
 from agent.backends.apparmor.policy_cache import ParserResult
 
-MAX_PARSERS: Final = 2  # at the same time, if processors and memory allow
-# No parser starts while the results that no pass has collected have more bytes than this.
+# the number of parsers that may run at the same time, if processors and memory allow
+MAX_PARSERS: Final = 2
+# No parser starts while the results that no pass has collected are larger than this limit.
 MAX_UNCOLLECTED_BYTES: Final = 4 << 20
 
 
@@ -66,8 +67,9 @@ class CompileWorker:
         self._results: list[CompileResult] = []
         self._finished = 0
         self._has_new_outcome = False  # whether a run has ended since the last call of collect()
-        self._reserved: dict[int, int] = {}  # bytes of memory, by the number of the running task
-        self._idle_memory = 0  # the free memory when the last parser started that ran alone
+        self._reserved: dict[int, int] = {}  # bytes of memory per number of a running task
+        # the free memory at the last start of a parser while no other parser ran
+        self._idle_memory = 0
         self._threads: list[threading.Thread] = []
         self._is_stopped = False
         self._is_registered = False
@@ -75,7 +77,9 @@ class CompileWorker:
     def submit(
         self, *, key: str, text: bytes, features: tuple[str, ...], context: str, origin: str
     ) -> ParserRun | None:
-        """Queue a text unless it is queued already; return its last run if that failed."""
+        """Queue a text unless it is already queued; return the last run of the text if that run
+        failed.
+        """
         with self._changed:
             self._queue.submit(
                 key=key, text=text, features=features, context=context, origin=origin
@@ -90,7 +94,9 @@ class CompileWorker:
             return task.failure if task is not None else None
 
     def retain(self, keys: Collection[str]) -> None:
-        """Remove every queued text whose key is not among keys, also if it is being compiled."""
+        """Remove every queued text whose key is not among keys, even if the text is being
+        compiled.
+        """
         with self._changed:
             self._queue.retain(keys)
 
@@ -106,7 +112,8 @@ class CompileWorker:
         """Wait until every queued text has a result or must wait for a retry.
 
         Args:
-            progress: called at least once a second with the numbers of finished and of all texts.
+            progress: called at least once a second with the number of finished texts and the number
+                of all texts.
 
         Returns:
             Whether a run has ended since the last call of collect().
@@ -165,7 +172,7 @@ class CompileWorker:
                 self._completed()
 
     def _compile(self, task: CompileTask, memory: int) -> ParserRun:
-        """Run the parser. A lack of threads or memory is not a fault of the text."""
+        """Run the parser; report a lack of threads or memory as a run that did not start."""
         try:
             return self._parser.run(
                 task.text,
@@ -180,7 +187,9 @@ class CompileWorker:
             return ParserRun(outcome=RunFailure.NOT_STARTED, detail=detail)
 
     def _next(self) -> tuple[CompileTask | None, int]:
-        """Wait for a text that may run now; return it with its memory limit, or None to stop."""
+        """Wait for a text that may run now; return the text with its memory limit, or None to
+        stop.
+        """
         while not self._is_stopped:
             memory = 0 if self._has_backlog() else self._memory_left()
             task = self._queue.take(time.monotonic()) if memory else None
@@ -194,7 +203,7 @@ class CompileWorker:
                 ):
                     memory -= (
                         memory_budget.MIN_PARSER_BYTES
-                    )  # a second parser may start beside this one
+                    )  # a second parser may start while this parser runs
                 self._reserved[task.number] = memory
                 return task, memory
             retry = self._queue.next_retry()
@@ -207,12 +216,13 @@ class CompileWorker:
         return sum(len(each.result.policy) for each in self._results) > MAX_UNCOLLECTED_BYTES
 
     def _memory_left(self) -> int:
-        """Return how many bytes one more parser may use; 0 if it must wait for another parser.
+        """Return how many bytes one more parser may use; 0 if the new parser must wait for a
+        running parser.
 
-        Running parsers may use everything that is reserved for them. The free memory is already
-        smaller by what they use now, so the reservations are subtracted from the free memory at
-        the time when no parser ran. The free memory is never reported as less than the minimum, so
-        the minimum can mean that nothing is left.
+        Each running parser may use all of the memory that is reserved for it. The current free
+        memory does not include the memory that running parsers use, so the reservations are
+        subtracted from the free memory at the time when no parser ran. The reported free memory is
+        never less than the minimum, so the minimum can mean that no memory is left.
         """
         free = self._free_memory()
         if not self._reserved:

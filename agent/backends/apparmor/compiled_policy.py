@@ -1,11 +1,11 @@
 """Reads what a compiled AppArmor policy declares: names, attachments, modes and hashes.
 
-This module is pure. For any bytes it returns profiles or raises PolicyError, and no other
-exception. An element that it does not know is an error, because a skipped element could contain a
-profile.
+This module is pure.
 
-The layout is that of the kernel's security/apparmor/policy_unpack.c: a stream of tagged elements
-(an optional name, then a value), in which every profile is a struct named `profile`.
+For any bytes, the module returns profiles or raises PolicyError, and no other exception. An unknown
+element is an error, because a skipped element could contain a profile. The kernel's
+security/apparmor/policy_unpack.c defines the layout: a stream of tagged elements (an optional name,
+then a value), in which every profile is a struct named `profile`.
 """
 
 import functools
@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 from agent.core.model import Evidence
 
-READER_VERSION = 1  # increase it when the same bytes give a different result
+READER_VERSION = 1  # increase the version when the same bytes give a different result
 MODES = {0: "enforce", 1: "complain", 2: "kill", 3: "unconfined", 4: "user"}
 
 _NAME, _STRING, _BLOB, _STRUCT, _STRUCT_END, _LIST, _LIST_END, _ARRAY, _ARRAY_END = range(4, 13)
-_INTEGER_BYTES = {0: 1, 1: 2, 2: 4, 3: 8}  # by tag
+_INTEGER_BYTES = {0: 1, 1: 2, 2: 4, 3: 8}  # the size of an integer per tag
 _ENDS = {_STRUCT: _STRUCT_END, _LIST: _LIST_END, _ARRAY: _ARRAY_END}
 _MAX_DEPTH = 16
 # Fields between the name and the flags of a profile that are not part of an attachment.
@@ -28,12 +28,12 @@ _NOT_ATTACHMENT = frozenset({"disconnected", "learning_offset"})
 
 
 class PolicyError(Exception):
-    """The bytes are not a compiled policy of a layout that this module knows."""
+    """The bytes are not a compiled policy with a known layout."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeclaredProfile:
-    """One profile, hat or child profile of a compiled policy."""
+    """One profile, hat or child profile in a compiled policy."""
 
     name: str
     mode: str
@@ -42,8 +42,8 @@ class DeclaredProfile:
     evidence: Evidence
     """The hashes that the kernel shows once the profile is loaded.
 
-    One is the hash of this profile (aa_calc_profile_hash: the version word, then the bytes of the
-    profile), the other one is the hash of the whole policy.
+    The first hash covers only this profile (aa_calc_profile_hash: the version word, then the bytes
+    of the profile). The second hash covers the whole policy.
     """
 
 
@@ -58,9 +58,9 @@ class _Element:
 
 @functools.lru_cache(maxsize=1)  # several callers read the same policy in a row
 def read(policy: bytes) -> tuple[DeclaredProfile, ...]:
-    """Return the profiles of a policy in their order. Raises PolicyError.
+    """Return the profiles in a policy, in the order of the policy. Raises PolicyError.
 
-    The name of a profile in a policy namespace is `:namespace:name`.
+    A profile in a policy namespace has the name `:namespace:name`.
     """
     profiles: list[DeclaredProfile] = []
     raw = raw_evidence(policy)
@@ -76,13 +76,15 @@ def names(policy: bytes) -> frozenset[str]:
 
 
 def rewrap(blobs: Iterable[bytes], included_names: Collection[str], filler: bytes) -> bytes:
-    """Return a policy with the included profiles, byte for byte as in the given policies.
+    """Return a policy that contains the included profiles with the same bytes as in the given
+    policies.
 
-    Each profile gets its own version header. The header has the same version, and has the filler
-    (at least 8 bytes) after the NUL that ends its name. The kernel compares names with strcmp
-    (aa_unpack_nameX), and its hash of one profile covers only the version and the profile. So the
-    kernel enforces the same rules and shows the same hash of each profile, while the bytes of the
-    policy as a whole differ. Raises PolicyError, also for profiles of a policy namespace.
+    Each profile gets its own version header. The header contains the same version as before, and
+    the filler (at least 8 bytes) after the NUL that ends the name in the header. The kernel
+    compares names with strcmp (aa_unpack_nameX), and its hash of one profile covers only the
+    version and the profile. So the kernel enforces the same rules and shows the same hash for each
+    profile, while the bytes of the policy as a whole differ. Raises PolicyError, also for profiles
+    in a policy namespace.
     """
     policy = b""
     for blob in blobs:
@@ -105,7 +107,9 @@ def _header(version: int, filler: bytes) -> bytes:
 def _profiles(
     blob: bytes,
 ) -> Iterator[tuple[int, str, "_Element", tuple["_Element", ...]]]:
-    """Yield the version, the namespace (`:name:` or empty), the element and the fields of each."""
+    """Yield the version, the namespace (`:name:` or empty), the element and the fields of each
+    profile.
+    """
     version, namespace = None, ""
     for element in _Reader(blob).elements(None, 0):
         match element:
@@ -120,7 +124,7 @@ def _profiles(
 
 
 def raw_evidence(blob: bytes) -> Evidence:
-    """Return the hashes that the kernel shows as raw_sha1 or raw_sha256 of this policy."""
+    """Return the hashes that the kernel shows for this policy in raw_sha1 or raw_sha256."""
     return frozenset(
         {
             f"raw:sha256:{hashlib.sha256(blob).hexdigest()}",
@@ -190,7 +194,7 @@ def _mode(fields: tuple[_Element, ...]) -> str:
 
 
 class _Reader:
-    """Reads the elements of a policy, and raises PolicyError where the layout is unknown."""
+    """Reads the elements of a policy, and raises PolicyError for an unknown layout."""
 
     def __init__(self, blob: bytes) -> None:
         self.blob = blob
@@ -232,7 +236,7 @@ class _Reader:
         return _Element(name=name, tag=tag, value=value, start=start, end=self.position)
 
     def _tag(self) -> bytes:
-        """Return the name of an element, which ends at its first NUL for the kernel."""
+        """Return the name of an element. The kernel ends the name at its first NUL."""
         text = self._take(int.from_bytes(self._take(2), "little"))
         if not text.endswith(b"\0"):
             raise PolicyError(f"a name before byte {self.position} does not end with NUL")

@@ -1,7 +1,7 @@
 """The file that lets a restarted agent know which threads ran under which profile.
 
 The record belongs to one boot, because PIDs and directory numbers start again with the next boot.
-It is written without fsync, since it is worthless after a crash of the machine.
+The record is written without fsync, because a crash of the machine makes the record worthless.
 """
 
 import json
@@ -15,7 +15,7 @@ from agent.host.filesystem import Host, HostError
 
 FILE: Final = "confinement.json"
 RECORDED_THREADS: Final = 20_000
-"""The most threads of a record; each needs about 20 bytes."""
+"""The maximum number of threads in a record; each thread needs about 20 bytes."""
 
 _SCHEMA: Final = 1
 _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
@@ -47,16 +47,16 @@ class ConfinementRecord:
         self.state_dir = state_dir
         self.may_write = may_write
         self.problem: Finding | None = None
-        """Why the last write failed; None: it did not fail."""
+        """The error of the last write; None if the last write succeeded."""
 
         self._boot_id = ""
         self._content = b""
-        """The content of the file, as the agent knows it."""
+        """The content of the file after the agent last read or wrote the file."""
 
     def load(self) -> ConfinementState:
         """Return the state that an earlier process of the agent recorded during this boot.
 
-        A record that is missing, damaged or of another boot yields an empty state.
+        If the record is missing, damaged or from another boot, the state is empty.
         """
         try:
             boot_id = self.host.read(_BOOT_ID, limit=64)
@@ -92,10 +92,11 @@ class ConfinementRecord:
 
 
 def encoded(boot_id: str, state: ConfinementState) -> bytes:
-    """Return a record of at most RECORDED_THREADS threads, first the threads that lost confinement.
+    """Return a record of at most RECORDED_THREADS threads; threads that lost confinement come
+    first.
 
-    Threads of the last two observations are recorded, because a removal may happen during the last
-    one.
+    Threads of the last two observations are recorded, because a profile may be removed during the
+    last observation.
     """
     confined = {**state.previous, **state.confined}
     lost_threads = sorted(state.lost.items())[:RECORDED_THREADS]
@@ -118,7 +119,7 @@ def _grouped(threads: Iterable[tuple[Thread, str]]) -> dict[str, list[list[int]]
 
 
 def _decoded(content: bytes, boot_id: str) -> ConfinementState | None:
-    """Return the state of a record; None if the record is damaged, missing or of another boot."""
+    """Return the state in a record; None if the record is damaged, missing or from another boot."""
     try:
         record = json.loads(content)
         if record["schema"] != _SCHEMA or record["boot"] != boot_id or not boot_id:

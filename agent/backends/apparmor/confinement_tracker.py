@@ -1,10 +1,11 @@
-"""Finds the threads that lost their confinement, because a profile was removed.
+"""Finds the threads that lost their confinement because a profile was removed.
 
-The kernel never confines a thread again: if a profile is removed and loaded again, its earlier
-threads stay unconfined (docs/security.md). So the agent reports these threads until they end. The
-tracker remembers the threads of the last two observations, because a removal may happen during the
-last one. `confinement_record` keeps them over a restart of the agent. The tracker does not know
-threads that began after the last observation, which is at most 10 seconds old.
+If a profile is removed and loaded again, the kernel does not confine the earlier threads of the
+profile again (docs/security.md). So the agent reports the unconfined threads until the threads end.
+The tracker remembers the threads of the last two observations, because a profile may be removed
+during the last observation. `confinement_record` preserves the remembered threads when the agent
+restarts. The tracker misses threads that started after the last observation, which is at most 10
+seconds old.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -36,8 +37,8 @@ class ConfinementTracker:
             host: the host root.
             state_dir: the directory of the record.
             find_directories: returns the directory in which the kernel shows each loaded profile
-                of the given names. A replacement keeps the directory; a profile that was removed
-                and loaded again has another one.
+                of the given names. A replaced profile keeps its directory; a profile that was
+                removed and loaded again has a different directory.
             may_write: whether the record may be written.
         """
         self._find_directories = find_directories
@@ -47,13 +48,15 @@ class ConfinementTracker:
 
     @property
     def _state(self) -> ConfinementState:
-        """The state, which is read from the record at its first use."""
+        """The state; the first access reads the state from the record."""
         if self._loaded_state is None:
             self._loaded_state = self._record.load()
         return self._loaded_state
 
     def observe(self, names: Collection[str]) -> None:
-        """Record every thread that runs under a given name; without names, read nothing."""
+        """Record every thread that runs under a given profile name; read nothing if no name is
+        given.
+        """
         state = self._state
         tracked = frozenset(names)
         confined = self._threads.under(tracked) if tracked else {}
@@ -68,7 +71,7 @@ class ConfinementTracker:
     def observe_before_removal(self, names: Collection[str]) -> None:
         """Observe the threads of profiles that the agent itself is about to remove.
 
-        A thread that has left such a profile by itself, as its policy allows, loses nothing by the
+        A thread that changed its profile itself, as its policy allows, is not affected by the
         removal. A thread that started since the last observation may lose its confinement.
         """
         if not names:
@@ -95,7 +98,9 @@ class ConfinementTracker:
         self._record.save(state)
 
     def record_removals(self, names: Collection[str]) -> None:
-        """Find the threads that lost a removed profile or a profile that was loaded again since."""
+        """Find the threads whose profile was removed, even if the profile has been loaded again
+        since.
+        """
         self._find_lost(frozenset(names) | self._reloaded())
         self._record.save(self._state)
 
@@ -122,7 +127,7 @@ class ConfinementTracker:
         return len({thread.pid for thread in self._state.lost})
 
     def _find_lost(self, removed: frozenset[str]) -> None:
-        """Record the threads that ran under a removed profile, and lost it."""
+        """Record the threads that lost the confinement by a removed profile."""
         state = self._state
         for thread, label in (*state.previous.items(), *state.confined.items()):
             if names_in(label) & removed:
@@ -131,7 +136,7 @@ class ConfinementTracker:
                     state.lost[thread] = profile
 
     def _reloaded(self) -> frozenset[str]:
-        """Return the names whose profile has another directory than before."""
+        """Return the names whose profile has a different directory than before."""
         before = self._state.directories
         now = self._find_directories(before.keys()) if before else {}
         self._state.directories = {**before, **now}
@@ -149,10 +154,11 @@ class ConfinementTracker:
 
 
 def _lost_profile(before: str, now: str, removed: frozenset[str]) -> str:
-    """Return the removed profile that a label contained and no longer contains, or nothing.
+    """Return the removed profile that a label contained before and does not contain now; empty if
+    there is no such profile.
 
-    A thread that has changed to another profile, as its policy allows, lost nothing. After a loss,
-    the label contains only parts that it had before, and `unconfined`.
+    A thread that changed to another profile, as its policy allows, has not lost its confinement.
+    After a loss, the label contains only profiles from the earlier label, and `unconfined`.
     """
     left = frozenset(parts(now)) - {UNCONFINED}
     if not now or not left <= frozenset(parts(before)):

@@ -1,7 +1,7 @@
 """Warns about profiles under which a container cannot start.
 
-This module is pure and reads only the profile's own text. It gives no warning if an included file
-may contain file rules, so a missing warning proves nothing.
+This module is pure and reads only the profile's own text. The check gives no warning if an included
+file may contain file rules, so a profile without a warning may still be unusable.
 """
 
 import re
@@ -14,7 +14,7 @@ from agent.backends.apparmor.profile_text import declaration_line, without_comme
 from agent.core.findings import Finding
 
 _INCLUDE: Final = re.compile(r"#?include\s+(?:if\s+exists\s+)?[<\"]?([^>\"\s]+)")
-# Included files of apparmor without rules that let a program start.
+# Include files from apparmor that contain no rules for starting a program.
 _WITHOUT_PROGRAMS: Final = re.compile(r"tunables/.*|abstractions/(?:base|nameservice)")
 _DENY_RULE: Final = re.compile(r"\bdeny\b[^,\n]*")
 _FILE_RULE: Final = re.compile(r"(?:^|[\s{},])(?:\"?(?:/|@\{)|(?:file|all)(?=[\s,]))")

@@ -28,13 +28,13 @@ def cannot_check(id_: KeyId, message: str) -> Unchecked:
 
 
 def parser_rejected(id_: KeyId, *, line: str, message: str, hint: str) -> Finding:
-    """Return the error message of the parser.
+    """Return the finding for an error that the parser reported.
 
     Args:
         id_: the key of the text.
         line: the line of the text that the message is about, or an empty string.
         message: the message of the parser.
-        hint: the correction, or an empty string if only the message can tell.
+        hint: the correction, or an empty string if no correction is known.
     """
     return Finding(
         code="parser_rejected",
@@ -55,7 +55,7 @@ def no_profile(id_: KeyId) -> Finding:
 
 
 def parser_killed(result: ParserResult) -> Finding:
-    """Return the error about a text that needs more than the parser may use."""
+    """Return the error about a text that exceeds the limits of the parser."""
     alternative = "raise --parser-timeout"
     if result.exceeded_limit.endswith("memory"):
         alternative = (
@@ -96,7 +96,7 @@ def parser_not_sandboxed(reason: str) -> Finding:
 
 
 def rule_not_enforced(id_: KeyId, line: str, warning: str) -> Finding:
-    """Return the parser's warning that a rule is missing in the policy or weaker than written."""
+    """Return the parser's warning that a rule is missing from the policy or weaker than written."""
     return Finding(
         code="rule_not_enforced",
         location=line or id_.key,
@@ -140,7 +140,7 @@ def kernel_jammed(id_: KeyId) -> Finding:
 
 
 def foreign_name(id_: KeyId, names: list[str]) -> Finding:
-    """Return the error about a name that another program has loaded."""
+    """Return the error about a profile name that another program has loaded."""
     return Finding(
         code="foreign_name",
         location=names[0],
@@ -163,7 +163,7 @@ def foreign_content(names: list[str]) -> Finding:
 
 
 def verify_failed(id_: KeyId, reason: str) -> Finding:
-    """Return the error about a policy load that the kernel does not show afterwards."""
+    """Return the error about a policy load that is not visible in the kernel afterwards."""
     return Finding(
         code="verify_failed",
         location=id_.key,

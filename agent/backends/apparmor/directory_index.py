@@ -1,9 +1,10 @@
 """Finds the directories of profiles that this agent loaded, without a walk over all profiles.
 
-A walk after each of 1,000 loads would visit 1,000,000 directories. The index is only a shortcut: it
-returns a directory if the `name` file in it still holds the name, and `policy_view` uses the result
-only if the policy revision is the same before and after the reading. If the index is not certain,
-it returns None, and `policy_view` walks over all profiles.
+A walk after each of 1,000 loads would visit 1,000,000 directories. The index is only a shortcut:
+the index returns a directory if the `name` file in the directory still contains the name, and
+`policy_view` uses the result only if the policy revision is the same before and after the
+observation. If the index is not certain, the result is None, and `policy_view` walks over all
+profiles.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -12,7 +13,7 @@ from agent.backends.apparmor import compiled_policy
 
 
 class DirectoryIndex:
-    """The directories that a complete walk found or that a load of this agent added."""
+    """The directories that a complete walk found or that this agent added by loading profiles."""
 
     def __init__(
         self,
@@ -23,15 +24,15 @@ class DirectoryIndex:
         last_name: Callable[[str], str],
         newest_first: Callable[[str], Iterable[str]],
     ) -> None:
-        """Create an index of a complete walk.
+        """Create an index from a complete directory walk.
 
         Args:
             directories: the directory of each name.
             revision: the policy revision of the walk.
             top: the directory above all profiles.
             last_name: returns the last part of the name of the profile in a directory.
-            newest_first: returns the entries of a directory. The kernel lists the newest first,
-                which only makes the search faster.
+            newest_first: returns the entries of a directory. The kernel lists the newest entries
+                first, and the order only makes the search faster.
         """
         self._directories = dict(directories)
         self._known = set(directories.values())
@@ -45,7 +46,7 @@ class DirectoryIndex:
         """Record that this agent changed the policy.
 
         Args:
-            revision: the policy revision after the write; None: it is not known.
+            revision: the policy revision after the write; None if the revision is not known.
             may_add: whether the write may have added directories.
         """
         is_only_change = revision is not None and self._revision == revision - 1
@@ -53,7 +54,7 @@ class DirectoryIndex:
         self._may_have_new = self._may_have_new or may_add
 
     def find(self, names: Collection[str], revision: int) -> dict[str, str] | None:
-        """Return the directory of each loaded name; None: the index is not certain.
+        """Return the directory of each loaded name; None if the index is not certain.
 
         Args:
             names: the names to find.
@@ -94,5 +95,7 @@ class DirectoryIndex:
 
 
 def _last_part(name: str, parent: str | None) -> str:
-    """Return the content of the `name` file: of a hat or child, the part after its parent."""
+    """Return the content of the `name` file. For a hat or child, the file contains only the part
+    after the parent's name.
+    """
     return name if parent is None else name[len(parent) + 2 :]

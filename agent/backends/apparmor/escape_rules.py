@@ -1,8 +1,8 @@
 """Warns about rules that let a process leave its confinement (apparmor.d(5)).
 
 This module is pure and reads only the profile's own text, because included files belong to the
-host. Such a rule is never a reason to reject a text, so a target that may match `unconfined` is
-enough for a warning.
+host. An escape rule never causes the rejection of a text, so a target that may match `unconfined`
+is enough for a warning.
 """
 
 import itertools

@@ -10,7 +10,7 @@ from agent.backends.parts import BackendContext, BackendParts
 
 
 class AppArmorConfig(Protocol):
-    """The options of the agent that concern AppArmor; agent.config.Config fulfils it."""
+    """The options of the agent that concern AppArmor; implemented by agent.config.Config."""
 
     @property
     def state_dir(self) -> str:
@@ -18,7 +18,7 @@ class AppArmorConfig(Protocol):
 
     @property
     def apparmor_parser(self) -> str:
-        """The path of apparmor_parser; empty: search for it."""
+        """The path of apparmor_parser; empty to search for the parser."""
 
     @property
     def parser_timeout(self) -> float:
@@ -38,7 +38,7 @@ class AppArmorConfig(Protocol):
 
 
 def build(config: AppArmorConfig, context: BackendContext) -> BackendParts:
-    """Build the parts; nothing runs or is written before they are used."""
+    """Build the parts of the backend without starting or writing anything."""
     backend = AppArmorBackend(
         host=context.host,
         parser=config.apparmor_parser,

@@ -1,9 +1,10 @@
 """Checks AppArmor texts with the parser, and decides whether the agent may install the result.
 
 An inspection never waits for the parser: a text without a result is queued, and the key is pending.
-Nothing compiled without the features of this kernel is accepted for installation. A missing parser
-or kernel is a result, never an exception. `compile_worker` runs the parser; `source_checks`,
-`validation` and `escape_rules` hold the rules.
+Only a policy that was compiled for the features of this kernel is accepted for installation. If the
+parser or the kernel support is missing, an inspection returns a result and raises no exception.
+`compile_worker` runs the parser; `source_checks`, `validation` and `escape_rules` contain the rules
+for texts and policies.
 """
 
 import contextlib
@@ -59,15 +60,15 @@ class Inspector:
         self.rules = rules
         self.cpu_limit = cpu_limit
         self._target: CompileTarget | None = None
-        """The target of this pass, once it has been read."""
+        """The compile target of this pass; None until the target is read."""
 
         self._awaited: set[str] = set()
         """The cache keys of the results that this pass waits for."""
 
     def begin_pass(self) -> None:
-        """Begin a pass, which uses the results of the parser runs that have finished.
+        """Begin a pass that uses the results of all finished parser runs.
 
-        Texts that the previous pass did not inspect are not compiled any more.
+        Texts that the previous pass did not inspect are no longer compiled.
         """
         self._target = None
         self.worker.retain(self._awaited)
@@ -139,22 +140,24 @@ class Inspector:
         return Sandbox(finding=diagnostics.parser_not_sandboxed(reason) if reason else None)
 
     def _text_errors(self, content: bytes) -> tuple[Finding, ...]:
-        """Return the errors because of which a text must not reach the parser.
+        """Return the errors that forbid passing a text to the parser.
 
         The sandbox confines the parser even if the check cannot decide about a text. Without the
-        sandbox such a text is rejected.
+        sandbox, a text that the check cannot decide about is rejected.
         """
         findings = source_checks.errors(content)
         undecided = () if findings else source_checks.undecided_includes(content)
         try:
             return undecided if undecided and self.parser.unsandboxed_reason() else findings
-        except ParserError:  # the worker reports it, and does not start the parser
+        except ParserError:  # the worker reports the error, and does not start the parser
             return findings
 
     def _submit(
         self, id_: KeyId, source_key: SourceKey, key: str, target: CompileTarget
     ) -> Pending | Unchecked:
-        """Queue a text for the parser; return what earlier runs of it have shown."""
+        """Queue a text for the parser; return a pending result, or the reason why this node cannot
+        check the text.
+        """
         self._awaited.add(key)
         failure = self.worker.submit(
             key=key,
@@ -182,13 +185,13 @@ class Inspector:
         return self._target
 
     def _exceeded_key(self, key: str) -> str:
-        """Return the cache key of the result that a text exceeds the current limits."""
+        """Return the cache key for the result "the text exceeds the current limits"."""
         return digest(f"{key} {self.cpu_limit:g} {memory_budget.limit_bytes()}".encode())
 
     def _judge(
         self, id_: KeyId, source_key: SourceKey, result: ParserResult, context: str
     ) -> Profile | Rejection:
-        """Decide from the result of the parser whether a text is accepted."""
+        """Decide whether a text is accepted, based on the result of the parser."""
         text = source_key.content.decode("utf-8", "replace")
         if result.exceeded_limit:
             return Rejection(id=id_, findings=(diagnostics.parser_killed(result),))
@@ -245,5 +248,5 @@ def _not_checkable(id_: KeyId, reason: str) -> Unchecked:
 
 
 def _cache_key(context: str, content: bytes) -> str:
-    """Return the cache key of the result of a text in a context."""
+    """Return the cache key for the parser's result for a text in a context."""
     return digest(context.encode() + b"\0" + content)

@@ -1,7 +1,7 @@
 """Finds out whether the AppArmor policy of this host can be observed and changed.
 
-A kernel without AppArmor, policy that cannot be read, and a missing right are different results.
-Nothing here reads or changes profiles; see `policy_view` and `policy_writer`.
+A kernel without AppArmor, an unreadable policy, and a missing permission are different results.
+This module does not read or change profiles; see `policy_view` and `policy_writer`.
 """
 
 import ctypes
@@ -26,7 +26,7 @@ _CONTENT_PARAMETERS: Final = tuple(
 )
 _CAP_MAC_ADMIN: Final = 33  # linux/capability.h
 _FEATURE_BYTES: Final = 1 << 20
-_STATFS_WORDS: Final = 64  # more than struct statfs has
+_STATFS_WORDS: Final = 64  # more words than struct statfs has
 
 
 def filesystem_magic(path: Path) -> int:
@@ -44,9 +44,10 @@ def filesystem_magic(path: Path) -> int:
 
 
 def missing_right() -> str:
-    """Return which right this process lacks to change policy; empty if it has all of them.
+    """Return which permission this process lacks to change policy; empty if the process has every
+    permission.
 
-    The kernel checks the same rights (security/apparmor/policy.c: aa_policy_admin_capable).
+    The kernel checks the same permissions (security/apparmor/policy.c: aa_policy_admin_capable).
     """
     status = dict(
         line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if line
@@ -60,13 +61,15 @@ def missing_right() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probes:
-    """What the backend finds out about its process and its kernel. Tests pass other functions."""
+    """The functions with which the backend examines its process and its kernel. Tests pass other
+    functions.
+    """
 
     filesystem: Callable[[Path], int] = filesystem_magic
     """Returns the magic number of a file system."""
 
     rights: Callable[[], str] = missing_right
-    """Returns which right this process lacks to change policy."""
+    """Returns which permission this process lacks to change policy."""
 
     shows_pending_exec: Callable[[Host], bool] = pending_exec.is_shown
     """Returns whether the kernel shows the pending exec of another thread."""
@@ -76,7 +79,7 @@ class Probes:
 
 
 class KernelAccess:
-    """The access to the files of AppArmor below one host root."""
+    """The access to AppArmor's files below one host root."""
 
     def __init__(self, host: Host, probes: Probes) -> None:
         self.host = host
@@ -85,7 +88,7 @@ class KernelAccess:
         """Whether the last call of `barrier` found no barrier."""
 
     def unsupported_reason(self) -> str:
-        """Return why there is no AppArmor below the host root; empty if there is, or may be."""
+        """Return why the host root has no AppArmor; empty if AppArmor exists or may exist."""
         try:
             if self.host.exists(f"{ROOT}/features"):
                 return ""
@@ -120,7 +123,9 @@ class KernelAccess:
         return unobservable(reason) if reason else None
 
     def _obstacle(self) -> str:
-        """Return what keeps the agent from the policy of a kernel with AppArmor, or nothing."""
+        """Return why the agent cannot access the policy of a kernel with AppArmor; empty if the
+        agent has access.
+        """
         if self.probes.filesystem(self.host.path(SECURITYFS)) != SECURITYFS_MAGIC:
             return f"{SECURITYFS} below the host root is not a securityfs"
         if not self.host.exists(f"{ROOT}/features"):
@@ -136,7 +141,9 @@ class KernelAccess:
         return ""
 
     def hides_content(self) -> bool:
-        """Return whether the kernel shows neither hashes nor bytes of profiles loaded from now."""
+        """Return whether the kernel shows neither hashes nor bytes for profiles that are loaded
+        from now on.
+        """
         try:
             return all(
                 self.host.exists(file) and self.host.read(file).strip() == b"N"
@@ -164,7 +171,9 @@ class KernelAccess:
 
 
 def unobservable(reason: str) -> Unobservable:
-    """Return that the host has AppArmor, or may have it, and that it cannot be observed."""
+    """Return the result for a host that has or may have AppArmor, but whose policy cannot be
+    observed.
+    """
     return Unobservable(
         finding=Finding(
             code="kind_unobservable",

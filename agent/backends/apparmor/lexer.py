@@ -1,12 +1,13 @@
 """Splits AppArmor policy into the tokens that apparmor_parser's own lexer reads.
 
 Only the start condition of that lexer decides whether a `#` begins a comment, and whether `include`
-opens a file. As in flex, the longest match wins; of equally long matches, the first rule wins.
+opens a file. As in flex, the longest match wins; among matches of equal length, the first rule
+wins.
 
-This module is pure and does not know the grammar. Where the parser reports a syntax error, this
-lexer continues, so it can report an include that the parser never reads, but it cannot miss an
-include that the parser reads. It stops where the parser's lexer stops. The tables are in
-lexer_dialects.py.
+This module is pure and does not know the grammar. After a position where the parser reports a
+syntax error, this lexer continues. So this lexer can report an include that the parser never reads,
+but cannot miss an include that the parser reads. This lexer stops where the parser's lexer stops.
+The tables are in lexer_dialects.py.
 """
 
 import functools
@@ -46,7 +47,9 @@ def _candidates(dialect: Dialect, state: State, character: str) -> tuple[_Candid
 
 
 def tokens(text: str, dialect: Dialect) -> Iterator[Token]:
-    """Yield the tokens of a text except those of TokenKind.OTHER; the last one is the rest."""
+    """Yield the tokens of a text, except tokens of TokenKind.OTHER. The last token contains the
+    unread rest of the text.
+    """
     states = [State.INITIAL]
     position, size, last_line_break = 0, len(text), text.rfind("\n")
     while position < size:

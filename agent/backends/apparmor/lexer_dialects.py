@@ -1,4 +1,5 @@
-"""The lexers of apparmor_parser, as data: one Dialect for each version that reads differently.
+"""The lexers of apparmor_parser, as data: one Dialect for each version whose lexer differs from the
+version before.
 
 The tables follow parser_lex.l of apparmor 3.0 to 6.0~alpha1. A version that is not listed has the
 lexer of the version before it. tests/include_search.py compares the tables with real parsers.
@@ -12,7 +13,8 @@ from agent.backends.apparmor.lexer_rules import Dialect, Rule, State, Table, Tok
 _BLANK: Final = r"[ \t]"
 _SPACE: Final = r"(?:[ \t]|\r?\n)++"
 _WORD: Final = r"[A-Za-z][A-Za-z0-9_]*"
-_QUOTED: Final = r'"[^"\0]*+(?:(?<=\\)"[^"\0]*+)*"'  # to the first quote without a backslash
+# matches up to the first quote without a backslash
+_QUOTED: Final = r'"[^"\0]*+(?:(?<=\\)"[^"\0]*+)*"'
 _ID: Final = r'[^ \t\r\n"!,\\]*+(?:(?:\\[ \t"!,]?|,[^ \t\r\n"!,])[^ \t\r\n"!,\\]*+)*+'
 _IDS: Final = rf'(?=[^ \t\r\n"!,]|,[^ \t\r\n"!,]){_ID}'
 _IDS_FIRST: Final = r'[^ \t\r\n"!]'
@@ -50,7 +52,8 @@ _CONDITIONS: Final = (
 _PRIORITY: Final = Rule("p", rf"priority(?={_BLANK}*=)", push=State.INTEGER_MODE)
 _LIST: Final = Rule(r"\(", r"\(", push=State.LIST_VAL_MODE)
 _COMMENT: Final = Rule("#", r"#[^\n]*\n(?:[ \t]*#(?!include)[^\n]*\n)*+", TokenKind.COMMENT)
-_LAST_COMMENT: Final = Rule("#", r"#[^\n]*\n", TokenKind.COMMENT, pop=True)  # ends an assignment
+# a comment that ends an assignment
+_LAST_COMMENT: Final = Rule("#", r"#[^\n]*\n", TokenKind.COMMENT, pop=True)
 _CONTINUED: Final = Rule(r"\\", r"\\\n")
 _LAST_LINE_BREAK: Final = Rule(r"[\r\n]", r"\r?\n", pop=True)
 
@@ -218,7 +221,7 @@ _COMMON_4: Final[Table] = {
 
 
 def _version_4(name: str, common: Table, conditions: Sequence[Rule]) -> Dialect:
-    """Return the lexer of a version 4."""
+    """Return the lexer of one 4.x version."""
     identifier = (
         Rule(r'[^ \t\n"!,=()+&]', _NO_EQUALS),
         Rule(_LABEL_FIRST, _LABEL),
@@ -236,7 +239,7 @@ def _version_4(name: str, common: Table, conditions: Sequence[Rule]) -> Dialect:
 
 
 def _version_5(name: str, word: str, condition: Rule) -> Dialect:
-    """Return the lexer of a version 5."""
+    """Return the lexer of one 5.x version."""
     identifier = (
         Rule(r'[^ \t\n"!,=()+&]', word),
         Rule(_LABEL_FIRST, _LABEL_5),

@@ -1,7 +1,7 @@
-"""The types in which lexer_dialects.py writes down the lexer of apparmor_parser.
+"""The types with which lexer_dialects.py describes the lexer of apparmor_parser.
 
-A lexer of flex is a table of rules for each start condition (here: State). A rule has a pattern,
-and says which start condition applies after its token. lexer.py applies the tables.
+A flex lexer is a table of rules for each start condition (here: State). A rule contains a pattern
+and the start condition that applies after its token. lexer.py applies the tables.
 """
 
 import enum
@@ -10,7 +10,7 @@ from dataclasses import KW_ONLY, dataclass
 
 
 class State(enum.Enum):
-    """A start condition of the parser's lexer, under the parser's name for it."""
+    """A start condition of the parser's lexer, with the name that the parser uses."""
 
     INITIAL = enum.auto()
     SUB_ID = enum.auto()
@@ -33,7 +33,7 @@ class State(enum.Enum):
     UNIX_MODE = enum.auto()
     CHANGE_PROFILE_MODE = enum.auto()
     INCLUDE = enum.auto()
-    """Stands for INCLUDE_EXISTS too."""
+    """This state also represents the parser's INCLUDE_EXISTS."""
     ABI_MODE = enum.auto()
     USERNS_MODE = enum.auto()
     MQUEUE_MODE = enum.auto()
@@ -44,7 +44,7 @@ class State(enum.Enum):
 
 
 class TokenKind(enum.Enum):
-    """What a token is, as far as the checks of profile texts distinguish tokens."""
+    """The kinds of tokens that the checks of profile texts distinguish."""
 
     COMMENT = enum.auto()
     INCLUDE_PATH = enum.auto()
@@ -74,19 +74,21 @@ class Rule:
     first_characters: str
     """A regular expression for the characters that a match can begin with."""
     pattern: str
-    """A regular expression for the token. A lookahead stands for the trailing context of flex."""
+    """A regular expression for the token. A lookahead represents flex's trailing context."""
     kind: TokenKind = TokenKind.OTHER
     _: KW_ONLY
     pop: bool = False
     """Whether the token ends the current state."""
     push: State | None = None
-    """The state that begins after the token. Together with pop it replaces the current state."""
+    """The state that begins after the token. A rule with both `push` and `pop` replaces the current
+    state.
+    """
     pushes_by_keyword: bool = False
     """Whether the word of the token selects the state to push (Dialect.keywords)."""
     first_wins: bool = False
-    """Whether a match is taken without a comparison of lengths.
+    """Whether a match of this rule is accepted without comparing its length with other matches.
 
-    Such a rule needs a line break somewhere after the token.
+    A rule with this flag needs a line break somewhere after the token.
     """
 
 
