@@ -54,7 +54,7 @@ def pod(folder):
 
 
 def without_api(pod, *more):
-    """Return the pod with its profiles in a mounted directory, so that it needs no API server.
+    """Return the pod with its profiles in a mounted directory, which needs no API server.
 
     The overlay mounted-volume also mounts a directory. The rights of the pod do not change.
     """

@@ -61,8 +61,8 @@ def api(cluster, token, folder):
 def agent(cluster, tmp_path_factory):
     """The client of an agent whose pod runs on the Node `own`."""
     own = api(cluster, cluster.agent_token("own"), tmp_path_factory.mktemp("own"))
-    # The policy becomes effective a moment after it was created. Each attempt uses another value,
-    # because an unchanged Node is always allowed.
+    # The policy becomes effective a moment after it was created. Each attempt sets another label
+    # value, because an unchanged Node is always allowed.
     tries = itertools.count()
     until(lambda: denial(lambda: labels(own, "own", early=str(next(tries)))), "the policy to hold")
     cluster.kubectl("label", "node", "own", "early-")
@@ -192,7 +192,7 @@ def test_the_policy_denies(agent, cluster, what):
 
 
 def test_a_token_that_is_bound_to_no_pod_may_change_nothing(cluster, tmp_path):
-    """A token that a person created contains no Node."""
+    """A token that a person created does not contain a Node."""
     loose = api(cluster, cluster.agent_token("own", bound=False), tmp_path)
     denial = refusal(lambda: labels(loose, "own", labels={OWN: "installed"}))
     assert (denial.status, "bound to node" in denial.message) == (403, True)
@@ -291,7 +291,7 @@ def narrowed(cluster, old, new):
 
 
 OLDER_POLICIES = {
-    # The change of the policy, and the label that the policy then denies.
+    # The change of the policy, and the label that the changed policy denies.
     "a prefix is unknown": ("''set.'', ''apparmor", "''apparmor", f"set.{DOMAIN}/ns__web"),
     "a value is unknown": ("|installed|ready|", "|installed|", f"set.{DOMAIN}/ns__web"),
 }
@@ -309,7 +309,8 @@ def test_under_the_policy_of_another_release_every_other_label_is_correct(cluste
     def is_refused():
         if denial(lambda: labels(agent, "own", labels={key: "ready"})):
             return True
-        cluster.kubectl("label", "node", "own", f"{key}-")  # setting it again would change nothing
+        # setting the label again would change nothing
+        cluster.kubectl("label", "node", "own", f"{key}-")
         return False
 
     try:
@@ -331,7 +332,7 @@ def test_under_the_policy_of_another_release_every_other_label_is_correct(cluste
 
 @pytest.mark.parametrize("how", ["unlabel", "publish"])
 def test_forged_managed_fields_remove_no_other_field(cluster, agent, how):
-    """The other fields stay even with the rights of an administrator, which no policy limits."""
+    """The other fields stay even with administrator credentials, which no policy limits."""
     own = node_labels.NodeLabeler(agent, node_labels.NodeOptions(name="own"), lambda: "boot of own")
     own.publish(own.read(), {OWN: "installed"})
     taint = {"key": "keep", "value": "", "effect": "NoSchedule"}
@@ -450,14 +451,15 @@ def test_rbac_denies(agent, what):
 
 EVERYWHERE = {
     "/nodes": {"get", "watch", "patch"},
-    "profile-loader.io/nodelabels": {"limit"},  # marks the account for the admission policy
+    # This label marks the account for the admission policy.
+    "profile-loader.io/nodelabels": {"limit"},
 }
 GRANTED = {
     NAMESPACE: {**EVERYWHERE, "/configmaps": {"get", "list", "watch"}},
     "default": {**EVERYWHERE, "events.k8s.io/events": {"create"}},
     "kube-system": EVERYWHERE,
 }
-# system:basic-user: the requests of every authenticated user about itself.
+# The role system:basic-user permits each authenticated user requests about itself.
 ANYBODY = {
     "authorization.k8s.io/selfsubjectaccessreviews": {"create"},
     "authorization.k8s.io/selfsubjectrulesreviews": {"create"},
@@ -466,7 +468,7 @@ ANYBODY = {
 
 
 def test_the_pod_aware_overlay_grants_only_pods(cluster, agent):
-    """Its only additional permission is to list and watch the pods of all namespaces."""
+    """The overlay's only additional permission is to list and watch the pods of all namespaces."""
     assert refusal(lambda: agent.get("/api/v1/pods")).status == 403
     applied(cluster, "overlays/pod-aware")
     try:
@@ -558,7 +560,7 @@ def test_the_overlay_compares_every_field_of_the_node_spec(cluster):
 
 
 def test_only_the_startup_taint_can_be_removed_from_the_spec(cluster, agent):
-    """The overlay allows the removal of that taint, and no other change of the spec."""
+    """The overlay allows the removal of the startup taint, and no other change of the spec."""
     applied(cluster, "overlays/startup-taint")
     startup = {"key": "profile-loader.io/startup", "effect": "NoSchedule"}
     other = {"key": "keep", "effect": "NoSchedule"}
@@ -577,7 +579,7 @@ def test_only_the_startup_taint_can_be_removed_from_the_spec(cluster, agent):
             try:
                 taints(other)
             except errors.StatusError:
-                return False  # the API server has not read the policy yet
+                return False  # The API server has not read the policy yet.
             return True
 
         until(allowed, "the overlay's policy to hold")

@@ -30,7 +30,7 @@ def cluster(request):
 
 @pytest.fixture
 def folder(cluster, tmp_path):
-    """A copy of the manifests; everything that a test applied from it is deleted afterwards."""
+    """A copy of the manifests; the applied objects are deleted after the test."""
     shutil.copytree(ROOT, tmp_path / "manifests")
     yield tmp_path / "manifests"
     cluster.kubectl(
@@ -75,7 +75,7 @@ def api(cluster, token):
 
 
 def labelled(agent, node, key=OWN, value="installed"):
-    """Set a label; return why the API server denies it, or nothing."""
+    """Set a label; return the reason if the API server denies the label, or an empty string."""
     body = {"metadata": {"labels": {key: value}}}
     try:
         agent.send("PATCH", f"/api/v1/nodes/{node}", body, content_type=MERGE_PATCH)
@@ -189,15 +189,15 @@ class Attempts:
         self.thread.join()
 
 
-ENFORCED_SECONDS = 5.0  # an API server reads new policies once a second
+ENFORCED_SECONDS = 5.0  # An API server reads new policies once a second.
 
 
 @pytest.mark.parametrize("first", ["policy", "everything"])
 def test_the_policy_exists_before_the_permissions(cluster, folder, first):
-    """A token from before patches no other Node if the policy was applied alone first.
+    """An existing token cannot patch another Node if the policy is applied first.
 
-    If everything is applied at once, the API server knows the policy before the permissions, and
-    enforces it up to a second later.
+    If all manifests are applied at once, the API server stores the policy before the permissions,
+    and enforces the policy at most a second later.
     """
     cluster.kubectl("create", "namespace", NAMESPACE)
     cluster.kubectl("-n", NAMESPACE, "create", "serviceaccount", "profile-loader")

@@ -122,7 +122,7 @@ def test_promtool_accepts_the_rules(rules):
 
 
 def test_every_alert_fires_in_its_case_and_in_no_other(rules):
-    """Each alert has a case in alerts.yaml in which it fires, and one in which it does not."""
+    """alerts.yaml has a case in which the alert fires, and a case in which it does not."""
     shutil.copy(ALERTS, rules)
     status, output = promtool("test", "rules", ALERTS.name, cwd=rules)
     assert (status, "SUCCESS" in output) == (0, True), output
@@ -231,7 +231,7 @@ def test_a_real_prometheus_scrapes_the_agent(prometheus, server, metrics):
         prometheus.query('profile_loader_profile_available{name="odd \\"\\\\ name"}').values()
     ) == [1.0]
     assert prometheus.query("profile_loader_build_info").popitem()[1] == 1.0
-    # A rate has no value yet. An invalid expression would raise an error.
+    # A rate does not have a value yet, but an invalid expression would raise an error.
     empty = [text for text in dashboard() if not prometheus.query(text)]
     assert [text for text in empty if "rate(" not in text] == []
 

@@ -1,7 +1,7 @@
 """The API client and the reflector, against a real API server and against faulty ones.
 
-A scripted server replaces the real one only for responses that a real server sends too rarely: 429,
-503, a watch that is not JSON.
+A scripted server replaces the real server only for responses that a real server seldom sends, such
+as 429, 503, or a watch that is not JSON.
 """
 
 import base64
@@ -79,7 +79,7 @@ class RecordedBackoff(Backoff):
 
 
 class WatchedConfigMaps:
-    """A reflector of the data of ConfigMaps, and a queue of the stores that it reported."""
+    """A reflector of ConfigMap data, and a queue of the stores that the reflector reported."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class WatchedConfigMaps:
         self.on_restart()
 
     def park_if_ended(self):
-        """Block the thread of the reflector for good, because such a thread has no other end."""
+        """Block the thread of the reflector forever, because a reflector thread never ends."""
         if self.has_ended:
             threading.Event().wait()
 
@@ -156,7 +156,7 @@ def objects(store):
 
 
 def test_the_store_follows_created_changed_and_deleted_objects(cluster, tmp_path):
-    """Each change of the content is reported; a change of a label only is not."""
+    """Each change of the content is reported, but a change of only a label is not."""
     api = client.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca))
     with WatchedConfigMaps(api) as watched:
         watched.until(lambda store: store.objects is not None)
@@ -294,7 +294,7 @@ def test_a_status_error_contains_the_reason_of_the_api_server(cluster, tmp_path)
 
 
 def test_a_closed_port_is_unreachable(tmp_path):
-    """The message contains the address and the reason in one line."""
+    """The error message contains the address and the reason in one line."""
     port = free_port()
     api = client.Api(kubeconfig=config(tmp_path, f"https://127.0.0.1:{port}"))
     with pytest.raises(
@@ -313,7 +313,7 @@ def test_an_unusable_kubeconfig_is_an_error(tmp_path):
     with pytest.raises(errors.NoClusterError, match="the file does not exist"):
         client.Api(kubeconfig=str(tmp_path / "missing"))
     with pytest.raises(errors.NoClusterError):
-        client.Api()  # the test does not run in a pod
+        client.Api()  # The test does not run in a pod.
 
 
 # --- responses that a real API server sends too rarely --------------------------------------------
@@ -406,7 +406,7 @@ def test_an_error_status_is_not_retried_and_contains_retry_after(
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"[" * 100_000, b"\xff"])
 def test_a_response_that_is_not_an_object_is_an_error(tmp_path, body):
-    """The response is never treated as an empty list."""
+    """A response that is not an object is never treated as an empty list."""
     with ScriptedServer(response(200, body)) as server:
         api = client.Api(kubeconfig=config(tmp_path, server.url))
         with pytest.raises(errors.UnreachableError):
@@ -476,7 +476,7 @@ COMPLETE_OBJECTS = {
 
 @pytest.mark.parametrize("keep", COMPLETE_OBJECTS, ids=["configmap", "node", "pod"])
 def test_a_list_of_objects_with_wrong_types_is_read_or_is_an_error(tmp_path, keep):
-    """No other exception leaves the reflector, since it would end the agent."""
+    """Any other exception of the reflector would terminate the agent."""
     items = [item for item in variants(COMPLETE_OBJECTS[keep]) if isinstance(item, dict)]
     lists = [{"metadata": {"resourceVersion": "1"}, "items": [item]} for item in items]
     errors_count = 0
@@ -603,7 +603,7 @@ def test_a_response_over_the_size_limit_is_an_error_and_the_store_stays(tmp_path
 
 
 def test_the_delay_grows_with_each_failed_list(tmp_path, monkeypatch):
-    """A list that fails is a failure however long it took; only a stable watch resets the delay."""
+    """Even a list that fails slowly increases the delay; only a stable watch resets the delay."""
     monkeypatch.setattr(reflector_module, "STABLE_SECONDS", 0.0)
     with ScriptedServer(response(503, b"{}")) as server:
         backoff = RecordedBackoff()
@@ -735,7 +735,7 @@ def test_a_page_that_is_too_large_is_requested_with_fewer_objects(tmp_path):
 
 
 def test_a_list_without_an_end_is_an_error(tmp_path, monkeypatch):
-    """An API server that always has another page does not block the agent for ever."""
+    """An API server that always has another page does not block the agent forever."""
     monkeypatch.setattr(lister, "PAGE_LIMIT", 5)
     with ScriptedServer(page("a", more="x")) as server:
         reflector = WatchedConfigMaps(client.Api(kubeconfig=config(tmp_path, server.url))).reflector
@@ -746,7 +746,7 @@ def test_a_list_without_an_end_is_an_error(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("token", [5, ["x"], {"a": 1}])
 def test_a_token_of_a_wrong_type_is_an_error(tmp_path, token):
-    """Such a token is not treated as the end of the list."""
+    """An invalid continue token is not treated as the end of the list."""
     with ScriptedServer(response(200, {"metadata": {"continue": token}, "items": []})) as server:
         reflector = WatchedConfigMaps(client.Api(kubeconfig=config(tmp_path, server.url))).reflector
         with pytest.raises(errors.UnreachableError, match="not a list"):
@@ -754,7 +754,7 @@ def test_a_token_of_a_wrong_type_is_an_error(tmp_path, token):
 
 
 class TwoObjects:
-    """Bounds that keep two objects, and that have room for another if there are fewer."""
+    """Bounds that keep at most two objects, and report room while fewer objects are kept."""
 
     def __init__(self):
         self.most = 0
@@ -793,7 +793,7 @@ def test_a_list_follows_when_dropped_content_has_room_again(tmp_path, monkeypatc
 
 
 def test_real_pages_make_the_same_list(cluster, tmp_path, monkeypatch):
-    """A list is complete for each page size, also if etcd compacts its state in between."""
+    """A list is complete for each page size, even if etcd compacts its state between two pages."""
     names = {f"page-{number}" for number in range(7)}
     cluster.apply(*(config_map(name, key=name) for name in names))
     compacted = []
@@ -822,7 +822,7 @@ def test_real_pages_make_the_same_list(cluster, tmp_path, monkeypatch):
 
 
 def test_a_watch_that_never_started_is_not_a_stable_watch(tmp_path, monkeypatch):
-    """The delay grows although the client waited for the watch for a long time."""
+    """The delay grows even if the client waited a long time for the watch."""
     monkeypatch.setattr(reflector_module, "STABLE_SECONDS", 0.0)
     monkeypatch.setattr(reflector_module, "SILENCE_SECONDS", 0.2)
     backoff = RecordedBackoff()
@@ -835,7 +835,7 @@ def test_a_watch_that_never_started_is_not_a_stable_watch(tmp_path, monkeypatch)
 
 
 def test_a_reflector_is_not_live_between_a_broken_watch_and_the_next_response(tmp_path):
-    """Changes in that time are not in the store, so nothing may be concluded from it."""
+    """Changes between the two are missing in the store, so the store proves nothing."""
     event = {"type": "ADDED", "object": config_map("one", key="a")}
     broken = response(200, json.dumps(event).encode() + b"\n{")
     with ScriptedServer(LIST, broken, LIST, response(200, b"")) as server:
@@ -954,7 +954,7 @@ def test_a_token_file_is_read_again_after_a_watch_with_status_401(tmp_path):
 
 
 def test_only_changed_credentials_open_a_new_connection(tmp_path, monkeypatch):
-    """Credentials that were read again and are equal keep the connection."""
+    """If credentials that are read again are equal, the connection stays open."""
     monkeypatch.setattr(credentials, "REREAD_SECONDS", 0.0)
     (tmp_path / "token").write_text("one")
     with ScriptedServer(OK) as server:
@@ -974,7 +974,7 @@ def test_only_changed_credentials_open_a_new_connection(tmp_path, monkeypatch):
 def test_unreadable_credentials_stay_in_use_and_a_401_contains_the_reason(
     tmp_path, monkeypatch, failure
 ):
-    """An empty file is being written, so no request is sent without credentials."""
+    """An empty file is still being written, so it does not replace the credentials in use."""
     monkeypatch.setattr(credentials, "REREAD_SECONDS", 0.0)
     (tmp_path / "token").write_text("one")
     with ScriptedServer(OK, OK, response(401, {"message": "expired"})) as server:

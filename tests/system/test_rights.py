@@ -40,9 +40,9 @@ SCENARIOS = [
 ]
 
 
-# The result of a pass with every right. Profiles: one is changed, one is new, one went missing and
-# is restored, one is neither desired nor in use, and one is not desired but in use. Seccomp files:
-# one is new, and one is no longer desired.
+# The result of a pass with every right. One AppArmor profile is changed, one profile is new, one
+# profile went missing and is restored, one profile is neither desired nor in use, and one profile
+# is not desired but in use. One seccomp file is new, and one file is no longer desired.
 EVERYTHING = {
     "status": 0,
     "problems": [],
@@ -66,7 +66,7 @@ NO_APPARMOR = {
 }
 FOUND = {
     "nothing": {},
-    # The ledger cannot be read either, so no profile is known to be agent-owned.
+    # The agent cannot read the ledger either, so it does not know which profiles it owns.
     "uid 0": {
         "status": 1,
         "problems": ["kind_unobservable"],
@@ -74,7 +74,8 @@ FOUND = {
         "node": ["changed", "gone", "used", "old.json"],
     },
     "MAC_ADMIN": NO_APPARMOR,
-    # The agent cannot read the kernel's features, so it compiles nothing and knows no names.
+    # The agent cannot read the kernel's features, so it cannot compile profiles or read their
+    # names.
     "AppArmor unconfined": {
         **NO_APPARMOR,
         "rows": {
@@ -88,9 +89,9 @@ FOUND = {
         "node": ["changed", "fresh", "gone", "lost", "used", "changed: replaced", "new.json"],
     },
     "security writable": NO_APPARMOR,
-    # Nothing new is installed, since the ledger could not record it. Recorded profiles are removed
-    # or restored, but the ledger cannot record a removal. The report also contains that the agent
-    # cannot write the record of confined threads.
+    # No new profile is installed, since the ledger could not record the profile. Recorded profiles
+    # are removed or restored, but the ledger cannot record a removal. The report also states that
+    # the agent cannot write the record of confined threads.
     "state writable": {
         "status": 1,
         "problems": ["write_failed"],
@@ -107,7 +108,7 @@ FOUND = {
         | {"new.json": "failed write_failed", "old.json": "failed remove_failed"},
         "node": ["changed", "fresh", "lost", "used", "changed: replaced", "old.json"],
     },
-    # The agent cannot compile anything, but it restores policy that is compiled already.
+    # The agent cannot compile a profile, but restores policy that is already compiled.
     "tmp writable": {
         "status": 1,
         "rows": {
@@ -175,7 +176,7 @@ def test_the_shipped_pod_labels_its_node_with_the_installed_profiles(guest_lines
 
 @pytest.mark.parametrize("right", rights_run.WITHOUT)
 def test_without_a_right_its_function_reports_it_and_the_others_work(guest_lines, right):
-    """A pass without the right has the expected rows, and the node the expected profiles."""
+    """A pass without the right reports the expected rows; the node has the expected profiles."""
     (line,) = [line for line in guest_lines if line.get("without") == f"without {right}"]
     found = line["found"]
     wanted = EVERYTHING | FOUND[right]
@@ -205,7 +206,7 @@ def test_runtimes_start_the_agent_under_its_own_profile(runtime, own, built, tmp
 
 
 def test_its_own_profile_is_complete_and_allows_no_dangerous_call(own):
-    """The profile has all variants of its calls, and no call that could leave the container."""
+    """The profile has all variants of its calls, and no call to escape from the container."""
     (rule,) = own["syscalls"]
     assert calls.profile(rule["names"]) == own
     assert set(rule["names"]) & MIGHTY == set()

@@ -25,7 +25,7 @@ OLD, NEW = "SCMP_ACT_LOG", "SCMP_ACT_ALLOW"
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A control plane with the manifests, a Node in the pool canary and a Node outside of it."""
+    """A control plane with the manifests, a Node in the pool canary and another Node."""
     with Cluster() as control_plane:
         control_plane.kubectl("create", "priorityclass", "unused", "--value", "1")
         control_plane.kubectl("apply", "--server-side", "-k", ROOT / "manifests/base")

@@ -42,7 +42,7 @@ def bundle(tmp_path):
 
 
 def configure(bundle, seccomp, words):
-    """Write the bundle's configuration: the command, and a seccomp profile if there is one."""
+    """Write the bundle's configuration with the command, and optionally with a seccomp profile."""
     config = json.loads((bundle / "config.json").read_text())
     config["process"] |= {"terminal": False, "args": words}
     config["process"]["capabilities"] = dict.fromkeys(

@@ -175,10 +175,10 @@ def requests(agents):
 
 
 def settle(agents, before):
-    """Wait until each agent has sent its patch and its Event, and none sent anything for a second.
+    """Wait until all agents have sent a patch and an Event, and have sent nothing for a second.
 
-    A request is counted when it ends. Without the first condition, a pause of the machine would
-    look like the end.
+    A request is counted when it ends. If the wait checked only for a second without requests, a
+    pause of the machine would look like the end.
     """
     last = [requests(agents), time.monotonic()]
 

@@ -34,7 +34,7 @@ def ready(cluster, name):
         }
     }
     cluster.kubectl("patch", "node", name, "--subresource=status", "-p", json.dumps(status))
-    # A new Node has a taint that a controller removes when the Node is ready.
+    # In a real cluster, a controller removes the taint of a new Node when the Node is ready.
     cluster.kubectl("patch", "node", name, "--type=merge", "-p", '{"spec":{"taints":null}}')
 
 

@@ -33,31 +33,33 @@ PACKAGES = (
 )
 DOCKER = f"golang-github-docker-docker-dev/{GO}/docker/docker/profiles/seccomp"
 RUNC = f"golang-github-opencontainers-runc-dev/{GO}/opencontainers/runc/tests/integration/testdata"
-# Outcome under --seccomp-format oci and docker.
+# The outcomes under --seccomp-format oci and under --seccomp-format docker.
 EXPECTED = {
-    # Docker's default for flatpak: rules that depend on capabilities and on the kernel.
+    # Docker's default profile, in flatpak, has rules that depend on capabilities and on the kernel.
     "flatpak/usr/share/doc/flatpak/examples/flatpak-docker-seccomp.json": (
         {"not_portable"},
         {"accepted", "expanded_for_arch", "expanded_for_kernel"},
     ),
-    # Podman's default: capabilities, and names of error numbers.
+    # Podman's default profile has capabilities, and names of error numbers.
     "golang-github-containers-common/usr/share/containers/seccomp.json": (
         {"not_portable"},
         {"accepted", "errno_rewritten", "expanded_for_arch"},
     ),
-    # Docker's default.
+    # Docker's default profile.
     f"{DOCKER}/default.json": (
         {"not_portable"},
         {"accepted", "expanded_for_arch", "expanded_for_kernel"},
     ),
     f"{DOCKER}/fixtures/conditional_include.json": ({"not_portable"}, {"accepted"}),
-    # The form with `name`, which containerd would read as rules without names.
+    # The rules have the old field `name`; containerd would read them as rules without names.
     f"{DOCKER}/fixtures/default-old-format.json": ({"accepted", "name_rewritten"},) * 2,
     f"{DOCKER}/fixtures/example.json": ({"accepted", "name_rewritten"},) * 2,
-    # Two conditions on one argument: alternatives for runc, both needed for crun.
+    # The profile has two conditions on one argument. runc needs one of them to hold, and crun needs
+    # both.
     f"{RUNC}/seccomp_syscall_test1.json": ({"fails_open"},) * 2,
     f"{RUNC}/seccomp_syscall_test2.json": ({"accepted"},) * 2,
-    # The description of a hook: containerd and CRI-O would run the container unconfined.
+    # The file describes a hook. As a profile, it would make containerd and CRI-O run the container
+    # unconfined.
     "oci-seccomp-bpf-hook/usr/share/containers/oci/hooks.d/oci-seccomp-bpf-hook.json": (
         {"not_a_profile"},
     )
@@ -83,7 +85,7 @@ def outcome(path, form):
 
 @pytest.mark.parametrize("path", EXPECTED)
 def test_each_profile_ends_as_recorded(tree, path):
-    """The table lists the outcome in both formats."""
+    """The table lists the outcome of each profile in both formats."""
     assert (outcome(tree / path, "oci"), outcome(tree / path, "docker")) == EXPECTED[path]
 
 

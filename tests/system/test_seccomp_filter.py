@@ -124,7 +124,7 @@ def judged(body):
 
 @pytest.mark.parametrize("name", PROBLEMATIC)
 def test_the_harness_sees_a_profile_fail_open(name):
-    """The filter of such a profile allows a denied call if the profile is unchanged."""
+    """Without the agent's change, the filter of each problematic profile allows a denied call."""
     verdict = judged(json.dumps(PROBLEMATIC[name]))
     assert verdict.outcome is Outcome.FAILS_OPEN, verdict
 
@@ -158,10 +158,10 @@ def test_contradicting_rules_have_no_filter():
 @pytest.mark.parametrize("library", libraries.every(), ids=lambda one: one.version)
 @pytest.mark.parametrize("machine", sorted(resolve.MACHINES))
 def test_the_tables_of_calls_are_libseccomp_s(library, machine):
-    """The agent knows which calls an ABI has, and which libseccomp adds through another call."""
+    """The agent's tables list each ABI's calls, and the calls that libseccomp multiplexes."""
     for abi in resolve.abis(machine):
         if not library.token(abi):
-            continue  # an older libseccomp
+            continue  # The number is missing in an older libseccomp.
         found = set(reference.numbers_by_name(library, abi))
         known = {name for name in syscalls.KNOWN if library.resolves(name) != -1}
         anchors = {name for name in syscalls.of(abi) if name not in syscalls.RECENT}
@@ -244,7 +244,7 @@ def test_profiles_that_depend_on_capabilities_are_built_right_for_every_pod():
 @pytest.mark.search
 def test_a_long_search_finds_no_accepted_profile_with_a_wrong_filter():
     """The filters of more than 100,000 accepted profiles follow their rules."""
-    libraries.every()  # one download for all processes
+    libraries.every()  # The libraries are downloaded once for all processes.
     chunks = [("x86_64", seed, 10_000) for seed in range(1001, 1019)]
     chunks += [("aarch64", seed, 10_000) for seed in range(2001, 2009)]
     chunks += [("ppc64le", 3001, 10_000), ("riscv64", 3002, 10_000)]

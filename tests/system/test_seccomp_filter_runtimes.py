@@ -23,7 +23,7 @@ from tests.system.seccomp_filter.reference import Reference
 from tests.system.seccomp_filter.runtimes import KERNEL_NUMBERS, Runtime, build, export, wants_tree
 from tests.system.test_runtimes import bundle, configure, contain, run_command
 
-__all__ = ["bundle"]  # a fixture
+__all__ = ["bundle"]  # an imported fixture
 
 # Calls that a sleeping container does not need, so that every rule for them is harmless.
 UNUSED = (
@@ -148,7 +148,7 @@ CHMOD = "chmod 777 /etc/hostname && echo changed"
 
 @pytest.mark.parametrize("runtime", ["runc", "crun"])
 def test_a_conditional_rule_holds_where_libseccomp_would_drop_it(runtime, bundle):
-    """A container does not apply the original rule, and applies the rule that the agent writes."""
+    """A container ignores the original rule, but applies the rule that the agent writes."""
     _, output = contain(runtime, bundle, DENIES_777, CHMOD)
     assert "changed" in output
     kind = SeccompBackend(host=Host("/"), machine="x86_64")

@@ -1,4 +1,4 @@
-"""The calls that libseccomp also filters through socketcall(2) and ipc(2), without conditions."""
+"""Compares the agent's table of multiplexed calls, whose conditions libseccomp drops."""
 
 import ctypes
 import re

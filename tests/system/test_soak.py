@@ -1,7 +1,7 @@
 """The soak test: random changes for a minute in CI, or for a longer time when run manually.
 
-SOAK_SECONDS sets the time, and SOAK_SEED the seed of the random changes. The default seed is the
-same for every commit; 0 selects a new seed. A failure prints the seed and the history.
+SOAK_SECONDS sets the duration, and SOAK_SEED sets the seed of the random changes. The default seed
+is the same for every commit; 0 selects a new seed. A failure prints the seed and the history.
 """
 
 import json
@@ -21,10 +21,11 @@ from tests.system.soak import Soak
 SECONDS = float(os.environ.get("SOAK_SECONDS", "60"))
 SEED = int(os.environ.get("SOAK_SEED", "105")) or int(time.time())
 GUEST = Path("tests/system/guest")
-# In addition to the changes: boot (60), start (180), and settling after the last changes (120).
+# The seconds in addition to the changes: boot (60), start (180), and settling after the last
+# changes (120).
 GUEST_SECONDS = 480
-# Allowed growth of one process. In the virtual machine a minute has about ten samples, each with
-# other profiles; runs of 84 to 120 changes grew by 0.5 to 4.3 MiB.
+# Allowed growth of one process. In the virtual machine, a minute has about ten samples, each with
+# different profiles; runs of 84 to 120 changes grew by 0.5 to 4.3 MiB.
 MOST_KIB, MOST_KIB_IN_VM = 4096, 8192
 
 

@@ -24,7 +24,7 @@ from tests.reports import status_store
 CHROMIUM = [
     "chromium",
     "--headless",
-    "--no-sandbox",  # as root
+    "--no-sandbox",  # Chromium needs this option when it runs as root.
     "--disable-gpu",
     "--disable-quic",
     "--no-first-run",
@@ -47,7 +47,7 @@ WIDTHS = (400, 1400)
 
 
 def board():
-    """Return what serves a page with everything on it, a hostile and a long name among it."""
+    """Return the board of a page that shows every element, including a hostile and a long name."""
     finding = Finding(
         code="parser_rejected",
         location="line 7",
@@ -219,7 +219,7 @@ def test_the_page_passes_an_accessibility_check(look):
 
 
 def test_a_browser_shows_a_malicious_name_as_text(tmp_path):
-    """The name adds no element, and does not change the title of the page."""
+    """A malicious name adds no element, and does not change the title of the page."""
     server = HttpServer("127.0.0.1:0", board())
     server.start()
     begin = time.monotonic()
@@ -232,7 +232,7 @@ def test_a_browser_shows_a_malicious_name_as_text(tmp_path):
 
 
 def test_a_script_that_is_not_escaped_does_not_run(tmp_path):
-    """The content security policy of the server blocks it."""
+    """The content security policy of the server blocks the script."""
 
     class Careless(StatusStore):
         def status(self):

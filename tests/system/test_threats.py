@@ -1,8 +1,8 @@
-"""The limits of a hostile kubelet and of an attacker between the agent and the API server.
+"""What a hostile kubelet, and an attacker between agent and API server, cannot do.
 
-A kubelet has the credential of one Node (system:node:NAME). The node authorizer and the admission
-plugin NodeRestriction of the API server limit that credential. These tests check that these limits
-and those of the manifests leave no gap.
+A kubelet has the credential of one Node (system:node:NAME). The node authorizer and the
+NodeRestriction admission plugin limit the kubelet's credential. These tests check that the limits
+of the API server and the limits of the manifests leave no gap.
 """
 
 import json
@@ -110,7 +110,7 @@ def test_with_the_token_of_its_agent_a_kubelet_can_label_its_own_node_only(clust
 
 
 def test_in_another_domain_a_kubelet_can_forge_the_label(cluster):
-    """A label domain outside node-restriction.kubernetes.io does not protect the own Node."""
+    """A label domain outside node-restriction.kubernetes.io does not protect the kubelet's Node."""
     assert label(cluster, "node-a", "seccomp.example.org/a.json") == ""
     assert "forbidden" in label(cluster, "node-b", "seccomp.example.org/a.json")
 

@@ -55,7 +55,7 @@ def ask_tls(server, context):
 
 
 def client(folder, name=""):
-    """Return the TLS settings of a client, with its certificate if it has a name."""
+    """Return the TLS settings of a client; a client with a name has a certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -74,7 +74,7 @@ def test_an_idle_connection_delays_no_handshake(folder, pages):
         begin = time.monotonic()
         status, shown = ask_tls(server, client(folder))
         assert (status, shown) == (200, (folder / "server.pem").read_text())
-        assert time.monotonic() - begin < REQUEST_SECONDS  # then idle connections end
+        assert time.monotonic() - begin < REQUEST_SECONDS  # The idle connections end later.
 
 
 def test_only_clients_of_the_authority_are_accepted(folder, pages):
@@ -94,13 +94,13 @@ def test_only_clients_of_the_authority_are_accepted(folder, pages):
 
 
 def test_a_renewed_certificate_is_served_and_a_broken_one_is_not(folder, tmp_path, pages):
-    """Changed files are read again; the previous certificate stays while they do not match."""
+    """Changed files are read again; the previous certificate stays until the files match."""
     cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
     shutil.copy(folder / "server.pem", cert)
     shutil.copy(folder / "server.key", key)
     server = HttpServer("127.0.0.1:0", pages, certificates=Certificates(str(cert), str(key), ""))
     server.start()
-    shutil.copy(folder / "renewed.pem", cert)  # the key does not match yet
+    shutil.copy(folder / "renewed.pem", cert)  # The new key does not match the certificate yet.
     previous = (folder / "server.pem").read_text()
     assert ask_tls(server, client(folder)) == (200, previous)
     shutil.copy(folder / "renewed.key", key)

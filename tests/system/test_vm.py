@@ -1,8 +1,8 @@
-"""The virtual machine has the properties on which the tests in it rely."""
+"""The virtual machine has the properties on which other tests rely."""
 
 from tests.system import vm
 
-LIMIT_SECONDS = 300  # a guest takes about ten seconds
+LIMIT_SECONDS = 300  # A guest takes about ten seconds.
 KERNEL = "/sys/kernel/security/apparmor"
 
 

@@ -53,7 +53,7 @@ def test_the_kernel_has_apparmor_and_not_landlock(results):
 
 
 def test_a_profile_is_installed_without_the_sandbox_and_that_is_reported(results):
-    """The notice contains the reason. An ordinary profile does not need the sandbox."""
+    """A notice contains the reason. An ordinary profile does not need the sandbox."""
     assert results["plain"] == "Installed"
     assert results["code"] == "parser_not_sandboxed"
     assert "Landlock is not among the active modules of the kernel (lsm=)" in results["what"]

@@ -4,8 +4,8 @@ A guest has the kernel, the parser and the Python of one Debian release, by defa
 root tree of a release is built once and cached in ~/.cache/profile-loader with its checksum. Each
 run uses a new disk with a copy of that tree. QEMU emulates the processor (TCG), so a run needs no
 rights on the host. A guest whose kernel crashes is started again at most twice, and the result
-contains the number of starts. A guest has a network only if the caller requests it. Then the guest
-can connect to this machine's loopback, and no connection to the guest is possible.
+contains the number of starts. A guest has a network only if the caller requests it. A guest with a
+network can connect to this machine's loopback, but no connection to the guest is possible.
 """
 
 import contextlib
@@ -47,10 +47,12 @@ PACKAGES = (
     "kmod",
 )
 STANDARD = "bookworm"
-RELEASES = {STANDARD: "3.11", "trixie": "3.13", "sid": "3.14"}  # with the version of python3
-KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"  # of every release
+# The releases, each with its version of python3.
+RELEASES = {STANDARD: "3.11", "trixie": "3.13", "sid": "3.14"}
+KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"  # the packages of every release
 STARTS = 3
-RECIPE = 4  # part of the cache keys: increase it when the build of the tree changes
+# This version is part of the cache keys. Increase it when the build of the tree changes.
+RECIPE = 4
 # no_timer_check: on a busy host, the first timer interrupts arrive too late for a check of the
 # guest's kernel, which then panics ("IO-APIC + timer doesn't work").
 KERNEL = (
@@ -117,7 +119,7 @@ class GuestResult:
 
 
 class GuestError(Exception):
-    """The guest ended three times before its command did."""
+    """The guest ended three times before its command ended."""
 
 
 def sha256(path):
@@ -127,7 +129,7 @@ def sha256(path):
 
 
 def tree(release=STANDARD):
-    """Return the cached root tree of a release as a tar file; build it if missing or damaged."""
+    """Return the cached root tree of a release as a tar file; build a missing or damaged tree."""
     recipe = f"{RECIPE} {release} {_compiles(release)} {INIT} {' '.join(PACKAGES)}"
     key = hashlib.sha256(recipe.encode()).hexdigest()[:16]
     path = TREES / f"{key}.tar"

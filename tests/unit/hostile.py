@@ -22,7 +22,7 @@ RULE = (
 
 
 def filled(head, item, tail):
-    """Return at most SIZE bytes: a head, as many items as fit, and a tail."""
+    """Return at most SIZE bytes that consist of a head, as many items as fit, and a tail."""
     make = item if callable(item) else lambda _: item
     parts, left, number = [], SIZE - len(head) - len(tail), 0
     while (left := left - len(part := make(number)) - 1) >= 0:
@@ -85,7 +85,7 @@ def seccomp(content):
 
 
 def apparmor(content):
-    """Return the longest of the lists of problems that the checks of a text report."""
+    """Return the longest list of problems that any check of the text reports."""
     source = content.decode()
     return max(
         source_checks.errors(content),

@@ -118,7 +118,7 @@ def test_names_and_policy_bytes_are_limited():
 
 
 def test_no_key_is_inspected_after_a_limit_is_reached():
-    """For such a key, the agent neither reads the cache nor starts the parser."""
+    """For a key over the limit, the agent neither reads the cache nor starts the parser."""
     budget = AdmissionBudget(limits=Limits(policy_bytes=5))
     assert budget.rejection(key("1")) is None
     budget.admitted(profile("1", "a", size=5))
@@ -151,7 +151,7 @@ def test_a_rejected_profile_still_claims_names_of_the_ledger():
 
 
 def test_findings_are_limited_and_an_error_remains():
-    """Over the limit, one finding per key remains, if possible an error."""
+    """If there are too many findings, one finding per key remains, if possible an error."""
     budget = AdmissionBudget(limits=Limits(findings=1))
     first, second = (
         Rejection(id=key(str(n)), findings=findings(1, "complain_mode") + findings(2))
@@ -170,7 +170,7 @@ def test_a_pending_key_does_not_count_for_the_limits():
 
 
 def test_unlisted_keys_are_reported_for_their_set():
-    """The finding has the number of keys."""
+    """The finding has the number of unlisted keys."""
     finding = admission.unlisted_keys("configmap a/web", 7)
     assert (finding.code, finding.location) == ("limit_exceeded", "configmap a/web")
     assert finding.message.startswith("7 more keys")
@@ -223,7 +223,7 @@ class OneSet:
 
 
 def test_a_rejected_profile_is_inspected_again_when_the_limits_permit_it(tmp_path):
-    """Until then, it is inspected once per full pass, and its last good version stays."""
+    """A rejected profile is inspected once per full pass, and its last good version stays."""
     (tmp_path / "state").mkdir()
     kind, source = RecordingKind(), OneSet()
     reconciler = build_reconciler([source], kind, FileLedger(Host(str(tmp_path)), "/state"))

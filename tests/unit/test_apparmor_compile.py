@@ -50,7 +50,7 @@ def codes(results):
 
 @pytest.mark.parametrize("fault", ["exit 1", "kill -9 $$", "kill -XCPU $$"])
 def test_a_text_that_fails_in_the_quick_run_gets_a_full_run(tmp_path, fault):
-    """Only a full run decides about a text."""
+    """Only a full run decides whether a text is rejected."""
     text = f'{QUICK}echo "run$quick" >> {tmp_path}/runs\n[ -z $quick ] || {fault}'
     backend = script_backend(tmp_path, text)
     assert codes(inspected(backend, *source_keys("profile x {}"))) == [["no_profile"]]
@@ -58,7 +58,7 @@ def test_a_text_that_fails_in_the_quick_run_gets_a_full_run(tmp_path, fault):
 
 
 def test_a_text_that_succeeds_in_the_quick_run_is_compiled_once(tmp_path):
-    """A full run would produce the same policy."""
+    """After a successful quick run, a full run would produce the same policy."""
     backend = script_backend(tmp_path, f'{QUICK}echo "run$quick" >> {tmp_path}/runs')
     inspected(backend, *source_keys("profile x {}"))
     assert runs(tmp_path) == ["run1"]
@@ -77,7 +77,7 @@ def test_an_inspection_never_waits_for_the_parser(tmp_path):
     (source_key,) = source_keys("profile x {}")
     result = backend.inspect(source_key)
     assert result == Pending(id=result.id, source=source_key.content, findings=())
-    backend.begin_pass()  # a pass that does not inspect the text ends its run
+    backend.begin_pass()  # If a pass does not inspect the text, its parser run is cancelled.
     backend.begin_pass()
 
 
@@ -108,7 +108,7 @@ def test_a_failed_start_of_the_parser_is_reported_by_the_next_pass(tmp_path):
 
 
 def test_a_new_text_overtakes_a_slow_one(tmp_path):
-    """The run of the slow text ends, and starts again when no other text waits."""
+    """The run of the slow text is cancelled, and starts again when no other text waits."""
     go = tmp_path / "go"
     backend = script_backend(
         tmp_path,
@@ -263,7 +263,7 @@ def no_thread_left():
 
 
 def test_a_worker_that_cannot_start_is_started_by_a_later_pass(tmp_path, no_thread_left):
-    """A lack of threads is not a fault of the text, and may be over in the next pass."""
+    """A lack of threads is not a fault of the text, and may end before the next pass."""
     backend = script_backend(tmp_path, "exit 0")
     with no_thread_left():
         (result,) = inspected(backend, *source_keys("profile x {}"))
@@ -272,7 +272,7 @@ def test_a_worker_that_cannot_start_is_started_by_a_later_pass(tmp_path, no_thre
 
 
 def test_a_worker_survives_a_lack_of_threads_during_a_run(tmp_path, no_thread_left):
-    """The text is not rejected, and the worker compiles the next one."""
+    """The text is not rejected, and the worker compiles the next text."""
     backend = script_backend(tmp_path, "exit 0")
     inspected(backend, *source_keys("profile x {}"))
     with no_thread_left():
@@ -282,7 +282,7 @@ def test_a_worker_survives_a_lack_of_threads_during_a_run(tmp_path, no_thread_le
 
 
 def test_the_parser_pauses_until_a_pass_collects_large_results(tmp_path):
-    """Results do not fill the memory during a long pass."""
+    """Large results do not fill the memory during a long pass."""
     backend = script_backend(tmp_path, f"echo run >> {tmp_path}/runs; yes | head -c 3000000")
     texts = source_keys(*(f"profile x{number} {{}}" for number in range(8)))
     for source_key in texts:

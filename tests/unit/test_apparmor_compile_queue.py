@@ -61,7 +61,10 @@ def test_a_text_that_exceeds_its_slice_waits_behind_all_others(limit):
 
 
 def test_each_slice_is_longer_up_to_the_limit():
-    """A text that needs much time is compiled in the end. The first run is a quick run."""
+    """Even a text that needs much time is compiled eventually.
+
+    The first run of each text is a quick run.
+    """
     queue = queue_of("a:slow")
     runs = []
     compiled = None
@@ -99,7 +102,7 @@ def test_an_inconclusive_run_is_repeated_with_back_off(failure):
     if failure is RunFailure.SIGNAL:
         queue.record_run(
             queue.take(0.0), limited(failure), 0.0
-        )  # a full run follows without a delay
+        )  # A full run follows without a delay.
     now, delays = 0.0, []
     for _ in range(9):
         assert queue.record_run(queue.take(now), limited(failure), now) is None
@@ -132,13 +135,13 @@ def test_the_run_of_a_slow_text_is_cancelled_for_a_new_text():
 
 
 def test_the_run_of_a_new_text_is_not_cancelled_for_another_text():
-    """Each new text gets its whole first slice."""
+    """Each new text gets its whole first time slice."""
     queue = queue_of("a:1", "a:2")
     assert not queue.is_cancelled(queue.take(0.0), 0.0)
 
 
 def test_a_text_without_a_source_is_not_compiled():
-    """A deleted text is removed, also while the parser compiles it."""
+    """A deleted text leaves the queue, even while the parser compiles the text."""
     queue = queue_of("a:1", "a:2", "a:3")
     running = queue.take(0.0)
     queue.retain({"a:3"})
@@ -170,7 +173,7 @@ def test_the_queue_is_idle_when_nothing_may_run_now():
 
 
 def test_a_command_does_not_repeat_inconclusive_runs():
-    """With a hanging parser and many texts, the command would never exit."""
+    """If a command repeated runs, a hanging parser and many texts would keep it from exiting."""
     queue = queue_of("a:1")
     queue.record_run(queue.take(0.0), limited(RunFailure.WALL_CLOCK), 0.0)
     assert queue.is_idle(1e9)

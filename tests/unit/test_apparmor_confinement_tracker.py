@@ -1,4 +1,4 @@
-"""The tracker of threads that lose their confinement, on a procfs tracker of files."""
+"""The tracker of threads that lose their confinement, on a procfs that consists of files."""
 
 import json
 import shutil
@@ -108,12 +108,12 @@ def test_threads_that_lost_a_removed_profile_are_reported_until_they_end(tracker
     assert tracker.count() == 2
     node.end(10)
     assert pids(tracker) == [("web", f"11 ({SHORT})")]
-    node.thread(11, "unconfined", start=8)  # another process has this ID now
+    node.thread(11, "unconfined", start=8)  # Another process has this ID now.
     assert (pids(tracker), tracker.count()) == ([], 0)
 
 
 def test_a_zombie_is_reported_no_longer(tracker, node):
-    """A zombie never runs code again."""
+    """A zombie is not reported, because it never runs code again."""
     node.thread(12, "unconfined")
     tracker.record_removals(["other"])
     assert len(tracker.findings()) == 1
@@ -156,12 +156,13 @@ def test_a_live_thread_of_an_ended_leader_is_reported(node):
         ("web//HAT//&z (enforce)", "unconfined//&z (mixed)", True),
         ("web//&z (enforce)", "web//&z (enforce)", False),
         ("web (enforce)", "web (complain)", False),
-        ("web (enforce)", "next (enforce)", False),  # as change_profile or an exec rule allows
+        # A change_profile or exec rule allows this change.
+        ("web (enforce)", "next (enforce)", False),
         ("web (enforce)", "web//&next (enforce)", False),
     ],
 )
 def test_a_part_of_a_stacked_label_that_vanished_is_reported(node, before, now, lost):
-    """A thread that changed to another profile lost nothing."""
+    """A thread that changed to another profile did not lose its confinement."""
     node.thread(20, before)
     tracker = observed(node)
     node.thread(20, now)
@@ -195,7 +196,7 @@ def test_a_thread_that_is_still_confined_lost_nothing(tracker):
 
 
 def test_a_removal_during_an_observation_is_not_missed(tracker, node):
-    """The observation finds the process unconfined; the previous one recorded its label."""
+    """The observation finds the process unconfined; the previous observation recorded its label."""
     node.thread(12, "unconfined")
     tracker.observe(NAMES)
     tracker.record_removals(["other"])
@@ -276,7 +277,7 @@ def test_a_thread_that_left_a_profile_by_itself_loses_nothing_by_its_removal(tra
 
 
 def test_a_thread_that_left_a_part_of_a_stack_can_still_lose_the_other_part(node):
-    """Only the removed profile is forgotten."""
+    """The tracker forgets only the profile that the thread left."""
     node.thread(12, "web//&other (enforce)")
     tracker = observed(node)
     node.thread(12, "web (enforce)")
@@ -321,7 +322,7 @@ def test_a_loss_is_still_reported_after_a_restart(tracker, node):
 
 @pytest.mark.parametrize("missing", [["other"], []])
 def test_a_loss_while_no_agent_ran_is_reported(tracker, node, missing):
-    """The profile may still be missing, or it was loaded again in another directory."""
+    """The profile is still missing, or another program loaded it again in another directory."""
     node.thread(12, "unconfined")
     if not missing:
         node.directories["other"] = "other.2"
@@ -368,7 +369,7 @@ def test_an_unchanged_observation_writes_nothing(tracker, node):
 
 
 def test_a_record_is_readable_by_root_alone(tracker, node):
-    """The record shows which processes other users run."""
+    """The record is private because it shows which processes other users run."""
     assert node.record().stat().st_mode & 0o777 == 0o600
 
 
@@ -409,7 +410,7 @@ def test_a_link_in_place_of_the_record_is_not_followed(node, tmp_path):
 
 
 def test_a_record_that_cannot_be_written_is_reported(node, tmp_path):
-    """The tracker still finds the loss with what it has in memory."""
+    """The tracker still finds the loss with the record in memory."""
     (tmp_path / "state").write_text("a file in place of the directory")
     tracker = observed(node)
     node.thread(12, "unconfined")

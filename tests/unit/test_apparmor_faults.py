@@ -119,7 +119,10 @@ def test_a_child_policy_namespace_is_unobservable(tmp_path):
 
 
 def test_names_are_read_from_the_name_files(tmp_path):
-    """The kernel changes names for its directories. A hat has the name of its parent as prefix."""
+    """The kernel changes names for its directories.
+
+    The name of a hat begins with the name of its parent.
+    """
     host = node(tmp_path)
     loaded(tmp_path, "two_words.1", "two words", raw_sha1="aa", sha1="bb")
     loaded(tmp_path, "two_words.1/profiles/HAT.2", "HAT", mode="complain", sha256="cc")
@@ -158,7 +161,7 @@ def test_without_content_the_evidence_is_the_object_and_its_last_replacement(tmp
         )
     }
     assert [finding.code for finding in result.findings] == ["content_unverifiable"]
-    write(tmp_path, f"{kernel_access.ROOT}/revision", "9\n")  # other programs load other profiles
+    write(tmp_path, f"{kernel_access.ROOT}/revision", "9\n")  # Other programs load other profiles.
     assert apparmor_backend(host).observe(["x"], []).profiles == result.profiles
     os.utime(mode, ns=(1, 6))
     assert apparmor_backend(host).observe(["x"], []).profiles != result.profiles
@@ -174,7 +177,7 @@ def test_without_content_the_evidence_is_the_object_and_its_last_replacement(tmp
 def test_a_node_without_profiles_reports_whether_content_can_be_verified(
     tmp_path, hash_policy, export_binary, codes
 ):
-    """The parameters of the kernel module show this before a profile is loaded."""
+    """The parameters of the kernel module show this property before a profile is loaded."""
     host = node(tmp_path)
     for name, value in (("hash_policy", hash_policy), ("export_binary", export_binary)):
         if value:
@@ -237,7 +240,7 @@ def test_a_text_that_exceeds_the_parser_s_limits_is_rejected_until_it_changes(
         assert isinstance(result, Rejection)
         assert [finding.code for finding in result.findings] == ["parser_killed"]
         assert reason in result.findings[0].message
-    assert (tmp_path / "runs").read_text() == 2 * "run\n"  # the quick run and the full run
+    assert (tmp_path / "runs").read_text() == 2 * "run\n"  # one quick run and one full run
 
 
 @pytest.mark.parametrize("fault", ["kill -9 $$", "exit 10"])
@@ -356,7 +359,7 @@ def test_a_huge_cache_entry_is_not_read(tmp_path):
 
 
 def test_a_discarded_profile_stays_on_the_disk(tmp_path):
-    """It is read again later, without another run of the parser."""
+    """A discarded profile is read again later, without another run of the parser."""
     (tmp_path / "policy").write_bytes(profile("x"))
     path = script(tmp_path, f"cat > /dev/null; cat {tmp_path}/policy")
     backend = apparmor_backend(node(tmp_path), parser=path, state_dir="/state")
@@ -367,7 +370,7 @@ def test_a_discarded_profile_stays_on_the_disk(tmp_path):
 
 
 def test_a_damaged_cache_entry_counts_as_missing(tmp_path):
-    """The content is verified when it is read."""
+    """The content of a cache entry is verified when the entry is read."""
     host = Host(tmp_path)
     stored = policy_cache.ParserResult(
         policy=b"policy", error="m", warnings=("n",), exceeded_limit="k"
@@ -399,7 +402,7 @@ def test_a_policy_is_read_again_by_a_newer_reader(tmp_path):
 
 
 def test_a_policy_is_read_from_the_disk_when_it_is_installed(tmp_path):
-    """Until then, the memory contains its declared profiles, but not its bytes."""
+    """Before the installation, the memory has the policy's declared profiles, not its bytes."""
     (tmp_path / "policy").write_bytes(profile("x"))
     path = script(tmp_path, f"cat > /dev/null; cat {tmp_path}/policy")
     backend = apparmor_backend(node(tmp_path), parser=path, state_dir="/state")
@@ -436,7 +439,7 @@ def test_a_changed_include_changes_the_context(tmp_path):
 
 
 def test_an_include_in_a_linked_directory_changes_the_context(tmp_path):
-    """The parser follows the link. A link to its own directory is followed once."""
+    """The parser follows the link. A link to the directory that contains it is followed once."""
     include = write(tmp_path, "elsewhere/x", "one")
     top = tmp_path / "apparmor.d"
     top.mkdir()

@@ -42,7 +42,7 @@ class Kernel(Host):
 
 @pytest.fixture
 def host(tmp_path):
-    """Return a host with such a kernel, and nothing loaded."""
+    """Return a host with a kernel that hides content, without loaded profiles."""
     node(tmp_path, revision="5\n")
     write(tmp_path, "/proc/sys/kernel/random/boot_id", "b-o-o-t\n")
     (tmp_path / "var/lib/profile-loader").mkdir(parents=True)
@@ -58,7 +58,10 @@ def observed(host):
 
 @pytest.mark.parametrize("disturbed", [0, 1, 4])
 def test_a_load_is_repeated_until_it_is_the_only_change(host, disturbed):
-    """Only then the object has the written content for certain. A repetition keeps the object."""
+    """Only an undisturbed load proves which content the object has.
+
+    A repetition keeps the object.
+    """
     host.disturbed = disturbed
     done = apparmor_backend(host).install(PROFILE, BODY, replaceable=())
     path = f"{kernel_access.ROOT}/policy/profiles/{DIRECTORY}"
@@ -71,7 +74,7 @@ def test_a_load_is_repeated_until_it_is_the_only_change(host, disturbed):
 
 
 def test_a_load_that_is_always_disturbed_is_verified_by_the_next_pass(host):
-    """Until then the load has failed, but the object is agent-owned."""
+    """Before the verification, the load counts as failed, but the object is agent-owned."""
     host.disturbed = 99
     failed = apparmor_backend(host).install(PROFILE, BODY, replaceable=())
     assert isinstance(failed, Failed)

@@ -17,7 +17,7 @@ VERSIONS_THAT_READ_THE_INCLUDE = {
     'include\n"/p"\n': (),
     '# include "/p"\n': (),
     '#include "/p"\n': ALL,
-    '#include "/p"': (),  # the parser needs a line break
+    '#include "/p"': (),  # The parser needs a line break.
     '{ : include "/p"\n': ("3.0", "4.0.0", "4.0.2", "4.1.0"),
     'priority=#x\ninclude "/p"\n': ("3.0", "4.0.0", "4.0.2"),
     'priority=5include "/p"\n': ("4.1.0", "5.0.0", "5.0.1"),
@@ -34,7 +34,7 @@ VERSIONS_THAT_READ_THE_INCLUDE = {
     ("text", "versions"), VERSIONS_THAT_READ_THE_INCLUDE.items(), ids=itertools.count()
 )
 def test_each_version_reads_its_own_includes(text, versions):
-    """A version reads an include if its lexer is in the initial state there."""
+    """A version reads an include if its lexer is in the initial state at that position."""
     readers = tuple(
         dialect.name
         for dialect in lexer_dialects.DIALECTS

@@ -60,11 +60,11 @@ def test_the_record_of_another_boot_is_ignored_and_replaced(host):
 
 @pytest.mark.parametrize(("revision", "own"), [(7, {"web"}), (6, set()), (8, set())])
 def test_an_interrupted_load_counts_if_it_was_the_only_change_of_policy(host, revision, own):
-    """The agent ended between the load and its record."""
+    """The agent ended between the load and the write of its record."""
     objects(host).begin(EXPECTED, 6)
     found = {"web": "web.1"}
     assert objects(host).own(found, revision, PROFILES) == own
-    # The result stays the same when the policy changes later.
+    # The result stays the same even if the policy changes later.
     assert objects(host).own(found, 99, PROFILES) == own
 
 
@@ -91,7 +91,7 @@ def test_an_interrupted_load_counts_if_the_kernel_shows_the_expected_content(hos
 
 
 def test_a_failed_load_is_not_an_interrupted_one(host):
-    """Another program may load the name after the failure."""
+    """A failed load proves nothing, because another program may load the name after the failure."""
     own_objects = objects(host)
     own_objects.begin(EXPECTED, 6)
     own_objects.record({})
@@ -122,7 +122,7 @@ def test_a_damaged_line_is_ignored(host, damage):
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"nonsense"])
 def test_a_damaged_first_line_makes_the_record_empty(host, content):
-    """Only the first line has the boot ID."""
+    """Without its first line, which has the boot ID, a record proves nothing."""
     objects(host).record({"a": "a.1"})
     record(host).write_bytes(content)
     restarted = objects(host)
@@ -164,7 +164,7 @@ def test_a_fifo_in_place_of_the_record_is_replaced(host, reader):
 
 
 def test_a_record_that_cannot_be_written_is_kept_in_memory(host):
-    """The record is written completely once that is possible."""
+    """The record is written completely as soon as the write succeeds."""
     base = host.path(STATE)
     base.rmdir()
     base.write_text("a file in place of the directory")

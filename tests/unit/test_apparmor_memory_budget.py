@@ -40,7 +40,7 @@ def stat(inactive, active):
     ("limit", "expected"), [(512 * MIB, 396 * MIB), (128 * MIB, 64 * MIB), (8 << 30, 1 << 30)]
 )
 def test_the_parser_may_use_the_memory_that_the_container_has_left(tmp_path, path, limit, expected):
-    """The limit minus the usage without page cache, minus a reserve; from 64 MiB to 1 GiB."""
+    """The budget is the limit minus usage (without page cache) and a reserve: 64 MiB to 1 GiB."""
     files = {"max": limit, "current": 150 * MIB, "stat": stat(30 * MIB, 20 * MIB)}
     assert memory_budget.available_bytes(*cgroup(tmp_path, path, **files)) == expected
 
@@ -55,7 +55,7 @@ def test_the_parser_may_use_the_memory_that_the_container_has_left(tmp_path, pat
     ],
 )
 def test_an_unknown_usage_leaves_the_minimum(tmp_path, files, expected):
-    """Without a known limit, the parser may use the maximum."""
+    """If only the usage is unknown, the minimum remains; without a known limit, the maximum."""
     assert memory_budget.available_bytes(*cgroup(tmp_path, "/", **files)) == expected
 
 
@@ -74,7 +74,7 @@ def test_a_limit_of_cgroup_version_1_counts(tmp_path, directory, limit, expected
 
 
 def test_without_a_memory_cgroup_the_parser_may_use_the_maximum(tmp_path):
-    """The list of cgroups is missing, or has no memory cgroup."""
+    """The list of cgroups is missing, or does not contain a memory cgroup."""
     own = write(tmp_path, "cgroup", "4:cpu:/pod\n")
     for file in (own, tmp_path / "none"):
         assert memory_budget.available_bytes(file, tmp_path) == 1 << 30
@@ -91,7 +91,7 @@ def test_each_run_gets_the_memory_that_is_left(tmp_path, left, expected):
 
 
 def test_a_second_parser_needs_64_mib(tmp_path):
-    """With less memory, texts are compiled one after the other."""
+    """With less than 64 MiB for a second parser, texts are compiled one after the other."""
     backend = backend_with(
         tmp_path,
         f"cd {tmp_path}; mkdir busy || touch both; sleep 0.2; rmdir busy",
@@ -103,7 +103,7 @@ def test_a_second_parser_needs_64_mib(tmp_path):
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor runs one parser")
 def test_the_memory_of_a_running_parser_is_subtracted_once(tmp_path):
-    """The free memory is already smaller by what the running parser uses."""
+    """The free memory already excludes the memory that the running parser uses."""
     text = (
         f"cd {tmp_path}; mkdir busy || touch both\n"
         "for i in $(seq 100); do [ -e both ] && break; sleep 0.05; done\nrmdir busy"

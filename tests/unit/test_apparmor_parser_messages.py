@@ -118,7 +118,7 @@ def everything(source):
     ],
 )
 def test_a_line_of_an_included_file_is_not_a_line_of_the_text(message, location):
-    """Such a line has the name of the file, or is behind the end of the text."""
+    """A line of an included file has the file's name, or is behind the end of the text."""
     assert parser_messages.line_reference(message, "a\nb\n") == location
 
 

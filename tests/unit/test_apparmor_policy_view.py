@@ -1,4 +1,4 @@
-"""The view of the loaded policy: consistent readings, the directory index, released raw data."""
+"""Tests of the view of the loaded policy, of the directory index and of released raw data."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ class CountingHost(Host):
 
 
 class Kernel:
-    """The files of a kernel, and the agent's view of them."""
+    """The files of a kernel, and the agent's view of these files."""
 
     def __init__(self, root, probes=PROBES):
         self.root = root
@@ -75,7 +75,7 @@ class Kernel:
 
     @property
     def was_walked(self):
-        """Whether the last observation listed all profiles."""
+        """Return whether the last observation listed all profiles."""
         return TOP in self.host.paths
 
 
@@ -94,7 +94,7 @@ def kernel(tmp_path):
 
 
 def test_a_new_profile_is_found_without_reading_the_others(kernel):
-    """The index searches only directories that it does not know yet."""
+    """The index searches only directories that are not in the index yet."""
     kernel.load("new.2", "new", sha1="bb")
     assert kernel.observe("new", "absent") == {"new": observed("bb")}
     assert [path for path in kernel.host.paths if "old.1" in path or path == TOP] == []
@@ -124,7 +124,7 @@ def test_all_profiles_are_listed_after_a_foreign_change(kernel):
 
 
 def test_all_profiles_are_listed_if_a_directory_has_another_name(kernel):
-    """The index compares the `name` file in a directory with the name."""
+    """The index compares the `name` file in a directory with the profile's name."""
     kernel.load("old.1", "else", sha1="ff")
     assert kernel.observe("old", "else") == {"else": observed("ff")}
     assert kernel.was_walked
@@ -189,7 +189,7 @@ def test_a_name_that_was_removed_and_loaded_again_has_another_directory(kernel):
 
 
 def test_a_profile_without_hashes_does_not_hide_the_hashes_of_others(tmp_path):
-    """The files with hashes are learned only from a profile that has both of them."""
+    """The agent learns the names of the hash files only from a profile that has both files."""
     kernel = Kernel(tmp_path)
     loaded(tmp_path, "bare.1", "bare")
     kernel.load_foreign("both.2", "both", sha1="aa", raw_sha1="bb")
@@ -215,9 +215,10 @@ def test_a_name_longer_than_one_read_is_read_completely(kernel):
 class SwappingHost(CountingHost):
     """A host on which another program replaces `old` between two system calls of the agent.
 
-    Each step of the script has an action and the name of a file. "other" replaces the profile after
-    that file was read. "back" restores the first content with its first generation before that file
-    is read: the kernel keeps the raw data of a version while a process uses it.
+    Each step of the script has an action and the name of a file. The action "other" replaces the
+    profile after the agent read the file. The action "back" restores the first content with its
+    first generation before the agent reads the file, because the kernel keeps the raw data of a
+    version while a process uses that version.
     """
 
     def __init__(self, kernel, script):
@@ -255,7 +256,7 @@ ONCE = [("other", "mode"), ("back", "revision")]
     "script", [ONCE, ONCE * 2, ONCE * 5, [*ONCE, ("other", "raw_data"), ("back", "raw_data")]]
 )
 def test_a_profile_that_changes_while_it_is_read_is_read_again(kernel, script):
-    """The hashes of a replacement are not cached for the version that it replaced."""
+    """The hashes of the new version are not cached for the version that it replaced."""
     host = SwappingHost(kernel, script)
     view = PolicyView(host, RawDataRelease(host, PROBES))
     assert (view.observe(["old"]), host.script) == ({"old": observed("aa")}, [])
@@ -331,7 +332,7 @@ def test_a_profile_that_this_agent_removed_is_waited_for(tmp_path):
 
 @pytest.mark.parametrize(("removed", "tracked"), [("x", ("x", "y")), ("", ("y",))])
 def test_raw_data_that_stay_referenced_are_not_waited_for(tmp_path, removed, tracked):
-    """Another profile of the same load references them, or the agent only stopped tracking."""
+    """Another profile of the same load references the data, or the agent stopped tracking them."""
     kernel = ReleasingKernel(tmp_path, 9.0)
     for load in [("x", "y")] if removed else [("x",), ("y",)]:
         kernel.load_together(*load)

@@ -61,11 +61,11 @@ def end(root, pid):
 
 
 class Changing(Host):
-    """A host on which something happens right after a directory was listed."""
+    """A host on which an action runs right after a directory was listed."""
 
     def __init__(self, root):
         super().__init__(root)
-        self.after = {}  # path -> what happens after each listing of it
+        self.after = {}  # path -> the action after each listing of the path
         self.listed = []
 
     def names(self, path):
@@ -89,7 +89,7 @@ class Changing(Host):
     ],
 )
 def test_a_label_is_in_use_with_its_parents_and_its_stacked_parts(tmp_path, label, used):
-    """Hats count for their parents, stacks for each part, and no name for a longer one."""
+    """Hats count for their parents and stacks for each part; no name counts for a longer name."""
     host = host_of(tmp_path)
     thread(tmp_path, 20, 20, "unconfined")
     thread(tmp_path, 20, 21, label, file="attr/current")
@@ -131,7 +131,7 @@ def test_a_procfs_that_hides_processes_proves_nothing(tmp_path):
 
 
 def test_a_living_thread_that_cannot_be_read_makes_the_answer_unknown(tmp_path):
-    """Unreadable is not unconfined."""
+    """A thread with an unreadable label does not count as unconfined."""
     host = host_of(tmp_path)
     write(tmp_path, "/proc/20/stat", stat(20, "S"))
     write(tmp_path, "/proc/20/task/20/stat", stat(20, "S"))
@@ -152,7 +152,7 @@ def test_without_a_procfs_nothing_is_proven(tmp_path):
 
 
 def test_the_last_process_of_a_chain_of_forks_is_found(tmp_path):
-    """Each process starts the next one after it was listed, and ends before it is read."""
+    """Each process starts its successor after it was listed, and ends before it is read."""
     host = Changing(tmp_path)
     look = host_of(tmp_path, host=host)
     thread(tmp_path, 20, 20, "web (enforce)")
@@ -220,7 +220,7 @@ def test_a_child_of_a_process_that_left_the_profile_is_found(tmp_path):
 
 
 def test_a_thread_whose_creator_left_the_profile_is_found(tmp_path):
-    """Each thread starts another one after it was listed, and is unconfined when it is read."""
+    """Each thread starts another thread after it was listed, and is unconfined when it is read."""
     host = Changing(tmp_path)
     look = host_of(tmp_path, host=host)
     thread(tmp_path, 20, 20, "unconfined")
@@ -269,7 +269,7 @@ def test_a_chain_of_threads_that_ends_in_execve_is_found(tmp_path):
 
 
 def test_a_process_with_a_reused_id_is_read_again(tmp_path):
-    """A chain of forks may come round to an ID that was read before."""
+    """A chain of forks may reach an ID that was read before."""
     host = Changing(tmp_path)
     look = host_of(tmp_path, host=host)
     thread(tmp_path, 20, 20, "unconfined")
@@ -288,7 +288,7 @@ def test_a_process_with_a_reused_id_is_read_again(tmp_path):
 
 @pytest.mark.parametrize("state", ["Z", "X"])
 def test_a_zombie_is_no_user(tmp_path, state):
-    """Its label is still shown, and it can run nothing any more."""
+    """The kernel still shows a zombie's label, but a zombie cannot run code any more."""
     host = host_of(tmp_path)
     thread(tmp_path, 20, 20, "web (enforce)")
     bury(tmp_path, 20, state)
@@ -305,7 +305,7 @@ def test_a_thread_of_a_zombie_leader_is_a_user(tmp_path):
 
 
 def test_a_child_of_a_process_that_became_a_zombie_is_found(tmp_path):
-    """It may have forked after /proc was listed."""
+    """The process may have forked after /proc was listed."""
     host = Changing(tmp_path)
     look = host_of(tmp_path, host=host)
     thread(tmp_path, 20, 20, "web (enforce)")

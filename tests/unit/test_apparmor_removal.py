@@ -1,4 +1,4 @@
-"""The last checks of a removal, on a kernel and processes that are files."""
+"""Tests of the last checks of a removal, on a kernel and processes that consist of files."""
 
 import shutil
 
@@ -71,7 +71,7 @@ def policy_changes(host):
 
 
 def removal(root, starts_after):
-    """Remove a profile, while a process starts; return the result and the number of listings."""
+    """Remove a profile while a process starts; return the result and the number of listings."""
     node(root, revision="5\n")
     host = Kernel(root)
     changes = policy_changes(host)
@@ -82,7 +82,7 @@ def removal(root, starts_after):
 
 
 def test_a_process_that_starts_before_the_last_listing_keeps_its_profile(tmp_path):
-    """Another listing of the processes after the proof of disuse would let new processes start."""
+    """After the proof of disuse, another listing would leave time for new processes to start."""
     result, listings = removal(tmp_path / "unused", 0)
     assert result == Removed()
     for number in range(1, listings):

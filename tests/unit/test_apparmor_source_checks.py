@@ -75,7 +75,7 @@ def test_a_harmless_include_and_the_word_include_are_accepted(line):
 
 
 def test_the_error_about_an_include_has_a_reason_and_an_example():
-    """The message contains what is wrong with the path, and the hint a path that is allowed."""
+    """The message states the mistake in the path, and the hint shows an allowed path."""
     assert source_checks.errors(b'include "/etc/shadow"') == (
         Finding(
             code="include_refused",
@@ -123,7 +123,7 @@ def test_the_error_about_an_include_has_a_reason_and_an_example():
     ],
 )
 def test_a_rule_that_ends_confinement_causes_a_warning(line, codes):
-    """Such rules execute a program without a profile, or change the profile to unconfined."""
+    """The rules execute a program without a profile, or change the profile to unconfined."""
     assert [finding.code for finding in escape_rules.warnings(line)] == codes
 
 
@@ -247,7 +247,7 @@ def test_a_text_that_means_something_else_than_it_shows_is_rejected(content, cod
     ids=lambda value: value if value.startswith("U+") else "",
 )
 def test_a_character_that_misleads_the_reader_is_rejected_by_name(content, name, hint):
-    """The error contains the name of the character and what to type instead."""
+    """The error contains the name of the character and its replacement."""
     (finding,) = source_checks.errors(content.encode())
     assert (finding.code, finding.location) == ("text_unsafe", "line 1")
     assert f"the character {name}" in finding.message
@@ -284,7 +284,7 @@ def test_each_character_is_reported_once():
 
 
 def test_a_line_with_many_escapes_is_checked_in_bounded_time():
-    """A comment of one mebibyte must not delay the pass. The test measures CPU time."""
+    """A comment of one mebibyte must not delay the pass. The limit in this test is CPU time."""
     content = "# " + "\\1" * 500_000 + "\nprofile x { }\n"
     begin = time.process_time()
     assert source_checks.variable_names(content) == ()

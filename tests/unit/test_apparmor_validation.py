@@ -58,7 +58,7 @@ def test_the_deny_list_can_be_changed():
     ],
 )
 def test_an_unsafe_name_is_rejected(name):
-    """It would block the kernel, forge a line of its list, or not be found by a runtime."""
+    """An unsafe name blocks the kernel, forges a line of its list, or is not found by a runtime."""
     assert codes(declared(name)) == ["name_unsafe"]
 
 
@@ -88,7 +88,7 @@ def test_an_attachment_is_rejected_unless_allowed():
 
 
 def test_the_attachment_of_a_child_is_accepted():
-    """It only selects a child within the parent, so it does not confine processes of the host."""
+    """A child's attachment only applies within the parent, so it confines no host process."""
     profiles = [declared("x"), declared("x///bin/ls", attached=True)]
     assert codes(*profiles) == []
 
@@ -106,7 +106,7 @@ def test_a_policy_namespace_is_rejected():
 
 
 def test_all_errors_of_a_profile_are_reported_together():
-    """The author can correct all of them in one round."""
+    """The author can correct all errors in one round."""
     profile = declared("snap.x", mode="unconfined", attached=True)
     assert codes(profile) == ["name_denied", "attachment_refused", "unconfined_refused"]
 
@@ -150,7 +150,7 @@ def test_a_name_that_looks_like_flags_causes_a_warning(name):
     ],
 )
 def test_a_profile_without_file_rules_causes_a_warning(rules, can_start):
-    """No container can start under it. An included file may contain the file rules."""
+    """No container can start without file rules. An included file may contain the file rules."""
     source = f"#include <tunables/global>\nprofile web {{\n  {rules}\n}}\n"
     codes_ = [finding.code for finding in container_checks.warnings([declared("web")], source)]
     assert codes_ == ([] if can_start else ["start_impossible"])
@@ -158,5 +158,5 @@ def test_a_profile_without_file_rules_causes_a_warning(rules, can_start):
 
 @pytest.mark.parametrize("mode", ["complain", "unconfined"])
 def test_a_profile_that_denies_nothing_lets_containers_start(mode):
-    """Rules are not necessary in these modes."""
+    """In modes that deny nothing, a profile does not need file rules."""
     assert container_checks.warnings([declared("web", mode=mode)], "profile web {}\n") == ()

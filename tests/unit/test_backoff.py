@@ -22,7 +22,7 @@ def test_a_success_starts_the_delays_again():
 
 @pytest.mark.parametrize(("jitter", "least"), [(0.5, 4.0), (1.0, 0.0)])
 def test_the_random_part_only_shortens_a_delay(jitter, least):
-    """A delay is never longer than the one without a random part."""
+    """A random delay is never longer than the delay without a random part."""
     delays = []
     for _ in range(200):
         backoff = Backoff(first_seconds=8.0, longest_seconds=8.0, jitter=jitter)
@@ -31,5 +31,5 @@ def test_the_random_part_only_shortens_a_delay(jitter, least):
 
 
 def test_a_very_long_outage_does_not_overflow():
-    """An operation that fails for months still has its longest delay."""
+    """An operation that fails for months still has the longest delay."""
     assert delay_seconds(1_000_000, first_seconds=1.0, longest_seconds=60.0) == 60.0

@@ -97,7 +97,7 @@ never measured
 
 
 def test_the_page_matches_the_results():
-    """The last column of docs/performance.md is what bench/results.md shows."""
+    """The last column of docs/performance.md matches bench/results.md."""
     assert document.performance_page(PAGE, RESULTS) == PAGE
 
 
@@ -109,7 +109,7 @@ def test_numbers_have_three_digits():
 
 @pytest.mark.parametrize("path", sorted(Path("bench").glob("*.py")), ids=lambda path: path.stem)
 def test_imported_names_of_the_benchmark_exist(path):
-    """CI does not run the benchmark, so this checks the names that it imports and uses."""
+    """CI does not run the benchmark, so this test checks the names that the benchmark uses."""
     tree = ast.parse(path.read_text())
     modules = {}
     for node in ast.walk(tree):

@@ -1,4 +1,4 @@
-"""Specification of the command line: one checked value, or every mistake at once."""
+"""Specification of the command line parser: it returns checked options or every mistake."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ def parse(*argv, environ=None, file=None):
 
 
 def mistakes(*argv, **places):
-    """Return the mistakes that a wrong call reports."""
+    """Return the mistakes that the command reports about wrong arguments."""
     parsed = parse(*argv, **places)
     assert isinstance(parsed, cli.Usage), parsed
     assert parsed.status == 2
@@ -37,7 +37,7 @@ def test_run_is_the_default_command(argv):
 
 
 def test_every_option_has_the_default_that_the_help_shows():
-    """The declaration of an option is the source of its default."""
+    """The declaration of an option is the only source of its default."""
     shown = {name.replace("-", "_"): option.default for name, option in OPTIONS.items()}
     assert shown == dataclasses.asdict(Config())
 
@@ -203,7 +203,7 @@ def test_arguments_after_two_dashes_are_paths():
 
 
 def test_variables_of_a_service_with_the_same_name_are_ignored():
-    """The kubelet adds such variables to each pod of a namespace with this Service."""
+    """The kubelet adds variables of a Service to each pod in the namespace of the Service."""
     links = {
         "PROFILE_LOADER_SERVICE_HOST": "10.0.0.1",
         "PROFILE_LOADER_SERVICE_PORT": "9808",
@@ -380,7 +380,7 @@ def test_help_fits_the_terminal(command, columns, monkeypatch):
 
 
 def test_the_first_help_fits_one_screen(monkeypatch):
-    """It lists the commands before anything else, and refers to the help of each command."""
+    """The help lists the commands first, and refers to the help of each command."""
     monkeypatch.setenv("COLUMNS", "80")
     lines = parse("--help").text.splitlines()
     assert len(lines) <= 28
@@ -419,7 +419,7 @@ def test_a_client_authority_needs_tls():
 
 @pytest.mark.parametrize(("text", "is_valid"), [("800", True), ("801", False), ("x", False)])
 def test_the_label_limit_is_below_the_cost_limit_of_the_policy(text, is_valid):
-    """The API server would deny a request with more labels."""
+    """The API server would deny a request with more labels than that limit."""
     argv = (*RUN, f"--label-limit={text}")
     if is_valid:
         assert parse(*argv).config.label_limit == int(text)

@@ -53,7 +53,7 @@ def test_a_missing_program_is_a_host_error():
 
 @pytest.mark.parametrize("number", range(20))
 def test_a_process_that_the_command_starts_at_once_gets_the_same_limits(number):
-    """A child that was forked before the limits were set gets them as well."""
+    """A child that was forked before the limits were set has the same limits."""
     memory_kib = LIMITS.memory_bytes >> 10
     script = f"{{ until [ $(ulimit -v) = {memory_kib} ]; do :; done; echo {number}; }} & wait"
     exited = run("/bin/sh", "-c", script)

@@ -60,7 +60,7 @@ def test_each_configmap_is_a_separate_profile_set():
 
 
 def test_a_configmap_without_profiles_is_emptied_unless_an_annotation_allows_it():
-    """Only the annotation makes an empty ConfigMap a valid profile set."""
+    """Only with the annotation is an empty ConfigMap a valid profile set."""
     emptied, allowed = config_map(data={}), config_map(data={}, allow_empty="true")
     assert isinstance(read(ONE, stored(emptied))[0], Emptied)
     assert read(ONE, stored(allowed)) == (expected_snapshot("web", allow_empty=True),)
@@ -86,7 +86,7 @@ def test_a_configmap_that_does_not_exist_is_missing():
 )
 @pytest.mark.parametrize("objects", [None, {}, {"web": config_map()}])
 def test_a_configmap_that_is_not_confirmed_is_unreadable(objects, status, expected):
-    """A store that could not be confirmed is unreadable, whether it contains objects or not."""
+    """An unconfirmed store is unreadable, whether the store contains objects or not."""
     store = Store(objects=objects, reason="because", status=status)
     assert read(ONE, store) == (Unreadable(profile_set="configmap ns/web", reason=expected),)
 
@@ -120,7 +120,7 @@ def test_a_selector_without_matches_is_a_missing_source():
 
 
 def test_each_known_configmap_that_is_not_confirmed_is_unreadable():
-    """So the profiles of each ConfigMap stay."""
+    """The profiles of each unconfirmed ConfigMap stay on the node."""
     store = stored(config_map("web"), config_map("api"), reason="no response in time")
     reason = "the API server sent no usable response: no response in time"
     assert read(SEVERAL, store) == (
@@ -144,7 +144,7 @@ def test_a_malformed_configmap_is_unreadable_and_the_others_are_read():
 
 
 def test_an_object_without_metadata_is_malformed():
-    """The entry contains the reason."""
+    """The entry of an object without metadata contains the reason."""
     assert (
         configmap.entry_for(D)({"metadata": None}).malformed == "a ConfigMap has no metadata.name"
     )
@@ -193,7 +193,7 @@ def test_the_oldest_configmaps_have_room(sizes, expected):
 
 
 def test_free_room_is_noticed():
-    """A deleted or smaller ConfigMap makes room for one whose content was dropped."""
+    """A deleted or smaller ConfigMap makes room for a ConfigMap whose content was dropped."""
     bounds = configmap.ConfigMapBounds(byte_limit=300, config_map_limit=10)
     kept = bounds.within(dict(aged(number, 150) for number in range(3)))
     assert dropped(kept) == ["m2"]
@@ -210,7 +210,7 @@ def test_names_of_too_many_configmaps_are_not_kept():
 
 
 def test_configmaps_above_the_limits_are_rejected_separately():
-    """All other ConfigMaps are read, none is missing, and the cause is a limit."""
+    """All other ConfigMaps are read, no ConfigMap is missing, and the cause is a limit."""
     name, old = config_map("old")
     store = Store(
         objects={name: old, "young": aged(5)[1], "huge": configmap.ConfigMapEntry(created="x")}
@@ -266,7 +266,7 @@ def test_an_unchanged_configmap_has_the_same_snapshot_object():
 
 
 def test_the_keys_of_a_deleted_configmap_are_not_kept_in_memory():
-    """Names that contain a hash come and go for months."""
+    """Generated names with a hash would fill the memory over months."""
     stores = [stored(config_map("web-1"))]
     reader = ConfigMapSource(SEVERAL, store=lambda: stores[0], node_labels=lambda: None)
     reader.read()
@@ -302,7 +302,7 @@ def keys_in_memory(profile_set):
     ],
 )
 def test_a_deleted_set_is_missing_only_for_its_own_source(spec, profile_set, expected):
-    """A source explains no profile sets of other sources."""
+    """A source does not decide about the profile sets of other sources."""
     assert source(spec, stored(config_map())).explain_absence(profile_set) == expected
 
 

@@ -72,7 +72,7 @@ def test_keys_that_are_not_profiles_are_ignored():
 
 
 def test_annotations_set_prefix_allow_empty_and_node_selector():
-    """Only annotations with the agent's domain count."""
+    """The agent reads only annotations with its own domain."""
     result = document(
         {"a.json": PLAIN.decode()},
         annotations={"seccomp-prefix": "team/", "allow-empty": "true", "node-selector": "pool=a"},
@@ -93,7 +93,7 @@ def test_keys_of_several_configmaps_are_qualified_and_keep_their_paths():
 
 
 def test_a_configmap_without_a_namespace_is_in_default():
-    """Kubectl uses the same namespace for such a manifest."""
+    """Kubectl uses the same default for a manifest without a namespace."""
     assert read(document(namespace=None)).namespace == "default"
 
 
@@ -107,7 +107,7 @@ def test_a_configmap_without_a_namespace_is_in_default():
     ],
 )
 def test_a_key_with_an_invalid_name_is_rejected_alone(key, shown):
-    """The API server would not accept such a name, and the other keys are read."""
+    """The API server would not accept an invalid name. The other keys are read."""
     result = read(document({key: "{}", "a.json": PLAIN.decode()}))
     assert result.source_keys == (blob("a.json"),)
     assert result.rejected == ((shown, limits.unsafe(shown, "is not a ConfigMap key")),)
@@ -146,7 +146,7 @@ def test_a_key_that_is_too_large_is_rejected_alone():
     ],
 )
 def test_a_malformed_configmap_has_no_content(document_, reason):
-    """Its keys may still be desired, so no part of it is used."""
+    """Keys of a malformed ConfigMap may still be desired, so no part of it is used."""
     with pytest.raises(MalformedError, match=reason):
         read(document_)
 

@@ -26,7 +26,7 @@ def world(tmp_path, tracker):
 
 
 def withdraw_a_used_profile(world):
-    """Stop to desire a profile that is in use, and let its grace time pass."""
+    """Remove a profile that is in use from the source, and let its grace time pass."""
     del world.source.keys["old"]
     world.node.used.add("old")
     world.run_pass()
@@ -55,7 +55,7 @@ def test_lost_confinement_becomes_an_event(world, tracker):
 
 
 def test_on_an_unchanged_node_passes_observe_processes_only_at_each_resync(world, tracker):
-    """An observation reads every process of the node."""
+    """Observations are rare because each observation reads every process of the node."""
     world.run_pass()
     assert tracker.calls == []
     world.clock.now += RESYNC_SECONDS
@@ -64,7 +64,7 @@ def test_on_an_unchanged_node_passes_observe_processes_only_at_each_resync(world
 
 
 def test_while_the_controller_waits_processes_are_observed_every_ten_seconds(world, tracker):
-    """Wake reasons that call for no pass change nothing; changed findings are delivered."""
+    """Other wake reasons change nothing, and changed findings are delivered."""
     tracker.problems = LOST
     world.clock.now += RESYNC_SECONDS
     world.run_pass()
@@ -79,7 +79,7 @@ def test_while_the_controller_waits_processes_are_observed_every_ten_seconds(wor
 
 
 def test_a_profile_is_removed_soon_after_its_last_process_ended(world, tracker):
-    """The end of the processes calls for one pass, even if that pass cannot remove the profile."""
+    """The end of the processes triggers one pass, even if the pass cannot remove the profile."""
     tracker.in_use = frozenset({"old"})
     withdraw_a_used_profile(world)
     assert world.reason() == "in_use"
@@ -110,7 +110,7 @@ def test_processes_are_not_observed_between_a_change_and_its_delayed_repair(worl
 def test_processes_of_an_undesired_profile_are_checked_if_another_program_removes_it(
     world, tracker
 ):
-    """Removing it by hand unconfines the processes that it stayed for."""
+    """The removal by another program unconfines the processes for which the profile stayed."""
     tracker.in_use = frozenset({"old"})
     withdraw_a_used_profile(world)
     assert (world.reason(), tracker.calls[-1]) == ("in_use", OBSERVE_ALL)
@@ -121,7 +121,7 @@ def test_processes_of_an_undesired_profile_are_checked_if_another_program_remove
 
 
 def test_processes_are_checked_after_the_agent_itself_removed_a_profile(world, tracker):
-    """The proof that the profile was not in use may have been wrong."""
+    """The proof that the removed profile was not in use may have been wrong."""
     del world.source.keys["old"]
     world.run_pass()
     world.run_pass()

@@ -24,7 +24,7 @@ def world(tmp_path):
 
 
 def test_a_change_of_the_nodes_other_labels_calls_for_a_pass(world):
-    """The Node's heartbeats and the agent's own labels do not call for a pass."""
+    """The Node's heartbeats and the agent's own labels do not trigger a pass."""
     assert not world.calls_for_pass(WakeReason.NODE)
     world.cluster.labels = {"pool": "b"}
     assert world.calls_for_pass(WakeReason.NODE)
@@ -60,7 +60,7 @@ def test_the_agents_own_writes_call_for_no_pass(world, reason):
     "reason", [WakeReason.SOURCE, WakeReason.COMPILED, WakeReason.REQUEST, WakeReason.SIGNAL]
 )
 def test_every_other_reason_calls_for_a_pass(world, reason):
-    """The pass then determines the changes."""
+    """The agent starts a pass, which determines the changes."""
     assert world.calls_for_pass(reason)
 
 
@@ -108,14 +108,14 @@ def test_a_change_that_may_be_one_of_many_waits_for_the_end_of_the_burst(world, 
 
 
 def test_a_due_pass_runs_before_the_reasons_are_read(world):
-    """The reasons stay in the queue, and the pass answers them."""
+    """The reasons stay in the queue, and the pass covers them."""
     world.clock.now += RESYNC_SECONDS
     assert world.calls_for_pass(WakeReason.SOURCE)
     assert world.queue.reasons == [WakeReason.SOURCE]
 
 
 def test_a_change_of_the_node_without_a_notification_is_found_within_ten_seconds(world):
-    """A notification can get lost."""
+    """The agent checks the node regularly, because a notification can get lost."""
     del world.node.loaded["web"]
     assert world.sleep() == 10.0
     world.run_pass()
@@ -124,7 +124,7 @@ def test_a_change_of_the_node_without_a_notification_is_found_within_ten_seconds
 
 
 def test_a_node_that_cannot_be_observed_is_retried_less_and_less_often(world):
-    """Such a node never counts as unchanged, so only the retries call for a pass."""
+    """An unobservable node never counts as unchanged, so only the retries trigger a pass."""
     finding = Finding(code="kind_unobservable", location="/sys", message="no")
     world.backend.unobservable = Unobservable(finding=finding)
     waits = []
@@ -135,7 +135,7 @@ def test_a_node_that_cannot_be_observed_is_retried_less_and_less_often(world):
 
 
 def test_everything_is_read_again_at_each_resync(world):
-    """Nodes spread their resyncs; in between, a pass trusts signatures."""
+    """Nodes resync at different times. Between full resyncs, a pass trusts stat signatures."""
     reads = world.source.full_reads
     world.run_pass()
     assert world.source.full_reads == reads
@@ -198,7 +198,7 @@ def test_an_unreadable_ledger_is_retried_soon(world):
 
 
 def test_a_damaged_ledger_entry_is_reported_until_the_next_pass(world):
-    """The first pass reports the entry and records the profile again, and a second pass follows."""
+    """The first pass reports the entry and records the profile again; a second pass follows."""
     damaged = min((world.path / "state/entries").iterdir())
     damaged.write_bytes(b"{")
     report = world.controller.run_pass()
@@ -213,7 +213,7 @@ def test_a_damaged_ledger_entry_is_reported_until_the_next_pass(world):
 
 
 def test_new_findings_of_the_publisher_are_delivered_once_without_a_pass(world):
-    """The beginning and the end of a problem are delivered, each of them once."""
+    """The beginning and the end of a problem are each delivered once."""
     world.controller.run_pass()
     world.sink.received.clear()
     world.publisher.findings = UNREACHABLE_NODE
@@ -228,7 +228,7 @@ def test_new_findings_of_the_publisher_are_delivered_once_without_a_pass(world):
 
 
 def test_nothing_is_delivered_before_the_first_pass(tmp_path):
-    """Findings can only be added to a report."""
+    """Findings of the publisher wait for the report of the first pass."""
     world = DaemonWorld(tmp_path)
     world.publisher.findings = UNREACHABLE_NODE
     world.controller.reports.refresh()
@@ -237,7 +237,7 @@ def test_nothing_is_delivered_before_the_first_pass(tmp_path):
 
 
 def test_passes_over_an_unchanged_node_send_no_request(world):
-    """Such a pass returns the previous report, so nothing is published again."""
+    """A pass over an unchanged node returns the previous report, which is not published again."""
     first = world.run_pass()
     world.server.requests()
     again = [world.run_pass() for _ in range(3)]

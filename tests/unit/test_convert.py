@@ -1,4 +1,4 @@
-"""`profile-loader convert` prints one plain profile that all runtimes read alike."""
+"""Tests of `profile-loader convert`, which prints a profile that all runtimes read alike."""
 
 import json
 
@@ -124,7 +124,7 @@ def test_a_file_without_a_profile_is_an_error(tmp_path, capsys, content, name, m
 
 
 def test_a_missing_file_has_its_own_exit_status(tmp_path, capsys):
-    """The exit status is 3, as for other commands."""
+    """A missing file has the exit status 3, as for other commands."""
     status, output, errors = converted(capsys, str(tmp_path / "missing"))
     assert (status, output) == (3, "")
     assert "No such file" in errors

@@ -62,7 +62,7 @@ def test_a_key_that_is_still_being_checked_is_pending():
 
 
 def test_a_key_that_its_source_rejected_is_rejected():
-    """The last good version of such a key is held, as for every rejected key."""
+    """The last good version of the key is held, as for every rejected key."""
     finding = Finding(code="key_too_large", location="big.profile", message="2 MiB")
     note = Finding(code="key_too_large", location="notes.md", message="2 MiB")
     snapshot = read({}, rejected_keys=(("big.profile", finding), ("notes.md", note)))
@@ -70,7 +70,7 @@ def test_a_key_that_its_source_rejected_is_rejected():
 
 
 def test_an_unread_key_of_unknown_kind_is_rejected_for_both_kinds():
-    """Otherwise, its last good version would count as undesired for one kind."""
+    """If one kind did not reject the key, its last good version would count as undesired."""
     finding = Finding(code="key_not_regular", location="prevent-chmod", message="a FIFO")
     snapshot = read({}, rejected_keys=(("prevent-chmod", finding),))
     both = frozenset({"apparmor", "seccomp"})

@@ -105,12 +105,13 @@ def test_fail_if_more_permissive_ignores_restrictions(tmp_path, capsys, rules, s
 
 
 def test_a_profile_is_compared_with_the_defaults_of_runtimes(capsys):
-    """The default profile of containerd equals itself, and differs from that of CRI-O."""
+    """The default profile of containerd equals itself, and differs from the default of CRI-O."""
     path = str(DEFAULTS / "containerd.json")
     assert main(["diff", "--baseline=containerd", path, *NODE]) == 0
     begin = time.process_time()
     assert main(["diff", "--baseline=runtime-default", path, *NODE]) == 1
-    assert time.process_time() - begin < 10  # less than a second for each pair on an idle machine
+    # On an idle machine, each pair takes less than a second.
+    assert time.process_time() - begin < 10
     output = capsys.readouterr().out
     assert "Compared with the default profile of cri-o" in output
     assert "x86_64  mount: ALLOW -> ERRNO(1)" in output
@@ -121,11 +122,11 @@ def test_a_profile_is_compared_with_the_defaults_of_runtimes(capsys):
     [(["a"], 2), (["a", "b", "c"], 2), (["--baseline=cri-o", "a", "b"], 2), (["a", "b"], 3)],
 )
 def test_wrong_calls_and_missing_files_have_their_own_exit_status(capsys, words, status):
-    """The number of files must fit, and the files must exist."""
+    """A call with a wrong number of files exits with 2; a missing file has another status."""
     assert main(["diff", *words]) == status
     assert capsys.readouterr().err
 
 
 def test_a_file_without_a_profile_is_an_error(tmp_path, capsys):
-    """The message has the path and the reason."""
+    """The error message has the path and the reason."""
     assert compared(tmp_path, capsys, profile(), {"hook": {}}) == (1, "")

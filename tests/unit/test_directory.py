@@ -61,7 +61,7 @@ def test_keys_are_paths_relative_to_the_directory(top):
 
 
 def test_the_revision_follows_the_content(top):
-    """Equal content has an equal revision, and other content has another one."""
+    """Equal content has an equal revision, and other content has a different revision."""
     (top / "a.json").write_bytes(b"{}")
     first = read(top).revision
     assert read(top).revision == first
@@ -101,7 +101,7 @@ def test_a_volume_with_a_new_generation_during_the_read_is_read_again(top):
 
 
 def test_a_volume_that_keeps_changing_is_unreadable(top):
-    """No key of such a volume is known."""
+    """No key of a volume that keeps changing is known."""
     numbers = iter(range(100))
     volume(top, "..x", a=b"x")
     snapshot = read(top, clock=during(lambda: volume(top, f"..{next(numbers)}", a=b"x")))
@@ -146,7 +146,7 @@ def test_keys_that_are_not_regular_files_are_rejected(top, tmp_path):
 
 
 def test_names_with_control_characters_are_rejected(top):
-    """The report shows the name escaped, since it could forge a line of the report."""
+    """The report escapes the name, which could otherwise forge a line of the report."""
     (top / "a\nb.json").write_bytes(b"{}")
     assert refused(read(top)) == [("a\\nb.json", "key_unsafe")]
 
@@ -158,7 +158,7 @@ def test_names_that_are_not_unicode_are_rejected(top):
 
 
 def test_a_large_key_is_rejected_and_the_others_are_read(top):
-    """The limit of a key affects only that key."""
+    """The size limit for a key affects only that key."""
     (top / "large.json").write_bytes(b" " * (limits.KEY_BYTES + 1))
     (top / "small.json").write_bytes(b"{}")
     snapshot = read(top)
@@ -169,7 +169,7 @@ def test_a_large_key_is_rejected_and_the_others_are_read(top):
 
 
 def test_too_many_keys_make_the_set_unreadable(top, monkeypatch):
-    """A part of the keys is not the profile set."""
+    """The source never reports only some of the keys as the profile set."""
     monkeypatch.setattr(limits, "SET_KEYS", 2)
     for name in "abc":
         (top / f"{name}.json").write_bytes(b"{}")
@@ -195,7 +195,7 @@ def test_a_directory_that_is_too_deep_is_rejected(top):
 
 
 def test_empty_missing_and_unreadable_differ(top, tmp_path):
-    """An empty directory, a missing one and a file have different snapshots."""
+    """An empty directory, a missing directory and a file have different snapshots."""
     (top / "README").write_bytes(b"x")
     assert isinstance(read(top), Emptied)
     assert isinstance(read(tmp_path / "absent"), Missing)
@@ -228,7 +228,7 @@ def test_a_file_that_is_written_during_the_read_is_read_again(top, monkeypatch):
 
 
 def test_a_volume_in_a_subdirectory_is_read_from_one_generation(top):
-    """The keys of a mounted subdirectory belong to one generation too."""
+    """The keys of a mounted subdirectory also belong to one generation."""
     inner = top / "mounted"
     inner.mkdir()
     volume(inner, "..1", a=b"old", b=b"old")
@@ -263,7 +263,9 @@ LATER_NS = 3_000_000_000
 
 
 class Clock:
-    """A clock with an offset. It counts the files that are read, since a source asks it for each.
+    """A clock with an offset.
+
+    The clock counts the files that are read, since a source reads the clock once for each file.
 
     The default offset makes all files three seconds old.
     """
@@ -308,7 +310,7 @@ def test_a_file_that_changed_a_moment_ago_is_read_again(top, offset_ns):
 
 
 def test_a_change_with_the_same_size_and_modification_time_is_noticed(top):
-    """Every user can set the modification time of a file, so the ctime counts."""
+    """Every user can set the modification time of a file, so the agent also compares the ctime."""
     file = top / "a.json"
     file.write_bytes(b"{}")
     source = DirectorySource(str(top), clock=Clock())

@@ -220,7 +220,7 @@ def install_before():
 
 
 def keep_state():
-    """Keep the state directory of a pass over BEFORE, so that later passes compile nothing."""
+    """Keep the state directory after a pass over BEFORE, so that later passes compile nothing."""
     install_before()
     shutil.copytree(STATE, KEPT)
 

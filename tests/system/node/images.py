@@ -91,7 +91,7 @@ def upgrade(archive, path, name):
 
 
 def write(folder, busybox):
-    """Write the archives of the workloads' images; busybox is the content of the program."""
+    """Write the archives of the workloads' images; `busybox` is the content of that program."""
     said = subprocess.run(["busybox", "--list"], capture_output=True, text=True, check=True).stdout
     shell = {"bin/busybox": busybox} | {
         f"bin/{one}": "busybox" for one in said.split() if one != "busybox"

@@ -44,7 +44,7 @@ def test_a_fresh_node_takes_no_ordinary_pod_before_its_profiles_are_there(lab):
 
 
 def test_a_node_without_apparmor_supports_only_seccomp(lab):
-    """Labels show the support: a pod with AppArmor stays pending, and a pod with seccomp runs."""
+    """Labels show the supported kinds: an AppArmor pod stays pending, and a seccomp pod runs."""
     node = lab.want(append="apparmor=0")
     lab.config_map("off", {"pl-off": text("pl-off")})
     lab.config_map("off-2", {"off.json": refusing_mkdir(95)})
