@@ -1,7 +1,7 @@
-"""The command `profile-loader`, and `python -m agent`: runs one command and ends the process.
+"""The entry point of `profile-loader` and `python -m agent`: runs one command and exits.
 
-This is the only module that decides about exit statuses and writes to standard output. agent.cli
-parses the arguments, agent.app builds the objects, and agent.process handles signals.
+Only this module decides about exit statuses and writes to standard output. agent.cli parses the
+arguments, agent.app builds the objects, and agent.process handles signals.
 """
 
 import contextlib
@@ -24,10 +24,10 @@ UNREADABLE: Final = 3
 
 LOCKED: Final = 4
 BUG: Final = 70
-"""EX_SOFTWARE of sysexits.h."""
+"""The exit status for a bug (EX_SOFTWARE in sysexits.h)."""
 
 INTERRUPTED: Final = 130
-"""128 + SIGINT, as in shells."""
+"""The exit status after SIGINT: 128 + the signal number, as in shells."""
 
 _NOT_WRITABLE: Final = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT)
 
@@ -50,12 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         parsed = cli.parse(sys.argv[1:] if argv is None else argv, os.environ, _read_config)
         is_daemon = isinstance(parsed, cli.Run) and not parsed.oneshot
         return _run(parsed)
-    except process.TerminatedError as end:  # every `finally` has run: no command is left running
+    # Every `finally` block has run, so no command is still running.
+    except process.TerminatedError as end:
         process.end_process(end.status)
     except KeyboardInterrupt:
         return INTERRUPTED
     except OutputError as error:
-        # Otherwise Python would report the unwritten output again at its end.
+        # Without this line, Python would report the unwritten output again when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if error.reason:
             _warn([f"standard output cannot be written: {error.reason}"])
@@ -196,7 +197,7 @@ def _diff(command: cli.Diff) -> int:
 
 
 def _run_passes(config: Config, *, restore: bool) -> int:
-    """Run a command that ends after its work. A dry run needs no lock."""
+    """Run a command that ends after its work. A dry run does not need the lock."""
     from agent import oneshot
     from agent.reporting import logs
     from agent.reporting.progress import Progress
@@ -253,7 +254,7 @@ def _lock(config: Config) -> Iterator[bool]:
                     f"The lock in {place} cannot be opened: {error}. Remove the file that is in "
                     "its place, or pass another --state-dir"
                 ) from error
-            # Each installation then fails with a finding of its own.
+            # Without the permission to write, each installation fails with its own finding.
             _warn([f"{place} cannot be locked: {error}. The command continues without a lock"])
         if not is_locked:
             holder = f"another agent is running on {place} and holds its lock"
@@ -279,13 +280,13 @@ def _print_report(
     selectors: bool = False,
     nothing: str = "Nothing to do",
 ) -> int:
-    """Print a report, and return the exit status that follows from it.
+    """Print a report, and return the exit status for the report.
 
     Args:
         report: the report.
         config: the options.
-        selectors: whether a table has the node selector of each profile.
-        nothing: the text of a table without rows.
+        selectors: whether a table contains the node selector of each profile.
+        nothing: the text to print instead of a table without rows.
     """
     status = exit_status(report, allow_unsupported=config.allow_unsupported)
     if config.output == "json":
@@ -323,7 +324,8 @@ def _print(text: str) -> None:
 def _open_closed_streams() -> None:
     """Open /dev/null for each standard stream that the caller closed.
 
-    Otherwise the next opened file would get the number of that stream, and receive its output.
+    If a standard stream stayed closed, the next opened file would get its descriptor number and
+    receive its output.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -357,7 +359,7 @@ def _read_config(path: str) -> object:
 def _environment_failure(error: Exception) -> int:
     """Report an error whose cause is outside the program, and return its exit status.
 
-    Any other error is a bug: the function writes nothing and returns 0.
+    For any other error, which is a bug, the function writes nothing and returns 0.
     """
     from agent import app
 

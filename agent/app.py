@@ -1,8 +1,8 @@
 """Builds every object of the program through its constructor.
 
-Nothing here decides, reads or writes, except that the configuration of the API client is read and
-the daemon's servers and threads are started. A mode imports only the libraries that it needs,
-because each of them costs memory on every node.
+This module decides nothing. The module reads only the configuration of the API client, and starts the
+daemon's servers and threads. Each command imports only the libraries that it needs, because each
+library uses memory on every node.
 """
 
 import importlib
@@ -41,7 +41,7 @@ BACKEND_PACKAGES: Final[Mapping[ProfileKind, str]] = {
 """The package of each kind, in the order in which a pass handles the kinds."""
 
 STALLED_SECONDS: Final = 60.0
-"""A daemon whose loop has shown no sign of life for this long is not alive."""
+"""The liveness probe fails after this time without a heartbeat of the main loop."""
 
 
 class StartupError(Exception):
@@ -56,7 +56,7 @@ class BackendFactory(Protocol):
 
 
 def host(config: Config) -> Host:
-    """Return the host below --host-root.
+    """Return the file system of the host under --host-root.
 
     Raises:
         StartupError: --host-root is not a directory.
@@ -258,7 +258,7 @@ def _start(
     connections: "ClusterConnections | None",
     publisher: "Publisher | None",
 ) -> None:
-    """Start everything that runs in a thread of its own."""
+    """Start every component that runs in its own thread."""
     threads += connections.reflectors() if connections is not None else []
     threads += [publisher] if publisher is not None else []
     for thread in threads:
@@ -313,7 +313,7 @@ def _status_store(
 def _watched_paths(
     config: Config, parts: Mapping[ProfileKind, BackendParts], sources: Sequence[ports.Source]
 ) -> dict[Path, WakeReason]:
-    """Return the files and directories to watch, and the reason for a pass that each one is."""
+    """Return the files and directories to watch, each with its wake reason."""
     reasons = {host(config).path(config.state_dir) / "entries": WakeReason.FILES}
     reasons |= {path: WakeReason.FILES for part in parts.values() for path in part.watched_paths}
     reasons |= {
@@ -325,7 +325,7 @@ def _watched_paths(
 
 
 def _servers(config: Config, store: "StatusStore") -> "list[HttpServer]":
-    """Return the HTTP servers that the options ask for, bound to their addresses.
+    """Return the HTTP servers that the options configure, bound to their addresses.
 
     Raises:
         StartupError: an address or a certificate cannot be used.

@@ -1,19 +1,21 @@
 """The only back-off of the program: delays that double after each consecutive failure.
 
-This module computes delays. It never sleeps and reads no clock: the caller adds the delay to its
-own time. A random part keeps many agents from sending their requests at the same moment.
+This module computes delays. The back-off never sleeps and does not read a clock; the caller adds
+the delay to its own time. A random part keeps many agents from sending their requests at the same
+moment.
 """
 
 import random
 from dataclasses import dataclass
 
-_MAX_DOUBLINGS = 60  # a larger exponent would overflow a float long after the longest delay
+# A larger exponent could overflow a float. The delay reaches its maximum much earlier.
+_MAX_DOUBLINGS = 60
 
 
 def delay_seconds(
     failures: int, *, first_seconds: float, longest_seconds: float, jitter: float = 0.0
 ) -> float:
-    """Return the delay after some consecutive failures, for callers that count them elsewhere.
+    """Return the delay after some consecutive failures, for callers that count failures themselves.
 
     Args:
         failures: the number of failures, 1 or more.
@@ -52,5 +54,5 @@ class Backoff:
         )
 
     def reset(self) -> None:
-        """Forget all failures: the next delay is the first one again."""
+        """Forget all failures, so that the next delay is the initial delay."""
         self.failures = 0

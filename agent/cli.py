@@ -1,7 +1,7 @@
 """Parses the command line into one value that describes the command to run.
 
-This module does not run a command or print anything. The result for a wrong call contains every
-mistake with the next step. agent.config declares the options of all commands, and
+This module does not run a command or print anything. For an invalid command line, the result
+contains every mistake with the next step. agent.config declares the options of all commands, and
 agent.command_help writes the help.
 """
 
@@ -20,7 +20,7 @@ from agent.sources import source_spec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Install profiles: once, or as a daemon."""
+    """Install profiles once, or run as a daemon."""
 
     config: Config
     oneshot: bool
@@ -54,7 +54,7 @@ class Diff:
     """Compare seccomp profiles."""
 
     paths: tuple[str, ...]
-    """Two files, or one file if there is a baseline."""
+    """Two files, or one file if a baseline is selected."""
     baseline: str
     """The runtime whose default profile is the baseline; empty for two files."""
     fails_only_if_more_permissive: bool
@@ -100,7 +100,7 @@ class Unlabel:
 class Usage:
     """A text to print before the process exits.
 
-    Help and version belong on standard output, and mistakes on standard error.
+    Help and version are printed to standard output, and mistakes to standard error.
     """
 
     text: str
@@ -118,7 +118,7 @@ class _Arguments:
     """Raw values by option name, as agent.config_loader expects them."""
     positional: list[str] = field(default_factory=list)
     unfinished: set[str] = field(default_factory=set)
-    """The options that were passed in a wrong form, and are therefore not missing."""
+    """The options that were passed with a mistake. They are not reported as missing."""
     mistakes: list[str] = field(default_factory=list)
 
 
@@ -163,7 +163,7 @@ def _checked(
     raw = RawValues(flags=arguments.flags, environ=environ, file=file, file_name=str(path))
     values, wrong = read([*FLAG_ONLY_OPTIONS, *OPTIONS.values()], raw)
     mistakes = [*arguments.mistakes, *unreadable, *wrong]
-    if not unreadable:  # an unreadable file could contain the missing options
+    if not unreadable:  # An unreadable configuration file could contain the missing options.
         passed = {*arguments.unfinished, *arguments.flags, *file}
         passed |= {option.name for option in OPTIONS.values() if option.variable in environ}
         passed |= {COMMANDS[command].positional} if arguments.positional else set()
@@ -196,7 +196,7 @@ def _split(command: str, rest: Sequence[str]) -> _Arguments:
         else:
             result.mistakes.append(_unknown_flag(name, command, options))
             if not equals and words and words[0][:1] != "-" and not declared.positional:
-                words.pop(0)  # probably the value of the unknown flag
+                words.pop(0)  # The argument is probably the value of the unknown flag.
     most = 0 if not declared.positional else len(rest) if declared.is_repeatable else 1
     result.mistakes += [f'unexpected argument "{word}"' for word in result.positional[most:]]
     return result
@@ -245,7 +245,7 @@ def _unknown_flag(name: str, command: str, known: Mapping[str, object]) -> str:
 def _config_file(
     path: object, read_config: Callable[[str], object]
 ) -> tuple[Mapping[str, object], list[str]]:
-    """Return the content of the configuration file, and the reasons why it cannot be used."""
+    """Return the content of the configuration file, and the reasons why the file cannot be used."""
     if path is None:
         return {}, []
     problem = "the file must map options to values, as in `prune: never`"

@@ -1,7 +1,7 @@
 """The connections to the API server, and the last known state of its objects.
 
-Only a mode that needs the API server imports this module, because the client needs memory.
-Building the connections sends no request: `list` of a reflector or its thread does.
+Only commands that need the API server import this module, because the client needs memory. Building
+the connections sends no request; requests are sent by `list` of a reflector or by its thread.
 """
 
 from collections.abc import Callable, Mapping
@@ -46,7 +46,7 @@ class ClusterCallbacks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeConnections:
-    """The connections that concern this node; they exist only with --node-name."""
+    """The connections for this node's own objects; they exist only with --node-name."""
 
     labeler: NodeLabeler
     node: Reflector[NodeMetadata]
@@ -54,7 +54,7 @@ class NodeConnections:
     """The pods of this node; None without --pod-aware."""
 
     def metadata(self) -> NodeMetadata | None:
-        """Return the metadata of the Node, as far as known."""
+        """Return the metadata of the Node; None if it is unknown."""
         return (self.node.store.objects or {}).get(self.labeler.options.name)
 
 
@@ -103,7 +103,7 @@ class ClusterConnections:
         )
 
     def has_answered(self) -> bool:
-        """Return whether each first request has been answered, or has failed."""
+        """Return whether the first request of each reflector has succeeded or failed."""
         stores = [reflector.store for reflector in self.reflectors()]
         return all(store.objects is not None or store.tried for store in stores)
 
@@ -120,10 +120,10 @@ class ClusterConnections:
         }
 
     def pods_by_profile(self) -> dict[tuple[ProfileKind, str], tuple[str, ...]] | None:
-        """Return which pods of this node name a profile; None: unknown.
+        """Return which pods of this node reference each profile; None: unknown.
 
-        While no watch is running, a new pod would be missed, and its profile removed. So the pods
-        count as unknown then.
+        While no watch is running, the pods count as unknown, because a new pod would be missed and
+        its profile could be removed.
         """
         pods = self.own_node.pods if self.own_node is not None else None
         if pods is None or not pods.is_live:

@@ -1,7 +1,7 @@
 """The declaration of every command, and the help texts of the command line.
 
 agent.cli parses the arguments; agent.config declares the options that are part of the
-configuration. docs/reference.md is made from the same declarations.
+configuration. docs/reference.md is generated from the same declarations.
 """
 
 import shutil
@@ -31,9 +31,10 @@ ENVIRONMENT: Final = (
     "a key of the same name in the file of --config. A flag has priority over a variable, and a "
     "variable over the file. A variable for an option that can be repeated has one value per line."
 )
-_NARROW: Final = 70  # if the terminal has fewer columns, an explanation begins below its term
+# On a terminal with fewer columns, an explanation begins in the line below its term.
+_NARROW: Final = 70
 _TERM_COLUMNS: Final = 24
-_OVERVIEW_EXAMPLES: Final = 6  # a longer list would not fit on a screen
+_OVERVIEW_EXAMPLES: Final = 6  # A longer list would not fit on a screen.
 _COMMON_STATUSES: Final = {
     2: "The command line, the environment or the configuration file has a mistake. Nothing was "
     "changed.",
@@ -93,11 +94,11 @@ class Command:
     statuses: Mapping[int, str]
     """The meaning of each exit status that the command can have."""
     positional: str = ""
-    """The placeholder of the positional arguments; empty if there are none."""
+    """The placeholder of the positional arguments; empty for a command without them."""
     is_repeatable: bool = False
-    """Whether there can be more than one positional argument."""
+    """Whether the command accepts more than one positional argument."""
     options: tuple[Option, ...] = ()
-    """The options that only this command has. They exist only as flags."""
+    """The options that only this command has. These options exist only as flags."""
     needs: Mapping[str, str] = field(default_factory=dict)
     """For each required option or positional argument, the message if it is missing."""
 
@@ -277,7 +278,7 @@ def statuses_of(command: str) -> dict[int, str]:
 
 
 def overview() -> str:
-    """Return the help of the program: the commands, and the place of their own help."""
+    """Return the help of the program, which lists the commands and refers to their own help."""
     summaries = {name: command.summary for name, command in COMMANDS.items()}
     examples = [command.examples[0] for command in COMMANDS.values()][:_OVERVIEW_EXAMPLES]
     return _page(
@@ -335,7 +336,7 @@ def _examples(lines: Iterable[str]) -> str:
 
 
 def _section(heading: str, entries: Mapping[str, str]) -> str:
-    """Return a heading, and below it each term with its explanation."""
+    """Return a heading, followed by each term with its explanation."""
     width = _width()
     longest = max(map(len, entries))
     column = min(longest, _TERM_COLUMNS) + 4 if width >= _NARROW - 2 else 6

@@ -55,7 +55,7 @@ class Option:
     group: str
     metavar: str
     is_flag_only: bool = False
-    """Whether neither a variable nor the configuration file can set the option."""
+    """Whether only a flag can set the option."""
 
     @property
     def variable(self) -> str:
@@ -64,7 +64,7 @@ class Option:
 
     @property
     def default_text(self) -> str:
-        """The default value as a user would write it; empty if there is none to show."""
+        """The default value as a user would write it; empty if the help shows no default."""
         match self.default:
             case bool() | None:
                 return ""

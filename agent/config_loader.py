@@ -1,7 +1,7 @@
-"""Read the values of options from flags, environment variables and the configuration file.
+"""Reads the values of options from flags, environment variables and the configuration file.
 
 Arguments, environment and the parsed file come in as parameters. Every mistake is returned, so that
-the operator can correct all of them at once.
+the operator can correct all mistakes at once.
 """
 
 import re
@@ -55,7 +55,7 @@ def read(options: Iterable[Option], raw: RawValues) -> tuple[dict[str, object], 
                 values[option.name] = option.value.read(value)
             except ValueError as error:
                 mistakes.append(f"{place}: {error}")
-            break  # the next places have a lower priority
+            break  # The next places have a lower priority.
     return values, mistakes
 
 

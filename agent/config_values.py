@@ -40,7 +40,7 @@ class ValueType(Generic[T_co]):
 
 def suggestion(text: str, known: Iterable[str]) -> str:
     """Return a sentence that suggests the known word most similar to a text, or an empty text."""
-    import difflib  # imported only after a mistake
+    import difflib  # The module is imported only after a mistake, to save memory.
 
     words = {_without_prefix(word): word for word in known}
     close = difflib.get_close_matches(_without_prefix(text), list(words), n=1)
@@ -167,7 +167,7 @@ TAINT: Final = _text_type(
 
 
 def choice(*words: Word) -> ValueType[Word]:
-    """Return the type of a value that must be a word of a list."""
+    """Return the type of a value that must be one of several words."""
 
     def read(raw: object) -> Word:
         text = _read_text(raw)
@@ -180,7 +180,7 @@ def choice(*words: Word) -> ValueType[Word]:
 
 
 def choices(*words: str) -> ValueType[frozenset[str]]:
-    """Return the type of a value that contains words of a list, separated by commas."""
+    """Return the type of a value that lists some of several words, separated by commas."""
     one_word = choice(*words)
 
     def read(raw: object) -> frozenset[str]:

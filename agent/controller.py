@@ -1,9 +1,10 @@
 """Decides when a pass runs: at the start, when anything may have changed, and at each resync.
 
-The controller is level-triggered: a wake reason only says that a pass may be needed, and a lost one
-costs at most a resync interval. The main thread alone touches the node; other threads only put
-reasons into the wake queue. If the process ends at any moment, the node stays as it is. Deadlines,
-fights over profiles, label absence and reports are objects of agent.control.
+The controller is level-triggered: a wake reason only states that a pass may be needed, and a lost
+wake reason delays the pass by at most one resync interval. Only the main thread changes the node;
+other threads only add wake reasons to the wake queue. If the process ends at any moment, the node
+stays as it is. Objects in agent.control manage deadlines, fights over profiles, label absence and
+reports.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,34 +23,34 @@ from agent.reconciler import Reconciler, RemovalConditions
 from agent.wake_queue import BURST_SECONDS, WakeQueue, WakeReason
 
 STARTUP_SECONDS: Final = 3.0
-"""The first pass waits this long for the first answers of the API server."""
+"""The time that the first pass waits for the first responses of the API server."""
 
 
 class ClusterView(Protocol):
     """The last known state of the API server. No method waits for a response."""
 
     def has_answered(self) -> bool:
-        """Return whether each first request has been answered, or has failed."""
+        """Return whether the first request of each reflector has succeeded or failed."""
 
     def node_labels(self) -> Mapping[str, str] | None:
         """Return the Node's labels that the agent does not own; None: unknown."""
 
     def pods_by_profile(self) -> Mapping[ProfileName, tuple[str, ...]] | None:
-        """Return which pods of this node name a profile; None: unknown."""
+        """Return which pods of this node reference each profile; None: unknown."""
 
 
 class NoCluster:
     """The view of an agent that has no connection to an API server."""
 
     def has_answered(self) -> bool:
-        """Return True: there is no answer to wait for."""
+        """Return True, because no request is sent."""
         return True
 
     def node_labels(self) -> None:
-        """Return None: the labels are unknown."""
+        """Return None, because the labels are unknown."""
 
     def pods_by_profile(self) -> None:
-        """Return None: the pods are unknown."""
+        """Return None, because the pods are unknown."""
 
 
 class Controller:
@@ -73,9 +74,9 @@ class Controller:
 
         Args:
             reconciler: runs one pass.
-            wake_queue: the reasons that other threads have for a pass.
+            wake_queue: the wake reasons from other threads.
             cluster: the last known state of the API server.
-            publisher: publishes reports to the API server; None: no labels are published.
+            publisher: publishes reports to the API server; None if no labels are published.
             confinement: reports processes that lost their confinement.
             sinks: receive each report.
             resync_seconds: the interval after which a pass reads everything again.
@@ -98,17 +99,21 @@ class Controller:
             publisher=publisher, sinks=sinks, findings=self._findings, clock=clock
         )
         self._node_labels: Mapping[str, str] | None = None  # at the start of the last pass
-        self._burst_until = 0.0  # a change of policy before this time may be one of many
+        # A policy change before this time may belong to a burst of changes.
+        self._burst_until = 0.0
 
     def run(self) -> None:
-        """Run passes until the process ends, by an exception such as a signal handler's."""
+        """Run passes until an exception ends the process, for example in a signal handler."""
         self.wait_for_sources()
         while True:
             self.run_pass()
             self.wait()
 
     def request_full_pass(self) -> None:
-        """Let the next pass trust no signature and read everything; any thread may call this."""
+        """Make the next pass read everything, without trusting signatures.
+
+        Any thread may call this method.
+        """
         self.schedule.request_full_pass()
         self.wake_queue.put(WakeReason.REQUEST)
 
@@ -138,7 +143,7 @@ class Controller:
         return report
 
     def wait(self) -> None:
-        """Return when a pass is needed: it is due, or something may have changed."""
+        """Return as soon as a pass is due or something may have changed."""
         while not self._has_unreported_change():
             seconds_left = self.schedule.next_pass - self.heartbeat.beat()
             if seconds_left <= 0:
@@ -147,18 +152,19 @@ class Controller:
             calling = {reason for reason in reasons if self._calls_for_pass(reason)}
             if not calling:
                 continue
-            # A container that names a lost profile cannot start until it is restored. So a single
-            # loss of policy is repaired at once; further changes right after a pass are a burst.
+            # A container that references a missing profile cannot start until the profile is
+            # restored. So a single loss of policy is repaired at once, and further changes right
+            # after a pass count as a burst.
             is_single = calling == {WakeReason.KERNEL}
             if not is_single or self.heartbeat.beat() < self._burst_until:
                 self.wake_queue.discard_burst()
             return
 
     def _calls_for_pass(self, reason: WakeReason) -> bool:
-        """Return whether a pass is needed, now that this may have changed."""
+        """Return whether a pass is needed after a possible change."""
         now = self.heartbeat.beat()
         match reason:
-            case WakeReason.NODE:  # a Node that is readable again may show that a label is absent
+            case WakeReason.NODE:  # A Node that is readable again may show that a label is absent.
                 is_changed = self.cluster.node_labels() != self._node_labels
                 return self.label_absence.update(self.reports.report, now) or is_changed
             case WakeReason.PODS:
@@ -172,11 +178,12 @@ class Controller:
                 return True
 
     def _has_unreported_change(self) -> bool:
-        """Return whether the node has changed although no wake reason said so.
+        """Return whether the node has changed although no wake reason reported a change.
 
         A notification can get lost, and the kernel reports neither the end of a process nor the
         loss of its confinement. Processes are observed only while the node is unchanged: after a
-        removal that no pass has seen, the previous observation tells whom it unconfined.
+        removal that no pass has seen, the previous observation shows which processes the removal
+        unconfined.
         """
         now = self.heartbeat.beat()
         if now < self.schedule.next_node_check:
@@ -198,7 +205,7 @@ class Controller:
     def _deadlines(self, began: float, now: float) -> list[float]:
         """Return when a pass is needed for a removal or for the end of a fight.
 
-        A removal that became due while the pass ran is still to be done.
+        A removal that became due during the pass still has to be carried out.
         """
         removals = self.label_absence.removal_times(self.reconciler.options.grace_seconds)
         return [

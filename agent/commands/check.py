@@ -1,6 +1,6 @@
 """Check profiles without changing the node, for CI jobs and pre-commit hooks.
 
-Of the host, only the AppArmor parser and its include files are read. Nothing is written.
+The check uses only the AppArmor parser and its include files from the host, and writes nothing.
 """
 
 import os
@@ -56,7 +56,7 @@ def check(
         paths: the files, directories and manifests.
         arch: the machine to check for; empty for this machine.
         kernel: the kernel version to check for; empty for the running kernel.
-        progress: called with the number of compiled texts and of all texts.
+        progress: called with the number of compiled texts and the number of all texts.
     """
     files_by_directory, others = _split(paths)
     sets = [snapshot for path in others for snapshot in _read_source(path)]
@@ -71,7 +71,7 @@ def check(
     apparmor = _apparmor(config)
     results = _inspect(config, groups, apparmor, _seccomp(config, arch, kernel), progress)
     rows = [row for result in results for row in _rows(result)]
-    if rows:  # files without a profile, such as a README, are accepted next to profiles
+    if rows:  # Files without a profile, such as a README, are accepted together with profiles.
         directories = [item for item in directories if not isinstance(item, Emptied)]
     snapshots = [*sets, *directories]
     has_apparmor = any(row.kind == "apparmor" for row in rows)
@@ -182,7 +182,7 @@ def _read_source(path: str) -> tuple[Snapshot, ...]:
 def _read_files(directory: Path, files: Sequence[str]) -> tuple[Snapshot, ...]:
     """Read some files of one directory. The key of a file is its path on the command line.
 
-    If no file contains a profile, there is a snapshot for each file instead of the directory.
+    If no file contains a profile, the result has a snapshot for each file instead of the directory.
     """
     unreadable: list[Snapshot] = []
     without_profile: list[Snapshot] = []
@@ -209,7 +209,10 @@ def _read_files(directory: Path, files: Sequence[str]) -> tuple[Snapshot, ...]:
 
 
 def _unread(snapshot: Snapshot) -> Finding | None:
-    """Return why a path provides no profiles, with a hint for this command; None if it does."""
+    """Return why a path provides no profiles, with a hint for this command.
+
+    The result is None if the path provides profiles.
+    """
     finding = report_builder.source_finding(snapshot)
     return replace(finding, hint=_HINTS[finding.code]) if finding is not None else None
 

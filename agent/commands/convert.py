@@ -22,7 +22,7 @@ _YAML = (".yaml", ".yml")
 class Converted:
     """The result of a conversion."""
 
-    text: str  # the plain profile; empty if there is an error
+    text: str  # the converted profile; empty after an error
     findings: tuple[Finding, ...]
 
     @property
@@ -37,7 +37,7 @@ def convert(
     """Convert the file at a path. Raises OSError.
 
     Args:
-        path: of the file; the ending .yaml or .yml says that it is YAML.
+        path: the path of the file; the extension .yaml or .yml marks a YAML file.
         arch: the machine, as `uname -m` prints it; this machine if empty.
         kernel: the kernel version; the running kernel if empty.
         capabilities: the capabilities of the pods; None if they are unknown.
@@ -60,7 +60,7 @@ def convert(
 
 
 def _profile(path: str, content: bytes) -> bytes | Finding:
-    """Return the JSON of the profile in a file, or the reason why there is none."""
+    """Return the JSON of the profile in a file, or the reason why the file contains no profile."""
     if path.endswith(_YAML):
         return _from_yaml(content)
     decoded = syntax.decode(content)
@@ -68,7 +68,7 @@ def _profile(path: str, content: bytes) -> bytes | Finding:
         return decoded
     wrapper = wrapped.find(decoded[0])
     if wrapper is None:
-        return content  # with duplicate keys, which `syntax` reports
+        return content  # The text may contain duplicate keys, which `syntax` reports.
     return _unwrapped(wrapper)
 
 
@@ -96,7 +96,7 @@ def _from_yaml(content: bytes) -> bytes | Finding:
 
 
 def _plain(value: object) -> object:
-    """Return a YAML value with numbers as in JSON."""
+    """Return a YAML value in which numbers are converted as in JSON."""
     match value:
         case dict():
             return {key: _plain(item) for key, item in value.items()}

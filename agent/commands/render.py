@@ -27,9 +27,9 @@ class Rendered:
     """The result of rendering a directory."""
 
     text: str
-    """The ConfigMaps as YAML documents."""
+    """The ConfigMaps, as YAML documents."""
     mistakes: tuple[str, ...]
-    """A message for each file that is in no ConfigMap."""
+    """A message for each file that was not added to a ConfigMap."""
     read: bool = True
     """Whether the directory could be read."""
 
@@ -76,11 +76,11 @@ def render(directory: str, name: str, namespace: str, domain: str) -> Rendered:
 
 
 def _split(keys: list[SourceKey]) -> list[list[SourceKey]]:
-    """Divide keys, in their order, into parts that each fit a ConfigMap."""
+    """Divide keys into consecutive parts that each fit into one ConfigMap."""
     parts: list[list[SourceKey]] = []
     size = LIMIT
     for key in keys:
-        key_size = len(key.content) * 4 // 3 + len(key.key) + 16  # as base64
+        key_size = len(key.content) * 4 // 3 + len(key.key) + 16  # the size as base64
         if size + key_size > LIMIT:
             parts.append([])
             size = 0

@@ -1,7 +1,8 @@
-"""Tells the confinement trackers of the backends which profiles to observe, and when.
+"""Decides when the confinement trackers of the backends observe processes, and of which profiles.
 
-Removing a profile can unconfine its processes for good, so the agent reports such processes. This
-module knows only reports; the trackers read the processes. The controller and `--oneshot` use it.
+Removing a profile can permanently unconfine its processes, so the agent reports unconfined
+processes. This module reads only reports; the trackers read the processes. The controller and
+`--oneshot` use it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,7 +18,7 @@ from agent.core.vocabulary import ProfileState, Reason
 class ConfinementChecks:
     """The confinement trackers of all kinds that can confine a process by name.
 
-    Only the main thread uses it.
+    Only the main thread uses this class.
     """
 
     def __init__(self, trackers: Mapping[ProfileKind, ConfinementTracker]) -> None:
@@ -49,7 +50,7 @@ class ConfinementChecks:
             tracker.observe(self._names.get(kind, ()))
 
     def has_newly_unused(self, report: Report | None) -> bool:
-        """Return whether a profile that stayed because it was in use has become unused.
+        """Return whether a profile that was kept because it was in use is now unused.
 
         Each such profile counts once, whether or not the next pass can remove it.
         """

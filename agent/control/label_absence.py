@@ -1,8 +1,8 @@
-"""Measures for how long the labels of profiles that are to be removed are absent from the Node.
+"""Measures how long the labels of removal candidates have been absent from the Node.
 
 A profile is removed only some time after its label: a pod that was scheduled because of the label
-may still be about to start. This module knows which labels are absent since when; the plan decides
-about removals. All times are monotonic seconds.
+may still be about to start. This module records since when each label has been absent; the plan
+decides about removals. All times are monotonic seconds.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,10 @@ ProfileName = tuple[ProfileKind, str]
 
 
 class LabelAbsence:
-    """Remembers since when each label is known to be absent. Only the main thread uses it."""
+    """Remembers since when each label is known to be absent.
+
+    Only the main thread uses this class.
+    """
 
     def __init__(self, *, domain: str, labels_on_node: Callable[[], frozenset[str] | None]) -> None:
         """Start with no label known to be absent.
@@ -28,7 +31,7 @@ class LabelAbsence:
         self.domain = domain
         self.labels_on_node = labels_on_node
         self.absent_since: Mapping[ProfileName, float] = {}
-        """By profile: since when its label is known to be absent."""
+        """The time since which the label is known to be absent, by profile."""
 
     def update(self, report: Report | None, now: float) -> bool:
         """Compare the Node's labels with the profiles that no source desires any more.
@@ -36,7 +39,7 @@ class LabelAbsence:
         A label that was once known to be absent counts as absent while the Node cannot be read.
 
         Returns:
-            Whether the labels of other profiles than before are known to be absent.
+            Whether the set of profiles whose labels are known to be absent has changed.
         """
         before = self.absent_since.keys()
         on_node = self.labels_on_node()
@@ -52,7 +55,7 @@ class LabelAbsence:
         return self.absent_since.keys() != before
 
     def seconds(self, now: float) -> dict[ProfileName, float]:
-        """Return for how many seconds each absent label is known to be absent."""
+        """Return how many seconds each absent label has been known to be absent."""
         # Rounded, because (since + grace) - since may be less than grace in floating point.
         return {name: round(now - since, 6) for name, since in self.absent_since.items()}
 

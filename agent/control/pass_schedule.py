@@ -1,4 +1,4 @@
-"""Decides when the next pass is due, and whether it reads everything again.
+"""Decides when the next pass is due, and whether the pass reads everything again.
 
 A pass is due when the resync interval has passed, when a failure is to be retried, or when another
 deadline that the controller knows has come. This module computes times and runs nothing; see
@@ -15,10 +15,10 @@ from agent.core.vocabulary import ProfileState
 
 FIRST_RETRY_SECONDS: Final = 2.0
 LONGEST_RETRY_SECONDS: Final = 3600.0
-"""A failure is retried at least this often, even if the resync interval is longer."""
+"""The longest time until a failure is retried, even if the resync interval is longer."""
 
 NODE_CHECK_SECONDS: Final = 10.0
-"""The node is compared with the last pass this often, in case a notification was lost."""
+"""The interval of comparisons with the last pass, in case a notification was lost."""
 
 _RETRIED_CODES: Final = frozenset({"ledger_damaged", "kind_unobservable", "source_unreadable"})
 
@@ -31,7 +31,7 @@ class PassSchedule:
     def __init__(self, *, resync_seconds: float) -> None:
         self.resync_seconds = resync_seconds
         self.next_pass = 0.0
-        """When the next pass is due, if no wake reason calls for one earlier."""
+        """When the next pass is due, if no wake reason triggers an earlier pass."""
 
         self.next_full_resync = 0.0
         """When the next pass reads everything again."""
@@ -52,7 +52,7 @@ class PassSchedule:
         self._full_passes_requested += 1
 
     def begin_pass(self, now: float) -> bool:
-        """Return whether the pass that begins now reads everything again."""
+        """Return whether the pass that starts now reads everything again."""
         requested = self._full_passes_requested
         is_full = now >= self.next_full_resync or requested != self._full_passes_begun
         self._full_passes_begun = requested
@@ -78,7 +78,7 @@ class PassSchedule:
 
 
 def _failures(report: Report) -> frozenset[_Failure]:
-    """Return the failures that only a retry can clear: no notification reports their end."""
+    """Return the failures that only a retry can clear. No notification reports their end."""
     rows = [
         row
         for row in report.profiles

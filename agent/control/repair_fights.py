@@ -1,8 +1,9 @@
 """Detects that another program changes the same profiles as this agent.
 
-If the agent repairs a profile again and again, another program undoes each repair. Repairs of the
-node then wait longer and longer, and a finding names the profile. This module counts repairs and
-changes nothing; the controller delays the passes. All times are monotonic seconds.
+If the agent has to repair a profile again and again, another program probably undoes each repair.
+The agent then delays its repairs more and more, and reports a finding about the profile. This
+module counts repairs and changes nothing; the controller delays the passes. All times are monotonic
+seconds.
 """
 
 from collections import deque
@@ -15,20 +16,21 @@ from agent.core.vocabulary import ProfileState
 
 FIGHT_SECONDS: Final = 120.0
 FIGHT_REPAIRS: Final = 10
-"""This many repairs of one name within FIGHT_SECONDS are a fight."""
+"""The number of repairs of one name within FIGHT_SECONDS that counts as a fight."""
 
 LONGEST_PAUSE_SECONDS: Final = 60.0
-_RECORDED_REPAIRS: Final = 2 * FIGHT_REPAIRS  # with more repairs, the pause is the longest anyway
+# Further repairs do not lengthen the pause, which is already at its maximum.
+_RECORDED_REPAIRS: Final = 2 * FIGHT_REPAIRS
 
 
 class RepairFights:
-    """Counts the repairs of each name. Only the main thread uses it."""
+    """Counts the repairs of each name. Only the main thread uses this class."""
 
     def __init__(self) -> None:
         self.paused_until = 0.0
-        """Until this time, changes of the node call for no pass."""
+        """Until this time, changes on the node do not trigger a pass."""
 
-        self._repairs: dict[str, deque[float]] = {}  # by name: when it was repaired
+        self._repairs: dict[str, deque[float]] = {}  # the times of the repairs, by name
 
     def record(self, report: Report, now: float) -> None:
         """Count the repairs of a pass; after too many repairs of one name, begin a pause."""
@@ -43,7 +45,7 @@ class RepairFights:
             )
 
     def deadlines(self) -> list[float]:
-        """Return when the pause ends, and when each fight ends if nothing is repaired any more."""
+        """Return the end of the pause, and the end of each fight if no more repairs follow."""
         ends = [
             times[-FIGHT_REPAIRS] + FIGHT_SECONDS
             for times in self._repairs.values()
@@ -52,7 +54,7 @@ class RepairFights:
         return [self.paused_until, *ends]
 
     def findings(self, now: float) -> tuple[Finding, ...]:
-        """Return one finding for each name that is fought over."""
+        """Return one finding for each name that another program keeps changing."""
         return tuple(
             Finding(
                 code="drift_fought",

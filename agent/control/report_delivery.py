@@ -1,9 +1,9 @@
 """Completes the report of each pass, and delivers it to the publisher and the report sinks.
 
-Some findings appear and end between passes, for example a failed request to the API server. They
-are added to the report of the last pass, and the sinks receive it again when they change. The
-publisher receives a report only after a pass that found something changed, so that an unchanged
-node sends no request.
+Some findings appear and end between passes, for example a failed request to the API server. These
+findings are added to the report of the last pass, and the sinks receive the report again when the
+findings change. The publisher receives a report only after a pass that found a change, so that an
+unchanged node sends no request.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from agent.core.vocabulary import SupportState
 
 
 class StatusPublisher(Protocol):
-    """Publishes labels and Events; agent.kube.publisher.Publisher fulfils it."""
+    """Publishes labels and Events. agent.kube.publisher.Publisher implements this protocol."""
 
     findings: tuple[Finding, ...]
     """The publisher's own problems."""
@@ -38,12 +38,12 @@ class ReportSink(Protocol):
         Args:
             report: the complete report.
             at: the time in Unix seconds.
-            passed: whether a pass has ended. Otherwise only findings have changed.
+            passed: whether a pass has ended; False if only findings have changed.
         """
 
 
 class ReportDelivery:
-    """The last report, and everything that receives it. Only the main thread uses it."""
+    """The last report, and the receivers of reports. Only the main thread uses this class."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class ReportDelivery:
         """Start without a report.
 
         Args:
-            publisher: receives new reports; None: nothing is published.
+            publisher: receives new reports; None if nothing is published.
             sinks: receive every report, and each change of findings.
             findings: returns the current findings that belong to no pass.
             clock: the clock of the process.
@@ -68,10 +68,10 @@ class ReportDelivery:
         self.report: Report | None = None
         """The complete report of the last pass."""
 
-        self._pass_report: Report | None = None  # as the pass returned it
+        self._pass_report: Report | None = None  # the report that the pass returned
 
     def is_new(self, report: Report) -> bool:
-        """Return whether a pass found anything changed since the pass before."""
+        """Return whether a pass found any change since the previous pass."""
         return self._pass_report is None or report.pass_number != self._pass_report.pass_number
 
     def is_observed(self) -> bool:
@@ -80,7 +80,7 @@ class ReportDelivery:
         return all(support.state != SupportState.UNKNOWN for support in supports)
 
     def accept(self, report: Report) -> Report:
-        """Complete the report of a pass, and give it to the publisher if it is new."""
+        """Complete the report of a pass, and pass the report to the publisher if it is new."""
         complete = self._completed(report)
         if self.publisher is not None and self.is_new(report):
             self.publisher.post(complete)
@@ -95,7 +95,7 @@ class ReportDelivery:
                 sink.on_report(self.report, self.clock.time(), passed=passed)
 
     def refresh(self) -> None:
-        """Deliver the last report again if its findings have changed since."""
+        """Deliver the last report again if its findings have changed since the last delivery."""
         if self._pass_report is None or self.report is None:
             return
         complete = self._completed(self._pass_report)

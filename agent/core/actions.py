@@ -16,7 +16,7 @@ class Install:
     reason: Reason
     names: tuple[str, ...]
     profile: Profile | None
-    """The desired version. None: the installed version of the ledger entry."""
+    """The desired version; None for the installed version in the ledger entry."""
 
     replaceable: frozenset[str]
     """Names whose content on the node may be replaced. All other names must be absent."""
@@ -26,7 +26,7 @@ class Install:
 
     findings: tuple[Finding, ...] = ()
     previous_owners: frozenset[KeyId] = frozenset()
-    """Keys whose ledger entries own any of the names before the installation."""
+    """Keys whose ledger entries own at least one of the names before the installation."""
 
     fallback: "Install | None" = None
     """The restoration of the last good version, in case this installation fails."""

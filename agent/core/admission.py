@@ -105,7 +105,7 @@ def _is_installed(entry: LedgerEntry | None) -> bool:
 
 @dataclass(slots=True, kw_only=True)
 class AdmissionBudget:
-    """The rest of the limits that the keys of one pass can still use.
+    """The part of the limits that is still available for the remaining keys of one pass.
 
     Only the main thread uses this class.
     """

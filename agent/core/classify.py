@@ -1,4 +1,4 @@
-"""Determines the kind of a key from its file name, or else from its content.
+"""Determines the kind of a key from its file name or from its content.
 
 A file that is not a profile, such as a README, has no kind and is ignored. This module does no
 input or output.

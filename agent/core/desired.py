@@ -1,8 +1,8 @@
 """The desired state: the keys of all profile sets, inspected and compared with each other.
 
 If two keys provide the same name with different content, both are rejected, so that neither
-replaces the other by chance. If their content is equal, one key is a duplicate of the other. This
-module does no input or output.
+replaces the other by chance. If two keys have equal content, one key is a duplicate of the other
+key. This module does no input or output.
 """
 
 from collections import Counter, defaultdict
@@ -41,7 +41,7 @@ class Desired:
     unchecked: Mapping[KeyId, Unchecked] = field(default_factory=dict)
     pending: Mapping[KeyId, Pending] = field(default_factory=dict)
     duplicates: Mapping[KeyId, KeyId] = field(default_factory=dict)
-    """Each key with the same content as another key, and that other key."""
+    """The key with the same content, for each duplicate key."""
 
     keys: frozenset[tuple[str, str]] = frozenset()
     """The profile set and the name of every key, including kinds that are not handled."""
@@ -61,8 +61,8 @@ class Desired:
     def is_present_unaccepted(self, id_: KeyId) -> bool:
         """Return whether a key may still exist although no kind accepts its content.
 
-        The last good version of such a key stays. Its content may look like another kind, or its
-        directory was rejected, so that the key was not read.
+        The result is true if the content looks like another kind, or if the key was not read
+        because its directory was rejected. The last good version of the key stays.
         """
         accepted = any(
             KeyId(kind=kind, profile_set=id_.profile_set, key=id_.key) in mapping
@@ -89,7 +89,7 @@ def join(
     """Inspect every key of every profile set that was read, and compare the keys.
 
     If the source itself rejected a key, the key is rejected for each kind that it can belong to.
-    Its last good version is then held.
+    The last good version of a rejected key is held.
 
     Args:
         snapshots: the results of reading the profile sets.

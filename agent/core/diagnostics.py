@@ -1,4 +1,4 @@
-"""The findings of plans and of removals: why a profile is not installed, or stays on the node."""
+"""The findings that explain why a profile is not installed or why it stays on the node."""
 
 from agent.core.findings import Finding
 from agent.core.model import InUse, KeyId, ObservedProfile, UnknownUse

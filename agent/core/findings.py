@@ -19,7 +19,7 @@ class Severity(StrEnum):
     NOTICE = "notice"
 
 
-MAX_FINDINGS: Final = 50  # A hostile key could cause hundreds of thousands of findings.
+MAX_FINDINGS: Final = 50  # A malicious key could cause hundreds of thousands of findings.
 
 CODES: Final[dict[str, Severity]] = {
     # sources
@@ -73,9 +73,9 @@ CODES: Final[dict[str, Severity]] = {
     "fails_open": Severity.ERROR,  # a runtime would start the container without this filter
     "runtime_hang": Severity.ERROR,
     "runtime_crash": Severity.ERROR,
-    "not_portable": Severity.ERROR,  # only CRI-O understands it
+    "not_portable": Severity.ERROR,  # only CRI-O understands the profile
     "notify_refused": Severity.ERROR,
-    "unknown_syscall": Severity.ERROR,  # unknown name, with a default that allows
+    "unknown_syscall": Severity.ERROR,  # unknown system call; the default action allows
     "filter_too_large": Severity.ERROR,
     "path_unsafe": Severity.ERROR,  # a pod cannot reference a file with this path
     "name_rewritten": Severity.NOTICE,
@@ -85,12 +85,12 @@ CODES: Final[dict[str, Severity]] = {
     "errno_rewritten": Severity.NOTICE,
     "comments_removed": Severity.NOTICE,
     "rule_added": Severity.NOTICE,
-    "syscall_ignored": Severity.WARNING,  # unknown name, with a default that denies
+    "syscall_ignored": Severity.WARNING,  # unknown system call; the default action denies
     "start_impossible": Severity.WARNING,  # no runtime can start a container
     "start_limited": Severity.WARNING,  # one runtime cannot start a container
-    "clone3_denied": Severity.WARNING,  # with an error other than ENOSYS
+    "clone3_denied": Severity.WARNING,  # clone3 fails with an error other than ENOSYS
     "nothing_denied": Severity.WARNING,  # the architecture lacks all denied calls
-    "not_enforcing": Severity.WARNING,  # the default only logs
+    "not_enforcing": Severity.WARNING,  # the default action only logs
     "abi_missing": Severity.WARNING,
     "dangerous_syscalls": Severity.WARNING,
     "newer_call_allowed": Severity.WARNING,  # an older variant of an allowed call is denied
@@ -121,7 +121,7 @@ class Finding:
     """A key of CODES."""
 
     location: str
-    """The key, path or name, with the field or line, for example `syscalls[4].action`."""
+    """The key, path or name, with the field or line number, for example `syscalls[4].action`."""
 
     message: str
     """The event and its consequence, in one or two sentences."""
@@ -132,7 +132,7 @@ class Finding:
     detail: str = ""
     """Names for the log and for reports of commands only, such as pods of other namespaces.
 
-    More people can read the status page and the Events, so these do not contain the detail.
+    More people can read the status page and the Events, so these outputs do not contain the detail.
     """
 
     def __post_init__(self) -> None:

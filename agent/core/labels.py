@@ -19,7 +19,8 @@ from agent.core.vocabulary import ON_NODE, ProfileSetState, ProfileState, Reason
 
 DOMAIN: Final = "profile-loader.node-restriction.kubernetes.io"
 DEFAULT_LIMIT: Final = 200
-MAX_LIMIT: Final = 800  # measured: the cost limit of admission policies allows no more per request
+# The cost limit of admission policies does not allow more labels per request (measured).
+MAX_LIMIT: Final = 800
 DIGEST_DIGITS: Final = 12
 
 # kubernetes, apimachinery/pkg/util/validation/validation.go: IsQualifiedName, IsValidLabelValue.
@@ -194,7 +195,7 @@ def _set_key(origin: str, domain: str) -> str:
     """Return the label key of a profile set, or an empty string if the set has no label.
 
     Only the name of a ConfigMap means the same on every node. A directory or a manifest is a path
-    on one host, so that its profiles have labels, but the profile set has no label.
+    on one host, so that only its profiles have labels.
     """
     if not origin.startswith(_CONFIG_MAP):
         return ""

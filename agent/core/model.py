@@ -1,8 +1,8 @@
 """The values that the parts of the agent exchange: keys, profiles, versions and observations.
 
-Every value is frozen, and nothing in this module does input or output. Sources that
-are empty, missing or unreadable have different types, and so have nodes that cannot be observed or
-do not support a kind. No code can confuse them.
+Every value is frozen, and this module does no input or output. Empty, missing and unreadable
+sources have different types, so that no code can confuse these cases. For the same reason, a node
+that cannot be observed and a node that does not support a kind have different types.
 """
 
 import hashlib
@@ -19,8 +19,8 @@ KINDS: Final[tuple[ProfileKind, ...]] = get_args(ProfileKind)
 
 # Evidence consists of opaque tokens that identify content. Each backend defines its own tokens,
 # for example "bytes:<hex>", the sha256 of a file. Two contents are equal if their evidence shares a
-# token. No token is made from a name or an exit status. If a backend cannot read content, a token
-# may identify one unchanged object on the node (ObservedProfile.is_readable).
+# token. No token is made from a name or an exit status. If a backend cannot read the content, a
+# token may identify one unchanged object on the node (ObservedProfile.is_readable).
 Evidence = frozenset[str]
 
 
@@ -55,7 +55,7 @@ class SourceKey:
     key: str
     content: bytes
     prefix: str = ""
-    """A directory in front of the key, for kinds that install files."""
+    """The directory for the key, for kinds that install files."""
 
     name: str = ""
     """The plain name of a qualified key, such as `audit.json` for `ns/web/audit.json`."""
@@ -68,7 +68,7 @@ class SourceKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Read:
-    """A profile set that was read completely, once."""
+    """A profile set that was read completely."""
 
     profile_set: str
     revision: str
@@ -122,13 +122,13 @@ class Version:
     """The sha256 of the bytes that are installed."""
 
     context: str = ""
-    """A digest of every other input of the body, such as the kernel; empty if there is none."""
+    """A digest of every other input of the body, such as the kernel; empty without one."""
 
     modes: Mapping[str, str] = field(default_factory=dict)
     """The mode of each name; empty for kinds without modes."""
 
     evidence: Mapping[str, Evidence] = field(default_factory=dict)
-    """The evidence that the node shows for each name if it has this version."""
+    """The evidence that the node shows for each name while this version is installed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +152,7 @@ class Rejection:
     id: KeyId
     findings: tuple[Finding, ...]
     names: tuple[str, ...] = ()
-    """The names that the key would provide, if known. They are not removed from the node."""
+    """The names that the key would provide, if known. These names are not removed from the node."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +192,7 @@ class ObservedProfile:
     """The evidence of the content; empty if the content cannot be compared."""
 
     mode: str = ""
-    """Empty for kinds without modes."""
+    """The mode of the profile; empty for kinds without modes."""
 
     is_agent_object: bool | None = None
     """Whether this agent created the object on the node.
@@ -250,7 +250,7 @@ class Unobservable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unsupported:
-    """This node cannot have profiles of this kind."""
+    """This node does not support profiles of this kind."""
 
     finding: Finding
 
