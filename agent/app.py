@@ -1,6 +1,6 @@
 """Builds every object of the program through its constructor.
 
-This module decides nothing. The module reads only the configuration of the API client, and starts the
+This module decides nothing. The module reads the configuration of the API client, and starts the
 daemon's servers and threads. Each command imports only the libraries that it needs, because each
 library uses memory on every node.
 """

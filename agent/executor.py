@@ -1,9 +1,9 @@
 """Carries out a plan, and returns the outcome of each action.
 
 This module and the backends are the only code that changes profiles on the node. An installation
-has four steps: stage the version in the ledger, install it, verify it, and commit it. If the agent
-is killed at any point, the ledger contains every profile that it may have installed. A failed
-action does not prevent later actions.
+has four steps: stage the version in the ledger, install it, verify it, and commit it. The ledger
+therefore contains every profile that the agent may have installed, even if the agent is killed at
+any point. A failed action does not prevent later actions.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -43,7 +43,7 @@ class Executor:
         return self._entries.by_key
 
     def execute(self, actions: Iterable[Action], *, dry_run: bool = False) -> tuple[Outcome, ...]:
-        """Carry out installations first, and all other actions in their order.
+        """Carry out all installations first, and then all other actions in the order of the plan.
 
         With `dry_run`, nothing is changed, and the outcomes are predictions.
         """
@@ -172,7 +172,7 @@ class Executor:
     # --- adopt and keep --------------------------------------------------------------------------
 
     def _record(self, action: Adopt | Keep, provenance: Provenance) -> Outcome:
-        """Record a profile that the node already has. An unchanged entry is not written."""
+        """Record a profile that the node already has. An unchanged ledger entry is not written."""
         before = self._entries.get(action.id)
         entry, version = _entry_for(action, provenance, before)
         if entry == before and self._has_content(version):
@@ -184,7 +184,8 @@ class Executor:
             ):
                 finding = self._store(prepared)
             case PreparedProfile():
-                # The inspection compiled different bytes. The next full pass uses them in its plan.
+                # The inspection compiled different bytes. The next full pass plans with the new
+                # bytes.
                 return Outcome(action=action, result=OutcomeResult.PENDING)
             case Pending(findings=findings):
                 return Outcome(action=action, result=OutcomeResult.PENDING, findings=findings)
@@ -268,7 +269,7 @@ def _is_recorded(installed: Version | None, version: Version) -> bool:
 
 
 def _outcome(action: Action, finding: Finding | None, version: Version | None = None) -> Outcome:
-    """Return the outcome of an action that failed with a finding, or that was done."""
+    """Return a failed outcome if there is a finding, or else a successful outcome."""
     if finding is None:
         return Outcome(action=action, result=OutcomeResult.DONE, version=version)
     return Outcome(action=action, result=OutcomeResult.FAILED, findings=(finding,), version=version)

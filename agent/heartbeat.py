@@ -1,4 +1,4 @@
-"""The sign of life of the main loop.
+"""The heartbeat of the main loop.
 
 The main thread beats between the keys and the actions of a pass, and whenever it starts to wait.
 Liveness depends on these beats alone, never on the API server. Each process has one heartbeat.
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 class Heartbeat:
-    """Remembers when the main loop last showed that it runs. Any thread may read it."""
+    """Remembers the last beat of the main loop. Any thread may read this object."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         """Count the construction as the first beat.
@@ -18,7 +18,7 @@ class Heartbeat:
         """
         self.clock = clock
         self.last_beat = clock()
-        """When the loop last showed that it runs, in monotonic seconds."""
+        """The time of the last beat, in monotonic seconds."""
 
     def beat(self) -> float:
         """Record that the loop runs, and return the current time."""
@@ -26,5 +26,5 @@ class Heartbeat:
         return self.last_beat
 
     def silent_seconds(self) -> float:
-        """Return how long the loop has shown no sign of life."""
+        """Return the seconds since the last beat."""
         return self.clock() - self.last_beat

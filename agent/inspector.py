@@ -1,8 +1,8 @@
 """Turns the snapshots of the sources into the desired state of one pass.
 
-Unchanged keys are not inspected again: their results are kept between passes. Totals over all keys
-(agent.core.admission) are applied here. This module decides nothing about the node and does not
-touch it; agent.core.desired joins the results.
+Results are kept between passes, so that unchanged keys are not inspected again. Totals over all
+keys (agent.core.admission) are applied here. This module neither reads nor changes the node;
+agent.core.desired combines the results.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ _Key = tuple[ProfileKind, model.SourceKey]
 
 
 class Inspector:
-    """Inspects keys, and remembers the results. Only the main thread uses it."""
+    """Inspects keys, and remembers the results. Only the main thread uses this class."""
 
     def __init__(
         self, backends: Mapping[ProfileKind, ports.ProfileBackend], heartbeat: Heartbeat
@@ -28,7 +28,7 @@ class Inspector:
 
         self._budget = AdmissionBudget()
         self._results: dict[_Key, Inspected] = {}
-        # Profiles that exceeded a total. Only their size stays in memory.
+        # For profiles that exceeded a total, only the size stays in memory.
         self._rejected: dict[_Key, tuple[Size, Rejection]] = {}
         self._previous: tuple[Sequence[model.Snapshot], desired.Desired] | None = None
 
@@ -41,7 +41,7 @@ class Inspector:
     def desired(
         self, snapshots: Sequence[model.Snapshot], entries: Mapping[KeyId, LedgerEntry]
     ) -> desired.Desired:
-        """Return the desired state; equal snapshots return the previous one."""
+        """Return the desired state; if the snapshots are unchanged, return the previous state."""
         if self._previous is not None and self._previous[0] == snapshots:
             return self._previous[1]
         self.revision += 1
@@ -54,7 +54,7 @@ class Inspector:
         return joined
 
     def _forget_absent(self, snapshots: Sequence[model.Snapshot]) -> None:
-        """Forget the results of keys that no source has any more, and undecided results."""
+        """Forget undecided results, and the results of keys that no source provides any more."""
         current = {
             source_key
             for snapshot in snapshots

@@ -35,7 +35,7 @@ class ConfinementChecks:
         self.observe()
 
     def end_pass(self, report: Report) -> None:
-        """Find the processes that a pass or an earlier removal unconfined; observe the others."""
+        """Find processes that a removal unconfined. Observe all other processes."""
         for kind, tracker in self.trackers.items():
             rows = [row for row in report.profiles if row.kind == kind and row.name]
             tracker.record_removals([row.name for row in rows if _is_removed(row)])

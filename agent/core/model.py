@@ -232,7 +232,10 @@ class Observation:
     """A complete observation of the requested names of one kind."""
 
     profiles: Mapping[str, ObservedProfile]
-    """The profile of each requested name. A name that is not in the mapping is absent."""
+    """The profile of each requested name.
+
+    A name without an entry in the mapping is absent from the node.
+    """
 
     uses: Mapping[str, Use] = field(default_factory=dict)
     """The use of each name that may be removed."""

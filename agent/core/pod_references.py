@@ -1,8 +1,8 @@
-"""Finds the profiles that a pod references, in every place that Kubernetes allows.
+"""Finds the profiles that a pod references in its security contexts and annotations.
 
-These places include init containers, ephemeral containers and the annotations of older API servers
-(kubernetes, pkg/apis/core/annotation_key_constants.go). A pod that has succeeded or failed
-references no profile.
+The search includes init containers, ephemeral containers and the annotations of older API servers
+(kubernetes, pkg/apis/core/annotation_key_constants.go). Pods that have succeeded or failed are
+ignored.
 """
 
 import posixpath

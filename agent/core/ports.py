@@ -108,12 +108,12 @@ class ProfileBackend(Protocol):
         """
 
     def inspect(self, source_key: SourceKey) -> Inspected:
-        """Check one key without changing the node. The same key has the same result."""
+        """Check one key without changing the node. The result depends only on the key."""
 
     def body(self, profile: Profile) -> bytes | None:
         """Return the bytes to install, whose digest is `profile.version.body_digest`.
 
-        None means that the backend no longer has these bytes; `inspect` produces them again.
+        None means that the backend no longer has these bytes; `inspect` produces the bytes again.
         """
 
     def discard(self, profile: Profile) -> None:
@@ -157,14 +157,16 @@ class ProfileBackend(Protocol):
     ) -> Removed | StillInUse | Failed:
         """Remove names after another check of the node.
 
-        Each name must still have the content of its evidence; otherwise the result is Failed with
-        `foreign_name`. With `require_unused`, nothing is removed if a process may use a name.
+        Each name must still have the content of its evidence; if the content differs, the result is
+        Failed with `foreign_name`. With `require_unused`, nothing is removed if a process may use a
+        name.
         """
 
     def is_unchanged(self) -> bool:
         """Return whether the node is unchanged since the last observation or action.
 
-        The check may rely on signatures and revisions. In doubt, the result is False.
+        The check may rely on signatures and revisions. If the check cannot decide, the result is
+        False.
         """
 
     def invalidate(self) -> None:
@@ -198,7 +200,10 @@ class Source(Protocol):
         """Return the directory or file to watch for changes of the source, or None."""
 
     def read(self) -> tuple[Snapshot, ...]:
-        """Read every profile set once. A set with an unchanged signature is not read again."""
+        """Read every profile set once.
+
+        A profile set with an unchanged signature is not read again.
+        """
 
     def invalidate(self) -> None:
         """Read the content at the next `read`, even if its signature is unchanged."""

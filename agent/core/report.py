@@ -1,7 +1,7 @@
 """The report of a pass: the state of every profile and profile set, and the findings.
 
-Reporters use nothing but the report. A profile is `installed` only if this pass verified it on the
-node. The exit status depends on the report alone.
+Reporters read only the report. A profile is `installed` only if this pass verified it on the node.
+The exit status depends on the report alone.
 """
 
 from collections.abc import Mapping
@@ -68,7 +68,7 @@ class ProfileStatus:
     def is_repair(self) -> bool:
         """Return whether this row reports the repair of a profile.
 
-        The row of a duplicate repeats the action of another key, and not its reason.
+        The row of a duplicate key repeats the action of the other key without the reason.
         """
         return self.action == ActionName.RESTORE and self.reason in DRIFTS
 
@@ -92,7 +92,7 @@ class ProfileSetStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KindSupport:
-    """Whether this node can have profiles of a kind."""
+    """Whether this node supports a kind of profile."""
 
     state: SupportState
     finding: Finding | None = None
@@ -120,7 +120,7 @@ class Report:
     """The known names of accepted and rejected keys, per kind."""
 
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """The duration of each step of the pass: read, inspect, observe and act."""
+    """The duration of each step of the pass (read, inspect, observe and act)."""
 
     pass_number: int = 0
     """The number of the pass that made this report, starting with 1; 0 if no pass made it.

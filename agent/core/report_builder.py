@@ -169,7 +169,7 @@ def policy_digest(version: Version | None, capabilities: Capabilities) -> str:
 def _row(
     id_: KeyId, name: str, version: Version | None, capabilities: Capabilities
 ) -> ProfileStatus:
-    """Return the row of a name. The caller adds the outcome of the action."""
+    """Return the row of a name, without the outcome of the action, which the caller adds."""
     return ProfileStatus(
         kind=id_.kind,
         profile_set=id_.profile_set,

@@ -1,7 +1,7 @@
 """The closed sets of words in decisions, reports and logs.
 
 The value of a member is the text in JSON reports, metrics, logs and tables. Code compares members,
-never text. Findings have codes of their own: see `agent.core.findings`.
+never text. Findings have their own codes; see `agent.core.findings`.
 """
 
 from enum import StrEnum
@@ -17,13 +17,13 @@ class ProfileState(StrEnum):
     """The last good version is on the node, because the desired version is not installed."""
 
     HELD = "held"
-    """No longer desired, and left on the node. The reason explains why."""
+    """The profile is no longer desired but stays on the node. The reason explains why."""
 
     PENDING = "pending"
     """The check is still running, and no last good version is on the node."""
 
     REJECTED = "rejected"
-    """Rejected, and no last good version is on the node."""
+    """The desired version was rejected, and no last good version is on the node."""
 
     FOREIGN = "foreign"
     """Another program installed a profile of this name."""
@@ -32,20 +32,20 @@ class ProfileState(StrEnum):
     """The action failed, or its result could not be verified."""
 
     UNSUPPORTED = "unsupported"
-    """This node cannot have profiles of this kind."""
+    """This node does not support profiles of this kind."""
 
     UNOBSERVABLE = "unobservable"
     """The node may have the profile, but the agent cannot observe it."""
 
     REMOVED = "removed"
     RELEASED = "released"
-    """Left on the node, and no longer tracked."""
+    """The profile stays on the node, and the agent no longer tracks it."""
 
     PLANNED = "planned"
-    """`--dry-run`: the action that a pass would take."""
+    """The action that a pass would take (only with `--dry-run`)."""
 
     ACCEPTED = "accepted"
-    """`check`: the profile has no errors. No node was observed."""
+    """The `check` command found no errors in the profile. No node was observed."""
 
 
 ON_NODE = frozenset({ProfileState.INSTALLED, ProfileState.OUTDATED, ProfileState.HELD})
@@ -80,7 +80,7 @@ class Reason(StrEnum):
     """Why a plan contains an action."""
 
     NONE = ""
-    """No plan made the row. It comes from a command that only reads."""
+    """The row comes from a command that only reads, and not from a plan."""
 
     # Install
     NEW = "new"
@@ -88,10 +88,10 @@ class Reason(StrEnum):
     """The source provides another version."""
 
     RECOMPILED = "recompiled"
-    """The source is the same, but the kernel, the parser or an include changed."""
+    """The source is unchanged, but the kernel, the parser or an include file changed."""
 
     UNFINISHED = "unfinished"
-    """A previous installation ended before it was recorded."""
+    """A previous installation ended before the ledger recorded it."""
 
     TAKEN_OVER = "taken over"
     """`--take-over` permits the replacement of a foreign profile."""
@@ -119,7 +119,7 @@ class Reason(StrEnum):
     UNSUPPORTED = "unsupported"
     UNOBSERVABLE = "unobservable"
     PENDING = "pending"
-    """A key is still being checked, and it may provide the name."""
+    """A key that is still being checked may provide the name."""
 
     CONFLICT = "conflict"
     """The name belongs to the last good version of another key."""
@@ -146,10 +146,10 @@ class Reason(StrEnum):
     """The ledger entry of another key owns the name."""
 
     ABSENT = "absent"
-    """No longer desired, and already absent from the node."""
+    """The profile is no longer desired, and is already absent from the node."""
 
     ADOPTED = "adopted"
-    """No longer desired, and installed by another program."""
+    """The profile is no longer desired, and was installed by another program."""
 
     NEVER_INSTALLED = "never installed"
 
@@ -169,7 +169,7 @@ class Provenance(StrEnum):
     """Which program installed the profile of a ledger entry."""
 
     INSTALLED = "installed"
-    """This agent installed it."""
+    """This agent installed the profile."""
 
     ADOPTED = "adopted"
     """Another program installed the same content; the agent only tracks it."""
@@ -184,7 +184,7 @@ class OutcomeResult(StrEnum):
 
     FAILED = "failed"
     PLANNED = "planned"
-    """`--dry-run`: the action was not carried out."""
+    """The action was not carried out (only with `--dry-run`)."""
 
     PENDING = "pending"
     """The version has to be checked again before it can be installed or recorded."""
@@ -212,7 +212,7 @@ class UnreadableCause(StrEnum):
 
 
 class SupportState(StrEnum):
-    """Whether a node can have profiles of a kind."""
+    """Whether a node supports a kind of profile."""
 
     ENABLED = "enabled"
     DISABLED = "disabled"

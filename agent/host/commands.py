@@ -1,4 +1,4 @@
-"""Commands: start a program of this machine with limits, and read its bounded output.
+"""Starts programs of this machine with limits, and reads their bounded output.
 
 No other module starts a process. A command is a list of arguments with an absolute path, has a
 time limit and resource limits, and never outlives the block that started it. landlock.py restricts
@@ -67,15 +67,15 @@ class Exited:
     stdout: bytes
     stderr: bytes
     limit: Limit | None = None
-    """The limit that ended the command; None if it ended by itself."""
+    """The limit that ended the command; None if the command ended by itself."""
     seconds: float = field(default=0.0, compare=False)
-    """The wall-clock time of the command."""
+    """The wall-clock time that the command took."""
     cpu_seconds: float = field(default=0.0, compare=False)
     """The CPU time of the command and of the children that it waited for."""
 
 
 def run(argv: Sequence[str], *, stdin: bytes, limits: CommandLimits) -> Exited:
-    """Run a command until it ends or exceeds a limit. Raises HostError if it cannot be started."""
+    """Run a command until it ends or exceeds a limit. Raises HostError if the start fails."""
     with started(argv, stdin=stdin, limits=limits) as running:
         return running.result()
 
@@ -125,21 +125,21 @@ def started(
             if sandbox is None:
                 start()
             else:
-                # The child inherits the restrictions of the thread that starts it. It may open its
-                # standard input by name (/proc/self/fd/0).
+                # The child inherits the restrictions of the thread that starts it. The command may
+                # open its standard input by name (/proc/self/fd/0).
                 readable = (*sandbox.read, f"/proc/self/fd/{standard_input.fileno()}")
                 landlock.run(start, replace(sandbox, read=readable))
-            # The limits are set by this process: code between fork and exec could deadlock on a
-            # lock that another thread held during the fork.
+            # This process sets the limits after the fork, because code between fork and exec could
+            # deadlock on a lock that another thread held during the fork.
             yield Running(children[0], (out, err), limits)
         finally:
             children.end()
 
 
 class _Children:
-    """Started processes. A process that another thread adds after `end` is killed at once.
+    """The started processes. A process that another thread adds after `end` is killed at once.
 
-    A signal handler may raise in this thread while the other one still starts the process.
+    A signal handler may raise in this thread while the other thread is still starting the process.
     """
 
     def __init__(self) -> None:
@@ -179,7 +179,7 @@ class Running:
         self._output = output
         self._begin = self._end = time.monotonic()
         self._cpu_seconds = 0.0
-        # This thread must not reap the process: its PID stays valid until `result` reaps it.
+        # Only `result` may reap the process, because the PID must stay valid until then.
         self._waiter = threading.Thread(target=self._wait, daemon=True)
         self._waiter.start()
 
@@ -198,7 +198,7 @@ class Running:
         limit = None
         deadline = self._begin + self._limits.seconds
         while self._waiter.is_alive():
-            # A process that was being forked when the limits were set gets them now.
+            # The limits are set again for a process that was being forked when they were set first.
             _set_limits(self._child.pid, self._resource_limits)
             remaining = deadline - time.monotonic()
             if remaining <= 0 or is_cancelled():
@@ -207,7 +207,7 @@ class Running:
                 break
             # Popen.wait sleeps up to 50 ms longer than the process runs.
             self._waiter.join(min(remaining, CANCEL_CHECK_SECONDS))
-        _kill(self._child)  # a process that the command started may still run
+        _kill(self._child)  # A process that the command started may still be running.
         outputs = []
         for file in self._output:
             file.seek(0)
@@ -256,7 +256,7 @@ def _set_limits(process: int, limits: Mapping[int, tuple[int, int]]) -> None:
 def _cpu_seconds(process: int) -> float:
     """Return the CPU time of an ended process and of the children that it waited for.
 
-    Returns 0 where /proc does not show the process (proc(5): stat, fields 14 to 17).
+    Returns 0 if /proc does not show the process (proc(5): stat, fields 14 to 17).
     """
     try:
         fields = Path(f"/proc/{process}/stat").read_text("utf-8", "replace").rpartition(")")[2]
@@ -267,9 +267,10 @@ def _cpu_seconds(process: int) -> float:
 
 
 def _kill(child: "subprocess.Popen[bytes]") -> None:
-    """Kill a process with its process group, and reap it.
+    """Kill a process with its process group, and reap the process.
 
-    The group is killed before the process is reaped: until then no other group can have its id.
+    The group is killed before the process is reaped, because the kernel can reuse the group id
+    after the process is reaped.
     """
     if child.returncode is None:
         with contextlib.suppress(ProcessLookupError):

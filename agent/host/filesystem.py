@@ -1,8 +1,9 @@
-"""Files of the host, all of them below one root directory.
+"""Reads and writes files of the host, all of them under one root directory.
 
-A path is resolved below the root: no link in it leads out of the root, and a write never follows a
-link in the last component. A file has either its old content or its new content, at every moment
-and after a crash. An OSError becomes a HostError here. commands.py starts programs.
+A path is resolved under the root. No symbolic link in a path leads out of the root, and a write
+never follows a link in the last component. At every moment, and after a crash, a file has either
+its old content or its new content. This module raises each OSError as a HostError. commands.py
+starts programs.
 """
 
 import contextlib
@@ -17,12 +18,12 @@ from typing import Final
 from agent.host import reading, stat_signature, temporary_files
 from agent.host.stat_signature import Signature
 
-_LINK_LIMIT: Final = 40  # the limit of the kernel: path_resolution(7)
+_LINK_LIMIT: Final = 40  # the kernel's limit on symbolic links in a path: path_resolution(7)
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class HostError(Exception):
-    """An operation on a file or a command failed: its path, the errno and the text of the errno."""
+    """An operation on a file or a command failed. The error has the path and the errno."""
 
     def __init__(self, path: str, error: OSError) -> None:
         super().__init__(f"{path}: {error.strerror or error}")
@@ -40,18 +41,19 @@ def translated_errors(path: str) -> Iterator[None]:
 
 
 class Host:
-    """The files below a root directory: `/` on a node, another directory for a trial."""
+    """The files under a root directory, which is `/` on a node or another directory for a trial."""
 
     def __init__(self, root: str | Path = "/") -> None:
         self.root = Path(root)
         self._is_system_root = self.root == Path("/")
-        self._swept: set[tuple[int, int]] = set()  # device and inode of each swept directory
+        # the device and the inode of each directory that was swept
+        self._swept: set[tuple[int, int]] = set()
 
     def path(self, path: str | PurePosixPath) -> Path:
         """Return the path on this machine of an absolute path on the host.
 
-        Links are resolved as the host itself resolves them: an absolute target starts again at the
-        root, and `..` does not lead out of it. A link in the last component is not resolved.
+        Links are resolved as the host itself resolves them. An absolute target starts again at the
+        root, and `..` does not lead out of the root. A link in the last component is not resolved.
         Raises OSError (ELOOP).
         """
         if self._is_system_root:
@@ -66,7 +68,8 @@ class Host:
                 continue
             try:
                 target = self.root.joinpath(*resolved, part).readlink()
-            except OSError:  # not a link, or missing: opening the path reports the error
+            # The path is missing or is not a link. Opening the path reports an error.
+            except OSError:
                 resolved.append(part)
                 continue
             links += 1
@@ -78,7 +81,10 @@ class Host:
         return self.root.joinpath(*resolved, *remaining)
 
     def _resolve(self, path: str) -> str:
-        """Return the result of `path` as a string, without work where the root is `/`."""
+        """Return the result of `path` as a string.
+
+        If the root is `/`, links need not be resolved.
+        """
         return path if self._is_system_root else str(self.path(path))
 
     def _directory(self, base: str) -> str:
@@ -107,7 +113,7 @@ class Host:
     def read_once(self, path: str, *, size: int = 64) -> bytes | None:
         """Return the result of one read(2) that does not wait; None if no data is available yet.
 
-        This is for kernel files without an end, such as a policy revision. Raises HostError.
+        This method reads kernel files without an end, such as a policy revision. Raises HostError.
         """
         with translated_errors(path):
             fd = os.open(self._resolve(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -140,7 +146,7 @@ class Host:
                 yield entry.name
 
     def exists(self, path: str) -> bool:
-        """Return whether a path exists; a dangling link exists too. Raises HostError."""
+        """Return whether a path exists. A dangling link counts as existing. Raises HostError."""
         try:
             os.lstat(self._resolve(path))
         except (FileNotFoundError, NotADirectoryError):
@@ -150,14 +156,14 @@ class Host:
         return True
 
     def signature(self, path: str) -> Signature | None:
-        """Return the stat signature of a file; None if it cannot be read."""
+        """Return the stat signature of a file; None if the status cannot be read."""
         try:
             return stat_signature.of(os.lstat(self._resolve(path)))
         except OSError:
             return None
 
     def is_loose(self, path: str) -> bool:
-        """Return whether users other than root and the agent's own can write a file.
+        """Return whether users other than root and the agent's own user can write to a file.
 
         Returns False if the mode of the file cannot be read.
         """
@@ -172,7 +178,7 @@ class Host:
         try:
             status = Path(self._directory(base)).stat()
         except OSError:
-            return False  # the directory is missing, or reading it reports the error
+            return False  # The directory is missing, or reading the directory reports the error.
         return status.st_uid not in (0, os.geteuid())
 
     def make_private(self, base: str) -> bool:
@@ -194,12 +200,12 @@ class Host:
     def signatures(
         self, base: str, names: Iterable[str] | None = None
     ) -> dict[str, Signature] | None:
-        """Return stat signatures below a directory, by name; None if it cannot be read.
+        """Return stat signatures under a directory, by name; None if the directory cannot be read.
 
         Args:
             base: the directory.
-            names: relative paths without `..`. None returns the signatures of all names in the
-                directory, and that of the directory itself under "". A name without a readable
+            names: relative paths without `..`. With None, the result contains all names in the
+                directory, and the directory itself under the name "". A name without a readable
                 signature is omitted.
         """
         signatures: dict[str, Signature] = {}
@@ -228,9 +234,9 @@ class Host:
 
         Args:
             base: the directory.
-            name: a relative path without `..`; no component of it can be a link.
+            name: a relative path without `..`, in which no component can be a link.
             limit: the size limit in bytes.
-            private: reject a file that users other than root and the agent's own can write.
+            private: reject a file that users other than root and the agent's own user can write to.
 
         Raises:
             HostError: with ELOOP for a link, EINVAL for another type of file, EFBIG for a file
@@ -278,12 +284,12 @@ class Host:
             base: the directory; it is created with mode 0755 if it is missing.
             name: a relative path without `..`.
             content: the new content.
-            new: fail with EEXIST if the name exists. link(2) decides that, so that a file that
-                another program creates at the same time is never replaced. Otherwise rename(2)
+            new: fail with EEXIST if the name exists. link(2) checks the name, so that a file that
+                another program creates at the same time is never replaced. Without `new`, rename(2)
                 replaces the file.
             mode: the permissions of the file.
-            durable: wait until the content is on disk. Without that, a crash of the machine can
-                leave any content under the name.
+            durable: wait until the content is on disk. Without `durable`, a crash of the machine
+                can leave any content under the name.
 
         Raises:
             HostError: the file was not written.
@@ -333,7 +339,7 @@ class Host:
                 os.close(file)
 
     def remove_file(self, base: str, name: str) -> None:
-        """Remove a file durably. A missing file is no error. Raises HostError."""
+        """Remove a file durably. A missing file is not an error. Raises HostError."""
         with translated_errors(f"{base}/{name}"):
             try:
                 with self._parent(base, name, create=False) as (fd, last):
@@ -354,7 +360,7 @@ class Host:
 
     @contextlib.contextmanager
     def lock(self, base: str, name: str) -> Iterator[bool]:
-        """Lock a file below a directory until the block ends; yield whether that succeeded.
+        """Lock a file under a directory until the block ends; yield whether the file was locked.
 
         The kernel releases the lock when the process ends in any way (flock(2)). Raises HostError.
         """
@@ -374,9 +380,9 @@ class Host:
 
     @contextlib.contextmanager
     def _parent(self, base: str, name: str, *, create: bool) -> Iterator[tuple[int, str]]:
-        """Yield a descriptor of the directory of a name, and the last component of the name.
+        """Yield a descriptor of the parent directory of a name, and the last part of the name.
 
-        No link below base is followed. Raises OSError.
+        No symbolic link under `base` is followed. Raises OSError.
         """
         parts = PurePosixPath(name).parts
         if not parts or name.startswith("/") or any(part in ("..", ".") for part in parts):

@@ -1,10 +1,10 @@
-"""Landlock: run a function in a thread that has permanently given up access to files.
+"""Runs a function in a thread that has permanently given up access to files (Landlock).
 
 A restricted thread, and every program that it starts, can open only the listed files. The other
 threads of the agent are not affected, and no capability is necessary. The rules follow the kernel's
 Documentation/userspace-api/landlock.rst and landlock(7). Landlock restricts opening, reading,
 writing, creating, removing and executing files, and in newer ABI versions the network and signals.
-It does not restrict stat(2), chmod(2), chown(2) or access(2).
+Landlock does not restrict stat(2), chmod(2), chown(2) or access(2).
 """
 
 import ctypes
@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
 
-# System call numbers, the same on every architecture.
+# The system call numbers are the same on every architecture.
 _CREATE_RULESET: Final = 444
 _ADD_RULE: Final = 445
 _RESTRICT_SELF: Final = 446
@@ -31,7 +31,8 @@ READ_FILE: Final = 1 << 2
 READ_DIR: Final = 1 << 3
 # linux/prctl.h
 _PR_SET_NO_NEW_PRIVS: Final = 38
-# A path with such an error gets no rule, so it stays inaccessible.
+# A path that cannot be opened because of one of these errors gets no rule, so the path stays
+# inaccessible.
 _UNREACHABLE: Final = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.EBADFD}
 )
@@ -60,7 +61,7 @@ class Access:
 
 
 class Handled(NamedTuple):
-    """The access that a ruleset denies unless a rule allows it: bit masks of linux/landlock.h."""
+    """The bit masks (linux/landlock.h) of the access that a ruleset denies by default."""
 
     files: int
     network: int
@@ -84,8 +85,8 @@ def handled(version: int) -> Handled:
 def run(function: Callable[[], _Result], access: Access) -> _Result:
     """Call a function in a new restricted thread and return its result.
 
-    Raises OSError if the thread cannot be restricted; the function is not called then. If a signal
-    handler raises in the calling thread, the function may continue after that.
+    Raises OSError, without calling the function, if the thread cannot be restricted. If a signal
+    handler raises in the calling thread, the function may continue to run.
     """
     results: list[_Result] = []
     errors: list[BaseException] = []
@@ -100,7 +101,7 @@ def run(function: Callable[[], _Result], access: Access) -> _Result:
     thread = threading.Thread(target=restricted, daemon=True)
     try:
         thread.start()
-    except RuntimeError as error:  # the system has no thread left
+    except RuntimeError as error:  # The system cannot start another thread.
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
     thread.join()
     if errors:
@@ -110,10 +111,10 @@ def run(function: Callable[[], _Result], access: Access) -> _Result:
 
 @functools.cache
 def missing() -> str:
-    """Return why threads of this process cannot be restricted; empty if they can.
+    """Return why threads of this process cannot be restricted; empty if Landlock works.
 
-    A thread restricts itself and tries to open a directory. Raises OSError if that fails for
-    another reason (no memory, no descriptor), which says nothing about the kernel.
+    A thread restricts itself and tries to open a directory. Raises OSError if the attempt fails for
+    a reason that is unrelated to the kernel's support (no memory, no descriptor).
     """
     try:
         effective = run(_is_denied, Access(read=()))
@@ -143,10 +144,11 @@ def _restrict(access: Access) -> None:
             _allow(ruleset, path, READ_FILE | READ_DIR)
         for path in access.execute:
             _allow(ruleset, path, READ_FILE | EXECUTE)
-        # Without CAP_SYS_ADMIN the kernel demands this of the thread; the others keep theirs.
+        # Without CAP_SYS_ADMIN, the kernel requires no_new_privs. Other threads are not affected.
         if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
             raise _error()
-        # ABI 7 logs denials to the audit system; the agent reports its own.
+        # ABI 7 logs denials to the audit system. The agent turns this off and reports denials
+        # itself.
         flags = _LOG_SAME_EXEC_OFF if version >= 7 else 0  # noqa: PLR2004
         _call(_RESTRICT_SELF, ruleset, flags)
     finally:

@@ -1,8 +1,8 @@
-"""The ledger: the record of what this agent installed, in small files that survive a crash.
+"""The ledger records the profiles that this agent installed, in small files that survive a crash.
 
 STATE/entries/<sha256 of kind, profile set and key>.json contains one entry. STATE/bodies/<sha256>
-contains bytes that entries refer to. STATE/lock keeps a second agent out. An entry of a newer
-schema stops all changes, because it may contain anything. A damaged entry counts as absent, is
+contains bytes that entries refer to. STATE/lock keeps a second agent out. An entry with a newer
+schema stops all changes, because its meaning is unknown. A damaged entry counts as absent, is
 reported, and removes nothing. An entry proves ownership only if no user except root and the agent's
 own can write it.
 """
@@ -31,9 +31,9 @@ READ_BYTES: Final = 32 << 20
 READ_ENTRIES: Final = 2 * LIMITS.ledger_entries
 _ENTRIES = "entries"
 _BODIES = "bodies"
-# The files that may be removed: bytes under a digest, and temporary files of interrupted writes.
+# Only bytes under a digest and temporary files of interrupted writes may be removed.
 _REMOVABLE_BODY: Final = re.compile(rf"[0-9a-f]{{64}}|{re.escape(temporary_files.PREFIX)}.*")
-# The errors of msgspec, also for bytes that are not UTF-8 and for deep nesting.
+# The errors that msgspec raises, including errors for invalid UTF-8 and for deep nesting.
 _DECODING_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 Signatures = dict[str, Signature]
 
@@ -79,14 +79,16 @@ class FileLedger:
         self.directory = directory
         self.findings: list[Finding] = []
         self.revision = 0
-        """How often the entries were read: an equal revision means equal entries."""
+        """The number of times that the entries were read. Equal revisions mean equal entries."""
 
-        self._last_signatures: Signatures | None = None  # the entries after the last read or write
+        # the signatures as of the last read or write
+        self._last_signatures: Signatures | None = None
         self._cached: tuple[Signatures, Mapping[KeyId, LedgerEntry]] | None = None
-        self._bodies: set[str] | None = None  # names of the stored bytes, once listed
+        # the names of the stored bytes; None until the directory is listed
+        self._bodies: set[str] | None = None
 
     def entries(self) -> Mapping[KeyId, LedgerEntry] | Finding:
-        """Return all complete entries, or the reason why they cannot be used.
+        """Return all complete entries, or the reason why the ledger cannot be used.
 
         `findings` contains the damaged entries afterwards. The files are read only if the signature
         of the directory or of a file changed.
@@ -125,7 +127,7 @@ class FileLedger:
         return entries
 
     def _refusal_reason(self, base: str, signatures: Signatures | None) -> Finding | None:
-        """Return why the entries must not be read; None if they can be read."""
+        """Return why the entries must not be read; None if the entries can be read."""
         for directory in (self.directory, base):
             if self.host.is_owned_by_others(directory):
                 return _not_private(directory)
@@ -133,14 +135,14 @@ class FileLedger:
         return _too_large(base) if is_too_large else None
 
     def make_private(self) -> tuple[str, ...]:
-        """Make the directories private to the agent's user; return those whose mode changed.
+        """Make the directories private to the agent's user; return the changed directories.
 
         An emptyDir volume has mode 0777. Entries that other users wrote earlier stay damaged.
         """
         directories = (self.directory, f"{self.directory}/{_ENTRIES}")
         changed = []
         for directory in directories:
-            # For a read-only file system, each write reports the error.
+            # On a read-only file system, each write reports the error.
             with contextlib.suppress(HostError):
                 if self.host.make_private(directory):
                     changed.append(directory)
@@ -155,7 +157,7 @@ class FileLedger:
         return self.host.signatures(f"{self.directory}/{_ENTRIES}")
 
     def _record_write(self, name: str) -> None:
-        """Record the signatures after a write by this process, and no other changes."""
+        """Record only the signatures that a write by this process changed."""
         base = f"{self.directory}/{_ENTRIES}"
         signatures = dict(self._last_signatures or {})
         for key, path in ((name, f"{base}/{name}"), ("", base)):
@@ -223,7 +225,7 @@ class FileLedger:
         return None
 
     def store_content(self, content: bytes) -> Finding | None:
-        """Store bytes under their sha256 unless they are already stored completely."""
+        """Store bytes under their sha256, unless the ledger already has the complete bytes."""
         digest = model.digest(content)
         if self.content(digest) is not None:
             return None
@@ -231,7 +233,7 @@ class FileLedger:
         return self._write(_BODIES, digest, content)
 
     def has_content(self, digest: str) -> bool:
-        """Return whether bytes are stored, by their name; True if the directory cannot be read."""
+        """Return whether a file has the name of the bytes; True if the directory cannot be read."""
         if self._bodies is None:
             base = f"{self.directory}/{_BODIES}"
             try:
@@ -241,7 +243,7 @@ class FileLedger:
         return digest in self._bodies
 
     def content(self, digest: str) -> bytes | None:
-        """Return the bytes of a sha256; None if they are missing, unreadable or damaged."""
+        """Return the bytes with a sha256; None if the file is missing, unreadable or damaged."""
         try:
             content = self.host.read_regular(f"{self.directory}/{_BODIES}", digest, limit=_LIMIT)
         except HostError:
@@ -291,7 +293,10 @@ def _too_large(directory: str) -> Finding:
 
 
 def _not_private(directory: str) -> Finding:
-    """Report a ledger that may contain forged entries, for which foreign files would be removed."""
+    """Report a ledger that may contain forged entries.
+
+    A forged entry could remove foreign files.
+    """
     return Finding(
         code="kind_unobservable",
         location=directory,

@@ -15,8 +15,8 @@ def read_all(fd: int, size: int, limit: int = sys.maxsize - 1) -> bytes:
     """Return the content from the current position to the end.
 
     A read that requests more than the known size and returns exactly that size has reached the end.
-    For other files, in /proc or while they grow, only an empty read marks the end. The first read
-    is never small, because /proc/sys returns a number only to a first read of sufficient size.
+    For files in /proc and for files that grow, only an empty read marks the end. The first read is
+    never small, because /proc/sys returns a number only to a first read of sufficient size.
 
     Args:
         fd: the open file.

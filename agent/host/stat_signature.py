@@ -1,15 +1,16 @@
 """Stat signatures: values that change whenever the content of a file changes.
 
 Each write changes the ctime, and each replacement changes the inode (inode(7)). Only a write
-through a memory mapping can show up late. Two writes within one tick of the clock of a file system
-can have the same times, so a signature is proof only if the file was already old when it was read
-(git, racy-git.txt).
+through a memory mapping can change the times late. Two writes within one tick of the clock of a
+file system can have the same times, so a signature is proof only if the file was already old when
+it was read (git, racy-git.txt).
 """
 
 import os
 from typing import Final
 
-Signature = tuple[int, int, int, int, int]  # device, inode, size, mtime and ctime in nanoseconds
+# the device, the inode, the size, and the mtime and ctime in nanoseconds
+Signature = tuple[int, int, int, int, int]
 
 # The clock of file times ticks at least every 10 ms (CONFIG_HZ=100) on a local file system, and
 # every 2 s on the slowest foreign one (the mtime of FAT).

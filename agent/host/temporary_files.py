@@ -1,4 +1,4 @@
-"""Temporary files: complete files that get their final name in one step.
+"""Temporary files, which get their final name in one step when they are complete.
 
 A process locks each temporary file while it writes it, so that another process removes only files
 that a crash left. filesystem.py decides where files are written.
@@ -25,7 +25,8 @@ def create(directory: int) -> tuple[str, int]:
         name = f"{PREFIX}{secrets.token_hex(8)}{SUFFIX}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         file = os.open(name, flags, 0o600, dir_fd=directory)
-        with contextlib.suppress(OSError):  # without locks, `sweep` removes nothing
+        # On a file system without locks, `sweep` removes nothing.
+        with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         if os.fstat(file).st_nlink:
             return name, file
@@ -54,7 +55,7 @@ def _remove_if_stale(name: str, directory: int) -> None:
 
 
 def publish(temporary: str, name: str, directory: int, *, new: bool) -> None:
-    """Give a complete temporary file its final name. Raises OSError (EEXIST with new)."""
+    """Move a complete temporary file to its final name. Raises OSError (EEXIST with new)."""
     if new:
         os.link(temporary, name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
         os.unlink(temporary, dir_fd=directory)

@@ -1,10 +1,11 @@
 """Wake-ups after changes of files and directories.
 
 A wake-up only says that something may have changed. inotify reports changes quickly, and can fail
-silently: a directory is replaced, the kernel has no watch left, or its queue overflows. So a poll
-compares stat signatures, and wakes the agent in each period for everything without a watch. At most
-WATCH_LIMIT directories are watched, because all processes of root share one limit of the kernel.
-Events of opening and reading are not requested, so that reads of the agent wake no thread.
+silently: a directory is replaced, the kernel has no watch left, or its queue overflows. Therefore,
+a poll compares stat signatures, and wakes the agent in each period for every path without a watch.
+At most WATCH_LIMIT directories are watched, because all processes of root share one limit of the
+kernel. Events for opening and reading are not requested, so that the agent's own reads do not wake
+a thread.
 """
 
 import contextlib
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 
 POLL_SECONDS: Final = 5.0
 WATCH_LIMIT: Final = 1000  # fs.inotify.max_user_watches can be 8,192 for the whole host
-# The most directories that watchdog can have lost track of, so that releasing watches ends.
+# The largest number of directories that watchdog can have lost, so that the release of watches
+# ends.
 _LOST_LIMIT: Final = 10_000
 CHANGE_EVENTS: Final[list[type[FileSystemEvent]]] = [
     events.DirCreatedEvent,
@@ -56,14 +58,14 @@ class _Target:
     """The directory that a path leads to now. The path can lead to another directory later."""
 
     path: Path
-    """The path without symbolic links, because the watch does not follow links."""
+    """The path without symbolic links, because watches do not follow links."""
     device: int
     inode: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ActiveWatch:
-    """A watch, and the directory that it belongs to."""
+    """A watch and its directory."""
 
     target: _Target
     watch: ObservedWatch
@@ -105,17 +107,17 @@ class _Observer(BaseObserver):
 
 
 class FileWatcher(FileSystemEventHandler):
-    """Wakes the agent when something below one of the paths changes.
+    """Wakes the agent when a file under one of the paths changes.
 
-    A path that is a file, or missing, is polled every POLL_SECONDS instead: a watch of its parent
-    directory would report changes of all other files there.
+    A path that is a file, or missing, is polled every POLL_SECONDS instead, because a watch of its
+    parent directory would report changes of all other files in the directory.
     """
 
     def __init__(
         self, reasons: Mapping[Path, WakeReason], wake: Callable[[WakeReason], None]
     ) -> None:
         self.reasons = reasons
-        """The reason to wake the agent for, by path."""
+        """The wake reason of each path."""
         self.wake = wake
         self._signatures = {path: signature(path) for path in reasons}
         self._observer: _Observer | None = None
@@ -142,11 +144,11 @@ class FileWatcher(FileSystemEventHandler):
             self.run_period()
 
     def run_period(self) -> None:
-        """Wait for one period, or until `on_report`, and poll."""
+        """Wait for one period, or until `on_report` is called, and poll."""
         is_requested = self._poll_request.wait(POLL_SECONDS)
         self._poll_request.clear()
         self.poll()
-        if not is_requested:  # a wake-up after each pass would cause endless passes
+        if not is_requested:  # A wake-up after each pass would cause an endless loop of passes.
             self.wake_for_unwatched()
             self.check_limit()
 
@@ -155,13 +157,14 @@ class FileWatcher(FileSystemEventHandler):
         self._poll_request.set()
 
     def install_excepthook(self) -> None:
-        """Notice failed threads of watchdog. The previous hook handles all other threads."""
+        """Record failed threads of watchdog. The previous hook handles all other threads."""
         previous_hook = threading.excepthook
 
         def hook(args: threading.ExceptHookArgs) -> None:
             if not isinstance(args.thread, BaseThread):
                 previous_hook(args)
-            elif args.thread.should_keep_running():  # otherwise the thread was being stopped
+            # The hook ignores errors in a thread that was being stopped.
+            elif args.thread.should_keep_running():
                 self._failed_thread = args.thread
                 thread, error = type(args.thread).__name__, args.exc_value
                 _log.warning("watch_broken", thread=thread, error=repr(error), exc_info=error)
@@ -170,14 +173,14 @@ class FileWatcher(FileSystemEventHandler):
         threading.excepthook = hook
 
     def _discard_observer(self) -> None:
-        """Discard an observer with a failed thread. Its other threads may report no more events."""
+        """Discard an observer with a failed thread. Its other threads may not report events."""
         failed, self._failed_thread = self._failed_thread, None
         observer, self._observer = self._observer, None
         self._watches = {}
         if failed is not None and observer is not None:
-            # In a separate thread, because stopping the observer can fail or block.
+            # A separate thread stops the observer, because this can fail or block.
             stop = threading.Thread(target=_stop, args=(failed, observer), name="end", daemon=True)
-            with contextlib.suppress(RuntimeError):  # the system has no thread left
+            with contextlib.suppress(RuntimeError):  # The system cannot start another thread.
                 stop.start()
 
     def poll(self) -> None:
@@ -199,7 +202,7 @@ class FileWatcher(FileSystemEventHandler):
                 self.wake(reason)
 
     def check_limit(self) -> None:
-        """Check the number of directories, and watch them again once it is within the limit."""
+        """Watch directories again once their number is within the limit."""
         observer = self._observer
         is_full = observer is not None and observer.inotify.is_full
         if not self._is_over_limit and not is_full:
@@ -208,7 +211,8 @@ class FileWatcher(FileSystemEventHandler):
             self._is_over_limit = False
             _log.info("watch_complete")
             if is_full and observer is not None:
-                self._failed_thread = observer  # its watches are incomplete, so it is replaced
+                # The watches of the observer are incomplete, so it is replaced.
+                self._failed_thread = observer
         elif not self._is_over_limit:
             self._set_over_limit()
 
@@ -246,7 +250,8 @@ class FileWatcher(FileSystemEventHandler):
                     self, str(target.path), recursive=True, event_filter=CHANGE_EVENTS
                 )
                 self._watches[path] = _ActiveWatch(target=target, watch=watch)
-                self.wake(self.reasons[path])  # for changes before the watch
+                # Changes may have happened before the watch was added.
+                self.wake(self.reasons[path])
 
     def _remove_stale_watch(
         self, observer: BaseObserver, path: Path, target: _Target | None
@@ -302,7 +307,7 @@ def _release(group: "InotifyWatchGroup") -> None:
 
 
 def _target(path: Path) -> _Target | None:
-    """Return the directory that a path leads to; None if there is none."""
+    """Return the directory that a path leads to; None if the path does not lead to a directory."""
     try:
         resolved = Path(os.path.realpath(path, strict=True))
         status = resolved.stat()
@@ -324,5 +329,6 @@ def signature(path: Path) -> tuple[Signature, str] | int | None:
         return error.errno
     generation = ""
     with contextlib.suppress(OSError):
-        generation = str((path / "..data").readlink())  # the link of the kubelet's AtomicWriter
+        # the link that the kubelet's AtomicWriter replaces
+        generation = str((path / "..data").readlink())
     return (stat_signature.of(status), generation)

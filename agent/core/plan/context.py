@@ -12,7 +12,7 @@ from agent.core.ports import Capabilities
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanContext:
-    """The complete input of the decisions about one kind. It is never modified."""
+    """The complete, immutable input of the decisions about one kind."""
 
     kind: ProfileKind
     capabilities: Capabilities
@@ -33,7 +33,7 @@ class PlanContext:
         return self.owners.get(name, ())
 
     def observed(self, name: str) -> ObservedProfile | None:
-        """Return the profile that the node has under a name, or None if it is absent."""
+        """Return the profile that the node has under a name, or None if the name is absent."""
         return self.observation.profiles.get(name)
 
     def sorted_keys(self, ids: Collection[KeyId]) -> list[KeyId]:
@@ -57,8 +57,8 @@ class PlanContext:
     ) -> LedgerEntry | None:
         """Return an entry whose evidence matches the profile on the node, or None.
 
-        The result may be the entry of another key with the same version. If the node shows no
-        content, only the key that was installed last has the evidence of the loaded object.
+        The result can be another key's entry with the same version. If the node shows no content,
+        only the key that was installed last has the evidence of the loaded object.
         """
         body = entry.installed.body_digest if entry.installed is not None else ""
         same_version = (

@@ -78,8 +78,9 @@ class DesiredKeyPlanner:
     def _affected_by(self, blocked: Iterable[KeyId]) -> set[KeyId]:
         """Return the accepted keys that newly blocked keys may block in turn.
 
-        Such a key provides a name of the last good version of a blocked key, or a name of a missing
-        set that the blocked key can no longer replace.
+        An accepted key may become blocked if its profile has a name that one of these ledger
+        entries owns: the entry of a newly blocked key, or an entry that shares a name with the
+        profile of a newly blocked key.
         """
         names: set[str] = set()
         for id_ in blocked:
@@ -170,7 +171,7 @@ class DesiredKeyPlanner:
         return action if isinstance(action, Install) else None
 
     def _may_restore(self, entry: LedgerEntry, name: str, profile: Profile) -> bool:
-        """Return whether a name of the last good version still belongs to this key alone."""
+        """Return whether only this key still owns a name of its last good version."""
         if self.context.providers.get(name, profile.id) != profile.id:
             return False
         if any(owner is not entry for owner in self.context.owners_of(name)):
@@ -180,7 +181,7 @@ class DesiredKeyPlanner:
         return is_replaced_by_profile or observed is None or is_intact(entry, name, observed)
 
     def _owners(self, profile: Profile) -> list[LedgerEntry]:
-        """Return the entries that own a name of the profile, starting with its own entry."""
+        """Return the entries that own a name of the profile. The key's own entry comes first."""
         owners: dict[KeyId, LedgerEntry] = {}
         entry = self.context.entries.get(profile.id)
         if entry is not None and owned_names(entry):

@@ -12,25 +12,25 @@ class NameStates:
     """The names of one profile, grouped by state. Each name is in exactly one collection."""
 
     intact: dict[str, Evidence] = field(default_factory=dict)
-    """Owned, and on the node with the recorded content."""
+    """Names that the ledger owns and that are on the node with the recorded content."""
 
     drifted: list[str] = field(default_factory=list)
-    """Owned, and changed on the node."""
+    """Names that the ledger owns and whose profile was changed on the node."""
 
     missing: list[str] = field(default_factory=list)
-    """Owned, and absent from the node."""
+    """Names that the ledger owns and that are absent from the node."""
 
     new: list[str] = field(default_factory=list)
-    """Neither owned nor on the node."""
+    """Names that the ledger does not own and that are absent from the node."""
 
     same_content: dict[str, Evidence] = field(default_factory=dict)
-    """Not owned, but on the node with the desired content."""
+    """Names that the ledger does not own, but that are on the node with the desired content."""
 
     unfinished: list[str] = field(default_factory=list)
-    """On the node from an installation that did not finish."""
+    """Names that are on the node because of an installation that did not finish."""
 
     taken_over: list[str] = field(default_factory=list)
-    """Foreign, and listed in `--take-over`."""
+    """Names of foreign profiles that `--take-over` lists."""
 
     foreign: list[str] = field(default_factory=list)
 
@@ -54,7 +54,7 @@ def name_states(context: PlanContext, profile: Profile) -> NameStates:
 
 
 class _NameSorter:
-    """Sorts the names of one profile."""
+    """Groups the names of one profile by state."""
 
     def __init__(self, context: PlanContext, profile: Profile) -> None:
         self.context = context
@@ -62,7 +62,7 @@ class _NameSorter:
         self.states = NameStates()
 
     def sort(self, name: str) -> None:
-        """Sort one name."""
+        """Add one name to the collection for its state."""
         observed = self.context.observed(name)
         owner = _owner(self.context, self.profile.id, name)
         if observed is not None:
@@ -75,7 +75,7 @@ class _NameSorter:
     def _sort_present(
         self, name: str, observed: ObservedProfile, owner: LedgerEntry | None
     ) -> None:
-        """Sort one name that the node has."""
+        """Add one name that is on the node to the collection for its state."""
         states = self.states
         take_over = name in self.context.options.take_over
         match = self.context.matching_entry(owner, name, observed) if owner is not None else None

@@ -19,10 +19,13 @@ class PlanOptions:
     """How long a removal waits after the label of the profile was removed from the Node."""
 
     label_absent_seconds: Mapping[tuple[ProfileKind, str], float] | None = None
-    """How long each profile has verifiably had no label. None: removals do not wait for labels."""
+    """How long each profile has verifiably had no label.
+
+    None if removals do not wait for labels.
+    """
 
     pods_by_profile: Mapping[tuple[ProfileKind, str], tuple[str, ...]] | None = None
-    """The pods of this node that reference each profile. None: the pods are not known."""
+    """The pods of this node that reference each profile. None if the pods are not known."""
 
     pod_aware: bool = False
     """Whether nothing is removed while the pods of this node are not known."""

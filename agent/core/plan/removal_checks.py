@@ -34,7 +34,7 @@ class RemovalChecks:
     def hold(self, id_: KeyId, name: str) -> Hold | None:
         """Return the Hold of a name that must stay, or None if it may be removed."""
         if self.has_unreadable_source:
-            # The unreadable source may desire the profile, so its label stays as well.
+            # The unreadable source may desire the profile, so the profile's label stays as well.
             return Hold(
                 id=id_, reason=Reason.SOURCE_UNREADABLE, names=(name,), state=ProfileState.HELD
             )

@@ -1,7 +1,8 @@
 """Decisions about names that the ledger owns and that no accepted key provides.
 
-Such a name is removed only if this agent installed it, its content is unchanged, no key needs it,
-and no process uses it. Otherwise the name is held, or released without changing the node.
+An undesired name is removed only if this agent installed it, its content is unchanged, no key needs
+it, and no process uses it. All other undesired names are held, or released without changing the
+node.
 """
 
 from collections.abc import Iterable, Mapping
@@ -85,7 +86,7 @@ class UndesiredNamePlanner:
             reason = self._reason_to_release(entry, name, evidence[name])
             hold = None if reason is not None else self._hold(entry, name, decided.holds)
             if self.has_pending_keys and reason in (None, Reason.ADOPTED):
-                # A pending key may be this profile under a new key.
+                # A pending key may provide this profile under a new key.
                 hold = Hold(
                     id=entry.id, reason=Reason.PENDING, names=(name,), state=ProfileState.HELD
                 )
@@ -132,7 +133,8 @@ class UndesiredNamePlanner:
     def _is_last_owner_of_needed(self, entry: LedgerEntry, name: str) -> bool:
         """Return whether keys that cannot be installed need a name that only this entry owns.
 
-        Therefore, a key that is renamed and rejected in one change removes no profile.
+        Because of this check, no profile is removed when its key is renamed and rejected in one
+        change.
         """
         owners = self.context.owners_of(name)
         return name in self.claims.needed_names and all(owner is entry for owner in owners)

@@ -1,4 +1,4 @@
-"""Decisions about a kind that this node cannot have, or that the agent cannot observe.
+"""Decisions about a kind that this node does not support or that the agent cannot observe.
 
 Every action is a Hold, because profiles that cannot be observed are not changed.
 """
@@ -52,7 +52,7 @@ def _hold_rejected(
     observed: Unobservable | Unsupported,
     state: ProfileState,
 ) -> Hold:
-    """Hold a rejected key. The state of its last good version, if any, is not known."""
+    """Hold a rejected key. The state of the key's last good version, if any, is unknown."""
     findings = desired.rejections[id_].findings
     installed = entries[id_].installed if id_ in entries else None
     if installed is None:
