@@ -127,7 +127,7 @@ class ConfinementTracker:
         return len({thread.pid for thread in self._state.lost})
 
     def _find_lost(self, removed: frozenset[str]) -> None:
-        """Record the threads that lost the confinement by a removed profile."""
+        """Record the threads that lost the confinement of a removed profile."""
         state = self._state
         for thread, label in (*state.previous.items(), *state.confined.items()):
             if names_in(label) & removed:

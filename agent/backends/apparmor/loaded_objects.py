@@ -1,14 +1,15 @@
 """The record of the policy objects that this agent loaded since the machine started.
 
-The kernel shows each loaded profile in a directory of its own. It keeps the directory when the
-profile is replaced, and numbers a new one when the profile is loaded again; it uses no number twice
-before the next boot (Linux, security/apparmor/apparmorfs.c: __aafs_profile_mkdir,
-__aafs_profile_migrate_dents). So the boot ID and the directory identify the object. They
-distinguish a profile of the agent from a profile that another program loaded with the same bytes.
+The kernel shows each loaded profile in a separate directory. A replaced profile keeps its
+directory, and a profile that is loaded again gets a directory with a new number. The kernel uses no
+number twice before the next boot (Linux, security/apparmor/apparmorfs.c: __aafs_profile_mkdir,
+__aafs_profile_migrate_dents). So the boot ID and the directory identify the object. Boot ID and
+directory distinguish a profile of the agent from a profile that another program loaded with the
+same bytes.
 
-The record is a file of JSON lines in the state directory. Each line is appended without fsync,
-because the record must survive the process, but is worthless after a crash of the machine. A
-profile without a line counts as foreign, so a lost record never leads to a removal.
+The record is a file of JSON lines in the state directory. Each line is appended without fsync: the
+record must survive the process, but is worthless after a crash of the machine. A profile without a
+line counts as foreign, so a lost record never leads to a removal.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ FILE: Final = "objects.jsonl"
 _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 _LIMIT: Final = 64 << 20
 _MOST_LINES: Final = 4096
-"""A longer file is replaced by a file with a single line for all objects."""
+"""The maximum size; a longer file is replaced by a file with a single line for all objects."""
 
 
 class _Line(msgspec.Struct, omit_defaults=True):
@@ -41,11 +42,11 @@ class _Line(msgspec.Struct, omit_defaults=True):
     """The names that are about to be loaded, with the evidence of their content."""
 
     revision: int = -1
-    """The policy revision right before that load."""
+    """The policy revision right before the load of the names in `loading`."""
 
 
 class LoadedObjects:
-    """The loaded objects that are agent-owned. One agent at a time writes the record."""
+    """The loaded objects that are agent-owned. Only one agent at a time writes the record."""
 
     def __init__(self, host: Host, state_dir: str, *, may_write: bool) -> None:
         self.host = host
@@ -59,7 +60,7 @@ class LoadedObjects:
         """A load of an earlier process that was interrupted."""
 
         self._lines = 0
-        """Number of lines in the file; 0: the next write replaces the whole file."""
+        """Number of lines in the file; 0 if the next write must replace the whole file."""
 
         self._problem: Finding | None = None
 
@@ -69,9 +70,10 @@ class LoadedObjects:
         """Return the names whose objects this agent loaded.
 
         If an earlier process ended between a load and its record, the load counts as the agent's
-        under two conditions. It must have been the only change of policy, since each change
-        increments the revision. And where the kernel shows content, this must be the content that
-        the agent was about to load. Otherwise another program loaded the name before the agent.
+        under two conditions. First, the load must have been the only change of policy; each change
+        increments the revision. Second, if the kernel shows content, the loaded content must be the
+        content that the agent was about to load. If either condition fails, another program may
+        have loaded the name.
 
         Args:
             found: the directory of each name.
@@ -107,7 +109,9 @@ class LoadedObjects:
         self._append(_Line(loaded=dict(loaded)))
 
     def finding(self) -> Finding | None:
-        """Return the error about a record that is not on the disk; try to write it first."""
+        """Try to write the record if it is not on the disk; return an error if the record still
+        cannot be written.
+        """
         if self._problem is not None:
             self._append(self._pending)
         return self._problem

@@ -1,8 +1,8 @@
 """Limits the memory of the parser, so that the parser cannot use up the agent's memory.
 
 With memory.oom.group (set by the kubelet since 1.28 under cgroup v2), one process that exceeds the
-limit ends the whole container. Without it, the kernel ends the largest process, which can be the
-agent. So the parser's own limit stays below the memory that the container has left.
+limit ends the whole container. Without memory.oom.group, the kernel ends the largest process, which
+can be the agent. So the parser's own limit stays below the memory that the container has left.
 """
 
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from typing import Final
 
 MIN_PARSER_BYTES: Final = 64 << 20
 MAX_PARSER_BYTES: Final = 1 << 30
-_RESERVE_BYTES: Final = 16 << 20  # for the agent itself while a parser runs, with its output
-# Version 1 shows a page-aligned LONG_MAX where there is no limit (page_counter.h).
+_RESERVE_BYTES: Final = 16 << 20  # memory for the agent and for the output of a running parser
+# Version 1 shows a page-aligned LONG_MAX if no limit is set (page_counter.h).
 _UNLIMITED_V1: Final = 1 << 62
 
 
@@ -24,13 +24,14 @@ class _Files:
     usage: Path
     statistics: Path
     page_cache: tuple[str, ...]
-    """Fields of the statistics: memory that the kernel reclaims when a process needs it."""
+    """The statistics fields that count memory that the kernel reclaims on demand."""
 
 
 def limit_bytes(
     own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
 ) -> int | None:
-    """Return the memory limit of this process's cgroup; None if it has no limit or it is unknown.
+    """Return the memory limit of this process's cgroup; None if no limit is set or the limit is
+    unknown.
 
     Args:
         own: the file that lists the cgroups of this process (cgroups(7)).
@@ -38,7 +39,7 @@ def limit_bytes(
     """
     try:
         limit = int(_files(own, root).limit.read_text())
-    except (OSError, ValueError):  # version 2 shows "max" where there is no limit
+    except (OSError, ValueError):  # version 2 shows "max" if no limit is set
         return None
     return limit if limit < _UNLIMITED_V1 else None
 
@@ -46,10 +47,10 @@ def limit_bytes(
 def available_bytes(
     own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
 ) -> int:
-    """Return the memory that parsers may use together now, between the minimum and the maximum.
+    """Return the memory that new parsers may use together now, between the minimum and the maximum.
 
-    Parsers that run already count as used memory. The page cache does not count as used, because
-    the kernel reclaims it (cgroup-v2.rst). If the usage is unknown, no memory counts as left.
+    The memory of running parsers counts as used. The page cache does not count as used, because the
+    kernel reclaims it (cgroup-v2.rst). If the usage is unknown, no memory counts as left.
     """
     limit = limit_bytes(own, root)
     if limit is None:
@@ -67,9 +68,9 @@ def available_bytes(
 def _files(own: Path, root: Path) -> _Files:
     """Return the files of this process's memory cgroup. Raises OSError and ValueError.
 
-    The memory controller is either in a hierarchy of version 1 or in that of version 2. Inside a
-    cgroup namespace or a container, the path of version 1 can belong to the host, so the files at
-    the mount point are used where the path does not exist.
+    The memory controller is in either a version 1 hierarchy or the version 2 hierarchy. Inside a
+    cgroup namespace or a container, a version 1 path can belong to the host, so the files at the
+    mount point are used if the path does not exist.
     """
     paths = {}
     for line in own.read_text().splitlines():

@@ -2,8 +2,9 @@
 
 The parser neither loads policy (`-Q`) nor uses its own cache (`-K`), because that cache identifies
 a text by file name and time only. The parser always gets kernel features: without features, it
-omits rules from the policy and reports nothing. It compiles in a child process, so the limits apply
-to that process too. parser_messages.py selects the output that is shown.
+omits rules from the policy and reports nothing. The parser compiles in a child process, so the
+limits also apply to the child process. parser_messages.py selects the parts of the output that the
+agent shows.
 """
 
 import enum
@@ -59,7 +60,7 @@ class ParserRun:
 
     outcome: ParserResult | RunFailure
     detail: str = ""
-    """A description of the failure for people; empty if there is a result."""
+    """A human-readable description of the failure; empty if the run produced a result."""
     seconds: float = 0.0
     """The duration of the run."""
 
@@ -89,8 +90,10 @@ class Parser:
         self.include_dir = include_dir
         self.config_file = config_file
         self.ran = ran
-        self._input_digest: tuple[object, str] = (None, "")  # with the signatures of the files
-        self._library_files: tuple[object, tuple[str, ...]] = (None, ())  # likewise
+        # the stat signatures of the inputs, and the digest
+        self._input_digest: tuple[object, str] = (None, "")
+        # the stat signatures of the libraries, and their paths
+        self._library_files: tuple[object, tuple[str, ...]] = (None, ())
 
     def unavailable_reason(self) -> str:
         """Return why the parser cannot be used, or an empty string."""
@@ -103,7 +106,7 @@ class Parser:
     def newest_features_file(self) -> str:
         """Return the features file with the highest version in the include directory.
 
-        An empty string means that there is none.
+        The result is empty if the directory contains no features file.
         """
         files = [
             path for path in Path(self.include_dir, "abi").glob("*") if re.match(r"\d", path.name)
@@ -114,8 +117,8 @@ class Parser:
     def input_digest(self) -> str:
         """Return a digest of the parser, its configuration and every file that it may include.
 
-        The files are read again only after a stat signature changed. Without the sandbox a policy
-        may have other inputs, so the digest is a different one. Raises ParserError.
+        The files are read again only after a stat signature changed. Without the sandbox, a policy
+        may depend on other inputs, so the digest is different. Raises ParserError.
         """
         is_sandboxed = not self.unsandboxed_reason()
         configuration = file_content(self.config_file)
@@ -135,7 +138,7 @@ class Parser:
         except OSError as error:
             raise ParserError(f"{self.path}: {error.strerror}") from error
 
-    def run(  # noqa: PLR0913 - each limit is a fact of its own
+    def run(  # noqa: PLR0913 - each limit is a separate parameter
         self,
         text: bytes,
         features: Sequence[str],
@@ -153,10 +156,10 @@ class Parser:
             cpu_seconds: CPU time that the parser may use. The wall-clock limit is longer, so that
                 a busy node does not cause a text to be rejected.
             memory_bytes: address space that the parser may use.
-            is_quick: omit the simplification of expressions. That takes half the time and produces
-                the same policy byte for byte (docs/performance.md), but some patterns then need
-                much more time and memory.
-            is_cancelled: called while the parser runs; true ends the run.
+            is_quick: whether to omit the simplification of expressions. A quick run takes half the
+                time and produces the same policy byte for byte (docs/performance.md), but needs
+                much more time and memory for some patterns.
+            is_cancelled: called while the parser runs; the result True ends the run.
         """
         limits = CommandLimits(
             seconds=WALL_CLOCK_FACTOR * cpu_seconds,
@@ -237,9 +240,9 @@ def _configured(option: re.Pattern[bytes], configuration: bytes) -> list[str]:
 def _failure_of_child(done: Exited, cpu_seconds: float) -> RunFailure:
     """Return why a signal ended the child process in which the parser compiles.
 
-    The parser does not report which signal it was (parser_main.c, the macro work_sync_one). The
-    kernel counts the CPU time for the limit by sampling, so the exact time can be smaller: 0.87 s
-    was measured for a limit of 1 s.
+    The parser does not report the number of the signal (parser_main.c, the macro work_sync_one).
+    The kernel samples the CPU time for the limit, so the exact time can be smaller: a measurement
+    showed 0.87 s for a limit of 1 s.
     """
     return RunFailure.CPU_TIME if done.cpu_seconds >= cpu_seconds / 2 else RunFailure.SIGNAL
 
@@ -247,7 +250,8 @@ def _failure_of_child(done: Exited, cpu_seconds: float) -> RunFailure:
 def _outcome(
     done: Exited, stderr: bytes, quotable: parser_messages.QuotableWords, limits: CommandLimits
 ) -> ParserResult | RunFailure:
-    # A parser that runs out of memory may also hang; memory is the reason then.
+    # A parser that runs out of memory may also hang; in both cases, memory is the reason for the
+    # failure.
     if done.status != 0 and parser_messages.is_out_of_memory(done.stderr):
         return RunFailure.MEMORY
     if done.limit is not None:
@@ -265,7 +269,7 @@ def _outcome(
 
 
 def _detail(failure: RunFailure, done: Exited, limits: CommandLimits) -> str:
-    """Return a description of a failure for people."""
+    """Return a human-readable description of a failure."""
     return {
         RunFailure.WALL_CLOCK: f"it took more than {limits.seconds:g} s on this busy node",
         RunFailure.CPU_TIME: f"more than {limits.cpu_seconds} s of CPU time",
@@ -286,7 +290,7 @@ def _version(path: Path) -> list[int]:
 
 
 def _signature(path: str) -> tuple[int, ...]:
-    """Return the stat signature of a file, or the errno if it has none."""
+    """Return the stat signature of a file, or the errno if the file cannot be examined."""
     try:
         return stat_signature.of(os.stat(path))  # noqa: PTH116 - faster, called for each include
     except OSError as error:
@@ -296,11 +300,11 @@ def _signature(path: str) -> tuple[int, ...]:
 def file_content(path: str) -> bytes:
     """Return the content of a file as input for a digest.
 
-    A file that is not regular or cannot be read has a description of that as its content, because
-    the parser will report the error.
+    If a file is not regular or cannot be read, the result is a description of the problem, because
+    the parser reports the error later.
     """
     try:
-        if not os.path.isfile(path):  # noqa: PTH113 - as above
+        if not os.path.isfile(path):  # noqa: PTH113 - faster, called for each include
             return b"irregular"  # reading a FIFO or a device may never end
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:

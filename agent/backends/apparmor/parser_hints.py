@@ -1,6 +1,7 @@
 """The next steps for error messages of apparmor_parser 3.0.8 to 5.0.2.
 
-This module is pure. A message without a next step here gets the general hint of diagnostics.py.
+This module is pure. A message without a next step in this module gets the general hint from
+diagnostics.py.
 """
 
 import re

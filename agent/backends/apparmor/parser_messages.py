@@ -1,9 +1,10 @@
-"""Selects what the agent shows of apparmor_parser's output, and never quotes an included file.
+"""Selects the parts of apparmor_parser's output that the agent shows, and never quotes an included
+file.
 
-The parser quotes words of the file that it reads at that moment, which may be a file of the host.
-A word is shown only if it is in the key's own text, if it is one of the parser's fixed words (they
-are in the program itself), or if it is the path of a file in the include directory. Other words
-are replaced. This module is pure; parser_hints.py has the next steps for known messages.
+The parser quotes words from the file that it is reading, which may be a file of the host. A word is
+shown only if the word is in the key's own text, is one of the parser's fixed words (words in the
+program file), or is the path of a file in the include directory. Other words are replaced. This
+module is pure; parser_hints.py has the next steps for known messages.
 """
 
 import re
@@ -14,7 +15,8 @@ from typing import Final
 from agent.backends.apparmor.profile_text import without_comments
 
 REPLACED: Final = "(a word of an included file)"
-# The name of standard input as an argument: the parser then reports which file a line belongs to.
+# The path of standard input. If the path is passed as an argument, the parser reports which file a
+# line belongs to.
 INPUT_PATH: Final = "/proc/self/fd/0"
 _MAX_CHARACTERS: Final = 600
 _MAX_WARNINGS: Final = 8
@@ -22,25 +24,27 @@ _MAX_BYTES: Final = 65536
 _LINE: Final = re.compile(r"(?: in (?P<file>\S+))? at line (?P<number>\d+)")
 _INPUT: Final = re.compile(rf" for {INPUT_PATH}(?: in profile (?P<file>\S+))?(?= at line )")
 _SOURCE_OF_WARNING: Final = re.compile(rf" \((?:stdin|{INPUT_PATH})\)(?=:)")
-# The errno would reveal whether a file exists that the parser may not open (parser_yacc.y: abi).
+# The errno would reveal whether a file that the parser may not open exists (parser_yacc.y: abi).
 _ERRNO: Final = re.compile(
     r"((?:Could not open|fstat failed for|failed to find features abi) '.*'): [^']*$"
 )
-# Lines that are never the reason of an error: warnings, and the last words of a C++ program.
+# Lines that never contain the reason for an error: warnings, and the message of an uncaught C++
+# exception.
 _NOT_A_REASON: Final = re.compile(
     r"(?i)warning|cache read/write disabled|terminate called after throwing|what\(\):"
 )
-# The messages of C++, libc, flex and the parser itself about a failed allocation.
+# The messages from C++, libc, flex and the parser itself about a failed allocation.
 _NO_MEMORY: Final = re.compile(
     r"(?i)bad_alloc|out of (dynamic )?memory|memory allocation|allocate memory|memory exhausted"
 )
-# Warnings that a rule is missing in the policy or weaker than written (apparmor 3.0.8 to 5.0.2).
+# Warnings that a rule is missing from the policy or weaker than written (apparmor 3.0.8 to 5.0.2).
 _WEAKER: Final = re.compile(r"(?i)not enforced|downgrad|not supported|ignor")
-# Abstractions contain such rules for newer kernels, so it matters only in the key's own text.
+# Abstractions contain unix rules for newer kernels, so a downgraded unix rule matters only in the
+# key's own text.
 _DOWNGRADED_UNIX: Final = re.compile(r"downgrading extended network unix socket rule")
 _PROFILE_OF_WARNING: Final = re.compile(r"(?i)^warning from (?=profile )")
 _UNIX_CONDITION: Final = re.compile(r"^[^#]*\bunix\b[^,]*[(=]", re.MULTILINE)
-# Words of warnings, and the word that begins the rule in question.
+# Maps a word in a warning to the keyword of the affected rule.
 _RULE_KEYWORDS: Final = {
     "unix": "unix",
     "dbus": "dbus",
@@ -53,7 +57,7 @@ _RULE_KEYWORDS: Final = {
     "network": "network",
     "flag": "flags",
 }
-# Variables of apparmor's own tunables. Their names are public, so a message may contain them.
+# Variables from apparmor's own tunables. Their names are public, so a message may contain them.
 STANDARD_VARIABLES: Final = frozenset(
     {"HOME", "HOMEDIRS", "PROC", "bin", "etc_ro", "etc_rw", "exec_path", "int", "lib", "multiarch"}
     | {"pid", "pids", "profile_name", "run", "securityfs", "apparmorfs", "sys", "tid", "uid"}
@@ -70,9 +74,9 @@ class QuotableWords:
     source: bytes
     """The key's own text."""
     words: Collection[str]
-    """The parser's fixed words, see words_of_program()."""
+    """The parser's fixed words; see words_of_program()."""
     include_dir: str
-    """Paths in this directory may be shown."""
+    """The include directory; messages may contain paths in this directory."""
 
 
 def words_of_program(program: bytes) -> frozenset[str]:
@@ -130,8 +134,8 @@ def weaker_rule_line(warning: str, source: str) -> str:
 def line_reference(message: str, source: str) -> str:
     """Return `line N` if a message is about a line of the text, or an empty string.
 
-    Without INPUT_PATH the parser does not report which file a line belongs to. The line belongs to
-    an included file if the text is shorter, or if the message quotes an included file.
+    Without INPUT_PATH, the parser does not report which file a line belongs to. The line belongs to
+    an included file if the text has fewer lines, or if the message quotes an included file.
     """
     match = _LINE.search(message)
     if match is None or match["file"] or REPLACED in message:
@@ -152,7 +156,9 @@ def _is_warning(line: str) -> bool:
 
 
 def _located(line: str) -> str:
-    """Return a line in which an included file is named, and the name of the input is not."""
+    """Keep the name of an included file in a line, and remove the name of the input and the
+    errno.
+    """
     match = _INPUT.search(line)
     if match is not None:
         file = match["file"] or INPUT_PATH
@@ -190,7 +196,8 @@ def _printable(character: str) -> str:
 
 def _is_quotable(word: str, source: str, quotable: QuotableWords) -> bool:
     """Return whether a word may be shown."""
-    if not word.strip("\ufffd") or word in quotable.words:  # only bytes that are not UTF-8
+    # the word contains only bytes that are not UTF-8
+    if not word.strip("\ufffd") or word in quotable.words:
         return True
     if word.removeprefix("@{").removesuffix("}") in STANDARD_VARIABLES:
         return True

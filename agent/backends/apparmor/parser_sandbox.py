@@ -56,7 +56,8 @@ def unavailable_reason(parser: str) -> str:
 
 
 def interpreter(program: str) -> str:
-    """Return the path of the dynamic loader of an ELF program, or an empty string if static.
+    """Return the path of the dynamic loader of an ELF program, or an empty string for a static
+    program.
 
     Raises NotElfError and OSError.
     """
@@ -154,10 +155,11 @@ def allowed_access(
 
     Args:
         parser: the path of the parser.
-        library_files: the dynamic loader, if the parser has one, and then the libraries.
-        included: the include directories. The administrator of the host created their links, so the
-            parser may follow them. It may not follow a link to a parent of an include directory,
-            because that would permit much more than includes.
+        library_files: the dynamic loader, if the parser has a dynamic loader, followed by the
+            libraries.
+        included: the include directories. The administrator of the host created the links in these
+            directories, so the parser may follow the links. The parser may not follow a link to a
+            parent of an include directory, because the parent contains many other files.
         others: configuration and features files.
     """
     roots = [f"{os.path.realpath(root)}/" for root in included.roots]

@@ -1,10 +1,10 @@
-"""Finds out whether this kernel shows the profile that another thread takes at its next execve(2).
+"""Finds out whether this kernel shows the profile that another thread enters at its next execve(2).
 
 A container runtime writes `exec PROFILE` to its own attr/exec some time before the program of the
-container starts. Linux 6.1 shows every reader of attr/exec the state of the reader instead
+container starts. Linux 6.1 shows each reader of attr/exec the reader's own state
 (apparmor_getprocattr used the context of `current`). Linux 6.12 shows the state of the thread that
-owns the file. Distributions backport the fix, so the version of a kernel does not answer the
-question. `processes` uses the result.
+owns the file. Distributions backport the fix, so the kernel version does not show whether the
+kernel has the fix. `processes` uses the result.
 """
 
 import threading
@@ -19,8 +19,9 @@ _PROFILE: Final = "unconfined"  # exists without any loaded profile
 def is_shown(host: Host) -> bool:
     """Return whether another thread can read the pending exec of a thread.
 
-    The pending exec belongs to the new thread alone, and ends with it: no process that another
-    thread starts inherits it. The result is False if the thread cannot set a pending exec.
+    The check sets a pending exec in a new thread. The pending exec ends with this thread, and no
+    process that another thread starts inherits the pending exec. The result is False if the thread
+    cannot set a pending exec.
     """
     is_set, is_read = threading.Event(), threading.Event()
     files: list[str] = []

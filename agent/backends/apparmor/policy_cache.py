@@ -1,9 +1,9 @@
 """The cache of parser results: compiled policies, error messages and exceeded limits.
 
-A cache key is a digest of everything that the result depends on; names and times are not part of
-it. Each file is verified when it is read, and a damaged file counts as missing. The profiles that
-a policy declares are stored with it, so that the policy need not be parsed again. If the cache
-cannot be written, texts are compiled again after a restart; nothing else changes.
+A cache key is a digest of every input that affects the result; names and times are not part of the
+key. Each file is verified while it is read, and a damaged file counts as missing. The profiles that
+a policy declares are stored with the policy, so that the policy need not be parsed again. If the
+cache cannot be written, the only effect is that texts are compiled again after a restart.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from agent.core.model import digest
 from agent.host.filesystem import Host, HostError
 from agent.host.stat_signature import modified_ns
 
-_MAX_ENTRY_BYTES: Final = 10 << 20  # more than the output limit of the parser
+_MAX_ENTRY_BYTES: Final = 10 << 20  # larger than the output limit of the parser
 MAX_DISK_BYTES: Final = 64 << 20
 MAX_DISK_ENTRIES: Final = 8192
 
@@ -27,7 +27,7 @@ MAX_DISK_ENTRIES: Final = 8192
 class ParserResult:
     """The final result of the parser for one text: a policy, an error or an exceeded limit.
 
-    Results that were read from the cache also have size, sha256 and declared.
+    Results that were read from the cache also contain size, sha256 and declared.
     """
 
     policy: bytes = b""
@@ -49,22 +49,24 @@ class ParserResult:
 class PolicyCache:
     """Parser results in memory and in STATE_DIR/cache.
 
-    Results that a full pass has not used are removed from memory at the next full pass. They are
-    removed from the disk only when the cache is too large, the least recently used first.
+    Results that a full pass has not used are removed from memory at the next full pass. Files are
+    removed from the disk only when the cache is too large; the least recently used files are
+    removed first.
     """
 
     def __init__(self, host: Host, state_dir: str, *, write: bool) -> None:
-        """Open the cache; without write, its files are only read."""
+        """Open the cache; without `write`, the files of the cache are only read."""
         self.host = host
         self.directory = f"{state_dir}/cache"
         self.write = write
         self.memory: dict[str, ParserResult] = {}
         self._used: set[str] = set()  # keys that were used since the last full pass began
-        # Bytes of each file, the least recently used first; None until the directory is listed.
+        # The size of each file in bytes, with the least recently used file first; None until the
+        # directory is listed.
         self._sizes: dict[str, int] | None = None
 
     def find(self, key: str) -> ParserResult | None:
-        """Return the stored result, or None if it is missing or damaged."""
+        """Return the stored result, or None if the result is missing or damaged."""
         self._touch(key)
         if key in self.memory:
             self._used.add(key)
@@ -76,7 +78,7 @@ class PolicyCache:
         return result
 
     def policy(self, key: str) -> bytes | None:
-        """Return the stored policy, or None if it is missing or damaged.
+        """Return the stored policy, or None if the policy is missing or damaged.
 
         A missing or damaged result is also removed from memory, so that the text is compiled again.
         """
@@ -122,7 +124,7 @@ class PolicyCache:
         self._keep(key, result)
 
     def drop_unused(self) -> None:
-        """Begin a full pass: remove results from memory that the previous one did not use."""
+        """Begin a full pass: remove results that the previous full pass did not use from memory."""
         self.memory = {key: self.memory[key] for key in self._used}
         self._used = set()
 
@@ -131,12 +133,12 @@ class PolicyCache:
         self._used.add(key)
 
     def _touch(self, key: str) -> None:
-        """Make an entry the most recently used one."""
+        """Mark an entry as the most recently used entry."""
         if self._sizes is not None and key in self._sizes:
             self._sizes[key] = self._sizes.pop(key)
 
     def _make_room(self, key: str, size: int) -> dict[str, int]:
-        """Remove the least recently used entries until a new one fits; return the sizes.
+        """Remove the least recently used entries until a new entry fits; return the sizes.
 
         Raises HostError.
         """
@@ -155,7 +157,7 @@ class PolicyCache:
 
 
 class _Head(msgspec.Struct, forbid_unknown_fields=True):
-    """The second line of a file: the result without the policy."""
+    """The second line of a file, which contains the result without the policy."""
 
     message: str
     notes: tuple[str, ...]

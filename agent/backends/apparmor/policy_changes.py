@@ -1,9 +1,10 @@
 """Loads, replaces and removes profiles in the kernel, and verifies the content afterwards.
 
-New profiles are written to `.load`, which rejects names that are loaded, so that a foreign profile
-is never replaced. Agent-owned profiles are written to `.replace`. A profile is never removed and
-loaded again, because a removal unconfines its processes for good. One write changes all profiles of
-a key, or none. A removal follows a check of content and use, and removes only the given names.
+New profiles are written to `.load`, which rejects loaded names, so that a foreign profile is never
+replaced. Agent-owned profiles are written to `.replace`. A profile is never removed and loaded
+again, because a removal unconfines the processes of the profile permanently. One write changes all
+profiles of a key, or none. A removal requires a check of content and use, and removes only the
+given names.
 """
 
 import errno
@@ -38,7 +39,7 @@ from agent.host.filesystem import HostError
 
 _NO_EVIDENCE: Evidence = frozenset()
 _REPEATS: Final = 4
-"""How often a write is repeated until it is the only change of policy."""
+"""How often a write is repeated until the write is the only change of policy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,7 @@ class _Load:
     body: bytes
     names: frozenset[str]
     own: Mapping[str, Evidence]
-    """The names whose objects will be agent-owned, with their evidence."""
+    """The names whose loaded profiles will be agent-owned, with their evidence."""
 
 
 class PolicyChanges:
@@ -74,7 +75,7 @@ class PolicyChanges:
         self.references = references
         self.tracker = tracker
         self._checked: dict[str, str] = {}
-        """Name -> digest of the policy that the agent compiled or verified for it."""
+        """Name -> digest of the policy that the agent compiled or verified for the name."""
 
         self._revision_before = -1
         """The policy revision right before the last write."""
@@ -106,10 +107,10 @@ class PolicyChanges:
 
         Args:
             profile: the profile of the key.
-            body: its compiled policy.
+            body: the compiled policy of the profile.
             replaceable: the names that may be replaced. Other names must not be loaded.
-            foreign: the replaceable names whose objects another program loaded. The
-                objects stay foreign.
+            foreign: the replaceable names whose loaded profiles come from another program. The
+                loaded profiles stay foreign.
         """
         names = frozenset(profile.version.names)
         try:
@@ -137,19 +138,23 @@ class PolicyChanges:
     def _load(
         self, load: _Load, replaceable: frozenset[str]
     ) -> dict[str, ObservedProfile] | Failed:
-        """Write a policy, and again if other programs interfere; return the loaded profiles."""
+        """Write a policy, and repeat the write if other programs interfere; return the loaded
+        profiles.
+        """
         loaded = self._load_once(load, replaceable)
         for _ in range(_REPEATS):
             if isinstance(loaded, Failed) or self._is_proven(loaded):
                 break
-            # The objects of the previous write are agent-owned.
+            # The loaded profiles from the previous write are agent-owned.
             loaded = self._load_once(load, replaceable | (load.own.keys() & loaded.keys()))
         return loaded
 
     def _load_once(
         self, load: _Load, replaceable: frozenset[str]
     ) -> dict[str, ObservedProfile] | Failed:
-        """Write a policy, record the agent-owned objects, and return the loaded profiles."""
+        """Write a policy, record which loaded profiles are agent-owned, and return the loaded
+        profiles.
+        """
         failure = self._write(load, replaceable)
         if failure is not None:
             return failure
@@ -162,17 +167,17 @@ class PolicyChanges:
     def _is_proven(self, loaded: Mapping[str, ObservedProfile]) -> bool:
         """Return whether the loaded profiles are the result of the last write.
 
-        Where the kernel shows no content, the write must be the only change of policy.
+        If the kernel shows no content, the write must be the only change of policy.
         """
         is_readable = all(profile.is_readable for profile in loaded.values())
         return is_readable or self.view.observed_revision == self._revision_before + 1
 
     def _write(self, load: _Load, replaceable: frozenset[str]) -> Failed | None:
-        """Write a policy once, and once more after curing a jammed kernel."""
+        """Write a policy, and write the policy a second time after curing a jammed kernel."""
         new = load.names - replaceable
         write = self.writer.replace if replaceable else self.writer.load
         for may_cure in (True, False):
-            # `.replace` accepts names that are loaded, so they are checked right before the write.
+            # `.replace` accepts loaded names, so the names are checked right before the write.
             failure = self._taken(load.id, new) if replaceable else None
             if failure is not None:
                 return failure
@@ -205,12 +210,12 @@ class PolicyChanges:
         return Failed(finding=diagnostics.foreign_name(id_, sorted(loaded))) if loaded else None
 
     def _cure(self, replaceable: frozenset[str]) -> bool:
-        """Cure a jammed kernel: replace an agent-owned profile by the same bytes.
+        """Cure a jammed kernel by replacing an agent-owned profile with the same bytes.
 
-        A failed load of any program can leave an entry in policy/raw_data that makes every later
+        A failed load by any program can leave an entry in policy/raw_data that makes every later
         load fail with EEXIST. The replacement keeps the loaded object and increments the revision,
         which clears the entry (seen on Linux 6.1, 6.12 and 7.2). A profile counts as agent-owned if
-        the ledger says so, or if this agent compiled or verified its bytes itself.
+        the ledger contains it, or if this agent compiled or verified the profile's bytes.
         """
         loaded = self.view.observe(replaceable | frozenset(self._checked))
         if isinstance(loaded, Unobservable):
@@ -239,13 +244,13 @@ class PolicyChanges:
     ) -> Removed | StillInUse | Failed:
         """Remove profiles after a last check of their content and use.
 
-        The kernel removes the hats and children of a profile with it. So nothing is removed if one
-        of them is not among the names.
+        The kernel removes a profile together with its hats and children. So nothing is removed if a
+        hat or child is not among the names.
 
         Args:
             names: the profiles to remove.
             evidence: the evidence of the agent-owned content of each name.
-            require_unused: whether it must be proven that no process uses a profile.
+            require_unused: whether the removal requires a proof that no process uses a profile.
         """
         barrier = self.access.barrier()
         if barrier is not None:
@@ -261,7 +266,7 @@ class PolicyChanges:
             if uses:
                 return StillInUse(uses=uses)
             if not self.processes.shows_pending_exec():
-                own = self._own(names, evidence)  # the proof replaced the profiles
+                own = self._own(names, evidence)  # the proof of disuse replaced the profiles
                 if isinstance(own, Failed):
                     return own
         return self._remove(sorted(own))
@@ -269,7 +274,9 @@ class PolicyChanges:
     def _own(
         self, names: Collection[str], evidence: Mapping[str, Evidence]
     ) -> dict[str, ObservedProfile] | Failed:
-        """Return the loaded profiles, if they and all profiles below them are agent-owned."""
+        """Return the loaded profiles if the profiles and all their hats and children are
+        agent-owned.
+        """
         loaded = self.view.observe(names, with_children=True)
         if isinstance(loaded, Unobservable):
             return Failed(finding=loaded.finding)
@@ -292,7 +299,8 @@ class PolicyChanges:
         if not all(
             _has_own_hash(evidence[name] & profile.evidence) for name, profile in loaded.items()
         ):
-            # The proof writes other bytes. Only this hash would still show the same content.
+            # The proof of disuse writes different bytes. Only this hash stays the same for the same
+            # content.
             unknown = UnknownUse(reason=f"{reason}shows no hash of a single profile")
             return dict.fromkeys(loaded, unknown)
         unproven = self.references.why_unproven(loaded.keys())
@@ -301,7 +309,7 @@ class PolicyChanges:
         return _not_unused(self.processes.uses(sorted(loaded)))
 
     def _remove(self, names: Sequence[str]) -> Removed | Failed:
-        """Remove profiles, parents first, and verify that they are not loaded any more."""
+        """Remove profiles, parents first, and verify that the profiles are no longer loaded."""
         for name in names:
             try:
                 self.writer.remove(name)
@@ -328,7 +336,9 @@ def _has_own_hash(evidence: Evidence) -> bool:
 def _verified(
     id_: KeyId, declared: Iterable[DeclaredProfile], loaded: Mapping[str, ObservedProfile]
 ) -> Installed | Failed:
-    """Return what the node shows of a policy, if it is the policy that was written."""
+    """Return the evidence and the modes in the kernel if the loaded policy is the written
+    policy.
+    """
     expected = {each.name: each.evidence for each in declared}
     modes = {each.name: each.mode for each in declared}
     for name, evidence in expected.items():

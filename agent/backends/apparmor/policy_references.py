@@ -1,15 +1,17 @@
-"""Proves that nothing in the kernel references a profile, where /proc does not show everything.
+"""Proves that nothing in the kernel references a profile, on kernels where /proc hides pending
+execs.
 
 Linux 6.1 hides the pending exec of another thread. But the kernel keeps the raw data of a policy
 version, an entry of policy/raw_data, as long as anything references a profile of that version: a
-thread, a pending exec, or a file that a confined process opened. So the profile is replaced by the
-same policy in other bytes. When the raw data of every earlier version are gone, only threads that
-use the new version can be left, and `processes` finds those in /proc.
+thread, a pending exec, or a file that a confined process opened. So the proof replaces the profile
+with the same policy in different bytes. When the raw data of every earlier version are gone, only
+threads that use the new version can remain, and `processes` finds these threads in /proc.
 
-Raw data that stay prove nothing. Linux 6.1 never releases the first version of a profile with hats
-or children, so their disuse cannot be proven. The same is true of a profile in complain
-mode if the kernel created a learning profile (`NAME//null-PROGRAM`) below it, because a replacement
-moves the learning profile to the new version, and the learning profile has no raw data.
+If raw data remain, the profile may or may not be referenced. Linux 6.1 never releases the first
+version of a profile with hats or children, so the disuse of these profiles cannot be proven. The
+disuse of a profile in complain mode cannot be proven either if the kernel created a learning
+profile (`NAME//null-PROGRAM`) below the profile, because a replacement moves the learning profile
+to the new version, and the learning profile has no raw data.
 """
 
 import secrets
@@ -33,7 +35,7 @@ _FILLER_BYTES: Final = 16
 
 
 class PolicyReferences:
-    """The policy versions that the kernel keeps because something references them."""
+    """The referenced policy versions, which the kernel keeps."""
 
     def __init__(self, host: Host, view: PolicyView, writer: PolicyWriter, probes: Probes) -> None:
         self.host = host
@@ -41,15 +43,17 @@ class PolicyReferences:
         self.writer = writer
         self.probes = probes
         self._declared: dict[str, tuple[Signature | None, frozenset[str] | None]] = {}
-        """Entry of policy/raw_data -> its signature and the names that it declares.
+        """Entry of policy/raw_data -> the signature of the entry and the names that the entry
+        declares.
 
         The names are None if the layout of the entry is not known.
         """
 
     def why_unproven(self, names: Collection[str]) -> str:
-        """Return why a given profile may still be referenced; empty: none is.
+        """Return why a given profile may still be referenced; empty if no given profile is
+        referenced.
 
-        Replaces the profiles by the same policy in other bytes.
+        Replaces the profiles with the same policy in different bytes.
 
         Args:
             names: loaded, agent-owned profiles with all their hats and children.
@@ -80,7 +84,9 @@ class PolicyReferences:
         return self._wait(names, policy) or self._learning_profile(names)
 
     def _learning_profile(self, names: frozenset[str]) -> str:
-        """Return which learning profile below a given name may be referenced, or nothing."""
+        """Return which learning profile below a given name may be referenced; empty if there is no
+        such learning profile.
+        """
         content = self.host.read(_LIST).decode("utf-8", "surrogateescape")
         loaded = {line.rpartition(" (")[0] for line in content.split("\n")}
         learning = [
@@ -91,7 +97,7 @@ class PolicyReferences:
         return f'a pending exec may hold the learning profile "{min(learning)}"'
 
     def _shared(self, names: frozenset[str], entries: frozenset[str]) -> str:
-        """Return which other loaded profile keeps the raw data, or nothing.
+        """Return which other loaded profile keeps the raw data; empty if no other profile does.
 
         Profiles that were loaded in one write share their raw data.
         """
@@ -106,7 +112,7 @@ class PolicyReferences:
         """Wait until only the raw data of the new policy declare the names.
 
         Returns:
-            Why this did not happen, or nothing.
+            Why the wait failed; empty if the wait succeeded.
         """
         new = set(self.view.raw_data_entries(names).values())
         if len(new) != 1 or self.host.read(f"{_RAW_DATA}/{min(new)}/raw_data") != policy:
@@ -119,7 +125,7 @@ class PolicyReferences:
         return ""
 
     def _declaring(self, names: frozenset[str]) -> set[str]:
-        """Return the entries of policy/raw_data that declare a given name, or may do so."""
+        """Return the entries of policy/raw_data that declare or may declare a given name."""
         listed = self.host.names(_RAW_DATA)
         self._declared = {
             entry: self._declared[entry] for entry in listed if entry in self._declared
@@ -136,10 +142,11 @@ class PolicyReferences:
             content = self.host.read(path)
             return any(name.encode("utf-8", "surrogateescape") in content for name in names)
         except HostError:
-            return self.host.exists(path)  # the kernel may have freed it since it was listed
+            return self.host.exists(path)  # the kernel may have freed the entry since the listing
 
     def _declared_names(self, entry: str) -> frozenset[str] | None:
-        """Return the names that an entry of policy/raw_data declares; None: an unknown layout.
+        """Return the names that an entry of policy/raw_data declares; None if the layout is
+        unknown.
 
         Raises:
             HostError: the entry cannot be read.

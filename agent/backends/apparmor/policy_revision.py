@@ -1,7 +1,7 @@
 """Notices every change of the AppArmor policy that the kernel has loaded.
 
-The watcher says only that the policy has changed; a pass finds out what changed. It sleeps in
-poll(2), and so it costs nothing while the policy stays the same.
+The watcher reports only that the policy has changed; a pass finds out what changed. The watcher
+sleeps in poll(2), and uses no CPU time while the policy is unchanged.
 """
 
 import contextlib
@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Final
 
 ABSENT_SECONDS: Final = 30.0
-"""The pause before the file is opened again, if it is missing or came to its end."""
+"""The pause before the revision file is opened again, if the file is missing or reading has reached
+its end.
+"""
 
 _REVISION_BYTES: Final = 64
 
@@ -21,8 +23,8 @@ _REVISION_BYTES: Final = 64
 class PolicyRevisionWatcher:
     """Calls a function when the revision of the kernel's policy changes.
 
-    The file is readable while the revision differs from the last one that was read
-    (Linux, security/apparmor/apparmorfs.c: ns_revision_poll).
+    The revision file is readable while the current revision differs from the revision that was last
+    read (Linux, security/apparmor/apparmorfs.c: ns_revision_poll).
     """
 
     def __init__(self, path: Path, changed: Callable[[], None]) -> None:
@@ -38,11 +40,11 @@ class PolicyRevisionWatcher:
         while True:
             with contextlib.suppress(OSError):
                 self._follow()
-            # The file is missing without AppArmor, or before securityfs is mounted.
+            # The file is missing on a kernel without AppArmor, and until securityfs is mounted.
             pause.wait(ABSENT_SECONDS)
 
     def _follow(self) -> None:
-        """Wait for changes until the file cannot be read any more."""
+        """Wait for changes until the file can no longer be read."""
         fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             poll = select.poll()
@@ -60,6 +62,6 @@ class PolicyRevisionWatcher:
 
     @staticmethod
     def _read(fd: int) -> None:
-        """Read the current revision, so that the next poll waits for another one."""
+        """Read the current revision, so that the next poll waits for another revision."""
         with contextlib.suppress(BlockingIOError):
             os.read(fd, _REVISION_BYTES)

@@ -1,9 +1,10 @@
 """Reads the policy that the kernel has loaded, from securityfs.
 
-The kernel does not list its profiles atomically. So a reading counts only if the policy revision is
-the same before and after it. Each write of the agent increments the revision by one; any other
-difference shows that another program changed the policy. `policy_writer` writes, `profile_files`
-reads the directory of one profile, and `directory_index` avoids complete walks.
+The kernel does not list its profiles atomically. So an observation counts only if the policy
+revision is the same before and after the observation. Each write of the agent increments the
+revision by one; any other difference shows that another program changed the policy. `policy_writer`
+writes, `profile_files` reads the directory of one profile, and `directory_index` avoids complete
+walks.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -23,7 +24,7 @@ _ATTEMPTS: Final = 20
 
 
 class PolicyView:
-    """The policy of one kernel, as the agent last read it. Only the main thread uses it."""
+    """The policy of one kernel at the agent's last observation. Only the main thread uses it."""
 
     def __init__(self, host: Host, release: RawDataRelease) -> None:
         self.host = host
@@ -33,11 +34,13 @@ class PolicyView:
         """The policy revision of the last observation."""
 
         self._directories: Mapping[str, str] = {}
-        """Name -> directory, at the last observation."""
+        """Name -> directory at the last observation."""
 
         self._index: DirectoryIndex | None = None
         self._known_revision: int | None = None
-        """The revision up to which the agent knows every change; None: not known."""
+        """The revision up to which the agent knows every change; None if the agent may have missed
+        changes.
+        """
 
         self._written_revision: int | None = None
         """The revision right after the agent's last write, until the next observation."""
@@ -59,9 +62,9 @@ class PolicyView:
         Args:
             names: the names to observe.
             with_children: whether the hats and children of the names are observed too.
-            is_complete: whether the names are all that the agent tracks, so that it knows every
-                change afterwards. An observation of some names does not show whether the others
-                changed.
+            is_complete: whether the names are all names that the agent tracks. After a complete
+                observation, the agent knows every change. A partial observation does not show
+                whether other names changed.
         """
         wanted = frozenset(names)
         reason = "its policy does not stop changing"
@@ -102,10 +105,11 @@ class PolicyView:
         }
 
     def directories(self, names: Collection[str]) -> dict[str, str]:
-        """Return the current directory of each loaded name; nothing if they cannot be read.
+        """Return the current directory of each loaded name; empty if the directories cannot be
+        read.
 
-        A replacement keeps the directory. A profile that was removed and loaded again has another
-        one (Linux, security/apparmor/apparmorfs.c: __aafs_profile_mkdir numbers them).
+        A replaced profile keeps its directory. A profile that was removed and loaded again has a
+        directory with a new number (Linux, security/apparmor/apparmorfs.c: __aafs_profile_mkdir).
         """
         try:
             return {name: directory for name, directory in self._walk() if name in names}
@@ -113,7 +117,7 @@ class PolicyView:
             return {}
 
     def raw_data(self, name: str) -> bytes | None:
-        """Return the bytes from which a profile was loaded, or None if they cannot be read."""
+        """Return the bytes from which a profile was loaded, or None if the bytes cannot be read."""
         try:
             for loaded, directory in self._walk():
                 if loaded == name:
@@ -123,7 +127,7 @@ class PolicyView:
         return None
 
     def raw_data_entries(self, names: Collection[str]) -> dict[str, str]:
-        """Return the entry of policy/raw_data from which each loaded name came.
+        """Return the entry of policy/raw_data from which each profile was loaded.
 
         Raises:
             HostError: securityfs cannot be read.
@@ -135,7 +139,9 @@ class PolicyView:
         }
 
     def is_unchanged(self) -> bool:
-        """Return whether only the agent's own writes changed the policy since it was observed."""
+        """Return whether only the agent's own writes changed the policy since the last
+        observation.
+        """
         try:
             return self._known_revision is not None and self.revision() == self._known_revision
         except (HostError, ValueError):
@@ -169,7 +175,7 @@ class PolicyView:
         return self._index.find(wanted, revision) if self._index is not None else None
 
     def _accept(self, directories: Mapping[str, str], revision: int, *, is_walk: bool) -> None:
-        """Keep the result of a consistent reading."""
+        """Store the result of a consistent observation."""
         self.files.confirm()
         self.observed_revision, self._directories = revision, directories
         if is_walk:

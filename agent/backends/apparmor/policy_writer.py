@@ -1,6 +1,7 @@
-"""Writes policy to the kernel: one write loads, replaces or removes.
+"""Writes policy to the kernel: one write loads, replaces or removes profiles.
 
-Nothing here decides; `policy_changes` checks before each write, and verifies afterwards.
+This module makes no decisions; `policy_changes` checks the node before each write, and verifies the
+result.
 """
 
 import errno
@@ -43,7 +44,7 @@ class PolicyWriter:
         self.release = release
 
     def load(self, policy: bytes) -> None:
-        """Load new profiles, all or none.
+        """Load all given new profiles, or none.
 
         Raises:
             HostError: the kernel rejected the policy; EEXIST if a name is already loaded.
@@ -52,7 +53,7 @@ class PolicyWriter:
         self._write("load", policy)
 
     def replace(self, policy: bytes) -> None:
-        """Replace or load profiles, all or none.
+        """Replace or load all given profiles, or none.
 
         Raises:
             HostError: the kernel rejected the policy.

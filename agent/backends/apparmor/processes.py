@@ -2,8 +2,9 @@
 
 Two complete scans read every thread of the host, and each scan lists processes and threads until no
 new one appears. If a thread is alive and cannot be read, or if threads start faster than they can
-be read, the result is UnknownUse. A hat or child counts for its parents, and a stacked label for
-each of its parts. `policy_references` covers pending execs, which Linux 6.1 does not show here.
+be read, the result is UnknownUse. A thread in a hat or child also uses the parents, and a thread
+with a stacked label uses each profile in the label. `policy_references` covers pending execs, which
+Linux 6.1 does not show in /proc.
 """
 
 import errno
@@ -22,15 +23,15 @@ _INITIAL_PID = "pid:[4026531836]"  # linux/proc_ns.h: PROC_PID_INIT_INO
 _INITIAL_USER = "user:[4026531837]"  # PROC_USER_INIT_INO
 _KERNEL_THREAD = 0x00200000  # linux/sched.h: PF_KTHREAD
 _MODE = re.compile(r" \([a-z]+\)$")
-_START_FIELD: Final = 19  # of proc(5) stat, counted after the name of the command
+_START_FIELD: Final = 19  # the start time's position in proc(5) stat after the command name
 _UNCONFINED: Final = "unconfined"
 _SCANS: Final = 2
 LISTINGS: Final = 100
-"""How often one scan lists /proc, or the threads of one process, before it gives up."""
+"""How often one scan lists /proc or the threads of one process before the scan fails."""
 
 
 class UnprovenError(Exception):
-    """A scan reached its limit before it had read every thread."""
+    """A scan reached its limit before every thread was read."""
 
 
 def parts(label: str) -> list[str]:
@@ -77,9 +78,9 @@ class Processes:
         return self._shows_pending_exec
 
     def uses(self, names: Collection[str]) -> dict[str, Use]:
-        """Return for each name whether processes run under it.
+        """Return whether processes run under each given profile name.
 
-        Where `shows_pending_exec` is False, Unused does not exclude a pending exec.
+        If `shows_pending_exec` is False, the result Unused does not exclude a pending exec.
         """
         if not names:
             return {}
@@ -100,7 +101,9 @@ class Processes:
         }
 
     def _obstacle(self) -> str:
-        """Return why the agent cannot see every process of the host, or nothing."""
+        """Return why the agent cannot see every process of the host; empty if the agent sees every
+        process.
+        """
         if not self.host.exists("/proc/1/stat"):
             return "procfs is missing below the host root"
         if str((self.own / "ns/user").readlink()) != _INITIAL_USER:
@@ -110,7 +113,8 @@ class Processes:
         except HostError as error:
             if error.errno not in (errno.EACCES, errno.EPERM):
                 raise
-            # Only the initial PID namespace shows kernel threads, and no process can forge them.
+            # Only the initial PID namespace shows kernel threads, and no process can imitate a
+            # kernel thread.
             stat = self.host.read("/proc/2/stat", limit=4096).rpartition(b")")[2].split()
             initial = bool(int(stat[6]) & _KERNEL_THREAD)
         if not initial:
@@ -126,7 +130,7 @@ class Processes:
         return ""
 
     def _collect(self, users: dict[str, set[int]]) -> None:
-        """Add to each name the processes that run under it."""
+        """Add the processes that run under each name to the name's users."""
         for _ in range(_SCANS):
             for pid, label in self._labels():
                 for name in names_in(label) & users.keys():
@@ -135,11 +139,11 @@ class Processes:
     def _labels(self) -> Iterator[tuple[str, str]]:
         """Yield each PID with a label of the process, until a listing shows no new process.
 
-        A process may fork after /proc was listed, and end or leave its profile before it is read.
-        Then only its child still runs under the profile, and the child may do the same. So /proc is
-        listed again until every listed process has been read. The PIDs grow along such a chain of
-        forks, so the newest process is read first. PIDs are reused, so the start times are compared
-        at the end.
+        A process may fork after /proc was listed, and end or leave its profile before the scan
+        reads the process. In this case only the child still runs under the profile, and the child
+        may also fork and end. So /proc is listed again until every listed process has been read.
+        The PIDs grow along such a chain of forks, so the newest process is read first. PIDs are
+        reused, so the start times are compared at the end.
         """
         seen: dict[str, bytes] = {}
         for _ in range(LISTINGS):
@@ -194,7 +198,7 @@ class Processes:
             return None
         pending = self._attribute(thread, "exec") if self.shows_pending_exec() else ""
         labels = {current, pending or ""} - {"", _UNCONFINED}
-        # A zombie still shows its label, but it does not run any more.
+        # A zombie still shows its label, but no longer runs.
         return frozenset(labels) if not labels or self._lives(thread) else None
 
     def _attribute(self, thread: str, file: str) -> str | None:
@@ -219,12 +223,16 @@ class Processes:
         return bool(stat) and stat[0] not in (b"Z", b"X")
 
     def _start(self, pid: str) -> bytes:
-        """Return the start time of a process (proc(5) stat, field 22); empty if it has ended."""
+        """Return the start time of a process (proc(5) stat, field 22); empty if the process has
+        ended.
+        """
         stat = self._stat(f"/proc/{pid}")
         return stat[_START_FIELD] if stat else b""
 
     def _stat(self, directory: str) -> list[bytes]:
-        """Return the fields of a stat file after the command; none if the task has ended."""
+        """Return the fields of a stat file after the command; an empty list if the task has
+        ended.
+        """
         try:
             return self.host.read(f"{directory}/stat", limit=4096).rpartition(b")")[2].split()
         except HostError as error:

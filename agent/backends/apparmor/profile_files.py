@@ -1,9 +1,10 @@
 """Reads the files in which the kernel shows one loaded profile, and caches their content.
 
-Each profile has a directory below policy/profiles. Its name is read from its `name` file, because
-the kernel mangles the names of the directories. Cached content is valid for one generation of a
-profile: the target of its link `raw_data`, which differs after each change of content.
-`policy_view` decides which directories are read, and whether a reading is consistent.
+Each profile has a directory below policy/profiles. The profile's name is read from the `name` file,
+because the kernel mangles the names of the directories. Cached content is valid for one generation
+of a profile. The generation is the target of the profile's link `raw_data`, which differs after
+each change of content. `policy_view` decides which directories are read, and whether an observation
+is consistent.
 """
 
 import errno
@@ -40,42 +41,46 @@ class ProfileFiles:
         """Directory -> generation and content."""
 
         self._unconfirmed: dict[str, tuple[str, ObservedProfile]] | None = None
-        """Content of this reading, which `confirm` adds to the cache; None: no reading."""
+        """Content from the current observation, which `confirm` adds to the cache; None if content
+        is cached at once.
+        """
 
         self._generations: dict[str, str] = {}
-        """Directory -> generation, as this reading found it first."""
+        """Directory -> generation at the first read in the current observation."""
 
         self._hash_files: tuple[str, ...] = ()
-        """The files with hashes in a directory that has all of them."""
+        """The hash files in a directory that contains all hash files."""
 
         self._boot_id = ""
 
     def begin_reading(self, *, may_defer: bool) -> None:
-        """Begin a reading of several profiles, which reads each generation once.
+        """Begin an observation of several profiles that reads each generation once.
 
         Args:
-            may_defer: whether `confirm` adds the content to the cache, once the reading is known
-                to be consistent. Otherwise each content is cached at once, if the generation is
-                the same before and after it was read.
+            may_defer: whether to wait with caching until `confirm` is called after a consistent
+                observation. If False, content is cached at once if the generation is the same
+                before and after the content was read.
         """
         self._generations = {}
         self._unconfirmed = {} if may_defer else None
 
     def confirm(self) -> None:
-        """Cache the content of this reading, because the policy did not change during it."""
+        """Cache the content from the current observation, because the policy did not change during
+        the observation.
+        """
         self._profiles |= self._unconfirmed or {}
 
     def cached_generation(self, directory: str) -> str | None:
-        """Return the generation of the cached content; None: the content is not cached."""
+        """Return the generation of the cached content; None if the content is not cached."""
         return self._profiles[directory][0] if directory in self._profiles else None
 
     def invalidate(self) -> None:
-        """Forget all names and contents, so that the next reading reads the files again."""
+        """Forget all names and contents, so that the next observation reads the files again."""
         self._names.clear()
         self._profiles.clear()
 
     def name(self, directory: str) -> str:
-        """Return the name of a profile; of a hat or child, only the last part of the name.
+        """Return the name of a profile; for a hat or child, return only the last part of the name.
 
         Raises:
             HostError: the files of the profile cannot be read.
@@ -94,7 +99,7 @@ class ProfileFiles:
 
         Raises:
             HostError: the files of the profile cannot be read.
-            ValueError: a file holds something else than expected.
+            ValueError: a file has unexpected content.
         """
         is_deferred = self._unconfirmed is not None
         generation = (
@@ -111,7 +116,7 @@ class ProfileFiles:
         return profile
 
     def _generation(self, directory: str) -> str:
-        """Return the generation of a profile, which is read once in each reading."""
+        """Return the generation of a profile; the link is read once per observation."""
         generation = self._generations.get(directory)
         if generation is None:
             generation = self._generations[directory] = self._read_generation(directory)
@@ -121,7 +126,7 @@ class ProfileFiles:
         """Return the path of the raw data of a profile, raw_data/REVISION.
 
         New content gets new raw data (Linux, security/apparmor/apparmorfs.c: rawdata_get_link).
-        The result is empty where the kernel keeps no raw data; then nothing is cached.
+        If the kernel keeps no raw data, the result is empty and nothing is cached.
         """
         try:
             return self.host.link(f"{directory}/raw_data")
@@ -139,7 +144,7 @@ class ProfileFiles:
         return ObservedProfile(evidence=evidence, mode=mode, is_readable=False)
 
     def _evidence(self, directory: str) -> Evidence:
-        """Return the hashes that the kernel shows of a profile.
+        """Return the hashes that the kernel shows for a profile.
 
         The same files are read for every profile, without listing each directory.
         """
@@ -150,7 +155,7 @@ class ProfileFiles:
                 if error.errno not in ABSENCE_ERRNOS:
                     raise
         files = tuple(file for file in self.host.names(directory) if file in _EVIDENCE_PREFIXES)
-        # A profile that was loaded without hashes does not show whether other profiles have some.
+        # A profile that was loaded without hashes does not show whether other profiles have hashes.
         self._hash_files = files if len(files) == _ALL_HASHES else ()
         return self._read_hashes(directory, files)
 
@@ -163,7 +168,7 @@ class ProfileFiles:
         return frozenset(evidence)
 
     def _value(self, path: str) -> bytes:
-        """Return the content of a file that holds one value.
+        """Return the content of a file that contains one value.
 
         One read(2) returns the whole value if the buffer is larger than the value (Linux,
         fs/seq_file.c: seq_read_iter).
@@ -177,14 +182,15 @@ class ProfileFiles:
         return value
 
     def _raw_data_evidence(self, directory: str) -> Evidence:
-        """Return the hash of the loaded bytes; nothing where the kernel does not show them."""
+        """Return the hash of the loaded bytes; empty if the kernel does not show the bytes."""
         if not self.host.exists(f"{directory}/raw_data"):
             return frozenset()
         content = self.host.read(f"{directory}/raw_data")
         return frozenset({f"raw:sha256:{hashlib.sha256(content).hexdigest()}"})
 
     def _object_evidence(self, directory: str) -> Evidence:
-        """Identify the loaded object and its last replacement, where no file shows its content.
+        """Return evidence that identifies the loaded profile and its last replacement, for kernels
+        that show no content.
 
         When a profile is replaced, the kernel keeps its directory and sets the modification time
         of its files (Linux, security/apparmor/apparmorfs.c: __aafs_profile_migrate_dents).
@@ -199,5 +205,7 @@ class ProfileFiles:
 
 
 def object_id(directory: str) -> str:
-    """Return a directory as text for JSON; the kernel cuts a name inside a UTF-8 character."""
+    """Return a directory as text for JSON; the kernel may cut a name in the middle of a UTF-8
+    character.
+    """
     return directory.encode("utf-8", "surrogateescape").decode("ascii", "backslashreplace")

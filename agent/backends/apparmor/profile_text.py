@@ -1,8 +1,8 @@
-"""What the lexer finds in a profile text: comments, declared names and line numbers.
+"""Finds comments, declared names and line numbers in a profile text with the lexer.
 
-This module is pure. It supports messages and warnings; source_checks.py makes the decisions that
-the safety of the host depends on, and considers every version of the parser. Here, the newest
-version whose lexer reads the whole text is enough.
+This module is pure, and only supports messages and warnings. So this module uses only the newest
+version whose lexer reads the whole text. source_checks.py makes the decisions that affect the
+safety of the host, and considers every version of the parser.
 """
 
 import functools
@@ -36,7 +36,9 @@ class LineCounter:
 
 @functools.lru_cache(maxsize=1)  # several checks examine the same text in a row
 def _dialect(text: str) -> Dialect:
-    """Return the newest dialect that can read the whole text, or else the newest dialect."""
+    """Return the newest dialect that can read the whole text; the newest dialect if no dialect
+    can.
+    """
     for dialect in reversed(DIALECTS):
         (rest,) = deque(lexer.tokens(text, dialect), maxlen=1)
         if _END.match(text, rest.start):
@@ -48,7 +50,7 @@ def _dialect(text: str) -> Dialect:
 def without_comments(text: str) -> str:
     """Return the text without its comments, with the same line breaks.
 
-    A part that the lexer cannot read is returned as it is, with its comments.
+    A part that the lexer cannot read is returned unchanged, with its comments.
     """
     readable, rest = _split(text)
     return readable + rest
@@ -61,7 +63,9 @@ def readable_part(text: str) -> str:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """Return the part of a text that the lexer reads, without comments, and the remaining part."""
+    """Return the part of a text that the lexer can read, without comments, and the rest of the
+    text.
+    """
     if "#" not in text:
         return text, ""
     pieces: list[str] = []
@@ -100,7 +104,8 @@ def name_tokens(text: str) -> Iterator[Token]:
 
 
 def declaration_line(text: str, name: str) -> str:
-    """Return `line N` where the text seems to declare a profile, or else its name.
+    """Return the line (`line N`) that seems to declare a profile, or the profile name if no line is
+    found.
 
     Only messages use this line, because a search for the name can find another rule.
     """

@@ -1,9 +1,10 @@
 """Waits until the kernel has released the raw data of earlier versions, before policy is loaded.
 
-Some kernels of 2026 (6.1.176, but not 6.1.192) reuse raw data that are being freed when the same
-bytes are loaded again: aa_replace_profiles in security/apparmor/policy.c increments the reference
-count even if it is zero. The kernel warns, and may crash. Raw data that another profile of the
-same load or a process still references stay, and are safe.
+When the same bytes are loaded again, some kernels of 2026 (6.1.176, but not 6.1.192) reuse raw data
+that are being freed: aa_replace_profiles in security/apparmor/policy.c increments the reference
+count even if the count is zero. An affected kernel logs a warning, and may crash. Raw data are not
+freed, and can safely be reused, while another profile from the same load or a process references
+the raw data.
 """
 
 from collections.abc import Collection, Mapping
@@ -15,13 +16,15 @@ from agent.backends.apparmor.kernel_access import ROOT, Probes
 from agent.host.filesystem import Host, HostError
 
 RELEASE_SECONDS: Final = 0.1
-"""The longest wait; the kernel needed 0.2 to 13 ms where this was measured."""
+"""The longest wait; in measurements, the kernel needed 0.2 to 13 ms."""
 
 _POLL_SECONDS: Final = 0.001
 
 
 class RawDataRelease:
-    """Which raw data the agent's profiles had, and which of them may be freed now."""
+    """The raw data of the agent's profiles, and the raw data that the kernel may currently be
+    freeing.
+    """
 
     def __init__(self, host: Host, probes: Probes) -> None:
         self.host = host
@@ -40,7 +43,7 @@ class RawDataRelease:
         Args:
             tracked: the names that the agent tracks.
             loaded: the tracked names that are loaded.
-            generations: the generations of the loaded names, where they are known.
+            generations: the known generations of the loaded names.
         """
         self._replaced |= {
             generation
@@ -60,7 +63,9 @@ class RawDataRelease:
         self._replaced |= {self._generations.pop(name) for name in names}
 
     def wait(self) -> None:
-        """Wait until the raw data of replaced and removed profiles are gone, or the time is up."""
+        """Wait until the raw data of replaced and removed profiles are gone, or until the
+        timeout.
+        """
         replaced = self._replaced - set(self._generations.values())
         self._replaced = set()
         directories = [

@@ -1,8 +1,8 @@
 """Checks a profile text before the parser reads it.
 
-This module is pure. apparmor_parser alone decides what a text means. The checks find text that must
-not reach the parser, because the parser opens every file that a text includes, with the rights of
-the agent. Files in the include directory belong to the host and may include other files.
+This module is pure. The meaning of a text is decided only by apparmor_parser. The checks find text
+that must not reach the parser, because the parser has the agent's permissions and opens every file
+that a text includes. Files in the include directory belong to the host and may include other files.
 character_checks.py checks single characters; lexer.py splits a text into tokens.
 """
 
@@ -21,8 +21,9 @@ from agent.core.findings import Finding, limit_findings
 
 # Every position where the parser could begin to read the path of an include or abi rule.
 _CANDIDATE: Final = re.compile(r"#include|include(?=[ \t])|abi(?![A-Za-z0-9_])")
-# The usual form of such a rule: a harmless path, and nothing else in the line. No token begins
-# inside the path, whatever rule the parser takes it for, so a search can continue after the path.
+# The usual form of an include or abi rule: a harmless path, and nothing else in the line. The
+# parser begins no token inside the path, in any kind of rule, so a search can continue after the
+# path.
 _HARMLESS: Final = re.compile(
     r"(?:[ \t]+if[ \t]+exists(?=[ \t]))?[ \t]*(?P<path><(?![/ ])(?![^>\n]*\.\.)[\w./-]+>)[ \t]*,?"
     r"[ \t]*(?:#[^\"\\\n]{0,199})?(?:\r?\n|\Z)",
@@ -31,12 +32,13 @@ _HARMLESS: Final = re.compile(
 _REST_OF_LINE_EMPTY: Final = re.compile(r"[ \t]*(?:#[^\"\\\n]{0,199})?(?:\r?\n|\Z)")
 _NUMERIC_ESCAPE: Final = re.compile(r"\\[0-9xd]")
 
-# A longer text is not split into tokens in every dialect, because that would delay a pass.
+# A text above this length is not split into tokens in every dialect, because the splitting would
+# delay a pass.
 _MAX_CHARACTERS: Final = 1 << 18
 
 
 def errors(content: bytes) -> tuple[Finding, ...]:
-    """Return the errors because of which a text must not reach the parser."""
+    """Return the errors that forbid passing a text to the parser."""
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -55,10 +57,11 @@ def errors(content: bytes) -> tuple[Finding, ...]:
 def undecided_includes(content: bytes) -> tuple[Finding, ...]:
     """Return errors for include rules of an accepted text that this module cannot decide about.
 
-    A text can be too long to be split into tokens in every dialect. Or an included file can end in
-    an assignment without a line break: the parser then reads the rest of the including line as
-    values of that variable. Such a text is safe only if a sandbox keeps the parser from opening
-    files outside the include directory.
+    There are two reasons why this module cannot decide. The text can be too long to be split into
+    tokens in every dialect. Or an included file can end in an assignment without a line break, and
+    the parser reads the rest of the including line as values of the assigned variable. An undecided
+    text is safe only if a sandbox prevents the parser from opening files outside the include
+    directory.
     """
     return limit_findings(_undecided_includes(content.decode("utf-8", "replace")))
 
@@ -102,7 +105,9 @@ class _IncludeRules:
     rejected: Mapping[int, tuple[str, str]]
     """The keyword and the path of each rule that may open a file outside the include directory."""
     undecided: frozenset[int]
-    """Rules in front of the first profile that other text follows on the same line."""
+    """Positions of rules that are in front of the first profile and are followed by other text on
+    the same line.
+    """
 
 
 @functools.lru_cache(maxsize=1)  # several checks examine the same text in a row
@@ -129,7 +134,9 @@ def _include_rules(text: str) -> _IncludeRules:
 
 
 def _is_harmless(text: str) -> bool:
-    """Return whether each include and abi rule has the usual form; this reads no tokens."""
+    """Return whether each include and abi rule has the usual form, without splitting the text into
+    tokens.
+    """
     position = 0
     while candidate := _CANDIDATE.search(text, position):
         usual = _HARMLESS.match(text, candidate.end())
@@ -156,7 +163,8 @@ def _outside_reason(path: str) -> str:
 def variable_names(text: str) -> tuple[Finding, ...]:
     r"""Return an error for each profile name that contains a variable.
 
-    A numeric escape before a brace counts as well, because `\x40{` is another spelling of `@{`.
+    A numeric escape before a brace counts as a variable, because `\x40{` is another spelling of
+    `@{`.
     """
     if "@" not in text and not _can_spell_variable(text):
         return ()

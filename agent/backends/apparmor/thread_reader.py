@@ -1,7 +1,7 @@
 """Reads the labels of threads in /proc for `confinement_tracker`.
 
-One scan is enough here, because the tracker repeats it every few seconds. `processes` proves that a
-profile is not in use, and is more thorough.
+One scan is enough for the tracker, because the tracker repeats the scan every few seconds. The
+module `processes` is more thorough, and proves that a profile is not in use.
 """
 
 import re
@@ -13,18 +13,20 @@ from agent.host.filesystem import Host, HostError
 UNCONFINED: Final = "unconfined"
 _FILES: Final = ("attr/apparmor/current", "attr/current")
 _CONTAINER: Final = re.compile(r"[0-9a-f]{64}")
-# The kubelet names the cgroup of a pod by its UID. The systemd driver writes `_` instead of `-`,
-# and the UID of a static pod has neither.
+# The kubelet names the cgroup of a pod by its UID. The systemd driver writes `_` instead of `-` in
+# the UID. The UID of a static pod contains neither character.
 _POD: Final = re.compile(r"pod([0-9a-f]{8}(?:[-_]?[0-9a-f]{4}){3}[-_]?[0-9a-f]{12})\b")
-_START_FIELD: Final = 19  # of proc(5) stat, counted after the name of the command
+_START_FIELD: Final = 19  # the start time's position in proc(5) stat after the command name
 _READ_BYTES: Final = 4096
-"""The size of one read(2); few labels are longer."""
+"""The size of one read(2); only few labels are longer."""
 
 _LABEL_BYTES: Final = 1 << 20
 
 
 class Thread(NamedTuple):
-    """A thread of the host. IDs are reused; an ID together with its start time is unique."""
+    """A thread of the host. Thread IDs are reused; a thread ID together with the thread's start
+    time is unique.
+    """
 
     pid: int
     tid: int
@@ -43,14 +45,14 @@ class ThreadReader:
         """Return the threads that run under a given name, with their labels.
 
         Returns:
-            None: /proc cannot be listed.
+            The threads and their labels; None if /proc cannot be listed.
         """
         try:
             pids = [name for name in self.host.names("/proc") if name.isdigit()]
         except HostError:
             return None
         threads: dict[Thread, str] = {}
-        # Many threads share few labels: each label is examined once, and stored once.
+        # Many threads share few labels, so each label is examined and stored only once.
         matches = {"": "", UNCONFINED: ""}
         for pid in pids:
             for tid in self._tids(pid):
@@ -72,7 +74,7 @@ class ThreadReader:
         return self._start(str(thread.pid), str(thread.tid)) == thread.start
 
     def owner(self, pid: int) -> str:
-        """Return the UID of the pod and the ID of the container of a process, where known."""
+        """Return the pod UID and the container ID of a process, if they are known."""
         text = self._read(f"/proc/{pid}/cgroup")
         pod, container = _POD.search(text), _CONTAINER.search(text)
         known = [f"pod {pod[1].replace('_', '-')}"] if pod else []
@@ -89,7 +91,8 @@ class ThreadReader:
         for file in self._files:
             text = self._read(f"/proc/{pid}/task/{tid}/{file}")
             if text:
-                self._files = (file, *_FILES)  # the file that this kernel has comes first
+                # the next read begins with the file that this kernel has
+                self._files = (file, *_FILES)
                 return text.rstrip("\n\0")
         return ""
 

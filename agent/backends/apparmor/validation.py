@@ -1,8 +1,9 @@
-"""Decides whether a compiled policy may be loaded, by its profile names, attachments and modes.
+"""Decides whether a compiled policy may be loaded, based on its profile names, attachments and
+modes.
 
-This module is pure. It examines the compiled policy, which is what the kernel will load; the text
-only provides line numbers. All errors are returned together, so that an author can correct them in
-one round.
+This module is pure. The decisions use the compiled policy, because the kernel loads the compiled
+policy; the text only provides line numbers. All errors are returned together, so that an author can
+correct all errors at once.
 """
 
 import fnmatch
@@ -33,13 +34,14 @@ DENY_NAMES: Final = (
 )
 _MAX_NAME_BYTES: Final = 200
 _FLAGS: Final = re.compile(r"(?:flags|xattrs)\s*=")
-# Profiles of one key: for each, the kernel loads a profile and the node gets a label.
+# The maximum number of profiles in one key; for each profile, the kernel loads a profile and the
+# node gets a label.
 MAX_NAMES: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationRules:
-    """The options of the operator about compiled policies."""
+    """The operator's options for compiled policies."""
 
     deny_names: Sequence[str] = DENY_NAMES
     """Patterns (fnmatch) of names that belong to the host."""
@@ -50,7 +52,7 @@ class ValidationRules:
 def errors(
     declared: Sequence[DeclaredProfile], source: str, rules: ValidationRules
 ) -> tuple[Finding, ...]:
-    """Return the errors because of which a compiled policy must not be loaded."""
+    """Return the errors that forbid loading a compiled policy."""
     if len(declared) > MAX_NAMES:
         return (
             Finding(
@@ -155,7 +157,7 @@ def _name_errors(
 def _confinement_errors(
     profile: DeclaredProfile, shown: str, location: str, rules: ValidationRules
 ) -> Iterator[Finding]:
-    # The attachment of a child profile only selects a child within its parent (cx rules).
+    # The attachment of a child profile only selects a child profile within the parent (cx rules).
     is_child = compiled_policy.parent(profile.name) is not None
     attaches = not is_child and (profile.has_attachment or profile.name.startswith("/"))
     if attaches and not rules.allow_attachments:
@@ -179,8 +181,8 @@ def _confinement_errors(
 def _unsafe_reason(name: str, names: frozenset[str]) -> str:
     """Return why a name could block the kernel or forge a line of its list, or an empty string.
 
-    Names that are too long, or that have no parent, leave data behind in the kernel that block
-    later loads.
+    After a failed load, a name that is too long or that lacks a parent leaves data in the kernel
+    that block later loads.
     """
     parent = compiled_policy.parent(name)
     checks = (
