@@ -2,9 +2,9 @@
 
 Every request has time limits and a size limit, and nothing is retried: the caller decides when to
 send a request again. An error status and a missing response are two different errors (errors.py).
-Responses are parsed JSON (responses.py). credentials.py reads the configuration, and
-connections.py opens the connections. The generated API of the kubernetes package is not used: it
-needs 27 MiB more memory (measured with kubernetes 37.0.2).
+responses.py parses the JSON of responses. credentials.py reads the configuration, and
+connections.py opens the connections. The generated API of the kubernetes package is not used,
+because it needs 27 MiB more memory (measured with kubernetes 37.0.2).
 """
 
 import base64
@@ -27,11 +27,12 @@ from agent.kube.errors import StatusError, UnreachableError, WatchNotStartedErro
 from agent.kube.responses import RESPONSE_BYTES, Event, Json
 
 CONNECT_SECONDS: Final = 5.0
-READ_SECONDS: Final = 10.0  # between two parts of a response
+READ_SECONDS: Final = 10.0  # the time between two parts of a response
 RESPONSE_SECONDS: Final = 60.0  # from the request to the last byte of the response
 # For a whole watch. The reflector asks the server to end a watch after at most 360 s.
 WATCH_SECONDS: Final = 600.0
-# Never change the name: server-side apply would leave the labels of the previous name on the Node.
+# Never change the name of the field manager. Server-side apply would leave the labels of the
+# previous manager on the Node.
 FIELD_MANAGER: Final = "profile-loader"
 JSON_TYPE: Final = "application/json"
 APPLY_PATCH: Final = "application/apply-patch+yaml"
@@ -39,7 +40,7 @@ JSON_PATCH: Final = "application/json-patch+json"
 Query = Sequence[tuple[str, str]]
 
 _NO_RESPONSE: Final = (urllib3.exceptions.HTTPError, OSError)
-# The beginning of many messages of urllib3: the name of a class, and the address.
+# Many messages of urllib3 begin with a class name and an object address.
 _PEER: Final = re.compile(r"^\w*Connection\(host='?([^',]*)'?, port=(\d+)\): ")
 
 
@@ -51,11 +52,11 @@ class _Request:
     accept: str = JSON_TYPE
     body: object = None
     content_type: str = JSON_TYPE
-    """The type of the body. A request without a body has none."""
+    """The media type of the request body; a request without a body has no media type."""
 
 
 class Api:
-    """A client of one API server. Safe to use from several threads."""
+    """A client of one API server. Several threads may use the client at the same time."""
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class Api:
         version: str = "",
         on_request: Callable[[str, str, float], None] = lambda _verb, _code, _seconds: None,
     ) -> None:
-        """Read the configuration: of the pod, or of a kubeconfig file. Raises NoClusterError.
+        """Read the configuration from the pod or from a kubeconfig file. Raises NoClusterError.
 
         Args:
             kubeconfig: the path of the file; empty in a pod.
@@ -96,10 +97,10 @@ class Api:
     ) -> tuple[Json, Iterator[Json]]:
         """Return a page of a list without its items, and an iterator over the items.
 
-        Each item is parsed when it is iterated over, and without its managedFields, so that a page
-        with hundreds of thousands of keys takes little memory. The page contains `items: None`
-        where the API server sent null. Raises StatusError and UnreachableError; the iterator
-        raises UnreachableError.
+        The iterator parses each item separately and without its managedFields, so that a page with
+        hundreds of thousands of keys needs little memory. The page contains `items: None` if the
+        API server sent null. Raises StatusError and UnreachableError; the iterator raises
+        UnreachableError.
         """
         request = _Request(method="GET", path=path, query=query, accept=accept)
         return responses.split_list(
@@ -119,7 +120,7 @@ class Api:
         )
 
     def apply(self, path: str, body: Mapping[str, object]) -> Json:
-        """Apply an object on the server side, and take over its fields from other managers.
+        """Apply an object with server-side apply, and take over its fields from other managers.
 
         Raises StatusError and UnreachableError.
         """
@@ -171,7 +172,7 @@ class Api:
             on_start: called after the status line of the response has arrived.
 
         Raises:
-            StatusError: for the response, or for an ERROR event (410: a list is necessary).
+            StatusError: for the response, or for an ERROR event (status 410 requires a new list).
             WatchNotStartedError: no response arrived.
             UnreachableError: the connection broke, or was silent for too long.
         """
@@ -207,8 +208,8 @@ class Api:
     def token_node_uid(self) -> str:
         """Return the uid of the Node that the token is bound to, or an empty string.
 
-        Kubernetes 1.30 and later include the uid in the tokens of pods (KEP-4193). Nothing is
-        verified here: the API server verifies the token.
+        Kubernetes 1.30 and later include the uid in the tokens of pods (KEP-4193). This method does
+        not verify the token, because the API server does.
         """
         parts = self._credentials.current().authorization.split(".")
         if len(parts) != 3:  # noqa: PLR2004 - header, claims and signature
@@ -225,7 +226,7 @@ class Api:
         access = self._credentials.current()
         with self._lock:
             if access != self._access:
-                # Requests that are being sent continue on their connections.
+                # Requests in progress continue on their previous connections.
                 self._pools.clear()
                 self._access, self._pools = access, connections.pool_manager(access)
             return self._access, self._pools
@@ -258,9 +259,9 @@ class Api:
         )
 
     def _with_credentials_failure(self, access: ClusterAccess, error: StatusError) -> StatusError:
-        """Return an error; for a 401, add why the credentials could not be read again.
+        """Return an error; for status 401, add why the credentials could not be read again.
 
-        The next request reads credentials that the API server did not accept again.
+        After a 401, the next request also reads the credentials again.
         """
         if error.status != 401:  # noqa: PLR2004 - Unauthorized
             return error

@@ -1,8 +1,8 @@
 """HTTP connections to the API server: time limits and TLS, on urllib3.
 
 The time-outs of a socket restart with each byte that arrives, so a deadline per thread bounds the
-whole response. The module reads no configuration: credentials.py returns the `ClusterAccess` that
-a pool is made for, and client.py sends the requests.
+whole response. This module does not read the configuration. credentials.py returns the
+`ClusterAccess` for a pool, and client.py sends the requests.
 """
 
 import contextlib
@@ -41,20 +41,23 @@ class ClusterAccess:
     authorization: str = field(default="", repr=False)
     """The value of the Authorization header; empty without a token."""
     authority_file: str | None = None
-    """The file with the certificates of trusted authorities; None for the system's authorities."""
+    """The file with the certificates of trusted authorities.
+
+    None for the system's trusted authorities.
+    """
     certificate_file: str | None = None
     key_file: str | None = None
     certificate: bytes = field(default=b"", repr=False)
-    """The content of the certificate file, so that two accesses differ after a renewal."""
+    """The content of the certificate file, so that a renewal changes the value."""
     key: bytes = field(default=b"", repr=False)
     """The content of the key file."""
     verifies_server: bool = True
     server_name: str | None = None
-    """The name that the certificate of the API server must contain, if not that of the URL."""
+    """The name that the API server's certificate must contain; None for the host in the URL."""
 
     @property
     def has_credentials(self) -> bool:
-        """Return whether requests are made under a name."""
+        """Return whether requests contain credentials."""
         return bool(self.authorization or self.certificate_file)
 
 
@@ -69,7 +72,7 @@ _deadline = _Deadline()
 
 @contextlib.contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Make every read in this thread raise TimeoutError once the seconds are over."""
+    """Make every read in this thread raise TimeoutError after the given number of seconds."""
     _deadline.at = time.monotonic() + seconds
     try:
         yield
@@ -112,7 +115,7 @@ class _PlainConnection(HTTPConnection):
     """A connection without TLS, for a kubeconfig whose server is `kubectl proxy`."""
 
     def connect(self) -> None:
-        """Connect, and replace the socket by a socket that respects the deadline."""
+        """Connect, and replace the socket with a socket that respects the deadline."""
         super().connect()
         connected = self.sock
         timeout = connected.gettimeout()
@@ -125,10 +128,10 @@ class _PlainPool(HTTPConnectionPool):
 
 
 class _TlsConnection(HTTPSConnection):
-    """A TLS connection that verifies like kubectl and the kubelet: chain, dates and address.
+    """A TLS connection that verifies chain, dates and address, as kubectl and the kubelet do.
 
     Python 3.13 also sets VERIFY_X509_STRICT, which rejects authorities without key usage or key
-    identifiers. The authorities of older clusters are like that
+    identifiers. The authorities of older clusters lack these extensions
     (https://github.com/kubernetes-client/python/issues/2394).
     """
 

@@ -1,8 +1,8 @@
-"""Credentials for the API server: read with the kubernetes package, renewed every minute.
+"""Reads credentials for the API server with the kubernetes package, again every minute.
 
-The package's own renewal compares times of day and does not cover every kind of credential, so it
-is not used: the configuration is read again as a whole. Reading may run a plugin of a kubeconfig,
-which can hang, so it happens in a thread. connections.py uses the result.
+The package's own renewal is not used, because it compares times of day and does not cover every
+kind of credential. Instead, the whole configuration is read again. A separate thread reads the
+configuration, because a plugin of a kubeconfig can hang. connections.py uses the result.
 """
 
 import contextlib
@@ -25,20 +25,20 @@ from yaml import YAMLError
 from agent.kube.connections import ClusterAccess
 from agent.kube.errors import NoClusterError
 
-# The age at which credentials are read again. client-go uses the same for a token file.
+# The age at which credentials are read again. client-go uses the same age for a token file.
 REREAD_SECONDS: Final = 60.0
 # The time that a request waits for credentials that are being read.
 WAIT_SECONDS: Final = 10.0
 
 
 class Credentials:
-    """The current credentials for one API server. Safe to use from several threads."""
+    """The current credentials for one API server. Several threads may use this object."""
 
     def __init__(self, kubeconfig: str = "") -> None:
-        """Read the configuration: of the pod, or of a kubeconfig file.
+        """Read the configuration from the pod or from a kubeconfig file.
 
-        A plugin of the kubeconfig has unlimited time here, because it may ask a person. Raises
-        NoClusterError.
+        The time of a kubeconfig plugin is not limited here, because the plugin may prompt the user.
+        Raises NoClusterError.
         """
         self._kubeconfig = kubeconfig
         self._lock = threading.Lock()
@@ -51,10 +51,10 @@ class Credentials:
         self._failure = ""
 
     def current(self) -> ClusterAccess:
-        """Return the credentials, after an attempt to read them again where they are old.
+        """Return the credentials, after an attempt to renew old credentials.
 
-        At most one thread reads, and each caller waits for it at most WAIT_SECONDS. The previous
-        credentials stay in use until the new ones have been read.
+        At most one thread reads credentials, and each caller waits at most WAIT_SECONDS for this
+        thread. The previous credentials stay in use until the new ones have been read.
         """
         with self._lock:
             reader = self._reader
@@ -64,7 +64,7 @@ class Credentials:
                 reader = threading.Thread(target=self._reread, name="credentials", daemon=True)
                 try:
                     reader.start()
-                except RuntimeError:  # the system has no thread left
+                except RuntimeError:  # The system cannot start another thread.
                     return self._access
                 self._reader = reader
             until = self._read_at + WAIT_SECONDS
@@ -73,10 +73,10 @@ class Credentials:
         return self._access
 
     def expire(self, access: ClusterAccess) -> str:
-        """Make the next request read credentials again that the API server did not accept.
+        """Make the next request read the credentials again after the API server rejected them.
 
         Returns:
-            Why the last attempt to read the credentials failed; empty if it did not fail.
+            Why the last attempt to read the credentials failed; empty after a successful attempt.
         """
         with self._lock:
             if access == self._access:
@@ -85,7 +85,10 @@ class Credentials:
         return "reading them is taking too long" if is_reading else self._failure
 
     def _reread(self) -> None:
-        """Read the credentials again. The previous ones stay where that fails."""
+        """Read the credentials again.
+
+        If the attempt fails, the previous credentials stay in use.
+        """
         previous = self._access
         try:
             access = _read(self._kubeconfig)
@@ -113,14 +116,15 @@ def _read(kubeconfig: str) -> ClusterAccess:
             load_incluster_config(client_configuration=config)  # type: ignore[no-untyped-call] # the same
     except (ConfigException, YAMLError, OSError, ValueError) as error:
         raise NoClusterError(" ".join(str(error).split())[:300]) from error
-    except (TypeError, KeyError, AttributeError) as error:  # YAML of another structure
+    # valid YAML with an unexpected structure
+    except (TypeError, KeyError, AttributeError) as error:
         raise NoClusterError("the file is not a kubeconfig") from error
     config.refresh_api_key_hook = None
     # client-go also removes a line end after a token (transport/token_source.go).
     config.api_key = {name: token.strip() for name, token in config.api_key.items()}
     token = str(config.auth_settings().get("BearerToken", {}).get("value") or "")
     if not (token.isascii() and token.isprintable()):
-        # The HTTP library would quote the token in its error.
+        # The HTTP library would quote an invalid token in its error message.
         raise NoClusterError("the token contains characters that an HTTP header cannot contain.")
     return ClusterAccess(
         url=str(config.host),
@@ -154,7 +158,7 @@ def _remove_files(previous: ClusterAccess, current: ClusterAccess) -> None:
     """Remove the temporary files with previous credentials.
 
     The kubernetes package writes credentials that a kubeconfig or a plugin contains to files, and
-    removes these only when the process ends.
+    removes these files only when the process ends.
     """
     unused = {previous.authority_file, previous.certificate_file, previous.key_file}
     unused -= {current.authority_file, current.certificate_file, current.key_file}

@@ -5,15 +5,15 @@ The module imports no library, so that callers can handle these errors without l
 
 
 class KubeError(Exception):
-    """A request to the API server failed. The text is a reason for people."""
+    """A request to the API server failed. The text is a human-readable reason."""
 
 
 class NoClusterError(KubeError):
-    """No usable configuration names an API server."""
+    """No usable configuration contains the address of an API server."""
 
 
 class UnreachableError(KubeError):
-    """The API server sent no response, or a response of something other than the Kubernetes API."""
+    """The API server sent no response, or the response is not one of the Kubernetes API."""
 
 
 class TooLargeError(UnreachableError):
@@ -32,7 +32,7 @@ class StatusError(KubeError):
         self.status = status
         """The HTTP status, or the code in an ERROR event of a watch."""
         self.reason = reason
-        """The reason in the Status object, for example `NotFound`; empty without one."""
+        """The reason in the Status object, for example `NotFound`; empty without a reason."""
         self.message = message
         self.retry_after = retry_after
-        """Seconds of the Retry-After header; 0 without one."""
+        """The seconds in the Retry-After header; 0 without this header."""

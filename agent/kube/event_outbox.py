@@ -17,7 +17,7 @@ OUTBOX_LIMIT: Final = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingEvent:
-    """An Event that has not been accepted by the API server yet."""
+    """An Event that the API server has not accepted yet."""
 
     event: events.NodeEvent
     at: float
@@ -27,7 +27,7 @@ class PendingEvent:
 
 
 class EventOutbox:
-    """The Events that wait, oldest first. The caller provides the locking."""
+    """The Events that are waiting, oldest first. The caller provides the locking."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class EventOutbox:
         self._number = 0
 
     def add(self, report: Report) -> int:
-        """Add the Events of a report; return how many of them were dropped."""
+        """Add the Events for a report; return the number of dropped Events."""
         changes = events.transitions(self._last_report, report)
         self._last_report = report
         allowed, dropped = events.take_allowed(changes, self._bucket)

@@ -1,7 +1,7 @@
 """Events on the Node: which changes between two reports are Events, and their content.
 
-Only a change is an Event; a state that stays causes none. A token bucket limits the number of
-Events, and the caller counts the dropped Events. event_outbox.py keeps Events until they are
+Only a change causes an Event; an unchanged state causes no Event. A token bucket limits the number
+of Events, and the caller counts the dropped Events. event_outbox.py keeps Events until they are
 sent.
 """
 
@@ -32,11 +32,14 @@ class NodeEvent:
     action: str
     """The action of the agent, as a word in CamelCase."""
     note: str
-    """The text for people."""
+    """The human-readable text."""
 
 
 def transitions(before: Report | None, after: Report) -> tuple[NodeEvent, ...]:
-    """Return the Events between two reports. The first report of a process has none before it."""
+    """Return the Events between two reports.
+
+    The first report of a process has no previous report.
+    """
     previous = {_id(row): row for row in before.profiles} if before is not None else {}
     node_events: dict[NodeEvent, None] = {}
     for row in after.profiles:
@@ -95,7 +98,7 @@ def _profile_event(before: ProfileStatus | None, row: ProfileStatus) -> NodeEven
     if row.state == ProfileState.HELD and (
         row.desired or row.reason == _PENDING or _was_held(before)
     ):
-        return None  # an unreadable source changes nothing on the node for any of its profiles
+        return None  # An unreadable source does not change its profiles on the node.
     return _problem_event(row, profile)
 
 
@@ -104,7 +107,7 @@ def _was_held(before: ProfileStatus | None) -> bool:
     return before is not None and before.state == ProfileState.HELD and before.reason != _PENDING
 
 
-_PENDING: Final = Reason.LABEL_PENDING  # the profile is removed soon, or another reason follows
+_PENDING: Final = Reason.LABEL_PENDING  # The profile is removed soon, or its reason changes.
 _DRIFT: Final = {
     Reason.WENT_MISSING: "was missing on the node",
     Reason.DRIFTED: "was changed on the node",
@@ -145,7 +148,7 @@ class TokenBucket:
         self.refilled_at = clock()
 
     def take(self) -> bool:
-        """Take a token; return whether there was one."""
+        """Take a token; return False if the bucket is empty."""
         now = self.clock()
         self.tokens = min(float(BURST), self.tokens + (now - self.refilled_at) / REFILL_SECONDS)
         self.refilled_at = now
@@ -158,7 +161,7 @@ class TokenBucket:
 def body(event: NodeEvent, *, node: str, uid: str, at: float, number: int) -> dict[str, object]:
     """Return an Event of events.k8s.io/v1.
 
-    Its namespace is `default`, which the API server demands for Events about cluster-scoped
+    The namespace is `default`, which the API server requires for Events about cluster-scoped
     objects.
 
     Args:
@@ -198,7 +201,7 @@ def _bounded(note: str) -> str:
 def take_allowed(
     node_events: Sequence[NodeEvent], bucket: TokenBucket
 ) -> tuple[list[NodeEvent], int]:
-    """Return the Events that the bucket allows, warnings first, and the number of all others."""
+    """Return the Events that the bucket allows, warnings first, and the number of other Events."""
     ordered = sorted(node_events, key=lambda event: event.type != "Warning")
     allowed = [event for event in ordered if bucket.take()]
     return allowed, len(ordered) - len(allowed)

@@ -3,7 +3,8 @@
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 
-Change = tuple[str, str | None]  # the key of a label, and its new value; None: it is removed
+# the key of a label, and its new value; None if the label is removed
+Change = tuple[str, str | None]
 JsonPatch = list[Mapping[str, object]]
 
 
@@ -12,9 +13,9 @@ def in_parts(
 ) -> list[tuple[Change, ...]]:
     """Return the changes from the observed to the desired labels, in parts.
 
-    The first part removes the labels that are untrue, also those with another value. The other
-    parts add labels, grouped by prefix and value, because an admission policy of another release
-    differs in these. Excluded additions are omitted.
+    The first part removes untrue labels, including labels with another value. The other parts add
+    labels, grouped by prefix and value, because the admission policies of other releases may allow
+    other prefixes and values. Excluded additions are omitted.
     """
     removals: list[Change] = [
         (key, None) for key, value in sorted(observed.items()) if desired.get(key) != value
@@ -39,7 +40,7 @@ def changed(labels: Mapping[str, str], changes: Iterable[Change]) -> dict[str, s
 
 
 def removal_patch(uid: str, labels: Mapping[str, str]) -> JsonPatch:
-    """Return the JSON patch that removes labels from a Node if they still have these values."""
+    """Return the JSON patch that removes labels from a Node if their values are unchanged."""
     patch: JsonPatch = []
     for key, value in sorted(labels.items()):
         path = "/metadata/labels/" + key.replace("~", "~0").replace("/", "~1")

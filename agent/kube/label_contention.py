@@ -1,7 +1,7 @@
 """Contention about labels: another client removes the agent's labels again and again.
 
-The agent restores the labels each time, but less and less often, so that two clients with different
-opinions do not flood the API server.
+The agent restores the labels each time, but less and less often, so that two conflicting clients do
+not flood the API server.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,14 +9,14 @@ from typing import Final
 
 from agent.backoff import delay_seconds
 
-CONTENTION_RESTORES: Final = 5  # restores within the window that count as contention
+CONTENTION_RESTORES: Final = 5  # the number of restores within the window that counts as contention
 WINDOW_SECONDS: Final = 600.0
 FIRST_SECONDS: Final = 1.0
 LONGEST_SECONDS: Final = 60.0
 
 
 class LabelContention:
-    """Counts how often the same labels are restored. Only one thread may use it."""
+    """Counts how often the same labels are restored. Only one thread may use this object."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -35,7 +35,7 @@ class LabelContention:
         self._applied = labels
 
     def must_wait(self, observed: Mapping[str, str], desired: Mapping[str, str]) -> bool:
-        """Record an attempt to set labels; return whether it has to wait until `next_restore_at`.
+        """Record an attempt to set labels; return whether to wait until `next_restore_at`.
 
         Only restoring the labels of `record_applied` has to wait; other labels are set immediately.
         """

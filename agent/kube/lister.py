@@ -12,11 +12,11 @@ from agent.kube.client import JSON_TYPE, Api
 from agent.kube.errors import StatusError, TooLargeError, UnreachableError
 from agent.kube.responses import RESPONSE_BYTES, Json
 
-# Read and parsed, a page takes about 3.3 bytes of memory per byte (measured with ConfigMaps).
+# Reading and parsing a page needs about 3.3 bytes of memory per byte (measured with ConfigMaps).
 PAGE_BYTES: Final = 4 << 20
 PAGE_OBJECTS: Final = 100
-PAGE_LIMIT: Final = 10_000  # pages of one list
-LIST_ATTEMPTS: Final = 3  # where the token for the next page expires
+PAGE_LIMIT: Final = 10_000  # the maximum number of pages in one list
+LIST_ATTEMPTS: Final = 3  # attempts to read one list, in case its page token expires
 _METADATA: Final = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 _METADATA_LIST: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
@@ -27,10 +27,10 @@ class Bounds(Protocol[Kept]):
     """Limits how much of the listed objects is kept in memory."""
 
     def within(self, objects: Mapping[str, Kept]) -> Mapping[str, Kept]:
-        """Return the objects without the content, or without the objects, above the limit."""
+        """Return the objects, without the content or the objects that exceed the limit."""
 
     def has_room(self, objects: Mapping[str, Kept]) -> bool:
-        """Return whether the content of an object would fit that was dropped earlier."""
+        """Return whether content that was dropped earlier would fit now."""
 
 
 class Unbounded(Generic[Kept]):
@@ -54,7 +54,7 @@ class Resource:
     query: tuple[tuple[str, str], ...] = ()
     """A label selector or a field selector."""
     object_path: str = ""
-    """The path of the only object. It is read by GET, which needs no permission to list."""
+    """The path of a single object. A GET request reads the object, without permission to list."""
     metadata_only: bool = False
     """Read only the metadata of the objects."""
 
@@ -69,7 +69,7 @@ class Resource:
         return _METADATA_LIST if self.metadata_only else JSON_TYPE
 
     def key(self, item: Json) -> str:
-        """Return the name of an object, with its namespace where the path contains none."""
+        """Return the name of an object, with its namespace if the path has no namespace."""
         name, namespace = object_name(item), str(metadata(item).get("namespace", ""))
         return f"{namespace}/{name}" if namespace and "/namespaces/" not in self.path else name
 
@@ -80,7 +80,7 @@ class ListResult(Generic[Kept]):
 
     objects: Mapping[str, Kept]
     is_partial: bool
-    """There are more objects than the bounds allow."""
+    """Whether the bounds exclude some of the objects."""
     version: str
     """The resource version to watch from."""
 
@@ -162,7 +162,8 @@ def _is_empty(page: Json) -> bool:
 
     The API server sends `[]` for an empty list (kubernetes, apiserver/pkg/storage/etcd3/store.go,
     GetList), but null for an empty list of metadata (apiserver/pkg/endpoints/handlers/response.go);
-    a test checks that with a real API server. No other response without items is an empty list.
+    a test checks both responses with a real API server. Any other response without items is not an
+    empty list.
     """
     return (
         page.get("items", "") is None
@@ -198,5 +199,5 @@ def resource_version(item: Json) -> str:
 
 
 def is_older(version: str, other: str) -> bool:
-    """Return whether a resource version is older. Both are decimal numbers (KEP-5504)."""
+    """Return whether a resource version is older than another, as decimal numbers (KEP-5504)."""
     return version.isdecimal() and other.isdecimal() and int(version) < int(other)

@@ -2,9 +2,9 @@
 
 Every client that may patch a Node can write its managedFields. A server-side apply removes each
 field that managedFields attributes to its field manager and that the apply does not contain, for
-example taints and foreign labels. The admission policy denies that for the agent's own token, but
-credentials of an administrator have no such limit. So before an apply the agent gives up forged
-fields, which changes none of their values.
+example taints and foreign labels. The admission policy denies forged entries to the agent's own
+token, but not to an administrator's credentials. Therefore, the agent releases forged fields before
+an apply, without changing the values of the fields.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,12 @@ from agent.kube.responses import Json
 
 
 def is_forged(metadata: Mapping[str, object]) -> bool:
-    """Return whether the agent's applies are said to own more than labels of the agent's form."""
+    """Return whether managedFields attributes other fields than agent labels to the agent."""
     return any(_own_fields(fields) != fields for _, fields in _entries(metadata))
 
 
 def repair(metadata: Mapping[str, object]) -> list[Mapping[str, object]]:
-    """Return the JSON patch that releases all other fields of the agent's applies."""
+    """Return the JSON patch that releases all fields except agent labels."""
     patch: list[Mapping[str, object]] = []
     for index, fields in _entries(metadata):
         own = _own_fields(fields)
@@ -45,7 +45,7 @@ def _entries(metadata: Mapping[str, object]) -> Sequence[tuple[int, Json]]:
 
 
 def _own_fields(fields: Json) -> Json:
-    """Return the labels of the agent's form in a set of fields (KEP-555, FieldsV1).
+    """Return the labels in a FieldsV1 set that have the agent's format (KEP-555).
 
     The domain of the labels does not matter: an apply still has to remove the labels of a previous
     domain.

@@ -11,7 +11,7 @@ _SHOWN_KEYS: Final = 5
 
 
 def wrong_node(reason: str, node: str) -> Finding:
-    """Report that the Node object does not belong to this machine, or not yet."""
+    """Report that the Node object does not, or does not yet, belong to this machine."""
     return Finding(
         code="node_unknown",
         location=f"node {node}",

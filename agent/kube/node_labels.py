@@ -1,9 +1,9 @@
 """The labels of the agent's own Node, and the removal of the startup taint.
 
-Only the agent's own Node is ever changed: it has the configured name, the boot id of this kernel,
-and the uid that the token is bound to. All labels are set in one server-side apply, and only when
-they differ. A label of another field manager is never changed. A label that the API server rejects
-does not affect the others: untrue labels are removed, and the other labels are set.
+Only the agent's own Node is ever changed. The own Node has the configured name, the boot id of this
+kernel, and the uid that the token is bound to. All labels are set in one server-side apply, and
+only when the labels differ. A label of another field manager is never changed. A label that the API
+server rejects does not affect the others: untrue labels are removed, and the other labels are set.
 """
 
 from collections import deque
@@ -21,7 +21,8 @@ from agent.kube.errors import StatusError, UnreachableError
 from agent.kube.label_changes import Change
 from agent.kube.responses import Json
 
-REFUSAL_REQUESTS: Final = 24  # requests of one attempt to find the rejected labels
+# the maximum number of requests in one attempt to find the rejected labels
+REFUSAL_REQUESTS: Final = 24
 UNLABEL_ATTEMPTS: Final = 5
 # Statuses about the content of a request: 400 and 422 come from the validation of the API server,
 # 403 and 422 from an admission policy, and 413 from a Node that would be too large.
@@ -40,7 +41,7 @@ class NodeMetadata:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeOptions:
-    """The Node, and how it is labelled."""
+    """The Node and the settings for its labels."""
 
     name: str
     domain: str = labels.DOMAIN
@@ -48,7 +49,7 @@ class NodeOptions:
     """Also set labels with the digest of each profile."""
     limit: int = labels.DEFAULT_LIMIT
     taint: str = ""
-    """The key of the startup taint; empty without one."""
+    """The key of the startup taint; empty if no startup taint is used."""
 
     @property
     def path(self) -> str:
@@ -57,13 +58,14 @@ class NodeOptions:
 
 
 class WrongNodeError(Exception):
-    """The Node object does not belong to this machine, or not yet."""
+    """The Node object does not, or does not yet, belong to this machine."""
 
 
 def node_metadata(item: Json) -> NodeMetadata:
     """Return the part of a Node to keep, without its conditions and heartbeats.
 
-    Raises UnreachableError for metadata of a wrong type: unreadable labels are not missing labels.
+    Raises UnreachableError for metadata of a wrong type, because unreadable labels are not the same
+    as missing labels.
     """
     metadata = item.get("metadata") or {}
     present = metadata.get("labels") or {} if isinstance(metadata, dict) else None
@@ -91,10 +93,12 @@ class NodeLabeler:
         self.refusals = 0
         """How many attempts had rejected changes."""
         self._refusal_reason = ""
-        self._suspects: set[Change] = set()  # rejected when they were sent alone
+        # the changes that were rejected even when they were sent alone
+        self._suspects: set[Change] = set()
         self._proven_uid: str | None = None
         self._untainted_uid = ""
-        self._is_doubtful = False  # an apply may have succeeded, and its response was lost
+        # whether an apply may have succeeded although its response was lost
+        self._is_doubtful = False
 
     def read(self) -> NodeMetadata:
         """Read the Node. Raises KubeError."""
@@ -132,7 +136,7 @@ class NodeLabeler:
         self.refused, self._refusal_reason = frozenset(), ""
 
     def publish(self, node: NodeMetadata, desired: Mapping[str, str]) -> NodeMetadata:
-        """Set the desired labels that the API server allows; return the Node of its response.
+        """Set the desired labels that the API server allows; return the Node in the response.
 
         `refused` contains the rejected changes afterwards. Raises WrongNodeError, and KubeError if
         no change is allowed or no response arrived.
@@ -164,7 +168,7 @@ class NodeLabeler:
         except StatusError:
             raise error from None
         parts = deque(label_changes.in_parts(state, desired, self._suspects))
-        # Suspects come last.
+        # Changes that may be rejected come last.
         additions = label_changes.additions(state, desired)
         suspects = [change for change in additions if change in self._suspects]
         halves: list[tuple[Change, ...]] = [tuple(suspects)]
@@ -182,7 +186,7 @@ class NodeLabeler:
                 error = part_error
                 self._suspects.update(part if len(part) == 1 else ())
                 half = len(part) // 2
-                if half and part[0][1] is None:  # the other untrue labels come next
+                if half and part[0][1] is None:  # The other untrue labels are removed next.
                     parts.extendleft([part[half:], part[:half]])
                 elif half:
                     halves += [part[half:], part[:half]]
@@ -194,7 +198,7 @@ class NodeLabeler:
         return node
 
     def _release_forged_fields(self) -> NodeMetadata:
-        """Give up fields that are falsely attributed to the agent; return the Node after that."""
+        """Release fields that are falsely attributed to the agent; return the changed Node."""
         item = self.api.get(self.options.path)
         metadata = item.get("metadata")
         patch = managed_fields.repair(metadata if isinstance(metadata, dict) else {})
@@ -215,7 +219,8 @@ class NodeLabeler:
         try:
             response = node_metadata(self.api.apply(self.options.path, body))
         except StatusError as error:
-            # A request with status 4xx was not carried out. One with status 504 may have been.
+            # A request with status 4xx was not carried out. A request with status 504 may have been
+            # carried out.
             self._is_doubtful = was_doubtful or error.status >= 500  # noqa: PLR2004 - RFC 9110
             raise
         self._is_doubtful = False
@@ -270,7 +275,7 @@ class NodeLabeler:
 
         A JSON patch contains each label with its value. An apply without labels would also remove
         fields that metadata.managedFields falsely attributes to the agent, for example taints.
-        Raises KubeError, also if the Node does not exist.
+        Raises KubeError, for example if the Node does not exist.
         """
         for attempt in range(1, UNLABEL_ATTEMPTS + 1):
             node = self.read()
@@ -281,7 +286,7 @@ class NodeLabeler:
             try:
                 self.api.send("PATCH", self.options.path, patch, content_type=JSON_PATCH)
             except StatusError as error:
-                # Conflict, or Unprocessable because a test of the patch failed.
+                # The status is Conflict, or Unprocessable because a test of the patch failed.
                 has_changed = error.status in (409, 422)
                 if not has_changed or attempt == UNLABEL_ATTEMPTS:
                     raise

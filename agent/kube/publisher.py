@@ -1,8 +1,8 @@
 """The thread that publishes reports to the API server: labels, startup taint and Events.
 
 The agent's loop never waits for this thread, which takes the newest report from a mailbox of one.
-Labels are published before Events. After a failure the thread waits longer each time, and a new
-report does not shorten that wait, so that an API server with problems receives few requests.
+Labels are published before Events. After each consecutive failure the thread waits longer, and a
+new report does not shorten the wait, so that an API server with problems receives few requests.
 """
 
 import threading
@@ -24,18 +24,18 @@ from agent.kube.reflector import Store
 
 FIRST_SECONDS: Final = 1.0
 LONGEST_SECONDS: Final = 60.0
-REFUSED_LONGEST_SECONDS: Final = 600.0  # longest wait before rejected labels are sent again
+REFUSED_LONGEST_SECONDS: Final = 600.0  # the longest wait before rejected labels are sent again
 
 
 @dataclass(slots=True)
 class _Shared:
-    """The state that both threads use. The lock of the publisher protects it."""
+    """The state that both threads use. The publisher's lock protects this object."""
 
     report: Report | None = None
     report_number: int = 0
     """The number of reports that were posted."""
     pending_labels: frozenset[str] = frozenset()
-    """Labels that a posted report implies, and that may be on the Node soon."""
+    """Labels that a posted report implies. These labels may be on the Node soon."""
     node: NodeMetadata | None = None
     """The Node of the last response or of the last event of the watch, whichever came later."""
     node_number: int = 0
@@ -87,11 +87,11 @@ class Publisher:
         self._backoff = Backoff(
             first_seconds=FIRST_SECONDS, longest_seconds=LONGEST_SECONDS, jitter=0.5
         )
-        self._retry_at = 0.0  # no request is sent before
+        self._retry_at = 0.0  # the time before which no request is sent
         self._refused_backoff = Backoff(
             first_seconds=FIRST_SECONDS, longest_seconds=REFUSED_LONGEST_SECONDS, jitter=0.5
         )
-        self._retry_refused_at = 0.0  # rejected labels are not sent again before
+        self._retry_refused_at = 0.0  # the time before which rejected labels are not sent again
         self._lock = threading.Condition()
         self._shared = _Shared()
 
@@ -136,7 +136,10 @@ class Publisher:
             self._lock.notify()
 
     def start(self) -> None:
-        """Start the thread, which ends with the process. Labels then stay as they are."""
+        """Start the thread.
+
+        When the process exits, the thread ends and the labels stay unchanged.
+        """
         threading.Thread(target=self._run, name="publisher", daemon=True).start()
 
     # --- the thread -------------------------------------------------------------------------------
@@ -210,7 +213,7 @@ class Publisher:
             return (*desired.findings, *self.labeler.findings(), *contended)
         response = self._set_labels(node, desired.labels)
         with self._lock:
-            if shared.node_number == node_number:  # the watch reported nothing newer
+            if shared.node_number == node_number:  # The watch has not reported a newer Node.
                 self._set_node(response)
             if shared.report_number == report_number:
                 shared.pending_labels = frozenset(desired.labels)
@@ -222,7 +225,7 @@ class Publisher:
         )
 
     def _set_labels(self, node: NodeMetadata, desired: Mapping[str, str]) -> NodeMetadata:
-        """Set the labels, and plan when to send rejected ones again."""
+        """Set the labels, and plan when to send rejected labels again."""
         if self.clock() >= self._retry_refused_at:
             self.labeler.retry_refused()
         refusals = self.labeler.refusals
@@ -236,7 +239,7 @@ class Publisher:
         return response
 
     def _must_wait(self, node: NodeMetadata, desired: Mapping[str, str]) -> bool:
-        """Return whether the labels have to wait, because another client keeps removing them."""
+        """Return whether to delay the labels because another client keeps removing them."""
         allowed = self.labeler.allowed_labels(node, desired)
         if not self._contention.must_wait(self.labeler.own_labels(node), allowed):
             return False
@@ -258,7 +261,7 @@ class Publisher:
         self._shared.node_number += 1
 
     def _send_event(self) -> bool:
-        """Send the oldest Event; return whether the next request need not be delayed."""
+        """Send the oldest Event; return whether the next request may be sent without delay."""
         with self._lock:
             pending = self._outbox.oldest()
             node = self._node()
@@ -276,9 +279,10 @@ class Publisher:
                 return False
             # A Conflict means that the Event was created, and the response was lost.
             if error.status != 409:  # noqa: PLR2004 - Conflict
-                self.on_drop(1)  # the API server would reject it again
+                self.on_drop(1)  # The API server would reject the Event again.
         except KubeError:
-            self._delay_next_request(0.0)  # the labels are current, so there is no finding
+            # A finding is not necessary, because the labels are current.
+            self._delay_next_request(0.0)
             return False
         with self._lock:
             self._outbox.remove_oldest()

@@ -1,9 +1,9 @@
 """A copy of some objects of the API server, updated by list and watch in a thread of its own.
 
-After any doubt the reflector lists again: an event reports a change, and only a list reports the
-current state. A connection that breaks is a doubt, because the API server may have been restored
-to an older state. A copy that cannot be confirmed stays readable, and contains the reason.
-lister.py reads the lists.
+Whenever the copy may be wrong, the reflector lists again, because an event reports a change, and
+only a list reports the current state. After a broken connection the copy may be wrong, because the
+API server may have been restored to an older state. A copy that cannot be confirmed stays readable,
+and contains the reason. lister.py reads the lists.
 """
 
 import math
@@ -31,16 +31,17 @@ from agent.kube.responses import Event, Json
 
 FIRST_SECONDS: Final = 1.0
 LONGEST_SECONDS: Final = 60.0
-# The duration after which a watch that breaks is not one more consecutive failure.
+# After this duration, a watch that breaks does not count as another consecutive failure.
 STABLE_SECONDS: Final = 10.0
 # The server sends a bookmark about every minute (kubernetes, staging/src/k8s.io/apiserver,
 # storage/cacher), so a longer silence means that the connection is dead.
 SILENCE_SECONDS: Final = 90.0
 WATCH_SECONDS: Final = (240, 360)
 RELIST_SECONDS: Final = (600.0, 1800.0)
-ROOM_SECONDS: Final = 30.0  # shortest time between two lists after dropped content fits again
-SHORT_WATCH_SECONDS: Final = 1.0  # a shorter watch is a failure
-EARLY_SECONDS: Final = 1.0  # a watch that ends so long before its time limit did not end normally
+ROOM_SECONDS: Final = 30.0  # the shortest time between two lists after dropped content fits again
+SHORT_WATCH_SECONDS: Final = 1.0  # A shorter watch counts as a failure.
+# A watch that ends this long before its time limit did not end normally.
+EARLY_SECONDS: Final = 1.0
 
 
 def new_backoff() -> Backoff:
@@ -55,13 +56,13 @@ class Store(Generic[Kept]):
     objects: Mapping[str, Kept] | None
     """The kept part of each object, by name, from the last response; None before the first list."""
     partial: bool = False
-    """There are more objects than the bounds allow."""
+    """Whether the bounds exclude some of the objects."""
     reason: str = ""
-    """Why the last request to confirm the copy failed; empty if it did not fail."""
+    """Why the last request to confirm the copy failed; empty after a successful request."""
     status: int = 0
-    """The HTTP status of that failure; 0 without a response."""
+    """The HTTP status of the last failure; 0 without a response."""
     tried: bool = True
-    """At least one request was made."""
+    """Whether at least one request was made."""
     revision: int = field(default=0, compare=False)
     """A number that increases with each new copy. Equal copies can have different revisions."""
 
@@ -102,7 +103,7 @@ class Reflector(Generic[Kept]):
         self.backoff = backoff
         self.store: Store[Kept] = Store(objects=None, reason="not read yet", tried=False)
         self.is_live = False
-        """The watch has started, and no event has been missed since the last list."""
+        """Whether the watch has started and has missed no event since the last list."""
         self._lister = Lister(api, resource, keep, bounds if bounds is not None else Unbounded())
         self._is_doubtful = False
         self._listed_at = -math.inf
@@ -113,7 +114,7 @@ class Reflector(Generic[Kept]):
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def list(self) -> None:
-        """Read the list once, for a process that runs a single pass and starts no thread.
+        """Read the list once, for a process that runs a single pass without a thread.
 
         Raises StatusError and UnreachableError; the store then also contains the reason.
         """
@@ -127,8 +128,8 @@ class Reflector(Generic[Kept]):
         except (StatusError, UnreachableError) as error:
             self._record_failure(error)
             raise
-        # A list replaces the store even if it is equal: a user of the store may know a newer
-        # response, for example to a patch, which a restored API server has lost.
+        # A list replaces the store even if the content is equal, because a user of the store may
+        # have a newer response, for example to a patch, which a restored API server has lost.
         self._is_doubtful = False
         self._replace(Store(objects=result.objects, partial=result.is_partial))
         self._listed_at = time.monotonic()
@@ -171,7 +172,8 @@ class Reflector(Generic[Kept]):
         while time.monotonic() < until:
             begin = time.monotonic()
             seconds = random.randint(*WATCH_SECONDS)  # noqa: S311 - spreads load
-            self.is_live = False  # changes before the start of the watch are not in the store
+            # The store does not contain changes from before the start of the watch.
+            self.is_live = False
             try:
                 for event in self._watch(version, seconds, is_continued=has_ended):
                     previous = version
@@ -209,7 +211,8 @@ class Reflector(Generic[Kept]):
         """Record that the API server reports changes from now on.
 
         A continued watch follows a watch that ended at its time limit, every few minutes.
-        `on_change` is not called for it: a pass that ran in between runs again at the next resync.
+        After a continued watch, `on_change` is not called, because the next resync repeats a pass
+        that ran between the two watches.
         """
         was_live, self.is_live = self.is_live, True
         if not is_continued and not was_live:
@@ -241,7 +244,8 @@ class Reflector(Generic[Kept]):
     def _record_failure(self, error: StatusError | UnreachableError) -> None:
         status = error.status if isinstance(error, StatusError) else 0
         if not status and self.store.objects is not None and not self._is_doubtful:
-            self._is_doubtful = True  # one broken connection is normal; the next failure is not
+            # One broken connection is normal, so only further failures are reported.
+            self._is_doubtful = True
             return
         is_missing = self.resource.object_path and status == 404  # noqa: PLR2004 - Not Found
         objects = {} if is_missing else self.store.objects
@@ -257,7 +261,7 @@ class Reflector(Generic[Kept]):
 
 
 def _was_stable(since: float, error: StatusError | UnreachableError) -> bool:
-    """Return whether the watch that just failed had been stable, as a monotonic time."""
+    """Return whether the watch that just failed had been stable. `now` is a monotonic time."""
     lasted = time.monotonic() - since
     return lasted > STABLE_SECONDS and not isinstance(error, WatchNotStartedError)
 

@@ -1,7 +1,7 @@
-"""Responses of the API server: from bytes to parsed JSON, within limits.
+"""Parses the bytes of API server responses as JSON, within limits.
 
 A response is untrusted input: every size is limited, and anything that is not a response of the
-Kubernetes API becomes an `UnreachableError`. The module sends nothing; client.py does.
+Kubernetes API becomes an `UnreachableError`. client.py sends the requests.
 """
 
 import json
@@ -14,10 +14,10 @@ import urllib3
 
 from agent.kube.errors import StatusError, TooLargeError, UnreachableError
 
-# Read and parsed, a response takes about 3.3 bytes of memory per byte: 40 MB of ConfigMaps needed
-# 178 MiB (measured), and the container of the agent has 128 MiB.
+# Reading and parsing a response needs about 3.3 bytes of memory per byte. 40 MB of ConfigMaps
+# needed 178 MiB (measured), and the container of the agent has 128 MiB.
 RESPONSE_BYTES: Final = 16 << 20
-RETRY_AFTER_SECONDS: Final = 60.0  # the longest wait that a Retry-After header can ask for
+RETRY_AFTER_SECONDS: Final = 60.0  # the longest wait that a Retry-After header can request
 _CHUNK: Final = 1 << 16
 
 Json = dict[str, object]
@@ -33,7 +33,8 @@ class Event(TypedDict):
 def read(response: urllib3.BaseHTTPResponse, byte_limit: int = RESPONSE_BYTES) -> bytes:
     """Return the body of a response.
 
-    Raises TooLargeError; the connection is closed then, and the rest of the body is not read.
+    If the body is too large, this function raises TooLargeError and closes the connection without
+    reading the rest.
     """
     content = bytearray()
     for chunk in response.stream(_CHUNK, decode_content=True):
@@ -83,7 +84,7 @@ def _event(line: bytes) -> Event:
 
 
 def _event_status(code: object) -> int:
-    """Return the status of an ERROR event; 500 where the code is not an error status."""
+    """Return the status of an ERROR event; 500 if the code is not an error status."""
     return code if isinstance(code, int) and 400 <= code < 600 else 500  # noqa: PLR2004 - RFC 9110
 
 
@@ -138,8 +139,8 @@ def parse_list(text: bytes) -> Json:
 def split_list(page: Json) -> tuple[Json, Iterator[Json]]:
     """Return a list of `parse_list` without its items, and an iterator over the items.
 
-    The first of the two contains `items: None` where the API server sent null. Raises
-    UnreachableError, also while the items are iterated over.
+    The returned list contains `items: None` if the API server sent null. Both this function and the
+    iterator can raise UnreachableError.
     """
     items = page.pop("items", _NO_ITEMS)
     if items is None:
@@ -155,7 +156,7 @@ _NO_ITEMS: Final = object()
 
 
 def _items(text: msgspec.Raw) -> Iterator[Json]:
-    """Yield the objects of a list, each of them parsed separately. Raises UnreachableError."""
+    """Yield the objects of a list, and parse each object separately. Raises UnreachableError."""
     try:
         items = msgspec.json.decode(text, type=list[msgspec.Raw])
     except _NOT_JSON as error:
@@ -183,7 +184,7 @@ def _parse_fields(fields: _Fields) -> Json:
 
 
 def _without_surrogates(value: object) -> object:
-    """Replace lone surrogates, which no encoder of Python accepts."""
+    """Replace lone surrogates, because Python's encoders reject them."""
     match value:
         case str():
             return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -1,4 +1,4 @@
-"""The startup taint: when it can be removed, and the JSON patch that removes it.
+"""Decides when the startup taint can be removed, and builds the JSON patch for the removal.
 
 Both functions are pure; node_labels.py sends the patch.
 """
@@ -17,7 +17,7 @@ from agent.core.vocabulary import (
 from agent.kube.label_changes import JsonPatch
 from agent.kube.responses import Json
 
-# A rejected key must not keep the taint on new nodes for ever.
+# A rejected key must not keep the taint on new nodes forever.
 _SETTLED: Final = ON_NODE | {
     ProfileState.REJECTED,
     ProfileState.REMOVED,
@@ -29,9 +29,10 @@ def is_removable(report: Report) -> bool:
     """Return whether each profile set has been read, and each accepted profile is installed.
 
     A profile kind that this node does not support does not keep the taint; a kind that could not be
-    observed does. A profile set that is rejected as a whole (an invalid node selector, too large)
-    is like a rejected key: waiting does not help. An emptied profile set is complete only if its
-    profiles were installed earlier: on a new node its ConfigMap may be filled later.
+    observed keeps the taint. A profile set that is rejected as a whole (an invalid node selector,
+    too large) is treated like a rejected key, because waiting does not help. An emptied profile set
+    is complete only if its profiles were installed earlier, because on a new node its ConfigMap may
+    be filled later.
     """
     if report.pending:
         return False
@@ -53,10 +54,10 @@ def is_removable(report: Report) -> bool:
 
 
 def removal_patch(node: Json, key: str) -> JsonPatch:
-    """Return the JSON patch that removes every effect of a taint; empty if there is none.
+    """Return the JSON patch that removes every effect of a taint; empty without the taint.
 
-    The policy of the overlay demands all effects in one request. The patch begins at the end of the
-    list, so that each removal leaves the earlier indexes unchanged.
+    The admission policy in the overlay requires all effects in one request. The patch begins at the
+    end of the list, so that each removal leaves the earlier indexes unchanged.
     """
     spec = node.get("spec")
     taints = spec.get("taints") if isinstance(spec, dict) else None
