@@ -55,13 +55,13 @@ class Node:
 
     loaded: dict = field(default_factory=dict)
     used: set = field(default_factory=set)
-    readable: bool = True  # whether the node shows the content of loaded profiles
+    readable: bool = True  # Whether the node shows the content of loaded profiles.
     objects: dict = field(default_factory=dict)  # name -> the number of the loaded object
     stamps: dict = field(default_factory=dict)  # name -> the number of its last write
     count: int = 0  # the number of objects and writes so far
     own: dict = field(default_factory=dict)  # the agent's record of its objects: name -> number
     loading: tuple = (frozenset(), 0)  # names of an unrecorded load, and the count before it
-    # Facts that the agent does not know.
+    # The following facts are not known to the agent.
     created: set = field(default_factory=set)  # objects that this agent loaded or overwrote
     touched: list = field(default_factory=list)  # (name, object, content) that this agent overwrote
     lost: list = field(default_factory=list)  # objects that this agent removed
@@ -69,7 +69,7 @@ class Node:
     bodies: dict = field(default_factory=dict)
     removed: list = field(default_factory=list)
     put: dict = field(default_factory=dict)  # name -> the content that this agent loaded last
-    full: bool = False  # whether the disk is full: no entry can be written
+    full: bool = False  # whether the disk is full, so that no entry can be written
 
     def number(self):
         """Number the loaded objects. Each newly loaded object has a new number."""
@@ -107,7 +107,7 @@ class Node:
         self.created |= {self.objects[name] for name in contents}
 
     def reboot(self):
-        """Discard the state that does not survive a restart of the machine."""
+        """Discard the state that does not survive a reboot of the machine."""
         self.loaded.clear()
         self.used.clear()
         self.own.clear()
@@ -138,7 +138,10 @@ CAPABILITIES = {
 
 
 class MemoryKind:
-    """A backend whose node is a dictionary. Like a kernel, it loads all names of a key together."""
+    """A backend whose node is a dictionary.
+
+    Like a kernel, the backend loads all names of a key together.
+    """
 
     name = "apparmor"
     capabilities = CAPABILITIES[name]

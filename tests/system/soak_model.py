@@ -128,7 +128,7 @@ class SoakModel:
         return path.read_bytes(), status.st_ino, status.st_mtime_ns, status.st_ctime_ns
 
     def _wrong(self):
-        """Return a difference from the model that may still disappear; empty if there is none."""
+        """Return a difference from the model that may still disappear, or an empty string."""
         for name, sign in self.foreign.items():
             if self._sign(name) != sign:
                 raise InvariantError(f"the foreign file {name} was touched")

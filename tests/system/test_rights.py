@@ -1,4 +1,4 @@
-"""The rights of the agent's pod: every function works with them, and one fails without each."""
+"""The rights of the agent's pod: each function works with all of these rights."""
 
 import json
 import re

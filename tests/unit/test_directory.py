@@ -204,14 +204,14 @@ def test_empty_missing_and_unreadable_differ(top, tmp_path):
 
 
 def test_a_directory_whose_file_is_removed_during_the_read_is_read_again(top):
-    """A file that was listed and is missing is a change."""
+    """If a listed file is missing, the directory has changed."""
     (top / "a.json").write_bytes(b"{}")
     (top / "b.json").symlink_to("a.json")
     assert keys(read(top)) == {"a.json": b"{}", "b.json": b"{}"}
 
 
 def test_a_file_that_is_written_during_the_read_is_read_again(top, monkeypatch):
-    """The first part of a profile may be valid, and would remove the other profiles of the file."""
+    """A partly written file may be valid, so that its other profiles would be removed."""
     read_all, path = reading.read_all, top / "a.json"
     path.write_bytes(b"old")
     later = [b"newer"]
@@ -322,7 +322,7 @@ def test_a_change_with_the_same_size_and_modification_time_is_noticed(top):
 
 
 def test_a_replaced_file_is_noticed(top):
-    """A rename gives the name to another file."""
+    """A rename replaces the file under an unchanged name."""
     (top / "a.json").write_bytes(b"{}")
     (top / "new").write_bytes(b"[]")
     source = DirectorySource(str(top), clock=Clock())
@@ -351,7 +351,7 @@ def test_a_new_generation_of_a_volume_is_read(top):
 
 
 def test_every_file_is_read_again_after_invalidate(top):
-    """A full resync trusts no stat signature."""
+    """A full resync does not trust stat signatures."""
     (top / "a.json").write_bytes(b"{}")
     clock = Clock()
     source = DirectorySource(str(top), clock=clock)
@@ -362,7 +362,7 @@ def test_every_file_is_read_again_after_invalidate(top):
 
 
 def test_a_removed_file_leaves_no_key(top):
-    """The content of a removed file is not kept, and a file created later is read."""
+    """The cached content of a removed file is discarded, and a file created later is read."""
     (top / "a.json").write_bytes(b"{}")
     (top / "b.json").write_bytes(b"{}")
     clock = Clock()
@@ -376,7 +376,7 @@ def test_a_removed_file_leaves_no_key(top):
 
 
 def test_too_many_empty_directories_are_unreadable(tmp_path):
-    """Empty directories contain no key and still cost time, and no profile is removed."""
+    """Reading empty directories costs time; no profile of the unreadable set is removed."""
     for outer in range(51):
         for inner in range(100):
             (tmp_path / str(outer) / str(inner)).mkdir(parents=True)
@@ -386,7 +386,7 @@ def test_too_many_empty_directories_are_unreadable(tmp_path):
 
 
 def test_a_directory_with_too_many_names_is_unreadable(tmp_path, monkeypatch):
-    """Names of files that are not profiles need memory too."""
+    """Names of files that are not profiles also need memory."""
     monkeypatch.setattr(limits, "SET_NAMES", 100)
     for number in range(101):
         (tmp_path / f"{number}.txt").touch()

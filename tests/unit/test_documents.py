@@ -55,7 +55,7 @@ def test_the_runbook_has_one_heading_for_each_code():
 
 
 def test_the_runbook_names_the_severity_of_each_code():
-    """The entry of a warning or a notice begins with that word, and no other entry does."""
+    """Only the entries of warnings and notices begin with their severity."""
     text = (DOCS / "runbook.md").read_text().partition("## Alerts")[0]
     first_words = dict(re.findall(r"^### ([a-z0-9_]+)\n\n?(\S+)", text, re.MULTILINE))
     severities = {"Warning:": "warning", "Notice:": "notice"}
@@ -68,7 +68,7 @@ def test_the_readme_is_short():
 
 
 def test_the_reference_page_is_generated_from_the_declarations():
-    """docs/reference.md is what scripts/reference.py writes; run the script after a change."""
+    """docs/reference.md matches the output of scripts/reference.py; run it after a change."""
     command = [sys.executable, "scripts/reference.py", "--print"]
     generated = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert (DOCS / "reference.md").read_text() == generated
@@ -149,7 +149,7 @@ def code_spans(cell):
 
 
 def test_the_table_of_labels_lists_the_labels_of_a_node():
-    """docs/operations.md lists exactly the labels of a report with the examples of the table."""
+    """docs/operations.md lists exactly the labels that the table's example profiles cause."""
     documented = {
         code_spans(key)[0]: value for _, _, key, value in table(OPERATIONS.read_text(), "label of")
     }
@@ -191,7 +191,7 @@ def test_the_table_of_label_names_matches_the_code():
 
 
 def test_every_test_in_the_evidence_exists():
-    """The file, the function and the case of each test that tests/evidence.toml names exist."""
+    """For each test in tests/evidence.toml, the file, the function and the case exist."""
     names = evidence()
     assert names
     assert [name for name in names if not TEST_NAME.fullmatch(name)] == []
@@ -213,7 +213,7 @@ def test_guides_contain_no_test_names(page):
 
 
 def exists(file, function, case):
-    """Return whether a test exists; cases of a virtual machine test are functions in the guest."""
+    """Return whether a test exists; a case of a virtual machine test is a function in the guest."""
     path = TESTS / file
     if not path.exists() or f"\ndef {function}(" not in path.read_text():
         return False
@@ -223,7 +223,7 @@ def exists(file, function, case):
 
 
 def test_the_report_page_names_every_field():
-    """docs/report.md lists the fields of the JSON document in their order."""
+    """docs/report.md lists the fields of the JSON document in the order of the document."""
     row = ProfileStatus(
         kind="seccomp", profile_set="", key="", name="", localhost_profile="", state="held",
         action="hold", reason="",

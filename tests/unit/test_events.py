@@ -78,7 +78,7 @@ def warning(reason, action, note):
 )
 @pytest.mark.parametrize("before", [None, row(), row(state="failed", findings=BAD)])
 def test_each_action_of_the_agent_is_an_event(after, before, expected):
-    """The previous state does not matter, because the action happened in this pass."""
+    """An action in this pass causes an Event, whatever the previous state was."""
     assert event_of(after, before) == expected
 
 
@@ -154,7 +154,7 @@ def test_the_first_report_of_a_process_reports_problems():
 
 @pytest.mark.parametrize("after", [row(), row(state="released", desired=False)])
 def test_a_problem_that_ends_is_no_event(after):
-    """The Event of the next action shows that the problem has ended."""
+    """The end of a problem is visible in the Event of the next action."""
     assert event_of(after, row(state="failed", findings=BAD)) == ()
 
 
@@ -183,7 +183,7 @@ def test_another_reason_for_the_same_rejection_is_an_event():
 
 
 def test_a_key_with_several_profiles_causes_one_event():
-    """Rows are compared by kind, profile set, key and name; a row without a name has its key."""
+    """Rows are matched by kind, profile set, key and name (or the key, if a name is missing)."""
     bad = row("", "rejected", key="a.json", findings=BAD)
     assert event_of(bad) == warning(
         "ProfileRejected", "Reject", f"{PROFILE}: rejected: no comma (line 3)"
@@ -196,7 +196,7 @@ def test_a_key_with_several_profiles_causes_one_event():
     [("drift_fought", "ProfileFoughtOver"), ("confinement_lost", "ConfinementLost")],
 )
 def test_contention_and_lost_confinement_are_events_when_they_begin(code, reason):
-    """Each finding is one Event, whatever its later messages contain."""
+    """Each finding causes one Event, even if its message changes later."""
     finding = Finding(code=code, location="web", message="It event.", hint="Find who.")
     with_it = report(findings=(finding,))
     expected = warning(reason, "Repair", "It event. Find who.")
@@ -209,13 +209,13 @@ def test_contention_and_lost_confinement_are_events_when_they_begin(code, reason
 
 
 def test_problems_of_the_api_server_are_no_events():
-    """The API server would have to store such an Event."""
+    """Events about the API server would add load to the API server that has the problem."""
     finding = Finding(code="node_unreachable", location="n", message="x")
     assert events.transitions(None, report(findings=(finding,))) == ()
 
 
 def test_the_bucket_allows_a_burst_and_then_one_event_in_five_minutes():
-    """A long time without Events does not allow more than one burst."""
+    """Even after a long time without Events, only one burst is allowed."""
     now = [0.0]
     bucket = TokenBucket(clock=lambda: now[0])
     assert [bucket.take() for _ in range(BURST + 2)] == [True] * BURST + [False] * 2
@@ -243,7 +243,7 @@ def body(note="said", node=NAME, at=1_700_000_000.25, number=1):
 
 
 def test_an_event_is_about_the_node_in_the_namespace_default():
-    """`kubectl describe node` finds such Events, and their time always has six fraction digits."""
+    """`kubectl describe node` finds the Events; their time always has six fraction digits."""
     result = body()
     name = result["metadata"]["name"]
     assert re.fullmatch(rf"{NAME}\.[0-9a-f]{{16}}", name)
@@ -271,7 +271,7 @@ def test_an_event_is_about_the_node_in_the_namespace_default():
     ],
 )
 def test_the_time_of_an_event_has_six_fraction_digits(at, expected):
-    """A whole second has the digits too, and rounding up reaches the next second."""
+    """A whole second also has six fraction digits, and rounding up reaches the next second."""
     assert body(at=at)["eventTime"] == expected
 
 
@@ -282,7 +282,7 @@ def test_each_event_has_its_own_name():
 
 
 def test_a_long_node_name_is_cut():
-    """The name of an object has at most 253 characters, a reporting instance 128."""
+    """An object's name has at most 253 characters, and a reporting instance at most 128."""
     result = body(node="n" * 253)
     assert (len(result["metadata"]["name"]), len(result["reportingInstance"])) == (217, 128)
 

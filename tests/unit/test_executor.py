@@ -110,7 +110,7 @@ def test_a_failed_installation_keeps_the_last_good_version():
 
 
 def test_a_failed_installation_of_a_missing_profile_restores_the_last_good_version():
-    """After a reboot, the kernel rejects the newer version."""
+    """After a reboot, the kernel rejects the newer version, so the last good version is loaded."""
     node, old, new = Node(), inspected(b"a,b:x"), inspected(b"a:?")
     node.entries = {old.id: stored(old)}
     keep_bodies(node, old)
@@ -216,7 +216,7 @@ def test_a_failed_first_installation_leaves_no_entry():
 
 
 def test_an_installation_that_was_not_verified_stays_staged():
-    """The ledger records a version that may be on the node, so that it can be replaced later."""
+    """The ledger records a version that may be on the node, so that a later pass can replace it."""
     kind = type(
         "Kind", (FailingKind,), {"result": Failed(finding=replace(FAILURE, code="verify_failed"))}
     )
@@ -244,7 +244,7 @@ def test_each_failed_write_of_the_ledger_fails_the_installation():
 
 
 def test_names_that_a_version_drops_stay_agent_owned():
-    """The kernel keeps a dropped child profile loaded, so the ledger records it as retired."""
+    """The kernel keeps a dropped child loaded, so the ledger records its name as retired."""
     node, old, new = Node(), inspected(b"a,b:x"), inspected(b"a:y")
     node.loaded = {"a": body(old), "b": body(old)}
     node.entries = {old.id: stored(old)}
@@ -280,7 +280,7 @@ def test_the_last_good_version_is_restored_from_the_ledger():
 
 
 def test_a_version_for_another_kernel_is_compiled_again():
-    """The source for the compilation is stored in the ledger."""
+    """The ledger contains the source that is compiled again."""
     kind = type("Kind", (MemoryKind,), {"accepts_context": lambda _, __: False})
     node, profile = Node(), inspected()
     keep_bodies(node, profile)
@@ -300,7 +300,8 @@ def test_a_failed_restoration_has_a_finding():
         (MemoryKind, {}),
         (uninspectable, None),
         (invalid_context, {bad.version.source_digest: b"!"}),
-        (invalid_context, {bad.version.source_digest: b"b:x"}),  # like a renamed source
+        # The name changes, as with a renamed source.
+        (invalid_context, {bad.version.source_digest: b"b:x"}),
     ):
         node = Node(entries={profile.id: stored(profile)})
         keep_bodies(node, profile)
@@ -363,7 +364,7 @@ def test_a_profile_whose_body_is_compiled_again_is_pending():
 
 
 def test_an_adopted_profile_whose_body_is_compiled_again_is_pending():
-    """The ledger records a profile only with its body."""
+    """The ledger records an adopted profile only together with its body."""
     node, profile = Node(), inspected()
     node.loaded = {"a": body(profile)}
     (outcome,) = act(node, adopting(profile), kind=pending_kind(profile))
@@ -461,7 +462,7 @@ def removing(profile):
 
 
 def test_a_removal_deletes_the_profile_from_the_node_and_the_ledger():
-    """Afterwards, neither the node nor the ledger has the profile."""
+    """After a removal, neither the node nor the ledger has the profile."""
     node, profile = Node(), inspected()
     node.install({"a": body(profile)})
     node.entries = {profile.id: stored(profile)}
@@ -516,7 +517,7 @@ def test_a_release_deletes_only_its_own_names_from_the_entry():
 
 
 def test_a_failed_release_is_reported():
-    """A failed write of the ledger fails the action, but not the pass."""
+    """A failed write of the ledger fails the release, but not the pass."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
     release = Release(id=profile.id, reason="absent", names=("a",))
@@ -528,7 +529,7 @@ def test_a_failed_release_is_reported():
 
 
 def test_a_dry_run_returns_the_expected_outcomes_without_changes():
-    """No action is carried out."""
+    """A dry run does not carry out any action."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
     hold = Hold(id=profile.id, reason="rejected", names=("a",), state="outdated")
@@ -555,7 +556,7 @@ def test_a_dry_run_returns_the_expected_outcomes_without_changes():
 
 
 def test_the_outcome_of_a_hold_has_the_installed_version():
-    """The node and the ledger do not change."""
+    """A hold does not change the node or the ledger."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
     hold = Hold(id=profile.id, reason="rejected", names=("a",), state="outdated")
@@ -563,7 +564,7 @@ def test_the_outcome_of_a_hold_has_the_installed_version():
 
 
 def test_the_digest_of_a_body_is_its_sha256():
-    """The digest depends only on the content."""
+    """The digest of a body depends only on the body's content."""
     assert model.digest(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
@@ -594,7 +595,7 @@ def test_a_version_with_new_expected_evidence_is_staged_first():
     node, profile = Node(), inspected()
     less = replace(profile, version=replace(profile.version, evidence={}))
     node.entries = {profile.id: stored(less)}
-    steps = Steps(fatal=3)  # both bodies are stored, the entry is staged, then the process ends
+    steps = Steps(fatal=3)  # The process ends after both bodies are stored and the entry is staged.
     runner = Executor(
         backends={"apparmor": MemoryKind(node, steps)},
         ledger=MemoryLedger(node, steps),
@@ -682,7 +683,8 @@ def test_a_replacement_updates_the_entries_of_the_same_version():
     )
 
     class LedgerThatBecomesFull(FailingLedger):
-        successful_writes = 4  # source, body, staged version, installed version
+        # The writes are the source, the body, the staged version and the installed version.
+        successful_writes = 4
 
     (failed,) = act(node, replacement, ledger=LedgerThatBecomesFull)
     assert (failed.result, [finding.code for finding in failed.findings]) == (

@@ -49,7 +49,7 @@ def test_a_new_file_never_replaces_another(host, tmp_path):
 
 
 def test_a_write_replaces_the_whole_content(host, tmp_path):
-    """Without `new`, a second write replaces the content of the first one."""
+    """Without `new`, a second write replaces the content of the first write."""
     host.write_file("/d", "a", b"old")
     host.write_file("/d", "a", b"new")
     assert tree(tmp_path) == {"d/a": b"new"}
@@ -159,7 +159,7 @@ def test_the_next_write_removes_the_temporary_file_of_a_killed_process(host, tmp
 
 
 def test_a_temporary_file_that_a_process_is_writing_stays(host, tmp_path):
-    """Two agents can share a directory: only the files of ended processes are removed."""
+    """Two agents can share a directory, so only the files of ended processes are removed."""
     folder = tmp_path / "d"
     folder.mkdir()
     names = [

@@ -43,7 +43,7 @@ def test_an_adopted_profile_stays_foreign_after_a_kill(step):
 
 
 def test_a_duplicate_of_a_conflicting_key_keeps_its_last_good_version():
-    """Two keys with the same content wait for a name; the installed profile is restored."""
+    """Two keys with the same content wait for a name, and the installed profile is restored."""
     node = Node(loaded={"b": b"foreign"})
     run_pass(node, [read({"two": b"a:x"})])
     snapshots = [read({"one": b"a,b:y", "two": b"a,b:y"})]

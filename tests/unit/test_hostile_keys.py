@@ -12,9 +12,10 @@ import pytest
 from agent.core.findings import MAX_FINDINGS, Finding, limit_findings
 from tests.unit import hostile
 
-SECONDS = 5.0  # of CPU time; each seccomp key needs less than half a second
+SECONDS = 5.0  # seconds of CPU time; each seccomp key needs less than half a second
 TEXT_SECONDS = (
-    20.0  # of CPU time; a text is split in three ways, and each token needs a few microseconds
+    # seconds of CPU time; a text is split in three ways, and each token needs a few microseconds
+    20.0
 )
 MEBIBYTES = 64
 
@@ -36,7 +37,7 @@ def test_a_hostile_seccomp_key_is_rejected_quickly(name):
 
 @pytest.mark.parametrize("name", hostile.APPARMOR)
 def test_a_hostile_apparmor_text_is_checked_quickly(name):
-    """The checks in front of the parser need little time and memory."""
+    """The checks before the parser run need little time and memory."""
     assert checked(name, TEXT_SECONDS) <= MAX_FINDINGS + 1
 
 
@@ -72,7 +73,7 @@ def test_few_problems_are_all_reported():
 
 
 def test_the_search_ends_after_an_error_and_enough_problems():
-    """A generator of problems is not iterated to its end."""
+    """The check does not iterate over all problems."""
     result = iter([finding("not_json", number) for number in range(MAX_FINDINGS + 5)])
     assert len(limit_findings(result)) == MAX_FINDINGS + 1
     assert len([*result]) == 4

@@ -107,7 +107,7 @@ def test_a_page_that_fails_affects_no_other_request(server, pages):
 
 
 def test_the_page_may_load_nothing(server):
-    """A script in the name of a profile could not run even if it were not escaped."""
+    """The page's policy would block a script in a profile's name even if it were not escaped."""
     _, _, headers = ask(server, "/")
     assert headers["Content-Security-Policy"] == PAGE_POLICY
     assert headers["X-Content-Type-Options"] == "nosniff"
@@ -115,7 +115,7 @@ def test_the_page_may_load_nothing(server):
 
 @pytest.fixture
 def died(monkeypatch):
-    """Return the exceptions that ended threads; each of them would end the agent."""
+    """Return the exceptions that ended threads; each exception would end the agent."""
     exceptions = []
     monkeypatch.setattr(threading, "excepthook", lambda args: exceptions.append(args.exc_value))
     return exceptions
@@ -131,7 +131,7 @@ def send(server, content):
 def receive(connection):
     """Return all bytes until the connection ends."""
     content = b""
-    with contextlib.suppress(ConnectionResetError):  # the server did not read every byte
+    with contextlib.suppress(ConnectionResetError):  # The server did not read every byte.
         while piece := connection.recv(65_536):
             content += piece
     return content
@@ -195,7 +195,7 @@ def test_a_head_within_the_limits_is_accepted(server):
 
 
 def test_a_head_that_comes_byte_by_byte_is_cut_off(server):
-    """The whole head has one time limit, which a new byte does not extend."""
+    """The whole head of a request has one time limit, which a new byte does not extend."""
     begin = time.monotonic()
     address = ("127.0.0.1", server.port)
     with socket.create_connection(address, timeout=REQUEST_SECONDS / 50) as connection:
@@ -213,7 +213,7 @@ def test_a_head_that_comes_byte_by_byte_is_cut_off(server):
 
 
 def test_a_head_may_come_in_pieces():
-    """The head is complete at its empty line, wherever it is split."""
+    """The head is complete at its empty line, however the bytes are split."""
     whole = head("Accept: a")
     for end in range(1, len(whole)):
         parser = RequestParser()
@@ -239,7 +239,7 @@ MALFORMED = {
 
 @pytest.mark.parametrize("content", MALFORMED.values(), ids=MALFORMED)
 def test_an_ambiguous_or_malformed_head_is_rejected(server, content):
-    """The response has status 400."""
+    """The server responds to the request with status 400."""
     assert status(send(server, content)) == 400
 
 
@@ -327,7 +327,7 @@ def test_a_new_request_replaces_the_oldest_unread_page(server, pages):
         connections = []
         for _ in range(PAGE_CONNECTIONS + 3):
             connections.append(unread(stack, server, "/"))
-            select.select(connections[-1:], [], [], 60)  # its response has started
+            select.select(connections[-1:], [], [], 60)  # The response has started.
         assert ask(server, "/")[1] == LARGE_PAGE.decode()
         assert [is_reset(connection) for connection in connections[:4]] == [True] * 4
 
@@ -397,6 +397,6 @@ def test_an_address_can_be_written_in_the_usual_ways(pages, address):
 
 
 def test_a_port_in_use_is_reported_at_once(server, pages):
-    """The constructor raises the error, not the first scrape."""
+    """The error is raised by the constructor, and not at the first scrape."""
     with pytest.raises(OSError, match="in use"):
         HttpServer(f"127.0.0.1:{server.port}", pages)

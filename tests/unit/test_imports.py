@@ -19,7 +19,7 @@ print("\\n" + json.dumps([name for name in sys.argv[1].split() if name in sys.mo
     "command", ["--oneshot --source=dir:{0}", "check {0}", "restore", "status"]
 )
 def test_commands_without_a_cluster_import_no_client(tmp_path, command):
-    """These commands import neither the API client nor the libraries that only a daemon needs."""
+    """Commands without a cluster import neither the API client nor libraries of the daemon."""
     (tmp_path / "set").mkdir()
     (tmp_path / "set/a.json").write_text('{"defaultAction": "SCMP_ACT_LOG"}')
     words = command.format(tmp_path / "set").split()

@@ -9,7 +9,7 @@ ROOT = Path(agent.__file__).parent
 SHARED = ("core", "host", "kube", "reporting", "controller.py", "reconciler.py", "executor.py")
 WORDS = re.compile(r"apparmor|seccomp", re.IGNORECASE)
 ALLOWED = {
-    # The public names of the kinds.
+    # The public names of the profile kinds.
     "core/model.py": 2,
     # File name rules that users rely on.
     "core/classify.py": 7,

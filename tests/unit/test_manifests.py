@@ -29,7 +29,7 @@ def test_the_unit_runs_restore_before_the_kubelet():
 
 
 def test_the_user_data_installs_what_it_writes():
-    """The directory that the user data write is the only source of their pass."""
+    """The user data writes one directory, and its pass reads only that directory."""
     text = USER_DATA.read_text()
     assert text.startswith("#cloud-config\n")
     data = yaml.safe_load(text)

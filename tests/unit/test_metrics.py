@@ -97,7 +97,7 @@ def test_the_series_of_the_sandbox_exists_only_for_a_kind_with_a_parser():
 
 
 def test_the_series_of_a_resolved_finding_is_zero_and_that_of_a_removed_name_ends():
-    """The series of a removed source ends too."""
+    """The series of a removed source is no longer exposed."""
     metrics = Metrics("1")
     metrics.count_pass(report(row("old", findings=(PROBLEM,)), sets=(READ,)), 1000.0)
     metrics.count_pass(report(row("new")), 1300.0)
@@ -127,7 +127,7 @@ def test_a_duplicate_of_a_restored_key_counts_no_further_repair():
 
 
 def test_only_a_pass_changes_the_times():
-    """A stuck loop is visible in the times, even while the findings of the publisher change."""
+    """The times show a stuck loop, even while findings of the publisher change."""
     metrics = Metrics("1")
     store = status_store(metrics)
     first = report(row(), sets=(READ,))
@@ -158,7 +158,7 @@ def test_a_node_without_a_kind_is_converged_if_that_is_allowed():
 
 
 def test_a_finding_about_a_whole_kind_counts_once():
-    """The number of profiles of the kind does not matter."""
+    """The finding counts once, however many profiles the kind has."""
     none = Finding(code="kind_unsupported", location="kernel", message="No AppArmor here.")
     refused = row("two", "rejected", "reject", findings=(none, PROBLEM))
     for rows in ((), (row("one", "unsupported", findings=(none,)), refused)):
@@ -183,7 +183,7 @@ def test_a_pass_that_repeats_a_report_counts_no_action_again():
 
 
 def test_the_number_of_series_is_limited():
-    """A thousand profiles and a thousand sources have at most 200 series of their own."""
+    """A thousand profiles and a thousand sources add at most 200 series."""
     metrics = Metrics("1")
     sets = [replace(READ, profile_set=f"configmap ns/{number}") for number in range(1000)]
     sets[-1] = replace(sets[-1], state="unreadable")
@@ -213,7 +213,7 @@ def test_with_the_defaults_there_are_few_series():
 
 
 def test_a_name_of_two_keys_is_available_if_one_of_them_is_installed():
-    """A rejected key does not hide the installed one."""
+    """A rejected key does not hide an installed key with the same name."""
     metrics = Metrics("1")
     installed, rejected = row("web", mode="enforce"), row("web", "rejected", "reject")
     for rows in ((installed, rejected), (rejected, installed)):
@@ -224,7 +224,7 @@ def test_a_name_of_two_keys_is_available_if_one_of_them_is_installed():
 
 
 def test_an_unreadable_source_keeps_the_time_of_its_last_read():
-    """A source that was removed, or was never read, has no such series."""
+    """A source that was removed, or was never read, has no series for the time of the last read."""
     metrics = Metrics("1")
     metrics.count_pass(report(sets=(READ,)), 1000.0)
     unreadable = replace(READ, state="unreadable")
@@ -263,7 +263,7 @@ def test_counters_of_the_api_are_counted():
 
 
 def test_a_scrape_can_request_openmetrics():
-    """The content type is that of the Accept header."""
+    """The response has the content type in the Accept header."""
     content_type, body = Metrics("1").expose("application/openmetrics-text; version=1.0.0")
     assert content_type.startswith("application/openmetrics-text")
     assert body.endswith(b"# EOF\n")
@@ -365,5 +365,5 @@ def test_the_number_of_rendered_formats_is_limited():
 
 @pytest.mark.parametrize("accept", ["text/plain;version=a", "text/plain;version=\xb2", "\0;;=,"])
 def test_a_malformed_accept_header_selects_the_text_format(accept):
-    """Any client can send such a header."""
+    """Any client can send a malformed Accept header."""
     assert Metrics("1").expose(accept)[0] == Metrics("1").expose("")[0]

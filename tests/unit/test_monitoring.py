@@ -56,7 +56,7 @@ def test_alerts_use_codes_that_exist():
 
 
 def test_the_runbook_has_one_heading_for_each_alert_in_the_same_order():
-    """The annotation of each alert is a link to its heading."""
+    """The annotation of each alert links to the alert's heading."""
     alerts = [rule["alert"] for rule in RULES]
     text = Path("docs/runbook.md").read_text()
     assert re.findall(r"^### (ProfileLoader\w+)$", text, re.MULTILINE) == alerts
@@ -84,7 +84,7 @@ def test_the_monitor_scrapes_the_port_of_the_daemon_set():
     selected = monitor["spec"]["selector"]["matchLabels"]
     assert selected.items() <= template["metadata"]["labels"].items()
     assert endpoint["port"] in [port["name"] for port in container["ports"]]
-    # The alerts select by this job.
+    # The alerts select series by this job label.
     assert template["metadata"]["labels"][monitor["spec"]["jobLabel"]] == "profile-loader"
 
 

@@ -26,7 +26,7 @@ def observed(server):
 
 
 def test_all_labels_are_set_in_one_request_and_unchanged_labels_in_none():
-    """The first request also reads the Node as a proof, and equal labels need no request."""
+    """The first attempt also reads the Node to verify it, and equal labels need no request."""
     server = ApiServer({"kubernetes.io/os": "linux"})
     own = own_node(server)
     answer = own.publish(observed(server), {A: "installed", B: "installed"})
@@ -42,7 +42,7 @@ def test_all_labels_are_set_in_one_request_and_unchanged_labels_in_none():
 
 
 def test_a_label_that_another_client_removed_or_changed_is_restored():
-    """The key belongs to the agent, whichever client wrote its value last."""
+    """The agent owns the label key, whichever client wrote the value last."""
     server = ApiServer()
     own = own_node(server)
     own.publish(observed(server), {A: "installed", B: "installed"})
@@ -74,7 +74,7 @@ def test_a_foreign_label_with_the_agents_prefix_stays_and_is_reported():
 
 
 def test_a_foreign_label_that_was_removed_is_no_longer_reported():
-    """The finding ends without a request."""
+    """The finding about the foreign label ends without a request."""
     server = ApiServer({B: "forged"})
     own = own_node(server)
     own.publish(observed(server), {A: "installed"})
@@ -85,7 +85,7 @@ def test_a_foreign_label_that_was_removed_is_no_longer_reported():
 
 
 def test_a_label_that_another_manager_owns_too_stays_and_is_reported():
-    """The agent gives up only its own ownership."""
+    """The agent removes only its own ownership of the label."""
     server = ApiServer()
     own = own_node(server)
     own.publish(observed(server), {A: "installed", B: "installed"})
@@ -97,7 +97,7 @@ def test_a_label_that_another_manager_owns_too_stays_and_is_reported():
 
 
 def test_labels_with_similar_prefixes_are_not_own_labels():
-    """Neither longer nor shorter prefixes, nor labels without one, belong to the agent."""
+    """Labels with a longer or shorter prefix, or without a prefix, do not belong to the agent."""
     own = own_node(ApiServer())
     others = {"kubernetes.io/os": "linux", f"x.{D}/a": "1", f"x{D}/a": "1", "plain": "1"}
     assert own.own_labels(NodeMetadata(uid=UID, labels={**others, A: "installed"})) == {
@@ -136,7 +136,7 @@ def test_a_node_without_node_info_is_not_labelled(part):
 
 
 def test_a_node_without_a_uid_is_proven_like_any_other():
-    """An empty uid is not the uid of a Node that was proven before."""
+    """An empty uid does not match the uid of a Node that was verified before."""
     server = ApiServer(boot_id="another")
     with pytest.raises(WrongNodeError):
         own_node(server).publish(NodeMetadata(uid=""), {A: "installed"})
@@ -144,7 +144,7 @@ def test_a_node_without_a_uid_is_proven_like_any_other():
 
 
 def test_a_node_that_was_created_again_is_labelled_only_with_its_own_token():
-    """The uid in the token decides, without a request; an equal name is not enough."""
+    """The uid in the token decides without a request; an equal name is not sufficient."""
     server = ApiServer(bound=UID)
     own = own_node(server)
     own.publish(observed(server), {A: "installed"})
@@ -159,7 +159,7 @@ def test_a_node_that_was_created_again_is_labelled_only_with_its_own_token():
 
 
 def test_a_stale_store_does_not_label_a_new_node_with_the_same_name():
-    """The request contains the uid, and the API server compares it."""
+    """The request contains the Node's uid, and the API server compares the uid."""
     server = ApiServer()
     own = own_node(server)
     old = own.publish(observed(server), {A: "installed"})
@@ -201,7 +201,7 @@ def test_labels_are_applied_again_after_a_lost_response(lost):
 
 
 def test_a_rejected_request_leaves_no_doubt():
-    """A rejected request was not carried out, so no request has to undo it."""
+    """A rejected request was not carried out, so no further request has to undo the request."""
     server = ApiServer()
     own = own_node(server)
     before = observed(server)
@@ -297,7 +297,7 @@ def test_a_rejected_value_does_not_leave_the_previous_one():
 
 @pytest.mark.parametrize("count", [1, 2, 3, 40, 200])
 def test_many_rejected_labels_are_found_within_a_few_attempts(count):
-    """Each attempt has a limited number of requests, and sets the labels of other groups."""
+    """Each attempt sends a limited number of requests, and sets the labels of other groups."""
     server = ApiServer()
     own = own_node(server)
     refused = {key(number): "installed" for number in range(0, 200, 200 // count)}
@@ -329,7 +329,7 @@ def test_an_error_that_is_not_about_the_content_is_not_split():
 
 
 def test_an_api_server_that_becomes_busy_ends_the_attempt():
-    """The labels that were applied until then stay."""
+    """The labels that were applied before the error stay."""
     server = ApiServer()
     own = own_node(server)
     before = observed(server)
@@ -356,7 +356,8 @@ def test_only_the_startup_taint_is_removed_and_only_once():
     own = own_node(server, taint=TAINT["key"])
     own.remove_startup_taint(observed(server), report(row()))
     assert server.node["spec"]["taints"] == [OTHER]
-    assert server.requests() == ["GET", "GET", "PATCH"]  # the proof, the taints, both of them
+    # The requests are one proof, and two requests for the taints.
+    assert server.requests() == ["GET", "GET", "PATCH"]
     own.remove_startup_taint(observed(server), report(row()))
     assert server.requests() == []
 
@@ -368,7 +369,8 @@ def test_a_node_without_taints_is_read_once():
     own = own_node(server, taint=TAINT["key"])
     own.remove_startup_taint(observed(server), report(row()))
     own.remove_startup_taint(observed(server), report(row()))
-    assert server.requests() == ["GET", "GET"]  # the proof, the taints
+    # The requests are the proof and the read of the taints.
+    assert server.requests() == ["GET", "GET"]
 
 
 def test_without_the_option_no_taint_is_read():
@@ -379,7 +381,7 @@ def test_without_the_option_no_taint_is_read():
 
 
 def test_the_startup_taint_stays_until_every_accepted_profile_is_installed():
-    """No request is sent before, and the first complete report removes the taint."""
+    """The first complete report removes the taint; before this report, no request is sent."""
     server = ApiServer(taints=[TAINT])
     own = own_node(server, taint=TAINT["key"])
     own.remove_startup_taint(observed(server), report(row(), row("b.json", "failed")))
@@ -418,7 +420,7 @@ def test_every_accepted_profile_must_be_installed(state, expected):
 
 
 def test_an_unsupported_kind_does_not_keep_the_taint():
-    """A node without AppArmor cannot become more complete."""
+    """A node without AppArmor will never install the AppArmor profiles."""
     unsupported = row("web", "unsupported", kind="apparmor")
     assert startup_taint.is_removable(report(row(), unsupported, apparmor="disabled")) is True
     assert startup_taint.is_removable(report(row(), unsupported, apparmor="enabled")) is False
@@ -428,7 +430,7 @@ EMPTIED = (ProfileSetStatus(profile_set=SET, state="emptied"),)
 
 
 def test_an_emptied_set_with_installed_profiles_does_not_keep_the_taint():
-    """The last good versions are on the node."""
+    """The taint is removed because the last good versions are on the node."""
     assert startup_taint.is_removable(report(row(state="held"), sets=EMPTIED)) is True
 
 
@@ -473,7 +475,7 @@ def test_unlabel_removes_every_label_with_an_own_prefix():
 
 
 def test_forged_fields_are_released_before_an_apply():
-    """An apply would remove these fields, and the next apply finds nothing to repair."""
+    """Without the release, an apply would remove the fields of other clients."""
     server = ApiServer()
     own = own_node(server)
     server.node["metadata"]["managedFields"] = [
@@ -527,7 +529,7 @@ def test_unlabel_of_a_node_that_was_created_again_changes_nothing():
 
 
 def test_unlabel_without_permission_is_reported_immediately():
-    """A missing permission is not tried again."""
+    """A request that fails for a missing permission is not repeated."""
     server = ApiServer({A: "installed"})
     server.during = lambda: (
         server.asked[-1].startswith("PATCH")
@@ -539,7 +541,7 @@ def test_unlabel_without_permission_is_reported_immediately():
 
 
 def test_desired_labels_keep_those_that_are_on_the_node():
-    """The limit and the domain of the options apply."""
+    """The limit and the domain in the options apply to the desired labels."""
     server = ApiServer({B: "installed"})
     own = own_node(server, limit=1, digest=True)
     complete = report(row(source_digest="0123456789abcdef"), row("b.json"), sets=())

@@ -34,12 +34,12 @@ def test_a_slow_check_delays_no_other_profile(world):
 
 
 def test_a_node_with_a_pending_key_is_not_converged(world):
-    """Nothing may rely on a profile that is not installed yet."""
+    """Another program must not rely on a profile that is not installed yet."""
     assert (world.report.pending, world.report.converged) == (1, False)
 
 
 def test_the_pass_after_the_check_installs_the_profile(world):
-    """The end of a background check calls for a pass."""
+    """The end of a background check triggers a pass."""
     world.backend.slow_texts = frozenset()
     assert world.calls_for_pass(WakeReason.COMPILED)
     world.run_pass()

@@ -1,4 +1,4 @@
-"""The decision table of agent.core.plan, a test or more for each row."""
+"""The decision table of agent.core.plan, with at least one test for each row."""
 
 from dataclasses import replace
 
@@ -189,7 +189,7 @@ def test_a_message_does_not_claim_that_unreadable_content_differs():
 
 
 def test_an_update_replaces_an_equal_profile_of_another_program():
-    """An update replaces this content in the same way as an adopted profile (ADR 7)."""
+    """An update replaces another program's equal profile like an adopted profile (ADR 7)."""
     (action,) = decide(
         desired(profile(content="v2")), entry(), observation=node_with_foreign(web="v1")
     )
@@ -277,7 +277,7 @@ def test_a_missing_profile_is_restored():
 
 
 def test_a_changed_profile_is_replaced():
-    """A new version replaces the installed one."""
+    """A new version replaces the installed version."""
     (action,) = decide(desired(profile(content="v2")), entry(), observation=node_with(web="v1"))
     assert (action.reason, action.replaceable) == ("changed", frozenset({"web"}))
 
@@ -371,7 +371,7 @@ def test_a_rejected_update_restores_the_last_good_version(observation, reason, r
 
 
 def test_a_new_pending_key_is_held():
-    """The names of a pending key are not known yet."""
+    """A new pending key is held, because its names are not known yet."""
     hold = Hold(id=key(), reason="pending", names=(), state="pending")
     assert decide(desired(pending=[key()]), observation=node_with()) == (hold,)
 
@@ -501,7 +501,7 @@ def test_an_undesired_profile_is_held_while_it_may_be_in_use(use, reason):
 
 
 def test_hats_and_children_stay_with_a_profile_in_use():
-    """Processes may enter a hat or a child profile at any time, unless the profile dropped it."""
+    """Processes may enter a hat or child at any time, unless the profile no longer contains it."""
     names = ("web", "web//HAT", "web//kid", "web//kid//grandkid")
     uses = {name: Unused() for name in names} | {"web": InUse(pids=(1,))}
     observation = Observation(profiles={name: fact() for name in names}, uses=uses)
@@ -515,7 +515,7 @@ def test_hats_and_children_stay_with_a_profile_in_use():
 
 
 def test_a_profile_whose_use_was_not_checked_is_held():
-    """Without a result of the check, the use of the profile is unknown."""
+    """Without a check of its use, a profile may be in use."""
     assert summary(decide(desired(), entry(), observation=node_with(web="v1"))) == [
         (Hold, "use_unknown", ("web",))
     ]
@@ -532,10 +532,10 @@ def test_prune_never_holds_undesired_profiles():
 @pytest.mark.parametrize(
     ("absent_seconds", "expected"),
     [
-        (None, Remove),  # no labels are published
-        ({}, Hold),  # not confirmed as absent
+        (None, Remove),  # The agent does not publish labels.
+        ({}, Hold),  # The label is not confirmed as absent.
         ({("apparmor", "web"): 59.9}, Hold),
-        ({("seccomp", "web"): 99.0}, Hold),  # a label of another kind
+        ({("seccomp", "web"): 99.0}, Hold),  # The absent label belongs to another profile kind.
         ({("apparmor", "web"): 60.0}, Remove),
     ],
 )
@@ -564,7 +564,7 @@ def test_a_removal_waits_for_the_label_and_the_grace_time(absent_seconds, expect
     ],
 )
 def test_a_hold_of_an_unobservable_profile_shows_whether_it_is_desired(desired_keys, expected):
-    """The labels that stay while the node is unobservable depend on this information."""
+    """While the node is unobservable, only the labels of desired profiles stay."""
     blind = Unobservable(finding=REFUSED)
     (action,) = decide(desired_keys, entry(), observation=blind)
     assert (action.names, action.state, action.desired) == (("web",), "unobservable", expected)
@@ -662,7 +662,10 @@ def test_an_entry_without_an_installed_version_is_released():
     ],
 )
 def test_an_entry_with_a_staged_version_stays_while_its_set_is_not_read(unread):
-    """The staged version may be on the node. Without its entry, it would look foreign."""
+    """The staged version may be on the node.
+
+    Without a ledger entry, the staged version would look foreign.
+    """
     stored = LedgerEntry(id=key(), provenance="installed", staged=version())
     assert decide(desired(sets=[unread]), stored, observation=node_with(web="v1")) == ()
 
@@ -854,7 +857,7 @@ def test_a_version_that_was_installed_before_an_adoption_is_removed():
     ]
 
 
-V1 = entry(names=("a", "b"))  # under the key of `profile`
+V1 = entry(names=("a", "b"))  # This version is installed under the key of `profile`.
 
 
 @pytest.mark.parametrize(
@@ -921,7 +924,7 @@ def test_an_update_with_a_foreign_name_is_held_completely():
 
 
 def test_removal_candidates_are_agent_owned_names_without_a_key():
-    """The use of other names is not observed."""
+    """The agent observes the use of removal candidates only."""
     desired_keys = desired(profile())
     stored = {
         owner.id: owner
@@ -944,7 +947,10 @@ def test_removal_candidates_are_agent_owned_names_without_a_key():
 
 
 def test_a_name_of_a_blocked_key_cannot_move():
-    """A key that cannot be updated keeps its names. Otherwise, two keys would alternate forever."""
+    """A key that cannot be updated keeps its names.
+
+    If another key took the names, the two keys would replace each other forever.
+    """
     first, second = profile(key("one"), "v2", ("b", "c")), profile(key("two"), "v2", ("a",))
     stored = entry(key("one"), names=("a",)), entry(key("three"), names=("b",))
     desired_keys = desired(first, second, rejected=[key("three")])

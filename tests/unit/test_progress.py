@@ -4,7 +4,7 @@ from agent.reporting.progress import Progress
 
 
 def lines(counts):
-    """Return each written line with its time, if one count is shown per second."""
+    """Return each written progress line with its time, for one new count per second."""
     clock = [0]
     written = []
     progress = Progress(lambda line: written.append((clock[0], line)), lambda: clock[0])
@@ -15,7 +15,7 @@ def lines(counts):
 
 
 def test_a_command_that_ends_soon_shows_no_progress():
-    """Nothing is written in the first seconds."""
+    """The command does not write a progress line in the first seconds."""
     assert lines([0, 0, 1]) == []
 
 

@@ -61,7 +61,7 @@ class World:
         return self.publisher.seconds_until_due() == 0
 
     def settle(self):
-        """Run the steps that the thread would run without waiting."""
+        """Run the steps of the publisher's thread without waiting."""
         for _ in range(100):
             if not self.is_due():
                 return
@@ -90,7 +90,7 @@ def publish(world, *rows, **more):
 
 
 def test_the_labels_of_a_report_are_set_on_the_node(world):
-    """The publisher knows the labels afterwards; an equal report needs no request."""
+    """After the request, the publisher knows the labels; an equal report needs no request."""
     publish(world, row())
     assert world.server.labels == {A: "installed", READY: "ready"}
     assert world.publisher.labels_on_node() == {A, READY}
@@ -188,7 +188,7 @@ def test_a_report_during_a_request_does_not_remove_pending_labels(world):
 
 
 def test_the_labels_of_a_report_during_a_request_may_soon_be_set(world):
-    """The response to the older report does not contain these labels."""
+    """The response to the request for the older report does not contain the new labels."""
 
     def overtake():
         world.server.during = lambda: None
@@ -202,13 +202,13 @@ def test_the_labels_of_a_report_during_a_request_may_soon_be_set(world):
 
 
 def test_an_event_of_the_watch_during_a_request_is_kept(world):
-    """It is not known which Node is newer, and only the watch will report later changes."""
+    """The event and the response have no order, and only the watch reports later changes."""
 
     def event():
         world.server.during = lambda: None
         world.server.set_label("pool", "a")
         world.node.deliver()
-        assert world.publisher.labels_on_node() == {A, READY}  # called by the agent's loop
+        assert world.publisher.labels_on_node() == {A, READY}  # The agent's loop calls this method.
 
     world.publisher.labeler.require_own_node(world.node.store.objects[NAME])
     world.publisher.post(report(row()))
@@ -297,7 +297,7 @@ def test_retry_after_makes_the_delay_longer(world):
 def test_each_change_is_reported_once(world):
     """A change of the labels or of the findings is reported; a step without a change is not."""
     publish(world, row())
-    assert world.changes == []  # pending labels count as set
+    assert world.changes == []  # Pending labels count as set.
     world.publisher.post(report())
     world.server.errors = [DOWN, DOWN]
     world.publisher.step()
@@ -333,7 +333,7 @@ def test_an_event_that_is_rejected_is_dropped_and_counted(world):
 
 @pytest.mark.parametrize("error", [DOWN, StatusError(429, "TooManyRequests", "slow", 30.0)])
 def test_an_event_that_could_not_be_sent_waits_and_causes_no_finding(world, clock, error):
-    """The next Event waits as well, and the labels are current."""
+    """The next Event also waits, and the labels are current."""
     publish(world, row())
     world.server.requests()
     many = [row(f"{index}.json", "rejected", findings=BAD) for index in range(20)]
@@ -388,7 +388,7 @@ def test_events_are_sent_while_labels_are_rejected(world, clock):
 
 
 def test_labels_that_another_client_keeps_removing_are_restored_less_often(world, clock):
-    """The first restores are immediate, later ones wait longer, and a finding reports it."""
+    """The first restores are immediate, later restores wait longer, and a finding is reported."""
     publish(world, row())
     world.server.requests()
     applied = []
@@ -419,7 +419,7 @@ def test_events_above_the_rate_limit_are_dropped_and_counted(world):
 
 
 def test_the_number_of_waiting_events_is_limited(world, monkeypatch):
-    """The oldest Events stay, and the newest are dropped and counted."""
+    """The oldest Events stay, and the newest Events are dropped and counted."""
     monkeypatch.setattr(event_outbox, "OUTBOX_LIMIT", 3)
     world.publisher.post(
         report(*[row(f"{n}.json", action="install", reason="new") for n in range(5)])
@@ -447,7 +447,7 @@ def test_labels_that_could_not_be_set_are_reported(clock):
 
 
 def test_the_thread_publishes_a_posted_report(world):
-    """A report wakes the thread."""
+    """A report wakes the thread of the publisher."""
     world.publisher.start()
     world.publisher.post(report(row()))
     until(lambda: world.server.labels, "the labels")

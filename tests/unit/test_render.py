@@ -16,7 +16,7 @@ def rendered(path):
 
 
 def test_rendered_config_maps_contain_the_same_profiles(tmp_path):
-    """Path and content of every key stay the same, also for sub-directories and binary data."""
+    """Path and content of every key stay the same, even for sub-directories and binary data."""
     top = tmp_path / "set"
     (top / "profiles/deep").mkdir(parents=True)
     (top / "web.profile").write_bytes(b"profile web {\n  file,\n}\n")
@@ -33,7 +33,7 @@ def test_rendered_config_maps_contain_the_same_profiles(tmp_path):
 
 
 def test_each_directory_has_a_config_map_with_its_prefix(tmp_path):
-    """The annotation contains the directory, and the DaemonSet selects by the label."""
+    """An annotation contains the directory's path, and a label lets the DaemonSet select it."""
     (tmp_path / "profiles").mkdir()
     (tmp_path / "a.json").write_text("{}")
     (tmp_path / "profiles/b.json").write_text("{}")
@@ -64,7 +64,7 @@ def test_each_directory_has_a_config_map_with_its_prefix(tmp_path):
 
 
 def test_a_large_directory_is_split_into_several_config_maps(tmp_path):
-    """Every ConfigMap is smaller than 1 MiB, and none is empty."""
+    """Every ConfigMap is smaller than 1 MiB, and no ConfigMap is empty."""
     for number in range(5):
         (tmp_path / f"{number}.json").write_text("x" * 300_000)
     sizes = [
@@ -74,7 +74,7 @@ def test_a_large_directory_is_split_into_several_config_maps(tmp_path):
 
 
 def test_a_file_that_no_config_map_can_contain_is_a_mistake(tmp_path):
-    """The other files are rendered."""
+    """Only the file that fits into no ConfigMap is not rendered."""
     (tmp_path / "a b.json").write_text("{}")
     (tmp_path / "c.json").write_text("{}")
     (tmp_path / "out.json").symlink_to("/nowhere")

@@ -34,7 +34,7 @@ def fight(world, seconds):
 
 
 def test_a_fight_is_reported_and_repaired_less_and_less_often(world):
-    """Once nothing has changed for a while, repairs are immediate again."""
+    """After a while without changes, repairs are immediate again."""
     for _ in range(FIGHT_REPAIRS):
         world.node.loaded["web"] = FOREIGN
         assert world.calls_for_pass(WakeReason.KERNEL)
@@ -87,7 +87,7 @@ def test_each_repair_of_content_in_two_keys_counts_once(world):
 
 
 def test_very_many_profiles_can_be_fought_over_at_once():
-    """Repairs are counted per name."""
+    """The agent counts the repairs per profile name."""
     fights, now = RepairFights(), 1000.0
     rows = [
         row(name=f"p{number}", action="restore", reason="went missing") for number in range(1500)
@@ -106,7 +106,8 @@ def test_very_many_profiles_can_be_fought_over_at_once():
         {"action": "install", "reason": "new"},
         {"action": "restore", "reason": "went missing", "state": "failed"},
         {"action": "hold", "reason": "drifted"},
-        {"action": "restore", "reason": "same content"},  # of a duplicate: its first key counts
+        # If two keys are duplicates, only the first key counts.
+        {"action": "restore", "reason": "same content"},
     ],
 )
 def test_updates_and_failures_do_not_count_as_repairs(fields):

@@ -99,12 +99,12 @@ def test_each_outcome_has_a_state_and_an_action(action, result, expected):
 
 
 def test_a_moved_name_has_only_one_row():
-    """Only the key that provides the profile now has a row for it."""
+    """Only the key that now provides the profile has a row for the profile."""
     assert states_and_actions(Release(id=ID, reason="moved", names=("audit.json",)), "done") == []
 
 
 def test_a_restored_version_of_a_rejected_key_is_outdated():
-    """The last good version is installed, and the desired version is not."""
+    """The last good version is installed, but the desired version is not."""
     rejected = Desired(rejections={ID: Rejection(id=ID, findings=(FAILED,))})
     assert states_and_actions(RESTORE, "done", rejected) == [("outdated", "restore")]
 
@@ -160,7 +160,7 @@ def test_a_duplicate_key_has_its_own_row():
 
 
 def test_a_removal_does_not_repeat_the_findings_of_the_profile():
-    """Warnings and notices describe installed profiles, and not removed ones."""
+    """Warnings and notices describe installed profiles, and not removed profiles."""
     outcome = Outcome(action=REMOVE, result="done", version=VERSION)
     report = report_builder.build_report(
         desired=Desired(profiles={ID: PROFILE}),
@@ -173,7 +173,7 @@ def test_a_removal_does_not_repeat_the_findings_of_the_profile():
 
 
 def test_profile_sets_have_four_states_and_kinds_have_three_states():
-    """The states are read, emptied, missing, unreadable; and enabled, disabled, unknown."""
+    """Sets are read, emptied, missing or unreadable; kinds are enabled, disabled or unknown."""
     sets = [
         Read(profile_set="a", revision="", source_keys=(), rejected_keys=(("k", FAILED),)),
         Emptied(profile_set="b", revision=""),
@@ -288,7 +288,7 @@ def report(*states, sets=("read",), findings=()):
     ],
 )
 def test_the_exit_status_follows_from_the_report(built, flags, status):
-    """0: everything is installed; 1: a failure; 3: a source or the API server is unavailable."""
+    """Success is 0, a failure is 1, and an unavailable source or API server is 3."""
     assert exit_status(built, **({"allow_unsupported": False} | flags)) == status
 
 

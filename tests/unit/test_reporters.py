@@ -102,7 +102,7 @@ def test_the_table_fits_the_terminal(width):
 
 
 def test_a_name_that_is_too_long_has_a_line_of_its_own():
-    """The other rows stay as they are."""
+    """A long name does not change the layout of the other rows."""
     long = row(name="x" * 90, state="rejected", reason="bad")
     text = table.table(
         Report(profiles=(*REPORT.profiles, long), profile_sets=(), kind_support={}), width=80
@@ -116,7 +116,7 @@ def test_a_name_that_is_too_long_has_a_line_of_its_own():
 
 
 def test_a_message_without_a_full_stop_gets_one_before_the_hint():
-    """Messages of other programs, such as the parser, may have none."""
+    """Messages of other programs, such as the parser, may lack a full stop."""
     bad = Finding(
         code="parser_rejected", location="", message="unexpected TOK_ID", hint="Correct it."
     )
@@ -137,7 +137,7 @@ def test_no_control_character_reaches_the_terminal():
 
 
 def test_a_report_without_profiles_has_a_summary():
-    """The summary of a dry run begins with these words."""
+    """An empty report has a summary, and the summary of a dry run shows that nothing was done."""
     assert (
         table.table(Report(profiles=(), profile_sets=(), kind_support={}), width=80)
         == "Nothing to do.\n"
@@ -231,7 +231,7 @@ def lines(capsys):
 
 
 def test_the_table_lists_the_node_selector_of_each_installed_profile_on_request():
-    """The lines are not wrapped, and a profile without a label has none."""
+    """The nodeSelectors are not wrapped, and a profile without a label has no nodeSelector."""
     rows = (
         ProfileStatus(
             kind="apparmor", profile_set="o", key="web.profile", name="web",
@@ -256,7 +256,7 @@ def test_the_table_lists_the_node_selector_of_each_installed_profile_on_request(
 
 @pytest.mark.usefixtures("root")
 def test_the_log_has_a_line_for_each_change_and_finding_and_a_summary(capsys):
-    """Each line is one JSON object."""
+    """Each line of the log is one JSON object."""
     logs.configure("json", "debug")
     logs.log(REPORT)
     found = lines(capsys)
@@ -272,7 +272,7 @@ def test_the_log_has_a_line_for_each_change_and_finding_and_a_summary(capsys):
 
 @pytest.mark.usefixtures("root")
 def test_no_control_character_in_the_log_reaches_the_terminal(capsys):
-    """The log for people escapes malicious names."""
+    """The human-readable log escapes malicious names."""
     logs.configure("console", "debug")
     bad = Finding(code="bad_value", location="\x07", message="\x1b[2J")
     evil = row(name="a\x1b[31mb", key="k\x9b\nx", findings=(bad,))
@@ -289,7 +289,7 @@ def test_a_traceback_shows_no_local_variable(capsys, form):
     logs.configure(form, "debug")
 
     def fail():
-        private = "what-nobody-may-see".upper()  # the source code does not contain this text
+        private = "what-nobody-may-see".upper()  # The source code does not contain this text.
         raise ValueError(len(private))
 
     try:
@@ -319,7 +319,7 @@ def test_a_finding_is_logged_when_it_is_new_and_when_it_is_resolved(capsys):
 
 
 class Terminal(io.StringIO):
-    """Standard error that is a terminal."""
+    """A stream that claims to be a terminal, in place of standard error."""
 
     def isatty(self):
         return True

@@ -1,4 +1,4 @@
-"""The seccomp backend on a real directory: it checks, observes, installs and removes."""
+"""The seccomp backend checks, observes, installs and removes files in a real directory."""
 
 import json
 import os
@@ -167,7 +167,7 @@ def test_docker_format_keeps_capabilities(tmp_path):
 
 
 def test_every_profile_is_rejected_on_an_unknown_machine(tmp_path):
-    """The agent has no table of system calls for such an architecture."""
+    """The agent has no table of system calls for an unknown architecture."""
     rejection = SeccompBackend(host=Host(tmp_path), machine="pdp11").inspect(source_key(AUDIT))
     assert isinstance(rejection, Rejection)
     assert [finding.code for finding in rejection.findings] == ["not_portable"]
@@ -461,7 +461,7 @@ def test_an_input_error_makes_the_backend_unobservable():
     ],
 )
 def test_a_newer_variant_of_a_denied_call_causes_a_warning(backend, denied, newer):
-    """With a default that allows, the newer call stays allowed, and no runtime reports it."""
+    """With a default that allows, the newer call stays allowed, and no runtime reports the gap."""
     rule = {"names": denied, "action": "SCMP_ACT_ERRNO", "errnoRet": 1}
     profile = accepted(backend, {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]})
     messages = [item.message for item in profile.findings if item.code == "newer_call_allowed"]

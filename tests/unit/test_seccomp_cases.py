@@ -1,4 +1,4 @@
-"""Profiles of real users, by the kind of fault that earlier versions had with them."""
+"""Profiles of real users, sorted by the fault that earlier versions of the agent had."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from agent.backends.seccomp.backend import SeccompBackend
 from agent.host.filesystem import Host
 
-# An allow list under which every container starts.
+# An allow list that is sufficient to start every container.
 USUAL = (
     *("access", "arch_prctl", "brk", "capget", "capset", "chdir", "clone", "close", "dup2"),
     *("dup3", "epoll_create1", "epoll_ctl", "epoll_pwait", "execve", "exit", "exit_group"),
@@ -140,7 +140,7 @@ def test_rules_of_different_pods_are_not_compared():
 )
 @pytest.mark.parametrize("form", ["oci", "docker"])
 def test_a_condition_on_the_kernel_is_resolved_for_the_node(form, kernel, count):
-    """The rule is written if the kernel is new enough, and a notice reports this."""
+    """The rule is written if the kernel is new enough, and a notice reports the decision."""
     tree = profile(rule("ptrace", includes={"minKernel": "4.8"}))
     body, findings = check(tree, form=form, kernel=kernel)
     assert len(json.loads(body)["syscalls"]) == count
@@ -176,7 +176,7 @@ def test_comment_keys_are_removed_with_one_notice(key):
 
 @pytest.mark.parametrize("key", ["_syscalls", "$defaultAction", "//flags", "DefaultAction", "x"])
 def test_a_disabled_or_misspelt_field_is_not_a_comment(key):
-    """A field with a prefix could be meant to count."""
+    """The author may have meant a field with a prefix to be effective."""
     assert [one.code for one in errors(profile() | {key: []})] == ["unknown_field"]
 
 
@@ -192,7 +192,7 @@ OTHER_FORMATS = [
 
 @pytest.mark.parametrize(("tree", "where", "hint"), OTHER_FORMATS)
 def test_a_file_of_a_known_format_gets_one_message(tree, where, hint):
-    """The message contains the type of the file, and the place of the profile in it."""
+    """The message contains the type of the file, and the profile's place in the file."""
     (error,) = errors(tree)
     assert (error.code, error.location) == ("not_a_profile", where)
     assert hint in error.hint
@@ -266,7 +266,7 @@ NEXT_STEPS = {
 
 @pytest.mark.parametrize("name", NEXT_STEPS)
 def test_the_next_step_of_a_rejection_works(name):
-    """The profile that follows the hint is accepted."""
+    """A profile that was changed as the hint suggests is accepted."""
     codes(NEXT_STEPS[name])
 
 
@@ -287,7 +287,7 @@ def test_allow_unknown_syscalls_accepts_a_newer_call():
     ],
 )
 def test_start_warnings_follow_the_measured_lists(missing, code):
-    """A warning appears where a runtime cannot start a container, and only there."""
+    """A warning appears if, and only if, a runtime cannot start a container."""
     allowed = rule(*(name for name in USUAL if name not in missing))
     found = codes(profile() | {"syscalls": [allowed, rule("clone3", **ENOSYS)]})
     assert {one for one in found if one.startswith("start_")} == ({code} if code else set())
@@ -325,7 +325,7 @@ def without_clone(*rules):
     ],
 )
 def test_a_profile_is_compared_with_the_default_of_containerd(rules, names):
-    """Only calls that the default denies for the same arguments are listed."""
+    """The notice lists only calls that containerd's default denies for the same arguments."""
     _, findings = check(without_clone(*rules))
     messages = [one.message for one in findings if one.code == "dangerous_syscalls"]
     assert [one.partition(": ")[2] for one in messages] == ([f"{names}."] if names else [])
@@ -341,13 +341,13 @@ def test_a_profile_is_compared_with_the_default_of_containerd(rules, names):
     ],
 )
 def test_calls_that_the_architecture_lacks_deny_nothing(names, machine, is_warned):
-    """arm64 has fchmodat instead of chmod."""
+    """For example, arm64 has fchmodat instead of chmod."""
     tree = denying(*names, architectures=None)
     assert ("nothing_denied" in codes(tree, machine=machine)) == is_warned
 
 
 def test_the_flags_of_clone_are_another_argument_on_s390x():
-    """A condition on the first argument compares the address of the stack there."""
+    """On s390x, a condition on the first argument compares the address of the stack."""
     tree = profile(rule("clone", args=[(0, "MASKED_EQ", NAMESPACES)]), architectures=None)
     tree["syscalls"][0] = rule(*(name for name in USUAL if name != "clone"))
     _, findings = check(tree, machine="s390x")

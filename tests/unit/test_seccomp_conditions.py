@@ -93,7 +93,7 @@ ANCHORED = [
 
 @pytest.mark.parametrize("document", ANCHORED)
 def test_no_rule_is_added_if_the_filter_loads_the_call_number(document):
-    """The filters of these profiles load the number without help."""
+    """The filters of the profiles in this test load the number without an added rule."""
     body, errors = check(document)
     assert errors == []
     assert json.loads(body)["syscalls"] == document["syscalls"]
@@ -116,7 +116,7 @@ def test_no_rule_is_added_if_the_filter_loads_the_call_number(document):
     ],
 )
 def test_a_profile_is_rejected_if_the_added_rule_would_change_its_meaning(document):
-    """The error has a hint that corrects the profile."""
+    """The error has a hint, and a profile that follows the hint is accepted."""
     body, errors = check(document)
     assert body == b""
     assert [error.code for error in errors] == ["fails_open"]
@@ -181,7 +181,7 @@ def test_bounds_that_libseccomp_compiles_correctly_are_accepted(first, second):
     ],
 )
 def test_opposite_comparisons_after_more_conditions_are_rejected(long, short):
-    """The filter would not contain `a and x == v` next to `x != v` with the same action."""
+    """If two rules have the same action, `a and x == v` is lost next to `x != v`."""
     rules = rule("clone", *long), rule("clone", *short)
     for ordered in (rules, rules[::-1]):
         body, errors = check(profile(*ordered))
@@ -331,7 +331,7 @@ CONTRADICTIONS = [
 
 @pytest.mark.parametrize("rules", CONTRADICTIONS)
 def test_rules_that_contradict_each_other_without_the_first_argument_are_rejected(rules):
-    """On i386 libseccomp does not build the filter."""
+    """On i386, libseccomp does not build a filter from contradicting rules."""
     body, errors = check(profile(*rules, architectures=BOTH))
     assert body == b""
     assert [(error.code, error.location) for error in errors] == [("bad_value", "syscalls[1]")]
@@ -393,7 +393,7 @@ def with_capability(key, entry):
 @pytest.mark.parametrize(
     ("rules", "codes"),
     [
-        # A pod with the capability has both rules.
+        # A pod with the capability has both of the rules.
         (
             (
                 with_capability("includes", rule("clone", (0, "NE", 5))),
@@ -408,7 +408,7 @@ def with_capability(key, entry):
             ),
             ["fails_open"],
         ),
-        # No pod has both rules.
+        # No pod has both of the rules.
         (
             (
                 with_capability("includes", rule("clone", (0, "NE", 5))),
@@ -426,5 +426,5 @@ def with_capability(key, entry):
     ],
 )
 def test_rules_that_depend_on_capabilities_must_agree_where_a_pod_has_both(rules, codes):
-    """Rules may have different actions if no pod has both."""
+    """Two rules may have different actions if no pod has both rules."""
     assert [error.code for error in check(profile(*rules), format="docker")[1]] == codes

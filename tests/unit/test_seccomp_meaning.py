@@ -35,7 +35,7 @@ def test_a_call_without_a_rule_has_the_default():
 
 @pytest.mark.parametrize(("family", "answer"), [(1, ALLOW), (40, ENOSYS), (38, EPERM)])
 def test_conditions_decide_by_the_arguments(family, answer):
-    """Each rule holds for its own arguments."""
+    """Each rule applies only to the arguments that fulfil its conditions."""
     profile = of(
         rule("socket", (0, "EQ", 1)),
         rule("socket", (0, "EQ", 40), action="SCMP_ACT_ERRNO", errnoRet=38),
@@ -44,20 +44,20 @@ def test_conditions_decide_by_the_arguments(family, answer):
 
 
 def test_a_rule_without_conditions_decides_for_its_call():
-    """Libseccomp drops conditions next to it."""
+    """Libseccomp drops the conditional rules of a call that has a rule without conditions."""
     profile = of(rule("socket", (0, "EQ", 1), action="SCMP_ACT_LOG"), rule("socket"))
     assert profile.call(ABIS[0], "socket").every_answer() == {ALLOW}
     assert profile.call(ABIS[0], "socket").is_always_allowed
 
 
 def test_a_rule_that_equals_the_default_is_ignored():
-    """Runc and crun do not pass it to libseccomp, so that a later rule decides."""
+    """Runc and crun do not pass the rule to libseccomp, so that a later rule decides."""
     profile = of(rule("clone", action="SCMP_ACT_ERRNO", errnoRet=1), rule("clone", (0, "EQ", 0)))
     assert profile.call(ABIS[0], "clone").every_answer() == {ALLOW, EPERM}
 
 
 def test_a_32_bit_abi_compares_32_bits():
-    """The upper half of an argument does not count there."""
+    """A filter for a 32-bit ABI ignores the upper half of an argument."""
     profile = of(rule("ptrace", (0, "EQ", 1)))
     arguments = ((1 << 32) + 1, 0, 0, 0, 0, 0)
     assert profile.answers(ABIS[0], "ptrace", arguments) == {EPERM}
@@ -65,7 +65,7 @@ def test_a_32_bit_abi_compares_32_bits():
 
 
 def test_a_multiplexed_call_has_the_rules_of_its_operations():
-    """socketcall(2) with operation 1 is socket; its first argument is not compared."""
+    """Operation 1 of socketcall(2) is socket, whose first argument the filter cannot compare."""
     profile = of(rule("socket", (0, "EQ", 1)))
     assert profile.answers(ABIS[1], "socketcall", (1, 0, 0, 0, 0, 0)) == {ALLOW}
     assert profile.answers(ABIS[1], "socketcall", (2, 0, 0, 0, 0, 0)) == {EPERM}
@@ -84,7 +84,7 @@ def test_capabilities_select_rules(capabilities, answer):
     ("kernel", "answer"), [((4, 7), EPERM), ((4, 8), ALLOW), ((4, 19), ALLOW), ((5, 0), ALLOW)]
 )
 def test_the_kernel_selects_rules(kernel, answer):
-    """A minKernel is compared by number, and not as text."""
+    """A minKernel is compared as numbers, and not as text."""
     profile = of(rule("ptrace", includes={"minKernel": "4.8"}), kernel=kernel)
     assert profile.answers(ABIS[0], "ptrace", (0,) * 6) == {answer}
 

@@ -9,7 +9,7 @@ from agent.backends.seccomp import regions
 from agent.backends.seccomp.document import Condition
 
 OPERATORS = ("NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ")
-SMALL = 16  # values of the exhaustive tests
+SMALL = 16  # the values of the exhaustive tests
 
 
 def condition(op, value, value_two=0, index=0):
@@ -51,7 +51,7 @@ def fulfilling(conditions):
 
 @pytest.mark.parametrize("seed", range(300))
 def test_conditions_hold_together_exactly_where_some_arguments_fulfil_them(seed):
-    """The smallest arguments are found, or there are none."""
+    """The search finds the smallest arguments, or reports that none exist."""
     draw = random.Random(seed)  # noqa: S311 - the same every time
     conditions = drawn(draw, draw.randint(1, 5))
     found = regions.example(conditions, SMALL - 1)
@@ -63,7 +63,7 @@ def test_conditions_hold_together_exactly_where_some_arguments_fulfil_them(seed)
 
 @pytest.mark.parametrize("seed", range(300))
 def test_implication_is_inclusion(seed):
-    """Conditions imply others exactly where all arguments that fulfil them fulfil the others."""
+    """A implies B exactly if all arguments that fulfil A also fulfil B."""
     draw = random.Random(f"implies/{seed}")  # noqa: S311 - the same every time
     first, second = drawn(draw, draw.randint(0, 3)), drawn(draw, draw.randint(0, 2))
     assert regions.implies(first, second, SMALL - 1) == (fulfilling(first) <= fulfilling(second))
@@ -71,7 +71,7 @@ def test_implication_is_inclusion(seed):
 
 @pytest.mark.parametrize("seed", range(300))
 def test_outside_is_difference(seed):
-    """Arguments outside of several rules are found exactly where there are some."""
+    """The search finds arguments outside of several rules exactly if some exist."""
     draw = random.Random(f"outside/{seed}")  # noqa: S311 - the same every time
     first = drawn(draw, draw.randint(0, 2))
     others = [drawn(draw, draw.randint(1, 2)) for _ in range(draw.randint(0, 4))]
@@ -98,13 +98,13 @@ LARGEST = 2**64 - 1
     ],
 )
 def test_the_smallest_word_of_64_bits(conditions, smallest):
-    """Intervals, fixed bits and excluded words are combined at the ends of the range too."""
+    """Intervals, fixed bits and excluded words are also combined at the ends of the range."""
     expected = None if smallest is None else {0: smallest}
     assert regions.example(conditions) == expected
 
 
 def test_a_search_that_would_take_too_long_reports_arguments():
-    """Hard questions end, and their answer is the careful one."""
+    """A search over its limit ends, and its result counts as a possible match."""
     others = [
         [condition("MASKED_EQ", LARGEST >> shift, 1 << shift % 7)] for shift in range(1, 60)
     ] + [[condition("GE", 0)]]

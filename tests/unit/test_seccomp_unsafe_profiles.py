@@ -1,7 +1,7 @@
 """Profiles that a runtime does not enforce, or that make it hang or crash, are rejected.
 
 Each row is a measured case of containerd 1.6 and HEAD, CRI-O, cri-dockerd, runc 1.1.5 and HEAD, or
-crun 1.8.1. It has a description, the profile, and the codes of the expected errors.
+crun 1.8.1. Each row has a description, the profile, and the codes of the expected errors.
 """
 
 import json
@@ -50,7 +50,7 @@ CASES = [
         allow(deny(args=[arg()]), {"names": ["chmod"], "action": "SCMP_ACT_LOG", "args": [arg()]}),
         {"fails_open"},
     ),
-    # libseccomp merges such rules wrongly or never finishes. Measured with a kernel.
+    # libseccomp merges the following rules wrongly or never finishes, as measured with a kernel.
     (
         "two rules that libseccomp never finishes with",
         allow(
@@ -181,7 +181,7 @@ CASES = [
         allow(*[deny(args=[arg(value=value)]) for value in range(8000)]),
         {"filter_too_large"},
     ),
-    # No container starts.
+    # With these profiles, no container starts.
     ("an unknown action", allow(deny(action="SCMP_ACT_DENY")), {"bad_value"}),
     ("a small action", allow(deny(action="scmp_act_errno")), {"bad_value"}),
     ("no action", allow({"names": ["chmod"]}), {"bad_value"}),

@@ -26,7 +26,7 @@ def row(name, state="installed", **more):
 
 
 def view(**more):
-    """Return a view with something in every part of the page."""
+    """Return a view that has content for every part of the page."""
     finding = Finding(
         code="not_json", location="b.json", message="line 1: no JSON", hint="Correct it."
     )
@@ -53,7 +53,7 @@ def view(**more):
 
 
 class Structure(HTMLParser):
-    """The tags of a page and the cells of its tables. It fails if a tag is not closed."""
+    """The tags of a page and the cells of its tables. The parser fails if a tag is not closed."""
 
     def __init__(self, text):
         super().__init__()
@@ -194,7 +194,7 @@ def test_a_screen_reader_can_read_the_page():
         "td": {"cell"},
     }
     viewport = next(one for tag, one in tags if one.get("name") == "viewport")
-    assert viewport["content"] == "width=device-width,initial-scale=1"  # may be enlarged
+    assert viewport["content"] == "width=device-width,initial-scale=1"  # This text may be enlarged.
 
 
 def luminance(color):

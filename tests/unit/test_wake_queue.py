@@ -6,7 +6,7 @@ from agent.wake_queue import BURST_SECONDS, WakeQueue, WakeReason
 
 
 def test_one_wait_returns_every_reason_in_the_queue_once():
-    """Many equal reasons, such as one for each written file, are answered by one check."""
+    """One check covers many equal reasons, such as the reasons for each written file."""
     wake_queue = WakeQueue()
     for reason in [WakeReason.FILES] * 30 + [WakeReason.SOURCE]:
         wake_queue.put(reason)
@@ -24,7 +24,7 @@ def test_a_reason_from_another_thread_ends_a_wait():
 
 
 def test_a_burst_that_does_not_end_is_discarded_for_a_limited_time():
-    """A source that changes all the time delays a pass only by a fraction of a second."""
+    """A source that changes continuously delays a pass only by a fraction of a second."""
     wake_queue = WakeQueue()
     ended = threading.Event()
 
@@ -50,7 +50,8 @@ def test_a_wait_ends_even_if_a_reason_came_right_before_it():
 
     def wait():
         wake_queue = WakeQueue()
-        for _ in range(60_000):  # SimpleQueue of CPython 3.11: 4,000 to 60,000 until it hangs
+        # The SimpleQueue of CPython 3.11 hangs after 4,000 to 60,000 repetitions.
+        for _ in range(60_000):
             wake_queue.put(WakeReason.FILES)
             wake_queue.wait(0.0)
             wake_queue.wait(2e-6)

@@ -1,4 +1,4 @@
-"""Specification of agent.host.watcher: it misses no change of a watched path."""
+"""Specification of agent.host.watcher: each change of a watched path is reported."""
 
 import contextlib
 import ctypes
@@ -22,11 +22,11 @@ from agent.host.watcher import WATCH_LIMIT, FileWatcher
 from agent.sources.manifest import ManifestSource
 from tests.system.guest.pace import until
 
-SECONDS = 10.0  # the longest wait for an expected wake-up
+SECONDS = 10.0  # The longest wait for an expected wake-up.
 
 
 class Wakes:
-    """A watcher, and the reasons that it woke the agent for."""
+    """A watcher, and the reasons for which the watcher woke the agent."""
 
     def __init__(self, reasons):
         self.queue = queue.SimpleQueue()
@@ -64,7 +64,8 @@ def watch():
     before = watchdog_threads()
     yield Wakes
     for thread in watchdog_threads() - before:
-        with contextlib.suppress(KeyError):  # watchdog lost track of a directory
+        # The thread failed because watchdog lost track of a directory.
+        with contextlib.suppress(KeyError):
             thread.stop()
         thread.join()
 
@@ -108,7 +109,7 @@ def test_a_link_to_a_directory_is_watched(watch, tmp_path):
 
 
 def test_the_new_target_of_a_link_is_watched(watch, tmp_path):
-    """The poll wakes the agent for changes before the watch."""
+    """The poll wakes the agent for changes that happened before the watch started."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     link = tmp_path / "link"
@@ -131,7 +132,7 @@ def test_two_paths_to_one_directory_are_both_watched(watch, tmp_path):
     wakes.poll()
     assert changed(wakes, tmp_path / "two/file") == "source"
     (tmp_path / "one/file").write_text("changed")
-    while wakes.next() != "files":  # wake-ups for the other path may come first
+    while wakes.next() != "files":  # Wake-ups for the other path may come first.
         pass
 
 
@@ -145,7 +146,7 @@ def test_a_directory_that_is_created_later_is_watched(watch, tmp_path):
 
 
 def test_reading_a_file_is_no_event(watch, tmp_path, monkeypatch):
-    """Otherwise each pass of the agent would wake its own watcher."""
+    """If reads woke the watcher, each pass of the agent would wake its own watcher."""
     masks = []
     add = inotify_c.inotify_add_watch
     monkeypatch.setattr(
@@ -161,7 +162,7 @@ def test_reading_a_file_is_no_event(watch, tmp_path, monkeypatch):
 
 
 def test_a_watch_whose_emitter_ended_is_replaced(watch, tmp_path):
-    """The emitter ends without an error, and the poll notices that."""
+    """The emitter ends without an error, and the next poll notices the end."""
     wakes = watch({tmp_path: "source"})
     emitter = running(InotifyEmitter)
     emitter.stop()
@@ -184,7 +185,7 @@ def inotify_instances():
     """Return the number of inotify instances of this process."""
     count = 0
     for descriptor in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):  # the descriptor of the directory itself
+        with contextlib.suppress(OSError):  # the entry of the listing's own descriptor
             count += "inotify" in str(descriptor.readlink())
     return count
 
@@ -193,8 +194,9 @@ def inotify_instances():
 def test_a_failed_thread_of_watchdog_is_logged_and_replaced(watch, tmp_path, monkeypatch, moved):
     """Move directories out of the tree, remove their successor, and then the first directory.
 
-    watchdog 7.1.0 raises KeyError for the path of each moved directory, also while it stops. Its
-    other threads continue without reporting events. No thread and no descriptor of them may remain.
+    watchdog 7.1.0 raises KeyError for the path of each moved directory, also while it stops. The
+    other threads of watchdog continue without reporting events. No thread and no descriptor of a
+    replaced watch may remain.
     """
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     top, sub, away = tmp_path / "top", tmp_path / "top/sub", tmp_path / "away"
@@ -250,9 +252,9 @@ def test_each_thread_of_the_watcher_has_a_class_of_watchdog(watch, tmp_path):
 
 
 def test_without_watches_each_period_wakes_the_agent(tmp_path, monkeypatch):
-    """The signature of a directory does not cover its subdirectories; a missing path wakes nothing.
+    """A directory's signature does not cover its subdirectories; a missing path wakes nothing.
 
-    A poll after a pass wakes nothing either, because that would cause endless passes.
+    A poll after a pass does not wake the agent either, because passes would then never end.
     """
 
     def full():
@@ -273,7 +275,7 @@ def test_without_watches_each_period_wakes_the_agent(tmp_path, monkeypatch):
 
 
 def test_other_files_in_the_directory_of_a_manifest_wake_nothing(watch, tmp_path):
-    """The agent itself, or other programs, may write files in that directory."""
+    """The agent itself and other programs may write files next to the manifest."""
     before = inotify_watches()
     (tmp_path / "below").mkdir()
     wakes = watch({ManifestSource(str(tmp_path / "some.yaml")).watched_path: "source"})
@@ -287,7 +289,7 @@ def test_other_files_in_the_directory_of_a_manifest_wake_nothing(watch, tmp_path
 
 
 def test_a_watched_directory_wakes_nothing_in_a_period(watch, tmp_path):
-    """A pass every five seconds would be useless."""
+    """While a directory is watched, a pass every five seconds would be useless."""
     wakes = watch({tmp_path: "source"})
     wakes.pending()
     wakes.watcher.wake_for_unwatched()

@@ -46,7 +46,7 @@ COPIES = f"big: &big {'x' * (1 << 20)}\nall: [{', '.join(['*big'] * 100)}]\n"
     ids=lambda text: text[:24],
 )
 def test_a_text_over_the_limits_is_rejected(text, why):
-    """The error contains the reason, also where PyYAML itself would fail."""
+    """The error contains the reason, even for a text that PyYAML itself cannot parse."""
     with pytest.raises(yaml_documents.InvalidYamlError) as caught:
         yaml_documents.parse(text.encode())
     assert str(caught.value).startswith(why)
@@ -84,7 +84,7 @@ def test_only_a_few_types_are_constructed():
 
 
 def test_ordinary_aliases_and_merges_are_read():
-    """An alias within the limits expands to its anchor, and ends with its document."""
+    """An alias within the limits expands to its anchor, and is valid only in its document."""
     text = b"a: &a {k: v}\nb: {<<: *a, l: w}\n---\n&a x: *a\n"
     assert yaml_documents.parse(text) == [{"a": {"k": "v"}, "b": {"k": "v", "l": "w"}}, {"x": "x"}]
 
@@ -108,7 +108,7 @@ def test_a_manifest_over_the_limits_is_unreadable(tmp_path):
 
 
 def test_a_directory_with_an_unprintable_name_is_rejected(tmp_path):
-    """No key contains unprintable characters, also not in the names of its directories."""
+    """No key contains unprintable characters, not even in the names of its directories."""
     below = tmp_path / "b\udcff\n"
     below.mkdir()
     (below / "x.json").write_text("{}")
