@@ -16,7 +16,7 @@ from agent.core.vocabulary import Provenance
 
 
 class LedgerEntries:
-    """The entries of the ledger. Every change applies to the memory and to the ledger."""
+    """The entries of the ledger. Every change is applied in memory and in the ledger."""
 
     def __init__(self, ledger: Ledger, entries: Mapping[KeyId, LedgerEntry]) -> None:
         self.ledger = ledger
@@ -72,7 +72,7 @@ class LedgerEntries:
         return self._update_evidence(before.id, version)
 
     def unstage(self, before: LedgerEntry) -> None:
-        """Restore the entry that was recorded before an installation that failed."""
+        """Restore the entry that was recorded before a failed installation."""
         if before.staged is not None or before.installed is not None or before.retired:
             # The version that an earlier installation staged may still be on the node.
             self.write(before)
@@ -80,7 +80,7 @@ class LedgerEntries:
             self.delete(before.id)
 
     def forget(self, id_: KeyId, names: Collection[str]) -> Finding | None:
-        """Remove names from an entry. Delete the entry if it becomes empty."""
+        """Remove names from an entry. Delete the entry if no name is left."""
         entry = self.by_key.get(id_)
         if entry is None:
             return None
@@ -116,7 +116,7 @@ class LedgerEntries:
         return None
 
     def _update_owners(self, before: LedgerEntry | None, after: LedgerEntry | None) -> None:
-        """Apply the change of one entry to the index of owners, if the index exists."""
+        """Update the index of owners after the change of one entry, if the index exists."""
         if self._owners is None:
             return
         if before is not None:

@@ -1,7 +1,8 @@
 """Runs the commands that end after their work: `--oneshot` and `restore`.
 
-Without a daemon there is no time to wait: a pass is repeated until no key is pending, and a profile
-is removed only if an earlier run has taken its label off the Node. The Node is labelled at the end.
+A single run cannot wait for later changes. Therefore, the pass is repeated until no key is pending,
+and a profile is removed only if an earlier run has removed its label from the Node. The Node is
+labelled at the end.
 """
 
 import contextlib
@@ -62,7 +63,7 @@ def run_once(config: Config, progress: reconciler.Progress) -> Report:
 
 
 def _list_all(connections: "ClusterConnections") -> None:
-    """Read all objects once. The report describes a failure, because the copies record it."""
+    """Read all objects once. A failure is recorded in the copies, and appears in the report."""
     from agent.kube.errors import KubeError
 
     for reflector in connections.reflectors():
@@ -73,7 +74,7 @@ def _list_all(connections: "ClusterConnections") -> None:
 def _conditions(
     config: Config, passes: reconciler.Reconciler, connections: "ClusterConnections"
 ) -> reconciler.RemovalConditions:
-    """Return the conditions of removals; without --node-name, they need no label."""
+    """Return the conditions of removals; without --node-name, removals ignore labels."""
     if connections.own_node is None:
         return reconciler.RemovalConditions()
     return reconciler.RemovalConditions(
@@ -85,7 +86,7 @@ def _conditions(
 def _absent_labels(
     config: Config, passes: reconciler.Reconciler, own_node: "NodeConnections"
 ) -> dict[tuple[ProfileKind, str], float]:
-    """Return the recorded names that have no label on the Node: an earlier run removed it."""
+    """Return the recorded names whose label an earlier run removed from the Node."""
     entries = passes.ledger.entries()
     metadata = own_node.metadata()
     if isinstance(entries, Finding) or metadata is None:
@@ -99,7 +100,7 @@ def _absent_labels(
 
 
 def _label_node(own_node: "NodeConnections", report: Report) -> Report:
-    """Set the labels that follow from a report; return it with the findings."""
+    """Set the labels for a report; return the report with the findings about labels."""
     from agent.kube import node_findings, node_labels
     from agent.kube.errors import KubeError
 

@@ -1,9 +1,8 @@
-"""How the daemon's process receives signals, and how it ends.
+"""Controls how the daemon's process receives signals and how the process ends.
 
 After a signal, the process ends as if by SIGKILL. Nothing on the node is undone or finished,
-because every step of a pass survives that. Python itself must not delay the end, so the functions
-here work around the cases in which its own shutdown can hang or crash. agent.__main__ decides about
-exit statuses.
+because every step of a pass can be interrupted safely. Python's own shutdown can hang or crash in
+some cases, which the functions in this module avoid. agent.__main__ decides about exit statuses.
 """
 
 import _thread
@@ -24,7 +23,7 @@ REPEAT_SECONDS: Final = 0.01
 """A signal whose exception Python ignored is sent again after this time."""
 
 FLUSH_SECONDS: Final = 0.5
-"""The process ends after this time, even if nothing reads its standard error."""
+"""The process ends after this time, even if no other process reads its standard error."""
 
 HANDLED_SIGNALS: Final = (
     signal.SIGHUP,
@@ -37,7 +36,7 @@ HANDLED_SIGNALS: Final = (
     signal.SIGIO,
     signal.SIGPWR,
 )
-"""Signals that end a process by default. Only SIGHUP and SIGQUIT have an effect on the daemon."""
+"""Signals that end a process by default. In the daemon, only SIGHUP and SIGQUIT have an effect."""
 
 
 class TerminatedError(SystemExit):
@@ -69,7 +68,7 @@ def handle_signals() -> None:
 def end_with_broken_threads(report_bug: Callable[[Exception], int], bug_status: int) -> None:
     """End the process if one of its threads ends with an exception.
 
-    Nothing would report a missing thread, while a new process has all of them.
+    A missing thread would not be reported, whereas a restarted process has all threads.
 
     Args:
         report_bug: writes the exception to standard error, and returns the exit status.
@@ -91,11 +90,11 @@ def end_with_broken_threads(report_bug: Callable[[Exception], int], bug_status: 
 def receive_signals(
     wake: Callable[[WakeReason], None], request_full_pass: Callable[[], None]
 ) -> None:
-    """Start the thread that receives signals, and wakes the main thread for its own handlers.
+    """Start the thread that receives signals and wakes the main thread for its own handlers.
 
-    The kernel interrupts a main thread that is waiting. A signal that arrives right before the
-    wait, or that another thread receives, would be noticed only at the end of the wait (Python,
-    signal.set_wakeup_fd).
+    The kernel interrupts a main thread that is waiting. Without this thread, the main thread would
+    notice some signals only at the end of the wait: a signal that arrives right before the wait,
+    and a signal that another thread receives (Python, signal.set_wakeup_fd).
     """
     received, sender = os.pipe()
     os.set_blocking(sender, False)
@@ -119,9 +118,9 @@ def receive_signals(
 def end_process(status: int) -> NoReturn:
     """End the process at once, after the exit functions of modules have run.
 
-    The rest of Python's shutdown removes objects that daemon threads still use, such as OpenSSL or
-    the lock of a stream. A thread may then crash, or Python may wait for it forever (Python, C
-    API, Py_FinalizeEx: bugs and caveats).
+    The rest of Python's shutdown removes objects that daemon threads still use, such as the state
+    of OpenSSL or the lock of a stream. A thread may then crash, or Python may wait for it forever
+    (Python, C API, Py_FinalizeEx: bugs and caveats).
     """
     try:
         with contextlib.suppress(RuntimeError):  # there are too many threads for another one
@@ -134,9 +133,10 @@ def end_process(status: int) -> NoReturn:
 
 
 def _leave_to_thread(_number: int, _frame: object) -> None:
-    """Do nothing: the thread of `receive_signals` acts, whatever the main thread is doing.
+    """Do nothing, because the thread of `receive_signals` handles the signal.
 
-    The commands that the agent runs do not inherit a handler, while they would inherit SIG_IGN.
+    A handler is installed instead of SIG_IGN, because the commands that the agent runs would
+    inherit SIG_IGN, but do not inherit a handler.
     """
 
 
@@ -144,7 +144,7 @@ def _repeat_ignored_signals() -> None:
     """Send a signal again if Python ignored the exception of its handler.
 
     Python ignores exceptions while an object is deleted, and in callbacks of weak references; an
-    import makes hundreds of such calls.
+    import makes hundreds of weak reference callbacks.
     """
     previous_hook, main_thread = sys.unraisablehook, threading.get_ident()
 

@@ -63,7 +63,7 @@ class ProfilePreparer:
         return self._prepare_again(profile)
 
     def _prepare_again(self, profile: Profile) -> PreparedProfile | Pending | Finding:
-        """Inspect the source of a profile again, to get its body."""
+        """Inspect the source of a profile again to produce the body."""
         source_key = SourceKey(
             profile_set=profile.id.profile_set,
             key=profile.id.key,
@@ -80,13 +80,13 @@ class ProfilePreparer:
         return PreparedProfile(profile=checked, body=body)
 
     def _body(self, profile: Profile) -> bytes | None:
-        """Return the body of a profile from the ledger, or else from its backend."""
+        """Return the body of a profile. The ledger has priority over the backend."""
         body = self.ledger.content(profile.version.body_digest)
         return body if body is not None else self.backends[profile.id.kind].body(profile)
 
 
 def _checked_again(inspected: Inspected, version: Version) -> Profile | Pending | Finding:
-    """Return the profile of another inspection, if it provides the same names."""
+    """Return the profile from another inspection if its names are the same."""
     match inspected:
         case Profile():
             # The file name of a source can differ from its key, and the ledger has only the key.

@@ -1,8 +1,9 @@
-"""One pass: read, inspect, observe, plan, execute, report.
+"""Runs one pass, which reads, inspects, observes, plans, executes and reports.
 
-The reconciler runs each step once, in this order, on the main thread. It decides nothing itself:
-agent.core.plan decides, and agent.executor acts. Without a readable ledger it changes nothing,
-because it cannot know which profiles the agent owns. agent.controller decides when a pass runs.
+The reconciler runs each step once, in this order, on the main thread. agent.core.plan makes the
+decisions, and agent.executor carries out the actions. Without a readable ledger, a pass changes
+nothing, because the agent does not know which profiles it owns. agent.controller decides when a
+pass runs.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from agent.host.ledger import FileLedger
 from agent.inspector import Inspector
 
 Progress = Callable[[int, int], None]
-"""Shows how many background checks have finished, and how many there are."""
+"""Shows the number of finished background checks and the number of all background checks."""
 
 _LedgerContent = Mapping[KeyId, LedgerEntry] | Finding
 _ReadSnapshots = Callable[[_LedgerContent], Sequence[model.Snapshot]]
@@ -31,14 +32,14 @@ class RemovalConditions:
     """The facts from the cluster that decide when a profile may be removed."""
 
     label_absent_seconds: Mapping[tuple[ProfileKind, str], float] | None = None
-    """For how long the label of a name is known to be absent; None: removals need no label."""
+    """How long the label of each name is known to be absent; None if removals ignore labels."""
 
     pods_by_profile: Mapping[tuple[ProfileKind, str], tuple[str, ...]] | None = None
-    """Which pods of this node name a profile; None: unknown."""
+    """Which pods of this node reference each profile; None if the pods are unknown."""
 
 
 class Reconciler:
-    """Runs passes over one node. Only the main thread uses it."""
+    """Runs passes over one node. Only the main thread uses this class."""
 
     def __init__(  # noqa: PLR0913 - the parts of a pass
         self,
@@ -50,7 +51,7 @@ class Reconciler:
         allow_empty: bool,
         heartbeat: Heartbeat,
     ) -> None:
-        """Build a reconciler, which touches nothing before its first pass.
+        """Build a reconciler. The node is not read or changed before the first pass.
 
         Args:
             sources: where profiles come from.
@@ -82,8 +83,9 @@ class Reconciler:
 
         Args:
             dry_run: change nothing on the node, and report the planned actions.
-            full: read everything again. Otherwise the pass trusts stat signatures and revisions;
-                over an unchanged node and source it returns the report of the previous pass.
+            full: read everything again. A pass that is not full trusts stat signatures and
+                revisions, and returns the report of the previous pass if the node and the sources
+                are unchanged.
             conditions: the facts from the cluster that a removal waits for.
         """
         if full:
@@ -121,7 +123,7 @@ class Reconciler:
         return report
 
     def is_unchanged(self) -> bool:
-        """Return whether the node is as the last pass saw or left it, by signatures alone."""
+        """Return whether the node is unchanged since the last pass, according to signatures."""
         backends = self.backends.values()
         return all(backend.is_unchanged() for backend in backends) and self.ledger.is_unchanged()
 
@@ -166,7 +168,7 @@ class Reconciler:
     # --- read ------------------------------------------------------------------------------------
 
     def _invalidate(self) -> None:
-        """Trust no signature, revision or earlier result in the next pass."""
+        """Discard signatures, revisions and earlier results before the next pass."""
         self._converged = None
         self._observed_names = None
         self.inspector.invalidate()
@@ -187,7 +189,7 @@ class Reconciler:
         return snapshots
 
     def _as_intended(self, snapshot: model.Snapshot) -> model.Snapshot:
-        """Treat an emptied profile set as completely read, if --allow-empty permits it."""
+        """Treat an emptied profile set as completely read if --allow-empty is set."""
         if not self.allow_empty or not isinstance(snapshot, model.Emptied):
             return snapshot
         return model.Read(
@@ -200,7 +202,7 @@ class Reconciler:
         for profile_set in sorted(profile_sets):
             answers = [source.explain_absence(profile_set) for source in self.sources]
             known = [answer for answer in answers if answer is not None]
-            # One source that cannot be read outweighs another that does not have the set.
+            # An unreadable source has priority over another source that does not have the set.
             known.sort(key=lambda answer: not isinstance(answer, Unreadable))
             snapshots += known[:1]
         return snapshots
@@ -247,7 +249,7 @@ class Reconciler:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Revisions:
-    """Identifies the inputs from which the names to observe follow."""
+    """Identifies the inputs that determine which names to observe."""
 
     desired: int
     ledger: int
@@ -294,7 +296,7 @@ def _names_to_observe(
 
 
 def _changed_nothing(planned: Sequence[actions.Action], report: Report) -> bool:
-    """Return whether a pass changed nothing, and no later pass has anything to do or to retry."""
+    """Return whether a pass changed nothing and leaves no work or retry for a later pass."""
     return all(isinstance(action, actions.Keep | actions.Hold) for action in planned) and all(
         row.state not in (ProfileState.FAILED, ProfileState.UNOBSERVABLE) and row.desired
         for row in report.profiles
@@ -311,7 +313,7 @@ def _unread_sources(ledger: _LedgerContent) -> list[model.Snapshot]:
 
 
 def _restored(row: ProfileStatus) -> ProfileStatus:
-    """Remove the remark that the source was not read, because `restore` reads no source."""
+    """Remove the reason "source not read", because `restore` never reads a source."""
     if row.state != ProfileState.HELD or not row.desired or row.reason == Reason.SOURCE_UNREADABLE:
         return row
     reason = Reason.NONE if row.reason == Reason.SOURCE_UNAVAILABLE else row.reason

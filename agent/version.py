@@ -3,6 +3,6 @@
 
 def version() -> str:
     """Return the version of profile-loader."""
-    from importlib import metadata  # needs 2 MiB, which most commands can save
+    from importlib import metadata  # The import needs 2 MiB, which most commands can save.
 
     return metadata.version("profile-loader")

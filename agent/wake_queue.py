@@ -1,8 +1,8 @@
-"""The queue that wakes the main loop, and the reasons that other threads put into it.
+"""The queue of wake reasons, which wakes the main loop.
 
-A reason says that something may have changed, and where. It carries no content, because a pass
-reads everything itself. A lost reason therefore delays a change until the next resync, and never
-loses the change.
+Other threads add wake reasons to the queue. A wake reason states that something may have changed,
+and where. A wake reason has no content, because a pass reads everything itself. If a wake reason is
+lost, the change is delayed until the next resync, but is not lost.
 """
 
 import queue
@@ -12,14 +12,14 @@ from enum import StrEnum
 from typing import Final
 
 QUIET_SECONDS: Final = 0.01
-"""A burst of reasons has ended when no further reason came for this long."""
+"""A burst of wake reasons ends when no further reason arrives for this time."""
 
 BURST_SECONDS: Final = 0.25
 """A burst of reasons delays the pass for at most this long."""
 
 
 class WakeReason(StrEnum):
-    """What may have changed."""
+    """The part of the node or the cluster that may have changed."""
 
     SOURCE = "source"
     """A directory, a manifest or a ConfigMap."""
@@ -50,7 +50,10 @@ class WakeReason(StrEnum):
 
 
 class WakeQueue:
-    """Hands reasons from all threads to the main loop, which alone waits for them."""
+    """Passes wake reasons from all threads to the main loop.
+
+    Only the main loop waits for reasons.
+    """
 
     def __init__(self) -> None:
         # Not SimpleQueue: in CPython 3.11 and 3.12, SimpleQueue.get with a time-out can wait
@@ -62,13 +65,13 @@ class WakeQueue:
         self._queue.put(reason)
 
     def wait(self, seconds: float) -> Collection[WakeReason]:
-        """Return all reasons that are in the queue; wait until there is one.
+        """Wait for a wake reason, and return all reasons in the queue.
 
-        A pass leaves one reason for each file that it wrote. All of them are returned at once,
-        because one check of the node answers them all.
+        A pass leaves one reason for each file that it wrote. All queued reasons are returned at
+        once, because one check of the node covers all of them.
 
         Args:
-            seconds: how long to wait. If no reason comes in that time, the result is empty.
+            seconds: how long to wait. If no reason arrives before the timeout, the result is empty.
         """
         try:
             reasons = [self._queue.get(timeout=max(0.0, seconds))]
@@ -78,7 +81,7 @@ class WakeQueue:
         return frozenset(reasons)
 
     def discard_burst(self) -> None:
-        """Discard further reasons until the burst has ended: one pass answers them all."""
+        """Discard further reasons until the burst has ended. One pass covers the whole burst."""
         end = time.monotonic() + BURST_SECONDS
         while time.monotonic() < end:
             if not self.wait(QUIET_SECONDS):

@@ -12,7 +12,7 @@ from typing import Final
 
 import h11
 
-HEAD_BYTES: Final = 12 << 10  # limit of the request line and all headers together
+HEAD_BYTES: Final = 12 << 10  # the size limit of the request line and all headers together
 HEADER_LINES: Final = 100
 PAGE_POLICY: Final = (
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
@@ -78,7 +78,7 @@ class RequestParser:
 
     @property
     def missing_bytes(self) -> int:
-        """The largest number of bytes that the next piece may have; never 0."""
+        """The maximum size of the next piece in bytes; never 0."""
         return HEAD_BYTES - self._received
 
     def receive(self, piece: bytes) -> Request | Response | None:

@@ -5,7 +5,8 @@ delay its work on the node or keep a probe from being answered:
 
 - Probes are answered at once. The metrics and the status page have a few connections each; a new
   request closes the oldest connection with the same page.
-- Connections without a complete request are limited and expire. A new one replaces the oldest.
+- Connections without a complete request are limited and expire. A new connection replaces the
+oldest connection.
 - All connections share the bytes of a page. The connection of a client that does not read is reset,
   so that neither the process nor the kernel keeps bytes for it.
 - Rendering and sending pages uses at most a quarter of one CPU.
@@ -36,17 +37,21 @@ from agent.reporting import http_messages
 from agent.reporting.http_messages import Request, RequestParser, Response
 from agent.reporting.http_tls import Certificates
 
-READING_CONNECTIONS: Final = 32  # connections whose request is not complete
-PAGE_CONNECTIONS: Final = 4  # connections that receive the status page; as many receive metrics
-CLOSING_CONNECTIONS: Final = 24  # connections whose response is sent and not yet acknowledged
-REQUEST_SECONDS: Final = 5.0  # for the TLS handshake and the head of the request together
-RESPONSE_SECONDS: Final = 10.0  # for the whole response
+READING_CONNECTIONS: Final = 32  # the number of connections whose request is not complete
+# the number of connections that receive the status page; the limit for metrics is the same
+PAGE_CONNECTIONS: Final = 4
+# the number of connections whose response is sent and not yet acknowledged
+CLOSING_CONNECTIONS: Final = 24
+# the time limit for the TLS handshake and the head of the request together
+REQUEST_SECONDS: Final = 5.0
+RESPONSE_SECONDS: Final = 10.0  # the time limit for the whole response
 CLOSING_SECONDS: Final = 2.0
 TICK_SECONDS: Final = 0.02  # poll interval for acknowledgements, which no event reports
-CPU_SHARE: Final = 0.25  # of one CPU, for rendering and sending pages
-BURST_SECONDS: Final = 0.2  # unused share that may accumulate, so that a single request never waits
+CPU_SHARE: Final = 0.25  # the share of one CPU for rendering and sending pages
+# the unused share that may accumulate, so that a single request never waits
+BURST_SECONDS: Final = 0.2
 BACKLOG: Final = 128
-RECEIVE_BUFFER: Final = 16 << 10  # in the kernel, per connection
+RECEIVE_BUFFER: Final = 16 << 10  # the buffer size in the kernel, per connection
 SEND_BUFFER: Final = 64 << 10
 ACCEPTED_PER_ROUND: Final = 32
 _OUT_OF_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -87,21 +92,21 @@ class _Connection:
     deadline: float
     """When the connection is reset, in monotonic seconds."""
     is_open: bool
-    """Whether the TLS handshake is complete, or there is none."""
+    """Whether the TLS handshake is complete; always true without TLS."""
     stage: _Stage = "reading"
-    """What the server does for the connection next."""
+    """The next step for the connection."""
     events: int = select.POLLIN
     """The events that the stage waits for."""
     parser: RequestParser = field(default_factory=RequestParser)
     request: Request | None = None
-    """A request for a page that is not rendered yet."""
+    """The request for a page that is not rendered yet."""
     unsent: list[memoryview] = field(default_factory=list)
     is_shut: bool = False
     """Whether the end of the response was announced to the client."""
 
 
 class HttpServer:
-    """Serves pages on one address: plain, over TLS, or over TLS for clients of one authority.
+    """Serves pages on one address without TLS, with TLS, or with TLS and client certificates.
 
     All state belongs to the thread that `start` creates. The thread ends with the process.
     """
@@ -118,16 +123,18 @@ class HttpServer:
         Args:
             address: HOST:PORT or :PORT, for example `[::1]:9808`.
             pages: the content to serve.
-            certificates: for TLS; None for plain HTTP.
+            certificates: the certificates for TLS; None for plain HTTP.
         """
         self.pages = pages
         self._tls = certificates
         self._listener = _listener(address)
         self.port: int = self._listener.getsockname()[1]
-        # Dictionaries as ordered sets: the oldest connection comes first.
+        # The dictionaries are used as ordered sets, with the oldest connection first.
         self._stages: dict[_Stage, dict[_Connection, None]] = {stage: {} for stage in _LIMITS}
-        self._pages_at = 0.0  # no page is rendered or sent before, in monotonic seconds
-        self._accept_at = 0.0  # no connection is accepted before, in monotonic seconds
+        # the time before which no page is rendered or sent, in monotonic seconds
+        self._pages_at = 0.0
+        # the time before which no connection is accepted, in monotonic seconds
+        self._accept_at = 0.0
 
     def start(self) -> None:
         """Start the thread that serves, and return at once."""
@@ -143,7 +150,7 @@ class HttpServer:
         return [connection for stage in self._stages.values() for connection in stage]
 
     def _serve_round(self) -> None:
-        """Wait for events and handle them: requests and probes first, then pages."""
+        """Wait for events, and handle requests and probes before pages."""
         ready = self._wait()
         now = time.monotonic()
         for connection in self._connections():
@@ -193,7 +200,7 @@ class HttpServer:
         except BlockingIOError:
             pass
         except (OSError, ValueError):
-            self._reset(connection)  # the client closed the connection or does not use TLS
+            self._reset(connection)  # The client closed the connection or does not use TLS.
         except Exception:  # noqa: BLE001 - an error in this thread would end the agent
             _log.exception("connection_failed")
             self._reset(connection)
@@ -201,7 +208,10 @@ class HttpServer:
     # --- new connections --------------------------------------------------------------------------
 
     def _accept(self) -> None:
-        """Accept some connections, and read each at once, since its request often waits already."""
+        """Accept some connections.
+
+        Read each connection at once, since its request often waits already.
+        """
         for _ in range(ACCEPTED_PER_ROUND):
             try:
                 accepted, _ = self._listener.accept()
@@ -211,7 +221,7 @@ class HttpServer:
                 if error.errno in _OUT_OF_DESCRIPTORS:
                     self._accept_at = time.monotonic() + TICK_SECONDS
                     self._reset_oldest("reading")
-                return  # otherwise the client has closed the connection already
+                return  # If this fails, the client has already closed the connection.
             self._begin(accepted)
 
     def _begin(self, accepted: socket.socket) -> None:
@@ -275,7 +285,7 @@ class HttpServer:
             head_only = isinstance(request, Request) and request.method == "HEAD"
             connection.unsent = _parts(response, head_only=head_only)
             self._enter("closing", connection)
-            self._send(connection)  # it fits into the empty send buffer
+            self._send(connection)  # The response fits into the empty send buffer.
             return
         if isinstance(request, Request):
             connection.request = request
@@ -284,7 +294,7 @@ class HttpServer:
             self._enter("metrics" if _PAGES[request.path] == "metrics" else "page", connection)
 
     def _short(self, request: Request) -> Response | None:
-        """Return the response to a probe or to a wrong request; None for a page."""
+        """Return the response to a probe or to an invalid request; None for a page."""
         if request.method not in ("GET", "HEAD"):
             return http_messages.METHOD_NOT_ALLOWED
         match request.path:
@@ -308,7 +318,7 @@ class HttpServer:
     # --- pages ------------------------------------------------------------------------------------
 
     def _serve_pages(self, ready: set[int]) -> None:
-        """Render and send pages, and delay the next ones if this used more than the CPU share."""
+        """Render and send pages. Delay the next pages if the work exceeded the CPU share."""
         begin = time.thread_time()
         for connection in [*self._stages["metrics"], *self._stages["page"]]:
             if connection.request is not None or connection.socket.fileno() in ready:
@@ -317,7 +327,7 @@ class HttpServer:
         self._pages_at = saved_since + (time.thread_time() - begin) / CPU_SHARE
 
     def _serve(self, connection: _Connection) -> None:
-        """Render the page of a connection if that was not done yet, and send a part of it."""
+        """Render the page of a connection if necessary, and send a part of the page."""
         request = connection.request
         if request is not None:
             connection.request = None
@@ -334,7 +344,7 @@ class HttpServer:
         return Response(HTTPStatus.OK, self.pages.status(), "text/html; charset=utf-8")
 
     def _send(self, connection: _Connection) -> None:
-        """Send as much as the kernel takes. Raises OSError, BlockingIOError among them."""
+        """Send as many bytes as the kernel accepts. Raises OSError, including BlockingIOError."""
         connection.events = select.POLLOUT
         while connection.unsent:
             part = connection.unsent[0]
@@ -350,7 +360,7 @@ class HttpServer:
         if not connection.is_shut:
             connection.is_shut = True
             soon = time.monotonic() + CLOSING_SECONDS
-            connection.deadline = max(connection.deadline, soon)  # a slow network needs the time
+            connection.deadline = max(connection.deadline, soon)  # A slow network needs this time.
             # SSLSocket.shutdown would drop the encryption first.
             socket.socket.shutdown(connection.socket, socket.SHUT_WR)
         unacknowledged = fcntl.ioctl(connection.socket, termios.TIOCOUTQ, bytes(4))  # tcp(7)
@@ -368,7 +378,8 @@ def _listener(address: str) -> socket.socket:
         (host, int(port)), family=family, dualstack_ipv6=dual_stack, backlog=BACKLOG
     )
     listener.setblocking(False)
-    # Accepted connections inherit both; without them the kernel grants megabytes to each.
+    # Accepted connections inherit both options. Without the options, the kernel grants megabytes to
+    # each connection.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     return listener

@@ -1,6 +1,6 @@
 """The server side of TLS: a certificate, its key, and an optional authority for clients.
 
-Renewed files are read without a restart. While the new files cannot be used, the server keeps using
+Renewed files are read without a restart. If the new files cannot be used, the server keeps using
 the previous certificate, and each change of the files causes one log line.
 """
 
@@ -13,7 +13,7 @@ from typing import Final
 import structlog
 
 RETRY_SECONDS: Final = 10.0
-MOST_BYTES: Final = 1 << 20  # of a file that is searched for certificates and keys
+MOST_BYTES: Final = 1 << 20  # the size limit of a file that is searched for certificates and keys
 _CERTIFICATE: Final = b"CERTIFICATE"
 _KEY: Final = b"PRIVATE KEY"
 _Signature = tuple[int, int, int, int]
@@ -51,7 +51,8 @@ class Certificates:
             return
         try:
             self._context = self._read()
-        except CertificateError as error:  # perhaps only one of the two files is renewed so far
+        # Perhaps only one of the two files has been renewed so far.
+        except CertificateError as error:
             self._rejected = signatures
             self._retry_at = time.monotonic() + RETRY_SECONDS
             if not is_known:
@@ -75,9 +76,9 @@ class Certificates:
             _require_pem("--tls-cert", certfile, _KEY, hint=". Pass the file with it as --tls-key")
         option = f"--tls-cert {certfile}" + (f", --tls-key {keyfile}" if keyfile else "")
         try:
-            # Without a password OpenSSL would ask for one on the terminal.
+            # Without a password, OpenSSL would prompt for a password on the terminal.
             context.load_cert_chain(certfile, keyfile or None, password="")
-        except OSError as error:  # ssl.SSLError is a subclass
+        except OSError as error:  # ssl.SSLError is a subclass of OSError.
             raise CertificateError(f"{option}: {_explanation(error)}") from error
         if client_ca:
             _require_pem("--tls-client-ca", client_ca, _CERTIFICATE)

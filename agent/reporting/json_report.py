@@ -1,6 +1,6 @@
 """A report as JSON for programs. docs/report.md describes the schema.
 
-A new version of the agent may add fields, but it changes or removes none within a schema version.
+A new version of the agent may add fields. Within a schema version, no field is changed or removed.
 """
 
 import json

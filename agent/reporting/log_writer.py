@@ -2,7 +2,8 @@
 
 A write to a full pipe blocks until a process reads the pipe. This module writes the lines in a
 thread of its own, so that a blocked log never blocks the work on the node. While the queue is full,
-new lines are dropped and counted. The next line that can be written reports their number.
+new lines are dropped and counted. The next line that can be written reports the number of dropped
+lines.
 """
 
 import logging
@@ -15,14 +16,15 @@ from typing import Final
 
 import structlog
 
-LIMIT_BYTES: Final = 1 << 20  # of queued lines
-FLUSH_SECONDS: Final = 0.4  # at the end of the process
+LIMIT_BYTES: Final = 1 << 20  # the maximum size of the queued lines
+FLUSH_SECONDS: Final = 0.4  # the longest wait for the queue when the process exits
 
 
 class LogWriter:
-    """Writes lines to a file descriptor without blocking the caller. Any thread may call it.
+    """Writes lines to a file descriptor without blocking the caller.
 
-    Lines keep their order. A line is written completely, or dropped and counted.
+    Any thread may use this object. Lines keep their order. Each line is either written completely,
+    or dropped and counted.
     """
 
     def __init__(self, descriptor: int, *, limit_bytes: int = LIMIT_BYTES) -> None:
@@ -30,7 +32,8 @@ class LogWriter:
         self._descriptor = descriptor
         self._limit_bytes = limit_bytes
         self._lines: deque[bytes] = deque()
-        self._waiting_bytes = 0  # of queued lines, and of the line that is being written
+        # the size of the queued lines and of the line that is being written
+        self._waiting_bytes = 0
         self._dropped = 0
         self._changed = threading.Condition()
         threading.Thread(target=self._run, name="log", daemon=True).start()
@@ -82,7 +85,7 @@ class LogWriter:
                 rest = rest[os.write(self._descriptor, rest) :]
             except BlockingIOError:
                 select.select([], [self._descriptor], [])
-            except OSError:  # the pipe has no reader, or the disk is full
+            except OSError:  # The pipe has no reader, or the disk is full.
                 return False
         return True
 

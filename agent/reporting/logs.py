@@ -28,7 +28,8 @@ def configure(
     Args:
         form: the format; auto is console on a terminal and otherwise json.
         level: the lowest level that is logged.
-        writer: writes the lines in its own thread. Without it each call writes its line itself.
+        writer: writes the lines in its own thread. Without a writer, each call writes its line
+            itself.
     """
     is_console = form == "console" or (form == "auto" and sys.stderr.isatty())
     shared: list[structlog.typing.Processor] = [
@@ -48,7 +49,8 @@ def configure(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for library in ("urllib3", "watchdog"):  # they log each request and each read at level debug
+    # These libraries log each request and each read at level debug.
+    for library in ("urllib3", "watchdog"):
         logging.getLogger(library).setLevel(max(root.level, logging.INFO))
     logging.captureWarnings(capture=True)
     structlog.configure(
@@ -85,7 +87,7 @@ def _json_renderers() -> list[structlog.typing.Processor]:
 def _clean(
     _logger: object, _method: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """Escape characters that are not printable. JSON escapes them itself."""
+    """Escape characters that are not printable. The JSON format does not need this function."""
     return {
         key: table.clean(value) if isinstance(value, str) else value for key, value in event.items()
     }
@@ -98,7 +100,7 @@ def log(report: Report) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Subject:
-    """The identity of a finding in consecutive reports, whatever its text is."""
+    """The identity of a finding in consecutive reports, independent of its text."""
 
     code: str
     location: str
@@ -106,7 +108,7 @@ class _Subject:
     profile_set: str = ""
     key: str = ""
     is_whole_kind: bool = False
-    """Whether the node does not support any profile of the kind."""
+    """Whether the finding means that the node does not support the whole kind."""
 
     @property
     def fields(self) -> dict[str, str]:
@@ -126,8 +128,8 @@ class ReportLogger:
 
         Args:
             report: the new report.
-            at: when the pass ended. Not logged, since each line has its own time.
-            passed: whether a pass made the report. Otherwise only its findings changed.
+            at: when the pass ended. The time is not logged, since each line has its own time.
+            passed: whether a pass made the report; False if only its findings changed.
         """
         logger = structlog.stdlib.get_logger("agent")
         events = [(event, row) for row in report.profiles if passed and (event := _event(row))]
@@ -149,7 +151,8 @@ class ReportLogger:
 def _findings(report: Report) -> Iterator[tuple[_Subject, Finding]]:
     """Yield every finding and its subject.
 
-    If the node does not support a kind, one finding about the kind replaces those of its profiles.
+    If the node does not support a kind, one finding about the kind replaces the findings about its
+    profiles.
     """
     supports = report.kind_support.items()
     unsupported = {kind for kind, support in supports if support.finding is not None}
@@ -174,7 +177,7 @@ def _findings(report: Report) -> Iterator[tuple[_Subject, Finding]]:
 
 
 def _event(row: ProfileStatus) -> str:
-    """Return the name of the log event for an action; empty if there is nothing to log."""
+    """Return the name of the log event for an action; empty if the action is not logged."""
     if row.state in ON_NODE and row.action in INSTALLS:
         return _INSTALL_EVENTS[row.action]
     return _END_EVENTS.get(row.state, "")

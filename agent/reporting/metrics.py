@@ -1,7 +1,8 @@
-"""Prometheus metrics: the counters of one process, and how all metrics are rendered.
+"""Prometheus metrics. This module has the counters of one process and renders all metrics.
 
-Names and units follow the Prometheus conventions; docs/metrics.md lists every metric. A scrape
-shows one report as a whole, never parts of two. The gauges are in agent.reporting.report_metrics.
+Names and units follow the Prometheus conventions; docs/metrics.md lists every metric. Each scrape
+shows one complete report, never parts of two reports. The gauges are in
+agent.reporting.report_metrics.
 """
 
 import threading
@@ -125,7 +126,7 @@ class Metrics:
         """Return the content type for an Accept header, and a function that renders the metrics."""
         try:
             encode, content_type = choose_encoder(accept)
-        except (TypeError, ValueError):  # the version in the header is not a number
+        except (TypeError, ValueError):  # The version in the header is not a number.
             encode, content_type = choose_encoder("")
 
         def render() -> bytes:
@@ -150,16 +151,16 @@ class _PassCounters:
             registry=registry,
             buckets=_PASS_SECONDS,
         )
-        self._pass_number = 0  # of the last counted report
+        self._pass_number = 0  # the number of the last counted report
         for result in ("converged", "not_converged"):
             self._passes.labels(result)
 
     def count(self, report: Report, *, is_converged: bool) -> None:
-        """Count a pass. A pass that repeats the previous report had nothing to do."""
+        """Count a pass. A pass that returns the previous report did not change anything."""
         self._passes.labels("converged" if is_converged else "not_converged").inc()
         for kind in report.kind_support:
             for cause in _CAUSES.values():
-                self._repairs.labels(kind, cause)  # 0 until the first repair
+                self._repairs.labels(kind, cause)  # The counter is 0 until the first repair.
         if report.pass_number == self._pass_number:
             return
         self._pass_number = report.pass_number

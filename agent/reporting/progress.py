@@ -30,7 +30,7 @@ class Progress:
         self._pause = FIRST_PAUSE_SECONDS
 
     def show(self, finished: int, total: int) -> None:
-        """Write one line, unless the previous one was written a short time ago."""
+        """Write one line, unless the previous line was written a short time ago."""
         line = f"profile-loader: {finished} of {total} profile texts compiled\n"
         if line != self._line:
             self._pause = FIRST_PAUSE_SECONDS

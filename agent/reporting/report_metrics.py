@@ -1,7 +1,7 @@
 """The gauges that show the last report, computed when the metrics are scraped.
 
 A series exists as long as the last report contains its profile or profile set. The number of series
-is limited, whatever the profiles are called and however many there are. The counters are in
+is limited, independent of the names and the number of profiles. The counters are in
 agent.reporting.metrics.
 """
 
@@ -15,10 +15,10 @@ from prometheus_client.registry import Collector
 from agent.core.report import ProfileSetStatus, ProfileStatus, Report
 from agent.core.vocabulary import ON_NODE, ProfileSetState, ProfileState, SupportState
 
-NAMES: Final = 100  # profiles that have a series of their own
-SETS: Final = 50  # profile sets that have series of their own
-# The states of profiles that stay on the node or should be there. Each has a series, which is 0
-# while no profile has that state.
+NAMES: Final = 100  # the number of profiles that have their own series
+SETS: Final = 50  # the number of profile sets that have their own series
+# The states of profiles that stay on the node or should be there. Each state has a series, which is
+# 0 while no profile has that state.
 _STATES: Final = (
     ProfileState.INSTALLED,
     ProfileState.OUTDATED,
@@ -41,11 +41,11 @@ class ReportCollector(Collector):
         self._is_converged = False
         self._pass_ended = 0.0  # Unix seconds
         self._converged_pass_ended = 0.0  # Unix seconds
-        self._last_read: dict[str, float] = {}  # by profile set, in Unix seconds
-        self._codes: set[str] = set()  # of findings since the start
+        self._last_read: dict[str, float] = {}  # the times by profile set, in Unix seconds
+        self._codes: set[str] = set()  # the codes of findings since the start
 
     def show(self, report: Report, *, is_converged: bool) -> None:
-        """Show the state in a report, which need not come from a new pass."""
+        """Show the state in a report, even if the report is not from a new pass."""
         self._report = report
         self._is_converged = is_converged
         self._codes.update(finding_counts(report))
@@ -161,7 +161,7 @@ def _listed_sets(report: Report) -> list[ProfileSetStatus]:
 
 
 def _is_read(profile_set: ProfileSetStatus) -> bool:
-    """Return whether a set was read. An emptied set was read too; its finding reports the rest."""
+    """Return whether a set was read. An emptied set counts as read, and has its own finding."""
     return profile_set.state in (ProfileSetState.READ, ProfileSetState.EMPTIED)
 
 

@@ -2,7 +2,7 @@
 
 Text from profiles, names and errors is always escaped. The page is readable at 400 px and 1,400 px,
 in light and dark, and with a screen reader. Its size is limited. Every client that reaches the port
-can read the page, so it contains nothing that only the log may contain.
+can read the page, so the page contains nothing that only the log may contain.
 """
 
 import time
@@ -61,9 +61,9 @@ tr{display:block;border-bottom:1px solid var(--line);padding:.4rem 0}
 th,td{display:block;border:0;padding:.1rem 0}
 td::before,th[data-name]::before{content:attr(data-name) ": ";font-weight:400}}
 """
-ROWS: Final = 3000  # limit of the rows of one table
-TABLE_BYTES: Final = 1 << 20  # limit of the size of one table
-_SHORT_COLUMNS: Final = frozenset(  # columns with single words, which are never broken
+ROWS: Final = 3000  # the maximum number of rows in one table
+TABLE_BYTES: Final = 1 << 20  # the maximum size of one table in bytes
+_SHORT_COLUMNS: Final = frozenset(  # the columns that contain single words, which are never broken
     {"Kind", "State", "Mode", "Code", "Keys", "Value", "Ended", "Took", "Result"}
 )
 _SEVERITIES: Final = (Severity.ERROR, Severity.WARNING, Severity.NOTICE)
@@ -92,7 +92,7 @@ def _head(view: StatusView) -> str:
 
 
 def _summary(view: StatusView) -> str:
-    """Return the answer to the first question: is the node as the sources ask for?"""
+    """Return whether the node matches the sources, as the first sentence of the page."""
     if view.report is None:
         return "<p>No pass has ended yet.</p>"
     converged = view.report.converged
@@ -175,7 +175,7 @@ def _passes(passes: tuple[PassSummary, ...]) -> Iterator[str]:
 def _table(
     caption: str, columns: tuple[str, ...], rows: Sequence[list[str]], *, omitted: int = 0
 ) -> str:
-    """Return a table of at most TABLE_BYTES, and the number of rows that it does not contain.
+    """Return a table of at most TABLE_BYTES, and the number of omitted rows.
 
     Args:
         caption: the caption.

@@ -16,9 +16,10 @@ from agent.heartbeat import Heartbeat
 from agent.reporting.metrics import Metrics
 from agent.reporting.status_page import PassSummary, StatusView, page
 
-METRICS_SECONDS: Final = 1.0  # rendered metrics are served again up to this age
-FORMATS: Final = 4  # formats of which rendered metrics are kept; clients can request many formats
-LISTED_PASSES: Final = 20  # on the status page
+METRICS_SECONDS: Final = 1.0  # the maximum age at which rendered metrics are served again
+# the number of formats whose rendered metrics are kept; clients can request many formats
+FORMATS: Final = 4
+LISTED_PASSES: Final = 20  # the number of passes on the status page
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,7 @@ class _Scrape:
 
     report_number: int
     at: float
-    """When they were rendered, in monotonic seconds."""
+    """When the metrics were rendered, in monotonic seconds."""
     content: bytes
 
 
@@ -63,7 +64,7 @@ class StatusStore:
             metrics: the metrics of the process.
             version: the version of the agent.
             node: the name of the node, for people.
-            patience: after so many seconds without a heartbeat the agent is not alive.
+            patience: the number of seconds without a heartbeat after which the agent is not alive.
             heartbeat: the heartbeat of the main loop.
             labels: returns the agent's labels that are or may be on the Node.
             unconfined_processes: returns how many processes lost their confinement.
@@ -74,10 +75,11 @@ class StatusStore:
         self._heartbeat = heartbeat
         self._unconfined_processes = unconfined_processes
         self._view = StatusView(version=version, node=node, report=None)
-        self._report_number = 0  # counts the calls of on_report
+        self._report_number = 0  # the number of calls of on_report
         self._rendering = threading.Lock()
         self._page: _Page | None = None
-        self._scrapes: dict[str, _Scrape] = {}  # by content type, the oldest first
+        # the rendered metrics by content type, the oldest first
+        self._scrapes: dict[str, _Scrape] = {}
 
     def on_report(self, report: Report, at: float, *, passed: bool) -> None:
         """Replace the last report.
@@ -85,7 +87,7 @@ class StatusStore:
         Args:
             report: the new report.
             at: when the pass ended, in Unix seconds.
-            passed: whether a pass made the report. Otherwise only its findings changed.
+            passed: whether a pass made the report; False if only its findings changed.
         """
         view = self._view
         self._metrics.show_unconfined_processes(self._unconfined_processes())
@@ -99,7 +101,8 @@ class StatusStore:
         else:
             self._metrics.show_report(report)
             self._view = replace(view, report=report)
-        self._report_number += 1  # at the end, so that a new number means a new view
+        # The number changes last, so that a new number always means a new view.
+        self._report_number += 1
 
     def metrics(self, accept: str) -> tuple[str, bytes]:
         """Return content type and body of a scrape."""
@@ -117,14 +120,14 @@ class StatusStore:
             return content_type, scrape.content
 
     def health(self) -> str:
-        """Return why the agent is not alive: the main loop shows no heartbeat."""
+        """Return why the agent is not alive, or an empty text. Only the heartbeat counts."""
         silent = self._heartbeat.silent_seconds()
         return (
             f"no heartbeat of the main loop for {silent:.0f} s" if silent > self._patience else ""
         )
 
     def ready(self) -> str:
-        """Return why the agent is not ready: no pass has observed the whole node yet.
+        """Return why the agent is not ready; empty after a pass has observed the whole node.
 
         Convergence is a metric and an alert instead, so that one bad key never blocks a rollout.
         """

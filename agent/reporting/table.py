@@ -1,8 +1,8 @@
 """A report as a table for people.
 
 No control character of a name or message reaches the terminal. Every line fits the terminal, except
-one with a name that is longer than the terminal is wide. agent.reporting.json_report is the form
-for programs.
+a line with a name that is longer than the terminal is wide. agent.reporting.json_report writes
+reports for programs.
 """
 
 import textwrap
@@ -38,7 +38,7 @@ _COLORS: Final[Mapping[str, str]] = {  # ECMA-48, 8.3.117: green and red
 }
 _PLAIN: Final = "\x1b[0m"
 _HEADINGS = ("KIND", "PROFILE", "STATE", "WHY")
-_GAP = 2  # columns between two cells
+_GAP = 2  # the number of spaces between two cells
 
 
 def has_colors(stream: TextIO, environ: Mapping[str, str]) -> bool:
@@ -60,8 +60,8 @@ def table(
     Args:
         report: the report.
         width: the columns of the terminal.
-        domain: the domain of the Node's labels. With a domain the text contains the nodeSelector of
-            each profile and the active sandboxes.
+        domain: the domain of the Node's labels. With a domain, the text contains the nodeSelector
+            of each profile and the active sandboxes.
         nothing: the summary of a report without profiles.
         has_colors: whether the states of profiles are colored.
     """
@@ -84,7 +84,7 @@ def table(
 
 
 def _notes(report: Report, width: int) -> Iterator[str]:
-    """Yield the lines of each finding once, without the findings about a whole kind."""
+    """Yield the lines of each finding once. Findings about a whole kind are omitted."""
     of_kinds = {one.finding for one in report.kind_support.values() if one.finding is not None}
     findings = [(row.key, finding) for row in report.profiles for finding in row.findings]
     findings += [(finding.location, finding) for finding in report.findings]
@@ -120,9 +120,10 @@ def _why(row: ProfileStatus) -> str:
 
 
 def _columns(rows: Sequence[Sequence[str]], width: int, colors: Mapping[str, str]) -> Iterable[str]:
-    """Lay out the rows. If they do not fit, each reason has a line of its own.
+    """Lay out the rows. If the rows do not fit, each reason has its own line.
 
-    A name that is too long for its column also has a line of its own, and widens no column.
+    A name that is too long for its column also has its own line, so that it does not widen the
+    column.
     """
     gaps = _GAP * (len(_HEADINGS) - 1)
     kind, _, state, _ = (max(len(row[i]) for row in rows) for i in range(len(_HEADINGS)))

@@ -1,10 +1,10 @@
-"""ConfigMaps of the API server: one with a name, or several that match a label selector.
+"""Provides profiles from one named ConfigMap, or from ConfigMaps that match a selector.
 
-Each ConfigMap is a separate profile set, and missing, emptied, malformed and unconfirmed are four
-different results. No request is sent here: a read uses the store of a reflector. A ConfigMap whose
-node selector does not match provides no profiles on this node; if the labels of the Node are not
-known, it is unreadable. The memory for all ConfigMaps of a source is limited, and the youngest
-ConfigMaps above the limit are rejected.
+Each ConfigMap is a separate profile set. A missing, an emptied, a malformed and an unconfirmed
+ConfigMap have four different results. This module sends no request: a read uses the store of a
+reflector. A ConfigMap whose node selector does not match provides no profiles on this node; if the
+labels of the Node are not known, the ConfigMap is unreadable. The memory for all ConfigMaps of a
+source is limited, and the youngest ConfigMaps above the limit are rejected.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,11 +25,11 @@ class ConfigMapEntry:
     """The part of one ConfigMap that is kept in memory."""
 
     content: ConfigMapData | None = None
-    """None if the ConfigMap is malformed or over the limit."""
+    """The content; None if the ConfigMap is malformed or over the limit."""
     malformed: str = ""
     """Why the ConfigMap is malformed; empty if it is well-formed."""
     has_too_many_keys: bool = False
-    """The ConfigMap is malformed because it has more keys than a profile set may have."""
+    """Whether the ConfigMap is malformed because it has more keys than a profile set may have."""
     created: str = ""
     """The creationTimestamp, which the API server sets."""
     size: int = 0
@@ -44,9 +44,9 @@ class ConfigMapEntry:
 class ConfigMapBounds:
     """Limits the number and the size of the ConfigMaps of one source. Implements lister.Bounds.
 
-    A ConfigMap has room if it fits together with all older ConfigMaps. So the ConfigMaps alone
-    decide which of them have room, and a new one never displaces an older one. Only the names are
-    kept of the ConfigMaps above the limit, up to the same number again.
+    A ConfigMap has room if it fits together with all older ConfigMaps. So a new ConfigMap never
+    displaces an older ConfigMap. For ConfigMaps above the limit, only the names are kept, up to the
+    same number again.
     """
 
     def __init__(
@@ -142,7 +142,8 @@ class ConfigMapSource:
         """Returns the store of the reflector."""
         self.node_labels = node_labels
         """Returns the labels of the agent's own Node; None if they are not known."""
-        self.watched_path = None  # the reflector wakes the agent
+        # The reflector wakes the agent, so the source does not have to be watched.
+        self.watched_path = None
         self._snapshots: dict[str, tuple[ConfigMapData, Snapshot]] = {}
 
     def invalidate(self) -> None:
@@ -156,7 +157,7 @@ class ConfigMapSource:
             query = f"?{spec.selector}" if spec.selector else ""
             profile_set = f"configmaps {spec.namespace}{query}"
             if store.objects is None or store.reason:
-                # An unknown number of ConfigMaps is not the same as none.
+                # An unknown number of ConfigMaps is not the same as no ConfigMap.
                 return (Unreadable(profile_set=profile_set, reason=_failure(store)),)
             return (Missing(profile_set=profile_set, reason="there is no such ConfigMap"),)
         names = [spec.name] if spec.name else sorted(store.objects or {})
@@ -226,7 +227,7 @@ def _over_limit(profile_set: str) -> Unreadable:
 
 
 def _too_many(profile_set: str) -> Unreadable:
-    """Report that there are more ConfigMaps than are kept."""
+    """Report that the source has more ConfigMaps than the agent keeps."""
     number = 2 * limits.SOURCE_CONFIG_MAPS
     reason = f"there are more than {number} ConfigMaps, and the youngest are not read"
     return Unreadable(profile_set=profile_set, reason=reason, cause=UnreadableCause.OVER_LIMIT)

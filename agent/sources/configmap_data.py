@@ -1,7 +1,7 @@
 """The content of one ConfigMap: its keys, and the annotations for the agent.
 
-A malformed ConfigMap is unreadable as a whole, because its keys may still be desired. A key with an
-unusual name is rejected alone. Keys that are not profiles are ignored.
+A malformed ConfigMap is unreadable as a whole, because its keys may still be desired. If a key has
+an invalid name, only that key is rejected. Keys that are not profiles are ignored.
 """
 
 import base64
@@ -34,7 +34,7 @@ class ConfigMapData:
     namespace: str
     source_keys: tuple[SourceKey, ...]
     rejected: tuple[tuple[str, Finding], ...]
-    """Keys that were rejected before their content was read, and why."""
+    """Keys that were rejected before their content was read, each with the reason."""
     allow_empty: bool
     node_selector: selector.Selector
     """The nodes that the ConfigMap is for; an empty selector matches all nodes."""

@@ -1,4 +1,4 @@
-"""A directory of profiles, also a mounted ConfigMap volume.
+"""Provides profiles from a directory, which can be a mounted ConfigMap volume.
 
 Everything is read through open directories, and nothing outside the directory is read. The kubelet
 replaces the `..data` link of a volume to switch to a new generation (kubernetes,
@@ -43,7 +43,7 @@ class _TooLargeError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _CachedFile:
-    """The key that was read from a file, and the signature of the file before and after that."""
+    """The key that was read from a file, and the file's signature before and after the read."""
 
     signature: Signature
     source_key: SourceKey
@@ -56,7 +56,7 @@ class _Collected:
     source_keys: list[SourceKey] = field(default_factory=list)
     rejected: list[tuple[str, Finding]] = field(default_factory=list)
     files: dict[str, _CachedFile] = field(default_factory=dict)
-    """The files, by key, that the next read need not read again."""
+    """The files that the next read need not read again, by key."""
     size: int = 0
     directories: int = 0
     names: int = 0
@@ -69,7 +69,7 @@ class _Collected:
         self.rejected.append((key, finding))
 
     def is_over_limit(self) -> bool:
-        """Return whether the profile set will be rejected, so that no more of it is read."""
+        """Return whether the profile set is too large, so that no more keys are read."""
         count = len(self.source_keys) + len(self.rejected)
         return count > limits.SET_KEYS or self.size > limits.SET_BYTES
 
@@ -95,7 +95,7 @@ class DirectorySource:
         self.path = path
         self.profile_set = f"dir {Path(path).absolute()}"
         self.watched_path = Path(path).absolute()
-        self._clock = clock  # Unix time in nanoseconds, like the times of files
+        self._clock = clock  # The Unix time is in nanoseconds, like the times of files.
         self._files: dict[str, _CachedFile] = {}
         self._last: tuple[list[SourceKey], list[tuple[str, Finding]], Snapshot] | None = None
 
@@ -109,7 +109,7 @@ class DirectorySource:
         return None
 
     def read(self) -> tuple[Snapshot, ...]:
-        """Read the profile set once. A set that changes during that is read again a few times."""
+        """Read the profile set once. If the set changes during the read, try again a few times."""
         for _ in range(_ATTEMPTS):
             try:
                 return (self._read(),)
@@ -138,7 +138,7 @@ class DirectorySource:
         return self._snapshot(walk.collected)
 
     def _snapshot(self, collected: _Collected) -> Snapshot:
-        """Return the snapshot of the last read if all keys are equal, so that it is not hashed."""
+        """Return the last snapshot if all keys are equal, so that no new hash is needed."""
         keys, rejected = collected.source_keys, collected.rejected
         if self._last is None or self._last[0] != keys or self._last[1] != rejected:
             self._last = (keys, rejected, limits.snapshot(self.profile_set, keys, rejected))
@@ -158,10 +158,11 @@ class _Walk:
     ) -> None:
         self._profile_set = profile_set
         self._top = top
-        self._stack = stack  # closes descriptors at the end of the read
+        self._stack = stack  # closes all descriptors at the end of the read
         self._cached = cached
         self._clock = clock
-        self._volumes: list[tuple[int, str]] = []  # descriptor and generation of each volume
+        # the descriptor and the generation of each volume
+        self._volumes: list[tuple[int, str]] = []
         self.collected = _Collected()
 
     def read_directory(self, fd: int, parent: str) -> None:
@@ -200,7 +201,7 @@ class _Walk:
             self._read_entry(fd, name, parent + name)
 
     def _sorted_names(self, fd: int) -> list[str]:
-        """Return the names in a directory. Raises _TooLargeError before they need much memory."""
+        """Return the names in a directory. Raises _TooLargeError if the directory is too large."""
         with os.scandir(fd) as entries:
             names = [entry.name for entry in itertools.islice(entries, limits.SET_NAMES + 1)]
         self.collected.count_names(len(names))
@@ -260,7 +261,7 @@ class _Walk:
         finally:
             os.close(file)
         if signature != stat_signature.of(status):
-            raise _ChangedError  # the content may be a mixture of two versions
+            raise _ChangedError  # The content may be a mixture of two versions.
         if len(content) > limits.KEY_BYTES:
             self.collected.reject(key, limits.too_large(key))
             return
@@ -319,7 +320,7 @@ def _stat(name: str, fd: int) -> os.stat_result:
 
 
 def _open(name: str, flags: int, fd: int) -> int:
-    """Open a name that was listed. Raises OSError, and _ChangedError if it was replaced."""
+    """Open a name that was listed. Raises OSError, and _ChangedError for a replaced name."""
     try:
         return os.open(name, flags, dir_fd=fd)
     except OSError as error:

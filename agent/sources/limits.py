@@ -1,4 +1,4 @@
-"""The size limits of sources, and the findings about what exceeds them.
+"""The size limits of sources, and the findings about sources that exceed a limit.
 
 A limit on one key rejects that key. A limit on a profile set makes the whole set unreadable, so
 that no profile is removed because a key was not read.
@@ -12,11 +12,13 @@ from agent.core.findings import Finding
 from agent.core.model import Emptied, Read, Snapshot, SourceKey, Unreadable
 from agent.core.vocabulary import UnreadableCause
 
-KEY_BYTES: Final = 1 << 20  # the limit of Kubernetes for all data of a ConfigMap
+KEY_BYTES: Final = 1 << 20  # Kubernetes limits all data of a ConfigMap to this size.
 SET_BYTES: Final = 32 << 20
 SET_KEYS: Final = 5000
-SET_DIRECTORIES: Final = 5000  # of one directory source, including empty directories
-SET_NAMES: Final = 100_000  # files and directories of one source, profiles or not
+# the number of directories in one directory source, including empty directories
+SET_DIRECTORIES: Final = 5000
+# the number of files and directories in one source, including other files than profiles
+SET_NAMES: Final = 100_000
 # The limits of all ConfigMaps that one source selects.
 SOURCE_BYTES: Final = 16 << 20
 SOURCE_CONFIG_MAPS: Final = 1000
@@ -57,8 +59,8 @@ def snapshot(
     Args:
         profile_set: the profile set.
         source_keys: its keys.
-        rejected: keys that were rejected before their content was read, and why.
-        allow_empty: the profile set may contain no profile.
+        rejected: keys that were rejected before their content was read, each with the reason.
+        allow_empty: whether the profile set may be empty.
         created: see `model.Read`.
     """
     if len(source_keys) + len(rejected) > SET_KEYS:

@@ -1,4 +1,4 @@
-"""ConfigMaps in a YAML file: `data` and `binaryData` of each ConfigMap in each document.
+"""Provides profiles from the ConfigMaps in a YAML file, from `data` and `binaryData`.
 
 The file is one profile set. A ConfigMap that was removed from the file removes its profiles; a file
 that is missing or malformed removes nothing. Objects of other kinds are ignored. A malformed

@@ -1,4 +1,4 @@
-"""The meaning of one `--source` text: a directory, a manifest, or ConfigMaps of the API server.
+"""Parses one `--source` text into a directory, a manifest, or ConfigMaps of the API server.
 
 Parsing a text reads no profile. `local_source` returns the source for a directory or a manifest;
 app.py builds the sources for ConfigMaps, which need a client.
@@ -39,7 +39,7 @@ class ConfigMapSpec:
 
     namespace: str
     name: str = ""
-    """The name of the only ConfigMap; empty for a selector."""
+    """The name of a single ConfigMap; empty for a selector."""
     selector: str = ""
     """A label selector; empty for all ConfigMaps of the namespace."""
 
@@ -61,11 +61,11 @@ SourceSpec = LocalSpec | ConfigMapSpec
 
 
 def parse_source(text: str) -> SourceSpec:
-    """Return the source that a text describes. Raises ValueError with the mistake.
+    """Return the source that a text describes. Raises ValueError for an invalid text.
 
     A text without a scheme is a manifest if it is the path of a file, or if it ends like a YAML
-    file. Otherwise it is a directory. The path need not exist: the source is then missing when it
-    is read.
+    file. Any other text without a scheme is a directory. The path need not exist when the text is
+    parsed. If the path is still missing during a read, the source is missing.
     """
     scheme, colon, rest = text.partition(":")
     if colon and scheme in ("configmap", "configmaps"):
@@ -119,6 +119,7 @@ def local_source(spec: LocalSpec, domain: str = DOMAIN) -> ports.Source:
         case DirectorySpec():
             return DirectorySource(spec.path)
         case ManifestSpec():
-            from agent.sources.manifest import ManifestSource  # it imports yaml
+            # The module imports yaml, which needs memory.
+            from agent.sources.manifest import ManifestSource
 
             return ManifestSource(spec.path, domain)

@@ -2,9 +2,9 @@
 
 The result consists of strings, lists, mappings with string keys, booleans and None. Numbers and
 dates are not converted, because PyYAML needs minutes for some short texts (base-60 integers, keys
-with equal hashes). Parsing returns documents or raises InvalidYamlError, and nothing else.
-libyaml's composer is recursive C code, so the nesting depth is checked before it runs. The content
-of aliases and merge keys counts against the limits each time they are used.
+with equal hashes). Parsing either returns documents or raises InvalidYamlError. libyaml's composer
+is recursive C code, so the nesting depth is checked before the composer runs. The content of an
+alias or a merge key counts against the limits each time it is used.
 """
 
 import os
@@ -40,7 +40,10 @@ class NotAString:
 
 
 class _Loader(_Base):  # type: ignore[misc, valid-type] # the C loader where PyYAML has it
-    """A loader for few types. It rejects duplicate keys, because only the last one would count."""
+    """A YAML loader for a few types.
+
+    Duplicate keys are rejected, because only the last value would count.
+    """
 
     yaml_constructors: ClassVar[dict[str | None, Callable[..., object]]] = {}
     yaml_multi_constructors: ClassVar[dict[str, Callable[..., object]]] = {}
@@ -51,7 +54,7 @@ def _mapping(loader: yaml.SafeLoader, node: yaml.Node) -> dict[Hashable, object]
         raise _rejected(node, "a value is not of the type of its tag")
     seen: set[str] = set()
     for key, _ in node.value:
-        if key.tag == f"{_TAG}merge":  # construct_mapping resolves it
+        if key.tag == f"{_TAG}merge":  # construct_mapping resolves merge keys.
             continue
         if not isinstance(key, yaml.ScalarNode) or key.tag not in (f"{_TAG}str", f"{_TAG}value"):
             shown = f" {key.value[:100]!r}" if isinstance(key, yaml.ScalarNode) else ""
@@ -120,7 +123,7 @@ def parse(content: bytes) -> list[object]:
 
 
 def _measure(text: str) -> None:
-    """Raise InvalidYamlError if a text nests too deep, or is too large with expanded aliases."""
+    """Raise InvalidYamlError if a text is nested too deeply or expands to too much content."""
     measure = _Measure()
     for event in yaml.parse(text, _Loader):
         measure.add(event)
@@ -133,9 +136,9 @@ class _Measure:
         self._nodes = 0
         self._size = 0
         self._open: list[tuple[str | None, int, int]] = []
-        """For each open collection: its anchor, and the nodes and the size before it."""
+        """The anchor of each open collection, with the nodes and the size before the collection."""
         self._anchors: dict[str, tuple[int, int]] = {}
-        """For each complete anchor: the nodes and the size that an alias expands to."""
+        """The number of nodes and the size that an alias of each complete anchor expands to."""
 
     def add(self, event: yaml.Event) -> None:
         """Count one event of the parser. Raises InvalidYamlError."""
@@ -173,7 +176,8 @@ class _Measure:
 
     def _begin_collection(self, anchor: str | None) -> None:
         if anchor:
-            self._anchors.pop(anchor, None)  # an alias is not valid before the end of the anchor
+            # An alias is not valid before the end of the anchored collection.
+            self._anchors.pop(anchor, None)
         self._open.append((anchor, self._nodes, self._size))
         self._nodes += 1
 
