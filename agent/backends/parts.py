@@ -1,7 +1,8 @@
 """The interface between a backend package and the rest of the program.
 
 Each package in agent.backends has a module `factory` with one function, `build`, that returns
-BackendParts. agent.app calls it by the name of the package and knows nothing else about a kind.
+BackendParts. agent.app finds `build` by the name of the package, and uses no other part of the
+package.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from agent.host.filesystem import Host
 
 
 class Watcher(Protocol):
-    """Notices changes in a thread of its own."""
+    """Notices changes in a separate thread."""
 
     def start(self) -> None:
         """Start the thread, and return at once."""
@@ -22,7 +23,9 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendContext:
-    """Objects and functions for each backend. Other threads call the functions."""
+    """Objects and functions that agent.app passes to each backend. A backend may call the functions
+    from other threads.
+    """
 
     host: Host
 
@@ -30,7 +33,7 @@ class BackendContext:
     """Whether the backend may write to the state directory."""
 
     check_completed: Callable[[], None] | None
-    """Called after each background check; None: the caller waits for all checks."""
+    """Called after each background check; None if the caller waits for all checks."""
 
     policy_changed: Callable[[], None]
     """Called when another program may have changed installed profiles."""
@@ -41,15 +44,17 @@ class BackendContext:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendParts:
-    """One backend, and the objects that only some backends have."""
+    """One backend, and the objects that only some backends provide."""
 
     backend: ProfileBackend
 
     confinement_tracker: ConfinementTracker | None = None
-    """Finds processes that lost their confinement; None: removing a profile changes no process."""
+    """Finds processes that lost their confinement; None if the removal of a profile does not affect
+    processes.
+    """
 
     watchers: tuple[Watcher, ...] = ()
-    """Notice changes of installed profiles. The daemon starts them."""
+    """Watchers that notice changes of installed profiles. The daemon starts the watchers."""
 
     watched_paths: tuple[Path, ...] = ()
-    """Directories of installed profiles. The daemon watches them."""
+    """Directories of installed profiles. The daemon watches these directories."""

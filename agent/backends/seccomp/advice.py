@@ -1,4 +1,4 @@
-"""Warnings about accepted profiles: calls that they allow, and programs that cannot run with them.
+"""Warns about accepted profiles that allow risky calls, or under which programs cannot run.
 
 `meaning` decides which calls a profile allows. The lists of calls that a runtime needs to start a
 container were measured with the listed versions.
@@ -14,12 +14,13 @@ from agent.backends.seccomp.meaning import Meaning
 from agent.core.findings import Finding
 
 _ENOSYS: Final = 38
-_CLONE3: Final = 435  # the number of the call on every architecture
-# Every C and Go program sets up its thread-local storage with this call.
+_CLONE3: Final = 435  # the number of clone3 on every architecture
+# Every C and Go program sets up its thread-local storage with the listed call of its architecture.
 _PROGRAM: Final = frozenset({"arch_prctl"})
 # The calls that a runtime needs to start a container, measured by denying each call separately on
 # x86_64 with UID 0 and 1000. A process without no_new_privs installs the filter before it changes
-# its UID and capabilities. It therefore needs more calls.
+# its UID and capabilities. Installing the filter early means that the start of the container needs
+# more calls.
 _NEEDED: Final = {
     ("runc 1.1.5", True): frozenset(
         {"close", "execve", "fstatfs", "getdents64", "openat", "write"}
@@ -44,7 +45,7 @@ _NAMESPACES: Final = 0x7E020000
 
 
 def findings(document: Document, options: Options) -> Iterator[Finding]:
-    """Return the warnings about a document in its written form."""
+    """Return the warnings about a document in its canonical form."""
     profile = meaning.of(document, resolve.abis(options.machine))
     if document.default_action in ("SCMP_ACT_LOG", "SCMP_ACT_TRACE"):
         yield Finding(
@@ -106,8 +107,8 @@ def _start(profile: Meaning) -> Iterator[Finding]:
 def _clone3(document: Document, profile: Meaning) -> Iterator[Finding]:
     """Warn if clone3 fails with an error other than ENOSYS.
 
-    Libraries use clone only after ENOSYS.
-    runc returns ENOSYS for calls newer than the newest call in the profile; crun does not.
+    Libraries use clone instead of clone3 only after ENOSYS. runc returns ENOSYS for calls that are
+    newer than the newest call in the profile; crun does not.
     """
     abi = profile.abis[0]
     if profile.call(abi, "clone").is_always_denied:
@@ -131,7 +132,7 @@ def _clone3(document: Document, profile: Meaning) -> Iterator[Finding]:
 
 
 def _missing_calls(document: Document, profile: Meaning, machine: str) -> Iterator[Finding]:
-    """Warn if the architecture has none of the calls that a profile denies."""
+    """Warn if a profile denies only calls that the architecture does not have."""
     names = sorted(
         {
             name
@@ -154,7 +155,7 @@ def _missing_calls(document: Document, profile: Meaning, machine: str) -> Iterat
 
 
 def _newer_variants(document: Document) -> Iterator[Finding]:
-    """Warn about allowed calls if an older variant of the call is always denied."""
+    """Warn about each allowed call whose older variant is always denied."""
     named = {name for rule in document.rules for name in rule.names}
     denied = {
         name
@@ -179,7 +180,9 @@ def _newer_variants(document: Document) -> Iterator[Finding]:
 
 
 def _beyond_default(document: Document, profile: Meaning, machine: str) -> Iterator[Finding]:
-    """Warn about calls that the profile allows and containerd's default profile denies."""
+    """Warn about calls that the profile allows although containerd's default profile denies the
+    calls.
+    """
     names = list(baseline.beyond(profile, "containerd", machine))
     if not names:
         return

@@ -1,13 +1,15 @@
-"""Handles profiles for which libseccomp builds a filter that does not load the call number.
+"""Handles profiles for which libseccomp builds a filter that does not load the system call number.
 
 For each ABI, libseccomp sorts the calls that have rules by their number of comparisons and then by
-call number. The instructions of the first call load the call number. A call that the ABI lacks has
-no instructions. If such a call comes first, the filter never loads the number, and no rule of that
-ABI applies (_gen_bpf_syscalls in gen_bpf.c, in every version up to 2.6.1). x86_64 and x32 share one
-list if a profile has both. A profile with only x86_64 or only x32 loads the number elsewhere.
+call number. The instructions for the first call load the call number. A call that the ABI lacks has
+no instructions. If the first call is missing from the ABI, the filter never loads the number, and
+no rule for the ABI applies (_gen_bpf_syscalls in gen_bpf.c, in every version up to 2.6.1). x86_64
+and x32 share one list if a profile has both. A profile with only x86_64 or only x32 loads the
+number elsewhere.
 
-A rule without conditions always comes first if the ABI has its call. `anchored` adds such a rule if
-the rule does not change the meaning of the profile. `findings` rejects the other profiles.
+A rule without conditions always comes first in the list if the ABI has the rule's call. `anchored`
+adds a rule without conditions if the rule does not change the meaning of the profile. `findings`
+rejects every affected profile to which no rule can be added.
 """
 
 import itertools
@@ -29,7 +31,9 @@ _X32: Final = "SCMP_ARCH_X32"
 
 @dataclass(slots=True)
 class _Calls:
-    """The facts about one ABI's list of calls that determine the first call."""
+    """The properties of one ABI's call list that determine whether the filter loads the call
+    number.
+    """
 
     missing: Rule | None = None  # a rule for a call that the ABI lacks
     has_comparisons: bool = False  # whether a call of the ABI has a rule with conditions
@@ -61,7 +65,7 @@ def anchored(document: Document, abis: Collection[str]) -> tuple[Document, tuple
 
 
 def findings(document: Document, abis: Collection[str]) -> Iterator[Finding]:
-    """Return the ABIs on which libseccomp would drop rules of the document."""
+    """Return an error for each ABI on which libseccomp would drop rules of the document."""
     for abi, rule in _unanchored(document, abis).items():
         yield Finding(
             code="fails_open",
@@ -80,7 +84,9 @@ def _may_add(document: Document) -> bool:
 
 
 def _unanchored(document: Document, abis: Collection[str]) -> dict[str, Rule]:
-    """Return the ABIs whose filter does not load the number, each with the rule that causes it."""
+    """Return the ABIs whose filter does not load the call number, each with the rule that is the
+    cause.
+    """
     listed = {*document.architectures, *itertools.islice(abis, 1)}
     unanchored = {}
     for abi in abis:

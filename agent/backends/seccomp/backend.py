@@ -1,9 +1,10 @@
 """Checks, observes, installs and removes the seccomp files of a node.
 
-The written bytes are the canonical form of a checked profile, never the original bytes. Whether a
-file is in use is not observable: a runtime reads the file when it starts a container, and the
-running container does not show the path. The backend does not change a file that differs from the
-ledger, because another program wrote it. `inspection` runs the checks of a profile.
+The written bytes are the canonical form of a checked profile, never the original bytes. The backend
+cannot observe whether a file is in use: a runtime reads the file when the runtime starts a
+container, and the running container does not show the path. The backend does not change a file that
+differs from the ledger, because another program wrote it. `inspection` runs the checks of a
+profile.
 """
 
 import errno
@@ -38,7 +39,8 @@ from agent.host.filesystem import Host, HostError
 from agent.host.stat_signature import Signature
 
 _SEGMENT: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
-_LONGEST_SEGMENT: Final = 200  # bytes; a temporary file has a longer name, and the limit is 255
+# bytes; the name of the temporary file is longer, and must not exceed 255 bytes
+_LONGEST_SEGMENT: Final = 200
 _LONGEST_PATH: Final = 1024
 _NOT_COMPARABLE: Final = frozenset(
     {errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EFBIG, errno.ENXIO}
@@ -50,7 +52,9 @@ _USE_UNKNOWN: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _CachedFile:
-    """The facts about a file. They are valid while the stat signature of the file is unchanged."""
+    """The cached observation of a file, which is valid while the stat signature of the file is
+    unchanged.
+    """
 
     signature: Signature
     read_ns: int  # when the file was read, in Unix nanoseconds
@@ -58,7 +62,7 @@ class _CachedFile:
 
     @property
     def is_lasting(self) -> bool:
-        """Whether any later write changes the signature."""
+        """Whether every later write to the file changes the stat signature."""
         return stat_signature.is_settled(self.signature, self.read_ns)
 
 
@@ -68,7 +72,7 @@ class SeccompBackend:
     Only the main thread uses the backend.
     """
 
-    def __init__(  # noqa: PLR0913 - keyword-only, and each is an option
+    def __init__(  # noqa: PLR0913 - keyword-only, and each parameter is an option
         self,
         *,
         host: Host,
@@ -85,11 +89,12 @@ class SeccompBackend:
         Args:
             host: the node's file system.
             directory: the kubelet's seccomp directory.
-            prefix: the first part of a profile's path if the profile set has no prefix.
-            format: `oci` for fields that every runtime reads alike, `docker` for CRI-O only.
-            allow_unknown_syscalls: accept names that libseccomp 2.5.4 does not know.
-            machine: the machine name that `uname -m` prints; by default that of this machine.
-            kernel: a version such as 6.1; by default that of the running kernel.
+            prefix: the first part of a profile's path if the profile set does not define a prefix.
+            format: `oci` for fields that every runtime reads in the same way, `docker` for CRI-O
+                only.
+            allow_unknown_syscalls: whether to accept names that libseccomp 2.5.4 does not know.
+            machine: the machine name that `uname -m` prints; by default the name of this machine.
+            kernel: a version such as 6.1; by default the version of the running kernel.
             clock_ns: returns the time in Unix nanoseconds.
         """
         self._host = host
@@ -118,7 +123,9 @@ class SeccompBackend:
     # --- inspect ---------------------------------------------------------------------------------
 
     def check(self, content: bytes) -> tuple[bytes, tuple[Finding, ...]]:
-        """Return the written form and the findings. The form of a rejected profile is empty."""
+        """Return the canonical JSON of a profile, and the findings. The JSON of a rejected profile
+        is empty.
+        """
         checked = inspection.check(content, self._options)
         return checked.body, checked.findings
 
@@ -130,7 +137,7 @@ class SeccompBackend:
         return False
 
     def body(self, profile: Profile) -> bytes | None:
-        """Derive the written form of a profile from its source again.
+        """Derive the canonical form of a profile from its source again.
 
         The digest of the accepted form proves that the checks need not be repeated.
         """
@@ -141,7 +148,7 @@ class SeccompBackend:
         """Do nothing, because `inspect` stores nothing."""
 
     def inspect(self, blob: SourceKey) -> Inspected:
-        """Check one key without touching the node."""
+        """Check one key without changing the node."""
         id_ = KeyId(kind="seccomp", profile_set=blob.profile_set, key=blob.key)
         prefix = blob.prefix or self._prefix
         path = prefix + (blob.name or blob.key)
@@ -175,17 +182,19 @@ class SeccompBackend:
         return "linux " + ".".join(map(str, self._options.kernel))
 
     def accepts_context(self, context: str) -> bool:
-        """Return whether a written form from that context is valid on this node.
+        """Return whether a canonical form from the context is valid on this node.
 
-        The written form depends on the machine, which does not change, and in some profiles on the
-        kernel version.
+        The canonical form depends on the machine, which does not change, and for some profiles on
+        the kernel version.
         """
         return context in ("", self._kernel_context)
 
     # --- observe ---------------------------------------------------------------------------------
 
     def observe(self, names: Collection[str], removal_candidates: Collection[str]) -> Observed:
-        """Return the facts about the existing files, and the use of removal candidates."""
+        """Return the observed content of the existing files, and whether the removal candidates are
+        in use.
+        """
         facts: dict[str, ObservedProfile] = {}
         try:
             if self._host.exists(self._directory):
@@ -220,7 +229,9 @@ class SeccompBackend:
     def _cache(
         self, name: str, signature: Signature | None, read_ns: int, fact: ObservedProfile
     ) -> bool:
-        """Cache a fact if the file did not change during the read; return whether it was cached."""
+        """Cache an observed file if the file did not change during the read; return whether the
+        cache was updated.
+        """
         if signature is None or self._signature(name) != signature:
             return False
         self._files[name] = _CachedFile(signature=signature, read_ns=read_ns, fact=fact)
@@ -230,13 +241,15 @@ class SeccompBackend:
         return self._host.signature(f"{self._directory}/{name}")
 
     def sandbox(self) -> None:
-        """Return None, because the agent starts no program that reads the files."""
+        """Return None, because the agent starts no program that needs a sandbox for reading the
+        files.
+        """
 
     def is_unchanged(self) -> bool:
         """Return whether every observed file has the same signature as before.
 
-        Two writes within one clock tick have the same signature. A file that was written shortly
-        before it was read therefore counts as changed later, and is read again.
+        Two writes within one clock tick have the same signature. So a file that was written shortly
+        before the read counts as changed after a short time, and is read again.
         """
         if self._observation is None or not self._observation.profiles.keys() <= self._files.keys():
             return False
@@ -254,7 +267,7 @@ class SeccompBackend:
         self._observation = None
 
     def _evidence(self, name: str) -> Evidence | None:
-        """Return the tokens of a file's content; None if it is absent. Raises HostError."""
+        """Return the evidence of a file's content; None if the file is absent. Raises HostError."""
         content = self._host.read_regular(self._directory, name, limit=syntax.MOST_BYTES)
         if content is None:
             return None
@@ -294,7 +307,7 @@ class SeccompBackend:
             message = "The profile was written, but the file has other content."
             return _failed("verify_failed", where, message)
         token = f"bytes:{digest(body)}"
-        # The cached signature prevents a pass because of the agent's own write.
+        # The cached signature prevents the agent's own write from triggering a pass.
         evidence = frozenset({token, f"canonical:{digest(body)}"})
         if not self._cache(path, signature, read_ns, ObservedProfile(evidence=evidence)):
             self._observation = None  # another process changed the file: read it again
@@ -305,7 +318,7 @@ class SeccompBackend:
     ) -> Removed | StillInUse | Failed:
         """Remove files after a last check of their content.
 
-        With `require_unused` the backend removes no file, because it cannot prove disuse.
+        With `require_unused`, the backend removes no file, because the backend cannot prove disuse.
         """
         present = []
         for name in names:

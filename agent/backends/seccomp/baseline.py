@@ -1,7 +1,8 @@
 """Compares a profile with the default profiles of container runtimes, and with other profiles.
 
-The default profiles are data in `defaults/`, with their source and version. The comparison is
-exact: it searches for arguments for which one profile allows a call and the other denies the call.
+The files in `defaults/` contain the default profiles with their source and version. The comparison
+is exact: it searches for arguments for which one profile allows a call and the other denies the
+call.
 """
 
 import functools
@@ -23,7 +24,8 @@ CAPABILITIES: Final = frozenset(
         *("SETFCAP", "SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE"),
     )
 )
-_RECENT_KERNEL: Final = (6, 0)  # the default profiles have only conditions on Linux 4.8
+# the only kernel version in conditions of the default profiles is Linux 4.8
+_RECENT_KERNEL: Final = (6, 0)
 
 
 @functools.cache
@@ -49,7 +51,8 @@ def allows_more(profile: CallMeaning, other: CallMeaning) -> bool:
         return False
     excluded = [rule.args for rule in other.cases if rule.answer.is_permissive]
     if other.otherwise.is_permissive:
-        # The other profile denies the cases of its denying rules, and allows everything else.
+        # The other profile denies the arguments that match its denying rules, and allows all other
+        # arguments.
         denied = [rule.args for rule in other.cases if not rule.answer.is_permissive]
     else:
         denied = [()]
@@ -75,7 +78,9 @@ def _restricted(name: str, machine: str) -> dict[str, CallMeaning]:
 
 
 def beyond(profile: Meaning, name: str, machine: str) -> Iterator[str]:
-    """Return the calls of the native ABI that a profile allows and a runtime's default denies."""
+    """Return the native ABI's calls that a profile allows and a runtime's default profile
+    denies.
+    """
     abi = profile.abis[0]
     for call, default in _restricted(name, machine).items():
         if allows_more(profile.call(abi, call), default):

@@ -1,8 +1,9 @@
-"""Creates the written form of a profile, which every runtime reads in the same way.
+"""Creates the canonical form of a profile, which every runtime reads in the same way.
 
-Equal documents have equal bytes. The form contains only fields of runtime-spec's LinuxSeccomp. With
-`--seccomp-format docker` it also contains includes.caps and excludes.caps, which CRI-O compares
-with the bounding set. Rules keep their order. Writing the form again gives the same bytes.
+The agent writes only this form. Equal documents have equal bytes. The form contains only fields of
+runtime-spec's LinuxSeccomp. With `--seccomp-format docker`, the form also contains includes.caps
+and excludes.caps, which CRI-O compares with the bounding set. Rules keep their order. The canonical
+form of a canonical profile has the same bytes.
 """
 
 import json
@@ -16,14 +17,15 @@ from agent.core.findings import Finding
 MACHINES: Final = resolve.MACHINES
 abis = resolve.abis
 
-# The call in the rule that is added to a profile without rules. Its number is 449 on every
-# architecture. The number must be high, since runc returns ENOSYS for calls with higher numbers.
+# The call in the rule that is added to a profile without rules. The call has the number 449 on
+# every architecture. The number must be high, because runc returns ENOSYS for all calls with higher
+# numbers than the calls in a profile.
 FILLER: Final = "futex_waitv"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """A profile in its written form for a node, and notices about the changes."""
+    """A profile in its canonical form for a node, and notices about the changes."""
 
     document: Document
     notices: tuple[Finding, ...]
@@ -31,7 +33,7 @@ class Written:
 
 
 def expand(document: Document, node: resolve.Node) -> Written:
-    """Return the document in its written form for a node."""
+    """Return the document in its canonical form for a node."""
     resolved = resolve.resolve(document, node)
     filled, filler = _filled(resolved.document)
     anchored, added = anchor.anchored(filled, resolve.abis(node.machine))
@@ -43,7 +45,9 @@ def expand(document: Document, node: resolve.Node) -> Written:
 
 
 def _filled(document: Document) -> tuple[Document, tuple[Finding, ...]]:
-    """Add a rule to a document without rules, because cri-dockerd ignores such a document."""
+    """Add a rule to a document without rules, because cri-dockerd ignores a document without
+    rules.
+    """
     if document.rules:
         return document, ()
     rule = Rule(

@@ -1,7 +1,8 @@
 """Compares the rules of a profile with each other, and limits the size of the filter.
 
-Two rules contradict each other if they have different answers for the same arguments. `regions`
-decides whether arguments can fulfil both rules. Rules that no pod has together are not compared.
+Two rules contradict each other if the rules have different answers for the same arguments.
+`regions` decides whether arguments can fulfil both rules. Rules that never apply to the same pod
+are not compared.
 """
 
 from collections import defaultdict
@@ -12,14 +13,14 @@ from agent.backends.seccomp import regions
 from agent.backends.seccomp.document import Answer, Document, Rule
 from agent.core.findings import Finding
 
-# BPF_MAXINSNS of linux/bpf_common.h, minus the instructions that runc adds
+# BPF_MAXINSNS in linux/bpf_common.h, minus the instructions that runc adds
 _MOST_INSTRUCTIONS: Final = 4096 - 100
 
 
 def size(document: Document) -> Iterator[Finding]:
     """Reject a profile if the upper bound of its filter's size exceeds the kernel's limit.
 
-    Building such a filter would take seconds of CPU time at every start of a container.
+    Building a filter above the limit would take seconds of CPU time at every start of a container.
     """
     each = sum(
         len(rule.names) * (3 + 6 * len(rule.args) if rule.args else 2) for rule in document.rules
@@ -35,7 +36,7 @@ def size(document: Document) -> Iterator[Finding]:
 
 
 def findings(document: Document) -> Iterator[Finding]:
-    """Return the rules of a document that contradict each other."""
+    """Return an error for each pair of rules in a document that contradict each other."""
     by_name: dict[str, list[Rule]] = defaultdict(list)
     for rule in document.rules:
         for name in rule.names:
@@ -55,10 +56,10 @@ def _disagree(first: Rule, second: Rule) -> bool:
 
 
 def _conflicts(name: str, plain: list[Rule], default: Answer) -> Iterator[Finding]:
-    """Reject two rules without conditions for one call.
+    """Reject two different rules without conditions for one call.
 
-    The rules may differ if a rule depends on capabilities, as in Podman's default profile. Every
-    runtime then applies the first rule.
+    Different rules are accepted if a rule depends on capabilities, as in Podman's default profile,
+    because every runtime applies the first rule.
     """
     for position, rule in enumerate(plain):
         if rule.depends_on_capabilities:
@@ -100,10 +101,10 @@ def _hidden(
 
 
 def _overlaps(name: str, conditional: list[Rule]) -> Iterator[Finding]:
-    """Reject two conditional rules with different answers that can both hold.
+    """Reject two conditional rules with different answers that can match the same arguments.
 
     With runc and crun, libseccomp applies the more permissive rule. For example, the kernel runs a
-    call that has a rule with ERRNO and a rule with LOG.
+    call if a rule with ERRNO and a rule with LOG match.
     """
     for position, rule in enumerate(conditional):
         for other in conditional[:position]:

@@ -1,10 +1,11 @@
 """Rejects conditions that libseccomp compiles wrongly although their meaning is clear.
 
 libseccomp merges all rules of one call into a decision tree, and compares a 64-bit argument in two
-halves (_db_tree_add and _db_tree_prune in db.c). Some combinations of rules lose a branch of that
-tree. This module rejects the combinations that tests/system/seccomp_filter found in libseccomp
-2.5.1 to 2.6.1. It also warns about comparisons that a program can evade with higher bits. Two rules
-that never apply to the same pod are never in the same filter.
+halves (_db_tree_add and _db_tree_prune in db.c). For some combinations of rules, libseccomp loses a
+branch of the tree. This module rejects the combinations that tests/system/seccomp_filter found in
+libseccomp 2.5.1 to 2.6.1. The module also warns about comparisons that a program can evade by
+setting higher bits. Two rules that never apply to the same pod are never in the same filter, and
+are not compared.
 """
 
 import itertools
@@ -29,11 +30,13 @@ _RANGES: Final = _UPPER_BOUNDS | {"SCMP_CMP_GT", "SCMP_CMP_GE"}
 
 
 def findings(document: Document, native: str) -> Iterator[Finding]:
-    """Return the faulty conditions of a document in its written form.
+    """Return findings about conditions in a canonical document that libseccomp compiles wrongly or
+    a program can evade.
 
     Args:
         document: the profile.
-        native: the node's architecture, which the filter handles in addition to the listed ones.
+        native: the node's architecture, which the filter handles in addition to the listed
+            architectures.
     """
     trees = [(name, rules) for name, rules in _trees(document, native) if len(rules) > 1]
     for name, rules in trees:
@@ -63,9 +66,10 @@ def _trees(document: Document, native: str) -> Iterator[tuple[str, Sequence[Rule
 
 
 def _tangled(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
-    """Reject a range or inequality before a rule's last argument if another rule compares it too.
+    """Reject a range or inequality before a rule's last argument if another rule compares the same
+    argument.
 
-    Both results of such a comparison can lead to the next condition, so the tree contains the
+    Both results of a range or inequality can lead to the next condition, so the tree contains the
     same subtree twice. If another rule extends this subtree, libseccomp loses rules or never
     finishes.
     """
@@ -93,7 +97,7 @@ def _tangled(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
 def _distant_bounds(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
     """Reject an upper bound together with a bound whose upper 32 bits differ.
 
-    Both upper halves are compared in the same level of the tree, and libseccomp drops the
+    The tree compares the upper halves of both bounds on the same level, and libseccomp drops the
     comparison with the second bound.
     """
     bounds = [(rule, arg) for rule in rules for arg in rule.args if arg.op in _RANGES]
@@ -118,11 +122,12 @@ def _distant_bounds(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
 
 
 def _complements(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
-    """Reject opposite comparisons in two rules if one rule has more conditions before them.
+    """Reject opposite comparisons in two rules if one rule has more conditions before the
+    comparison.
 
     An example is `a and x == v` next to `x != v`. libseccomp treats the longer rule as a special
     case of the shorter rule, and drops it. If the actions differ, libseccomp drops the longer rule
-    only if it comes later.
+    only if the longer rule comes later.
     """
     operators = {arg.op for rule in rules for arg in rule.args}
     if not any(pair <= operators for pair in _OPPOSITES):
@@ -153,13 +158,14 @@ def _first_step(rule: Rule, later: Rule) -> str:
 
 
 def _shared_comparisons(trees: Sequence[tuple[str, Sequence[Rule]]], abi: str) -> Iterator[Finding]:
-    """Reject a comparison that two calls share if a different argument may be loaded before it.
+    """Reject a comparison that two calls share if a different argument may be loaded before the
+    comparison.
 
     libseccomp writes equal instructions of two calls only once. Several jumps lead to these
     instructions, but libseccomp considers only one jump when it decides whether the argument must
-    be loaded again (_gen_bpf_build_bpf in gen_bpf.c). For the call with more conditions on its
-    path, the comparison then uses the wrong argument. On 64-bit ABIs the filter always compares
-    the lower half first.
+    be loaded again (_gen_bpf_build_bpf in gen_bpf.c). If libseccomp considers the wrong jump, the
+    comparison uses the wrong argument for the call with more conditions on its path. On 64-bit ABIs
+    the filter always compares the lower half first.
     """
     different = {frozenset(map(_meaning, rules)): (name, rules) for name, rules in trees}
     for (name, rules), (other, other_rules) in itertools.permutations(different.values(), 2):
@@ -199,7 +205,9 @@ def _are_opposite(first: Condition, second: Condition) -> bool:
 
 
 def _is_dropped(rule: Rule, later: Rule, index: int) -> bool:
-    """Return whether a rule has all conditions of the other before an argument, and more."""
+    """Return whether libseccomp drops one of two rules, because the rule has all conditions of the
+    other rule before an argument, and additional conditions.
+    """
     before, later_before = (
         {
             arg

@@ -1,7 +1,7 @@
 """Finds exactly the system calls for which two profiles have different answers.
 
 Each profile divides the arguments of a call into cases with one answer each. Two cases with
-different answers are a difference if some arguments belong to both.
+different answers are a difference if some arguments belong to both cases.
 """
 
 import enum
@@ -37,8 +37,9 @@ class Difference:
     abi: str
     call: str
     conditions: tuple[Condition, ...]
-    """The conditions on the arguments of the case. Without conditions, the case contains all
-    arguments, or all arguments of no other case."""
+    """The conditions on the arguments of the case. A case without conditions contains all arguments
+    that belong to no other case.
+    """
     before: Answer
     after: Answer
 
@@ -67,10 +68,10 @@ class _Case:
 
 
 def differences(first: Meaning, second: Meaning) -> Iterator[Difference]:
-    """Return the cases for which the second profile has a different answer than the first profile.
+    """Return the cases in which the answers of the two profiles differ.
 
-    An ABI that only one filter handles is one difference, because the kernel kills each thread
-    that makes a call of an ABI that the filter does not handle.
+    An ABI that only one filter handles is reported as one difference, because the kernel kills each
+    thread that makes a call through an ABI that the filter does not handle.
     """
     killed = Answer(action="SCMP_ACT_KILL_THREAD")
     for abi in dict.fromkeys((*first.abis, *second.abis)):

@@ -10,7 +10,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Final
 
-# A larger number denies more. seccomp(2) orders the actions in the same way.
+# The rank of each action; an action with a larger number denies more. The order is the order in
+# seccomp(2).
 STRICTNESS: Final = {
     "SCMP_ACT_ALLOW": 0,
     "SCMP_ACT_LOG": 1,
@@ -57,7 +58,7 @@ def answer(action: str, errno_ret: int | None) -> Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Condition:
-    """A comparison of one argument: an entry of `args`."""
+    """A comparison of one argument, which is an entry in `args`."""
 
     index: int
     value: int
@@ -76,13 +77,14 @@ class Only:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """One entry of `syscalls`."""
+    """One entry in `syscalls`."""
 
-    where: str  # the path of the field, for messages: syscalls[4]
+    where: str  # the path of the field for messages, for example syscalls[4]
     names: tuple[str, ...]
     action: str
     errno_ret: int | None = None
-    errno: str = ""  # CRI-O's spelling: a name such as ENOSYS, or digits
+    # the error number in CRI-O's spelling, which is a name such as ENOSYS or digits
+    errno: str = ""
     args: tuple[Condition, ...] = ()
     includes: Only = field(default_factory=Only)
     excludes: Only = field(default_factory=Only)
@@ -104,7 +106,9 @@ class Rule:
         )
 
     def may_meet(self, other: "Rule") -> bool:
-        """Return whether there is a capability set with which a pod has both rules."""
+        """Return whether both rules can apply to the same pod, which depends on the pod's
+        capability set.
+        """
         needed = {*self.includes.caps, *other.includes.caps}
         return needed.isdisjoint((*self.excludes.caps, *other.excludes.caps))
 
@@ -129,6 +133,8 @@ class Document:
 
     @property
     def effective_rules(self) -> tuple[Rule, ...]:
-        """The rules that differ from the default action. runc and crun pass only these rules on."""
+        """The rules that differ from the default action. runc and crun pass only these rules to
+        libseccomp.
+        """
         default = self.default
         return tuple(rule for rule in self.rules if rule.answer != default)

@@ -7,7 +7,7 @@ from agent.backends.seccomp.backend import SeccompBackend
 
 
 class SeccompConfig(Protocol):
-    """The options of the agent that concern seccomp; agent.config.Config has all of them."""
+    """The options of the agent that concern seccomp; implemented by agent.config.Config."""
 
     @property
     def seccomp_dir(self) -> str:
@@ -23,7 +23,7 @@ class SeccompConfig(Protocol):
 
     @property
     def allow_unknown_syscalls(self) -> bool:
-        """Whether a profile may name system calls that this agent does not know."""
+        """Whether a profile may contain system calls that this agent does not know."""
 
 
 def build(config: SeccompConfig, context: BackendContext) -> BackendParts:

@@ -1,7 +1,7 @@
 """Checks each value of a profile separately, before conditions on the node are resolved.
 
 A value is rejected if containerd, CRI-O, cri-dockerd, runc or crun rejects it, hangs, crashes, or
-enforces less than the profile states. Each check covers the whole profile, so that one run reports
+enforces less than the profile states. The checks cover the whole profile, so that one run reports
 all mistakes. `comparisons` compares rules with each other.
 """
 
@@ -47,17 +47,17 @@ _NEVER: Final = frozenset({("SCMP_CMP_LT", 0), ("SCMP_CMP_GT", 2**64 - 1)})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """The options and node facts that affect a check."""
+    """The options and node properties that affect a check."""
 
     format: Literal["oci", "docker"] = "oci"
     allow_unknown_syscalls: bool = False
     machine: str = "x86_64"
     kernel: resolve.Kernel = (0, 0)  # rules for newer kernels do not apply
-    capabilities: frozenset[str] | None = None  # of the pods; None if they are unknown
+    capabilities: frozenset[str] | None = None  # the capabilities of the pods; None if unknown
 
     @property
     def node(self) -> resolve.Node:
-        """The node facts on which conditions of a profile depend."""
+        """The node properties on which conditions in a profile depend."""
         return resolve.Node(
             machine=self.machine, kernel=self.kernel, capabilities=self.capabilities
         )
@@ -145,7 +145,7 @@ def _flags(document: Document, options: Options) -> Iterator[Finding]:
 def _architectures(document: Document, options: Options) -> Iterator[Finding]:
     known = _BIG_ENDIAN | _LITTLE_ENDIAN
     if options.machine == "riscv64":
-        known |= {"SCMP_ARCH_RISCV64"}  # only runc of 2023 and later knows it
+        known |= {"SCMP_ARCH_RISCV64"}  # only runc since 2023 knows SCMP_ARCH_RISCV64
     if document.architectures and document.has_arch_map:
         message = "The profile has both architectures and archMap, which CRI-O rejects."
         yield _bad("archMap", message, "Remove architectures or archMap.")
@@ -260,7 +260,9 @@ def _only(only: Only, where: str) -> Iterator[Finding]:
 
 
 def _capabilities(document: Document) -> Iterator[Finding]:
-    """Reject all conditions on capabilities with one error and the command that resolves them."""
+    """Reject all conditions on capabilities with one error that contains the command for resolving
+    the conditions.
+    """
     rules = [rule for rule in document.rules if rule.depends_on_capabilities]
     if not rules:
         return
@@ -278,7 +280,7 @@ def _capabilities(document: Document) -> Iterator[Finding]:
 
 
 def _names(document: Document, options: Options) -> Iterator[Finding]:
-    """Report names that some nodes may not know; all warnings are in one finding."""
+    """Report system call names that some nodes may not know; one finding contains all warnings."""
     may_open = document.default_action in PERMISSIVE and not options.allow_unknown_syscalls
     ignored: dict[str, str] = {}
     for rule in document.rules:
@@ -303,7 +305,9 @@ def _names(document: Document, options: Options) -> Iterator[Finding]:
 
 
 def _unknown_name(name: str, where: str) -> Finding:
-    """Return the error for a name that some nodes may not know, if the default action allows."""
+    """Return the error about a name that some nodes may not know, for a profile whose default
+    action allows calls.
+    """
     message = f"libseccomp 2.5.4 does not know {name[:60]}, and the call would stay allowed."
     if fact := syscalls.since(name):
         hint = (

@@ -1,8 +1,8 @@
-"""Checks one seccomp profile, and returns its written form or the reasons against it.
+"""Checks one seccomp profile, and returns its canonical form or the errors that reject the profile.
 
 The result for a rejected profile contains only errors, because warnings that follow from a mistake
-would distract from it. The checks are in `syntax`, `fields` and `comparisons`, and the checks for
-faults of libseccomp are in `multiplex`, `anchor` and `conditions`.
+would distract from the mistake. The checks are in `syntax`, `fields` and `comparisons`, and the
+checks for faults of libseccomp are in `multiplex`, `anchor` and `conditions`.
 """
 
 import itertools
@@ -24,7 +24,7 @@ from agent.backends.seccomp import (
 from agent.backends.seccomp.document import Document
 from agent.core.findings import MAX_FINDINGS, Finding, Severity, limit_findings
 
-# Some runtime reads a file with such a notice differently from the file's canonical form.
+# Codes of notices about files that some runtime reads differently from the file's canonical form.
 _READ_DIFFERENTLY: Final = frozenset(
     {
         *("name_rewritten", "expanded_for_arch", "expanded_for_kernel", "errno_rewritten"),
@@ -37,9 +37,9 @@ _READ_DIFFERENTLY: Final = frozenset(
 class Checked:
     """The result of a check."""
 
-    body: bytes  # the written form; empty if the profile is rejected
+    body: bytes  # the canonical form; empty if the profile is rejected
     findings: tuple[Finding, ...]
-    depends_on_kernel: bool = False  # whether the written form depends on the kernel version
+    depends_on_kernel: bool = False  # whether the canonical form depends on the kernel version
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -68,7 +68,9 @@ def check(content: bytes, options: fields.Options) -> Checked:
 
 
 def unchecked_form(content: bytes, options: fields.Options) -> bytes:
-    """Return the written form of a profile that was accepted earlier; empty without one."""
+    """Return the canonical form of a profile that was accepted earlier; empty if the file contains
+    no profile.
+    """
     document, _ = _read(content, options)
     if document is None:
         return b""
@@ -76,7 +78,7 @@ def unchecked_form(content: bytes, options: fields.Options) -> bytes:
 
 
 def canonical_form(content: bytes, options: fields.Options) -> bytes:
-    """Return the written form of a file if every runtime reads the file in the same way.
+    """Return the canonical form of a file if every runtime reads the file in the same way.
 
     The result is empty if the file is rejected or if a runtime reads the file differently.
     """
@@ -97,9 +99,10 @@ def canonical_form(content: bytes, options: fields.Options) -> bytes:
 
 
 def faults(document: Document, options: fields.Options) -> Iterator[Finding]:
-    """Return the rules that contradict each other or that libseccomp compiles wrongly.
+    """Return findings about rules that contradict each other or that libseccomp compiles wrongly.
 
-    The rules of a document that is too large are not compared, because that takes quadratic time.
+    If a document is too large, its rules are not compared, because the comparison takes quadratic
+    time.
     """
     large = tuple(comparisons.size(document))
     yield from large
@@ -126,7 +129,9 @@ def _errors(candidates: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 def _until_enough_errors(candidates: Iterable[Finding]) -> list[Finding]:
-    """Return the findings up to the last reported error; a hostile profile can have thousands."""
+    """Return the findings up to the last reported error; a hostile profile can cause thousands of
+    findings.
+    """
     findings = []
     errors = 0
     for finding in candidates:

@@ -1,9 +1,9 @@
 """Defines the exact meaning of a profile: the kernel's response to each system call.
 
 A `Meaning` is for one machine, one kernel version and one capability set. Other modules use it to
-compare profiles and to warn about allowed calls. The module is pure, and it does not model the
-faults of libseccomp: see `conditions`, `multiplex` and `anchor`. The
-tests compare it with the filters that every available libseccomp builds.
+compare profiles and to warn about allowed calls. The module is pure. The modules `conditions`,
+`multiplex` and `anchor` handle the faults of libseccomp, which a `Meaning` does not model. The
+tests compare each `Meaning` with the filters that every available version of libseccomp builds.
 """
 
 import functools
@@ -15,7 +15,8 @@ from typing import Final
 from agent.backends.seccomp import multiplex, regions, syscalls
 from agent.backends.seccomp.document import Answer, Document, Rule
 
-# ABIs whose arguments have 32 bits. seccomp_data has 64, and libseccomp compares the lower half.
+# ABIs whose arguments have 32 bits. The arguments in seccomp_data have 64 bits, and libseccomp
+# compares the lower half.
 SHORT_ABIS: Final = frozenset(
     f"SCMP_ARCH_{name}"
     for name in ("X86", "X32", "ARM", "MIPS", "MIPSEL", "MIPS64N32", "MIPSEL64N32", "PPC", "S390")
@@ -26,13 +27,15 @@ SHORT_ABIS: Final = frozenset(
 class CallMeaning:
     """The kernel's responses to one system call of one ABI."""
 
-    cases: tuple[Rule, ...]  # the rules with conditions; rules that overlap have equal answers
+    cases: tuple[Rule, ...]  # the rules with conditions; overlapping rules have equal answers
     otherwise: Answer  # the response if no case applies
     decided_by: Rule | None = None  # the rule without conditions, if there is one
     largest: int = regions.LARGEST  # the largest value of an argument
 
     def answers(self, arguments: Sequence[int]) -> frozenset[Answer]:
-        """Return the possible responses. There is only one unless rules contradict each other."""
+        """Return the possible responses. The result contains one response unless rules contradict
+        each other.
+        """
         holding = {
             rule.answer
             for rule in self.cases
@@ -66,10 +69,10 @@ class CallMeaning:
 
 @dataclass(frozen=True, kw_only=True)
 class Meaning:
-    """The responses of a filter to all calls of all ABIs that it handles."""
+    """The responses of a filter to all calls of all ABIs that the filter handles."""
 
     document: Document  # resolved for the node and one capability set
-    abis: tuple[str, ...]  # the native ABI first; the kernel kills calls of all others
+    abis: tuple[str, ...]  # the native ABI first; the kernel kills threads that use other ABIs
     is_known: Callable[[str], bool] = lambda _: True  # runtimes skip names that libseccomp lacks
 
     @functools.cached_property
@@ -84,7 +87,7 @@ class Meaning:
     def call(self, abi: str, name: str) -> CallMeaning:
         """Return the kernel's responses to a call that the ABI has.
 
-        If the call has a rule without conditions, libseccomp applies it to all arguments.
+        If the call has a rule without conditions, libseccomp applies this rule to all arguments.
         """
         largest = regions.SHORT if abi in SHORT_ABIS else regions.LARGEST
         rules = [*self._rules.get(name, ())]
@@ -96,7 +99,9 @@ class Meaning:
         return CallMeaning(cases=tuple(rules), otherwise=self.document.default, largest=largest)
 
     def answers(self, abi: str, name: str, arguments: Sequence[int]) -> frozenset[Answer]:
-        """Return the responses to a call with these arguments. An accepted profile has only one."""
+        """Return the responses to a call with these arguments. An accepted profile has only one
+        response.
+        """
         return self.call(abi, name).answers(arguments)
 
     def calls(self, abi: str) -> frozenset[str]:

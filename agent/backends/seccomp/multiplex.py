@@ -1,10 +1,11 @@
 """Checks rules for calls that some ABIs can also make through socketcall(2) and ipc(2).
 
-The arguments of such a call are in memory, and a filter cannot read memory. libseccomp therefore
-adds each rule for an operation to the rules of the multiplexing call too, with the number of the
-operation in place of the first argument (abi_rule_add in syscalls.c). A condition on the first
-argument is dropped: a rule that denies then denies more calls, and a rule that allows then allows
-the whole operation. Other conditions compare arguments that the operation does not have.
+The arguments of a multiplexed call are in memory, and a filter cannot read memory. libseccomp
+therefore adds each rule for an operation to the rules of the multiplexing call too, with the number
+of the operation in place of the first argument (abi_rule_add in syscalls.c). libseccomp drops a
+condition on the first argument. Without the condition, a denying rule denies more calls, and an
+allowing rule allows the whole operation. Other conditions compare arguments that the operation does
+not have.
 
 A profile is rejected if libseccomp allows an operation that the profile denies, or if libseccomp
 cannot combine the rules in one filter. A profile that itself allows the multiplexing call causes a
@@ -49,12 +50,12 @@ NAMES: Final = SOCKETCALL | IPC
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Through:
-    """A multiplexing call on one ABI, and the profile's rule for this call."""
+    """A multiplexing call on one ABI, and the profile's rule for the call."""
 
     name: str
     abi: str
     default: Answer
-    rule: Rule | None  # without conditions; None if the default action decides
+    rule: Rule | None  # the rule without conditions; None if the default action applies
 
     @property
     def answer(self) -> Answer:
@@ -67,11 +68,13 @@ class _Through:
 
 
 def findings(document: Document, native: str) -> Iterator[Finding]:
-    """Return the conditions that do not hold for calls through socketcall(2) or ipc(2).
+    """Return findings about conditions that have no effect on calls through socketcall(2) or
+    ipc(2).
 
     Args:
         document: the profile.
-        native: the node's architecture, which the filter handles in addition to the listed ones.
+        native: the node's architecture, which the filter handles in addition to the listed
+            architectures.
     """
     abis = sorted(ABIS.intersection((*document.architectures, native)))
     if not abis:
@@ -181,7 +184,7 @@ def _contradictions(document: Document, through: _Through) -> Iterator[Finding]:
 
 
 def _contradict(earlier: Rule, later: Rule) -> bool:
-    """Return whether libseccomp rejects the later rule because of the earlier one."""
+    """Return whether libseccomp rejects the later rule because of the earlier rule."""
     if earlier.answer == later.answer or not earlier.may_meet(later):
         return False
     if set(earlier.args) < set(later.args):

@@ -1,8 +1,9 @@
-"""Decides exactly whether argument conditions can hold together, and whether they imply others.
+"""Decides exactly whether argument conditions can hold together, and whether conditions imply other
+conditions.
 
 A filter compares unsigned words of 64 bits, and each condition concerns one argument. All
 conditions on one argument select an interval, restrict some bits, and exclude single words.
-The smallest word of such a set is computed directly, so that nothing is approximated.
+The smallest word in the selected set is computed directly, without approximation.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,11 +25,11 @@ class Words:
     lowest: int = 0
     highest: int = LARGEST
     mask: int = 0  # the fixed bits
-    value: int = 0  # their values
+    value: int = 0  # the values of the fixed bits
     excluded: frozenset[int] = frozenset()
 
     def __and__(self, other: "Words") -> "Words":
-        """Return the words that are in both sets."""
+        """Return the set of the words that are in both sets."""
         if (self.value ^ other.value) & self.mask & other.mask:
             return NONE
         return Words(
@@ -55,13 +56,16 @@ class Words:
         return word
 
     def _next(self, start: int) -> int | None:
-        """Return the smallest word from start on with the fixed bits; None if there is none."""
+        """Return the smallest word that has the fixed bits and is not below start; None if no word
+        matches.
+        """
         if start > self.highest:
             return None
         word = start
         if start & self.mask != self.value:
-            # The word keeps the upper bits of start, has a 1 in place of the 0 that follows
-            # them, and the smallest possible bits below. The lowest such place is the best one.
+            # The result keeps the upper bits of start, replaces the following 0 bit with 1, and has
+            # the smallest possible lower bits. The lowest possible place of the replaced bit gives
+            # the smallest word.
             for place in range(BITS):
                 bit = 1 << place
                 above = start & ~((bit << 1) - 1)
@@ -87,7 +91,7 @@ def words(condition: Condition) -> Words:
     simple = {
         "SCMP_CMP_EQ": Words(lowest=value, highest=value),
         "SCMP_CMP_NE": Words(excluded=frozenset({value})),
-        "SCMP_CMP_LT": Words(highest=value - 1),  # empty for 0
+        "SCMP_CMP_LT": Words(highest=value - 1),  # an empty set for the value 0
         "SCMP_CMP_LE": Words(highest=value),
         "SCMP_CMP_GT": Words(lowest=value + 1),
         "SCMP_CMP_GE": Words(lowest=value),
@@ -121,7 +125,7 @@ def complement(condition: Condition) -> Iterator[Words]:
 def by_argument(conditions: Iterable[Condition], largest: int = LARGEST) -> dict[int, Words]:
     """Return the values of each argument for which all conditions hold.
 
-    largest: the largest value of an argument: `SHORT` for an ABI whose arguments have 32 bits.
+    largest: the largest value of an argument; `SHORT` for an ABI with 32-bit arguments.
     """
     found: dict[int, Words] = {}
     for condition in conditions:
@@ -131,7 +135,9 @@ def by_argument(conditions: Iterable[Condition], largest: int = LARGEST) -> dict
 
 
 def example(conditions: Iterable[Condition], largest: int = LARGEST) -> dict[int, int] | None:
-    """Return arguments for which all conditions hold; None if there are none."""
+    """Return arguments for which all conditions hold; None if no arguments fulfil the
+    conditions.
+    """
     found = {}
     for index, values in by_argument(conditions, largest).items():
         smallest = values.smallest()
@@ -151,7 +157,9 @@ def can_hold_together(
 def implies(
     first: Iterable[Condition], second: Iterable[Condition], largest: int = LARGEST
 ) -> bool:
-    """Return whether all arguments that fulfil the first conditions also fulfil the second."""
+    """Return whether all arguments that fulfil the first conditions also fulfil the second
+    conditions.
+    """
     values = by_argument(first, largest)
     if any(one.smallest() is None for one in values.values()):
         return True
@@ -167,9 +175,10 @@ def outside(
     others: Sequence[Iterable[Condition]],
     largest: int = LARGEST,
 ) -> bool:
-    """Return whether some arguments fulfil the conditions and belong to none of the others.
+    """Return whether some arguments fulfil the conditions and do not fulfil any of the other
+    condition lists.
 
-    The question can take exponential time. After `_MOST_STEPS` steps the answer is True.
+    The search can take exponential time. After `_MOST_STEPS` steps, the result is True.
     """
     search = _Search(others=[tuple(one) for one in others], largest=largest)
     return search.finds(by_argument(conditions, largest), 0)
@@ -177,14 +186,16 @@ def outside(
 
 @dataclass(slots=True, kw_only=True)
 class _Search:
-    """A search for arguments that violate a condition of each of several rules."""
+    """A search for arguments that violate at least one condition of each of several rules."""
 
     others: Sequence[tuple[Condition, ...]]
     largest: int
     steps: int = 0
 
     def finds(self, values: Mapping[int, Words], position: int) -> bool:
-        """Return whether such arguments exist among the values; position: of the next rule."""
+        """Return whether the values contain arguments that violate each rule from the position
+        on.
+        """
         self.steps += 1
         if self.steps > _MOST_STEPS:
             return True

@@ -1,9 +1,9 @@
 """Resolves the conditions of a profile that depend on the node, and normalises its fields.
 
-containerd ignores archMap, includes, excludes and the names of error numbers. Architectures and
-kernel versions are facts of the node, so this module resolves them, each with a notice. Conditions
-on capabilities depend on the pod. They stay unless the caller passes a capability set. `canonical`
-writes the result, and `meaning` interprets it.
+containerd ignores archMap, includes, excludes and the names of error numbers. Conditions on
+architectures and kernel versions depend only on the node, so this module resolves these conditions,
+and returns a notice for each kind. Conditions on capabilities depend on the pod, and stay unless
+the caller passes a capability set. `canonical` writes the result, and `meaning` interprets it.
 """
 
 import errno
@@ -36,18 +36,18 @@ ARCHES: Final = frozenset(
 )
 _KERNEL: Final = re.compile(r"(\d{1,4})\.(\d{1,4})")
 
-_PATCH: Final = 2  # dots in a version with a patch level
+_PATCH: Final = 2  # the number of dots in a version with a patch level
 
 Kernel = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """The facts on which conditions of a profile depend."""
+    """The node and pod properties on which conditions in a profile depend."""
 
     machine: str  # the machine name that `uname -m` prints
     kernel: Kernel
-    capabilities: frozenset[str] | None = None  # of a pod; None if they are unknown
+    capabilities: frozenset[str] | None = None  # the capabilities of a pod; None if unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,9 @@ class Resolved:
 
 
 def kernel(text: str) -> Kernel | None:
-    """Return the version of `6.1` or `6.1.0-44-amd64`; None if the text has none."""
+    """Return the kernel version in a text such as `6.1` or `6.1.0-44-amd64`; None if the text
+    contains no version.
+    """
     match = _KERNEL.match(text)
     return (int(match[1]), int(match[2])) if match else None
 
@@ -72,7 +74,9 @@ def minimum(text: str) -> Kernel | None:
 
 
 def errno_number(text: str) -> int | None:
-    """Return the number of `ENOSYS` or `38`, as CRI-O reads errno; None if it is neither."""
+    """Return the error number for a name such as `ENOSYS` or digits such as `38`, as CRI-O reads
+    errno; None for any other text.
+    """
     if text.isascii() and text.isdecimal() and len(text) <= len("4095"):
         return int(text)
     number = getattr(errno, text, None) if re.fullmatch(r"E[A-Z0-9]+", text) else None
@@ -80,7 +84,7 @@ def errno_number(text: str) -> int | None:
 
 
 def abis(machine: str) -> tuple[str, ...]:
-    """Return the ABIs that a kernel of this machine supports, with the native ABI first."""
+    """Return the ABIs that a kernel for this machine supports, with the native ABI first."""
     native, _, small = MACHINES[machine]
     x32 = ("SCMP_ARCH_X32",) if native == "SCMP_ARCH_X86_64" else ()
     return (native, *([small] if small else []), *x32)
@@ -103,7 +107,7 @@ def applies(rule: Rule, node: Node) -> bool:
 
 
 def resolve(document: Document, node: Node) -> Resolved:
-    """Return the document resolved for the node, and notices about the changes."""
+    """Resolve the document for the node; return the new document, and notices about the changes."""
     native = MACHINES[node.machine][0]
     architectures = document.architectures
     for architecture, subs in document.arch_map:
@@ -133,10 +137,11 @@ def resolve(document: Document, node: Node) -> Resolved:
 
 
 def _first_ones(rules: Collection[Rule], default: Answer) -> list[Rule]:
-    """Return the rules, without the calls that an earlier rule decides.
+    """Return the rules without the calls for which an earlier rule takes precedence.
 
-    In every runtime, the first rule without conditions decides. For example, a rule of Podman's
-    default profile allows a call for all pods, and a later rule denies the call for some pods.
+    In every runtime, the first rule without conditions takes precedence. For example, a rule of
+    Podman's default profile allows a call for all pods, and a later rule denies the call for some
+    pods.
     """
     decided: dict[str, Rule] = {}
     remaining = []

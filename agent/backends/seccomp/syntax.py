@@ -2,8 +2,8 @@
 
 The bytes must be unambiguous UTF-8 JSON. Go ignores the case of keys and uses the last duplicate.
 Duplicate and unknown keys are therefore errors here. As in Go, null means that a field is absent.
-Any input results in a Document, in findings, or in both. `fields` checks the values, and `wrapped`
-recognises files that contain a profile in another format.
+For any input, the module returns a Document, findings, or both. `fields` checks the values, and
+`wrapped` recognises files that contain a profile in another format.
 """
 
 import json
@@ -17,8 +17,9 @@ from agent.backends.seccomp.document import Condition, Document, Only, Rule
 from agent.core.findings import MAX_FINDINGS, Finding
 
 MOST_BYTES: Final = 1 << 20
-MOST_ERRNO: Final = 4095  # MAX_ERRNO of linux/err.h; libseccomp rejects or truncates larger ones
-MOST_ENTRIES: Final = 20_000  # in all lists; the kernel rejects a filter a fifth of that size
+MOST_ERRNO: Final = 4095  # MAX_ERRNO in linux/err.h; libseccomp rejects or truncates larger numbers
+# the limit for all lists together; the kernel already rejects a filter for a fifth as many entries
+MOST_ENTRIES: Final = 20_000
 
 _LISTENER: Final = ("listenerPath", "listenerMetadata")
 _TOP: Final = frozenset(
@@ -41,7 +42,8 @@ _ARG: Final = frozenset({"index", "value", "valueTwo", "op"})
 _FILTER: Final = frozenset({"arches", "caps", "minKernel"})
 _ARCH_MAP: Final = frozenset({"architecture", "subArchitectures"})
 _NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,63}")
-# Keys that people use for comments. The name of a field with a prefix is not a comment.
+# Keys that authors use for comments. A key that consists of a comment prefix and a field name is
+# not a comment (see _is_remark).
 _REMARK: Final = re.compile(
     r"(?:[$_#/@-].*|comments?|description|title|notes?|name|version|author|\$schema)",
     re.IGNORECASE | re.DOTALL,
@@ -129,7 +131,9 @@ class _Walk:
 
     @property
     def is_full(self) -> bool:
-        """Whether there are so many mistakes that no more are reported."""
+        """Whether the number of mistakes has reached the limit, so that further mistakes are not
+        reported.
+        """
         return len(self.findings) > MAX_FINDINGS
 
     def report(self, code: str, where: str, message: str, hint: str = "") -> None:
@@ -137,7 +141,7 @@ class _Walk:
             self.findings.append(Finding(code=code, location=where, message=message, hint=hint))
 
     def notices(self) -> Iterator[Finding]:
-        """Return notices about changes in the written form that keep the meaning."""
+        """Return notices about changes in the canonical form that keep the meaning."""
         if self.rewritten:
             message = (
                 f"`name` was rewritten to `names` in {len(self.rewritten)} rules: containerd "
@@ -274,7 +278,9 @@ class _Walk:
         )
 
     def listener(self, top: Mapping[str, Json]) -> None:
-        """Report the keys of a listener that no rule uses. `fields` reports a listener in use."""
+        """Report the keys of a listener that no rule uses. The module `fields` reports a listener
+        that a rule uses.
+        """
         keys = [key for key in _LISTENER if top.get(key) not in (None, "")]
         rules = top.get("syscalls")
         needs_it = isinstance(rules, list) and any(
@@ -383,7 +389,7 @@ class _Walk:
 
 
 def _is_remark(key: str, keys: frozenset[str]) -> bool:
-    """Return whether a key is a comment, and cannot be a misspelt or disabled field."""
+    """Return whether a key is a comment that cannot be a misspelt or disabled field."""
     bare = key.lstrip(_PREFIX).casefold()
     fields = {field.casefold() for field in keys if field != "comment"}
     return _REMARK.fullmatch(key) is not None and bare not in fields

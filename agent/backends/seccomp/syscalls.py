@@ -12,14 +12,15 @@ import functools
 from collections.abc import Sequence
 from typing import Final
 
-import system_calls  # type: ignore[import-untyped]  # it has no stubs
+import system_calls  # type: ignore[import-untyped]  # the package has no stubs
 
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Names in system-calls 7.2 that libseccomp 2.5.4 lacks. Names newer than Linux 7.2 are unknown.
+# Names in system-calls 7.2 that libseccomp 2.5.4 lacks. The agent does not know names that are
+# newer than Linux 7.2.
 _NOT_IN_2_5_4: Final = _words(
     """
     arc_gettls arc_settls arc_usr_cmpxchg atomic_barrier atomic_cmpxchg_32 dipc exec_with_loader
@@ -36,8 +37,9 @@ _NOT_IN_2_5_4: Final = _words(
     """
 )
 
-# Debian's 2.5.4-1+deb12u1 knows these names from a newer table. Upstream's 2.5.4 follows Linux 5.17
-# (its CHANGELOG), and other distributions ship it unchanged.
+# Debian's package 2.5.4-1+deb12u1 knows these names from a newer table. libseccomp 2.5.4 without
+# Debian's changes contains the system calls of Linux 5.17 (see its CHANGELOG), and other
+# distributions ship libseccomp 2.5.4 unchanged.
 _ONLY_IN_DEBIANS_2_5_4: Final = frozenset(
     ["cachestat", "fchmodat2", "futex_requeue", "futex_wait", "futex_wake", "map_shadow_stack"]
 )
@@ -57,13 +59,13 @@ KNOWN: Final = (
     frozenset(str(name) for name in _CALLS.names()) - _NOT_IN_2_5_4 - _ONLY_IN_DEBIANS_2_5_4
 ) | _ONLY_IN_LIBSECCOMP
 
-# Names that no Linux kernel has ever had. A rule with such a name has no effect. For example,
-# prevent-chmod of the AKS documentation lists `chmodat` next to chmod and fchmodat. Add only names
-# that published examples contain, and no other misspelt names.
+# Names that no Linux kernel has ever had. A rule with such a name has no effect. For example, the
+# profile prevent-chmod in the AKS documentation lists `chmodat` next to chmod and fchmodat. Add
+# only names that published examples contain, and no other misspelt names.
 INERT: Final = frozenset({"chmodat"})
 
 # The first release of libseccomp that knows a call, and the first release of Linux that has the
-# call. Source: src/syscalls.csv of libseccomp's tags v2.5.4 to v2.6.1, and the man pages.
+# call. The sources are src/syscalls.csv in libseccomp's tags v2.5.4 to v2.6.1, and the man pages.
 _SINCE: Final[dict[str, tuple[str, str]]] = {
     **dict.fromkeys(("cachestat", "map_shadow_stack", "fchmodat2"), ("2.5.5", "6.6")),
     "cachestat": ("2.5.5", "6.5"),
@@ -87,7 +89,7 @@ _SINCE: Final[dict[str, tuple[str, str]]] = {
 
 
 def since(name: str) -> str:
-    """Return a sentence about the first releases with a call; empty if they are unknown."""
+    """Return a sentence about the first releases with a call; empty if the releases are unknown."""
     if name not in _SINCE:
         return ""
     library, linux = _SINCE[name]
@@ -95,7 +97,8 @@ def since(name: str) -> str:
 
 
 # Newer calls with the effect of older calls, and the Linux release that added each newer call
-# (source: man pages). A profile that denies only the older calls still allows the effect.
+# (source: man pages). A profile that denies only an older call still allows the same effect through
+# the newer call.
 NEWER_VARIANTS: Final[dict[str, tuple[str, frozenset[str]]]] = {
     "clone3": ("5.3", frozenset({"clone"})),
     "execveat": ("3.19", frozenset({"execve"})),
@@ -134,7 +137,8 @@ _TABLES: Final = {
 
 
 # From this number on, a call has the same number on every architecture. Some versions of libseccomp
-# do not know the calls after faccessat2, and runtimes with such a version ignore the names.
+# do not know the calls after faccessat2, and runtimes with these versions ignore the names of the
+# calls.
 _FIRST_RECENT: Final = 440
 
 
@@ -146,7 +150,7 @@ def of(abi: str) -> frozenset[str]:
 
 @functools.lru_cache(maxsize=1 << 14)
 def number(abi: str, name: str) -> int:
-    """Return the number of a call on an ABI; -1 if the ABI lacks it."""
+    """Return the number of a call on an ABI; -1 if the ABI lacks the call."""
     try:
         return int(_CALLS.get(name, _TABLES[abi]))
     except (KeyError, system_calls.NotSupportedSystemCall, system_calls.NoSuchSystemCall):
@@ -164,7 +168,7 @@ def nearest(word: str, words: frozenset[str]) -> str:
     return f"Did you mean {matches[0]}?" if matches else ""
 
 
-_MOST_NAMES: Final = 12  # in one message
+_MOST_NAMES: Final = 12  # the maximum number of names in one message
 
 
 def listed(names: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
-"""Recognises files that contain a seccomp profile in another format, and extracts the profile.
+"""Recognises files that contain a seccomp profile inside another format, and extracts the profile.
 
 A SeccompProfile resource of the Security Profiles Operator has the profile in `spec`, and the
-config.json of an OCI runtime has it in `linux.seccomp`. A runtime would read such a file as a
+config.json of an OCI runtime has it in `linux.seccomp`. A runtime would read a wrapped file as a
 profile without a default action, and run the container unconfined.
 """
 
@@ -48,7 +48,9 @@ def find(tree: Json) -> Wrapper | None:
 
 
 def finding(tree: Json) -> Finding | None:
-    """Return the only finding for a file in a known format other than a plain profile."""
+    """Return the finding for a file in a known format other than a plain profile; None for other
+    files.
+    """
     wrapper = find(tree)
     if wrapper is None:
         return None
