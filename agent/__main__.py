@@ -340,7 +340,7 @@ def _read_config(path: str) -> object:
     """Return the content of a configuration file.
 
     Raises:
-        ValueError: the file cannot be read, or is not one YAML document.
+        ValueError: the file cannot be read, or does not contain exactly one YAML document.
     """
     from agent.sources import yaml_documents
 

@@ -45,7 +45,7 @@ STALLED_SECONDS: Final = 60.0
 
 
 class StartupError(Exception):
-    """An option references something that cannot be used: an address, a file or a directory."""
+    """An option references an address, a file or a directory that cannot be used."""
 
 
 class BackendFactory(Protocol):

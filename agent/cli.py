@@ -118,7 +118,7 @@ class _Arguments:
     """Raw values by option name, as agent.config_loader expects them."""
     positional: list[str] = field(default_factory=list)
     unfinished: set[str] = field(default_factory=set)
-    """The options that were passed with a mistake. They are not reported as missing."""
+    """The options that were passed with a mistake. These options are not reported as missing."""
     mistakes: list[str] = field(default_factory=list)
 
 
@@ -130,7 +130,7 @@ def parse(
     Args:
         argv: the arguments without the name of the program.
         environ: the environment.
-        read_config: returns the parsed YAML of a path. It raises OSError or ValueError.
+        read_config: returns the parsed YAML of a path, or raises OSError or ValueError.
     """
     if list(argv) in (["--help"], ["-h"]):
         return Usage(text=command_help.overview(), status=0)

@@ -60,7 +60,7 @@ class NodeConnections:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterConnections:
-    """All connections to the API server. Fulfils agent.controller.ClusterView."""
+    """All connections to the API server. Implements agent.controller.ClusterView."""
 
     api: Api
     config_maps: Mapping[ConfigMapSpec, Reflector[ConfigMapEntry]]
@@ -144,7 +144,7 @@ def connect(
     config_maps: list[ConfigMapSpec],
     callbacks: ClusterCallbacks,
 ) -> ClusterConnections:
-    """Return the connections that the options ask for.
+    """Return the connections that the options require.
 
     Raises:
         agent.kube.errors.NoClusterError: the client has no configuration.

@@ -1,8 +1,8 @@
 """Reads the values of options, in the same way for flags, environment variables and YAML keys.
 
 Each value type has one function that accepts text or a value that YAML has parsed already. The
-function raises ValueError with a message that says what is expected. The options themselves are
-declared in agent.config.
+function raises ValueError with a message that describes the expected value. The options themselves
+are declared in agent.config.
 """
 
 import math

@@ -107,7 +107,10 @@ class Executor:
     # --- install ---------------------------------------------------------------------------------
 
     def _install(self, action: Install) -> Outcome:
-        """Prepare and install the desired version, or the last good version if there is none."""
+        """Prepare and install the desired version.
+
+        Without a desired version, use the last good version.
+        """
         if action.profile is not None:
             prepared = self._preparer.prepare(action.profile)
         else:
@@ -269,7 +272,7 @@ def _is_recorded(installed: Version | None, version: Version) -> bool:
 
 
 def _outcome(action: Action, finding: Finding | None, version: Version | None = None) -> Outcome:
-    """Return a failed outcome if there is a finding, or else a successful outcome."""
+    """Return a failed outcome if a finding is passed, or else a successful outcome."""
     if finding is None:
         return Outcome(action=action, result=OutcomeResult.DONE, version=version)
     return Outcome(action=action, result=OutcomeResult.FAILED, findings=(finding,), version=version)

@@ -20,7 +20,7 @@ from typing import Final, NoReturn
 from agent.wake_queue import WakeReason
 
 REPEAT_SECONDS: Final = 0.01
-"""A signal whose exception Python ignored is sent again after this time."""
+"""If Python ignored the exception of a signal handler, the signal is sent again after this time."""
 
 FLUSH_SECONDS: Final = 0.5
 """The process ends after this time, even if no other process reads its standard error."""
@@ -79,7 +79,7 @@ def end_with_broken_threads(report_bug: Callable[[Exception], int], bug_status: 
         error = args.exc_value
         if isinstance(error, SystemExit):
             return
-        with contextlib.suppress(RuntimeError):  # there are too many threads for another one
+        with contextlib.suppress(RuntimeError):  # The system cannot start another thread.
             _run_later(FLUSH_SECONDS, lambda: os._exit(bug_status))
         logging.shutdown()
         os._exit(report_bug(error) if isinstance(error, Exception) else bug_status)
@@ -123,7 +123,7 @@ def end_process(status: int) -> NoReturn:
     (Python, C API, Py_FinalizeEx: bugs and caveats).
     """
     try:
-        with contextlib.suppress(RuntimeError):  # there are too many threads for another one
+        with contextlib.suppress(RuntimeError):  # The system cannot start another thread.
             _run_later(FLUSH_SECONDS, lambda: os._exit(status))
         atexit._run_exitfuncs()  # noqa: SLF001 - removes the client's key files; a test checks it
         sys.stdout.flush()
@@ -155,7 +155,7 @@ def _repeat_ignored_signals() -> None:
             return
         try:
             _run_later(REPEAT_SECONDS, lambda: signal.pthread_kill(main_thread, error.number))
-        except RuntimeError:  # there are too many threads for another one
+        except RuntimeError:  # The system cannot start another thread.
             os._exit(error.status)
 
     sys.unraisablehook = handle
@@ -164,11 +164,11 @@ def _repeat_ignored_signals() -> None:
 def _run_later(seconds: float, function: Callable[[], None]) -> None:
     """Call a function in a new thread after some seconds.
 
-    The module threading is not used, because the main thread may hold its locks when a signal
-    interrupts it.
+    The module threading is not used, because a signal may interrupt the main thread while the main
+    thread holds locks of the module.
 
     Raises:
-        RuntimeError: there are too many threads for another one.
+        RuntimeError: the system cannot start another thread.
     """
 
     def run() -> None:

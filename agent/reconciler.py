@@ -313,7 +313,7 @@ def _unread_sources(ledger: _LedgerContent) -> list[model.Snapshot]:
 
 
 def _restored(row: ProfileStatus) -> ProfileStatus:
-    """Remove the reason "source not read", because `restore` never reads a source."""
+    """Remove the reason "source unavailable", because `restore` never reads a source."""
     if row.state != ProfileState.HELD or not row.desired or row.reason == Reason.SOURCE_UNREADABLE:
         return row
     reason = Reason.NONE if row.reason == Reason.SOURCE_UNAVAILABLE else row.reason

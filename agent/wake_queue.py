@@ -43,7 +43,7 @@ class WakeReason(StrEnum):
     """A background check of a key has ended."""
 
     REQUEST = "request"
-    """A user asked for a pass that reads everything again."""
+    """A user requested a pass that reads everything again."""
 
     SIGNAL = "signal"
     """A signal arrived. Python runs its handler when the main thread wakes up."""

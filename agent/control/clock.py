@@ -1,7 +1,7 @@
 """The clock that the controller and its parts read.
 
-The module `time` fulfils the protocol. The controller reads the time only through this protocol, so
-that tests can control the time.
+The module `time` implements the protocol. The controller reads the time only through this protocol,
+so that tests can control the time.
 """
 
 from typing import Protocol

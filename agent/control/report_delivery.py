@@ -20,7 +20,7 @@ class StatusPublisher(Protocol):
     """Publishes labels and Events. agent.kube.publisher.Publisher implements this protocol."""
 
     findings: tuple[Finding, ...]
-    """The publisher's own problems."""
+    """The findings about the publisher's own failures."""
 
     def post(self, report: Report) -> None:
         """Publish a report soon; return at once."""

@@ -47,7 +47,10 @@ class Limits:
     """Names that all ledger entries own."""
 
     listed: int = 500
-    """Keys over a limit that are reported one by one. The report only counts the others."""
+    """Keys over a limit that are reported one by one.
+
+    The report only counts all other keys over a limit.
+    """
 
 
 LIMITS: Final = Limits()

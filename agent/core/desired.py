@@ -1,8 +1,8 @@
 """The desired state: the keys of all profile sets, inspected and compared with each other.
 
-If two keys provide the same name with different content, both are rejected, so that neither
-replaces the other by chance. If two keys have equal content, one key is a duplicate of the other
-key. This module does no input or output.
+If two keys provide the same name with different content, both keys are rejected, so that neither
+key replaces the other by chance. If two keys have equal content, one key is a duplicate of the
+other key. This module does no input or output.
 """
 
 from collections import Counter, defaultdict
@@ -59,7 +59,7 @@ class Desired:
         return any(id_ in mapping for mapping in keys)
 
     def is_present_unaccepted(self, id_: KeyId) -> bool:
-        """Return whether a key may still exist although no kind accepts its content.
+        """Return whether a key may still exist although it is not accepted.
 
         The result is true if the content looks like another kind, or if the key was not read
         because its directory was rejected. The last good version of the key stays.

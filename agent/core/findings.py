@@ -2,7 +2,7 @@
 
 The table CODES contains every code with its severity. Logs, metrics, Events and the runbook refer
 to codes, so a released code never changes its meaning. A message states what happened, where, what
-follows and what to do next. It never quotes the text of a profile or a secret.
+follows and what to do next. A message never quotes the text of a profile or a secret.
 """
 
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from typing import Final
 
 
 class Severity(StrEnum):
-    """How bad a finding is."""
+    """The severity of a finding."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -23,61 +23,69 @@ MAX_FINDINGS: Final = 50  # A malicious key could cause hundreds of thousands of
 
 CODES: Final[dict[str, Severity]] = {
     # sources
-    "key_unsafe": Severity.ERROR,  # the path leaves the directory, or is not a valid file name
-    "key_not_regular": Severity.ERROR,  # a device, FIFO, socket, or a link out of the directory
+    "key_unsafe": Severity.ERROR,  # The key is not a valid path, or leaves the directory.
+    # The key is a device, FIFO or socket, or a link out of the directory.
+    "key_not_regular": Severity.ERROR,
     "key_too_large": Severity.ERROR,
-    "limit_exceeded": Severity.ERROR,  # the keys of all profile sets, or the ledger, exceed a limit
+    # The keys of all profile sets, or the ledger, exceed a limit.
+    "limit_exceeded": Severity.ERROR,
     "source_missing": Severity.ERROR,
     "source_unreadable": Severity.ERROR,
-    "source_over_limit": Severity.ERROR,  # more bytes, keys or ConfigMaps than the agent reads
+    # The source has more bytes, keys or ConfigMaps than allowed.
+    "source_over_limit": Severity.ERROR,
     "source_emptied": Severity.ERROR,
     # both kinds
     "not_utf8": Severity.ERROR,
-    "name_conflict": Severity.ERROR,  # the same name in two keys with different content
-    "foreign_name": Severity.ERROR,  # on the node, and not installed by this agent
-    "kind_unsupported": Severity.ERROR,  # this node cannot have profiles of this kind
-    "kind_unobservable": Severity.ERROR,  # the agent cannot observe profiles of this kind
+    "name_conflict": Severity.ERROR,  # Two keys provide the same name with different content.
+    "foreign_name": Severity.ERROR,  # Another program installed a profile with this name.
+    "kind_unsupported": Severity.ERROR,  # The node does not support profiles of this kind.
+    "kind_unobservable": Severity.ERROR,  # The agent cannot observe profiles of this kind.
     "write_failed": Severity.ERROR,
-    "verify_failed": Severity.ERROR,  # written, but the node does not have the content
+    "verify_failed": Severity.ERROR,  # The write succeeded, but the node does not have the content.
     "remove_failed": Severity.ERROR,
-    "in_use": Severity.NOTICE,  # not removed: a process runs under the profile
-    "use_unknown": Severity.NOTICE,  # not removed: no proof that the profile is unused
+    "in_use": Severity.NOTICE,  # The profile stays because a process runs under it.
+    "use_unknown": Severity.NOTICE,  # The profile stays because a process may run under it.
     # compiled policy
-    "text_unsafe": Severity.ERROR,  # invisible characters: a NUL ends a word for the parser
-    "parser_rejected": Severity.ERROR,  # the parser's own message
-    "parser_killed": Severity.ERROR,  # CPU, memory, output or wall-clock limit
-    "parser_not_sandboxed": Severity.NOTICE,  # the parser could open any file that a text includes
-    "no_profile": Severity.ERROR,  # the text compiles, but declares no profile
+    # The text has invisible characters such as NUL, which ends a word for the parser.
+    "text_unsafe": Severity.ERROR,
+    "parser_rejected": Severity.ERROR,  # The finding contains the parser's own message.
+    # The parser exceeded a CPU, memory, output or wall-clock limit.
+    "parser_killed": Severity.ERROR,
+    "parser_not_sandboxed": Severity.NOTICE,  # The parser could open any file that a text includes.
+    "no_profile": Severity.ERROR,  # The text compiles, but does not declare a profile.
     "name_denied": Severity.ERROR,
-    "name_unsafe": Severity.ERROR,  # control characters, // without a parent, over 200 bytes
+    # The name has control characters, // without a parent, or over 200 bytes.
+    "name_unsafe": Severity.ERROR,
     "name_variable": Severity.ERROR,
     "namespace_refused": Severity.ERROR,
     "attachment_refused": Severity.ERROR,
     "include_refused": Severity.ERROR,
-    "unconfined_refused": Severity.ERROR,  # flags=(unconfined) and default_allow
-    "kernel_refused": Severity.ERROR,  # the kernel's errno for the load
+    # The profile has flags=(unconfined) or flags=(default_allow).
+    "unconfined_refused": Severity.ERROR,
+    "kernel_refused": Severity.ERROR,  # The finding contains the kernel's errno for the load.
     "kernel_jammed": Severity.ERROR,
-    "policy_unreadable": Severity.ERROR,  # the layout of the compiled policy is not known
-    "content_unverifiable": Severity.WARNING,  # the kernel shows neither hashes nor loaded policy
+    "policy_unreadable": Severity.ERROR,  # The layout of the compiled policy is unknown.
+    "content_unverifiable": Severity.WARNING,  # The kernel shows neither hashes nor loaded policy.
     "complain_mode": Severity.WARNING,
-    "name_suspicious": Severity.WARNING,  # the name has the form of a list of flags
-    "rule_not_enforced": Severity.WARNING,  # the kernel does not mediate some rules
-    "unconfined_exec": Severity.WARNING,  # ux, Ux and similar modes
-    "unconfined_transition": Severity.WARNING,  # change_profile -> unconfined
+    "name_suspicious": Severity.WARNING,  # The name looks like a list of flags.
+    "rule_not_enforced": Severity.WARNING,  # The kernel does not mediate some rules.
+    "unconfined_exec": Severity.WARNING,  # A rule has an unconfined mode such as ux or Ux.
+    "unconfined_transition": Severity.WARNING,  # A rule permits change_profile -> unconfined.
     # system call filters
     "not_json": Severity.ERROR,
-    "not_a_profile": Severity.ERROR,  # another format, which may contain a profile
+    "not_a_profile": Severity.ERROR,  # The file has another format, which may contain a profile.
     "duplicate_key": Severity.ERROR,
     "unknown_field": Severity.ERROR,
     "bad_value": Severity.ERROR,
-    "fails_open": Severity.ERROR,  # a runtime would start the container without this filter
+    "fails_open": Severity.ERROR,  # A runtime would start the container without this filter.
     "runtime_hang": Severity.ERROR,
     "runtime_crash": Severity.ERROR,
-    "not_portable": Severity.ERROR,  # only CRI-O understands the profile
+    "not_portable": Severity.ERROR,  # Only CRI-O understands the profile.
     "notify_refused": Severity.ERROR,
-    "unknown_syscall": Severity.ERROR,  # unknown system call; the default action allows
+    # A system call is unknown, and the default action allows calls.
+    "unknown_syscall": Severity.ERROR,
     "filter_too_large": Severity.ERROR,
-    "path_unsafe": Severity.ERROR,  # a pod cannot reference a file with this path
+    "path_unsafe": Severity.ERROR,  # A pod cannot reference a file with this path.
     "name_rewritten": Severity.NOTICE,
     "expanded_for_arch": Severity.NOTICE,
     "expanded_for_kernel": Severity.NOTICE,
@@ -85,28 +93,30 @@ CODES: Final[dict[str, Severity]] = {
     "errno_rewritten": Severity.NOTICE,
     "comments_removed": Severity.NOTICE,
     "rule_added": Severity.NOTICE,
-    "syscall_ignored": Severity.WARNING,  # unknown system call; the default action denies
-    "start_impossible": Severity.WARNING,  # no runtime can start a container
-    "start_limited": Severity.WARNING,  # one runtime cannot start a container
-    "clone3_denied": Severity.WARNING,  # clone3 fails with an error other than ENOSYS
-    "nothing_denied": Severity.WARNING,  # the architecture lacks all denied calls
-    "not_enforcing": Severity.WARNING,  # the default action only logs
+    # A system call is unknown, and the default action denies calls.
+    "syscall_ignored": Severity.WARNING,
+    "start_impossible": Severity.WARNING,  # No runtime can start a container with this profile.
+    "start_limited": Severity.WARNING,  # One runtime cannot start a container with this profile.
+    "clone3_denied": Severity.WARNING,  # clone3 fails with an error other than ENOSYS.
+    "nothing_denied": Severity.WARNING,  # The architecture does not have any denied call.
+    "not_enforcing": Severity.WARNING,  # The default action only logs calls.
     "abi_missing": Severity.WARNING,
     "dangerous_syscalls": Severity.WARNING,
-    "newer_call_allowed": Severity.WARNING,  # an older variant of an allowed call is denied
+    "newer_call_allowed": Severity.WARNING,  # An older variant of an allowed call is denied.
     "condition_surprising": Severity.WARNING,
     # as a daemon
-    "drift_fought": Severity.ERROR,  # another program keeps changing a repaired profile
-    "confinement_lost": Severity.ERROR,  # processes whose profile was removed run unconfined
+    "drift_fought": Severity.ERROR,  # Another program keeps changing a repaired profile.
+    "confinement_lost": Severity.ERROR,  # Processes whose profile was removed run unconfined.
     # in a cluster
-    "node_unknown": Severity.ERROR,  # the Node is missing, or is another machine
-    "node_unreachable": Severity.WARNING,  # the API server sends no response, or rejects requests
-    "label_foreign": Severity.WARNING,  # another client set a label with the agent's prefix
-    "label_fought": Severity.WARNING,  # another client keeps removing labels
-    "label_refused": Severity.WARNING,  # the API server rejects some labels
-    "label_collision": Severity.ERROR,  # two names have the same label key
-    "label_limit": Severity.WARNING,  # more labels than --label-limit
-    "label_pending": Severity.NOTICE,  # not removed: a label, or the grace time, remains
+    "node_unknown": Severity.ERROR,  # The Node is missing, or belongs to another machine.
+    "node_unreachable": Severity.WARNING,  # The API server does not respond, or rejects requests.
+    "label_foreign": Severity.WARNING,  # Another client set a label with the agent's prefix.
+    "label_fought": Severity.WARNING,  # Another client keeps removing labels.
+    "label_refused": Severity.WARNING,  # The API server rejects some labels.
+    "label_collision": Severity.ERROR,  # Two names have the same label key.
+    "label_limit": Severity.WARNING,  # The Node would have more labels than --label-limit.
+    # The profile stays until its label is gone and the grace time has passed.
+    "label_pending": Severity.NOTICE,
     # state
     "ledger_damaged": Severity.ERROR,
     "ledger_newer": Severity.ERROR,
@@ -146,7 +156,7 @@ class Finding:
 
 
 def limit_findings(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Return at most MAX_FINDINGS findings about one key, and a note if there are more.
+    """Return at most MAX_FINDINGS findings about one key, and a note about omitted findings.
 
     If any finding is an error, at least one error is returned. The iteration stops early.
     """

@@ -25,7 +25,7 @@ DIGEST_DIGITS: Final = 12
 
 # kubernetes, apimachinery/pkg/util/validation/validation.go: IsQualifiedName, IsValidLabelValue.
 _ALLOWED: Final = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
-# 80 bits: it takes 2**80 hashes on average to find a name with the suffix of a given name.
+# 20 hex digits are 80 bits: finding a name with the same suffix takes 2**80 hashes on average.
 _SUFFIX_DIGITS: Final = 20
 _LIKE_SUFFIX: Final = re.compile(rf"(.*-)?[0-9a-f]{{{_SUFFIX_DIGITS}}}")
 _CUT: Final = 63 - 1 - _SUFFIX_DIGITS
@@ -103,7 +103,8 @@ def labels_for(
         domain: the domain of the label keys.
         digest: whether to add labels with the digest of the source.
         limit: the largest number of labels.
-        present: the current labels of the agent on the Node. They have priority over new labels.
+        present: the current labels of the agent on the Node. Existing labels have priority over new
+            labels.
     """
     collisions = _collisions(report, domain)
     labels: dict[str, str] = {}

@@ -43,12 +43,12 @@ class Failed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removed:
-    """A successful removal: the names are no longer on the node."""
+    """A successful removal, after which the names are no longer on the node."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StillInUse:
-    """Nothing was removed, because names are in use, or their use is not known."""
+    """A removal that was not carried out, because a name is or may be in use."""
 
     uses: Mapping[str, InUse | UnknownUse]
 
@@ -70,7 +70,7 @@ class InstalledForm(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """The differences between profile kinds that decisions and reports depend on."""
+    """The properties of a profile kind that affect decisions and reports."""
 
     removal_unconfines: bool
     """Whether the processes of a removed profile stay unconfined, even if it is installed again.

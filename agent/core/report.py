@@ -35,7 +35,7 @@ class ProfileStatus:
     """The name that pods can reference; empty if the names of the key are not known."""
 
     localhost_profile: str
-    """The value for `localhostProfile` in the security context of a pod; empty if there is none."""
+    """The value for `localhostProfile` in a pod's security context; empty if no value is known."""
 
     state: ProfileState
     action: ActionName
@@ -57,7 +57,7 @@ class ProfileStatus:
 
     findings: tuple[Finding, ...] = ()
     reason_text: str = ""
-    """A more precise text that is shown instead of the reason; empty if there is none."""
+    """A more precise text that is shown instead of the reason; empty to show the reason."""
 
     @property
     def why(self) -> str:

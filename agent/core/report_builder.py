@@ -50,7 +50,7 @@ def build_report(  # noqa: PLR0913 - keyword-only
     dry_run: bool = False,
     seconds: Mapping[str, float] | None = None,
 ) -> Report:
-    """Return the report of one pass. Its rows are sorted by kind, name and key."""
+    """Return the report of one pass, with rows that are sorted by kind, name and key."""
     rows = [
         row
         for outcome in outcomes

@@ -46,8 +46,7 @@ class Host:
     def __init__(self, root: str | Path = "/") -> None:
         self.root = Path(root)
         self._is_system_root = self.root == Path("/")
-        # the device and the inode of each directory that was swept
-        self._swept: set[tuple[int, int]] = set()
+        self._swept: set[tuple[int, int]] = set()  # the device and inode of each swept directory
 
     def path(self, path: str | PurePosixPath) -> Path:
         """Return the path on this machine of an absolute path on the host.
@@ -68,8 +67,7 @@ class Host:
                 continue
             try:
                 target = self.root.joinpath(*resolved, part).readlink()
-            # The path is missing or is not a link. Opening the path reports an error.
-            except OSError:
+            except OSError:  # Opening the path reports an error.
                 resolved.append(part)
                 continue
             links += 1
@@ -81,10 +79,7 @@ class Host:
         return self.root.joinpath(*resolved, *remaining)
 
     def _resolve(self, path: str) -> str:
-        """Return the result of `path` as a string.
-
-        If the root is `/`, links need not be resolved.
-        """
+        """Return the result of `path` as a string; the same path if the root is `/`."""
         return path if self._is_system_root else str(self.path(path))
 
     def _directory(self, base: str) -> str:
@@ -239,8 +234,8 @@ class Host:
             private: reject a file that users other than root and the agent's own user can write to.
 
         Raises:
-            HostError: with ELOOP for a link, EINVAL for another type of file, EFBIG for a file
-                over the limit, EPERM for a file that is not private.
+            HostError: the errno is ELOOP for a link, EINVAL for another type of file, EFBIG for a
+                file over the limit, and EPERM for a file that is not private.
         """
         with translated_errors(f"{base}/{name}"):
             try:

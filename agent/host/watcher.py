@@ -1,11 +1,11 @@
 """Wake-ups after changes of files and directories.
 
-A wake-up only says that something may have changed. inotify reports changes quickly, and can fail
-silently: a directory is replaced, the kernel has no watch left, or its queue overflows. Therefore,
-a poll compares stat signatures, and wakes the agent in each period for every path without a watch.
-At most WATCH_LIMIT directories are watched, because all processes of root share one limit of the
-kernel. Events for opening and reading are not requested, so that the agent's own reads do not wake
-a thread.
+A wake-up only states that a file or directory may have changed. inotify reports changes quickly,
+and can fail silently: a directory is replaced, the kernel has no watch left, or its queue
+overflows. Therefore, a poll compares stat signatures, and wakes the agent in each period for every
+path without a watch. At most WATCH_LIMIT directories are watched, because all processes of root
+share one limit of the kernel. Events for opening and reading are not requested, so that the agent's
+own reads do not wake a thread.
 """
 
 import contextlib
@@ -267,7 +267,7 @@ class FileWatcher(FileSystemEventHandler):
 
 
 def _is_within_limit(paths: Iterable[Path]) -> bool:
-    """Return whether there are at most WATCH_LIMIT directories below some paths, with the paths."""
+    """Return whether some paths and their subdirectories are at most WATCH_LIMIT directories."""
     remaining = [str(path) for path in paths]
     count = 0
     while remaining:

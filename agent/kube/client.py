@@ -29,7 +29,7 @@ from agent.kube.responses import RESPONSE_BYTES, Event, Json
 CONNECT_SECONDS: Final = 5.0
 READ_SECONDS: Final = 10.0  # the time between two parts of a response
 RESPONSE_SECONDS: Final = 60.0  # from the request to the last byte of the response
-# For a whole watch. The reflector asks the server to end a watch after at most 360 s.
+# For a whole watch. The reflector requests that the server ends each watch after at most 360 s.
 WATCH_SECONDS: Final = 600.0
 # Never change the name of the field manager. Server-side apply would leave the labels of the
 # previous manager on the Node.

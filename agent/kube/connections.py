@@ -35,7 +35,7 @@ _KEEP_ALIVE: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterAccess:
-    """The address of an API server and the credentials for it."""
+    """The address of an API server, and the credentials for this server."""
 
     url: str
     authorization: str = field(default="", repr=False)

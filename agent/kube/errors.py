@@ -13,7 +13,7 @@ class NoClusterError(KubeError):
 
 
 class UnreachableError(KubeError):
-    """The API server sent no response, or the response is not one of the Kubernetes API."""
+    """The API server sent no response, or the response is not a Kubernetes API response."""
 
 
 class TooLargeError(UnreachableError):

@@ -162,8 +162,8 @@ def _is_empty(page: Json) -> bool:
 
     The API server sends `[]` for an empty list (kubernetes, apiserver/pkg/storage/etcd3/store.go,
     GetList), but null for an empty list of metadata (apiserver/pkg/endpoints/handlers/response.go);
-    a test checks both responses with a real API server. Any other response without items is not an
-    empty list.
+    a test checks both responses with a real API server. Any other response without items is an
+    error.
     """
     return (
         page.get("items", "") is None

@@ -15,7 +15,7 @@ from agent.kube.responses import Json
 
 
 def is_forged(metadata: Mapping[str, object]) -> bool:
-    """Return whether managedFields attributes other fields than agent labels to the agent."""
+    """Return whether managedFields attributes fields to the agent that are not agent labels."""
     return any(_own_fields(fields) != fields for _, fields in _entries(metadata))
 
 

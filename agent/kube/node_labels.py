@@ -3,7 +3,8 @@
 Only the agent's own Node is ever changed. The own Node has the configured name, the boot id of this
 kernel, and the uid that the token is bound to. All labels are set in one server-side apply, and
 only when the labels differ. A label of another field manager is never changed. A label that the API
-server rejects does not affect the others: untrue labels are removed, and the other labels are set.
+server rejects does not affect other labels. Untrue labels are removed, and all accepted labels are
+set.
 """
 
 from collections import deque
@@ -85,7 +86,7 @@ class NodeLabeler:
         self.api = api
         self.options = options
         self.boot_id = boot_id
-        """Returns the boot id of this kernel; empty if it cannot be read."""
+        """Returns the boot id of this kernel; empty if the file cannot be read."""
         self.foreign_labels: frozenset[str] = frozenset()
         """Labels with the agent's prefixes that another field manager owns."""
         self.refused: frozenset[Change] = frozenset()
@@ -160,7 +161,7 @@ class NodeLabeler:
     ) -> NodeMetadata:
         """Apply the allowed changes of a set of labels that was rejected as a whole.
 
-        Raises the given error if the API server rejects even the labels that are on the Node.
+        Raises the passed error if the API server rejects even the labels that are on the Node.
         """
         state = self.own_labels(node)
         try:

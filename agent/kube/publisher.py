@@ -81,7 +81,7 @@ class Publisher:
         self.on_drop = on_drop
         self.clock = clock
         self.findings: tuple[Finding, ...] = ()
-        """The problems of the last attempt to publish labels."""
+        """The findings of the last attempt to publish labels."""
         self._outbox = EventOutbox(clock, wall_clock)
         self._contention = LabelContention(clock)
         self._backoff = Backoff(
@@ -152,7 +152,7 @@ class Publisher:
             self.step()
 
     def seconds_until_due(self) -> float | None:
-        """Return the seconds until `step` has something to do; None if there is nothing to do."""
+        """Return the seconds until the next work for `step`; None if no work is planned."""
         due_at = self._due_at()
         return max(0.0, due_at - self.clock()) if due_at is not None else None
 

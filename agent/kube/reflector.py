@@ -1,4 +1,4 @@
-"""A copy of some objects of the API server, updated by list and watch in a thread of its own.
+"""A copy of some objects of the API server. A thread updates the copy by list and watch.
 
 Whenever the copy may be wrong, the reflector lists again, because an event reports a change, and
 only a list reports the current state. After a broken connection the copy may be wrong, because the

@@ -139,7 +139,7 @@ def parse_list(text: bytes) -> Json:
 def split_list(page: Json) -> tuple[Json, Iterator[Json]]:
     """Return a list of `parse_list` without its items, and an iterator over the items.
 
-    The returned list contains `items: None` if the API server sent null. Both this function and the
+    The returned list contains `items: None` if the API server sent null. This function and the
     iterator can raise UnreachableError.
     """
     items = page.pop("items", _NO_ITEMS)

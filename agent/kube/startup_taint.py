@@ -1,6 +1,6 @@
 """Decides when the startup taint can be removed, and builds the JSON patch for the removal.
 
-Both functions are pure; node_labels.py sends the patch.
+The functions in this module are pure; node_labels.py sends the patch.
 """
 
 from collections.abc import Mapping

@@ -1,14 +1,15 @@
-"""The HTTP server of the daemon: metrics, probes and a page for people.
+"""The daemon's HTTP server for metrics, probes and the status page.
 
-One thread serves all connections of one address; nothing that a client does may crash the agent,
-delay its work on the node or keep a probe from being answered:
+One thread serves all connections of one address. The following rules ensure that no client can
+crash the agent, delay the work on the node or block the probes:
 
-- Probes are answered at once. The metrics and the status page have a few connections each; a new
+- The server responds to probes at once. The metrics and the status page have a few connections
+each; a new
   request closes the oldest connection with the same page.
 - Connections without a complete request are limited and expire. A new connection replaces the
 oldest connection.
-- All connections share the bytes of a page. The connection of a client that does not read is reset,
-  so that neither the process nor the kernel keeps bytes for it.
+- All connections share the bytes of a page. If a client does not read, its connection is reset, so
+that neither the process nor the kernel keeps bytes for the client.
 - Rendering and sending pages uses at most a quarter of one CPU.
 
 The server reads the last report and never starts a pass. agent.reporting.http_messages parses

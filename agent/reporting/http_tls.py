@@ -111,7 +111,7 @@ def _explanation(error: OSError) -> str:
 
 
 def _signature(file: str) -> _Signature | None:
-    """Return values that differ between two versions of a file; None if it cannot be read."""
+    """Return values that differ between two versions of a file; None if the file is unreadable."""
     try:
         status = Path(file).stat() if file else None
     except OSError:

@@ -1,7 +1,7 @@
 """A bounded queue between the program and its log.
 
 A write to a full pipe blocks until a process reads the pipe. This module writes the lines in a
-thread of its own, so that a blocked log never blocks the work on the node. While the queue is full,
+separate thread, so that a blocked log never blocks the work on the node. While the queue is full,
 new lines are dropped and counted. The next line that can be written reports the number of dropped
 lines.
 """

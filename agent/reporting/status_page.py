@@ -1,8 +1,8 @@
 """The status page: HTML for people, without a script.
 
 Text from profiles, names and errors is always escaped. The page is readable at 400 px and 1,400 px,
-in light and dark, and with a screen reader. Its size is limited. Every client that reaches the port
-can read the page, so the page contains nothing that only the log may contain.
+in light and dark, and with a screen reader. The size of the page is limited. Every client that
+reaches the port can read the page, so the page contains nothing that only the log may contain.
 """
 
 import time

@@ -120,7 +120,7 @@ class StatusStore:
             return content_type, scrape.content
 
     def health(self) -> str:
-        """Return why the agent is not alive, or an empty text. Only the heartbeat counts."""
+        """Return why the agent is not alive, based only on the heartbeat; empty if it is alive."""
         silent = self._heartbeat.silent_seconds()
         return (
             f"no heartbeat of the main loop for {silent:.0f} s" if silent > self._patience else ""
@@ -129,7 +129,8 @@ class StatusStore:
     def ready(self) -> str:
         """Return why the agent is not ready; empty after a pass has observed the whole node.
 
-        Convergence is a metric and an alert instead, so that one bad key never blocks a rollout.
+        Convergence is not part of readiness, so that one invalid key never blocks a rollout. A
+        metric and an alert report missing convergence.
         """
         report = self._view.report
         if report is None:

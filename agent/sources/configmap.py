@@ -44,9 +44,9 @@ class ConfigMapEntry:
 class ConfigMapBounds:
     """Limits the number and the size of the ConfigMaps of one source. Implements lister.Bounds.
 
-    A ConfigMap has room if it fits together with all older ConfigMaps. So a new ConfigMap never
-    displaces an older ConfigMap. For ConfigMaps above the limit, only the names are kept, up to the
-    same number again.
+    A ConfigMap has room if it fits together with all older ConfigMaps. This rule ensures that a new
+    ConfigMap never displaces an older ConfigMap. For ConfigMaps above the limit, only the names are
+    kept, up to the same number again.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class ConfigMapSource:
         self.store = store
         """Returns the store of the reflector."""
         self.node_labels = node_labels
-        """Returns the labels of the agent's own Node; None if they are not known."""
+        """Returns the labels of the agent's own Node; None if the labels are not known."""
         # The reflector wakes the agent, so the source does not have to be watched.
         self.watched_path = None
         self._snapshots: dict[str, tuple[ConfigMapData, Snapshot]] = {}

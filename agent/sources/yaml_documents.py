@@ -26,7 +26,7 @@ _TAG: Final = "tag:yaml.org,2002:"
 
 
 class InvalidYamlError(ValueError):
-    """A text is not YAML within the limits. The message is the reason."""
+    """A text is not valid YAML, or exceeds the limits. The message is the reason."""
 
 
 @dataclass(frozen=True, slots=True)

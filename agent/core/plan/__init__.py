@@ -74,7 +74,7 @@ __all__ = ["PlanOptions", "plan", "removal_candidates"]
 def removal_candidates(
     desired: Desired, entries: Mapping[KeyId, LedgerEntry], options: PlanOptions
 ) -> frozenset[str]:
-    """Return the names that a plan may remove. Their use must be observed before the plan."""
+    """Return the names that a plan may remove. The use of these names must be observed first."""
     claimed = claimed_names(desired, entries)
     return frozenset(
         name

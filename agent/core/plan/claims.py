@@ -24,7 +24,10 @@ class Claims:
     """Names that keys without an installation need, and that no accepted key provides."""
 
     blocked_keys: frozenset[KeyId]
-    """Accepted keys that are not installed in this pass. Their last good versions stay."""
+    """Accepted keys that are not installed in this pass.
+
+    The last good versions of these keys stay.
+    """
 
 
 def has_unavailable_source(entry: LedgerEntry, desired: Desired) -> bool:
