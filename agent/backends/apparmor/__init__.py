@@ -1,1 +1,3 @@
-"""AppArmor: compile with apparmor_parser, load through securityfs, verify by content."""
+"""The AppArmor backend compiles with apparmor_parser, loads through securityfs, and verifies by
+content.
+"""

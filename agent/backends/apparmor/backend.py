@@ -176,11 +176,13 @@ class AppArmorBackend:
         return inspected
 
     def body(self, profile: Profile) -> bytes | None:
-        """Return the compiled policy of a profile, or None if it must be compiled again."""
+        """Return the compiled policy of a profile, or None if the profile must be compiled
+        again.
+        """
         return self.inspector.body(profile)
 
     def discard(self, profile: Profile) -> None:
-        """Remove the result of a check from memory; the cache on the disk keeps it."""
+        """Remove the result of a check from memory; the cache on the disk keeps the result."""
         self.inspector.discard(profile)
         self.changes.forget_checked(profile.version)
 

@@ -38,7 +38,7 @@ class CompileTask:
     """One text to compile, with the results of its previous runs."""
 
     key: str
-    """Identifies the text and the features that it is compiled for."""
+    """Identifies the text and the features for which the text is compiled."""
     text: bytes
     features: tuple[str, ...]
     context: str
@@ -52,7 +52,7 @@ class CompileTask:
     retry_at: float = 0.0
     inconclusive_runs: int = 0
     failure: ParserRun | None = None
-    """The last run, if it reached a limit or did not start."""
+    """The last run, if that run reached a limit or did not start."""
 
     @property
     def is_slow(self) -> bool:
@@ -164,7 +164,7 @@ class CompileQueue:
         """Record the end of a run.
 
         Returns:
-            The final result of the text. None if the text waits for another run, or if it was
+            The final result of the text. None if the text waits for another run, or if the text was
             removed during the run.
         """
         if self._running.get(task.key) is not task:

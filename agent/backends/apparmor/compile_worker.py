@@ -56,8 +56,8 @@ class CompileWorker:
             pauses_slow_texts: see CompileQueue.
             completed: called from a worker thread after each result, and after the first failed
                 run of a text.
-            free_memory: returns the memory that new parsers may use now; the memory that running
-                parsers already use is not part of it.
+            free_memory: returns the memory that new parsers may use now; the result excludes the
+                memory that running parsers already use.
         """
         self._parser = parser
         self._completed = completed

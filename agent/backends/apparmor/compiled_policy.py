@@ -23,7 +23,7 @@ _NAME, _STRING, _BLOB, _STRUCT, _STRUCT_END, _LIST, _LIST_END, _ARRAY, _ARRAY_EN
 _INTEGER_BYTES = {0: 1, 1: 2, 2: 4, 3: 8}  # the size of an integer per tag
 _ENDS = {_STRUCT: _STRUCT_END, _LIST: _LIST_END, _ARRAY: _ARRAY_END}
 _MAX_DEPTH = 16
-# Fields between the name and the flags of a profile that are not part of an attachment.
+# Fields that are between the name and the flags of a profile, and are not part of an attachment.
 _NOT_ATTACHMENT = frozenset({"disconnected", "learning_offset"})
 
 
@@ -81,10 +81,10 @@ def rewrap(blobs: Iterable[bytes], included_names: Collection[str], filler: byte
 
     Each profile gets its own version header. The header contains the same version as before, and
     the filler (at least 8 bytes) after the NUL that ends the name in the header. The kernel
-    compares names with strcmp (aa_unpack_nameX), and its hash of one profile covers only the
-    version and the profile. So the kernel enforces the same rules and shows the same hash for each
-    profile, while the bytes of the policy as a whole differ. Raises PolicyError, also for profiles
-    in a policy namespace.
+    compares names with strcmp (aa_unpack_nameX), and the kernel's hash of one profile covers only
+    the version and the profile. So the kernel enforces the same rules and shows the same hash for
+    each profile, while the bytes of the policy as a whole differ. Raises PolicyError, also for
+    profiles in a policy namespace.
     """
     policy = b""
     for blob in blobs:

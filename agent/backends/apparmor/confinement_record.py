@@ -27,20 +27,20 @@ class ConfinementState:
     """The threads and profiles that the tracker remembers."""
 
     directories: dict[str, str] = field(default_factory=dict)
-    """Name of a profile -> the directory in which the kernel shows it."""
+    """Name of a profile -> the directory in which the kernel shows the profile."""
 
     confined: dict[Thread, str] = field(default_factory=dict)
-    """Thread -> its label at the last observation."""
+    """Thread -> the label of the thread at the last observation."""
 
     previous: dict[Thread, str] = field(default_factory=dict)
-    """Thread -> its label at the observation before the last one."""
+    """Thread -> the label of the thread at the second-to-last observation."""
 
     lost: dict[Thread, str] = field(default_factory=dict)
-    """Thread -> the profile whose confinement it lost."""
+    """Thread -> the profile whose confinement the thread lost."""
 
 
 class ConfinementRecord:
-    """The record in one state directory."""
+    """The record of confined threads in one state directory."""
 
     def __init__(self, host: Host, state_dir: str, *, may_write: bool) -> None:
         self.host = host
@@ -71,7 +71,7 @@ class ConfinementRecord:
         return state
 
     def save(self, state: ConfinementState) -> None:
-        """Write the state if it has changed."""
+        """Write the state if the state has changed."""
         content = encoded(self._boot_id, state)
         is_empty = not state.directories and not self._content
         if not self.may_write or not self._boot_id or is_empty or content == self._content:

@@ -21,7 +21,9 @@ _LISTED_PIDS: Final = 5
 
 
 class ConfinementTracker:
-    """Remembers which threads ran under agent-owned profiles. Only the main thread uses it."""
+    """Remembers which threads ran under agent-owned profiles. Only the main thread uses the
+    tracker.
+    """
 
     def __init__(
         self,

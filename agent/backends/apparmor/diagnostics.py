@@ -1,7 +1,7 @@
 """Builds the findings about the parser, the compiled policy and the kernel.
 
-Each function builds one finding. The findings about a profile text itself are built where the text
-is checked: source_checks.py, character_checks.py, escape_rules.py and validation.py.
+Each function builds one finding. The modules that check a profile text build the findings about the
+text: source_checks.py, character_checks.py, escape_rules.py and validation.py.
 """
 
 from agent.backends.apparmor import compiled_policy

@@ -76,7 +76,9 @@ class DirectoryIndex:
         return directories
 
     def _search(self, name: str) -> str | None:
-        """Search the directories that are not known yet, and add them to the index."""
+        """Search the directories that the index does not contain, and add the directories to the
+        index.
+        """
         parent = compiled_policy.parent(name)
         if parent is not None and parent not in self._directories:
             return None

@@ -68,7 +68,9 @@ def _change_profile_rules(bare: str) -> Iterator[Finding]:
 
 
 def _may_be_unconfined(target: str) -> bool:
-    """Return whether the target of a transition is `unconfined`, or a pattern that may match it."""
+    """Return whether the target of a transition is `unconfined` or a pattern that may match
+    `unconfined`.
+    """
     name = re.sub(r"^(?::[^:]*:)?(?://)?", "", target.strip('"'))
     literal = re.split(r"[*?\[{@\\^]", name, maxsplit=1)[0]
     return name == _UNCONFINED if literal == name else _UNCONFINED.startswith(literal)

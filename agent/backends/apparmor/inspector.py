@@ -42,7 +42,7 @@ from agent.host.filesystem import HostError
 
 
 class Inspector:
-    """The checks of one agent. Only the main thread uses it."""
+    """The checks of one agent. Only the main thread uses an inspector."""
 
     def __init__(
         self,
@@ -116,13 +116,15 @@ class Inspector:
         return judged
 
     def body(self, profile: Profile) -> bytes | None:
-        """Return the compiled policy of a profile, or None if it must be compiled again."""
+        """Return the compiled policy of a profile, or None if the profile must be compiled
+        again.
+        """
         policy = self.cache.policy(_cache_key(profile.version.context, profile.source))
         is_same = policy is not None and digest(policy) == profile.version.body_digest
         return policy if is_same else None
 
     def discard(self, profile: Profile) -> None:
-        """Remove the result of a check from memory; the cache on the disk keeps it."""
+        """Remove the result of a check from memory; the cache on the disk keeps the result."""
         self.cache.discard(_cache_key(profile.version.context, profile.source))
 
     def invalidate(self) -> None:

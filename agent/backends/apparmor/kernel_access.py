@@ -100,7 +100,9 @@ class KernelAccess:
         return "the kernel has no AppArmor, or it is switched off"
 
     def barrier(self) -> Unsupported | Unobservable | None:
-        """Return why policy cannot be observed and changed here, or None."""
+        """Return why policy cannot be observed and changed on this host; None if both are
+        possible.
+        """
         barrier = self._barrier()
         self.is_open = barrier is None
         return barrier

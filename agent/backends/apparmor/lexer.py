@@ -38,7 +38,9 @@ _compile = functools.cache(re.compile)
 
 @functools.lru_cache(maxsize=8192)
 def _candidates(dialect: Dialect, state: State, character: str) -> tuple[_Candidate, ...]:
-    """Return the rules of a state whose tokens can begin with a character, in their order."""
+    """Return the rules of a state whose tokens can begin with a character, in the order of the
+    parser's lexer.
+    """
     return tuple(
         _Candidate(_compile(rule.pattern), rule)
         for rule in dialect.table.get(state, ())

@@ -2,7 +2,8 @@
 version before.
 
 The tables follow parser_lex.l of apparmor 3.0 to 6.0~alpha1. A version that is not listed has the
-lexer of the version before it. tests/include_search.py compares the tables with real parsers.
+lexer of the preceding listed version. tests/include_search.py compares the tables with real
+parsers.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
 """The types with which lexer_dialects.py describes the lexer of apparmor_parser.
 
-A flex lexer is a table of rules for each start condition (here: State). A rule contains a pattern
-and the start condition that applies after its token. lexer.py applies the tables.
+A flex lexer is a table of rules for each start condition; the class State lists the start
+conditions. A rule contains a pattern and the start condition that applies after its token. lexer.py
+applies the tables.
 """
 
 import enum
@@ -62,14 +63,14 @@ class TokenKind(enum.Enum):
     END = enum.auto()
     """The comma that ends a rule."""
     OTHER = enum.auto()
-    """Any other token; the tokeniser does not return it."""
+    """Any other token; the tokeniser does not return other tokens."""
     REST = enum.auto()
-    """The part of the text that the lexer does not read. It is empty for a readable text."""
+    """The part of the text that the lexer does not read. The token is empty for a readable text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One pattern of the lexer, and how its token changes the stack of states."""
+    """One pattern of the lexer, and the effect of its token on the stack of states."""
 
     first_characters: str
     """A regular expression for the characters that a match can begin with."""

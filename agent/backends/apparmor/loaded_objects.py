@@ -67,7 +67,7 @@ class LoadedObjects:
     def own(
         self, found: Mapping[str, str], revision: int, profiles: Mapping[str, ObservedProfile]
     ) -> frozenset[str]:
-        """Return the names whose objects this agent loaded.
+        """Return the names whose loaded profiles come from this agent.
 
         If an earlier process ended between a load and its record, the load counts as the agent's
         under two conditions. First, the load must have been the only change of policy; each change
@@ -109,7 +109,7 @@ class LoadedObjects:
         self._append(_Line(loaded=dict(loaded)))
 
     def finding(self) -> Finding | None:
-        """Try to write the record if it is not on the disk; return an error if the record still
+        """Try to write the record if the last write failed; return an error if the record still
         cannot be written.
         """
         if self._problem is not None:
@@ -157,7 +157,8 @@ class LoadedObjects:
         for line in lines:
             self._own |= line.loaded
             self._pending = line
-        # If a full disk cut off the last line, the next line must not be appended to it.
+        # If a full disk cut off the last line, the next line must not be appended to the incomplete
+        # line.
         self._lines = len(lines) if content.endswith(b"\n") else 0
 
 

@@ -50,7 +50,8 @@ def available_bytes(
     """Return the memory that new parsers may use together now, between the minimum and the maximum.
 
     The memory of running parsers counts as used. The page cache does not count as used, because the
-    kernel reclaims it (cgroup-v2.rst). If the usage is unknown, no memory counts as left.
+    kernel reclaims the page cache (cgroup-v2.rst). If the usage is unknown, no memory counts as
+    left.
     """
     limit = limit_bytes(own, root)
     if limit is None:

@@ -1,10 +1,10 @@
 """Runs apparmor_parser, which turns a profile text into a compiled policy or an error message.
 
-The parser neither loads policy (`-Q`) nor uses its own cache (`-K`), because that cache identifies
-a text by file name and time only. The parser always gets kernel features: without features, it
-omits rules from the policy and reports nothing. The parser compiles in a child process, so the
-limits also apply to the child process. parser_messages.py selects the parts of the output that the
-agent shows.
+The parser neither loads policy (`-Q`) nor uses its own cache (`-K`), because the parser's cache
+identifies a text by file name and time only. The parser always gets kernel features: without
+features, the parser omits rules from the policy and reports no error. The parser compiles in a
+child process, so the limits also apply to the child process. parser_messages.py selects the parts
+of the output that the agent shows.
 """
 
 import enum
@@ -49,7 +49,7 @@ class RunFailure(enum.Enum):
     MEMORY = "memory"
     OUTPUT = "output"
     SIGNAL = "signal"
-    """The parser crashed, or another process killed it."""
+    """The parser crashed, or another process killed the parser."""
     CANCELLED = "cancelled"
     NOT_STARTED = "not_started"
 
@@ -66,7 +66,7 @@ class ParserRun:
 
 
 class Parser:
-    """The apparmor_parser of this machine, with the include directories that it reads."""
+    """The apparmor_parser of this machine, with the include directories that the parser reads."""
 
     def __init__(
         self,
@@ -115,7 +115,8 @@ class Parser:
         return str(newest) if newest is not None else ""
 
     def input_digest(self) -> str:
-        """Return a digest of the parser, its configuration and every file that it may include.
+        """Return a digest of the parser, its configuration and every file that the parser may
+        include.
 
         The files are read again only after a stat signature changed. Without the sandbox, a policy
         may depend on other inputs, so the digest is different. Raises ParserError.

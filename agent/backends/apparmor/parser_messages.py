@@ -57,7 +57,8 @@ _RULE_KEYWORDS: Final = {
     "network": "network",
     "flag": "flags",
 }
-# Variables from apparmor's own tunables. Their names are public, so a message may contain them.
+# Variables from apparmor's own tunables. The names of these variables are public, so a message may
+# contain the names.
 STANDARD_VARIABLES: Final = frozenset(
     {"HOME", "HOMEDIRS", "PROC", "bin", "etc_ro", "etc_rw", "exec_path", "int", "lib", "multiarch"}
     | {"pid", "pids", "profile_name", "run", "securityfs", "apparmorfs", "sys", "tid", "uid"}
@@ -90,7 +91,7 @@ def words_of_program(program: bytes) -> frozenset[str]:
 def is_out_of_memory(stderr: bytes) -> bool:
     """Return whether the first reason that the parser reports is a failed allocation.
 
-    Parser 5.0 reports an undeclared variable, and then ends with std::bad_alloc.
+    Parser 5.0 reports an undeclared variable, and afterwards ends with std::bad_alloc.
     """
     reasons = [line for line in _lines(stderr) if not _is_warning(line)]
     return bool(reasons) and _NO_MEMORY.search(reasons[0]) is not None
@@ -208,7 +209,7 @@ def _is_quotable(word: str, source: str, quotable: QuotableWords) -> bool:
     character = _CHARACTER.fullmatch(word)
     if character is not None:
         return int(character[1], 16) in quotable.source
-    # A part of a longer word in the text is not the same word.
+    # The word must not be only a part of a longer word in the text.
     before = r"(?<!\w)" if word[0].isalnum() else ""
     after = r"(?!\w)" if word[-1].isalnum() else ""
     return word in source and re.search(f"{before}{re.escape(word)}{after}", source) is not None

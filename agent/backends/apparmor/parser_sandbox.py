@@ -1,9 +1,9 @@
 """Lists the files that apparmor_parser may open in its sandbox.
 
-The parser runs as root and opens every file that a text includes. So Landlock restricts it to the
-include directories, to its own program, libraries and configuration, and to the kernel's AppArmor
-features. The parser cannot write to any file or execute another program. The list follows strace
-records of the versions 3.0.8, 4.1.0 and 5.0.2. host/landlock.py applies the restriction.
+The parser runs as root and opens every file that a text includes. So Landlock restricts the parser
+to the include directories, to its own program, libraries and configuration, and to the kernel's
+AppArmor features. The parser cannot write to any file or execute another program. The list follows
+strace records of the versions 3.0.8, 4.1.0 and 5.0.2. host/landlock.py applies the restriction.
 """
 
 import errno
@@ -132,7 +132,9 @@ def include_tree(roots: Iterable[str]) -> IncludeTree:
 
 
 def _entries(directory: str, visited: set[tuple[int, int]]) -> Iterator[os.DirEntry[str]]:
-    """Yield the entries of a directory, unless it was visited before or cannot be read."""
+    """Yield the entries of a directory, unless the directory was visited before or cannot be
+    read.
+    """
     try:
         status = os.stat(directory)  # noqa: PTH116 - faster, called for each directory
         if (status.st_dev, status.st_ino) in visited:

@@ -42,7 +42,9 @@ def is_shown(host: Host) -> bool:
 
 
 def _set(host: Host) -> list[str]:
-    """Set a pending exec for the calling thread; return the file that accepted it, if any."""
+    """Set a pending exec for the calling thread; return the file that accepted the write, if
+    any.
+    """
     for name in _FILES:
         try:
             file = f"/proc/{host.link('/proc/thread-self')}/{name}"

@@ -31,7 +31,7 @@ class ParserResult:
     """
 
     policy: bytes = b""
-    """The compiled policy; empty if PolicyCache.policy must read it from the disk."""
+    """The compiled policy; empty if PolicyCache.policy must read the policy from the disk."""
     size: int = 0
     """The length of the policy in bytes."""
     sha256: str = ""
@@ -109,7 +109,7 @@ class PolicyCache:
     def store(self, key: str, result: ParserResult) -> None:
         """Store a result on disk, or in memory if the disk cannot be written.
 
-        A result on disk uses no memory until an inspection needs it.
+        A result on disk uses no memory until an inspection needs the result.
         """
         self.discard(key)
         try:

@@ -215,7 +215,7 @@ class PolicyChanges:
         A failed load by any program can leave an entry in policy/raw_data that makes every later
         load fail with EEXIST. The replacement keeps the loaded object and increments the revision,
         which clears the entry (seen on Linux 6.1, 6.12 and 7.2). A profile counts as agent-owned if
-        the ledger contains it, or if this agent compiled or verified the profile's bytes.
+        the ledger contains the profile, or if this agent compiled or verified the profile's bytes.
         """
         loaded = self.view.observe(replaceable | frozenset(self._checked))
         if isinstance(loaded, Unobservable):

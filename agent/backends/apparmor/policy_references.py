@@ -84,8 +84,8 @@ class PolicyReferences:
         return self._wait(names, policy) or self._learning_profile(names)
 
     def _learning_profile(self, names: frozenset[str]) -> str:
-        """Return which learning profile below a given name may be referenced; empty if there is no
-        such learning profile.
+        """Return which learning profile below a given name may be referenced; empty if there is
+        none.
         """
         content = self.host.read(_LIST).decode("utf-8", "surrogateescape")
         loaded = {line.rpartition(" (")[0] for line in content.split("\n")}

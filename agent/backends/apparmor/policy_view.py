@@ -1,4 +1,4 @@
-"""Reads the policy that the kernel has loaded, from securityfs.
+"""Reads the loaded policy of the kernel from securityfs.
 
 The kernel does not list its profiles atomically. So an observation counts only if the policy
 revision is the same before and after the observation. Each write of the agent increments the
@@ -24,7 +24,9 @@ _ATTEMPTS: Final = 20
 
 
 class PolicyView:
-    """The policy of one kernel at the agent's last observation. Only the main thread uses it."""
+    """The policy of one kernel at the agent's last observation. Only the main thread uses the
+    view.
+    """
 
     def __init__(self, host: Host, release: RawDataRelease) -> None:
         self.host = host

@@ -1,10 +1,10 @@
 """Reads the profiles of all threads on the host, to prove that a profile is not in use.
 
 Two complete scans read every thread of the host, and each scan lists processes and threads until no
-new one appears. If a thread is alive and cannot be read, or if threads start faster than they can
-be read, the result is UnknownUse. A thread in a hat or child also uses the parents, and a thread
-with a stacked label uses each profile in the label. `policy_references` covers pending execs, which
-Linux 6.1 does not show in /proc.
+new process or thread appears. If a thread is alive and cannot be read, or if threads start faster
+than the scan can read them, the result is UnknownUse. A thread in a hat or child also uses the
+parents, and a thread with a stacked label uses each profile in the label. `policy_references`
+covers pending execs, which Linux 6.1 does not show in /proc.
 """
 
 import errno
@@ -142,8 +142,8 @@ class Processes:
         A process may fork after /proc was listed, and end or leave its profile before the scan
         reads the process. In this case only the child still runs under the profile, and the child
         may also fork and end. So /proc is listed again until every listed process has been read.
-        The PIDs grow along such a chain of forks, so the newest process is read first. PIDs are
-        reused, so the start times are compared at the end.
+        The PIDs grow along a chain of forks, so the newest process is read first. PIDs are reused,
+        so the start times are compared at the end.
         """
         seen: dict[str, bytes] = {}
         for _ in range(LISTINGS):

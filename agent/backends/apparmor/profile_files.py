@@ -30,7 +30,9 @@ _ALL_HASHES: Final = 2  # the hash of the profile alone, and the hash of the who
 
 
 class ProfileFiles:
-    """The directories of loaded profiles under one host root. Only the main thread uses it."""
+    """The directories of loaded profiles under one host root. Only the main thread uses this
+    class.
+    """
 
     def __init__(self, host: Host) -> None:
         self.host = host

@@ -2,9 +2,9 @@
 
 When the same bytes are loaded again, some kernels of 2026 (6.1.176, but not 6.1.192) reuse raw data
 that are being freed: aa_replace_profiles in security/apparmor/policy.c increments the reference
-count even if the count is zero. An affected kernel logs a warning, and may crash. Raw data are not
-freed, and can safely be reused, while another profile from the same load or a process references
-the raw data.
+count even if the count is zero. A kernel with this fault logs a warning, and may crash. Raw data
+are not freed, and can safely be reused, while another profile from the same load or a process
+references the raw data.
 """
 
 from collections.abc import Collection, Mapping

@@ -189,6 +189,6 @@ def name_variable(location: str) -> Finding:
 
 
 def _can_spell_variable(text: str) -> bool:
-    """Return whether a brace follows a numeric escape, which may be the escape of `@`."""
+    """Return whether a brace follows a numeric escape, because the escape may represent `@`."""
     escape = _NUMERIC_ESCAPE.search(text)
     return escape is not None and text.find("{", escape.end()) >= 0

@@ -91,7 +91,7 @@ class ThreadReader:
         for file in self._files:
             text = self._read(f"/proc/{pid}/task/{tid}/{file}")
             if text:
-                # the next read begins with the file that this kernel has
+                # the file that exists on this kernel is read first from now on
                 self._files = (file, *_FILES)
                 return text.rstrip("\n\0")
         return ""

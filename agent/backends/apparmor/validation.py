@@ -70,7 +70,7 @@ def errors(
 
 
 def warnings(declared: Sequence[DeclaredProfile], source: str) -> tuple[Finding, ...]:
-    """Return warnings about profiles that may be loaded but do not protect."""
+    """Return warnings about profiles that may be loaded but restrict nothing."""
     return limit_findings(
         itertools.islice(
             itertools.chain(_complain_mode(declared, source), _suspicious_names(declared, source)),

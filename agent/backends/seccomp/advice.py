@@ -18,9 +18,9 @@ _CLONE3: Final = 435  # the number of clone3 on every architecture
 # Every C and Go program sets up its thread-local storage with the listed call of its architecture.
 _PROGRAM: Final = frozenset({"arch_prctl"})
 # The calls that a runtime needs to start a container, measured by denying each call separately on
-# x86_64 with UID 0 and 1000. A process without no_new_privs installs the filter before it changes
-# its UID and capabilities. Installing the filter early means that the start of the container needs
-# more calls.
+# x86_64 with UID 0 and 1000. A process without no_new_privs installs the filter before the process
+# changes its UID and capabilities. So the filter must also allow the calls that change the UID and
+# the capabilities.
 _NEEDED: Final = {
     ("runc 1.1.5", True): frozenset(
         {"close", "execve", "fstatfs", "getdents64", "openat", "write"}
@@ -40,7 +40,7 @@ _NEEDED: Final = {
         }
     ),
 }
-# The flags of clone(2) that create namespaces. Default profiles allow clone without them.
+# The flags of clone(2) that create namespaces. Default profiles allow clone without these flags.
 _NAMESPACES: Final = 0x7E020000
 
 

@@ -1,11 +1,11 @@
 """Handles profiles for which libseccomp builds a filter that does not load the system call number.
 
-For each ABI, libseccomp sorts the calls that have rules by their number of comparisons and then by
-call number. The instructions for the first call load the call number. A call that the ABI lacks has
-no instructions. If the first call is missing from the ABI, the filter never loads the number, and
-no rule for the ABI applies (_gen_bpf_syscalls in gen_bpf.c, in every version up to 2.6.1). x86_64
-and x32 share one list if a profile has both. A profile with only x86_64 or only x32 loads the
-number elsewhere.
+For each ABI, libseccomp sorts the calls that have rules first by the number of comparisons, and
+second by call number. The instructions for the first call load the call number. A call that the ABI
+lacks has no instructions. If the first call is missing from the ABI, the filter never loads the
+number, and no rule for the ABI applies (_gen_bpf_syscalls in gen_bpf.c, in every version up to
+2.6.1). x86_64 and x32 share one list if a profile has both. A profile with only x86_64 or only x32
+loads the number elsewhere.
 
 A rule without conditions always comes first in the list if the ABI has the rule's call. `anchored`
 adds a rule without conditions if the rule does not change the meaning of the profile. `findings`
@@ -21,8 +21,8 @@ from agent.backends.seccomp import multiplex, syscalls
 from agent.backends.seccomp.document import Document, Rule
 from agent.core.findings import Finding
 
-# No kernel since Linux 3.1 has this call, so it fails with ENOSYS even without a filter. Every
-# version of libseccomp knows the name of the call on every ABI except x32.
+# No kernel since Linux 3.1 has the call nfsservctl, so the call fails with ENOSYS even without a
+# filter. Every version of libseccomp knows the name of the call on every ABI except x32.
 ANCHOR: Final = "nfsservctl"
 _ENOSYS: Final = 38
 _X86_64: Final = "SCMP_ARCH_X86_64"

@@ -288,7 +288,7 @@ class SeccompBackend:
         replaceable: Collection[str],
         foreign: Collection[str] = (),  # noqa: ARG002 - no record of objects is kept
     ) -> Installed | Failed:
-        """Write the file atomically, and verify it by reading it back."""
+        """Write the file atomically, and read the file again to verify its content."""
         path = profile.version.names[0]
         where = f"{self._directory}/{path}"
         try:
@@ -310,7 +310,8 @@ class SeccompBackend:
         # The cached signature prevents the agent's own write from triggering a pass.
         evidence = frozenset({token, f"canonical:{digest(body)}"})
         if not self._cache(path, signature, read_ns, ObservedProfile(evidence=evidence)):
-            self._observation = None  # another process changed the file: read it again
+            # another process changed the file, so the next pass reads the file again
+            self._observation = None
         return Installed(evidence={path: frozenset({token})}, modes={})
 
     def remove(

@@ -1,8 +1,9 @@
-"""Compares a profile with the default profiles of container runtimes, and with other profiles.
+"""Compares a profile with another profile, for example with the default profile of a container
+runtime.
 
 The files in `defaults/` contain the default profiles with their source and version. The comparison
-is exact: it searches for arguments for which one profile allows a call and the other denies the
-call.
+is exact, because it searches for arguments for which one profile allows a call and the other denies
+the call.
 """
 
 import functools

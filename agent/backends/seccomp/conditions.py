@@ -126,8 +126,8 @@ def _complements(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
     comparison.
 
     An example is `a and x == v` next to `x != v`. libseccomp treats the longer rule as a special
-    case of the shorter rule, and drops it. If the actions differ, libseccomp drops the longer rule
-    only if the longer rule comes later.
+    case of the shorter rule, and drops the longer rule. If the actions differ, libseccomp drops the
+    longer rule only if the longer rule comes later.
     """
     operators = {arg.op for rule in rules for arg in rule.args}
     if not any(pair <= operators for pair in _OPPOSITES):
@@ -162,10 +162,10 @@ def _shared_comparisons(trees: Sequence[tuple[str, Sequence[Rule]]], abi: str) -
     comparison.
 
     libseccomp writes equal instructions of two calls only once. Several jumps lead to these
-    instructions, but libseccomp considers only one jump when it decides whether the argument must
-    be loaded again (_gen_bpf_build_bpf in gen_bpf.c). If libseccomp considers the wrong jump, the
-    comparison uses the wrong argument for the call with more conditions on its path. On 64-bit ABIs
-    the filter always compares the lower half first.
+    instructions, but libseccomp considers only one jump when libseccomp decides whether the
+    argument must be loaded again (_gen_bpf_build_bpf in gen_bpf.c). If libseccomp considers the
+    wrong jump, the comparison uses the wrong argument for the call with more conditions on its
+    path. On 64-bit ABIs the filter always compares the lower half first.
     """
     different = {frozenset(map(_meaning, rules)): (name, rules) for name, rules in trees}
     for (name, rules), (other, other_rules) in itertools.permutations(different.values(), 2):

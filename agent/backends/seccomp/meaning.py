@@ -1,9 +1,10 @@
 """Defines the exact meaning of a profile: the kernel's response to each system call.
 
-A `Meaning` is for one machine, one kernel version and one capability set. Other modules use it to
-compare profiles and to warn about allowed calls. The module is pure. The modules `conditions`,
-`multiplex` and `anchor` handle the faults of libseccomp, which a `Meaning` does not model. The
-tests compare each `Meaning` with the filters that every available version of libseccomp builds.
+A `Meaning` is valid for one machine, one kernel version and one capability set. Other modules use a
+`Meaning` to compare profiles and to warn about allowed calls. The module is pure. The modules
+`conditions`, `multiplex` and `anchor` handle the faults of libseccomp, which a `Meaning` does not
+model. The tests compare each `Meaning` with the filters that every available version of libseccomp
+builds.
 """
 
 import functools
@@ -29,7 +30,7 @@ class CallMeaning:
 
     cases: tuple[Rule, ...]  # the rules with conditions; overlapping rules have equal answers
     otherwise: Answer  # the response if no case applies
-    decided_by: Rule | None = None  # the rule without conditions, if there is one
+    decided_by: Rule | None = None  # the rule without conditions, if any
     largest: int = regions.LARGEST  # the largest value of an argument
 
     def answers(self, arguments: Sequence[int]) -> frozenset[Answer]:
@@ -71,7 +72,7 @@ class CallMeaning:
 class Meaning:
     """The responses of a filter to all calls of all ABIs that the filter handles."""
 
-    document: Document  # resolved for the node and one capability set
+    document: Document  # the profile, resolved for the node and one capability set
     abis: tuple[str, ...]  # the native ABI first; the kernel kills threads that use other ABIs
     is_known: Callable[[str], bool] = lambda _: True  # runtimes skip names that libseccomp lacks
 

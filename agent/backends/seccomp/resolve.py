@@ -3,7 +3,8 @@
 containerd ignores archMap, includes, excludes and the names of error numbers. Conditions on
 architectures and kernel versions depend only on the node, so this module resolves these conditions,
 and returns a notice for each kind. Conditions on capabilities depend on the pod, and stay unless
-the caller passes a capability set. `canonical` writes the result, and `meaning` interprets it.
+the caller passes a capability set. `canonical` writes the resolved profile, and `meaning`
+interprets the resolved profile.
 """
 
 import errno
@@ -52,7 +53,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolved:
-    """A profile without conditions that depend on the node, and the notices about it."""
+    """A profile without conditions that depend on the node, and the notices about the changes."""
 
     document: Document
     notices: tuple[Finding, ...]

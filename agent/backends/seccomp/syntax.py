@@ -1,8 +1,8 @@
 """Reads the bytes of a seccomp profile strictly, and collects every mistake.
 
 The bytes must be unambiguous UTF-8 JSON. Go ignores the case of keys and uses the last duplicate.
-Duplicate and unknown keys are therefore errors here. As in Go, null means that a field is absent.
-For any input, the module returns a Document, findings, or both. `fields` checks the values, and
+Duplicate and unknown keys are therefore errors. As in Go, null means that a field is absent. For
+any input, the module returns a Document, findings, or both. `fields` checks the values, and
 `wrapped` recognises files that contain a profile in another format.
 """
 

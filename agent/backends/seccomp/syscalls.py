@@ -59,9 +59,9 @@ KNOWN: Final = (
     frozenset(str(name) for name in _CALLS.names()) - _NOT_IN_2_5_4 - _ONLY_IN_DEBIANS_2_5_4
 ) | _ONLY_IN_LIBSECCOMP
 
-# Names that no Linux kernel has ever had. A rule with such a name has no effect. For example, the
-# profile prevent-chmod in the AKS documentation lists `chmodat` next to chmod and fchmodat. Add
-# only names that published examples contain, and no other misspelt names.
+# Names that no Linux kernel has ever had. A rule with one of these names has no effect. For
+# example, the profile prevent-chmod in the AKS documentation lists `chmodat` next to chmod and
+# fchmodat. Add only names that published examples contain, and no other misspelt names.
 INERT: Final = frozenset({"chmodat"})
 
 # The first release of libseccomp that knows a call, and the first release of Linux that has the

@@ -1,8 +1,8 @@
 """Recognises files that contain a seccomp profile inside another format, and extracts the profile.
 
 A SeccompProfile resource of the Security Profiles Operator has the profile in `spec`, and the
-config.json of an OCI runtime has it in `linux.seccomp`. A runtime would read a wrapped file as a
-profile without a default action, and run the container unconfined.
+config.json of an OCI runtime has the profile in `linux.seccomp`. A runtime would read a wrapped
+file as a profile without a default action, and run the container unconfined.
 """
 
 from collections.abc import Callable
