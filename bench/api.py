@@ -110,7 +110,7 @@ def _told(one: "OnNode", key: str, data: dict[str, str]) -> float:
 
 
 def verified(runs: int) -> Result:
-    """Change an AppArmor profile, and wait until the kernel of the VM and the label show it."""
+    """Change an AppArmor profile, and wait until the VM's kernel and the label show the change."""
     from tests.system import label_kernel
 
     label_kernel.CHANGES = runs

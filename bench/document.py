@@ -42,7 +42,7 @@ def results_page(text: str, results: Mapping[str, Result], about: str) -> str:
 
 
 def performance_page(text: str, results: str) -> str:
-    """Return docs/performance.md with the last column of its table as bench/results.md has it."""
+    """Return docs/performance.md with the last column of its table from bench/results.md."""
     reached = {match[2]: _reached(match[3]) for match in _SECTION.finditer(results)}
 
     def row(match: re.Match[str]) -> str:

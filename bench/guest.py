@@ -99,7 +99,7 @@ def least(files: list[Path]) -> Spent:
 
 
 def thousand(runs: int) -> dict[str, list[float]]:
-    """Install a thousand profiles; start the agent with all of them loaded, and with none loaded.
+    """Install a thousand profiles; start the agent with all profiles loaded, and with none.
 
     Args:
         runs: the number of starts with none loaded. Each run also has two starts with all loaded,
@@ -151,10 +151,9 @@ def thousand(runs: int) -> dict[str, list[float]]:
 
 
 def passes(source: Path, count: int, runs: int) -> dict[str, Any]:
-    """Run passes over stored and loaded profiles; return what bench.inside prints about them.
+    """Run passes over stored and loaded profiles; return the output of bench.inside.
 
-    There are ten passes for each run. The passes use a copy of the ledger in the default state
-    directory.
+    Each run has ten passes. The passes use a copy of the ledger in the default state directory.
     """
     shutil.rmtree(DEFAULT_STATE, ignore_errors=True)
     DEFAULT_STATE.parent.mkdir(parents=True, exist_ok=True)

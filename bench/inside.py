@@ -51,7 +51,7 @@ def _pass(source: str, root: str, kinds: str) -> "Reconciler":
 
 
 def _config_maps(directory: Path) -> "ConfigMapSource":
-    """Return a source with a copy of ConfigMaps, as if an API server had sent them."""
+    """Return a source with copied ConfigMaps, as if an API server had sent the ConfigMaps."""
     from agent.core.labels import DOMAIN
     from agent.kube.reflector import Store
     from agent.sources.configmap import ConfigMapSource, entry_for

@@ -79,7 +79,7 @@ def milliseconds(label: str, samples: Sequence[float]) -> Figure:
 
 
 def thousand(where: str, runs: int) -> Mapping[str, Sequence[float]]:
-    """Return the samples with a thousand profiles; rows with the same number of runs share them."""
+    """Return the samples with a thousand profiles; rows with equally many runs share samples."""
     return guest("thousand", runs, where)
 
 

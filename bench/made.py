@@ -1,4 +1,7 @@
-"""The profiles that the benchmark uses. They resemble real profiles, and all of them differ."""
+"""The profiles that the benchmark uses.
+
+The profiles resemble real profiles, and no two profiles are equal.
+"""
 
 import json
 from pathlib import Path

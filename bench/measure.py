@@ -1,7 +1,7 @@
 """Runs and measures programs, in turn and in separate processes.
 
 The kernel counts the CPU time of a child process and of all its descendants (wait4(2)), so the
-figures are correct on a busy machine too.
+figures are also correct on a busy machine.
 """
 
 import os
@@ -69,7 +69,7 @@ def child(
 
 
 def turns(runs: int, contenders: Mapping[str, Callable[[], Spent]]) -> dict[str, tuple[Spent, ...]]:
-    """Run each program a number of times, in turn, so that all of them use the same machine."""
+    """Run each program a number of times, in turn, so that all programs run under the same load."""
     found: dict[str, list[Spent]] = {name: [] for name in contenders}
     for _ in range(runs):
         for name, run in contenders.items():

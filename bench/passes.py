@@ -33,7 +33,7 @@ def scratch() -> Iterator[Path]:
 
 
 def inside(what: str, *arguments: str | Path | int) -> dict[str, object]:
-    """Return what bench.inside prints in a separate process."""
+    """Run bench.inside in a separate process, and return its output."""
     done = child([sys.executable, "-m", "bench.inside", what, *map(str, arguments)])
     found = json.loads(done.stdout)
     if not isinstance(found, dict):

@@ -1,4 +1,4 @@
-"""The plot of growth as SVG, which is readable on a dark page too.
+"""The plot of growth as SVG, which is also readable on a dark page.
 
 The module does not write a file.
 """

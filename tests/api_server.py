@@ -1,9 +1,9 @@
 """An API server in memory: one Node with field managers, and Events.
 
-Server-side apply behaves like that of a real API server. A label that its field manager no longer
-applies is removed, unless another manager owns the label too. A forced value takes the field from
-the other managers. An apply of the same labels writes nothing. A wrong uid is a conflict. An apply
-to a missing Node would create the Node, which is forbidden.
+Server-side apply behaves as in a real API server. A label that its field manager no longer applies
+is removed, unless another manager also owns the label. A forced value takes the field from the
+other managers. An apply of the same labels does not change the Node. A wrong uid is a conflict. An
+apply to a missing Node would create the Node, which is forbidden.
 """
 
 import copy

@@ -1,8 +1,8 @@
 """A daemon on a node in memory, next to an API server in memory, with a clock that tests move.
 
-The controller, the reconciler, the file ledger and the publisher are the real ones. The publisher
-has no thread: `publish` runs one step of the publisher. The wake queue moves the clock instead of
-sleeping.
+The controller, the reconciler, the file ledger and the publisher are real objects of the agent. The
+publisher has no thread: `publish` runs one step of the publisher. The wake queue moves the clock
+instead of sleeping.
 """
 
 from agent.control.confinement_checks import ConfinementChecks
@@ -52,7 +52,7 @@ class ScriptedQueue:
         self.waits = []  # the seconds of each wait in which no reason came
         self.bursts = 0  # how often further reasons were discarded
         self.is_sleeping = True  # whether an empty queue moves the clock
-        self.later = []  # reasons that arrive one after the other
+        self.later = []  # the reasons that arrive one by one during waits
         self.later_seconds = 0.0  # the time between these reasons
 
     def put(self, reason):

@@ -3,10 +3,10 @@
 usage: python -m tests.include_search [--seed N] [--passing N] [--only-host]
 
 Each text of a seeded grammar includes its own canary file: by the absolute path, by a path that
-leaves the include directory, or relative to the working directory. Real parsers read the text: the
-parser of this machine, and those of Debian 13 and unstable. inotify reports which canaries they
-open. The search ends with status 1 if a text opens its canary although `source_checks.errors`
-accepts it and `source_checks.undecided_includes` does not report it.
+leaves the include directory, or relative to the working directory. The parsers of this machine, of
+Debian 13 and of Debian unstable read the text. inotify reports which canaries the parsers open. The
+search ends with status 1 if a text opens its canary, and neither `source_checks.errors` nor
+`source_checks.undecided_includes` reports the text.
 """
 
 import argparse
@@ -193,7 +193,7 @@ def generated(random_, paths):
 
 
 def disguised(random_, payload):
-    """Return a payload, perhaps after a comment, a quote or a keyword that could hide it."""
+    """Return a payload, perhaps hidden after a comment, a quote or a keyword."""
     noise = [random_.choice(WORDS) for _ in range(random_.randint(0, 4))]
     match random_.randrange(6):
         case 0:
@@ -211,7 +211,7 @@ def disguised(random_, payload):
 
 
 def joined(random_, pieces):
-    """Return the pieces with spaces, line breaks or comments between them."""
+    """Return the pieces, joined by spaces, line breaks or comments."""
     parts = []
     for piece in pieces:
         parts.append(piece)
@@ -244,7 +244,7 @@ def mutated(random_, content):
 
 
 class Canaries:
-    """One canary file for each text of a batch, and a watch on all of them."""
+    """One canary file for each text of a batch, and a watch on all canary files."""
 
     def __init__(self, root):
         self.root = root

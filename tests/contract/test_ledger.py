@@ -222,7 +222,7 @@ def test_an_entry_that_others_can_write_is_damaged(files, change):
 
 
 def test_a_link_to_the_state_directory_is_followed(files, tmp_path):
-    """The mode of the target counts, not that of the link."""
+    """The agent checks the mode of the link's target, and not the mode of the link itself."""
     (tmp_path / "link").symlink_to("state")
     assert set(FileLedger(Host(tmp_path), "/link").entries()) == {ID}
 

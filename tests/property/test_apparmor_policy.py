@@ -49,7 +49,7 @@ def is_handled(blob):
 
 @given(st.binary(max_size=400))
 def test_any_bytes_are_handled(blob):
-    """The reader returns profiles or raises PolicyError, and no other exception."""
+    """The reader returns profiles, or raises PolicyError and no other exception."""
     assert is_handled(blob)
 
 

@@ -117,7 +117,7 @@ def test_a_name_always_has_the_same_recognizable_label_key(text):
 
 @given(names, names)
 def test_two_names_with_the_same_label_key_have_the_same_hash(first, second):
-    """A label key that contains a complete name belongs to no other name."""
+    """If a label key contains a complete profile name, no other profile has the same label key."""
     if first != second and labels.label_name(first) == labels.label_name(second):
         hashes = {hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
                 for text in (first, second)}  # fmt: skip

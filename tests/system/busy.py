@@ -9,7 +9,7 @@ import re
 import time
 from pathlib import Path
 
-PRESSURE = Path("/proc/pressure/cpu")  # This file is missing in some kernels.
+PRESSURE = Path("/proc/pressure/cpu")  # Some kernels do not have this file.
 STAT = Path("/proc/stat")
 SHORT = 0.6  # the fraction of the time in which a task waited for a CPU
 WIDER = 5

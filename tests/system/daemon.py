@@ -177,7 +177,7 @@ class Daemon:
         return self.get("/readyz")[0] == 200
 
     def metrics(self):
-        """Return the value of every series; an empty mapping if there is no response."""
+        """Return the value of every series; an empty mapping without a response."""
         status, text = self.get("/metrics")
         lines = [line for line in text.splitlines() if not line.startswith("#")] if status else []
         return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}

@@ -19,7 +19,7 @@ PACKAGES = CACHE / "corpora"
 
 @contextlib.contextmanager
 def locked(folder):
-    """Lock a folder of the cache, so that one process at a time reads and changes it."""
+    """Lock a folder of the cache, so that only one process at a time uses the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
         try:

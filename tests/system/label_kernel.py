@@ -3,7 +3,7 @@
 A real API server with the base manifests runs on this machine. The agent runs in a virtual machine
 with AppArmor, with the options of the DaemonSet and with digest labels. The test changes a
 ConfigMap here, and the guest observes its kernel. Both clocks are compared right before each
-change, so that an upper bound of the kernel's time is known in the time of this machine.
+change, which gives an upper bound for each kernel time on the clock of this machine.
 """
 
 import concurrent.futures
@@ -240,7 +240,7 @@ def drive(guest, api, proxy):
 
 
 def outage(guest, api, proxy, seen):
-    """Disconnect the agent, remove its profile several times, kill the agent, and reconnect it."""
+    """Disconnect the agent, remove its profile several times, kill the agent, and reconnect."""
     proxy.refuse()
     since = busy.Since()
     for _ in range(AWAY):
@@ -339,7 +339,7 @@ def measured():
     print(f"meanwhile CPUs of this machine were short for {value.short:.0%} of the time")
     print_distribution("restored without an API server", value.restored)
     print(f"restored by a new agent without an API server: {value.started:.1f} s after the kill")
-    print(f"the API server is back, until the label has what it says: {value.caught_up:.2f} s")
+    print(f"from the API server's return until the label is correct: {value.caught_up:.2f} s")
     return value
 
 

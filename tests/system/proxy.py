@@ -30,7 +30,7 @@ class Proxy:
     def __exit__(self, *_):
         self.ended = True
         self.stop.set()
-        _shut(self.listener)  # shutdown wakes a blocked accept, which close alone does not.
+        _shut(self.listener)  # Unlike close, shutdown wakes a blocked accept.
         self.accepting.join()
         self.listener.close()
         self._cut()
@@ -46,7 +46,7 @@ class Proxy:
         self.mode, self.seconds = "forward", seconds
 
     def refuse(self):
-        """Close all connections, and each new one."""
+        """Close all connections, and close each new connection."""
         self.mode = "refuse"
         self._cut()
 

@@ -1,7 +1,7 @@
 """Packages of other Debian releases, unpacked into a directory.
 
-They come from the archive that this machine's apt uses. The archive's package indexes are signed,
-and apt verifies the signature and the checksum of every package.
+The packages come from the archive that this machine's apt uses. The archive's package indexes are
+signed, and apt verifies the signature and the checksum of every package.
 """
 
 import functools

@@ -1,8 +1,8 @@
 """Translates the agent's pod into the OCI configuration of its containers.
 
-This module contains no right of the agent. The user, capabilities, privileges, root file system,
-profiles, mounts, namespaces and limits come from the pod that kustomize builds. Fields that the pod
-does not set get the defaults that containerd uses for the kubelet (its packages pkg/oci and
+This module does not define any right of the agent. The user, capabilities, privileges, root file
+system, profiles, mounts, namespaces and limits come from the pod that kustomize builds. Fields that
+the pod does not set get the defaults that containerd uses for the kubelet (its packages pkg/oci and
 internal/cri). RuntimeDefault is the seccomp profile of CRI-O and Podman from Debian's package, with
 its conditions evaluated as these runtimes do.
 """

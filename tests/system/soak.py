@@ -102,7 +102,10 @@ class Soak(SoakModel):
         self.daemon.config_map(data, name, labels={"use": "profiles"})
 
     def _mark(self, name):
-        """Change a key that only marks the batch. Its file shows that the ConfigMap was read."""
+        """Change a key that only marks the batch.
+
+        The key's file shows that the ConfigMap was read.
+        """
         key = f"z-{name}.json"
         self.maps[name][key] = self._new()
         self.possible.setdefault(key, {None}).add(self.maps[name][key])
@@ -178,7 +181,7 @@ class Soak(SoakModel):
         self.record(f"{key} {version} moves from {old} to {new}")
 
     def empty(self):
-        """Empty or delete a ConfigMap, unless it is the last one with keys."""
+        """Empty or delete a ConfigMap, unless it is the last ConfigMap with keys."""
         full = [name for name, keys in self.maps.items() if keys]
         if len(full) < 2:
             return

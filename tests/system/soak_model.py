@@ -1,4 +1,4 @@
-"""The model of the soak: what was changed, and the state that must follow from the changes.
+"""The model of the soak test: the changes, and the state that must follow from the changes.
 
 The model is compared with files, the labels of the Node, /metrics and the log, never with internal
 state of the agent. If the order of two events is unknown, the model allows both results.
@@ -43,7 +43,7 @@ class SoakModel:
         # by name: the versions that the file may have; None stands for a missing file
         self.possible = {}
         self.foreign = {}  # by name: the signature that the foreign file must keep
-        self.pods = {}  # by name: whether a pod has used it since before this batch
+        self.pods = {}  # by name: whether a pod has used the profile since before this batch
         self.released = set()  # names whose pod ended in this batch
         self.edits = {}  # by name: the time when the profile's file was edited
         self.relabelled = []  # the times when the test changed the agent's labels

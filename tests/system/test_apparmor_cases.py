@@ -1,7 +1,7 @@
 """Tests of the findings about typical mistakes, with apparmor_parser of several releases.
 
 The mistakes come from public bug reports. This machine has the parser 3.0.8; the parsers of Debian
-13 (4.1) and unstable (5.0) are unpacked into the cache once.
+13 (4.1) and unstable (5.0) are unpacked into a cache.
 """
 
 import shlex

@@ -69,13 +69,14 @@ EXPECTED = {
     **{f"extra-profiles/{name}": {"complain_mode"} for name in COMPLAIN_EXTRA},
     # A text in English; a source ignores README because of its name.
     "extra-profiles/README": {"parser_rejected"},
-    # These profiles start a shell, a mailer or a script without a profile (ux, Ux, PUx).
+    # The following profiles start a shell, a mailer or a script without a profile (ux, Ux, PUx).
     "apparmor.d/usr.bin.totem": {"unconfined_exec", "rule_not_enforced"},
     "extra-profiles/etc.cron.daily.logrotate": {"unconfined_exec"},
     "extra-profiles/sbin.dhclient-script": {"unconfined_exec"},
     "extra-profiles/sbin.dhcpcd": {"unconfined_exec"},
     "extra-profiles/usr.sbin.sshd": {"unconfined_exec"},
-    # These profiles have D-Bus rules, which are not in the features of Debian's parser.conf.
+    # The following profiles have D-Bus rules, which are not in the features of Debian's
+    # parser.conf.
     "apparmor.d/usr.bin.irssi": {"complain_mode", "rule_not_enforced"},
     "apparmor.d/usr.bin.pidgin": {"rule_not_enforced"},
     "apparmor.d/usr.bin.totem-previewers": {"rule_not_enforced"},

@@ -81,7 +81,7 @@ class Agent:
         self.kubeconfig = None
 
     def node(self, labels=None):
-        """Create the agent's Node, and a token that is bound to it."""
+        """Create the agent's Node, and a token that is bound to this Node."""
         uid = self.cluster.node(self.name, BOOT_ID, labels)
         token = self.cluster.agent_token(self.name)
         self.kubeconfig = self.cluster.write_kubeconfig(self.name, token)
@@ -401,7 +401,7 @@ def test_a_node_that_is_created_again_is_labelled_with_its_own_token(agent):
 
 
 def test_a_node_of_another_machine_is_not_labelled(agent):
-    """An equal name proves nothing: the boot id must be that of this kernel."""
+    """An equal Node name is not sufficient: the boot id must be the boot id of this kernel."""
     agent.node()
     agent.config_map({"a.json": profile()})
     (agent.root / "proc/sys/kernel/random/boot_id").write_text("another\n")

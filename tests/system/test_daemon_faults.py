@@ -60,7 +60,7 @@ def mounted(daemon):
 
 
 def settled(daemon, **numbers):
-    """Wait until the node has exactly these profiles and the daemon reports them."""
+    """Wait until the node has exactly these profiles, and the daemon reports the same profiles."""
     wanted = {f"{name}.json": number for name, number in numbers.items()}
 
     def done():
@@ -172,7 +172,8 @@ def test_a_ledger_of_a_newer_release_stops_all_changes(daemon):
     stopped_cleanly(daemon)
 
 
-# The ledger entry of 0.1.0 for a seccomp key. Never change it: later releases must read it.
+# The ledger entry of 0.1.0 for a seccomp key. Never change this entry, because later releases must
+# read the same entry.
 RELEASED = {
     "schema": 1,
     "kind": "seccomp",
@@ -304,7 +305,7 @@ def test_a_volume_that_changes_a_thousand_times_is_read_consistently(daemon):
 
 
 def test_sigterm_at_any_moment_leaves_complete_files(daemon):
-    """The exit status is 0, or that of the signal; the next start completes the work."""
+    """The daemon exits with 0 or through the signal, and the next start completes the work."""
     seed = int(os.environ.get("SOAK_SEED", "105")) or int(time.time())
     print(f"seed {seed}")
     chance, ends = random.Random(seed), []  # noqa: S311 - reproducible, no secret
@@ -330,7 +331,7 @@ def started_at(thread):
     Ids are reused, start times are not.
     """
     with contextlib.suppress(OSError):
-        # starttime of proc_pid_stat(5); a name may have spaces and brackets
+        # starttime of proc_pid_stat(5); a process name may have spaces and brackets
         return int((thread / "stat").read_text().rpartition(")")[2].split()[19]), int(thread.name)
     return math.inf, 0  # The thread has ended.
 

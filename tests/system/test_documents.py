@@ -80,7 +80,7 @@ def cluster():
         )
         one.node("node-a", labels={"kept": "yes"})
         node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-a"}}
-        # These labels are set as by a previous agent.
+        # The labels simulate the labels of a previous agent.
         node["metadata"]["labels"] = {LABEL: "installed"}
         one.kubectl(
             "apply",

@@ -52,7 +52,7 @@ def unread(port, path):
 
 
 def repaired(daemon, name):
-    """Remove an installed file; return the seconds until the agent has restored it."""
+    """Remove an installed file; return the seconds until the agent has restored the file."""
     (daemon.seccomp / name).unlink()
     begin = time.monotonic()
     daemon.until(lambda: daemon.file(name) is not None, 120)

@@ -85,7 +85,7 @@ def trusting(folder):
 
 
 def test_an_authority_without_key_usage_is_accepted(folder, port):
-    """Kubectl accepts such an authority too; Python 3.13 rejects it by default."""
+    """Kubectl also accepts an authority without key usage; Python 3.13 rejects it by default."""
     trust = {"certificate-authority": str(folder / "right.crt")}
     assert get(folder, f"https://127.0.0.1:{port}", **trust) == {}
 

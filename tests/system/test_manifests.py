@@ -36,7 +36,7 @@ def pod(objects):
 
 
 def environment(objects):
-    """Return the container's environment as a kubelet of a node named "node" would fill it."""
+    """Return the container's environment as a kubelet of a node named "node" would set it."""
     found = {}
     for one in pod(objects)["containers"][0]["env"]:
         source = one.get("valueFrom")

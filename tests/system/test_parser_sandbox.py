@@ -34,7 +34,7 @@ FORMS = {
     "if it exists": 'profile web {\n  capability\n  include if exists "PATH"\n  ,\n}\n',
     "climbing": "profile web {\n  capability\n  include <../..PATH>\n  ,\n}\n",
     "as an abi": 'abi "PATH",\nprofile web {}\n',
-    "as an abi that climbs": "abi <../..PATH>,\nprofile web {}\n",
+    "as an abi path with `..`": "abi <../..PATH>,\nprofile web {}\n",
 }
 
 

@@ -37,7 +37,7 @@ def cluster(request):
 
 
 def applied(cluster, folder, root=ROOT):
-    """Apply an overlay like a user, and return what kubectl wrote to standard error."""
+    """Apply an overlay like a user, and return the standard error of kubectl."""
     done = cluster.kubectl(
         "apply", "--server-side", "--force-conflicts", "--validate=strict", "-f", "-",
         stdin=kustomized(cluster, folder, root), check=False,
@@ -149,7 +149,7 @@ DENIED = {
         lambda a: labels(a, "own", labels={"node-role.kubernetes.io/control-plane": ""}),
         "added or changed",
     ),
-    "a value that is none": (lambda a: labels(a, "own", labels={OWN: "owned"}), "a value"),
+    "an invalid value": (lambda a: labels(a, "own", labels={OWN: "owned"}), "a value"),
     "a taint": (
         lambda a: merged(a, {"spec": {"taints": [{"key": "x", "effect": "NoExecute"}]}}),
         "spec",
@@ -416,7 +416,7 @@ FORBIDDEN = {
         "DELETE",
         "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/profile-loader",
     ),
-    "the binding of it": (
+    "the binding of the policy": (
         "DELETE",
         "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings/profile-loader",
     ),
@@ -617,7 +617,7 @@ def test_the_namespace_allows_the_pod_of_the_daemonset(cluster):
     spec = {**daemonset["spec"]["template"]["spec"], "serviceAccountName": "default"}
     spec.pop("priorityClassName")
     reported = violations(cluster, "baseline", {"metadata": {"name": "pod"}, "spec": spec})
-    # An older API server writes "profiles" for one profile too.
+    # An older API server writes "profiles" even for one profile.
     assert sorted(re.sub("profile$", "profiles", value) for value in reported) == [
         "forbidden AppArmor profiles",
         "host namespaces",

@@ -49,7 +49,7 @@ def end_pod(cluster, namespace=NAMESPACE):
 
 
 def applied(cluster, folder):
-    """Apply a folder as the documents describe it."""
+    """Apply a folder with the command in the documents."""
     cluster.kubectl("apply", "--server-side", "--force-conflicts", "-k", folder)
 
 

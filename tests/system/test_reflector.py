@@ -320,7 +320,7 @@ def test_an_unusable_kubeconfig_is_an_error(tmp_path):
 
 
 class ScriptedServer:
-    """An HTTP server that sends scripted responses, one per request, and repeats the last one.
+    """An HTTP server that sends scripted responses, one per request, and repeats the last response.
 
     The response None means that the server sends nothing until the client closes the connection.
     """
@@ -501,7 +501,7 @@ def test_a_list_of_objects_with_wrong_types_is_read_or_is_an_error(tmp_path, kee
 
 
 def test_lone_surrogates_in_a_response_are_replaced(tmp_path):
-    """The ledger and the log could not encode lone surrogates; Go replaces them too."""
+    """The ledger and the log could not encode lone surrogates; Go also replaces them."""
     body = (
         rb'{"metadata": {"resourceVersion": "7"}, "items": [' + json.dumps(config_map("x")).encode()
     )
@@ -835,7 +835,7 @@ def test_a_watch_that_never_started_is_not_a_stable_watch(tmp_path, monkeypatch)
 
 
 def test_a_reflector_is_not_live_between_a_broken_watch_and_the_next_response(tmp_path):
-    """Changes between the two are missing in the store, so the store proves nothing."""
+    """Changes after a broken watch are missing in the store, so the store is not up to date."""
     event = {"type": "ADDED", "object": config_map("one", key="a")}
     broken = response(200, json.dumps(event).encode() + b"\n{")
     with ScriptedServer(LIST, broken, LIST, response(200, b"")) as server:

@@ -126,7 +126,7 @@ def labelled(cluster, label):
 
 
 def test_a_change_costs_one_watch_event_one_patch_and_one_event_per_node(cluster, monkeypatch):
-    """No request is sent while nothing changes."""
+    """The agents send no request while the profiles are unchanged."""
     # No watch ends at its time limit during the test, even on a slow machine.
     monkeypatch.setattr(reflector_module, "WATCH_SECONDS", (3600, 3600))
     admin = client.Api(kubeconfig=str(cluster.folder / "admin.kubeconfig"))

@@ -160,7 +160,7 @@ def test_a_conditional_rule_holds_where_libseccomp_would_drop_it(runtime, bundle
 
 # No kernel implements this call, so it fails with the filter's error number or with ENOSYS.
 UNIMPLEMENTED, ITS_NUMBER = "afs_syscall", 183
-REFUSED = 99  # EADDRNOTAVAIL, which no other call returns here
+REFUSED = 99  # EADDRNOTAVAIL, which no other call in this test returns
 
 
 def kernel_answers(program, vectors):

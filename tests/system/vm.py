@@ -264,7 +264,7 @@ def _compiles(release):
 
 
 def _compile(folder, place, release):
-    """Compile modules for their path in the guest, since the emulated guest needs minutes for it.
+    """Compile modules for their path in the guest, because the emulated guest is too slow.
 
     A guest with a different version of Python compiles its modules itself.
     """
@@ -378,7 +378,7 @@ def _drive(number, path):
 
 
 def _boot(folder, image, append, timeout_seconds, more):
-    """Run the emulator; return what the command printed, and whether the guest ended by itself."""
+    """Run the emulator; return the command's output, and whether the guest ended by itself."""
     serial = folder / "output"
     serial.write_bytes(b"")
     command = [

@@ -1,7 +1,7 @@
 """Checks one key of 1 MiB whose check could need much time or memory: `python -m` this module NAME.
 
-This process checks the key, and prints the number of problems, the CPU time in seconds and the
-additional memory in MiB as JSON.
+The process of this module checks the key, and prints the number of problems, the CPU time in
+seconds and the additional memory in MiB as JSON.
 """
 
 import json

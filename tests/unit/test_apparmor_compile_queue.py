@@ -116,7 +116,8 @@ def test_an_inconclusive_run_is_repeated_with_back_off(failure):
 def test_slow_texts_pause_between_their_runs():
     """Slow texts together use at most a quarter of one processor."""
     queue = queue_of("a:slow", pauses=True)
-    queue.record_run(queue.take(0.0), limited(RunFailure.CPU_TIME), 0.0)  # the quick run
+    # The first slice is the quick run.
+    queue.record_run(queue.take(0.0), limited(RunFailure.CPU_TIME), 0.0)
     queue.record_run(queue.take(0.0), limited(RunFailure.CPU_TIME, seconds=8.0), 8.0)
     assert queue.next_retry() == 8.0 + 3 * 8.0
 
@@ -181,7 +182,7 @@ def test_a_command_does_not_repeat_inconclusive_runs():
 
 
 def test_two_full_runs_never_share_the_memory():
-    """A text is rejected for its memory only after a run that could use all of it."""
+    """A text is rejected for its memory use only after a run that could use all the memory."""
     queue = queue_of("a:1", "a:2")
     for _ in range(2):
         queue.record_run(queue.take(0.0), limited(RunFailure.MEMORY), 0.0)

@@ -242,7 +242,7 @@ def test_a_procfs_that_cannot_be_read_changes_nothing(tracker, node, tmp_path):
 
 
 def test_without_names_no_process_is_read_and_nothing_is_written(node, tmp_path):
-    """A node without AppArmor profiles of the agent pays nothing for the tracker."""
+    """On a node without AppArmor profiles of the agent, the tracker costs no time."""
 
     class UnlistableHost(Host):
         def names(self, path):

@@ -52,7 +52,7 @@ def host(tmp_path):
 
 
 def observed(host):
-    """Return the profile as an agent that has just started observes it."""
+    """Return the observation of the profile by an agent that has just started."""
     return apparmor_backend(host).observe(["web"], []).profiles["web"]
 
 

@@ -26,7 +26,7 @@ def host(tmp_path):
 
 
 def objects(host, **more):
-    """Return the objects as an agent that has just started knows them."""
+    """Return the record of loaded objects of an agent that has just started."""
     return LoadedObjects(host, STATE, **{"may_write": True, **more})
 
 

@@ -91,7 +91,7 @@ def test_each_run_gets_the_memory_that_is_left(tmp_path, left, expected):
 
 
 def test_a_second_parser_needs_64_mib(tmp_path):
-    """With less than 64 MiB for a second parser, texts are compiled one after the other."""
+    """With less than 64 MiB for a second parser, texts are compiled one at a time."""
     backend = backend_with(
         tmp_path,
         f"cd {tmp_path}; mkdir busy || touch both; sleep 0.2; rmdir busy",

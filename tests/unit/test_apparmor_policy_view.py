@@ -80,7 +80,7 @@ class Kernel:
 
 
 def observed(hash_):
-    """Return what the kernel shows of a profile with this hash."""
+    """Return the facts that the kernel shows about a profile with this hash."""
     return ObservedProfile(evidence=frozenset({f"own:sha1:{hash_}"}), mode="enforce")
 
 
@@ -332,7 +332,7 @@ def test_a_profile_that_this_agent_removed_is_waited_for(tmp_path):
 
 @pytest.mark.parametrize(("removed", "tracked"), [("x", ("x", "y")), ("", ("y",))])
 def test_raw_data_that_stay_referenced_are_not_waited_for(tmp_path, removed, tracked):
-    """Another profile of the same load references the data, or the agent stopped tracking them."""
+    """Another profile of the same load references the data, or the agent only stopped tracking."""
     kernel = ReleasingKernel(tmp_path, 9.0)
     for load in [("x", "y")] if removed else [("x",), ("y",)]:
         kernel.load_together(*load)

@@ -12,7 +12,7 @@ RUN = ("--oneshot", "--source", "dir:/p")
 
 
 def parse(*argv, environ=None, file=None):
-    """Parse arguments; `file` is the parsed configuration file, or the error of reading it."""
+    """Parse arguments; `file` is the parsed configuration file, or the error of a failed read."""
 
     def read(path):
         if isinstance(file, Exception):
@@ -349,7 +349,7 @@ def test_an_unreadable_configuration_file_is_one_mistake(file, text):
 
 
 def test_an_empty_configuration_file_is_valid():
-    """A file without any key changes nothing."""
+    """A configuration file without keys does not change any option."""
     assert parse(*RUN, "--config=f", file=None) == parse(*RUN)
 
 

@@ -60,7 +60,7 @@ def test_missing_and_empty_fields_contain_no_key(data, binary):
 
 
 def test_a_null_field_contains_no_key():
-    """Kubectl treats null as an empty field too."""
+    """Kubectl also treats null as an empty field."""
     assert read({**document(), "data": None, "binaryData": None}) == NOTHING
 
 

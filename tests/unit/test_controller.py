@@ -65,7 +65,7 @@ def test_every_other_reason_calls_for_a_pass(world, reason):
 
 
 def test_one_pass_answers_all_reasons_of_a_burst(world):
-    """The rest of the burst is discarded, because the pass reads everything anyway."""
+    """The rest of the burst is discarded, because the pass reads all sources and the whole node."""
     for reason in (WakeReason.NODE, WakeReason.FILES, WakeReason.SOURCE):
         world.queue.put(reason)
     assert world.calls_for_pass()

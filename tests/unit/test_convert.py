@@ -67,7 +67,7 @@ def converted(capsys, *words):
     ],
 )
 def test_conditions_are_resolved(tmp_path, capsys, flags, architectures, names):
-    """The output has no conditions, and standard error lists what was resolved."""
+    """The output has no conditions, and standard error lists the resolved conditions."""
     status, output, notices = converted(capsys, written(tmp_path, PROFILE), *flags)
     tree = json.loads(output)
     assert (status, tree["architectures"]) == (0, architectures)

@@ -93,7 +93,7 @@ def test_a_label_that_was_never_seen_absent_counts_as_present_during_an_outage(w
 
 
 def test_a_label_that_returns_starts_the_grace_time_again(world):
-    """Whichever client set the label, the scheduler may have placed a pod because of it."""
+    """Whichever client set the label, the scheduler may have placed a pod by this label."""
     del world.source.keys["old"]
     world.run_pass()
     world.controller.run_pass()

@@ -39,7 +39,7 @@ def opened(path, flags=os.O_RDONLY):
 
 @pytest.fixture
 def files(tmp_path):
-    """Create a directory that the tests permit, and a secret file outside it."""
+    """Create a directory that the tests permit, and a secret file outside this directory."""
     (tmp_path / "tree/below").mkdir(parents=True)
     (tmp_path / "tree/below/file").write_text("listed")
     (tmp_path / "secret").write_text("canary")
@@ -245,7 +245,7 @@ def seccomp(number, code):
 
 
 def output_under(number, code, script):
-    """Return what Python prints in a process whose seccomp filter denies a system call."""
+    """Return the output of a Python process whose seccomp filter denies a system call."""
     setup = f"""
 import ctypes
 from agent.host import commands, landlock

@@ -348,7 +348,7 @@ def test_an_impossible_host_root_is_a_usage_error(top, capsys):
 
 @pytest.mark.parametrize("more", [[], ["--tls-key=/no/key"]])
 def test_an_unreadable_certificate_is_reported_with_its_option(top, more):
-    """The exit status is 2, and nothing was changed."""
+    """The exit status is 2, and the node is unchanged."""
     serve = ["--http-address=off", "--https-address=127.0.0.1:0", "--tls-cert=/no/cert", *more]
     done = subprocess.run(
         [sys.executable, "-m", "agent", f"--host-root={top}/root", "--source=/p", *serve],
@@ -361,7 +361,7 @@ def test_an_unreadable_certificate_is_reported_with_its_option(top, more):
 
 
 def test_an_interrupt_ends_a_command_silently(tmp_path):
-    """Ctrl-C exits with 130, as in shells, and ends the parser too."""
+    """Ctrl-C exits with 130, as in shells, and also ends the parser."""
     os.mkfifo(tmp_path / "began")
     parser = tmp_path / "parser"
     parser.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/began\nexec sleep 600\n")

@@ -462,7 +462,7 @@ def test_only_a_set_that_may_still_be_read_keeps_the_taint(state, cause, expecte
 
 
 def test_unlabel_removes_every_label_with_an_own_prefix():
-    """Labels with other prefixes stay, and no proof is needed, because nothing is added."""
+    """Labels with other prefixes stay, and the Node is not verified, because no label is added."""
     server = ApiServer({"kubernetes.io/os": "linux", f"{D}/a~b": "x", f"seccomp.{D}/old": "x"})
     own = own_node(server)
     own.publish(observed(server), {A: "installed"})

@@ -168,7 +168,7 @@ def test_an_adopted_profile_that_changed_on_the_node_is_held():
 
 
 def test_an_equal_profile_of_another_program_is_kept():
-    """If another program reinstalls the same content after a removal, nothing is replaced."""
+    """If another program reinstalls the same content after a removal, the agent keeps it."""
     actions = decide(desired(profile()), entry(), observation=node_with_foreign(web="v1"))
     assert summary(actions) == [(Keep, "unchanged", ("web",))]
 
@@ -393,7 +393,7 @@ def test_a_pending_update_restores_the_last_good_version(observation, reason):
 
 @pytest.mark.parametrize("provenance", ["installed", "adopted"])
 def test_nothing_is_removed_or_released_while_a_key_is_pending(provenance):
-    """The pending key may provide the same profile under another key, so the label stays too."""
+    """The pending key may provide the same profile under another key, so the label also stays."""
     hold = Hold(id=key(), reason="pending", names=("web",), state="held")
     new = key("new.profile")
     actions = decide(
@@ -812,7 +812,7 @@ def test_names_of_a_missing_or_empty_set_can_move_together(unread):
         (Install, "changed", ("web",)),
         (Release, "moved", ("web",)),
     ]
-    # A set with a name that no other key provides stays complete, and blocks the other key.
+    # A profile set with a name that no other key provides stays complete, and blocks the other key.
     both = entry(key("old", origin="dir /x"), names=("also", "web"))
     assert summary(decide(desired_keys, both, observation=node_with(web="v1", also="v1"))) == [
         (Hold, "conflict", ("web",)),

@@ -20,7 +20,7 @@ BAD = (Finding(code="not_json", location="line 1", message="The key is not JSON.
 
 
 class Clock:
-    """A clock that tests move by hand."""
+    """A clock that only tests move."""
 
     def __init__(self):
         self.now = 1000.0
@@ -172,7 +172,7 @@ def test_a_label_that_may_have_been_set_counts_as_set(world):
 
 
 def test_a_report_during_a_request_does_not_remove_pending_labels(world):
-    """The labels of the older report count as set until the newer one was published."""
+    """The labels of the older report count as set until the newer report was published."""
 
     def overtake():
         world.server.during = lambda: None
@@ -322,7 +322,7 @@ def test_events_follow_their_labels_one_at_a_time(world):
 
 
 def test_an_event_that_is_rejected_is_dropped_and_counted(world):
-    """The API server would reject the Event again, and labels do not wait for it."""
+    """The API server would reject the Event again, and labels do not wait for the Event."""
     publish(world, row())
     denied = StatusError(403, "Forbidden", "events is forbidden")
     world.server.during = lambda: _fail_posts(world, denied)

@@ -137,7 +137,7 @@ def test_no_control_character_reaches_the_terminal():
 
 
 def test_a_report_without_profiles_has_a_summary():
-    """An empty report has a summary, and the summary of a dry run shows that nothing was done."""
+    """An empty report has a summary, and the summary of a dry run begins with "Dry run"."""
     assert (
         table.table(Report(profiles=(), profile_sets=(), kind_support={}), width=80)
         == "Nothing to do.\n"

@@ -146,7 +146,7 @@ WIDE = 1 << 32
     ],
 )
 def test_bounds_with_different_upper_halves_are_rejected(first, second):
-    """A filter lacks a bound whose upper 32 bits differ from those of an upper bound."""
+    """A filter lacks a bound if the upper 32 bits of the bound and of an upper bound differ."""
     body, errors = check(profile(rule("personality", first), rule("personality", second)))
     assert body == b""
     assert [(error.code, error.location) for error in errors] == [("fails_open", "syscalls[1]")]
@@ -224,7 +224,7 @@ def test_opposite_comparisons_with_different_actions_are_accepted():
     ("short", "long"), [("EQ", "NE"), ("NE", "EQ"), ("GT", "LE"), ("LE", "GT"), ("GE", "LT")]
 )
 def test_opposite_comparisons_with_different_actions_need_an_order(short, long):
-    """The filter lacks the longer rule if that rule comes later; the hint is to move it."""
+    """The filter lacks the longer rule if that rule comes later; the hint is to move the rule."""
     rules = [
         rule("clone", (2, short, 8), action="SCMP_ACT_ALLOW"),
         rule("clone", (0, "EQ", 5), (2, long, 8), action="SCMP_ACT_KILL_PROCESS"),
@@ -339,7 +339,7 @@ def test_rules_that_contradict_each_other_without_the_first_argument_are_rejecte
 
 
 def test_the_order_of_names_in_a_rule_matters():
-    """A rule for socketcall covers the operations whose names follow it."""
+    """A rule for socketcall covers the operations whose names follow in the rule."""
     earlier = rule("socket", (1, "NE", 40))
     later = {"action": "SCMP_ACT_TRAP"}
     for names, codes in ((["socket", "socketcall"], ["bad_value"]), (["socketcall", "socket"], [])):

@@ -28,7 +28,7 @@ def rule(name, *args, action="SCMP_ACT_ALLOW", **more):
 
 
 def test_a_call_without_a_rule_has_the_default():
-    """The answer is that of the default action, with its error number."""
+    """The answer is the default action, with its error number."""
     assert of().answers(ABIS[0], "mount", (0,) * 6) == {EPERM}
     assert of(defaultErrnoRet=38).answers(ABIS[0], "mount", (0,) * 6) == {ENOSYS}
 

@@ -111,7 +111,7 @@ CASES = [
     ("a null default", {"defaultAction": None}, {"fails_open"}),
     ("rules only", {"syscalls": [deny()]}, {"fails_open"}),
     (
-        "a custom resource around it",
+        "a profile in a custom resource",
         {"apiVersion": "v1", "kind": "SeccompProfile", "spec": allow(deny())},
         {"not_a_profile"},
     ),
@@ -217,7 +217,7 @@ CASES = [
     ("a list", [], {"bad_value"}),
     ("nothing", "", {"not_json"}),
     ("a comment", "// x\n" + TEXT, {"not_json"}),
-    ("a comma too much", TEXT[:-1] + ",}", {"not_json"}),
+    ("one comma too many", TEXT[:-1] + ",}", {"not_json"}),
     ("text after it", TEXT + "x", {"not_json"}),
     ("YAML", "defaultAction: SCMP_ACT_ALLOW", {"not_json"}),
     ("NaN", '{"defaultAction":NaN}', {"not_json"}),

@@ -100,7 +100,7 @@ def test_a_replaced_directory_is_watched(watch, tmp_path):
 
 
 def test_a_link_to_a_directory_is_watched(watch, tmp_path):
-    """The event contains the path of the target, and the reason is that of the link."""
+    """The event contains the path of the target, and the reason is the link's reason."""
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     wakes = watch({tmp_path / "link": "source"})
@@ -194,9 +194,9 @@ def inotify_instances():
 def test_a_failed_thread_of_watchdog_is_logged_and_replaced(watch, tmp_path, monkeypatch, moved):
     """Move directories out of the tree, remove their successor, and then the first directory.
 
-    watchdog 7.1.0 raises KeyError for the path of each moved directory, also while it stops. The
-    other threads of watchdog continue without reporting events. No thread and no descriptor of a
-    replaced watch may remain.
+    watchdog 7.1.0 raises KeyError for the path of each moved directory, even while watchdog stops.
+    The other threads of watchdog continue without reporting events. No thread and no descriptor of
+    a replaced watch may remain.
     """
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     top, sub, away = tmp_path / "top", tmp_path / "top/sub", tmp_path / "away"
@@ -300,7 +300,8 @@ def inotify_watches():
     """Return the number of inotify watches of this process (proc(5), fdinfo)."""
     count = 0
     for information in Path("/proc/self/fdinfo").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # the descriptor of the directory itself
+        # One descriptor belongs to the directory listing itself.
+        with contextlib.suppress(FileNotFoundError):
             count += information.read_text().count("inotify wd:")
     return count
 

@@ -122,7 +122,7 @@ class Agent:
 
     def start(self):
         environ = dict(os.environ)
-        # The guest has no bytecode, so the agent stores it.
+        # The guest has no bytecode, so the agent stores its own bytecode.
         environ.pop("PYTHONDONTWRITEBYTECODE", None)
         with LOG.open("a") as log:
             self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env=environ)

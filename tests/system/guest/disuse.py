@@ -1,7 +1,7 @@
 """Attacks on the proof that a profile is not in use, run as root in the virtual machine.
 
-Each scenario is a function; `disuse.py` runs all of them and prints one line of JSON per scenario:
-{"scenario": name, "error": null or the reason}.
+Each scenario is a function; `disuse.py` runs all scenarios and prints one line of JSON per
+scenario: {"scenario": name, "error": null or the reason}.
 """
 
 import contextlib

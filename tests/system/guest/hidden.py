@@ -1,7 +1,7 @@
 """Ownership of profiles on kernels that show all, some or none of the loaded content.
 
 The program runs as root in the virtual machine, and prints one line of JSON per scenario. The first
-argument is `content` or `nothing`: what the kernel shows.
+argument, `content` or `nothing`, states whether the kernel shows loaded content.
 """
 
 import json
@@ -178,7 +178,7 @@ def a_restored_profile_is_the_agents_again(_):
 
 
 def status_only_reports(shows):
-    """`status` writes nothing, even after an interrupted load, and shows the node's finding."""
+    """`status` changes no file, even after an interrupted load, and shows the node's finding."""
     source(web=plain("web"))
     agent()
     record = STATE / "objects.jsonl"
@@ -235,7 +235,7 @@ def before_a_reboot():
 def after_a_reboot():
     """The host loads one profile before the agent restores the other.
 
-    Both keys are removed later.
+    At the end, both keys are removed.
     """
     assert loaded() == {}
     load_the_same_bytes("web")

@@ -85,7 +85,7 @@ def strictly(config):
 def every_function_works(bundle, change=lambda config: None):
     """The daemon installs, replaces, rejects, repairs, holds and removes profiles of both kinds.
 
-    It also recovers a jammed kernel, and handles probes and SIGTERM.
+    The daemon also recovers a jammed kernel, and handles probes and SIGTERM.
     """
     (SOURCE / "web.profile").write_text(plain("web"))
     (SOURCE / "audit.json").write_text(LOG)
@@ -116,7 +116,7 @@ def every_function_works(bundle, change=lambda config: None):
             assert parser(text, *flags)[0] == 0
             wait(lambda: content("web") == good, f"repaired after {flags}")
         (SECCOMP / "audit.json").write_text('{"defaultAction": "SCMP_ACT_ALLOW"}')
-        wait(lambda: (SECCOMP / "audit.json").read_bytes() == file, "the file is what it was")
+        wait(lambda: (SECCOMP / "audit.json").read_bytes() == file, "the file is unchanged")
         (SECCOMP / "audit.json").unlink()
         wait((SECCOMP / "audit.json").exists, "the file is back")
         # The removal waits until the process ends.

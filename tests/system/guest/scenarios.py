@@ -1,7 +1,7 @@
 """Scenarios of single passes on a real AppArmor kernel, run as root in the virtual machine.
 
-Each scenario is a function. `scenarios.py` runs all of them, each with a clean state, and prints a
-line of JSON for each scenario: {"scenario": name, "error": null or the reason}.
+Each scenario is a function. `scenarios.py` runs all scenarios, each with a clean state, and prints
+a line of JSON for each scenario: {"scenario": name, "error": null or the reason}.
 """
 
 import ctypes
@@ -41,7 +41,7 @@ def loaded():
 
 
 def revision():
-    """Return the policy revision, without waiting for the next one."""
+    """Return the current policy revision without waiting for a change."""
     fd = os.open(SECURITY / "revision", os.O_RDONLY | os.O_NONBLOCK)
     try:
         return os.read(fd, 64)

@@ -1,7 +1,7 @@
 """Threads that lose their confinement on a real kernel, run as root in the virtual machine.
 
-Each scenario is a function; `tracker.py` runs all of them and prints one line of JSON per scenario:
-{"scenario": name, "error": null or the reason}.
+Each scenario is a function; `tracker.py` runs all scenarios and prints one line of JSON per
+scenario: {"scenario": name, "error": null or the reason}.
 """
 
 import json

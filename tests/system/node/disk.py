@@ -67,7 +67,7 @@ wait'
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disk:
-    """A prepared disk and the kernel that boots it."""
+    """A prepared disk, and the kernel for a machine with this disk."""
 
     path: Path
     kernel: Path
@@ -182,7 +182,7 @@ def _make(folder, packages, agent):
 
 
 def _install(root):
-    """Install the agent on the node itself too, where manifests/systemd expects it."""
+    """Also install the agent on the node itself, at the path in manifests/systemd."""
     place = "/usr/local/lib/profile-loader"
     libraries = Path(f"{root}{place}")
     shutil.copytree(vm.libraries(), libraries)

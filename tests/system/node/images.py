@@ -61,7 +61,7 @@ def pack(path, name, files, config):
 def upgrade(archive, path, name):
     """Write an image that adds one label to the image of a docker-archive, without layers.
 
-    containerd finds the layers by their digests, because the other image was imported before.
+    containerd finds the layers by their digests, because the original image was imported before.
     """
     with tarfile.open(archive) as source:
         (told,) = json.load(source.extractfile("manifest.json"))

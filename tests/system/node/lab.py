@@ -59,7 +59,7 @@ class Lab:
     # --- the node ---------------------------------------------------------------------------------
 
     def want(self, *, append=APPARMOR, taints="", fresh=False):
-        """Return a running node with these properties: the existing node, or a new one."""
+        """Return a running node with these properties, which is the existing node or a new node."""
         kind = (append, taints)
         if fresh or self.node is None or self.kind != kind or not self.alive():
             self.drop()
@@ -159,7 +159,7 @@ class Lab:
         return self.get(f"/api/v1/namespaces/{namespace}/pods/{name}")
 
     def until_running(self, name, namespace="default", seconds=PATIENCE_SECONDS):
-        """Wait until a pod is ready; return it."""
+        """Wait until a pod is ready; return the pod."""
 
         def ready():
             found = self.pod(name, namespace)
@@ -202,7 +202,7 @@ class Lab:
         return (self.get(path) or {"items": []})["items"]
 
     def until_agent(self, seconds=PATIENCE_SECONDS, *, other_than=None):
-        """Wait until the pod of the DaemonSet's current template is ready; return it."""
+        """Wait until the pod of the DaemonSet's current template is ready; return the pod."""
 
         def ready():
             path = f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/profile-loader"

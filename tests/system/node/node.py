@@ -126,7 +126,7 @@ class Node:
         )
 
     def until_ready(self):
-        """Wait until the Node is Ready and pods can be scheduled to it."""
+        """Wait until the Node is Ready, so that pods can be scheduled to the Node."""
 
         def ready():
             self.machine.check()
@@ -181,7 +181,8 @@ class Node:
     def watched(self, *pids):
         """Read the AppArmor labels of processes continuously; yield the number of observations.
 
-        The dictionary is filled at the end. Its keys are "PID LABEL" or "PID ended".
+        The dictionary is filled at the end. The keys of the dictionary are "PID LABEL" or "PID
+        ended".
         """
         seen = {}
         folder = self.run("mktemp -d").strip()

@@ -73,7 +73,7 @@ def token(lab, node):
 
 
 def test_the_agents_token_can_do_nothing_but_label_its_own_node(lab, node):
-    """A stolen token can change no other Node, no other labels or taints, and read no secrets."""
+    """A stolen token cannot change other Nodes, labels or taints, and cannot read secrets."""
     lab.cluster.write_kubeconfig("thief", token(lab, node))
     if lab.get("/api/v1/nodes/node-b") is None:
         lab.cluster.node("node-b")

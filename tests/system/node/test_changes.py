@@ -1,4 +1,4 @@
-"""Profiles that are updated, broken and removed while pods use them."""
+"""Updates, breaks and removes profiles while pods use the profiles."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Evaluates a built filter and the reference for the same system calls, and compares them."""
+"""Compares the answers of a built filter and of the reference for the same system calls."""
 
 import itertools
 import random
@@ -126,7 +126,7 @@ def differences(
 ) -> Iterator[Difference]:
     """Return every call for which the filter and the reference differ.
 
-    most_arguments: the number of argument vectors to try for each call; all by default.
+    `most_arguments` is the number of argument vectors to try for each call; all by default.
     """
     for architecture in reference.architectures:
         kernel_number = KERNEL_NUMBERS[architecture]

@@ -11,9 +11,10 @@ from agent.backends.seccomp import syscalls
 
 # Calls that each of the ABIs has.
 COMMON = ("personality", "socket", "clone", "ptrace", "ioctl", "setuid", "mount", "getpid", "prctl")
-# Calls that x86_64 lacks and i386 has; many 32-bit ABIs have them.
+# Calls that i386 and many other 32-bit ABIs have, but x86_64 lacks.
 OTHER_ABI = ("ipc", "socketcall", "chown32", "stat64", "umount", "waitpid", "fcntl64", "ugetrlimit")
-# Calls that i386 has through socketcall(2) or ipc(2); some of these calls have no own number.
+# Calls that i386 has through socketcall(2) or ipc(2); some of these calls have no number of their
+# own.
 MULTIPLEXED = (
     "semop",
     "semtimedop",

@@ -35,7 +35,7 @@ class Library:
         return int(self.handle.seccomp_arch_resolve_name(name))
 
     def name(self, number: int, token: int) -> str:
-        """Return the name of a system call on an architecture, or nothing."""
+        """Return the name of a system call on an architecture; empty if the call is unknown."""
         address = self.handle.seccomp_syscall_resolve_num_arch(token, number)
         if not address:
             return ""
@@ -100,7 +100,7 @@ def installed() -> Library:
 
 @functools.cache
 def every() -> tuple[Library, ...]:
-    """Return the installed libseccomp and every other version that could be fetched."""
+    """Return the installed libseccomp, and every other version that could be downloaded."""
     found = {library.version: library for library in (installed(), *map(load, _fetched()))}
     return tuple(found[version] for version in sorted(found, key=_sort_key))
 

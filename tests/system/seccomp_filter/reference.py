@@ -1,7 +1,7 @@
 """Determines the answer of a profile to one system call from the profile's rules, one by one.
 
-The reference shares no code with the agent or with libseccomp. It uses libseccomp only to translate
-names into numbers.
+The reference shares no code with the agent or with libseccomp. The reference uses libseccomp only
+to translate names into numbers.
 """
 
 import functools

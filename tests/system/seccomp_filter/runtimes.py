@@ -60,7 +60,7 @@ class Runtime(enum.Enum):
 
 
 class BuildError(Exception):
-    """libseccomp rejects the profile; no container starts with it."""
+    """libseccomp rejects the profile, so no container with this profile starts."""
 
 
 class _Comparison(ctypes.Structure):
@@ -89,8 +89,8 @@ def default_value(profile: Profile) -> int:
 def effective_rules(profile: Profile) -> Iterator[tuple[str, int, Sequence[Mapping[str, Any]]]]:
     """Return name, action and conditions of every rule that a runtime passes to libseccomp.
 
-    There is one entry per name, in the profile's order. Rules that equal the default action are
-    omitted. Two conditions on the same argument become two rules.
+    The result has one entry per name, in the profile's order. Rules that equal the default action
+    are omitted. Two conditions on the same argument become two rules.
     """
     default = default_value(profile)
     for rule in profile["syscalls"]:
@@ -179,7 +179,7 @@ def _architectures(library: Library, context: int, profile: Profile, native: str
         if token == 0:
             raise BuildError(f"{architecture} is unknown")
         code = handle.seccomp_arch_add(context, token)
-        if code != -17:  # EEXIST
+        if code != -17:  # EEXIST: the architecture was already added.
             _check(code, architecture)
 
 

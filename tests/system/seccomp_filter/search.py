@@ -1,10 +1,11 @@
 """Searches for generated profiles whose built filter differs from the profile's meaning.
 
 `python -m tests.system.seccomp_filter.search --count 100000 --seed 1` checks each profile as the
-agent does. It builds the filters of the accepted profiles for every runtime and every version of
-libseccomp, and compares the filters with the rules and with the agent's model. With `--rejected` it
-also builds the rejected profiles, and counts the profiles that are rejected although every
-libseccomp compiles them correctly. The exit status is 1 if an accepted profile has a wrong filter.
+agent does. The search builds the filters of the accepted profiles for every runtime and every
+version of libseccomp, and compares the filters with the rules and with the agent's model. With
+`--rejected` it also builds the rejected profiles, and counts the profiles that are rejected
+although every libseccomp compiles them correctly. The exit status is 1 if an accepted profile has a
+wrong filter.
 """
 
 import argparse
@@ -59,7 +60,7 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """The worst outcome of a profile's filters, and the library and runtime that had it."""
+    """The worst outcome of a profile's filters, with the library and runtime of that filter."""
 
     outcome: Outcome
     text: str = ""
