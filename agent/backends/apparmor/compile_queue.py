@@ -136,7 +136,9 @@ class CompileQueue:
         return (task.is_slow, task.level, self._used_seconds[task.origin], task.number)
 
     def next_retry(self) -> float | None:
-        """Return when the first waiting text may run; None if no text waits for a retry."""
+        """Return the time at which the first waiting text may run; None if no text waits for a
+        retry.
+        """
         retry = min((task.retry_at for task in self._waiting.values()), default=math.inf)
         return retry if math.isfinite(retry) else None
 

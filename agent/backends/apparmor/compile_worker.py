@@ -101,7 +101,7 @@ class CompileWorker:
             self._queue.retain(keys)
 
     def collect(self) -> list[CompileResult]:
-        """Return the results since the last call."""
+        """Return the results that were produced since the previous call."""
         with self._changed:
             results, self._results = self._results, []
             self._has_new_outcome = False

@@ -1,4 +1,4 @@
-"""Reads what a compiled AppArmor policy declares: names, attachments, modes and hashes.
+"""Reads the names, attachments, modes and hashes of the profiles in a compiled AppArmor policy.
 
 This module is pure.
 

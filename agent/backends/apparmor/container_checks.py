@@ -22,7 +22,7 @@ _CONFINING_MODES: Final = frozenset({"enforce", "kill"})
 
 
 def warnings(declared: Sequence[DeclaredProfile], source: str) -> tuple[Finding, ...]:
-    """Return a warning if no rule of the text allows access to files."""
+    """Return a warning if no rule in the text allows access to files."""
     profiles = [profile for profile in declared if compiled_policy.parent(profile.name) is None]
     if not profiles or any(profile.mode not in _CONFINING_MODES for profile in profiles):
         return ()

@@ -128,7 +128,9 @@ def kernel_refused(id_: KeyId, error: HostError) -> Finding:
 
 
 def kernel_jammed(id_: KeyId) -> Finding:
-    """Return the error about data of a failed load that block later loads (Linux 6.1 to 7.2)."""
+    """Return the error about a failed load whose remaining data block later loads (Linux 6.1 to
+    7.2).
+    """
     return Finding(
         code="kernel_jammed",
         location=id_.key,

@@ -76,7 +76,7 @@ class Inspector:
         finished = self.worker.collect()
         if not finished:
             return
-        with contextlib.suppress(HostError, ParserError):  # each inspection reports the error
+        with contextlib.suppress(HostError, ParserError):  # each inspection reports the error again
             context = self._current_target().context
             for each in finished:
                 # If an include changed during the run, the text is compiled again.

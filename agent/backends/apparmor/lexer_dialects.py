@@ -186,7 +186,7 @@ _KEYWORDS: Final = {
 
 
 def _version_3() -> Dialect:
-    """Return the lexer of version 3."""
+    """Return the lexer of apparmor_parser 3.x."""
     identifier = (
         Rule(r'[^ \t\n"!,=()+&]', _NO_EQUALS),
         Rule(_LABEL_FIRST, _LABEL),
@@ -222,7 +222,7 @@ _COMMON_4: Final[Table] = {
 
 
 def _version_4(name: str, common: Table, conditions: Sequence[Rule]) -> Dialect:
-    """Return the lexer of one 4.x version."""
+    """Return the lexer of one apparmor_parser 4.x version."""
     identifier = (
         Rule(r'[^ \t\n"!,=()+&]', _NO_EQUALS),
         Rule(_LABEL_FIRST, _LABEL),
@@ -240,7 +240,7 @@ def _version_4(name: str, common: Table, conditions: Sequence[Rule]) -> Dialect:
 
 
 def _version_5(name: str, word: str, condition: Rule) -> Dialect:
-    """Return the lexer of one 5.x version."""
+    """Return the lexer of one apparmor_parser 5.x version."""
     identifier = (
         Rule(r'[^ \t\n"!,=()+&]', word),
         Rule(_LABEL_FIRST, _LABEL_5),

@@ -3,8 +3,8 @@
 The kernel shows each loaded profile in a separate directory. A replaced profile keeps its
 directory, and a profile that is loaded again gets a directory with a new number. The kernel uses no
 number twice before the next boot (Linux, security/apparmor/apparmorfs.c: __aafs_profile_mkdir,
-__aafs_profile_migrate_dents). So the boot ID and the directory identify the object. Boot ID and
-directory distinguish a profile of the agent from a profile that another program loaded with the
+__aafs_profile_migrate_dents). So the boot ID and the directory identify the object. The boot ID and
+the directory distinguish a profile of the agent from a profile that another program loaded with the
 same bytes.
 
 The record is a file of JSON lines in the state directory. Each line is appended without fsync: the
@@ -144,7 +144,9 @@ class LoadedObjects:
         self._lines = len(lines)
 
     def _open(self) -> None:
-        """Read the record once; a damaged record, or a record of another boot, counts as empty."""
+        """Read the record once; a damaged record, or a record from another boot, counts as
+        empty.
+        """
         if self._boot:
             return
         content = b""

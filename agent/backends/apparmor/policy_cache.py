@@ -170,7 +170,9 @@ class _Head(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def _encode(result: ParserResult) -> bytes:
-    """Return the content of a file: the digest of the head, the head and the policy."""
+    """Return the content of a file, which consists of the digest of the head, the head and the
+    policy.
+    """
     declared: tuple[DeclaredProfile, ...] = ()
     with contextlib.suppress(compiled_policy.PolicyError):  # the backend reports this error
         declared = compiled_policy.read(result.policy)

@@ -35,7 +35,7 @@ _FILLER_BYTES: Final = 16
 
 
 class PolicyReferences:
-    """The referenced policy versions, which the kernel keeps."""
+    """The policy versions that the kernel keeps because they are still referenced."""
 
     def __init__(self, host: Host, view: PolicyView, writer: PolicyWriter, probes: Probes) -> None:
         self.host = host

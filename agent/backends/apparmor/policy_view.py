@@ -96,7 +96,7 @@ class PolicyView:
         return unobservable(reason)
 
     def object_ids(self, names: Collection[str]) -> dict[str, str]:
-        """Return the ID of the loaded object of each name at the last observation.
+        """Return the ID of each named profile's loaded object at the last observation.
 
         An ID is valid until the next boot.
         """

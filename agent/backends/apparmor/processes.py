@@ -35,7 +35,7 @@ class UnprovenError(Exception):
 
 
 def parts(label: str) -> list[str]:
-    """Return the stacked profiles of a label, without the mode."""
+    """Return the stacked profiles in a label, without the mode."""
     return _MODE.sub("", label).split("//&")
 
 

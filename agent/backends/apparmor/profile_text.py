@@ -81,7 +81,9 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def name_tokens(text: str) -> Iterator[Token]:
-    """Yield the tokens that declare a profile, a hat or a child profile, in their order."""
+    """Yield the tokens that declare a profile, a hat or a child profile, in the order of the
+    text.
+    """
     depth = 0
     header: Token | None = None  # the first word of a rule that may declare a profile
     for token in lexer.tokens(text, _dialect(text)):

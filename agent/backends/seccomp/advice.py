@@ -19,8 +19,7 @@ _CLONE3: Final = 435  # the number of clone3 on every architecture
 _PROGRAM: Final = frozenset({"arch_prctl"})
 # The calls that a runtime needs to start a container, measured by denying each call separately on
 # x86_64 with UID 0 and 1000. A process without no_new_privs installs the filter before the process
-# changes its UID and capabilities. So the filter must also allow the calls that change the UID and
-# the capabilities.
+# changes its UID and capabilities. So a container without no_new_privs needs more calls.
 _NEEDED: Final = {
     ("runc 1.1.5", True): frozenset(
         {"close", "execve", "fstatfs", "getdents64", "openat", "write"}

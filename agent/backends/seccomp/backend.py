@@ -39,7 +39,7 @@ from agent.host.filesystem import Host, HostError
 from agent.host.stat_signature import Signature
 
 _SEGMENT: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
-# bytes; the name of the temporary file is longer, and must not exceed 255 bytes
+# the limit in bytes; the name of the temporary file is longer, and must not exceed 255 bytes
 _LONGEST_SEGMENT: Final = 200
 _LONGEST_PATH: Final = 1024
 _NOT_COMPARABLE: Final = frozenset(

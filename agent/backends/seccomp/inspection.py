@@ -24,7 +24,8 @@ from agent.backends.seccomp import (
 from agent.backends.seccomp.document import Document
 from agent.core.findings import MAX_FINDINGS, Finding, Severity, limit_findings
 
-# Codes of notices about files that some runtime reads differently from the file's canonical form.
+# Codes of notices that mark a file that some runtime reads differently from the file's canonical
+# form.
 _READ_DIFFERENTLY: Final = frozenset(
     {
         *("name_rewritten", "expanded_for_arch", "expanded_for_kernel", "errno_rewritten"),
@@ -48,7 +49,9 @@ class Checked:
 
 
 def check(content: bytes, options: fields.Options) -> Checked:
-    """Check a profile for a node. The result for an accepted profile has warnings and notices."""
+    """Check a profile for a node. The result for an accepted profile contains warnings and
+    notices.
+    """
     document, read = _read(content, options)
     if document is None:
         return Checked(body=b"", findings=_errors(read))

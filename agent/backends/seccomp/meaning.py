@@ -106,7 +106,9 @@ class Meaning:
         return self.call(abi, name).answers(arguments)
 
     def calls(self, abi: str) -> frozenset[str]:
-        """Return the names of the ABI's calls that libseccomp 2.5.4 knows or that a rule names."""
+        """Return the names of the ABI's calls that libseccomp 2.5.4 knows or that a rule
+        contains.
+        """
         usual = syscalls.of(abi)
         return usual | {
             name for name in self._rules if name not in usual and syscalls.number(abi, name) >= 0

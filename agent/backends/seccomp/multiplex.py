@@ -63,7 +63,7 @@ class _Through:
         return self.default if self.rule is None else self.rule.answer
 
     def operation(self, rule: Rule) -> str | None:
-        """Return the first operation that a rule names."""
+        """Return the first operation that a rule contains."""
         return next((name for name in rule.names if name in OPERATIONS[self.name]), None)
 
 

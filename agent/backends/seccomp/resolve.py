@@ -25,8 +25,8 @@ MACHINES: Final = {
     "riscv64": ("SCMP_ARCH_RISCV64", "riscv64", ""),
 }
 
-# The names that includes.arches and excludes.arches may contain: Go's GOARCH, the names of
-# libseccomp, and further names of Docker's profile.
+# The names that includes.arches and excludes.arches may contain: Go's GOARCH, the names in
+# libseccomp, and further names in Docker's profile.
 ARCHES: Final = frozenset(
     {
         *("386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le", "mips64n32"),
