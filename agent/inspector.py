@@ -33,7 +33,7 @@ class Inspector:
         self._previous: tuple[Sequence[model.Snapshot], desired.Desired] | None = None
 
     def invalidate(self) -> None:
-        """Forget all results, so that the next pass inspects every key."""
+        """Discard all results, so that the next pass inspects every key."""
         self._results.clear()
         self._rejected.clear()
         self._previous = None
@@ -71,7 +71,7 @@ class Inspector:
         }
 
     def _inspect(self, kind: ProfileKind, source_key: model.SourceKey) -> Inspected:
-        """Return the result for one key, or a rejection if the key exceeds a total."""
+        """Return the result for one key; return a rejection if the key exceeds a total."""
         self.heartbeat.beat()
         key = (kind, source_key)
         rejected = self._rejected.get(key)

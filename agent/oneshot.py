@@ -1,6 +1,6 @@
 """Runs the commands that end after their work: `--oneshot` and `restore`.
 
-A single run cannot wait for later changes. Therefore, the pass is repeated until no key is pending,
+Because a single run cannot wait for later changes, the pass is repeated until no key is pending,
 and a profile is removed only if an earlier run has removed its label from the Node. The Node is
 labelled at the end.
 """

@@ -53,7 +53,7 @@ class TerminatedError(SystemExit):
 
 
 def handle_signals() -> None:
-    """Let SIGTERM and SIGINT end the process, and let no other signal end it."""
+    """Install signal handlers, so that only SIGTERM and SIGINT end the process."""
 
     def terminate(number: int, _frame: object) -> None:
         raise TerminatedError(number)
@@ -119,8 +119,8 @@ def end_process(status: int) -> NoReturn:
     """End the process at once, after the exit functions of modules have run.
 
     The rest of Python's shutdown removes objects that daemon threads still use, such as the state
-    of OpenSSL or the lock of a stream. A thread may then crash, or Python may wait for it forever
-    (Python, C API, Py_FinalizeEx: bugs and caveats).
+    of OpenSSL or the lock of a stream. During this shutdown, a thread may crash, or Python may wait
+    for a thread forever (Python, C API, Py_FinalizeEx: bugs and caveats).
     """
     try:
         with contextlib.suppress(RuntimeError):  # The system cannot start another thread.

@@ -37,7 +37,7 @@ class WakeReason(StrEnum):
     """The pods of this node."""
 
     LABELS = "labels"
-    """The labels that the publisher knows to be on the Node, or its findings."""
+    """The labels on the Node that the publisher knows, or the publisher's findings."""
 
     COMPILED = "compiled"
     """A background check of a key has ended."""

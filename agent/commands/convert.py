@@ -2,7 +2,7 @@
 
 The input is a profile of Docker, Podman or CRI-O, a SeccompProfile resource (JSON or YAML), or
 the config.json of an OCI runtime. Conditions are resolved for one architecture, one kernel version
-and one capability set. Nothing on the node is read or changed except the input file.
+and one capability set. The command reads only the input file, and does not change the node.
 """
 
 import json

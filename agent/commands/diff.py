@@ -1,7 +1,7 @@
 """Compares two seccomp profiles, or a profile with a container runtime's default profile.
 
-The profiles are resolved for one architecture, one kernel version and one capability set. Nothing
-on the node is read except the two files.
+The profiles are resolved for one architecture, one kernel version and one capability set. The
+command reads only the two files from the node.
 """
 
 import json

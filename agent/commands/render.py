@@ -113,7 +113,7 @@ def _config_map(
 
 
 def _text(content: bytes) -> str | None:
-    """Return the text that YAML can contain unchanged; None for other content."""
+    """Return the content as text if YAML can represent the text unchanged, or else None."""
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
@@ -122,7 +122,7 @@ def _text(content: bytes) -> str | None:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes a text of several lines as a block."""
+    """Writes text that has several lines as a YAML block."""
 
 
 def _block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:

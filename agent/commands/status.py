@@ -1,4 +1,7 @@
-"""Show the installed profiles, from the ledger and the node. Nothing is locked or written."""
+"""Show the installed profiles, from the ledger and the node.
+
+The command does not lock or write any file.
+"""
 
 from collections.abc import Iterator
 
@@ -76,7 +79,7 @@ def _state(
     *,
     is_current: bool,
 ) -> tuple[ProfileState, Reason, str]:
-    """Return the state of a name, its reason, and a text with more details or an empty text."""
+    """Return the state of a name, the reason, and details (possibly empty)."""
     if not isinstance(observed, Observation):
         return ProfileState.UNOBSERVABLE, Reason.UNOBSERVABLE, observed.finding.message
     profile = observed.profiles.get(name)

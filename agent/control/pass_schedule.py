@@ -48,7 +48,7 @@ class PassSchedule:
         self._full_passes_begun = 0
 
     def request_full_pass(self) -> None:
-        """Let the next pass read everything again."""
+        """Make the next pass read everything again."""
         self._full_passes_requested += 1
 
     def begin_pass(self, now: float) -> bool:

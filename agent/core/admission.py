@@ -1,9 +1,9 @@
 """The limits on all keys together, which bound the memory of the agent.
 
 Limits on single keys do not bound the total, and the sources are untrusted input. Keys are admitted
-in a fixed order: keys that have an installed version, then keys of older profile sets, then by
-name. A key over a limit is rejected with the code `limit_exceeded`, and its last good version
-stays. `agent.inspector` frees the memory of keys that are not admitted.
+in a fixed order. Keys with an installed version come first, followed by keys of older profile sets,
+and then by name. A key over a limit is rejected with the code `limit_exceeded`, and its last good
+version stays. `agent.inspector` frees the memory of keys that are not admitted.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -63,7 +63,7 @@ class Size:
     names: int
     policy_bytes: int
     ledger_names: int = 0
-    """Names that the key's ledger entry does not own yet."""
+    """The number of names that the key's ledger entry does not own yet."""
 
 
 SMALLEST: Final = Size(names=1, policy_bytes=1)
@@ -131,7 +131,7 @@ class AdmissionBudget:
             self._owned.update((entry.id.kind, name) for name in names)
 
     def rejection(self, id_: KeyId) -> Rejection | None:
-        """Count one key before its inspection; return a rejection if it exceeds a limit."""
+        """Count one key before its inspection; return a rejection if the key exceeds a limit."""
         self._keys += 1
         if self._keys > self.limits.keys:
             return _rejection(
@@ -155,7 +155,7 @@ class AdmissionBudget:
         return self._obstacle(id_, size) is None
 
     def admitted(self, inspected: Inspected) -> Inspected:
-        """Count the result of an inspection; return a rejection instead if it exceeds a limit.
+        """Count the result of an inspection; return a rejection if the result exceeds a limit.
 
         If the findings exceed their limit, one finding per key remains, if possible an error.
         """
@@ -177,7 +177,7 @@ class AdmissionBudget:
         return replace(inspected, findings=self._trimmed(inspected.findings))
 
     def _obstacle(self, id_: KeyId, size: Size) -> tuple[str, str] | None:
-        """Return the limit that a profile would exceed and a hint, or None."""
+        """Return the limit that a profile would exceed, and a hint; None within all limits."""
         limits = self.limits
         if self._names + size.names > limits.names:
             return f"all profile sets together have more than {limits.names} names", _FEWER

@@ -197,8 +197,8 @@ class ObservedProfile:
     is_agent_object: bool | None = None
     """Whether this agent created the object on the node.
 
-    Another program can install the same content after the agent's object was removed. None: the
-    backend keeps no record of objects, and the evidence alone decides.
+    Another program can install the same content after the agent's object was removed. The value
+    None means that the backend keeps no record of objects, so that only the evidence decides.
     """
 
     is_readable: bool = True

@@ -1,4 +1,4 @@
-"""Which profiles on the node belong to a ledger entry, and how an observation proves it.
+"""Determines which profiles on the node belong to a ledger entry, based on an observation.
 
 An entry owns a profile only if this agent created the object on the node. An object that another
 program created under the same name is foreign, even with the same content. An adopted profile was

@@ -1,7 +1,7 @@
 """The protocols that backends, sources and the ledger implement, with their result types.
 
-This module contains no logic. An expected failure is a value, such as a finding, `Unobservable`
-or `Unreadable`; only a bug raises an exception.
+This module contains no logic. Expected failures are values, such as a finding, `Unobservable` or
+`Unreadable`. Only a bug raises an exception.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -113,7 +113,8 @@ class ProfileBackend(Protocol):
     def body(self, profile: Profile) -> bytes | None:
         """Return the bytes to install, whose digest is `profile.version.body_digest`.
 
-        None means that the backend no longer has these bytes; `inspect` produces the bytes again.
+        The result None means that the backend no longer has these bytes; `inspect` produces the
+        bytes again.
         """
 
     def discard(self, profile: Profile) -> None:
@@ -141,7 +142,7 @@ class ProfileBackend(Protocol):
         replaceable: Collection[str],
         foreign: Collection[str] = (),
     ) -> Installed | Failed:
-        """Install the body of a profile, and verify it.
+        """Install the body of a profile, and verify the installation.
 
         Args:
             profile: the profile to install.
@@ -211,7 +212,8 @@ class Source(Protocol):
     def explain_absence(self, profile_set: str) -> Snapshot | None:
         """Return the snapshot of a profile set of the ledger that `read` did not return.
 
-        None means that the set does not belong to this source, so that its profiles stay.
+        The result None means that the set does not belong to this source, so that its profiles
+        stay.
         """
 
 

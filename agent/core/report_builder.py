@@ -155,13 +155,13 @@ def _findings(outcome: Outcome, desired: Desired) -> tuple[Finding, ...]:
 
 
 def installed_digest(version: Version | None, capabilities: Capabilities) -> str:
-    """Return the digest of the installed file, or an empty text for kinds that install policy."""
+    """Return the digest of the installed file; empty for kinds that install policy."""
     is_file = capabilities.installed_form == InstalledForm.FILE
     return version.body_digest if version is not None and is_file else ""
 
 
 def policy_digest(version: Version | None, capabilities: Capabilities) -> str:
-    """Return the digest of the compiled policy, or an empty text for kinds that install files."""
+    """Return the digest of the compiled policy; empty for kinds that install files."""
     is_policy = capabilities.installed_form == InstalledForm.POLICY
     return version.body_digest if version is not None and is_policy else ""
 
@@ -187,7 +187,7 @@ def _row(
 
 
 def _state(outcome: Outcome, desired: Desired) -> tuple[ProfileState | None, ActionName]:
-    """Return the state of the rows of an outcome, or None for no row, and the action's name."""
+    """Return the state of an outcome's rows and the name of its action; None without rows."""
     action = outcome.action
     match action:
         case Install(reason=reason, profile=profile):
@@ -302,13 +302,13 @@ def profile_set_status(snapshot: Snapshot) -> ProfileSetStatus:
 
 
 def sandbox_findings(sandboxes: Iterable[Sandbox | None]) -> tuple[Finding, ...]:
-    """Return the findings about programs that read profile texts without a sandbox."""
+    """Return the findings about parsers that run without a sandbox."""
     findings = (sandbox.finding for sandbox in sandboxes if sandbox is not None)
     return tuple(finding for finding in findings if finding is not None)
 
 
 def kind_support(observed: Observed, sandbox: Sandbox | None) -> KindSupport:
-    """Return from an observation whether the node can have profiles of a kind."""
+    """Return whether the node supports a kind, according to an observation."""
     sandboxed = sandbox.finding is None if sandbox is not None else None
     match observed:
         case Observation():

@@ -20,7 +20,7 @@ class ProfileState(StrEnum):
     """The profile is no longer desired but stays on the node. The reason explains why."""
 
     PENDING = "pending"
-    """The check is still running, and no last good version is on the node."""
+    """The check of the key is still running, and no last good version is on the node."""
 
     REJECTED = "rejected"
     """The desired version was rejected, and no last good version is on the node."""
@@ -125,10 +125,10 @@ class Reason(StrEnum):
     """The name belongs to the last good version of another key."""
 
     SOURCE_UNAVAILABLE = "source unavailable"
-    """The source is missing, empty or unreadable."""
+    """The source of the key is missing, empty or unreadable."""
 
     STILL_NEEDED = "still needed"
-    """The name is not desired by its own key, but a rejected key needs it."""
+    """The name's own key no longer desires the name, but a rejected key needs the name."""
 
     SOURCE_UNREADABLE = "a source is unreadable"
     """No source that was read provides the name, but an unreadable source may provide it."""

@@ -1,8 +1,8 @@
 """Starts programs of this machine with limits, and reads their bounded output.
 
-No other module starts a process. A command is a list of arguments with an absolute path, has a
-time limit and resource limits, and never outlives the block that started it. landlock.py restricts
-the files that a command can open.
+No other module starts a process. A command is a list of arguments with an absolute path, and has a
+time limit and resource limits. The command never runs longer than the block that started it.
+landlock.py restricts the files that a command can open.
 """
 
 import contextlib
@@ -164,7 +164,7 @@ class _Children:
 
 
 class Running:
-    """A command that was started."""
+    """A running command."""
 
     def __init__(
         self,
@@ -193,7 +193,7 @@ class Running:
         """Wait until the command ends, and return its result.
 
         The command is killed when its time is over, or when `is_cancelled` returns true. The output
-        limit is also reported if a process that the command started reached it.
+        limit is also reported if a child process of the command reached the limit.
         """
         limit = None
         deadline = self._begin + self._limits.seconds

@@ -132,7 +132,7 @@ class Host:
             return sorted(os.listdir(self._resolve(path)))
 
     def newest(self, path: str) -> Iterator[str]:
-        """Yield the names in a directory in the order of the kernel: newest first in securityfs.
+        """Yield the names in a directory in the kernel's order (in securityfs, newest first).
 
         The order of securityfs is that of Linux, fs/libfs.c: dcache_readdir. Raises HostError.
         """
@@ -309,7 +309,7 @@ class Host:
                 os.fsync(fd)
 
     def _sweep_once(self, fd: int) -> None:
-        """Remove the temporary files that a crash left in a directory, once per process."""
+        """Remove the temporary files of an earlier crash in a directory, once per process."""
         status = os.fstat(fd)
         directory = (status.st_dev, status.st_ino)
         if directory not in self._swept:

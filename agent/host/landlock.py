@@ -49,9 +49,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """The files that a restricted thread can open. All other access, and every write, is denied.
+    """The files that a restricted thread can open.
 
-    Missing paths are omitted. A symbolic link gives access to its target.
+    Access to all other files, and every write, is denied. Missing paths are omitted. A symbolic
+    link gives access to its target.
     """
 
     read: Sequence[str]
@@ -147,8 +148,8 @@ def _restrict(access: Access) -> None:
         # Without CAP_SYS_ADMIN, the kernel requires no_new_privs. Other threads are not affected.
         if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
             raise _error()
-        # ABI 7 logs denials to the audit system. The agent turns this off and reports denials
-        # itself.
+        # ABI 7 logs denials to the audit system. The agent disables these audit records and reports
+        # denials itself.
         flags = _LOG_SAME_EXEC_OFF if version >= 7 else 0  # noqa: PLR2004
         _call(_RESTRICT_SELF, ruleset, flags)
     finally:

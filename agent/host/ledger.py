@@ -1,10 +1,10 @@
 """The ledger records the profiles that this agent installed, in small files that survive a crash.
 
 STATE/entries/<sha256 of kind, profile set and key>.json contains one entry. STATE/bodies/<sha256>
-contains bytes that entries refer to. STATE/lock keeps a second agent out. An entry with a newer
-schema stops all changes, because its meaning is unknown. A damaged entry counts as absent, is
-reported, and removes nothing. An entry proves ownership only if no user except root and the agent's
-own can write it.
+contains bytes that entries refer to. STATE/lock prevents a second agent from running. An entry with
+a newer schema stops all changes, because its meaning is unknown. A damaged entry counts as absent
+and is reported, and no profile is removed because of the entry. An entry proves ownership only if
+no user except root and the agent's own can write it.
 """
 
 import contextlib
@@ -251,7 +251,7 @@ class FileLedger:
         return content if content is not None and model.digest(content) == digest else None
 
     def sweep(self, entries: Mapping[KeyId, LedgerEntry]) -> None:
-        """Remove bytes that no entry refers to. A failure only costs disk space."""
+        """Remove bytes that no entry refers to. A failure only wastes disk space."""
         used = {
             digest
             for entry in entries.values()

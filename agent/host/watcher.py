@@ -1,11 +1,11 @@
 """Wake-ups after changes of files and directories.
 
 A wake-up only states that a file or directory may have changed. inotify reports changes quickly,
-and can fail silently: a directory is replaced, the kernel has no watch left, or its queue
-overflows. Therefore, a poll compares stat signatures, and wakes the agent in each period for every
-path without a watch. At most WATCH_LIMIT directories are watched, because all processes of root
-share one limit of the kernel. Events for opening and reading are not requested, so that the agent's
-own reads do not wake a thread.
+but can fail silently if a directory is replaced, the kernel has no watch left, or the event queue
+overflows. For this reason, a poll also compares stat signatures, and wakes the agent in each period
+for every path without a watch. At most WATCH_LIMIT directories are watched, because all processes
+of root share one limit of the kernel. Events for opening and reading are not requested, so that the
+agent's own reads do not wake a thread.
 """
 
 import contextlib
@@ -226,7 +226,8 @@ class FileWatcher(FileSystemEventHandler):
         if self._failed_thread is not None:
             self._discard_observer()
         if self._observer is None:
-            with contextlib.suppress(OSError, RuntimeError):  # no inotify instance, or no thread
+            # No inotify instance or no thread is available.
+            with contextlib.suppress(OSError, RuntimeError):
                 observer = _Observer()
                 observer.daemon = True
                 observer.start()
@@ -262,7 +263,7 @@ class FileWatcher(FileSystemEventHandler):
         if active is None or (active.target == target and active.watch in live):
             return
         del self._watches[path]
-        with contextlib.suppress(OSError, KeyError):  # two paths to one directory share its watch
+        with contextlib.suppress(OSError, KeyError):  # Two paths to one directory share a watch.
             observer.unschedule(active.watch)
 
 

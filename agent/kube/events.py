@@ -103,7 +103,7 @@ def _profile_event(before: ProfileStatus | None, row: ProfileStatus) -> NodeEven
 
 
 def _was_held(before: ProfileStatus | None) -> bool:
-    """Return whether an earlier Event reported that the profile stays, and why."""
+    """Return whether an earlier Event already reported why the profile stays."""
     return before is not None and before.state == ProfileState.HELD and before.reason != _PENDING
 
 
@@ -140,7 +140,7 @@ def _codes(row: ProfileStatus) -> tuple[str, ...]:
 
 
 class TokenBucket:
-    """A rate limit: at most BURST Events at once, and one more every REFILL_SECONDS."""
+    """A rate limit that allows BURST Events at once, and another Event every REFILL_SECONDS."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
@@ -190,7 +190,7 @@ def body(event: NodeEvent, *, node: str, uid: str, at: float, number: int) -> di
 
 
 def _bounded(note: str) -> str:
-    """Return a note without control characters, cut to the limit of the API server."""
+    """Return a note without control characters, shortened to the API server's limit."""
     printable = "".join(character if character.isprintable() else " " for character in note)
     content = printable.encode("utf-8", "replace")
     if len(content) <= NOTE_BYTES:

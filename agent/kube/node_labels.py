@@ -80,7 +80,7 @@ def node_metadata(item: Json) -> NodeMetadata:
 
 
 class NodeLabeler:
-    """Labels one Node. Only one thread may use it."""
+    """Labels one Node. Only one thread may use this object."""
 
     def __init__(self, api: Api, options: NodeOptions, boot_id: Callable[[], str]) -> None:
         self.api = api
@@ -92,7 +92,7 @@ class NodeLabeler:
         self.refused: frozenset[Change] = frozenset()
         """Changes that the API server rejected in the last attempt."""
         self.refusals = 0
-        """How many attempts had rejected changes."""
+        """The number of attempts that had rejected changes."""
         self._refusal_reason = ""
         # the changes that were rejected even when they were sent alone
         self._suspects: set[Change] = set()
@@ -159,7 +159,7 @@ class NodeLabeler:
     def _apply_parts(
         self, node: NodeMetadata, desired: Mapping[str, str], error: StatusError
     ) -> NodeMetadata:
-        """Apply the allowed changes of a set of labels that was rejected as a whole.
+        """Apply the allowed changes after the API server rejected the complete set of labels.
 
         Raises the passed error if the API server rejects even the labels that are on the Node.
         """
@@ -210,7 +210,7 @@ class NodeLabeler:
         )
 
     def _apply(self, node: NodeMetadata, target: Mapping[str, str]) -> NodeMetadata:
-        # Without the uid, an apply would create the Node.
+        # An apply without the uid would create a missing Node.
         body = {
             "apiVersion": "v1",
             "kind": "Node",

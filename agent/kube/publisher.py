@@ -35,7 +35,7 @@ class _Shared:
     report_number: int = 0
     """The number of reports that were posted."""
     pending_labels: frozenset[str] = frozenset()
-    """Labels that a posted report implies. These labels may be on the Node soon."""
+    """Labels that a posted report implies, so that they may be on the Node soon."""
     node: NodeMetadata | None = None
     """The Node of the last response or of the last event of the watch, whichever came later."""
     node_number: int = 0

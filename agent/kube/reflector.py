@@ -51,7 +51,7 @@ def new_backoff() -> Backoff:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Store(Generic[Kept]):
-    """The copy of the objects, as far as it is known."""
+    """The last known copy of the objects."""
 
     objects: Mapping[str, Kept] | None
     """The kept part of each object, by name, from the last response; None before the first list."""
@@ -116,7 +116,7 @@ class Reflector(Generic[Kept]):
     def list(self) -> None:
         """Read the list once, for a process that runs a single pass without a thread.
 
-        Raises StatusError and UnreachableError; the store then also contains the reason.
+        Raises StatusError and UnreachableError. After an error, the store also contains the reason.
         """
         self._list()
         self.is_live = True
@@ -161,7 +161,7 @@ class Reflector(Generic[Kept]):
 
         After a watch that ended at its time limit, the next watch continues. After a watch that
         broke, or that the API server ended early, only a list is safe: etcd may have been restored
-        to an older state, and a watch from a version of the lost history stays silent.
+        to an older state, and a watch from a lost version never reports events.
 
         The version of a single object may be older than the history of the API server. A watch
         without a version begins with the current state of the object
@@ -208,7 +208,7 @@ class Reflector(Generic[Kept]):
         )
 
     def _set_live(self, *, is_continued: bool) -> None:
-        """Record that the API server reports changes from now on.
+        """Record that the watch has started, so that the API server reports changes.
 
         A continued watch follows a watch that ended at its time limit, every few minutes.
         After a continued watch, `on_change` is not called, because the next resync repeats a pass
@@ -219,7 +219,7 @@ class Reflector(Generic[Kept]):
             self.on_change()
 
     def _has_room(self) -> bool:
-        """Return whether a list is due, because dropped content would fit now."""
+        """Return whether a list is due because dropped content would fit now."""
         return (
             time.monotonic() - self._listed_at >= ROOM_SECONDS
             and self.store.objects is not None

@@ -29,10 +29,10 @@ def is_removable(report: Report) -> bool:
     """Return whether each profile set has been read, and each accepted profile is installed.
 
     A profile kind that this node does not support does not keep the taint; a kind that could not be
-    observed keeps the taint. A profile set that is rejected as a whole (an invalid node selector,
-    too large) is treated like a rejected key, because waiting does not help. An emptied profile set
-    is complete only if its profiles were installed earlier, because on a new node its ConfigMap may
-    be filled later.
+    observed keeps the taint. A profile set that is rejected completely (for an invalid node
+    selector or its size) is treated like a rejected key, because waiting does not help. An emptied
+    profile set is complete only if its profiles were installed earlier, because on a new node its
+    ConfigMap may be filled later.
     """
     if report.pending:
         return False

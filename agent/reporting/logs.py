@@ -87,7 +87,10 @@ def _json_renderers() -> list[structlog.typing.Processor]:
 def _clean(
     _logger: object, _method: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """Escape characters that are not printable. The JSON format does not need this function."""
+    """Escape characters that are not printable.
+
+    The JSON renderer escapes characters without this function.
+    """
     return {
         key: table.clean(value) if isinstance(value, str) else value for key, value in event.items()
     }

@@ -37,16 +37,16 @@ class ConfigMapEntry:
 
     @property
     def is_dropped(self) -> bool:
-        """Return whether the content was over the limit, and was not kept."""
+        """Return whether the content was not kept because it exceeded the limit."""
         return self.content is None and not self.malformed
 
 
 class ConfigMapBounds:
     """Limits the number and the size of the ConfigMaps of one source. Implements lister.Bounds.
 
-    A ConfigMap has room if it fits together with all older ConfigMaps. This rule ensures that a new
-    ConfigMap never displaces an older ConfigMap. For ConfigMaps above the limit, only the names are
-    kept, up to the same number again.
+    A ConfigMap has room if it fits together with all older ConfigMaps, so that a new ConfigMap
+    never displaces an older ConfigMap. For ConfigMaps above the limit, only the names are kept, up
+    to the same number again.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class ConfigMapSource:
         self._snapshots: dict[str, tuple[ConfigMapData, Snapshot]] = {}
 
     def invalidate(self) -> None:
-        """Do nothing: the store contains the last response of the API server."""
+        """Do nothing, because the store contains the last response of the API server."""
 
     def read(self) -> tuple[Snapshot, ...]:
         """Return a snapshot of each known ConfigMap."""

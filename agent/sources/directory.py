@@ -1,6 +1,6 @@
 """Provides profiles from a directory, which can be a mounted ConfigMap volume.
 
-Everything is read through open directories, and nothing outside the directory is read. The kubelet
+All files are read through open directories, and no file outside the directory is read. The kubelet
 replaces the `..data` link of a volume to switch to a new generation (kubernetes,
 pkg/volume/util/atomic_writer.go). The source opens one generation and reads all keys from it, so
 the keys of one read always belong together. A key that cannot be read makes the whole profile set

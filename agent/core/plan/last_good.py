@@ -22,7 +22,7 @@ def plan_without_version(
         context: the input of the plan.
         id_: the key.
         reason: why the key has no version to install.
-        state: the state of the key if it has no last good version either.
+        state: the state to report if the key also has no last good version.
         findings: the findings to report.
     """
     entry = context.entries.get(id_)

@@ -140,7 +140,7 @@ class UndesiredNamePlanner:
         return name in self.claims.needed_names and all(owner is entry for owner in owners)
 
     def _reason_to_stay_whole(self, entry: LedgerEntry) -> Reason | None:
-        """Return the reason to keep all names of an undesired key's installed version, or None."""
+        """Return the reason to keep all names of an undesired key; None without a reason."""
         if entry.installed is None or not self.context.is_undesired_or_duplicate(entry.id):
             return None
         if keeps_last_good_version(self.context, entry, self.claims.accepted_names):
