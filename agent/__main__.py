@@ -43,7 +43,8 @@ class OutputError(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; a daemon ends the process instead."""
-    os.umask(0o022)  # directories have mode 0755 and files 0644, whatever the caller's umask is
+    # Directories have mode 0755 and files have mode 0644, independent of the caller's umask.
+    os.umask(0o022)
     _open_closed_streams()
     is_daemon = False
     try:

@@ -177,7 +177,7 @@ def build_reconciler(
     Args:
         config: the options of this run.
         parts: the backends.
-        sources: where profiles come from.
+        sources: the sources of profiles.
         heartbeat: the sign of life of the main loop.
         grace_seconds: how long a label must be absent before its profile is removed.
     """
@@ -204,7 +204,7 @@ def daemon(config: Config, log_lines_dropped: Callable[[], int]) -> "Controller"
         log_lines_dropped: returns how many log lines were dropped since the start.
 
     Raises:
-        StartupError: an option references something that cannot be used.
+        StartupError: an option references an address, a file or a directory that cannot be used.
         agent.kube.errors.NoClusterError: the client has no configuration.
     """
     from agent.control.confinement_checks import ConfinementChecks

@@ -115,7 +115,7 @@ class _Arguments:
     """The arguments of one command, split into flags and positional arguments."""
 
     flags: dict[str, object] = field(default_factory=dict)
-    """Raw values by option name, as agent.config_loader expects them."""
+    """Raw values by option name, in the form that agent.config_loader expects."""
     positional: list[str] = field(default_factory=list)
     unfinished: set[str] = field(default_factory=set)
     """The options that were passed with a mistake. These options are not reported as missing."""
@@ -157,7 +157,7 @@ def _checked(
     environ: Mapping[str, str],
     read_config: Callable[[str], object],
 ) -> Parsed:
-    """Add the environment and the configuration file to the arguments, and check everything."""
+    """Combine the arguments, the environment and the configuration file, and check all values."""
     path = arguments.flags.pop("config", environ.get(VARIABLE_PREFIX + "CONFIG"))
     file, unreadable = _config_file(path, read_config)
     raw = RawValues(flags=arguments.flags, environ=environ, file=file, file_name=str(path))

@@ -32,7 +32,7 @@ AnyReflector = Reflector[ConfigMapEntry] | Reflector[NodeMetadata] | Reflector[P
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterCallbacks:
-    """Functions that receive changes and measurements. Other threads call them."""
+    """Functions that receive changes and measurements. Other threads call these functions."""
 
     changed: Callable[[WakeReason], None]
     """Called when objects of the API server have changed."""
@@ -67,7 +67,7 @@ class ClusterConnections:
     own_node: NodeConnections | None
 
     def reflectors(self) -> list[AnyReflector]:
-        """Return everything that lists and watches objects."""
+        """Return all reflectors."""
         found: list[AnyReflector] = [*self.config_maps.values()]
         if self.own_node is not None:
             found.append(self.own_node.node)

@@ -1,8 +1,8 @@
-"""The declaration of every option, and the checked values of all of them.
+"""The declaration and the checked values of all options.
 
 One declaration is the source of the flag, the environment variable, the YAML key, the default, the
 help text and docs/reference.md. This module reads no file, environment or argument:
-agent.config_loader combines them. agent.config_values reads each type of value.
+agent.config_loader combines these inputs. agent.config_values reads each type of value.
 """
 
 from dataclasses import dataclass, field, fields

@@ -1,10 +1,10 @@
-"""Decides when a pass runs: at the start, when anything may have changed, and at each resync.
+"""Runs a pass at the start, after each possible change, and at each resync.
 
 The controller is level-triggered: a wake reason only states that a pass may be needed, and a lost
 wake reason delays the pass by at most one resync interval. Only the main thread changes the node;
-other threads only add wake reasons to the wake queue. If the process ends at any moment, the node
-stays as it is. Objects in agent.control manage deadlines, fights over profiles, label absence and
-reports.
+other threads only add wake reasons to the wake queue. The process can end at any moment without
+changing the node. Objects in agent.control manage deadlines, fights over profiles, label absence
+and reports.
 """
 
 from collections.abc import Mapping, Sequence

@@ -141,7 +141,7 @@ def _leave_to_thread(_number: int, _frame: object) -> None:
 
 
 def _repeat_ignored_signals() -> None:
-    """Send a signal again if Python ignored the exception of its handler.
+    """Send a signal again if Python ignored the exception that the signal's handler raised.
 
     Python ignores exceptions while an object is deleted, and in callbacks of weak references; an
     import makes hundreds of weak reference callbacks.

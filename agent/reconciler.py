@@ -54,7 +54,7 @@ class Reconciler:
         """Build a reconciler. The node is not read or changed before the first pass.
 
         Args:
-            sources: where profiles come from.
+            sources: the sources of profiles.
             backends: the code of each profile kind, in the order of the plan.
             ledger: the record of what the agent installed.
             options: the operator's decisions about removals and ownership.
@@ -258,7 +258,7 @@ class _Revisions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _PassInputs:
-    """Everything that the plan of a pass depends on."""
+    """The inputs that determine the plan of a pass."""
 
     revisions: _Revisions
     observed: Mapping[ProfileKind, Observed]

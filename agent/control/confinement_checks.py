@@ -52,7 +52,7 @@ class ConfinementChecks:
     def has_newly_unused(self, report: Report | None) -> bool:
         """Return whether a profile that was kept because it was in use is now unused.
 
-        Each such profile counts once, whether or not the next pass can remove it.
+        Each profile counts once, even if the next pass cannot remove the profile.
         """
         rows = report.profiles if report is not None else ()
         in_use = {

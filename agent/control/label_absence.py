@@ -65,7 +65,7 @@ class LabelAbsence:
 
 
 def undesired(report: Report | None) -> list[ProfileName]:
-    """Return the profiles that are on the node although no source desires them any more."""
+    """Return the profiles that are on the node but that no source desires any more."""
     rows = report.profiles if report is not None else ()
     return [
         (row.kind, row.name) for row in rows if row.state == ProfileState.HELD and not row.desired

@@ -88,8 +88,8 @@ def join(
 ) -> Desired:
     """Inspect every key of every profile set that was read, and compare the keys.
 
-    If the source itself rejected a key, the key is rejected for each kind that it can belong to.
-    The last good version of a rejected key is held.
+    If the source itself rejected a key, the key is rejected for each kind to which the key can
+    belong. The last good version of a rejected key is held.
 
     Args:
         snapshots: the results of reading the profile sets.

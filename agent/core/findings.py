@@ -43,8 +43,8 @@ CODES: Final[dict[str, Severity]] = {
     "write_failed": Severity.ERROR,
     "verify_failed": Severity.ERROR,  # The write succeeded, but the node does not have the content.
     "remove_failed": Severity.ERROR,
-    "in_use": Severity.NOTICE,  # The profile stays because a process runs under it.
-    "use_unknown": Severity.NOTICE,  # The profile stays because a process may run under it.
+    "in_use": Severity.NOTICE,  # The profile stays because a process runs under the profile.
+    "use_unknown": Severity.NOTICE,  # The profile stays because a process may use the profile.
     # compiled policy
     # The text has invisible characters such as NUL, which ends a word for the parser.
     "text_unsafe": Severity.ERROR,
@@ -140,7 +140,7 @@ class Finding:
     """The next step for the reader of the message."""
 
     detail: str = ""
-    """Names for the log and for reports of commands only, such as pods of other namespaces.
+    """Names for the log and the reports of commands, such as pods of other namespaces.
 
     More people can read the status page and the Events, so these outputs do not contain the detail.
     """

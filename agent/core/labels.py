@@ -188,7 +188,7 @@ def _of_row(
         if not _may_be_undesired(row):
             yield row_label, value
         elif row_label in present:
-            # The profile may or may not be desired, so an existing label stays unchanged.
+            # It is unknown whether the profile is desired, so an existing label stays unchanged.
             yield row_label, present[row_label]
 
 

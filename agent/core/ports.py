@@ -75,7 +75,7 @@ class Capabilities:
     removal_unconfines: bool
     """Whether the processes of a removed profile stay unconfined, even if it is installed again.
 
-    The removal of such a profile requires proof that no process uses it.
+    If the value is true, a removal requires proof that no process uses the profile.
     """
 
     installed_form: InstalledForm
@@ -149,8 +149,8 @@ class ProfileBackend(Protocol):
             body: the bytes to install.
             replaceable: names whose content on the node may be replaced. If any other name is on
                 the node, nothing is replaced, and the result is Failed with `foreign_name`.
-            foreign: replaceable names that another program installed with this content. The
-                backend does not record them as created by this agent.
+            foreign: replaceable names that another program installed with this content. The backend
+                does not record these names as created by this agent.
         """
 
     def remove(

@@ -1,4 +1,4 @@
-"""Parses Kubernetes label selectors, and matches labels against them.
+"""Parses Kubernetes label selectors, and matches labels against selectors.
 
 The grammar is that of kubectl's --selector (kubernetes, apimachinery/pkg/labels/selector.go):
 `a=b`, `a==b`, `a!=b`, `a in (b,c)`, `a notin (b,c)`, `a` and `!a`, joined by commas. All
@@ -91,7 +91,7 @@ def _term(match: re.Match[str], text: str) -> Term:
 
 
 def matches(selector: Selector, labels: Mapping[str, str]) -> bool:
-    """Return whether labels fulfil every condition. An absent label fulfils `notin`."""
+    """Return whether labels meet every condition. An absent label meets `notin`."""
     return all(_is_fulfilled(term, labels) for term in selector.terms)
 
 

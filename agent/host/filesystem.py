@@ -225,7 +225,7 @@ class Host:
     def read_regular(
         self, base: str, name: str, *, limit: int, private: bool = False
     ) -> bytes | None:
-        """Return the content of a regular file below a directory; None if the file is missing.
+        """Return the content of a regular file under a directory; None if the file is missing.
 
         Args:
             base: the directory.
@@ -273,7 +273,7 @@ class Host:
         mode: int = 0o644,
         durable: bool = True,
     ) -> None:
-        """Write a regular file below a directory, atomically.
+        """Write a regular file under a directory atomically.
 
         Args:
             base: the directory; it is created with mode 0755 if it is missing.
@@ -317,7 +317,7 @@ class Host:
             self._swept.add(directory)
 
     def append_file(self, base: str, name: str, content: bytes) -> None:
-        """Append to a regular file below a directory in one write(2), not durably.
+        """Append to a regular file under a directory in one write(2), without waiting for the disk.
 
         Raises HostError. O_NONBLOCK makes the open of a FIFO without a reader fail immediately.
         """

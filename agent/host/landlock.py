@@ -56,7 +56,7 @@ class Access:
     """
 
     read: Sequence[str]
-    """Files, and directories with everything below them."""
+    """Files, and directories including their content."""
     execute: Sequence[str] = ()
     """Program files, which can be read and executed."""
 

@@ -299,7 +299,8 @@ def _stop(failed: BaseThread, observer: BaseObserver) -> None:
 def _release(group: "InotifyWatchGroup") -> None:
     """Release the watches of a group.
 
-    Each directory that watchdog lost track of ends one attempt with a KeyError, and is forgotten.
+    For each lost directory, one attempt fails with a KeyError, after which watchdog forgets the
+    directory.
     """
     for _ in range(_LOST_LIMIT):
         with contextlib.suppress(KeyError):

@@ -1,8 +1,8 @@
 """Requests to the API server, sent with urllib3.
 
-Every request has time limits and a size limit, and nothing is retried: the caller decides when to
-send a request again. An error status and a missing response are two different errors (errors.py).
-responses.py parses the JSON of responses. credentials.py reads the configuration, and
+Every request has time limits and a size limit. Requests are not retried, because the caller decides
+when to send a request again. An error status and a missing response are two different errors
+(errors.py). responses.py parses the JSON of responses. credentials.py reads the configuration, and
 connections.py opens the connections. The generated API of the kubernetes package is not used,
 because it needs 27 MiB more memory (measured with kubernetes 37.0.2).
 """
@@ -222,7 +222,7 @@ class Api:
         return uid if isinstance(uid, str) else ""
 
     def _connection(self) -> tuple[ClusterAccess, urllib3.PoolManager]:
-        """Return the current credentials and the connections that were made for them."""
+        """Return the current credentials and the connections for these credentials."""
         access = self._credentials.current()
         with self._lock:
             if access != self._access:

@@ -73,7 +73,7 @@ class Credentials:
         return self._access
 
     def expire(self, access: ClusterAccess) -> str:
-        """Make the next request read the credentials again after the API server rejected them.
+        """Make the next request read the credentials again after the API server's rejection.
 
         Returns:
             Why the last attempt to read the credentials failed; empty after a successful attempt.

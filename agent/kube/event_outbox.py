@@ -1,6 +1,6 @@
 """Events that wait to be sent to the API server, within a rate limit and a size limit.
 
-events.py decides which changes between two reports are Events. publisher.py sends them.
+events.py decides which changes between two reports are Events. publisher.py sends the Events.
 """
 
 import time

@@ -1,7 +1,7 @@
 """Lists of objects, read page by page within limits.
 
-A list is a consistent read: it has no resourceVersion, so it includes everything that was written
-before the request. All pages belong to one state of the cluster. reflector.py decides when to list.
+A list is a consistent read: the request has no resourceVersion, so the list includes every earlier
+write. All pages belong to one state of the cluster. reflector.py decides when to list.
 """
 
 from collections.abc import Callable, Mapping
@@ -41,7 +41,7 @@ class Unbounded(Generic[Kept]):
         return objects
 
     def has_room(self, objects: Mapping[str, Kept]) -> bool:  # noqa: ARG002 - part of the protocol
-        """Return False, because nothing is ever dropped."""
+        """Return False, because no object is ever dropped."""
         return False
 
 

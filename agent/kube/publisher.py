@@ -124,7 +124,7 @@ class Publisher:
             return self.labeler.prefixed_labels(node) | self._shared.pending_labels
 
     def labels(self) -> Mapping[str, str]:
-        """Return the agent's own labels on the Node, as far as they are known."""
+        """Return the last known labels of the agent on the Node."""
         with self._lock:
             node = self._node()
             return self.labeler.own_labels(node) if node is not None else {}

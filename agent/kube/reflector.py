@@ -94,7 +94,7 @@ class Reflector(Generic[Kept]):
             on_change: called after each change of the store.
             backoff: the delays before the list after a failure.
             on_restart: called before each list that follows the first one.
-            bounds: limits what is kept; None keeps everything.
+            bounds: limits what is kept; with None, all objects are kept.
         """
         self.api = api
         self.resource = resource

@@ -38,7 +38,7 @@ class Response:
     content_type: str = "text/plain; charset=utf-8"
 
     def head(self) -> bytes:
-        """Return the status line and the headers, with the empty line after them."""
+        """Return the status line, the headers and the empty line after the headers."""
         lines = [
             f"HTTP/1.0 {self.status.value} {self.status.phrase}",
             "Server: profile-loader",

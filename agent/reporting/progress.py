@@ -1,7 +1,7 @@
 """Lines that show the progress of a command while it waits for the parser.
 
-A line that repeats the previous line only shows that the command is alive. The pause between such
-lines doubles up to a minute.
+A line that repeats the previous line only shows that the command is alive. The pause between
+repeated lines doubles up to a minute.
 """
 
 import time

@@ -132,7 +132,7 @@ def _body(report: Report) -> Iterator[str]:
 
 
 def _findings(report: Report, rows: Sequence[ProfileStatus]) -> list[tuple[str, Finding]]:
-    """Return each finding with the name of its profile, the most severe findings first."""
+    """Return all findings with the names of their profiles, sorted by severity."""
     findings = [("", finding) for finding in report.findings]
     supports = report.kind_support.values()
     findings += [("", support.finding) for support in supports if support.finding is not None]

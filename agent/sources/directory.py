@@ -238,7 +238,7 @@ class _Walk:
             os.close(below)
 
     def _add_cached(self, key: str, status: os.stat_result) -> bool:
-        """Add a key of an earlier read if the signature of its file is unchanged."""
+        """Add a key from an earlier read if the signature of its file is unchanged."""
         cached = self._cached.get(key)
         if cached is None or cached.signature != stat_signature.of(status):
             return False

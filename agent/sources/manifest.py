@@ -1,7 +1,7 @@
 """Provides profiles from the ConfigMaps in a YAML file, from `data` and `binaryData`.
 
-The file is one profile set. A ConfigMap that was removed from the file removes its profiles; a file
-that is missing or malformed removes nothing. Objects of other kinds are ignored. A malformed
+The file is one profile set. A ConfigMap that was removed from the file removes its profiles; if the
+file is missing or malformed, no profile is removed. Objects of other kinds are ignored. A malformed
 ConfigMap makes the whole file unreadable, because its keys may still be desired.
 """
 

@@ -1,4 +1,4 @@
-"""Decisions about accepted keys: install, adopt or keep them, or hold their last good version.
+"""Decides whether to install, adopt or keep accepted keys, or hold their last good version.
 
 One key can block another: a profile is not installed while the last good version of another key
 has a name of that profile. `DesiredKeyPlanner` repeats the decisions until no more keys are
@@ -52,7 +52,7 @@ class DesiredKeyPlanner:
         return list(actions.values())
 
     def claims(self) -> Claims:
-        """Return the claims that follow from the actions. Call `actions` first."""
+        """Return the claims of the planned actions. Call `actions` first."""
         desired, kind = self.context.desired, self.context.kind
         claimed = {
             name

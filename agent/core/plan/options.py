@@ -28,4 +28,4 @@ class PlanOptions:
     """The pods of this node that reference each profile. None if the pods are not known."""
 
     pod_aware: bool = False
-    """Whether nothing is removed while the pods of this node are not known."""
+    """Whether removals wait while the pods of this node are not known."""
