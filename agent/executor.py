@@ -1,9 +1,9 @@
 """Carries out a plan, and returns the outcome of each action.
 
 This module and the backends are the only code that changes profiles on the node. An installation
-has four steps: stage the version in the ledger, install it, verify it, and commit it. The ledger
-therefore contains every profile that the agent may have installed, even if the agent is killed at
-any point. A failed action does not prevent later actions.
+has four steps: stage the version in the ledger, install it, verify it, and commit it. Because of
+this order, the ledger contains every profile that the agent may have installed, even if the agent
+is killed at any point. A failed action does not prevent later actions.
 """
 
 from collections.abc import Callable, Iterable, Mapping

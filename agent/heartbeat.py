@@ -11,7 +11,7 @@ class Heartbeat:
     """Remembers the last beat of the main loop. Any thread may read this object."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        """Count the construction as the first beat.
+        """Create a heartbeat, and record the first beat.
 
         Args:
             clock: returns monotonic seconds.

@@ -25,11 +25,11 @@ class LedgerEntries:
         """The keys whose entries own each name. The first use builds this index."""
 
     def get(self, id_: KeyId) -> LedgerEntry | None:
-        """Return the entry of a key, or None."""
+        """Return the entry of a key, or None without an entry."""
         return self.by_key.get(id_)
 
     def installed_version(self, id_: KeyId) -> Version | None:
-        """Return the installed version of a key, or None."""
+        """Return the installed version of a key, or None without an installed version."""
         entry = self.by_key.get(id_)
         return entry.installed if entry is not None else None
 

@@ -173,7 +173,7 @@ def _skipped_keys(results: Sequence[desired.Desired]) -> Iterator[str]:
 def _read_source(path: str) -> tuple[Snapshot, ...]:
     """Read a directory or a manifest."""
     spec = source_spec.parse_source(path)
-    # The command line rejects ConfigMaps of the API server.
+    # The command-line parser has already rejected ConfigMaps of the API server.
     if isinstance(spec, source_spec.ConfigMapSpec):
         return ()
     return source_spec.local_source(spec).read()

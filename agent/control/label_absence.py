@@ -1,8 +1,8 @@
 """Measures how long the labels of removal candidates have been absent from the Node.
 
 A profile is removed only some time after its label: a pod that was scheduled because of the label
-may still be about to start. This module records since when each label has been absent; the plan
-decides about removals. All times are monotonic seconds.
+may still be about to start. This module records when each label became absent; the plan decides
+about removals. All times are monotonic seconds.
 """
 
 from collections.abc import Callable, Mapping

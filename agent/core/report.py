@@ -26,7 +26,7 @@ _CHANGES: Final = INSTALLS | {ActionName.ADOPT, ActionName.REMOVE, ActionName.RE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfileStatus:
-    """The row of one name that a key provides, or of a key that provides no known name."""
+    """The row of one name that a key provides, or the row of a key without a known name."""
 
     kind: ProfileKind
     profile_set: str

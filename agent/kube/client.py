@@ -206,7 +206,7 @@ class Api:
             response.close()
 
     def token_node_uid(self) -> str:
-        """Return the uid of the Node that the token is bound to, or an empty string.
+        """Return the uid of the Node that the token is bound to; empty for an unbound token.
 
         Kubernetes 1.30 and later include the uid in the tokens of pods (KEP-4193). This method does
         not verify the token, because the API server does.

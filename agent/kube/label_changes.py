@@ -1,4 +1,4 @@
-"""Changes between two sets of labels, as values and as JSON patches. All functions are pure."""
+"""Computes the changes between two sets of labels, as values and as JSON patches."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping

@@ -1,10 +1,10 @@
 """The labels of the agent's own Node, and the removal of the startup taint.
 
-Only the agent's own Node is ever changed. The own Node has the configured name, the boot id of this
-kernel, and the uid that the token is bound to. All labels are set in one server-side apply, and
-only when the labels differ. A label of another field manager is never changed. A label that the API
-server rejects does not affect other labels. Untrue labels are removed, and all accepted labels are
-set.
+Only the agent's own Node is ever changed. The agent's own Node has the configured name, the boot id
+of this kernel, and the uid that the token is bound to. All labels are set in one server-side apply,
+and only when the labels differ. A label of another field manager is never changed. A label that the
+API server rejects does not affect other labels. Untrue labels are removed, and all accepted labels
+are set.
 """
 
 from collections import deque

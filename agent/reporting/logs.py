@@ -127,7 +127,7 @@ class ReportLogger:
         self._known: dict[_Subject, Finding] = {}
 
     def on_report(self, report: Report, at: float, *, passed: bool) -> None:  # noqa: ARG002 - the interface of report sinks
-        """Log the differences between a report and the previous one.
+        """Log the differences between a report and the previous report.
 
         Args:
             report: the new report.

@@ -39,8 +39,8 @@ class ReportCollector(Collector):
     def __init__(self) -> None:
         self._report: Report | None = None
         self._is_converged = False
-        self._pass_ended = 0.0  # Unix seconds
-        self._converged_pass_ended = 0.0  # Unix seconds
+        self._pass_ended = 0.0  # the time in Unix seconds
+        self._converged_pass_ended = 0.0  # the time in Unix seconds
         self._last_read: dict[str, float] = {}  # the times by profile set, in Unix seconds
         self._codes: set[str] = set()  # the codes of findings since the start
 

@@ -1,4 +1,4 @@
-"""The status page: HTML for people, without a script.
+"""Renders the status page as HTML for people, without scripts.
 
 Text from profiles, names and errors is always escaped. The page is readable at 400 px and 1,400 px,
 in light and dark, and with a screen reader. The size of the page is limited. Every client that
