@@ -1,9 +1,9 @@
 """A real etcd, kube-apiserver and kube-scheduler on the loopback interface.
 
-The programs come from KUBEBUILDER_ASSETS if it is set (the convention of envtest). If it is not
-set, one binary with all programs is built once from the Go modules in tests/system/controlplane.
-The file go.sum in that directory contains the hashes of the modules. The binary and its checksum
-are cached in ~/.cache/profile-loader.
+The programs come from KUBEBUILDER_ASSETS if it is set (the convention of envtest). If the variable
+is not set, one binary with all programs is built once from the Go modules in
+tests/system/controlplane. The file go.sum in that directory contains the hashes of the modules. The
+binary and its checksum are cached in ~/.cache/profile-loader.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from tests.system.guest.pace import until
 
 CACHE = kept.CACHE / "controlplane"
 MODULE = Path(__file__).parent / "controlplane"
-OLDER = Path(__file__).parent / "controlplane-old"  # an API server of an older minor
+OLDER = Path(__file__).parent / "controlplane-old"  # an API server of an older minor version
 # The number of cached builds of each version, since another checkout may use another build.
 KEPT = 2
 BUILD_USUAL = "5 to 10 minutes on two processors"

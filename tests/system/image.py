@@ -22,7 +22,7 @@ import agent
 from tests.system import kept, vm
 
 CACHE = kept.CACHE / "image"
-RECIPE = 3  # This version is part of every cache key. Increase it when the build changes.
+RECIPE = 3  # This version is part of every cache key. Increase the version when the build changes.
 SUITE = "trixie"
 VERSION = tomllib.loads(Path("pyproject.toml").read_text())["project"]["version"]
 # the name of the image in the documents and in manifests/base
@@ -207,7 +207,7 @@ def wheels():
                 [
                     sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "-q",
                     "--require-hashes", "--no-deps", "--only-binary=:all:",
-                    "--python-version", "3.13",  # of the image
+                    "--python-version", "3.13",  # the Python of the image
                     "-r", str(lock), "-d", str(path),
                 ],
                 check=True,

@@ -118,7 +118,7 @@ def test_an_accepted_text_has_warnings_about_its_weaknesses(tmp_path, options, t
 
 
 def test_a_flag_that_the_parser_ignores_causes_a_warning(tmp_path, options):
-    """Newer parsers ignore this flag, and the parser 3.0.8 rejects it."""
+    """The parser of Debian 13 ignores the flag; the parser 3.0.8 rejects the flag."""
     text = "profile web flags=(error=EPERM) {\n  file,\n}\n"
     result = inspect(tmp_path, options, text)
     codes = [(finding.code, finding.location) for finding in result.findings]

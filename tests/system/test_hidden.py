@@ -52,7 +52,7 @@ def outcomes(request):
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_on_a_real_kernel(outcomes, scenario):
-    """Each scenario succeeds; tests/system/guest/hidden.py describes it."""
+    """Each scenario succeeds; its description is in tests/system/guest/hidden.py."""
     assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)
 
 

@@ -15,5 +15,5 @@ def outcomes(request):
 
 @pytest.mark.parametrize("scenario", [*confinement.SCENARIOS, confinement.WITHOUT_RAW_DATA])
 def test_on_another_kernel(outcomes, scenario):
-    """Each scenario succeeds; the scenario's docstring is in tests/system/guest."""
+    """Each scenario succeeds; its description is in tests/system/guest."""
     assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)

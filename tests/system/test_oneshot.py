@@ -57,7 +57,7 @@ SCENARIOS = [
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_on_a_real_kernel(outcomes, scenario):
-    """Each scenario succeeds; tests/system/guest/scenarios.py describes it."""
+    """Each scenario succeeds; its description is in tests/system/guest/scenarios.py."""
     assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)
 
 

@@ -163,7 +163,7 @@ def guest_lines(built, tmp_path_factory):
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_with_exactly_these_rights(guest_lines, scenario):
-    """Each scenario succeeds; tests/system/guest/rights.py describes it."""
+    """Each scenario succeeds; its description is in tests/system/guest/rights.py."""
     outcomes = {line["scenario"]: line["error"] for line in guest_lines if "scenario" in line}
     assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)
 

@@ -51,7 +51,7 @@ STANDARD = "bookworm"
 RELEASES = {STANDARD: "3.11", "trixie": "3.13", "sid": "3.14"}
 KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"  # the packages of every release
 STARTS = 3
-# This version is part of the cache keys. Increase it when the build of the tree changes.
+# This version is part of the cache keys. Increase the version when the build of the tree changes.
 RECIPE = 4
 # no_timer_check: on a busy host, the first timer interrupts arrive too late for a check of the
 # guest's kernel, which then panics ("IO-APIC + timer doesn't work").

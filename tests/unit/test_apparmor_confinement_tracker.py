@@ -40,7 +40,7 @@ class Node:
         file.write_text(f"{boot_id}\n")
 
     def thread(self, pid, label, *, tid=0, start=7, state="S"):
-        """Make a thread, or change it."""
+        """Create a thread, or change an existing thread."""
         folder = self.root / str(pid) / "task" / str(tid or pid)
         (folder / "attr").mkdir(parents=True, exist_ok=True)
         (folder / "attr/current").write_text(f"{label}\n")

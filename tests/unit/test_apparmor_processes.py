@@ -21,7 +21,7 @@ def write(root, path, text):
 
 
 def own_of(root, *, user="user:[4026531837]", mounts=""):
-    """Make the agent's own directory, and the process with the ID 1."""
+    """Create the agent's own /proc directory, and the process with the ID 1."""
     own = root / "own"
     (own / "ns").mkdir(parents=True)
     (own / "ns/user").symlink_to(user)
@@ -39,7 +39,7 @@ def host_of(root, *, initial=True, host=None, shown=True, **own):
 
 
 def thread(root, pid, tid, label, *, file="attr/apparmor/current"):
-    """Make a thread with a label."""
+    """Create a thread with a label."""
     for place in {f"/proc/{pid}/task/{tid}", f"/proc/{pid}"}:
         write(root, f"{place}/stat", stat(tid, "S"))
     write(root, f"/proc/{pid}/task/{tid}/{file}", f"{label}\n")

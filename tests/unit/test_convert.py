@@ -77,7 +77,7 @@ def test_conditions_are_resolved(tmp_path, capsys, flags, architectures, names):
 
 
 def test_the_output_is_accepted_unchanged(tmp_path, capsys):
-    """The agent writes the converted profile as it is."""
+    """The agent writes the converted profile without changes."""
     _, output, _ = converted(capsys, written(tmp_path, PROFILE), "--caps=", "--arch=x86_64")
     body, _ = SeccompBackend(host=Host("/"), machine="x86_64").check(output.encode())
     assert body.decode() == output

@@ -301,7 +301,7 @@ def test_an_unchanged_file_is_not_read_again(top):
 
 @pytest.mark.parametrize("offset_ns", [0, -LATER_NS], ids=["now", "clock set back"])
 def test_a_file_that_changed_a_moment_ago_is_read_again(top, offset_ns):
-    """Two changes within one tick of the clock have the same time."""
+    """Two changes within one tick of the clock have the same time stamp and the same signature."""
     (top / "a.json").write_bytes(b"{}")
     clock = Clock(offset_ns)
     source = DirectorySource(str(top), clock=clock)

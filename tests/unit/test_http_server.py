@@ -327,7 +327,8 @@ def test_a_new_request_replaces_the_oldest_unread_page(server, pages):
         connections = []
         for _ in range(PAGE_CONNECTIONS + 3):
             connections.append(unread(stack, server, "/"))
-            select.select(connections[-1:], [], [], 60)  # The response has started.
+            # The server has started to send the response.
+            select.select(connections[-1:], [], [], 60)
         assert ask(server, "/")[1] == LARGE_PAGE.decode()
         assert [is_reset(connection) for connection in connections[:4]] == [True] * 4
 

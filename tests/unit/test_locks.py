@@ -181,7 +181,7 @@ gamma==3.0
 
 
 def requirer(requirements):
-    """Return a function that returns the requirements of a name from a table of texts."""
+    """Return a function that looks up the requirements of a distribution in a table."""
     return lambda name: [Requirement(text) for text in requirements.get(name, [])]
 
 

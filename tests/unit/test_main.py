@@ -339,7 +339,7 @@ def test_an_impossible_path_is_an_unreadable_source(top, capsys, path):
 
 
 def test_an_impossible_host_root_is_a_usage_error(top, capsys):
-    """The message has the option and the error of the system."""
+    """The usage error contains the option and the system's error."""
     assert main(["status", f"--host-root={top}/{'x' * 300}"]) == 2
     assert capsys.readouterr().err == (
         f"profile-loader: --host-root {top}/{'x' * 300}: File name too long\n"

@@ -80,7 +80,7 @@ def test_a_pass_is_counted_and_shown():
 
 
 def test_the_series_of_the_sandbox_exists_only_for_a_kind_with_a_parser():
-    """The value is 1 with a sandbox and 0 without."""
+    """The series has the value 1 with a sandbox and 0 without a sandbox."""
     metrics = Metrics("1")
     supports = {
         "apparmor": KindSupport(state="enabled", sandboxed=True),

@@ -558,7 +558,7 @@ def test_a_node_whose_labels_are_not_a_mapping_is_unreadable(metadata):
 
 @pytest.mark.parametrize("metadata", [None, {}, {"labels": None}])
 def test_an_object_without_metadata_has_no_uid_and_no_labels(metadata):
-    """The uid and the labels are empty."""
+    """An object without metadata has an empty uid and no labels."""
     assert node_labels.node_metadata({"metadata": metadata}) == NodeMetadata(uid="", labels={})
 
 

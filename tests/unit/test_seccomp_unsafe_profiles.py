@@ -104,7 +104,7 @@ CASES = [
         allow(deny(args=[arg(value=2**64 - 1, op="SCMP_CMP_GT")])),
         {"fails_open"},
     ),
-    # A runtime runs the container unconfined, or without the rule.
+    # With the following profiles, a runtime runs the container unconfined or without the rule.
     ("no key at all", {}, {"fails_open"}),
     ("null", None, {"fails_open"}),
     ("an empty default", {"defaultAction": "", "syscalls": []}, {"fails_open"}),
@@ -155,7 +155,7 @@ CASES = [
         | {"syscalls": [deny(action="SCMP_ACT_ALLOW"), deny(action="SCMP_ACT_TRAP", args=[arg()])]},
         {"fails_open"},
     ),
-    # A runtime applies the rule without its condition.
+    # With the following profiles, a runtime applies the rule without its condition.
     ("capabilities", allow(deny(includes={"caps": ["CAP_SYS_ADMIN"]})), {"not_portable"}),
     ("lack of capabilities", allow(deny(excludes={"caps": ["CAP_BPF"]})), {"not_portable"}),
     ("not a kernel version", allow(deny(includes={"minKernel": "new"})), {"bad_value"}),
@@ -167,7 +167,7 @@ CASES = [
     ),
     ("flags", allow(deny(), flags=["SECCOMP_FILTER_FLAG_LOG"]), {"not_portable"}),
     ("a misspelt Go architecture", allow(deny(includes={"arches": ["am64"]})), {"bad_value"}),
-    # A runtime crashes or hangs.
+    # With the following profiles, a runtime crashes or hangs.
     ("a null rule", allow(None), {"runtime_crash"}),
     ("a null condition", allow(deny(args=[None])), {"runtime_crash"}),
     ("KILL as default", default("SCMP_ACT_KILL"), {"runtime_hang"}),
@@ -181,7 +181,7 @@ CASES = [
         allow(*[deny(args=[arg(value=value)]) for value in range(8000)]),
         {"filter_too_large"},
     ),
-    # With these profiles, no container starts.
+    # With the following profiles, no container starts.
     ("an unknown action", allow(deny(action="SCMP_ACT_DENY")), {"bad_value"}),
     ("a small action", allow(deny(action="scmp_act_errno")), {"bad_value"}),
     ("no action", allow({"names": ["chmod"]}), {"bad_value"}),

@@ -42,7 +42,7 @@ class Wakes:
         return [self.queue.get() for _ in range(self.queue.qsize())]
 
     def poll(self):
-        """Poll, and return the reasons, including the reasons of delayed events."""
+        """Poll once; return all reasons, including the reasons of delayed events."""
         self.pending()
         self.watcher.poll()
         return set(self.pending())
@@ -53,7 +53,7 @@ def watchdog_threads():
 
 
 def running(kind):
-    """Return the only running thread of watchdog of a class."""
+    """Return the only running watchdog thread of a class."""
     (thread,) = [thread for thread in watchdog_threads() if isinstance(thread, kind)]
     return thread
 

@@ -39,7 +39,7 @@ SIZE = "4G"  # sparse
 UPGRADE = "localhost/profile-loader:upgrade"
 IMPORT_SECONDS = 1800
 KEPT = 2
-# This version is part of the packages' cache key. Increase it when packages are unpacked
+# This version is part of the packages' cache key. Increase the version when packages are unpacked
 # differently.
 RECIPE = 2
 

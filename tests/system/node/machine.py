@@ -19,7 +19,7 @@ from tests.system.guest import pace
 BOOT_SECONDS = 180.0
 APPARMOR = "apparmor=1 security=apparmor"
 KERNEL = (
-    "console=ttyS0 panic=-1 loglevel=4 no_timer_check "  # as in tests.system.vm
+    "console=ttyS0 panic=-1 loglevel=4 no_timer_check "  # no_timer_check: see tests.system.vm
     "root=/dev/nvme0n1 rootfstype=ext4 rw init=/nodeinit"
 )
 
@@ -154,7 +154,7 @@ class Machine:
             line.settimeout(pace.scaled(5))
             line.connect(str(self.folder / "qmp"))
             with line.makefile("rw") as stream:
-                stream.readline()  # the greeting
+                stream.readline()  # The first line is the greeting of QMP.
                 for name, what in (("qmp_capabilities", {}), (command, arguments)):
                     stream.write(json.dumps({"execute": name, "arguments": what}) + "\n")
                     stream.flush()

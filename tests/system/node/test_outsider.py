@@ -34,8 +34,8 @@ def unloaded(node, name):
 def seen(lab, name):
     """Add a profile to a ConfigMap, and wait for its label.
 
-    The pass that sets the label also records the confined processes. The agent also records them
-    every few seconds.
+    The pass that sets the label also records the confined processes. Apart from passes, the agent
+    records confined processes every few seconds.
     """
     more = f"{name}-2"
     lab.config_map(name, {name: text(name), more: text(more)})

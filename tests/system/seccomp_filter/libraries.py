@@ -2,7 +2,7 @@
 
 The installed version is always available. The other versions are unpacked from packages of other
 Debian releases into the cache. Later runs verify the checksums of the unpacked libraries, and fetch
-the packages again where a library is damaged.
+the packages again if a library is damaged.
 """
 
 import ctypes
