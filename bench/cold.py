@@ -21,7 +21,7 @@ _LEAST: Final = (
 
 
 def measure(runs: int) -> Result:
-    """Measure on the host without loading, and in the virtual machine with loading."""
+    """Measure the host without loading policy, and the virtual machine with loading policy."""
     figures, claims, said = _host(runs)
     found = machine.guest("cold", runs)
     for count in (1, 100):

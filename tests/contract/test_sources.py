@@ -48,7 +48,7 @@ class Volume(Tree):
 
 
 class File(Tree):
-    """Profiles in a ConfigMap in a file; JSON is YAML."""
+    """Profiles in a ConfigMap in a file. The file is JSON, which is valid YAML."""
 
     def fill(self, **keys):
         self.path.write_text(json.dumps({**HEAD, "data": keys}))

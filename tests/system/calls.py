@@ -51,16 +51,17 @@ futex futex_waitv
 getuid geteuid getgid getegid
 """.strip().splitlines()
 RARE = (
-    # The kernel needs these calls after a signal: SIGTERM, a crash, or a parser that hangs.
+    # Calls that are needed after a signal, such as SIGTERM, a crash, or the end of a parser that
+    # hangs.
     *("restart_syscall", "rt_sigreturn", "rt_sigaction", "rt_sigprocmask", "sigaltstack"),
     *("exit", "exit_group", "kill", "tgkill", "getpid", "gettid"),
-    # Clocks and processors, if the vDSO cannot respond without a system call.
+    # Calls for clocks and processors, in case the vDSO cannot respond without a system call.
     *("clock_gettime", "clock_getres", "gettimeofday", "time", "getcpu", "sched_getaffinity"),
-    # Pauses, for example before a load that waits until the kernel has freed old policy.
+    # Calls for pauses, for example before a load that waits until the kernel has freed old policy.
     *("nanosleep", "clock_nanosleep"),
-    # Memory management, which depends on the memory pressure.
+    # Calls for memory management, which depend on the memory pressure.
     *("brk", "mmap", "mprotect", "mremap", "munmap", "madvise"),
-    # The sandbox of the parser, which the recorded kernel may not have.
+    # Calls for the sandbox of the parser, which the recorded kernel may not support.
     *("landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"),
     # The dynamic loader writes its messages and the list of libraries with this call.
     "writev",

@@ -1,11 +1,11 @@
 """Runs the agent so that a rare situation during its end always occurs: `python -m` this module.
 
 Python's audit events (PEP 578) show the progress of the agent without a hook in the agent. The
-environment variable SWALLOWED is the name of an event. Once SIGTERM has a handler, the first event
-with that name in the main thread sends SIGTERM inside a destructor. Python ignores exceptions that
-the handler raises in a destructor. Python also ignores exceptions in callbacks of weak references,
-which imports create by the hundreds (importlib._bootstrap). If the environment variable TALKING is
-set, a thread logs without end.
+environment variable SWALLOWED contains the name of an event. Once SIGTERM has a handler, the first
+event with that name in the main thread sends SIGTERM inside a destructor. Python ignores exceptions
+that the handler raises in a destructor. Python also ignores exceptions in callbacks of weak
+references, which imports create by the hundreds (importlib._bootstrap). If the environment variable
+TALKING is set, a thread logs without end.
 """
 
 import logging

@@ -38,7 +38,7 @@ class Proxy:
             thread.join()
 
     def forward(self):
-        """Relay without a delay."""
+        """Relay all data without a delay."""
         self.mode, self.seconds = "forward", 0.0
 
     def delay(self, seconds):

@@ -80,7 +80,8 @@ class Agent:
             *(more or ("--kinds", "seccomp")),
         ]  # fmt: skip
         with self.log.open("ab") as log:
-            # The allocator of the image's container: one arena for each of two processors.
+            # The allocator settings are those of the image's container, with one arena for each of
+            # two processors.
             environ = {**os.environ, "MALLOC_ARENA_MAX": "2"}
             self.process = subprocess.Popen(command, stderr=log, env=environ)
 

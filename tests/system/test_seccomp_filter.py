@@ -161,11 +161,12 @@ def test_the_tables_of_calls_are_libseccomp_s(library, machine):
     """The agent's tables list each ABI's calls, and the calls that libseccomp multiplexes."""
     for abi in resolve.abis(machine):
         if not library.token(abi):
-            continue  # The number is missing in an older libseccomp.
+            continue  # An older libseccomp does not know the architecture.
         found = set(reference.numbers_by_name(library, abi))
         known = {name for name in syscalls.KNOWN if library.resolves(name) != -1}
         anchors = {name for name in syscalls.of(abi) if name not in syscalls.RECENT}
-        assert anchors <= found | {"sync_file_range2"}  # arm_sync_file_range has its number
+        # The call arm_sync_file_range has the same number.
+        assert anchors <= found | {"sync_file_range2"}
         assert abi == X32 or anchor.ANCHOR in found
         removed = (found & known) - syscalls.of(abi)
         assert removed <= REMOVED

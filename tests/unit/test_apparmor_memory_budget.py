@@ -55,7 +55,7 @@ def test_the_parser_may_use_the_memory_that_the_container_has_left(tmp_path, pat
     ],
 )
 def test_an_unknown_usage_leaves_the_minimum(tmp_path, files, expected):
-    """If only the usage is unknown, the minimum remains; without a known limit, the maximum."""
+    """The parser gets the minimum if only the usage is unknown, or the maximum without a limit."""
     assert memory_budget.available_bytes(*cgroup(tmp_path, "/", **files)) == expected
 
 

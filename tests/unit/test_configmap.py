@@ -50,7 +50,7 @@ FORBIDDEN = Store(objects=None, reason="403 Forbidden: no", status=403)
 
 
 def test_each_configmap_is_a_separate_profile_set():
-    """The sets are in the order of their names."""
+    """The profile sets are in the order of their names."""
     store = stored(config_map("web"), config_map("api", {"b.json": PLAIN}))
     assert read(SEVERAL, store) == (
         expected_snapshot("api", "b.json"),

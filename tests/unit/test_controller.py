@@ -60,7 +60,7 @@ def test_the_agents_own_writes_call_for_no_pass(world, reason):
     "reason", [WakeReason.SOURCE, WakeReason.COMPILED, WakeReason.REQUEST, WakeReason.SIGNAL]
 )
 def test_every_other_reason_calls_for_a_pass(world, reason):
-    """The agent starts a pass, which determines the changes."""
+    """A pass starts for each other reason, and determines the changes itself."""
     assert world.calls_for_pass(reason)
 
 

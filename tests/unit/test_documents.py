@@ -238,7 +238,7 @@ def test_the_report_page_names_every_field():
 
 
 def test_every_code_is_used():
-    """Each code of a finding occurs in the code outside its declaration."""
+    """Each code of a finding is used in a module other than the module that declares the codes."""
     root = Path(agent.__file__).parent
     code = "".join(path.read_text() for path in root.rglob("*.py") if path.name != "findings.py")
     sources = {f"source_{why}" for why in ("missing", "unreadable", "emptied", "over_limit")}

@@ -288,7 +288,7 @@ def report(*states, sets=("read",), findings=()):
     ],
 )
 def test_the_exit_status_follows_from_the_report(built, flags, status):
-    """Success is 0, a failure is 1, and an unavailable source or API server is 3."""
+    """The status is 0 for success, 1 for a failure, and 3 for an unavailable source or API."""
     assert exit_status(built, **({"allow_unsupported": False} | flags)) == status
 
 

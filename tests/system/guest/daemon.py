@@ -35,8 +35,8 @@ from scenarios import (
 )
 
 LOG = Path("/tmp/daemon.log")  # noqa: S108 - no other user in the guest
-REPAIRS = int(os.environ.get("REPAIRS", "10"))  # Manual runs use 50.
-LOOK_SECONDS = 10.0  # the time between two observations of confined processes by the agent
+REPAIRS = int(os.environ.get("REPAIRS", "10"))  # Manual runs use 50 repairs.
+LOOK_SECONDS = 10.0  # The agent observes confined processes at this interval.
 HTTP = "127.0.0.1:9808"
 SOURCE = scenarios.SOURCE
 

@@ -138,7 +138,7 @@ class Node:
 
         until(ready, lambda: self.run("tail -n 20 /var/log/kubelet.log"), READY_SECONDS)
 
-    # --- operations on the node ---------------------------------------------------------------------
+    # --- operations on the node -------------------------------------------------------------------
 
     def _kubelet(self, path, method="GET", **words):
         url = f"https://127.0.0.1:{self.machine.ports[KUBELET]}{path}"
