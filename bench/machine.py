@@ -35,7 +35,7 @@ def guest(what: str, runs: int, where: str = "VM") -> Mapping[str, Sequence[floa
     if what in ("cold", "poll"):
         files["apparmor-loader"] = apparmor_loader().read_bytes()
     command = "chmod -f +x apparmor-loader; busybox ip link set lo up; "
-    many = os.environ.get("MANY", "1000")  # Set fewer runs to try the benchmark.
+    many = os.environ.get("MANY", "1000")  # Set a smaller number of profiles to try the benchmark.
     command += f"MANY={many} python3 -m bench.guest {what} {runs}"
     run = {"VM": vm.run, "UML": uml.run}[where]
     done = run(files, command, timeout_seconds=_TIMEOUT_SECONDS)

@@ -81,7 +81,7 @@ def files(tmp_path):
 
 @pytest.mark.parametrize("cut", [0, 1, 100, -1])
 def test_a_damaged_entry_counts_as_absent_and_is_reported(files, cut):
-    """The file of the entry was truncated."""
+    """An entry whose file was truncated counts as absent, and a finding reports the damage."""
     ledger, path = files
     path.write_bytes(path.read_bytes()[:cut])
     assert ledger.entries() == {}

@@ -253,7 +253,7 @@ class Volume:
         self.path, self.last = path, None
 
     def swap(self, number, *keys):
-        """Replace the whole content: the same number for every key."""
+        """Replace the whole content with profiles that all have the same number."""
         new = self.path / f"..generation{number}"
         new.mkdir()
         for key in keys:

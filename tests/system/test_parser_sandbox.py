@@ -192,7 +192,7 @@ print(made.input_digest(), end="")
 
 
 def test_the_loader_and_the_libraries_are_those_of_the_program():
-    """The program contains the path of the dynamic loader, which lists existing files."""
+    """The program contains the path of its dynamic loader; the loader lists the libraries."""
     path = parser().path
     loader = parser_sandbox.interpreter(path)
     result = parser_sandbox.libraries(path, loader)

@@ -100,7 +100,10 @@ def pids(tracker):
 
 
 def test_threads_that_lost_a_removed_profile_are_reported_until_they_end(tracker, node):
-    """A finding lists each process with its container. A hat counts for its parent."""
+    """A finding lists each process with its container.
+
+    A process in a hat counts for the hat's parent.
+    """
     for pid in (10, 11):
         node.thread(pid, "unconfined")
     tracker.record_removals(["web"])
@@ -222,7 +225,7 @@ def test_the_names_in_use_are_those_of_the_last_observation(tracker, node):
 
 
 def test_names_of_other_programs_are_not_tracked(node):
-    """The tracker knows only agent-owned profiles."""
+    """The tracker records only processes of agent-owned profiles."""
     node.thread(10, "cri-containerd.apparmor.d (enforce)")
     tracker = observed(node, ["web"])
     node.thread(10, "unconfined")

@@ -132,7 +132,7 @@ def test_a_damaged_first_line_makes_the_record_empty(host, content):
 
 
 def test_a_line_that_was_cut_off_does_not_damage_the_next_one(host):
-    """A full disk can cut off a line."""
+    """A full disk can cut off a line, but the next line stays valid."""
     objects(host).record({"a": "a.1"})
     with record(host).open("ab") as file:
         file.write(b'{"loa')
@@ -177,7 +177,7 @@ def test_a_record_that_cannot_be_written_is_kept_in_memory(host):
 
 
 def test_a_record_that_cannot_be_written_is_reported_until_it_is_written(host):
-    """After a restart, the agent would take its own profiles for foreign ones."""
+    """Without the record, a restarted agent would consider its own profiles to be foreign."""
     base = host.path(STATE)
     base.rmdir()
     base.write_text("a file in place of the directory")

@@ -178,7 +178,7 @@ def test_names_that_a_failed_update_drops_are_not_removed():
 
 
 def test_a_retired_name_is_removed_even_if_an_update_failed():
-    """The last good version does not contain the retired name."""
+    """The retired name is removed, because the last good version does not contain the name."""
     node, old, new = Node(), inspected(), inspected(b"a:?")
     node.entries = {old.id: stored(old, retired={"b": token(b"older")})}
     node.install({"a": body(old), "b": b"older"})

@@ -160,7 +160,7 @@ def test_a_program_that_is_not_listed_is_not_started(files):
 
 
 class InterruptedRunError(Exception):
-    """Raised by a signal handler of a test."""
+    """A signal handler of a test raises this error."""
 
 
 @needs_landlock

@@ -170,7 +170,7 @@ def test_a_finding_about_a_whole_kind_counts_once():
 
 
 def test_a_pass_that_repeats_a_report_counts_no_action_again():
-    """Only the number of passes and the time of the last pass change."""
+    """A repeated report changes only the number of passes and the time of the last pass."""
     metrics = Metrics("1")
     first = report(row(action="restore", reason="went missing"))
     for at in (1000.0, 1001.0):
@@ -312,7 +312,7 @@ def test_health_depends_only_on_the_heartbeat_of_the_loop():
 
 
 def test_a_pass_that_repeats_a_report_has_no_row_on_the_page():
-    """The page shows the last passes that changed or compared something."""
+    """The page omits passes that returned the previous report."""
     store = store_of()
     for at, number in ((1.0, 1), (2.0, 1), (3.0, 2)):
         store.on_report(report(row(), pass_number=number), at, passed=True)

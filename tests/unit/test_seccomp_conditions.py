@@ -271,7 +271,7 @@ def test_a_condition_that_always_holds_is_not_written():
 
 
 def test_a_condition_that_always_holds_does_not_hide_a_later_rule():
-    """Like a rule without conditions, the rule conflicts with another rule for the same call."""
+    """A rule whose condition always holds conflicts with another rule for the same call."""
     always = {"index": 0, "op": "SCMP_CMP_MASKED_EQ", "value": 0, "valueTwo": 0}
     allowed = rule("setuid", action="SCMP_ACT_ALLOW") | {"args": [always]}
     body, errors = check(profile(allowed, rule("setuid"), default="SCMP_ACT_LOG"))
