@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 NAMESPACE = "bench"
 YOUNG_SECONDS = 3.0  # The agent reads newer files again (agent/sources/directory.py).
-_KEYS = 50  # A ConfigMap with more keys would exceed 1 MiB.
+_KEYS = 50  # Each ConfigMap stays below its size limit of 1 MiB.
 _PROCESSES = 1000
 _CONFINED = 50  # the confined processes among them
 
