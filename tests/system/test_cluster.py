@@ -389,7 +389,7 @@ def test_a_node_that_is_created_again_is_labelled_with_its_own_token(agent):
     agent.cluster.kubectl("delete", "node", agent.name)
     agent.until(lambda: "there is no Node of this name" in agent.said())
     agent.cluster.node(agent.name, BOOT_ID)
-    agent.until(lambda: "is still bound to the former one" in agent.said())
+    agent.until(lambda: "is still bound to the previous Node" in agent.said())
     assert agent.labels() == {}
     agent.cluster.kubectl("-n", NAMESPACE, "delete", "pod", f"agent-{agent.name}", "--force")
     agent.stop()
@@ -852,5 +852,5 @@ def test_the_agent_reports_a_missing_configuration(agent):
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("profile-loader: no cluster from this pod: ")
+    assert done.stderr.startswith("profile-loader: the configuration of this pod cannot be used: ")
     assert len(done.stderr.splitlines()) == 1
