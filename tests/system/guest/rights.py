@@ -124,7 +124,7 @@ def every_function_works(bundle, change=lambda config: None):
             for name in ("web.profile", "bad.profile", "bad.json", "audit.json"):
                 (SOURCE / name).unlink()
             wait(lambda: not (SECCOMP / "audit.json").exists(), "the file is removed")
-            wait(lambda: f"first pids: {process.pid}" in pod.log.read_text(), "in use")
+            wait(lambda: f"first PIDs: {process.pid}" in pod.log.read_text(), "in use")
             assert "web" in loaded()
         wait(lambda: "web" not in loaded(), "removed")
         note(f"{bundle}: at most {pod.peak():.0f} MiB of memory")
