@@ -24,7 +24,7 @@ def delay_seconds(
         jitter: see Backoff.
     """
     longest = min(longest_seconds, first_seconds * 2.0 ** min(failures - 1, _MAX_DOUBLINGS))
-    return random.uniform(longest * (1.0 - jitter), longest)  # noqa: S311 - spreads load
+    return random.SystemRandom().uniform(longest * (1.0 - jitter), longest)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -57,7 +57,7 @@ class PassSchedule:
         is_full = now >= self.next_full_resync or requested != self._full_passes_begun
         self._full_passes_begun = requested
         if is_full:
-            spread = random.uniform(0.9, 1.0)  # noqa: S311 - nodes do not resync all at once
+            spread = random.SystemRandom().uniform(0.9, 1.0)  # nodes do not resync all at once
             self.next_full_resync = now + self.resync_seconds * spread
         return is_full
 

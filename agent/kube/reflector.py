@@ -167,11 +167,11 @@ class Reflector(Generic[Kept]):
         without a version begins with the current state of the object
         (kubernetes.io/docs/reference/using-api/api-concepts, semantics for watch).
         """
-        until = time.monotonic() + random.uniform(*RELIST_SECONDS)  # noqa: S311 - spreads load
+        until = time.monotonic() + random.SystemRandom().uniform(*RELIST_SECONDS)
         has_ended = False
         while time.monotonic() < until:
             begin = time.monotonic()
-            seconds = random.randint(*WATCH_SECONDS)  # noqa: S311 - spreads load
+            seconds = random.SystemRandom().randint(*WATCH_SECONDS)
             # The store does not contain changes from before the start of the watch.
             self.is_live = False
             try:
