@@ -71,6 +71,18 @@ def test_equal_texts_are_compiled_once(tmp_path):
     assert sorted(runs(tmp_path)) == ["profile x {}", "profile y {}"]
 
 
+def test_a_text_with_an_uncollected_result_is_not_compiled_again(tmp_path):
+    """The second key with a text uses the result that was produced since the pass began."""
+    completed = threading.Event()
+    command = f"cat >> {tmp_path}/runs"
+    backend = script_backend(tmp_path, command, completed=completed.set)
+    first, other, second = source_keys("profile x {}\n", "profile y {}\n", "profile x {}\n")
+    backend.inspect(first)
+    assert completed.wait(PATIENCE_SECONDS)
+    inspected(backend, second, other)
+    assert sorted(runs(tmp_path)) == ["profile x {}", "profile y {}"]
+
+
 def test_an_inspection_never_waits_for_the_parser(tmp_path):
     """A key is pending while the parser hangs."""
     backend = script_backend(tmp_path, "exec sleep 600")

@@ -77,10 +77,14 @@ class CompileWorker:
     def submit(
         self, *, key: str, text: bytes, features: tuple[str, ...], context: str, origin: str
     ) -> ParserRun | None:
-        """Queue a text unless it is already queued; return the last run of the text if that run
-        failed.
+        """Queue a text unless it is already queued or has a result that no pass has collected.
+
+        Returns:
+            The last run of the text, if that run failed.
         """
         with self._changed:
+            if any(uncollected.key == key for uncollected in self._results):
+                return None
             self._queue.submit(
                 key=key, text=text, features=features, context=context, origin=origin
             )
