@@ -85,8 +85,6 @@ class Host:
     def _directory(self, base: str) -> str:
         return base if self._is_system_root else str(self.path(f"{base}/-").parent)
 
-    # --- reading ---------------------------------------------------------------------------------
-
     def read(self, path: str, *, limit: int = 64 << 20) -> bytes:
         """Return the content of a system file; links are followed. Raises HostError."""
         try:
@@ -260,8 +258,6 @@ class Host:
             return os.open(f"{self._directory(base)}/{name}", flags)
         with self._parent(base, name, create=False) as (fd, last):
             return os.open(last, flags, dir_fd=fd)
-
-    # --- writing ---------------------------------------------------------------------------------
 
     def write_file(  # noqa: PLR0913 - keyword-only after the content
         self,

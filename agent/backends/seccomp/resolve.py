@@ -194,10 +194,10 @@ def _notices(document: Document, node: Node) -> tuple[Finding, ...]:
         notices.append(Finding(code="expanded_for_arch", location=by_arch[0], message=message))
     if by_kernel := _by_kernel(document.rules):
         version = ".".join(map(str, node.kernel))
-        omitted = sum(not applies(rule, node) for rule in by_kernel)
+        omitted = [rule for rule in by_kernel if not applies(rule, node)]
         message = (
             f"{_count(by_kernel, 'condition')} on the kernel resolved for Linux {version}; "
-            f"{_count([None] * omitted, 'of these rules does', 'of these rules do')} not apply "
+            f"{_count(omitted, 'of these rules does', 'of these rules do')} not apply "
             "there. containerd and CRI-O ignore minKernel."
         )
         notices.append(
@@ -211,11 +211,11 @@ def _notices(document: Document, node: Node) -> tuple[Finding, ...]:
         notices.append(Finding(code="errno_rewritten", location=by_errno[0], message=message))
     if node.capabilities is not None and any(r.depends_on_capabilities for r in document.rules):
         conditional = [rule for rule in document.rules if rule.depends_on_capabilities]
-        omitted = sum(not rule.applies_with(node.capabilities) for rule in conditional)
+        omitted = [rule for rule in conditional if not rule.applies_with(node.capabilities)]
         names = ", ".join(sorted(node.capabilities)) or "no capability"
         message = (
             f"{_count(conditional, 'condition')} on capabilities resolved for {names}; "
-            f"{_count([None] * omitted, 'rule was', 'rules were')} omitted."
+            f"{_count(omitted, 'rule was', 'rules were')} omitted."
         )
         notices.append(
             Finding(code="expanded_for_caps", location=conditional[0].where, message=message)
