@@ -36,3 +36,9 @@ def status_store(metrics, store_class=StatusStore, **more):
         "unconfined_processes": lambda: 0,
     }
     return store_class(metrics, **{**fields, **more})
+
+
+def scrape(metrics, accept=""):
+    """Return the content type and the body of a scrape with an Accept header."""
+    content_type, render = metrics.renderer(accept)
+    return content_type, render()

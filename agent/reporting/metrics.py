@@ -117,11 +117,6 @@ class Metrics:
         """Show how many processes run without the confinement that they had."""
         self._unconfined.set(processes)
 
-    def expose(self, accept: str) -> tuple[str, bytes]:
-        """Return content type and body of a scrape, in the format that an Accept header selects."""
-        content_type, render = self.renderer(accept)
-        return content_type, render()
-
     def renderer(self, accept: str) -> tuple[str, Callable[[], bytes]]:
         """Return the content type for an Accept header, and a function that renders the metrics."""
         try:

@@ -19,7 +19,7 @@ from agent.core.findings import Finding
 from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
 from agent.reporting.http_server import READING_CONNECTIONS, HttpServer
 from agent.reporting.metrics import Metrics
-from tests.reports import status_store
+from tests.reports import scrape, status_store
 from tests.system.cluster import free_port, until
 from tests.system.guest import pace
 
@@ -108,7 +108,7 @@ def rules(tmp_path):
 
 def test_promtool_accepts_the_metrics(metrics):
     """Names, types, units and help texts follow the conventions."""
-    _, body = metrics.expose("text/plain")
+    _, body = scrape(metrics, "text/plain")
     assert promtool("check", "metrics", stdin=body) == (0, "")
 
 

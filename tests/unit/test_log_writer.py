@@ -12,6 +12,7 @@ import structlog
 from agent.reporting import logs
 from agent.reporting.log_writer import LogWriter
 from agent.reporting.metrics import Metrics
+from tests.reports import scrape
 
 LINE = "x" * 99
 
@@ -51,7 +52,7 @@ def test_a_blocked_log_blocks_no_caller_and_its_lines_are_counted(pipe):
     assert numbers == sorted(set(numbers))
     assert len(numbers) + dropped == 2 * capacity // 100
     assert json.loads(text[-1])["lines"] == dropped
-    metrics = Metrics("1", log_lines_dropped=writer.dropped).expose("")[1].decode()
+    metrics = scrape(Metrics("1", log_lines_dropped=writer.dropped))[1].decode()
     assert f"profile_loader_log_lines_dropped_total {float(dropped)}" in metrics
 
 

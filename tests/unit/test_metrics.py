@@ -12,7 +12,7 @@ from agent.heartbeat import Heartbeat
 from agent.reporting.metrics import Metrics
 from agent.reporting.report_metrics import NAMES, SETS
 from agent.reporting.status_store import FORMATS
-from tests.reports import status_store
+from tests.reports import scrape, status_store
 
 PROBLEM = Finding(code="parser_rejected", location="web", message="refused")
 
@@ -39,7 +39,7 @@ READ = ProfileSetStatus(profile_set="configmap ns/web", state="read", keys=1)
 
 def series(metrics):
     """Return the value of every series of the agent."""
-    _, body = metrics.expose("text/plain")
+    _, body = scrape(metrics, "text/plain")
     lines = [line for line in body.decode().splitlines() if line.startswith("profile_loader_")]
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
 
@@ -208,7 +208,7 @@ def test_with_the_defaults_there_are_few_series():
         metrics.request(verb, "200", 0.1)
     for what in ("configmaps", "node"):
         metrics.watch_restarted(what)
-    _, body = metrics.expose("text/plain")
+    _, body = scrape(metrics, "text/plain")
     assert len([line for line in body.splitlines() if not line.startswith(b"#")]) < 150
 
 
@@ -264,7 +264,7 @@ def test_counters_of_the_api_are_counted():
 
 def test_a_scrape_can_request_openmetrics():
     """The response has the content type in the Accept header."""
-    content_type, body = Metrics("1").expose("application/openmetrics-text; version=1.0.0")
+    content_type, body = scrape(Metrics("1"), "application/openmetrics-text; version=1.0.0")
     assert content_type.startswith("application/openmetrics-text")
     assert body.endswith(b"# EOF\n")
 
@@ -366,4 +366,4 @@ def test_the_number_of_rendered_formats_is_limited():
 @pytest.mark.parametrize("accept", ["text/plain;version=a", "text/plain;version=\xb2", "\0;;=,"])
 def test_a_malformed_accept_header_selects_the_text_format(accept):
     """Any client can send a malformed Accept header."""
-    assert Metrics("1").expose(accept)[0] == Metrics("1").expose("")[0]
+    assert scrape(Metrics("1"), accept)[0] == scrape(Metrics("1"))[0]

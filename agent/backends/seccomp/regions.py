@@ -147,11 +147,9 @@ def example(conditions: Iterable[Condition], largest: int = LARGEST) -> dict[int
     return found
 
 
-def can_hold_together(
-    first: Iterable[Condition], second: Iterable[Condition], largest: int = LARGEST
-) -> bool:
+def can_hold_together(first: Iterable[Condition], second: Iterable[Condition]) -> bool:
     """Return whether some arguments fulfil the conditions of both rules."""
-    return example((*first, *second), largest) is not None
+    return example((*first, *second)) is not None
 
 
 def implies(
