@@ -162,6 +162,7 @@ def _convert(command: cli.Convert) -> int:
             arch=command.arch,
             kernel=command.kernel,
             capabilities=command.capabilities,
+            floor=command.config.runtime_floor,
         )
     except OSError as error:
         _warn([f"{command.path}: {error.strerror}"])

@@ -42,6 +42,7 @@ class Check:
 class Convert:
     """Print a seccomp profile that all runtimes read alike."""
 
+    config: Config
     path: str
     arch: str
     kernel: str
@@ -369,7 +370,9 @@ def _file_command(
     caps = values.get("caps")
     capabilities = caps if isinstance(caps, tuple) else None
     if command == "convert":
-        return Convert(path=paths[0], arch=arch, kernel=kernel, capabilities=capabilities)
+        return Convert(
+            config=config, path=paths[0], arch=arch, kernel=kernel, capabilities=capabilities
+        )
     return Diff(
         paths=tuple(paths),
         baseline=str(values.get("baseline", "")),

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field, fields
 from typing import Final, Literal, TypeVar
 
 from agent.backends.apparmor.validation import DENY_NAMES
+from agent.backends.seccomp.releases import LOWEST
 from agent.config_values import (
     ABSOLUTE_PATH,
     ADDRESS,
     FLAG,
+    FLOOR,
     LIST,
     PATH,
     PREFIX,
@@ -304,9 +306,18 @@ class Config:
     allow_unknown_syscalls: bool = _option(
         FLAG,
         False,
-        "Accept names of system calls that libseccomp 2.5.4 does not know, in profiles whose "
-        "default action allows calls.",
+        "Accept names of system calls that the libseccomp of --runtime-floor does not know, in "
+        "profiles whose default action allows calls.",
         commands=_JUDGE,
+        group=_CHECKS,
+    )
+    runtime_floor: str = _option(
+        FLOOR,
+        str(LOWEST),
+        "The oldest releases of libseccomp, runc and crun on any node, for example "
+        "libseccomp=2.5.5,runc=1.2. Profiles may then contain the system calls and flags that all "
+        "of these releases know.",
+        commands=(*_JUDGE, "convert"),
         group=_CHECKS,
     )
     allow_empty: bool = _option(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
+from agent.backends.seccomp import releases
 from agent.core.dns_names import is_dns_label, is_dns_subdomain, is_qualified_name
 
 T_co = TypeVar("T_co", covariant=True)
@@ -91,6 +92,10 @@ def _read_machine(raw: object) -> str:
     return choice(*sorted(MACHINES)).read(raw)
 
 
+def _read_floor(raw: object) -> str:
+    return str(releases.parse(_read_text(raw)))
+
+
 def _read_kernel(raw: object) -> str:
     from agent.backends.seccomp import resolve
 
@@ -135,6 +140,7 @@ LIST: Final = ValueType(read=_read_list, metavar="TEXT", is_list=True)
 SECONDS: Final = ValueType(read=_read_seconds, metavar="TIME", unit="s")
 MACHINE: Final = ValueType(read=_read_machine, metavar="ARCH")
 KERNEL: Final = ValueType(read=_read_kernel, metavar="VERSION")
+FLOOR: Final = ValueType(read=_read_floor, metavar="PROGRAM=VERSION,...")
 CAPABILITIES: Final = ValueType(read=_read_capabilities, metavar="CAP_A,CAP_B")
 PATH: Final = _text_type("DIR", bool, "")
 ABSOLUTE_PATH: Final = _text_type(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent.backends.apparmor.backend import AppArmorBackend
+from agent.backends.seccomp import releases
 from agent.backends.seccomp.backend import SeccompBackend
 from agent.config import Config
 from agent.core import classify, desired, report_builder
@@ -108,6 +109,7 @@ def _seccomp(config: Config, arch: str, kernel: str) -> SeccompBackend:
         allow_unknown_syscalls=config.allow_unknown_syscalls,
         machine=arch or platform.machine(),
         kernel=kernel,
+        floor=releases.parse(config.runtime_floor),
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agent.backends.seccomp import fields, inspection, resolve, syntax, wrapped
+from agent.backends.seccomp import fields, inspection, releases, resolve, syntax, wrapped
 from agent.core.findings import Finding, Severity
 from agent.sources import yaml_documents
 
@@ -32,7 +32,12 @@ class Converted:
 
 
 def convert(
-    path: str, *, arch: str, kernel: str, capabilities: Collection[str] | None
+    path: str,
+    *,
+    arch: str,
+    kernel: str,
+    capabilities: Collection[str] | None,
+    floor: str = "",
 ) -> Converted:
     """Convert the file at a path. Raises OSError.
 
@@ -41,6 +46,7 @@ def convert(
         arch: the machine, as `uname -m` prints it; this machine if empty.
         kernel: the kernel version; the running kernel if empty.
         capabilities: the capabilities of the pods; None if they are unknown.
+        floor: the value of --runtime-floor.
     """
     with Path(path).open("rb") as file:
         content = file.read(yaml_documents.BYTES + 1)
@@ -51,6 +57,7 @@ def convert(
         machine=arch or platform.machine(),
         kernel=resolve.kernel(kernel or platform.release()) or (0, 0),
         capabilities=None if capabilities is None else frozenset(capabilities),
+        floor=releases.parse(floor),
     )
     checked = inspection.check(profile, options)
     findings = checked.findings

@@ -7,7 +7,7 @@ container were measured with the listed versions.
 from collections.abc import Iterator
 from typing import Final
 
-from agent.backends.seccomp import baseline, meaning, resolve, syscalls
+from agent.backends.seccomp import baseline, meaning, releases, resolve, syscalls
 from agent.backends.seccomp.document import Document
 from agent.backends.seccomp.fields import Options
 from agent.backends.seccomp.meaning import Meaning
@@ -54,7 +54,7 @@ def findings(document: Document, options: Options) -> Iterator[Finding]:
             hint="Use SCMP_ACT_ERRNO to deny the calls that no rule allows.",
         )
     if document.default.is_permissive:
-        yield from _newer_variants(document)
+        yield from _newer_variants(document, options.floor)
         yield from _missing_calls(document, profile, options.machine)
     else:
         yield from _start(profile)
@@ -153,7 +153,7 @@ def _missing_calls(document: Document, profile: Meaning, machine: str) -> Iterat
     )
 
 
-def _newer_variants(document: Document) -> Iterator[Finding]:
+def _newer_variants(document: Document, floor: releases.RuntimeFloor) -> Iterator[Finding]:
     """Warn about each allowed call whose older variant is always denied."""
     named = {name for rule in document.rules for name in rule.names}
     denied = {
@@ -169,12 +169,13 @@ def _newer_variants(document: Document) -> Iterator[Finding]:
             f"{' and '.join(sorted(older & denied))} is denied, but {newer} (Linux {release}) has "
             "the same effect and stays allowed."
         )
-        hint = (
-            f"Add {newer} to the rule."
-            if syscalls.known(newer)
-            else f"libseccomp 2.5.4 does not know {newer}. Only a default action that denies "
-            "can deny the call on all nodes."
-        )
+        hint = f"Add {newer} to the rule."
+        if not syscalls.known(newer, floor):
+            hint = (
+                f"{releases.since(newer)} If no node has an older libseccomp, add {newer} to the "
+                f"rule and pass {releases.floor_hint(newer)}. Otherwise only a default action that "
+                "denies can deny the call on all nodes."
+            )
         yield Finding(code="newer_call_allowed", location="syscalls", message=message, hint=hint)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from agent.backends.seccomp import fields, inspection, resolve, syntax
+from agent.backends.seccomp import fields, inspection, releases, resolve, syntax
 from agent.core.findings import Finding
 from agent.core.model import (
     Evidence,
@@ -82,6 +82,7 @@ class SeccompBackend:
         allow_unknown_syscalls: bool = False,
         machine: str = "",
         kernel: str = "",
+        floor: releases.RuntimeFloor = releases.LOWEST,
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         """Create the backend.
@@ -92,9 +93,10 @@ class SeccompBackend:
             prefix: the first part of a profile's path if the profile set does not define a prefix.
             format: `oci` for fields that every runtime reads in the same way, `docker` for CRI-O
                 only.
-            allow_unknown_syscalls: whether to accept names that libseccomp 2.5.4 does not know.
+            allow_unknown_syscalls: whether to accept names that some node may not know.
             machine: the machine name that `uname -m` prints; by default the name of this machine.
             kernel: a version such as 6.1; by default the version of the running kernel.
+            floor: the oldest releases of libseccomp and of the runtimes on the nodes.
             clock_ns: returns the time in Unix nanoseconds.
         """
         self._host = host
@@ -108,6 +110,7 @@ class SeccompBackend:
             allow_unknown_syscalls=allow_unknown_syscalls,
             machine=machine or platform.machine(),
             kernel=resolve.kernel(kernel or platform.release()) or (0, 0),
+            floor=floor,
         )
 
     @property

@@ -3,6 +3,7 @@
 from typing import Literal, Protocol
 
 from agent.backends.parts import BackendContext, BackendParts
+from agent.backends.seccomp import releases
 from agent.backends.seccomp.backend import SeccompBackend
 
 
@@ -25,6 +26,12 @@ class SeccompConfig(Protocol):
     def allow_unknown_syscalls(self) -> bool:
         """Whether a profile may contain system calls that this agent does not know."""
 
+    @property
+    def runtime_floor(self) -> str:
+        """The oldest releases of libseccomp and of the runtimes on the nodes, for example
+        `libseccomp=2.5.5,runc=1.2`.
+        """
+
 
 def build(config: SeccompConfig, context: BackendContext) -> BackendParts:
     """Build the parts without reading or writing a file."""
@@ -34,5 +41,6 @@ def build(config: SeccompConfig, context: BackendContext) -> BackendParts:
         prefix=config.seccomp_prefix,
         format=config.seccomp_format,
         allow_unknown_syscalls=config.allow_unknown_syscalls,
+        floor=releases.parse(config.runtime_floor),
     )
     return BackendParts(backend=backend, watched_paths=(context.host.path(config.seccomp_dir),))

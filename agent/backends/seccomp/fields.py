@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from agent.backends.seccomp import resolve, syscalls
+from agent.backends.seccomp import releases, resolve, syscalls
 from agent.backends.seccomp.document import (
     PERMISSIVE,
     STRICTNESS,
@@ -38,7 +38,7 @@ _LITTLE_ENDIAN: Final = frozenset(
     )
 )
 _NEWER_ARCHITECTURES: Final = frozenset({"SCMP_ARCH_RISCV64", "SCMP_ARCH_LOONGARCH64"})
-_FLAGS: Final = frozenset(f"SECCOMP_FILTER_FLAG_{name}" for name in ("TSYNC", "LOG", "SPEC_ALLOW"))
+_FLAGS: Final = frozenset(releases.RUNC_FLAGS)
 _OF_NOTIFY: Final = "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"
 _CAPABILITY: Final = re.compile(r"CAP_[A-Z][A-Z_]*")
 _MOST_ARGS: Final = 6
@@ -54,6 +54,7 @@ class Options:
     machine: str = "x86_64"
     kernel: resolve.Kernel = (0, 0)  # rules for newer kernels do not apply
     capabilities: frozenset[str] | None = None  # the capabilities of the pods; None if unknown
+    floor: releases.RuntimeFloor = releases.LOWEST  # the oldest releases on the nodes
 
     @property
     def node(self) -> resolve.Node:
@@ -131,10 +132,16 @@ def _defaults(document: Document) -> Iterator[Finding]:
 def _flags(document: Document, options: Options) -> Iterator[Finding]:
     has_notify = any(rule.action == _NOTIFY for rule in document.rules)
     flags = [flag for flag in document.flags if not (has_notify and flag == _OF_NOTIFY)]
-    if flags and options.format == "oci":
-        message = "runc before 1.2 rejects every profile that has flags."
-        hint = "Remove flags."
-        yield Finding(code="not_portable", location="flags", message=message, hint=hint)
+    newest = max((releases.RUNC_FLAGS.get(flag, (0,)) for flag in flags), default=(0,))
+    if options.format == "oci" and options.floor.runc < newest:
+        release = releases.shown(newest)
+        yield Finding(
+            code="not_portable",
+            location="flags",
+            message=f"runc before {release} rejects every profile that has flags.",
+            hint="Remove flags. If no node has an older runc, pass "
+            f"--runtime-floor runc={release}.",
+        )
         return
     for index, flag in enumerate(document.flags):
         if flag in flags and flag not in _FLAGS:
@@ -286,33 +293,48 @@ def _names(document: Document, options: Options) -> Iterator[Finding]:
     for rule in document.rules:
         where = f"{rule.where}.names"
         for name in rule.names:
-            if syscalls.known(name):
+            if syscalls.known(name, options.floor):
                 continue
             if may_open and name not in syscalls.INERT:
-                yield _unknown_name(name, where)
+                yield _unknown_name(name, where, options.floor)
             else:
                 ignored.setdefault(name, where)
     if ignored:
         names = sorted(ignored)
-        recent = [sentence for sentence in map(syscalls.since, names) if sentence]
+        newer = [name for name in names if releases.since(name)]
+        hint = ""
+        if newer:
+            newest = max(newer, key=lambda name: releases.INTRODUCED[name].libseccomp)
+            hint = (
+                f"{releases.since(newest)} If no node has an older libseccomp, pass "
+                f"{releases.floor_hint(newest)}."
+            )
         yield Finding(
             code="syscall_ignored",
             location=next(iter(ignored.values())),
-            message=f"libseccomp 2.5.4 does not know {syscalls.listed(names)}, and runtimes with "
-            "it ignore these names.",
-            hint=recent[0] if len(names) == 1 and recent else "",
+            message=f"libseccomp {releases.shown(options.floor.libseccomp)} does not know "
+            f"{syscalls.listed(names)}, and runtimes with it ignore these names.",
+            hint=hint,
         )
 
 
-def _unknown_name(name: str, where: str) -> Finding:
+def _unknown_name(name: str, where: str, floor: releases.RuntimeFloor) -> Finding:
     """Return the error about a name that some nodes may not know, for a profile whose default
     action allows calls.
     """
-    message = f"libseccomp 2.5.4 does not know {name[:60]}, and the call would stay allowed."
-    if fact := syscalls.since(name):
+    message = (
+        f"libseccomp {releases.shown(floor.libseccomp)} does not know {name[:60]}, and the call "
+        "would stay allowed."
+    )
+    if fact := releases.since(name):
         hint = (
-            f"{fact} Where no node has an older libseccomp, --allow-unknown-syscalls accepts the "
-            "name. Otherwise only a default action that denies can deny this call on all nodes."
+            f"{fact} If no node has an older libseccomp, state a newer floor: "
+            f"{releases.floor_hint(name)}. Otherwise only a default action that denies can deny "
+            "this call on all nodes."
+        )
+    elif syscalls.exists(name):
+        hint = (
+            "Linux has the call only on architectures that the agent does not support. Remove it."
         )
     else:
         hint = syscalls.nearest(name, syscalls.KNOWN)

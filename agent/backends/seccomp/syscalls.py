@@ -1,10 +1,10 @@
 """Lists the system calls that each version of libseccomp knows and that each ABI has.
 
-libseccomp 2.5.4 is the oldest version that supported runtimes use. A name counts as known if that
-version resolves the name on any architecture. The tables were measured with Debian's libseccomp2
-2.5.4-1+deb12u1: seccomp_syscall_resolve_name(3) was called for each of the 538 names of
-system-calls 7.2 (Linux 7.2), and seccomp_syscall_resolve_num_arch(3) on 19 architectures for the
-names that system-calls lacks.
+libseccomp 2.5.4 is the oldest version that supported runtimes use. A name counts as known if the
+oldest libseccomp on the nodes resolves the name on any architecture; `releases` lists newer calls.
+The tables were measured with Debian's libseccomp2 2.5.4-1+deb12u1: seccomp_syscall_resolve_name(3)
+was called for each of the 538 names of system-calls 7.2 (Linux 7.2), and
+seccomp_syscall_resolve_num_arch(3) on 19 architectures for the names that system-calls lacks.
 """
 
 import difflib
@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from typing import Final
 
 import system_calls  # type: ignore[import-untyped]  # the package has no stubs
+
+from agent.backends.seccomp import releases
 
 
 def _words(text: str) -> frozenset[str]:
@@ -64,38 +66,6 @@ KNOWN: Final = (
 # fchmodat. Add only names that published examples contain, and no other misspelt names.
 INERT: Final = frozenset({"chmodat"})
 
-# The first release of libseccomp that knows a call, and the first release of Linux that has the
-# call. The sources are src/syscalls.csv in libseccomp's tags v2.5.4 to v2.6.1, and the man pages.
-_SINCE: Final[dict[str, tuple[str, str]]] = {
-    **dict.fromkeys(("cachestat", "map_shadow_stack", "fchmodat2"), ("2.5.5", "6.6")),
-    "cachestat": ("2.5.5", "6.5"),
-    **dict.fromkeys(("futex_requeue", "futex_wait", "futex_wake"), ("2.5.5", "6.7")),
-    **dict.fromkeys(
-        ("lsm_get_self_attr", "lsm_list_modules", "lsm_set_self_attr", "listmount", "statmount"),
-        ("2.5.6", "6.8"),
-    ),
-    "mseal": ("2.5.6", "6.10"),
-    "riscv_hwprobe": ("2.5.6", "6.4"),
-    "uretprobe": ("2.5.6", "6.11"),
-    **dict.fromkeys(
-        ("getxattrat", "listxattrat", "removexattrat", "setxattrat"), ("2.5.6", "6.13")
-    ),
-    "open_tree_attr": ("2.6.1", "6.15"),
-    **dict.fromkeys(("file_getattr", "file_setattr"), ("2.6.1", "6.17")),
-    "uprobe": ("2.6.1", "6.18"),
-    "listns": ("2.6.1", "6.19"),
-    "rseq_slice_yield": ("2.6.1", "7.0"),
-}
-
-
-def since(name: str) -> str:
-    """Return a sentence about the first releases with a call; empty if the releases are unknown."""
-    if name not in _SINCE:
-        return ""
-    library, linux = _SINCE[name]
-    return f"The call exists since Linux {linux}, and libseccomp knows it since {library}."
-
-
 # Newer calls with the effect of older calls, and the Linux release that added each newer call
 # (source: man pages). A profile that denies only an older call still allows the same effect through
 # the newer call.
@@ -109,9 +79,14 @@ NEWER_VARIANTS: Final[dict[str, tuple[str, frozenset[str]]]] = {
 }
 
 
-def known(name: str) -> bool:
-    """Return whether libseccomp 2.5.4 resolves the name on any architecture."""
-    return name in KNOWN
+def known(name: str, floor: releases.RuntimeFloor = releases.LOWEST) -> bool:
+    """Return whether every libseccomp on the nodes resolves the name on any architecture."""
+    return name in KNOWN or releases.is_known(name, floor)
+
+
+def exists(name: str) -> bool:
+    """Return whether some architecture of Linux has the call, even if no libseccomp knows it."""
+    return name in KNOWN or name in _NOT_IN_2_5_4 or name in _ONLY_IN_DEBIANS_2_5_4
 
 
 # name of an ABI in runtime-spec -> name of its table in system-calls

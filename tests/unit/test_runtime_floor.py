@@ -1,0 +1,182 @@
+"""`--runtime-floor` states the oldest releases of libseccomp and of the runtimes on the nodes."""
+
+import json
+
+import pytest
+
+from agent.__main__ import main
+from agent.backends.seccomp import releases, syscalls
+from agent.backends.seccomp.backend import SeccompBackend
+from agent.host.filesystem import Host
+
+
+def denying(*names, **more):
+    rules = [{"names": list(names), "action": "SCMP_ACT_ERRNO"}]
+    return {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules} | more
+
+
+def allowing(*names, **more):
+    rules = [{"names": list(names), "action": "SCMP_ACT_ALLOW"}]
+    return {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": rules} | more
+
+
+def check(tree, floor="", form="oci"):
+    backend = SeccompBackend(
+        host=Host("/nowhere"), machine="x86_64", format=form, floor=releases.parse(floor)
+    )
+    return backend.check(json.dumps(tree).encode())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", releases.RuntimeFloor()),
+        ("libseccomp=2.5.5", releases.RuntimeFloor(libseccomp=(2, 5, 5))),
+        ("libseccomp=2.6, runc=1.2", releases.RuntimeFloor(libseccomp=(2, 6), runc=(1, 2))),
+        ("runc=1.2.3,crun=1.14", releases.RuntimeFloor(runc=(1, 2, 3), crun=(1, 14))),
+    ],
+)
+def test_a_floor_is_read(text, expected):
+    """Each program that the value omits keeps its default."""
+    assert releases.parse(text) == expected
+    assert releases.parse(str(expected)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("glibc=2.36", "must be libseccomp=VERSION"),
+        ("libseccomp", "must be libseccomp=VERSION"),
+        ("libseccomp=new", "must be libseccomp=VERSION"),
+        ("runc=1.2,runc=1.3", "runc is stated twice"),
+        ("libseccomp=2.4.1", "the oldest supported release is 2.5.4"),
+    ],
+)
+def test_a_mistake_in_the_floor_is_a_usage_error(text, message, capsys):
+    """The command exits with status 2, and the message contains the expected value."""
+    assert main(["check", "--runtime-floor", text, "profiles"]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "release"),
+    [
+        ("fchmodat2", "2.5.5"),
+        ("futex_wake", "2.5.5"),
+        ("mseal", "2.5.6"),
+        ("listns", "2.6.1"),
+    ],
+)
+def test_a_newer_call_can_be_denied_with_a_newer_floor(name, release):
+    """The rejection states the needed floor, and the agent accepts the profile with that floor."""
+    body, (error,) = check(denying(name))
+    assert (body, error.code) == (b"", "unknown_syscall")
+    assert f"known since libseccomp {release}" in error.hint
+    assert f"state a newer floor: --runtime-floor libseccomp={release}" in error.hint
+    assert "Did you mean" not in error.hint
+    body, findings = check(denying(name), f"libseccomp={release}")
+    assert name in body.decode()
+    assert {finding.severity for finding in findings} <= {"warning", "notice"}
+
+
+def test_a_floor_below_the_first_release_of_a_call_is_not_enough():
+    """The message contains the floor that was stated."""
+    _, (error,) = check(denying("mseal"), "libseccomp=2.5.5")
+    assert error.message.startswith("libseccomp 2.5.5 does not know mseal")
+
+
+@pytest.mark.parametrize("name", sorted(releases.INTRODUCED))
+def test_no_known_call_is_called_a_misspelling(name):
+    """The rejection of a newer call contains facts about the call."""
+    _, (error,) = check(denying(name))
+    assert error.hint.startswith(f"{name} exists since Linux ")
+
+
+def test_a_call_of_other_architectures_is_not_called_a_misspelling():
+    """For example, kern_features exists only on sparc."""
+    _, (error,) = check(denying("kern_features"))
+    assert "architectures that the agent does not support" in error.hint
+
+
+def test_a_misspelt_name_gets_a_suggestion():
+    """A name that no architecture has is probably misspelt."""
+    _, (error,) = check(denying("fchmodta"))
+    assert error.hint == "Did you mean fchmodat?"
+
+
+def test_an_ignored_name_in_an_allow_list_refers_to_the_floor():
+    """One warning contains all names that the oldest libseccomp does not know."""
+    tree = allowing("read", "fchmodat2", "mseal")
+    warnings = [one for one in check(tree)[1] if one.code == "syscall_ignored"]
+    assert [one.message for one in warnings] == [
+        "libseccomp 2.5.4 does not know fchmodat2, mseal, and runtimes with it ignore these names."
+    ]
+    assert "--runtime-floor libseccomp=2.5.6" in warnings[0].hint
+    codes = {one.code for one in check(tree, "libseccomp=2.5.6")[1]}
+    assert "syscall_ignored" not in codes
+
+
+def test_the_hint_about_a_newer_variant_refers_to_the_floor():
+    """The agent recommends the newer call only if every libseccomp on the nodes knows the call."""
+    tree = denying("fchmodat")
+    hints = {
+        floor: [one.hint for one in check(tree, floor)[1] if one.code == "newer_call_allowed"]
+        for floor in ("", "libseccomp=2.5.5")
+    }
+    assert "--runtime-floor libseccomp=2.5.5" in hints[""][0]
+    assert hints["libseccomp=2.5.5"] == ["Add fchmodat2 to the rule."]
+
+
+@pytest.mark.parametrize("flag", ["LOG", "SPEC_ALLOW", "TSYNC"])
+def test_a_flag_is_accepted_from_the_first_runc_that_knows_it(flag):
+    """The rejection states the needed floor, and the written form contains the flag."""
+    tree = denying("chmod", flags=[f"SECCOMP_FILTER_FLAG_{flag}"])
+    body, (error,) = check(tree)
+    assert (body, error.code) == (b"", "not_portable")
+    assert "--runtime-floor runc=1.2" in error.hint
+    body, _ = check(tree, "runc=1.2")
+    assert json.loads(body)["flags"] == tree["flags"]
+
+
+def test_an_unknown_flag_is_rejected_with_every_floor():
+    """No floor makes a misspelt flag acceptable."""
+    tree = denying("chmod", flags=["SECCOMP_FILTER_FLAG_LOGS"])
+    for floor in ("", "runc=1.5"):
+        body, (error,) = check(tree, floor)
+        assert (body, error.code) == (b"", "bad_value")
+        assert "Did you mean SECCOMP_FILTER_FLAG_LOG?" in error.hint
+
+
+@pytest.mark.parametrize("source", ["flag", "variable", "file"])
+def test_the_floor_can_be_set_in_three_ways(source, tmp_path, monkeypatch, capsys):
+    """The flag, the environment variable and the YAML key have the same effect."""
+    profile = tmp_path / "profile.json"
+    profile.write_text(json.dumps(denying("fchmodat2", architectures=["SCMP_ARCH_X86_64"])))
+    value = "libseccomp=2.5.5"
+    words = ["check", "--arch=x86_64", str(profile)]
+    assert main(words) == 1
+    if source == "flag":
+        words += ["--runtime-floor", value]
+    elif source == "variable":
+        monkeypatch.setenv("PROFILE_LOADER_RUNTIME_FLOOR", value)
+    else:
+        config = tmp_path / "config.yaml"
+        config.write_text(f"runtime-floor: {value}\n")
+        words += ["--config", str(config)]
+    assert main(words) == 0, capsys.readouterr()
+
+
+def test_convert_uses_the_floor(tmp_path, capsys):
+    """A profile that needs a newer libseccomp is converted only with a newer floor."""
+    profile = tmp_path / "profile.json"
+    profile.write_text(json.dumps(denying("fchmodat2")))
+    assert main(["convert", "--arch=x86_64", str(profile)]) == 1
+    assert main(["convert", "--arch=x86_64", "--runtime-floor=libseccomp=2.5.5", str(profile)]) == 0
+    assert "fchmodat2" in capsys.readouterr().out
+
+
+def test_every_call_of_the_tables_is_known_or_has_its_first_release():
+    """For each call of a supported architecture, the agent knows the first libseccomp."""
+    for name in sorted(releases.INTRODUCED):
+        assert not syscalls.known(name)
+        assert syscalls.exists(name)
