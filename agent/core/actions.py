@@ -1,4 +1,4 @@
-"""The actions of a plan and their outcomes: the values that the executor and the report use."""
+"""The actions of a plan and the outcomes of these actions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

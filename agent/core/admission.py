@@ -1,9 +1,10 @@
 """The limits on all keys together, which bound the memory of the agent.
 
-Limits on single keys do not bound the total, and the sources are untrusted input. Keys are admitted
-in a fixed order. Keys with an installed version come first, followed by keys of older profile sets,
-and then by name. A key over a limit is rejected with the code `limit_exceeded`, and its last good
-version stays. `agent.inspector` frees the memory of keys that are not admitted.
+Limits on single keys do not limit the total, and the content of the sources is not trusted. Keys
+are admitted in a fixed order. Keys with an installed version come first, and then keys of older
+profile sets; keys of the same age are sorted by name. If a key exceeds a limit, it is rejected with
+the code `limit_exceeded`, and its last good version stays. `agent.inspector` then frees the memory
+of the key.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -28,7 +29,7 @@ from agent.core.ownership import owned_names
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The totals over all profile sets. docs/operations.md explains the numbers."""
+    """The total limits for all profile sets, which docs/operations.md explains."""
 
     keys: int = 3000
     """Keys that are inspected."""
@@ -58,7 +59,7 @@ LIMITS: Final = Limits()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """The amounts that one profile adds to the totals."""
+    """The amounts that one profile adds to the total counts."""
 
     names: int
     policy_bytes: int
@@ -78,7 +79,7 @@ class Candidate:
 
     @property
     def id(self) -> KeyId:
-        """Return the identity of the key."""
+        """Return the identifier of the key."""
         return KeyId(
             kind=self.kind, profile_set=self.source_key.profile_set, key=self.source_key.key
         )
@@ -108,7 +109,7 @@ def _is_installed(entry: LedgerEntry | None) -> bool:
 
 @dataclass(slots=True, kw_only=True)
 class AdmissionBudget:
-    """The part of the limits that is still available for the remaining keys of one pass.
+    """Tracks how much of each limit remains for the other keys of one pass.
 
     Only the main thread uses this class.
     """
@@ -131,7 +132,9 @@ class AdmissionBudget:
             self._owned.update((entry.id.kind, name) for name in names)
 
     def rejection(self, id_: KeyId) -> Rejection | None:
-        """Count one key before its inspection; return a rejection if the key exceeds a limit."""
+        """Count one key before its inspection, and return a rejection if the key exceeds a
+        limit.
+        """
         self._keys += 1
         if self._keys > self.limits.keys:
             return _rejection(
@@ -141,7 +144,7 @@ class AdmissionBudget:
         return _rejection(id_, *obstacle) if obstacle is not None else None
 
     def size(self, profile: Profile) -> Size:
-        """Return the amounts that a profile adds to the totals."""
+        """Return the amounts that a profile adds to the total counts."""
         entry = self.entries.get(profile.id)
         owned = owned_names(entry) if entry is not None else {}
         return Size(
@@ -155,9 +158,10 @@ class AdmissionBudget:
         return self._obstacle(id_, size) is None
 
     def admitted(self, inspected: Inspected) -> Inspected:
-        """Count the result of an inspection; return a rejection if the result exceeds a limit.
+        """Count the result of an inspection, and return a rejection if the result exceeds a limit.
 
-        If the findings exceed their limit, one finding per key remains, if possible an error.
+        If the findings exceed their limit, one finding per key remains. If the key has an error, an
+        error remains.
         """
         if isinstance(inspected, Rejection):
             return replace(inspected, findings=self._trimmed(inspected.findings))
@@ -166,7 +170,8 @@ class AdmissionBudget:
         size = self.size(inspected)
         obstacle = self._obstacle(inspected.id, size)
         if obstacle is not None:
-            # Names that an entry owns stay claimed, so that they are not removed from the node.
+            # Names that an entry owns stay claimed, so that the agent does not remove them from the
+            # node.
             names = inspected.version.names
             claimed = tuple(name for name in names if (inspected.id.kind, name) in self._owned)
             return replace(_rejection(inspected.id, *obstacle), names=claimed)
@@ -177,7 +182,9 @@ class AdmissionBudget:
         return replace(inspected, findings=self._trimmed(inspected.findings))
 
     def _obstacle(self, id_: KeyId, size: Size) -> tuple[str, str] | None:
-        """Return the limit that a profile would exceed, and a hint; None within all limits."""
+        """Return the limit that a profile would exceed with a hint, or None if it exceeds no
+        limit.
+        """
         limits = self.limits
         if self._names + size.names > limits.names:
             return f"all profile sets together have more than {limits.names} names", _FEWER
@@ -220,7 +227,7 @@ def _rejection(id_: KeyId, reason: str, hint: str = _FEWER) -> Rejection:
 
 
 def unlisted_keys(origin: str, count: int) -> Finding:
-    """Return the finding about keys of one profile set that are not reported one by one."""
+    """Return the finding about the keys of one profile set that are not reported individually."""
     return Finding(
         code="limit_exceeded",
         location=origin,

@@ -1,7 +1,7 @@
 """Determines the kind of a key from its file name or from its content.
 
-A file that is not a profile, such as a README, has no kind and is ignored. This module does no
-input or output.
+A file that is not a profile, such as a README, has no kind, and the agent ignores it. This module
+has no input or output.
 """
 
 import fnmatch
@@ -19,7 +19,7 @@ _APPARMOR: Final = (".profile", ".apparmor", ".aa")
 def classify(key: str, content: bytes) -> ProfileKind | None:
     """Return the kind of a key, or None if the key is not a profile.
 
-    The file name extension determines the kind. For any other file name, the kind depends on
+    The file name extension determines the kind. If the extension is unknown, the kind depends on
     the first character of the content after white space and a byte order mark.
     """
     name = PurePosixPath(key).name if "/" in key or key == "." else key

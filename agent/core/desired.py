@@ -1,8 +1,8 @@
-"""The desired state: the keys of all profile sets, inspected and compared with each other.
+"""Computes the desired state: inspects the keys of all profile sets and compares them.
 
-If two keys provide the same name with different content, both keys are rejected, so that neither
-key replaces the other by chance. If two keys have equal content, one key is a duplicate of the
-other key. This module does no input or output.
+If two keys provide the same name with different content, both keys are rejected, so that the result
+does not depend on their order. If two keys provide the same name with equal content, one key is a
+duplicate of the other. This module has no input or output.
 """
 
 from collections import Counter, defaultdict
@@ -30,10 +30,11 @@ from agent.core.model import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Desired:
-    """The current keys. Each handled key is in exactly one mapping.
+    """The current keys, grouped by the result of their inspection.
 
-    The mappings are profiles, rejections, unchecked, pending and duplicates. Unlisted keys and keys
-    of kinds that are not handled are in no mapping.
+    A key of a handled kind is in exactly one of the mappings profiles, rejections, unchecked,
+    pending and duplicates. Keys of other kinds, and keys that are not listed one by one, are in
+    none of them.
     """
 
     profiles: Mapping[KeyId, Profile] = field(default_factory=dict)
@@ -59,10 +60,11 @@ class Desired:
         return any(id_ in mapping for mapping in keys)
 
     def is_present_unaccepted(self, id_: KeyId) -> bool:
-        """Return whether a key may still exist although it is not accepted.
+        """Return whether a key may still exist even if it is not accepted.
 
-        The result is true if the content looks like another kind, or if the key was not read
-        because its directory was rejected. The last good version of the key stays.
+        The result is true if the content looks like another kind, or if the directory of the key
+        was rejected and the key was not read. In these cases the last good version of the key
+        stays.
         """
         accepted = any(
             KeyId(kind=kind, profile_set=id_.profile_set, key=id_.key) in mapping
@@ -88,14 +90,14 @@ def join(
 ) -> Desired:
     """Inspect every key of every profile set that was read, and compare the keys.
 
-    If the source itself rejected a key, the key is rejected for each kind to which the key can
-    belong. The last good version of a rejected key is held.
+    If the source itself rejected a key, the result contains a rejection for each kind that the key
+    can have. The last good version of a rejected key is held.
 
     Args:
         snapshots: the results of reading the profile sets.
         inspect: checks one key.
-        kinds: the kinds to handle; keys of other kinds are left out.
-        budget: the limits on all keys together. A key over a limit is not inspected.
+        kinds: the kinds to handle; keys of other kinds are ignored.
+        budget: the limits on all keys together; a key over a limit is not inspected.
     """
     budget = budget if budget is not None else AdmissionBudget()
     sets = {snapshot.profile_set: snapshot for snapshot in snapshots}
@@ -135,7 +137,7 @@ def _source_keys(snapshots: Iterable[Snapshot]) -> Iterable[SourceKey]:
 
 
 def _left_out(snapshots: Iterable[Snapshot], kinds: frozenset[ProfileKind]) -> Counter[str]:
-    """Return the number of keys of kinds that are not handled, per profile set."""
+    """Return the number of keys of other kinds for each profile set."""
     left_out: Counter[str] = Counter()
     for key in _source_keys(snapshots):
         kind = classify.classify(key.key, key.content)
@@ -144,7 +146,7 @@ def _left_out(snapshots: Iterable[Snapshot], kinds: frozenset[ProfileKind]) -> C
 
 
 def _rejected_by_source(snapshot: Snapshot, kinds: frozenset[ProfileKind]) -> Iterable[Rejection]:
-    """Return the rejections of the keys that the source rejected, one per possible kind."""
+    """Return the rejections of keys that the source rejected, one for each possible kind."""
     for key, finding in snapshot.rejected_keys if isinstance(snapshot, Read) else ():
         possible_kinds = {classify.classify(key, b""), classify.classify(key, b"{")}
         for kind in sorted(kind for kind in possible_kinds if kind is not None and kind in kinds):
@@ -181,7 +183,7 @@ def _resolve_shared_names(
 ) -> dict[KeyId, KeyId]:
     """Move conflicting profiles to the rejections, and return the duplicate keys.
 
-    Each duplicate is mapped to the key whose profile is installed.
+    The result maps each duplicate to the key whose profile is installed.
     """
     claims: dict[tuple[ProfileKind, str], list[KeyId]] = defaultdict(list)
     for id_, profile in sorted(profiles.items(), key=lambda item: _order(item[0])):

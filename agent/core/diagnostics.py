@@ -1,4 +1,4 @@
-"""The findings that explain why a profile is not installed or why it stays on the node."""
+"""Builds findings that explain why a profile is not installed or why it stays on the node."""
 
 from agent.core.findings import Finding
 from agent.core.model import InUse, KeyId, ObservedProfile, UnknownUse
@@ -9,7 +9,7 @@ SHOWN_PIDS = 5
 
 
 def referenced_by_pods(name: str, pods: tuple[str, ...]) -> Finding:
-    """Report how many pods still reference a profile; the detail lists the first pods."""
+    """Report how many pods still reference a profile, and list the first pods in the detail."""
     more = ", ..." if len(pods) > SHOWN_PODS else ""
     return Finding(
         code="in_use",
@@ -35,7 +35,7 @@ def pods_unknown(name: str) -> Finding:
 
 
 def label_pending(name: str) -> Finding:
-    """Report that a removal waits for its label and the grace time."""
+    """Report that a removal waits for the removal of the label and for the grace time."""
     return Finding(
         code="label_pending",
         location=name,
@@ -45,7 +45,7 @@ def label_pending(name: str) -> Finding:
 
 
 def foreign_profile(name: str, id_: KeyId, observed: ObservedProfile) -> Finding:
-    """Report that a foreign profile already has the desired name."""
+    """Report that the node already has a foreign profile with the desired name."""
     content = (
         "with other content" if observed.is_readable else "with content that cannot be verified"
     )
@@ -71,7 +71,7 @@ def in_use(name: str, use: InUse) -> Finding:
 
 
 def use_unknown(name: str, use: UnknownUse, capabilities: Capabilities) -> Finding:
-    """Report that it is not known whether a process uses a profile that is no longer desired."""
+    """Report that the agent does not know whether a process uses an undesired profile."""
     hint = "Remove the profile by hand when no workload needs it"
     return Finding(
         code="use_unknown",

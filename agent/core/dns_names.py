@@ -1,4 +1,4 @@
-"""Checks of the syntax that the API server requires of names.
+"""Checks whether a name has the syntax that the API server requires.
 
 Source: kubernetes, apimachinery/pkg/util/validation/validation.go (IsDNS1123Label,
 IsDNS1123Subdomain, IsQualifiedName).

@@ -2,7 +2,7 @@
 
 The table CODES contains every code with its severity. Logs, metrics, Events and the runbook refer
 to codes, so a released code never changes its meaning. A message states what happened, where, what
-follows and what to do next. A message never quotes the text of a profile or a secret.
+follows and what to do next. A message never contains a secret or the text of a profile.
 """
 
 from collections.abc import Iterable
@@ -51,10 +51,10 @@ CODES: Final[dict[str, Severity]] = {
     "parser_rejected": Severity.ERROR,  # The finding contains the parser's own message.
     # The parser exceeded a CPU, memory, output or wall-clock limit.
     "parser_killed": Severity.ERROR,
-    "parser_not_sandboxed": Severity.NOTICE,  # The parser could open any file that a text includes.
-    "no_profile": Severity.ERROR,  # The text compiles, but does not declare a profile.
+    "parser_not_sandboxed": Severity.NOTICE,  # The parser can open any file that a text includes.
+    "no_profile": Severity.ERROR,  # The text compiles, but it declares no profile.
     "name_denied": Severity.ERROR,
-    # The name has control characters, // without a parent, or over 200 bytes.
+    # The name has control characters, has // without a parent, or is longer than 200 bytes.
     "name_unsafe": Severity.ERROR,
     "name_variable": Severity.ERROR,
     "namespace_refused": Severity.ERROR,
@@ -65,7 +65,8 @@ CODES: Final[dict[str, Severity]] = {
     "kernel_refused": Severity.ERROR,  # The finding contains the kernel's errno for the load.
     "kernel_jammed": Severity.ERROR,
     "policy_unreadable": Severity.ERROR,  # The layout of the compiled policy is unknown.
-    "content_unverifiable": Severity.WARNING,  # The kernel shows neither hashes nor loaded policy.
+    # The kernel shows neither hashes of policy nor the policy itself.
+    "content_unverifiable": Severity.WARNING,
     "complain_mode": Severity.WARNING,
     "name_suspicious": Severity.WARNING,  # The name looks like a list of flags.
     "rule_not_enforced": Severity.WARNING,  # The kernel does not mediate some rules.
@@ -82,7 +83,7 @@ CODES: Final[dict[str, Severity]] = {
     "runtime_crash": Severity.ERROR,
     "not_portable": Severity.ERROR,  # Only CRI-O understands the profile.
     "notify_refused": Severity.ERROR,
-    # A system call is unknown, and the default action allows calls.
+    # The call is unknown to libseccomp, and the default action allows calls.
     "unknown_syscall": Severity.ERROR,
     "filter_too_large": Severity.ERROR,
     "path_unsafe": Severity.ERROR,  # A pod cannot reference a file with this path.
@@ -93,16 +94,17 @@ CODES: Final[dict[str, Severity]] = {
     "errno_rewritten": Severity.NOTICE,
     "comments_removed": Severity.NOTICE,
     "rule_added": Severity.NOTICE,
-    # A system call is unknown, and the default action denies calls.
+    # The call is unknown to libseccomp, and the default action denies calls.
     "syscall_ignored": Severity.WARNING,
     "start_impossible": Severity.WARNING,  # No runtime can start a container with this profile.
     "start_limited": Severity.WARNING,  # One runtime cannot start a container with this profile.
     "clone3_denied": Severity.WARNING,  # clone3 fails with an error other than ENOSYS.
-    "nothing_denied": Severity.WARNING,  # The architecture does not have any denied call.
+    "nothing_denied": Severity.WARNING,  # The architecture has none of the denied calls.
     "not_enforcing": Severity.WARNING,  # The default action only logs calls.
     "abi_missing": Severity.WARNING,
     "dangerous_syscalls": Severity.WARNING,
-    "newer_call_allowed": Severity.WARNING,  # An older variant of an allowed call is denied.
+    # The profile denies a call but allows its newer variant.
+    "newer_call_allowed": Severity.WARNING,
     "condition_surprising": Severity.WARNING,
     # as a daemon
     "drift_fought": Severity.ERROR,  # Another program keeps changing a repaired profile.
@@ -115,7 +117,7 @@ CODES: Final[dict[str, Severity]] = {
     "label_refused": Severity.WARNING,  # The API server rejects some labels.
     "label_collision": Severity.ERROR,  # Two names have the same label key.
     "label_limit": Severity.WARNING,  # The Node would have more labels than --label-limit.
-    # The profile stays until its label is gone and the grace time has passed.
+    # The profile stays until its label has been removed and the grace time has passed.
     "label_pending": Severity.NOTICE,
     # state
     "ledger_damaged": Severity.ERROR,
@@ -125,7 +127,7 @@ CODES: Final[dict[str, Severity]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One coded message: an error, a warning or a notice."""
+    """A coded message: an error, a warning or a notice."""
 
     code: str
     """A key of CODES."""
@@ -156,9 +158,10 @@ class Finding:
 
 
 def limit_findings(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Return at most MAX_FINDINGS findings about one key, and a note about omitted findings.
+    """Return at most MAX_FINDINGS findings about one key; if more exist, add a note about them.
 
-    If any finding is an error, at least one error is returned. The iteration stops early.
+    If any of the findings is an error, the result contains at least one error. The function does
+    not read all findings if there are too many.
     """
     kept: list[Finding] = []
     has_error = has_more = False

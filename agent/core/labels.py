@@ -1,8 +1,9 @@
 """Computes the labels of the agent's Node from a report.
 
-A label states that the pass verified a profile. If the agent could not observe the node or read a
-source, existing labels stay and no label is added. A name that is no longer desired has no label,
-even if it is in use. If two names have the same label key, neither name has a label.
+A label states that a pass verified a profile. If the agent could not observe the node or could not
+read a source, it keeps existing labels and adds no label. A name that is no longer desired gets no
+label, even if the profile is in use. If two names would have the same label key, neither name gets
+a label.
 """
 
 import hashlib
@@ -19,13 +20,14 @@ from agent.core.vocabulary import ON_NODE, ProfileSetState, ProfileState, Reason
 
 DOMAIN: Final = "profile-loader.node-restriction.kubernetes.io"
 DEFAULT_LIMIT: Final = 200
-# The cost limit of admission policies does not allow more labels per request (measured).
+# The cost limit of admission policies does not allow more labels in one request (measured).
 MAX_LIMIT: Final = 800
 DIGEST_DIGITS: Final = 12
 
 # kubernetes, apimachinery/pkg/util/validation/validation.go: IsQualifiedName, IsValidLabelValue.
 _ALLOWED: Final = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
-# 20 hex digits are 80 bits: finding a name with the same suffix takes 2**80 hashes on average.
+# 20 hex digits are 80 bits. To find another name with the same suffix, an attacker needs 2**80
+# hashes on average.
 _SUFFIX_DIGITS: Final = 20
 _LIKE_SUFFIX: Final = re.compile(rf"(.*-)?[0-9a-f]{{{_SUFFIX_DIGITS}}}")
 _CUT: Final = 63 - 1 - _SUFFIX_DIGITS
@@ -41,11 +43,11 @@ class Labels:
 
 
 def label_name(text: str) -> str:
-    """Return the last part of the label key of a profile or ConfigMap.
+    """Return the last part of the label key for a profile or a ConfigMap.
 
-    Most texts stay unchanged, except that each `/` becomes `__`. A text that is not valid in a
-    label key, or that is ambiguous, is shortened; it then ends with "-" and the first 20 hex digits
-    of the sha256 of the whole text. The same text always has the same label key.
+    Most names stay unchanged, except that each `/` becomes `__`. A name that is ambiguous or not
+    valid in a label key is shortened; it then ends with "-" and the first 20 hex digits of the
+    sha256 of the whole name. The same name always has the same label key.
     """
     plain = text.replace("/", "__")
     if (
@@ -60,12 +62,12 @@ def label_name(text: str) -> str:
 
 
 def label_key(kind: ProfileKind, text: str, domain: str) -> str:
-    """Return the key of the label of a profile."""
+    """Return the label key of a profile."""
     return f"{kind}.{domain}/{label_name(text)}"
 
 
 def is_agent_label(label: str, domain: str) -> bool:
-    """Return whether a label key has a prefix of the agent."""
+    """Return whether a label key has one of the agent's prefixes."""
     prefix, _, _ = label.rpartition("/")
     return prefix == domain or (
         prefix.endswith(f".{domain}") and prefix.removesuffix(f".{domain}") in _PREFIXES
@@ -73,7 +75,7 @@ def is_agent_label(label: str, domain: str) -> bool:
 
 
 def has_agent_label_form(label: str) -> bool:
-    """Return whether a label key looks like a label key of the agent, in any domain."""
+    """Return whether a label key looks like one of the agent's label keys, in any domain."""
     prefix, _, text = label.rpartition("/")
     return prefix.partition(".")[0] in _PREFIXES or (prefix != "" and text in KINDS)
 
@@ -82,7 +84,7 @@ _PREFIXES: Final = (*KINDS, "set", *(f"{kind}-digest" for kind in KINDS))
 
 
 def node_selector(row: ProfileStatus, domain: str) -> dict[str, str]:
-    """Return the nodeSelector that selects nodes with this profile; empty if it has no label."""
+    """Return the nodeSelector for nodes with this profile; empty if the profile has no label."""
     if not _is_labelled(row):
         return {}
     return {label_key(row.kind, row.name, domain): _value(row)}
@@ -101,16 +103,15 @@ def labels_for(
     Args:
         report: the report of a pass.
         domain: the domain of the label keys.
-        digest: whether to add labels with the digest of the source.
+        digest: whether to add labels that contain the digest of the source.
         limit: the largest number of labels.
-        present: the current labels of the agent on the Node. Existing labels have priority over new
-            labels.
+        present: the agent's labels that are on the Node now; they have priority over new labels.
     """
     collisions = _collisions(report, domain)
     labels: dict[str, str] = {}
     for row in sorted(
         report.profiles, key=_is_observed
-    ):  # Observed rows come last, so that their labels replace the labels that were kept.
+    ):  # Observed rows come last, so that their labels override the labels that were kept.
         if label_key(row.kind, row.name, domain) not in collisions:
             labels.update(_of_row(row, domain, present, digest=digest))
     for status in report.profile_sets:
@@ -131,10 +132,10 @@ def labels_for(
 
 
 def _collisions(report: Report, domain: str) -> dict[str, frozenset[str]]:
-    """Return the label keys that more than one desired name or ConfigMap has.
+    """Return the label keys that several desired names or ConfigMaps share.
 
-    The names of rejected profiles count as well: a shared label would claim that the rejected
-    profile is on the node. Keys whose names are not known cannot be considered.
+    The names of rejected profiles count as well, because a shared label would claim that the
+    rejected profile is on the node. Keys whose names are unknown cannot be considered.
     """
     names_by_label: dict[str, set[str]] = defaultdict(set)
     for kind, names in report.desired_names.items():
@@ -145,7 +146,7 @@ def _collisions(report: Report, domain: str) -> dict[str, frozenset[str]]:
             names_by_label[label_key(row.kind, row.name, domain)].add(row.name)
     for status in report.profile_sets:
         names_by_label[_set_key(status.profile_set, domain)].add(status.profile_set)
-    names_by_label.pop("", None)  # profile sets without a label
+    names_by_label.pop("", None)  # profile sets that get no label
     return {label: frozenset(texts) for label, texts in names_by_label.items() if len(texts) > 1}
 
 
@@ -188,15 +189,15 @@ def _of_row(
         if not _may_be_undesired(row):
             yield row_label, value
         elif row_label in present:
-            # It is unknown whether the profile is desired, so an existing label stays unchanged.
+            # The agent does not know whether the profile is desired, so it keeps an existing label.
             yield row_label, present[row_label]
 
 
 def _set_key(origin: str, domain: str) -> str:
     """Return the label key of a profile set, or an empty string if the set has no label.
 
-    Only the name of a ConfigMap means the same on every node. A directory or a manifest is a path
-    on one host, so that only its profiles have labels.
+    Only the name of a ConfigMap has the same meaning on every node. A directory or a manifest is a
+    path on one host, so it gets no label of its own.
     """
     if not origin.startswith(_CONFIG_MAP):
         return ""
@@ -208,7 +209,7 @@ def _is_ready(
 ) -> bool:
     """Return whether every key of a ConfigMap has a verified version on the node.
 
-    A ConfigMap that was ready stays ready while it cannot be read, or while its labelled profiles
+    If a ConfigMap was ready, it stays ready while it cannot be read, or while its labelled profiles
     cannot be observed.
     """
     rows = [
@@ -227,7 +228,7 @@ def _is_ready(
 
 
 def _keeps_label(row: ProfileStatus, domain: str, present: Mapping[str, str]) -> bool:
-    """Return whether a profile that cannot be observed now keeps its existing label."""
+    """Return whether a profile keeps its existing label because it cannot be observed now."""
     return (
         row.state == ProfileState.UNOBSERVABLE and label_key(row.kind, row.name, domain) in present
     )
@@ -244,7 +245,7 @@ def _limited(
             prefix != domain,  # The labels of supported kinds come first.
             prefix.endswith(
                 f"-digest.{domain}"
-            ),  # The label of a digest is useless without the label of its name.
+            ),  # The label with the digest is useless without the label of the name.
             label not in present,
             prefix != f"set.{domain}",
             label,

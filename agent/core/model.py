@@ -1,8 +1,8 @@
-"""The values that the parts of the agent exchange: keys, profiles, versions and observations.
+"""The values that the modules of the agent exchange: keys, profiles, versions and observations.
 
-Every value is frozen, and this module does no input or output. Empty, missing and unreadable
-sources have different types, so that no code can confuse these cases. For the same reason, a node
-that cannot be observed and a node that does not support a kind have different types.
+Every value is immutable, and this module has no input or output. Empty, missing and unreadable
+sources have different types, so that the code cannot confuse these cases. For the same reason, a
+node that cannot be observed and a node that does not support a kind have different types.
 """
 
 import hashlib
@@ -17,21 +17,22 @@ from agent.core.vocabulary import Provenance, UnreadableCause
 ProfileKind = Literal["apparmor", "seccomp"]
 KINDS: Final[tuple[ProfileKind, ...]] = get_args(ProfileKind)
 
-# Evidence consists of opaque tokens that identify content. Each backend defines its own tokens,
-# for example "bytes:<hex>", the sha256 of a file. Two contents are equal if their evidence shares a
-# token. No token is made from a name or an exit status. If a backend cannot read the content, a
-# token may identify one unchanged object on the node (ObservedProfile.is_readable).
+# Evidence consists of opaque tokens that identify the content of a profile. Each backend defines
+# its own tokens, for example "bytes:<hex>", the sha256 of a file. Two contents are equal if their
+# evidence has a common token. No token is derived from a name or an exit status. If a backend
+# cannot read the content, its token may identify an unchanged object on the node instead
+# (ObservedProfile.is_readable).
 Evidence = frozenset[str]
 
 
 def digest(content: bytes) -> str:
-    """Return the lower-case hex sha256 of content (64 characters)."""
+    """Return the sha256 digest of some content as 64 lower-case hex digits."""
     return hashlib.sha256(content).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyId:
-    """The identity of a profile, a rejection and a ledger entry."""
+    """Identifies a profile, a rejection or a ledger entry."""
 
     kind: ProfileKind
     profile_set: str
@@ -62,7 +63,7 @@ class SourceKey:
 
     @property
     def path(self) -> str:
-        """Return the path of this key in the directory of the installed files."""
+        """Return the path of this key in the directory of installed files."""
         return self.prefix + (self.name or self.key)
 
 
@@ -82,7 +83,7 @@ class Read:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Emptied:
-    """A profile set that exists and contains no profile."""
+    """A profile set that exists but contains no profile."""
 
     profile_set: str
     revision: str
@@ -98,7 +99,7 @@ class Missing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unreadable:
-    """A profile set that may exist, but could not be read completely."""
+    """A profile set that could not be read completely, and that may exist."""
 
     profile_set: str
     reason: str
@@ -110,7 +111,7 @@ Snapshot = Read | Emptied | Missing | Unreadable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """One version of one profile, as the ledger records it, without the bytes."""
+    """One version of a profile as recorded in the ledger, without its bytes."""
 
     names: tuple[str, ...]
     """The names that pods can reference, including the names of child profiles."""
@@ -133,7 +134,7 @@ class Version:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """One accepted key. The backend provides its body when the profile is installed."""
+    """An accepted key, whose body the backend provides when the profile is installed."""
 
     id: KeyId
     version: Version
@@ -147,7 +148,7 @@ class Profile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
-    """One rejected key. At least one finding is an error."""
+    """A rejected key, with at least one finding that is an error."""
 
     id: KeyId
     findings: tuple[Finding, ...]
@@ -157,7 +158,7 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unchecked:
-    """One key that this node cannot check, because a parser or kernel support is missing."""
+    """A key that this node cannot check, because a parser or kernel support is missing."""
 
     id: KeyId
     finding: Finding
@@ -165,7 +166,7 @@ class Unchecked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pending:
-    """One key that is still being checked in the background."""
+    """A key that is still being checked in the background."""
 
     id: KeyId
     source: bytes
@@ -173,7 +174,7 @@ class Pending:
     """The reasons for a check that takes longer than usual; usually empty."""
 
     def may_provide(self, name: str) -> bool:
-        """Return whether the key's text mentions the last part of a name as a word."""
+        """Return whether the text of the key contains the last part of a name as a word."""
         last = re.escape(name.rpartition("//")[2].encode("utf-8", "surrogateescape"))
         return re.search(rb"(?<![\w.-])" + last + rb"(?![\w.-])", self.source) is not None
 
@@ -186,7 +187,7 @@ Inspected = Profile | Rejection | Unchecked | Pending
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObservedProfile:
-    """The profile that the node has under one name."""
+    """The profile that is on the node under one name."""
 
     evidence: Evidence
     """The evidence of the content; empty if the content cannot be compared."""
@@ -246,14 +247,14 @@ class Observation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unobservable:
-    """The node may have profiles of this kind, but they could not be observed completely."""
+    """The node may have profiles of this kind, but the agent could not observe them completely."""
 
     finding: Finding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unsupported:
-    """This node does not support profiles of this kind."""
+    """The node does not support profiles of this kind."""
 
     finding: Finding
 
@@ -266,7 +267,7 @@ Observed = Observation | Unobservable | Unsupported
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEntry:
-    """The ledger entry of one key. A staged version alone does not prove ownership."""
+    """The ledger entry of one key. A staged version is not a proof of ownership."""
 
     id: KeyId
     provenance: Provenance

@@ -1,8 +1,9 @@
 """Determines which profiles on the node belong to a ledger entry, based on an observation.
 
-An entry owns a profile only if this agent created the object on the node. An object that another
-program created under the same name is foreign, even with the same content. An adopted profile was
-installed by another program; the retired names of an entry were installed by this agent.
+An entry owns a profile only if this agent created the loaded object or the file on the node. If
+another program created an object under the same name, the object is foreign, even if its content is
+the same. Another program installed the profiles that an entry adopted; this agent installed the
+names that an entry retired.
 """
 
 from agent.core.model import Evidence, LedgerEntry, ObservedProfile, Version
@@ -10,9 +11,9 @@ from agent.core.vocabulary import Provenance
 
 
 def has_same_content(evidence: Evidence, observed: ObservedProfile, mode: str = "") -> bool:
-    """Return whether an observed profile has the content that the evidence identifies.
+    """Return whether an observed profile has the content that some evidence identifies.
 
-    With a mode, the observed profile must also have this mode, if its kind has modes.
+    If a mode is passed and the kind has modes, the observed profile must also have this mode.
     """
     return bool(evidence & observed.evidence) and (
         not mode or not observed.mode or mode == observed.mode
@@ -39,7 +40,7 @@ def evidence_of(entry: LedgerEntry, name: str) -> Evidence:
 def is_installed_by_agent(entry: LedgerEntry, name: str) -> bool:
     """Return whether this agent installed a name that an entry owns.
 
-    Retired names were always installed by this agent.
+    This agent installed all retired names.
     """
     return entry.provenance == Provenance.INSTALLED or name in entry.retired
 

@@ -28,7 +28,7 @@ _ENDED: Final = ("Succeeded", "Failed")
 
 
 def referenced_profiles(pod: Mapping[str, object]) -> ProfileReferences:
-    """Return every profile that a pod may start a container with."""
+    """Return every profile under which a pod may start a container."""
     if _mapping(pod.get("status")).get("phase") in _ENDED:
         return frozenset()
     spec = _mapping(pod.get("spec"))
@@ -59,7 +59,8 @@ def _annotations(pod: Mapping[str, object]) -> Iterable[tuple[ProfileKind, str]]
 
 
 def _runtime_name(kind: ProfileKind, name: str) -> str:
-    """Return the name that a runtime uses. The kubelet normalizes the path of a seccomp file.
+    """Return the name that a runtime uses, with a seccomp path in the normalized form of the
+    kubelet.
 
     Source: kubernetes, pkg/kubelet/kuberuntime/helpers.go (filepath.Join).
     """

@@ -1,7 +1,7 @@
 """The protocols that backends, sources and the ledger implement, with their result types.
 
-This module contains no logic. Expected failures are values, such as a finding, `Unobservable` or
-`Unreadable`. Only a bug raises an exception.
+This module contains no logic. The result of an expected failure is a value, such as a finding,
+`Unobservable` or `Unreadable`. Exceptions are only raised for bugs.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -28,7 +28,7 @@ from agent.core.model import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Installed:
-    """A verified installation, with the evidence and the mode of each name on the node."""
+    """The result of a verified installation, with the evidence and the mode of each name."""
 
     evidence: Mapping[str, Evidence]
     modes: Mapping[str, str]
@@ -36,26 +36,28 @@ class Installed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """An installation or a removal that failed, or that could not be verified."""
+    """The result of an installation or a removal that failed or could not be verified."""
 
     finding: Finding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removed:
-    """A successful removal, after which the names are no longer on the node."""
+    """The result of a successful removal: the names are no longer on the node."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StillInUse:
-    """A removal that was not carried out, because a name is or may be in use."""
+    """The result of a removal that was not carried out, because a name is or may be in use."""
 
     uses: Mapping[str, InUse | UnknownUse]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sandbox:
-    """The state of the sandbox that limits which files the parser of profile texts can open."""
+    """The state of the sandbox, which limits the files that the parser of profile texts can
+    open.
+    """
 
     finding: Finding | None = None
     """The reason for a missing sandbox; None if the sandbox is active."""
@@ -87,14 +89,14 @@ class ProfileBackend(Protocol):
 
     @property
     def name(self) -> ProfileKind:
-        """Return the kind."""
+        """Return the kind of profile that this backend handles."""
 
     @property
     def capabilities(self) -> Capabilities:
-        """Return the differences from other kinds. The value never changes."""
+        """Return the properties in which this kind differs from other kinds; they never change."""
 
     def begin_pass(self) -> None:
-        """Begin a pass, and collect the results of background checks."""
+        """Begin a pass, and collect the results of checks in the background."""
 
     def wait(self, progress: Callable[[int, int], None]) -> bool:
         """Wait until no background check is running.
@@ -104,27 +106,27 @@ class ProfileBackend(Protocol):
                 number of all checks.
 
         Returns:
-            Whether the next pass has new results.
+            Return whether new results are available for the next pass.
         """
 
     def inspect(self, source_key: SourceKey) -> Inspected:
-        """Check one key without changing the node. The result depends only on the key."""
+        """Check one key without changing the node; the result depends only on the key."""
 
     def body(self, profile: Profile) -> bytes | None:
         """Return the bytes to install, whose digest is `profile.version.body_digest`.
 
-        The result None means that the backend no longer has these bytes; `inspect` produces the
+        If the backend no longer has these bytes, the result is None, and `inspect` produces the
         bytes again.
         """
 
     def discard(self, profile: Profile) -> None:
-        """Free the memory of an inspected profile. The profile may be inspected again later."""
+        """Free the memory of an inspected profile, which may be inspected again later."""
 
     def accepts_context(self, context: str) -> bool:
         """Return whether a body with this `Version.context` may be installed on this node now."""
 
     def sandbox(self) -> Sandbox | None:
-        """Return the state of the sandbox; None for a kind that starts no program."""
+        """Return the state of the sandbox, or None if the kind starts no program."""
 
     def observe(self, names: Collection[str], removal_candidates: Collection[str]) -> Observed:
         """Observe profiles on the node.
@@ -147,10 +149,11 @@ class ProfileBackend(Protocol):
         Args:
             profile: the profile to install.
             body: the bytes to install.
-            replaceable: names whose content on the node may be replaced. If any other name is on
-                the node, nothing is replaced, and the result is Failed with `foreign_name`.
+            replaceable: names whose content on the node may be replaced. If the node has a profile
+                under any other name, nothing is replaced, and the result is Failed with
+                `foreign_name`.
             foreign: replaceable names that another program installed with this content. The backend
-                does not record these names as created by this agent.
+                does not record that this agent created these names.
         """
 
     def remove(
@@ -158,15 +161,15 @@ class ProfileBackend(Protocol):
     ) -> Removed | StillInUse | Failed:
         """Remove names after another check of the node.
 
-        Each name must still have the content of its evidence; if the content differs, the result is
-        Failed with `foreign_name`. With `require_unused`, nothing is removed if a process may use a
-        name.
+        Each name must still have the content that its evidence identifies; otherwise the result is
+        Failed with `foreign_name`. With `require_unused`, the backend removes nothing if a process
+        may use one of the names.
         """
 
     def is_unchanged(self) -> bool:
         """Return whether the node is unchanged since the last observation or action.
 
-        The check may rely on signatures and revisions. If the check cannot decide, the result is
+        The check may rely on signatures and revisions. If the check has no clear result, it returns
         False.
         """
 
@@ -175,16 +178,16 @@ class ProfileBackend(Protocol):
 
 
 class ConfinementTracker(Protocol):
-    """Finds processes that lost their confinement, because their profile was removed."""
+    """Finds processes that lost their confinement when their profile was removed."""
 
     def observe(self, names: Collection[str]) -> None:
         """Record every thread that currently runs under a profile of these names."""
 
     def names_in_use(self) -> frozenset[str]:
-        """Return the profiles that confined a thread at the last observation."""
+        """Return the profiles that had at least one thread at the last observation."""
 
     def record_removals(self, names: Collection[str]) -> None:
-        """Find the threads that the removal of these profiles left unconfined."""
+        """Find threads that became unconfined because these profiles were removed."""
 
     def findings(self) -> tuple[Finding, ...]:
         """Return a finding for each profile whose processes lost their confinement."""
@@ -194,7 +197,7 @@ class ConfinementTracker(Protocol):
 
 
 class Source(Protocol):
-    """A place that provides profile sets, for example a directory."""
+    """Provides profile sets from one place, for example from a directory."""
 
     @property
     def watched_path(self) -> Path | None:
@@ -203,37 +206,40 @@ class Source(Protocol):
     def read(self) -> tuple[Snapshot, ...]:
         """Read every profile set once.
 
-        A profile set with an unchanged signature is not read again.
+        A profile set is not read again while its signature is unchanged.
         """
 
     def invalidate(self) -> None:
         """Read the content at the next `read`, even if its signature is unchanged."""
 
     def explain_absence(self, profile_set: str) -> Snapshot | None:
-        """Return the snapshot of a profile set of the ledger that `read` did not return.
+        """Return the snapshot of a profile set that is in the ledger but was not returned by
+        `read`.
 
-        The result None means that the set does not belong to this source, so that its profiles
+        The result is None if the set does not belong to this source; the profiles of the set then
         stay.
         """
 
 
 class Ledger(Protocol):
-    """The record of the profiles that this agent installed on the node."""
+    """Records the profiles that this agent installed on the node."""
 
     def entries(self) -> Mapping[KeyId, LedgerEntry] | Finding:
-        """Return every entry, or a finding if the ledger is unreadable or has a newer schema."""
+        """Return all entries; return a finding if the ledger is unreadable or has a newer
+        schema.
+        """
 
     def write(self, entry: LedgerEntry) -> Finding | None:
         """Store an entry durably (fsync), and replace its previous version atomically."""
 
     def delete(self, id_: KeyId) -> Finding | None:
-        """Delete an entry."""
+        """Delete the entry of a key."""
 
     def store_content(self, content: bytes) -> Finding | None:
-        """Store bytes durably under their sha256, unless intact bytes are already stored."""
+        """Store bytes durably under their sha256 digest, unless intact bytes are already stored."""
 
     def has_content(self, digest: str) -> bool:
-        """Return whether bytes with this sha256 are stored, without reading them."""
+        """Return whether bytes with this sha256 digest are stored, without reading them."""
 
     def content(self, digest: str) -> bytes | None:
-        """Return the bytes with this sha256, or None if they are absent or damaged."""
+        """Return the bytes with this sha256 digest, or None if they are missing or damaged."""

@@ -1,7 +1,7 @@
-"""The report of a pass: the state of every profile and profile set, and the findings.
+"""The report of a pass: the states of all profiles and profile sets, and the findings.
 
-Reporters read only the report. A profile is `installed` only if this pass verified it on the node.
-The exit status depends on the report alone.
+Report sinks read only the report. A profile is `installed` only if this pass verified it on the
+node. The exit status depends only on the report.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ _CHANGES: Final = INSTALLS | {ActionName.ADOPT, ActionName.REMOVE, ActionName.RE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfileStatus:
-    """The row of one name that a key provides, or the row of a key without a known name."""
+    """The row of a name that a key provides, or of a key whose names are unknown."""
 
     kind: ProfileKind
     profile_set: str
@@ -61,14 +61,14 @@ class ProfileStatus:
 
     @property
     def why(self) -> str:
-        """Return the text of the reason that is shown to users."""
+        """Return the text that shows the reason to users."""
         return self.reason_text or self.reason
 
     @property
     def is_repair(self) -> bool:
-        """Return whether this row reports the repair of a profile.
+        """Return whether this row reports a repair of the profile.
 
-        The row of a duplicate key repeats the action of the other key without the reason.
+        For a duplicate key, the row repeats the action of the other key without the reason.
         """
         return self.action == ActionName.RESTORE and self.reason in DRIFTS
 
@@ -92,7 +92,7 @@ class ProfileSetStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KindSupport:
-    """Whether this node supports a kind of profile."""
+    """The support of this node for one kind of profile."""
 
     state: SupportState
     finding: Finding | None = None
@@ -137,8 +137,8 @@ class Report:
 def merge_reports(first: Report, second: Report) -> Report:
     """Merge the reports of two consecutive passes.
 
-    The states come from the second pass. A change by the first pass is included if the second pass
-    left that profile unchanged.
+    The states come from the second pass. The result includes a change by the first pass if the
+    second pass did not change the same profile.
     """
 
     def identity(row: ProfileStatus) -> tuple[str, ...]:
@@ -168,7 +168,8 @@ def repeats_source_state(finding: Finding) -> bool:
     return finding.code.startswith("source_")
 
 
-# A held profile may wait until it is unused. The states of the profile sets cover missing sources.
+# A held profile does not count, because it may wait until it is unused. Missing sources are already
+# counted by the states of the profile sets.
 _CONVERGED_STATES = frozenset(
     {
         ProfileState.INSTALLED,
@@ -182,7 +183,9 @@ _CONVERGED_STATES = frozenset(
 
 
 def is_converged(report: Report, *, allow_unsupported: bool) -> bool:
-    """Return whether the node is converged. The labels of the Node are not considered."""
+    """Return whether the node is converged. The result does not depend on the labels of the
+    Node.
+    """
     return _profiles_status(report, allow_unsupported=allow_unsupported) == 0
 
 

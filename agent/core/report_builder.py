@@ -1,6 +1,6 @@
 """Builds the report of a pass from the desired keys, the observations and the outcomes.
 
-This module does no input or output. See `agent.core.report` for the values that it returns.
+This module has no input or output. The types that it returns are in `agent.core.report`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,7 +50,7 @@ def build_report(  # noqa: PLR0913 - keyword-only
     dry_run: bool = False,
     seconds: Mapping[str, float] | None = None,
 ) -> Report:
-    """Return the report of one pass, with rows that are sorted by kind, name and key."""
+    """Return the report of one pass, with its rows sorted by kind, name and key."""
     rows = [
         row
         for outcome in outcomes
@@ -144,7 +144,7 @@ def _rows(
 
 
 def _findings(outcome: Outcome, desired: Desired) -> tuple[Finding, ...]:
-    """Return the findings of an outcome, followed by the findings about the profile itself."""
+    """Return the findings of an outcome and then the findings of the profile itself."""
     action = outcome.action
     action_findings = action.findings if isinstance(action, Install | Hold) else ()
     profile = desired.profiles.get(action.id)
@@ -155,13 +155,13 @@ def _findings(outcome: Outcome, desired: Desired) -> tuple[Finding, ...]:
 
 
 def installed_digest(version: Version | None, capabilities: Capabilities) -> str:
-    """Return the digest of the installed file; empty for kinds that install policy."""
+    """Return the digest of the installed file; empty for a kind that installs policy."""
     is_file = capabilities.installed_form == InstalledForm.FILE
     return version.body_digest if version is not None and is_file else ""
 
 
 def policy_digest(version: Version | None, capabilities: Capabilities) -> str:
-    """Return the digest of the compiled policy; empty for kinds that install files."""
+    """Return the digest of the compiled policy; empty for a kind that installs files."""
     is_policy = capabilities.installed_form == InstalledForm.POLICY
     return version.body_digest if version is not None and is_policy else ""
 
@@ -169,7 +169,7 @@ def policy_digest(version: Version | None, capabilities: Capabilities) -> str:
 def _row(
     id_: KeyId, name: str, version: Version | None, capabilities: Capabilities
 ) -> ProfileStatus:
-    """Return the row of a name, without the outcome of the action, which the caller adds."""
+    """Return the row of a name without the outcome of its action, which the caller adds."""
     return ProfileStatus(
         kind=id_.kind,
         profile_set=id_.profile_set,
@@ -187,7 +187,7 @@ def _row(
 
 
 def _state(outcome: Outcome, desired: Desired) -> tuple[ProfileState | None, ActionName]:
-    """Return the state of an outcome's rows and the name of its action; None without rows."""
+    """Return the state of the rows of an outcome (None: no rows) and the name of its action."""
     action = outcome.action
     match action:
         case Install(reason=reason, profile=profile):
@@ -212,7 +212,7 @@ def _state(outcome: Outcome, desired: Desired) -> tuple[ProfileState | None, Act
 
 
 def _or_not_done(outcome: Outcome, done: ProfileState) -> ProfileState:
-    """Return the state of an action that was carried out, unless it failed or is only planned."""
+    """Return the state after an action that did not fail and was not only planned."""
     match outcome.result:
         case OutcomeResult.FAILED:
             return ProfileState.FAILED
@@ -227,7 +227,7 @@ def _or_not_done(outcome: Outcome, done: ProfileState) -> ProfileState:
 
 
 def _release_state(action: Release, outcome: Outcome) -> ProfileState | None:
-    """Return the state of a released profile, or None if the profile has no row."""
+    """Return the state of a released profile, or None if the profile gets no row."""
     if outcome.result == OutcomeResult.FAILED:
         return ProfileState.FAILED
     is_internal = action.reason in (Reason.MOVED, Reason.NEVER_INSTALLED)
@@ -237,7 +237,7 @@ def _release_state(action: Release, outcome: Outcome) -> ProfileState | None:
 
 
 def _install_name(reason: Reason) -> ActionName:
-    """Return the name of an installation with this reason: install, replace or restore."""
+    """Return the name of an action with this reason: install, replace or restore."""
     if reason in DRIFTS:
         return ActionName.RESTORE
     return ActionName.INSTALL if reason == Reason.NEW else ActionName.REPLACE
@@ -257,7 +257,7 @@ _HINTS = {
 
 
 def source_finding(snapshot: Snapshot) -> Finding | None:
-    """Return why a profile set was not read, or None if it was read."""
+    """Return the finding about a profile set that was not read, or None if it was read."""
     status = profile_set_status(snapshot)
     if status.state == ProfileSetState.READ:
         return None

@@ -1,8 +1,8 @@
 """Parses Kubernetes label selectors, and matches labels against selectors.
 
 The grammar is that of kubectl's --selector (kubernetes, apimachinery/pkg/labels/selector.go):
-`a=b`, `a==b`, `a!=b`, `a in (b,c)`, `a notin (b,c)`, `a` and `!a`, joined by commas. All
-conditions must be true.
+`a=b`, `a==b`, `a!=b`, `a in (b,c)`, `a notin (b,c)`, `a` and `!a`, joined by commas. A label set
+must meet all conditions.
 """
 
 import re
@@ -22,7 +22,7 @@ _TERM = re.compile(
 
 
 class Relation(StrEnum):
-    """How a term compares a label."""
+    """The operator that a term uses to compare a label."""
 
     IN = "in"
     NOT_IN = "notin"
@@ -32,7 +32,7 @@ class Relation(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
-    """One condition. `exists` and `absent` have no values."""
+    """A condition on one label; the operators `exists` and `absent` have no values."""
 
     key: str
     relation: Relation
@@ -41,7 +41,7 @@ class Term:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selector:
-    """Conditions that must all be true. A selector without conditions selects everything."""
+    """Conditions that must all be true; a selector without conditions matches everything."""
 
     terms: tuple[Term, ...] = ()
 
@@ -50,7 +50,7 @@ def parse(text: str) -> Selector:
     """Parse a selector.
 
     Raises:
-        ValueError: the text is not a valid selector. The message explains why.
+        ValueError: the text is not a valid selector; the message explains why.
     """
     if not text.strip():
         return Selector()
@@ -91,7 +91,7 @@ def _term(match: re.Match[str], text: str) -> Term:
 
 
 def matches(selector: Selector, labels: Mapping[str, str]) -> bool:
-    """Return whether labels meet every condition. An absent label meets `notin`."""
+    """Return whether labels meet every condition; a missing label meets `notin`."""
     return all(_is_fulfilled(term, labels) for term in selector.terms)
 
 

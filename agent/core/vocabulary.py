@@ -1,7 +1,7 @@
-"""The closed sets of words in decisions, reports and logs.
+"""The enumerations of states, actions and reasons in decisions, reports and logs.
 
-The value of a member is the text in JSON reports, metrics, logs and tables. Code compares members,
-never text. Findings have their own codes; see `agent.core.findings`.
+The value of a member is its text in JSON reports, metrics, logs and tables. The code compares
+members and never compares text. Findings have their own codes (`agent.core.findings`).
 """
 
 from enum import StrEnum
@@ -53,7 +53,7 @@ ON_NODE = frozenset({ProfileState.INSTALLED, ProfileState.OUTDATED, ProfileState
 
 
 class ActionName(StrEnum):
-    """The action of a pass for one profile."""
+    """The action that a pass took for one profile."""
 
     INSTALL = "install"
     """Write a file or load policy that this agent had not installed before."""
@@ -77,7 +77,7 @@ INSTALLS = frozenset({ActionName.INSTALL, ActionName.REPLACE, ActionName.RESTORE
 
 
 class Reason(StrEnum):
-    """Why a plan contains an action."""
+    """The reason for an action in a plan."""
 
     NONE = ""
     """The row comes from a command that only reads, and not from a plan."""
@@ -166,7 +166,7 @@ DRIFTS = frozenset({Reason.WENT_MISSING, Reason.DRIFTED})
 
 
 class Provenance(StrEnum):
-    """Which program installed the profile of a ledger entry."""
+    """The program that installed the profile of a ledger entry."""
 
     INSTALLED = "installed"
     """This agent installed the profile."""
@@ -202,7 +202,7 @@ class ProfileSetState(StrEnum):
 
 
 class UnreadableCause(StrEnum):
-    """Why a profile set could not be read."""
+    """The reason why a profile set could not be read."""
 
     UNANSWERED = "unanswered"
     """The API server did not respond, or a file could not be read."""
@@ -212,7 +212,7 @@ class UnreadableCause(StrEnum):
 
 
 class SupportState(StrEnum):
-    """Whether a node supports a kind of profile."""
+    """The support of a node for one kind of profile."""
 
     ENABLED = "enabled"
     DISABLED = "disabled"
@@ -220,7 +220,7 @@ class SupportState(StrEnum):
 
 
 class PruneMode(StrEnum):
-    """Which undesired profiles a pass may remove (`--prune`)."""
+    """The undesired profiles that a pass may remove (`--prune`)."""
 
     UNUSED = "unused"
     ALWAYS = "always"

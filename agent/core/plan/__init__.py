@@ -1,8 +1,8 @@
-"""The plan: one pure function from desired keys, ledger entries and observed profiles to actions.
+"""Plans a pass: a pure function turns desired keys, ledger entries and observations into actions.
 
-This package reads and changes nothing, and the same input has the same plan. A profile is replaced
-or removed only if the ledger proves that this agent installed it. A name that a current key
-provides is never removed. `agent.executor` carries out the actions.
+This package reads and changes nothing, and the same input always results in the same plan. A
+profile is replaced or removed only if the ledger proves that this agent installed it. A name that a
+current key provides is never removed. `agent.executor` carries out the actions.
 
 | profile set | desired       | ledger        | on the node           | action                     |
 | ----------- | ------------- | ------------- | --------------------- | -------------------------- |
@@ -74,7 +74,9 @@ __all__ = ["PlanOptions", "plan", "removal_candidates"]
 def removal_candidates(
     desired: Desired, entries: Mapping[KeyId, LedgerEntry], options: PlanOptions
 ) -> frozenset[str]:
-    """Return the names that a plan may remove. The use of these names must be observed first."""
+    """Return the names that the plan may remove, so that the caller can observe the use of these
+    names.
+    """
     claimed = claimed_names(desired, entries)
     return frozenset(
         name
@@ -92,7 +94,9 @@ def plan(
     options: PlanOptions,
     capabilities: Mapping[ProfileKind, Capabilities],
 ) -> tuple[Action, ...]:
-    """Return the actions. For each kind, installations come first and removals come last."""
+    """Return the actions of a pass; for each kind, installations come first and removals come
+    last.
+    """
     actions: list[Action] = []
     for kind, observation in observed.items():
         if isinstance(observation, Observation):

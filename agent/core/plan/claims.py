@@ -1,6 +1,7 @@
-"""Determines which names the current keys provide, in accepted or last good versions.
+"""Determines which names the current keys provide in accepted or last good versions.
 
-A name that a current key provides is never removed. See `agent.core.plan` for the decision table.
+The plan never removes a name that a current key provides. The decision table is in
+`agent.core.plan`.
 """
 
 from collections.abc import Collection, Mapping
@@ -39,7 +40,8 @@ def has_unavailable_source(entry: LedgerEntry, desired: Desired) -> bool:
 def is_replaced(entry: LedgerEntry, desired: Desired, accepted_names: Collection[str]) -> bool:
     """Return whether accepted keys provide every name of an entry whose set is missing or empty.
 
-    The entries of an unreadable set are not replaced, because the content of the set is not known.
+    The entries of an unreadable set are not replaced, because the agent does not know the content
+    of the set.
     """
     if entry.installed is None or not has_unavailable_source(entry, desired):
         return False
@@ -49,7 +51,7 @@ def is_replaced(entry: LedgerEntry, desired: Desired, accepted_names: Collection
 
 
 def has_last_good_version(entry: LedgerEntry, desired: Desired) -> bool:
-    """Return whether the installed version of an entry is the last good version of its key.
+    """Return whether the installed version of an entry is the last good version of the key.
 
     A key that has an accepted version, or that no longer exists, has no last good version.
     """

@@ -1,4 +1,4 @@
-"""The input of the plan for one kind, with the indexes that the decisions use."""
+"""The input of the plan for one kind, with indexes for the decisions."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from agent.core.ports import Capabilities
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanContext:
-    """The complete, immutable input of the decisions about one kind."""
+    """The complete and immutable input of the decisions about one kind."""
 
     kind: ProfileKind
     capabilities: Capabilities
@@ -33,7 +33,7 @@ class PlanContext:
         return self.owners.get(name, ())
 
     def observed(self, name: str) -> ObservedProfile | None:
-        """Return the profile that the node has under a name, or None if the name is absent."""
+        """Return the profile that is on the node under a name, or None."""
         return self.observation.profiles.get(name)
 
     def sorted_keys(self, ids: Collection[KeyId]) -> list[KeyId]:
@@ -45,7 +45,7 @@ class PlanContext:
         return id_ in self.desired.duplicates or not self.desired.contains(id_)
 
     def foreign_objects(self, names: Iterable[str]) -> frozenset[str]:
-        """Return the names whose objects on the node were created by other programs."""
+        """Return the names of objects on the node that other programs created."""
         return frozenset(
             name
             for name in names
@@ -57,8 +57,8 @@ class PlanContext:
     ) -> LedgerEntry | None:
         """Return an entry whose evidence matches the profile on the node, or None.
 
-        The result can be another key's entry with the same version. If the node shows no content,
-        only the key that was installed last has the evidence of the loaded object.
+        The result can be the entry of another key that has the same version. If the node shows no
+        content, only the most recently installed key has the evidence of the loaded object.
         """
         body = entry.installed.body_digest if entry.installed is not None else ""
         same_version = (

@@ -1,8 +1,7 @@
-"""Decides whether to install, adopt or keep accepted keys, or hold their last good version.
+"""Decides about accepted keys: installs, adopts, keeps or holds their profiles.
 
 One key can block another: a profile is not installed while the last good version of another key
-has a name of that profile. `DesiredKeyPlanner` repeats the decisions until no more keys are
-blocked.
+provides one of its names. `DesiredKeyPlanner` repeats the decisions until no more keys are blocked.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,7 +25,7 @@ from agent.core.vocabulary import ProfileState, Reason
 
 
 class DesiredKeyPlanner:
-    """Decides about every accepted key of one kind."""
+    """Decides about all accepted keys of one kind."""
 
     def __init__(self, context: PlanContext) -> None:
         self.context = context
@@ -37,7 +36,7 @@ class DesiredKeyPlanner:
         ]
 
     def actions(self) -> list[Action]:
-        """Return one action per accepted key."""
+        """Return one action for each accepted key."""
         profiles = self.context.desired.profiles
         ids = self.context.sorted_keys(profiles)
         actions = {id_: self._action(profiles[id_]) for id_ in ids}
@@ -52,7 +51,7 @@ class DesiredKeyPlanner:
         return list(actions.values())
 
     def claims(self) -> Claims:
-        """Return the claims of the planned actions. Call `actions` first."""
+        """Return the claims of the planned actions; the method `actions` must be called first."""
         desired, kind = self.context.desired, self.context.kind
         claimed = {
             name
@@ -76,9 +75,9 @@ class DesiredKeyPlanner:
         )
 
     def _affected_by(self, blocked: Iterable[KeyId]) -> set[KeyId]:
-        """Return the accepted keys that newly blocked keys may block in turn.
+        """Return the accepted keys that the newly blocked keys may block in turn.
 
-        An accepted key may become blocked if its profile has a name that one of these ledger
+        An accepted key may become blocked if its profile has a name that one of two kinds of ledger
         entries owns: the entry of a newly blocked key, or an entry that shares a name with the
         profile of a newly blocked key.
         """
@@ -151,8 +150,8 @@ class DesiredKeyPlanner:
     def _fallback(self, profile: Profile, owners: Sequence[LedgerEntry]) -> Install | None:
         """Return the action that restores the last good version if the installation fails.
 
-        The result is None if the node has the last good version, or if a name of that version
-        belongs to another key or to another program.
+        The result is None if the last good version is on the node, or if one of its names belongs
+        to another key or to another program.
         """
         context = self.context
         previous = [
@@ -181,7 +180,7 @@ class DesiredKeyPlanner:
         return is_replaced_by_profile or observed is None or is_intact(entry, name, observed)
 
     def _owners(self, profile: Profile) -> list[LedgerEntry]:
-        """Return the entries that own a name of the profile. The key's own entry comes first."""
+        """Return the entries that own a name of the profile, with the key's own entry first."""
         owners: dict[KeyId, LedgerEntry] = {}
         entry = self.context.entries.get(profile.id)
         if entry is not None and owned_names(entry):
@@ -233,7 +232,7 @@ class DesiredKeyPlanner:
 def provided_names(
     context: PlanContext, id_: KeyId, accepted_names: Iterable[str], *, is_blocked: bool
 ) -> frozenset[str]:
-    """Return the names that a key provides now, including names of its last good version."""
+    """Return the names that a key currently provides, including names of its last good version."""
     entry = context.entries[id_]
     names: set[str] = set()
     if id_ in context.desired.profiles:
@@ -255,7 +254,7 @@ def keeps_last_good_version(
 
 
 def _has_version(entry: LedgerEntry, version: Version) -> bool:
-    """Return whether an entry has this version installed, with at least the version's names."""
+    """Return whether an entry has at least this version's names and has this version installed."""
     installed = entry.installed
     return (
         installed is not None
@@ -267,7 +266,7 @@ def _has_version(entry: LedgerEntry, version: Version) -> bool:
 def _install_reason(
     states: NameStates, owners: Sequence[LedgerEntry], version: Version, *, has_version: bool
 ) -> Reason:
-    """Return why a profile is to be installed."""
+    """Return the reason to install a profile."""
     if not owners:
         if states.unfinished:
             return Reason.UNFINISHED

@@ -16,13 +16,13 @@ def plan_without_version(
     state: ProfileState,
     findings: tuple[Finding, ...],
 ) -> Hold | Install:
-    """Decide about a key that has no version to install now.
+    """Decide about a key that has no version to install at present.
 
     Args:
         context: the input of the plan.
         id_: the key.
-        reason: why the key has no version to install.
-        state: the state to report if the key also has no last good version.
+        reason: the reason why the key has no version to install.
+        state: the state to report if the key has no last good version either.
         findings: the findings to report.
     """
     entry = context.entries.get(id_)
@@ -40,7 +40,7 @@ def hold_or_restore(
     state: ProfileState,
     findings: tuple[Finding, ...] = (),
 ) -> Hold | Install:
-    """Hold the installed version of an entry, or restore it if the node does not have it."""
+    """Hold the installed version of an entry, or restore it if it is not on the node."""
     names = entry.installed.names if entry.installed is not None else ()
     present = {name: profile for name in names if (profile := context.observed(name)) is not None}
     drifted = {

@@ -62,7 +62,7 @@ class _NameSorter:
         self.states = NameStates()
 
     def sort(self, name: str) -> None:
-        """Add one name to the collection for its state."""
+        """Add one name to the collection of its state."""
         observed = self.context.observed(name)
         owner = _owner(self.context, self.profile.id, name)
         if observed is not None:
@@ -75,7 +75,7 @@ class _NameSorter:
     def _sort_present(
         self, name: str, observed: ObservedProfile, owner: LedgerEntry | None
     ) -> None:
-        """Add one name that is on the node to the collection for its state."""
+        """Add one name that is on the node to the collection of its state."""
         states = self.states
         take_over = name in self.context.options.take_over
         match = self.context.matching_entry(owner, name, observed) if owner is not None else None
@@ -103,6 +103,6 @@ class _NameSorter:
 
 
 def _owner(context: PlanContext, id_: KeyId, name: str) -> LedgerEntry | None:
-    """Return the entry that owns a name; the key's own entry is preferred."""
+    """Return an entry that owns a name, preferably the key's own entry."""
     owners = context.owners_of(name)
     return min(owners, key=lambda entry: (entry.id != id_, entry.provenance), default=None)

@@ -1,4 +1,4 @@
-"""The settings of the operator and the cluster for removals and ownership."""
+"""The settings of the operator and of the cluster that affect removals and ownership."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from agent.core.vocabulary import PruneMode
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOptions:
-    """The options of one plan."""
+    """The options that one plan uses."""
 
     prune: PruneMode = PruneMode.UNUSED
     take_over: frozenset[str] = frozenset()

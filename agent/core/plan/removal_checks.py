@@ -11,7 +11,7 @@ from agent.core.vocabulary import ProfileState, PruneMode, Reason
 
 
 class RemovalChecks:
-    """The checks before a removal, for the names of one kind."""
+    """Checks whether names of one kind may be removed."""
 
     def __init__(self, context: PlanContext) -> None:
         self.context = context
@@ -21,10 +21,10 @@ class RemovalChecks:
 
     @property
     def requires_proof_of_disuse(self) -> bool:
-        """Whether a removal needs proof from the node that no process uses the profile.
+        """Return whether a removal needs a proof that no process of the node uses the profile.
 
-        A kind whose removal unconfines processes always needs this proof. For other kinds, the list
-        of pods or `--prune=always` is enough.
+        If a removal of the kind would unconfine processes, it always needs this proof. For other
+        kinds, the list of pods or `--prune=always` is enough.
         """
         options = self.context.options
         if self.context.capabilities.removal_unconfines:
@@ -34,7 +34,8 @@ class RemovalChecks:
     def hold(self, id_: KeyId, name: str) -> Hold | None:
         """Return the Hold of a name that must stay, or None if it may be removed."""
         if self.has_unreadable_source:
-            # The unreadable source may desire the profile, so the profile's label stays as well.
+            # The unreadable source may desire the profile, so the agent also keeps the label of the
+            # profile.
             return Hold(
                 id=id_, reason=Reason.SOURCE_UNREADABLE, names=(name,), state=ProfileState.HELD
             )
@@ -45,7 +46,7 @@ class RemovalChecks:
         return self._hold_for_pods(id_, name) or self._hold_for_use(id_, name)
 
     def _may_have_label(self, name: str) -> bool:
-        """Return whether the profile has a label, or had a label within the grace time."""
+        """Return whether the profile has a label, or had one within the grace time."""
         options = self.context.options
         if options.label_absent_seconds is None:
             return False
@@ -53,7 +54,7 @@ class RemovalChecks:
         return absent is None or absent < options.grace_seconds
 
     def _hold_for_pods(self, id_: KeyId, name: str) -> Hold | None:
-        """Return the Hold of a name that a pod of this node references, or may reference."""
+        """Return the Hold of a name that a pod of this node references or may reference."""
         options = self.context.options
         if options.pods_by_profile is None:
             if not options.pod_aware:
@@ -65,7 +66,7 @@ class RemovalChecks:
         return _hold(id_, name, Reason.IN_USE, diagnostics.referenced_by_pods(name, pods))
 
     def _hold_for_use(self, id_: KeyId, name: str) -> Hold | None:
-        """Return the Hold of a name that a process uses, or may use."""
+        """Return the Hold of a name that a process uses or may use."""
         unknown = UnknownUse(reason="its use was not checked")
         use = self.context.observation.uses.get(name, unknown)
         match use:

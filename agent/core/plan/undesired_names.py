@@ -1,8 +1,8 @@
 """Decisions about names that the ledger owns and that no accepted key provides.
 
-An undesired name is removed only if this agent installed it, its content is unchanged, no key needs
-it, and no process uses it. All other undesired names are held, or released without changing the
-node.
+An undesired name is removed only if four conditions are met: this agent installed it, its content
+is unchanged, no key needs it, and no process uses it. All other undesired names are held, or are
+released without a change of the node.
 """
 
 from collections.abc import Iterable, Mapping
@@ -29,7 +29,7 @@ class UndesiredNamePlanner:
         self.has_pending_keys = any(id_.kind == context.kind for id_ in context.desired.pending)
 
     def actions(self) -> list[Action]:
-        """Return the actions, with the removals last."""
+        """Return the actions, with the removals at the end."""
         context, desired = self.context, self.context.desired
         actions: list[Action] = []
         for id_ in context.sorted_keys(context.entries.keys()):
@@ -46,11 +46,11 @@ class UndesiredNamePlanner:
         return [*others, *removals]
 
     def _of_entry(self, entry: LedgerEntry) -> Iterable[Action]:
-        """Decide about the names of one entry that its key does not provide."""
+        """Decide about the names of one entry that the entry's key does not provide."""
         profile = self.context.desired.profiles.get(entry.id)
         evidence = owned_names(entry)
         if profile is not None and evidence.keys() <= frozenset(profile.version.names):
-            return  # The usual case: the key provides every name of its entry.
+            return  # Usually the key provides every name of its entry.
         reason_to_stay = self._reason_to_stay_whole(entry)
         if reason_to_stay is not None:
             yield hold_or_restore(self.context, entry, reason_to_stay, ProfileState.HELD)
@@ -80,13 +80,13 @@ class UndesiredNamePlanner:
     def _decide_names(
         self, entry: LedgerEntry, names: Iterable[str], evidence: Mapping[str, Evidence]
     ) -> "_NameDecisions":
-        """Decide about each name: hold, release or remove it."""
+        """Decide whether to hold, release or remove each name."""
         decided = _NameDecisions(holds={}, releases={}, removals=[])
         for name in names:
             reason = self._reason_to_release(entry, name, evidence[name])
             hold = None if reason is not None else self._hold(entry, name, decided.holds)
             if self.has_pending_keys and reason in (None, Reason.ADOPTED):
-                # A pending key may provide this profile under a new key.
+                # The pending key may provide this profile under a new key.
                 hold = Hold(
                     id=entry.id, reason=Reason.PENDING, names=(name,), state=ProfileState.HELD
                 )
@@ -115,7 +115,9 @@ class UndesiredNamePlanner:
         return None if is_agent_owned else Reason.FOREIGN
 
     def _hold(self, entry: LedgerEntry, name: str, holds: Mapping[str, Hold]) -> Hold | None:
-        """Return the Hold of a name that must stay on the node, or None if it may be removed."""
+        """Return the Hold of a name that must stay on the node; return None if the name may be
+        removed.
+        """
         if self._is_last_owner_of_needed(entry, name):
             return Hold(
                 id=entry.id,
@@ -126,21 +128,22 @@ class UndesiredNamePlanner:
             )
         parent = holds.get(name.rpartition("//")[0])
         if parent is not None:
-            # A process of the parent may change to its hats and child profiles at any time.
+            # A process that runs under the parent may change to its hats and child profiles at any
+            # time.
             return replace(parent, names=(name,), findings=())
         return self.checks.hold(entry.id, name)
 
     def _is_last_owner_of_needed(self, entry: LedgerEntry, name: str) -> bool:
         """Return whether keys that cannot be installed need a name that only this entry owns.
 
-        Because of this check, no profile is removed when its key is renamed and rejected in one
-        change.
+        If a key is renamed and rejected in one change, this check prevents the removal of its
+        profile.
         """
         owners = self.context.owners_of(name)
         return name in self.claims.needed_names and all(owner is entry for owner in owners)
 
     def _reason_to_stay_whole(self, entry: LedgerEntry) -> Reason | None:
-        """Return the reason to keep all names of an undesired key; None without a reason."""
+        """Return the reason to keep all names of an undesired key, or None."""
         if entry.installed is None or not self.context.is_undesired_or_duplicate(entry.id):
             return None
         if keeps_last_good_version(self.context, entry, self.claims.accepted_names):

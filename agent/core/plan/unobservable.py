@@ -1,6 +1,6 @@
-"""Decisions about a kind that this node does not support or that the agent cannot observe.
+"""Decides about profiles of a kind that is not supported or cannot be observed.
 
-Every action is a Hold, because profiles that cannot be observed are not changed.
+Every action is a Hold, because the agent does not change profiles that it cannot observe.
 """
 
 from collections.abc import Iterable, Mapping
@@ -52,7 +52,7 @@ def _hold_rejected(
     observed: Unobservable | Unsupported,
     state: ProfileState,
 ) -> Hold:
-    """Hold a rejected key. The state of the key's last good version, if any, is unknown."""
+    """Hold a rejected key, whose last good version has an unknown state."""
     findings = desired.rejections[id_].findings
     installed = entries[id_].installed if id_ in entries else None
     if installed is None:
