@@ -1,7 +1,6 @@
-"""The entry point of `profile-loader` and `python -m agent`: runs one command and exits.
+"""The entry point of `profile-loader` and of `python -m agent`: runs one command and exits.
 
-Only this module decides about exit statuses and writes to standard output. agent.cli parses the
-arguments, agent.app builds the objects, and agent.process handles signals.
+Only this module chooses the exit status and writes to standard output.
 """
 
 import contextlib
@@ -42,7 +41,9 @@ class OutputError(Exception):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status; a daemon ends the process instead."""
+    """Run one command and return its exit status. A daemon does not return, because it ends the
+    process.
+    """
     # Directories have mode 0755 and files have mode 0644, independent of the caller's umask.
     os.umask(0o022)
     _open_closed_streams()
@@ -199,7 +200,7 @@ def _diff(command: cli.Diff) -> int:
 
 
 def _run_passes(config: Config, *, restore: bool) -> int:
-    """Run a command that ends after its work. A dry run does not need the lock."""
+    """Run a command that exits after its work. A dry run does not need the lock."""
     from agent import oneshot
     from agent.reporting import logs
     from agent.reporting.progress import Progress
@@ -235,7 +236,7 @@ def _run_daemon(config: Config) -> int:
 
 @contextlib.contextmanager
 def _lock(config: Config) -> Iterator[bool]:
-    """Yield whether this process may write to the state directory.
+    """Yield whether this process is allowed to write to the state directory.
 
     Raises:
         agent.app.StartupError: the lock file cannot be opened.
@@ -256,7 +257,8 @@ def _lock(config: Config) -> Iterator[bool]:
                     f"The lock in {place} cannot be opened: {error}. Remove the file that is in "
                     "its place, or pass another --state-dir"
                 ) from error
-            # Without the permission to write, each installation fails with its own finding.
+            # If the permission to write is missing, the installations fail later with their own
+            # findings.
             _warn([f"{place} cannot be locked: {error}. The command continues without a lock"])
         if not is_locked:
             holder = f"another agent is running on {place} and holds its lock"
@@ -287,8 +289,8 @@ def _print_report(
     Args:
         report: the report.
         config: the options.
-        selectors: whether a table contains the node selector of each profile.
-        nothing: the text to print instead of a table without rows.
+        selectors: whether the table contains the node selector of each profile.
+        nothing: the text to print instead of a table that has no rows.
     """
     status = exit_status(report, allow_unsupported=config.allow_unsupported)
     if config.output == "json":
@@ -326,8 +328,8 @@ def _print(text: str) -> None:
 def _open_closed_streams() -> None:
     """Open /dev/null for each standard stream that the caller closed.
 
-    If a standard stream stayed closed, the next opened file would get its descriptor number and
-    receive its output.
+    If a standard stream stayed closed, the next opened file would get its descriptor and would
+    receive the output for it.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -359,9 +361,9 @@ def _read_config(path: str) -> object:
 
 
 def _environment_failure(error: Exception) -> int:
-    """Report an error whose cause is outside the program, and return its exit status.
+    """Report an error whose cause is outside the program, and return the exit status for it.
 
-    For any other error, which is a bug, the function writes nothing and returns 0.
+    If the error is a bug of the program, the function writes nothing and returns 0.
     """
     from agent import app
 

@@ -1,8 +1,8 @@
-"""Builds every object of the program through its constructor.
+"""Builds the objects of the program and passes each object its dependencies.
 
-This module decides nothing. The module reads the configuration of the API client, and starts the
-daemon's servers and threads. Each command imports only the libraries that it needs, because each
-library uses memory on every node.
+This module only builds and starts objects; it makes no decisions about profiles. It reads the
+configuration of the API client, and starts the daemon's servers and threads. Each command imports
+only the libraries that it needs, because each library uses memory on every node.
 """
 
 import importlib
@@ -88,9 +88,9 @@ def backend_parts(
     Args:
         config: the options of this run.
         may_write_state: whether the backends may write to the state directory.
-        check_completed: see BackendContext.
-        policy_changed: see BackendContext.
-        program_ran: see BackendContext.
+        check_completed: see the class BackendContext.
+        policy_changed: see the class BackendContext.
+        program_ran: see the class BackendContext.
     """
     context = BackendContext(
         host=host(config),
@@ -129,12 +129,12 @@ def connect(
 
     Args:
         config: the options of this run.
-        changed: called from another thread when objects of the API server have changed.
+        changed: called from another thread after objects of the API server have changed.
         request_ended: called with the verb, the result and the seconds of each request.
-        watch_restarted: called with the kind of object whose watch started again.
+        watch_restarted: called with the kind of object whose watch was restarted.
 
     Raises:
-        agent.kube.errors.NoClusterError: the client has no configuration.
+        agent.kube.errors.NoClusterError: no configuration of the API client was found.
     """
     config_maps = [
         spec for spec in _source_specs(config) if isinstance(spec, source_spec.ConfigMapSpec)
@@ -178,8 +178,8 @@ def build_reconciler(
         config: the options of this run.
         parts: the backends.
         sources: the sources of profiles.
-        heartbeat: the sign of life of the main loop.
-        grace_seconds: how long a label must be absent before its profile is removed.
+        heartbeat: records that the main loop is running.
+        grace_seconds: how long a label must be absent before the profile is removed.
     """
     return reconciler.Reconciler(
         sources=sources,
@@ -197,7 +197,7 @@ def build_reconciler(
 
 
 def daemon(config: Config, log_lines_dropped: Callable[[], int]) -> "Controller":
-    """Return the controller of a daemon whose servers and threads have started.
+    """Build the controller of a daemon, and start the daemon's servers and threads.
 
     Args:
         config: the options of this run.
@@ -205,7 +205,7 @@ def daemon(config: Config, log_lines_dropped: Callable[[], int]) -> "Controller"
 
     Raises:
         StartupError: an option references an address, a file or a directory that cannot be used.
-        agent.kube.errors.NoClusterError: the client has no configuration.
+        agent.kube.errors.NoClusterError: no configuration of the API client was found.
     """
     from agent.control.confinement_checks import ConfinementChecks
     from agent.controller import Controller, NoCluster
@@ -258,7 +258,7 @@ def _start(
     connections: "ClusterConnections | None",
     publisher: "Publisher | None",
 ) -> None:
-    """Start every component that runs in its own thread."""
+    """Start each component that runs in its own thread."""
     threads += connections.reflectors() if connections is not None else []
     threads += [publisher] if publisher is not None else []
     for thread in threads:
@@ -313,7 +313,7 @@ def _status_store(
 def _watched_paths(
     config: Config, parts: Mapping[ProfileKind, BackendParts], sources: Sequence[ports.Source]
 ) -> dict[Path, WakeReason]:
-    """Return the files and directories to watch, each with its wake reason."""
+    """Return the files and directories to watch, with a wake reason for each of them."""
     reasons = {host(config).path(config.state_dir) / "entries": WakeReason.FILES}
     reasons |= {path: WakeReason.FILES for part in parts.values() for path in part.watched_paths}
     reasons |= {

@@ -1,27 +1,27 @@
-"""The only back-off of the program: delays that double after each consecutive failure.
+"""Computes back-off delays, which double after each consecutive failure.
 
-This module computes delays. The back-off never sleeps and does not read a clock; the caller adds
-the delay to its own time. A random part keeps many agents from sending their requests at the same
-moment.
+All parts of the program use this module. It only computes delays: it never sleeps and does not read
+a clock, so the caller adds the delay to its own time. A random part of each delay prevents many
+agents from sending their requests at the same moment.
 """
 
 import random
 from dataclasses import dataclass
 
-# A larger exponent could overflow a float. The delay reaches its maximum much earlier.
+# A larger exponent could overflow a float. The delay reaches its maximum long before that.
 _MAX_DOUBLINGS = 60
 
 
 def delay_seconds(
     failures: int, *, first_seconds: float, longest_seconds: float, jitter: float = 0.0
 ) -> float:
-    """Return the delay after some consecutive failures, for callers that count failures themselves.
+    """Return the delay after consecutive failures, for callers that count the failures themselves.
 
     Args:
         failures: the number of failures, 1 or more.
-        first_seconds: see Backoff.
-        longest_seconds: see Backoff.
-        jitter: see Backoff.
+        first_seconds: see the class Backoff.
+        longest_seconds: see the class Backoff.
+        jitter: see the class Backoff.
     """
     longest = min(longest_seconds, first_seconds * 2.0 ** min(failures - 1, _MAX_DOUBLINGS))
     return random.SystemRandom().uniform(longest * (1.0 - jitter), longest)
@@ -54,5 +54,5 @@ class Backoff:
         )
 
     def reset(self) -> None:
-        """Forget all failures, so that the next delay is the initial delay."""
+        """Reset the count of failures, so that the next delay is the initial delay."""
         self.failures = 0

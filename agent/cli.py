@@ -1,8 +1,8 @@
 """Parses the command line into one value that describes the command to run.
 
-This module does not run a command or print anything. For an invalid command line, the result
-contains every mistake with the next step. agent.config declares the options of all commands, and
-agent.command_help writes the help.
+This module does not run a command or print anything. If the command line is invalid, the result
+lists every mistake and how to correct it. agent.config declares the options of all commands, and
+agent.command_help writes the help texts.
 """
 
 import re
@@ -101,7 +101,7 @@ class Unlabel:
 class Usage:
     """A text to print before the process exits.
 
-    Help and version are printed to standard output, and mistakes to standard error.
+    Help and version are printed to standard output, and error messages to standard error.
     """
 
     text: str
@@ -131,7 +131,7 @@ def parse(
     Args:
         argv: the arguments without the name of the program.
         environ: the environment.
-        read_config: returns the parsed YAML of a path, or raises OSError or ValueError.
+        read_config: returns the parsed YAML of a file, or raises OSError or ValueError.
     """
     if list(argv) in (["--help"], ["-h"]):
         return Usage(text=command_help.overview(), status=0)
@@ -204,7 +204,7 @@ def _split(command: str, rest: Sequence[str]) -> _Arguments:
 
 
 def _read_flag(result: _Arguments, option: Option, value: str | None, words: list[str]) -> None:
-    """Record a flag, with the next argument as its value if it needs one."""
+    """Record a flag. If the flag needs a value, the value is the next argument."""
     if option.value.is_flag and value is None:
         result.flags[option.name] = True
     elif option.value.is_flag:
@@ -220,7 +220,7 @@ def _read_flag(result: _Arguments, option: Option, value: str | None, words: lis
 
 
 def _add(result: _Arguments, option: Option, value: str) -> None:
-    """Record the value of a flag, or a mistake if the flag has two different values."""
+    """Record the value of a flag. If the flag already has a different value, record a mistake."""
     if option.value.is_list:
         values = result.flags.setdefault(option.name, [])
         if isinstance(values, list):
@@ -266,7 +266,7 @@ def _config_file(
 def _inconsistent(
     command: str, config: Config, values: Mapping[str, object], positional: Sequence[str]
 ) -> list[str]:
-    """Return the mistakes in combinations of options."""
+    """Return the mistakes that concern combinations of options."""
     match command:
         case "run":
             mistakes = [] if "oneshot" in values else _daemon_mistakes(config)
@@ -320,7 +320,7 @@ def _daemon_mistakes(config: Config) -> list[str]:
 
 
 def _cluster_mistakes(config: Config) -> list[str]:
-    """Return a mistake for each option that needs another option."""
+    """Return a mistake for each option that is set without another option that it requires."""
     mistakes = []
     if config.https_address != "off" and not config.tls_cert:
         mistakes.append("--https-address needs --tls-cert")

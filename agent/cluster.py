@@ -1,7 +1,8 @@
 """The connections to the API server, and the last known state of its objects.
 
-Only commands that need the API server import this module, because the client needs memory. Building
-the connections sends no request; requests are sent by `list` of a reflector or by its thread.
+Only commands that need the API server import this module, because the API client uses much memory.
+Building the connections sends no request. Requests are only sent by the method `list` of a
+reflector, or by the reflector's thread.
 """
 
 from collections.abc import Callable, Mapping
@@ -54,7 +55,7 @@ class NodeConnections:
     """The pods of this node; None without --pod-aware."""
 
     def metadata(self) -> NodeMetadata | None:
-        """Return the metadata of the Node; None if it is unknown."""
+        """Return the metadata of the Node, or None if it is unknown."""
         return (self.node.store.objects or {}).get(self.labeler.options.name)
 
 
@@ -67,7 +68,7 @@ class ClusterConnections:
     own_node: NodeConnections | None
 
     def reflectors(self) -> list[AnyReflector]:
-        """Return all reflectors."""
+        """Return all reflectors of this connection."""
         found: list[AnyReflector] = [*self.config_maps.values()]
         if self.own_node is not None:
             found.append(self.own_node.node)
@@ -83,11 +84,11 @@ class ClusterConnections:
     def publisher(
         self, *, changed: Callable[[], None], events_dropped: Callable[[int], None]
     ) -> "Publisher | None":
-        """Return a publisher that labels this node; None without --node-name.
+        """Return a publisher that labels this node, or None without --node-name.
 
         Args:
             changed: called when the publisher's findings or the labels on the Node have changed.
-            events_dropped: called with the number of Events that were not sent.
+            events_dropped: called with the number of Events that were discarded.
         """
         if self.own_node is None:
             return None
@@ -108,7 +109,7 @@ class ClusterConnections:
         return all(store.objects is not None or store.tried for store in stores)
 
     def node_labels(self) -> Mapping[str, str] | None:
-        """Return the Node's labels that the agent does not own; None: unknown."""
+        """Return the Node's labels that the agent does not own, or None if they are unknown."""
         if self.own_node is None:
             return None
         metadata = self.own_node.metadata()
@@ -120,10 +121,10 @@ class ClusterConnections:
         }
 
     def pods_by_profile(self) -> dict[tuple[ProfileKind, str], tuple[str, ...]] | None:
-        """Return which pods of this node reference each profile; None: unknown.
+        """Return which pods of this node reference each profile, or None if the pods are unknown.
 
-        While no watch is running, the pods count as unknown, because a new pod would be missed and
-        its profile could be removed.
+        While no watch is running, the pods count as unknown: the copy may lack a new pod, and the
+        agent could remove the profile of that pod.
         """
         pods = self.own_node.pods if self.own_node is not None else None
         if pods is None or not pods.is_live:
@@ -147,7 +148,7 @@ def connect(
     """Return the connections that the options require.
 
     Raises:
-        agent.kube.errors.NoClusterError: the client has no configuration.
+        agent.kube.errors.NoClusterError: no configuration of the API client was found.
     """
     api = Api(kubeconfig=config.kubeconfig, version=version(), on_request=callbacks.request_ended)
     reflectors = {

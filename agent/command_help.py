@@ -31,7 +31,7 @@ ENVIRONMENT: Final = (
     "a key of the same name in the file of --config. A flag has priority over a variable, and a "
     "variable over the file. A variable for an option that can be repeated has one value per line."
 )
-# On a terminal with fewer columns, an explanation begins in the line below its term.
+# If the terminal has fewer columns, an explanation begins on the line below its term.
 _NARROW: Final = 70
 _TERM_COLUMNS: Final = 24
 _OVERVIEW_EXAMPLES: Final = 6  # A longer list would not fit on a screen.
@@ -273,12 +273,12 @@ def options_of(command: str) -> list[Option]:
 
 
 def statuses_of(command: str) -> dict[int, str]:
-    """Return the exit statuses that a command can have, and their meaning."""
+    """Return the exit statuses that a command can have, with their meanings."""
     return dict(sorted({**_COMMON_STATUSES, **COMMANDS[command].statuses}.items()))
 
 
 def overview() -> str:
-    """Return the help of the program, which lists the commands and refers to their own help."""
+    """Return the help of the program, which lists the commands and the flag for their own help."""
     summaries = {name: command.summary for name, command in COMMANDS.items()}
     examples = [command.examples[0] for command in COMMANDS.values()][:_OVERVIEW_EXAMPLES]
     return _page(
@@ -336,7 +336,7 @@ def _examples(lines: Iterable[str]) -> str:
 
 
 def _section(heading: str, entries: Mapping[str, str]) -> str:
-    """Return a heading, followed by each term with its explanation."""
+    """Return a heading and a list of terms with their explanations."""
     width = _width()
     longest = max(map(len, entries))
     column = min(longest, _TERM_COLUMNS) + 4 if width >= _NARROW - 2 else 6

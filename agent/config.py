@@ -31,11 +31,11 @@ from agent.config_values import (
 from agent.core.labels import DOMAIN, MAX_LIMIT
 
 T = TypeVar("T")
-# The commands that an option belongs to.
+# These constants name the commands that use an option.
 _ON_NODE: Final = ("run", "restore", "status")
 _INSTALL: Final = ("run", "restore")
 _JUDGE: Final = ("run", "restore", "check")
-# The headings of the help texts.
+# These constants are the headings of the help texts.
 _PROFILES: Final = "Profiles and directories"
 _CLUSTER: Final = "Cluster"
 _DAEMON: Final = "Daemon (without --oneshot)"
@@ -61,12 +61,14 @@ class Option:
 
     @property
     def variable(self) -> str:
-        """The option's environment variable."""
+        """The environment variable that sets this option."""
         return VARIABLE_PREFIX + self.name.replace("-", "_").upper()
 
     @property
     def default_text(self) -> str:
-        """The default value as a user would write it; empty if the help shows no default."""
+        """The default value in the form that a user would write; empty if the help shows no
+        default.
+        """
         match self.default:
             case bool() | None:
                 return ""
@@ -87,7 +89,7 @@ def _option(  # noqa: PLR0913 - a declaration, with most of it by keyword
     group: str = _PROFILES,
     metavar: str = "",
 ) -> T:
-    """Declare an option as a field of Config."""
+    """Declare an option as a field of the class Config."""
     declaration = {"value": value, "help": help_, "commands": commands, "group": group}
     metadata = {**declaration, "metavar": metavar or value.metavar}
     return field(default=default, metadata=metadata)

@@ -1,7 +1,7 @@
 """Reads the values of options from flags, environment variables and the configuration file.
 
-Arguments, environment and the parsed file come in as parameters. Every mistake is returned, so that
-the operator can correct all mistakes at once.
+The caller passes the arguments, the environment and the parsed file as parameters. The module
+returns every mistake, so that the operator can correct all mistakes at once.
 """
 
 import re
@@ -19,7 +19,9 @@ _SERVICE_LINK: Final = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PO
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawValues:
-    """The values of options as they were passed. A flag has the highest priority."""
+    """The values of options in the form in which they were passed. Flags have the highest
+    priority.
+    """
 
     flags: Mapping[str, object]
     """By option name: True for a flag without a value, a list if the option can be repeated."""
@@ -29,15 +31,15 @@ class RawValues:
     """The path of the configuration file, for messages."""
 
     def of(self, option: Option) -> Iterator[tuple[str, object]]:
-        """Yield the places that set an option, and the raw value; highest priority first."""
+        """Yield each place that sets an option, with the raw value, in the order of priority."""
         if option.name in self.flags:
             yield f"--{option.name}", self.flags[option.name]
         if option.is_flag_only:
             return
         if option.variable in self.environ:
             text = self.environ[option.variable]
-            # An empty variable is a mistake, not an empty list: a manifest that leaves the
-            # variable blank must not empty the deny list.
+            # An empty variable is an error and does not mean an empty list. Otherwise, a manifest
+            # that leaves the variable blank would empty the deny list.
             lines = [line for line in text.split("\n") if line] or [""]
             yield option.variable, lines if option.value.is_list else text
         if option.name in self.file:
@@ -45,7 +47,7 @@ class RawValues:
 
 
 def read(options: Iterable[Option], raw: RawValues) -> tuple[dict[str, object], list[str]]:
-    """Return the value of each option that is set, by option name, and every mistake."""
+    """Return the value of each option that is set, by option name, and a list of all mistakes."""
     known = {option.name: option for option in options}
     mistakes = [*_unknown_variables(known.values(), raw), *_unknown_keys(known, raw)]
     values: dict[str, object] = {}
@@ -55,7 +57,7 @@ def read(options: Iterable[Option], raw: RawValues) -> tuple[dict[str, object], 
                 values[option.name] = option.value.read(value)
             except ValueError as error:
                 mistakes.append(f"{place}: {error}")
-            break  # The next places have a lower priority.
+            break  # The following places have a lower priority.
     return values, mistakes
 
 

@@ -1,6 +1,6 @@
 """Reads the values of options, in the same way for flags, environment variables and YAML keys.
 
-Each value type has one function that accepts text or a value that YAML has parsed already. The
+For each type of value, one function accepts a text or a value that YAML has already parsed. The
 function raises ValueError with a message that describes the expected value. The options themselves
 are declared in agent.config.
 """
@@ -27,7 +27,7 @@ _ADDRESS: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]*):([0-9]{1,5})")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValueType(Generic[T_co]):
-    """A type of option values."""
+    """The type of the value of an option."""
 
     read: Callable[[object], T_co]
     metavar: str
@@ -40,8 +40,10 @@ class ValueType(Generic[T_co]):
 
 
 def suggestion(text: str, known: Iterable[str]) -> str:
-    """Return a sentence that suggests the known word most similar to a text, or an empty text."""
-    import difflib  # The module is imported only after a mistake, to save memory.
+    """Return a sentence that suggests the most similar known word; return "" if no word is
+    similar.
+    """
+    import difflib  # To save memory, the module is imported only after a mistake.
 
     words = {_without_prefix(word): word for word in known}
     close = difflib.get_close_matches(_without_prefix(text), list(words), n=1)
@@ -49,7 +51,7 @@ def suggestion(text: str, known: Iterable[str]) -> str:
 
 
 def _without_prefix(word: str) -> str:
-    """Return a word without the prefix that all flags, or all variables, have in common."""
+    """Return a word without the prefix that is common to all flags or to all variables."""
     return word.removeprefix("--").removeprefix(VARIABLE_PREFIX)
 
 
@@ -114,7 +116,7 @@ def _read_capabilities(raw: object) -> tuple[str, ...]:
 
 
 def _text_type(metavar: str, is_valid: Callable[[str], bool], expectation: str) -> ValueType[str]:
-    """Return the type of a text that a predicate accepts."""
+    """Return a value type for texts that a predicate accepts."""
 
     def read(raw: object) -> str:
         text = _read_text(raw)
@@ -173,7 +175,7 @@ TAINT: Final = _text_type(
 
 
 def choice(*words: Word) -> ValueType[Word]:
-    """Return the type of a value that must be one of several words."""
+    """Return a value type for exactly one of several words."""
 
     def read(raw: object) -> Word:
         text = _read_text(raw)
@@ -186,7 +188,7 @@ def choice(*words: Word) -> ValueType[Word]:
 
 
 def choices(*words: str) -> ValueType[frozenset[str]]:
-    """Return the type of a value that lists some of several words, separated by commas."""
+    """Return a value type for some of several words, separated by commas."""
     one_word = choice(*words)
 
     def read(raw: object) -> frozenset[str]:
@@ -203,7 +205,7 @@ def choices(*words: str) -> ValueType[frozenset[str]]:
 
 
 def whole_number(most: int) -> ValueType[int]:
-    """Return the type of a whole number from 0 to a limit."""
+    """Return a value type for a whole number from 0 to a limit."""
 
     def read(raw: object) -> int:
         text = str(raw)

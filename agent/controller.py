@@ -1,10 +1,10 @@
 """Runs a pass at the start, after each possible change, and at each resync.
 
-The controller is level-triggered: a wake reason only states that a pass may be needed, and a lost
-wake reason delays the pass by at most one resync interval. Only the main thread changes the node;
-other threads only add wake reasons to the wake queue. The process can end at any moment without
-changing the node. Objects in agent.control manage deadlines, fights over profiles, label absence
-and reports.
+The controller is level-triggered: a wake reason only states that a pass may be needed. If a wake
+reason is lost, the pass is delayed by at most one resync interval. Only the main thread changes the
+node; other threads only add wake reasons to the wake queue. The process can end at any moment
+without an effect on the node. Objects in agent.control manage deadlines, fights over profiles,
+label absence and reports.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,17 +33,19 @@ class ClusterView(Protocol):
         """Return whether the first request of each reflector has succeeded or failed."""
 
     def node_labels(self) -> Mapping[str, str] | None:
-        """Return the Node's labels that the agent does not own; None: unknown."""
+        """Return the Node's labels that the agent does not own, or None if they are unknown."""
 
     def pods_by_profile(self) -> Mapping[ProfileName, tuple[str, ...]] | None:
-        """Return which pods of this node reference each profile; None: unknown."""
+        """Return which pods of this node reference each profile, or None if the pods are
+        unknown.
+        """
 
 
 class NoCluster:
     """The view of an agent that has no connection to an API server."""
 
     def has_answered(self) -> bool:
-        """Return True, because no request is sent."""
+        """Return True, because there is no first request to wait for."""
         return True
 
     def node_labels(self) -> None:
@@ -54,7 +56,9 @@ class NoCluster:
 
 
 class Controller:
-    """Runs passes until its process ends. Only `request_full_pass` may be called by any thread."""
+    """Runs passes until the process ends. Any thread may call `request_full_pass`; only the main
+    thread may call the other methods.
+    """
 
     def __init__(  # noqa: PLR0913 - the parts of a daemon
         self,
@@ -70,14 +74,14 @@ class Controller:
         heartbeat: Heartbeat,
         clock: Clock,
     ) -> None:
-        """Build a controller that has not run a pass.
+        """Build a controller that has not run a pass yet.
 
         Args:
             reconciler: runs one pass.
             wake_queue: the wake reasons from other threads.
             cluster: the last known state of the API server.
             publisher: publishes reports to the API server; None if no labels are published.
-            confinement: reports processes that lost their confinement.
+            confinement: reports processes that have lost their confinement.
             sinks: receive each report.
             resync_seconds: the interval after which a pass reads everything again.
             label_domain: the domain of the agent's labels.
@@ -98,8 +102,8 @@ class Controller:
         self.reports = ReportDelivery(
             publisher=publisher, sinks=sinks, findings=self._findings, clock=clock
         )
-        self._node_labels: Mapping[str, str] | None = None  # at the start of the last pass
-        # A policy change before this time may belong to a burst of changes.
+        self._node_labels: Mapping[str, str] | None = None  # when the last pass started
+        # If the policy changes before this time, the change may belong to a burst of changes.
         self._burst_until = 0.0
 
     def run(self) -> None:
@@ -118,7 +122,9 @@ class Controller:
         self.wake_queue.put(WakeReason.REQUEST)
 
     def wait_for_sources(self) -> None:
-        """Wait a short time for the sources, so that the first pass knows what they provide."""
+        """Wait a short time for the sources, so that the first pass knows which profiles they
+        provide.
+        """
         end = self.heartbeat.beat() + STARTUP_SECONDS
         while not self.cluster.has_answered() and self.heartbeat.beat() < end:
             self.wake_queue.wait(end - self.heartbeat.beat())
@@ -143,7 +149,7 @@ class Controller:
         return report
 
     def wait(self) -> None:
-        """Return as soon as a pass is due or something may have changed."""
+        """Wait until a pass is due or something may have changed."""
         while not self._has_unreported_change():
             seconds_left = self.schedule.next_pass - self.heartbeat.beat()
             if seconds_left <= 0:
@@ -152,9 +158,9 @@ class Controller:
             calling = {reason for reason in reasons if self._calls_for_pass(reason)}
             if not calling:
                 continue
-            # A container that references a missing profile cannot start until the profile is
-            # restored. So a single loss of policy is repaired at once, and further changes right
-            # after a pass count as a burst.
+            # A container that references a missing profile cannot start until the agent restores
+            # the profile. Therefore the agent repairs a single loss of policy at once, and treats
+            # further changes right after a pass as a burst.
             is_single = calling == {WakeReason.KERNEL}
             if not is_single or self.heartbeat.beat() < self._burst_until:
                 self.wake_queue.discard_burst()
@@ -164,7 +170,8 @@ class Controller:
         """Return whether a pass is needed after a possible change."""
         now = self.heartbeat.beat()
         match reason:
-            case WakeReason.NODE:  # A Node that is readable again may show that a label is absent.
+            # When the Node can be read again, it may show that a label is absent.
+            case WakeReason.NODE:
                 is_changed = self.cluster.node_labels() != self._node_labels
                 return self.label_absence.update(self.reports.report, now) or is_changed
             case WakeReason.PODS:
@@ -178,12 +185,12 @@ class Controller:
                 return True
 
     def _has_unreported_change(self) -> bool:
-        """Return whether the node has changed although no wake reason reported a change.
+        """Return whether the node has changed, even if no wake reason reported a change.
 
-        A notification can get lost, and the kernel reports neither the end of a process nor the
-        loss of its confinement. Processes are observed only while the node is unchanged: after a
-        removal that no pass has seen, the previous observation shows which processes the removal
-        unconfined.
+        Notifications can get lost, and the kernel does not report the end of a process or the loss
+        of its confinement. This method observes processes only while the node is unchanged. If a
+        profile was removed since the last pass, the previous observation is still needed, because
+        it shows which processes ran under the profile.
         """
         now = self.heartbeat.beat()
         if now < self.schedule.next_node_check:
@@ -203,9 +210,10 @@ class Controller:
         )
 
     def _deadlines(self, began: float, now: float) -> list[float]:
-        """Return when a pass is needed for a removal or for the end of a fight.
+        """Return when a pass is needed for a removal or for the end of a repair fight.
 
-        A removal that became due during the pass still has to be carried out.
+        If a removal became due during the pass, the result is in the past, so that another pass
+        follows.
         """
         removals = self.label_absence.removal_times(self.reconciler.options.grace_seconds)
         return [
@@ -214,6 +222,6 @@ class Controller:
         ]
 
     def _findings(self) -> tuple[Finding, ...]:
-        """Return the findings that belong to no pass."""
+        """Return the findings that do not belong to a pass."""
         now = self.heartbeat.beat()
         return (*self.fights.findings(now), *self.confinement.findings())

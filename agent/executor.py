@@ -2,8 +2,8 @@
 
 This module and the backends are the only code that changes profiles on the node. An installation
 has four steps: stage the version in the ledger, install it, verify it, and commit it. Because of
-this order, the ledger contains every profile that the agent may have installed, even if the agent
-is killed at any point. A failed action does not prevent later actions.
+this order, the ledger always contains every profile that the agent may have installed, even if the
+agent is killed. If an action fails, the later actions are still carried out.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -39,13 +39,13 @@ class Executor:
 
     @property
     def entries(self) -> Mapping[KeyId, LedgerEntry]:
-        """The ledger entries after the actions so far."""
+        """The ledger entries after all actions that were carried out so far."""
         return self._entries.by_key
 
     def execute(self, actions: Iterable[Action], *, dry_run: bool = False) -> tuple[Outcome, ...]:
         """Carry out all installations first, and then all other actions in the order of the plan.
 
-        With `dry_run`, nothing is changed, and the outcomes are predictions.
+        With `dry_run`, the node does not change, and the outcomes are predictions.
         """
         outcomes: list[Outcome] = []
         failed_keys: set[KeyId] = set()
@@ -66,7 +66,7 @@ class Executor:
     def _affects_last_good_version(self, action: Action) -> bool:
         """Return whether an action would remove or release names of the last good version.
 
-        `_release` checks each name that moved to another key.
+        `_release` makes this check for each name that moved to another key.
         """
         if not isinstance(action, Remove | Release) or action.reason == Reason.MOVED:
             return False
@@ -109,7 +109,7 @@ class Executor:
     def _install(self, action: Install) -> Outcome:
         """Prepare and install the desired version.
 
-        Without a desired version, use the last good version.
+        If no version is desired, use the last good version.
         """
         if action.profile is not None:
             prepared = self._preparer.prepare(action.profile)
@@ -142,7 +142,7 @@ class Executor:
         )
         match result:
             case Failed(finding=finding) if finding.code == "verify_failed":
-                # The staged version may be on the node, so its record stays in the ledger.
+                # The staged version may already be on the node, so its record stays in the ledger.
                 return _outcome(action, finding)
             case Failed(finding=finding):
                 self._entries.unstage(before)
@@ -155,7 +155,7 @@ class Executor:
                 assert_never(unreachable)
 
     def _stage(self, before: LedgerEntry, prepared: PreparedProfile) -> Finding | None:
-        """Record in the ledger that a version is about to be installed."""
+        """Record in the ledger that a version will now be installed."""
         staged = replace(before, staged=prepared.profile.version)
         return self._store(prepared) or self._entries.write(staged)
 
@@ -175,7 +175,9 @@ class Executor:
     # --- adopt and keep --------------------------------------------------------------------------
 
     def _record(self, action: Adopt | Keep, provenance: Provenance) -> Outcome:
-        """Record a profile that the node already has. An unchanged ledger entry is not written."""
+        """Record a profile that the node already has. If the ledger entry is unchanged, it is not
+        written again.
+        """
         before = self._entries.get(action.id)
         entry, version = _entry_for(action, provenance, before)
         if entry == before and self._has_content(version):
@@ -187,7 +189,7 @@ class Executor:
             ):
                 finding = self._store(prepared)
             case PreparedProfile():
-                # The inspection compiled different bytes. The next full pass plans with the new
+                # The inspection compiled different bytes. The next full pass will plan with these
                 # bytes.
                 return Outcome(action=action, result=OutcomeResult.PENDING)
             case Pending(findings=findings):
@@ -201,7 +203,7 @@ class Executor:
         return _outcome(action, finding, version)
 
     def _has_content(self, version: Version) -> bool:
-        """Return whether the ledger has the source and the body of a version."""
+        """Return whether the ledger contains the source and the body of a version."""
         digests = (version.source_digest, version.body_digest)
         return all(self.ledger.has_content(digest) for digest in digests)
 
@@ -225,7 +227,7 @@ class Executor:
                 assert_never(unreachable)
 
     def _release(self, action: Release) -> Outcome:
-        """Stop tracking names. A moved name is released only if another entry owns it."""
+        """Stop tracking names. If a name moved, release it only if another entry owns it."""
         names = action.names
         if action.reason == Reason.MOVED:
             kind = action.id.kind
@@ -240,7 +242,7 @@ class Executor:
 def _entry_for(
     action: Adopt | Keep, provenance: Provenance, before: LedgerEntry | None
 ) -> tuple[LedgerEntry, Version]:
-    """Return the entry that records a kept or adopted profile, and the profile's version."""
+    """Return the entry that records a kept or adopted profile, and the version of the profile."""
     version = replace(action.profile.version, evidence=action.evidence)
     installed = before.installed if before is not None else None
     recorded = version
@@ -272,7 +274,7 @@ def _is_recorded(installed: Version | None, version: Version) -> bool:
 
 
 def _outcome(action: Action, finding: Finding | None, version: Version | None = None) -> Outcome:
-    """Return a failed outcome if a finding is passed, or else a successful outcome."""
+    """Return a failed outcome if a finding is passed, and a successful outcome otherwise."""
     if finding is None:
         return Outcome(action=action, result=OutcomeResult.DONE, version=version)
     return Outcome(action=action, result=OutcomeResult.FAILED, findings=(finding,), version=version)

@@ -1,14 +1,15 @@
 """The heartbeat of the main loop.
 
-The main thread beats between the keys and the actions of a pass, and whenever it starts to wait.
-Liveness depends on these beats alone, never on the API server. Each process has one heartbeat.
+The main thread records a beat between the keys and the actions of a pass, and whenever it starts to
+wait. The liveness probe depends on these beats alone, and never on the API server. Each process has
+one heartbeat.
 """
 
 from collections.abc import Callable
 
 
 class Heartbeat:
-    """Remembers the last beat of the main loop. Any thread may read this object."""
+    """Stores the time of the last beat of the main loop. Any thread may read this object."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         """Create a heartbeat, and record the first beat.
@@ -21,7 +22,7 @@ class Heartbeat:
         """The time of the last beat, in monotonic seconds."""
 
     def beat(self) -> float:
-        """Record that the loop runs, and return the current time."""
+        """Record a beat, and return the current time."""
         self.last_beat = self.clock()
         return self.last_beat
 

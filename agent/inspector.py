@@ -1,8 +1,8 @@
 """Turns the snapshots of the sources into the desired state of one pass.
 
-Results are kept between passes, so that unchanged keys are not inspected again. Totals over all
-keys (agent.core.admission) are applied here. This module neither reads nor changes the node;
-agent.core.desired combines the results.
+Inspection results are kept between passes, so that unchanged keys are not inspected again. This
+module also applies the total limits of agent.core.admission. This module neither reads nor changes
+the node; agent.core.desired combines the results.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ _Key = tuple[ProfileKind, model.SourceKey]
 
 
 class Inspector:
-    """Inspects keys, and remembers the results. Only the main thread uses this class."""
+    """Inspects keys and stores the results. Only the main thread uses this class."""
 
     def __init__(
         self, backends: Mapping[ProfileKind, ports.ProfileBackend], heartbeat: Heartbeat
@@ -28,7 +28,7 @@ class Inspector:
 
         self._budget = AdmissionBudget()
         self._results: dict[_Key, Inspected] = {}
-        # For profiles that exceeded a total, only the size stays in memory.
+        # If a profile exceeded a total limit, only its size stays in memory.
         self._rejected: dict[_Key, tuple[Size, Rejection]] = {}
         self._previous: tuple[Sequence[model.Snapshot], desired.Desired] | None = None
 
@@ -41,20 +41,22 @@ class Inspector:
     def desired(
         self, snapshots: Sequence[model.Snapshot], entries: Mapping[KeyId, LedgerEntry]
     ) -> desired.Desired:
-        """Return the desired state; if the snapshots are unchanged, return the previous state."""
+        """Return the desired state. If the snapshots are unchanged, return the same object as
+        before.
+        """
         if self._previous is not None and self._previous[0] == snapshots:
             return self._previous[1]
         self.revision += 1
         self._budget = AdmissionBudget(entries=entries)
         joined = desired.join(snapshots, self._inspect, frozenset(self.backends), self._budget)
         self._forget_absent(snapshots)
-        # The result of an undecided key may change although its source does not.
+        # An undecided result may change although the source of the key is unchanged.
         is_final = not joined.unchecked and not joined.pending
         self._previous = (snapshots, joined) if is_final else None
         return joined
 
     def _forget_absent(self, snapshots: Sequence[model.Snapshot]) -> None:
-        """Forget undecided results, and the results of keys that no source provides any more."""
+        """Discard undecided results, and results of keys that no source provides any more."""
         current = {
             source_key
             for snapshot in snapshots
@@ -71,7 +73,7 @@ class Inspector:
         }
 
     def _inspect(self, kind: ProfileKind, source_key: model.SourceKey) -> Inspected:
-        """Return the result for one key; return a rejection if the key exceeds a total."""
+        """Return the result for one key, or a rejection if the key exceeds a total limit."""
         self.heartbeat.beat()
         key = (kind, source_key)
         rejected = self._rejected.get(key)

@@ -1,7 +1,7 @@
 """The ledger entries of one pass, in memory and on disk.
 
-Every change is written to the ledger first. If the write fails, the entries in memory do not
-change, and the caller receives a finding. Only the main thread uses this module.
+Every change is first written to the ledger. If the write fails, the entries in memory stay
+unchanged, and the caller receives a finding. Only the main thread uses this module.
 """
 
 from collections import defaultdict
@@ -16,7 +16,9 @@ from agent.core.vocabulary import Provenance
 
 
 class LedgerEntries:
-    """The entries of the ledger. Every change is applied in memory and in the ledger."""
+    """Holds the entries of the ledger. Every change is applied to the ledger and to the entries in
+    memory.
+    """
 
     def __init__(self, ledger: Ledger, entries: Mapping[KeyId, LedgerEntry]) -> None:
         self.ledger = ledger
@@ -25,11 +27,11 @@ class LedgerEntries:
         """The keys whose entries own each name. The first use builds this index."""
 
     def get(self, id_: KeyId) -> LedgerEntry | None:
-        """Return the entry of a key, or None without an entry."""
+        """Return the entry of a key, or None if the key has no entry."""
         return self.by_key.get(id_)
 
     def installed_version(self, id_: KeyId) -> Version | None:
-        """Return the installed version of a key, or None without an installed version."""
+        """Return the installed version of a key, or None if the key has no installed version."""
         entry = self.by_key.get(id_)
         return entry.installed if entry is not None else None
 
@@ -42,7 +44,7 @@ class LedgerEntries:
         return self._owners[kind, name]
 
     def write(self, entry: LedgerEntry) -> Finding | None:
-        """Write an entry. Return a finding if the write failed."""
+        """Write an entry, and return a finding if the write failed."""
         finding = self.ledger.write(entry)
         if finding is None:
             self._update_owners(self.by_key.get(entry.id), entry)
@@ -50,7 +52,7 @@ class LedgerEntries:
         return finding
 
     def delete(self, id_: KeyId) -> Finding | None:
-        """Delete an entry. Return a finding if the deletion failed."""
+        """Delete an entry, and return a finding if the deletion failed."""
         finding = self.ledger.delete(id_)
         if finding is None:
             self._update_owners(self.by_key.pop(id_, None), None)
@@ -72,15 +74,15 @@ class LedgerEntries:
         return self._update_evidence(before.id, version)
 
     def unstage(self, before: LedgerEntry) -> None:
-        """Restore the entry that was recorded before a failed installation."""
+        """Restore the entry as it was before a failed installation."""
         if before.staged is not None or before.installed is not None or before.retired:
-            # The version that an earlier installation staged may still be on the node.
+            # An earlier installation may have left its staged version on the node.
             self.write(before)
         else:
             self.delete(before.id)
 
     def forget(self, id_: KeyId, names: Collection[str]) -> Finding | None:
-        """Remove names from an entry. Delete the entry if no name is left."""
+        """Remove names from an entry, and delete the entry if no name is left."""
         entry = self.by_key.get(id_)
         if entry is None:
             return None
@@ -116,7 +118,7 @@ class LedgerEntries:
         return None
 
     def _update_owners(self, before: LedgerEntry | None, after: LedgerEntry | None) -> None:
-        """Update the index of owners after the change of one entry, if the index exists."""
+        """If the index of owners exists, update it after a change of one entry."""
         if self._owners is None:
             return
         if before is not None:

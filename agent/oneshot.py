@@ -1,8 +1,8 @@
-"""Runs the commands that end after their work: `--oneshot` and `restore`.
+"""Runs the commands that exit after their work: `--oneshot` and `restore`.
 
-Because a single run cannot wait for later changes, the pass is repeated until no key is pending,
-and a profile is removed only if an earlier run has removed its label from the Node. The Node is
-labelled at the end.
+A single run cannot wait for later changes, so this module repeats the pass until no key is pending.
+A profile is removed only if an earlier run removed its label from the Node. This run labels the
+Node at its end.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ def restore(config: Config, progress: reconciler.Progress) -> Report:
 
 
 def run_once(config: Config, progress: reconciler.Progress) -> Report:
-    """Install the profiles of the sources; with --node-name, label the Node too."""
+    """Install the profiles of the sources. With --node-name, also label the Node."""
     connections = app.connect(config)
     parts = app.backend_parts(config)
     passes = app.build_reconciler(
@@ -63,7 +63,9 @@ def run_once(config: Config, progress: reconciler.Progress) -> Report:
 
 
 def _list_all(connections: "ClusterConnections") -> None:
-    """Read all objects once. A failure is recorded in the copies, and appears in the report."""
+    """Read all objects of the API server once. If a request fails, the copies record the failure,
+    and the report shows it.
+    """
     from agent.kube.errors import KubeError
 
     for reflector in connections.reflectors():
@@ -74,7 +76,7 @@ def _list_all(connections: "ClusterConnections") -> None:
 def _conditions(
     config: Config, passes: reconciler.Reconciler, connections: "ClusterConnections"
 ) -> reconciler.RemovalConditions:
-    """Return the conditions of removals; without --node-name, removals ignore labels."""
+    """Return the conditions for removals. Without --node-name, removals ignore labels."""
     if connections.own_node is None:
         return reconciler.RemovalConditions()
     return reconciler.RemovalConditions(
@@ -86,7 +88,7 @@ def _conditions(
 def _absent_labels(
     config: Config, passes: reconciler.Reconciler, own_node: "NodeConnections"
 ) -> dict[tuple[ProfileKind, str], float]:
-    """Return the recorded names whose label an earlier run removed from the Node."""
+    """Return the recorded names whose labels an earlier run removed from the Node."""
     entries = passes.ledger.entries()
     metadata = own_node.metadata()
     if isinstance(entries, Finding) or metadata is None:
@@ -100,7 +102,7 @@ def _absent_labels(
 
 
 def _label_node(own_node: "NodeConnections", report: Report) -> Report:
-    """Set the labels for a report; return the report with the findings about labels."""
+    """Set the labels for a report, and return the report with the findings about labels."""
     from agent.kube import node_findings, node_labels
     from agent.kube.errors import KubeError
 

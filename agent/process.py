@@ -1,8 +1,9 @@
 """Controls how the daemon's process receives signals and how the process ends.
 
-After a signal, the process ends as if by SIGKILL. Nothing on the node is undone or finished,
-because every step of a pass can be interrupted safely. Python's own shutdown can hang or crash in
-some cases, which the functions in this module avoid. agent.__main__ decides about exit statuses.
+After a signal, the process ends as if it had received SIGKILL. It neither undoes nor finishes its
+work on the node, because every step of a pass can be interrupted safely. Python's own shutdown can
+hang or crash in some cases, so this module does not use it. agent.__main__ chooses the exit
+statuses.
 """
 
 import _thread
@@ -40,7 +41,7 @@ HANDLED_SIGNALS: Final = (
 
 
 class TerminatedError(SystemExit):
-    """A signal ends the process."""
+    """A signal has requested the end of the process."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -68,7 +69,8 @@ def handle_signals() -> None:
 def end_with_broken_threads(report_bug: Callable[[Exception], int], bug_status: int) -> None:
     """End the process if one of its threads ends with an exception.
 
-    A missing thread would not be reported, whereas a restarted process has all threads.
+    If a thread ended, no part of the program would notice, but a restarted process has all of its
+    threads.
 
     Args:
         report_bug: writes the exception to standard error, and returns the exit status.
@@ -90,11 +92,12 @@ def end_with_broken_threads(report_bug: Callable[[Exception], int], bug_status: 
 def receive_signals(
     wake: Callable[[WakeReason], None], request_full_pass: Callable[[], None]
 ) -> None:
-    """Start the thread that receives signals and wakes the main thread for its own handlers.
+    """Start a thread that receives signals and wakes the main thread, which runs the handlers.
 
-    The kernel interrupts a main thread that is waiting. Without this thread, the main thread would
-    notice some signals only at the end of the wait: a signal that arrives right before the wait,
-    and a signal that another thread receives (Python, signal.set_wakeup_fd).
+    A signal interrupts the main thread while it waits. But two kinds of signals would have an
+    effect only at the end of the wait: a signal that arrives right before the wait, and a signal
+    that another thread receives (Python, signal.set_wakeup_fd). The thread that this function
+    starts prevents this delay.
     """
     received, sender = os.pipe()
     os.set_blocking(sender, False)
@@ -116,9 +119,9 @@ def receive_signals(
 
 
 def end_process(status: int) -> NoReturn:
-    """End the process at once, after the exit functions of modules have run.
+    """Run the exit functions of modules, and then end the process at once.
 
-    The rest of Python's shutdown removes objects that daemon threads still use, such as the state
+    The rest of Python's shutdown deletes objects that daemon threads still use, such as the state
     of OpenSSL or the lock of a stream. During this shutdown, a thread may crash, or Python may wait
     for a thread forever (Python, C API, Py_FinalizeEx: bugs and caveats).
     """
@@ -135,16 +138,16 @@ def end_process(status: int) -> NoReturn:
 def _leave_to_thread(_number: int, _frame: object) -> None:
     """Do nothing, because the thread of `receive_signals` handles the signal.
 
-    A handler is installed instead of SIG_IGN, because the commands that the agent runs would
-    inherit SIG_IGN, but do not inherit a handler.
+    The handler is not SIG_IGN, because the commands that the agent runs would inherit SIG_IGN, but
+    they do not inherit a handler.
     """
 
 
 def _repeat_ignored_signals() -> None:
-    """Send a signal again if Python ignored the exception that the signal's handler raised.
+    """Send a signal again if Python has ignored the exception that the signal's handler raised.
 
-    Python ignores exceptions while an object is deleted, and in callbacks of weak references; an
-    import makes hundreds of weak reference callbacks.
+    Python ignores exceptions that are raised while it deletes an object, or in a callback of a weak
+    reference. An import runs hundreds of these callbacks.
     """
     previous_hook, main_thread = sys.unraisablehook, threading.get_ident()
 
@@ -162,10 +165,10 @@ def _repeat_ignored_signals() -> None:
 
 
 def _run_later(seconds: float, function: Callable[[], None]) -> None:
-    """Call a function in a new thread after some seconds.
+    """Call a function in a new thread after a number of seconds.
 
-    The module threading is not used, because a signal may interrupt the main thread while the main
-    thread holds locks of the module.
+    This function does not use the module threading, because a signal may interrupt the main thread
+    while it holds locks of that module.
 
     Raises:
         RuntimeError: the system cannot start another thread.
@@ -185,7 +188,7 @@ def _log_warning(event: str, **fields: object) -> None:
 
 
 def _log_stacks() -> None:
-    """Log the stack of every thread, without the values of variables."""
+    """Log the stack of each thread, without the values of variables."""
     import traceback
 
     names = {thread.ident: thread.name for thread in threading.enumerate()}

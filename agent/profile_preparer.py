@@ -1,7 +1,7 @@
-"""Prepares profiles for their installation by finding the bytes to install.
+"""Finds the bytes to install for each profile of a plan.
 
-These bytes, the body of a profile, come from the ledger, from the backend, or from another
-inspection of the source. This module changes neither the node nor the ledger.
+These bytes are the body of the profile. They come from the ledger, from the backend, or from
+another inspection of the source. This module changes neither the node nor the ledger.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ class PreparedProfile:
 
 
 class ProfilePreparer:
-    """Prepares profiles of accepted keys, and installed versions of ledger entries."""
+    """Prepares the profiles of accepted keys, and the installed versions of ledger entries."""
 
     def __init__(self, backends: Mapping[ProfileKind, ProfileBackend], ledger: Ledger) -> None:
         self.backends = backends
@@ -51,7 +51,7 @@ class ProfilePreparer:
     ) -> PreparedProfile | Pending | Finding:
         """Prepare the installed version of an entry.
 
-        A body that was compiled for another kernel is compiled again.
+        If the body was compiled for another kernel, the source is compiled again.
         """
         version = entry.installed if entry is not None else None
         source = self.ledger.content(version.source_digest) if version is not None else None
@@ -63,7 +63,7 @@ class ProfilePreparer:
         return self._prepare_again(profile)
 
     def _prepare_again(self, profile: Profile) -> PreparedProfile | Pending | Finding:
-        """Inspect the source of a profile again to produce the body."""
+        """Inspect the source of a profile again to get its body."""
         source_key = SourceKey(
             profile_set=profile.id.profile_set,
             key=profile.id.key,
@@ -80,16 +80,19 @@ class ProfilePreparer:
         return PreparedProfile(profile=checked, body=body)
 
     def _body(self, profile: Profile) -> bytes | None:
-        """Return the body of a profile. The ledger has priority over the backend."""
+        """Return the body of a profile, from the ledger if the ledger has it, or else from the
+        backend.
+        """
         body = self.ledger.content(profile.version.body_digest)
         return body if body is not None else self.backends[profile.id.kind].body(profile)
 
 
 def _checked_again(inspected: Inspected, version: Version) -> Profile | Pending | Finding:
-    """Return the profile from another inspection if its names are the same."""
+    """Inspect the source again; return the new profile if it has the same names as before."""
     match inspected:
         case Profile():
-            # The file name of a source can differ from its key, and the ledger has only the key.
+            # The file name of the source can differ from the key, and the ledger only stores the
+            # key.
             same_names = inspected.version.names == version.names
             return inspected if same_names else _damaged(inspected.id)
         case Rejection(findings=findings):

@@ -1,7 +1,7 @@
 """Runs one pass, which reads, inspects, observes, plans, executes and reports.
 
-The reconciler runs each step once, in this order, on the main thread. agent.core.plan makes the
-decisions, and agent.executor carries out the actions. Without a readable ledger, a pass changes
+The reconciler runs these steps once, in this order, on the main thread. agent.core.plan makes the
+decisions, and agent.executor carries out the actions. If the ledger is unreadable, a pass changes
 nothing, because the agent does not know which profiles it owns. agent.controller decides when a
 pass runs.
 """
@@ -29,7 +29,7 @@ _ReadSnapshots = Callable[[_LedgerContent], Sequence[model.Snapshot]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemovalConditions:
-    """The facts from the cluster that decide when a profile may be removed."""
+    """Facts about the cluster that determine when a profile may be removed."""
 
     label_absent_seconds: Mapping[tuple[ProfileKind, str], float] | None = None
     """How long the label of each name is known to be absent; None if removals ignore labels."""
@@ -51,15 +51,16 @@ class Reconciler:
         allow_empty: bool,
         heartbeat: Heartbeat,
     ) -> None:
-        """Build a reconciler. The node is not read or changed before the first pass.
+        """Build a reconciler. Before its first pass, the reconciler neither reads nor changes the
+        node.
 
         Args:
             sources: the sources of profiles.
             backends: the code of each profile kind, in the order of the plan.
             ledger: the record of what the agent installed.
-            options: the operator's decisions about removals and ownership.
-            allow_empty: whether an emptied profile set means that its profiles are removed.
-            heartbeat: beats between keys and between actions.
+            options: the operator's settings for removals and ownership.
+            allow_empty: whether the agent removes the profiles of an emptied profile set.
+            heartbeat: records a beat between keys and between actions.
         """
         self.sources = sources
         self.backends = backends
@@ -82,11 +83,10 @@ class Reconciler:
         """Run one pass.
 
         Args:
-            dry_run: change nothing on the node, and report the planned actions.
-            full: read everything again. A pass that is not full trusts stat signatures and
-                revisions, and returns the report of the previous pass if the node and the sources
-                are unchanged.
-            conditions: the facts from the cluster that a removal waits for.
+            dry_run: report the planned actions without changing the node.
+            full: read everything again. Any other pass trusts stat signatures and revisions, and
+                returns the report of the previous pass if the node and the sources are unchanged.
+            conditions: facts about the cluster that a removal must wait for.
         """
         if full:
             self._invalidate()
@@ -111,7 +111,7 @@ class Reconciler:
         )
 
     def run_to_completion(self, run: Callable[[], Report], progress: Progress) -> Report:
-        """Run passes until no key is pending; return the combined report.
+        """Run passes until no key is pending, and return the combined report.
 
         Args:
             run: runs one pass.
@@ -123,14 +123,14 @@ class Reconciler:
         return report
 
     def is_unchanged(self) -> bool:
-        """Return whether the node is unchanged since the last pass, according to signatures."""
+        """Return whether the node is unchanged since the last pass, judging by its signatures."""
         backends = self.backends.values()
         return all(backend.is_unchanged() for backend in backends) and self.ledger.is_unchanged()
 
     def _reconcile(
         self, read: _ReadSnapshots, options: plan.PlanOptions, *, dry_run: bool
     ) -> Report:
-        """Run the steps of a pass; return the previous report if their inputs are unchanged."""
+        """Run the steps of a pass. If their inputs are unchanged, return the previous report."""
         timer = _StepTimer(self.heartbeat)
         for backend in self.backends.values():
             backend.begin_pass()
@@ -179,7 +179,9 @@ class Reconciler:
             backend.invalidate()
 
     def _read_sources(self, ledger: _LedgerContent) -> list[model.Snapshot]:
-        """Return every profile set of the sources, and the state of each missing one."""
+        """Return every profile set of the sources, and the state of each profile set that is
+        missing.
+        """
         snapshots = [
             self._as_intended(snapshot) for source in self.sources for snapshot in source.read()
         ]
@@ -189,7 +191,7 @@ class Reconciler:
         return snapshots
 
     def _as_intended(self, snapshot: model.Snapshot) -> model.Snapshot:
-        """Treat an emptied profile set as completely read if --allow-empty is set."""
+        """If --allow-empty is set, treat an emptied profile set as completely read."""
         if not self.allow_empty or not isinstance(snapshot, model.Emptied):
             return snapshot
         return model.Read(
@@ -202,7 +204,8 @@ class Reconciler:
         for profile_set in sorted(profile_sets):
             answers = [source.explain_absence(profile_set) for source in self.sources]
             known = [answer for answer in answers if answer is not None]
-            # An unreadable source has priority over another source that does not have the set.
+            # If one source is unreadable and another source does not have the set, the result is
+            # unreadable.
             known.sort(key=lambda answer: not isinstance(answer, Unreadable))
             snapshots += known[:1]
         return snapshots
@@ -237,7 +240,7 @@ class Reconciler:
         *,
         dry_run: bool,
     ) -> tuple[actions.Outcome, ...]:
-        """Carry out the plan, and remove stored content that no entry needs any more."""
+        """Carry out the plan, and delete stored content that no entry needs any more."""
         runner = executor.Executor(
             backends=self.backends, ledger=self.ledger, entries=entries, clock=self.heartbeat.beat
         )
@@ -249,7 +252,7 @@ class Reconciler:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Revisions:
-    """Identifies the inputs that determine which names to observe."""
+    """The inputs that determine which names are observed."""
 
     desired: int
     ledger: int
@@ -266,7 +269,7 @@ class _PassInputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ObservedNames:
-    """The names that each backend observes."""
+    """The names to observe for each backend."""
 
     revisions: _Revisions
     names: Mapping[ProfileKind, frozenset[str]]
@@ -279,7 +282,7 @@ def _names_to_observe(
     revisions: _Revisions,
     kinds: frozenset[ProfileKind],
 ) -> _ObservedNames:
-    """Return the names of all desired and recorded profiles, and the removal candidates."""
+    """Return the names of all desired and recorded profiles, and the candidates for a removal."""
     names: dict[ProfileKind, set[str]] = {kind: set() for kind in kinds}
     owned: dict[ProfileKind, set[str]] = {kind: set() for kind in kinds}
     for id_, profile in wanted.profiles.items():
@@ -304,7 +307,7 @@ def _changed_nothing(planned: Sequence[actions.Action], report: Report) -> bool:
 
 
 def _unread_sources(ledger: _LedgerContent) -> list[model.Snapshot]:
-    """Return every recorded profile set as unreadable, so that its profiles stay."""
+    """Return every recorded profile set as unreadable, so that its profiles stay on the node."""
     profile_sets = set() if isinstance(ledger, Finding) else {id_.profile_set for id_ in ledger}
     return [
         Unreadable(profile_set=profile_set, reason="restore reads no source")
@@ -313,7 +316,7 @@ def _unread_sources(ledger: _LedgerContent) -> list[model.Snapshot]:
 
 
 def _restored(row: ProfileStatus) -> ProfileStatus:
-    """Remove the reason "source unavailable", because `restore` never reads a source."""
+    """Remove the reason "source unavailable", because `restore` does not read sources."""
     if row.state != ProfileState.HELD or not row.desired or row.reason == Reason.SOURCE_UNREADABLE:
         return row
     reason = Reason.NONE if row.reason == Reason.SOURCE_UNAVAILABLE else row.reason
@@ -321,7 +324,7 @@ def _restored(row: ProfileStatus) -> ProfileStatus:
 
 
 class _StepTimer:
-    """Measures the seconds of each step of a pass."""
+    """Measures how many seconds each step of a pass takes."""
 
     def __init__(self, heartbeat: Heartbeat) -> None:
         self.heartbeat = heartbeat

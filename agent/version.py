@@ -1,8 +1,9 @@
-"""The version of the installed package."""
+"""Reads the version of the installed package."""
 
 
 def version() -> str:
     """Return the version of profile-loader."""
-    from importlib import metadata  # The import needs 2 MiB, which most commands can save.
+    # The import takes 2 MiB of memory, which most commands do not need.
+    from importlib import metadata
 
     return metadata.version("profile-loader")

@@ -1,8 +1,8 @@
 """The queue of wake reasons, which wakes the main loop.
 
 Other threads add wake reasons to the queue. A wake reason states that something may have changed,
-and where. A wake reason has no content, because a pass reads everything itself. If a wake reason is
-lost, the change is delayed until the next resync, but is not lost.
+and where. A wake reason does not describe the change, because a pass reads everything itself. If a
+wake reason is lost, the agent detects the change at the next resync.
 """
 
 import queue
@@ -19,7 +19,7 @@ BURST_SECONDS: Final = 0.25
 
 
 class WakeReason(StrEnum):
-    """The part of the node or the cluster that may have changed."""
+    """The part of the node or of the cluster that may have changed."""
 
     SOURCE = "source"
     """A directory, a manifest or a ConfigMap."""
@@ -52,26 +52,27 @@ class WakeReason(StrEnum):
 class WakeQueue:
     """Passes wake reasons from all threads to the main loop.
 
-    Only the main loop waits for reasons.
+    Only the main loop waits for wake reasons.
     """
 
     def __init__(self) -> None:
-        # Not SimpleQueue: in CPython 3.11 and 3.12, SimpleQueue.get with a time-out can wait
-        # forever if its thread is suspended inside _queuemodule.c, as on a busy machine.
+        # This class does not use SimpleQueue: in CPython 3.11 and 3.12, SimpleQueue.get with a
+        # time-out can wait forever if a busy machine suspends its thread inside _queuemodule.c.
         self._queue: queue.Queue[WakeReason] = queue.Queue()
 
     def put(self, reason: WakeReason) -> None:
-        """Wake the main loop. Any thread may call this."""
+        """Wake the main loop. Any thread may call this method."""
         self._queue.put(reason)
 
     def wait(self, seconds: float) -> Collection[WakeReason]:
-        """Wait for a wake reason, and return all reasons in the queue.
+        """Wait for a wake reason, and return all reasons that are in the queue.
 
-        A pass leaves one reason for each file that it wrote. All queued reasons are returned at
-        once, because one check of the node covers all of them.
+        A pass leaves one wake reason for each file that it wrote. This method returns all queued
+        reasons at once, because one check of the node covers all of them.
 
         Args:
-            seconds: how long to wait. If no reason arrives before the timeout, the result is empty.
+            seconds: the longest time to wait. If no reason arrives in this time, the result is
+                empty.
         """
         try:
             reasons = [self._queue.get(timeout=max(0.0, seconds))]
@@ -81,7 +82,9 @@ class WakeQueue:
         return frozenset(reasons)
 
     def discard_burst(self) -> None:
-        """Discard further reasons until the burst has ended. One pass covers the whole burst."""
+        """Discard wake reasons until the current burst of changes has ended. One pass is enough for
+        the whole burst.
+        """
         end = time.monotonic() + BURST_SECONDS
         while time.monotonic() < end:
             if not self.wait(QUIET_SECONDS):

@@ -1,17 +1,18 @@
-"""The clock that the controller and its parts read.
+"""The protocol for the clock of the controller and its parts.
 
-The module `time` implements the protocol. The controller reads the time only through this protocol,
-so that tests can control the time.
+The module `time` implements this protocol. Tests pass their own clock to control the time.
 """
 
 from typing import Protocol
 
 
 class Clock(Protocol):
-    """Returns times. Monotonic seconds measure durations; Unix seconds are for people."""
+    """Returns the current time. Monotonic seconds are for measuring durations; Unix seconds are for
+    timestamps.
+    """
 
     def monotonic(self) -> float:
-        """Return monotonic seconds."""
+        """Return the time in monotonic seconds."""
 
     def time(self) -> float:
-        """Return Unix seconds."""
+        """Return the time in Unix seconds."""

@@ -1,8 +1,8 @@
-"""Decides when the confinement trackers of the backends observe processes, and of which profiles.
+"""Decides when the confinement trackers observe processes, and which profiles they observe.
 
-Removing a profile can permanently unconfine its processes, so the agent reports unconfined
-processes. This module reads only reports; the trackers read the processes. The controller and
-`--oneshot` use it.
+If a profile is removed, its processes may lose their confinement permanently, so the agent reports
+such processes. This module only reads reports; the trackers read the processes. The controller and
+`--oneshot` use this module.
 """
 
 from collections.abc import Iterable, Mapping
@@ -35,7 +35,7 @@ class ConfinementChecks:
         self.observe()
 
     def end_pass(self, report: Report) -> None:
-        """Find processes that a removal unconfined. Observe all other processes."""
+        """Find the processes that a removal left unconfined, and observe all other processes."""
         for kind, tracker in self.trackers.items():
             rows = [row for row in report.profiles if row.kind == kind and row.name]
             tracker.record_removals([row.name for row in rows if _is_removed(row)])
@@ -45,14 +45,14 @@ class ConfinementChecks:
         self.observe()
 
     def observe(self) -> None:
-        """Record the processes that run under the profiles now."""
+        """Record the processes that currently run under the profiles."""
         for kind, tracker in self.trackers.items():
             tracker.observe(self._names.get(kind, ()))
 
     def has_newly_unused(self, report: Report | None) -> bool:
-        """Return whether a profile that was kept because it was in use is now unused.
+        """Return whether a profile that was kept because it was in use is no longer in use.
 
-        Each profile counts once, even if the next pass cannot remove the profile.
+        Each profile is reported only once, even if the next pass cannot remove it.
         """
         rows = report.profiles if report is not None else ()
         in_use = {

@@ -1,8 +1,8 @@
 """Measures how long the labels of removal candidates have been absent from the Node.
 
-A profile is removed only some time after its label: a pod that was scheduled because of the label
-may still be about to start. This module records when each label became absent; the plan decides
-about removals. All times are monotonic seconds.
+A profile is removed only some time after its label, because a pod that was scheduled by this label
+may not have started yet. This module records when each label became absent; the plan decides about
+removals. All times are monotonic seconds.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,17 +16,18 @@ ProfileName = tuple[ProfileKind, str]
 
 
 class LabelAbsence:
-    """Remembers since when each label is known to be absent.
+    """Stores since when each label has been known to be absent.
 
     Only the main thread uses this class.
     """
 
     def __init__(self, *, domain: str, labels_on_node: Callable[[], frozenset[str] | None]) -> None:
-        """Start with no label known to be absent.
+        """Begin without any label that is known to be absent.
 
         Args:
             domain: the domain of the agent's labels.
-            labels_on_node: returns the labels that are or may be on the Node; None: unknown.
+            labels_on_node: returns the labels that are or may be on the Node, or None if they are
+                unknown.
         """
         self.domain = domain
         self.labels_on_node = labels_on_node
@@ -36,7 +37,8 @@ class LabelAbsence:
     def update(self, report: Report | None, now: float) -> bool:
         """Compare the Node's labels with the profiles that no source desires any more.
 
-        A label that was once known to be absent counts as absent while the Node cannot be read.
+        If a label was absent at the last successful read of the Node, it counts as absent while the
+        Node cannot be read.
 
         Returns:
             Whether the set of profiles whose labels are known to be absent has changed.
@@ -56,16 +58,17 @@ class LabelAbsence:
 
     def seconds(self, now: float) -> dict[ProfileName, float]:
         """Return how many seconds each absent label has been known to be absent."""
-        # Rounded, because (since + grace) - since may be less than grace in floating point.
+        # The result is rounded, because (since + grace) - since may be less than grace in floating
+        # point.
         return {name: round(now - since, 6) for name, since in self.absent_since.items()}
 
     def removal_times(self, grace_seconds: float) -> list[float]:
-        """Return when the grace time of each absent label ends."""
+        """Return the end of the grace time of each absent label."""
         return [since + grace_seconds for since in self.absent_since.values()]
 
 
 def undesired(report: Report | None) -> list[ProfileName]:
-    """Return the profiles that are on the node but that no source desires any more."""
+    """Return the profiles that are on the node although no source desires them any more."""
     rows = report.profiles if report is not None else ()
     return [
         (row.kind, row.name) for row in rows if row.state == ProfileState.HELD and not row.desired

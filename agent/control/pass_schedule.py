@@ -1,8 +1,8 @@
 """Decides when the next pass is due, and whether the pass reads everything again.
 
-A pass is due when the resync interval has passed, when a failure is to be retried, or when another
-deadline that the controller knows has come. This module computes times and runs nothing; see
-agent.controller for the loop. All times are monotonic seconds.
+A pass is due after the resync interval, at the retry of a failure, or at another deadline that the
+controller passes. This module only computes times; the loop that runs the passes is in
+agent.controller. All times are monotonic seconds.
 """
 
 import random
@@ -26,7 +26,9 @@ _Failure = tuple[str, ...]
 
 
 class PassSchedule:
-    """The deadlines of the next pass. Only `request_full_pass` may be called by any thread."""
+    """Computes the deadline of the next pass. Any thread may call `request_full_pass`; only the
+    main thread may call the other methods.
+    """
 
     def __init__(self, *, resync_seconds: float) -> None:
         self.resync_seconds = resync_seconds
@@ -57,7 +59,8 @@ class PassSchedule:
         is_full = now >= self.next_full_resync or requested != self._full_passes_begun
         self._full_passes_begun = requested
         if is_full:
-            spread = random.SystemRandom().uniform(0.9, 1.0)  # nodes do not resync all at once
+            # A random factor keeps nodes from running their resyncs at the same time.
+            spread = random.SystemRandom().uniform(0.9, 1.0)
             self.next_full_resync = now + self.resync_seconds * spread
         return is_full
 
@@ -78,7 +81,9 @@ class PassSchedule:
 
 
 def _failures(report: Report) -> frozenset[_Failure]:
-    """Return the failures that only a retry can clear. No notification reports their end."""
+    """Return the failures that only a retry can clear, because no notification reports the end of
+    such a failure.
+    """
     rows = [
         row
         for row in report.profiles

@@ -1,9 +1,9 @@
-"""Detects that another program changes the same profiles as this agent.
+"""Detects that another program changes the same profiles as the agent.
 
-If the agent has to repair a profile again and again, another program probably undoes each repair.
-The agent then delays its repairs more and more, and reports a finding about the profile. This
-module counts repairs and changes nothing; the controller delays the passes. All times are monotonic
-seconds.
+If the agent has to repair the same profile repeatedly, another program probably undoes each repair.
+The agent then waits longer and longer before each repair, and reports a finding about the profile.
+This module counts repairs and changes nothing; the controller delays the passes. All times are
+monotonic seconds.
 """
 
 from collections import deque
@@ -19,7 +19,7 @@ FIGHT_REPAIRS: Final = 10
 """The number of repairs of one name within FIGHT_SECONDS that counts as a fight."""
 
 LONGEST_PAUSE_SECONDS: Final = 60.0
-# Further repairs do not lengthen the pause, which is already at its maximum.
+# At this number of repairs the pause has its maximum length, so further repairs do not lengthen it.
 _RECORDED_REPAIRS: Final = 2 * FIGHT_REPAIRS
 
 
@@ -30,10 +30,10 @@ class RepairFights:
         self.paused_until = 0.0
         """Until this time, changes on the node do not trigger a pass."""
 
-        self._repairs: dict[str, deque[float]] = {}  # the times of the repairs, by name
+        self._repairs: dict[str, deque[float]] = {}  # the times of recent repairs, by name
 
     def record(self, report: Report, now: float) -> None:
-        """Count the repairs of a pass; after too many repairs of one name, begin a pause."""
+        """Count the repairs of a pass, and begin a pause if one name was repaired too often."""
         repaired = [row.name for row in report.profiles if _is_repair(row)]
         for name in repaired:
             self._repairs.setdefault(name, deque(maxlen=_RECORDED_REPAIRS)).append(now)
@@ -45,7 +45,7 @@ class RepairFights:
             )
 
     def deadlines(self) -> list[float]:
-        """Return the end of the pause, and the end of each fight if no more repairs follow."""
+        """Return when the pause ends, and when each fight ends if no more repairs follow."""
         ends = [
             times[-FIGHT_REPAIRS] + FIGHT_SECONDS
             for times in self._repairs.values()
@@ -69,7 +69,9 @@ class RepairFights:
         )
 
     def _counts(self, now: float) -> dict[str, int]:
-        """Return how often each name was repaired in the last FIGHT_SECONDS; forget the rest."""
+        """Return how often each name was repaired in the last FIGHT_SECONDS, and forget older
+        repairs.
+        """
         for times in self._repairs.values():
             while times and times[0] + FIGHT_SECONDS <= now:
                 times.popleft()

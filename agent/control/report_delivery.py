@@ -1,9 +1,9 @@
 """Completes the report of each pass, and delivers it to the publisher and the report sinks.
 
-Some findings appear and end between passes, for example a failed request to the API server. These
-findings are added to the report of the last pass, and the sinks receive the report again when the
-findings change. The publisher receives a report only after a pass that found a change, so that an
-unchanged node sends no request.
+Some findings begin and end between passes, for example when a request to the API server fails. This
+module adds such findings to the report of the last pass, and delivers the report again when the
+findings change. The publisher receives a report only after a pass that found a change, so that the
+agent sends no requests while the node is unchanged.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,33 +17,35 @@ from agent.core.vocabulary import SupportState
 
 
 class StatusPublisher(Protocol):
-    """Publishes labels and Events. agent.kube.publisher.Publisher implements this protocol."""
+    """Publishes labels and Events; agent.kube.publisher.Publisher implements this protocol."""
 
     findings: tuple[Finding, ...]
     """The findings about the publisher's own failures."""
 
     def post(self, report: Report) -> None:
-        """Publish a report soon; return at once."""
+        """Queue a report for publication, and return at once."""
 
     def labels_on_node(self) -> frozenset[str] | None:
-        """Return the agent's labels that are or may be on the Node; None: unknown."""
+        """Return the agent's labels that are or may be on the Node, or None if they are unknown."""
 
 
 class ReportSink(Protocol):
     """Receives reports on the main thread."""
 
     def on_report(self, report: Report, at: float, *, passed: bool) -> None:
-        """Handle a report.
+        """Process a report.
 
         Args:
             report: the complete report.
-            at: the time in Unix seconds.
-            passed: whether a pass has ended; False if only findings have changed.
+            at: the Unix time in seconds.
+            passed: whether a pass has ended; False if only the findings have changed.
         """
 
 
 class ReportDelivery:
-    """The last report, and the receivers of reports. Only the main thread uses this class."""
+    """Stores the last report, and delivers reports to their receivers. Only the main thread uses
+    this class.
+    """
 
     def __init__(
         self,
@@ -53,12 +55,12 @@ class ReportDelivery:
         findings: Callable[[], tuple[Finding, ...]],
         clock: Clock,
     ) -> None:
-        """Start without a report.
+        """Begin without a report.
 
         Args:
-            publisher: receives new reports; None if nothing is published.
-            sinks: receive every report, and each change of findings.
-            findings: returns the current findings that belong to no pass.
+            publisher: receives each new report; None if no labels are published.
+            sinks: receive each report, and receive it again when its findings change.
+            findings: returns the current findings that do not belong to a pass.
             clock: the clock of the process.
         """
         self.publisher = publisher
@@ -80,7 +82,7 @@ class ReportDelivery:
         return all(support.state != SupportState.UNKNOWN for support in supports)
 
     def accept(self, report: Report) -> Report:
-        """Complete the report of a pass, and pass the report to the publisher if it is new."""
+        """Complete the report of a pass, and pass it to the publisher if it is new."""
         complete = self._completed(report)
         if self.publisher is not None and self.is_new(report):
             self.publisher.post(complete)
