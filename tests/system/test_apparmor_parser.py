@@ -6,6 +6,7 @@ import pytest
 
 from agent.backends.apparmor import parser
 from agent.backends.apparmor.backend import AppArmorBackend
+from agent.backends.apparmor.compile_queue import MAX_WAIT_SECONDS, CompileQueue
 from agent.core.model import Profile, Rejection, SourceKey, Unchecked
 from agent.host.filesystem import Host
 from tests.inspection import inspected
@@ -148,3 +149,42 @@ def test_the_cpu_limit_of_the_parser_is_reported_as_such(is_quick):
         is_cancelled=lambda: False,
     )
     assert (run.outcome, run.detail) == (parser.RunFailure.CPU_TIME, "more than 1 s of CPU time")
+
+
+def test_a_stream_of_new_texts_does_not_starve_a_slow_text():
+    """A new text arrives during each run, and the slow text still gets its full run."""
+    made = parser.Parser("", include_dir="/etc/apparmor.d")
+    queue = CompileQueue(cpu_limit=3.0, pauses_slow_texts=True)
+    features = ("--kernel-features", made.newest_features_file())
+
+    def submit(key, text):
+        queue.submit(
+            key=key, text=text.encode(), features=features, context="", origin=key.partition(":")[0]
+        )
+
+    def submit_new():
+        name = f"new:{queue.submitted}"
+        submit(name, f'profile "{name}" {{}}\n')
+
+    submit("a:slow", f"profile slow {{\n{3 * SLOW}}}\n")
+    submit_new()
+    now, results = 0.0, {}
+    while "a:slow" not in results:
+        assert now < 4 * MAX_WAIT_SECONDS, results.keys()
+        task = queue.take(now)
+        submit_new()
+        run = made.run(
+            task.text,
+            task.features,
+            cpu_seconds=queue.slice_seconds(task),
+            memory_bytes=1 << 30,
+            is_quick=task.is_quick,
+            is_cancelled=lambda task=task, now=now: queue.is_cancelled(task, now),
+        )
+        now += max(1.0, run.seconds)  # as if each new text needed a second
+        result = queue.record_run(task, run, now)
+        if result is not None:
+            results[task.key] = result
+    assert results.pop("a:slow").exceeded_limit == "more than 3 s of CPU time"
+    assert len(results) >= MAX_WAIT_SECONDS / 2
+    assert all(result.policy for result in results.values())

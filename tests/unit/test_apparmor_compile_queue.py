@@ -1,8 +1,10 @@
 """Tests of the order in which texts are compiled, and of the reasons to reject a text."""
 
+import itertools
+
 import pytest
 
-from agent.backends.apparmor.compile_queue import CompileQueue
+from agent.backends.apparmor.compile_queue import MAX_WAIT_SECONDS, CompileQueue
 from agent.backends.apparmor.parser import ParserRun, RunFailure
 from agent.backends.apparmor.policy_cache import ParserResult
 
@@ -193,3 +195,68 @@ def test_two_full_runs_never_share_the_memory():
     assert quick.key == "a:quick"
     queue.record_run(first, POLICY, 0.0)
     assert queue.take(0.0).key == "a:2"
+
+
+def run_stream(queue, seconds):
+    """Run a queue while a new text arrives every second; return (key, begin, end) of each run.
+
+    New texts need one second. Slow texts exceed each slice. A cancelled run takes no time.
+    """
+    now, number, runs = 0.0, 0, []
+    while now < seconds:
+        number += 1
+        submit(queue, f"stream:{number}")
+        task = queue.take(now)
+        if task.origin == "stream":
+            run, end = POLICY, now + 1.0
+        elif task.is_slow and queue.is_cancelled(task, now):
+            run, end = limited(RunFailure.CANCELLED, seconds=0.0), now
+        else:
+            used = queue.slice_seconds(task)
+            run, end = limited(RunFailure.CPU_TIME, seconds=used), now + used
+        runs.append((task.key, now, end))
+        queue.record_run(task, run, end)
+        now = end
+    return runs
+
+
+def test_a_stream_of_new_texts_does_not_starve_a_slow_text():
+    """The slow text gets each of its slices, and then has a result."""
+    queue = queue_of("a:slow", pauses=True)
+    runs = run_stream(queue, 300.0)
+    assert queue.find("a:slow") is None
+    slices = [end - begin for key, begin, end in runs if key == "a:slow" and end > begin]
+    assert slices == [2.0, 8.0, 30.0]
+
+
+def test_every_slow_text_gets_its_turn_in_a_stream_of_new_texts():
+    """The text that was ready for the longest time goes first, whichever profile set it is from."""
+    keys = [f"{profile_set}:{number}" for profile_set in "abc" for number in range(3)]
+    queue = queue_of(*keys, pauses=True)
+    run_stream(queue, 2400.0)
+    assert [key for key in keys if queue.find(key) is not None] == []
+
+
+def test_slow_texts_delay_a_new_text_by_one_slice_at_most():
+    """In a stream of new texts, reserved runs use at most a quarter of the time."""
+    queue = queue_of(*(f"a:{number}" for number in range(100)), pauses=True)
+    runs = run_stream(queue, 3000.0)
+    assert queue.find("stream:1") is None
+    slow = [(begin, end) for key, begin, end in runs if key.startswith("a:") and end - begin > 2.0]
+    pauses = [
+        later - end >= 3 * (end - begin) for (begin, end), (later, _) in itertools.pairwise(slow)
+    ]
+    assert len(slow) > 10
+    assert all(pauses)
+
+
+def test_a_reserved_run_of_a_deleted_text_ends():
+    """A text that no source contains any more does not use the parser."""
+    queue = queue_of("a:slow")
+    queue.record_run(queue.take(0.0), limited(RunFailure.CPU_TIME), 0.0)
+    submit(queue, "b:new")
+    slow = queue.take(MAX_WAIT_SECONDS)
+    assert slow.key == "a:slow"
+    assert not queue.is_cancelled(slow, MAX_WAIT_SECONDS)
+    queue.retain({"b:new"})
+    assert queue.is_cancelled(slow, MAX_WAIT_SECONDS)

@@ -3,8 +3,11 @@
 This module only schedules texts, and has no thread, process or clock; compile_worker.py runs the
 parser. A text starts on level 0 with a short time slice. After a run that exceeds the slice, the
 text moves up one level, where the slice is longer, and waits until all texts on lower levels have
-run. Because of the levels, a text that is slow to compile never delays other texts. On each level,
-the profile set that has used the least parser time goes first.
+run. On each level, the profile set that has used the least parser time goes first.
+
+An endless stream of new texts must not starve a slow text. A slow text that was ready for
+MAX_WAIT_SECONDS gets one run that no other text cancels. Such reserved runs use at most a quarter
+of the time, so that a new text waits for one of them at most.
 
 A text is rejected only because of the parser's own use of CPU time, memory or output, in a run with
 the longest slice and all of the memory that the parser may use. A run that ended at its wall-clock
@@ -29,6 +32,8 @@ SLICE_FACTOR: Final = 4.0
 # The pause of a slow text as a multiple of the duration of the text's last run. This factor limits
 # all slow texts together to a quarter of one core.
 PAUSE_FACTOR: Final = 3.0
+# A slow text gets a reserved run after it was ready for this long.
+MAX_WAIT_SECONDS: Final = 60.0
 FIRST_RETRY_SECONDS: Final = 10.0
 MAX_RETRY_SECONDS: Final = 600.0
 
@@ -50,6 +55,10 @@ class CompileTask:
     is_quick: bool = True
     """Whether the next run omits the simplification of expressions."""
     retry_at: float = 0.0
+    waiting_since: float = 0.0
+    """When the text became ready after its last run. A cancelled run does not change this time."""
+    has_reserved_run: bool = False
+    """Whether no other text may cancel the current run."""
     inconclusive_runs: int = 0
     failure: ParserRun | None = None
     """The last run, if that run reached a limit or did not start."""
@@ -77,6 +86,7 @@ class CompileQueue:
         self._waiting: dict[str, CompileTask] = {}
         self._running: dict[str, CompileTask] = {}
         self._used_seconds: defaultdict[str, float] = defaultdict(float)  # by origin
+        self._next_reserved_run = 0.0
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._running)
@@ -118,7 +128,8 @@ class CompileQueue:
         now.
 
         Only one full run is active at a time, because a full run may use all of the memory. A full
-        run is a run that does not omit the simplification of expressions.
+        run is a run that does not omit the simplification of expressions. Only one run at a time is
+        reserved.
         """
         only_quick = any(not task.is_quick for task in self._running.values())
         ready = [
@@ -128,9 +139,25 @@ class CompileQueue:
         ]
         if not ready:
             return None
-        task = min(ready, key=self._rank)
+        overdue = self._overdue(ready, now)
+        task = min(overdue, key=lambda task: (task.waiting_since, task.number), default=None)
+        if task is not None:
+            task.has_reserved_run = True
+        else:
+            task = min(ready, key=self._rank)
         self._running[task.key] = self._waiting.pop(task.key)
         return task
+
+    def _overdue(self, ready: list[CompileTask], now: float) -> list[CompileTask]:
+        """Return the slow texts that may get a reserved run now."""
+        has_reserved_run = any(task.has_reserved_run for task in self._running.values())
+        if has_reserved_run or now < self._next_reserved_run:
+            return []
+        return [
+            task
+            for task in ready
+            if task.is_slow and now - max(task.waiting_since, task.retry_at) >= MAX_WAIT_SECONDS
+        ]
 
     def _rank(self, task: CompileTask) -> tuple[bool, int, float, int]:
         return (task.is_slow, task.level, self._used_seconds[task.origin], task.number)
@@ -150,11 +177,11 @@ class CompileQueue:
         """Return whether the run of a text must end.
 
         A run must end if its text was removed, or if its text is slow and a text that is not slow
-        waits.
+        waits. A reserved run ends only if its text was removed.
         """
         if self._running.get(task.key) is not task:
             return True
-        return task.is_slow and any(
+        return (task.is_slow and not task.has_reserved_run) and any(
             not other.is_slow and other.retry_at <= now for other in self._waiting.values()
         )
 
@@ -171,8 +198,7 @@ class CompileQueue:
         """
         if self._running.get(task.key) is not task:
             return None
-        del self._running[task.key]
-        self._used_seconds[task.origin] += run.seconds
+        self._end_run(task, run, now)
         match run.outcome:
             case ParserResult() if not (run.outcome.error and task.is_quick):
                 return run.outcome
@@ -195,6 +221,16 @@ class CompileQueue:
                 task.failure = run
         self._waiting[task.key] = task
         return None
+
+    def _end_run(self, task: CompileTask, run: ParserRun, now: float) -> None:
+        """Update the times that decide about later runs."""
+        del self._running[task.key]
+        self._used_seconds[task.origin] += run.seconds
+        if task.has_reserved_run:
+            task.has_reserved_run = False
+            self._next_reserved_run = now + PAUSE_FACTOR * run.seconds
+        if run.outcome is not RunFailure.CANCELLED:
+            task.waiting_since = now
 
     def _postpone(self, task: CompileTask, run: ParserRun, now: float) -> None:
         """Schedule the next run of a text after an inconclusive run."""
