@@ -20,6 +20,7 @@ from agent.core.model import ProfileKind
 from agent.core.vocabulary import PruneMode
 from agent.heartbeat import Heartbeat
 from agent.host.filesystem import Host
+from agent.host.installed_keys import InstalledKeys
 from agent.host.ledger import FileLedger
 from agent.sources import source_spec
 from agent.version import version
@@ -121,6 +122,7 @@ def confinement_trackers(
 def connect(
     config: Config,
     *,
+    installed_key_count: Callable[[str], int] = lambda _: 0,
     changed: Callable[[WakeReason], None] = lambda _: None,
     request_ended: Callable[[str, str, float], None] = lambda *_: None,
     watch_restarted: Callable[[str], None] = lambda _: None,
@@ -129,6 +131,8 @@ def connect(
 
     Args:
         config: the options of this run.
+        installed_key_count: returns how many keys of a profile set have an installed version.
+            Another thread calls this function.
         changed: called from another thread after objects of the API server have changed.
         request_ended: called with the verb, the result and the seconds of each request.
         watch_restarted: called with the kind of object whose watch was restarted.
@@ -146,7 +150,7 @@ def connect(
     callbacks = cluster.ClusterCallbacks(
         changed=changed, request_ended=request_ended, watch_restarted=watch_restarted
     )
-    return cluster.connect(config, host(config), config_maps, callbacks)
+    return cluster.connect(config, host(config), config_maps, installed_key_count, callbacks)
 
 
 def open_sources(config: Config, connections: "ClusterConnections | None") -> list[ports.Source]:
@@ -164,11 +168,12 @@ def _source_specs(config: Config) -> list[source_spec.SourceSpec]:
     return [source_spec.parse_source(text) for text in config.source]
 
 
-def build_reconciler(
+def build_reconciler(  # noqa: PLR0913 - keyword-only after the configuration
     config: Config,
     *,
     parts: Mapping[ProfileKind, BackendParts],
     sources: Sequence[ports.Source],
+    ledger: FileLedger,
     heartbeat: Heartbeat,
     grace_seconds: float = 0.0,
 ) -> reconciler.Reconciler:
@@ -178,13 +183,14 @@ def build_reconciler(
         config: the options of this run.
         parts: the backends.
         sources: the sources of profiles.
+        ledger: the record of what the agent installed.
         heartbeat: records that the main loop is running.
         grace_seconds: how long a label must be absent before the profile is removed.
     """
     return reconciler.Reconciler(
         sources=sources,
         backends={kind: part.backend for kind, part in parts.items()},
-        ledger=ledger(config),
+        ledger=ledger,
         options=plan.PlanOptions(
             prune=PruneMode(config.prune),
             take_over=frozenset(config.take_over),
@@ -225,7 +231,9 @@ def daemon(config: Config, log_lines_dropped: Callable[[], int]) -> "Controller"
         policy_changed=lambda: wake_queue.put(WakeReason.KERNEL),
         program_ran=metrics.parser_ran,
     )
-    connections, publisher = _connect_daemon(config, wake_queue, metrics)
+    state = ledger(config)
+    state.entries()  # The first list of ConfigMaps needs the installed keys.
+    connections, publisher = _connect_daemon(config, state.installed_keys, wake_queue, metrics)
     sources = open_sources(config, connections)
     confinement = ConfinementChecks(confinement_trackers(parts))
     store = _status_store(config, metrics, publisher, confinement, heartbeat)
@@ -235,6 +243,7 @@ def daemon(config: Config, log_lines_dropped: Callable[[], int]) -> "Controller"
             config,
             parts=parts,
             sources=sources,
+            ledger=state,
             heartbeat=heartbeat,
             grace_seconds=config.removal_grace,
         ),
@@ -266,7 +275,7 @@ def _start(
 
 
 def _connect_daemon(
-    config: Config, wake_queue: WakeQueue, metrics: "Metrics"
+    config: Config, installed_keys: InstalledKeys, wake_queue: WakeQueue, metrics: "Metrics"
 ) -> "tuple[ClusterConnections | None, Publisher | None]":
     """Return the connections to the API server and the publisher of this node's labels."""
 
@@ -278,6 +287,7 @@ def _connect_daemon(
     publisher: Publisher | None = None
     connections = connect(
         config,
+        installed_key_count=installed_keys.count,
         changed=changed,
         request_ended=metrics.request,
         watch_restarted=metrics.watch_restarted,

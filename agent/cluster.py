@@ -143,9 +143,17 @@ def connect(
     config: Config,
     host: Host,
     config_maps: list[ConfigMapSpec],
+    installed_key_count: Callable[[str], int],
     callbacks: ClusterCallbacks,
 ) -> ClusterConnections:
     """Return the connections that the options require.
+
+    Args:
+        config: the options of this run.
+        host: the file system of the host.
+        config_maps: the sources to read.
+        installed_key_count: see ConfigMapBounds.
+        callbacks: the functions to call.
 
     Raises:
         agent.kube.errors.NoClusterError: no configuration of the API client was found.
@@ -159,7 +167,7 @@ def connect(
             on_change=lambda: callbacks.changed(WakeReason.SOURCE),
             on_restart=lambda: callbacks.watch_restarted("configmaps"),
             backoff=new_backoff(),
-            bounds=configmap.ConfigMapBounds(),
+            bounds=configmap.ConfigMapBounds(installed_key_count=installed_key_count),
         )
         for spec in config_maps
     }

@@ -30,6 +30,7 @@ def restore(config: Config, progress: reconciler.Progress) -> Report:
         config,
         parts=app.backend_parts(config),
         sources=(),
+        ledger=app.ledger(config),
         heartbeat=Heartbeat(time.monotonic),
     )
     return passes.run_to_completion(lambda: passes.restore(dry_run=config.dry_run), progress)
@@ -37,17 +38,19 @@ def restore(config: Config, progress: reconciler.Progress) -> Report:
 
 def run_once(config: Config, progress: reconciler.Progress) -> Report:
     """Install the profiles of the sources. With --node-name, also label the Node."""
-    connections = app.connect(config)
+    ledger = app.ledger(config)
+    connections = app.connect(config, installed_key_count=ledger.installed_keys.count)
     parts = app.backend_parts(config)
     passes = app.build_reconciler(
         config,
         parts=parts,
         sources=app.open_sources(config, connections),
+        ledger=ledger,
         heartbeat=Heartbeat(time.monotonic),
         grace_seconds=0.0,
     )
     confinement = ConfinementChecks({} if config.dry_run else app.confinement_trackers(parts))
-    entries = passes.ledger.entries()
+    entries = ledger.entries()
     confinement.observe_recorded(() if isinstance(entries, Finding) else entries.values())
     conditions = reconciler.RemovalConditions()
     if connections is not None:

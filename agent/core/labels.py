@@ -125,7 +125,7 @@ def labels_for(
             if support.state == SupportState.UNKNOWN
             else support.state
         )
-    kept, omitted = _limited(labels, domain, limit, present)
+    kept, omitted = _limited(labels, _created_by_label(report, domain), domain, limit, present)
     findings = [_collision(label, sorted(names)) for label, names in sorted(collisions.items())]
     findings += [_too_many(omitted, limit)] if omitted else []
     return Labels(labels=kept, findings=tuple(findings))
@@ -175,7 +175,7 @@ def _of_row(
     if not row.name:
         return
     label = label_key(row.kind, row.name, domain)
-    digest_label = f"{row.kind}-digest.{domain}/{label_name(row.name)}"
+    digest_label = _digest_key(row, domain)
     if row.state == ProfileState.UNOBSERVABLE and row.desired:
         for kept_label in (label, digest_label):
             if kept_label in present:
@@ -234,12 +234,45 @@ def _keeps_label(row: ProfileStatus, domain: str, present: Mapping[str, str]) ->
     )
 
 
+def _created_by_label(report: Report, domain: str) -> dict[str, str]:
+    """Return for each label when the oldest ConfigMap with the name was created.
+
+    The creation time of files is empty, so that it precedes all others. Profile sets that were not
+    read are missing, because only their existing labels stay.
+    """
+    created = {
+        status.profile_set: status.created
+        for status in report.profile_sets
+        if status.created is not None
+    }
+    by_label: dict[str, str] = {}
+    for row in report.profiles:
+        time = created.get(row.profile_set)
+        if time is None:
+            continue
+        for label in (
+            _set_key(row.profile_set, domain),
+            label_key(row.kind, row.name, domain),
+            _digest_key(row, domain),
+        ):
+            by_label[label] = min(time, by_label.get(label, time))
+    return by_label
+
+
+def _digest_key(row: ProfileStatus, domain: str) -> str:
+    return f"{row.kind}-digest.{domain}/{label_name(row.name)}"
+
+
 def _limited(
-    labels: Mapping[str, str], domain: str, limit: int, present: Mapping[str, str]
+    labels: Mapping[str, str],
+    created_by_label: Mapping[str, str],
+    domain: str,
+    limit: int,
+    present: Mapping[str, str],
 ) -> tuple[dict[str, str], int]:
     """Return at most `limit` labels, and the number of omitted labels."""
 
-    def rank(label: str) -> tuple[bool, bool, bool, bool, str]:
+    def rank(label: str) -> tuple[bool, bool, bool, bool, str, bool, str]:
         prefix = label.partition("/")[0]
         return (
             prefix != domain,  # The labels of supported kinds come first.
@@ -247,6 +280,8 @@ def _limited(
                 f"-digest.{domain}"
             ),  # The label with the digest is useless without the label of the name.
             label not in present,
+            label not in created_by_label,
+            created_by_label.get(label, ""),
             prefix != f"set.{domain}",
             label,
         )
@@ -270,6 +305,7 @@ def _too_many(omitted: int, limit: int) -> Finding:
         code="label_limit",
         location="node labels",
         message=f"The Node has no labels for {omitted} names, because --label-limit is {limit}.",
-        hint="Use the label of the ConfigMap (set.DOMAIN/NAMESPACE__NAME), or increase "
+        hint="Existing labels come first, then those of older ConfigMaps. Use the label of the "
+        "ConfigMap (set.DOMAIN/NAMESPACE__NAME) instead of those of its profiles, or increase "
         "--label-limit.",
     )

@@ -87,6 +87,9 @@ class ProfileSetStatus:
     unlisted: int = 0
     """The number of keys that exceed a limit and have no row in the report."""
 
+    created: str | None = None
+    """The creation time of a ConfigMap that was read; empty for files; None if nothing was read."""
+
     cause: UnreadableCause | None = None
 
 

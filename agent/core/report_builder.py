@@ -251,7 +251,7 @@ def _last_good(id_: KeyId, desired: Desired) -> ProfileState:
 _HINTS = {
     "missing": "Check --source and the volume that is mounted there. Its profiles stay installed.",
     "unreadable": "Make the source readable. Nothing is removed until then.",
-    "over_limit": "Delete ConfigMaps, or make them smaller. The oldest ConfigMaps are read first.",
+    "over_limit": "Delete ConfigMaps, or make them smaller. Installed ConfigMaps are read first.",
     "emptied": "If this is intended, pass --allow-empty to remove its profiles.",
 }
 
@@ -276,7 +276,10 @@ def profile_set_status(snapshot: Snapshot) -> ProfileSetStatus:
         case Read():
             keys = len(snapshot.source_keys) + len(snapshot.rejected_keys)
             return ProfileSetStatus(
-                profile_set=snapshot.profile_set, state=ProfileSetState.READ, keys=keys
+                profile_set=snapshot.profile_set,
+                state=ProfileSetState.READ,
+                keys=keys,
+                created=snapshot.created,
             )
         case Emptied():
             return ProfileSetStatus(

@@ -22,6 +22,7 @@ from agent.core.model import Evidence, KeyId, LedgerEntry, ProfileKind, Version
 from agent.core.vocabulary import Provenance
 from agent.host import temporary_files
 from agent.host.filesystem import Host, HostError
+from agent.host.installed_keys import InstalledKeys
 from agent.host.stat_signature import Signature
 
 SCHEMA = 1
@@ -78,6 +79,7 @@ class FileLedger:
         self.host = host
         self.directory = directory
         self.findings: list[Finding] = []
+        self.installed_keys = InstalledKeys()
         self.revision = 0
         """The number of times that the entries were read. Equal revisions mean equal entries."""
 
@@ -122,6 +124,7 @@ class FileLedger:
                 "installed. Nothing is changed.",
                 hint="Make the state directory readable, or pass another one with --state-dir.",
             )
+        self.installed_keys.replace(entries.values())
         if signatures is not None:
             self._cached = (signatures, entries)
         return entries
@@ -212,6 +215,8 @@ class FileLedger:
         """Store an entry durably."""
         content = msgspec.json.format(msgspec.json.encode(_to_stored(entry)), indent=1)
         finding = self._write(_ENTRIES, _file_name(entry.id), content)
+        if finding is None:
+            self.installed_keys.record(entry)
         self._record_write(_file_name(entry.id))
         return finding
 
@@ -221,6 +226,7 @@ class FileLedger:
             self.host.remove_file(f"{self.directory}/{_ENTRIES}", _file_name(id_))
         except HostError as error:
             return _write_failed(error)
+        self.installed_keys.remove(id_)
         self._record_write(_file_name(id_))
         return None
 

@@ -4,10 +4,10 @@ Each ConfigMap is a separate profile set. A missing, an emptied, a malformed and
 ConfigMap have four different results. This module sends no request: a read uses the store of a
 reflector. A ConfigMap whose node selector does not match provides no profiles on this node; if the
 labels of the Node are not known, the ConfigMap is unreadable. The memory for all ConfigMaps of a
-source is limited, and the youngest ConfigMaps above the limit are rejected.
+source is limited. ConfigMaps with installed versions have room first, then older ConfigMaps.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 from agent.core import selector
@@ -24,8 +24,11 @@ from agent.sources.source_spec import ConfigMapSpec
 class ConfigMapEntry:
     """The part of one ConfigMap that is kept in memory."""
 
+    profile_set: str = ""
     content: ConfigMapData | None = None
     """The content; None if the ConfigMap is malformed or over the limit."""
+    key_count: int = 0
+    """The number of profiles in the content, also if the content was dropped."""
     malformed: str = ""
     """Why the ConfigMap is malformed; empty if it is well-formed."""
     has_too_many_keys: bool = False
@@ -44,48 +47,73 @@ class ConfigMapEntry:
 class ConfigMapBounds:
     """Limits the number and the size of the ConfigMaps of one source. Implements lister.Bounds.
 
-    A ConfigMap has room if it fits together with all older ConfigMaps, so that a new ConfigMap
-    never displaces an older ConfigMap. For ConfigMaps above the limit, only the names are kept, up
-    to the same number again.
+    A ConfigMap has room if it fits together with all ConfigMaps of a higher rank. ConfigMaps in
+    which every key has an installed version rank first, then those with some installed versions,
+    then all others; within each group, older ConfigMaps rank first. Therefore neither a new
+    ConfigMap nor an old ConfigMap with new keys displaces a ConfigMap that is installed. For
+    ConfigMaps above the limit, only the names are kept, up to the same number again.
     """
 
     def __init__(
         self,
         *,
+        installed_key_count: Callable[[str], int],
         byte_limit: int = limits.SOURCE_BYTES,
         config_map_limit: int = limits.SOURCE_CONFIG_MAPS,
     ) -> None:
+        """Create the bounds.
+
+        Args:
+            installed_key_count: returns how many keys of a profile set have an installed version.
+                The thread of the reflector calls this function.
+            byte_limit: the largest size of all contents together.
+            config_map_limit: the largest number of ConfigMaps with content.
+        """
+        self._installed_key_count = installed_key_count
         self.byte_limit = byte_limit
         self.config_map_limit = config_map_limit
 
     def within(self, objects: Mapping[str, ConfigMapEntry]) -> Mapping[str, ConfigMapEntry]:
         """Return the ConfigMaps that have room, and the next ones without content."""
-        fitting = self._count_fitting(objects)
-        if fitting == len(objects):
+        if self._is_within(objects.values()):
             return objects
-        oldest = _by_age(objects)[: 2 * self.config_map_limit]
+        ranked = self._ranked(objects)
+        fitting = self._count_fitting(objects, ranked)
         return {
             name: objects[name] if number < fitting else replace(objects[name], content=None)
-            for number, name in enumerate(oldest)
+            for number, name in enumerate(ranked[: 2 * self.config_map_limit])
         }
 
     def has_room(self, objects: Mapping[str, ConfigMapEntry]) -> bool:
         """Return whether a ConfigMap without content would have room now."""
-        oldest = _by_age(objects)[: self._count_fitting(objects)]
-        return any(objects[name].is_dropped for name in oldest)
+        if not any(entry.is_dropped for entry in objects.values()):
+            return False
+        ranked = self._ranked(objects)
+        fitting = ranked[: self._count_fitting(objects, ranked)]
+        return any(objects[name].is_dropped for name in fitting)
 
-    def _count_fitting(self, objects: Mapping[str, ConfigMapEntry]) -> int:
-        """Return how many of the oldest ConfigMaps have room."""
+    def _is_within(self, entries: Collection[ConfigMapEntry]) -> bool:
+        size = sum(entry.size for entry in entries)
+        return size <= self.byte_limit and len(entries) <= self.config_map_limit
+
+    def _count_fitting(self, objects: Mapping[str, ConfigMapEntry], ranked: list[str]) -> int:
+        """Return how many ConfigMaps of the highest rank have room."""
         size = 0
-        for number, name in enumerate(_by_age(objects)):
+        for number, name in enumerate(ranked):
             size += objects[name].size
             if size > self.byte_limit or number == self.config_map_limit:
                 return number
-        return len(objects)
+        return len(ranked)
 
+    def _ranked(self, objects: Mapping[str, ConfigMapEntry]) -> list[str]:
+        """Return the names of the ConfigMaps, beginning with the highest rank."""
 
-def _by_age(objects: Mapping[str, ConfigMapEntry]) -> list[str]:
-    return sorted(objects, key=lambda name: (objects[name].created, name))
+        def rank(name: str) -> tuple[bool, bool, str, str]:
+            entry = objects[name]
+            count = self._installed_key_count(entry.profile_set)
+            return (count == 0, count < entry.key_count, entry.created, name)
+
+        return sorted(objects, key=rank)
 
 
 def _size(content: ConfigMapData) -> int:
@@ -113,16 +141,21 @@ def entry_for(domain: str) -> Callable[[Json], ConfigMapEntry]:
         value = item.get("metadata")
         metadata = value if isinstance(value, dict) else {}
         name, namespace = str(metadata.get("name", "")), str(metadata.get("namespace", ""))
-        created = str(metadata.get("creationTimestamp", ""))
+        profile_set = profile_set_of(namespace, name)
+        entry = ConfigMapEntry(
+            profile_set=profile_set, created=str(metadata.get("creationTimestamp", ""))
+        )
         try:
             content = configmap_data.parse(
-                item, profile_set=profile_set_of(namespace, name), domain=domain, qualified=False
+                item, profile_set=profile_set, domain=domain, qualified=False
             )
         except configmap_data.TooManyKeysError as error:
-            return ConfigMapEntry(malformed=str(error), has_too_many_keys=True, created=created)
+            return replace(entry, malformed=str(error), has_too_many_keys=True)
         except configmap_data.MalformedError as error:
-            return ConfigMapEntry(malformed=str(error), created=created)
-        return ConfigMapEntry(content=content, created=created, size=_size(content))
+            return replace(entry, malformed=str(error))
+        return replace(
+            entry, content=content, key_count=len(content.source_keys), size=_size(content)
+        )
 
     return entry
 
@@ -220,7 +253,7 @@ class ConfigMapSource:
 
 def _over_limit(profile_set: str) -> Unreadable:
     reason = (
-        f"together with the older ConfigMaps it exceeds {limits.SOURCE_BYTES} bytes or "
+        f"together with installed and older ConfigMaps it exceeds {limits.SOURCE_BYTES} bytes or "
         f"{limits.SOURCE_CONFIG_MAPS} ConfigMaps, the limits of a source"
     )
     return Unreadable(profile_set=profile_set, reason=reason, cause=UnreadableCause.OVER_LIMIT)
@@ -229,7 +262,7 @@ def _over_limit(profile_set: str) -> Unreadable:
 def _too_many(profile_set: str) -> Unreadable:
     """Report that the source has more ConfigMaps than the agent keeps."""
     number = 2 * limits.SOURCE_CONFIG_MAPS
-    reason = f"there are more than {number} ConfigMaps, and the youngest are not read"
+    reason = f"there are more than {number} ConfigMaps, and not all of them are read"
     return Unreadable(profile_set=profile_set, reason=reason, cause=UnreadableCause.OVER_LIMIT)
 
 

@@ -120,6 +120,29 @@ def test_a_malformed_entry_is_damaged_or_newer(files, content, code):
     assert codes == [code]
 
 
+def test_the_installed_keys_of_each_profile_set_are_counted(tmp_path):
+    """The counts follow each write, each deletion and each read by another ledger."""
+    ledger = FileLedger(Host(tmp_path), "/state")
+    other = KeyId(kind="apparmor", profile_set=ID.profile_set, key="other.profile")
+
+    def counts():
+        ledgers = ledger, FileLedger(ledger.host, ledger.directory)
+        ledgers[1].entries()
+        return [one.installed_keys.count(ID.profile_set) for one in ledgers]
+
+    assert counts() == [0, 0]
+    ledger.write(FULL)
+    ledger.write(FULL)
+    ledger.write(LedgerEntry(id=other, provenance="installed", staged=VERSION))
+    assert counts() == [1, 1]
+    ledger.write(LedgerEntry(id=other, provenance="installed", installed=VERSION))
+    assert counts() == [2, 2]
+    ledger.write(LedgerEntry(id=ID, provenance="installed", staged=VERSION))
+    ledger.delete(other)
+    ledger.delete(other)
+    assert counts() == [0, 0]
+
+
 @pytest.mark.parametrize("change", ["in place", "removed", "added", "replaced"])
 def test_changes_of_other_processes_are_noticed(files, change):
     """A change of a file's content does not change the file's directory, but is noticed too."""

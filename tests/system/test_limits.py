@@ -177,6 +177,48 @@ def test_hundreds_of_thousands_of_keys_do_not_exceed_the_memory_limit(cluster, a
     assert max(peaks) < manifest_limit()
 
 
+def test_older_config_maps_that_grow_do_not_displace_an_installed_one(cluster, agent):
+    """A ConfigMap that was created again, and is installed, is read despite larger older ones."""
+    older = [f"older-{number:02}" for number in range(20)]
+    for name in older:
+        config_map(cluster, name, {f"{name}.json": seccomp()})
+    config_map(cluster, "web", {"web.json": seccomp()})
+    agent.start()
+    agent.until(lambda: is_kept(agent))
+    for name in older:
+        data = {f"{name}.json": seccomp(), "big.json": " " * 1_000_000}
+        config_map(cluster, name, data, method="PUT")
+    agent.until_reported("source_over_limit")
+    config_map(cluster, "web", {"web.json": seccomp("mount")}, method="PUT")
+    agent.until(lambda: is_kept(agent, "mount"))
+    agent.stop()
+    agent.start()
+    config_map(cluster, "web", {"web.json": seccomp("reboot")}, method="PUT")
+    agent.until(lambda: is_kept(agent, "reboot"))
+    delete(cluster, "web")
+    config_map(cluster, "web", {"web.json": seccomp("chroot")})
+    agent.until(lambda: is_kept(agent, "chroot"))
+
+
+def test_the_api_server_sets_the_creation_time(cluster, agent):
+    """Neither a new ConfigMap nor a changed one can claim to be older than it is."""
+    path = f"/api/v1/namespaces/{NAMESPACE}/configmaps"
+    forged = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "forged", "creationTimestamp": "2000-01-01T00:00:00Z"},
+    }
+
+    def created():
+        return cluster.get(f"{path}/forged")["metadata"]["creationTimestamp"]
+
+    send(cluster, "POST", path, forged)
+    first = created()
+    send(cluster, "PUT", f"{path}/forged", forged)
+    assert first > "2026"
+    assert created() == first
+
+
 def features(agent):
     """Create the features of an AppArmor kernel for the agent, from a file of the parser.
 

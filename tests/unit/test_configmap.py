@@ -150,6 +150,14 @@ def test_an_object_without_metadata_is_malformed():
     )
 
 
+def bounded(installed=None, **limits):
+    """Return bounds; `installed` is the number of installed keys of each profile set."""
+    counts = {} if installed is None else installed
+    return configmap.ConfigMapBounds(
+        installed_key_count=lambda profile_set: counts.get(profile_set, 0), **limits
+    )
+
+
 def aged(number, size=100, **more):
     """Return the name and the entry of a ConfigMap that was created in a certain second."""
     content = configmap.entry_for(D)(
@@ -157,7 +165,7 @@ def aged(number, size=100, **more):
     ).content
     created = f"2026-01-01T00:00:{number:02}Z"
     return f"m{number}", configmap.ConfigMapEntry(
-        content=content, created=created, size=size, **more
+        profile_set=f"configmap ns/m{number}", content=content, created=created, size=size, **more
     )
 
 
@@ -177,9 +185,9 @@ def dropped(objects):
         ([], []),
     ],
 )
-def test_the_oldest_configmaps_have_room(sizes, expected):
+def test_without_installed_versions_the_oldest_configmaps_have_room(sizes, expected):
     """The result does not depend on the order in which the ConfigMaps become known."""
-    bounds = configmap.ConfigMapBounds(byte_limit=300, config_map_limit=10)
+    bounds = bounded(byte_limit=300, config_map_limit=10)
     entries = [aged(number, size) for number, size in enumerate(sizes)]
     for order in (entries, entries[::-1]):
         whole = bounds.within(dict(order))
@@ -192,9 +200,41 @@ def test_the_oldest_configmaps_have_room(sizes, expected):
         assert bounds.has_room(whole) is False
 
 
+@pytest.mark.parametrize(
+    ("installed", "expected"),
+    [
+        ({}, ["m3"]),
+        ({"m3": 2}, ["m2"]),
+        ({"m3": 1}, ["m2"]),
+        ({"m3": 2, "m2": 2}, ["m1"]),
+        ({"m0": 1, "m1": 1, "m2": 1, "m3": 2}, ["m2"]),
+        ({"m0": 2, "m1": 2, "m2": 2, "m3": 2}, ["m3"]),
+    ],
+)
+def test_installed_configmaps_have_room_before_older_ones(installed, expected):
+    """Neither an old ConfigMap nor one with new keys displaces a ConfigMap that is installed."""
+    counts = {f"configmap ns/{name}": count for name, count in installed.items()}
+    bounds = bounded(counts, byte_limit=300, config_map_limit=10)
+    entries = [aged(number, key_count=2) for number in range(4)]
+    for order in (entries, entries[::-1]):
+        kept = {}
+        for name, entry in order:
+            kept = bounds.within({**kept, name: entry})
+        assert (dropped(kept), bounds.has_room(kept)) == (expected, False)
+
+
+def test_a_configmap_whose_versions_are_known_late_gets_room():
+    """A dropped ConfigMap has room as soon as its installed versions are known."""
+    counts = {}
+    bounds = bounded(counts, byte_limit=200, config_map_limit=10)
+    kept = bounds.within(dict(aged(number, key_count=1) for number in range(3)))
+    counts["configmap ns/m2"] = 1
+    assert (dropped(kept), bounds.has_room(kept)) == (["m2"], True)
+
+
 def test_free_room_is_noticed():
     """A deleted or smaller ConfigMap makes room for a ConfigMap whose content was dropped."""
-    bounds = configmap.ConfigMapBounds(byte_limit=300, config_map_limit=10)
+    bounds = bounded(byte_limit=300, config_map_limit=10)
     kept = bounds.within(dict(aged(number, 150) for number in range(3)))
     assert dropped(kept) == ["m2"]
     left = {name: entry for name, entry in kept.items() if name != "m0"}
@@ -204,7 +244,7 @@ def test_free_room_is_noticed():
 
 def test_names_of_too_many_configmaps_are_not_kept():
     """The names of the newest ConfigMaps are dropped, and the oldest names are kept."""
-    bounds = configmap.ConfigMapBounds(byte_limit=300, config_map_limit=2)
+    bounds = bounded(byte_limit=300, config_map_limit=2)
     kept = bounds.within(dict(aged(number, 0) for number in range(9)))
     assert (sorted(kept), dropped(kept)) == (["m0", "m1", "m2", "m3"], ["m2", "m3"])
 

@@ -330,6 +330,36 @@ def test_existing_labels_have_precedence_over_new_labels():
     assert computed.findings[0].message.startswith("The Node has no labels for 2 names")
 
 
+def test_new_labels_of_older_configmaps_precede_those_of_newer_ones():
+    """The name of a new profile cannot displace the label of an older profile."""
+    ages = {"dir /p": "", SET: "2026-01-02T00:00:00Z", "configmap ns/old": "2026-01-01T00:00:00Z"}
+    sets = tuple(
+        ProfileSetStatus(profile_set=name, state="read", created=created)
+        for name, created in ages.items()
+    )
+    rows = [row("a"), row("y", origin="configmap ns/old"), row("z", origin="dir /p")]
+    computed = labels_of(report(*rows, sets=sets), limit=4)
+    assert list(computed.labels) == [
+        f"seccomp.{D}/z",
+        f"set.{D}/ns__old",
+        f"seccomp.{D}/y",
+        f"set.{D}/ns__web",
+    ]
+    existing = labels_of(report(*rows, sets=sets), {f"seccomp.{D}/a": "installed"}, limit=1)
+    assert list(existing.labels) == [f"seccomp.{D}/a"]
+
+
+def test_a_name_of_two_configmaps_has_the_rank_of_the_older_one():
+    """The same profile may be in several ConfigMaps."""
+    ages = {SET: "2026-01-03", "configmap ns/old": "2026-01-01", "configmap ns/b": "2026-01-02"}
+    sets = tuple(
+        ProfileSetStatus(profile_set=name, state="unreadable", created=created)
+        for name, created in ages.items()
+    )
+    rows = [row("a", origin="configmap ns/b"), row("x"), row("x", origin="configmap ns/old")]
+    assert list(labels_of(report(*rows, sets=sets), limit=1).labels) == [f"seccomp.{D}/x"]
+
+
 def test_a_labelled_profile_has_a_node_selector():
     """The nodeSelector is empty if the profile has no label."""
     rows = [row("web", kind="apparmor", mode="enforce"), row(), row(state="failed")]

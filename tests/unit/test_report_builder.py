@@ -175,7 +175,13 @@ def test_a_removal_does_not_repeat_the_findings_of_the_profile():
 def test_profile_sets_have_four_states_and_kinds_have_three_states():
     """Sets are read, emptied, missing or unreadable; kinds are enabled, disabled or unknown."""
     sets = [
-        Read(profile_set="a", revision="", source_keys=(), rejected_keys=(("k", FAILED),)),
+        Read(
+            profile_set="a",
+            revision="",
+            source_keys=(),
+            rejected_keys=(("k", FAILED),),
+            created="2026-01-01T00:00:00Z",
+        ),
         Emptied(profile_set="b", revision=""),
         Missing(profile_set="c", reason="no such file"),
         Unreadable(profile_set="d", reason="EIO"),
@@ -196,7 +202,7 @@ def test_profile_sets_have_four_states_and_kinds_have_three_states():
     expected = Report(
         profiles=(),
         profile_sets=(
-            ProfileSetStatus(profile_set="a", state="read", keys=1),
+            ProfileSetStatus(profile_set="a", state="read", keys=1, created="2026-01-01T00:00:00Z"),
             ProfileSetStatus(profile_set="b", state="emptied", reason="it contains no profile"),
             ProfileSetStatus(profile_set="c", state="missing", reason="no such file"),
             ProfileSetStatus(profile_set="d", state="unreadable", reason="EIO", cause="unanswered"),
