@@ -1,3 +1,1 @@
-"""The AppArmor backend compiles with apparmor_parser, loads through securityfs, and verifies by
-content.
-"""
+"""The AppArmor backend, which compiles, loads and verifies AppArmor profiles."""

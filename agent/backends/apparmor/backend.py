@@ -1,9 +1,9 @@
 """The AppArmor backend: checks texts, observes the kernel, installs and removes profiles.
 
-This module only connects the parts: `inspector` checks texts, `policy_view` reads the loaded
-policy, `processes` finds the processes that use a profile, and `policy_changes` writes policy. If
-the parser, the kernel support or a permission is missing, the backend returns a result that states
-the reason, and raises no exception.
+This module only connects the parts of the backend: `inspector` checks texts, `policy_view` reads
+the loaded policy, `processes` finds the processes that use a profile, and `policy_changes` writes
+policy. If the parser, the kernel support or a permission is missing, the backend raises no
+exception, and returns a result with the reason.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -48,10 +48,10 @@ from agent.host.filesystem import Host
 
 
 class AppArmorBackend:
-    """AppArmor on one host. Implements agent.core.ports.ProfileBackend. Only the main thread uses
-    the backend.
+    """Handles the AppArmor profiles of one host. Implements agent.core.ports.ProfileBackend. Only
+    the main thread uses the backend.
 
-    Attributes are the parts of the backend: `inspector` checks texts, `view` reads the loaded
+    The attributes are parts of the backend: `inspector` checks texts, `view` reads the loaded
     policy, and `tracker` finds processes that lost their confinement.
     """
 
@@ -74,11 +74,12 @@ class AppArmorBackend:
         free_memory: Callable[[], int] = memory_budget.available_bytes,
         probes: kernel_access.Probes = kernel_access.Probes(),  # noqa: B008 - frozen
     ) -> None:
-        """Build the backend without reading, writing or starting anything.
+        """Build the backend. Building it reads, writes and starts nothing.
 
         Args:
             host: the host root.
-            parser: the path of apparmor_parser on this machine; empty to search for the parser.
+            parser: the path of apparmor_parser on this machine; if it is empty, the default paths
+                are searched.
             parser_ran: called from another thread with the seconds of each run of the parser.
             cpu_limit: the CPU seconds that the parser may use for one text.
             state_dir: the directory of the agent's records and of the policy cache.
@@ -90,8 +91,8 @@ class AppArmorBackend:
             remember: whether records and compiled policies are written to the state directory.
             abi: the features file for checking; empty for the newest file in the include directory.
             include_dir: the directory that contains the includes.
-            completed: called from another thread after each compiled text. None if the caller waits
-                for all results together; slow texts are then compiled without pauses.
+            completed: called from another thread after each compiled text. If it is None, the
+                caller waits for all results together, and slow texts are compiled without pauses.
             free_memory: returns the bytes of memory that are left for the parser.
             probes: functions that examine this process and its kernel.
         """
@@ -141,17 +142,17 @@ class AppArmorBackend:
 
     @property
     def name(self) -> Literal["apparmor"]:
-        """The kind of the profiles."""
+        """The kind of the profiles that this backend handles."""
         return "apparmor"
 
     @property
     def capabilities(self) -> Capabilities:
-        """The properties in which profile kinds differ."""
+        """The properties in which AppArmor differs from other kinds."""
         return Capabilities(removal_unconfines=True, installed_form=InstalledForm.POLICY)
 
     @property
     def abi(self) -> str:
-        """The features file that profiles are checked against; empty if no features file is
+        """The features file that profiles are checked against, or "" if no features file is
         used.
         """
         return self.inspector.targets.features_file
@@ -163,11 +164,11 @@ class AppArmorBackend:
         self.inspector.begin_pass()
 
     def wait(self, progress: Callable[[int, int], None]) -> bool:
-        """Wait until no text is being compiled; return whether there are new results."""
+        """Wait until no text is being compiled, and return whether there are new results."""
         return self.inspector.wait(progress)
 
     def inspect(self, source_key: SourceKey) -> Inspected:
-        """Check one key without changing the node; the key is pending until its text is
+        """Check one key without changing the node. The key is pending until its text is
         compiled.
         """
         inspected = self.inspector.inspect(source_key)
@@ -182,22 +183,24 @@ class AppArmorBackend:
         return self.inspector.body(profile)
 
     def discard(self, profile: Profile) -> None:
-        """Remove the result of a check from memory; the cache on the disk keeps the result."""
+        """Remove the result of a check from memory; the copy in the cache on disk stays."""
         self.inspector.discard(profile)
         self.changes.forget_checked(profile.version)
 
     def sandbox(self) -> Sandbox | None:
-        """Return whether the parser can open only its includes and its configuration."""
+        """Return whether the parser runs in a sandbox that limits the files it can open."""
         return self.inspector.sandbox()
 
     def accepts_context(self, context: str) -> bool:
-        """Return whether a policy from the context was compiled for the features of this kernel."""
+        """Return whether a policy with this context was compiled for the features of this
+        kernel.
+        """
         return self.inspector.targets.accepts(context)
 
     # --- observe ---------------------------------------------------------------------------------
 
     def observe(self, names: Collection[str], removal_candidates: Collection[str]) -> Observed:
-        """Return which names are loaded, and whether the removal candidates are in use."""
+        """Return which profiles are loaded, and whether the removal candidates are in use."""
         barrier = self.access.barrier()
         if barrier is not None:
             return barrier
@@ -238,7 +241,7 @@ class AppArmorBackend:
     def invalidate(self) -> None:
         """Read the content of every profile at the next observation.
 
-        Check results that the next full pass does not use are removed from memory.
+        Check results that the next full pass does not use will be removed from memory.
         """
         self._observation = None
         self.view.invalidate()
@@ -262,6 +265,6 @@ class AppArmorBackend:
     def remove(
         self, names: Collection[str], evidence: Mapping[str, Evidence], *, require_unused: bool
     ) -> Removed | StillInUse | Failed:
-        """Remove profiles after a last check of their content and use."""
+        """Remove profiles after a final check of their content and use."""
         self._observation = None
         return self.changes.remove(names, evidence, require_unused=require_unused)

@@ -1,8 +1,8 @@
-"""Rejects characters that give a profile text a different meaning than its visible form suggests.
+"""Rejects characters that give a profile text a meaning other than the visible one.
 
 This module is pure. Some characters are rejected everywhere: control characters, line breaks that
 the parser does not know, and characters that change the direction of a line. Other characters are
-rejected outside comments only: spaces that the parser does not treat as spaces, characters without
+rejected only outside comments: spaces that the parser does not treat as spaces, characters without
 a visible form, and typographic quotes around a word.
 """
 
@@ -16,7 +16,8 @@ from agent.backends.apparmor import profile_text
 from agent.core.findings import Finding
 
 BYTE_ORDER_MARK: Final = "\ufeff"
-# The direction controls are defined in UAX 9. Editors break lines at U+0085, U+2028 and U+2029.
+# UAX 9 defines the characters that control the direction of text. Editors break lines at U+0085,
+# U+2028 and U+2029.
 _REJECTED_EVERYWHERE: Final = re.compile(
     "[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]"
     "|\\r(?!\\n)"
@@ -63,7 +64,7 @@ def errors(text: str) -> Iterator[Finding]:
 
 
 def _unseen(bare: str) -> Iterator[int]:
-    """Yield the positions of characters that are not visible, or look like a space."""
+    """Yield the positions of characters that are invisible or that look like a space."""
     for match in _NOT_ASCII.finditer(bare):
         if not match[0].isprintable() or _INVISIBLE.match(match[0]):
             yield match.start()

@@ -1,19 +1,19 @@
 """Decides which AppArmor text the parser compiles next, and for how long.
 
-This module only schedules texts, and has no thread, process or clock; compile_worker.py runs the
+This module only schedules texts, and uses no thread, process or clock; compile_worker.py runs the
 parser. A text starts on level 0 with a short time slice. After a run that exceeds the slice, the
 text moves up one level, where the slice is longer, and waits until all texts on lower levels have
-run. On each level, the profile set that has used the least parser time goes first.
+run. On each level, the profile set that has used the least parser time has priority.
 
-An endless stream of new texts must not starve a slow text. A slow text that was ready for
-MAX_WAIT_SECONDS gets one run that no other text cancels. Such reserved runs use at most a quarter
-of the time, so that a new text waits for one of them at most.
+An endless stream of new texts must not starve a slow text. If a slow text has been ready for
+MAX_WAIT_SECONDS, it gets one run that no other text cancels. Such reserved runs use at most a
+quarter of the time, so that a new text waits for at most one of them.
 
-A text is rejected only because of the parser's own use of CPU time, memory or output, in a run with
-the longest slice and all of the memory that the parser may use. A run that ended at its wall-clock
-limit or by a signal is inconclusive: another process, such as the kernel's OOM killer, may have
-ended the parser. After an inconclusive run, the daemon compiles the text again later; a command
-reports no result for the text.
+A text is only rejected if the parser itself used too much CPU time or memory, or produced too much
+output, in a run with the longest slice and with all of the memory that the parser may use. If a run
+ended at its wall-clock limit or by a signal, it proves nothing about the text: another process,
+such as the kernel's OOM killer, may have ended the parser. After such a run, the daemon compiles
+the text again later; a command reports that the text has no result.
 """
 
 import math
@@ -26,11 +26,11 @@ from agent.backends.apparmor.parser import ParserRun, RunFailure
 from agent.backends.apparmor.policy_cache import ParserResult
 from agent.backoff import delay_seconds
 
-# CPU time; a measurement of 1,000 public profiles found at most 0.2 s
+# This is CPU time; among 1,000 public profiles, the slowest one needed 0.2 s (measured).
 FIRST_SLICE_SECONDS: Final = 2.0
 SLICE_FACTOR: Final = 4.0
-# The pause of a slow text as a multiple of the duration of the text's last run. This factor limits
-# all slow texts together to a quarter of one core.
+# A slow text pauses for this multiple of the duration of its last run. With this factor, all slow
+# texts together use at most a quarter of one core.
 PAUSE_FACTOR: Final = 3.0
 # A slow text gets a reserved run after it was ready for this long.
 MAX_WAIT_SECONDS: Final = 60.0
@@ -70,22 +70,25 @@ class CompileTask:
 
 
 class CompileQueue:
-    """The texts that wait for the parser or are being compiled. Times are monotonic seconds."""
+    """Contains the texts that wait for the parser or that are being compiled. All times are
+    monotonic seconds.
+    """
 
     def __init__(self, *, cpu_limit: float, pauses_slow_texts: bool) -> None:
         """Create an empty queue.
 
         Args:
             cpu_limit: the length of the longest time slice in CPU seconds.
-            pauses_slow_texts: whether slow texts pause between their runs. The daemon uses pauses;
-                a command uses none, because its user waits.
+            pauses_slow_texts: whether slow texts pause between their runs. The daemon uses pauses.
+                A command uses no pauses, because its user waits for the result.
         """
         self.cpu_limit = cpu_limit
         self.pauses_slow_texts = pauses_slow_texts
         self.submitted = 0
         self._waiting: dict[str, CompileTask] = {}
         self._running: dict[str, CompileTask] = {}
-        self._used_seconds: defaultdict[str, float] = defaultdict(float)  # by origin
+        # parser seconds by profile set
+        self._used_seconds: defaultdict[str, float] = defaultdict(float)
         self._next_reserved_run = 0.0
 
     def __len__(self) -> int:
@@ -124,12 +127,10 @@ class CompileQueue:
         self._waiting.pop(key, None)
 
     def take(self, now: float) -> CompileTask | None:
-        """Return the next text and count the text as running, or return None if no text may run
-        now.
+        """Return the next text and count it as running, or return None if no text may run now.
 
-        Only one full run is active at a time, because a full run may use all of the memory. A full
-        run is a run that does not omit the simplification of expressions. Only one run at a time is
-        reserved.
+        Only one full run may be active at a time, because it may use all of the memory. A full run
+        includes the simplification of expressions. Only one run at a time is reserved.
         """
         only_quick = any(not task.is_quick for task in self._running.values())
         ready = [
@@ -163,21 +164,19 @@ class CompileQueue:
         return (task.is_slow, task.level, self._used_seconds[task.origin], task.number)
 
     def next_retry(self) -> float | None:
-        """Return the time at which the first waiting text may run; None if no text waits for a
-        retry.
-        """
+        """Return when the first waiting text may run, or None if no text waits for a retry."""
         retry = min((task.retry_at for task in self._waiting.values()), default=math.inf)
         return retry if math.isfinite(retry) else None
 
     def is_idle(self, now: float) -> bool:
-        """Return whether no text is running or may run now."""
+        """Return whether no text is running and no text may run now."""
         return not self._running and all(task.retry_at > now for task in self._waiting.values())
 
     def is_cancelled(self, task: CompileTask, now: float) -> bool:
-        """Return whether the run of a text must end.
+        """Return whether the current run of a text must be ended.
 
-        A run must end if its text was removed, or if its text is slow and a text that is not slow
-        waits. A reserved run ends only if its text was removed.
+        A run is ended if its text was removed, or if its text is slow while another text that is
+        not slow is waiting. A reserved run is only ended if its text was removed.
         """
         if self._running.get(task.key) is not task:
             return True
@@ -186,14 +185,14 @@ class CompileQueue:
         )
 
     def slice_seconds(self, task: CompileTask) -> float:
-        """Return the CPU seconds that the task's next run may use."""
+        """Return how many CPU seconds the next run of the task may use."""
         return min(self.cpu_limit, FIRST_SLICE_SECONDS * SLICE_FACTOR**task.level)
 
     def record_run(self, task: CompileTask, run: ParserRun, now: float) -> ParserResult | None:
         """Record the end of a run.
 
         Returns:
-            The final result of the text. None if the text waits for another run, or if the text was
+            The final result of the text; None if the text waits for another run, or if it was
             removed during the run.
         """
         if self._running.get(task.key) is not task:
@@ -202,7 +201,7 @@ class CompileQueue:
         match run.outcome:
             case ParserResult() if not (run.outcome.error and task.is_quick):
                 return run.outcome
-            case ParserResult():  # only a full run decides that a text has an error
+            case ParserResult():  # Only a full run can decide that a text contains an error.
                 task.is_quick = False
             case RunFailure.CANCELLED:
                 pass
@@ -233,7 +232,7 @@ class CompileQueue:
             task.waiting_since = now
 
     def _postpone(self, task: CompileTask, run: ParserRun, now: float) -> None:
-        """Schedule the next run of a text after an inconclusive run."""
+        """Schedule another run of a text after a run without a result."""
         task.inconclusive_runs += 1
         delay = delay_seconds(
             task.inconclusive_runs,
@@ -244,6 +243,7 @@ class CompileQueue:
         task.retry_at = now + delay if self.pauses_slow_texts else math.inf
         task.failure = run
         if run.outcome is not RunFailure.NOT_STARTED:
-            task.is_quick = False  # a parser without memory may hang; the next run gets more
+            # A parser without memory may hang, so the next run gets more memory.
+            task.is_quick = False
         if run.outcome is RunFailure.SIGNAL and self.slice_seconds(task) < self.cpu_limit:
-            task.level += 1  # the signal may come from the CPU limit
+            task.level += 1  # The CPU limit may have caused the signal.

@@ -1,8 +1,8 @@
-"""Determines the target of compilation: the kernel's features, the parser and its includes.
+"""Determines what texts are compiled for: the kernel's features, the parser and its includes.
 
-A compiled policy is valid only for one combination of kernel features and parser inputs, the
-context. The first part of a context identifies the features of the kernel; the second part
-identifies the parser, its configuration and every file that a text may include.
+A compiled policy is only valid for one combination of kernel features and parser inputs, which is
+called the context. The first part of a context identifies the features of the kernel; the second
+part identifies the parser, its configuration and every file that a text may include.
 """
 
 from dataclasses import dataclass
@@ -27,18 +27,19 @@ class CompileTarget:
 
 
 class TargetReader:
-    """Reads the current target of one host."""
+    """Reads the current compile target of a host."""
 
     def __init__(
         self, access: KernelAccess, parser: Parser, *, checks_only: bool, features_file: str
     ) -> None:
-        """Create a reader.
+        """Create a reader for one host.
 
         Args:
-            access: the access to the kernel.
-            parser: the parser.
+            access: gives access to the kernel.
+            parser: the parser that compiles texts.
             checks_only: whether to compile for a features file instead of this kernel.
-            features_file: the features file; empty for the newest file in the include directory.
+            features_file: the features file; if it is empty, the newest file in the include
+                directory is used.
         """
         self.access = access
         self.parser = parser
@@ -48,17 +49,17 @@ class TargetReader:
 
     @property
     def features_file(self) -> str:
-        """The features file to compile for if texts are not compiled for this kernel; empty if
-        there is no such file.
+        """The features file that replaces the features of this kernel, or "" if there is no such
+        file.
         """
         return self._features_file or self.parser.newest_features_file()
 
     def unsupported_reason(self) -> str:
-        """Return why texts cannot be compiled for this kernel; empty if they can."""
+        """Return why texts cannot be compiled for this kernel, or "" if they can."""
         return "" if self.checks_only else self.access.unsupported_reason()
 
     def read(self) -> CompileTarget:
-        """Return the current target.
+        """Return the current compile target.
 
         Raises:
             HostError: the features of the kernel cannot be read.
@@ -72,17 +73,17 @@ class TargetReader:
             features = apparmor_parser.file_content(file)
         else:
             file = str(self.access.host.path(f"{kernel_access.ROOT}/features"))
-            if self._kernel_features is None:  # the features cannot change while the kernel runs
+            if self._kernel_features is None:  # The features cannot change while the kernel runs.
                 self._kernel_features = self.access.features()
             features = self._kernel_features
         context = f"{_features_digest(features)}:{inputs}"
         return CompileTarget(options=("--kernel-features", file), context=context)
 
     def accepts(self, context: str) -> bool:
-        """Return whether a policy from a context was compiled for the features of this kernel.
+        """Return whether a policy with this context was compiled for the features of this kernel.
 
-        The parser and the includes may have changed since the compilation, or may be missing. A
-        policy that was installed and verified remains the last good version.
+        The parser and the includes may have changed since the compilation, and may even be missing.
+        A policy that was installed and verified remains the last good version.
         """
         if self.access.unsupported_reason():
             return False

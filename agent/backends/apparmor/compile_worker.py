@@ -1,8 +1,8 @@
 """Compiles AppArmor texts in the background, so that no pass waits for the parser.
 
-The main thread submits texts and collects results; worker threads only run `apparmor_parser`. A
-second parser runs at the same time only if the memory limit of the container leaves enough for
-both. compile_queue.py decides which text is compiled next, and for how long.
+The main thread submits texts and collects results; worker threads only run `apparmor_parser`. Two
+parsers run at the same time only if the memory limit of the container leaves enough for both.
+compile_queue.py decides which text is compiled next, and for how long.
 """
 
 import atexit
@@ -18,9 +18,9 @@ from agent.backends.apparmor.compile_queue import CompileQueue, CompileTask
 from agent.backends.apparmor.parser import Parser, ParserRun, RunFailure
 from agent.backends.apparmor.policy_cache import ParserResult
 
-# the number of parsers that may run at the same time, if processors and memory allow
+# At most this number of parsers run at the same time, if processors and memory allow.
 MAX_PARSERS: Final = 2
-# No parser starts while the results that no pass has collected are larger than this limit.
+# No parser starts while the uncollected results are larger than this limit.
 MAX_UNCOLLECTED_BYTES: Final = 4 << 20
 
 
@@ -48,16 +48,16 @@ class CompileWorker:
         completed: Callable[[], None],
         free_memory: Callable[[], int],
     ) -> None:
-        """Create a worker without texts.
+        """Create a worker that has no texts yet.
 
         Args:
             parser: the parser to run.
-            cpu_limit: CPU seconds that the parser may use for one text.
-            pauses_slow_texts: see CompileQueue.
+            cpu_limit: how many CPU seconds the parser may use for one text.
+            pauses_slow_texts: see the class CompileQueue.
             completed: called from a worker thread after each result, and after the first failed
                 run of a text.
-            free_memory: returns the memory that new parsers may use now; the result excludes the
-                memory that running parsers already use.
+            free_memory: returns the memory that new parsers may use now, without the memory that
+                running parsers already use.
         """
         self._parser = parser
         self._completed = completed
@@ -67,8 +67,9 @@ class CompileWorker:
         self._results: list[CompileResult] = []
         self._finished = 0
         self._has_new_outcome = False  # whether a run has ended since the last call of collect()
-        self._reserved: dict[int, int] = {}  # bytes of memory per number of a running task
-        # the free memory at the last start of a parser while no other parser ran
+        # reserved bytes of memory, by the number of the running task
+        self._reserved: dict[int, int] = {}
+        # The free memory when a parser last started while no other parser was running.
         self._idle_memory = 0
         self._threads: list[threading.Thread] = []
         self._is_stopped = False
@@ -77,10 +78,10 @@ class CompileWorker:
     def submit(
         self, *, key: str, text: bytes, features: tuple[str, ...], context: str, origin: str
     ) -> ParserRun | None:
-        """Queue a text unless it is already queued or has a result that no pass has collected.
+        """Queue a text, unless it is already queued or its result has not been collected yet.
 
         Returns:
-            The last run of the text, if that run failed.
+            Return the last run of the text if that run failed.
         """
         with self._changed:
             if any(uncollected.key == key for uncollected in self._results):
@@ -90,7 +91,7 @@ class CompileWorker:
             )
             try:
                 self._start_threads()
-            except RuntimeError as error:  # the system has no thread left
+            except RuntimeError as error:  # The system cannot start another thread.
                 self._queue.forget(key)
                 return ParserRun(outcome=RunFailure.NOT_STARTED, detail=str(error))
             self._changed.notify_all()
@@ -98,14 +99,14 @@ class CompileWorker:
             return task.failure if task is not None else None
 
     def retain(self, keys: Collection[str]) -> None:
-        """Remove every queued text whose key is not among keys, even if the text is being
+        """Remove every queued text whose key is not among the given keys, even while it is
         compiled.
         """
         with self._changed:
             self._queue.retain(keys)
 
     def collect(self) -> list[CompileResult]:
-        """Return the results that were produced since the previous call."""
+        """Return all results since the previous call."""
         with self._changed:
             results, self._results = self._results, []
             self._has_new_outcome = False
@@ -120,7 +121,7 @@ class CompileWorker:
                 of all texts.
 
         Returns:
-            Whether a run has ended since the last call of collect().
+            Return whether a run has ended since the last call of collect().
         """
         while True:
             with self._changed:
@@ -176,7 +177,7 @@ class CompileWorker:
                 self._completed()
 
     def _compile(self, task: CompileTask, memory: int) -> ParserRun:
-        """Run the parser; report a lack of threads or memory as a run that did not start."""
+        """Run the parser. If threads or memory are missing, return a run that did not start."""
         try:
             return self._parser.run(
                 task.text,
@@ -186,12 +187,13 @@ class CompileWorker:
                 is_quick=task.is_quick,
                 is_cancelled=lambda: self._is_cancelled(task),
             )
-        except (RuntimeError, MemoryError) as error:  # RuntimeError: no thread is left
+        # RuntimeError: the system cannot start another thread
+        except (RuntimeError, MemoryError) as error:
             detail = f"the agent could not run the parser: {error!r}"
             return ParserRun(outcome=RunFailure.NOT_STARTED, detail=detail)
 
     def _next(self) -> tuple[CompileTask | None, int]:
-        """Wait for a text that may run now; return the text with its memory limit, or None to
+        """Wait for a text that may run now. Return the text with its memory limit, or None to
         stop.
         """
         while not self._is_stopped:
@@ -207,7 +209,7 @@ class CompileWorker:
                 ):
                     memory -= (
                         memory_budget.MIN_PARSER_BYTES
-                    )  # a second parser may start while this parser runs
+                    )  # A second parser may start while this parser runs.
                 self._reserved[task.number] = memory
                 return task, memory
             retry = self._queue.next_retry()
@@ -220,13 +222,12 @@ class CompileWorker:
         return sum(len(each.result.policy) for each in self._results) > MAX_UNCOLLECTED_BYTES
 
     def _memory_left(self) -> int:
-        """Return how many bytes one more parser may use; 0 if the new parser must wait for a
-        running parser.
+        """Return how many bytes one more parser may use, or 0 if it must wait for a running parser.
 
         Each running parser may use all of the memory that is reserved for it. The current free
-        memory does not include the memory that running parsers use, so the reservations are
-        subtracted from the free memory at the time when no parser ran. The reported free memory is
-        never less than the minimum, so the minimum can mean that no memory is left.
+        memory already lacks the memory that running parsers use, so the reservations are subtracted
+        from the free memory at the time when no parser ran. The reported free memory is never less
+        than the minimum, so the minimum can mean that no memory is left.
         """
         free = self._free_memory()
         if not self._reserved:

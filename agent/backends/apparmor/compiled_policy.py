@@ -1,9 +1,9 @@
-"""Reads the names, attachments, modes and hashes of the profiles in a compiled AppArmor policy.
+"""Reads the names, attachments, modes and hashes of the profiles in compiled AppArmor policy.
 
 This module is pure.
 
-For any bytes, the module returns profiles or raises PolicyError, and no other exception. An unknown
-element is an error, because a skipped element could contain a profile. The kernel's
+For any input, the module returns profiles or raises PolicyError, but no other exception. An unknown
+element causes an error, because it could contain a profile. The kernel's
 security/apparmor/policy_unpack.c defines the layout: a stream of tagged elements (an optional name,
 then a value), in which every profile is a struct named `profile`.
 """
@@ -16,14 +16,14 @@ from dataclasses import dataclass
 
 from agent.core.model import Evidence
 
-READER_VERSION = 1  # increase the version when the same bytes give a different result
+READER_VERSION = 1  # Increase this number when the result for the same bytes changes.
 MODES = {0: "enforce", 1: "complain", 2: "kill", 3: "unconfined", 4: "user"}
 
 _NAME, _STRING, _BLOB, _STRUCT, _STRUCT_END, _LIST, _LIST_END, _ARRAY, _ARRAY_END = range(4, 13)
-_INTEGER_BYTES = {0: 1, 1: 2, 2: 4, 3: 8}  # the size of an integer per tag
+_INTEGER_BYTES = {0: 1, 1: 2, 2: 4, 3: 8}  # the size in bytes of an integer with this tag
 _ENDS = {_STRUCT: _STRUCT_END, _LIST: _LIST_END, _ARRAY: _ARRAY_END}
 _MAX_DEPTH = 16
-# Fields that are between the name and the flags of a profile, and are not part of an attachment.
+# These fields are between the name and the flags of a profile, and do not belong to an attachment.
 _NOT_ATTACHMENT = frozenset({"disconnected", "learning_offset"})
 
 
@@ -56,9 +56,9 @@ class _Element:
     end: int
 
 
-@functools.lru_cache(maxsize=1)  # several callers read the same policy in a row
+@functools.lru_cache(maxsize=1)  # Several callers read the same policy one after another.
 def read(policy: bytes) -> tuple[DeclaredProfile, ...]:
-    """Return the profiles in a policy, in the order of the policy. Raises PolicyError.
+    """Return the profiles of a policy in their order. Raises PolicyError.
 
     A profile in a policy namespace has the name `:namespace:name`.
     """
@@ -76,15 +76,14 @@ def names(policy: bytes) -> frozenset[str]:
 
 
 def rewrap(blobs: Iterable[bytes], included_names: Collection[str], filler: bytes) -> bytes:
-    """Return a policy that contains the included profiles with the same bytes as in the given
-    policies.
+    """Return a policy with the selected profiles of the given policies, in different bytes.
 
-    Each profile gets its own version header. The header contains the same version as before, and
-    the filler (at least 8 bytes) after the NUL that ends the name in the header. The kernel
-    compares names with strcmp (aa_unpack_nameX), and the kernel's hash of one profile covers only
-    the version and the profile. So the kernel enforces the same rules and shows the same hash for
-    each profile, while the bytes of the policy as a whole differ. Raises PolicyError, also for
-    profiles in a policy namespace.
+    Each profile gets its own version header. This header contains the same version as before and,
+    after the NUL that ends the name in the header, a filler of at least 8 bytes. The kernel
+    compares names with strcmp (aa_unpack_nameX), and its hash of one profile covers only the
+    version and the profile. Therefore, the kernel enforces the same rules and shows the same hash
+    for each profile, but the bytes of the whole policy differ. Raises PolicyError, for example if a
+    profile is in a policy namespace.
     """
     policy = b""
     for blob in blobs:
@@ -107,7 +106,7 @@ def _header(version: int, filler: bytes) -> bytes:
 def _profiles(
     blob: bytes,
 ) -> Iterator[tuple[int, str, "_Element", tuple["_Element", ...]]]:
-    """Yield the version, the namespace (`:name:` or empty), the element and the fields of each
+    """Yield the version, the namespace (`:name:` or ""), the element and the fields of each
     profile.
     """
     version, namespace = None, ""
@@ -143,9 +142,9 @@ def _own_evidence(own: bytes) -> Evidence:
 
 
 def parent(name: str) -> str | None:
-    """Return the parent of a hat or child profile; None for other profiles.
+    """Return the parent of a hat or child profile, or None for any other profile.
 
-    The kernel splits names at every `//` from the left (__lookup_parent).
+    The kernel splits a name at every `//`, beginning at the left (__lookup_parent).
     """
     separator, start = -1, 0
     while (position := name.find("//", start)) >= 0:
@@ -154,7 +153,7 @@ def parent(name: str) -> str | None:
 
 
 def ancestors(name: str) -> tuple[str, ...]:
-    """Return the ancestors of a hat or child profile, the parent first."""
+    """Return the ancestors of a hat or child profile, beginning with its parent."""
     names_of_ancestors: list[str] = []
     ancestor = parent(name)
     while ancestor is not None:

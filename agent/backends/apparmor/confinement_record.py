@@ -1,7 +1,7 @@
-"""The file that lets a restarted agent know which threads ran under which profile.
+"""Stores which threads run under which profiles, for the next process of the agent.
 
-The record belongs to one boot, because PIDs and directory numbers start again with the next boot.
-The record is written without fsync, because a crash of the machine makes the record worthless.
+A record is only valid for one boot, because PIDs and directory numbers start again at the next
+boot. The record is written without fsync, because it is useless after a crash of the machine.
 """
 
 import json
@@ -24,7 +24,7 @@ _RECORD_BYTES: Final = 8 << 20
 
 @dataclass(slots=True, kw_only=True)
 class ConfinementState:
-    """The threads and profiles that the tracker remembers."""
+    """The threads and profiles that the tracker knows."""
 
     directories: dict[str, str] = field(default_factory=dict)
     """Name of a profile -> the directory in which the kernel shows the profile."""
@@ -40,7 +40,7 @@ class ConfinementState:
 
 
 class ConfinementRecord:
-    """The record of confined threads in one state directory."""
+    """Stores the record of confined threads in a state directory."""
 
     def __init__(self, host: Host, state_dir: str, *, may_write: bool) -> None:
         self.host = host
@@ -54,9 +54,9 @@ class ConfinementRecord:
         """The content of the file after the agent last read or wrote the file."""
 
     def load(self) -> ConfinementState:
-        """Return the state that an earlier process of the agent recorded during this boot.
+        """Return the state that an earlier process of the agent recorded in this boot.
 
-        If the record is missing, damaged or from another boot, the state is empty.
+        If the record is missing, damaged or from another boot, the returned state is empty.
         """
         try:
             boot_id = self.host.read(_BOOT_ID, limit=64)
@@ -92,11 +92,10 @@ class ConfinementRecord:
 
 
 def encoded(boot_id: str, state: ConfinementState) -> bytes:
-    """Return a record of at most RECORDED_THREADS threads; threads that lost confinement come
-    first.
+    """Return a record of at most RECORDED_THREADS threads, beginning with unconfined threads.
 
-    Threads of the last two observations are recorded, because a profile may be removed during the
-    last observation.
+    The record contains the threads of the last two observations, because a profile may be removed
+    during the last one.
     """
     confined = {**state.previous, **state.confined}
     lost_threads = sorted(state.lost.items())[:RECORDED_THREADS]
@@ -119,7 +118,7 @@ def _grouped(threads: Iterable[tuple[Thread, str]]) -> dict[str, list[list[int]]
 
 
 def _decoded(content: bytes, boot_id: str) -> ConfinementState | None:
-    """Return the state in a record; None if the record is damaged, missing or from another boot."""
+    """Return the state in a record, or None if it is damaged, missing or from another boot."""
     try:
         record = json.loads(content)
         if record["schema"] != _SCHEMA or record["boot"] != boot_id or not boot_id:

@@ -1,11 +1,10 @@
 """Finds the threads that lost their confinement because a profile was removed.
 
-If a profile is removed and loaded again, the kernel does not confine the earlier threads of the
-profile again (docs/security.md). So the agent reports the unconfined threads until the threads end.
-The tracker remembers the threads of the last two observations, because a profile may be removed
-during the last observation. `confinement_record` preserves the remembered threads when the agent
-restarts. The tracker misses threads that started after the last observation, which is at most 10
-seconds old.
+After a profile is removed and loaded again, the kernel does not confine its earlier threads again
+(docs/security.md). The tracker reports these unconfined threads until they end. It remembers the
+threads of the last two observations, because a profile may be removed during the last one.
+`confinement_record` preserves this information when the agent restarts. The tracker misses threads
+that began after the last observation, which is at most 10 seconds old.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -39,7 +38,7 @@ class ConfinementTracker:
             host: the host root.
             state_dir: the directory of the record.
             find_directories: returns the directory in which the kernel shows each loaded profile
-                of the given names. A replaced profile keeps its directory; a profile that was
+                with a given name. A replaced profile keeps its directory; a profile that was
                 removed and loaded again has a different directory.
             may_write: whether the record may be written.
         """
@@ -50,14 +49,14 @@ class ConfinementTracker:
 
     @property
     def _state(self) -> ConfinementState:
-        """The state; the first access reads the state from the record."""
+        """The current state, which is read from the record at the first access."""
         if self._loaded_state is None:
             self._loaded_state = self._record.load()
         return self._loaded_state
 
     def observe(self, names: Collection[str]) -> None:
-        """Record every thread that runs under a given profile name; read nothing if no name is
-        given.
+        """Record every thread that runs under one of the names; read nothing if there are no
+        names.
         """
         state = self._state
         tracked = frozenset(names)
@@ -71,10 +70,10 @@ class ConfinementTracker:
         self._record.save(state)
 
     def observe_before_removal(self, names: Collection[str]) -> None:
-        """Observe the threads of profiles that the agent itself is about to remove.
+        """Observe the threads of profiles that the agent itself will remove next.
 
-        A thread that changed its profile itself, as its policy allows, is not affected by the
-        removal. A thread that started since the last observation may lose its confinement.
+        If a thread changed its profile itself, as its policy allows, the removal does not affect
+        it. If a thread began after the last observation, the removal may unconfine it.
         """
         if not names:
             return
@@ -100,19 +99,17 @@ class ConfinementTracker:
         self._record.save(state)
 
     def record_removals(self, names: Collection[str]) -> None:
-        """Find the threads whose profile was removed, even if the profile has been loaded again
-        since.
-        """
+        """Find the threads whose profile was removed, even if the profile has been loaded again."""
         self._find_lost(frozenset(names) | self._reloaded())
         self._record.save(self._state)
 
     def names_in_use(self) -> frozenset[str]:
-        """Return the names under which a thread ran at the last observation."""
+        """Return the profile names under which a thread ran at the last observation."""
         labels = set(self._state.confined.values())
         return frozenset().union(*(names_in(label) for label in labels))
 
     def findings(self) -> tuple[Finding, ...]:
-        """Return a finding for each profile whose removal left running threads unconfined."""
+        """Return a finding for each profile whose removal unconfined threads that still run."""
         state = self._state
         state.lost = {
             thread: name for thread, name in state.lost.items() if self._threads.is_alive(thread)
@@ -138,7 +135,7 @@ class ConfinementTracker:
                     state.lost[thread] = profile
 
     def _reloaded(self) -> frozenset[str]:
-        """Return the names whose profile has a different directory than before."""
+        """Return the names of profiles that have a different directory than before."""
         before = self._state.directories
         now = self._find_directories(before.keys()) if before else {}
         self._state.directories = {**before, **now}
@@ -156,11 +153,10 @@ class ConfinementTracker:
 
 
 def _lost_profile(before: str, now: str, removed: frozenset[str]) -> str:
-    """Return the removed profile that a label contained before and does not contain now; empty if
-    there is no such profile.
+    """Return the removed profile that the label contained before but no longer contains, or "".
 
     A thread that changed to another profile, as its policy allows, has not lost its confinement.
-    After a loss, the label contains only profiles from the earlier label, and `unconfined`.
+    After such a loss, the label only contains `unconfined` and profiles of the previous label.
     """
     left = frozenset(parts(now)) - {UNCONFINED}
     if not now or not left <= frozenset(parts(before)):

@@ -1,7 +1,7 @@
 """Warns about profiles under which a container cannot start.
 
-This module is pure and reads only the profile's own text. The check gives no warning if an included
-file may contain file rules, so a profile without a warning may still be unusable.
+This module is pure and only reads the text of the profile itself. If an included file may contain
+file rules, there is no warning. A profile without a warning may therefore still be unusable.
 """
 
 import re
@@ -14,7 +14,7 @@ from agent.backends.apparmor.profile_text import declaration_line, without_comme
 from agent.core.findings import Finding
 
 _INCLUDE: Final = re.compile(r"#?include\s+(?:if\s+exists\s+)?[<\"]?([^>\"\s]+)")
-# Include files from apparmor that contain no rules for starting a program.
+# These include files of AppArmor contain no rules for starting a program.
 _WITHOUT_PROGRAMS: Final = re.compile(r"tunables/.*|abstractions/(?:base|nameservice)")
 _DENY_RULE: Final = re.compile(r"\bdeny\b[^,\n]*")
 _FILE_RULE: Final = re.compile(r"(?:^|[\s{},])(?:\"?(?:/|@\{)|(?:file|all)(?=[\s,]))")
@@ -22,7 +22,7 @@ _CONFINING_MODES: Final = frozenset({"enforce", "kill"})
 
 
 def warnings(declared: Sequence[DeclaredProfile], source: str) -> tuple[Finding, ...]:
-    """Return a warning if no rule in the text allows access to files."""
+    """Return a warning if no rule of the text allows access to files."""
     profiles = [profile for profile in declared if compiled_policy.parent(profile.name) is None]
     if not profiles or any(profile.mode not in _CONFINING_MODES for profile in profiles):
         return ()

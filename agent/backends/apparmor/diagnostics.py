@@ -15,7 +15,7 @@ _SIMPLIFY = "Simplify the rules (alternations, or many ** in one rule)"
 
 
 def cannot_check(id_: KeyId, message: str) -> Unchecked:
-    """Return the outcome of a key that this node cannot check."""
+    """Return the outcome for a key that this node cannot check."""
     return Unchecked(
         id=id_,
         finding=Finding(
@@ -32,9 +32,9 @@ def parser_rejected(id_: KeyId, *, line: str, message: str, hint: str) -> Findin
 
     Args:
         id_: the key of the text.
-        line: the line of the text that the message is about, or an empty string.
+        line: the line of the text that the message is about, or "".
         message: the message of the parser.
-        hint: the correction, or an empty string if no correction is known.
+        hint: how to correct the text, or "" if no correction is known.
     """
     return Finding(
         code="parser_rejected",
@@ -45,7 +45,7 @@ def parser_rejected(id_: KeyId, *, line: str, message: str, hint: str) -> Findin
 
 
 def no_profile(id_: KeyId) -> Finding:
-    """Return the error about a text that compiles and declares no profile."""
+    """Return the error about a text that compiles but declares no profile."""
     return Finding(
         code="no_profile",
         location=id_.key,
@@ -72,7 +72,7 @@ def parser_killed(result: ParserResult) -> Finding:
 
 
 def compiled_again_later(id_: KeyId, failure: str) -> Finding:
-    """Return the error about a run of the parser that did not produce a result."""
+    """Return the error about a parser run that did not produce a result."""
     return Finding(
         code="parser_killed",
         location=id_.key,
@@ -96,7 +96,9 @@ def parser_not_sandboxed(reason: str) -> Finding:
 
 
 def rule_not_enforced(id_: KeyId, line: str, warning: str) -> Finding:
-    """Return the parser's warning that a rule is missing from the policy or weaker than written."""
+    """Return the parser's warning that a rule is missing from the policy, or is weaker than
+    written.
+    """
     return Finding(
         code="rule_not_enforced",
         location=line or id_.key,
@@ -128,9 +130,7 @@ def kernel_refused(id_: KeyId, error: HostError) -> Finding:
 
 
 def kernel_jammed(id_: KeyId) -> Finding:
-    """Return the error about a failed load whose remaining data block later loads (Linux 6.1 to
-    7.2).
-    """
+    """Return the error about remains of a failed load that block later loads (Linux 6.1 to 7.2)."""
     return Finding(
         code="kernel_jammed",
         location=id_.key,
@@ -165,7 +165,7 @@ def foreign_content(names: list[str]) -> Finding:
 
 
 def verify_failed(id_: KeyId, reason: str) -> Finding:
-    """Return the error about a policy load that is not visible in the kernel afterwards."""
+    """Return the error about a policy that the kernel does not show after its load."""
     return Finding(
         code="verify_failed",
         location=id_.key,

@@ -1,10 +1,10 @@
-"""Finds the directories of profiles that this agent loaded, without a walk over all profiles.
+"""Finds the directories of profiles that this agent loaded, without reading all directories.
 
-A walk after each of 1,000 loads would visit 1,000,000 directories. The index is only a shortcut:
-the index returns a directory if the `name` file in the directory still contains the name, and
-`policy_view` uses the result only if the policy revision is the same before and after the
-observation. If the index is not certain, the result is None, and `policy_view` walks over all
-profiles.
+If the agent read all directories after each of 1,000 loads, it would read 1,000,000 directories.
+The index is only a shortcut. It returns a directory only if the `name` file in that directory still
+contains the name, and `policy_view` uses the result only if the policy revision is the same before
+and after the observation. If the index cannot be certain, it returns None, and `policy_view` reads
+all directories.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -13,7 +13,9 @@ from agent.backends.apparmor import compiled_policy
 
 
 class DirectoryIndex:
-    """The directories that a complete walk found or that this agent added by loading profiles."""
+    """Stores the directories that a complete walk found, or that this agent added by loading
+    profiles.
+    """
 
     def __init__(
         self,
@@ -24,15 +26,15 @@ class DirectoryIndex:
         last_name: Callable[[str], str],
         newest_first: Callable[[str], Iterable[str]],
     ) -> None:
-        """Create an index from a complete directory walk.
+        """Create an index from a walk over all directories.
 
         Args:
             directories: the directory of each name.
-            revision: the policy revision of the walk.
-            top: the directory above all profiles.
+            revision: the policy revision at the time of the walk.
+            top: the directory that contains all profiles.
             last_name: returns the last part of the name of the profile in a directory.
-            newest_first: returns the entries of a directory. The kernel lists the newest entries
-                first, and the order only makes the search faster.
+            newest_first: returns the entries of a directory, newest first. The kernel lists the
+                entries in this order, which only makes the search faster.
         """
         self._directories = dict(directories)
         self._known = set(directories.values())
@@ -46,7 +48,7 @@ class DirectoryIndex:
         """Record that this agent changed the policy.
 
         Args:
-            revision: the policy revision after the write; None if the revision is not known.
+            revision: the policy revision after the write, or None if it is unknown.
             may_add: whether the write may have added directories.
         """
         is_only_change = revision is not None and self._revision == revision - 1
@@ -54,17 +56,17 @@ class DirectoryIndex:
         self._may_have_new = self._may_have_new or may_add
 
     def find(self, names: Collection[str], revision: int) -> dict[str, str] | None:
-        """Return the directory of each loaded name; None if the index is not certain.
+        """Return the directory of each loaded name, or None if the index cannot be certain.
 
         Args:
             names: the names to find.
-            revision: the current policy revision. If other programs changed the policy since the
-                walk, the index is not certain.
+            revision: the current policy revision. If another program changed the policy since the
+                walk, the index cannot be certain.
         """
         if self._revision != revision:
             return None
         directories: dict[str, str] = {}
-        for name in sorted(names, key=len):  # a parent before its children
+        for name in sorted(names, key=len):  # Parents come before their children.
             directory = self._directories.get(name)
             if directory is None and self._may_have_new:
                 directory = self._search(name)
@@ -76,9 +78,7 @@ class DirectoryIndex:
         return directories
 
     def _search(self, name: str) -> str | None:
-        """Search the directories that the index does not contain, and add the directories to the
-        index.
-        """
+        """Search the directories that the index lacks, and add them to the index."""
         parent = compiled_policy.parent(name)
         if parent is not None and parent not in self._directories:
             return None
@@ -97,7 +97,7 @@ class DirectoryIndex:
 
 
 def _last_part(name: str, parent: str | None) -> str:
-    """Return the content of the `name` file. For a hat or child, the file contains only the part
-    after the parent's name.
+    """Return the content of the `name` file. For a hat or child, the file only contains the part
+    after the name of the parent.
     """
     return name if parent is None else name[len(parent) + 2 :]

@@ -1,8 +1,8 @@
 """Warns about rules that let a process leave its confinement (apparmor.d(5)).
 
-This module is pure and reads only the profile's own text, because included files belong to the
-host. An escape rule never causes the rejection of a text, so a target that may match `unconfined`
-is enough for a warning.
+This module is pure and only reads the text of the profile itself, because included files belong to
+the host. A text is never rejected because of such a rule, so the warning also covers targets that
+only may match `unconfined`.
 """
 
 import itertools
@@ -28,7 +28,7 @@ _CHANGE_PROFILE = re.compile(
 
 
 def warnings(source: str) -> tuple[Finding, ...]:
-    """Return a warning with its line for each rule that lets a process become unconfined."""
+    """Return a warning with a line number for each rule that lets a process become unconfined."""
     bare = without_comments(source)
     return limit_findings(
         itertools.islice(
@@ -68,9 +68,7 @@ def _change_profile_rules(bare: str) -> Iterator[Finding]:
 
 
 def _may_be_unconfined(target: str) -> bool:
-    """Return whether the target of a transition is `unconfined` or a pattern that may match
-    `unconfined`.
-    """
+    """Return whether the target of a transition is, or may match, `unconfined`."""
     name = re.sub(r"^(?::[^:]*:)?(?://)?", "", target.strip('"'))
     literal = re.split(r"[*?\[{@\\^]", name, maxsplit=1)[0]
     return name == _UNCONFINED if literal == name else _UNCONFINED.startswith(literal)

@@ -10,19 +10,19 @@ from agent.backends.parts import BackendContext, BackendParts
 
 
 class AppArmorConfig(Protocol):
-    """The options of the agent that concern AppArmor; implemented by agent.config.Config."""
+    """The agent's options for AppArmor; agent.config.Config implements this protocol."""
 
     @property
     def state_dir(self) -> str:
-        """The directory of the agent's state."""
+        """The state directory of the agent."""
 
     @property
     def apparmor_parser(self) -> str:
-        """The path of apparmor_parser; empty to search for the parser."""
+        """The path of apparmor_parser; if it is empty, the default paths are searched."""
 
     @property
     def parser_timeout(self) -> float:
-        """The CPU seconds that apparmor_parser may use for one text."""
+        """How many CPU seconds apparmor_parser may use for one text."""
 
     @property
     def deny_name(self) -> Collection[str]:
@@ -38,7 +38,7 @@ class AppArmorConfig(Protocol):
 
 
 def build(config: AppArmorConfig, context: BackendContext) -> BackendParts:
-    """Build the parts of the backend without starting or writing anything."""
+    """Build the parts of the backend. Building them starts and writes nothing."""
     backend = AppArmorBackend(
         host=context.host,
         parser=config.apparmor_parser,

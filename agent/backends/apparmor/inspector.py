@@ -1,10 +1,10 @@
-"""Checks AppArmor texts with the parser, and decides whether the agent may install the result.
+"""Checks AppArmor texts with the parser, and decides whether the result may be installed.
 
-An inspection never waits for the parser: a text without a result is queued, and the key is pending.
-Only a policy that was compiled for the features of this kernel is accepted for installation. If the
-parser or the kernel support is missing, an inspection returns a result and raises no exception.
-`compile_worker` runs the parser; `source_checks`, `validation` and `escape_rules` contain the rules
-for texts and policies.
+An inspection never waits for the parser: if a text has no result, the text is queued and its key is
+pending. Only a policy that was compiled for the features of this kernel is accepted for
+installation. If the parser or the kernel support is missing, an inspection raises no exception, and
+returns a result with the reason. `compile_worker` runs the parser; `source_checks`, `validation`
+and `escape_rules` contain the rules for texts and policies.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ from agent.host.filesystem import HostError
 
 
 class Inspector:
-    """The checks of one agent. Only the main thread uses an inspector."""
+    """Checks the texts of one agent. Only the main thread uses an inspector."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Inspector:
     def begin_pass(self) -> None:
         """Begin a pass that uses the results of all finished parser runs.
 
-        Texts that the previous pass did not inspect are no longer compiled.
+        Texts that the previous pass did not inspect are removed from the queue.
         """
         self._target = None
         self.worker.retain(self._awaited)
@@ -76,7 +76,8 @@ class Inspector:
         finished = self.worker.collect()
         if not finished:
             return
-        with contextlib.suppress(HostError, ParserError):  # each inspection reports the error again
+        # The error is reported by each inspection.
+        with contextlib.suppress(HostError, ParserError):
             context = self._current_target().context
             for each in finished:
                 # If an include changed during the run, the text is compiled again.
@@ -86,11 +87,11 @@ class Inspector:
                     self.cache.store(key, each.result)
 
     def wait(self, progress: Callable[[int, int], None]) -> bool:
-        """Wait until no text is being compiled; return whether there are new results."""
+        """Wait until no text is being compiled, and return whether there are new results."""
         return self.worker.wait(progress)
 
     def inspect(self, source_key: SourceKey) -> Inspected:
-        """Check one key; the key is pending if its text has not been compiled yet."""
+        """Check one key, which is pending while its text has not been compiled."""
         id_ = KeyId(kind="apparmor", profile_set=source_key.profile_set, key=source_key.key)
         findings = self._text_errors(source_key.content)
         if findings:
@@ -124,15 +125,15 @@ class Inspector:
         return policy if is_same else None
 
     def discard(self, profile: Profile) -> None:
-        """Remove the result of a check from memory; the cache on the disk keeps the result."""
+        """Remove the result of a check from memory; the copy in the cache on disk stays."""
         self.cache.discard(_cache_key(profile.version.context, profile.source))
 
     def invalidate(self) -> None:
-        """Remove results from memory that the next full pass does not use."""
+        """Remove results from memory if the next full pass does not use them."""
         self.cache.drop_unused()
 
     def sandbox(self) -> Sandbox | None:
-        """Return whether the parser can open only its includes and its configuration."""
+        """Return whether the parser runs in a sandbox that limits the files it can open."""
         if self.parser.unavailable_reason():
             return None
         try:
@@ -142,22 +143,22 @@ class Inspector:
         return Sandbox(finding=diagnostics.parser_not_sandboxed(reason) if reason else None)
 
     def _text_errors(self, content: bytes) -> tuple[Finding, ...]:
-        """Return the errors that forbid passing a text to the parser.
+        """Return the errors because of which a text must not be passed to the parser.
 
-        The sandbox confines the parser even if the check cannot decide about a text. Without the
-        sandbox, a text that the check cannot decide about is rejected.
+        If the check cannot decide whether a text is safe, the sandbox protects the node. Without a
+        sandbox, such a text is rejected.
         """
         findings = source_checks.errors(content)
         undecided = () if findings else source_checks.undecided_includes(content)
         try:
             return undecided if undecided and self.parser.unsandboxed_reason() else findings
-        except ParserError:  # the worker reports the error, and does not start the parser
+        except ParserError:  # The worker reports the error instead of starting the parser.
             return findings
 
     def _submit(
         self, id_: KeyId, source_key: SourceKey, key: str, target: CompileTarget
     ) -> Pending | Unchecked:
-        """Queue a text for the parser; return a pending result, or the reason why this node cannot
+        """Queue a text for the parser. Return a pending result, or the reason why this node cannot
         check the text.
         """
         self._awaited.add(key)
@@ -176,7 +177,7 @@ class Inspector:
         return Pending(id=id_, source=source_key.content, findings=(retried,))
 
     def _current_target(self) -> CompileTarget:
-        """Return the target of this pass.
+        """Return the compile target of this pass.
 
         Raises:
             HostError: the features of the kernel cannot be read.
@@ -187,13 +188,13 @@ class Inspector:
         return self._target
 
     def _exceeded_key(self, key: str) -> str:
-        """Return the cache key for the result "the text exceeds the current limits"."""
+        """Return the cache key that records whether a text exceeds the current limits."""
         return digest(f"{key} {self.cpu_limit:g} {memory_budget.limit_bytes()}".encode())
 
     def _judge(
         self, id_: KeyId, source_key: SourceKey, result: ParserResult, context: str
     ) -> Profile | Rejection:
-        """Decide whether a text is accepted, based on the result of the parser."""
+        """Decide from the parser's result whether a text is accepted."""
         text = source_key.content.decode("utf-8", "replace")
         if result.exceeded_limit:
             return Rejection(id=id_, findings=(diagnostics.parser_killed(result),))
@@ -250,5 +251,5 @@ def _not_checkable(id_: KeyId, reason: str) -> Unchecked:
 
 
 def _cache_key(context: str, content: bytes) -> str:
-    """Return the cache key for the parser's result for a text in a context."""
+    """Return the cache key for the result of a text in a context."""
     return digest(context.encode() + b"\0" + content)

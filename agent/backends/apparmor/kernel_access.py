@@ -1,7 +1,7 @@
-"""Finds out whether the AppArmor policy of this host can be observed and changed.
+"""Determines whether the AppArmor policy of this host can be observed and changed.
 
 A kernel without AppArmor, an unreadable policy, and a missing permission are different results.
-This module does not read or change profiles; see `policy_view` and `policy_writer`.
+This module neither reads nor changes profiles; `policy_view` and `policy_writer` do.
 """
 
 import ctypes
@@ -26,7 +26,7 @@ _CONTENT_PARAMETERS: Final = tuple(
 )
 _CAP_MAC_ADMIN: Final = 33  # linux/capability.h
 _FEATURE_BYTES: Final = 1 << 20
-_STATFS_WORDS: Final = 64  # more words than struct statfs has
+_STATFS_WORDS: Final = 64  # This is more words than struct statfs has.
 
 
 def filesystem_magic(path: Path) -> int:
@@ -44,8 +44,7 @@ def filesystem_magic(path: Path) -> int:
 
 
 def missing_right() -> str:
-    """Return which permission this process lacks to change policy; empty if the process has every
-    permission.
+    """Return which permission to change policy this process lacks, or "" if it lacks none.
 
     The kernel checks the same permissions (security/apparmor/policy.c: aa_policy_admin_capable).
     """
@@ -79,7 +78,7 @@ class Probes:
 
 
 class KernelAccess:
-    """The access to AppArmor's files below one host root."""
+    """Gives access to AppArmor's files under one host root."""
 
     def __init__(self, host: Host, probes: Probes) -> None:
         self.host = host
@@ -88,7 +87,7 @@ class KernelAccess:
         """Whether the last call of `barrier` found no barrier."""
 
     def unsupported_reason(self) -> str:
-        """Return why the host root has no AppArmor; empty if AppArmor exists or may exist."""
+        """Return why the host root has no AppArmor, or "" if AppArmor exists or may exist."""
         try:
             if self.host.exists(f"{ROOT}/features"):
                 return ""
@@ -100,9 +99,7 @@ class KernelAccess:
         return "the kernel has no AppArmor, or it is switched off"
 
     def barrier(self) -> Unsupported | Unobservable | None:
-        """Return why policy cannot be observed and changed on this host; None if both are
-        possible.
-        """
+        """Return why policy cannot be observed and changed on this host, or None if it can."""
         barrier = self._barrier()
         self.is_open = barrier is None
         return barrier
@@ -125,9 +122,7 @@ class KernelAccess:
         return unobservable(reason) if reason else None
 
     def _obstacle(self) -> str:
-        """Return why the agent cannot access the policy of a kernel with AppArmor; empty if the
-        agent has access.
-        """
+        """Return why the agent has no access to the policy of a kernel with AppArmor, or ""."""
         if self.probes.filesystem(self.host.path(SECURITYFS)) != SECURITYFS_MAGIC:
             return f"{SECURITYFS} below the host root is not a securityfs"
         if not self.host.exists(f"{ROOT}/features"):
@@ -143,8 +138,8 @@ class KernelAccess:
         return ""
 
     def hides_content(self) -> bool:
-        """Return whether the kernel shows neither hashes nor bytes for profiles that are loaded
-        from now on.
+        """Return whether the kernel shows neither hashes nor bytes of profiles that are loaded from
+        now on.
         """
         try:
             return all(
@@ -155,7 +150,7 @@ class KernelAccess:
             return False
 
     def features(self) -> bytes:
-        """Return the content of all files in which the kernel shows its features.
+        """Return the content of all files that show the features of the kernel.
 
         Raises:
             HostError: a file cannot be read.
@@ -173,9 +168,7 @@ class KernelAccess:
 
 
 def unobservable(reason: str) -> Unobservable:
-    """Return the result for a host that has or may have AppArmor, but whose policy cannot be
-    observed.
-    """
+    """Return the result for a host that may have AppArmor but whose policy cannot be observed."""
     return Unobservable(
         finding=Finding(
             code="kind_unobservable",

@@ -1,13 +1,13 @@
 """Splits AppArmor policy into the tokens that apparmor_parser's own lexer reads.
 
-Only the start condition of that lexer decides whether a `#` begins a comment, and whether `include`
-opens a file. As in flex, the longest match wins; among matches of equal length, the first rule
-wins.
+Only the start condition of the lexer determines whether a `#` begins a comment, and whether
+`include` opens a file. As in flex, the longest match has priority; among matches of equal length,
+the first rule has priority.
 
-This module is pure and does not know the grammar. After a position where the parser reports a
-syntax error, this lexer continues. So this lexer can report an include that the parser never reads,
-but cannot miss an include that the parser reads. This lexer stops where the parser's lexer stops.
-The tables are in lexer_dialects.py.
+This module is pure and does not know the grammar. Where the parser would report a syntax error and
+stop, this lexer continues. Therefore, this lexer may report an include that the parser never reads,
+but it never misses an include that the parser reads. This lexer stops where the parser's lexer
+stops. The tables are in lexer_dialects.py.
 """
 
 import functools
@@ -27,7 +27,7 @@ class Token(NamedTuple):
 
 
 class _Candidate(NamedTuple):
-    """A rule that may match, with its compiled pattern."""
+    """A lexer rule that may match, with its compiled pattern."""
 
     pattern: re.Pattern[str]
     rule: Rule
@@ -38,8 +38,8 @@ _compile = functools.cache(re.compile)
 
 @functools.lru_cache(maxsize=8192)
 def _candidates(dialect: Dialect, state: State, character: str) -> tuple[_Candidate, ...]:
-    """Return the rules of a state whose tokens can begin with a character, in the order of the
-    parser's lexer.
+    """Return the rules of a state whose tokens can begin with a character, in their original
+    order.
     """
     return tuple(
         _Candidate(_compile(rule.pattern), rule)
@@ -49,8 +49,8 @@ def _candidates(dialect: Dialect, state: State, character: str) -> tuple[_Candid
 
 
 def tokens(text: str, dialect: Dialect) -> Iterator[Token]:
-    """Yield the tokens of a text, except tokens of TokenKind.OTHER. The last token contains the
-    unread rest of the text.
+    """Yield the tokens of a text, except for tokens of the kind TokenKind.OTHER. The last token
+    contains the rest of the text that was not read.
     """
     states = [State.INITIAL]
     position, size, last_line_break = 0, len(text), text.rfind("\n")
@@ -73,7 +73,9 @@ def tokens(text: str, dialect: Dialect) -> Iterator[Token]:
 def _longest(
     candidates: Sequence[_Candidate], text: str, position: int, *, has_line_break: bool
 ) -> tuple[Rule | None, int]:
-    """Return the rule that the parser's lexer applies at a position, and the end of its token."""
+    """Return the rule that the parser's lexer would apply at a position, and the end of its
+    token.
+    """
     chosen, end = None, position
     for pattern, rule in candidates:
         match = pattern.match(text, position)

@@ -1,8 +1,7 @@
-"""The lexers of apparmor_parser, as data: one Dialect for each version whose lexer differs from the
-version before.
+"""The lexers of apparmor_parser as data: one Dialect for each version that changed the lexer.
 
-The tables follow parser_lex.l of apparmor 3.0 to 6.0~alpha1. A version that is not listed has the
-lexer of the preceding listed version. tests/include_search.py compares the tables with real
+The tables follow parser_lex.l of apparmor 3.0 to 6.0~alpha1. If a version is not listed, its lexer
+is that of the preceding listed version. tests/include_search.py compares the tables with real
 parsers.
 """
 
@@ -14,7 +13,7 @@ from agent.backends.apparmor.lexer_rules import Dialect, Rule, State, Table, Tok
 _BLANK: Final = r"[ \t]"
 _SPACE: Final = r"(?:[ \t]|\r?\n)++"
 _WORD: Final = r"[A-Za-z][A-Za-z0-9_]*"
-# matches up to the first quote without a backslash
+# This pattern ends at the first quote that has no backslash.
 _QUOTED: Final = r'"[^"\0]*+(?:(?<=\\)"[^"\0]*+)*"'
 _ID: Final = r'[^ \t\r\n"!,\\]*+(?:(?:\\[ \t"!,]?|,[^ \t\r\n"!,])[^ \t\r\n"!,\\]*+)*+'
 _IDS: Final = rf'(?=[^ \t\r\n"!,]|,[^ \t\r\n"!,]){_ID}'
@@ -53,7 +52,7 @@ _CONDITIONS: Final = (
 _PRIORITY: Final = Rule("p", rf"priority(?={_BLANK}*=)", push=State.INTEGER_MODE)
 _LIST: Final = Rule(r"\(", r"\(", push=State.LIST_VAL_MODE)
 _COMMENT: Final = Rule("#", r"#[^\n]*\n(?:[ \t]*#(?!include)[^\n]*\n)*+", TokenKind.COMMENT)
-# a comment that ends an assignment
+# This is a comment at the end of an assignment.
 _LAST_COMMENT: Final = Rule("#", r"#[^\n]*\n", TokenKind.COMMENT, pop=True)
 _CONTINUED: Final = Rule(r"\\", r"\\\n")
 _LAST_LINE_BREAK: Final = Rule(r"[\r\n]", r"\r?\n", pop=True)
@@ -151,7 +150,7 @@ _COMMON: Final[Table] = {
 
 
 def _mode(*rules: Rule, identifier: Sequence[Rule], conditions: Sequence[Rule]) -> Sequence[Rule]:
-    """Return the rules of a state for one kind of policy rule, such as mount rules."""
+    """Return the rules of a state for one type of policy rule, such as mount rules."""
     return (_SPACES, *conditions, *rules, *identifier, _END_OF_RULE)
 
 

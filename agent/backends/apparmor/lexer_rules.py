@@ -1,8 +1,8 @@
-"""The types with which lexer_dialects.py describes the lexer of apparmor_parser.
+"""The types that describe the lexer of apparmor_parser.
 
-A flex lexer is a table of rules for each start condition; the class State lists the start
-conditions. A rule contains a pattern and the start condition that applies after its token. lexer.py
-applies the tables.
+A flex lexer has a table of rules for each start condition, and the class State lists these
+conditions. Each rule has a pattern and a start condition for the text after its token.
+lexer_dialects.py contains the tables, and lexer.py applies them.
 """
 
 import enum
@@ -11,7 +11,7 @@ from dataclasses import KW_ONLY, dataclass
 
 
 class State(enum.Enum):
-    """A start condition of the parser's lexer, with the name that the parser uses."""
+    """A start condition of the parser's lexer, under the name that the parser uses."""
 
     INITIAL = enum.auto()
     SUB_ID = enum.auto()

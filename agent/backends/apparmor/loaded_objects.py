@@ -1,15 +1,16 @@
-"""The record of the policy objects that this agent loaded since the machine started.
+"""Records the policy objects that this agent loaded since the machine started.
 
 The kernel shows each loaded profile in a separate directory. A replaced profile keeps its
-directory, and a profile that is loaded again gets a directory with a new number. The kernel uses no
-number twice before the next boot (Linux, security/apparmor/apparmorfs.c: __aafs_profile_mkdir,
-__aafs_profile_migrate_dents). So the boot ID and the directory identify the object. The boot ID and
-the directory distinguish a profile of the agent from a profile that another program loaded with the
-same bytes.
+directory, and a profile that is loaded again gets a directory with a new number. The kernel never
+uses the same number twice in one boot (Linux, security/apparmor/apparmorfs.c: __aafs_profile_mkdir,
+__aafs_profile_migrate_dents). Therefore, the boot ID and the directory together identify the
+object. They distinguish a profile of the agent from a profile with the same bytes that another
+program loaded.
 
-The record is a file of JSON lines in the state directory. Each line is appended without fsync: the
-record must survive the process, but is worthless after a crash of the machine. A profile without a
-line counts as foreign, so a lost record never leads to a removal.
+The record is a file of JSON lines in the state directory. Each line is appended without fsync,
+because the record must survive the end of the process, but is useless after a crash of the machine.
+A profile that is not in the record counts as foreign, so the loss of the record never causes a
+removal.
 """
 
 import contextlib
@@ -46,7 +47,7 @@ class _Line(msgspec.Struct, omit_defaults=True):
 
 
 class LoadedObjects:
-    """The loaded objects that are agent-owned. Only one agent at a time writes the record."""
+    """Records which loaded objects this agent owns. Only one agent at a time writes the record."""
 
     def __init__(self, host: Host, state_dir: str, *, may_write: bool) -> None:
         self.host = host
@@ -67,13 +68,13 @@ class LoadedObjects:
     def own(
         self, found: Mapping[str, str], revision: int, profiles: Mapping[str, ObservedProfile]
     ) -> frozenset[str]:
-        """Return the names whose loaded profiles come from this agent.
+        """Return the names whose loaded profiles this agent loaded.
 
-        If an earlier process ended between a load and its record, the load counts as the agent's
-        under two conditions. First, the load must have been the only change of policy; each change
-        increments the revision. Second, if the kernel shows content, the loaded content must be the
-        content that the agent was about to load. If either condition fails, another program may
-        have loaded the name.
+        If an earlier process ended between a load and its record, the agent still owns the loaded
+        object under two conditions. The first condition is that the load was the only change of
+        policy; each change increments the revision. The second condition is that the kernel shows
+        the content that the agent intended to load, or shows no content at all. If one of the
+        conditions is not met, another program may have loaded the profile.
 
         Args:
             found: the directory of each name.
@@ -95,29 +96,29 @@ class LoadedObjects:
         )
 
     def begin(self, names: Mapping[str, Evidence], revision: int) -> None:
-        """Record that names are about to be loaded, with their evidence, at a policy revision."""
+        """Record that the agent will load names with this evidence, at this policy revision."""
         self._open()
         loading = {name: sorted(evidence) for name, evidence in sorted(names.items())}
         self._pending = _Line(loading=loading, revision=revision)
         self._append(self._pending)
 
     def record(self, loaded: Mapping[str, str]) -> None:
-        """Record which object this agent loaded under each name, and that the load is finished."""
+        """Record which objects the agent loaded under which names, and that the load is
+        finished.
+        """
         self._open()
         self._own |= loaded
         self._pending = _Line()
         self._append(_Line(loaded=dict(loaded)))
 
     def finding(self) -> Finding | None:
-        """Try to write the record if the last write failed; return an error if the record still
-        cannot be written.
-        """
+        """If the last write failed, write the record again; return an error if it fails again."""
         if self._problem is not None:
             self._append(self._pending)
         return self._problem
 
     def _append(self, line: _Line) -> None:
-        """Append a line, or write the whole record; if that fails, the record stays in memory."""
+        """Append a line or write the whole record; if that fails, the record stays in memory."""
         if not self.may_write:
             return
         if 0 < self._lines < _MOST_LINES:
@@ -144,9 +145,7 @@ class LoadedObjects:
         self._lines = len(lines)
 
     def _open(self) -> None:
-        """Read the record once; a damaged record, or a record from another boot, counts as
-        empty.
-        """
+        """Read the record once; a record that is damaged or from another boot counts as empty."""
         if self._boot:
             return
         content = b""
@@ -159,8 +158,8 @@ class LoadedObjects:
         for line in lines:
             self._own |= line.loaded
             self._pending = line
-        # If a full disk cut off the last line, the next line must not be appended to the incomplete
-        # line.
+        # If a full disk cut off the last line, the next line must not be appended to that
+        # incomplete line.
         self._lines = len(lines) if content.endswith(b"\n") else 0
 
 

@@ -1,8 +1,9 @@
-"""Limits the memory of the parser, so that the parser cannot use up the agent's memory.
+"""Limits the memory of the parser, so that the agent always has enough memory.
 
-With memory.oom.group (set by the kubelet since 1.28 under cgroup v2), one process that exceeds the
-limit ends the whole container. Without memory.oom.group, the kernel ends the largest process, which
-can be the agent. So the parser's own limit stays below the memory that the container has left.
+With memory.oom.group, which the kubelet sets since 1.28 under cgroup v2, the kernel ends the whole
+container when one process exceeds the limit. Without memory.oom.group, the kernel ends the largest
+process, which may be the agent. The parser's own limit is therefore lower than the memory that the
+container has left.
 """
 
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ from typing import Final
 
 MIN_PARSER_BYTES: Final = 64 << 20
 MAX_PARSER_BYTES: Final = 1 << 30
-_RESERVE_BYTES: Final = 16 << 20  # memory for the agent and for the output of a running parser
-# Version 1 shows a page-aligned LONG_MAX if no limit is set (page_counter.h).
+# This memory is reserved for the agent and for the output of a running parser.
+_RESERVE_BYTES: Final = 16 << 20
+# If no limit is set, version 1 shows LONG_MAX, aligned to pages (page_counter.h).
 _UNLIMITED_V1: Final = 1 << 62
 
 
@@ -30,8 +32,7 @@ class _Files:
 def limit_bytes(
     own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
 ) -> int | None:
-    """Return the memory limit of this process's cgroup; None if no limit is set or the limit is
-    unknown.
+    """Return the memory limit of this process's cgroup, or None if it is not set or unknown.
 
     Args:
         own: the file that lists the cgroups of this process (cgroups(7)).
@@ -39,7 +40,7 @@ def limit_bytes(
     """
     try:
         limit = int(_files(own, root).limit.read_text())
-    except (OSError, ValueError):  # version 2 shows "max" if no limit is set
+    except (OSError, ValueError):  # If no limit is set, version 2 shows "max".
         return None
     return limit if limit < _UNLIMITED_V1 else None
 
@@ -47,11 +48,11 @@ def limit_bytes(
 def available_bytes(
     own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
 ) -> int:
-    """Return the memory that new parsers may use together now, between the minimum and the maximum.
+    """Return the memory that all new parsers together may use now, between minimum and maximum.
 
     The memory of running parsers counts as used. The page cache does not count as used, because the
-    kernel reclaims the page cache (cgroup-v2.rst). If the usage is unknown, no memory counts as
-    left.
+    kernel reclaims the page cache (cgroup-v2.rst). If the usage is unknown, the function assumes
+    that no memory is left.
     """
     limit = limit_bytes(own, root)
     if limit is None:
@@ -69,9 +70,9 @@ def available_bytes(
 def _files(own: Path, root: Path) -> _Files:
     """Return the files of this process's memory cgroup. Raises OSError and ValueError.
 
-    The memory controller is in either a version 1 hierarchy or the version 2 hierarchy. Inside a
-    cgroup namespace or a container, a version 1 path can belong to the host, so the files at the
-    mount point are used if the path does not exist.
+    The memory controller belongs either to a version 1 hierarchy or to the version 2 hierarchy. In
+    a cgroup namespace or in a container, a version 1 path may be a path of the host. If the path
+    does not exist, the files at the mount point are used.
     """
     paths = {}
     for line in own.read_text().splitlines():

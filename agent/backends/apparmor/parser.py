@@ -1,10 +1,10 @@
-"""Runs apparmor_parser, which turns a profile text into a compiled policy or an error message.
+"""Runs apparmor_parser, which turns a profile text into compiled policy or an error message.
 
-The parser neither loads policy (`-Q`) nor uses its own cache (`-K`), because the parser's cache
-identifies a text by file name and time only. The parser always gets kernel features: without
-features, the parser omits rules from the policy and reports no error. The parser compiles in a
-child process, so the limits also apply to the child process. parser_messages.py selects the parts
-of the output that the agent shows.
+The parser neither loads policy (`-Q`) nor uses its own cache (`-K`), because that cache identifies
+a text only by file name and time. The agent always passes kernel features to the parser, because
+without them the parser omits rules from the policy and reports no error. The parser compiles in a
+child process, so the limits also apply to its children. parser_messages.py selects the parts of the
+output that the agent shows.
 """
 
 import enum
@@ -28,9 +28,9 @@ DEFAULT_PATHS = ("/sbin/apparmor_parser", "/usr/sbin/apparmor_parser")
 _OPTIONS = ("-Q", "-K", "-S", "--warn=rule-not-enforced", "--warn=rule-downgraded")
 _QUICK_OPTIONS = ("-O", "no-expr-simplify")
 _MAX_OUTPUT_BYTES = 8 << 20
-# The wall-clock limit as a multiple of the CPU limit, because other work may keep the node busy.
+# The wall-clock limit is this multiple of the CPU limit, because other work may keep the node busy.
 WALL_CLOCK_FACTOR = 10.0
-# Options of the parser's configuration file (apparmor_parser(8)) that contain paths.
+# The values of these options in the parser's configuration file (apparmor_parser(8)) are paths.
 _FEATURES = re.compile(
     rb"^\s*(?:policy|kernel|override-policy)?-?(?:features|abi|features-file)=(\S+)", re.MULTILINE
 )
@@ -42,7 +42,7 @@ class ParserError(Exception):
 
 
 class RunFailure(enum.Enum):
-    """Why a run of the parser ended without a result."""
+    """The reason why a parser run ended without a result."""
 
     WALL_CLOCK = "wall_clock"
     CPU_TIME = "cpu_time"
@@ -56,7 +56,7 @@ class RunFailure(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParserRun:
-    """One finished run of the parser."""
+    """A parser run that has ended."""
 
     outcome: ParserResult | RunFailure
     detail: str = ""
@@ -76,12 +76,12 @@ class Parser:
         config_file: str = "/etc/apparmor/parser.conf",
         ran: Callable[[float], None] = lambda _: None,
     ) -> None:
-        """Describe a parser.
+        """Create a parser without running it.
 
         Args:
-            path: the parser program; empty for the first of DEFAULT_PATHS that exists.
+            path: the parser program; if it is empty, the first existing path of DEFAULT_PATHS.
             include_dir: the directory of the parser's option --base.
-            config_file: the parser's configuration file.
+            config_file: the configuration file of the parser.
             ran: called with the duration of each run in seconds.
         """
         self.path = path or next(
@@ -90,13 +90,13 @@ class Parser:
         self.include_dir = include_dir
         self.config_file = config_file
         self.ran = ran
-        # the stat signatures of the inputs, and the digest
+        # the stat signatures of the inputs, and their digest
         self._input_digest: tuple[object, str] = (None, "")
         # the stat signatures of the libraries, and their paths
         self._library_files: tuple[object, tuple[str, ...]] = (None, ())
 
     def unavailable_reason(self) -> str:
-        """Return why the parser cannot be used, or an empty string."""
+        """Return why the parser cannot be used, or "" if it can."""
         if not self.path:
             return "apparmor_parser is not installed"
         if not Path(self.path).is_file() or not os.access(self.path, os.X_OK):
@@ -106,7 +106,7 @@ class Parser:
     def newest_features_file(self) -> str:
         """Return the features file with the highest version in the include directory.
 
-        The result is empty if the directory contains no features file.
+        The result is "" if the directory contains no features file.
         """
         files = [
             path for path in Path(self.include_dir, "abi").glob("*") if re.match(r"\d", path.name)
@@ -115,11 +115,11 @@ class Parser:
         return str(newest) if newest is not None else ""
 
     def input_digest(self) -> str:
-        """Return a digest of the parser, its configuration and every file that the parser may
-        include.
+        """Return a digest of the parser, its configuration and every file that it may include.
 
-        The files are read again only after a stat signature changed. Without the sandbox, a policy
-        may depend on other inputs, so the digest is different. Raises ParserError.
+        The files are only read again after a stat signature has changed. If the parser has no
+        sandbox, a policy may depend on other files too, so the digest differs from the digest with
+        a sandbox. Raises ParserError.
         """
         is_sandboxed = not self.unsandboxed_reason()
         configuration = file_content(self.config_file)
@@ -133,7 +133,7 @@ class Parser:
         return self._input_digest[1]
 
     def unsandboxed_reason(self) -> str:
-        """Return why the parser runs without a sandbox, or an empty string. Raises ParserError."""
+        """Return why the parser runs without a sandbox, or "" if it has one. Raises ParserError."""
         try:
             return parser_sandbox.unavailable_reason(self.path)
         except OSError as error:
@@ -153,14 +153,14 @@ class Parser:
 
         Args:
             text: the profile text.
-            features: the options that select the features to compile for.
-            cpu_seconds: CPU time that the parser may use. The wall-clock limit is longer, so that
-                a busy node does not cause a text to be rejected.
-            memory_bytes: address space that the parser may use.
-            is_quick: whether to omit the simplification of expressions. A quick run takes half the
-                time and produces the same policy byte for byte (docs/performance.md), but needs
-                much more time and memory for some patterns.
-            is_cancelled: called while the parser runs; the result True ends the run.
+            features: the command line options that select the kernel features.
+            cpu_seconds: how many seconds of CPU time the parser may use. The wall-clock limit is
+                longer, so that a text is not rejected because the node is busy.
+            memory_bytes: how many bytes of address space the parser may use.
+            is_quick: whether to omit the simplification of expressions. Such a run takes half the
+                time and produces the same policy, byte for byte (docs/performance.md). For some
+                patterns, however, it needs much more time and memory.
+            is_cancelled: called while the parser runs; if it returns True, the run is ended.
         """
         limits = CommandLimits(
             seconds=WALL_CLOCK_FACTOR * cpu_seconds,
@@ -199,7 +199,7 @@ class Parser:
         return done
 
     def _quotable(self, text: bytes) -> parser_messages.QuotableWords:
-        """Return the words that a message about a text may contain."""
+        """Return the words that may appear in a message about a text."""
         words = _words(self.path, _signature(self.path))
         return parser_messages.QuotableWords(source=text, words=words, include_dir=self.include_dir)
 
@@ -208,7 +208,7 @@ class Parser:
         return (self.include_dir, *_configured(_INCLUDES, configuration))
 
     def access(self, features: Sequence[str]) -> landlock.Access:
-        """Return the files that the sandbox lets the parser open. Raises ParserError."""
+        """Return the files that the parser may open in its sandbox. Raises ParserError."""
         configuration = file_content(self.config_file)
         return parser_sandbox.allowed_access(
             self.path,
@@ -234,7 +234,7 @@ class Parser:
 
 
 def _configured(option: re.Pattern[bytes], configuration: bytes) -> list[str]:
-    """Return the paths that the parser's configuration file contains for an option."""
+    """Return the paths that an option of the parser's configuration file contains."""
     return [os.fsdecode(path) for path in option.findall(configuration)]
 
 
@@ -242,8 +242,8 @@ def _failure_of_child(done: Exited, cpu_seconds: float) -> RunFailure:
     """Return why a signal ended the child process in which the parser compiles.
 
     The parser does not report the number of the signal (parser_main.c, the macro work_sync_one).
-    The kernel samples the CPU time for the limit, so the exact time can be smaller: a measurement
-    showed 0.87 s for a limit of 1 s.
+    The kernel samples the CPU time for the limit, so the exact time can be less: in a measurement
+    it was 0.87 s for a limit of 1 s.
     """
     return RunFailure.CPU_TIME if done.cpu_seconds >= cpu_seconds / 2 else RunFailure.SIGNAL
 
@@ -251,7 +251,7 @@ def _failure_of_child(done: Exited, cpu_seconds: float) -> RunFailure:
 def _outcome(
     done: Exited, stderr: bytes, quotable: parser_messages.QuotableWords, limits: CommandLimits
 ) -> ParserResult | RunFailure:
-    # A parser that runs out of memory may also hang; in both cases, memory is the reason for the
+    # A parser without memory may also hang. In both cases, the lack of memory is the reason for the
     # failure.
     if done.status != 0 and parser_messages.is_out_of_memory(done.stderr):
         return RunFailure.MEMORY
@@ -286,7 +286,7 @@ def _words(path: str, signature: tuple[int, ...]) -> frozenset[str]:  # noqa: AR
 
 
 def _version(path: Path) -> list[int]:
-    """Return the numbers in the name of a features file, for comparison."""
+    """Return the numbers in the name of a features file, for sorting."""
     return [int(number) for number in re.findall(r"\d+", path.name)]
 
 
@@ -301,12 +301,12 @@ def _signature(path: str) -> tuple[int, ...]:
 def file_content(path: str) -> bytes:
     """Return the content of a file as input for a digest.
 
-    If a file is not regular or cannot be read, the result is a description of the problem, because
-    the parser reports the error later.
+    If the file is not regular or cannot be read, the result describes the problem, and the parser
+    reports the error later.
     """
     try:
         if not os.path.isfile(path):  # noqa: PTH113 - faster, called for each include
-            return b"irregular"  # reading a FIFO or a device may never end
+            return b"irregular"  # Reading a FIFO or a device might never end.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             content = reading.read_all(fd, os.fstat(fd).st_size)

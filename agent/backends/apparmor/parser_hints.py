@@ -1,7 +1,6 @@
-"""The next steps for error messages of apparmor_parser 3.0.8 to 5.0.2.
+"""The hints for error messages of apparmor_parser 3.0.8 to 5.0.2.
 
-This module is pure. A message without a next step in this module gets the general hint from
-diagnostics.py.
+This module is pure. If this module has no hint for a message, diagnostics.py adds a general hint.
 """
 
 import re
@@ -43,7 +42,7 @@ _HINTS: Final = (
 
 
 def hint(message: str, source: str, include_dir: str) -> str:
-    """Return the next step for an error message about a text, or an empty string."""
+    """Return the hint for an error message about a text, or ""."""
     undeclared = _UNDECLARED.search(message)
     if undeclared is not None:
         is_own = re.search(rf"@\{{{undeclared['name']}\}}", source) is not None

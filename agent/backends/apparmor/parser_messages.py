@@ -1,10 +1,9 @@
-"""Selects the parts of apparmor_parser's output that the agent shows, and never quotes an included
-file.
+"""Selects the parts of apparmor_parser's output that the agent shows, without included text.
 
-The parser quotes words from the file that it is reading, which may be a file of the host. A word is
-shown only if the word is in the key's own text, is one of the parser's fixed words (words in the
-program file), or is the path of a file in the include directory. Other words are replaced. This
-module is pure; parser_hints.py has the next steps for known messages.
+The parser quotes words of the file that it reads, which may be a file of the host. A word is only
+shown if it is in the text of the key, if it is one of the parser's own words (words in the program
+file), or if it is the path of a file in the include directory. All other words are replaced. This
+module is pure; parser_hints.py has the hints for known messages.
 """
 
 import re
@@ -15,8 +14,8 @@ from typing import Final
 from agent.backends.apparmor.profile_text import without_comments
 
 REPLACED: Final = "(a word of an included file)"
-# The path of standard input. If the path is passed as an argument, the parser reports which file a
-# line belongs to.
+# This is the path of standard input. If the parser gets this path as an argument, it reports which
+# file a line belongs to.
 INPUT_PATH: Final = "/proc/self/fd/0"
 _MAX_CHARACTERS: Final = 600
 _MAX_WARNINGS: Final = 8
@@ -24,27 +23,28 @@ _MAX_BYTES: Final = 65536
 _LINE: Final = re.compile(r"(?: in (?P<file>\S+))? at line (?P<number>\d+)")
 _INPUT: Final = re.compile(rf" for {INPUT_PATH}(?: in profile (?P<file>\S+))?(?= at line )")
 _SOURCE_OF_WARNING: Final = re.compile(rf" \((?:stdin|{INPUT_PATH})\)(?=:)")
-# The errno would reveal whether a file that the parser may not open exists (parser_yacc.y: abi).
+# The errno would reveal whether a file exists that the parser may not open (parser_yacc.y: abi).
 _ERRNO: Final = re.compile(
     r"((?:Could not open|fstat failed for|failed to find features abi) '.*'): [^']*$"
 )
-# Lines that never contain the reason for an error: warnings, and the message of an uncaught C++
-# exception.
+# These lines never contain the reason for an error. They are warnings, or the message of an
+# uncaught C++ exception.
 _NOT_A_REASON: Final = re.compile(
     r"(?i)warning|cache read/write disabled|terminate called after throwing|what\(\):"
 )
-# The messages from C++, libc, flex and the parser itself about a failed allocation.
+# C++, libc, flex and the parser itself print these messages when an allocation fails.
 _NO_MEMORY: Final = re.compile(
     r"(?i)bad_alloc|out of (dynamic )?memory|memory allocation|allocate memory|memory exhausted"
 )
-# Warnings that a rule is missing from the policy or weaker than written (apparmor 3.0.8 to 5.0.2).
+# With these warnings, the parser reports that a rule is missing from the policy or is weaker than
+# written (apparmor 3.0.8 to 5.0.2).
 _WEAKER: Final = re.compile(r"(?i)not enforced|downgrad|not supported|ignor")
-# Abstractions contain unix rules for newer kernels, so a downgraded unix rule matters only in the
-# key's own text.
+# Abstractions contain unix rules for newer kernels, so the warning about a weaker unix rule only
+# matters if the rule is in the key's own text.
 _DOWNGRADED_UNIX: Final = re.compile(r"downgrading extended network unix socket rule")
 _PROFILE_OF_WARNING: Final = re.compile(r"(?i)^warning from (?=profile )")
 _UNIX_CONDITION: Final = re.compile(r"^[^#]*\bunix\b[^,]*[(=]", re.MULTILINE)
-# Maps a word in a warning to the keyword of the affected rule.
+# This dictionary maps a word of a warning to the keyword of the affected rule.
 _RULE_KEYWORDS: Final = {
     "unix": "unix",
     "dbus": "dbus",
@@ -57,8 +57,8 @@ _RULE_KEYWORDS: Final = {
     "network": "network",
     "flag": "flags",
 }
-# Variables from apparmor's own tunables. The names of these variables are public, so a message may
-# contain the names.
+# Messages may contain the names of these variables, because AppArmor's own tunables define them and
+# the names are public.
 STANDARD_VARIABLES: Final = frozenset(
     {"HOME", "HOMEDIRS", "PROC", "bin", "etc_ro", "etc_rw", "exec_path", "int", "lib", "multiarch"}
     | {"pid", "pids", "profile_name", "run", "securityfs", "apparmorfs", "sys", "tid", "uid"}
@@ -70,7 +70,7 @@ _PUNCTUATION: Final = "'\"(),.:;`"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuotableWords:
-    """The words that a message about one text may contain."""
+    """The words that may appear in a message about one text."""
 
     source: bytes
     """The key's own text."""
@@ -91,16 +91,16 @@ def words_of_program(program: bytes) -> frozenset[str]:
 def is_out_of_memory(stderr: bytes) -> bool:
     """Return whether the first reason that the parser reports is a failed allocation.
 
-    Parser 5.0 reports an undeclared variable, and afterwards ends with std::bad_alloc.
+    Parser 5.0 reports an undeclared variable and then ends with std::bad_alloc.
     """
     reasons = [line for line in _lines(stderr) if not _is_warning(line)]
     return bool(reasons) and _NO_MEMORY.search(reasons[0]) is not None
 
 
 def error_message(stderr: bytes, quotable: QuotableWords) -> str:
-    """Return the reasons that the parser reports, in one bounded, printable line.
+    """Return the reasons that the parser reports, as one printable line of limited length.
 
-    Warnings are omitted.
+    The line contains no warnings.
     """
     reasons = [line for line in _lines(stderr) if not _NOT_A_REASON.match(line)]
     shown = dict.fromkeys(_shown(_located(line), quotable) for line in reasons)
@@ -120,7 +120,7 @@ def weaker_rules(stderr: bytes, quotable: QuotableWords) -> tuple[str, ...]:
 
 
 def weaker_rule_line(warning: str, source: str) -> str:
-    """Return `line N` of the first rule that a warning can be about, or an empty string."""
+    """Return `line N` for the first rule that a warning can be about, or ""."""
     words = frozenset(re.findall(r"\w+", warning.rpartition(":")[2]))
     keyword = next((_RULE_KEYWORDS[word] for word in _RULE_KEYWORDS if word in words), None)
     if keyword is None:
@@ -133,7 +133,7 @@ def weaker_rule_line(warning: str, source: str) -> str:
 
 
 def line_reference(message: str, source: str) -> str:
-    """Return `line N` if a message is about a line of the text, or an empty string.
+    """Return `line N` if a message is about a line of the text, or "".
 
     Without INPUT_PATH, the parser does not report which file a line belongs to. The line belongs to
     an included file if the text has fewer lines, or if the message quotes an included file.
@@ -157,9 +157,7 @@ def _is_warning(line: str) -> bool:
 
 
 def _located(line: str) -> str:
-    """Keep the name of an included file in a line, and remove the name of the input and the
-    errno.
-    """
+    """Keep the name of an included file, and remove the name of the input and the errno."""
     match = _INPUT.search(line)
     if match is not None:
         file = match["file"] or INPUT_PATH
@@ -169,12 +167,12 @@ def _located(line: str) -> str:
 
 
 def _shown(line: str, quotable: QuotableWords) -> str:
-    """Return a line in which words of included files are replaced."""
+    """Return the line with all words of included files replaced."""
     source = quotable.source.decode("utf-8", "replace")
     pieces: list[str] = []
     is_line_number = False
     if len(line) > 2 * _MAX_CHARACTERS:
-        line = line[: 2 * _MAX_CHARACTERS].rpartition(" ")[0]  # the last word is incomplete
+        line = line[: 2 * _MAX_CHARACTERS].rpartition(" ")[0]  # The last word is incomplete.
     for piece in line.split():
         word = piece.strip(_PUNCTUATION)
         if (is_line_number and word.isdecimal()) or _is_quotable(word, source, quotable):
@@ -197,7 +195,7 @@ def _printable(character: str) -> str:
 
 def _is_quotable(word: str, source: str, quotable: QuotableWords) -> bool:
     """Return whether a word may be shown."""
-    # the word contains only bytes that are not UTF-8
+    # The word only contains bytes that are not UTF-8.
     if not word.strip("\ufffd") or word in quotable.words:
         return True
     if word.removeprefix("@{").removesuffix("}") in STANDARD_VARIABLES:
@@ -209,7 +207,7 @@ def _is_quotable(word: str, source: str, quotable: QuotableWords) -> bool:
     character = _CHARACTER.fullmatch(word)
     if character is not None:
         return int(character[1], 16) in quotable.source
-    # The word must not be only a part of a longer word in the text.
+    # The word must not be a part of a longer word in the text.
     before = r"(?<!\w)" if word[0].isalnum() else ""
     after = r"(?!\w)" if word[-1].isalnum() else ""
     return word in source and re.search(f"{before}{re.escape(word)}{after}", source) is not None

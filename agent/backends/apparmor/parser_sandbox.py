@@ -1,9 +1,10 @@
 """Lists the files that apparmor_parser may open in its sandbox.
 
-The parser runs as root and opens every file that a text includes. So Landlock restricts the parser
-to the include directories, to its own program, libraries and configuration, and to the kernel's
-AppArmor features. The parser cannot write to any file or execute another program. The list follows
-strace records of the versions 3.0.8, 4.1.0 and 5.0.2. host/landlock.py applies the restriction.
+The parser runs as root and opens every file that a text includes. Therefore, Landlock restricts the
+parser to the include directories, to its own program, libraries and configuration, and to the
+kernel's AppArmor features. The parser can neither write to a file nor execute another program.
+strace records of the versions 3.0.8, 4.1.0 and 5.0.2 are the basis of this list. host/landlock.py
+applies the restriction.
 """
 
 import errno
@@ -19,7 +20,8 @@ from agent.host.commands import CommandLimits
 from agent.host.filesystem import HostError
 
 LIBRARY_CACHE = "/etc/ld.so.cache"
-# The files of `abi <kernel>` (libapparmor, features.c: aa_features_new_from_kernel).
+# These files contain the features for `abi <kernel>` (libapparmor, features.c:
+# aa_features_new_from_kernel).
 KERNEL_FEATURES = "/sys/kernel/security/apparmor/features"
 _LISTED = re.compile(r"(?:^|\s)(/\S+) \(0x[0-9a-f]+\)\s*$", re.MULTILINE)
 _LIST_SECONDS = 10.0
@@ -44,7 +46,7 @@ class IncludeTree:
 
 
 def unavailable_reason(parser: str) -> str:
-    """Return why the parser cannot run in a sandbox, or an empty string. Raises OSError."""
+    """Return why the parser cannot run in a sandbox, or "" if it can. Raises OSError."""
     reason = landlock.missing()
     if reason:
         return reason
@@ -56,8 +58,7 @@ def unavailable_reason(parser: str) -> str:
 
 
 def interpreter(program: str) -> str:
-    """Return the path of the dynamic loader of an ELF program, or an empty string for a static
-    program.
+    """Return the path of the dynamic loader of an ELF program, or "" for a static program.
 
     Raises NotElfError and OSError.
     """
@@ -132,9 +133,7 @@ def include_tree(roots: Iterable[str]) -> IncludeTree:
 
 
 def _entries(directory: str, visited: set[tuple[int, int]]) -> Iterator[os.DirEntry[str]]:
-    """Yield the entries of a directory, unless the directory was visited before or cannot be
-    read.
-    """
+    """Yield the entries of a directory, unless it was visited before or cannot be read."""
     try:
         status = os.stat(directory)  # noqa: PTH116 - faster, called for each directory
         if (status.st_dev, status.st_ino) in visited:
@@ -153,16 +152,15 @@ def _order(path: str) -> list[str]:
 def allowed_access(
     parser: str, library_files: Sequence[str], included: IncludeTree, others: Iterable[str]
 ) -> landlock.Access:
-    """Return the files that the parser may open.
+    """Return the files that the parser may open in its sandbox.
 
     Args:
         parser: the path of the parser.
-        library_files: the dynamic loader, if the parser has a dynamic loader, followed by the
-            libraries.
-        included: the include directories. The administrator of the host created the links in these
-            directories, so the parser may follow the links. The parser may not follow a link to a
-            parent of an include directory, because the parent contains many other files.
-        others: configuration and features files.
+        library_files: the dynamic loader, if the parser has one, and then the libraries.
+        included: the include directories. Only the administrator of the host can create links in
+            these directories, so the parser may follow them. As an exception, it may not follow a
+            link to a parent of an include directory, because the parent contains many other files.
+        others: the configuration files and the features files.
     """
     roots = [f"{os.path.realpath(root)}/" for root in included.roots]
     targets = dict.fromkeys(f"{os.path.realpath(link)}/" for link in included.links)

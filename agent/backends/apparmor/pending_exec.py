@@ -1,10 +1,10 @@
-"""Finds out whether this kernel shows the profile that another thread enters at its next execve(2).
+"""Determines whether this kernel shows which profile another thread enters at its next execve(2).
 
 A container runtime writes `exec PROFILE` to its own attr/exec some time before the program of the
-container starts. Linux 6.1 shows each reader of attr/exec the reader's own state
-(apparmor_getprocattr used the context of `current`). Linux 6.12 shows the state of the thread that
-owns the file. Distributions backport the fix, so the kernel version does not show whether the
-kernel has the fix. `processes` uses the result.
+container starts. On Linux 6.1, each reader of attr/exec sees its own state (apparmor_getprocattr
+used the context of `current`). On Linux 6.12, the file shows the state of the thread that owns it.
+Distributions backport the fix, so the kernel version does not show whether the kernel has it.
+`processes` uses the result.
 """
 
 import threading
@@ -13,15 +13,14 @@ from typing import Final
 from agent.host.filesystem import Host, HostError
 
 _FILES: Final = ("attr/apparmor/exec", "attr/exec")
-_PROFILE: Final = "unconfined"  # exists without any loaded profile
+_PROFILE: Final = "unconfined"  # This profile exists even if no profile is loaded.
 
 
 def is_shown(host: Host) -> bool:
     """Return whether another thread can read the pending exec of a thread.
 
-    The check sets a pending exec in a new thread. The pending exec ends with this thread, and no
-    process that another thread starts inherits the pending exec. The result is False if the thread
-    cannot set a pending exec.
+    For the check, a new thread sets a pending exec, which ends with the thread. Processes of other
+    threads do not inherit it. If the thread cannot set a pending exec, the result is False.
     """
     is_set, is_read = threading.Event(), threading.Event()
     files: list[str] = []
@@ -42,9 +41,7 @@ def is_shown(host: Host) -> bool:
 
 
 def _set(host: Host) -> list[str]:
-    """Set a pending exec for the calling thread; return the file that accepted the write, if
-    any.
-    """
+    """Set a pending exec for the calling thread, and return the file that accepted the write."""
     for name in _FILES:
         try:
             file = f"/proc/{host.link('/proc/thread-self')}/{name}"

@@ -1,9 +1,9 @@
-"""The cache of parser results: compiled policies, error messages and exceeded limits.
+"""Caches parser results: compiled policies, error messages and exceeded limits.
 
-A cache key is a digest of every input that affects the result; names and times are not part of the
-key. Each file is verified while it is read, and a damaged file counts as missing. The profiles that
-a policy declares are stored with the policy, so that the policy need not be parsed again. If the
-cache cannot be written, the only effect is that texts are compiled again after a restart.
+The key of a cached result is a digest of every input that affects the result; it does not depend on
+names and times. Each file is verified when it is read, and a damaged file counts as missing. The
+profiles that a policy declares are stored with it, so that the policy need not be parsed again. If
+the cache cannot be written, texts are compiled again after a restart; nothing else changes.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from agent.core.model import digest
 from agent.host.filesystem import Host, HostError
 from agent.host.stat_signature import modified_ns
 
-_MAX_ENTRY_BYTES: Final = 10 << 20  # larger than the output limit of the parser
+_MAX_ENTRY_BYTES: Final = 10 << 20  # This size is larger than the output limit of the parser.
 MAX_DISK_BYTES: Final = 64 << 20
 MAX_DISK_ENTRIES: Final = 8192
 
@@ -27,7 +27,7 @@ MAX_DISK_ENTRIES: Final = 8192
 class ParserResult:
     """The final result of the parser for one text: a policy, an error or an exceeded limit.
 
-    Results that were read from the cache also contain size, sha256 and declared.
+    A result that was read from the cache also has the fields size, sha256 and declared.
     """
 
     policy: bytes = b""
@@ -47,22 +47,22 @@ class ParserResult:
 
 
 class PolicyCache:
-    """Parser results in memory and in STATE_DIR/cache.
+    """Stores parser results in memory and in STATE_DIR/cache.
 
-    Results that a full pass has not used are removed from memory at the next full pass. Files are
-    removed from the disk only when the cache is too large; the least recently used files are
-    removed first.
+    If a full pass does not use a result, the next full pass removes the result from memory. Files
+    are only removed from the disk if the cache is too large, beginning with the least recently used
+    file.
     """
 
     def __init__(self, host: Host, state_dir: str, *, write: bool) -> None:
-        """Open the cache; without `write`, the files of the cache are only read."""
+        """Open the cache; without `write`, its files are only read."""
         self.host = host
         self.directory = f"{state_dir}/cache"
         self.write = write
         self.memory: dict[str, ParserResult] = {}
-        self._used: set[str] = set()  # keys that were used since the last full pass began
-        # The size of each file in bytes, with the least recently used file first; None until the
-        # directory is listed.
+        self._used: set[str] = set()  # the keys that were used since the last full pass began
+        # The size of each file in bytes, beginning with the least recently used file; None until
+        # the directory has been listed.
         self._sizes: dict[str, int] | None = None
 
     def find(self, key: str) -> ParserResult | None:
@@ -73,7 +73,7 @@ class PolicyCache:
             return self.memory[key]
         result = self._read(key)
         if result is not None:
-            # An inspection needs the policy only if the declared profiles are not stored.
+            # An inspection only needs the policy if the declared profiles are not stored.
             self._keep(key, replace(result, policy=b"") if result.declared else result)
         return result
 
@@ -102,14 +102,14 @@ class PolicyCache:
         return _decode(content) if content is not None else None
 
     def discard(self, key: str) -> None:
-        """Remove a result from memory; the file stays."""
+        """Remove a result from memory, but keep its file."""
         self.memory.pop(key, None)
         self._used.discard(key)
 
     def store(self, key: str, result: ParserResult) -> None:
         """Store a result on disk, or in memory if the disk cannot be written.
 
-        A result on disk uses no memory until an inspection needs the result.
+        A result on disk uses no memory until an inspection reads it.
         """
         self.discard(key)
         try:
@@ -124,7 +124,9 @@ class PolicyCache:
         self._keep(key, result)
 
     def drop_unused(self) -> None:
-        """Begin a full pass: remove results that the previous full pass did not use from memory."""
+        """Begin a full pass, and remove results from memory that the previous full pass did not
+        use.
+        """
         self.memory = {key: self.memory[key] for key in self._used}
         self._used = set()
 
@@ -133,12 +135,12 @@ class PolicyCache:
         self._used.add(key)
 
     def _touch(self, key: str) -> None:
-        """Mark an entry as the most recently used entry."""
+        """Mark an entry as the most recently used one."""
         if self._sizes is not None and key in self._sizes:
             self._sizes[key] = self._sizes.pop(key)
 
     def _make_room(self, key: str, size: int) -> dict[str, int]:
-        """Remove the least recently used entries until a new entry fits; return the sizes.
+        """Remove the least recently used entries until a new entry fits, and return the sizes.
 
         Raises HostError.
         """
@@ -157,7 +159,7 @@ class PolicyCache:
 
 
 class _Head(msgspec.Struct, forbid_unknown_fields=True):
-    """The second line of a file, which contains the result without the policy."""
+    """The second line of a file, which describes the result without the policy."""
 
     message: str
     notes: tuple[str, ...]
@@ -174,7 +176,7 @@ def _encode(result: ParserResult) -> bytes:
     policy.
     """
     declared: tuple[DeclaredProfile, ...] = ()
-    with contextlib.suppress(compiled_policy.PolicyError):  # the backend reports this error
+    with contextlib.suppress(compiled_policy.PolicyError):  # The backend reports this error.
         declared = compiled_policy.read(result.policy)
     head = msgspec.json.encode(
         _Head(
@@ -216,7 +218,7 @@ def _decode(content: bytes) -> ParserResult | None:
 
 
 def _declared(head: _Head, policy: bytes) -> tuple[DeclaredProfile, ...]:
-    """Return the profiles in a policy; an empty tuple if the policy cannot be read."""
+    """Return the profiles of a policy, or an empty tuple if it cannot be read."""
     if head.reader == compiled_policy.READER_VERSION:
         return tuple(
             DeclaredProfile(

@@ -1,10 +1,10 @@
-"""Loads, replaces and removes profiles in the kernel, and verifies the content afterwards.
+"""Loads, replaces and removes profiles in the kernel, and verifies the result.
 
-New profiles are written to `.load`, which rejects loaded names, so that a foreign profile is never
-replaced. Agent-owned profiles are written to `.replace`. A profile is never removed and loaded
-again, because a removal unconfines the processes of the profile permanently. One write changes all
-profiles of a key, or none. A removal requires a check of content and use, and removes only the
-given names.
+New profiles are written to `.load`, which rejects names that are already loaded, so that a foreign
+profile is never replaced. Agent-owned profiles are written to `.replace`. A profile is never
+removed and loaded again, because the removal would unconfine its processes permanently. One write
+changes either all profiles of a key or none of them. A removal requires a check of content and use,
+and only removes the given names.
 """
 
 import errno
@@ -44,7 +44,7 @@ _REPEATS: Final = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Load:
-    """One compiled policy to load."""
+    """A compiled policy that is to be loaded."""
 
     id: KeyId
     body: bytes
@@ -54,7 +54,7 @@ class _Load:
 
 
 class PolicyChanges:
-    """The changes that this agent makes to the policy of one kernel."""
+    """Changes the policy of one kernel."""
 
     def __init__(  # noqa: PLR0913 - keyword-only
         self,
@@ -85,7 +85,7 @@ class PolicyChanges:
         self._checked |= dict.fromkeys(version.names, version.body_digest)
 
     def forget_checked(self, version: Version | None = None) -> None:
-        """Forget the policy of a version, or of all versions."""
+        """Forget the policy of one version, or of all versions."""
         if version is None:
             self._checked.clear()
             return
@@ -108,9 +108,9 @@ class PolicyChanges:
         Args:
             profile: the profile of the key.
             body: the compiled policy of the profile.
-            replaceable: the names that may be replaced. Other names must not be loaded.
-            foreign: the replaceable names whose loaded profiles come from another program. The
-                loaded profiles stay foreign.
+            replaceable: the names that may be replaced. No other name may be loaded on the node.
+            foreign: the replaceable names whose loaded profiles come from another program. These
+                profiles stay foreign after the replacement.
         """
         names = frozenset(profile.version.names)
         try:
@@ -119,7 +119,8 @@ class PolicyChanges:
                 raise compiled_policy.PolicyError("it declares other names than were checked")  # noqa: TRY301
         except compiled_policy.PolicyError as error:
             return Failed(finding=diagnostics.policy_unreadable(profile.id, error))
-        # The observation of each pass checks the access. The kernel checks the rights again.
+        # Each pass checks the access when it observes the node, and the kernel checks the rights
+        # again.
         barrier = None if self.access.is_open else self.access.barrier()
         if barrier is not None:
             return Failed(finding=barrier.finding)
@@ -138,21 +139,21 @@ class PolicyChanges:
     def _load(
         self, load: _Load, replaceable: frozenset[str]
     ) -> dict[str, ObservedProfile] | Failed:
-        """Write a policy, and repeat the write if other programs interfere; return the loaded
+        """Write a policy, repeat the write if other programs interfere, and return the loaded
         profiles.
         """
         loaded = self._load_once(load, replaceable)
         for _ in range(_REPEATS):
             if isinstance(loaded, Failed) or self._is_proven(loaded):
                 break
-            # The loaded profiles from the previous write are agent-owned.
+            # This agent owns the profiles that its previous write loaded.
             loaded = self._load_once(load, replaceable | (load.own.keys() & loaded.keys()))
         return loaded
 
     def _load_once(
         self, load: _Load, replaceable: frozenset[str]
     ) -> dict[str, ObservedProfile] | Failed:
-        """Write a policy, record which loaded profiles are agent-owned, and return the loaded
+        """Write a policy, record which loaded profiles the agent owns, and return the loaded
         profiles.
         """
         failure = self._write(load, replaceable)
@@ -165,19 +166,20 @@ class PolicyChanges:
         return loaded
 
     def _is_proven(self, loaded: Mapping[str, ObservedProfile]) -> bool:
-        """Return whether the loaded profiles are the result of the last write.
+        """Return whether the last write produced the loaded profiles.
 
-        If the kernel shows no content, the write must be the only change of policy.
+        If the kernel shows no content, the write must have been the only change of policy.
         """
         is_readable = all(profile.is_readable for profile in loaded.values())
         return is_readable or self.view.observed_revision == self._revision_before + 1
 
     def _write(self, load: _Load, replaceable: frozenset[str]) -> Failed | None:
-        """Write a policy, and write the policy a second time after curing a jammed kernel."""
+        """Write a policy. If the kernel is jammed, recover it and write the policy once more."""
         new = load.names - replaceable
         write = self.writer.replace if replaceable else self.writer.load
         for may_cure in (True, False):
-            # `.replace` accepts loaded names, so the names are checked right before the write.
+            # `.replace` accepts names that are already loaded, so the names are checked right
+            # before the write.
             failure = self._taken(load.id, new) if replaceable else None
             if failure is not None:
                 return failure
@@ -201,7 +203,7 @@ class PolicyChanges:
         return Failed(finding=diagnostics.kernel_jammed(load.id))
 
     def _taken(self, id_: KeyId, new: frozenset[str]) -> Failed | None:
-        """Return a failure if a name that must not be loaded is loaded."""
+        """Return a failure if the node has a name that must not be loaded."""
         if not new:
             return None
         loaded = self.view.observe(new)
@@ -210,12 +212,12 @@ class PolicyChanges:
         return Failed(finding=diagnostics.foreign_name(id_, sorted(loaded))) if loaded else None
 
     def _cure(self, replaceable: frozenset[str]) -> bool:
-        """Cure a jammed kernel by replacing an agent-owned profile with the same bytes.
+        """Recover a jammed kernel by replacing one of the agent's profiles with the same bytes.
 
-        A failed load by any program can leave an entry in policy/raw_data that makes every later
-        load fail with EEXIST. The replacement keeps the loaded object and increments the revision,
-        which clears the entry (seen on Linux 6.1, 6.12 and 7.2). A profile counts as agent-owned if
-        the ledger contains the profile, or if this agent compiled or verified the profile's bytes.
+        After a failed load by any program, an entry in policy/raw_data may remain that makes every
+        later load fail with EEXIST. The replacement keeps the loaded object and increments the
+        revision, which removes the entry (observed on Linux 6.1, 6.12 and 7.2). The agent owns a
+        profile if the ledger contains it, or if the agent compiled or verified its bytes.
         """
         loaded = self.view.observe(replaceable | frozenset(self._checked))
         if isinstance(loaded, Unobservable):
@@ -242,14 +244,14 @@ class PolicyChanges:
     def remove(
         self, names: Collection[str], evidence: Mapping[str, Evidence], *, require_unused: bool
     ) -> Removed | StillInUse | Failed:
-        """Remove profiles after a last check of their content and use.
+        """Remove profiles after a final check of their content and use.
 
-        The kernel removes a profile together with its hats and children. So nothing is removed if a
-        hat or child is not among the names.
+        The kernel removes a profile together with its hats and children. For this reason, the agent
+        removes nothing if a hat or child is not among the names.
 
         Args:
             names: the profiles to remove.
-            evidence: the evidence of the agent-owned content of each name.
+            evidence: the evidence of the agent's content for each name.
             require_unused: whether the removal requires a proof that no process uses a profile.
         """
         barrier = self.access.barrier()
@@ -258,15 +260,15 @@ class PolicyChanges:
         own = self._own(names, evidence)
         if isinstance(own, Failed):
             return own
-        # The observation comes before the proof: a process that starts between the proof and the
-        # removal would run unconfined.
+        # The observation comes before the proof, because a process that starts between the proof
+        # and the removal would become unconfined.
         self.tracker.observe_before_removal(sorted(own))
         if require_unused:
             uses = self._uses(own, evidence)
             if uses:
                 return StillInUse(uses=uses)
             if not self.processes.shows_pending_exec():
-                own = self._own(names, evidence)  # the proof of disuse replaced the profiles
+                own = self._own(names, evidence)  # The proof of disuse has replaced the profiles.
                 if isinstance(own, Failed):
                     return own
         return self._remove(sorted(own))
@@ -274,9 +276,7 @@ class PolicyChanges:
     def _own(
         self, names: Collection[str], evidence: Mapping[str, Evidence]
     ) -> dict[str, ObservedProfile] | Failed:
-        """Return the loaded profiles if the profiles and all their hats and children are
-        agent-owned.
-        """
+        """Return the loaded profiles if the agent owns them and all their hats and children."""
         loaded = self.view.observe(names, with_children=True)
         if isinstance(loaded, Unobservable):
             return Failed(finding=loaded.finding)
@@ -291,7 +291,7 @@ class PolicyChanges:
     def _uses(
         self, loaded: Mapping[str, ObservedProfile], evidence: Mapping[str, Evidence]
     ) -> dict[str, InUse | UnknownUse]:
-        """Return the profiles that are in use, or whose disuse is not proven."""
+        """Return the profiles that are in use or whose disuse is not proven."""
         uses = _not_unused(self.processes.uses(sorted(loaded)))
         if uses or not loaded or self.processes.shows_pending_exec():
             return uses
@@ -299,8 +299,8 @@ class PolicyChanges:
         if not all(
             _has_own_hash(evidence[name] & profile.evidence) for name, profile in loaded.items()
         ):
-            # The proof of disuse writes different bytes. Only this hash stays the same for the same
-            # content.
+            # The proof of disuse writes different bytes. Only this hash stays the same if the
+            # content is the same.
             unknown = UnknownUse(reason=f"{reason}shows no hash of a single profile")
             return dict.fromkeys(loaded, unknown)
         unproven = self.references.why_unproven(loaded.keys())
@@ -309,7 +309,7 @@ class PolicyChanges:
         return _not_unused(self.processes.uses(sorted(loaded)))
 
     def _remove(self, names: Sequence[str]) -> Removed | Failed:
-        """Remove profiles, parents first, and verify that the profiles are no longer loaded."""
+        """Remove profiles, beginning with parents, and verify that they are no longer loaded."""
         for name in names:
             try:
                 self.writer.remove(name)
@@ -336,9 +336,7 @@ def _has_own_hash(evidence: Evidence) -> bool:
 def _verified(
     id_: KeyId, declared: Iterable[DeclaredProfile], loaded: Mapping[str, ObservedProfile]
 ) -> Installed | Failed:
-    """Return the evidence and the modes in the kernel if the loaded policy is the written
-    policy.
-    """
+    """Return evidence and modes from the kernel if it has exactly the written policy."""
     expected = {each.name: each.evidence for each in declared}
     modes = {each.name: each.mode for each in declared}
     for name, evidence in expected.items():

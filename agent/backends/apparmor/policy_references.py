@@ -1,17 +1,15 @@
-"""Proves that nothing in the kernel references a profile, on kernels where /proc hides pending
-execs.
+"""Proves that nothing in the kernel references a profile, if /proc does not show pending execs.
 
-Linux 6.1 hides the pending exec of another thread. But the kernel keeps the raw data of a policy
-version, an entry of policy/raw_data, as long as anything references a profile of that version: a
-thread, a pending exec, or a file that a confined process opened. So the proof replaces the profile
-with the same policy in different bytes. When the raw data of every earlier version are gone, only
-threads that use the new version can remain, and `processes` finds these threads in /proc.
+Linux 6.1 does not show the pending exec of another thread. The kernel keeps the raw data of a
+policy version (an entry of policy/raw_data) while anything references a profile of that version: a
+thread, a pending exec, or a file that a confined process opened. For the proof, the agent replaces
+the profile with the same policy in different bytes. When the raw data of every earlier version are
+gone, only threads with the new version can remain, and `processes` finds these threads in /proc.
 
-If raw data remain, the profile may or may not be referenced. Linux 6.1 never releases the first
-version of a profile with hats or children, so the disuse of these profiles cannot be proven. The
-disuse of a profile in complain mode cannot be proven either if the kernel created a learning
-profile (`NAME//null-PROGRAM`) below the profile, because a replacement moves the learning profile
-to the new version, and the learning profile has no raw data.
+If raw data of an earlier version remain, the profile may still be referenced. The proof fails for
+profiles with hats or children on Linux 6.1, which never releases their first version. It also fails
+for a profile in complain mode that has a learning profile (`NAME//null-PROGRAM`): the replacement
+moves the learning profile to the new version, and a learning profile has no raw data.
 """
 
 import secrets
@@ -25,7 +23,8 @@ from agent.backends.apparmor.policy_writer import PolicyWriter
 from agent.host.filesystem import Host, HostError
 from agent.host.stat_signature import Signature
 
-_LIST: Final = f"{ROOT}/profiles"  # lists learning profiles, which have no directory
+# This file also lists learning profiles, which have no directory.
+_LIST: Final = f"{ROOT}/profiles"
 _RAW_DATA: Final = f"{ROOT}/policy/raw_data"
 RELEASE_SECONDS: Final = 1.0
 """The longest wait; the kernel needed 4 to 32 ms in an emulated machine."""
@@ -35,7 +34,7 @@ _FILLER_BYTES: Final = 16
 
 
 class PolicyReferences:
-    """The policy versions that the kernel keeps because they are still referenced."""
+    """Examines the policy versions that the kernel keeps because something references them."""
 
     def __init__(self, host: Host, view: PolicyView, writer: PolicyWriter, probes: Probes) -> None:
         self.host = host
@@ -50,13 +49,12 @@ class PolicyReferences:
         """
 
     def why_unproven(self, names: Collection[str]) -> str:
-        """Return why a given profile may still be referenced; empty if no given profile is
-        referenced.
+        """Return why one of the profiles may still be referenced, or "" if none is referenced.
 
-        Replaces the profiles with the same policy in different bytes.
+        Replace the profiles with the same policy in different bytes.
 
         Args:
-            names: loaded, agent-owned profiles with all their hats and children.
+            names: loaded profiles of the agent, with all their hats and children.
         """
         try:
             return self._why_unproven(frozenset(names))
@@ -84,9 +82,7 @@ class PolicyReferences:
         return self._wait(names, policy) or self._learning_profile(names)
 
     def _learning_profile(self, names: frozenset[str]) -> str:
-        """Return which learning profile below a given name may be referenced; empty if there is
-        none.
-        """
+        """Return a learning profile of the given names that may be referenced, or ""."""
         content = self.host.read(_LIST).decode("utf-8", "surrogateescape")
         loaded = {line.rpartition(" (")[0] for line in content.split("\n")}
         learning = [
@@ -97,7 +93,7 @@ class PolicyReferences:
         return f'a pending exec may hold the learning profile "{min(learning)}"'
 
     def _shared(self, names: frozenset[str], entries: frozenset[str]) -> str:
-        """Return which other loaded profile keeps the raw data; empty if no other profile does.
+        """Return another loaded profile that keeps the raw data, or "".
 
         Profiles that were loaded in one write share their raw data.
         """
@@ -112,7 +108,7 @@ class PolicyReferences:
         """Wait until only the raw data of the new policy declare the names.
 
         Returns:
-            Why the wait failed; empty if the wait succeeded.
+            Return why the wait failed, or "" if it succeeded.
         """
         new = set(self.view.raw_data_entries(names).values())
         if len(new) != 1 or self.host.read(f"{_RAW_DATA}/{min(new)}/raw_data") != policy:
@@ -125,7 +121,7 @@ class PolicyReferences:
         return ""
 
     def _declaring(self, names: frozenset[str]) -> set[str]:
-        """Return the entries of policy/raw_data that declare or may declare a given name."""
+        """Return the entries of policy/raw_data that declare, or may declare, one of the names."""
         listed = self.host.names(_RAW_DATA)
         self._declared = {
             entry: self._declared[entry] for entry in listed if entry in self._declared
@@ -138,14 +134,14 @@ class PolicyReferences:
             declared = self._declared_names(entry)
             if declared is not None:
                 return not declared.isdisjoint(names)
-            # The layout is not known, so the policy must not contain the bytes of a name.
+            # If the layout is unknown, the policy must not contain the bytes of a name.
             content = self.host.read(path)
             return any(name.encode("utf-8", "surrogateescape") in content for name in names)
         except HostError:
-            return self.host.exists(path)  # the kernel may have freed the entry since the listing
+            return self.host.exists(path)  # The kernel may have freed the entry after the listing.
 
     def _declared_names(self, entry: str) -> frozenset[str] | None:
-        """Return the names that an entry of policy/raw_data declares; None if the layout is
+        """Return the names that an entry of policy/raw_data declares, or None if its layout is
         unknown.
 
         Raises:

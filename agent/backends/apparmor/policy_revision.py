@@ -1,6 +1,6 @@
-"""Notices every change of the AppArmor policy that the kernel has loaded.
+"""Detects each change of the AppArmor policy that the kernel has loaded.
 
-The watcher reports only that the policy has changed; a pass finds out what changed. The watcher
+The watcher only reports that the policy has changed; a pass determines the changes. The watcher
 sleeps in poll(2), and uses no CPU time while the policy is unchanged.
 """
 
@@ -23,7 +23,7 @@ _REVISION_BYTES: Final = 64
 class PolicyRevisionWatcher:
     """Calls a function when the revision of the kernel's policy changes.
 
-    The revision file is readable while the current revision differs from the revision that was last
+    The revision file becomes readable when the current revision differs from the one that was last
     read (Linux, security/apparmor/apparmorfs.c: ns_revision_poll).
     """
 
@@ -32,7 +32,7 @@ class PolicyRevisionWatcher:
         self.changed = changed
 
     def start(self) -> None:
-        """Start the thread, and return at once; the thread ends with the process."""
+        """Start the thread, which ends with the process, and return at once."""
         threading.Thread(target=self._run, name="revision", daemon=True).start()
 
     def _run(self) -> None:
@@ -50,7 +50,7 @@ class PolicyRevisionWatcher:
             poll = select.poll()
             poll.register(fd, select.POLLIN)
             self._read(fd)
-            self.changed()  # the policy may have changed before the file was opened
+            self.changed()  # The policy may have changed before the file was opened.
             while True:
                 for _, events in poll.poll():
                     if not events & select.POLLIN:

@@ -1,10 +1,9 @@
 """Reads the loaded policy of the kernel from securityfs.
 
-The kernel does not list its profiles atomically. So an observation counts only if the policy
-revision is the same before and after the observation. Each write of the agent increments the
-revision by one; any other difference shows that another program changed the policy. `policy_writer`
-writes, `profile_files` reads the directory of one profile, and `directory_index` avoids complete
-walks.
+The kernel does not list its profiles atomically. Therefore, an observation is only valid if the
+policy revision is the same before and after it. Each write of the agent increments the revision by
+one; a larger difference shows that another program also changed the policy. `policy_writer` writes,
+`profile_files` reads the directory of one profile, and `directory_index` avoids complete walks.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -24,8 +23,8 @@ _ATTEMPTS: Final = 20
 
 
 class PolicyView:
-    """The policy of one kernel at the agent's last observation. Only the main thread uses the
-    view.
+    """Stores the policy of one kernel as of the agent's last observation. Only the main thread uses
+    the view.
     """
 
     def __init__(self, host: Host, release: RawDataRelease) -> None:
@@ -48,7 +47,7 @@ class PolicyView:
         """The revision right after the agent's last write, until the next observation."""
 
     def revision(self) -> int:
-        """Return the policy revision, which grows with every change.
+        """Return the policy revision, which increases with every change.
 
         Raises:
             HostError: the revision cannot be read.
@@ -63,10 +62,10 @@ class PolicyView:
 
         Args:
             names: the names to observe.
-            with_children: whether the hats and children of the names are observed too.
-            is_complete: whether the names are all names that the agent tracks. After a complete
-                observation, the agent knows every change. A partial observation does not show
-                whether other names changed.
+            with_children: whether to observe the hats and children of the names too.
+            is_complete: whether the names are all names that the agent tracks. A complete
+                observation detects every change; a partial observation cannot show whether other
+                names changed.
         """
         wanted = frozenset(names)
         reason = "its policy does not stop changing"
@@ -98,7 +97,7 @@ class PolicyView:
     def object_ids(self, names: Collection[str]) -> dict[str, str]:
         """Return the ID of each named profile's loaded object at the last observation.
 
-        An ID is valid until the next boot.
+        The ID of an object is valid until the next boot.
         """
         return {
             name: object_id(self._directories[name].removeprefix(f"{_TOP}/"))
@@ -107,8 +106,7 @@ class PolicyView:
         }
 
     def directories(self, names: Collection[str]) -> dict[str, str]:
-        """Return the current directory of each loaded name; empty if the directories cannot be
-        read.
+        """Return the current directory of each loaded name, or nothing if they cannot be read.
 
         A replaced profile keeps its directory. A profile that was removed and loaded again has a
         directory with a new number (Linux, security/apparmor/apparmorfs.c: __aafs_profile_mkdir).
@@ -129,7 +127,7 @@ class PolicyView:
         return None
 
     def raw_data_entries(self, names: Collection[str]) -> dict[str, str]:
-        """Return the entry of policy/raw_data from which each profile was loaded.
+        """Return the entries of policy/raw_data from which the profiles were loaded.
 
         Raises:
             HostError: securityfs cannot be read.
@@ -141,9 +139,7 @@ class PolicyView:
         }
 
     def is_unchanged(self) -> bool:
-        """Return whether only the agent's own writes changed the policy since the last
-        observation.
-        """
+        """Return whether only the agent itself changed the policy since the last observation."""
         try:
             return self._known_revision is not None and self.revision() == self._known_revision
         except (HostError, ValueError):
@@ -157,7 +153,7 @@ class PolicyView:
     def record_write(self, *, is_removal: bool) -> None:
         """Record that the agent changed the policy.
 
-        If the revision grew by more than one, another program changed the policy too.
+        If the revision increased by more than one, another program changed the policy too.
         """
         try:
             now = self._written_revision = self.revision()
@@ -177,7 +173,7 @@ class PolicyView:
         return self._index.find(wanted, revision) if self._index is not None else None
 
     def _accept(self, directories: Mapping[str, str], revision: int, *, is_walk: bool) -> None:
-        """Store the result of a consistent observation."""
+        """Store the result of an observation that was not interrupted by a change."""
         self.files.confirm()
         self.observed_revision, self._directories = revision, directories
         if is_walk:

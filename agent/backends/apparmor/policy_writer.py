@@ -1,6 +1,6 @@
-"""Writes policy to the kernel: one write loads, replaces or removes profiles.
+"""Writes policy to the kernel; each write loads, replaces or removes profiles.
 
-This module makes no decisions; `policy_changes` checks the node before each write, and verifies the
+This module makes no decisions: `policy_changes` checks the node before each write and verifies the
 result.
 """
 
@@ -30,7 +30,7 @@ _MEANINGS: Final = {
 
 
 def meaning(error: HostError) -> str:
-    """Return a description of the error of a policy write."""
+    """Describe the error of a policy write."""
     code = errno.errorcode.get(error.errno, str(error.errno))
     return f"{code}: {_MEANINGS.get(error.errno) or os.strerror(error.errno)}"
 
@@ -44,7 +44,7 @@ class PolicyWriter:
         self.release = release
 
     def load(self, policy: bytes) -> None:
-        """Load all given new profiles, or none.
+        """Load all of the given new profiles, or none of them.
 
         Raises:
             HostError: the kernel rejected the policy; EEXIST if a name is already loaded.
@@ -53,7 +53,7 @@ class PolicyWriter:
         self._write("load", policy)
 
     def replace(self, policy: bytes) -> None:
-        """Replace or load all given profiles, or none.
+        """Load or replace all of the given profiles, or none of them.
 
         Raises:
             HostError: the kernel rejected the policy.
@@ -67,7 +67,7 @@ class PolicyWriter:
         Raises:
             HostError: the kernel rejected the removal; ENOENT if the name is not loaded.
         """
-        # The kernel expects the name without a newline.
+        # The kernel expects a name without a newline.
         self._write("remove", name.encode("utf-8", "surrogateescape"))
         self.release.record_removal(name)
 

@@ -1,10 +1,10 @@
 """Reads the profiles of all threads on the host, to prove that a profile is not in use.
 
-Two complete scans read every thread of the host, and each scan lists processes and threads until no
-new process or thread appears. If a thread is alive and cannot be read, or if threads start faster
-than the scan can read them, the result is UnknownUse. A thread in a hat or child also uses the
-parents, and a thread with a stacked label uses each profile in the label. `policy_references`
-covers pending execs, which Linux 6.1 does not show in /proc.
+The module reads every thread of the host in two complete scans. Each scan lists processes and
+threads again until no new process or thread appears. If a living thread cannot be read, or if
+threads start faster than the scan can read them, the result is UnknownUse. A thread in a hat or
+child also uses the parents of that profile. A thread with a stacked label uses each profile in the
+label. `policy_references` covers pending execs, which Linux 6.1 does not show in /proc.
 """
 
 import errno
@@ -23,7 +23,7 @@ _INITIAL_PID = "pid:[4026531836]"  # linux/proc_ns.h: PROC_PID_INIT_INO
 _INITIAL_USER = "user:[4026531837]"  # PROC_USER_INIT_INO
 _KERNEL_THREAD = 0x00200000  # linux/sched.h: PF_KTHREAD
 _MODE = re.compile(r" \([a-z]+\)$")
-_START_FIELD: Final = 19  # the start time's position in proc(5) stat after the command name
+_START_FIELD: Final = 19  # the position of the start time in proc(5) stat, after the command name
 _UNCONFINED: Final = "unconfined"
 _SCANS: Final = 2
 LISTINGS: Final = 100
@@ -31,7 +31,7 @@ LISTINGS: Final = 100
 
 
 class UnprovenError(Exception):
-    """A scan reached its limit before every thread was read."""
+    """A scan reached its limit before it had read every thread."""
 
 
 def parts(label: str) -> list[str]:
@@ -40,7 +40,7 @@ def parts(label: str) -> list[str]:
 
 
 def names_in(label: str) -> frozenset[str]:
-    """Return every profile that a label contains, with the parents of hats and children."""
+    """Return every profile that a label contains, including the parents of hats and children."""
     names: set[str] = set()
     for part in [label, *parts(label)]:
         for name in (part, _MODE.sub("", part)):
@@ -49,7 +49,7 @@ def names_in(label: str) -> frozenset[str]:
 
 
 class Processes:
-    """The processes in /proc below one host root."""
+    """Reads the processes in /proc of one host root."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Processes:
             host: the host root.
             own: the directory of this process in /proc.
             shows_pending_exec: returns whether this kernel shows the pending exec of another
-                thread; called at most once.
+                thread; it is called at most once.
         """
         self.host = host
         self.own = own
@@ -78,9 +78,10 @@ class Processes:
         return self._shows_pending_exec
 
     def uses(self, names: Collection[str]) -> dict[str, Use]:
-        """Return whether processes run under each given profile name.
+        """Return whether processes run under each of the profile names.
 
-        If `shows_pending_exec` is False, the result Unused does not exclude a pending exec.
+        If `shows_pending_exec` returns False, a profile with the result Unused may still have a
+        pending exec.
         """
         if not names:
             return {}
@@ -101,9 +102,7 @@ class Processes:
         }
 
     def _obstacle(self) -> str:
-        """Return why the agent cannot see every process of the host; empty if the agent sees every
-        process.
-        """
+        """Return why the agent cannot see all processes of the host, or "" if it can."""
         if not self.host.exists("/proc/1/stat"):
             return "procfs is missing below the host root"
         if str((self.own / "ns/user").readlink()) != _INITIAL_USER:
@@ -113,7 +112,7 @@ class Processes:
         except HostError as error:
             if error.errno not in (errno.EACCES, errno.EPERM):
                 raise
-            # Only the initial PID namespace shows kernel threads, and no process can imitate a
+            # Only the initial PID namespace shows kernel threads, and no other process looks like a
             # kernel thread.
             stat = self.host.read("/proc/2/stat", limit=4096).rpartition(b")")[2].split()
             initial = bool(int(stat[6]) & _KERNEL_THREAD)
@@ -130,20 +129,20 @@ class Processes:
         return ""
 
     def _collect(self, users: dict[str, set[int]]) -> None:
-        """Add the processes that run under each name to the name's users."""
+        """Add to each name the processes that run under it."""
         for _ in range(_SCANS):
             for pid, label in self._labels():
                 for name in names_in(label) & users.keys():
                     users[name].add(int(pid))
 
     def _labels(self) -> Iterator[tuple[str, str]]:
-        """Yield each PID with a label of the process, until a listing shows no new process.
+        """Yield each PID with a label of its process, until a listing shows no new process.
 
-        A process may fork after /proc was listed, and end or leave its profile before the scan
-        reads the process. In this case only the child still runs under the profile, and the child
-        may also fork and end. So /proc is listed again until every listed process has been read.
-        The PIDs grow along a chain of forks, so the newest process is read first. PIDs are reused,
-        so the start times are compared at the end.
+        After /proc was listed, a process may fork and then end or leave its profile before the scan
+        reads it. Only the child then runs under the profile, and the child may do the same. The
+        scan therefore lists /proc again until every listed process has been read. PIDs usually
+        increase along a chain of forks, so the newest process is read first. PIDs are reused, so
+        the scan compares the start times at its end.
         """
         seen: dict[str, bytes] = {}
         for _ in range(LISTINGS):
@@ -161,10 +160,10 @@ class Processes:
         raise UnprovenError("processes start faster than they can be read")
 
     def _process(self, pid: str) -> frozenset[str]:
-        """Return the labels of a process; list its threads until a listing shows no new thread.
+        """Return the labels of a process. Its threads are listed until no new thread appears.
 
         After a thread has ended, the leader is read again, because a thread that calls execve(2)
-        takes over the ID and the start time of the leader.
+        takes over the leader's ID and start time.
         """
         labels: frozenset[str] = frozenset()
         read: set[str] = set()
@@ -192,13 +191,13 @@ class Processes:
         raise UnprovenError(f"the threads of process {pid} start faster than they can be read")
 
     def _thread(self, thread: str) -> frozenset[str] | None:
-        """Return the current and the pending label of a thread; None if the thread has ended."""
+        """Return the current and the pending label of a thread, or None if the thread has ended."""
         current = self._attribute(thread, "current")
         if current is None:
             return None
         pending = self._attribute(thread, "exec") if self.shows_pending_exec() else ""
         labels = {current, pending or ""} - {"", _UNCONFINED}
-        # A zombie still shows its label, but no longer runs.
+        # A zombie still shows its label, but runs no code.
         return frozenset(labels) if not labels or self._lives(thread) else None
 
     def _attribute(self, thread: str, file: str) -> str | None:
@@ -210,7 +209,7 @@ class Processes:
                 if error.errno in _ENDED_ERRNOS:
                     continue
                 if file == "exec" and error.errno == errno.EINVAL:
-                    return ""  # the kernel returns EINVAL if no pending exec is set
+                    return ""  # If no pending exec is set, the kernel returns EINVAL.
                 raise
             return content.rstrip(b"\n\0").decode("utf-8", "surrogateescape")
         if file == "current" and self._lives(thread):
@@ -223,16 +222,12 @@ class Processes:
         return bool(stat) and stat[0] not in (b"Z", b"X")
 
     def _start(self, pid: str) -> bytes:
-        """Return the start time of a process (proc(5) stat, field 22); empty if the process has
-        ended.
-        """
+        """Return the start time of a process (proc(5) stat, field 22), or "" if it has ended."""
         stat = self._stat(f"/proc/{pid}")
         return stat[_START_FIELD] if stat else b""
 
     def _stat(self, directory: str) -> list[bytes]:
-        """Return the fields of a stat file after the command; an empty list if the task has
-        ended.
-        """
+        """Return the fields of a stat file after the command, or [] if the task has ended."""
         try:
             return self.host.read(f"{directory}/stat", limit=4096).rpartition(b")")[2].split()
         except HostError as error:

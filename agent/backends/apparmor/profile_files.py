@@ -1,10 +1,10 @@
 """Reads the files in which the kernel shows one loaded profile, and caches their content.
 
-Each profile has a directory below policy/profiles. The profile's name is read from the `name` file,
-because the kernel mangles the names of the directories. Cached content is valid for one generation
-of a profile. The generation is the target of the profile's link `raw_data`, which differs after
-each change of content. `policy_view` decides which directories are read, and whether an observation
-is consistent.
+Each profile has a directory in policy/profiles. The module reads a profile's name from the `name`
+file, because the kernel changes some characters in the names of directories. Cached content is
+valid for one generation of a profile. The target of the link `raw_data` identifies the generation,
+because it differs after each change of content. `policy_view` decides which directories are read,
+and whether an observation is consistent.
 """
 
 import errno
@@ -18,7 +18,7 @@ from agent.host.filesystem import Host, HostError
 
 ABSENCE_ERRNOS: Final = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ESTALE)
 _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
-_VALUE_BYTES: Final = 4096  # the kernel returns a longer value in several reads
+_VALUE_BYTES: Final = 4096  # The kernel returns a longer value in several reads.
 _LONGEST_VALUE_BYTES: Final = 1 << 20
 _EVIDENCE_PREFIXES: Final = {
     "sha1": "own:sha1",
@@ -26,11 +26,11 @@ _EVIDENCE_PREFIXES: Final = {
     "raw_sha1": "raw:sha1",
     "raw_sha256": "raw:sha256",
 }
-_ALL_HASHES: Final = 2  # the hash of the profile alone, and the hash of the whole load
+_ALL_HASHES: Final = 2  # the hash of one profile, and the hash of the whole load
 
 
 class ProfileFiles:
-    """The directories of loaded profiles under one host root. Only the main thread uses this
+    """Reads the directories of loaded profiles under one host root. Only the main thread uses this
     class.
     """
 
@@ -56,24 +56,24 @@ class ProfileFiles:
         self._boot_id = ""
 
     def begin_reading(self, *, may_defer: bool) -> None:
-        """Begin an observation of several profiles that reads each generation once.
+        """Begin an observation of several profiles, during which each generation is read once.
 
         Args:
-            may_defer: whether to wait with caching until `confirm` is called after a consistent
-                observation. If False, content is cached at once if the generation is the same
-                before and after the content was read.
+            may_defer: if True, content is only cached when `confirm` is called after a consistent
+                observation. If False, content is cached at once, provided that the generation is
+                the same before and after the read.
         """
         self._generations = {}
         self._unconfirmed = {} if may_defer else None
 
     def confirm(self) -> None:
-        """Cache the content from the current observation, because the policy did not change during
-        the observation.
+        """Cache the content that the current observation read, because the policy did not
+        change.
         """
         self._profiles |= self._unconfirmed or {}
 
     def cached_generation(self, directory: str) -> str | None:
-        """Return the generation of the cached content; None if the content is not cached."""
+        """Return the generation of the cached content, or None if no content is cached."""
         return self._profiles[directory][0] if directory in self._profiles else None
 
     def invalidate(self) -> None:
@@ -82,7 +82,7 @@ class ProfileFiles:
         self._profiles.clear()
 
     def name(self, directory: str) -> str:
-        """Return the name of a profile; for a hat or child, return only the last part of the name.
+        """Return the name of a profile; for a hat or child, return only the last part.
 
         Raises:
             HostError: the files of the profile cannot be read.
@@ -118,7 +118,7 @@ class ProfileFiles:
         return profile
 
     def _generation(self, directory: str) -> str:
-        """Return the generation of a profile; the link is read once per observation."""
+        """Return the generation of a profile. Its link is read once per observation."""
         generation = self._generations.get(directory)
         if generation is None:
             generation = self._generations[directory] = self._read_generation(directory)
@@ -127,8 +127,8 @@ class ProfileFiles:
     def _read_generation(self, directory: str) -> str:
         """Return the path of the raw data of a profile, raw_data/REVISION.
 
-        New content gets new raw data (Linux, security/apparmor/apparmorfs.c: rawdata_get_link).
-        If the kernel keeps no raw data, the result is empty and nothing is cached.
+        New content gets new raw data (Linux, security/apparmor/apparmorfs.c: rawdata_get_link). If
+        the kernel keeps no raw data, the result is "" and nothing is cached.
         """
         try:
             return self.host.link(f"{directory}/raw_data")
@@ -148,7 +148,7 @@ class ProfileFiles:
     def _evidence(self, directory: str) -> Evidence:
         """Return the hashes that the kernel shows for a profile.
 
-        The same files are read for every profile, without listing each directory.
+        For every profile the same files are read, so that no directory has to be listed.
         """
         if self._hash_files:
             try:
@@ -157,7 +157,7 @@ class ProfileFiles:
                 if error.errno not in ABSENCE_ERRNOS:
                     raise
         files = tuple(file for file in self.host.names(directory) if file in _EVIDENCE_PREFIXES)
-        # A profile that was loaded without hashes does not show whether other profiles have hashes.
+        # If a profile was loaded without hashes, other profiles may still have hashes.
         self._hash_files = files if len(files) == _ALL_HASHES else ()
         return self._read_hashes(directory, files)
 
@@ -172,7 +172,7 @@ class ProfileFiles:
     def _value(self, path: str) -> bytes:
         """Return the content of a file that contains one value.
 
-        One read(2) returns the whole value if the buffer is larger than the value (Linux,
+        If the buffer is larger than the value, one read(2) returns the whole value (Linux,
         fs/seq_file.c: seq_read_iter).
 
         Raises:
@@ -184,15 +184,15 @@ class ProfileFiles:
         return value
 
     def _raw_data_evidence(self, directory: str) -> Evidence:
-        """Return the hash of the loaded bytes; empty if the kernel does not show the bytes."""
+        """Return the hash of the loaded bytes, or "" if the kernel does not show the bytes."""
         if not self.host.exists(f"{directory}/raw_data"):
             return frozenset()
         content = self.host.read(f"{directory}/raw_data")
         return frozenset({f"raw:sha256:{hashlib.sha256(content).hexdigest()}"})
 
     def _object_evidence(self, directory: str) -> Evidence:
-        """Return evidence that identifies the loaded profile and its last replacement, for kernels
-        that show no content.
+        """Return evidence for a loaded profile and its last replacement, if the kernel shows no
+        content.
 
         When a profile is replaced, the kernel keeps its directory and sets the modification time
         of its files (Linux, security/apparmor/apparmorfs.c: __aafs_profile_migrate_dents).
@@ -207,7 +207,5 @@ class ProfileFiles:
 
 
 def object_id(directory: str) -> str:
-    """Return a directory as text for JSON; the kernel may cut a name in the middle of a UTF-8
-    character.
-    """
+    """Return a directory as text for JSON. The kernel may cut a name inside a UTF-8 character."""
     return directory.encode("utf-8", "surrogateescape").decode("ascii", "backslashreplace")

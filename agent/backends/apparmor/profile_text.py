@@ -1,8 +1,8 @@
-"""Finds comments, declared names and line numbers in a profile text with the lexer.
+"""Uses the lexer to find comments, declared names and line numbers in a profile text.
 
-This module is pure, and only supports messages and warnings. So this module uses only the newest
-version whose lexer reads the whole text. source_checks.py makes the decisions that affect the
-safety of the host, and considers every version of the parser.
+This module is pure, and its results only affect messages and warnings. For this reason, it uses a
+single version of the lexer: the newest one that reads the whole text. source_checks.py makes the
+decisions that protect the host, and considers every version of the parser.
 """
 
 import functools
@@ -34,11 +34,9 @@ class LineCounter:
         return f"line {self._line}"
 
 
-@functools.lru_cache(maxsize=1)  # several checks examine the same text in a row
+@functools.lru_cache(maxsize=1)  # Several checks examine the same text one after another.
 def _dialect(text: str) -> Dialect:
-    """Return the newest dialect that can read the whole text; the newest dialect if no dialect
-    can.
-    """
+    """Return the newest dialect that reads the whole text, or the newest one if none does."""
     for dialect in reversed(DIALECTS):
         (rest,) = deque(lexer.tokens(text, dialect), maxlen=1)
         if _END.match(text, rest.start):
@@ -46,11 +44,11 @@ def _dialect(text: str) -> Dialect:
     return DIALECTS[-1]
 
 
-@functools.lru_cache(maxsize=1)  # several checks examine the same text in a row
+@functools.lru_cache(maxsize=1)  # Several checks examine the same text one after another.
 def without_comments(text: str) -> str:
     """Return the text without its comments, with the same line breaks.
 
-    A part that the lexer cannot read is returned unchanged, with its comments.
+    The part that the lexer cannot read is returned unchanged, including its comments.
     """
     readable, rest = _split(text)
     return readable + rest
@@ -63,8 +61,8 @@ def readable_part(text: str) -> str:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """Return the part of a text that the lexer can read, without comments, and the rest of the
-    text.
+    """Return two parts of a text: the part that the lexer can read, without comments, and the
+    rest.
     """
     if "#" not in text:
         return text, ""
@@ -85,7 +83,7 @@ def name_tokens(text: str) -> Iterator[Token]:
     text.
     """
     depth = 0
-    header: Token | None = None  # the first word of a rule that may declare a profile
+    header: Token | None = None  # This word begins a rule that may declare a profile.
     for token in lexer.tokens(text, _dialect(text)):
         match token.kind:
             case TokenKind.NAME:
@@ -106,10 +104,9 @@ def name_tokens(text: str) -> Iterator[Token]:
 
 
 def declaration_line(text: str, name: str) -> str:
-    """Return the line (`line N`) that seems to declare a profile, or the profile name if no line is
-    found.
+    """Return the line (`line N`) that probably declares a profile, or else the profile name.
 
-    Only messages use this line, because a search for the name can find another rule.
+    Only messages use this line, because the search for the name may find another rule.
     """
     for part in dict.fromkeys((name, name.rsplit("//", 1)[-1])):
         declaration = re.compile(rf'(?:^|[\s"^]){re.escape(part)}(?:["\s({{]|$)')

@@ -1,10 +1,10 @@
-"""Waits until the kernel has released the raw data of earlier versions, before policy is loaded.
+"""Waits before a load until the kernel has released the raw data of earlier versions.
 
 When the same bytes are loaded again, some kernels of 2026 (6.1.176, but not 6.1.192) reuse raw data
-that are being freed: aa_replace_profiles in security/apparmor/policy.c increments the reference
-count even if the count is zero. A kernel with this fault logs a warning, and may crash. Raw data
-are not freed, and can safely be reused, while another profile from the same load or a process
-references the raw data.
+that they are freeing: aa_replace_profiles in security/apparmor/policy.c increments the reference
+count even if it is zero. A kernel with this fault logs a warning, and may crash. While another
+profile of the same load or a process references the raw data, the kernel does not free them, and
+reusing them is safe.
 """
 
 from collections.abc import Collection, Mapping
@@ -22,7 +22,7 @@ _POLL_SECONDS: Final = 0.001
 
 
 class RawDataRelease:
-    """The raw data of the agent's profiles, and the raw data that the kernel may currently be
+    """Tracks the raw data of the agent's profiles, and the raw data that the kernel may be
     freeing.
     """
 
@@ -63,9 +63,7 @@ class RawDataRelease:
         self._replaced |= {self._generations.pop(name) for name in names}
 
     def wait(self) -> None:
-        """Wait until the raw data of replaced and removed profiles are gone, or until the
-        timeout.
-        """
+        """Wait until the raw data of replaced and removed profiles are gone, or until a timeout."""
         replaced = self._replaced - set(self._generations.values())
         self._replaced = set()
         directories = [

@@ -1,8 +1,8 @@
 """Checks a profile text before the parser reads it.
 
-This module is pure. The meaning of a text is decided only by apparmor_parser. The checks find text
-that must not reach the parser, because the parser has the agent's permissions and opens every file
-that a text includes. Files in the include directory belong to the host and may include other files.
+This module is pure. Only apparmor_parser determines the meaning of a text. The checks find texts
+that must not reach the parser, because it has the agent's permissions and opens every file that a
+text includes. Files in the include directory belong to the host and may include other files.
 character_checks.py checks single characters; lexer.py splits a text into tokens.
 """
 
@@ -19,11 +19,11 @@ from agent.backends.apparmor.lexer_rules import TokenKind
 from agent.backends.apparmor.profile_text import LineCounter, name_tokens
 from agent.core.findings import Finding, limit_findings
 
-# Every position where the parser could begin to read the path of an include or abi rule.
+# At each of these positions, the parser could begin to read the path of an include or abi rule.
 _CANDIDATE: Final = re.compile(r"#include|include(?=[ \t])|abi(?![A-Za-z0-9_])")
-# The usual form of an include or abi rule: a harmless path, and nothing else in the line. The
-# parser begins no token inside the path, in any kind of rule, so a search can continue after the
-# path.
+# This is the usual form of an include or abi rule: a harmless path, and nothing else on the line.
+# In any type of rule, the parser begins no token inside the path, so the search can continue after
+# the path.
 _HARMLESS: Final = re.compile(
     r"(?:[ \t]+if[ \t]+exists(?=[ \t]))?[ \t]*(?P<path><(?![/ ])(?![^>\n]*\.\.)[\w./-]+>)[ \t]*,?"
     r"[ \t]*(?:#[^\"\\\n]{0,199})?(?:\r?\n|\Z)",
@@ -32,13 +32,12 @@ _HARMLESS: Final = re.compile(
 _REST_OF_LINE_EMPTY: Final = re.compile(r"[ \t]*(?:#[^\"\\\n]{0,199})?(?:\r?\n|\Z)")
 _NUMERIC_ESCAPE: Final = re.compile(r"\\[0-9xd]")
 
-# A text above this length is not split into tokens in every dialect, because the splitting would
-# delay a pass.
+# A longer text is not split into tokens for every dialect, because that would delay a pass.
 _MAX_CHARACTERS: Final = 1 << 18
 
 
 def errors(content: bytes) -> tuple[Finding, ...]:
-    """Return the errors that forbid passing a text to the parser."""
+    """Return the errors because of which a text must not be passed to the parser."""
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -55,13 +54,12 @@ def errors(content: bytes) -> tuple[Finding, ...]:
 
 
 def undecided_includes(content: bytes) -> tuple[Finding, ...]:
-    """Return errors for include rules of an accepted text that this module cannot decide about.
+    """Return errors for include rules of an accepted text about which this module cannot decide.
 
-    There are two reasons why this module cannot decide. The text can be too long to be split into
-    tokens in every dialect. Or an included file can end in an assignment without a line break, and
-    the parser reads the rest of the including line as values of the assigned variable. An undecided
-    text is safe only if a sandbox prevents the parser from opening files outside the include
-    directory.
+    There are two reasons for such an error. The text may be too long to be split into tokens for
+    every dialect. An included file may also end in an assignment without a line break; the parser
+    then reads the rest of the including line as values of the assigned variable. Such a text is
+    only safe if a sandbox prevents the parser from opening files outside the include directory.
     """
     return limit_findings(_undecided_includes(content.decode("utf-8", "replace")))
 
@@ -100,7 +98,7 @@ def _include_refused(location: str, message: str, hint: str) -> Finding:
 
 @dataclass(frozen=True, slots=True)
 class _IncludeRules:
-    """The suspicious include and abi rules of a text, by the position of their path."""
+    """The suspicious include and abi rules of a text, by the position of their paths."""
 
     rejected: Mapping[int, tuple[str, str]]
     """The keyword and the path of each rule that may open a file outside the include directory."""
@@ -110,9 +108,11 @@ class _IncludeRules:
     """
 
 
-@functools.lru_cache(maxsize=1)  # several checks examine the same text in a row
+@functools.lru_cache(maxsize=1)  # Several checks examine the same text one after another.
 def _include_rules(text: str) -> _IncludeRules:
-    """Return the suspicious include and abi rules that any version of the parser would read."""
+    """Return the suspicious include and abi rules that at least one version of the parser would
+    read.
+    """
     rejected: dict[int, tuple[str, str]] = {}
     undecided: set[int] = set()
     if len(text) <= _MAX_CHARACTERS and not _is_harmless(text):
@@ -134,7 +134,7 @@ def _include_rules(text: str) -> _IncludeRules:
 
 
 def _is_harmless(text: str) -> bool:
-    """Return whether each include and abi rule has the usual form, without splitting the text into
+    """Return whether each include and abi rule has the usual form. The text is not split into
     tokens.
     """
     position = 0
@@ -147,7 +147,7 @@ def _is_harmless(text: str) -> bool:
 
 
 def _outside_reason(path: str) -> str:
-    """Return why a path may lead out of the include directory, or an empty string."""
+    """Return why a path may lead out of the include directory, or "" if it does not."""
     name = path.removeprefix("<").removesuffix(">").strip().strip('"')
     if "\\" in name:
         return "contains a backslash"
@@ -163,8 +163,8 @@ def _outside_reason(path: str) -> str:
 def variable_names(text: str) -> tuple[Finding, ...]:
     r"""Return an error for each profile name that contains a variable.
 
-    A numeric escape before a brace counts as a variable, because `\x40{` is another spelling of
-    `@{`.
+    A numeric escape in front of a brace counts as a variable, because `\x40{` is another spelling
+    of `@{`.
     """
     if "@" not in text and not _can_spell_variable(text):
         return ()

@@ -1,7 +1,7 @@
 """Reads the labels of threads in /proc for `confinement_tracker`.
 
-One scan is enough for the tracker, because the tracker repeats the scan every few seconds. The
-module `processes` is more thorough, and proves that a profile is not in use.
+The tracker repeats its scan every few seconds, so it needs only one scan at a time. The module
+`processes` is more thorough, because it has to prove that a profile is not in use.
 """
 
 import re
@@ -16,7 +16,7 @@ _CONTAINER: Final = re.compile(r"[0-9a-f]{64}")
 # The kubelet names the cgroup of a pod by its UID. The systemd driver writes `_` instead of `-` in
 # the UID. The UID of a static pod contains neither character.
 _POD: Final = re.compile(r"pod([0-9a-f]{8}(?:[-_]?[0-9a-f]{4}){3}[-_]?[0-9a-f]{12})\b")
-_START_FIELD: Final = 19  # the start time's position in proc(5) stat after the command name
+_START_FIELD: Final = 19  # the position of the start time in proc(5) stat, after the command name
 _READ_BYTES: Final = 4096
 """The size of one read(2); only few labels are longer."""
 
@@ -24,8 +24,8 @@ _LABEL_BYTES: Final = 1 << 20
 
 
 class Thread(NamedTuple):
-    """A thread of the host. Thread IDs are reused; a thread ID together with the thread's start
-    time is unique.
+    """A thread of the host. Thread IDs are reused, but a thread ID together with the start time is
+    unique.
     """
 
     pid: int
@@ -35,24 +35,24 @@ class Thread(NamedTuple):
 
 
 class ThreadReader:
-    """The threads in /proc below one host root."""
+    """Reads the threads in /proc of one host root."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
         self._files: tuple[str, ...] = _FILES
 
     def under(self, names: frozenset[str]) -> dict[Thread, str] | None:
-        """Return the threads that run under a given name, with their labels.
+        """Return the threads that run under one of the names, with their labels.
 
         Returns:
-            The threads and their labels; None if /proc cannot be listed.
+            Return the threads and their labels, or None if /proc cannot be listed.
         """
         try:
             pids = [name for name in self.host.names("/proc") if name.isdigit()]
         except HostError:
             return None
         threads: dict[Thread, str] = {}
-        # Many threads share few labels, so each label is examined and stored only once.
+        # Many threads have the same label, so each label is examined and stored only once.
         matches = {"": "", UNCONFINED: ""}
         for pid in pids:
             for tid in self._tids(pid):
@@ -65,7 +65,7 @@ class ThreadReader:
         return threads
 
     def current_label(self, thread: Thread) -> str:
-        """Return the current label of a thread; empty if the thread has ended."""
+        """Return the current label of a thread, or "" if the thread has ended."""
         label = self._label(str(thread.pid), str(thread.tid))
         return label if self.is_alive(thread) else ""
 
@@ -91,7 +91,7 @@ class ThreadReader:
         for file in self._files:
             text = self._read(f"/proc/{pid}/task/{tid}/{file}")
             if text:
-                # the file that exists on this kernel is read first from now on
+                # The file that exists on this kernel is read first from now on.
                 self._files = (file, *_FILES)
                 return text.rstrip("\n\0")
         return ""
@@ -106,7 +106,7 @@ class ThreadReader:
     def _read(self, path: str) -> str:
         try:
             content = self.host.read_once(path, size=_READ_BYTES) or b""
-            if len(content) == _READ_BYTES:  # the label of a large stack can be longer
+            if len(content) == _READ_BYTES:  # The label of a large stack can be longer.
                 content = self.host.read(path, limit=_LABEL_BYTES)
         except HostError:
             return ""

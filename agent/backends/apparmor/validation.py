@@ -1,9 +1,8 @@
-"""Decides whether a compiled policy may be loaded, based on its profile names, attachments and
-modes.
+"""Decides from names, attachments and modes whether a compiled policy may be loaded.
 
-This module is pure. The decisions use the compiled policy, because the kernel loads the compiled
-policy; the text only provides line numbers. All errors are returned together, so that an author can
-correct all errors at once.
+This module is pure. The decisions use the compiled policy, because the kernel loads it; the text
+only provides line numbers. All errors are returned together, so that an author can correct all
+errors at once.
 """
 
 import fnmatch
@@ -34,8 +33,8 @@ DENY_NAMES: Final = (
 )
 _MAX_NAME_BYTES: Final = 200
 _FLAGS: Final = re.compile(r"(?:flags|xattrs)\s*=")
-# The maximum number of profiles in one key; for each profile, the kernel loads a profile and the
-# node gets a label.
+# A key may contain at most this number of profiles. For each profile, the kernel loads a profile
+# and the node gets a label.
 MAX_NAMES: Final = 1000
 
 
@@ -52,7 +51,7 @@ class ValidationRules:
 def errors(
     declared: Sequence[DeclaredProfile], source: str, rules: ValidationRules
 ) -> tuple[Finding, ...]:
-    """Return the errors that forbid loading a compiled policy."""
+    """Return the errors because of which a compiled policy must not be loaded."""
     if len(declared) > MAX_NAMES:
         return (
             Finding(
@@ -70,7 +69,7 @@ def errors(
 
 
 def warnings(declared: Sequence[DeclaredProfile], source: str) -> tuple[Finding, ...]:
-    """Return warnings about profiles that may be loaded but restrict nothing."""
+    """Return warnings about profiles that may be loaded although they restrict nothing."""
     return limit_findings(
         itertools.islice(
             itertools.chain(_complain_mode(declared, source), _suspicious_names(declared, source)),
@@ -157,7 +156,7 @@ def _name_errors(
 def _confinement_errors(
     profile: DeclaredProfile, shown: str, location: str, rules: ValidationRules
 ) -> Iterator[Finding]:
-    # The attachment of a child profile only selects a child profile within the parent (cx rules).
+    # The attachment of a child profile only selects a child inside the parent (cx rules).
     is_child = compiled_policy.parent(profile.name) is not None
     attaches = not is_child and (profile.has_attachment or profile.name.startswith("/"))
     if attaches and not rules.allow_attachments:
@@ -179,10 +178,10 @@ def _confinement_errors(
 
 
 def _unsafe_reason(name: str, names: frozenset[str]) -> str:
-    """Return why a name could block the kernel or forge a line of its list, or an empty string.
+    """Return why a name could block the kernel or forge a line of its list, or "" if it could not.
 
-    After a failed load, a name that is too long or that lacks a parent leaves data in the kernel
-    that block later loads.
+    If the load of a name fails because the name is too long or lacks a parent, data remain in the
+    kernel that block later loads.
     """
     parent = compiled_policy.parent(name)
     checks = (
