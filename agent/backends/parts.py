@@ -1,8 +1,7 @@
 """The interface between a backend package and the rest of the program.
 
-Each package in agent.backends has a module `factory` with one function, `build`, that returns
-BackendParts. agent.app finds `build` by the name of the package, and uses no other part of the
-package.
+Each package in agent.backends has a module `factory`, whose function `build` returns BackendParts.
+agent.app finds `build` by the name of the package, and uses no other part of the package.
 """
 
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from agent.host.filesystem import Host
 
 
 class Watcher(Protocol):
-    """Notices changes in a separate thread."""
+    """Detects changes in a separate thread."""
 
     def start(self) -> None:
         """Start the thread, and return at once."""
@@ -23,8 +22,8 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendContext:
-    """Objects and functions that agent.app passes to each backend. A backend may call the functions
-    from other threads.
+    """The objects and functions that agent.app passes to each backend. A backend may call the
+    functions from other threads.
     """
 
     host: Host
@@ -44,7 +43,7 @@ class BackendContext:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendParts:
-    """One backend, and the objects that only some backends provide."""
+    """A backend, with the objects that only some backends provide."""
 
     backend: ProfileBackend
 

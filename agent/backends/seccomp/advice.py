@@ -1,6 +1,6 @@
-"""Warns about accepted profiles that allow risky calls, or under which programs cannot run.
+"""Warns about accepted profiles that allow risky calls or prevent programs from running.
 
-`meaning` decides which calls a profile allows. The lists of calls that a runtime needs to start a
+`meaning` decides which calls a profile allows. The lists of calls that runtimes need to start a
 container were measured with the listed versions.
 """
 
@@ -15,11 +15,12 @@ from agent.core.findings import Finding
 
 _ENOSYS: Final = 38
 _CLONE3: Final = 435  # the number of clone3 on every architecture
-# Every C and Go program sets up its thread-local storage with the listed call of its architecture.
+# On each architecture, every C and Go program sets up its thread-local storage with the listed
+# call.
 _PROGRAM: Final = frozenset({"arch_prctl"})
-# The calls that a runtime needs to start a container, measured by denying each call separately on
-# x86_64 with UID 0 and 1000. A process without no_new_privs installs the filter before the process
-# changes its UID and capabilities. So a container without no_new_privs needs more calls.
+# Runtimes need these calls to start a container. They were measured by denying each call separately
+# on x86_64 with UID 0 and 1000. A process without no_new_privs installs the filter before it
+# changes its UID and capabilities, so a container without no_new_privs needs more calls.
 _NEEDED: Final = {
     ("runc 1.1.5", True): frozenset(
         {"close", "execve", "fstatfs", "getdents64", "openat", "write"}
@@ -39,7 +40,7 @@ _NEEDED: Final = {
         }
     ),
 }
-# The flags of clone(2) that create namespaces. Default profiles allow clone without these flags.
+# These flags of clone(2) create namespaces. Default profiles allow clone without these flags.
 _NAMESPACES: Final = 0x7E020000
 
 
@@ -106,8 +107,8 @@ def _start(profile: Meaning) -> Iterator[Finding]:
 def _clone3(document: Document, profile: Meaning) -> Iterator[Finding]:
     """Warn if clone3 fails with an error other than ENOSYS.
 
-    Libraries use clone instead of clone3 only after ENOSYS. runc returns ENOSYS for calls that are
-    newer than the newest call in the profile; crun does not.
+    Libraries only fall back from clone3 to clone after ENOSYS. runc returns ENOSYS for calls that
+    are newer than the newest call in the profile; crun does not.
     """
     abi = profile.abis[0]
     if profile.call(abi, "clone").is_always_denied:
@@ -131,7 +132,7 @@ def _clone3(document: Document, profile: Meaning) -> Iterator[Finding]:
 
 
 def _missing_calls(document: Document, profile: Meaning, machine: str) -> Iterator[Finding]:
-    """Warn if a profile denies only calls that the architecture does not have."""
+    """Warn if the architecture has none of the calls that a profile denies."""
     names = sorted(
         {
             name
@@ -180,9 +181,7 @@ def _newer_variants(document: Document, floor: releases.RuntimeFloor) -> Iterato
 
 
 def _beyond_default(document: Document, profile: Meaning, machine: str) -> Iterator[Finding]:
-    """Warn about calls that the profile allows although containerd's default profile denies the
-    calls.
-    """
+    """Warn about calls that the profile allows but containerd's default profile denies."""
     names = list(baseline.beyond(profile, "containerd", machine))
     if not names:
         return

@@ -1,15 +1,15 @@
-"""Handles profiles for which libseccomp builds a filter that does not load the system call number.
+"""Handles profiles for which libseccomp builds a filter that does not load the call number.
 
-For each ABI, libseccomp sorts the calls that have rules first by the number of comparisons, and
-second by call number. The instructions for the first call load the call number. A call that the ABI
-lacks has no instructions. If the first call is missing from the ABI, the filter never loads the
-number, and no rule for the ABI applies (_gen_bpf_syscalls in gen_bpf.c, in every version up to
-2.6.1). x86_64 and x32 share one list if a profile has both. A profile with only x86_64 or only x32
-loads the number elsewhere.
+For each ABI, libseccomp sorts the calls that have rules by the number of comparisons, and then by
+call number. The instructions of the first call load the call number, but a call that the ABI lacks
+has no instructions. If the ABI lacks the first call, the filter never loads the number, and no rule
+for the ABI applies (_gen_bpf_syscalls in gen_bpf.c, in every version up to 2.6.1). x86_64 and x32
+share one list if a profile has both. If a profile has only one of these two ABIs, the filter loads
+the number elsewhere.
 
-A rule without conditions always comes first in the list if the ABI has the rule's call. `anchored`
-adds a rule without conditions if the rule does not change the meaning of the profile. `findings`
-rejects every affected profile to which no rule can be added.
+If a rule without conditions names a call of the ABI, this call is the first in the list. `anchored`
+adds such a rule if the rule does not change the meaning of the profile. `findings` rejects an
+affected profile to which no such rule can be added.
 """
 
 import itertools
@@ -31,17 +31,15 @@ _X32: Final = "SCMP_ARCH_X32"
 
 @dataclass(slots=True)
 class _Calls:
-    """The properties of one ABI's call list that determine whether the filter loads the call
-    number.
-    """
+    """The properties of one ABI's call list that determine whether the filter loads the number."""
 
-    missing: Rule | None = None  # a rule for a call that the ABI lacks
+    missing: Rule | None = None  # whether a rule names a call that the ABI lacks
     has_comparisons: bool = False  # whether a call of the ABI has a rule with conditions
     is_anchored: bool = False  # whether a call of the ABI has a rule without conditions
 
 
 def anchored(document: Document, abis: Collection[str]) -> tuple[Document, tuple[Finding, ...]]:
-    """Add a rule to the document, with a notice, if the rule is necessary and harmless.
+    """Add the rule to the document, with a notice, if it is necessary and harmless.
 
     Args:
         document: the profile.
@@ -78,14 +76,16 @@ def findings(document: Document, abis: Collection[str]) -> Iterator[Finding]:
 
 
 def _may_add(document: Document) -> bool:
-    """Return whether a rule for the anchor leaves the meaning of the profile unchanged."""
+    """Return whether a rule for the anchor call would leave the meaning of the profile
+    unchanged.
+    """
     is_named = any(ANCHOR in rule.names for rule in document.rules)
     return document.default.is_permissive and not is_named
 
 
 def _unanchored(document: Document, abis: Collection[str]) -> dict[str, Rule]:
-    """Return the ABIs whose filter does not load the call number, each with the rule that is the
-    cause.
+    """Return the ABIs whose filters do not load the call number, each with the rule that causes
+    this.
     """
     listed = {*document.architectures, *itertools.islice(abis, 1)}
     unanchored = {}

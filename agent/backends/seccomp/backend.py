@@ -1,10 +1,10 @@
 """Checks, observes, installs and removes the seccomp files of a node.
 
-The written bytes are the canonical form of a checked profile, never the original bytes. The backend
-cannot observe whether a file is in use: a runtime reads the file when the runtime starts a
-container, and the running container does not show the path. The backend does not change a file that
-differs from the ledger, because another program wrote it. `inspection` runs the checks of a
-profile.
+The backend writes the canonical form of a checked profile, and never the original bytes. The
+backend cannot observe whether a file is in use: a runtime only reads the file at the start of a
+container, and the running container does not show the path. If a file differs from the ledger,
+another program wrote it, and the backend does not change it. The module `inspection` checks
+profiles.
 """
 
 import errno
@@ -39,7 +39,7 @@ from agent.host.filesystem import Host, HostError
 from agent.host.stat_signature import Signature
 
 _SEGMENT: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
-# the limit in bytes; the name of the temporary file is longer, and must not exceed 255 bytes
+# This limit is in bytes; the name of the temporary file is longer, and must not exceed 255 bytes.
 _LONGEST_SEGMENT: Final = 200
 _LONGEST_PATH: Final = 1024
 _NOT_COMPARABLE: Final = frozenset(
@@ -52,7 +52,7 @@ _USE_UNKNOWN: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _CachedFile:
-    """The cached observation of a file, which is valid while the stat signature of the file is
+    """The cached observation of a file, which is valid while the file's stat signature is
     unchanged.
     """
 
@@ -62,7 +62,7 @@ class _CachedFile:
 
     @property
     def is_lasting(self) -> bool:
-        """Whether every later write to the file changes the stat signature."""
+        """Whether every later write to the file would change its stat signature."""
         return stat_signature.is_settled(self.signature, self.read_ns)
 
 
@@ -90,12 +90,14 @@ class SeccompBackend:
         Args:
             host: the node's file system.
             directory: the kubelet's seccomp directory.
-            prefix: the first part of a profile's path if the profile set does not define a prefix.
-            format: `oci` for fields that every runtime reads in the same way, `docker` for CRI-O
+            prefix: the first part of a profile's path, unless the profile set defines another
+                prefix.
+            format: `oci` for fields that every runtime reads in the same way, or `docker` for CRI-O
                 only.
-            allow_unknown_syscalls: whether to accept names that some node may not know.
-            machine: the machine name that `uname -m` prints; by default the name of this machine.
-            kernel: a version such as 6.1; by default the version of the running kernel.
+            allow_unknown_syscalls: whether to accept names of calls that a node may not know.
+            machine: the machine name in the form of `uname -m`; by default, the name of this
+                machine.
+            kernel: a version such as 6.1; by default, the version of the running kernel.
             floor: the oldest releases of libseccomp and of the runtimes on the nodes.
             clock_ns: returns the time in Unix nanoseconds.
         """
@@ -120,14 +122,14 @@ class SeccompBackend:
 
     @property
     def capabilities(self) -> Capabilities:
-        """The properties in which profile kinds differ."""
+        """The properties in which seccomp differs from other kinds."""
         return Capabilities(removal_unconfines=False, installed_form=InstalledForm.FILE)
 
     # --- inspect ---------------------------------------------------------------------------------
 
     def check(self, content: bytes) -> tuple[bytes, tuple[Finding, ...]]:
-        """Return the canonical JSON of a profile, and the findings. The JSON of a rejected profile
-        is empty.
+        """Return the canonical JSON of a profile and the findings; the JSON is empty if the profile
+        is rejected.
         """
         checked = inspection.check(content, self._options)
         return checked.body, checked.findings
@@ -140,9 +142,9 @@ class SeccompBackend:
         return False
 
     def body(self, profile: Profile) -> bytes | None:
-        """Derive the canonical form of a profile from its source again.
+        """Create the canonical form of a profile from its source again.
 
-        The digest of the accepted form proves that the checks need not be repeated.
+        The checks need not be repeated, because the digest shows that this form was accepted.
         """
         body = inspection.unchecked_form(profile.source, self._options)
         return body if digest(body) == profile.version.body_digest else None
@@ -185,18 +187,18 @@ class SeccompBackend:
         return "linux " + ".".join(map(str, self._options.kernel))
 
     def accepts_context(self, context: str) -> bool:
-        """Return whether a canonical form from the context is valid on this node.
+        """Return whether a canonical form with this context is valid on this node.
 
-        The canonical form depends on the machine, which does not change, and for some profiles on
-        the kernel version.
+        The canonical form depends on the machine, which does not change. For some profiles it also
+        depends on the kernel version.
         """
         return context in ("", self._kernel_context)
 
     # --- observe ---------------------------------------------------------------------------------
 
     def observe(self, names: Collection[str], removal_candidates: Collection[str]) -> Observed:
-        """Return the observed content of the existing files, and whether the removal candidates are
-        in use.
+        """Return the content of the existing files, and whether the removal candidates are in
+        use.
         """
         facts: dict[str, ObservedProfile] = {}
         try:
@@ -232,8 +234,8 @@ class SeccompBackend:
     def _cache(
         self, name: str, signature: Signature | None, read_ns: int, fact: ObservedProfile
     ) -> bool:
-        """Cache an observed file if the file did not change during the read; return whether the
-        cache was updated.
+        """Cache an observed file if it did not change during the read; return whether it was
+        cached.
         """
         if signature is None or self._signature(name) != signature:
             return False
@@ -244,15 +246,13 @@ class SeccompBackend:
         return self._host.signature(f"{self._directory}/{name}")
 
     def sandbox(self) -> None:
-        """Return None, because the agent starts no program that needs a sandbox for reading the
-        files.
-        """
+        """Return None, because the agent starts no program to read seccomp files."""
 
     def is_unchanged(self) -> bool:
         """Return whether every observed file has the same signature as before.
 
-        Two writes within one clock tick have the same signature. So a file that was written shortly
-        before the read counts as changed after a short time, and is read again.
+        Two writes within one clock tick result in the same signature. Therefore, if a file was
+        written shortly before it was read, it counts as changed a little later, and is read again.
         """
         if self._observation is None or not self._observation.profiles.keys() <= self._files.keys():
             return False
@@ -270,12 +270,14 @@ class SeccompBackend:
         self._observation = None
 
     def _evidence(self, name: str) -> Evidence | None:
-        """Return the evidence of a file's content; None if the file is absent. Raises HostError."""
+        """Return the evidence for the content of a file, or None if the file is absent. Raises
+        HostError.
+        """
         content = self._host.read_regular(self._directory, name, limit=syntax.MOST_BYTES)
         if content is None:
             return None
         if self._host.is_loose(f"{self._directory}/{name}"):
-            return frozenset()  # other users can change the file at any time
+            return frozenset()  # Other users can change the file at any time.
         tokens = {f"bytes:{digest(content)}"}
         if form := inspection.canonical_form(content, self._options):
             tokens.add(f"canonical:{digest(form)}")
@@ -291,7 +293,7 @@ class SeccompBackend:
         replaceable: Collection[str],
         foreign: Collection[str] = (),  # noqa: ARG002 - no record of objects is kept
     ) -> Installed | Failed:
-        """Write the file atomically, and read the file again to verify its content."""
+        """Write the file atomically, and read it again to verify its content."""
         path = profile.version.names[0]
         where = f"{self._directory}/{path}"
         try:
@@ -313,16 +315,17 @@ class SeccompBackend:
         # The cached signature prevents the agent's own write from triggering a pass.
         evidence = frozenset({token, f"canonical:{digest(body)}"})
         if not self._cache(path, signature, read_ns, ObservedProfile(evidence=evidence)):
-            # another process changed the file, so the next pass reads the file again
+            # Another process changed the file, so the next pass reads it again.
             self._observation = None
         return Installed(evidence={path: frozenset({token})}, modes={})
 
     def remove(
         self, names: Collection[str], evidence: Mapping[str, Evidence], *, require_unused: bool
     ) -> Removed | StillInUse | Failed:
-        """Remove files after a last check of their content.
+        """Remove files after a final check of their content.
 
-        With `require_unused`, the backend removes no file, because the backend cannot prove disuse.
+        With `require_unused`, the backend removes no file, because it cannot prove that the file is
+        unused.
         """
         present = []
         for name in names:
@@ -375,7 +378,7 @@ def _foreign(where: str) -> Failed:
 
 
 def _unsafe(path: str) -> str:
-    """Return the reason why a pod cannot reference the path; empty if a pod can."""
+    """Return why a pod cannot reference the path, or "" if a pod can."""
     if len(path) > _LONGEST_PATH:
         return f"The path has more than {_LONGEST_PATH} bytes."
     for segment in path.split("/"):

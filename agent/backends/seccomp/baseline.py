@@ -2,8 +2,8 @@
 runtime.
 
 The files in `defaults/` contain the default profiles with their source and version. The comparison
-is exact, because it searches for arguments for which one profile allows a call and the other denies
-the call.
+is exact: it searches for arguments with which one profile allows a call and the other profile
+denies it.
 """
 
 import functools
@@ -25,13 +25,13 @@ CAPABILITIES: Final = frozenset(
         *("SETFCAP", "SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE"),
     )
 )
-# the only kernel version in conditions of the default profiles is Linux 4.8
+# The conditions of the default profiles only contain the kernel version 4.8.
 _RECENT_KERNEL: Final = (6, 0)
 
 
 @functools.cache
 def document(name: str) -> Document:
-    """Return the default profile of a runtime, with its conditions on the node and the pod."""
+    """Return the default profile of a runtime, including its conditions on the node and the pod."""
     read, findings = syntax.read((_FOLDER / f"{name}.json").read_bytes())
     if read is None:
         raise ValueError(f"The default profile of {name} is damaged: {findings}")
@@ -47,13 +47,15 @@ def of(name: str, machine: str) -> Meaning:
 
 
 def allows_more(profile: CallMeaning, other: CallMeaning) -> bool:
-    """Return whether the profile allows a call for arguments that the other profile denies."""
+    """Return whether the profile allows a call with arguments for which the other profile denies
+    it.
+    """
     if other.is_always_allowed or profile.is_always_denied:
         return False
     excluded = [rule.args for rule in other.cases if rule.answer.is_permissive]
     if other.otherwise.is_permissive:
-        # The other profile denies the arguments that match its denying rules, and allows all other
-        # arguments.
+        # The other profile denies arguments that match one of its denying rules, and allows all
+        # other arguments.
         denied = [rule.args for rule in other.cases if not rule.answer.is_permissive]
     else:
         denied = [()]
@@ -79,7 +81,7 @@ def _restricted(name: str, machine: str) -> dict[str, CallMeaning]:
 
 
 def beyond(profile: Meaning, name: str, machine: str) -> Iterator[str]:
-    """Return the native ABI's calls that a profile allows and a runtime's default profile
+    """Return the calls of the native ABI that a profile allows and a runtime's default profile
     denies.
     """
     abi = profile.abis[0]

@@ -1,9 +1,10 @@
 """Creates the canonical form of a profile, which every runtime reads in the same way.
 
-The agent writes only this form. Equal documents have equal bytes. The form contains only fields of
-runtime-spec's LinuxSeccomp. With `--seccomp-format docker`, the form also contains includes.caps
-and excludes.caps, which CRI-O compares with the bounding set. Rules keep their order. The canonical
-form of a canonical profile has the same bytes.
+The agent writes profiles only in this form. The canonical forms of equal documents have equal
+bytes. The canonical form only contains fields of runtime-spec's LinuxSeccomp. With
+`--seccomp-format docker`, it also contains includes.caps and excludes.caps, which CRI-O compares
+with the bounding set. The order of the rules stays the same. The canonical form of a canonical
+profile has the same bytes as that profile.
 """
 
 import json
@@ -17,15 +18,15 @@ from agent.core.findings import Finding
 MACHINES: Final = resolve.MACHINES
 abis = resolve.abis
 
-# The call in the rule that is added to a profile without rules. The call has the number 449 on
-# every architecture. The number must be high, because runc returns ENOSYS for all calls with higher
-# numbers than the calls in a profile.
+# The agent adds a rule with this call to a profile that has no rules. The number of this call is
+# 449 on every architecture. The number must be high, because runc returns ENOSYS for all calls
+# whose numbers are higher than those of the calls in the profile.
 FILLER: Final = "futex_waitv"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """A profile in its canonical form for a node, and notices about the changes."""
+    """The canonical form of a profile for a node, with notices about the changes."""
 
     document: Document
     notices: tuple[Finding, ...]
@@ -65,7 +66,7 @@ def _filled(document: Document) -> tuple[Document, tuple[Finding, ...]]:
 
 
 def encode(document: Document) -> bytes:
-    """Return the JSON of a document that was resolved for a node."""
+    """Return a document as JSON after its conditions on the node were resolved."""
     tree: dict[str, object] = {"defaultAction": document.default_action}
     if document.default_errno_ret is not None:
         tree["defaultErrnoRet"] = document.default_errno_ret

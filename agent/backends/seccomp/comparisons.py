@@ -1,8 +1,8 @@
 """Compares the rules of a profile with each other, and limits the size of the filter.
 
-Two rules contradict each other if the rules have different answers for the same arguments.
-`regions` decides whether arguments can fulfil both rules. Rules that never apply to the same pod
-are not compared.
+Two rules contradict each other if they return different results for the same arguments. The module
+`regions` decides whether some arguments match both rules. Rules are not compared if they never
+apply to the same pod.
 """
 
 from collections import defaultdict
@@ -18,9 +18,9 @@ _MOST_INSTRUCTIONS: Final = 4096 - 100
 
 
 def size(document: Document) -> Iterator[Finding]:
-    """Reject a profile if the upper bound of its filter's size exceeds the kernel's limit.
+    """Reject a profile if its filter may be larger than the kernel allows.
 
-    Building a filter above the limit would take seconds of CPU time at every start of a container.
+    A runtime would spend seconds of CPU time on such a filter at every start of a container.
     """
     each = sum(
         len(rule.names) * (3 + 6 * len(rule.args) if rule.args else 2) for rule in document.rules
@@ -36,7 +36,7 @@ def size(document: Document) -> Iterator[Finding]:
 
 
 def findings(document: Document) -> Iterator[Finding]:
-    """Return an error for each pair of rules in a document that contradict each other."""
+    """Return an error for each pair of contradicting rules in a document."""
     by_name: dict[str, list[Rule]] = defaultdict(list)
     for rule in document.rules:
         for name in rule.names:
@@ -51,14 +51,14 @@ def findings(document: Document) -> Iterator[Finding]:
 
 
 def _disagree(first: Rule, second: Rule) -> bool:
-    """Return whether two rules have different answers and can apply to the same pod."""
+    """Return whether two rules return different results and can apply to the same pod."""
     return first.answer != second.answer and first.may_meet(second)
 
 
 def _conflicts(name: str, plain: list[Rule], default: Answer) -> Iterator[Finding]:
-    """Reject two different rules without conditions for one call.
+    """Reject two different rules for one call if neither has conditions.
 
-    Different rules are accepted if a rule depends on capabilities, as in Podman's default profile,
+    If one of the rules depends on capabilities, as in Podman's default profile, both are accepted,
     because every runtime applies the first rule.
     """
     for position, rule in enumerate(plain):
@@ -84,7 +84,7 @@ def _conflicts(name: str, plain: list[Rule], default: Answer) -> Iterator[Findin
 def _hidden(
     name: str, plain: list[Rule], conditional: list[Rule], default: Answer
 ) -> Iterator[Finding]:
-    """Report conditional rules that a rule without conditions makes ineffective."""
+    """Report conditional rules that have no effect because of a rule without conditions."""
     for rule in conditional:
         for other in plain:
             if other.answer == default or not _disagree(other, rule):
@@ -101,10 +101,10 @@ def _hidden(
 
 
 def _overlaps(name: str, conditional: list[Rule]) -> Iterator[Finding]:
-    """Reject two conditional rules with different answers that can match the same arguments.
+    """Reject two conditional rules that return different results for the same arguments.
 
-    With runc and crun, libseccomp applies the more permissive rule. For example, the kernel runs a
-    call if a rule with ERRNO and a rule with LOG match.
+    With runc and crun, libseccomp then applies the rule that allows more. For example, if a rule
+    with ERRNO and a rule with LOG match, the kernel runs the call.
     """
     for position, rule in enumerate(conditional):
         for other in conditional[:position]:

@@ -1,11 +1,11 @@
-"""Rejects conditions that libseccomp compiles wrongly although their meaning is clear.
+"""Rejects conditions that libseccomp compiles incorrectly, although their meaning is clear.
 
 libseccomp merges all rules of one call into a decision tree, and compares a 64-bit argument in two
-halves (_db_tree_add and _db_tree_prune in db.c). For some combinations of rules, libseccomp loses a
-branch of the tree. This module rejects the combinations that tests/system/seccomp_filter found in
+halves (_db_tree_add and _db_tree_prune in db.c). For some combinations of rules, a branch of this
+tree is lost. This module rejects the combinations that tests/system/seccomp_filter found in
 libseccomp 2.5.1 to 2.6.1. The module also warns about comparisons that a program can evade by
-setting higher bits. Two rules that never apply to the same pod are never in the same filter, and
-are not compared.
+setting higher bits. Two rules that never apply to the same pod are never part of the same filter,
+so the module does not compare them.
 """
 
 import itertools
@@ -30,8 +30,7 @@ _RANGES: Final = _UPPER_BOUNDS | {"SCMP_CMP_GT", "SCMP_CMP_GE"}
 
 
 def findings(document: Document, native: str) -> Iterator[Finding]:
-    """Return findings about conditions in a canonical document that libseccomp compiles wrongly or
-    a program can evade.
+    """Return findings about conditions that libseccomp compiles incorrectly or a program can evade.
 
     Args:
         document: the profile.
@@ -66,12 +65,12 @@ def _trees(document: Document, native: str) -> Iterator[tuple[str, Sequence[Rule
 
 
 def _tangled(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
-    """Reject a range or inequality before a rule's last argument if another rule compares the same
-    argument.
+    """Reject a range or inequality before the last argument of a rule if another rule also compares
+    that argument.
 
     Both results of a range or inequality can lead to the next condition, so the tree contains the
-    same subtree twice. If another rule extends this subtree, libseccomp loses rules or never
-    finishes.
+    same subtree twice. If another rule extends this subtree, libseccomp loses rules, or never
+    finishes building the filter.
     """
     for rule in rules:
         last = max(arg.index for arg in rule.args)
@@ -98,7 +97,7 @@ def _distant_bounds(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
     """Reject an upper bound together with a bound whose upper 32 bits differ.
 
     The tree compares the upper halves of both bounds on the same level, and libseccomp drops the
-    comparison with the second bound.
+    second comparison.
     """
     bounds = [(rule, arg) for rule in rules for arg in rule.args if arg.op in _RANGES]
     for (rule, first), (other, second) in itertools.combinations(bounds, 2):
@@ -122,12 +121,12 @@ def _distant_bounds(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
 
 
 def _complements(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
-    """Reject opposite comparisons in two rules if one rule has more conditions before the
+    """Reject opposite comparisons in two rules if one rule has more conditions before its
     comparison.
 
-    An example is `a and x == v` next to `x != v`. libseccomp treats the longer rule as a special
-    case of the shorter rule, and drops the longer rule. If the actions differ, libseccomp drops the
-    longer rule only if the longer rule comes later.
+    For example, the rules `a and x == v` and `x != v` are rejected. libseccomp treats the longer
+    rule as a special case of the shorter one, and drops it. If the actions differ, libseccomp only
+    drops the longer rule if it comes after the shorter one.
     """
     operators = {arg.op for rule in rules for arg in rule.args}
     if not any(pair <= operators for pair in _OPPOSITES):
@@ -158,14 +157,13 @@ def _first_step(rule: Rule, later: Rule) -> str:
 
 
 def _shared_comparisons(trees: Sequence[tuple[str, Sequence[Rule]]], abi: str) -> Iterator[Finding]:
-    """Reject a comparison that two calls share if a different argument may be loaded before the
-    comparison.
+    """Reject a comparison in the rules of two calls if another argument may be loaded before it.
 
     libseccomp writes equal instructions of two calls only once. Several jumps lead to these
-    instructions, but libseccomp considers only one jump when libseccomp decides whether the
-    argument must be loaded again (_gen_bpf_build_bpf in gen_bpf.c). If libseccomp considers the
-    wrong jump, the comparison uses the wrong argument for the call with more conditions on its
-    path. On 64-bit ABIs the filter always compares the lower half first.
+    instructions. To decide whether the argument must be loaded again, libseccomp only considers one
+    of these jumps (_gen_bpf_build_bpf in gen_bpf.c). If it considers the wrong jump, the comparison
+    uses the wrong argument for the call that has more conditions on its path. On 64-bit ABIs, the
+    filter always compares the lower half first.
     """
     different = {frozenset(map(_meaning, rules)): (name, rules) for name, rules in trees}
     for (name, rules), (other, other_rules) in itertools.permutations(different.values(), 2):
@@ -205,8 +203,8 @@ def _are_opposite(first: Condition, second: Condition) -> bool:
 
 
 def _is_dropped(rule: Rule, later: Rule, index: int) -> bool:
-    """Return whether libseccomp drops one of two rules, because the rule has all conditions of the
-    other rule before an argument, and additional conditions.
+    """Return whether libseccomp drops one of two rules because it has all conditions of the other
+    rule before an argument, and more conditions.
     """
     before, later_before = (
         {
@@ -232,7 +230,7 @@ def _too_wide(rule: Rule, abi: str) -> Iterator[Finding]:
 
 
 def _high_bits(rule: Rule, default: Answer) -> Iterator[Finding]:
-    """Warn if a program can evade a comparison with bits that the kernel ignores."""
+    """Warn if a program can evade a comparison by setting bits that the kernel ignores."""
     denies = rule.answer.strictness > default.strictness
     evaded = "SCMP_CMP_EQ" if denies else "SCMP_CMP_NE"
     for number, arg in enumerate(rule.args):

@@ -1,7 +1,7 @@
-"""Finds exactly the system calls for which two profiles have different answers.
+"""Finds exactly the system calls for which two profiles return different results.
 
-Each profile divides the arguments of a call into cases with one answer each. Two cases with
-different answers are a difference if some arguments belong to both cases.
+Each profile divides the arguments of a call into cases, and each case has one result. Two cases
+with different results are a difference if some arguments belong to both of them.
 """
 
 import enum
@@ -32,7 +32,7 @@ class Direction(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """A case of one call that the two profiles answer differently."""
+    """A case of one call for which two profiles return different results."""
 
     abi: str
     call: str
@@ -45,7 +45,7 @@ class Difference:
 
     @property
     def direction(self) -> Direction:
-        """The direction of the change from the first answer to the second answer."""
+        """The direction of the change from the first result to the second result."""
         if self.after.strictness < self.before.strictness:
             return Direction.MORE_PERMISSIVE
         if self.after.strictness > self.before.strictness:
@@ -54,13 +54,13 @@ class Difference:
 
     @property
     def arguments(self) -> str:
-        """The conditions as text."""
+        """The conditions of the case as text."""
         return " and ".join(map(_shown, self.conditions))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Case:
-    """The answer for the arguments that fulfil the conditions and belong to no other case."""
+    """The result for arguments that meet the conditions and belong to no other case."""
 
     conditions: tuple[Condition, ...]
     others: Sequence[tuple[Condition, ...]]
@@ -68,10 +68,10 @@ class _Case:
 
 
 def differences(first: Meaning, second: Meaning) -> Iterator[Difference]:
-    """Return the cases in which the answers of the two profiles differ.
+    """Return the cases for which the two profiles return different results.
 
-    An ABI that only one filter handles is reported as one difference, because the kernel kills each
-    thread that makes a call through an ABI that the filter does not handle.
+    If only one filter handles an ABI, this is reported as one difference, because the kernel kills
+    each thread that uses an ABI outside the filter.
     """
     killed = Answer(action="SCMP_ACT_KILL_THREAD")
     for abi in dict.fromkeys((*first.abis, *second.abis)):

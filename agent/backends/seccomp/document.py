@@ -1,4 +1,4 @@
-"""The parts of a seccomp profile, and the normal form of an action.
+"""Defines the parts of a seccomp profile, and the normal form of an action.
 
 A document contains the same fields as the JSON of the profile. `syntax` reads documents from bytes,
 `resolve` removes the conditions that depend on the node, and `meaning` determines the kernel's
@@ -10,8 +10,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Final
 
-# The rank of each action; an action with a larger number denies more. The order is the order in
-# seccomp(2).
+# These numbers rank the actions in the order of seccomp(2); an action with a larger number denies
+# more.
 STRICTNESS: Final = {
     "SCMP_ACT_ALLOW": 0,
     "SCMP_ACT_LOG": 1,
@@ -24,18 +24,19 @@ STRICTNESS: Final = {
 }
 PERMISSIVE: Final = frozenset({"SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE"})
 WITH_ERRNO: Final = frozenset({"SCMP_ACT_ERRNO", "SCMP_ACT_TRACE"})
-_EPERM: Final = 1  # the default of runc and crun for a missing errnoRet
+_EPERM: Final = 1  # runc and crun use this default if errnoRet is missing.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """The kernel's response to a call, in a normal form.
 
-    SCMP_ACT_KILL becomes SCMP_ACT_KILL_THREAD, and SCMP_ACT_ERRNO without a number becomes EPERM.
+    In the normal form, SCMP_ACT_KILL becomes SCMP_ACT_KILL_THREAD, and SCMP_ACT_ERRNO without a
+    number becomes EPERM.
     """
 
     action: str
-    errno: int = 0  # only SCMP_ACT_ERRNO and SCMP_ACT_TRACE have a number
+    errno: int = 0  # Only SCMP_ACT_ERRNO and SCMP_ACT_TRACE have a number.
 
     @property
     def is_permissive(self) -> bool:
@@ -58,7 +59,7 @@ def answer(action: str, errno_ret: int | None) -> Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Condition:
-    """A comparison of one argument, which is an entry in `args`."""
+    """A comparison of one argument, as an entry of `args`."""
 
     index: int
     value: int
@@ -79,11 +80,11 @@ class Only:
 class Rule:
     """One entry in `syscalls`."""
 
-    where: str  # the path of the field for messages, for example syscalls[4]
+    where: str  # the path of the field in messages, for example syscalls[4]
     names: tuple[str, ...]
     action: str
     errno_ret: int | None = None
-    # the error number in CRI-O's spelling, which is a name such as ENOSYS or digits
+    # the error number as CRI-O writes it: a name such as ENOSYS, or digits
     errno: str = ""
     args: tuple[Condition, ...] = ()
     includes: Only = field(default_factory=Only)
@@ -107,7 +108,7 @@ class Rule:
 
     def may_meet(self, other: "Rule") -> bool:
         """Return whether both rules can apply to the same pod, which depends on the pod's
-        capability set.
+        capabilities.
         """
         needed = {*self.includes.caps, *other.includes.caps}
         return needed.isdisjoint((*self.excludes.caps, *other.excludes.caps))
@@ -128,12 +129,12 @@ class Document:
 
     @property
     def default(self) -> Answer:
-        """The kernel's response to a call without a matching rule."""
+        """The kernel's response to a call that no rule matches."""
         return answer(self.default_action, self.default_errno_ret)
 
     @property
     def effective_rules(self) -> tuple[Rule, ...]:
-        """The rules that differ from the default action. runc and crun pass only these rules to
+        """The rules that differ from the default action. runc and crun only pass these rules to
         libseccomp.
         """
         default = self.default

@@ -8,7 +8,7 @@ from agent.backends.seccomp.backend import SeccompBackend
 
 
 class SeccompConfig(Protocol):
-    """The options of the agent that concern seccomp; implemented by agent.config.Config."""
+    """The agent's options for seccomp; agent.config.Config implements this protocol."""
 
     @property
     def seccomp_dir(self) -> str:
@@ -24,7 +24,7 @@ class SeccompConfig(Protocol):
 
     @property
     def allow_unknown_syscalls(self) -> bool:
-        """Whether a profile may contain system calls that this agent does not know."""
+        """Whether a profile may contain system calls that the agent does not know."""
 
     @property
     def runtime_floor(self) -> str:
@@ -34,7 +34,7 @@ class SeccompConfig(Protocol):
 
 
 def build(config: SeccompConfig, context: BackendContext) -> BackendParts:
-    """Build the parts without reading or writing a file."""
+    """Build the parts of the backend. Building them reads and writes no file."""
     backend = SeccompBackend(
         host=context.host,
         directory=config.seccomp_dir,

@@ -2,7 +2,7 @@
 
 A value is rejected if containerd, CRI-O, cri-dockerd, runc or crun rejects it, hangs, crashes, or
 enforces less than the profile states. The checks cover the whole profile, so that one run reports
-all mistakes. `comparisons` compares rules with each other.
+all mistakes. The module `comparisons` compares rules with each other.
 """
 
 import re
@@ -47,18 +47,19 @@ _NEVER: Final = frozenset({("SCMP_CMP_LT", 0), ("SCMP_CMP_GT", 2**64 - 1)})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """The options and node properties that affect a check."""
+    """The options and the properties of the node that affect a check."""
 
     format: Literal["oci", "docker"] = "oci"
     allow_unknown_syscalls: bool = False
     machine: str = "x86_64"
-    kernel: resolve.Kernel = (0, 0)  # rules for newer kernels do not apply
-    capabilities: frozenset[str] | None = None  # the capabilities of the pods; None if unknown
+    kernel: resolve.Kernel = (0, 0)  # The node ignores rules for newer kernels.
+    # the capabilities of the pods, or None if they are unknown
+    capabilities: frozenset[str] | None = None
     floor: releases.RuntimeFloor = releases.LOWEST  # the oldest releases on the nodes
 
     @property
     def node(self) -> resolve.Node:
-        """The node properties on which conditions in a profile depend."""
+        """The properties of the node that conditions in a profile depend on."""
         return resolve.Node(
             machine=self.machine, kernel=self.kernel, capabilities=self.capabilities
         )
@@ -96,7 +97,7 @@ def _known_action(action: str, where: str) -> Iterator[Finding]:
 
 
 def _notify(document: Document) -> Iterator[Finding]:
-    """Reject SCMP_ACT_NOTIFY with one error for all parts of the profile that use it."""
+    """Reject SCMP_ACT_NOTIFY with one error for all of its uses in the profile."""
     places = ["defaultAction"] if document.default_action == _NOTIFY else []
     places += [f"{rule.where}.action" for rule in document.rules if rule.action == _NOTIFY]
     if places:
@@ -267,8 +268,8 @@ def _only(only: Only, where: str) -> Iterator[Finding]:
 
 
 def _capabilities(document: Document) -> Iterator[Finding]:
-    """Reject all conditions on capabilities with one error that contains the command for resolving
-    the conditions.
+    """Reject all conditions on capabilities with one error, which contains the command that
+    resolves them.
     """
     rules = [rule for rule in document.rules if rule.depends_on_capabilities]
     if not rules:
@@ -287,7 +288,7 @@ def _capabilities(document: Document) -> Iterator[Finding]:
 
 
 def _names(document: Document, options: Options) -> Iterator[Finding]:
-    """Report system call names that some nodes may not know; one finding contains all warnings."""
+    """Report names of system calls that a node may not know, with one finding for all warnings."""
     may_open = document.default_action in PERMISSIVE and not options.allow_unknown_syscalls
     ignored: dict[str, str] = {}
     for rule in document.rules:
@@ -319,8 +320,8 @@ def _names(document: Document, options: Options) -> Iterator[Finding]:
 
 
 def _unknown_name(name: str, where: str, floor: releases.RuntimeFloor) -> Finding:
-    """Return the error about a name that some nodes may not know, for a profile whose default
-    action allows calls.
+    """Return the error about a name that a node may not know, if the default action allows
+    calls.
     """
     message = (
         f"libseccomp {releases.shown(floor.libseccomp)} does not know {name[:60]}, and the call "

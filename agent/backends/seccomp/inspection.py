@@ -1,8 +1,8 @@
-"""Checks one seccomp profile, and returns its canonical form or the errors that reject the profile.
+"""Checks one seccomp profile, and returns its canonical form or the errors.
 
-The result for a rejected profile contains only errors, because warnings that follow from a mistake
-would distract from the mistake. The checks are in `syntax`, `fields` and `comparisons`, and the
-checks for faults of libseccomp are in `multiplex`, `anchor` and `conditions`.
+If a profile is rejected, the result contains only errors, because further warnings would distract
+from the mistake. The checks are in `syntax`, `fields` and `comparisons`, and the checks for faults
+of libseccomp are in `multiplex`, `anchor` and `conditions`.
 """
 
 import itertools
@@ -24,7 +24,7 @@ from agent.backends.seccomp import (
 from agent.backends.seccomp.document import Document
 from agent.core.findings import MAX_FINDINGS, Finding, Severity, limit_findings
 
-# Codes of notices that mark a file that some runtime reads differently from the file's canonical
+# If a file causes one of these notices, some runtime reads the file differently from its canonical
 # form.
 _READ_DIFFERENTLY: Final = frozenset(
     {
@@ -38,18 +38,18 @@ _READ_DIFFERENTLY: Final = frozenset(
 class Checked:
     """The result of a check."""
 
-    body: bytes  # the canonical form; empty if the profile is rejected
+    body: bytes  # the canonical form, or empty if the profile is rejected
     findings: tuple[Finding, ...]
     depends_on_kernel: bool = False  # whether the canonical form depends on the kernel version
 
     @property
     def errors(self) -> tuple[Finding, ...]:
-        """The reasons why the profile is rejected."""
+        """The reasons why the profile was rejected."""
         return tuple(finding for finding in self.findings if finding.severity == Severity.ERROR)
 
 
 def check(content: bytes, options: fields.Options) -> Checked:
-    """Check a profile for a node. The result for an accepted profile contains warnings and
+    """Check a profile for a node. If the profile is accepted, the result contains its warnings and
     notices.
     """
     document, read = _read(content, options)
@@ -71,7 +71,7 @@ def check(content: bytes, options: fields.Options) -> Checked:
 
 
 def unchecked_form(content: bytes, options: fields.Options) -> bytes:
-    """Return the canonical form of a profile that was accepted earlier; empty if the file contains
+    """Return the canonical form of a profile that was accepted earlier, or "" if the file contains
     no profile.
     """
     document, _ = _read(content, options)
@@ -81,9 +81,9 @@ def unchecked_form(content: bytes, options: fields.Options) -> bytes:
 
 
 def canonical_form(content: bytes, options: fields.Options) -> bytes:
-    """Return the canonical form of a file if every runtime reads the file in the same way.
+    """Return the canonical form of a file if all runtimes read the file in the same way.
 
-    The result is empty if the file is rejected or if a runtime reads the file differently.
+    The result is empty if the file is rejected, or if a runtime reads it differently.
     """
     document, read = _read(content, options)
     if document is None:
@@ -102,9 +102,10 @@ def canonical_form(content: bytes, options: fields.Options) -> bytes:
 
 
 def faults(document: Document, options: fields.Options) -> Iterator[Finding]:
-    """Return findings about rules that contradict each other or that libseccomp compiles wrongly.
+    """Return findings about rules that contradict each other or that libseccomp compiles
+    incorrectly.
 
-    If a document is too large, its rules are not compared, because the comparison takes quadratic
+    The rules of a very large document are not compared, because the comparison takes quadratic
     time.
     """
     large = tuple(comparisons.size(document))
@@ -132,8 +133,8 @@ def _errors(candidates: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 def _until_enough_errors(candidates: Iterable[Finding]) -> list[Finding]:
-    """Return the findings up to the last reported error; a hostile profile can cause thousands of
-    findings.
+    """Return the findings up to the last reported error, because a hostile profile can cause
+    thousands of them.
     """
     findings = []
     errors = 0

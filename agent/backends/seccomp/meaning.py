@@ -1,10 +1,9 @@
 """Defines the exact meaning of a profile: the kernel's response to each system call.
 
-A `Meaning` is valid for one machine, one kernel version and one capability set. Other modules use a
-`Meaning` to compare profiles and to warn about allowed calls. The module is pure. The modules
-`conditions`, `multiplex` and `anchor` handle the faults of libseccomp, which a `Meaning` does not
-model. The tests compare each `Meaning` with the filters that every available version of libseccomp
-builds.
+A `Meaning` is valid for one machine, one kernel version and one capability set. Other modules use
+it to compare profiles and to warn about allowed calls. The module is pure. A `Meaning` does not
+include the faults of libseccomp, which the modules `conditions`, `multiplex` and `anchor` handle.
+The tests compare each `Meaning` with the filters that every available version of libseccomp builds.
 """
 
 import functools
@@ -16,7 +15,7 @@ from typing import Final
 from agent.backends.seccomp import multiplex, regions, syscalls
 from agent.backends.seccomp.document import Answer, Document, Rule
 
-# ABIs whose arguments have 32 bits. The arguments in seccomp_data have 64 bits, and libseccomp
+# These ABIs have arguments of 32 bits. The arguments in seccomp_data have 64 bits, and libseccomp
 # compares the lower half.
 SHORT_ABIS: Final = frozenset(
     f"SCMP_ARCH_{name}"
@@ -28,14 +27,14 @@ SHORT_ABIS: Final = frozenset(
 class CallMeaning:
     """The kernel's responses to one system call of one ABI."""
 
-    cases: tuple[Rule, ...]  # the rules with conditions; overlapping rules have equal answers
+    cases: tuple[Rule, ...]  # the rules with conditions; overlapping rules return equal results
     otherwise: Answer  # the response if no case applies
     decided_by: Rule | None = None  # the rule without conditions, if any
     largest: int = regions.LARGEST  # the largest value of an argument
 
     def answers(self, arguments: Sequence[int]) -> frozenset[Answer]:
-        """Return the possible responses. The result contains one response unless rules contradict
-        each other.
+        """Return the possible responses. There is only one response, unless rules contradict each
+        other.
         """
         holding = {
             rule.answer
@@ -59,22 +58,25 @@ class CallMeaning:
 
     @property
     def is_always_denied(self) -> bool:
-        """Whether the kernel denies the call for all arguments."""
+        """Whether the kernel denies the call with all arguments."""
         return not any(answer.is_permissive for answer in self.every_answer())
 
     @property
     def is_always_allowed(self) -> bool:
-        """Whether the kernel allows the call for all arguments."""
+        """Whether the kernel allows the call with all arguments."""
         return all(answer.is_permissive for answer in self.every_answer())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Meaning:
-    """The responses of a filter to all calls of all ABIs that the filter handles."""
+    """The responses of a filter to all calls of the ABIs that it handles."""
 
-    document: Document  # the profile, resolved for the node and one capability set
-    abis: tuple[str, ...]  # the native ABI first; the kernel kills threads that use other ABIs
-    is_known: Callable[[str], bool] = lambda _: True  # runtimes skip names that libseccomp lacks
+    # the profile after its conditions were resolved for the node and one capability set
+    document: Document
+    # The native ABI is the first one; the kernel kills threads that use other ABIs.
+    abis: tuple[str, ...]
+    # Runtimes skip names that libseccomp does not know.
+    is_known: Callable[[str], bool] = lambda _: True
 
     @functools.cached_property
     def _rules(self) -> Mapping[str, list[Rule]]:
@@ -88,7 +90,8 @@ class Meaning:
     def call(self, abi: str, name: str) -> CallMeaning:
         """Return the kernel's responses to a call that the ABI has.
 
-        If the call has a rule without conditions, libseccomp applies this rule to all arguments.
+        If a rule without conditions exists for the call, libseccomp applies this rule to all
+        arguments.
         """
         largest = regions.SHORT if abi in SHORT_ABIS else regions.LARGEST
         rules = [*self._rules.get(name, ())]
@@ -100,8 +103,8 @@ class Meaning:
         return CallMeaning(cases=tuple(rules), otherwise=self.document.default, largest=largest)
 
     def answers(self, abi: str, name: str, arguments: Sequence[int]) -> frozenset[Answer]:
-        """Return the responses to a call with these arguments. An accepted profile has only one
-        response.
+        """Return the responses to a call with these arguments. For an accepted profile, there is
+        only one response.
         """
         return self.call(abi, name).answers(arguments)
 
@@ -116,12 +119,12 @@ class Meaning:
 
 
 def of(document: Document, abis: Sequence[str], capabilities: Collection[str] = ()) -> Meaning:
-    """Return the meaning of a document that is resolved for the node.
+    """Return the meaning of a document whose conditions were resolved for the node.
 
-    The filter handles the native ABI and the ABIs that the profile lists.
+    The filter handles the native ABI and all ABIs that the profile lists.
 
     Args:
-        document: the profile, without conditions on the node.
+        document: the profile without conditions on the node.
         abis: the ABIs of the node's kernel, with the native ABI first.
         capabilities: the capabilities of the pod.
     """

@@ -1,15 +1,15 @@
-"""Checks rules for calls that some ABIs can also make through socketcall(2) and ipc(2).
+"""Checks rules for calls that some ABIs can also reach through socketcall(2) and ipc(2).
 
 The arguments of a multiplexed call are in memory, and a filter cannot read memory. libseccomp
-therefore adds each rule for an operation to the rules of the multiplexing call too, with the number
-of the operation in place of the first argument (abi_rule_add in syscalls.c). libseccomp drops a
-condition on the first argument. Without the condition, a denying rule denies more calls, and an
-allowing rule allows the whole operation. Other conditions compare arguments that the operation does
-not have.
+therefore also adds each rule for an operation to the multiplexing call, with the number of the
+operation as the first argument (abi_rule_add in syscalls.c). libseccomp drops a condition on the
+original first argument. Without this condition, a denying rule denies more calls than written, and
+an allowing rule allows the whole operation. Other conditions compare arguments that the operation
+does not have.
 
-A profile is rejected if libseccomp allows an operation that the profile denies, or if libseccomp
-cannot combine the rules in one filter. A profile that itself allows the multiplexing call causes a
-warning.
+A profile is rejected if libseccomp would allow an operation that the profile denies, or if
+libseccomp cannot combine the rules in one filter. A profile that itself allows the multiplexing
+call only causes a warning.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ ABIS: Final = frozenset(
     f"SCMP_ARCH_{name}"
     for name in ("X86", "PPC", "PPC64", "PPC64LE", "S390", "S390X", "MIPS", "MIPSEL")
 )
-# The number of each operation (linux/net.h, linux/ipc.h).
+# The numbers of the operations come from linux/net.h and linux/ipc.h.
 OPERATIONS: Final[Mapping[str, Mapping[str, int]]] = {
     "socketcall": {
         name: number
@@ -50,20 +50,20 @@ NAMES: Final = SOCKETCALL | IPC
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Through:
-    """A multiplexing call on one ABI, and the profile's rule for the call."""
+    """A multiplexing call on one ABI, and the rule of the profile for this call."""
 
     name: str
     abi: str
     default: Answer
-    rule: Rule | None  # the rule without conditions; None if the default action applies
+    rule: Rule | None  # the rule without conditions, or None if the default action applies
 
     @property
     def answer(self) -> Answer:
-        """The profile's answer to the multiplexing call."""
+        """The response of the profile to the multiplexing call."""
         return self.default if self.rule is None else self.rule.answer
 
     def operation(self, rule: Rule) -> str | None:
-        """Return the first operation that a rule contains."""
+        """Return the first operation that a rule names."""
         return next((name for name in rule.names if name in OPERATIONS[self.name]), None)
 
 
@@ -98,7 +98,7 @@ def findings(document: Document, native: str) -> Iterator[Finding]:
 
 
 def _opened(rule: Rule, through: _Through) -> Iterator[Finding]:
-    """Report an allowing rule whose condition libseccomp drops."""
+    """Report an allowing rule with a condition that libseccomp drops."""
     operation = through.operation(rule)
     if operation is None:
         return
@@ -123,7 +123,7 @@ def _opened(rule: Rule, through: _Through) -> Iterator[Finding]:
 
 
 def _still_reached(rule: Rule, through: _Through) -> Iterator[Finding]:
-    """Warn about a denied call that a program can make through the multiplexing call."""
+    """Warn about a denied call that programs can reach through the multiplexing call."""
     operation = through.operation(rule)
     if operation is None or through.answer.strictness >= rule.answer.strictness:
         return
@@ -159,7 +159,7 @@ def merged(document: Document, through: str) -> list[Rule]:
             elif name == through and rule.args:
                 rules.append(rule)
             elif name == through and not rule.depends_on_capabilities:
-                return rules  # the rule covers every operation, and libseccomp drops later rules
+                return rules  # This rule covers every operation, and libseccomp drops later rules.
     return rules
 
 
@@ -188,7 +188,7 @@ def _contradict(earlier: Rule, later: Rule) -> bool:
     if earlier.answer == later.answer or not earlier.may_meet(later):
         return False
     if set(earlier.args) < set(later.args):
-        return False  # libseccomp drops the later, longer rule
+        return False  # libseccomp drops the later and longer rule.
     return regions.can_hold_together(_equalities(earlier), _equalities(later))
 
 

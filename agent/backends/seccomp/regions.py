@@ -1,9 +1,9 @@
-"""Decides exactly whether argument conditions can hold together, and whether conditions imply other
-conditions.
+"""Decides exactly whether argument conditions can be true together, and whether one implies
+another.
 
-A filter compares unsigned words of 64 bits, and each condition concerns one argument. All
-conditions on one argument select an interval, restrict some bits, and exclude single words.
-The smallest word in the selected set is computed directly, without approximation.
+A filter compares unsigned words of 64 bits, and each condition is about one argument. All
+conditions on one argument select an interval, restrict some bits, and exclude single words. The
+module computes the smallest word of the selected set directly, without approximation.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ _MOST_STEPS: Final = 5000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Words:
-    """A set of argument values: an interval with fixed bits and without some single words."""
+    """A set of argument values: an interval with fixed bits, without some excluded words."""
 
     lowest: int = 0
     highest: int = LARGEST
@@ -29,7 +29,7 @@ class Words:
     excluded: frozenset[int] = frozenset()
 
     def __and__(self, other: "Words") -> "Words":
-        """Return the set of the words that are in both sets."""
+        """Return the words that are in both sets."""
         if (self.value ^ other.value) & self.mask & other.mask:
             return NONE
         return Words(
@@ -49,23 +49,21 @@ class Words:
         )
 
     def smallest(self) -> int | None:
-        """Return the smallest word of the set; None if the set is empty."""
+        """Return the smallest word of the set, or None if the set is empty."""
         word = self._next(self.lowest)
         while word is not None and word in self.excluded:
             word = self._next(word + 1)
         return word
 
     def _next(self, start: int) -> int | None:
-        """Return the smallest word that has the fixed bits and is not below start; None if no word
-        matches.
-        """
+        """Return the smallest word with the fixed bits that is not less than start, or None."""
         if start > self.highest:
             return None
         word = start
         if start & self.mask != self.value:
-            # The result keeps the upper bits of start, replaces the following 0 bit with 1, and has
-            # the smallest possible lower bits. The lowest possible place of the replaced bit gives
-            # the smallest word.
+            # The result keeps the upper bits of start, replaces the next 0 bit with 1, and has the
+            # smallest possible lower bits. If the replaced bit is as low as possible, the word is
+            # the smallest one.
             for place in range(BITS):
                 bit = 1 << place
                 above = start & ~((bit << 1) - 1)
@@ -82,7 +80,7 @@ NONE: Final = Words(lowest=1, highest=0)
 
 
 def words(condition: Condition) -> Words:
-    """Return the values of the argument for which a condition holds."""
+    """Return the values of the argument for which a condition is true."""
     value = condition.value
     if condition.op == "SCMP_CMP_MASKED_EQ":
         if condition.value_two & ~value:
@@ -91,12 +89,12 @@ def words(condition: Condition) -> Words:
     simple = {
         "SCMP_CMP_EQ": Words(lowest=value, highest=value),
         "SCMP_CMP_NE": Words(excluded=frozenset({value})),
-        "SCMP_CMP_LT": Words(highest=value - 1),  # an empty set for the value 0
+        "SCMP_CMP_LT": Words(highest=value - 1),  # For the value 0, the set is empty.
         "SCMP_CMP_LE": Words(highest=value),
         "SCMP_CMP_GT": Words(lowest=value + 1),
         "SCMP_CMP_GE": Words(lowest=value),
     }
-    return simple.get(condition.op, ALL)  # `fields` rejects an unknown operator
+    return simple.get(condition.op, ALL)  # `fields` has already rejected unknown operators.
 
 
 _OPPOSITES: Final = {
@@ -110,7 +108,7 @@ _OPPOSITES: Final = {
 
 
 def complement(condition: Condition) -> Iterator[Words]:
-    """Return sets whose union contains the values that violate a condition."""
+    """Return sets whose union contains all values for which a condition is false."""
     if condition.op in _OPPOSITES:
         yield words(replace(condition, op=_OPPOSITES[condition.op]))
     elif condition.op == "SCMP_CMP_MASKED_EQ":
@@ -123,9 +121,9 @@ def complement(condition: Condition) -> Iterator[Words]:
 
 
 def by_argument(conditions: Iterable[Condition], largest: int = LARGEST) -> dict[int, Words]:
-    """Return the values of each argument for which all conditions hold.
+    """Return the values of each argument for which all conditions are true.
 
-    largest: the largest value of an argument; `SHORT` for an ABI with 32-bit arguments.
+    largest: the largest value of an argument, which is `SHORT` for an ABI with 32-bit arguments.
     """
     found: dict[int, Words] = {}
     for condition in conditions:
@@ -135,9 +133,7 @@ def by_argument(conditions: Iterable[Condition], largest: int = LARGEST) -> dict
 
 
 def example(conditions: Iterable[Condition], largest: int = LARGEST) -> dict[int, int] | None:
-    """Return arguments for which all conditions hold; None if no arguments fulfil the
-    conditions.
-    """
+    """Return arguments for which all conditions are true, or None if there are none."""
     found = {}
     for index, values in by_argument(conditions, largest).items():
         smallest = values.smallest()
@@ -148,14 +144,14 @@ def example(conditions: Iterable[Condition], largest: int = LARGEST) -> dict[int
 
 
 def can_hold_together(first: Iterable[Condition], second: Iterable[Condition]) -> bool:
-    """Return whether some arguments fulfil the conditions of both rules."""
+    """Return whether some arguments meet the conditions of both rules."""
     return example((*first, *second)) is not None
 
 
 def implies(
     first: Iterable[Condition], second: Iterable[Condition], largest: int = LARGEST
 ) -> bool:
-    """Return whether all arguments that fulfil the first conditions also fulfil the second
+    """Return whether all arguments that meet the first conditions also meet the second
     conditions.
     """
     values = by_argument(first, largest)
@@ -173,10 +169,10 @@ def outside(
     others: Sequence[Iterable[Condition]],
     largest: int = LARGEST,
 ) -> bool:
-    """Return whether some arguments fulfil the conditions and do not fulfil any of the other
-    condition lists.
+    """Return whether some arguments meet the conditions but none of the other condition lists.
 
-    The search can take exponential time. After `_MOST_STEPS` steps, the result is True.
+    The search can take exponential time. After `_MOST_STEPS` steps, the search stops and returns
+    True.
     """
     search = _Search(others=[tuple(one) for one in others], largest=largest)
     return search.finds(by_argument(conditions, largest), 0)
@@ -184,16 +180,14 @@ def outside(
 
 @dataclass(slots=True, kw_only=True)
 class _Search:
-    """A search for arguments that violate at least one condition of each of several rules."""
+    """Searches for arguments that violate at least one condition of each of several rules."""
 
     others: Sequence[tuple[Condition, ...]]
     largest: int
     steps: int = 0
 
     def finds(self, values: Mapping[int, Words], position: int) -> bool:
-        """Return whether the values contain arguments that violate each rule from the position
-        on.
-        """
+        """Return whether some of the values violate each rule from this position on."""
         self.steps += 1
         if self.steps > _MOST_STEPS:
             return True

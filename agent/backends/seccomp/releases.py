@@ -1,8 +1,9 @@
-"""The releases of libseccomp, runc and crun that profiles must work with.
+"""The releases of libseccomp, runc and crun that a profile must work with.
 
-A `RuntimeFloor` states the oldest release on any node of the cluster. The tables contain only facts
-that depend on a release: the first release with each newer system call, and the first release with
-each flag of a filter. `syscalls` lists the calls that every supported release knows.
+A `RuntimeFloor` states the oldest release on any node of the cluster. The tables only contain facts
+that depend on the release: which release first had each newer system call, and which release first
+accepted each flag of a filter. The module `syscalls` lists the calls that every supported release
+knows.
 """
 
 import re
@@ -16,14 +17,14 @@ _VERSION: Final = re.compile(r"\d{1,4}(?:\.\d{1,4}){1,2}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeFloor:
-    """The oldest release of each program on the nodes."""
+    """The oldest release of each program on any node."""
 
     libseccomp: Version = (2, 5, 4)
     runc: Version = (1, 1)
     crun: Version = (1, 8)
 
     def __str__(self) -> str:
-        """The value of `--runtime-floor` that selects this floor."""
+        """The value of `--runtime-floor` that results in this floor."""
         parts = (("libseccomp", self.libseccomp), ("runc", self.runc), ("crun", self.crun))
         return ",".join(f"{name}={shown(release)}" for name, release in parts)
 
@@ -37,14 +38,14 @@ def shown(release: Version) -> str:
 
 
 def version(text: str) -> Version | None:
-    """Return the release in a text such as 1.2 or 2.5.5; None for any other text."""
+    """Return the release in a text such as 1.2 or 2.5.5, or None for any other text."""
     return tuple(map(int, text.split("."))) if _VERSION.fullmatch(text) else None
 
 
 def parse(text: str) -> RuntimeFloor:
     """Return the floor in a text such as `libseccomp=2.5.5,runc=1.2`.
 
-    A program that the text does not contain keeps its default.
+    If the text does not name a program, the program keeps its default.
 
     Raises:
         ValueError: the text contains a mistake.
@@ -86,8 +87,9 @@ def _since(libseccomp: Version, linux: str, *names: str) -> dict[str, Introducti
     return dict.fromkeys(names, Introduction(libseccomp=libseccomp, linux=linux))
 
 
-# Source for libseccomp: src/syscalls.csv in the tags v2.5.4 to v2.6.1. Source for Linux:
-# syscalls(2), and the release in which each call was added to the kernel's tables.
+# The releases of libseccomp come from src/syscalls.csv in the tags v2.5.4 to v2.6.1. The releases
+# of Linux come from syscalls(2), and from the release in which each call was added to the kernel's
+# tables.
 INTRODUCED: Final[dict[str, Introduction]] = {
     **_since((2, 5, 5), "6.5", "cachestat"),
     **_since((2, 5, 5), "6.6", "fchmodat2", "map_shadow_stack"),
@@ -107,20 +109,21 @@ INTRODUCED: Final[dict[str, Introduction]] = {
     **_since((2, 6, 1), "7.0", "rseq_slice_yield"),
 }
 
-# The first release of runc that accepts each flag (libcontainer/seccomp/seccomp_linux.go in runc's
-# tags). Every supported release of crun accepts these flags.
+# For each flag, this is the first release of runc that accepts it
+# (libcontainer/seccomp/seccomp_linux.go in runc's tags). Every supported release of crun accepts
+# these flags.
 RUNC_FLAGS: Final[dict[str, Version]] = dict.fromkeys(
     (f"SECCOMP_FILTER_FLAG_{name}" for name in ("TSYNC", "LOG", "SPEC_ALLOW")), (1, 2)
 )
 
 
 def is_known(name: str, floor: RuntimeFloor) -> bool:
-    """Return whether a newer call is known to every libseccomp on the nodes."""
+    """Return whether every libseccomp on the nodes knows a newer call."""
     return name in INTRODUCED and INTRODUCED[name].libseccomp <= floor.libseccomp
 
 
 def since(name: str) -> str:
-    """Return a sentence about the first releases with a newer call; empty for other names."""
+    """Return a sentence about the first releases that have a newer call, or "" for other names."""
     if name not in INTRODUCED:
         return ""
     introduced = INTRODUCED[name]
@@ -131,5 +134,5 @@ def since(name: str) -> str:
 
 
 def floor_hint(name: str) -> str:
-    """Return the option that makes a newer call acceptable."""
+    """Return the option with which the agent accepts a newer call."""
     return f"--runtime-floor libseccomp={shown(INTRODUCED[name].libseccomp)}"

@@ -1,10 +1,10 @@
 """Resolves the conditions of a profile that depend on the node, and normalises its fields.
 
 containerd ignores archMap, includes, excludes and the names of error numbers. Conditions on
-architectures and kernel versions depend only on the node, so this module resolves these conditions,
-and returns a notice for each kind. Conditions on capabilities depend on the pod, and stay unless
-the caller passes a capability set. `canonical` writes the resolved profile, and `meaning`
-interprets the resolved profile.
+architectures and kernel versions only depend on the node, so this module resolves them, and returns
+one notice for each type of condition. Conditions on capabilities depend on the pod, and stay in the
+profile unless the caller passes a capability set. The module `canonical` writes the resolved
+profile, and `meaning` interprets it.
 """
 
 import errno
@@ -25,8 +25,8 @@ MACHINES: Final = {
     "riscv64": ("SCMP_ARCH_RISCV64", "riscv64", ""),
 }
 
-# The names that includes.arches and excludes.arches may contain: Go's GOARCH, the names in
-# libseccomp, and further names in Docker's profile.
+# The fields includes.arches and excludes.arches may contain these names: Go's GOARCH, the names of
+# libseccomp, and further names from Docker's profile.
 ARCHES: Final = frozenset(
     {
         *("386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le", "mips64n32"),
@@ -37,23 +37,24 @@ ARCHES: Final = frozenset(
 )
 _KERNEL: Final = re.compile(r"(\d{1,4})\.(\d{1,4})")
 
-_PATCH: Final = 2  # the number of dots in a version with a patch level
+_PATCH: Final = 2  # A version with a patch level has this number of dots.
 
 Kernel = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """The node and pod properties on which conditions in a profile depend."""
+    """The properties of a node and a pod that conditions in a profile depend on."""
 
-    machine: str  # the machine name that `uname -m` prints
+    machine: str  # the machine name in the form of `uname -m`
     kernel: Kernel
-    capabilities: frozenset[str] | None = None  # the capabilities of a pod; None if unknown
+    # the capabilities of a pod, or None if they are unknown
+    capabilities: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolved:
-    """A profile without conditions that depend on the node, and the notices about the changes."""
+    """A profile without conditions on the node, and the notices about the changes."""
 
     document: Document
     notices: tuple[Finding, ...]
@@ -61,22 +62,20 @@ class Resolved:
 
 
 def kernel(text: str) -> Kernel | None:
-    """Return the kernel version in a text such as `6.1` or `6.1.0-44-amd64`; None if the text
-    contains no version.
-    """
+    """Return the kernel version in a text such as `6.1` or `6.1.0-44-amd64`, or None."""
     match = _KERNEL.match(text)
     return (int(match[1]), int(match[2])) if match else None
 
 
 def minimum(text: str) -> Kernel | None:
-    """Return the version in minKernel; None if Docker would not accept the text."""
+    """Return the version in minKernel, or None if Docker would not accept the text."""
     match = _KERNEL.fullmatch(text.removesuffix(".0") if text.count(".") == _PATCH else text)
     return (int(match[1]), int(match[2])) if match else None
 
 
 def errno_number(text: str) -> int | None:
     """Return the error number for a name such as `ENOSYS` or digits such as `38`, as CRI-O reads
-    errno; None for any other text.
+    them, or None for any other text.
     """
     if text.isascii() and text.isdecimal() and len(text) <= len("4095"):
         return int(text)
@@ -92,7 +91,7 @@ def abis(machine: str) -> tuple[str, ...]:
 
 
 def applies(rule: Rule, node: Node) -> bool:
-    """Return whether a rule applies on the node, with the semantics of Docker."""
+    """Return whether a rule applies on the node, by Docker's rules."""
     go_name = MACHINES[node.machine][1]
     included, excluded = rule.includes, rule.excludes
     if included.arches and go_name not in included.arches:
@@ -108,7 +107,9 @@ def applies(rule: Rule, node: Node) -> bool:
 
 
 def resolve(document: Document, node: Node) -> Resolved:
-    """Resolve the document for the node; return the new document, and notices about the changes."""
+    """Resolve the document for the node, and return the new document with notices about the
+    changes.
+    """
     native = MACHINES[node.machine][0]
     architectures = document.architectures
     for architecture, subs in document.arch_map:
@@ -138,9 +139,9 @@ def resolve(document: Document, node: Node) -> Resolved:
 
 
 def _first_ones(rules: Collection[Rule], default: Answer) -> list[Rule]:
-    """Return the rules without the calls for which an earlier rule takes precedence.
+    """Return the rules without calls that an earlier rule already decides.
 
-    In every runtime, the first rule without conditions takes precedence. For example, a rule of
+    In every runtime, the first rule without conditions has priority. For example, a rule of
     Podman's default profile allows a call for all pods, and a later rule denies the call for some
     pods.
     """
@@ -162,9 +163,10 @@ def _first_ones(rules: Collection[Rule], default: Answer) -> list[Rule]:
 
 
 def _plain(rule: Rule) -> Rule:
-    """Return the rule without conditions on the node and without comparisons that always hold.
+    """Return the rule without conditions on the node and without comparisons that are always true.
 
-    libseccomp treats a rule whose only condition has an empty mask as a rule without conditions.
+    If the only condition of a rule has an empty mask, libseccomp treats the rule as a rule without
+    conditions.
     """
     always = ("SCMP_CMP_MASKED_EQ", 0, 0)
     return replace(

@@ -1,9 +1,9 @@
-"""Reads the bytes of a seccomp profile strictly, and collects every mistake.
+"""Reads the bytes of a seccomp profile strictly, and collects all mistakes.
 
-The bytes must be unambiguous UTF-8 JSON. Go ignores the case of keys and uses the last duplicate.
-Duplicate and unknown keys are therefore errors. As in Go, null means that a field is absent. For
-any input, the module returns a Document, findings, or both. `fields` checks the values, and
-`wrapped` recognises files that contain a profile in another format.
+The bytes must be unambiguous UTF-8 JSON. Go ignores the case of keys and uses the last of several
+duplicate keys. For this reason, duplicate and unknown keys are errors. As in Go, null means that a
+field is absent. For any input, the module returns a Document, findings, or both. `fields` checks
+the values, and `wrapped` recognises files that contain a profile in another format.
 """
 
 import json
@@ -17,8 +17,10 @@ from agent.backends.seccomp.document import Condition, Document, Only, Rule
 from agent.core.findings import MAX_FINDINGS, Finding
 
 MOST_BYTES: Final = 1 << 20
-MOST_ERRNO: Final = 4095  # MAX_ERRNO in linux/err.h; libseccomp rejects or truncates larger numbers
-# the limit for all lists together; the kernel already rejects a filter for a fifth as many entries
+# This is MAX_ERRNO in linux/err.h; libseccomp rejects or truncates larger numbers.
+MOST_ERRNO: Final = 4095
+# This limit applies to all lists together; the kernel already rejects a filter for a fifth of this
+# number.
 MOST_ENTRIES: Final = 20_000
 
 _LISTENER: Final = ("listenerPath", "listenerMetadata")
@@ -42,15 +44,15 @@ _ARG: Final = frozenset({"index", "value", "valueTwo", "op"})
 _FILTER: Final = frozenset({"arches", "caps", "minKernel"})
 _ARCH_MAP: Final = frozenset({"architecture", "subArchitectures"})
 _NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,63}")
-# Keys that authors use for comments. A key that consists of a comment prefix and a field name is
-# not a comment (see _is_remark).
+# Authors use keys with these names or prefixes for comments. A key that consists of such a prefix
+# and the name of a field is not a comment (see _is_remark).
 _REMARK: Final = re.compile(
     r"(?:[$_#/@-].*|comments?|description|title|notes?|name|version|author|\$schema)",
     re.IGNORECASE | re.DOTALL,
 )
 _PREFIX: Final = "$_#/@- "
 
-Json = object  # a value of json.loads; every use is checked with isinstance
+Json = object  # This is a value from json.loads, and every use checks it with isinstance.
 
 
 class _NotJsonError(ValueError):
@@ -58,7 +60,7 @@ class _NotJsonError(ValueError):
 
 
 def read(content: bytes) -> tuple[Document | None, tuple[Finding, ...]]:
-    """Return the document and the findings; the document is None if the JSON is not a profile."""
+    """Return the document and the findings. The document is None if the JSON is not a profile."""
     walk = _Walk()
     decoded = decode(content, walk.pairs)
     if isinstance(decoded, Finding):
@@ -121,7 +123,7 @@ def shown(value: Json) -> str:
 
 
 class _Walk:
-    """A walk over the decoded JSON that collects the mistakes."""
+    """Walks over the decoded JSON and collects the mistakes."""
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
@@ -131,9 +133,7 @@ class _Walk:
 
     @property
     def is_full(self) -> bool:
-        """Whether the number of mistakes has reached the limit, so that further mistakes are not
-        reported.
-        """
+        """Whether the limit of mistakes has been reached, so that no more mistakes are reported."""
         return len(self.findings) > MAX_FINDINGS
 
     def report(self, code: str, where: str, message: str, hint: str = "") -> None:
@@ -141,7 +141,7 @@ class _Walk:
             self.findings.append(Finding(code=code, location=where, message=message, hint=hint))
 
     def notices(self) -> Iterator[Finding]:
-        """Return notices about changes in the canonical form that keep the meaning."""
+        """Return notices about changes in the canonical form that do not change the meaning."""
         if self.rewritten:
             message = (
                 f"`name` was rewritten to `names` in {len(self.rewritten)} rules: containerd "
@@ -154,7 +154,7 @@ class _Walk:
             yield Finding(code="comments_removed", location=self.remarks[0], message=message)
 
     def pairs(self, pairs: list[tuple[str, Json]]) -> dict[str, Json]:
-        """Return an object, and report duplicate keys."""
+        """Return an object as a dictionary, and report duplicate keys."""
         built = dict(pairs)
         if len(built) != len(pairs):
             for key, times in Counter(key for key, _ in pairs).items():
@@ -327,7 +327,9 @@ class _Walk:
                 )
 
     def names(self, rule: Mapping[str, Json], where: str) -> tuple[str, ...]:
-        """Return `names`, or a list with `name`, because containerd does not support `name`."""
+        """Return `names`, or a list that contains `name`, because containerd does not support
+        `name`.
+        """
         old = rule.get("name")
         entries = list(self.items(rule.get("names"), f"{where}.names"))
         if old not in (None, ""):
@@ -389,7 +391,7 @@ class _Walk:
 
 
 def _is_remark(key: str, keys: frozenset[str]) -> bool:
-    """Return whether a key is a comment that cannot be a misspelt or disabled field."""
+    """Return whether a key is a comment, and not a misspelt or disabled field."""
     bare = key.lstrip(_PREFIX).casefold()
     fields = {field.casefold() for field in keys if field != "comment"}
     return _REMARK.fullmatch(key) is not None and bare not in fields

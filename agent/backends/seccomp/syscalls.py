@@ -1,10 +1,10 @@
-"""Lists the system calls that each version of libseccomp knows and that each ABI has.
+"""Lists the system calls that libseccomp knows and that each ABI has.
 
-libseccomp 2.5.4 is the oldest version that supported runtimes use. A name counts as known if the
-oldest libseccomp on the nodes resolves the name on any architecture; `releases` lists newer calls.
-The tables were measured with Debian's libseccomp2 2.5.4-1+deb12u1: seccomp_syscall_resolve_name(3)
-was called for each of the 538 names of system-calls 7.2 (Linux 7.2), and
-seccomp_syscall_resolve_num_arch(3) on 19 architectures for the names that system-calls lacks.
+The oldest supported runtimes use libseccomp 2.5.4. A name counts as known if the oldest libseccomp
+on the nodes resolves it on any architecture; `releases` lists newer calls. The tables were measured
+with Debian's libseccomp2 2.5.4-1+deb12u1: seccomp_syscall_resolve_name(3) was called for each of
+the 538 names of system-calls 7.2 (Linux 7.2), and seccomp_syscall_resolve_num_arch(3) on 19
+architectures for the names that system-calls lacks.
 """
 
 import difflib
@@ -21,8 +21,8 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Names in system-calls 7.2 that libseccomp 2.5.4 lacks. The agent does not know names that are
-# newer than Linux 7.2.
+# These names are in system-calls 7.2, but libseccomp 2.5.4 does not know them. The agent does not
+# know names that are newer than Linux 7.2.
 _NOT_IN_2_5_4: Final = _words(
     """
     arc_gettls arc_settls arc_usr_cmpxchg atomic_barrier atomic_cmpxchg_32 dipc exec_with_loader
@@ -40,13 +40,13 @@ _NOT_IN_2_5_4: Final = _words(
 )
 
 # Debian's package 2.5.4-1+deb12u1 knows these names from a newer table. libseccomp 2.5.4 without
-# Debian's changes contains the system calls of Linux 5.17 (see its CHANGELOG), and other
-# distributions ship libseccomp 2.5.4 unchanged.
+# Debian's changes only contains the system calls of Linux 5.17 (see its CHANGELOG), and other
+# distributions ship it unchanged.
 _ONLY_IN_DEBIANS_2_5_4: Final = frozenset(
     ["cachestat", "fchmodat2", "futex_requeue", "futex_wait", "futex_wake", "map_shadow_stack"]
 )
 
-# Names in libseccomp 2.5.4 that system-calls 7.2 lacks.
+# libseccomp 2.5.4 knows these names, but system-calls 7.2 does not contain them.
 _ONLY_IN_LIBSECCOMP: Final = _words(
     """
     _sysctl afs_syscall arm_sync_file_range bdflush break create_module ftime get_kernel_syms
@@ -61,14 +61,14 @@ KNOWN: Final = (
     frozenset(str(name) for name in _CALLS.names()) - _NOT_IN_2_5_4 - _ONLY_IN_DEBIANS_2_5_4
 ) | _ONLY_IN_LIBSECCOMP
 
-# Names that no Linux kernel has ever had. A rule with one of these names has no effect. For
+# No Linux kernel has ever had these calls, so a rule with one of these names has no effect. For
 # example, the profile prevent-chmod in the AKS documentation lists `chmodat` next to chmod and
 # fchmodat. Add only names that published examples contain, and no other misspelt names.
 INERT: Final = frozenset({"chmodat"})
 
-# Newer calls with the effect of older calls, and the Linux release that added each newer call
-# (source: man pages). A profile that denies only an older call still allows the same effect through
-# the newer call.
+# Each of these newer calls has the effect of an older call. The number is the Linux release that
+# added the newer call (source: man pages). If a profile only denies the older call, a program can
+# use the newer call for the same effect.
 NEWER_VARIANTS: Final[dict[str, tuple[str, frozenset[str]]]] = {
     "clone3": ("5.3", frozenset({"clone"})),
     "execveat": ("3.19", frozenset({"execve"})),
@@ -89,7 +89,7 @@ def exists(name: str) -> bool:
     return name in KNOWN or name in _NOT_IN_2_5_4 or name in _ONLY_IN_DEBIANS_2_5_4
 
 
-# name of an ABI in runtime-spec -> name of its table in system-calls
+# This dictionary maps the name of an ABI in runtime-spec to the name of its table in system-calls.
 _TABLES: Final = {
     "SCMP_ARCH_X86_64": "x86_64",
     "SCMP_ARCH_X86": "i386",
@@ -112,20 +112,20 @@ _TABLES: Final = {
 
 
 # From this number on, a call has the same number on every architecture. Some versions of libseccomp
-# do not know the calls after faccessat2, and runtimes with these versions ignore the names of the
+# do not know the calls after faccessat2, and runtimes with these versions ignore the names of these
 # calls.
 _FIRST_RECENT: Final = 440
 
 
 @functools.cache
 def of(abi: str) -> frozenset[str]:
-    """Return the names of an ABI's calls, without calls that Linux has removed."""
+    """Return the names of an ABI's calls, except for calls that Linux has removed."""
     return frozenset(name for name in KNOWN if number(abi, name) >= 0)
 
 
 @functools.lru_cache(maxsize=1 << 14)
 def number(abi: str, name: str) -> int:
-    """Return the number of a call on an ABI; -1 if the ABI lacks the call."""
+    """Return the number of a call on an ABI, or -1 if the ABI lacks the call."""
     try:
         return int(_CALLS.get(name, _TABLES[abi]))
     except (KeyError, system_calls.NotSupportedSystemCall, system_calls.NoSuchSystemCall):
@@ -138,7 +138,7 @@ RECENT: Final = frozenset(
 
 
 def nearest(word: str, words: frozenset[str]) -> str:
-    """Return `Did you mean X?`, or an empty string if no word is similar."""
+    """Return `Did you mean X?`, or "" if no word is similar."""
     matches = difflib.get_close_matches(word[:64], sorted(words), n=1)
     return f"Did you mean {matches[0]}?" if matches else ""
 
@@ -147,7 +147,7 @@ _MOST_NAMES: Final = 12  # the maximum number of names in one message
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return the first names for a message, and the number of omitted names."""
+    """Return the first names for a message, and the number of further names."""
     rest = len(names) - _MOST_NAMES
     more = f" and {rest} more" if rest > 0 else ""
     return ", ".join(name[:60] for name in names[:_MOST_NAMES]) + more

@@ -1,8 +1,8 @@
-"""Recognises files that contain a seccomp profile inside another format, and extracts the profile.
+"""Recognises files that contain a seccomp profile in another format, and extracts the profile.
 
-A SeccompProfile resource of the Security Profiles Operator has the profile in `spec`, and the
-config.json of an OCI runtime has the profile in `linux.seccomp`. A runtime would read a wrapped
-file as a profile without a default action, and run the container unconfined.
+A SeccompProfile resource of the Security Profiles Operator contains the profile in `spec`, and the
+config.json of an OCI runtime contains it in `linux.seccomp`. A runtime would read such a file as a
+profile without a default action, and would run the container unconfined.
 """
 
 from collections.abc import Callable
@@ -19,12 +19,12 @@ class Wrapper:
     """A known file format that can contain a profile."""
 
     description: str
-    where: str  # the path of the profile inside the file; empty if the file has no profile
+    where: str  # the path of the profile in the file, or empty if the file has no profile
     profile: Json = None
 
 
 def find(tree: Json) -> Wrapper | None:
-    """Return the known format of a file; None for a plain profile and for unknown JSON."""
+    """Return the known format of a file, or None for a plain profile and for unknown JSON."""
     if not isinstance(tree, dict) or "defaultAction" in tree:
         return None
     kind, spec = tree.get("kind"), tree.get("spec")
@@ -48,9 +48,7 @@ def find(tree: Json) -> Wrapper | None:
 
 
 def finding(tree: Json) -> Finding | None:
-    """Return the finding for a file in a known format other than a plain profile; None for other
-    files.
-    """
+    """Return the finding for a file in another known format, or None for any other file."""
     wrapper = find(tree)
     if wrapper is None:
         return None
