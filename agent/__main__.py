@@ -1,6 +1,7 @@
 """The entry point of `profile-loader` and of `python -m agent`: runs one command and exits.
 
-Only this module chooses the exit status and writes to standard output.
+Only this module chooses the exit status and writes to standard output. agent.cli parses the
+arguments, agent.app builds the objects, and agent.process handles signals.
 """
 
 import contextlib
@@ -41,9 +42,7 @@ class OutputError(Exception):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status. A daemon does not return, because it ends the
-    process.
-    """
+    """Run one command and return its exit status. For a daemon, end the process instead."""
     # Directories have mode 0755 and files have mode 0644, independent of the caller's umask.
     os.umask(0o022)
     _open_closed_streams()
@@ -257,8 +256,7 @@ def _lock(config: Config) -> Iterator[bool]:
                     f"The lock in {place} cannot be opened: {error}. Remove the file that is in "
                     "its place, or pass another --state-dir"
                 ) from error
-            # If the permission to write is missing, the installations fail later with their own
-            # findings.
+            # Without this permission, each installation fails later with its own finding.
             _warn([f"{place} cannot be locked: {error}. The command continues without a lock"])
         if not is_locked:
             holder = f"another agent is running on {place} and holds its lock"

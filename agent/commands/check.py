@@ -1,6 +1,6 @@
-"""Check profiles without changing the node, for CI jobs and pre-commit hooks.
+"""Checks profiles without changing the node, for CI jobs and pre-commit hooks.
 
-The check uses only the AppArmor parser and its include files from the host, and writes nothing.
+The command uses the AppArmor parser and its include files of this machine, and writes nothing.
 """
 
 import os
@@ -50,13 +50,13 @@ def check(
     kernel: str,
     progress: Callable[[int, int], None],
 ) -> Checked:
-    """Check every key in some files, directories and manifests.
+    """Check all keys in files, directories and manifests.
 
     Args:
         config: the options of this run.
         paths: the files, directories and manifests.
-        arch: the machine to check for; empty for this machine.
-        kernel: the kernel version to check for; empty for the running kernel.
+        arch: the machine to check for; if it is empty, this machine.
+        kernel: the kernel version to check for; if it is empty, the running kernel.
         progress: called with the number of compiled texts and the number of all texts.
     """
     files_by_directory, others = _split(paths)
@@ -66,7 +66,7 @@ def check(
         for directory, files in files_by_directory.items()
         for snapshot in _read_files(directory, files)
     ]
-    # Files that were passed one by one may belong to different nodes. Only files of the same
+    # Files that are passed individually may be for different nodes. Only files from the same
     # directory are compared with each other.
     groups = [sets, *([snapshot] for snapshot in directories)]
     apparmor = _apparmor(config)
@@ -120,7 +120,7 @@ def _inspect(
     seccomp: SeccompBackend,
     progress: Callable[[int, int], None],
 ) -> list[desired.Desired]:
-    """Inspect the keys of each group, and wait until every text is compiled."""
+    """Inspect the keys of each group, and wait until all texts are compiled."""
 
     def inspect(kind: ProfileKind, key: SourceKey) -> Inspected:
         return apparmor.inspect(key) if kind == "apparmor" else seccomp.inspect(key)
@@ -136,12 +136,12 @@ def _inspect(
 
 
 def _split(paths: Sequence[str]) -> tuple[dict[Path, list[str]], list[str]]:
-    """Return the paths of single files by directory, and all other paths."""
+    """Return the paths of individual files by directory, and all other paths."""
     files_by_directory: dict[Path, list[str]] = {}
     others: list[str] = []
     by_full_path = {os.path.abspath(path): path for path in reversed(paths)}  # noqa: PTH100 - removes `..`
     for full_path, path in reversed(by_full_path.items()):
-        # pathlib raises an error if the directory is not accessible; reading reports it later.
+        # If the directory is not accessible, pathlib raises an error; the later read reports it.
         if os.path.isfile(path) and Path(path).suffix not in _MANIFESTS:  # noqa: PTH113 - see above
             files_by_directory.setdefault(Path(full_path).parent, []).append(path)
         else:
@@ -182,9 +182,10 @@ def _read_source(path: str) -> tuple[Snapshot, ...]:
 
 
 def _read_files(directory: Path, files: Sequence[str]) -> tuple[Snapshot, ...]:
-    """Read some files of one directory. The key of a file is its path on the command line.
+    """Read several files of one directory. The key of a file is its path on the command line.
 
-    If no file contains a profile, the result has a snapshot for each file instead of the directory.
+    If no file contains a profile, the result has one snapshot for each file instead of one for the
+    directory.
     """
     unreadable: list[Snapshot] = []
     without_profile: list[Snapshot] = []
@@ -213,14 +214,14 @@ def _read_files(directory: Path, files: Sequence[str]) -> tuple[Snapshot, ...]:
 def _unread(snapshot: Snapshot) -> Finding | None:
     """Return why a path provides no profiles, with a hint for this command.
 
-    The result is None if the path provides profiles.
+    If the path provides profiles, the result is None.
     """
     finding = report_builder.source_finding(snapshot)
     return replace(finding, hint=_HINTS[finding.code]) if finding is not None else None
 
 
 def _rows(result: desired.Desired) -> list[ProfileStatus]:
-    """Return a row for each name of an accepted key, and a row for each other key."""
+    """Return one row for each name of an accepted key, and one row for each other key."""
     rows: list[ProfileStatus] = []
     for id_, profile in result.profiles.items():
         version = profile.version

@@ -1,4 +1,4 @@
-"""Converts a seccomp profile of any runtime into a form that all runtimes read in the same way.
+"""Converts a seccomp profile of any runtime into a form that all runtimes read the same way.
 
 The input is a profile of Docker, Podman or CRI-O, a SeccompProfile resource (JSON or YAML), or
 the config.json of an OCI runtime. Conditions are resolved for one architecture, one kernel version
@@ -22,7 +22,7 @@ _YAML = (".yaml", ".yml")
 class Converted:
     """The result of a conversion."""
 
-    text: str  # the converted profile; empty after an error
+    text: str  # the converted profile, or empty after an error
     findings: tuple[Finding, ...]
 
     @property
@@ -43,9 +43,9 @@ def convert(
 
     Args:
         path: the path of the file; the extension .yaml or .yml marks a YAML file.
-        arch: the machine, as `uname -m` prints it; this machine if empty.
-        kernel: the kernel version; the running kernel if empty.
-        capabilities: the capabilities of the pods; None if they are unknown.
+        arch: the machine in the form of `uname -m`; if it is empty, this machine.
+        kernel: the kernel version; if it is empty, the version of the running kernel.
+        capabilities: the capabilities of the pods, or None if they are unknown.
         floor: the value of --runtime-floor.
     """
     with Path(path).open("rb") as file:
@@ -103,7 +103,7 @@ def _from_yaml(content: bytes) -> bytes | Finding:
 
 
 def _plain(value: object) -> object:
-    """Return a YAML value in which numbers are converted as in JSON."""
+    """Return a YAML value with its numbers converted as in JSON."""
     match value:
         case dict():
             return {key: _plain(item) for key, item in value.items()}
@@ -116,7 +116,7 @@ def _plain(value: object) -> object:
 
 
 def _with_names(profile: bytes, finding: Finding) -> Finding:
-    """Return the finding about capabilities with the names that this profile depends on."""
+    """Return the finding about capabilities, with the capabilities that this profile depends on."""
     document, _ = syntax.read(profile)
     if finding.code != "not_portable" or document is None:
         return finding

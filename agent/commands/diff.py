@@ -1,7 +1,7 @@
-"""Compares two seccomp profiles, or a profile with a container runtime's default profile.
+"""Compares two seccomp profiles, or a profile with the default profile of a container runtime.
 
-The profiles are resolved for one architecture, one kernel version and one capability set. The
-command reads only the two files from the node.
+The profiles are resolved for one architecture, one kernel version and one capability set. From the
+node, the command only reads the two files.
 """
 
 import json
@@ -57,11 +57,12 @@ def diff(
     """Compare two profiles. Raises OSError or NotAProfileError.
 
     Args:
-        first: the path of a file, or a Document: the default profile of a runtime.
+        first: the path of a file, or a Document with the default profile of a runtime.
         second: the path of a file.
-        arch: the machine, as `uname -m` prints it; this machine if empty.
-        kernel: the kernel version; the running kernel if empty.
-        capabilities: the capabilities of the pods; None for the default capabilities of containers.
+        arch: the machine in the form of `uname -m`; if it is empty, this machine.
+        kernel: the kernel version; if it is empty, the version of the running kernel.
+        capabilities: the capabilities of the pods, or None for the default capabilities of
+            containers.
     """
     node = resolve.Node(
         machine=arch or platform.machine(),
@@ -93,7 +94,7 @@ def _read(path: str) -> Document:
 def with_baseline(
     name: str, path: str, *, arch: str, kernel: str, capabilities: Collection[str] | None
 ) -> dict[str, Compared]:
-    """Compare a profile with the default profiles of runtimes, by the runtime's name."""
+    """Compare a profile with the default profile of each runtime, by the name of the runtime."""
     return {
         runtime: diff(
             baseline.document(runtime), path, arch=arch, kernel=kernel, capabilities=capabilities
@@ -103,7 +104,7 @@ def with_baseline(
 
 
 def table(comparisons: Mapping[str, Compared]) -> str:
-    """Return the differences for people. The keys are runtimes; empty for two files."""
+    """Return the differences as text. The keys are the names of runtimes, or "" for two files."""
     return "\n".join(_section(*item) for item in comparisons.items())
 
 
@@ -131,7 +132,7 @@ def _shown(answer: Answer) -> str:
 
 
 def as_json(comparisons: Mapping[str, Compared]) -> str:
-    """Return the differences for programs. The keys are runtimes; empty for two files."""
+    """Return the differences as JSON. The keys are the names of runtimes, or "" for two files."""
     tree = [
         {"baseline": runtime, "differences": [_object(item) for item in compared.differences]}
         for runtime, compared in comparisons.items()

@@ -1,7 +1,7 @@
-"""Make ConfigMaps from a directory of profiles.
+"""Creates ConfigMaps from a directory of profiles.
 
-A ConfigMap key cannot contain `/`. Each sub-directory has its own ConfigMaps, and its path is the
-annotation seccomp-prefix. The same directory always yields the same text.
+A ConfigMap key cannot contain `/`, so each sub-directory gets its own ConfigMaps, with its path in
+the annotation seccomp-prefix. For the same directory, the result is always the same text.
 """
 
 import base64
@@ -15,7 +15,7 @@ import yaml
 from agent.core.model import Emptied, Missing, Read, SourceKey, Unreadable
 from agent.sources.directory import DirectorySource
 
-# A ConfigMap, like a request to etcd, is limited to 1 MiB including its metadata.
+# A ConfigMap, including its metadata, is limited to 1 MiB, like a request to etcd.
 LIMIT = 1_000_000
 # The DaemonSet in manifests/base selects ConfigMaps with this label.
 LABELS = {"app.kubernetes.io/component": "profiles"}
@@ -35,14 +35,14 @@ class Rendered:
 
 
 def render(directory: str, name: str, namespace: str, domain: str) -> Rendered:
-    """Render every profile in a directory and its sub-directories.
+    """Render all profiles in a directory and its sub-directories.
 
     Args:
         directory: the path of the directory.
         name: the name of the first ConfigMap. The names of further
             ConfigMaps end with a number.
         namespace: the namespace of the ConfigMaps.
-        domain: the domain of their annotations.
+        domain: the domain of the annotations.
     """
     (snapshot,) = DirectorySource(directory).read()
     match snapshot:
@@ -76,11 +76,12 @@ def render(directory: str, name: str, namespace: str, domain: str) -> Rendered:
 
 
 def _split(keys: list[SourceKey]) -> list[list[SourceKey]]:
-    """Divide keys into consecutive parts that each fit into one ConfigMap."""
+    """Divide keys into consecutive parts, each of which fits into one ConfigMap."""
     parts: list[list[SourceKey]] = []
     size = LIMIT
     for key in keys:
-        key_size = len(key.content) * 4 // 3 + len(key.key) + 16  # the size as base64
+        # the size of the content as base64
+        key_size = len(key.content) * 4 // 3 + len(key.key) + 16
         if size + key_size > LIMIT:
             parts.append([])
             size = 0
@@ -113,7 +114,7 @@ def _config_map(
 
 
 def _text(content: bytes) -> str | None:
-    """Return the content as text if YAML can represent the text unchanged, or else None."""
+    """Return the content as text if YAML can represent it unchanged, or else None."""
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
@@ -122,7 +123,7 @@ def _text(content: bytes) -> str | None:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes text that has several lines as a YAML block."""
+    """Writes text of several lines as a YAML block."""
 
 
 def _block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:

@@ -1,6 +1,6 @@
-"""Show the installed profiles, from the ledger and the node.
+"""Shows the installed profiles, from the ledger and the node.
 
-The command does not lock or write any file.
+The command neither locks nor writes any file.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from agent.core.vocabulary import ActionName, ProfileState, Provenance, Reason
 
 
 def status(config: Config) -> Report:
-    """Return a report with a row for each name in the ledger, compared with the node."""
+    """Return a report that compares each name in the ledger with the node."""
     parts = app.backend_parts(config, may_write_state=False)
     ledger = app.ledger(config)
     entries = ledger.entries()
@@ -79,7 +79,7 @@ def _state(
     *,
     is_current: bool,
 ) -> tuple[ProfileState, Reason, str]:
-    """Return the state of a name, the reason, and details (possibly empty)."""
+    """Return the state of a name, the reason, and details, which may be empty."""
     if not isinstance(observed, Observation):
         return ProfileState.UNOBSERVABLE, Reason.UNOBSERVABLE, observed.finding.message
     profile = observed.profiles.get(name)

@@ -1,4 +1,4 @@
-"""Remove the agent's labels from a Node, before an uninstall."""
+"""Removes the agent's labels from a Node, before an uninstall."""
 
 from agent import app
 from agent.config import Config
