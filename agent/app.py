@@ -225,12 +225,7 @@ def daemon(config: Config, log_lines_dropped: Callable[[], int]) -> "Controller"
         log_lines_dropped=log_lines_dropped,
     )
     wake_queue, heartbeat = WakeQueue(), Heartbeat(time.monotonic)
-    parts = backend_parts(
-        config,
-        check_completed=lambda: wake_queue.put(WakeReason.COMPILED),
-        policy_changed=lambda: wake_queue.put(WakeReason.KERNEL),
-        program_ran=metrics.parser_ran,
-    )
+    parts = _daemon_backends(config, wake_queue, metrics)
     state = ledger(config)
     state.entries()  # The first list of ConfigMaps needs the installed keys.
     connections, publisher = _connect_daemon(config, state.installed_keys, wake_queue, metrics)
@@ -272,6 +267,18 @@ def _start(
     threads += [publisher] if publisher is not None else []
     for thread in threads:
         thread.start()
+
+
+def _daemon_backends(
+    config: Config, wake_queue: WakeQueue, metrics: "Metrics"
+) -> dict[ProfileKind, BackendParts]:
+    """Return the backends, which wake the controller after a check and after a change of policy."""
+    return backend_parts(
+        config,
+        check_completed=lambda: wake_queue.put(WakeReason.COMPILED),
+        policy_changed=lambda: wake_queue.put(WakeReason.KERNEL),
+        program_ran=metrics.parser_ran,
+    )
 
 
 def _connect_daemon(

@@ -53,7 +53,6 @@ def _own_option(name: str, value: ValueType[object], help_: str, *commands: str)
         help=help_,
         commands=commands,
         group="Command",
-        metavar=value.metavar,
         is_flag_only=True,
     )
 
@@ -253,12 +252,11 @@ COMMANDS: Final[Mapping[str, Command]] = {
 }
 CONFIG: Final = Option(
     name="config",
-    value=TEXT,
+    value=TEXT.named("FILE"),
     default=None,
     help="A YAML file with options.",
     commands=tuple(COMMANDS),
     group="General",
-    metavar="FILE",
     is_flag_only=True,
 )
 FLAG_ONLY_OPTIONS: Final = list(

@@ -55,9 +55,13 @@ class Option:
     commands: tuple[str, ...]
     """The commands that accept the option."""
     group: str
-    metavar: str
     is_flag_only: bool = False
     """Whether only a flag can set the option."""
+
+    @property
+    def metavar(self) -> str:
+        """The placeholder for the value in the help; empty if the flag takes no value."""
+        return self.value.metavar
 
     @property
     def variable(self) -> str:
@@ -80,18 +84,16 @@ class Option:
                 return str(self.default)
 
 
-def _option(  # noqa: PLR0913 - a declaration, with most of it by keyword
+def _option(
     value: ValueType[T],
     default: T,
     help_: str,
     *,
     commands: tuple[str, ...] = ("run",),
     group: str = _PROFILES,
-    metavar: str = "",
 ) -> T:
     """Declare an option as a field of the class Config."""
-    declaration = {"value": value, "help": help_, "commands": commands, "group": group}
-    metadata = {**declaration, "metavar": metavar or value.metavar}
+    metadata = {"value": value, "help": help_, "commands": commands, "group": group}
     return field(default=default, metadata=metadata)
 
 
@@ -100,12 +102,11 @@ class Config:
     """The checked value of every option. Times are in seconds."""
 
     source: tuple[str, ...] = _option(
-        LIST,
+        LIST.named("SOURCE"),
         (),
         "A source of profiles: configmap:NAMESPACE/NAME, configmaps:NAMESPACE?SELECTOR, dir:PATH, "
         "manifest:FILE (ConfigMaps in YAML), or the path of a directory or manifest. Can be "
         "repeated.",
-        metavar="SOURCE",
     )
     host_root: str = _option(
         PATH,
@@ -134,11 +135,10 @@ class Config:
         commands=("run", "check"),
     )
     kinds: frozenset[str] = _option(
-        choices("apparmor", "seccomp"),
+        choices("apparmor", "seccomp").named("KINDS"),
         frozenset({"apparmor", "seccomp"}),
         "The kinds of profiles to handle, separated by commas.",
         commands=(*_ON_NODE, "check"),
-        metavar="KINDS",
     )
     prune: Literal["unused", "always", "never"] = _option(
         choice("unused", "always", "never"),
@@ -148,40 +148,36 @@ class Config:
         "unused. never: keep it.",
     )
     take_over: tuple[str, ...] = _option(
-        LIST,
+        LIST.named("NAME"),
         (),
         "The name of a profile that may be replaced although another program installed it. Can be "
         "repeated.",
-        metavar="NAME",
     )
     dry_run: bool = _option(
         FLAG, False, "Report the changes without making them.", commands=_INSTALL
     )
     node_name: str = _option(
-        SUBDOMAIN,
+        SUBDOMAIN.named("NODE"),
         "",
         "The name of this machine's Node object. The agent then sets labels on the Node and "
         "creates Events.",
         commands=("run", "unlabel"),
         group=_CLUSTER,
-        metavar="NODE",
     )
     kubeconfig: str = _option(
-        TEXT,
+        TEXT.named("FILE"),
         "",
         "The kubeconfig file for access to the API server. Without this option the agent uses "
         "the service account of its pod.",
         commands=("run", "unlabel"),
         group=_CLUSTER,
-        metavar="FILE",
     )
     label_domain: str = _option(
-        SUBDOMAIN,
+        SUBDOMAIN.named("DOMAIN"),
         DOMAIN,
         "The domain of the Node's labels and of the ConfigMaps' annotations.",
         commands=("run", "status", "render", "unlabel"),
         group=_CLUSTER,
-        metavar="DOMAIN",
     )
     label_digest: bool = _option(
         FLAG,
@@ -237,33 +233,29 @@ class Config:
         group=_DAEMON,
     )
     tls_cert: str = _option(
-        TEXT,
+        TEXT.named("FILE"),
         "",
         "The file with the certificate chain for --https-address.",
         group=_DAEMON,
-        metavar="FILE",
     )
     tls_key: str = _option(
-        TEXT,
+        TEXT.named("FILE"),
         "",
         "The file with the private key, if it is not in the file of --tls-cert.",
         group=_DAEMON,
-        metavar="FILE",
     )
     tls_client_ca: str = _option(
-        TEXT,
+        TEXT.named("FILE"),
         "",
         "The certificate authority that must have issued the certificate of each TLS client.",
         group=_DAEMON,
-        metavar="FILE",
     )
     apparmor_parser: str = _option(
-        TEXT,
+        TEXT.named("PATH"),
         "",
         "The path of apparmor_parser. Without this option the agent looks in /sbin and /usr/sbin.",
         commands=(*_ON_NODE, "check"),
         group=_CHECKS,
-        metavar="PATH",
     )
     parser_timeout: float = _option(
         SECONDS,
@@ -282,13 +274,12 @@ class Config:
         group=_CHECKS,
     )
     deny_name: tuple[str, ...] = _option(
-        LIST,
+        LIST.named("GLOB"),
         DENY_NAMES,
         "A pattern of AppArmor names that no source may provide. Can be repeated. The first use "
         "replaces the default list.",
         commands=_JUDGE,
         group=_CHECKS,
-        metavar="GLOB",
     )
     allow_attachments: bool = _option(
         FLAG,

@@ -8,8 +8,8 @@ are declared in agent.config.
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from dataclasses import dataclass, replace
+from typing import Final, Generic, Self, TypeVar
 
 from agent.backends.seccomp import releases
 from agent.core.dns_names import is_dns_label, is_dns_subdomain, is_qualified_name
@@ -37,6 +37,10 @@ class ValueType(Generic[T_co]):
     """Whether the flag can be passed more than once, and a variable has one value per line."""
     unit: str = ""
     """The unit of the default value in the help."""
+
+    def named(self, metavar: str) -> Self:
+        """Return the same type with another placeholder in the help."""
+        return replace(self, metavar=metavar)
 
 
 def suggestion(text: str, known: Iterable[str]) -> str:

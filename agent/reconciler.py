@@ -15,6 +15,7 @@ from agent.core import actions, desired, model, ownership, plan, ports, report_b
 from agent.core.findings import Finding
 from agent.core.model import KeyId, LedgerEntry, Observed, ProfileKind, Unobservable, Unreadable
 from agent.core.report import ProfileStatus, Report, merge_reports, repeats_source_state
+from agent.core.report_builder import PassResult
 from agent.core.vocabulary import ProfileState, Reason
 from agent.heartbeat import Heartbeat
 from agent.host.ledger import FileLedger
@@ -151,16 +152,18 @@ class Reconciler:
             outcomes = self._execute(planned, entries, dry_run=dry_run)
         self._pass_number += 1
         report = report_builder.build_report(
-            desired=wanted,
-            observed=observed,
-            capabilities=capabilities,
-            sandboxes={kind: backend.sandbox() for kind, backend in self.backends.items()},
-            outcomes=outcomes,
-            findings=[*self.ledger.findings, *([ledger] if isinstance(ledger, Finding) else [])],
-            dry_run=dry_run,
-            seconds=timer.seconds,
+            PassResult(
+                desired=wanted,
+                observed=observed,
+                capabilities=capabilities,
+                sandboxes={kind: backend.sandbox() for kind, backend in self.backends.items()},
+                outcomes=outcomes,
+                findings=(*self.ledger.findings, *_ledger_finding(ledger)),
+                dry_run=dry_run,
+                pass_number=self._pass_number,
+                seconds=timer.seconds,
+            )
         )
-        report = replace(report, pass_number=self._pass_number)
         is_final = _changed_nothing(planned, report) and not report.pending and not dry_run
         self._converged = (inputs, report) if is_final else None
         return report
@@ -304,6 +307,11 @@ def _changed_nothing(planned: Sequence[actions.Action], report: Report) -> bool:
         row.state not in (ProfileState.FAILED, ProfileState.UNOBSERVABLE) and row.desired
         for row in report.profiles
     )
+
+
+def _ledger_finding(ledger: _LedgerContent) -> tuple[Finding, ...]:
+    """Return the finding about a ledger that cannot be read."""
+    return (ledger,) if isinstance(ledger, Finding) else ()
 
 
 def _unread_sources(ledger: _LedgerContent) -> list[model.Snapshot]:

@@ -1,5 +1,6 @@
 """Helpers for the tests of backends, which wait for background checks."""
 
+from agent.backends.apparmor.parser import ParserLimits
 from agent.core.model import Pending
 
 
@@ -22,8 +23,7 @@ def compiled(parser, text, features):
     run = parser.run(
         text,
         features,
-        cpu_seconds=60.0,
-        memory_bytes=1 << 30,
+        limits=ParserLimits(cpu_seconds=60.0, memory_bytes=1 << 30),
         is_quick=True,
         is_cancelled=lambda: False,
     )

@@ -16,6 +16,7 @@ from agent.core.findings import Finding, Severity
 from agent.sources import yaml_documents
 
 _YAML = (".yaml", ".yml")
+_UINT64_DIGITS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +111,8 @@ def _plain(value: object) -> object:
         case list():
             return [_plain(item) for item in value]
         case yaml_documents.NotAString(text=text):
-            return int(text) if text.isascii() and text.isdecimal() and len(text) < 21 else text  # noqa: PLR2004 - digits of 2^64
+            is_number = text.isascii() and text.isdecimal() and len(text) <= _UINT64_DIGITS
+            return int(text) if is_number else text
         case _:
             return value
 

@@ -83,7 +83,7 @@ CODES: Final[dict[str, Severity]] = {
     "runtime_crash": Severity.ERROR,
     "not_portable": Severity.ERROR,  # Only CRI-O understands the profile.
     "notify_refused": Severity.ERROR,
-    # The call is unknown to libseccomp, and the default action allows calls.
+    # A system call is unknown, and the default action allows calls.
     "unknown_syscall": Severity.ERROR,
     "filter_too_large": Severity.ERROR,
     "path_unsafe": Severity.ERROR,  # A pod cannot reference a file with this path.
@@ -94,7 +94,7 @@ CODES: Final[dict[str, Severity]] = {
     "errno_rewritten": Severity.NOTICE,
     "comments_removed": Severity.NOTICE,
     "rule_added": Severity.NOTICE,
-    # The call is unknown to libseccomp, and the default action denies calls.
+    # A system call is unknown, and the default action denies calls.
     "syscall_ignored": Severity.WARNING,
     "start_impossible": Severity.WARNING,  # No runtime can start a container with this profile.
     "start_limited": Severity.WARNING,  # One runtime cannot start a container with this profile.

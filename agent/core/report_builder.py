@@ -4,7 +4,7 @@ This module has no input or output. The types that it returns are in `agent.core
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import assert_never
 
 from agent.core import admission
@@ -39,22 +39,80 @@ from agent.core.vocabulary import (
 )
 
 
-def build_report(  # noqa: PLR0913 - keyword-only
-    *,
-    desired: Desired,
-    observed: Mapping[ProfileKind, Observed],
-    capabilities: Mapping[ProfileKind, Capabilities],
-    sandboxes: Mapping[ProfileKind, Sandbox | None],
-    outcomes: Sequence[Outcome],
-    findings: Iterable[Finding] = (),
-    dry_run: bool = False,
-    seconds: Mapping[str, float] | None = None,
-) -> Report:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassResult:
+    """Everything that one pass determined and did."""
+
+    desired: Desired
+    observed: Mapping[ProfileKind, Observed]
+    capabilities: Mapping[ProfileKind, Capabilities]
+    sandboxes: Mapping[ProfileKind, Sandbox | None]
+    outcomes: Sequence[Outcome]
+
+    findings: Sequence[Finding] = ()
+    """The findings about the pass itself, for example about the ledger."""
+
+    dry_run: bool = False
+    pass_number: int = 0
+
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """The duration of each step."""
+
+
+def build_report(result: PassResult) -> Report:
     """Return the report of one pass, with its rows sorted by kind, name and key."""
+    desired, outcomes = result.desired, result.outcomes
+    rows = _all_rows(result)
+    return Report(
+        profiles=tuple(sorted(rows, key=lambda row: (row.kind, row.name or row.key, row.key))),
+        profile_sets=tuple(
+            replace(
+                profile_set_status(snapshot),
+                left_out=desired.left_out.get(origin, 0),
+                unlisted=desired.unlisted.get(origin, 0),
+            )
+            for origin, snapshot in desired.profile_sets.items()
+        ),
+        kind_support={
+            kind: kind_support(observation, result.sandboxes.get(kind))
+            for kind, observation in result.observed.items()
+        },
+        findings=_pass_findings(result),
+        pending=len(desired.pending)
+        + sum(outcome.result == OutcomeResult.PENDING for outcome in outcomes),
+        dry_run=result.dry_run,
+        desired_names={
+            kind: names for kind in result.observed if (names := _desired_names(kind, desired))
+        },
+        seconds=result.seconds,
+        pass_number=result.pass_number,
+    )
+
+
+def _pass_findings(result: PassResult) -> tuple[Finding, ...]:
+    """Return the findings that belong to no single profile."""
+    desired = result.desired
+    return (
+        *result.findings,
+        *filter(None, map(source_finding, desired.profile_sets.values())),
+        *(admission.unlisted_keys(origin, count) for origin, count in desired.unlisted.items()),
+        *sandbox_findings(result.sandboxes.values()),
+        *(
+            finding
+            for observation in result.observed.values()
+            if isinstance(observation, Observation)
+            for finding in observation.findings
+        ),
+    )
+
+
+def _all_rows(result: PassResult) -> list[ProfileStatus]:
+    """Return the rows of all outcomes, and the rows of keys with the same content."""
+    desired = result.desired
     rows = [
         row
-        for outcome in outcomes
-        for row in _rows(outcome, desired, capabilities[outcome.action.id.kind])
+        for outcome in result.outcomes
+        for row in _rows(outcome, desired, result.capabilities[outcome.action.id.kind])
     ]
     for other, first in desired.duplicates.items():
         rows += [
@@ -69,40 +127,7 @@ def build_report(  # noqa: PLR0913 - keyword-only
             if (row.kind, row.profile_set, row.key) == (first.kind, first.profile_set, first.key)
             and row.action != ActionName.REMOVE
         ]
-    return Report(
-        profiles=tuple(sorted(rows, key=lambda row: (row.kind, row.name or row.key, row.key))),
-        profile_sets=tuple(
-            replace(
-                profile_set_status(snapshot),
-                left_out=desired.left_out.get(origin, 0),
-                unlisted=desired.unlisted.get(origin, 0),
-            )
-            for origin, snapshot in desired.profile_sets.items()
-        ),
-        kind_support={
-            kind: kind_support(observation, sandboxes.get(kind))
-            for kind, observation in observed.items()
-        },
-        findings=(
-            *findings,
-            *filter(None, map(source_finding, desired.profile_sets.values())),
-            *(admission.unlisted_keys(origin, count) for origin, count in desired.unlisted.items()),
-            *sandbox_findings(sandboxes.values()),
-            *(
-                finding
-                for observation in observed.values()
-                if isinstance(observation, Observation)
-                for finding in observation.findings
-            ),
-        ),
-        pending=len(desired.pending)
-        + sum(outcome.result == OutcomeResult.PENDING for outcome in outcomes),
-        dry_run=dry_run,
-        desired_names={
-            kind: names for kind in observed if (names := _desired_names(kind, desired))
-        },
-        seconds=seconds or {},
-    )
+    return rows
 
 
 def _desired_names(kind: ProfileKind, desired: Desired) -> frozenset[str]:

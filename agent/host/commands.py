@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Final
 
@@ -109,18 +110,7 @@ def started(
         standard_input.write(stdin)
         standard_input.seek(0)
         children = _Children()
-
-        def start() -> None:
-            child = subprocess.Popen(  # noqa: S603 - an absolute path and a list, no shell
-                list(argv),
-                stdin=standard_input,
-                stdout=out,
-                stderr=err,
-                env=_ENVIRONMENT,
-                start_new_session=True,
-            )
-            children.add(child)
-
+        start = partial(children.start, argv, standard_input, out, err)
         try:
             if sandbox is None:
                 start()
@@ -137,7 +127,7 @@ def started(
 
 
 class _Children:
-    """The started processes. A process that another thread adds after `end` is killed at once.
+    """The started processes. A process that another thread starts after `end` is killed at once.
 
     A signal handler may raise in this thread while the other thread is still starting the process.
     """
@@ -150,7 +140,18 @@ class _Children:
     def __getitem__(self, index: int) -> "subprocess.Popen[bytes]":
         return self._processes[index]
 
-    def add(self, process: "subprocess.Popen[bytes]") -> None:
+    def start(
+        self, argv: Sequence[str], stdin: IO[bytes], stdout: IO[bytes], stderr: IO[bytes]
+    ) -> None:
+        """Start a process in a new session."""
+        process = subprocess.Popen(  # noqa: S603 - an absolute path and a list, no shell
+            list(argv),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env=_ENVIRONMENT,
+            start_new_session=True,
+        )
         with self._lock:
             self._processes.append(process)
             if self._has_ended:

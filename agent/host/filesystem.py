@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from agent.host import reading, stat_signature, temporary_files
+from agent.host.file_role import FileRole
 from agent.host.stat_signature import Signature
 
 _LINK_LIMIT: Final = 40  # the kernel's limit on symbolic links in a path: path_resolution(7)
@@ -259,15 +260,14 @@ class Host:
         with self._parent(base, name, create=False) as (fd, last):
             return os.open(last, flags, dir_fd=fd)
 
-    def write_file(  # noqa: PLR0913 - keyword-only after the content
+    def write_file(
         self,
         base: str,
         name: str,
         content: bytes,
         *,
         new: bool = False,
-        mode: int = 0o644,
-        durable: bool = True,
+        role: FileRole = FileRole.PROFILE,
     ) -> None:
         """Write a regular file under a directory atomically.
 
@@ -278,9 +278,7 @@ class Host:
             new: fail with EEXIST if the name exists. link(2) checks the name, so that a file that
                 another program creates at the same time is never replaced. Without `new`, rename(2)
                 replaces the file.
-            mode: the permissions of the file.
-            durable: wait until the content is on disk. Without `durable`, a crash of the machine
-                can leave any content under the name.
+            role: determines the permissions of the file, and whether the write waits for the disk.
 
         Raises:
             HostError: the file was not written.
@@ -293,15 +291,15 @@ class Host:
                 with open(file, "wb") as stream:  # noqa: PTH123 - a descriptor, not a path
                     stream.write(content)
                     stream.flush()
-                    os.fchmod(file, mode)
-                    if durable:
+                    os.fchmod(file, role.mode)
+                    if role.is_durable:
                         os.fsync(file)
                     temporary_files.publish(temporary, last, fd, new=new)
             except BaseException:
                 with contextlib.suppress(OSError):
                     os.unlink(temporary, dir_fd=fd)
                 raise
-            if durable:
+            if role.is_durable:
                 os.fsync(fd)
 
     def _sweep_once(self, fd: int) -> None:

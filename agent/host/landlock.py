@@ -14,7 +14,7 @@ import os
 import stat
 import struct
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
 
@@ -69,17 +69,27 @@ class Handled(NamedTuple):
     scoped: int
 
 
+_ABI_1_FILES: Final = (1 << 13) - 1
+_LATER_RIGHTS: Final[Mapping[int, Handled]] = {
+    2: Handled(files=1 << 13, network=0, scoped=0),  # REFER: link or rename between directories
+    3: Handled(files=1 << 14, network=0, scoped=0),  # TRUNCATE
+    4: Handled(files=0, network=0b11, scoped=0),  # bind and connect of TCP sockets
+    5: Handled(files=1 << 15, network=0, scoped=0),  # IOCTL_DEV
+    6: Handled(files=0, network=0, scoped=0b11),  # abstract UNIX sockets and signals
+}
+"""The access that each ABI version can deny in addition to the access of earlier versions."""
+_AUDIT_ABI: Final = 7
+"""The first ABI version that records denials in the audit log."""
+
+
 def handled(version: int) -> Handled:
     """Return all access that a Landlock ABI version can deny, up to version 6."""
-    files = (1 << 13) - 1
-    if version >= 2:  # noqa: PLR2004 - versions are numbers
-        files |= 1 << 13  # REFER: link or rename between directories
-    if version >= 3:  # noqa: PLR2004
-        files |= 1 << 14  # TRUNCATE
-    if version >= 5:  # noqa: PLR2004
-        files |= 1 << 15  # IOCTL_DEV
-    network = 0b11 if version >= 4 else 0  # noqa: PLR2004 - bind and connect of TCP sockets
-    scoped = 0b11 if version >= 6 else 0  # noqa: PLR2004 - abstract UNIX sockets and signals
+    files, network, scoped = _ABI_1_FILES, 0, 0
+    for since, rights in _LATER_RIGHTS.items():
+        if version >= since:
+            files |= rights.files
+            network |= rights.network
+            scoped |= rights.scoped
     return Handled(files, network, scoped)
 
 
@@ -148,9 +158,8 @@ def _restrict(access: Access) -> None:
         # Without CAP_SYS_ADMIN, the kernel requires no_new_privs. Other threads are not affected.
         if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
             raise _error()
-        # ABI 7 logs denials to the audit system. The agent disables these audit records and reports
-        # denials itself.
-        flags = _LOG_SAME_EXEC_OFF if version >= 7 else 0  # noqa: PLR2004
+        # The agent disables the audit records of denials, because it reports denials itself.
+        flags = _LOG_SAME_EXEC_OFF if version >= _AUDIT_ABI else 0
         _call(_RESTRICT_SELF, ruleset, flags)
     finally:
         os.close(ruleset)

@@ -21,6 +21,7 @@ from agent.core.findings import Finding
 from agent.core.model import Evidence, KeyId, LedgerEntry, ProfileKind, Version
 from agent.core.vocabulary import Provenance
 from agent.host import temporary_files
+from agent.host.file_role import FileRole
 from agent.host.filesystem import Host, HostError
 from agent.host.installed_keys import InstalledKeys
 from agent.host.stat_signature import Signature
@@ -275,7 +276,7 @@ class FileLedger:
 
     def _write(self, folder: str, name: str, content: bytes) -> Finding | None:
         try:
-            self.host.write_file(f"{self.directory}/{folder}", name, content, mode=0o600)
+            self.host.write_file(f"{self.directory}/{folder}", name, content, role=FileRole.RECORD)
         except HostError as error:
             return _write_failed(error)
         return None

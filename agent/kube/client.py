@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Final
 from urllib.parse import quote, urlencode
 
@@ -180,18 +181,9 @@ class Api:
         request = _Request(
             method="GET", path=path, query=[*query, ("watch", "true")], accept=accept
         )
-        begin = time.monotonic()
-        code = "unreachable"
+        response = self._start_watch(access, pools, request, silence_seconds)
         try:
-            with connections.deadline(RESPONSE_SECONDS + silence_seconds):
-                response = self._open(access, pools, request, silence_seconds)
-            code = str(response.status)
-        except _NO_RESPONSE as error:
-            raise WatchNotStartedError(_reason(error)) from error
-        finally:
-            self._on_request("WATCH", code, time.monotonic() - begin)
-        try:
-            if response.status != 200:  # noqa: PLR2004 - OK, the only success of a watch
+            if response.status != HTTPStatus.OK:  # the only success of a watch
                 with connections.deadline(RESPONSE_SECONDS):
                     content = responses.read(response)
                     responses.parse_response(response, content, responses.parse_object)
@@ -205,17 +197,36 @@ class Api:
         finally:
             response.close()
 
+    def _start_watch(
+        self,
+        access: ClusterAccess,
+        pools: urllib3.PoolManager,
+        request: _Request,
+        silence_seconds: float,
+    ) -> urllib3.BaseHTTPResponse:
+        """Send the request of a watch. Raises WatchNotStartedError."""
+        begin = time.monotonic()
+        code = "unreachable"
+        try:
+            with connections.deadline(RESPONSE_SECONDS + silence_seconds):
+                response = self._open(access, pools, request, silence_seconds)
+            code = str(response.status)
+        except _NO_RESPONSE as error:
+            raise WatchNotStartedError(_reason(error)) from error
+        finally:
+            self._on_request("WATCH", code, time.monotonic() - begin)
+        return response
+
     def token_node_uid(self) -> str:
         """Return the uid of the Node that the token is bound to; empty for an unbound token.
 
         Kubernetes 1.30 and later include the uid in the tokens of pods (KEP-4193). This method does
         not verify the token, because the API server does.
         """
-        parts = self._credentials.current().authorization.split(".")
-        if len(parts) != 3:  # noqa: PLR2004 - header, claims and signature
-            return ""
         try:
-            claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+            _header, claims_text, _signature = self._credentials.current().authorization.split(".")
+            padding = "=" * (-len(claims_text) % 4)
+            claims = json.loads(base64.urlsafe_b64decode(claims_text + padding))
             uid = claims["kubernetes.io"]["node"]["uid"]
         except (binascii.Error, ValueError, KeyError, TypeError):
             return ""
@@ -263,13 +274,13 @@ class Api:
 
         After a 401, the next request also reads the credentials again.
         """
-        if error.status != 401:  # noqa: PLR2004 - Unauthorized
+        if error.status != HTTPStatus.UNAUTHORIZED:
             return error
         failure = self._credentials.expire(access)
         if not failure:
             return error
         message = f"{error.message}; the credentials could not be read again: {failure}"
-        return StatusError(401, error.reason, message, error.retry_after)
+        return StatusError(error.status, error.reason, message, error.retry_after)
 
 
 def _reason(error: Exception) -> str:

@@ -3,6 +3,8 @@
 The module imports no library, so that callers can handle these errors without loading the client.
 """
 
+from http import HTTPStatus
+
 
 class KubeError(Exception):
     """A request to the API server failed. The text is a human-readable reason."""
@@ -36,3 +38,8 @@ class StatusError(KubeError):
         self.message = message
         self.retry_after = retry_after
         """The seconds in the Retry-After header; 0 without this header."""
+
+    @property
+    def is_server_error(self) -> bool:
+        """Whether the API server failed, and may have carried out the request (RFC 9110, 15.6)."""
+        return self.status >= HTTPStatus.INTERNAL_SERVER_ERROR

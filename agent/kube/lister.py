@@ -6,6 +6,7 @@ write. All pages belong to one state of the cluster. reflector.py decides when t
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Final, Generic, Protocol, TypeVar
 
 from agent.kube.client import JSON_TYPE, Api
@@ -114,7 +115,7 @@ class Lister(Generic[Kept]):
             try:
                 return self._pages()
             except StatusError as error:
-                if error.status != 410:  # noqa: PLR2004 - Gone: the token for the next page expired
+                if error.status != HTTPStatus.GONE:  # the token for the next page expired
                     raise
         return self._pages()
 

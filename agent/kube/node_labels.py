@@ -222,7 +222,7 @@ class NodeLabeler:
         except StatusError as error:
             # A request with status 4xx was not carried out. A request with status 504 may have been
             # carried out.
-            self._is_doubtful = was_doubtful or error.status >= 500  # noqa: PLR2004 - RFC 9110
+            self._is_doubtful = was_doubtful or error.is_server_error
             raise
         self._is_doubtful = False
         self.foreign_labels = self.prefixed_labels(response) - target.keys()

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Final
 
 from agent.backoff import Backoff
@@ -278,7 +279,7 @@ class Publisher:
                 self._delay_next_request(error.retry_after)
                 return False
             # A Conflict means that the Event was created, and the response was lost.
-            if error.status != 409:  # noqa: PLR2004 - Conflict
+            if error.status != HTTPStatus.CONFLICT:
                 self.on_drop(1)  # The API server would reject the Event again.
         except KubeError:
             # A finding is not necessary, because the labels are current.
@@ -294,4 +295,4 @@ class Publisher:
 
 def _is_busy(error: StatusError) -> bool:
     """Return whether the same request may succeed later (RFC 6585, RFC 9110)."""
-    return error.status == 429 or error.status >= 500  # noqa: PLR2004 - Too Many Requests
+    return error.status == HTTPStatus.TOO_MANY_REQUESTS or error.is_server_error

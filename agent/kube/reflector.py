@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from http import HTTPStatus
 from typing import Final, Generic
 
 from agent.backoff import Backoff
@@ -184,7 +185,7 @@ class Reflector(Generic[Kept]):
                     if self._has_room():
                         return
             except StatusError as error:
-                is_gone = error.status == 410  # noqa: PLR2004 - Gone
+                is_gone = error.status == HTTPStatus.GONE
                 if not (self.resource.object_path and version and is_gone):
                     raise
                 version, has_ended = "", False
@@ -247,7 +248,7 @@ class Reflector(Generic[Kept]):
             # One broken connection is normal, so only further failures are reported.
             self._is_doubtful = True
             return
-        is_missing = self.resource.object_path and status == 404  # noqa: PLR2004 - Not Found
+        is_missing = self.resource.object_path and status == HTTPStatus.NOT_FOUND
         objects = {} if is_missing else self.store.objects
         self._replace_if_different(Store(objects=objects, reason=str(error), status=status))
 

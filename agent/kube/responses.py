@@ -7,6 +7,7 @@ Kubernetes API becomes an `UnreachableError`. client.py sends the requests.
 import json
 import re
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from typing import Final, TypedDict
 
 import msgspec
@@ -19,6 +20,9 @@ from agent.kube.errors import StatusError, TooLargeError, UnreachableError
 RESPONSE_BYTES: Final = 16 << 20
 RETRY_AFTER_SECONDS: Final = 60.0  # the longest wait that a Retry-After header can request
 _CHUNK: Final = 1 << 16
+# The classes of HTTP statuses (RFC 9110, section 15).
+_SUCCESSES: Final = range(200, 300)
+_ERRORS: Final = range(400, 600)
 
 Json = dict[str, object]
 
@@ -49,7 +53,7 @@ def parse_response(
     response: urllib3.BaseHTTPResponse, content: bytes, parse: Callable[[bytes], Json]
 ) -> Json:
     """Return the parsed body of a successful response. Raises StatusError and UnreachableError."""
-    if 200 <= response.status < 300:  # noqa: PLR2004 - the range of success, RFC 9110
+    if response.status in _SUCCESSES:
         return parse(content)
     try:
         body = parse_object(content)
@@ -85,7 +89,7 @@ def _event(line: bytes) -> Event:
 
 def _event_status(code: object) -> int:
     """Return the status of an ERROR event; 500 if the code is not an error status."""
-    return code if isinstance(code, int) and 400 <= code < 600 else 500  # noqa: PLR2004 - RFC 9110
+    return code if isinstance(code, int) and code in _ERRORS else HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 def _retry_after(header: str) -> float:

@@ -143,8 +143,7 @@ def test_the_cpu_limit_of_the_parser_is_reported_as_such(is_quick):
     run = made.run(
         f"profile slow {{\n{3 * SLOW}}}\n".encode(),
         ("--kernel-features", made.newest_features_file()),
-        cpu_seconds=1.0,
-        memory_bytes=1 << 30,
+        limits=parser.ParserLimits(cpu_seconds=1.0, memory_bytes=1 << 30),
         is_quick=is_quick,
         is_cancelled=lambda: False,
     )

@@ -48,10 +48,11 @@ def test_a_reader_never_sees_a_part_of_a_profile(tmp_path):
 
 WRITER = """
 import sys
+from agent.host.file_role import FileRole
 from agent.host.filesystem import Host
 host = Host(sys.argv[1])
 for number in range(150):
-    host.write_file("/d", "a.json", sys.argv[2].encode() * 20_000, durable=False)
+    host.write_file("/d", "a.json", sys.argv[2].encode() * 20_000, role=FileRole.TRANSIENT)
 """
 
 

@@ -56,11 +56,13 @@ RELEASE = Release(id=ID, reason="absent", names=("audit.json",))
 def states_and_actions(action, result, desired=None, findings=()):
     outcome = Outcome(action=action, result=result, version=VERSION, findings=findings)
     report = report_builder.build_report(
-        desired=desired or Desired(),
-        observed={},
-        capabilities=CAPABILITIES,
-        sandboxes={},
-        outcomes=[outcome],
+        report_builder.PassResult(
+            desired=desired or Desired(),
+            observed={},
+            capabilities=CAPABILITIES,
+            sandboxes={},
+            outcomes=[outcome],
+        )
     )
     return [(row.state, row.action) for row in report.profiles]
 
@@ -121,11 +123,13 @@ def test_a_row_has_the_localhost_profile_and_the_verified_version():
     )
     outcome = Outcome(action=action, result="done", version=version)
     report = report_builder.build_report(
-        desired=Desired(profiles={id_: profile}),
-        observed={},
-        capabilities=CAPABILITIES,
-        sandboxes={},
-        outcomes=[outcome],
+        report_builder.PassResult(
+            desired=Desired(profiles={id_: profile}),
+            observed={},
+            capabilities=CAPABILITIES,
+            sandboxes={},
+            outcomes=[outcome],
+        )
     )
     common = {
         "kind": "apparmor",
@@ -151,7 +155,13 @@ def test_a_duplicate_key_has_its_own_row():
     desired = Desired(profiles={ID: PROFILE}, duplicates={duplicate: ID})
     outcome = Outcome(action=INSTALL, result="done", version=VERSION)
     report = report_builder.build_report(
-        desired=desired, observed={}, capabilities=CAPABILITIES, sandboxes={}, outcomes=[outcome]
+        report_builder.PassResult(
+            desired=desired,
+            observed={},
+            capabilities=CAPABILITIES,
+            sandboxes={},
+            outcomes=[outcome],
+        )
     )
     assert [(row.key, row.why, row.installed) for row in report.profiles] == [
         ("audit.json", "new", "b"),
@@ -163,11 +173,13 @@ def test_a_removal_does_not_repeat_the_findings_of_the_profile():
     """Warnings and notices describe installed profiles, and not removed profiles."""
     outcome = Outcome(action=REMOVE, result="done", version=VERSION)
     report = report_builder.build_report(
-        desired=Desired(profiles={ID: PROFILE}),
-        observed={},
-        capabilities=CAPABILITIES,
-        sandboxes={},
-        outcomes=[outcome],
+        report_builder.PassResult(
+            desired=Desired(profiles={ID: PROFILE}),
+            observed={},
+            capabilities=CAPABILITIES,
+            sandboxes={},
+            outcomes=[outcome],
+        )
     )
     assert report.profiles[0].findings == ()
 
@@ -187,17 +199,19 @@ def test_profile_sets_have_four_states_and_kinds_have_three_states():
         Unreadable(profile_set="d", reason="EIO"),
     ]
     report = report_builder.build_report(
-        desired=Desired(profile_sets={snapshot.profile_set: snapshot for snapshot in sets}),
-        capabilities=CAPABILITIES,
-        sandboxes={},
-        observed={
-            "seccomp": Observation(profiles={}),
-            "apparmor": Unsupported(finding=FAILED),
-        },
-        outcomes=[],
-        findings=[WARNED],
-        dry_run=True,
-        seconds={"read": 1.0},
+        report_builder.PassResult(
+            desired=Desired(profile_sets={snapshot.profile_set: snapshot for snapshot in sets}),
+            capabilities=CAPABILITIES,
+            sandboxes={},
+            observed={
+                "seccomp": Observation(profiles={}),
+                "apparmor": Unsupported(finding=FAILED),
+            },
+            outcomes=[],
+            findings=[WARNED],
+            dry_run=True,
+            seconds={"read": 1.0},
+        )
     )
     expected = Report(
         profiles=(),
@@ -223,11 +237,13 @@ def test_profile_sets_have_four_states_and_kinds_have_three_states():
         ("source_unreadable", "d"),
     ]
     unobservable = report_builder.build_report(
-        desired=Desired(),
-        observed={"apparmor": Unobservable(finding=FAILED)},
-        capabilities=CAPABILITIES,
-        sandboxes={},
-        outcomes=[],
+        report_builder.PassResult(
+            desired=Desired(),
+            observed={"apparmor": Unobservable(finding=FAILED)},
+            capabilities=CAPABILITIES,
+            sandboxes={},
+            outcomes=[],
+        )
     )
     assert unobservable.kind_support == {"apparmor": KindSupport(state="unknown", finding=FAILED)}
 
@@ -241,11 +257,13 @@ def test_a_report_has_the_state_of_the_sandbox_and_a_finding_if_it_is_missing():
         (None, None, ()),
     ):
         built = report_builder.build_report(
-            desired=Desired(),
-            observed=observed,
-            capabilities=CAPABILITIES,
-            sandboxes={"apparmor": sandbox, "seccomp": None},
-            outcomes=[],
+            report_builder.PassResult(
+                desired=Desired(),
+                observed=observed,
+                capabilities=CAPABILITIES,
+                sandboxes={"apparmor": sandbox, "seccomp": None},
+                outcomes=[],
+            )
         )
         assert built.kind_support == {
             "apparmor": KindSupport(state="enabled", sandboxed=sandboxed),
@@ -315,14 +333,16 @@ def test_a_report_has_the_names_of_accepted_and_rejected_keys():
     """The name of a rejected key must not get the label of an installed profile."""
     other = KeyId(kind="seccomp", profile_set=ID.profile_set, key="other.json")
     report = report_builder.build_report(
-        desired=Desired(
-            profiles={ID: PROFILE},
-            rejections={other: Rejection(id=other, findings=(FAILED,), names=("other.json",))},
-        ),
-        observed={"seccomp": Observation(profiles={}), "apparmor": Observation(profiles={})},
-        capabilities=CAPABILITIES,
-        sandboxes={},
-        outcomes=[],
+        report_builder.PassResult(
+            desired=Desired(
+                profiles={ID: PROFILE},
+                rejections={other: Rejection(id=other, findings=(FAILED,), names=("other.json",))},
+            ),
+            observed={"seccomp": Observation(profiles={}), "apparmor": Observation(profiles={})},
+            capabilities=CAPABILITIES,
+            sandboxes={},
+            outcomes=[],
+        )
     )
     assert report.desired_names == {"seccomp": frozenset(["audit.json", "other.json"])}
 

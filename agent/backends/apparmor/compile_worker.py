@@ -15,7 +15,7 @@ from typing import Final
 
 from agent.backends.apparmor import memory_budget
 from agent.backends.apparmor.compile_queue import CompileQueue, CompileTask
-from agent.backends.apparmor.parser import Parser, ParserRun, RunFailure
+from agent.backends.apparmor.parser import Parser, ParserLimits, ParserRun, RunFailure
 from agent.backends.apparmor.policy_cache import ParserResult
 
 # At most this number of parsers run at the same time, if processors and memory allow.
@@ -182,8 +182,9 @@ class CompileWorker:
             return self._parser.run(
                 task.text,
                 task.features,
-                cpu_seconds=self._queue.slice_seconds(task),
-                memory_bytes=memory,
+                limits=ParserLimits(
+                    cpu_seconds=self._queue.slice_seconds(task), memory_bytes=memory
+                ),
                 is_quick=task.is_quick,
                 is_cancelled=lambda: self._is_cancelled(task),
             )

@@ -184,9 +184,11 @@ def _name(namespace: str, fields: tuple[_Element, ...]) -> str:
 
 
 def _mode(fields: tuple[_Element, ...]) -> str:
-    if len(fields) < 3 or not isinstance(fields[1].value, int):  # noqa: PLR2004 - hat, mode, audit
-        raise PolicyError("a profile's flags are not three numbers")
-    mode = fields[1].value
+    match fields:
+        case (_hat, _Element(value=int(mode)), _audit, *_):
+            pass
+        case _:
+            raise PolicyError("a profile's flags are not three numbers")
     if mode not in MODES:
         raise PolicyError(f"a profile's mode is {mode}, which is unknown")
     return MODES[mode]

@@ -11,6 +11,7 @@ from typing import Final
 
 from agent.backends.apparmor.thread_reader import Thread
 from agent.core.findings import Finding
+from agent.host.file_role import FileRole
 from agent.host.filesystem import Host, HostError
 
 FILE: Final = "confinement.json"
@@ -77,7 +78,7 @@ class ConfinementRecord:
         if not self.may_write or not self._boot_id or is_empty or content == self._content:
             return
         try:
-            self.host.write_file(self.state_dir, FILE, content, mode=0o600, durable=False)
+            self.host.write_file(self.state_dir, FILE, content, role=FileRole.TRANSIENT)
         except HostError as error:
             self.problem = Finding(
                 code="write_failed",

@@ -8,7 +8,7 @@ and `escape_rules` contain the rules for texts and policies.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from agent.backends.apparmor import (
     compiled_policy,
@@ -23,6 +23,7 @@ from agent.backends.apparmor import (
 )
 from agent.backends.apparmor.compile_target import CompileTarget, TargetReader
 from agent.backends.apparmor.compile_worker import CompileWorker
+from agent.backends.apparmor.compiled_policy import DeclaredProfile
 from agent.backends.apparmor.parser import ParserError, RunFailure
 from agent.backends.apparmor.policy_cache import ParserResult, PolicyCache
 from agent.core.findings import Finding, limit_findings
@@ -225,25 +226,30 @@ class Inspector:
             modes={each.name: each.mode for each in declared},
             evidence={each.name: each.evidence for each in declared},
         )
-        warnings = (
-            validation.warnings(declared, text)
-            + container_checks.warnings(declared, text)
-            + escape_rules.warnings(text)
-        )
-        weaker_rules = limit_findings(
-            diagnostics.rule_not_enforced(
-                id_, parser_messages.weaker_rule_line(warning, text), warning
-            )
-            for warning in result.warnings
-        )
         return Profile(
             id=id_,
             version=version,
             source=source_key.content,
             body_size=result.size or len(result.policy),
-            findings=warnings + weaker_rules,
+            findings=_warnings(id_, declared, text, result),
             prefix=source_key.prefix,
         )
+
+
+def _warnings(
+    id_: KeyId, declared: Sequence[DeclaredProfile], text: str, result: ParserResult
+) -> tuple[Finding, ...]:
+    """Return the findings about an accepted text."""
+    weaker_rules = limit_findings(
+        diagnostics.rule_not_enforced(id_, parser_messages.weaker_rule_line(warning, text), warning)
+        for warning in result.warnings
+    )
+    return (
+        *validation.warnings(declared, text),
+        *container_checks.warnings(declared, text),
+        *escape_rules.warnings(text),
+        *weaker_rules,
+    )
 
 
 def _not_checkable(id_: KeyId, reason: str) -> Unchecked:

@@ -238,6 +238,31 @@ def _version_4(name: str, common: Table, conditions: Sequence[Rule]) -> Dialect:
     return Dialect(name=name, table=table, keywords=_KEYWORDS_4)
 
 
+def _expression_modes(identifier: Sequence[Rule]) -> Table:
+    """Return the states of the expressions in conditions and in assignments to booleans."""
+    expression = (
+        Rule("@", _VARIABLE),
+        Rule(r"\$", _BOOLEAN),
+        Rule(r"[()]", r"[()]"),
+        Rule("[=!<>]", r"[=!]=|[<>]=?"),
+        *identifier,
+    )
+    return {
+        State.EXPR_MODE: (_SPACES, Rule(r"\{", r"\{", TokenKind.OPEN, pop=True), *expression),
+        State.ASSIGN_EXPR_MODE: (
+            _BLANKS,
+            _LAST_COMMENT,
+            _CONTINUED,
+            _LAST_LINE_BREAK,
+            *expression,
+        ),
+        State.ASSIGN_EXPR_START: (
+            _SPACES,
+            Rule(r"[=+?:]", r"[+?:]?=", pop=True, push=State.ASSIGN_EXPR_MODE),
+        ),
+    }
+
+
 def _version_5(name: str, word: str, condition: Rule) -> Dialect:
     """Return the lexer of one apparmor_parser 5.x version."""
     identifier = (
@@ -246,16 +271,10 @@ def _version_5(name: str, word: str, condition: Rule) -> Dialect:
         Rule('"', _QUOTED),
     )
     listing = _mode(_LIST, identifier=identifier, conditions=_CONDITIONS_4)
-    expression = (
-        Rule("@", _VARIABLE),
-        Rule(r"\$", _BOOLEAN),
-        Rule(r"[()]", r"[()]"),
-        Rule("[=!<>]", r"[=!]=|[<>]=?"),
-        *identifier,
-    )
     table = {
         **_COMMON_4,
         **_modes(identifier, _CONDITIONS_4),
+        **_expression_modes(identifier),
         State.INITIAL: (
             *_CONDITIONS_4,
             Rule(r"\$", rf"{_BOOLEAN}(?={_BLANK}*[+?:]?=)", push=State.ASSIGN_EXPR_START),
@@ -284,18 +303,6 @@ def _version_5(name: str, word: str, condition: Rule) -> Dialect:
             condition,
             Rule("[=:]", rf":?={_BLANK}*\(", push=State.LIST_COND_PAREN_VAL),
             Rule("[=:]", ":?=", push=State.LIST_COND_VAL),
-        ),
-        State.EXPR_MODE: (_SPACES, Rule(r"\{", r"\{", TokenKind.OPEN, pop=True), *expression),
-        State.ASSIGN_EXPR_MODE: (
-            _BLANKS,
-            _LAST_COMMENT,
-            _CONTINUED,
-            _LAST_LINE_BREAK,
-            *expression,
-        ),
-        State.ASSIGN_EXPR_START: (
-            _SPACES,
-            Rule(r"[=+?:]", r"[+?:]?=", pop=True, push=State.ASSIGN_EXPR_MODE),
         ),
     }
     return Dialect(name=name, table=table, keywords={**_KEYWORDS_4, "if": State.EXPR_MODE})

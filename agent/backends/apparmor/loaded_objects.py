@@ -21,6 +21,7 @@ import msgspec
 
 from agent.core.findings import Finding
 from agent.core.model import Evidence, ObservedProfile
+from agent.host.file_role import FileRole
 from agent.host.filesystem import Host, HostError
 
 FILE: Final = "objects.jsonl"
@@ -130,7 +131,7 @@ class LoadedObjects:
         lines = [_Line(boot=self._boot, loaded=self._own), line]
         content = b"".join(msgspec.json.encode(each) + b"\n" for each in lines)
         try:
-            self.host.write_file(self.state_dir, FILE, content, mode=0o600, durable=False)
+            self.host.write_file(self.state_dir, FILE, content, role=FileRole.TRANSIENT)
         except HostError as error:
             self._problem = Finding(
                 code="write_failed",

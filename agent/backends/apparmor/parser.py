@@ -65,6 +65,27 @@ class ParserRun:
     """The duration of the run."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParserLimits:
+    """What one run of the parser may use."""
+
+    cpu_seconds: float
+    """The CPU time. The wall-clock limit is longer, so that a busy node does not cause a text to be
+    rejected.
+    """
+    memory_bytes: int
+    """The address space."""
+
+    def of_command(self) -> CommandLimits:
+        """Return the limits of the command that runs the parser."""
+        return CommandLimits(
+            seconds=WALL_CLOCK_FACTOR * self.cpu_seconds,
+            memory_bytes=self.memory_bytes,
+            cpu_seconds=max(1, math.ceil(self.cpu_seconds)),
+            output_bytes=_MAX_OUTPUT_BYTES,
+        )
+
+
 class Parser:
     """The apparmor_parser of this machine, with the include directories that the parser reads."""
 
@@ -139,13 +160,12 @@ class Parser:
         except OSError as error:
             raise ParserError(f"{self.path}: {error.strerror}") from error
 
-    def run(  # noqa: PLR0913 - each limit is a separate parameter
+    def run(
         self,
         text: bytes,
         features: Sequence[str],
         *,
-        cpu_seconds: float,
-        memory_bytes: int,
+        limits: ParserLimits,
         is_quick: bool,
         is_cancelled: Callable[[], bool],
     ) -> ParserRun:
@@ -154,34 +174,27 @@ class Parser:
         Args:
             text: the profile text.
             features: the command line options that select the kernel features.
-            cpu_seconds: how many seconds of CPU time the parser may use. The wall-clock limit is
-                longer, so that a text is not rejected because the node is busy.
-            memory_bytes: how many bytes of address space the parser may use.
+            limits: the CPU time and the memory that the parser may use.
             is_quick: whether to omit the simplification of expressions. Such a run takes half the
                 time and produces the same policy, byte for byte (docs/performance.md). For some
                 patterns, however, it needs much more time and memory.
             is_cancelled: called while the parser runs; if it returns True, the run is ended.
         """
-        limits = CommandLimits(
-            seconds=WALL_CLOCK_FACTOR * cpu_seconds,
-            memory_bytes=memory_bytes,
-            cpu_seconds=max(1, math.ceil(cpu_seconds)),
-            output_bytes=_MAX_OUTPUT_BYTES,
-        )
+        command_limits = limits.of_command()
         quick = _QUICK_OPTIONS if is_quick else ()
         argv = [self.path, *_OPTIONS, *quick, "--base", self.include_dir, *features]
         try:
             access = None if self.unsandboxed_reason() else self.access(features)
-            done = self._done(argv, text, limits, access, is_cancelled)
+            done = self._done(argv, text, command_limits, access, is_cancelled)
             stderr = done.stderr
             if not is_quick and done.status > 0 and b" at line " in stderr and b"include" in text:
                 argv.append(parser_messages.INPUT_PATH)
-                located = self._done(argv, text, limits, access, is_cancelled)
+                located = self._done(argv, text, command_limits, access, is_cancelled)
                 stderr = located.stderr if b" in profile " in located.stderr else stderr
         except (HostError, ParserError) as error:
             return ParserRun(outcome=RunFailure.NOT_STARTED, detail=str(error))
-        outcome = _outcome(done, stderr, self._quotable(text), limits)
-        detail = _detail(outcome, done, limits) if isinstance(outcome, RunFailure) else ""
+        outcome = _outcome(done, stderr, self._quotable(text), command_limits)
+        detail = _detail(outcome, done, command_limits) if isinstance(outcome, RunFailure) else ""
         return ParserRun(outcome=outcome, detail=detail, seconds=done.seconds)
 
     def _done(

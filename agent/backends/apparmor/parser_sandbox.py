@@ -27,7 +27,10 @@ _LISTED = re.compile(r"(?:^|\s)(/\S+) \(0x[0-9a-f]+\)\s*$", re.MULTILINE)
 _LIST_SECONDS = 10.0
 _LIST_OUTPUT_BYTES = 1 << 20
 _LIST_MEMORY_BYTES = 256 << 20
-_PT_INTERP = 3  # elf(5)
+# The constants of elf(5).
+_PT_INTERP = 3
+_ELFCLASS64 = 2
+_ELF32_HEADER_BYTES = 52
 
 
 class NotElfError(Exception):
@@ -64,10 +67,10 @@ def interpreter(program: str) -> str:
     """
     with Path(program).open("rb") as file:
         head = file.read(64)
-        if len(head) < 52 or head[:4] != b"\x7fELF":  # noqa: PLR2004 - a 32-bit header
+        if len(head) < _ELF32_HEADER_BYTES or head[:4] != b"\x7fELF":
             raise NotElfError
         order = "<" if head[5] == 1 else ">"
-        is_64_bit = head[4] == 2  # noqa: PLR2004 - ELFCLASS64
+        is_64_bit = head[4] == _ELFCLASS64
         offset, size, count = _program_headers(head, order, is_64_bit=is_64_bit)
         for index in range(count):
             file.seek(offset + index * size)

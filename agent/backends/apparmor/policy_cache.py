@@ -15,6 +15,7 @@ import msgspec
 from agent.backends.apparmor import compiled_policy
 from agent.backends.apparmor.compiled_policy import DeclaredProfile
 from agent.core.model import digest
+from agent.host.file_role import FileRole
 from agent.host.filesystem import Host, HostError
 from agent.host.stat_signature import modified_ns
 
@@ -116,7 +117,7 @@ class PolicyCache:
             if self.write:
                 content = _encode(result)
                 sizes = self._make_room(key, len(content))
-                self.host.write_file(self.directory, key, content, mode=0o600, durable=False)
+                self.host.write_file(self.directory, key, content, role=FileRole.TRANSIENT)
                 sizes[key] = len(content)
                 return
         except (HostError, UnicodeEncodeError):

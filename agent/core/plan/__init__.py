@@ -59,7 +59,7 @@ from agent.core.desired import Desired
 from agent.core.model import KeyId, LedgerEntry, Observation, Observed, ProfileKind
 from agent.core.ownership import is_installed_by_agent, owned_names
 from agent.core.plan.claims import claimed_names
-from agent.core.plan.context import PlanContext, plan_context
+from agent.core.plan.context import PlanContext
 from agent.core.plan.desired_keys import DesiredKeyPlanner
 from agent.core.plan.last_good import plan_without_version
 from agent.core.plan.options import PlanOptions
@@ -100,12 +100,12 @@ def plan(
     actions: list[Action] = []
     for kind, observation in observed.items():
         if isinstance(observation, Observation):
-            context = plan_context(
+            context = PlanContext(
                 kind=kind,
                 capabilities=capabilities[kind],
                 options=options,
                 desired=desired,
-                entries=entries,
+                entries={id_: entry for id_, entry in entries.items() if id_.kind == kind},
                 observation=observation,
             )
             actions += _plan_kind(context)

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from agent.core.desired import Desired
 from agent.core.model import KeyId, LedgerEntry, Observation, ObservedProfile, ProfileKind
@@ -10,7 +11,7 @@ from agent.core.plan.options import PlanOptions
 from agent.core.ports import Capabilities
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class PlanContext:
     """The complete and immutable input of the decisions about one kind."""
 
@@ -22,11 +23,25 @@ class PlanContext:
     """The ledger entries of this kind."""
 
     observation: Observation
-    owners: Mapping[str, Sequence[LedgerEntry]]
-    """The entries that own each name."""
 
-    providers: Mapping[str, KeyId]
-    """The accepted key that provides each name."""
+    @cached_property
+    def owners(self) -> Mapping[str, Sequence[LedgerEntry]]:
+        """The entries that own each name."""
+        owners: dict[str, list[LedgerEntry]] = {}
+        for entry in self.entries.values():
+            for name in owned_names(entry):
+                owners.setdefault(name, []).append(entry)
+        return owners
+
+    @cached_property
+    def providers(self) -> Mapping[str, KeyId]:
+        """The accepted key that provides each name."""
+        return {
+            name: id_
+            for id_, profile in self.desired.profiles.items()
+            if id_.kind == self.kind
+            for name in profile.version.names
+        }
 
     def owners_of(self, name: str) -> Sequence[LedgerEntry]:
         """Return the entries that own a name."""
@@ -70,38 +85,6 @@ class PlanContext:
         )
         candidates = (entry, *same_version)
         return next((other for other in candidates if is_intact(other, name, profile)), None)
-
-
-def plan_context(  # noqa: PLR0913 - keyword-only
-    *,
-    kind: ProfileKind,
-    capabilities: Capabilities,
-    options: PlanOptions,
-    desired: Desired,
-    entries: Mapping[KeyId, LedgerEntry],
-    observation: Observation,
-) -> PlanContext:
-    """Build the context of one kind from the input of all kinds."""
-    own_entries = {id_: entry for id_, entry in entries.items() if id_.kind == kind}
-    owners: dict[str, list[LedgerEntry]] = {}
-    for entry in own_entries.values():
-        for name in owned_names(entry):
-            owners.setdefault(name, []).append(entry)
-    return PlanContext(
-        kind=kind,
-        capabilities=capabilities,
-        options=options,
-        desired=desired,
-        entries=own_entries,
-        observation=observation,
-        owners=owners,
-        providers={
-            name: id_
-            for id_, profile in desired.profiles.items()
-            if id_.kind == kind
-            for name in profile.version.names
-        },
-    )
 
 
 def sorted_keys(ids: Collection[KeyId], kind: ProfileKind) -> list[KeyId]:

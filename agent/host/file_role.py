@@ -1,0 +1,24 @@
+"""The use of a file that the agent writes, which decides how filesystem.py writes the file."""
+
+import enum
+
+
+class FileRole(enum.Enum):
+    """The use of a file that the agent writes."""
+
+    PROFILE = "profile"
+    """Read by other programs."""
+    RECORD = "record"
+    """Read by the agent only, also after a crash of the machine."""
+    TRANSIENT = "transient"
+    """Not needed after a crash of the machine, which can leave any content in the file."""
+
+    @property
+    def mode(self) -> int:
+        """The permissions of the file."""
+        return 0o644 if self is FileRole.PROFILE else 0o600
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether a write waits until the content is on the disk."""
+        return self is not FileRole.TRANSIENT
