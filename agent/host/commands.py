@@ -1,8 +1,8 @@
-"""Starts programs of this machine with limits, and reads their bounded output.
+"""Starts programs of this machine with limits, and reads their output up to a limit.
 
-No other module starts a process. A command is a list of arguments with an absolute path, and has a
-time limit and resource limits. The command never runs longer than the block that started it.
-landlock.py restricts the files that a command can open.
+No other module starts a process. A command is a list of arguments whose first argument is an
+absolute path, and it has a time limit and resource limits. A command never runs longer than the
+block that started it. landlock.py restricts the files that a command can open.
 """
 
 import contextlib
@@ -23,12 +23,13 @@ from typing import IO, Final
 from agent.host import landlock
 from agent.host.filesystem import translated_errors
 
-CANCEL_CHECK_SECONDS: Final = 0.1  # how often a running command is checked for cancellation
+# the interval at which a running command is checked for cancellation
+CANCEL_CHECK_SECONDS: Final = 0.1
 _ENVIRONMENT: Final = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
 class Limit(enum.Enum):
-    """The limit that ended a command."""
+    """The limit that a command exceeded."""
 
     WALL_CLOCK = "wall_clock"
     CPU_TIME = "cpu_time"
@@ -38,7 +39,7 @@ class Limit(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandLimits:
-    """The limits of one command."""
+    """The limits that apply to one command."""
 
     seconds: float
     """The wall-clock time after which the command is killed."""
@@ -89,14 +90,14 @@ def started(
     limits: CommandLimits,
     sandbox: landlock.Access | None = None,
 ) -> Iterator["Running"]:
-    """Start a command and yield it. The command is killed when the block ends.
+    """Start a command, and yield it. The command is killed when the block ends.
 
     Args:
-        argv: the arguments; the first one is an absolute path on this machine.
-        stdin: the standard input.
-        limits: also apply to each process that the command starts.
-        sandbox: the only files that the command can open, besides its standard input; None for no
-            restriction.
+        argv: the arguments; the first argument is an absolute path on this machine.
+        stdin: the content of the standard input.
+        limits: the limits, which also apply to each process that the command starts.
+        sandbox: the only files that the command can open in addition to its standard input; None
+            means that it can open all files.
 
     Raises:
         HostError: the command could not be started.
@@ -115,21 +116,23 @@ def started(
             if sandbox is None:
                 start()
             else:
-                # The child inherits the restrictions of the thread that starts it. The command may
-                # open its standard input by name (/proc/self/fd/0).
+                # The child process inherits the restrictions of the thread that starts it. The
+                # command may open its standard input by name (/proc/self/fd/0).
                 readable = (*sandbox.read, f"/proc/self/fd/{standard_input.fileno()}")
                 landlock.run(start, replace(sandbox, read=readable))
-            # This process sets the limits after the fork, because code between fork and exec could
-            # deadlock on a lock that another thread held during the fork.
+            # This process sets the limits after the fork. Code that runs between fork and exec
+            # could deadlock on a lock that another thread held during the fork.
             yield Running(children[0], (out, err), limits)
         finally:
             children.end()
 
 
 class _Children:
-    """The started processes. A process that another thread starts after `end` is killed at once.
+    """Tracks the processes that were started. If another thread starts a process after `end`, the
+    process is killed at once.
 
-    A signal handler may raise in this thread while the other thread is still starting the process.
+    A signal handler may raise an exception in this thread while another thread is still starting
+    the process.
     """
 
     def __init__(self) -> None:
@@ -193,22 +196,23 @@ class Running:
     def result(self, is_cancelled: Callable[[], bool] = lambda: False) -> Exited:
         """Wait until the command ends, and return its result.
 
-        The command is killed when its time is over, or when `is_cancelled` returns true. The output
-        limit is also reported if a child process of the command reached the limit.
+        The command is killed at its time limit, or when `is_cancelled` returns True. If a child
+        process of the command reaches the output limit, the result reports that limit too.
         """
         limit = None
         deadline = self._begin + self._limits.seconds
         while self._waiter.is_alive():
-            # The limits are set again for a process that was being forked when they were set first.
+            # The limits are set again for processes that were being forked while the limits were
+            # set for the first time.
             _set_limits(self._child.pid, self._resource_limits)
             remaining = deadline - time.monotonic()
             if remaining <= 0 or is_cancelled():
                 limit = Limit.WALL_CLOCK if remaining <= 0 else Limit.CANCELLED
                 _kill(self._child)
                 break
-            # Popen.wait sleeps up to 50 ms longer than the process runs.
+            # Popen.wait returns up to 50 ms after the end of the process.
             self._waiter.join(min(remaining, CANCEL_CHECK_SECONDS))
-        _kill(self._child)  # A process that the command started may still be running.
+        _kill(self._child)  # A process that the command started may still run.
         outputs = []
         for file in self._output:
             file.seek(0)
@@ -226,7 +230,7 @@ class Running:
         )
 
     def _reached_limit(self, written_bytes: int) -> Limit | None:
-        """Return the limit that a failed command reached."""
+        """Return the limit that a failed command exceeded."""
         if self._child.returncode == -signal.SIGXFSZ:
             return Limit.OUTPUT
         if self._child.returncode == -signal.SIGXCPU:
@@ -239,8 +243,8 @@ class Running:
 def _set_limits(process: int, limits: Mapping[int, tuple[int, int]]) -> None:
     """Set the resource limits of a process and of all its descendants. Raises OSError.
 
-    A process inherits the limits of its parent when it is forked. Processes that were forked
-    earlier are found in /proc.
+    A process inherits the limits of its parent when it is forked. Processes that were forked before
+    the limits were set are found in /proc.
     """
     processes = [process]
     while processes:
@@ -255,9 +259,9 @@ def _set_limits(process: int, limits: Mapping[int, tuple[int, int]]) -> None:
 
 
 def _cpu_seconds(process: int) -> float:
-    """Return the CPU time of an ended process and of the children that it waited for.
+    """Return the CPU time of an ended process and of the children that the process waited for.
 
-    Returns 0 if /proc does not show the process (proc(5): stat, fields 14 to 17).
+    If /proc does not show the process, the result is 0 (proc(5): stat, fields 14 to 17).
     """
     try:
         fields = Path(f"/proc/{process}/stat").read_text("utf-8", "replace").rpartition(")")[2]
@@ -268,10 +272,10 @@ def _cpu_seconds(process: int) -> float:
 
 
 def _kill(child: "subprocess.Popen[bytes]") -> None:
-    """Kill a process with its process group, and reap the process.
+    """Kill a process and its process group, and reap the process.
 
-    The group is killed before the process is reaped, because the kernel can reuse the group id
-    after the process is reaped.
+    The group is killed first, because the kernel can reuse the ID of the group after the process is
+    reaped.
     """
     if child.returncode is None:
         with contextlib.suppress(ProcessLookupError):

@@ -1,9 +1,9 @@
-"""Reads and writes files of the host, all of them under one root directory.
+"""Reads and writes files of the host under one root directory.
 
-A path is resolved under the root. No symbolic link in a path leads out of the root, and a write
-never follows a link in the last component. At every moment, and after a crash, a file has either
-its old content or its new content. This module raises each OSError as a HostError. commands.py
-starts programs.
+All paths are resolved under this root. No symbolic link in a path leads out of the root, and a
+write never follows a link in the last component. Even after a crash, a file has either its old
+content or its new content. This module converts each OSError into a HostError. commands.py starts
+programs.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from agent.host import reading, stat_signature, temporary_files
 from agent.host.file_role import FileRole
 from agent.host.stat_signature import Signature
 
-_LINK_LIMIT: Final = 40  # the kernel's limit on symbolic links in a path: path_resolution(7)
+_LINK_LIMIT: Final = 40  # the kernel's limit of symbolic links in one path: path_resolution(7)
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class HostError(Exception):
-    """An operation on a file or a command failed. The error has the path and the errno."""
+    """An operation on a file or a command failed. The error contains the path and the errno."""
 
     def __init__(self, path: str, error: OSError) -> None:
         super().__init__(f"{path}: {error.strerror or error}")
@@ -34,7 +34,7 @@ class HostError(Exception):
 
 @contextlib.contextmanager
 def translated_errors(path: str) -> Iterator[None]:
-    """Raise each OSError of the block as a HostError for a path or a command."""
+    """Convert each OSError in the block into a HostError for a path or a command."""
     try:
         yield
     except OSError as error:
@@ -42,7 +42,7 @@ def translated_errors(path: str) -> Iterator[None]:
 
 
 class Host:
-    """The files under a root directory, which is `/` on a node or another directory for a trial."""
+    """The files under a root directory, which is `/` on a node and another directory in a trial."""
 
     def __init__(self, root: str | Path = "/") -> None:
         self.root = Path(root)
@@ -50,11 +50,11 @@ class Host:
         self._swept: set[tuple[int, int]] = set()  # the device and inode of each swept directory
 
     def path(self, path: str | PurePosixPath) -> Path:
-        """Return the path on this machine of an absolute path on the host.
+        """Return the path on this machine for an absolute path of the host.
 
-        Links are resolved as the host itself resolves them. An absolute target starts again at the
-        root, and `..` does not lead out of the root. A link in the last component is not resolved.
-        Raises OSError (ELOOP).
+        Links are resolved as on the host itself. An absolute target begins again at the root, and
+        `..` does not lead out of the root. A link in the last component is not resolved. Raises
+        OSError (ELOOP).
         """
         if self._is_system_root:
             return Path(path)
@@ -68,7 +68,7 @@ class Host:
                 continue
             try:
                 target = self.root.joinpath(*resolved, part).readlink()
-            except OSError:  # Opening the path reports an error.
+            except OSError:  # The error is reported when the path is opened.
                 resolved.append(part)
                 continue
             links += 1
@@ -80,14 +80,14 @@ class Host:
         return self.root.joinpath(*resolved, *remaining)
 
     def _resolve(self, path: str) -> str:
-        """Return the result of `path` as a string; the same path if the root is `/`."""
+        """Return the result of `path` as a string, which is the same path if the root is `/`."""
         return path if self._is_system_root else str(self.path(path))
 
     def _directory(self, base: str) -> str:
         return base if self._is_system_root else str(self.path(f"{base}/-").parent)
 
     def read(self, path: str, *, limit: int = 64 << 20) -> bytes:
-        """Return the content of a system file; links are followed. Raises HostError."""
+        """Return the content of a system file, and follow links. Raises HostError."""
         try:
             fd = os.open(self._resolve(path), os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -105,9 +105,9 @@ class Host:
             raise HostError(path, error) from error
 
     def read_once(self, path: str, *, size: int = 64) -> bytes | None:
-        """Return the result of one read(2) that does not wait; None if no data is available yet.
+        """Return the result of one read(2) that does not wait, or None if no data is available yet.
 
-        This method reads kernel files without an end, such as a policy revision. Raises HostError.
+        This method is for kernel files without an end, such as a policy revision. Raises HostError.
         """
         with translated_errors(path):
             fd = os.open(self._resolve(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -119,7 +119,7 @@ class Host:
                 os.close(fd)
 
     def link(self, path: str) -> str:
-        """Return the target of a symbolic link, unresolved. Raises HostError."""
+        """Return the target of a symbolic link without resolving it. Raises HostError."""
         try:
             return os.readlink(self._resolve(path))  # noqa: PTH115 - faster, read for each profile
         except OSError as error:
@@ -131,16 +131,16 @@ class Host:
             return sorted(os.listdir(self._resolve(path)))
 
     def newest(self, path: str) -> Iterator[str]:
-        """Yield the names in a directory in the kernel's order (in securityfs, newest first).
+        """Yield the names in a directory in the kernel's order (newest first in securityfs).
 
-        The order of securityfs is that of Linux, fs/libfs.c: dcache_readdir. Raises HostError.
+        Linux defines this order in fs/libfs.c: dcache_readdir. Raises HostError.
         """
         with translated_errors(path), os.scandir(self._resolve(path)) as entries:
             for entry in entries:
                 yield entry.name
 
     def exists(self, path: str) -> bool:
-        """Return whether a path exists. A dangling link counts as existing. Raises HostError."""
+        """Return whether a path exists, even as a dangling link. Raises HostError."""
         try:
             os.lstat(self._resolve(path))
         except (FileNotFoundError, NotADirectoryError):
@@ -150,16 +150,16 @@ class Host:
         return True
 
     def signature(self, path: str) -> Signature | None:
-        """Return the stat signature of a file; None if the status cannot be read."""
+        """Return the stat signature of a file, or None if its status cannot be read."""
         try:
             return stat_signature.of(os.lstat(self._resolve(path)))
         except OSError:
             return None
 
     def is_loose(self, path: str) -> bool:
-        """Return whether users other than root and the agent's own user can write to a file.
+        """Return whether a user other than root and the agent's own user can write to a file.
 
-        Returns False if the mode of the file cannot be read.
+        If the mode of the file cannot be read, the result is False.
         """
         try:
             status = os.lstat(self._resolve(path))
@@ -172,13 +172,13 @@ class Host:
         try:
             status = Path(self._directory(base)).stat()
         except OSError:
-            return False  # The directory is missing, or reading the directory reports the error.
+            return False  # If the directory cannot be read, a later read reports the error.
         return status.st_uid not in (0, os.geteuid())
 
     def make_private(self, base: str) -> bool:
-        """Remove group's and others' write permission from a directory; return whether it changed.
+        """Remove write permission of group and others from a directory; return whether it changed.
 
-        Only a directory that the agent's own user owns is changed. Raises HostError.
+        The directory is only changed if the agent's own user owns it. Raises HostError.
         """
         with translated_errors(base):
             path = Path(self._directory(base))
@@ -194,13 +194,13 @@ class Host:
     def signatures(
         self, base: str, names: Iterable[str] | None = None
     ) -> dict[str, Signature] | None:
-        """Return stat signatures under a directory, by name; None if the directory cannot be read.
+        """Return stat signatures of files under a directory by name, or None if it cannot be read.
 
         Args:
             base: the directory.
-            names: relative paths without `..`. With None, the result contains all names in the
-                directory, and the directory itself under the name "". A name without a readable
-                signature is omitted.
+            names: relative paths without `..`. If it is None, the result contains all names in the
+                directory, and the directory itself under the name "". If the signature of a name
+                cannot be read, the name is omitted.
         """
         signatures: dict[str, Signature] = {}
         try:
@@ -224,17 +224,17 @@ class Host:
     def read_regular(
         self, base: str, name: str, *, limit: int, private: bool = False
     ) -> bytes | None:
-        """Return the content of a regular file under a directory; None if the file is missing.
+        """Return the content of a regular file under a directory, or None if the file is missing.
 
         Args:
             base: the directory.
-            name: a relative path without `..`, in which no component can be a link.
-            limit: the size limit in bytes.
-            private: reject a file that users other than root and the agent's own user can write to.
+            name: a relative path without `..`; no part of the path may be a link.
+            limit: the largest allowed size in bytes.
+            private: whether to reject a file that other users can write to (see `is_loose`).
 
         Raises:
             HostError: the errno is ELOOP for a link, EINVAL for another type of file, EFBIG for a
-                file over the limit, and EPERM for a file that is not private.
+                file over the limit, or EPERM for a file that is not private.
         """
         with translated_errors(f"{base}/{name}"):
             try:
@@ -272,12 +272,12 @@ class Host:
         """Write a regular file under a directory atomically.
 
         Args:
-            base: the directory; it is created with mode 0755 if it is missing.
+            base: the directory; if it is missing, it is created with mode 0755.
             name: a relative path without `..`.
             content: the new content.
-            new: fail with EEXIST if the name exists. link(2) checks the name, so that a file that
-                another program creates at the same time is never replaced. Without `new`, rename(2)
-                replaces the file.
+            new: whether to fail with EEXIST if the name exists. link(2) makes this check, so that a
+                file that another program creates at the same time is never replaced. Without `new`,
+                rename(2) replaces the file.
             role: determines the permissions of the file, and whether the write waits for the disk.
 
         Raises:
@@ -303,7 +303,7 @@ class Host:
                 os.fsync(fd)
 
     def _sweep_once(self, fd: int) -> None:
-        """Remove the temporary files of an earlier crash in a directory, once per process."""
+        """Remove temporary files that an earlier crash left in a directory, once per process."""
         status = os.fstat(fd)
         directory = (status.st_dev, status.st_ino)
         if directory not in self._swept:
@@ -313,7 +313,7 @@ class Host:
     def append_file(self, base: str, name: str, content: bytes) -> None:
         """Append to a regular file under a directory in one write(2), without waiting for the disk.
 
-        Raises HostError. O_NONBLOCK makes the open of a FIFO without a reader fail immediately.
+        Raises HostError. Because of O_NONBLOCK, opening a FIFO without a reader fails immediately.
         """
         with translated_errors(f"{base}/{name}"), self._parent(base, name, create=False) as parent:
             fd, last = parent
@@ -338,7 +338,7 @@ class Host:
                 return
 
     def write_kernel(self, path: str, content: bytes) -> None:
-        """Write to a kernel interface file in one write(2). Raises HostError."""
+        """Write to an interface file of the kernel in one write(2). Raises HostError."""
         with translated_errors(path):
             fd = os.open(self._resolve(path), os.O_WRONLY | os.O_CLOEXEC)
             try:
@@ -349,9 +349,9 @@ class Host:
 
     @contextlib.contextmanager
     def lock(self, base: str, name: str) -> Iterator[bool]:
-        """Lock a file under a directory until the block ends; yield whether the file was locked.
+        """Lock a file under a directory until the block ends, and yield whether the lock was taken.
 
-        The kernel releases the lock when the process ends in any way (flock(2)). Raises HostError.
+        The kernel releases the lock when the process ends (flock(2)). Raises HostError.
         """
         with translated_errors(f"{base}/{name}"), self._parent(base, name, create=True) as parent:
             fd, last = parent
@@ -369,9 +369,9 @@ class Host:
 
     @contextlib.contextmanager
     def _parent(self, base: str, name: str, *, create: bool) -> Iterator[tuple[int, str]]:
-        """Yield a descriptor of the parent directory of a name, and the last part of the name.
+        """Yield a descriptor for the parent directory of a name, with the last part of the name.
 
-        No symbolic link under `base` is followed. Raises OSError.
+        The method follows no symbolic link under `base`. Raises OSError.
         """
         parts = PurePosixPath(name).parts
         if not parts or name.startswith("/") or any(part in ("..", ".") for part in parts):

@@ -1,10 +1,10 @@
-"""Runs a function in a thread that has permanently given up access to files (Landlock).
+"""Runs a function in a thread that has given up access to files permanently (Landlock).
 
-A restricted thread, and every program that it starts, can open only the listed files. The other
-threads of the agent are not affected, and no capability is necessary. The rules follow the kernel's
-Documentation/userspace-api/landlock.rst and landlock(7). Landlock restricts opening, reading,
-writing, creating, removing and executing files, and in newer ABI versions the network and signals.
-Landlock does not restrict stat(2), chmod(2), chown(2) or access(2).
+A restricted thread, and every program that it starts, can open only the listed files. Other threads
+of the agent are not affected, and the restriction needs no capability. The implementation follows
+the kernel's Documentation/userspace-api/landlock.rst and landlock(7). Landlock restricts opening,
+reading, writing, creating, removing and executing files, and in newer ABI versions the network and
+signals. Landlock does not restrict stat(2), chmod(2), chown(2) or access(2).
 """
 
 import ctypes
@@ -18,20 +18,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
 
-# The system call numbers are the same on every architecture.
+# These system call numbers are the same on every architecture.
 _CREATE_RULESET: Final = 444
 _ADD_RULE: Final = 445
 _RESTRICT_SELF: Final = 446
-# linux/landlock.h
+# constants from linux/landlock.h
 _CREATE_RULESET_VERSION: Final = 1
 _RULE_PATH_BENEATH: Final = 1
 _LOG_SAME_EXEC_OFF: Final = 1
 EXECUTE: Final = 1 << 0
 READ_FILE: Final = 1 << 2
 READ_DIR: Final = 1 << 3
-# linux/prctl.h
+# constants from linux/prctl.h
 _PR_SET_NO_NEW_PRIVS: Final = 38
-# A path that cannot be opened because of one of these errors gets no rule, so the path stays
+# If a path cannot be opened because of one of these errors, it gets no rule, so it stays
 # inaccessible.
 _UNREACHABLE: Final = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.EBADFD}
@@ -51,8 +51,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Access:
     """The files that a restricted thread can open.
 
-    Access to all other files, and every write, is denied. Missing paths are omitted. A symbolic
-    link gives access to its target.
+    All other files, and all writes, are denied. Missing paths are omitted. A symbolic link gives
+    access to its target.
     """
 
     read: Sequence[str]
@@ -96,8 +96,8 @@ def handled(version: int) -> Handled:
 def run(function: Callable[[], _Result], access: Access) -> _Result:
     """Call a function in a new restricted thread and return its result.
 
-    Raises OSError, without calling the function, if the thread cannot be restricted. If a signal
-    handler raises in the calling thread, the function may continue to run.
+    If the thread cannot be restricted, the function is not called, and OSError is raised. If a
+    signal handler raises an exception in the calling thread, the function may continue to run.
     """
     results: list[_Result] = []
     errors: list[BaseException] = []
@@ -122,10 +122,11 @@ def run(function: Callable[[], _Result], access: Access) -> _Result:
 
 @functools.cache
 def missing() -> str:
-    """Return why threads of this process cannot be restricted; empty if Landlock works.
+    """Return why threads of this process cannot be restricted, or "" if Landlock works.
 
-    A thread restricts itself and tries to open a directory. Raises OSError if the attempt fails for
-    a reason that is unrelated to the kernel's support (no memory, no descriptor).
+    To find out, a thread restricts itself and tries to open a directory. Raises OSError if the
+    attempt fails for a reason other than the kernel's support, for example because no memory or no
+    descriptor is left.
     """
     try:
         effective = run(_is_denied, Access(read=()))
@@ -155,7 +156,8 @@ def _restrict(access: Access) -> None:
             _allow(ruleset, path, READ_FILE | READ_DIR)
         for path in access.execute:
             _allow(ruleset, path, READ_FILE | EXECUTE)
-        # Without CAP_SYS_ADMIN, the kernel requires no_new_privs. Other threads are not affected.
+        # Without CAP_SYS_ADMIN, the kernel requires no_new_privs for Landlock. Other threads are
+        # not affected.
         if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
             raise _error()
         # The agent disables the audit records of denials, because it reports denials itself.

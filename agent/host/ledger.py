@@ -1,10 +1,10 @@
-"""The ledger records the profiles that this agent installed, in small files that survive a crash.
+"""Records the profiles that this agent installed, in small files that survive a crash.
 
 STATE/entries/<sha256 of kind, profile set and key>.json contains one entry. STATE/bodies/<sha256>
-contains bytes that entries refer to. STATE/lock prevents a second agent from running. An entry with
-a newer schema stops all changes, because its meaning is unknown. A damaged entry counts as absent
-and is reported, and no profile is removed because of the entry. An entry proves ownership only if
-no user except root and the agent's own can write it.
+contains bytes that entries reference. STATE/lock prevents a second agent from running. If an entry
+has a newer schema, nothing on the node is changed, because the meaning of the entry is unknown. A
+damaged entry counts as absent. It is reported, and no profile is removed because of it. An entry is
+only a proof of ownership if no user except root and the agent's own user can write it.
 """
 
 import contextlib
@@ -28,14 +28,14 @@ from agent.host.stat_signature import Signature
 
 SCHEMA = 1
 _LIMIT = 16 << 20
-# The size of all files with entries. 6,000 names need about 8 MiB.
+# This limits the size of all entry files together. 6,000 names need about 8 MiB.
 READ_BYTES: Final = 32 << 20
 READ_ENTRIES: Final = 2 * LIMITS.ledger_entries
 _ENTRIES = "entries"
 _BODIES = "bodies"
-# Only bytes under a digest and temporary files of interrupted writes may be removed.
+# Only files with the name of a digest, and temporary files of interrupted writes, may be removed.
 _REMOVABLE_BODY: Final = re.compile(rf"[0-9a-f]{{64}}|{re.escape(temporary_files.PREFIX)}.*")
-# The errors that msgspec raises, including errors for invalid UTF-8 and for deep nesting.
+# msgspec raises these errors, for example for invalid UTF-8 and for deep nesting.
 _DECODING_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 Signatures = dict[str, Signature]
 
@@ -84,17 +84,17 @@ class FileLedger:
         self.revision = 0
         """The number of times that the entries were read. Equal revisions mean equal entries."""
 
-        # the signatures as of the last read or write
+        # the signatures at the last read or write
         self._last_signatures: Signatures | None = None
         self._cached: tuple[Signatures, Mapping[KeyId, LedgerEntry]] | None = None
-        # the names of the stored bytes; None until the directory is listed
+        # the names of the stored bytes, or None until the directory is listed
         self._bodies: set[str] | None = None
 
     def entries(self) -> Mapping[KeyId, LedgerEntry] | Finding:
         """Return all complete entries, or the reason why the ledger cannot be used.
 
-        `findings` contains the damaged entries afterwards. The files are read only if the signature
-        of the directory or of a file changed.
+        After the call, `findings` contains the damaged entries. The files are only read if the
+        signature of the directory or of a file has changed.
         """
         base = f"{self.directory}/{_ENTRIES}"
         signatures = self._last_signatures = self._read_signatures()
@@ -131,7 +131,7 @@ class FileLedger:
         return entries
 
     def _refusal_reason(self, base: str, signatures: Signatures | None) -> Finding | None:
-        """Return why the entries must not be read; None if the entries can be read."""
+        """Return why the entries must not be read, or None if they may be read."""
         for directory in (self.directory, base):
             if self.host.is_owned_by_others(directory):
                 return _not_private(directory)
@@ -139,14 +139,15 @@ class FileLedger:
         return _too_large(base) if is_too_large else None
 
     def make_private(self) -> tuple[str, ...]:
-        """Make the directories private to the agent's user; return the changed directories.
+        """Make the directories private to the agent's user, and return the changed directories.
 
-        An emptyDir volume has mode 0777. Entries that other users wrote earlier stay damaged.
+        This is necessary because an emptyDir volume has mode 0777. Entries that other users could
+        write before stay damaged.
         """
         directories = (self.directory, f"{self.directory}/{_ENTRIES}")
         changed = []
         for directory in directories:
-            # On a read-only file system, each write reports the error.
+            # If the file system is read-only, each write reports the error.
             with contextlib.suppress(HostError):
                 if self.host.make_private(directory):
                     changed.append(directory)
@@ -157,11 +158,11 @@ class FileLedger:
         return self._read_signatures() == self._last_signatures
 
     def _read_signatures(self) -> Signatures | None:
-        """Return the signature of the directory (under "") and of each file in it."""
+        """Return the signature of the directory (under the name "") and of each file in it."""
         return self.host.signatures(f"{self.directory}/{_ENTRIES}")
 
     def _record_write(self, name: str) -> None:
-        """Record only the signatures that a write by this process changed."""
+        """Record only the signatures of files that this process wrote."""
         base = f"{self.directory}/{_ENTRIES}"
         signatures = dict(self._last_signatures or {})
         for key, path in ((name, f"{base}/{name}"), ("", base)):
@@ -173,11 +174,11 @@ class FileLedger:
         self._last_signatures = signatures
 
     def invalidate(self) -> None:
-        """Make the next read read every entry, and list the stored bytes again."""
+        """Make the next read process every entry, and list the stored bytes again."""
         self._cached = self._bodies = None
 
     def _entry(self, base: str, name: str) -> LedgerEntry | Finding | None:
-        """Read one entry. An entry that other users may write counts as damaged."""
+        """Read one entry. If other users may write an entry, it counts as damaged."""
         try:
             content = self.host.read_regular(base, name, limit=_LIMIT, private=True)
         except HostError as error:
@@ -232,7 +233,7 @@ class FileLedger:
         return None
 
     def store_content(self, content: bytes) -> Finding | None:
-        """Store bytes under their sha256, unless the ledger already has the complete bytes."""
+        """Store bytes under their sha256 digest, unless the complete bytes are already stored."""
         digest = model.digest(content)
         if self.content(digest) is not None:
             return None
@@ -240,7 +241,7 @@ class FileLedger:
         return self._write(_BODIES, digest, content)
 
     def has_content(self, digest: str) -> bool:
-        """Return whether a file has the name of the bytes; True if the directory cannot be read."""
+        """Return whether these bytes are stored; True if the directory cannot be read."""
         if self._bodies is None:
             base = f"{self.directory}/{_BODIES}"
             try:
@@ -250,7 +251,7 @@ class FileLedger:
         return digest in self._bodies
 
     def content(self, digest: str) -> bytes | None:
-        """Return the bytes with a sha256; None if the file is missing, unreadable or damaged."""
+        """Return the bytes with a sha256 digest, or None if they cannot be read or are damaged."""
         try:
             content = self.host.read_regular(f"{self.directory}/{_BODIES}", digest, limit=_LIMIT)
         except HostError:
@@ -258,7 +259,7 @@ class FileLedger:
         return content if content is not None and model.digest(content) == digest else None
 
     def sweep(self, entries: Mapping[KeyId, LedgerEntry]) -> None:
-        """Remove bytes that no entry refers to. A failure only wastes disk space."""
+        """Remove stored bytes that no entry references. A failure only wastes disk space."""
         used = {
             digest
             for entry in entries.values()
@@ -302,7 +303,7 @@ def _too_large(directory: str) -> Finding:
 def _not_private(directory: str) -> Finding:
     """Report a ledger that may contain forged entries.
 
-    A forged entry could remove foreign files.
+    With a forged entry, the agent could remove foreign files.
     """
     return Finding(
         code="kind_unobservable",
@@ -321,7 +322,7 @@ def _decoded(content: bytes) -> _StoredEntry | None:
 
 
 def _schema(content: bytes) -> int:
-    """Return the schema of an entry that this version cannot read; 0 if the entry is damaged."""
+    """Return the schema of an entry that this version cannot read, or 0 if the entry is damaged."""
     try:
         return msgspec.json.decode(content, type=_Schema).schema
     except _DECODING_ERRORS:

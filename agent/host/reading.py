@@ -1,6 +1,6 @@
-"""The content of an open regular file, read with few system calls.
+"""Reads the content of an open regular file with few system calls.
 
-A buffered stream needs up to six more system calls per file, and allocates a buffer of the size
+A buffered stream would need up to six more system calls per file, and a buffer of the size of the
 limit.
 """
 
@@ -14,17 +14,19 @@ _CHUNK: Final = 1 << 16
 def read_all(fd: int, size: int, limit: int = sys.maxsize - 1) -> bytes:
     """Return the content from the current position to the end.
 
-    A read that requests more than the known size and returns exactly that size has reached the end.
-    For files in /proc and for files that grow, only an empty read marks the end. The first read is
-    never small, because /proc/sys returns a number only to a first read of sufficient size.
+    If a read requests more than the known size and returns exactly that size, it has reached the
+    end. For files in /proc and for growing files, only an empty read shows the end. The first read
+    has a minimum size, because /proc/sys only returns a number to a first read that is large
+    enough.
 
     Args:
         fd: the open file.
-        size: the size that fstat(2) returned.
-        limit: reading stops after limit + 1 bytes, so that the caller notices a larger file.
+        size: the file size that fstat(2) returned.
+        limit: the largest allowed size; at most limit + 1 bytes are read, so that the caller
+            notices a larger file.
 
     Raises:
-        OSError: the file could not be read.
+        OSError: the file cannot be read.
     """
     content = os.read(fd, min(size or _CHUNK, limit) + 1)
     if len(content) == size:

@@ -1,19 +1,19 @@
-"""Stat signatures: values that change whenever the content of a file changes.
+"""Computes stat signatures, which change whenever the content of a file changes.
 
 Each write changes the ctime, and each replacement changes the inode (inode(7)). Only a write
-through a memory mapping can change the times late. Two writes within one tick of the clock of a
-file system can have the same times, so a signature is proof only if the file was already old when
-it was read (git, racy-git.txt).
+through a memory mapping may change the times later. Two writes within one clock tick of a file
+system can have the same times. For this reason, a signature is only a proof if the file was already
+old when it was read (git, racy-git.txt).
 """
 
 import os
 from typing import Final
 
-# the device, the inode, the size, and the mtime and ctime in nanoseconds
+# This is the device, the inode, the size, and the mtime and ctime in nanoseconds.
 Signature = tuple[int, int, int, int, int]
 
-# The clock of file times ticks at least every 10 ms (CONFIG_HZ=100) on a local file system, and
-# every 2 s on the slowest foreign one (the mtime of FAT).
+# The clock for file times ticks at least every 10 ms (CONFIG_HZ=100) on a local file system. The
+# slowest foreign file system has a tick of 2 s (the mtime of FAT).
 SETTLE_NS: Final = 2_500_000_000
 
 
@@ -37,7 +37,7 @@ def is_settled(signature: Signature, read_ns: int) -> bool:
     """Return whether every later write changes the signature.
 
     Args:
-        signature: the signature before and after the file was read.
-        read_ns: the time of reading in Unix nanoseconds.
+        signature: the signature of the file before and after it was read.
+        read_ns: the time of the read in Unix nanoseconds.
     """
     return read_ns - signature[-1] > SETTLE_NS

@@ -1,7 +1,7 @@
-"""Temporary files, which get their final name in one step when they are complete.
+"""Creates temporary files, which get their final name in one step when they are complete.
 
-A process locks each temporary file while it writes it, so that another process removes only files
-that a crash left. filesystem.py decides where files are written.
+A process locks each temporary file while it writes the file, so that another process only removes
+files that a crash left. filesystem.py decides where files are written.
 """
 
 import contextlib
@@ -16,16 +16,17 @@ SUFFIX: Final = ".tmp"
 
 
 def create(directory: int) -> tuple[str, int]:
-    """Create and lock a temporary file; return its name, unique among agents, and a descriptor.
+    """Create and lock a temporary file; return its name, which is unique among agents, and a
+    descriptor.
 
-    The lock marks a file that a process is writing: `sweep` removes all others. If the
-    file was removed between its creation and its lock, another file is created.
+    The lock marks a file that a process is writing; `sweep` removes all other temporary files. If
+    the file was removed before it was locked, another file is created.
     """
     while True:
         name = f"{PREFIX}{secrets.token_hex(8)}{SUFFIX}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         file = os.open(name, flags, 0o600, dir_fd=directory)
-        # On a file system without locks, `sweep` removes nothing.
+        # If the file system has no locks, `sweep` removes nothing.
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         if os.fstat(file).st_nlink:
@@ -42,7 +43,9 @@ def sweep(directory: int) -> None:
 
 
 def _remove_if_stale(name: str, directory: int) -> None:
-    """Remove a temporary file of this user unless a process is writing it. Raises OSError."""
+    """Remove a temporary file of this user, unless a process is writing the file. Raises
+    OSError.
+    """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     file = os.open(name, flags, dir_fd=directory)
     try:

@@ -1,11 +1,11 @@
-"""Wake-ups after changes of files and directories.
+"""Wakes the agent after changes of files and directories.
 
 A wake-up only states that a file or directory may have changed. inotify reports changes quickly,
-but can fail silently if a directory is replaced, the kernel has no watch left, or the event queue
-overflows. For this reason, a poll also compares stat signatures, and wakes the agent in each period
-for every path without a watch. At most WATCH_LIMIT directories are watched, because all processes
-of root share one limit of the kernel. Events for opening and reading are not requested, so that the
-agent's own reads do not wake a thread.
+but it can fail silently if a directory is replaced, the kernel has no free watch, or the event
+queue overflows. For this reason, a poll also compares stat signatures. In each period, it also
+wakes the agent for every path that has no watch. At most WATCH_LIMIT directories are watched,
+because all processes of root share one limit of the kernel. The module does not request events for
+opening and reading, so that the agent's own reads do not wake a thread.
 """
 
 import contextlib
@@ -35,9 +35,8 @@ if TYPE_CHECKING:
     from watchdog.observers.inotify_c import CallbackId, Mask, WatchCallback, WatchDescriptor
 
 POLL_SECONDS: Final = 5.0
-WATCH_LIMIT: Final = 1000  # fs.inotify.max_user_watches can be 8,192 for the whole host
-# The largest number of directories that watchdog can have lost, so that the release of watches
-# ends.
+WATCH_LIMIT: Final = 1000  # The limit fs.inotify.max_user_watches can be 8,192 for the whole host.
+# watchdog cannot lose more directories than this, so the release of watches ends.
 _LOST_LIMIT: Final = 10_000
 CHANGE_EVENTS: Final[list[type[FileSystemEvent]]] = [
     events.DirCreatedEvent,
@@ -55,7 +54,9 @@ _log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger("agent")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Target:
-    """The directory that a path leads to now. The path can lead to another directory later."""
+    """The directory that a path currently leads to. The path may lead to another directory
+    later.
+    """
 
     path: Path
     """The path without symbolic links, because watches do not follow links."""
@@ -65,16 +66,17 @@ class _Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ActiveWatch:
-    """A watch and its directory."""
+    """A watch with its directory."""
 
     target: _Target
     watch: ObservedWatch
 
 
 class _BoundedInotify(InotifyFD):
-    """An inotify instance with at most WATCH_LIMIT directories.
+    """An inotify instance that watches at most WATCH_LIMIT directories.
 
-    watchdog silently ignores a directory that cannot be watched; `is_full` reports that.
+    If a directory cannot be watched, watchdog silently ignores it; `is_full` shows that this has
+    happened.
     """
 
     def __init__(self) -> None:
@@ -92,7 +94,7 @@ class _BoundedInotify(InotifyFD):
 
 
 class _Observer(BaseObserver):
-    """The observer of watchdog, on a bounded inotify instance."""
+    """An observer of watchdog that uses a limited inotify instance."""
 
     def __init__(self) -> None:
         self.inotify = _BoundedInotify()
@@ -109,8 +111,8 @@ class _Observer(BaseObserver):
 class FileWatcher(FileSystemEventHandler):
     """Wakes the agent when a file under one of the paths changes.
 
-    A path that is a file, or missing, is polled every POLL_SECONDS instead, because a watch of its
-    parent directory would report changes of all other files in the directory.
+    If a path is a file or is missing, it is polled every POLL_SECONDS instead, because a watch of
+    its parent directory would report changes of all other files in that directory.
     """
 
     def __init__(
@@ -144,20 +146,21 @@ class FileWatcher(FileSystemEventHandler):
             self.run_period()
 
     def run_period(self) -> None:
-        """Wait for one period, or until `on_report` is called, and poll."""
+        """Wait for one period or for a call of `on_report`, and then poll."""
         is_requested = self._poll_request.wait(POLL_SECONDS)
         self._poll_request.clear()
         self.poll()
-        if not is_requested:  # A wake-up after each pass would cause an endless loop of passes.
+        # Without this condition, each pass would wake the agent and cause another pass.
+        if not is_requested:
             self.wake_for_unwatched()
             self.check_limit()
 
     def on_report(self, *_: object, **__: object) -> None:
-        """Poll immediately: a pass has ended, and may have created a directory."""
+        """Poll immediately, because a pass has ended and may have created a directory."""
         self._poll_request.set()
 
     def install_excepthook(self) -> None:
-        """Record failed threads of watchdog. The previous hook handles all other threads."""
+        """Record failed threads of watchdog. All other threads are handled by the previous hook."""
         previous_hook = threading.excepthook
 
         def hook(args: threading.ExceptHookArgs) -> None:
@@ -173,18 +176,20 @@ class FileWatcher(FileSystemEventHandler):
         threading.excepthook = hook
 
     def _discard_observer(self) -> None:
-        """Discard an observer with a failed thread. Its other threads may not report events."""
+        """Discard an observer that has a failed thread. The other threads of that observer may not
+        report events.
+        """
         failed, self._failed_thread = self._failed_thread, None
         observer, self._observer = self._observer, None
         self._watches = {}
         if failed is not None and observer is not None:
-            # A separate thread stops the observer, because this can fail or block.
+            # Stopping the observer can fail or block, so a separate thread does it.
             stop = threading.Thread(target=_stop, args=(failed, observer), name="end", daemon=True)
             with contextlib.suppress(RuntimeError):  # The system cannot start another thread.
                 stop.start()
 
     def poll(self) -> None:
-        """Wake the agent for each path with a new signature, and update the watches."""
+        """Wake the agent for each path whose signature has changed, and update the watches."""
         for path, reason in self.reasons.items():
             now = signature(path)
             if now != self._signatures[path]:
@@ -193,9 +198,9 @@ class FileWatcher(FileSystemEventHandler):
         self.update_watches()
 
     def wake_for_unwatched(self) -> None:
-        """Wake the agent for each directory without a complete watch.
+        """Wake the agent for each directory that is not completely watched.
 
-        The signature of a directory does not cover its subdirectories.
+        The signature of a directory does not change with its subdirectories.
         """
         for path, reason in self.reasons.items():
             if (path not in self._watches or self._is_over_limit) and _target(path) is not None:
@@ -211,7 +216,7 @@ class FileWatcher(FileSystemEventHandler):
             self._is_over_limit = False
             _log.info("watch_complete")
             if is_full and observer is not None:
-                # The watches of the observer are incomplete, so it is replaced.
+                # The watches of this observer are incomplete, so a new observer replaces it.
                 self._failed_thread = observer
         elif not self._is_over_limit:
             self._set_over_limit()
@@ -222,11 +227,13 @@ class FileWatcher(FileSystemEventHandler):
         self._is_over_limit = True
 
     def update_watches(self) -> None:
-        """Watch each existing directory without a watch. Without inotify only the poll remains."""
+        """Watch each existing directory that has no watch. If inotify is not available, only the
+        poll remains.
+        """
         if self._failed_thread is not None:
             self._discard_observer()
         if self._observer is None:
-            # No inotify instance or no thread is available.
+            # The system has no inotify instance or no thread left.
             with contextlib.suppress(OSError, RuntimeError):
                 observer = _Observer()
                 observer.daemon = True
@@ -257,18 +264,19 @@ class FileWatcher(FileSystemEventHandler):
     def _remove_stale_watch(
         self, observer: BaseObserver, path: Path, target: _Target | None
     ) -> None:
-        """Remove a watch whose thread has ended, or that belongs to another directory."""
+        """Remove a watch if its thread has ended or if it belongs to another directory."""
         active = self._watches.get(path)
         live = {emitter.watch for emitter in observer.emitters if emitter.is_alive()}
         if active is None or (active.target == target and active.watch in live):
             return
         del self._watches[path]
-        with contextlib.suppress(OSError, KeyError):  # Two paths to one directory share a watch.
+        # Two paths that lead to one directory share a watch.
+        with contextlib.suppress(OSError, KeyError):
             observer.unschedule(active.watch)
 
 
 def _is_within_limit(paths: Iterable[Path]) -> bool:
-    """Return whether some paths and their subdirectories are at most WATCH_LIMIT directories."""
+    """Return whether these paths and their subdirectories are at most WATCH_LIMIT directories."""
     remaining = [str(path) for path in paths]
     count = 0
     while remaining:
@@ -285,7 +293,7 @@ def _is_within_limit(paths: Iterable[Path]) -> bool:
 
 
 def _stop(failed: BaseThread, observer: BaseObserver) -> None:
-    """Stop the threads of an observer with a failed thread, and release its watches."""
+    """Stop the threads of an observer that has a failed thread, and release its watches."""
     with contextlib.suppress(Exception):
         for emitter in tuple(observer.emitters):
             group = emitter._inotify if isinstance(emitter, InotifyEmitter) else None  # noqa: SLF001 - watchdog has no public access
@@ -299,7 +307,7 @@ def _stop(failed: BaseThread, observer: BaseObserver) -> None:
 def _release(group: "InotifyWatchGroup") -> None:
     """Release the watches of a group.
 
-    For each lost directory, one attempt fails with a KeyError, after which watchdog forgets the
+    For each lost directory, one attempt fails with a KeyError; after that, watchdog forgets the
     directory.
     """
     for _ in range(_LOST_LIMIT):
@@ -309,7 +317,7 @@ def _release(group: "InotifyWatchGroup") -> None:
 
 
 def _target(path: Path) -> _Target | None:
-    """Return the directory that a path leads to; None if the path does not lead to a directory."""
+    """Return the directory that a path leads to, or None if it leads to no directory."""
     try:
         resolved = Path(os.path.realpath(path, strict=True))
         status = resolved.stat()
@@ -321,9 +329,9 @@ def _target(path: Path) -> _Target | None:
 
 
 def signature(path: Path) -> tuple[Signature, str] | int | None:
-    """Return a value that changes with a file, a directory, or the generation of a mounted volume.
+    """Return a value that changes with a file, a directory or the generation of a mounted volume.
 
-    Returns the errno if the path cannot be read.
+    If the path cannot be read, the result is the errno.
     """
     try:
         status = path.stat()
@@ -331,6 +339,6 @@ def signature(path: Path) -> tuple[Signature, str] | int | None:
         return error.errno
     generation = ""
     with contextlib.suppress(OSError):
-        # the link that the kubelet's AtomicWriter replaces
+        # The kubelet's AtomicWriter replaces this link.
         generation = str((path / "..data").readlink())
     return (stat_signature.of(status), generation)
