@@ -1,10 +1,10 @@
-"""Requests to the API server, sent with urllib3.
+"""Sends requests to the API server with urllib3.
 
-Every request has time limits and a size limit. Requests are not retried, because the caller decides
-when to send a request again. An error status and a missing response are two different errors
-(errors.py). responses.py parses the JSON of responses. credentials.py reads the configuration, and
-connections.py opens the connections. The generated API of the kubernetes package is not used,
-because it needs 27 MiB more memory (measured with kubernetes 37.0.2).
+Every request has time limits and a size limit. This module never repeats a request by itself,
+because the caller decides when to send a request again. An error status and a missing response are
+two different errors (errors.py). responses.py parses the JSON of responses. credentials.py reads
+the configuration, and connections.py opens the connections. The generated API of the kubernetes
+package is not used, because it needs 27 MiB more memory (measured with kubernetes 37.0.2).
 """
 
 import base64
@@ -28,12 +28,13 @@ from agent.kube.errors import StatusError, UnreachableError, WatchNotStartedErro
 from agent.kube.responses import RESPONSE_BYTES, Event, Json
 
 CONNECT_SECONDS: Final = 5.0
-READ_SECONDS: Final = 10.0  # the time between two parts of a response
-RESPONSE_SECONDS: Final = 60.0  # from the request to the last byte of the response
-# For a whole watch. The reflector requests that the server ends each watch after at most 360 s.
+READ_SECONDS: Final = 10.0  # the longest time between two parts of a response
+RESPONSE_SECONDS: Final = 60.0  # the longest time from the request to the last byte of the response
+# This is the time limit of a whole watch. The reflector asks the server to end each watch after at
+# most 360 s.
 WATCH_SECONDS: Final = 600.0
-# Never change the name of the field manager. Server-side apply would leave the labels of the
-# previous manager on the Node.
+# The name of the field manager must never change. With another name, server-side apply would leave
+# the labels of the previous manager on the Node.
 FIELD_MANAGER: Final = "profile-loader"
 JSON_TYPE: Final = "application/json"
 APPLY_PATCH: Final = "application/apply-patch+yaml"
@@ -41,7 +42,7 @@ JSON_PATCH: Final = "application/json-patch+json"
 Query = Sequence[tuple[str, str]]
 
 _NO_RESPONSE: Final = (urllib3.exceptions.HTTPError, OSError)
-# Many messages of urllib3 begin with a class name and an object address.
+# Many messages of urllib3 begin with a class name and the address of an object.
 _PEER: Final = re.compile(r"^\w*Connection\(host='?([^',]*)'?, port=(\d+)\): ")
 
 
@@ -71,8 +72,8 @@ class Api:
         Args:
             kubeconfig: the path of the file; empty in a pod.
             version: the version of the agent, for the User-Agent header.
-            on_request: called after each request with its verb, its status code or
-                "unreachable", and its seconds.
+            on_request: called after each request with its verb, its status code (or "unreachable"),
+                and its duration in seconds.
         """
         self._credentials = Credentials(kubeconfig)
         self._access = self._credentials.current()
@@ -96,9 +97,9 @@ class Api:
     def get_page(
         self, path: str, query: Query, *, accept: str, byte_limit: int
     ) -> tuple[Json, Iterator[Json]]:
-        """Return a page of a list without its items, and an iterator over the items.
+        """Return a page of a list without its items, together with an iterator over the items.
 
-        The iterator parses each item separately and without its managedFields, so that a page with
+        The iterator parses each item separately and without managedFields, so that a page with
         hundreds of thousands of keys needs little memory. The page contains `items: None` if the
         API server sent null. Raises StatusError and UnreachableError; the iterator raises
         UnreachableError.
@@ -170,11 +171,12 @@ class Api:
             query: the query without `watch=true`.
             silence_seconds: the longest time without any bytes from the server.
             accept: the media type of the events.
-            on_start: called after the status line of the response has arrived.
+            on_start: called when the status line of the response has arrived.
 
         Raises:
-            StatusError: for the response, or for an ERROR event (status 410 requires a new list).
-            WatchNotStartedError: no response arrived.
+            StatusError: the response or an ERROR event has an error status; 410 requires a new
+                list.
+            WatchNotStartedError: the server sent no response.
             UnreachableError: the connection broke, or was silent for too long.
         """
         access, pools = self._connection()
@@ -218,10 +220,10 @@ class Api:
         return response
 
     def token_node_uid(self) -> str:
-        """Return the uid of the Node that the token is bound to; empty for an unbound token.
+        """Return the uid of the Node that the token is bound to, or "" for an unbound token.
 
         Kubernetes 1.30 and later include the uid in the tokens of pods (KEP-4193). This method does
-        not verify the token, because the API server does.
+        not verify the token; only the API server does.
         """
         try:
             _header, claims_text, _signature = self._credentials.current().authorization.split(".")
@@ -237,7 +239,7 @@ class Api:
         access = self._credentials.current()
         with self._lock:
             if access != self._access:
-                # Requests in progress continue on their previous connections.
+                # Requests that are already in progress use their previous connections.
                 self._pools.clear()
                 self._access, self._pools = access, connections.pool_manager(access)
             return self._access, self._pools
@@ -249,7 +251,7 @@ class Api:
         request: _Request,
         read_seconds: float,
     ) -> urllib3.BaseHTTPResponse:
-        """Send a request; return its response after the headers have been read."""
+        """Send a request, and return its response after the headers have been read."""
         headers = {"Accept": request.accept, "User-Agent": self._user_agent}
         if access.authorization:
             headers["Authorization"] = access.authorization
@@ -270,9 +272,10 @@ class Api:
         )
 
     def _with_credentials_failure(self, access: ClusterAccess, error: StatusError) -> StatusError:
-        """Return an error; for status 401, add why the credentials could not be read again.
+        """Return the error for a response. For status 401, include why the credentials could not be
+        read again.
 
-        After a 401, the next request also reads the credentials again.
+        After status 401, the next request also reads the credentials again.
         """
         if error.status != HTTPStatus.UNAUTHORIZED:
             return error
@@ -284,10 +287,11 @@ class Api:
 
 
 def _reason(error: Exception) -> str:
-    """Return one line about a failure, without addresses of Python objects."""
+    """Return one line about a failure, without the addresses of Python objects."""
     if isinstance(error, urllib3.exceptions.ReadTimeoutError):
         return "no response in time"
     text = " ".join(str(getattr(error, "reason", None) or error).split())
     text = _PEER.sub(r"\1:\2: ", text)
-    head, _, tail = text.partition(">: ")  # "<urllib3... object at 0x...>: the failure"
+    # The message is "<urllib3... object at 0x...>: the failure".
+    head, _, tail = text.partition(">: ")
     return (tail if head.startswith("<") and tail else text)[:300] or type(error).__name__

@@ -1,7 +1,7 @@
-"""HTTP connections to the API server: time limits and TLS, on urllib3.
+"""Opens HTTP connections to the API server with urllib3, with time limits and TLS.
 
-The time-outs of a socket restart with each byte that arrives, so a deadline per thread bounds the
-whole response. This module does not read the configuration. credentials.py returns the
+The time-out of a socket begins again with each byte that arrives, so each thread has a deadline for
+the whole response. This module does not read the configuration. credentials.py returns the
 `ClusterAccess` for a pool, and client.py sends the requests.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 POOL_SIZE: Final = 4
-# A dead peer is detected after 30 s + 9 * 15 s, also while a response is awaited (tcp(7)).
+# The kernel detects a dead peer after 30 s + 9 * 15 s, even while a response is awaited (tcp(7)).
 _KEEP_ALIVE: Final = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
@@ -35,7 +35,7 @@ _KEEP_ALIVE: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterAccess:
-    """The address of an API server, and the credentials for this server."""
+    """The address of an API server, with the credentials for this server."""
 
     url: str
     authorization: str = field(default="", repr=False)
@@ -62,7 +62,7 @@ class ClusterAccess:
 
 
 class _Deadline(threading.local):
-    """The monotonic time at which the response that this thread reads must be complete."""
+    """The monotonic time by which the response that this thread reads must be complete."""
 
     at: float = math.inf
 
@@ -72,7 +72,7 @@ _deadline = _Deadline()
 
 @contextlib.contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Make every read in this thread raise TimeoutError after the given number of seconds."""
+    """Make every read in this thread raise TimeoutError after a number of seconds."""
     _deadline.at = time.monotonic() + seconds
     try:
         yield
@@ -82,7 +82,9 @@ def deadline(seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _bounded_by_deadline(connection: socket.socket) -> Iterator[None]:
-    """Shorten the time-out of one read to the deadline. Raises TimeoutError after the deadline."""
+    """Shorten the time-out of one read so that it ends at the deadline. Raises TimeoutError after
+    the deadline.
+    """
     configured = connection.gettimeout()
     remaining = _deadline.at - time.monotonic()
     if remaining <= 0:
@@ -112,10 +114,10 @@ class _PlainSocket(socket.socket):
 
 
 class _PlainConnection(HTTPConnection):
-    """A connection without TLS, for a kubeconfig whose server is `kubectl proxy`."""
+    """A connection without TLS, for a kubeconfig that refers to `kubectl proxy`."""
 
     def connect(self) -> None:
-        """Connect, and replace the socket with a socket that respects the deadline."""
+        """Connect, and replace the socket by one that respects the deadline."""
         super().connect()
         connected = self.sock
         timeout = connected.gettimeout()
@@ -128,15 +130,16 @@ class _PlainPool(HTTPConnectionPool):
 
 
 class _TlsConnection(HTTPSConnection):
-    """A TLS connection that verifies chain, dates and address, as kubectl and the kubelet do.
+    """A TLS connection that verifies the certificate chain, the dates and the address, like
+    kubectl.
 
-    Python 3.13 also sets VERIFY_X509_STRICT, which rejects authorities without key usage or key
-    identifiers. The authorities of older clusters lack these extensions
-    (https://github.com/kubernetes-client/python/issues/2394).
+    In addition, Python 3.13 sets VERIFY_X509_STRICT, which rejects authorities without key usage or
+    key identifiers. The authorities of older clusters lack these extensions, so this flag is
+    removed (https://github.com/kubernetes-client/python/issues/2394).
     """
 
     def connect(self) -> None:
-        """Connect with a new context, which reads the file of the authorities again."""
+        """Connect with a new context, which reads the file with the authorities again."""
         self.ssl_context = create_urllib3_context(cert_reqs=resolve_cert_reqs(self.cert_reqs))
         self.ssl_context.sslsocket_class = _TlsSocket
         self.ssl_context.verify_flags &= ~ssl.VERIFY_X509_STRICT

@@ -1,8 +1,9 @@
-"""Reads credentials for the API server with the kubernetes package, again every minute.
+"""Reads the credentials for the API server with the kubernetes package, and renews them every
+minute.
 
-The package's own renewal is not used, because it compares times of day and does not cover every
-kind of credential. Instead, the whole configuration is read again. A separate thread reads the
-configuration, because a plugin of a kubeconfig can hang. connections.py uses the result.
+The package's own renewal is not used, because it compares wall-clock times and does not support
+every type of credential. Instead, this module reads the whole configuration again. It uses a
+separate thread, because a plugin of a kubeconfig can hang. connections.py uses the result.
 """
 
 import contextlib
@@ -25,9 +26,9 @@ from yaml import YAMLError
 from agent.kube.connections import ClusterAccess
 from agent.kube.errors import NoClusterError
 
-# The age at which credentials are read again. client-go uses the same age for a token file.
+# Credentials of this age are read again. client-go uses the same age for a token file.
 REREAD_SECONDS: Final = 60.0
-# The time that a request waits for credentials that are being read.
+# A request waits at most this time while another thread reads the credentials.
 WAIT_SECONDS: Final = 10.0
 
 
@@ -37,8 +38,8 @@ class Credentials:
     def __init__(self, kubeconfig: str = "") -> None:
         """Read the configuration from the pod or from a kubeconfig file.
 
-        The time of a kubeconfig plugin is not limited here, because the plugin may prompt the user.
-        Raises NoClusterError.
+        The run time of a kubeconfig plugin is not limited here, because the plugin may prompt the
+        user. Raises NoClusterError.
         """
         self._kubeconfig = kubeconfig
         self._lock = threading.Lock()
@@ -51,10 +52,10 @@ class Credentials:
         self._failure = ""
 
     def current(self) -> ClusterAccess:
-        """Return the credentials, after an attempt to renew old credentials.
+        """Return the credentials, after an attempt to renew them if they are old.
 
         At most one thread reads credentials, and each caller waits at most WAIT_SECONDS for this
-        thread. The previous credentials stay in use until the new ones have been read.
+        thread. The previous credentials stay in use until new credentials have been read.
         """
         with self._lock:
             reader = self._reader
@@ -73,10 +74,10 @@ class Credentials:
         return self._access
 
     def expire(self, access: ClusterAccess) -> str:
-        """Make the next request read the credentials again after the API server's rejection.
+        """Make the next request read the credentials again, because the API server rejected them.
 
         Returns:
-            Why the last attempt to read the credentials failed; empty after a successful attempt.
+            Return why the last attempt to read the credentials failed, or "" if it succeeded.
         """
         with self._lock:
             if access == self._access:
@@ -92,7 +93,8 @@ class Credentials:
         previous = self._access
         try:
             access = _read(self._kubeconfig)
-            # The kubernetes package logs a failure of a plugin, and continues without credentials.
+            # If a plugin fails, the kubernetes package logs the failure and continues without
+            # credentials.
             if previous.has_credentials and not access.has_credentials:
                 raise NoClusterError("they are empty")  # noqa: TRY301 - handled like other failures
         except Exception as error:  # noqa: BLE001 - plugins of providers raise anything
@@ -116,15 +118,15 @@ def _read(kubeconfig: str) -> ClusterAccess:
             load_incluster_config(client_configuration=config)  # type: ignore[no-untyped-call] # the same
     except (ConfigException, YAMLError, OSError, ValueError) as error:
         raise NoClusterError(" ".join(str(error).split())[:300]) from error
-    # valid YAML with an unexpected structure
+    # The file is valid YAML, but has an unexpected structure.
     except (TypeError, KeyError, AttributeError) as error:
         raise NoClusterError("the file is not a kubeconfig") from error
     config.refresh_api_key_hook = None
-    # client-go also removes a line end after a token (transport/token_source.go).
+    # client-go also removes a line break at the end of a token (transport/token_source.go).
     config.api_key = {name: token.strip() for name, token in config.api_key.items()}
     token = str(config.auth_settings().get("BearerToken", {}).get("value") or "")
     if not (token.isascii() and token.isprintable()):
-        # The HTTP library would quote an invalid token in its error message.
+        # If the token is invalid, the HTTP library would quote it in an error message.
         raise NoClusterError("the token contains characters that an HTTP header cannot contain.")
     return ClusterAccess(
         url=str(config.host),
@@ -144,7 +146,7 @@ def _content(path: str | None) -> bytes:
 
 
 def _unusable(kubeconfig: str, reason: str) -> str:
-    """Return why the configuration cannot be used, and what the user can do."""
+    """Return why the configuration cannot be used, and how the user can correct it."""
     if not kubeconfig:
         return (
             f"the configuration of this pod cannot be used: {reason} Outside a pod, pass "
@@ -155,10 +157,10 @@ def _unusable(kubeconfig: str, reason: str) -> str:
 
 
 def _remove_files(previous: ClusterAccess, current: ClusterAccess) -> None:
-    """Remove the temporary files with previous credentials.
+    """Remove the temporary files that contain previous credentials.
 
-    The kubernetes package writes credentials that a kubeconfig or a plugin contains to files, and
-    removes these files only when the process ends.
+    The kubernetes package writes credentials of a kubeconfig or a plugin to files, and only removes
+    these files when the process ends.
     """
     unused = {previous.authority_file, previous.certificate_file, previous.key_file}
     unused -= {current.authority_file, current.certificate_file, current.key_file}

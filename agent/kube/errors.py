@@ -1,21 +1,21 @@
-"""The errors of requests to the API server.
+"""Defines the errors of requests to the API server.
 
-The module imports no library, so that callers can handle these errors without loading the client.
+This module imports no library, so that callers can handle these errors without loading the client.
 """
 
 from http import HTTPStatus
 
 
 class KubeError(Exception):
-    """A request to the API server failed. The text is a human-readable reason."""
+    """A request to the API server failed. The text of the error is the reason, for people."""
 
 
 class NoClusterError(KubeError):
-    """No usable configuration contains the address of an API server."""
+    """No usable configuration with the address of an API server was found."""
 
 
 class UnreachableError(KubeError):
-    """The API server sent no response, or the response is not a Kubernetes API response."""
+    """The API server sent no response, or a response that does not come from the Kubernetes API."""
 
 
 class TooLargeError(UnreachableError):

@@ -1,6 +1,6 @@
-"""Events that wait to be sent to the API server, within a rate limit and a size limit.
+"""Stores Events until they are sent to the API server, with a rate limit and a size limit.
 
-events.py decides which changes between two reports are Events. publisher.py sends the Events.
+events.py decides which changes between two reports become Events. publisher.py sends the Events.
 """
 
 import time
@@ -27,7 +27,7 @@ class PendingEvent:
 
 
 class EventOutbox:
-    """The Events that are waiting, oldest first. The caller provides the locking."""
+    """The queue of Events, oldest first. The caller must hold a lock."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class EventOutbox:
         self._number = 0
 
     def add(self, report: Report) -> int:
-        """Add the Events for a report; return the number of dropped Events."""
+        """Add the Events for a report, and return the number of dropped Events."""
         changes = events.transitions(self._last_report, report)
         self._last_report = report
         allowed, dropped = events.take_allowed(changes, self._bucket)
@@ -57,5 +57,5 @@ class EventOutbox:
         return self._pending[0] if self._pending else None
 
     def remove_oldest(self) -> None:
-        """Remove the Event that was sent, or that the API server rejected."""
+        """Remove an Event after it was sent or after the API server rejected it."""
         self._pending.popleft()

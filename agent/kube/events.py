@@ -1,8 +1,7 @@
-"""Events on the Node: which changes between two reports are Events, and their content.
+"""Decides which changes between two reports become Events on the Node, and creates them.
 
-Only a change causes an Event; an unchanged state causes no Event. A token bucket limits the number
-of Events, and the caller counts the dropped Events. event_outbox.py keeps Events until they are
-sent.
+Only a change of state causes an Event. A token bucket limits the number of Events, and the caller
+counts the dropped Events. event_outbox.py stores Events until they are sent.
 """
 
 import hashlib
@@ -14,8 +13,10 @@ from typing import Final, Literal
 from agent.core.report import ProfileStatus, Report
 from agent.core.vocabulary import INSTALLS, ON_NODE, ActionName, ProfileState, Reason
 
-NOTE_BYTES: Final = 1024  # kubernetes, pkg/apis/core/validation/events.go: NoteLengthLimit
-# client-go, tools/record/events_cache.go: defaultSpamBurst, defaultSpamQPS.
+# the limit NoteLengthLimit in kubernetes, pkg/apis/core/validation/events.go
+NOTE_BYTES: Final = 1024
+# These limits are those of client-go, tools/record/events_cache.go: defaultSpamBurst,
+# defaultSpamQPS.
 BURST: Final = 25
 REFILL_SECONDS: Final = 300.0
 PATH: Final = "/apis/events.k8s.io/v1/namespaces/default/events"
@@ -36,9 +37,9 @@ class NodeEvent:
 
 
 def transitions(before: Report | None, after: Report) -> tuple[NodeEvent, ...]:
-    """Return the Events between two reports.
+    """Return the Events for the changes between two reports.
 
-    The first report of a process has no previous report.
+    For the first report of a process, there is no previous report.
     """
     previous = {_id(row): row for row in before.profiles} if before is not None else {}
     node_events: dict[NodeEvent, None] = {}
@@ -98,16 +99,17 @@ def _profile_event(before: ProfileStatus | None, row: ProfileStatus) -> NodeEven
     if row.state == ProfileState.HELD and (
         row.desired or row.reason == _PENDING or _was_held(before)
     ):
-        return None  # An unreadable source does not change its profiles on the node.
+        return None  # If a source is unreadable, its profiles on the node do not change.
     return _problem_event(row, profile)
 
 
 def _was_held(before: ProfileStatus | None) -> bool:
-    """Return whether an earlier Event already reported why the profile stays."""
+    """Return whether an earlier Event already gave the reason why the profile stays."""
     return before is not None and before.state == ProfileState.HELD and before.reason != _PENDING
 
 
-_PENDING: Final = Reason.LABEL_PENDING  # The profile is removed soon, or its reason changes.
+# The profile will soon be removed, or its reason will change.
+_PENDING: Final = Reason.LABEL_PENDING
 _DRIFT: Final = {
     Reason.WENT_MISSING: "was missing on the node",
     Reason.DRIFTED: "was changed on the node",
@@ -140,7 +142,7 @@ def _codes(row: ProfileStatus) -> tuple[str, ...]:
 
 
 class TokenBucket:
-    """A rate limit that allows BURST Events at once, and another Event every REFILL_SECONDS."""
+    """A rate limit that allows BURST Events at once, and then one Event every REFILL_SECONDS."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
@@ -148,7 +150,7 @@ class TokenBucket:
         self.refilled_at = clock()
 
     def take(self) -> bool:
-        """Take a token; return False if the bucket is empty."""
+        """Take a token, or return False if the bucket is empty."""
         now = self.clock()
         self.tokens = min(float(BURST), self.tokens + (now - self.refilled_at) / REFILL_SECONDS)
         self.refilled_at = now
@@ -161,15 +163,15 @@ class TokenBucket:
 def body(event: NodeEvent, *, node: str, uid: str, at: float, number: int) -> dict[str, object]:
     """Return an Event of events.k8s.io/v1.
 
-    The namespace is `default`, which the API server requires for Events about cluster-scoped
-    objects.
+    The namespace of the Event is `default`, as the API server requires for Events about
+    cluster-scoped objects.
 
     Args:
-        event: the content.
+        event: the content of the Event.
         node: the name of the Node.
         uid: the uid of the Node.
         at: the Unix time in seconds.
-        number: makes the name unique among Events of the same time.
+        number: a number that makes the name unique among Events with the same time.
     """
     seconds, micro = divmod(round(at * 1_000_000), 1_000_000)
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
@@ -190,7 +192,7 @@ def body(event: NodeEvent, *, node: str, uid: str, at: float, number: int) -> di
 
 
 def _bounded(note: str) -> str:
-    """Return a note without control characters, shortened to the API server's limit."""
+    """Return a note without control characters, cut to the length that the API server allows."""
     printable = "".join(character if character.isprintable() else " " for character in note)
     content = printable.encode("utf-8", "replace")
     if len(content) <= NOTE_BYTES:
@@ -201,7 +203,9 @@ def _bounded(note: str) -> str:
 def take_allowed(
     node_events: Sequence[NodeEvent], bucket: TokenBucket
 ) -> tuple[list[NodeEvent], int]:
-    """Return the Events that the bucket allows, warnings first, and the number of other Events."""
+    """Return the Events that the bucket allows, beginning with warnings, and the number of all
+    others.
+    """
     ordered = sorted(node_events, key=lambda event: event.type != "Warning")
     allowed = [event for event in ordered if bucket.take()]
     return allowed, len(ordered) - len(allowed)

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 
-# the key of a label, and its new value; None if the label is removed
+# A change is the key of a label with its new value, or with None to remove the label.
 Change = tuple[str, str | None]
 JsonPatch = list[Mapping[str, object]]
 
@@ -11,11 +11,12 @@ JsonPatch = list[Mapping[str, object]]
 def in_parts(
     observed: Mapping[str, str], desired: Mapping[str, str], excluded: Collection[Change]
 ) -> list[tuple[Change, ...]]:
-    """Return the changes from the observed to the desired labels, in parts.
+    """Return the changes from the observed to the desired labels, in several parts.
 
-    The first part removes untrue labels, including labels with another value. The other parts add
-    labels, grouped by prefix and value, because the admission policies of other releases may allow
-    other prefixes and values. Excluded additions are omitted.
+    The first part removes labels that are not true, including labels with another value. The other
+    parts add labels. These parts are grouped by prefix and value, because the admission policy of
+    another release may allow other prefixes and values. Additions in the set of exclusions are
+    omitted.
     """
     removals: list[Change] = [
         (key, None) for key, value in sorted(observed.items()) if desired.get(key) != value
@@ -34,13 +35,13 @@ def additions(observed: Mapping[str, str], desired: Mapping[str, str]) -> list[t
 
 
 def changed(labels: Mapping[str, str], changes: Iterable[Change]) -> dict[str, str]:
-    """Return the labels after some changes."""
+    """Return the labels that result from these changes."""
     result: dict[str, str | None] = {**labels, **dict(changes)}
     return {key: value for key, value in result.items() if value is not None}
 
 
 def removal_patch(uid: str, labels: Mapping[str, str]) -> JsonPatch:
-    """Return the JSON patch that removes labels from a Node if their values are unchanged."""
+    """Return the JSON patch that removes labels from a Node if their values have not changed."""
     patch: JsonPatch = []
     for key, value in sorted(labels.items()):
         path = "/metadata/labels/" + key.replace("~", "~0").replace("/", "~1")

@@ -1,7 +1,7 @@
-"""Contention about labels: another client removes the agent's labels again and again.
+"""Detects that another client repeatedly removes the agent's labels.
 
-The agent restores the labels each time, but less and less often, so that two conflicting clients do
-not flood the API server.
+The agent restores the labels each time, but waits longer and longer, so that two conflicting
+clients do not flood the API server.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from typing import Final
 
 from agent.backoff import delay_seconds
 
-CONTENTION_RESTORES: Final = 5  # the number of restores within the window that counts as contention
+CONTENTION_RESTORES: Final = 5  # This number of restores within the window counts as contention.
 WINDOW_SECONDS: Final = 600.0
 FIRST_SECONDS: Final = 1.0
 LONGEST_SECONDS: Final = 60.0
@@ -31,13 +31,13 @@ class LabelContention:
         return len(self._restored_at) >= CONTENTION_RESTORES
 
     def record_applied(self, labels: Mapping[str, str]) -> None:
-        """Record the labels that were set last."""
+        """Record the labels of the last successful apply."""
         self._applied = labels
 
     def must_wait(self, observed: Mapping[str, str], desired: Mapping[str, str]) -> bool:
-        """Record an attempt to set labels; return whether to wait until `next_restore_at`.
+        """Record an attempt to set labels, and return whether to wait until `next_restore_at`.
 
-        Only restoring the labels of `record_applied` has to wait; other labels are set immediately.
+        Only the labels of `record_applied` have to wait; other labels are set immediately.
         """
         now = self._clock()
         self._restored_at = [at for at in self._restored_at if now - at < WINDOW_SECONDS]

@@ -1,7 +1,7 @@
-"""Lists of objects, read page by page within limits.
+"""Reads lists of objects page by page, within limits.
 
-A list is a consistent read: the request has no resourceVersion, so the list includes every earlier
-write. All pages belong to one state of the cluster. reflector.py decides when to list.
+Each list is a consistent read: the request has no resourceVersion, so the list includes all earlier
+writes. All pages of a list show the same state of the cluster. reflector.py decides when to list.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,11 +13,12 @@ from agent.kube.client import JSON_TYPE, Api
 from agent.kube.errors import StatusError, TooLargeError, UnreachableError
 from agent.kube.responses import RESPONSE_BYTES, Json
 
-# Reading and parsing a page needs about 3.3 bytes of memory per byte (measured with ConfigMaps).
+# Reading and parsing a page takes about 3.3 bytes of memory per byte (measured with ConfigMaps).
 PAGE_BYTES: Final = 4 << 20
 PAGE_OBJECTS: Final = 100
 PAGE_LIMIT: Final = 10_000  # the maximum number of pages in one list
-LIST_ATTEMPTS: Final = 3  # attempts to read one list, in case its page token expires
+# the number of attempts to read one list, because its page token may expire
+LIST_ATTEMPTS: Final = 3
 _METADATA: Final = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 _METADATA_LIST: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
@@ -25,30 +26,32 @@ Kept = TypeVar("Kept")
 
 
 class Bounds(Protocol[Kept]):
-    """Limits how much of the listed objects is kept in memory."""
+    """Limits how much of the listed objects is stored in memory."""
 
     def within(self, objects: Mapping[str, Kept]) -> Mapping[str, Kept]:
-        """Return the objects, without the content or the objects that exceed the limit."""
+        """Return the objects within the limit; for the others, omit the content or the whole
+        object.
+        """
 
     def has_room(self, objects: Mapping[str, Kept]) -> bool:
         """Return whether content that was dropped earlier would fit now."""
 
 
 class Unbounded(Generic[Kept]):
-    """Keeps all objects, for resources whose kept part is small."""
+    """Stores all objects, for resources whose stored part is small."""
 
     def within(self, objects: Mapping[str, Kept]) -> Mapping[str, Kept]:
         """Return all objects."""
         return objects
 
     def has_room(self, objects: Mapping[str, Kept]) -> bool:  # noqa: ARG002 - part of the protocol
-        """Return False, because no object is ever dropped."""
+        """Return False, because no object was ever dropped."""
         return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resource:
-    """The objects to list and watch."""
+    """The resource whose objects are listed and watched."""
 
     path: str
     """The path of the list."""
@@ -70,7 +73,7 @@ class Resource:
         return _METADATA_LIST if self.metadata_only else JSON_TYPE
 
     def key(self, item: Json) -> str:
-        """Return the name of an object, with its namespace if the path has no namespace."""
+        """Return the name of an object; add its namespace if the path contains none."""
         name, namespace = object_name(item), str(metadata(item).get("namespace", ""))
         return f"{namespace}/{name}" if namespace and "/namespaces/" not in self.path else name
 
@@ -120,7 +123,9 @@ class Lister(Generic[Kept]):
         return self._pages()
 
     def _pages(self) -> ListResult[Kept]:
-        """Read a list page by page. A page that is too large is requested with fewer objects."""
+        """Read a list page by page. If a page is too large, it is requested again with fewer
+        objects.
+        """
         objects: Mapping[str, Kept] = {}
         is_partial, token, limit = False, "", PAGE_OBJECTS
         for _ in range(PAGE_LIMIT):
@@ -142,7 +147,7 @@ class Lister(Generic[Kept]):
         raise UnreachableError(f"the list has more than {PAGE_LIMIT} pages")
 
     def _page(self, limit: int, token: str) -> tuple[Json, Mapping[str, Kept]]:
-        """Return one page without its items, and the kept part of each item."""
+        """Return one page without its items, and the part of each item that is stored."""
         page, items = self.api.get_page(
             self.resource.path,
             (
@@ -161,10 +166,10 @@ class Lister(Generic[Kept]):
 def _is_empty(page: Json) -> bool:
     """Return whether a list without items is an empty list.
 
-    The API server sends `[]` for an empty list (kubernetes, apiserver/pkg/storage/etcd3/store.go,
-    GetList), but null for an empty list of metadata (apiserver/pkg/endpoints/handlers/response.go);
-    a test checks both responses with a real API server. Any other response without items is an
-    error.
+    For an empty list, the API server sends `[]` (kubernetes, apiserver/pkg/storage/etcd3/store.go,
+    GetList), but it sends null for an empty list of metadata
+    (apiserver/pkg/endpoints/handlers/response.go). A test checks both responses with a real API
+    server. Any other response without items is an error.
     """
     return (
         page.get("items", "") is None
@@ -174,7 +179,7 @@ def _is_empty(page: Json) -> bool:
 
 
 def _continue_token(page: Json) -> str:
-    """Return the token for the next page; empty on the last page."""
+    """Return the token for the next page, or "" on the last page."""
     token = metadata(page).get("continue") or ""
     if not isinstance(token, str):
         raise UnreachableError("the response is not a list")

@@ -1,10 +1,10 @@
-"""Field ownership in `metadata.managedFields`: finding and releasing forged entries.
+"""Finds and releases forged field ownership in `metadata.managedFields`.
 
-Every client that may patch a Node can write its managedFields. A server-side apply removes each
-field that managedFields attributes to its field manager and that the apply does not contain, for
-example taints and foreign labels. The admission policy denies forged entries to the agent's own
-token, but not to an administrator's credentials. Therefore, the agent releases forged fields before
-an apply, without changing the values of the fields.
+Every client that may patch a Node can also write its managedFields. A server-side apply removes
+each field that managedFields attributes to its field manager but that the apply does not contain.
+These could be taints and foreign labels. The admission policy prevents forged entries by the
+agent's own token, but not by an administrator. Therefore, the agent releases forged fields before
+an apply, without changing their values.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,12 @@ from agent.kube.responses import Json
 
 
 def is_forged(metadata: Mapping[str, object]) -> bool:
-    """Return whether managedFields attributes fields to the agent that are not agent labels."""
+    """Return whether managedFields attributes fields other than agent labels to the agent."""
     return any(_own_fields(fields) != fields for _, fields in _entries(metadata))
 
 
 def repair(metadata: Mapping[str, object]) -> list[Mapping[str, object]]:
-    """Return the JSON patch that releases all fields except agent labels."""
+    """Return the JSON patch that releases all fields except the agent's labels."""
     patch: list[Mapping[str, object]] = []
     for index, fields in _entries(metadata):
         own = _own_fields(fields)
@@ -32,7 +32,7 @@ def repair(metadata: Mapping[str, object]) -> list[Mapping[str, object]]:
 
 
 def _entries(metadata: Mapping[str, object]) -> Sequence[tuple[int, Json]]:
-    """Return the index and the fields of each entry for the agent's applies."""
+    """Return the index and the fields of each entry about the agent's applies."""
     entries = metadata.get("managedFields")
     return [
         (index, entry["fieldsV1"])
@@ -45,10 +45,10 @@ def _entries(metadata: Mapping[str, object]) -> Sequence[tuple[int, Json]]:
 
 
 def _own_fields(fields: Json) -> Json:
-    """Return the labels in a FieldsV1 set that have the agent's format (KEP-555).
+    """Return the labels of a FieldsV1 set that have the format of the agent's labels (KEP-555).
 
-    The domain of the labels does not matter: an apply still has to remove the labels of a previous
-    domain.
+    Labels of any domain are returned, because an apply must still be able to remove the labels of a
+    previous domain.
     """
     metadata = fields.get("f:metadata")
     owned = metadata.get("f:labels") if isinstance(metadata, dict) else None

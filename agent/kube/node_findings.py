@@ -1,4 +1,4 @@
-"""Findings about the labels of the Node."""
+"""Builds findings about the labels of the Node."""
 
 from collections.abc import Collection
 from typing import Final
@@ -11,7 +11,7 @@ _SHOWN_KEYS: Final = 5
 
 
 def wrong_node(reason: str, node: str) -> Finding:
-    """Report that the Node object does not, or does not yet, belong to this machine."""
+    """Report that the Node object does not belong to this machine, or does not belong to it yet."""
     return Finding(
         code="node_unknown",
         location=f"node {node}",
@@ -22,7 +22,7 @@ def wrong_node(reason: str, node: str) -> Finding:
 
 
 def unreachable(error: KubeError, node: str) -> Finding:
-    """Report that the API server could not be reached, or rejected the request."""
+    """Report that the API server was not reached, or rejected a request."""
     return Finding(
         code="node_unreachable",
         location=f"node {node}",
@@ -32,7 +32,7 @@ def unreachable(error: KubeError, node: str) -> Finding:
 
 
 def contended(node: str) -> Finding:
-    """Report that another client removes the agent's labels again and again."""
+    """Report that another client repeatedly removes the agent's labels."""
     return Finding(
         code="label_fought",
         location=f"node {node}",

@@ -1,10 +1,10 @@
-"""The labels of the agent's own Node, and the removal of the startup taint.
+"""Sets the labels of the agent's own Node, and removes the startup taint.
 
-Only the agent's own Node is ever changed. The agent's own Node has the configured name, the boot id
-of this kernel, and the uid that the token is bound to. All labels are set in one server-side apply,
-and only when the labels differ. A label of another field manager is never changed. A label that the
-API server rejects does not affect other labels. Untrue labels are removed, and all accepted labels
-are set.
+The agent only changes its own Node, which has the configured name, the boot ID of this kernel, and
+the uid that the token is bound to. All labels are set in one server-side apply, and only if they
+differ from the labels on the Node. The agent never changes a label of another field manager. If the
+API server rejects a label, the other labels are not affected. In this case, the agent removes the
+labels that are no longer true, and sets all accepted labels.
 """
 
 from collections import deque
@@ -22,17 +22,18 @@ from agent.kube.errors import StatusError, UnreachableError
 from agent.kube.label_changes import Change
 from agent.kube.responses import Json
 
-# the maximum number of requests in one attempt to find the rejected labels
+# the largest number of requests in one attempt to find the rejected labels
 REFUSAL_REQUESTS: Final = 24
 UNLABEL_ATTEMPTS: Final = 5
-# Statuses about the content of a request: 400 and 422 come from the validation of the API server,
-# 403 and 422 from an admission policy, and 413 from a Node that would be too large.
+# These statuses are about the content of a request. The validation of the API server returns 400
+# and 422, an admission policy returns 403 and 422, and a Node that would be too large results in
+# 413.
 _CONTENT_STATUSES: Final = frozenset({400, 403, 413, 422})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeMetadata:
-    """The part of a Node that the agent keeps."""
+    """The part of a Node that the agent stores."""
 
     uid: str
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -42,7 +43,7 @@ class NodeMetadata:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeOptions:
-    """The Node and the settings for its labels."""
+    """The Node, and the settings for its labels."""
 
     name: str
     domain: str = labels.DOMAIN
@@ -59,14 +60,14 @@ class NodeOptions:
 
 
 class WrongNodeError(Exception):
-    """The Node object does not, or does not yet, belong to this machine."""
+    """The Node object does not belong to this machine, or does not belong to it yet."""
 
 
 def node_metadata(item: Json) -> NodeMetadata:
-    """Return the part of a Node to keep, without its conditions and heartbeats.
+    """Return the part of a Node to store, without its conditions and heartbeats.
 
-    Raises UnreachableError for metadata of a wrong type, because unreadable labels are not the same
-    as missing labels.
+    Raises UnreachableError if the metadata has a wrong type, because unreadable labels must not
+    count as missing labels.
     """
     metadata = item.get("metadata") or {}
     present = metadata.get("labels") or {} if isinstance(metadata, dict) else None
@@ -94,7 +95,7 @@ class NodeLabeler:
         self.refusals = 0
         """The number of attempts that had rejected changes."""
         self._refusal_reason = ""
-        # the changes that were rejected even when they were sent alone
+        # the changes that the API server rejected even when each was sent alone
         self._suspects: set[Change] = set()
         self._proven_uid: str | None = None
         self._untainted_uid = ""
@@ -106,7 +107,7 @@ class NodeLabeler:
         return node_metadata(self.api.get(self.options.path))
 
     def desired_labels(self, report: Report, node: NodeMetadata | None) -> labels.Labels:
-        """Return the labels that a report implies for the Node."""
+        """Return the labels that the Node should have according to a report."""
         return labels.labels_for(
             report,
             domain=self.options.domain,
@@ -137,10 +138,10 @@ class NodeLabeler:
         self.refused, self._refusal_reason = frozenset(), ""
 
     def publish(self, node: NodeMetadata, desired: Mapping[str, str]) -> NodeMetadata:
-        """Set the desired labels that the API server allows; return the Node in the response.
+        """Set the desired labels that the API server allows, and return the Node of the response.
 
-        `refused` contains the rejected changes afterwards. Raises WrongNodeError, and KubeError if
-        no change is allowed or no response arrived.
+        Afterwards, `refused` contains the rejected changes. Raises WrongNodeError. Raises KubeError
+        if no change is allowed or no response arrived.
         """
         self.foreign_labels = self.foreign_labels.intersection(node.labels)
         target = self.allowed_labels(node, desired)
@@ -159,9 +160,10 @@ class NodeLabeler:
     def _apply_parts(
         self, node: NodeMetadata, desired: Mapping[str, str], error: StatusError
     ) -> NodeMetadata:
-        """Apply the allowed changes after the API server rejected the complete set of labels.
+        """Apply the allowed changes, after the API server has rejected the complete set of labels.
 
-        Raises the passed error if the API server rejects even the labels that are on the Node.
+        If the API server even rejects the labels that are already on the Node, the passed error is
+        raised.
         """
         state = self.own_labels(node)
         try:
@@ -187,7 +189,8 @@ class NodeLabeler:
                 error = part_error
                 self._suspects.update(part if len(part) == 1 else ())
                 half = len(part) // 2
-                if half and part[0][1] is None:  # The other untrue labels are removed next.
+                # The other labels that are no longer true are removed next.
+                if half and part[0][1] is None:
                     parts.extendleft([part[half:], part[:half]])
                 elif half:
                     halves += [part[half:], part[:half]]
@@ -199,7 +202,7 @@ class NodeLabeler:
         return node
 
     def _release_forged_fields(self) -> NodeMetadata:
-        """Release fields that are falsely attributed to the agent; return the changed Node."""
+        """Release fields that are falsely attributed to the agent, and return the changed Node."""
         item = self.api.get(self.options.path)
         metadata = item.get("metadata")
         patch = managed_fields.repair(metadata if isinstance(metadata, dict) else {})
@@ -210,7 +213,7 @@ class NodeLabeler:
         )
 
     def _apply(self, node: NodeMetadata, target: Mapping[str, str]) -> NodeMetadata:
-        # An apply without the uid would create a missing Node.
+        # Without the uid, an apply would create a missing Node.
         body = {
             "apiVersion": "v1",
             "kind": "Node",
@@ -229,7 +232,7 @@ class NodeLabeler:
         return response
 
     def is_proven(self, node: NodeMetadata | None) -> bool:
-        """Return whether the Node has been found to belong to this machine."""
+        """Return whether the Node is known to belong to this machine."""
         return node is not None and self._proven_uid == node.uid
 
     def require_own_node(self, node: NodeMetadata) -> None:
@@ -257,7 +260,7 @@ class NodeLabeler:
         self._proven_uid = node.uid
 
     def remove_startup_taint(self, node: NodeMetadata, report: Report) -> None:
-        """Remove the startup taint once each accepted profile is installed.
+        """Remove the startup taint when each accepted profile is installed.
 
         Raises WrongNodeError and KubeError.
         """
@@ -272,9 +275,9 @@ class NodeLabeler:
         self._untainted_uid = node.uid
 
     def remove_labels(self) -> None:
-        """Remove every label with one of the agent's prefixes, and change nothing else.
+        """Remove all labels with the agent's prefixes, and change nothing else.
 
-        A JSON patch contains each label with its value. An apply without labels would also remove
+        The JSON patch contains each label with its value. An apply without labels would also remove
         fields that metadata.managedFields falsely attributes to the agent, for example taints.
         Raises KubeError, for example if the Node does not exist.
         """
@@ -287,7 +290,7 @@ class NodeLabeler:
             try:
                 self.api.send("PATCH", self.options.path, patch, content_type=JSON_PATCH)
             except StatusError as error:
-                # The status is Conflict, or Unprocessable because a test of the patch failed.
+                # The status is Conflict, or it is Unprocessable because a test of the patch failed.
                 has_changed = error.status in (409, 422)
                 if not has_changed or attempt == UNLABEL_ATTEMPTS:
                     raise
@@ -295,7 +298,7 @@ class NodeLabeler:
                 return
 
     def findings(self) -> tuple[Finding, ...]:
-        """Return the findings about the labels on the Node."""
+        """Return the findings about the labels of the Node."""
         node = self.options.name
         refused: tuple[Finding, ...] = ()
         if self.refused:

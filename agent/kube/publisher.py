@@ -1,8 +1,8 @@
-"""The thread that publishes reports to the API server: labels, startup taint and Events.
+"""Publishes reports to the API server in a separate thread: labels, startup taint and Events.
 
-The agent's loop never waits for this thread, which takes the newest report from a mailbox of one.
-Labels are published before Events. After each consecutive failure the thread waits longer, and a
-new report does not shorten the wait, so that an API server with problems receives few requests.
+The main loop never waits for this thread, which takes the newest report from a mailbox with one
+place. Labels are published before Events. After each consecutive failure the thread waits longer. A
+new report does not shorten this wait, so that an overloaded API server receives few requests.
 """
 
 import threading
@@ -30,7 +30,9 @@ REFUSED_LONGEST_SECONDS: Final = 600.0  # the longest wait before rejected label
 
 @dataclass(slots=True)
 class _Shared:
-    """The state that both threads use. The publisher's lock protects this object."""
+    """The state that the main thread and the publisher's thread share. The publisher's lock
+    protects this object.
+    """
 
     report: Report | None = None
     report_number: int = 0
@@ -49,8 +51,8 @@ class _Shared:
 class Publisher:
     """Publishes reports for one Node.
 
-    The agent's loop calls `post`, `notify`, `labels` and `labels_on_node`. `step` runs in the
-    thread of the publisher.
+    The main loop calls `post`, `notify`, `labels` and `labels_on_node`. The publisher's thread
+    calls `step`.
     """
 
     def __init__(  # noqa: PLR0913 - keyword-only after the client
@@ -64,16 +66,16 @@ class Publisher:
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        """Create a publisher without its thread.
+        """Create a publisher without starting its thread.
 
         Args:
             labeler: sets the labels.
-            api: the client for Events.
+            api: the client that sends Events.
             store: returns the store of the reflector of the Node.
-            on_change: called after a change of `findings` or of the labels on the Node.
+            on_change: called after `findings` or the labels on the Node have changed.
             on_drop: called with the number of Events that were not sent.
-            clock: the monotonic time in seconds.
-            wall_clock: the Unix time in seconds.
+            clock: returns the monotonic time in seconds.
+            wall_clock: returns the Unix time in seconds.
         """
         self.labeler = labeler
         self.api = api
@@ -88,18 +90,18 @@ class Publisher:
         self._backoff = Backoff(
             first_seconds=FIRST_SECONDS, longest_seconds=LONGEST_SECONDS, jitter=0.5
         )
-        self._retry_at = 0.0  # the time before which no request is sent
+        self._retry_at = 0.0  # No request is sent before this time.
         self._refused_backoff = Backoff(
             first_seconds=FIRST_SECONDS, longest_seconds=REFUSED_LONGEST_SECONDS, jitter=0.5
         )
-        self._retry_refused_at = 0.0  # the time before which rejected labels are not sent again
+        self._retry_refused_at = 0.0  # Rejected labels are not sent again before this time.
         self._lock = threading.Condition()
         self._shared = _Shared()
 
     # --- called by the agent's loop ---------------------------------------------------------------
 
     def post(self, report: Report) -> None:
-        """Replace the report to publish."""
+        """Replace the report that will be published."""
         with self._lock:
             dropped = self._outbox.add(report)
             shared = self._shared
@@ -113,10 +115,10 @@ class Publisher:
             self.on_drop(dropped)
 
     def labels_on_node(self) -> frozenset[str] | None:
-        """Return the labels with the agent's prefixes that are, or soon may be, on the Node.
+        """Return the labels with the agent's prefixes that are, or may soon be, on the Node.
 
-        Labels of other field managers are included, because they also claim that a profile is
-        installed. Returns None if the labels are not known.
+        The result includes labels of other field managers, because these labels also claim that a
+        profile is installed. If the labels are unknown, the result is None.
         """
         with self._lock:
             node = self._node()
@@ -125,7 +127,7 @@ class Publisher:
             return self.labeler.prefixed_labels(node) | self._shared.pending_labels
 
     def labels(self) -> Mapping[str, str]:
-        """Return the last known labels of the agent on the Node."""
+        """Return the agent's last known labels on the Node."""
         with self._lock:
             node = self._node()
             return self.labeler.own_labels(node) if node is not None else {}
@@ -139,7 +141,7 @@ class Publisher:
     def start(self) -> None:
         """Start the thread.
 
-        When the process exits, the thread ends and the labels stay unchanged.
+        When the process exits, the thread ends, and the labels stay unchanged.
         """
         threading.Thread(target=self._run, name="publisher", daemon=True).start()
 
@@ -153,7 +155,7 @@ class Publisher:
             self.step()
 
     def seconds_until_due(self) -> float | None:
-        """Return the seconds until the next work for `step`; None if no work is planned."""
+        """Return the seconds until `step` has work to do, or None if it has none."""
         due_at = self._due_at()
         return max(0.0, due_at - self.clock()) if due_at is not None else None
 
@@ -164,7 +166,7 @@ class Publisher:
         return max(self._retry_at, self._retry_refused_at) if self.labeler.refused else None
 
     def step(self) -> None:
-        """Publish once: the labels, the startup taint, then one Event."""
+        """Publish once: the labels, then the startup taint, and then one Event."""
         findings: tuple[Finding, ...]
         before = (self.findings, self.labels_on_node())
         with self._lock:
@@ -214,7 +216,7 @@ class Publisher:
             return (*desired.findings, *self.labeler.findings(), *contended)
         response = self._set_labels(node, desired.labels)
         with self._lock:
-            if shared.node_number == node_number:  # The watch has not reported a newer Node.
+            if shared.node_number == node_number:  # The watch has not reported a newer Node yet.
                 self._set_node(response)
             if shared.report_number == report_number:
                 shared.pending_labels = frozenset(desired.labels)
@@ -226,7 +228,7 @@ class Publisher:
         )
 
     def _set_labels(self, node: NodeMetadata, desired: Mapping[str, str]) -> NodeMetadata:
-        """Set the labels, and plan when to send rejected labels again."""
+        """Set the labels, and decide when to send rejected labels again."""
         if self.clock() >= self._retry_refused_at:
             self.labeler.retry_refused()
         refusals = self.labeler.refusals
@@ -240,7 +242,7 @@ class Publisher:
         return response
 
     def _must_wait(self, node: NodeMetadata, desired: Mapping[str, str]) -> bool:
-        """Return whether to delay the labels because another client keeps removing them."""
+        """Return whether to delay the labels, because another client keeps removing them."""
         allowed = self.labeler.allowed_labels(node, desired)
         if not self._contention.must_wait(self.labeler.own_labels(node), allowed):
             return False
@@ -250,7 +252,7 @@ class Publisher:
         return True
 
     def _node(self) -> NodeMetadata | None:
-        """Return the Node. The lock must be held."""
+        """Return the Node; the caller must hold the lock."""
         store, shared = self.store(), self._shared
         if store.revision != shared.store_revision:
             shared.store_revision = store.revision
@@ -262,7 +264,7 @@ class Publisher:
         self._shared.node_number += 1
 
     def _send_event(self) -> bool:
-        """Send the oldest Event; return whether the next request may be sent without delay."""
+        """Send the oldest Event, and return whether the next request may be sent without delay."""
         with self._lock:
             pending = self._outbox.oldest()
             node = self._node()
@@ -282,7 +284,7 @@ class Publisher:
             if error.status != HTTPStatus.CONFLICT:
                 self.on_drop(1)  # The API server would reject the Event again.
         except KubeError:
-            # A finding is not necessary, because the labels are current.
+            # No finding is necessary, because the labels are current.
             self._delay_next_request(0.0)
             return False
         with self._lock:

@@ -1,9 +1,9 @@
-"""A copy of some objects of the API server. A thread updates the copy by list and watch.
+"""Keeps a copy of some objects of the API server, which a thread updates by list and watch.
 
-Whenever the copy may be wrong, the reflector lists again, because an event reports a change, and
-only a list reports the current state. After a broken connection the copy may be wrong, because the
-API server may have been restored to an older state. A copy that cannot be confirmed stays readable,
-and contains the reason. lister.py reads the lists.
+Whenever the copy may be wrong, the reflector lists the objects again. An event only reports a
+change, but a list shows the current state. The copy may be wrong after a broken connection, because
+the API server may have been restored to an older state. If a copy cannot be confirmed, it stays
+readable, and contains the reason. lister.py reads the lists.
 """
 
 import math
@@ -32,16 +32,17 @@ from agent.kube.responses import Event, Json
 
 FIRST_SECONDS: Final = 1.0
 LONGEST_SECONDS: Final = 60.0
-# After this duration, a watch that breaks does not count as another consecutive failure.
+# If a watch breaks after this duration, it does not count as another consecutive failure.
 STABLE_SECONDS: Final = 10.0
 # The server sends a bookmark about every minute (kubernetes, staging/src/k8s.io/apiserver,
-# storage/cacher), so a longer silence means that the connection is dead.
+# storage/cacher), so the connection is dead after a longer silence.
 SILENCE_SECONDS: Final = 90.0
 WATCH_SECONDS: Final = (240, 360)
 RELIST_SECONDS: Final = (600.0, 1800.0)
-ROOM_SECONDS: Final = 30.0  # the shortest time between two lists after dropped content fits again
-SHORT_WATCH_SECONDS: Final = 1.0  # A shorter watch counts as a failure.
-# A watch that ends this long before its time limit did not end normally.
+# the shortest time between two lists because dropped content may fit again
+ROOM_SECONDS: Final = 30.0
+SHORT_WATCH_SECONDS: Final = 1.0  # A watch that is shorter than this counts as a failure.
+# If a watch ends this long before its time limit, it did not end normally.
 EARLY_SECONDS: Final = 1.0
 
 
@@ -71,8 +72,8 @@ class Store(Generic[Kept]):
 class Reflector(Generic[Kept]):
     """Lists and watches the objects of one resource, in one thread that never ends.
 
-    `store` and `is_live` can be read from any thread. `on_change` and `on_restart` are called in
-    the thread of the reflector.
+    Any thread may read `store` and `is_live`. The thread of the reflector calls `on_change` and
+    `on_restart`.
     """
 
     def __init__(  # noqa: PLR0913 - keyword-only after the resource
@@ -86,16 +87,16 @@ class Reflector(Generic[Kept]):
         on_restart: Callable[[], None] = lambda: None,
         bounds: Bounds[Kept] | None = None,
     ) -> None:
-        """Create a reflector without its thread.
+        """Create a reflector without starting its thread.
 
         Args:
-            api: the client.
+            api: the client that sends the requests.
             resource: the objects to list and watch.
-            keep: returns the part of an object to keep.
+            keep: returns the part of an object to store.
             on_change: called after each change of the store.
-            backoff: the delays before the list after a failure.
-            on_restart: called before each list that follows the first one.
-            bounds: limits what is kept; with None, all objects are kept.
+            backoff: the delays after a failure and before the next list.
+            on_restart: called before each list except the first one.
+            bounds: limits the stored content; if it is None, all objects are stored.
         """
         self.api = api
         self.resource = resource
@@ -115,7 +116,7 @@ class Reflector(Generic[Kept]):
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def list(self) -> None:
-        """Read the list once, for a process that runs a single pass without a thread.
+        """Read the list once, for a process that runs a single pass and starts no thread.
 
         Raises StatusError and UnreachableError. After an error, the store also contains the reason.
         """
@@ -123,14 +124,15 @@ class Reflector(Generic[Kept]):
         self.is_live = True
 
     def _list(self) -> str:
-        """Read the list, replace the store, and return the resource version."""
+        """Read the list, replace the store, and return the resource version of the list."""
         try:
             result = self._lister.list()
         except (StatusError, UnreachableError) as error:
             self._record_failure(error)
             raise
-        # A list replaces the store even if the content is equal, because a user of the store may
-        # have a newer response, for example to a patch, which a restored API server has lost.
+        # A list replaces the store even if the content is equal. A user of the store may have a
+        # newer response, for example to a patch, and a restored API server may have lost that
+        # change.
         self._is_doubtful = False
         self._replace(Store(objects=result.objects, partial=result.is_partial))
         self._listed_at = time.monotonic()
@@ -158,14 +160,14 @@ class Reflector(Generic[Kept]):
             self.on_restart()
 
     def _watch_until_relist(self, version: str) -> None:
-        """Watch from a resource version until it is time to list again, or a watch fails.
+        """Watch from a resource version until another list is due or a watch fails.
 
-        After a watch that ended at its time limit, the next watch continues. After a watch that
-        broke, or that the API server ended early, only a list is safe: etcd may have been restored
+        If a watch ends at its time limit, another watch continues from its last version. If a watch
+        breaks, or if the API server ends it early, only a list is safe: etcd may have been restored
         to an older state, and a watch from a lost version never reports events.
 
-        The version of a single object may be older than the history of the API server. A watch
-        without a version begins with the current state of the object
+        The version of a single object may be older than the API server's history. For this reason,
+        the watch has no version, and begins with the current state of the object
         (kubernetes.io/docs/reference/using-api/api-concepts, semantics for watch).
         """
         until = time.monotonic() + random.SystemRandom().uniform(*RELIST_SECONDS)
@@ -209,10 +211,10 @@ class Reflector(Generic[Kept]):
         )
 
     def _set_live(self, *, is_continued: bool) -> None:
-        """Record that the watch has started, so that the API server reports changes.
+        """Record that the watch has started, and that the API server now reports changes.
 
-        A continued watch follows a watch that ended at its time limit, every few minutes.
-        After a continued watch, `on_change` is not called, because the next resync repeats a pass
+        Every few minutes, a watch ends at its time limit and is continued by another watch.
+        `on_change` is not called for a continued watch, because the next resync repeats any pass
         that ran between the two watches.
         """
         was_live, self.is_live = self.is_live, True
@@ -245,7 +247,7 @@ class Reflector(Generic[Kept]):
     def _record_failure(self, error: StatusError | UnreachableError) -> None:
         status = error.status if isinstance(error, StatusError) else 0
         if not status and self.store.objects is not None and not self._is_doubtful:
-            # One broken connection is normal, so only further failures are reported.
+            # A single broken connection is normal, so only further failures are reported.
             self._is_doubtful = True
             return
         is_missing = self.resource.object_path and status == HTTPStatus.NOT_FOUND
@@ -262,13 +264,13 @@ class Reflector(Generic[Kept]):
 
 
 def _was_stable(since: float, error: StatusError | UnreachableError) -> bool:
-    """Return whether the watch that just failed had been stable. `now` is a monotonic time."""
+    """Return whether the watch was stable before it failed. `now` is a monotonic time."""
     lasted = time.monotonic() - since
     return lasted > STABLE_SECONDS and not isinstance(error, WatchNotStartedError)
 
 
 def _require_normal_end(lasted: float, time_limit: int) -> None:
-    """Raise UnreachableError for a watch that ended long before its time limit, in seconds."""
+    """Raise UnreachableError if a watch ended long before its time limit, which is in seconds."""
     if lasted < SHORT_WATCH_SECONDS:
         raise UnreachableError("the API server ends every watch immediately")
     if lasted < time_limit - EARLY_SECONDS:

@@ -1,7 +1,7 @@
-"""Parses the bytes of API server responses as JSON, within limits.
+"""Parses responses of the API server as JSON, within limits.
 
-A response is untrusted input: every size is limited, and anything that is not a response of the
-Kubernetes API becomes an `UnreachableError`. client.py sends the requests.
+A response is untrusted input: all sizes are limited, and anything that is not a response of the
+Kubernetes API causes an `UnreachableError`. client.py sends the requests.
 """
 
 import json
@@ -15,8 +15,8 @@ import urllib3
 
 from agent.kube.errors import StatusError, TooLargeError, UnreachableError
 
-# Reading and parsing a response needs about 3.3 bytes of memory per byte. 40 MB of ConfigMaps
-# needed 178 MiB (measured), and the container of the agent has 128 MiB.
+# Reading and parsing a response takes about 3.3 bytes of memory per byte. A response with 40 MB of
+# ConfigMaps took 178 MiB (measured), but the container of the agent only has 128 MiB.
 RESPONSE_BYTES: Final = 16 << 20
 RETRY_AFTER_SECONDS: Final = 60.0  # the longest wait that a Retry-After header can request
 _CHUNK: Final = 1 << 16
@@ -28,7 +28,7 @@ Json = dict[str, object]
 
 
 class Event(TypedDict):
-    """One line of a watch: ADDED, MODIFIED, DELETED or BOOKMARK with an object."""
+    """An event of a watch: ADDED, MODIFIED, DELETED or BOOKMARK, with an object."""
 
     type: str
     object: Json
@@ -37,8 +37,8 @@ class Event(TypedDict):
 def read(response: urllib3.BaseHTTPResponse, byte_limit: int = RESPONSE_BYTES) -> bytes:
     """Return the body of a response.
 
-    If the body is too large, this function raises TooLargeError and closes the connection without
-    reading the rest.
+    If the body is too large, this function closes the connection without reading the rest, and
+    raises TooLargeError.
     """
     content = bytearray()
     for chunk in response.stream(_CHUNK, decode_content=True):
@@ -93,7 +93,9 @@ def _event_status(code: object) -> int:
 
 
 def _retry_after(header: str) -> float:
-    """Return the seconds of a Retry-After header; 0 for a date, which no API server sends."""
+    """Return the seconds of a Retry-After header; return 0 for a date, which no API server
+    sends.
+    """
     return min(float(header), RETRY_AFTER_SECONDS) if header.isdecimal() else 0.0
 
 
@@ -105,7 +107,7 @@ def _status_error(status: int, body: Json, retry_after: float) -> StatusError:
 def parse_object(text: bytes) -> Json:
     """Parse a JSON object. Raises UnreachableError.
 
-    Bytes that are not UTF-8, and lone surrogates, become U+FFFD, as in Go's encoding/json.
+    Bytes that are not UTF-8 and lone surrogates are replaced by U+FFFD, as in Go's encoding/json.
     """
     try:
         value = json.loads(text.decode("utf-8", "replace"))
@@ -124,9 +126,9 @@ _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def parse_list(text: bytes) -> Json:
-    """Parse a list without its items, which stay unparsed; null becomes None.
+    """Parse a list, but leave its items unparsed; null becomes None.
 
-    A list that is not UTF-8, which no API server sends, is parsed completely. Raises
+    If the list is not UTF-8, which no API server sends, it is parsed completely. Raises
     UnreachableError.
     """
     try:
@@ -141,10 +143,10 @@ def parse_list(text: bytes) -> Json:
 
 
 def split_list(page: Json) -> tuple[Json, Iterator[Json]]:
-    """Return a list of `parse_list` without its items, and an iterator over the items.
+    """Return a list of `parse_list` without its items, together with an iterator over the items.
 
-    The returned list contains `items: None` if the API server sent null. This function and the
-    iterator can raise UnreachableError.
+    The returned list contains `items: None` if the API server sent null. Both this function and the
+    iterator may raise UnreachableError.
     """
     items = page.pop("items", _NO_ITEMS)
     if items is None:
@@ -160,7 +162,7 @@ _NO_ITEMS: Final = object()
 
 
 def _items(text: msgspec.Raw) -> Iterator[Json]:
-    """Yield the objects of a list, and parse each object separately. Raises UnreachableError."""
+    """Yield the objects of a list, parsing one object at a time. Raises UnreachableError."""
     try:
         items = msgspec.json.decode(text, type=list[msgspec.Raw])
     except _NOT_JSON as error:

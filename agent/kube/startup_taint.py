@@ -1,6 +1,6 @@
-"""Decides when the startup taint can be removed, and builds the JSON patch for the removal.
+"""Decides when the startup taint can be removed, and builds the JSON patch that removes it.
 
-The functions in this module are pure; node_labels.py sends the patch.
+The functions of this module are pure; node_labels.py sends the patch.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from agent.core.vocabulary import (
 from agent.kube.label_changes import JsonPatch
 from agent.kube.responses import Json
 
-# A rejected key must not keep the taint on new nodes forever.
+# A rejected key must not keep the taint on new nodes for ever.
 _SETTLED: Final = ON_NODE | {
     ProfileState.REJECTED,
     ProfileState.REMOVED,
@@ -26,13 +26,13 @@ _SETTLED: Final = ON_NODE | {
 
 
 def is_removable(report: Report) -> bool:
-    """Return whether each profile set has been read, and each accepted profile is installed.
+    """Return whether every profile set was read and every accepted profile is installed.
 
-    A profile kind that this node does not support does not keep the taint; a kind that could not be
-    observed keeps the taint. A profile set that is rejected completely (for an invalid node
-    selector or its size) is treated like a rejected key, because waiting does not help. An emptied
-    profile set is complete only if its profiles were installed earlier, because on a new node its
-    ConfigMap may be filled later.
+    If the node does not support a kind, this kind does not keep the taint; if a kind could not be
+    observed, it keeps the taint. If a whole profile set is rejected because of its node selector or
+    its size, the set is treated like a rejected key, because waiting would not help. An emptied
+    profile set only counts as complete if its profiles were installed earlier, because a ConfigMap
+    may be filled later on a new node.
     """
     if report.pending:
         return False
@@ -54,10 +54,10 @@ def is_removable(report: Report) -> bool:
 
 
 def removal_patch(node: Json, key: str) -> JsonPatch:
-    """Return the JSON patch that removes every effect of a taint; empty without the taint.
+    """Return the JSON patch that removes all effects of a taint, or [] if the taint is absent.
 
     The admission policy in the overlay requires all effects in one request. The patch begins at the
-    end of the list, so that each removal leaves the earlier indexes unchanged.
+    end of the list, so that no removal changes the indexes of the next ones.
     """
     spec = node.get("spec")
     taints = spec.get("taints") if isinstance(spec, dict) else None
