@@ -1,7 +1,7 @@
-"""HTTP requests and responses as bytes, without sockets.
+"""Parses HTTP requests and builds responses, as bytes and without sockets.
 
-h11 parses the head of a request. This module limits its size, keeps the parts that the server uses,
-and builds the head of a response. The sockets are in agent.reporting.http_server.
+h11 parses the head of a request. This module limits the size of the head, extracts the parts that
+the server uses, and builds the head of a response. The sockets are in agent.reporting.http_server.
 """
 
 import email.utils
@@ -31,7 +31,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A status and a body. The body is shared between connections and never copied."""
+    """A response with a status and a body; the connections share the body without copying it."""
 
     status: HTTPStatus
     body: bytes
@@ -69,23 +69,23 @@ FAILED: Final = Response(
 
 
 class RequestParser:
-    """Parses the head of one request, which may arrive in pieces."""
+    """Parses the head of one request, which may arrive in several pieces."""
 
     def __init__(self) -> None:
-        # h11 raises an error as soon as more bytes than this are not a complete head.
+        # h11 raises an error as soon as it has more bytes than this without a complete head.
         self._connection = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES - 1)
         self._received = 0
 
     @property
     def missing_bytes(self) -> int:
-        """The maximum size of the next piece in bytes; never 0."""
+        """The maximum size of the next piece in bytes, which is never 0."""
         return HEAD_BYTES - self._received
 
     def receive(self, piece: bytes) -> Request | Response | None:
         """Add a piece, and parse the head if it is complete.
 
         Returns:
-            The request, the response that rejects it, or None while the head is incomplete.
+            The request, or the response that rejects it, or None while the head is incomplete.
         """
         self._received += len(piece)
         try:

@@ -38,21 +38,22 @@ from agent.reporting import http_messages
 from agent.reporting.http_messages import Request, RequestParser, Response
 from agent.reporting.http_tls import Certificates
 
-READING_CONNECTIONS: Final = 32  # the number of connections whose request is not complete
-# the number of connections that receive the status page; the limit for metrics is the same
+READING_CONNECTIONS: Final = 32  # the number of connections whose request may be incomplete
+# the number of connections that may receive the status page; the limit for metrics is the same
 PAGE_CONNECTIONS: Final = 4
-# the number of connections whose response is sent and not yet acknowledged
+# the number of connections whose response was sent but not acknowledged yet
 CLOSING_CONNECTIONS: Final = 24
 # the time limit for the TLS handshake and the head of the request together
 REQUEST_SECONDS: Final = 5.0
 RESPONSE_SECONDS: Final = 10.0  # the time limit for the whole response
 CLOSING_SECONDS: Final = 2.0
-TICK_SECONDS: Final = 0.02  # poll interval for acknowledgements, which no event reports
+# the interval at which acknowledgements are polled, because no event reports them
+TICK_SECONDS: Final = 0.02
 CPU_SHARE: Final = 0.25  # the share of one CPU for rendering and sending pages
 # the unused share that may accumulate, so that a single request never waits
 BURST_SECONDS: Final = 0.2
 BACKLOG: Final = 128
-RECEIVE_BUFFER: Final = 16 << 10  # the buffer size in the kernel, per connection
+RECEIVE_BUFFER: Final = 16 << 10  # the size of the kernel's buffer for one connection
 SEND_BUFFER: Final = 64 << 10
 ACCEPTED_PER_ROUND: Final = 32
 _OUT_OF_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -61,16 +62,16 @@ _log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger("agent")
 
 
 class Pages(Protocol):
-    """The content that the server serves."""
+    """The content that the server provides."""
 
     def metrics(self, accept: str) -> tuple[str, bytes]:
-        """Return content type and body."""
+        """Return the content type and the body of the metrics."""
 
     def health(self) -> str:
-        """Return why the agent is not alive; empty if it is."""
+        """Return why the agent is not alive, or "" if it is alive."""
 
     def ready(self) -> str:
-        """Return why the agent is not ready; empty if it is."""
+        """Return why the agent is not ready, or "" if it is ready."""
 
     def status(self) -> bytes:
         """Return the status page as HTML."""
@@ -87,7 +88,7 @@ _LIMITS: Final[dict[_Stage, int]] = {
 
 @dataclass(slots=True, eq=False)
 class _Connection:
-    """One connection."""
+    """A connection of a client."""
 
     socket: socket.socket
     deadline: float
@@ -109,7 +110,8 @@ class _Connection:
 class HttpServer:
     """Serves pages on one address without TLS, with TLS, or with TLS and client certificates.
 
-    All state belongs to the thread that `start` creates. The thread ends with the process.
+    Only the thread that `start` creates uses the state of this object. The thread ends with the
+    process.
     """
 
     def __init__(
@@ -119,26 +121,26 @@ class HttpServer:
         *,
         certificates: Certificates | None = None,
     ) -> None:
-        """Listen at once. Raises OSError.
+        """Create the server, which listens at once. Raises OSError.
 
         Args:
             address: HOST:PORT or :PORT, for example `[::1]:9808`.
-            pages: the content to serve.
-            certificates: the certificates for TLS; None for plain HTTP.
+            pages: the content that the server provides.
+            certificates: the certificates for TLS, or None for plain HTTP.
         """
         self.pages = pages
         self._tls = certificates
         self._listener = _listener(address)
         self.port: int = self._listener.getsockname()[1]
-        # The dictionaries are used as ordered sets, with the oldest connection first.
+        # These dictionaries are used as ordered sets, with the oldest connection first.
         self._stages: dict[_Stage, dict[_Connection, None]] = {stage: {} for stage in _LIMITS}
-        # the time before which no page is rendered or sent, in monotonic seconds
+        # Before this monotonic time in seconds, no page is rendered or sent.
         self._pages_at = 0.0
-        # the time before which no connection is accepted, in monotonic seconds
+        # Before this monotonic time in seconds, no connection is accepted.
         self._accept_at = 0.0
 
     def start(self) -> None:
-        """Start the thread that serves, and return at once."""
+        """Start the thread of the server, and return at once."""
         threading.Thread(target=self._run, name="http", daemon=True).start()
 
     # --- the thread -------------------------------------------------------------------------------
@@ -168,7 +170,7 @@ class HttpServer:
             self._guarded(connection, self._finish)
 
     def _wait(self) -> set[int]:
-        """Wait for events, at most until the next deadline; return the ready descriptors."""
+        """Wait for events until the next deadline, and return the descriptors that are ready."""
         now = time.monotonic()
         poll = select.poll()
         wake_at = [connection.deadline for connection in self._connections()]
@@ -191,7 +193,7 @@ class HttpServer:
         return {descriptor for descriptor, _ in events}
 
     def _guarded(self, connection: _Connection, act: Callable[[_Connection], None]) -> None:
-        """Act on one connection. An error ends only that connection."""
+        """Handle the events of one connection; an error only ends this connection."""
         try:
             act(connection)
         except ssl.SSLWantReadError:
@@ -209,9 +211,9 @@ class HttpServer:
     # --- new connections --------------------------------------------------------------------------
 
     def _accept(self) -> None:
-        """Accept some connections.
+        """Accept new connections, up to a limit.
 
-        Read each connection at once, since its request often waits already.
+        Read each new connection at once, since its request has often arrived already.
         """
         for _ in range(ACCEPTED_PER_ROUND):
             try:
@@ -264,7 +266,7 @@ class HttpServer:
     # --- requests ---------------------------------------------------------------------------------
 
     def _read(self, connection: _Connection) -> None:
-        """Read the available part of a request, and classify the request once it is complete."""
+        """Read the available part of a request, and process the request when it is complete."""
         if not connection.is_open and isinstance(connection.socket, ssl.SSLSocket):
             connection.socket.do_handshake()
             connection.is_open = True
@@ -280,7 +282,7 @@ class HttpServer:
                 return
 
     def _classify(self, connection: _Connection, request: Request | Response) -> None:
-        """Send a short response at once; queue a request for a page."""
+        """Send a short response at once, or queue a request for a page."""
         response = request if isinstance(request, Response) else self._short(request)
         if response is not None:
             head_only = isinstance(request, Request) and request.method == "HEAD"
@@ -295,7 +297,7 @@ class HttpServer:
             self._enter("metrics" if _PAGES[request.path] == "metrics" else "page", connection)
 
     def _short(self, request: Request) -> Response | None:
-        """Return the response to a probe or to an invalid request; None for a page."""
+        """Return the response to a probe or to an invalid request, or None for a page."""
         if request.method not in ("GET", "HEAD"):
             return http_messages.METHOD_NOT_ALLOWED
         match request.path:
@@ -309,7 +311,7 @@ class HttpServer:
                 return http_messages.NOT_FOUND
 
     def _render(self, request: Request, render: Callable[[], Response]) -> Response:
-        """Return a response; an error becomes status 500 and a log line."""
+        """Return a response; if rendering fails, log the error and return status 500."""
         try:
             return render()
         except Exception:  # noqa: BLE001 - an error of a page must not end the agent
@@ -319,7 +321,7 @@ class HttpServer:
     # --- pages ------------------------------------------------------------------------------------
 
     def _serve_pages(self, ready: set[int]) -> None:
-        """Render and send pages. Delay the next pages if the work exceeded the CPU share."""
+        """Render and send pages, and delay the next pages if this work exceeded its CPU share."""
         begin = time.thread_time()
         for connection in [*self._stages["metrics"], *self._stages["page"]]:
             if connection.request is not None or connection.socket.fileno() in ready:
@@ -328,7 +330,7 @@ class HttpServer:
         self._pages_at = saved_since + (time.thread_time() - begin) / CPU_SHARE
 
     def _serve(self, connection: _Connection) -> None:
-        """Render the page of a connection if necessary, and send a part of the page."""
+        """Render the page of a connection if necessary, and send the next part of the page."""
         request = connection.request
         if request is not None:
             connection.request = None
@@ -355,22 +357,22 @@ class HttpServer:
     # --- the end of a connection ------------------------------------------------------------------
 
     def _finish(self, connection: _Connection) -> None:
-        """Close a connection once its client's kernel has acknowledged every byte."""
+        """Close a connection when the kernel of its client has acknowledged every byte."""
         if connection.unsent:
             self._send(connection)
         if not connection.is_shut:
             connection.is_shut = True
             soon = time.monotonic() + CLOSING_SECONDS
             connection.deadline = max(connection.deadline, soon)  # A slow network needs this time.
-            # SSLSocket.shutdown would drop the encryption first.
+            # SSLSocket.shutdown would remove the encryption first.
             socket.socket.shutdown(connection.socket, socket.SHUT_WR)
-        unacknowledged = fcntl.ioctl(connection.socket, termios.TIOCOUTQ, bytes(4))  # tcp(7)
+        unacknowledged = fcntl.ioctl(connection.socket, termios.TIOCOUTQ, bytes(4))  # see tcp(7)
         if not int.from_bytes(unacknowledged, sys.byteorder):
             self._forget(connection)
 
 
 def _listener(address: str) -> socket.socket:
-    """Listen on `:9808`, `127.0.0.1:9808` or `[::1]:9808`. Raises OSError."""
+    """Listen on an address such as `:9808`, `127.0.0.1:9808` or `[::1]:9808`. Raises OSError."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     dual_stack = not host and socket.has_dualstack_ipv6()
@@ -379,15 +381,15 @@ def _listener(address: str) -> socket.socket:
         (host, int(port)), family=family, dualstack_ipv6=dual_stack, backlog=BACKLOG
     )
     listener.setblocking(False)
-    # Accepted connections inherit both options. Without the options, the kernel grants megabytes to
-    # each connection.
+    # Accepted connections inherit both of these options. Without the options, the kernel would use
+    # megabytes for each connection.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     return listener
 
 
 def _parts(response: Response, *, head_only: bool) -> list[memoryview]:
-    """Return the parts of a response to send, without a copy of the body."""
+    """Return the parts of a response that are still to be sent, without copying the body."""
     parts = (response.head(), b"" if head_only else response.body)
     return [memoryview(part) for part in parts if part]
 

@@ -1,7 +1,7 @@
-"""The server side of TLS: a certificate, its key, and an optional authority for clients.
+"""Provides TLS for the HTTP server, with a certificate, its key and an optional client authority.
 
-Renewed files are read without a restart. If the new files cannot be used, the server keeps using
-the previous certificate, and each change of the files causes one log line.
+Renewed files are read without a restart of the agent. If new files cannot be used, the server
+continues to use the previous certificate. Each change of the files then causes one log line.
 """
 
 import socket
@@ -21,7 +21,7 @@ _log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger("agent")
 
 
 class CertificateError(OSError):
-    """A certificate, key or authority cannot be read; the text contains the option."""
+    """A certificate, key or authority cannot be read; the text of the error names the option."""
 
 
 class Certificates:
@@ -33,10 +33,12 @@ class Certificates:
         self._loaded = self._signatures()
         self._context = self._read()
         self._rejected: tuple[_Signature | None, ...] | None = None
-        self._retry_at = 0.0  # monotonic seconds
+        self._retry_at = 0.0  # monotonic time in seconds
 
     def wrap(self, connection: socket.socket) -> ssl.SSLSocket:
-        """Return the connection as a TLS connection, before its handshake. Raises OSError."""
+        """Return the connection as a TLS connection whose handshake has not begun. Raises
+        OSError.
+        """
         signatures = self._signatures()
         if signatures != self._loaded:
             self._renew(signatures)
@@ -45,13 +47,15 @@ class Certificates:
         )
 
     def _renew(self, signatures: tuple[_Signature | None, ...]) -> None:
-        """Read changed files. Files that were rejected are read again every RETRY_SECONDS."""
+        """Read the files that have changed. If files were rejected, they are read again every
+        RETRY_SECONDS.
+        """
         is_known = signatures == self._rejected
         if is_known and time.monotonic() < self._retry_at:
             return
         try:
             self._context = self._read()
-        # Perhaps only one of the two files has been renewed so far.
+        # It is possible that only one of the two files has been renewed yet.
         except CertificateError as error:
             self._rejected = signatures
             self._retry_at = time.monotonic() + RETRY_SECONDS
@@ -76,7 +80,7 @@ class Certificates:
             _require_pem("--tls-cert", certfile, _KEY, hint=". Pass the file with it as --tls-key")
         option = f"--tls-cert {certfile}" + (f", --tls-key {keyfile}" if keyfile else "")
         try:
-            # Without a password, OpenSSL would prompt for a password on the terminal.
+            # If no password were passed, OpenSSL would prompt for one on the terminal.
             context.load_cert_chain(certfile, keyfile or None, password="")
         except OSError as error:  # ssl.SSLError is a subclass of OSError.
             raise CertificateError(f"{option}: {_explanation(error)}") from error
@@ -92,7 +96,7 @@ class Certificates:
 
 
 def _require_pem(option: str, file: str, label: bytes, hint: str = "") -> None:
-    """Raise CertificateError if a file cannot be read, or contains no PEM object of a type."""
+    """Raise CertificateError if a file cannot be read, or contains no PEM object of this type."""
     try:
         with Path(file).open("rb") as opened:
             content = opened.read(MOST_BYTES)
@@ -111,7 +115,7 @@ def _explanation(error: OSError) -> str:
 
 
 def _signature(file: str) -> _Signature | None:
-    """Return values that differ between two versions of a file; None if the file is unreadable."""
+    """Return values that differ between two versions of a file, or None if it is unreadable."""
     try:
         status = Path(file).stat() if file else None
     except OSError:

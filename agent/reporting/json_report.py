@@ -1,6 +1,7 @@
-"""A report as JSON for programs. docs/report.md describes the schema.
+"""Writes a report as JSON for programs. docs/report.md describes the schema.
 
-A new version of the agent may add fields. Within a schema version, no field is changed or removed.
+A newer version of the agent may add fields. Within a version of the schema, no field is changed or
+removed.
 """
 
 import json

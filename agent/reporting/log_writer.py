@@ -1,9 +1,8 @@
-"""A bounded queue between the program and its log.
+"""Queues log lines up to a limit, and writes them in a separate thread.
 
-A write to a full pipe blocks until a process reads the pipe. This module writes the lines in a
-separate thread, so that a blocked log never blocks the work on the node. While the queue is full,
-new lines are dropped and counted. The next line that can be written reports the number of dropped
-lines.
+A write to a full pipe blocks until another process reads the pipe. Because a separate thread writes
+the lines, a blocked log never blocks the work on the node. While the queue is full, new lines are
+dropped and counted. The next written line reports how many lines were dropped.
 """
 
 import logging
@@ -16,15 +15,15 @@ from typing import Final
 
 import structlog
 
-LIMIT_BYTES: Final = 1 << 20  # the maximum size of the queued lines
-FLUSH_SECONDS: Final = 0.4  # the longest wait for the queue when the process exits
+LIMIT_BYTES: Final = 1 << 20  # the largest total size of the queued lines
+FLUSH_SECONDS: Final = 0.4  # the longest wait for the queue at the end of the process
 
 
 class LogWriter:
     """Writes lines to a file descriptor without blocking the caller.
 
-    Any thread may use this object. Lines keep their order. Each line is either written completely,
-    or dropped and counted.
+    Any thread may use this object. The lines are written in their original order. Each line is
+    either written completely, or it is dropped and counted.
     """
 
     def __init__(self, descriptor: int, *, limit_bytes: int = LIMIT_BYTES) -> None:
@@ -54,7 +53,7 @@ class LogWriter:
         return self._dropped
 
     def flush(self, seconds: float) -> None:
-        """Wait until every queued line is written, at most for a number of seconds."""
+        """Wait until every queued line is written, but at most for a number of seconds."""
         end = time.monotonic() + seconds
         with self._changed:
             while self._waiting_bytes and (left := end - time.monotonic()) > 0:
@@ -78,7 +77,7 @@ class LogWriter:
                 structlog.stdlib.get_logger("agent").warning("log_lines_dropped", lines=missing)
 
     def _write(self, line: bytes) -> bool:
-        """Write a line, and wait as long as needed; return whether it could be written."""
+        """Write a line and wait as long as necessary; return whether it was written."""
         rest = memoryview(line)
         while rest:
             try:
@@ -102,5 +101,5 @@ class QueueHandler(logging.Handler):
         self._writer.write(self.format(record))
 
     def flush(self) -> None:
-        """Wait a short time for the queue. logging calls this at the end of the process."""
+        """Wait a short time for the queue. logging calls this method at the end of the process."""
         self._writer.flush(FLUSH_SECONDS)

@@ -1,7 +1,7 @@
-"""The log on standard error: one line per event, as JSON or for people.
+"""Writes the log to standard error, one line per event, as JSON or for people.
 
-Lines of libraries have the same format. No line contains the text of a profile, the environment or
-the local variables of a traceback.
+Log lines of libraries have the same format. No line contains the text of a profile, the environment
+or the local variables of a traceback.
 """
 
 import logging
@@ -23,13 +23,12 @@ from agent.reporting.log_writer import LogWriter, QueueHandler
 def configure(
     form: Literal["auto", "json", "console"], level: str, writer: LogWriter | None = None
 ) -> None:
-    """Let structlog and the standard library's logging write the same lines.
+    """Make structlog and the logging module of Python write the same format.
 
     Args:
-        form: the format; auto is console on a terminal and otherwise json.
+        form: the format of the lines; auto means console on a terminal, and otherwise json.
         level: the lowest level that is logged.
-        writer: writes the lines in its own thread. Without a writer, each call writes its line
-            itself.
+        writer: writes the lines in its own thread. If it is None, each call writes its line itself.
     """
     is_console = form == "console" or (form == "auto" and sys.stderr.isatty())
     shared: list[structlog.typing.Processor] = [
@@ -49,7 +48,7 @@ def configure(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # These libraries log each request and each read at level debug.
+    # At level debug, these libraries log each request and each read.
     for library in ("urllib3", "watchdog"):
         logging.getLogger(library).setLevel(max(root.level, logging.INFO))
     logging.captureWarnings(capture=True)
@@ -70,7 +69,7 @@ def _console_renderers() -> list[structlog.typing.Processor]:
         _clean,
         structlog.dev.ConsoleRenderer(
             colors=table.has_colors(sys.stderr, os.environ),
-            # The default shows local variables if the package rich is installed.
+            # By default, tracebacks show local variables if the package rich is installed.
             exception_formatter=structlog.dev.plain_traceback,
         ),
     ]
@@ -89,7 +88,7 @@ def _clean(
 ) -> structlog.typing.EventDict:
     """Escape characters that are not printable.
 
-    The JSON renderer escapes characters without this function.
+    This function is not needed for JSON, because the JSON renderer escapes such characters.
     """
     return {
         key: table.clean(value) if isinstance(value, str) else value for key, value in event.items()
@@ -97,13 +96,13 @@ def _clean(
 
 
 def log(report: Report) -> None:
-    """Log the report of a single pass: each change and finding, and one summary."""
+    """Log the report of a single pass: each change, each finding, and one summary."""
     ReportLogger().on_report(report, 0.0, passed=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Subject:
-    """The identity of a finding in consecutive reports, independent of its text."""
+    """Identifies a finding in consecutive reports, independent of its text."""
 
     code: str
     location: str
@@ -115,24 +114,24 @@ class _Subject:
 
     @property
     def fields(self) -> dict[str, str]:
-        """The fields of a log line about the subject."""
+        """The fields of a log line that identify its subject."""
         fields = {"kind": self.kind, "origin": self.profile_set, "key": self.key}
         return {name: value for name, value in fields.items() if value}
 
 
 class ReportLogger:
-    """Logs consecutive reports: actions, new findings, and findings that are resolved."""
+    """Logs consecutive reports: their actions, new findings, and resolved findings."""
 
     def __init__(self) -> None:
         self._known: dict[_Subject, Finding] = {}
 
     def on_report(self, report: Report, at: float, *, passed: bool) -> None:  # noqa: ARG002 - the interface of report sinks
-        """Log the differences between a report and the previous report.
+        """Log the differences between a report and the previous one.
 
         Args:
             report: the new report.
-            at: when the pass ended. The time is not logged, since each line has its own time.
-            passed: whether a pass made the report; False if only its findings changed.
+            at: when the pass ended. This time is not logged, because each line has its own time.
+            passed: whether a new pass made the report; False if only the findings have changed.
         """
         logger = structlog.stdlib.get_logger("agent")
         events = [(event, row) for row in report.profiles if passed and (event := _event(row))]
@@ -152,9 +151,9 @@ class ReportLogger:
 
 
 def _findings(report: Report) -> Iterator[tuple[_Subject, Finding]]:
-    """Yield every finding and its subject.
+    """Yield every finding with its subject.
 
-    If the node does not support a kind, one finding about the kind replaces the findings about its
+    If the node does not support a kind, one finding about the kind replaces all findings about its
     profiles.
     """
     supports = report.kind_support.items()
@@ -180,7 +179,7 @@ def _findings(report: Report) -> Iterator[tuple[_Subject, Finding]]:
 
 
 def _event(row: ProfileStatus) -> str:
-    """Return the name of the log event for an action; empty if the action is not logged."""
+    """Return the log event for an action, or "" if the action is not logged."""
     if row.state in ON_NODE and row.action in INSTALLS:
         return _INSTALL_EVENTS[row.action]
     return _END_EVENTS.get(row.state, "")

@@ -1,7 +1,7 @@
-"""Prometheus metrics. This module has the counters of one process and renders all metrics.
+"""Counts the events of one process, and renders all metrics for Prometheus.
 
 Names and units follow the Prometheus conventions; docs/metrics.md lists every metric. Each scrape
-shows one complete report, never parts of two reports. The gauges are in
+shows one complete report, and never a mixture of two reports. The gauges are in
 agent.reporting.report_metrics.
 """
 
@@ -36,7 +36,7 @@ _CAUSES: Final[Mapping[Reason, str]] = {
 
 
 class Metrics:
-    """Every metric of one process. Any thread may call any method."""
+    """All metrics of one process. Any thread may call any method."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Metrics:
         allow_unsupported: bool = False,
         log_lines_dropped: Callable[[], int] = lambda: 0,
     ) -> None:
-        """Create every metric.
+        """Create all metrics.
 
         Args:
             version: the version of the agent.
@@ -83,14 +83,18 @@ class Metrics:
         PlatformCollector(registry=self.registry)
 
     def count_pass(self, report: Report, at: float) -> None:
-        """Count a pass, and show its report. `at` is when the pass ended, in Unix seconds."""
+        """Count a pass and show its report; `at` is the Unix time in seconds at which the pass
+        ended.
+        """
         converged = is_converged(report, allow_unsupported=self._allow_unsupported)
         with self._lock:
             self._passes.count(report, is_converged=converged)
             self._report.show_pass(report, at, is_converged=converged)
 
     def show_report(self, report: Report) -> None:
-        """Show a report that has other findings than the last pass, without counting a pass."""
+        """Show a report whose findings differ from those of the last pass, without counting a
+        pass.
+        """
         converged = is_converged(report, allow_unsupported=self._allow_unsupported)
         with self._lock:
             self._report.show(report, is_converged=converged)
@@ -106,7 +110,7 @@ class Metrics:
         self._parser.observe(seconds)
 
     def watch_restarted(self, what: str) -> None:
-        """Count a watch that broke or was replaced by a list."""
+        """Count a watch that broke, or that a new list replaced."""
         self._api.watch_restarts.labels(what).inc()
 
     def events_dropped(self, number: int) -> None:
@@ -114,11 +118,13 @@ class Metrics:
         self._api.events_dropped.inc(number)
 
     def show_unconfined_processes(self, processes: int) -> None:
-        """Show how many processes run without the confinement that they had."""
+        """Show how many processes lost their confinement and still run without it."""
         self._unconfined.set(processes)
 
     def renderer(self, accept: str) -> tuple[str, Callable[[], bytes]]:
-        """Return the content type for an Accept header, and a function that renders the metrics."""
+        """Return the content type for an Accept header, with a function that renders the
+        metrics.
+        """
         try:
             encode, content_type = choose_encoder(accept)
         except (TypeError, ValueError):  # The version in the header is not a number.
@@ -132,7 +138,7 @@ class Metrics:
 
 
 class _PassCounters:
-    """The counters of passes and of their actions."""
+    """Counts passes and their actions."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._passes = _counter(registry, "passes", "Passes by result.", "result")
@@ -146,16 +152,17 @@ class _PassCounters:
             registry=registry,
             buckets=_PASS_SECONDS,
         )
-        self._pass_number = 0  # the number of the last counted report
+        self._pass_number = 0  # the number of the last report that was counted
         for result in ("converged", "not_converged"):
             self._passes.labels(result)
 
     def count(self, report: Report, *, is_converged: bool) -> None:
-        """Count a pass. A pass that returns the previous report did not change anything."""
+        """Count a pass. If a pass returned the report of the previous pass, it changed nothing."""
         self._passes.labels("converged" if is_converged else "not_converged").inc()
         for kind in report.kind_support:
             for cause in _CAUSES.values():
-                self._repairs.labels(kind, cause)  # The counter is 0 until the first repair.
+                # The counter exists with the value 0 before the first repair.
+                self._repairs.labels(kind, cause)
         if report.pass_number == self._pass_number:
             return
         self._pass_number = report.pass_number
@@ -175,7 +182,7 @@ class _PassCounters:
 
 
 class _ApiCounters:
-    """The counters of the traffic with the API server."""
+    """Counts the requests to the API server, and related events."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.requests = _counter(
@@ -194,7 +201,7 @@ class _ApiCounters:
 
 
 class _LogLines(Collector):
-    """Collects the counter of dropped log lines, which the log writer keeps."""
+    """Exports the number of dropped log lines, which the log writer counts."""
 
     def __init__(self, dropped: Callable[[], int]) -> None:
         self._dropped = dropped

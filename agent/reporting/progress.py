@@ -1,7 +1,7 @@
-"""Lines that show the progress of a command while it waits for the parser.
+"""Shows the progress of a command while it waits for the parser.
 
-A line that repeats the previous line only shows that the command is alive. The pause between
-repeated lines doubles up to a minute.
+If a line repeats the previous line, it only shows that the command is still running. The pause
+before such a line doubles each time, up to a minute.
 """
 
 import time
@@ -13,11 +13,11 @@ LONGEST_PAUSE_SECONDS: Final = 60.0
 
 
 class Progress:
-    """Shows how many texts are compiled, if compiling takes more than a few seconds.
+    """Shows how many texts have been compiled, if compiling takes more than a few seconds.
 
     Args:
-        write: writes a line to the user.
-        clock: returns monotonic seconds.
+        write: writes one line for the user.
+        clock: returns the monotonic time in seconds.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Progress:
         self._pause = FIRST_PAUSE_SECONDS
 
     def show(self, finished: int, total: int) -> None:
-        """Write one line, unless the previous line was written a short time ago."""
+        """Write a line, unless the previous line was written only a short time ago."""
         line = f"profile-loader: {finished} of {total} profile texts compiled\n"
         if line != self._line:
             self._pause = FIRST_PAUSE_SECONDS

@@ -1,7 +1,7 @@
-"""The gauges that show the last report, computed when the metrics are scraped.
+"""Computes the gauges that show the last report, when the metrics are scraped.
 
 A series exists as long as the last report contains its profile or profile set. The number of series
-is limited, independent of the names and the number of profiles. The counters are in
+has a limit, which depends neither on the names nor on the number of profiles. The counters are in
 agent.reporting.metrics.
 """
 
@@ -17,8 +17,8 @@ from agent.core.vocabulary import ON_NODE, ProfileSetState, ProfileState, Suppor
 
 NAMES: Final = 100  # the number of profiles that have their own series
 SETS: Final = 50  # the number of profile sets that have their own series
-# The states of profiles that stay on the node or should be there. Each state has a series, which is
-# 0 while no profile has that state.
+# These are the states of profiles that are on the node or should be there. Each state has a series,
+# which is 0 if no profile has this state.
 _STATES: Final = (
     ProfileState.INSTALLED,
     ProfileState.OUTDATED,
@@ -34,18 +34,18 @@ _Samples = Mapping[tuple[str, ...], float]
 
 
 class ReportCollector(Collector):
-    """Collects the gauges of the last report. The caller serializes all calls with a lock."""
+    """Computes the gauges of the last report. The caller must hold a lock during each call."""
 
     def __init__(self) -> None:
         self._report: Report | None = None
         self._is_converged = False
         self._pass_ended = 0.0  # the time in Unix seconds
         self._converged_pass_ended = 0.0  # the time in Unix seconds
-        self._last_read: dict[str, float] = {}  # the times by profile set, in Unix seconds
-        self._codes: set[str] = set()  # the codes of findings since the start
+        self._last_read: dict[str, float] = {}  # Unix times in seconds, by profile set
+        self._codes: set[str] = set()  # the codes of all findings since the start
 
     def show(self, report: Report, *, is_converged: bool) -> None:
-        """Show the state in a report, even if the report is not from a new pass."""
+        """Show the state in a report that does not come from a new pass."""
         self._report = report
         self._is_converged = is_converged
         self._codes.update(finding_counts(report))
@@ -53,7 +53,7 @@ class ReportCollector(Collector):
         self._last_read = {name: at for name, at in self._last_read.items() if name in listed}
 
     def show_pass(self, report: Report, at: float, *, is_converged: bool) -> None:
-        """Show the report of a pass that ended at a time in Unix seconds."""
+        """Show the report of a pass, with the Unix time in seconds at which the pass ended."""
         self.show(report, is_converged=is_converged)
         self._pass_ended = at
         if is_converged:
@@ -136,7 +136,7 @@ class ReportCollector(Collector):
 
 
 def finding_counts(report: Report) -> Counter[str]:
-    """Return the number of findings of each code. A finding about a whole kind counts once."""
+    """Return the number of findings for each code. A finding about a whole kind counts once."""
     of_kinds = [one.finding for one in report.kind_support.values() if one.finding is not None]
     of_profiles = [
         finding for row in report.profiles for finding in row.findings if finding not in of_kinds
@@ -145,7 +145,7 @@ def finding_counts(report: Report) -> Counter[str]:
 
 
 def _named_profiles(rows: Iterable[ProfileStatus]) -> list[ProfileStatus]:
-    """Return one row for each desired name; a row that is on the node is preferred."""
+    """Return one row for each desired name, preferably a row that is on the node."""
     best: dict[tuple[str, str], ProfileStatus] = {}
     for row in rows:
         known = best.get((row.kind, row.name))
@@ -156,12 +156,14 @@ def _named_profiles(rows: Iterable[ProfileStatus]) -> list[ProfileStatus]:
 
 
 def _listed_sets(report: Report) -> list[ProfileSetStatus]:
-    """Return the profile sets that have series; sets that were not read come first."""
+    """Return the profile sets that get series, beginning with sets that were not read."""
     return sorted(report.profile_sets, key=_is_read)[:SETS]
 
 
 def _is_read(profile_set: ProfileSetStatus) -> bool:
-    """Return whether a set was read. An emptied set counts as read, and has its own finding."""
+    """Return whether a set was read. An emptied set counts as read, because it has its own
+    finding.
+    """
     return profile_set.state in (ProfileSetState.READ, ProfileSetState.EMPTIED)
 
 

@@ -1,8 +1,9 @@
 """Renders the status page as HTML for people, without scripts.
 
-Text from profiles, names and errors is always escaped. The page is readable at 400 px and 1,400 px,
-in light and dark, and with a screen reader. The size of the page is limited. Every client that
-reaches the port can read the page, so the page contains nothing that only the log may contain.
+Text from profiles, names and errors is always escaped. The page is readable at widths of 400 px and
+1,400 px, in light and dark mode, and with a screen reader. The size of the page is limited. Every
+client that reaches the port can read the page. The page therefore contains no information that is
+only for the log.
 """
 
 import time
@@ -19,7 +20,7 @@ from agent.reporting.table import BAD_STATES, GOOD_STATES, clean
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassSummary:
-    """One pass in the list of the last passes."""
+    """One pass in the list of recent passes."""
 
     at: float
     """When the pass ended, in Unix seconds."""
@@ -61,8 +62,8 @@ tr{display:block;border-bottom:1px solid var(--line);padding:.4rem 0}
 th,td{display:block;border:0;padding:.1rem 0}
 td::before,th[data-name]::before{content:attr(data-name) ": ";font-weight:400}}
 """
-ROWS: Final = 3000  # the maximum number of rows in one table
-TABLE_BYTES: Final = 1 << 20  # the maximum size of one table in bytes
+ROWS: Final = 3000  # the largest number of rows in one table
+TABLE_BYTES: Final = 1 << 20  # the largest size of one table in bytes
 _SHORT_COLUMNS: Final = frozenset(  # the columns that contain single words, which are never broken
     {"Kind", "State", "Mode", "Code", "Keys", "Value", "Ended", "Took", "Result"}
 )
@@ -92,7 +93,7 @@ def _head(view: StatusView) -> str:
 
 
 def _summary(view: StatusView) -> str:
-    """Return whether the node matches the sources, as the first sentence of the page."""
+    """Return the first sentence of the page, which states whether the node matches the sources."""
     if view.report is None:
         return "<p>No pass has ended yet.</p>"
     converged = view.report.converged
@@ -106,7 +107,7 @@ def _summary(view: StatusView) -> str:
 
 
 def _body(report: Report) -> Iterator[str]:
-    """Yield the sections about a report; problems come first."""
+    """Yield the sections about a report, beginning with problems."""
     rows = sorted(report.profiles, key=lambda row: row.state not in BAD_STATES)[:ROWS]
     findings = _findings(report, rows)
     yield "<h2>Problems</h2>"
@@ -178,14 +179,14 @@ def _table(
     """Return a table of at most TABLE_BYTES, and the number of omitted rows.
 
     Args:
-        caption: the caption.
+        caption: the caption of the table.
         columns: the headings of the columns.
         rows: the cells of each row.
-        omitted: the number of rows that the caller has omitted already.
+        omitted: the number of rows that the caller has already omitted.
     """
     if not rows:
         return "<p>None.</p>"
-    # Browsers ignore the meaning of table elements that a style sheet displays as blocks, so each
+    # If a style sheet displays table elements as blocks, browsers ignore their meaning, so each
     # element has a role.
     head = "".join(f'<th scope="col" role="columnheader">{_text(name)}</th>' for name in columns)
     lines: list[str] = []

@@ -1,7 +1,7 @@
-"""The last report, and the content that the HTTP servers serve from it.
+"""Stores the last report, and provides its content to the HTTP servers.
 
-A page or a scrape is rendered on request, at most once per report, and shared by all connections.
-The threads of the servers only read the last report, and never touch the node.
+A page or a scrape is rendered on request, at most once per report, and is shared by all
+connections. The threads of the servers only read the last report, and never access the node.
 """
 
 import threading
@@ -16,10 +16,11 @@ from agent.heartbeat import Heartbeat
 from agent.reporting.metrics import Metrics
 from agent.reporting.status_page import PassSummary, StatusView, page
 
-METRICS_SECONDS: Final = 1.0  # the maximum age at which rendered metrics are served again
-# the number of formats whose rendered metrics are kept; clients can request many formats
+METRICS_SECONDS: Final = 1.0  # the largest age at which rendered metrics are served again
+# This is the number of formats whose rendered metrics are stored, because clients can request many
+# formats.
 FORMATS: Final = 4
-LISTED_PASSES: Final = 20  # the number of passes on the status page
+LISTED_PASSES: Final = 20  # the number of recent passes on the status page
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +43,7 @@ class _Scrape:
 
 
 class StatusStore:
-    """Provides the pages of agent.reporting.http_server.
+    """Provides the pages that agent.reporting.http_server serves.
 
     The main thread calls `on_report`. The threads of the servers call all other methods.
     """
@@ -58,13 +59,13 @@ class StatusStore:
         labels: Callable[[], Mapping[str, str]],
         unconfined_processes: Callable[[], int],
     ) -> None:
-        """Start without a report.
+        """Begin without a report.
 
         Args:
             metrics: the metrics of the process.
             version: the version of the agent.
-            node: the name of the node, for people.
-            patience: the number of seconds without a heartbeat after which the agent is not alive.
+            node: the name of the node, which is only shown to people.
+            patience: after this number of seconds without a heartbeat, the agent is not alive.
             heartbeat: the heartbeat of the main loop.
             labels: returns the agent's labels that are or may be on the Node.
             unconfined_processes: returns how many processes lost their confinement.
@@ -78,7 +79,7 @@ class StatusStore:
         self._report_number = 0  # the number of calls of on_report
         self._rendering = threading.Lock()
         self._page: _Page | None = None
-        # the rendered metrics by content type, the oldest first
+        # the rendered metrics by content type, beginning with the oldest
         self._scrapes: dict[str, _Scrape] = {}
 
     def on_report(self, report: Report, at: float, *, passed: bool) -> None:
@@ -87,7 +88,7 @@ class StatusStore:
         Args:
             report: the new report.
             at: when the pass ended, in Unix seconds.
-            passed: whether a pass made the report; False if only its findings changed.
+            passed: whether a new pass made the report; False if only the findings have changed.
         """
         view = self._view
         self._metrics.show_unconfined_processes(self._unconfined_processes())
@@ -101,11 +102,11 @@ class StatusStore:
         else:
             self._metrics.show_report(report)
             self._view = replace(view, report=report)
-        # The number changes last, so that a new number always means a new view.
+        # The number changes last, so that a new number always belongs to a new view.
         self._report_number += 1
 
     def metrics(self, accept: str) -> tuple[str, bytes]:
-        """Return content type and body of a scrape."""
+        """Return the content type and the body for a scrape."""
         content_type, render = self._metrics.renderer(accept)
         with self._rendering:
             number, now = self._report_number, time.monotonic()
@@ -120,17 +121,17 @@ class StatusStore:
             return content_type, scrape.content
 
     def health(self) -> str:
-        """Return why the agent is not alive, based only on the heartbeat; empty if it is alive."""
+        """Return why the agent is not alive, or ""; the result only depends on the heartbeat."""
         silent = self._heartbeat.silent_seconds()
         return (
             f"no heartbeat of the main loop for {silent:.0f} s" if silent > self._patience else ""
         )
 
     def ready(self) -> str:
-        """Return why the agent is not ready; empty after a pass has observed the whole node.
+        """Return why the agent is not ready, or "" after a pass has observed the whole node.
 
-        Convergence is not part of readiness, so that one invalid key never blocks a rollout. A
-        metric and an alert report missing convergence.
+        Readiness does not depend on convergence, so that an invalid key never blocks a rollout. If
+        the node is not converged, a metric and an alert report this.
         """
         report = self._view.report
         if report is None:

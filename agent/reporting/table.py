@@ -1,8 +1,8 @@
-"""A report as a table for people.
+"""Writes a report as a table for people.
 
-No control character of a name or message reaches the terminal. Every line fits the terminal, except
-a line with a name that is longer than the terminal is wide. agent.reporting.json_report writes
-reports for programs.
+No control character in a name or message reaches the terminal. Each line fits into the terminal,
+unless it contains a name that is longer than a line. agent.reporting.json_report writes reports for
+programs.
 """
 
 import textwrap
@@ -42,7 +42,7 @@ _GAP = 2  # the number of spaces between two cells
 
 
 def has_colors(stream: TextIO, environ: Mapping[str, str]) -> bool:
-    """Return whether a stream is a terminal on which colors are wanted (https://no-color.org)."""
+    """Return whether a stream is a terminal on which colors are enabled (https://no-color.org)."""
     is_plain = environ.get("NO_COLOR") or environ.get("TERM") == "dumb"
     return stream.isatty() and not is_plain
 
@@ -59,11 +59,11 @@ def table(
 
     Args:
         report: the report.
-        width: the columns of the terminal.
-        domain: the domain of the Node's labels. With a domain, the text contains the nodeSelector
-            of each profile and the active sandboxes.
-        nothing: the summary of a report without profiles.
-        has_colors: whether the states of profiles are colored.
+        width: the number of columns of the terminal.
+        domain: the domain of the Node's labels. If a domain is passed, the text contains the
+            nodeSelector of each profile and the active sandboxes.
+        nothing: the summary of a report that has no profiles.
+        has_colors: whether to color the states of profiles.
     """
     rows = [
         (row.kind, clean(row.name or row.key), row.state, clean(_why(row)))
@@ -84,7 +84,7 @@ def table(
 
 
 def _notes(report: Report, width: int) -> Iterator[str]:
-    """Yield the lines of each finding once. Findings about a whole kind are omitted."""
+    """Yield the lines of each finding once, but omit findings about a whole kind."""
     of_kinds = {one.finding for one in report.kind_support.values() if one.finding is not None}
     findings = [(row.key, finding) for row in report.profiles for finding in row.findings]
     findings += [(finding.location, finding) for finding in report.findings]
@@ -100,7 +100,9 @@ def _sandboxes(report: Report) -> list[str]:
 
 
 def _selectors(report: Report, domain: str) -> list[str]:
-    """Return the nodeSelector of each profile. The lines are never wrapped, for copying."""
+    """Return the nodeSelector of each profile. These lines are never wrapped, so that users can
+    copy them.
+    """
     selectors = [labels.node_selector(row, domain).items() for row in report.profiles]
     lines = [f"  {clean(key)}: {value}" for selector in selectors for key, value in selector]
     return ["nodeSelector, if the Node has labels:", *lines] if lines else []
@@ -114,15 +116,17 @@ def clean(text: str) -> str:
 
 
 def _why(row: ProfileStatus) -> str:
-    """Return the code of the first error, which a note explains, or the reason of the action."""
+    """Return the code of the first error, which a note explains, or else the reason for the
+    action.
+    """
     codes = [finding.code for finding in row.findings if finding.severity == Severity.ERROR]
     return codes[0] if codes else row.why
 
 
 def _columns(rows: Sequence[Sequence[str]], width: int, colors: Mapping[str, str]) -> Iterable[str]:
-    """Lay out the rows. If the rows do not fit, each reason has its own line.
+    """Lay out the rows of the table. If the rows do not fit, each reason has its own line.
 
-    A name that is too long for its column also has its own line, so that it does not widen the
+    If a name is too long for its column, it also has its own line, so that it does not widen the
     column.
     """
     gaps = _GAP * (len(_HEADINGS) - 1)
