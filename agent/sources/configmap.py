@@ -1,10 +1,10 @@
 """Provides profiles from one named ConfigMap, or from ConfigMaps that match a selector.
 
-Each ConfigMap is a separate profile set. A missing, an emptied, a malformed and an unconfirmed
-ConfigMap have four different results. This module sends no request: a read uses the store of a
-reflector. A ConfigMap whose node selector does not match provides no profiles on this node; if the
-labels of the Node are not known, the ConfigMap is unreadable. The memory for all ConfigMaps of a
-source is limited. ConfigMaps with installed versions have room first, then older ConfigMaps.
+Each ConfigMap is a separate profile set. The result of a read distinguishes missing, emptied,
+malformed and unconfirmed ConfigMaps. This module sends no request: a read uses the store of a
+reflector. If the node selector of a ConfigMap does not match, the ConfigMap provides no profiles on
+this node; if the labels of the Node are unknown, it is unreadable. The memory for all ConfigMaps of
+a source is limited. ConfigMaps with installed versions have priority, followed by older ConfigMaps.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -22,7 +22,7 @@ from agent.sources.source_spec import ConfigMapSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigMapEntry:
-    """The part of one ConfigMap that is kept in memory."""
+    """The part of a ConfigMap that is stored in memory."""
 
     profile_set: str = ""
     content: ConfigMapData | None = None
@@ -40,18 +40,19 @@ class ConfigMapEntry:
 
     @property
     def is_dropped(self) -> bool:
-        """Return whether the content was not kept because it exceeded the limit."""
+        """Return whether the content was not stored because it exceeded the limit."""
         return self.content is None and not self.malformed
 
 
 class ConfigMapBounds:
     """Limits the number and the size of the ConfigMaps of one source. Implements lister.Bounds.
 
-    A ConfigMap has room if it fits together with all ConfigMaps of a higher rank. ConfigMaps in
-    which every key has an installed version rank first, then those with some installed versions,
-    then all others; within each group, older ConfigMaps rank first. Therefore neither a new
-    ConfigMap nor an old ConfigMap with new keys displaces a ConfigMap that is installed. For
-    ConfigMaps above the limit, only the names are kept, up to the same number again.
+    A ConfigMap is stored if it fits together with all ConfigMaps of a higher rank. ConfigMaps in
+    which every key has an installed version have the highest rank, followed by ConfigMaps with some
+    installed versions, and then by all others. Within each of these groups, older ConfigMaps have a
+    higher rank. Therefore, neither a new ConfigMap nor an old ConfigMap with new keys displaces a
+    ConfigMap that is installed. Above the limit, only the names of ConfigMaps are stored, up to the
+    same number again.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class ConfigMapBounds:
         self.config_map_limit = config_map_limit
 
     def within(self, objects: Mapping[str, ConfigMapEntry]) -> Mapping[str, ConfigMapEntry]:
-        """Return the ConfigMaps that have room, and the next ones without content."""
+        """Return the ConfigMaps that fit, and the next ones without their content."""
         if self._is_within(objects.values()):
             return objects
         ranked = self._ranked(objects)
@@ -85,7 +86,7 @@ class ConfigMapBounds:
         }
 
     def has_room(self, objects: Mapping[str, ConfigMapEntry]) -> bool:
-        """Return whether a ConfigMap without content would have room now."""
+        """Return whether a ConfigMap without content would fit now."""
         if not any(entry.is_dropped for entry in objects.values()):
             return False
         ranked = self._ranked(objects)
@@ -117,7 +118,7 @@ class ConfigMapBounds:
 
 
 def _size(content: ConfigMapData) -> int:
-    """Return the approximate memory for the keys of a ConfigMap, in bytes."""
+    """Return about how many bytes of memory the keys of a ConfigMap need."""
     keys = sum(
         len(source_key.key) + len(source_key.content) + limits.KEY_OVERHEAD
         for source_key in content.source_keys
@@ -131,7 +132,7 @@ def profile_set_of(namespace: str, name: str) -> str:
 
 
 def entry_for(domain: str) -> Callable[[Json], ConfigMapEntry]:
-    """Return a function from a ConfigMap to its entry.
+    """Return a function that turns a ConfigMap into its entry.
 
     Args:
         domain: the domain of the annotations.
@@ -175,7 +176,7 @@ class ConfigMapSource:
         """Returns the store of the reflector."""
         self.node_labels = node_labels
         """Returns the labels of the agent's own Node; None if the labels are not known."""
-        # The reflector wakes the agent, so the source does not have to be watched.
+        # The reflector wakes the agent, so no file of the source has to be watched.
         self.watched_path = None
         self._snapshots: dict[str, tuple[ConfigMapData, Snapshot]] = {}
 
@@ -190,7 +191,7 @@ class ConfigMapSource:
             query = f"?{spec.selector}" if spec.selector else ""
             profile_set = f"configmaps {spec.namespace}{query}"
             if store.objects is None or store.reason:
-                # An unknown number of ConfigMaps is not the same as no ConfigMap.
+                # If the ConfigMaps are unknown, the source must not count as empty.
                 return (Unreadable(profile_set=profile_set, reason=_failure(store)),)
             return (Missing(profile_set=profile_set, reason="there is no such ConfigMap"),)
         names = [spec.name] if spec.name else sorted(store.objects or {})
@@ -203,7 +204,7 @@ class ConfigMapSource:
     def explain_absence(self, profile_set: str) -> Snapshot | None:
         """Return the snapshot of a profile set that `read` did not return.
 
-        Returns None if the profile set does not belong to this source.
+        If the profile set does not belong to this source, the result is None.
         """
         prefix = profile_set_of(self.spec.namespace, "")
         if self.spec.name or not profile_set.startswith(prefix):
@@ -260,7 +261,7 @@ def _over_limit(profile_set: str) -> Unreadable:
 
 
 def _too_many(profile_set: str) -> Unreadable:
-    """Report that the source has more ConfigMaps than the agent keeps."""
+    """Report that the source has more ConfigMaps than the agent stores."""
     number = 2 * limits.SOURCE_CONFIG_MAPS
     reason = f"there are more than {number} ConfigMaps, and not all of them are read"
     return Unreadable(profile_set=profile_set, reason=reason, cause=UnreadableCause.OVER_LIMIT)

@@ -1,7 +1,7 @@
-"""The content of one ConfigMap: its keys, and the annotations for the agent.
+"""Parses the content of one ConfigMap: its keys and its annotations for the agent.
 
-A malformed ConfigMap is unreadable as a whole, because its keys may still be desired. If a key has
-an invalid name, only that key is rejected. Keys that are not profiles are ignored.
+If a ConfigMap is malformed, it is unreadable as a whole, because its keys may still be desired. If
+a key has an invalid name, only that key is rejected. Keys that are not profiles are ignored.
 """
 
 import base64
@@ -19,7 +19,7 @@ _KEY = re.compile(r"[-._a-zA-Z0-9]{1,253}")  # kubernetes: IsConfigMapKey
 
 
 class MalformedError(ValueError):
-    """A ConfigMap is malformed. The text is the reason."""
+    """A ConfigMap is malformed. The text of the error is the reason."""
 
 
 class TooManyKeysError(MalformedError):
@@ -56,8 +56,8 @@ def parse(
         document: the object.
         profile_set: the profile set of the keys.
         domain: the domain of the annotations.
-        qualified: the profile set contains several ConfigMaps, so the id of each key starts with
-            the namespace and the name.
+        qualified: whether the profile set contains several ConfigMaps; the ID of each key then
+            begins with the namespace and the name.
     """
     metadata = _mapping(document, "metadata")
     name, namespace = metadata.get("name"), metadata.get("namespace") or "default"
@@ -143,7 +143,9 @@ def _keys(document: Mapping[str, object], full_name: str) -> Iterable[tuple[str,
 
 
 def _mapping(document: Mapping[str, object], field: str) -> dict[str, object]:
-    """Return a field with a mapping; a missing field and null are empty. Raises MalformedError."""
+    """Return a field that contains a mapping; a missing field or null counts as empty. Raises
+    MalformedError.
+    """
     value = document.get(field)
     if value is None:
         return {}

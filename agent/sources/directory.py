@@ -1,11 +1,11 @@
-"""Provides profiles from a directory, which can be a mounted ConfigMap volume.
+"""Provides profiles from a directory, which may be a mounted ConfigMap volume.
 
-All files are read through open directories, and no file outside the directory is read. The kubelet
-replaces the `..data` link of a volume to switch to a new generation (kubernetes,
+All files are read through open directories, and files outside the directory are never read. The
+kubelet replaces the `..data` link of a volume to switch to a new generation (kubernetes,
 pkg/volume/util/atomic_writer.go). The source opens one generation and reads all keys from it, so
-the keys of one read always belong together. A key that cannot be read makes the whole profile set
-unreadable, because it may still be desired. A file whose stat signature is unchanged is not read
-again.
+the keys of one read always belong together. If a key cannot be read, the whole profile set is
+unreadable, because the key may still be desired. A file is not read again while its stat signature
+is unchanged.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class _ChangedError(Exception):
-    """The directory changed while it was read."""
+    """The directory changed during the read."""
 
 
 class _TooLargeError(Exception):
@@ -43,7 +43,7 @@ class _TooLargeError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _CachedFile:
-    """The key that was read from a file, and the file's signature before and after the read."""
+    """A key that was read from a file, with the file's signature before and after the read."""
 
     signature: Signature
     source_key: SourceKey
@@ -69,7 +69,7 @@ class _Collected:
         self.rejected.append((key, finding))
 
     def is_over_limit(self) -> bool:
-        """Return whether the profile set is too large, so that no more keys are read."""
+        """Return whether the profile set is so large that no more keys are read."""
         count = len(self.source_keys) + len(self.rejected)
         return count > limits.SET_KEYS or self.size > limits.SET_BYTES
 
@@ -82,7 +82,7 @@ class _Collected:
             )
 
     def count_names(self, number: int) -> None:
-        """Count the names of a directory. Raises _TooLargeError."""
+        """Count the names in a directory. Raises _TooLargeError."""
         self.names += number
         if self.names > limits.SET_NAMES:
             raise _TooLargeError(f"too_many_names: more than {limits.SET_NAMES} names")
@@ -95,21 +95,25 @@ class DirectorySource:
         self.path = path
         self.profile_set = f"dir {Path(path).absolute()}"
         self.watched_path = Path(path).absolute()
-        self._clock = clock  # The Unix time is in nanoseconds, like the times of files.
+        self._clock = clock  # This Unix time is in nanoseconds, like the times of files.
         self._files: dict[str, _CachedFile] = {}
         self._last: tuple[list[SourceKey], list[tuple[str, Finding]], Snapshot] | None = None
 
     def invalidate(self) -> None:
-        """Make the next read read every file."""
+        """Make the next read process every file."""
         self._files = {}
         self._last = None
 
     def explain_absence(self, profile_set: str) -> Snapshot | None:  # noqa: ARG002 - part of the protocol
-        """Return None: this source has one profile set, and `read` always returns it."""
+        """Return None, because this source only has one profile set, and `read` always returns
+        it.
+        """
         return None
 
     def read(self) -> tuple[Snapshot, ...]:
-        """Read the profile set once. If the set changes during the read, try again a few times."""
+        """Read the profile set once. If the profile set changes during the read, the source reads
+        it again a few times.
+        """
         for _ in range(_ATTEMPTS):
             try:
                 return (self._read(),)
@@ -138,7 +142,7 @@ class DirectorySource:
         return self._snapshot(walk.collected)
 
     def _snapshot(self, collected: _Collected) -> Snapshot:
-        """Return the last snapshot if all keys are equal, so that no new hash is needed."""
+        """If all keys are equal, return the last snapshot, so that no new hash is needed."""
         keys, rejected = collected.source_keys, collected.rejected
         if self._last is None or self._last[0] != keys or self._last[1] != rejected:
             self._last = (keys, rejected, limits.snapshot(self.profile_set, keys, rejected))
@@ -158,7 +162,7 @@ class _Walk:
     ) -> None:
         self._profile_set = profile_set
         self._top = top
-        self._stack = stack  # closes all descriptors at the end of the read
+        self._stack = stack  # This closes all descriptors at the end of the read.
         self._cached = cached
         self._clock = clock
         # the descriptor and the generation of each volume
@@ -170,7 +174,7 @@ class _Walk:
 
         Args:
             fd: the directory.
-            parent: the part of the keys before the name of a file; empty, or with a final slash.
+            parent: the part of the keys before the file name; it is empty or ends with a slash.
         """
         self.collected.count_directory()
         generation = _generation(fd)
@@ -187,7 +191,7 @@ class _Walk:
             os.close(inner)
 
     def require_unchanged(self) -> None:
-        """Raise _ChangedError if a volume has a new generation, or the directory was removed."""
+        """Raise _ChangedError if a volume has a new generation or if the directory was removed."""
         is_replaced = any(_generation(fd) != generation for fd, generation in self._volumes)
         if is_replaced or os.fstat(self._top).st_nlink == 0:
             raise _ChangedError
@@ -238,7 +242,7 @@ class _Walk:
             os.close(below)
 
     def _add_cached(self, key: str, status: os.stat_result) -> bool:
-        """Add a key from an earlier read if the signature of its file is unchanged."""
+        """Add a key from an earlier read, if the signature of its file is unchanged."""
         cached = self._cached.get(key)
         if cached is None or cached.signature != stat_signature.of(status):
             return False
@@ -271,7 +275,7 @@ class _Walk:
             self.collected.files[key] = _CachedFile(signature=signature, source_key=source_key)
 
     def _read_link(self, fd: int, name: str, key: str) -> None:
-        """Read a link to a regular file in this directory; reject every other link."""
+        """Read a link to a regular file in this directory, and reject every other link."""
         top = os.path.realpath(f"/proc/self/fd/{self._top}")
         target = os.path.realpath(f"/proc/self/fd/{fd}/{name}")
         if os.path.commonpath([top, target]) != top:
@@ -296,7 +300,7 @@ class _Walk:
 
 
 def _generation(fd: int) -> str | None:
-    """Return the name of the current generation of a mounted volume; None for other directories.
+    """Return the current generation of a mounted volume, or None for any other directory.
 
     Raises OSError.
     """
@@ -312,7 +316,7 @@ def _generation(fd: int) -> str | None:
 
 
 def _stat(name: str, fd: int) -> os.stat_result:
-    """Return the status of a name that was listed. Raises _ChangedError and OSError."""
+    """Return the status of a name from the listing. Raises _ChangedError and OSError."""
     try:
         return os.stat(name, dir_fd=fd, follow_symlinks=False)
     except FileNotFoundError as error:
@@ -320,7 +324,9 @@ def _stat(name: str, fd: int) -> os.stat_result:
 
 
 def _open(name: str, flags: int, fd: int) -> int:
-    """Open a name that was listed. Raises OSError, and _ChangedError for a replaced name."""
+    """Open a name from the listing. Raises OSError. Raises _ChangedError if the name was
+    replaced.
+    """
     try:
         return os.open(name, flags, dir_fd=fd)
     except OSError as error:

@@ -1,7 +1,7 @@
-"""The size limits of sources, and the findings about sources that exceed a limit.
+"""Defines the size limits of sources, and builds findings about sources that exceed a limit.
 
-A limit on one key rejects that key. A limit on a profile set makes the whole set unreadable, so
-that no profile is removed because a key was not read.
+If a key exceeds a limit, only this key is rejected. If a profile set exceeds a limit, the whole set
+is unreadable, so that no profile is removed because its key was not read.
 """
 
 from collections.abc import Sequence
@@ -12,17 +12,18 @@ from agent.core.findings import Finding
 from agent.core.model import Emptied, Read, Snapshot, SourceKey, Unreadable
 from agent.core.vocabulary import UnreadableCause
 
-KEY_BYTES: Final = 1 << 20  # Kubernetes limits all data of a ConfigMap to this size.
+KEY_BYTES: Final = 1 << 20  # Kubernetes has the same limit for all data of a ConfigMap.
 SET_BYTES: Final = 32 << 20
 SET_KEYS: Final = 5000
 # the number of directories in one directory source, including empty directories
 SET_DIRECTORIES: Final = 5000
-# the number of files and directories in one source, including other files than profiles
+# the number of files and directories in one source, including files that are not profiles
 SET_NAMES: Final = 100_000
-# The limits of all ConfigMaps that one source selects.
+# These limits apply to all ConfigMaps that one source selects.
 SOURCE_BYTES: Final = 16 << 20
 SOURCE_CONFIG_MAPS: Final = 1000
-KEY_OVERHEAD: Final = 256  # bytes of memory per key, in addition to its name and content
+# the bytes of memory that each key needs in addition to its name and content
+KEY_OVERHEAD: Final = 256
 
 
 def too_large(key: str) -> Finding:
@@ -54,14 +55,14 @@ def snapshot(
     allow_empty: bool = False,
     created: str = "",
 ) -> Snapshot:
-    """Return the snapshot of a profile set that was read, within the limits.
+    """Return the snapshot of a profile set that was read and is within the limits.
 
     Args:
         profile_set: the profile set.
-        source_keys: its keys.
-        rejected: keys that were rejected before their content was read, each with the reason.
+        source_keys: the keys of the profile set.
+        rejected: the keys that were rejected before their content was read, with the reasons.
         allow_empty: whether the profile set may be empty.
-        created: see `model.Read`.
+        created: see the class `model.Read`.
     """
     if len(source_keys) + len(rejected) > SET_KEYS:
         return _over_limit(profile_set, f"it has more than {SET_KEYS} keys")

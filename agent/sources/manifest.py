@@ -1,8 +1,9 @@
-"""Provides profiles from the ConfigMaps in a YAML file, from `data` and `binaryData`.
+"""Provides profiles from the ConfigMaps in a YAML file (fields `data` and `binaryData`).
 
-The file is one profile set. A ConfigMap that was removed from the file removes its profiles; if the
-file is missing or malformed, no profile is removed. Objects of other kinds are ignored. A malformed
-ConfigMap makes the whole file unreadable, because its keys may still be desired.
+The whole file is one profile set. If a ConfigMap is removed from the file, its profiles are
+removed. If the file is missing or malformed, no profile is removed. Objects of other kinds are
+ignored. If a ConfigMap is malformed, the whole file is unreadable, because its keys may still be
+desired.
 """
 
 from dataclasses import dataclass, field
@@ -36,11 +37,13 @@ class ManifestSource:
         self.watched_path = Path(path).absolute()
 
     def explain_absence(self, profile_set: str) -> Snapshot | None:  # noqa: ARG002 - part of the protocol
-        """Return None: this source has one profile set, and `read` always returns it."""
+        """Return None, because this source only has one profile set, and `read` always returns
+        it.
+        """
         return None
 
     def invalidate(self) -> None:
-        """Do nothing, because each read reads the whole file."""
+        """Do nothing, because each read processes the whole file."""
 
     def read(self) -> tuple[Snapshot, ...]:
         """Read the file once."""

@@ -1,7 +1,7 @@
-"""Parses one `--source` text into a directory, a manifest, or ConfigMaps of the API server.
+"""Parses a `--source` text, which describes a directory, a manifest, or ConfigMaps.
 
-Parsing a text reads no profile. `local_source` returns the source for a directory or a manifest;
-app.py builds the sources for ConfigMaps, which need a client.
+Parsing a text does not read any profile. `local_source` returns the source for a directory or a
+manifest. app.py builds the sources for ConfigMaps, because they need a client.
 """
 
 import difflib
@@ -28,14 +28,14 @@ class DirectorySpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ManifestSpec:
-    """A YAML file of this machine with ConfigMaps."""
+    """A YAML file of this machine that contains ConfigMaps."""
 
     path: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigMapSpec:
-    """ConfigMaps of one namespace: a single name, or a label selector."""
+    """ConfigMaps of one namespace, selected by a single name or by a label selector."""
 
     namespace: str
     name: str = ""
@@ -50,7 +50,7 @@ class ConfigMapSpec:
 
     @property
     def query(self) -> tuple[tuple[str, str], ...]:
-        """The field selector or label selector of a list."""
+        """The field selector or the label selector of the list request."""
         if self.name:
             return (("fieldSelector", f"metadata.name={self.name}"),)
         return (("labelSelector", self.selector),) if self.selector else ()
@@ -63,9 +63,10 @@ SourceSpec = LocalSpec | ConfigMapSpec
 def parse_source(text: str) -> SourceSpec:
     """Return the source that a text describes. Raises ValueError for an invalid text.
 
-    A text without a scheme is a manifest if it is the path of a file, or if it ends like a YAML
-    file. Any other text without a scheme is a directory. The path need not exist when the text is
-    parsed. If the path is still missing during a read, the source is missing.
+    A text without a scheme means a manifest if it is the path of a file, or if it ends like the
+    name of a YAML file. Any other text without a scheme means a directory. The path does not have
+    to exist when the text is parsed. If the path does not exist when the source is read, the source
+    is missing.
     """
     scheme, colon, rest = text.partition(":")
     if colon and scheme in ("configmap", "configmaps"):
@@ -76,7 +77,7 @@ def parse_source(text: str) -> SourceSpec:
         return DirectorySpec(path=rest) if scheme == "dir" else ManifestSpec(path=rest)
     if not text:
         raise ValueError("a source must not be empty")
-    # pathlib raises an error for a directory without permission; reading it reports the reason.
+    # For a directory without permission, pathlib raises an error; a later read reports the reason.
     if colon and "/" not in scheme and not os.path.exists(text):  # noqa: PTH110 - see above
         similar = difflib.get_close_matches(scheme, SCHEMES, n=1)
         hint = f'; did you mean "{similar[0]}:{rest}"?' if similar else ""
@@ -119,7 +120,7 @@ def local_source(spec: LocalSpec, domain: str = DOMAIN) -> ports.Source:
         case DirectorySpec():
             return DirectorySource(spec.path)
         case ManifestSpec():
-            # The module imports yaml, which needs memory.
+            # This module imports yaml, which needs memory.
             from agent.sources.manifest import ManifestSource
 
             return ManifestSource(spec.path, domain)

@@ -1,10 +1,10 @@
-"""The documents of a YAML text, parsed within limits.
+"""Parses the documents of a YAML text within limits.
 
-The result consists of strings, lists, mappings with string keys, booleans and None. Numbers and
-dates are not converted, because PyYAML needs minutes for some short texts (base-60 integers, keys
-with equal hashes). Parsing either returns documents or raises InvalidYamlError. libyaml's composer
-is recursive C code, so the nesting depth is checked before the composer runs. The content of an
-alias or a merge key counts against the limits each time it is used.
+The result only consists of strings, lists, mappings with string keys, booleans and None. Numbers
+and dates are not converted, because PyYAML needs minutes for some short texts (base-60 integers,
+keys with equal hashes). The parser either returns documents or raises InvalidYamlError. The
+composer of libyaml is recursive C code, so the nesting depth is checked before it runs. The content
+of an alias or a merge key counts against the limits each time it is used.
 """
 
 import os
@@ -26,12 +26,12 @@ _TAG: Final = "tag:yaml.org,2002:"
 
 
 class InvalidYamlError(ValueError):
-    """A text is not valid YAML, or exceeds the limits. The message is the reason."""
+    """A text is not valid YAML, or exceeds the limits. The text of the error is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class NotAString:
-    """The text of an unquoted number or date."""
+    """The text of a number or a date without quotes."""
 
     text: str
 
@@ -40,9 +40,9 @@ class NotAString:
 
 
 class _Loader(_Base):  # type: ignore[misc, valid-type] # the C loader where PyYAML has it
-    """A YAML loader for a few types.
+    """A YAML loader that only supports a few types.
 
-    Duplicate keys are rejected, because only the last value would count.
+    Duplicate keys are rejected, because only the last value would have an effect.
     """
 
     yaml_constructors: ClassVar[dict[str | None, Callable[..., object]]] = {}
@@ -130,7 +130,7 @@ def _measure(text: str) -> None:
 
 
 class _Measure:
-    """Counts the nodes and characters of a YAML text with expanded aliases."""
+    """Counts the nodes and characters of a YAML text after its aliases are expanded."""
 
     def __init__(self) -> None:
         self._nodes = 0
@@ -176,14 +176,14 @@ class _Measure:
 
     def _begin_collection(self, anchor: str | None) -> None:
         if anchor:
-            # An alias is not valid before the end of the anchored collection.
+            # An alias is not valid before the end of the collection that it refers to.
             self._anchors.pop(anchor, None)
         self._open.append((anchor, self._nodes, self._size))
         self._nodes += 1
 
 
 def read(path: str) -> bytes:
-    """Return the content of a regular file, within the limit. Raises OSError."""
+    """Return the content of a regular file, if it is within the limit. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(fd)
