@@ -223,8 +223,8 @@ class NodeLabeler:
         try:
             response = node_metadata(self.api.apply(self.options.path, body))
         except StatusError as error:
-            # A request with status 4xx was not carried out. A request with status 504 may have been
-            # carried out.
+            # A request with status 4xx had no effect. A request with status 504 may have had an
+            # effect.
             self._is_doubtful = was_doubtful or error.is_server_error
             raise
         self._is_doubtful = False

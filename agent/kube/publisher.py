@@ -280,7 +280,7 @@ class Publisher:
             if _is_busy(error):
                 self._delay_next_request(error.retry_after)
                 return False
-            # A Conflict means that the Event was created, and the response was lost.
+            # The status Conflict means that the Event was created but the response was lost.
             if error.status != HTTPStatus.CONFLICT:
                 self.on_drop(1)  # The API server would reject the Event again.
         except KubeError:

@@ -88,7 +88,7 @@ def _event(line: bytes) -> Event:
 
 
 def _event_status(code: object) -> int:
-    """Return the status of an ERROR event; 500 if the code is not an error status."""
+    """Return the status of an ERROR event, or 500 if its code is not an error status."""
     return code if isinstance(code, int) and code in _ERRORS else HTTPStatus.INTERNAL_SERVER_ERROR
 
 
