@@ -12,6 +12,7 @@ from typing import assert_never
 
 from agent.core.actions import Action, Adopt, Hold, Install, Keep, Outcome, Release, Remove
 from agent.core.diagnostics import still_in_use
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.model import KeyId, LedgerEntry, Pending, Profile, ProfileKind, Version
 from agent.core.ports import Failed, Installed, Ledger, ProfileBackend, Removed, StillInUse
@@ -141,7 +142,7 @@ class Executor:
             profile, prepared.body, replaceable=action.replaceable, foreign=action.foreign
         )
         match result:
-            case Failed(finding=finding) if finding.code == "verify_failed":
+            case Failed(finding=finding) if finding.code == FindingCode.VERIFY_FAILED:
                 # The staged version may already be on the node, so its record stays in the ledger.
                 return _outcome(action, finding)
             case Failed(finding=finding):

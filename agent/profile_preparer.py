@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import assert_never
 
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.model import (
     Inspected,
@@ -107,7 +108,7 @@ def _checked_again(inspected: Inspected, version: Version) -> Profile | Pending 
 
 def _damaged(id_: KeyId) -> Finding:
     return Finding(
-        code="ledger_damaged",
+        code=FindingCode.LEDGER_DAMAGED,
         location=str(id_),
         message="The last good version is incomplete in the state directory, so it cannot be "
         "restored.",

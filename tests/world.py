@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from agent.core import model, plan
 from agent.core.desired import join
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.model import (
     InUse,
@@ -161,7 +162,9 @@ class MemoryKind:
     def inspect(self, blob):
         id_ = KeyId(kind=self.name, profile_set=blob.profile_set, key=blob.key)
         if blob.content.startswith(b"!"):
-            finding = Finding(code="parser_rejected", location=blob.key, message="refused")
+            finding = Finding(
+                code=FindingCode.PARSER_REJECTED, location=blob.key, message="refused"
+            )
             return Rejection(id=id_, findings=(finding,))
         names = tuple(sorted(set(blob.content.split(b":")[0].decode().split(","))))
         version = Version(
@@ -209,11 +212,15 @@ class MemoryKind:
         names = profile.version.names
         if body.endswith(b":?"):
             return Failed(
-                finding=Finding(code="kernel_refused", location=names[0], message="EPROTO")
+                finding=Finding(
+                    code=FindingCode.KERNEL_REFUSED, location=names[0], message="EPROTO"
+                )
             )
         for name in names:
             if name in self.node.loaded and name not in replaceable:
-                finding = Finding(code="foreign_name", location=name, message="appeared meanwhile")
+                finding = Finding(
+                    code=FindingCode.FOREIGN_NAME, location=name, message="appeared meanwhile"
+                )
                 return Failed(finding=finding)
         node = self.node
         node.number()
@@ -244,7 +251,9 @@ class MemoryKind:
             self.node.number()
             if not self.node.evidence(name) & evidence[name] or not self.node.is_own(name):
                 return Failed(
-                    finding=Finding(code="foreign_name", location=name, message="replaced")
+                    finding=Finding(
+                        code=FindingCode.FOREIGN_NAME, location=name, message="replaced"
+                    )
                 )
         self.steps()
         for name in names:
@@ -254,7 +263,7 @@ class MemoryKind:
         return Removed()
 
 
-FULL = Finding(code="write_failed", location="ledger", message="ENOSPC")
+FULL = Finding(code=FindingCode.WRITE_FAILED, location="ledger", message="ENOSPC")
 
 
 class MemoryLedger:

@@ -14,6 +14,7 @@ from agent.backends.seccomp import releases
 from agent.backends.seccomp.backend import SeccompBackend
 from agent.config import Config
 from agent.core import classify, desired, report_builder
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.model import Emptied, Inspected, KeyId, ProfileKind, Snapshot, SourceKey, Unreadable
 from agent.core.report import ProfileStatus, Report
@@ -23,9 +24,9 @@ from agent.sources import limits, source_spec
 
 _MANIFESTS = (".yaml", ".yml")
 _HINTS = {
-    "source_missing": "Pass an existing file, directory or manifest.",
-    "source_unreadable": "Pass a file or directory that can be read and is well-formed.",
-    "source_emptied": (
+    FindingCode.SOURCE_MISSING: "Pass an existing file, directory or manifest.",
+    FindingCode.SOURCE_UNREADABLE: "Pass a file or directory that can be read and is well-formed.",
+    FindingCode.SOURCE_EMPTIED: (
         "The name of a profile ends in .json, .profile, .apparmor or .aa, or has no known ending."
     ),
 }

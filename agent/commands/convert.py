@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent.backends.seccomp import fields, inspection, releases, resolve, syntax, wrapped
-from agent.core.findings import Finding, Severity
+from agent.core.finding_codes import FindingCode, Severity
+from agent.core.findings import Finding
 from agent.sources import yaml_documents
 
 _YAML = (".yaml", ".yml")
@@ -62,7 +63,9 @@ def convert(
     )
     checked = inspection.check(profile, options)
     findings = checked.findings
-    if capabilities is None and any(finding.code == "not_portable" for finding in findings):
+    if capabilities is None and any(
+        finding.code == FindingCode.NOT_PORTABLE for finding in findings
+    ):
         findings = tuple(_with_names(profile, finding) for finding in findings)
     return Converted(text=checked.body.decode(), findings=findings)
 
@@ -85,7 +88,7 @@ def _unwrapped(wrapper: wrapped.Wrapper) -> bytes | Finding:
         return json.dumps(wrapper.profile).encode()
     message = f"This is {wrapper.description}, which contains no seccomp profile."
     hint = "Pass a profile, a SeccompProfile resource or the config.json of a container."
-    return Finding(code="not_a_profile", location="profile", message=message, hint=hint)
+    return Finding(code=FindingCode.NOT_A_PROFILE, location="profile", message=message, hint=hint)
 
 
 def _from_yaml(content: bytes) -> bytes | Finding:
@@ -94,11 +97,15 @@ def _from_yaml(content: bytes) -> bytes | Finding:
     except yaml_documents.InvalidYamlError as error:
         message = f"This is not YAML: {' '.join(str(error).split())[:200]}."
         hint = "Correct the YAML."
-        return Finding(code="not_a_profile", location="profile", message=message, hint=hint)
+        return Finding(
+            code=FindingCode.NOT_A_PROFILE, location="profile", message=message, hint=hint
+        )
     if len(documents) != 1:
         message = f"The file contains {len(documents)} YAML documents instead of a single document."
         hint = "Write the SeccompProfile resource to a file of its own."
-        return Finding(code="not_a_profile", location="profile", message=message, hint=hint)
+        return Finding(
+            code=FindingCode.NOT_A_PROFILE, location="profile", message=message, hint=hint
+        )
     wrapper = wrapped.find(documents[0])
     return json.dumps(documents[0]).encode() if wrapper is None else _unwrapped(wrapper)
 
@@ -120,7 +127,7 @@ def _plain(value: object) -> object:
 def _with_names(profile: bytes, finding: Finding) -> Finding:
     """Return the finding about capabilities, with the capabilities that this profile depends on."""
     document, _ = syntax.read(profile)
-    if finding.code != "not_portable" or document is None:
+    if finding.code != FindingCode.NOT_PORTABLE or document is None:
         return finding
     names = sorted(
         {name for rule in document.rules for name in (*rule.includes.caps, *rule.excludes.caps)}

@@ -14,7 +14,8 @@ from typing import Final
 from agent.backends.seccomp import baseline, difference, meaning, resolve, syntax, wrapped
 from agent.backends.seccomp.difference import Difference, Direction
 from agent.backends.seccomp.document import Answer, Document
-from agent.core.findings import Finding, Severity
+from agent.core.finding_codes import Severity
+from agent.core.findings import Finding
 
 BASELINES: Final = {
     "runtime-default": baseline.NAMES,

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from agent.backoff import Backoff
+from agent.core.finding_codes import FindingCode
 from agent.core.report import Report
 from agent.core.vocabulary import ProfileState
 
@@ -20,7 +21,9 @@ LONGEST_RETRY_SECONDS: Final = 3600.0
 NODE_CHECK_SECONDS: Final = 10.0
 """The interval of comparisons with the last pass, in case a notification was lost."""
 
-_RETRIED_CODES: Final = frozenset({"ledger_damaged", "kind_unobservable", "source_unreadable"})
+_RETRIED_CODES: Final = frozenset(
+    {FindingCode.LEDGER_DAMAGED, FindingCode.KIND_UNOBSERVABLE, FindingCode.SOURCE_UNREADABLE}
+)
 
 _Failure = tuple[str, ...]
 

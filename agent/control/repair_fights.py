@@ -10,6 +10,7 @@ from collections import deque
 from typing import Final
 
 from agent.backoff import delay_seconds
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.report import ProfileStatus, Report
 from agent.core.vocabulary import ProfileState
@@ -57,7 +58,7 @@ class RepairFights:
         """Return one finding for each name that another program keeps changing."""
         return tuple(
             Finding(
-                code="drift_fought",
+                code=FindingCode.DRIFT_FOUGHT,
                 location=name,
                 message=f'Another program keeps changing "{name}": the agent repaired it {count} '
                 f"times in the last {FIGHT_SECONDS:g} s. Repairs are delayed now.",

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from agent.core import classify
-from agent.core.findings import Finding, Severity
+from agent.core.finding_codes import FindingCode, Severity
+from agent.core.findings import Finding
 from agent.core.model import (
     Inspected,
     KeyId,
@@ -217,7 +218,7 @@ _LEDGER: Final = (
 
 def _rejection(id_: KeyId, reason: str, hint: str = _FEWER) -> Rejection:
     finding = Finding(
-        code="limit_exceeded",
+        code=FindingCode.LIMIT_EXCEEDED,
         location=id_.key,
         message=f"The key is not installed, because {reason}. "
         "Its last good version stays, if there is one.",
@@ -229,7 +230,7 @@ def _rejection(id_: KeyId, reason: str, hint: str = _FEWER) -> Rejection:
 def unlisted_keys(origin: str, count: int) -> Finding:
     """Return the finding about the keys of one profile set that are not reported individually."""
     return Finding(
-        code="limit_exceeded",
+        code=FindingCode.LIMIT_EXCEEDED,
         location=origin,
         message=f"{count} more keys are not installed, because all profile sets together exceed a "
         "limit. Last good versions stay.",

@@ -12,6 +12,7 @@ from typing import assert_never
 
 from agent.core import classify
 from agent.core.admission import AdmissionBudget, in_admission_order
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding, limit_findings
 from agent.core.model import (
     KINDS,
@@ -210,7 +211,7 @@ def _resolve_shared_names(
 
 def _conflict(name: str, other: KeyId) -> Finding:
     return Finding(
-        code="name_conflict",
+        code=FindingCode.NAME_CONFLICT,
         location=name,
         message=f'The name "{name}" is also provided, with different content, by {other}. '
         "Neither version is installed.",

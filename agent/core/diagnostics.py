@@ -1,5 +1,6 @@
 """Builds findings that explain why a profile is not installed or why it stays on the node."""
 
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.model import InUse, KeyId, ObservedProfile, UnknownUse
 from agent.core.ports import Capabilities
@@ -12,7 +13,7 @@ def referenced_by_pods(name: str, pods: tuple[str, ...]) -> Finding:
     """Report how many pods still reference a profile, and list the first pods in the detail."""
     more = ", ..." if len(pods) > SHOWN_PODS else ""
     return Finding(
-        code="in_use",
+        code=FindingCode.IN_USE,
         location=name,
         message=f'"{name}" is no longer desired, but {len(pods)} pod(s) of this node reference it. '
         "It stays on the node.",
@@ -25,7 +26,7 @@ def referenced_by_pods(name: str, pods: tuple[str, ...]) -> Finding:
 def pods_unknown(name: str) -> Finding:
     """Report that `--pod-aware` cannot check which pods reference a profile."""
     return Finding(
-        code="use_unknown",
+        code=FindingCode.USE_UNKNOWN,
         location=name,
         message=f'"{name}" is no longer desired, but the pods of this node that reference it are '
         "not known. It stays on the node.",
@@ -37,7 +38,7 @@ def pods_unknown(name: str) -> Finding:
 def label_pending(name: str) -> Finding:
     """Report that a removal waits for the removal of the label and for the grace time."""
     return Finding(
-        code="label_pending",
+        code=FindingCode.LABEL_PENDING,
         location=name,
         message=f'"{name}" is no longer desired. It stays on the node for the grace time, which '
         "begins when the Node no longer has the label of the profile.",
@@ -50,7 +51,7 @@ def foreign_profile(name: str, id_: KeyId, observed: ObservedProfile) -> Finding
         "with other content" if observed.is_readable else "with content that cannot be verified"
     )
     return Finding(
-        code="foreign_name",
+        code=FindingCode.FOREIGN_NAME,
         location=name,
         message=f'"{name}" is on this node {content}, and profile-loader did not install it. '
         f"It stays unchanged, and {id_} is not installed.",
@@ -62,7 +63,7 @@ def in_use(name: str, use: InUse) -> Finding:
     """Report that processes run under a profile that is no longer desired."""
     pids = ", ".join(str(pid) for pid in use.pids[:SHOWN_PIDS])
     return Finding(
-        code="in_use",
+        code=FindingCode.IN_USE,
         location=name,
         message=f'"{name}" is no longer desired, but {len(use.pids)} process(es) run under it '
         f"(first PIDs: {pids}). It stays on the node, because a removal would unconfine them.",
@@ -74,7 +75,7 @@ def use_unknown(name: str, use: UnknownUse, capabilities: Capabilities) -> Findi
     """Report that the agent does not know whether a process uses an undesired profile."""
     hint = "Remove the profile by hand when no workload needs it"
     return Finding(
-        code="use_unknown",
+        code=FindingCode.USE_UNKNOWN,
         location=name,
         message=f'"{name}" is no longer desired, but its use is not known: {use.reason}. '
         "It stays on the node.",
@@ -101,7 +102,7 @@ def name_of_unavailable_source(name: str, owner: KeyId) -> Finding:
 
 def _name_conflict(name: str, owner: KeyId, why: str) -> Finding:
     return Finding(
-        code="name_conflict",
+        code=FindingCode.NAME_CONFLICT,
         location=name,
         message=f'The name "{name}" belongs to the last good version of {owner}, {why}. '
         "That version stays, and this key is not installed.",

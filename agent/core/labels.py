@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.model import KINDS, ProfileKind
 from agent.core.report import ProfileSetStatus, ProfileStatus, Report
@@ -292,7 +293,7 @@ def _limited(
 
 def _collision(label: str, names: list[str]) -> Finding:
     return Finding(
-        code="label_collision",
+        code=FindingCode.LABEL_COLLISION,
         location=label,
         message=" and ".join(f'"{text}"' for text in names) + " have the same label key. "
         "None of them gets a label.",
@@ -302,7 +303,7 @@ def _collision(label: str, names: list[str]) -> Finding:
 
 def _too_many(omitted: int, limit: int) -> Finding:
     return Finding(
-        code="label_limit",
+        code=FindingCode.LABEL_LIMIT,
         location="node labels",
         message=f"The Node has no labels for {omitted} names, because --label-limit is {limit}.",
         hint="Existing labels come first, then those of older ConfigMaps. Use the label of the "

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
-from agent.core.findings import Finding, Severity
+from agent.core.finding_codes import SOURCE_CODES, FindingCode, Severity
+from agent.core.findings import Finding
 from agent.core.model import ProfileKind
 from agent.core.vocabulary import (
     DRIFTS,
@@ -168,7 +169,7 @@ def merge_reports(first: Report, second: Report) -> Report:
 
 def repeats_source_state(finding: Finding) -> bool:
     """Return whether a finding only repeats the state of a profile set."""
-    return finding.code.startswith("source_")
+    return finding.code in SOURCE_CODES
 
 
 # A held profile does not count, because it may wait until it is unused. Missing sources are already
@@ -194,7 +195,10 @@ def is_converged(report: Report, *, allow_unsupported: bool) -> bool:
 
 def exit_status(report: Report, *, allow_unsupported: bool) -> Literal[0, 1, 3]:
     """Return the exit status of a command. docs/reference.md explains the statuses."""
-    if any(finding.code in ("node_unreachable", "label_refused") for finding in report.findings):
+    if any(
+        finding.code in (FindingCode.NODE_UNREACHABLE, FindingCode.LABEL_REFUSED)
+        for finding in report.findings
+    ):
         return 3
     return _profiles_status(report, allow_unsupported=allow_unsupported)
 

@@ -5,11 +5,12 @@ This module has no input or output. The types that it returns are in `agent.core
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import assert_never
+from typing import Final, assert_never
 
 from agent.core import admission
 from agent.core.actions import Adopt, Hold, Install, Keep, Outcome, Release, Remove
 from agent.core.desired import Desired
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.model import (
     Emptied,
@@ -273,25 +274,39 @@ def _last_good(id_: KeyId, desired: Desired) -> ProfileState:
     return ProfileState.OUTDATED if desired.contains(id_) else ProfileState.HELD
 
 
-_HINTS = {
-    "missing": "Check --source and the volume that is mounted there. Its profiles stay installed.",
-    "unreadable": "Make the source readable. Nothing is removed until then.",
-    "over_limit": "Delete ConfigMaps, or make them smaller. Installed ConfigMaps are read first.",
-    "emptied": "If this is intended, pass --allow-empty to remove its profiles.",
+_HINTS: Final = {
+    FindingCode.SOURCE_MISSING: (
+        "Check --source and the volume that is mounted there. Its profiles stay installed."
+    ),
+    FindingCode.SOURCE_UNREADABLE: "Make the source readable. Nothing is removed until then.",
+    FindingCode.SOURCE_OVER_LIMIT: (
+        "Delete ConfigMaps, or make them smaller. Installed ConfigMaps are read first."
+    ),
+    FindingCode.SOURCE_EMPTIED: "If this is intended, pass --allow-empty to remove its profiles.",
 }
 
 
 def source_finding(snapshot: Snapshot) -> Finding | None:
     """Return the finding about a profile set that was not read, or None if it was read."""
+    match snapshot:
+        case Read():
+            return None
+        case Emptied():
+            code, state = FindingCode.SOURCE_EMPTIED, "emptied"
+        case Missing():
+            code, state = FindingCode.SOURCE_MISSING, "missing"
+        case Unreadable(cause=UnreadableCause.OVER_LIMIT):
+            code, state = FindingCode.SOURCE_OVER_LIMIT, "over the limit"
+        case Unreadable():
+            code, state = FindingCode.SOURCE_UNREADABLE, "unreadable"
+        case unreachable:
+            assert_never(unreachable)
     status = profile_set_status(snapshot)
-    if status.state == ProfileSetState.READ:
-        return None
-    reason = "over_limit" if status.cause == UnreadableCause.OVER_LIMIT else status.state
     return Finding(
-        code=f"source_{reason}",
+        code=code,
         location=status.profile_set,
-        message=f"The source is {reason.replace('_', ' the ')}: {status.reason}.",
-        hint=_HINTS[reason],
+        message=f"The source is {state}: {status.reason}.",
+        hint=_HINTS[code],
     )
 
 

@@ -17,6 +17,7 @@ import msgspec
 
 from agent.core import model
 from agent.core.admission import LIMITS
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.model import Evidence, KeyId, LedgerEntry, ProfileKind, Version
 from agent.core.vocabulary import Provenance
@@ -119,7 +120,7 @@ class FileLedger:
                     entries[entry.id] = entry
         except HostError as error:
             return Finding(
-                code="kind_unobservable",
+                code=FindingCode.KIND_UNOBSERVABLE,
                 location=error.path,
                 message=f"The ledger cannot be read ({error}), so it is not known what the agent "
                 "installed. Nothing is changed.",
@@ -193,7 +194,7 @@ class FileLedger:
         schema = stored.schema if stored is not None else _schema(content)
         if schema > SCHEMA:
             return Finding(
-                code="ledger_newer",
+                code=FindingCode.LEDGER_NEWER,
                 location=path,
                 message=f"The entry has schema {schema}; this version knows up to {SCHEMA}. "
                 "Nothing is changed.",
@@ -203,7 +204,7 @@ class FileLedger:
         if entry is None or _file_name(entry.id) != name:
             self.findings.append(
                 Finding(
-                    code="ledger_damaged",
+                    code=FindingCode.LEDGER_DAMAGED,
                     location=path,
                     message="The entry is incomplete, or users other than root may write it. It "
                     "counts as absent, and nothing is removed for it.",
@@ -291,7 +292,7 @@ def _is_too_large(signatures: Signatures) -> bool:
 
 def _too_large(directory: str) -> Finding:
     return Finding(
-        code="limit_exceeded",
+        code=FindingCode.LIMIT_EXCEEDED,
         location=directory,
         message=f"The ledger has more than {READ_ENTRIES} entries or {READ_BYTES} bytes. It is not "
         "read, and nothing is changed.",
@@ -306,7 +307,7 @@ def _not_private(directory: str) -> Finding:
     With a forged entry, the agent could remove foreign files.
     """
     return Finding(
-        code="kind_unobservable",
+        code=FindingCode.KIND_UNOBSERVABLE,
         location=directory,
         message="This directory belongs to a user other than root and the agent's own, so the "
         "ledger in it proves nothing. Nothing is changed.",
@@ -336,7 +337,7 @@ def _file_name(id_: KeyId) -> str:
 def _write_failed(error: HostError) -> Finding:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return Finding(
-        code="write_failed",
+        code=FindingCode.WRITE_FAILED,
         location=error.path,
         message=f"The ledger could not be written: {error}. The profile was not installed.",
         hint="Free disk space." if full else "Check the file system and the agent's rights.",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from agent.core.finding_codes import FindingCode
 from agent.core.report import ProfileStatus, Report
 from agent.core.vocabulary import INSTALLS, ON_NODE, ActionName, ProfileState, Reason
 
@@ -63,9 +64,9 @@ def transitions(before: Report | None, after: Report) -> tuple[NodeEvent, ...]:
     return tuple(node_events)
 
 
-_NODE_REASONS: Final[Mapping[str, str]] = {
-    "drift_fought": "ProfileFoughtOver",
-    "confinement_lost": "ConfinementLost",
+_NODE_REASONS: Final[Mapping[FindingCode, str]] = {
+    FindingCode.DRIFT_FOUGHT: "ProfileFoughtOver",
+    FindingCode.CONFINEMENT_LOST: "ConfinementLost",
 }
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from typing import Final
 
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.kube.errors import KubeError
 from agent.kube.label_changes import Change
@@ -13,7 +14,7 @@ _SHOWN_KEYS: Final = 5
 def wrong_node(reason: str, node: str) -> Finding:
     """Report that the Node object does not belong to this machine, or does not belong to it yet."""
     return Finding(
-        code="node_unknown",
+        code=FindingCode.NODE_UNKNOWN,
         location=f"node {node}",
         message=f"No label was changed: {reason}.",
         hint="The agent tries again. If the finding stays, compare --node-name with `kubectl get "
@@ -24,7 +25,7 @@ def wrong_node(reason: str, node: str) -> Finding:
 def unreachable(error: KubeError, node: str) -> Finding:
     """Report that the API server was not reached, or rejected a request."""
     return Finding(
-        code="node_unreachable",
+        code=FindingCode.NODE_UNREACHABLE,
         location=f"node {node}",
         message=f"The Node's labels could not be updated: {error}.",
         hint="The agent tries again. For an error status, check RBAC and the admission policy.",
@@ -34,7 +35,7 @@ def unreachable(error: KubeError, node: str) -> Finding:
 def contended(node: str) -> Finding:
     """Report that another client repeatedly removes the agent's labels."""
     return Finding(
-        code="label_fought",
+        code=FindingCode.LABEL_FOUGHT,
         location=f"node {node}",
         message="Another client removes the agent's labels again and again. The agent restores "
         "them less and less often.",
@@ -45,7 +46,7 @@ def contended(node: str) -> Finding:
 def foreign_label(key: str, node: str) -> Finding:
     """Report a label with the agent's prefix that another field manager owns."""
     return Finding(
-        code="label_foreign",
+        code=FindingCode.LABEL_FOREIGN,
         location=key,
         message="The label has the agent's prefix, and another field manager owns it. The agent "
         "leaves it unchanged, and it describes no profile of this node.",
@@ -58,7 +59,7 @@ def refused_labels(changes: Collection[Change], reason: str, node: str) -> Findi
     keys = sorted({key for key, _ in changes})
     more = f" and {len(keys) - _SHOWN_KEYS} more" if len(keys) > _SHOWN_KEYS else ""
     return Finding(
-        code="label_refused",
+        code=FindingCode.LABEL_REFUSED,
         location=f"node {node}",
         message=f"The API server rejects {len(keys)} of the agent's labels: "
         f"{', '.join(keys[:_SHOWN_KEYS])}{more}: {reason}. All other labels are correct.",

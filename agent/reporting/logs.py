@@ -13,7 +13,8 @@ from typing import Final, Literal
 
 import structlog
 
-from agent.core.findings import Finding, Severity
+from agent.core.finding_codes import FindingCode, Severity
+from agent.core.findings import Finding
 from agent.core.report import ProfileStatus, Report
 from agent.core.vocabulary import INSTALLS, ON_NODE, ActionName, ProfileState
 from agent.reporting import table
@@ -104,7 +105,7 @@ def log(report: Report) -> None:
 class _Subject:
     """Identifies a finding in consecutive reports, independent of its text."""
 
-    code: str
+    code: FindingCode
     location: str
     kind: str = ""
     profile_set: str = ""
@@ -160,7 +161,7 @@ def _findings(report: Report) -> Iterator[tuple[_Subject, Finding]]:
     unsupported = {kind for kind, support in supports if support.finding is not None}
     for row in report.profiles:
         for finding in row.findings:
-            if finding.code != "kind_unsupported" or row.kind not in unsupported:
+            if finding.code != FindingCode.KIND_UNSUPPORTED or row.kind not in unsupported:
                 subject = _Subject(
                     code=finding.code,
                     location=finding.location,

@@ -12,6 +12,7 @@ from typing import Final
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from agent.core.finding_codes import FindingCode
 from agent.core.report import ProfileSetStatus, ProfileStatus, Report
 from agent.core.vocabulary import ON_NODE, ProfileSetState, ProfileState, SupportState
 
@@ -42,7 +43,7 @@ class ReportCollector(Collector):
         self._pass_ended = 0.0  # the time in Unix seconds
         self._converged_pass_ended = 0.0  # the time in Unix seconds
         self._last_read: dict[str, float] = {}  # Unix times in seconds, by profile set
-        self._codes: set[str] = set()  # the codes of all findings since the start
+        self._codes: set[FindingCode] = set()  # the codes of all findings since the start
 
     def show(self, report: Report, *, is_converged: bool) -> None:
         """Show the state in a report that does not come from a new pass."""
@@ -135,7 +136,7 @@ class ReportCollector(Collector):
         )
 
 
-def finding_counts(report: Report) -> Counter[str]:
+def finding_counts(report: Report) -> Counter[FindingCode]:
     """Return the number of findings for each code. A finding about a whole kind counts once."""
     of_kinds = [one.finding for one in report.kind_support.values() if one.finding is not None]
     of_profiles = [

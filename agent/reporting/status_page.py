@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Final
 
-from agent.core.findings import Finding, Severity
+from agent.core.finding_codes import Severity
+from agent.core.findings import Finding
 from agent.core.report import ProfileStatus, Report
 from agent.reporting.table import BAD_STATES, GOOD_STATES, clean
 

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, TextIO
 
 from agent.core import labels
-from agent.core.findings import Finding, Severity
+from agent.core.finding_codes import Severity
+from agent.core.findings import Finding
 from agent.core.report import ProfileStatus, Report
 from agent.core.vocabulary import ProfileState
 

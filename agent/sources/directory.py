@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from agent.core import classify
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.model import Missing, Snapshot, SourceKey, Unreadable
 from agent.host import reading, stat_signature
@@ -337,7 +338,7 @@ def _open(name: str, flags: int, fd: int) -> int:
 
 def _not_regular(key: str, reason: str) -> Finding:
     return Finding(
-        code="key_not_regular",
+        code=FindingCode.KEY_NOT_REGULAR,
         location=key,
         message=f'"{key}" {reason}. It is not read.',
         hint="Replace it by a regular file with the profile.",

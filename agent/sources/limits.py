@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from agent.core import model
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.model import Emptied, Read, Snapshot, SourceKey, Unreadable
 from agent.core.vocabulary import UnreadableCause
@@ -29,7 +30,7 @@ KEY_OVERHEAD: Final = 256
 def too_large(key: str) -> Finding:
     """Report a key that is larger than a profile may be."""
     return Finding(
-        code="key_too_large",
+        code=FindingCode.KEY_TOO_LARGE,
         location=key,
         message=f"The key is larger than {KEY_BYTES} bytes. It is not installed.",
         hint="Split the profile. Common rules of AppArmor profiles can be an abstraction on the "
@@ -40,7 +41,7 @@ def too_large(key: str) -> Finding:
 def unsafe(key: str, reason: str) -> Finding:
     """Report a key whose name cannot be the name or the path of a profile."""
     return Finding(
-        code="key_unsafe",
+        code=FindingCode.KEY_UNSAFE,
         location=key,
         message=f"The name of the key {reason}. It is not installed.",
         hint="Use letters, digits, '.', '_' and '-' in the name of a key.",

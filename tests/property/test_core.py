@@ -8,6 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agent.core.actions import Adopt, Hold, Install, Keep
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.model import Emptied, Missing, Read, SourceKey, Unobservable, Unreadable
 from agent.core.ownership import owned_names
@@ -323,7 +324,7 @@ def test_an_unobservable_kind_is_not_changed(history, foreign, last):
         run_pass(node, snapshot)
     before = copy.deepcopy((node.loaded, node.entries))
     unobservable = Unobservable(
-        finding=Finding(code="kind_unobservable", location="kernel", message="EACCES")
+        finding=Finding(code=FindingCode.KIND_UNOBSERVABLE, location="kernel", message="EACCES")
     )
     run_pass(node, last, observed=unobservable)
     assert before == (node.loaded, node.entries)

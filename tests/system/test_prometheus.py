@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
 from agent.reporting.http_server import READING_CONNECTIONS, HttpServer
@@ -40,7 +41,7 @@ def promtool(*words, stdin=None, cwd=None):
 def metrics():
     """Return metrics with a value for every series."""
     one = Metrics("1.2.3")
-    finding = Finding(code="not_json", location="b.json", message="no JSON")
+    finding = Finding(code=FindingCode.NOT_JSON, location="b.json", message="no JSON")
     fields = {"profile_set": "configmap ns/web", "key": "k", "localhost_profile": ""}
     rows = (
         ProfileStatus(

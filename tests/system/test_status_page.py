@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
 from agent.reporting.http_server import HttpServer
@@ -49,7 +50,7 @@ WIDTHS = (400, 1400)
 def board():
     """Return the board of a page that shows every element, including a hostile and a long name."""
     finding = Finding(
-        code="parser_rejected",
+        code=FindingCode.PARSER_REJECTED,
         location="line 7",
         message=f'apparmor_parser, line 7: unexpected "{EVIL}". The previous version stays loaded.',
         hint="Correct the text. apparmor_parser -Q -K FILE reports the same error.",

@@ -3,6 +3,7 @@
 from agent.core import admission
 from agent.core.admission import AdmissionBudget, Limits, Size
 from agent.core.desired import join
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.model import (
     Emptied,
@@ -56,7 +57,10 @@ def read(origin, *names, created=""):
 
 
 def findings(count, code="parser_rejected"):
-    return tuple(Finding(code=code, location=str(number), message="bad") for number in range(count))
+    return tuple(
+        Finding(code=FindingCode(code), location=str(number), message="bad")
+        for number in range(count)
+    )
 
 
 def is_limited(inspected):

@@ -5,6 +5,7 @@ import time
 import pytest
 
 from agent.backends.apparmor import escape_rules, source_checks
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 
 HINT = "Include only files of /etc/apparmor.d, for example: include <abstractions/base>"
@@ -78,7 +79,7 @@ def test_the_error_about_an_include_has_a_reason_and_an_example():
     """The message states the mistake in the path, and the hint shows an allowed path."""
     assert source_checks.errors(b'include "/etc/shadow"') == (
         Finding(
-            code="include_refused",
+            code=FindingCode.INCLUDE_REFUSED,
             location="line 1",
             message="The path of this include rule is absolute.",
             hint=HINT,

@@ -3,11 +3,12 @@
 import pytest
 
 from agent.control.repair_fights import FIGHT_REPAIRS
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.wake_queue import WakeReason
 from tests.daemon_world import GRACE_SECONDS, RESYNC_SECONDS, RecordingTracker, converged_world
 
-LOST = (Finding(code="confinement_lost", location="web", message="x"),)
+LOST = (Finding(code=FindingCode.CONFINEMENT_LOST, location="web", message="x"),)
 OBSERVE_ALL = ("observe", ("old", "third", "web"))
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from agent.controller import STARTUP_SECONDS, NoCluster
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.model import Missing, Unobservable, Unreadable
 from agent.core.ports import Failed
@@ -10,8 +11,8 @@ from agent.wake_queue import BURST_SECONDS, WakeReason
 from tests.daemon_world import RESYNC_SECONDS, DaemonWorld, converged_world
 from tests.reports import SET
 
-UNREACHABLE_NODE = (Finding(code="node_unreachable", location="n", message="x"),)
-WRITE_FAILED = Failed(finding=Finding(code="write_failed", location="new", message="no"))
+UNREACHABLE_NODE = (Finding(code=FindingCode.NODE_UNREACHABLE, location="n", message="x"),)
+WRITE_FAILED = Failed(finding=Finding(code=FindingCode.WRITE_FAILED, location="new", message="no"))
 
 
 @pytest.fixture
@@ -125,7 +126,7 @@ def test_a_change_of_the_node_without_a_notification_is_found_within_ten_seconds
 
 def test_a_node_that_cannot_be_observed_is_retried_less_and_less_often(world):
     """An unobservable node never counts as unchanged, so only the retries trigger a pass."""
-    finding = Finding(code="kind_unobservable", location="/sys", message="no")
+    finding = Finding(code=FindingCode.KIND_UNOBSERVABLE, location="/sys", message="no")
     world.backend.unobservable = Unobservable(finding=finding)
     waits = []
     for _ in range(4):
@@ -190,7 +191,9 @@ def test_a_new_failure_is_retried_soon_however_long_another_one_has_lasted(tmp_p
 
 def test_an_unreadable_ledger_is_retried_soon(world):
     """No notification reports that the ledger is readable again."""
-    world.ledger.failure = Finding(code="kind_unobservable", location="/state", message="no")
+    world.ledger.failure = Finding(
+        code=FindingCode.KIND_UNOBSERVABLE, location="/state", message="no"
+    )
     for source in (world.source, world.other_source):
         source.keys = Missing(profile_set=source.profile_set, reason="no")
     assert world.controller.run_pass().profiles == ()

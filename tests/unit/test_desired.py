@@ -1,6 +1,7 @@
 """Specification of agent.core.desired: which keys are accepted, and which keys conflict."""
 
 from agent.core.desired import Desired, join
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.model import Emptied, KeyId, Pending, Read, SourceKey, Unchecked
 from tests.world import MemoryKind, Node, Steps
@@ -47,7 +48,7 @@ def test_keys_of_an_excluded_kind_are_left_out():
 
 def test_a_key_that_cannot_be_checked_is_unchecked():
     """A node without a parser can neither accept nor reject the key."""
-    finding = Finding(code="kind_unsupported", location="a", message="no parser")
+    finding = Finding(code=FindingCode.KIND_UNSUPPORTED, location="a", message="no parser")
     unchecked = Unchecked(id=key("a.profile"), finding=finding)
     desired = joined(read({"a.profile": b"a:x"}), inspect=lambda *_: unchecked)
     assert desired.unchecked == {key("a.profile"): unchecked}
@@ -63,15 +64,15 @@ def test_a_key_that_is_still_being_checked_is_pending():
 
 def test_a_key_that_its_source_rejected_is_rejected():
     """The last good version of the key is held, as for every rejected key."""
-    finding = Finding(code="key_too_large", location="big.profile", message="2 MiB")
-    note = Finding(code="key_too_large", location="notes.md", message="2 MiB")
+    finding = Finding(code=FindingCode.KEY_TOO_LARGE, location="big.profile", message="2 MiB")
+    note = Finding(code=FindingCode.KEY_TOO_LARGE, location="notes.md", message="2 MiB")
     snapshot = read({}, rejected_keys=(("big.profile", finding), ("notes.md", note)))
     assert codes(joined(snapshot)) == {"big.profile": ["key_too_large"]}
 
 
 def test_an_unread_key_of_unknown_kind_is_rejected_for_both_kinds():
     """If one kind did not reject the key, its last good version would count as undesired."""
-    finding = Finding(code="key_not_regular", location="prevent-chmod", message="a FIFO")
+    finding = Finding(code=FindingCode.KEY_NOT_REGULAR, location="prevent-chmod", message="a FIFO")
     snapshot = read({}, rejected_keys=(("prevent-chmod", finding),))
     both = frozenset({"apparmor", "seccomp"})
     desired = join([snapshot], lambda *_: None, both)

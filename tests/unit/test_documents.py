@@ -14,7 +14,7 @@ import agent
 from agent.backends.apparmor import compiled_policy
 from agent.config import OPTIONS
 from agent.core import labels
-from agent.core.findings import CODES
+from agent.core.finding_codes import FindingCode
 from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
 from agent.core.vocabulary import SupportState
 from agent.reporting import json_report
@@ -51,7 +51,7 @@ def cells(line):
 def test_the_runbook_has_one_heading_for_each_code():
     """The headings of the runbook are exactly the codes of findings."""
     headings = re.findall(r"^### ([a-z0-9_]+)$", (DOCS / "runbook.md").read_text(), re.MULTILINE)
-    assert sorted(CODES) == sorted(headings)
+    assert sorted(FindingCode) == sorted(headings)
 
 
 def test_the_runbook_names_the_severity_of_each_code():
@@ -59,7 +59,8 @@ def test_the_runbook_names_the_severity_of_each_code():
     text = (DOCS / "runbook.md").read_text().partition("## Alerts")[0]
     first_words = dict(re.findall(r"^### ([a-z0-9_]+)\n\n?(\S+)", text, re.MULTILINE))
     severities = {"Warning:": "warning", "Notice:": "notice"}
-    assert {code: severities.get(word, "error") for code, word in first_words.items()} == CODES
+    documented = {code: severities.get(word, "error") for code, word in first_words.items()}
+    assert documented == {code: code.severity for code in FindingCode}
 
 
 def test_the_readme_is_short():
@@ -240,6 +241,6 @@ def test_the_report_page_names_every_field():
 def test_every_code_is_used():
     """Each code of a finding is used in a module other than the module that declares the codes."""
     root = Path(agent.__file__).parent
-    code = "".join(path.read_text() for path in root.rglob("*.py") if path.name != "findings.py")
-    sources = {f"source_{why}" for why in ("missing", "unreadable", "emptied", "over_limit")}
-    assert [name for name in CODES if f'"{name}"' not in code and name not in sources] == []
+    modules = (path for path in root.rglob("*.py") if path.name != "finding_codes.py")
+    used = set(re.findall(r"FindingCode\.(\w+)", "".join(path.read_text() for path in modules)))
+    assert used == set(FindingCode.__members__)

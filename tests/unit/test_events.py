@@ -4,14 +4,15 @@ import re
 
 import pytest
 
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.kube import events
 from agent.kube.events import BURST, NOTE_BYTES, REFILL_SECONDS, NodeEvent, TokenBucket
 from tests.api_server import NAME, UID
 from tests.reports import SET, report, row
 
-BAD = (Finding(code="not_json", location="line 3", message="no comma"),)
-WORSE = (Finding(code="not_json", location="line 3", message="no bracket"),)
+BAD = (Finding(code=FindingCode.NOT_JSON, location="line 3", message="no comma"),)
+WORSE = (Finding(code=FindingCode.NOT_JSON, location="line 3", message="no bracket"),)
 PROFILE = f'seccomp profile "a.json" of {SET}'
 
 
@@ -197,20 +198,22 @@ def test_a_key_with_several_profiles_causes_one_event():
 )
 def test_contention_and_lost_confinement_are_events_when_they_begin(code, reason):
     """Each finding causes one Event, even if its message changes later."""
-    finding = Finding(code=code, location="web", message="It event.", hint="Find who.")
+    finding = Finding(code=FindingCode(code), location="web", message="It event.", hint="Find who.")
     with_it = report(findings=(finding,))
     expected = warning(reason, "Repair", "It event. Find who.")
     assert events.transitions(None, with_it) == expected
     assert events.transitions(report(), with_it) == expected
     assert events.transitions(with_it, with_it) == ()
     assert events.transitions(with_it, report()) == ()
-    more = Finding(code=code, location="web", message="It event twice.", hint="Find who.")
+    more = Finding(
+        code=FindingCode(code), location="web", message="It event twice.", hint="Find who."
+    )
     assert events.transitions(with_it, report(findings=(more,))) == ()
 
 
 def test_problems_of_the_api_server_are_no_events():
     """Events about the API server would add load to the API server that has the problem."""
-    finding = Finding(code="node_unreachable", location="n", message="x")
+    finding = Finding(code=FindingCode.NODE_UNREACHABLE, location="n", message="x")
     assert events.transitions(None, report(findings=(finding,))) == ()
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from agent.core import model
 from agent.core.actions import Adopt, Hold, Install, Keep, Outcome, Release, Remove
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.model import InUse, KeyId, LedgerEntry, Pending, SourceKey, Unchecked, UnknownUse
 from agent.core.ports import Failed, StillInUse
@@ -15,7 +16,7 @@ from agent.executor import Executor
 from tests.world import Killed, MemoryKind, MemoryLedger, Node, Steps, body, token
 
 ORIGIN = "dir /p"
-FAILURE = Finding(code="kernel_refused", location="a", message="EPROTO")
+FAILURE = Finding(code=FindingCode.KERNEL_REFUSED, location="a", message="EPROTO")
 
 
 def inspected(text=b"a:x", key="one.profile"):

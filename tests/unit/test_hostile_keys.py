@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import MAX_FINDINGS, Finding, limit_findings
 from tests.unit import hostile
 
@@ -42,7 +43,7 @@ def test_a_hostile_apparmor_text_is_checked_quickly(name):
 
 
 def finding(code, number):
-    return Finding(code=code, location=str(number), message="it is so")
+    return Finding(code=FindingCode(code), location=str(number), message="it is so")
 
 
 def test_an_error_is_reported_whatever_number_of_warnings_precedes_it():
@@ -50,7 +51,7 @@ def test_an_error_is_reported_whatever_number_of_warnings_precedes_it():
     warnings = [finding("complain_mode", number) for number in range(MAX_FINDINGS * 2)]
     error = finding("not_json", 0)
     more = Finding(
-        code="not_json",
+        code=FindingCode.NOT_JSON,
         location="0",
         message="More problems were found; only the first 50 are shown.",
     )
@@ -59,7 +60,7 @@ def test_an_error_is_reported_whatever_number_of_warnings_precedes_it():
         error,
         *warnings[: MAX_FINDINGS - 1],
         Finding(
-            code="complain_mode",
+            code=FindingCode.COMPLAIN_MODE,
             location=str(MAX_FINDINGS - 2),
             message="More problems were found; only the first 50 are shown.",
         ),

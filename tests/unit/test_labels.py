@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from agent.core import labels
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
 
@@ -244,7 +245,7 @@ def test_names_with_the_same_label_key_have_no_label(state):
         labels={f"seccomp.{D}/a.json": "installed"},
         findings=(
             Finding(
-                code="label_collision",
+                code=FindingCode.LABEL_COLLISION,
                 location=label,
                 message='"web server" and "web?server" have the same label key. None of them gets '
                 "a label.",

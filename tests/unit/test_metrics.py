@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
 from agent.heartbeat import Heartbeat
@@ -14,7 +15,7 @@ from agent.reporting.report_metrics import NAMES, SETS
 from agent.reporting.status_store import FORMATS
 from tests.reports import scrape, status_store
 
-PROBLEM = Finding(code="parser_rejected", location="web", message="refused")
+PROBLEM = Finding(code=FindingCode.PARSER_REJECTED, location="web", message="refused")
 
 
 def row(name="a.json", state="installed", action="keep", **more):
@@ -159,7 +160,9 @@ def test_a_node_without_a_kind_is_converged_if_that_is_allowed():
 
 def test_a_finding_about_a_whole_kind_counts_once():
     """The finding counts once, however many profiles the kind has."""
-    none = Finding(code="kind_unsupported", location="kernel", message="No AppArmor here.")
+    none = Finding(
+        code=FindingCode.KIND_UNSUPPORTED, location="kernel", message="No AppArmor here."
+    )
     refused = row("two", "rejected", "reject", findings=(none, PROBLEM))
     for rows in ((), (row("one", "unsupported", findings=(none,)), refused)):
         metrics = Metrics("1")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from agent.core.findings import CODES
+from agent.core.finding_codes import FindingCode
 from agent.reporting.metrics import Metrics
 
 MONITORING = Path("manifests/monitoring")
@@ -52,7 +52,7 @@ def test_alerts_use_codes_that_exist():
     """An alert for a renamed code would never fire."""
     codes = [code for text in expressions() for code in re.findall(r'code="(\w+)"', text)]
     assert codes != []
-    assert set(codes) <= set(CODES)
+    assert set(codes) <= set(FindingCode)
 
 
 def test_the_runbook_has_one_heading_for_each_alert_in_the_same_order():

@@ -2,6 +2,7 @@
 
 import pytest
 
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.report import ProfileSetStatus
 from agent.kube import node_findings, node_labels, startup_taint
@@ -61,7 +62,7 @@ def test_a_foreign_label_with_the_agents_prefix_stays_and_is_reported():
     assert server.labels == {A: "installed", B: "forged"}
     assert own.findings() == (
         Finding(
-            code="label_foreign",
+            code=FindingCode.LABEL_FOREIGN,
             location=B,
             message="The label has the agent's prefix, and another field manager owns it. The "
             "agent leaves it unchanged, and it describes no profile of this node.",
@@ -240,7 +241,7 @@ def test_a_rejected_label_does_not_affect_the_others():
     assert own.allowed_labels(answer, wanted) == server.labels == answer.labels
     assert own.findings() == (
         Finding(
-            code="label_refused",
+            code=FindingCode.LABEL_REFUSED,
             location=f"node {NAME}",
             message=f"The API server rejects 1 of the agent's labels: {READY}: 403 Forbidden: "
             "denied: "
@@ -569,14 +570,14 @@ def test_problems_of_the_node_are_findings():
         node_findings.unreachable(StatusError(403, "Forbidden", "denied"), NAME),
     ] == [
         Finding(
-            code="node_unknown",
+            code=FindingCode.NODE_UNKNOWN,
             location=f"node {NAME}",
             message="No label was changed: it is another.",
             hint="The agent tries again. If the finding stays, compare --node-name with `kubectl "
             "get nodes`.",
         ),
         Finding(
-            code="node_unreachable",
+            code=FindingCode.NODE_UNREACHABLE,
             location=f"node {NAME}",
             message="The Node's labels could not be updated: 403 Forbidden: denied.",
             hint="The agent tries again. For an error status, check RBAC and the admission policy.",

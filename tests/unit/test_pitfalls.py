@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from agent.backends.apparmor import backend, kernel_access
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.model import SourceKey
 from agent.host.filesystem import Host
@@ -93,7 +94,7 @@ def test_a_changed_text_with_the_same_name_is_compiled_again(tmp_path):
 def test_the_message_of_the_parser_is_in_every_output(capsys):
     """The table, the JSON document, the log and the Event contain the message and the line."""
     finding = Finding(
-        code="parser_rejected",
+        code=FindingCode.PARSER_REJECTED,
         location="line 7",
         message="syntax error, unexpected TOK_ID.",
         hint="Correct it.",

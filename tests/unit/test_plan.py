@@ -7,6 +7,7 @@ import pytest
 from agent.core import plan
 from agent.core.actions import Adopt, Hold, Install, Keep, Release, Remove
 from agent.core.desired import Desired
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.model import (
     Emptied,
@@ -32,7 +33,7 @@ from agent.core.plan import PlanOptions
 from tests.world import CAPABILITIES
 
 ORIGIN = "configmap ns/web"
-REFUSED = Finding(code="parser_rejected", location="web", message="refused")
+REFUSED = Finding(code=FindingCode.PARSER_REJECTED, location="web", message="refused")
 
 
 def key(name="web.profile", *, kind="apparmor", origin=ORIGIN):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.report import ProfileSetStatus
 from agent.kube import event_outbox, events, label_contention, publisher
@@ -16,7 +17,7 @@ from tests.system.guest.pace import until
 A, B = f"seccomp.{D}/a.json", f"seccomp.{D}/b.json"
 READY = f"set.{D}/ns__web"
 DOWN = UnreachableError("no response in time")
-BAD = (Finding(code="not_json", location="line 1", message="The key is not JSON."),)
+BAD = (Finding(code=FindingCode.NOT_JSON, location="line 1", message="The key is not JSON."),)
 
 
 class Clock:

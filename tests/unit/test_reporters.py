@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from agent.core import diagnostics, labels
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
 from agent.kube import events
@@ -17,13 +18,16 @@ from agent.reporting.metrics import Metrics
 from tests.reports import status_store
 
 BAD = Finding(
-    code="parser_rejected",
+    code=FindingCode.PARSER_REJECTED,
     location="line 7",
     message="unexpected TOK_ID.",
     hint="Correct the text.",
 )
 NONE = Finding(
-    code="kind_unsupported", location="kernel", message="No AppArmor here.", hint="Boot it."
+    code=FindingCode.KIND_UNSUPPORTED,
+    location="kernel",
+    message="No AppArmor here.",
+    hint="Boot it.",
 )
 
 
@@ -51,7 +55,7 @@ REPORT = Report(
     kind_support={"apparmor": KindSupport(state="disabled", finding=NONE)},
     findings=(
         Finding(
-            code="source_missing",
+            code=FindingCode.SOURCE_MISSING,
             location="dir /q",
             message="The source is missing: /q does not exist.",
             hint="Check it.",
@@ -118,7 +122,10 @@ def test_a_name_that_is_too_long_has_a_line_of_its_own():
 def test_a_message_without_a_full_stop_gets_one_before_the_hint():
     """Messages of other programs, such as the parser, may lack a full stop."""
     bad = Finding(
-        code="parser_rejected", location="", message="unexpected TOK_ID", hint="Correct it."
+        code=FindingCode.PARSER_REJECTED,
+        location="",
+        message="unexpected TOK_ID",
+        hint="Correct it.",
     )
     text = table.table(
         Report(profiles=(), profile_sets=(), kind_support={}, findings=(bad,)), width=80
@@ -129,7 +136,8 @@ def test_a_message_without_a_full_stop_gets_one_before_the_hint():
 def test_no_control_character_reaches_the_terminal():
     """A malicious name cannot fake a line or a color."""
     evil = row(
-        name="a\x1b[31m\nb", findings=(Finding(code="bad_value", location="\x07", message="\x00x"),)
+        name="a\x1b[31m\nb",
+        findings=(Finding(code=FindingCode.BAD_VALUE, location="\x07", message="\x00x"),),
     )
     text = table.table(Report(profiles=(evil,), profile_sets=(), kind_support={}), width=80)
     assert all(char.isprintable() or char == "\n" for char in text)
@@ -274,7 +282,7 @@ def test_the_log_has_a_line_for_each_change_and_finding_and_a_summary(capsys):
 def test_no_control_character_in_the_log_reaches_the_terminal(capsys):
     """The human-readable log escapes malicious names."""
     logs.configure("console", "debug")
-    bad = Finding(code="bad_value", location="\x07", message="\x1b[2J")
+    bad = Finding(code=FindingCode.BAD_VALUE, location="\x07", message="\x1b[2J")
     evil = row(name="a\x1b[31mb", key="k\x9b\nx", findings=(bad,))
     logs.log(Report(profiles=(evil,), profile_sets=(), kind_support={}))
     text = capsys.readouterr().err

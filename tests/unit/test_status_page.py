@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
 from agent.reporting.status_page import STYLE, TABLE_BYTES, PassSummary, StatusView, page
@@ -28,7 +29,7 @@ def row(name, state="installed", **more):
 def view(**more):
     """Return a view that has content for every part of the page."""
     finding = Finding(
-        code="not_json", location="b.json", message="line 1: no JSON", hint="Correct it."
+        code=FindingCode.NOT_JSON, location="b.json", message="line 1: no JSON", hint="Correct it."
     )
     fields = {
         "version": "1.2.3",
@@ -83,7 +84,7 @@ class Structure(HTMLParser):
 
 def test_a_finding_has_a_row_for_each_profile_that_has_it():
     """The same finding about two profiles has two rows, each with its profile."""
-    bad = Finding(code="not_enforcing", location="defaultAction", message="It logs only.")
+    bad = Finding(code=FindingCode.NOT_ENFORCING, location="defaultAction", message="It logs only.")
     rows = (row("a.json", findings=(bad,)), row("b.json", findings=(bad,)))
     text = page(view(report=Report(profiles=rows, profile_sets=(), kind_support={})))
     assert [line[0] for line in Structure(text).tables[0]] == [
@@ -96,7 +97,7 @@ def test_a_finding_has_a_row_for_each_profile_that_has_it():
 def test_findings_are_sorted_by_severity():
     """Errors come before warnings, and warnings before notices."""
     codes = {"not_enforcing": "warning", "parser_not_sandboxed": "notice", "not_json": "error"}
-    findings = tuple(Finding(code=code, location="x", message="m") for code in codes)
+    findings = tuple(Finding(code=FindingCode(code), location="x", message="m") for code in codes)
     report = Report(profiles=(), profile_sets=(), kind_support={}, findings=findings)
     rows = Structure(page(view(report=report))).tables[0][1:]
     assert [line[1] for line in rows] == ["not_json", "not_enforcing", "parser_not_sandboxed"]
@@ -138,7 +139,7 @@ def test_before_the_first_pass_the_page_has_no_table():
 
 def everywhere(text):
     """Return a view that contains a text in every place."""
-    finding = Finding(code="not_json", location=text, message=text, hint=text)
+    finding = Finding(code=FindingCode.NOT_JSON, location=text, message=text, hint=text)
     return StatusView(
         version=text,
         node=text,
@@ -229,7 +230,9 @@ def test_a_state_is_shown_as_a_word_and_not_only_as_a_color():
 
 def test_the_size_of_the_page_is_limited_and_failures_come_first():
     """The page of a report with 10,500 profiles and 10,000 findings has a limited size."""
-    finding = Finding(code="not_json", location="b.json", message="<" * 400, hint="&" * 400)
+    finding = Finding(
+        code=FindingCode.NOT_JSON, location="b.json", message="<" * 400, hint="&" * 400
+    )
     rows = [row(f"good-{one}-{'&' * 150}.json") for one in range(10_000)]
     rows += [row(f"bad-{one}.json", "rejected", findings=(finding,) * 20) for one in range(500)]
     text = page(view(report=Report(profiles=tuple(rows), profile_sets=(), kind_support={})))

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from agent.backends.apparmor import profile_text
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 
 BYTE_ORDER_MARK: Final = "\ufeff"
@@ -39,7 +40,7 @@ def errors(text: str) -> Iterator[Finding]:
     """Yield an error for the first occurrence of each character that is rejected."""
     if text.startswith(BYTE_ORDER_MARK):
         yield Finding(
-            code="not_utf8",
+            code=FindingCode.NOT_UTF8,
             location="line 1",
             message="The text begins with a byte order mark, which apparmor_parser does not "
             "accept.",
@@ -93,7 +94,7 @@ def _text_unsafe(character: str, location: str) -> Finding:
         consequence = "It is not visible, so the rules that the parser reads look different."
         hint = "Remove it."
     return Finding(
-        code="text_unsafe",
+        code=FindingCode.TEXT_UNSAFE,
         location=location,
         message=f"The text contains the character U+{ord(character):04X} {name}. {consequence}",
         hint=hint,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from agent.backends.apparmor.thread_reader import Thread
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.host.file_role import FileRole
 from agent.host.filesystem import Host, HostError
@@ -81,7 +82,7 @@ class ConfinementRecord:
             self.host.write_file(self.state_dir, FILE, content, role=FileRole.TRANSIENT)
         except HostError as error:
             self.problem = Finding(
-                code="write_failed",
+                code=FindingCode.WRITE_FAILED,
                 location=f"{self.state_dir}/{FILE}",
                 message=f"The record of confined threads cannot be written ({error}). After a "
                 "restart the agent does not know which threads lost their confinement.",

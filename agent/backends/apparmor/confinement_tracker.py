@@ -13,6 +13,7 @@ from typing import Final
 from agent.backends.apparmor.confinement_record import ConfinementRecord, ConfinementState
 from agent.backends.apparmor.processes import names_in, parts
 from agent.backends.apparmor.thread_reader import UNCONFINED, ThreadReader
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.host.filesystem import Host
 
@@ -144,7 +145,7 @@ class ConfinementTracker:
     def _confinement_lost(self, name: str, pids: list[int]) -> Finding:
         listed = ", ".join(f"{pid}{self._threads.owner(pid)}" for pid in pids[:_LISTED_PIDS])
         return Finding(
-            code="confinement_lost",
+            code=FindingCode.CONFINEMENT_LOST,
             location=name,
             message=f'{len(pids)} process(es) that ran under "{name}" run without it since it was '
             f"removed: pid {listed}. A profile that is loaded again does not confine them again.",

@@ -11,6 +11,7 @@ from typing import Final
 from agent.backends.apparmor import compiled_policy
 from agent.backends.apparmor.compiled_policy import DeclaredProfile
 from agent.backends.apparmor.profile_text import declaration_line, without_comments
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 
 _INCLUDE: Final = re.compile(r"#?include\s+(?:if\s+exists\s+)?[<\"]?([^>\"\s]+)")
@@ -35,7 +36,7 @@ def warnings(declared: Sequence[DeclaredProfile], source: str) -> tuple[Finding,
         return ()
     return (
         Finding(
-            code="start_impossible",
+            code=FindingCode.START_IMPOSSIBLE,
             location=declaration_line(source, profiles[0].name),
             message="No rule of the text allows access to files, so no container can start under "
             "the profile.",

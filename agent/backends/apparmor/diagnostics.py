@@ -7,6 +7,7 @@ text: source_checks.py, character_checks.py, escape_rules.py and validation.py.
 from agent.backends.apparmor import compiled_policy
 from agent.backends.apparmor.policy_cache import ParserResult
 from agent.backends.apparmor.policy_writer import meaning
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.model import KeyId, Unchecked
 from agent.host.filesystem import HostError
@@ -19,7 +20,7 @@ def cannot_check(id_: KeyId, message: str) -> Unchecked:
     return Unchecked(
         id=id_,
         finding=Finding(
-            code="kind_unsupported",
+            code=FindingCode.KIND_UNSUPPORTED,
             location=id_.key,
             message=message,
             hint="Install apparmor (apparmor_parser), and boot a kernel with AppArmor.",
@@ -37,7 +38,7 @@ def parser_rejected(id_: KeyId, *, line: str, message: str, hint: str) -> Findin
         hint: how to correct the text, or "" if no correction is known.
     """
     return Finding(
-        code="parser_rejected",
+        code=FindingCode.PARSER_REJECTED,
         location=line or id_.key,
         message=message,
         hint=hint or "Correct the text; `apparmor_parser -Q -K FILE` reports the same error.",
@@ -47,7 +48,7 @@ def parser_rejected(id_: KeyId, *, line: str, message: str, hint: str) -> Findin
 def no_profile(id_: KeyId) -> Finding:
     """Return the error about a text that compiles but declares no profile."""
     return Finding(
-        code="no_profile",
+        code=FindingCode.NO_PROFILE,
         location=id_.key,
         message="The text compiles, but declares no profile.",
         hint="Begin a profile with: profile NAME {",
@@ -63,7 +64,7 @@ def parser_killed(result: ParserResult) -> Finding:
             " that is left there"
         )
     return Finding(
-        code="parser_killed",
+        code=FindingCode.PARSER_KILLED,
         location="apparmor_parser",
         message=f"apparmor_parser exceeded a limit: {result.exceeded_limit}. The text is not "
         "compiled again until it changes.",
@@ -74,7 +75,7 @@ def parser_killed(result: ParserResult) -> Finding:
 def compiled_again_later(id_: KeyId, failure: str) -> Finding:
     """Return the error about a parser run that did not produce a result."""
     return Finding(
-        code="parser_killed",
+        code=FindingCode.PARSER_KILLED,
         location=id_.key,
         message=f"apparmor_parser did not produce a result: {failure}. The text is compiled again "
         "later.",
@@ -85,7 +86,7 @@ def compiled_again_later(id_: KeyId, failure: str) -> Finding:
 def parser_not_sandboxed(reason: str) -> Finding:
     """Return the notice that the parser runs without a sandbox."""
     return Finding(
-        code="parser_not_sandboxed",
+        code=FindingCode.PARSER_NOT_SANDBOXED,
         location="apparmor_parser",
         message=f"apparmor_parser runs without a sandbox: {reason}. Only the check of each text "
         "prevents the parser from opening other files, so a text that the check cannot decide is "
@@ -100,7 +101,7 @@ def rule_not_enforced(id_: KeyId, line: str, warning: str) -> Finding:
     written.
     """
     return Finding(
-        code="rule_not_enforced",
+        code=FindingCode.RULE_NOT_ENFORCED,
         location=line or id_.key,
         message="The policy is weaker than the text, because the kernel or the abi rule does not "
         f"know some of its rules. apparmor_parser: {warning}",
@@ -111,7 +112,7 @@ def rule_not_enforced(id_: KeyId, line: str, warning: str) -> Finding:
 def policy_unreadable(id_: KeyId, error: compiled_policy.PolicyError) -> Finding:
     """Return the error about a compiled policy that the agent cannot read."""
     return Finding(
-        code="policy_unreadable",
+        code=FindingCode.POLICY_UNREADABLE,
         location=id_.key,
         message=f"The compiled policy has an unknown layout: {error}. It is not installed.",
         hint="Use a version of apparmor_parser that profile-loader was tested with.",
@@ -121,7 +122,7 @@ def policy_unreadable(id_: KeyId, error: compiled_policy.PolicyError) -> Finding
 def kernel_refused(id_: KeyId, error: HostError) -> Finding:
     """Return the kernel's error for a policy load."""
     return Finding(
-        code="kernel_refused",
+        code=FindingCode.KERNEL_REFUSED,
         location=id_.key,
         message=f"The kernel rejected the compiled policy ({meaning(error)}). The previous "
         "version stays loaded.",
@@ -132,7 +133,7 @@ def kernel_refused(id_: KeyId, error: HostError) -> Finding:
 def kernel_jammed(id_: KeyId) -> Finding:
     """Return the error about remains of a failed load that block later loads (Linux 6.1 to 7.2)."""
     return Finding(
-        code="kernel_jammed",
+        code=FindingCode.KERNEL_JAMMED,
         location=id_.key,
         message="The kernel reports that the profile exists, although none of its names is loaded. "
         "An earlier load by some program failed and left data behind in the kernel.",
@@ -144,7 +145,7 @@ def kernel_jammed(id_: KeyId) -> Finding:
 def foreign_name(id_: KeyId, names: list[str]) -> Finding:
     """Return the error about a profile name that another program has loaded."""
     return Finding(
-        code="foreign_name",
+        code=FindingCode.FOREIGN_NAME,
         location=names[0],
         message=f'Another program has loaded the profile "{names[0]}" that key "{id_.key}" '
         "declares. The loaded profile is left alone.",
@@ -156,7 +157,7 @@ def foreign_name(id_: KeyId, names: list[str]) -> Finding:
 def foreign_content(names: list[str]) -> Finding:
     """Return the error about a profile that this agent must not remove."""
     return Finding(
-        code="foreign_name",
+        code=FindingCode.FOREIGN_NAME,
         location=names[0],
         message=f'The profile "{names[0]}" has content that this agent did not install. '
         "Nothing is removed.",
@@ -167,7 +168,7 @@ def foreign_content(names: list[str]) -> Finding:
 def verify_failed(id_: KeyId, reason: str) -> Finding:
     """Return the error about a policy that the kernel does not show after its load."""
     return Finding(
-        code="verify_failed",
+        code=FindingCode.VERIFY_FAILED,
         location=id_.key,
         message=f"The policy was loaded, but the kernel does not show it: {reason}.",
         hint="Look for another program that loads a profile of the same name.",
@@ -177,7 +178,7 @@ def verify_failed(id_: KeyId, reason: str) -> Finding:
 def content_unverifiable() -> Finding:
     """Return the warning that the kernel does not show the content of loaded profiles."""
     return Finding(
-        code="content_unverifiable",
+        code=FindingCode.CONTENT_UNVERIFIABLE,
         location="/sys/module/apparmor/parameters",
         message="The content of AppArmor profiles cannot be verified on this node, because the "
         "kernel shows neither hashes nor the loaded policy. A profile counts as unchanged while "
@@ -189,7 +190,7 @@ def content_unverifiable() -> Finding:
 def remove_failed(name: str, reason: str) -> Finding:
     """Return the error about a profile that could not be removed."""
     return Finding(
-        code="remove_failed",
+        code=FindingCode.REMOVE_FAILED,
         location=name,
         message=f'The profile "{name}" was not removed: {reason}.',
         hint="The next pass tries again.",

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 
 from agent.backends.apparmor.profile_text import LineCounter, without_comments
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import MAX_FINDINGS, Finding, limit_findings
 
 _UNCONFINED = "unconfined"
@@ -44,7 +45,7 @@ def _execute_rules(bare: str) -> Iterator[Finding]:
         if "u" not in match["mode"].lower() and (target is None or not _may_be_unconfined(target)):
             continue
         yield Finding(
-            code="unconfined_exec",
+            code=FindingCode.UNCONFINED_EXEC,
             location=counter.line(match.start("mode")),
             message="This rule lets a process start a program without any profile (ux or Ux, "
             "perhaps as a fallback).",
@@ -60,7 +61,7 @@ def _change_profile_rules(bare: str) -> Iterator[Finding]:
         ):
             continue
         yield Finding(
-            code="unconfined_transition",
+            code=FindingCode.UNCONFINED_TRANSITION,
             location=counter.line(match.start()),
             message="This change_profile rule lets a process become unconfined.",
             hint="Write the name of the profile that the process may change to.",

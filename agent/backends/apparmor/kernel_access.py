@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from agent.backends.apparmor import pending_exec
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.model import Unobservable, Unsupported
 from agent.host.filesystem import Host, HostError
@@ -109,7 +110,7 @@ class KernelAccess:
         if reason:
             return Unsupported(
                 finding=Finding(
-                    code="kind_unsupported",
+                    code=FindingCode.KIND_UNSUPPORTED,
                     location=ROOT,
                     message=f"AppArmor cannot be used on this node: {reason}.",
                     hint="Boot with AppArmor enabled, or schedule pods that need it elsewhere.",
@@ -171,7 +172,7 @@ def unobservable(reason: str) -> Unobservable:
     """Return the result for a host that may have AppArmor but whose policy cannot be observed."""
     return Unobservable(
         finding=Finding(
-            code="kind_unobservable",
+            code=FindingCode.KIND_UNOBSERVABLE,
             location=ROOT,
             message=f"AppArmor policy cannot be observed: {reason}. Nothing is changed.",
             hint="Run as root with CAP_MAC_ADMIN, unconfined, with the host's securityfs writable.",

@@ -19,6 +19,7 @@ from typing import Final
 
 import msgspec
 
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.model import Evidence, ObservedProfile
 from agent.host.file_role import FileRole
@@ -134,7 +135,7 @@ class LoadedObjects:
             self.host.write_file(self.state_dir, FILE, content, role=FileRole.TRANSIENT)
         except HostError as error:
             self._problem = Finding(
-                code="write_failed",
+                code=FindingCode.WRITE_FAILED,
                 location=f"{self.state_dir}/{FILE}",
                 message=f"The record of loaded profiles cannot be written ({error}). After a "
                 "restart of the agent, the profiles that it has loaded since then count as "

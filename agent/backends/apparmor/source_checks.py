@@ -17,6 +17,7 @@ from agent.backends.apparmor import character_checks, lexer
 from agent.backends.apparmor.lexer_dialects import DIALECTS
 from agent.backends.apparmor.lexer_rules import TokenKind
 from agent.backends.apparmor.profile_text import LineCounter, name_tokens
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding, limit_findings
 
 # At each of these positions, the parser could begin to read the path of an include or abi rule.
@@ -43,7 +44,7 @@ def errors(content: bytes) -> tuple[Finding, ...]:
     except UnicodeDecodeError as error:
         return (
             Finding(
-                code="not_utf8",
+                code=FindingCode.NOT_UTF8,
                 location=f"byte {error.start}",
                 message=f"The text is not UTF-8 (byte {error.start}).",
                 hint="Save the file as UTF-8.",
@@ -93,7 +94,7 @@ def _undecided_includes(text: str) -> Iterator[Finding]:
 
 
 def _include_refused(location: str, message: str, hint: str) -> Finding:
-    return Finding(code="include_refused", location=location, message=message, hint=hint)
+    return Finding(code=FindingCode.INCLUDE_REFUSED, location=location, message=message, hint=hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +181,7 @@ def variable_names(text: str) -> tuple[Finding, ...]:
 def name_variable(location: str) -> Finding:
     """Return the error for one profile name that contains a variable."""
     return Finding(
-        code="name_variable",
+        code=FindingCode.NAME_VARIABLE,
         location=location,
         message="A profile name contains a variable, so the text does not show the name that pods "
         "must use.",

@@ -15,6 +15,7 @@ from typing import Final
 from agent.backends.apparmor import compiled_policy, source_checks
 from agent.backends.apparmor.compiled_policy import DeclaredProfile
 from agent.backends.apparmor.profile_text import declaration_line
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import MAX_FINDINGS, Finding, limit_findings
 
 DENY_NAMES: Final = (
@@ -55,7 +56,7 @@ def errors(
     if len(declared) > MAX_NAMES:
         return (
             Finding(
-                code="key_too_large",
+                code=FindingCode.KEY_TOO_LARGE,
                 location="profile",
                 message=f"The key declares {len(declared)} profiles, hats and child profiles; at "
                 f"most {MAX_NAMES} are allowed.",
@@ -81,7 +82,7 @@ def warnings(declared: Sequence[DeclaredProfile], source: str) -> tuple[Finding,
 def _complain_mode(declared: Sequence[DeclaredProfile], source: str) -> Iterator[Finding]:
     return (
         Finding(
-            code="complain_mode",
+            code=FindingCode.COMPLAIN_MODE,
             location=declaration_line(source, profile.name),
             message=f'Profile "{profile.name}" is in complain mode: the kernel only logs what it '
             "would deny, except for explicit deny rules.",
@@ -95,7 +96,7 @@ def _complain_mode(declared: Sequence[DeclaredProfile], source: str) -> Iterator
 def _suspicious_names(declared: Sequence[DeclaredProfile], source: str) -> Iterator[Finding]:
     return (
         Finding(
-            code="name_suspicious",
+            code=FindingCode.NAME_SUSPICIOUS,
             location=declaration_line(source, profile.name),
             message=f'The name of the profile is "{profile.name}", because the name before the '
             f"flags is missing. The profile is in {profile.mode} mode.",
@@ -113,7 +114,7 @@ def _errors(
     location = declaration_line(source, profile.name)
     if profile.name.startswith(":"):
         yield Finding(
-            code="namespace_refused",
+            code=FindingCode.NAMESPACE_REFUSED,
             location=location,
             message=f'Profile "{shown}" belongs to a policy namespace, and pods can use only '
             "profiles of the host's namespace.",
@@ -130,7 +131,7 @@ def _name_errors(
     reason = _unsafe_reason(name, names)
     if reason:
         yield Finding(
-            code="name_unsafe",
+            code=FindingCode.NAME_UNSAFE,
             location=location,
             message=f'The profile name "{shown[:_MAX_NAME_BYTES]}" {reason}.',
             hint="Choose a shorter, plain name. Declare hats and child profiles inside their "
@@ -145,7 +146,7 @@ def _name_errors(
     )
     if denied is not None:
         yield Finding(
-            code="name_denied",
+            code=FindingCode.NAME_DENIED,
             location=location,
             message=f'The profile name "{shown}" is reserved for the host: it matches "{denied}" '
             "in the deny list.",
@@ -161,7 +162,7 @@ def _confinement_errors(
     attaches = not is_child and (profile.has_attachment or profile.name.startswith("/"))
     if attaches and not rules.allow_attachments:
         yield Finding(
-            code="attachment_refused",
+            code=FindingCode.ATTACHMENT_REFUSED,
             location=location,
             message=f'Profile "{shown}" has an attachment: it would confine every process of the '
             "host that runs the attached program.",
@@ -169,7 +170,7 @@ def _confinement_errors(
         )
     if profile.mode == "unconfined" and not rules.allow_unconfined_mode:
         yield Finding(
-            code="unconfined_refused",
+            code=FindingCode.UNCONFINED_REFUSED,
             location=location,
             message=f'Profile "{shown}" is in unconfined mode (flags=(unconfined) or '
             "default_allow), so it does not confine any process.",

@@ -11,6 +11,7 @@ from agent.backends.seccomp import baseline, meaning, releases, resolve, syscall
 from agent.backends.seccomp.document import Document
 from agent.backends.seccomp.fields import Options
 from agent.backends.seccomp.meaning import Meaning
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 
 _ENOSYS: Final = 38
@@ -49,7 +50,7 @@ def findings(document: Document, options: Options) -> Iterator[Finding]:
     profile = meaning.of(document, resolve.abis(options.machine))
     if document.default_action in ("SCMP_ACT_LOG", "SCMP_ACT_TRACE"):
         yield Finding(
-            code="not_enforcing",
+            code=FindingCode.NOT_ENFORCING,
             location="defaultAction",
             message=f"The default action {document.default_action} denies no call.",
             hint="Use SCMP_ACT_ERRNO to deny the calls that no rule allows.",
@@ -65,7 +66,7 @@ def findings(document: Document, options: Options) -> Iterator[Finding]:
     small = resolve.MACHINES[options.machine][2]
     if small and small not in document.architectures:
         yield Finding(
-            code="abi_missing",
+            code=FindingCode.ABI_MISSING,
             location="architectures",
             message=f"{small} is not listed, so the kernel kills 32-bit programs. The default "
             "action does not change that.",
@@ -97,7 +98,7 @@ def _start(profile: Meaning) -> Iterator[Finding]:
     if with_privileges:
         hint += " Pods with allowPrivilegeEscalation: false have no_new_privs, and can start."
     yield Finding(
-        code="start_impossible" if is_impossible else "start_limited",
+        code=FindingCode.START_IMPOSSIBLE if is_impossible else FindingCode.START_LIMITED,
         location="syscalls",
         message=f"{subject} start a container with this profile: {reasons}.",
         hint=hint,
@@ -123,7 +124,7 @@ def _clone3(document: Document, profile: Meaning) -> Iterator[Finding]:
     )
     where = "With crun, " if newest < _CLONE3 else ""
     yield Finding(
-        code="clone3_denied",
+        code=FindingCode.CLONE3_DENIED,
         location="syscalls",
         message=f"{where}clone3 does not fail with ENOSYS. glibc 2.34 and newer then cannot "
         "start threads, because they use clone only after ENOSYS.",
@@ -145,7 +146,7 @@ def _missing_calls(document: Document, profile: Meaning, machine: str) -> Iterat
     if not known or set(known) & profile.calls(profile.abis[0]):
         return
     yield Finding(
-        code="nothing_denied",
+        code=FindingCode.NOTHING_DENIED,
         location="syscalls",
         message=f"{machine} has none of the denied calls ({syscalls.listed(known)}), so the "
         "profile denies nothing to native programs.",
@@ -177,7 +178,9 @@ def _newer_variants(document: Document, floor: releases.RuntimeFloor) -> Iterato
                 f"rule and pass {releases.floor_hint(newer)}. Otherwise only a default action that "
                 "denies can deny the call on all nodes."
             )
-        yield Finding(code="newer_call_allowed", location="syscalls", message=message, hint=hint)
+        yield Finding(
+            code=FindingCode.NEWER_CALL_ALLOWED, location="syscalls", message=message, hint=hint
+        )
 
 
 def _beyond_default(document: Document, profile: Meaning, machine: str) -> Iterator[Finding]:
@@ -187,7 +190,7 @@ def _beyond_default(document: Document, profile: Meaning, machine: str) -> Itera
         return
     calls = "1 call" if len(names) == 1 else f"{len(names)} calls"
     yield Finding(
-        code="dangerous_syscalls",
+        code=FindingCode.DANGEROUS_SYSCALLS,
         location="defaultAction" if document.default.is_permissive else "syscalls",
         message=f"The profile allows {calls} that the default profile of containerd denies: "
         f"{syscalls.listed(names)}.",
@@ -207,7 +210,7 @@ def _clone_of_s390x(document: Document, machine: str) -> Iterator[Finding]:
             arg.index == 0 and arg.value == _NAMESPACES for arg in rule.args
         ):
             yield Finding(
-                code="condition_surprising",
+                code=FindingCode.CONDITION_SURPRISING,
                 location=f"{rule.where}.args",
                 message="On s390x the flags of clone are its second argument. This condition "
                 "compares the first argument, which is the address of the stack.",

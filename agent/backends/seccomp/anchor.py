@@ -19,6 +19,7 @@ from typing import Final
 
 from agent.backends.seccomp import multiplex, syscalls
 from agent.backends.seccomp.document import Document, Rule
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 
 # No kernel since Linux 3.1 has the call nfsservctl, so the call fails with ENOSYS even without a
@@ -58,7 +59,7 @@ def anchored(document: Document, abis: Collection[str]) -> tuple[Document, tuple
         "a rule that has no conditions, libseccomp would drop the conditional rules of an "
         "architecture."
     )
-    notice = Finding(code="rule_added", location="syscalls", message=message)
+    notice = Finding(code=FindingCode.RULE_ADDED, location="syscalls", message=message)
     return replace(document, rules=(*document.rules, rule)), (notice,)
 
 
@@ -66,7 +67,7 @@ def findings(document: Document, abis: Collection[str]) -> Iterator[Finding]:
     """Return an error for each ABI on which libseccomp would drop rules of the document."""
     for abi, rule in _unanchored(document, abis).items():
         yield Finding(
-            code="fails_open",
+            code=FindingCode.FAILS_OPEN,
             location=rule.where,
             message=f"On {abi} libseccomp would drop every conditional rule. This rule names a "
             f"call that {abi} lacks, and no rule without conditions names a call that {abi} has.",

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from agent.backends.seccomp import fields, inspection, releases, resolve, syntax
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.model import (
     Evidence,
@@ -161,7 +162,9 @@ class SeccompBackend:
         reason = _unsafe(path)
         if reason:
             hint = "Use letters, digits, dots, underscores and hyphens."
-            unsafe = Finding(code="path_unsafe", location=blob.key, message=reason, hint=hint)
+            unsafe = Finding(
+                code=FindingCode.PATH_UNSAFE, location=blob.key, message=reason, hint=hint
+            )
             return Rejection(id=id_, findings=(*checked.errors, unsafe), names=())
         if checked.errors:
             return Rejection(id=id_, findings=checked.findings, names=(path,))
@@ -301,16 +304,18 @@ class SeccompBackend:
         except HostError as error:
             if error.errno == errno.EEXIST and path not in replaceable:
                 return _foreign(where)
-            return _failed("write_failed", where, f"The profile could not be written: {error}.")
+            return _failed(
+                FindingCode.WRITE_FAILED, where, f"The profile could not be written: {error}."
+            )
         signature, read_ns = self._signature(path), self._clock_ns()
         try:
             content = self._host.read_regular(self._directory, path, limit=syntax.MOST_BYTES * 8)
         except HostError as error:
             message = f"The profile was written, but the file could not be read back: {error}."
-            return _failed("verify_failed", where, message)
+            return _failed(FindingCode.VERIFY_FAILED, where, message)
         if content != body:
             message = "The profile was written, but the file has other content."
-            return _failed("verify_failed", where, message)
+            return _failed(FindingCode.VERIFY_FAILED, where, message)
         token = f"bytes:{digest(body)}"
         # The cached signature prevents the agent's own write from triggering a pass.
         evidence = frozenset({token, f"canonical:{digest(body)}"})
@@ -336,7 +341,7 @@ class SeccompBackend:
                 if error.errno in _NOT_COMPARABLE:
                     return _foreign(where)
                 message = f"The profile could not be read before its removal: {error}."
-                return _failed("remove_failed", where, message)
+                return _failed(FindingCode.REMOVE_FAILED, where, message)
             if actual is None:
                 continue
             if not actual & evidence.get(name, frozenset()):
@@ -349,7 +354,9 @@ class SeccompBackend:
                 self._host.remove_file(self._directory, name)
             except HostError as error:
                 where = f"{self._directory}/{name}"
-                return _failed("remove_failed", where, f"The file could not be removed: {error}.")
+                return _failed(
+                    FindingCode.REMOVE_FAILED, where, f"The file could not be removed: {error}."
+                )
             self._forget(name)
         return Removed()
 
@@ -363,10 +370,12 @@ class SeccompBackend:
 
 def _unobservable(where: str, error: HostError) -> Unobservable:
     message = f"The seccomp files could not be read: {error}."
-    return Unobservable(finding=Finding(code="kind_unobservable", location=where, message=message))
+    return Unobservable(
+        finding=Finding(code=FindingCode.KIND_UNOBSERVABLE, location=where, message=message)
+    )
 
 
-def _failed(code: str, where: str, message: str) -> Failed:
+def _failed(code: FindingCode, where: str, message: str) -> Failed:
     return Failed(finding=Finding(code=code, location=where, message=message))
 
 
@@ -374,7 +383,7 @@ def _foreign(where: str) -> Failed:
     message = (
         "This agent did not write the file, or another program changed it later. The file stays."
     )
-    return _failed("foreign_name", where, message)
+    return _failed(FindingCode.FOREIGN_NAME, where, message)
 
 
 def _unsafe(path: str) -> str:

@@ -13,6 +13,7 @@ from typing import Final
 
 from agent.backends.seccomp import anchor, resolve
 from agent.backends.seccomp.document import Document, Only, Rule
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 
 MACHINES: Final = resolve.MACHINES
@@ -61,7 +62,7 @@ def _filled(document: Document) -> tuple[Document, tuple[Finding, ...]]:
         "The profile has no rules, and cri-dockerd ignores such a profile. A rule for "
         f"{FILLER} was added that equals the default action."
     )
-    notice = Finding(code="rule_added", location="syscalls", message=message)
+    notice = Finding(code=FindingCode.RULE_ADDED, location="syscalls", message=message)
     return replace(document, rules=(rule,)), (notice,)
 
 

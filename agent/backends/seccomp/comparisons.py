@@ -11,6 +11,7 @@ from typing import Final
 
 from agent.backends.seccomp import regions
 from agent.backends.seccomp.document import Answer, Document, Rule
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 
 # BPF_MAXINSNS in linux/bpf_common.h, minus the instructions that runc adds
@@ -32,7 +33,9 @@ def size(document: Document) -> Iterator[Finding]:
             "instructions of runc."
         )
         hint = "Use fewer conditions or fewer architectures."
-        yield Finding(code="filter_too_large", location="syscalls", message=message, hint=hint)
+        yield Finding(
+            code=FindingCode.FILTER_TOO_LARGE, location="syscalls", message=message, hint=hint
+        )
 
 
 def findings(document: Document) -> Iterator[Finding]:
@@ -73,7 +76,7 @@ def _conflicts(name: str, plain: list[Rule], default: Answer) -> Iterator[Findin
             else (first, f"runtimes apply only {first.where}")
         )
         yield Finding(
-            code="bad_value",
+            code=FindingCode.BAD_VALUE,
             location=f"{rule.where}.names",
             message=f"{rule.where} and {first.where} have different actions for {name[:60]}: "
             f"{reason}.",
@@ -91,7 +94,7 @@ def _hidden(
                 continue
             is_stricter = rule.answer.strictness > other.answer.strictness
             yield Finding(
-                code="fails_open" if is_stricter else "condition_surprising",
+                code=FindingCode.FAILS_OPEN if is_stricter else FindingCode.CONDITION_SURPRISING,
                 location=rule.where,
                 message=f"{other.where} decides {name[:60]} without a condition, so that this "
                 "rule has no effect.",
@@ -117,7 +120,7 @@ def _overlaps(name: str, conditional: list[Rule]) -> Iterator[Finding]:
                 f"argument {index} is {value}" for index, value in sorted(arguments.items())
             )
             yield Finding(
-                code="fails_open",
+                code=FindingCode.FAILS_OPEN,
                 location=rule.where,
                 message=f"This rule and {other.where} both match {name[:60]} where {shown}, and "
                 "have different actions. libseccomp may apply the more permissive one.",

@@ -16,6 +16,7 @@ from typing import Final
 from agent.backends.seccomp import multiplex
 from agent.backends.seccomp.document import Answer, Condition, Document, Rule
 from agent.backends.seccomp.meaning import SHORT_ABIS
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 
 _WIDE: Final = 0xFFFFFFFF
@@ -82,7 +83,7 @@ def _tangled(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
                 continue
             index = min(shared)
             yield Finding(
-                code="fails_open",
+                code=FindingCode.FAILS_OPEN,
                 location=f"{rule.where}.args",
                 message=f"This rule for {name[:60]} compares argument {index} with {forked[index]} "
                 f"and argument {last} too, and {other.where} compares argument {index} as well: "
@@ -109,7 +110,7 @@ def _distant_bounds(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
             and not _UPPER_BOUNDS.isdisjoint((first.op, second.op))
         ):
             yield Finding(
-                code="fails_open",
+                code=FindingCode.FAILS_OPEN,
                 location=other.where,
                 message=f"Two rules compare argument {first.index} of {name[:60]} with "
                 f"{first.value} and {second.value}, and at least one value is an upper bound. If "
@@ -138,7 +139,7 @@ def _complements(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
             for first, second in itertools.product(rule.args, other.args):
                 if _are_opposite(first, second) and _is_dropped(rule, other, first.index):
                     yield Finding(
-                        code="fails_open",
+                        code=FindingCode.FAILS_OPEN,
                         location=f"{other.where}.args",
                         message=f"{rule.where} compares argument {first.index} of {name[:60]} with "
                         f"{first.op} {first.value}, and this rule has the opposite comparison. "
@@ -172,7 +173,7 @@ def _shared_comparisons(trees: Sequence[tuple[str, Sequence[Rule]]], abi: str) -
         arguments = {argument.index for argument, _ in shared} & left
         if arguments:
             yield Finding(
-                code="fails_open",
+                code=FindingCode.FAILS_OPEN,
                 location=rules[-1].where,
                 message=f"{name[:60]} and {other[:60]} share a comparison of argument "
                 f"{min(arguments)}, but not all of their rules. On {abi} libseccomp writes the "
@@ -221,7 +222,7 @@ def _too_wide(rule: Rule, abi: str) -> Iterator[Finding]:
     for number, arg in enumerate(rule.args):
         if max(arg.value, arg.value_two) > _WIDE:
             yield Finding(
-                code="fails_open",
+                code=FindingCode.FAILS_OPEN,
                 location=f"{rule.where}.args[{number}]",
                 message=f"On {abi} arguments have 32 bits, and the comparison ignores the higher "
                 "bits of this value.",
@@ -236,7 +237,7 @@ def _high_bits(rule: Rule, default: Answer) -> Iterator[Finding]:
     for number, arg in enumerate(rule.args):
         if arg.op == evaded and arg.value <= _WIDE:
             yield Finding(
-                code="condition_surprising",
+                code=FindingCode.CONDITION_SURPRISING,
                 location=f"{rule.where}.args[{number}]",
                 message="The filter compares 64 bits. If the kernel uses only an int, a program "
                 "can evade this condition by setting higher bits.",

@@ -20,6 +20,7 @@ from agent.backends.seccomp.document import (
     Only,
     Rule,
 )
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 
 _NOTIFY: Final = "SCMP_ACT_NOTIFY"
@@ -87,7 +88,7 @@ def findings(document: Document, options: Options) -> Iterator[Finding]:
 
 
 def _bad(where: str, message: str, hint: str = "") -> Finding:
-    return Finding(code="bad_value", location=where, message=message, hint=hint)
+    return Finding(code=FindingCode.BAD_VALUE, location=where, message=message, hint=hint)
 
 
 def _known_action(action: str, where: str) -> Iterator[Finding]:
@@ -103,7 +104,7 @@ def _notify(document: Document) -> Iterator[Finding]:
     places += [f"{rule.where}.action" for rule in document.rules if rule.action == _NOTIFY]
     if places:
         yield Finding(
-            code="notify_refused",
+            code=FindingCode.NOTIFY_REFUSED,
             location=places[0],
             message=f"{_NOTIFY} needs a listener on the node at every start of a container, and "
             "this agent does not install or supervise listeners.",
@@ -120,7 +121,9 @@ def _defaults(document: Document) -> Iterator[Finding]:
     if action in _HANGS:
         message = f"With {action} as default, only one thread of runc ends, and the start hangs."
         hint = "Use SCMP_ACT_KILL_PROCESS."
-        yield Finding(code="runtime_hang", location="defaultAction", message=message, hint=hint)
+        yield Finding(
+            code=FindingCode.RUNTIME_HANG, location="defaultAction", message=message, hint=hint
+        )
     default = Rule(
         where="",
         names=(),
@@ -138,7 +141,7 @@ def _flags(document: Document, options: Options) -> Iterator[Finding]:
     if options.format == "oci" and options.floor.runc < newest:
         release = releases.shown(newest)
         yield Finding(
-            code="not_portable",
+            code=FindingCode.NOT_PORTABLE,
             location="flags",
             message=f"runc before {release} rejects every profile that has flags.",
             hint="Remove flags. If no node has an older runc, pass "
@@ -206,7 +209,10 @@ def _errno(rule: Rule) -> Iterator[Finding]:
         message = "With error number 0 the kernel skips the call and reports success."
         hint = f"Remove {number} for EPERM, or use 38 for ENOSYS."
         yield Finding(
-            code="condition_surprising", location=f"{prefix}{number}", message=message, hint=hint
+            code=FindingCode.CONDITION_SURPRISING,
+            location=f"{prefix}{number}",
+            message=message,
+            hint=hint,
         )
 
 
@@ -225,7 +231,9 @@ def _arguments(rule: Rule) -> Iterator[Finding]:
             )
             message += "needs both."
             hint = "Write a rule for each condition if either is enough, or use SCMP_CMP_MASKED_EQ."
-            yield Finding(code="fails_open", location=f"{place}.index", message=message, hint=hint)
+            yield Finding(
+                code=FindingCode.FAILS_OPEN, location=f"{place}.index", message=message, hint=hint
+            )
         indices.add(arg.index)
         yield from _operator(arg, place)
 
@@ -238,7 +246,7 @@ def _operator(arg: Condition, place: str) -> Iterator[Finding]:
     if arg.value_two and arg.op in _OPS and arg.op != "SCMP_CMP_MASKED_EQ":
         message = f"{arg.op} ignores valueTwo; only SCMP_CMP_MASKED_EQ uses it."
         yield Finding(
-            code="condition_surprising",
+            code=FindingCode.CONDITION_SURPRISING,
             location=f"{place}.valueTwo",
             message=message,
             hint="Remove valueTwo.",
@@ -246,11 +254,15 @@ def _operator(arg: Condition, place: str) -> Iterator[Finding]:
     if (arg.op, arg.value) in _NEVER:
         message = f"{arg.op} {arg.value} never holds, so the rule has no effect."
         hint = "Correct the value, or remove the rule."
-        yield Finding(code="fails_open", location=f"{place}.value", message=message, hint=hint)
+        yield Finding(
+            code=FindingCode.FAILS_OPEN, location=f"{place}.value", message=message, hint=hint
+        )
     if arg.op == "SCMP_CMP_MASKED_EQ" and arg.value_two & ~arg.value:
         message = "The comparison never holds: valueTwo has bits that the mask in value lacks."
         hint = f"The mask would have to be {arg.value | arg.value_two} or larger."
-        yield Finding(code="fails_open", location=f"{place}.valueTwo", message=message, hint=hint)
+        yield Finding(
+            code=FindingCode.FAILS_OPEN, location=f"{place}.valueTwo", message=message, hint=hint
+        )
 
 
 def _only(only: Only, where: str) -> Iterator[Finding]:
@@ -278,7 +290,7 @@ def _capabilities(document: Document) -> Iterator[Finding]:
     side = "includes" if rules[0].includes.caps else "excludes"
     count = "1 rule depends" if len(rules) == 1 else f"{len(rules)} rules depend"
     yield Finding(
-        code="not_portable",
+        code=FindingCode.NOT_PORTABLE,
         location=f"{rules[0].where}.{side}.caps",
         message=f"{count} on the pod's capabilities. containerd ignores that, and applies such a "
         "rule to every container.",
@@ -312,7 +324,7 @@ def _names(document: Document, options: Options) -> Iterator[Finding]:
                 f"{releases.floor_hint(newest)}."
             )
         yield Finding(
-            code="syscall_ignored",
+            code=FindingCode.SYSCALL_IGNORED,
             location=next(iter(ignored.values())),
             message=f"libseccomp {releases.shown(options.floor.libseccomp)} does not know "
             f"{syscalls.listed(names)}, and runtimes with it ignore these names.",
@@ -341,4 +353,4 @@ def _unknown_name(name: str, where: str, floor: releases.RuntimeFloor) -> Findin
     else:
         hint = syscalls.nearest(name, syscalls.KNOWN)
         hint = hint or "Correct the name, or remove it; --allow-unknown-syscalls accepts it."
-    return Finding(code="unknown_syscall", location=where, message=message, hint=hint)
+    return Finding(code=FindingCode.UNKNOWN_SYSCALL, location=where, message=message, hint=hint)

@@ -22,14 +22,20 @@ from agent.backends.seccomp import (
     syntax,
 )
 from agent.backends.seccomp.document import Document
-from agent.core.findings import MAX_FINDINGS, Finding, Severity, limit_findings
+from agent.core.finding_codes import FindingCode, Severity
+from agent.core.findings import MAX_FINDINGS, Finding, limit_findings
 
 # If a file causes one of these notices, some runtime reads the file differently from its canonical
 # form.
 _READ_DIFFERENTLY: Final = frozenset(
     {
-        *("name_rewritten", "expanded_for_arch", "expanded_for_kernel", "errno_rewritten"),
-        "rule_added",
+        *(
+            FindingCode.NAME_REWRITTEN,
+            FindingCode.EXPANDED_FOR_ARCH,
+            FindingCode.EXPANDED_FOR_KERNEL,
+            FindingCode.ERRNO_REWRITTEN,
+        ),
+        FindingCode.RULE_ADDED,
     }
 )
 
@@ -125,7 +131,9 @@ def _read(content: bytes, options: fields.Options) -> tuple[Document | None, tup
     known = ", ".join(sorted(resolve.MACHINES))
     message = f"The agent has no tables for the architecture {options.machine[:40]}."
     hint = f"Use nodes with a supported architecture: {known}."
-    return None, (Finding(code="not_portable", location="profile", message=message, hint=hint),)
+    return None, (
+        Finding(code=FindingCode.NOT_PORTABLE, location="profile", message=message, hint=hint),
+    )
 
 
 def _errors(candidates: Iterable[Finding]) -> tuple[Finding, ...]:
@@ -151,4 +159,4 @@ def _too_large(body: bytes) -> Finding | None:
         return None
     message = f"The written form has {len(body)} bytes; the limit is {syntax.MOST_BYTES} bytes."
     hint = "Name each system call in one rule only."
-    return Finding(code="key_too_large", location="profile", message=message, hint=hint)
+    return Finding(code=FindingCode.KEY_TOO_LARGE, location="profile", message=message, hint=hint)

@@ -18,6 +18,7 @@ from typing import Final
 
 from agent.backends.seccomp import regions
 from agent.backends.seccomp.document import Answer, Condition, Document, Rule
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 
 ABIS: Final = frozenset(
@@ -104,7 +105,7 @@ def _opened(rule: Rule, through: _Through) -> Iterator[Finding]:
         return
     if through.rule is None:
         yield Finding(
-            code="fails_open",
+            code=FindingCode.FAILS_OPEN,
             location=f"{rule.where}.args",
             message=f"On {through.abi} the condition on {operation} does not hold for calls "
             f"through {through.name}(2): libseccomp allows all of them.",
@@ -114,7 +115,7 @@ def _opened(rule: Rule, through: _Through) -> Iterator[Finding]:
         )
     elif through.answer.strictness <= rule.answer.strictness:
         yield Finding(
-            code="condition_surprising",
+            code=FindingCode.CONDITION_SURPRISING,
             location=f"{rule.where}.args",
             message=f"On {through.abi} the condition on {operation} does not hold for calls "
             f"through {through.name}(2), which {through.rule.where} allows.",
@@ -136,7 +137,7 @@ def _still_reached(rule: Rule, through: _Through) -> Iterator[Finding]:
     else:
         return
     yield Finding(
-        code="condition_surprising",
+        code=FindingCode.CONDITION_SURPRISING,
         location=rule.where,
         message=f"On {through.abi} a program reaches {operation} through {through.name}(2) in "
         f"spite of this rule: libseccomp {reason}.",
@@ -172,7 +173,7 @@ def _contradictions(document: Document, through: _Through) -> Iterator[Finding]:
         other = next((r for r in rules[:position] if _contradict(r, rule)), None)
         if other is not None:
             yield Finding(
-                code="bad_value",
+                code=FindingCode.BAD_VALUE,
                 location=rule.where,
                 message=f"On {through.abi} this rule contradicts {other.where}: libseccomp "
                 f"compares calls through {through.name}(2) without their first argument, and "

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from agent.backends.seccomp.document import Answer, Document, Only, Rule, answer
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 
 # uname -m -> (runtime-spec's name, Go's name, the 32-bit ABI that the same kernel runs)
@@ -193,7 +194,9 @@ def _notices(document: Document, node: Node) -> tuple[Finding, ...]:
     notices = []
     if by_arch:
         message = f"{_count(by_arch, 'condition')} on the architecture resolved for {node.machine}."
-        notices.append(Finding(code="expanded_for_arch", location=by_arch[0], message=message))
+        notices.append(
+            Finding(code=FindingCode.EXPANDED_FOR_ARCH, location=by_arch[0], message=message)
+        )
     if by_kernel := _by_kernel(document.rules):
         version = ".".join(map(str, node.kernel))
         omitted = [rule for rule in by_kernel if not applies(rule, node)]
@@ -203,14 +206,18 @@ def _notices(document: Document, node: Node) -> tuple[Finding, ...]:
             "there. containerd and CRI-O ignore minKernel."
         )
         notices.append(
-            Finding(code="expanded_for_kernel", location=by_kernel[0].where, message=message)
+            Finding(
+                code=FindingCode.EXPANDED_FOR_KERNEL, location=by_kernel[0].where, message=message
+            )
         )
     if by_errno:
         message = (
             f"{_count(by_errno, 'name')} of error numbers rewritten as errnoRet or "
             "defaultErrnoRet, because only CRI-O reads names."
         )
-        notices.append(Finding(code="errno_rewritten", location=by_errno[0], message=message))
+        notices.append(
+            Finding(code=FindingCode.ERRNO_REWRITTEN, location=by_errno[0], message=message)
+        )
     if node.capabilities is not None and any(r.depends_on_capabilities for r in document.rules):
         conditional = [rule for rule in document.rules if rule.depends_on_capabilities]
         omitted = [rule for rule in conditional if not rule.applies_with(node.capabilities)]
@@ -220,7 +227,9 @@ def _notices(document: Document, node: Node) -> tuple[Finding, ...]:
             f"{_count(omitted, 'rule was', 'rules were')} omitted."
         )
         notices.append(
-            Finding(code="expanded_for_caps", location=conditional[0].where, message=message)
+            Finding(
+                code=FindingCode.EXPANDED_FOR_CAPS, location=conditional[0].where, message=message
+            )
         )
     return tuple(notices)
 

@@ -14,6 +14,7 @@ from typing import Final
 
 from agent.backends.seccomp import syscalls, wrapped
 from agent.backends.seccomp.document import Condition, Document, Only, Rule
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import MAX_FINDINGS, Finding
 
 MOST_BYTES: Final = 1 << 20
@@ -83,33 +84,41 @@ def decode(content: bytes, pairs: "wrapped.PairsHook | None" = None) -> tuple[Js
     except json.JSONDecodeError as error:
         message = f"This is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
         return Finding(
-            code="not_json",
+            code=FindingCode.NOT_JSON,
             location=f"line {error.lineno}",
             message=message,
             hint="Correct the JSON; `python3 -m json.tool FILE` reports the same place.",
         )
     except RecursionError:
-        return _whole("not_json", "The JSON is nested too deeply.", "Reduce the depth of the JSON.")
+        return _whole(
+            FindingCode.NOT_JSON, "The JSON is nested too deeply.", "Reduce the depth of the JSON."
+        )
     except ValueError as error:
-        return _whole("not_json", f"This is not JSON: {error}."[:200], "Correct the JSON.")
+        return _whole(
+            FindingCode.NOT_JSON, f"This is not JSON: {error}."[:200], "Correct the JSON."
+        )
 
 
 def _text(content: bytes) -> str | Finding:
     """Return the text of the file, or the reason why the file is not text."""
     if len(content) > MOST_BYTES:
         message = f"The profile has {len(content)} bytes; the limit is {MOST_BYTES} bytes."
-        return _whole("key_too_large", message, "Remove rules or comments from the profile.")
+        return _whole(
+            FindingCode.KEY_TOO_LARGE, message, "Remove rules or comments from the profile."
+        )
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        return _whole("not_utf8", f"Byte {error.start} is not UTF-8.", "Save the file as UTF-8.")
+        return _whole(
+            FindingCode.NOT_UTF8, f"Byte {error.start} is not UTF-8.", "Save the file as UTF-8."
+        )
     if text.startswith("\ufeff"):
         message = "The file begins with a byte order mark, which no runtime accepts."
-        return _whole("not_utf8", message, "Save it as UTF-8 without a BOM.")
+        return _whole(FindingCode.NOT_UTF8, message, "Save it as UTF-8 without a BOM.")
     return text
 
 
-def _whole(code: str, message: str, hint: str) -> Finding:
+def _whole(code: FindingCode, message: str, hint: str) -> Finding:
     return Finding(code=code, location="profile", message=message, hint=hint)
 
 
@@ -136,7 +145,7 @@ class _Walk:
         """Whether the limit of mistakes has been reached, so that no more mistakes are reported."""
         return len(self.findings) > MAX_FINDINGS
 
-    def report(self, code: str, where: str, message: str, hint: str = "") -> None:
+    def report(self, code: FindingCode, where: str, message: str, hint: str = "") -> None:
         if not self.is_full:
             self.findings.append(Finding(code=code, location=where, message=message, hint=hint))
 
@@ -147,11 +156,15 @@ class _Walk:
                 f"`name` was rewritten to `names` in {len(self.rewritten)} rules: containerd "
                 "ignores a rule that has only `name`."
             )
-            yield Finding(code="name_rewritten", location=self.rewritten[0], message=message)
+            yield Finding(
+                code=FindingCode.NAME_REWRITTEN, location=self.rewritten[0], message=message
+            )
         if self.remarks:
             keys = ", ".join(self.remarks[:8]) + (", ..." if self.remarks[8:] else "")
             message = f"Comment keys were removed, because no runtime reads them: {keys}."
-            yield Finding(code="comments_removed", location=self.remarks[0], message=message)
+            yield Finding(
+                code=FindingCode.COMMENTS_REMOVED, location=self.remarks[0], message=message
+            )
 
     def pairs(self, pairs: list[tuple[str, Json]]) -> dict[str, Json]:
         """Return an object as a dictionary, and report duplicate keys."""
@@ -160,7 +173,7 @@ class _Walk:
             for key, times in Counter(key for key, _ in pairs).items():
                 if times > 1:
                     self.report(
-                        "duplicate_key",
+                        FindingCode.DUPLICATE_KEY,
                         shown(key),
                         f"One object contains the key {shown(key)} more than once, and runtimes "
                         "use the last one.",
@@ -173,7 +186,9 @@ class _Walk:
     def object(self, value: Json, where: str, keys: frozenset[str]) -> Mapping[str, Json] | None:
         if not isinstance(value, dict):
             self.report(
-                "bad_value", where or "profile", f"An object is expected here, not {shown(value)}."
+                FindingCode.BAD_VALUE,
+                where or "profile",
+                f"An object is expected here, not {shown(value)}.",
             )
             return None
         prefix = f"{where}." if where else ""
@@ -185,7 +200,7 @@ class _Walk:
                 self.remarks.append(place)
                 continue
             self.report(
-                "unknown_field",
+                FindingCode.UNKNOWN_FIELD,
                 place,
                 "No seccomp profile has this key. Runtimes ignore it, and the profile would have "
                 "another effect than it states.",
@@ -197,14 +212,16 @@ class _Walk:
         if value is None:
             return
         if not isinstance(value, list):
-            self.report("bad_value", where, f"A list is expected here, not {shown(value)}.")
+            self.report(
+                FindingCode.BAD_VALUE, where, f"A list is expected here, not {shown(value)}."
+            )
             return
         for index, item in enumerate(value):
             if self.entries == MOST_ENTRIES:
                 message = f"The lists have more than {MOST_ENTRIES} entries, too many for a filter."
                 self.findings.append(
                     Finding(
-                        code="filter_too_large",
+                        code=FindingCode.FILTER_TOO_LARGE,
                         location=where,
                         message=message,
                         hint="Remove entries.",
@@ -219,7 +236,9 @@ class _Walk:
         if value is None:
             return ""
         if not isinstance(value, str):
-            self.report("bad_value", where, f"A string is expected here, not {shown(value)}.")
+            self.report(
+                FindingCode.BAD_VALUE, where, f"A string is expected here, not {shown(value)}."
+            )
             return ""
         return value
 
@@ -229,7 +248,9 @@ class _Walk:
             if isinstance(item, str) and item:
                 texts.append(item)
             else:
-                self.report("bad_value", place, f"A name is expected here, not {shown(item)}.")
+                self.report(
+                    FindingCode.BAD_VALUE, place, f"A name is expected here, not {shown(item)}."
+                )
         return tuple(texts)
 
     def number(self, value: Json, where: str, most: int) -> int | None:
@@ -237,7 +258,7 @@ class _Walk:
             return None
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
             message = f"A whole number from 0 to {most} is expected here, not {shown(value)}."
-            self.report("bad_value", where, message)
+            self.report(FindingCode.BAD_VALUE, where, message)
             return None
         return value
 
@@ -246,7 +267,7 @@ class _Walk:
     def document(self, tree: Json) -> Document | None:
         if tree is None:
             self.report(
-                "fails_open",
+                FindingCode.FAILS_OPEN,
                 "profile",
                 "The profile is null, and runtimes run the container unconfined.",
                 "Write a profile with a defaultAction.",
@@ -259,7 +280,7 @@ class _Walk:
         default = self.text(top.get("defaultAction"), "defaultAction")
         if not default:
             self.report(
-                "fails_open",
+                FindingCode.FAILS_OPEN,
                 "defaultAction",
                 "Without a default action, runc and CRI-O run the container unconfined.",
                 "Add a defaultAction, for example SCMP_ACT_ERRNO.",
@@ -288,7 +309,7 @@ class _Walk:
         )
         if keys and not needs_it:
             self.report(
-                "notify_refused",
+                FindingCode.NOTIFY_REFUSED,
                 keys[0],
                 f"{' and '.join(keys)} references a listener. Without the listener, no "
                 "container starts.",
@@ -308,7 +329,7 @@ class _Walk:
         for where, item in self.items(value, "syscalls"):
             if item is None:
                 self.report(
-                    "runtime_crash",
+                    FindingCode.RUNTIME_CRASH,
                     where,
                     "A null rule makes CRI-O and Docker crash.",
                     "Remove the null.",
@@ -335,21 +356,21 @@ class _Walk:
         if old not in (None, ""):
             if entries:
                 message = "The rule has both `name` and `names`, which CRI-O rejects."
-                self.report("bad_value", f"{where}.name", message, "Remove `name`.")
+                self.report(FindingCode.BAD_VALUE, f"{where}.name", message, "Remove `name`.")
             else:
                 self.rewritten.append(f"{where}.name")
             entries.append((f"{where}.name", old))
         if not entries:
             message = "The rule has no names, and runtimes ignore the rule."
             hint = "List the system calls in `names`, or remove the rule."
-            self.report("fails_open", f"{where}.names", message, hint)
+            self.report(FindingCode.FAILS_OPEN, f"{where}.names", message, hint)
         names: dict[str, None] = {}
         for place, name in entries:
             if isinstance(name, str) and _NAME.fullmatch(name):
                 names[name] = None
             else:
                 self.report(
-                    "fails_open",
+                    FindingCode.FAILS_OPEN,
                     place,
                     f"{shown(name)} is not the name of a system call, and runtimes ignore or "
                     "truncate it.",
@@ -361,7 +382,7 @@ class _Walk:
         for place, item in self.items(value, where):
             if item is None:
                 self.report(
-                    "runtime_crash",
+                    FindingCode.RUNTIME_CRASH,
                     place,
                     "A null condition makes CRI-O and Docker crash.",
                     "Remove the null.",
@@ -369,7 +390,9 @@ class _Walk:
             elif (arg := self.object(item, place, _ARG)) is not None:
                 for key in ("index", "value", "op"):
                     if arg.get(key) is None:
-                        self.report("bad_value", f"{place}.{key}", f"A condition needs {key}.")
+                        self.report(
+                            FindingCode.BAD_VALUE, f"{place}.{key}", f"A condition needs {key}."
+                        )
                 yield Condition(
                     index=self.number(arg.get("index"), f"{place}.index", 5) or 0,
                     value=self.number(arg.get("value"), f"{place}.value", 2**64 - 1) or 0,

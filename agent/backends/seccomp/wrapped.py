@@ -8,6 +8,7 @@ profile without a default action, and would run the container unconfined.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 
 Json = object
@@ -62,5 +63,8 @@ def finding(tree: Json) -> Finding | None:
         message = f"This is {wrapper.description}, and not a seccomp profile."
         hint = "Move it to a file or key that is not read as a profile."
     return Finding(
-        code="not_a_profile", location=wrapper.where or "profile", message=message, hint=hint
+        code=FindingCode.NOT_A_PROFILE,
+        location=wrapper.where or "profile",
+        message=message,
+        hint=hint,
     )

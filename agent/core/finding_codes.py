@@ -1,0 +1,176 @@
+"""The codes of findings.
+
+Logs, metrics, Events and the runbook refer to codes, so a released code never changes its meaning.
+findings.py declares the findings that have these codes.
+"""
+
+from enum import StrEnum
+from typing import Final, Self
+
+
+class Severity(StrEnum):
+    """The severity of a finding."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTICE = "notice"
+
+
+class FindingCode(StrEnum):
+    """The identifier of one kind of finding. docs/runbook.md describes every code."""
+
+    severity: Severity
+
+    def __new__(cls, value: str, severity: Severity) -> Self:
+        """Create a member from its public value and its severity."""
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.severity = severity
+        return member
+
+    # sources
+    KEY_UNSAFE = "key_unsafe", Severity.ERROR
+    """The key is not a valid path, or leaves the directory."""
+    KEY_NOT_REGULAR = "key_not_regular", Severity.ERROR
+    """The key is a device, FIFO or socket, or a link out of the directory."""
+    KEY_TOO_LARGE = "key_too_large", Severity.ERROR
+    LIMIT_EXCEEDED = "limit_exceeded", Severity.ERROR
+    """The keys of all profile sets, or the ledger, exceed a limit."""
+    SOURCE_MISSING = "source_missing", Severity.ERROR
+    SOURCE_UNREADABLE = "source_unreadable", Severity.ERROR
+    SOURCE_OVER_LIMIT = "source_over_limit", Severity.ERROR
+    """The source has more bytes, keys or ConfigMaps than allowed."""
+    SOURCE_EMPTIED = "source_emptied", Severity.ERROR
+    # both kinds
+    NOT_UTF8 = "not_utf8", Severity.ERROR
+    NAME_CONFLICT = "name_conflict", Severity.ERROR
+    """Two keys provide the same name with different content."""
+    FOREIGN_NAME = "foreign_name", Severity.ERROR
+    """Another program installed a profile with this name."""
+    KIND_UNSUPPORTED = "kind_unsupported", Severity.ERROR
+    """The node does not support profiles of this kind."""
+    KIND_UNOBSERVABLE = "kind_unobservable", Severity.ERROR
+    """The agent cannot observe profiles of this kind."""
+    WRITE_FAILED = "write_failed", Severity.ERROR
+    VERIFY_FAILED = "verify_failed", Severity.ERROR
+    """The write succeeded, but the node does not have the content."""
+    REMOVE_FAILED = "remove_failed", Severity.ERROR
+    IN_USE = "in_use", Severity.NOTICE
+    """The profile stays because a process runs under the profile."""
+    USE_UNKNOWN = "use_unknown", Severity.NOTICE
+    """The profile stays because a process may use the profile."""
+    # compiled policy
+    TEXT_UNSAFE = "text_unsafe", Severity.ERROR
+    """The text has invisible characters such as NUL, which ends a word for the parser."""
+    PARSER_REJECTED = "parser_rejected", Severity.ERROR
+    """The finding contains the parser's own message."""
+    PARSER_KILLED = "parser_killed", Severity.ERROR
+    """The parser exceeded a CPU, memory, output or wall-clock limit."""
+    PARSER_NOT_SANDBOXED = "parser_not_sandboxed", Severity.NOTICE
+    """The parser can open any file that a text includes."""
+    NO_PROFILE = "no_profile", Severity.ERROR
+    """The text compiles, but it declares no profile."""
+    NAME_DENIED = "name_denied", Severity.ERROR
+    NAME_UNSAFE = "name_unsafe", Severity.ERROR
+    """The name has control characters, has // without a parent, or is longer than 200 bytes."""
+    NAME_VARIABLE = "name_variable", Severity.ERROR
+    NAMESPACE_REFUSED = "namespace_refused", Severity.ERROR
+    ATTACHMENT_REFUSED = "attachment_refused", Severity.ERROR
+    INCLUDE_REFUSED = "include_refused", Severity.ERROR
+    UNCONFINED_REFUSED = "unconfined_refused", Severity.ERROR
+    """The profile has flags=(unconfined) or flags=(default_allow)."""
+    KERNEL_REFUSED = "kernel_refused", Severity.ERROR
+    """The finding contains the kernel's errno for the load."""
+    KERNEL_JAMMED = "kernel_jammed", Severity.ERROR
+    POLICY_UNREADABLE = "policy_unreadable", Severity.ERROR
+    """The layout of the compiled policy is unknown."""
+    CONTENT_UNVERIFIABLE = "content_unverifiable", Severity.WARNING
+    """The kernel shows neither hashes of policy nor the policy itself."""
+    COMPLAIN_MODE = "complain_mode", Severity.WARNING
+    NAME_SUSPICIOUS = "name_suspicious", Severity.WARNING
+    """The name looks like a list of flags."""
+    RULE_NOT_ENFORCED = "rule_not_enforced", Severity.WARNING
+    """The kernel does not mediate some rules."""
+    UNCONFINED_EXEC = "unconfined_exec", Severity.WARNING
+    """A rule has an unconfined mode such as ux or Ux."""
+    UNCONFINED_TRANSITION = "unconfined_transition", Severity.WARNING
+    """A rule permits change_profile -> unconfined."""
+    # system call filters
+    NOT_JSON = "not_json", Severity.ERROR
+    NOT_A_PROFILE = "not_a_profile", Severity.ERROR
+    """The file has another format, which may contain a profile."""
+    DUPLICATE_KEY = "duplicate_key", Severity.ERROR
+    UNKNOWN_FIELD = "unknown_field", Severity.ERROR
+    BAD_VALUE = "bad_value", Severity.ERROR
+    FAILS_OPEN = "fails_open", Severity.ERROR
+    """A runtime would start the container without this filter."""
+    RUNTIME_HANG = "runtime_hang", Severity.ERROR
+    RUNTIME_CRASH = "runtime_crash", Severity.ERROR
+    NOT_PORTABLE = "not_portable", Severity.ERROR
+    """Only CRI-O understands the profile."""
+    NOTIFY_REFUSED = "notify_refused", Severity.ERROR
+    UNKNOWN_SYSCALL = "unknown_syscall", Severity.ERROR
+    """A system call is unknown, and the default action allows calls."""
+    FILTER_TOO_LARGE = "filter_too_large", Severity.ERROR
+    PATH_UNSAFE = "path_unsafe", Severity.ERROR
+    """A pod cannot reference a file with this path."""
+    NAME_REWRITTEN = "name_rewritten", Severity.NOTICE
+    EXPANDED_FOR_ARCH = "expanded_for_arch", Severity.NOTICE
+    EXPANDED_FOR_KERNEL = "expanded_for_kernel", Severity.NOTICE
+    EXPANDED_FOR_CAPS = "expanded_for_caps", Severity.NOTICE
+    ERRNO_REWRITTEN = "errno_rewritten", Severity.NOTICE
+    COMMENTS_REMOVED = "comments_removed", Severity.NOTICE
+    RULE_ADDED = "rule_added", Severity.NOTICE
+    SYSCALL_IGNORED = "syscall_ignored", Severity.WARNING
+    """A system call is unknown, and the default action denies calls."""
+    START_IMPOSSIBLE = "start_impossible", Severity.WARNING
+    """No runtime can start a container with this profile."""
+    START_LIMITED = "start_limited", Severity.WARNING
+    """One runtime cannot start a container with this profile."""
+    CLONE3_DENIED = "clone3_denied", Severity.WARNING
+    """clone3 fails with an error other than ENOSYS."""
+    NOTHING_DENIED = "nothing_denied", Severity.WARNING
+    """The architecture has none of the denied calls."""
+    NOT_ENFORCING = "not_enforcing", Severity.WARNING
+    """The default action only logs calls."""
+    ABI_MISSING = "abi_missing", Severity.WARNING
+    DANGEROUS_SYSCALLS = "dangerous_syscalls", Severity.WARNING
+    NEWER_CALL_ALLOWED = "newer_call_allowed", Severity.WARNING
+    """The profile denies a call but allows its newer variant."""
+    CONDITION_SURPRISING = "condition_surprising", Severity.WARNING
+    # as a daemon
+    DRIFT_FOUGHT = "drift_fought", Severity.ERROR
+    """Another program keeps changing a repaired profile."""
+    CONFINEMENT_LOST = "confinement_lost", Severity.ERROR
+    """Processes whose profile was removed run unconfined."""
+    # in a cluster
+    NODE_UNKNOWN = "node_unknown", Severity.ERROR
+    """The Node is missing, or belongs to another machine."""
+    NODE_UNREACHABLE = "node_unreachable", Severity.WARNING
+    """The API server does not respond, or rejects requests."""
+    LABEL_FOREIGN = "label_foreign", Severity.WARNING
+    """Another client set a label with the agent's prefix."""
+    LABEL_FOUGHT = "label_fought", Severity.WARNING
+    """Another client keeps removing labels."""
+    LABEL_REFUSED = "label_refused", Severity.WARNING
+    """The API server rejects some labels."""
+    LABEL_COLLISION = "label_collision", Severity.ERROR
+    """Two names have the same label key."""
+    LABEL_LIMIT = "label_limit", Severity.WARNING
+    """The Node would have more labels than --label-limit."""
+    LABEL_PENDING = "label_pending", Severity.NOTICE
+    """The profile stays until its label has been removed and the grace time has passed."""
+    # state
+    LEDGER_DAMAGED = "ledger_damaged", Severity.ERROR
+    LEDGER_NEWER = "ledger_newer", Severity.ERROR
+
+
+SOURCE_CODES: Final = frozenset(
+    {
+        FindingCode.SOURCE_MISSING,
+        FindingCode.SOURCE_UNREADABLE,
+        FindingCode.SOURCE_OVER_LIMIT,
+        FindingCode.SOURCE_EMPTIED,
+    }
+)
+"""The codes that only repeat the state of a profile set."""
