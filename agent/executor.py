@@ -17,7 +17,7 @@ from agent.core.findings import Finding
 from agent.core.model import KeyId, LedgerEntry, Pending, Profile, ProfileKind, Version
 from agent.core.ports import Failed, Installed, Ledger, ProfileBackend, Removed, StillInUse
 from agent.core.vocabulary import OutcomeResult, Provenance, Reason
-from agent.ledger_entries import LedgerEntries, retired_names
+from agent.ledger_entries import LedgerEntries, retired_names, without_names
 from agent.profile_preparer import PreparedProfile, ProfilePreparer
 
 
@@ -157,8 +157,8 @@ class Executor:
 
     def _stage(self, before: LedgerEntry, prepared: PreparedProfile) -> Finding | None:
         """Record in the ledger that a version will now be installed."""
-        staged = replace(before, staged=prepared.profile.version)
-        return self._store(prepared) or self._entries.write(staged)
+        version = prepared.profile.version
+        return self._store(prepared) or self._entries.stage(before, version)
 
     def _store(self, prepared: PreparedProfile) -> Finding | None:
         """Store the source and the body in the ledger, so that the version can be restored."""
@@ -253,6 +253,7 @@ def _entry_for(
         id=action.id,
         provenance=provenance,
         installed=recorded,
+        staged=without_names(before.staged, version.names) if before is not None else None,
         retired=retired_names(before, version) if before is not None else {},
         prefix=action.profile.prefix,
     )

@@ -59,11 +59,15 @@ class LedgerEntries:
         return finding
 
     def commit(self, before: LedgerEntry, version: Version, prefix: str) -> Finding | None:
-        """Record a version as installed and verified, in all entries that have this version."""
+        """Record a version as installed and verified, in all entries that have this version.
+
+        Names that only an earlier, unfinished installation contains stay staged.
+        """
         committed = LedgerEntry(
             id=before.id,
             provenance=Provenance.INSTALLED,
             installed=version,
+            staged=without_names(before.staged, version.names),
             retired=retired_names(before, version),
             prefix=prefix,
         )
@@ -72,6 +76,23 @@ class LedgerEntries:
             if finding is not None:
                 return finding
         return self._update_evidence(before.id, version)
+
+    def stage(self, before: LedgerEntry, version: Version) -> Finding | None:
+        """Record that the installation of a version begins.
+
+        An earlier installation that did not finish may have left its version on the node, so its
+        names and its evidence stay recorded.
+        """
+        earlier = before.staged
+        if earlier is not None:
+            evidence = {
+                name: version.evidence.get(name, frozenset())
+                | earlier.evidence.get(name, frozenset())
+                for name in (*version.evidence, *earlier.evidence)
+            }
+            names = tuple(dict.fromkeys((*version.names, *earlier.names)))
+            version = replace(version, names=names, evidence=evidence)
+        return self.write(replace(before, staged=version))
 
     def unstage(self, before: LedgerEntry) -> None:
         """Restore the entry as it was before a failed installation."""
@@ -82,7 +103,9 @@ class LedgerEntries:
             self.delete(before.id)
 
     def forget(self, id_: KeyId, names: Collection[str]) -> Finding | None:
-        """Remove names from an entry, and delete the entry if no name is left."""
+        """Remove names from an entry and from its staged version, and delete the entry if no name
+        is left.
+        """
         entry = self.by_key.get(id_)
         if entry is None:
             return None
@@ -95,9 +118,10 @@ class LedgerEntries:
             for name, evidence in owned_names(entry).items()
             if name not in names and name not in provided and is_installed_by_agent(entry, name)
         }
-        if installed is None and entry.staged is None and not retired:
+        staged = without_names(entry.staged, names)
+        if installed is None and staged is None and not retired:
             return self.delete(id_)
-        return self.write(replace(entry, installed=installed, retired=retired))
+        return self.write(replace(entry, installed=installed, staged=staged, retired=retired))
 
     def _update_evidence(self, id_: KeyId, version: Version) -> Finding | None:
         """Record the new evidence in every other entry that has the same version installed.
@@ -136,3 +160,11 @@ def retired_names(before: LedgerEntry, version: Version) -> dict[str, Evidence]:
         for name, evidence in owned_names(before).items()
         if is_installed_by_agent(before, name) and name not in version.names
     }
+
+
+def without_names(version: Version | None, names: Collection[str]) -> Version | None:
+    """Return a version without some of its names, or None if no name is left."""
+    if version is None or set(version.names).isdisjoint(names):
+        return version
+    left = tuple(name for name in version.names if name not in names)
+    return replace(version, names=left) if left else None

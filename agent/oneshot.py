@@ -16,7 +16,7 @@ from agent.control.confinement_checks import ConfinementChecks
 from agent.core.findings import Finding
 from agent.core.labels import label_key
 from agent.core.model import ProfileKind
-from agent.core.ownership import owned_names
+from agent.core.ownership import recorded_names
 from agent.core.report import Report
 from agent.heartbeat import Heartbeat
 
@@ -99,7 +99,7 @@ def _absent_labels(
     return {
         (entry.id.kind, name): 0.0
         for entry in entries.values()
-        for name in owned_names(entry)
+        for name in recorded_names(entry)
         if label_key(entry.id.kind, name, config.label_domain) not in metadata.labels
     }
 

@@ -287,17 +287,17 @@ def _names_to_observe(
 ) -> _ObservedNames:
     """Return the names of all desired and recorded profiles, and the candidates for a removal."""
     names: dict[ProfileKind, set[str]] = {kind: set() for kind in kinds}
-    owned: dict[ProfileKind, set[str]] = {kind: set() for kind in kinds}
+    recorded: dict[ProfileKind, set[str]] = {kind: set() for kind in kinds}
     for id_, profile in wanted.profiles.items():
         names[id_.kind].update(profile.version.names)
     for entry in entries.values():
-        if entry.id.kind in owned:
-            owned[entry.id.kind].update(ownership.owned_names(entry))
+        if entry.id.kind in recorded:
+            recorded[entry.id.kind].update(ownership.recorded_names(entry))
     candidates = plan.removal_candidates(wanted, entries, revisions.options)
     return _ObservedNames(
         revisions=revisions,
-        names={kind: frozenset(names[kind] | owned[kind]) for kind in kinds},
-        removal_candidates={kind: frozenset(candidates & owned[kind]) for kind in kinds},
+        names={kind: frozenset(names[kind] | recorded[kind]) for kind in kinds},
+        removal_candidates={kind: frozenset(candidates & recorded[kind]) for kind in kinds},
     )
 
 

@@ -22,7 +22,7 @@ from agent.core.model import (
     Unused,
     Version,
 )
-from agent.core.ownership import owned_names
+from agent.core.ownership import recorded_names
 from agent.core.ports import Capabilities, Failed, Installed, InstalledForm, Removed, StillInUse
 from agent.executor import Executor
 from agent.heartbeat import Heartbeat
@@ -235,9 +235,9 @@ class MemoryKind:
         there = [one for one in names if node.readable and node.loaded.get(one) == body]
         node.write({name: body for name in names if name not in there})
         node.created |= {node.objects[name] for name in mine}
+        node.put |= dict.fromkeys(names, body)
         self.steps()
         node.own |= {name: node.objects[name] for name in mine}
-        node.put |= dict.fromkeys(names, body)
         node.loading = (frozenset(), 0)
         self.steps()
         return Installed(evidence={name: node.evidence(name) for name in names}, modes={})
@@ -319,7 +319,7 @@ def run_pass(node, snapshots, *, steps=None, observed=None, options=None):
     desired = join(snapshots, lambda _, key: kind.inspect(key), frozenset({kind.name}))
     entries = ledger.entries()
     names = {name for profile in desired.profiles.values() for name in profile.version.names}
-    names |= {name for entry in entries.values() for name in owned_names(entry)}
+    names |= {name for entry in entries.values() for name in recorded_names(entry)}
     candidates = plan.removal_candidates(desired, entries, options)
     observation = observed or kind.observe(names, candidates)
     actions = plan.plan(desired, entries, {kind.name: observation}, options, CAPABILITIES)

@@ -10,7 +10,12 @@ from agent.config import Config
 from agent.core import report_builder
 from agent.core.findings import Finding
 from agent.core.model import LedgerEntry, Observation, Observed, ProfileKind
-from agent.core.ownership import has_same_content, owned_names
+from agent.core.ownership import (
+    has_same_content,
+    is_proven_staged,
+    owned_names,
+    recorded_names,
+)
 from agent.core.ports import Capabilities
 from agent.core.report import KindSupport, ProfileStatus, Report
 from agent.core.vocabulary import ActionName, ProfileState, Provenance, Reason
@@ -29,7 +34,7 @@ def status(config: Config) -> Report:
     findings = [*ledger.findings, *report_builder.sandbox_findings(sandboxes.values())]
     for kind, part in parts.items():
         of_kind = [entry for id_, entry in entries.items() if id_.kind == kind]
-        names = {name for entry in of_kind for name in owned_names(entry)}
+        names = {name for entry in of_kind for name in recorded_names(entry)}
         observed = part.backend.observe(names, ())
         supports[kind] = report_builder.kind_support(observed, sandboxes[kind])
         findings += observed.findings if isinstance(observed, Observation) else ()
@@ -46,6 +51,7 @@ def _rows(
     entry: LedgerEntry, observed: Observed, capabilities: Capabilities
 ) -> Iterator[ProfileStatus]:
     """Yield a row for each name that the agent owns through a ledger entry."""
+    yield from _staged_rows(entry, observed)
     version = entry.installed
     for name, evidence in owned_names(entry).items():
         is_current = version is not None and name in version.names
@@ -69,6 +75,25 @@ def _rows(
             mode=_mode(name, observed),
             desired=is_current,
         )
+
+
+def _staged_rows(entry: LedgerEntry, observed: Observed) -> Iterator[ProfileStatus]:
+    """Yield a row for each profile that only an unfinished installation left on the node."""
+    profiles = observed.profiles if isinstance(observed, Observation) else {}
+    for name in sorted(recorded_names(entry) - owned_names(entry).keys()):
+        if name in profiles and is_proven_staged(entry, name, profiles[name]):
+            yield ProfileStatus(
+                kind=entry.id.kind,
+                profile_set=entry.id.profile_set,
+                key=entry.id.key,
+                name=name,
+                localhost_profile=name,
+                state=ProfileState.HELD,
+                action=ActionName.KEEP,
+                reason=Reason.UNFINISHED,
+                mode=_mode(name, observed),
+                desired=False,
+            )
 
 
 def _state(

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from agent.core.findings import Finding
 from agent.core.model import LedgerEntry, ProfileKind
-from agent.core.ownership import owned_names
+from agent.core.ownership import recorded_names
 from agent.core.ports import ConfinementTracker
 from agent.core.report import ProfileStatus, Report
 from agent.core.vocabulary import ProfileState, Reason
@@ -31,7 +31,7 @@ class ConfinementChecks:
         self._names = {kind: [] for kind in self.trackers}
         for entry in entries:
             if entry.id.kind in self._names:
-                self._names[entry.id.kind] += owned_names(entry)
+                self._names[entry.id.kind] += recorded_names(entry)
         self.observe()
 
     def end_pass(self, report: Report) -> None:

@@ -273,7 +273,10 @@ class LedgerEntry:
     provenance: Provenance
     installed: Version | None = None
     staged: Version | None = None
-    """The version of an installation that has not been verified and committed."""
+    """The version of an installation that has not been verified and committed.
+
+    After several such installations, the version has the names and the evidence of all of them.
+    """
 
     retired: Mapping[str, Evidence] = field(default_factory=dict)
     """Agent-owned names of previous versions that are still on the node, with their evidence.

@@ -29,6 +29,15 @@ def owned_names(entry: LedgerEntry) -> dict[str, Evidence]:
     return names
 
 
+def recorded_names(entry: LedgerEntry) -> frozenset[str]:
+    """Return every name that this agent may have installed on the node through an entry.
+
+    The result includes the names of an installation that did not finish.
+    """
+    staged = entry.staged.names if entry.staged is not None else ()
+    return frozenset(owned_names(entry)).union(staged)
+
+
 def evidence_of(entry: LedgerEntry, name: str) -> Evidence:
     """Return the recorded evidence of one name that an entry owns."""
     installed = entry.installed
@@ -56,6 +65,29 @@ def is_staged(version: Version | None, name: str, observed: ObservedProfile) -> 
         return False
     return observed.is_agent_object is True or has_same_content(
         version.evidence.get(name, frozenset()), observed
+    )
+
+
+def staged_evidence(entry: LedgerEntry, name: str, observed: ObservedProfile) -> Evidence:
+    """Return the evidence of one name whose installation did not finish.
+
+    If the node hides the content, only the agent's record of its own objects identifies the
+    profile. The evidence of the observed object then counts.
+    """
+    version = entry.staged
+    if version is None or name not in version.names:
+        return frozenset()
+    recorded = version.evidence.get(name, frozenset())
+    is_hidden_own = observed.is_agent_object is True and not observed.is_readable
+    return recorded | observed.evidence if is_hidden_own else recorded
+
+
+def is_proven_staged(entry: LedgerEntry, name: str, observed: ObservedProfile) -> bool:
+    """Return whether an observed profile provably comes from an installation by this agent that
+    did not finish. Only such a profile may be removed without an installed version.
+    """
+    return observed.is_agent_object is not False and has_same_content(
+        staged_evidence(entry, name, observed), observed
     )
 
 

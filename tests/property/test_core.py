@@ -11,7 +11,7 @@ from agent.core.actions import Adopt, Hold, Install, Keep
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.model import Emptied, Missing, Read, SourceKey, Unobservable, Unreadable
-from agent.core.ownership import owned_names
+from agent.core.ownership import owned_names, recorded_names
 from tests.world import Killed, Node, Steps, run_pass, settled, token
 
 NAMES = st.sampled_from(["a", "b", "c"])
@@ -414,3 +414,50 @@ def test_a_kill_at_any_step_ends_in_the_same_state(history, foreign, step):
         if entry.provenance == "adopted" and id_ in expected:
             expected[id_] = replace(expected[id_], provenance="adopted")
     assert (undisturbed.loaded, expected) == (loaded, entries)
+
+
+@settings(max_examples=500)
+@given(HISTORY, st.integers(0, 12), SNAPSHOTS, st.booleans())
+@example([([read({"one.profile": b"a:x"})], [])], 4, [read({"two.profile": b"a:y"})], True)
+@example([([read({"one.profile": b"a:x"})], [])], 4, [read({"two.profile": b"a:y"})], False)
+@example(
+    [([read({"one.profile": b"a:x"})], []), ([read({"one.profile": b"a,b:y"})], [])],
+    5,
+    [read({"one.profile": b"a:x"})],
+    True,
+)
+def test_a_profile_of_an_unfinished_installation_is_removed_eventually(
+    history, step, last, readable
+):
+    """A kill at any step, and then other keys, leave no profile of the agent on the node."""
+    node = Node(readable=readable)
+    for snapshot, changes in history[:-1]:
+        apply_changes(node, changes)
+        run_pass(node, snapshot)
+    snapshot, changes = history[-1]
+    apply_changes(node, changes)
+    adopted = adopted_names(node)
+    with contextlib.suppress(Killed):
+        run_pass(node, snapshot, steps=Steps(fatal=step))
+    node.used.clear()
+    other = [read({"other.profile": b"other:x"}, origin) for origin in ("dir /p", "dir /q")]
+    for snapshot in (last, other, other):
+        run_pass(node, snapshot)
+        adopted |= adopted_names(node)
+    left = {
+        name
+        for name, content in node.loaded.items()
+        if node.objects[name] in node.created and node.put.get(name) == content
+    }
+    assert left - adopted <= {"other"}
+    assert {name for id_ in node.entries for name in recorded_names(node.entries[id_])} <= {"other"}
+
+
+def adopted_names(node):
+    """Return the names that entries with an adopted version own."""
+    return {
+        name
+        for entry in node.entries.values()
+        if entry.provenance == "adopted"
+        for name in owned_names(entry)
+    }

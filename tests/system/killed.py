@@ -49,6 +49,7 @@ POINTS = {
     "before_a_file_is_replaced": ("os.rename", _written, "/seccomp/", 0),
     "before_it_is_committed": ("os.rename", _written, "/entries/", 1),
     "before_a_policy_is_loaded": ("open", _opened, "/apparmor/.load", 0),
+    "before_a_load_is_recorded": ("open", _opened, "objects.jsonl", 1),
     "before_a_policy_is_replaced": ("open", _opened, "/apparmor/.replace", 0),
     "before_a_policy_is_removed": ("open", _opened, "/apparmor/.remove", 0),
     "before_a_file_is_removed": ("os.remove", _removed, "/seccomp/", 0),

@@ -8,7 +8,7 @@ import pytest
 from tests.system import vm
 
 GUEST = Path("tests/system/guest")
-LIMIT_SECONDS = 1200
+LIMIT_SECONDS = 1500
 SCENARIOS = [
     "who_began_after_the_last_pass_lost_confinement_too",
     "a_securityfs_that_goes_away_or_is_another_leaves_what_is_loaded",
@@ -17,6 +17,8 @@ SCENARIOS = [
     "a_repair_waits_for_no_parser_that_hangs",
     "a_clock_set_back_or_forth_disturbs_nothing",
     "a_kill_at_a_named_point_ends_in_the_same_state",
+    "a_key_that_disappears_after_a_kill_leaves_no_profile_of_the_agent",
+    "a_foreign_profile_in_place_of_an_unfinished_installation_stays",
     "a_process_stays_confined_through_upgrades_and_downgrades",
 ]
 

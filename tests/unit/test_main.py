@@ -190,6 +190,20 @@ def test_status_reports_changed_and_missing_files_without_a_lock(run, top):
     assert set(tree(top / "root")) < set(before)
 
 
+def test_a_file_of_an_unfinished_installation_is_reported_and_removed_with_its_key(run, top):
+    """The agent was killed after it wrote the file and before it recorded the installation."""
+    run()
+    (path,) = (top / "root" / STATE / "entries").iterdir()
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps(stored | {"installed": None, "staged": stored["installed"]}))
+    _, report = run(command=("status",), source=False)
+    assert states(report) == {"audit.json": ("held", "unfinished")}
+    (top / "source/audit.json").rename(top / "source/other.json")
+    status, report = run("--prune=always")
+    assert (status, states(report)["audit.json"]) == (0, ("removed", "not desired"))
+    assert [file.name for file in (top / "root" / SECCOMP).iterdir()] == ["other.json"]
+
+
 def test_removed_content_of_the_ledger_is_stored_again(run, top):
     """Without the content, no profile could be restored while the source is unreadable."""
     run()

@@ -650,6 +650,10 @@ def test_an_entry_without_an_installed_version_is_released():
     """An entry that owns no name is deleted from the ledger."""
     stored = LedgerEntry(id=key(), provenance="installed", staged=version())
     assert summary(decide(desired(), stored, observation=node_with())) == [
+        (Release, "never installed", ("web",))
+    ]
+    nothing = LedgerEntry(id=key(), provenance="installed")
+    assert summary(decide(desired(), nothing, observation=node_with())) == [
         (Release, "never installed", ())
     ]
 
@@ -668,7 +672,196 @@ def test_an_entry_with_a_staged_version_stays_while_its_set_is_not_read(unread):
     Without a ledger entry, the staged version would look foreign.
     """
     stored = LedgerEntry(id=key(), provenance="installed", staged=version())
-    assert decide(desired(sets=[unread]), stored, observation=node_with(web="v1")) == ()
+    (hold,) = decide(desired(sets=[unread]), stored, observation=node_with(web="v1"))
+    assert hold == Hold(
+        id=key(), reason="source unavailable", names=("web",), state="held", desired=False
+    )
+
+
+# --- staged versions that are no longer desired ---------------------------------------------------
+
+OWN_HIDDEN = fact("object", is_agent_object=True, is_readable=False)
+
+
+@pytest.mark.parametrize(
+    ("observed", "evidence"),
+    [
+        (fact("v1", is_agent_object=True), {"raw:v1"}),
+        (fact("v1"), {"raw:v1"}),
+        (OWN_HIDDEN, {"raw:v1", "raw:object"}),
+    ],
+)
+def test_an_undesired_staged_version_is_removed(observed, evidence):
+    """A key can disappear after a kill between the load of its profile and the commit."""
+    stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
+    observation = Observation(profiles={"web": observed}, uses={"web": Unused()})
+    assert decide(desired(), stored, observation=observation) == (
+        Remove(
+            id=key(),
+            reason="not desired",
+            names=("web",),
+            evidence={"web": frozenset(evidence)},
+            require_unused=True,
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("use", "options", "reason"),
+    [
+        (InUse(pids=(7,)), {}, "in_use"),
+        (UnknownUse(reason="hidden"), {}, "use_unknown"),
+        (Unused(), {"prune": "never"}, "prune=never"),
+        (Unused(), {"label_absent_seconds": {}}, "label_pending"),
+    ],
+)
+def test_an_undesired_staged_version_is_held_like_an_installed_version(use, options, reason):
+    """A staged profile needs the same proof of disuse as an installed profile."""
+    stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
+    observation = Observation(profiles={"web": fact("v1", is_agent_object=True)}, uses={"web": use})
+    (hold,) = decide(desired(), stored, observation=observation, **options)
+    assert (type(hold), hold.reason, hold.names, hold.desired) == (Hold, reason, ("web",), False)
+
+
+@pytest.mark.parametrize(
+    "observed",
+    [
+        fact("other"),
+        fact("other", is_agent_object=True),
+        fact("v1", is_agent_object=False),
+        fact("object", is_agent_object=False, is_readable=False),
+    ],
+)
+def test_a_staged_version_that_is_not_proven_to_be_agent_owned_is_released(observed):
+    """Without proof of content and origin, the profile stays and is reported as foreign."""
+    stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
+    observation = Observation(profiles={"web": observed}, uses={"web": Unused()})
+    assert summary(decide(desired(), stored, observation=observation)) == [
+        (Release, "foreign", ("web",))
+    ]
+
+
+def test_an_update_that_was_not_recorded_is_removed_with_its_key():
+    """The node has the staged version, whose content differs from the installed version."""
+    stored = entry(content="v1", staged=version("v2", ("web", "web2")))
+    observation = Observation(
+        profiles={name: fact("v2") for name in ("web", "web2")},
+        uses={"web": Unused(), "web2": Unused()},
+    )
+    (remove,) = decide(desired(), stored, observation=observation)
+    assert (type(remove), remove.names) == (Remove, ("web", "web2"))
+    assert remove.evidence == {
+        "web": frozenset({"raw:v1", "raw:v2"}),
+        "web2": frozenset({"raw:v2"}),
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "action"),
+    [("v1", (Release, "adopted", ("web",))), ("v2", (Remove, "not desired", ("web",)))],
+)
+def test_an_adopted_profile_is_removed_only_if_the_agent_replaced_it(content, action):
+    """The staged version shows whether the agent replaced the adopted profile before the kill."""
+    stored = entry(content="v1", provenance="adopted", staged=version("v2"))
+    observation = Observation(profiles={"web": fact(content)}, uses={"web": Unused()})
+    assert summary(decide(desired(), stored, observation=observation)) == [action]
+
+
+def test_a_name_that_only_an_unfinished_update_added_is_removed():
+    """The key desires its installed version again, which does not contain the staged name."""
+    stored = entry(content="v1", staged=version("v2", ("web", "web2")))
+    observation = Observation(
+        profiles={"web": fact("v1"), "web2": fact("v2")}, uses={"web2": Unused()}
+    )
+    assert summary(decide(desired(profile()), stored, observation=observation)) == [
+        (Keep, "unchanged", ("web",)),
+        (Remove, "not desired", ("web2",)),
+    ]
+
+
+@pytest.mark.parametrize("content", ["v1", "v2"])
+def test_an_unfinished_installation_of_another_key_is_repeated(content):
+    """A key was renamed after a kill, so the profile on the node is not foreign."""
+    stored = LedgerEntry(id=key("old"), provenance="installed", staged=version("v1"))
+    observation = Observation(profiles={"web": fact("v1", is_agent_object=True)})
+    new = profile(key("new"), content=content)
+    assert summary(decide(desired(new), stored, observation=observation)) == [
+        (Install, "unfinished", ("web",)),
+        (Release, "moved", ("web",)),
+    ]
+
+
+def test_a_staged_name_of_an_unrelated_set_can_move():
+    """No source provides the set of the staged version any more, but another key has its name."""
+    stored = LedgerEntry(
+        id=key(origin="configmap ns/old"), provenance="installed", staged=version("v1")
+    )
+    observation = Observation(profiles={"web": fact("v1", is_agent_object=True)})
+    assert summary(decide(desired(profile()), stored, observation=observation)) == [
+        (Install, "unfinished", ("web",)),
+        (Release, "moved", ("web",)),
+    ]
+
+
+def test_a_staged_name_that_another_entry_owns_is_left_to_that_entry():
+    """Only one of the two entries removes the profile."""
+    owner = entry(key("owner"), content="v2")
+    stored = LedgerEntry(id=key("staged"), provenance="installed", staged=version("v1"))
+    observation = Observation(profiles={"web": fact("v2")}, uses={"web": Unused()})
+    assert summary(decide(desired(), owner, stored, observation=observation)) == [
+        (Release, "moved", ("web",)),
+        (Remove, "not desired", ("web",)),
+    ]
+
+
+def test_two_entries_own_a_name_that_a_third_entry_staged():
+    """The releases of moved names do not require an installed version."""
+    first, second = entry(key("a"), content="v1"), entry(key("b"), content="v1")
+    third = LedgerEntry(id=key("c"), provenance="installed", staged=version("v2"))
+    actions = decide(
+        desired(profile(key("new"), content="v1")),
+        first,
+        second,
+        third,
+        observation=node_with(web="v1"),
+    )
+    released = {action.id.key for action in actions if isinstance(action, Release)}
+    assert released == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize(("state", "reason"), [("rejected", "rejected"), ("pending", "pending")])
+def test_a_staged_version_stays_while_its_key_is_not_accepted(state, reason):
+    """The next accepted version of the key replaces the staged version."""
+    stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
+    observation = Observation(profiles={"web": fact("v1")}, uses={"web": Unused()})
+    assert summary(decide(desired(**{state: [key()]}), stored, observation=observation)) == [
+        (Hold, reason, ())
+    ]
+
+
+def test_a_staged_version_stays_while_its_key_is_blocked():
+    """A foreign profile has a name of the new version, so the key has no installed version."""
+    stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
+    observation = Observation(
+        profiles={"web": fact("v1", is_agent_object=True), "new": fact(is_agent_object=False)},
+        uses={"web": Unused()},
+    )
+    new = profile(content="v2", names=("new",))
+    assert summary(decide(desired(new), stored, observation=observation)) == [
+        (Hold, "foreign", ("new",))
+    ]
+
+
+def test_a_rejected_key_keeps_a_staged_version_that_it_needs():
+    """A key was renamed and rejected after a kill, so its profile stays on the node."""
+    refused = Rejection(id=key("new"), findings=(REFUSED,), names=("web",))
+    stored = LedgerEntry(id=key("old"), provenance="installed", staged=version("v1"))
+    needed = replace(desired(), rejections={refused.id: refused})
+    observation = Observation(profiles={"web": fact("v1")}, uses={"web": Unused()})
+    assert summary(decide(needed, stored, observation=observation)) == [
+        (Hold, "rejected", ()),
+        (Hold, "still needed", ("web",)),
+    ]
 
 
 def test_a_renamed_key_keeps_its_profile():

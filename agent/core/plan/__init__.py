@@ -18,11 +18,14 @@ current key provides is never removed. `agent.executor` carries out the actions.
 | read        | desired       | other version | agent-owned or absent | Replace (changed)          |
 | read        | desired       | staged only   | staged version        | Replace (unfinished)       |
 | read        | desired       | staged only   | foreign, same content | Adopt                      |
+| read        | desired       | other staged  | staged version        | Replace (unfinished)       |
 | read        | desired       | other version | foreign, same content | Adopt                      |
 | read        | fewer names   | installed     | dropped name present  | Remove the dropped name    |
+| read        | fewer names   | staged        | dropped name present  | Remove the dropped name    |
 | read        | rejected      | installed     | same content          | Hold (rejected)            |
 | read        | rejected      | installed     | absent or other       | Restore last good version  |
 | read        | rejected      | installed     | foreign, other        | Hold (foreign)             |
+| read        | rejected      | staged only   | any                   | Hold (rejected)            |
 | read        | pending       | -             | any                   | Hold (pending)             |
 | read        | pending       | installed     | same content          | Hold (pending)             |
 | read        | pending       | installed     | absent or other       | Restore last good version  |
@@ -35,10 +38,14 @@ current key provides is never removed. `agent.executor` carries out the actions.
 | read        | other pending | any           | present               | Hold (pending)             |
 | read        | not desired   | adopted       | present               | Release (adopted)          |
 | read        | not desired   | installed     | absent                | Release (absent)           |
+| read        | not desired   | staged only   | staged version        | Remove                     |
+| read        | not desired   | staged only   | other or foreign      | Release (foreign)          |
+| read        | not desired   | staged only   | absent                | Release (never installed)  |
 | read        | not desired   | installed     | another key has it    | Release (moved)            |
 | read        | not desired   | installed     | rejected key needs it | Hold (still needed)        |
 | not read    | unknown       | installed     | same content          | Hold (source unavailable)  |
 | not read    | unknown       | installed     | absent or other       | Restore last good version  |
+| not read    | unknown       | staged only   | staged version        | Hold (source unavailable)  |
 | missing     | unknown       | installed     | another key has it    | Release (moved)            |
 | unrelated   | any           | any           | any                   | no action                  |
 | any         | any           | any           | unobservable          | Hold                       |
@@ -47,9 +54,12 @@ Profile set: a set that is missing, empty or unreadable was "not read"; a set th
 source provides is "unrelated". Desired: the accepted version of a key is "desired". A key is
 "rejected" also if it conflicts with another key, or if this node cannot check it. A version "may
 conflict" if a pending key may declare a name that the version adds. Ledger: the installed version
-in the ledger entry of the key. On the node: "same content" is the content of the desired version,
-or of the installed version if no version is desired. A "foreign" object was created by another
-program. "Replace (changed)" includes versions that were compiled again from the same source.
+in the ledger entry of the key. A "staged" version belongs to an installation that did not finish;
+"other staged" means a staged version in the entry of another key. A staged version that is not
+desired is removed or held under the same conditions as an installed version. On the node: "same
+content" is the content of the desired version, or of the installed version if no version is
+desired. A "foreign" object was created by another program. "Replace (changed)" includes versions
+that were compiled again from the same source.
 """
 
 from collections.abc import Iterable, Mapping
@@ -57,7 +67,7 @@ from collections.abc import Iterable, Mapping
 from agent.core.actions import Action
 from agent.core.desired import Desired
 from agent.core.model import KeyId, LedgerEntry, Observation, Observed, ProfileKind
-from agent.core.ownership import is_installed_by_agent, owned_names
+from agent.core.ownership import is_installed_by_agent, owned_names, recorded_names
 from agent.core.plan.claims import claimed_names
 from agent.core.plan.context import PlanContext
 from agent.core.plan.desired_keys import DesiredKeyPlanner
@@ -82,8 +92,9 @@ def removal_candidates(
         name
         for entry in entries.values()
         if options.prune != PruneMode.NEVER and entry.id.profile_set in desired.profile_sets
-        for name in owned_names(entry)
-        if (entry.id.kind, name) not in claimed and is_installed_by_agent(entry, name)
+        for name in recorded_names(entry)
+        if (entry.id.kind, name) not in claimed
+        and (is_installed_by_agent(entry, name) or name not in owned_names(entry))
     )
 
 

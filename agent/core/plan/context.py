@@ -43,6 +43,15 @@ class PlanContext:
             for name in profile.version.names
         }
 
+    @cached_property
+    def staging(self) -> Mapping[str, Sequence[LedgerEntry]]:
+        """The entries with an unfinished installation of each name."""
+        staging: dict[str, list[LedgerEntry]] = {}
+        for entry in self.entries.values():
+            for name in entry.staged.names if entry.staged is not None else ():
+                staging.setdefault(name, []).append(entry)
+        return staging
+
     def owners_of(self, name: str) -> Sequence[LedgerEntry]:
         """Return the entries that own a name."""
         return self.owners.get(name, ())

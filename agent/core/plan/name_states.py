@@ -93,8 +93,9 @@ class _NameSorter:
             states.foreign.append(name)
 
     def _is_staged(self, name: str, observed: ObservedProfile) -> bool:
-        entry = self.context.entries.get(self.profile.id)
-        return entry is not None and is_staged(entry.staged, name, observed)
+        """Return whether any key's unfinished installation left the profile on the node."""
+        entries = self.context.staging.get(name, ())
+        return any(is_staged(entry.staged, name, observed) for entry in entries)
 
     def _has_desired_content(self, name: str, observed: ObservedProfile) -> bool:
         version = self.profile.version

@@ -2,7 +2,8 @@
 
 An undesired name is removed only if four conditions are met: this agent installed it, its content
 is unchanged, no key needs it, and no process uses it. All other undesired names are held, or are
-released without a change of the node.
+released without a change of the node. The same rules apply to the names of an installation that did
+not finish.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,7 +11,14 @@ from dataclasses import dataclass, replace
 
 from agent.core.actions import Action, Hold, Release, Remove
 from agent.core.model import Evidence, LedgerEntry, Read
-from agent.core.ownership import has_same_content, is_installed_by_agent, owned_names
+from agent.core.ownership import (
+    has_same_content,
+    is_installed_by_agent,
+    is_proven_staged,
+    owned_names,
+    recorded_names,
+    staged_evidence,
+)
 from agent.core.plan.claims import Claims
 from agent.core.plan.context import PlanContext
 from agent.core.plan.desired_keys import keeps_last_good_version, provided_names
@@ -48,7 +56,7 @@ class UndesiredNamePlanner:
     def _of_entry(self, entry: LedgerEntry) -> Iterable[Action]:
         """Decide about the names of one entry that the entry's key does not provide."""
         profile = self.context.desired.profiles.get(entry.id)
-        evidence = owned_names(entry)
+        evidence = self._undecided_names(entry)
         if profile is not None and evidence.keys() <= frozenset(profile.version.names):
             return  # Usually the key provides every name of its entry.
         reason_to_stay = self._reason_to_stay_whole(entry)
@@ -65,8 +73,7 @@ class UndesiredNamePlanner:
         yield from decided.holds.values()
         for reason, released in decided.releases.items():
             yield Release(id=entry.id, reason=reason, names=tuple(released))
-        is_read = isinstance(self.context.desired.profile_sets[entry.id.profile_set], Read)
-        if is_read and not evidence and not self.context.desired.contains(entry.id):
+        if self._is_read(entry) and not evidence and not self.context.desired.contains(entry.id):
             yield Release(id=entry.id, reason=Reason.NEVER_INSTALLED, names=())
         if decided.removals:
             yield Remove(
@@ -76,6 +83,28 @@ class UndesiredNamePlanner:
                 evidence={name: evidence[name] for name in decided.removals},
                 require_unused=self.checks.requires_proof_of_disuse,
             )
+
+    def _undecided_names(self, entry: LedgerEntry) -> dict[str, Evidence]:
+        """Return the names that an entry owns, and the names of its staged version.
+
+        The staged names of an existing key without an accepted version, or of a blocked key, are
+        not included, because the next accepted version of the key may contain them.
+        """
+        names = owned_names(entry)
+        id_, desired = entry.id, self.context.desired
+        if id_ in desired.profiles:
+            is_waiting = id_ in self.claims.blocked_keys
+        else:
+            is_present = not self.context.is_undesired_or_duplicate(id_)
+            is_waiting = is_present or desired.is_present_unaccepted(id_)
+        if entry.staged is None or is_waiting:
+            return names
+        for name in entry.staged.names:
+            names.setdefault(name, frozenset())
+            observed = self.context.observed(name)
+            if observed is not None:
+                names[name] |= staged_evidence(entry, name, observed)
+        return names
 
     def _decide_names(
         self, entry: LedgerEntry, names: Iterable[str], evidence: Mapping[str, Evidence]
@@ -105,8 +134,13 @@ class UndesiredNamePlanner:
         observed = self.context.observed(name)
         if name in self.claims.claimed_names and not self._is_last_owner_of_needed(entry, name):
             return Reason.MOVED
+        is_owned = name in owned_names(entry)
         if observed is None:
-            return Reason.ABSENT
+            return Reason.ABSENT if is_owned else Reason.NEVER_INSTALLED
+        if not is_owned and self.context.owners_of(name):
+            return Reason.MOVED
+        if is_proven_staged(entry, name, observed):
+            return None
         if not is_installed_by_agent(entry, name):
             return Reason.ADOPTED
         is_agent_owned = (
@@ -118,10 +152,16 @@ class UndesiredNamePlanner:
         """Return the Hold of a name that must stay on the node; return None if the name may be
         removed.
         """
+        reason = None
         if self._is_last_owner_of_needed(entry, name):
+            reason = Reason.STILL_NEEDED
+        elif name not in owned_names(entry) and not self._is_read(entry):
+            # Only a complete read of the source shows that the staged version is not desired.
+            reason = Reason.SOURCE_UNAVAILABLE
+        if reason is not None:
             return Hold(
                 id=entry.id,
-                reason=Reason.STILL_NEEDED,
+                reason=reason,
                 names=(name,),
                 state=ProfileState.HELD,
                 desired=False,
@@ -132,6 +172,10 @@ class UndesiredNamePlanner:
             # time.
             return replace(parent, names=(name,), findings=())
         return self.checks.hold(entry.id, name)
+
+    def _is_read(self, entry: LedgerEntry) -> bool:
+        """Return whether the profile set of an entry was read completely."""
+        return isinstance(self.context.desired.profile_sets.get(entry.id.profile_set), Read)
 
     def _is_last_owner_of_needed(self, entry: LedgerEntry, name: str) -> bool:
         """Return whether keys that cannot be installed need a name that only this entry owns.
@@ -162,13 +206,13 @@ class UndesiredNamePlanner:
         return any(
             len(self.context.owners_of(name)) > 1
             and (observed := self.context.observed(name)) is not None
-            and has_same_content(evidence[name], observed)
+            and has_same_content(evidence.get(name, frozenset()), observed)
             for name in action.names
         )
 
     def _moved_names(self, entry: LedgerEntry) -> Iterable[Release]:
         """Release the names of an entry that accepted keys provide."""
-        moved = sorted(owned_names(entry).keys() & self.claims.accepted_names)
+        moved = sorted(recorded_names(entry) & self.claims.accepted_names)
         if moved:
             yield Release(id=entry.id, reason=Reason.MOVED, names=tuple(moved))
 

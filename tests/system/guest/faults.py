@@ -317,6 +317,60 @@ def a_kill_at_a_named_point_ends_in_the_same_state():
         assert len(entries) == 3, (point, entries)
 
 
+def a_key_that_disappears_after_a_kill_leaves_no_profile_of_the_agent():
+    """A profile of an unfinished installation is held while in use, and removed afterwards."""
+    for point in ("before_a_load_is_recorded", "before_it_is_committed"):
+        killed_after_a_load(point)
+        with Confined("new"), Daemon() as running:
+            held()
+            assert (loaded(), entries()) == ({"web": "enforce", "new": "enforce"}, 2), point
+            left_in_peace(running)
+        with Daemon() as running:
+            until(lambda: set(loaded()) == {"web"}, 60, f"removed after {point}")
+            until(lambda: entries() == 1, 60, f"released after {point}")
+            settled()
+            left_in_peace(running)
+
+
+def a_foreign_profile_in_place_of_an_unfinished_installation_stays():
+    """Equal bytes of another program are no proof of ownership; the report has the profile."""
+    killed_after_a_load("before_it_is_committed")
+    for option in ("-R", "-a"):
+        assert parser(plain("new"), option)[0] == 0, option
+    with Daemon() as running:
+        until(lambda: entries() == 1, 60, "released")
+        settled()
+        assert set(loaded()) == {"web", "new"}
+        lines = [json.loads(line) for line in LOG.read_text().splitlines() if line.startswith("{")]
+        released = [line for line in lines if line["event"] == "profile_released"]
+        assert [(line["name"], line["why"]) for line in released] == [("new", "foreign")]
+        left_in_peace(running)
+
+
+def killed_after_a_load(point):
+    """Kill the agent right after it loaded a new profile, and delete the profile's key."""
+    daemon.clean()
+    source(web=text(1))
+    with Killed(point) as running:
+        settled()
+        ARMED.touch()
+        (SOURCE / "new.profile").write_text(plain("new"))
+        until(lambda: running.process.poll() is not None, 60, point)
+    assert running.process.returncode == -signal.SIGKILL, point
+    assert set(loaded()) == {"web", "new"}, (point, loaded())
+    (SOURCE / "new.profile").unlink()
+
+
+def held():
+    """Wait until the daemon reports that it holds a profile that is in use."""
+    until(lambda: finding("in_use") == 1, 180, "in use")
+
+
+def entries():
+    """Return the number of ledger entries."""
+    return len(list((STATE / "entries").glob("*.json")))
+
+
 def source_changed():
     """Change a profile, add a profile, and remove a profile."""
     (SOURCE / "new.profile").write_text(plain("new"))
@@ -405,6 +459,8 @@ SCENARIOS = [
     a_repair_waits_for_no_parser_that_hangs,
     a_clock_set_back_or_forth_disturbs_nothing,
     a_kill_at_a_named_point_ends_in_the_same_state,
+    a_key_that_disappears_after_a_kill_leaves_no_profile_of_the_agent,
+    a_foreign_profile_in_place_of_an_unfinished_installation_stays,
     a_process_stays_confined_through_upgrades_and_downgrades,
 ]
 
