@@ -287,7 +287,7 @@ def a_pending_exec_keeps_a_hat_and_a_stack():
 def a_pending_exec_of_a_learning_profile_keeps_its_profile():
     """In complain mode the kernel creates a profile for each program that no rule allows."""
     evidence = installed("profile learn flags=(complain) {\n  /** rwm,\n  signal,\n}\n")
-    learning = "learn//null-/bin/sleep"
+    learning = f"learn//null-{Path('/bin/sleep').resolve()}"
     start = (
         "import subprocess\n"
         "child = subprocess.Popen(['/bin/sleep', '600'])\n"
@@ -295,7 +295,8 @@ def a_pending_exec_of_a_learning_profile_keeps_its_profile():
         "child.wait()\n"
     )
     with program(start, label="learn") as child:
-        assert label_of(child.said) == f"{learning} (complain)"
+        label = label_of(child.said)
+        assert label == f"{learning} (complain)", label
         held(removed(evidence), "learn")
     with program(PENDING, learning) as child:
         for _ in range(2):
